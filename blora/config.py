@@ -1,0 +1,180 @@
+"""The settings that describe an adapter, as frozen dataclasses; `bayesian_config.json` is their JSON form."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal, get_args
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from blora.errors import ConfigError
+
+__all__ = [
+    "FORMAT_VERSION",
+    "AdapterConfig",
+    "BaseModelRef",
+    "FamilyName",
+    "MethodName",
+    "PosteriorConfig",
+    "PromptConfig",
+    "SamplingConfig",
+    "ScoringName",
+]
+
+FORMAT_VERSION = 1
+
+MethodName = Literal["bayesian", "lora"]
+FamilyName = Literal["diagonal", "matrix_normal", "flow"]
+ScoringName = Literal["text", "label"]
+
+_STRICT = ConfigDict(extra="forbid")
+
+
+def _require(condition: bool, got: str, expected: str) -> None:
+    if not condition:
+        raise ConfigError(f"got {got}, expected {expected}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PosteriorConfig:
+    """The posterior's form; names as in arXiv:2601.21003.
+
+    Attributes:
+        method: `bayesian`, or `lora`: the same layers with the posterior collapsed to a point.
+        family: q over the whitened inducing weights.
+        rank: LoRA rank.
+        alpha: LoRA scale; the update is alpha / rank * B @ A.
+        inducing_rows: m.
+        inducing_cols: n.
+        prior_std: sigma, the prior standard deviation of every factor's entries.
+        lambda_max: cap of the conditional noise scale.
+        lambda_init: where it starts, below the cap.
+        scale_init: standard deviation of the whitened inducing weights at the start.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    method: MethodName = "bayesian"
+    family: FamilyName = "diagonal"
+    rank: int = 8
+    alpha: float = 16.0
+    inducing_rows: int = 9
+    inducing_cols: int = 9
+    prior_std: float = 0.2
+    lambda_max: float = 0.2
+    lambda_init: float = 0.1
+    scale_init: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "inducing_rows", "inducing_cols"):
+            value = getattr(self, name)
+            _require(1 <= value <= 1024, f"{name} = {value}", "1 to 1024")
+        for name in ("alpha", "prior_std", "lambda_max", "scale_init"):
+            value = getattr(self, name)
+            _require(0 < value < float("inf"), f"{name} = {value}", "a positive number")
+        _require(self.family in get_args(FamilyName), f"family = {self.family!r}", f"one of {get_args(FamilyName)}")
+        _require(
+            0 < self.lambda_init < self.lambda_max,
+            f"lambda_init = {self.lambda_init}",
+            f"a positive number below lambda_max = {self.lambda_max}",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptConfig:
+    """How a question becomes text, the same in training and in service.
+
+    Attributes:
+        template: wraps every plain prompt; holds {prompt} exactly once.
+        choices: the fixed label set, None where each question brings its own choices.
+        scoring: `text` scores the choice's own tokens, `label` the letter of a choice listed in the prompt.
+        length_normalized: divide a choice's log-probability by its number of tokens (`text` only).
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    template: str = "{prompt}"
+    choices: tuple[str, ...] | None = None
+    scoring: ScoringName = "text"
+    length_normalized: bool = False
+
+    def __post_init__(self) -> None:
+        _require(
+            self.template.count("{prompt}") == 1, f"prompt template {self.template!r}", "one that holds {prompt} once"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingConfig:
+    """The adapter's sample bank: how many draws, from which seed."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    n_samples: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.n_samples <= 1024, f"n_samples = {self.n_samples}", "1 to 1024")
+        _require(0 <= self.seed < 2**63, f"seed = {self.seed}", "0 to 2^63 - 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseModelRef:
+    """The base model that an adapter belongs to.
+
+    Attributes:
+        id: hub id, or the name of the folder or embedded model.
+        revision: commit or content hash it was loaded at, None where unknown.
+        fingerprint: digest of its parameters' names, shapes and sampled values; decides whether a base is the right one.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    id: str
+    revision: str | None
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterConfig:
+    """Everything in `bayesian_config.json`.
+
+    Attributes:
+        base_model: which model the adapter belongs to.
+        target_modules: the name patterns that chose the adapted modules.
+        modules: (d_out, d_in) of each adapted module, by its name in the base model.
+        posterior: form of the posterior.
+        prompt: how a question becomes text.
+        sampling: the sample bank.
+        policy: thresholds below which the owner wants no answer given, None for no policy.
+        training: how it was made, for the model card: settings, data digests, validation metrics.
+        format_version: of this file.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    base_model: BaseModelRef
+    target_modules: tuple[str, ...]
+    modules: dict[str, tuple[int, int]]
+    posterior: PosteriorConfig
+    prompt: PromptConfig
+    sampling: SamplingConfig
+    policy: dict[str, float] | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "AdapterConfig":
+        """Reads the JSON form back.
+
+        Raises:
+            ConfigError: naming the first field that is missing, unknown or wrong.
+        """
+        try:
+            return TypeAdapter(cls).validate_json(text)
+        except ValidationError as exc:
+            first = exc.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the file"
+            raise ConfigError(f"got a bad value at {where} ({first['msg']}), expected a valid adapter config") from exc

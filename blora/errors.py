@@ -1,0 +1,64 @@
+"""The errors of `blora`, one tree.
+
+BloraError
+├── ConfigError      a setting or flag that makes no sense
+├── DataError        a row of a data set, named with its file and line
+├── BaseModelError   a base model that cannot be loaded or used
+├── AdapterError     an adapter directory that must not be served
+├── PromptError      a prompt or choice that cannot be turned into tokens
+├── ShapeError       a tensor of the wrong shape
+└── NumericalError   a factorisation that failed, or a number that is not finite
+
+Every message says what was got, what was expected, and what to do.
+"""
+
+__all__ = [
+    "AdapterError",
+    "BaseModelError",
+    "BloraError",
+    "ConfigError",
+    "DataError",
+    "NumericalError",
+    "PromptError",
+    "ShapeError",
+]
+
+
+class BloraError(Exception):
+    """Anything that `blora` raises on purpose."""
+
+
+class ConfigError(BloraError):
+    """A setting or flag that makes no sense."""
+
+
+class DataError(BloraError):
+    """A row of a data set that cannot be used, named with its file and line."""
+
+
+class BaseModelError(BloraError):
+    """A base model that cannot be loaded, or that this library cannot score correctly."""
+
+
+class AdapterError(BloraError):
+    """An adapter directory that must not be served."""
+
+
+class PromptError(BloraError):
+    """A prompt or choice that cannot be turned into tokens.
+
+    Attributes:
+        param: the part of the question at fault: prompt, messages, choices or scoring.
+    """
+
+    def __init__(self, message: str, *, param: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class ShapeError(BloraError):
+    """A tensor of the wrong shape."""
+
+
+class NumericalError(BloraError):
+    """A factorisation that failed, or a number that is not finite."""

@@ -1,0 +1,211 @@
+"""From a prompt and its choices to token rows in which all choices share one copy of the prompt.
+
+A packed row is the prompt followed by every choice's tokens but its last (the last token is only ever predicted,
+never read). A block mask lets a choice see the prompt and itself; position ids restart after the prompt. So one
+row of a forward pass scores all choices, exactly as scoring each alone would.
+"""
+
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from blora.config import PromptConfig, ScoringName
+from blora.errors import PromptError
+
+__all__ = ["LABELS", "PackedBatch", "PackedRow", "collate", "pack"]
+
+LABELS = string.ascii_uppercase
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRow:
+    """One question as tokens.
+
+    Attributes:
+        prompt: token ids of the prompt.
+        continuations: token ids of each choice (C lists).
+        length_normalized: divide a choice's log-probability by its number of tokens.
+    """
+
+    prompt: tuple[int, ...]
+    continuations: tuple[tuple[int, ...], ...]
+    length_normalized: bool
+
+    @property
+    def n_choices(self) -> int:
+        """C."""
+        return len(self.continuations)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.prompt)
+
+    @property
+    def scored_tokens(self) -> int:
+        """Tokens whose log-probability enters the answer."""
+        return sum(len(tokens) for tokens in self.continuations)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens the model reads: the length of the packed row."""
+        return self.prompt_tokens + self.scored_tokens - self.n_choices
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """Rows padded to one rectangle: prompts end, and choices start, at the same column.
+
+    Attributes:
+        input_ids: (B, T).
+        position_ids: (B, T).
+        attention_mask: (B, 1, T, T), True where the query (third) may see the key (fourth).
+        keep_from: first column whose logits are needed: the last token of the prompts.
+        row, column, token, choice: (N,) for each scored token: its row, the kept column that predicts it, its id,
+            and its choice as row * C + index.
+        divisor: (B, C) number of tokens to divide by, one where nothing is normalised.
+        is_choice: (B, C) False where a row has fewer choices than C.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor
+    keep_from: int
+    row: Tensor
+    column: Tensor
+    token: Tensor
+    choice: Tensor
+    divisor: Tensor
+    is_choice: Tensor
+
+
+def pack(
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    choices: Sequence[str],
+    config: PromptConfig,
+    prompt: str | None = None,
+    messages: Sequence[Mapping[str, str]] | None = None,
+    scoring: ScoringName | None = None,
+    max_length: int,
+) -> PackedRow:
+    """Tokenises one question.
+
+    Args:
+        tokenizer: the base model's.
+        choices: two or more answers; with `label` scoring at most 26.
+        config: the adapter's template and scoring.
+        prompt: plain text, put into the template. Exactly one of prompt and messages.
+        messages: a chat, put through the tokenizer's chat template.
+        scoring: overrides the adapter's.
+        max_length: the most positions the model has.
+
+    Raises:
+        PromptError: naming the part at fault.
+    """
+    if (prompt is None) == (messages is None):
+        raise PromptError("got both or neither of prompt and messages, expected exactly one", param="prompt")
+    if len(choices) < 2:
+        raise PromptError(f"got {len(choices)} choices, expected at least 2", param="choices")
+    by_label = (scoring or config.scoring) == "label"
+    if by_label and len(choices) > len(LABELS):
+        raise PromptError(
+            f"got {len(choices)} choices to score by label, expected at most {len(LABELS)}; use scoring text",
+            param="choices",
+        )
+    suffix = _listing(choices) if by_label else ""
+    if messages is not None:
+        text = _chat(tokenizer, messages, suffix)
+    else:
+        assert prompt is not None  # narrowed above
+        text = config.template.replace("{prompt}", f"{prompt.strip()}{suffix}")
+    prompt_ids = _encode(tokenizer, text, special=messages is None)
+    if not prompt_ids:
+        raise PromptError("got a prompt without tokens, expected some text", param="prompt")
+    glue = "" if not text or text[-1].isspace() else " "
+    answers = LABELS[: len(choices)] if by_label else choices
+    continuations = tuple(_encode(tokenizer, glue + answer, special=False) for answer in answers)
+    for answer, tokens in zip(answers, continuations, strict=True):
+        if not tokens:
+            raise PromptError(f"got choice {answer!r}, which has no tokens", param="choices")
+    longest = len(prompt_ids) + max(map(len, continuations))
+    if longest > max_length:
+        raise PromptError(
+            f"got {longest} tokens of prompt and longest choice, expected at most {max_length}; shorten the prompt",
+            param="messages" if prompt is None else "prompt",
+        )
+    return PackedRow(prompt_ids, continuations, config.length_normalized and not by_label)
+
+
+def _listing(choices: Sequence[str]) -> str:
+    return "".join(f"\n{label}. {choice}" for label, choice in zip(LABELS, choices, strict=False))
+
+
+def _chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], suffix: str) -> str:
+    if not getattr(tokenizer, "chat_template", None):
+        raise PromptError(
+            "got messages, but the base model has no chat template; send a prompt instead", param="messages"
+        )
+    turns = [dict(message) for message in messages]
+    turns[-1]["content"] += suffix
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except Exception as exc:  # templates are programs and raise what they like
+        raise PromptError(f"got messages that the base model's chat template refuses: {exc}", param="messages") from exc
+    return str(text)
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> tuple[int, ...]:
+    return tuple(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+
+
+def collate(rows: Sequence[PackedRow], pad_id: int = 0) -> PackedBatch:
+    """Pads rows to one rectangle: prompts to the left of the shared column, choices to its right."""
+    n_rows, n_choices = len(rows), max(row.n_choices for row in rows)
+    width = max(row.prompt_tokens for row in rows)  # columns of prompt
+    length = width + max(row.n_tokens - row.prompt_tokens for row in rows)
+    input_ids = torch.full((n_rows, length), pad_id, dtype=torch.long)
+    position_ids = torch.zeros(n_rows, length, dtype=torch.long)
+    segment = torch.full((n_rows, length), -1, dtype=torch.long)  # -1 padding, 0 prompt, 1.. choices
+    divisor = torch.ones(n_rows, n_choices)
+    is_choice = torch.zeros(n_rows, n_choices, dtype=torch.bool)
+    scored: list[tuple[int, int, int, int]] = []
+    for b, row in enumerate(rows):
+        start = width - row.prompt_tokens
+        input_ids[b, start:width] = torch.tensor(row.prompt)
+        position_ids[b, start:width] = torch.arange(row.prompt_tokens)
+        segment[b, start:width] = 0
+        is_choice[b, : row.n_choices] = True
+        column = width
+        for c, tokens in enumerate(row.continuations):
+            read = len(tokens) - 1
+            input_ids[b, column : column + read] = torch.tensor(tokens[:-1], dtype=torch.long)
+            position_ids[b, column : column + read] = torch.arange(read) + row.prompt_tokens
+            segment[b, column : column + read] = c + 1
+            predictors = [width - 1, *range(column, column + read)]
+            scored += [
+                (b, k - (width - 1), token, b * n_choices + c) for k, token in zip(predictors, tokens, strict=True)
+            ]
+            if row.length_normalized:
+                divisor[b, c] = len(tokens)
+            column += read
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    key, query = segment[:, None, :], segment[:, :, None]
+    visible = causal & ((key == 0) & (query >= 0) | (key == query))  # padding sees padding: no empty softmax
+    row_, column_, token_, choice_ = torch.tensor(scored, dtype=torch.long).unbind(1)
+    return PackedBatch(
+        input_ids=input_ids,
+        position_ids=position_ids,
+        attention_mask=visible[:, None],
+        keep_from=width - 1,
+        row=row_,
+        column=column_,
+        token=token_,
+        choice=choice_,
+        divisor=divisor,
+        is_choice=is_choice,
+    )

@@ -1,0 +1,130 @@
+"""Log-probabilities of choices under S posterior draws, in one forward pass over S * B rows."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from blora.base_model import BaseModel
+from blora.errors import BaseModelError
+from blora.inference.packing import PackedBatch, PackedRow, collate
+from blora.posterior.draws import Draws, use_draws
+
+__all__ = ["check_packing", "score", "score_all", "score_rows"]
+
+# Elements of float32 logits normalised at once: 64 MiB.
+CHUNK_ELEMENTS = 2**24
+# Largest difference of log-probabilities that packing may make, in nats, by dtype.
+PACKING_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 1.0, torch.float16: 0.2}
+
+
+def score_rows(model: PreTrainedModel, batch: PackedBatch, draws: Draws | None, repeats: int = 1) -> Tensor:
+    """Log-probabilities over the choices of every row, differentiable in the draws.
+
+    Args:
+        model: a causal language model whose adapted modules are `LoraLinear`.
+        batch: B rows.
+        draws: S draws; each takes its own B * repeats / S consecutive rows. None: the base model.
+        repeats: copies of the batch to run, draws outermost.
+    Returns:
+        (repeats * B, C) float32, normalised over each row's choices; -inf where a row has no such choice.
+    """
+    device = model.device
+    mask = batch.attention_mask.to(device)
+    with use_draws(draws):
+        logits = model(
+            input_ids=batch.input_ids.to(device).repeat(repeats, 1),
+            position_ids=batch.position_ids.to(device).repeat(repeats, 1),
+            attention_mask=_additive(mask, model.dtype).repeat(repeats, 1, 1, 1),
+            logits_to_keep=torch.arange(batch.keep_from, batch.input_ids.shape[1], device=device),
+            use_cache=False,
+        ).logits  # (repeats * B, K, V)
+    n_rows, n_choices = batch.is_choice.shape
+    offsets = torch.arange(repeats, device=device)[:, None]
+    row = (batch.row.to(device) + offsets * n_rows).flatten()
+    column = batch.column.to(device).repeat(repeats)
+    token = batch.token.to(device).repeat(repeats)
+    choice = (batch.choice.to(device) + offsets * (n_rows * n_choices)).flatten()
+    token_log_probs = logits[row, column, token].float() - _log_normalizer(logits)[row, column]
+    totals = torch.zeros(repeats * n_rows * n_choices, device=device).index_add(0, choice, token_log_probs)
+    totals = totals.view(repeats, n_rows, n_choices) / batch.divisor.to(device)
+    totals = totals.masked_fill(~batch.is_choice.to(device), -torch.inf)
+    return totals.log_softmax(-1).flatten(0, 1)
+
+
+def score(model: PreTrainedModel, batch: PackedBatch, draws: Draws | None) -> Tensor:
+    """Log-probabilities over the choices under every draw.
+
+    Returns:
+        (S, B, C) float32, normalised over the choices, S = 1 without draws; -inf where a row has no such choice.
+    """
+    repeats = draws.n_samples if draws is not None else 1
+    return score_rows(model, batch, draws, repeats).unflatten(0, (repeats, -1))
+
+
+@torch.no_grad()
+def score_all(
+    model: PreTrainedModel, rows: Sequence[PackedRow], draws: Draws | None, *, max_batch_tokens: int
+) -> Tensor:
+    """Scores any number of rows, in batches of similar length.
+
+    Args:
+        model: as in `score_rows`.
+        rows: N questions.
+        draws: S draws or None.
+        max_batch_tokens: bound of padded tokens times draws of a forward pass; draws are split where one row under
+            all of them exceeds it.
+    Returns:
+        (S, N, C) float32 on the CPU.
+    """
+    n_samples = draws.n_samples if draws is not None else 1
+    out = torch.full((n_samples, len(rows), max(row.n_choices for row in rows)), -torch.inf)
+    order = sorted(range(len(rows)), key=lambda i: rows[i].n_tokens)
+    while order:
+        longest = rows[order[-1]].n_tokens
+        take = max(1, max_batch_tokens // (longest * n_samples))
+        picked, order = order[-take:], order[:-take]
+        batch = collate([rows[i] for i in picked])
+        log_probs = score(model, batch, draws).cpu()
+        out[:, picked, : log_probs.shape[-1]] = log_probs
+    return out
+
+
+def check_packing(base: BaseModel) -> None:
+    """Proves on a small example that this architecture scores packed choices as it scores each alone.
+
+    Raises:
+        BaseModelError: if it does not, as for models without attention masks or with positions of their own.
+    """
+    width = min(4, base.model.config.vocab_size // 8)
+    ids = list(range(1, 1 + 8 * width))
+    prompt = tuple(ids[: 2 * width])
+    choices = tuple(tuple(ids[k * width : (k + 1) * width]) for k in range(2, 5))
+    packed = PackedRow(prompt, choices, False)
+    # A second, shorter row makes the first one padded.
+    other = PackedRow(prompt[:2], (choices[0][:1], choices[1]), False)
+    both = score_all(base.model, [packed, other], None, max_batch_tokens=2**20)[0, 0]
+    pairs = []
+    for choice in choices[1:]:
+        alone = score_all(base.model, [PackedRow(prompt, (choices[0], choice), False)], None, max_batch_tokens=2**20)
+        pairs.append(alone[0, 0, 1] - alone[0, 0, 0])
+    difference = (both[1:] - both[0] - torch.stack(pairs)).abs().max().item()
+    tolerance = PACKING_TOLERANCE[base.dtype]
+    if not difference <= tolerance:
+        raise BaseModelError(
+            f"got {difference:.2g} nats between packed and separate scoring with {base.ref.id}, expected at most "
+            f"{tolerance:g}; this architecture does not honour block attention masks and cannot be used"
+        )
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, 1, T, T) of 0 where visible and the dtype's lowest value elsewhere, which every attention backend takes."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+def _log_normalizer(logits: Tensor) -> Tensor:
+    """log sum exp over the vocabulary in float32, (rows, columns), a few rows at a time."""
+    per_row = logits.shape[1] * logits.shape[2]
+    chunks = logits.split(max(1, CHUNK_ELEMENTS // per_row))
+    return torch.cat([chunk.float().logsumexp(-1) for chunk in chunks])

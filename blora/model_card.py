@@ -1,0 +1,53 @@
+"""The README.md of an adapter directory, generated from its config."""
+
+from blora.config import AdapterConfig
+
+__all__ = ["model_card"]
+
+
+def model_card(config: AdapterConfig, name: str) -> str:
+    """The model card as Markdown with the hub's front matter.
+
+    Args:
+        config: the adapter's settings and training record.
+        name: the adapter's name.
+    """
+    posterior, prompt, sampling = config.posterior, config.prompt, config.sampling
+    facts = {
+        "base model": f"{config.base_model.id} (revision {config.base_model.revision or 'unknown'})",
+        "method": f"{posterior.method}, {posterior.family} family" if posterior.method == "bayesian" else "lora",
+        "rank, alpha": f"{posterior.rank}, {posterior.alpha:g}",
+        "target modules": f"{', '.join(config.target_modules)} ({len(config.modules)} modules)",
+        "scoring": prompt.scoring + (", length-normalized" if prompt.length_normalized else ""),
+        "prompt template": f"`{prompt.template!r}`",
+        "choices": ", ".join(prompt.choices) if prompt.choices else "with each question",
+        "posterior draws": f"{sampling.n_samples}, seed {sampling.seed}",
+        "policy": ", ".join(f"{k} {v:g}" for k, v in config.policy.items()) if config.policy else "none: always answers",
+    }
+    if posterior.method == "bayesian":
+        facts["prior_std, lambda_max"] = f"{posterior.prior_std:g}, {posterior.lambda_max:g}"
+        facts["inducing weights"] = f"{posterior.inducing_rows} x {posterior.inducing_cols} a factor"
+    lines = [
+        "---",
+        f"base_model: {config.base_model.id}",
+        "library_name: peft",
+        "tags: [lora, bayesian-lora, uncertainty]",
+        "---",
+        "",
+        f"# {name}",
+        "",
+        "A Bayesian-LoRA adapter (arXiv:2601.21003). Plain PEFT loads its posterior mean; `blora serve` draws from the",
+        "posterior and answers with calibrated probabilities, or abstains.",
+        "",
+        *_table("", facts),
+    ]
+    if validation := config.training.get("validation"):
+        figures = {k: f"{v:.4f}" if isinstance(v, float) else str(v) for k, v in validation.items()}
+        lines += ["", "## Validation", "", *_table("", figures)]
+    if command := config.training.get("command"):
+        lines += ["", "## Made with", "", "```", command, "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _table(title: str, rows: dict[str, str]) -> list[str]:
+    return [f"| {title} | |", "|---|---|", *(f"| {key} | {value.replace('|', chr(92) + '|')} |" for key, value in rows.items())]

@@ -1,0 +1,1 @@
+"""What the weights are: the inducing-weight posterior over LoRA factors, and draws from it."""

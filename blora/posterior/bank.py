@@ -1,0 +1,62 @@
+"""The sample bank: S draws of every factor, made once from a seed and then only read.
+
+A bank is addressed by the digest of the posterior it came from, so that draws of a replaced adapter can never be
+taken for draws of the new one.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from blora.errors import ConfigError, NumericalError
+from blora.posterior.draws import Draws
+from blora.posterior.posterior import Posterior
+
+__all__ = ["SampleBank"]
+
+
+@dataclass(frozen=True, slots=True)
+class SampleBank:
+    """Immutable draws of one posterior.
+
+    Attributes:
+        digest: content digest of the adapter the draws belong to.
+        seed: the seed they were made from.
+        draws: the draws themselves.
+    """
+
+    digest: str
+    seed: int
+    draws: Draws
+
+    @classmethod
+    def draw(cls, posterior: Posterior, digest: str, n_samples: int, seed: int) -> "SampleBank":
+        """Draws `n_samples` times from a posterior; equal arguments give equal banks, and banks nest.
+
+        Raises:
+            ConfigError: if n_samples is not positive.
+            NumericalError: if a draw is not finite.
+        """
+        if n_samples < 1:
+            raise ConfigError(f"got n_samples = {n_samples}, expected at least 1")
+        with torch.no_grad():
+            draws = posterior.sample(n_samples, torch.Generator().manual_seed(seed))
+        for name, factors in draws.factors.items():
+            if not (factors.A.isfinite().all() and factors.B.isfinite().all()):
+                raise NumericalError(f"got a draw of {name} that is not finite; retrain the adapter")
+        return cls(digest, seed, draws)
+
+    @property
+    def n_samples(self) -> int:
+        """S, the number of draws held."""
+        return self.draws.n_samples
+
+    def first(self, n_samples: int) -> Draws:
+        """The first `n_samples` draws, which equal a bank of that size from the same seed.
+
+        Raises:
+            ConfigError: if the bank holds fewer.
+        """
+        if not 1 <= n_samples <= self.n_samples:
+            raise ConfigError(f"got n_samples = {n_samples}, expected 1 to {self.n_samples}, the size of the bank")
+        return self.draws.first(n_samples)

@@ -1,0 +1,92 @@
+"""S draws of every adapted module's LoRA factors, and the way they reach the layers during one forward pass.
+
+Draws are arguments, not state: no module holds a current adapter. `use_draws` binds them to the running context
+(a thread or an asyncio task), so concurrent forward passes cannot see each other's.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+__all__ = ["Draws", "Factors", "active_draws", "use_draws"]
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """The two LoRA factors of one module, a slice a draw.
+
+    Attributes:
+        A: (S, rank, d_in).
+        B: (S, d_out, rank).
+    """
+
+    A: Tensor
+    B: Tensor
+
+
+class Draws:
+    """S draws of a whole adapter, immutable.
+
+    Args:
+        factors: the factors of each adapted module, by the module's name in the base model.
+        scaling: alpha / rank, applied to B @ A.
+    """
+
+    __slots__ = ("factors", "n_samples", "scaling")
+
+    factors: Mapping[str, Factors]
+    scaling: float
+    n_samples: int
+
+    def __init__(self, factors: Mapping[str, Factors], scaling: float) -> None:
+        object.__setattr__(self, "factors", MappingProxyType(dict(factors)))
+        object.__setattr__(self, "scaling", scaling)
+        object.__setattr__(self, "n_samples", next(iter(factors.values())).A.shape[0])
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"got an assignment to {name!r}, but draws are immutable; make new ones")
+
+    def first(self, n_samples: int) -> "Draws":
+        """The first `n_samples` of these draws, sharing their memory."""
+        return self.part(0, n_samples)
+
+    def part(self, start: int, stop: int) -> "Draws":
+        """Draws start to stop - 1, sharing their memory."""
+        return Draws(
+            {name: Factors(f.A[start:stop], f.B[start:stop]) for name, f in self.factors.items()}, self.scaling
+        )
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Draws":
+        """The same draws on another device or in another dtype."""
+        return Draws(
+            {name: Factors(f.A.to(device, dtype), f.B.to(device, dtype)) for name, f in self.factors.items()},
+            self.scaling,
+        )
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory held by the factors, in bytes."""
+        return sum(f.A.nbytes + f.B.nbytes for f in self.factors.values())
+
+
+_ACTIVE: ContextVar[Draws | None] = ContextVar("blora_draws", default=None)
+
+
+def active_draws() -> Draws | None:
+    """The draws bound to the running context, or None: the untouched base model."""
+    return _ACTIVE.get()
+
+
+@contextmanager
+def use_draws(draws: Draws | None) -> Iterator[None]:
+    """Binds draws for the forward passes inside the block."""
+    token = _ACTIVE.set(draws)
+    try:
+        yield
+    finally:
+        _ACTIVE.reset(token)

@@ -1,0 +1,175 @@
+"""Variational families q(V) over the whitened inducing weights of one factor; the prior is p(V) = N(0, I).
+
+Whitening (U = L_r V L_c^T) moves the geometry of the prior into `inducing.py`; here V is a plain (m, n) matrix.
+"""
+
+import math
+from typing import Protocol, get_args
+
+import torch
+import zuko
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from blora.config import FamilyName
+from blora.errors import ConfigError
+from blora.posterior.noise import Noise, standard_normal
+
+__all__ = ["FAMILY_NAMES", "Diagonal", "Family", "FamilyName", "Flow", "MatrixNormal", "make_family"]
+
+
+FAMILY_NAMES: tuple[FamilyName, ...] = get_args(FamilyName)
+
+
+class Family(Protocol):
+    """What a variational family over (m, n) inducing weights offers."""
+
+    def sample(self, noise: Noise) -> Tensor:
+        """Draws of V, (S, m, n), differentiable in the parameters."""
+        ...
+
+    def mean(self) -> Tensor:
+        """E_q[V], (m, n)."""
+        ...
+
+    def kl_divergence(self, generator: torch.Generator) -> Tensor:
+        """KL[q(V) || N(0, I)] in nats, a scalar; the generator is used only where there is no closed form."""
+        ...
+
+
+def inverse_softplus(value: float) -> float:
+    """The x with softplus(x) = value, for value > 0."""
+    return value + math.log(-math.expm1(-value))
+
+
+class Diagonal(nn.Module):
+    """Independent Gaussians: V_ij ~ N(mean_ij, scale_ij^2)."""
+
+    def __init__(self, mean: Tensor, scale: float) -> None:
+        super().__init__()
+        self.inducing_mean = nn.Parameter(mean.clone())
+        self.raw_scale = nn.Parameter(torch.full_like(mean, inverse_softplus(scale)))
+
+    @property
+    def scale(self) -> Tensor:
+        """Standard deviations, (m, n)."""
+        return F.softplus(self.raw_scale)
+
+    def sample(self, noise: Noise) -> Tensor:
+        """Draws of V, (S, m, n)."""
+        return self.inducing_mean + self.scale * noise.like(self.inducing_mean)
+
+    def mean(self) -> Tensor:
+        """E_q[V], (m, n)."""
+        return self.inducing_mean
+
+    def kl_divergence(self, generator: torch.Generator) -> Tensor:
+        """KL[q(V) || N(0, I)] in nats, in closed form."""
+        variance = self.scale.square()
+        return 0.5 * (variance + self.inducing_mean.square() - 1 - variance.log()).sum()
+
+
+class MatrixNormal(nn.Module):
+    """V ~ MN(mean, R R^T, C C^T) with lower-triangular R (m, m) and C (n, n)."""
+
+    def __init__(self, mean: Tensor, scale: float) -> None:
+        super().__init__()
+        m, n = mean.shape
+        raw_diagonal = inverse_softplus(math.sqrt(scale))
+        self.inducing_mean = nn.Parameter(mean.clone())
+        self.raw_row = nn.Parameter(raw_diagonal * torch.eye(m, dtype=mean.dtype))
+        self.raw_col = nn.Parameter(raw_diagonal * torch.eye(n, dtype=mean.dtype))
+
+    @staticmethod
+    def _cholesky_factor(raw: Tensor) -> Tensor:
+        return raw.tril(-1) + torch.diag(F.softplus(raw.diagonal()))
+
+    @property
+    def row_factor(self) -> Tensor:
+        """R, (m, m)."""
+        return self._cholesky_factor(self.raw_row)
+
+    @property
+    def col_factor(self) -> Tensor:
+        """C, (n, n)."""
+        return self._cholesky_factor(self.raw_col)
+
+    def sample(self, noise: Noise) -> Tensor:
+        """Draws of V, (S, m, n)."""
+        return self.inducing_mean + self.row_factor @ noise.like(self.inducing_mean) @ self.col_factor.mT
+
+    def mean(self) -> Tensor:
+        """E_q[V], (m, n)."""
+        return self.inducing_mean
+
+    def kl_divergence(self, generator: torch.Generator) -> Tensor:
+        """KL[q(V) || N(0, I)] in nats, in closed form."""
+        m, n = self.inducing_mean.shape
+        row, col = self.row_factor, self.col_factor
+        trace = row.square().sum() * col.square().sum()
+        log_det = n * row.diagonal().log().sum() + m * col.diagonal().log().sum()
+        return 0.5 * (trace + self.inducing_mean.square().sum() - m * n) - log_det
+
+
+class Flow(nn.Module):
+    """A masked autoregressive flow (zuko) on top of the diagonal family: V = f(V_0), V_0 ~ Diagonal.
+
+    It starts as the identity, so that a mean of zero is a mean of zero at step 0. Neither the mean nor the KL has
+    a closed form; both are Monte Carlo estimates, the mean from a fixed seed.
+    """
+
+    HIDDEN = (64,)
+    KL_DRAWS = 8
+    MEAN_DRAWS = 512
+
+    def __init__(self, mean: Tensor, scale: float, generator: torch.Generator) -> None:
+        super().__init__()
+        self.base = Diagonal(mean, scale)
+        with torch.random.fork_rng(devices=[]):  # zuko initialises from the global generator
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            self.transform = zuko.flows.MaskedAutoregressiveTransform(
+                mean.numel(), hidden_features=self.HIDDEN
+            ).to(mean.dtype)
+        last = [layer for layer in self.transform.modules() if isinstance(layer, nn.Linear)][-1]
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def _push(self, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
+        """Base draws (S, m, n), their images (S, m, n) and log |det df/dV_0| (S,)."""
+        start = self.base.sample(noise)
+        image, log_det = self.transform().call_and_ladj(start.flatten(1))
+        return start, image.view_as(start), log_det
+
+    def sample(self, noise: Noise) -> Tensor:
+        """Draws of V, (S, m, n)."""
+        return self._push(noise)[1]
+
+    def mean(self) -> Tensor:
+        """E_q[V] by antithetic Monte Carlo with a fixed seed, (m, n)."""
+        noise = standard_normal(self.MEAN_DRAWS // 2, torch.Generator().manual_seed(0))
+        half = noise.like(self.base.inducing_mean)
+        both = self.base.inducing_mean + self.base.scale * torch.cat([half, -half])
+        return self.transform()(both.flatten(1)).view_as(both).mean(0)
+
+    def kl_divergence(self, generator: torch.Generator) -> Tensor:
+        """KL[q(V) || N(0, I)] in nats, a Monte Carlo estimate: E_q[log q(V) - log p(V)]."""
+        start, image, log_det = self._push(standard_normal(self.KL_DRAWS, generator))
+        z = (start - self.base.inducing_mean) / self.base.scale
+        log_q = (-0.5 * z.square() - self.base.scale.log()).flatten(1).sum(1) - log_det
+        log_p = (-0.5 * image.square()).flatten(1).sum(1)
+        return (log_q - log_p).mean()
+
+
+def make_family(name: FamilyName, mean: Tensor, scale: float, generator: torch.Generator) -> Family:
+    """A family by its name, started at the given mean (m, n) and standard deviation.
+
+    Raises:
+        ConfigError: if the name is not one of FAMILY_NAMES.
+    """
+    if name == "diagonal":
+        return Diagonal(mean, scale)
+    if name == "matrix_normal":
+        return MatrixNormal(mean, scale)
+    if name == "flow":
+        return Flow(mean, scale, generator)
+    raise ConfigError(f"got family {name!r}, expected one of {', '.join(FAMILY_NAMES)}")

@@ -1,0 +1,142 @@
+"""One LoRA factor W of shape (p, q) under a sparse-Gaussian-process posterior with inducing weights U (m, n).
+
+Prior (arXiv:2105.14594, arXiv:2601.21003), with K_r = Z_r Z_r^T + diag(D_r^2) and K_c = Z_c Z_c^T + diag(D_c^2):
+
+    vec(U) ~ N(0, K_c kron K_r),  T_r = Z_r^T K_r^-1,  T_c = K_c^-1 Z_c
+    E[W | U] = sigma T_r U T_c,   Cov[W | U] = sigma^2 (I - (Z_c^T K_c^-1 Z_c) kron (Z_r^T K_r^-1 Z_r))
+
+so that W ~ N(0, sigma^2 I). The posterior is q(U) q(W | U) with U = L_r V L_c^T, q(V) a family of `families.py`,
+and q(W | U) the prior's conditional with its covariance times lambda_^2.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from blora.config import PosteriorConfig
+from blora.errors import NumericalError
+from blora.posterior.families import inverse_softplus, make_family
+from blora.posterior.noise import Noise, standard_normal
+
+__all__ = ["InducingFactor"]
+
+# Relative to the mean of the diagonal; tried in order until the factorisation succeeds.
+JITTERS = (0.0, 1e-6, 1e-5, 1e-4, 1e-3)
+# Noise scale of the inducing inputs, whose rows start with unit norm.
+INITIAL_D = 0.3
+
+
+class _Geometry(NamedTuple):
+    """What the inducing inputs alone determine."""
+
+    L_r: Tensor  # (m, m)
+    L_c: Tensor  # (n, n)
+    T_r: Tensor  # (p, m)
+    T_c: Tensor  # (n, q)
+
+
+class InducingFactor(nn.Module):
+    """The posterior over one LoRA factor.
+
+    Args:
+        p: rows of W.
+        q: columns of W.
+        config: family, inducing size, prior_std (sigma), lambda_max and where lambda_ starts.
+        mean_std: standard deviation of the entries of W's mean at the start; 0 starts at a mean of zero.
+        generator: source of the initial inducing inputs and mean.
+        name: the factor's name in error messages.
+    """
+
+    def __init__(
+        self, p: int, q: int, config: PosteriorConfig, mean_std: float, generator: torch.Generator, name: str
+    ) -> None:
+        super().__init__()
+        m, n = config.inducing_rows, config.inducing_cols
+        self.shape = (p, q)
+        self.name = name
+        self.prior_std = config.prior_std
+        self.lambda_max = config.lambda_max
+        self.Z_r = nn.Parameter(torch.randn(m, p, generator=generator) / math.sqrt(p))
+        self.Z_c = nn.Parameter(torch.randn(n, q, generator=generator) / math.sqrt(q))
+        self.raw_D_r = nn.Parameter(torch.full((m,), inverse_softplus(INITIAL_D)))
+        self.raw_D_c = nn.Parameter(torch.full((n,), inverse_softplus(INITIAL_D)))
+        start = config.lambda_init / config.lambda_max
+        self.raw_lambda = nn.Parameter(torch.tensor(math.log(start / (1 - start))))
+        # T_r L_r and L_c^T T_c have singular values just below one: |W| is about sigma |V|.
+        spread = mean_std * math.sqrt(p * q / (m * n)) / config.prior_std
+        mean = spread * torch.randn(m, n, generator=generator)
+        self.family = make_family(config.family, mean, config.scale_init, generator)
+
+    @property
+    def lambda_(self) -> Tensor:
+        """Conditional noise scale, a scalar in (0, lambda_max)."""
+        return self.lambda_max * torch.sigmoid(self.raw_lambda)
+
+    @property
+    def D_r(self) -> Tensor:
+        """Row noise scales, (m,)."""
+        return F.softplus(self.raw_D_r)
+
+    @property
+    def D_c(self) -> Tensor:
+        """Column noise scales, (n,)."""
+        return F.softplus(self.raw_D_c)
+
+    def _cholesky(self, Z: Tensor, D: Tensor, side: str) -> Tensor:
+        K = Z @ Z.mT + torch.diag(D.square())
+        eye = torch.eye(len(D), dtype=K.dtype, device=K.device)
+        for jitter in JITTERS:
+            L, info = torch.linalg.cholesky_ex(K + jitter * K.diagonal().mean() * eye)
+            if info.item() == 0 and bool(L.isfinite().all()):
+                return L
+        raise NumericalError(
+            f"got a {side} covariance of {self.name} that is not positive definite, expected a Cholesky factor; "
+            "lower the learning rate, or raise the inducing noise"
+        )
+
+    def _geometry(self) -> _Geometry:
+        L_r = self._cholesky(self.Z_r, self.D_r, "row")
+        L_c = self._cholesky(self.Z_c, self.D_c, "column")
+        T_r = torch.cholesky_solve(self.Z_r, L_r).mT
+        T_c = torch.cholesky_solve(self.Z_c, L_c)
+        return _Geometry(L_r, L_c, T_r, T_c)
+
+    def sample(self, n_samples: int, generator: torch.Generator) -> Tensor:
+        """Exact posterior draws of W, (S, p, q), differentiable in every parameter."""
+        return self.sample_from(standard_normal(n_samples, generator))
+
+    def sample_from(self, noise: Noise) -> Tensor:
+        """Exact posterior draws of W, (S, p, q), from the caller's noise."""
+        geometry = self._geometry()
+        return self._assemble(self.family.sample(noise), self.lambda_, geometry, noise)
+
+    def sample_prior(self, n_samples: int, generator: torch.Generator) -> Tensor:
+        """Exact prior draws of W, (S, p, q): V from N(0, I) and lambda_ = 1."""
+        noise = standard_normal(n_samples, generator)
+        V = noise.normal(*self.family.mean().shape, like=self.Z_r)
+        return self._assemble(V, torch.ones_like(self.raw_lambda), self._geometry(), noise)
+
+    def _assemble(self, V: Tensor, lambda_: Tensor, geometry: _Geometry, noise: Noise) -> Tensor:
+        """Matheron's rule with one white matrix G: W = sigma (T_r U T_c + lambda_ (E - T_r U_bar T_c))."""
+        L_r, L_c, T_r, T_c = geometry
+        (m, p), (n, q) = self.Z_r.shape, self.Z_c.shape
+        G = noise.normal(p + m, q + n, like=self.Z_r)  # (S, p + m, q + n)
+        rows = self.Z_r @ G[:, :p] + self.D_r[:, None] * G[:, p:]  # Phi_r G
+        U_bar = rows[:, :, :q] @ self.Z_c.mT + rows[:, :, q:] * self.D_c  # Phi_r G Phi_c^T
+        U = L_r @ V @ L_c.mT
+        return self.prior_std * (T_r @ (U - lambda_ * U_bar) @ T_c + lambda_ * G[:, :p, :q])
+
+    def mean(self) -> Tensor:
+        """E_q[W], (p, q)."""
+        L_r, L_c, T_r, T_c = self._geometry()
+        return self.prior_std * (T_r @ L_r @ self.family.mean() @ L_c.mT @ T_c)
+
+    def kl_divergence(self, generator: torch.Generator) -> Tensor:
+        """KL[q || p] of this factor in nats: that of q(V), and that of the conditional noise."""
+        p, q = self.shape
+        lambda_ = self.lambda_
+        conditional = p * q * (0.5 * lambda_.square() - lambda_.log() - 0.5)
+        return self.family.kl_divergence(generator) + conditional

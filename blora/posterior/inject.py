@@ -1,0 +1,107 @@
+"""Choosing the linear modules of a causal language model that get a LoRA, and putting the layers in and out."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_TARGETS
+from torch import nn
+
+from blora.errors import ConfigError
+from blora.posterior.layer import LoraLinear, linear_shape
+
+__all__ = ["default_targets", "eject", "inject", "layer_index", "parse_layers", "select_modules"]
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|layer|block)\.(\d+)(?:\.|$)")
+
+
+def layer_index(name: str) -> int | None:
+    """The decoder layer that a module's name lies in, None outside them.
+
+    >>> layer_index("model.layers.12.self_attn.q_proj")
+    12
+    """
+    match = _LAYER.search(name)
+    return int(match.group(1)) if match else None
+
+
+def parse_layers(spec: str, n_layers: int) -> tuple[int, ...]:
+    """Layer indices named by `all`, `last:N`, `first-last` or one index.
+
+    >>> parse_layers("last:2", 30)
+    (28, 29)
+    >>> parse_layers("0-3", 30)
+    (0, 1, 2, 3)
+
+    Raises:
+        ConfigError: if the text has another form or names a layer that does not exist.
+    """
+    if spec == "all":
+        return tuple(range(n_layers))
+    if match := re.fullmatch(r"last:(\d+)", spec):
+        first, last = n_layers - int(match.group(1)), n_layers - 1
+    elif match := re.fullmatch(r"(\d+)(?:-(\d+))?", spec):
+        first = int(match.group(1))
+        last = int(match.group(2) or first)
+    else:
+        raise ConfigError(f"got layers {spec!r}, expected all, last:N, N or FIRST-LAST, as in last:8 or 0-11")
+    if not 0 <= first <= last < n_layers:
+        raise ConfigError(f"got layers {spec!r} of a model with {n_layers}, expected indices within 0-{n_layers - 1}")
+    return tuple(range(first, last + 1))
+
+
+def default_targets(model_type: str) -> tuple[str, ...]:
+    """The modules that PEFT adapts by default in this architecture.
+
+    Raises:
+        ConfigError: if PEFT knows no default.
+    """
+    targets = PEFT_TARGETS.get(model_type)
+    if not targets:
+        raise ConfigError(
+            f"got model type {model_type!r}, for which there are no default target modules; name them with --target-modules"
+        )
+    return tuple(sorted(targets))
+
+
+def select_modules(model: nn.Module, targets: Sequence[str], layers: Iterable[int]) -> dict[str, tuple[int, int]]:
+    """The linear modules whose name is or ends in a target, in the given layers, with (d_out, d_in).
+
+    Raises:
+        ConfigError: if a target matches no linear module there.
+    """
+    wanted = set(layers)
+    selected: dict[str, tuple[int, int]] = {}
+    matched: set[str] = set()
+    for name, module in model.named_modules():
+        target = next((t for t in targets if name == t or name.endswith(f".{t}")), None)
+        shape = linear_shape(module.base if isinstance(module, LoraLinear) else module)
+        if target is not None and shape is not None and layer_index(name) in wanted:
+            selected[name] = shape
+            matched.add(target)
+    if missing := sorted(set(targets) - matched):
+        names = sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if linear_shape(m)})
+        raise ConfigError(
+            f"got target modules {missing} that match no linear module in layers {sorted(wanted)}, "
+            f"expected some of {names}"
+        )
+    return selected
+
+
+def inject(model: nn.Module, names: Iterable[str]) -> None:
+    """Wraps the named linear modules in `LoraLinear`, in place; those already wrapped stay as they are."""
+    for name in names:
+        module = model.get_submodule(name)
+        if not isinstance(module, LoraLinear):
+            _replace(model, name, LoraLinear(module, name))
+
+
+def eject(model: nn.Module) -> None:
+    """Puts the original linear modules back, in place."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoraLinear):
+            _replace(model, name, module.base)
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)

@@ -1,0 +1,54 @@
+"""A linear layer that adds the low-rank update of the active draws, each row of the batch under its own draw."""
+
+import torch
+from torch import Tensor, nn
+
+from blora.errors import ShapeError
+from blora.posterior.draws import active_draws
+
+__all__ = ["LoraLinear", "linear_shape"]
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int] | None:
+    """(d_out, d_in) of a linear module (torch's, or the transposed one of GPT-2), None for any other."""
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    weight = getattr(module, "weight", None)
+    if type(module).__name__ == "Conv1D" and isinstance(weight, Tensor):
+        return weight.shape[1], weight.shape[0]
+    return None
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer and, where the active draws name it, alpha / rank * B_s A_s x on top.
+
+    Without active draws it is the base layer. It owns no factors: they come with the forward pass.
+
+    Args:
+        base: the layer it wraps.
+        name: the wrapped layer's name in the base model, the key into `Draws.factors`.
+    """
+
+    def __init__(self, base: nn.Module, name: str) -> None:
+        super().__init__()
+        self.base = base
+        self.name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (S * B, ..., d_in), draws outermost, to (S * B, ..., d_out).
+
+        Raises:
+            ShapeError: if the rows cannot be divided among the draws.
+        """
+        out: Tensor = self.base(x)
+        draws = active_draws()
+        factors = draws.factors.get(self.name) if draws is not None else None
+        if draws is None or factors is None:
+            return out
+        if x.shape[0] % draws.n_samples:
+            raise ShapeError(
+                f"got {x.shape[0]} rows for {draws.n_samples} draws, expected a multiple; repeat the batch for each draw"
+            )
+        rows = x.reshape(draws.n_samples, -1, x.shape[-1]).to(factors.A.dtype)  # (S, B * T, d_in)
+        delta = torch.bmm(torch.bmm(rows, factors.A.mT), factors.B.mT)  # (S, B * T, d_out)
+        return out + (draws.scaling * delta).to(out.dtype).view_as(out)

@@ -1,0 +1,40 @@
+"""White noise for S draws at once, in which draw s never depends on how many draws were asked for.
+
+Each draw owns a generator whose seed comes from the caller's. So the first four of sixteen draws are the four
+draws that the same generator gives when asked for four: sample banks nest. Noise is made on the CPU, so that a
+seed means the same draw on every device.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["Noise", "standard_normal"]
+
+
+class Noise:
+    """A stream of standard-normal tensors with a leading draw dimension S."""
+
+    def __init__(self, generators: Sequence[torch.Generator]) -> None:
+        self._generators = generators
+
+    @property
+    def n_samples(self) -> int:
+        """S, the number of draws."""
+        return len(self._generators)
+
+    def normal(self, *shape: int, like: Tensor) -> Tensor:
+        """(S, *shape) standard normals with the dtype and device of `like`."""
+        draws = [torch.randn(shape, generator=g, dtype=like.dtype) for g in self._generators]
+        return torch.stack(draws).to(like.device)
+
+    def like(self, tensor: Tensor) -> Tensor:
+        """(S, *tensor.shape) standard normals with the dtype and device of `tensor`."""
+        return self.normal(*tensor.shape, like=tensor)
+
+
+def standard_normal(n_samples: int, generator: torch.Generator) -> Noise:
+    """Noise for `n_samples` draws; the generator advances by one seed a draw."""
+    seeds = [int(torch.randint(2**62, (), generator=generator)) for _ in range(n_samples)]
+    return Noise([torch.Generator().manual_seed(seed) for seed in seeds])

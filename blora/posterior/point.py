@@ -1,0 +1,35 @@
+"""One LoRA factor under a posterior collapsed to a point: plain LoRA, the honest baseline, in the same layers."""
+
+import torch
+from torch import Tensor, nn
+
+from blora.posterior.noise import Noise
+
+__all__ = ["PointFactor"]
+
+
+class PointFactor(nn.Module):
+    """A factor W (p, q) without uncertainty; every draw is its mean, and its KL counts as zero.
+
+    Args:
+        p: rows of W.
+        q: columns of W.
+        mean_std: standard deviation of the entries at the start.
+        generator: source of the initial entries.
+    """
+
+    def __init__(self, p: int, q: int, mean_std: float, generator: torch.Generator) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(mean_std * torch.randn(p, q, generator=generator))
+
+    def sample_from(self, noise: Noise) -> Tensor:
+        """The weight repeated, (S, p, q)."""
+        return self.weight.expand(noise.n_samples, -1, -1)
+
+    def mean(self) -> Tensor:
+        """The weight, (p, q)."""
+        return self.weight
+
+    def kl_divergence(self, generator: torch.Generator) -> Tensor:
+        """Zero: a point has no finite divergence from the prior, and none is charged."""
+        return self.weight.new_zeros(())

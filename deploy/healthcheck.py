@@ -1,0 +1,28 @@
+"""Exits 0 if the server in this container answers 200 on the given path.
+
+The image has no curl. http.client rather than urllib.request: the latter would
+send this local request through a proxy named in the environment.
+"""
+
+import http.client
+import os
+import sys
+
+
+def main(path: str) -> int:
+    port = int(os.environ.get("BLORA_PORT", "8000"))
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=4)
+    try:
+        connection.request("GET", path)
+        status = connection.getresponse().status
+    except (OSError, http.client.HTTPException) as exc:
+        print(f"{path}: {exc}", file=sys.stderr)
+        return 1
+    finally:
+        connection.close()
+    print(f"{path}: {status}")
+    return 0 if status == 200 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,71 @@
+"""Lints the deployment files; exits 1 on any finding. A missing tool is a finding.
+
+hadolint on the Dockerfile, the strict Kubernetes schemas on every manifest, and a
+YAML parse of the rest. All offline, all from the `dev` extra.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+DEPLOY = Path(__file__).resolve().parent
+DOCKERFILE = DEPLOY.parent / "Dockerfile"
+
+try:
+    import kubernetes_validate as schemas
+    import yaml
+except ImportError as exc:
+    sys.exit(f"deploy/lint.py: {exc.name} is missing; pip install '.[dev]'")
+
+
+def lint_dockerfile(path: Path) -> list[str]:
+    # Beside the interpreter first: the environment need not be activated.
+    search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    hadolint = shutil.which("hadolint", path=search)
+    if hadolint is None:
+        return ["hadolint is missing; pip install '.[dev]'"]
+    command = [hadolint, "--no-color", "--failure-threshold", "style", str(path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode == 0:
+        return []
+    return (result.stdout + result.stderr).splitlines() or [f"{path}: hadolint failed"]
+
+
+def lint_manifest(path: Path) -> list[str]:
+    """Findings against the schemas. A kind without a schema is one: it may be misspelt."""
+    findings = []
+    for resource in yaml.safe_load_all(path.read_text()):
+        if resource.get("kind") == "Kustomization":  # a client-side file, with no such schema
+            entries = resource.get("resources", [])
+            findings += [f"{path}: no {e}" for e in entries if not (path.parent / e).exists()]
+            continue
+        try:
+            schemas.validate(resource, schemas.latest_version(), strict=True)
+        except schemas.ValidationError as exc:
+            findings.append(f"{path}: {'.'.join(map(str, exc.path))}: {exc.message}")
+        except schemas.SchemaNotFoundError as exc:
+            findings.append(f"{path}: {exc.message}")
+    return findings
+
+
+def lint(dockerfile: Path = DOCKERFILE, deploy: Path = DEPLOY) -> list[str]:
+    findings = lint_dockerfile(dockerfile)
+    manifests = sorted((deploy / "k8s").rglob("*.yaml"))
+    if not manifests:
+        findings.append(f"{deploy / 'k8s'}: no manifest found")
+    for path in manifests:
+        findings += lint_manifest(path)
+    for path in (deploy / "compose.yaml", deploy / "prometheus.yml"):
+        try:
+            yaml.safe_load(path.read_text())
+        except (OSError, yaml.YAMLError) as exc:
+            findings.append(f"{path}: {exc}")
+    return findings
+
+
+if __name__ == "__main__":
+    found = lint()
+    print("\n".join(found) or "deploy: no findings")
+    sys.exit(bool(found))

@@ -1,0 +1,143 @@
+"""Build the triage data set from the hand-written sentences in ``tickets/``.
+
+``python examples/triage/build.py`` writes ``train.jsonl``, ``validation.jsonl``,
+``test.jsonl`` and ``out_of_scope.jsonl`` beside this file. Standard library only. The seed
+is fixed, so the same sentences always give the same bytes. The split is stratified: each
+queue's clear tickets and each pair of queues' ambiguous tickets are divided in the same
+proportions.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import sys
+import unicodedata
+from collections import defaultdict
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+TICKETS = HERE / "tickets"
+SEED = 20
+QUEUES = (
+    "billing",
+    "account access",
+    "bug report",
+    "feature request",
+    "data export",
+    "security",
+    "cancellation",
+)
+# Shares of every stratum; the test file takes what the first two leave.
+SHARES = (("train", 0.63), ("validation", 0.16), ("test", 0.21))
+
+Ticket = dict[str, Any]
+
+
+def lines(path: Path) -> list[str]:
+    """Return the non-empty lines of a text file, stripped."""
+    text = path.read_text(encoding="utf-8")
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def normal(text: str) -> str:
+    """Return the text without case, punctuation and repeated spaces, to find duplicates."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(re.sub(r"[\W_]+", " ", folded).split())
+
+
+def refuse_duplicates(texts: list[str]) -> None:
+    """Stop when two tickets differ in nothing but case, punctuation or spaces."""
+    seen: dict[str, str] = {}
+    for text in texts:
+        key = normal(text)
+        if key in seen:
+            sys.exit(f"duplicate ticket: {text!r} and {seen[key]!r}")
+        seen[key] = text
+
+
+def read_clear() -> dict[str, list[Ticket]]:
+    """Return the clear tickets of each queue."""
+    strata: dict[str, list[Ticket]] = {}
+    for queue in QUEUES:
+        path = TICKETS / f"{queue.replace(' ', '_')}.txt"
+        strata[queue] = [
+            {"prompt": text, "label": queue, "ambiguous": False} for text in lines(path)
+        ]
+    return strata
+
+
+def read_ambiguous() -> dict[str, list[Ticket]]:
+    """Return the ambiguous tickets of each pair of queues, not labelled yet."""
+    strata: dict[str, list[Ticket]] = defaultdict(list)
+    for line in lines(TICKETS / "ambiguous.tsv"):
+        first, second, text = line.split("\t")
+        # An unknown queue raises ValueError here.
+        pair = sorted((first, second), key=QUEUES.index)
+        if first == second:
+            sys.exit(f"an ambiguous ticket needs two different queues: {text!r}")
+        strata[" / ".join(pair)].append(
+            {"prompt": text, "ambiguous": True, "queues": pair}
+        )
+    return dict(strata)
+
+
+def split(strata: list[list[Ticket]], rng: random.Random) -> dict[str, list[Ticket]]:
+    """Divide the strata by SHARES, in one running order so that small strata add up."""
+    files: dict[str, list[Ticket]] = {name: [] for name, _ in SHARES}
+    taken = dict.fromkeys(files, 0)
+    count = 0
+    for stratum in strata:
+        for ticket in rng.sample(stratum, len(stratum)):
+            count += 1
+            # The file that is furthest behind its share gets the ticket.
+            name = max(SHARES, key=lambda item: item[1] * count - taken[item[0]])[0]
+            taken[name] += 1
+            files[name].append(ticket)
+    return files
+
+
+def write(name: str, tickets: list[Ticket]) -> None:
+    """Write one JSON Lines file and number its tickets."""
+    stem = name.replace("_", "-")
+    with (HERE / f"{name}.jsonl").open("w", encoding="utf-8", newline="\n") as out:
+        for number, ticket in enumerate(tickets, start=1):
+            row = {"id": f"triage-{stem}-{number:04d}", **ticket}
+            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def main() -> None:
+    """Read the sentences, check them, split them and write the four files."""
+    clear, ambiguous = read_clear(), read_ambiguous()
+    outside: list[Ticket] = []
+    for line in lines(TICKETS / "out_of_scope.tsv"):
+        kind, text = line.split("\t")
+        outside.append({"prompt": text, "kind": kind})
+    everything = [*chain(*clear.values()), *chain(*ambiguous.values()), *outside]
+    refuse_duplicates([ticket["prompt"] for ticket in everything])
+
+    rng = random.Random(SEED)
+    for pair in ambiguous.values():
+        for ticket in pair:
+            # A fair coin: neither queue is the better answer.
+            ticket["label"] = rng.choice(ticket["queues"])
+    files: dict[str, list[Ticket]] = {name: [] for name, _ in SHARES}
+    for part in (*([stratum] for stratum in clear.values()), list(ambiguous.values())):
+        for name, tickets in split(part, rng).items():
+            files[name].extend(tickets)
+    files["out_of_scope"] = outside
+
+    for name, tickets in files.items():
+        rng.shuffle(tickets)
+        # One order of the fields for every row.
+        order = ("prompt", "label", "ambiguous", "queues", "kind")
+        write(name, [{key: row[key] for key in order if key in row} for row in tickets])
+        doubtful = sum(bool(row.get("ambiguous")) for row in tickets)
+        print(f"{name}: {len(tickets)} tickets, {doubtful} ambiguous")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""The application: routes, errors and middleware around one service."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.engines.protocol import Engine
+from server.errors import (
+    DisconnectedError,
+    InternalError,
+    InvalidRequestError,
+    MethodNotAllowedError,
+    NoSuchRouteError,
+    ServerError,
+)
+from server.lifecycle import Service
+from server.middleware import BodyLimit, CloseWhileDraining, RequestId
+from server.routes import error_response, router
+from server.settings import Settings
+from server.validation import invalid_request
+
+__all__ = ["create_app"]
+
+
+def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
+    """The server as an ASGI application, whose lifespan loads the model and drains the queue.
+
+    Args:
+        settings: the operator's.
+        engine: computes the probabilities; torch in this process by default.
+    """
+    if engine is None:
+        from server.engines.torch_engine import TorchEngine  # the model's libraries load here
+
+        engine = TorchEngine(settings)
+    service = Service(settings, engine)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        yield
+        await service.stop()
+
+    app = FastAPI(
+        title="blora",
+        summary="Answers with their uncertainty, from a Bayesian-LoRA language model.",
+        version=service.build.version,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.service = service
+    app.include_router(router)
+    _handle_errors(app, service)
+    # The last one added stands outermost.
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, refuse=lambda error: _refuse(service, error))
+    app.add_middleware(CloseWhileDraining, draining=lambda: service.draining)
+    app.add_middleware(RequestId)
+    return app
+
+
+def _refuse(service: Service, error: ServerError) -> Response:
+    """The response to a request that did not reach the predictor, which counts its own."""
+    service.metrics.failed(error)
+    return error_response(error)
+
+
+def _handle_errors(app: FastAPI, service: Service) -> None:
+    @app.exception_handler(ServerError)
+    async def refused(request: Request, error: ServerError) -> Response:
+        return _refuse(service, error)
+
+    @app.exception_handler(DisconnectedError)
+    async def disconnected(request: Request, error: DisconnectedError) -> Response:
+        return error_response(error)  # nobody reads it, and the predictor has counted it
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        return _refuse(service, invalid_request(error.errors()))
+
+    @app.exception_handler(HTTPException)
+    async def from_starlette(request: Request, error: HTTPException) -> Response:
+        response = _refuse(service, _translate(error))
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> Response:
+        return _refuse(
+            service,
+            InternalError("got an unexpected failure, expected none: report this as a bug"),
+        )
+
+
+def _translate(error: HTTPException) -> ServerError:
+    match error.status_code:
+        case 404:
+            return NoSuchRouteError("got a path that does not exist, expected one of /openapi.json's")
+        case 405:
+            return MethodNotAllowedError("got a method that this path has not, expected one of Allow's")
+        case _:
+            return InvalidRequestError("got a request that cannot be read, expected a well-formed one")

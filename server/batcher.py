@@ -1,0 +1,290 @@
+"""The queue in front of the one worker: which inputs share a forward pass, and which wait.
+
+A forward pass holds inputs of one group, that of the oldest one waiting, so no input and no group
+starves. Its size, rows x longest row x draws, stays within `max_batch_tokens`. Inputs whose client
+left or whose deadline passed are dropped before they cost anything.
+"""
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Generic, Literal, Protocol, TypeVar
+
+from server.errors import DeadlineExceededError, DrainingError, QueueFullError, TooLargeError
+
+__all__ = ["BatchObserver", "Batcher", "Completed", "Work"]
+
+P = TypeVar("P")
+R = TypeVar("R")
+
+DropReason = Literal["cancelled", "expired"]
+
+# Weight of the newest forward pass in the running mean of the speed.
+_SPEED_SMOOTHING = 0.2
+
+
+class BatchObserver(Protocol):
+    """Who is told what the batcher does."""
+
+    def forward_done(self, *, rows: int, tokens: int, seconds: float) -> None:
+        """A forward pass of `rows` inputs and `tokens` padded tokens x draws succeeded."""
+
+    def waited(self, seconds: float) -> None:
+        """An input left the queue for a forward pass."""
+
+    def dropped(self, reason: DropReason) -> None:
+        """An input left the queue without one."""
+
+    def queue_changed(self, depth: int) -> None:
+        """So many inputs wait now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work(Generic[P]):
+    """One input to compute.
+
+    Attributes:
+        payload: what the worker gets.
+        n_tokens: length of its row.
+        n_draws: S.
+        group: only equal ones share a forward pass; it fixes n_draws.
+    """
+
+    payload: P
+    n_tokens: int
+    n_draws: int
+    group: Hashable
+
+    @property
+    def cost(self) -> int:
+        """Tokens x draws, the unit of every limit here."""
+        return self.n_tokens * self.n_draws
+
+
+@dataclass(frozen=True, slots=True)
+class Completed(Generic[R]):
+    """A result, and the seconds it waited and took."""
+
+    result: R
+    queue_s: float
+    compute_s: float
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Item(Generic[P, R]):
+    work: Work[P]
+    future: asyncio.Future[Completed[R]]
+    queued_at: float
+    deadline: float
+
+    def wanted(self, now: float) -> bool:
+        return not self.future.done() and now < self.deadline
+
+
+class Batcher(Generic[P, R]):
+    """Collects inputs into forward passes of one worker.
+
+    Args:
+        run: computes the results of payloads of one group, in order.
+        max_batch_tokens: most padded tokens x draws in a forward pass.
+        max_queue_tokens: most tokens x draws waiting.
+        max_queue_requests: most inputs waiting.
+        observer: is told what happens.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Sequence[P]], Awaitable[Sequence[R]]],
+        *,
+        max_batch_tokens: int,
+        max_queue_tokens: int,
+        max_queue_requests: int,
+        observer: BatchObserver,
+    ) -> None:
+        self._run = run
+        self._max_batch_tokens = max_batch_tokens
+        self._max_queue_tokens = max_queue_tokens
+        self._max_queue_requests = max_queue_requests
+        self._observer = observer
+        self._queue: dict[_Item[P, R], None] = {}  # in order of arrival
+        self._running: list[_Item[P, R]] = []
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._draining = False
+        self._worker: asyncio.Task[None] | None = None
+        self._tokens_per_s: float | None = None
+        self.last_forward_failed = False
+
+    def start(self) -> None:
+        """Starts the worker on the running event loop."""
+        self._worker = asyncio.create_task(self._work(), name="batcher")
+
+    async def submit(self, work: Work[P], *, deadline: float) -> Completed[R]:
+        """The result, once a forward pass has computed it.
+
+        Args:
+            work: the input.
+            deadline: event-loop time after which nobody wants the result.
+
+        Raises:
+            TooLargeError: if it alone exceeds a forward pass.
+            QueueFullError: if there is no room for it to wait.
+            DrainingError: if the batcher takes no more.
+            DeadlineExceededError: if the deadline passed first.
+            Exception: whatever the worker raised on this input alone.
+        """
+        self._admit(work)
+        loop = asyncio.get_running_loop()
+        item: _Item[P, R] = _Item(work, loop.create_future(), loop.time(), deadline)
+        self._queue[item] = None
+        self._wake.set()
+        self._changed()
+        try:
+            async with asyncio.timeout_at(deadline) as limit:
+                return await item.future
+        except TimeoutError as exc:
+            if not limit.expired():  # the worker's own
+                raise
+            self._drop(item, "expired")
+            raise DeadlineExceededError(
+                "got no result before the deadline, expected one: try again later, with fewer "
+                "draws, or raise the server's timeout_s"
+            ) from exc
+        except asyncio.CancelledError:
+            self._drop(item, "cancelled")
+            raise
+
+    async def drain(self, timeout_s: float) -> None:
+        """Takes no more, finishes what waits, and stops the worker.
+
+        Args:
+            timeout_s: after so many seconds what is left gets DrainingError.
+        """
+        self._draining = True
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            for item in [*self._running, *self._queue]:
+                if not item.future.done():
+                    item.future.set_exception(self._draining_error())
+        if self._worker is not None:
+            self._worker.cancel()
+            await asyncio.gather(self._worker, return_exceptions=True)
+            self._worker = None
+
+    def _admit(self, work: Work[P]) -> None:
+        if self._draining:
+            raise self._draining_error()
+        if work.cost > self._max_batch_tokens:
+            raise TooLargeError(
+                f"got {work.n_tokens} tokens x {work.n_draws} draws, expected at most "
+                f"{self._max_batch_tokens} in all: shorten the prompt or ask for fewer draws"
+            )
+        waiting = sum(item.work.cost for item in self._queue)
+        if waiting + work.cost > self._max_queue_tokens or len(self._queue) >= self._max_queue_requests:
+            raise QueueFullError(
+                f"got a queue of {len(self._queue)} inputs and {waiting} tokens x draws, expected "
+                f"at most {self._max_queue_requests} and {self._max_queue_tokens}: "
+                "try again after Retry-After",
+                retry_after_s=self._retry_after_s(waiting),
+            )
+
+    def _retry_after_s(self, waiting: int) -> int:
+        if self._tokens_per_s is None:
+            return 1
+        ahead = waiting + sum(item.work.cost for item in self._running)
+        return max(1, math.ceil(ahead / self._tokens_per_s))
+
+    @staticmethod
+    def _draining_error() -> DrainingError:
+        return DrainingError("got a request while shutting down, expected none: ask another replica")
+
+    def _drop(self, item: _Item[P, R], reason: DropReason) -> None:
+        if item in self._queue:
+            del self._queue[item]
+            self._observer.dropped(reason)
+            self._changed()
+
+    def _changed(self) -> None:
+        self._observer.queue_changed(len(self._queue))
+        if self._queue or self._running:
+            self._idle.clear()
+        else:
+            self._idle.set()
+
+    async def _work(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._running = self._take()
+            if not self._running:
+                self._wake.clear()
+                continue
+            self._changed()
+            try:
+                await self._compute(self._running)
+            finally:
+                self._running = []
+                self._changed()
+
+    def _take(self) -> list[_Item[P, R]]:
+        """The oldest input that is still wanted, and those of its group that fit beside it."""
+        now = asyncio.get_running_loop().time()
+        wanted = [item for item in self._queue if item.wanted(now)]
+        if not wanted:
+            return []
+        oldest, *others = wanted
+        peers = [item for item in others if item.work.group == oldest.work.group]
+        # Rows of like length waste the least padding; the sort is stable, so ties go by age.
+        peers.sort(key=lambda item: abs(item.work.n_tokens - oldest.work.n_tokens))
+        batch = [oldest]
+        for item in peers:
+            if self._padded_tokens([*batch, item]) <= self._max_batch_tokens:
+                batch.append(item)
+        for item in batch:
+            del self._queue[item]
+        return batch
+
+    @staticmethod
+    def _padded_tokens(batch: Sequence[_Item[P, R]]) -> int:
+        longest = max(item.work.n_tokens for item in batch)
+        return len(batch) * longest * batch[0].work.n_draws
+
+    async def _compute(self, batch: Sequence[_Item[P, R]]) -> None:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        try:
+            results = await self._run([item.work.payload for item in batch])
+            finished = list(zip(batch, results, strict=True))
+        except Exception as exc:
+            self.last_forward_failed = True
+            await self._recover(batch, exc)
+            return
+        seconds = loop.time() - started
+        self.last_forward_failed = False
+        self._measure(sum(item.work.cost for item in batch), seconds)
+        self._observer.forward_done(rows=len(batch), tokens=self._padded_tokens(batch), seconds=seconds)
+        for item, result in finished:
+            waited = started - item.queued_at
+            self._observer.waited(waited)
+            if not item.future.done():
+                item.future.set_result(Completed(result, waited, seconds))
+
+    async def _recover(self, batch: Sequence[_Item[P, R]], exc: Exception) -> None:
+        """Computes the inputs of a failed forward pass one by one, so that one fails alone."""
+        if len(batch) == 1:
+            if not batch[0].future.done():
+                batch[0].future.set_exception(exc)
+            return
+        for item in batch:
+            if item.wanted(asyncio.get_running_loop().time()):
+                await self._compute([item])
+
+    def _measure(self, tokens: int, seconds: float) -> None:
+        speed = tokens / max(seconds, 1e-6)
+        if self._tokens_per_s is None:
+            self._tokens_per_s = speed
+        else:
+            self._tokens_per_s += _SPEED_SMOOTHING * (speed - self._tokens_per_s)

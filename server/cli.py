@@ -1,0 +1,113 @@
+"""`blora serve`: from flags to a running server, in one line where that is not to be."""
+
+import asyncio
+import json
+import logging
+import socket
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+    from server.lifecycle import Service
+    from server.settings import Settings
+    from server.shutdown import DrainingServer
+
+__all__ = ["SUMMARY", "main"]
+
+SUMMARY = "Serve adapters over HTTP"
+
+_CANNOT_START = 2
+
+
+def main(argv: list[str]) -> int:
+    """Serves until a signal.
+
+    Args:
+        argv: the flags, without the command's name.
+
+    Returns:
+        0 after a signal; 2 if the server could not start, after one line that says why.
+    """
+    from pydantic import ValidationError
+    from pydantic_settings import CliApp
+
+    from server.settings import Settings
+
+    try:
+        settings = CliApp.run(Settings, cli_args=argv)
+    except ValidationError as exc:
+        return _give_up(_first_problem(exc))
+    try:
+        listener = _listen(settings.host, settings.port)
+    except OSError as exc:
+        return _give_up(
+            f"got {settings.host} port {settings.port}, which cannot be listened on "
+            f"({exc.strerror or exc}), expected a free one: choose another --host or --port"
+        )
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    with listener:
+        return asyncio.run(_serve(settings, listener))
+
+
+def _first_problem(exc: "ValidationError") -> str:
+    problem = exc.errors(include_url=False)[0]
+    where = "".join(f"--{str(part).replace('_', '-')}: " for part in problem["loc"][:1])
+    return where + problem["msg"].removeprefix("Value error, ")
+
+
+def _give_up(message: str) -> int:
+    sys.stderr.write(f"blora serve: {message}\n")
+    return _CANNOT_START
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+async def _serve(settings: "Settings", listener: socket.socket) -> int:
+    import uvicorn
+
+    from server.app import create_app
+    from server.shutdown import DrainingServer
+
+    app = create_app(settings)
+    service: Service = app.state.service
+    server = DrainingServer(uvicorn.Config(app, log_config=None, lifespan="on"), service)
+    announcing = asyncio.create_task(_announce(service, server, listener.getsockname()[1]))
+    await server.serve(sockets=[listener])
+    announcing.cancel()
+    return _give_up(service.failure) if service.failure else 0
+
+
+async def _announce(service: "Service", server: "DrainingServer", port: int) -> None:
+    await service.settled.wait()
+    if service.failure:
+        server.stop()
+    else:
+        sys.stderr.write(_example(service, port))
+
+
+def _example(service: "Service", port: int) -> str:
+    """A line to paste into a shell, for the adapter that answers by default."""
+    registry = service.predictor().registry
+    handle = registry.default or next(iter(registry))
+    body: dict[str, Any] = {"adapter": handle.name, "prompt": "Where is my order?"}
+    if handle.config.prompt.choices is None:
+        body["choices"] = ["yes", "no"]
+    host = service.settings.host
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    where = f"[{host}]" if ":" in host else host
+    return (
+        f"Ready. Try:\n  curl -s http://{where}:{port}/v1/predict "
+        f"-H 'content-type: application/json' -d '{json.dumps(body)}'\n"
+    )

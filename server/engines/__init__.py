@@ -1,0 +1,1 @@
+"""What computes answers: one protocol, and the engines that keep it."""

@@ -1,0 +1,117 @@
+"""What the server asks of whatever computes the probabilities."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from server.registry import AdapterHandle
+
+__all__ = ["Engine", "Job", "Loaded", "ModelInfo", "Row"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """The base model that an engine runs.
+
+    Attributes:
+        name: short, as in answers.
+        id: where it came from, with its revision if that has one.
+        fingerprint: of its weights.
+        max_length: the most positions that a row may have.
+    """
+
+    name: str
+    id: str
+    revision: str | None
+    fingerprint: str
+    device: str
+    dtype: str
+    max_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What an engine has ready."""
+
+    model: ModelInfo
+    adapters: tuple[AdapterHandle, ...]
+
+
+class Row(Protocol):
+    """A question and its choices as tokens; only the engine looks deeper."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Length of the packed row."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the question."""
+
+    @property
+    def scored_tokens(self) -> int:
+        """Tokens of the choices."""
+
+    @property
+    def n_choices(self) -> int:
+        """C."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One row to score under S draws of one adapter.
+
+    Attributes:
+        seed: of fresh draws; None for the adapter's own bank.
+    """
+
+    handle: AdapterHandle
+    row: Row
+    n_samples: int
+    seed: int | None
+
+    @property
+    def group(self) -> tuple[str, int, int | None]:
+        """Jobs that are equal in this share their draws, and so may share a forward pass."""
+        return (self.handle.digest, self.n_samples, self.seed)
+
+
+class Engine(Protocol):
+    """A base model and its adapters. `run` is called by one worker, one call at a time."""
+
+    async def load(self) -> Loaded:
+        """Loads everything and proves it with a forward pass of every adapter.
+
+        Raises:
+            BloraError: with a message for the operator.
+        """
+
+    async def pack(
+        self,
+        handle: AdapterHandle,
+        *,
+        prompt: str | None,
+        messages: list[dict[str, str]] | None,
+        choices: Sequence[str],
+        scoring: str | None,
+    ) -> Row:
+        """The question as tokens.
+
+        Raises:
+            PromptError: naming the field that cannot be packed.
+        """
+
+    async def run(self, jobs: Sequence[Job]) -> list[Tensor]:
+        """Probabilities (S, C) of each job; not finite where the model's are not.
+
+        All jobs belong to one group. Each gets the numbers that it would get alone, within the
+        tolerance of the dtype.
+        """
+
+    async def probe(self) -> None:
+        """Runs one small forward pass; raises if that fails."""
+
+    async def close(self) -> None:
+        """Lets go of the threads; nothing runs afterwards."""

@@ -1,0 +1,179 @@
+"""The model in this process: one thread packs, another computes, the event loop does neither."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from blora.adapter import Adapter, attach, load_adapter
+from blora.base_model import BaseModel, load_base_model
+from blora.config import ScoringName
+from blora.decision.abstention import Policy
+from blora.errors import ConfigError, NumericalError
+from blora.inference.packing import PackedRow, collate, pack
+from blora.inference.scoring import score
+from blora.posterior.bank import SampleBank
+from blora.posterior.draws import Draws
+from server.engines.protocol import Job, Loaded, ModelInfo, Row
+from server.registry import AdapterHandle
+from server.settings import Settings
+
+__all__ = ["TorchEngine"]
+
+T = TypeVar("T")
+
+# Any question will do to prove that a forward pass works.
+_PROBE_PROMPT = "Is this a question?"
+_PROBE_CHOICES = ("yes", "no")
+
+
+class TorchEngine:
+    """Keeps `server.engines.protocol.Engine` with torch on one device.
+
+    Args:
+        settings: which base model, on what, with which adapters.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._packing = ThreadPoolExecutor(1, "pack")
+        self._computing = ThreadPoolExecutor(1, "compute")
+        self._base: BaseModel | None = None
+        self._handles: tuple[AdapterHandle, ...] = ()
+
+    async def load(self) -> Loaded:
+        """See Engine."""
+        return await _in(self._computing, self._load)
+
+    async def pack(
+        self,
+        handle: AdapterHandle,
+        *,
+        prompt: str | None,
+        messages: list[dict[str, str]] | None,
+        choices: Sequence[str],
+        scoring: str | None,
+    ) -> Row:
+        """See Engine."""
+        base = self._loaded_base()
+        return await _in(
+            self._packing,
+            partial(
+                pack,
+                base.tokenizer,
+                prompt=prompt,
+                messages=messages,
+                choices=choices,
+                config=handle.config.prompt,
+                scoring=cast(ScoringName | None, scoring),
+                max_length=base.max_length,
+            ),
+        )
+
+    async def run(self, jobs: Sequence[Job]) -> list[Tensor]:
+        """See Engine."""
+        return await _in(self._computing, partial(self._score, jobs))
+
+    async def probe(self) -> None:
+        """See Engine."""
+        await _in(self._computing, partial(self._probe, self._handles[0]))
+
+    async def close(self) -> None:
+        """See Engine."""
+        for executor in (self._packing, self._computing):
+            executor.shutdown(wait=False, cancel_futures=True)
+
+    def _loaded_base(self) -> BaseModel:
+        if self._base is None:
+            raise RuntimeError("got work before load() returned, expected it afterwards")
+        return self._base
+
+    def _load(self) -> Loaded:
+        settings = self._settings
+        if not settings.adapter_sources:
+            raise ConfigError("got no adapters, expected at least one: pass --adapters NAME=PATH")
+        base = load_base_model(settings.base_model, device=settings.device, dtype=settings.dtype)
+        adapters = [load_adapter(source.path, base, name=source.name) for source in settings.adapter_sources]
+        for adapter in adapters:
+            attach(base, adapter)
+        self._base = base
+        self._handles = tuple(_handle(base, adapter) for adapter in adapters)
+        for handle in self._handles:
+            self._probe(handle)
+        model = ModelInfo(
+            name=base.name,
+            id=base.ref.id,
+            revision=base.ref.revision,
+            fingerprint=base.ref.fingerprint,
+            device=str(base.device),
+            dtype=str(base.dtype).removeprefix("torch."),
+            max_length=base.max_length,
+        )
+        return Loaded(model=model, adapters=self._handles)
+
+    def _probe(self, handle: AdapterHandle) -> None:
+        """One forward pass of the adapter's own bank.
+
+        Raises:
+            NumericalError: if a probability is not finite.
+        """
+        base = self._loaded_base()
+        row = pack(
+            base.tokenizer,
+            prompt=_PROBE_PROMPT,
+            choices=handle.config.prompt.choices or _PROBE_CHOICES,
+            config=handle.config.prompt,
+            max_length=base.max_length,
+        )
+        job = Job(handle, row, handle.config.sampling.n_samples, seed=None)
+        [probs] = self._score([job])
+        if not bool(probs.isfinite().all()):
+            raise NumericalError(
+                f"got NaN or infinity from adapter {handle.name!r} on {base.device} in "
+                f"{base.dtype}, expected probabilities: try --dtype float32, or another adapter"
+            )
+
+    def _score(self, jobs: Sequence[Job]) -> list[Tensor]:
+        base = self._loaded_base()
+        rows = [cast(PackedRow, job.row) for job in jobs]
+        with torch.inference_mode():
+            draws = _draws(base, jobs[0])
+            log_probs = score(base.model, collate(rows), draws)  # (S, B, C)
+            probs = log_probs.double().softmax(-1).cpu()
+        return [probs[:, b, : row.n_choices] for b, row in enumerate(rows)]
+
+
+async def _in(executor: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+    return await asyncio.get_running_loop().run_in_executor(executor, work)
+
+
+def _handle(base: BaseModel, adapter: Adapter) -> AdapterHandle:
+    sampling, policy = adapter.config.sampling, adapter.config.policy
+    bank = SampleBank.draw(adapter.posterior, adapter.digest, sampling.n_samples, sampling.seed)
+    return AdapterHandle(
+        name=adapter.name,
+        digest=adapter.digest,
+        config=adapter.config,
+        policy=Policy.from_mapping(policy) if policy else None,
+        bank=SampleBank(bank.digest, bank.seed, bank.draws.to(base.device, base.dtype)),
+        posterior=adapter.posterior,
+        created=int(time.time()),
+    )
+
+
+def _draws(base: BaseModel, job: Job) -> Draws:
+    """The bank's draws where they suffice; more draws, or those of another seed, are made afresh.
+
+    Draws nest: the first ones do not depend on how many there are.
+    """
+    bank = job.handle.bank
+    seed = bank.seed if job.seed is None else job.seed
+    if seed == bank.seed and job.n_samples <= bank.n_samples:
+        return bank.first(job.n_samples)
+    fresh = SampleBank.draw(job.handle.posterior, job.handle.digest, job.n_samples, seed)
+    return fresh.draws.to(base.device, base.dtype)

@@ -1,0 +1,139 @@
+"""The service from first to last: loading, ready, draining, stopped."""
+
+import asyncio
+import logging
+import time
+
+from torch import Tensor
+
+from blora.errors import BloraError, ConfigError
+from server.batcher import Batcher
+from server.build import Build
+from server.engines.protocol import Engine, Job, Loaded
+from server.errors import DrainingError, NotReadyError
+from server.metrics import Metrics
+from server.predictor import Predictor
+from server.registry import Registry
+from server.settings import Settings
+
+__all__ = ["Service"]
+
+logger = logging.getLogger(__name__)
+
+
+class Service:
+    """Everything behind the routes. Liveness never waits for the model, which loads in a task.
+
+    Args:
+        settings: the operator's.
+        engine: computes the probabilities; nothing is loaded yet.
+    """
+
+    def __init__(self, settings: Settings, engine: Engine) -> None:
+        self.settings = settings
+        self.build = Build.current()
+        self.started = int(time.time())
+        self.metrics = Metrics(self.build)
+        self.settled = asyncio.Event()
+        """Set once loading has succeeded or failed."""
+        self.failure: str | None = None
+        """Why loading failed, in one line."""
+        self.draining = False
+        self._engine = engine
+        self._batcher: Batcher[Job, Tensor] = Batcher(
+            engine.run,
+            max_batch_tokens=settings.max_batch_tokens,
+            max_queue_tokens=settings.max_queue_tokens,
+            max_queue_requests=settings.max_queue_requests,
+            observer=self.metrics,
+        )
+        self._predictor: Predictor | None = None
+        self._loading: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Starts the worker, and starts loading."""
+        self._batcher.start()
+        self._loading = asyncio.create_task(self._load(), name="loading")
+
+    def begin_drain(self) -> None:
+        """Tells load balancers to look elsewhere; requests are still answered."""
+        self.draining = True
+
+    async def stop(self, timeout_s: float = 0) -> None:
+        """Takes no more work, and gives what is left `timeout_s` seconds to finish."""
+        self.draining = True
+        if self._loading is not None:
+            self._loading.cancel()
+            await asyncio.gather(self._loading, return_exceptions=True)
+        await self._batcher.drain(timeout_s)
+        await self._engine.close()
+
+    @property
+    def loaded(self) -> Predictor | None:
+        """What answers requests, once there is one."""
+        return self._predictor
+
+    def predictor(self) -> Predictor:
+        """What answers requests.
+
+        Raises:
+            NotReadyError: if nothing is loaded.
+        """
+        if self._predictor is None:
+            raise NotReadyError(
+                f"got a request while the model is not loaded ({self.failure or 'loading'}), "
+                "expected one after /readyz gives 200: try again later"
+            )
+        return self._predictor
+
+    async def check_ready(self) -> None:
+        """Returns if requests will be answered; a full queue is no reason to say no.
+
+        After a failed forward pass a small one has to succeed.
+
+        Raises:
+            DrainingError: if the server is on its way out.
+            NotReadyError: if the model is not loaded, or fails.
+        """
+        if self.draining:
+            raise DrainingError("got a readiness check while draining: use another replica")
+        self.predictor()
+        if self._batcher.last_forward_failed:
+            try:
+                await self._engine.probe()
+            except Exception as exc:
+                logger.exception("The model fails")
+                raise NotReadyError(
+                    "got a model whose forward pass fails, expected a working one: see the log"
+                ) from exc
+
+    async def _load(self) -> None:
+        try:
+            loaded = await self._engine.load()
+            registry = Registry(loaded.adapters, self.settings.default_adapter)
+            self._check_draws(loaded)
+            self.metrics.adapters_loaded(registry)
+            self._predictor = Predictor(
+                model=loaded.model,
+                registry=registry,
+                engine=self._engine,
+                batcher=self._batcher,
+                metrics=self.metrics,
+                settings=self.settings,
+            )
+        except BloraError as exc:
+            self.failure = str(exc)
+        except Exception as exc:
+            logger.exception("Loading failed unexpectedly")
+            self.failure = f"{type(exc).__name__}: {exc}"
+        finally:
+            self.settled.set()
+
+    def _check_draws(self, loaded: Loaded) -> None:
+        cap = self.settings.n_samples_cap
+        for handle in loaded.adapters:
+            wanted = handle.config.sampling.n_samples
+            if wanted > cap:
+                raise ConfigError(
+                    f"got adapter {handle.name!r} with {wanted} draws, expected at most {cap}: raise --n-samples-cap"
+                )

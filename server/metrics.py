@@ -1,0 +1,173 @@
+"""What the server tells Prometheus: base units, bounded labels, no request text.
+
+Each app has a registry of its own; nothing is global.
+"""
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from blora.decision.uncertainty import Prediction
+from server.build import Build
+from server.errors import ServerError
+from server.registry import AdapterHandle
+
+__all__ = ["UNKNOWN_ADAPTER", "Metrics"]
+
+# The label of requests whose adapter is not one of ours, so that clients cannot mint labels.
+UNKNOWN_ADAPTER = "unknown"
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_TOKENS = (256, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+_SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128)
+_PROBABILITY = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
+_NATS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4.2)
+
+
+class Metrics:
+    """Every metric of one app. It observes the batcher, and the predictor reports to it.
+
+    Args:
+        build: which build is running.
+    """
+
+    def __init__(self, build: Build) -> None:
+        self._registry = registry = CollectorRegistry()
+        self._requests = Counter(
+            "blora_requests_total",
+            "Inputs by outcome: answered, abstained or an error code.",
+            ["adapter", "outcome"],
+            registry=registry,
+        )
+        self._abstentions = Counter(
+            "blora_abstentions_total",
+            "Thresholds that made an input abstain.",
+            ["adapter", "reason"],
+            registry=registry,
+        )
+        self._non_finite = Counter(
+            "blora_non_finite_total",
+            "Inputs for which the model gave NaN or infinity.",
+            ["adapter"],
+            registry=registry,
+        )
+        self._dropped = Counter(
+            "blora_dropped_total",
+            "Inputs dropped from the queue before they were computed.",
+            ["reason"],
+            registry=registry,
+        )
+        self._request_seconds = Histogram(
+            "blora_request_seconds",
+            "Time from an input's arrival to its answer.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._queue_seconds = Histogram(
+            "blora_queue_seconds",
+            "Time an input waited for its forward pass.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._forward_seconds = Histogram(
+            "blora_forward_seconds",
+            "Time of a forward pass.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._batch_rows = Histogram("blora_batch_rows", "Inputs in a forward pass.", buckets=_ROWS, registry=registry)
+        self._batch_tokens = Histogram(
+            "blora_batch_tokens",
+            "Padded tokens x draws in a forward pass.",
+            buckets=_TOKENS,
+            registry=registry,
+        )
+        self._samples = Histogram(
+            "blora_samples_per_request",
+            "Posterior draws behind an answer.",
+            buckets=_SAMPLES,
+            registry=registry,
+        )
+        self._confidence = Histogram(
+            "blora_confidence",
+            "Probability of the leading choice.",
+            ["adapter"],
+            buckets=_PROBABILITY,
+            registry=registry,
+        )
+        self._predictive_entropy = Histogram(
+            "blora_predictive_entropy_nats",
+            "Entropy of the answer's probabilities.",
+            ["adapter"],
+            buckets=_NATS,
+            registry=registry,
+        )
+        self._mutual_information = Histogram(
+            "blora_mutual_information_nats",
+            "The part of the entropy that comes from not knowing the weights.",
+            ["adapter"],
+            buckets=_NATS,
+            registry=registry,
+        )
+        self._queue_depth = Gauge("blora_queue_depth", "Inputs waiting for a forward pass.", registry=registry)
+        self._adapter_info = Gauge(
+            "blora_adapter_info",
+            "1 for each adapter that is served.",
+            ["adapter", "digest"],
+            registry=registry,
+        )
+        Gauge(
+            "blora_build_info",
+            "1 for the build that is running.",
+            ["version", "revision"],
+            registry=registry,
+        ).labels(build.version, build.revision).set(1)
+
+    def render(self) -> bytes:
+        """Everything, in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def adapters_loaded(self, handles: Iterable[AdapterHandle]) -> None:
+        """These adapters are served from now on."""
+        for handle in handles:
+            self._adapter_info.labels(handle.name, handle.digest).set(1)
+
+    def predicted(self, adapter: str, prediction: Prediction, *, reasons: Iterable[str], n_samples: int) -> None:
+        """An input was answered, or abstained from if there are reasons."""
+        reasons = tuple(reasons)
+        self._requests.labels(adapter, "abstained" if reasons else "answered").inc()
+        for reason in reasons:
+            self._abstentions.labels(adapter, reason).inc()
+        self._samples.observe(n_samples)
+        self._confidence.labels(adapter).observe(prediction.confidence)
+        self._predictive_entropy.labels(adapter).observe(prediction.predictive_entropy)
+        self._mutual_information.labels(adapter).observe(prediction.mutual_information)
+
+    def failed(self, error: ServerError, adapter: str = UNKNOWN_ADAPTER) -> None:
+        """An input got an error. `adapter` is a loaded one's name."""
+        self._requests.labels(adapter, error.code).inc()
+        if error.code == "non_finite":
+            self._non_finite.labels(adapter).inc()
+
+    def finished(self, seconds: float) -> None:
+        """An input left, with an answer or an error."""
+        self._request_seconds.observe(seconds)
+
+    def forward_done(self, *, rows: int, tokens: int, seconds: float) -> None:
+        """See BatchObserver."""
+        self._batch_rows.observe(rows)
+        self._batch_tokens.observe(tokens)
+        self._forward_seconds.observe(seconds)
+
+    def waited(self, seconds: float) -> None:
+        """See BatchObserver."""
+        self._queue_seconds.observe(seconds)
+
+    def dropped(self, reason: str) -> None:
+        """See BatchObserver."""
+        self._dropped.labels(reason).inc()
+
+    def queue_changed(self, depth: int) -> None:
+        """See BatchObserver."""
+        self._queue_depth.set(depth)

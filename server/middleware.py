@@ -1,0 +1,111 @@
+"""What happens around every request: an id, a limit on the body, and goodbyes while draining."""
+
+import re
+import uuid
+from collections.abc import Callable
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.errors import ServerError, TooLargeError
+
+__all__ = ["BodyLimit", "CloseWhileDraining", "RequestId"]
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class RequestId:
+    """Gives each answer the request's own x-request-id, or a new one if that is absent or odd."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+class CloseWhileDraining:
+    """Asks clients to leave their kept-alive connections once the server is on its way out.
+
+    Args:
+        app: the app around which this stands.
+        draining: whether it is.
+    """
+
+    def __init__(self, app: ASGIApp, draining: Callable[[], bool]) -> None:
+        self._app = app
+        self._draining = draining
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one connection."""
+
+        async def send_goodbye(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._draining():
+                MutableHeaders(scope=message)["connection"] = "close"
+            await send(message)
+
+        await self._app(scope, receive, send_goodbye if scope["type"] == "http" else send)
+
+
+class BodyLimit:
+    """Reads bodies whole before anything parses them, and refuses one as soon as it is too long.
+
+    Args:
+        app: the app around which this stands.
+        max_bytes: the longest body.
+        refuse: the response to an error.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, refuse: Callable[[ServerError], Response]) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+        self._refuse = refuse
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "0")
+        body = bytearray()
+        more = not (declared.isdecimal() and int(declared) > self._max_bytes)
+        too_long = not more
+        while more and not too_long:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            too_long = len(body) > self._max_bytes
+        if too_long:
+            error = TooLargeError(
+                f"got a body of more than {self._max_bytes} bytes, expected at most so many: "
+                "shorten it or send fewer inputs",
+                code="body_too_large",
+            )
+            await self._refuse(error)(scope, receive, send)
+            return
+        await self._app(scope, _replay(bytes(body), receive), send)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A receive that gives the body in one piece, and then whatever really comes."""
+    pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return pending.pop() if pending else await receive()
+
+    return replay

@@ -1,0 +1,236 @@
+"""One request from start to finish: adapter, tokens, queue, uncertainty, abstention, answer."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from blora.decision.abstention import Decision, Policy, decide
+from blora.decision.uncertainty import Prediction, summarize
+from blora.errors import NumericalError, PromptError
+from server.batcher import Batcher, Completed, Work
+from server.engines.protocol import Engine, Job, ModelInfo, Row
+from server.errors import (
+    DisconnectedError,
+    InternalError,
+    InvalidRequestError,
+    ModelFailureError,
+    NonFiniteError,
+    ServerError,
+    TooLargeError,
+)
+from server.ids import prediction_id
+from server.metrics import UNKNOWN_ADAPTER, Metrics
+from server.registry import AdapterHandle, Registry
+from server.schemas.requests import PredictRequest
+from server.schemas.responses import (
+    AbstainReason,
+    AdapterRef,
+    ChoiceProbability,
+    PolicyInForce,
+    PredictResponse,
+    Timing,
+    Usage,
+)
+from server.settings import Settings
+
+__all__ = ["Predictor"]
+
+logger = logging.getLogger(__name__)
+
+
+class Predictor:
+    """Answers questions with one base model and its adapters.
+
+    Args:
+        model: the base model, for answers to name.
+        registry: the adapters.
+        engine: turns questions into rows.
+        batcher: turns rows into probabilities.
+        metrics: counts every outcome.
+        settings: the limits.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: ModelInfo,
+        registry: Registry,
+        engine: Engine,
+        batcher: Batcher[Job, Tensor],
+        metrics: Metrics,
+        settings: Settings,
+    ) -> None:
+        self.model = model
+        self.registry = registry
+        self._engine = engine
+        self._batcher = batcher
+        self._metrics = metrics
+        self._settings = settings
+
+    async def predict_batch(
+        self, questions: Sequence[PredictRequest | InvalidRequestError]
+    ) -> list[PredictResponse | ServerError]:
+        """The outcome of each question, in order; none depends on another."""
+        return list(await asyncio.gather(*map(self.predict, questions)))
+
+    async def predict(self, question: PredictRequest | InvalidRequestError) -> PredictResponse | ServerError:
+        """The answer to one question or what went wrong with it, counted by outcome."""
+        started = time.perf_counter()
+        adapter = UNKNOWN_ADAPTER
+        try:
+            if isinstance(question, InvalidRequestError):
+                raise question
+            handle = self.registry.resolve(question.adapter)
+            adapter = handle.name
+            return await self._answer(question, handle)
+        except asyncio.CancelledError:
+            self._metrics.failed(DisconnectedError("the client left"), adapter)
+            raise
+        except ServerError as error:
+            self._metrics.failed(error, adapter)
+            return error
+        except Exception:
+            logger.exception("A request to adapter %s failed unexpectedly", adapter)
+            bug = InternalError("got an unexpected failure, expected none: report this as a bug")
+            self._metrics.failed(bug, adapter)
+            return bug
+        finally:
+            self._metrics.finished(time.perf_counter() - started)
+
+    async def _answer(self, question: PredictRequest, handle: AdapterHandle) -> PredictResponse:
+        deadline = asyncio.get_running_loop().time() + self._settings.timeout_s
+        n_samples = self._n_samples(question, handle)
+        choices = _choices(question, handle)
+        row = await self._pack(question, handle, choices)
+        job = Job(handle, row, n_samples, question.seed)
+        done = await self._compute(job, deadline)
+        prediction = summarize(done.result)
+        policy = _policy(question, handle)
+        decision = decide(prediction, policy)
+        self._metrics.predicted(
+            handle.name,
+            prediction,
+            reasons=(reason.name for reason in decision.reasons),
+            n_samples=n_samples,
+        )
+        response = self._response(job, choices, done, prediction, policy, decision)
+        if question.return_samples:
+            return response.model_copy(update={"samples": done.result.tolist()})
+        return response
+
+    def _n_samples(self, question: PredictRequest, handle: AdapterHandle) -> int:
+        cap = self._settings.n_samples_cap
+        n_samples = question.n_samples or handle.config.sampling.n_samples
+        if n_samples > cap:
+            raise InvalidRequestError(
+                f"got {n_samples} draws, expected at most {cap}: ask for fewer",
+                code="out_of_range",
+                param="n_samples",
+            )
+        return n_samples
+
+    async def _pack(self, question: PredictRequest, handle: AdapterHandle, choices: Sequence[str]) -> Row:
+        messages = question.messages
+        try:
+            row = await self._engine.pack(
+                handle,
+                prompt=question.prompt,
+                messages=[turn.model_dump() for turn in messages] if messages else None,
+                choices=choices,
+                scoring=question.scoring,
+            )
+        except PromptError as exc:
+            raise InvalidRequestError(str(exc), code="invalid_prompt", param=exc.param) from exc
+        longest = self._settings.max_prompt_tokens
+        if row.prompt_tokens > longest:
+            raise TooLargeError(
+                f"got a prompt of {row.prompt_tokens} tokens, expected at most {longest}: shorten it",
+                code="prompt_too_long",
+                param="messages" if messages else "prompt",
+            )
+        return row
+
+    async def _compute(self, job: Job, deadline: float) -> Completed[Tensor]:
+        work = Work(job, job.row.n_tokens, job.n_samples, job.group)
+        try:
+            done = await self._batcher.submit(work, deadline=deadline)
+        except ServerError:
+            raise
+        except NumericalError as exc:
+            raise _non_finite() from exc
+        except Exception as exc:
+            logger.exception("A forward pass of adapter %s failed", job.handle.name)
+            raise ModelFailureError(
+                "got a failure of the model, expected an answer: try again, and tell the operator if it lasts"
+            ) from exc
+        if not bool(done.result.isfinite().all()):
+            raise _non_finite()
+        return done
+
+    def _response(
+        self,
+        job: Job,
+        choices: Sequence[str],
+        done: Completed[Tensor],
+        prediction: Prediction,
+        policy: Policy | None,
+        decision: Decision,
+    ) -> PredictResponse:
+        leader = choices[prediction.top]
+        return PredictResponse(
+            id=prediction_id(),
+            created=int(time.time()),
+            model=self.model.name,
+            adapter=AdapterRef(name=job.handle.name, digest=job.handle.digest),
+            answer=None if decision.abstained else leader,
+            top_choice=leader,
+            probabilities=[
+                ChoiceProbability(choice=choice, probability=probability, std=std)
+                for choice, probability, std in zip(choices, prediction.probabilities, prediction.std, strict=True)
+            ],
+            confidence=prediction.confidence,
+            predictive_entropy=prediction.predictive_entropy,
+            expected_entropy=prediction.expected_entropy,
+            mutual_information=prediction.mutual_information,
+            abstained=decision.abstained,
+            abstain_reasons=[
+                AbstainReason(reason=reason.name, value=reason.value, threshold=reason.threshold)
+                for reason in decision.reasons
+            ],
+            policy=_policy_in_force(policy),
+            n_samples=job.n_samples,
+            usage=Usage(prompt_tokens=job.row.prompt_tokens, scored_tokens=job.row.scored_tokens),
+            timing=Timing(queue_ms=1e3 * done.queue_s, compute_ms=1e3 * done.compute_s),
+        )
+
+
+def _choices(question: PredictRequest, handle: AdapterHandle) -> Sequence[str]:
+    choices = question.choices or handle.config.prompt.choices
+    if not choices:
+        raise InvalidRequestError(
+            f"got no choices, expected 2 to 64, for adapter {handle.name!r} has no fixed labels: "
+            "list the possible answers",
+            code="missing",
+            param="choices",
+        )
+    return choices
+
+
+def _policy(question: PredictRequest, handle: AdapterHandle) -> Policy | None:
+    if question.policy is None:
+        return handle.policy
+    return Policy(**dict(question.policy), source="request")
+
+
+def _policy_in_force(policy: Policy | None) -> PolicyInForce | None:
+    if policy is None:
+        return None
+    thresholds = {name: value for name, value in policy.thresholds().items() if value is not None}
+    return PolicyInForce(source=policy.source, **thresholds)
+
+
+def _non_finite() -> NonFiniteError:
+    return NonFiniteError("got NaN or infinity from the model, expected probabilities: tell the operator")

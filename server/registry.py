@@ -1,0 +1,120 @@
+"""Which adapters are served, under which names: immutable handles, looked up by name and digest.
+
+A request holds the handle it started with, so nothing that happens to the registry can change the
+weights that answer it.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from blora.config import AdapterConfig
+from blora.decision.abstention import Policy
+from blora.errors import ConfigError
+from blora.posterior.bank import SampleBank
+from blora.posterior.posterior import Posterior
+from server.errors import DigestMismatchError, InvalidRequestError, UnknownAdapterError
+
+__all__ = ["AdapterHandle", "Registry"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class AdapterHandle:
+    """One adapter, ready to answer.
+
+    Attributes:
+        name: what clients call it.
+        digest: of its contents, "sha256:..."; its identity.
+        config: how it was trained and how it wants to be asked.
+        policy: the owner's thresholds, if there are any.
+        bank: the draws that answer requests without a seed, made once.
+        posterior: where fresh draws come from.
+        created: Unix time of loading, in seconds.
+    """
+
+    name: str
+    digest: str
+    config: AdapterConfig
+    policy: Policy | None
+    bank: SampleBank
+    posterior: Posterior
+    created: int
+
+
+class Registry:
+    """The adapters by name.
+
+    Args:
+        handles: at least one, with distinct names.
+        default: which of them answers requests that name none; one alone needs no mention.
+
+    Raises:
+        ConfigError: if a name is unusable or taken, or the default is not among them.
+    """
+
+    def __init__(self, handles: Sequence[AdapterHandle], default: str | None = None) -> None:
+        self._handles: dict[str, AdapterHandle] = {}
+        for handle in handles:
+            if not _NAME.fullmatch(handle.name):
+                raise ConfigError(
+                    f"got adapter name {handle.name!r}, expected up to 64 letters, digits and "
+                    "'._-', starting with a letter or digit: name it with NAME=PATH"
+                )
+            if handle.name in self._handles:
+                raise ConfigError(
+                    f"got two adapters named {handle.name!r}, expected distinct names: name them with NAME=PATH"
+                )
+            self._handles[handle.name] = handle
+        if default is not None and default not in self._handles:
+            raise ConfigError(
+                f"got default adapter {default!r}, expected one of {self._known()}: load it or choose another default"
+            )
+        only = next(iter(self._handles)) if len(self._handles) == 1 else None
+        self._default = default or only
+
+    def __iter__(self) -> Iterator[AdapterHandle]:
+        return iter(self._handles.values())
+
+    @property
+    def default(self) -> AdapterHandle | None:
+        """The adapter for requests that name none."""
+        return self._handles[self._default] if self._default else None
+
+    def resolve(self, spec: str | None) -> AdapterHandle:
+        """The handle a request asks for.
+
+        Args:
+            spec: NAME, NAME@sha256:DIGEST, or None for the default.
+
+        Raises:
+            UnknownAdapterError: if no adapter has that name.
+            DigestMismatchError: if it has, with other contents than the pinned ones.
+            InvalidRequestError: if none is named and there is no default.
+        """
+        if spec is None:
+            if self.default is None:
+                raise InvalidRequestError(
+                    f"got no adapter, expected one of {self._known()}: name one",
+                    code="missing",
+                    param="adapter",
+                )
+            return self.default
+        name, _, pin = spec.partition("@")
+        handle = self._handles.get(name)
+        if handle is None:
+            raise UnknownAdapterError(
+                f"got an adapter that is not loaded, expected one of {self._known()}: correct the name",
+                param="adapter",
+            )
+        if pin and pin != handle.digest:
+            raise DigestMismatchError(
+                f"got a digest that is not that of the loaded adapter, expected {handle.digest}: "
+                "correct the pin or remove it",
+                param="adapter",
+            )
+        return handle
+
+    def _known(self) -> str:
+        return ", ".join(sorted(self._handles))

@@ -1,0 +1,133 @@
+"""The paths, and what each returns."""
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Depends, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from server.disconnect import unless_disconnected
+from server.errors import TABLE, QueueFullError, ServerError, TooLargeError
+from server.lifecycle import Service
+from server.schemas.requests import BatchRequest, PredictBody
+from server.schemas.responses import (
+    BatchResponse,
+    ErrorBody,
+    Info,
+    Limits,
+    ModelCard,
+    ModelDescription,
+    ModelList,
+    PredictResponse,
+    Status,
+)
+from server.strict_json import StrictJsonRoute
+
+__all__ = ["error_response", "router"]
+
+router = APIRouter(route_class=StrictJsonRoute)
+
+
+def error_response(error: ServerError) -> JSONResponse:
+    """The one shape of every error, under the status of its code."""
+    headers = {"retry-after": str(error.retry_after_s)} if isinstance(error, QueueFullError) else None
+    return JSONResponse(ErrorBody.of(error).model_dump(), status_code=error.status, headers=headers)
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+ServiceOf = Annotated[Service, Depends(_service)]
+
+_UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": ErrorBody, "description": "not_ready, draining"}}
+
+
+def _documented_errors() -> dict[int | str, dict[str, Any]]:
+    """What /openapi.json says of the errors of a prediction: every code under its status."""
+    codes: dict[int, list[str]] = {}
+    for code, row in TABLE.items():
+        if code not in ("disconnected", "not_found", "method_not_allowed"):
+            codes.setdefault(row.status, []).append(code)
+    return {status: {"model": ErrorBody, "description": ", ".join(names)} for status, names in codes.items()}
+
+
+@router.post(
+    "/v1/predict",
+    summary="Answer one question or several, or abstain",
+    response_model=PredictResponse | BatchResponse,
+    response_model_exclude_unset=True,
+    responses=_documented_errors(),
+)
+async def predict(
+    request: Request, body: Annotated[PredictBody, Body()], service: ServiceOf
+) -> PredictResponse | BatchResponse | Response:
+    """One question, or {"inputs": [...]} with defaults beside, answered with its uncertainty."""
+    predictor = service.predictor()
+    if isinstance(body, BatchRequest):
+        most = service.settings.max_inputs
+        if len(body.inputs) > most:
+            raise TooLargeError(
+                f"got {len(body.inputs)} inputs, expected at most {most}: send several batches",
+                code="too_many_inputs",
+                param="inputs",
+            )
+        outcomes = await unless_disconnected(request, predictor.predict_batch(body.inputs))
+        return BatchResponse(
+            predictions=[ErrorBody.of(outcome) if isinstance(outcome, ServerError) else outcome for outcome in outcomes]
+        )
+    outcome = await unless_disconnected(request, predictor.predict(body))
+    return error_response(outcome) if isinstance(outcome, ServerError) else outcome
+
+
+@router.get("/v1/models", summary="List the base model and its adapters", responses=_UNAVAILABLE)
+async def models(service: ServiceOf) -> ModelList:
+    """OpenAI's model list; each adapter has the base model as its parent."""
+    predictor = service.predictor()
+    base = predictor.model
+    adapters = [
+        ModelCard(
+            id=handle.name,
+            created=handle.created,
+            root=base.id,
+            parent=base.name,
+            digest=handle.digest,
+        )
+        for handle in predictor.registry
+    ]
+    card = ModelCard(id=base.name, created=service.started, root=base.id, parent=None, digest=base.fingerprint)
+    return ModelList(data=[card, *adapters])
+
+
+@router.get("/livez", summary="Say that the process runs")
+async def livez() -> Status:
+    """200 as long as the event loop turns, whatever else is wrong."""
+    return Status()
+
+
+@router.get("/readyz", summary="Say whether requests will be answered", responses=_UNAVAILABLE)
+async def readyz(service: ServiceOf) -> Status:
+    """200 once a forward pass has succeeded, until the server drains; else 503 with the reason."""
+    await service.check_ready()
+    return Status()
+
+
+@router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
+async def metrics(service: ServiceOf) -> Response:
+    """Prometheus' text format."""
+    return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/info", summary="Say what is running")
+async def info(service: ServiceOf) -> Info:
+    """Version, model and limits."""
+    predictor = service.loaded
+    return Info(
+        version=service.build.version,
+        revision=service.build.revision,
+        model=ModelDescription(**asdict(predictor.model)) if predictor else None,
+        limits=Limits(**service.settings.model_dump(include=set(Limits.model_fields))),
+    )

@@ -1,0 +1,187 @@
+"""What a client may send. Requests are strict: an unknown field is refused, "16" is no number.
+
+The inputs of a batch are checked one at a time, so that a bad one fails in its place and the others
+are answered.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainValidator,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from server.errors import InvalidRequestError
+from server.validation import invalid_request
+
+__all__ = ["BatchRequest", "Message", "Policy", "PredictBody", "PredictRequest"]
+
+NonEmpty = Annotated[str, Field(min_length=1)]
+MAX_SEED = 2**63 - 1
+
+
+class Request(BaseModel):
+    """Base of everything that a client sends."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        allow_inf_nan=False,
+        arbitrary_types_allowed=True,
+        hide_input_in_errors=True,
+    )
+
+
+class Message(Request):
+    """One turn of a chat, for the base model's chat template."""
+
+    role: Literal["system", "user", "assistant"]
+    content: NonEmpty
+
+
+class Policy(Request):
+    """When not to answer. A value exactly at its threshold is answered."""
+
+    min_confidence: float | None = Field(
+        default=None, ge=0, le=1, description="Abstain if the leader's probability is lower."
+    )
+    max_predictive_entropy: float | None = Field(
+        default=None, ge=0, description="Abstain if the predictive entropy, in nats, is higher."
+    )
+    max_mutual_information: float | None = Field(
+        default=None, ge=0, description="Abstain if the mutual information, in nats, is higher."
+    )
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "Policy":
+        if all(value is None for value in dict(self).values()):
+            raise PydanticCustomError(
+                "empty_policy",
+                "got a policy without thresholds, expected at least one: leave `policy` out for "
+                "the adapter's own, or send min_confidence 0 to answer always",
+            )
+        return self
+
+
+class Question(Request):
+    """The fields of one input; in a batch, also the defaults beside `inputs`."""
+
+    adapter: NonEmpty | None = Field(default=None, description="NAME, or NAME@sha256:DIGEST to pin its contents.")
+    prompt: NonEmpty | None = Field(default=None, description="The question; or send `messages`.")
+    messages: list[Message] | None = Field(
+        default=None, min_length=1, description="The question as a chat; or send `prompt`."
+    )
+    choices: list[NonEmpty] | None = Field(
+        default=None,
+        min_length=2,
+        max_length=64,
+        description="The possible answers, all different; the adapter's fixed labels by default.",
+    )
+    scoring: Literal["text", "label"] | None = Field(
+        default=None, description="How choices are scored; the adapter's way by default."
+    )
+    n_samples: int | None = Field(
+        default=None,
+        ge=1,
+        description="Posterior draws, up to the server's cap; the adapter's by default.",
+    )
+    seed: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_SEED,
+        description="Draw afresh from this seed; without it equal requests get equal answers.",
+    )
+    policy: Policy | None = Field(default=None, description="When not to answer; the adapter's own policy by default.")
+    return_samples: bool = Field(default=False, description="Add the probabilities of every single draw to the answer.")
+
+    @field_validator("choices")
+    @classmethod
+    def _all_different(cls, choices: list[str] | None) -> list[str] | None:
+        stripped = [choice.strip() for choice in choices or []]
+        if "" in stripped:
+            raise PydanticCustomError("blank_choice", "got a blank choice, expected some text: fill it or remove it")
+        if len(set(stripped)) < len(stripped):
+            raise PydanticCustomError(
+                "duplicate_choices",
+                "got the same choice twice (white space at the ends does not count), "
+                "expected all different: remove one",
+            )
+        return choices
+
+
+class PredictRequest(Question):
+    """One question, given as a prompt or as messages."""
+
+    @model_validator(mode="after")
+    def _one_question(self) -> "PredictRequest":
+        if self.prompt is None and self.messages is None:
+            raise PydanticCustomError(
+                "no_question",
+                "got neither prompt nor messages, expected exactly one: add one of them",
+                {"param": "prompt"},
+            )
+        if self.prompt is not None and self.messages is not None:
+            raise PydanticCustomError(
+                "two_questions",
+                "got both prompt and messages, expected exactly one: remove one of them",
+                {"param": "messages"},
+            )
+        return self
+
+
+def _check_input(value: object) -> PredictRequest | InvalidRequestError:
+    try:
+        return PredictRequest.model_validate(value)
+    except ValidationError as exc:
+        return invalid_request(exc.errors(include_url=False))
+
+
+Input = Annotated[
+    PredictRequest | InvalidRequestError,
+    PlainValidator(_check_input, json_schema_input_type=PredictRequest),
+]
+
+
+class BatchRequest(Question):
+    """Several questions; the fields beside `inputs` are defaults, an input's own field wins."""
+
+    inputs: list[Input] = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hand_down_defaults(cls, body: Any) -> Any:
+        if not isinstance(body, dict) or not isinstance(body.get("inputs"), list):
+            return body
+        defaults = {name: body[name] for name in PredictRequest.model_fields.keys() & body.keys()}
+        return {**body, "inputs": [_with_defaults(item, defaults) for item in body["inputs"]]}
+
+
+def _with_defaults(item: object, defaults: Mapping[str, object]) -> object:
+    if not isinstance(item, dict):
+        return item
+    merged = {**defaults, **item}
+    asked = {"prompt", "messages"} & item.keys()
+    if asked:  # an input's own question replaces the default one, in whichever form that came
+        for form in {"prompt", "messages"} - asked:
+            merged.pop(form, None)
+    return merged
+
+
+def _kind(body: object) -> str:
+    return "batch" if isinstance(body, dict) and "inputs" in body else "single"
+
+
+PredictBody = Annotated[
+    Annotated[PredictRequest, Tag("single")] | Annotated[BatchRequest, Tag("batch")],
+    Discriminator(_kind),
+]

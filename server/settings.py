@@ -1,0 +1,101 @@
+"""What an operator may set: every knob of the server, its default, its unit and its meaning."""
+
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+__all__ = ["AdapterSource", "Settings"]
+
+
+class AdapterSource(NamedTuple):
+    """Where one adapter comes from, and the name it is served under (None: its folder's name)."""
+
+    path: Path
+    name: str | None
+
+
+class Settings(BaseSettings):
+    """The server's settings; each is a flag of `blora serve` and a variable BLORA_<NAME>.
+
+    Flags win over the environment. Built once at the door and passed down.
+
+    Raises:
+        pydantic.ValidationError: if a value is out of range or of the wrong type.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="BLORA_",
+        extra="forbid",
+        frozen=True,
+        cli_kebab_case=True,
+        cli_prog_name="blora serve",
+        allow_inf_nan=False,
+    )
+
+    base_model: str = Field(
+        "embedded",
+        description="Base model: a hub id, a folder, a .gguf file, or 'embedded'.",
+        min_length=1,
+    )
+    device: str = Field("auto", description="Device of the base model: auto, cpu, cuda, cuda:1.")
+    dtype: str = Field("auto", description="Precision of the base model: auto, float32, bfloat16.")
+    adapters: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Adapters to serve, each PATH or NAME=PATH, separated by commas."
+    )
+    default_adapter: str | None = Field(
+        None, description="Adapter that answers requests naming none; one alone needs no mention."
+    )
+
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every one.")
+    port: int = Field(8000, description="TCP port; 0 for any free one.", ge=0, le=65535)
+
+    n_samples_cap: int = Field(64, description="Most posterior draws that one request may ask for.", ge=1)
+    max_batch_tokens: int = Field(16384, description="Most padded tokens x draws in one forward pass.", ge=1)
+    max_queue_tokens: int = Field(1048576, description="Most tokens x draws waiting; beyond it requests get 429.", ge=1)
+    max_queue_requests: int = Field(1024, description="Most inputs waiting; beyond it requests get 429.", ge=1)
+    max_inputs: int = Field(256, description="Most inputs in one batch request.", ge=1)
+    max_body_bytes: int = Field(
+        1048576, description="Largest request body, in bytes; beyond it requests get 413.", ge=1
+    )
+    max_prompt_tokens: int = Field(4096, description="Longest prompt, in tokens; beyond it requests get 413.", ge=1)
+
+    timeout_s: float = Field(60.0, description="Seconds in which a request is answered, or gets 504.", gt=0)
+    drain_delay_s: float = Field(
+        0.0,
+        description="Seconds to keep serving after SIGTERM, for load balancers to notice /readyz.",
+        ge=0,
+    )
+    drain_timeout_s: float = Field(
+        30.0, description="Seconds to finish accepted requests in, once serving stops.", ge=0
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe log line to write."
+    )
+
+    @field_validator("adapters", mode="before")
+    @classmethod
+    def _split_commas(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @model_validator(mode="after")
+    def _one_full_batch_fits_the_queue(self) -> "Settings":
+        if self.max_queue_tokens < self.max_batch_tokens:
+            raise ValueError(
+                f"got max_queue_tokens={self.max_queue_tokens}, expected at least "
+                f"max_batch_tokens={self.max_batch_tokens}: raise the first or lower the second"
+            )
+        return self
+
+    @property
+    def adapter_sources(self) -> tuple[AdapterSource, ...]:
+        """The entries of `adapters`, split at the first '='."""
+        return tuple(_parse_source(entry) for entry in self.adapters)
+
+
+def _parse_source(entry: str) -> AdapterSource:
+    name, equals, path = entry.partition("=")
+    return AdapterSource(Path(path), name) if equals else AdapterSource(Path(entry), None)

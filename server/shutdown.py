@@ -1,0 +1,70 @@
+"""The way out: stay a while for load balancers to notice, then finish what was accepted."""
+
+import asyncio
+import math
+import signal
+import socket
+from types import FrameType
+
+import uvicorn
+
+from server.lifecycle import Service
+
+__all__ = ["DrainingServer"]
+
+# Requests whose bytes are on their way when the listener closes get so long to be read.
+_LAST_READ_S = 0.1
+# Once the drain has timed out, uvicorn gets so long to write the refusals.
+_LAST_WRITE_S = 2
+
+
+class DrainingServer(uvicorn.Server):
+    """Uvicorn with a shutdown that loses no accepted request.
+
+    At SIGTERM /readyz turns to 503 while requests are still served for `drain_delay_s`. Then the
+    listener closes, and requests in flight have `drain_timeout_s` to finish before they get 503. A
+    second signal ends it at once.
+
+    Args:
+        config: uvicorn's; its timeout_graceful_shutdown is set here.
+        service: what is drained.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        config.timeout_graceful_shutdown = math.ceil(service.settings.drain_timeout_s) + _LAST_WRITE_S
+        super().__init__(config)
+        self._service = service
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serves until a signal, then drains."""
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Starts draining at the first signal; the exit status does not tell of it."""
+        if self._service.draining:
+            self.should_exit = self.force_exit = True
+            return
+        self._service.begin_drain()
+        delay_s = self._service.settings.drain_delay_s if sig == signal.SIGTERM else 0
+        if delay_s and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._loop.call_later, delay_s, self.stop)
+        else:
+            self.stop()
+
+    def stop(self) -> None:
+        """Closes the listener and drains, soon."""
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Closes the listener, and waits for the requests in flight."""
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(_LAST_READ_S)
+        closing = asyncio.create_task(super().shutdown(sockets))
+        timeout_s = 0 if self.force_exit else self._service.settings.drain_timeout_s
+        await asyncio.wait({closing}, timeout=timeout_s)
+        if not closing.done():
+            await self._service.stop()
+        await closing

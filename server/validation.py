@@ -1,0 +1,122 @@
+"""Pydantic's complaints, as one InvalidRequestError that names the field and never repeats the text."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from server.errors import InvalidRequestError
+
+__all__ = ["invalid_request"]
+
+# Codes of the complaints that our own models raise; their messages are ours already.
+_OWN_CODES = {
+    "blank_choice": "empty_string",
+    "duplicate_choices": "duplicate_choices",
+    "empty_policy": "empty_policy",
+    "no_question": "missing",
+    "two_questions": "conflict",
+}
+# Codes of pydantic's; further types that end in "_type" or "_parsing" are invalid_type.
+_CODES = {
+    "extra_forbidden": "unknown_field",
+    "finite_number": "not_finite",
+    "greater_than_equal": "out_of_range",
+    "json_invalid": "invalid_json",
+    "less_than_equal": "out_of_range",
+    "literal_error": "invalid_value",
+    "missing": "missing",
+    "string_too_short": "empty_string",
+    "too_long": "invalid_length",
+    "too_short": "invalid_length",
+    **_OWN_CODES,
+}
+# Where FastAPI and the union of the two kinds of body stand in a location: not names of fields.
+_SCAFFOLD = frozenset({"body", "single", "batch"})
+_FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
+
+
+def invalid_request(details: Sequence[Mapping[str, Any]]) -> InvalidRequestError:
+    """The first of pydantic's complaints as an error of ours; the message counts the others.
+
+    Args:
+        details: what ValidationError.errors() or RequestValidationError.errors() returns.
+    """
+    first = details[0]
+    code = _code(first["type"])
+    message = _message(first)
+    if len(details) > 1:
+        message += f" (the first of {len(details)} problems)"
+    param = None if code == "invalid_json" else _param(first)
+    return InvalidRequestError(message, code=code, param=param)
+
+
+def _code(kind: str) -> str:
+    if kind in _CODES:
+        return _CODES[kind]
+    return "invalid_type" if kind.endswith(("_type", "_parsing")) else "invalid_value"
+
+
+def _param(detail: Mapping[str, Any]) -> str | None:
+    location = list(detail["loc"])
+    if location[:1] == ["body"]:
+        location = location[1:]
+        if location[:1] and location[0] in _SCAFFOLD:
+            location = location[1:]
+    own = detail.get("ctx", {}).get("param")
+    names = [*location, own] if own else location
+    return ".".join(_name(name) for name in names) or None
+
+
+def _name(part: object) -> str:
+    # A name the client made up may hold anything, their customer's letter included.
+    if isinstance(part, int) or _FIELD_NAME.fullmatch(str(part)):
+        return str(part)
+    return "(a name that is not a field's)"
+
+
+def _message(detail: Mapping[str, Any]) -> str:
+    context = detail.get("ctx", {})
+    got = _describe(detail.get("input"))
+    match detail["type"]:
+        case "json_invalid":
+            return (
+                f"got a body that is not JSON ({context.get('error')}), expected one JSON object "
+                "in UTF-8 with finite numbers: correct the body"
+            )
+        case "missing" if _param(detail) is None:
+            return "got no body, expected one JSON object: send one"
+        case "missing":
+            return "got no such field, expected one: add it"
+        case "extra_forbidden":
+            return "got an unknown field, expected only documented ones: remove or respell it"
+        case "literal_error":
+            return f"got {got}, expected {context['expected']}: send one of these"
+        case "finite_number":
+            return "got a number that is not finite, expected a finite one: send a finite number"
+        case "string_too_short":
+            return "got an empty string, expected some text: fill it or leave the field out"
+        case "too_short":
+            return f"got {got}, expected at least {context['min_length']}: add some"
+        case "too_long":
+            return f"got {got}, expected at most {context['max_length']}: send fewer"
+        case kind if kind in _OWN_CODES:
+            return str(detail["msg"])
+    expected = detail["msg"].removeprefix("Input should be ")
+    return f"got {got}, expected {expected}: correct the field"
+
+
+def _describe(value: object) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true" if value else "false"
+        case int() | float():
+            text = repr(value) if abs(value) < 1e21 else ""
+            return text or "a very large number"
+        case str():
+            return f"a string of {len(value)} characters"
+        case list():
+            return f"a list of {len(value)}"
+        case _:
+            return "an object"

@@ -1,0 +1,192 @@
+"""Shared toy targets with known answers: tiny causal language models, a tokenizer of characters, random draws."""
+
+import copy
+import functools
+import string
+from collections.abc import Sequence
+
+import torch
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from tokenizers.processors import TemplateProcessing
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from blora.base_model import BaseModel, fingerprint
+from blora.config import BaseModelRef
+from blora.inference.packing import PackedRow
+from blora.posterior.draws import Draws, Factors
+from blora.posterior.inject import default_targets, inject, select_modules
+
+VOCAB_SIZE = 128
+N_LAYERS = 2
+MAX_LENGTH = 256
+
+CHAT_TEMPLATE = """\
+{% for message in messages %}\
+{% if message.role not in ['system', 'user', 'assistant'] %}{{ raise_exception('no such role') }}{% endif %}\
+{{ message.role }}: {{ message.content }}
+{% endfor %}\
+{% if add_generation_prompt %}assistant:{% endif %}"""
+
+_DECODER = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": N_LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": MAX_LENGTH,
+}
+
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "llama": LlamaConfig(**_DECODER, tie_word_embeddings=True),
+    "qwen2": Qwen2Config(**_DECODER),
+    "qwen3": Qwen3Config(**_DECODER, head_dim=8),
+    "gpt2": GPT2Config(
+        vocab_size=VOCAB_SIZE,
+        n_embd=32,
+        n_layer=N_LAYERS,
+        n_head=4,
+        n_positions=MAX_LENGTH,
+        bos_token_id=1,
+        eos_token_id=1,
+    ),
+}
+
+ARCHITECTURES = tuple(CONFIGS)
+
+
+def tiny_model(architecture: str = "llama") -> PreTrainedModel:
+    """A fresh copy of a small random model; the same weights every time, no two of them equal, no bias zero."""
+    return copy.deepcopy(_tiny_model(architecture))
+
+
+@functools.cache
+def _tiny_model(architecture: str) -> PreTrainedModel:
+    generator = torch.Generator().manual_seed(ARCHITECTURES.index(architecture))
+    with torch.random.fork_rng(devices=[]):
+        model = AutoModelForCausalLM.from_config(CONFIGS[architecture])
+    model.eval().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        noise = 0.2 * torch.randn(parameter.shape, generator=generator)
+        is_norm = parameter.ndim == 1 and not name.endswith("bias")
+        parameter.copy_(1 + noise if is_norm else noise)
+    return model
+
+
+@functools.cache
+def tiny_tokenizer(*, bos: bool = True, chat: bool = True) -> PreTrainedTokenizerFast:
+    """One token a character, so that what a row says can be read back; with `bos` it starts every text with <s>."""
+    alphabet = ["<pad>", "<s>", "<unk>", "\n", *sorted(set(string.printable) - set(string.whitespace)), " "]
+    assert len(alphabet) <= VOCAB_SIZE
+    tokenizer = Tokenizer(WordLevel({token: i for i, token in enumerate(alphabet)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Split(Regex(r"[\s\S]"), "isolated")
+    if bos:
+        tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", unk_token="<unk>")
+    if chat:
+        fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def spell(ids: Sequence[int]) -> str:
+    """The text of token ids of `tiny_tokenizer`."""
+    return "".join(tiny_tokenizer().convert_ids_to_tokens(list(ids)))
+
+
+def tiny_base(architecture: str = "llama") -> BaseModel:
+    """A tiny model as a base model, not yet injected."""
+    model = tiny_model(architecture)
+    return BaseModel(
+        model=model,
+        tokenizer=tiny_tokenizer(),
+        ref=BaseModelRef(id=f"tiny/{architecture}", revision=None, fingerprint=fingerprint(model)),
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        max_length=MAX_LENGTH,
+    )
+
+
+def adapted_modules(model: PreTrainedModel) -> dict[str, tuple[int, int]]:
+    """Default targets in every layer, with their (d_out, d_in)."""
+    return select_modules(model, default_targets(model.config.model_type), range(N_LAYERS))
+
+
+def injected(architecture: str = "llama") -> tuple[PreTrainedModel, dict[str, tuple[int, int]]]:
+    """A tiny model with a `LoraLinear` around its default targets, and those targets."""
+    model = tiny_model(architecture)
+    modules = adapted_modules(model)
+    inject(model, modules)
+    return model, modules
+
+
+def random_draws(
+    modules: dict[str, tuple[int, int]], n_samples: int, *, seed: int = 0, rank: int = 3, scaling: float = 2.0
+) -> Draws:
+    """Draws large enough to change every answer."""
+    generator = torch.Generator().manual_seed(seed)
+    return Draws(
+        {
+            name: Factors(
+                0.3 * torch.randn(n_samples, rank, d_in, generator=generator),
+                0.3 * torch.randn(n_samples, d_out, rank, generator=generator),
+            )
+            for name, (d_out, d_in) in modules.items()
+        },
+        scaling,
+    )
+
+
+def merged(model: PreTrainedModel, draws: Draws, s: int) -> PreTrainedModel:
+    """A copy of an uninjected model with draw s added into its weights: W + scaling B_s A_s."""
+    copied = copy.deepcopy(model)
+    for name, factors in draws.factors.items():
+        module = copied.get_submodule(name)
+        delta = draws.scaling * factors.B[s] @ factors.A[s]
+        module.weight += delta if isinstance(module, nn.Linear) else delta.mT
+    return copied
+
+
+def random_rows(n_rows: int, *, seed: int = 0, length_normalized: bool = False) -> list[PackedRow]:
+    """Questions of different lengths, with two to four choices of one to five tokens."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def integer(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=generator))
+
+    def tokens(low: int, high: int) -> tuple[int, ...]:
+        return tuple(integer(0, VOCAB_SIZE - 1) for _ in range(integer(low, high)))
+
+    return [
+        PackedRow(tokens(1, 12), tuple(tokens(1, 5) for _ in range(integer(2, 4))), length_normalized)
+        for _ in range(n_rows)
+    ]
+
+
+@torch.no_grad()
+def log_prob_alone(model: nn.Module, prompt: Sequence[int], continuation: Sequence[int]) -> Tensor:
+    """Log-probability of a continuation after a prompt, from one ordinary unpadded causal forward pass."""
+    ids = torch.tensor([[*prompt, *continuation]])
+    log_probs = model(input_ids=ids).logits[0].double().log_softmax(-1)
+    at = range(len(prompt) - 1, ids.shape[1] - 1)
+    return torch.stack([log_probs[t, token] for t, token in zip(at, continuation, strict=True)]).sum()
+
+
+def choices_alone(model: nn.Module, row: PackedRow) -> Tensor:
+    """Log-probabilities over the choices of a row, each scored in a forward pass of its own, (C,)."""
+    totals = [
+        log_prob_alone(model, row.prompt, tokens) / (len(tokens) if row.length_normalized else 1)
+        for tokens in row.continuations
+    ]
+    return torch.stack(totals).log_softmax(-1).float()

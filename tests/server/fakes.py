@@ -1,0 +1,191 @@
+"""A fake engine whose probabilities are a known function of the question, and apps around it."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import torch
+from fastapi import FastAPI
+from torch import Tensor
+
+from blora.decision.abstention import Policy
+from blora.errors import PromptError
+from server.app import create_app
+from server.engines.protocol import Job, Loaded, ModelInfo
+from server.registry import AdapterHandle
+from server.settings import Settings
+
+TRIAGE_DIGEST = "sha256:" + "1" * 64
+OPEN_DIGEST = "sha256:" + "2" * 64
+CHOICES = ("billing", "technical", "account")
+
+
+def handle(
+    name: str,
+    digest: str,
+    *,
+    choices: tuple[str, ...] | None = None,
+    n_samples: int = 4,
+    policy: Policy | None = None,
+) -> AdapterHandle:
+    """A handle without weights: the fake engine needs none."""
+    config: Any = SimpleNamespace(
+        prompt=SimpleNamespace(choices=choices),
+        sampling=SimpleNamespace(n_samples=n_samples, seed=0),
+    )
+    nothing: Any = None
+    return AdapterHandle(name, digest, config, policy, nothing, nothing, created=1_700_000_000)
+
+
+@dataclass(frozen=True)
+class FakeRow:
+    """One token a word, one a choice."""
+
+    text: str
+    choices: tuple[str, ...]
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.text.split())
+
+    @property
+    def scored_tokens(self) -> int:
+        return len(self.choices)
+
+    @property
+    def n_tokens(self) -> int:
+        return self.prompt_tokens
+
+    @property
+    def n_choices(self) -> int:
+        return len(self.choices)
+
+
+def fake_probabilities(text: str, n_choices: int, n_samples: int, seed: int | None) -> Tensor:
+    """(S, C) probabilities that depend on the question and the seed alone.
+
+    A question "p=0.7 ..." puts exactly that on the first choice in every draw.
+    """
+    if text.startswith("p="):
+        first = float(text.split()[0].removeprefix("p="))
+        rest = (1 - first) / (n_choices - 1)
+        return torch.tensor([[first] + [rest] * (n_choices - 1)] * n_samples, dtype=torch.float64)
+    key = hashlib.sha256(f"{text}|{seed}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
+    logits = torch.randn(n_samples, n_choices, generator=generator, dtype=torch.float64)
+    return logits.softmax(-1)
+
+
+@dataclass
+class FakeEngine:
+    """Keeps the engine protocol; words in a question make it misbehave.
+
+    POISON raises, NAN gives NaN, UNPACKABLE cannot be packed. `gate` holds every forward pass.
+    """
+
+    handles: tuple[AdapterHandle, ...] = (
+        handle("triage", TRIAGE_DIGEST, choices=CHOICES),
+        handle("open", OPEN_DIGEST),
+    )
+    load_error: Exception | None = None
+    broken: bool = False
+    batches: list[list[str]] = field(default_factory=list)
+    load_gate: asyncio.Event = field(default_factory=asyncio.Event)
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    computing: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.load_gate.set()
+        self.gate.set()
+
+    async def load(self) -> Loaded:
+        await self.load_gate.wait()
+        if self.load_error is not None:
+            raise self.load_error
+        model = ModelInfo(
+            name="fake",
+            id="fake/fake",
+            revision=None,
+            fingerprint="sha256:" + "0" * 64,
+            device="cpu",
+            dtype="float64",
+            max_length=1000,
+        )
+        return Loaded(model, self.handles)
+
+    async def pack(
+        self,
+        handle: AdapterHandle,
+        *,
+        prompt: str | None,
+        messages: list[dict[str, str]] | None,
+        choices: Sequence[str],
+        scoring: str | None,
+    ) -> FakeRow:
+        text = prompt if prompt is not None else " ".join(turn["content"] for turn in messages or [])
+        if "UNPACKABLE" in text:
+            raise PromptError("got what cannot be packed, expected text", param="prompt")
+        if "BUG" in text:
+            raise KeyError("a bug")
+        return FakeRow(text, tuple(choices))
+
+    async def run(self, jobs: Sequence[Job]) -> list[Tensor]:
+        texts = [job.row.text for job in jobs]  # type: ignore[attr-defined]
+        self.batches.append(texts)
+        self.computing.set()
+        await self.gate.wait()
+        if self.broken or any("POISON" in text for text in texts):
+            raise RuntimeError("the device fell off the bus")
+        return [self._probabilities(job) for job in jobs]
+
+    async def probe(self) -> None:
+        if self.broken:
+            raise RuntimeError("the device fell off the bus")
+
+    async def close(self) -> None:
+        pass
+
+    @staticmethod
+    def _probabilities(job: Job) -> Tensor:
+        row: Any = job.row
+        probs = fake_probabilities(row.text, row.n_choices, job.n_samples, job.seed)
+        return probs * torch.nan if "NAN" in row.text else probs
+
+
+@dataclass
+class Running:
+    """An app whose lifespan has started, and a client of it."""
+
+    app: FastAPI
+    client: httpx.AsyncClient
+    engine: FakeEngine
+
+    async def metric(self, name: str, **labels: str) -> float:
+        """The value of one series, 0 where it does not exist."""
+        wanted = {f'{key}="{value}"' for key, value in labels.items()}
+        for line in (await self.client.get("/metrics")).text.splitlines():
+            series, _, value = line.rpartition(" ")
+            found, _, rest = series.partition("{")
+            if found == name and wanted <= set(rest.rstrip("}").split(",")) | {""}:
+                return float(value)
+        return 0.0
+
+
+@asynccontextmanager
+async def running(engine: FakeEngine, *, ready: bool = True, **settings: Any) -> AsyncIterator[Running]:
+    """Starts an app around the engine, without the environment's settings."""
+    settings = {"default_adapter": "triage", **settings}
+    app = create_app(Settings(**settings), engine)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+    ):
+        if ready:
+            await app.state.service.settled.wait()
+        yield Running(app, client, engine)

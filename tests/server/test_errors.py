@@ -1,0 +1,58 @@
+"""The table of errors: complete, and nothing in it that nobody raises."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import server
+from server import errors
+from server.errors import TABLE, QueueFullError, ServerError
+from server.routes import error_response
+from server.validation import _CODES
+
+SOURCES = sorted(Path(server.__file__).parent.rglob("*.py"))
+CLASSES = [
+    thing
+    for name in errors.__all__
+    if isinstance(thing := getattr(errors, name), type) and issubclass(thing, ServerError)
+]
+
+
+def codes_in_sources() -> set[str]:
+    """Every code="..." that is passed anywhere, and those of the classes and of validation."""
+    passed = {
+        keyword.value.value
+        for source in SOURCES
+        for node in ast.walk(ast.parse(source.read_text()))
+        if isinstance(node, ast.Call)
+        for keyword in node.keywords
+        if keyword.arg == "code" and isinstance(keyword.value, ast.Constant)
+    }
+    return {str(code) for code in passed} | {cls.code for cls in CLASSES} | set(_CODES.values()) | {"invalid_type"}
+
+
+def test_every_code_is_in_the_table_and_every_row_is_used() -> None:
+    assert codes_in_sources() == TABLE.keys()
+
+
+@pytest.mark.parametrize("code", TABLE)
+def test_statuses_are_errors_and_types_say_which(code: str) -> None:
+    row = TABLE[code]
+    assert 400 <= row.status < 600
+    assert row.type.endswith("_error")
+    assert (row.status >= 500) == (row.type in {"server_error", "unavailable_error", "timeout_error"})
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_every_class_has_a_row(cls: type[ServerError]) -> None:
+    assert cls.code in TABLE
+
+
+def test_an_error_in_its_shape() -> None:
+    response = error_response(QueueFullError("got a lot, expected less: wait", retry_after_s=7))
+    assert response.status_code == 429
+    assert response.headers["retry-after"] == "7"
+    assert bytes(response.body) == (
+        b'{"error":{"message":"got a lot, expected less: wait","type":"rate_limit_error","param":null,"code":"queue_full"}}'
+    )

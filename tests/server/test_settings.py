@@ -1,0 +1,96 @@
+"""Settings: where they come from, what they refuse, and that the documentation knows them all."""
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+from pydantic_settings import CliApp
+
+from server.settings import AdapterSource, Settings
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "settings.md"
+
+
+def documented() -> dict[str, tuple[str, str]]:
+    """Flag and default of each row of the documentation, by variable."""
+    rows = re.findall(r"^\| `(--\S+)` \| `(BLORA_\S+)` \| [^|]* \| (\S+) \|", DOCUMENT.read_text(), re.MULTILINE)
+    return {variable: (flag, default.strip("`")) for flag, variable, default in rows}
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_is_documented_with_its_default(name: str) -> None:
+    flag, default = documented()[f"BLORA_{name.upper()}"]
+    assert flag == f"--{name.replace('_', '-')}"
+    value = getattr(Settings(), name)
+    if value in (None, ()):
+        assert default == "none"
+    elif isinstance(value, float):
+        assert float(default) == value
+    else:
+        assert default == str(value)
+
+
+def test_nothing_else_is_documented() -> None:
+    assert documented().keys() == {f"BLORA_{name.upper()}" for name in Settings.model_fields}
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_says_what_it_means(name: str) -> None:
+    assert Settings.model_fields[name].description
+
+
+def test_the_environment_sets_and_flags_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BLORA_PORT", "9000")
+    monkeypatch.setenv("BLORA_TIMEOUT_S", "5")
+    monkeypatch.setenv("BLORA_ADAPTERS", "a, b=c/d ,")
+    settings = CliApp.run(Settings, cli_args=["--port", "9001", "--max-batch-tokens", "2048"])
+    assert (settings.port, settings.timeout_s, settings.max_batch_tokens) == (9001, 5.0, 2048)
+    assert settings.adapters == ("a", "b=c/d")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--adapters", "a,b=c"], ["--adapters", "a", "--adapters", "b=c"], ["--adapters=a,b=c"]],
+)
+def test_adapters_are_paths_with_or_without_names(flags: list[str]) -> None:
+    sources = CliApp.run(Settings, cli_args=flags).adapter_sources
+    assert sources == (AdapterSource(Path("a"), None), AdapterSource(Path("c"), "b"))
+
+
+def test_a_path_may_hold_an_equals_sign_after_the_name() -> None:
+    [source] = Settings(adapters=("x=a=b",)).adapter_sources
+    assert source == AdapterSource(Path("a=b"), "x")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("port", -1),
+        ("port", 65536),
+        ("n_samples_cap", 0),
+        ("max_batch_tokens", 0),
+        ("max_inputs", 0),
+        ("timeout_s", 0),
+        ("timeout_s", float("nan")),
+        ("timeout_s", float("inf")),
+        ("drain_delay_s", -1),
+        ("log_level", "loud"),
+        ("base_model", ""),
+        ("no_such_setting", 1),
+    ],
+)
+def test_nonsense_is_refused(name: str, value: object) -> None:
+    with pytest.raises(ValidationError, match=name):
+        Settings(**{name: value})  # type: ignore[arg-type]
+
+
+def test_a_queue_smaller_than_a_batch_is_refused() -> None:
+    with pytest.raises(ValidationError, match="max_queue_tokens=10, expected at least max_batch_tokens=20"):
+        Settings(max_batch_tokens=20, max_queue_tokens=10)
+
+
+def test_settings_cannot_be_changed() -> None:
+    settings = Settings()
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.port = 1  # type: ignore[misc]

@@ -1,0 +1,57 @@
+"""The settings of a training run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from blora.config import MethodName
+from blora.errors import ConfigError
+
+__all__ = ["DEFAULT_LEARNING_RATES", "TrainConfig"]
+
+# Whitened inducing weights move in units of the prior, LoRA's factors in units of a weight.
+DEFAULT_LEARNING_RATES: dict[MethodName, float] = {"bayesian": 4e-3, "lora": 5e-4}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """How a posterior is fitted.
+
+    Attributes:
+        work_dir: where checkpoints go.
+        epochs: passes over the training rows.
+        batch_size: rows of a forward pass on each device.
+        gradient_accumulation: forward passes of one optimiser step.
+        learning_rate: peak of a linear schedule.
+        warmup: share of the steps in which the learning rate rises.
+        kl_weight: 1 is the exact ELBO, below 1 a cold posterior.
+        kl_warmup: share of the steps in which the KL's weight rises.
+        train_draws: most posterior draws a batch is divided among.
+        validation_draws: posterior draws behind the validation NLL.
+        patience: epochs without a better validation NLL before training stops.
+        seed: of initialisation, order and noise.
+        resume: go on from the last checkpoint in work_dir, if there is one.
+    """
+
+    work_dir: Path
+    epochs: float = 4.0
+    batch_size: int = 8
+    gradient_accumulation: int = 1
+    learning_rate: float = 4e-3
+    warmup: float = 0.06
+    kl_weight: float = 1e-4
+    kl_warmup: float = 0.25
+    train_draws: int = 4
+    validation_draws: int = 4
+    patience: int = 3
+    seed: int = 0
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "gradient_accumulation", "learning_rate", "train_draws", "patience"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"got {name} = {getattr(self, name)}, expected a positive number")
+        for name in ("warmup", "kl_warmup"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"got {name} = {getattr(self, name)}, expected a share of the steps, from 0 to below 1")
+        if not 0 <= self.kl_weight < float("inf"):
+            raise ConfigError(f"got kl_weight = {self.kl_weight}, expected a number of at least 0")

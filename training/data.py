@@ -1,0 +1,270 @@
+"""Reading labelled questions from JSONL, CSV or a hub data set; a malformed row is named with its file and line.
+
+A row has one of question, prompt or messages; its choices, unless the label set is fixed for all; and a label: the
+index of the right choice, or its text. ARC's hub form (choices as {"text", "label"} and answerKey) is understood.
+"""
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blora.errors import DataError
+
+__all__ = ["Example", "ExampleSet", "read_examples", "split_examples"]
+
+KINDS = ("question", "prompt", "messages")
+DEFAULT_TEMPLATES = {"question": "Question: {prompt}\nAnswer:", "prompt": "{prompt}", "messages": "{prompt}"}
+LABEL_FIELDS = ("label", "answerKey")
+REPORTED = 10  # malformed rows named in one message
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One labelled question.
+
+    Attributes:
+        where: file and line, for error messages.
+        kind: question, prompt or messages: which field it came from.
+        prompt: the text, None for messages.
+        messages: the chat, None for text.
+        choices: two or more distinct texts.
+        label: index of the right one.
+    """
+
+    where: str
+    kind: str
+    prompt: str | None
+    messages: tuple[Mapping[str, str], ...] | None
+    choices: tuple[str, ...]
+    label: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleSet:
+    """Examples of one kind, and where they came from.
+
+    Attributes:
+        source: file name or hub id.
+        digest: sha256 of the rows as read.
+        examples: at least one.
+    """
+
+    source: str
+    digest: str
+    examples: tuple[Example, ...]
+
+    @property
+    def template(self) -> str:
+        """The default prompt template of this kind of example."""
+        return DEFAULT_TEMPLATES[self.examples[0].kind]
+
+
+class _RowError(Exception):
+    """What is wrong with one row, without its place."""
+
+
+def read_examples(source: str, *, choices: Sequence[str] | None = None, split: str = "train") -> ExampleSet:
+    """Reads every row of a data set.
+
+    Args:
+        source: a .jsonl or .csv file, or a hub data set as owner/name or owner/name:config.
+        choices: the fixed label set, for rows that bring none of their own.
+        split: of a hub data set.
+    Raises:
+        DataError: naming each malformed row with its file and line.
+    """
+    path = Path(source)
+    if path.suffix.lower() in (".jsonl", ".csv"):
+        rows = _file_rows(path)
+        name = path.name
+    else:
+        rows = _hub_rows(source, split)
+        name = f"{source}/{split}"
+    digest = hashlib.sha256()
+    examples: list[Example] = []
+    problems: list[str] = []
+    for where, row in rows:
+        try:
+            if isinstance(row, str):
+                raise _RowError(row)
+            digest.update(json.dumps(row, sort_keys=True, default=str).encode())
+            examples.append(_parse(row, where, choices))
+        except _RowError as exc:
+            problems.append(f"{where}: {exc}")
+    if problems:
+        more = f"\nand {len(problems) - REPORTED} more" if len(problems) > REPORTED else ""
+        raise DataError("\n".join(problems[:REPORTED]) + more)
+    if not examples:
+        raise DataError(f"got no rows in {source}, expected at least one")
+    if len(kinds := {example.kind: example.where for example in examples}) > 1:
+        raise DataError(f"got rows of different kinds ({kinds}), expected one of {', '.join(KINDS)} throughout")
+    return ExampleSet(name, f"sha256:{digest.hexdigest()}", tuple(examples))
+
+
+def split_examples(
+    examples: ExampleSet, n_train: int | None, n_validation: int | None, *, seed: int
+) -> tuple[ExampleSet, ExampleSet]:
+    """Disjoint training and validation examples in a seeded random order.
+
+    Args:
+        examples: at least two.
+        n_train: how many to train on; nine tenths by default.
+        n_validation: how many of the rest to validate on; all by default.
+        seed: of the order.
+    Raises:
+        DataError: if there are too few.
+    """
+    total = len(examples.examples)
+    n_train = n_train if n_train is not None else total * 9 // 10
+    n_validation = n_validation if n_validation is not None else total - n_train
+    if n_train < 1 or n_validation < 1 or n_train + n_validation > total:
+        raise DataError(
+            f"got {total} rows in {examples.source}, expected {n_train} to train and {n_validation} to validate on; "
+            "lower --train-examples or --validation-examples, or give a --validation file"
+        )
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).tolist()
+    pick = [examples.examples[i] for i in order[: n_train + n_validation]]
+    return (
+        ExampleSet(examples.source, examples.digest, tuple(pick[:n_train])),
+        ExampleSet(examples.source, examples.digest, tuple(pick[n_train:])),
+    )
+
+
+def _file_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
+    """Each row with its place, or what is wrong with it."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as exc:
+        raise DataError(f"got data file {path}, which cannot be read ({exc.strerror}); check the path") from exc
+    except UnicodeDecodeError as exc:
+        line = exc.object[: exc.start].count(b"\n") + 1
+        raise DataError(f"{path}:{line}: got bytes that are not UTF-8; save the file as UTF-8") from exc
+    if path.suffix.lower() == ".csv":
+        yield from _csv_rows(path, text)
+        return
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as exc:
+            yield f"{path}:{number}", f"got a line that is not JSON ({exc}), expected one object a line"
+            continue
+        yield f"{path}:{number}", row if isinstance(row, dict) else f"got {type(row).__name__}, expected a JSON object"
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any] | str]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    start = 1
+    try:
+        for row in reader:
+            where = f"{path}:{start + 1}"
+            start = reader.line_num
+            if None in row or None in row.values():
+                yield where, f"got a row that does not have the header's {len(reader.fieldnames or ())} columns"
+                continue
+            yield where, _csv_types(row)
+    except csv.Error as exc:
+        yield f"{path}:{reader.line_num}", f"got a line that is not CSV ({exc})"
+
+
+def _csv_types(row: Mapping[str, str]) -> dict[str, Any]:
+    """CSV has only text: choices are a JSON list or separated by |, messages are JSON, empty cells are absent."""
+    typed: dict[str, Any] = {key: value for key, value in row.items() if value != ""}
+    for key in ("choices", "messages"):
+        if isinstance(value := typed.get(key), str):
+            try:
+                typed[key] = json.loads(value) if value.lstrip().startswith("[") else value.split("|")
+            except ValueError:
+                typed[key] = value
+    return typed
+
+
+def _hub_rows(source: str, split: str) -> Iterator[tuple[str, dict[str, Any] | str]]:
+    from datasets import load_dataset  # slow to import, and only the hub needs it
+
+    name, _, config = source.partition(":")
+    try:
+        rows = load_dataset(name, config or None, split=split)
+    except Exception as exc:  # every failure of the library, network included
+        raise DataError(
+            f"got data set {source!r}, which is neither a .jsonl or .csv file nor a data set that loads ({exc})"
+        ) from exc
+    for number, row in enumerate(rows, start=1):
+        yield f"{source}/{split}:{number}", dict(row)
+
+
+def _parse(row: Mapping[str, Any], where: str, fixed: Sequence[str] | None) -> Example:
+    present = [kind for kind in KINDS if row.get(kind) is not None]
+    if len(present) != 1:
+        raise _RowError(f"got {' and '.join(present) or 'none'} of {', '.join(KINDS)}, expected exactly one")
+    kind = present[0]
+    prompt = messages = None
+    if kind == "messages":
+        messages = _messages(row[kind])
+    else:
+        prompt = row[kind]
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise _RowError(f"got {kind} {prompt!r}, expected non-empty text")
+    choices, letters = _choices(row.get("choices"), fixed)
+    label_field = next((name for name in LABEL_FIELDS if row.get(name) is not None), None)
+    if label_field is None:
+        raise _RowError("got no label, expected the index or the text of the right choice")
+    return Example(where, kind, prompt, messages, choices, _label(row[label_field], choices, letters))
+
+
+def _messages(value: Any) -> tuple[Mapping[str, str], ...]:
+    if not isinstance(value, list) or not value:
+        raise _RowError("got messages that are not a non-empty list of {role, content}")
+    for message in value:
+        if not (
+            isinstance(message, dict)
+            and message.get("role") in ("system", "user", "assistant")
+            and isinstance(message.get("content"), str)
+            and message["content"].strip()
+        ):
+            raise _RowError(f"got message {message!r}, expected role system, user or assistant and non-empty content")
+    return tuple({"role": message["role"], "content": message["content"]} for message in value)
+
+
+def _choices(value: Any, fixed: Sequence[str] | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The choices, and the letters they go by in ARC's form (none elsewhere)."""
+    letters: tuple[str, ...] = ()
+    if isinstance(value, dict) and isinstance(value.get("label"), list):
+        letters = tuple(map(str, value["label"]))
+        value = value.get("text")
+    if value is None:
+        if fixed is None:
+            raise _RowError("got no choices, expected a list of them, or a fixed label set given with --choices")
+        value = list(fixed)
+    elif fixed is not None and value != list(fixed):
+        raise _RowError(f"got choices {value!r}, expected none or the fixed label set {list(fixed)!r}")
+    if not isinstance(value, list) or not all(isinstance(choice, str) and choice.strip() for choice in value):
+        raise _RowError(f"got choices {value!r}, expected a list of non-empty texts")
+    if len(value) < 2:
+        raise _RowError(f"got {len(value)} choices, expected at least 2")
+    if len({choice.strip() for choice in value}) < len(value):
+        raise _RowError(f"got choices {value!r}, expected distinct ones")
+    return tuple(value), letters
+
+
+def _label(value: Any, choices: tuple[str, ...], letters: tuple[str, ...]) -> int:
+    if isinstance(value, str):
+        for names in (choices, letters):
+            if value in names:
+                return names.index(value)
+        if not value.isdecimal():
+            raise _RowError(f"got label {value!r}, expected one of {list(choices)!r} or an index")
+        value = int(value)  # CSV knows no numbers
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _RowError(f"got label {value!r}, expected the index or the text of the right choice")
+    if not 0 <= value < len(choices):
+        raise _RowError(f"got label {value}, expected an index from 0 to {len(choices) - 1}")
+    return value

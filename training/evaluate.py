@@ -1,0 +1,69 @@
+"""Evaluation of an adapter, or of the untouched base model, on labelled rows."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from blora.decision.calibration import Metrics, metrics
+from blora.decision.uncertainty import mutual_information, predictive_mean
+from blora.inference.scoring import score_all
+from blora.posterior.draws import Draws
+from training.rows import LabelledRow
+
+__all__ = ["Evaluation", "evaluate", "evaluate_nested", "predictive_probs"]
+
+# Padded tokens of a forward pass: on a CPU small batches of equal lengths beat large padded ones.
+CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 512, 16384
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Metrics of the predictive mean over the first n_samples draws, and the seconds they took to compute."""
+
+    n_samples: int
+    metrics: Metrics
+    mean_confidence: float
+    mean_mutual_information: float
+    seconds: float
+
+
+def evaluate(model: PreTrainedModel, rows: Sequence[LabelledRow], draws: Draws | None) -> Evaluation:
+    """Metrics of the predictive mean under all the draws given, or of the base model under None."""
+    return next(evaluate_nested(model, rows, draws, [draws.n_samples if draws is not None else 1]))
+
+
+def evaluate_nested(
+    model: PreTrainedModel, rows: Sequence[LabelledRow], draws: Draws | None, n_samples: Sequence[int]
+) -> Iterator[Evaluation]:
+    """Metrics under the first n draws for each n, rising; every draw is computed once."""
+    labels = torch.tensor([row.label for row in rows])
+    seconds = 0.0
+    parts: list[Tensor] = []
+    for start, stop in pairwise([0, *sorted(set(n_samples))]):
+        began = time.perf_counter()
+        part = draws.part(start, stop) if draws is not None else None
+        parts.append(predictive_probs(model, rows, part))
+        seconds += time.perf_counter() - began
+        yield _summarize(torch.cat(parts), labels, seconds)
+
+
+def predictive_probs(model: PreTrainedModel, rows: Sequence[LabelledRow], draws: Draws | None) -> Tensor:
+    """(S, N, C) float64 probabilities under every draw; zero where a row has no such choice."""
+    budget = CPU_BATCH_TOKENS if model.device.type == "cpu" else GPU_BATCH_TOKENS
+    return score_all(model, [row.row for row in rows], draws, max_batch_tokens=budget).double().exp()
+
+
+def _summarize(probs: Tensor, labels: Tensor, seconds: float) -> Evaluation:
+    mean = predictive_mean(probs)
+    return Evaluation(
+        n_samples=len(probs),
+        metrics=metrics(mean, labels),
+        mean_confidence=mean.max(-1).values.mean().item(),
+        mean_mutual_information=mutual_information(probs).mean().item(),
+        seconds=seconds,
+    )

@@ -1,0 +1,54 @@
+"""Labelled questions as token rows, ready for the model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blora.base_model import BaseModel
+from blora.config import PromptConfig
+from blora.errors import DataError, PromptError
+from blora.inference.packing import PackedBatch, PackedRow, collate, pack
+from training.data import ExampleSet
+
+__all__ = ["LabelledRow", "collate_labelled", "pack_examples"]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledRow:
+    """A packed question and the index of its right choice."""
+
+    row: PackedRow
+    label: int
+
+
+def pack_examples(examples: ExampleSet, base: BaseModel, prompt: PromptConfig) -> list[LabelledRow]:
+    """Tokenises every example.
+
+    Raises:
+        DataError: naming the row that cannot be tokenised.
+    """
+    rows = []
+    for example in examples.examples:
+        try:
+            row = pack(
+                base.tokenizer,
+                choices=example.choices,
+                config=prompt,
+                prompt=example.prompt,
+                messages=example.messages,
+                max_length=base.max_length,
+            )
+        except PromptError as exc:
+            raise DataError(f"{example.where}: {exc}") from exc
+        rows.append(LabelledRow(row, example.label))
+    return rows
+
+
+def collate_labelled(rows: Sequence[LabelledRow]) -> dict[str, Any]:
+    """A batch for `training.objective`: {"batch": PackedBatch, "labels": (B,)}."""
+    batch: PackedBatch = collate([row.row for row in rows])
+    labels: Tensor = torch.tensor([row.label for row in rows])
+    return {"batch": batch, "labels": labels}

@@ -1,0 +1,167 @@
+"""Fitting a posterior with the Hugging Face Trainer, which brings accelerate, checkpoints, bars and trackers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from blora.base_model import BaseModel
+from blora.posterior.bank import SampleBank
+from blora.posterior.inject import inject
+from blora.posterior.posterior import Posterior
+from training.config import TrainConfig
+from training.evaluate import Evaluation, evaluate
+from training.objective import Elbo, Loss
+from training.rows import LabelledRow, collate_labelled
+from training.sampler import LengthGroupedOrder
+
+__all__ = ["PosteriorTrainer", "fit"]
+
+CHECKPOINT_FILE = "posterior.safetensors"
+
+
+def fit(
+    base: BaseModel,
+    posterior: Posterior,
+    train: Sequence[LabelledRow],
+    validation: Sequence[LabelledRow],
+    config: TrainConfig,
+) -> Evaluation:
+    """Fits a posterior in place and leaves it at its best validation NLL.
+
+    Args:
+        base: the frozen base model; gets pass-through LoRA layers.
+        posterior: what is learnt.
+        train: labelled rows.
+        validation: labelled rows that are not in train.
+        config: how.
+    Returns:
+        The evaluation on the validation rows at the end.
+    """
+    inject(base.model, posterior.modules_shape)
+    elbo = Elbo(
+        base.model,
+        posterior,
+        n_train=len(train),
+        kl_weight=config.kl_weight,
+        n_draws=config.train_draws,
+        seed=config.seed,
+    )
+    trainer = PosteriorTrainer(elbo, train, validation, config, on_cpu=base.device.type == "cpu")
+    checkpoint = get_last_checkpoint(str(config.work_dir)) if config.resume and config.work_dir.is_dir() else None
+    trainer.train(resume_from_checkpoint=checkpoint)
+    posterior.requires_grad_(False).cpu()
+    return trainer.validate()
+
+
+class PosteriorTrainer(Trainer):
+    """The Trainer, with the negative ELBO as loss and the validation NLL of the predictive mean as criterion."""
+
+    def __init__(
+        self,
+        elbo: Elbo,
+        train: Sequence[LabelledRow],
+        validation: Sequence[LabelledRow],
+        config: TrainConfig,
+        *,
+        on_cpu: bool,
+    ) -> None:
+        arguments = TrainingArguments(
+            output_dir=str(config.work_dir),
+            num_train_epochs=config.epochs,
+            per_device_train_batch_size=config.batch_size,
+            gradient_accumulation_steps=config.gradient_accumulation,
+            learning_rate=config.learning_rate,
+            lr_scheduler_type="linear",
+            warmup_steps=config.warmup,
+            weight_decay=0.0,
+            eval_strategy="epoch",
+            save_strategy="epoch",
+            save_total_limit=2,
+            load_best_model_at_end=True,
+            metric_for_best_model="eval_nll",
+            greater_is_better=False,
+            logging_steps=10,
+            logging_nan_inf_filter=False,
+            seed=config.seed,
+            report_to="none",
+            use_cpu=on_cpu,
+            remove_unused_columns=False,
+            label_names=["labels"],
+            dataloader_pin_memory=False,
+        )
+        super().__init__(
+            model=elbo,
+            args=arguments,
+            train_dataset=train,  # type: ignore[arg-type]  # a sequence is a map-style data set
+            eval_dataset=validation,  # type: ignore[arg-type]
+            data_collator=collate_labelled,
+            callbacks=[EarlyStoppingCallback(early_stopping_patience=config.patience)],
+        )
+        self.elbo = elbo
+        self.validation = validation
+        self.config = config
+        self.parts: list[Loss] = []
+        elbo.stream += self.args.process_index * 2**32
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        rows: Sequence[LabelledRow] = self.train_dataset  # type: ignore[assignment]
+        return LengthGroupedOrder([row.row.n_tokens for row in rows], self.args.train_batch_size, self.args.seed)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """One forward and backward pass, its noise numbered so that a resumed run draws what it would have drawn."""
+        steps_done = self.state.global_step * self.args.gradient_accumulation_steps
+        self.elbo.n_forwards = max(self.elbo.n_forwards, steps_done)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """The negative ELBO of a batch, with the KL's weight warmed up."""
+        warmup_steps = self.config.kl_warmup * self.state.max_steps
+        share = min(1.0, (self.state.global_step + 1) / warmup_steps) if warmup_steps else 1.0
+        loss: Loss = model(inputs["batch"], inputs["labels"], share)
+        self.parts.append(loss)
+        return loss.total
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Logs the loss with its two parts."""
+        if "loss" in logs and self.parts:
+            logs["nll"] = torch.stack([part.nll for part in self.parts]).mean().item()
+            logs["kl"] = torch.stack([part.kl for part in self.parts]).mean().item()
+            self.parts.clear()
+        super().log(logs, start_time)
+
+    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
+        """Validation metrics of the predictive mean, logged under the usual names."""
+        result = self.validate()
+        logs = {f"{metric_key_prefix}_{name}": value for name, value in result.metrics.to_dict().items()}
+        logs[f"{metric_key_prefix}_runtime"] = result.seconds
+        self.log(logs)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
+        return logs
+
+    def validate(self) -> Evaluation:
+        """The evaluation of the posterior, as it is now, on the validation rows."""
+        is_point = self.elbo.posterior.config.method == "lora"
+        n_samples = 1 if is_point else self.config.validation_draws
+        bank = SampleBank.draw(self.elbo.posterior, "in training", n_samples, self.config.seed)
+        return evaluate(self.elbo.model, self.validation, bank.draws)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self.elbo.posterior.state_dict(), folder / CHECKPOINT_FILE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self.elbo.posterior.load_state_dict(load_file(Path(resume_from_checkpoint) / CHECKPOINT_FILE))
+
+    def _load_best_model(self) -> None:
+        if self.state.best_model_checkpoint is not None:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
