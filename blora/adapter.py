@@ -106,6 +106,7 @@ def load_adapter(path: str | Path, base: BaseModel, *, name: str | None = None) 
         path: the directory.
         base: the model it must have been trained on.
         name: how requests will call it; the directory's name by default.
+
     Raises:
         AdapterError: for a missing or unsafe file, an unknown version, another base model, tensors that are missing,
             match no module, have another shape or are not finite, or PEFT weights that are not the posterior's mean.
@@ -140,7 +141,9 @@ def _read_config(folder: Path) -> AdapterConfig:
         raise AdapterError(f"got {file}, which is not JSON ({exc}); restore it or train again") from exc
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if version != FORMAT_VERSION:
-        raise AdapterError(f"got format_version {version!r} in {file}, expected {FORMAT_VERSION}; upgrade blora or train again")
+        raise AdapterError(
+            f"got format_version {version!r} in {file}, expected {FORMAT_VERSION}; upgrade blora or retrain"
+        )
     try:
         config = AdapterConfig.from_json(json.dumps(raw))
         if config.policy is not None:

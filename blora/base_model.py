@@ -83,7 +83,8 @@ def load_base_model(spec: str = EMBEDDED, *, device: str = "auto", dtype: str = 
             f"got base model {spec!r}, which does not load ({exc}); "
             "expected embedded, a folder with config.json and safetensors, a .gguf file, or a hub id"
         ) from exc
-    model = model.to(torch_device).eval().requires_grad_(False)
+    model.to(torch_device)  # type: ignore[arg-type]  # its stub wraps the method without self
+    model.eval().requires_grad_(False)
     if torch_dtype != torch.float32:
         _keep_stream_in_float32(model)
     revision = revision or getattr(model.config, "_commit_hash", None)
@@ -159,7 +160,7 @@ def _keep_stream_in_float32(model: PreTrainedModel) -> None:
                 parameter.data = parameter.data.float()
 
 
-def _to_weight_dtype(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+def _to_weight_dtype(module: nn.Linear, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     return (args[0].to(module.weight.dtype), *args[1:])
 
 
@@ -208,8 +209,8 @@ def _convert(gguf: Path, model_id: str) -> tuple[str, str, str]:
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
             partial.chmod(0o755)  # made private by mkdtemp; another user may serve from this cache
-            for file in partial.iterdir():
-                file.chmod(0o644)
+            for written in partial.iterdir():
+                written.chmod(0o644)
             partial.replace(target)
         except OSError:
             if not target.is_dir():  # otherwise another process was faster

@@ -59,9 +59,9 @@ class PosteriorConfig:
     inducing_rows: int = 9
     inducing_cols: int = 9
     prior_std: float = 0.2
-    lambda_max: float = 0.2
-    lambda_init: float = 0.1
-    scale_init: float = 0.1
+    lambda_max: float = 0.5
+    lambda_init: float = 0.05
+    scale_init: float = 0.05
 
     def __post_init__(self) -> None:
         for name in ("rank", "inducing_rows", "inducing_cols"):
@@ -123,7 +123,8 @@ class BaseModelRef:
     Attributes:
         id: hub id, or the name of the folder or embedded model.
         revision: commit or content hash it was loaded at, None where unknown.
-        fingerprint: digest of its parameters' names, shapes and sampled values; decides whether a base is the right one.
+        fingerprint: digest of its parameters' names, shapes and sampled values; decides whether a base is the
+            right one.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT

@@ -22,7 +22,9 @@ def model_card(config: AdapterConfig, name: str) -> str:
         "prompt template": f"`{prompt.template!r}`",
         "choices": ", ".join(prompt.choices) if prompt.choices else "with each question",
         "posterior draws": f"{sampling.n_samples}, seed {sampling.seed}",
-        "policy": ", ".join(f"{k} {v:g}" for k, v in config.policy.items()) if config.policy else "none: always answers",
+        "policy": ", ".join(f"{k} {v:g}" for k, v in config.policy.items())
+        if config.policy
+        else "none: always answers",
     }
     if posterior.method == "bayesian":
         facts["prior_std, lambda_max"] = f"{posterior.prior_std:g}, {posterior.lambda_max:g}"
@@ -39,15 +41,16 @@ def model_card(config: AdapterConfig, name: str) -> str:
         "A Bayesian-LoRA adapter (arXiv:2601.21003). Plain PEFT loads its posterior mean; `blora serve` draws from the",
         "posterior and answers with calibrated probabilities, or abstains.",
         "",
-        *_table("", facts),
+        *_table(facts),
     ]
     if validation := config.training.get("validation"):
         figures = {k: f"{v:.4f}" if isinstance(v, float) else str(v) for k, v in validation.items()}
-        lines += ["", "## Validation", "", *_table("", figures)]
+        lines += ["", "## Validation", "", *_table(figures)]
     if command := config.training.get("command"):
         lines += ["", "## Made with", "", "```", command, "```"]
     return "\n".join(lines) + "\n"
 
 
-def _table(title: str, rows: dict[str, str]) -> list[str]:
-    return [f"| {title} | |", "|---|---|", *(f"| {key} | {value.replace('|', chr(92) + '|')} |" for key, value in rows.items())]
+def _table(rows: dict[str, str]) -> list[str]:
+    cells = [(key, value.replace("|", "\\|")) for key, value in rows.items()]
+    return ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in cells)]

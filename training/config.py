@@ -9,7 +9,7 @@ from blora.errors import ConfigError
 __all__ = ["DEFAULT_LEARNING_RATES", "TrainConfig"]
 
 # Whitened inducing weights move in units of the prior, LoRA's factors in units of a weight.
-DEFAULT_LEARNING_RATES: dict[MethodName, float] = {"bayesian": 4e-3, "lora": 5e-4}
+DEFAULT_LEARNING_RATES: dict[MethodName, float] = {"bayesian": 1e-2, "lora": 5e-4}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,9 +36,9 @@ class TrainConfig:
     epochs: float = 4.0
     batch_size: int = 8
     gradient_accumulation: int = 1
-    learning_rate: float = 4e-3
+    learning_rate: float = 1e-2
     warmup: float = 0.06
-    kl_weight: float = 1e-4
+    kl_weight: float = 1e-3
     kl_warmup: float = 0.25
     train_draws: int = 4
     validation_draws: int = 4
@@ -52,6 +52,8 @@ class TrainConfig:
                 raise ConfigError(f"got {name} = {getattr(self, name)}, expected a positive number")
         for name in ("warmup", "kl_warmup"):
             if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"got {name} = {getattr(self, name)}, expected a share of the steps, from 0 to below 1")
+                raise ConfigError(
+                    f"got {name} = {getattr(self, name)}, expected a share of the steps, from 0 to below 1"
+                )
         if not 0 <= self.kl_weight < float("inf"):
             raise ConfigError(f"got kl_weight = {self.kl_weight}, expected a number of at least 0")

@@ -77,6 +77,7 @@ def read_examples(source: str, *, choices: Sequence[str] | None = None, split: s
         source: a .jsonl or .csv file, or a hub data set as owner/name or owner/name:config.
         choices: the fixed label set, for rows that bring none of their own.
         split: of a hub data set.
+
     Raises:
         DataError: naming each malformed row with its file and line.
     """
@@ -118,6 +119,7 @@ def split_examples(
         n_train: how many to train on; nine tenths by default.
         n_validation: how many of the rest to validate on; all by default.
         seed: of the order.
+
     Raises:
         DataError: if there are too few.
     """
@@ -149,11 +151,11 @@ def _file_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
     if path.suffix.lower() == ".csv":
         yield from _csv_rows(path, text)
         return
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
+    for number, content in enumerate(text.split("\n"), start=1):
+        if not content.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(content)
         except ValueError as exc:
             yield f"{path}:{number}", f"got a line that is not JSON ({exc}), expected one object a line"
             continue
@@ -179,11 +181,11 @@ def _csv_types(row: Mapping[str, str]) -> dict[str, Any]:
     """CSV has only text: choices are a JSON list or separated by |, messages are JSON, empty cells are absent."""
     typed: dict[str, Any] = {key: value for key, value in row.items() if value != ""}
     for key in ("choices", "messages"):
-        if isinstance(value := typed.get(key), str):
+        if isinstance(text := typed.get(key), str):
             try:
-                typed[key] = json.loads(value) if value.lstrip().startswith("[") else value.split("|")
+                typed[key] = json.loads(text) if text.lstrip().startswith("[") else text.split("|")
             except ValueError:
-                typed[key] = value
+                continue  # left as text, which the checks of the row refuse
     return typed
 
 

@@ -41,6 +41,7 @@ def fit(
         train: labelled rows.
         validation: labelled rows that are not in train.
         config: how.
+
     Returns:
         The evaluation on the validation rows at the end.
     """
@@ -99,8 +100,8 @@ class PosteriorTrainer(Trainer):
         super().__init__(
             model=elbo,
             args=arguments,
-            train_dataset=train,  # type: ignore[arg-type]  # a sequence is a map-style data set
-            eval_dataset=validation,  # type: ignore[arg-type]
+            train_dataset=train,
+            eval_dataset=validation,
             data_collator=collate_labelled,
             callbacks=[EarlyStoppingCallback(early_stopping_patience=config.patience)],
         )

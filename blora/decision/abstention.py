@@ -32,7 +32,9 @@ class Policy:
     def __post_init__(self) -> None:
         set_values = {name: value for name, value in self.thresholds().items() if value is not None}
         if not set_values:
-            raise ConfigError(f"got a policy without thresholds, expected at least one of {', '.join(self.thresholds())}")
+            raise ConfigError(
+                f"got a policy without thresholds, expected at least one of {', '.join(self.thresholds())}"
+            )
         for name, value in set_values.items():
             upper = 1.0 if name == "min_confidence" else float("inf")
             if not 0 <= value <= upper or value == float("inf"):
@@ -52,7 +54,7 @@ class Policy:
         known = {f.name for f in fields(cls)} - {"source"}
         if unknown := sorted(set(thresholds) - known):
             raise ConfigError(f"got unknown policy thresholds {unknown}, expected some of {sorted(known)}")
-        return cls(**thresholds)
+        return cls(**thresholds)  # type: ignore[arg-type]  # the names were checked above
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ def nll(probs: Tensor, labels: Tensor) -> float:
     """Mean negative log-probability of the label, in nats."""
     probs, labels = _check(probs, labels)
     picked = probs.gather(1, labels[:, None])
-    return -picked.clamp_min(SMALLEST).log().mean().item()
+    return float(-picked.clamp_min(SMALLEST).log().mean())
 
 
 def brier(probs: Tensor, labels: Tensor) -> float:
@@ -61,6 +61,7 @@ def ece(
         labels: (B,).
         n_bins: number of bins.
         binning: equal_width bins (k/n, (k+1)/n], or adaptive ones of equal counts.
+
     Returns:
         Mean |accuracy - confidence| over bins, weighted by their counts, in [0, 1].
     """
@@ -72,7 +73,7 @@ def ece(
     else:
         groups = ((confidence * n_bins).ceil().long() - 1).clamp(0, n_bins - 1)
     gap = torch.zeros(n_bins, dtype=torch.float64).index_add(0, groups, correct - confidence)
-    return (gap.abs().sum() / len(correct)).item()
+    return float(gap.abs().sum() / len(correct))
 
 
 def aurc(probs: Tensor, labels: Tensor) -> float:
@@ -86,7 +87,7 @@ def aurc(probs: Tensor, labels: Tensor) -> float:
     _, group, counts = torch.unique(-confidence, return_inverse=True, return_counts=True)
     mean_error = torch.zeros(len(counts), dtype=torch.float64).index_add(0, group, error) / counts
     tied = mean_error.repeat_interleave(counts)
-    return (tied.cumsum(0) / torch.arange(1, len(tied) + 1)).mean().item()
+    return float((tied.cumsum(0) / torch.arange(1, len(tied) + 1)).mean())
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,8 +38,10 @@ def predictive_mean(probs: Tensor) -> Tensor:
 
     Args:
         probs: (S, B, C).
+
     Returns:
         (B, C).
+
     Raises:
         ShapeError: if probs is not 3-D.
     """
@@ -61,10 +63,13 @@ def mutual_information(probs: Tensor) -> Tensor:
 
     Args:
         probs: (S, B, C), one slice per posterior draw.
+
     Returns:
         (B,), non-negative up to rounding.
+
     Raises:
         ShapeError: if probs is not 3-D.
+
     References:
         Houlsby et al., 2011. arXiv:1112.5745
     """
@@ -99,6 +104,7 @@ def summarize(probs: Tensor) -> Prediction:
 
     Args:
         probs: (S, C), one row per posterior draw.
+
     Raises:
         ShapeError: if probs is not 2-D.
         NumericalError: if a probability is not finite.

@@ -27,6 +27,7 @@ def score_rows(model: PreTrainedModel, batch: PackedBatch, draws: Draws | None, 
         batch: B rows.
         draws: S draws; each takes its own B * repeats / S consecutive rows. None: the base model.
         repeats: copies of the batch to run, draws outermost.
+
     Returns:
         (repeats * B, C) float32, normalised over each row's choices; -inf where a row has no such choice.
     """
@@ -60,7 +61,8 @@ def score(model: PreTrainedModel, batch: PackedBatch, draws: Draws | None) -> Te
         (S, B, C) float32, normalised over the choices, S = 1 without draws; -inf where a row has no such choice.
     """
     repeats = draws.n_samples if draws is not None else 1
-    return score_rows(model, batch, draws, repeats).unflatten(0, (repeats, -1))
+    log_probs = score_rows(model, batch, draws, repeats)
+    return log_probs.view(repeats, -1, log_probs.shape[-1])
 
 
 @torch.no_grad()
@@ -75,6 +77,7 @@ def score_all(
         draws: S draws or None.
         max_batch_tokens: bound of padded tokens times draws of a forward pass; draws are split where one row under
             all of them exceeds it.
+
     Returns:
         (S, N, C) float32 on the CPU.
     """
@@ -124,7 +127,7 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _log_normalizer(logits: Tensor) -> Tensor:
-    """log sum exp over the vocabulary in float32, (rows, columns), a few rows at a time."""
+    """Log sum exp over the vocabulary in float32, (rows, columns), a few rows at a time."""
     per_row = logits.shape[1] * logits.shape[2]
     chunks = logits.split(max(1, CHUNK_ELEMENTS // per_row))
     return torch.cat([chunk.float().logsumexp(-1) for chunk in chunks])

@@ -61,12 +61,9 @@ class Draws:
             {name: Factors(f.A[start:stop], f.B[start:stop]) for name, f in self.factors.items()}, self.scaling
         )
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> "Draws":
-        """The same draws on another device or in another dtype."""
-        return Draws(
-            {name: Factors(f.A.to(device, dtype), f.B.to(device, dtype)) for name, f in self.factors.items()},
-            self.scaling,
-        )
+    def to(self, device: torch.device) -> "Draws":
+        """The same draws on another device."""
+        return Draws({name: Factors(f.A.to(device), f.B.to(device)) for name, f in self.factors.items()}, self.scaling)
 
     @property
     def n_bytes(self) -> int:

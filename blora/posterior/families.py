@@ -127,9 +127,9 @@ class Flow(nn.Module):
         self.base = Diagonal(mean, scale)
         with torch.random.fork_rng(devices=[]):  # zuko initialises from the global generator
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-            self.transform = zuko.flows.MaskedAutoregressiveTransform(
-                mean.numel(), hidden_features=self.HIDDEN
-            ).to(mean.dtype)
+            self.transform = zuko.flows.MaskedAutoregressiveTransform(mean.numel(), hidden_features=self.HIDDEN).to(
+                mean.dtype
+            )
         last = [layer for layer in self.transform.modules() if isinstance(layer, nn.Linear)][-1]
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
@@ -149,7 +149,8 @@ class Flow(nn.Module):
         noise = standard_normal(self.MEAN_DRAWS // 2, torch.Generator().manual_seed(0))
         half = noise.like(self.base.inducing_mean)
         both = self.base.inducing_mean + self.base.scale * torch.cat([half, -half])
-        return self.transform()(both.flatten(1)).view_as(both).mean(0)
+        images: Tensor = self.transform()(both.flatten(1))
+        return images.view_as(both).mean(0)
 
     def kl_divergence(self, generator: torch.Generator) -> Tensor:
         """KL[q(V) || N(0, I)] in nats, a Monte Carlo estimate: E_q[log q(V) - log p(V)]."""

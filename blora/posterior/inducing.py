@@ -88,6 +88,7 @@ class InducingFactor(nn.Module):
     def _cholesky(self, Z: Tensor, D: Tensor, side: str) -> Tensor:
         K = Z @ Z.mT + torch.diag(D.square())
         eye = torch.eye(len(D), dtype=K.dtype, device=K.device)
+        L: Tensor
         for jitter in JITTERS:
             L, info = torch.linalg.cholesky_ex(K + jitter * K.diagonal().mean() * eye)
             if info.item() == 0 and bool(L.isfinite().all()):

@@ -58,7 +58,7 @@ def default_targets(model_type: str) -> tuple[str, ...]:
     targets = PEFT_TARGETS.get(model_type)
     if not targets:
         raise ConfigError(
-            f"got model type {model_type!r}, for which there are no default target modules; name them with --target-modules"
+            f"got model type {model_type!r}, which has no default target modules; name them with --target-modules"
         )
     return tuple(sorted(targets))
 

@@ -47,7 +47,7 @@ class LoraLinear(nn.Module):
             return out
         if x.shape[0] % draws.n_samples:
             raise ShapeError(
-                f"got {x.shape[0]} rows for {draws.n_samples} draws, expected a multiple; repeat the batch for each draw"
+                f"got {x.shape[0]} rows, expected a multiple of {draws.n_samples} draws; repeat the rows for each draw"
             )
         rows = x.reshape(draws.n_samples, -1, x.shape[-1]).to(factors.A.dtype)  # (S, B * T, d_in)
         delta = torch.bmm(torch.bmm(rows, factors.A.mT), factors.B.mT)  # (S, B * T, d_out)

@@ -44,7 +44,7 @@ class Posterior(nn.Module):
 
     @property
     def scaling(self) -> float:
-        """alpha / rank."""
+        """Alpha / rank."""
         return self.config.alpha / self.config.rank
 
     def sample(self, n_samples: int, generator: torch.Generator) -> Draws:
@@ -58,7 +58,8 @@ class Posterior(nn.Module):
 
     def kl_divergence(self, generator: torch.Generator) -> Tensor:
         """KL[q || p] summed over every factor, in nats."""
-        terms = [factor.kl_divergence(generator) for side in (self.A, self.B) for factor in side.values()]
+        factors: list[Factor] = [*self.A.values(), *self.B.values()]  # type: ignore[list-item]
+        terms = [factor.kl_divergence(generator) for factor in factors]
         return torch.stack(terms).sum()
 
     def _collect(self, weight: Callable[[Factor], Tensor]) -> Draws:
@@ -76,11 +77,7 @@ def _key(name: str) -> str:
     return name.replace(".", "/")
 
 
-def _factor_maker(
-    config: PosteriorConfig, generator: torch.Generator
-) -> Callable[[int, int, float, str], Factor]:
+def _factor_maker(config: PosteriorConfig, generator: torch.Generator) -> Callable[[int, int, float, str], Factor]:
     if config.method == "lora":
         return lambda p, q, mean_std, name: PointFactor(p, q, mean_std, generator)
     return lambda p, q, mean_std, name: InducingFactor(p, q, config, mean_std, generator, name)
-
-

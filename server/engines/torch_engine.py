@@ -160,7 +160,7 @@ def _handle(base: BaseModel, adapter: Adapter) -> AdapterHandle:
         digest=adapter.digest,
         config=adapter.config,
         policy=Policy.from_mapping(policy) if policy else None,
-        bank=SampleBank(bank.digest, bank.seed, bank.draws.to(base.device, base.dtype)),
+        bank=SampleBank(bank.digest, bank.seed, bank.draws.to(base.device)),
         posterior=adapter.posterior,
         created=int(time.time()),
     )
@@ -176,4 +176,4 @@ def _draws(base: BaseModel, job: Job) -> Draws:
     if seed == bank.seed and job.n_samples <= bank.n_samples:
         return bank.first(job.n_samples)
     fresh = SampleBank.draw(job.handle.posterior, job.handle.digest, job.n_samples, seed)
-    return fresh.draws.to(base.device, base.dtype)
+    return fresh.draws.to(base.device)

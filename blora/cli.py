@@ -1,0 +1,63 @@
+"""The one command, `blora`. Its sub-commands are entry points; none is imported before it is chosen."""
+
+import importlib
+import sys
+from importlib.metadata import EntryPoint, entry_points
+
+from blora.errors import BloraError
+
+__all__ = ["main"]
+
+GROUP = "blora.commands"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a sub-command: 0 for success, 1 where it failed, 2 where it was called wrongly."""
+    arguments = sys.argv[1:] if argv is None else argv
+    commands = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage(commands))
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from blora import __version__
+
+        print(f"blora {__version__}")
+        return 0
+    entry = commands.get(arguments[0])
+    if entry is None:
+        print(f"got command {arguments[0]!r}, expected one of {', '.join(sorted(commands))}", file=sys.stderr)
+        return 2
+    try:
+        module = importlib.import_module(entry.value)
+        return int(module.main(arguments[1:]))
+    except ImportError as exc:
+        if exc.name is None or exc.name.partition(".")[0] in ("blora", "server", "training"):
+            raise
+        print(f"`blora {entry.name}` needs the package {exc.name}; {_install_hint(entry)}", file=sys.stderr)
+        return 2
+    except BloraError as exc:
+        print(f"blora {entry.name}: {exc}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _install_hint(entry: EntryPoint) -> str:
+    extra = "serve" if entry.value.startswith("server") else "train"
+    return f"install it with `pip install 'blora[{extra}]'`"
+
+
+def _usage(commands: dict[str, EntryPoint]) -> str:
+    lines = [
+        "usage: blora COMMAND ...",
+        "",
+        "Bayesian-LoRA adapters, and a server that knows when it does not know.",
+        "",
+    ]
+    for name, entry in sorted(commands.items()):
+        try:
+            summary = importlib.import_module(entry.value).SUMMARY
+        except ImportError:
+            summary = f"not installed: {_install_hint(entry)}"
+        lines.append(f"  {name:<10} {summary}")
+    return "\n".join([*lines, "", "`blora COMMAND --help` describes a command."])

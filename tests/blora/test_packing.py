@@ -1,0 +1,235 @@
+import pytest
+import torch
+
+from blora.config import PromptConfig
+from blora.errors import PromptError
+from blora.inference.packing import LABELS, PackedRow, collate, pack
+from tests.scenarios import MAX_LENGTH, random_rows, spell, tiny_tokenizer
+
+PLAIN = PromptConfig()
+
+
+def make(
+    *,
+    choices: tuple[str, ...] = ("yes", "no"),
+    config: PromptConfig = PLAIN,
+    tokenizer: object = None,
+    max_length: int = MAX_LENGTH,
+    **question: object,
+) -> PackedRow:
+    if not question.keys() & {"prompt", "messages"}:
+        question["prompt"] = "Is it?"
+    return pack(
+        tokenizer or tiny_tokenizer(),  # type: ignore[arg-type]
+        choices=choices,
+        config=config,
+        max_length=max_length,
+        **question,  # type: ignore[arg-type]
+    )
+
+
+def texts(row: PackedRow) -> tuple[str, list[str]]:
+    return spell(row.prompt), [spell(tokens) for tokens in row.continuations]
+
+
+# Text
+
+
+def test_a_plain_prompt_goes_into_the_template_and_choices_follow_a_space() -> None:
+    row = make(prompt="Is it?", config=PromptConfig(template="Q: {prompt}\nA:"))
+    assert texts(row) == ("<s>Q: Is it?\nA:", [" yes", " no"])
+
+
+def test_choices_follow_whitespace_without_another_space() -> None:
+    row = make(config=PromptConfig(template="{prompt}\n"))
+    assert texts(row) == ("<s>Is it?\n", ["yes", "no"])
+
+
+def test_space_around_a_prompt_is_dropped() -> None:
+    assert make(prompt="  Is it? \n") == make(prompt="Is it?")
+
+
+def test_braces_in_a_prompt_stay_as_they_are() -> None:
+    row = make(prompt="{prompt} {0} {x}", config=PromptConfig(template="Q {prompt} A"))
+    assert spell(row.prompt) == "<s>Q {prompt} {0} {x} A"
+
+
+def test_special_tokens_are_added_once_and_only_to_a_plain_prompt() -> None:
+    bos = tiny_tokenizer().bos_token_id
+    row = make()
+    assert row.prompt.count(bos) == 1
+    assert not any(bos in tokens for tokens in row.continuations)
+    assert bos not in make(messages=[{"role": "user", "content": "Is it?"}]).prompt
+
+
+def test_label_scoring_lists_the_choices_and_scores_their_letters() -> None:
+    row = make(choices=("red", "dark blue"), config=PromptConfig(template="{prompt}\nAnswer:", scoring="label"))
+    assert texts(row) == ("<s>Is it?\nA. red\nB. dark blue\nAnswer:", [" A", " B"])
+
+
+def test_a_question_may_override_the_scoring_either_way() -> None:
+    by_label = PromptConfig(scoring="label")
+    assert make(config=by_label, scoring="text") == make()
+    assert make(scoring="label") == make(config=by_label)
+
+
+def test_length_normalisation_is_for_text_scoring_only() -> None:
+    config = PromptConfig(length_normalized=True)
+    assert make(config=config).length_normalized
+    assert not make(config=config, scoring="label").length_normalized
+    assert not make().length_normalized
+
+
+def test_a_chat_goes_through_the_chat_template_and_not_the_adapters() -> None:
+    row = make(
+        messages=[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is it?"}],
+        config=PromptConfig(template="Q: {prompt}"),
+    )
+    assert texts(row) == ("system: Be brief.\nuser: Is it?\nassistant:", [" yes", " no"])
+
+
+def test_label_scoring_lists_the_choices_in_the_last_turn_of_a_chat() -> None:
+    messages = [{"role": "user", "content": "Is it?"}]
+    row = make(messages=messages, scoring="label")
+    assert texts(row) == ("user: Is it?\nA. yes\nB. no\nassistant:", [" A", " B"])
+    assert messages == [{"role": "user", "content": "Is it?"}]  # the caller's list is not written to
+
+
+def test_counts_of_tokens() -> None:
+    row = PackedRow((1, 2, 3), ((4,), (5, 6), (7, 8, 9)), False)
+    assert (row.n_choices, row.prompt_tokens, row.scored_tokens) == (3, 3, 6)
+    assert row.n_tokens == 3 + 0 + 1 + 2  # a choice's last token is predicted, never read
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_exactly_one_of_prompt_and_messages_is_needed(both: bool) -> None:
+    question = {"prompt": "Is it?", "messages": [{"role": "user", "content": "Is it?"}]} if both else {"prompt": None}
+    with pytest.raises(PromptError, match="both or neither of prompt and messages") as info:
+        make(**question)  # type: ignore[arg-type]
+    assert info.value.param == "prompt"
+
+
+@pytest.mark.parametrize("choices", [(), ("yes",)])
+def test_fewer_than_two_choices_are_refused(choices: tuple[str, ...]) -> None:
+    with pytest.raises(PromptError, match=f"got {len(choices)} choices, expected at least 2") as info:
+        make(choices=choices)
+    assert info.value.param == "choices"
+
+
+def test_more_choices_than_letters_are_refused_by_label_only() -> None:
+    choices = tuple(str(k) for k in range(27))
+    assert make(choices=choices).n_choices == 27
+    assert make(choices=choices[:26], scoring="label").n_choices == len(LABELS) == 26
+    with pytest.raises(PromptError, match="got 27 choices to score by label, expected at most 26; use scoring text"):
+        make(choices=choices, scoring="label")
+
+
+def test_a_choice_without_tokens_is_refused() -> None:
+    with pytest.raises(PromptError, match="got choice '', which has no tokens") as info:
+        make(choices=("yes", ""), config=PromptConfig(template="{prompt}\n"))
+    assert info.value.param == "choices"
+
+
+def test_a_prompt_without_tokens_is_refused() -> None:
+    with pytest.raises(PromptError, match="a prompt without tokens") as info:
+        make(prompt="", tokenizer=tiny_tokenizer(bos=False))
+    assert info.value.param == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("question", "param"),
+    [({"prompt": "Is it?"}, "prompt"), ({"messages": [{"role": "user", "content": "Is it?"}]}, "messages")],
+)
+def test_a_question_longer_than_the_model_allows_is_refused(question: dict[str, object], param: str) -> None:
+    row = make(**question)  # type: ignore[arg-type]
+    longest = row.prompt_tokens + 4  # " yes"
+    assert make(max_length=longest, **question) == row  # type: ignore[arg-type]
+    with pytest.raises(PromptError, match=f"got {longest} tokens of prompt and longest choice") as info:
+        make(max_length=longest - 1, **question)  # type: ignore[arg-type]
+    assert info.value.param == param
+
+
+def test_a_chat_needs_a_chat_template() -> None:
+    with pytest.raises(PromptError, match="no chat template; send a prompt instead") as info:
+        make(messages=[{"role": "user", "content": "Is it?"}], tokenizer=tiny_tokenizer(chat=False))
+    assert info.value.param == "messages"
+
+
+def test_a_chat_that_its_template_refuses_is_refused_with_the_templates_reason() -> None:
+    with pytest.raises(PromptError, match="chat template refuses: no such role") as info:
+        make(messages=[{"role": "tool", "content": "Is it?"}])
+    assert info.value.param == "messages"
+
+
+@pytest.mark.parametrize("messages", [[], [{"role": "user"}]])
+def test_a_chat_without_turns_or_content_is_refused(messages: list[dict[str, str]]) -> None:
+    with pytest.raises(PromptError) as info:
+        make(messages=messages)
+    assert info.value.param == "messages"
+
+
+# Batches
+
+
+def test_the_mask_lets_a_choice_see_the_prompt_and_itself() -> None:
+    # Two prompt tokens; a, b, c read two, none and one token.
+    batch = collate([PackedRow((1, 2), ((10, 11, 12), (20,), (30, 31)), False)])
+    assert batch.input_ids.tolist() == [[1, 2, 10, 11, 30]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2]]
+    assert batch.attention_mask.int().tolist() == [
+        [
+            [
+                [1, 0, 0, 0, 0],
+                [1, 1, 0, 0, 0],
+                [1, 1, 1, 0, 0],
+                [1, 1, 1, 1, 0],
+                [1, 1, 0, 0, 1],
+            ]
+        ]
+    ]
+
+
+def test_every_scored_token_is_predicted_from_the_column_before_it() -> None:
+    batch = collate([PackedRow((1, 2), ((10, 11, 12), (20,), (30, 31)), False)])
+    scored = torch.stack([batch.row, batch.column + batch.keep_from, batch.token, batch.choice], 1)
+    assert scored.tolist() == [
+        [0, 1, 10, 0],  # the first token of every choice comes from the end of the prompt
+        [0, 2, 11, 0],
+        [0, 3, 12, 0],
+        [0, 1, 20, 1],
+        [0, 1, 30, 2],
+        [0, 4, 31, 2],
+    ]
+
+
+def test_rows_are_padded_so_that_prompts_end_in_the_same_column() -> None:
+    batch = collate(
+        [PackedRow((1,), ((10, 11), (20, 21)), True), PackedRow((1, 2, 3), ((30,), (40,), (50,)), True)], pad_id=99
+    )
+    assert batch.input_ids.tolist() == [[99, 99, 1, 10, 20], [1, 2, 3, 99, 99]]
+    assert batch.keep_from == 2
+    assert batch.is_choice.tolist() == [[True, True, False], [True, True, True]]
+    assert batch.divisor.tolist() == [[2, 2, 1], [1, 1, 1]]
+    assert batch.choice.tolist() == [0, 0, 1, 1, 3, 4, 5]
+
+
+def test_nothing_sees_padding_but_padding_and_no_query_is_left_without_a_key() -> None:
+    rows = random_rows(8)
+    batch = collate(rows, pad_id=0)
+    width = batch.keep_from + 1
+    for b, row in enumerate(rows):
+        mask = batch.attention_mask[b, 0]
+        real = torch.zeros(mask.shape[0], dtype=torch.bool)
+        real[width - row.prompt_tokens : width - row.prompt_tokens + row.n_tokens] = True
+        assert not mask[real][:, ~real].any()
+        assert not mask[~real][:, real].any()
+        assert mask.any(-1).all()
+        assert not mask.triu(1).any()
+
+
+def test_only_rows_that_ask_for_it_are_normalised_by_length() -> None:
+    rows = [PackedRow((1,), ((1, 2, 3), (4,)), normalized) for normalized in (True, False)]
+    assert collate(rows).divisor.tolist() == [[3, 1], [1, 1]]

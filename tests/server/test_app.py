@@ -1,0 +1,86 @@
+"""The application as a whole: its OpenAPI document is true."""
+
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from server.errors import TABLE
+from tests.server.fakes import Running
+from tests.server.test_bad_requests import BAD_BODIES
+
+GOOD = [
+    {"prompt": "x"},
+    {"messages": [{"role": "user", "content": "x"}], "choices": ["a", "b"], "scoring": "label"},
+    {"prompt": "x", "n_samples": 4, "seed": 3, "policy": {"min_confidence": 0.9}, "return_samples": True},
+    {"inputs": [{"prompt": "x"}, {"prompt": ""}], "adapter": "triage"},
+]
+# What a schema can say; the rest takes a sentence.
+SCHEMA_CODES = {"unknown_field", "invalid_type", "out_of_range", "invalid_length", "invalid_value"}
+
+
+@pytest.fixture
+async def document(server: Running) -> dict[str, Any]:
+    read: dict[str, Any] = (await server.client.get("/openapi.json")).json()
+    return read
+
+
+def validator(document: dict[str, Any], schema: dict[str, Any]) -> Draft202012Validator:
+    return Draft202012Validator({**schema, "components": document["components"]})
+
+
+def predict_of(document: dict[str, Any]) -> dict[str, Any]:
+    operation: dict[str, Any] = document["paths"]["/v1/predict"]["post"]
+    return operation
+
+
+def request_schema(document: dict[str, Any]) -> dict[str, Any]:
+    schema: dict[str, Any] = predict_of(document)["requestBody"]["content"]["application/json"]["schema"]
+    return schema
+
+
+def response_schema(document: dict[str, Any], status: int) -> dict[str, Any]:
+    schema: dict[str, Any] = predict_of(document)["responses"][str(status)]["content"]["application/json"]["schema"]
+    return schema
+
+
+async def test_the_paths_are_those_of_the_contract(document: dict[str, Any]) -> None:
+    assert document["paths"].keys() == {"/v1/predict", "/v1/models", "/livez", "/readyz", "/metrics", "/info"}
+
+
+@pytest.mark.parametrize("body", GOOD)
+async def test_good_requests_and_their_answers_fit_the_document(
+    server: Running, document: dict[str, Any], body: dict[str, Any]
+) -> None:
+    validator(document, request_schema(document)).validate(body)
+    response = await server.client.post("/v1/predict", json=body)
+    assert response.status_code == 200
+    validator(document, response_schema(document, 200)).validate(response.json())
+
+
+@pytest.mark.parametrize("name", [name for name, bad in BAD_BODIES.items() if bad.code in SCHEMA_CODES])
+async def test_malformed_requests_do_not_fit_the_document(document: dict[str, Any], name: str) -> None:
+    bad = BAD_BODIES[name]
+    if "at most 64" in bad.message and bad.param == "n_samples":
+        pytest.skip("the cap is the operator's")
+    if bad.body == {"prompt": "x", "n_samples": 16.0} or bad.param == "n_samples" and "16.0" in bad.message:
+        pytest.skip("JSON Schema counts 16.0 as an integer")
+    assert not validator(document, request_schema(document)).is_valid(bad.body)
+
+
+@pytest.mark.parametrize("name", BAD_BODIES)
+async def test_errors_fit_the_document(server: Running, document: dict[str, Any], name: str) -> None:
+    response = await server.client.post("/v1/predict", json=BAD_BODIES[name].body)
+    validator(document, response_schema(document, response.status_code)).validate(response.json())
+
+
+async def test_every_code_of_a_prediction_is_documented(document: dict[str, Any]) -> None:
+    responses = predict_of(document)["responses"]
+    told = {code for response in responses.values() for code in response["description"].split(", ")}
+    assert TABLE.keys() - told == {"disconnected", "not_found", "method_not_allowed"}
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/livez", "/readyz", "/info"])
+async def test_other_answers_fit_the_document(server: Running, document: dict[str, Any], path: str) -> None:
+    schema = document["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+    validator(document, schema).validate((await server.client.get(path)).json())

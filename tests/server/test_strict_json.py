@@ -1,0 +1,51 @@
+"""Bodies that are not JSON, or do not say that they are."""
+
+import json
+
+import pytest
+
+from tests.server.fakes import Running
+
+GOOD = {"prompt": "x"}
+
+BAD_JSON = {
+    "nothing": (b"", "missing"),
+    "null": (b"null", "invalid_type"),
+    "half an object": (b'{"prompt": "x"', "invalid_json"),
+    "two objects": (b'{"prompt": "x"} {}', "invalid_json"),
+    "single quotes": (b"{'prompt': 'x'}", "invalid_json"),
+    "NaN": (b'{"prompt": "x", "policy": {"min_confidence": NaN}}', "invalid_json"),
+    "Infinity": (b'{"prompt": "x", "policy": {"min_confidence": Infinity}}', "invalid_json"),
+    "a number beyond all": (b'{"prompt": "x", "policy": {"min_confidence": 1e999}}', "not_finite"),
+    "no UTF-8": (b'{"prompt": "\xff"}', "invalid_json"),
+    "UTF-16": ('{"prompt": "x"}'.encode("utf-16"), "invalid_json"),
+    "half a character": (b'{"prompt": "\\ud800"}', "invalid_json"),
+    "a deep hole": (b"[" * 100_000, "invalid_json"),
+    "a huge integer": (b'{"prompt": "x", "seed": ' + b"9" * 5000 + b"}", "invalid_json"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_JSON)
+async def test_bad_json_is_refused(server: Running, name: str) -> None:
+    content, code = BAD_JSON[name]
+    response = await server.client.post("/v1/predict", content=content, headers={"content-type": "application/json"})
+    assert (response.status_code, response.json()["error"]["code"]) == (422, code)
+
+
+@pytest.mark.parametrize("media_type", ["text/plain", "application/x-www-form-urlencoded", "", None])
+async def test_a_body_must_be_declared_as_json(server: Running, media_type: str | None) -> None:
+    headers = {} if media_type is None else {"content-type": media_type}
+    response = await server.client.post("/v1/predict", content=json.dumps(GOOD), headers=headers)
+    assert (response.status_code, response.json()["error"]["code"]) == (
+        415,
+        "unsupported_media_type",
+    )
+
+
+async def test_a_charset_beside_the_media_type_is_fine(server: Running) -> None:
+    response = await server.client.post(
+        "/v1/predict",
+        content=json.dumps(GOOD),
+        headers={"content-type": "Application/JSON; charset=utf-8"},
+    )
+    assert response.status_code == 200

@@ -1,0 +1,99 @@
+"""One evaluation as a result object: the metrics, and everything needed to get them again."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from blora.adapter import attach, load_adapter
+from blora.base_model import load_base_model
+from blora.config import PromptConfig
+from blora.inference.scoring import check_packing
+from blora.posterior.bank import SampleBank
+from training.data import read_examples
+from training.evaluate import Evaluation, evaluate_nested
+from training.provenance import command_line, machine, revision
+from training.rows import pack_examples
+
+__all__ = ["Subject", "benchmark"]
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is evaluated: an adapter on its base model, or the base model alone (adapter None)."""
+
+    adapter: Path | None
+    base_model: str
+    device: str
+    dtype: str
+
+
+def benchmark(
+    subject: Subject,
+    *,
+    data: str,
+    split: str,
+    limit: int | None,
+    n_samples: Sequence[int] | None,
+    seed: int | None,
+    argv: Sequence[str],
+) -> Iterator[dict[str, object]]:
+    """One result object for each number of draws.
+
+    Args:
+        subject: what to evaluate.
+        data: a file or hub data set.
+        split: which split it is.
+        limit: rows from its start, None for all.
+        n_samples: numbers of draws; the adapter's by default. The base model and plain LoRA have one.
+        seed: of the draws; the adapter's by default.
+        argv: the arguments of the command, for the record.
+    """
+    base = load_base_model(subject.base_model, device=subject.device, dtype=subject.dtype)
+    check_packing(base)
+    adapter = load_adapter(subject.adapter, base) if subject.adapter is not None else None
+    choices = adapter.config.prompt.choices if adapter is not None else None
+    examples = read_examples(data, choices=choices, split=split)
+    examples = replace(examples, examples=examples.examples[:limit])
+    prompt = adapter.config.prompt if adapter is not None else PromptConfig(template=examples.template)
+    rows = pack_examples(examples, base, prompt)
+    draws = None
+    counts: Sequence[int] = [1]
+    record: dict[str, object] = {"method": "base", "adapter_digest": None}
+    if adapter is not None:
+        attach(base, adapter)
+        sampling, posterior = adapter.config.sampling, adapter.config.posterior
+        seed = sampling.seed if seed is None else seed
+        if posterior.method == "bayesian":
+            counts = n_samples or [sampling.n_samples]
+        draws = SampleBank.draw(adapter.posterior, adapter.digest, max(counts), seed).draws.to(base.device)
+        record = {
+            "method": posterior.method,
+            "family": posterior.family if posterior.method == "bayesian" else None,
+            "adapter_digest": adapter.digest,
+            "training": adapter.config.training,
+        }
+    common: dict[str, object] = {
+        "base_model": base.ref.id,
+        "dataset": examples.source,
+        "dataset_digest": examples.digest,
+        "split": split,
+        "seed": seed,
+        "scoring": prompt.scoring,
+        "dtype": str(base.dtype).removeprefix("torch."),
+        "machine": machine(),
+        "command": command_line("evaluate", list(argv)),
+        "revision": revision(),
+    }
+    for result in evaluate_nested(base.model, rows, draws, counts):
+        yield record | common | _figures(result, len(rows))
+
+
+def _figures(result: Evaluation, n_examples: int) -> dict[str, object]:
+    return {
+        "n_examples": n_examples,
+        "n_samples": result.n_samples,
+        **result.metrics.to_dict(),
+        "mean_confidence": result.mean_confidence,
+        "mean_mutual_information": result.mean_mutual_information,
+        "seconds": result.seconds,
+    }

@@ -1,0 +1,75 @@
+"""`blora evaluate`: an adapter, or the untouched base model, on a labelled data set."""
+
+import json
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+from pathlib import Path
+
+from blora.errors import ConfigError
+
+__all__ = ["SUMMARY", "main"]
+
+SUMMARY = "evaluate an adapter on a labelled data set"
+BASE = "base"
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser("blora evaluate", description=SUMMARY, formatter_class=ArgumentDefaultsHelpFormatter)
+    parser.add_argument("adapter", help=f"the adapter directory, or `{BASE}` for the untouched base model")
+    parser.add_argument("--data", required=True, help=".jsonl, .csv, or hub data set owner/name[:config]")
+    parser.add_argument("--split", default="test", help="which split this is; of a hub data set, the one to load")
+    parser.add_argument("--limit", type=int, help="use the first rows only")
+    parser.add_argument(
+        "--n-samples",
+        type=_counts,
+        help="posterior draws (default: the adapter's); several, as in 1,4,16, are computed in one go",
+    )
+    parser.add_argument("--seed", type=int, help="of the draws (default: the adapter's sample bank)")
+    parser.add_argument(
+        "--json", type=Path, help="write the result here; with several --n-samples the name holds {n_samples}"
+    )
+    parser.add_argument("--base-model", default="embedded", help="hub id[@revision], folder, .gguf file, or embedded")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda ...")
+    parser.add_argument("--dtype", default="auto", help="of the base model: auto, float32, bfloat16 or float16")
+    return parser
+
+
+def _counts(text: str) -> list[int]:
+    counts = sorted({int(count) for count in text.split(",")})
+    if counts[0] < 1:
+        raise ValueError(text)
+    return counts
+
+
+def main(argv: list[str]) -> int:
+    """Evaluates, prints one line a number of draws, and writes the result files."""
+    arguments = _parser().parse_args(argv)
+    counts = arguments.n_samples
+    if arguments.json and counts and len(counts) > 1 and "{n_samples}" not in arguments.json.name:
+        raise ConfigError(
+            f"got one file {arguments.json} for {len(counts)} results, expected {{n_samples}} in its name"
+        )
+
+    from training.benchmark import Subject, benchmark
+
+    subject = Subject(
+        adapter=None if arguments.adapter == BASE else Path(arguments.adapter),
+        base_model=arguments.base_model,
+        device=arguments.device,
+        dtype=arguments.dtype,
+    )
+    for result in benchmark(
+        subject,
+        data=arguments.data,
+        split=arguments.split,
+        limit=arguments.limit,
+        n_samples=counts,
+        seed=arguments.seed,
+        argv=argv,
+    ):
+        figures = "  ".join(f"{name} {result[name]:.4f}" for name in ("accuracy", "nll", "ece", "brier", "aurc"))
+        print(f"{result['n_samples']:>4} draws: {figures}  ({result['seconds']:.0f} s)", flush=True)
+        if arguments.json:
+            target = Path(str(arguments.json).replace("{n_samples}", str(result["n_samples"])))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(json.dumps(result, indent=2) + "\n")
+    return 0

@@ -1,0 +1,141 @@
+"""`blora train`: a labelled data set and a frozen base model to an adapter directory."""
+
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from dataclasses import fields
+from pathlib import Path
+from typing import TypeVar, get_args
+
+from blora.config import FamilyName, MethodName, PosteriorConfig, PromptConfig, SamplingConfig, ScoringName
+from training.config import DEFAULT_LEARNING_RATES, TrainConfig
+
+__all__ = ["SUMMARY", "main"]
+
+T = TypeVar("T")
+
+SUMMARY = "train a Bayesian-LoRA adapter on a labelled data set"
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser("blora train", description=SUMMARY, formatter_class=ArgumentDefaultsHelpFormatter)
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", required=True, help=".jsonl, .csv, or hub data set owner/name[:config]")
+    data.add_argument("--validation", help="the same; by default rows of --data that are not trained on")
+    data.add_argument("--split", default="train", help="split of a hub data set")
+    data.add_argument("--validation-split", default="validation", help="split of a hub validation set")
+    data.add_argument("--train-examples", type=int, help="rows of --data to train on (default: nine tenths, or all)")
+    data.add_argument("--validation-examples", type=int, help="rows to validate on (default: the rest, or all)")
+    data.add_argument("--split-seed", type=int, default=0, help="of the random order in which rows are divided")
+    data.add_argument("--choices", type=_labels, help="the fixed label set, separated by |")
+
+    prompt = parser.add_argument_group("prompt")
+    prompt.add_argument("--template", help=r"text with {prompt} (default: 'Question: {prompt}\nAnswer:' for questions)")
+    prompt.add_argument("--scoring", choices=get_args(ScoringName), default="text", help="what of a choice is scored")
+    prompt.add_argument("--length-normalized", action="store_true", help="divide log-probabilities by token counts")
+
+    model = parser.add_argument_group("model")
+    model.add_argument("--base-model", default="embedded", help="hub id[@revision], folder, .gguf file, or embedded")
+    model.add_argument("--device", default="auto", help="auto, cpu, cuda ...")
+    model.add_argument("--dtype", default="auto", help="of the base model: auto, float32, bfloat16 or float16")
+    model.add_argument("--target-modules", help="module names, separated by commas (default: PEFT's own)")
+    model.add_argument("--layers", default="all", help="all, last:N, N or FIRST-LAST")
+
+    posterior = parser.add_argument_group("posterior")
+    posterior.add_argument("--method", choices=get_args(MethodName), default="bayesian", help="lora: collapsed")
+    posterior.add_argument("--family", choices=get_args(FamilyName), default="diagonal", help="of q(V)")
+    _add_fields(posterior, PosteriorConfig(), skip={"method", "family"})
+
+    training = parser.add_argument_group("training")
+    _add_fields(training, TrainConfig(work_dir=Path()), skip={"work_dir", "learning_rate", "resume"})
+    training.add_argument("--learning-rate", type=float, help=f"peak (default: {DEFAULT_LEARNING_RATES})")
+    training.add_argument("--work-dir", type=Path, help="checkpoints (default: OUTPUT.work)")
+    training.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the work folder")
+
+    output = parser.add_argument_group("adapter")
+    output.add_argument("--output", type=Path, required=True, help="the adapter directory")
+    output.add_argument("--n-samples", type=int, default=16, help="draws in the adapter's sample bank")
+    output.add_argument("--bank-seed", type=int, default=0, help="seed of the sample bank")
+    for name in ("min_confidence", "max_predictive_entropy", "max_mutual_information"):
+        output.add_argument(f"--{name.replace('_', '-')}", type=float, help="threshold of the adapter's policy")
+    return parser
+
+
+def _add_fields(group: "ArgumentParser._ArgumentGroup", defaults: object, skip: set[str]) -> None:  # type: ignore[name-defined]
+    """One flag for each numeric field of a config; the help is in the config's docstring."""
+    about = _described(type(defaults))
+    for field in fields(defaults):  # type: ignore[arg-type]
+        if field.name not in skip:
+            value = getattr(defaults, field.name)
+            group.add_argument(
+                f"--{field.name.replace('_', '-')}", type=type(value), default=value, help=about[field.name]
+            )
+
+
+def _described(config: type) -> dict[str, str]:
+    """Field names and what the docstring's Attributes section says of them."""
+    lines = (config.__doc__ or "").partition("Attributes:")[2].splitlines()
+    pairs = (line.strip().partition(": ") for line in lines if ": " in line)
+    return {name: text for name, _, text in pairs}
+
+
+def _labels(text: str) -> tuple[str, ...]:
+    return tuple(label.strip() for label in text.split("|"))
+
+
+def main(argv: list[str]) -> int:
+    """Trains and writes the adapter directory."""
+    arguments = _parser().parse_args(argv)
+    posterior = _take(PosteriorConfig, arguments)
+    config = _take(
+        TrainConfig,
+        arguments,
+        work_dir=arguments.work_dir or arguments.output.with_name(f"{arguments.output.name}.work"),
+        learning_rate=arguments.learning_rate or DEFAULT_LEARNING_RATES[posterior.method],
+    )
+    policy = {
+        name: value
+        for name in ("min_confidence", "max_predictive_entropy", "max_mutual_information")
+        if (value := getattr(arguments, name)) is not None
+    }
+    prompt = PromptConfig(
+        template=arguments.template or "{prompt}",
+        choices=arguments.choices,
+        scoring=arguments.scoring,
+        length_normalized=arguments.length_normalized,
+    )
+    sampling = SamplingConfig(n_samples=arguments.n_samples, seed=arguments.bank_seed)
+
+    from training.recipe import Recipe, train_adapter
+
+    recipe = Recipe(
+        data=arguments.data,
+        validation=arguments.validation,
+        split=arguments.split,
+        validation_split=arguments.validation_split,
+        n_train=arguments.train_examples,
+        n_validation=arguments.validation_examples,
+        split_seed=arguments.split_seed,
+        base_model=arguments.base_model,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        target_modules=tuple(arguments.target_modules.split(",")) if arguments.target_modules else None,
+        layers=arguments.layers,
+        posterior=posterior,
+        prompt=prompt,
+        default_template=arguments.template is None,
+        sampling=sampling,
+        policy=policy or None,
+        training=config,
+        argv=tuple(argv),
+    )
+    result = train_adapter(recipe, arguments.output)
+    scores = result.metrics
+    print(
+        f"wrote {arguments.output}: validation accuracy {scores.accuracy:.3f}, NLL {scores.nll:.3f}, "
+        f"ECE {scores.ece:.3f} with {result.n_samples} draws"
+    )
+    return 0
+
+
+def _take(config: type[T], arguments: Namespace, **given: object) -> T:
+    values = {field.name: getattr(arguments, field.name) for field in fields(config)}  # type: ignore[arg-type]
+    return config(**(values | given))

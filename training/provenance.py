@@ -1,0 +1,41 @@
+"""Where a result came from: the machine, the libraries, the revision, the command."""
+
+import os
+import platform
+import shlex
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+__all__ = ["command_line", "machine", "revision"]
+
+
+def revision() -> str:
+    """The project's git commit, with `+` where the tree has changes; BLORA_REVISION, or unknown, outside git."""
+    if given := os.environ.get("BLORA_REVISION"):
+        return given
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def machine() -> dict[str, str | int]:
+    """Processor, cores and the libraries whose version changes results or speed."""
+    import torch
+
+    processor = torch.cpu.get_capabilities().get("cpu_name") or platform.processor()
+    if torch.cuda.is_available():
+        processor = torch.cuda.get_device_name()
+    libraries = {name: version(name) for name in ("torch", "transformers")}
+    return {"processor": str(processor), "cores": os.cpu_count() or 0, "system": platform.system(), **libraries}
+
+
+def command_line(command: str, argv: list[str]) -> str:
+    """The command that was run, ready to paste."""
+    return shlex.join(["blora", command, *argv])

@@ -1,0 +1,142 @@
+"""One training run, start to finish: data and base model in, adapter directory out."""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from blora.adapter import save_adapter
+from blora.base_model import BaseModel, load_base_model
+from blora.config import AdapterConfig, PosteriorConfig, PromptConfig, SamplingConfig
+from blora.decision.abstention import Policy
+from blora.inference.scoring import check_packing
+from blora.posterior.inject import default_targets, parse_layers, select_modules
+from blora.posterior.posterior import Posterior
+from training.config import TrainConfig
+from training.data import ExampleSet, read_examples, split_examples
+from training.evaluate import Evaluation
+from training.provenance import command_line, machine, revision
+from training.rows import pack_examples
+from training.trainer import fit
+
+__all__ = ["Recipe", "train_adapter"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Everything a training run depends on.
+
+    Attributes:
+        data: a file or hub data set.
+        validation: another, or None: rows of `data` that are not trained on.
+        split, validation_split: of hub data sets.
+        n_train, n_validation: how many rows to use of each.
+        split_seed: of the order in which `data` is divided.
+        base_model, device, dtype: see `load_base_model`.
+        target_modules: name patterns, None for PEFT's default.
+        layers: see `parse_layers`.
+        posterior: its form.
+        prompt: how a question becomes text.
+        default_template: take the template from the kind of the data instead.
+        sampling: the adapter's sample bank.
+        policy: the adapter's thresholds, None for none.
+        training: how to fit.
+        argv: the arguments of the command, for the record.
+    """
+
+    data: str
+    validation: str | None
+    split: str
+    validation_split: str
+    n_train: int | None
+    n_validation: int | None
+    split_seed: int
+    base_model: str
+    device: str
+    dtype: str
+    target_modules: tuple[str, ...] | None
+    layers: str
+    posterior: PosteriorConfig
+    prompt: PromptConfig
+    default_template: bool
+    sampling: SamplingConfig
+    policy: dict[str, float] | None
+    training: TrainConfig
+    argv: tuple[str, ...]
+
+
+def train_adapter(recipe: Recipe, output: Path) -> Evaluation:
+    """Trains a posterior and writes its adapter directory.
+
+    Args:
+        recipe: the run.
+        output: the directory to write.
+
+    Returns:
+        The evaluation on the validation rows.
+
+    Raises:
+        BloraError: for bad data, a bad base model or bad settings, before any training.
+    """
+    if recipe.policy is not None:
+        Policy.from_mapping(recipe.policy)
+    train, validation = _read(recipe)
+    base = load_base_model(recipe.base_model, device=recipe.device, dtype=recipe.dtype)
+    check_packing(base)
+    prompt = replace(recipe.prompt, template=train.template) if recipe.default_template else recipe.prompt
+    targets = recipe.target_modules or default_targets(base.model.config.model_type)
+    layers = parse_layers(recipe.layers, base.model.config.num_hidden_layers)
+    modules = select_modules(base.model, targets, layers)
+    posterior = Posterior(modules, recipe.posterior, recipe.training.seed)
+    result = fit(
+        base,
+        posterior,
+        pack_examples(train, base, prompt),
+        pack_examples(validation, base, prompt),
+        recipe.training,
+    )
+    config = AdapterConfig(
+        base_model=base.ref,
+        target_modules=tuple(targets),
+        modules=modules,
+        posterior=recipe.posterior,
+        prompt=prompt,
+        sampling=recipe.sampling,
+        policy=recipe.policy,
+        training=_record(recipe, base, train, validation, result),
+    )
+    save_adapter(output, posterior, config, base)
+    return result
+
+
+def _read(recipe: Recipe) -> tuple[ExampleSet, ExampleSet]:
+    choices = recipe.prompt.choices
+    examples = read_examples(recipe.data, choices=choices, split=recipe.split)
+    if recipe.validation is None:
+        return split_examples(examples, recipe.n_train, recipe.n_validation, seed=recipe.split_seed)
+    validation = read_examples(recipe.validation, choices=choices, split=recipe.validation_split)
+    return (
+        replace(examples, examples=examples.examples[: recipe.n_train]),
+        replace(validation, examples=validation.examples[: recipe.n_validation]),
+    )
+
+
+def _record(
+    recipe: Recipe, base: BaseModel, train: ExampleSet, validation: ExampleSet, result: Evaluation
+) -> dict[str, object]:
+    settings = asdict(recipe.training)
+    for place in ("work_dir", "resume"):  # where and how often it was started changes nothing
+        settings.pop(place)
+    return {
+        "command": command_line("train", list(recipe.argv)),
+        "revision": revision(),
+        "machine": machine(),
+        "dtype": str(base.dtype).removeprefix("torch."),
+        "settings": settings,
+        "train": {"source": train.source, "digest": train.digest, "n_examples": len(train.examples)},
+        "validation": {
+            "source": validation.source,
+            "digest": validation.digest,
+            "n_examples": len(validation.examples),
+            "n_samples": result.n_samples,
+            **result.metrics.to_dict(),
+        },
+    }
