@@ -54,15 +54,30 @@ def score_rows(model: PreTrainedModel, batch: PackedBatch, draws: Draws | None, 
     return totals.log_softmax(-1).flatten(0, 1)
 
 
-def score(model: PreTrainedModel, batch: PackedBatch, draws: Draws | None) -> Tensor:
+def score(
+    model: PreTrainedModel, batch: PackedBatch, draws: Draws | None, *, max_batch_tokens: int | None = None
+) -> Tensor:
     """Log-probabilities over the choices under every draw.
 
+    Args:
+        model: as in `score_rows`.
+        batch: B rows.
+        draws: S draws or None.
+        max_batch_tokens: bound of padded tokens times draws of a forward pass; where the batch under all draws
+            exceeds it, they take several passes. None: one pass.
     Returns:
         (S, B, C) float32, normalised over the choices, S = 1 without draws; -inf where a row has no such choice.
     """
-    repeats = draws.n_samples if draws is not None else 1
-    log_probs = score_rows(model, batch, draws, repeats)
-    return log_probs.view(repeats, -1, log_probs.shape[-1])
+    if draws is None:
+        return score_rows(model, batch, None)[None]
+    n_samples = draws.n_samples
+    at_once = max(1, max_batch_tokens // batch.input_ids.numel()) if max_batch_tokens else n_samples
+    parts = []
+    for start in range(0, n_samples, at_once):
+        part = draws.part(start, min(start + at_once, n_samples))
+        log_probs = score_rows(model, batch, part, part.n_samples)
+        parts.append(log_probs.view(part.n_samples, -1, log_probs.shape[-1]))
+    return torch.cat(parts)
 
 
 @torch.no_grad()
@@ -75,8 +90,7 @@ def score_all(
         model: as in `score_rows`.
         rows: N questions.
         draws: S draws or None.
-        max_batch_tokens: bound of padded tokens times draws of a forward pass; draws are split where one row under
-            all of them exceeds it.
+        max_batch_tokens: bound of padded tokens times draws of a forward pass.
 
     Returns:
         (S, N, C) float32 on the CPU.
@@ -89,7 +103,7 @@ def score_all(
         take = max(1, max_batch_tokens // (longest * n_samples))
         picked, order = order[-take:], order[:-take]
         batch = collate([rows[i] for i in picked])
-        log_probs = score(model, batch, draws).cpu()
+        log_probs = score(model, batch, draws, max_batch_tokens=max_batch_tokens).cpu()
         out[:, picked, : log_probs.shape[-1]] = log_probs
     return out
 

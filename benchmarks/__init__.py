@@ -1,0 +1,1 @@
+"""Benchmarks: scripts that write result files, and the tables made from them."""

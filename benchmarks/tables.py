@@ -1,0 +1,107 @@
+"""Writes the tables of README.md from the committed result files, between the markers that name them.
+
+`python -m benchmarks.tables` rewrites README.md; `--check` exits 1 if that would change it.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+__all__ = ["render"]
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+README = ROOT / "README.md"
+
+Result = dict[str, Any]
+
+METHODS = {"base": "base model", "lora": "LoRA", "bayesian": "Bayesian-LoRA"}
+
+
+def _load(folder: str) -> list[Result]:
+    return [json.loads(file.read_text()) for file in sorted((RESULTS / folder).glob("*.json"))]
+
+
+def _rows(header: list[str], rows: list[list[str]]) -> str:
+    aligned = ["---", *["--:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, aligned, *rows])
+
+
+def _evaluations(folder: str) -> str:
+    """Metrics by method and number of draws, and where they come from."""
+    order = list(METHODS)
+    results = sorted(_load(folder), key=lambda r: (order.index(r["method"]), r["n_samples"], r["seed"] or 0))
+    header = ["method", "draws", "accuracy", "NLL", "ECE", "Brier", "AURC", "seconds"]
+    rows = [
+        [
+            METHODS[r["method"]],
+            str(r["n_samples"]),
+            *(f"{r[name]:.3f}" for name in ("accuracy", "nll", "ece", "brier", "aurc")),
+            f"{r['seconds']:.0f}",
+        ]
+        for r in results
+    ]
+    return f"{_rows(header, rows)}\n\n{_provenance(results)}"
+
+
+def _provenance(results: list[Result]) -> str:
+    first = results[0]
+    machine = first["machine"]
+    seeds = sorted({r["training"]["settings"]["seed"] for r in results if "training" in r})
+    weights = sorted({r["training"]["settings"]["kl_weight"] for r in results if r["method"] == "bayesian"})
+    return (
+        f"{first['n_examples']} questions of {first['dataset']}; {first['base_model']}, {first['dtype']}; "
+        f"training seeds {', '.join(map(str, seeds))}; KL weight {', '.join(f'{w:g}' for w in weights)}; "
+        f"{machine['cores']} cores of {machine['processor']}, torch {machine['torch']}. "
+        "Seconds are those of all questions under all draws."
+    )
+
+
+def _concurrent(folder: str) -> str:
+    [result] = _load(folder)
+    header = ["concurrent requests", "lost", "wrong", "p50 (s)", "p99 (s)", "requests a second", "memory growth (MiB)"]
+    row = [
+        str(result["n_requests"]),
+        str(result["lost"]),
+        str(result["wrong"]),
+        f"{result['p50_s']:.2f}",
+        f"{result['p99_s']:.2f}",
+        f"{result['requests_per_s']:.1f}",
+        f"{result['memory_growth_mib']:.1f}",
+    ]
+    machine = result["machine"]
+    return f"{_rows(header, [row])}\n\n{result['n_samples']} draws each; {machine['cores']} cores of {machine['processor']}."
+
+
+TABLES: dict[str, Callable[[str], str]] = {
+    "arc_easy": _evaluations,
+    "triage": _evaluations,
+    "concurrent": _concurrent,
+}
+
+
+def render(text: str) -> str:
+    """The text with every table between `<!-- table NAME -->` and `<!-- end -->` made anew."""
+
+    def table(match: re.Match[str]) -> str:
+        name = match.group(1)
+        return f"<!-- table {name} -->\n{TABLES[name](name)}\n<!-- end -->"
+
+    return re.sub(r"<!-- table (\w+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
+
+
+def main() -> int:
+    """Rewrites or checks README.md."""
+    text = README.read_text()
+    made = render(text)
+    if "--check" in sys.argv:
+        return int(made != text)
+    README.write_text(made)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

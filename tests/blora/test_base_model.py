@@ -1,0 +1,221 @@
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from blora.base_model import BaseModel, fingerprint, load_base_model
+from blora.errors import BaseModelError
+from blora.inference.packing import collate
+from blora.inference.scoring import score
+from blora.posterior.inject import eject, inject
+from blora.posterior.layer import linear_shape
+from tests.scenarios import ARCHITECTURES, MAX_LENGTH, adapted_modules, random_rows, tiny_model, tiny_tokenizer
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of each architecture, saved in float32."""
+    return saved(tmp_path_factory.mktemp("models") / f"Tiny-{request.param}", request.param)
+
+
+def saved(path: Path, architecture: str = "llama") -> Path:
+    tiny_model(architecture).save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    return path
+
+
+def architecture_of(folder: Path) -> str:
+    return folder.name.removeprefix("Tiny-")
+
+
+def logits(model: PreTrainedModel) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=torch.arange(3, 13)[None]).logits
+
+
+# Loading
+
+
+def test_a_folder_loads_frozen_and_says_who_it_is(folder: Path) -> None:
+    base = load_base_model(str(folder), device="cpu", dtype="float32")
+    original = tiny_model(architecture_of(folder))
+    assert torch.equal(logits(base.model), logits(original))
+    assert base.ref.id == folder.name
+    assert base.ref.revision is None
+    assert base.ref.fingerprint == fingerprint(original)
+    assert base.name == folder.name.lower()
+    assert (base.device, base.dtype) == (torch.device("cpu"), torch.float32)
+    assert base.max_length == MAX_LENGTH
+    assert not base.model.training
+    assert not any(parameter.requires_grad for parameter in base.model.parameters())
+    assert base.tokenizer("Is it?")["input_ids"] == tiny_tokenizer()("Is it?")["input_ids"]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_below_float32_only_the_decoders_linear_layers_are_rounded(folder: Path, dtype: str) -> None:
+    base = load_base_model(str(folder), device="cpu", dtype=dtype)
+    low = getattr(torch, dtype)
+    assert base.dtype == low
+    head = base.model.get_output_embeddings()
+    for module in base.model.modules():
+        rounded = linear_shape(module) is not None and module is not head
+        for parameter in module.parameters(recurse=False):
+            assert parameter.dtype == (low if rounded else torch.float32)
+    got, expected = logits(base.model), logits(tiny_model(architecture_of(folder)))
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, expected, rtol=0, atol=0.5 if low == torch.bfloat16 else 0.05)
+
+
+def test_a_model_below_float32_still_takes_the_layers_of_an_adapter(folder: Path) -> None:
+    base = load_base_model(str(folder), device="cpu", dtype="bfloat16")
+    expected = logits(base.model)
+    inject(base.model, adapted_modules(base.model))
+    assert torch.equal(logits(base.model), expected)
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_auto_dtype_on_a_cpu_is_bfloat16_where_it_computes_in_it(
+    tmp_path: Path, has_bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_bf16})
+    base = load_base_model(str(saved(tmp_path / "tiny")), device="cpu")
+    assert base.dtype == (torch.bfloat16 if has_bf16 else torch.float32)
+
+
+def test_auto_device_is_the_cpu_without_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    base = load_base_model(str(saved(tmp_path / "tiny")), dtype="float32")
+    assert base.device == torch.device("cpu")
+
+
+def test_loading_leaves_the_global_generator_alone(folder: Path) -> None:
+    before = torch.get_rng_state()
+    load_base_model(str(folder), device="cpu", dtype="float32")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("spec", ["/no/such/folder", "./none", "not a name!"])
+def test_a_model_that_does_not_exist_is_refused(spec: str) -> None:
+    with pytest.raises(BaseModelError, match=f"got base model '{spec}', which does not load.*expected embedded"):
+        load_base_model(spec, device="cpu", dtype="float32")
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BaseModelError, match="which does not load"):
+        load_base_model(str(tmp_path), device="cpu", dtype="float32")
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "tiny")
+    (path / "model.safetensors").unlink()
+    with pytest.raises(BaseModelError, match="which does not load"):
+        load_base_model(str(path), device="cpu", dtype="float32")
+
+
+def test_a_folder_with_broken_weights_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "tiny")
+    (path / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(BaseModelError, match="which does not load"):
+        load_base_model(str(path), device="cpu", dtype="float32")
+
+
+def test_pickled_weights_are_never_read(tmp_path: Path) -> None:
+    path = saved(tmp_path / "tiny")
+    (path / "model.safetensors").unlink()
+    torch.save(tiny_model().state_dict(), path / "pytorch_model.bin")
+    with pytest.raises(BaseModelError, match="which does not load"):
+        load_base_model(str(path), device="cpu", dtype="float32")
+
+
+def test_a_gguf_file_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(BaseModelError, match=r"got base model '/no/such\.gguf', expected a file that exists"):
+        load_base_model("/no/such.gguf", device="cpu", dtype="float32")
+
+
+def test_a_broken_gguf_file_is_refused_and_leaves_nothing_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("BLORA_CACHE_DIR", str(cache))
+    gguf = tmp_path / "broken.gguf"
+    gguf.write_bytes(b"no model")
+    with pytest.raises(BaseModelError, match="broken.gguf"):
+        load_base_model(str(gguf), device="cpu", dtype="float32")
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", ["float64", "int8", "half", ""])
+def test_an_unknown_dtype_is_refused(dtype: str) -> None:
+    with pytest.raises(BaseModelError, match=f"got dtype '{dtype}', expected auto or one of float32"):
+        load_base_model("embedded", device="cpu", dtype=dtype)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cpu:x", "cuda:99"])
+def test_a_device_that_cannot_be_used_is_refused(device: str) -> None:
+    with pytest.raises(BaseModelError, match=f"got device '{device}', which torch cannot use here"):
+        load_base_model("embedded", device=device, dtype="float32")
+
+
+# Fingerprints
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_fingerprint_does_not_depend_on_the_dtype(folder: Path, dtype: str) -> None:
+    base = load_base_model(str(folder), device="cpu", dtype=dtype)
+    assert base.ref.fingerprint == fingerprint(tiny_model(architecture_of(folder)))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_fingerprint_does_not_depend_on_injected_layers(architecture: str) -> None:
+    model = tiny_model(architecture)
+    expected = fingerprint(model)
+    inject(model, adapted_modules(model))
+    assert fingerprint(model) == expected
+    eject(model)
+    assert fingerprint(model) == expected
+
+
+def test_models_with_other_weights_or_other_modules_have_other_fingerprints() -> None:
+    prints = {fingerprint(tiny_model(architecture)) for architecture in ARCHITECTURES}
+    model = tiny_model()
+    with torch.no_grad():
+        model.get_parameter("model.layers.1.mlp.down_proj.weight")[0, 0] += 1
+    prints.add(fingerprint(model))
+    assert len(prints) == len(ARCHITECTURES) + 1
+
+
+def test_a_fingerprint_is_a_sha256() -> None:
+    kind, _, digest = fingerprint(tiny_model()).partition(":")
+    assert kind == "sha256"
+    assert len(bytes.fromhex(digest)) == 32
+
+
+# The embedded model
+
+
+@pytest.mark.model
+def test_the_embedded_model_is_one_model_whatever_the_dtype(smollm2: BaseModel, smollm2_bf16: BaseModel) -> None:
+    assert smollm2.ref == smollm2_bf16.ref
+    assert smollm2.ref.id == smollm2.name == "smollm2-135m-instruct"
+    assert smollm2.ref.revision is not None
+    assert smollm2.ref.revision.startswith("sha256:")
+
+
+@pytest.mark.model
+def test_the_embedded_model_is_frozen_and_has_a_chat_template(smollm2: BaseModel) -> None:
+    assert not smollm2.model.training
+    assert not any(parameter.requires_grad for parameter in smollm2.model.parameters())
+    assert smollm2.tokenizer.chat_template
+    assert smollm2.max_length >= 2048
+
+
+@pytest.mark.model
+def test_the_embedded_model_answers_alike_in_either_dtype(smollm2: BaseModel, smollm2_bf16: BaseModel) -> None:
+    batch = collate(random_rows(4))
+    with torch.no_grad():
+        exact, rounded = (score(base.model, batch, None).exp() for base in (smollm2, smollm2_bf16))
+    torch.testing.assert_close(rounded, exact, rtol=0, atol=0.1)
