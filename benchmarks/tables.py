@@ -73,7 +73,8 @@ def _concurrent(folder: str) -> str:
         f"{result['memory_growth_mib']:.1f}",
     ]
     machine = result["machine"]
-    return f"{_rows(header, [row])}\n\n{result['n_samples']} draws each; {machine['cores']} cores of {machine['processor']}."
+    machine_line = f"{result['n_samples']} draws each; {machine['cores']} cores of {machine['processor']}."
+    return f"{_rows(header, [row])}\n\n{machine_line}"
 
 
 TABLES: dict[str, Callable[[str], str]] = {

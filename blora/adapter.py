@@ -27,8 +27,8 @@ from blora.decision.abstention import Policy
 from blora.errors import AdapterError, ConfigError
 from blora.model_card import model_card
 from blora.posterior.draws import Draws
-from blora.posterior.inject import inject, layer_index
-from blora.posterior.layer import LoraLinear, linear_shape
+from blora.posterior.inject import inject, layer_index, linear_modules
+from blora.posterior.layer import LoraLinear
 from blora.posterior.posterior import Posterior
 
 __all__ = ["Adapter", "attach", "load_adapter", "save_adapter"]
@@ -160,13 +160,13 @@ def _check_base(config: AdapterConfig, base: BaseModel) -> None:
             f"got base model {base.ref.id} ({base.ref.fingerprint[:19]}), expected {wanted.id} "
             f"({wanted.fingerprint[:19]}), which the adapter was trained on; load that base model"
         )
-    modules = dict(base.model.named_modules())
+    linear = linear_modules(base.model)
     for name, shape in config.modules.items():
-        module = modules.get(name)
-        found = linear_shape(module.base if isinstance(module, LoraLinear) else module) if module else None
+        found = linear.get(name)
         if found != tuple(shape):
             raise AdapterError(
-                f"got adapted module {name} of shape {tuple(shape)}, but the base model has {found or 'no such module'}"
+                f"got adapted module {name} of shape {tuple(shape)}, "
+                f"but the base model has {found or 'no such linear module'}"
             )
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -71,27 +72,27 @@ def load_base_model(spec: str = EMBEDDED, *, device: str = "auto", dtype: str = 
     """
     torch_device = _pick_device(device)
     torch_dtype = _pick_dtype(dtype, torch_device)
-    path, model_id, revision = _resolve(spec)
-    source = {"revision": revision} if not Path(path).exists() else {}
     try:
+        path, model_id, revision = _resolve(spec)
+        source = {"revision": revision} if not Path(path).exists() else {}
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **source)
         model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch_dtype, use_safetensors=True, trust_remote_code=False, **source
+            path, dtype="auto", use_safetensors=True, trust_remote_code=False, **source
         )
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, SafetensorError) as exc:
         raise BaseModelError(
             f"got base model {spec!r}, which does not load ({exc}); "
             "expected embedded, a folder with config.json and safetensors, a .gguf file, or a hub id"
         ) from exc
+    identity = fingerprint(model)  # of the weights as they were published
+    _set_precision(model, torch_dtype)
     model.to(torch_device)  # type: ignore[arg-type]  # its stub wraps the method without self
     model.eval().requires_grad_(False)
-    if torch_dtype != torch.float32:
-        _keep_stream_in_float32(model)
     revision = revision or getattr(model.config, "_commit_hash", None)
     return BaseModel(
         model=model,
         tokenizer=tokenizer,
-        ref=BaseModelRef(id=model_id, revision=revision, fingerprint=fingerprint(model)),
+        ref=BaseModelRef(id=model_id, revision=revision, fingerprint=identity),
         device=torch_device,
         dtype=torch_dtype,
         max_length=int(getattr(model.config, "max_position_embeddings", None) or 2**31),
@@ -148,16 +149,16 @@ def _cpu_has_bf16() -> bool:
     return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
-def _keep_stream_in_float32(model: PreTrainedModel) -> None:
-    """Leaves the linear layers' weights in their low precision and everything between them in float32."""
+def _set_precision(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Puts the decoder's linear layers into the dtype and everything else into float32."""
     head = model.get_output_embeddings()
     for module in model.modules():
-        if linear_shape(module) is not None and module is not head:
+        low = dtype != torch.float32 and linear_shape(module) is not None and module is not head
+        for parameter in module.parameters(recurse=False):
+            parameter.data = parameter.data.to(dtype if low else torch.float32)
+        if low:
             module.register_forward_pre_hook(_to_weight_dtype)
             module.register_forward_hook(_to_float32)
-        else:
-            for parameter in module.parameters(recurse=False):
-                parameter.data = parameter.data.float()
 
 
 def _to_weight_dtype(module: nn.Linear, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

@@ -61,3 +61,7 @@ def _usage(commands: dict[str, EntryPoint]) -> str:
             summary = f"not installed: {_install_hint(entry)}"
         lines.append(f"  {name:<10} {summary}")
     return "\n".join([*lines, "", "`blora COMMAND --help` describes a command."])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

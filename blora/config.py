@@ -70,7 +70,9 @@ class PosteriorConfig:
         for name in ("alpha", "prior_std", "lambda_max", "scale_init"):
             value = getattr(self, name)
             _require(0 < value < float("inf"), f"{name} = {value}", "a positive number")
-        _require(self.family in get_args(FamilyName), f"family = {self.family!r}", f"one of {get_args(FamilyName)}")
+        for name, known in (("method", get_args(MethodName)), ("family", get_args(FamilyName))):
+            value = getattr(self, name)
+            _require(value in known, f"{name} = {value!r}", f"one of {', '.join(known)}")
         _require(
             0 < self.lambda_init < self.lambda_max,
             f"lambda_init = {self.lambda_init}",
@@ -97,6 +99,8 @@ class PromptConfig:
     length_normalized: bool = False
 
     def __post_init__(self) -> None:
+        known = get_args(ScoringName)
+        _require(self.scoring in known, f"scoring = {self.scoring!r}", f"one of {', '.join(known)}")
         _require(
             self.template.count("{prompt}") == 1, f"prompt template {self.template!r}", "one that holds {prompt} once"
         )

@@ -1,7 +1,7 @@
 """The queue in front of the one worker: which inputs share a forward pass, and which wait.
 
 A forward pass holds inputs of one group, that of the oldest one waiting, so no input and no group
-starves. Its size, rows x longest row x draws, stays within `max_batch_tokens`. Inputs whose client
+starves. Its size, rows x padded row x draws, stays within `max_batch_tokens`. Inputs whose client
 left or whose deadline passed are dropped before they cost anything.
 """
 
@@ -46,15 +46,20 @@ class Work(Generic[P]):
 
     Attributes:
         payload: what the worker gets.
-        n_tokens: length of its row.
+        lengths: of the parts of its row, in tokens; rows are padded part by part.
         n_draws: S.
         group: only equal ones share a forward pass; it fixes n_draws.
     """
 
     payload: P
-    n_tokens: int
+    lengths: tuple[int, ...]
     n_draws: int
     group: Hashable
+
+    @property
+    def n_tokens(self) -> int:
+        """Length of the row."""
+        return sum(self.lengths)
 
     @property
     def cost(self) -> int:
@@ -249,8 +254,8 @@ class Batcher(Generic[P, R]):
 
     @staticmethod
     def _padded_tokens(batch: Sequence[_Item[P, R]]) -> int:
-        longest = max(item.work.n_tokens for item in batch)
-        return len(batch) * longest * batch[0].work.n_draws
+        parts = zip(*(item.work.lengths for item in batch), strict=True)
+        return len(batch) * sum(map(max, parts)) * batch[0].work.n_draws
 
     async def _compute(self, batch: Sequence[_Item[P, R]]) -> None:
         loop = asyncio.get_running_loop()

@@ -154,7 +154,8 @@ class Predictor:
         return row
 
     async def _compute(self, job: Job, deadline: float) -> Completed[Tensor]:
-        work = Work(job, job.row.n_tokens, job.n_samples, job.group)
+        prompt = job.row.prompt_tokens
+        work = Work(job, (prompt, job.row.n_tokens - prompt), job.n_samples, job.group)
         try:
             done = await self._batcher.submit(work, deadline=deadline)
         except ServerError:

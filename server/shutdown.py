@@ -23,7 +23,7 @@ class DrainingServer(uvicorn.Server):
 
     At SIGTERM /readyz turns to 503 while requests are still served for `drain_delay_s`. Then the
     listener closes, and requests in flight have `drain_timeout_s` to finish before they get 503. A
-    second signal ends it at once.
+    second signal lets that time end at once.
 
     Args:
         config: uvicorn's; its timeout_graceful_shutdown is set here.
@@ -34,6 +34,7 @@ class DrainingServer(uvicorn.Server):
         config.timeout_graceful_shutdown = math.ceil(service.settings.drain_timeout_s) + _LAST_WRITE_S
         super().__init__(config)
         self._service = service
+        self._enough = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
@@ -42,16 +43,9 @@ class DrainingServer(uvicorn.Server):
         await super().serve(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Starts draining at the first signal; the exit status does not tell of it."""
-        if self._service.draining:
-            self.should_exit = self.force_exit = True
-            return
-        self._service.begin_drain()
-        delay_s = self._service.settings.drain_delay_s if sig == signal.SIGTERM else 0
-        if delay_s and self._loop is not None:
-            self._loop.call_soon_threadsafe(self._loop.call_later, delay_s, self.stop)
-        else:
-            self.stop()
+        """Starts draining; the exit status does not tell of the signal."""
+        if self._loop is not None:  # a signal arrives between any two instructions, the loop's own included
+            self._loop.call_soon_threadsafe(self._signalled, sig)
 
     def stop(self) -> None:
         """Closes the listener and drains, soon."""
@@ -63,8 +57,22 @@ class DrainingServer(uvicorn.Server):
             server.close()
         await asyncio.sleep(_LAST_READ_S)
         closing = asyncio.create_task(super().shutdown(sockets))
-        timeout_s = 0 if self.force_exit else self._service.settings.drain_timeout_s
-        await asyncio.wait({closing}, timeout=timeout_s)
+        enough = asyncio.create_task(self._enough.wait())
+        await asyncio.wait(
+            {closing, enough},
+            timeout=self._service.settings.drain_timeout_s,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        enough.cancel()
         if not closing.done():
             await self._service.stop()
         await closing
+
+    def _signalled(self, sig: int) -> None:
+        if self._service.draining:
+            self.stop()
+            self._enough.set()
+            return
+        self._service.begin_drain()
+        delay_s = self._service.settings.drain_delay_s if sig == signal.SIGTERM else 0
+        asyncio.get_running_loop().call_later(delay_s, self.stop)

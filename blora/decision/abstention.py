@@ -9,8 +9,8 @@ from blora.errors import ConfigError
 
 __all__ = ["AbstainReason", "Decision", "Policy", "decide"]
 
-# Probabilities are float32 sums; a value this close to its threshold is at the threshold, which is not abstaining.
-TOLERANCE = 1e-9
+# Probabilities come from float32; a value this close to its threshold is at the threshold, which is not abstaining.
+TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -67,6 +67,7 @@ def ece(
     """
     confidence, correct = _confidence(*_check(probs, labels))
     if binning == "adaptive":
+        correct = _tied_mean(confidence, correct)  # so that the order of rows does not matter
         order = confidence.argsort(stable=True)
         groups = torch.empty_like(order)
         groups[order] = torch.arange(len(order)) * n_bins // len(order)
@@ -83,11 +84,16 @@ def aurc(probs: Tensor, labels: Tensor) -> float:
     confidence count with their mean error, so that the order of rows does not matter.
     """
     confidence, correct = _confidence(*_check(probs, labels))
-    error = 1 - correct
-    _, group, counts = torch.unique(-confidence, return_inverse=True, return_counts=True)
-    mean_error = torch.zeros(len(counts), dtype=torch.float64).index_add(0, group, error) / counts
-    tied = mean_error.repeat_interleave(counts)
-    return float((tied.cumsum(0) / torch.arange(1, len(tied) + 1)).mean())
+    error = 1 - _tied_mean(confidence, correct)
+    ranked = error[confidence.argsort(descending=True)]
+    return float((ranked.cumsum(0) / torch.arange(1, len(ranked) + 1)).mean())
+
+
+def _tied_mean(confidence: Tensor, values: Tensor) -> Tensor:
+    """Each value replaced by the mean over the rows of equal confidence, (B,)."""
+    _, group, counts = torch.unique(confidence, return_inverse=True, return_counts=True)
+    means: Tensor = torch.zeros(len(counts), dtype=values.dtype).index_add(0, group, values) / counts
+    return means[group]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from blora.config import PromptConfig, ScoringName
 from blora.errors import PromptError
 
-__all__ = ["LABELS", "PackedBatch", "PackedRow", "collate", "pack"]
+__all__ = ["LABELS", "PackedBatch", "PackedRow", "collate", "pack", "padded_tokens"]
 
 LABELS = string.ascii_uppercase
 
@@ -111,6 +111,8 @@ def pack(
         raise PromptError("got both or neither of prompt and messages, expected exactly one", param="prompt")
     if len(choices) < 2:
         raise PromptError(f"got {len(choices)} choices, expected at least 2", param="choices")
+    if not all(choice.strip() for choice in choices):
+        raise PromptError("got an empty choice, expected some text", param="choices")
     by_label = (scoring or config.scoring) == "label"
     if by_label and len(choices) > len(LABELS):
         raise PromptError(
@@ -151,6 +153,8 @@ def _chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, st
             "got messages, but the base model has no chat template; send a prompt instead", param="messages"
         )
     turns = [dict(message) for message in messages]
+    if not turns or not all({"role", "content"} <= turn.keys() for turn in turns):
+        raise PromptError("got messages without turns of role and content, expected at least one", param="messages")
     turns[-1]["content"] += suffix
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
@@ -161,6 +165,12 @@ def _chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, st
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> tuple[int, ...]:
     return tuple(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+
+
+def padded_tokens(rows: Sequence[PackedRow]) -> int:
+    """Size of the rectangle that `collate` makes of these rows, in tokens."""
+    prompt = max(row.prompt_tokens for row in rows)
+    return len(rows) * (prompt + max(row.n_tokens - row.prompt_tokens for row in rows))
 
 
 def collate(rows: Sequence[PackedRow], pad_id: int = 0) -> PackedBatch:

@@ -9,7 +9,7 @@ from torch import nn
 from blora.errors import ConfigError
 from blora.posterior.layer import LoraLinear, linear_shape
 
-__all__ = ["default_targets", "eject", "inject", "layer_index", "parse_layers", "select_modules"]
+__all__ = ["default_targets", "eject", "inject", "layer_index", "linear_modules", "parse_layers", "select_modules"]
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|layer|block)\.(\d+)(?:\.|$)")
 
@@ -63,6 +63,16 @@ def default_targets(model_type: str) -> tuple[str, ...]:
     return tuple(sorted(targets))
 
 
+def linear_modules(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """(d_out, d_in) of every linear module by its name, whether or not it is wrapped in `LoraLinear`."""
+    shapes: dict[str, tuple[int, int]] = {}
+    for name, module in model.named_modules():
+        shape = linear_shape(module.base if isinstance(module, LoraLinear) else module)
+        if shape is not None and not isinstance(_parent(model, name), LoraLinear):
+            shapes[name] = shape
+    return shapes
+
+
 def select_modules(model: nn.Module, targets: Sequence[str], layers: Iterable[int]) -> dict[str, tuple[int, int]]:
     """The linear modules whose name is or ends in a target, in the given layers, with (d_out, d_in).
 
@@ -72,14 +82,14 @@ def select_modules(model: nn.Module, targets: Sequence[str], layers: Iterable[in
     wanted = set(layers)
     selected: dict[str, tuple[int, int]] = {}
     matched: set[str] = set()
-    for name, module in model.named_modules():
+    linear = linear_modules(model)
+    for name, shape in linear.items():
         target = next((t for t in targets if name == t or name.endswith(f".{t}")), None)
-        shape = linear_shape(module.base if isinstance(module, LoraLinear) else module)
-        if target is not None and shape is not None and layer_index(name) in wanted:
+        if target is not None and layer_index(name) in wanted:
             selected[name] = shape
             matched.add(target)
     if missing := sorted(set(targets) - matched):
-        names = sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if linear_shape(m)})
+        names = sorted({name.rsplit(".", 1)[-1] for name in linear})
         raise ConfigError(
             f"got target modules {missing} that match no linear module in layers {sorted(wanted)}, "
             f"expected some of {names}"
@@ -102,6 +112,9 @@ def eject(model: nn.Module) -> None:
             _replace(model, name, module.base)
 
 
+def _parent(model: nn.Module, name: str) -> nn.Module:
+    return model.get_submodule(name.rpartition(".")[0])
+
+
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
+    setattr(_parent(model, name), name.rpartition(".")[2], module)

@@ -23,8 +23,8 @@ class PointFactor(nn.Module):
         self.weight = nn.Parameter(mean_std * torch.randn(p, q, generator=generator))
 
     def sample_from(self, noise: Noise) -> Tensor:
-        """The weight repeated, (S, p, q)."""
-        return self.weight.expand(noise.n_samples, -1, -1)
+        """Copies of the weight, (S, p, q)."""
+        return self.weight.repeat(noise.n_samples, 1, 1)
 
     def mean(self) -> Tensor:
         """The weight, (p, q)."""

@@ -44,7 +44,7 @@ class Row(Protocol):
 
     @property
     def n_tokens(self) -> int:
-        """Length of the packed row."""
+        """Length of the packed row: the prompt's tokens first, then those of the choices that are read."""
 
     @property
     def prompt_tokens(self) -> int:

@@ -49,7 +49,12 @@ def test_a_folder_loads_frozen_and_says_who_it_is(folder: Path) -> None:
     assert base.max_length == MAX_LENGTH
     assert not base.model.training
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
+
+
+def test_the_tokenizer_comes_with_the_model(tmp_path: Path) -> None:
+    base = load_base_model(str(saved(tmp_path / "tiny")), device="cpu", dtype="float32")
     assert base.tokenizer("Is it?")["input_ids"] == tiny_tokenizer()("Is it?")["input_ids"]
+    assert base.tokenizer.chat_template == tiny_tokenizer().chat_template
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -143,7 +148,7 @@ def test_a_broken_gguf_file_is_refused_and_leaves_nothing_in_the_cache(
     monkeypatch.setenv("BLORA_CACHE_DIR", str(cache))
     gguf = tmp_path / "broken.gguf"
     gguf.write_bytes(b"no model")
-    with pytest.raises(BaseModelError, match="broken.gguf"):
+    with pytest.raises(BaseModelError, match=r"broken\.gguf"):
         load_base_model(str(gguf), device="cpu", dtype="float32")
     assert list(cache.iterdir()) == []
 

@@ -21,6 +21,7 @@ from blora.errors import ConfigError
 def make(**changes: Any) -> AdapterConfig:
     settings: dict[str, Any] = {
         "base_model": BaseModelRef(id="owner/model", revision="abc", fingerprint="sha256:0"),
+        "target_modules": ("q_proj",),
         "modules": {"layers.0.q_proj": (6, 5)},
         "posterior": PosteriorConfig(),
         "prompt": PromptConfig(template="Q: {prompt}\nA:", choices=("yes", "no"), scoring="label"),
@@ -76,6 +77,7 @@ def test_the_format_version_is_written() -> None:
     ("edit", "where"),
     [
         (lambda d: d.pop("base_model"), "base_model"),
+        (lambda d: d.update(target_modules="q_proj"), "target_modules"),
         (lambda d: d["base_model"].pop("fingerprint"), "base_model.fingerprint"),
         (lambda d: d.update(extra=1), "extra"),
         (lambda d: d["posterior"].update(lambda_min=1), "posterior.lambda_min"),
@@ -137,7 +139,7 @@ def test_a_name_that_is_not_one_of_the_choices_is_refused(kind: type, name: str)
 
 @pytest.mark.parametrize("template", ["", "no placeholder", "{prompt} {prompt}", "{ prompt }"])
 def test_a_template_holds_the_prompt_once(template: str) -> None:
-    with pytest.raises(ConfigError, match="expected one that holds {prompt} once"):
+    with pytest.raises(ConfigError, match=r"expected one that holds \{prompt\} once"):
         PromptConfig(template=template)
 
 

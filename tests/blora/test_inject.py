@@ -93,7 +93,7 @@ def test_default_targets_are_pefts() -> None:
 
 
 def test_an_architecture_without_default_targets_is_refused() -> None:
-    with pytest.raises(ConfigError, match="got model type 'nonesuch'.*--target-modules"):
+    with pytest.raises(ConfigError, match=r"got model type 'nonesuch'.*--target-modules"):
         default_targets("nonesuch")
 
 
@@ -229,7 +229,7 @@ def test_adapters_of_different_modules_share_one_injected_model() -> None:
 
 def test_rows_that_the_draws_do_not_divide_are_refused() -> None:
     model, modules = injected()
-    with pytest.raises(ShapeError, match="got 4 rows.*multiple of 3 draws"):
+    with pytest.raises(ShapeError, match=r"got 4 rows.*multiple of 3 draws"):
         logits(model, token_ids(4), random_draws(modules, 3))
 
 

@@ -73,7 +73,7 @@ def test_each_draw_is_applied_to_its_own_consecutive_rows(shape: tuple[int, ...]
 def test_rows_that_the_draws_do_not_divide_are_refused() -> None:
     with (
         use_draws(random_draws({NAME: (D_OUT, D_IN)}, 3)),
-        pytest.raises(ShapeError, match="got 4 rows.*multiple of 3 draws"),
+        pytest.raises(ShapeError, match=r"got 4 rows.*multiple of 3 draws"),
     ):
         LoraLinear(linear(), NAME)(torch.zeros(4, 2, D_IN))
 

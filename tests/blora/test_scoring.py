@@ -157,6 +157,20 @@ def test_copies_of_a_batch_may_share_draws() -> None:
         torch.testing.assert_close(got[copy], expected[copy // 2], rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("max_batch_tokens", [None, 1, 100, 250, 10_000])
+def test_draws_in_several_passes_are_the_draws_in_one(max_batch_tokens: int | None) -> None:
+    model, modules = injected()
+    draws = random_draws(modules, 5, scaling=0.7)
+    batch = collate(random_rows(3, seed=5))
+    with recorded_batches(model) as sizes, torch.no_grad():
+        got = score(model, batch, draws, max_batch_tokens=max_batch_tokens)
+    torch.testing.assert_close(got, packed(model, random_rows(3, seed=5), draws), rtol=0, atol=1e-4)
+    per_draw = batch.input_ids.numel()
+    assert sum(sizes) == 5 * per_draw
+    if max_batch_tokens is not None:
+        assert max(sizes) <= max(max_batch_tokens, per_draw)
+
+
 def test_no_draws_score_the_base_model_even_inside_a_block_of_draws() -> None:
     model, modules = injected()
     rows = random_rows(2)

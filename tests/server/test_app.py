@@ -13,10 +13,12 @@ GOOD = [
     {"prompt": "x"},
     {"messages": [{"role": "user", "content": "x"}], "choices": ["a", "b"], "scoring": "label"},
     {"prompt": "x", "n_samples": 4, "seed": 3, "policy": {"min_confidence": 0.9}, "return_samples": True},
-    {"inputs": [{"prompt": "x"}, {"prompt": ""}], "adapter": "triage"},
+    {"inputs": [{"prompt": "x"}, {"prompt": "y", "seed": 1}, {"prompt": "POISON"}], "adapter": "triage"},
 ]
-# What a schema can say; the rest takes a sentence.
+# What a schema can say, but for the operator's cap, 16.0 (an integer in JSON Schema) and the last digit of 2^63.
 SCHEMA_CODES = {"unknown_field", "invalid_type", "out_of_range", "invalid_length", "invalid_value"}
+BEYOND_SCHEMAS = {"too many samples", "enormously many", "samples in a float", "seed of 2^63"}
+MALFORMED = [name for name, bad in BAD_BODIES.items() if bad.code in SCHEMA_CODES and name not in BEYOND_SCHEMAS]
 
 
 @pytest.fixture
@@ -58,14 +60,9 @@ async def test_good_requests_and_their_answers_fit_the_document(
     validator(document, response_schema(document, 200)).validate(response.json())
 
 
-@pytest.mark.parametrize("name", [name for name, bad in BAD_BODIES.items() if bad.code in SCHEMA_CODES])
+@pytest.mark.parametrize("name", MALFORMED)
 async def test_malformed_requests_do_not_fit_the_document(document: dict[str, Any], name: str) -> None:
-    bad = BAD_BODIES[name]
-    if "at most 64" in bad.message and bad.param == "n_samples":
-        pytest.skip("the cap is the operator's")
-    if bad.body == {"prompt": "x", "n_samples": 16.0} or bad.param == "n_samples" and "16.0" in bad.message:
-        pytest.skip("JSON Schema counts 16.0 as an integer")
-    assert not validator(document, request_schema(document)).is_valid(bad.body)
+    assert not validator(document, request_schema(document)).is_valid(BAD_BODIES[name].body)
 
 
 @pytest.mark.parametrize("name", BAD_BODIES)

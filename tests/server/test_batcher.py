@@ -70,12 +70,13 @@ class Bench:
         payload: str,
         *,
         n_tokens: int = 10,
+        n_choice_tokens: int = 0,
         n_draws: int = 1,
         group: Hashable = "a",
         timeout_s: float = 10,
     ) -> asyncio.Task[Completed[str]]:
         deadline = asyncio.get_running_loop().time() + timeout_s
-        work = Work(payload, n_tokens, n_draws, group)
+        work = Work(payload, (n_tokens, n_choice_tokens), n_draws, group)
         return asyncio.create_task(self.batcher.submit(work, deadline=deadline))
 
     async def hold(self) -> asyncio.Task[Completed[str]]:
@@ -152,6 +153,16 @@ async def test_padding_counts() -> None:
         await settle()
         await b.release(held, *tasks)
         assert b.worker.batches == [["long"], ["short"]]
+
+
+async def test_padding_counts_part_by_part() -> None:
+    """Prompts and choices start at shared columns: rows of 30 + 5 and 5 + 30 pad to 60 tokens each."""
+    async with bench(max_batch_tokens=100) as b:
+        held = await b.hold()
+        tasks = [b.submit("p", n_tokens=30, n_choice_tokens=5), b.submit("c", n_tokens=5, n_choice_tokens=30)]
+        await settle()
+        await b.release(held, *tasks)
+        assert b.worker.batches == [["p"], ["c"]]
 
 
 async def test_groups_do_not_mix_and_the_oldest_chooses() -> None:

@@ -78,10 +78,11 @@ async def test_draining_is_unready_and_still_answers(server: Running) -> None:
 
 async def test_stopping_finishes_what_was_accepted_and_refuses_the_rest(server: Running, engine: FakeEngine) -> None:
     engine.gate.clear()
-    questions = [
-        asyncio.create_task(server.client.post("/v1/predict", json={"prompt": f"p=0.9 {i}"})) for i in range(5)
-    ]
+    questions = [asyncio.create_task(server.client.post("/v1/predict", json={"prompt": "computing"}))]
     await engine.computing.wait()
+    questions += [
+        asyncio.create_task(server.client.post("/v1/predict", json={"prompt": f"waiting {i}"})) for i in range(4)
+    ]
     while await server.metric("blora_queue_depth") < 4:
         await asyncio.sleep(0)
     stopping = asyncio.create_task(server.app.state.service.stop(5))

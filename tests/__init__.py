@@ -1,0 +1,1 @@
+"""The tests, one folder a package; names repeat among the folders."""

@@ -1,0 +1,1 @@
+"""Tests of `blora`, one file a module."""

@@ -1,0 +1,209 @@
+"""The engine in this process, on a tiny model: one row alone against the same row batched, seeds, banks, failures."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from blora.adapter import save_adapter
+from blora.base_model import load_base_model
+from blora.config import AdapterConfig, PosteriorConfig, PromptConfig, SamplingConfig
+from blora.errors import AdapterError, BloraError, ConfigError, NumericalError, PromptError
+from blora.posterior.posterior import Posterior
+from server.engines import torch_engine
+from server.engines.protocol import Job, Loaded
+from server.engines.torch_engine import TorchEngine
+from server.settings import Settings
+from tests.scenarios import adapted_modules, tiny_model, tiny_tokenizer
+
+CHOICES = ("billing", "technical", "account")
+QUESTIONS = ("why", "a much longer question than the other one", "where is my money?", "q")
+
+
+def write_adapter(path: Path, base_path: Path, *, seed: int, **config: Any) -> Path:
+    base = load_base_model(str(base_path), device="cpu", dtype="float32")
+    modules = adapted_modules(base.model)
+    posterior = Posterior(modules, PosteriorConfig(rank=2, prior_std=1.0), seed=seed)
+    save_adapter(
+        path,
+        posterior,
+        AdapterConfig(
+            base_model=base.ref,
+            target_modules=("q_proj", "v_proj"),
+            modules=modules,
+            posterior=posterior.config,
+            prompt=PromptConfig(choices=CHOICES),
+            sampling=SamplingConfig(n_samples=4, seed=7),
+            **config,
+        ),
+        base,
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base model and two adapters on disk."""
+    root = tmp_path_factory.mktemp("engine")
+    tiny_model().save_pretrained(root / "tiny")
+    tiny_tokenizer().save_pretrained(root / "tiny")
+    write_adapter(root / "one", root / "tiny", seed=1)
+    write_adapter(root / "two", root / "tiny", seed=2, policy={"min_confidence": 0.5})
+    return root
+
+
+def settings(folder: Path, *adapters: str, **more: Any) -> Settings:
+    paths = tuple(f"{name}={folder / name}" for name in adapters or ("one", "two"))
+    return Settings(base_model=str(folder / "tiny"), device="cpu", dtype="float32", adapters=paths, **more)
+
+
+@asynccontextmanager
+async def loaded(chosen: Settings) -> AsyncIterator[tuple[TorchEngine, Loaded]]:
+    engine = TorchEngine(chosen)
+    try:
+        yield engine, await engine.load()
+    finally:
+        await engine.close()
+
+
+class Asking:
+    """The engine of the tests, and the probabilities it gives."""
+
+    def __init__(self, engine: TorchEngine, state: Loaded) -> None:
+        self.engine = engine
+        self.one, self.two = state.adapters
+
+    async def job(
+        self, question: str, *, adapter: str = "one", n_samples: int = 4, seed: int | None = None, **more: Any
+    ) -> Job:
+        handle = {"one": self.one, "two": self.two}[adapter]
+        asked: dict[str, Any] = {"prompt": question, "messages": None, "choices": CHOICES, "scoring": None, **more}
+        return Job(handle, await self.engine.pack(handle, **asked), n_samples, seed)
+
+    async def probabilities(self, question: str, **more: Any) -> torch.Tensor:
+        [probs] = await self.engine.run([await self.job(question, **more)])
+        return probs
+
+
+@pytest.fixture
+async def asking(folder: Path) -> AsyncIterator[Asking]:
+    async with loaded(settings(folder)) as (engine, state):
+        yield Asking(engine, state)
+
+
+async def test_loading_tells_what_there_is(folder: Path) -> None:
+    async with loaded(settings(folder)) as (_, state):
+        assert (state.model.name, state.model.device, state.model.dtype) == ("tiny", "cpu", "float32")
+        one, two = state.adapters
+        assert (one.name, two.name) == ("one", "two")
+        assert one.digest != two.digest
+        assert one.policy is None
+        assert two.policy is not None
+        assert two.policy.min_confidence == 0.5
+        assert (one.bank.n_samples, one.bank.seed, one.bank.digest) == (4, 7, one.digest)
+
+
+async def test_probabilities_are_distributions_over_the_choices(asking: Asking) -> None:
+    probs = await asking.probabilities("why")
+    assert probs.shape == (4, 3)
+    assert torch.allclose(probs.sum(-1), torch.ones(4, dtype=torch.float64), atol=1e-12)
+    assert probs.std(0).max() > 1e-4  # the draws differ
+
+
+async def test_one_row_alone_equals_the_same_row_batched(asking: Asking) -> None:
+    jobs = [await asking.job(question, choices=CHOICES[: 2 + i % 2]) for i, question in enumerate(QUESTIONS)]
+    together = await asking.engine.run(jobs)
+    for job, batched in zip(jobs, together, strict=True):
+        [alone] = await asking.engine.run([job])
+        assert batched.shape == alone.shape
+        assert torch.allclose(batched, alone, atol=1e-5)
+
+
+async def test_without_a_seed_the_bank_answers_and_draws_nest(asking: Asking) -> None:
+    few, bank, more = [await asking.probabilities("why", n_samples=n) for n in (2, 4, 6)]
+    assert torch.allclose(few, bank[:2], atol=1e-5)
+    assert torch.allclose(bank, more[:4], atol=1e-5)
+
+
+async def test_the_banks_own_seed_is_the_bank(asking: Asking) -> None:
+    named = await asking.probabilities("why", seed=7)
+    assert torch.allclose(named, await asking.probabilities("why"), atol=1e-6)
+
+
+async def test_a_seed_draws_afresh_and_again(asking: Asking) -> None:
+    first, again, other = [await asking.probabilities("why", seed=seed) for seed in (1, 1, 2)]
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other, atol=1e-4)
+
+
+async def test_adapters_do_not_mix_when_asked_at_once(asking: Asking) -> None:
+    alone = {name: await asking.probabilities("why", adapter=name) for name in ("one", "two")}
+    assert not torch.allclose(alone["one"], alone["two"], atol=1e-4)
+    names = ("one", "two") * 10
+    for name, probs in zip(
+        names, await asyncio.gather(*(asking.probabilities("why", adapter=name) for name in names)), strict=True
+    ):
+        assert torch.equal(probs, alone[name])
+
+
+async def test_many_questions_are_packed_at_once(asking: Asking) -> None:
+    jobs = await asyncio.gather(*(asking.job("x" * i) for i in range(1, 60)))
+    lengths = [job.row.prompt_tokens for job in jobs]
+    assert lengths == list(range(lengths[0], lengths[0] + 59))
+
+
+async def test_messages_and_labels_pack_too(asking: Asking) -> None:
+    probs = await asking.probabilities("", prompt=None, messages=[{"role": "user", "content": "hi"}], scoring="label")
+    assert probs.shape == (4, 3)
+
+
+async def test_what_cannot_be_packed_names_its_field(asking: Asking) -> None:
+    with pytest.raises(PromptError) as info:
+        await asking.job("x" * 1000)
+    assert info.value.param == "prompt"
+
+
+async def test_the_probe_passes_where_the_model_works(asking: Asking) -> None:
+    await asking.engine.probe()
+
+
+@pytest.fixture
+def broken_scores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    real = torch_engine.score
+    monkeypatch.setattr(torch_engine, "score", lambda *args: real(*args) * torch.nan)
+    yield
+
+
+@pytest.mark.usefixtures("broken_scores")
+async def test_a_model_without_numbers_does_not_become_ready(folder: Path) -> None:
+    with pytest.raises(NumericalError, match="NaN or infinity from adapter 'one'"):
+        async with loaded(settings(folder)):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"adapters": ()}, ConfigError, "got no adapters, expected at least one: pass --adapters"),
+        ({"adapters": ("/no/where",)}, AdapterError, "/no/where, expected an existing directory"),
+        ({"base_model": "/no/where/else"}, BloraError, "/no/where/else"),
+        ({"dtype": "float7"}, BloraError, "float7"),
+        ({"device": "abacus"}, BloraError, "abacus"),
+    ],
+)
+async def test_what_cannot_be_loaded_is_told(
+    folder: Path, change: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        async with loaded(settings(folder).model_copy(update=change)):
+            pass
+
+
+async def test_a_name_is_that_of_the_folder_unless_given(folder: Path) -> None:
+    chosen = settings(folder).model_copy(update={"adapters": (str(folder / "one"), f"mine={folder / 'two'}")})
+    async with loaded(chosen) as (_, state):
+        assert [handle.name for handle in state.adapters] == ["one", "mine"]

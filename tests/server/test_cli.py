@@ -1,0 +1,110 @@
+"""`blora serve`: what it prints, and its exit codes."""
+
+import asyncio
+import json
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from blora.errors import AdapterError
+from server import app as app_module
+from server.cli import SUMMARY, main
+from server.engines.protocol import Loaded
+from server.settings import Settings
+from tests.server.fakes import OPEN_DIGEST, FakeEngine, handle
+
+
+class SelfEndingEngine(FakeEngine):
+    """Sends SIGTERM to this process a moment after loading; the server has its handler by then."""
+
+    async def load(self) -> Loaded:
+        loaded = await super().load()
+        asyncio.get_running_loop().call_later(0.3, signal.raise_signal, signal.SIGTERM)
+        return loaded
+
+
+def serve_with(monkeypatch: pytest.MonkeyPatch, engine: FakeEngine) -> None:
+    create_app = app_module.create_app
+    monkeypatch.setattr(app_module, "create_app", lambda settings: create_app(settings, engine))
+
+
+def test_once_ready_it_prints_a_line_to_paste_and_a_signal_ends_it_well(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serve_with(monkeypatch, SelfEndingEngine())
+    assert main(["--port", "0", "--default-adapter", "triage"]) == 0
+    printed = capsys.readouterr().err
+    [line] = re.findall(r"^  (curl .*)$", printed, re.MULTILINE)
+    words = shlex.split(line)
+    assert re.fullmatch(r"http://127\.0\.0\.1:[1-9]\d+/v1/predict", words[2])
+    assert json.loads(words[-1]).keys() == {"adapter", "prompt"}
+
+
+def test_the_line_has_choices_where_the_adapter_has_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serve_with(monkeypatch, SelfEndingEngine(handles=(handle("open", OPEN_DIGEST),)))
+    assert main(["--port", "0", "--host", "0.0.0.0"]) == 0
+    [line] = re.findall(r"^  (curl .*)$", capsys.readouterr().err, re.MULTILINE)
+    assert "http://127.0.0.1:" in line
+    assert json.loads(shlex.split(line)[-1])["choices"] == ["yes", "no"]
+
+
+def test_an_adapter_that_does_not_load_gives_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = AdapterError("got adapter /no/where, expected an existing directory")
+    serve_with(monkeypatch, FakeEngine(load_error=error))
+    assert main(["--port", "0"]) == 2
+    assert capsys.readouterr().err == f"blora serve: {error}\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--port", "http"], "--port: .*integer"),
+        (["--timeout-s", "-1"], "--timeout-s: .*greater than 0"),
+        (["--log-level", "loud"], "--log-level: .*debug"),
+        (["--max-queue-tokens", "5"], "got max_queue_tokens=5, expected at least max_batch_tokens=16384.*"),
+        (["--host", "256.0.0.1"], "got 256.0.0.1 port 8000, which cannot be listened on .*"),
+    ],
+)
+def test_a_bad_setting_gives_one_line(flags: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(flags) == 2
+    assert re.fullmatch(f"blora serve: {line}.*\n", capsys.readouterr().err)
+
+
+def test_an_unknown_flag_gives_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as info:
+        main(["--no-such-flag", "1"])
+    assert info.value.code == 2
+    assert "unrecognized arguments: --no-such-flag" in capsys.readouterr().err
+
+
+def test_help_tells_of_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as info:
+        main(["--help"])
+    assert info.value.code == 0
+    told = capsys.readouterr().out
+    assert all(f"--{name.replace('_', '-')}" in told for name in Settings.model_fields)
+
+
+def test_a_port_in_use_gives_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["--port", str(port)]) == 2
+    line = capsys.readouterr().err
+    assert re.fullmatch(f"blora serve: got 127.0.0.1 port {port}, .*in use.*: choose another.*\n", line)
+
+
+def test_the_module_imports_nothing_heavy_and_says_what_it_is() -> None:
+    heavy = {"torch", "transformers", "fastapi", "uvicorn", "pydantic"}
+    code = f"import sys, server.cli; print(sorted({heavy} & sys.modules.keys()))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+    assert SUMMARY == "Serve adapters over HTTP"

@@ -1,0 +1,66 @@
+import os
+import shlex
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from tests.training.conftest import REVISION
+from training.provenance import command_line, machine, revision
+
+
+@pytest.fixture
+def git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stand-in for git that answers with the files `head` and `status` beside it, and fails without `head`."""
+    monkeypatch.delenv("BLORA_REVISION")
+    program = tmp_path / "git"
+    program.write_text(
+        f'#!/bin/sh\ncase "$1" in\n'
+        f'rev-parse) cat "{tmp_path}/head" 2>/dev/null || exit 128;;\nstatus) cat "{tmp_path}/status";;\nesac\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    return tmp_path
+
+
+def test_a_given_revision_wins() -> None:
+    assert revision() == REVISION
+
+
+def test_a_clean_tree_is_its_commit(git: Path) -> None:
+    (git / "head").write_text("abcdef012345\n")
+    (git / "status").write_text("")
+    assert revision() == "abcdef012345"
+
+
+def test_a_changed_tree_is_marked(git: Path) -> None:
+    (git / "head").write_text("abcdef012345\n")
+    (git / "status").write_text(" M README.md\n")
+    assert revision() == "abcdef012345+"
+
+
+@pytest.mark.usefixtures("git")
+def test_outside_git_the_revision_is_unknown() -> None:
+    assert revision() == "unknown"
+
+
+def test_without_git_the_revision_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BLORA_REVISION")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert revision() == "unknown"
+
+
+def test_the_machine_names_the_libraries_that_matter() -> None:
+    found = machine()
+    assert found["cores"] == os.cpu_count()
+    assert found["processor"]
+    assert found["system"]
+    assert {name: found[name] for name in ("torch", "transformers")} == {
+        name: version(name) for name in ("torch", "transformers")
+    }
+
+
+def test_the_command_line_can_be_pasted() -> None:
+    argv = ["a b", "--template", "Q: {prompt}\nA:", "--choices", "yes|no", "it's"]
+    line = command_line("train", argv)
+    assert shlex.split(line) == ["blora", "train", *argv]

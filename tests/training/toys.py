@@ -1,0 +1,65 @@
+"""Small labelled data sets that a tiny model learns in seconds, and the arguments that train on them."""
+
+import json
+import random
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from blora.base_model import BaseModel
+from blora.config import PosteriorConfig, PromptConfig
+from blora.posterior.posterior import Posterior
+from tests.scenarios import adapted_modules
+from training.config import TrainConfig
+from training.data import Example, ExampleSet
+from training.rows import LabelledRow, pack_examples
+
+CHOICES = ("warm", "cold")
+COLOURS = ("red", "blue")
+
+
+def toy_row(index: int, label: int) -> dict[str, Any]:
+    """A question whose colour gives the answer away."""
+    return {"question": f"{COLOURS[label]} {index:02}", "choices": list(CHOICES), "label": label}
+
+
+def toy_data(n_rows: int, *, seed: int = 0, flipped: bool = False) -> list[dict[str, Any]]:
+    """Learnable rows; `flipped` teaches the opposite answer."""
+    labels = random.Random(seed).choices([0, 1], k=n_rows)
+    rows = [toy_row(index, label) for index, label in enumerate(labels)]
+    return [row | {"label": 1 - row["label"]} for row in rows] if flipped else rows
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def labelled(base: BaseModel, rows: Iterable[Mapping[str, Any]]) -> list[LabelledRow]:
+    """Rows as the trainer takes them."""
+    examples = tuple(
+        Example(f"toy:{n}", "question", row["question"], None, tuple(row["choices"]), row["label"])
+        for n, row in enumerate(rows, start=1)
+    )
+    return pack_examples(ExampleSet("toy", "sha256:0", examples), base, PromptConfig(template="{prompt}"))
+
+
+def toy_posterior(base: BaseModel, *, seed: int = 0, **settings: Any) -> Posterior:
+    """A small posterior over the default modules."""
+    small = {"rank": 2, "alpha": 4.0, "inducing_rows": 3, "inducing_cols": 3}
+    return Posterior(adapted_modules(base.model), PosteriorConfig(**(small | settings)), seed)
+
+
+def toy_config(work_dir: Path, **settings: Any) -> TrainConfig:
+    """Three epochs of two batches."""
+    return TrainConfig(work_dir=work_dir, **({"epochs": 3, "batch_size": 4, "patience": 10} | settings))
+
+
+def train_arguments(base: Path, data: Path, output: Path, *more: str) -> list[str]:
+    """The arguments of `blora train` on a tiny base model; later ones win."""
+    return [
+        *("--data", str(data), "--output", str(output), "--base-model", str(base)),
+        *("--device", "cpu", "--dtype", "float32", "--rank", "2", "--alpha", "4"),
+        *("--inducing-rows", "3", "--inducing-cols", "3", "--epochs", "2", "--batch-size", "4", "--n-samples", "3"),
+        *more,
+    ]
