@@ -7,7 +7,7 @@ left or whose deadline passed are dropped before they cost anything.
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
 
@@ -254,7 +254,7 @@ class Batcher(Generic[P, R]):
 
     @staticmethod
     def _padded_tokens(batch: Sequence[_Item[P, R]]) -> int:
-        parts = zip(*(item.work.lengths for item in batch), strict=True)
+        parts: Iterable[tuple[int, ...]] = zip(*(item.work.lengths for item in batch), strict=True)
         return len(batch) * sum(map(max, parts)) * batch[0].work.n_draws
 
     async def _compute(self, batch: Sequence[_Item[P, R]]) -> None:

@@ -60,6 +60,12 @@ def test_seeds_and_epochs_do_not_share_orders() -> None:
     assert len(orders) == 25
 
 
+@pytest.mark.parametrize("other", [{"seed": 4096}, {"seed": 2**32}])
+def test_distant_seeds_are_other_seeds(other: dict[str, int]) -> None:
+    lengths = random_lengths(60)
+    assert order_of(lengths, 4, **other) != order_of(lengths, 4)
+
+
 @pytest.mark.parametrize("n_rows", [1, 7, 9, 8 * GROUP_BATCHES + 3, 8 * GROUP_BATCHES * 2 + 1])
 def test_the_short_batch_comes_last(n_rows: int) -> None:
     lengths = random_lengths(n_rows)

@@ -1,7 +1,7 @@
 """The engine in this process, on a tiny model: one row alone against the same row batched, seeds, banks, failures."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -172,10 +172,9 @@ async def test_the_probe_passes_where_the_model_works(asking: Asking) -> None:
 
 
 @pytest.fixture
-def broken_scores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def broken_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     real = torch_engine.score
     monkeypatch.setattr(torch_engine, "score", lambda *args: real(*args) * torch.nan)
-    yield
 
 
 @pytest.mark.usefixtures("broken_scores")

@@ -1,0 +1,213 @@
+"""`blora serve` for real: the embedded model and the triage adapter in a process of their own."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from server.settings import Settings
+
+pytestmark = pytest.mark.model
+
+TRIAGE = Path(__file__).parents[2] / "examples" / "triage"
+ADAPTER = TRIAGE / "adapter"
+START_S = 180.0
+# Few draws: these tests are about the server, and a laptop's processor runs them.
+N_SAMPLES = 2
+N_AT_ONCE = 200
+# What the make-up of a batch may change in bfloat16.
+TOLERANCE = 0.05
+SETTINGS = {f"BLORA_{name.upper()}" for name in Settings.model_fields}
+
+
+@dataclass
+class Live:
+    """A running server."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def client(self, *, at_once: int = N_AT_ONCE) -> httpx.AsyncClient:
+        limits = httpx.Limits(max_connections=at_once + 1, max_keepalive_connections=0)
+        return httpx.AsyncClient(base_url=self.url, timeout=600, limits=limits)
+
+    @property
+    def memory_bytes(self) -> int:
+        return int(psutil.Process(self.process.pid).memory_info().rss)
+
+    async def metric(self, client: httpx.AsyncClient, series: str) -> float:
+        lines = (await client.get("/metrics")).text.splitlines()
+        return next((float(line.split()[-1]) for line in lines if line.startswith(f"{series} ")), 0.0)
+
+
+@contextmanager
+def serving(log: Path, **flags: str) -> Iterator[Live]:
+    """Starts the server and waits for /readyz; ends it if the test has not."""
+    if not ADAPTER.is_dir():
+        pytest.skip(f"{ADAPTER} does not exist; train it with `make demo`")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    flags = {"adapters": f"triage={ADAPTER}", "port": str(port), "timeout-s": "600", "drain-timeout-s": "600", **flags}
+    command = [sys.executable, "-m", "blora.cli", "serve", *(f"--{name}={value}" for name, value in flags.items())]
+    kept = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=kept)
+        live = Live(f"http://127.0.0.1:{port}", process, log)
+        try:
+            _wait_until_ready(live)
+            yield live
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _wait_until_ready(live: Live) -> None:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        assert live.process.poll() is None, live.log.read_text()
+        try:
+            if httpx.get(f"{live.url}/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.2)
+    pytest.fail(f"not ready after {START_S:.0f} s:\n{live.log.read_text()}")
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    with serving(tmp_path_factory.mktemp("live") / "log") as running:
+        yield running
+
+
+def tickets(name: str, n: int, **wanted: object) -> list[dict[str, Any]]:
+    """The first tickets of a file whose fields are as wanted."""
+    rows = map(json.loads, (TRIAGE / f"{name}.jsonl").read_text().splitlines())
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())][:n]
+
+
+def probabilities(answer: dict[str, Any]) -> list[float]:
+    return [entry["probability"] for entry in answer["probabilities"]]
+
+
+async def ask(client: httpx.AsyncClient, prompt: str) -> dict[str, Any]:
+    response = await client.post("/v1/predict", json={"prompt": prompt, "n_samples": N_SAMPLES})
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+async def test_it_says_how_to_try_it(live: Live) -> None:
+    assert f"curl -s {live.url}/v1/predict" in live.log.read_text()
+
+
+async def test_clear_ambiguous_and_foreign_tickets_get_different_answers(live: Live) -> None:
+    n = 20
+    kinds = {
+        "clear": tickets("test", n, ambiguous=False),
+        "ambiguous": tickets("test", n, ambiguous=True),
+        "foreign": tickets("out_of_scope", n),
+    }
+    policy = {"min_confidence": 0.7}
+    got: dict[str, list[dict[str, Any]]] = {}
+    async with live.client() as client:
+        for kind, rows in kinds.items():
+            body = {"inputs": [{"prompt": row["prompt"]} for row in rows], "n_samples": 4, "policy": policy}
+            got[kind] = (await client.post("/v1/predict", json=body)).json()["predictions"]
+    confidence = {kind: statistics.mean(a["confidence"] for a in answers) for kind, answers in got.items()}
+    abstained = {kind: sum(a["abstained"] for a in answers) for kind, answers in got.items()}
+    hits = sum(a["top_choice"] == row["label"] for a, row in zip(got["clear"], kinds["clear"], strict=True))
+    assert hits >= 0.6 * n
+    assert confidence["clear"] > max(confidence["ambiguous"], confidence["foreign"]) + 0.05
+    assert abstained["clear"] < min(abstained["ambiguous"], abstained["foreign"])
+    assert all((a["answer"] is None) == a["abstained"] for answers in got.values() for a in answers)
+
+
+async def test_two_hundred_at_once(live: Live, capsys: pytest.CaptureFixture[str]) -> None:
+    """None lost, none wrong, and no memory kept."""
+    prompts = [row["prompt"] for row in tickets("test", 20)]
+    memory = []
+    async with live.client() as client:
+        alone = {prompt: probabilities(await ask(client, prompt)) for prompt in prompts}
+        for _ in range(2):
+            seconds: list[float] = []
+
+            async def timed(prompt: str, seconds: list[float]) -> dict[str, Any]:
+                started = time.perf_counter()
+                answer = await ask(client, prompt)
+                seconds.append(time.perf_counter() - started)
+                return answer
+
+            asked = [prompts[i % len(prompts)] for i in range(N_AT_ONCE)]
+            answers = await asyncio.gather(*(timed(prompt, seconds) for prompt in asked))
+            for prompt, answer in zip(asked, answers, strict=True):
+                assert probabilities(answer) == pytest.approx(alone[prompt], abs=TOLERANCE)
+            assert len({answer["id"] for answer in answers}) == N_AT_ONCE
+            memory.append(live.memory_bytes)
+            cuts = statistics.quantiles(seconds, n=100)
+            with capsys.disabled():
+                sys.stdout.write(f"\n{N_AT_ONCE} at once: p50 {cuts[49]:.2f} s, p99 {cuts[98]:.2f} s ")
+    assert memory[1] < 1.05 * memory[0] + 2**25
+
+
+async def test_clients_that_leave_under_load_cost_nothing_more(live: Live) -> None:
+    prompts = [row["prompt"] for row in tickets("test", 20)]
+    async with live.client() as client:
+        alone = probabilities(await ask(client, prompts[0]))
+        dropped_before = await live.metric(client, 'blora_dropped_total{reason="cancelled"}')
+        leaving = [asyncio.create_task(ask(client, prompt)) for prompt in prompts * 3]
+        staying = [asyncio.create_task(ask(client, prompts[0])) for _ in range(10)]
+        while await live.metric(client, "blora_queue_depth") < 20:
+            await asyncio.sleep(0.02)
+        for task in leaving:
+            task.cancel()
+        for answer in await asyncio.gather(*staying):
+            assert probabilities(answer) == pytest.approx(alone, abs=TOLERANCE)
+        await asyncio.gather(*leaving, return_exceptions=True)
+        assert await live.metric(client, 'blora_dropped_total{reason="cancelled"}') > dropped_before
+        assert await live.metric(client, "blora_queue_depth") == 0
+        assert (await client.get("/readyz")).status_code == 200
+
+
+async def test_sigterm_under_load_loses_no_accepted_request(tmp_path: Path) -> None:
+    prompts = [row["prompt"] for row in tickets("test", 20)] * 3
+    with serving(tmp_path / "log") as live:
+        async with live.client() as client:
+            asked = [asyncio.create_task(ask(client, prompt)) for prompt in prompts]
+            while await live.metric(client, "blora_queue_depth") < 20:
+                await asyncio.sleep(0.02)
+            live.process.send_signal(signal.SIGTERM)
+            answers = await asyncio.gather(*asked)
+        assert len(answers) == len(prompts)
+        assert await asyncio.to_thread(live.process.wait, 60) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        ({"adapters": "triage=/no/where"}, "got adapter /no/where, expected an existing directory"),
+        ({"device": "abacus"}, "got device 'abacus'"),
+    ],
+)
+def test_what_cannot_start_says_so_in_one_line(flags: dict[str, str], line: str) -> None:
+    command = [sys.executable, "-m", "blora.cli", "serve", "--port=0", f"--adapters=triage={ADAPTER}"]
+    command += [f"--{name}={value}" for name, value in flags.items()]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=START_S)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1].startswith(f"blora serve: {line}")
+    assert "Traceback" not in ended.stderr
