@@ -36,11 +36,9 @@ COPY . .
 RUN pip install --no-deps --force-reinstall .
 
 # Convert the embedded model now: at run time the root file system may be
-# read-only, and a start should not wait for a conversion. chmod: safetensors files
-# are written readable by their owner alone, here root.
+# read-only, and a start should not wait for a conversion.
 RUN BLORA_CACHE_DIR=/opt/models python -c \
-    "from blora.base_model import load_base_model; load_base_model('embedded')" \
-    && chmod -R a+rX /opt/models
+    "from blora.base_model import load_base_model; load_base_model('embedded')"
 
 
 FROM ${PYTHON_IMAGE}

@@ -26,6 +26,7 @@ run: $(READY)  ## serve the embedded model and the demo adapter on HOST:PORT
 	$(BIN)/blora serve --host $(HOST) --port $(PORT) --adapters triage=examples/triage/adapter
 
 test: $(READY) lint  ## lint, types, architecture, and every test
+	tests/programs.sh
 	$(BIN)/pytest
 
 lint: $(READY)  ## ruff, mypy, import-linter, the image and the manifests

@@ -12,8 +12,8 @@ seed=${SEED:-0}
 for method in lora bayesian; do
     adapter=runs/arc_easy/$method-seed$seed
     if [ ! -d "$adapter" ]; then
-        "$blora" train --data "$data/arc_easy_train.jsonl" --train-examples 800 --validation-examples 250 \
-            --method "$method" --seed "$seed" --resume --output "$adapter"
+        "$blora" train --data "$data/arc_easy_train.jsonl" --train-examples 800 --validation-examples 200 \
+            --method "$method" --epochs 3 --kl-weight 4e-3 --seed "$seed" --resume --output "$adapter"
     fi
     counts=1
     if [ "$method" = bayesian ]; then counts=1,4,8,16,32; fi

@@ -7,86 +7,29 @@ all at once, three times.
 import argparse
 import asyncio
 import json
-import subprocess
-import sys
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
 import httpx
-import psutil
 
+from benchmarks.server_process import ROOT, TRIAGE, serve
 from training.provenance import machine, revision
 
-__all__ = ["Server", "ask_all", "disagreement", "questions", "serve"]
+__all__ = ["ask_all", "disagreement", "measure", "questions"]
 
-ROOT = Path(__file__).resolve().parent.parent
-ADAPTER = ROOT / "examples" / "triage" / "adapter"
-TICKETS = ROOT / "examples" / "triage" / "test.jsonl"
 ROUNDS = 3
 # Largest difference that the batch may make to a probability, in bfloat16.
 TOLERANCE = 0.02
-START_TIMEOUT_S = 180.0
-
-
-class Server:
-    """A running `blora serve`: its address and its process."""
-
-    def __init__(self, url: str, process: "subprocess.Popen[bytes]") -> None:
-        self.url = url
-        self.process = process
-
-    @property
-    def memory_mib(self) -> float:
-        """Resident memory, in MiB."""
-        return float(psutil.Process(self.process.pid).memory_info().rss) / 2**20
-
-
-@contextmanager
-def serve(port: int, *flags: str) -> Iterator[Server]:
-    """Starts the server with the demo adapter, waits until it is ready, and stops it in the end."""
-    command = [
-        sys.executable,
-        "-m",
-        "blora.cli",
-        "serve",
-        "--port",
-        str(port),
-        "--adapters",
-        f"triage={ADAPTER}",
-        *flags,
-    ]
-    process = subprocess.Popen(command, cwd=ROOT)
-    server = Server(f"http://127.0.0.1:{port}", process)
-    try:
-        _wait_until_ready(server)
-        yield server
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
-
-
-def _wait_until_ready(server: Server) -> None:
-    end = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < end:
-        if server.process.poll() is not None:
-            raise RuntimeError(f"the server exited with status {server.process.returncode} before it was ready")
-        try:
-            if httpx.get(f"{server.url}/readyz").is_success:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.2)
-    raise TimeoutError(f"the server was not ready after {START_TIMEOUT_S:g} s")
 
 
 def questions(count: int) -> list[dict[str, Any]]:
     """The first tickets of the demo's test file, again from the start if there are fewer."""
-    tickets = [json.loads(line)["prompt"] for line in TICKETS.read_text().splitlines()]
+    tickets = [json.loads(line)["prompt"] for line in (TRIAGE / "test.jsonl").read_text().splitlines()]
     return [{"prompt": prompt} for prompt in islice(tickets * (count // len(tickets) + 1), count)]
 
 
@@ -106,13 +49,13 @@ async def ask_all(url: str, bodies: Sequence[dict[str, Any]]) -> list[tuple[http
 def disagreement(one: dict[str, Any], other: dict[str, Any]) -> float:
     """Largest difference of a probability between two answers to the same question."""
     pairs = zip(one["probabilities"], other["probabilities"], strict=True)
-    return max(abs(a["probability"] - b["probability"]) for a, b in pairs)
+    return float(max(abs(a["probability"] - b["probability"]) for a, b in pairs))
 
 
-def measure(port: int, count: int) -> dict[str, Any]:
+def measure(count: int) -> dict[str, Any]:
     """The result object."""
     bodies = questions(count)
-    with serve(port) as server:
+    with tempfile.TemporaryDirectory() as folder, serve(Path(folder) / "log", timeout_s="600") as server:
         alone = [httpx.post(f"{server.url}/v1/predict", json=body, timeout=60).json() for body in bodies]
         latencies: list[float] = []
         memory: list[float] = []
@@ -158,9 +101,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks/results/concurrent/result.json")
     parser.add_argument("--requests", type=int, default=200)
-    parser.add_argument("--port", type=int, default=8765)
     arguments = parser.parse_args()
-    result = measure(arguments.port, arguments.requests)
+    result = measure(arguments.requests)
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(result, indent=2) + "\n")
 

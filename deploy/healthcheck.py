@@ -10,6 +10,7 @@ import sys
 
 
 def main(path: str) -> int:
+    """Asks for the path on this container's own port."""
     port = int(os.environ.get("BLORA_PORT", "8000"))
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=4)
     try:

@@ -21,6 +21,7 @@ except ImportError as exc:
 
 
 def lint_dockerfile(path: Path) -> list[str]:
+    """Findings of hadolint, style included."""
     # Beside the interpreter first: the environment need not be activated.
     search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     hadolint = shutil.which("hadolint", path=search)
@@ -51,6 +52,7 @@ def lint_manifest(path: Path) -> list[str]:
 
 
 def lint(dockerfile: Path = DOCKERFILE, deploy: Path = DEPLOY) -> list[str]:
+    """Every finding, empty where all is well."""
     findings = lint_dockerfile(dockerfile)
     manifests = sorted((deploy / "k8s").rglob("*.yaml"))
     if not manifests:

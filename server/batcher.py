@@ -1,7 +1,8 @@
 """The queue in front of the one worker: which inputs share a forward pass, and which wait.
 
 A forward pass holds inputs of one group, that of the oldest one waiting, so no input and no group
-starves. Its size, rows x padded row x draws, stays within `max_batch_tokens`. Inputs whose client
+starves. Its size, rows x padded row x draws, stays within `max_batch_tokens`; an input that exceeds it
+alone runs alone, and the engine divides its draws among several passes. Inputs whose client
 left or whose deadline passed are dropped before they cost anything.
 """
 
@@ -134,7 +135,7 @@ class Batcher(Generic[P, R]):
             deadline: event-loop time after which nobody wants the result.
 
         Raises:
-            TooLargeError: if it alone exceeds a forward pass.
+            TooLargeError: if one of its draws exceeds a forward pass, or all of them the queue.
             QueueFullError: if there is no room for it to wait.
             DrainingError: if the batcher takes no more.
             DeadlineExceededError: if the deadline passed first.
@@ -183,10 +184,14 @@ class Batcher(Generic[P, R]):
     def _admit(self, work: Work[P]) -> None:
         if self._draining:
             raise self._draining_error()
-        if work.cost > self._max_batch_tokens:
+        if work.n_tokens > self._max_batch_tokens:
+            raise TooLargeError(
+                f"got {work.n_tokens} tokens, expected at most {self._max_batch_tokens}: shorten the prompt"
+            )
+        if work.cost > self._max_queue_tokens:
             raise TooLargeError(
                 f"got {work.n_tokens} tokens x {work.n_draws} draws, expected at most "
-                f"{self._max_batch_tokens} in all: shorten the prompt or ask for fewer draws"
+                f"{self._max_queue_tokens} in all: shorten the prompt or ask for fewer draws"
             )
         waiting = sum(item.work.cost for item in self._queue)
         if waiting + work.cost > self._max_queue_tokens or len(self._queue) >= self._max_queue_requests:

@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     port: int = Field(8000, description="TCP port; 0 for any free one.", ge=0, le=65535)
 
     n_samples_cap: int = Field(64, description="Most posterior draws that one request may ask for.", ge=1)
-    max_batch_tokens: int = Field(16384, description="Most padded tokens x draws in one forward pass.", ge=1)
+    max_batch_tokens: int = Field(8192, description="Most padded tokens x draws in one forward pass.", ge=1)
     max_queue_tokens: int = Field(1048576, description="Most tokens x draws waiting; beyond it requests get 429.", ge=1)
     max_queue_requests: int = Field(1024, description="Most inputs waiting; beyond it requests get 429.", ge=1)
     max_inputs: int = Field(256, description="Most inputs in one batch request.", ge=1)
@@ -61,7 +61,7 @@ class Settings(BaseSettings):
     )
     max_prompt_tokens: int = Field(4096, description="Longest prompt, in tokens; beyond it requests get 413.", ge=1)
 
-    timeout_s: float = Field(60.0, description="Seconds in which a request is answered, or gets 504.", gt=0)
+    timeout_s: float = Field(30.0, description="Seconds in which a request is answered, or gets 504.", gt=0)
     drain_delay_s: float = Field(
         0.0,
         description="Seconds to keep serving after SIGTERM, for load balancers to notice /readyz.",

@@ -64,9 +64,7 @@ def read_clear() -> dict[str, list[Ticket]]:
     strata: dict[str, list[Ticket]] = {}
     for queue in QUEUES:
         path = TICKETS / f"{queue.replace(' ', '_')}.txt"
-        strata[queue] = [
-            {"prompt": text, "label": queue, "ambiguous": False} for text in lines(path)
-        ]
+        strata[queue] = [{"prompt": text, "label": queue, "ambiguous": False} for text in lines(path)]
     return strata
 
 
@@ -79,9 +77,7 @@ def read_ambiguous() -> dict[str, list[Ticket]]:
         pair = sorted((first, second), key=QUEUES.index)
         if first == second:
             sys.exit(f"an ambiguous ticket needs two different queues: {text!r}")
-        strata[" / ".join(pair)].append(
-            {"prompt": text, "ambiguous": True, "queues": pair}
-        )
+        strata[" / ".join(pair)].append({"prompt": text, "ambiguous": True, "queues": pair})
     return dict(strata)
 
 

@@ -16,7 +16,7 @@ from blora.config import ScoringName
 from blora.decision.abstention import Policy
 from blora.errors import ConfigError, NumericalError
 from blora.inference.packing import PackedRow, collate, pack
-from blora.inference.scoring import score
+from blora.inference.scoring import check_packing, score
 from blora.posterior.bank import SampleBank
 from blora.posterior.draws import Draws
 from server.engines.protocol import Job, Loaded, ModelInfo, Row
@@ -98,6 +98,7 @@ class TorchEngine:
         if not settings.adapter_sources:
             raise ConfigError("got no adapters, expected at least one: pass --adapters NAME=PATH")
         base = load_base_model(settings.base_model, device=settings.device, dtype=settings.dtype)
+        check_packing(base)
         adapters = [load_adapter(source.path, base, name=source.name) for source in settings.adapter_sources]
         for adapter in adapters:
             attach(base, adapter)
@@ -143,7 +144,8 @@ class TorchEngine:
         rows = [cast(PackedRow, job.row) for job in jobs]
         with torch.inference_mode():
             draws = _draws(base, jobs[0])
-            log_probs = score(base.model, collate(rows), draws)  # (S, B, C)
+            batch = collate(rows)
+            log_probs = score(base.model, batch, draws, max_batch_tokens=self._settings.max_batch_tokens)  # (S, B, C)
             probs = log_probs.double().softmax(-1).cpu()
         return [probs[:, b, : row.n_choices] for b, row in enumerate(rows)]
 

@@ -41,9 +41,7 @@ def last(name):
 
 
 def image_env():
-    pairs = [
-        a for name, arguments in final_stage() if name == "ENV" for a in shlex.split(arguments)
-    ]
+    pairs = [a for name, arguments in final_stage() if name == "ENV" for a in shlex.split(arguments)]
     return dict(pair.split("=", 1) for pair in pairs)
 
 
@@ -113,9 +111,7 @@ def test_every_variable_is_read(name):
 def test_every_value_is_accepted(name, settings_in):
     settings = settings_in(name)
     assert settings.host == "0.0.0.0"
-    assert [(a.name, str(a.path)) for a in settings.adapter_sources] == [
-        ("triage", "/adapters/triage")
-    ]
+    assert [(a.name, str(a.path)) for a in settings.adapter_sources] == [("triage", "/adapters/triage")]
 
 
 def test_the_config_map_has_no_quotes():
@@ -155,9 +151,7 @@ def test_prometheus_scrapes_the_server(settings_in):
     host, port = target.split(":")
     assert host in load_yaml("deploy/compose.yaml")["services"]
     assert int(port) == settings_in("compose").port
-    annotations = load_yaml("deploy/k8s/base/deployment.yaml")["spec"]["template"]["metadata"][
-        "annotations"
-    ]
+    annotations = load_yaml("deploy/k8s/base/deployment.yaml")["spec"]["template"]["metadata"]["annotations"]
     assert annotations == {
         "prometheus.io/scrape": "true",
         "prometheus.io/port": str(settings_in("kubernetes").port),
@@ -245,9 +239,7 @@ def test_images_are_pinned_and_are_this_version():
 
 
 def test_what_the_image_copies_is_in_the_build_context():
-    allowed = {
-        x[1:] for x in (ROOT / ".dockerignore").read_text().splitlines() if x.startswith("!")
-    }
+    allowed = {x[1:] for x in (ROOT / ".dockerignore").read_text().splitlines() if x.startswith("!")}
     for name, arguments in dockerfile():
         if name == "COPY" and "--from" not in arguments:
             sources = [a for a in arguments.split()[:-1] if not a.startswith("--") and a != "."]

@@ -163,7 +163,6 @@ BAD_BODIES = {
     "misspelt default": Bad({"inputs": [GOOD], "polcy": {}}, 422, "unknown_field", "polcy", "unknown field"),
     # limits
     "a long prompt": Bad({"prompt": "word " * 4097}, 413, "prompt_too_long", "prompt", "4097 tokens, .* 4096"),
-    "a large forward pass": Bad({"prompt": "word " * 4000, "n_samples": 64}, 413, "too_large", None, "fewer draws"),
     "a large batch": Bad({"inputs": [GOOD] * 257}, 413, "too_many_inputs", "inputs", "257 inputs, .* 256"),
     "a large body": Bad({"prompt": "x" * 2**20}, 413, "body_too_large", None, "more than 1048576 bytes"),
     # the model

@@ -208,10 +208,25 @@ async def test_a_rare_group_is_not_starved_by_a_busy_one() -> None:
         assert b.worker.batches[1] == ["rare"]
 
 
-async def test_an_input_beyond_a_whole_batch_is_refused() -> None:
+async def test_an_input_with_a_draw_beyond_a_whole_batch_is_refused() -> None:
     async with bench() as b:
-        with pytest.raises(TooLargeError, match="51 tokens x 2 draws, expected at most 100"):
-            await b.submit("x", n_tokens=51, n_draws=2)
+        with pytest.raises(TooLargeError, match="got 101 tokens, expected at most 100"):
+            await b.submit("x", n_tokens=101, n_draws=1)
+
+
+async def test_an_input_with_more_draws_than_the_queue_may_hold_is_refused() -> None:
+    async with bench(max_queue_tokens=200) as b:
+        with pytest.raises(TooLargeError, match="51 tokens x 4 draws, expected at most 200"):
+            await b.submit("x", n_tokens=51, n_draws=4)
+
+
+async def test_an_input_with_more_draws_than_a_batch_may_hold_runs_alone() -> None:
+    async with bench() as b:
+        held = await b.hold()
+        tasks = [b.submit("wide", n_tokens=51, n_draws=2), b.submit("next", n_tokens=2, n_draws=2)]
+        await settle()
+        await b.release(held, *tasks)
+        assert b.worker.batches == [["wide"], ["next"]]
 
 
 async def test_a_cancelled_input_is_dropped_before_compute_and_counted() -> None:

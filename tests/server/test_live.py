@@ -2,97 +2,50 @@
 
 import asyncio
 import json
-import os
 import signal
-import socket
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 
-from server.settings import Settings
+from benchmarks.server_process import ADAPTER, TRIAGE, Server, serve
 
 pytestmark = pytest.mark.model
 
-TRIAGE = Path(__file__).parents[2] / "examples" / "triage"
-ADAPTER = TRIAGE / "adapter"
-START_S = 180.0
 # Few draws: these tests are about the server, and a laptop's processor runs them.
 N_SAMPLES = 2
 N_AT_ONCE = 200
 # What the make-up of a batch may change in bfloat16.
-TOLERANCE = 0.05
-SETTINGS = {f"BLORA_{name.upper()}" for name in Settings.model_fields}
-
-
-@dataclass
-class Live:
-    """A running server."""
-
-    url: str
-    process: subprocess.Popen[bytes]
-    log: Path
-
-    def client(self, *, at_once: int = N_AT_ONCE) -> httpx.AsyncClient:
-        limits = httpx.Limits(max_connections=at_once + 1, max_keepalive_connections=0)
-        return httpx.AsyncClient(base_url=self.url, timeout=600, limits=limits)
-
-    @property
-    def memory_bytes(self) -> int:
-        return int(psutil.Process(self.process.pid).memory_info().rss)
-
-    async def metric(self, client: httpx.AsyncClient, series: str) -> float:
-        lines = (await client.get("/metrics")).text.splitlines()
-        return next((float(line.split()[-1]) for line in lines if line.startswith(f"{series} ")), 0.0)
-
-
-@contextmanager
-def serving(log: Path, **flags: str) -> Iterator[Live]:
-    """Starts the server and waits for /readyz; ends it if the test has not."""
-    if not ADAPTER.is_dir():
-        pytest.skip(f"{ADAPTER} does not exist; train it with `make demo`")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    flags = {"adapters": f"triage={ADAPTER}", "port": str(port), "timeout-s": "600", "drain-timeout-s": "600", **flags}
-    command = [sys.executable, "-m", "blora.cli", "serve", *(f"--{name}={value}" for name, value in flags.items())]
-    kept = {name: value for name, value in os.environ.items() if name not in SETTINGS}
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env=kept)
-        live = Live(f"http://127.0.0.1:{port}", process, log)
-        try:
-            _wait_until_ready(live)
-            yield live
-        finally:
-            process.kill()
-            process.wait()
-
-
-def _wait_until_ready(live: Live) -> None:
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        assert live.process.poll() is None, live.log.read_text()
-        try:
-            if httpx.get(f"{live.url}/readyz").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.2)
-    pytest.fail(f"not ready after {START_S:.0f} s:\n{live.log.read_text()}")
+TOLERANCE = 0.02
+PATIENT = {"timeout_s": "600", "drain_timeout_s": "600"}
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    with serving(tmp_path_factory.mktemp("live") / "log") as running:
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serve(tmp_path_factory.mktemp("live") / "log", **PATIENT) as running:
         yield running
+
+
+def client_of(server: Server) -> httpx.AsyncClient:
+    limits = httpx.Limits(max_connections=N_AT_ONCE + 1, max_keepalive_connections=0)
+    return httpx.AsyncClient(base_url=server.url, timeout=600, limits=limits)
+
+
+async def metric(client: httpx.AsyncClient, series: str) -> float:
+    lines = (await client.get("/metrics")).text.splitlines()
+    return next((float(line.split()[-1]) for line in lines if line.startswith(f"{series} ")), 0.0)
+
+
+async def until_queued(client: httpx.AsyncClient, depth: int) -> None:
+    async with asyncio.timeout(60):
+        while await metric(client, "blora_queue_depth") < depth:
+            await asyncio.sleep(0.02)
 
 
 def tickets(name: str, n: int, **wanted: object) -> list[dict[str, Any]]:
@@ -112,11 +65,11 @@ async def ask(client: httpx.AsyncClient, prompt: str) -> dict[str, Any]:
     return answer
 
 
-async def test_it_says_how_to_try_it(live: Live) -> None:
+async def test_it_says_how_to_try_it(live: Server) -> None:
     assert f"curl -s {live.url}/v1/predict" in live.log.read_text()
 
 
-async def test_clear_ambiguous_and_foreign_tickets_get_different_answers(live: Live) -> None:
+async def test_clear_ambiguous_and_foreign_tickets_get_different_answers(live: Server) -> None:
     n = 20
     kinds = {
         "clear": tickets("test", n, ambiguous=False),
@@ -125,7 +78,7 @@ async def test_clear_ambiguous_and_foreign_tickets_get_different_answers(live: L
     }
     policy = {"min_confidence": 0.7}
     got: dict[str, list[dict[str, Any]]] = {}
-    async with live.client() as client:
+    async with client_of(live) as client:
         for kind, rows in kinds.items():
             body = {"inputs": [{"prompt": row["prompt"]} for row in rows], "n_samples": 4, "policy": policy}
             got[kind] = (await client.post("/v1/predict", json=body)).json()["predictions"]
@@ -138,11 +91,11 @@ async def test_clear_ambiguous_and_foreign_tickets_get_different_answers(live: L
     assert all((a["answer"] is None) == a["abstained"] for answers in got.values() for a in answers)
 
 
-async def test_two_hundred_at_once(live: Live, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_two_hundred_at_once(live: Server, capsys: pytest.CaptureFixture[str]) -> None:
     """None lost, none wrong, and no memory kept."""
     prompts = [row["prompt"] for row in tickets("test", 20)]
     memory = []
-    async with live.client() as client:
+    async with client_of(live) as client:
         alone = {prompt: probabilities(await ask(client, prompt)) for prompt in prompts}
         for _ in range(2):
             seconds: list[float] = []
@@ -158,39 +111,37 @@ async def test_two_hundred_at_once(live: Live, capsys: pytest.CaptureFixture[str
             for prompt, answer in zip(asked, answers, strict=True):
                 assert probabilities(answer) == pytest.approx(alone[prompt], abs=TOLERANCE)
             assert len({answer["id"] for answer in answers}) == N_AT_ONCE
-            memory.append(live.memory_bytes)
+            memory.append(live.memory_mib)
             cuts = statistics.quantiles(seconds, n=100)
             with capsys.disabled():
                 sys.stdout.write(f"\n{N_AT_ONCE} at once: p50 {cuts[49]:.2f} s, p99 {cuts[98]:.2f} s ")
-    assert memory[1] < 1.05 * memory[0] + 2**25
+    assert memory[1] < 1.05 * memory[0] + 32
 
 
-async def test_clients_that_leave_under_load_cost_nothing_more(live: Live) -> None:
+async def test_clients_that_leave_under_load_cost_nothing_more(live: Server) -> None:
     prompts = [row["prompt"] for row in tickets("test", 20)]
-    async with live.client() as client:
+    async with client_of(live) as client:
         alone = probabilities(await ask(client, prompts[0]))
-        dropped_before = await live.metric(client, 'blora_dropped_total{reason="cancelled"}')
+        dropped_before = await metric(client, 'blora_dropped_total{reason="cancelled"}')
         leaving = [asyncio.create_task(ask(client, prompt)) for prompt in prompts * 3]
         staying = [asyncio.create_task(ask(client, prompts[0])) for _ in range(10)]
-        while await live.metric(client, "blora_queue_depth") < 20:
-            await asyncio.sleep(0.02)
+        await until_queued(client, 20)
         for task in leaving:
             task.cancel()
         for answer in await asyncio.gather(*staying):
             assert probabilities(answer) == pytest.approx(alone, abs=TOLERANCE)
         await asyncio.gather(*leaving, return_exceptions=True)
-        assert await live.metric(client, 'blora_dropped_total{reason="cancelled"}') > dropped_before
-        assert await live.metric(client, "blora_queue_depth") == 0
+        assert await metric(client, 'blora_dropped_total{reason="cancelled"}') > dropped_before
+        assert await metric(client, "blora_queue_depth") == 0
         assert (await client.get("/readyz")).status_code == 200
 
 
 async def test_sigterm_under_load_loses_no_accepted_request(tmp_path: Path) -> None:
     prompts = [row["prompt"] for row in tickets("test", 20)] * 3
-    with serving(tmp_path / "log") as live:
-        async with live.client() as client:
+    with serve(tmp_path / "log", **PATIENT) as live:
+        async with client_of(live) as client:
             asked = [asyncio.create_task(ask(client, prompt)) for prompt in prompts]
-            while await live.metric(client, "blora_queue_depth") < 20:
-                await asyncio.sleep(0.02)
+            await until_queued(client, 20)
             live.process.send_signal(signal.SIGTERM)
             answers = await asyncio.gather(*asked)
         assert len(answers) == len(prompts)
@@ -207,7 +158,7 @@ async def test_sigterm_under_load_loses_no_accepted_request(tmp_path: Path) -> N
 def test_what_cannot_start_says_so_in_one_line(flags: dict[str, str], line: str) -> None:
     command = [sys.executable, "-m", "blora.cli", "serve", "--port=0", f"--adapters=triage={ADAPTER}"]
     command += [f"--{name}={value}" for name, value in flags.items()]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=START_S)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=180)
     assert ended.returncode == 2
     assert ended.stderr.splitlines()[-1].startswith(f"blora serve: {line}")
     assert "Traceback" not in ended.stderr

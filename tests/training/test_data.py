@@ -9,15 +9,8 @@ import datasets
 import pytest
 
 from blora.errors import DataError
-from tests.training.toys import toy_data, toy_row, write_jsonl
+from tests.training.toys import GOOD, row, toy_data, toy_row, write_jsonl
 from training.data import Example, ExampleSet, read_examples, split_examples
-
-GOOD = {"question": "Which is warm?", "choices": ["ice", "fire"], "label": 1}
-
-
-def row(**changes: Any) -> dict[str, Any]:
-    """A good row with changes; None takes a field out."""
-    return {key: value for key, value in (GOOD | changes).items() if value is not None}
 
 
 def read_row(tmp_path: Path, **changes: Any) -> Example:
@@ -154,7 +147,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "hub"
     folder.mkdir()
     arc = {"text": ["ice", "snow", "fire"], "label": ["A", "B", "C"]}
-    write_jsonl(folder / "train.jsonl", [{"question": f"Warm {i}?", "choices": arc, "answerKey": "C"} for i in range(3)])
+    write_jsonl(
+        folder / "train.jsonl", [{"question": f"Warm {i}?", "choices": arc, "answerKey": "C"} for i in range(3)]
+    )
     write_jsonl(folder / "test.jsonl", [{"question": "Cold?", "choices": arc, "answerKey": "B"}])
     return folder
 
@@ -195,157 +190,6 @@ def test_a_split_that_does_not_exist_is_a_data_error(hub: Path) -> None:
 def test_a_data_set_that_does_not_exist_is_a_data_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="neither a .jsonl or .csv file nor a data set that loads"):
         read_examples(str(tmp_path / "nowhere"))
-
-
-# Malformed rows
-
-BAD_ROWS: dict[str, tuple[Any, str]] = {
-    "bad JSON": ('{"question": "Warm?",', r"got a line that is not JSON \(.+\), expected one object a line"),
-    "nested beyond reading": ("[" * 100_000, "got a line that is not JSON"),
-    "a list": ([1, 2], "got list, expected a JSON object"),
-    "a text": ('"Warm?"', "got str, expected a JSON object"),
-    "null": ("null", "got NoneType, expected a JSON object"),
-    "no question": (row(question=None), "got none of question, prompt, messages, expected exactly one"),
-    "question and prompt": (row(prompt="Warm?"), "got question and prompt of question, prompt, messages"),
-    "three kinds": (row(prompt="W?", messages=[]), "got question and prompt and messages of"),
-    "empty prompt": (row(question=None, prompt=""), "got prompt '', expected non-empty text"),
-    "blank question": (row(question=" \n"), r"got question ' \\n', expected non-empty text"),
-    "number as prompt": (row(question=None, prompt=7), "got prompt 7, expected non-empty text"),
-    "list as question": (row(question=["Warm?"]), r"got question \['Warm\?'\], expected non-empty text"),
-    "no choices": (row(choices=None), "got no choices, expected a list of them, or a fixed label set"),
-    "zero choices": (row(choices=[]), "got 0 choices, expected at least 2"),
-    "one choice": (row(choices=["fire"], label=0), "got 1 choices, expected at least 2"),
-    "duplicate choices": (row(choices=["ice", "ice"]), "expected distinct ones"),
-    "choices equal but for spaces": (row(choices=["ice", " ice "]), "expected distinct ones"),
-    "empty choice": (row(choices=["ice", ""]), r"got choices \['ice', ''\], expected a list of non-empty texts"),
-    "blank choice": (row(choices=["ice", "  "]), "expected a list of non-empty texts"),
-    "number as choice": (row(choices=["ice", 3]), "expected a list of non-empty texts"),
-    "choices as text": (row(choices="ice|fire"), r"got choices 'ice\|fire', expected a list of non-empty texts"),
-    "choices by name": (row(choices={"a": "ice", "b": "fire"}), "expected a list of non-empty texts"),
-    "letters without texts": (row(choices={"label": ["A", "B"]}), "got no choices"),
-    "more letters than texts": (
-        row(choices={"text": ["ice", "fire"], "label": ["A", "B", "C"]}, label="C"),
-        "got label|got choices",
-    ),
-    "no label": (row(label=None), "got no label, expected the index or the text of the right choice"),
-    "label out of range": (row(label=2), "got label 2, expected an index from 0 to 1"),
-    "label text out of range": (row(label="2"), "got label 2, expected an index from 0 to 1"),
-    "label of 5000 digits": (row(label="9" * 5000), "got label"),
-    "negative label": (row(label=-1), "got label -1, expected an index from 0 to 1"),
-    "negative label text": (row(label="-1"), r"got label '-1', expected one of \['ice', 'fire'\] or an index"),
-    "bool label": (row(label=True), "got label True, expected the index or the text"),
-    "float label": (row(label=1.0), r"got label 1\.0, expected the index or the text"),
-    "list label": (row(label=[1]), r"got label \[1\], expected the index or the text"),
-    "unknown label": (row(label="Fire"), r"got label 'Fire', expected one of \['ice', 'fire'\] or an index"),
-    "empty messages": (row(question=None, messages=[]), r"got messages that are not a non-empty list of \{role"),
-    "messages as text": (row(question=None, messages="Warm?"), "got messages that are not a non-empty list"),
-    "message as text": (row(question=None, messages=["Warm?"]), "got message 'Warm\\?', expected role system, user"),
-    "unknown role": (
-        row(question=None, messages=[{"role": "tool", "content": "Warm?"}]),
-        "got message .*'tool'.*, expected role system, user or assistant",
-    ),
-    "empty content": (
-        row(question=None, messages=[{"role": "user", "content": " "}]),
-        "got message .*, expected role system, user or assistant and non-empty content",
-    ),
-    "content in parts": (
-        row(question=None, messages=[{"role": "user", "content": [{"type": "text", "text": "Warm?"}]}]),
-        "expected role system, user or assistant and non-empty content",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", BAD_ROWS)
-def test_a_malformed_row_is_named_by_file_and_line(tmp_path: Path, name: str) -> None:
-    bad, message = BAD_ROWS[name]
-    file = tmp_path / "rows.jsonl"
-    file.write_text("\n".join([json.dumps(GOOD), bad if isinstance(bad, str) else json.dumps(bad), json.dumps(GOOD)]))
-    with pytest.raises(DataError, match=f"^{re.escape(str(file))}:2: .*{message}"):
-        read_examples(str(file))
-
-
-BAD_FIXED: dict[str, tuple[Any, tuple[str, ...], str]] = {
-    "other choices": (GOOD, ("no", "yes"), r"got choices \['ice', 'fire'\], expected none or the fixed label set"),
-    "another order": (GOOD, ("fire", "ice"), r"expected none or the fixed label set \['fire', 'ice'\]"),
-    "unknown label": (row(choices=None, label="ice"), ("no", "yes"), r"got label 'ice', expected one of \['no', 'yes'\]"),
-    "one choice": (row(choices=None, label=0), ("yes",), "got 1 choices, expected at least 2"),
-    "equal choices": (row(choices=None), ("yes", "yes"), "expected distinct ones"),
-}
-
-
-@pytest.mark.parametrize("name", BAD_FIXED)
-def test_a_row_that_breaks_the_fixed_label_set_is_named(tmp_path: Path, name: str) -> None:
-    bad, choices, message = BAD_FIXED[name]
-    file = write_jsonl(tmp_path / "rows.jsonl", [bad])
-    with pytest.raises(DataError, match=f"^{re.escape(str(file))}:1: .*{message}"):
-        read_examples(str(file), choices=choices)
-
-
-HEADER = "question,choices,label\n"
-FIRST = "Warm?,ice|fire,1\n"
-
-# The file's name, its bytes, the line it goes wrong at (None: the whole file), and the message.
-BAD_FILES: dict[str, tuple[str, bytes, int | None, str]] = {
-    "empty JSONL": ("rows.jsonl", b"", None, "got no rows in .*rows.jsonl, expected at least one"),
-    "blank JSONL": ("rows.jsonl", b"\n \n\r\n", None, "got no rows in .*rows.jsonl, expected at least one"),
-    "empty CSV": ("rows.csv", b"", None, "got no rows in .*rows.csv, expected at least one"),
-    "header only": ("rows.csv", HEADER.encode(), None, "got no rows in .*rows.csv, expected at least one"),
-    "Latin 1": ("rows.jsonl", b'{}\n{}\n{"question": "caf\xe9"}\n', 3, "got bytes that are not UTF-8; save the file as"),
-    "Latin 1 CSV": ("rows.csv", HEADER.encode() + b"caf\xe9,a|b,0\n", 2, "got bytes that are not UTF-8"),
-    "too few columns": ("rows.csv", (HEADER + FIRST + "Cold?,ice|fire\n").encode(), 3, "does not have the header's 3 col"),
-    "too many columns": ("rows.csv", (HEADER + "Cold?,ice,fire,0\n").encode(), 2, "does not have the header's 3 columns"),
-    "text after a quote": ("rows.csv", (HEADER + FIRST + '"Cold"?,ice|fire,0\n').encode(), 3, "got a line that is not CSV"),
-    "open quote": ("rows.csv", (HEADER + '"Cold?,ice|fire,0\n').encode(), 2, "got a line that is not CSV"),
-    "choices that are not JSON": ("rows.csv", (HEADER + "Cold?,[ice|fire],0\n").encode(), 2, r"got choices '\[ice"),
-    "unknown column": ("rows.csv", b"text,choices,label\nCold?,ice|fire,0\n", 2, "got none of question, prompt, mess"),
-    "no label in CSV": ("rows.csv", (HEADER + "Cold?,ice|fire,\n").encode(), 2, "got no label"),
-    "messages that are not JSON": ("rows.csv", b"messages,choices,label\n[hi],ice|fire,0\n", 2, "got messages that are"),
-    "mixed kinds": (
-        "rows.jsonl",
-        f"{json.dumps(GOOD)}\n{json.dumps(row(question=None, prompt='Warm?'))}\n".encode(),
-        None,
-        "got rows of different kinds .*question.*rows.jsonl:1.*prompt.*rows.jsonl:2.*, expected one of question, prompt",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", BAD_FILES)
-def test_a_malformed_file_is_refused(tmp_path: Path, name: str) -> None:
-    file_name, content, line, message = BAD_FILES[name]
-    file = tmp_path / file_name
-    file.write_bytes(content)
-    place = "" if line is None else f"{re.escape(str(file))}:{line}: (.*)"
-    with pytest.raises(DataError, match=f"^{place}{message}"):
-        read_examples(str(file))
-
-
-@pytest.mark.parametrize("name", ["gone.jsonl", "gone.csv"])
-def test_a_missing_file_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DataError, match=rf"got data file .*{name}, which cannot be read \(No such file.*\); check"):
-        read_examples(str(tmp_path / name))
-
-
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").mkdir()
-    with pytest.raises(DataError, match="which cannot be read"):
-        read_examples(str(tmp_path / "rows.jsonl"))
-
-
-def test_every_malformed_row_is_named_in_order(tmp_path: Path) -> None:
-    bad = {2: row(label=9), 4: row(question=""), 5: row(choices=["a"])}
-    file = write_jsonl(tmp_path / "rows.jsonl", [bad.get(line, GOOD) for line in range(1, 7)])
-    with pytest.raises(DataError) as caught:
-        read_examples(str(file))
-    assert [re.match(r".*:(\d+): got ", line).group(1) for line in str(caught.value).splitlines()] == ["2", "4", "5"]
-
-
-def test_a_message_names_ten_rows_and_counts_the_others(tmp_path: Path) -> None:
-    file = write_jsonl(tmp_path / "rows.jsonl", [row(label=9)] * 13)
-    with pytest.raises(DataError) as caught:
-        read_examples(str(file))
-    *lines, last = str(caught.value).splitlines()
-    assert [int(line.split(":")[-2]) for line in lines] == list(range(1, 11))
-    assert last == "and 3 more"
 
 
 # Splitting

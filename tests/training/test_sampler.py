@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -89,7 +91,7 @@ def test_a_batch_holds_rows_of_similar_length() -> None:
 def test_batches_do_not_come_sorted_by_length() -> None:
     lengths = random_lengths(1000)
     firsts = [lengths[batch[0]] for batch in batches(order_of(lengths, 8), 8)]
-    rises = sum(later > earlier for earlier, later in zip(firsts, firsts[1:], strict=False))
+    rises = sum(later > earlier for earlier, later in pairwise(firsts))
     assert 0.35 < rises / len(firsts) < 0.65
 
 

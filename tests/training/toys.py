@@ -18,6 +18,14 @@ CHOICES = ("warm", "cold")
 COLOURS = ("red", "blue")
 
 
+GOOD = {"question": "Which is warm?", "choices": ["ice", "fire"], "label": 1}
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    """A good row with changes; None takes a field out."""
+    return {key: value for key, value in (GOOD | changes).items() if value is not None}
+
+
 def toy_row(index: int, label: int) -> dict[str, Any]:
     """A question whose colour gives the answer away."""
     return {"question": f"{COLOURS[label]} {index:02}", "choices": list(CHOICES), "label": label}

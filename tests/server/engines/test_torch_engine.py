@@ -174,7 +174,7 @@ async def test_the_probe_passes_where_the_model_works(asking: Asking) -> None:
 @pytest.fixture
 def broken_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     real = torch_engine.score
-    monkeypatch.setattr(torch_engine, "score", lambda *args: real(*args) * torch.nan)
+    monkeypatch.setattr(torch_engine, "score", lambda *args, **options: real(*args, **options) * torch.nan)
 
 
 @pytest.mark.usefixtures("broken_scores")

@@ -1,0 +1,75 @@
+"""A real `blora serve` with the demo adapter in a process of its own, for benchmarks and tests."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+
+__all__ = ["ADAPTER", "ROOT", "TRIAGE", "Server", "serve"]
+
+ROOT = Path(__file__).resolve().parent.parent
+TRIAGE = ROOT / "examples" / "triage"
+ADAPTER = TRIAGE / "adapter"
+START_TIMEOUT_S = 180.0
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server: its address, its process, and the file that has its output."""
+
+    url: str
+    process: "subprocess.Popen[bytes]"
+    log: Path
+
+    @property
+    def memory_mib(self) -> float:
+        """Resident memory, in MiB."""
+        return float(psutil.Process(self.process.pid).memory_info().rss) / 2**20
+
+
+@contextmanager
+def serve(log: Path, **flags: str) -> Iterator[Server]:
+    """Starts the server on a free port, waits until it is ready, and ends it if nobody has.
+
+    Args:
+        log: where its output goes.
+        flags: of `blora serve`, with underscores.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    given = {"adapters": f"triage={ADAPTER}", "port": str(port), **flags}
+    command = [sys.executable, "-m", "blora.cli", "serve"]
+    command += [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+    # A variable of the caller's must not change what is measured.
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("BLORA_") or "CACHE" in name}
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=kept)
+        server = Server(f"http://127.0.0.1:{port}", process, log)
+        try:
+            _wait_until_ready(server)
+            yield server
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _wait_until_ready(server: Server) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if server.process.poll() is not None:
+            raise RuntimeError(f"the server ended before it was ready:\n{server.log.read_text()}")
+        try:
+            if httpx.get(f"{server.url}/readyz").is_success:
+                return
+        except httpx.TransportError:
+            pass  # not listening yet
+        time.sleep(0.2)
+    raise TimeoutError(f"the server was not ready after {START_TIMEOUT_S:g} s:\n{server.log.read_text()}")

@@ -1,0 +1,105 @@
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import yaml
+
+from blora.config import AdapterConfig, BaseModelRef, PosteriorConfig, PromptConfig, SamplingConfig
+from blora.model_card import model_card
+
+CONFIG = AdapterConfig(
+    base_model=BaseModelRef(id="owner/model", revision="abc123", fingerprint="sha256:00"),
+    target_modules=("q_proj", "v_proj"),
+    modules={"layers.0.q_proj": (4, 4), "layers.0.v_proj": (2, 4), "layers.1.q_proj": (4, 4)},
+    posterior=PosteriorConfig(rank=4, alpha=8.0, prior_std=0.3, lambda_max=0.25),
+    prompt=PromptConfig(template="Q: {prompt}\nA:", choices=("billing", "sales"), length_normalized=True),
+    sampling=SamplingConfig(n_samples=12, seed=7),
+    policy={"min_confidence": 0.8, "max_mutual_information": 0.05},
+    training={
+        "command": "blora train --data t.jsonl",
+        "validation": {"n_examples": 40, "nll": 0.123456, "source": "v"},
+    },
+)
+
+
+def facts(config: AdapterConfig = CONFIG, name: str = "triage") -> dict[str, str]:
+    """The rows of the card's tables."""
+    rows = re.findall(r"^\| (.*?) \| (.*) \|$", model_card(config, name), re.MULTILINE)
+    return {key: value for key, value in rows if key.strip()}
+
+
+def test_the_front_matter_is_the_hubs() -> None:
+    front = yaml.safe_load(model_card(CONFIG, "triage").split("---\n")[1])
+    assert front["base_model"] == "owner/model"
+    assert front["library_name"] == "peft"
+    assert "bayesian-lora" in front["tags"]
+
+
+def test_the_title_is_the_adapters_name() -> None:
+    assert "\n# triage\n" in model_card(CONFIG, "triage")
+
+
+def test_the_facts_are_those_of_the_config() -> None:
+    found = facts()
+    assert found["base model"] == "owner/model (revision abc123)"
+    assert found["method"] == "bayesian, diagonal family"
+    assert found["rank, alpha"] == "4, 8"
+    assert found["target modules"] == "q_proj, v_proj (3 modules)"
+    assert found["scoring"] == "text, length-normalized"
+    assert found["prompt template"] == r"`'Q: {prompt}\nA:'`"
+    assert found["choices"] == "billing, sales"
+    assert found["posterior draws"] == "12, seed 7"
+    assert found["policy"] == "min_confidence 0.8, max_mutual_information 0.05"
+    assert found["prior_std, lambda_max"] == "0.3, 0.25"
+    assert found["inducing weights"] == "9 x 9 a factor"
+
+
+def test_validation_and_command_are_shown() -> None:
+    found = facts()
+    assert (found["n_examples"], found["nll"], found["source"]) == ("40", "0.1235", "v")
+    assert model_card(CONFIG, "triage").endswith("## Made with\n\n```\nblora train --data t.jsonl\n```\n")
+
+
+def test_plain_lora_has_no_prior() -> None:
+    found = facts(replace(CONFIG, posterior=PosteriorConfig(method="lora")))
+    assert found["method"] == "lora"
+    assert "prior_std, lambda_max" not in found
+    assert "inducing weights" not in found
+
+
+@pytest.mark.parametrize(
+    ("changes", "fact", "value"),
+    [
+        ({"policy": None}, "policy", "none: always answers"),
+        ({"prompt": PromptConfig()}, "choices", "with each question"),
+        ({"prompt": PromptConfig(scoring="label")}, "scoring", "label"),
+        (
+            {"base_model": BaseModelRef(id="tiny", revision=None, fingerprint="sha256:00")},
+            "base model",
+            "tiny (revision unknown)",
+        ),
+    ],
+)
+def test_what_is_absent_is_said(changes: dict[str, Any], fact: str, value: str) -> None:
+    assert facts(replace(CONFIG, **changes))[fact] == value
+
+
+def test_without_a_record_of_training_there_are_no_such_sections() -> None:
+    card = model_card(replace(CONFIG, training={}), "triage")
+    assert "## Validation" not in card
+    assert "## Made with" not in card
+
+
+def test_a_bar_in_a_text_ends_no_cell() -> None:
+    prompt = PromptConfig(template="a|b {prompt}", choices=("yes|no", "maybe"))
+    found = facts(replace(CONFIG, prompt=prompt))
+    assert found["choices"] == r"yes\|no, maybe"
+    assert found["prompt template"] == r"`'a\|b {prompt}'`"
+
+
+def test_a_line_break_in_a_choice_ends_no_row() -> None:
+    prompt = PromptConfig(choices=("yes", "no\nway"))
+    card = model_card(replace(CONFIG, prompt=prompt), "triage")
+    [row] = [line for line in card.splitlines() if line.startswith("| choices ")]
+    assert row.endswith(" |")

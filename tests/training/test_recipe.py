@@ -1,0 +1,258 @@
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from blora.adapter import load_adapter
+from blora.base_model import load_base_model
+from blora.config import AdapterConfig
+from blora.errors import AdapterError, BaseModelError, BloraError, ConfigError, DataError
+from tests.training.conftest import REVISION
+from tests.training.toys import toy_data, train_arguments, write_jsonl
+from training.commands import train
+from training.config import DEFAULT_LEARNING_RATES
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT.parent / "shared" / "data" / "arc_easy_train.jsonl"
+
+FORMS = {
+    "lora": ("--method", "lora", "--learning-rate", "0.02"),
+    "diagonal": ("--family", "diagonal"),
+    "matrix_normal": ("--family", "matrix_normal"),
+    "flow": ("--family", "flow"),
+}
+
+
+def config_of(adapter: Path) -> AdapterConfig:
+    return AdapterConfig.from_json((adapter / "bayesian_config.json").read_bytes())
+
+
+def trained(base_folder: Path, data: Path, output: Path, *more: str) -> AdapterConfig:
+    assert train.main(train_arguments(base_folder, data, output, *more)) == 0
+    return config_of(output)
+
+
+# From the command to the adapter
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_training_writes_an_adapter_that_loads(
+    tmp_path: Path, base_folder: Path, toy_file: Path, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "adapters" / "toy"
+    config = trained(base_folder, toy_file, output, *FORMS[form])
+    adapter = load_adapter(output, load_base_model(str(base_folder), device="cpu", dtype="float32"))
+    assert adapter.config == config
+    assert adapter.name == "toy"
+    assert config.posterior.method == ("lora" if form == "lora" else "bayesian")
+    assert config.base_model.id == "tiny-llama"
+    assert config.sampling.n_samples == 3
+    validation = config.training["validation"]
+    assert (validation["n_examples"], validation["n_samples"]) == (2, 1 if form == "lora" else 4)
+    assert all(0 <= validation[name] < float("inf") for name in ("accuracy", "nll", "ece", "brier", "aurc"))
+    assert f"wrote {output}: validation accuracy {validation['accuracy']:.3f}" in capsys.readouterr().out
+
+
+def test_the_record_says_how_the_adapter_was_made(tmp_path: Path, base_folder: Path, toy_file: Path) -> None:
+    arguments = train_arguments(base_folder, toy_file, tmp_path / "toy", "--kl-weight", "0.5", "--epochs", "1")
+    assert train.main(arguments) == 0
+    record = config_of(tmp_path / "toy").training
+    assert shlex.split(record["command"]) == ["blora", "train", *arguments]
+    assert record["revision"] == REVISION
+    assert record["dtype"] == "float32"
+    assert record["machine"]["torch"] == torch.__version__
+    assert record["settings"]["kl_weight"] == 0.5
+    assert record["settings"]["learning_rate"] == DEFAULT_LEARNING_RATES["bayesian"]
+    assert not {"work_dir", "resume"} & set(record["settings"])
+    assert record["train"]["source"] == record["validation"]["source"] == "toy.jsonl"
+    assert record["train"]["n_examples"] == 18
+    assert record["train"]["digest"] == record["validation"]["digest"]
+
+
+def test_settings_reach_the_adapter(tmp_path: Path, base_folder: Path, toy_file: Path) -> None:
+    config = trained(
+        *(base_folder, toy_file, tmp_path / "toy", "--epochs", "0.5", "--choices", "warm|cold", "--layers", "last:1"),
+        *("--target-modules", "q_proj,o_proj", "--template", "Say: {prompt}", "--length-normalized"),
+        *("--prior-std", "0.3", "--bank-seed", "9", "--min-confidence", "0.7", "--max-mutual-information", "0.1"),
+    )
+    assert set(config.modules) == {f"model.layers.1.self_attn.{name}" for name in ("q_proj", "o_proj")}
+    assert config.target_modules == ("q_proj", "o_proj")
+    assert config.prompt.template == "Say: {prompt}"
+    assert config.prompt.choices == ("warm", "cold")
+    assert config.prompt.length_normalized
+    assert (config.posterior.rank, config.posterior.prior_std) == (2, 0.3)
+    assert config.sampling.seed == 9
+    assert config.policy == {"min_confidence": 0.7, "max_mutual_information": 0.1}
+
+
+@pytest.mark.parametrize(("kind", "template"), [("question", "Question: {prompt}\nAnswer:"), ("prompt", "{prompt}")])
+def test_the_template_is_that_of_the_data_unless_given(
+    tmp_path: Path, base_folder: Path, kind: str, template: str
+) -> None:
+    rows = [{(kind if key == "question" else key): value for key, value in row.items()} for row in toy_data(6)]
+    data = write_jsonl(tmp_path / "toy.jsonl", rows)
+    assert trained(base_folder, data, tmp_path / "toy", "--epochs", "1").prompt.template == template
+
+
+def test_a_validation_file_leaves_all_rows_to_train_on(tmp_path: Path, base_folder: Path, toy_file: Path) -> None:
+    other = write_jsonl(tmp_path / "other.jsonl", toy_data(7, seed=5))
+    record = trained(
+        *(base_folder, toy_file, tmp_path / "toy", "--validation", str(other), "--validation-examples", "5"),
+        *("--epochs", "1"),
+    ).training
+    assert (record["train"]["source"], record["train"]["n_examples"]) == ("toy.jsonl", 20)
+    assert (record["validation"]["source"], record["validation"]["n_examples"]) == ("other.jsonl", 5)
+    assert record["train"]["digest"] != record["validation"]["digest"]
+
+
+def test_validation_finds_what_was_learnt(tmp_path: Path, base_folder: Path) -> None:
+    data = write_jsonl(tmp_path / "toy.jsonl", toy_data(40))
+    validation = trained(
+        base_folder, data, tmp_path / "toy", "--epochs", "6", "--learning-rate", "0.03", "--train-examples", "30"
+    ).training["validation"]
+    assert validation["accuracy"] == 1.0
+    assert validation["nll"] < 0.3
+
+
+# Refused before any training
+
+REFUSED: dict[str, tuple[tuple[str, ...], type[BloraError], str]] = {
+    "no data": (("--data", "nowhere.jsonl"), DataError, "got data file nowhere.jsonl, which cannot be read"),
+    "no base model": (("--base-model", "./nowhere"), BaseModelError, "got base model './nowhere', which does not load"),
+    "unknown dtype": (("--dtype", "float8"), BaseModelError, "got dtype 'float8'"),
+    "unknown device": (("--device", "abacus"), BaseModelError, "got device 'abacus'"),
+    "no such layer": (("--layers", "last:9"), ConfigError, "got layers 'last:9' of a model with 2"),
+    "no such module": (("--target-modules", "w_proj"), ConfigError, r"got target modules \['w_proj'\] that match no"),
+    "template": (("--template", "no place"), ConfigError, "prompt template 'no place'"),
+    "fixed labels": (("--choices", "yes|no"), DataError, "expected none or the fixed label set"),
+    "policy": (("--min-confidence", "1.5"), ConfigError, "got policy min_confidence = 1.5"),
+    "rank": (("--rank", "0"), ConfigError, "rank = 0"),
+    "bank": (("--n-samples", "0"), ConfigError, "n_samples = 0"),
+    "epochs": (("--epochs", "0"), ConfigError, "got epochs = 0"),
+    "learning rate": (("--learning-rate", "0"), ConfigError, "got learning_rate = 0"),
+    "negative learning rate": (("--learning-rate", "-1"), ConfigError, "got learning_rate = -1"),
+    "too many rows": (("--train-examples", "20"), DataError, "got 20 rows in toy.jsonl, expected 20 to train and 0"),
+    "no training rows": (("--validation", "{data}", "--train-examples", "0"), BloraError, "got "),
+    "negative training rows": (("--validation", "{data}", "--train-examples", "-3"), BloraError, "got "),
+    "no validation rows": (("--validation", "{data}", "--validation-examples", "0"), BloraError, "got "),
+    "negative seed": (("--seed", "-1"), BloraError, "got "),
+    "negative split seed of the bank": (("--bank-seed", "-1"), ConfigError, "seed = -1"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_run_that_cannot_work_is_refused_before_it_starts(
+    tmp_path: Path, base_folder: Path, toy_file: Path, name: str
+) -> None:
+    more, error, message = REFUSED[name]
+    arguments = [argument.replace("{data}", str(toy_file)) for argument in more]
+    with pytest.raises(error, match=message):
+        train.main(train_arguments(base_folder, toy_file, tmp_path / "toy", *arguments))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_foreign_output_folder_is_refused_before_training(tmp_path: Path, base_folder: Path, toy_file: Path) -> None:
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "thesis.txt").write_text("irreplaceable")
+    with pytest.raises(AdapterError, match="which holds other files"):
+        train.main(train_arguments(base_folder, toy_file, tmp_path / "toy"))
+    assert [path.name for path in tmp_path.iterdir()] == ["toy"]
+    assert (tmp_path / "toy" / "thesis.txt").read_text() == "irreplaceable"
+
+
+@pytest.mark.parametrize(
+    "more", [("--method", "full"), ("--family", "cauchy"), ("--scoring", "tone"), ("--rank", "two"), ("--epochs", "x")]
+)
+def test_an_argument_of_the_wrong_form_is_a_wrong_call(
+    tmp_path: Path, base_folder: Path, toy_file: Path, more: tuple[str, ...]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        train.main(train_arguments(base_folder, toy_file, tmp_path / "toy", *more))
+    assert caught.value.code == 2
+
+
+# The real command, killed and resumed
+
+
+def blora(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "blora.cli", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finished(process: subprocess.Popen[str], timeout_s: float) -> str:
+    try:
+        output, _ = process.communicate(timeout=timeout_s)
+    finally:
+        process.kill()
+    assert process.returncode == 0, output
+    return output
+
+
+def is_json(file: Path) -> bool:
+    try:
+        return bool(json.loads(file.read_text()))
+    except (OSError, ValueError):
+        return False
+
+
+def test_a_killed_command_resumes_to_the_same_adapter(tmp_path: Path, base_folder: Path, toy_file: Path) -> None:
+    more = ("--epochs", "8", "--patience", "8")
+    whole = trained(base_folder, toy_file, tmp_path / "whole", *more)
+    arguments = ("train", *train_arguments(base_folder, toy_file, tmp_path / "parts", *more))
+    work_dir = tmp_path / "parts.work"
+    process = blora(*arguments)
+    deadline = time.monotonic() + 60
+    while not any(is_json(file) for file in work_dir.glob("checkpoint-*/trainer_state.json")):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "parts").exists()
+    parts = trained(base_folder, toy_file, tmp_path / "parts", *more, "--resume")
+    first, second = (load_file(tmp_path / name / "posterior.safetensors") for name in ("whole", "parts"))
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=0, atol=1e-5)
+    assert parts.training["validation"] == pytest.approx(whole.training["validation"], abs=1e-5)
+
+
+@pytest.mark.model
+@pytest.mark.data
+@pytest.mark.skipif(not DATA.is_file(), reason="../shared/data is not there")
+def test_the_embedded_model_learns_and_is_evaluated(tmp_path: Path) -> None:
+    adapter, result = tmp_path / "arc", tmp_path / "result.json"
+    finished(
+        blora(
+            *("train", "--data", str(DATA), "--output", str(adapter), "--layers", "last:4", "--epochs", "1"),
+            *("--train-examples", "24", "--validation-examples", "8", "--validation-draws", "2"),
+        ),
+        300,
+    )
+    out = finished(
+        blora(
+            *("evaluate", str(adapter), "--data", str(DATA), "--limit", "8", "--split", "train"),
+            *("--n-samples", "2", "--json", str(result)),
+        ),
+        300,
+    )
+    figures: dict[str, Any] = json.loads(result.read_text())
+    assert (figures["n_examples"], figures["n_samples"], figures["method"]) == (8, 2, "bayesian")
+    assert figures["base_model"] == "smollm2-135m-instruct"
+    assert 0 < figures["nll"] < 3
+    assert f"nll {figures['nll']:.4f}" in out
