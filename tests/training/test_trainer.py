@@ -277,7 +277,7 @@ def test_patience_counts_on_through_a_resume(tmp_path: Path, killed: Any) -> Non
 # Resuming
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["lora", "diagonal", "flow"])
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path, killed: Any, form: str) -> None:
     whole, a = run(tmp_path / "whole", n_train=10, form=form)
     killed(1, tmp_path / "parts", n_train=10, form=form)
