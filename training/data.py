@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from blora.errors import DataError
+from blora.posterior.noise import generator_of
 
 __all__ = ["Example", "ExampleSet", "read_examples", "split_examples"]
 
@@ -131,7 +132,7 @@ def split_examples(
             f"got {total} rows in {examples.source}, expected {n_train} to train and {n_validation} to validate on; "
             "lower --train-examples or --validation-examples, or give a --validation file"
         )
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).tolist()
+    order = torch.randperm(total, generator=generator_of(seed)).tolist()
     pick = [examples.examples[i] for i in order[: n_train + n_validation]]
     return (
         ExampleSet(examples.source, examples.digest, tuple(pick[:n_train])),

@@ -9,19 +9,15 @@ zero and this is the cross-entropy over choices of plain LoRA.
 import math
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from blora.inference.packing import PackedBatch
 from blora.inference.scoring import score_rows
+from blora.posterior.noise import generator_of
 from blora.posterior.posterior import Posterior
 
 __all__ = ["Elbo", "Loss"]
-
-# Strides between the noise streams of runs, processes and steps.
-_SEED_STRIDE, _RANK_STRIDE = 2**40, 2**32
-
 
 class Loss(NamedTuple):
     """The parts of the negative ELBO of a batch, each a scalar in nats per example."""
@@ -44,7 +40,10 @@ class Elbo(nn.Module):
         kl_weight: weight of the KL after warm-up.
         n_draws: most draws a batch is divided among.
         seed: of the noise.
-        rank: of this process, which gets a noise of its own.
+
+    Attributes:
+        rank: of this process among several; each has a noise of its own.
+        n_forwards: forward passes so far, which number the noise.
     """
 
     def __init__(
@@ -56,7 +55,6 @@ class Elbo(nn.Module):
         kl_weight: float,
         n_draws: int,
         seed: int,
-        rank: int = 0,
     ) -> None:
         super().__init__()
         self.model = model
@@ -64,7 +62,8 @@ class Elbo(nn.Module):
         self.n_train = n_train
         self.kl_weight = kl_weight
         self.n_draws = n_draws
-        self.stream = seed * _SEED_STRIDE + rank * _RANK_STRIDE
+        self.seed = seed
+        self.rank = 0
         self.n_forwards = 0
 
     def forward(self, batch: PackedBatch, labels: Tensor, kl_share: float = 1.0) -> Loss:
@@ -75,7 +74,7 @@ class Elbo(nn.Module):
             labels: (B,) indices of the right choices.
             kl_share: share of the KL weight in force, below 1 during warm-up.
         """
-        generator = torch.Generator().manual_seed((self.stream + self.n_forwards) % 2**63)
+        generator = generator_of(self.seed, self.rank, self.n_forwards)
         self.n_forwards += 1
         draws = self.posterior.sample(math.gcd(len(labels), self.n_draws), generator)
         log_probs = score_rows(self.model, batch, draws)  # (B, C)

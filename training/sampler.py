@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.utils.data import Sampler
 
+from blora.posterior.noise import generator_of
+
 __all__ = ["LengthGroupedOrder"]
 
 GROUP_BATCHES = 16  # batches among which rows are sorted by length
@@ -33,7 +35,7 @@ class LengthGroupedOrder(Sampler[int]):
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 2**20 + self.epoch)
+        generator = generator_of(self.seed, self.epoch)
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
         window = self.batch_size * GROUP_BATCHES
         batches = []

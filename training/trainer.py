@@ -109,7 +109,7 @@ class PosteriorTrainer(Trainer):
         self.validation = validation
         self.config = config
         self.parts: list[Loss] = []
-        elbo.stream += self.args.process_index * 2**32
+        elbo.rank = self.args.process_index
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows: Sequence[LabelledRow] = self.train_dataset  # type: ignore[assignment]

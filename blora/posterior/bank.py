@@ -10,6 +10,7 @@ import torch
 
 from blora.errors import ConfigError, NumericalError
 from blora.posterior.draws import Draws
+from blora.posterior.noise import generator_of
 from blora.posterior.posterior import Posterior
 
 __all__ = ["SampleBank"]
@@ -40,7 +41,7 @@ class SampleBank:
         if n_samples < 1:
             raise ConfigError(f"got n_samples = {n_samples}, expected at least 1")
         with torch.no_grad():
-            draws = posterior.sample(n_samples, torch.Generator().manual_seed(seed))
+            draws = posterior.sample(n_samples, generator_of(seed))
         for name, factors in draws.factors.items():
             if not (factors.A.isfinite().all() and factors.B.isfinite().all()):
                 raise NumericalError(f"got a draw of {name} that is not finite; retrain the adapter")

@@ -5,12 +5,22 @@ draws that the same generator gives when asked for four: sample banks nest. Nois
 seed means the same draw on every device.
 """
 
+import hashlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["Noise", "standard_normal"]
+__all__ = ["Noise", "generator_of", "standard_normal"]
+
+
+def generator_of(*seeds: int) -> torch.Generator:
+    """A CPU generator that depends on every bit of every seed.
+
+    torch's own manual_seed keeps the lowest 32 bits, so that seeds 0 and 2**32 would draw the same numbers.
+    """
+    digest = hashlib.sha256(repr(seeds).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4]))
 
 
 class Noise:
@@ -37,4 +47,4 @@ class Noise:
 def standard_normal(n_samples: int, generator: torch.Generator) -> Noise:
     """Noise for `n_samples` draws; the generator advances by one seed a draw."""
     seeds = [int(torch.randint(2**62, (), generator=generator)) for _ in range(n_samples)]
-    return Noise([torch.Generator().manual_seed(seed) for seed in seeds])
+    return Noise([generator_of(seed) for seed in seeds])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from blora.config import PosteriorConfig
 from blora.posterior.draws import Draws, Factors
 from blora.posterior.inducing import InducingFactor
-from blora.posterior.noise import standard_normal
+from blora.posterior.noise import generator_of, standard_normal
 from blora.posterior.point import PointFactor
 
 __all__ = ["Posterior"]
@@ -33,7 +33,7 @@ class Posterior(nn.Module):
         super().__init__()
         self.config = config
         self.modules_shape = dict(modules)
-        generator = torch.Generator().manual_seed(seed)
+        generator = generator_of(seed)
         make = _factor_maker(config, generator)
         self.A = nn.ModuleDict()
         self.B = nn.ModuleDict()

@@ -6,5 +6,5 @@ ${BLORA:-.venv/bin/blora} train \
     --data examples/triage/train.jsonl --validation examples/triage/validation.jsonl \
     --choices "billing|account access|bug report|feature request|data export|security|cancellation" \
     --template $'Support ticket: {prompt}\nQueue:' \
-    --epochs 6 --min-confidence 0.7 \
+    --epochs 10 --n-samples 8 --min-confidence 0.8 \
     --work-dir runs/triage --resume --output examples/triage/adapter
