@@ -24,14 +24,14 @@ from torch import Tensor
 from blora.base_model import BaseModel
 from blora.config import FORMAT_VERSION, AdapterConfig
 from blora.decision.abstention import Policy
-from blora.errors import AdapterError, ConfigError
+from blora.errors import AdapterError, ConfigError, NumericalError
 from blora.model_card import model_card
 from blora.posterior.draws import Draws
 from blora.posterior.inject import inject, layer_index, linear_modules
 from blora.posterior.layer import LoraLinear
 from blora.posterior.posterior import Posterior
 
-__all__ = ["Adapter", "attach", "load_adapter", "save_adapter"]
+__all__ = ["Adapter", "attach", "check_output", "load_adapter", "save_adapter"]
 
 CONFIG_FILE = "bayesian_config.json"
 POSTERIOR_FILE = "posterior.safetensors"
@@ -41,6 +41,11 @@ CARD_FILE = "README.md"
 DIGESTED = (PEFT_CONFIG_FILE, PEFT_WEIGHTS_FILE, CONFIG_FILE, POSTERIOR_FILE)
 # Formats that can run code when they are opened.
 UNSAFE_SUFFIXES = {".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"}
+# What decides which update PEFT computes from the weights.
+PEFT_SETTINGS = (
+    *("peft_type", "r", "lora_alpha", "target_modules", "layers_to_transform", "fan_in_fan_out"),
+    *("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "exclude_modules"),
+)
 # How far PEFT's weights may lie from the posterior's mean: float32 rounding on another processor.
 MEAN_TOLERANCE = 1e-4
 
@@ -69,6 +74,18 @@ def attach(base: BaseModel, adapter: Adapter) -> None:
     inject(base.model, adapter.config.modules)
 
 
+def check_output(path: Path) -> None:
+    """Makes sure that an adapter may be written here.
+
+    Raises:
+        AdapterError: if the path is taken by something that is not an adapter.
+    """
+    if path.exists() and not path.is_dir():
+        raise AdapterError(f"got output {path}, which is a file; expected a new or an adapter's folder")
+    if path.is_dir() and any(path.iterdir()) and not (path / CONFIG_FILE).is_file():
+        raise AdapterError(f"got output folder {path}, which holds other files; expected a new or an adapter's folder")
+
+
 def save_adapter(path: Path, posterior: Posterior, config: AdapterConfig, base: BaseModel) -> None:
     """Writes an adapter directory; the directory appears complete or not at all.
 
@@ -76,8 +93,7 @@ def save_adapter(path: Path, posterior: Posterior, config: AdapterConfig, base: 
         AdapterError: if the path is taken by something that is not an adapter.
     """
     path = Path(path)
-    if path.exists() and any(path.iterdir()) and not (path / CONFIG_FILE).is_file():
-        raise AdapterError(f"got output folder {path}, which holds other files; expected a new or an adapter's folder")
+    check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
     try:
@@ -120,6 +136,7 @@ def load_adapter(path: str | Path, base: BaseModel, *, name: str | None = None) 
     tensors = _read_tensors(folder / POSTERIOR_FILE, {disk: tensor for disk, (_, tensor) in expected.items()})
     posterior.load_state_dict({key: tensors[disk] for disk, (key, _) in expected.items()})
     posterior.eval().requires_grad_(False)
+    _check_peft_config(folder / PEFT_CONFIG_FILE, config, base)
     _check_mean(folder / PEFT_WEIGHTS_FILE, posterior)
     return Adapter(name or folder.resolve().name, folder, _digest(folder), config, posterior)
 
@@ -192,9 +209,32 @@ def _read_tensors(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tenso
     return tensors
 
 
+def _check_peft_config(file: Path, config: AdapterConfig, base: BaseModel) -> None:
+    """Refuses a PEFT config under which PEFT would compute something else than the posterior's mean."""
+    try:
+        found = json.loads(file.read_text())
+    except (ValueError, RecursionError) as exc:
+        raise AdapterError(f"got {file}, which is not JSON ({exc}); restore it or train again") from exc
+    expected = _peft_config(config, base).to_dict()  # type: ignore[no-untyped-call]
+    for name in PEFT_SETTINGS:
+        wanted, got = (_plain(values.get(name)) for values in (expected, found if isinstance(found, dict) else {}))
+        if wanted != got:
+            raise AdapterError(f"got {name} = {got!r} in {file}, expected {wanted!r}; restore the file or train again")
+
+
+def _plain(value: object) -> object:
+    """A setting as JSON would give it back, sets in order."""
+    return sorted(value) if isinstance(value, set | list) else getattr(value, "value", value)
+
+
 def _check_mean(file: Path, posterior: Posterior) -> None:
-    expected = _peft_tensors(posterior.mean())
+    try:
+        expected = _peft_tensors(posterior.mean())
+    except NumericalError as exc:
+        raise AdapterError(f"got a posterior without a mean ({exc}); train again") from exc
     for name, tensor in _read_tensors(file, expected).items():
+        if not bool(expected[name].isfinite().all()):
+            raise AdapterError(f"got a posterior whose mean of {name} is not finite; train again")
         difference = (tensor.float() - expected[name]).abs().max().item()
         if difference > MEAN_TOLERANCE * max(1.0, expected[name].abs().max().item()):
             raise AdapterError(

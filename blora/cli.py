@@ -55,11 +55,7 @@ def _usage(commands: dict[str, EntryPoint]) -> str:
         "",
     ]
     for name, entry in sorted(commands.items()):
-        try:
-            summary = importlib.import_module(entry.value).SUMMARY
-        except ImportError:
-            summary = f"not installed: {_install_hint(entry)}"
-        lines.append(f"  {name:<10} {summary}")
+        lines.append(f"  {name:<10} {importlib.import_module(entry.value).SUMMARY}")
     return "\n".join([*lines, "", "`blora COMMAND --help` describes a command."])
 
 

@@ -52,5 +52,5 @@ def model_card(config: AdapterConfig, name: str) -> str:
 
 
 def _table(rows: dict[str, str]) -> list[str]:
-    cells = [(key, value.replace("|", "\\|")) for key, value in rows.items()]
+    cells = [(key, " ".join(value.replace("|", "\\|").split())) for key, value in rows.items()]
     return ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in cells)]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SUMMARY", "main"]
 
-SUMMARY = "Serve adapters over HTTP"
+SUMMARY = "serve adapters over HTTP"
 
 _CANNOT_START = 2
 

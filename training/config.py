@@ -47,9 +47,14 @@ class TrainConfig:
     resume: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "gradient_accumulation", "learning_rate", "train_draws", "patience"):
-            if not getattr(self, name) > 0:
+        for name in (
+            *("epochs", "batch_size", "gradient_accumulation", "learning_rate"),
+            *("train_draws", "validation_draws", "patience"),
+        ):
+            if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"got {name} = {getattr(self, name)}, expected a positive number")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"got seed = {self.seed}, expected 0 to 2^32 - 1")
         for name in ("warmup", "kl_warmup"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(

@@ -157,25 +157,29 @@ def _file_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
             continue
         try:
             row = json.loads(content)
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             yield f"{path}:{number}", f"got a line that is not JSON ({exc}), expected one object a line"
             continue
         yield f"{path}:{number}", row if isinstance(row, dict) else f"got {type(row).__name__}, expected a JSON object"
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    start = 1
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header: list[str] | None = None
+    first_line = 1  # of the row being read, which may span several
     try:
-        for row in reader:
-            where = f"{path}:{start + 1}"
-            start = reader.line_num
-            if None in row or None in row.values():
-                yield where, f"got a row that does not have the header's {len(reader.fieldnames or ())} columns"
-                continue
-            yield where, _csv_types(row)
+        for cells in reader:
+            where, first_line = f"{path}:{first_line}", reader.line_num + 1
+            if not cells:
+                continue  # a blank line
+            if header is None:
+                header = cells
+            elif len(cells) != len(header):
+                yield where, f"got {len(cells)} columns, expected the header's {len(header)}"
+            else:
+                yield where, _csv_types(dict(zip(header, cells, strict=True)))
     except csv.Error as exc:
-        yield f"{path}:{reader.line_num}", f"got a line that is not CSV ({exc})"
+        yield f"{path}:{first_line}", f"got a row that is not CSV ({exc})"
 
 
 def _csv_types(row: Mapping[str, str]) -> dict[str, Any]:
@@ -185,7 +189,7 @@ def _csv_types(row: Mapping[str, str]) -> dict[str, Any]:
         if isinstance(text := typed.get(key), str):
             try:
                 typed[key] = json.loads(text) if text.lstrip().startswith("[") else text.split("|")
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue  # left as text, which the checks of the row refuse
     return typed
 
@@ -220,7 +224,8 @@ def _parse(row: Mapping[str, Any], where: str, fixed: Sequence[str] | None) -> E
     label_field = next((name for name in LABEL_FIELDS if row.get(name) is not None), None)
     if label_field is None:
         raise _RowError("got no label, expected the index or the text of the right choice")
-    return Example(where, kind, prompt, messages, choices, _label(row[label_field], choices, letters))
+    names = (letters, choices) if label_field == "answerKey" else (choices, letters)
+    return Example(where, kind, prompt, messages, choices, _label(row[label_field], len(choices), *names))
 
 
 def _messages(value: Any) -> tuple[Mapping[str, str], ...]:
@@ -255,19 +260,22 @@ def _choices(value: Any, fixed: Sequence[str] | None) -> tuple[tuple[str, ...], 
         raise _RowError(f"got {len(value)} choices, expected at least 2")
     if len({choice.strip() for choice in value}) < len(value):
         raise _RowError(f"got choices {value!r}, expected distinct ones")
+    if letters and len(letters) != len(value):
+        raise _RowError(f"got {len(letters)} labels for {len(value)} choices, expected one each")
     return tuple(value), letters
 
 
-def _label(value: Any, choices: tuple[str, ...], letters: tuple[str, ...]) -> int:
+def _label(value: Any, n_choices: int, *namings: Sequence[str]) -> int:
+    """Index of the right choice: by the first naming that knows the value, else as a number."""
     if isinstance(value, str):
-        for names in (choices, letters):
+        for names in namings:
             if value in names:
                 return names.index(value)
-        if not value.isdecimal():
-            raise _RowError(f"got label {value!r}, expected one of {list(choices)!r} or an index")
+        if not value.isdecimal() or len(value) > 9:
+            raise _RowError(f"got label {value[:80]!r}, expected one of {list(namings[0] or namings[1])!r} or an index")
         value = int(value)  # CSV knows no numbers
     if isinstance(value, bool) or not isinstance(value, int):
         raise _RowError(f"got label {value!r}, expected the index or the text of the right choice")
-    if not 0 <= value < len(choices):
-        raise _RowError(f"got label {value}, expected an index from 0 to {len(choices) - 1}")
+    if not 0 <= value < n_choices:
+        raise _RowError(f"got label {value}, expected an index from 0 to {n_choices - 1}")
     return value

@@ -19,6 +19,7 @@ from blora.posterior.posterior import Posterior
 
 __all__ = ["Elbo", "Loss"]
 
+
 class Loss(NamedTuple):
     """The parts of the negative ELBO of a batch, each a scalar in nats per example."""
 
@@ -65,6 +66,12 @@ class Elbo(nn.Module):
         self.seed = seed
         self.rank = 0
         self.n_forwards = 0
+
+    def train(self, mode: bool = True) -> "Elbo":
+        """Switches the posterior alone: a frozen base model must not drop out activations."""
+        super().train(mode)
+        self.model.eval()
+        return self
 
     def forward(self, batch: PackedBatch, labels: Tensor, kl_share: float = 1.0) -> Loss:
         """The loss of a batch.

@@ -2,14 +2,16 @@
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from blora.adapter import save_adapter
+from blora.adapter import check_output, save_adapter
 from blora.base_model import BaseModel, load_base_model
 from blora.config import AdapterConfig, PosteriorConfig, PromptConfig, SamplingConfig
 from blora.decision.abstention import Policy
 from blora.inference.scoring import check_packing
 from blora.posterior.inject import default_targets, parse_layers, select_modules
 from blora.posterior.posterior import Posterior
+from training.checkpoints import claim, release
 from training.config import TrainConfig
 from training.data import ExampleSet, read_examples, split_examples
 from training.evaluate import Evaluation
@@ -78,6 +80,7 @@ def train_adapter(recipe: Recipe, output: Path) -> Evaluation:
     """
     if recipe.policy is not None:
         Policy.from_mapping(recipe.policy)
+    check_output(output)
     train, validation = _read(recipe)
     base = load_base_model(recipe.base_model, device=recipe.device, dtype=recipe.dtype)
     check_packing(base)
@@ -86,13 +89,11 @@ def train_adapter(recipe: Recipe, output: Path) -> Evaluation:
     layers = parse_layers(recipe.layers, base.model.config.num_hidden_layers)
     modules = select_modules(base.model, targets, layers)
     posterior = Posterior(modules, recipe.posterior, recipe.training.seed)
-    result = fit(
-        base,
-        posterior,
-        pack_examples(train, base, prompt),
-        pack_examples(validation, base, prompt),
-        recipe.training,
-    )
+    rows, validation_rows = pack_examples(train, base, prompt), pack_examples(validation, base, prompt)
+    work_dir = recipe.training.work_dir
+    run = _settings(recipe) | {"prompt": asdict(prompt), "train": train.digest, "validation": validation.digest}
+    checkpoint = claim(work_dir, run, resume=recipe.training.resume)
+    result = fit(base, posterior, rows, validation_rows, recipe.training, checkpoint)
     config = AdapterConfig(
         base_model=base.ref,
         target_modules=tuple(targets),
@@ -104,6 +105,7 @@ def train_adapter(recipe: Recipe, output: Path) -> Evaluation:
         training=_record(recipe, base, train, validation, result),
     )
     save_adapter(output, posterior, config, base)
+    release(work_dir)
     return result
 
 
@@ -119,18 +121,24 @@ def _read(recipe: Recipe) -> tuple[ExampleSet, ExampleSet]:
     )
 
 
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """What the recipe says, less where and how often it was started, which changes nothing."""
+    settings = asdict(recipe)
+    settings.pop("argv")
+    for name in ("work_dir", "resume"):
+        settings["training"].pop(name)
+    return settings
+
+
 def _record(
     recipe: Recipe, base: BaseModel, train: ExampleSet, validation: ExampleSet, result: Evaluation
 ) -> dict[str, object]:
-    settings = asdict(recipe.training)
-    for place in ("work_dir", "resume"):  # where and how often it was started changes nothing
-        settings.pop(place)
     return {
         "command": command_line("train", list(recipe.argv)),
         "revision": revision(),
         "machine": machine(),
         "dtype": str(base.dtype).removeprefix("torch."),
-        "settings": settings,
+        "settings": _settings(recipe)["training"],
         "train": {"source": train.source, "digest": train.digest, "n_examples": len(train.examples)},
         "validation": {
             "source": validation.source,

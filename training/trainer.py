@@ -9,7 +9,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from blora.base_model import BaseModel
 from blora.posterior.bank import SampleBank
@@ -32,6 +31,7 @@ def fit(
     train: Sequence[LabelledRow],
     validation: Sequence[LabelledRow],
     config: TrainConfig,
+    checkpoint: Path | None = None,
 ) -> Evaluation:
     """Fits a posterior in place and leaves it at its best validation NLL.
 
@@ -41,6 +41,7 @@ def fit(
         train: labelled rows.
         validation: labelled rows that are not in train.
         config: how.
+        checkpoint: go on from here.
 
     Returns:
         The evaluation on the validation rows at the end.
@@ -55,8 +56,7 @@ def fit(
         seed=config.seed,
     )
     trainer = PosteriorTrainer(elbo, train, validation, config, on_cpu=base.device.type == "cpu")
-    checkpoint = get_last_checkpoint(str(config.work_dir)) if config.resume and config.work_dir.is_dir() else None
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     posterior.requires_grad_(False).cpu()
     return trainer.validate()
 
@@ -86,6 +86,7 @@ class PosteriorTrainer(Trainer):
             save_strategy="epoch",
             save_total_limit=2,
             load_best_model_at_end=True,
+            restore_callback_states_from_checkpoint=True,
             metric_for_best_model="eval_nll",
             greater_is_better=False,
             logging_steps=10,

@@ -113,6 +113,8 @@ def pack(
         raise PromptError(f"got {len(choices)} choices, expected at least 2", param="choices")
     if not all(choice.strip() for choice in choices):
         raise PromptError("got an empty choice, expected some text", param="choices")
+    for part, param in ((prompt, "prompt"), (messages, "messages"), (choices, "choices")):
+        _check_unicode(part, param)
     by_label = (scoring or config.scoring) == "label"
     if by_label and len(choices) > len(LABELS):
         raise PromptError(
@@ -141,6 +143,14 @@ def pack(
             param="messages" if prompt is None else "prompt",
         )
     return PackedRow(prompt_ids, continuations, config.length_normalized and not by_label)
+
+
+def _check_unicode(part: object, param: str) -> None:
+    """Refuses half of a surrogate pair, which JSON can carry and no tokenizer can read."""
+    try:
+        str(part).encode()
+    except UnicodeEncodeError as exc:
+        raise PromptError("got half of a surrogate pair, expected whole Unicode characters", param=param) from exc
 
 
 def _listing(choices: Sequence[str]) -> str:

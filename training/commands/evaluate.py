@@ -5,6 +5,7 @@ from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from pathlib import Path
 
 from blora.errors import ConfigError
+from training.commands.arguments import positive
 
 __all__ = ["SUMMARY", "main"]
 
@@ -17,7 +18,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("adapter", help=f"the adapter directory, or `{BASE}` for the untouched base model")
     parser.add_argument("--data", required=True, help=".jsonl, .csv, or hub data set owner/name[:config]")
     parser.add_argument("--split", default="test", help="which split this is; of a hub data set, the one to load")
-    parser.add_argument("--limit", type=int, help="use the first rows only")
+    parser.add_argument("--limit", type=positive, help="use the first rows only")
     parser.add_argument(
         "--n-samples",
         type=_counts,
@@ -34,10 +35,7 @@ def _parser() -> ArgumentParser:
 
 
 def _counts(text: str) -> list[int]:
-    counts = sorted({int(count) for count in text.split(",")})
-    if counts[0] < 1:
-        raise ValueError(text)
-    return counts
+    return sorted({positive(count) for count in text.split(",")})
 
 
 def main(argv: list[str]) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypeVar, get_args
 
 from blora.config import FamilyName, MethodName, PosteriorConfig, PromptConfig, SamplingConfig, ScoringName
+from training.commands.arguments import positive
 from training.config import DEFAULT_LEARNING_RATES, TrainConfig
 
 __all__ = ["SUMMARY", "main"]
@@ -22,8 +23,8 @@ def _parser() -> ArgumentParser:
     data.add_argument("--validation", help="the same; by default rows of --data that are not trained on")
     data.add_argument("--split", default="train", help="split of a hub data set")
     data.add_argument("--validation-split", default="validation", help="split of a hub validation set")
-    data.add_argument("--train-examples", type=int, help="rows of --data to train on (default: nine tenths, or all)")
-    data.add_argument("--validation-examples", type=int, help="rows to validate on (default: the rest, or all)")
+    data.add_argument("--train-examples", type=positive, help="rows to train on (default: nine tenths, or all)")
+    data.add_argument("--validation-examples", type=positive, help="rows to validate on (default: the rest, or all)")
     data.add_argument("--split-seed", type=int, default=0, help="of the random order in which rows are divided")
     data.add_argument("--choices", type=_labels, help="the fixed label set, separated by |")
 
@@ -89,7 +90,9 @@ def main(argv: list[str]) -> int:
         TrainConfig,
         arguments,
         work_dir=arguments.work_dir or arguments.output.with_name(f"{arguments.output.name}.work"),
-        learning_rate=arguments.learning_rate or DEFAULT_LEARNING_RATES[posterior.method],
+        learning_rate=DEFAULT_LEARNING_RATES[posterior.method]
+        if arguments.learning_rate is None
+        else arguments.learning_rate,
     )
     policy = {
         name: value
