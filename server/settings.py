@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     port: int = Field(8000, description="TCP port; 0 for any free one.", ge=0, le=65535)
 
     n_samples_cap: int = Field(64, description="Most posterior draws that one request may ask for.", ge=1)
-    max_batch_tokens: int = Field(8192, description="Most padded tokens x draws in one forward pass.", ge=1)
+    max_batch_tokens: int = Field(4096, description="Most padded tokens x draws in one forward pass.", ge=1)
     max_queue_tokens: int = Field(1048576, description="Most tokens x draws waiting; beyond it requests get 429.", ge=1)
     max_queue_requests: int = Field(1024, description="Most inputs waiting; beyond it requests get 429.", ge=1)
     max_inputs: int = Field(256, description="Most inputs in one batch request.", ge=1)

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from blora.adapter import check_output, save_adapter
+from blora.adapter import check_output, read_lora, save_adapter
 from blora.base_model import BaseModel, load_base_model
 from blora.config import AdapterConfig, PosteriorConfig, PromptConfig, SamplingConfig
 from blora.decision.abstention import Policy
@@ -36,6 +36,7 @@ class Recipe:
         target_modules: name patterns, None for PEFT's default.
         layers: see `parse_layers`.
         posterior: its form.
+        init_from: a LoRA or adapter directory whose factors are the mean to start from, None to start from zero.
         prompt: how a question becomes text.
         default_template: take the template from the kind of the data instead.
         sampling: the adapter's sample bank.
@@ -57,6 +58,7 @@ class Recipe:
     target_modules: tuple[str, ...] | None
     layers: str
     posterior: PosteriorConfig
+    init_from: Path | None
     prompt: PromptConfig
     default_template: bool
     sampling: SamplingConfig
@@ -89,6 +91,8 @@ def train_adapter(recipe: Recipe, output: Path) -> Evaluation:
     layers = parse_layers(recipe.layers, base.model.config.num_hidden_layers)
     modules = select_modules(base.model, targets, layers)
     posterior = Posterior(modules, recipe.posterior, recipe.training.seed)
+    if recipe.init_from is not None:
+        posterior.set_mean(read_lora(recipe.init_from, modules, recipe.posterior.rank, recipe.posterior.alpha))
     rows, validation_rows = pack_examples(train, base, prompt), pack_examples(validation, base, prompt)
     work_dir = recipe.training.work_dir
     run = _settings(recipe) | {"prompt": asdict(prompt), "train": train.digest, "validation": validation.digest}
@@ -125,6 +129,7 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     """What the recipe says, less where and how often it was started, which changes nothing."""
     settings = asdict(recipe)
     settings.pop("argv")
+    settings["init_from"] = str(recipe.init_from) if recipe.init_from is not None else None
     for name in ("work_dir", "resume"):
         settings["training"].pop(name)
     return settings

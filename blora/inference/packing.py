@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from blora.config import PromptConfig, ScoringName
-from blora.errors import PromptError
+from blora.errors import PromptError, PromptTooLongError
 
 __all__ = ["LABELS", "PackedBatch", "PackedRow", "collate", "pack", "padded_tokens"]
 
@@ -138,7 +138,7 @@ def pack(
             raise PromptError(f"got choice {answer!r}, which has no tokens", param="choices")
     longest = len(prompt_ids) + max(map(len, continuations))
     if longest > max_length:
-        raise PromptError(
+        raise PromptTooLongError(
             f"got {longest} tokens of prompt and longest choice, expected at most {max_length}; shorten the prompt",
             param="messages" if prompt is None else "prompt",
         )

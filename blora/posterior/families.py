@@ -32,6 +32,10 @@ class Family(Protocol):
         """E_q[V], (m, n)."""
         ...
 
+    def shift(self, by: Tensor) -> None:
+        """Moves every draw by a matrix (m, n), in place."""
+        ...
+
     def kl_divergence(self, generator: torch.Generator) -> Tensor:
         """KL[q(V) || N(0, I)] in nats, a scalar; the generator is used only where there is no closed form."""
         ...
@@ -62,6 +66,11 @@ class Diagonal(nn.Module):
     def mean(self) -> Tensor:
         """E_q[V], (m, n)."""
         return self.inducing_mean
+
+    @torch.no_grad()
+    def shift(self, by: Tensor) -> None:
+        """Moves every draw by a matrix (m, n), in place."""
+        self.inducing_mean.add_(by)
 
     def kl_divergence(self, generator: torch.Generator) -> Tensor:
         """KL[q(V) || N(0, I)] in nats, in closed form."""
@@ -101,6 +110,11 @@ class MatrixNormal(nn.Module):
     def mean(self) -> Tensor:
         """E_q[V], (m, n)."""
         return self.inducing_mean
+
+    @torch.no_grad()
+    def shift(self, by: Tensor) -> None:
+        """Moves every draw by a matrix (m, n), in place."""
+        self.inducing_mean.add_(by)
 
     def kl_divergence(self, generator: torch.Generator) -> Tensor:
         """KL[q(V) || N(0, I)] in nats, in closed form."""
@@ -151,6 +165,10 @@ class Flow(nn.Module):
         both = self.base.inducing_mean + self.base.scale * torch.cat([half, -half])
         images: Tensor = self.transform()(both.flatten(1))
         return images.view_as(both).mean(0)
+
+    def shift(self, by: Tensor) -> None:
+        """Moves every base draw by a matrix (m, n), in place: every draw, while the flow is the identity."""
+        self.base.shift(by)
 
     def kl_divergence(self, generator: torch.Generator) -> Tensor:
         """KL[q(V) || N(0, I)] in nats, a Monte Carlo estimate: E_q[log q(V) - log p(V)]."""

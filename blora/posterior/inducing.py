@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blora.config import PosteriorConfig
-from blora.errors import NumericalError
+from blora.errors import NumericalError, ShapeError
 from blora.posterior.families import inverse_softplus, make_family
 from blora.posterior.noise import Noise, standard_normal
 
@@ -25,6 +25,8 @@ __all__ = ["InducingFactor"]
 
 # Relative to the mean of the diagonal; tried in order until the factorisation succeeds.
 JITTERS = (0.0, 1e-6, 1e-5, 1e-4, 1e-3)
+# Largest relative error of a mean that was set: float32 rounding.
+MEAN_ERROR = 1e-3
 # Noise scale of the inducing inputs, whose rows start with unit norm.
 INITIAL_D = 0.3
 
@@ -134,6 +136,35 @@ class InducingFactor(nn.Module):
         """E_q[W], (p, q)."""
         L_r, L_c, T_r, T_c = self._geometry()
         return self.prior_std * (T_r @ L_r @ self.family.mean() @ L_c.mT @ T_c)
+
+    @torch.no_grad()
+    def set_mean(self, W: Tensor) -> None:
+        """Moves the inducing inputs and the mean of q(V) so that E_q[W] is a given matrix of low rank.
+
+        The singular vectors of W become inducing inputs, which makes W reachable; q keeps its spread.
+
+        Args:
+            W: (p, q).
+
+        Raises:
+            ShapeError: if W has another shape.
+            NumericalError: if its rank is above min(m, n).
+        """
+        if W.shape != self.shape:
+            raise ShapeError(f"got a mean of shape {tuple(W.shape)} for {self.name}, expected {self.shape}")
+        left, _, right = torch.linalg.svd(W.to(self.Z_r), full_matrices=False)
+        k = min(len(right), len(self.Z_r), len(self.Z_c))
+        self.Z_r[:k] = left[:, :k].mT
+        self.Z_c[:k] = right[:k]
+        L_r, L_c, T_r, T_c = self._geometry()
+        V = torch.linalg.pinv(T_r @ L_r) @ (W.to(T_r) / self.prior_std) @ torch.linalg.pinv(L_c.mT @ T_c)
+        self.family.shift(V - self.family.mean())
+        error = (self.mean() - W).norm() / W.norm().clamp_min(torch.finfo(W.dtype).tiny)
+        if not error <= MEAN_ERROR:
+            raise NumericalError(
+                f"got a mean for {self.name} that {len(self.Z_r)} x {len(self.Z_c)} inducing weights cannot reach "
+                f"(relative error {error:.2g}); raise --inducing-rows and --inducing-cols to at least its rank"
+            )
 
     def kl_divergence(self, generator: torch.Generator) -> Tensor:
         """KL[q || p] of this factor in nats: that of q(V), and that of the conditional noise."""

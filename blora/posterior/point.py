@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from blora.errors import ShapeError
 from blora.posterior.noise import Noise
 
 __all__ = ["PointFactor"]
@@ -29,6 +30,17 @@ class PointFactor(nn.Module):
     def mean(self) -> Tensor:
         """The weight, (p, q)."""
         return self.weight
+
+    @torch.no_grad()
+    def set_mean(self, W: Tensor) -> None:
+        """Makes W (p, q) the weight.
+
+        Raises:
+            ShapeError: if W has another shape.
+        """
+        if W.shape != self.weight.shape:
+            raise ShapeError(f"got a mean of shape {tuple(W.shape)}, expected {tuple(self.weight.shape)}")
+        self.weight.copy_(W)
 
     def kl_divergence(self, generator: torch.Generator) -> Tensor:
         """Zero: a point has no finite divergence from the prior, and none is charged."""

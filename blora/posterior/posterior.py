@@ -56,6 +56,20 @@ class Posterior(nn.Module):
         """The posterior mean as one draw; E[B] E[A] is E[B A], for the factors are independent."""
         return self._collect(lambda factor: factor.mean()[None])
 
+    def set_mean(self, mean: Mapping[str, Factors]) -> None:
+        """Starts from a LoRA: makes its factors the posterior's mean.
+
+        Args:
+            mean: A (1, rank, d_in) and B (1, d_out, rank) of each adapted module.
+
+        Raises:
+            ShapeError: if a factor has another shape.
+            NumericalError: if the inducing weights are too few to reach it.
+        """
+        for name in self.modules_shape:
+            self.A[_key(name)].set_mean(mean[name].A[0])  # type: ignore[operator]
+            self.B[_key(name)].set_mean(mean[name].B[0])  # type: ignore[operator]
+
     def kl_divergence(self, generator: torch.Generator) -> Tensor:
         """KL[q || p] summed over every factor, in nats."""
         factors: list[Factor] = [*self.A.values(), *self.B.values()]  # type: ignore[list-item]

@@ -165,7 +165,7 @@ def test_peft_loads_the_posterior_mean(tmp_path: Path, architecture: str, form: 
     with use_draws(adapter.posterior.mean()):
         ours = logits(base.model)
     torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
-    assert (theirs - plain).abs().max() > 0.01
+    assert (theirs - plain).abs().max() > 0.005
 
 
 @by_peft
@@ -229,7 +229,7 @@ def test_a_foreign_folder_is_refused_and_untouched(tmp_path: Path, llama: BaseMo
 
 def test_a_file_in_the_place_of_the_folder_is_refused_and_untouched(tmp_path: Path, llama: BaseModel) -> None:
     (tmp_path / "triage").write_text("irreplaceable")
-    with pytest.raises(AdapterError, match="got output folder .*triage"):
+    with pytest.raises(AdapterError, match="got output .*triage, which is a file"):
         saved(tmp_path / "triage", llama)
     assert contents(tmp_path) == {"triage": b"irreplaceable"}
 

@@ -8,6 +8,7 @@ from blora.errors import ConfigError, NumericalError
 from blora.posterior.bank import SampleBank
 from blora.posterior.draws import Draws
 from blora.posterior.families import FAMILY_NAMES
+from blora.posterior.noise import generator_of
 from blora.posterior.posterior import Posterior
 
 MODULES = {"layers.0.q_proj": (6, 5), "layers.1.q_proj": (4, 5)}
@@ -42,7 +43,7 @@ def test_equal_arguments_give_equal_bits_and_another_seed_does_not() -> None:
 
 def test_a_bank_is_what_the_posterior_draws_from_the_same_seed() -> None:
     posterior = make()
-    expected = posterior.sample(4, torch.Generator().manual_seed(3))
+    expected = posterior.sample(4, generator_of(3))
     assert close(SampleBank.draw(posterior, "digest", 4, seed=3).draws, expected, 0)
 
 

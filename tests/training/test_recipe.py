@@ -132,9 +132,9 @@ REFUSED: dict[str, tuple[tuple[str, ...], type[BloraError], str]] = {
     "learning rate": (("--learning-rate", "0"), ConfigError, "got learning_rate = 0"),
     "negative learning rate": (("--learning-rate", "-1"), ConfigError, "got learning_rate = -1"),
     "too many rows": (("--train-examples", "20"), DataError, "got 20 rows in toy.jsonl, expected 20 to train and 0"),
-    "no training rows": (("--validation", "{data}", "--train-examples", "0"), BloraError, "got "),
-    "negative training rows": (("--validation", "{data}", "--train-examples", "-3"), BloraError, "got "),
-    "no validation rows": (("--validation", "{data}", "--validation-examples", "0"), BloraError, "got "),
+    "no training rows": (("--validation", "{data}", "--train-examples", "0"), SystemExit, "2"),
+    "negative training rows": (("--validation", "{data}", "--train-examples", "-3"), SystemExit, "2"),
+    "no validation rows": (("--validation", "{data}", "--validation-examples", "0"), SystemExit, "2"),
     "negative seed": (("--seed", "-1"), BloraError, "got "),
     "negative split seed of the bank": (("--bank-seed", "-1"), ConfigError, "seed = -1"),
 }

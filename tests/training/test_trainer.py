@@ -98,7 +98,7 @@ def killed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def test_a_learnable_set_is_learnt(tmp_path: Path, form: str) -> None:
     base = tiny_base()
     before = evaluate(base.model, labelled(base, toy_data(6, seed=1)), None).metrics.nll
-    posterior, result = run(tmp_path, n_train=24, form=form, epochs=4, learning_rate=3e-2)
+    posterior, result = run(tmp_path, n_train=24, form=form, epochs=8, learning_rate=3e-2)
     assert result.metrics.nll < 0.5 * before
     assert result.metrics.accuracy == 1.0
     assert not any(parameter.requires_grad for parameter in posterior.parameters())

@@ -44,6 +44,7 @@ def _parser() -> ArgumentParser:
     posterior.add_argument("--method", choices=get_args(MethodName), default="bayesian", help="lora: collapsed")
     posterior.add_argument("--family", choices=get_args(FamilyName), default="diagonal", help="of q(V)")
     _add_fields(posterior, PosteriorConfig(), skip={"method", "family"})
+    posterior.add_argument("--init-from", type=Path, help="a LoRA directory whose factors are the mean to start from")
 
     training = parser.add_argument_group("training")
     _add_fields(training, TrainConfig(work_dir=Path()), skip={"work_dir", "learning_rate", "resume"})
@@ -123,6 +124,7 @@ def main(argv: list[str]) -> int:
         target_modules=tuple(arguments.target_modules.split(",")) if arguments.target_modules else None,
         layers=arguments.layers,
         posterior=posterior,
+        init_from=arguments.init_from,
         prompt=prompt,
         default_template=arguments.template is None,
         sampling=sampling,
