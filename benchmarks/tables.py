@@ -30,14 +30,20 @@ def _rows(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, aligned, *rows])
 
 
+def _label(result: Result) -> str:
+    """The method, and where it started from if that was a trained LoRA."""
+    started = "training" in result and result["training"]["init_from"]
+    return METHODS[result["method"]] + (", from the LoRA" if started else "")
+
+
 def _evaluations(folder: str) -> str:
     """Metrics by method and number of draws, and where they come from."""
     order = list(METHODS)
-    results = sorted(_load(folder), key=lambda r: (order.index(r["method"]), r["n_samples"], r["seed"] or 0))
+    results = sorted(_load(folder), key=lambda r: (order.index(r["method"]), _label(r), r["n_samples"], r["seed"] or 0))
     header = ["method", "draws", "accuracy", "NLL", "ECE", "Brier", "AURC", "seconds"]
     rows = [
         [
-            METHODS[r["method"]],
+            _label(r),
             str(r["n_samples"]),
             *(f"{r[name]:.3f}" for name in ("accuracy", "nll", "ece", "brier", "aurc")),
             f"{r['seconds']:.0f}",

@@ -144,6 +144,7 @@ def _record(
         "machine": machine(),
         "dtype": str(base.dtype).removeprefix("torch."),
         "settings": _settings(recipe)["training"],
+        "init_from": str(recipe.init_from) if recipe.init_from is not None else None,
         "train": {"source": train.source, "digest": train.digest, "n_examples": len(train.examples)},
         "validation": {
             "source": validation.source,
