@@ -32,7 +32,7 @@ def _rows(header: list[str], rows: list[list[str]]) -> str:
 
 def _label(result: Result) -> str:
     """The method, and where it started from if that was a trained LoRA."""
-    started = "training" in result and result["training"]["init_from"]
+    started = "training" in result and result["training"].get("init_from")
     return METHODS[result["method"]] + (", from the LoRA" if started else "")
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from blora.config import PosteriorConfig
-from blora.errors import NumericalError
+from blora.errors import NumericalError, ShapeError
 from blora.posterior.families import FAMILY_NAMES, Flow, inverse_softplus
 from blora.posterior.inducing import InducingFactor
 from blora.posterior.noise import standard_normal
@@ -280,3 +280,41 @@ def test_a_singular_covariance_is_rescued_by_jitter() -> None:
         f.raw_D_r.fill_(-200)
         assert f.D_r.square().sum() == 0
         assert f.sample(4, generator()).isfinite().all()
+
+
+# Starting from a LoRA
+
+
+@pytest.mark.parametrize("family", ["diagonal", "matrix_normal"])
+@pytest.mark.parametrize("shape", [(3, 40, 4, 4), (40, 3, 4, 4), (3, 3, 3, 3)])
+def test_the_mean_can_be_set_to_any_matrix_of_low_rank(shape: tuple[int, int, int, int], family: str) -> None:
+    f = make(shape, family=family)
+    wanted = torch.randn(*f.shape, generator=generator(1), dtype=torch.float64)
+    f.set_mean(wanted)
+    close(f.mean(), wanted, 1e-6)
+
+
+def test_setting_the_mean_keeps_the_spread() -> None:
+    f = make((3, 40, 4, 4))
+    before = f.family.scale.clone(), f.lambda_.clone()
+    f.set_mean(torch.randn(*f.shape, generator=generator(1), dtype=torch.float64))
+    close(f.family.scale, before[0])
+    close(f.lambda_, before[1])
+
+
+def test_a_mean_beyond_the_inducing_weights_is_refused() -> None:
+    with pytest.raises(NumericalError, match="2 x 2 inducing weights cannot reach"):
+        make((3, 40, 2, 2)).set_mean(torch.randn(3, 40, generator=generator(1), dtype=torch.float64))
+
+
+def test_a_mean_of_another_shape_is_refused() -> None:
+    with pytest.raises(ShapeError, match=r"got a mean of shape \(40, 3\)"):
+        make((3, 40, 4, 4)).set_mean(torch.zeros(40, 3, dtype=torch.float64))
+
+
+def test_the_mean_of_a_flow_can_be_set_while_it_is_the_identity() -> None:
+    config = PosteriorConfig(family="flow", inducing_rows=4, inducing_cols=4)
+    f = InducingFactor(3, 40, config, 0.0, generator(), "layer.A").double()
+    wanted = torch.randn(*f.shape, generator=generator(1), dtype=torch.float64)
+    f.set_mean(wanted)
+    close(f.mean(), wanted, 1e-6)

@@ -151,6 +151,25 @@ def test_a_run_that_cannot_work_is_refused_before_it_starts(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_posterior_starts_from_a_lora(tmp_path: Path, base_folder: Path, toy_file: Path) -> None:
+    trained(base_folder, toy_file, tmp_path / "lora", "--method", "lora", "--learning-rate", "0.05")
+    still = ("--init-from", str(tmp_path / "lora"), "--learning-rate", "1e-12", "--epochs", "1")
+    config = trained(base_folder, toy_file, tmp_path / "bayesian", *still)
+    before = load_file(tmp_path / "lora" / "adapter_model.safetensors")
+    after = load_file(tmp_path / "bayesian" / "adapter_model.safetensors")
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, rtol=1e-4, atol=1e-5)
+    assert config.posterior.method == "bayesian"
+    assert config.training["init_from"] == str(tmp_path / "lora")
+
+
+def test_a_lora_of_another_rank_is_no_place_to_start(tmp_path: Path, base_folder: Path, toy_file: Path) -> None:
+    trained(base_folder, toy_file, tmp_path / "lora", "--method", "lora", "--rank", "1", "--epochs", "1")
+    arguments = train_arguments(base_folder, toy_file, tmp_path / "toy", "--init-from", str(tmp_path / "lora"))
+    with pytest.raises(AdapterError, match=r"got r = 1 in .*lora, expected 2"):
+        train.main(arguments)
+
+
 def test_a_foreign_output_folder_is_refused_before_training(tmp_path: Path, base_folder: Path, toy_file: Path) -> None:
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy" / "thesis.txt").write_text("irreplaceable")
