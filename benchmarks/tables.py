@@ -83,10 +83,30 @@ def _concurrent(folder: str) -> str:
     return f"{_rows(header, [row])}\n\n{machine_line}"
 
 
+def _answer(name: str) -> str:
+    """One question as a line to paste, and what the server said, without the numbers of each choice."""
+    [result] = _load("answers")
+    kept = result["answers"][name.removeprefix("answer_")]
+    answer = kept["answer"]
+    body = json.dumps({"prompt": kept["prompt"]})
+    shown = {key: answer[key] for key in ("answer", "top_choice")}
+    shown |= {key: round(answer[key], 3) for key in ("confidence", "predictive_entropy", "mutual_information")}
+    shown["abstain_reasons"] = [
+        {key: round(value, 3) if isinstance(value, float) else value for key, value in reason.items()}
+        for reason in answer["abstain_reasons"]
+    ]
+    lines = ",\n ".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in shown.items())
+    command = f"curl -s http://127.0.0.1:8000/v1/predict -H 'content-type: application/json' -d '{body}'"
+    return f"```sh\n{command}\n```\n```json\n{{{lines}}}\n```"
+
+
 TABLES: dict[str, Callable[[str], str]] = {
     "arc_easy": _evaluations,
     "triage": _evaluations,
     "concurrent": _concurrent,
+    "answer_sure": _answer,
+    "answer_ambiguous": _answer,
+    "answer_out_of_scope": _answer,
 }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from benchmarks.answers import QUESTIONS, RESULT
 from benchmarks.server_process import ADAPTER, TRIAGE, Server, serve
 
 pytestmark = pytest.mark.model
@@ -67,6 +68,17 @@ async def ask(client: httpx.AsyncClient, prompt: str) -> dict[str, Any]:
 
 async def test_it_says_how_to_try_it(live: Server) -> None:
     assert f"curl -s {live.url}/v1/predict" in live.log.read_text()
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+async def test_the_readme_shows_what_the_server_says(live: Server, name: str) -> None:
+    kept = json.loads(RESULT.read_text())["answers"][name]
+    async with client_of(live) as client:
+        answer = (await client.post("/v1/predict", json={"prompt": kept["prompt"]})).json()
+    assert kept["prompt"] == QUESTIONS[name]
+    assert answer["answer"] == kept["answer"]["answer"]
+    assert answer["abstained"] == (name != "sure")
+    assert probabilities(answer) == pytest.approx(probabilities(kept["answer"]), abs=TOLERANCE)
 
 
 async def test_clear_ambiguous_and_foreign_tickets_get_different_answers(live: Server) -> None:
