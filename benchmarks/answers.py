@@ -36,8 +36,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, serve(Path(folder) / "log") as server:
         answers = {name: {"prompt": prompt, "answer": ask(server.url, prompt)} for name, prompt in QUESTIONS.items()}
     RESULT.parent.mkdir(parents=True, exist_ok=True)
-    record = {"answers": answers, "machine": machine(), "revision": revision(), "command": "python -m benchmarks.answers"}
-    RESULT.write_text(json.dumps(record, indent=2) + "\n")
+    made = {"machine": machine(), "revision": revision(), "command": "python -m benchmarks.answers"}
+    RESULT.write_text(json.dumps({"answers": answers, **made}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
