@@ -37,7 +37,7 @@ def score_rows(model: PreTrainedModel, batch: PackedBatch, draws: Draws | None, 
         logits = model(
             input_ids=batch.input_ids.to(device).repeat(repeats, 1),
             position_ids=batch.position_ids.to(device).repeat(repeats, 1),
-            attention_mask=_additive(mask, model.dtype).repeat(repeats, 1, 1, 1),
+            attention_mask=_additive(mask).repeat(repeats, 1, 1, 1),
             logits_to_keep=torch.arange(batch.keep_from, batch.input_ids.shape[1], device=device),
             use_cache=False,
         ).logits  # (repeats * B, K, V)
@@ -142,9 +142,12 @@ def _score_alone(model: PreTrainedModel, prompt: tuple[int, ...], choice: tuple[
     return torch.stack([log_probs[place, token] for place, token in zip(places, choice, strict=True)]).sum()
 
 
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, 1, T, T) of 0 where visible and the dtype's lowest value elsewhere, which every attention backend takes."""
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+def _additive(mask: Tensor) -> Tensor:
+    """(B, 1, T, T) of 0 where visible and the lowest float32 elsewhere, which every attention backend takes.
+
+    Attention runs in float32 whatever the base's dtype: see `load_base_model`.
+    """
+    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, torch.finfo(torch.float32).min)
 
 
 def _log_normalizer(logits: Tensor) -> Tensor:
