@@ -100,10 +100,27 @@ def _answer(name: str) -> str:
     return f"```sh\n{command}\n```\n```json\n{{{lines}}}\n```"
 
 
+def _withheld(folder: str) -> str:
+    """How many tickets of each kind the demo's policy answers."""
+    [result] = _load("answers")
+    header = ["tickets", "number", "answered", "of these right"]
+    rows = [
+        [
+            kind,
+            str(c["n"]),
+            f"{c['answered'] / c['n']:.0%}",
+            "none can be" if kind == "out of scope" else f"{c['right'] / c['answered']:.0%}",
+        ]
+        for kind, c in result["withheld"].items()
+    ]
+    return _rows(header, rows)
+
+
 TABLES: dict[str, Callable[[str], str]] = {
     "arc_easy": _evaluations,
     "triage": _evaluations,
     "concurrent": _concurrent,
+    "withheld": _withheld,
     "answer_sure": _answer,
     "answer_ambiguous": _answer,
     "answer_out_of_scope": _answer,
