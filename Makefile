@@ -23,7 +23,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 run: $(READY)  ## serve the embedded model and the demo adapter on HOST:PORT
-	$(BIN)/blora serve --host $(HOST) --port $(PORT) --adapters triage=examples/triage/adapter
+	BLORA_REVISION=$$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown) $(BIN)/blora serve --host $(HOST) --port $(PORT) --adapters triage=examples/triage/adapter
 
 test: $(READY) lint  ## lint, types, architecture, and every test
 	tests/programs.sh
@@ -40,8 +40,12 @@ fix: $(READY)  ## mend what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## train and evaluate on ARC-Easy, then rebuild the tables (hours)
+bench: $(READY)  ## measure everything that README.md shows, then rebuild its tables (hours)
 	benchmarks/arc_easy.sh
+	$(BIN)/blora evaluate examples/triage/adapter --data examples/triage/test.jsonl --n-samples 1,8 \
+		--json 'benchmarks/results/triage/bayesian-s{n_samples}.json'
+	$(BIN)/python -m benchmarks.answers
+	$(BIN)/python -m benchmarks.concurrent
 	$(BIN)/python -m benchmarks.tables
 
 demo: $(READY)  ## train the demo adapter again

@@ -88,7 +88,7 @@ def _answer(name: str) -> str:
     [result] = _load("answers")
     kept = result["answers"][name.removeprefix("answer_")]
     answer = kept["answer"]
-    body = json.dumps({"prompt": kept["prompt"]})
+    body = json.dumps({"prompt": kept["prompt"]}, ensure_ascii=False)
     shown = {key: answer[key] for key in ("answer", "top_choice")}
     shown |= {key: round(answer[key], 3) for key in ("confidence", "predictive_entropy", "mutual_information")}
     shown["abstain_reasons"] = [

@@ -108,11 +108,24 @@ def save_adapter(path: Path, posterior: Posterior, config: AdapterConfig, base: 
         (partial / CARD_FILE).write_text(model_card(config, path.name))
         for file in partial.iterdir():
             file.chmod(0o644)
-        if path.exists():
-            shutil.rmtree(path)
-        partial.replace(path)
+        _put(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _put(folder: Path, path: Path) -> None:
+    """Renames a folder to a path; what was there goes only once the new one is in place."""
+    if not path.exists():
+        folder.replace(path)
+        return
+    old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-old-"))
+    path.replace(old)
+    try:
+        folder.replace(path)
+    except OSError:
+        old.replace(path)
+        raise
+    shutil.rmtree(old)
 
 
 def load_adapter(path: str | Path, base: BaseModel, *, name: str | None = None) -> Adapter:
@@ -160,9 +173,13 @@ def read_lora(path: Path, modules: Mapping[str, tuple[int, int]], rank: int, alp
         found = json.loads((path / PEFT_CONFIG_FILE).read_text())
     except (OSError, ValueError) as exc:
         raise AdapterError(f"got LoRA {path} without a readable {PEFT_CONFIG_FILE} ({exc}); check the path") from exc
-    for name, wanted in (("r", rank), ("lora_alpha", alpha)):
-        if found.get(name) != wanted:
-            raise AdapterError(f"got {name} = {found.get(name)!r} in {path}, expected {wanted}; train with the same")
+    settings = found if isinstance(found, dict) else {}
+    plain = {"use_rslora": False, "use_dora": False, "rank_pattern": {}, "alpha_pattern": {}}
+    for name, wanted in {"r": rank, "lora_alpha": alpha, **plain}.items():
+        if settings.get(name, plain.get(name)) != wanted:
+            raise AdapterError(
+                f"got {name} = {settings.get(name)!r} in {path}, expected {wanted}; start from a plain LoRA"
+            )
     expected = {
         _peft_name(name, side): torch.empty(rank, d_in) if side == "A" else torch.empty(d_out, rank)
         for name, (d_out, d_in) in modules.items()
@@ -302,7 +319,7 @@ def _peft_name(module: str, side: str) -> str:
 
 def _peft_config(config: AdapterConfig, base: BaseModel) -> LoraConfig:
     layers = sorted({index for name in config.modules if (index := layer_index(name)) is not None})
-    whole = len(layers) == base.model.config.num_hidden_layers
+    whole = len(layers) == base.model.config.get_text_config().num_hidden_layers
     first = base.model.get_submodule(next(iter(config.modules)))
     wrapped = first.base if isinstance(first, LoraLinear) else first
     return LoraConfig(

@@ -84,6 +84,8 @@ def load_base_model(spec: str = EMBEDDED, *, device: str = "auto", dtype: str = 
             f"got base model {spec!r}, which does not load ({exc}); "
             "expected embedded, a folder with config.json and safetensors, a .gguf file, or a hub id"
         ) from exc
+    if getattr(model, "hf_quantizer", None) is not None:
+        raise BaseModelError(f"got base model {spec!r} with quantised weights, expected plain ones; use the original")
     identity = fingerprint(model)  # of the weights as they were published
     _set_precision(model, torch_dtype)
     model.to(torch_device)  # type: ignore[arg-type]  # its stub wraps the method without self
@@ -95,12 +97,12 @@ def load_base_model(spec: str = EMBEDDED, *, device: str = "auto", dtype: str = 
         ref=BaseModelRef(id=model_id, revision=revision, fingerprint=identity),
         device=torch_device,
         dtype=torch_dtype,
-        max_length=int(getattr(model.config, "max_position_embeddings", None) or 2**31),
+        max_length=_max_length(model),
     )
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """Identity of a model's weights, whatever folder, dtype or device they were loaded from.
+    """Identity of a model's weights as they were published, whatever folder they were loaded from.
 
     The digest covers every parameter's name, shape and a few values rounded to bfloat16. It tells models apart; it
     is no proof against someone who forges one.
@@ -138,7 +140,7 @@ def _pick_device(device: str) -> torch.device:
 def _pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype == "auto":
         if device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
         return torch.bfloat16 if _cpu_has_bf16() else torch.float32
     if dtype not in DTYPES:
         raise BaseModelError(f"got dtype {dtype!r}, expected auto or one of {', '.join(DTYPES)}")
@@ -147,6 +149,15 @@ def _pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 def _cpu_has_bf16() -> bool:
     return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+
+
+def _max_length(model: PreTrainedModel) -> int:
+    """The most positions a row may use; within a sliding window, block masks mean what they say."""
+    config = model.config.get_text_config()
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "sliding_window")]
+    if not getattr(config, "use_sliding_window", True):
+        limits.pop()
+    return min([int(limit) for limit in limits if limit], default=2**31)
 
 
 def _set_precision(model: PreTrainedModel, dtype: torch.dtype) -> None:

@@ -13,6 +13,7 @@ from blora.errors import NumericalError, PromptError, PromptTooLongError
 from server.batcher import Batcher, Completed, Work
 from server.engines.protocol import Engine, Job, ModelInfo, Row
 from server.errors import (
+    DeadlineExceededError,
     DisconnectedError,
     InternalError,
     InvalidRequestError,
@@ -104,7 +105,11 @@ class Predictor:
         deadline = asyncio.get_running_loop().time() + self._settings.timeout_s
         n_samples = self._n_samples(question, handle)
         choices = _choices(question, handle)
-        row = await self._pack(question, handle, choices)
+        try:
+            async with asyncio.timeout_at(deadline):
+                row = await self._pack(question, handle, choices)
+        except TimeoutError as exc:
+            raise DeadlineExceededError("got no tokens before the deadline, expected some: try again later") from exc
         job = Job(handle, row, n_samples, question.seed)
         done = await self._compute(job, deadline)
         prediction = summarize(done.result)

@@ -101,14 +101,14 @@ class Registry:
                     param="adapter",
                 )
             return self.default
-        name, _, pin = spec.partition("@")
+        name, at, pin = spec.partition("@")
         handle = self._handles.get(name)
         if handle is None:
             raise UnknownAdapterError(
                 f"got an adapter that is not loaded, expected one of {self._known()}: correct the name",
                 param="adapter",
             )
-        if pin and pin != handle.digest:
+        if at and pin != handle.digest:
             raise DigestMismatchError(
                 f"got a digest that is not that of the loaded adapter, expected {handle.digest}: "
                 "correct the pin or remove it",

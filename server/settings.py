@@ -40,7 +40,7 @@ class Settings(BaseSettings):
         min_length=1,
     )
     device: str = Field("auto", description="Device of the base model: auto, cpu, cuda, cuda:1.")
-    dtype: str = Field("auto", description="Precision of the base model: auto, float32, bfloat16.")
+    dtype: str = Field("auto", description="Precision of the base model: auto, float32, bfloat16, float16.")
     adapters: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Adapters to serve, each PATH or NAME=PATH, separated by commas."
     )

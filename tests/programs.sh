@@ -1,11 +1,8 @@
 #!/usr/bin/env bash
-# Installs the programs that tests run beside the Python packages. Where that is not possible (no root, no apt), the tests
-# that need them are skipped and say so; in continuous integration they fail instead.
+# Installs the programs that tests run beside the Python packages. Where that is not possible (no root, no apt, no network),
+# the tests that need them are skipped and say so; in continuous integration they fail instead.
 set -euo pipefail
 if command -v prometheus > /dev/null; then exit 0; fi
-if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
-    apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends prometheus > /dev/null
-else
-    echo "prometheus is not installed: the test that is scraped by it will be skipped"
-fi
+if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null && apt-get update -qq &&
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends prometheus > /dev/null; then exit 0; fi
+echo "prometheus is not installed: the tests that it scrapes are skipped"

@@ -88,7 +88,7 @@ def train_adapter(recipe: Recipe, output: Path) -> Evaluation:
     check_packing(base)
     prompt = replace(recipe.prompt, template=train.template) if recipe.default_template else recipe.prompt
     targets = recipe.target_modules or default_targets(base.model.config.model_type)
-    layers = parse_layers(recipe.layers, base.model.config.num_hidden_layers)
+    layers = parse_layers(recipe.layers, base.model.config.get_text_config().num_hidden_layers)
     modules = select_modules(base.model, targets, layers)
     posterior = Posterior(modules, recipe.posterior, recipe.training.seed)
     if recipe.init_from is not None:
@@ -104,7 +104,8 @@ def train_adapter(recipe: Recipe, output: Path) -> Evaluation:
         modules=modules,
         posterior=recipe.posterior,
         prompt=prompt,
-        sampling=recipe.sampling,
+        # A point has one draw.
+        sampling=replace(recipe.sampling, n_samples=1) if recipe.posterior.method == "lora" else recipe.sampling,
         policy=recipe.policy,
         training=_record(recipe, base, train, validation, result),
     )

@@ -57,7 +57,7 @@ def fit(
     )
     trainer = PosteriorTrainer(elbo, train, validation, config, on_cpu=base.device.type == "cpu")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
-    posterior.requires_grad_(False).cpu()
+    posterior.requires_grad_(False)
     return trainer.validate()
 
 
@@ -98,6 +98,7 @@ class PosteriorTrainer(Trainer):
             label_names=["labels"],
             dataloader_pin_memory=False,
         )
+        arguments._n_gpu = min(1, arguments.n_gpu)  # several devices take several processes, never DataParallel
         super().__init__(
             model=elbo,
             args=arguments,
@@ -154,7 +155,7 @@ class PosteriorTrainer(Trainer):
         is_point = self.elbo.posterior.config.method == "lora"
         n_samples = 1 if is_point else self.config.validation_draws
         bank = SampleBank.draw(self.elbo.posterior, "in training", n_samples, self.config.seed)
-        return evaluate(self.elbo.model, self.validation, bank.draws)
+        return evaluate(self.elbo.model, self.validation, bank.draws.to(self.elbo.model.device))
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))

@@ -109,6 +109,8 @@ def pack(
     """
     if (prompt is None) == (messages is None):
         raise PromptError("got both or neither of prompt and messages, expected exactly one", param="prompt")
+    if prompt is not None and not prompt.strip():
+        raise PromptError("got a blank prompt, expected some text", param="prompt")
     if len(choices) < 2:
         raise PromptError(f"got {len(choices)} choices, expected at least 2", param="choices")
     if not all(choice.strip() for choice in choices):
@@ -163,8 +165,8 @@ def _chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, st
             "got messages, but the base model has no chat template; send a prompt instead", param="messages"
         )
     turns = [dict(message) for message in messages]
-    if not turns or not all({"role", "content"} <= turn.keys() for turn in turns):
-        raise PromptError("got messages without turns of role and content, expected at least one", param="messages")
+    if not turns or not all(turn.get("role") and turn.get("content", "").strip() for turn in turns):
+        raise PromptError("got messages without role or content, expected at least one with both", param="messages")
     turns[-1]["content"] += suffix
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)

@@ -118,8 +118,8 @@ def check_packing(base: BaseModel) -> None:
     Raises:
         BaseModelError: if it does not, as for models without attention masks or with positions of their own.
     """
-    width = max(2, min(4, base.model.config.vocab_size // 9))
-    ids = torch.arange(9 * width).remainder(base.model.config.vocab_size).view(9, width).tolist()
+    width = max(2, min(4, base.model.config.get_text_config().vocab_size // 9))
+    ids = torch.arange(9 * width).remainder(base.model.config.get_text_config().vocab_size).view(9, width).tolist()
     prompt, choices = (*ids[0], *ids[1]), tuple(map(tuple, ids[2:5]))
     packed = PackedRow(prompt, choices, False)
     longer = PackedRow((*prompt, *ids[5], *ids[6]), (*choices, (*ids[7], *ids[8])), False)

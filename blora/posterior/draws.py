@@ -65,11 +65,6 @@ class Draws:
         """The same draws on another device."""
         return Draws({name: Factors(f.A.to(device), f.B.to(device)) for name, f in self.factors.items()}, self.scaling)
 
-    @property
-    def n_bytes(self) -> int:
-        """Memory held by the factors, in bytes."""
-        return sum(f.A.nbytes + f.B.nbytes for f in self.factors.values())
-
 
 _ACTIVE: ContextVar[Draws | None] = ContextVar("blora_draws", default=None)
 

@@ -140,7 +140,7 @@ class Flow(nn.Module):
         super().__init__()
         self.base = Diagonal(mean, scale)
         with torch.random.fork_rng(devices=[]):  # zuko initialises from the global generator
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             self.transform = zuko.flows.MaskedAutoregressiveTransform(mean.numel(), hidden_features=self.HIDDEN).to(
                 mean.dtype
             )

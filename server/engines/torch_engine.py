@@ -132,12 +132,7 @@ class TorchEngine:
             max_length=base.max_length,
         )
         job = Job(handle, row, handle.config.sampling.n_samples, seed=None)
-        [probs] = self._score([job])
-        if not bool(probs.isfinite().all()):
-            raise NumericalError(
-                f"got NaN or infinity from adapter {handle.name!r} on {base.device} in "
-                f"{base.dtype}, expected probabilities: try --dtype float32, or another adapter"
-            )
+        self._score([job])
 
     def _score(self, jobs: Sequence[Job]) -> list[Tensor]:
         base = self._loaded_base()
@@ -147,6 +142,11 @@ class TorchEngine:
             batch = collate(rows)
             log_probs = score(base.model, batch, draws, max_batch_tokens=self._settings.max_batch_tokens)  # (S, B, C)
             probs = log_probs.double().softmax(-1).cpu()
+        if not bool(probs.isfinite().all()):
+            raise NumericalError(
+                f"got NaN or infinity from adapter {jobs[0].handle.name!r} on {base.device} in "
+                f"{base.dtype}, expected probabilities: try --dtype float32, or another adapter"
+            )
         return [probs[:, b, : row.n_choices] for b, row in enumerate(rows)]
 
 

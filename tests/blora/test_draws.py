@@ -63,11 +63,6 @@ def test_moving_to_a_device_keeps_every_number() -> None:
     assert all(torch.equal(a, b) for a, b in zip(tensors(moved), tensors(draws), strict=True))
 
 
-def test_n_bytes_counts_every_factor() -> None:
-    draws = random_draws(MODULES, 2, rank=3)
-    assert draws.n_bytes == 4 * 2 * 3 * ((6 + 5) + (4 + 5))
-
-
 def test_no_draws_are_active_outside_a_block() -> None:
     assert active_draws() is None
     with use_draws(random_draws(MODULES, 1)):

@@ -133,8 +133,8 @@ def test_an_empty_choice_is_refused() -> None:
     assert info.value.param == "choices"
 
 
-def test_a_prompt_without_tokens_is_refused() -> None:
-    with pytest.raises(PromptError, match="a prompt without tokens") as info:
+def test_a_blank_prompt_is_refused() -> None:
+    with pytest.raises(PromptError, match="a blank prompt") as info:
         make(prompt="", tokenizer=tiny_tokenizer(bos=False))
     assert info.value.param == "prompt"
 

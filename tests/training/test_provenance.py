@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.training.conftest import REVISION
+from training import provenance
 from training.provenance import command_line, machine, revision
 
 
@@ -16,9 +17,11 @@ def git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program = tmp_path / "git"
     program.write_text(
         f'#!/bin/sh\ncase "$1" in\n'
-        f'rev-parse) cat "{tmp_path}/head" 2>/dev/null || exit 128;;\nstatus) cat "{tmp_path}/status";;\nesac\n'
+        f'rev-parse) case "$2" in --show-toplevel) cat "{tmp_path}/top";; *) cat "{tmp_path}/head" || exit 128;; esac;;\n'
+        f'status) cat "{tmp_path}/status";;\nesac\n'
     )
     program.chmod(0o755)
+    (tmp_path / "top").write_text(str(Path(provenance.__file__).resolve().parents[1]))
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     return tmp_path
 
@@ -64,3 +67,10 @@ def test_the_command_line_can_be_pasted() -> None:
     argv = ["a b", "--template", "Q: {prompt}\nA:", "--choices", "yes|no", "it's"]
     line = command_line("train", argv)
     assert shlex.split(line) == ["blora", "train", *argv]
+
+
+def test_a_repository_around_the_installation_is_not_ours(git: Path) -> None:
+    (git / "head").write_text("abcdef012345")
+    (git / "status").write_text("")
+    (git / "top").write_text("/somewhere/else")
+    assert revision() == "unknown"
