@@ -81,11 +81,10 @@ async def test_the_readme_shows_what_the_server_says(live: Server, name: str) ->
     assert probabilities(answer) == pytest.approx(probabilities(kept["answer"]), abs=TOLERANCE)
 
 
-async def test_clear_ambiguous_and_foreign_tickets_get_different_answers(live: Server) -> None:
+async def test_tickets_that_belong_nowhere_are_answered_less_often_than_clear_ones(live: Server) -> None:
     n = 20
     kinds = {
         "clear": tickets("test", n, ambiguous=False),
-        "ambiguous": tickets("test", n, ambiguous=True),
         "foreign": tickets("out_of_scope", n),
     }
     policy = {"min_confidence": 0.7}
@@ -98,8 +97,8 @@ async def test_clear_ambiguous_and_foreign_tickets_get_different_answers(live: S
     abstained = {kind: sum(a["abstained"] for a in answers) for kind, answers in got.items()}
     hits = sum(a["top_choice"] == row["label"] for a, row in zip(got["clear"], kinds["clear"], strict=True))
     assert hits >= 0.6 * n
-    assert confidence["clear"] > max(confidence["ambiguous"], confidence["foreign"]) + 0.05
-    assert abstained["clear"] < min(abstained["ambiguous"], abstained["foreign"])
+    assert confidence["clear"] > confidence["foreign"] + 0.1
+    assert abstained["clear"] < abstained["foreign"]
     assert all((a["answer"] is None) == a["abstained"] for answers in got.values() for a in answers)
 
 
