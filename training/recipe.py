@@ -4,6 +4,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from blora.adapter import check_output, read_lora, save_adapter
 from blora.base_model import BaseModel, load_base_model
 from blora.config import AdapterConfig, PosteriorConfig, PromptConfig, SamplingConfig
@@ -11,7 +13,7 @@ from blora.decision.abstention import Policy
 from blora.inference.scoring import check_packing
 from blora.posterior.inject import default_targets, parse_layers, select_modules
 from blora.posterior.posterior import Posterior
-from training.checkpoints import claim, release
+from training.checkpoints import claim, last_complete, release
 from training.config import TrainConfig
 from training.data import ExampleSet, read_examples, split_examples
 from training.evaluate import Evaluation
@@ -96,7 +98,12 @@ def train_adapter(recipe: Recipe, output: Path) -> Evaluation:
     rows, validation_rows = pack_examples(train, base, prompt), pack_examples(validation, base, prompt)
     work_dir = recipe.training.work_dir
     run = _settings(recipe) | {"prompt": asdict(prompt), "train": train.digest, "validation": validation.digest}
-    checkpoint = claim(work_dir, run, resume=recipe.training.resume)
+    processes = PartialState(cpu=base.device.type == "cpu")
+    with processes.main_process_first():
+        if processes.is_main_process:
+            checkpoint = claim(work_dir, run, resume=recipe.training.resume)
+        else:
+            checkpoint = last_complete(work_dir)
     result = fit(base, posterior, rows, validation_rows, recipe.training, checkpoint)
     config = AdapterConfig(
         base_model=base.ref,
@@ -109,8 +116,10 @@ def train_adapter(recipe: Recipe, output: Path) -> Evaluation:
         policy=recipe.policy,
         training=_record(recipe, base, train, validation, result),
     )
-    save_adapter(output, posterior, config, base)
-    release(work_dir)
+    processes.wait_for_everyone()
+    if processes.is_main_process:
+        save_adapter(output, posterior, config, base)
+        release(work_dir)
     return result
 
 

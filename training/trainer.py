@@ -115,7 +115,8 @@ class PosteriorTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows: Sequence[LabelledRow] = self.train_dataset  # type: ignore[assignment]
-        return LengthGroupedOrder([row.row.n_tokens for row in rows], self.args.train_batch_size, self.args.seed)
+        together = self.args.train_batch_size * self.args.world_size
+        return LengthGroupedOrder([row.row.n_tokens for row in rows], together, self.args.seed)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One forward and backward pass, its noise numbered so that a resumed run draws what it would have drawn."""
