@@ -45,7 +45,7 @@ def trained(config: AdapterConfig) -> Posterior:
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in posterior.parameters():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
     return posterior
 
 

@@ -17,25 +17,6 @@ from blora.posterior.draws import use_draws
 from tests.blora.adapters import FORMS, adapter_config, contents, rewrite_json, rewrite_tensors, saved
 from tests.scenarios import tiny_base
 
-
-@pytest.fixture(scope="module")
-def llama() -> BaseModel:
-    return tiny_base("llama")
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory, llama: BaseModel) -> Path:
-    folder = tmp_path_factory.mktemp("adapters") / "triage"
-    saved(folder, llama)
-    return folder
-
-
-@pytest.fixture
-def folder(original: Path, tmp_path: Path) -> Path:
-    """A copy of an adapter to spoil."""
-    return Path(shutil.copytree(original, tmp_path / "triage"))
-
-
 # Round trip
 
 
@@ -165,7 +146,7 @@ def test_peft_loads_the_posterior_mean(tmp_path: Path, architecture: str, form: 
     with use_draws(adapter.posterior.mean()):
         ours = logits(base.model)
     torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
-    assert (theirs - plain).abs().max() > 0.005
+    assert (theirs - plain).abs().max() > 0.01
 
 
 @by_peft

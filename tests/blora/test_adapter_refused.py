@@ -16,26 +16,8 @@ from blora.adapter import DIGESTED, load_adapter
 from blora.base_model import BaseModel
 from blora.config import FORMAT_VERSION
 from blora.errors import AdapterError
-from tests.blora.adapters import rewrite_json, rewrite_tensors, saved
+from tests.blora.adapters import rewrite_json, rewrite_tensors
 from tests.scenarios import tiny_base
-
-
-@pytest.fixture(scope="module")
-def llama() -> BaseModel:
-    return tiny_base("llama")
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory, llama: BaseModel) -> Path:
-    folder = tmp_path_factory.mktemp("adapters") / "triage"
-    saved(folder, llama)
-    return folder
-
-
-@pytest.fixture
-def folder(original: Path, tmp_path: Path) -> Path:
-    """A copy of an adapter to spoil."""
-    return Path(shutil.copytree(original, tmp_path / "triage"))
 
 
 def remove(name: str) -> Callable[[Path], Any]:

@@ -81,24 +81,23 @@ async def test_the_readme_shows_what_the_server_says(live: Server, name: str) ->
     assert probabilities(answer) == pytest.approx(probabilities(kept["answer"]), abs=TOLERANCE)
 
 
-async def test_tickets_that_belong_nowhere_are_answered_less_often_than_clear_ones(live: Server) -> None:
-    n = 20
+async def test_the_policy_withholds_more_of_ambiguous_and_foreign_tickets_than_of_clear_ones(live: Server) -> None:
     kinds = {
-        "clear": tickets("test", n, ambiguous=False),
-        "foreign": tickets("out_of_scope", n),
+        "clear": tickets("test", 140, ambiguous=False),
+        "ambiguous": tickets("test", 36, ambiguous=True),
+        "foreign": tickets("out_of_scope", 20),
     }
-    policy = {"min_confidence": 0.7}
     got: dict[str, list[dict[str, Any]]] = {}
     async with client_of(live) as client:
         for kind, rows in kinds.items():
-            body = {"inputs": [{"prompt": row["prompt"]} for row in rows], "n_samples": 4, "policy": policy}
+            body = {"inputs": [{"prompt": row["prompt"]} for row in rows]}
             got[kind] = (await client.post("/v1/predict", json=body)).json()["predictions"]
     confidence = {kind: statistics.mean(a["confidence"] for a in answers) for kind, answers in got.items()}
-    abstained = {kind: sum(a["abstained"] for a in answers) for kind, answers in got.items()}
+    withheld = {kind: statistics.mean(a["abstained"] for a in answers) for kind, answers in got.items()}
     hits = sum(a["top_choice"] == row["label"] for a, row in zip(got["clear"], kinds["clear"], strict=True))
-    assert hits >= 0.6 * n
+    assert hits >= 0.6 * len(kinds["clear"])
     assert confidence["clear"] > confidence["foreign"] + 0.1
-    assert abstained["clear"] < abstained["foreign"]
+    assert withheld["clear"] < min(withheld["ambiguous"], withheld["foreign"])
     assert all((a["answer"] is None) == a["abstained"] for answers in got.values() for a in answers)
 
 
