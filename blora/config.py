@@ -108,16 +108,24 @@ class PromptConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingConfig:
-    """The adapter's sample bank: how many draws, from which seed."""
+    """The adapter's sample bank, and what is done to each of its draws.
+
+    Attributes:
+        n_samples: draws.
+        seed: that they come from.
+        temperature: the log-probabilities over the choices are divided by it under every draw.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     n_samples: int = 16
     seed: int = 0
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         _require(1 <= self.n_samples <= 1024, f"n_samples = {self.n_samples}", "1 to 1024")
         _require(0 <= self.seed < 2**63, f"seed = {self.seed}", "0 to 2^63 - 1")
+        _require(0.01 <= self.temperature <= 100, f"temperature = {self.temperature}", "0.01 to 100")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -79,12 +79,14 @@ def benchmark(
         "split": split,
         "seed": seed,
         "scoring": prompt.scoring,
+        "temperature": adapter.config.sampling.temperature if adapter is not None else 1.0,
         "dtype": str(base.dtype).removeprefix("torch."),
         "machine": machine(),
         "command": command_line("evaluate", list(argv)),
         "revision": revision(),
     }
-    for result in evaluate_nested(base.model, rows, draws, counts):
+    temperature = adapter.config.sampling.temperature if adapter is not None else 1.0
+    for result in evaluate_nested(base.model, rows, draws, counts, temperature):
         yield record | common | _figures(result, len(rows))
 
 

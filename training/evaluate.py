@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from blora.decision.calibration import Metrics, metrics
+from blora.decision.calibration import Metrics, metrics, temper
 from blora.decision.uncertainty import mutual_information, predictive_mean
 from blora.inference.scoring import score_all
 from blora.posterior.draws import Draws
 from training.rows import LabelledRow
 
-__all__ = ["Evaluation", "evaluate", "evaluate_nested", "predictive_probs"]
+__all__ = ["Evaluation", "evaluate", "evaluate_nested", "predict_all"]
 
 # Padded tokens of a forward pass: on a CPU small batches of equal lengths beat large padded ones.
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 512, 16384
@@ -38,27 +38,32 @@ def evaluate(model: PreTrainedModel, rows: Sequence[LabelledRow], draws: Draws |
 
 
 def evaluate_nested(
-    model: PreTrainedModel, rows: Sequence[LabelledRow], draws: Draws | None, n_samples: Sequence[int]
+    model: PreTrainedModel,
+    rows: Sequence[LabelledRow],
+    draws: Draws | None,
+    n_samples: Sequence[int],
+    temperature: float = 1.0,
 ) -> Iterator[Evaluation]:
-    """Metrics under the first n draws for each n, rising; every draw is computed once."""
+    """Metrics under the first n draws for each n, rising, at a temperature; every draw is computed once."""
     labels = torch.tensor([row.label for row in rows])
     seconds = 0.0
     parts: list[Tensor] = []
     for start, stop in pairwise([0, *sorted(set(n_samples))]):
         began = time.perf_counter()
         part = draws.part(start, stop) if draws is not None else None
-        parts.append(predictive_probs(model, rows, part))
+        parts.append(predict_all(model, rows, part))
         seconds += time.perf_counter() - began
-        yield _summarize(torch.cat(parts), labels, seconds)
+        yield _summarize(torch.cat(parts), labels, temperature, seconds)
 
 
-def predictive_probs(model: PreTrainedModel, rows: Sequence[LabelledRow], draws: Draws | None) -> Tensor:
-    """(S, N, C) float64 probabilities under every draw; zero where a row has no such choice."""
+def predict_all(model: PreTrainedModel, rows: Sequence[LabelledRow], draws: Draws | None) -> Tensor:
+    """(S, N, C) log-probabilities over the choices under every draw; -inf where a row has no such choice."""
     budget = CPU_BATCH_TOKENS if model.device.type == "cpu" else GPU_BATCH_TOKENS
-    return score_all(model, [row.row for row in rows], draws, max_batch_tokens=budget).double().exp()
+    return score_all(model, [row.row for row in rows], draws, max_batch_tokens=budget)
 
 
-def _summarize(probs: Tensor, labels: Tensor, seconds: float) -> Evaluation:
+def _summarize(log_probs: Tensor, labels: Tensor, temperature: float, seconds: float) -> Evaluation:
+    probs = temper(log_probs, temperature)
     mean = predictive_mean(probs)
     return Evaluation(
         n_samples=len(probs),

@@ -11,6 +11,7 @@ from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 
 from blora.base_model import BaseModel
+from blora.inference.fork import first_layer
 from blora.posterior.bank import SampleBank
 from blora.posterior.inject import inject
 from blora.posterior.posterior import Posterior
@@ -19,6 +20,7 @@ from training.evaluate import Evaluation, evaluate
 from training.objective import Elbo, Loss
 from training.rows import LabelledRow, collate_labelled
 from training.sampler import LengthGroupedOrder
+from training.trunk import with_states
 
 __all__ = ["PosteriorTrainer", "fit"]
 
@@ -47,6 +49,8 @@ def fit(
         The evaluation on the validation rows at the end.
     """
     inject(base.model, posterior.modules_shape)
+    layer = first_layer(posterior.modules_shape)
+    train, validation = with_states(base.model, train, layer), with_states(base.model, validation, layer)
     elbo = Elbo(
         base.model,
         posterior,

@@ -1,9 +1,11 @@
-"""How good probabilities are: NLL, Brier, ECE, accuracy, and the area under the risk-coverage curve.
+"""How good probabilities are: NLL, Brier, ECE, accuracy, the area under the risk-coverage curve; and a temperature.
 
-Every function takes the predictive mean (B, C), already averaged over draws, and labels (B,). Choices that a
+Every metric takes the predictive mean (B, C), already averaged over draws, and labels (B,). Choices that a
 question does not have carry probability zero.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -12,9 +14,10 @@ from torch import Tensor
 
 from blora.errors import ShapeError
 
-__all__ = ["Metrics", "accuracy", "aurc", "brier", "ece", "metrics", "nll"]
+__all__ = ["Metrics", "accuracy", "aurc", "brier", "ece", "fit_temperature", "metrics", "nll", "temper"]
 
 N_BINS = 15
+LOG_TEMPERATURE = math.log(100)
 # The smallest probability that enters a logarithm: that of float32, for a draw that is sure and wrong.
 SMALLEST = torch.finfo(torch.float32).tiny
 
@@ -87,6 +90,51 @@ def aurc(probs: Tensor, labels: Tensor) -> float:
     error = 1 - _tied_mean(confidence, correct)
     ranked = error[confidence.argsort(descending=True)]
     return float((ranked.cumsum(0) / torch.arange(1, len(ranked) + 1)).mean())
+
+
+def temper(log_probs: Tensor, temperature: float) -> Tensor:
+    """Probabilities of every draw at a temperature: softmax(log p / T) over the choices.
+
+    Each draw is tempered before draws are averaged, so that the predictive entropy still splits into an expected
+    entropy and a mutual information that is not negative.
+
+    Args:
+        log_probs: (..., C) normalised log-probabilities, -inf for choices that a question does not have.
+        temperature: above 1 flattens, below 1 sharpens, 1 changes nothing.
+
+    Returns:
+        (..., C) float64.
+    """
+    probs: Tensor = (log_probs.double() / temperature).softmax(-1)
+    return probs
+
+
+def fit_temperature(log_probs: Tensor, labels: Tensor) -> float:
+    """The temperature at which the predictive mean has the lowest NLL (Guo et al., 2017, for a posterior).
+
+    A golden-section search over log T; the bounds are far beyond any sensible temperature, so it cannot diverge.
+
+    Args:
+        log_probs: (S, B, C) normalised log-probabilities of every draw.
+        labels: (B,).
+    """
+
+    def loss(log_temperature: float) -> float:
+        return nll(temper(log_probs, math.exp(log_temperature)).mean(0), labels)
+
+    return math.exp(_minimize(loss, -LOG_TEMPERATURE, LOG_TEMPERATURE))
+
+
+def _minimize(function: Callable[[float], float], low: float, high: float) -> float:
+    """Where a function of one valley is lowest: a coarse grid finds the valley, a golden section its bottom."""
+    grid = torch.linspace(low, high, 33).tolist()
+    best = min(range(len(grid)), key=lambda i: function(grid[i]))
+    low, high = grid[max(0, best - 1)], grid[min(len(grid) - 1, best + 1)]
+    shrink = (math.sqrt(5) - 1) / 2
+    while high - low > 1e-4:
+        left, right = high - shrink * (high - low), low + shrink * (high - low)
+        low, high = (low, right) if function(left) <= function(right) else (left, high)
+    return (low + high) / 2
 
 
 def _tied_mean(confidence: Tensor, values: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ row of a forward pass scores all choices, exactly as scoring each alone would.
 
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,9 +16,22 @@ from transformers import PreTrainedTokenizerBase
 from blora.config import PromptConfig, ScoringName
 from blora.errors import PromptError, PromptTooLongError
 
-__all__ = ["LABELS", "PackedBatch", "PackedRow", "collate", "pack", "padded_tokens"]
+__all__ = ["LABELS", "PackedBatch", "PackedRow", "States", "collate", "pack", "padded_tokens"]
 
 LABELS = string.ascii_uppercase
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """Hidden states on their way through the model.
+
+    Attributes:
+        layer: the decoder layer that they enter.
+        values: (n_tokens, D) of a row in the order of its tokens, or (B, T, D) of a batch.
+    """
+
+    layer: int
+    values: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +42,13 @@ class PackedRow:
         prompt: token ids of the prompt.
         continuations: token ids of each choice (C lists).
         length_normalized: divide a choice's log-probability by its number of tokens.
+        states: the hidden states that enter the first adapted layer, where they are already known.
     """
 
     prompt: tuple[int, ...]
     continuations: tuple[tuple[int, ...], ...]
     length_normalized: bool
+    states: "States | None" = field(default=None, compare=False)
 
     @property
     def n_choices(self) -> int:
@@ -64,23 +79,25 @@ class PackedBatch:
         input_ids: (B, T).
         position_ids: (B, T).
         attention_mask: (B, 1, T, T), True where the query (third) may see the key (fourth).
-        keep_from: first column whose logits are needed: the last token of the prompts.
-        row, column, token, choice: (N,) for each scored token: its row, the kept column that predicts it, its id,
-            and its choice as row * C + index.
+        row, column: (P,) the positions whose predictions are needed.
+        place, token, choice: (N,) for each scored token: which of these positions predicts it, its id, and its choice
+            as row * C + index.
         divisor: (B, C) number of tokens to divide by, one where nothing is normalised.
         is_choice: (B, C) False where a row has fewer choices than C.
+        states: what enters the first adapted layer, where the rows brought it; zero at padding.
     """
 
     input_ids: Tensor
     position_ids: Tensor
     attention_mask: Tensor
-    keep_from: int
     row: Tensor
     column: Tensor
+    place: Tensor
     token: Tensor
     choice: Tensor
     divisor: Tensor
     is_choice: Tensor
+    states: States | None
 
 
 def pack(
@@ -195,39 +212,55 @@ def collate(rows: Sequence[PackedRow], pad_id: int = 0) -> PackedBatch:
     segment = torch.full((n_rows, length), -1, dtype=torch.long)  # -1 padding, 0 prompt, 1.. choices
     divisor = torch.ones(n_rows, n_choices)
     is_choice = torch.zeros(n_rows, n_choices, dtype=torch.bool)
-    scored: list[tuple[int, int, int, int]] = []
+    positions: list[tuple[int, int]] = []
+    scored: list[tuple[int, int, int]] = []
     for b, row in enumerate(rows):
         start = width - row.prompt_tokens
         input_ids[b, start:width] = torch.tensor(row.prompt)
         position_ids[b, start:width] = torch.arange(row.prompt_tokens)
         segment[b, start:width] = 0
         is_choice[b, : row.n_choices] = True
+        end_of_prompt = len(positions)
+        positions.append((b, width - 1))
         column = width
         for c, tokens in enumerate(row.continuations):
             read = len(tokens) - 1
             input_ids[b, column : column + read] = torch.tensor(tokens[:-1], dtype=torch.long)
             position_ids[b, column : column + read] = torch.arange(read) + row.prompt_tokens
             segment[b, column : column + read] = c + 1
-            predictors = [width - 1, *range(column, column + read)]
-            scored += [
-                (b, k - (width - 1), token, b * n_choices + c) for k, token in zip(predictors, tokens, strict=True)
-            ]
+            places = [end_of_prompt, *range(len(positions), len(positions) + read)]
+            positions += [(b, k) for k in range(column, column + read)]
+            scored += [(place, token, b * n_choices + c) for place, token in zip(places, tokens, strict=True)]
             if row.length_normalized:
                 divisor[b, c] = len(tokens)
             column += read
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     key, query = segment[:, None, :], segment[:, :, None]
     visible = causal & ((key == 0) & (query >= 0) | (key == query))  # padding sees padding: no empty softmax
-    row_, column_, token_, choice_ = torch.tensor(scored, dtype=torch.long).unbind(1)
+    row_, column_ = torch.tensor(positions, dtype=torch.long).unbind(1)
+    place, token_, choice_ = torch.tensor(scored, dtype=torch.long).unbind(1)
     return PackedBatch(
         input_ids=input_ids,
         position_ids=position_ids,
         attention_mask=visible[:, None],
-        keep_from=width - 1,
         row=row_,
         column=column_,
+        place=place,
         token=token_,
         choice=choice_,
         divisor=divisor,
         is_choice=is_choice,
+        states=_collate_states(rows, width, length),
     )
+
+
+def _collate_states(rows: Sequence[PackedRow], width: int, length: int) -> States | None:
+    """The rows' states in the batch's rectangle, None unless every row has them at the same layer."""
+    found = [row.states for row in rows if row.states is not None]
+    if len(found) < len(rows) or len({states.layer for states in found}) > 1:
+        return None
+    values = torch.zeros(len(rows), length, found[0].values.shape[-1])
+    for b, (row, states) in enumerate(zip(rows, found, strict=True)):
+        start = width - row.prompt_tokens
+        values[b, start : start + row.n_tokens] = states.values
+    return States(found[0].layer, values)

@@ -1,6 +1,7 @@
 """Log-probabilities of choices under S posterior draws, in one forward pass over S * B rows."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -8,10 +9,11 @@ from transformers import PreTrainedModel
 
 from blora.base_model import BaseModel
 from blora.errors import BaseModelError
-from blora.inference.packing import PackedBatch, PackedRow, collate, padded_tokens
+from blora.inference.fork import final_states, first_layer, head, states_below
+from blora.inference.packing import PackedBatch, PackedRow, States, collate, padded_tokens
 from blora.posterior.draws import Draws, use_draws
 
-__all__ = ["check_packing", "score", "score_all", "score_rows"]
+__all__ = ["check_packing", "score", "score_all", "score_rows", "states_of"]
 
 # Elements of float32 logits normalised at once: 64 MiB.
 CHUNK_ELEMENTS = 2**24
@@ -32,26 +34,35 @@ def score_rows(model: PreTrainedModel, batch: PackedBatch, draws: Draws | None, 
         (repeats * B, C) float32, normalised over each row's choices; -inf where a row has no such choice.
     """
     device = model.device
-    mask = batch.attention_mask.to(device)
-    with use_draws(draws):
-        logits = model(
-            input_ids=batch.input_ids.to(device).repeat(repeats, 1),
-            position_ids=batch.position_ids.to(device).repeat(repeats, 1),
-            attention_mask=_additive(mask).repeat(repeats, 1, 1, 1),
-            logits_to_keep=torch.arange(batch.keep_from, batch.input_ids.shape[1], device=device),
-            use_cache=False,
-        ).logits  # (repeats * B, K, V)
+    states = batch.states
+    if states is not None and draws is not None and states.layer > first_layer(draws.factors):
+        states = None  # a draw would change them
     n_rows, n_choices = batch.is_choice.shape
     offsets = torch.arange(repeats, device=device)[:, None]
     row = (batch.row.to(device) + offsets * n_rows).flatten()
     column = batch.column.to(device).repeat(repeats)
+    with use_draws(draws):
+        final = final_states(
+            model,
+            states.layer if states is not None else 0,
+            _repeat(states.values.to(device), repeats) if states is not None else None,
+            **{name: _repeat(tensor, repeats) for name, tensor in _inputs(model, batch).items()},
+        )  # (repeats * B, T, D)
+        logits = head(model, final[row, column])  # (repeats * P, V)
+    place = (batch.place.to(device) + offsets * len(batch.row)).flatten()
     token = batch.token.to(device).repeat(repeats)
     choice = (batch.choice.to(device) + offsets * (n_rows * n_choices)).flatten()
-    token_log_probs = logits[row, column, token].float() - _log_normalizer(logits)[row, column]
+    token_log_probs = logits[place, token].float() - _log_normalizer(logits)[place]
     totals = torch.zeros(repeats * n_rows * n_choices, device=device).index_add(0, choice, token_log_probs)
     totals = totals.view(repeats, n_rows, n_choices) / batch.divisor.to(device)
     totals = totals.masked_fill(~batch.is_choice.to(device), -torch.inf)
     return totals.log_softmax(-1).flatten(0, 1)
+
+
+@torch.no_grad()
+def states_of(model: PreTrainedModel, batch: PackedBatch, layer: int) -> States:
+    """The hidden states (B, T, D) that enter a layer, the same under every draw that leaves the layers below alone."""
+    return States(layer, states_below(model, layer, **_inputs(model, batch)))
 
 
 def score(
@@ -72,6 +83,9 @@ def score(
     if draws is None:
         return score_rows(model, batch, None)[None]
     n_samples = draws.n_samples
+    layer = first_layer(draws.factors)
+    if layer > 0 and batch.states is None:
+        batch = replace(batch, states=states_of(model, batch, layer))
     at_once = max(1, max_batch_tokens // batch.input_ids.numel()) if max_batch_tokens else n_samples
     parts = []
     for start in range(0, n_samples, at_once):
@@ -142,6 +156,19 @@ def _score_alone(model: PreTrainedModel, prompt: tuple[int, ...], choice: tuple[
     return torch.stack([log_probs[place, token] for place, token in zip(places, choice, strict=True)]).sum()
 
 
+def _inputs(model: PreTrainedModel, batch: PackedBatch) -> dict[str, Tensor]:
+    """What the model takes of a batch, on its device."""
+    return {
+        "input_ids": batch.input_ids.to(model.device),
+        "position_ids": batch.position_ids.to(model.device),
+        "attention_mask": _additive(batch.attention_mask.to(model.device)),
+    }
+
+
+def _repeat(tensor: Tensor, times: int) -> Tensor:
+    return tensor.repeat(times, *[1] * (tensor.ndim - 1))
+
+
 def _additive(mask: Tensor) -> Tensor:
     """(B, 1, T, T) of 0 where visible and the lowest float32 elsewhere, which every attention backend takes.
 
@@ -151,7 +178,6 @@ def _additive(mask: Tensor) -> Tensor:
 
 
 def _log_normalizer(logits: Tensor) -> Tensor:
-    """Log sum exp over the vocabulary in float32, (rows, columns), a few rows at a time."""
-    per_row = logits.shape[1] * logits.shape[2]
-    chunks = logits.split(max(1, CHUNK_ELEMENTS // per_row))
+    """Log sum exp over the vocabulary in float32, (P,), a few positions at a time."""
+    chunks = logits.split(max(1, CHUNK_ELEMENTS // logits.shape[1]))
     return torch.cat([chunk.float().logsumexp(-1) for chunk in chunks])

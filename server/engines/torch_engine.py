@@ -14,6 +14,7 @@ from blora.adapter import Adapter, attach, load_adapter
 from blora.base_model import BaseModel, load_base_model
 from blora.config import ScoringName
 from blora.decision.abstention import Policy
+from blora.decision.calibration import temper
 from blora.errors import ConfigError, NumericalError
 from blora.inference.packing import PackedRow, collate, pack
 from blora.inference.scoring import check_packing, score
@@ -141,7 +142,7 @@ class TorchEngine:
             draws = _draws(base, jobs[0])
             batch = collate(rows)
             log_probs = score(base.model, batch, draws, max_batch_tokens=self._settings.max_batch_tokens)  # (S, B, C)
-            probs = log_probs.double().softmax(-1).cpu()
+            probs = temper(log_probs.cpu(), jobs[0].handle.config.sampling.temperature)
         if not bool(probs.isfinite().all()):
             raise NumericalError(
                 f"got NaN or infinity from adapter {jobs[0].handle.name!r} on {base.device} in "

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from blora.decision.calibration import accuracy, aurc, brier, ece, metrics, nll
+from blora.decision.calibration import accuracy, aurc, brier, ece, fit_temperature, metrics, nll, temper
 from blora.errors import ShapeError
 
 METRICS = {
@@ -189,3 +189,44 @@ def test_metrics_holds_all_of_them() -> None:
 def test_shapes_that_do_not_fit_are_refused(probs: tuple[int, ...], labels: tuple[int, ...], name: str) -> None:
     with pytest.raises(ShapeError, match=r"expected \(B, C\) and \(B,\), B >= 1"):
         METRICS[name](torch.full(probs, 0.5), torch.zeros(labels, dtype=torch.long))
+
+
+# Temperature
+
+
+def overconfident(n_draws: int = 1, n: int = 4000, temperature: float = 3.0) -> tuple[Tensor, Tensor]:
+    """Labels drawn from a model's own probabilities, and that model's log-probabilities sharpened."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(n, 4, generator=generator, dtype=torch.float64)
+    labels = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+    noise = 0.1 * torch.randn(n_draws, n, 4, generator=generator, dtype=torch.float64) if n_draws > 1 else 0
+    return (temperature * (logits + noise)).log_softmax(-1).view(n_draws, n, 4), labels
+
+
+@pytest.mark.parametrize("temperature", [0.2, 1.0, 3.0, 10.0])
+def test_the_temperature_that_was_put_in_is_found(temperature: float) -> None:
+    log_probs, labels = overconfident(temperature=temperature)
+    found = fit_temperature(log_probs, labels)
+    assert found == pytest.approx(temperature, rel=0.05)
+    assert ece(temper(log_probs, found).mean(0), labels) < 0.02
+
+
+def test_the_fitted_temperature_is_a_minimum_under_several_draws() -> None:
+    log_probs, labels = overconfident(n_draws=8)
+    found = fit_temperature(log_probs, labels)
+    at = {factor: nll(temper(log_probs, factor * found).mean(0), labels) for factor in (0.5, 0.98, 1.0, 1.02, 2.0)}
+    assert min(at.values()) == pytest.approx(at[1.0], abs=1e-6)
+    assert at[0.5] > at[1.0] < at[2.0]
+
+
+def test_a_temperature_has_bounds_where_there_is_no_best_one() -> None:
+    sure = torch.tensor([[[0.9, 0.1], [0.9, 0.1]]]).log()
+    assert 0.009 < fit_temperature(sure, torch.tensor([0, 0])) < 0.02  # all right: the sharper the better
+    assert 90 < fit_temperature(sure, torch.tensor([1, 1])) < 101
+
+
+def test_tempering_keeps_absent_choices_absent_and_one_changes_nothing() -> None:
+    log_probs = torch.tensor([[0.7, 0.3, 0.0]]).log()
+    assert temper(log_probs, 5.0)[0, 2] == 0
+    torch.testing.assert_close(temper(log_probs, 1.0), log_probs.double().exp(), rtol=1e-6, atol=0)
+    assert temper(log_probs, 2.0)[0, 0] == pytest.approx(math.sqrt(0.7) / (math.sqrt(0.7) + math.sqrt(0.3)))

@@ -51,7 +51,8 @@ def recorded_batches(model: PreTrainedModel) -> Iterator[list[int]]:
     def record(module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         sizes.append(kwargs["input_ids"].numel())
 
-    handle = model.register_forward_pre_hook(record, with_kwargs=True)
+    decoder = model.get_submodule(model.base_model_prefix)
+    handle = decoder.register_forward_pre_hook(record, with_kwargs=True)
     yield sizes
     handle.remove()
 

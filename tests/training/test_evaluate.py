@@ -8,7 +8,7 @@ from blora.posterior.bank import SampleBank
 from blora.posterior.posterior import Posterior
 from tests.scenarios import choices_alone, injected, merged, random_draws, random_rows, tiny_model
 from training import evaluate as module
-from training.evaluate import evaluate, evaluate_nested, predictive_probs
+from training.evaluate import evaluate, evaluate_nested, predict_all
 from training.rows import LabelledRow
 
 
@@ -54,9 +54,8 @@ def test_the_base_model_is_evaluated_without_draws() -> None:
 def test_probabilities_are_those_of_each_draw_alone() -> None:
     model, modules = injected()
     draws = random_draws(modules, 3)
-    probs = predictive_probs(model, rows(), draws)
+    probs = predict_all(model, rows(), draws).double().exp()
     assert probs.shape == (3, 9, 4)
-    assert probs.dtype == torch.float64
     for s in range(3):
         copied = merged(tiny_model(), draws, s)
         for index, row in enumerate(rows()):
@@ -68,7 +67,7 @@ def test_probabilities_are_those_of_each_draw_alone() -> None:
 def test_the_predictive_mean_is_of_probabilities() -> None:
     model, modules = injected()
     draws = random_draws(modules, 3)
-    mean = predictive_probs(model, rows(), draws).mean(0)
+    mean = predict_all(model, rows(), draws).double().exp().mean(0)
     result = evaluate(model, rows(), draws)
     labels = torch.tensor([row.label for row in rows()])
     nll = -mean.gather(1, labels[:, None]).log().mean().item()
@@ -80,9 +79,9 @@ def test_the_predictive_mean_is_of_probabilities() -> None:
 def test_the_size_of_a_forward_pass_changes_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     model, modules = injected()
     draws = random_draws(modules, 3)
-    at_once = predictive_probs(model, rows(), draws)
+    at_once = predict_all(model, rows(), draws)
     monkeypatch.setattr(module, "CPU_BATCH_TOKENS", 1)
-    torch.testing.assert_close(predictive_probs(model, rows(), draws), at_once, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(predict_all(model, rows(), draws), at_once, rtol=1e-3, atol=1e-5)
 
 
 def test_evaluation_leaves_no_graph() -> None:
@@ -90,7 +89,7 @@ def test_evaluation_leaves_no_graph() -> None:
     posterior = Posterior(modules, PosteriorConfig(rank=2, inducing_rows=3, inducing_cols=3), 0)
     draws = posterior.sample(2, torch.Generator())
     assert next(iter(draws.factors.values())).A.requires_grad
-    assert not predictive_probs(model, rows(), draws).requires_grad
+    assert not predict_all(model, rows(), draws).requires_grad
 
 
 def test_a_row_that_is_certain_and_wrong_has_a_finite_nll() -> None:

@@ -1,0 +1,83 @@
+"""Rows with the trunk's states score, and train, as rows without."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from blora.base_model import BaseModel
+from blora.config import PosteriorConfig
+from blora.inference.packing import collate
+from blora.inference.scoring import score_all, states_of
+from blora.posterior.inject import default_targets, inject, select_modules
+from blora.posterior.posterior import Posterior
+from tests.scenarios import N_LAYERS, random_draws, random_rows, tiny_base
+from tests.training.toys import labelled, toy_config, toy_data
+from training import trainer, trunk
+from training.rows import LabelledRow
+from training.trainer import fit
+from training.trunk import with_states
+
+
+def above(base: BaseModel, layer: int = 1) -> dict[str, tuple[int, int]]:
+    return select_modules(base.model, default_targets("llama"), range(layer, N_LAYERS))
+
+
+def rows() -> list[LabelledRow]:
+    return [LabelledRow(row, 0) for row in random_rows(20)]
+
+
+def test_each_row_gets_its_own_states(base: BaseModel) -> None:
+    for row in with_states(base.model, rows(), 1):
+        states = row.row.states
+        assert states is not None
+        alone = states_of(base.model, collate([row.row]), 1).values[0]
+        torch.testing.assert_close(states.values, alone, rtol=0, atol=1e-5)
+
+
+def test_rows_with_states_score_as_rows_without(base: BaseModel) -> None:
+    modules = above(base)
+    inject(base.model, modules)
+    draws = random_draws(modules, 3, scaling=0.7)
+    plain = [row.row for row in rows()]
+    known = [row.row for row in with_states(base.model, rows(), 1)]
+    slow = score_all(base.model, plain, draws, max_batch_tokens=200)
+    for budget in (50, 200, 5000):
+        fast = score_all(base.model, known, draws, max_batch_tokens=budget)
+        torch.testing.assert_close(fast, slow, rtol=0, atol=1e-4)
+
+
+def test_beyond_a_size_the_states_lie_in_a_file(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    expected = with_states(base.model, rows(), 1)
+    monkeypatch.setattr(trunk, "MEMORY_VALUES", 10)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for row, wanted in zip(with_states(base.model, rows(), 1), expected, strict=True):
+        assert row.row.states is not None
+        assert wanted.row.states is not None
+        torch.testing.assert_close(row.row.states.values, wanted.row.states.values, rtol=0, atol=0)
+    assert not list(tmp_path.iterdir())  # it vanishes with the process
+
+
+def test_states_that_are_there_are_kept(base: BaseModel) -> None:
+    first = with_states(base.model, rows(), 1)
+    again = with_states(base.model, first, 1)
+    assert all(a.row.states is b.row.states for a, b in zip(first, again, strict=True))
+    assert all(row.row.states is None for row in with_states(base.model, rows(), 0))
+
+
+@pytest.mark.parametrize("method", ["lora", "bayesian"])
+def test_training_on_states_is_training_without(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = []
+    for name in ("with", "without"):
+        base = tiny_base()
+        if name == "without":
+            monkeypatch.setattr(trainer, "with_states", lambda model, rows, layer: list(rows))
+        config = PosteriorConfig(method=method, rank=2, inducing_rows=3, inducing_cols=3)  # type: ignore[arg-type]
+        posterior = Posterior(above(base), config, 0)
+        data = labelled(base, toy_data(12))
+        fit(base, posterior, data, data, toy_config(tmp_path / name))
+        results.append(posterior.state_dict())
+    for key, value in results[0].items():
+        torch.testing.assert_close(value, results[1][key], rtol=1e-3, atol=1e-4)

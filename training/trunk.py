@@ -1,0 +1,72 @@
+"""The trunk: everything below the first adapted layer, run once a row instead of once a step.
+
+Those layers are frozen and no draw reaches them, so their output for a row never changes. It is kept in memory, or
+beyond a size in a file of the temporary folder that vanishes with the process.
+"""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from blora.inference.packing import PackedRow, States, collate, padded_tokens
+from blora.inference.scoring import states_of
+from training.rows import LabelledRow
+
+__all__ = ["with_states"]
+
+# Values beyond which they go to a file: 4 GiB of float32.
+MEMORY_VALUES = 2**30
+BATCH_TOKENS = 2048
+
+
+def with_states(model: PreTrainedModel, rows: Sequence[LabelledRow], layer: int) -> list[LabelledRow]:
+    """The same rows, each with the hidden states (n_tokens, D) that enter a decoder layer, unless they have them.
+
+    Args:
+        model: a causal language model, frozen.
+        rows: any number.
+        layer: index of the first adapted layer; with 0 there is nothing below it to keep.
+    """
+    if layer == 0 or all(row.row.states is not None and row.row.states.layer == layer for row in rows):
+        return list(rows)
+    starts = [0]
+    for row in rows:
+        starts.append(starts[-1] + row.row.n_tokens)
+    store = _store(starts[-1], model.config.get_text_config().hidden_size)
+    packed = [row.row for row in rows]
+    order = sorted(range(len(rows)), key=lambda i: packed[i].n_tokens)
+    while order:
+        picked = [order.pop()]
+        while order and padded_tokens([packed[i] for i in [*picked, order[-1]]]) <= BATCH_TOKENS:
+            picked.append(order.pop())
+        for i, states in zip(picked, _states([packed[i] for i in picked], model, layer), strict=True):
+            store[starts[i] : starts[i + 1]] = states
+    return [
+        replace(row, row=replace(row.row, states=States(layer, store[start:stop])))
+        for row, start, stop in zip(rows, starts[:-1], starts[1:], strict=True)
+    ]
+
+
+def _states(rows: Sequence[PackedRow], model: PreTrainedModel, layer: int) -> list[Tensor]:
+    """Each row's states, cut out of the batch's rectangle."""
+    values = states_of(model, collate(rows), layer).values
+    width = max(row.prompt_tokens for row in rows)
+    starts = [width - row.prompt_tokens for row in rows]
+    return [values[b, start : start + row.n_tokens] for b, (row, start) in enumerate(zip(rows, starts, strict=True))]
+
+
+def _store(n_tokens: int, width: int) -> Tensor:
+    """Room for (n_tokens, D) float32."""
+    size = n_tokens * width
+    if size <= MEMORY_VALUES:
+        return torch.empty(n_tokens, width)
+    handle, name = tempfile.mkstemp(prefix="blora-trunk-")
+    os.close(handle)
+    store = torch.from_file(name, shared=True, size=size).view(n_tokens, width)
+    os.unlink(name)  # the mapping lives on
+    return store
