@@ -13,6 +13,7 @@ __all__ = [
     "BaseModelRef",
     "FamilyName",
     "MethodName",
+    "NormalizationName",
     "PosteriorConfig",
     "PromptConfig",
     "SamplingConfig",
@@ -24,6 +25,7 @@ FORMAT_VERSION = 1
 MethodName = Literal["bayesian", "lora"]
 FamilyName = Literal["diagonal", "matrix_normal", "flow"]
 ScoringName = Literal["text", "label"]
+NormalizationName = Literal["none", "choice", "question"]
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -88,7 +90,9 @@ class PromptConfig:
         template: wraps every plain prompt; holds {prompt} exactly once.
         choices: the fixed label set, None where each question brings its own choices.
         scoring: `text` scores the choice's own tokens, `label` the letter of a choice listed in the prompt.
-        length_normalized: divide a choice's log-probability by its number of tokens (`text` only).
+        normalization: what a choice's log-probability is divided by (`text` only): nothing (`none`), its own number of
+            tokens (`choice`), or the mean number of tokens of the question's choices (`question`), which ranks as
+            `none` does, but is not the surer the longer the choices are.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -96,11 +100,12 @@ class PromptConfig:
     template: str = "{prompt}"
     choices: tuple[str, ...] | None = None
     scoring: ScoringName = "text"
-    length_normalized: bool = False
+    normalization: NormalizationName = "question"
 
     def __post_init__(self) -> None:
-        known = get_args(ScoringName)
-        _require(self.scoring in known, f"scoring = {self.scoring!r}", f"one of {', '.join(known)}")
+        for name, known in (("scoring", get_args(ScoringName)), ("normalization", get_args(NormalizationName))):
+            value = getattr(self, name)
+            _require(value in known, f"{name} = {value!r}", f"one of {', '.join(known)}")
         _require(
             self.template.count("{prompt}") == 1, f"prompt template {self.template!r}", "one that holds {prompt} once"
         )

@@ -18,7 +18,7 @@ def model_card(config: AdapterConfig, name: str) -> str:
         "method": f"{posterior.method}, {posterior.family} family" if posterior.method == "bayesian" else "lora",
         "rank, alpha": f"{posterior.rank}, {posterior.alpha:g}",
         "target modules": f"{', '.join(config.target_modules)} ({len(config.modules)} modules)",
-        "scoring": prompt.scoring + (", length-normalized" if prompt.length_normalized else ""),
+        "scoring": prompt.scoring + (f", normalized by {prompt.normalization}" if prompt.scoring == "text" else ""),
         "prompt template": f"`{prompt.template!r}`",
         "choices": ", ".join(prompt.choices) if prompt.choices else "with each question",
         "posterior draws": f"{sampling.n_samples}, seed {sampling.seed}",

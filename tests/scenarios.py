@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from blora.base_model import BaseModel, fingerprint
-from blora.config import BaseModelRef
+from blora.config import BaseModelRef, NormalizationName
 from blora.inference.packing import PackedRow
 from blora.posterior.draws import Draws, Factors
 from blora.posterior.inject import default_targets, inject, select_modules
@@ -158,7 +158,7 @@ def merged(model: PreTrainedModel, draws: Draws, s: int) -> PreTrainedModel:
     return copied
 
 
-def random_rows(n_rows: int, *, seed: int = 0, length_normalized: bool = False) -> list[PackedRow]:
+def random_rows(n_rows: int, *, seed: int = 0, normalization: NormalizationName = "none") -> list[PackedRow]:
     """Questions of different lengths, with two to four choices of one to five tokens."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -169,7 +169,7 @@ def random_rows(n_rows: int, *, seed: int = 0, length_normalized: bool = False) 
         return tuple(integer(0, VOCAB_SIZE - 1) for _ in range(integer(low, high)))
 
     return [
-        PackedRow(tokens(1, 12), tuple(tokens(1, 5) for _ in range(integer(2, 4))), length_normalized)
+        PackedRow(tokens(1, 12), tuple(tokens(1, 5) for _ in range(integer(2, 4))), normalization)
         for _ in range(n_rows)
     ]
 
@@ -186,7 +186,7 @@ def log_prob_alone(model: nn.Module, prompt: Sequence[int], continuation: Sequen
 def choices_alone(model: nn.Module, row: PackedRow) -> Tensor:
     """Log-probabilities over the choices of a row, each scored in a forward pass of its own, (C,)."""
     totals = [
-        log_prob_alone(model, row.prompt, tokens) / (len(tokens) if row.length_normalized else 1)
-        for tokens in row.continuations
+        log_prob_alone(model, row.prompt, tokens) / divisor
+        for tokens, divisor in zip(row.continuations, row.divisors, strict=True)
     ]
     return torch.stack(totals).log_softmax(-1).float()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from blora.config import PromptConfig, ScoringName
+from blora.config import NormalizationName, PromptConfig, ScoringName
 from blora.errors import PromptError, PromptTooLongError
 
 __all__ = ["LABELS", "PackedBatch", "PackedRow", "States", "collate", "pack", "padded_tokens"]
@@ -41,13 +41,13 @@ class PackedRow:
     Attributes:
         prompt: token ids of the prompt.
         continuations: token ids of each choice (C lists).
-        length_normalized: divide a choice's log-probability by its number of tokens.
+        normalization: what a choice's log-probability is divided by: see `PromptConfig`.
         states: the hidden states that enter the first adapted layer, where they are already known.
     """
 
     prompt: tuple[int, ...]
     continuations: tuple[tuple[int, ...], ...]
-    length_normalized: bool
+    normalization: NormalizationName
     states: "States | None" = field(default=None, compare=False)
 
     @property
@@ -64,6 +64,13 @@ class PackedRow:
     def scored_tokens(self) -> int:
         """Tokens whose log-probability enters the answer."""
         return sum(len(tokens) for tokens in self.continuations)
+
+    @property
+    def divisors(self) -> tuple[float, ...]:
+        """What each choice's log-probability is divided by."""
+        if self.normalization == "choice":
+            return tuple(float(len(tokens)) for tokens in self.continuations)
+        return (self.scored_tokens / self.n_choices if self.normalization == "question" else 1.0,) * self.n_choices
 
     @property
     def n_tokens(self) -> int:
@@ -161,7 +168,7 @@ def pack(
             f"got {longest} tokens of prompt and longest choice, expected at most {max_length}; shorten the prompt",
             param="messages" if prompt is None else "prompt",
         )
-    return PackedRow(prompt_ids, continuations, config.length_normalized and not by_label)
+    return PackedRow(prompt_ids, continuations, "none" if by_label else config.normalization)
 
 
 def _check_unicode(part: object, param: str) -> None:
@@ -220,6 +227,7 @@ def collate(rows: Sequence[PackedRow], pad_id: int = 0) -> PackedBatch:
         position_ids[b, start:width] = torch.arange(row.prompt_tokens)
         segment[b, start:width] = 0
         is_choice[b, : row.n_choices] = True
+        divisor[b, : row.n_choices] = torch.tensor(row.divisors)
         end_of_prompt = len(positions)
         positions.append((b, width - 1))
         column = width
@@ -231,8 +239,6 @@ def collate(rows: Sequence[PackedRow], pad_id: int = 0) -> PackedBatch:
             places = [end_of_prompt, *range(len(positions), len(positions) + read)]
             positions += [(b, k) for k in range(column, column + read)]
             scored += [(place, token, b * n_choices + c) for place, token in zip(places, tokens, strict=True)]
-            if row.length_normalized:
-                divisor[b, c] = len(tokens)
             column += read
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     key, query = segment[:, None, :], segment[:, :, None]

@@ -135,8 +135,8 @@ def check_packing(base: BaseModel) -> None:
     width = max(2, min(4, base.model.config.get_text_config().vocab_size // 9))
     ids = torch.arange(9 * width).remainder(base.model.config.get_text_config().vocab_size).view(9, width).tolist()
     prompt, choices = (*ids[0], *ids[1]), tuple(map(tuple, ids[2:5]))
-    packed = PackedRow(prompt, choices, False)
-    longer = PackedRow((*prompt, *ids[5], *ids[6]), (*choices, (*ids[7], *ids[8])), False)
+    packed = PackedRow(prompt, choices, "none")
+    longer = PackedRow((*prompt, *ids[5], *ids[6]), (*choices, (*ids[7], *ids[8])), "none")
     together = score_all(base.model, [packed, longer], None, max_batch_tokens=2**20)[0, 0, : len(choices)]
     alone = torch.stack([_score_alone(base.model, prompt, choice) for choice in choices]).log_softmax(0)
     difference = (together - alone).abs().max().item()

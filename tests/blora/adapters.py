@@ -32,7 +32,7 @@ def adapter_config(base: BaseModel, layers: str = "all", **form: Any) -> Adapter
         target_modules=targets,
         modules=select_modules(base.model, targets, parse_layers(layers, N_LAYERS)),
         posterior=PosteriorConfig(**(small | form)),
-        prompt=PromptConfig(template="Q: {prompt}\nA:", choices=("no", "yes"), length_normalized=True),
+        prompt=PromptConfig(template="Q: {prompt}\nA:", choices=("no", "yes"), normalization="choice"),
         sampling=SamplingConfig(n_samples=3, seed=5),
         policy={"min_confidence": 0.5},
         training={"command": "blora train", "validation": {"nll": 0.5}},

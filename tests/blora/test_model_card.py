@@ -13,7 +13,7 @@ CONFIG = AdapterConfig(
     target_modules=("q_proj", "v_proj"),
     modules={"layers.0.q_proj": (4, 4), "layers.0.v_proj": (2, 4), "layers.1.q_proj": (4, 4)},
     posterior=PosteriorConfig(rank=4, alpha=8.0, prior_std=0.3, lambda_max=0.25),
-    prompt=PromptConfig(template="Q: {prompt}\nA:", choices=("billing", "sales"), length_normalized=True),
+    prompt=PromptConfig(template="Q: {prompt}\nA:", choices=("billing", "sales"), normalization="choice"),
     sampling=SamplingConfig(n_samples=12, seed=7),
     policy={"min_confidence": 0.8, "max_mutual_information": 0.05},
     training={
@@ -46,7 +46,7 @@ def test_the_facts_are_those_of_the_config() -> None:
     assert found["method"] == "bayesian, diagonal family"
     assert found["rank, alpha"] == "4, 8"
     assert found["target modules"] == "q_proj, v_proj (3 modules)"
-    assert found["scoring"] == "text, length-normalized"
+    assert found["scoring"] == "text, normalized by choice"
     assert found["prompt template"] == r"`'Q: {prompt}\nA:'`"
     assert found["choices"] == "billing, sales"
     assert found["posterior draws"] == "12, seed 7"

@@ -1,7 +1,9 @@
+from typing import get_args
+
 import pytest
 import torch
 
-from blora.config import PromptConfig
+from blora.config import NormalizationName, PromptConfig
 from blora.errors import PromptError
 from blora.inference.packing import LABELS, PackedRow, collate, pack
 from tests.scenarios import MAX_LENGTH, random_rows, spell, tiny_tokenizer
@@ -74,10 +76,10 @@ def test_a_question_may_override_the_scoring_either_way() -> None:
 
 
 def test_length_normalisation_is_for_text_scoring_only() -> None:
-    config = PromptConfig(length_normalized=True)
-    assert make(config=config).length_normalized
-    assert not make(config=config, scoring="label").length_normalized
-    assert not make().length_normalized
+    config = PromptConfig(normalization="choice")
+    assert make(config=config).normalization == "choice"
+    assert make(config=config, scoring="label").normalization == "none"
+    assert make().normalization == "question"
 
 
 def test_a_chat_goes_through_the_chat_template_and_not_the_adapters() -> None:
@@ -96,7 +98,7 @@ def test_label_scoring_lists_the_choices_in_the_last_turn_of_a_chat() -> None:
 
 
 def test_counts_of_tokens() -> None:
-    row = PackedRow((1, 2, 3), ((4,), (5, 6), (7, 8, 9)), False)
+    row = PackedRow((1, 2, 3), ((4,), (5, 6), (7, 8, 9)), "none")
     assert (row.n_choices, row.prompt_tokens, row.scored_tokens) == (3, 3, 6)
     assert row.n_tokens == 3 + 0 + 1 + 2  # a choice's last token is predicted, never read
 
@@ -176,7 +178,7 @@ def test_a_chat_without_turns_or_content_is_refused(messages: list[dict[str, str
 
 def test_the_mask_lets_a_choice_see_the_prompt_and_itself() -> None:
     # Two prompt tokens; a, b, c read two, none and one token.
-    batch = collate([PackedRow((1, 2), ((10, 11, 12), (20,), (30, 31)), False)])
+    batch = collate([PackedRow((1, 2), ((10, 11, 12), (20,), (30, 31)), "none")])
     assert batch.input_ids.tolist() == [[1, 2, 10, 11, 30]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2]]
     assert batch.attention_mask.int().tolist() == [
@@ -193,8 +195,8 @@ def test_the_mask_lets_a_choice_see_the_prompt_and_itself() -> None:
 
 
 def test_every_scored_token_is_predicted_from_the_column_before_it() -> None:
-    batch = collate([PackedRow((1, 2), ((10, 11, 12), (20,), (30, 31)), False)])
-    scored = torch.stack([batch.row, batch.column + batch.keep_from, batch.token, batch.choice], 1)
+    batch = collate([PackedRow((1, 2), ((10, 11, 12), (20,), (30, 31)), "none")])
+    scored = torch.stack([batch.row[batch.place], batch.column[batch.place], batch.token, batch.choice], 1)
     assert scored.tolist() == [
         [0, 1, 10, 0],  # the first token of every choice comes from the end of the prompt
         [0, 2, 11, 0],
@@ -207,10 +209,11 @@ def test_every_scored_token_is_predicted_from_the_column_before_it() -> None:
 
 def test_rows_are_padded_so_that_prompts_end_in_the_same_column() -> None:
     batch = collate(
-        [PackedRow((1,), ((10, 11), (20, 21)), True), PackedRow((1, 2, 3), ((30,), (40,), (50,)), True)], pad_id=99
+        [PackedRow((1,), ((10, 11), (20, 21)), "choice"), PackedRow((1, 2, 3), ((30,), (40,), (50,)), "choice")],
+        pad_id=99,
     )
     assert batch.input_ids.tolist() == [[99, 99, 1, 10, 20], [1, 2, 3, 99, 99]]
-    assert batch.keep_from == 2
+    assert batch.column[batch.place].min() == 2
     assert batch.is_choice.tolist() == [[True, True, False], [True, True, True]]
     assert batch.divisor.tolist() == [[2, 2, 1], [1, 1, 1]]
     assert batch.choice.tolist() == [0, 0, 1, 1, 3, 4, 5]
@@ -219,7 +222,7 @@ def test_rows_are_padded_so_that_prompts_end_in_the_same_column() -> None:
 def test_nothing_sees_padding_but_padding_and_no_query_is_left_without_a_key() -> None:
     rows = random_rows(8)
     batch = collate(rows, pad_id=0)
-    width = batch.keep_from + 1
+    width = batch.column.min() + 1
     for b, row in enumerate(rows):
         mask = batch.attention_mask[b, 0]
         real = torch.zeros(mask.shape[0], dtype=torch.bool)
@@ -230,6 +233,12 @@ def test_nothing_sees_padding_but_padding_and_no_query_is_left_without_a_key() -
         assert not mask.triu(1).any()
 
 
-def test_only_rows_that_ask_for_it_are_normalised_by_length() -> None:
-    rows = [PackedRow((1,), ((1, 2, 3), (4,)), normalized) for normalized in (True, False)]
-    assert collate(rows).divisor.tolist() == [[3, 1], [1, 1]]
+def test_each_row_is_normalised_in_its_own_way() -> None:
+    rows = [PackedRow((1,), ((1, 2, 3), (4,)), way) for way in get_args(NormalizationName)]
+    assert collate(rows).divisor.tolist() == [[1, 1], [3, 1], [2, 2]]
+
+
+def test_normalisation_by_the_question_keeps_the_ranking_of_none() -> None:
+    row = PackedRow((1,), ((1, 2, 3), (4,), (5, 6)), "question")
+    assert len(set(row.divisors)) == 1
+    assert row.divisors[0] == 2

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from blora.base_model import BaseModel
-from blora.config import PosteriorConfig, PromptConfig
+from blora.config import NormalizationName, PosteriorConfig, PromptConfig
 from blora.errors import BaseModelError
 from blora.inference import scoring
 from blora.inference.packing import PackedRow, collate, pack
@@ -60,11 +60,11 @@ def recorded_batches(model: PreTrainedModel) -> Iterator[list[int]]:
 # Against scoring each choice alone
 
 
-@pytest.mark.parametrize("length_normalized", [False, True])
+@pytest.mark.parametrize("normalization", get_args(NormalizationName))
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_packed_choices_score_as_each_alone(architecture: str, length_normalized: bool) -> None:
+def test_packed_choices_score_as_each_alone(architecture: str, normalization: NormalizationName) -> None:
     model = tiny_model(architecture)
-    rows = random_rows(10, length_normalized=length_normalized)
+    rows = random_rows(10, normalization=normalization)
     got = packed(model, rows)
     assert got.shape == (1, 10, 4)
     assert {row.n_choices for row in rows} == {2, 3, 4}
@@ -94,7 +94,7 @@ def test_questions_score_as_their_choices_alone(by: str, messages: bool) -> None
     row = pack(
         base.tokenizer,
         choices=["the sky", "a bird of prey", "up"],
-        config=PromptConfig(scoring=by, length_normalized=True),  # type: ignore[arg-type]
+        config=PromptConfig(scoring=by, normalization="choice"),  # type: ignore[arg-type]
         max_length=base.max_length,
         **question,  # type: ignore[arg-type]
     )
@@ -122,7 +122,7 @@ def test_neither_neighbours_nor_padding_matter(architecture: str) -> None:
 def test_the_order_of_choices_does_not_matter() -> None:
     model = tiny_model()
     (row,) = random_rows(1, seed=4)
-    turned = PackedRow(row.prompt, row.continuations[::-1], row.length_normalized)
+    turned = PackedRow(row.prompt, row.continuations[::-1], row.normalization)
     torch.testing.assert_close(packed(model, [turned])[0, 0].flip(0), packed(model, [row])[0, 0], rtol=0, atol=1e-5)
 
 
@@ -215,8 +215,8 @@ def test_answers_come_in_the_order_of_the_questions() -> None:
 def test_no_forward_pass_exceeds_the_bound_of_padded_tokens_times_draws(n_samples: int) -> None:
     model, modules = injected()
     # Long prompts with short choices beside short prompts with long ones: the padded rectangle outgrows every row.
-    long_prompt = PackedRow(tuple(range(1, 31)), ((1,), (2,)), False)
-    long_choice = PackedRow((1,), (tuple(range(1, 31)), (2,)), False)
+    long_prompt = PackedRow(tuple(range(1, 31)), ((1,), (2,)), "none")
+    long_choice = PackedRow((1,), (tuple(range(1, 31)), (2,)), "none")
     rows = [long_prompt, long_choice] * 6
     draws = random_draws(modules, n_samples)
     with recorded_batches(model) as sizes:
@@ -227,7 +227,7 @@ def test_no_forward_pass_exceeds_the_bound_of_padded_tokens_times_draws(n_sample
 
 def test_draws_are_split_where_one_row_under_all_of_them_exceeds_the_bound() -> None:
     model, modules = injected()
-    rows = [PackedRow(tuple(range(1, 21)), ((1, 2), (2,)), False)]  # 21 tokens
+    rows = [PackedRow(tuple(range(1, 21)), ((1, 2), (2,)), "none")]  # 21 tokens
     draws = random_draws(modules, 8, scaling=0.7)
     with recorded_batches(model) as sizes:
         got = score_all(model, rows, draws, max_batch_tokens=70)

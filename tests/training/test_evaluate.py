@@ -94,6 +94,6 @@ def test_evaluation_leaves_no_graph() -> None:
 
 def test_a_row_that_is_certain_and_wrong_has_a_finite_nll() -> None:
     model, modules = injected()
-    certain = LabelledRow(PackedRow((3, 4), ((5,), (6,)), False), 0)
+    certain = LabelledRow(PackedRow((3, 4), ((5,), (6,)), "none"), 0)
     draws = random_draws(modules, 1, scaling=200.0)
     assert evaluate(model, [certain], draws).metrics.to_dict()["nll"] < float("inf")

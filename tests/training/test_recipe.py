@@ -81,14 +81,14 @@ def test_the_record_says_how_the_adapter_was_made(tmp_path: Path, base_folder: P
 def test_settings_reach_the_adapter(tmp_path: Path, base_folder: Path, toy_file: Path) -> None:
     config = trained(
         *(base_folder, toy_file, tmp_path / "toy", "--epochs", "0.5", "--choices", "warm|cold", "--layers", "last:1"),
-        *("--target-modules", "q_proj,o_proj", "--template", "Say: {prompt}", "--length-normalized"),
+        *("--target-modules", "q_proj,o_proj", "--template", "Say: {prompt}", *("--normalization", "choice")),
         *("--prior-std", "0.3", "--bank-seed", "9", "--min-confidence", "0.7", "--max-mutual-information", "0.1"),
     )
     assert set(config.modules) == {f"model.layers.1.self_attn.{name}" for name in ("q_proj", "o_proj")}
     assert config.target_modules == ("q_proj", "o_proj")
     assert config.prompt.template == "Say: {prompt}"
     assert config.prompt.choices == ("warm", "cold")
-    assert config.prompt.length_normalized
+    assert config.prompt.normalization == "choice"
     assert (config.posterior.rank, config.posterior.prior_std) == (2, 0.3)
     assert config.sampling.seed == 9
     assert config.policy == {"min_confidence": 0.7, "max_mutual_information": 0.1}

@@ -5,7 +5,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TypeVar, get_args
 
-from blora.config import FamilyName, MethodName, PosteriorConfig, PromptConfig, SamplingConfig, ScoringName
+from blora.config import (
+    FamilyName,
+    MethodName,
+    NormalizationName,
+    PosteriorConfig,
+    PromptConfig,
+    SamplingConfig,
+    ScoringName,
+)
 from training.commands.arguments import positive
 from training.config import DEFAULT_LEARNING_RATES, TrainConfig
 
@@ -31,7 +39,12 @@ def _parser() -> ArgumentParser:
     prompt = parser.add_argument_group("prompt")
     prompt.add_argument("--template", help=r"text with {prompt} (default: 'Question: {prompt}\nAnswer:' for questions)")
     prompt.add_argument("--scoring", choices=get_args(ScoringName), default="text", help="what of a choice is scored")
-    prompt.add_argument("--length-normalized", action="store_true", help="divide log-probabilities by token counts")
+    prompt.add_argument(
+        "--normalization",
+        choices=get_args(NormalizationName),
+        default=PromptConfig().normalization,
+        help="divide log-probabilities by nothing, the choice's length, or its question's mean length of choices",
+    )
 
     model = parser.add_argument_group("model")
     model.add_argument("--base-model", default="embedded", help="hub id[@revision], folder, .gguf file, or embedded")
@@ -104,7 +117,7 @@ def main(argv: list[str]) -> int:
         template=arguments.template or "{prompt}",
         choices=arguments.choices,
         scoring=arguments.scoring,
-        length_normalized=arguments.length_normalized,
+        normalization=arguments.normalization,
     )
     sampling = SamplingConfig(n_samples=arguments.n_samples, seed=arguments.bank_seed)
 
