@@ -11,13 +11,11 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from peft import LoraConfig
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -25,20 +23,19 @@ from blora.base_model import BaseModel
 from blora.config import FORMAT_VERSION, AdapterConfig
 from blora.decision.abstention import Policy
 from blora.errors import AdapterError, ConfigError, NumericalError
+from blora.lora import LORA_CONFIG_FILE, WEIGHTS_FILE, read_tensors, tensor_name
 from blora.model_card import model_card
-from blora.posterior.draws import Draws, Factors
+from blora.posterior.draws import Draws
 from blora.posterior.inject import inject, layer_index, linear_modules
 from blora.posterior.layer import LoraLinear
 from blora.posterior.posterior import Posterior
 
-__all__ = ["Adapter", "attach", "check_output", "load_adapter", "read_lora", "save_adapter"]
+__all__ = ["Adapter", "attach", "check_output", "load_adapter", "save_adapter"]
 
 CONFIG_FILE = "bayesian_config.json"
 POSTERIOR_FILE = "posterior.safetensors"
-PEFT_CONFIG_FILE = "adapter_config.json"
-PEFT_WEIGHTS_FILE = "adapter_model.safetensors"
 CARD_FILE = "README.md"
-DIGESTED = (PEFT_CONFIG_FILE, PEFT_WEIGHTS_FILE, CONFIG_FILE, POSTERIOR_FILE)
+DIGESTED = (LORA_CONFIG_FILE, WEIGHTS_FILE, CONFIG_FILE, POSTERIOR_FILE)
 # Formats that can run code when they are opened.
 UNSAFE_SUFFIXES = {".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"}
 # What decides which update PEFT computes from the weights.
@@ -102,7 +99,7 @@ def save_adapter(path: Path, posterior: Posterior, config: AdapterConfig, base: 
         save_file(tensors, partial / POSTERIOR_FILE, metadata={"format": "pt"})
         with torch.no_grad():
             mean = posterior.mean()
-        save_file(_peft_tensors(mean), partial / PEFT_WEIGHTS_FILE, metadata={"format": "pt"})
+        save_file(_peft_tensors(mean), partial / WEIGHTS_FILE, metadata={"format": "pt"})
         _peft_config(config, base).save_pretrained(str(partial))
         (partial / CONFIG_FILE).write_text(json.dumps(config.to_dict(), indent=2) + "\n")
         (partial / CARD_FILE).write_text(model_card(config, path.name))
@@ -146,50 +143,12 @@ def load_adapter(path: str | Path, base: BaseModel, *, name: str | None = None) 
     _check_base(config, base)
     posterior = Posterior(config.modules, config.posterior, seed=0)
     expected = {_disk_name(key): (key, tensor) for key, tensor in posterior.state_dict().items()}
-    tensors = _read_tensors(folder / POSTERIOR_FILE, {disk: tensor for disk, (_, tensor) in expected.items()})
+    tensors = read_tensors(folder / POSTERIOR_FILE, {disk: tensor for disk, (_, tensor) in expected.items()})
     posterior.load_state_dict({key: tensors[disk] for disk, (key, _) in expected.items()})
     posterior.eval().requires_grad_(False)
-    _check_peft_config(folder / PEFT_CONFIG_FILE, config, base)
-    _check_mean(folder / PEFT_WEIGHTS_FILE, posterior)
+    _check_peft_config(folder / LORA_CONFIG_FILE, config, base)
+    _check_mean(folder / WEIGHTS_FILE, posterior)
     return Adapter(name or folder.resolve().name, folder, _digest(folder), config, posterior)
-
-
-def read_lora(path: Path, modules: Mapping[str, tuple[int, int]], rank: int, alpha: float) -> dict[str, Factors]:
-    """The factors of a plain PEFT LoRA, or of an adapter's mean, on exactly these modules.
-
-    Args:
-        path: a directory with PEFT's two files.
-        modules: (d_out, d_in) of each module that it must adapt, by name.
-        rank: its rank.
-        alpha: its scale.
-
-    Returns:
-        A (1, rank, d_in) and B (1, d_out, rank) of each module.
-
-    Raises:
-        AdapterError: if it is missing, adapts other modules, or has another rank or scale.
-    """
-    try:
-        found = json.loads((path / PEFT_CONFIG_FILE).read_text())
-    except (OSError, ValueError) as exc:
-        raise AdapterError(f"got LoRA {path} without a readable {PEFT_CONFIG_FILE} ({exc}); check the path") from exc
-    settings = found if isinstance(found, dict) else {}
-    plain = {"use_rslora": False, "use_dora": False, "rank_pattern": {}, "alpha_pattern": {}}
-    for name, wanted in {"r": rank, "lora_alpha": alpha, **plain}.items():
-        if settings.get(name, plain.get(name)) != wanted:
-            raise AdapterError(
-                f"got {name} = {settings.get(name)!r} in {path}, expected {wanted}; start from a plain LoRA"
-            )
-    expected = {
-        _peft_name(name, side): torch.empty(rank, d_in) if side == "A" else torch.empty(d_out, rank)
-        for name, (d_out, d_in) in modules.items()
-        for side in ("A", "B")
-    }
-    tensors = _read_tensors(path / PEFT_WEIGHTS_FILE, expected)
-    return {
-        name: Factors(tensors[_peft_name(name, "A")].float()[None], tensors[_peft_name(name, "B")].float()[None])
-        for name in modules
-    }
 
 
 def _check_files(folder: Path) -> None:
@@ -238,28 +197,6 @@ def _check_base(config: AdapterConfig, base: BaseModel) -> None:
             )
 
 
-def _read_tensors(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Reads exactly the expected tensors, by name and shape, all finite."""
-    try:
-        with safe_open(file, framework="pt") as opened:
-            names = set(opened.keys())
-            if missing := sorted(expected.keys() - names):
-                raise AdapterError(f"got {file.name} without {_some(missing)}; restore the file or train again")
-            if unknown := sorted(names - expected.keys()):
-                raise AdapterError(f"got {file.name} with tensors that match no module: {_some(unknown)}")
-            tensors = {name: opened.get_tensor(name) for name in sorted(names)}
-    except (SafetensorError, OSError) as exc:
-        raise AdapterError(f"got {file}, which is not a safetensors file ({exc}); restore it or train again") from exc
-    for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape:
-            raise AdapterError(
-                f"got {name} of shape {tuple(tensor.shape)} in {file.name}, expected {tuple(expected[name].shape)}"
-            )
-        if not bool(tensor.isfinite().all()):
-            raise AdapterError(f"got {name} in {file.name} with values that are not finite; train again")
-    return tensors
-
-
 def _check_peft_config(file: Path, config: AdapterConfig, base: BaseModel) -> None:
     """Refuses a PEFT config under which PEFT would compute something else than the posterior's mean."""
     try:
@@ -283,7 +220,7 @@ def _check_mean(file: Path, posterior: Posterior) -> None:
         expected = _peft_tensors(posterior.mean())
     except NumericalError as exc:
         raise AdapterError(f"got a posterior without a mean ({exc}); train again") from exc
-    for name, tensor in _read_tensors(file, expected).items():
+    for name, tensor in read_tensors(file, expected).items():
         if not bool(expected[name].isfinite().all()):
             raise AdapterError(f"got a posterior whose mean of {name} is not finite; train again")
         difference = (tensor.float() - expected[name]).abs().max().item()
@@ -308,13 +245,9 @@ def _disk_name(key: str) -> str:
 def _peft_tensors(mean: Draws) -> dict[str, Tensor]:
     tensors = {}
     for name, factors in mean.factors.items():
-        tensors[_peft_name(name, "A")] = factors.A[0].contiguous()
-        tensors[_peft_name(name, "B")] = factors.B[0].contiguous()
+        tensors[tensor_name(name, "A")] = factors.A[0].contiguous()
+        tensors[tensor_name(name, "B")] = factors.B[0].contiguous()
     return tensors
-
-
-def _peft_name(module: str, side: str) -> str:
-    return f"base_model.model.{module}.lora_{side}.weight"
 
 
 def _peft_config(config: AdapterConfig, base: BaseModel) -> LoraConfig:
@@ -334,7 +267,3 @@ def _peft_config(config: AdapterConfig, base: BaseModel) -> LoraConfig:
         fan_in_fan_out=not isinstance(wrapped, torch.nn.Linear),
         inference_mode=True,
     )
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

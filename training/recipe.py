@@ -4,22 +4,24 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 
-from blora.adapter import check_output, read_lora, save_adapter
+from blora.adapter import check_output, save_adapter
 from blora.base_model import BaseModel, load_base_model
 from blora.config import AdapterConfig, PosteriorConfig, PromptConfig, SamplingConfig
 from blora.decision.abstention import Policy
 from blora.inference.scoring import check_packing
+from blora.lora import read_lora
 from blora.posterior.inject import default_targets, parse_layers, select_modules
 from blora.posterior.posterior import Posterior
 from training.checkpoints import claim, last_complete, release
 from training.config import TrainConfig
 from training.data import ExampleSet, read_examples, split_examples
-from training.evaluate import Evaluation
 from training.provenance import command_line, machine, revision
 from training.rows import pack_examples
 from training.trainer import fit
+from training.tune import Trial, scorer, trial_of
 
 __all__ = ["Recipe", "train_adapter"]
 
@@ -69,15 +71,15 @@ class Recipe:
     argv: tuple[str, ...]
 
 
-def train_adapter(recipe: Recipe, output: Path) -> Evaluation:
-    """Trains a posterior and writes its adapter directory.
+def train_adapter(recipe: Recipe, output: Path) -> Trial:
+    """Trains a posterior, finds its temperature, and writes its adapter directory.
 
     Args:
         recipe: the run.
         output: the directory to write.
 
     Returns:
-        The evaluation on the validation rows.
+        What the validation rows say of it.
 
     Raises:
         BloraError: for bad data, a bad base model or bad settings, before any training.
@@ -104,17 +106,30 @@ def train_adapter(recipe: Recipe, output: Path) -> Evaluation:
             checkpoint = claim(work_dir, run, resume=recipe.training.resume)
         else:
             checkpoint = last_complete(work_dir)
-    result = fit(base, posterior, rows, validation_rows, recipe.training, checkpoint)
+    fitted = fit(base, posterior, rows, validation_rows, recipe.training, checkpoint)
+    # A point has one draw.
+    n_samples = 1 if recipe.posterior.method == "lora" else recipe.sampling.n_samples
+    score = scorer(base, posterior, validation_rows, n_samples, recipe.sampling.seed)
+    result = trial_of(1.0, score(1.0), torch.tensor([row.label for row in validation_rows]))
     config = AdapterConfig(
         base_model=base.ref,
         target_modules=tuple(targets),
         modules=modules,
         posterior=recipe.posterior,
         prompt=prompt,
-        # A point has one draw.
-        sampling=replace(recipe.sampling, n_samples=1) if recipe.posterior.method == "lora" else recipe.sampling,
+        sampling=replace(recipe.sampling, n_samples=n_samples, temperature=result.temperature),
         policy=recipe.policy,
-        training=_record(recipe, base, train, validation, result),
+        training=_record(recipe, base, train)
+        | {
+            "seconds": fitted.seconds,
+            "validation": {
+                "source": validation.source,
+                "digest": validation.digest,
+                "n_examples": len(validation.examples),
+                "n_samples": n_samples,
+                **result.metrics.to_dict(),
+            },
+        },
     )
     processes.wait_for_everyone()
     if processes.is_main_process:
@@ -145,9 +160,7 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     return settings
 
 
-def _record(
-    recipe: Recipe, base: BaseModel, train: ExampleSet, validation: ExampleSet, result: Evaluation
-) -> dict[str, object]:
+def _record(recipe: Recipe, base: BaseModel, train: ExampleSet) -> dict[str, object]:
     return {
         "command": command_line("train", list(recipe.argv)),
         "revision": revision(),
@@ -156,11 +169,4 @@ def _record(
         "settings": _settings(recipe)["training"],
         "init_from": str(recipe.init_from) if recipe.init_from is not None else None,
         "train": {"source": train.source, "digest": train.digest, "n_examples": len(train.examples)},
-        "validation": {
-            "source": validation.source,
-            "digest": validation.digest,
-            "n_examples": len(validation.examples),
-            "n_samples": result.n_samples,
-            **result.metrics.to_dict(),
-        },
     }

@@ -1,6 +1,8 @@
 """Fitting a posterior with the Hugging Face Trainer, which brings accelerate, checkpoints, bars and trackers."""
 
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,22 @@ from training.rows import LabelledRow, collate_labelled
 from training.sampler import LengthGroupedOrder
 from training.trunk import with_states
 
-__all__ = ["PosteriorTrainer", "fit"]
+__all__ = ["Fitted", "PosteriorTrainer", "fit"]
 
 CHECKPOINT_FILE = "posterior.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What is left of a training run besides the posterior at its best.
+
+    Attributes:
+        seconds: spent in steps of this process; validation is not counted.
+        last: the posterior's state after the last step.
+    """
+
+    seconds: float
+    last: dict[str, Tensor]
 
 
 def fit(
@@ -34,7 +49,7 @@ def fit(
     validation: Sequence[LabelledRow],
     config: TrainConfig,
     checkpoint: Path | None = None,
-) -> Evaluation:
+) -> Fitted:
     """Fits a posterior in place and leaves it at its best validation NLL.
 
     Args:
@@ -45,8 +60,6 @@ def fit(
         config: how.
         checkpoint: go on from here.
 
-    Returns:
-        The evaluation on the validation rows at the end.
     """
     inject(base.model, posterior.modules_shape)
     layer = first_layer(posterior.modules_shape)
@@ -62,7 +75,7 @@ def fit(
     trainer = PosteriorTrainer(elbo, train, validation, config, on_cpu=base.device.type == "cpu")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     posterior.requires_grad_(False)
-    return trainer.validate()
+    return Fitted(trainer.seconds, trainer.last)
 
 
 class PosteriorTrainer(Trainer):
@@ -115,6 +128,8 @@ class PosteriorTrainer(Trainer):
         self.validation = validation
         self.config = config
         self.parts: list[Loss] = []
+        self.seconds = 0.0
+        self.last: dict[str, Tensor] = {}
         elbo.rank = self.args.process_index
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
@@ -126,7 +141,10 @@ class PosteriorTrainer(Trainer):
         """One forward and backward pass, its noise numbered so that a resumed run draws what it would have drawn."""
         steps_done = self.state.global_step * self.args.gradient_accumulation_steps
         self.elbo.n_forwards = max(self.elbo.n_forwards, steps_done)
-        return super().training_step(model, inputs, num_items_in_batch)
+        began = time.perf_counter()
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.seconds += time.perf_counter() - began
+        return loss
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -171,5 +189,6 @@ class PosteriorTrainer(Trainer):
         self.elbo.posterior.load_state_dict(load_file(Path(resume_from_checkpoint) / CHECKPOINT_FILE))
 
     def _load_best_model(self) -> None:
+        self.last = {name: tensor.clone() for name, tensor in self.elbo.posterior.state_dict().items()}
         if self.state.best_model_checkpoint is not None:
             self._load_from_checkpoint(self.state.best_model_checkpoint)

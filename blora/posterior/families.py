@@ -36,6 +36,10 @@ class Family(Protocol):
         """Moves every draw by a matrix (m, n), in place."""
         ...
 
+    def widen(self, factor: float) -> None:
+        """Multiplies every standard deviation by a factor, in place."""
+        ...
+
     def kl_divergence(self, generator: torch.Generator) -> Tensor:
         """KL[q(V) || N(0, I)] in nats, a scalar; the generator is used only where there is no closed form."""
         ...
@@ -44,6 +48,11 @@ class Family(Protocol):
 def inverse_softplus(value: float) -> float:
     """The x with softplus(x) = value, for value > 0."""
     return value + math.log(-math.expm1(-value))
+
+
+def _inverse_softplus(value: Tensor) -> Tensor:
+    """The same, of each element."""
+    return value + torch.log(-torch.expm1(-value))
 
 
 class Diagonal(nn.Module):
@@ -71,6 +80,11 @@ class Diagonal(nn.Module):
     def shift(self, by: Tensor) -> None:
         """Moves every draw by a matrix (m, n), in place."""
         self.inducing_mean.add_(by)
+
+    @torch.no_grad()
+    def widen(self, factor: float) -> None:
+        """Multiplies every standard deviation by a factor, in place."""
+        self.raw_scale.copy_(_inverse_softplus(factor * self.scale))
 
     def kl_divergence(self, generator: torch.Generator) -> Tensor:
         """KL[q(V) || N(0, I)] in nats, in closed form."""
@@ -115,6 +129,13 @@ class MatrixNormal(nn.Module):
     def shift(self, by: Tensor) -> None:
         """Moves every draw by a matrix (m, n), in place."""
         self.inducing_mean.add_(by)
+
+    @torch.no_grad()
+    def widen(self, factor: float) -> None:
+        """Multiplies every standard deviation by a factor, in place, half on either side."""
+        for raw, chol in ((self.raw_row, self.row_factor), (self.raw_col, self.col_factor)):
+            wider = math.sqrt(factor) * chol
+            raw.copy_(wider.tril(-1) + torch.diag(_inverse_softplus(wider.diagonal())))
 
     def kl_divergence(self, generator: torch.Generator) -> Tensor:
         """KL[q(V) || N(0, I)] in nats, in closed form."""
@@ -169,6 +190,10 @@ class Flow(nn.Module):
     def shift(self, by: Tensor) -> None:
         """Moves every base draw by a matrix (m, n), in place: every draw, while the flow is the identity."""
         self.base.shift(by)
+
+    def widen(self, factor: float) -> None:
+        """Multiplies every standard deviation of the base by a factor, in place."""
+        self.base.widen(factor)
 
     def kl_divergence(self, generator: torch.Generator) -> Tensor:
         """KL[q(V) || N(0, I)] in nats, a Monte Carlo estimate: E_q[log q(V) - log p(V)]."""

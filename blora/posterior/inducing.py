@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blora.config import PosteriorConfig
-from blora.errors import NumericalError, ShapeError
+from blora.errors import ConfigError, NumericalError, ShapeError
 from blora.posterior.families import inverse_softplus, make_family
 from blora.posterior.noise import Noise, standard_normal
 
@@ -165,6 +165,22 @@ class InducingFactor(nn.Module):
                 f"got a mean for {self.name} that {len(self.Z_r)} x {len(self.Z_c)} inducing weights cannot reach "
                 f"(relative error {error:.2g}); raise --inducing-rows and --inducing-cols to at least its rank"
             )
+
+    @torch.no_grad()
+    def widen(self, factor: float) -> None:
+        """Multiplies the posterior's standard deviations by a factor, in place; the mean stays.
+
+        Raises:
+            ConfigError: if lambda_ would reach lambda_max.
+        """
+        share = factor * self.lambda_ / self.lambda_max
+        if not share < 1:
+            raise ConfigError(
+                f"got lambda_ = {factor * self.lambda_.item():.3g} for {self.name}, expected less than "
+                f"lambda_max = {self.lambda_max:g}; widen less, or train with a larger --lambda-max"
+            )
+        self.raw_lambda.copy_(torch.logit(share))
+        self.family.widen(factor)
 
     def kl_divergence(self, generator: torch.Generator) -> Tensor:
         """KL[q || p] of this factor in nats: that of q(V), and that of the conditional noise."""

@@ -42,6 +42,9 @@ class PointFactor(nn.Module):
             raise ShapeError(f"got a mean of shape {tuple(W.shape)}, expected {tuple(self.weight.shape)}")
         self.weight.copy_(W)
 
+    def widen(self, factor: float) -> None:
+        """Does nothing: a point has no width."""
+
     def kl_divergence(self, generator: torch.Generator) -> Tensor:
         """Zero: a point has no finite divergence from the prior, and none is charged."""
         return self.weight.new_zeros(())

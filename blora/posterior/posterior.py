@@ -27,14 +27,23 @@ class Posterior(nn.Module):
         modules: (d_out, d_in) of each adapted module, by its name in the base model.
         config: rank, alpha, method and the family's settings.
         seed: of the initial parameters.
+        make: makes a factor of its rows, its columns, the standard deviation of its mean at the start and its name,
+            which ends in .A or .B; by default that of config.method.
     """
 
-    def __init__(self, modules: Mapping[str, tuple[int, int]], config: PosteriorConfig, seed: int) -> None:
+    def __init__(
+        self,
+        modules: Mapping[str, tuple[int, int]],
+        config: PosteriorConfig,
+        seed: int,
+        *,
+        make: Callable[[int, int, float, str], nn.Module] | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
         self.modules_shape = dict(modules)
         generator = generator_of(seed)
-        make = _factor_maker(config, generator)
+        make = make or _factor_maker(config, generator)
         self.A = nn.ModuleDict()
         self.B = nn.ModuleDict()
         for name, (d_out, d_in) in modules.items():
@@ -69,6 +78,16 @@ class Posterior(nn.Module):
         for name in self.modules_shape:
             self.A[_key(name)].set_mean(mean[name].A[0])  # type: ignore[operator]
             self.B[_key(name)].set_mean(mean[name].B[0])  # type: ignore[operator]
+
+    def widen(self, factor: float) -> None:
+        """Multiplies the standard deviations of every factor, in place; the mean stays.
+
+        Raises:
+            ConfigError: if a lambda_ would reach lambda_max.
+        """
+        for side in (self.A, self.B):
+            for weight in side.values():
+                weight.widen(factor)  # type: ignore[operator]
 
     def kl_divergence(self, generator: torch.Generator) -> Tensor:
         """KL[q || p] summed over every factor, in nats."""

@@ -230,3 +230,20 @@ def test_samples_and_kl_are_differentiable_in_every_parameter(name: str, monkeyp
         return torch.func.functional_call(Both(), state, ())
 
     assert torch.autograd.gradcheck(call, tuple(value.detach().clone().requires_grad_() for value in values))
+
+
+@pytest.mark.parametrize("name", ["diagonal", "matrix_normal"])
+def test_widening_multiplies_every_deviation_from_the_mean(name: str) -> None:
+    family = perturbed(make(name, random(M, N)), std=0.2)
+    before = family.sample(standard_normal(5, generator())) - family.mean()
+    mean = family.mean().clone()
+    family.widen(1.7)
+    torch.testing.assert_close(family.mean(), mean, rtol=0, atol=0)
+    torch.testing.assert_close(family.sample(standard_normal(5, generator())) - family.mean(), 1.7 * before)
+
+
+def test_widening_a_flow_widens_its_base() -> None:
+    family = make("flow", random(M, N), scale=0.2)
+    before = family.sample(standard_normal(5, generator())) - family.mean()
+    family.widen(3.0)
+    torch.testing.assert_close(family.sample(standard_normal(5, generator())) - family.mean(), 3.0 * before)

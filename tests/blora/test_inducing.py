@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from blora.config import PosteriorConfig
-from blora.errors import NumericalError, ShapeError
+from blora.errors import ConfigError, NumericalError, ShapeError
 from blora.posterior.families import FAMILY_NAMES, Flow, inverse_softplus
 from blora.posterior.inducing import InducingFactor
 from blora.posterior.noise import standard_normal
@@ -318,3 +318,25 @@ def test_the_mean_of_a_flow_can_be_set_while_it_is_the_identity() -> None:
     wanted = torch.randn(*f.shape, generator=generator(1), dtype=torch.float64)
     f.set_mean(wanted)
     close(f.mean(), wanted, 1e-6)
+
+
+# Widening
+
+
+@pytest.mark.parametrize("family", ["diagonal", "matrix_normal"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_widening_multiplies_the_covariance_by_the_square(shape: tuple[int, int, int, int], family: str) -> None:
+    f = make(shape, family=family, lambda_init=0.6)
+    mean, covariance = exact_moments(f)
+    f.widen(1.5)
+    wider_mean, wider = exact_moments(f)
+    close(wider_mean, mean)
+    close(wider, 1.5**2 * covariance)
+
+
+def test_a_posterior_cannot_be_widened_beyond_its_cap() -> None:
+    f = make(lambda_init=1.0, lambda_max=2.0)
+    before = {name: value.clone() for name, value in f.state_dict().items()}
+    with pytest.raises(ConfigError, match="lambda_max = 2"):
+        f.widen(2.0)
+    assert all(torch.equal(value, before[name]) for name, value in f.state_dict().items())

@@ -57,7 +57,7 @@ def test_training_writes_an_adapter_that_loads(
     assert config.base_model.id == "tiny-llama"
     assert config.sampling.n_samples == (1 if form == "lora" else 3)
     validation = config.training["validation"]
-    assert (validation["n_examples"], validation["n_samples"]) == (2, 1 if form == "lora" else 4)
+    assert (validation["n_examples"], validation["n_samples"]) == (2, 1 if form == "lora" else 3)
     assert all(0 <= validation[name] < float("inf") for name in ("accuracy", "nll", "ece", "brier", "aurc"))
     assert f"wrote {output}: validation accuracy {validation['accuracy']:.3f}" in capsys.readouterr().out
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import EarlyStoppingCallback
 
@@ -16,8 +17,10 @@ from tests.scenarios import tiny_base, tiny_model
 from tests.training.toys import labelled, toy_config, toy_data, toy_posterior
 from training import trainer as module
 from training.checkpoints import last_complete
+from training.config import TrainConfig
 from training.evaluate import Evaluation, evaluate
 from training.objective import Elbo
+from training.rows import LabelledRow
 from training.sampler import LengthGroupedOrder
 from training.trainer import fit
 
@@ -39,18 +42,26 @@ def run(
     resume: bool = False,
     **settings: Any,
 ) -> tuple[Posterior, Evaluation]:
-    """A posterior fitted to toy rows; `flipped` validates on the opposite answers."""
+    """A posterior fitted to toy rows, and its evaluation; `flipped` validates on the opposite answers."""
     base = tiny_base()
     posterior = toy_posterior(base, seed=seed, **FORMS[form])
-    result = fit(
+    validation = labelled(base, toy_data(6, seed=1, flipped=flipped))
+    config = toy_config(work_dir, seed=seed, **settings)
+    fit(
         base,
         posterior,
         labelled(base, toy_data(n_train)),
-        labelled(base, toy_data(6, seed=1, flipped=flipped)),
-        toy_config(work_dir, seed=seed, **settings),
+        validation,
+        config,
         last_complete(work_dir) if resume and work_dir.is_dir() else None,
     )
-    return posterior, result
+    return posterior, evaluated(base, posterior, validation, config)
+
+
+def evaluated(base: BaseModel, posterior: Posterior, validation: list[LabelledRow], config: TrainConfig) -> Evaluation:
+    """As the trainer validates."""
+    n_samples = 1 if posterior.config.method == "lora" else config.validation_draws
+    return evaluate(base.model, validation, SampleBank.draw(posterior, "digest", n_samples, config.seed).draws)
 
 
 def states(work_dir: Path) -> dict[int, dict[str, Any]]:
@@ -135,10 +146,10 @@ def test_validation_runs_without_dropout(tmp_path: Path) -> None:
     assert base.model.config.resid_pdrop > 0
     posterior = toy_posterior(base, method="lora")
     rows = labelled(base, toy_data(8))
-    result = fit(base, posterior, rows, rows, toy_config(tmp_path, epochs=1))
-    assert result.metrics == evaluate(base.model.eval(), rows, posterior.mean()).metrics
+    fit(base, posterior, rows, rows, toy_config(tmp_path, epochs=1))
     logged = [entry["eval_nll"] for entry in last_log(tmp_path) if "eval_nll" in entry]
-    assert logged == [pytest.approx(result.metrics.nll, abs=1e-6)]
+    without = evaluate(base.model.eval(), rows, posterior.mean()).metrics.nll
+    assert logged == [pytest.approx(without, abs=1e-6)]
 
 
 def test_a_run_repeats_to_the_last_bit(tmp_path: Path) -> None:
@@ -147,14 +158,28 @@ def test_a_run_repeats_to_the_last_bit(tmp_path: Path) -> None:
     assert a.metrics == b.metrics
 
 
-def test_the_result_is_the_evaluation_of_what_was_learnt(tmp_path: Path, base: BaseModel) -> None:
+def test_what_is_logged_is_the_evaluation_of_what_was_learnt(tmp_path: Path, base: BaseModel) -> None:
     posterior = toy_posterior(base)
     validation = labelled(base, toy_data(6, seed=1))
     config = toy_config(tmp_path, epochs=1, validation_draws=5, seed=3)
-    result = fit(base, posterior, labelled(base, toy_data(8)), validation, config)
-    bank = SampleBank.draw(posterior, "digest", 5, seed=3)
-    assert result.n_samples == 5
-    assert result.metrics == evaluate(base.model, validation, bank.draws).metrics
+    fit(base, posterior, labelled(base, toy_data(8)), validation, config)
+    [logged] = [entry for entry in last_log(tmp_path) if "eval_nll" in entry]
+    for name, value in evaluated(base, posterior, validation, config).metrics.to_dict().items():
+        assert logged[f"eval_{name}"] == pytest.approx(value, abs=1e-6)
+
+
+def test_the_state_after_the_last_step_is_kept_beside_the_best(tmp_path: Path) -> None:
+    base = tiny_base()
+    posterior = toy_posterior(base, method="lora")
+    config = toy_config(tmp_path, epochs=4, learning_rate=3e-2, warmup=0.0)
+    fitted = fit(
+        base, posterior, labelled(base, toy_data(16)), labelled(base, toy_data(6, seed=1, flipped=True)), config
+    )
+    newest = load_file(tmp_path / f"checkpoint-{max(states(tmp_path))}" / "posterior.safetensors")
+    best = posterior.state_dict()
+    assert fitted.seconds > 0
+    assert all(torch.equal(fitted.last[name], tensor) for name, tensor in newest.items())
+    assert not all(torch.equal(fitted.last[name], tensor) for name, tensor in best.items())
 
 
 def test_plain_lora_is_validated_once(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from pathlib import Path
 
 from blora.errors import ConfigError
-from training.commands.arguments import positive
+from training.commands.arguments import add_model, positive
 
 __all__ = ["SUMMARY", "main"]
 
@@ -28,9 +28,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--json", type=Path, help="write the result here; with several --n-samples the name holds {n_samples}"
     )
-    parser.add_argument("--base-model", default="embedded", help="hub id[@revision], folder, .gguf file, or embedded")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda ...")
-    parser.add_argument("--dtype", default="auto", help="of the base model: auto, float32, bfloat16 or float16")
+    add_model(parser)
     return parser
 
 

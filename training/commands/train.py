@@ -8,13 +8,10 @@ from typing import TypeVar, get_args
 from blora.config import (
     FamilyName,
     MethodName,
-    NormalizationName,
     PosteriorConfig,
-    PromptConfig,
     SamplingConfig,
-    ScoringName,
 )
-from training.commands.arguments import positive
+from training.commands.arguments import add_model, add_prompt, positive, read_prompt
 from training.config import DEFAULT_LEARNING_RATES, TrainConfig
 
 __all__ = ["SUMMARY", "main"]
@@ -34,22 +31,11 @@ def _parser() -> ArgumentParser:
     data.add_argument("--train-examples", type=positive, help="rows to train on (default: nine tenths, or all)")
     data.add_argument("--validation-examples", type=positive, help="rows to validate on (default: the rest, or all)")
     data.add_argument("--split-seed", type=int, default=0, help="of the random order in which rows are divided")
-    data.add_argument("--choices", type=_labels, help="the fixed label set, separated by |")
 
-    prompt = parser.add_argument_group("prompt")
-    prompt.add_argument("--template", help=r"text with {prompt} (default: 'Question: {prompt}\nAnswer:' for questions)")
-    prompt.add_argument("--scoring", choices=get_args(ScoringName), default="text", help="what of a choice is scored")
-    prompt.add_argument(
-        "--normalization",
-        choices=get_args(NormalizationName),
-        default=PromptConfig().normalization,
-        help="divide log-probabilities by nothing, the choice's length, or its question's mean length of choices",
-    )
+    add_prompt(parser.add_argument_group("prompt"))
 
     model = parser.add_argument_group("model")
-    model.add_argument("--base-model", default="embedded", help="hub id[@revision], folder, .gguf file, or embedded")
-    model.add_argument("--device", default="auto", help="auto, cpu, cuda ...")
-    model.add_argument("--dtype", default="auto", help="of the base model: auto, float32, bfloat16 or float16")
+    add_model(model)
     model.add_argument("--target-modules", help="module names, separated by commas (default: PEFT's own)")
     model.add_argument("--layers", default="all", help="all, last:N, N or FIRST-LAST")
 
@@ -92,10 +78,6 @@ def _described(config: type) -> dict[str, str]:
     return {name: text for name, _, text in pairs}
 
 
-def _labels(text: str) -> tuple[str, ...]:
-    return tuple(label.strip() for label in text.split("|"))
-
-
 def main(argv: list[str]) -> int:
     """Trains and writes the adapter directory."""
     arguments = _parser().parse_args(argv)
@@ -113,12 +95,6 @@ def main(argv: list[str]) -> int:
         for name in ("min_confidence", "max_predictive_entropy", "max_mutual_information")
         if (value := getattr(arguments, name)) is not None
     }
-    prompt = PromptConfig(
-        template=arguments.template or "{prompt}",
-        choices=arguments.choices,
-        scoring=arguments.scoring,
-        normalization=arguments.normalization,
-    )
     sampling = SamplingConfig(n_samples=arguments.n_samples, seed=arguments.bank_seed)
 
     from training.recipe import Recipe, train_adapter
@@ -138,7 +114,7 @@ def main(argv: list[str]) -> int:
         layers=arguments.layers,
         posterior=posterior,
         init_from=arguments.init_from,
-        prompt=prompt,
+        prompt=read_prompt(arguments),
         default_template=arguments.template is None,
         sampling=sampling,
         policy=policy or None,
@@ -149,7 +125,7 @@ def main(argv: list[str]) -> int:
     scores = result.metrics
     print(
         f"wrote {arguments.output}: validation accuracy {scores.accuracy:.3f}, NLL {scores.nll:.3f}, "
-        f"ECE {scores.ece:.3f} with {result.n_samples} draws"
+        f"ECE {scores.ece:.3f} at temperature {result.temperature:.2f}"
     )
     return 0
 

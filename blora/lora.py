@@ -1,0 +1,180 @@
+"""A plain LoRA in PEFT's two files: what it adapts, and its factors."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from blora.errors import AdapterError
+from blora.posterior.draws import Factors
+
+__all__ = [
+    "LORA_CONFIG_FILE",
+    "WEIGHTS_FILE",
+    "LoraShape",
+    "balanced",
+    "lora_shape",
+    "read_lora",
+    "read_tensors",
+    "tensor_name",
+]
+
+LORA_CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+# What a LoRA must not be: its update would then not be alpha / rank * B @ A.
+PLAIN = {"use_rslora": False, "use_dora": False, "rank_pattern": {}, "alpha_pattern": {}, "bias": "none"}
+_TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+
+
+@dataclass(frozen=True, slots=True)
+class LoraShape:
+    """What a LoRA adapts.
+
+    Attributes:
+        rank: of every update.
+        alpha: its scale; the update is alpha / rank * B @ A.
+        modules: (d_out, d_in) of each adapted module, by its name in the base model.
+    """
+
+    rank: int
+    alpha: float
+    modules: dict[str, tuple[int, int]]
+
+
+def lora_shape(path: Path) -> LoraShape:
+    """What a plain PEFT LoRA directory adapts.
+
+    Raises:
+        AdapterError: if it is missing, or no plain LoRA.
+    """
+    settings = _settings(path)
+    _check_plain(path, settings)
+    rank, alpha = settings.get("r"), settings.get("lora_alpha")
+    if not isinstance(rank, int) or not isinstance(alpha, int | float):
+        raise AdapterError(f"got r = {rank!r} and lora_alpha = {alpha!r} in {path}, expected numbers; check the file")
+    sides: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, shape in _shapes(path / WEIGHTS_FILE).items():
+        if not (match := _TENSOR.fullmatch(name)):
+            raise AdapterError(f"got tensor {name} in {path}, expected LoRA factors only; start from a plain LoRA")
+        sides.setdefault(match.group(1), {})[match.group(2)] = shape
+    modules = {}
+    for module, shapes in sides.items():
+        A, B = shapes.get("A", ()), shapes.get("B", ())
+        if len(A) != 2 or len(B) != 2 or A[0] != rank or B[1] != rank:
+            raise AdapterError(
+                f"got factors of shapes {A} and {B} for {module}, expected (rank, d_in) and (d_out, rank) "
+                f"with rank {rank}; start from a plain LoRA"
+            )
+        modules[module] = (B[0], A[1])
+    return LoraShape(rank, float(alpha), modules)
+
+
+def read_lora(path: Path, modules: Mapping[str, tuple[int, int]], rank: int, alpha: float) -> dict[str, Factors]:
+    """The factors of a plain PEFT LoRA, or of an adapter's mean, on exactly these modules.
+
+    Args:
+        path: a directory with PEFT's two files.
+        modules: (d_out, d_in) of each module that it must adapt, by name.
+        rank: its rank.
+        alpha: its scale.
+
+    Returns:
+        A (1, rank, d_in) and B (1, d_out, rank) of each module.
+
+    Raises:
+        AdapterError: if it is missing, adapts other modules, or has another rank or scale.
+    """
+    settings = _settings(path)
+    _check_plain(path, settings)
+    for name, wanted in {"r": rank, "lora_alpha": alpha}.items():
+        if settings.get(name) != wanted:
+            raise AdapterError(
+                f"got {name} = {settings.get(name)!r} in {path}, expected {wanted}; start from a LoRA of that size"
+            )
+    expected = {
+        tensor_name(name, side): torch.empty(rank, d_in) if side == "A" else torch.empty(d_out, rank)
+        for name, (d_out, d_in) in modules.items()
+        for side in ("A", "B")
+    }
+    tensors = read_tensors(path / WEIGHTS_FILE, expected)
+    return {
+        name: Factors(tensors[tensor_name(name, "A")].float()[None], tensors[tensor_name(name, "B")].float()[None])
+        for name in modules
+    }
+
+
+def balanced(factors: Factors) -> Factors:
+    """The same updates B A, factored so that both factors carry the square root of every singular value.
+
+    Noise of one size on either factor then means the same for both, whatever the optimiser made of their norms.
+
+    Args:
+        factors: A (S, rank, d_in) and B (S, d_out, rank).
+    """
+    left, R_left = torch.linalg.qr(factors.B)
+    right, R_right = torch.linalg.qr(factors.A.mT)
+    U, singular, Vh = torch.linalg.svd(R_left @ R_right.mT)
+    root = singular.sqrt()
+    return Factors(A=root[..., :, None] * (Vh @ right.mT), B=(left @ U) * root[..., None, :])
+
+
+def tensor_name(module: str, side: str) -> str:
+    """PEFT's name of a factor (side A or B) of a module."""
+    return f"base_model.model.{module}.lora_{side}.weight"
+
+
+def read_tensors(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Reads exactly the expected tensors, by name and shape, all finite."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            names = set(opened.keys())
+            if missing := sorted(expected.keys() - names):
+                raise AdapterError(f"got {file.name} without {_some(missing)}; restore the file or train again")
+            if unknown := sorted(names - expected.keys()):
+                raise AdapterError(f"got {file.name} with tensors that match no module: {_some(unknown)}")
+            tensors = {name: opened.get_tensor(name) for name in sorted(names)}
+    except (SafetensorError, OSError) as exc:
+        raise AdapterError(f"got {file}, which is not a safetensors file ({exc}); restore it or train again") from exc
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            raise AdapterError(
+                f"got {name} of shape {tuple(tensor.shape)} in {file.name}, expected {tuple(expected[name].shape)}"
+            )
+        if not bool(tensor.isfinite().all()):
+            raise AdapterError(f"got {name} in {file.name} with values that are not finite; train again")
+    return tensors
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((path / LORA_CONFIG_FILE).read_text())
+    except (OSError, ValueError) as exc:
+        raise AdapterError(f"got LoRA {path} without a readable {LORA_CONFIG_FILE} ({exc}); check the path") from exc
+    return found if isinstance(found, dict) else {}
+
+
+def _check_plain(path: Path, settings: Mapping[str, Any]) -> None:
+    for name, wanted in PLAIN.items():
+        if settings.get(name, wanted) != wanted:
+            raise AdapterError(
+                f"got {name} = {settings.get(name)!r} in {path}, expected {wanted}; start from a plain LoRA"
+            )
+
+
+def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor in a safetensors file."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as exc:
+        raise AdapterError(f"got {file}, which is not a safetensors file ({exc}); check the path") from exc
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,69 @@
+"""A posterior around LoRAs that PEFT itself made."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from blora.adapter import load_adapter
+from blora.base_model import load_base_model
+from blora.cli import main
+from blora.config import PosteriorConfig
+from blora.errors import ConfigError
+from blora.lora import read_lora
+from tests.loras import make_lora
+from training.bayesianize import posterior_around
+
+
+@pytest.mark.parametrize("rank", [3, 12])
+def test_the_mean_is_the_lora(tmp_path: Path, rank: int) -> None:
+    lora = make_lora(tmp_path / "lora", rank=rank)
+    posterior = posterior_around(lora, PosteriorConfig(), seed=0)
+    wanted = read_lora(lora, posterior.modules_shape, rank, 2.0 * rank)
+    for name, factors in posterior.mean().factors.items():
+        update = wanted[name].B @ wanted[name].A
+        torch.testing.assert_close(factors.B @ factors.A, update, rtol=1e-3, atol=1e-4)
+
+
+def test_an_untrained_lora_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="update is zero"):
+        posterior_around(make_lora(tmp_path / "lora", zero=True), PosteriorConfig(), seed=0)
+
+
+def test_the_command_writes_an_adapter_that_loads(
+    base_folder: Path, toy_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lora, output = make_lora(tmp_path / "lora"), tmp_path / "adapter"
+    code = main(
+        [
+            *("bayesianize", str(lora), "--data", str(toy_file), "--output", str(output), "--n-samples", "4"),
+            *("--base-model", str(base_folder), "--device", "cpu", "--dtype", "float32", "--scales", "0.25,0.5"),
+        ]
+    )
+    assert code == 0
+    out = capsys.readouterr().out
+    assert "the LoRA itself" in out
+    assert "<- chosen" in out
+    base = load_base_model(str(base_folder), device="cpu", dtype="float32")
+    adapter = load_adapter(output, base)
+    assert adapter.config.sampling.n_samples == 4
+    tuning = adapter.config.training["tuning"]
+    assert [trial["scale"] for trial in tuning["trials"]][:2] == [0.0, 0.25]
+    assert tuning["scale"] in (0.25, 0.5)
+    assert adapter.config.prompt.template == "Question: {prompt}\nAnswer:"
+    assert json.loads((output / "adapter_config.json").read_text())["r"] == 3
+
+
+def test_a_lora_of_another_model_is_refused(
+    base_folder: Path, toy_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lora = make_lora(tmp_path / "lora")
+    weights = lora / "adapter_model.safetensors"
+    deeper = {name.replace("layers.1", "layers.9"): tensor for name, tensor in load_file(weights).items()}
+    save_file(deeper, weights)
+    arguments = ["--data", str(toy_file), "--output", str(tmp_path / "adapter"), "--base-model", str(base_folder)]
+    assert main(["bayesianize", str(lora), *arguments, "--device", "cpu", "--dtype", "float32"]) != 0
+    assert "give the base model it was trained on" in capsys.readouterr().err
+    assert not (tmp_path / "adapter").exists()

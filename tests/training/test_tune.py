@@ -1,0 +1,102 @@
+"""The search over a posterior's scale: what it chooses, and what it writes."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from blora.adapter import load_adapter
+from blora.base_model import load_base_model
+from blora.cli import main
+from blora.decision.calibration import Metrics
+from blora.errors import ConfigError
+from blora.posterior.noise import generator_of
+from tests.training.toys import train_arguments
+from training.tune import Trial, choose, try_scales
+
+
+def trial(scale: float, nll: float) -> Trial:
+    return Trial(scale, 1.0, Metrics(accuracy=0.5, nll=nll, ece=0, ece_adaptive=0, brier=0, aurc=0))
+
+
+def test_the_widest_within_the_tolerance_of_the_best_wins() -> None:
+    trials = [trial(0.5, 1.0), trial(1.0, 0.99), trial(2.0, 0.994), trial(4.0, 1.2)]
+    assert choose(trials, 0.005).scale == 2.0
+    assert choose(trials, 0.0).scale == 1.0
+    assert choose(trials, 1.0).scale == 4.0
+
+
+def log_probs(error: float) -> Tensor:
+    """Two draws that give the right one of two choices this log-odds, of four rows."""
+    row = torch.tensor([1 - error, error]).log()
+    return row.expand(2, 4, 2)
+
+
+LABELS = torch.tensor([0, 0, 0, 1])
+
+
+def test_scales_are_tried_from_the_narrowest_until_the_valley_is_left() -> None:
+    seen = []
+
+    def score(scale: float) -> Tensor:
+        seen.append(scale)
+        wrong = scale > 2.0  # beyond it the model prefers the wrong choice
+        return log_probs(0.75 if wrong else 0.25)
+
+    trials = try_scales(score, LABELS, [8.0, 4.0, 0.5, 1.0, 2.0])
+    assert seen == [0.5, 1.0, 2.0, 4.0]
+    assert [t.scale for t in trials] == seen
+    assert choose(trials, 0.001).scale == 2.0
+
+
+def test_a_scale_beyond_the_posteriors_cap_ends_the_search() -> None:
+    def score(scale: float) -> Tensor:
+        if scale > 1:
+            raise ConfigError("too wide")
+        return log_probs(0.25)
+
+    assert [t.scale for t in try_scales(score, LABELS, [1.0, 2.0, 4.0])] == [1.0]
+    with pytest.raises(ConfigError, match="too wide"):
+        try_scales(score, LABELS, [2.0])
+
+
+def test_each_trial_has_the_temperature_of_its_own_scale() -> None:
+    found = try_scales(lambda scale: log_probs(0.01), LABELS, [1.0])[0]
+    odds = math.log(0.99 / 0.01) / found.temperature
+    assert 1 / (1 + math.exp(-odds)) == pytest.approx(0.75, abs=1e-3)  # three of four are right
+
+
+def test_tuning_widens_the_posterior_and_keeps_its_mean(
+    base_folder: Path, toy_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter, tuned = tmp_path / "adapter", tmp_path / "tuned"
+    assert main(["train", *train_arguments(base_folder, toy_file, adapter, "--lambda-max", "2")]) == 0
+    arguments = ["--data", str(toy_file), "--base-model", str(base_folder), "--device", "cpu", "--dtype", "float32"]
+    assert main(["tune", str(adapter), "--output", str(tuned), "--scales", "2", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "<- chosen" in out
+    base = load_base_model(str(base_folder), device="cpu", dtype="float32")
+    before, after = load_adapter(adapter, base), load_adapter(tuned, base)
+    assert after.digest != before.digest
+    assert after.config.training["tuning"]["scale"] == 2.0
+    assert after.config.training["tuning"]["n_examples"] == 20
+    assert after.config.sampling.temperature != before.config.sampling.temperature
+    narrow, wide = (a.posterior.sample(4, generator_of(0)) for a in (before, after))
+    for name, factors in before.posterior.mean().factors.items():
+        torch.testing.assert_close(after.posterior.mean().factors[name].A, factors.A, rtol=1e-4, atol=1e-5)
+        for side in ("A", "B"):
+            mean = getattr(factors, side)
+            spread = getattr(narrow.factors[name], side) - mean
+            wider = getattr(wide.factors[name], side) - mean
+            torch.testing.assert_close(wider, 2 * spread, rtol=1e-2, atol=1e-4)
+
+
+def test_without_an_output_the_adapter_is_replaced(base_folder: Path, toy_file: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    assert main(["train", *train_arguments(base_folder, toy_file, adapter)]) == 0
+    arguments = ["--data", str(toy_file), "--base-model", str(base_folder), "--device", "cpu", "--dtype", "float32"]
+    assert main(["tune", str(adapter), "--scales", "0.5,1", "--limit", "7", *arguments]) == 0
+    base = load_base_model(str(base_folder), device="cpu", dtype="float32")
+    assert load_adapter(adapter, base).config.training["tuning"]["n_examples"] == 7

@@ -1,0 +1,139 @@
+"""A posterior around a LoRA that is already trained: its factors are the mean, validation rows find the width.
+
+Nothing is trained. The factors are first balanced (the same update, its singular values shared evenly by both), so
+that noise of one size suits both. The prior is scaled to them, and `training.tune` finds how far the posterior may be
+widened before it predicts worse.
+"""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from blora.adapter import check_output, save_adapter
+from blora.base_model import BaseModel
+from blora.config import AdapterConfig, PosteriorConfig, PromptConfig, SamplingConfig
+from blora.errors import AdapterError, ConfigError
+from blora.lora import balanced, lora_shape, read_lora
+from blora.posterior.draws import Factors
+from blora.posterior.inject import inject, linear_modules
+from blora.posterior.posterior import Posterior
+from training.data import ExampleSet
+from training.evaluate import predict_all
+from training.provenance import command_line, machine, revision
+from training.rows import pack_examples
+from training.tune import Trial, record, trial_of, tune
+
+__all__ = ["bayesianize", "posterior_around"]
+
+# Of the prior's standard deviation to the factors' own: wide enough for every scale that is tried.
+PRIOR_WIDTH = 4.0
+
+
+def bayesianize(
+    path: Path,
+    output: Path,
+    base: BaseModel,
+    examples: ExampleSet,
+    prompt: PromptConfig,
+    sampling: SamplingConfig,
+    *,
+    scales: Sequence[float],
+    tolerance: float,
+    argv: Sequence[str],
+) -> tuple[Trial, list[Trial]]:
+    """Writes the Bayesian adapter of a plain PEFT LoRA.
+
+    Args:
+        path: the LoRA's directory.
+        output: the adapter's.
+        base: the base model that the LoRA was trained on.
+        examples: labelled rows that it was not trained on; they choose the width and the temperature.
+        prompt: how a question becomes text.
+        sampling: the draws that will be served.
+        scales: factors of the standard deviations to try.
+        tolerance: see `training.tune.choose`, in nats.
+        argv: the arguments of the command, for the record.
+
+    Returns:
+        The trial that was chosen, and all of them; the first is the LoRA itself, at scale 0.
+
+    Raises:
+        AdapterError: if there is no plain LoRA, or it does not fit the base model.
+        ConfigError: if its update is zero everywhere.
+    """
+    check_output(output)
+    began = time.perf_counter()
+    posterior = posterior_around(path, PosteriorConfig(), sampling.seed)
+    linear = linear_modules(base.model)
+    for name, shape in posterior.modules_shape.items():
+        if linear.get(name) != shape:
+            raise AdapterError(
+                f"got LoRA {path} that adapts {name} {shape}, but the base model has {linear.get(name) or 'no such'} "
+                "linear module; give the base model it was trained on"
+            )
+    rows = pack_examples(examples, base, prompt)
+    labels = torch.tensor([row.label for row in rows])
+    inject(base.model, posterior.modules_shape)
+    lora = trial_of(0.0, predict_all(base.model, rows, posterior.mean()), labels)
+    chosen, trials = tune(base, posterior, rows, sampling, scales=scales, tolerance=tolerance)
+    targets = tuple(sorted({name.rsplit(".", 1)[-1] for name in posterior.modules_shape}))
+    config = AdapterConfig(
+        base_model=base.ref,
+        target_modules=targets,
+        modules=posterior.modules_shape,
+        posterior=posterior.config,
+        prompt=prompt,
+        sampling=replace(sampling, temperature=chosen.temperature),
+        training={
+            "command": command_line("bayesianize", list(argv)),
+            "revision": revision(),
+            "machine": machine(),
+            "dtype": str(base.dtype).removeprefix("torch."),
+            "init_from": str(path),
+            "seconds": time.perf_counter() - began,
+            "tuning": record(examples, chosen, [lora, *trials], tolerance),
+        },
+    )
+    save_adapter(output, posterior, config, base)
+    return chosen, [lora, *trials]
+
+
+def posterior_around(path: Path, config: PosteriorConfig, seed: int) -> Posterior:
+    """The posterior whose mean is a plain PEFT LoRA and whose width is that of the config.
+
+    Args:
+        path: the LoRA's directory.
+        config: its rank, alpha and prior_std are replaced by the LoRA's.
+        seed: of the inducing inputs that the LoRA leaves free.
+
+    Raises:
+        AdapterError: if there is no plain LoRA.
+        ConfigError: if its update is zero everywhere.
+    """
+    shape = lora_shape(path)
+    factors = {name: balanced(pair) for name, pair in read_lora(path, shape.modules, shape.rank, shape.alpha).items()}
+    size = _root_mean_square(factors)
+    if size == 0:
+        raise ConfigError(f"got LoRA {path} whose update is zero, expected a trained one; train it first")
+    config = replace(
+        config,
+        rank=shape.rank,
+        alpha=shape.alpha,
+        prior_std=PRIOR_WIDTH * size,
+        inducing_rows=max(config.inducing_rows, shape.rank),
+        inducing_cols=max(config.inducing_cols, shape.rank),
+    )
+    posterior = Posterior(shape.modules, config, seed)
+    posterior.set_mean(factors)
+    return posterior
+
+
+def _root_mean_square(factors: Mapping[str, Factors]) -> float:
+    """Of all entries of all factors."""
+    tensors = [tensor for pair in factors.values() for tensor in (pair.A, pair.B)]
+    total = sum(tensor.square().sum().item() for tensor in tensors)
+    return math.sqrt(total / sum(tensor.numel() for tensor in tensors))

@@ -1,0 +1,56 @@
+"""`blora bayesianize`: a plain PEFT LoRA to a Bayesian adapter, without training."""
+
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+from dataclasses import replace
+from pathlib import Path
+
+from blora.config import PromptConfig, SamplingConfig
+from training.commands.arguments import add_model, add_prompt, add_tuning, positive, read_prompt
+
+__all__ = ["SUMMARY", "main"]
+
+SUMMARY = "make a trained LoRA Bayesian"
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser("blora bayesianize", description=SUMMARY, formatter_class=ArgumentDefaultsHelpFormatter)
+    parser.add_argument("lora", type=Path, help="the directory that PEFT saved")
+    parser.add_argument("--output", type=Path, required=True, help="the adapter directory")
+    parser.add_argument("--n-samples", type=positive, default=8, help="draws in the adapter's sample bank")
+    parser.add_argument("--bank-seed", type=int, default=0, help="seed of the sample bank")
+    add_tuning(parser)
+    add_prompt(parser)
+    add_model(parser)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Finds the width, prints every trial, and writes the adapter."""
+    arguments = _parser().parse_args(argv)
+    sampling = SamplingConfig(n_samples=arguments.n_samples, seed=arguments.bank_seed)
+    prompt: PromptConfig = read_prompt(arguments)
+
+    from blora.base_model import load_base_model
+    from blora.inference.scoring import check_packing
+    from training.bayesianize import bayesianize
+    from training.data import read_examples
+
+    examples = read_examples(arguments.data, choices=arguments.choices, split=arguments.split)
+    examples = replace(examples, examples=examples.examples[: arguments.limit])
+    base = load_base_model(arguments.base_model, device=arguments.device, dtype=arguments.dtype)
+    check_packing(base)
+    chosen, trials = bayesianize(
+        arguments.lora,
+        arguments.output,
+        base,
+        examples,
+        prompt if arguments.template is not None else replace(prompt, template=examples.template),
+        sampling,
+        scales=arguments.scales,
+        tolerance=arguments.tolerance,
+        argv=argv,
+    )
+    for trial in trials:
+        print(f"{trial}{'  <- chosen' if trial is chosen else '  the LoRA itself' if trial.scale == 0 else ''}")
+    print(f"wrote {arguments.output}")
+    return 0

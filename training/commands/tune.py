@@ -1,0 +1,46 @@
+"""`blora tune`: the scale of an adapter's posterior, and its temperature, without training."""
+
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+from pathlib import Path
+
+from training.commands.arguments import add_model, add_tuning
+
+__all__ = ["SUMMARY", "main"]
+
+SUMMARY = "find the scale and temperature of an adapter's posterior on validation rows"
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser("blora tune", description=SUMMARY, formatter_class=ArgumentDefaultsHelpFormatter)
+    parser.add_argument("adapter", type=Path, help="the adapter directory")
+    parser.add_argument("--output", type=Path, help="write the tuned adapter here (default: in its place)")
+    add_tuning(parser)
+    add_model(parser)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Tunes, prints every trial, and writes the adapter."""
+    arguments = _parser().parse_args(argv)
+
+    from blora.base_model import load_base_model
+    from blora.inference.scoring import check_packing
+    from training.tune import tune_adapter
+
+    base = load_base_model(arguments.base_model, device=arguments.device, dtype=arguments.dtype)
+    check_packing(base)
+    output = arguments.output or arguments.adapter
+    chosen, trials = tune_adapter(
+        arguments.adapter,
+        output,
+        base,
+        data=arguments.data,
+        split=arguments.split,
+        limit=arguments.limit,
+        scales=arguments.scales,
+        tolerance=arguments.tolerance,
+    )
+    for trial in trials:
+        print(f"{trial}{'  <- chosen' if trial is chosen else ''}")
+    print(f"wrote {output}")
+    return 0
