@@ -3,6 +3,7 @@
 adapter_config.json, adapter_model.safetensors   what PEFT and vLLM load
 posterior.safetensors, bayesian_config.json      the posterior and everything needed to use it
 README.md                                        the model card
+calibration.json                                 what was proved about it, see `blora.calibration_file`; not digested
 
 The digest that names an adapter is that of `sha256sum` over the first four files: changing any changes it.
 """
@@ -95,7 +96,8 @@ def save_adapter(path: Path, posterior: Posterior, config: AdapterConfig, base: 
     partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
     try:
         partial.chmod(0o755)
-        tensors = {_disk_name(key): tensor.contiguous() for key, tensor in posterior.state_dict().items()}
+        n_modes = config.posterior.modes
+        tensors = {_disk_name(key, n_modes): tensor.contiguous() for key, tensor in posterior.state_dict().items()}
         save_file(tensors, partial / POSTERIOR_FILE, metadata={"format": "pt"})
         with torch.no_grad():
             mean = posterior.mean()
@@ -142,7 +144,8 @@ def load_adapter(path: str | Path, base: BaseModel, *, name: str | None = None) 
     config = _read_config(folder)
     _check_base(config, base)
     posterior = Posterior(config.modules, config.posterior, seed=0)
-    expected = {_disk_name(key): (key, tensor) for key, tensor in posterior.state_dict().items()}
+    n_modes = config.posterior.modes
+    expected = {_disk_name(key, n_modes): (key, tensor) for key, tensor in posterior.state_dict().items()}
     tensors = read_tensors(folder / POSTERIOR_FILE, {disk: tensor for disk, (_, tensor) in expected.items()})
     posterior.load_state_dict({key: tensors[disk] for disk, (key, _) in expected.items()})
     posterior.eval().requires_grad_(False)
@@ -236,10 +239,14 @@ def _digest(folder: Path) -> str:
     return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
 
 
-def _disk_name(key: str) -> str:
-    """`A.model/layers/0/q_proj.Z_r` of the state dict as `model.layers.0.q_proj.A.Z_r`."""
-    side, module, rest = key.split(".", 2)
-    return f"{module.replace('/', '.')}.{side}.{rest}"
+def _disk_name(key: str, n_modes: int) -> str:
+    """`modes.0.A.model/layers/0/q_proj.Z_r` of the state dict as `model.layers.0.q_proj.A.Z_r`.
+
+    Where there are several modes the name begins with mode.0, mode.1 ...
+    """
+    _, mode, side, module, rest = key.split(".", 4)
+    name = f"{module.replace('/', '.')}.{side}.{rest}"
+    return name if n_modes == 1 else f"mode.{mode}.{name}"
 
 
 def _peft_tensors(mean: Draws) -> dict[str, Tensor]:
@@ -259,8 +266,8 @@ def _peft_config(config: AdapterConfig, base: BaseModel) -> LoraConfig:
         task_type="CAUSAL_LM",
         base_model_name_or_path=config.base_model.id,
         revision=config.base_model.revision,
-        r=config.posterior.rank,
-        lora_alpha=config.posterior.alpha,  # type: ignore[arg-type]  # PEFT divides, it need not be whole
+        r=config.posterior.modes * config.posterior.rank,  # the mean of several modes has the rank of all together
+        lora_alpha=config.posterior.modes * config.posterior.alpha,  # type: ignore[arg-type]  # it need not be whole
         lora_dropout=0.0,
         target_modules=list(config.target_modules),
         layers_to_transform=None if whole else layers,

@@ -42,6 +42,7 @@ class PosteriorConfig:
     Attributes:
         method: `bayesian`, or `lora`: the same layers with the posterior collapsed to a point.
         family: q over the whitened inducing weights.
+        modes: posteriors that are mixed, each trained on its own batches.
         rank: LoRA rank.
         alpha: LoRA scale; the update is alpha / rank * B @ A.
         inducing_rows: m.
@@ -56,6 +57,7 @@ class PosteriorConfig:
 
     method: MethodName = "bayesian"
     family: FamilyName = "diagonal"
+    modes: int = 1
     rank: int = 8
     alpha: float = 16.0
     inducing_rows: int = 9
@@ -66,7 +68,7 @@ class PosteriorConfig:
     scale_init: float = 0.05
 
     def __post_init__(self) -> None:
-        for name in ("rank", "inducing_rows", "inducing_cols"):
+        for name in ("modes", "rank", "inducing_rows", "inducing_cols"):
             value = getattr(self, name)
             _require(1 <= value <= 1024, f"{name} = {value}", "1 to 1024")
         for name in ("alpha", "prior_std", "lambda_max", "scale_init"):

@@ -1,6 +1,6 @@
 """The README.md of an adapter directory, generated from its config."""
 
-from blora.config import AdapterConfig
+from blora.config import AdapterConfig, PosteriorConfig
 
 __all__ = ["model_card"]
 
@@ -15,7 +15,7 @@ def model_card(config: AdapterConfig, name: str) -> str:
     posterior, prompt, sampling = config.posterior, config.prompt, config.sampling
     facts = {
         "base model": f"{config.base_model.id} (revision {config.base_model.revision or 'unknown'})",
-        "method": f"{posterior.method}, {posterior.family} family" if posterior.method == "bayesian" else "lora",
+        "method": _method(posterior),
         "rank, alpha": f"{posterior.rank}, {posterior.alpha:g}",
         "target modules": f"{', '.join(config.target_modules)} ({len(config.modules)} modules)",
         "scoring": prompt.scoring + (f", normalized by {prompt.normalization}" if prompt.scoring == "text" else ""),
@@ -49,6 +49,13 @@ def model_card(config: AdapterConfig, name: str) -> str:
     if command := config.training.get("command"):
         lines += ["", "## Made with", "", "```", command, "```"]
     return "\n".join(lines) + "\n"
+
+
+def _method(posterior: PosteriorConfig) -> str:
+    if posterior.method == "lora":
+        return "lora"
+    modes = f", {posterior.modes} modes" if posterior.modes > 1 else ""
+    return f"{posterior.method}, {posterior.family} family{modes}"
 
 
 def _table(rows: dict[str, str]) -> list[str]:

@@ -1,7 +1,10 @@
-"""The posterior over a whole adapter: two factors a module, sampled, averaged and charged together."""
+"""The posterior over a whole adapter: one mode, or a mixture of several with equal weights.
 
-import math
-from collections.abc import Callable, Mapping
+A mode is a posterior of its own, trained from its own start on its own batches. Draw s comes from mode s mod K, so that
+any number of draws is spread evenly over the modes: the diversity of an ensemble at no extra cost a draw.
+"""
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -9,26 +12,21 @@ from torch import Tensor, nn
 from blora.config import PosteriorConfig
 from blora.posterior.draws import Draws, Factors
 from blora.posterior.inducing import InducingFactor
+from blora.posterior.mode import MakeFactor, Mode
 from blora.posterior.noise import generator_of, standard_normal
 from blora.posterior.point import PointFactor
 
 __all__ = ["Posterior"]
 
-Factor = InducingFactor | PointFactor
-
 
 class Posterior(nn.Module):
-    """Independent posteriors over the factors A (rank, d_in) and B (d_out, rank) of each adapted module.
-
-    Parameters are float32 whatever the base model's dtype. The mean of B starts at zero, so an untrained posterior
-    leaves the base model as it is in the mean.
+    """A distribution over the factors A (rank, d_in) and B (d_out, rank) of each adapted module.
 
     Args:
         modules: (d_out, d_in) of each adapted module, by its name in the base model.
-        config: rank, alpha, method and the family's settings.
+        config: rank, alpha, method, modes and the family's settings.
         seed: of the initial parameters.
-        make: makes a factor of its rows, its columns, the standard deviation of its mean at the start and its name,
-            which ends in .A or .B; by default that of config.method.
+        make: makes the factors; by default those of config.method.
     """
 
     def __init__(
@@ -37,36 +35,60 @@ class Posterior(nn.Module):
         config: PosteriorConfig,
         seed: int,
         *,
-        make: Callable[[int, int, float, str], nn.Module] | None = None,
+        make: MakeFactor | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         self.modules_shape = dict(modules)
-        generator = generator_of(seed)
-        make = make or _factor_maker(config, generator)
-        self.A = nn.ModuleDict()
-        self.B = nn.ModuleDict()
-        for name, (d_out, d_in) in modules.items():
-            # The spread of PEFT's initial A: uniform on +-1/sqrt(d_in).
-            self.A[_key(name)] = make(config.rank, d_in, 1 / math.sqrt(3 * d_in), f"{name}.A")
-            self.B[_key(name)] = make(d_out, config.rank, 0.0, f"{name}.B")
+        make = make or _factor_maker(config, generator_of(seed))
+        self.modes = nn.ModuleList(Mode(modules, config.rank, make) for _ in range(config.modes))
 
     @property
     def scaling(self) -> float:
         """Alpha / rank."""
         return self.config.alpha / self.config.rank
 
-    def sample(self, n_samples: int, generator: torch.Generator) -> Draws:
-        """S exact posterior draws of every factor, differentiable; the first k do not depend on S."""
+    def sample(self, n_samples: int, generator: torch.Generator, *, mode: int | None = None) -> Draws:
+        """S exact posterior draws of every factor, differentiable; the first k do not depend on S.
+
+        Args:
+            n_samples: S.
+            generator: of the noise.
+            mode: draw from this mode alone; by default draw s comes from mode s mod K.
+        """
         noise = standard_normal(n_samples, generator)
-        return self._collect(lambda factor: factor.sample_from(noise))
+        if mode is not None or len(self.modes) == 1:
+            return Draws(self._mode(mode or 0).sample_from(noise), self.scaling)
+        parts = [noise.every(len(self.modes), start=k) for k in range(min(len(self.modes), n_samples))]
+        drawn = [self._mode(k).sample_from(part) for k, part in enumerate(parts)]
+        return Draws(
+            {
+                name: Factors(_interleave([d[name].A for d in drawn]), _interleave([d[name].B for d in drawn]))
+                for name in self.modules_shape
+            },
+            self.scaling,
+        )
 
     def mean(self) -> Draws:
-        """The posterior mean as one draw; E[B] E[A] is E[B A], for the factors are independent."""
-        return self._collect(lambda factor: factor.mean()[None])
+        """The LoRA whose update is the posterior's mean, as one draw.
+
+        Within a mode the factors are independent, so that E[B A] is E[B] E[A]; over K modes it is the mean of those, a
+        LoRA of rank K * rank.
+        """
+        means = [self._mode(k).mean() for k in range(len(self.modes))]
+        return Draws(
+            {
+                name: Factors(
+                    torch.cat([mean[name].A for mean in means], 1),
+                    torch.cat([mean[name].B for mean in means], 2) / len(means),
+                )
+                for name in self.modules_shape
+            },
+            self.scaling,
+        )
 
     def set_mean(self, mean: Mapping[str, Factors]) -> None:
-        """Starts from a LoRA: makes its factors the posterior's mean.
+        """Starts from a LoRA: makes its factors the mean of every mode.
 
         Args:
             mean: A (1, rank, d_in) and B (1, d_out, rank) of each adapted module.
@@ -75,42 +97,39 @@ class Posterior(nn.Module):
             ShapeError: if a factor has another shape.
             NumericalError: if the inducing weights are too few to reach it.
         """
-        for name in self.modules_shape:
-            self.A[_key(name)].set_mean(mean[name].A[0])  # type: ignore[operator]
-            self.B[_key(name)].set_mean(mean[name].B[0])  # type: ignore[operator]
+        for k in range(len(self.modes)):
+            self._mode(k).set_mean(mean)
 
     def widen(self, factor: float) -> None:
-        """Multiplies the standard deviations of every factor, in place; the mean stays.
+        """Multiplies the standard deviations within every mode, in place; the means stay.
 
         Raises:
             ConfigError: if a lambda_ would reach lambda_max.
         """
-        for side in (self.A, self.B):
-            for weight in side.values():
-                weight.widen(factor)  # type: ignore[operator]
+        for k in range(len(self.modes)):
+            self._mode(k).widen(factor)
 
-    def kl_divergence(self, generator: torch.Generator) -> Tensor:
-        """KL[q || p] summed over every factor, in nats."""
-        factors: list[Factor] = [*self.A.values(), *self.B.values()]  # type: ignore[list-item]
-        terms = [factor.kl_divergence(generator) for factor in factors]
-        return torch.stack(terms).sum()
+    def kl_divergence(self, generator: torch.Generator, *, mode: int | None = None) -> Tensor:
+        """KL[q || p] in nats, of one mode or averaged over all of them.
 
-    def _collect(self, weight: Callable[[Factor], Tensor]) -> Draws:
-        return Draws(
-            {
-                name: Factors(weight(self.A[_key(name)]), weight(self.B[_key(name)]))  # type: ignore[arg-type]
-                for name in self.modules_shape
-            },
-            self.scaling,
-        )
+        The average bounds the KL of the mixture from above, by at most ln K nats (the KL is convex).
+        """
+        if mode is not None:
+            return self._mode(mode).kl_divergence(generator)
+        return torch.stack([self._mode(k).kl_divergence(generator) for k in range(len(self.modes))]).mean()
+
+    def _mode(self, k: int) -> Mode:
+        mode = self.modes[k]
+        assert isinstance(mode, Mode)
+        return mode
 
 
-def _key(name: str) -> str:
-    """A module's name as a key of a ModuleDict, which allows no dots."""
-    return name.replace(".", "/")
+def _interleave(parts: list[Tensor]) -> Tensor:
+    """Slices of K tensors in turn: part 0's first, part 1's first ..., (S, ...) in all."""
+    return torch.stack([parts[s % len(parts)][s // len(parts)] for s in range(sum(map(len, parts)))])
 
 
-def _factor_maker(config: PosteriorConfig, generator: torch.Generator) -> Callable[[int, int, float, str], Factor]:
+def _factor_maker(config: PosteriorConfig, generator: torch.Generator) -> MakeFactor:
     if config.method == "lora":
         return lambda p, q, mean_std, name: PointFactor(p, q, mean_std, generator)
     return lambda p, q, mean_std, name: InducingFactor(p, q, config, mean_std, generator, name)

@@ -29,6 +29,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "diagonal": {"family": "diagonal"},
     "matrix_normal": {"family": "matrix_normal"},
     "flow": {"family": "flow"},
+    "modes": {"modes": 2},
 }
 
 
@@ -287,7 +288,7 @@ def test_the_best_epoch_is_kept_and_training_stops_by_patience(tmp_path: Path) -
         state["best_model_checkpoint"] for step, state in states(tmp_path).items() if step == max(states(tmp_path))
     }
     assert Path(record) == tmp_path / f"checkpoint-{4 * (best + 1)}"
-    assert any(parameter.abs().max() > 0 for parameter in posterior.B.parameters())
+    assert any(parameter.abs().max() > 0 for parameter in posterior.modes[0].B.parameters())
 
 
 def test_patience_counts_on_through_a_resume(tmp_path: Path, killed: Any) -> None:

@@ -1,0 +1,146 @@
+"""The pictures of how good probabilities are, as numbers: reliability bins, the risk-coverage curve, and the AUROC."""
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from blora.decision.calibration import N_BINS
+from blora.errors import ConfigError, NumericalError, ShapeError
+
+__all__ = ["ReliabilityBin", "auroc", "reliability", "risk_coverage"]
+
+
+@dataclass(frozen=True, slots=True)
+class ReliabilityBin:
+    """The answers whose confidence lies in one bin.
+
+    Attributes:
+        count: how many.
+        confidence: their mean confidence, None where there are none.
+        accuracy: the share of them that is right, None where there are none.
+    """
+
+    count: int
+    confidence: float | None
+    accuracy: float | None
+
+    def to_dict(self) -> dict[str, int | float | None]:
+        """By name, for a result file."""
+        return asdict(self)
+
+
+def reliability(probs: Tensor, labels: Tensor, n_bins: int = N_BINS) -> list[ReliabilityBin]:
+    """The bins (k/n, (k+1)/n] of the confidence that `ece` sums over, in rising order.
+
+    The mean over answers of |accuracy - confidence| of their bin is the expected calibration error.
+
+    Args:
+        probs: (B, C) predictive mean.
+        labels: (B,).
+        n_bins: number of bins.
+
+    Raises:
+        ShapeError: if the shapes do not fit together.
+        ConfigError: if n_bins is below 1.
+
+    >>> reliability(torch.tensor([[0.9, 0.1], [0.4, 0.6]]), torch.tensor([0, 0]), n_bins=2)[0]
+    ReliabilityBin(count=0, confidence=None, accuracy=None)
+    """
+    if probs.ndim != 2 or labels.shape != probs.shape[:1] or len(labels) == 0:
+        raise ShapeError(
+            f"got probabilities {tuple(probs.shape)} and labels {tuple(labels.shape)}, expected (B, C) and (B,), B >= 1"
+        )
+    if n_bins < 1:
+        raise ConfigError(f"got n_bins = {n_bins}, expected at least 1")
+    confidence, top = probs.double().max(-1)
+    groups = ((confidence * n_bins).ceil().long() - 1).clamp(0, n_bins - 1)
+
+    def summed(values: Tensor) -> list[float]:
+        total = torch.zeros(n_bins, dtype=torch.float64, device=values.device)
+        return [float(value) for value in total.index_add(0, groups, values.double())]
+
+    counts = summed(torch.ones_like(confidence))
+    return [
+        ReliabilityBin(int(n), sure / n, right / n) if n else ReliabilityBin(0, None, None)
+        for n, sure, right in zip(counts, summed(confidence), summed(top == labels), strict=True)
+    ]
+
+
+def risk_coverage(score: Tensor, correct: Tensor, points: int = 100) -> list[list[float]]:
+    """The error among the answers that are kept, by the share that is kept, most trusted first.
+
+    Answers of equal score count with their mean error, so that the order of rows does not matter. With no more
+    answers than points every coverage k / B is there, and the mean risk is the AURC; else they are evenly spaced.
+
+    Args:
+        score: (B,), higher is more trusted.
+        correct: (B,) bool.
+        points: at most as many.
+
+    Returns:
+        [coverage, selective risk] pairs of rising coverage; the last has coverage 1.
+
+    Raises:
+        ShapeError: if the two are not of one length, or empty.
+        NumericalError: if a score is not finite.
+        ConfigError: if points is below 1.
+
+    References:
+        Geifman et al., 2019. arXiv:1805.08206
+
+    >>> risk_coverage(torch.tensor([0.9, 0.8]), torch.tensor([True, False]))
+    [[0.5, 0.0], [1.0, 0.5]]
+    """
+    _check(score, correct)
+    if points < 1:
+        raise ConfigError(f"got points = {points}, expected at least 1")
+    _, group, counts = torch.unique(score, return_inverse=True, return_counts=True)
+    wrong = torch.zeros(len(counts), dtype=torch.float64, device=score.device)
+    wrong = wrong.index_add(0, group, 1 - correct.double()) / counts
+    error = wrong[group][score.argsort(descending=True)].cumsum(0).tolist()
+    B = len(error)
+    kept = sorted({round(i * B / points) for i in range(1, points + 1)} - {0}) if points < B else range(1, B + 1)
+    return [[k / B, error[k - 1] / k] for k in kept]
+
+
+def auroc(score: Tensor, positive: Tensor) -> float | None:
+    """The probability that a positive scores above a negative, ties counted half; 0.5 is chance.
+
+    Args:
+        score: (N,), higher where it should be positive.
+        positive: (N,) bool.
+
+    Returns:
+        In [0, 1]; None where all are positive or none is, for then there is nothing to tell apart.
+
+    Raises:
+        ShapeError: if the two are not of one length, or empty.
+        NumericalError: if a score is not finite.
+
+    References:
+        The rank statistic of Mann and Whitney, 1947.
+
+    >>> auroc(torch.tensor([0.1, 0.4, 0.4]), torch.tensor([False, False, True]))
+    0.75
+    """
+    _check(score, positive)
+    positive = positive.bool()
+    n_positive = int(positive.sum())
+    n_negative = len(score) - n_positive
+    if not n_positive or not n_negative:
+        return None
+    _, group, counts = torch.unique(score, return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    rank = (last - (counts - 1) / 2)[group]  # from 1, the mean over equal scores
+    above = rank[positive].sum().item() - n_positive * (n_positive + 1) / 2
+    return float(above / (n_positive * n_negative))
+
+
+def _check(score: Tensor, flag: Tensor) -> None:
+    if score.ndim != 1 or flag.shape != score.shape or len(score) == 0:
+        raise ShapeError(
+            f"got scores {tuple(score.shape)} and flags {tuple(flag.shape)}, expected (B,) and (B,), B >= 1"
+        )
+    if not bool(score.isfinite().all()):
+        raise NumericalError("got scores that are not finite, expected finite ones, which have an order")

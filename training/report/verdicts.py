@@ -1,0 +1,143 @@
+"""The criteria that Bayesian-LoRA is held to, and whether the numbers meet them."""
+
+from dataclasses import dataclass
+from statistics import fmean
+
+from training.report.document import NONE, Cell, Table
+from training.report.gains import time_ratios
+from training.report.study import BAYESIAN, TREATMENTS, Entry, Study, shared, spread
+
+__all__ = ["Verdict", "verdict_table", "verdicts"]
+
+MAX_ECE = 0.04
+MAX_ACCURACY_LOSS = 0.01
+MAX_SHIFTED_ECE = 0.75  # of that of LoRA with temperature
+MAX_TIME = 1.3  # of that of LoRA
+RIVALLED = {"nll": "NLL", "brier": "Brier", "aurc": "AURC"}
+ROUNDING = 1e-9  # a difference of two decimals that is exactly at its limit
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One criterion, held against the means over the seeds that both sides have.
+
+    Attributes:
+        criterion: what is asked for.
+        subject: the method and treatment that it is asked of.
+        ours: its figure.
+        limit: what ours must not pass, or must reach, and whose it is.
+        met: None where the runs that would tell are missing.
+    """
+
+    criterion: str
+    subject: str
+    ours: str = NONE
+    limit: str = NONE
+    met: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Comparison:
+    """Our mean and a baseline's, over the seeds that both have."""
+
+    ours: float
+    theirs: float
+    baseline: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """One Bayesian-LoRA on one test set, as trained or with temperature."""
+
+    study: Study
+    entry: Entry
+    dataset: str
+    tempered: bool
+
+    @property
+    def subject(self) -> str:
+        return f"{self.entry.label}, {TREATMENTS[self.tempered]}"
+
+    def against(self, baseline: Entry | None, tempered: bool, name: str) -> _Comparison | None:
+        """None where the two have no seed in common."""
+        if baseline is None:
+            return None
+        theirs = baseline.values(self.dataset, tempered, name)
+        pairs = shared(self.entry.values(self.dataset, self.tempered, name), theirs, baseline)
+        if not pairs:
+            return None
+        means = [fmean(side) for side in zip(*pairs, strict=True)]
+        return _Comparison(means[0], means[1], f"{baseline.label}, {TREATMENTS[tempered]}")
+
+
+def verdict_table(study: Study) -> Table:
+    """Every verdict as a row: met, missed, or cannot tell."""
+    words = {True: "met", False: "missed", None: "cannot tell"}
+    header = ("criterion", "of", "ours", "limit", "verdict")
+    rows = [(v.criterion, v.subject, v.ours, v.limit, words[v.met]) for v in verdicts(study)]
+    return Table(header, tuple(tuple(map(Cell, row)) for row in rows), n_words=len(header))
+
+
+def verdicts(study: Study) -> list[Verdict]:
+    """Of every Bayesian-LoRA of a study, as trained and with temperature."""
+    found = []
+    for entry in study.named(BAYESIAN):
+        for tempered in TREATMENTS:
+            for case in (_Case(study, entry, dataset, tempered) for dataset in study.familiar):
+                found.append(_calibrated(case))
+                found += [_best(case, name, heading) for name, heading in RIVALLED.items()]
+                found.append(_accurate(case))
+            found += [_shifted(_Case(study, entry, dataset, tempered)) for dataset in study.shifted]
+        found.append(_fast(study, entry))
+    return found
+
+
+def _calibrated(case: _Case) -> Verdict:
+    criterion = f"ECE of {case.dataset} at most {MAX_ECE}"
+    ece = spread(case.entry.values(case.dataset, case.tempered, "ece").values())
+    if ece is None:
+        return Verdict(criterion, case.subject)
+    return Verdict(criterion, case.subject, f"{ece.mean:.4f}", f"{MAX_ECE:.4f}", ece.mean <= MAX_ECE + ROUNDING)
+
+
+def _best(case: _Case, name: str, heading: str) -> Verdict:
+    """Against the single-model baseline, in either treatment, that leaves ours the least room."""
+    criterion = f"{heading} of {case.dataset} at most that of every single-model baseline"
+    rivals = [e for e in case.study.entries if e.method.single_model and e.method.name != BAYESIAN]
+    found = [case.against(rival, tempered, name) for rival in rivals for tempered in TREATMENTS]
+    compared = [comparison for comparison in found if comparison is not None]
+    if not compared:
+        return Verdict(criterion, case.subject)
+    hardest = max(compared, key=lambda comparison: comparison.ours - comparison.theirs)
+    met: bool | None = hardest.ours <= hardest.theirs + ROUNDING
+    if met and case.against(case.study.lora, True, name) is None:
+        met = None  # without LoRA with temperature it is not every baseline
+    return Verdict(criterion, case.subject, f"{hardest.ours:.4f}", f"{hardest.theirs:.4f} ({hardest.baseline})", met)
+
+
+def _accurate(case: _Case) -> Verdict:
+    criterion = f"accuracy of {case.dataset} within 1 point of LoRA's"
+    lora = case.against(case.study.lora, False, "accuracy")
+    if lora is None:
+        return Verdict(criterion, case.subject)
+    floor = lora.theirs - MAX_ACCURACY_LOSS
+    limit = f"{floor:.4f} ({lora.baseline}: {lora.theirs:.4f})"
+    return Verdict(criterion, case.subject, f"{lora.ours:.4f}", limit, lora.ours >= floor - ROUNDING)
+
+
+def _shifted(case: _Case) -> Verdict:
+    criterion = f"ECE of {case.dataset}, shifted, at least 25 % below that of LoRA with temperature"
+    lora = case.against(case.study.lora, True, "ece")
+    if lora is None:
+        return Verdict(criterion, case.subject)
+    limit = MAX_SHIFTED_ECE * lora.theirs
+    shown = f"{limit:.4f} ({lora.baseline}: {lora.theirs:.4f})"
+    return Verdict(criterion, case.subject, f"{lora.ours:.4f}", shown, lora.ours <= limit + ROUNDING)
+
+
+def _fast(study: Study, entry: Entry) -> Verdict:
+    criterion = f"training time at most {MAX_TIME} times that of LoRA"
+    ratio = spread(time_ratios(study, entry))
+    if ratio is None:
+        return Verdict(criterion, entry.label)
+    return Verdict(criterion, entry.label, f"{ratio.mean:.2f}", f"{MAX_TIME:.2f}", ratio.mean <= MAX_TIME + ROUNDING)
