@@ -9,7 +9,7 @@ from blora.errors import ConfigError
 __all__ = ["DEFAULT_LEARNING_RATES", "TrainConfig"]
 
 # Whitened inducing weights move in units of the prior, LoRA's factors in units of a weight.
-DEFAULT_LEARNING_RATES: dict[MethodName, float] = {"bayesian": 1e-2, "lora": 5e-4}
+DEFAULT_LEARNING_RATES: dict[MethodName, float] = {"bayesian": 2e-2, "lora": 1e-3}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +21,9 @@ class TrainConfig:
         epochs: passes over the training rows.
         batch_size: rows of a forward pass on each device.
         gradient_accumulation: forward passes of one optimiser step.
-        learning_rate: peak of a linear schedule.
+        learning_rate: of means; the peak of a linear schedule, like the other two.
+        input_learning_rate: of inducing inputs.
+        scale_learning_rate: of standard deviations.
         warmup: share of the steps in which the learning rate rises.
         kl_weight: 1 is the exact ELBO, below 1 a cold posterior.
         kl_warmup: share of the steps in which the KL's weight rises.
@@ -36,7 +38,9 @@ class TrainConfig:
     epochs: float = 4.0
     batch_size: int = 8
     gradient_accumulation: int = 1
-    learning_rate: float = 1e-2
+    learning_rate: float = 2e-2
+    input_learning_rate: float = 2e-3
+    scale_learning_rate: float = 1e-2
     warmup: float = 0.06
     kl_weight: float = 1e-3
     kl_warmup: float = 0.25
@@ -48,7 +52,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in (
-            *("epochs", "batch_size", "gradient_accumulation", "learning_rate"),
+            *("epochs", "batch_size", "gradient_accumulation"),
+            *("learning_rate", "input_learning_rate", "scale_learning_rate"),
             *("train_draws", "validation_draws", "patience"),
         ):
             if not 0 < getattr(self, name) < float("inf"):

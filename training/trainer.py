@@ -20,6 +20,7 @@ from blora.posterior.posterior import Posterior
 from training.config import TrainConfig
 from training.evaluate import Evaluation, evaluate
 from training.objective import Elbo, Loss
+from training.optimizer import make_optimizer
 from training.rows import LabelledRow, collate_labelled
 from training.sampler import LengthGroupedOrder
 from training.trunk import with_states
@@ -98,7 +99,6 @@ class PosteriorTrainer(Trainer):
             learning_rate=config.learning_rate,
             lr_scheduler_type="linear",
             warmup_steps=config.warmup,
-            weight_decay=0.0,
             eval_strategy="epoch",
             save_strategy="epoch",
             save_total_limit=2,
@@ -137,6 +137,12 @@ class PosteriorTrainer(Trainer):
         rows: Sequence[LabelledRow] = self.train_dataset  # type: ignore[assignment]
         together = self.args.train_batch_size * self.args.world_size
         return LengthGroupedOrder([row.row.n_tokens for row in rows], together, self.args.seed)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW with the posterior's own learning rates."""
+        if self.optimizer is None:
+            self.optimizer = make_optimizer(self.elbo.posterior, self.config)
+        return self.optimizer
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One forward and backward pass, its noise numbered so that a resumed run draws what it would have drawn."""

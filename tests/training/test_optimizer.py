@@ -1,0 +1,27 @@
+from pathlib import Path
+
+import pytest
+
+from tests.scenarios import tiny_base
+from tests.training.toys import toy_config, toy_posterior
+from training.optimizer import make_optimizer
+
+
+@pytest.mark.parametrize("family", ["diagonal", "matrix_normal", "flow"])
+def test_means_inputs_and_scales_learn_at_their_own_rates(tmp_path: Path, family: str) -> None:
+    posterior = toy_posterior(tiny_base(), family=family)
+    config = toy_config(tmp_path, learning_rate=3.0, input_learning_rate=2.0, scale_learning_rate=1.0)
+    rates = {id(p): group["lr"] for group in make_optimizer(posterior, config).param_groups for p in group["params"]}
+    for name, parameter in posterior.named_parameters():
+        last = name.rpartition(".")[2]
+        expected = 2.0 if last.startswith("Z_") else 1.0 if last.startswith("raw_") else 3.0
+        assert rates.pop(id(parameter)) == expected, name
+    assert not rates
+
+
+def test_a_frozen_parameter_is_left_out(tmp_path: Path) -> None:
+    posterior = toy_posterior(tiny_base(), method="lora")
+    posterior.requires_grad_(False)
+    kept = next(posterior.parameters()).requires_grad_()
+    [group] = make_optimizer(posterior, toy_config(tmp_path)).param_groups
+    assert [id(p) for p in group["params"]] == [id(kept)]

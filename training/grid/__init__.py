@@ -1,0 +1,1 @@
+"""Methods, data sets and seeds side by side: `blora benchmark`."""

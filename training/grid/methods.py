@@ -1,0 +1,223 @@
+"""The methods of a benchmark: each turns the training rows into draws of LoRA factors.
+
+All adapt the same modules at the same rank, see the same rows for the same number of epochs, and are chosen on the same
+validation rows.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from blora.config import PosteriorConfig
+from blora.posterior.bank import SampleBank
+from blora.posterior.mode import MakeFactor
+from blora.posterior.noise import generator_of
+from blora.posterior.posterior import Posterior
+from training.baselines.blob import blob_factors
+from training.baselines.dropout import dropout_factors
+from training.baselines.ensemble import ensemble
+from training.baselines.tfb import isotropic_draws, largest_scale, with_own_answers
+from training.checkpoints import claim, release
+from training.config import TrainConfig
+from training.evaluate import evaluate
+from training.grid.bench import Bench
+from training.grid.store import Trained, load_trained, save_trained
+from training.trainer import Fitted, fit
+
+__all__ = ["METHODS", "Method", "obtain"]
+
+# Chosen on validation rows of ARC-Easy, for plain LoRA: the baselines start from its best.
+LORA_LEARNING_RATE = 1e-3
+DROPOUT_RATE = 0.1
+# Behind each trial of a baseline's own search.
+SEARCH_ROWS, SEARCH_DRAWS = 128, 4
+ENSEMBLE_SIZE = 3
+
+
+Make = Callable[[Bench, int], dict[str, Trained]]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A row of the tables.
+
+    Attributes:
+        name: on the command line and in files.
+        label: in tables.
+        kind: the method it counts as in comparisons.
+        make: the draws of a seed; it may leave those of other methods behind, by their names.
+        single_model: false where several models are trained.
+        seeded: whether seeds make a difference.
+    """
+
+    name: str
+    label: str
+    kind: str
+    make: Make
+    single_model: bool = True
+    seeded: bool = True
+
+
+def obtain(bench: Bench, name: str, seed: int) -> Trained:
+    """What a method makes of a seed: read if it was made before, made and kept otherwise."""
+    if not _file(bench, name, seed).is_file():
+        for made, trained in METHODS[name].make(bench, seed).items():
+            save_trained(_file(bench, made, seed), trained)
+    return load_trained(_file(bench, name, seed))
+
+
+def _file(bench: Bench, name: str, seed: int) -> Path:
+    return bench.work / f"{name}-seed{seed}.safetensors"
+
+
+def _fit(
+    bench: Bench, name: str, seed: int, posterior: Posterior, settings: dict[str, float]
+) -> tuple[Fitted, dict[str, object]]:
+    """Fits a posterior in place; a killed run goes on from its last epoch."""
+    config = TrainConfig(
+        work_dir=bench.work / f"{name}-seed{seed}.work",
+        epochs=bench.epochs,
+        seed=seed,
+        patience=bench.epochs,
+        **settings,  # type: ignore[arg-type]
+    )
+    about: dict[str, object] = {"posterior": asdict(posterior.config), "training": _plain(config)}
+    fitted = fit(
+        bench.base,
+        posterior,
+        bench.train,
+        bench.validation,
+        config,
+        claim(config.work_dir, about, resume=True),
+    )
+    release(config.work_dir)
+    return fitted, about
+
+
+def _plain(config: TrainConfig) -> dict[str, object]:
+    settings = asdict(config)
+    for name in ("work_dir", "resume"):
+        settings.pop(name)
+    return settings
+
+
+def _n_parameters(posterior: Posterior) -> int:
+    return sum(parameter.numel() for parameter in posterior.parameters())
+
+
+def _base(bench: Bench, seed: int) -> dict[str, Trained]:
+    return {"base": Trained(None, 0.0, 0)}
+
+
+def _lora(bench: Bench, seed: int) -> dict[str, Trained]:
+    posterior = Posterior(bench.modules, PosteriorConfig(method="lora"), seed)
+    fitted, about = _fit(bench, "lora", seed, posterior, {"learning_rate": LORA_LEARNING_RATE})
+    count = _n_parameters(posterior)
+    best = posterior.mean()
+    posterior.load_state_dict(fitted.last)
+    return {
+        "lora": Trained(posterior.mean(), fitted.seconds, count, about),
+        "lora_best": Trained(best, fitted.seconds, count, about),
+    }
+
+
+def _posterior(
+    name: str, config: PosteriorConfig, make: Callable[[int], MakeFactor] | None = None, **settings: float
+) -> Make:
+    """A method that fits a posterior and draws from it."""
+
+    def train(bench: Bench, seed: int) -> dict[str, Trained]:
+        posterior = Posterior(bench.modules, config, seed, make=make(seed) if make is not None else None)
+        fitted, about = _fit(bench, name, seed, posterior, settings)
+        draws = SampleBank.draw(posterior, "in a benchmark", bench.n_samples, seed).draws
+        return {name: Trained(draws, fitted.seconds, _n_parameters(posterior), about)}
+
+    return train
+
+
+def _tfb(bench: Bench, seed: int) -> dict[str, Trained]:
+    lora = obtain(bench, "lora_best", seed)
+    assert lora.draws is not None
+    start = lora.draws
+    began = time.perf_counter()
+    model = bench.base.model
+    anchors = with_own_answers(model, bench.validation[:SEARCH_ROWS], start)
+    scale = largest_scale(
+        lambda scale: (
+            evaluate(model, anchors, isotropic_draws(start, scale, SEARCH_DRAWS, generator_of(seed))).metrics.nll
+        ),
+        n_steps=4,
+    )
+    draws = isotropic_draws(start, scale, bench.n_samples, generator_of(seed))
+    seconds = lora.seconds + time.perf_counter() - began
+    return {"tfb": Trained(draws, seconds, lora.n_parameters, {"scale": scale})}
+
+
+def _laplace(bench: Bench, seed: int) -> dict[str, Trained]:
+    from training.baselines.laplace_lora import PRECISIONS, choose_precision, fit_laplace
+
+    lora = obtain(bench, "lora_best", seed)
+    assert lora.draws is not None
+    began = time.perf_counter()
+    model = bench.base.model
+    laplace = fit_laplace(model, lora.draws, bench.train)
+    rows = bench.validation[:SEARCH_ROWS]
+
+    def loss(precision: float) -> float:
+        return evaluate(model, rows, laplace.sample(precision, SEARCH_DRAWS, generator_of(seed))).metrics.nll
+
+    precision = choose_precision(loss, PRECISIONS[::2])
+    draws = laplace.sample(precision, bench.n_samples, generator_of(seed))
+    seconds = lora.seconds + time.perf_counter() - began
+    return {"laplace": Trained(draws, seconds, 2 * lora.n_parameters, {"prior_precision": precision})}
+
+
+def _ensemble(bench: Bench, seed: int) -> dict[str, Trained]:
+    members = [obtain(bench, "lora_best", member) for member in range(ENSEMBLE_SIZE)]
+    draws = ensemble([member.draws for member in members if member.draws is not None])
+    seconds = sum(member.seconds for member in members)
+    return {"ensemble": Trained(draws, seconds, sum(member.n_parameters for member in members))}
+
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method("base", "base model", "base", _base, seeded=False),
+        Method("lora", "LoRA, last step", "lora", _lora),
+        Method("lora_best", "LoRA, best step", "lora_best", _lora),
+        Method(
+            "dropout",
+            "MC dropout",
+            "dropout",
+            _posterior(
+                "dropout",
+                PosteriorConfig(),
+                lambda seed: dropout_factors(DROPOUT_RATE, generator_of(seed)),
+                learning_rate=LORA_LEARNING_RATE,
+            ),
+        ),
+        Method(
+            "blob",
+            "mean-field LoRA (BLoB)",
+            "blob",
+            _posterior(
+                "blob",
+                PosteriorConfig(),
+                lambda seed: blob_factors(generator_of(seed)),
+                learning_rate=LORA_LEARNING_RATE,
+                scale_learning_rate=LORA_LEARNING_RATE,
+            ),
+        ),
+        Method("tfb", "training-free (TFB)", "tfb", _tfb),
+        Method("laplace", "Laplace", "laplace", _laplace),
+        Method("bayesian", "Bayesian-LoRA", "bayesian", _posterior("bayesian", PosteriorConfig())),
+        Method(
+            "bayesian_modes",
+            "Bayesian-LoRA, 3 modes",
+            "bayesian",
+            _posterior("bayesian_modes", PosteriorConfig(modes=3)),
+        ),
+        Method("ensemble", "ensemble of 3 LoRAs", "ensemble", _ensemble, single_model=False, seeded=False),
+    )
+}
