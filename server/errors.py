@@ -60,6 +60,7 @@ TABLE: dict[str, Row] = {
     "invalid_type": Row(422, "invalid_request_error"),
     "invalid_value": Row(422, "invalid_request_error"),
     "missing": Row(422, "invalid_request_error"),
+    "not_calibrated": Row(422, "invalid_request_error"),
     "not_finite": Row(422, "invalid_request_error"),
     "out_of_range": Row(422, "invalid_request_error"),
     "unknown_field": Row(422, "invalid_request_error"),

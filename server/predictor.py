@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from blora.decision.abstention import Decision, Policy, decide
+from blora.decision.abstention import Decision, decide
 from blora.decision.uncertainty import Prediction, summarize
 from blora.errors import NumericalError, PromptError, PromptTooLongError
 from server.batcher import Batcher, Completed, Work
@@ -24,13 +24,13 @@ from server.errors import (
 )
 from server.ids import prediction_id
 from server.metrics import UNKNOWN_ADAPTER, Metrics
+from server.policies import InForce, policy_for, prediction_set
 from server.registry import AdapterHandle, Registry
 from server.schemas.requests import PredictRequest
 from server.schemas.responses import (
     AbstainReason,
     AdapterRef,
     ChoiceProbability,
-    PolicyInForce,
     PredictResponse,
     Timing,
     Usage,
@@ -105,6 +105,7 @@ class Predictor:
         deadline = asyncio.get_running_loop().time() + self._settings.timeout_s
         n_samples = self._n_samples(question, handle)
         choices = _choices(question, handle)
+        in_force = policy_for(question, handle)
         try:
             async with asyncio.timeout_at(deadline):
                 row = await self._pack(question, handle, choices)
@@ -113,15 +114,15 @@ class Predictor:
         job = Job(handle, row, n_samples, question.seed)
         done = await self._compute(job, deadline)
         prediction = summarize(done.result)
-        policy = _policy(question, handle)
-        decision = decide(prediction, policy)
+        decision = decide(prediction, in_force.policy if in_force else None)
         self._metrics.predicted(
             handle.name,
             prediction,
             reasons=(reason.name for reason in decision.reasons),
             n_samples=n_samples,
         )
-        response = self._response(job, choices, done, prediction, policy, decision)
+        likely = prediction_set(question, handle, prediction, choices)
+        response = self._response(job, choices, done, prediction, likely, in_force, decision)
         if question.return_samples:
             return response.model_copy(update={"samples": done.result.tolist()})
         return response
@@ -184,7 +185,8 @@ class Predictor:
         choices: Sequence[str],
         done: Completed[Tensor],
         prediction: Prediction,
-        policy: Policy | None,
+        likely: list[str] | None,
+        in_force: InForce | None,
         decision: Decision,
     ) -> PredictResponse:
         leader = choices[prediction.top]
@@ -203,12 +205,13 @@ class Predictor:
             predictive_entropy=prediction.predictive_entropy,
             expected_entropy=prediction.expected_entropy,
             mutual_information=prediction.mutual_information,
+            prediction_set=likely,
             abstained=decision.abstained,
             abstain_reasons=[
                 AbstainReason(reason=reason.name, value=reason.value, threshold=reason.threshold)
                 for reason in decision.reasons
             ],
-            policy=_policy_in_force(policy),
+            policy=in_force.shown() if in_force else None,
             n_samples=job.n_samples,
             usage=Usage(prompt_tokens=job.row.prompt_tokens, scored_tokens=job.row.scored_tokens),
             timing=Timing(queue_ms=1e3 * done.queue_s, compute_ms=1e3 * done.compute_s),
@@ -225,19 +228,6 @@ def _choices(question: PredictRequest, handle: AdapterHandle) -> Sequence[str]:
             param="choices",
         )
     return choices
-
-
-def _policy(question: PredictRequest, handle: AdapterHandle) -> Policy | None:
-    if question.policy is None:
-        return handle.policy
-    return Policy(**dict(question.policy), source="request")
-
-
-def _policy_in_force(policy: Policy | None) -> PolicyInForce | None:
-    if policy is None:
-        return None
-    thresholds = {name: value for name, value in policy.thresholds().items() if value is not None}
-    return PolicyInForce(source=policy.source, **thresholds)
 
 
 def _non_finite() -> NonFiniteError:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from blora.config import AdapterConfig
 from blora.decision.abstention import Policy
+from blora.decision.calibrated import Calibration
 from blora.errors import ConfigError
 from blora.posterior.bank import SampleBank
 from blora.posterior.posterior import Posterior
@@ -28,10 +29,11 @@ class AdapterHandle:
         name: what clients call it.
         digest: of its contents, "sha256:..."; its identity.
         config: how it was trained and how it wants to be asked.
-        policy: the owner's thresholds, if there are any.
+        policy: the owner's thresholds, if there are any; a calibration's come before them.
         bank: the draws that answer requests without a seed, made once.
         posterior: where fresh draws come from.
         created: Unix time of loading, in seconds.
+        calibration: what was proved about it as it is served, if anything was.
     """
 
     name: str
@@ -41,6 +43,7 @@ class AdapterHandle:
     bank: SampleBank
     posterior: Posterior
     created: int
+    calibration: Calibration | None = None
 
 
 class Registry:

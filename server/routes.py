@@ -8,9 +8,11 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from server.cards import adapter_card
 from server.disconnect import unless_disconnected
 from server.errors import TABLE, QueueFullError, ServerError, TooLargeError
 from server.lifecycle import Service
+from server.schemas.cards import AdapterCard, AdapterList
 from server.schemas.requests import BatchRequest, PredictBody
 from server.schemas.responses import (
     BatchResponse,
@@ -44,6 +46,10 @@ def _service(request: Request) -> Service:
 ServiceOf = Annotated[Service, Depends(_service)]
 
 _UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": ErrorBody, "description": "not_ready, draining"}}
+# As 4XX, for with a bare 404 FastAPI would add a 422 that never comes.
+_UNKNOWN: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorBody, "description": "404: unknown_adapter, digest_mismatch"}
+}
 
 
 def _documented_errors() -> dict[int | str, dict[str, Any]]:
@@ -100,6 +106,28 @@ async def models(service: ServiceOf) -> ModelList:
     ]
     card = ModelCard(id=base.name, created=service.started, root=base.id, parent=None, digest=base.fingerprint)
     return ModelList(data=[card, *adapters])
+
+
+@router.get(
+    "/v1/adapters",
+    summary="Show the cards of the adapters",
+    response_model_exclude_unset=True,
+    responses=_UNAVAILABLE,
+)
+async def adapters(service: ServiceOf) -> AdapterList:
+    """How each adapter was made, how good it was, and what was proved about it."""
+    return AdapterList(object="list", data=[adapter_card(handle) for handle in service.predictor().registry])
+
+
+@router.get(
+    "/v1/adapters/{name}",
+    summary="Show the card of one adapter",
+    response_model_exclude_unset=True,
+    responses=_UNAVAILABLE | _UNKNOWN,
+)
+async def adapter(name: str, service: ServiceOf) -> AdapterCard:
+    """How the adapter was made, how good it was, and what was proved about it; the name may pin a digest."""
+    return adapter_card(service.predictor().registry.resolve(name))
 
 
 @router.get("/livez", summary="Say that the process runs")

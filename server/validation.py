@@ -14,14 +14,17 @@ _OWN_CODES = {
     "duplicate_choices": "duplicate_choices",
     "empty_policy": "empty_policy",
     "no_question": "missing",
+    "target_and_thresholds": "conflict",
     "two_questions": "conflict",
 }
 # Codes of pydantic's; further types that end in "_type" or "_parsing" are invalid_type.
 _CODES = {
     "extra_forbidden": "unknown_field",
     "finite_number": "not_finite",
+    "greater_than": "out_of_range",
     "greater_than_equal": "out_of_range",
     "json_invalid": "invalid_json",
+    "less_than": "out_of_range",
     "less_than_equal": "out_of_range",
     "literal_error": "invalid_value",
     "missing": "missing",

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from blora.adapter import Adapter, attach, load_adapter
 from blora.base_model import BaseModel, load_base_model
+from blora.calibration_file import for_serving
 from blora.config import ScoringName
 from blora.decision.abstention import Policy
+from blora.decision.calibrated import Binding
 from blora.decision.calibration import temper
 from blora.errors import ConfigError, NumericalError
 from blora.inference.packing import PackedRow, collate, pack
@@ -113,7 +115,7 @@ class TorchEngine:
             revision=base.ref.revision,
             fingerprint=base.ref.fingerprint,
             device=str(base.device),
-            dtype=str(base.dtype).removeprefix("torch."),
+            dtype=_dtype(base),
             max_length=base.max_length,
         )
         return Loaded(model=model, adapters=self._handles)
@@ -155,8 +157,28 @@ async def _in(executor: ThreadPoolExecutor, work: Callable[[], T]) -> T:
     return await asyncio.get_running_loop().run_in_executor(executor, work)
 
 
+def _dtype(base: BaseModel) -> str:
+    return str(base.dtype).removeprefix("torch.")
+
+
 def _handle(base: BaseModel, adapter: Adapter) -> AdapterHandle:
+    """The adapter with its bank and its calibration.
+
+    Raises:
+        AdapterError: if it has been calibrated, but not for being served like this.
+    """
     sampling, policy = adapter.config.sampling, adapter.config.policy
+    calibration = for_serving(
+        adapter.path,
+        Binding(
+            adapter_digest=adapter.digest,
+            dtype=_dtype(base),
+            n_samples=sampling.n_samples,
+            seed=sampling.seed,
+            scoring=adapter.config.prompt.scoring,
+            temperature=sampling.temperature,
+        ),
+    )
     bank = SampleBank.draw(adapter.posterior, adapter.digest, sampling.n_samples, sampling.seed)
     return AdapterHandle(
         name=adapter.name,
@@ -166,6 +188,7 @@ def _handle(base: BaseModel, adapter: Adapter) -> AdapterHandle:
         bank=SampleBank(bank.digest, bank.seed, bank.draws.to(base.device)),
         posterior=adapter.posterior,
         created=int(time.time()),
+        calibration=calibration,
     )
 
 

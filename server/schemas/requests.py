@@ -50,7 +50,7 @@ class Message(Request):
 
 
 class Policy(Request):
-    """When not to answer. A value exactly at its threshold is answered."""
+    """When not to answer: thresholds, or a target. A value exactly at its threshold is answered."""
 
     min_confidence: float | None = Field(
         default=None, ge=0, le=1, description="Abstain if the leader's probability is lower."
@@ -61,14 +61,32 @@ class Policy(Request):
     max_mutual_information: float | None = Field(
         default=None, ge=0, description="Abstain if the mutual information, in nats, is higher."
     )
+    target_risk: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Answer only where the adapter's calibration proves that P(wrong | answered) is at most this; "
+        "one of the targets that GET /v1/adapters lists, and no threshold beside it.",
+    )
+
+    def thresholds(self) -> dict[str, float]:
+        """The thresholds that are set, by name."""
+        return {name: value for name, value in dict(self).items() if name != "target_risk" and value is not None}
 
     @model_validator(mode="after")
     def _says_something(self) -> "Policy":
-        if all(value is None for value in dict(self).values()):
+        if self.target_risk is None and not self.thresholds():
             raise PydanticCustomError(
                 "empty_policy",
                 "got a policy without thresholds, expected at least one: leave `policy` out for "
                 "the adapter's own, or send min_confidence 0 to answer always",
+            )
+        if self.target_risk is not None and self.thresholds():
+            raise PydanticCustomError(
+                "target_and_thresholds",
+                "got both a target_risk and thresholds, expected either: a target brings the threshold that was "
+                "proved for it, remove one of them",
+                {"param": "target_risk"},
             )
         return self
 

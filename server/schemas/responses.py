@@ -61,6 +61,9 @@ class PolicyInForce(Response):
     min_confidence: float | None = None
     max_predictive_entropy: float | None = None
     max_mutual_information: float | None = None
+    target_risk: float | None = Field(
+        default=None, description="P(wrong | answered) that the threshold was proved not to exceed."
+    )
     source: Literal["request", "adapter"]
 
 
@@ -92,6 +95,10 @@ class PredictResponse(Response):
     predictive_entropy: float
     expected_entropy: float
     mutual_information: float
+    prediction_set: list[str] | None = Field(
+        description="Choices that hold the right one with the probability that the adapter was calibrated for, at "
+        "least the leader; null where it was not, or not for this number of draws, seed, scoring or set of choices."
+    )
     abstained: bool
     abstain_reasons: list[AbstainReason]
     policy: PolicyInForce | None

@@ -5,7 +5,6 @@ import hashlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -13,7 +12,12 @@ import torch
 from fastapi import FastAPI
 from torch import Tensor
 
+from blora.config import AdapterConfig, BaseModelRef, PosteriorConfig, PromptConfig, SamplingConfig
 from blora.decision.abstention import Policy
+from blora.decision.calibrated import Binding, Calibration, CalibrationRows, ConformalQuantile
+from blora.decision.curves import ReliabilityBin
+from blora.decision.histogram import Histogram
+from blora.decision.selective import Level
 from blora.errors import PromptError
 from server.app import create_app
 from server.engines.protocol import Job, Loaded, ModelInfo
@@ -32,14 +36,49 @@ def handle(
     choices: tuple[str, ...] | None = None,
     n_samples: int = 4,
     policy: Policy | None = None,
+    calibration: Calibration | None = None,
 ) -> AdapterHandle:
     """A handle without weights: the fake engine needs none."""
-    config: Any = SimpleNamespace(
-        prompt=SimpleNamespace(choices=choices),
-        sampling=SimpleNamespace(n_samples=n_samples, seed=0),
+    config = AdapterConfig(
+        base_model=BaseModelRef(id="fake/fake", revision=None, fingerprint="sha256:" + "0" * 64),
+        target_modules=("q_proj",),
+        modules={"q_proj": (2, 2)},
+        posterior=PosteriorConfig(),
+        prompt=PromptConfig(choices=choices),
+        sampling=SamplingConfig(n_samples=n_samples),
+        training={"command": "blora train --data /home/me", "settings": {"epochs": 4}, "validation": {"nll": 0.5}},
     )
     nothing: Any = None
-    return AdapterHandle(name, digest, config, policy, nothing, nothing, created=1_700_000_000)
+    return AdapterHandle(name, digest, config, policy, nothing, nothing, 1_700_000_000, calibration)
+
+
+def calibration(digest: str, *, quantile: float = 0.8) -> Calibration:
+    """Proved at 0.05 (confidence 0.9, the default) and at 0.2 (entropy 0.7); 0.01 is not proved."""
+    proof = {"expected_coverage": 0.6, "coverage": 0.6, "error": 0.0, "upper_bound": 0.04}
+    return Calibration(
+        binding=Binding(adapter_digest=digest, dtype="float64", n_samples=4, seed=0, scoring="text", temperature=1.0),
+        rows=CalibrationRows(
+            source="rows.jsonl",
+            digest="sha256:" + "5" * 64,
+            split="test",
+            n_rows=400,
+            n_tuning=100,
+            n_proof=300,
+            seed=0,
+        ),
+        delta=0.05,
+        target_risk=0.05,
+        coverage=0.9,
+        levels=(
+            Level(target_risk=0.01, score="confidence", expected_coverage=0.0),
+            Level(target_risk=0.05, score="confidence", threshold=0.9, **proof),
+            Level(target_risk=0.2, score="predictive_entropy", threshold=0.7, **proof),
+        ),
+        quantiles=(ConformalQuantile(coverage=0.9, quantile=quantile),),
+        reliability=(ReliabilityBin(400, 0.9, 0.9), *[ReliabilityBin(0, None, None)] * 14),
+        curve=((0.5, 0.02), (1.0, 0.1)),
+        entropy=Histogram(edges=(0.0, 1.0), counts=(400,)),
+    )
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,9 @@ def response_schema(document: dict[str, Any], status: int) -> dict[str, Any]:
 
 
 async def test_the_paths_are_those_of_the_contract(document: dict[str, Any]) -> None:
-    assert document["paths"].keys() == {"/v1/predict", "/v1/models", "/livez", "/readyz", "/metrics", "/info"}
+    assert document["paths"].keys() == {
+        "/v1/predict", "/v1/models", "/v1/adapters", "/v1/adapters/{name}", "/livez", "/readyz", "/metrics", "/info",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("body", GOOD)

@@ -148,6 +148,23 @@ BAD_BODIES = {
         "policy.max_mutual_information",
         "got -1",
     ),
+    "target of zero": Bad(
+        _with(policy={"target_risk": 0}), 422, "out_of_range", "policy.target_risk", "greater than 0"
+    ),
+    "target of one": Bad(_with(policy={"target_risk": 1}), 422, "out_of_range", "policy.target_risk", "less than 1"),
+    "target in a string": Bad(
+        _with(policy={"target_risk": "0.05"}), 422, "invalid_type", "policy.target_risk", "valid number"
+    ),
+    "target and threshold": Bad(
+        _with(policy={"target_risk": 0.05, "min_confidence": 0.9}),
+        422,
+        "conflict",
+        "policy.target_risk",
+        "remove one of them",
+    ),
+    "target without calibration": Bad(
+        _with(policy={"target_risk": 0.05}), 422, "not_calibrated", "policy.target_risk", "send thresholds"
+    ),
     # adapter
     "unknown adapter": Bad(_with(adapter=SECRET), 404, "unknown_adapter", "adapter", "one of open, triage"),
     "the base model's name": Bad(_with(adapter="fake"), 404, "unknown_adapter", "adapter", "loaded"),

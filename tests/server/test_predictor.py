@@ -31,8 +31,8 @@ async def test_an_answer_has_exactly_the_fields_of_the_contract(server: Running)
     answer = await ask(server, prompt="p=0.7 charged twice")
     assert answer.keys() == {
         "id", "created", "model", "adapter", "answer", "top_choice", "probabilities", "confidence",
-        "predictive_entropy", "expected_entropy", "mutual_information", "abstained", "abstain_reasons", "policy",
-        "n_samples", "usage", "timing",
+        "predictive_entropy", "expected_entropy", "mutual_information", "prediction_set", "abstained", "abstain_reasons",
+        "policy", "n_samples", "usage", "timing",
     }  # fmt: skip
     assert answer["model"] == "fake"
     assert answer["adapter"] == {"name": "triage", "digest": TRIAGE_DIGEST}
@@ -40,6 +40,7 @@ async def test_an_answer_has_exactly_the_fields_of_the_contract(server: Running)
     assert [entry["choice"] for entry in answer["probabilities"]] == list(CHOICES)
     assert [entry["probability"] for entry in answer["probabilities"]] == pytest.approx([0.7, 0.15, 0.15])
     assert (answer["abstained"], answer["abstain_reasons"], answer["policy"]) == (False, [], None)
+    assert answer["prediction_set"] is None
     assert (answer["n_samples"], answer["usage"]) == (4, {"prompt_tokens": 3, "scored_tokens": 3})
     assert answer["timing"]["queue_ms"] >= 0
     assert answer["timing"]["compute_ms"] >= 0

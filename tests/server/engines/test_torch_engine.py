@@ -1,7 +1,8 @@
 """The engine in this process, on a tiny model: one row alone against the same row batched, seeds, banks, failures."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import dataclasses
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from blora.adapter import save_adapter
 from blora.base_model import load_base_model
+from blora.calibration_file import CALIBRATION_FILE, store
 from blora.config import AdapterConfig, PosteriorConfig, PromptConfig, SamplingConfig
 from blora.errors import AdapterError, BloraError, ConfigError, NumericalError, PromptError
 from blora.posterior.posterior import Posterior
@@ -19,6 +21,7 @@ from server.engines.protocol import Job, Loaded
 from server.engines.torch_engine import TorchEngine
 from server.settings import Settings
 from tests.scenarios import adapted_modules, tiny_model, tiny_tokenizer
+from tests.server.fakes import calibration
 
 CHOICES = ("billing", "technical", "account")
 QUESTIONS = ("why", "a much longer question than the other one", "where is my money?", "q")
@@ -206,3 +209,46 @@ async def test_a_name_is_that_of_the_folder_unless_given(folder: Path) -> None:
     chosen = settings(folder).model_copy(update={"adapters": (str(folder / "one"), f"mine={folder / 'two'}")})
     async with loaded(chosen) as (_, state):
         assert [handle.name for handle in state.adapters] == ["one", "mine"]
+
+
+async def calibrated(folder: Path, **changes: Any) -> None:
+    """Writes a calibration of adapter `one` as it is served, but for some changes of what it is bound to."""
+    async with loaded(settings(folder, "one")) as (_, state):
+        bound = {"adapter_digest": state.adapters[0].digest, "dtype": "float32", "n_samples": 4, "seed": 7, **changes}
+    made = calibration(bound["adapter_digest"])
+    store(folder / "one", dataclasses.replace(made, binding=dataclasses.replace(made.binding, **bound)))
+
+
+@pytest.fixture
+def calibratable(folder: Path) -> Iterator[Path]:
+    yield folder
+    (folder / "one" / CALIBRATION_FILE).unlink()
+
+
+async def test_a_calibration_is_served_with_its_adapter(calibratable: Path) -> None:
+    await calibrated(calibratable)
+    async with loaded(settings(calibratable)) as (_, state):
+        one, two = state.adapters
+        assert one.calibration is not None
+        assert (one.calibration.binding.adapter_digest, one.calibration.binding.seed) == (one.digest, 7)
+        assert two.calibration is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"adapter_digest": "sha256:" + "e" * 64}, "calibration for adapter_digest sha256:eeee"),
+        ({"dtype": "bfloat16"}, "calibration for dtype bfloat16 in .* expected float32"),
+        ({"n_samples": 8}, "calibration for n_samples 8 in .* expected 4"),
+        ({"seed": 1}, "calibration for seed 1 in .* expected 7"),
+        ({"scoring": "label"}, "calibration for scoring label in .* expected text"),
+        ({"temperature": 2.0}, "calibration for temperature 2.0 in .* expected 1.0"),
+    ],
+)
+async def test_a_calibration_for_something_else_keeps_the_server_from_starting(
+    calibratable: Path, change: dict[str, Any], message: str
+) -> None:
+    await calibrated(calibratable, **change)
+    with pytest.raises(AdapterError, match=message):
+        async with loaded(settings(calibratable)):
+            pass

@@ -1,0 +1,140 @@
+"""A LoRA that stock PEFT trained, before and after `blora bayesianize`: does it get better, and how long does it take?
+
+`python -m benchmarks.bayesianize DATA` with the folder of arc_easy_train.jsonl and arc_easy_test.jsonl. The LoRA
+learns the right answers of 800 training questions as text, with PEFT and a plain loop and nothing of this project; 128
+other training questions find the width of the posterior; 500 test questions judge. What is trained is kept in runs/.
+"""
+
+import json
+import shutil
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import PreTrainedModel
+
+from blora.adapter import load_adapter
+from blora.base_model import BaseModel, load_base_model
+from blora.cli import main as blora
+from blora.decision.calibration import fit_temperature
+from blora.posterior.bank import SampleBank
+from blora.posterior.draws import Draws
+from blora.posterior.inject import eject, inject
+from training.bayesianize import posterior_around
+from training.data import ExampleSet, read_examples, split_examples
+from training.evaluate import predict_all
+from training.grid.results import evaluations
+from training.provenance import machine, revision
+from training.rows import pack_examples
+
+ROOT = Path(__file__).resolve().parent.parent
+WORK = ROOT / "runs" / "bayesianize"
+RESULT = ROOT / "benchmarks" / "results" / "bayesianize" / "result.json"
+N_TRAIN, N_VALIDATION, N_TEST, N_SAMPLES = 800, 128, 500, 4
+EPOCHS, LEARNING_RATE, BATCH_SIZE = 2, 5e-4, 8
+
+
+def train_with_peft(base: BaseModel, examples: ExampleSet, folder: Path) -> None:
+    """Next-token training on question and right answer, the loss on the answer's tokens, by PEFT's own layers."""
+    torch.manual_seed(0)
+    settings = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    model = get_peft_model(base.model, settings)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE)
+    texts = [
+        (examples.template.replace("{prompt}", example.prompt or ""), " " + example.choices[example.label])
+        for example in examples.examples
+    ]
+    steps = EPOCHS * -(-len(texts) // BATCH_SIZE)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    for _ in range(EPOCHS):
+        order = torch.randperm(len(texts)).tolist()
+        for start in range(0, len(order), BATCH_SIZE):
+            loss = _loss(model, base, [texts[i] for i in order[start : start + BATCH_SIZE]])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    model.save_pretrained(str(folder))
+    model.unload()  # type: ignore[operator]  # the base model is as it was
+
+
+def _loss(model: Any, base: BaseModel, texts: list[tuple[str, str]]) -> torch.Tensor:
+    ids = [[base.tokenizer(part, add_special_tokens=False)["input_ids"] for part in pair] for pair in texts]
+    width = max(len(prompt) + len(answer) for prompt, answer in ids)
+    tokens = torch.zeros(len(ids), width, dtype=torch.long)
+    labels = torch.full((len(ids), width), -100)
+    for row, (prompt, answer) in enumerate(ids):
+        tokens[row, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
+        labels[row, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
+    mask = torch.arange(width) < torch.tensor([[len(prompt) + len(answer)] for prompt, answer in ids])
+    loss: torch.Tensor = model(input_ids=tokens, attention_mask=mask.long(), labels=labels).loss
+    return loss
+
+
+def judge(model: PreTrainedModel, base: BaseModel, rows: list[Any], draws: Draws, temperature: float) -> Any:
+    """Metrics of test rows, as they are and at a temperature."""
+    labels = torch.tensor([row.label for row in rows])
+    return evaluations(predict_all(model, rows, draws.to(base.device)), labels, temperature, home=None)
+
+
+def main() -> int:
+    """Trains, makes Bayesian, judges, and writes the result file."""
+    data = Path(sys.argv[1])
+    base = load_base_model()
+    examples = read_examples(str(data / "arc_easy_train.jsonl"))
+    train, validation = split_examples(examples, N_TRAIN, N_VALIDATION, seed=0)
+    lora, adapter_folder, rows_file = WORK / "lora", WORK / "adapter", WORK / "validation.jsonl"
+    if not (lora / "adapter_config.json").is_file():
+        WORK.mkdir(parents=True, exist_ok=True)
+        train_with_peft(base, train, lora)
+    rows_file.write_text(
+        "".join(
+            json.dumps({"question": e.prompt, "choices": list(e.choices), "label": e.label}) + "\n"
+            for e in validation.examples
+        )
+    )
+    shutil.rmtree(adapter_folder, ignore_errors=True)
+    command = ["bayesianize", str(lora), "--data", str(rows_file), "--output", str(adapter_folder)]
+    began = time.perf_counter()
+    if code := blora([*command, "--n-samples", str(N_SAMPLES)]):
+        return code
+    seconds = time.perf_counter() - began
+
+    test = read_examples(str(data / "arc_easy_test.jsonl"))
+    adapter = load_adapter(adapter_folder, base)
+    rows = pack_examples(replace(test, examples=test.examples[:N_TEST]), base, adapter.config.prompt)
+    known = pack_examples(validation, base, adapter.config.prompt)
+    around = posterior_around(lora, adapter.config.posterior, seed=0)
+    inject(base.model, around.modules_shape)
+    plain = around.mean()
+    temperature = fit_temperature(predict_all(base.model, known, plain), torch.tensor([row.label for row in known]))
+    bank = SampleBank.draw(adapter.posterior, adapter.digest, N_SAMPLES, adapter.config.sampling.seed)
+    result = {
+        "lora": judge(base.model, base, rows, plain, temperature),
+        "lora_temperature": temperature,
+        "bayesian": judge(base.model, base, rows, bank.draws, adapter.config.sampling.temperature),
+        "bayesian_temperature": adapter.config.sampling.temperature,
+        "tuning": adapter.config.training["tuning"],
+        "n_parameters": sum(parameter.numel() for parameter in adapter.posterior.parameters()),
+        "n_samples": N_SAMPLES,
+        "n_validation": N_VALIDATION,
+        "n_test": len(rows),
+        "bayesianize_seconds": seconds,
+        "base_model": base.ref.id,
+        "dtype": str(base.dtype).removeprefix("torch."),
+        "machine": machine(),
+        "revision": revision(),
+        "command": f"python -m benchmarks.bayesianize {data}",
+    }
+    eject(base.model)
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

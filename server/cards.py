@@ -1,0 +1,28 @@
+"""The card of a loaded adapter, for those who ask what it is worth."""
+
+from server.policies import default_policy
+from server.registry import AdapterHandle
+from server.schemas.cards import AdapterCard
+
+__all__ = ["adapter_card"]
+
+# Of the training record: not the command, nor anything else that tells of the machine it ran on.
+PUBLIC_RECORD = ("dtype", "settings", "train", "tuning", "validation")
+
+
+def adapter_card(handle: AdapterHandle) -> AdapterCard:
+    """How the adapter was made, how good it was, and what was proved about it."""
+    config, policy = handle.config, default_policy(handle)
+    return AdapterCard(
+        name=handle.name,
+        digest=handle.digest,
+        created=handle.created,
+        base_model=config.base_model.id,
+        target_modules=list(config.target_modules),
+        posterior=config.posterior,
+        prompt=config.prompt,
+        sampling=config.sampling,
+        training={name: config.training[name] for name in PUBLIC_RECORD if name in config.training},
+        policy=policy.shown() if policy is not None else None,
+        calibration=handle.calibration,
+    )

@@ -1,0 +1,80 @@
+"""The benchmark of the guarantee, on probabilities whose behaviour is known."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from benchmarks.guarantee import binomial_limit, main, measure
+from blora.decision.selective import binomial_cdf
+
+
+def answers(n: int = 600, n_draws: int = 3) -> tuple[Tensor, Tensor]:
+    """Mostly right answers among three choices, every third row without the last one."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(2, (n,), generator=generator)
+    sharp = 6 * torch.rand(n, 1, generator=generator)
+    logits = torch.randn(n_draws, n, 3, generator=generator) + sharp * torch.nn.functional.one_hot(labels, 3)
+    logits[:, ::3, 2] = -torch.inf
+    return logits.log_softmax(-1), labels
+
+
+@pytest.fixture(scope="module")
+def result() -> dict[str, Any]:
+    log_probs, labels = answers()
+    return measure(log_probs, labels, temperature=1.0, delta=0.1, splits=40, seed=0)
+
+
+def test_the_limit_is_the_exact_binomial_one() -> None:
+    limit = binomial_limit(200, 0.05)
+    assert binomial_cdf(limit, 200, 0.05) >= 0.95 > binomial_cdf(limit - 1, 200, 0.05)
+    assert limit == 15
+
+
+def test_the_true_error_exceeds_the_target_as_rarely_as_promised(result: dict[str, Any]) -> None:
+    assert result["limit"] == binomial_limit(40, 0.1) / 40
+    for row in result["selective"]:
+        assert row["population"]["exceeds"] <= result["limit"]
+    loose = result["selective"][-1]
+    assert (loose["target_risk"], loose["population"]["refused"], loose["halves"]["refused"]) == (0.2, 0, 0)
+    assert 0.5 < loose["population"]["mean_coverage"] <= 1
+    assert loose["population"]["mean_error"] < 0.2
+
+
+def test_test_halves_exceed_at_least_as_often_as_they_contradict(result: dict[str, Any]) -> None:
+    for row in result["selective"]:
+        assert row["halves"]["contradicts"] <= row["halves"]["exceeds"]
+
+
+def test_sets_reach_their_coverage(result: dict[str, Any]) -> None:
+    for row in result["conformal"]:
+        assert row["mean_coverage"] >= row["coverage"] - 3 * row["standard_error"]
+        assert 1 <= row["mean_size"] < 3
+
+
+def test_where_nothing_can_be_proved_every_calibration_refuses() -> None:
+    log_probs, _ = answers(200)
+    wrong = log_probs.exp().mean(0).argmin(-1)
+    result = measure(log_probs, wrong, temperature=1.0, delta=0.1, splits=5, seed=0)
+    assert [row["population"]["refused"] for row in result["selective"]] == [5] * 5
+    assert result["selective"][0]["population"]["mean_error"] is None
+
+
+def test_one_result_is_written_with_its_provenance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log_probs, labels = answers(200)
+    save_file({"log_probs": log_probs, "labels": labels}, tmp_path / "probs.safetensors")
+    target = tmp_path / "results" / "guarantee.json"
+    arguments = [str(tmp_path / "probs.safetensors"), "--json", str(target), "--splits", "5", "--temperature", "1.3"]
+    main(arguments)
+    result = json.loads(target.read_text())
+    assert {"machine", "revision", "command", "digest"} <= result.keys()
+    assert shlex.split(result["command"]) == ["python", "-m", "benchmarks.guarantee", *arguments]
+    assert (result["n_examples"], result["splits"], result["temperature"]) == (200, 5, 1.3)
+    told = capsys.readouterr().out
+    assert "target 0.05: exceeded in" in told
+    assert "coverage 0.9:" in told

@@ -1,0 +1,155 @@
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blora.adapter import load_adapter
+from blora.base_model import BaseModel
+from blora.calibration_file import CALIBRATION_FILE, for_serving, read, store
+from blora.errors import AdapterError
+from tests.blora.adapters import contents, rewrite_json, saved
+from tests.blora.test_calibrated import BINDING, made
+
+CALIBRATION = made()
+
+
+def bound(**changes: Any) -> Any:
+    return dataclasses.replace(CALIBRATION, binding=dataclasses.replace(BINDING, **changes))
+
+
+def test_without_a_file_there_is_no_calibration(tmp_path: Path) -> None:
+    assert read(tmp_path) == ()
+    assert for_serving(tmp_path, BINDING) is None
+
+
+def test_what_is_stored_is_read_back_to_the_last_bit(tmp_path: Path) -> None:
+    store(tmp_path, CALIBRATION)
+    assert read(tmp_path) == (CALIBRATION,)
+    assert for_serving(tmp_path, BINDING) == CALIBRATION
+    assert [file.name for file in tmp_path.iterdir()] == [CALIBRATION_FILE]
+
+
+def test_each_dtype_has_its_own_and_a_new_one_takes_the_place_of_the_old(tmp_path: Path) -> None:
+    store(tmp_path, CALIBRATION)
+    other = bound(dtype="float32")
+    store(tmp_path, other)
+    assert read(tmp_path) == (CALIBRATION, other)
+    again = bound(temperature=2.0)
+    store(tmp_path, again)
+    assert read(tmp_path) == (other, again)
+    assert for_serving(tmp_path, other.binding) == other
+
+
+def test_a_calibration_of_other_contents_does_not_outlive_them(tmp_path: Path) -> None:
+    store(tmp_path, CALIBRATION)
+    new = bound(adapter_digest="sha256:" + "c" * 64, dtype="float32")
+    store(tmp_path, new)
+    assert read(tmp_path) == (new,)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("adapter_digest", "sha256:" + "c" * 64),
+        ("dtype", "float32"),
+        ("n_samples", 6),
+        ("seed", 4),
+        ("scoring", "label"),
+        ("temperature", 1.0),
+    ],
+)
+def test_an_adapter_served_otherwise_is_refused_naming_the_difference(tmp_path: Path, field: str, value: Any) -> None:
+    store(tmp_path, CALIBRATION)
+    served = dataclasses.replace(BINDING, **{field: value})
+    with pytest.raises(AdapterError) as info:
+        for_serving(tmp_path, served)
+    message = str(info.value)
+    assert f"got calibration for {field} {getattr(BINDING, field)}" in message
+    assert f"expected {value}" in message
+    assert "run `blora calibrate`" in message
+
+
+def test_every_dtype_there_is_is_named(tmp_path: Path) -> None:
+    store(tmp_path, CALIBRATION)
+    store(tmp_path, bound(dtype="float32"))
+    with pytest.raises(AdapterError, match="for dtype bfloat16, float32 in .* expected float16"):
+        for_serving(tmp_path, dataclasses.replace(BINDING, dtype="float16"))
+
+
+def change_calibration(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Any]:
+    return rewrite_json(lambda raw: change(raw["calibrations"][0]))
+
+
+SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no JSON": (lambda file: file.write_text("{"), "no JSON"),
+    "no UTF-8": (lambda file: file.write_bytes(b"\xff\xfe"), "no JSON"),
+    "a list": (lambda file: file.write_text("[]"), "format_version None .* expected 1; upgrade"),
+    "another version": (rewrite_json(lambda raw: raw.update(format_version=2)), "format_version 2"),
+    "no entries": (rewrite_json(lambda raw: raw.update(calibrations=[])), "got 0 calibrations"),
+    "the same twice": (rewrite_json(lambda raw: raw["calibrations"].append(raw["calibrations"][0])), "no two for"),
+    "an unknown field": (rewrite_json(lambda raw: raw.update(more=1)), "bad value at more"),
+    "a missing field": (change_calibration(lambda c: c.pop("delta")), "calibrations.0.delta"),
+    "an unknown field within": (change_calibration(lambda c: c["binding"].update(gpu=1)), "0.binding.gpu"),
+    "a number in a string": (change_calibration(lambda c: c.update(delta="0.05")), "0.delta"),
+    "draws in a float": (change_calibration(lambda c: c["binding"].update(n_samples=5.5)), "n_samples"),
+    "another score": (change_calibration(lambda c: c["levels"][4].update(score="luck")), "levels.4.score"),
+    "NaN": (change_calibration(lambda c: c["levels"][4].update(threshold=float("nan"))), "levels.4.threshold"),
+    "infinity": (change_calibration(lambda c: c["levels"][4].update(threshold=float("inf"))), "levels.4.threshold"),
+    "a negative threshold": (change_calibration(lambda c: c["levels"][4].update(threshold=-0.1)), "-0.1"),
+    "a target above one": (change_calibration(lambda c: c["levels"][4].update(target_risk=1.2)), "target_risk = 1.2"),
+    "a quantile above one": (change_calibration(lambda c: c["quantiles"][0].update(quantile=1.5)), "quantile = 1.5"),
+    "a bin below nothing": (change_calibration(lambda c: c["reliability"][0].update(count=-1)), "out of range"),
+    "a bin of NaN": (change_calibration(lambda c: c["reliability"][14].update(accuracy=float("nan"))), "reliability.14"),
+    "an unknown field of a bin": (change_calibration(lambda c: c["reliability"][0].update(x=1)), "reliability.0.x"),
+    "counts below nothing": (change_calibration(lambda c: c["entropy"]["counts"].__setitem__(0, -1)), "below 0"),
+    "no such digest": (change_calibration(lambda c: c["binding"].update(adapter_digest="sha256:1")), "sha256:1"),
+    "rows that do not add up": (change_calibration(lambda c: c["rows"].update(n_rows=3)), "add up"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_a_spoilt_file_is_refused(tmp_path: Path, name: str) -> None:
+    store(tmp_path, CALIBRATION)
+    spoil, message = SPOILT[name]
+    spoil(tmp_path / CALIBRATION_FILE)
+    with pytest.raises(AdapterError, match=message) as info:
+        read(tmp_path)
+    assert CALIBRATION_FILE in str(info.value)
+    assert "calibrate again" in str(info.value)
+
+
+def test_a_file_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store(tmp_path, CALIBRATION)
+    before = contents(tmp_path)
+
+    def fail(self: Path, target: Path) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="no room"):
+        store(tmp_path, bound(dtype="float32"))
+    assert contents(tmp_path) == before
+
+
+def test_an_adapter_loads_with_a_calibration_beside_it_and_under_the_same_digest(
+    folder: Path, llama: BaseModel
+) -> None:
+    before = load_adapter(folder, llama)
+    store(folder, bound(adapter_digest=before.digest))
+    assert load_adapter(folder, llama).digest == before.digest
+
+
+def test_writing_the_adapter_again_leaves_no_calibration(folder: Path, llama: BaseModel) -> None:
+    store(folder, CALIBRATION)
+    saved(folder, llama)
+    assert read(folder) == ()
+
+
+def test_the_file_says_its_version_first(tmp_path: Path) -> None:
+    store(tmp_path, CALIBRATION)
+    raw = json.loads((tmp_path / CALIBRATION_FILE).read_text())
+    assert list(raw) == ["format_version", "calibrations"]
+    assert len((tmp_path / CALIBRATION_FILE).read_text()) < 30_000

@@ -1,0 +1,155 @@
+"""`blora calibrate` on a tiny base model, and the calibration.json it leaves."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blora.adapter import attach, load_adapter
+from blora.base_model import load_base_model
+from blora.calibration_file import CALIBRATION_FILE, read
+from blora.decision.calibrated import Calibration
+from blora.decision.calibration import temper
+from blora.errors import AdapterError, ConfigError
+from blora.posterior.bank import SampleBank
+from tests.training.toys import toy_data, train_arguments, write_jsonl
+from training.commands import calibrate, train
+from training.data import read_examples
+from training.evaluate import predict_all
+from training.rows import pack_examples
+
+GOAL = ("--target-risk", "0.2", "--delta", "0.1")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, base_folder: Path, toy_file: Path) -> Path:
+    adapter = tmp_path_factory.mktemp("adapters") / "toy"
+    arguments = train_arguments(base_folder, toy_file, adapter, "--epochs", "1")
+    assert train.main([*arguments, "--bank-seed", "4"]) == 0
+    return adapter
+
+
+@pytest.fixture
+def adapter(trained: Path) -> Path:
+    (trained / CALIBRATION_FILE).unlink(missing_ok=True)
+    return trained
+
+
+def labelled_by(adapter: Path, base_folder: Path, file: Path, *, wrongly: bool = False) -> Path:
+    """Sixty rows whose labels are the adapter's own answers, or never are."""
+    base = load_base_model(str(base_folder), device="cpu", dtype="float32")
+    loaded = load_adapter(adapter, base)
+    attach(base, loaded)
+    rows = toy_data(60, seed=3)
+    packed = pack_examples(read_examples(str(write_jsonl(file, rows))), base, loaded.config.prompt)
+    sampling = loaded.config.sampling
+    draws = SampleBank.draw(loaded.posterior, loaded.digest, sampling.n_samples, sampling.seed).draws
+    answers = temper(predict_all(base.model, packed, draws), sampling.temperature).mean(0).argmax(-1).tolist()
+    return write_jsonl(file, [row | {"label": abs(top - wrongly)} for row, top in zip(rows, answers, strict=True)])
+
+
+@pytest.fixture(scope="module")
+def unseen(tmp_path_factory: pytest.TempPathFactory, trained: Path, base_folder: Path) -> Path:
+    """Rows that the adapter gets right."""
+    return labelled_by(trained, base_folder, tmp_path_factory.mktemp("data") / "unseen.jsonl")
+
+
+def run(adapter: Path, data: Path, base_folder: Path, *more: str) -> tuple[Calibration, ...]:
+    common = ("--base-model", str(base_folder), "--device", "cpu", "--dtype", "float32")
+    assert calibrate.main([str(adapter), "--data", str(data), *common, *GOAL, *more]) == 0
+    return read(adapter)
+
+
+def test_what_is_written_is_of_the_adapters_own_bank(adapter: Path, unseen: Path, base_folder: Path) -> None:
+    [calibration] = run(adapter, unseen, base_folder)
+    loaded = load_adapter(adapter, load_base_model(str(base_folder), device="cpu", dtype="float32"))
+    binding = calibration.binding
+    assert (binding.adapter_digest, binding.dtype, binding.scoring) == (loaded.digest, "float32", "text")
+    assert (binding.n_samples, binding.seed, binding.temperature) == (3, 4, loaded.config.sampling.temperature)
+    rows = calibration.rows
+    assert (rows.source, rows.digest, rows.split) == ("unseen.jsonl", read_examples(str(unseen)).digest, "test")
+    assert (rows.n_rows, rows.n_proof, rows.seed) == (60, 45, 0)
+    # The labels are the answers of the adapter's own bank at its own temperature.
+    assert calibration.curve[-1] == (1.0, 0.0)
+
+
+def test_a_table_says_what_was_proved(
+    adapter: Path, unseen: Path, base_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [calibration] = run(adapter, unseen, base_folder)
+    told = capsys.readouterr().out
+    assert "45 of 60 rows prove, in float32 with 3 draws, each at delta 0.1:" in told
+    assert f"*    0.2  {calibration.default_level.score}" in told
+    assert "    0.01  not proved" in told
+    assert "Prediction sets of coverage 0.9" in told
+
+
+def test_the_seed_divides_the_rows_and_the_limit_cuts_them(adapter: Path, unseen: Path, base_folder: Path) -> None:
+    [first] = run(adapter, unseen, base_folder)
+    [again] = run(adapter, unseen, base_folder)
+    assert again == first
+    [other] = run(adapter, unseen, base_folder, "--seed", "1", "--limit", "40", "--coverage", "0.8")
+    assert (other.rows.seed, other.rows.n_rows, other.coverage) == (1, 40, 0.8)
+
+
+def test_each_dtype_has_its_own(adapter: Path, unseen: Path, base_folder: Path) -> None:
+    run(adapter, unseen, base_folder)
+    both = run(adapter, unseen, base_folder, "--dtype", "bfloat16", "--target-risk", "0.7")
+    assert [calibration.binding.dtype for calibration in both] == ["float32", "bfloat16"]
+
+
+def test_an_impossible_target_names_the_best_and_leaves_the_file(
+    adapter: Path, unseen: Path, base_folder: Path, tmp_path: Path
+) -> None:
+    run(adapter, unseen, base_folder)
+    before = (adapter / CALIBRATION_FILE).read_bytes()
+    wrong = labelled_by(adapter, base_folder, tmp_path / "wrong.jsonl", wrongly=True)
+    with pytest.raises(
+        ConfigError, match="got target_risk 0.2, which these 60 rows do not prove at delta 0.1, expected"
+    ):
+        run(adapter, wrong, base_folder)
+    with pytest.raises(ConfigError, match="got 60 rows for target_risk 0.01 .* expected at least 306"):
+        run(adapter, unseen, base_folder, "--target-risk", "0.01")
+    assert (adapter / CALIBRATION_FILE).read_bytes() == before
+
+
+def test_rows_that_made_the_adapter_are_refused(
+    adapter: Path, toy_file: Path, base_folder: Path, tmp_path: Path
+) -> None:
+    renamed = write_jsonl(tmp_path / "renamed.jsonl", [json.loads(line) for line in toy_file.read_text().splitlines()])
+    for data in (toy_file, renamed):
+        with pytest.raises(ConfigError, match="calibrate on rows the adapter was not trained on"):
+            run(adapter, data, base_folder, "--limit", "15")
+    assert not (adapter / CALIBRATION_FILE).exists()
+
+
+def test_rows_that_chose_the_adapter_are_refused(
+    tmp_path: Path, base_folder: Path, toy_file: Path, unseen: Path
+) -> None:
+    arguments = train_arguments(base_folder, toy_file, tmp_path / "toy", "--validation", str(unseen), "--epochs", "1")
+    assert train.main(arguments) == 0
+    with pytest.raises(ConfigError, match="which is the adapter's validation data, expected rows that played no part"):
+        run(tmp_path / "toy", unseen, base_folder)
+
+
+def test_a_spoilt_file_is_told_before_the_work(adapter: Path, unseen: Path, base_folder: Path) -> None:
+    (adapter / CALIBRATION_FILE).write_text("{}")
+    with pytest.raises(AdapterError, match="format_version None"):
+        run(adapter, unseen, base_folder)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--target-risk", "0"), ("--delta", "0.7"), ("--coverage", "1"), ("--seed", "-1")]
+)
+def test_goals_that_make_no_sense_are_refused_before_anything_loads(
+    tmp_path: Path, flag: str, value: str, base_folder: Path
+) -> None:
+    with pytest.raises(ConfigError, match=flag.removeprefix("--").replace("-", "_")):
+        run(tmp_path / "nowhere", tmp_path / "nothing.jsonl", base_folder, flag, value)
+
+
+def test_the_file_is_json_that_others_can_read(adapter: Path, unseen: Path, base_folder: Path) -> None:
+    run(adapter, unseen, base_folder)
+    raw: dict[str, Any] = json.loads((adapter / CALIBRATION_FILE).read_text())
+    assert raw["calibrations"][0]["binding"]["dtype"] == "float32"

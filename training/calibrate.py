@@ -1,0 +1,86 @@
+"""Calibration of an adapter on labelled rows that it has not seen: scored, proved, and kept beside it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from blora import calibration_file
+from blora.adapter import Adapter, attach, load_adapter
+from blora.base_model import load_base_model
+from blora.decision.calibrated import Binding, Calibration, Goal, calibrate
+from blora.errors import ConfigError
+from blora.inference.scoring import check_packing
+from blora.posterior.bank import SampleBank
+from training.data import ExampleSet, read_examples
+from training.evaluate import predict_all
+from training.rows import pack_examples
+
+__all__ = ["calibrate_adapter"]
+
+
+def calibrate_adapter(
+    path: Path,
+    *,
+    base_model: str,
+    device: str,
+    dtype: str,
+    data: str,
+    split: str,
+    limit: int | None,
+    goal: Goal,
+) -> Calibration:
+    """Scores rows under the adapter's own bank and writes what they prove into its `calibration.json`.
+
+    Args:
+        path: the adapter's folder.
+        base_model: see `load_base_model`.
+        device: where to score.
+        dtype: of the base model, for which alone the calibration holds.
+        data: a file or hub data set.
+        split: which split it is.
+        limit: rows from its start, None for all.
+        goal: what is to be proved.
+
+    Raises:
+        BloraError: if the adapter was made with this data, or its rows do not prove the goal; the file stays as it was.
+    """
+    base = load_base_model(base_model, device=device, dtype=dtype)
+    check_packing(base)
+    adapter = load_adapter(path, base)
+    calibration_file.read(path)  # one that could not be kept is told before the work
+    prompt, sampling = adapter.config.prompt, adapter.config.sampling
+    examples = read_examples(data, choices=prompt.choices, split=split)
+    _check_unseen(adapter, examples)
+    rows = pack_examples(replace(examples, examples=examples.examples[:limit]), base, prompt)
+    goal.check_rows(len(rows))
+    attach(base, adapter)
+    bank = SampleBank.draw(adapter.posterior, adapter.digest, sampling.n_samples, sampling.seed)
+    calibration = calibrate(
+        predict_all(base.model, rows, bank.draws.to(base.device)),
+        torch.tensor([row.label for row in rows]),
+        binding=Binding(
+            adapter_digest=adapter.digest,
+            dtype=str(base.dtype).removeprefix("torch."),
+            n_samples=sampling.n_samples,
+            seed=sampling.seed,
+            scoring=prompt.scoring,
+            temperature=sampling.temperature,
+        ),
+        goal=goal,
+        source=examples.source,
+        digest=examples.digest,
+        split=split,
+    )
+    calibration_file.store(path, calibration)
+    return calibration
+
+
+def _check_unseen(adapter: Adapter, examples: ExampleSet) -> None:
+    """Refuses data that the adapter was fitted to or chosen by, on which its answers are better than elsewhere."""
+    for use, record in adapter.config.training.items():
+        if isinstance(record, dict) and record.get("digest") == examples.digest:
+            raise ConfigError(
+                f"got {examples.source}, which is the adapter's {use} data, expected rows that played no part in "
+                "making it; calibrate on rows the adapter was not trained on"
+            )

@@ -1,0 +1,76 @@
+"""`blora calibrate`: a threshold with a guarantee, proved on labelled rows that the adapter has not seen."""
+
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from training.commands.arguments import add_model, positive
+
+if TYPE_CHECKING:
+    from blora.decision.calibrated import Calibration
+
+__all__ = ["SUMMARY", "main"]
+
+SUMMARY = "prove when an adapter may answer, on a labelled data set"
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser("blora calibrate", description=SUMMARY, formatter_class=ArgumentDefaultsHelpFormatter)
+    parser.add_argument("adapter", type=Path, help="the adapter directory; calibration.json is written into it")
+    parser.add_argument("--data", required=True, help=".jsonl, .csv, or hub data set owner/name[:config]")
+    parser.add_argument("--split", default="test", help="which split this is; of a hub data set, the one to load")
+    parser.add_argument("--limit", type=positive, help="use the first rows only")
+    parser.add_argument(
+        "--target-risk", type=float, default=0.05, help="the default policy's P(wrong | answered) is at most this"
+    )
+    parser.add_argument("--delta", type=float, default=0.05, help="but for a calibration in so many, as a share")
+    parser.add_argument("--coverage", type=float, default=0.9, help="P(the right choice is in the prediction set)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the division into tuning and proof part; fix it before you look"
+    )
+    add_model(parser)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Calibrates and prints what was proved."""
+    arguments = _parser().parse_args(argv)
+
+    from blora.decision.calibrated import Goal
+    from training.calibrate import calibrate_adapter
+
+    goal = Goal(
+        target_risk=arguments.target_risk, delta=arguments.delta, coverage=arguments.coverage, seed=arguments.seed
+    )
+    calibration = calibrate_adapter(
+        arguments.adapter,
+        base_model=arguments.base_model,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        data=arguments.data,
+        split=arguments.split,
+        limit=arguments.limit,
+        goal=goal,
+    )
+    print(_table(calibration))
+    return 0
+
+
+def _table(calibration: "Calibration") -> str:
+    rows, binding = calibration.rows, calibration.binding
+    lines = [
+        f"{rows.n_proof} of {rows.n_rows} rows prove, in {binding.dtype} with {binding.n_samples} draws, each at delta "
+        f"{calibration.delta}:",
+        "",
+        f"{'target':>8}  {'score':<20} {'threshold':>9} {'coverage':>9} {'error':>7}",
+    ]
+    for level in calibration.levels:
+        mark = "*" if level == calibration.default_level else " "
+        head = f"{mark}{level.target_risk:>7}  "
+        lines.append(
+            head + "not proved"
+            if level.threshold is None
+            else f"{head}{level.score:<20} {level.threshold:>9.4f} {level.coverage:>9.3f} {level.error:>7.3f}"
+        )
+    lines += ["", f"* the default policy. Prediction sets of coverage {calibration.coverage} with every answer."]
+    return "\n".join(lines)
