@@ -1,6 +1,6 @@
-"""Writes the tables of README.md from the committed result files, between the markers that name them.
+"""Writes the tables of the documentation from the committed result files, between the markers that name them.
 
-`python -m benchmarks.tables` rewrites README.md; `--check` exits 1 if that would change it.
+`python -m benchmarks.tables` rewrites README.md and docs/calibration.md; `--check` exits 1 if that would change one.
 """
 
 import json
@@ -10,11 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from training.report.document import Document, markdown
+from training.report.results import read_results
+from training.report.study import studies
+from training.report.tables import metric_table
+from training.report.verdicts import verdict_table
+
 __all__ = ["render"]
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-README = ROOT / "README.md"
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "calibration.md")
 
 Result = dict[str, Any]
 
@@ -116,9 +122,93 @@ def _withheld(folder: str) -> str:
     return _rows(header, rows)
 
 
+def _calibration(folder: str) -> str:
+    """Every method on the test set of ARC-Easy."""
+    [study] = [s for s in studies(read_results(RESULTS / folder)) if s.trained_on == "arc_easy"]
+    document = Document("Results", (metric_table(study, "arc_easy_test"), verdict_table(study)))
+    return markdown(document).partition("\n\n")[2].strip()
+
+
+def _guarantee(folder: str) -> str:
+    """Targets and coverages against what 200 calibrations came to."""
+    parts = []
+    for result in _load(folder):
+        selective = [
+            [
+                f"{row['target_risk']:g}",
+                f"{row['population']['exceeds']:.3f}",
+                f"{result['limit']:.3f}",
+                _share(row["population"]["mean_error"]),
+                _share(row["population"]["mean_coverage"]),
+                f"{row['population']['refused']} of {result['splits']}",
+                f"{row['halves']['exceeds']:.3f}",
+            ]
+            for row in result["selective"]
+        ]
+        conformal = [
+            [
+                f"{row['coverage']:g}",
+                f"{row['mean_coverage']:.3f} ± {row['standard_error']:.3f}",
+                f"{row['mean_size']:.2f}",
+            ]
+            for row in result["conformal"]
+        ]
+        header = ["target risk", "calibrations over it", "limit", "mean error", "mean coverage", "refused"]
+        parts += [
+            f"{result['label']}: {result['n_examples']} questions, {result['error']:.1%} of the answers wrong, "
+            f"{result['n_samples']} draws, delta {result['delta']:g}.",
+            _rows([*header, "finite test halves over it"], selective),
+            _rows(["coverage asked for", "coverage of the sets", "choices in a set"], conformal),
+        ]
+    return "\n\n".join(parts)
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _bayesianize(folder: str) -> str:
+    """A LoRA before and after."""
+    [result] = _load(folder)
+    names = ("accuracy", "nll", "ece", "brier", "aurc")
+    rows = [
+        [f"{label}, {'with temperature' if found['tempered'] else 'as trained'}", *(f"{found[n]:.3f}" for n in names)]
+        for label, key in (("LoRA of PEFT", "lora"), ("made Bayesian", "bayesian"))
+        for found in result[key]
+    ]
+    machine = result["machine"]
+    return (
+        f"{_rows(['', 'accuracy', 'NLL', 'ECE', 'Brier', 'AURC'], rows)}\n\n"
+        f"{result['n_test']} questions of arc_easy_test.jsonl, one seed; {result['bayesianize_seconds']:.0f} s for "
+        f"`blora bayesianize`, loading included; {result['base_model']}, {result['dtype']}; "
+        f"{machine['cores']} cores of {machine['processor']}."
+    )
+
+
+def _search(folder: str) -> str:
+    """Every variant that was tried, in order."""
+    tried = [json.loads(line) for line in (RESULTS / folder / "search.jsonl").read_text().splitlines()]
+    header = ["variant", "best epoch", "draws", "accuracy", "NLL", "ECE", "AURC", "temperature"]
+    header += [f"{name}, tempered" for name in ("NLL", "ECE", "Brier", "AURC")]
+    rows = [
+        [
+            r["label"],
+            *(str(r[name]) for name in ("best_epoch", "n_samples")),
+            *(f"{r[name]:.3f}" for name in ("accuracy", "nll", "ece", "aurc")),
+            f"{r['temperature']:.2f}",
+            *(f"{r[name]:.3f}" for name in ("nll_tempered", "ece_tempered", "brier_tempered", "aurc_tempered")),
+        ]
+        for r in tried
+    ]
+    return _rows(header, rows)
+
+
 TABLES: dict[str, Callable[[str], str]] = {
-    "arc_easy": _evaluations,
     "triage": _evaluations,
+    "calibration": _calibration,
+    "guarantee": _guarantee,
+    "bayesianize": _bayesianize,
+    "search": _search,
     "concurrent": _concurrent,
     "withheld": _withheld,
     "answer_sure": _answer,
@@ -138,12 +228,12 @@ def render(text: str) -> str:
 
 
 def main() -> int:
-    """Rewrites or checks README.md."""
-    text = README.read_text()
-    made = render(text)
+    """Rewrites or checks every document."""
+    stale = {document: made for document in DOCUMENTS if (made := render(document.read_text())) != document.read_text()}
     if "--check" in sys.argv:
-        return int(made != text)
-    README.write_text(made)
+        return int(bool(stale))
+    for document, made in stale.items():
+        document.write_text(made)
     return 0
 
 

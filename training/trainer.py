@@ -36,10 +36,12 @@ class Fitted:
 
     Attributes:
         seconds: spent in steps of this process; validation is not counted.
+        best_epoch: the epoch with the lowest validation NLL, from 1.
         last: the posterior's state after the last step.
     """
 
     seconds: float
+    best_epoch: int
     last: dict[str, Tensor]
 
 
@@ -76,7 +78,9 @@ def fit(
     trainer = PosteriorTrainer(elbo, train, validation, config, on_cpu=base.device.type == "cpu")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     posterior.requires_grad_(False)
-    return Fitted(trainer.seconds, trainer.last)
+    validated = [entry for entry in trainer.state.log_history if "eval_nll" in entry]
+    best = min(validated, key=lambda entry: entry["eval_nll"], default={"epoch": 0.0})
+    return Fitted(trainer.seconds, round(best["epoch"]), trainer.last)
 
 
 class PosteriorTrainer(Trainer):

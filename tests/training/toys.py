@@ -49,7 +49,9 @@ def labelled(base: BaseModel, rows: Iterable[Mapping[str, Any]]) -> list[Labelle
         Example(f"toy:{n}", "question", row["question"], None, tuple(row["choices"]), row["label"])
         for n, row in enumerate(rows, start=1)
     )
-    return pack_examples(ExampleSet("toy", "sha256:0", examples), base, PromptConfig(template="{prompt}", normalization="none"))
+    return pack_examples(
+        ExampleSet("toy", "sha256:0", examples), base, PromptConfig(template="{prompt}", normalization="none")
+    )
 
 
 def toy_posterior(base: BaseModel, *, seed: int = 0, **settings: Any) -> Posterior:
