@@ -127,24 +127,29 @@ def score_all(
 def check_packing(base: BaseModel) -> None:
     """Proves on a small example that this architecture scores packed choices as it scores each alone.
 
-    The row that is checked shares its batch with a longer one, so that padding is on trial too.
+    The row that is checked shares its batch with a longer one, so that padding is on trial too; and it is scored in one
+    piece and in two, so that forking is.
 
     Raises:
         BaseModelError: if it does not, as for models without attention masks or with positions of their own.
     """
-    width = max(2, min(4, base.model.config.get_text_config().vocab_size // 9))
-    ids = torch.arange(9 * width).remainder(base.model.config.get_text_config().vocab_size).view(9, width).tolist()
+    config = base.model.config.get_text_config()
+    width = max(2, min(4, config.vocab_size // 9))
+    ids = torch.arange(9 * width).remainder(config.vocab_size).view(9, width).tolist()
     prompt, choices = (*ids[0], *ids[1]), tuple(map(tuple, ids[2:5]))
     packed = PackedRow(prompt, choices, "none")
     longer = PackedRow((*prompt, *ids[5], *ids[6]), (*choices, (*ids[7], *ids[8])), "none")
-    together = score_all(base.model, [packed, longer], None, max_batch_tokens=2**20)[0, 0, : len(choices)]
+    batch = collate([packed, longer])
+    forked = replace(batch, states=states_of(base.model, batch, max(1, config.num_hidden_layers // 2)))
+    together = torch.stack([score_rows(base.model, each, None)[0, : len(choices)] for each in (batch, forked)]).cpu()
     alone = torch.stack([_score_alone(base.model, prompt, choice) for choice in choices]).log_softmax(0)
     difference = (together - alone).abs().max().item()
     tolerance = PACKING_TOLERANCE[base.dtype]
     if not difference <= tolerance:
         raise BaseModelError(
             f"got {difference:.2g} nats between packed and separate scoring with {base.ref.id}, expected at most "
-            f"{tolerance:g}; this architecture does not honour block attention masks and cannot be used"
+            f"{tolerance:g}; this architecture does not honour block attention masks or cannot be run in parts, and "
+            "cannot be used"
         )
 
 

@@ -1,10 +1,10 @@
 """Build the triage data set from the hand-written sentences in ``tickets/``.
 
 ``python examples/triage/build.py`` writes ``train.jsonl``, ``validation.jsonl``,
-``test.jsonl`` and ``out_of_scope.jsonl`` beside this file. Standard library only. The seed
-is fixed, so the same sentences always give the same bytes. The split is stratified: each
-queue's clear tickets and each pair of queues' ambiguous tickets are divided in the same
-proportions.
+``calibration.jsonl``, ``test.jsonl`` and ``out_of_scope.jsonl`` beside this file. Standard
+library only. The seed is fixed, so the same sentences always give the same bytes. The split
+is stratified: each queue's clear tickets and each pair of queues' ambiguous tickets are
+divided in the same proportions.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ QUEUES = (
     "security",
     "cancellation",
 )
-# Shares of every stratum; the test file takes what the first two leave.
-SHARES = (("train", 0.63), ("validation", 0.16), ("test", 0.21))
+# Shares of every stratum; the test file takes what the others leave.
+SHARES = (("train", 0.50), ("validation", 0.12), ("calibration", 0.21), ("test", 0.17))
 
 Ticket = dict[str, Any]
 
@@ -106,7 +106,7 @@ def write(name: str, tickets: list[Ticket]) -> None:
 
 
 def main() -> None:
-    """Read the sentences, check them, split them and write the four files."""
+    """Read the sentences, check them, split them and write the five files."""
     clear, ambiguous = read_clear(), read_ambiguous()
     outside: list[Ticket] = []
     for line in lines(TICKETS / "out_of_scope.tsv"):

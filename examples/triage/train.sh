@@ -1,10 +1,14 @@
 #!/usr/bin/env bash
-# Makes examples/triage/adapter, the adapter that `make run` serves.
+# Makes examples/triage/adapter, the adapter that `make run` serves, and proves when it may answer, in either precision.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-${BLORA:-.venv/bin/blora} train \
+blora=${BLORA:-.venv/bin/blora}
+$blora train \
     --data examples/triage/train.jsonl --validation examples/triage/validation.jsonl \
     --choices "billing|account access|bug report|feature request|data export|security|cancellation" \
-    --template $'Support ticket: {prompt}\nQueue:' --epochs 6 \
-    --n-samples 8 --min-confidence 0.8 \
+    --template $'Support ticket: {prompt}\nQueue:' --layers last:10 --epochs 6 --n-samples 9 \
     --work-dir runs/triage --resume --output examples/triage/adapter
+for dtype in bfloat16 float32; do
+    $blora calibrate examples/triage/adapter --data examples/triage/calibration.jsonl --dtype "$dtype" \
+        --target-risk 0.1 --delta 0.05
+done

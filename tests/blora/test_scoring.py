@@ -269,9 +269,10 @@ def without_positions(kwargs: dict[str, Any]) -> None:
 def with_visible_padding(kwargs: dict[str, Any]) -> None:
     if kwargs.get("attention_mask") is None:
         return
-    mask, end = kwargs["attention_mask"].clone(), int(kwargs["logits_to_keep"][0])
-    padding = mask[:, 0, end, : end + 1] < 0  # keys to the left of the prompt
-    mask[:, 0, :, : end + 1] = mask[:, 0, :, : end + 1].masked_fill(padding[:, None], 0)
+    mask = kwargs["attention_mask"].clone()
+    starts = (kwargs["position_ids"] == 1).int().argmax(1) - 1  # the prompt's first column
+    for row, start in enumerate(starts.tolist()):
+        mask[row, :, :, :start] = 0  # keys to the left of the prompt
     kwargs["attention_mask"] = mask
 
 
@@ -281,7 +282,8 @@ def test_a_model_that_ignores_what_packing_needs_is_refused(
     architecture: str, spoil: Callable[[dict[str, Any]], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = tiny_base(architecture)
-    forward = base.model.forward
+    decoder = type(base.model.get_submodule(base.model.base_model_prefix))
+    forward = decoder.forward
 
     @functools.wraps(forward)
     def spoiled(*args: Any, **kwargs: Any) -> Any:
@@ -290,9 +292,17 @@ def test_a_model_that_ignores_what_packing_needs_is_refused(
 
     rows = random_rows(4)
     right = packed(base.model, rows)
-    monkeypatch.setattr(base.model, "forward", spoiled)
+    monkeypatch.setattr(decoder, "forward", spoiled)
     assert (packed(base.model, rows)[:, :, :2] - right[:, :, :2]).abs().max() > 0.05
     with pytest.raises(BaseModelError, match=f"between packed and separate scoring with tiny/{architecture}"):
+        check_packing(base)
+
+
+def test_a_model_that_cannot_be_run_in_parts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny_base()
+    real = scoring.states_below
+    monkeypatch.setattr(scoring, "states_below", lambda *args, **inputs: 0 * real(*args, **inputs))
+    with pytest.raises(BaseModelError, match="between packed and separate scoring"):
         check_packing(base)
 
 
