@@ -263,6 +263,8 @@ def without_mask(kwargs: dict[str, Any]) -> None:
 
 
 def without_positions(kwargs: dict[str, Any]) -> None:
+    if kwargs.get("position_ids") is None:  # scoring alone has the plain ones
+        return
     kwargs["position_ids"] = torch.arange(kwargs["input_ids"].shape[1])[None].expand_as(kwargs["input_ids"])
 
 
