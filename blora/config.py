@@ -62,10 +62,10 @@ class PosteriorConfig:
     alpha: float = 16.0
     inducing_rows: int = 9
     inducing_cols: int = 9
-    prior_std: float = 0.2
-    lambda_max: float = 0.5
-    lambda_init: float = 0.05
-    scale_init: float = 0.05
+    prior_std: float = 0.05
+    lambda_max: float = 1.0
+    lambda_init: float = 0.7
+    scale_init: float = 0.1
 
     def __post_init__(self) -> None:
         for name in ("modes", "rank", "inducing_rows", "inducing_cols"):

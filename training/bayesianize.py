@@ -29,8 +29,10 @@ from training.tune import Trial, record, trial_of, tune
 
 __all__ = ["bayesianize", "posterior_around"]
 
-# Of the prior's standard deviation to the factors' own: wide enough for every scale that is tried.
+# Of the prior's standard deviation to the root mean square of the factors; at scale 1 the posterior's is a quarter of it,
+# as wide as the factors themselves.
 PRIOR_WIDTH = 4.0
+START = PosteriorConfig(lambda_max=1.0, lambda_init=1 / PRIOR_WIDTH)
 
 
 def bayesianize(
@@ -67,7 +69,7 @@ def bayesianize(
     """
     check_output(output)
     began = time.perf_counter()
-    posterior = posterior_around(path, PosteriorConfig(), sampling.seed)
+    posterior = posterior_around(path, START, sampling.seed)
     linear = linear_modules(base.model)
     for name, shape in posterior.modules_shape.items():
         if linear.get(name) != shape:

@@ -9,7 +9,7 @@ from blora.errors import ConfigError
 __all__ = ["DEFAULT_LEARNING_RATES", "TrainConfig"]
 
 # Whitened inducing weights move in units of the prior, LoRA's factors in units of a weight.
-DEFAULT_LEARNING_RATES: dict[MethodName, float] = {"bayesian": 2e-2, "lora": 1e-3}
+DEFAULT_LEARNING_RATES: dict[MethodName, float] = {"bayesian": 0.16, "lora": 1e-3}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,11 +38,11 @@ class TrainConfig:
     epochs: float = 4.0
     batch_size: int = 8
     gradient_accumulation: int = 1
-    learning_rate: float = 2e-2
-    input_learning_rate: float = 2e-3
+    learning_rate: float = 0.16
+    input_learning_rate: float = 4e-3
     scale_learning_rate: float = 1e-2
     warmup: float = 0.06
-    kl_weight: float = 1e-3
+    kl_weight: float = 0.03
     kl_warmup: float = 0.25
     train_draws: int = 4
     validation_draws: int = 4

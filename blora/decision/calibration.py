@@ -112,7 +112,9 @@ def temper(log_probs: Tensor, temperature: float) -> Tensor:
 def fit_temperature(log_probs: Tensor, labels: Tensor) -> float:
     """The temperature at which the predictive mean has the lowest NLL (Guo et al., 2017, for a posterior).
 
-    A golden-section search over log T; the bounds are far beyond any sensible temperature, so it cannot diverge.
+    A standard normal prior on log T, which weighs as little as one row, keeps a handful of rows that all happen to be
+    right from making every answer certain. A golden-section search over log T within bounds far beyond any sensible
+    temperature, so it cannot diverge.
 
     Args:
         log_probs: (S, B, C) normalised log-probabilities of every draw.
@@ -120,7 +122,8 @@ def fit_temperature(log_probs: Tensor, labels: Tensor) -> float:
     """
 
     def loss(log_temperature: float) -> float:
-        return nll(temper(log_probs, math.exp(log_temperature)).mean(0), labels)
+        prior = log_temperature**2 / (2 * len(labels))
+        return nll(temper(log_probs, math.exp(log_temperature)).mean(0), labels) + prior
 
     return math.exp(_minimize(loss, -LOG_TEMPERATURE, LOG_TEMPERATURE))
 

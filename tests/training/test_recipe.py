@@ -153,7 +153,8 @@ def test_a_run_that_cannot_work_is_refused_before_it_starts(
 
 def test_a_posterior_starts_from_a_lora(tmp_path: Path, base_folder: Path, toy_file: Path) -> None:
     trained(base_folder, toy_file, tmp_path / "lora", "--method", "lora", "--learning-rate", "0.05")
-    still = ("--init-from", str(tmp_path / "lora"), "--learning-rate", "1e-12", "--epochs", "1")
+    rates = [f"--{kind}learning-rate=1e-12" for kind in ("", "input-", "scale-")]
+    still = ("--init-from", str(tmp_path / "lora"), *rates, "--epochs", "1")
     config = trained(base_folder, toy_file, tmp_path / "bayesian", *still)
     before = load_file(tmp_path / "lora" / "adapter_model.safetensors")
     after = load_file(tmp_path / "bayesian" / "adapter_model.safetensors")

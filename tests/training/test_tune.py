@@ -63,7 +63,8 @@ def test_a_scale_beyond_the_posteriors_cap_ends_the_search() -> None:
 
 
 def test_each_trial_has_the_temperature_of_its_own_scale() -> None:
-    found = try_scales(lambda scale: log_probs(0.01), LABELS, [1.0])[0]
+    many = 1000  # enough for the prior on the temperature to weigh nothing
+    found = try_scales(lambda scale: log_probs(0.01).repeat(1, many, 1), LABELS.repeat(many), [1.0])[0]
     odds = math.log(0.99 / 0.01) / found.temperature
     assert 1 / (1 + math.exp(-odds)) == pytest.approx(0.75, abs=1e-3)  # three of four are right
 

@@ -30,6 +30,8 @@ __all__ = ["METHODS", "Method", "obtain"]
 # Chosen on validation rows of ARC-Easy, for plain LoRA: the baselines start from its best.
 LORA_LEARNING_RATE = 1e-3
 DROPOUT_RATE = 0.1
+# Its prior is wide, so that the KL of the start is four nats a weight; it would drown everything else at our weight.
+BLOB_KL_WEIGHT = 1e-3
 # Behind each trial of a baseline's own search.
 SEARCH_ROWS, SEARCH_DRAWS = 128, 4
 ENSEMBLE_SIZE = 3
@@ -211,6 +213,7 @@ METHODS = {
                 lambda seed: blob_factors(generator_of(seed)),
                 learning_rate=LORA_LEARNING_RATE,
                 scale_learning_rate=LORA_LEARNING_RATE,
+                kl_weight=BLOB_KL_WEIGHT,
             ),
         ),
         Method("tfb", "training-free (TFB)", "tfb", _tfb),
