@@ -29,8 +29,8 @@ from training.tune import Trial, record, trial_of, tune
 
 __all__ = ["bayesianize", "posterior_around"]
 
-# Of the prior's standard deviation to the root mean square of the factors; at scale 1 the posterior's is a quarter of it,
-# as wide as the factors themselves.
+# Of the prior's standard deviation to the root mean square of the factors. At scale 1 the posterior's is a quarter of
+# the prior's: as wide as the factors themselves.
 PRIOR_WIDTH = 4.0
 START = PosteriorConfig(lambda_max=1.0, lambda_init=1 / PRIOR_WIDTH)
 

@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from blora.inference.packing import PackedRow, States, collate, padded_tokens
 from blora.inference.scoring import states_of
 from training.rows import LabelledRow
 
-__all__ = ["with_states"]
+__all__ = ["attach_states", "trunk_states", "with_states"]
 
 # Values beyond which they go to a file: 4 GiB of float32.
 MEMORY_VALUES = 2**30
@@ -34,22 +35,30 @@ def with_states(model: PreTrainedModel, rows: Sequence[LabelledRow], layer: int)
     """
     if layer == 0 or all(row.row.states is not None and row.row.states.layer == layer for row in rows):
         return list(rows)
-    starts = [0]
-    for row in rows:
-        starts.append(starts[-1] + row.row.n_tokens)
-    store = _store(starts[-1], model.config.get_text_config().hidden_size)
+    return attach_states(rows, layer, trunk_states(model, rows, layer))
+
+
+def attach_states(rows: Sequence[LabelledRow], layer: int, store: Tensor) -> list[LabelledRow]:
+    """The same rows with their share of what `trunk_states` gave for them."""
+    parts = store.split([row.row.n_tokens for row in rows])
+    return [
+        replace(row, row=replace(row.row, states=States(layer, part))) for row, part in zip(rows, parts, strict=True)
+    ]
+
+
+def trunk_states(model: PreTrainedModel, rows: Sequence[LabelledRow], layer: int) -> Tensor:
+    """The hidden states that enter a decoder layer, (n_tokens of all rows, D), row after row."""
     packed = [row.row for row in rows]
+    ends = list(accumulate(row.n_tokens for row in packed))
+    store = _store(ends[-1], model.config.get_text_config().hidden_size)
     order = sorted(range(len(rows)), key=lambda i: packed[i].n_tokens)
     while order:
         picked = [order.pop()]
         while order and padded_tokens([packed[i] for i in [*picked, order[-1]]]) <= BATCH_TOKENS:
             picked.append(order.pop())
         for i, states in zip(picked, _states([packed[i] for i in picked], model, layer), strict=True):
-            store[starts[i] : starts[i + 1]] = states
-    return [
-        replace(row, row=replace(row.row, states=States(layer, store[start:stop])))
-        for row, start, stop in zip(rows, starts[:-1], starts[1:], strict=True)
-    ]
+            store[ends[i] - len(states) : ends[i]] = states
+    return store
 
 
 def _states(rows: Sequence[PackedRow], model: PreTrainedModel, layer: int) -> list[Tensor]:

@@ -1,15 +1,18 @@
 """What every method of a benchmark shares: model, modules, rows and budget."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from blora.base_model import BaseModel
 from blora.config import PromptConfig
+from blora.errors import ConfigError
 from blora.posterior.inject import default_targets, inject, parse_layers, select_modules
-from training.data import read_examples, split_examples
+from training.data import ExampleSet, read_examples, split_examples
+from training.grid.store import cached
 from training.rows import LabelledRow, pack_examples
-from training.trunk import with_states
+from training.trunk import attach_states, trunk_states
 
 __all__ = ["Bench", "Source", "TestSet", "set_up"]
 
@@ -100,13 +103,16 @@ def set_up(
     examples = read_examples(train.path)
     prompt = PromptConfig(template=examples.template)
     parts = split_examples(examples, n_train, n_validation, seed=0)
-    rows = [with_states(base.model, pack_examples(part, base, prompt), min(indices)) for part in parts]
+    rows = [
+        _rows(base, part, prompt, min(indices), work / f"trunk-{name}-{len(part.examples)}.safetensors")
+        for name, part in zip(("train", "validation"), parts, strict=True)
+    ]
     sets = {}
     for source in sorted(tests, key=lambda source: source.shift):
         found = read_examples(source.path)
         found = replace(found, examples=found.examples[: shift_limit if source.shift else None])
-        known = with_states(base.model, pack_examples(found, base, prompt), min(indices))
-        sets[source.name] = TestSet(source, found.digest, known)
+        file = work / f"trunk-{source.name}-{len(found.examples)}.safetensors"
+        sets[source.name] = TestSet(source, found.digest, _rows(base, found, prompt, min(indices), file))
     return Bench(
         base=base,
         modules=modules,
@@ -118,3 +124,16 @@ def set_up(
         n_samples=n_samples,
         work=work,
     )
+
+
+def _rows(base: BaseModel, examples: ExampleSet, prompt: PromptConfig, layer: int, file: Path) -> list[LabelledRow]:
+    """Tokenised rows with the trunk's states, which are kept in a file."""
+    rows = pack_examples(examples, base, prompt)
+    if layer == 0:
+        return rows
+    tokens = repr([(row.row.prompt, row.row.continuations) for row in rows])
+    name = f"layer {layer} of {hashlib.sha256(tokens.encode()).hexdigest()}"
+    states = cached(file, lambda: {name: trunk_states(base.model, rows, layer)})
+    if name not in states:
+        raise ConfigError(f"got work folder {file.parent} of a benchmark with other rows or layers; remove it")
+    return attach_states(rows, layer, states[name])
