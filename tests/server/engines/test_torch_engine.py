@@ -117,6 +117,16 @@ async def test_probabilities_are_distributions_over_the_choices(asking: Asking) 
     assert probs.std(0).max() > 1e-4  # the draws differ
 
 
+async def test_every_draw_is_tempered_as_the_adapter_says(asking: Asking) -> None:
+    job = await asking.job("why")
+    sampling = dataclasses.replace(job.handle.config.sampling, temperature=3.0)
+    handle = dataclasses.replace(job.handle, config=dataclasses.replace(job.handle.config, sampling=sampling))
+    [plain], [tempered] = [await asking.engine.run([each]) for each in (job, dataclasses.replace(job, handle=handle))]
+    flatter = plain ** (1 / 3)
+    assert torch.allclose(tempered, flatter / flatter.sum(-1, keepdim=True), atol=1e-9)
+    assert (tempered - plain).abs().max() > 0.01
+
+
 async def test_one_row_alone_equals_the_same_row_batched(asking: Asking) -> None:
     jobs = [await asking.job(question, choices=CHOICES[: 2 + i % 2]) for i, question in enumerate(QUESTIONS)]
     together = await asking.engine.run(jobs)
