@@ -185,6 +185,19 @@ def _bayesianize(folder: str) -> str:
     )
 
 
+def _training_time(folder: str) -> str:
+    """A step of ours beside one of plain LoRA."""
+    [result] = _load(folder)
+    low, high = result["ratio_quartiles"]
+    counts, machine = result["n_parameters"], result["machine"]
+    return (
+        f"A training step takes {result['ratio']:.2f} times as long as one of plain LoRA (quartiles {low:.2f} and "
+        f"{high:.2f} of {result['n_steps']} pairs on the same batches of {result['batch_size']}, side by side in one "
+        f"process; paper: 1.2), and learns {counts['bayesian']:,} parameters against {counts['lora']:,} (paper: 0.42 M "
+        f"more). {result['base_model']}, {result['dtype']}; {machine['cores']} cores of {machine['processor']}."
+    )
+
+
 def _search(folder: str) -> str:
     """Every variant that was tried, in order."""
     tried = [json.loads(line) for line in (RESULTS / folder / "search.jsonl").read_text().splitlines()]
@@ -193,7 +206,8 @@ def _search(folder: str) -> str:
     rows = [
         [
             r["label"],
-            *(str(r[name]) for name in ("best_epoch", "n_samples")),
+            f"{r['best_epoch']} of {r['epochs']:g}",
+            str(r["n_samples"]),
             *(f"{r[name]:.3f}" for name in ("accuracy", "nll", "ece", "aurc")),
             f"{r['temperature']:.2f}",
             *(f"{r[name]:.3f}" for name in ("nll_tempered", "ece_tempered", "brier_tempered", "aurc_tempered")),
@@ -208,6 +222,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "calibration": _calibration,
     "guarantee": _guarantee,
     "bayesianize": _bayesianize,
+    "training_time": _training_time,
     "search": _search,
     "concurrent": _concurrent,
     "withheld": _withheld,
