@@ -2,6 +2,7 @@
 PYTHON ?= python3
 HOST ?= 127.0.0.1
 PORT ?= 8000
+DATA ?= ../shared/data
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -40,8 +41,11 @@ fix: $(READY)  ## mend what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## measure everything that README.md shows, then rebuild its tables (hours)
-	benchmarks/arc_easy.sh
+bench: $(READY)  ## measure everything that the documents show, then rebuild their tables (a day)
+	benchmarks/calibration.sh
+	$(BIN)/blora report benchmarks/results/calibration --output docs/calibration
+	$(BIN)/python -m benchmarks.bayesianize $(DATA)
+	$(BIN)/python -m benchmarks.training_time $(DATA)
 	$(BIN)/blora evaluate examples/triage/adapter --data examples/triage/test.jsonl --n-samples 1,8 \
 		--json 'benchmarks/results/triage/bayesian-s{n_samples}.json'
 	$(BIN)/python -m benchmarks.answers

@@ -24,3 +24,11 @@ for set in ${SETS:-arc_easy openbookqa boolq}; do
         boolq) grid boolq 0 ;;
     esac
 done
+
+# Does the guarantee hold on real probabilities?
+run=arc_easy/bayesian-seed0
+if [ -f "$results/$run.json" ]; then
+    "$(dirname "$blora")/python" -m benchmarks.guarantee "runs/calibration/$run/arc_easy_test.safetensors" \
+        --temperature "$(sed -n 's/^ "temperature": \([0-9.]*\),$/\1/p' "$results/$run.json")" \
+        --json benchmarks/results/guarantee/arc_easy.json
+fi

@@ -155,8 +155,8 @@ def _guarantee(folder: str) -> str:
         ]
         header = ["target risk", "calibrations over it", "limit", "mean error", "mean coverage", "refused"]
         parts += [
-            f"{result['label']}: {result['n_examples']} questions, {result['error']:.1%} of the answers wrong, "
-            f"{result['n_samples']} draws, delta {result['delta']:g}.",
+            f"{Path(result['source']).stem}: {result['n_examples']} questions, {result['error']:.1%} of all answers "
+            f"wrong, {result['n_samples']} draws, delta {result['delta']:g}.",
             _rows([*header, "finite test halves over it"], selective),
             _rows(["coverage asked for", "coverage of the sets", "choices in a set"], conformal),
         ]
