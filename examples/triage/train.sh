@@ -10,5 +10,5 @@ $blora train \
     --work-dir runs/triage --resume --output examples/triage/adapter
 for dtype in bfloat16 float32; do
     $blora calibrate examples/triage/adapter --data examples/triage/calibration.jsonl --dtype "$dtype" \
-        --target-risk 0.2 --delta 0.05
+        --target-risk 0.15 --delta 0.05
 done
