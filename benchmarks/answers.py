@@ -17,8 +17,8 @@ __all__ = ["QUESTIONS", "RESULT"]
 
 RESULT = ROOT / "benchmarks" / "results" / "answers" / "answers.json"
 QUESTIONS = {
-    "sure": "How do I download all our boards as a spreadsheet?",
-    "ambiguous": "Our workspace is blocked because of an unpaid invoice, I paid, please let us in.",
+    "sure": "I need a full dump of our workspace in JSON for the archive.",
+    "ambiguous": "Access log per card, please, so we know who read it.",
     "out_of_scope": "Jak długo gotować ziemniaki na sałatkę?",
 }
 
