@@ -12,7 +12,7 @@ CONFIG = AdapterConfig(
     base_model=BaseModelRef(id="owner/model", revision="abc123", fingerprint="sha256:00"),
     target_modules=("q_proj", "v_proj"),
     modules={"layers.0.q_proj": (4, 4), "layers.0.v_proj": (2, 4), "layers.1.q_proj": (4, 4)},
-    posterior=PosteriorConfig(rank=4, alpha=8.0, prior_std=0.3, lambda_max=0.25),
+    posterior=PosteriorConfig(rank=4, alpha=8.0, prior_std=0.3, lambda_max=0.25, lambda_init=0.1),
     prompt=PromptConfig(template="Q: {prompt}\nA:", choices=("billing", "sales"), normalization="choice"),
     sampling=SamplingConfig(n_samples=12, seed=7),
     policy={"min_confidence": 0.8, "max_mutual_information": 0.05},

@@ -195,7 +195,7 @@ def test_a_collapsed_posterior_answers_as_plain_lora_with_its_mean(architecture:
         base = tiny_model(architecture)(input_ids=ids).logits
     for s in range(2):
         torch.testing.assert_close(collapsed[s], plain, rtol=0, atol=1e-5)
-    assert (plain - base).abs().max() > 0.05
+    assert (plain - base).abs().max() > 0.01
 
 
 # Several modes
