@@ -58,11 +58,11 @@ LORA = PosteriorConfig(method="lora")
 WIDE = PosteriorConfig(prior_std=0.2, lambda_max=0.5, lambda_init=0.1, scale_init=0.05)
 COLD = {"kl_weight": 1e-3, "input_learning_rate": 2e-3}
 VARIANTS = (
-    Variant("LoRA, lr 5e-4, normalization none", LORA, {"learning_rate": 5e-4}, "none", 1),
-    Variant("LoRA, lr 5e-4, normalization choice", LORA, {"learning_rate": 5e-4}, "choice", 1),
-    Variant("LoRA, lr 5e-4", LORA, {"learning_rate": 5e-4}, n_samples=1),
-    Variant("LoRA, lr 1e-3", LORA, {"learning_rate": 1e-3}, n_samples=1),
-    Variant("LoRA, 3 modes in turn, lr 2e-3", replace(LORA, modes=3), {"learning_rate": 2e-3}, n_samples=3),
+    Variant("LoRA, lr 5e-4, normalization none", LORA, {"lora_learning_rate": 5e-4}, "none", 1),
+    Variant("LoRA, lr 5e-4, normalization choice", LORA, {"lora_learning_rate": 5e-4}, "choice", 1),
+    Variant("LoRA, lr 5e-4", LORA, {"lora_learning_rate": 5e-4}, n_samples=1),
+    Variant("LoRA, lr 1e-3", LORA, {"lora_learning_rate": 1e-3}, n_samples=1),
+    Variant("LoRA, 3 modes in turn, lr 2e-3", replace(LORA, modes=3), {"lora_learning_rate": 2e-3}, n_samples=3),
     Variant(
         "Bayesian, prior_std 0.2, lambda_max 0.5, kl_weight 1e-3, lr 2e-2",
         WIDE,

@@ -43,6 +43,8 @@ class PosteriorConfig:
         method: `bayesian`, or `lora`: the same layers with the posterior collapsed to a point.
         family: q over the whitened inducing weights.
         modes: posteriors that are mixed, each trained on its own batches.
+        bayesian_layers: decoder layers whose factors get a posterior; those of other adapted layers are a point, as in
+            plain LoRA, and computed once for all draws. None: every adapted layer.
         rank: LoRA rank.
         alpha: LoRA scale; the update is alpha / rank * B @ A.
         inducing_rows: m.
@@ -58,6 +60,7 @@ class PosteriorConfig:
     method: MethodName = "bayesian"
     family: FamilyName = "diagonal"
     modes: int = 1
+    bayesian_layers: tuple[int, ...] | None = None
     rank: int = 8
     alpha: float = 16.0
     inducing_rows: int = 9
@@ -77,6 +80,11 @@ class PosteriorConfig:
         for name, known in (("method", get_args(MethodName)), ("family", get_args(FamilyName))):
             value = getattr(self, name)
             _require(value in known, f"{name} = {value!r}", f"one of {', '.join(known)}")
+        _require(
+            self.bayesian_layers is None or (self.method == "bayesian" and len(self.bayesian_layers) > 0),
+            f"bayesian_layers = {self.bayesian_layers} with method {self.method}",
+            "some layers with method bayesian, or None",
+        )
         _require(
             0 < self.lambda_init < self.lambda_max,
             f"lambda_init = {self.lambda_init}",

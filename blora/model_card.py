@@ -28,6 +28,8 @@ def model_card(config: AdapterConfig, name: str) -> str:
     }
     if posterior.method == "bayesian":
         facts["prior_std, lambda_max"] = f"{posterior.prior_std:g}, {posterior.lambda_max:g}"
+        if posterior.bayesian_layers is not None:
+            facts["Bayesian layers"] = ", ".join(map(str, posterior.bayesian_layers)) + "; the others plain LoRA"
         facts["inducing weights"] = f"{posterior.inducing_rows} x {posterior.inducing_cols} a factor"
     lines = [
         "---",

@@ -145,6 +145,7 @@ def random_draws(
             for name, (d_out, d_in) in modules.items()
         },
         scaling,
+        n_samples,
     )
 
 

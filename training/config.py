@@ -3,13 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from blora.config import MethodName
 from blora.errors import ConfigError
 
-__all__ = ["DEFAULT_LEARNING_RATES", "TrainConfig"]
-
-# Whitened inducing weights move in units of the prior, LoRA's factors in units of a weight.
-DEFAULT_LEARNING_RATES: dict[MethodName, float] = {"bayesian": 0.16, "lora": 1e-3}
+__all__ = ["TrainConfig"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +17,8 @@ class TrainConfig:
         epochs: passes over the training rows.
         batch_size: rows of a forward pass on each device.
         gradient_accumulation: forward passes of one optimiser step.
-        learning_rate: of means; the peak of a linear schedule, like the other two.
+        learning_rate: of the means of inducing weights, in units of the prior; the peak of a linear schedule.
+        lora_learning_rate: of factors without a posterior, which move in units of a weight.
         input_learning_rate: of inducing inputs.
         scale_learning_rate: of standard deviations.
         warmup: share of the steps in which the learning rate rises.
@@ -39,6 +36,7 @@ class TrainConfig:
     batch_size: int = 8
     gradient_accumulation: int = 1
     learning_rate: float = 0.16
+    lora_learning_rate: float = 1e-3
     input_learning_rate: float = 4e-3
     scale_learning_rate: float = 1e-2
     warmup: float = 0.06
@@ -53,7 +51,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in (
             *("epochs", "batch_size", "gradient_accumulation"),
-            *("learning_rate", "input_learning_rate", "scale_learning_rate"),
+            *("learning_rate", "lora_learning_rate", "input_learning_rate", "scale_learning_rate"),
             *("train_draws", "validation_draws", "patience"),
         ):
             if not 0 < getattr(self, name) < float("inf"):

@@ -1,8 +1,9 @@
-"""The optimiser: AdamW with a learning rate for means, one for inducing inputs and one for standard deviations."""
+"""The optimiser: AdamW with a learning rate for each kind of parameter."""
 
 import torch
 from torch import nn
 
+from blora.posterior.point import PointFactor
 from training.config import TrainConfig
 
 __all__ = ["make_optimizer"]
@@ -16,13 +17,15 @@ def make_optimizer(posterior: nn.Module, config: TrainConfig) -> torch.optim.Opt
     """AdamW without weight decay (the KL stands for it) over whatever of a posterior learns."""
     rates = {
         "mean": config.learning_rate,
+        "point": config.lora_learning_rate,
         "inputs": config.input_learning_rate,
         "scale": config.scale_learning_rate,
     }
     groups: dict[str, list[nn.Parameter]] = {kind: [] for kind in rates}
+    points = {id(module.weight) for module in posterior.modules() if isinstance(module, PointFactor)}
     for name, parameter in posterior.named_parameters():
         if parameter.requires_grad:
-            groups[_kind(name)].append(parameter)
+            groups["point" if id(parameter) in points else _kind(name)].append(parameter)
     return torch.optim.AdamW(
         [{"params": parameters, "lr": rates[kind]} for kind, parameters in groups.items() if parameters],
         weight_decay=0.0,

@@ -39,7 +39,8 @@ class Recipe:
         base_model, device, dtype: see `load_base_model`.
         target_modules: name patterns, None for PEFT's default.
         layers: see `parse_layers`.
-        posterior: its form.
+        posterior: its form, but for the layers that get it.
+        bayesian_layers: these, as in `parse_layers`; the other adapted layers get plain LoRA. None: all of them.
         init_from: a LoRA or adapter directory whose factors are the mean to start from, None to start from zero.
         prompt: how a question becomes text.
         default_template: take the template from the kind of the data instead.
@@ -62,6 +63,7 @@ class Recipe:
     target_modules: tuple[str, ...] | None
     layers: str
     posterior: PosteriorConfig
+    bayesian_layers: str | None
     init_from: Path | None
     prompt: PromptConfig
     default_template: bool
@@ -92,11 +94,15 @@ def train_adapter(recipe: Recipe, output: Path) -> Trial:
     check_packing(base)
     prompt = replace(recipe.prompt, template=train.template) if recipe.default_template else recipe.prompt
     targets = recipe.target_modules or default_targets(base.model.config.model_type)
-    layers = parse_layers(recipe.layers, base.model.config.get_text_config().num_hidden_layers)
+    n_layers = base.model.config.get_text_config().num_hidden_layers
+    layers = parse_layers(recipe.layers, n_layers)
+    form = recipe.posterior
+    if recipe.bayesian_layers is not None:
+        form = replace(form, bayesian_layers=parse_layers(recipe.bayesian_layers, n_layers))
     modules = select_modules(base.model, targets, layers)
-    posterior = Posterior(modules, recipe.posterior, recipe.training.seed)
+    posterior = Posterior(modules, form, recipe.training.seed)
     if recipe.init_from is not None:
-        posterior.set_mean(read_lora(recipe.init_from, modules, recipe.posterior.rank, recipe.posterior.alpha))
+        posterior.set_mean(read_lora(recipe.init_from, modules, form.rank, form.alpha))
     rows, validation_rows = pack_examples(train, base, prompt), pack_examples(validation, base, prompt)
     work_dir = recipe.training.work_dir
     run = _settings(recipe) | {"prompt": asdict(prompt), "train": train.digest, "validation": validation.digest}
@@ -108,14 +114,14 @@ def train_adapter(recipe: Recipe, output: Path) -> Trial:
             checkpoint = last_complete(work_dir)
     fitted = fit(base, posterior, rows, validation_rows, recipe.training, checkpoint)
     # A point has one draw.
-    n_samples = 1 if recipe.posterior.method == "lora" else recipe.sampling.n_samples
+    n_samples = 1 if form.method == "lora" else recipe.sampling.n_samples
     score = scorer(base, posterior, validation_rows, n_samples, recipe.sampling.seed)
     result = trial_of(1.0, score(1.0), torch.tensor([row.label for row in validation_rows]))
     config = AdapterConfig(
         base_model=base.ref,
         target_modules=tuple(targets),
         modules=modules,
-        posterior=recipe.posterior,
+        posterior=form,
         prompt=prompt,
         sampling=replace(recipe.sampling, n_samples=n_samples, temperature=result.temperature),
         policy=recipe.policy,

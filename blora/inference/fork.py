@@ -1,8 +1,9 @@
 """A causal language model run in parts: the layers below a given one, the layers from there on, and the output head.
 
-Below the first adapted layer every posterior draw computes the same, so that part need run once: once a question in
-service, once a run in training. Each part is a view made for one call: a shallow copy of the model that shares its
-layers, in which pass-through layers stand where nothing is to be computed. Nothing is swapped inside the model itself.
+Below the first layer in which draws differ every draw computes the same, so that part need run once a question; below
+the first adapted layer nothing is ever learnt, so that part need run once in all of training. Each part is a view made
+for one call: a shallow copy of the model that shares its layers, in which pass-through layers stand where nothing is to
+be computed. Nothing is swapped inside the model itself.
 """
 
 import copy
@@ -15,22 +16,31 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from blora.errors import BaseModelError
+from blora.inference.packing import States
+from blora.posterior.draws import Draws
 from blora.posterior.inject import layer_index
 
-__all__ = ["final_states", "first_layer", "head", "states_below"]
+__all__ = ["branching_layer", "final_states", "first_layer", "head", "states_below"]
 
 
 def first_layer(modules: Iterable[str]) -> int:
-    """The lowest decoder layer among modules, by their names; below it nothing depends on a draw."""
+    """The lowest decoder layer among modules, by their names; below it the base model is untouched."""
     return min(layer_index(name) or 0 for name in modules)
 
 
-def states_below(model: PreTrainedModel, layer: int, **inputs: Any) -> Tensor:
+def branching_layer(draws: Draws) -> int | None:
+    """The lowest decoder layer whose factors differ among draws, None where no draw differs from another."""
+    differing = [name for name, factors in draws.factors.items() if factors.differ]
+    return first_layer(differing) if differing else None
+
+
+def states_below(model: PreTrainedModel, layer: int, known: States | None, **inputs: Any) -> Tensor:
     """The hidden states that enter a decoder layer, (B, T, D).
 
     Args:
         model: a causal language model.
         layer: index of the decoder layer, which is not run.
+        known: (B, T, D) that enter a lower layer, to go on from; None starts at the bottom.
         inputs: input_ids, position_ids and attention_mask, as for the model.
 
     Raises:
@@ -38,25 +48,24 @@ def states_below(model: PreTrainedModel, layer: int, **inputs: Any) -> Tensor:
     """
     path, layers = _layers(model)
     tap = _Tap()
-    _decoder(_view(model, path, nn.ModuleList([*layers[:layer], tap])))(**inputs, use_cache=False)
+    below = [*_from(layers, known)[:layer], tap]
+    _decoder(_view(model, path, nn.ModuleList(below)))(**inputs, use_cache=False)
     if tap.seen is None:
         raise BaseModelError("got a model whose layers take no hidden states, expected an ordinary decoder")
     return tap.seen
 
 
-def final_states(model: PreTrainedModel, layer: int, states: Tensor | None, **inputs: Any) -> Tensor:
+def final_states(model: PreTrainedModel, known: States | None, **inputs: Any) -> Tensor:
     """The decoder's output, (B, T, D): what its head reads.
 
     Args:
         model: a causal language model.
-        layer: where to go on from, at least 1.
-        states: (B, T, D) from `states_below` at that layer; None runs every layer.
+        known: (B, T, D) from `states_below`, to go on from; None runs every layer.
         inputs: as for `states_below`.
     """
-    if states is not None:
+    if known is not None:
         path, layers = _layers(model)
-        above = [*(_Pass() for _ in range(layer - 1)), _Given(states), *layers[layer:]]
-        model = _view(model, path, nn.ModuleList(above))
+        model = _view(model, path, nn.ModuleList(_from(layers, known)))
     output: Tensor = _decoder(model)(**inputs, use_cache=False).last_hidden_state
     return output
 
@@ -96,6 +105,13 @@ class _Given(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.output
+
+
+def _from(layers: nn.ModuleList, known: States | None) -> list[nn.Module]:
+    """The layers, where those below known states do nothing."""
+    if known is None:
+        return list(layers)
+    return [*(_Pass() for _ in range(known.layer - 1)), _Given(known.values), *layers[known.layer :]]
 
 
 def _decoder(model: PreTrainedModel) -> nn.Module:

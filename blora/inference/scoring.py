@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from blora.base_model import BaseModel
 from blora.errors import BaseModelError
-from blora.inference.fork import final_states, first_layer, head, states_below
+from blora.inference.fork import branching_layer, final_states, first_layer, head, states_below
 from blora.inference.packing import PackedBatch, PackedRow, States, collate, padded_tokens
 from blora.posterior.draws import Draws, use_draws
 
@@ -33,10 +33,20 @@ def score_rows(model: PreTrainedModel, batch: PackedBatch, draws: Draws | None, 
     Returns:
         (repeats * B, C) float32, normalised over each row's choices; -inf where a row has no such choice.
     """
-    device = model.device
+    return _score_from(model, batch, _untouched(batch, draws), draws, repeats)
+
+
+def _untouched(batch: PackedBatch, draws: Draws | None) -> States | None:
+    """The batch's states, unless draws adapt a layer below them."""
     states = batch.states
-    if states is not None and draws is not None and states.layer > first_layer(draws.factors):
-        states = None  # a draw would change them
+    return None if states is not None and draws is not None and states.layer > first_layer(draws.factors) else states
+
+
+def _score_from(
+    model: PreTrainedModel, batch: PackedBatch, states: States | None, draws: Draws | None, repeats: int
+) -> Tensor:
+    """`score_rows` from states (B, T, D) on."""
+    device = model.device
     n_rows, n_choices = batch.is_choice.shape
     offsets = torch.arange(repeats, device=device)[:, None]
     row = (batch.row.to(device) + offsets * n_rows).flatten()
@@ -44,8 +54,7 @@ def score_rows(model: PreTrainedModel, batch: PackedBatch, draws: Draws | None, 
     with use_draws(draws):
         final = final_states(
             model,
-            states.layer if states is not None else 0,
-            _repeat(states.values.to(device), repeats) if states is not None else None,
+            States(states.layer, _repeat(states.values.to(device), repeats)) if states is not None else None,
             **{name: _repeat(tensor, repeats) for name, tensor in _inputs(model, batch).items()},
         )  # (repeats * B, T, D)
         logits = head(model, final[row, column])  # (repeats * P, V)
@@ -60,9 +69,15 @@ def score_rows(model: PreTrainedModel, batch: PackedBatch, draws: Draws | None, 
 
 
 @torch.no_grad()
-def states_of(model: PreTrainedModel, batch: PackedBatch, layer: int) -> States:
-    """The hidden states (B, T, D) that enter a layer, the same under every draw that leaves the layers below alone."""
-    return States(layer, states_below(model, layer, **_inputs(model, batch)))
+def states_of(model: PreTrainedModel, batch: PackedBatch, layer: int, draws: Draws | None = None) -> States:
+    """The hidden states (B, T, D) that enter a layer, the same under every draw that is the same below it."""
+    known = _untouched(batch, draws)
+    if known is not None and known.layer == layer:
+        return known
+    if known is not None and known.layer > layer:
+        known = None
+    with use_draws(draws.first(1) if draws is not None else None):
+        return States(layer, states_below(model, layer, known, **_inputs(model, batch)))
 
 
 def score(
@@ -80,17 +95,17 @@ def score(
     Returns:
         (S, B, C) float32, normalised over the choices, S = 1 without draws; -inf where a row has no such choice.
     """
-    if draws is None:
-        return score_rows(model, batch, None)[None]
+    layer = branching_layer(draws) if draws is not None else None
+    if draws is None or layer is None:
+        log_probs = score_rows(model, batch, draws.first(1) if draws is not None else None)[None]
+        return log_probs.expand(draws.n_samples if draws is not None else 1, -1, -1)
     n_samples = draws.n_samples
-    layer = first_layer(draws.factors)
-    if layer > 0 and batch.states is None:
-        batch = replace(batch, states=states_of(model, batch, layer))
+    states = states_of(model, batch, layer, draws) if layer > 0 else None
     at_once = max(1, max_batch_tokens // batch.input_ids.numel()) if max_batch_tokens else n_samples
     parts = []
     for start in range(0, n_samples, at_once):
         part = draws.part(start, min(start + at_once, n_samples))
-        log_probs = score_rows(model, batch, part, part.n_samples)
+        log_probs = _score_from(model, batch, states, part, part.n_samples)
         parts.append(log_probs.view(part.n_samples, -1, log_probs.shape[-1]))
     return torch.cat(parts)
 

@@ -1,5 +1,7 @@
 """S draws of every adapted module's LoRA factors, and the way they reach the layers during one forward pass.
 
+Factors that are the same under every draw are kept once.
+
 Draws are arguments, not state: no module holds a current adapter. `use_draws` binds them to the running context
 (a thread or an asyncio task), so concurrent forward passes cannot see each other's.
 """
@@ -18,15 +20,25 @@ __all__ = ["Draws", "Factors", "active_draws", "use_draws"]
 
 @dataclass(frozen=True, slots=True)
 class Factors:
-    """The two LoRA factors of one module, a slice a draw.
+    """The two LoRA factors of one module, each with a slice a draw, or one slice for all of them.
 
     Attributes:
-        A: (S, rank, d_in).
-        B: (S, d_out, rank).
+        A: (S or 1, rank, d_in).
+        B: (S or 1, d_out, rank).
     """
 
     A: Tensor
     B: Tensor
+
+    @property
+    def differ(self) -> bool:
+        """Whether draws have factors of their own."""
+        return max(len(self.A), len(self.B)) > 1
+
+    def part(self, start: int, stop: int) -> "Factors":
+        """Those of draws start to stop - 1, sharing their memory."""
+        A, B = (factor if len(factor) == 1 else factor[start:stop] for factor in (self.A, self.B))
+        return Factors(A, B)
 
 
 class Draws:
@@ -35,6 +47,7 @@ class Draws:
     Args:
         factors: the factors of each adapted module, by the module's name in the base model.
         scaling: alpha / rank, applied to B @ A.
+        n_samples: S.
     """
 
     __slots__ = ("factors", "n_samples", "scaling")
@@ -43,10 +56,10 @@ class Draws:
     scaling: float
     n_samples: int
 
-    def __init__(self, factors: Mapping[str, Factors], scaling: float) -> None:
+    def __init__(self, factors: Mapping[str, Factors], scaling: float, n_samples: int) -> None:
         object.__setattr__(self, "factors", MappingProxyType(dict(factors)))
         object.__setattr__(self, "scaling", scaling)
-        object.__setattr__(self, "n_samples", next(iter(factors.values())).A.shape[0])
+        object.__setattr__(self, "n_samples", n_samples)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"got an assignment to {name!r}, but draws are immutable; make new ones")
@@ -57,13 +70,12 @@ class Draws:
 
     def part(self, start: int, stop: int) -> "Draws":
         """Draws start to stop - 1, sharing their memory."""
-        return Draws(
-            {name: Factors(f.A[start:stop], f.B[start:stop]) for name, f in self.factors.items()}, self.scaling
-        )
+        return Draws({name: f.part(start, stop) for name, f in self.factors.items()}, self.scaling, stop - start)
 
     def to(self, device: torch.device) -> "Draws":
         """The same draws on another device."""
-        return Draws({name: Factors(f.A.to(device), f.B.to(device)) for name, f in self.factors.items()}, self.scaling)
+        moved = {name: Factors(f.A.to(device), f.B.to(device)) for name, f in self.factors.items()}
+        return Draws(moved, self.scaling, self.n_samples)
 
 
 _ACTIVE: ContextVar[Draws | None] = ContextVar("blora_draws", default=None)

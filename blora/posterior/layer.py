@@ -49,6 +49,8 @@ class LoraLinear(nn.Module):
             raise ShapeError(
                 f"got {x.shape[0]} rows, expected a multiple of {draws.n_samples} draws; repeat the rows for each draw"
             )
-        rows = x.reshape(draws.n_samples, -1, x.shape[-1]).to(factors.A.dtype)  # (S, B * T, d_in)
-        delta = torch.bmm(torch.bmm(rows, factors.A.mT), factors.B.mT)  # (S, B * T, d_out)
+        n_slices = draws.n_samples if factors.differ else 1
+        rows = x.reshape(n_slices, -1, x.shape[-1]).to(factors.A.dtype)  # (S or 1, tokens, d_in)
+        A, B = (factor.expand(n_slices, -1, -1) for factor in (factors.A, factors.B))
+        delta = torch.bmm(torch.bmm(rows, A.mT), B.mT)  # (S or 1, tokens, d_out)
         return out + (draws.scaling * delta).to(out.dtype).view_as(out)

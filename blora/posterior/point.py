@@ -24,8 +24,8 @@ class PointFactor(nn.Module):
         self.weight = nn.Parameter(mean_std * torch.randn(p, q, generator=generator))
 
     def sample_from(self, noise: Noise) -> Tensor:
-        """Copies of the weight, (S, p, q)."""
-        return self.weight.repeat(noise.n_samples, 1, 1)
+        """A copy of the weight, one for all draws, (1, p, q)."""
+        return self.weight[None].clone()
 
     def mean(self) -> Tensor:
         """The weight, (p, q)."""

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from blora.config import PosteriorConfig
+from blora.errors import ConfigError
 from blora.posterior.draws import Draws, Factors
 from blora.posterior.inducing import InducingFactor
+from blora.posterior.inject import layer_index
 from blora.posterior.mode import MakeFactor, Mode
 from blora.posterior.noise import generator_of, standard_normal
 from blora.posterior.point import PointFactor
@@ -26,7 +28,10 @@ class Posterior(nn.Module):
         modules: (d_out, d_in) of each adapted module, by its name in the base model.
         config: rank, alpha, method, modes and the family's settings.
         seed: of the initial parameters.
-        make: makes the factors; by default those of config.method.
+        make: makes the factors; by default those of config.method and config.bayesian_layers.
+
+    Raises:
+        ConfigError: if one of config.bayesian_layers has no module.
     """
 
     def __init__(
@@ -40,6 +45,11 @@ class Posterior(nn.Module):
         super().__init__()
         self.config = config
         self.modules_shape = dict(modules)
+        adapted = {layer_index(name) for name in modules}
+        if missing := sorted(set(config.bayesian_layers or ()) - adapted):
+            raise ConfigError(
+                f"got Bayesian layers {missing} that are not adapted, expected some of the adapted layers"
+            )
         make = make or _factor_maker(config, generator_of(seed))
         self.modes = nn.ModuleList(Mode(modules, config.rank, make) for _ in range(config.modes))
 
@@ -58,15 +68,19 @@ class Posterior(nn.Module):
         """
         noise = standard_normal(n_samples, generator)
         if mode is not None or len(self.modes) == 1:
-            return Draws(self._mode(mode or 0).sample_from(noise), self.scaling)
+            return Draws(self._mode(mode or 0).sample_from(noise), self.scaling, n_samples)
         parts = [noise.every(len(self.modes), start=k) for k in range(min(len(self.modes), n_samples))]
         drawn = [self._mode(k).sample_from(part) for k, part in enumerate(parts)]
+        counts = [part.n_samples for part in parts]
         return Draws(
             {
-                name: Factors(_interleave([d[name].A for d in drawn]), _interleave([d[name].B for d in drawn]))
+                name: Factors(
+                    _interleave([d[name].A for d in drawn], counts), _interleave([d[name].B for d in drawn], counts)
+                )
                 for name in self.modules_shape
             },
             self.scaling,
+            n_samples,
         )
 
     def mean(self) -> Draws:
@@ -85,6 +99,7 @@ class Posterior(nn.Module):
                 for name in self.modules_shape
             },
             self.scaling,
+            1,
         )
 
     def set_mean(self, mean: Mapping[str, Factors]) -> None:
@@ -124,12 +139,17 @@ class Posterior(nn.Module):
         return mode
 
 
-def _interleave(parts: list[Tensor]) -> Tensor:
-    """Slices of K tensors in turn: part 0's first, part 1's first ..., (S, ...) in all."""
-    return torch.stack([parts[s % len(parts)][s // len(parts)] for s in range(sum(map(len, parts)))])
+def _interleave(parts: list[Tensor], counts: list[int]) -> Tensor:
+    """Slices of K tensors in turn: part 0's first, part 1's first ..., (S, ...) in all, so many of each."""
+    spread = [part.expand(count, *part.shape[1:]) for part, count in zip(parts, counts, strict=True)]
+    return torch.stack([spread[s % len(parts)][s // len(parts)] for s in range(sum(counts))])
 
 
 def _factor_maker(config: PosteriorConfig, generator: torch.Generator) -> MakeFactor:
-    if config.method == "lora":
-        return lambda p, q, mean_std, name: PointFactor(p, q, mean_std, generator)
-    return lambda p, q, mean_std, name: InducingFactor(p, q, config, mean_std, generator, name)
+    def make(p: int, q: int, mean_std: float, name: str) -> InducingFactor | PointFactor:
+        layers = config.bayesian_layers
+        if config.method == "lora" or (layers is not None and layer_index(name) not in layers):
+            return PointFactor(p, q, mean_std, generator)
+        return InducingFactor(p, q, config, mean_std, generator, name)
+
+    return make

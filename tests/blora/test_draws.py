@@ -27,7 +27,7 @@ def test_draws_are_immutable() -> None:
 
 def test_draws_do_not_follow_the_mapping_they_were_made_from() -> None:
     source = {"a": Factors(torch.zeros(2, 1, 3), torch.zeros(2, 4, 1))}
-    draws = Draws(source, 1.0)
+    draws = Draws(source, 1.0, 2)
     source.clear()
     assert list(draws.factors) == ["a"]
 

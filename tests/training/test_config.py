@@ -1,12 +1,11 @@
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
-from blora.config import MethodName
 from blora.errors import ConfigError
-from training.config import DEFAULT_LEARNING_RATES, TrainConfig
+from training.config import TrainConfig
 
 
 def config(**settings: Any) -> TrainConfig:
@@ -16,11 +15,6 @@ def config(**settings: Any) -> TrainConfig:
 def test_the_defaults_make_sense() -> None:
     assert config().kl_weight > 0
     assert config().resume is False
-
-
-def test_every_method_has_a_learning_rate() -> None:
-    assert set(DEFAULT_LEARNING_RATES) == set(get_args(MethodName))
-    assert config().learning_rate == DEFAULT_LEARNING_RATES["bayesian"]
 
 
 def test_a_config_is_frozen() -> None:
@@ -57,6 +51,7 @@ POSITIVE = (
     "batch_size",
     "gradient_accumulation",
     "learning_rate",
+    "lora_learning_rate",
     "train_draws",
     "validation_draws",
     "patience",

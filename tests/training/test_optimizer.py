@@ -19,6 +19,15 @@ def test_means_inputs_and_scales_learn_at_their_own_rates(tmp_path: Path, family
     assert not rates
 
 
+def test_factors_without_a_posterior_learn_at_a_rate_of_their_own(tmp_path: Path) -> None:
+    posterior = toy_posterior(tiny_base(), bayesian_layers=(1,))
+    config = toy_config(tmp_path, learning_rate=3.0, lora_learning_rate=0.5)
+    rates = {id(p): group["lr"] for group in make_optimizer(posterior, config).param_groups for p in group["params"]}
+    points = {name for name, parameter in posterior.named_parameters() if rates[id(parameter)] == 0.5}
+    assert points == {name for name, _ in posterior.named_parameters() if "layers/0/" in name}
+    assert points
+
+
 def test_a_frozen_parameter_is_left_out(tmp_path: Path) -> None:
     posterior = toy_posterior(tiny_base(), method="lora")
     posterior.requires_grad_(False)

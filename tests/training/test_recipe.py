@@ -19,16 +19,17 @@ from blora.errors import AdapterError, BaseModelError, BloraError, ConfigError, 
 from tests.training.conftest import REVISION
 from tests.training.toys import toy_data, train_arguments, write_jsonl
 from training.commands import train
-from training.config import DEFAULT_LEARNING_RATES
+from training.config import TrainConfig
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data" / "arc_easy_train.jsonl"
 
 FORMS = {
-    "lora": ("--method", "lora", "--learning-rate", "0.02"),
+    "lora": ("--method", "lora", "--lora-learning-rate", "0.02"),
     "diagonal": ("--family", "diagonal"),
     "matrix_normal": ("--family", "matrix_normal"),
     "flow": ("--family", "flow"),
+    "top": ("--bayesian-layers", "last:1"),
 }
 
 
@@ -71,7 +72,7 @@ def test_the_record_says_how_the_adapter_was_made(tmp_path: Path, base_folder: P
     assert record["dtype"] == "float32"
     assert record["machine"]["torch"] == torch.__version__
     assert record["settings"]["kl_weight"] == 0.5
-    assert record["settings"]["learning_rate"] == DEFAULT_LEARNING_RATES["bayesian"]
+    assert record["settings"]["learning_rate"] == TrainConfig(work_dir=Path()).learning_rate
     assert not {"work_dir", "resume"} & set(record["settings"])
     assert record["train"]["source"] == record["validation"]["source"] == "toy.jsonl"
     assert record["train"]["n_examples"] == 18
@@ -130,6 +131,8 @@ REFUSED: dict[str, tuple[tuple[str, ...], type[BloraError], str]] = {
     "bank": (("--n-samples", "0"), ConfigError, "n_samples = 0"),
     "epochs": (("--epochs", "0"), ConfigError, "got epochs = 0"),
     "learning rate": (("--learning-rate", "0"), ConfigError, "got learning_rate = 0"),
+    "a rate that LoRA lacks": (("--method", "lora", "--learning-rate", "1"), ConfigError, "--lora-learning-rate"),
+    "Bayesian layers outside": (("--layers", "0", "--bayesian-layers", "1"), ConfigError, r"\[1\] that are not"),
     "negative learning rate": (("--learning-rate", "-1"), ConfigError, "got learning_rate = -1"),
     "too many rows": (("--train-examples", "20"), DataError, "got 20 rows in toy.jsonl, expected 20 to train and 0"),
     "no training rows": (("--validation", "{data}", "--train-examples", "0"), SystemExit, "2"),
@@ -152,7 +155,7 @@ def test_a_run_that_cannot_work_is_refused_before_it_starts(
 
 
 def test_a_posterior_starts_from_a_lora(tmp_path: Path, base_folder: Path, toy_file: Path) -> None:
-    trained(base_folder, toy_file, tmp_path / "lora", "--method", "lora", "--learning-rate", "0.05")
+    trained(base_folder, toy_file, tmp_path / "lora", "--method", "lora", "--lora-learning-rate", "0.05")
     rates = [f"--{kind}learning-rate=1e-12" for kind in ("", "input-", "scale-")]
     still = ("--init-from", str(tmp_path / "lora"), *rates, "--epochs", "1")
     config = trained(base_folder, toy_file, tmp_path / "bayesian", *still)

@@ -30,6 +30,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "matrix_normal": {"family": "matrix_normal"},
     "flow": {"family": "flow"},
     "modes": {"modes": 2},
+    "top": {"bayesian_layers": (1,)},
 }
 
 
@@ -119,14 +120,12 @@ def killed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def test_a_learnable_set_is_learnt(tmp_path: Path, form: str) -> None:
     """The opposite of what the model answers by itself, so that there is something to learn."""
     base = tiny_base()
-    rows, validation = (
-        labelled(base, toy_data(n_rows, seed=seed, flipped=True)) for n_rows, seed in ((24, 0), (6, 1))
-    )
+    rows, validation = (labelled(base, toy_data(n_rows, seed=seed, flipped=True)) for n_rows, seed in ((24, 0), (6, 1)))
     before = evaluate(base.model, validation, None).metrics
     posterior = toy_posterior(base, **FORMS[form])
     # Modes take turns, so each sees half the steps.
-    epochs, learning_rate = (32 if form == "modes" else 16), (3e-2 if form == "lora" else 0.3)
-    config = toy_config(tmp_path, epochs=epochs, learning_rate=learning_rate, kl_weight=1e-3)
+    epochs = 32 if form == "modes" else 16
+    config = toy_config(tmp_path, epochs=epochs, learning_rate=0.3, lora_learning_rate=3e-2, kl_weight=1e-3)
     fit(base, posterior, rows, validation, config)
     after = evaluated(base, posterior, validation, config).metrics
     assert before.accuracy < 0.5
@@ -287,7 +286,7 @@ def test_noise_differs_between_training_seeds(tmp_path: Path, monkeypatch: pytes
 
 def test_the_best_epoch_is_kept_and_training_stops_by_patience(tmp_path: Path) -> None:
     posterior, result = run(
-        tmp_path, n_train=16, flipped=True, epochs=9, patience=2, learning_rate=3e-2, form="lora", warmup=0.0
+        tmp_path, n_train=16, flipped=True, epochs=9, patience=2, lora_learning_rate=3e-2, form="lora", warmup=0.0
     )
     log = last_log(tmp_path)
     nlls = [entry["eval_nll"] for entry in log if "eval_nll" in entry]

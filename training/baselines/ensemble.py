@@ -47,6 +47,7 @@ def ensemble(members: Sequence[Draws]) -> Draws:
             for name in first.factors
         },
         first.scaling,
+        sum(member.n_samples for member in members),
     )
 
 

@@ -73,7 +73,7 @@ class LoraClassifier(nn.Module):
     def draws(self, weights: Sequence[Tensor]) -> Draws:
         """Weights (S, ...) in the order of the parameters, as draws."""
         pairs = zip(self.names, weights[::2], weights[1::2], strict=True)
-        return Draws({name: Factors(A, B) for name, A, B in pairs}, self.scaling)
+        return Draws({name: Factors(A, B) for name, A, B in pairs}, self.scaling, len(weights[0]))
 
     def split(self, flat: Tensor) -> list[Tensor]:
         """Parameter vectors (S, P) as weights (S, ...)."""

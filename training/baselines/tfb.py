@@ -47,7 +47,8 @@ def isotropic_draws(lora: Draws, scale: float, n_samples: int, generator: torch.
     if not 0 <= scale < math.inf:
         raise ConfigError(f"got a noise scale of {scale}, expected a number of at least 0")
     noise = standard_normal(n_samples, generator)
-    return Draws({name: _noisy(factors, scale, noise) for name, factors in lora.factors.items()}, lora.scaling)
+    noisy = {name: _noisy(factors, scale, noise) for name, factors in lora.factors.items()}
+    return Draws(noisy, lora.scaling, n_samples)
 
 
 def _noisy(factors: Factors, scale: float, noise: Noise) -> Factors:

@@ -11,8 +11,9 @@ from blora.config import (
     PosteriorConfig,
     SamplingConfig,
 )
+from blora.errors import ConfigError
 from training.commands.arguments import add_model, add_prompt, positive, read_prompt
-from training.config import DEFAULT_LEARNING_RATES, TrainConfig
+from training.config import TrainConfig
 
 __all__ = ["SUMMARY", "main"]
 
@@ -42,12 +43,12 @@ def _parser() -> ArgumentParser:
     posterior = parser.add_argument_group("posterior")
     posterior.add_argument("--method", choices=get_args(MethodName), default="bayesian", help="lora: collapsed")
     posterior.add_argument("--family", choices=get_args(FamilyName), default="diagonal", help="of q(V)")
-    _add_fields(posterior, PosteriorConfig(), skip={"method", "family"})
+    posterior.add_argument("--bayesian-layers", help="as --layers: those that get a posterior, the others plain LoRA")
+    _add_fields(posterior, PosteriorConfig(), skip={"method", "family", "bayesian_layers"})
     posterior.add_argument("--init-from", type=Path, help="a LoRA directory whose factors are the mean to start from")
 
     training = parser.add_argument_group("training")
-    _add_fields(training, TrainConfig(work_dir=Path()), skip={"work_dir", "learning_rate", "resume"})
-    training.add_argument("--learning-rate", type=float, help=f"peak (default: {DEFAULT_LEARNING_RATES})")
+    _add_fields(training, TrainConfig(work_dir=Path()), skip={"work_dir", "resume"})
     training.add_argument("--work-dir", type=Path, help="checkpoints (default: OUTPUT.work)")
     training.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the work folder")
 
@@ -81,14 +82,15 @@ def _described(config: type) -> dict[str, str]:
 def main(argv: list[str]) -> int:
     """Trains and writes the adapter directory."""
     arguments = _parser().parse_args(argv)
-    posterior = _take(PosteriorConfig, arguments)
+    posterior = _take(PosteriorConfig, arguments, bayesian_layers=None)
+    if posterior.method == "lora" and arguments.learning_rate != TrainConfig(work_dir=Path()).learning_rate:
+        raise ConfigError(
+            "got --learning-rate with --method lora, which has no inducing weights; expected --lora-learning-rate"
+        )
     config = _take(
         TrainConfig,
         arguments,
         work_dir=arguments.work_dir or arguments.output.with_name(f"{arguments.output.name}.work"),
-        learning_rate=DEFAULT_LEARNING_RATES[posterior.method]
-        if arguments.learning_rate is None
-        else arguments.learning_rate,
     )
     policy = {
         name: value
@@ -113,6 +115,7 @@ def main(argv: list[str]) -> int:
         target_modules=tuple(arguments.target_modules.split(",")) if arguments.target_modules else None,
         layers=arguments.layers,
         posterior=posterior,
+        bayesian_layers=arguments.bayesian_layers,
         init_from=arguments.init_from,
         prompt=read_prompt(arguments),
         default_template=arguments.template is None,

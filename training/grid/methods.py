@@ -114,7 +114,7 @@ def _base(bench: Bench, seed: int) -> dict[str, Trained]:
 
 def _lora(bench: Bench, seed: int) -> dict[str, Trained]:
     posterior = Posterior(bench.modules, PosteriorConfig(method="lora"), seed)
-    fitted, about = _fit(bench, "lora", seed, posterior, {"learning_rate": LORA_LEARNING_RATE})
+    fitted, about = _fit(bench, "lora", seed, posterior, {"lora_learning_rate": LORA_LEARNING_RATE})
     count = _n_parameters(posterior)
     best = posterior.mean()
     posterior.load_state_dict(fitted.last)
@@ -200,7 +200,7 @@ METHODS = {
                 "dropout",
                 PosteriorConfig(),
                 lambda seed: dropout_factors(DROPOUT_RATE, generator_of(seed)),
-                learning_rate=LORA_LEARNING_RATE,
+                lora_learning_rate=LORA_LEARNING_RATE,
             ),
         ),
         Method(
@@ -211,7 +211,7 @@ METHODS = {
                 "blob",
                 PosteriorConfig(),
                 lambda seed: blob_factors(generator_of(seed)),
-                learning_rate=LORA_LEARNING_RATE,
+                lora_learning_rate=LORA_LEARNING_RATE,
                 scale_learning_rate=LORA_LEARNING_RATE,
                 kl_weight=BLOB_KL_WEIGHT,
             ),

@@ -43,7 +43,7 @@ def save_trained(file: Path, trained: Trained) -> None:
     for name, factors in draws.factors.items() if draws is not None else ():
         tensors |= {f"{name}.A": factors.A.contiguous(), f"{name}.B": factors.B.contiguous()}
     about = asdict(Trained(None, trained.seconds, trained.n_parameters, trained.notes))
-    about["scaling"] = draws.scaling if draws is not None else None
+    about |= {"scaling": draws.scaling, "n_samples": draws.n_samples} if draws is not None else {"scaling": None}
     _save(file, tensors, {"about": json.dumps(about)})
 
 
@@ -55,7 +55,8 @@ def load_trained(file: Path) -> Trained:
     scaling = about.pop("scaling")
     if scaling is not None:
         names = dict.fromkeys(key.rpartition(".")[0] for key in tensors)
-        about["draws"] = Draws({name: Factors(tensors[f"{name}.A"], tensors[f"{name}.B"]) for name in names}, scaling)
+        factors = {name: Factors(tensors[f"{name}.A"], tensors[f"{name}.B"]) for name in names}
+        about["draws"] = Draws(factors, scaling, about.pop("n_samples"))
     return Trained(**about)
 
 

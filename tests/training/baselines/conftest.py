@@ -25,6 +25,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     base = tiny_base()
     posterior = toy_posterior(base, method="lora")
     train, validation = labelled(base, toy_data(16)), labelled(base, toy_data(8, seed=1))
-    config = toy_config(tmp_path_factory.mktemp("lora"), epochs=2, learning_rate=3e-2)
+    config = toy_config(tmp_path_factory.mktemp("lora"), epochs=2, lora_learning_rate=3e-2)
     fit(base, posterior, train, validation, config)
     return Trained(base, posterior.mean(), train, validation)

@@ -96,7 +96,7 @@ def test_a_learnable_set_is_learnt(tmp_path: Path) -> None:
     before = evaluate(base.model, validation, None).metrics.nll
     learnt = posterior()
     start = learnt.kl_divergence(generator_of(0))
-    config = toy_config(tmp_path, epochs=6, learning_rate=2e-2)
+    config = toy_config(tmp_path, epochs=6, lora_learning_rate=2e-2)
     fit(base, learnt, labelled(base, toy_data(24)), validation, config)
     bank = SampleBank.draw(learnt, "toy", 4, config.seed)
     result = evaluate(base.model, validation, bank.draws)

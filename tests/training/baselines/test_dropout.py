@@ -97,7 +97,7 @@ def test_a_learnable_set_is_learnt(tmp_path: Path) -> None:
     validation = labelled(base, toy_data(6, seed=1))
     before = evaluate(base.model, validation, None).metrics.nll
     learnt = posterior(0.1)
-    config = toy_config(tmp_path, epochs=6, learning_rate=2e-2)
+    config = toy_config(tmp_path, epochs=6, lora_learning_rate=2e-2)
     fit(base, learnt, labelled(base, toy_data(24)), validation, config)
     bank = SampleBank.draw(learnt, "toy", 4, config.seed)
     result = evaluate(base.model, validation, bank.draws)

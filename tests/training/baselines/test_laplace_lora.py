@@ -35,7 +35,7 @@ def curvature_by_hand(model: Any, lora: Draws, data: list[LabelledRow]) -> Tenso
     weights = [W.clone().requires_grad_() for pair in lora.factors.values() for W in (pair.A, pair.B)]
     names = list(lora.factors)
     draws = Draws(
-        {name: Factors(A, B) for name, A, B in zip(names, weights[::2], weights[1::2], strict=True)}, lora.scaling
+        {name: Factors(A, B) for name, A, B in zip(names, weights[::2], weights[1::2], strict=True)}, lora.scaling, 1
     )
     total = torch.zeros(sum(W.numel() for W in weights))
     for row in data:

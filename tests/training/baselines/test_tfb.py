@@ -21,7 +21,7 @@ def lora(seed: int = 0) -> Draws:
     generator = generator_of(seed)
     A = torch.randn(1, RANK, D_IN, generator=generator, dtype=torch.float64)
     B = torch.randn(1, D_OUT, RANK, generator=generator, dtype=torch.float64) * torch.tensor([1.0, 0.1, 0.01])
-    return Draws({"m": Factors(A, B)}, 2.0)
+    return Draws({"m": Factors(A, B)}, 2.0, 1)
 
 
 def updates(draws: Draws) -> Tensor:
@@ -55,14 +55,14 @@ def test_it_is_the_papers_noise_on_a() -> None:
     draw = isotropic_draws(start, scale, 1, generator_of(2)).factors["m"]
     E = (draw.A[0] - d[:, None] * (Vt @ A)) / scale
     papers = (U * d) @ (Vt @ A + (scale / d)[:, None] * E)
-    torch.testing.assert_close(updates(Draws({"m": draw}, 1.0))[0], papers)
+    torch.testing.assert_close(updates(Draws({"m": draw}, 1.0, len(draw.A)))[0], papers)
 
 
 def test_the_noise_does_not_depend_on_how_a_lora_is_factorised() -> None:
     start = lora()
     A, B = start.factors["m"].A, start.factors["m"].B
     R = torch.randn(RANK, RANK, generator=generator_of(3), dtype=torch.float64)
-    other = Draws({"m": Factors(torch.linalg.solve(R, A), B @ R)}, 2.0)
+    other = Draws({"m": Factors(torch.linalg.solve(R, A), B @ R)}, 2.0, 1)
     a, b = (updates(isotropic_draws(x, 0.5, 20000, generator_of(4))).flatten(1) for x in (start, other))
     assert (torch.cov(a.T) - torch.cov(b.T)).abs().max() < 0.02
 
@@ -71,7 +71,7 @@ def test_a_b_of_lower_rank_gets_no_noise_beyond_it() -> None:
     start = lora()
     B = start.factors["m"].B.clone()
     B[..., 2] = B[..., 0]
-    flat = Draws({"m": Factors(start.factors["m"].A, B), "zero": Factors(start.factors["m"].A, 0 * B)}, 2.0)
+    flat = Draws({"m": Factors(start.factors["m"].A, B), "zero": Factors(start.factors["m"].A, 0 * B)}, 2.0, 1)
     draws = isotropic_draws(flat, 0.5, 50, generator_of(0))
     noise = updates(draws) - updates(flat)
     assert torch.linalg.matrix_rank(noise.mT.flatten(0, 1)) == 2
