@@ -54,43 +54,17 @@ class Variant:
 
 
 LORA = PosteriorConfig(method="lora")
-# A prior far wider than the factors.
-WIDE = PosteriorConfig(prior_std=0.2, lambda_max=0.5, lambda_init=0.1, scale_init=0.05)
-COLD = {"kl_weight": 1e-3, "input_learning_rate": 2e-3}
 VARIANTS = (
-    Variant("LoRA, lr 5e-4, normalization none", LORA, {"lora_learning_rate": 5e-4}, "none", 1),
-    Variant("LoRA, lr 5e-4, normalization choice", LORA, {"lora_learning_rate": 5e-4}, "choice", 1),
-    Variant("LoRA, lr 5e-4", LORA, {"lora_learning_rate": 5e-4}, n_samples=1),
-    Variant("LoRA, lr 1e-3", LORA, {"lora_learning_rate": 1e-3}, n_samples=1),
-    Variant("LoRA, 3 modes in turn, lr 2e-3", replace(LORA, modes=3), {"lora_learning_rate": 2e-3}, n_samples=3),
-    Variant(
-        "Bayesian, prior_std 0.2, lambda_max 0.5, kl_weight 1e-3, lr 2e-2",
-        WIDE,
-        COLD | {"learning_rate": 2e-2},
-        n_samples=4,
-    ),
-    Variant(
-        "Bayesian, prior_std 0.2, lambda_max 0.5, kl_weight 1e-3, 2 modes in turn, lr 3e-2",
-        replace(WIDE, modes=2),
-        COLD | {"learning_rate": 3e-2},
-    ),
-    Variant(
-        "Bayesian, prior_std 0.2, lambda_max 0.5, kl_weight 1e-3, 3 modes in turn, lr 2e-2",
-        replace(WIDE, modes=3),
-        COLD | {"learning_rate": 2e-2, "epochs": 6},
-    ),
-    Variant(
-        "Bayesian, prior_std 0.05, lambda_max 1, kl_weight 0.03, lr 8e-2",
-        PosteriorConfig(lambda_init=0.5),
-        {"learning_rate": 8e-2, "input_learning_rate": 2e-3},
-    ),
-    Variant("Bayesian, prior_std 0.05, lambda_max 1, kl_weight 0.03, lr 0.16: the default", PosteriorConfig()),
-    Variant(
-        "Bayesian, prior_std 0.05, lambda_max 1, kl_weight 0.03, lr 0.3",
-        PosteriorConfig(),
-        {"learning_rate": 0.3, "input_learning_rate": 8e-3},
-    ),
-    Variant("Bayesian, prior_std 0.1, lambda_max 1, kl_weight 0.03, lr 0.16", PosteriorConfig(prior_std=0.1)),
+    Variant("LoRA, 3 epochs", LORA, {"epochs": 3}, n_samples=1),
+    Variant("LoRA, 6 epochs", LORA, {"epochs": 6}, n_samples=1),
+    Variant("LoRA, 6 epochs, lr 2e-3", LORA, {"epochs": 6, "lora_learning_rate": 2e-3}, n_samples=1),
+    Variant("LoRA, 3 epochs, normalization none", LORA, {"epochs": 3}, "none", 1),
+    Variant("LoRA, 3 epochs, normalization choice", LORA, {"epochs": 3}, "choice", 1),
+    Variant("Bayesian, 3 epochs", PosteriorConfig(), {"epochs": 3}),
+    Variant("Bayesian, 6 epochs", PosteriorConfig(), {"epochs": 6}),
+    Variant("Bayesian, 6 epochs, KL weight 0.1", PosteriorConfig(), {"epochs": 6, "kl_weight": 0.1}),
+    Variant("Bayesian, 6 epochs, KL weight 0.01", PosteriorConfig(), {"epochs": 6, "kl_weight": 0.01}),
+    Variant("Bayesian, 6 epochs, lr 0.3", PosteriorConfig(), {"epochs": 6, "learning_rate": 0.3}),
 )
 
 
@@ -121,7 +95,7 @@ def run(base: BaseModel, variant: Variant, data: Path) -> dict[str, Any]:
     train, validation = (with_states(base.model, pack_examples(part, base, prompt), LAYERS[0]) for part in parts)
     posterior = Posterior(modules, variant.posterior, 0)
     with tempfile.TemporaryDirectory() as work:
-        config = TrainConfig(work_dir=Path(work), **({"epochs": 3} | variant.training))
+        config = TrainConfig(work_dir=Path(work), **variant.training)
         fitted = fit(base, posterior, train, validation, config)
     bank = SampleBank.draw(posterior, "in a search", variant.n_samples, 0)
     log_probs = predict_all(base.model, validation, bank.draws.to(base.device))
