@@ -78,7 +78,7 @@ def _loss(model: Any, base: BaseModel, texts: list[tuple[str, str]]) -> torch.Te
 def judge(model: PreTrainedModel, base: BaseModel, rows: list[Any], draws: Draws, temperature: float) -> Any:
     """Metrics of test rows, as they are and at a temperature."""
     labels = torch.tensor([row.label for row in rows])
-    return evaluations(predict_all(model, rows, draws.to(base.device)), labels, temperature, home=None)
+    return evaluations(predict_all(model, rows, draws.to(base.device)), labels, temperature, in_distribution=None)
 
 
 def main() -> int:

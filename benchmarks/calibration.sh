@@ -12,7 +12,7 @@ grid() { # SET SEEDS FLAGS...
     local set=$1 seeds=$2
     shift 2
     "$blora" benchmark --train "$set=$data/${set}_train.jsonl" --test "${set}_test=$data/${set}_test.jsonl" "$@" \
-        --layers last:10 --train-examples 800 --validation-examples 400 --epochs 3 --n-samples 6 --shift-limit 300 \
+        --layers last:10 --train-examples 800 --validation-examples 400 --epochs 6 --n-samples 6 --shift-limit 300 \
         --methods "${METHODS:-all}" --seeds "$seeds" --work "runs/calibration/$set" --output "$results/$set"
 }
 

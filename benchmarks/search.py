@@ -5,9 +5,10 @@ benchmarks/results/search/search.jsonl does not have yet, or those named. The te
 """
 
 import json
+import shlex
 import sys
 import tempfile
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,7 @@ def run(base: BaseModel, variant: Variant, data: Path) -> dict[str, Any]:
         "best_epoch": fitted.best_epoch,
         "epochs": config.epochs,
         **crossfitted(log_probs, torch.tensor([row.label for row in validation])),
+        "command": shlex.join(["python", "-m", "benchmarks.search", *sys.argv[1:]]),
         "machine": machine(),
         "revision": revision(),
     }

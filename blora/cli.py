@@ -9,6 +9,8 @@ from blora.errors import BloraError
 __all__ = ["main"]
 
 GROUP = "blora.commands"
+# Commands that need more than the extra of their package.
+EXTRAS = {"benchmark": "bench", "report": "bench"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _install_hint(entry: EntryPoint) -> str:
-    extra = "serve" if entry.value.startswith("server") else "train"
+    extra = EXTRAS.get(entry.name, "serve" if entry.value.startswith("server") else "train")
     return f"install it with `pip install 'blora[{extra}]'`"
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.nn import functional as F
 
 from blora.errors import AdapterError
 from blora.posterior.draws import Factors
@@ -27,8 +29,19 @@ __all__ = [
 
 LORA_CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-# What a LoRA must not be: its update would then not be alpha / rank * B @ A.
-PLAIN = {"use_rslora": False, "use_dora": False, "rank_pattern": {}, "alpha_pattern": {}, "bias": "none"}
+# Settings under which the update is alpha / rank * B @ A whatever their value; every other must be PEFT's default.
+HARMLESS = frozenset(
+    {
+        *("base_model_name_or_path", "revision", "task_type", "auto_mapping", "peft_version"),  # where it comes from
+        *("r", "lora_alpha"),  # read, and checked against the factors
+        *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),  # the factors tell by name
+        *("inference_mode", "lora_dropout", "fan_in_fan_out", "runtime_config"),  # of training, memory and merging
+        *("megatron_core", "qalora_group_size"),  # read only with megatron_config and use_qalora
+        *("corda_config", "eva_config", "lora_ga_config", "loftq_config"),  # read only with such init_lora_weights
+    }
+)
+# Starts of training that leave the base model's weights as they are.
+HARMLESS_STARTS = (True, False, None, "gaussian", "orthogonal")
 _TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
 
@@ -51,7 +64,7 @@ def lora_shape(path: Path) -> LoraShape:
     """What a plain PEFT LoRA directory adapts.
 
     Raises:
-        AdapterError: if it is missing, or no plain LoRA.
+        AdapterError: if it is missing, or no plain LoRA: a setting changes the update or the base model.
     """
     settings = _settings(path)
     _check_plain(path, settings)
@@ -88,7 +101,7 @@ def read_lora(path: Path, modules: Mapping[str, tuple[int, int]], rank: int, alp
         A (1, rank, d_in) and B (1, d_out, rank) of each module.
 
     Raises:
-        AdapterError: if it is missing, adapts other modules, or has another rank or scale.
+        AdapterError: if it is missing, no plain LoRA, adapts other modules, or has another rank or scale.
     """
     settings = _settings(path)
     _check_plain(path, settings)
@@ -112,16 +125,23 @@ def read_lora(path: Path, modules: Mapping[str, tuple[int, int]], rank: int, alp
 def balanced(factors: Factors) -> Factors:
     """The same updates B A, factored so that both factors carry the square root of every singular value.
 
-    Noise of one size on either factor then means the same for both, whatever the optimiser made of their norms.
+    Noise of one size on either factor then means the same for both, whatever the optimiser made of their norms. Where
+    rank is above d_out or d_in, the directions beyond are zero.
 
     Args:
         factors: A (S, rank, d_in) and B (S, d_out, rank).
+
+    Returns:
+        Factors of the same shapes.
     """
+    rank = factors.A.shape[-2]
     left, R_left = torch.linalg.qr(factors.B)
     right, R_right = torch.linalg.qr(factors.A.mT)
-    U, singular, Vh = torch.linalg.svd(R_left @ R_right.mT)
+    U, singular, Vh = torch.linalg.svd(R_left @ R_right.mT, full_matrices=False)
     root = singular.sqrt()
-    return Factors(A=root[..., :, None] * (Vh @ right.mT), B=(left @ U) * root[..., None, :])
+    A, B = root[..., :, None] * (Vh @ right.mT), (left @ U) * root[..., None, :]
+    missing = rank - root.shape[-1]
+    return Factors(A=F.pad(A, (0, 0, 0, missing)), B=F.pad(B, (0, missing)))
 
 
 def tensor_name(module: str, side: str) -> str:
@@ -160,11 +180,20 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _check_plain(path: Path, settings: Mapping[str, Any]) -> None:
-    for name, wanted in PLAIN.items():
-        if settings.get(name, wanted) != wanted:
-            raise AdapterError(
-                f"got {name} = {settings.get(name)!r} in {path}, expected {wanted}; start from a plain LoRA"
-            )
+    start = settings.get("init_lora_weights", True)
+    if start not in HARMLESS_STARTS:
+        raise AdapterError(
+            f"got init_lora_weights = {start!r} in {path}, which can change the base model's weights, "
+            f"expected one of {', '.join(map(repr, HARMLESS_STARTS))}; save it again with PEFT's "
+            "path_initial_model_for_weight_conversion, or start from a plain LoRA"
+        )
+    defaults = LoraConfig().to_dict()  # type: ignore[no-untyped-call]
+    for name in sorted(settings.keys() - HARMLESS - {"init_lora_weights"}):
+        got, wanted = settings[name], defaults.get(name)
+        if got != wanted and (got or wanted):  # null, false and empty mean off alike
+            wanted = getattr(wanted, "value", wanted)
+            known = "" if name in defaults else ", a setting that this version of PEFT does not have"
+            raise AdapterError(f"got {name} = {got!r} in {path}{known}, expected {wanted!r}; start from a plain LoRA")
 
 
 def _shapes(file: Path) -> dict[str, tuple[int, ...]]:

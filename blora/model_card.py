@@ -1,5 +1,7 @@
 """The README.md of an adapter directory, generated from its config."""
 
+from collections.abc import Mapping
+
 from blora.config import AdapterConfig, PosteriorConfig
 
 __all__ = ["model_card"]
@@ -22,9 +24,7 @@ def model_card(config: AdapterConfig, name: str) -> str:
         "prompt template": f"`{prompt.template!r}`",
         "choices": ", ".join(prompt.choices) if prompt.choices else "with each question",
         "posterior draws": f"{sampling.n_samples}, seed {sampling.seed}",
-        "policy": ", ".join(f"{k} {v:g}" for k, v in config.policy.items())
-        if config.policy
-        else "none: always answers",
+        "policy of the adapter": _policy(config.policy),
     }
     if posterior.method == "bayesian":
         facts["prior_std, lambda_max"] = f"{posterior.prior_std:g}, {posterior.lambda_max:g}"
@@ -58,6 +58,13 @@ def _method(posterior: PosteriorConfig) -> str:
         return "lora"
     modes = f", {posterior.modes} modes" if posterior.modes > 1 else ""
     return f"{posterior.method}, {posterior.family} family{modes}"
+
+
+def _policy(policy: Mapping[str, float] | None) -> str:
+    """What stays true when the adapter is calibrated later."""
+    if not policy:
+        return "none; thresholds may come from calibration.json"
+    return ", ".join(f"{name} {value:g}" for name, value in policy.items()) + "; those of a calibration.json come first"
 
 
 def _table(rows: dict[str, str]) -> list[str]:

@@ -13,8 +13,14 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
+    FalconConfig,
+    Gemma2Config,
+    Gemma3nTextConfig,
     GPT2Config,
+    GPTNeoConfig,
     LlamaConfig,
+    MixtralConfig,
+    OPTConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -62,9 +68,51 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         bos_token_id=1,
         eos_token_id=1,
     ),
+    "falcon": FalconConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=32,
+        num_hidden_layers=N_LAYERS,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_LENGTH,
+    ),
+    "gemma2": Gemma2Config(**_DECODER, head_dim=8, final_logit_softcapping=2.0),
+    "gpt_neo": GPTNeoConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=32,
+        num_layers=N_LAYERS,
+        num_heads=4,
+        attention_types=[[["global", "local"], N_LAYERS // 2]],
+        max_position_embeddings=MAX_LENGTH,
+        bos_token_id=1,
+        eos_token_id=1,
+    ),
+    "mixtral": MixtralConfig(**_DECODER, num_local_experts=4),
+    "opt": OPTConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=32,
+        word_embed_proj_dim=16,
+        ffn_dim=48,
+        num_hidden_layers=N_LAYERS,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_LENGTH,
+    ),
+    "gemma3n_text": Gemma3nTextConfig(
+        **_DECODER,
+        head_dim=8,
+        vocab_size_per_layer_input=VOCAB_SIZE,
+        hidden_size_per_layer_input=8,
+        laurel_rank=4,
+        layer_types=["full_attention"] * N_LAYERS,
+        activation_sparsity_pattern=[0.0] * N_LAYERS,
+        num_kv_shared_layers=1,
+    ),
 }
 
-ARCHITECTURES = tuple(CONFIGS)
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "gpt2")
+# Layers that return tuples, capped logits, experts, a decoder inside a decoder.
+DECODERS = (*ARCHITECTURES, "falcon", "gemma2", "gpt_neo", "mixtral", "opt")
+# Its last layer reads the keys and values of the one before.
+UNFORKABLE = "gemma3n_text"
 
 
 def tiny_model(architecture: str = "llama") -> PreTrainedModel:
@@ -74,7 +122,7 @@ def tiny_model(architecture: str = "llama") -> PreTrainedModel:
 
 @functools.cache
 def _tiny_model(architecture: str) -> PreTrainedModel:
-    generator = torch.Generator().manual_seed(ARCHITECTURES.index(architecture))
+    generator = torch.Generator().manual_seed(tuple(CONFIGS).index(architecture))
     with torch.random.fork_rng(devices=[]):
         model = AutoModelForCausalLM.from_config(CONFIGS[architecture])
     model.eval().requires_grad_(False)

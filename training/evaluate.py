@@ -58,6 +58,7 @@ def evaluate_nested(
 
 def predict_all(model: PreTrainedModel, rows: Sequence[LabelledRow], draws: Draws | None) -> Tensor:
     """(S, N, C) log-probabilities over the choices under every draw; -inf where a row has no such choice."""
+    draws = draws.to(model.device) if draws is not None else None
     budget = CPU_BATCH_TOKENS if model.device.type == "cpu" else GPU_BATCH_TOKENS
     return score_all(model, [row.row for row in rows], draws, max_batch_tokens=budget)
 

@@ -80,7 +80,8 @@ def fit(
     posterior.requires_grad_(False)
     validated = [entry for entry in trainer.state.log_history if "eval_nll" in entry]
     best = min(validated, key=lambda entry: entry["eval_nll"], default={"epoch": 0.0})
-    return Fitted(trainer.seconds, round(best["epoch"]), trainer.last)
+    seconds = max(entry["training_seconds"] for entry in trainer.state.log_history)
+    return Fitted(seconds, round(best["epoch"]), trainer.last)
 
 
 class PosteriorTrainer(Trainer):
@@ -150,6 +151,9 @@ class PosteriorTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One forward and backward pass, its noise numbered so that a resumed run draws what it would have drawn."""
+        if not self.seconds:
+            earlier = [entry["training_seconds"] for entry in self.state.log_history if "training_seconds" in entry]
+            self.seconds = max(earlier, default=0.0)
         steps_done = self.state.global_step * self.args.gradient_accumulation_steps
         self.elbo.n_forwards = max(self.elbo.n_forwards, steps_done)
         began = time.perf_counter()
@@ -168,7 +172,8 @@ class PosteriorTrainer(Trainer):
         return loss.total
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Logs the loss with its two parts."""
+        """Logs the loss with its two parts, and the seconds of training so far, which a resumed run goes on from."""
+        logs["training_seconds"] = self.seconds
         if "loss" in logs and self.parts:
             logs["nll"] = torch.stack([part.nll for part in self.parts]).mean().item()
             logs["kl"] = torch.stack([part.kl for part in self.parts]).mean().item()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from blora.inference.fork import runs_in_parts
 from blora.inference.packing import PackedRow, States, collate, padded_tokens
 from blora.inference.scoring import states_of
 from training.rows import LabelledRow
@@ -29,11 +30,12 @@ def with_states(model: PreTrainedModel, rows: Sequence[LabelledRow], layer: int)
     """The same rows, each with the hidden states (n_tokens, D) that enter a decoder layer, unless they have them.
 
     Args:
-        model: a causal language model, frozen.
+        model: a causal language model, frozen; one that cannot be run in parts leaves the rows as they are.
         rows: any number.
         layer: index of the first adapted layer; with 0 there is nothing below it to keep.
     """
-    if layer == 0 or all(row.row.states is not None and row.row.states.layer == layer for row in rows):
+    known = all(row.row.states is not None and row.row.states.layer == layer for row in rows)
+    if layer == 0 or known or not runs_in_parts(model):
         return list(rows)
     return attach_states(rows, layer, trunk_states(model, rows, layer))
 

@@ -18,7 +18,7 @@ from blora.adapter import check_output, load_adapter, save_adapter
 from blora.base_model import BaseModel
 from blora.config import SamplingConfig
 from blora.decision.calibration import Metrics, fit_temperature, metrics, temper
-from blora.errors import ConfigError
+from blora.errors import NumericalError
 from blora.inference.fork import first_layer
 from blora.posterior.bank import SampleBank
 from blora.posterior.inject import inject
@@ -59,11 +59,7 @@ class Trial:
 def scorer(
     base: BaseModel, posterior: Posterior, rows: Sequence[LabelledRow], n_samples: int, seed: int
 ) -> Callable[[float], Tensor]:
-    """A function from a scale to log-probabilities (S, N, C) of the rows, with the same noise at every scale.
-
-    Raises:
-        ConfigError: when called with a scale that takes a lambda_ to lambda_max.
-    """
+    """A function from a scale to log-probabilities (S, N, C) of the rows, with the same noise at every scale."""
     inject(base.model, posterior.modules_shape)
     known = with_states(base.model, rows, first_layer(posterior.modules_shape))
 
@@ -71,7 +67,7 @@ def scorer(
         scaled = copy.deepcopy(posterior)
         scaled.widen(scale)
         bank = SampleBank.draw(scaled, "in tuning", n_samples, seed)
-        return predict_all(base.model, known, bank.draws.to(base.device))
+        return predict_all(base.model, known, bank.draws)
 
     return score
 
@@ -93,12 +89,11 @@ def try_scales(score: Callable[[float], Tensor], labels: Tensor, scales: Sequenc
     trials: list[Trial] = []
     for scale in sorted(scales):
         try:
-            log_probs = score(scale)
-        except ConfigError:
+            trials.append(trial_of(scale, score(scale), labels))
+        except NumericalError:
             if not trials:
                 raise
-            break  # wider than the posterior can be
-        trials.append(trial_of(scale, log_probs, labels))
+            break  # so wide that the model overflows
         best = min(trial.metrics.nll for trial in trials)
         if trials[-1].metrics.nll > best * (1 + GIVE_UP):
             break
@@ -184,10 +179,14 @@ def tune_adapter(
         scales=scales,
         tolerance=tolerance,
     )
+    found = record(examples, chosen, trials, tolerance)
+    if "tuning" in config.training:
+        found["before"] = config.training["tuning"]
     config = replace(
         config,
+        posterior=adapter.posterior.config,
         sampling=replace(config.sampling, temperature=chosen.temperature),
-        training=config.training | {"tuning": record(examples, chosen, trials, tolerance)},
+        training=config.training | {"tuning": found},
     )
     save_adapter(output, adapter.posterior, config, base)
     return chosen, trials

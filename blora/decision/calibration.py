@@ -1,7 +1,7 @@
 """How good probabilities are: NLL, Brier, ECE, accuracy, the area under the risk-coverage curve; and a temperature.
 
 Every metric takes the predictive mean (B, C), already averaged over draws, and labels (B,). Choices that a
-question does not have carry probability zero.
+question does not have carry probability zero. Numbers that are not finite are refused.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from blora.errors import ShapeError
+from blora.errors import NumericalError, ShapeError
 
 __all__ = ["Metrics", "accuracy", "aurc", "brier", "ece", "fit_temperature", "metrics", "nll", "temper"]
 
@@ -27,7 +27,32 @@ def _check(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         raise ShapeError(
             f"got probabilities {tuple(probs.shape)} and labels {tuple(labels.shape)}, expected (B, C) and (B,), B >= 1"
         )
+    _refuse(~probs.isfinite().all(-1), "probabilities that are not finite", "finite ones")
     return probs.double(), labels.long()
+
+
+def _check_log_probs(log_probs: Tensor, labels: Tensor) -> None:
+    if log_probs.ndim != 3 or len(log_probs) == 0 or labels.shape != log_probs.shape[1:2] or len(labels) == 0:
+        raise ShapeError(
+            f"got log-probabilities {tuple(log_probs.shape)} and labels {tuple(labels.shape)}, "
+            "expected (S, B, C) and (B,), S and B >= 1"
+        )
+    unusable = (log_probs.isnan() | log_probs.isposinf()).any(-1).any(0)
+    _refuse(unusable, "log-probabilities of NaN or +inf", "finite ones, and -inf for absent choices")
+    absent = log_probs.isneginf()  # (S, B, C)
+    _refuse(absent.all(-1).any(0), "no choice with a probability", "at least one finite log-probability a draw")
+    of_label = absent.all(0).gather(1, labels.long()[:, None])[:, 0]
+    _refuse(of_label, "a label on an absent choice", "the label of a choice that the question has")
+
+
+def _refuse(rows: Tensor, got: str, expected: str) -> None:
+    """Raises if any of the rows (B,) is marked."""
+    if bool(rows.any()):
+        marked = rows.nonzero().flatten().tolist()
+        raise NumericalError(
+            f"got {got} in {len(marked)} of {len(rows)} rows, row {marked[0]} the first, expected {expected}; "
+            "check those rows, and the model and its dtype"
+        )
 
 
 def _confidence(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,9 +142,14 @@ def fit_temperature(log_probs: Tensor, labels: Tensor) -> float:
     temperature, so it cannot diverge.
 
     Args:
-        log_probs: (S, B, C) normalised log-probabilities of every draw.
+        log_probs: (S, B, C) normalised log-probabilities of every draw, -inf for choices that a question does not have.
         labels: (B,).
+
+    Raises:
+        ShapeError: if the shapes do not fit.
+        NumericalError: if a log-probability is NaN or +inf, a row has no choice, or a label is on an absent one.
     """
+    _check_log_probs(log_probs, labels)
 
     def loss(log_temperature: float) -> float:
         prior = log_temperature**2 / (2 * len(labels))
@@ -164,7 +194,12 @@ class Metrics:
 
 
 def metrics(probs: Tensor, labels: Tensor) -> Metrics:
-    """Every metric of the predictive mean (B, C) against labels (B,)."""
+    """Every metric of the predictive mean (B, C) against labels (B,).
+
+    Raises:
+        ShapeError: if the shapes do not fit.
+        NumericalError: if a probability is not finite.
+    """
     return Metrics(
         accuracy=accuracy(probs, labels),
         nll=nll(probs, labels),

@@ -1,26 +1,39 @@
-"""A causal language model run in parts: the layers below a given one, the layers from there on, and the output head.
+"""A causal language model run in parts: the layers below a given one, and everything from there on.
 
 Below the first layer in which draws differ every draw computes the same, so that part need run once a question; below
-the first adapted layer nothing is ever learnt, so that part need run once in all of training. Each part is a view made
-for one call: a shallow copy of the model that shares its layers, in which pass-through layers stand where nothing is to
-be computed. Nothing is swapped inside the model itself.
+the first adapted layer nothing is ever learnt, so that part need run once in all of training. Each part is the model's
+own forward pass, on a view made for one call: a shallow copy of the model that shares its layers, in which stand-ins
+take the place of what is not to be computed. Nothing is swapped inside the model itself.
+
+A model whose layers share more than hidden states cannot be run in parts; `check_packing` finds out.
 """
 
 import copy
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
+from weakref import WeakSet
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from blora.errors import BaseModelError
 from blora.inference.packing import States
 from blora.posterior.draws import Draws
 from blora.posterior.inject import layer_index
 
-__all__ = ["branching_layer", "final_states", "first_layer", "head", "states_below"]
+__all__ = ["branching_layer", "first_layer", "keep_whole", "logits_at", "runs_in_parts", "states_below"]
+
+_WHOLE: WeakSet[PreTrainedModel] = WeakSet()
+
+
+def runs_in_parts(model: PreTrainedModel) -> bool:
+    """Whether a model may be run in parts: any may, unless `keep_whole` was said of it."""
+    return model not in _WHOLE
+
+
+def keep_whole(model: PreTrainedModel) -> None:
+    """Has a model run in one piece from now on."""
+    _WHOLE.add(model)
 
 
 def first_layer(modules: Iterable[str]) -> int:
@@ -44,86 +57,101 @@ def states_below(model: PreTrainedModel, layer: int, known: States | None, **inp
         inputs: input_ids, position_ids and attention_mask, as for the model.
 
     Raises:
-        BaseModelError: if the model has no list of decoder layers, or gives none its states.
+        BaseModelError: if the model has no list of decoder layers, or does not run them.
     """
     path, layers = _layers(model)
-    tap = _Tap()
-    below = [*_from(layers, known)[:layer], tap]
-    _decoder(_view(model, path, nn.ModuleList(below)))(**inputs, use_cache=False)
-    if tap.seen is None:
-        raise BaseModelError("got a model whose layers take no hidden states, expected an ordinary decoder")
-    return tap.seen
+    try:
+        _view(_from(model, known), f"{path}.{layer}", _StandIn(layers[layer], _arrive))(**inputs, use_cache=False)
+    except _ArrivedError as arrived:
+        return arrived.states
+    raise BaseModelError(f"got {type(model).__name__}, which does not run its list of layers; use another model")
 
 
-def final_states(model: PreTrainedModel, known: States | None, **inputs: Any) -> Tensor:
-    """The decoder's output, (B, T, D): what its head reads.
+def logits_at(model: PreTrainedModel, known: States | None, row: Tensor, column: Tensor, **inputs: Any) -> Tensor:
+    """The model's logits at some positions, (P, V), with whatever it does to them.
 
     Args:
         model: a causal language model.
         known: (B, T, D) from `states_below`, to go on from; None runs every layer.
+        row: (P,) the rows of the positions; the output head sees no others.
+        column: (P,) their columns.
         inputs: as for `states_below`.
+
+    Raises:
+        BaseModelError: if the model has no output embeddings.
     """
-    if known is not None:
-        path, layers = _layers(model)
-        model = _view(model, path, nn.ModuleList(_from(layers, known)))
-    output: Tensor = _decoder(model)(**inputs, use_cache=False).last_hidden_state
-    return output
+    head = model.get_output_embeddings()
+    path = next((name for name, module in model.named_modules() if module is head), None)
+    if path is None:
+        raise BaseModelError(f"got {type(model).__name__}, which has no output embeddings; use another model")
 
+    def picked(hidden_states: Tensor) -> Any:
+        return head(hidden_states[row, column][None])  # (1, P, V)
 
-def head(model: PreTrainedModel, states: Tensor) -> Tensor:
-    """Logits (N, V) of any final states (N, D), with whatever the model does to its logits."""
-    given = _Given(BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=states[None]))
-    # The decoder is replaced, so the ids are never looked at.
-    ids = torch.zeros(1, len(states), dtype=torch.long, device=states.device)
-    logits: Tensor = _view(model, model.base_model_prefix, given)(input_ids=ids, use_cache=False).logits[0]
+    logits: Tensor = _view(_from(model, known), path, _StandIn(head, picked))(**inputs, use_cache=False).logits[0]
     return logits
 
 
-class _Pass(nn.Module):
-    """A layer that does nothing."""
+class _StandIn(nn.Module):
+    """What takes a module's place: all of its attributes, but another forward pass."""
 
-    def forward(self, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
-        return hidden_states
-
-
-class _Tap(_Pass):
-    """A layer that keeps what it is given."""
-
-    seen: Tensor | None = None
-
-    def forward(self, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
-        self.seen = hidden_states
-        return hidden_states
-
-
-class _Given(nn.Module):
-    """A module whose output is known."""
-
-    def __init__(self, output: Any) -> None:
+    def __init__(self, module: nn.Module, run: Callable[..., Any]) -> None:
         super().__init__()
-        self.output = output
+        self._modules["replaced"] = module
+        self._run = run
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.output
+        return self._run(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._modules["replaced"], name)
 
 
-def _from(layers: nn.ModuleList, known: States | None) -> list[nn.Module]:
-    """The layers, where those below known states do nothing."""
+class _ArrivedError(Exception):
+    """Leaves a forward pass with the states that were wanted of it."""
+
+    def __init__(self, states: Tensor) -> None:
+        super().__init__()
+        self.states = states
+
+
+def _arrive(hidden_states: Tensor, *args: Any, **kwargs: Any) -> NoReturn:
+    raise _ArrivedError(hidden_states)
+
+
+def _from(model: PreTrainedModel, known: States | None) -> PreTrainedModel:
+    """The model, where the layer that known states enter takes them, whatever the layers below it give."""
     if known is None:
-        return list(layers)
-    return [*(_Pass() for _ in range(known.layer - 1)), _Given(known.values), *layers[known.layer :]]
+        return model
+    path, layers = _layers(model)
+    first, values = layers[known.layer], known.values
 
+    def skip(*args: Any, **kwargs: Any) -> Tensor:
+        return values[None]  # some decoders take a layer's whole output, others its first element
 
-def _decoder(model: PreTrainedModel) -> nn.Module:
-    return model.get_submodule(model.base_model_prefix)
+    def start(hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+        return first(values, *args, **kwargs)
+
+    skipped = [_StandIn(layer, skip) for layer in layers[: known.layer]]
+    view: PreTrainedModel = _view(
+        model, path, nn.ModuleList([*skipped, _StandIn(first, start), *layers[known.layer + 1 :]])
+    )
+    return view
 
 
 def _layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """The decoder's list of layers and its name."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and layer_index(f"{name}.0") == 0:
-            return name, module
-    raise BaseModelError(f"got {type(model).__name__}, whose decoder layers have an unknown name; use another model")
+    lists = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and layer_index(f"{name}.0") == 0
+    ]
+    if not lists:
+        raise BaseModelError(
+            f"got {type(model).__name__}, whose decoder layers have an unknown name; use another model"
+        )
+    decoder = set(model.get_decoder().modules())
+    return max(lists, key=lambda item: item[1] in decoder)  # the first one there, for a model that also sees or hears
 
 
 def _view(module: Any, path: str, replacement: nn.Module) -> Any:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from blora.base_model import BaseModel
 from blora.errors import BaseModelError
-from blora.inference.fork import branching_layer, final_states, first_layer, head, states_below
+from blora.inference.fork import branching_layer, first_layer, keep_whole, logits_at, runs_in_parts, states_below
 from blora.inference.packing import PackedBatch, PackedRow, States, collate, padded_tokens
 from blora.posterior.draws import Draws, use_draws
 
@@ -52,12 +52,13 @@ def _score_from(
     row = (batch.row.to(device) + offsets * n_rows).flatten()
     column = batch.column.to(device).repeat(repeats)
     with use_draws(draws):
-        final = final_states(
+        logits = logits_at(
             model,
             States(states.layer, _repeat(states.values.to(device), repeats)) if states is not None else None,
+            row,
+            column,
             **{name: _repeat(tensor, repeats) for name, tensor in _inputs(model, batch).items()},
-        )  # (repeats * B, T, D)
-        logits = head(model, final[row, column])  # (repeats * P, V)
+        )  # (repeats * P, V)
     place = (batch.place.to(device) + offsets * len(batch.row)).flatten()
     token = batch.token.to(device).repeat(repeats)
     choice = (batch.choice.to(device) + offsets * (n_rows * n_choices)).flatten()
@@ -100,7 +101,7 @@ def score(
         log_probs = score_rows(model, batch, draws.first(1) if draws is not None else None)[None]
         return log_probs.expand(draws.n_samples if draws is not None else 1, -1, -1)
     n_samples = draws.n_samples
-    states = states_of(model, batch, layer, draws) if layer > 0 else None
+    states = states_of(model, batch, layer, draws) if layer > 0 and runs_in_parts(model) else None
     at_once = max(1, max_batch_tokens // batch.input_ids.numel()) if max_batch_tokens else n_samples
     parts = []
     for start in range(0, n_samples, at_once):
@@ -142,8 +143,8 @@ def score_all(
 def check_packing(base: BaseModel) -> None:
     """Proves on a small example that this architecture scores packed choices as it scores each alone.
 
-    The row that is checked shares its batch with a longer one, so that padding is on trial too; and it is scored in one
-    piece and in two, so that forking is.
+    The row that is checked shares its batch with a longer one, so that padding is on trial too. Whether the model may
+    be run in parts is found out along the way; one that may not computes every layer for every draw.
 
     Raises:
         BaseModelError: if it does not, as for models without attention masks or with positions of their own.
@@ -155,17 +156,36 @@ def check_packing(base: BaseModel) -> None:
     packed = PackedRow(prompt, choices, "none")
     longer = PackedRow((*prompt, *ids[5], *ids[6]), (*choices, (*ids[7], *ids[8])), "none")
     batch = collate([packed, longer])
-    forked = replace(batch, states=states_of(base.model, batch, max(1, config.num_hidden_layers // 2)))
-    together = torch.stack([score_rows(base.model, each, None)[0, : len(choices)] for each in (batch, forked)]).cpu()
-    alone = torch.stack([_score_alone(base.model, prompt, choice) for choice in choices]).log_softmax(0)
-    difference = (together - alone).abs().max().item()
+    try:
+        alone = torch.stack([_score_alone(base.model, prompt, choice) for choice in choices]).log_softmax(0)
+        together = score_rows(base.model, batch, None)
+    except BaseModelError:
+        raise
+    except Exception as exc:  # an architecture of another kind may raise anything
+        raise BaseModelError(
+            f"got {base.ref.id}, which fails on packed choices ({type(exc).__name__}: {exc}), expected a decoder that "
+            "takes block attention masks and position ids; use another model"
+        ) from exc
+    difference = (together[0, : len(choices)].cpu() - alone).abs().max().item()
     tolerance = PACKING_TOLERANCE[base.dtype]
     if not difference <= tolerance:
         raise BaseModelError(
             f"got {difference:.2g} nats between packed and separate scoring with {base.ref.id}, expected at most "
-            f"{tolerance:g}; this architecture does not honour block attention masks or cannot be run in parts, and "
-            "cannot be used"
+            f"{tolerance:g}; this architecture does not honour block attention masks and cannot be used"
         )
+    if not _parts_make_the_whole(base.model, batch, together, tolerance):
+        keep_whole(base.model)
+
+
+def _parts_make_the_whole(model: PreTrainedModel, batch: PackedBatch, whole: Tensor, tolerance: float) -> bool:
+    """Whether running one layer at a time, and copies of the states at the end, gives the log-probabilities (B, C)."""
+    try:
+        for layer in range(1, model.config.get_text_config().num_hidden_layers):
+            batch = replace(batch, states=states_of(model, batch, layer))
+        parts = score_rows(model, batch, None, repeats=2)
+    except Exception:  # whatever a layer raises that misses what another leaves behind
+        return False
+    return torch.allclose(parts, whole.repeat(2, 1), rtol=0, atol=tolerance)
 
 
 def _score_alone(model: PreTrainedModel, prompt: tuple[int, ...], choice: tuple[int, ...]) -> Tensor:

@@ -192,7 +192,7 @@ class Flow(nn.Module):
         self.base.shift(by)
 
     def widen(self, factor: float) -> None:
-        """Multiplies every standard deviation of the base by a factor, in place."""
+        """Multiplies the base's standard deviations by a factor, in place; where f bends, the mean moves slightly."""
         self.base.widen(factor)
 
     def kl_divergence(self, generator: torch.Generator) -> Tensor:

@@ -21,7 +21,7 @@ from blora.errors import ConfigError, NumericalError, ShapeError
 from blora.posterior.families import inverse_softplus, make_family
 from blora.posterior.noise import Noise, standard_normal
 
-__all__ = ["InducingFactor"]
+__all__ = ["InducingFactor", "check_width"]
 
 # Relative to the mean of the diagonal; tried in order until the factorisation succeeds.
 JITTERS = (0.0, 1e-6, 1e-5, 1e-4, 1e-3)
@@ -29,6 +29,16 @@ JITTERS = (0.0, 1e-6, 1e-5, 1e-4, 1e-3)
 MEAN_ERROR = 1e-3
 # Noise scale of the inducing inputs, whose rows start with unit norm.
 INITIAL_D = 0.3
+
+
+def check_width(factor: float) -> None:
+    """Makes sure that standard deviations can be multiplied by a factor.
+
+    Raises:
+        ConfigError: if it is not positive and finite.
+    """
+    if not 0 < factor < math.inf:
+        raise ConfigError(f"got scale {factor}, expected a positive finite factor; 1 changes nothing, above 1 widens")
 
 
 class _Geometry(NamedTuple):
@@ -166,20 +176,16 @@ class InducingFactor(nn.Module):
                 f"(relative error {error:.2g}); raise --inducing-rows and --inducing-cols to at least its rank"
             )
 
-    @torch.no_grad()
     def widen(self, factor: float) -> None:
-        """Multiplies the posterior's standard deviations by a factor, in place; the mean stays.
+        """Multiplies the posterior's standard deviations by a factor, in place; lambda_ and its cap grow alike.
+
+        The mean stays, but for a flow: the factor is that of its base, and its mean moves slightly.
 
         Raises:
-            ConfigError: if lambda_ would reach lambda_max.
+            ConfigError: if the factor is not positive and finite.
         """
-        share = factor * self.lambda_ / self.lambda_max
-        if not share < 1:
-            raise ConfigError(
-                f"got lambda_ = {factor * self.lambda_.item():.3g} for {self.name}, expected less than "
-                f"lambda_max = {self.lambda_max:g}; widen less, or train with a larger --lambda-max"
-            )
-        self.raw_lambda.copy_(torch.logit(share))
+        check_width(factor)
+        self.lambda_max *= factor
         self.family.widen(factor)
 
     def kl_divergence(self, generator: torch.Generator) -> Tensor:

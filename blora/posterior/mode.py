@@ -55,7 +55,7 @@ class Mode(nn.Module):
             self.B[_key(name)].set_mean(mean[name].B[0])  # type: ignore[operator]
 
     def widen(self, factor: float) -> None:
-        """Multiplies the standard deviations of every factor, in place; the mean stays."""
+        """Multiplies the standard deviations of every factor, in place; the mean stays, but for a flow."""
         for side in (self.A, self.B):
             for weight in side.values():
                 weight.widen(factor)  # type: ignore[operator]

@@ -5,6 +5,7 @@ any number of draws is spread evenly over the modes: the diversity of an ensembl
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from blora.config import PosteriorConfig
 from blora.errors import ConfigError
 from blora.posterior.draws import Draws, Factors
-from blora.posterior.inducing import InducingFactor
+from blora.posterior.inducing import InducingFactor, check_width
 from blora.posterior.inject import layer_index
 from blora.posterior.mode import MakeFactor, Mode
 from blora.posterior.noise import generator_of, standard_normal
@@ -60,6 +61,9 @@ class Posterior(nn.Module):
 
     def sample(self, n_samples: int, generator: torch.Generator, *, mode: int | None = None) -> Draws:
         """S exact posterior draws of every factor, differentiable; the first k do not depend on S.
+
+        Of K modes, K should divide S; otherwise the first S mod K modes have one draw more than the others, and where S
+        is below K the last K - S modes have none.
 
         Args:
             n_samples: S.
@@ -116,13 +120,22 @@ class Posterior(nn.Module):
             self._mode(k).set_mean(mean)
 
     def widen(self, factor: float) -> None:
-        """Multiplies the standard deviations within every mode, in place; the means stay.
+        """Multiplies the standard deviations within every mode by a factor, in place, and lambda_max with them.
+
+        The means stay, but for flows: the factor is that of a flow's base, and its mean moves slightly.
 
         Raises:
-            ConfigError: if a lambda_ would reach lambda_max.
+            ConfigError: if the factor is not positive and finite.
         """
+        check_width(factor)
         for k in range(len(self.modes)):
             self._mode(k).widen(factor)
+        if self.config.method == "bayesian":
+            self.config = replace(
+                self.config,
+                lambda_max=factor * self.config.lambda_max,
+                lambda_init=factor * self.config.lambda_init,
+            )
 
     def kl_divergence(self, generator: torch.Generator, *, mode: int | None = None) -> Tensor:
         """KL[q || p] in nats, of one mode or averaged over all of them.

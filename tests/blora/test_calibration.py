@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from blora.decision.calibration import accuracy, aurc, brier, ece, fit_temperature, metrics, nll, temper
-from blora.errors import ShapeError
+from blora.errors import NumericalError, ShapeError
 
 METRICS = {
     "accuracy": accuracy,
@@ -191,6 +191,15 @@ def test_shapes_that_do_not_fit_are_refused(probs: tuple[int, ...], labels: tupl
         METRICS[name](torch.full(probs, 0.5), torch.zeros(labels, dtype=torch.long))
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_probabilities_that_are_not_finite_are_refused(value: float) -> None:
+    probs = PROBS.clone()
+    probs[2, 1] = value
+    for metric in (*METRICS.values(), metrics):
+        with pytest.raises(NumericalError, match=r"not finite in 1 of 4 rows, row 2 the first"):
+            metric(probs, LABELS)
+
+
 # Temperature
 
 
@@ -232,3 +241,41 @@ def test_tempering_keeps_absent_choices_absent_and_one_changes_nothing() -> None
     assert temper(log_probs, 5.0)[0, 2] == 0
     torch.testing.assert_close(temper(log_probs, 1.0), log_probs.double().exp(), rtol=1e-6, atol=0)
     assert temper(log_probs, 2.0)[0, 0] == pytest.approx(math.sqrt(0.7) / (math.sqrt(0.7) + math.sqrt(0.3)))
+
+
+ABSENT = -math.inf
+
+
+@pytest.mark.parametrize(
+    ("at", "row", "message"),
+    [
+        (1, [math.nan, -0.7, ABSENT], r"NaN or \+inf in 1 of 50 rows, row 7 the first"),
+        (1, [math.nan] * 3, r"NaN or \+inf in 1 of 50 rows"),
+        (1, [math.inf, -0.7, ABSENT], r"NaN or \+inf"),
+        (1, [ABSENT] * 3, "no choice with a probability in 1 of 50 rows"),
+        (slice(None), [ABSENT, 0.0, ABSENT], "a label on an absent choice in 1 of 50 rows"),
+    ],
+)
+def test_no_temperature_is_fitted_to_log_probabilities_that_are_not_numbers(
+    at: int | slice, row: list[float], message: str
+) -> None:
+    log_probs = torch.tensor([0.7, 0.3, 0.0]).log().repeat(2, 50, 1)
+    labels = torch.tensor([0, 0, 0, 1, 0] * 10)
+    assert 0.5 < fit_temperature(log_probs, labels) < 1.5  # the third choice is absent, which is no fault
+    log_probs[at, 7] = torch.tensor(row)
+    with pytest.raises(NumericalError, match=message):
+        fit_temperature(log_probs, labels)
+
+
+def test_a_temperature_is_fitted_to_questions_of_different_numbers_of_choices_as_without_padding() -> None:
+    log_probs, labels = overconfident(n_draws=2, n=200)
+    padded = torch.cat([log_probs, torch.full((2, 200, 3), ABSENT)], -1)
+    assert fit_temperature(padded, labels) == pytest.approx(fit_temperature(log_probs, labels), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("log_probs", "labels"), [((4, 2), (4,)), ((0, 4, 2), (4,)), ((3, 4, 2), (3,)), ((3, 0, 2), (0,))]
+)
+def test_a_temperature_needs_draws_of_every_row(log_probs: tuple[int, ...], labels: tuple[int, ...]) -> None:
+    with pytest.raises(ShapeError, match=r"expected \(S, B, C\) and \(B,\)"):
+        fit_temperature(torch.zeros(log_probs), torch.zeros(labels, dtype=torch.long))

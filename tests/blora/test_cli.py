@@ -109,7 +109,10 @@ def test_an_interrupt_is_no_error(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize(("name", "extra"), [("train", "train"), ("evaluate", "train"), ("serve", "serve")])
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [("train", "train"), ("evaluate", "train"), ("serve", "serve"), ("benchmark", "bench"), ("report", "bench")],
+)
 def test_a_missing_package_is_named_with_what_installs_it(
     name: str, extra: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -247,3 +247,12 @@ def test_widening_a_flow_widens_its_base() -> None:
     before = family.sample(standard_normal(5, generator())) - family.mean()
     family.widen(3.0)
     torch.testing.assert_close(family.sample(standard_normal(5, generator())) - family.mean(), 3.0 * before)
+
+
+def test_widening_a_trained_flow_moves_its_mean_by_less_than_its_spread() -> None:
+    family = perturbed(make("flow", random(M, N), scale=0.2), std=0.2)
+    before, spread = family.mean().detach().clone(), family.sample(standard_normal(500, generator())).std(0)
+    family.widen(1.5)
+    moved = (family.mean() - before).abs()
+    assert moved.max() > 1e-6
+    assert (moved < 0.5 * spread).all()

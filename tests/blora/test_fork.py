@@ -1,17 +1,32 @@
 """The model in parts against the model in one piece."""
 
+import copy
+
 import pytest
 import torch
-from torch import nn
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from blora.errors import BaseModelError
-from blora.inference.fork import branching_layer, final_states, first_layer, head, states_below
+from blora.inference import scoring
+from blora.inference.fork import branching_layer, first_layer, keep_whole, logits_at, runs_in_parts, states_below
 from blora.inference.packing import States, collate
-from blora.inference.scoring import score, score_rows, states_of
+from blora.inference.scoring import check_packing, score, score_rows, states_of
 from blora.posterior.draws import Draws, Factors, use_draws
 from blora.posterior.inject import default_targets, inject, layer_index, select_modules
-from tests.scenarios import ARCHITECTURES, N_LAYERS, VOCAB_SIZE, random_draws, random_rows, tiny_model
+from tests.scenarios import (
+    CONFIGS,
+    DECODERS,
+    N_LAYERS,
+    UNFORKABLE,
+    VOCAB_SIZE,
+    choices_alone,
+    merged,
+    random_draws,
+    random_rows,
+    tiny_base,
+    tiny_model,
+)
 
 IDS = torch.arange(12).view(2, 6) * 5 % VOCAB_SIZE
 INPUTS = {"input_ids": IDS, "position_ids": torch.arange(6).expand(2, 6)}
@@ -23,32 +38,59 @@ def adapted_above(model: PreTrainedModel, layer: int) -> dict[str, tuple[int, in
     return modules
 
 
+def logits_from(model: PreTrainedModel, known: States | None) -> Tensor:
+    """Logits (B, T, V) at every position."""
+    row, column = torch.meshgrid(torch.arange(2), torch.arange(6), indexing="ij")
+    return logits_at(model, known, row.flatten(), column.flatten(), **INPUTS).view(2, 6, -1)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("layer", range(1, N_LAYERS))
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", DECODERS)
 def test_the_parts_make_the_whole(architecture: str, layer: int) -> None:
     model = tiny_model(architecture)
     expected = model(**INPUTS, use_cache=False).logits
     states = States(layer, states_below(model, layer, None, **INPUTS))
-    final = final_states(model, states, **INPUTS)
-    torch.testing.assert_close(head(model, final.flatten(0, 1)).view_as(expected), expected, rtol=0, atol=1e-6)
-    whole = final_states(model, None, **INPUTS)
-    torch.testing.assert_close(whole, final, rtol=0, atol=1e-6)
+    torch.testing.assert_close(logits_from(model, states), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(logits_from(model, None), expected, rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("architecture", ["llama", "falcon"])
+def test_any_number_of_layers_may_lie_below(architecture: str) -> None:
+    config = copy.deepcopy(CONFIGS[architecture])
+    config.num_hidden_layers = 5
+    with torch.random.fork_rng(devices=[]):
+        model = AutoModelForCausalLM.from_config(config).eval()
+    expected = model(**INPUTS, use_cache=False).logits
+    states = None
+    for layer in (1, 2, 4):
+        states = States(layer, states_below(model, layer, states, **INPUTS))
+        torch.testing.assert_close(logits_from(model, states), expected, rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_the_head_sees_no_other_positions() -> None:
+    model = tiny_model()
+    seen: list[torch.Size] = []
+    model.lm_head.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
+    logits = logits_at(model, None, torch.tensor([0, 1, 1]), torch.tensor([5, 0, 3]), **INPUTS)
+    assert seen == [(1, 3, 32)]
+    assert logits.shape == (3, VOCAB_SIZE)
 
 
 @torch.no_grad()
 def test_the_model_itself_stays_as_it_was() -> None:
     model = tiny_model()
     before = dict(model.named_modules())
-    states = States(1, states_below(model, 1, None, **INPUTS))
-    head(model, final_states(model, states, **INPUTS)[0])
+    logits_from(model, States(1, states_below(model, 1, None, **INPUTS)))
     after = dict(model.named_modules())
     assert before.keys() == after.keys()
     assert all(after[name] is module for name, module in before.items())
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", DECODERS)
 def test_layers_below_the_fork_run_once_for_all_draws(architecture: str) -> None:
     model = tiny_model(architecture)
     draws = random_draws(adapted_above(model, 1), 5, scaling=0.7)
@@ -99,7 +141,7 @@ def test_states_of_a_layer_do_not_depend_on_the_draws_in_force() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", DECODERS)
 def test_layers_with_plain_lora_run_once_for_all_draws(architecture: str) -> None:
     model = tiny_model(architecture)
     modules = adapted_above(model, 0)
@@ -143,8 +185,83 @@ def test_the_first_layer_is_the_lowest_that_is_adapted() -> None:
     assert first_layer(["model.layers.12.self_attn.q_proj", "model.layers.7.mlp.up_proj"]) == 7
 
 
+@torch.no_grad()
+def test_a_model_kept_whole_runs_every_layer_for_every_draw() -> None:
+    model = tiny_model()
+    draws = random_draws(adapted_above(model, 1), 5, scaling=0.7)
+    batch = collate(random_rows(3))
+    expected = score(model, batch, draws)
+    assert runs_in_parts(model)
+    keep_whole(model)
+    assert not runs_in_parts(model)
+    rows_seen: list[int] = []
+    model.model.layers[0].register_forward_pre_hook(lambda _, args: rows_seen.append(len(args[0])))
+    torch.testing.assert_close(score(model, batch, draws), expected, rtol=0, atol=1e-5)
+    assert rows_seen == [15]
+
+
+@torch.no_grad()
+def test_the_decoders_layers_are_found_beside_those_of_another_sense() -> None:
+    model = tiny_model()
+    expected = states_below(model, 1, None, **INPUTS)
+    eyes = nn.ModuleDict({"layers": nn.ModuleList([nn.Identity()])})
+    model._modules = {"eyes": eyes, **model._modules}
+    torch.testing.assert_close(states_below(model, 1, None, **INPUTS), expected, rtol=0, atol=0)
+
+
 def test_a_model_without_a_list_of_layers_is_refused() -> None:
     model = tiny_model()
     model.model.layers = nn.ModuleDict({"a": nn.Identity()})
     with pytest.raises(BaseModelError, match="unknown name"):
         states_below(model, 1, None, **INPUTS)
+
+
+def test_a_model_that_runs_other_layers_is_refused() -> None:
+    model = tiny_model()
+    model.model._modules = {"blocks": nn.ModuleList([nn.Identity()] * 2), **model.model._modules}
+    with pytest.raises(BaseModelError, match="does not run its list of layers"):
+        states_below(model, 1, None, **INPUTS)
+
+
+def test_a_model_without_output_embeddings_is_refused() -> None:
+    model = tiny_model()
+    model.lm_head = None
+    with pytest.raises(BaseModelError, match="no output embeddings"):
+        logits_from(model, None)
+
+
+# The check of an architecture
+
+
+@torch.no_grad()
+def test_a_model_whose_layers_share_more_than_states_is_kept_whole() -> None:
+    base = tiny_base(UNFORKABLE)
+    modules = select_modules(base.model, ["q_proj", "o_proj"], [1])
+    inject(base.model, modules)
+    check_packing(base)
+    assert not runs_in_parts(base.model)
+    draws = random_draws(modules, 3, scaling=0.7)
+    rows = random_rows(5)
+    got = score(base.model, collate(rows), draws)
+    for s in range(3):
+        plain = merged(tiny_model(UNFORKABLE), draws, s)
+        for b, row in enumerate(rows):
+            expected = choices_alone(plain, row)
+            torch.testing.assert_close(got[s, b, : row.n_choices], expected, rtol=0, atol=1e-4)
+    assert (got[0, :, 0] - got[1, :, 0]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("factor", [0, torch.nan])
+def test_a_model_whose_parts_make_something_else_is_kept_whole(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny_base()
+    monkeypatch.setattr(scoring, "states_below", lambda *args, **inputs: factor * states_below(*args, **inputs))
+    check_packing(base)
+    assert not runs_in_parts(base.model)
+
+
+@torch.no_grad()
+def test_a_model_whose_layers_are_unknown_is_kept_whole() -> None:
+    base = tiny_base()
+    base.model.model._modules = {"blocks": nn.ModuleList([nn.Identity()] * 2), **base.model.model._modules}
+    check_packing(base)
+    assert not runs_in_parts(base.model)

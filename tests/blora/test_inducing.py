@@ -334,9 +334,10 @@ def test_widening_multiplies_the_covariance_by_the_square(shape: tuple[int, int,
     close(wider, 1.5**2 * covariance)
 
 
-def test_a_posterior_cannot_be_widened_beyond_its_cap() -> None:
-    f = make(lambda_init=1.0, lambda_max=2.0)
+@pytest.mark.parametrize("factor", [0.0, -1.0, math.nan, math.inf, -math.inf])
+def test_a_scale_that_is_not_positive_and_finite_is_refused(factor: float) -> None:
+    f = make()
     before = {name: value.clone() for name, value in f.state_dict().items()}
-    with pytest.raises(ConfigError, match="lambda_max = 2"):
-        f.widen(2.0)
+    with pytest.raises(ConfigError, match="expected a positive finite factor"):
+        f.widen(factor)
     assert all(torch.equal(value, before[name]) for name, value in f.state_dict().items())

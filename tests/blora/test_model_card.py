@@ -1,5 +1,6 @@
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,7 +51,9 @@ def test_the_facts_are_those_of_the_config() -> None:
     assert found["prompt template"] == r"`'Q: {prompt}\nA:'`"
     assert found["choices"] == "billing, sales"
     assert found["posterior draws"] == "12, seed 7"
-    assert found["policy"] == "min_confidence 0.8, max_mutual_information 0.05"
+    assert found["policy of the adapter"] == (
+        "min_confidence 0.8, max_mutual_information 0.05; those of a calibration.json come first"
+    )
     assert found["prior_std, lambda_max"] == "0.3, 0.25"
     assert found["inducing weights"] == "9 x 9 a factor"
 
@@ -71,7 +74,7 @@ def test_plain_lora_has_no_prior() -> None:
 @pytest.mark.parametrize(
     ("changes", "fact", "value"),
     [
-        ({"policy": None}, "policy", "none: always answers"),
+        ({"policy": None}, "policy of the adapter", "none; thresholds may come from calibration.json"),
         ({"prompt": PromptConfig()}, "choices", "with each question"),
         ({"prompt": PromptConfig(scoring="label")}, "scoring", "label"),
         (
@@ -83,6 +86,12 @@ def test_plain_lora_has_no_prior() -> None:
 )
 def test_what_is_absent_is_said(changes: dict[str, Any], fact: str, value: str) -> None:
     assert facts(replace(CONFIG, **changes))[fact] == value
+
+
+def test_the_card_of_the_demo_is_the_one_that_would_be_written() -> None:
+    folder = Path(__file__).parents[2] / "examples/triage/adapter"
+    config = AdapterConfig.from_json((folder / "bayesian_config.json").read_text())
+    assert (folder / "README.md").read_text() == model_card(config, folder.name)
 
 
 def test_without_a_record_of_training_there_are_no_such_sections() -> None:

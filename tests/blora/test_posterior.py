@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from blora.config import PosteriorConfig
+from blora.errors import ConfigError
 from blora.posterior.bank import SampleBank
 from blora.posterior.draws import Draws, use_draws
 from blora.posterior.families import FAMILY_NAMES
@@ -241,3 +242,34 @@ def test_one_mode_may_be_drawn_from_and_charged_alone() -> None:
     each = [posterior.kl_divergence(generator_of(0), mode=k) for k in range(3)]
     torch.testing.assert_close(posterior.kl_divergence(generator_of(0)), torch.stack(each).mean())
     assert len({kl.item() for kl in each}) == 3
+
+
+@pytest.mark.parametrize("n_samples", [1, 2, 3, 7, 9])
+def test_modes_whose_number_divides_that_of_the_draws_weigh_the_same(n_samples: int) -> None:
+    posterior = make(modes=3, method="lora")
+    A = posterior.sample(n_samples, generator()).factors["model.layers.0.q_proj"].A
+    counts = [int((A == mode.mean()["model.layers.0.q_proj"].A).all((1, 2)).sum()) for mode in posterior.modes]
+    assert counts == [n_samples // 3 + (k < n_samples % 3) for k in range(3)]
+
+
+# Widening
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.5, 4.0])
+def test_a_wider_posterior_can_be_made_again_from_its_config(factor: float) -> None:
+    posterior = mixture()
+    before = [weight.lambda_.item() for mode in posterior.modes for weight in mode.A.values()]
+    posterior.widen(factor)
+    again = Posterior(posterior.modules_shape, posterior.config, 5)
+    again.load_state_dict(posterior.state_dict())
+    assert posterior.config.lambda_max == factor * PosteriorConfig(**SMALL).lambda_max  # type: ignore[arg-type]
+    for wide in (posterior, again):
+        after = [weight.lambda_.item() for mode in wide.modes for weight in mode.A.values()]
+        assert after == pytest.approx([factor * value for value in before])
+
+
+@pytest.mark.parametrize("method", ["bayesian", "lora"])
+@pytest.mark.parametrize("factor", [0.0, -1.0, math.nan, math.inf])
+def test_a_scale_that_is_not_positive_and_finite_is_refused(factor: float, method: str) -> None:
+    with pytest.raises(ConfigError, match="expected a positive finite factor"):
+        make(method=method).widen(factor)

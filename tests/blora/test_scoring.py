@@ -14,6 +14,7 @@ from blora.base_model import BaseModel
 from blora.config import NormalizationName, PosteriorConfig, PromptConfig
 from blora.errors import BaseModelError
 from blora.inference import scoring
+from blora.inference.fork import runs_in_parts
 from blora.inference.packing import PackedRow, collate, pack
 from blora.inference.scoring import check_packing, score, score_all, score_rows
 from blora.posterior.draws import Draws, use_draws
@@ -21,6 +22,7 @@ from blora.posterior.inject import eject, inject, select_modules
 from blora.posterior.posterior import Posterior
 from tests.scenarios import (
     ARCHITECTURES,
+    DECODERS,
     adapted_modules,
     choices_alone,
     injected,
@@ -61,7 +63,7 @@ def recorded_batches(model: PreTrainedModel) -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize("normalization", get_args(NormalizationName))
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", DECODERS)
 def test_packed_choices_score_as_each_alone(architecture: str, normalization: NormalizationName) -> None:
     model = tiny_model(architecture)
     rows = random_rows(10, normalization=normalization)
@@ -72,7 +74,7 @@ def test_packed_choices_score_as_each_alone(architecture: str, normalization: No
         assert_same_choices(got[0, b], choices_alone(model, row))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", DECODERS)
 def test_packed_choices_under_draws_score_as_each_alone_in_merged_models(architecture: str) -> None:
     model, modules = injected(architecture)
     draws = random_draws(modules, 3, scaling=0.7)
@@ -107,7 +109,7 @@ def test_log_probabilities_of_every_row_sum_to_one(architecture: str) -> None:
     torch.testing.assert_close(totals, torch.ones_like(totals))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", DECODERS)
 def test_neither_neighbours_nor_padding_matter(architecture: str) -> None:
     model = tiny_model(architecture)
     rows = random_rows(6)
@@ -246,12 +248,14 @@ def test_score_all_builds_no_graph() -> None:
 # The check of an architecture
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", DECODERS)
 def test_supported_architectures_pass_the_check(architecture: str) -> None:
-    check_packing(tiny_base(architecture))
+    base = tiny_base(architecture)
+    check_packing(base)
+    assert runs_in_parts(base.model)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", DECODERS)
 def test_the_check_passes_on_an_injected_model(architecture: str) -> None:
     base = tiny_base(architecture)
     inject(base.model, adapted_modules(base.model))
@@ -265,7 +269,7 @@ def without_mask(kwargs: dict[str, Any]) -> None:
 def without_positions(kwargs: dict[str, Any]) -> None:
     if kwargs.get("position_ids") is None:  # scoring alone has the plain ones
         return
-    kwargs["position_ids"] = torch.arange(kwargs["input_ids"].shape[1])[None].expand_as(kwargs["input_ids"])
+    kwargs["position_ids"] = torch.arange(kwargs["position_ids"].shape[1])[None].expand_as(kwargs["position_ids"])
 
 
 def with_visible_padding(kwargs: dict[str, Any]) -> None:
@@ -300,12 +304,17 @@ def test_a_model_that_ignores_what_packing_needs_is_refused(
         check_packing(base)
 
 
-def test_a_model_that_cannot_be_run_in_parts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [RuntimeError, TypeError, KeyError, ValueError])
+def test_a_model_that_fails_is_refused(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
     base = tiny_base()
-    real = scoring.states_below
-    monkeypatch.setattr(scoring, "states_below", lambda *args, **inputs: 0 * real(*args, **inputs))
-    with pytest.raises(BaseModelError, match="between packed and separate scoring"):
+
+    def explode(*args: Any, **kwargs: Any) -> Any:
+        raise error("boom")
+
+    monkeypatch.setattr(base.model.model.layers[1].mlp, "forward", explode)
+    with pytest.raises(BaseModelError, match=rf"tiny/llama, which fails .*{error.__name__}: '?boom") as refused:
         check_packing(base)
+    assert isinstance(refused.value.__cause__, error)
 
 
 def test_a_model_that_gives_no_numbers_is_refused() -> None:

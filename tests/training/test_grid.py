@@ -85,6 +85,29 @@ def test_what_is_there_is_not_done_again(folder: Path, base_folder: Path, capsys
     assert {file: file.stat().st_mtime_ns for file in (folder / "work").rglob("*.safetensors")} == before
 
 
+def test_a_work_folder_of_other_settings_is_refused(
+    folder: Path, base_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(base_folder, folder, "--epochs", "3")) != 0
+    assert "other settings" in capsys.readouterr().err
+
+
+def test_a_killed_training_goes_on_and_counts_all_its_seconds(
+    base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("training.grid.methods.save_trained", kill)
+        assert main(arguments(base_folder, tmp_path, "--methods", "lora", "--seeds", "0")) != 0
+    state = next(tmp_path.rglob("checkpoint-*/trainer_state.json"))
+    logged = [entry["training_seconds"] for entry in json.loads(state.read_text())["log_history"]]
+    assert main(arguments(base_folder, tmp_path, "--methods", "lora", "--seeds", "0")) == 0
+    assert result(tmp_path, "lora-seed0")["training"]["seconds"] >= max(logged) > 0
+    assert not list(tmp_path.rglob("*.work"))
+
+
 def test_a_method_that_does_not_exist_is_named(
     base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -96,19 +119,29 @@ def test_an_evaluation_holds_the_metrics_at_each_temperature() -> None:
     generator = torch.Generator().manual_seed(0)
     log_probs = torch.randn(3, 40, 4, generator=generator).log_softmax(-1)
     labels = torch.randint(4, (40,), generator=generator)
-    plain, tempered = evaluations(log_probs, labels, 2.0, home=log_probs[:, :30])
+    plain, tempered = evaluations(log_probs, labels, 2.0, in_distribution=log_probs[:, :30])
     for found, temperature in ((plain, 1.0), (tempered, 2.0)):
         expected = metrics(temper(log_probs, temperature).mean(0), labels).to_dict()
         assert {name: found[name] for name in expected} == expected
         assert sum(each["count"] for each in found["reliability"]) == 40
         assert set(found["auroc_error"]) == {"confidence", "predictive_entropy", "mutual_information"}
-        assert all(0.3 < value < 0.7 for value in found["auroc_foreign"].values())  # nothing is foreign here
+        assert all(0.3 < value < 0.7 for value in found["auroc_ood"].values())  # none is of another distribution
     assert (plain["tempered"], tempered["tempered"]) == (False, True)
 
 
 def test_one_draw_has_no_mutual_information() -> None:
     log_probs = torch.randn(1, 20, 3, generator=torch.Generator().manual_seed(1)).log_softmax(-1)
-    found = evaluations(log_probs, torch.zeros(20, dtype=torch.long), 1.0, home=None)[0]
+    found = evaluations(log_probs, torch.zeros(20, dtype=torch.long), 1.0, in_distribution=None)[0]
     assert found["mean_mutual_information"] is None
     assert "mutual_information" not in found["auroc_error"]
-    assert found["auroc_foreign"] is None
+    assert found["auroc_ood"] is None
+
+
+def test_questions_with_fewer_choices_are_not_told_from_others() -> None:
+    """Their entropy would be lower whatever a model knows."""
+    generator = torch.Generator().manual_seed(0)
+    four, two = (torch.randn(3, 40, 4, generator=generator) for _ in range(2))
+    two[:, 5:, 2:] = -torch.inf
+    labels = torch.zeros(40, dtype=torch.long)
+    [found, _] = evaluations(two.log_softmax(-1), labels, 1.0, in_distribution=four.log_softmax(-1))
+    assert found["auroc_ood"] is None

@@ -7,6 +7,7 @@ import torch
 
 from blora.base_model import BaseModel
 from blora.config import PosteriorConfig
+from blora.inference.fork import keep_whole
 from blora.inference.packing import collate
 from blora.inference.scoring import score_all, states_of
 from blora.posterior.inject import default_targets, inject, select_modules
@@ -65,6 +66,11 @@ def test_states_that_are_there_are_kept(base: BaseModel) -> None:
     again = with_states(base.model, first, 1)
     assert all(a.row.states is b.row.states for a, b in zip(first, again, strict=True))
     assert all(row.row.states is None for row in with_states(base.model, rows(), 0))
+
+
+def test_rows_of_a_model_kept_whole_get_no_states(base: BaseModel) -> None:
+    keep_whole(base.model)
+    assert all(row.row.states is None for row in with_states(base.model, rows(), 1))
 
 
 @pytest.mark.parametrize("method", ["lora", "bayesian"])

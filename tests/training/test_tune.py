@@ -11,7 +11,7 @@ from blora.adapter import load_adapter
 from blora.base_model import load_base_model
 from blora.cli import main
 from blora.decision.calibration import Metrics
-from blora.errors import ConfigError
+from blora.errors import NumericalError
 from blora.posterior.noise import generator_of
 from tests.training.toys import train_arguments
 from training.tune import Trial, choose, try_scales
@@ -51,14 +51,14 @@ def test_scales_are_tried_from_the_narrowest_until_the_valley_is_left() -> None:
     assert choose(trials, 0.001).scale == 2.0
 
 
-def test_a_scale_beyond_the_posteriors_cap_ends_the_search() -> None:
+def test_a_scale_at_which_the_model_overflows_ends_the_search() -> None:
     def score(scale: float) -> Tensor:
         if scale > 1:
-            raise ConfigError("too wide")
+            raise NumericalError("too wide")
         return log_probs(0.25)
 
     assert [t.scale for t in try_scales(score, LABELS, [1.0, 2.0, 4.0])] == [1.0]
-    with pytest.raises(ConfigError, match="too wide"):
+    with pytest.raises(NumericalError, match="too wide"):
         try_scales(score, LABELS, [2.0])
 
 
@@ -73,7 +73,7 @@ def test_tuning_widens_the_posterior_and_keeps_its_mean(
     base_folder: Path, toy_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     adapter, tuned = tmp_path / "adapter", tmp_path / "tuned"
-    assert main(["train", *train_arguments(base_folder, toy_file, adapter, "--lambda-max", "2")]) == 0
+    assert main(["train", *train_arguments(base_folder, toy_file, adapter)]) == 0
     arguments = ["--data", str(toy_file), "--base-model", str(base_folder), "--device", "cpu", "--dtype", "float32"]
     assert main(["tune", str(adapter), "--output", str(tuned), "--scales", "2", *arguments]) == 0
     out = capsys.readouterr().out
@@ -94,10 +94,20 @@ def test_tuning_widens_the_posterior_and_keeps_its_mean(
             torch.testing.assert_close(wider, 2 * spread, rtol=1e-2, atol=1e-4)
 
 
-def test_without_an_output_the_adapter_is_replaced(base_folder: Path, toy_file: Path, tmp_path: Path) -> None:
+def test_without_an_output_the_adapter_is_replaced(
+    base_folder: Path, toy_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     adapter = tmp_path / "adapter"
     assert main(["train", *train_arguments(base_folder, toy_file, adapter)]) == 0
     arguments = ["--data", str(toy_file), "--base-model", str(base_folder), "--device", "cpu", "--dtype", "float32"]
     assert main(["tune", str(adapter), "--scales", "0.5,1", "--limit", "7", *arguments]) == 0
     base = load_base_model(str(base_folder), device="cpu", dtype="float32")
-    assert load_adapter(adapter, base).config.training["tuning"]["n_examples"] == 7
+    once = load_adapter(adapter, base).config.training["tuning"]
+    assert once["n_examples"] == 7
+    (adapter / "calibration.json").write_text("{}")
+    capsys.readouterr()
+    assert main(["tune", str(adapter), "--scales", "2", *arguments]) == 0
+    assert "run blora calibrate again" in capsys.readouterr().out
+    twice = load_adapter(adapter, base)
+    assert twice.config.training["tuning"]["before"] == once
+    assert twice.config.posterior.lambda_max == 2 * once["scale"]

@@ -24,12 +24,14 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
 
     from blora.base_model import load_base_model
+    from blora.calibration_file import CALIBRATION_FILE
     from blora.inference.scoring import check_packing
     from training.tune import tune_adapter
 
     base = load_base_model(arguments.base_model, device=arguments.device, dtype=arguments.dtype)
     check_packing(base)
     output = arguments.output or arguments.adapter
+    was_calibrated = (arguments.adapter / CALIBRATION_FILE).exists()
     chosen, trials = tune_adapter(
         arguments.adapter,
         output,
@@ -43,4 +45,6 @@ def main(argv: list[str]) -> int:
     for trial in trials:
         print(f"{trial}{'  <- chosen' if trial is chosen else ''}")
     print(f"wrote {output}")
+    if was_calibrated:
+        print("its calibration.json was that of the adapter before and is not kept: run blora calibrate again")
     return 0

@@ -1,14 +1,16 @@
 """What every method of a benchmark shares: model, modules, rows and budget."""
 
-import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from blora.base_model import BaseModel
-from blora.config import PromptConfig
+from blora.config import PosteriorConfig, PromptConfig
 from blora.errors import ConfigError
+from blora.inference.fork import runs_in_parts
 from blora.posterior.inject import default_targets, inject, parse_layers, select_modules
+from training.config import TrainConfig
 from training.data import ExampleSet, read_examples, split_examples
 from training.grid.store import cached
 from training.rows import LabelledRow, pack_examples
@@ -95,9 +97,24 @@ def set_up(
         work: see `Bench`.
 
     Raises:
-        BloraError: for bad data or layers.
+        BloraError: for bad data or layers, or a work folder of other settings.
     """
     indices = parse_layers(layers, base.model.config.get_text_config().num_hidden_layers)
+    sources = {source.name: read_examples(source.path).digest for source in (train, *tests)}
+    _claim(
+        work,
+        {
+            "base_model": f"{base.ref.id} {base.ref.fingerprint}",
+            "dtype": str(base.dtype),
+            "layers": layers,
+            "rows": [n_train, n_validation, shift_limit],
+            "sources": sources,
+            "epochs": epochs,
+            "n_samples": n_samples,
+            "posterior": asdict(PosteriorConfig()),
+            "training": asdict(TrainConfig(work_dir=Path())) | {"work_dir": None},
+        },
+    )
     modules = select_modules(base.model, default_targets(base.model.config.model_type), indices)
     inject(base.model, modules)
     examples = read_examples(train.path)
@@ -129,11 +146,19 @@ def set_up(
 def _rows(base: BaseModel, examples: ExampleSet, prompt: PromptConfig, layer: int, file: Path) -> list[LabelledRow]:
     """Tokenised rows with the trunk's states, which are kept in a file."""
     rows = pack_examples(examples, base, prompt)
-    if layer == 0:
+    if layer == 0 or not runs_in_parts(base.model):
         return rows
-    tokens = repr([(row.row.prompt, row.row.continuations) for row in rows])
-    name = f"layer {layer} of {hashlib.sha256(tokens.encode()).hexdigest()}"
-    states = cached(file, lambda: {name: trunk_states(base.model, rows, layer)})
-    if name not in states:
-        raise ConfigError(f"got work folder {file.parent} of a benchmark with other rows or layers; remove it")
-    return attach_states(rows, layer, states[name])
+    states = cached(file, lambda: {"states": trunk_states(base.model, rows, layer)})
+    return attach_states(rows, layer, states["states"])
+
+
+def _claim(work: Path, settings: dict[str, object]) -> None:
+    """Raises where the work folder holds what other settings made."""
+    file, text = work / "settings.json", json.dumps(settings, indent=1) + "\n"
+    if not file.is_file():
+        work.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    elif file.read_text() != text:
+        raise ConfigError(
+            f"got work folder {work} of a benchmark with other settings, expected those in {file}; remove the folder"
+        )

@@ -11,6 +11,9 @@ from blora.decision.uncertainty import entropy, mutual_information
 
 __all__ = ["evaluations", "uncertainty_scores"]
 
+# Questions on either side behind an AUROC.
+MIN_DETECTION = 30
+
 
 def uncertainty_scores(probs: Tensor) -> dict[str, Tensor]:
     """Every uncertainty score of probabilities (S, B, C), each (B,), higher for less certain.
@@ -24,31 +27,31 @@ def uncertainty_scores(probs: Tensor) -> dict[str, Tensor]:
     return scores
 
 
-def evaluations(log_probs: Tensor, labels: Tensor, temperature: float, *, home: Tensor | None) -> list[dict[str, Any]]:
+def evaluations(
+    log_probs: Tensor, labels: Tensor, temperature: float, *, in_distribution: Tensor | None
+) -> list[dict[str, Any]]:
     """Everything measured on one test set, as trained and at a temperature.
 
     Args:
         log_probs: (S, B, C) of every draw.
         labels: (B,).
         temperature: fitted on validation rows.
-        home: (S, N, C) log-probabilities of questions of the training distribution, from which those of a shifted set
-            should be told apart; None where the set is of that distribution.
+        in_distribution: (S, N, C) log-probabilities of questions of the training distribution, from which those of a
+            shifted set should be told apart; None where the set is of that distribution.
     """
     return [
-        {"tempered": tempered, **_evaluation(log_probs, labels, temperature if tempered else 1.0, home)}
+        {"tempered": tempered, **_evaluation(log_probs, labels, temperature if tempered else 1.0, in_distribution)}
         for tempered in (False, True)
     ]
 
 
-def _evaluation(log_probs: Tensor, labels: Tensor, temperature: float, home: Tensor | None) -> dict[str, Any]:
+def _evaluation(
+    log_probs: Tensor, labels: Tensor, temperature: float, in_distribution: Tensor | None
+) -> dict[str, Any]:
     probs = temper(log_probs, temperature)
     mean = probs.mean(0)
     wrong = mean.argmax(-1) != labels
     scores = uncertainty_scores(probs)
-    foreign = None
-    if home is not None:
-        at_home = uncertainty_scores(temper(home, temperature))
-        foreign = {name: _auroc_against(score, at_home[name]) for name, score in scores.items()}
     return {
         "n_examples": len(labels),
         **metrics(mean, labels).to_dict(),
@@ -57,10 +60,27 @@ def _evaluation(log_probs: Tensor, labels: Tensor, temperature: float, home: Ten
         "reliability": [each.to_dict() for each in reliability(mean, labels)],
         "risk_coverage": risk_coverage(mean.max(-1).values, ~wrong),
         "auroc_error": {name: auroc(score, wrong) for name, score in scores.items()},
-        "auroc_foreign": foreign,
+        "auroc_ood": _detection(probs, temper(in_distribution, temperature)) if in_distribution is not None else None,
     }
 
 
-def _auroc_against(foreign: Tensor, home: Tensor) -> float | None:
-    positive = torch.cat([torch.ones_like(foreign), torch.zeros_like(home)]).bool()
-    return auroc(torch.cat([foreign, home]), positive)
+def _detection(shifted: Tensor, in_distribution: Tensor) -> dict[str, float | None] | None:
+    """AUROC of each score for telling the two apart, among questions with equally many choices.
+
+    The entropy of fewer choices is lower whatever a model knows. None where that leaves too few questions.
+    """
+    n_choices = int((in_distribution[0] > 0).sum(-1).mode().values)
+    alike = [_with_choices(probs, n_choices) for probs in (shifted, in_distribution)]
+    if min(probs.shape[1] for probs in alike) < MIN_DETECTION:
+        return None
+    out, inside = (uncertainty_scores(probs) for probs in alike)
+    return {name: _auroc_against(score, inside[name]) for name, score in out.items()}
+
+
+def _with_choices(probs: Tensor, n_choices: int) -> Tensor:
+    """Those of the questions (S, B, C) that have so many choices."""
+    return probs[:, (probs[0] > 0).sum(-1) == n_choices]
+
+
+def _auroc_against(out: Tensor, inside: Tensor) -> float | None:
+    return auroc(torch.cat([out, inside]), torch.cat([torch.ones_like(out), torch.zeros_like(inside)]).bool())

@@ -57,19 +57,19 @@ def run(
 
 def _result(bench: Bench, method: Method, seed: int) -> dict[str, Any]:
     trained = obtain(bench, method.name, seed)
-    draws = trained.draws.to(bench.base.device) if trained.draws is not None else None
+    draws = trained.draws
     log_probs, labels, _ = _predictions(bench, method, seed, draws, "validation", bench.validation)
     temperature = fit_temperature(log_probs, labels)
     on_validation = metrics(temper(log_probs, temperature).mean(0), labels)
     tests: list[dict[str, Any]] = []
-    home: Tensor | None = None
+    in_distribution: Tensor | None = None
     for name, test in bench.tests.items():
         found, answers, seconds = _predictions(bench, method, seed, draws, name, test.rows)
         about = {"dataset": name, "digest": test.digest, "shift": test.source.shift, "seconds": seconds}
-        known = evaluations(found, answers, temperature, home=home if test.source.shift else None)
+        known = evaluations(found, answers, temperature, in_distribution=in_distribution if test.source.shift else None)
         tests += [about | each for each in known]
-        if not test.source.shift and home is None:
-            home = found
+        if not test.source.shift and in_distribution is None:
+            in_distribution = found
     return {
         "method": method.kind,
         "label": method.label,
@@ -83,6 +83,7 @@ def _result(bench: Bench, method: Method, seed: int) -> dict[str, Any]:
         "evaluations": tests,
         "base_model": bench.base.ref.id,
         "dtype": str(bench.base.dtype).removeprefix("torch."),
+        "normalization": bench.validation[0].row.normalization,
         "machine": machine(),
         "revision": revision(),
     }

@@ -1,5 +1,6 @@
 """Reliability diagrams, side by side: accuracy by confidence above, how many answers there are beneath."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -13,7 +14,7 @@ from training.report.results import Bin, Evaluation
 from training.report.study import BAYESIAN, LORA, Study
 from training.report.style import INK, MUTED, PAPER, draw
 
-__all__ = ["Point", "pool", "reliability"]
+__all__ = ["Point", "calibrated_ece", "pool", "reliability"]
 
 # Which methods, as trained and with temperature.
 SHOWN = (("base", False), (LORA, False), (LORA, True), (BAYESIAN, False), (BAYESIAN, True))
@@ -65,6 +66,16 @@ def reliability(study: Study, dataset: str, styles: Looks, name: str) -> str | N
 def pool(evaluations: Sequence[Evaluation]) -> list[Point]:
     """The bins of the answers of all seeds together."""
     return [_joined(bins) for bins in zip(*(e.reliability for e in evaluations), strict=True)]
+
+
+def calibrated_ece(bins: Sequence[Bin]) -> float:
+    """The ECE to expect of as many answers of the same confidence whose confidence is their accuracy.
+
+    The mean distance of a binomial share from its mean, in the normal approximation.
+    """
+    total = sum(b.count for b in bins)
+    spread = sum(math.sqrt(b.count * b.confidence * (1 - b.confidence)) for b in bins if b.confidence is not None)
+    return math.sqrt(2 / math.pi) * spread / total
 
 
 def _joined(bins: Sequence[Bin]) -> Point:

@@ -39,15 +39,17 @@ class Evaluation(_Strict):
 
     Attributes:
         dataset: the test set.
+        digest: of its file.
         shift: whether its questions are of another distribution than the training questions.
         tempered: whether the fitted temperature was applied.
         reliability: bins of the confidence, rising.
         risk_coverage: (coverage, selective risk) pairs, coverage rising.
         auroc_error: of each uncertainty score, for telling wrong answers from right ones.
-        auroc_foreign: of each, for telling questions of this set from ones of the training distribution.
+        auroc_ood: of each, for telling questions of this set from ones of the training distribution.
     """
 
     dataset: Name
+    digest: Name
     shift: bool
     tempered: bool
     n_examples: Annotated[int, Field(ge=1)]
@@ -62,7 +64,7 @@ class Evaluation(_Strict):
     reliability: Annotated[tuple[Bin, ...], Field(min_length=1)]
     risk_coverage: Annotated[tuple[tuple[Share, Share], ...], Field(min_length=1)]
     auroc_error: dict[str, Share | None] | None
-    auroc_foreign: dict[str, Share | None] | None
+    auroc_ood: dict[str, Share | None] | None
     seconds: NonNegative | None
 
 
@@ -195,9 +197,10 @@ def _check_comparable(runs: Sequence[Run]) -> None:
                     )
 
 
-def _setting(evaluation: Evaluation) -> dict[str, int]:
+def _setting(evaluation: Evaluation) -> dict[str, object]:
     """What must be the same for numbers to be comparable."""
     return {
+        "digest": evaluation.digest,
         "n_examples": evaluation.n_examples,
         "shift": evaluation.shift,
         "bins of reliability": len(evaluation.reliability),

@@ -6,12 +6,12 @@ from statistics import fmean, stdev
 
 from training.report.results import Evaluation, Method, Run
 
-__all__ = ["BAYESIAN", "LORA", "TREATMENTS", "Entry", "Spread", "Study", "shared", "spread", "studies"]
+__all__ = ["BAYESIAN", "LORA", "LORA_BEST", "TREATMENTS", "Entry", "Spread", "Study", "shared", "spread", "studies"]
 
-BAYESIAN, LORA = "bayesian", "lora"
+BAYESIAN, LORA, LORA_BEST = "bayesian", "lora", "lora_best"
 TREATMENTS = {False: "as trained", True: "with temperature"}
 # In a table: what one starts from, the baselines, what is proposed; the ensembles, which do not compete, last.
-FIRST, LAST = ("base", LORA, "lora_best"), (BAYESIAN,)
+FIRST, LAST = ("base", LORA, LORA_BEST), (BAYESIAN,)
 
 Seeds = Mapping[int | None, float]
 
@@ -89,13 +89,13 @@ class Study:
     Attributes:
         trained_on: the training set.
         entries: methods in the order of tables.
-        familiar: test sets of the training distribution.
+        in_distribution: test sets of the training distribution.
         shifted: test sets of other distributions.
     """
 
     trained_on: str
     entries: tuple[Entry, ...]
-    familiar: tuple[str, ...]
+    in_distribution: tuple[str, ...]
     shifted: tuple[str, ...]
 
     @property
@@ -105,8 +105,8 @@ class Study:
 
     @property
     def datasets(self) -> tuple[str, ...]:
-        """Familiar ones first."""
-        return self.familiar + self.shifted
+        """Those in distribution first."""
+        return self.in_distribution + self.shifted
 
     @property
     def seeds(self) -> list[int | None]:
@@ -119,7 +119,7 @@ class Study:
 
     @property
     def lora(self) -> Entry | None:
-        """Plain LoRA at its last step, what everything is compared to."""
+        """Plain LoRA at its last epoch, what everything is compared to."""
         return next(iter(self.named(LORA)), None)
 
     def missing(self) -> list[str]:
@@ -155,7 +155,7 @@ def _study(trained_on: str, runs: Sequence[Run]) -> Study:
     return Study(
         trained_on=trained_on,
         entries=tuple(sorted(entries, key=_order)),
-        familiar=tuple(sorted(name for name in shift if not shift[name])),
+        in_distribution=tuple(sorted(name for name in shift if not shift[name])),
         shifted=tuple(sorted(name for name in shift if shift[name])),
     )
 

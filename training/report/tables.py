@@ -33,10 +33,10 @@ def metric_table(study: Study, dataset: str) -> Table:
 
 
 def auroc_table(study: Study, dataset: str) -> Table | None:
-    """How well each uncertainty score tells wrong from right, and foreign from familiar; None where none is known."""
+    """How well each uncertainty score tells wrong from right, and out of from in distribution; None if unknown."""
     columns: list[_Column] = []
     done = [e for entry in study.entries for t in TREATMENTS for e in entry.evaluations(dataset, t).values()]
-    for field, heading in (("auroc_error", "error"), ("auroc_foreign", "foreign")):
+    for field, heading in (("auroc_error", "error"), ("auroc_ood", "OOD")):
         known = {name for e in done for name, value in (getattr(e, field) or {}).items() if value is not None}
         for name in [*_SCORES, *sorted(known - set(_SCORES))]:
             if name in known:

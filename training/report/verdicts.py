@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from training.report.document import NONE, Cell, Table
-from training.report.gains import time_ratios
 from training.report.study import BAYESIAN, TREATMENTS, Entry, Study, shared, spread
 
 __all__ = ["Verdict", "verdict_table", "verdicts"]
@@ -12,7 +11,6 @@ __all__ = ["Verdict", "verdict_table", "verdicts"]
 MAX_ECE = 0.04
 MAX_ACCURACY_LOSS = 0.01
 MAX_SHIFTED_ECE = 0.75  # of that of LoRA with temperature
-MAX_TIME = 1.3  # of that of LoRA
 RIVALLED = {"nll": "NLL", "brier": "Brier", "aurc": "AURC"}
 ROUNDING = 1e-9  # a difference of two decimals that is exactly at its limit
 
@@ -83,12 +81,11 @@ def verdicts(study: Study) -> list[Verdict]:
     found = []
     for entry in study.named(BAYESIAN):
         for tempered in TREATMENTS:
-            for case in (_Case(study, entry, dataset, tempered) for dataset in study.familiar):
+            for case in (_Case(study, entry, dataset, tempered) for dataset in study.in_distribution):
                 found.append(_calibrated(case))
                 found += [_best(case, name, heading) for name, heading in RIVALLED.items()]
                 found.append(_accurate(case))
             found += [_shifted(_Case(study, entry, dataset, tempered)) for dataset in study.shifted]
-        found.append(_fast(study, entry))
     return found
 
 
@@ -133,11 +130,3 @@ def _shifted(case: _Case) -> Verdict:
     limit = MAX_SHIFTED_ECE * lora.theirs
     shown = f"{limit:.4f} ({lora.baseline}: {lora.theirs:.4f})"
     return Verdict(criterion, case.subject, f"{lora.ours:.4f}", shown, lora.ours <= limit + ROUNDING)
-
-
-def _fast(study: Study, entry: Entry) -> Verdict:
-    criterion = f"training time at most {MAX_TIME} times that of LoRA"
-    ratio = spread(time_ratios(study, entry))
-    if ratio is None:
-        return Verdict(criterion, entry.label)
-    return Verdict(criterion, entry.label, f"{ratio.mean:.2f}", f"{MAX_TIME:.2f}", ratio.mean <= MAX_TIME + ROUNDING)

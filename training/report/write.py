@@ -3,14 +3,15 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from re import sub
+from statistics import median
 
 from training.report.document import Block, Cell, Document, Figure, Heading, Paragraph, Table, markdown
 from training.report.gains import cost_table, paper_table
 from training.report.page import html
 from training.report.plots import Looks, accuracy_nll, ece_by_set, risk_coverage
-from training.report.reliability import reliability
+from training.report.reliability import calibrated_ece, reliability
 from training.report.results import Run, read_results
-from training.report.study import BAYESIAN, Study, studies
+from training.report.study import BAYESIAN, TREATMENTS, Study, studies
 from training.report.style import looks
 from training.report.tables import auroc_table, metric_table
 from training.report.verdicts import verdict_table
@@ -69,11 +70,11 @@ def _study(study: Study, styles: Looks) -> Iterator[Block]:
         yield verdict_table(study)
         yield Heading(3, "Against plain LoRA")
         yield Paragraph(
-            "From plain LoRA at its last step, as trained, to Bayesian-LoRA, over the seeds that both have. The paper "
-            "is arXiv:2601.21003."
+            "From plain LoRA to Bayesian-LoRA in the same treatment, over the seeds that both have. The paper, "
+            "arXiv:2601.21003, compares with LoRA at its last step, as trained."
         )
         yield paper_table(study)
-    for dataset in study.familiar:
+    for dataset in study.in_distribution:
         yield Heading(3, f"In distribution: {dataset}")
         yield from _metrics(study, dataset)
         yield from _pictures(study, dataset, styles)
@@ -86,13 +87,19 @@ def _study(study: Study, styles: Looks) -> Iterator[Block]:
     yield Figure(name, ece_by_set(study, styles, name), "Expected calibration error by test set", caption)
     yield from _auroc(study)
     yield Heading(3, "Cost")
-    yield Paragraph(_machines(study.runs))
+    yield Paragraph(f"{_machines(study.runs)} Wall seconds of runs that may have shared the machine.")
     yield cost_table(study)
 
 
 def _metrics(study: Study, dataset: str) -> Iterator[Block]:
+    trained = [entry for entry in study.entries if entry.trained]
+    found = [e for entry in trained for t in TREATMENTS for e in entry.evaluations(dataset, t).values()]
+    floor = ""
+    if found:
+        ece = median(calibrated_ece(evaluation.reliability) for evaluation in found)
+        floor = f" A perfectly calibrated model that is as confident as these would show an ECE of about {ece:.3f}."
     n_examples = next(e.n_examples for run in study.runs for e in run.evaluations if e.dataset == dataset)
-    yield Paragraph(f"{n_examples} questions.")
+    yield Paragraph(f"{n_examples} questions.{floor}")
     yield metric_table(study, dataset)
 
 
@@ -130,7 +137,8 @@ def _auroc(study: Study) -> Iterator[Block]:
         yield Heading(3, "What uncertainty finds")
         yield Paragraph(
             "Area under the ROC curve of each uncertainty score, 0.5 is chance. Error: for telling wrong answers from "
-            "right ones. Foreign: for telling questions of this set from those of the training distribution."
+            "right ones. OOD: for telling questions of this set from those of the training distribution, among those "
+            "that have equally many choices."
         )
     for dataset, table in tables:
         if table is not None:
@@ -144,7 +152,7 @@ def _machines(runs: Sequence[Run]) -> str:
         return "Nothing was trained."
     if len(found) == 1:
         return f"Trained on {found[0]}."
-    return f"Trained on several processors, so that ratios across them mean little: {', '.join(found)}."
+    return f"Trained on several processors, so that times across them compare little: {', '.join(found)}."
 
 
 def _provenance(runs: Sequence[Run]) -> Iterator[Block]:

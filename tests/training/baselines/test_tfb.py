@@ -1,17 +1,12 @@
-import math
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
 
-from blora.errors import ConfigError, NumericalError
+from blora.errors import ConfigError
 from blora.posterior.draws import Draws, Factors
 from blora.posterior.noise import generator_of
 from tests.scenarios import random_draws
-from tests.training.baselines.conftest import Trained
-from training.baselines.tfb import isotropic_draws, largest_scale, with_own_answers
-from training.evaluate import evaluate, predict_all
+from training.baselines.tfb import isotropic_draws
 
 D_OUT, D_IN, RANK = 5, 4, 3
 
@@ -103,51 +98,3 @@ def quadratic(scale: float) -> float:
 
 def dip(scale: float) -> float:
     return 1 - scale + 4 * scale**2  # back at 1 where the scale is 1/4
-
-
-@pytest.mark.parametrize(
-    ("loss", "tolerance", "answer"), [(quadratic, 0.01, 0.1), (quadratic, 0.25, 0.5), (dip, 0.0, 0.25)]
-)
-def test_the_largest_acceptable_scale_is_found(loss: Callable[[float], float], tolerance: float, answer: float) -> None:
-    found = largest_scale(loss, tolerance=tolerance, highest=0.8, n_steps=14)
-    assert found == pytest.approx(answer, abs=0.8 / 2**14)
-    assert loss(found) <= (1 + tolerance) * loss(0.0)
-
-
-def test_an_acceptable_end_is_the_answer() -> None:
-    calls = []
-    assert largest_scale(lambda scale: calls.append(scale) or 1.0, highest=0.3) == 0.3
-    assert calls == [0.0, 0.3]
-
-
-def test_where_nothing_is_acceptable_there_is_no_noise() -> None:
-    assert largest_scale(lambda scale: 1.0 if scale == 0 else math.inf) == 0.0
-    assert largest_scale(lambda scale: 1.0 if scale == 0 else math.nan) == 0.0
-
-
-def test_a_search_that_makes_no_sense_is_refused() -> None:
-    for settings in ({"tolerance": -0.1}, {"highest": 0.0}, {"n_steps": 0}):
-        with pytest.raises(ConfigError, match="expected a tolerance"):
-            largest_scale(quadratic, **settings)
-    with pytest.raises(NumericalError, match="without noise"):
-        largest_scale(lambda scale: math.nan)
-
-
-# On a model
-
-
-def test_a_trained_lora_gets_as_much_noise_as_it_bears(trained: Trained) -> None:
-    model = trained.base.model
-    rows = with_own_answers(model, trained.validation, trained.lora)
-    answers = predict_all(model, trained.validation, trained.lora)[0].argmax(-1)
-    assert [row.label for row in rows] == answers.tolist()
-
-    def loss(scale: float) -> float:
-        return evaluate(model, rows, isotropic_draws(trained.lora, scale, 4, generator_of(0))).metrics.nll
-
-    scale = largest_scale(loss, tolerance=0.1, highest=1.0, n_steps=6)
-    assert 0 < scale < 1
-    assert loss(scale) <= 1.1 * loss(0.0) < loss(scale + 1 / 2**6)
-    result = evaluate(model, rows, isotropic_draws(trained.lora, scale, 4, generator_of(0)))
-    assert result.n_samples == 4
-    assert result.mean_mutual_information > 0

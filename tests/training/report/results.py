@@ -93,6 +93,7 @@ def _evaluation(dataset: str, shift: bool, tempered: bool, probs: Tensor, labels
         error["mutual_information"] = None
     return {
         "dataset": dataset,
+        "digest": f"sha256:{dataset}",
         "shift": shift,
         "tempered": tempered,
         "n_examples": len(labels),
@@ -102,7 +103,7 @@ def _evaluation(dataset: str, shift: bool, tempered: bool, probs: Tensor, labels
         "reliability": [b.to_dict() for b in reliability(mean, labels)],
         "risk_coverage": risk_coverage(confidence, top == labels),
         "auroc_error": error,
-        "auroc_foreign": error if shift else None,
+        "auroc_ood": error if shift else None,
         "seconds": 3.5,
     }
 

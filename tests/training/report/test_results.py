@@ -129,6 +129,7 @@ def test_an_evaluation_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"n_examples": 19}, "n_examples = 19, expected 20"),
+        ({"digest": "sha256:other"}, "digest = sha256:other, expected sha256:arc_easy_test"),
         ({"shift": True}, "shift = True, expected False"),
         ({"reliability": [{"count": 20, "confidence": 0.5, "accuracy": 0.5}]}, "bins of reliability = 1, expected 15"),
     ],

@@ -139,7 +139,7 @@ def test_several_processors_are_named(tmp_path: Path) -> None:
         write_results(tmp_path / "in", {"a": exact("lora", 0, {EASY: {}}), "b": other}), tmp_path / "out"
     )
     assert (
-        "Trained on several processors, so that ratios across them mean little: Other CPU, Toy CPU."
+        "Trained on several processors, so that times across them compare little: Other CPU, Toy CPU."
         in files[0].read_text()
     )
 
