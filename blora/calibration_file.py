@@ -1,7 +1,8 @@
-"""`calibration.json`, beside an adapter's files: one calibration for each way in which the adapter is served.
+"""`calibration.json`, beside an adapter's files: one calibration for each dtype in which the adapter is served.
 
 It lies outside the adapter's digest, which each calibration names: a calibration changes nothing about the adapter, and
-writing the adapter again leaves none behind.
+writing the adapter again leaves none behind. The digest covers the adapter's own settings, draws and temperature among
+them, so that calibrations of the same contents can differ in the dtype of the base model alone.
 """
 
 import json
@@ -12,7 +13,7 @@ from typing import ClassVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from blora.decision.calibrated import Binding, Calibration
+from blora.decision.certificate import Binding, Calibration
 from blora.errors import AdapterError, ConfigError
 
 __all__ = ["CALIBRATION_FILE", "for_serving", "read", "store"]
@@ -36,12 +37,16 @@ def read(folder: Path) -> tuple[Calibration, ...]:
         AdapterError: naming the first field that is missing, unknown or wrong.
     """
     file = folder / CALIBRATION_FILE
-    if not file.exists():
-        return ()
-    again = "calibrate again"
+    again = "remove it and calibrate again"
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as exc:
+    except OSError as exc:
+        if isinstance(exc, FileNotFoundError) and not file.is_symlink():
+            return ()
+        raise AdapterError(
+            f"got {file}, which cannot be read ({exc.strerror}), expected a calibration; {again}"
+        ) from exc
+    except (ValueError, RecursionError) as exc:
         raise AdapterError(f"got {file}, which is no JSON ({exc}), expected a calibration; {again}") from exc
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if version != FORMAT_VERSION:
@@ -58,35 +63,37 @@ def read(folder: Path) -> tuple[Calibration, ...]:
         ) from exc
     except ConfigError as exc:
         raise AdapterError(f"{file}: {exc}; {again}") from exc
-    if not calibrations or len({calibration.binding for calibration in calibrations}) < len(calibrations):
+    served = {(entry.binding.adapter_digest, entry.binding.dtype) for entry in calibrations}
+    if not calibrations or len(served) < len(calibrations):
         raise AdapterError(
-            f"got {len(calibrations)} calibrations in {file}, expected at least one and no two for the same; {again}"
+            f"got {len(calibrations)} calibrations in {file}, expected at least one and no two for the same contents "
+            f"and dtype; {again}"
         )
     return calibrations
 
 
 def store(folder: Path, calibration: Calibration) -> None:
-    """Adds a calibration, in place of the one for the same dtype, draws and scoring; the file changes whole or not.
+    """Adds a calibration, in place of the one for the same dtype; the file changes whole or not.
 
     Calibrations of other contents than the new one's adapter are left out: nothing can serve them any more.
     """
-
-    def kept(other: Binding) -> bool:
-        new = calibration.binding
-        same_way = (other.dtype, other.n_samples, other.scoring) == (new.dtype, new.n_samples, new.scoring)
-        return other.adapter_digest == new.adapter_digest and not same_way
-
-    calibrations = (*(other for other in read(folder) if kept(other.binding)), calibration)
+    new = calibration.binding
+    kept = [
+        entry
+        for entry in read(folder)
+        if entry.binding.adapter_digest == new.adapter_digest and entry.binding.dtype != new.dtype
+    ]
+    calibrations = (*kept, calibration)
     text = json.dumps(asdict(_Contents(format_version=FORMAT_VERSION, calibrations=calibrations)), indent=1) + "\n"
     with tempfile.NamedTemporaryFile("w", dir=folder, prefix=f".{CALIBRATION_FILE}-", delete=False) as partial:
-        new = Path(partial.name)
+        written = Path(partial.name)
         try:
             partial.write(text)
             partial.close()
-            new.chmod(0o644)
-            new.replace(folder / CALIBRATION_FILE)
+            written.chmod(0o644)
+            written.replace(folder / CALIBRATION_FILE)
         finally:
-            new.unlink(missing_ok=True)
+            written.unlink(missing_ok=True)
 
 
 def for_serving(folder: Path, binding: Binding) -> Calibration | None:
@@ -98,18 +105,25 @@ def for_serving(folder: Path, binding: Binding) -> Calibration | None:
     calibrations = read(folder)
     if not calibrations:
         return None
-    closest = min(calibrations, key=lambda calibration: len(_differing(calibration.binding, binding)))
-    if not (names := _differing(closest.binding, binding)):
-        return closest
-    name = names[0]
-    found = ", ".join(sorted({str(getattr(calibration.binding, name)) for calibration in calibrations}))
-    raise AdapterError(
-        f"got calibration for {name} {found} in {folder / CALIBRATION_FILE}, expected {getattr(binding, name)}, with "
-        f"which the adapter is served; serve it as it was calibrated, run `blora calibrate` for this {name}, or remove "
-        "the file"
-    )
-
-
-def _differing(one: Binding, other: Binding) -> list[str]:
-    names = [field.name for field in fields(Binding)]
-    return [name for name in names if getattr(one, name) != getattr(other, name)]
+    file = folder / CALIBRATION_FILE
+    if not (own := [entry for entry in calibrations if entry.binding.adapter_digest == binding.adapter_digest]):
+        found = ", ".join(sorted({entry.binding.adapter_digest for entry in calibrations}))
+        raise AdapterError(
+            f"got calibration for adapter_digest {found} in {file}, expected {binding.adapter_digest}: the adapter has "
+            "changed since; run `blora calibrate` for it, or remove the file"
+        )
+    entry = next((entry for entry in own if entry.binding.dtype == binding.dtype), None)
+    if entry is None:
+        found = ", ".join(sorted(entry.binding.dtype for entry in own))
+        raise AdapterError(
+            f"got calibration for dtype {found} in {file}, expected {binding.dtype}, in which the adapter is served; "
+            "serve it as it was calibrated, run `blora calibrate` for this dtype, or remove the file"
+        )
+    for field in fields(Binding):
+        found, expected = getattr(entry.binding, field.name), getattr(binding, field.name)
+        if found != expected:
+            raise AdapterError(
+                f"got calibration for {field.name} {found} in {file}, expected {expected}, as contents of this "
+                "digest say: the file was edited; restore it, or remove it and calibrate again"
+            )
+    return entry

@@ -5,10 +5,12 @@ The request's own policy comes first, then the adapter's calibrated level, then 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from blora.decision.abstention import Policy
+from blora.decision.certificate import FormName
 from blora.decision.conformal import prediction_sets
 from blora.decision.uncertainty import Prediction
 from server.errors import InvalidRequestError
@@ -46,7 +48,7 @@ def policy_for(question: PredictRequest, handle: AdapterHandle) -> InForce | Non
 
     Raises:
         InvalidRequestError: if it relies on a calibration that the adapter does not have, that lacks its target, or
-            that was not made for its draws, scoring or choices.
+            that was not made for its draws, scoring, choices or form.
     """
     asked = question.policy
     if asked is None:
@@ -55,12 +57,12 @@ def policy_for(question: PredictRequest, handle: AdapterHandle) -> InForce | Non
         chosen = InForce(Policy(**asked.thresholds(), source="request"))
     else:
         chosen = _proved(handle, asked.target_risk)
-    if chosen is not None and chosen.target_risk is not None and (field := _departure(question, handle)):
+    if chosen is not None and chosen.target_risk is not None and (departure := _departure(question, handle)):
         raise InvalidRequestError(
-            f"got another {field} than adapter {handle.name!r} was calibrated with, expected the same, for its policy "
-            f"proves nothing otherwise: leave {field} out, or send policy thresholds of your own",
+            f"got {departure.got}, expected {departure.expected}, as in the calibration of adapter {handle.name!r}, "
+            f"for its policy proves nothing otherwise: {departure.remedy}, or send policy thresholds of your own",
             code="not_calibrated",
-            param=field,
+            param=departure.field,
         )
     return chosen
 
@@ -93,13 +95,34 @@ def _proved(handle: AdapterHandle, target_risk: float) -> InForce:
     )
 
 
-def _departure(question: PredictRequest, handle: AdapterHandle) -> str | None:
-    """The first field in which a request differs from what the adapter's calibration was made with."""
-    prompt, sampling = handle.config.prompt, handle.config.sampling
+class _Departure(NamedTuple):
+    """The field in which a request differs from what was calibrated, and the words that say how."""
+
+    field: str
+    got: str
+    expected: str
+    remedy: str
+
+
+def _departure(question: PredictRequest, handle: AdapterHandle) -> _Departure | None:
+    """The first difference of a request to what the adapter's calibration was made with, if it has one."""
+    if handle.calibration is None:
+        return None
+    prompt, sampling, rows = handle.config.prompt, handle.config.sampling, handle.calibration.rows
     usual = {
         "n_samples": sampling.n_samples,
         "seed": sampling.seed,
         "scoring": prompt.scoring,
         "choices": list(prompt.choices) if prompt.choices else question.choices,
     }
-    return next((name for name, value in usual.items() if getattr(question, name) not in (None, value)), None)
+    for field, value in usual.items():
+        if getattr(question, field) not in (None, value):
+            return _Departure(field, f"another {field}", "the same", f"leave {field} out")
+    form: FormName = "messages" if question.messages is not None else "prompt"
+    if form not in rows.forms:
+        [expected] = rows.forms
+        return _Departure(form, f"a question as {form}", f"one as {expected}", f"ask it as {expected}")
+    choices = question.choices or prompt.choices
+    if choices is not None and not rows.fewest_choices <= len(choices) <= rows.most_choices:
+        return _Departure("choices", f"{len(choices)} choices", rows.n_choices, f"offer {rows.n_choices}")
+    return None

@@ -6,15 +6,16 @@ from pathlib import Path
 import torch
 
 from blora import calibration_file
-from blora.adapter import Adapter, attach, load_adapter
+from blora.adapter import attach, load_adapter
 from blora.base_model import load_base_model
-from blora.decision.calibrated import Binding, Calibration, Goal, calibrate
-from blora.errors import ConfigError
+from blora.decision.calibrated import calibrate
+from blora.decision.certificate import Binding, Calibration, FormName, Goal
 from blora.inference.scoring import check_packing
 from blora.posterior.bank import SampleBank
-from training.data import ExampleSet, read_examples
+from training.data import read_examples
 from training.evaluate import predict_all
 from training.rows import pack_examples
+from training.seen import check_distinct, check_unseen
 
 __all__ = ["calibrate_adapter"]
 
@@ -43,7 +44,8 @@ def calibrate_adapter(
         goal: what is to be proved.
 
     Raises:
-        BloraError: if the adapter was made with this data, or its rows do not prove the goal; the file stays as it was.
+        BloraError: if the adapter was made with this data or some of these questions, if a question comes twice, or if
+            the rows do not prove the goal; the file stays as it was.
     """
     base = load_base_model(base_model, device=device, dtype=dtype)
     check_packing(base)
@@ -51,8 +53,10 @@ def calibrate_adapter(
     calibration_file.read(path)  # one that could not be kept is told before the work
     prompt, sampling = adapter.config.prompt, adapter.config.sampling
     examples = read_examples(data, choices=prompt.choices, split=split)
-    _check_unseen(adapter, examples)
-    rows = pack_examples(replace(examples, examples=examples.examples[:limit]), base, prompt)
+    examples = replace(examples, examples=examples.examples[:limit])
+    check_unseen(adapter.config.training, examples)
+    check_distinct(examples)
+    rows = pack_examples(examples, base, prompt)
     goal.check_rows(len(rows))
     attach(base, adapter)
     bank = SampleBank.draw(adapter.posterior, adapter.digest, sampling.n_samples, sampling.seed)
@@ -71,16 +75,12 @@ def calibrate_adapter(
         source=examples.source,
         digest=examples.digest,
         split=split,
+        forms=[_form(example.kind) for example in examples.examples],
     )
     calibration_file.store(path, calibration)
     return calibration
 
 
-def _check_unseen(adapter: Adapter, examples: ExampleSet) -> None:
-    """Refuses data that the adapter was fitted to or chosen by, on which its answers are better than elsewhere."""
-    for use, record in adapter.config.training.items():
-        if isinstance(record, dict) and record.get("digest") == examples.digest:
-            raise ConfigError(
-                f"got {examples.source}, which is the adapter's {use} data, expected rows that played no part in "
-                "making it; calibrate on rows the adapter was not trained on"
-            )
+def _form(kind: str) -> FormName:
+    """In which a request asks a question that a row has as this kind: the adapter's template wraps every plain text."""
+    return "messages" if kind == "messages" else "prompt"

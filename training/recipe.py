@@ -20,6 +20,7 @@ from training.config import TrainConfig
 from training.data import ExampleSet, read_examples, split_examples
 from training.provenance import command_line, machine, revision
 from training.rows import pack_examples
+from training.seen import SEEN, fingerprints
 from training.trainer import fit
 from training.tune import Trial, scorer, trial_of
 
@@ -128,6 +129,7 @@ def train_adapter(recipe: Recipe, output: Path) -> Trial:
         training=_record(recipe, base, train)
         | {
             "seconds": fitted.seconds,
+            SEEN: {"train": fingerprints(train), "validation": fingerprints(validation)},
             "validation": {
                 "source": validation.source,
                 "digest": validation.digest,

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from blora.checks import require
+from blora.decision.abstention import TOLERANCE
 from blora.decision.calibration import N_BINS
 from blora.errors import ConfigError, NumericalError, ShapeError
 
@@ -24,6 +26,19 @@ class ReliabilityBin:
     count: int
     confidence: float | None
     accuracy: float | None
+
+    def __post_init__(self) -> None:
+        shares = [share for share in (self.confidence, self.accuracy) if share is not None]
+        require(
+            self.count >= 0 and len(shares) == (2 if self.count else 0),
+            f"a reliability bin of {self.count} answers with confidence {self.confidence}, accuracy {self.accuracy}",
+            "a count of at least 0, with both where there are answers and neither where there are none",
+        )
+        require(
+            all(0 <= share <= 1 + TOLERANCE for share in shares),
+            f"a reliability bin with confidence {self.confidence}, accuracy {self.accuracy}",
+            "shares from 0 to 1",
+        )
 
     def to_dict(self) -> dict[str, int | float | None]:
         """By name, for a result file."""

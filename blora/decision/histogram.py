@@ -9,11 +9,11 @@ import torch
 from pydantic import ConfigDict
 from torch import Tensor
 
-from blora.errors import ConfigError
+from blora.checks import require
 
-__all__ = ["Histogram", "entropy_histogram"]
+__all__ = ["Histogram", "entropy_edges", "entropy_histogram"]
 
-N_BINS = 20
+N_ENTROPY_BINS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,20 +26,26 @@ class Histogram:
     counts: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if len(self.edges) != len(self.counts) + 1 or any(low >= high for low, high in pairwise(self.edges)):
-            raise ConfigError(
-                f"got {len(self.edges)} edges of {len(self.counts)} counts, expected ascending, one more than counts"
-            )
-        if any(count < 0 for count in self.counts):
-            raise ConfigError(f"got counts {self.counts}, expected none below 0")
+        ascending = all(low < high for low, high in pairwise(self.edges))
+        require(
+            bool(self.counts) and len(self.edges) == len(self.counts) + 1 and ascending,
+            f"{len(self.edges)} edges of {len(self.counts)} counts",
+            "some counts, and ascending edges, one more than these",
+        )
+        require(min(self.counts) >= 0, f"a count of {min(self.counts)}", "none below 0")
+
+
+def entropy_edges(n_choices: int) -> tuple[float, ...]:
+    """The 21 edges of 20 equal bins from 0 to ln C, the most that C choices can have, in nats."""
+    return tuple(index * math.log(n_choices) / N_ENTROPY_BINS for index in range(N_ENTROPY_BINS + 1))
 
 
 def entropy_histogram(entropies: Tensor, n_choices: int) -> Histogram:
-    """Counts of entropies (N,), in nats, in 20 equal bins from 0 to ln C, the most that C choices can have.
+    """Counts of entropies (N,), in nats, between the edges of `entropy_edges`.
 
     >>> entropy_histogram(torch.tensor([0.0, 0.01, 0.69]), 2).counts[::19]
     (2, 1)
     """
-    edges = [index * math.log(n_choices) / N_BINS for index in range(N_BINS + 1)]
+    edges = entropy_edges(n_choices)
     groups = torch.bucketize(entropies.double(), torch.tensor(edges[1:-1], dtype=torch.float64))
-    return Histogram(edges=tuple(edges), counts=tuple(groups.bincount(minlength=N_BINS).tolist()))
+    return Histogram(edges=edges, counts=tuple(groups.bincount(minlength=N_ENTROPY_BINS).tolist()))

@@ -11,11 +11,11 @@ rows. It is so for one target, one delta and one seed that were fixed beforehand
 the rows came from: the rows have to be independent draws of the questions to be answered.
 
 References:
-    Clopper and Pearson, 1934.
     Geifman and El-Yaniv, 2017. arXiv:1705.08500
     Angelopoulos et al., 2021, "Learn then Test". arXiv:2110.01052
 """
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -26,19 +26,20 @@ import torch
 from pydantic import ConfigDict
 from torch import Tensor
 
+from blora.checks import require
 from blora.decision.abstention import TOLERANCE, Policy
-from blora.errors import ConfigError, ShapeError
+from blora.decision.binomial import binomial_cdf, clopper_pearson
+from blora.errors import ShapeError
 
 __all__ = [
     "Evidence",
     "Level",
     "ScoreName",
-    "best_target",
-    "binomial_cdf",
     "certify",
-    "clopper_pearson",
+    "provable_target",
     "rows_for_proof",
     "rows_needed",
+    "score_range",
     "split_rows",
     "trust",
 ]
@@ -53,49 +54,6 @@ POLICY_FIELDS: dict[ScoreName, str] = {
 MAX_CANDIDATES = 200
 # Weight of all tuning rows in what is expected of those under one threshold.
 PRIOR_ROWS = 2
-# A term of the binomial sum this much smaller than the sum changes nothing.
-NEGLIGIBLE = 1e-18
-
-
-def binomial_cdf(k: int, n: int, p: float) -> float:
-    """P(X <= k) for X ~ Binomial(n, p), summed exactly from the terms next to k outwards.
-
-    >>> round(binomial_cdf(1, 3, 0.5), 12)
-    0.5
-    """
-    if k < 0 or k >= n:
-        return float(k >= n)
-    if p <= 0 or p >= 1:
-        return float(p <= 0)
-    lower = k <= n * p
-    at = k if lower else k + 1
-    log_pmf = math.lgamma(n + 1) - math.lgamma(at + 1) - math.lgamma(n - at + 1)
-    term = math.exp(log_pmf + at * math.log(p) + (n - at) * math.log1p(-p))
-    total, odds = 0.0, p / (1 - p)
-    while term > NEGLIGIBLE * total:
-        total += term
-        if lower:
-            term *= at / ((n - at + 1) * odds)
-            at -= 1
-        else:
-            term *= (n - at) * odds / (at + 1)
-            at += 1
-    return min(1.0, total) if lower else max(0.0, 1 - total)
-
-
-def clopper_pearson(k: int, n: int, delta: float) -> float:
-    """The exact upper bound of a probability after k events in n trials, too low with a probability of at most delta.
-
-    >>> round(clopper_pearson(0, 59, 0.05), 4)
-    0.0495
-    """
-    if k >= n:
-        return 1.0
-    low, high = k / n, 1.0
-    while high - low > 1e-12:
-        middle = (low + high) / 2
-        low, high = (low, middle) if binomial_cdf(k, n, middle) <= delta else (middle, high)
-    return high
 
 
 def rows_for_proof(n_proof: int) -> int:
@@ -109,15 +67,17 @@ def rows_needed(target_risk: float, delta: float) -> int:
 
 
 def split_rows(n_rows: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of the tuning part, a quarter, and of the proof part, in an order that depends on the seed alone.
+    """Indices of the tuning part, a quarter, and of the proof part.
+
+    The order is that of the sha256 of "seed,row" in decimals: it depends on every bit of the seed, and on neither the
+    version of a library nor the machine, so that anyone can divide the rows again.
 
     Raises:
         ConfigError: if there are fewer than four rows.
     """
-    if n_rows < 4:
-        raise ConfigError(f"got {n_rows} rows, expected at least 4: bring more")
-    order = torch.randperm(n_rows, generator=torch.Generator().manual_seed(seed))
-    return order[: n_rows // 4], order[n_rows // 4 :]
+    require(n_rows >= 4, f"{n_rows} rows", "at least 4: bring more")
+    order = sorted(range(n_rows), key=lambda row: hashlib.sha256(f"{seed},{row}".encode()).digest())
+    return torch.tensor(order[: n_rows // 4]), torch.tensor(order[n_rows // 4 :])
 
 
 class Counts(NamedTuple):
@@ -206,24 +166,69 @@ class Level:
     upper_bound: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.target_risk < 1:
-            raise ConfigError(f"got target_risk = {self.target_risk}, expected a number between 0 and 1")
+        target = self.target_risk
+        require(0 < target < 1, f"target_risk = {target}", "a number between 0 and 1")
         proved = (self.threshold, self.coverage, self.error, self.upper_bound)
-        if any(value is None for value in proved) != all(value is None for value in proved):
-            raise ConfigError(
-                f"got a level for {self.target_risk} that is proved in part, expected all of threshold, coverage, "
-                "error and upper_bound, or none"
-            )
+        require(
+            any(value is None for value in proved) == all(value is None for value in proved),
+            f"a level for {target} that is proved in part",
+            "all of threshold, coverage, error and upper_bound, or none",
+        )
         for name in ("expected_coverage", "coverage", "error", "upper_bound"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ConfigError(f"got {name} = {value} for target_risk {self.target_risk}, expected 0 to 1")
-        if self.upper_bound is not None and self.upper_bound > self.target_risk + TOLERANCE:
-            raise ConfigError(
-                f"got upper_bound = {self.upper_bound} for target_risk {self.target_risk}, expected at most the target"
-            )
+            require(value is None or 0 <= value <= 1, f"{name} = {value} for target_risk {target}", "0 to 1")
+        require(
+            self.upper_bound is None or self.upper_bound <= target + TOLERANCE,
+            f"upper_bound = {self.upper_bound} for target_risk {target}",
+            "at most the target",
+        )
         if self.threshold is not None:
             self.policy()
+
+    def check(self, *, n_proof: int, delta: float, least: float, greatest: float) -> None:
+        """Proves the level once more, from the counts that its shares come from.
+
+        Args:
+            n_proof: rows of the proof part.
+            delta: of the proof.
+            least: of the values that the score can have.
+            greatest: of these.
+
+        Raises:
+            ConfigError: if its numbers cannot come from a proof.
+        """
+        if self.threshold is None or self.coverage is None or self.error is None or self.upper_bound is None:
+            return
+        of = f"for target_risk {self.target_risk}"
+        answered = round(self.coverage * n_proof)
+        wrong = round(self.error * answered)
+        require(
+            answered >= 1 and abs(self.coverage * n_proof - answered) <= TOLERANCE,
+            f"coverage = {self.coverage} {of}",
+            f"the share of at least one of {n_proof} rows",
+        )
+        require(
+            abs(self.error * answered - wrong) <= TOLERANCE,
+            f"error = {self.error} {of}",
+            f"the share of some of {answered} answers",
+        )
+        p_value = binomial_cdf(wrong, answered, self.target_risk)
+        require(
+            p_value <= delta * (1 + TOLERANCE),
+            f"{wrong} wrong of {answered} answers {of}, which have p-value {p_value:.3g}",
+            f"at most delta = {delta}, or nothing is proved",
+        )
+        bound = clopper_pearson(wrong, answered, delta)
+        require(
+            abs(self.upper_bound - bound) <= TOLERANCE,
+            f"upper_bound = {self.upper_bound} {of}",
+            f"{bound:.6f} after {wrong} wrong of {answered} answers",
+        )
+        require(
+            least - TOLERANCE <= self.threshold <= greatest + TOLERANCE,
+            f"threshold = {self.threshold} on {self.score} {of}",
+            f"{least:.6g} to {greatest:.6g}, which it can be",
+        )
 
     def policy(self, source: Literal["request", "adapter"] = "adapter") -> Policy:
         """The threshold as a policy.
@@ -231,8 +236,7 @@ class Level:
         Raises:
             ConfigError: if nothing was proved.
         """
-        if self.threshold is None:
-            raise ConfigError(f"got target_risk {self.target_risk}, expected one that was proved")
+        require(self.threshold is not None, f"target_risk {self.target_risk}", "one that was proved")
         return Policy(**{POLICY_FIELDS[self.score]: self.threshold}, source=source)
 
     def answers(self, values: Tensor) -> Tensor:
@@ -272,21 +276,25 @@ def certify(evidence: Evidence, *, target_risk: float, delta: float) -> Level:
     )
 
 
-def best_target(evidence: Evidence, *, above: float, delta: float) -> float | None:
-    """The smallest target above a refused one that these rows would have proved, in thousandths; None if none is.
+def provable_target(evidence: Evidence, *, above: float, delta: float) -> float | None:
+    """A target above a refused one that these rows would have proved, in thousandths; None if the search finds none.
 
-    Whoever asks for it has seen the rows: as a new target it calls for new rows, or for another look at the risk.
+    The search takes the first hundredth that is proved, and then the first thousandth of the nine below it. That need
+    not be the smallest of all: a looser target may choose another score and another order of thresholds, so that being
+    provable need not rise with the target, and thousandths below a hundredth that is not proved are not tried.
+
+    Whoever asks has seen the rows: as a new target it calls for new rows.
     """
 
-    def smallest(thousandths: range) -> int | None:
+    def first_of(thousandths: range) -> int | None:
         found = (n for n in thousandths if certify(evidence, target_risk=n / 1000, delta=delta).threshold is not None)
         return next(found, None)
 
-    first = math.floor(above * 1000 + TOLERANCE) + 1
-    coarse = smallest(range(-(-first // 10) * 10, 1000, 10))
-    fine = smallest(range(max(first, (coarse or 1000) - 9), coarse or 1000))
-    best = fine or coarse
-    return best / 1000 if best else None
+    lowest = math.floor(above * 1000 + TOLERANCE) + 1
+    coarse = first_of(range(-(-lowest // 10) * 10, 1000, 10))
+    fine = first_of(range(max(lowest, (coarse or 1000) - 9), coarse or 1000))
+    found = fine or coarse
+    return found / 1000 if found else None
 
 
 class _Plan(NamedTuple):
@@ -324,6 +332,23 @@ def _p_value(counts: Counts, target_risk: float) -> float:
 def trust(name: ScoreName, values: Tensor) -> Tensor:
     """A score's values, turned so that more is more certain."""
     return values if name == "confidence" else -values
+
+
+def score_range(name: ScoreName, *, n_choices: int, n_samples: int) -> tuple[float, float]:
+    """The least and the greatest value that a score can have; entropies are in nats.
+
+    Args:
+        name: of the score.
+        n_choices: the most that a question has.
+        n_samples: draws.
+
+    >>> score_range("confidence", n_choices=4, n_samples=8)
+    (0.25, 1.0)
+    """
+    if name == "confidence":
+        return 1 / n_choices, 1.0
+    # The mutual information is the Jensen-Shannon divergence of the draws, at most ln S too.
+    return 0.0, math.log(n_choices if name == "predictive_entropy" else min(n_choices, n_samples))
 
 
 def _spread(values: Tensor) -> Tensor:

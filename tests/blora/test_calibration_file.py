@@ -11,7 +11,7 @@ from blora.base_model import BaseModel
 from blora.calibration_file import CALIBRATION_FILE, for_serving, read, store
 from blora.errors import AdapterError
 from tests.blora.adapters import contents, rewrite_json, saved
-from tests.blora.test_calibrated import BINDING, made
+from tests.blora.test_calibrated import BINDING, DIGEST, made
 
 CALIBRATION = made()
 
@@ -50,37 +50,45 @@ def test_a_calibration_of_other_contents_does_not_outlive_them(tmp_path: Path) -
     assert read(tmp_path) == (new,)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("adapter_digest", "sha256:" + "c" * 64),
-        ("dtype", "float32"),
-        ("n_samples", 6),
-        ("seed", 4),
-        ("scoring", "label"),
-        ("temperature", 1.0),
-    ],
-)
-def test_an_adapter_served_otherwise_is_refused_naming_the_difference(tmp_path: Path, field: str, value: Any) -> None:
+def test_an_adapter_that_has_changed_since_is_refused(tmp_path: Path) -> None:
     store(tmp_path, CALIBRATION)
-    served = dataclasses.replace(BINDING, **{field: value})
+    changed = "sha256:" + "c" * 64
+    with pytest.raises(AdapterError, match=f"for adapter_digest {DIGEST} in .* expected {changed}: the adapter has"):
+        for_serving(tmp_path, dataclasses.replace(BINDING, adapter_digest=changed))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("n_samples", 6), ("seed", 4), ("scoring", "label"), ("temperature", 1.0)]
+)
+def test_settings_that_the_digest_rules_out_are_refused_as_edited(tmp_path: Path, field: str, value: Any) -> None:
+    store(tmp_path, bound(**{field: value}))
     with pytest.raises(AdapterError) as info:
-        for_serving(tmp_path, served)
+        for_serving(tmp_path, BINDING)
     message = str(info.value)
-    assert f"got calibration for {field} {getattr(BINDING, field)}" in message
-    assert f"expected {value}" in message
-    assert "run `blora calibrate`" in message
+    assert f"got calibration for {field} {value} in " in message
+    assert f"expected {getattr(BINDING, field)}, as contents of this digest say: the file was edited" in message
 
 
 def test_every_dtype_there_is_is_named(tmp_path: Path) -> None:
     store(tmp_path, CALIBRATION)
     store(tmp_path, bound(dtype="float32"))
-    with pytest.raises(AdapterError, match="for dtype bfloat16, float32 in .* expected float16"):
+    with pytest.raises(AdapterError, match="for dtype bfloat16, float32 in .* expected float16, in which"):
         for_serving(tmp_path, dataclasses.replace(BINDING, dtype="float16"))
 
 
 def change_calibration(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Any]:
     return rewrite_json(lambda raw: change(raw["calibrations"][0]))
+
+
+def default(raw: dict[str, Any]) -> dict[str, Any]:
+    """The level that is the default policy."""
+    [found] = [level for level in raw["levels"] if level["target_risk"] == raw["target_risk"]]
+    return found
+
+
+def other_seed(raw: dict[str, Any]) -> dict[str, Any]:
+    """A binding that differs in what the digest rules out."""
+    return {"binding": raw["calibrations"][0]["binding"] | {"seed": 99}}
 
 
 SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
@@ -90,6 +98,24 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
     "another version": (rewrite_json(lambda raw: raw.update(format_version=2)), "format_version 2"),
     "no entries": (rewrite_json(lambda raw: raw.update(calibrations=[])), "got 0 calibrations"),
     "the same twice": (rewrite_json(lambda raw: raw["calibrations"].append(raw["calibrations"][0])), "no two for"),
+    "the same dtype twice": (rewrite_json(lambda raw: raw["calibrations"].append(raw["calibrations"][0] | other_seed(raw))), "no two for the same contents and dtype"),
+    "a folder": (lambda file: (file.unlink(), file.mkdir()), "which cannot be read"),
+    "a link to nowhere": (lambda file: (file.unlink(), file.symlink_to("nowhere.json")), "which cannot be read \\(No such"),
+    "no forms": (change_calibration(lambda c: c["rows"].pop("forms")), "0.rows.forms"),
+    "another form": (change_calibration(lambda c: c["rows"].update(forms=["song"])), "0.rows.forms"),
+    "wrong answers without a bound": (change_calibration(lambda c: default(c).update(error=1.0, upper_bound=0.0)), "have p-value 1, expected at most delta"),
+    "nothing answered": (change_calibration(lambda c: default(c).update(coverage=0.0)), "coverage = 0.0"),
+    "confidence from 0 on": (change_calibration(lambda c: default(c).update(score="confidence", threshold=0.0)), "threshold = 0.0 on confidence"),
+    "entropy without end": (change_calibration(lambda c: default(c).update(score="predictive_entropy", threshold=1e300)), "threshold = 1e"),
+    "information of one draw": (change_calibration(lambda c: (c["binding"].update(n_samples=1), default(c).update(score="mutual_information"))), "of one draw"),
+    "a proof of one row": (change_calibration(lambda c: c["rows"].update(n_proof=1)), "200 tuning and 1 proof rows"),
+    "rows without end": (change_calibration(lambda c: c["rows"].update(n_rows=10**400)), "n_rows = 1000"),
+    "choices without end": (change_calibration(lambda c: c["rows"].update(most_choices=10**400)), "expected 20 equal ones up to ln"),
+    "a count without end": (change_calibration(lambda c: c["reliability"][14].update(count=10**400)), "reliability bins of 1000"),
+    "falling quantiles": (change_calibration(lambda c: c["quantiles"][2].update(quantile=0.0)), "none to fall"),
+    "a curve out of order": (change_calibration(lambda c: c["curve"].reverse()), "does not rise"),
+    "a bin without a confidence": (change_calibration(lambda c: c["reliability"][14].update(confidence=None)), "with confidence None"),
+    "a histogram without counts": (change_calibration(lambda c: c.update(entropy={"edges": [0.0], "counts": []})), "1 edges of 0 counts"),
     "an unknown field": (rewrite_json(lambda raw: raw.update(more=1)), "bad value at more"),
     "a missing field": (change_calibration(lambda c: c.pop("delta")), "calibrations.0.delta"),
     "an unknown field within": (change_calibration(lambda c: c["binding"].update(gpu=1)), "0.binding.gpu"),
@@ -101,12 +127,12 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a negative threshold": (change_calibration(lambda c: c["levels"][4].update(threshold=-0.1)), "-0.1"),
     "a target above one": (change_calibration(lambda c: c["levels"][4].update(target_risk=1.2)), "target_risk = 1.2"),
     "a quantile above one": (change_calibration(lambda c: c["quantiles"][0].update(quantile=1.5)), "quantile = 1.5"),
-    "a bin below nothing": (change_calibration(lambda c: c["reliability"][0].update(count=-1)), "out of range"),
+    "a bin below nothing": (change_calibration(lambda c: c["reliability"][0].update(count=-1)), "a reliability bin of -1 answers"),
     "a bin of NaN": (change_calibration(lambda c: c["reliability"][14].update(accuracy=float("nan"))), "reliability.14"),
     "an unknown field of a bin": (change_calibration(lambda c: c["reliability"][0].update(x=1)), "reliability.0.x"),
     "counts below nothing": (change_calibration(lambda c: c["entropy"]["counts"].__setitem__(0, -1)), "below 0"),
     "no such digest": (change_calibration(lambda c: c["binding"].update(adapter_digest="sha256:1")), "sha256:1"),
-    "rows that do not add up": (change_calibration(lambda c: c["rows"].update(n_rows=3)), "add up"),
+    "rows that do not add up": (change_calibration(lambda c: c["rows"].update(n_rows=804)), "expected a quarter and the rest, 201 and 603"),
 }  # fmt: skip
 
 

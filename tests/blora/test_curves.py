@@ -40,12 +40,29 @@ def scores(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
 
 def test_hand_computed_bins() -> None:
     low, high = reliability(PROBS, LABELS, n_bins=4)[2:]
-    assert low == ReliabilityBin(2, pytest.approx(0.65), 0.5)
-    assert high == ReliabilityBin(2, pytest.approx(0.85), 1.0)
+    assert low.to_dict() == {"count": 2, "confidence": pytest.approx(0.65), "accuracy": 0.5}
+    assert high.to_dict() == {"count": 2, "confidence": pytest.approx(0.85), "accuracy": 1.0}
 
 
 def test_a_bin_without_answers_has_a_count_and_nothing_else() -> None:
     assert reliability(PROBS, LABELS, n_bins=4)[0].to_dict() == {"count": 0, "confidence": None, "accuracy": None}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ((3, None, 0.5), "a reliability bin of 3 answers with confidence None, accuracy 0.5, expected"),
+        ((3, 0.5, None), "accuracy None"),
+        ((0, 0.5, 0.5), "a reliability bin of 0 answers"),
+        ((-1, 0.5, 0.5), "a reliability bin of -1 answers"),
+        ((3, 1.1, 0.5), "confidence 1.1, accuracy 0.5, expected shares from 0 to 1"),
+        ((3, 0.5, -0.1), "shares from 0 to 1"),
+        ((3, float("nan"), 0.5), "shares from 0 to 1"),
+    ],
+)
+def test_a_bin_that_cannot_be_is_refused(row: tuple[int, float | None, float | None], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ReliabilityBin(*row)
 
 
 def test_a_confidence_on_the_edge_of_two_bins_is_in_the_lower_one() -> None:

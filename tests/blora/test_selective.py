@@ -1,6 +1,7 @@
-import math
+import dataclasses
+import hashlib
 from collections.abc import Callable
-from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -10,74 +11,21 @@ from torch import Tensor
 
 from blora.decision import selective
 from blora.decision.abstention import Policy, decide
+from blora.decision.binomial import binomial_cdf, clopper_pearson
 from blora.decision.selective import (
     Evidence,
     Level,
     ScoreName,
-    best_target,
-    binomial_cdf,
     certify,
-    clopper_pearson,
+    provable_target,
     rows_for_proof,
     rows_needed,
+    score_range,
     split_rows,
 )
+from blora.decision.uncertainty import mutual_information, predictive_entropy, predictive_mean
 from blora.errors import ConfigError, ShapeError
 from tests.blora.test_abstention import prediction
-
-# Exact binomials
-
-
-def exact_cdf(k: int, n: int, p: Fraction) -> float:
-    return float(sum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k + 1)))
-
-
-@given(st.integers(1, 120), st.integers(-1, 121), st.fractions(0, 1, max_denominator=97))
-def test_the_tail_is_the_sum_of_exact_fractions(n: int, k: int, p: Fraction) -> None:
-    expected = 1.0 if k >= n else exact_cdf(k, n, p)
-    assert binomial_cdf(k, n, float(p)) == pytest.approx(expected, rel=1e-9, abs=1e-15)
-
-
-def test_a_large_tail_is_that_of_the_normal_limit() -> None:
-    n, p = 1_000_000, 0.3
-    for z in (-3, -1, 0, 1, 3):
-        k = n * p + z * math.sqrt(n * p * (1 - p))
-        # With the correction for continuity the error of the limit is of order 1 / sqrt(n).
-        normal = 0.5 * math.erfc(-(math.floor(k) + 0.5 - n * p) / math.sqrt(2 * n * p * (1 - p)))
-        assert binomial_cdf(math.floor(k), n, p) == pytest.approx(normal, abs=2e-4)
-
-
-@pytest.mark.parametrize(
-    ("k", "n", "delta", "bound"),
-    [
-        # Closed forms where k is 0 or n - 1; between, the equation solved with mpmath.
-        (0, 10, 0.05, 0.2588656),
-        (1, 10, 0.05, 0.3941633),
-        (5, 10, 0.05, 0.7775589),
-        (9, 10, 0.05, 0.9948838),
-        (10, 10, 0.05, 1.0),
-        (0, 59, 0.05, 1 - 0.05 ** (1 / 59)),
-        (0, 1, 0.1, 0.9),
-    ],
-)
-def test_the_upper_bound_has_its_known_values(k: int, n: int, delta: float, bound: float) -> None:
-    assert clopper_pearson(k, n, delta) == pytest.approx(bound, abs=1e-7)
-
-
-@given(st.integers(1, 400), st.data(), st.sampled_from([0.01, 0.05, 0.3]))
-def test_the_bound_is_where_the_tail_is_delta(n: int, data: st.DataObject, delta: float) -> None:
-    k = data.draw(st.integers(0, n - 1))
-    bound = clopper_pearson(k, n, delta)
-    assert binomial_cdf(k, n, bound) == pytest.approx(delta, rel=1e-6)
-    assert bound > k / n
-
-
-@pytest.mark.parametrize("p", [0.02, 0.1, 0.37])
-def test_the_bound_is_too_low_as_rarely_as_it_says(p: float) -> None:
-    n, delta = 40, 0.1
-    missed = sum(math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(n + 1) if clopper_pearson(k, n, delta) < p)
-    assert missed <= delta
-
 
 # Dividing the rows
 
@@ -90,6 +38,24 @@ def test_a_quarter_tunes_and_the_rest_proves(n_rows: int) -> None:
     again, _ = split_rows(n_rows, seed=3)
     assert torch.equal(again, tuning)
     assert rows_for_proof(len(proof)) <= n_rows
+
+
+def test_the_division_is_written_down_and_knows_every_bit_of_the_seed() -> None:
+    def place(row: int) -> str:
+        return hashlib.sha256(b"7,%d" % row).hexdigest()
+
+    tuning, proof = split_rows(20, seed=7)
+    assert [*tuning.tolist(), *proof.tolist()] == sorted(range(20), key=place)
+    orders = {tuple(split_rows(40, seed)[0].tolist()) for seed in (0, 1, 2**32, 2**62)}
+    assert len(orders) == 4
+
+
+def test_each_row_tunes_as_often_as_the_others() -> None:
+    n_seeds = 2000
+    tuned = torch.zeros(12)
+    for seed in range(n_seeds):
+        tuned[split_rows(12, seed)[0]] += 1
+    assert (tuned / n_seeds - 0.25).abs().max() < 5 * (0.25 * 0.75 / n_seeds) ** 0.5
 
 
 @pytest.mark.parametrize("n_rows", [0, 1, 3])
@@ -218,11 +184,11 @@ def evidence_of(confidence: Tensor, wrong: Tensor, seed: int = 0) -> Evidence:
 
 
 def test_a_level_counts_what_its_policy_answers() -> None:
-    scores, wrong = steep(torch.Generator().manual_seed(4), 600)
+    scores, wrong = steep(torch.Generator().manual_seed(4), 1200)
     level = certify(Evidence.gather(scores, wrong, seed=9), target_risk=0.1, delta=0.05)
     policy = level.policy("request")
     assert policy.source == "request"
-    _, proof = split_rows(600, seed=9)
+    _, proof = split_rows(1200, seed=9)
     answered = [
         row
         for row in proof.tolist()
@@ -264,7 +230,7 @@ def test_where_all_are_wrong_nothing_is_proved() -> None:
         with pytest.raises(ConfigError, match="expected one that was proved"):
             level.policy()
         assert not level.answers(torch.rand(3, generator=torch.Generator())).any()
-    assert best_target(evidence, above=0.01, delta=0.05) is None
+    assert provable_target(evidence, above=0.01, delta=0.05) is None
 
 
 def test_equal_scores_are_answered_all_or_none() -> None:
@@ -281,11 +247,11 @@ def test_of_equally_good_scores_the_first_is_taken() -> None:
     assert certify(Evidence.gather(scores, wrong, seed=0), target_risk=0.1, delta=0.05).score == "predictive_entropy"
 
 
-def test_the_best_target_is_proved_and_the_next_smaller_one_is_not() -> None:
+def test_the_target_that_is_named_is_proved_and_the_next_smaller_one_is_not() -> None:
     scores, wrong = steep(torch.Generator().manual_seed(2), 300)
     evidence = Evidence.gather(scores, wrong, seed=2)
     assert certify(evidence, target_risk=0.01, delta=0.05).threshold is None
-    best = best_target(evidence, above=0.01, delta=0.05)
+    best = provable_target(evidence, above=0.01, delta=0.05)
     assert best is not None
     assert certify(evidence, target_risk=best, delta=0.05).threshold is not None
     assert certify(evidence, target_risk=best - 0.001, delta=0.05).threshold is None
@@ -336,3 +302,78 @@ def test_a_level_that_cannot_be_is_refused(change: dict[str, object], message: s
     Level(**GOOD)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=message):
         Level(**(GOOD | change))  # type: ignore[arg-type]
+
+
+# What no proof can have. Of 300 rows, 120 are answered and 6 of these wrongly.
+
+COUNTED = Level(
+    target_risk=0.1,
+    score="confidence",
+    expected_coverage=0.5,
+    threshold=0.8,
+    coverage=120 / 300,
+    error=6 / 120,
+    upper_bound=clopper_pearson(6, 120, 0.05),
+)
+
+
+def check(level: Level, *, n_proof: int = 300, delta: float = 0.05) -> None:
+    level.check(n_proof=n_proof, delta=delta, least=1 / 3, greatest=1.0)
+
+
+def test_a_level_is_proved_again_from_its_counts() -> None:
+    check(COUNTED)
+    check(Level(target_risk=0.1, score="confidence", expected_coverage=0.5))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"coverage": 0.0}, "coverage = 0.0 .* at least one of 300 rows"),
+        ({"coverage": 0.401}, "coverage = 0.401 for target_risk 0.1, expected the share"),
+        ({"error": 0.051}, "error = 0.051 .* some of 120 answers"),
+        ({"error": 1.0, "upper_bound": 0.0}, "120 wrong of 120 answers .* p-value 1, expected at most delta = 0.05"),
+        ({"error": 7 / 120}, "7 wrong of 120 answers .* p-value 0.0784"),
+        ({"error": 5 / 120}, r"upper_bound = 0.0962\d+ .* expected 0.085608 after 5 wrong of 120 answers"),
+        ({"upper_bound": 0.0}, r"upper_bound = 0.0 for target_risk 0.1, expected 0.0962\d+ after 6 wrong"),
+        ({"target_risk": 0.0964}, None),
+        ({"threshold": 0.0}, "threshold = 0.0 on confidence .* expected 0.333333 to 1, which it can be"),
+    ],
+)
+def test_numbers_that_no_proof_has_are_refused(change: dict[str, Any], message: str | None) -> None:
+    level = dataclasses.replace(COUNTED, **change)
+    if message is None:
+        check(level)
+        return
+    with pytest.raises(ConfigError, match=message):
+        check(level)
+
+
+def test_what_few_rows_or_a_smaller_delta_do_not_prove_is_refused() -> None:
+    sure = dataclasses.replace(COUNTED, coverage=1.0, error=0.0, upper_bound=0.05)
+    with pytest.raises(ConfigError, match="0 wrong of 1 answers .* p-value 0.9"):
+        check(sure, n_proof=1)
+    with pytest.raises(ConfigError, match="expected at most delta = 0.01"):
+        check(COUNTED, delta=0.01)
+
+
+@given(st.integers(16, 400), st.integers(0, 2**62), st.sampled_from([0.02, 0.1, 0.3]), st.sampled_from([0.02, 0.2]))
+def test_whatever_is_certified_is_proved_again(n: int, seed: int, target: float, delta: float) -> None:
+    scores, wrong = steep(torch.Generator().manual_seed(seed), n)
+    evidence = Evidence.gather(scores, wrong, seed=seed)
+    level = certify(evidence, target_risk=target, delta=delta)
+    level.check(n_proof=evidence.n_proof, delta=delta, least=0.0, greatest=1.0)
+
+
+def test_the_range_of_a_score_is_reached_and_not_left() -> None:
+    for n_choices, n_samples in ((2, 5), (5, 2), (3, 3)):
+        flat = torch.full((n_samples, 1, n_choices), 1 / n_choices, dtype=torch.float64)
+        split = torch.nn.functional.one_hot(torch.arange(n_samples) % n_choices, n_choices).double()[:, None]
+        found = {
+            "confidence": (predictive_mean(flat).max(), predictive_mean(split[:1]).max()),
+            "predictive_entropy": (predictive_entropy(split[:1]), predictive_entropy(flat)),
+            "mutual_information": (mutual_information(flat), mutual_information(split[: min(n_samples, n_choices)])),
+        }
+        for name, values in found.items():
+            known = score_range(name, n_choices=n_choices, n_samples=n_samples)
+            assert [float(value) for value in values] == pytest.approx(known, abs=1e-12)

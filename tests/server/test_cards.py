@@ -1,11 +1,14 @@
 """The cards of the adapters."""
 
+import dataclasses
 from typing import Any
 
 import pytest
 
 from blora.decision.abstention import Policy
-from tests.server.fakes import CHOICES, OPEN_DIGEST, TRIAGE_DIGEST, FakeEngine, Running, calibration, handle, running
+from server.cards import adapter_card
+from tests.server.calibrations import calibration
+from tests.server.fakes import CHOICES, OPEN_DIGEST, TRIAGE_DIGEST, FakeEngine, Running, handle, running
 from tests.server.test_app import validator
 
 ENGINE = FakeEngine(
@@ -36,9 +39,14 @@ async def test_a_card_says_how_the_adapter_was_made_and_what_was_proved() -> Non
         assert [level["target_risk"] for level in proved["levels"]] == [0.01, 0.05, 0.2]
         assert [level["threshold"] for level in proved["levels"]] == [None, 0.9, 0.7]
         assert proved["curve"] == [[0.5, 0.02], [1.0, 0.1]]
-        assert proved["reliability"][0] == {"count": 400, "confidence": 0.9, "accuracy": 0.9}
+        assert proved["reliability"][13] == {"count": 400, "confidence": 0.9, "accuracy": 0.9}
         assert len(proved["reliability"]) == 15
         assert proved["rows"]["n_proof"] == 300
+        assert (proved["rows"]["forms"], proved["rows"]["fewest_choices"], proved["rows"]["most_choices"]) == (
+            ["prompt"],
+            2,
+            3,
+        )
 
 
 async def test_an_adapter_that_is_not_calibrated_has_its_owners_policy() -> None:
@@ -50,6 +58,14 @@ async def test_an_adapter_that_is_not_calibrated_has_its_owners_policy() -> None
 async def test_nothing_of_the_machine_it_was_trained_on_is_told() -> None:
     async with running(ENGINE) as server:
         assert "/home/me" not in (await server.client.get("/v1/adapters")).text
+
+
+def test_nothing_of_the_questions_it_was_trained_on_is_told() -> None:
+    [triage, _] = ENGINE.handles
+    record = triage.config.training | {"seen": {"train": "0123456789ab"}}
+    config = dataclasses.replace(triage.config, training=record)
+    told = adapter_card(dataclasses.replace(triage, config=config))
+    assert told == adapter_card(triage)
 
 
 async def test_the_list_holds_every_card() -> None:

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from blora.decision.abstention import Policy
-from tests.server.fakes import CHOICES, OPEN_DIGEST, TRIAGE_DIGEST, FakeEngine, Running, calibration, handle, running
+from tests.server.calibrations import calibration
+from tests.server.fakes import CHOICES, OPEN_DIGEST, TRIAGE_DIGEST, FakeEngine, Running, handle, running
 from tests.server.test_predictor import ask
 
 DEFAULT = {"min_confidence": 0.9, "target_risk": 0.05, "source": "adapter"}
@@ -14,7 +15,7 @@ DEFAULT = {"min_confidence": 0.9, "target_risk": 0.05, "source": "adapter"}
 
 @pytest.fixture
 def engine() -> FakeEngine:
-    """`triage` is calibrated and has its owner's policy too; `open` is calibrated without fixed labels."""
+    """`triage` is calibrated and has its owner's policy too; `open` is calibrated without fixed labels, on 2 to 4."""
     return FakeEngine(
         handles=(
             handle(
@@ -24,7 +25,7 @@ def engine() -> FakeEngine:
                 policy=Policy(min_confidence=0.3),
                 calibration=calibration(TRIAGE_DIGEST),
             ),
-            handle("open", OPEN_DIGEST, calibration=calibration(OPEN_DIGEST)),
+            handle("open", OPEN_DIGEST, calibration=calibration(OPEN_DIGEST, most_choices=4)),
             handle("plain", "sha256:" + "3" * 64, choices=CHOICES),
         )
     )
@@ -91,6 +92,61 @@ async def test_a_guarantee_does_not_stretch_to_other_requests(
     error = await refusal(server, prompt="p=0.9 x", policy=policy, **{field: value})
     assert (error["code"], error["param"]) == ("not_calibrated", field)
     assert f"leave {field} out, or send policy thresholds" in error["message"]
+
+
+MESSAGES = [{"role": "user", "content": "p=0.9 x"}]
+WORDS = [f"word {index}" for index in range(64)]
+# Of another kind than the rows that an adapter was calibrated with: the request, the field, what the message says.
+OTHER_KINDS: list[tuple[dict[str, Any], str, str]] = [
+    ({"messages": MESSAGES}, "messages", "a question as messages, expected one as prompt, as in the calibration of"),
+    (
+        {"adapter": "open", "prompt": "p=0.9 x", "choices": WORDS[:5]},
+        "choices",
+        "got 5 choices, expected 2 to 4, as in the calibration of adapter 'open'",
+    ),
+    ({"adapter": "open", "prompt": "p=0.9 x", "choices": WORDS}, "choices", "got 64 choices, expected 2 to 4"),
+    ({"adapter": "open", "messages": MESSAGES, "choices": WORDS[:2]}, "messages", "ask it as prompt, or send policy"),
+]
+
+
+@pytest.mark.parametrize(("request_of", "field", "message"), OTHER_KINDS)
+@pytest.mark.parametrize("policy", [None, {"target_risk": 0.2}])
+async def test_nor_to_questions_of_another_kind(
+    server: Running, request_of: dict[str, Any], field: str, message: str, policy: dict[str, float] | None
+) -> None:
+    error = await refusal(server, policy=policy, **request_of)
+    assert (error["code"], error["param"]) == ("not_calibrated", field)
+    assert message in error["message"]
+
+
+@pytest.mark.parametrize("request_of", [request_of for request_of, _, _ in OTHER_KINDS])
+async def test_questions_of_another_kind_are_answered_under_thresholds_of_their_own(
+    server: Running, request_of: dict[str, Any]
+) -> None:
+    answer = await ask(server, policy={"min_confidence": 0.5}, **request_of)
+    assert (answer["policy"]["source"], answer["prediction_set"]) == ("request", None)
+    assert "target_risk" not in answer["policy"]
+
+
+@pytest.mark.parametrize("n_choices", [2, 3, 4])
+async def test_any_number_of_choices_that_was_seen_is_covered(server: Running, n_choices: int) -> None:
+    answer = await ask(server, adapter="open", prompt="p=0.9 x", choices=WORDS[:n_choices])
+    assert (answer["policy"], answer["prediction_set"]) == (DEFAULT, ["word 0"])
+
+
+async def test_messages_are_covered_where_they_were_seen_and_prompts_where_these_were() -> None:
+    forms = {"chat": ("messages",), "both": ("messages", "prompt")}
+    handles = tuple(
+        handle(name, TRIAGE_DIGEST, choices=CHOICES, calibration=calibration(TRIAGE_DIGEST, forms=seen))
+        for name, seen in forms.items()
+    )
+    async with running(FakeEngine(handles=handles), default_adapter=None) as server:
+        for name in forms:
+            assert (await ask(server, adapter=name, messages=MESSAGES))["policy"] == DEFAULT
+        assert (await ask(server, adapter="both", prompt="p=0.9 x"))["policy"] == DEFAULT
+        error = await refusal(server, adapter="chat", prompt="p=0.9 x")
+        assert (error["code"], error["param"]) == ("not_calibrated", "prompt")
+        assert "got a question as prompt, expected one as messages" in error["message"]
 
 
 @pytest.mark.parametrize(("field", "value"), AS_EVER)

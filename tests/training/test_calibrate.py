@@ -1,6 +1,7 @@
 """`blora calibrate` on a tiny base model, and the calibration.json it leaves."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,11 @@ import pytest
 from blora.adapter import attach, load_adapter
 from blora.base_model import load_base_model
 from blora.calibration_file import CALIBRATION_FILE, read
-from blora.decision.calibrated import Calibration
 from blora.decision.calibration import temper
-from blora.errors import AdapterError, ConfigError
+from blora.decision.certificate import Calibration
+from blora.errors import AdapterError, ConfigError, DataError
 from blora.posterior.bank import SampleBank
-from tests.training.toys import toy_data, train_arguments, write_jsonl
+from tests.training.toys import toy_row, train_arguments, write_jsonl
 from training.commands import calibrate, train
 from training.data import read_examples
 from training.evaluate import predict_all
@@ -41,7 +42,7 @@ def labelled_by(adapter: Path, base_folder: Path, file: Path, *, wrongly: bool =
     base = load_base_model(str(base_folder), device="cpu", dtype="float32")
     loaded = load_adapter(adapter, base)
     attach(base, loaded)
-    rows = toy_data(60, seed=3)
+    rows = [toy_row(100 + index, index % 2) for index in range(60)]
     packed = pack_examples(read_examples(str(write_jsonl(file, rows))), base, loaded.config.prompt)
     sampling = loaded.config.sampling
     draws = SampleBank.draw(loaded.posterior, loaded.digest, sampling.n_samples, sampling.seed).draws
@@ -70,6 +71,7 @@ def test_what_is_written_is_of_the_adapters_own_bank(adapter: Path, unseen: Path
     rows = calibration.rows
     assert (rows.source, rows.digest, rows.split) == ("unseen.jsonl", read_examples(str(unseen)).digest, "test")
     assert (rows.n_rows, rows.n_proof, rows.seed) == (60, 45, 0)
+    assert (rows.forms, rows.fewest_choices, rows.most_choices) == (("prompt",), 2, 2)
     # The labels are the answers of the adapter's own bank at its own temperature.
     assert calibration.curve[-1] == (1.0, 0.0)
 
@@ -83,6 +85,7 @@ def test_a_table_says_what_was_proved(
     assert f"*    0.2  {calibration.default_level.score}" in told
     assert "    0.01  not proved" in told
     assert "Prediction sets of coverage 0.9" in told
+    assert "For questions like these rows: prompt, 2 choices." in told
 
 
 def test_the_seed_divides_the_rows_and_the_limit_cuts_them(adapter: Path, unseen: Path, base_folder: Path) -> None:
@@ -122,6 +125,53 @@ def test_rows_that_made_the_adapter_are_refused(
         with pytest.raises(ConfigError, match="calibrate on rows the adapter was not trained on"):
             run(adapter, data, base_folder, "--limit", "15")
     assert not (adapter / CALIBRATION_FILE).exists()
+
+
+def as_chat(row: dict[str, Any]) -> dict[str, Any]:
+    chat = {key: value for key, value in row.items() if key != "question"}
+    return chat | {"messages": [{"role": "user", "content": row["question"]}]}
+
+
+def test_chats_are_recorded_as_messages(adapter: Path, unseen: Path, base_folder: Path, tmp_path: Path) -> None:
+    rows = map(json.loads, unseen.read_text().splitlines())
+    chats = write_jsonl(tmp_path / "chats.jsonl", map(as_chat, rows))
+    [calibration] = run(adapter, chats, base_folder, "--target-risk", "0.9")
+    assert calibration.rows.forms == ("messages",)
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_single_rows_that_made_the_adapter_are_refused(
+    adapter: Path, toy_file: Path, unseen: Path, base_folder: Path, tmp_path: Path, label: int
+) -> None:
+    made_with = json.loads(toy_file.read_text().splitlines()[3]) | {"label": label}
+    mixed = tmp_path / "mixed.jsonl"
+    write_jsonl(mixed, [*map(json.loads, unseen.read_text().splitlines()), made_with])
+    with pytest.raises(DataError, match=rf"1 of 61 questions .* expected none: {mixed}:61 \((train|validation)\)"):
+        run(adapter, mixed, base_folder)
+    assert not (adapter / CALIBRATION_FILE).exists()
+    run(adapter, mixed, base_folder, "--limit", "60")
+
+
+def test_a_row_that_comes_twice_is_refused(adapter: Path, unseen: Path, base_folder: Path, tmp_path: Path) -> None:
+    lines = unseen.read_text().splitlines()
+    twice = tmp_path / "twice.jsonl"
+    write_jsonl(twice, map(json.loads, [*lines, lines[4]]))
+    with pytest.raises(DataError, match=f"same question twice in twice.jsonl, .*: {twice}:5 and {twice}:61"):
+        run(adapter, twice, base_folder)
+
+
+def test_an_adapter_that_remembers_no_rows_is_calibrated_all_the_same(
+    trained: Path, base_folder: Path, toy_file: Path, tmp_path: Path
+) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(trained, old)
+    (old / CALIBRATION_FILE).unlink(missing_ok=True)
+    config = json.loads((old / "bayesian_config.json").read_text())
+    del config["training"]["seen"]
+    (old / "bayesian_config.json").write_text(json.dumps(config))
+    run(old, labelled_by(old, base_folder, tmp_path / "unseen.jsonl"), base_folder)
+    with pytest.raises(ConfigError, match="calibrate on rows the adapter was not trained on"):
+        run(old, toy_file, base_folder)
 
 
 def test_rows_that_chose_the_adapter_are_refused(

@@ -20,6 +20,8 @@ from tests.training.conftest import REVISION
 from tests.training.toys import toy_data, train_arguments, write_jsonl
 from training.commands import train
 from training.config import TrainConfig
+from training.data import read_examples
+from training.seen import fingerprints
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data" / "arc_easy_train.jsonl"
@@ -77,6 +79,10 @@ def test_the_record_says_how_the_adapter_was_made(tmp_path: Path, base_folder: P
     assert record["train"]["source"] == record["validation"]["source"] == "toy.jsonl"
     assert record["train"]["n_examples"] == 18
     assert record["train"]["digest"] == record["validation"]["digest"]
+    train_rows, validation_rows = record["seen"]["train"], record["seen"]["validation"]
+    assert (len(train_rows), len(validation_rows)) == (12 * 18, 12 * 2)
+    parts = [text[i : i + 12] for text in (train_rows, validation_rows) for i in range(0, len(text), 12)]
+    assert "".join(sorted(parts)) == fingerprints(read_examples(str(toy_file)))
 
 
 def test_settings_reach_the_adapter(tmp_path: Path, base_folder: Path, toy_file: Path) -> None:

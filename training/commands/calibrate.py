@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from training.commands.arguments import add_model, positive
 
 if TYPE_CHECKING:
-    from blora.decision.calibrated import Calibration
+    from blora.decision.certificate import Calibration
 
 __all__ = ["SUMMARY", "main"]
 
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     """Calibrates and prints what was proved."""
     arguments = _parser().parse_args(argv)
 
-    from blora.decision.calibrated import Goal
+    from blora.decision.certificate import Goal
     from training.calibrate import calibrate_adapter
 
     goal = Goal(
@@ -72,5 +72,9 @@ def _table(calibration: "Calibration") -> str:
             if level.threshold is None
             else f"{head}{level.score:<20} {level.threshold:>9.4f} {level.coverage:>9.3f} {level.error:>7.3f}"
         )
-    lines += ["", f"* the default policy. Prediction sets of coverage {calibration.coverage} with every answer."]
+    lines += [
+        "",
+        f"* the default policy. Prediction sets of coverage {calibration.coverage} with every answer.",
+        f"For questions like these rows: {' or '.join(rows.forms)}, {rows.n_choices} choices.",
+    ]
     return "\n".join(lines)

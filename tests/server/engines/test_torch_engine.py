@@ -21,7 +21,7 @@ from server.engines.protocol import Job, Loaded
 from server.engines.torch_engine import TorchEngine
 from server.settings import Settings
 from tests.scenarios import adapted_modules, tiny_model, tiny_tokenizer
-from tests.server.fakes import calibration
+from tests.server.calibrations import calibration
 
 CHOICES = ("billing", "technical", "account")
 QUESTIONS = ("why", "a much longer question than the other one", "where is my money?", "q")
