@@ -39,10 +39,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from blora.decision.binomial import binomial_cdf
 from blora.decision.calibrated import STANDARD_COVERAGES, STANDARD_TARGETS, scores_of
 from blora.decision.calibration import temper
 from blora.decision.conformal import conformal_quantile, nonconformity, prediction_sets
-from blora.decision.selective import Evidence, Level, ScoreName, binomial_cdf, certify, split_rows
+from blora.decision.selective import Evidence, Level, ScoreName, certify, split_rows
 from blora.decision.uncertainty import predictive_mean
 from blora.posterior.noise import generator_of
 from training.provenance import machine, revision

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from blora.checks import require
 from blora.errors import ConfigError
 
 __all__ = [
@@ -28,11 +29,6 @@ ScoringName = Literal["text", "label"]
 NormalizationName = Literal["none", "choice", "question"]
 
 _STRICT = ConfigDict(extra="forbid")
-
-
-def _require(condition: bool, got: str, expected: str) -> None:
-    if not condition:
-        raise ConfigError(f"got {got}, expected {expected}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,19 +69,19 @@ class PosteriorConfig:
     def __post_init__(self) -> None:
         for name in ("modes", "rank", "inducing_rows", "inducing_cols"):
             value = getattr(self, name)
-            _require(1 <= value <= 1024, f"{name} = {value}", "1 to 1024")
+            require(1 <= value <= 1024, f"{name} = {value}", "1 to 1024")
         for name in ("alpha", "prior_std", "lambda_max", "scale_init"):
             value = getattr(self, name)
-            _require(0 < value < float("inf"), f"{name} = {value}", "a positive number")
+            require(0 < value < float("inf"), f"{name} = {value}", "a positive number")
         for name, known in (("method", get_args(MethodName)), ("family", get_args(FamilyName))):
             value = getattr(self, name)
-            _require(value in known, f"{name} = {value!r}", f"one of {', '.join(known)}")
-        _require(
+            require(value in known, f"{name} = {value!r}", f"one of {', '.join(known)}")
+        require(
             self.bayesian_layers is None or (self.method == "bayesian" and len(self.bayesian_layers) > 0),
             f"bayesian_layers = {self.bayesian_layers} with method {self.method}",
             "some layers with method bayesian, or None",
         )
-        _require(
+        require(
             0 < self.lambda_init < self.lambda_max,
             f"lambda_init = {self.lambda_init}",
             f"a positive number below lambda_max = {self.lambda_max}",
@@ -115,8 +111,8 @@ class PromptConfig:
     def __post_init__(self) -> None:
         for name, known in (("scoring", get_args(ScoringName)), ("normalization", get_args(NormalizationName))):
             value = getattr(self, name)
-            _require(value in known, f"{name} = {value!r}", f"one of {', '.join(known)}")
-        _require(
+            require(value in known, f"{name} = {value!r}", f"one of {', '.join(known)}")
+        require(
             self.template.count("{prompt}") == 1, f"prompt template {self.template!r}", "one that holds {prompt} once"
         )
 
@@ -138,9 +134,9 @@ class SamplingConfig:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        _require(1 <= self.n_samples <= 1024, f"n_samples = {self.n_samples}", "1 to 1024")
-        _require(0 <= self.seed < 2**63, f"seed = {self.seed}", "0 to 2^63 - 1")
-        _require(0.01 <= self.temperature <= 100, f"temperature = {self.temperature}", "0.01 to 100")
+        require(1 <= self.n_samples <= 1024, f"n_samples = {self.n_samples}", "1 to 1024")
+        require(0 <= self.seed < 2**63, f"seed = {self.seed}", "0 to 2^63 - 1")
+        require(0.01 <= self.temperature <= 100, f"temperature = {self.temperature}", "0.01 to 100")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +186,7 @@ class AdapterConfig:
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        _require(bool(self.modules), "no adapted modules", "at least one")
+        require(bool(self.modules), "no adapted modules", "at least one")
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from blora.config import AdapterConfig
 from blora.decision.abstention import Policy
-from blora.decision.calibrated import Calibration
+from blora.decision.certificate import Calibration
 from blora.errors import ConfigError
 from blora.posterior.bank import SampleBank
 from blora.posterior.posterior import Posterior

@@ -25,6 +25,7 @@ from training.data import ExampleSet
 from training.evaluate import predict_all
 from training.provenance import command_line, machine, revision
 from training.rows import pack_examples
+from training.seen import SEEN, fingerprints
 from training.tune import Trial, record, trial_of, tune
 
 __all__ = ["bayesianize", "posterior_around"]
@@ -98,6 +99,7 @@ def bayesianize(
             "init_from": str(path),
             "seconds": time.perf_counter() - began,
             "tuning": record(examples, chosen, [lora, *trials], tolerance),
+            SEEN: {"tuning": fingerprints(examples)},
         },
     )
     save_adapter(output, posterior, config, base)

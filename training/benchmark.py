@@ -13,6 +13,7 @@ from training.data import read_examples
 from training.evaluate import Evaluation, evaluate_nested
 from training.provenance import command_line, machine, revision
 from training.rows import pack_examples
+from training.seen import SEEN
 
 __all__ = ["Subject", "benchmark"]
 
@@ -70,7 +71,7 @@ def benchmark(
             "method": posterior.method,
             "family": posterior.family if posterior.method == "bayesian" else None,
             "adapter_digest": adapter.digest,
-            "training": adapter.config.training,
+            "training": {name: value for name, value in adapter.config.training.items() if name != SEEN},
         }
     common: dict[str, object] = {
         "base_model": base.ref.id,

@@ -26,6 +26,7 @@ from blora.posterior.posterior import Posterior
 from training.data import ExampleSet, read_examples
 from training.evaluate import predict_all
 from training.rows import LabelledRow, pack_examples
+from training.seen import SEEN, check_unseen, fingerprints
 from training.trunk import with_states
 
 __all__ = ["Trial", "choose", "record", "scorer", "trial_of", "try_scales", "tune", "tune_adapter"]
@@ -165,12 +166,17 @@ def tune_adapter(
 
     Returns:
         The trial that was chosen, and all of them.
+
+    Raises:
+        BloraError: if a question is one that the adapter was trained on.
     """
     adapter = load_adapter(path, base)
     check_output(output)
     config = adapter.config
     examples = read_examples(data, choices=config.prompt.choices, split=split)
     examples = replace(examples, examples=examples.examples[:limit])
+    seen = config.training.get(SEEN, {})
+    check_unseen({"train": config.training.get("train"), SEEN: {"train": seen.get("train", "")}}, examples)
     chosen, trials = tune(
         base,
         adapter.posterior,
@@ -186,7 +192,7 @@ def tune_adapter(
         config,
         posterior=adapter.posterior.config,
         sampling=replace(config.sampling, temperature=chosen.temperature),
-        training=config.training | {"tuning": found},
+        training=config.training | {"tuning": found, SEEN: seen | {"tuning": fingerprints(examples)}},
     )
     save_adapter(output, adapter.posterior, config, base)
     return chosen, trials

@@ -15,8 +15,8 @@ from blora.base_model import BaseModel, load_base_model
 from blora.calibration_file import for_serving
 from blora.config import ScoringName
 from blora.decision.abstention import Policy
-from blora.decision.calibrated import Binding
 from blora.decision.calibration import temper
+from blora.decision.certificate import Binding
 from blora.errors import ConfigError, NumericalError
 from blora.inference.packing import PackedRow, collate, pack
 from blora.inference.scoring import check_packing, score

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from blora.config import PosteriorConfig, PromptConfig, SamplingConfig
-from blora.decision.calibrated import Calibration
+from blora.decision.certificate import Calibration
 from server.schemas.responses import PolicyInForce, Response
 
 __all__ = ["AdapterCard", "AdapterList"]

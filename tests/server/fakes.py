@@ -14,10 +14,7 @@ from torch import Tensor
 
 from blora.config import AdapterConfig, BaseModelRef, PosteriorConfig, PromptConfig, SamplingConfig
 from blora.decision.abstention import Policy
-from blora.decision.calibrated import Binding, Calibration, CalibrationRows, ConformalQuantile
-from blora.decision.curves import ReliabilityBin
-from blora.decision.histogram import Histogram
-from blora.decision.selective import Level
+from blora.decision.certificate import Calibration
 from blora.errors import PromptError
 from server.app import create_app
 from server.engines.protocol import Job, Loaded, ModelInfo
@@ -50,35 +47,6 @@ def handle(
     )
     nothing: Any = None
     return AdapterHandle(name, digest, config, policy, nothing, nothing, 1_700_000_000, calibration)
-
-
-def calibration(digest: str, *, quantile: float = 0.8) -> Calibration:
-    """Proved at 0.05 (confidence 0.9, the default) and at 0.2 (entropy 0.7); 0.01 is not proved."""
-    proof = {"expected_coverage": 0.6, "coverage": 0.6, "error": 0.0, "upper_bound": 0.04}
-    return Calibration(
-        binding=Binding(adapter_digest=digest, dtype="float64", n_samples=4, seed=0, scoring="text", temperature=1.0),
-        rows=CalibrationRows(
-            source="rows.jsonl",
-            digest="sha256:" + "5" * 64,
-            split="test",
-            n_rows=400,
-            n_tuning=100,
-            n_proof=300,
-            seed=0,
-        ),
-        delta=0.05,
-        target_risk=0.05,
-        coverage=0.9,
-        levels=(
-            Level(target_risk=0.01, score="confidence", expected_coverage=0.0),
-            Level(target_risk=0.05, score="confidence", threshold=0.9, **proof),
-            Level(target_risk=0.2, score="predictive_entropy", threshold=0.7, **proof),
-        ),
-        quantiles=(ConformalQuantile(coverage=0.9, quantile=quantile),),
-        reliability=(ReliabilityBin(400, 0.9, 0.9), *[ReliabilityBin(0, None, None)] * 14),
-        curve=((0.5, 0.02), (1.0, 0.1)),
-        entropy=Histogram(edges=(0.0, 1.0), counts=(400,)),
-    )
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from blora.cli import main
 from blora.decision.calibration import Metrics
 from blora.errors import NumericalError
 from blora.posterior.noise import generator_of
-from tests.training.toys import train_arguments
+from tests.training.toys import toy_row, train_arguments, write_jsonl
 from training.tune import Trial, choose, try_scales
 
 
@@ -69,12 +69,29 @@ def test_each_trial_has_the_temperature_of_its_own_scale() -> None:
     assert 1 / (1 + math.exp(-odds)) == pytest.approx(0.75, abs=1e-3)  # three of four are right
 
 
+@pytest.fixture
+def unseen(tmp_path: Path) -> Path:
+    """Rows that no adapter here is trained on."""
+    return write_jsonl(tmp_path / "unseen.jsonl", [toy_row(50 + index, index % 2) for index in range(20)])
+
+
+def test_rows_that_it_was_trained_on_do_not_tune_an_adapter(
+    base_folder: Path, toy_file: Path, unseen: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter, mixed = tmp_path / "adapter", tmp_path / "mixed.jsonl"
+    assert main(["train", *train_arguments(base_folder, toy_file, adapter)]) == 0
+    mixed.write_text(unseen.read_text() + toy_file.read_text())
+    arguments = ["--base-model", str(base_folder), "--device", "cpu", "--dtype", "float32"]
+    assert main(["tune", str(adapter), "--data", str(mixed), *arguments]) == 1
+    assert "(train)" in capsys.readouterr().err
+
+
 def test_tuning_widens_the_posterior_and_keeps_its_mean(
-    base_folder: Path, toy_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    base_folder: Path, toy_file: Path, unseen: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     adapter, tuned = tmp_path / "adapter", tmp_path / "tuned"
     assert main(["train", *train_arguments(base_folder, toy_file, adapter)]) == 0
-    arguments = ["--data", str(toy_file), "--base-model", str(base_folder), "--device", "cpu", "--dtype", "float32"]
+    arguments = ["--data", str(unseen), "--base-model", str(base_folder), "--device", "cpu", "--dtype", "float32"]
     assert main(["tune", str(adapter), "--output", str(tuned), "--scales", "2", *arguments]) == 0
     out = capsys.readouterr().out
     assert "<- chosen" in out
@@ -95,11 +112,11 @@ def test_tuning_widens_the_posterior_and_keeps_its_mean(
 
 
 def test_without_an_output_the_adapter_is_replaced(
-    base_folder: Path, toy_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    base_folder: Path, toy_file: Path, unseen: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     adapter = tmp_path / "adapter"
     assert main(["train", *train_arguments(base_folder, toy_file, adapter)]) == 0
-    arguments = ["--data", str(toy_file), "--base-model", str(base_folder), "--device", "cpu", "--dtype", "float32"]
+    arguments = ["--data", str(unseen), "--base-model", str(base_folder), "--device", "cpu", "--dtype", "float32"]
     assert main(["tune", str(adapter), "--scales", "0.5,1", "--limit", "7", *arguments]) == 0
     base = load_base_model(str(base_folder), device="cpu", dtype="float32")
     once = load_adapter(adapter, base).config.training["tuning"]
