@@ -16,6 +16,7 @@ import pytest
 
 from benchmarks.answers import QUESTIONS, RESULT
 from benchmarks.server_process import ADAPTER, TRIAGE, Server, serve
+from blora.decision.binomial import binomial_cdf
 
 pytestmark = pytest.mark.model
 
@@ -83,24 +84,54 @@ async def test_the_readme_shows_what_the_server_says(live: Server, name: str) ->
     assert probabilities(answer) == pytest.approx(probabilities(kept["answer"]), abs=TOLERANCE)
 
 
-async def test_the_policy_withholds_more_of_ambiguous_and_foreign_tickets_than_of_clear_ones(live: Server) -> None:
+@pytest.fixture(scope="module")
+def judged(live: Server) -> dict[str, list[tuple[dict[str, Any], dict[str, Any]]]]:
+    """Tickets with what the demo says of them under its own policy, by kind; the clear and ambiguous are the test file."""
     kinds = {
-        "clear": tickets("test", 140, ambiguous=False),
-        "ambiguous": tickets("test", 36, ambiguous=True),
+        "clear": tickets("test", 1000, ambiguous=False),
+        "ambiguous": tickets("test", 1000, ambiguous=True),
         "foreign": tickets("out_of_scope", 20),
     }
-    got: dict[str, list[dict[str, Any]]] = {}
-    async with client_of(live) as client:
-        for kind, rows in kinds.items():
-            body = {"inputs": [{"prompt": row["prompt"]} for row in rows]}
-            got[kind] = (await client.post("/v1/predict", json=body)).json()["predictions"]
-    confidence = {kind: statistics.mean(a["confidence"] for a in answers) for kind, answers in got.items()}
-    withheld = {kind: statistics.mean(a["abstained"] for a in answers) for kind, answers in got.items()}
-    hits = sum(a["top_choice"] == row["label"] for a, row in zip(got["clear"], kinds["clear"], strict=True))
-    assert hits >= 0.6 * len(kinds["clear"])
+    found = {}
+    for kind, rows in kinds.items():
+        body = {"inputs": [{"prompt": row["prompt"]} for row in rows]}
+        response = httpx.post(f"{live.url}/v1/predict", json=body, timeout=600).raise_for_status()
+        found[kind] = list(zip(rows, response.json()["predictions"], strict=True))
+    return found
+
+
+def test_the_policy_withholds_more_of_ambiguous_and_foreign_tickets_than_of_clear_ones(
+    judged: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]],
+) -> None:
+    answers = {kind: [answer for _, answer in pairs] for kind, pairs in judged.items()}
+    confidence = {kind: statistics.mean(a["confidence"] for a in found) for kind, found in answers.items()}
+    withheld = {kind: statistics.mean(a["abstained"] for a in found) for kind, found in answers.items()}
+    hits = sum(answer["top_choice"] == ticket["label"] for ticket, answer in judged["clear"])
+    assert hits >= 0.6 * len(judged["clear"])
     assert confidence["clear"] > confidence["foreign"] + 0.1
     assert withheld["clear"] < min(withheld["ambiguous"], withheld["foreign"])
-    assert all((a["answer"] is None) == a["abstained"] for answers in got.values() for a in answers)
+    assert all((a["answer"] is None) == a["abstained"] for found in answers.values() for a in found)
+
+
+def test_the_test_file_does_not_contradict_what_the_demo_was_calibrated_for(
+    live: Server, judged: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]]
+) -> None:
+    card = httpx.get(f"{live.url}/v1/adapters/triage").raise_for_status().json()
+    target, pairs = card["policy"]["target_risk"], judged["clear"] + judged["ambiguous"]
+    assert all(answer["policy"]["target_risk"] == target for _, answer in pairs)
+    wrong = [answer["answer"] != ticket["label"] for ticket, answer in pairs if not answer["abstained"]]
+    assert 1 - binomial_cdf(sum(wrong) - 1, len(wrong), target) > 0.001
+    missed = sum(ticket["label"] not in answer["prediction_set"] for ticket, answer in pairs)
+    assert 1 - binomial_cdf(missed - 1, len(pairs), 0.1) > 0.001
+    assert all(answer["top_choice"] in answer["prediction_set"] for _, answer in pairs)
+
+
+def test_a_chat_is_not_what_the_demo_was_calibrated_for(live: Server) -> None:
+    chat = {"messages": [{"role": "user", "content": "I was charged twice."}]}
+    refused = httpx.post(f"{live.url}/v1/predict", json=chat, timeout=600)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "not_calibrated")
+    own = httpx.post(f"{live.url}/v1/predict", json=chat | {"policy": {"min_confidence": 0.5}}, timeout=600)
+    assert own.raise_for_status().json()["prediction_set"] is None
 
 
 async def test_two_hundred_at_once(live: Server, capsys: pytest.CaptureFixture[str]) -> None:
