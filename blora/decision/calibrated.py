@@ -21,14 +21,7 @@ from blora.decision.selective import Evidence, ScoreName, certify, provable_targ
 from blora.decision.uncertainty import mutual_information, predictive_entropy, predictive_mean
 from blora.errors import ConfigError, DataError, NumericalError, ShapeError
 
-__all__ = [
-    "Binding",
-    "Calibration",
-    "CalibrationRows",
-    "ConformalQuantile",
-    "calibrate",
-    "scores_of",
-]
+__all__ = ["STANDARD_COVERAGES", "STANDARD_TARGETS", "calibrate", "scores_of"]
 
 STANDARD_TARGETS = (0.01, 0.02, 0.05, 0.1, 0.2)
 STANDARD_COVERAGES = (0.8, 0.9, 0.95)

@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from blora.decision.calibrated import scores_of
 from blora.decision.calibration import metrics, temper
 from blora.decision.curves import auroc, reliability, risk_coverage
-from blora.decision.uncertainty import entropy, mutual_information
+from blora.decision.selective import ScoreName
 
 __all__ = ["evaluations", "uncertainty_scores"]
 
@@ -15,16 +16,13 @@ __all__ = ["evaluations", "uncertainty_scores"]
 MIN_DETECTION = 30
 
 
-def uncertainty_scores(probs: Tensor) -> dict[str, Tensor]:
+def uncertainty_scores(probs: Tensor) -> dict[ScoreName, Tensor]:
     """Every uncertainty score of probabilities (S, B, C), each (B,), higher for less certain.
 
     The confidence enters as one minus itself. A single draw has no mutual information.
     """
-    mean = probs.mean(0)
-    scores = {"confidence": 1 - mean.max(-1).values, "predictive_entropy": entropy(mean)}
-    if len(probs) > 1:
-        scores["mutual_information"] = mutual_information(probs)
-    return scores
+    scores = scores_of(probs)
+    return {**scores, "confidence": 1 - scores["confidence"]}
 
 
 def evaluations(
