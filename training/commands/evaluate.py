@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
             f"got one file {arguments.json} for {len(counts)} results, expected {{n_samples}} in its name"
         )
 
-    from training.benchmark import Subject, benchmark
+    from training.result import Subject, results
 
     subject = Subject(
         adapter=None if arguments.adapter == BASE else Path(arguments.adapter),
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
         device=arguments.device,
         dtype=arguments.dtype,
     )
-    for result in benchmark(
+    for result in results(
         subject,
         data=arguments.data,
         split=arguments.split,

@@ -15,7 +15,7 @@ from training.provenance import command_line, machine, revision
 from training.rows import pack_examples
 from training.seen import SEEN
 
-__all__ = ["Subject", "benchmark"]
+__all__ = ["Subject", "results"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Subject:
     dtype: str
 
 
-def benchmark(
+def results(
     subject: Subject,
     *,
     data: str,
