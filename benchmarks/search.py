@@ -51,21 +51,19 @@ class Variant:
     posterior: PosteriorConfig
     training: dict[str, Any] = field(default_factory=dict)
     normalization: NormalizationName = "question"
-    n_samples: int = 16
+    n_samples: int = 6
 
 
 LORA = PosteriorConfig(method="lora")
 TOP = PosteriorConfig(bayesian_layers=(26, 27, 28, 29))
 VARIANTS = (
-    Variant("LoRA, 3 epochs", LORA, {"epochs": 3}, n_samples=1),
     Variant("LoRA, 6 epochs", LORA, {"epochs": 6}, n_samples=1),
+    Variant("Bayesian, 6 epochs", PosteriorConfig(), {"epochs": 6, "kl_weight": 0.03}),
+    Variant("Bayesian, 6 epochs, KL weight 0.1", PosteriorConfig(), {"epochs": 6, "kl_weight": 0.1}),
+    Variant("LoRA, 3 epochs", LORA, {"epochs": 3}, n_samples=1),
     Variant("LoRA, 3 epochs, normalization none", LORA, {"epochs": 3}, "none", 1),
     Variant("LoRA, 3 epochs, normalization choice", LORA, {"epochs": 3}, "choice", 1),
-    Variant("Bayesian, 3 epochs", PosteriorConfig(), {"epochs": 3}),
-    Variant("Bayesian, 6 epochs", PosteriorConfig(), {"epochs": 6}),
-    Variant("Bayesian, 6 epochs, KL weight 0.1", PosteriorConfig(), {"epochs": 6, "kl_weight": 0.1}),
-    Variant("Bayesian in 4 layers, LoRA in 6, 3 epochs", TOP, {"epochs": 3}),
-    Variant("Bayesian in 4 layers, LoRA in 6, 6 epochs", TOP, {"epochs": 6}),
+    Variant("Bayesian in 4 layers, LoRA in 6, 3 epochs", TOP, {"epochs": 3, "kl_weight": 0.1}),
 )
 
 

@@ -44,22 +44,29 @@ class Factors:
 class Draws:
     """S draws of a whole adapter, immutable.
 
+    In a forward pass each takes an equal share of the rows, draws outermost, unless `rows` says otherwise.
+
     Args:
         factors: the factors of each adapted module, by the module's name in the base model.
         scaling: alpha / rank, applied to B @ A.
         n_samples: S.
+        rows: (R,) the draw of each row of the forward pass, None for equal shares.
     """
 
-    __slots__ = ("factors", "n_samples", "scaling")
+    __slots__ = ("factors", "n_samples", "rows", "scaling")
 
     factors: Mapping[str, Factors]
     scaling: float
     n_samples: int
+    rows: Tensor | None
 
-    def __init__(self, factors: Mapping[str, Factors], scaling: float, n_samples: int) -> None:
+    def __init__(
+        self, factors: Mapping[str, Factors], scaling: float, n_samples: int, rows: Tensor | None = None
+    ) -> None:
         object.__setattr__(self, "factors", MappingProxyType(dict(factors)))
         object.__setattr__(self, "scaling", scaling)
         object.__setattr__(self, "n_samples", n_samples)
+        object.__setattr__(self, "rows", rows)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"got an assignment to {name!r}, but draws are immutable; make new ones")
@@ -71,6 +78,10 @@ class Draws:
     def part(self, start: int, stop: int) -> "Draws":
         """Draws start to stop - 1, sharing their memory."""
         return Draws({name: f.part(start, stop) for name, f in self.factors.items()}, self.scaling, stop - start)
+
+    def for_rows(self, rows: Tensor) -> "Draws":
+        """The same draws for a forward pass of R rows, of which each says its own draw, (R,)."""
+        return Draws(self.factors, self.scaling, self.n_samples, rows)
 
     def to(self, device: torch.device) -> "Draws":
         """The same draws on another device."""

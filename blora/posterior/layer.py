@@ -35,7 +35,7 @@ class LoraLinear(nn.Module):
         self.name = name
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (S * B, ..., d_in), draws outermost, to (S * B, ..., d_out).
+        """Maps rows (R, ..., d_in) to (R, ..., d_out), each under its draw.
 
         Raises:
             ShapeError: if the rows cannot be divided among the draws.
@@ -45,12 +45,19 @@ class LoraLinear(nn.Module):
         factors = draws.factors.get(self.name) if draws is not None else None
         if draws is None or factors is None:
             return out
-        if x.shape[0] % draws.n_samples:
+        if x.shape[0] % draws.n_samples if draws.rows is None else x.shape[0] != len(draws.rows):
             raise ShapeError(
-                f"got {x.shape[0]} rows, expected a multiple of {draws.n_samples} draws; repeat the rows for each draw"
+                f"got {x.shape[0]} rows, expected "
+                + (
+                    f"a multiple of {draws.n_samples} draws; repeat the rows for each draw"
+                    if draws.rows is None
+                    else f"the {len(draws.rows)} whose draws are given"
+                )
             )
         n_slices = draws.n_samples if factors.differ else 1
-        rows = x.reshape(n_slices, -1, x.shape[-1]).to(factors.A.dtype)  # (S or 1, tokens, d_in)
         A, B = (factor.expand(n_slices, -1, -1) for factor in (factors.A, factors.B))
-        delta = torch.bmm(torch.bmm(rows, A.mT), B.mT)  # (S or 1, tokens, d_out)
+        if factors.differ and draws.rows is not None:
+            A, B = A[draws.rows], B[draws.rows]
+        rows = x.reshape(len(A), -1, x.shape[-1]).to(A.dtype)  # (slices, tokens, d_in)
+        delta = torch.bmm(torch.bmm(rows, A.mT), B.mT)  # (slices, tokens, d_out)
         return out + (draws.scaling * delta).to(out.dtype).view_as(out)

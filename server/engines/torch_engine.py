@@ -19,7 +19,7 @@ from blora.decision.calibration import temper
 from blora.decision.certificate import Binding
 from blora.errors import ConfigError, NumericalError
 from blora.inference.packing import PackedRow, collate, pack
-from blora.inference.scoring import check_packing, score
+from blora.inference.scoring import check_packing, score_joined
 from blora.posterior.bank import SampleBank
 from blora.posterior.draws import Draws
 from server.engines.protocol import Job, Loaded, ModelInfo, Row
@@ -141,20 +141,40 @@ class TorchEngine:
         base = self._loaded_base()
         rows = [cast(PackedRow, job.row) for job in jobs]
         with torch.inference_mode():
-            draws = _draws(base, jobs[0])
-            batch = collate(rows)
-            log_probs = score(base.model, batch, draws, max_batch_tokens=self._settings.max_batch_tokens)  # (S, B, C)
-            probs = temper(log_probs.cpu(), jobs[0].handle.config.sampling.temperature)
-        if not bool(probs.isfinite().all()):
-            raise NumericalError(
-                f"got NaN or infinity from adapter {jobs[0].handle.name!r} on {base.device} in "
-                f"{base.dtype}, expected probabilities: try --dtype float32, or another adapter"
-            )
-        return [probs[:, b, : row.n_choices] for b, row in enumerate(rows)]
+            adapters = {_key(job): job for job in jobs}
+            owners = list(adapters)
+            log_probs = score_joined(
+                base.model,
+                collate(rows),
+                [_draws(base, job) for job in adapters.values()],
+                [owners.index(_key(job)) for job in jobs],
+                max_batch_tokens=self._settings.max_batch_tokens,
+            ).cpu()  # (S, B, C)
+        return [_probabilities(base, job, log_probs[:, b, : job.row.n_choices]) for b, job in enumerate(jobs)]
 
 
 async def _in(executor: ThreadPoolExecutor, work: Callable[[], T]) -> T:
     return await asyncio.get_running_loop().run_in_executor(executor, work)
+
+
+def _key(job: Job) -> tuple[str, int | None]:
+    """What jobs of as many draws share that share their draws."""
+    return job.handle.digest, job.seed
+
+
+def _probabilities(base: BaseModel, job: Job, log_probs: Tensor) -> Tensor:
+    """(S, C) at the adapter's temperature.
+
+    Raises:
+        NumericalError: if one is not finite.
+    """
+    probs = temper(log_probs, job.handle.config.sampling.temperature)
+    if not bool(probs.isfinite().all()):
+        raise NumericalError(
+            f"got NaN or infinity from adapter {job.handle.name!r} on {base.device} in "
+            f"{base.dtype}, expected probabilities: try --dtype float32, or another adapter"
+        )
+    return probs
 
 
 def _dtype(base: BaseModel) -> str:

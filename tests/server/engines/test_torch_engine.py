@@ -15,6 +15,8 @@ from blora.base_model import load_base_model
 from blora.calibration_file import CALIBRATION_FILE, store
 from blora.config import AdapterConfig, PosteriorConfig, PromptConfig, SamplingConfig
 from blora.errors import AdapterError, BloraError, ConfigError, NumericalError, PromptError
+from blora.posterior.bank import SampleBank
+from blora.posterior.draws import Draws, Factors
 from blora.posterior.posterior import Posterior
 from server.engines import torch_engine
 from server.engines.protocol import Job, Loaded
@@ -163,6 +165,31 @@ async def test_adapters_do_not_mix_when_asked_at_once(asking: Asking) -> None:
         assert torch.equal(probs, alone[name])
 
 
+async def test_rows_of_different_adapters_and_seeds_share_a_forward_pass(asking: Asking) -> None:
+    asked = [(adapter, seed) for adapter in ("one", "two") for seed in (None, 3)]
+    jobs = [await asking.job(f"why {i}", adapter=a, seed=seed) for i, (a, seed) in enumerate(asked * 2)]
+    assert len({job.group for job in jobs}) == 1
+    together = await asking.engine.run(jobs)
+    for job, probs in zip(jobs, together, strict=True):
+        [alone] = await asking.engine.run([job])
+        assert torch.allclose(probs, alone, atol=1e-5)
+    assert asking.one.digest != asking.two.digest
+
+
+async def test_an_adapter_that_overflows_is_named_and_its_neighbour_can_be_asked_again(asking: Asking) -> None:
+    bad = dataclasses.replace(asking.two, digest="sha256:bad", bank=poisoned(asking.two.bank))
+    jobs = [await asking.job("why"), dataclasses.replace(await asking.job("why", adapter="two"), handle=bad)]
+    with pytest.raises(NumericalError, match="from adapter 'two'"):
+        await asking.engine.run(jobs)
+    [alone] = await asking.engine.run(jobs[:1])
+    assert alone.isfinite().all()
+
+
+def poisoned(bank: SampleBank) -> SampleBank:
+    factors = {name: Factors(f.A * torch.nan, f.B) for name, f in bank.draws.factors.items()}
+    return dataclasses.replace(bank, draws=Draws(factors, bank.draws.scaling, bank.n_samples))
+
+
 async def test_many_questions_are_packed_at_once(asking: Asking) -> None:
     jobs = await asyncio.gather(*(asking.job("x" * i) for i in range(1, 60)))
     lengths = [job.row.prompt_tokens for job in jobs]
@@ -186,8 +213,8 @@ async def test_the_probe_passes_where_the_model_works(asking: Asking) -> None:
 
 @pytest.fixture
 def broken_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = torch_engine.score
-    monkeypatch.setattr(torch_engine, "score", lambda *args, **options: real(*args, **options) * torch.nan)
+    real = torch_engine.score_joined
+    monkeypatch.setattr(torch_engine, "score_joined", lambda *args, **options: real(*args, **options) * torch.nan)
 
 
 @pytest.mark.usefixtures("broken_scores")

@@ -1,0 +1,40 @@
+"""Draws of several adapters as one, for forward passes whose rows belong to different adapters."""
+
+from collections.abc import Sequence
+
+from blora.errors import ShapeError
+from blora.posterior.draws import Draws, Factors
+
+__all__ = ["join"]
+
+
+def join(adapters: Sequence[Draws]) -> Draws:
+    """U * S draws, of which u * S + s is draw s of adapter u.
+
+    Ranks, scalings and adapted modules may differ: a lower rank is padded with zeros, the scaling moves into B, and
+    where an adapter leaves a module alone its factors are zero.
+
+    Args:
+        adapters: U adapters with S draws each.
+
+    Raises:
+        ShapeError: if they have different numbers of draws.
+    """
+    counts = {draws.n_samples for draws in adapters}
+    if len(counts) != 1:
+        raise ShapeError(f"got adapters with {sorted(counts)} draws to join, expected as many of each")
+    names = dict.fromkeys(name for draws in adapters for name in draws.factors)
+    return Draws({name: _joined(name, adapters) for name in names}, 1.0, len(adapters) * counts.pop())
+
+
+def _joined(name: str, adapters: Sequence[Draws]) -> Factors:
+    found = [draws.factors.get(name) for draws in adapters]
+    known = next(factors for factors in found if factors is not None)
+    rank = max(factors.A.shape[1] for factors in found if factors is not None)
+    A = known.A.new_zeros(len(adapters), adapters[0].n_samples, rank, known.A.shape[2])
+    B = known.B.new_zeros(len(adapters), adapters[0].n_samples, known.B.shape[1], rank)
+    for u, (draws, factors) in enumerate(zip(adapters, found, strict=True)):
+        if factors is not None:
+            A[u, :, : factors.A.shape[1]] = factors.A
+            B[u, :, :, : factors.B.shape[2]] = draws.scaling * factors.B
+    return Factors(A.flatten(0, 1), B.flatten(0, 1))

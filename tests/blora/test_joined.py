@@ -1,0 +1,77 @@
+"""Rows of several adapters in one forward pass against each adapter alone."""
+
+import pytest
+import torch
+from torch import nn
+
+from blora.errors import ShapeError
+from blora.inference.fork import keep_whole
+from blora.inference.packing import collate
+from blora.inference.scoring import score, score_joined
+from blora.posterior.draws import Draws
+from blora.posterior.inject import layer_index
+from blora.posterior.joined import join
+from tests.scenarios import DECODERS, injected, random_draws, random_rows
+
+N_SAMPLES = 5
+OWNER = (2, 0, 1, 2, 0, 3)
+
+
+def adapters(modules: dict[str, tuple[int, int]]) -> list[Draws]:
+    """Of different ranks, scalings and modules: in all layers, with plain LoRA below, above the first layer, plain."""
+    upper = {name: shape for name, shape in modules.items() if layer_index(name) != 0}
+    whole = random_draws(modules, N_SAMPLES, seed=1, rank=3, scaling=0.7)
+    mixed = random_draws(modules, N_SAMPLES, seed=2, rank=2, scaling=0.4)
+    lower = {name: f.part(0, 1) if layer_index(name) == 0 else f for name, f in mixed.factors.items()}
+    plain = random_draws(modules, 1, seed=4, rank=4, scaling=0.5)
+    return [
+        whole,
+        Draws(lower, mixed.scaling, N_SAMPLES),
+        random_draws(upper, N_SAMPLES, seed=3, rank=1),
+        Draws(plain.factors, plain.scaling, N_SAMPLES),
+    ]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("architecture", DECODERS)
+@pytest.mark.parametrize("bound", [None, 1, 200])
+@pytest.mark.parametrize("chosen", [(0, 1, 2, 3), (1, 2), (2,), (3, 3)])
+def test_rows_get_what_their_own_adapter_gives_alone(
+    architecture: str, bound: int | None, chosen: tuple[int, ...]
+) -> None:
+    model, modules = injected(architecture)
+    known = [adapters(modules)[u] for u in chosen]
+    rows = random_rows(len(OWNER))
+    owner = [u % len(chosen) for u in OWNER]
+    got = score_joined(model, collate(rows), known, owner, max_batch_tokens=bound)
+    assert got.shape[:2] == (N_SAMPLES, len(rows))
+    for b, row in enumerate(rows):
+        alone = score(model, collate([row]), known[owner[b]])[:, 0]
+        torch.testing.assert_close(got[:, b, : row.n_choices], alone, rtol=0, atol=2e-5)
+
+
+@torch.no_grad()
+def test_a_model_kept_whole_gives_the_same() -> None:
+    model, modules = injected()
+    known, batch = adapters(modules)[1:3], collate(random_rows(3))
+    parts = score_joined(model, batch, known, [0, 1, 0])
+    keep_whole(model)
+    torch.testing.assert_close(score_joined(model, batch, known, [0, 1, 0]), parts, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_layers_below_every_draw_run_once_for_all_of_them() -> None:
+    model, modules = injected()
+    known, batch = adapters(modules)[1:3], collate(random_rows(4))
+    layers = next(module for module in model.modules() if isinstance(module, nn.ModuleList))
+    seen: list[list[int]] = [[], []]
+    for layer, rows in zip(layers, seen, strict=True):
+        layer.register_forward_pre_hook(lambda _, args, rows=rows: rows.append(len(args[0])))
+    score_joined(model, batch, known, [0, 1, 1, 0])
+    assert seen == [[4], [4 * N_SAMPLES]]
+
+
+def test_adapters_with_other_numbers_of_draws_are_not_joined() -> None:
+    _, modules = injected()
+    with pytest.raises(ShapeError, match=r"\[2, 3\] draws to join"):
+        join([random_draws(modules, 2), random_draws(modules, 3)])
