@@ -43,7 +43,7 @@ from blora.decision.binomial import binomial_cdf
 from blora.decision.calibrated import STANDARD_COVERAGES, STANDARD_TARGETS, scores_of
 from blora.decision.calibration import temper
 from blora.decision.conformal import conformal_quantile, nonconformity, prediction_sets
-from blora.decision.selective import Evidence, Level, ScoreName, certify, split_rows
+from blora.decision.selective import Evidence, Level, ScoreName, Stage, certify, split_rows
 from blora.decision.uncertainty import predictive_mean
 from blora.posterior.noise import generator_of
 from training.provenance import machine, revision
@@ -146,7 +146,7 @@ class _Rows:
         return _Rows({name: values[index] for name, values in self.scores.items()}, self.wrong[index])
 
     def evidence(self, *, seed: int) -> Evidence:
-        return Evidence.gather(self.scores, self.wrong, seed=seed)
+        return Evidence.gather([Stage(self.scores, self.wrong)], seed=seed)
 
     def under(self, level: Level) -> _Outcome:
         answered = level.answers(self.scores[level.score])

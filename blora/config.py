@@ -125,6 +125,8 @@ class SamplingConfig:
         n_samples: draws.
         seed: that they come from.
         temperature: the log-probabilities over the choices are divided by it under every draw.
+        stop_error: where a policy decides, draws stop as soon as the decision is settled but for this probability of
+            deciding otherwise than all of them would. None: all are always drawn.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -132,11 +134,17 @@ class SamplingConfig:
     n_samples: int = 16
     seed: int = 0
     temperature: float = 1.0
+    stop_error: float | None = None
 
     def __post_init__(self) -> None:
         require(1 <= self.n_samples <= 1024, f"n_samples = {self.n_samples}", "1 to 1024")
         require(0 <= self.seed < 2**63, f"seed = {self.seed}", "0 to 2^63 - 1")
         require(0.01 <= self.temperature <= 100, f"temperature = {self.temperature}", "0.01 to 100")
+        require(
+            self.stop_error is None or 0 < self.stop_error <= 0.5,
+            f"stop_error = {self.stop_error}",
+            "a number above 0, at most 0.5, or none",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

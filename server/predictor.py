@@ -11,7 +11,7 @@ from blora.decision.abstention import Decision, decide
 from blora.decision.uncertainty import Prediction, summarize
 from blora.errors import NumericalError, PromptError, PromptTooLongError
 from server.batcher import Batcher, Completed, Work
-from server.engines.protocol import Engine, Job, ModelInfo, Row
+from server.engines.protocol import Engine, Job, ModelInfo, Row, Stop
 from server.errors import (
     DeadlineExceededError,
     DisconnectedError,
@@ -111,15 +111,17 @@ class Predictor:
                 row = await self._pack(question, handle, choices)
         except TimeoutError as exc:
             raise DeadlineExceededError("got no tokens before the deadline, expected some: try again later") from exc
-        job = Job(handle, row, n_samples, question.seed)
+        policy, stop_error = in_force.policy if in_force else None, handle.config.sampling.stop_error
+        stop = Stop(policy, stop_error) if policy is not None and stop_error is not None else None
+        job = Job(handle, row, n_samples, question.seed, stop)
         done = await self._compute(job, deadline)
         prediction = summarize(done.result)
-        decision = decide(prediction, in_force.policy if in_force else None)
+        decision = decide(prediction, policy)
         self._metrics.predicted(
             handle.name,
             prediction,
             reasons=(reason.name for reason in decision.reasons),
-            n_samples=n_samples,
+            n_samples=len(done.result),
         )
         likely = prediction_set(question, handle, prediction, choices)
         response = self._response(job, choices, done, prediction, likely, in_force, decision)
@@ -212,7 +214,7 @@ class Predictor:
                 for reason in decision.reasons
             ],
             policy=in_force.shown() if in_force else None,
-            n_samples=job.n_samples,
+            n_samples=len(done.result),
             usage=Usage(prompt_tokens=job.row.prompt_tokens, scored_tokens=job.row.scored_tokens),
             timing=Timing(queue_ms=1e3 * done.queue_s, compute_ms=1e3 * done.compute_s),
         )

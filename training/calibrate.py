@@ -63,14 +63,7 @@ def calibrate_adapter(
     calibration = calibrate(
         predict_all(base.model, rows, bank.draws.to(base.device)),
         torch.tensor([row.label for row in rows]),
-        binding=Binding(
-            adapter_digest=adapter.digest,
-            dtype=str(base.dtype).removeprefix("torch."),
-            n_samples=sampling.n_samples,
-            seed=sampling.seed,
-            scoring=prompt.scoring,
-            temperature=sampling.temperature,
-        ),
+        binding=Binding.of(adapter.config, adapter_digest=adapter.digest, dtype=str(base.dtype).removeprefix("torch.")),
         goal=goal,
         source=examples.source,
         digest=examples.digest,

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from blora.inference.fork import runs_in_parts
-from blora.inference.packing import PackedRow, States, collate, padded_tokens
+from blora.inference.packing import States, collate, padded_tokens, spread_states
 from blora.inference.scoring import states_of
 from training.rows import LabelledRow
 
@@ -58,17 +58,11 @@ def trunk_states(model: PreTrainedModel, rows: Sequence[LabelledRow], layer: int
         picked = [order.pop()]
         while order and padded_tokens([packed[i] for i in [*picked, order[-1]]]) <= BATCH_TOKENS:
             picked.append(order.pop())
-        for i, states in zip(picked, _states([packed[i] for i in picked], model, layer), strict=True):
-            store[ends[i] - len(states) : ends[i]] = states
+        batch = [packed[i] for i in picked]
+        for i, row in zip(picked, spread_states(batch, states_of(model, collate(batch), layer)), strict=True):
+            assert row.states is not None  # it was just attached
+            store[ends[i] - row.n_tokens : ends[i]] = row.states.values
     return store
-
-
-def _states(rows: Sequence[PackedRow], model: PreTrainedModel, layer: int) -> list[Tensor]:
-    """Each row's states, cut out of the batch's rectangle."""
-    values = states_of(model, collate(rows), layer).values
-    width = max(row.prompt_tokens for row in rows)
-    starts = [width - row.prompt_tokens for row in rows]
-    return [values[b, start : start + row.n_tokens] for b, (row, start) in enumerate(zip(rows, starts, strict=True))]
 
 
 def _store(n_tokens: int, width: int) -> Tensor:

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
+from blora.decision.abstention import Policy
 from blora.decision.calibration import temper
 from blora.decision.certificate import (
     CURVE_POINTS,
@@ -17,7 +19,8 @@ from blora.decision.certificate import (
 from blora.decision.conformal import conformal_quantile, nonconformity, proof_rows_needed
 from blora.decision.curves import reliability, risk_coverage
 from blora.decision.histogram import entropy_histogram
-from blora.decision.selective import Evidence, ScoreName, certify, provable_target, split_rows, trust
+from blora.decision.selective import Evidence, ScoreName, Stage, certify, provable_target, split_rows, trust
+from blora.decision.stopping import draws_used, looks, reach
 from blora.decision.uncertainty import mutual_information, predictive_entropy, predictive_mean
 from blora.errors import ConfigError, DataError, NumericalError, ShapeError
 
@@ -72,15 +75,15 @@ def calibrate(
     probs = temper(log_probs, binding.temperature)
     if not bool(probs.isfinite().all()):
         raise NumericalError("got probabilities that are not finite, expected finite ones: score in float32")
-    mean, scores = predictive_mean(probs), scores_of(probs)
-    wrong = mean.argmax(-1) != labels
-    evidence = Evidence.gather(scores, wrong, seed=goal.seed)
+    evidence = Evidence.gather(_stages(probs, labels, binding.stop_error), seed=goal.seed)
     targets = sorted({*STANDARD_TARGETS, goal.target_risk})
     levels = tuple(certify(evidence, target_risk=target, delta=goal.delta) for target in targets)
     default = levels[targets.index(goal.target_risk)]
     if default.threshold is None:
         raise ConfigError(_out_of_reach(evidence, goal))
     _, proof = split_rows(len(labels), goal.seed)
+    mean, scores = _answers(probs, default.policy(), binding.stop_error)
+    right = mean.argmax(-1) == labels
     most_choices = int(n_choices.max())
     return Calibration(
         binding=binding,
@@ -100,11 +103,11 @@ def calibrate(
         target_risk=goal.target_risk,
         coverage=goal.coverage,
         levels=levels,
-        quantiles=_quantiles(nonconformity(mean[proof], labels[proof]), goal.coverage),
+        quantiles=_quantiles(_nonconformity(probs[:, proof], labels[proof], binding.stop_error), goal.coverage),
         reliability=tuple(reliability(mean, labels)),
         curve=tuple(
             (kept, risk)
-            for kept, risk in risk_coverage(trust(default.score, scores[default.score]), ~wrong, CURVE_POINTS)
+            for kept, risk in risk_coverage(trust(default.score, scores[default.score]), right, CURVE_POINTS)
         ),
         entropy=entropy_histogram(scores["predictive_entropy"], most_choices),
     )
@@ -137,6 +140,45 @@ def _check_rows(log_probs: Tensor, labels: Tensor, binding: Binding) -> Tensor:
             "not have, expected one of its own: correct or remove the row"
         )
     return n_choices
+
+
+def _stages(probs: Tensor, labels: Tensor, stop_error: float | None) -> list[Stage]:
+    """The rows at every look, from probs (S, N, C)."""
+    stages = []
+    for look in _looks(len(probs), stop_error):
+        seen = probs[:look]
+        stages.append(
+            Stage(
+                scores_of(seen),
+                predictive_mean(seen).argmax(-1) != labels,
+                reach(seen, len(probs), stop_error) if stop_error is not None and look < len(probs) else {},
+            )
+        )
+    return stages
+
+
+def _answers(probs: Tensor, policy: Policy, stop_error: float | None) -> tuple[Tensor, dict[ScoreName, Tensor]]:
+    """The posterior predictive (N, C) and the scores (N,) of each row under as many draws as its decision takes."""
+    mean, scores = predictive_mean(probs), scores_of(probs)
+    if stop_error is None:
+        return mean, scores
+    used = draws_used(probs, policy, stop_error)
+    for look in looks(len(probs)):
+        rows = used == look
+        mean[rows] = predictive_mean(probs[:look, rows])
+        for name, values in scores_of(probs[:look, rows]).items():
+            scores[name][rows] = values
+    return mean, scores
+
+
+def _nonconformity(probs: Tensor, labels: Tensor, stop_error: float | None) -> Tensor:
+    """The greatest of all looks, (N,): prediction sets hold whenever a policy has the draws stop."""
+    seen = [nonconformity(predictive_mean(probs[:look]), labels) for look in _looks(len(probs), stop_error)]
+    return torch.stack(seen).amax(0)
+
+
+def _looks(n_samples: int, stop_error: float | None) -> list[int]:
+    return [n_samples] if stop_error is None else looks(n_samples)
 
 
 def _first(flags: Tensor) -> int | None:

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 from pydantic import ConfigDict
 
 from blora.checks import require
-from blora.config import ScoringName
+from blora.config import AdapterConfig, ScoringName
 from blora.decision.abstention import TOLERANCE
 from blora.decision.calibration import N_BINS
 from blora.decision.conformal import proof_rows_needed
@@ -84,6 +84,7 @@ class Binding:
         seed: of the sample bank that they are.
         scoring: how choices are scored.
         temperature: of the probabilities.
+        stop_error: what may be risked by stopping before all draws are seen, None where all always are.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -94,6 +95,7 @@ class Binding:
     seed: int
     scoring: ScoringName
     temperature: float
+    stop_error: float | None
 
     def __post_init__(self) -> None:
         _check_digest(self.adapter_digest)
@@ -101,6 +103,25 @@ class Binding:
         require(self.n_samples >= 1, f"n_samples = {self.n_samples}", "at least 1")
         require(self.seed >= 0, f"seed = {self.seed}", "at least 0")
         require(0 < self.temperature < float("inf"), f"temperature = {self.temperature}", "a positive number")
+        require(
+            self.stop_error is None or 0 < self.stop_error <= 0.5,
+            f"stop_error = {self.stop_error}",
+            "a number above 0, at most 0.5, or none",
+        )
+
+    @classmethod
+    def of(cls, config: AdapterConfig, *, adapter_digest: str, dtype: str) -> "Binding":
+        """That of an adapter which is served as its config says."""
+        sampling = config.sampling
+        return cls(
+            adapter_digest=adapter_digest,
+            dtype=dtype,
+            n_samples=sampling.n_samples,
+            seed=sampling.seed,
+            scoring=config.prompt.scoring,
+            temperature=sampling.temperature,
+            stop_error=sampling.stop_error,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

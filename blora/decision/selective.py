@@ -17,8 +17,8 @@ References:
 
 import hashlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import ClassVar, Literal, NamedTuple
 
@@ -32,9 +32,11 @@ from blora.decision.binomial import binomial_cdf, clopper_pearson
 from blora.errors import ShapeError
 
 __all__ = [
+    "POLICY_FIELDS",
     "Evidence",
     "Level",
     "ScoreName",
+    "Stage",
     "certify",
     "provable_target",
     "rows_for_proof",
@@ -52,6 +54,8 @@ POLICY_FIELDS: dict[ScoreName, str] = {
 }
 
 MAX_CANDIDATES = 200
+# Rows times thresholds that are counted at once.
+CHUNK_ELEMENTS = 2**22
 # Weight of all tuning rows in what is expected of those under one threshold.
 PRIOR_ROWS = 2
 
@@ -88,6 +92,22 @@ class Counts(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """What N questions would be answered after some of the draws, or after all of them.
+
+    Attributes:
+        scores: (N,) values of each score that may be chosen; of equally good ones the first is.
+        wrong: (N,) whether the most probable choice of each is not the right one.
+        reach: (N,) for each score: a question whose score is within this of the threshold goes on to the next stage.
+            The last stage has none, for it decides on all that are left.
+    """
+
+    scores: Mapping[ScoreName, Tensor]
+    wrong: Tensor
+    reach: Mapping[ScoreName, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Candidates:
     """The thresholds that one score may get, tightest first, in the score's own unit, and what each would do."""
 
@@ -106,34 +126,33 @@ class Evidence:
     candidates: tuple[Candidates, ...]
 
     @classmethod
-    def gather(cls, scores: Mapping[ScoreName, Tensor], wrong: Tensor, *, seed: int) -> "Evidence":
+    def gather(cls, stages: Sequence[Stage], *, seed: int) -> "Evidence":
         """Divides the rows and counts.
 
         Args:
-            scores: (N,) values of each score that may be chosen; of equally good ones the first is.
-            wrong: (N,) whether the most probable choice of each row is not the right one.
+            stages: of the same rows, by rising number of draws; a single one where all draws are always seen.
             seed: of the division into tuning and proof part.
 
         Raises:
             ShapeError: if the shapes differ.
             ConfigError: if there are too few rows to divide.
         """
-        if any(values.shape != wrong.shape for values in scores.values()) or wrong.ndim != 1:
-            raise ShapeError(
-                f"got scores {[tuple(values.shape) for values in scores.values()]} and answers {tuple(wrong.shape)}, "
-                "expected (N,) each"
-            )
-        tuning, proof = split_rows(len(wrong), seed)
+        rows = stages[-1].wrong
+        for stage in stages:
+            shapes = [tuple(values.shape) for values in (*stage.scores.values(), *stage.reach.values())]
+            if rows.ndim != 1 or any(shape != rows.shape for shape in (*shapes, stage.wrong.shape)):
+                raise ShapeError(f"got scores {shapes} and answers {tuple(stage.wrong.shape)}, expected (N,) each")
+        tuning, proof = split_rows(len(rows), seed)
         candidates = []
-        for name, values in scores.items():
+        for name, values in stages[-1].scores.items():
             uncertainty = -trust(name, values.double())
             limits = _spread(uncertainty[tuning].unique())
             candidates.append(
                 Candidates(
                     name,
                     tuple(trust(name, -limits).tolist()),
-                    _count(uncertainty[tuning], wrong[tuning], limits),
-                    _count(uncertainty[proof], wrong[proof], limits),
+                    _count(stages, name, tuning, limits),
+                    _count(stages, name, proof, limits),
                 )
             )
         return cls(len(tuning), len(proof), tuple(candidates))
@@ -358,9 +377,26 @@ def _spread(values: Tensor) -> Tensor:
     return values[torch.linspace(0, len(values) - 1, MAX_CANDIDATES).round().long()]
 
 
-def _count(uncertainty: Tensor, wrong: Tensor, limits: Tensor) -> tuple[Counts, ...]:
-    """Answered and wrong rows under each limit; exactly at the limit is answered, as in `abstention.decide`."""
-    ordered, order = uncertainty.sort()
-    answered = torch.searchsorted(ordered, limits + TOLERANCE, right=True)
-    errors = torch.cat([torch.zeros(1, dtype=torch.long), wrong[order].long().cumsum(0)])[answered]
-    return tuple(map(Counts, answered.tolist(), errors.tolist()))
+def _count(stages: Sequence[Stage], name: ScoreName, rows: Tensor, limits: Tensor) -> tuple[Counts, ...]:
+    """Answered and wrong of some rows under each limit; exactly at the limit is answered, as in `abstention.decide`."""
+    seen = [
+        (
+            -trust(name, stage.scores[name].double())[rows],
+            stage.wrong[rows],
+            stage.reach[name][rows] if stage.reach else None,
+        )
+        for stage in stages
+    ]
+    counts: list[Counts] = []
+    for some in limits[:, None].split(max(1, CHUNK_ELEMENTS // len(rows))):
+        waiting = torch.ones(len(some), len(rows), dtype=torch.bool)
+        answered = torch.zeros(len(some), dtype=torch.long)
+        mistaken = answered.clone()
+        for uncertainty, wrong, reach in seen:
+            decided = waiting if reach is None else waiting & ((uncertainty - some).abs() > reach)
+            out = decided & (uncertainty <= some + TOLERANCE)
+            answered += out.sum(1)
+            mistaken += (out & wrong).sum(1)
+            waiting = waiting & ~decided
+        counts += map(Counts, answered.tolist(), mistaken.tolist())
+    return tuple(counts)

@@ -7,7 +7,7 @@ row of a forward pass scores all choices, exactly as scoring each alone would.
 
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from blora.config import NormalizationName, PromptConfig, ScoringName
 from blora.errors import PromptError, PromptTooLongError
 
-__all__ = ["LABELS", "PackedBatch", "PackedRow", "States", "collate", "pack", "padded_tokens"]
+__all__ = ["LABELS", "PackedBatch", "PackedRow", "States", "collate", "pack", "padded_tokens", "spread_states"]
 
 LABELS = string.ascii_uppercase
 
@@ -260,12 +260,22 @@ def collate(rows: Sequence[PackedRow], pad_id: int = 0) -> PackedBatch:
     )
 
 
+def spread_states(rows: Sequence[PackedRow], states: States) -> list[PackedRow]:
+    """The same rows, each with its own part of the states (B, T, D) of the batch that `collate` makes of them."""
+    width = max(row.prompt_tokens for row in rows)
+    starts = [width - row.prompt_tokens for row in rows]
+    return [
+        replace(row, states=States(states.layer, values[start : start + row.n_tokens]))
+        for row, values, start in zip(rows, states.values, starts, strict=True)
+    ]
+
+
 def _collate_states(rows: Sequence[PackedRow], width: int, length: int) -> States | None:
     """The rows' states in the batch's rectangle, None unless every row has them at the same layer."""
     found = [row.states for row in rows if row.states is not None]
     if len(found) < len(rows) or len({states.layer for states in found}) > 1:
         return None
-    values = torch.zeros(len(rows), length, found[0].values.shape[-1])
+    values = found[0].values.new_zeros(len(rows), length, found[0].values.shape[-1])
     for b, (row, states) in enumerate(zip(rows, found, strict=True)):
         start = width - row.prompt_tokens
         values[b, start : start + row.n_tokens] = states.values

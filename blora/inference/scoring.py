@@ -12,9 +12,8 @@ from blora.errors import BaseModelError
 from blora.inference.fork import branching_layer, first_layer, keep_whole, logits_at, runs_in_parts, states_below
 from blora.inference.packing import PackedBatch, PackedRow, States, collate, padded_tokens
 from blora.posterior.draws import Draws, use_draws
-from blora.posterior.joined import join
 
-__all__ = ["check_packing", "score", "score_all", "score_joined", "score_rows", "states_of"]
+__all__ = ["check_packing", "score", "score_all", "score_draws", "score_rows", "states_of"]
 
 # Elements of float32 logits normalised at once: 64 MiB.
 CHUNK_ELEMENTS = 2**24
@@ -102,58 +101,39 @@ def score(
         log_probs = score_rows(model, batch, draws.first(1) if draws is not None else None)[None]
         return log_probs.expand(draws.n_samples if draws is not None else 1, -1, -1)
     states = states_of(model, batch, layer, draws) if layer > 0 and runs_in_parts(model) else None
-    return _score_draws(model, batch, states, draws.part, draws.n_samples, max_batch_tokens)
+    return score_draws(model, batch, states, draws.part, stop=draws.n_samples, max_batch_tokens=max_batch_tokens)
 
 
-def score_joined(
+def score_draws(
     model: PreTrainedModel,
     batch: PackedBatch,
-    adapters: Sequence[Draws],
-    owner: Sequence[int],
+    states: States | None,
+    draws: Callable[[int, int], Draws],
     *,
-    max_batch_tokens: int | None = None,
+    start: int = 0,
+    stop: int,
+    max_batch_tokens: int | None,
 ) -> Tensor:
-    """`score` where rows belong to different adapters: each under the draws of its own.
+    """Log-probabilities over the choices under some draws, from hidden states on.
 
     Args:
         model: as in `score_rows`.
         batch: B rows.
-        adapters: U adapters with S draws each.
-        owner: the adapter of each row, B indices.
+        states: (B, T, D) that enter a layer below which the draws do not differ, None for no such layer.
+        draws: gives draws first to last - 1 for the rows.
+        start: the first draw.
+        stop: the one after the last.
         max_batch_tokens: as in `score`.
+
+    Returns:
+        (stop - start, B, C), as in `score`.
     """
-    if len(adapters) == 1:
-        return score(model, batch, adapters[0], max_batch_tokens=max_batch_tokens)
-    n_samples = adapters[0].n_samples
-    joined = join(adapters)
-    first = n_samples * torch.tensor(owner)  # (B,) the first draw of each row's adapter
-
-    def part(start: int, stop: int) -> Draws:
-        return joined.for_rows((first + torch.arange(start, stop)[:, None]).flatten())
-
-    layers = [layer for draws in adapters if (layer := branching_layer(draws)) is not None]
-    if not layers:
-        return _score_draws(model, batch, None, part, 1, None).expand(n_samples, -1, -1)
-    layer = min(layers)
-    states = states_of(model, batch, layer, part(0, 1)) if layer > 0 and runs_in_parts(model) else None
-    return _score_draws(model, batch, states, part, n_samples, max_batch_tokens)
-
-
-def _score_draws(
-    model: PreTrainedModel,
-    batch: PackedBatch,
-    states: States | None,
-    part: Callable[[int, int], Draws],
-    n_samples: int,
-    max_batch_tokens: int | None,
-) -> Tensor:
-    """(S, B, C) from states on, as many draws a pass as the bound allows; `part` gives draws start to stop - 1."""
-    at_once = max(1, max_batch_tokens // batch.input_ids.numel()) if max_batch_tokens else n_samples
+    at_once = max(1, max_batch_tokens // batch.input_ids.numel()) if max_batch_tokens else stop - start
     scored = []
-    for start in range(0, n_samples, at_once):
-        stop = min(start + at_once, n_samples)
-        log_probs = _score_from(model, batch, states, part(start, stop), stop - start)
-        scored.append(log_probs.view(stop - start, -1, log_probs.shape[-1]))
+    for first in range(start, stop, at_once):
+        last = min(first + at_once, stop)
+        log_probs = _score_from(model, batch, states, draws(first, last), last - first)
+        scored.append(log_probs.view(last - first, -1, log_probs.shape[-1]))
     return torch.cat(scored)
 
 

@@ -6,9 +6,10 @@ from typing import Protocol
 
 from torch import Tensor
 
+from blora.decision.abstention import Policy
 from server.registry import AdapterHandle
 
-__all__ = ["Engine", "Job", "Loaded", "ModelInfo", "Row"]
+__all__ = ["Engine", "Job", "Loaded", "ModelInfo", "Row", "Stop"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +61,32 @@ class Row(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Stop:
+    """What ends a job before all of its draws are seen.
+
+    Attributes:
+        policy: which way this will decide.
+        error: the probability that may be risked of deciding otherwise than all draws would.
+    """
+
+    policy: Policy
+    error: float
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One row to score under S draws of one adapter.
 
     Attributes:
         seed: of fresh draws; None for the adapter's own bank.
+        stop: when fewer draws suffice; None for never.
     """
 
     handle: AdapterHandle
     row: Row
     n_samples: int
     seed: int | None
+    stop: Stop | None
 
     @property
     def group(self) -> int:
@@ -104,10 +120,10 @@ class Engine(Protocol):
         """
 
     async def run(self, jobs: Sequence[Job]) -> list[Tensor]:
-        """Probabilities (S, C) of each job; not finite where the model's are not.
+        """Probabilities (s, C) of each job under its first s draws; not finite where the model's are not.
 
-        All jobs belong to one group. Each gets the numbers that it would get alone, within the
-        tolerance of the dtype.
+        All draws are made, s = S, unless the job says when to stop. All jobs belong to one group. Each gets the numbers
+        that it would get alone, within the tolerance of the dtype.
         """
 
     async def probe(self) -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import pairwise
 from typing import TypeVar, cast
 
 import torch
@@ -17,9 +18,11 @@ from blora.config import ScoringName
 from blora.decision.abstention import Policy
 from blora.decision.calibration import temper
 from blora.decision.certificate import Binding
+from blora.decision.stopping import looks, settled
 from blora.errors import ConfigError, NumericalError
-from blora.inference.packing import PackedRow, collate, pack
-from blora.inference.scoring import check_packing, score_joined
+from blora.inference.branches import Branches
+from blora.inference.packing import PackedRow, pack
+from blora.inference.scoring import check_packing
 from blora.posterior.bank import SampleBank
 from blora.posterior.draws import Draws
 from server.engines.protocol import Job, Loaded, ModelInfo, Row
@@ -134,23 +137,34 @@ class TorchEngine:
             config=handle.config.prompt,
             max_length=base.max_length,
         )
-        job = Job(handle, row, handle.config.sampling.n_samples, seed=None)
+        job = Job(handle, row, handle.config.sampling.n_samples, seed=None, stop=None)
         self._score([job])
 
     def _score(self, jobs: Sequence[Job]) -> list[Tensor]:
+        """Probabilities (s, C) of each job, under all of its S draws or as many as its decision takes."""
         base = self._loaded_base()
-        rows = [cast(PackedRow, job.row) for job in jobs]
+        n_samples = jobs[0].n_samples
+        adapters = {_key(job): job for job in jobs}
+        owners = list(adapters)
+        seen = [torch.empty(0, job.row.n_choices) for job in jobs]
         with torch.inference_mode():
-            adapters = {_key(job): job for job in jobs}
-            owners = list(adapters)
-            log_probs = score_joined(
+            branches = Branches(
                 base.model,
-                collate(rows),
+                [cast(PackedRow, job.row) for job in jobs],
                 [_draws(base, job) for job in adapters.values()],
                 [owners.index(_key(job)) for job in jobs],
-                max_batch_tokens=self._settings.max_batch_tokens,
-            ).cpu()  # (S, B, C)
-        return [_probabilities(base, job, log_probs[:, b, : job.row.n_choices]) for b, job in enumerate(jobs)]
+            )
+            waiting = list(range(len(jobs)))
+            stops = looks(n_samples) if any(job.stop is not None for job in jobs) else [n_samples]
+            for start, stop in pairwise([0, *stops]):
+                log_probs = branches.score(waiting, start, stop, max_batch_tokens=self._settings.max_batch_tokens).cpu()
+                for b, of_row in zip(waiting, log_probs.unbind(1), strict=True):
+                    probs = _probabilities(base, jobs[b], of_row[:, : jobs[b].row.n_choices])
+                    seen[b] = torch.cat([seen[b], probs])
+                waiting = [b for b in waiting if not _enough(jobs[b], seen[b])]
+                if not waiting:
+                    break
+        return seen
 
 
 async def _in(executor: ThreadPoolExecutor, work: Callable[[], T]) -> T:
@@ -160,6 +174,13 @@ async def _in(executor: ThreadPoolExecutor, work: Callable[[], T]) -> T:
 def _key(job: Job) -> tuple[str, int | None]:
     """What jobs of as many draws share that share their draws."""
     return job.handle.digest, job.seed
+
+
+def _enough(job: Job, probs: Tensor) -> bool:
+    """Whether draws (s, C) settle what is to be decided."""
+    if job.stop is None:
+        return len(probs) == job.n_samples
+    return bool(settled(probs[:, None], job.n_samples, job.stop.policy, job.stop.error))
 
 
 def _probabilities(base: BaseModel, job: Job, log_probs: Tensor) -> Tensor:
@@ -190,14 +211,7 @@ def _handle(base: BaseModel, adapter: Adapter) -> AdapterHandle:
     sampling, policy = adapter.config.sampling, adapter.config.policy
     calibration = for_serving(
         adapter.path,
-        Binding(
-            adapter_digest=adapter.digest,
-            dtype=_dtype(base),
-            n_samples=sampling.n_samples,
-            seed=sampling.seed,
-            scoring=adapter.config.prompt.scoring,
-            temperature=sampling.temperature,
-        ),
+        Binding.of(adapter.config, adapter_digest=adapter.digest, dtype=_dtype(base)),
     )
     bank = SampleBank.draw(adapter.posterior, adapter.digest, sampling.n_samples, sampling.seed)
     return AdapterHandle(

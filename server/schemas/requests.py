@@ -111,7 +111,8 @@ class Question(Request):
     n_samples: int | None = Field(
         default=None,
         ge=1,
-        description="Posterior draws, up to the server's cap; the adapter's by default.",
+        description="Posterior draws, up to the server's cap; the adapter's by default. An adapter whose draws stop "
+        "early takes fewer where they settle the decision.",
     )
     seed: int | None = Field(
         default=None,

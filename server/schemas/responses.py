@@ -102,7 +102,7 @@ class PredictResponse(Response):
     abstained: bool
     abstain_reasons: list[AbstainReason]
     policy: PolicyInForce | None
-    n_samples: int
+    n_samples: int = Field(description="Posterior draws behind this answer.")
     usage: Usage
     timing: Timing
     samples: list[list[float]] | None = Field(

@@ -12,12 +12,13 @@ from blora.decision.calibration import ece, temper
 from blora.decision.certificate import Binding, Calibration, FormName, Goal
 from blora.decision.conformal import conformal_quantile, nonconformity
 from blora.decision.selective import split_rows
+from blora.decision.stopping import draws_used
 from blora.decision.uncertainty import predictive_mean, summarize
 from blora.errors import ConfigError, DataError, NumericalError, ShapeError
 
 DIGEST = "sha256:" + "a" * 64
 BINDING = Binding(
-    adapter_digest=DIGEST, dtype="bfloat16", n_samples=5, seed=3, scoring="text", temperature=1.5
+    adapter_digest=DIGEST, dtype="bfloat16", n_samples=5, seed=3, scoring="text", temperature=1.5, stop_error=None
 )  # fmt: skip
 SOURCE: dict[str, Any] = {
     "source": "held_out.jsonl", "digest": "sha256:" + "b" * 64, "split": "test", "forms": ("prompt",)
@@ -72,6 +73,29 @@ def test_a_target_that_is_not_the_default_may_go_unproved() -> None:
     assert calibration.level(0.01) is None
     assert calibration.level(0.2) == calibration.default_level
     assert calibration.level(0.123) is None
+
+
+def test_what_is_proved_of_answers_that_stop_early_is_counted_as_they_go_out() -> None:
+    log_probs, labels = answers(n_draws=16)
+    binding = dataclasses.replace(BINDING, n_samples=16, stop_error=0.05)
+    calibration = calibrate(log_probs, labels, binding=binding, goal=Goal(), **SOURCE)
+    probs = temper(log_probs, binding.temperature)
+    _, proof = split_rows(len(labels), 0)
+    for level in calibration.proved():
+        policy = level.policy()
+        used = draws_used(probs, policy, 0.05)
+        assert 4 <= used.double().mean() < 12
+        seen = [summarize(probs[: int(used[row]), row]) for row in range(len(labels))]
+        out = [row for row in proof.tolist() if not decide(seen[row], policy).abstained]
+        assert level.coverage == len(out) / len(proof)
+        assert level.error == sum(seen[row].top != labels[row] for row in out) / len(out)
+    # The default level's answers are those of the pictures; prediction sets hold at every look.
+    level = calibration.default_level
+    used = draws_used(probs, level.policy(), 0.05)
+    right = sum(summarize(probs[: int(used[row]), row]).top == labels[row] for row in range(len(labels)))
+    assert calibration.curve[-1][1] == pytest.approx(1 - right / len(labels))
+    missed = torch.stack([nonconformity(predictive_mean(probs[:look, proof]), labels[proof]) for look in (4, 8, 16)])
+    assert calibration.quantile == conformal_quantile(missed.amax(0), 0.9)
 
 
 def test_the_temperature_is_applied_and_the_threshold_is_in_the_units_of_an_answer() -> None:

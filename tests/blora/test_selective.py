@@ -16,6 +16,7 @@ from blora.decision.selective import (
     Evidence,
     Level,
     ScoreName,
+    Stage,
     certify,
     provable_target,
     rows_for_proof,
@@ -26,6 +27,31 @@ from blora.decision.selective import (
 from blora.decision.uncertainty import mutual_information, predictive_entropy, predictive_mean
 from blora.errors import ConfigError, ShapeError
 from tests.blora.test_abstention import prediction
+
+# What is counted
+
+
+def test_early_answers_are_counted_as_each_threshold_has_them_go_out() -> None:
+    generator = torch.Generator().manual_seed(1)
+    early, late = torch.rand(2, 60, generator=generator, dtype=torch.float64)
+    reach = 0.4 * torch.rand(60, generator=generator, dtype=torch.float64)
+    reach[:5] = torch.inf
+    wrong = torch.rand(2, 60, generator=generator) < 0.3
+    stages = [
+        Stage({"confidence": early}, wrong[0], {"confidence": reach}),
+        Stage({"confidence": late}, wrong[1]),
+    ]
+    [candidates] = Evidence.gather(stages, seed=0).candidates
+    for part, counted in zip(split_rows(60, 0), (candidates.tuning, candidates.proof), strict=True):
+        for threshold, counts in zip(candidates.thresholds, counted, strict=True):
+            answered = mistaken = 0
+            for row in part.tolist():
+                stage = 0 if abs(early[row] - threshold) > reach[row] else 1
+                out = bool((early, late)[stage][row] >= threshold - selective.TOLERANCE)
+                answered += out
+                mistaken += out and bool(wrong[stage, row])
+            assert counts == (answered, mistaken)
+
 
 # Dividing the rows
 
@@ -69,10 +95,10 @@ def test_the_rows_needed_suffice_without_errors_and_one_fewer_does_not(target: f
     needed = rows_needed(target, delta)
     alike = {"confidence": torch.full((needed,), 0.9)}
     right = torch.zeros(needed, dtype=torch.bool)
-    assert certify(Evidence.gather(alike, right, seed=0), target_risk=target, delta=delta).coverage == 1
+    assert certify(Evidence.gather([Stage(alike, right)], seed=0), target_risk=target, delta=delta).coverage == 1
     if needed > 4:
         fewer = {"confidence": alike["confidence"][1:]}
-        level = certify(Evidence.gather(fewer, right[1:], seed=0), target_risk=target, delta=delta)
+        level = certify(Evidence.gather([Stage(fewer, right[1:])], seed=0), target_risk=target, delta=delta)
         assert level.threshold is None
 
 
@@ -142,7 +168,7 @@ def test_the_true_risk_exceeds_the_target_as_rarely_as_promised(
     exceeded = proved = 0
     for seed in range(N_SETS):
         scores, wrong = world(torch.Generator().manual_seed(seed), n)
-        level = certify(Evidence.gather(scores, wrong, seed=seed), target_risk=target, delta=delta)
+        level = certify(Evidence.gather([Stage(scores, wrong)], seed=seed), target_risk=target, delta=delta)
         if level.threshold is not None:
             proved += 1
             # 0.002 is three times the error of the large sample.
@@ -156,7 +182,7 @@ def test_a_score_that_knows_is_chosen_over_one_that_does_not() -> None:
     chosen = []
     for seed in range(20):
         scores, wrong = steep(torch.Generator().manual_seed(seed), 800)
-        chosen.append(certify(Evidence.gather(scores, wrong, seed=seed), target_risk=0.1, delta=0.05).score)
+        chosen.append(certify(Evidence.gather([Stage(scores, wrong)], seed=seed), target_risk=0.1, delta=0.05).score)
     assert chosen.count("confidence") > 15
     assert "mutual_information" not in chosen
 
@@ -164,13 +190,13 @@ def test_a_score_that_knows_is_chosen_over_one_that_does_not() -> None:
 def test_the_order_is_fixed_before_the_proof_part_is_seen() -> None:
     scores, wrong = steep(torch.Generator().manual_seed(1), 400)
     _, proof = split_rows(400, seed=5)
-    before = Evidence.gather(scores, wrong, seed=5)
+    before = Evidence.gather([Stage(scores, wrong)], seed=5)
     other = {name: values.clone() for name, values in scores.items()}
     for values in other.values():
         values[proof] = values[proof].flip(0)
     turned = wrong.clone()
     turned[proof] = ~turned[proof]
-    after = Evidence.gather(other, turned, seed=5)
+    after = Evidence.gather([Stage(other, turned)], seed=5)
     for one, another in zip(before.candidates, after.candidates, strict=True):
         assert (one.thresholds, one.tuning) == (another.thresholds, another.tuning)
         assert one.proof != another.proof
@@ -180,12 +206,12 @@ def test_the_order_is_fixed_before_the_proof_part_is_seen() -> None:
 
 
 def evidence_of(confidence: Tensor, wrong: Tensor, seed: int = 0) -> Evidence:
-    return Evidence.gather({"confidence": confidence}, wrong, seed=seed)
+    return Evidence.gather([Stage({"confidence": confidence}, wrong)], seed=seed)
 
 
 def test_a_level_counts_what_its_policy_answers() -> None:
     scores, wrong = steep(torch.Generator().manual_seed(4), 1200)
-    level = certify(Evidence.gather(scores, wrong, seed=9), target_risk=0.1, delta=0.05)
+    level = certify(Evidence.gather([Stage(scores, wrong)], seed=9), target_risk=0.1, delta=0.05)
     policy = level.policy("request")
     assert policy.source == "request"
     _, proof = split_rows(1200, seed=9)
@@ -244,12 +270,15 @@ def test_of_equally_good_scores_the_first_is_taken() -> None:
     wrong = torch.zeros(100, dtype=torch.bool)
     values = torch.linspace(0.1, 0.9, 100)
     scores: dict[ScoreName, Tensor] = {"predictive_entropy": values, "confidence": 1 - values}
-    assert certify(Evidence.gather(scores, wrong, seed=0), target_risk=0.1, delta=0.05).score == "predictive_entropy"
+    assert (
+        certify(Evidence.gather([Stage(scores, wrong)], seed=0), target_risk=0.1, delta=0.05).score
+        == "predictive_entropy"
+    )
 
 
 def test_the_target_that_is_named_is_proved_and_the_next_smaller_one_is_not() -> None:
     scores, wrong = steep(torch.Generator().manual_seed(2), 300)
-    evidence = Evidence.gather(scores, wrong, seed=2)
+    evidence = Evidence.gather([Stage(scores, wrong)], seed=2)
     assert certify(evidence, target_risk=0.01, delta=0.05).threshold is None
     best = provable_target(evidence, above=0.01, delta=0.05)
     assert best is not None
@@ -270,7 +299,7 @@ def test_many_values_become_candidates_evenly() -> None:
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ShapeError, match=r"expected \(N,\) each"):
-        Evidence.gather({"confidence": torch.rand(5)}, torch.zeros(6, dtype=torch.bool), seed=0)
+        Evidence.gather([Stage({"confidence": torch.rand(5)}, torch.zeros(6, dtype=torch.bool))], seed=0)
 
 
 GOOD = {
@@ -360,7 +389,7 @@ def test_what_few_rows_or_a_smaller_delta_do_not_prove_is_refused() -> None:
 @given(st.integers(16, 400), st.integers(0, 2**62), st.sampled_from([0.02, 0.1, 0.3]), st.sampled_from([0.02, 0.2]))
 def test_whatever_is_certified_is_proved_again(n: int, seed: int, target: float, delta: float) -> None:
     scores, wrong = steep(torch.Generator().manual_seed(seed), n)
-    evidence = Evidence.gather(scores, wrong, seed=seed)
+    evidence = Evidence.gather([Stage(scores, wrong)], seed=seed)
     level = certify(evidence, target_risk=target, delta=delta)
     level.check(n_proof=evidence.n_proof, delta=delta, least=0.0, greatest=1.0)
 

@@ -20,7 +20,15 @@ def calibration(
     """
     proof = {"expected_coverage": 0.6, "coverage": 0.6, "error": 0.0, "upper_bound": clopper_pearson(0, 180, 0.05)}
     return Calibration(
-        binding=Binding(adapter_digest=digest, dtype="float64", n_samples=4, seed=0, scoring="text", temperature=1.0),
+        binding=Binding(
+            adapter_digest=digest,
+            dtype="float64",
+            n_samples=4,
+            seed=0,
+            scoring="text",
+            temperature=1.0,
+            stop_error=None,
+        ),
         rows=CalibrationRows(
             source="rows.jsonl",
             digest="sha256:" + "5" * 64,

@@ -32,6 +32,7 @@ def handle(
     *,
     choices: tuple[str, ...] | None = None,
     n_samples: int = 4,
+    stop_error: float | None = None,
     policy: Policy | None = None,
     calibration: Calibration | None = None,
 ) -> AdapterHandle:
@@ -42,7 +43,7 @@ def handle(
         modules={"q_proj": (2, 2)},
         posterior=PosteriorConfig(),
         prompt=PromptConfig(choices=choices),
-        sampling=SamplingConfig(n_samples=n_samples),
+        sampling=SamplingConfig(n_samples=n_samples, stop_error=stop_error),
         training={"command": "blora train --data /home/me", "settings": {"epochs": 4}, "validation": {"nll": 0.5}},
     )
     nothing: Any = None
@@ -92,7 +93,8 @@ def fake_probabilities(text: str, n_choices: int, n_samples: int, seed: int | No
 class FakeEngine:
     """Keeps the engine protocol; words in a question make it misbehave.
 
-    POISON raises, NAN gives NaN, UNPACKABLE cannot be packed. `gate` holds every forward pass.
+    POISON raises, NAN gives NaN, UNPACKABLE cannot be packed. `gate` holds every forward pass. What may stop early
+    does so after two draws.
     """
 
     handles: tuple[AdapterHandle, ...] = (
@@ -160,7 +162,7 @@ class FakeEngine:
     @staticmethod
     def _probabilities(job: Job) -> Tensor:
         row: Any = job.row
-        probs = fake_probabilities(row.text, row.n_choices, job.n_samples, job.seed)
+        probs = fake_probabilities(row.text, row.n_choices, job.n_samples, job.seed)[: 2 if job.stop else None]
         return probs * torch.nan if "NAN" in row.text else probs
 
 

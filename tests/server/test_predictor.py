@@ -120,6 +120,19 @@ async def test_the_adapters_policy_holds_unless_the_request_brings_one() -> None
         assert lenient["policy"] == {"min_confidence": 0.0, "source": "request"}
 
 
+async def test_draws_may_stop_early_only_where_a_policy_decides() -> None:
+    hasty = handle("hasty", TRIAGE_DIGEST, choices=CHOICES, stop_error=0.01)
+    async with running(FakeEngine(handles=(hasty,)), default_adapter=None) as server:
+        decided = await ask(server, prompt="x", policy={"min_confidence": 0.5}, return_samples=True)
+        assert decided["n_samples"] == len(decided["samples"]) == 2
+        assert decided["samples"] == (await ask(server, prompt="x", return_samples=True))["samples"][:2]
+        assert (await ask(server, prompt="x"))["n_samples"] == 4
+        assert await server.metric("blora_samples_per_request_sum") == 2 + 4 + 4
+    patient = handle("patient", TRIAGE_DIGEST, choices=CHOICES)
+    async with running(FakeEngine(handles=(patient,)), default_adapter=None) as server:
+        assert (await ask(server, prompt="x", policy={"min_confidence": 0.5}))["n_samples"] == 4
+
+
 async def test_a_batch_answers_in_order_and_a_bad_input_fails_alone(server: Running) -> None:
     inputs = [
         {"prompt": "p=0.9 x"},

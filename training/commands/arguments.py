@@ -8,9 +8,18 @@ from argparse import (
 )
 from typing import get_args
 
-from blora.config import NormalizationName, PromptConfig, ScoringName
+from blora.config import NormalizationName, PromptConfig, SamplingConfig, ScoringName
 
-__all__ = ["add_model", "add_prompt", "add_tuning", "numbers", "positive", "read_prompt"]
+__all__ = [
+    "add_model",
+    "add_prompt",
+    "add_sampling",
+    "add_tuning",
+    "numbers",
+    "positive",
+    "read_prompt",
+    "read_sampling",
+]
 
 # Candidates for the factor of a posterior's standard deviations.
 SCALES = (0.5, 0.71, 1.0, 1.41, 2.0, 2.83, 4.0)
@@ -60,6 +69,22 @@ def read_prompt(arguments: Namespace) -> PromptConfig:
         scoring=arguments.scoring,
         normalization=arguments.normalization,
     )
+
+
+def add_sampling(parser: ArgumentParser | _ArgumentGroup, *, n_samples: int) -> None:
+    """The adapter's sample bank."""
+    parser.add_argument("--n-samples", type=positive, default=n_samples, help="draws in the adapter's sample bank")
+    parser.add_argument("--bank-seed", type=int, default=0, help="seed of the sample bank")
+    parser.add_argument(
+        "--stop-error",
+        type=float,
+        help="risk so much, like 0.01, by fewer draws where they settle what the policy decides (default: draw all)",
+    )
+
+
+def read_sampling(arguments: Namespace) -> SamplingConfig:
+    """The settings that `add_sampling` asked for."""
+    return SamplingConfig(n_samples=arguments.n_samples, seed=arguments.bank_seed, stop_error=arguments.stop_error)
 
 
 def _labels(text: str) -> tuple[str, ...]:

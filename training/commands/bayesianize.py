@@ -4,8 +4,8 @@ from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from dataclasses import replace
 from pathlib import Path
 
-from blora.config import PromptConfig, SamplingConfig
-from training.commands.arguments import add_model, add_prompt, add_tuning, positive, read_prompt
+from blora.config import PromptConfig
+from training.commands.arguments import add_model, add_prompt, add_sampling, add_tuning, read_prompt, read_sampling
 
 __all__ = ["SUMMARY", "main"]
 
@@ -16,8 +16,7 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser("blora bayesianize", description=SUMMARY, formatter_class=ArgumentDefaultsHelpFormatter)
     parser.add_argument("lora", type=Path, help="the directory that PEFT saved")
     parser.add_argument("--output", type=Path, required=True, help="the adapter directory")
-    parser.add_argument("--n-samples", type=positive, default=8, help="draws in the adapter's sample bank")
-    parser.add_argument("--bank-seed", type=int, default=0, help="seed of the sample bank")
+    add_sampling(parser, n_samples=8)
     add_tuning(parser)
     add_prompt(parser)
     add_model(parser)
@@ -27,7 +26,7 @@ def _parser() -> ArgumentParser:
 def main(argv: list[str]) -> int:
     """Finds the width, prints every trial, and writes the adapter."""
     arguments = _parser().parse_args(argv)
-    sampling = SamplingConfig(n_samples=arguments.n_samples, seed=arguments.bank_seed)
+    sampling = read_sampling(arguments)
     prompt: PromptConfig = read_prompt(arguments)
 
     from blora.base_model import load_base_model

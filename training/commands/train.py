@@ -5,14 +5,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TypeVar, get_args
 
-from blora.config import (
-    FamilyName,
-    MethodName,
-    PosteriorConfig,
-    SamplingConfig,
-)
+from blora.config import FamilyName, MethodName, PosteriorConfig
 from blora.errors import ConfigError
-from training.commands.arguments import add_model, add_prompt, positive, read_prompt
+from training.commands.arguments import add_model, add_prompt, add_sampling, positive, read_prompt, read_sampling
 from training.config import TrainConfig
 
 __all__ = ["SUMMARY", "main"]
@@ -54,8 +49,7 @@ def _parser() -> ArgumentParser:
 
     output = parser.add_argument_group("adapter")
     output.add_argument("--output", type=Path, required=True, help="the adapter directory")
-    output.add_argument("--n-samples", type=int, default=16, help="draws in the adapter's sample bank")
-    output.add_argument("--bank-seed", type=int, default=0, help="seed of the sample bank")
+    add_sampling(output, n_samples=16)
     for name in ("min_confidence", "max_predictive_entropy", "max_mutual_information"):
         output.add_argument(f"--{name.replace('_', '-')}", type=float, help="threshold of the adapter's policy")
     return parser
@@ -97,7 +91,7 @@ def main(argv: list[str]) -> int:
         for name in ("min_confidence", "max_predictive_entropy", "max_mutual_information")
         if (value := getattr(arguments, name)) is not None
     }
-    sampling = SamplingConfig(n_samples=arguments.n_samples, seed=arguments.bank_seed)
+    sampling = read_sampling(arguments)
 
     from training.recipe import Recipe, train_adapter
 

@@ -14,12 +14,14 @@ from blora.adapter import save_adapter
 from blora.base_model import load_base_model
 from blora.calibration_file import CALIBRATION_FILE, store
 from blora.config import AdapterConfig, PosteriorConfig, PromptConfig, SamplingConfig
+from blora.decision.abstention import Policy
+from blora.decision.stopping import draws_used
 from blora.errors import AdapterError, BloraError, ConfigError, NumericalError, PromptError
+from blora.inference.branches import Branches
 from blora.posterior.bank import SampleBank
 from blora.posterior.draws import Draws, Factors
 from blora.posterior.posterior import Posterior
-from server.engines import torch_engine
-from server.engines.protocol import Job, Loaded
+from server.engines.protocol import Job, Loaded, Stop
 from server.engines.torch_engine import TorchEngine
 from server.settings import Settings
 from tests.scenarios import adapted_modules, tiny_model, tiny_tokenizer
@@ -83,11 +85,18 @@ class Asking:
         self.one, self.two = state.adapters
 
     async def job(
-        self, question: str, *, adapter: str = "one", n_samples: int = 4, seed: int | None = None, **more: Any
+        self,
+        question: str,
+        *,
+        adapter: str = "one",
+        n_samples: int = 4,
+        seed: int | None = None,
+        stop: Stop | None = None,
+        **more: Any,
     ) -> Job:
         handle = {"one": self.one, "two": self.two}[adapter]
         asked: dict[str, Any] = {"prompt": question, "messages": None, "choices": CHOICES, "scoring": None, **more}
-        return Job(handle, await self.engine.pack(handle, **asked), n_samples, seed)
+        return Job(handle, await self.engine.pack(handle, **asked), n_samples, seed, stop)
 
     async def probabilities(self, question: str, **more: Any) -> torch.Tensor:
         [probs] = await self.engine.run([await self.job(question, **more)])
@@ -176,6 +185,17 @@ async def test_rows_of_different_adapters_and_seeds_share_a_forward_pass(asking:
     assert asking.one.digest != asking.two.digest
 
 
+async def test_draws_stop_where_the_decision_is_settled_and_are_the_first_of_all(asking: Asking) -> None:
+    stop = Stop(Policy(min_confidence=0.999), 0.5)
+    full = [await asking.job("x" * i, n_samples=16) for i in range(1, 25)]
+    jobs = [dataclasses.replace(job, stop=stop if i % 4 else None) for i, job in enumerate(full)]
+    for job, every, probs in zip(jobs, await asking.engine.run(full), await asking.engine.run(jobs), strict=True):
+        expected = draws_used(every[:, None], stop.policy, stop.error) if job.stop else 16
+        assert len(probs) == expected
+        assert torch.allclose(probs, every[: len(probs)], atol=1e-5)
+    assert len({len(probs) for probs in await asking.engine.run(jobs)}) > 1
+
+
 async def test_an_adapter_that_overflows_is_named_and_its_neighbour_can_be_asked_again(asking: Asking) -> None:
     bad = dataclasses.replace(asking.two, digest="sha256:bad", bank=poisoned(asking.two.bank))
     jobs = [await asking.job("why"), dataclasses.replace(await asking.job("why", adapter="two"), handle=bad)]
@@ -213,8 +233,8 @@ async def test_the_probe_passes_where_the_model_works(asking: Asking) -> None:
 
 @pytest.fixture
 def broken_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = torch_engine.score_joined
-    monkeypatch.setattr(torch_engine, "score_joined", lambda *args, **options: real(*args, **options) * torch.nan)
+    real = Branches.score
+    monkeypatch.setattr(Branches, "score", lambda *args, **options: real(*args, **options) * torch.nan)
 
 
 @pytest.mark.usefixtures("broken_scores")

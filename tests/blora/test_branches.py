@@ -1,13 +1,14 @@
-"""Rows of several adapters in one forward pass against each adapter alone."""
+"""Rows of several adapters in one forward pass, under ever more draws, against each row alone under all of them."""
 
 import pytest
 import torch
 from torch import nn
 
 from blora.errors import ShapeError
+from blora.inference.branches import Branches
 from blora.inference.fork import keep_whole
 from blora.inference.packing import collate
-from blora.inference.scoring import score, score_joined
+from blora.inference.scoring import score
 from blora.posterior.draws import Draws
 from blora.posterior.inject import layer_index
 from blora.posterior.joined import join
@@ -43,7 +44,7 @@ def test_rows_get_what_their_own_adapter_gives_alone(
     known = [adapters(modules)[u] for u in chosen]
     rows = random_rows(len(OWNER))
     owner = [u % len(chosen) for u in OWNER]
-    got = score_joined(model, collate(rows), known, owner, max_batch_tokens=bound)
+    got = Branches(model, rows, known, owner).score(range(len(rows)), 0, N_SAMPLES, max_batch_tokens=bound)
     assert got.shape[:2] == (N_SAMPLES, len(rows))
     for b, row in enumerate(rows):
         alone = score(model, collate([row]), known[owner[b]])[:, 0]
@@ -53,22 +54,42 @@ def test_rows_get_what_their_own_adapter_gives_alone(
 @torch.no_grad()
 def test_a_model_kept_whole_gives_the_same() -> None:
     model, modules = injected()
-    known, batch = adapters(modules)[1:3], collate(random_rows(3))
-    parts = score_joined(model, batch, known, [0, 1, 0])
+    known, rows = adapters(modules)[1:3], random_rows(3)
+    parts = Branches(model, rows, known, [0, 1, 0]).score(range(3), 0, N_SAMPLES)
     keep_whole(model)
-    torch.testing.assert_close(score_joined(model, batch, known, [0, 1, 0]), parts, rtol=0, atol=1e-5)
+    whole = Branches(model, rows, known, [0, 1, 0]).score(range(3), 0, N_SAMPLES)
+    torch.testing.assert_close(whole, parts, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("architecture", DECODERS)
+@pytest.mark.parametrize("chosen", [(0, 1, 2, 3), (1,), (3,)])
+def test_fewer_rows_go_on_to_later_draws_and_get_the_same(architecture: str, chosen: tuple[int, ...]) -> None:
+    model, modules = injected(architecture)
+    known, rows = [adapters(modules)[u] for u in chosen], random_rows(6)
+    branches = Branches(model, rows, known, [b % len(chosen) for b in range(6)])
+    everything = branches.score(range(6), 0, N_SAMPLES)
+    for picked, start, stop in (([0, 1, 2, 3, 4, 5], 0, 2), ([4, 1, 3], 2, 4), ([3], 4, 5)):
+        got = branches.score(picked, start, stop)
+        for place, row in enumerate(picked):
+            n_choices = rows[row].n_choices
+            torch.testing.assert_close(
+                got[:, place, :n_choices], everything[start:stop, row, :n_choices], rtol=0, atol=2e-5
+            )
 
 
 @torch.no_grad()
 def test_layers_below_every_draw_run_once_for_all_of_them() -> None:
     model, modules = injected()
-    known, batch = adapters(modules)[1:3], collate(random_rows(4))
+    known = adapters(modules)[1:3]
     layers = next(module for module in model.modules() if isinstance(module, nn.ModuleList))
     seen: list[list[int]] = [[], []]
     for layer, rows in zip(layers, seen, strict=True):
         layer.register_forward_pre_hook(lambda _, args, rows=rows: rows.append(len(args[0])))
-    score_joined(model, batch, known, [0, 1, 1, 0])
-    assert seen == [[4], [4 * N_SAMPLES]]
+    branches = Branches(model, random_rows(4), known, [0, 1, 1, 0])
+    branches.score(range(4), 0, 2)
+    branches.score([2], 2, N_SAMPLES)
+    assert seen == [[4], [4 * 2, N_SAMPLES - 2]]
 
 
 def test_adapters_with_other_numbers_of_draws_are_not_joined() -> None:

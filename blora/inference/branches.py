@@ -1,0 +1,75 @@
+"""Questions on their way through the draws: what draws share is computed once, then as many draws as each needs."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from blora.inference.fork import branching_layer, runs_in_parts
+from blora.inference.packing import PackedRow, collate, spread_states
+from blora.inference.scoring import score_draws, score_rows, states_of
+from blora.posterior.draws import Draws
+from blora.posterior.joined import join
+
+__all__ = ["Branches"]
+
+
+class Branches:
+    """Rows of one or several adapters, run once up to the layer in which draws begin to differ.
+
+    Args:
+        model: a causal language model whose adapted modules are `LoraLinear`.
+        rows: B questions.
+        adapters: U adapters with S draws each.
+        owner: the adapter of each row, B indices.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self, model: PreTrainedModel, rows: Sequence[PackedRow], adapters: Sequence[Draws], owner: Sequence[int]
+    ) -> None:
+        self._model = model
+        self._n_samples = adapters[0].n_samples
+        self._draws = adapters[0] if len(adapters) == 1 else join(adapters)
+        self._owner = owner if len(adapters) > 1 else None
+        self._rows = list(rows)
+        layers = [layer for draws in adapters if (layer := branching_layer(draws)) is not None]
+        self._layer = min(layers, default=None)
+        if self._layer and runs_in_parts(model):
+            states = states_of(model, collate(rows), self._layer, self._part(range(len(rows)), 0, 1))
+            self._rows = spread_states(rows, states)
+
+    @torch.no_grad()
+    def score(self, picked: Sequence[int], start: int, stop: int, *, max_batch_tokens: int | None = None) -> Tensor:
+        """Log-probabilities over the choices under some of the draws.
+
+        Args:
+            picked: which rows.
+            start: the first draw.
+            stop: the one after the last.
+            max_batch_tokens: bound of padded tokens times draws of a forward pass; where the rows under all these draws
+                exceed it, they take several passes. None: one pass.
+
+        Returns:
+            (stop - start, len(picked), C) float32, normalised over the choices; -inf where a row has no such choice.
+        """
+        batch = collate([self._rows[row] for row in picked])
+        if self._layer is None:
+            return score_rows(self._model, batch, self._part(picked, 0, 1))[None].expand(stop - start, -1, -1)
+        return score_draws(
+            self._model,
+            batch,
+            batch.states,
+            lambda first, last: self._part(picked, first, last),
+            start=start,
+            stop=stop,
+            max_batch_tokens=max_batch_tokens,
+        )
+
+    def _part(self, picked: Sequence[int], start: int, stop: int) -> Draws:
+        """Draws start to stop - 1 for these rows, draws outermost."""
+        if self._owner is None:
+            return self._draws.part(start, stop)
+        first = torch.tensor([self._n_samples * self._owner[row] for row in picked])
+        return self._draws.for_rows((first + torch.arange(start, stop)[:, None]).flatten())

@@ -1,0 +1,131 @@
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from blora.decision.abstention import Policy, decide
+from blora.decision.binomial import binomial_cdf
+from blora.decision.calibrated import scores_of
+from blora.decision.stopping import draws_used, looks, reach, settled
+from blora.decision.uncertainty import summarize
+from blora.errors import ShapeError
+
+POLICIES = (
+    Policy(min_confidence=0.7),
+    Policy(max_predictive_entropy=0.8),
+    Policy(max_mutual_information=0.05),
+    Policy(min_confidence=0.6, max_predictive_entropy=0.9, max_mutual_information=0.1),
+)
+
+
+def questions(n: int, *, n_samples: int = 16, spread: float = 0.7, seed: int = 0) -> Tensor:
+    """(S, N, 3) probabilities whose logits scatter over the draws, from easy questions to hopeless ones."""
+    generator = torch.Generator().manual_seed(seed)
+    middle = 2 * torch.randn(1, n, 3, generator=generator, dtype=torch.float64)
+    scatter = spread * torch.rand(1, n, 1, generator=generator, dtype=torch.float64)
+    noise = torch.randn(n_samples, n, 3, generator=generator, dtype=torch.float64)
+    return (middle + scatter * noise).softmax(-1)
+
+
+@given(st.integers(1, 300))
+def test_looks_rise_by_doubling_and_end_with_all_draws(n_samples: int) -> None:
+    taken = looks(n_samples)
+    assert taken[-1] == n_samples
+    assert all(later == 2 * look for look, later in pairwise(taken[:-1]))
+    assert taken == sorted(set(taken))
+    assert taken[0] == min(4, n_samples)
+
+
+def test_after_all_draws_everything_is_settled_and_after_one_nothing() -> None:
+    probs = questions(50)
+    assert settled(probs, 16, POLICIES[0], 0.01).all()
+    assert not settled(probs[:1], 16, POLICIES[0], 0.01).any()
+    assert settled(probs[:1], 1, POLICIES[0], 0.01).all()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_draws_that_agree_settle_at_once(policy: Policy) -> None:
+    probs = questions(40, spread=0.0)
+    assert (draws_used(probs, policy, 0.001) == 4).all()
+
+
+def test_the_nearer_to_the_threshold_the_more_draws() -> None:
+    probs = questions(1)
+    confidence = float(probs.mean(0).max())
+    used = [int(draws_used(probs, Policy(min_confidence=confidence - off), 0.01)) for off in (0.0, 0.02, 0.3)]
+    assert used[0] == 16
+    assert used == sorted(used, reverse=True)
+    assert used[-1] < 16
+
+
+def test_two_choices_that_may_still_change_places_are_not_settled() -> None:
+    even = torch.tensor([[0.48, 0.47, 0.05], [0.46, 0.49, 0.05]]).repeat(2, 1)[:, None]
+    policy = Policy(min_confidence=0.9)  # far away: only the lead is open
+    assert not settled(even, 16, policy, 0.1).any()
+    ahead = even + torch.tensor([0.2, -0.2, 0.0])
+    assert settled(ahead, 16, policy, 0.1).all()
+
+
+def test_one_threshold_that_surely_fails_settles_the_others() -> None:
+    probs = questions(1)[:4]
+    entropy = float(scores_of(probs)["predictive_entropy"])
+    open_ = Policy(max_predictive_entropy=entropy)
+    assert not settled(probs, 16, open_, 0.01).any()
+    assert settled(probs, 16, Policy(max_predictive_entropy=entropy, min_confidence=1.0), 0.2).all()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_choices_that_a_row_does_not_have_change_nothing(policy: Policy) -> None:
+    probs = questions(200)
+    wide = torch.cat([probs, torch.zeros(16, 200, 2, dtype=torch.float64)], -1)
+    assert torch.equal(draws_used(probs, policy, 0.01), draws_used(wide, policy, 0.01))
+
+
+def test_a_row_settles_in_company_as_it_does_alone() -> None:
+    probs = questions(60)
+    together = draws_used(probs, POLICIES[3], 0.01)
+    alone = [int(draws_used(probs[:, i : i + 1], POLICIES[3], 0.01)) for i in range(60)]
+    assert together.tolist() == alone
+    assert len(set(alone)) > 1
+
+
+def test_the_reach_is_students_t_with_the_finite_population_correction() -> None:
+    values = torch.tensor([0.8, 0.7, 0.75, 0.85], dtype=torch.float64)
+    probs = torch.stack([values, 1 - values], -1)[:, None]
+    # 5 % risked, 2 looks and 2 limits: the quantile of 1 - 0.0125 with 3 degrees of freedom, from a table of t.
+    expected = 4.1765 * values.std() / 2 * math.sqrt(1 - 4 / 8)
+    assert reach(probs, 8, 0.05)["confidence"].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_the_entropy_of_few_draws_is_as_much_too_low_as_the_reach_allows_for() -> None:
+    probs = questions(3000, spread=0.5)
+    of_few, of_all = (scores_of(draws)["mutual_information"] for draws in (probs[:4], probs))
+    assert ((of_few / 3 * (1 - 4 / 16)).mean() / (of_all - of_few).mean()).item() == pytest.approx(1, abs=0.2)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("error", [0.01, 0.1])
+def test_early_decisions_differ_from_full_ones_as_rarely_as_stated_and_take_fewer_draws(
+    policy: Policy, error: float
+) -> None:
+    n = 1000
+    probs = questions(n, spread=1.0, seed=3)
+    used = draws_used(probs, policy, error)
+    differ = 0
+    for row in range(n):
+        early, full = (summarize(probs[:s, row]) for s in (int(used[row]), 16))
+        differ += (early.top, decide(early, policy).abstained) != (full.top, decide(full, policy).abstained)
+    # Of the mutual information, a sum of squares, twice as many.
+    stated = error if policy.max_mutual_information is None else 2 * error
+    assert binomial_cdf(differ - 1, n, stated) < 0.999
+    assert used.double().mean() < 11.5
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (17, 1, 3), (0, 1, 3)])
+def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ShapeError, match="expected \\(s, N, C\\) with s from 1 to 16"):
+        settled(torch.rand(shape), 16, POLICIES[0], 0.1)
