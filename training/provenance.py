@@ -22,7 +22,9 @@ def revision() -> str:
     try:
         if Path(git("rev-parse", "--show-toplevel")) != root:
             return "unknown"  # installed within somebody else's repository
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+        # Results of other benchmarks change nothing about the code.
+        changed = git("status", "--porcelain", "-uno", "--", ":/", ":!benchmarks/results")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
