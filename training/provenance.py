@@ -11,7 +11,7 @@ __all__ = ["command_line", "machine", "revision"]
 
 
 def revision() -> str:
-    """The project's git commit, with `+` where the tree has changes; BLORA_REVISION, or unknown, outside git."""
+    """The project's git commit, with `+` where its code has changes; BLORA_REVISION, or unknown, outside git."""
     if given := os.environ.get("BLORA_REVISION"):
         return given
     root = Path(__file__).resolve().parent.parent
