@@ -379,24 +379,17 @@ def _spread(values: Tensor) -> Tensor:
 
 def _count(stages: Sequence[Stage], name: ScoreName, rows: Tensor, limits: Tensor) -> tuple[Counts, ...]:
     """Answered and wrong of some rows under each limit; exactly at the limit is answered, as in `abstention.decide`."""
-    seen = [
-        (
-            -trust(name, stage.scores[name].double())[rows],
-            stage.wrong[rows],
-            stage.reach[name][rows] if stage.reach else None,
-        )
-        for stage in stages
-    ]
     counts: list[Counts] = []
     for some in limits[:, None].split(max(1, CHUNK_ELEMENTS // len(rows))):
         waiting = torch.ones(len(some), len(rows), dtype=torch.bool)
         answered = torch.zeros(len(some), dtype=torch.long)
         mistaken = answered.clone()
-        for uncertainty, wrong, reach in seen:
-            decided = waiting if reach is None else waiting & ((uncertainty - some).abs() > reach)
+        for stage in stages:
+            uncertainty = -trust(name, stage.scores[name].double())[rows]
+            decided = waiting & ((uncertainty - some).abs() > stage.reach[name][rows]) if stage.reach else waiting
             out = decided & (uncertainty <= some + TOLERANCE)
             answered += out.sum(1)
-            mistaken += (out & wrong).sum(1)
+            mistaken += (out & stage.wrong[rows]).sum(1)
             waiting = waiting & ~decided
         counts += map(Counts, answered.tolist(), mistaken.tolist())
     return tuple(counts)

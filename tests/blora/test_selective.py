@@ -28,31 +28,6 @@ from blora.decision.uncertainty import mutual_information, predictive_entropy, p
 from blora.errors import ConfigError, ShapeError
 from tests.blora.test_abstention import prediction
 
-# What is counted
-
-
-def test_early_answers_are_counted_as_each_threshold_has_them_go_out() -> None:
-    generator = torch.Generator().manual_seed(1)
-    early, late = torch.rand(2, 60, generator=generator, dtype=torch.float64)
-    reach = 0.4 * torch.rand(60, generator=generator, dtype=torch.float64)
-    reach[:5] = torch.inf
-    wrong = torch.rand(2, 60, generator=generator) < 0.3
-    stages = [
-        Stage({"confidence": early}, wrong[0], {"confidence": reach}),
-        Stage({"confidence": late}, wrong[1]),
-    ]
-    [candidates] = Evidence.gather(stages, seed=0).candidates
-    for part, counted in zip(split_rows(60, 0), (candidates.tuning, candidates.proof), strict=True):
-        for threshold, counts in zip(candidates.thresholds, counted, strict=True):
-            answered = mistaken = 0
-            for row in part.tolist():
-                stage = 0 if abs(early[row] - threshold) > reach[row] else 1
-                out = bool((early, late)[stage][row] >= threshold - selective.TOLERANCE)
-                answered += out
-                mistaken += out and bool(wrong[stage, row])
-            assert counts == (answered, mistaken)
-
-
 # Dividing the rows
 
 

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from blora.decision.abstention import Policy, decide
+from blora.decision.abstention import TOLERANCE, Policy, decide
 from blora.decision.binomial import binomial_cdf
 from blora.decision.calibrated import scores_of
+from blora.decision.selective import Evidence, Stage, split_rows
 from blora.decision.stopping import draws_used, looks, reach, settled
 from blora.decision.uncertainty import summarize
 from blora.errors import ShapeError
@@ -129,3 +130,25 @@ def test_early_decisions_differ_from_full_ones_as_rarely_as_stated_and_take_fewe
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ShapeError, match="expected \\(s, N, C\\) with s from 1 to 16"):
         settled(torch.rand(shape), 16, POLICIES[0], 0.1)
+
+
+def test_early_answers_are_counted_as_each_threshold_has_them_go_out() -> None:
+    generator = torch.Generator().manual_seed(1)
+    early, late = torch.rand(2, 60, generator=generator, dtype=torch.float64)
+    reach = 0.4 * torch.rand(60, generator=generator, dtype=torch.float64)
+    reach[:5] = torch.inf
+    wrong = torch.rand(2, 60, generator=generator) < 0.3
+    stages = [
+        Stage({"confidence": early}, wrong[0], {"confidence": reach}),
+        Stage({"confidence": late}, wrong[1]),
+    ]
+    [candidates] = Evidence.gather(stages, seed=0).candidates
+    for part, counted in zip(split_rows(60, 0), (candidates.tuning, candidates.proof), strict=True):
+        for threshold, counts in zip(candidates.thresholds, counted, strict=True):
+            answered = mistaken = 0
+            for row in part.tolist():
+                stage = 0 if abs(early[row] - threshold) > reach[row] else 1
+                out = bool((early, late)[stage][row] >= threshold - TOLERANCE)
+                answered += out
+                mistaken += out and bool(wrong[stage, row])
+            assert counts == (answered, mistaken)

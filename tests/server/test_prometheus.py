@@ -27,9 +27,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serve(tmp_path_factory.mktemp("scraped") / "log") as running:
-        answer = httpx.post(
-            f"{running.url}/v1/predict", json={"prompt": "I was charged twice.", "n_samples": 2}, timeout=60
-        )
+        answer = httpx.post(f"{running.url}/v1/predict", json={"prompt": "I was charged twice."}, timeout=60)
         assert answer.status_code == 200, answer.text
         yield running
 

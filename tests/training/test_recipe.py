@@ -134,7 +134,8 @@ REFUSED: dict[str, tuple[tuple[str, ...], type[BloraError], str]] = {
     "fixed labels": (("--choices", "yes|no"), DataError, "expected none or the fixed label set"),
     "policy": (("--min-confidence", "1.5"), ConfigError, "got policy min_confidence = 1.5"),
     "rank": (("--rank", "0"), ConfigError, "rank = 0"),
-    "bank": (("--n-samples", "0"), ConfigError, "n_samples = 0"),
+    "bank": (("--n-samples", "0"), SystemExit, "2"),
+    "early stopping": (("--stop-error", "0.6"), ConfigError, "stop_error = 0.6"),
     "epochs": (("--epochs", "0"), ConfigError, "got epochs = 0"),
     "learning rate": (("--learning-rate", "0"), ConfigError, "got learning_rate = 0"),
     "a rate that LoRA lacks": (("--method", "lora", "--learning-rate", "1"), ConfigError, "--lora-learning-rate"),
@@ -275,6 +276,8 @@ def test_the_embedded_model_is_trained_and_evaluated(tmp_path: Path) -> None:
     assert (figures["n_examples"], figures["n_samples"], figures["method"]) == (8, 2, "bayesian")
     assert figures["base_model"] == "smollm2-135m-instruct"
     assert 0 < figures["nll"] < float("inf")
-    assert figures["training"] == config_of(adapter).training
+    training = config_of(adapter).training
+    assert training.pop("seen").keys() == {"train", "validation"}
+    assert figures["training"] == training
     assert figures["training"]["train"]["n_examples"] == 24
     assert f"nll {figures['nll']:.4f}" in out
