@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from blora.inference.fork import branching_layer, runs_in_parts
-from blora.inference.packing import PackedRow, collate, spread_states
+from blora.inference.packing import PackedBatch, PackedRow, States, collate, spread_states
 from blora.inference.scoring import score_draws, score_rows, states_of
 from blora.posterior.draws import Draws
 from blora.posterior.joined import join
@@ -33,12 +33,13 @@ class Branches:
         self._n_samples = adapters[0].n_samples
         self._draws = adapters[0] if len(adapters) == 1 else join(adapters)
         self._owner = owner if len(adapters) > 1 else None
-        self._rows = list(rows)
+        self._rows = rows
+        self._batch = collate(rows)
+        self._states: States | None = None
         layers = [layer for draws in adapters if (layer := branching_layer(draws)) is not None]
         self._layer = min(layers, default=None)
         if self._layer and runs_in_parts(model):
-            states = states_of(model, collate(rows), self._layer, self._part(range(len(rows)), 0, 1))
-            self._rows = spread_states(rows, states)
+            self._states = states_of(model, self._batch, self._layer, self._part(range(len(rows)), 0, 1))
 
     @torch.no_grad()
     def score(self, picked: Sequence[int], start: int, stop: int, *, max_batch_tokens: int | None = None) -> Tensor:
@@ -54,18 +55,28 @@ class Branches:
         Returns:
             (stop - start, len(picked), C) float32, normalised over the choices; -inf where a row has no such choice.
         """
-        batch = collate([self._rows[row] for row in picked])
+        batch, states = self._some(picked)
         if self._layer is None:
             return score_rows(self._model, batch, self._part(picked, 0, 1))[None].expand(stop - start, -1, -1)
         return score_draws(
             self._model,
             batch,
-            batch.states,
+            states,
             lambda first, last: self._part(picked, first, last),
             start=start,
             stop=stop,
             max_batch_tokens=max_batch_tokens,
         )
+
+    def _some(self, picked: Sequence[int]) -> tuple[PackedBatch, States | None]:
+        """These rows as a batch, and the states that enter the layer in which draws begin to differ."""
+        if list(picked) == list(range(len(self._rows))):
+            return self._batch, self._states
+        if self._states is None:
+            return collate([self._rows[row] for row in picked]), None
+        rows = spread_states(self._rows, self._states)
+        batch = collate([rows[row] for row in picked])
+        return batch, batch.states
 
     def _part(self, picked: Sequence[int], start: int, stop: int) -> Draws:
         """Draws start to stop - 1 for these rows, draws outermost."""
