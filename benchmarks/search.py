@@ -1,38 +1,45 @@
-"""What was tried before the defaults: variants of the posterior and of scoring, judged on validation rows alone.
+"""What was tried before the defaults: variants of the posterior and of scoring, judged on rows of the training file.
 
 `python -m benchmarks.search DATA [LABEL ...]` with the folder of arc_easy_train.jsonl runs the variants that
-benchmarks/results/search/search.jsonl does not have yet, or those named. The test files are never opened.
+benchmarks/results/search/search.jsonl does not have yet, or those named. Of the file's rows 800 train, 400 choose the
+epoch and the temperature, and all the others judge. The test files are never opened.
 """
 
 import json
+import re
 import shlex
 import sys
-import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from blora.base_model import BaseModel, load_base_model
 from blora.config import NormalizationName, PosteriorConfig, PromptConfig
 from blora.decision.calibration import fit_temperature, metrics, temper
+from blora.inference.fork import first_layer
 from blora.posterior.bank import SampleBank
-from blora.posterior.inject import inject, select_modules
+from blora.posterior.draws import Draws
+from blora.posterior.inject import inject, parse_layers, select_modules
+from blora.posterior.point import PointFactor
 from blora.posterior.posterior import Posterior
 from training.config import TrainConfig
-from training.data import read_examples, split_examples
+from training.data import ExampleSet, read_examples, split_examples
 from training.evaluate import predict_all
 from training.provenance import machine, revision
-from training.rows import pack_examples
+from training.rows import LabelledRow, pack_examples
 from training.trainer import fit
 from training.trunk import with_states
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "search" / "search.jsonl"
-LAYERS = range(20, 30)
+WORK = ROOT / "runs" / "search"
 N_TRAIN, N_VALIDATION = 800, 400
+QUERY_VALUE = ("q_proj", "v_proj")
+EVERY = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,11 @@ class Variant:
         label: in the table.
         posterior: its form.
         training: settings that are not the default.
+        targets: names of the adapted modules.
+        layers: decoder layers that are adapted.
+        bayesian: those of them that get a posterior, None for all.
+        start: label of the LoRA whose factors are the mean to start from, and stay as they are where there is no
+            posterior.
         normalization: of a choice's log-probability.
         n_samples: draws at validation.
     """
@@ -50,64 +62,106 @@ class Variant:
     label: str
     posterior: PosteriorConfig
     training: dict[str, Any] = field(default_factory=dict)
+    targets: tuple[str, ...] = QUERY_VALUE
+    layers: str = "last:10"
+    bayesian: str | None = None
+    start: str | None = None
     normalization: NormalizationName = "question"
     n_samples: int = 6
 
 
 LORA = PosteriorConfig(method="lora")
-TOP = PosteriorConfig(bayesian_layers=(26, 27, 28, 29))
+FULL = PosteriorConfig()
+NARROW = PosteriorConfig(lambda_init=0.1)
 VARIANTS = (
-    Variant("LoRA, 6 epochs", LORA, {"epochs": 6}, n_samples=1),
-    Variant("Bayesian, 6 epochs", PosteriorConfig(), {"epochs": 6, "kl_weight": 0.03}),
-    Variant("Bayesian, 6 epochs, KL weight 0.1", PosteriorConfig(), {"epochs": 6, "kl_weight": 0.1}),
-    Variant("LoRA, 3 epochs", LORA, {"epochs": 3}, n_samples=1),
-    Variant("LoRA, 3 epochs, normalization none", LORA, {"epochs": 3}, "none", 1),
-    Variant("LoRA, 3 epochs, normalization choice", LORA, {"epochs": 3}, "choice", 1),
-    Variant("Bayesian in 4 layers, LoRA in 6, 3 epochs", TOP, {"epochs": 3, "kl_weight": 0.1}),
+    Variant("LoRA", LORA, {"epochs": 4}, n_samples=1),
+    Variant("Bayesian in 4 layers around the LoRA", NARROW, {"epochs": 3}, bayesian="last:4", start="LoRA"),
+    Variant("Bayesian", FULL, {"epochs": 4}),
+    Variant("Bayesian in 4 layers, LoRA in 6", FULL, {"epochs": 4}, bayesian="last:4"),
+    Variant("Bayesian in 2 layers, LoRA in 8", FULL, {"epochs": 4}, bayesian="last:2"),
+    Variant("Bayesian, KL weight 0.3", FULL, {"epochs": 4, "kl_weight": 0.3}),
+    Variant("Bayesian, matrix normal", PosteriorConfig(family="matrix_normal"), {"epochs": 4}),
+    Variant("LoRA, every module", LORA, {"epochs": 4}, targets=EVERY, n_samples=1),
+    Variant("Bayesian, every module", FULL, {"epochs": 4}, targets=EVERY),
+    Variant("LoRA, normalization none", LORA, {"epochs": 4}, normalization="none", n_samples=1),
+    Variant("LoRA, normalization choice", LORA, {"epochs": 4}, normalization="choice", n_samples=1),
 )
 
 
-def crossfitted(log_probs: Tensor, labels: Tensor) -> dict[str, float]:
-    """Metrics as trained; with a temperature each half of the rows has that of the other half."""
-    plain = metrics(log_probs.double().exp().mean(0), labels)
-    probs = torch.empty(len(labels), log_probs.shape[-1], dtype=torch.float64)
-    even = torch.arange(len(labels)) % 2 == 0
-    for fitted, applied in ((even, ~even), (~even, even)):
-        temperature = fit_temperature(log_probs[:, fitted], labels[fitted])
-        probs[applied] = temper(log_probs[:, applied], temperature).mean(0)
-    tempered = metrics(probs, labels)
-    return {
-        "accuracy": plain.accuracy,
-        **{name: getattr(plain, name) for name in ("nll", "ece", "aurc")},
-        "temperature": fit_temperature(log_probs, labels),
-        **{f"{name}_tempered": getattr(tempered, name) for name in ("nll", "ece", "brier", "aurc")},
-    }
+def parts_of(examples: ExampleSet) -> tuple[ExampleSet, ExampleSet, ExampleSet]:
+    """Training, validation and development rows of one file, disjoint."""
+    train, rest = split_examples(examples, N_TRAIN, len(examples.examples) - N_TRAIN, seed=0)
+    validation, development = split_examples(rest, N_VALIDATION, len(rest.examples) - N_VALIDATION, seed=0)
+    return train, validation, development
 
 
 def run(base: BaseModel, variant: Variant, data: Path) -> dict[str, Any]:
-    """Trains a variant and validates its best epoch."""
+    """Trains a variant and judges its best epoch."""
+    prompt = PromptConfig(normalization=variant.normalization)
     examples = read_examples(str(data / "arc_easy_train.jsonl"))
     prompt = PromptConfig(template=examples.template, normalization=variant.normalization)
-    parts = split_examples(examples, N_TRAIN, N_VALIDATION, seed=0)
-    modules = select_modules(base.model, ("q_proj", "v_proj"), LAYERS)
+    n_layers = base.model.config.get_text_config().num_hidden_layers
+    modules = select_modules(base.model, variant.targets, parse_layers(variant.layers, n_layers))
     inject(base.model, modules)
-    train, validation = (with_states(base.model, pack_examples(part, base, prompt), LAYERS[0]) for part in parts)
-    posterior = Posterior(modules, variant.posterior, 0)
-    with tempfile.TemporaryDirectory() as work:
-        config = TrainConfig(work_dir=Path(work), **variant.training)
-        fitted = fit(base, posterior, train, validation, config)
-    bank = SampleBank.draw(posterior, "in a search", variant.n_samples, 0)
-    log_probs = predict_all(base.model, validation, bank.draws.to(base.device))
+    train, validation, development = (
+        with_states(base.model, pack_examples(part, base, prompt), first_layer(modules)) for part in parts_of(examples)
+    )
+    posterior = _posterior(variant, modules, n_layers)
+    config = TrainConfig(work_dir=WORK / _file(variant.label), **variant.training)
+    fitted = fit(base, posterior, train, validation, config)
+    save_file(posterior.state_dict(), WORK / f"{_file(variant.label)}.safetensors")
+    draws = SampleBank.draw(posterior, "in a search", variant.n_samples, 0).draws
     return {
         "label": variant.label,
         "n_samples": variant.n_samples,
         "best_epoch": fitted.best_epoch,
         "epochs": config.epochs,
-        **crossfitted(log_probs, torch.tensor([row.label for row in validation])),
+        "training_seconds": fitted.seconds,
+        "n_development": len(development),
+        **judged(base, validation, development, draws),
         "command": shlex.join(["python", "-m", "benchmarks.search", *sys.argv[1:]]),
         "machine": machine(),
         "revision": revision(),
     }
+
+
+def judged(
+    base: BaseModel, validation: list[LabelledRow], development: list[LabelledRow], draws: Draws
+) -> dict[str, float]:
+    """Metrics on development rows as trained, and at the temperature of the validation rows."""
+    temperature = fit_temperature(predict_all(base.model, validation, draws), _labels(validation))
+    log_probs, labels = predict_all(base.model, development, draws), _labels(development)
+    plain = metrics(log_probs.double().exp().mean(0), labels)
+    tempered = metrics(temper(log_probs, temperature).mean(0), labels)
+    return {
+        **{name: getattr(plain, name) for name in ("accuracy", "nll", "ece", "brier", "aurc")},
+        "temperature": temperature,
+        **{f"{name}_tempered": getattr(tempered, name) for name in ("nll", "ece", "brier", "aurc")},
+    }
+
+
+def _posterior(variant: Variant, modules: dict[str, tuple[int, int]], n_layers: int) -> Posterior:
+    """As it is before training."""
+    form = variant.posterior
+    if variant.bayesian is not None:
+        form = replace(form, bayesian_layers=parse_layers(variant.bayesian, n_layers))
+    posterior = Posterior(modules, form, 0)
+    if variant.start is not None:
+        lora = Posterior(modules, LORA, 0)
+        lora.load_state_dict(load_file(WORK / f"{_file(variant.start)}.safetensors"))
+        posterior.set_mean(lora.mean().factors)
+        for module in posterior.modules():
+            if isinstance(module, PointFactor):
+                module.requires_grad_(False)
+    return posterior
+
+
+def _labels(rows: list[LabelledRow]) -> Tensor:
+    return torch.tensor([row.label for row in rows])
+
+
+def _file(label: str) -> str:
+    return re.sub(r"\W+", "-", label).lower()
 
 
 def main() -> None:
