@@ -20,10 +20,9 @@ from torch import Tensor
 from blora.base_model import BaseModel, load_base_model
 from blora.config import NormalizationName, PosteriorConfig, PromptConfig
 from blora.decision.calibration import fit_temperature, metrics, temper
-from blora.inference.fork import first_layer
 from blora.posterior.bank import SampleBank
 from blora.posterior.draws import Draws
-from blora.posterior.inject import inject, parse_layers, select_modules
+from blora.posterior.inject import eject, inject, parse_layers, select_modules
 from blora.posterior.point import PointFactor
 from blora.posterior.posterior import Posterior
 from training.config import TrainConfig
@@ -38,6 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "search" / "search.jsonl"
 WORK = ROOT / "runs" / "search"
 N_TRAIN, N_VALIDATION = 800, 400
+LAYERS = "last:10"
 QUERY_VALUE = ("q_proj", "v_proj")
 EVERY = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -63,7 +63,7 @@ class Variant:
     posterior: PosteriorConfig
     training: dict[str, Any] = field(default_factory=dict)
     targets: tuple[str, ...] = QUERY_VALUE
-    layers: str = "last:10"
+    layers: str = LAYERS
     bayesian: str | None = None
     start: str | None = None
     normalization: NormalizationName = "question"
@@ -95,16 +95,23 @@ def parts_of(examples: ExampleSet) -> tuple[ExampleSet, ExampleSet, ExampleSet]:
     return train, validation, development
 
 
-def run(base: BaseModel, variant: Variant, data: Path) -> dict[str, Any]:
-    """Trains a variant and judges its best epoch."""
-    prompt = PromptConfig(normalization=variant.normalization)
+def read_parts(base: BaseModel, data: Path) -> list[list[LabelledRow]]:
+    """`parts_of` the training file as rows, run once up to the layer that most variants adapt first."""
     examples = read_examples(str(data / "arc_easy_train.jsonl"))
-    prompt = PromptConfig(template=examples.template, normalization=variant.normalization)
+    prompt = PromptConfig(template=examples.template)
     n_layers = base.model.config.get_text_config().num_hidden_layers
+    [first, *_] = parse_layers(LAYERS, n_layers)
+    return [with_states(base.model, pack_examples(part, base, prompt), first) for part in parts_of(examples)]
+
+
+def run(base: BaseModel, variant: Variant, parts: list[list[LabelledRow]]) -> dict[str, Any]:
+    """Trains a variant and judges its best epoch."""
+    n_layers = base.model.config.get_text_config().num_hidden_layers
+    eject(base.model)
     modules = select_modules(base.model, variant.targets, parse_layers(variant.layers, n_layers))
     inject(base.model, modules)
     train, validation, development = (
-        with_states(base.model, pack_examples(part, base, prompt), first_layer(modules)) for part in parts_of(examples)
+        [replace(row, row=replace(row.row, normalization=variant.normalization)) for row in part] for part in parts
     )
     posterior = _posterior(variant, modules, n_layers)
     config = TrainConfig(work_dir=WORK / _file(variant.label), **variant.training)
@@ -169,11 +176,12 @@ def main() -> None:
     data, wanted = Path(sys.argv[1]), sys.argv[2:]
     done = {json.loads(line)["label"] for line in RESULT.read_text().splitlines()} if RESULT.is_file() else set()
     base = load_base_model()
+    parts = read_parts(base, data)
     for variant in VARIANTS:
         if variant.label in wanted or not (wanted or variant.label in done):
             RESULT.parent.mkdir(parents=True, exist_ok=True)
             with RESULT.open("a") as file:
-                file.write(json.dumps(run(base, variant, data)) + "\n")
+                file.write(json.dumps(run(base, variant, parts)) + "\n")
 
 
 if __name__ == "__main__":
