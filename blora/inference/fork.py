@@ -5,6 +5,8 @@ the first adapted layer nothing is ever learnt, so that part need run once in al
 own forward pass, on a view made for one call: a shallow copy of the model that shares its layers, in which stand-ins
 take the place of what is not to be computed. Nothing is swapped inside the model itself.
 
+Of the last layer little is needed: keys and values everywhere, all else only at the positions that the head will see.
+
 A model whose layers share more than hidden states cannot be run in parts; `check_packing` finds out.
 """
 
@@ -13,6 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 from weakref import WeakSet
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -21,9 +24,20 @@ from blora.inference.packing import States
 from blora.posterior.draws import Draws
 from blora.posterior.inject import layer_index
 
-__all__ = ["branching_layer", "first_layer", "keep_whole", "logits_at", "runs_in_parts", "states_below"]
+__all__ = [
+    "branching_layer",
+    "first_layer",
+    "keep_whole",
+    "logits_at",
+    "runs_in_parts",
+    "states_below",
+    "take_apart",
+]
 
 _WHOLE: WeakSet[PreTrainedModel] = WeakSet()
+# Parts of a layer whose output at a position depends on their input at that position alone, and that no other position
+# of the layer reads, by the last part of their names.
+POSITION_WISE = ("q_proj", "o_proj", "out_proj", "mlp")
 
 
 def runs_in_parts(model: PreTrainedModel) -> bool:
@@ -34,6 +48,11 @@ def runs_in_parts(model: PreTrainedModel) -> bool:
 def keep_whole(model: PreTrainedModel) -> None:
     """Has a model run in one piece from now on."""
     _WHOLE.add(model)
+
+
+def take_apart(model: PreTrainedModel) -> None:
+    """Takes `keep_whole` back."""
+    _WHOLE.discard(model)
 
 
 def first_layer(modules: Iterable[str]) -> int:
@@ -88,6 +107,8 @@ def logits_at(model: PreTrainedModel, known: States | None, row: Tensor, column:
     def picked(hidden_states: Tensor) -> Any:
         return head(hidden_states[row, column][None])  # (1, P, V)
 
+    if runs_in_parts(model):
+        model = _narrowed(model, row, column, inputs["input_ids"].shape)
     logits: Tensor = _view(_from(model, known), path, _StandIn(head, picked))(**inputs, use_cache=False).logits[0]
     return logits
 
@@ -137,6 +158,38 @@ def _from(model: PreTrainedModel, known: States | None) -> PreTrainedModel:
         model, path, nn.ModuleList([*skipped, _StandIn(first, start), *layers[known.layer + 1 :]])
     )
     return view
+
+
+def _narrowed(model: PreTrainedModel, row: Tensor, column: Tensor, shape: torch.Size) -> PreTrainedModel:
+    """The model, whose last layer computes what it can only at some positions (P,) of (B, T), and else gives junk."""
+    n_rows, width = shape
+    counts = row.bincount(minlength=n_rows)
+    n_picked = int(counts.max())
+    if n_picked >= width:
+        return model
+    order = row.argsort(stable=True)
+    rank = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row[order]]
+    columns = torch.full((n_rows, n_picked), width, device=row.device)  # one beyond the last where a row has fewer
+    columns[row[order], rank] = column[order]
+    rows = torch.arange(n_rows, device=row.device)[:, None]
+
+    def at_positions(module: nn.Module) -> Callable[[Tensor], Any]:
+        def run(x: Tensor) -> Any:
+            found = module(x[rows, columns.clamp(max=width - 1)])
+            if not isinstance(found, Tensor):
+                return module(x)
+            spread = found.new_zeros(n_rows, width + 1, found.shape[-1])
+            spread[rows, columns] = found
+            return spread[:, :width]
+
+        return run
+
+    path, layers = _layers(model)
+    last = f"{path}.{len(layers) - 1}"
+    for name, module in layers[-1].named_modules():
+        if name.rpartition(".")[2] in POSITION_WISE:
+            model = _view(model, f"{last}.{name}", _StandIn(module, at_positions(module)))
+    return model
 
 
 def _layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:

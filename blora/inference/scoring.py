@@ -9,7 +9,15 @@ from transformers import PreTrainedModel
 
 from blora.base_model import BaseModel
 from blora.errors import BaseModelError
-from blora.inference.fork import branching_layer, first_layer, keep_whole, logits_at, runs_in_parts, states_below
+from blora.inference.fork import (
+    branching_layer,
+    first_layer,
+    keep_whole,
+    logits_at,
+    runs_in_parts,
+    states_below,
+    take_apart,
+)
 from blora.inference.packing import PackedBatch, PackedRow, States, collate, padded_tokens
 from blora.posterior.draws import Draws, use_draws
 
@@ -182,6 +190,7 @@ def check_packing(base: BaseModel) -> None:
     packed = PackedRow(prompt, choices, "none")
     longer = PackedRow((*prompt, *ids[5], *ids[6]), (*choices, (*ids[7], *ids[8])), "none")
     batch = collate([packed, longer])
+    keep_whole(base.model)
     try:
         alone = torch.stack([_score_alone(base.model, prompt, choice) for choice in choices]).log_softmax(0)
         together = score_rows(base.model, batch, None)
@@ -199,6 +208,7 @@ def check_packing(base: BaseModel) -> None:
             f"got {difference:.2g} nats between packed and separate scoring with {base.ref.id}, expected at most "
             f"{tolerance:g}; this architecture does not honour block attention masks and cannot be used"
         )
+    take_apart(base.model)
     if not _parts_make_the_whole(base.model, batch, together, tolerance):
         keep_whole(base.model)
 

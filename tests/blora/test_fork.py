@@ -79,6 +79,44 @@ def test_the_head_sees_no_other_positions() -> None:
     assert logits.shape == (3, VOCAB_SIZE)
 
 
+PICKED = (torch.tensor([1, 0, 1, 1]), torch.tensor([0, 5, 3, 2]))  # three positions of one row, one of the other
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("known", [None, 1])
+@pytest.mark.parametrize("architecture", DECODERS)
+def test_the_last_layer_is_right_where_it_is_computed(architecture: str, known: int | None) -> None:
+    model = tiny_model(architecture)
+    draws = random_draws(adapted_above(model, 1), 2, scaling=0.7)
+    states = States(known, states_below(model, known, None, **INPUTS)) if known is not None else None
+    with use_draws(draws):
+        expected = model(**INPUTS, use_cache=False).logits[PICKED]
+        got = logits_at(model, states, *PICKED, **INPUTS)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_last_layer_computes_at_those_positions_alone() -> None:
+    model = tiny_model()
+    seen: list[torch.Size] = []
+    for layer in model.model.layers:
+        layer.mlp.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
+    logits_at(model, None, *PICKED, **INPUTS)
+    assert seen == [(2, 6, 32), (2, 3, 32)]
+
+
+def test_gradients_of_a_narrowed_layer_are_those_of_all_of_it() -> None:
+    model = tiny_model()
+    draws = random_draws(adapted_above(model, 0), 1, scaling=0.7)
+    leaves = [factor.requires_grad_() for f in draws.factors.values() for factor in (f.A, f.B)]
+    with use_draws(draws):
+        whole = model(**INPUTS, use_cache=False).logits[PICKED].square().sum()
+        narrowed = logits_at(model, None, *PICKED, **INPUTS).square().sum()
+    pairs = zip(torch.autograd.grad(whole, leaves), torch.autograd.grad(narrowed, leaves), strict=True)
+    for slow, fast in pairs:
+        torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-6)
+
+
 @torch.no_grad()
 def test_the_model_itself_stays_as_it_was() -> None:
     model = tiny_model()
