@@ -30,7 +30,9 @@ from transformers import (
 
 from blora.base_model import BaseModel, fingerprint
 from blora.config import BaseModelRef, NormalizationName
-from blora.inference.packing import PackedRow
+from blora.inference.fork import branching_layer, runs_in_parts
+from blora.inference.packing import PackedBatch, PackedRow
+from blora.inference.scoring import score_draws, score_rows, states_of
 from blora.posterior.draws import Draws, Factors
 from blora.posterior.inject import default_targets, inject, select_modules
 
@@ -221,6 +223,18 @@ def random_rows(n_rows: int, *, seed: int = 0, normalization: NormalizationName 
         PackedRow(tokens(1, 12), tuple(tokens(1, 5) for _ in range(integer(2, 4))), normalization)
         for _ in range(n_rows)
     ]
+
+
+def score(
+    model: PreTrainedModel, batch: PackedBatch, draws: Draws | None, max_batch_tokens: int | None = None
+) -> Tensor:
+    """(S, B, C) log-probabilities of a batch, from one trunk below the layer in which its draws begin to differ."""
+    layer = branching_layer(draws) if draws is not None else None
+    if draws is None or layer is None:
+        log_probs = score_rows(model, batch, draws.first(1) if draws is not None else None)[None]
+        return log_probs.expand(draws.n_samples if draws is not None else 1, -1, -1)
+    states = states_of(model, batch, layer, draws) if layer > 0 and runs_in_parts(model) else None
+    return score_draws(model, batch, states, draws.part, stop=draws.n_samples, max_batch_tokens=max_batch_tokens)
 
 
 @torch.no_grad()

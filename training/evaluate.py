@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from blora.decision.calibration import Metrics, metrics, temper
 from blora.decision.uncertainty import mutual_information, predictive_mean
-from blora.inference.scoring import score_all
+from blora.inference.branches import score_all
 from blora.posterior.draws import Draws
 from training.rows import LabelledRow
 

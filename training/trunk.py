@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from blora.inference.fork import runs_in_parts
-from blora.inference.packing import States, collate, padded_tokens, spread_states
+from blora.inference.packing import States, by_length, collate, spread_states
 from blora.inference.scoring import states_of
 from training.rows import LabelledRow
 
@@ -53,11 +53,7 @@ def trunk_states(model: PreTrainedModel, rows: Sequence[LabelledRow], layer: int
     packed = [row.row for row in rows]
     ends = list(accumulate(row.n_tokens for row in packed))
     store = _store(ends[-1], model.config.get_text_config().hidden_size)
-    order = sorted(range(len(rows)), key=lambda i: packed[i].n_tokens)
-    while order:
-        picked = [order.pop()]
-        while order and padded_tokens([packed[i] for i in [*picked, order[-1]]]) <= BATCH_TOKENS:
-            picked.append(order.pop())
+    for picked in by_length(packed, BATCH_TOKENS):
         batch = [packed[i] for i in picked]
         for i, row in zip(picked, spread_states(batch, states_of(model, collate(batch), layer)), strict=True):
             assert row.states is not None  # it was just attached

@@ -1,4 +1,8 @@
-"""Questions on their way through the draws: what draws share is computed once, then as many draws as each needs."""
+"""Questions on their way through the draws: what draws share is computed once, then as many draws as each needs.
+
+Both in batches of rows of like length: below the layer in which draws begin to differ a row counts once, above it as
+often as there are draws.
+"""
 
 from collections.abc import Sequence
 
@@ -7,12 +11,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from blora.inference.fork import branching_layer, runs_in_parts
-from blora.inference.packing import PackedBatch, PackedRow, States, collate, spread_states
+from blora.inference.packing import PackedBatch, PackedRow, States, by_length, collate, padded_tokens, spread_states
 from blora.inference.scoring import score_draws, score_rows, states_of
 from blora.posterior.draws import Draws
 from blora.posterior.joined import join
 
-__all__ = ["Branches"]
+__all__ = ["Branches", "score_all"]
 
 
 class Branches:
@@ -50,11 +54,24 @@ class Branches:
             start: the first draw.
             stop: the one after the last.
             max_batch_tokens: bound of padded tokens times draws of a forward pass; where the rows under all these draws
-                exceed it, they take several passes. None: one pass.
+                exceed it, they take several passes, and where one row does, its draws. None: one pass.
 
         Returns:
             (stop - start, len(picked), C) float32, normalised over the choices; -inf where a row has no such choice.
         """
+        rows = [self._rows[row] for row in picked]
+        at_once = max_batch_tokens // (stop - start) if max_batch_tokens is not None else None
+        if self._layer is None or at_once is None or padded_tokens(rows) <= at_once:
+            return self._pass(picked, start, stop, max_batch_tokens)
+        n_choices = max(row.n_choices for row in rows)
+        out = torch.full((stop - start, len(rows), n_choices), -torch.inf, device=self._model.device)
+        for part in by_length(rows, at_once):
+            log_probs = self._pass([picked[k] for k in part], start, stop, max_batch_tokens)
+            out[:, part, : log_probs.shape[-1]] = log_probs
+        return out
+
+    def _pass(self, picked: Sequence[int], start: int, stop: int, max_batch_tokens: int | None) -> Tensor:
+        """The same in as few passes as the rows' draws allow, (stop - start, len(picked), their own C)."""
         batch, states = self._some(picked)
         if self._layer is None:
             return score_rows(self._model, batch, self._part(picked, 0, 1))[None].expand(stop - start, -1, -1)
@@ -84,3 +101,32 @@ class Branches:
             return self._draws.part(start, stop)
         first = torch.tensor([self._n_samples * self._owner[row] for row in picked])
         return self._draws.for_rows((first + torch.arange(start, stop)[:, None]).flatten())
+
+
+@torch.no_grad()
+def score_all(
+    model: PreTrainedModel, rows: Sequence[PackedRow], draws: Draws | None, *, max_batch_tokens: int
+) -> Tensor:
+    """Scores any number of rows, in batches of like length.
+
+    Args:
+        model: a causal language model whose adapted modules are `LoraLinear`.
+        rows: N >= 1 questions.
+        draws: S draws or None: the base model.
+        max_batch_tokens: bound of padded tokens times draws of a forward pass.
+
+    Returns:
+        (S, N, C) float32 on the CPU, S = 1 without draws; normalised over the choices, -inf where a row has no such
+        choice.
+    """
+    n_samples = draws.n_samples if draws is not None else 1
+    out = torch.full((n_samples, len(rows), max(row.n_choices for row in rows)), -torch.inf)
+    for picked in by_length(rows, max_batch_tokens):
+        batch = [rows[i] for i in picked]
+        if draws is None:
+            log_probs = score_rows(model, collate(batch), None)[None]
+        else:
+            branches = Branches(model, batch, [draws], [0] * len(batch))
+            log_probs = branches.score(range(len(batch)), 0, n_samples, max_batch_tokens=max_batch_tokens)
+        out[:, picked, : log_probs.shape[-1]] = log_probs.cpu()
+    return out

@@ -27,6 +27,7 @@ from blora.posterior.inject import layer_index
 __all__ = [
     "branching_layer",
     "first_layer",
+    "hidden_at",
     "keep_whole",
     "logits_at",
     "runs_in_parts",
@@ -100,17 +101,39 @@ def logits_at(model: PreTrainedModel, known: States | None, row: Tensor, column:
         BaseModelError: if the model has no output embeddings.
     """
     head = model.get_output_embeddings()
-    path = next((name for name, module in model.named_modules() if module is head), None)
-    if path is None:
-        raise BaseModelError(f"got {type(model).__name__}, which has no output embeddings; use another model")
 
     def picked(hidden_states: Tensor) -> Any:
         return head(hidden_states[row, column][None])  # (1, P, V)
 
+    logits: Tensor = _before_head(model, known, row, column, picked, inputs).logits[0]
+    return logits
+
+
+def hidden_at(model: PreTrainedModel, known: States | None, row: Tensor, column: Tensor, **inputs: Any) -> Tensor:
+    """What enters the output head at some positions, (P, D); arguments as for `logits_at`."""
+    try:
+        _before_head(model, known, row, column, _arrive, inputs)
+    except _ArrivedError as arrived:
+        return arrived.states[row, column]
+    raise BaseModelError(f"got {type(model).__name__}, which does not run its output embeddings; use another model")
+
+
+def _before_head(
+    model: PreTrainedModel,
+    known: States | None,
+    row: Tensor,
+    column: Tensor,
+    run: Callable[[Tensor], Any],
+    inputs: dict[str, Any],
+) -> Any:
+    """The model's output with something else in its head's place, right at some positions alone."""
+    head = model.get_output_embeddings()
+    path = next((name for name, module in model.named_modules() if module is head), None)
+    if path is None:
+        raise BaseModelError(f"got {type(model).__name__}, which has no output embeddings; use another model")
     if runs_in_parts(model):
         model = _narrowed(model, row, column, inputs["input_ids"].shape)
-    logits: Tensor = _view(_from(model, known), path, _StandIn(head, picked))(**inputs, use_cache=False).logits[0]
-    return logits
+    return _view(_from(model, known), path, _StandIn(head, run))(**inputs, use_cache=False)
 
 
 class _StandIn(nn.Module):

@@ -6,7 +6,7 @@ row of a forward pass scores all choices, exactly as scoring each alone would.
 """
 
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -16,7 +16,17 @@ from transformers import PreTrainedTokenizerBase
 from blora.config import NormalizationName, PromptConfig, ScoringName
 from blora.errors import PromptError, PromptTooLongError
 
-__all__ = ["LABELS", "PackedBatch", "PackedRow", "States", "collate", "pack", "padded_tokens", "spread_states"]
+__all__ = [
+    "LABELS",
+    "PackedBatch",
+    "PackedRow",
+    "States",
+    "by_length",
+    "collate",
+    "pack",
+    "padded_tokens",
+    "spread_states",
+]
 
 LABELS = string.ascii_uppercase
 
@@ -207,6 +217,19 @@ def padded_tokens(rows: Sequence[PackedRow]) -> int:
     """Size of the rectangle that `collate` makes of these rows, in tokens."""
     prompt = max(row.prompt_tokens for row in rows)
     return len(rows) * (prompt + max(row.n_tokens - row.prompt_tokens for row in rows))
+
+
+def by_length(rows: Sequence[PackedRow], max_tokens: int) -> Iterator[list[int]]:
+    """Indices of the rows in batches of like length, the longest first, each of at most so many padded tokens.
+
+    A row that is longer alone makes a batch alone.
+    """
+    order = sorted(range(len(rows)), key=lambda i: rows[i].n_tokens)
+    while order:
+        picked = [order.pop()]
+        while order and padded_tokens([rows[i] for i in [*picked, order[-1]]]) <= max_tokens:
+            picked.append(order.pop())
+        yield picked
 
 
 def collate(rows: Sequence[PackedRow], pad_id: int = 0) -> PackedBatch:

@@ -1,6 +1,6 @@
 """Log-probabilities of choices under S posterior draws, in one forward pass over S * B rows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -10,18 +10,18 @@ from transformers import PreTrainedModel
 from blora.base_model import BaseModel
 from blora.errors import BaseModelError
 from blora.inference.fork import (
-    branching_layer,
     first_layer,
+    hidden_at,
     keep_whole,
     logits_at,
-    runs_in_parts,
     states_below,
     take_apart,
 )
-from blora.inference.packing import PackedBatch, PackedRow, States, collate, padded_tokens
+from blora.inference.packing import PackedBatch, PackedRow, States, collate
+from blora.inference.vocabulary import MIN_DRAWS, log_probs_along_draws, plain_head
 from blora.posterior.draws import Draws, use_draws
 
-__all__ = ["check_packing", "score", "score_all", "score_draws", "score_rows", "states_of"]
+__all__ = ["check_packing", "score_draws", "score_rows", "states_of"]
 
 # Elements of float32 logits normalised at once: 64 MiB.
 CHUNK_ELEMENTS = 2**24
@@ -59,19 +59,19 @@ def _score_from(
     offsets = torch.arange(repeats, device=device)[:, None]
     row = (batch.row.to(device) + offsets * n_rows).flatten()
     column = batch.column.to(device).repeat(repeats)
+    known = States(states.layer, _repeat(states.values.to(device), repeats)) if states is not None else None
+    inputs = {name: _repeat(tensor, repeats) for name, tensor in _inputs(model, batch).items()}
+    place, token = batch.place.to(device), batch.token.to(device)
+    head = plain_head(model) if repeats >= MIN_DRAWS and not torch.is_grad_enabled() else None
     with use_draws(draws):
-        logits = logits_at(
-            model,
-            States(states.layer, _repeat(states.values.to(device), repeats)) if states is not None else None,
-            row,
-            column,
-            **{name: _repeat(tensor, repeats) for name, tensor in _inputs(model, batch).items()},
-        )  # (repeats * P, V)
-    place = (batch.place.to(device) + offsets * len(batch.row)).flatten()
-    token = batch.token.to(device).repeat(repeats)
-    choice = (batch.choice.to(device) + offsets * (n_rows * n_choices)).flatten()
-    token_log_probs = logits[place, token].float() - _log_normalizer(logits)[place]
-    totals = torch.zeros(repeats * n_rows * n_choices, device=device).index_add(0, choice, token_log_probs)
+        if head is not None:
+            hidden = hidden_at(model, known, row, column, **inputs).view(repeats, len(batch.row), -1)
+            token_log_probs = log_probs_along_draws(head, hidden.float(), place, token)
+        else:
+            logits = logits_at(model, known, row, column, **inputs).view(repeats, len(batch.row), -1)
+            token_log_probs = logits[:, place, token].float() - _log_normalizers(logits)[:, place]
+    totals = torch.zeros(repeats, n_rows * n_choices, device=device)
+    totals = totals.index_add(1, batch.choice.to(device), token_log_probs)
     totals = totals.view(repeats, n_rows, n_choices) / batch.divisor.to(device)
     totals = totals.masked_fill(~batch.is_choice.to(device), -torch.inf)
     return totals.log_softmax(-1).flatten(0, 1)
@@ -89,29 +89,6 @@ def states_of(model: PreTrainedModel, batch: PackedBatch, layer: int, draws: Dra
         return States(layer, states_below(model, layer, known, **_inputs(model, batch)))
 
 
-def score(
-    model: PreTrainedModel, batch: PackedBatch, draws: Draws | None, *, max_batch_tokens: int | None = None
-) -> Tensor:
-    """Log-probabilities over the choices under every draw.
-
-    Args:
-        model: as in `score_rows`.
-        batch: B rows.
-        draws: S draws or None.
-        max_batch_tokens: bound of padded tokens times draws of a forward pass; where the batch under all draws
-            exceeds it, they take several passes. None: one pass.
-
-    Returns:
-        (S, B, C) float32, normalised over the choices, S = 1 without draws; -inf where a row has no such choice.
-    """
-    layer = branching_layer(draws) if draws is not None else None
-    if draws is None or layer is None:
-        log_probs = score_rows(model, batch, draws.first(1) if draws is not None else None)[None]
-        return log_probs.expand(draws.n_samples if draws is not None else 1, -1, -1)
-    states = states_of(model, batch, layer, draws) if layer > 0 and runs_in_parts(model) else None
-    return score_draws(model, batch, states, draws.part, stop=draws.n_samples, max_batch_tokens=max_batch_tokens)
-
-
 def score_draws(
     model: PreTrainedModel,
     batch: PackedBatch,
@@ -124,6 +101,8 @@ def score_draws(
 ) -> Tensor:
     """Log-probabilities over the choices under some draws, from hidden states on.
 
+    From `vocabulary.MIN_DRAWS` draws on, those of a pass share their sums over the vocabulary.
+
     Args:
         model: as in `score_rows`.
         batch: B rows.
@@ -131,10 +110,11 @@ def score_draws(
         draws: gives draws first to last - 1 for the rows.
         start: the first draw.
         stop: the one after the last.
-        max_batch_tokens: as in `score`.
+        max_batch_tokens: bound of padded tokens times draws of a forward pass; where the batch under all these draws
+            exceeds it, they take several passes. None: one pass.
 
     Returns:
-        (stop - start, B, C), as in `score`.
+        (stop - start, B, C) float32, normalised over the choices; -inf where a row has no such choice.
     """
     at_once = max(1, max_batch_tokens // batch.input_ids.numel()) if max_batch_tokens else stop - start
     scored = []
@@ -143,34 +123,6 @@ def score_draws(
         log_probs = _score_from(model, batch, states, draws(first, last), last - first)
         scored.append(log_probs.view(last - first, -1, log_probs.shape[-1]))
     return torch.cat(scored)
-
-
-@torch.no_grad()
-def score_all(
-    model: PreTrainedModel, rows: Sequence[PackedRow], draws: Draws | None, *, max_batch_tokens: int
-) -> Tensor:
-    """Scores any number of rows, in batches of similar length.
-
-    Args:
-        model: as in `score_rows`.
-        rows: N >= 1 questions.
-        draws: S draws or None.
-        max_batch_tokens: bound of padded tokens times draws of a forward pass.
-
-    Returns:
-        (S, N, C) float32 on the CPU.
-    """
-    n_samples = draws.n_samples if draws is not None else 1
-    out = torch.full((n_samples, len(rows), max(row.n_choices for row in rows)), -torch.inf)
-    order = sorted(range(len(rows)), key=lambda i: rows[i].n_tokens)
-    while order:
-        picked = [order.pop()]
-        while order and padded_tokens([rows[i] for i in [*picked, order[-1]]]) * n_samples <= max_batch_tokens:
-            picked.append(order.pop())
-        batch = collate([rows[i] for i in picked])
-        log_probs = score(model, batch, draws, max_batch_tokens=max_batch_tokens).cpu()
-        out[:, picked, : log_probs.shape[-1]] = log_probs
-    return out
 
 
 @torch.no_grad()
@@ -253,7 +205,7 @@ def _additive(mask: Tensor) -> Tensor:
     return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, torch.finfo(torch.float32).min)
 
 
-def _log_normalizer(logits: Tensor) -> Tensor:
-    """Log sum exp over the vocabulary in float32, (P,), a few positions at a time."""
-    chunks = logits.split(max(1, CHUNK_ELEMENTS // logits.shape[1]))
-    return torch.cat([chunk.float().logsumexp(-1) for chunk in chunks])
+def _log_normalizers(logits: Tensor) -> Tensor:
+    """Log sum exp of (S, P, V) over the vocabulary in float32, (S, P), a few positions at a time."""
+    chunks = logits.flatten(0, 1).split(max(1, CHUNK_ELEMENTS // logits.shape[-1]))
+    return torch.cat([chunk.float().logsumexp(-1) for chunk in chunks]).view(logits.shape[:2])

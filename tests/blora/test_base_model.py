@@ -7,10 +7,9 @@ from transformers import PreTrainedModel
 from blora.base_model import BaseModel, fingerprint, load_base_model
 from blora.errors import BaseModelError
 from blora.inference.packing import collate
-from blora.inference.scoring import score
 from blora.posterior.inject import eject, inject
 from blora.posterior.layer import linear_shape
-from tests.scenarios import ARCHITECTURES, MAX_LENGTH, adapted_modules, random_rows, tiny_model, tiny_tokenizer
+from tests.scenarios import ARCHITECTURES, MAX_LENGTH, adapted_modules, random_rows, score, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)

@@ -8,11 +8,10 @@ from blora.errors import ShapeError
 from blora.inference.branches import Branches
 from blora.inference.fork import keep_whole
 from blora.inference.packing import collate
-from blora.inference.scoring import score
 from blora.posterior.draws import Draws
 from blora.posterior.inject import layer_index
 from blora.posterior.joined import join
-from tests.scenarios import DECODERS, injected, random_draws, random_rows
+from tests.scenarios import DECODERS, injected, random_draws, random_rows, score
 
 N_SAMPLES = 5
 OWNER = (2, 0, 1, 2, 0, 3)

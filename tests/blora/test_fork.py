@@ -11,7 +11,7 @@ from blora.errors import BaseModelError
 from blora.inference import scoring
 from blora.inference.fork import branching_layer, first_layer, keep_whole, logits_at, runs_in_parts, states_below
 from blora.inference.packing import States, collate
-from blora.inference.scoring import check_packing, score, score_rows, states_of
+from blora.inference.scoring import check_packing, score_rows, states_of
 from blora.posterior.draws import Draws, Factors, use_draws
 from blora.posterior.inject import default_targets, inject, layer_index, select_modules
 from tests.scenarios import (
@@ -24,6 +24,7 @@ from tests.scenarios import (
     merged,
     random_draws,
     random_rows,
+    score,
     tiny_base,
     tiny_model,
 )

@@ -14,9 +14,10 @@ from blora.base_model import BaseModel
 from blora.config import NormalizationName, PosteriorConfig, PromptConfig
 from blora.errors import BaseModelError
 from blora.inference import scoring
+from blora.inference.branches import score_all
 from blora.inference.fork import runs_in_parts
 from blora.inference.packing import PackedRow, collate, pack
-from blora.inference.scoring import check_packing, score, score_all, score_rows
+from blora.inference.scoring import check_packing, score_rows
 from blora.posterior.draws import Draws, use_draws
 from blora.posterior.inject import eject, inject, select_modules
 from blora.posterior.posterior import Posterior
@@ -29,6 +30,7 @@ from tests.scenarios import (
     merged,
     random_draws,
     random_rows,
+    score,
     tiny_base,
     tiny_model,
 )

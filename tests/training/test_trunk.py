@@ -7,9 +7,10 @@ import torch
 
 from blora.base_model import BaseModel
 from blora.config import PosteriorConfig
+from blora.inference.branches import score_all
 from blora.inference.fork import keep_whole
 from blora.inference.packing import collate
-from blora.inference.scoring import score_all, states_of
+from blora.inference.scoring import states_of
 from blora.posterior.inject import default_targets, inject, select_modules
 from blora.posterior.posterior import Posterior
 from tests.scenarios import N_LAYERS, random_draws, random_rows, tiny_base

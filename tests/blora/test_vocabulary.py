@@ -1,0 +1,143 @@
+"""Sums over the vocabulary that draws share, against each draw's own."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from blora.base_model import BaseModel
+from blora.config import PosteriorConfig, PromptConfig
+from blora.inference import scoring, vocabulary
+from blora.inference.branches import score_all
+from blora.inference.packing import PackedRow, collate, pack
+from blora.inference.vocabulary import Head, log_probs_along_draws, plain_head
+from blora.posterior.inject import eject, inject, select_modules
+from blora.posterior.posterior import Posterior
+from tests.scenarios import DECODERS, injected, random_draws, random_rows, score, tiny_model
+
+V, D, S, P = 8192, 16, 6, 5
+# Whose logits are capped.
+NOT_PLAIN = {"gemma2"}
+
+
+def random_head(dtype: torch.dtype = torch.float32) -> Head:
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(V, D, generator=generator)
+    return Head(weight, torch.randn(V, generator=generator), weight.to(dtype))
+
+
+def states(spread: float) -> Tensor:
+    """(S, P, D) around a mean that few tokens suit."""
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(P, D, generator=generator) + spread * torch.randn(S, P, D, generator=generator)
+
+
+def difference(head: Head, hidden: Tensor) -> float:
+    place, token = torch.tensor([0, 1, 1, 4]), torch.tensor([5, 0, 8191, 77])
+    exact = (hidden @ head.weight.mT + head.bias).log_softmax(-1)[:, place, token]
+    return float((log_probs_along_draws(head, hidden, place, token) - exact).abs().max())
+
+
+def test_draws_that_are_all_alike_get_the_exact_sum() -> None:
+    assert difference(random_head(), states(0.0)) < 1e-5
+
+
+def test_what_is_left_out_shrinks_with_the_square_of_the_spread() -> None:
+    wide, narrow = difference(random_head(), states(0.1)), difference(random_head(), states(0.025))
+    assert 8 * narrow < wide < 0.02
+
+
+def test_more_tokens_of_their_own_leave_less_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = difference(random_head(), states(0.2))
+    monkeypatch.setattr(vocabulary, "N_KEPT", V // 2)
+    assert 2 * difference(random_head(), states(0.2)) < few
+
+
+def test_a_rounded_weight_changes_the_sum_but_not_the_logits() -> None:
+    assert difference(random_head(torch.bfloat16), states(0.0)) < 5e-3
+
+
+def test_positions_a_few_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    head, hidden = random_head(), states(0.1)
+    arguments = (torch.arange(P), torch.arange(P))
+    expected = log_probs_along_draws(head, hidden, *arguments)
+    monkeypatch.setattr(vocabulary, "CHUNK_ELEMENTS", 2 * V)
+    torch.testing.assert_close(log_probs_along_draws(head, hidden, *arguments), expected)
+
+
+# Which heads are plain
+
+
+@pytest.fixture
+def small_vocabularies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has the tiny models' vocabularies pass for large ones."""
+    monkeypatch.setattr(vocabulary, "MIN_VOCABULARY", 1)
+    monkeypatch.setattr(vocabulary, "N_KEPT", 64)
+
+
+def test_a_small_vocabulary_is_added_up_for_every_draw() -> None:
+    assert plain_head(tiny_model()) is None
+
+
+@pytest.mark.usefixtures("small_vocabularies")
+@pytest.mark.parametrize("architecture", DECODERS)
+def test_the_shared_sum_is_each_draws_own_whatever_the_architecture(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, modules = injected(architecture)
+    assert (plain_head(model) is None) == (architecture in NOT_PLAIN)
+    draws, batch = random_draws(modules, S, scaling=0.02), collate(random_rows(3))
+    with torch.no_grad():
+        shared = score(model, batch, draws)
+        monkeypatch.setattr(scoring, "plain_head", lambda model: None)
+        own = score(model, batch, draws)
+    error, spread = (shared - own).nan_to_num().abs().max(), (own[0] - own[1]).nan_to_num().abs().max()
+    assert error < 0.02 * spread
+
+
+@pytest.mark.usefixtures("small_vocabularies")
+def test_a_head_that_is_no_linear_layer_is_not_plain() -> None:
+    model = tiny_model()
+    model.lm_head = nn.Sequential(model.lm_head)
+    assert plain_head(model) is None
+
+
+# The embedded model
+
+
+@pytest.fixture(params=[("smollm2", 5e-4), ("smollm2_bf16", 5e-3)], ids=["float32", "bfloat16"])
+def embedded(request: pytest.FixtureRequest) -> Iterator[tuple[BaseModel, float]]:
+    """The embedded model and the tolerance of its probabilities."""
+    name, tolerance = request.param
+    base = request.getfixturevalue(name)
+    yield base, tolerance
+    eject(base.model)
+
+
+def questions(base: BaseModel) -> list[PackedRow]:
+    prompts = ["What do plants need to grow?", "Which planet is nearest to the sun?", "Why does ice float on water?"]
+    choices = ["sunlight and water", "Mercury", "because it is less dense than the water below it"]
+    return [
+        pack(base.tokenizer, prompt=prompt, choices=choices, config=PromptConfig(), max_length=base.max_length)
+        for prompt in prompts
+    ]
+
+
+@pytest.mark.model
+def test_probabilities_are_those_of_each_draws_own_sum(
+    embedded: tuple[BaseModel, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under the posterior that training starts from, wider than any that it ends with."""
+    base, tolerance = embedded
+    modules = select_modules(base.model, ["q_proj", "v_proj"], range(20, 30))
+    inject(base.model, modules)
+    with torch.no_grad():
+        draws = Posterior(modules, PosteriorConfig(), seed=0).sample(8, torch.Generator().manual_seed(0))
+    rows = questions(base)
+    assert plain_head(base.model) is not None
+    shared = score_all(base.model, rows, draws, max_batch_tokens=4096).exp()
+    monkeypatch.setattr(scoring, "plain_head", lambda model: None)
+    own = score_all(base.model, rows, draws, max_batch_tokens=4096).exp()
+    torch.testing.assert_close(shared, own, rtol=0, atol=tolerance)
+    assert own.std(0).max() > 1.5 * tolerance
