@@ -1,0 +1,170 @@
+"""What an answer with a posterior costs beside one without, and whether it is the same answer.
+
+`python -m benchmarks.serving DATA` with the folder of arc_easy_train.jsonl and arc_easy_test.jsonl; `--quick` asks
+fewer questions. The adapters are trained first where runs/serving lacks them. All contenders answer the same questions
+in turn, in one process.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import psutil
+import torch
+
+from benchmarks.server_process import ROOT
+from benchmarks.serving.accuracy import compare_answers
+from benchmarks.serving.adapters import FORK, prepare
+from benchmarks.serving.contenders import BATCH_TOKENS, Engine, PlainLora, Published
+from benchmarks.serving.cost import measure_speeds, work_of
+from benchmarks.serving.growth import grow
+from benchmarks.serving.load import load
+from blora.base_model import BaseModel, load_base_model
+from blora.inference.fork import branching_layer
+from blora.inference.packing import PackedRow
+from blora.posterior.inject import inject
+from training.data import read_examples
+from training.provenance import machine, revision
+
+N_SAMPLES = 16
+# Questions of a round; of the published way, which takes longest, fewer.
+BLOCK, PUBLISHED_BLOCK = 48, 4
+
+Way = Callable[[Sequence[PackedRow]], object]
+
+
+def timed(ways: dict[str, Way], blocks: Sequence[Sequence[PackedRow]]) -> dict[str, list[float]]:
+    """Seconds a question of each way in each block, the ways in turn and each block begun by another."""
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    names = list(ways)
+    for k, block in enumerate(blocks):
+        for name in names[k % len(names) :] + names[: k % len(names)]:
+            rows = block[:PUBLISHED_BLOCK] if name == "published" else block
+            began = time.perf_counter()
+            ways[name](rows)
+            found[name].append((time.perf_counter() - began) / len(rows))
+    return found
+
+
+def ratio(seconds: dict[str, list[float]], of: str, over: str) -> dict[str, float]:
+    """Median and quartiles of a ratio over blocks."""
+    ratios = [a / b for a, b in zip(seconds[of], seconds[over], strict=True)]
+    low, middle, high = quantiles(ratios, n=4)
+    return {"median": middle, "low": low, "high": high}
+
+
+def measure(data: Path, *, quick: bool) -> dict[str, Any]:
+    """The result object."""
+    adapters = prepare(data)
+    engine, lora = Engine(adapters), PlainLora(adapters.late)
+    published = Published(engine.everywhere)
+    base = load_base_model()
+    inject(base.model, engine.late.config.modules)
+    examples = read_examples(str(data / "arc_easy_test.jsonl"))
+    n_blocks, n_judged, n_asked = (5, 200, 100) if quick else (15, 1000, 400)
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(examples.examples), generator=generator).tolist()
+    kept = [examples.examples[i] for i in order]
+    judged = engine.pack(type(examples)(examples.source, examples.digest, tuple(kept[:n_judged])))
+    figures, margins = compare_answers(engine, judged, [example.label for example in kept[:n_judged]], N_SAMPLES)
+    far = [judged[i] for i in margins[: 3 * BLOCK].argsort(descending=True)[:BLOCK].tolist()]
+    ways: dict[str, Way] = {
+        "lora": lora.packed,
+        "fixed": lambda rows: engine.fixed(rows, N_SAMPLES),
+        "early": lambda rows: engine.early(rows, N_SAMPLES),
+        "everywhere": lambda rows: engine.fixed(rows, N_SAMPLES, (engine.everywhere,)),
+        "ensemble": lora.ensemble,
+        "per_choice": lora.per_choice,
+        "published": lambda rows: published.answer(rows, N_SAMPLES),
+    }
+    blocks = list(islice(_blocks(judged), n_blocks))
+    timed(ways, blocks[:1])  # warm
+    seconds = timed(ways, blocks)
+    ratios = {
+        "cost_early_over_lora": ratio(seconds, "early", "lora"),
+        "cost_fixed16_over_lora": ratio(seconds, "fixed", "lora"),
+        "published_over_early": ratio(seconds, "published", "early"),
+        "everywhere_over_lora": ratio(seconds, "everywhere", "lora"),
+        "ensemble_over_lora": ratio(seconds, "ensemble", "lora"),
+        "per_choice_over_lora": ratio(seconds, "per_choice", "lora"),
+    }
+    bodies = [{"prompt": example.prompt, "choices": example.choices} for example in kept[:n_asked]]
+    tokens = sum(row.n_tokens for row in judged) / len(judged)
+    return {
+        **{name: found["median"] for name, found in ratios.items()},
+        **{name: figures.pop(name) for name in ("decision_agreement_64", "nll_relative")},
+        "ratios": ratios,
+        "ms_a_question": {name: 1e3 * median(found) for name, found in seconds.items()},
+        "tokens_per_s": {name: tokens / median(found) for name, found in seconds.items()},
+        "answers": figures,
+        "model_of_cost": _model_of_cost(base, engine, blocks[0]),
+        "growth": {name: [p.to_dict() for p in points] for name, points in grow(engine, lora, blocks[0], far).items()},
+        "peak_memory_mib": psutil.Process().memory_info().rss / 2**20,
+        "load": load(adapters.late, bodies, (1, 4, 16, 64)),
+        "bayesian_layers": FORK,
+        "n_blocks": n_blocks,
+        "questions_in_a_block": BLOCK,
+        "batch_tokens": BATCH_TOKENS,
+        "dtype": str(base.dtype).removeprefix("torch."),
+        "base_model": base.name,
+        "dataset": examples.source,
+        "machine": machine(),
+        "revision": revision(),
+        "command": "python -m benchmarks.serving" + (" --quick" if quick else ""),
+    }
+
+
+def _blocks(rows: Sequence[PackedRow]) -> Any:
+    """Blocks of questions, from the start again when they run out."""
+    start = 0
+    while True:
+        yield [rows[(start + k) % len(rows)] for k in range(BLOCK)]
+        start += BLOCK
+
+
+def _model_of_cost(base: BaseModel, engine: Engine, block: Sequence[PackedRow]) -> dict[str, Any]:
+    """What the operations predict for some numbers of draws, beside what it takes."""
+    draws = engine.late.bank.draws
+    fork = branching_layer(draws)
+    assert fork is not None  # the adapter has a posterior
+    speeds = measure_speeds(base, draws.first(N_SAMPLES), block, BATCH_TOKENS)
+    points = []
+    for n_samples in (4, 16, 64):
+        work = work_of(base.model, block, fork, n_samples, BATCH_TOKENS)
+        [measured] = timed({"ours": lambda rows, s=n_samples: engine.fixed(rows, s)}, [block] * 3).values()
+        found = median(measured) * len(block)
+        points.append(
+            {
+                "draws": n_samples,
+                "gflop": work.total / 1e9,
+                "share_trunk": work.trunk / work.total,
+                "share_branches": work.branches / work.total,
+                "share_head": work.head / work.total,
+                "predicted_s": speeds.seconds(work),
+                "measured_s": found,
+                "measured_over_predicted": found / speeds.seconds(work),
+                "measured_over_limit": found * speeds.layers / work.total,
+            }
+        )
+    return {"gflops_layers": speeds.layers / 1e9, "gflops_head": speeds.head / 1e9, "points": points}
+
+
+def main() -> None:
+    """Measures and writes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path, nargs="?", default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--quick", action="store_true", help="fewer questions: under ten minutes")
+    parser.add_argument("--json", type=Path, default=ROOT / "benchmarks/results/serving/result.json")
+    arguments = parser.parse_args()
+    result = measure(arguments.data, quick=arguments.quick)
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
