@@ -48,7 +48,7 @@ class Work(Generic[P]):
     Attributes:
         payload: what the worker gets.
         lengths: of the parts of its row, in tokens; rows are padded part by part.
-        n_draws: S.
+        n_draws: those that its row is certain to take.
         group: only equal ones share a forward pass; it fixes n_draws.
     """
 

@@ -165,7 +165,7 @@ class Predictor:
 
     async def _compute(self, job: Job, deadline: float) -> Completed[Tensor]:
         prompt = job.row.prompt_tokens
-        work = Work(job, (prompt, job.row.n_tokens - prompt), job.n_samples, job.group)
+        work = Work(job, (prompt, job.row.n_tokens - prompt), job.at_once, job.group)
         try:
             done = await self._batcher.submit(work, deadline=deadline)
         except ServerError:

@@ -42,18 +42,8 @@ def prepare(data: Path) -> Adapters:
         late = ["--bayesian-layers", FORK, "--stop-error", str(STOP_ERROR), "--output", str(adapters.late)]
         _run([*common, *late])
     if not (adapters.late / "calibration.json").is_file():
-        _run(
-            [
-                "calibrate",
-                str(adapters.late),
-                "--data",
-                str(others),
-                "--split",
-                "train",
-                "--target-risk",
-                str(TARGET_RISK),
-            ]
-        )
+        rows = ["--data", str(others), "--split", "train"]
+        _run(["calibrate", str(adapters.late), *rows, "--target-risk", str(TARGET_RISK)])
     if not adapters.everywhere.is_dir():
         _run([*common, "--output", str(adapters.everywhere)])
     return adapters

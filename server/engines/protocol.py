@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from blora.decision.abstention import Policy
+from blora.decision.stopping import looks
 from server.registry import AdapterHandle
 
 __all__ = ["Engine", "Job", "Loaded", "ModelInfo", "Row", "Stop"]
@@ -89,9 +90,14 @@ class Job:
     stop: Stop | None
 
     @property
-    def group(self) -> int:
+    def at_once(self) -> int:
+        """Draws that are made before anything is looked at: all, or as many as the first look takes."""
+        return looks(self.n_samples)[0] if self.stop is not None else self.n_samples
+
+    @property
+    def group(self) -> tuple[int, int]:
         """Jobs that are equal in this may share a forward pass, whatever their adapters and seeds."""
-        return self.n_samples
+        return self.n_samples, self.at_once
 
 
 class Engine(Protocol):

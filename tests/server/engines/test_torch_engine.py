@@ -196,6 +196,13 @@ async def test_draws_stop_where_the_decision_is_settled_and_are_the_first_of_all
     assert len({len(probs) for probs in await asking.engine.run(jobs)}) > 1
 
 
+async def test_jobs_that_may_stop_early_are_planned_by_their_first_look(asking: Asking) -> None:
+    job = await asking.job("why", n_samples=16)
+    early = dataclasses.replace(job, stop=Stop(Policy(min_confidence=0.5), 0.01))
+    assert (job.at_once, early.at_once) == (16, 4)
+    assert job.group != early.group
+
+
 async def test_an_adapter_that_overflows_is_named_and_its_neighbour_can_be_asked_again(asking: Asking) -> None:
     bad = dataclasses.replace(asking.two, digest="sha256:bad", bank=poisoned(asking.two.bank))
     jobs = [await asking.job("why"), dataclasses.replace(await asking.job("why", adapter="two"), handle=bad)]
