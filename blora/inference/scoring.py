@@ -18,7 +18,7 @@ from blora.inference.fork import (
     take_apart,
 )
 from blora.inference.packing import PackedBatch, PackedRow, States, collate
-from blora.inference.vocabulary import MIN_DRAWS, log_probs_along_draws, plain_head
+from blora.inference.vocabulary import MIN_DRAWS, log_probs_along_draws, log_probs_of_each, plain_head
 from blora.posterior.draws import Draws, use_draws
 
 __all__ = ["check_packing", "score_draws", "score_rows", "states_of"]
@@ -62,11 +62,12 @@ def _score_from(
     known = States(states.layer, _repeat(states.values.to(device), repeats)) if states is not None else None
     inputs = {name: _repeat(tensor, repeats) for name, tensor in _inputs(model, batch).items()}
     place, token = batch.place.to(device), batch.token.to(device)
-    head = plain_head(model) if repeats >= MIN_DRAWS and not torch.is_grad_enabled() else None
+    head = plain_head(model)
     with use_draws(draws):
         if head is not None:
-            hidden = hidden_at(model, known, row, column, **inputs).view(repeats, len(batch.row), -1)
-            token_log_probs = log_probs_along_draws(head, hidden.float(), place, token)
+            hidden = hidden_at(model, known, row, column, **inputs).view(repeats, len(batch.row), -1).float()
+            shared = repeats >= MIN_DRAWS and not torch.is_grad_enabled()
+            token_log_probs = (log_probs_along_draws if shared else log_probs_of_each)(head, hidden, place, token)
         else:
             logits = logits_at(model, known, row, column, **inputs).view(repeats, len(batch.row), -1)
             token_log_probs = logits[:, place, token].float() - _log_normalizers(logits)[:, place]

@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens under many draws, for little more than one pass over the vocabulary.
+"""Log-probabilities of tokens where the output head is a linear layer: exact ones, and those of many draws for less.
 
 Draws differ little in the hidden state h_s that predicts a token, and what they share of the sum of exponentials over V
 tokens need not be added up S times. Around the mean of the draws,
@@ -10,9 +10,12 @@ replaced by exp(w (h_s - h)) with w the mean of w_v weighted by the first: its f
 So the whole vocabulary is visited twice a position, whatever S. What the expansion leaves out is second order in
 h_s - h, of a few per cent; rounding in a decoder of bfloat16 is the larger error. The logits of the tokens asked for
 are exact.
+
+Exact log-probabilities remember for the backward pass nothing but the probabilities, in the dtype of the decoder.
 """
 
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -24,7 +27,7 @@ from blora.inference.fork import hidden_at, logits_at
 from blora.posterior.draws import use_draws
 from blora.posterior.inject import layer_index
 
-__all__ = ["MIN_DRAWS", "Head", "log_probs_along_draws", "plain_head"]
+__all__ = ["MIN_DRAWS", "Head", "log_probs_along_draws", "log_probs_of_each", "plain_head"]
 
 # From how many draws on the detour is the shorter way.
 MIN_DRAWS = 4
@@ -92,18 +95,43 @@ def log_probs_along_draws(head: Head, hidden: Tensor, place: Tensor, token: Tens
     Returns:
         (S, N) float32.
     """
-    logits = torch.einsum("snd,nd->sn", hidden[:, place], head.weight[token]) + head.bias[token]
-    return logits - _log_normalizers(head, hidden)[:, place]
-
-
-def _log_normalizers(head: Head, hidden: Tensor) -> Tensor:
-    """Log sum exp over the vocabulary, (S, P), a few positions at a time."""
     width = max(len(head.weight), N_KEPT * hidden.shape[-1])
-    return torch.cat([_expanded(head, part) for part in hidden.split(max(1, CHUNK_ELEMENTS // width), 1)], 1)
+    parts = hidden.split(max(1, CHUNK_ELEMENTS // width), 1)
+    return _logits(head, hidden, place, token) - torch.cat([_expanded(head, part) for part in parts], 1)[:, place]
+
+
+def log_probs_of_each(head: Head, hidden: Tensor, place: Tensor, token: Tensor) -> Tensor:
+    """The same with the whole vocabulary added up for every draw: exact, and differentiable in `hidden`."""
+    parts = hidden.flatten(0, 1).split(max(1, CHUNK_ELEMENTS // len(head.weight)))
+    normalizers = torch.cat([_LogNormalizer.apply(part, head) for part in parts]).view(hidden.shape[:2])  # type: ignore[no-untyped-call]
+    return _logits(head, hidden, place, token) - normalizers[:, place]
+
+
+def _logits(head: Head, hidden: Tensor, place: Tensor, token: Tensor) -> Tensor:
+    """Of the tokens asked for, (S, N)."""
+    return torch.einsum("snd,nd->sn", hidden[:, place], head.weight[token]) + head.bias[token]
+
+
+class _LogNormalizer(torch.autograd.Function):
+    """Log sum exp over the vocabulary of (P, D), (P,)."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Head) -> Tensor:
+        logits = F.linear(hidden, head.weight, head.bias)
+        normalizer = logits.logsumexp(-1)
+        if ctx.needs_input_grad[0]:
+            ctx.head = head
+            ctx.save_for_backward(logits.sub_(normalizer[:, None]).exp_().to(head.rounded.dtype))
+        return normalizer
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        (probs,) = ctx.saved_tensors
+        return (probs @ ctx.head.rounded).float() * grads[0][:, None], None
 
 
 def _expanded(head: Head, hidden: Tensor) -> Tensor:
-    """The same for (S, P, D) at once."""
+    """Log sum exp over the vocabulary under every draw, (S, P), for (S, P, D)."""
     center = hidden.mean(0)  # (P, D)
     logits = (center.to(head.rounded.dtype) @ head.rounded.mT).float() + head.bias  # (P, V)
     kept = logits.topk(N_KEPT, -1).indices  # (P, K)

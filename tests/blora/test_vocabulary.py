@@ -11,7 +11,7 @@ from blora.config import PosteriorConfig, PromptConfig
 from blora.inference import scoring, vocabulary
 from blora.inference.branches import score_all
 from blora.inference.packing import PackedRow, collate, pack
-from blora.inference.vocabulary import Head, log_probs_along_draws, plain_head
+from blora.inference.vocabulary import Head, log_probs_along_draws, log_probs_of_each, plain_head
 from blora.posterior.inject import eject, inject, select_modules
 from blora.posterior.posterior import Posterior
 from tests.scenarios import DECODERS, injected, random_draws, random_rows, score, tiny_model
@@ -64,6 +64,30 @@ def test_positions_a_few_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch
     expected = log_probs_along_draws(head, hidden, *arguments)
     monkeypatch.setattr(vocabulary, "CHUNK_ELEMENTS", 2 * V)
     torch.testing.assert_close(log_probs_along_draws(head, hidden, *arguments), expected)
+
+
+# Exact ones
+
+
+def test_exact_log_probabilities_and_their_gradients_are_those_of_plain_torch() -> None:
+    head, place, token = random_head(), torch.tensor([0, 1, 1, 4]), torch.tensor([5, 0, 8191, 77])
+    hidden = states(0.5).requires_grad_()
+    slow = (hidden @ head.weight.mT + head.bias).log_softmax(-1)[:, place, token]
+    fast = log_probs_of_each(head, hidden, place, token)
+    torch.testing.assert_close(fast, slow)
+    gradients = (torch.autograd.grad(found.square().sum(), hidden)[0] for found in (fast, slow))
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-3)
+
+
+def test_a_rounded_weight_hardly_changes_the_gradient() -> None:
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        hidden = states(0.5).requires_grad_()
+        arguments = (torch.arange(P), torch.arange(P))
+        log_probs = log_probs_of_each(random_head(dtype), hidden, *arguments)
+        found.append(torch.autograd.grad(log_probs.sum(), hidden)[0])
+    exact, rounded = found
+    assert 0 < (rounded - exact).norm() < 0.01 * exact.norm()
 
 
 # Which heads are plain
