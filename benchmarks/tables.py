@@ -1,6 +1,7 @@
 """Writes the tables of the documentation from the committed result files, between the markers that name them.
 
-`python -m benchmarks.tables` rewrites README.md and docs/calibration.md; `--check` exits 1 if that would change one.
+`python -m benchmarks.tables` rewrites README.md, docs/calibration.md and docs/serving.md; `--check` exits 1 if that
+would change one.
 """
 
 import json
@@ -10,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.markdown import markdown_table
+from benchmarks.serving import tables as serving
 from training.report.document import Document, markdown
 from training.report.results import read_results
 from training.report.study import studies
@@ -20,7 +23,7 @@ __all__ = ["render"]
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "calibration.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "calibration.md", ROOT / "docs" / "serving.md")
 
 Result = dict[str, Any]
 
@@ -29,11 +32,6 @@ METHODS = {"base": "base model", "lora": "LoRA", "bayesian": "Bayesian-LoRA"}
 
 def _load(folder: str) -> list[Result]:
     return [json.loads(file.read_text()) for file in sorted((RESULTS / folder).glob("*.json"))]
-
-
-def _rows(header: list[str], rows: list[list[str]]) -> str:
-    aligned = ["---", *["--:"] * (len(header) - 1)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, aligned, *rows])
 
 
 def _label(result: Result) -> str:
@@ -56,7 +54,7 @@ def _evaluations(folder: str) -> str:
         ]
         for r in results
     ]
-    return f"{_rows(header, rows)}\n\n{_provenance(results)}"
+    return f"{markdown_table(header, rows)}\n\n{_provenance(results)}"
 
 
 def _provenance(results: list[Result]) -> str:
@@ -86,7 +84,7 @@ def _concurrent(folder: str) -> str:
     ]
     machine = result["machine"]
     machine_line = f"{result['n_samples']} draws each; {machine['cores']} cores of {machine['processor']}."
-    return f"{_rows(header, [row])}\n\n{machine_line}"
+    return f"{markdown_table(header, [row])}\n\n{machine_line}"
 
 
 def _answer(name: str) -> str:
@@ -119,7 +117,7 @@ def _withheld(folder: str) -> str:
         ]
         for kind, c in result["withheld"].items()
     ]
-    return _rows(header, rows)
+    return markdown_table(header, rows)
 
 
 def _calibration(folder: str) -> str:
@@ -157,8 +155,8 @@ def _guarantee(folder: str) -> str:
         parts += [
             f"{Path(result['source']).stem}: {result['n_examples']} questions, {result['error']:.1%} of all answers "
             f"wrong, {result['n_samples']} draws, delta {result['delta']:g}.",
-            _rows([*header, "finite test halves over it"], selective),
-            _rows(["coverage asked for", "coverage of the sets", "choices in a set"], conformal),
+            markdown_table([*header, "finite test halves over it"], selective),
+            markdown_table(["coverage asked for", "coverage of the sets", "choices in a set"], conformal),
         ]
     return "\n\n".join(parts)
 
@@ -178,7 +176,7 @@ def _bayesianize(folder: str) -> str:
     ]
     machine = result["machine"]
     return (
-        f"{_rows(['', 'accuracy', 'NLL', 'ECE', 'Brier', 'AURC'], rows)}\n\n"
+        f"{markdown_table(['', 'accuracy', 'NLL', 'ECE', 'Brier', 'AURC'], rows)}\n\n"
         f"{result['n_test']} questions of arc_easy_test.jsonl, one seed; {result['bayesianize_seconds']:.0f} s for "
         f"`blora bayesianize`, loading included; {result['base_model']}, {result['dtype']}; "
         f"{machine['cores']} cores of {machine['processor']}."
@@ -214,7 +212,35 @@ def _search(folder: str) -> str:
         ]
         for r in tried
     ]
-    return _rows(header, rows)
+    return markdown_table(header, rows)
+
+
+def _serving(make: Callable[[Result], str]) -> Callable[[str], str]:
+    """One of the tables of what an answer costs."""
+
+    def table(name: str) -> str:
+        [result] = _load("serving")
+        return make(result)
+
+    return table
+
+
+def _draws(folder: str) -> str:
+    """How near few draws come to many."""
+    [result] = _load(folder)
+    header = ["draws", "independent", "mirrored pairs", "herded"]
+    rows = [
+        [
+            str(point["draws"]),
+            *(f"{point[kind]['mean']:.4f} ± {point[kind]['std']:.4f}" for kind in ("independent", "mirrored")),
+            f"{point['herded']['mean']:.4f}",
+        ]
+        for point in result["points"]
+    ]
+    return (
+        f"{markdown_table(header, rows)}\n\nThe posterior's mean alone: {result['mean_of_the_posterior']:.4f}. "
+        f"{result['n_test']} test questions; herded on {result['n_choosing']} others, out of {result['n_candidates']}."
+    )
 
 
 TABLES: dict[str, Callable[[str], str]] = {
@@ -224,6 +250,12 @@ TABLES: dict[str, Callable[[str], str]] = {
     "bayesianize": _bayesianize,
     "training_time": _training_time,
     "search": _search,
+    "serving_ways": _serving(serving.ways),
+    "serving_agreement": _serving(serving.agreement),
+    "serving_growth": _serving(serving.growth),
+    "serving_cost": _serving(serving.cost),
+    "serving_load": _serving(serving.load),
+    "draws": _draws,
     "concurrent": _concurrent,
     "withheld": _withheld,
     "answer_sure": _answer,

@@ -5,10 +5,10 @@ tokens need not be added up S times. Around the mean of the draws,
 
     sum_v exp(w_v h_s)  =  sum_{v in K} exp(w_v h_s)  +  sum_{v not in K} exp(w_v h) exp(w_v (h_s - h))
 
-the few likeliest tokens K are added up for every draw. Of the rest, a few per cent of the sum, the second factor is
+the few likeliest tokens K are added up for every draw. Of the rest, less than a tenth of the sum, the second factor is
 replaced by exp(w (h_s - h)) with w the mean of w_v weighted by the first: its first-order expansion in the logarithm.
 So the whole vocabulary is visited twice a position, whatever S. What the expansion leaves out is second order in
-h_s - h, of a few per cent; rounding in a decoder of bfloat16 is the larger error. The logits of the tokens asked for
+h_s - h, of less than a tenth; rounding in a decoder of bfloat16 is the larger error. The logits of the tokens asked for
 are exact.
 
 Exact log-probabilities remember for the backward pass nothing but the probabilities, in the dtype of the decoder.
@@ -32,8 +32,8 @@ __all__ = ["MIN_DRAWS", "Head", "log_probs_along_draws", "log_probs_of_each", "p
 # From how many draws on the detour is the shorter way.
 MIN_DRAWS = 4
 # How many of the likeliest tokens are added up for every draw, and the least vocabulary for which this is few.
-N_KEPT = 256
-MIN_VOCABULARY = 16 * N_KEPT
+N_KEPT = 128
+MIN_VOCABULARY = 32 * N_KEPT
 # Elements of float32 at once: 64 MiB.
 CHUNK_ELEMENTS = 2**24
 
