@@ -88,10 +88,10 @@ def _point(
 
 
 def _prompts(engine: Engine) -> list[tuple[int, list[PackedRow]]]:
-    """Eight questions behind ever more text."""
+    """Four questions behind ever more text."""
     found = []
     for copies in (0, 4, 12, 28):
-        rows = [engine.row(FILLER * copies + f"Question {k}: what do plants need?", CHOICES) for k in range(8)]
+        rows = [engine.row(FILLER * copies + f"Question {k}: what do plants need?", CHOICES) for k in range(4)]
         found.append((rows[0].prompt_tokens, rows))
     return found
 
