@@ -9,11 +9,11 @@ import torch
 from transformers import PreTrainedModel
 
 from blora.base_model import BaseModel
-from blora.inference.fork import first_layer
+from blora.inference.fork import branching_layer, hidden_at
 from blora.inference.packing import PackedRow, by_length, collate, padded_tokens
-from blora.inference.scoring import states_of
+from blora.inference.scoring import at_positions, states_of
 from blora.inference.vocabulary import N_KEPT, log_probs_along_draws, plain_head
-from blora.posterior.draws import Draws
+from blora.posterior.draws import Draws, use_draws
 from blora.posterior.inject import layer_index, linear_modules
 
 __all__ = ["Speeds", "Work", "measure_speeds", "work_of"]
@@ -45,14 +45,15 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """Floating-point operations a second in decoder layers and in the head, each measured alone."""
+    """Floating-point operations a second of each part, measured alone."""
 
-    layers: float
+    trunk: float
+    branches: float
     head: float
 
     def seconds(self, work: Work) -> float:
         """How long that takes."""
-        return (work.trunk + work.branches) / self.layers + work.head / self.head
+        return work.trunk / self.trunk + work.branches / self.branches + work.head / self.head
 
 
 def work_of(model: PreTrainedModel, rows: Sequence[PackedRow], fork: int, n_samples: int, max_tokens: int) -> Work:
@@ -90,15 +91,22 @@ def work_of(model: PreTrainedModel, rows: Sequence[PackedRow], fork: int, n_samp
 
 
 def measure_speeds(base: BaseModel, draws: Draws, rows: Sequence[PackedRow], max_tokens: int) -> Speeds:
-    """How fast the trunk runs alone, and the head alone."""
-    fork = first_layer(name for name, factors in draws.factors.items() if factors.differ)
+    """How fast the trunk runs alone, then what lies above it under all the draws, then the sums over the vocabulary."""
+    fork, n_samples = branching_layer(draws), draws.n_samples
+    assert fork is not None  # the draws differ
     batches = [collate([rows[b] for b in picked]) for picked in by_length(rows, max_tokens)]
-    n_samples = 16
     work = work_of(base.model, rows, fork, n_samples, max_tokens)
+    small = [collate([rows[b] for b in picked]) for picked in by_length(rows, max_tokens // n_samples)]
+    states = [states_of(base.model, batch, fork, draws) for batch in small]
 
     def trunk() -> None:
         for batch in batches:
             states_of(base.model, batch, fork, draws)
+
+    def branches() -> None:
+        with use_draws(draws):
+            for batch, known in zip(small, states, strict=True):
+                at_positions(hidden_at, base.model, batch, known, n_samples)
 
     head = plain_head(base.model)
     assert head is not None  # of the embedded model
@@ -109,7 +117,7 @@ def measure_speeds(base: BaseModel, draws: Draws, rows: Sequence[PackedRow], max
         log_probs_along_draws(head, hidden, place, place)
 
     per_position = work.head / sum(_positions([row]) for row in rows)
-    return Speeds(work.trunk / _seconds(trunk), 64 * per_position / _seconds(sums))
+    return Speeds(work.trunk / _seconds(trunk), work.branches / _seconds(branches), 64 * per_position / _seconds(sums))
 
 
 def _positions(rows: Sequence[PackedRow]) -> int:

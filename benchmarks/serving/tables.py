@@ -122,9 +122,10 @@ def cost(result: Result) -> str:
     ]
     limits = ", ".join(f"{point['measured_over_limit']:.2f} at {point['draws']} draws" for point in model["points"])
     return (
-        f"{markdown_table(header, table)}\n\n{result['questions_in_a_block']} questions; layers run at "
-        f"{model['gflops_layers']:.0f} GFLOP/s, the head at {model['gflops_head']:.0f}, each measured apart. Were all "
-        f"operations as fast as those of the layers, an answer would be this much cheaper: {limits}."
+        f"{markdown_table(header, table)}\n\n{result['questions_in_a_block']} questions; measured apart, the trunk "
+        f"runs at {model['gflops']['trunk']:.0f} GFLOP/s, the branches at {model['gflops']['branches']:.0f}, the head at "
+        f"{model['gflops']['head']:.0f}. Were all as fast as the trunk, an answer would be this many times cheaper: "
+        f"{limits}."
     )
 
 

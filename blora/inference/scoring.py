@@ -21,7 +21,7 @@ from blora.inference.packing import PackedBatch, PackedRow, States, collate
 from blora.inference.vocabulary import MIN_DRAWS, log_probs_along_draws, log_probs_of_each, plain_head
 from blora.posterior.draws import Draws, use_draws
 
-__all__ = ["check_packing", "score_draws", "score_rows", "states_of"]
+__all__ = ["at_positions", "check_packing", "score_draws", "score_rows", "states_of"]
 
 # Elements of float32 logits normalised at once: 64 MiB.
 CHUNK_ELEMENTS = 2**24
@@ -56,26 +56,45 @@ def _score_from(
     """`score_rows` from states (B, T, D) on."""
     device = model.device
     n_rows, n_choices = batch.is_choice.shape
-    offsets = torch.arange(repeats, device=device)[:, None]
-    row = (batch.row.to(device) + offsets * n_rows).flatten()
-    column = batch.column.to(device).repeat(repeats)
-    known = States(states.layer, _repeat(states.values.to(device), repeats)) if states is not None else None
-    inputs = {name: _repeat(tensor, repeats) for name, tensor in _inputs(model, batch).items()}
     place, token = batch.place.to(device), batch.token.to(device)
     head = plain_head(model)
     with use_draws(draws):
         if head is not None:
-            hidden = hidden_at(model, known, row, column, **inputs).view(repeats, len(batch.row), -1).float()
+            hidden = at_positions(hidden_at, model, batch, states, repeats).float()
             shared = repeats >= MIN_DRAWS and not torch.is_grad_enabled()
             token_log_probs = (log_probs_along_draws if shared else log_probs_of_each)(head, hidden, place, token)
         else:
-            logits = logits_at(model, known, row, column, **inputs).view(repeats, len(batch.row), -1)
+            logits = at_positions(logits_at, model, batch, states, repeats)
             token_log_probs = logits[:, place, token].float() - _log_normalizers(logits)[:, place]
     totals = torch.zeros(repeats, n_rows * n_choices, device=device)
     totals = totals.index_add(1, batch.choice.to(device), token_log_probs)
     totals = totals.view(repeats, n_rows, n_choices) / batch.divisor.to(device)
     totals = totals.masked_fill(~batch.is_choice.to(device), -torch.inf)
     return totals.log_softmax(-1).flatten(0, 1)
+
+
+def at_positions(
+    run: Callable[..., Tensor], model: PreTrainedModel, batch: PackedBatch, states: States | None, repeats: int
+) -> Tensor:
+    """What `hidden_at` or `logits_at` gives of a batch where its choices are predicted, for so many copies of it.
+
+    Args:
+        run: one of the two.
+        model: as in `score_rows`.
+        batch: B rows with P positions.
+        states: (B, T, D) to go on from.
+        repeats: copies, under the draws in force.
+
+    Returns:
+        (repeats, P, D or V).
+    """
+    device = model.device
+    offsets = torch.arange(repeats, device=device)[:, None]
+    row = (batch.row.to(device) + offsets * len(batch.is_choice)).flatten()
+    known = States(states.layer, _repeat(states.values.to(device), repeats)) if states is not None else None
+    inputs = {name: _repeat(tensor, repeats) for name, tensor in _inputs(model, batch).items()}
+    found = run(model, known, row, batch.column.to(device).repeat(repeats), **inputs)
+    return found.view(repeats, len(batch.row), -1)
 
 
 @torch.no_grad()
