@@ -50,6 +50,8 @@ bench: $(READY)  ## measure everything that the documents show, then rebuild the
 		--json 'benchmarks/results/triage/bayesian-s{n_samples}.json'
 	$(BIN)/python -m benchmarks.answers
 	$(BIN)/python -m benchmarks.concurrent
+	$(BIN)/python -m benchmarks.serving $(DATA)
+	$(BIN)/python -m benchmarks.draws $(DATA)
 	$(BIN)/python -m benchmarks.tables
 
 demo: $(READY)  ## train the demo adapter again

@@ -21,7 +21,6 @@ from blora.base_model import BaseModel, load_base_model
 from blora.config import NormalizationName, PosteriorConfig, PromptConfig
 from blora.decision.calibration import fit_temperature, metrics, temper
 from blora.posterior.bank import SampleBank
-from blora.posterior.draws import Draws
 from blora.posterior.inject import eject, inject, parse_layers, select_modules
 from blora.posterior.point import PointFactor
 from blora.posterior.posterior import Posterior
@@ -73,10 +72,18 @@ class Variant:
 LORA = PosteriorConfig(method="lora")
 FULL = PosteriorConfig()
 NARROW = PosteriorConfig(lambda_init=0.1)
+NARROWER = PosteriorConfig(lambda_init=0.1, scale_init=0.03)
 VARIANTS = (
     Variant("LoRA", LORA, {"epochs": 4}, n_samples=1),
     Variant("Bayesian in 4 layers around the LoRA", NARROW, {"epochs": 3}, bayesian="last:4", start="LoRA"),
     Variant("Bayesian", FULL, {"epochs": 4}),
+    Variant("Bayesian, narrow start", NARROWER, {"epochs": 4}),
+    Variant(
+        "Bayesian, narrow start, KL weight 0.01",
+        PosteriorConfig(lambda_init=0.1, scale_init=0.03),
+        {"epochs": 4, "kl_weight": 0.01},
+    ),
+    Variant("Bayesian, 32 x 32 inducing weights", PosteriorConfig(inducing_rows=32, inducing_cols=32), {"epochs": 4}),
     Variant("Bayesian in 4 layers, LoRA in 6", FULL, {"epochs": 4}, bayesian="last:4"),
     Variant("Bayesian in 2 layers, LoRA in 8", FULL, {"epochs": 4}, bayesian="last:2"),
     Variant("Bayesian, KL weight 0.3", FULL, {"epochs": 4, "kl_weight": 0.3}),
@@ -118,6 +125,7 @@ def run(base: BaseModel, variant: Variant, parts: list[list[LabelledRow]]) -> di
     fitted = fit(base, posterior, train, validation, config)
     save_file(posterior.state_dict(), WORK / f"{_file(variant.label)}.safetensors")
     draws = SampleBank.draw(posterior, "in a search", variant.n_samples, 0).draws
+    temperature = fit_temperature(predict_all(base.model, validation, draws), _labels(validation))
     return {
         "label": variant.label,
         "n_samples": variant.n_samples,
@@ -125,19 +133,15 @@ def run(base: BaseModel, variant: Variant, parts: list[list[LabelledRow]]) -> di
         "epochs": config.epochs,
         "training_seconds": fitted.seconds,
         "n_development": len(development),
-        **judged(base, validation, development, draws),
+        **judge(predict_all(base.model, development, draws), _labels(development), temperature),
         "command": shlex.join(["python", "-m", "benchmarks.search", *sys.argv[1:]]),
         "machine": machine(),
         "revision": revision(),
     }
 
 
-def judged(
-    base: BaseModel, validation: list[LabelledRow], development: list[LabelledRow], draws: Draws
-) -> dict[str, float]:
-    """Metrics on development rows as trained, and at the temperature of the validation rows."""
-    temperature = fit_temperature(predict_all(base.model, validation, draws), _labels(validation))
-    log_probs, labels = predict_all(base.model, development, draws), _labels(development)
+def judge(log_probs: Tensor, labels: Tensor, temperature: float) -> dict[str, float]:
+    """Metrics of log-probabilities (S, N, C) as they are, and at a temperature that other rows have chosen."""
     plain = metrics(log_probs.double().exp().mean(0), labels)
     tempered = metrics(temper(log_probs, temperature).mean(0), labels)
     return {

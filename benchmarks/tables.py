@@ -197,7 +197,7 @@ def _training_time(folder: str) -> str:
 
 
 def _search(folder: str) -> str:
-    """Every variant that was tried, in order."""
+    """Every variant that was tried, in order, on rows that it has not seen."""
     tried = [json.loads(line) for line in (RESULTS / folder / "search.jsonl").read_text().splitlines()]
     header = ["variant", "best epoch", "draws", "accuracy", "NLL", "ECE", "AURC", "temperature"]
     header += [f"{name}, tempered" for name in ("NLL", "ECE", "Brier", "AURC")]
@@ -250,6 +250,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "bayesianize": _bayesianize,
     "training_time": _training_time,
     "search": _search,
+    "serving_summary": _serving(serving.summary),
     "serving_ways": _serving(serving.ways),
     "serving_agreement": _serving(serving.agreement),
     "serving_growth": _serving(serving.growth),

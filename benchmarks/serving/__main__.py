@@ -34,7 +34,7 @@ from training.provenance import machine, revision
 
 N_SAMPLES = 16
 # Questions of a round; of the published way, which takes longest, fewer.
-BLOCK, PUBLISHED_BLOCK = 32, 4
+BLOCK, PUBLISHED_BLOCK = 48, 4
 
 Way = Callable[[Sequence[PackedRow]], object]
 
@@ -67,7 +67,7 @@ def measure(data: Path, *, quick: bool) -> dict[str, Any]:
     base = load_base_model()
     inject(base.model, engine.late.config.modules)
     examples = read_examples(str(data / "arc_easy_test.jsonl"))
-    n_blocks, n_judged, n_asked = (3, 150, 100) if quick else (9, 600, 200)
+    n_blocks, n_judged, n_asked = (3, 100, 100) if quick else (7, 400, 200)
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(examples.examples), generator=generator).tolist()
     kept = [examples.examples[i] for i in order]

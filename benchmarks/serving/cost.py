@@ -12,7 +12,7 @@ from blora.base_model import BaseModel
 from blora.inference.fork import branching_layer, hidden_at
 from blora.inference.packing import PackedRow, by_length, collate, padded_tokens
 from blora.inference.scoring import at_positions, states_of
-from blora.inference.vocabulary import N_KEPT, log_probs_along_draws, plain_head
+from blora.inference.vocabulary import N_KEPT, STRIDE, log_probs_along_draws, plain_head
 from blora.posterior.draws import Draws, use_draws
 from blora.posterior.inject import layer_index, linear_modules
 
@@ -86,7 +86,7 @@ def work_of(model: PreTrainedModel, rows: Sequence[PackedRow], fork: int, n_samp
         attention = 4 * hidden * tokens * tokens / len(batch)
         branches += n_samples * (layers(batch, n_layers - fork - 1) + narrowed + attention)
     for row in rows:
-        head += 2 * hidden * _positions([row]) * (2 * vocabulary + n_samples * N_KEPT)
+        head += 2 * hidden * _positions([row]) * (vocabulary + n_samples * (N_KEPT + vocabulary // STRIDE))
     return Work(trunk, branches, head)
 
 

@@ -1,27 +1,42 @@
-"""The search over variants: how it judges one."""
+"""The search over variants: on which rows it judges one, and how."""
 
 import pytest
 import torch
 
-from benchmarks.search import VARIANTS, crossfitted
-from blora.decision.calibration import fit_temperature, metrics, temper
+from benchmarks.search import N_TRAIN, N_VALIDATION, VARIANTS, judge, parts_of
+from blora.decision.calibration import metrics, temper
+from training.data import Example, ExampleSet
 
 
 def test_every_variant_has_a_label_of_its_own() -> None:
     assert len({variant.label for variant in VARIANTS}) == len(VARIANTS)
 
 
-def test_no_row_is_judged_at_a_temperature_that_its_own_label_helped_to_fit() -> None:
+def test_a_variant_starts_from_one_that_was_trained_before() -> None:
+    labels = [variant.label for variant in VARIANTS]
+    for k, variant in enumerate(VARIANTS):
+        assert variant.start is None or variant.start in labels[:k]
+
+
+def test_rows_train_validate_or_judge_and_none_does_two_of_these() -> None:
+    n_rows = N_TRAIN + N_VALIDATION + 50
+    examples = ExampleSet("rows.jsonl", "sha256:0", tuple(_example(i) for i in range(n_rows)))
+    parts = [[example.prompt for example in part.examples] for part in parts_of(examples)]
+    assert [len(part) for part in parts] == [N_TRAIN, N_VALIDATION, 50]
+    assert len({prompt for part in parts for prompt in part}) == n_rows
+
+
+def _example(i: int) -> Example:
+    return Example(
+        prompt=f"question {i}", messages=None, choices=("a", "b"), label=0, kind="question", where=f"row {i}"
+    )
+
+
+def test_a_variant_is_judged_as_trained_and_at_the_temperature_of_other_rows() -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(3, (60,), generator=generator)
-    logits = torch.randn(2, 60, 3, generator=generator) + 2 * torch.nn.functional.one_hot(labels, 3)
-    logits[:, ::2] *= 5  # overconfident: the even rows want a high temperature, the odd ones a low one
-    log_probs = logits.log_softmax(-1)
-    found = crossfitted(log_probs, labels)
-    own = [fit_temperature(log_probs[:, k::2], labels[k::2]) for k in (0, 1)]
-    assert own[0] > 1.5 * own[1]
-    probs = torch.empty(60, 3, dtype=torch.float64)
-    for k in (0, 1):
-        probs[k::2] = temper(log_probs[:, k::2], own[1 - k]).mean(0)
-    assert found["nll_tempered"] == pytest.approx(metrics(probs, labels).nll)
+    log_probs = torch.randn(2, 60, 3, generator=generator).log_softmax(-1)
+    found = judge(log_probs, labels, 1.7)
     assert found["nll"] == pytest.approx(metrics(log_probs.double().exp().mean(0), labels).nll)
+    assert found["nll_tempered"] == pytest.approx(metrics(temper(log_probs, 1.7).mean(0), labels).nll)
+    assert found["temperature"] == 1.7
