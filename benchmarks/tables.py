@@ -197,13 +197,14 @@ def _training_time(folder: str) -> str:
 
 
 def _search(folder: str) -> str:
-    """Every variant that was tried, in order, on rows that it has not seen."""
+    """Every variant that was tried, in order."""
     tried = [json.loads(line) for line in (RESULTS / folder / "search.jsonl").read_text().splitlines()]
-    header = ["variant", "best epoch", "draws", "accuracy", "NLL", "ECE", "AURC", "temperature"]
+    header = ["variant", "judged on", "best epoch", "draws", "accuracy", "NLL", "ECE", "AURC", "temperature"]
     header += [f"{name}, tempered" for name in ("NLL", "ECE", "Brier", "AURC")]
     rows = [
         [
             r["label"],
+            str(r.get("n_development", "validation rows")),
             f"{r['best_epoch']} of {r['epochs']:g}",
             str(r["n_samples"]),
             *(f"{r[name]:.3f}" for name in ("accuracy", "nll", "ece", "aurc")),
@@ -225,24 +226,6 @@ def _serving(make: Callable[[Result], str]) -> Callable[[str], str]:
     return table
 
 
-def _draws(folder: str) -> str:
-    """How near few draws come to many."""
-    [result] = _load(folder)
-    header = ["draws", "independent", "mirrored pairs", "herded"]
-    rows = [
-        [
-            str(point["draws"]),
-            *(f"{point[kind]['mean']:.4f} ± {point[kind]['std']:.4f}" for kind in ("independent", "mirrored")),
-            f"{point['herded']['mean']:.4f}",
-        ]
-        for point in result["points"]
-    ]
-    return (
-        f"{markdown_table(header, rows)}\n\nThe posterior's mean alone: {result['mean_of_the_posterior']:.4f}. "
-        f"{result['n_test']} test questions; herded on {result['n_choosing']} others, out of {result['n_candidates']}."
-    )
-
-
 TABLES: dict[str, Callable[[str], str]] = {
     "triage": _evaluations,
     "calibration": _calibration,
@@ -256,7 +239,6 @@ TABLES: dict[str, Callable[[str], str]] = {
     "serving_growth": _serving(serving.growth),
     "serving_cost": _serving(serving.cost),
     "serving_load": _serving(serving.load),
-    "draws": _draws,
     "concurrent": _concurrent,
     "withheld": _withheld,
     "answer_sure": _answer,
