@@ -9,7 +9,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from statistics import median, quantiles
@@ -25,11 +25,11 @@ from benchmarks.serving.contenders import BATCH_TOKENS, Engine, PlainLora, Publi
 from benchmarks.serving.cost import measure_speeds, work_of
 from benchmarks.serving.growth import grow
 from benchmarks.serving.load import load
-from blora.base_model import BaseModel, load_base_model
+from blora.base_model import load_base_model
 from blora.inference.fork import branching_layer
 from blora.inference.packing import PackedRow
 from blora.posterior.inject import inject
-from training.data import read_examples
+from training.data import ExampleSet, read_examples
 from training.provenance import machine, revision
 
 N_SAMPLES = 16
@@ -64,14 +64,10 @@ def measure(data: Path, *, quick: bool) -> dict[str, Any]:
     adapters = prepare(data)
     engine, lora = Engine(adapters), PlainLora(adapters.late)
     published = Published(engine.everywhere)
-    base = load_base_model()
-    inject(base.model, engine.late.config.modules)
-    examples = read_examples(str(data / "arc_easy_test.jsonl"))
+    examples = _shuffled(data)
     n_blocks, n_judged, n_asked = (3, 100, 100) if quick else (7, 400, 200)
-    generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(len(examples.examples), generator=generator).tolist()
-    kept = [examples.examples[i] for i in order]
-    judged = engine.pack(type(examples)(examples.source, examples.digest, tuple(kept[:n_judged])))
+    kept = examples.examples
+    judged = engine.pack(replace(examples, examples=kept[:n_judged]))
     figures, margins = compare_answers(engine, judged, [example.label for example in kept[:n_judged]], N_SAMPLES)
     far = [judged[i] for i in margins[: 3 * BLOCK].argsort(descending=True)[:BLOCK].tolist()]
     ways: dict[str, Way] = {
@@ -103,7 +99,7 @@ def measure(data: Path, *, quick: bool) -> dict[str, Any]:
         "ms_a_question": {name: 1e3 * median(found) for name, found in seconds.items()},
         "tokens_per_s": {name: tokens / median(found) for name, found in seconds.items()},
         "answers": figures,
-        "model_of_cost": _model_of_cost(base, engine, blocks[0]),
+        "model_of_cost": _model_of_cost(engine, blocks[0]),
         "growth": {name: [p.to_dict() for p in points] for name, points in grow(engine, lora, blocks[0], far).items()},
         "peak_memory_mib": psutil.Process().memory_info().rss / 2**20,
         "load": load(adapters.late, bodies, (1, 4, 16, 64)),
@@ -111,8 +107,8 @@ def measure(data: Path, *, quick: bool) -> dict[str, Any]:
         "n_blocks": n_blocks,
         "questions_in_a_block": BLOCK,
         "batch_tokens": BATCH_TOKENS,
-        "dtype": str(base.dtype).removeprefix("torch."),
-        "base_model": base.name,
+        "dtype": str(engine.late.config.training["dtype"]),
+        "base_model": engine.late.config.base_model.id,
         "dataset": examples.source,
         "machine": machine(),
         "revision": revision(),
@@ -128,8 +124,23 @@ def _blocks(rows: Sequence[PackedRow]) -> Any:
         start += BLOCK
 
 
-def _model_of_cost(base: BaseModel, engine: Engine, block: Sequence[PackedRow]) -> dict[str, Any]:
+def measure_cost(data: Path) -> dict[str, Any]:
+    """The model of the cost alone."""
+    engine = Engine(prepare(data))
+    return _model_of_cost(engine, engine.pack(replace(_shuffled(data), examples=_shuffled(data).examples[:BLOCK])))
+
+
+def _shuffled(data: Path) -> ExampleSet:
+    """The test questions in a random order."""
+    examples = read_examples(str(data / "arc_easy_test.jsonl"))
+    order = torch.randperm(len(examples.examples), generator=torch.Generator().manual_seed(0)).tolist()
+    return replace(examples, examples=tuple(examples.examples[i] for i in order))
+
+
+def _model_of_cost(engine: Engine, block: Sequence[PackedRow]) -> dict[str, Any]:
     """What the operations predict for some numbers of draws, beside what it takes."""
+    base = load_base_model()
+    inject(base.model, engine.late.config.modules)
     draws = engine.late.bank.draws
     fork = branching_layer(draws)
     assert fork is not None  # the adapter has a posterior
@@ -152,7 +163,11 @@ def _model_of_cost(base: BaseModel, engine: Engine, block: Sequence[PackedRow]) 
                 "measured_over_limit": found * speeds.trunk / work.total,
             }
         )
-    return {"gflops": {name: speed / 1e9 for name, speed in asdict(speeds).items()}, "points": points}
+    return {
+        "gflops": {name: speed / 1e9 for name, speed in asdict(speeds).items()},
+        "points": points,
+        "revision": revision(),
+    }
 
 
 def main() -> None:
@@ -160,9 +175,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, nargs="?", default=ROOT.parent / "shared" / "data")
     parser.add_argument("--quick", action="store_true", help="fewer questions: under ten minutes")
+    parser.add_argument("--cost", action="store_true", help="measure the model of the cost alone, into the same file")
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks/results/serving/result.json")
     arguments = parser.parse_args()
-    result = measure(arguments.data, quick=arguments.quick)
+    if arguments.cost:
+        result = json.loads(arguments.json.read_text()) | {"model_of_cost": measure_cost(arguments.data)}
+    else:
+        result = measure(arguments.data, quick=arguments.quick)
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -110,14 +110,17 @@ def measure_speeds(base: BaseModel, draws: Draws, rows: Sequence[PackedRow], max
 
     head = plain_head(base.model)
     assert head is not None  # of the embedded model
-    hidden = torch.randn(n_samples, 64, head.weight.shape[1])
-    place = torch.arange(64)
+    with torch.no_grad(), use_draws(draws):
+        hidden = at_positions(hidden_at, base.model, small[0], states[0], n_samples).float()
+    place = torch.arange(hidden.shape[1])
 
     def sums() -> None:
         log_probs_along_draws(head, hidden, place, place)
 
     per_position = work.head / sum(_positions([row]) for row in rows)
-    return Speeds(work.trunk / _seconds(trunk), work.branches / _seconds(branches), 64 * per_position / _seconds(sums))
+    return Speeds(
+        work.trunk / _seconds(trunk), work.branches / _seconds(branches), len(place) * per_position / _seconds(sums)
+    )
 
 
 def _positions(rows: Sequence[PackedRow]) -> int:
