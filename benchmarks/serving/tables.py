@@ -137,8 +137,8 @@ def cost(result: Result) -> str:
     return (
         f"{markdown_table(header, table)}\n\n{result['questions_in_a_block']} questions; measured apart, the trunk "
         f"runs at {model['gflops']['trunk']:.0f} GFLOP/s, the branches at {model['gflops']['branches']:.0f}, the head "
-        f"at {model['gflops']['head']:.0f}. Were all as fast as the trunk, an answer would be this many times cheaper: "
-        f"{limits}."
+        f"at {model['gflops']['head']:.0f}. Beside the limit, all operations at the speed of the trunk, it takes this "
+        f"many times as long: {limits}."
     )
 
 
