@@ -33,7 +33,7 @@ from training.rows import pack_examples
 __all__ = ["distance", "herd", "mirrored"]
 
 RESULT = ROOT / "benchmarks" / "results" / "draws" / "result.json"
-N_CANDIDATES, N_CHOOSING, N_TEST = 256, 150, 200
+N_CANDIDATES, N_CHOOSING, N_TEST = 256, 80, 100
 COUNTS = (2, 4, 8, 16, 32, 64)
 
 
