@@ -134,9 +134,8 @@ def run(base: BaseModel, variant: Variant, parts: list[list[LabelledRow]]) -> di
         "training_seconds": fitted.seconds,
         "n_development": len(development),
         **judge(predict_all(base.model, development, draws), _labels(development), temperature),
-        "command": shlex.join(["python", "-m", "benchmarks.search", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "benchmarks.search", "DATA", variant.label]),
         "machine": machine(),
-        "revision": revision(),
     }
 
 
@@ -179,13 +178,14 @@ def main() -> None:
     """Runs what is missing."""
     data, wanted = Path(sys.argv[1]), sys.argv[2:]
     done = {json.loads(line)["label"] for line in RESULT.read_text().splitlines()} if RESULT.is_file() else set()
+    code = {"revision": revision()}  # of what runs, whatever is committed meanwhile
     base = load_base_model()
     parts = read_parts(base, data)
     for variant in VARIANTS:
         if variant.label in wanted or not (wanted or variant.label in done):
             RESULT.parent.mkdir(parents=True, exist_ok=True)
             with RESULT.open("a") as file:
-                file.write(json.dumps(run(base, variant, parts)) + "\n")
+                file.write(json.dumps(run(base, variant, parts) | code) + "\n")
 
 
 if __name__ == "__main__":

@@ -126,8 +126,8 @@ def _blocks(rows: Sequence[PackedRow]) -> Any:
 
 def measure_cost(data: Path) -> dict[str, Any]:
     """The model of the cost alone."""
-    engine = Engine(prepare(data))
-    return _model_of_cost(engine, engine.pack(replace(_shuffled(data), examples=_shuffled(data).examples[:BLOCK])))
+    engine, examples = Engine(prepare(data)), _shuffled(data)
+    return _model_of_cost(engine, engine.pack(replace(examples, examples=examples.examples[:BLOCK])))
 
 
 def _shuffled(data: Path) -> ExampleSet:
