@@ -71,11 +71,18 @@ class Variant:
 
 LORA = PosteriorConfig(method="lora")
 FULL = PosteriorConfig()
+MODES = PosteriorConfig(modes=3)
 NARROW = PosteriorConfig(lambda_init=0.1)
 NARROWER = PosteriorConfig(lambda_init=0.1, scale_init=0.03)
 VARIANTS = (
     Variant("LoRA", LORA, {"epochs": 4}, n_samples=1),
     Variant("Bayesian in 4 layers around the LoRA", NARROW, {"epochs": 3}, bayesian="last:4", start="LoRA"),
+    Variant("Bayesian, 3 modes in the steps of 6 epochs", MODES, {"epochs": 6}),
+    Variant(
+        "Bayesian, 3 modes in the steps of 6 epochs, narrow start, KL weight 0.01",
+        PosteriorConfig(modes=3, lambda_init=0.1, scale_init=0.03),
+        {"epochs": 6, "kl_weight": 0.01},
+    ),
     Variant("Bayesian", FULL, {"epochs": 4}),
     Variant("Bayesian, narrow start", NARROWER, {"epochs": 4}),
     Variant(

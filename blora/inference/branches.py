@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from blora.inference.fork import branching_layer, runs_in_parts
 from blora.inference.packing import PackedBatch, PackedRow, States, by_length, collate, padded_tokens, spread_states
+from blora.inference.prefix import MIN_PREFIX, Memory, Prefix, common_tokens
 from blora.inference.scoring import score_draws, score_rows, states_of
 from blora.posterior.draws import Draws
 from blora.posterior.joined import join
@@ -27,23 +28,32 @@ class Branches:
         rows: B questions.
         adapters: U adapters with S draws each.
         owner: the adapter of each row, B indices.
+        prefix: what all rows begin with, under the one adapter, None where it is not to be used.
     """
 
     @torch.no_grad()
     def __init__(
-        self, model: PreTrainedModel, rows: Sequence[PackedRow], adapters: Sequence[Draws], owner: Sequence[int]
+        self,
+        model: PreTrainedModel,
+        rows: Sequence[PackedRow],
+        adapters: Sequence[Draws],
+        owner: Sequence[int],
+        prefix: Prefix | None = None,
     ) -> None:
         self._model = model
         self._n_samples = adapters[0].n_samples
         self._draws = adapters[0] if len(adapters) == 1 else join(adapters)
         self._owner = owner if len(adapters) > 1 else None
-        self._rows = rows
-        self._batch = collate(rows)
+        self._prefix = prefix
+        self._rows = rows if prefix is None else [row.after(len(prefix.tokens)) for row in rows]
+        self._batch = collate(self._rows)
         self._states: States | None = None
         layers = [layer for draws in adapters if (layer := branching_layer(draws)) is not None]
         self._layer = min(layers, default=None)
         if self._layer and runs_in_parts(model):
-            self._states = states_of(model, self._batch, self._layer, self._part(range(len(rows)), 0, 1))
+            shared = self._part(range(len(rows)), 0, 1)
+            below = prefix.below if prefix is not None else None
+            self._states = states_of(model, self._batch, self._layer, shared, below)
 
     @torch.no_grad()
     def score(self, picked: Sequence[int], start: int, stop: int, *, max_batch_tokens: int | None = None) -> Tensor:
@@ -74,7 +84,8 @@ class Branches:
         """The same in as few passes as the rows' draws allow, (stop - start, len(picked), their own C)."""
         batch, states = self._some(picked)
         if self._layer is None:
-            return score_rows(self._model, batch, self._part(picked, 0, 1))[None].expand(stop - start, -1, -1)
+            log_probs = score_rows(self._model, batch, self._part(picked, 0, 1), memory=self._memory(0, 1))
+            return log_probs[None].expand(stop - start, -1, -1)
         return score_draws(
             self._model,
             batch,
@@ -83,7 +94,12 @@ class Branches:
             start=start,
             stop=stop,
             max_batch_tokens=max_batch_tokens,
+            memory=self._memory,
         )
+
+    def _memory(self, start: int, stop: int) -> Memory | None:
+        """What rows remember of the prefix under draws start to stop - 1."""
+        return self._prefix.memory(start, stop) if self._prefix is not None else None
 
     def _some(self, picked: Sequence[int]) -> tuple[PackedBatch, States | None]:
         """These rows as a batch, and the states that enter the layer in which draws begin to differ."""
@@ -120,13 +136,24 @@ def score_all(
         choice.
     """
     n_samples = draws.n_samples if draws is not None else 1
+    prefix = _common_prefix(model, rows, draws, max_batch_tokens)
     out = torch.full((n_samples, len(rows), max(row.n_choices for row in rows)), -torch.inf)
     for picked in by_length(rows, max_batch_tokens):
         batch = [rows[i] for i in picked]
         if draws is None:
             log_probs = score_rows(model, collate(batch), None)[None]
         else:
-            branches = Branches(model, batch, [draws], [0] * len(batch))
+            branches = Branches(model, batch, [draws], [0] * len(batch), prefix)
             log_probs = branches.score(range(len(batch)), 0, n_samples, max_batch_tokens=max_batch_tokens)
         out[:, picked, : log_probs.shape[-1]] = log_probs.cpu()
     return out
+
+
+def _common_prefix(
+    model: PreTrainedModel, rows: Sequence[PackedRow], draws: Draws | None, max_batch_tokens: int
+) -> Prefix | None:
+    """What all these rows begin with, if it is long enough to be worth remembering."""
+    n_tokens = common_tokens([row.prompt for row in rows])
+    if draws is None or len(rows) == 1 or n_tokens < MIN_PREFIX or not runs_in_parts(model):
+        return None
+    return Prefix(model, rows[0].prompt[:n_tokens], draws, max_batch_tokens=max_batch_tokens)

@@ -7,7 +7,8 @@ take the place of what is not to be computed. Nothing is swapped inside the mode
 
 Of the last layer little is needed: keys and values everywhere, all else only at the positions that the head will see.
 
-A model whose layers share more than hidden states cannot be run in parts; `check_packing` finds out.
+A model whose layers share more than hidden states, or whose attention keeps no keys and values, cannot be run in parts;
+`check_packing` finds out.
 """
 
 import copy

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from blora.config import NormalizationName, PromptConfig, ScoringName
-from blora.errors import PromptError, PromptTooLongError
+from blora.errors import PromptError, PromptTooLongError, ShapeError
 
 __all__ = [
     "LABELS",
@@ -53,12 +53,14 @@ class PackedRow:
         continuations: token ids of each choice (C lists).
         normalization: what a choice's log-probability is divided by: see `PromptConfig`.
         states: the hidden states that enter the first adapted layer, where they are already known.
+        n_past: tokens that come before the prompt and are remembered.
     """
 
     prompt: tuple[int, ...]
     continuations: tuple[tuple[int, ...], ...]
     normalization: NormalizationName
     states: "States | None" = field(default=None, compare=False)
+    n_past: int = 0
 
     @property
     def n_choices(self) -> int:
@@ -87,6 +89,11 @@ class PackedRow:
         """Tokens the model reads: the length of the packed row."""
         return self.prompt_tokens + self.scored_tokens - self.n_choices
 
+    def after(self, n_tokens: int) -> "PackedRow":
+        """The row without its first tokens, which are remembered instead."""
+        states = States(self.states.layer, self.states.values[n_tokens:]) if self.states is not None else None
+        return replace(self, prompt=self.prompt[n_tokens:], n_past=n_tokens, states=states)
+
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
@@ -95,7 +102,8 @@ class PackedBatch:
     Attributes:
         input_ids: (B, T).
         position_ids: (B, T).
-        attention_mask: (B, 1, T, T), True where the query (third) may see the key (fourth).
+        attention_mask: (B, 1, T, p + T), True where the query (third) may see the key (fourth), the p remembered ones
+            first.
         row, column: (P,) the positions whose predictions are needed.
         place, token, choice: (N,) for each scored token: which of these positions predicts it, its id, and its choice
             as row * C + index.
@@ -233,8 +241,15 @@ def by_length(rows: Sequence[PackedRow], max_tokens: int) -> Iterator[list[int]]
 
 
 def collate(rows: Sequence[PackedRow], pad_id: int = 0) -> PackedBatch:
-    """Pads rows to one rectangle: prompts to the left of the shared column, choices to its right."""
+    """Pads rows to one rectangle: prompts to the left of the shared column, choices to its right.
+
+    Raises:
+        ShapeError: if they do not remember as many tokens.
+    """
     n_rows, n_choices = len(rows), max(row.n_choices for row in rows)
+    if len({row.n_past for row in rows}) > 1:
+        raise ShapeError(f"got rows after {sorted({row.n_past for row in rows})} tokens, expected as many before each")
+    [n_past] = {row.n_past for row in rows}
     width = max(row.prompt_tokens for row in rows)  # columns of prompt
     length = width + max(row.n_tokens - row.prompt_tokens for row in rows)
     input_ids = torch.full((n_rows, length), pad_id, dtype=torch.long)
@@ -247,7 +262,7 @@ def collate(rows: Sequence[PackedRow], pad_id: int = 0) -> PackedBatch:
     for b, row in enumerate(rows):
         start = width - row.prompt_tokens
         input_ids[b, start:width] = torch.tensor(row.prompt)
-        position_ids[b, start:width] = torch.arange(row.prompt_tokens)
+        position_ids[b, start:width] = torch.arange(row.prompt_tokens) + n_past
         segment[b, start:width] = 0
         is_choice[b, : row.n_choices] = True
         divisor[b, : row.n_choices] = torch.tensor(row.divisors)
@@ -257,7 +272,7 @@ def collate(rows: Sequence[PackedRow], pad_id: int = 0) -> PackedBatch:
         for c, tokens in enumerate(row.continuations):
             read = len(tokens) - 1
             input_ids[b, column : column + read] = torch.tensor(tokens[:-1], dtype=torch.long)
-            position_ids[b, column : column + read] = torch.arange(read) + row.prompt_tokens
+            position_ids[b, column : column + read] = torch.arange(read) + n_past + row.prompt_tokens
             segment[b, column : column + read] = c + 1
             places = [end_of_prompt, *range(len(positions), len(positions) + read)]
             positions += [(b, k) for k in range(column, column + read)]
@@ -266,12 +281,13 @@ def collate(rows: Sequence[PackedRow], pad_id: int = 0) -> PackedBatch:
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     key, query = segment[:, None, :], segment[:, :, None]
     visible = causal & ((key == 0) & (query >= 0) | (key == query))  # padding sees padding: no empty softmax
+    remembered = (query >= 0).expand(-1, -1, n_past)
     row_, column_ = torch.tensor(positions, dtype=torch.long).unbind(1)
     place, token_, choice_ = torch.tensor(scored, dtype=torch.long).unbind(1)
     return PackedBatch(
         input_ids=input_ids,
         position_ids=position_ids,
-        attention_mask=visible[:, None],
+        attention_mask=torch.cat([remembered, visible], -1)[:, None],
         row=row_,
         column=column_,
         place=place,

@@ -1,7 +1,8 @@
 """Log-probabilities of choices under S posterior draws, in one forward pass over S * B rows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from blora.inference.fork import (
     take_apart,
 )
 from blora.inference.packing import PackedBatch, PackedRow, States, collate
+from blora.inference.prefix import Memory, Prefix, common_tokens
 from blora.inference.vocabulary import MIN_DRAWS, log_probs_along_draws, log_probs_of_each, plain_head
 from blora.posterior.draws import Draws, use_draws
 
@@ -29,7 +31,13 @@ CHUNK_ELEMENTS = 2**24
 PACKING_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 0.3, torch.float16: 0.1}
 
 
-def score_rows(model: PreTrainedModel, batch: PackedBatch, draws: Draws | None, repeats: int = 1) -> Tensor:
+def _nothing(start: int, stop: int) -> None:
+    """What rows remember before which nothing comes."""
+
+
+def score_rows(
+    model: PreTrainedModel, batch: PackedBatch, draws: Draws | None, repeats: int = 1, memory: Memory | None = None
+) -> Tensor:
     """Log-probabilities over the choices of every row, differentiable in the draws.
 
     Args:
@@ -37,11 +45,12 @@ def score_rows(model: PreTrainedModel, batch: PackedBatch, draws: Draws | None, 
         batch: B rows.
         draws: S draws; each takes its own B * repeats / S consecutive rows. None: the base model.
         repeats: copies of the batch to run, draws outermost.
+        memory: what comes before the rows, where something does.
 
     Returns:
         (repeats * B, C) float32, normalised over each row's choices; -inf where a row has no such choice.
     """
-    return _score_from(model, batch, _untouched(batch, draws), draws, repeats)
+    return _score_from(model, batch, _untouched(batch, draws), draws, repeats, memory)
 
 
 def _untouched(batch: PackedBatch, draws: Draws | None) -> States | None:
@@ -51,20 +60,25 @@ def _untouched(batch: PackedBatch, draws: Draws | None) -> States | None:
 
 
 def _score_from(
-    model: PreTrainedModel, batch: PackedBatch, states: States | None, draws: Draws | None, repeats: int
+    model: PreTrainedModel,
+    batch: PackedBatch,
+    states: States | None,
+    draws: Draws | None,
+    repeats: int,
+    memory: Memory | None,
 ) -> Tensor:
-    """`score_rows` from states (B, T, D) on."""
+    """`score_rows` from states (B, T, D) on, after what is remembered."""
     device = model.device
     n_rows, n_choices = batch.is_choice.shape
     place, token = batch.place.to(device), batch.token.to(device)
     head = plain_head(model)
     with use_draws(draws):
         if head is not None:
-            hidden = at_positions(hidden_at, model, batch, states, repeats).float()
+            hidden = at_positions(hidden_at, model, batch, states, repeats, memory).float()
             shared = repeats >= MIN_DRAWS and not torch.is_grad_enabled()
             token_log_probs = (log_probs_along_draws if shared else log_probs_of_each)(head, hidden, place, token)
         else:
-            logits = at_positions(logits_at, model, batch, states, repeats)
+            logits = at_positions(logits_at, model, batch, states, repeats, memory)
             token_log_probs = logits[:, place, token].float() - _log_normalizers(logits)[:, place]
     totals = torch.zeros(repeats, n_rows * n_choices, device=device)
     totals = totals.index_add(1, batch.choice.to(device), token_log_probs)
@@ -74,7 +88,12 @@ def _score_from(
 
 
 def at_positions(
-    run: Callable[..., Tensor], model: PreTrainedModel, batch: PackedBatch, states: States | None, repeats: int
+    run: Callable[..., Tensor],
+    model: PreTrainedModel,
+    batch: PackedBatch,
+    states: States | None,
+    repeats: int,
+    memory: Memory | None = None,
 ) -> Tensor:
     """What `hidden_at` or `logits_at` gives of a batch where its choices are predicted, for so many copies of it.
 
@@ -84,6 +103,7 @@ def at_positions(
         batch: B rows with P positions.
         states: (B, T, D) to go on from.
         repeats: copies, under the draws in force.
+        memory: what comes before the rows, where something does.
 
     Returns:
         (repeats, P, D or V).
@@ -93,12 +113,18 @@ def at_positions(
     row = (batch.row.to(device) + offsets * len(batch.is_choice)).flatten()
     known = States(states.layer, _repeat(states.values.to(device), repeats)) if states is not None else None
     inputs = {name: _repeat(tensor, repeats) for name, tensor in _inputs(model, batch).items()}
-    found = run(model, known, row, batch.column.to(device).repeat(repeats), **inputs)
+    found = run(model, known, row, batch.column.to(device).repeat(repeats), **inputs, **_cache(memory))
     return found.view(repeats, len(batch.row), -1)
 
 
 @torch.no_grad()
-def states_of(model: PreTrainedModel, batch: PackedBatch, layer: int, draws: Draws | None = None) -> States:
+def states_of(
+    model: PreTrainedModel,
+    batch: PackedBatch,
+    layer: int,
+    draws: Draws | None = None,
+    memory: Memory | None = None,
+) -> States:
     """The hidden states (B, T, D) that enter a layer, the same under every draw that is the same below it."""
     known = _untouched(batch, draws)
     if known is not None and known.layer == layer:
@@ -106,7 +132,7 @@ def states_of(model: PreTrainedModel, batch: PackedBatch, layer: int, draws: Dra
     if known is not None and known.layer > layer:
         known = None
     with use_draws(draws.first(1) if draws is not None and draws.rows is None else draws):
-        return States(layer, states_below(model, layer, known, **_inputs(model, batch)))
+        return States(layer, states_below(model, layer, known, **_inputs(model, batch), **_cache(memory)))
 
 
 def score_draws(
@@ -118,6 +144,7 @@ def score_draws(
     start: int = 0,
     stop: int,
     max_batch_tokens: int | None,
+    memory: Callable[[int, int], Memory | None] = _nothing,
 ) -> Tensor:
     """Log-probabilities over the choices under some draws, from hidden states on.
 
@@ -132,6 +159,7 @@ def score_draws(
         stop: the one after the last.
         max_batch_tokens: bound of padded tokens times draws of a forward pass; where the batch under all these draws
             exceeds it, they take several passes. None: one pass.
+        memory: gives what comes before the rows under draws first to last - 1, where something does.
 
     Returns:
         (stop - start, B, C) float32, normalised over the choices; -inf where a row has no such choice.
@@ -140,7 +168,7 @@ def score_draws(
     scored = []
     for first in range(start, stop, at_once):
         last = min(first + at_once, stop)
-        log_probs = _score_from(model, batch, states, draws(first, last), last - first)
+        log_probs = _score_from(model, batch, states, draws(first, last), last - first, memory(first, last))
         scored.append(log_probs.view(last - first, -1, log_probs.shape[-1]))
     return torch.cat(scored)
 
@@ -181,19 +209,26 @@ def check_packing(base: BaseModel) -> None:
             f"{tolerance:g}; this architecture does not honour block attention masks and cannot be used"
         )
     take_apart(base.model)
-    if not _parts_make_the_whole(base.model, batch, together, tolerance):
+    if not _parts_make_the_whole(base.model, [packed, longer], together, tolerance):
         keep_whole(base.model)
 
 
-def _parts_make_the_whole(model: PreTrainedModel, batch: PackedBatch, whole: Tensor, tolerance: float) -> bool:
-    """Whether running one layer at a time, and copies of the states at the end, gives the log-probabilities (B, C)."""
+def _parts_make_the_whole(model: PreTrainedModel, rows: Sequence[PackedRow], whole: Tensor, tolerance: float) -> bool:
+    """Whether the log-probabilities (B, C) come out the same in parts.
+
+    One layer at a time, copies of the states at the end; and after a beginning that is remembered.
+    """
+    batch = collate(rows)
     try:
         for layer in range(1, model.config.get_text_config().num_hidden_layers):
             batch = replace(batch, states=states_of(model, batch, layer))
         parts = score_rows(model, batch, None, repeats=2)
+        n_past = common_tokens([row.prompt for row in rows])
+        memory = Prefix(model, rows[0].prompt[:n_past], None).memory(0, 1)
+        after = score_rows(model, collate([row.after(n_past) for row in rows]), None, memory=memory)
     except Exception:  # whatever a layer raises that misses what another leaves behind
         return False
-    return torch.allclose(parts, whole.repeat(2, 1), rtol=0, atol=tolerance)
+    return torch.allclose(torch.cat([parts, after]), whole.repeat(3, 1), rtol=0, atol=tolerance)
 
 
 def _score_alone(model: PreTrainedModel, prompt: tuple[int, ...], choice: tuple[int, ...]) -> Tensor:
@@ -202,6 +237,11 @@ def _score_alone(model: PreTrainedModel, prompt: tuple[int, ...], choice: tuple[
     log_probs = model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1).cpu()
     places = range(len(prompt) - 1, ids.shape[1] - 1)
     return torch.stack([log_probs[place, token] for place, token in zip(places, choice, strict=True)]).sum()
+
+
+def _cache(memory: Memory | None) -> dict[str, Any]:
+    """What the model takes of a memory."""
+    return {"cache": memory.cache()} if memory is not None else {}
 
 
 def _inputs(model: PreTrainedModel, batch: PackedBatch) -> dict[str, Tensor]:

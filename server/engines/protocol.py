@@ -95,6 +95,12 @@ class Job:
         return looks(self.n_samples)[0] if self.stop is not None else self.n_samples
 
     @property
+    def in_bank(self) -> bool:
+        """Whether its draws are among those that its adapter has ready."""
+        bank = self.handle.bank
+        return self.seed in (None, bank.seed) and self.n_samples <= bank.n_samples
+
+    @property
     def group(self) -> tuple[int, int]:
         """Jobs that are equal in this may share a forward pass, whatever their adapters and seeds."""
         return self.n_samples, self.at_once

@@ -22,9 +22,11 @@ from blora.decision.stopping import looks, settled
 from blora.errors import ConfigError, NumericalError
 from blora.inference.branches import Branches
 from blora.inference.packing import PackedRow, pack
+from blora.inference.prefix import Prefix
 from blora.inference.scoring import check_packing
 from blora.posterior.bank import SampleBank
 from blora.posterior.draws import Draws
+from server.engines.prefixes import Prefixes
 from server.engines.protocol import Job, Loaded, ModelInfo, Row
 from server.registry import AdapterHandle
 from server.settings import Settings
@@ -50,6 +52,7 @@ class TorchEngine:
         self._packing = ThreadPoolExecutor(1, "pack")
         self._computing = ThreadPoolExecutor(1, "compute")
         self._base: BaseModel | None = None
+        self._prefixes: Prefixes | None = None
         self._handles: tuple[AdapterHandle, ...] = ()
 
     async def load(self) -> Loaded:
@@ -109,6 +112,9 @@ class TorchEngine:
         for adapter in adapters:
             attach(base, adapter)
         self._base = base
+        self._prefixes = Prefixes(
+            base.model, max_tokens=settings.prefix_cache_tokens, max_batch_tokens=settings.max_batch_tokens
+        )
         self._handles = tuple(_handle(base, adapter) for adapter in adapters)
         for handle in self._handles:
             self._probe(handle)
@@ -142,28 +148,38 @@ class TorchEngine:
 
     def _score(self, jobs: Sequence[Job]) -> list[Tensor]:
         """Probabilities (s, C) of each job, under all of its S draws or as many as its decision takes."""
+        assert self._prefixes is not None  # made along with the base model
+        seen: list[Tensor] = [torch.empty(0)] * len(jobs)
+        with torch.inference_mode():
+            for prefix, places in self._prefixes.split(jobs).items():
+                for place, probs in zip(places, self._after(prefix, [jobs[place] for place in places]), strict=True):
+                    seen[place] = probs
+        return seen
+
+    def _after(self, prefix: Prefix | None, jobs: Sequence[Job]) -> list[Tensor]:
+        """Probabilities (s, C) of jobs that begin alike."""
         base = self._loaded_base()
         n_samples = jobs[0].n_samples
         adapters = {_key(job): job for job in jobs}
         owners = list(adapters)
         seen = [torch.empty(0, job.row.n_choices) for job in jobs]
-        with torch.inference_mode():
-            branches = Branches(
-                base.model,
-                [cast(PackedRow, job.row) for job in jobs],
-                [_draws(base, job) for job in adapters.values()],
-                [owners.index(_key(job)) for job in jobs],
-            )
-            waiting = list(range(len(jobs)))
-            stops = looks(n_samples) if any(job.stop is not None for job in jobs) else [n_samples]
-            for start, stop in pairwise([0, *stops]):
-                log_probs = branches.score(waiting, start, stop, max_batch_tokens=self._settings.max_batch_tokens).cpu()
-                for b, of_row in zip(waiting, log_probs.unbind(1), strict=True):
-                    probs = _probabilities(base, jobs[b], of_row[:, : jobs[b].row.n_choices])
-                    seen[b] = torch.cat([seen[b], probs])
-                waiting = [b for b in waiting if not _enough(jobs[b], seen[b])]
-                if not waiting:
-                    break
+        branches = Branches(
+            base.model,
+            [cast(PackedRow, job.row) for job in jobs],
+            [_draws(base, job) for job in adapters.values()],
+            [owners.index(_key(job)) for job in jobs],
+            prefix,
+        )
+        waiting = list(range(len(jobs)))
+        stops = looks(n_samples) if any(job.stop is not None for job in jobs) else [n_samples]
+        for start, stop in pairwise([0, *stops]):
+            log_probs = branches.score(waiting, start, stop, max_batch_tokens=self._settings.max_batch_tokens).cpu()
+            for b, of_row in zip(waiting, log_probs.unbind(1), strict=True):
+                probs = _probabilities(base, jobs[b], of_row[:, : jobs[b].row.n_choices])
+                seen[b] = torch.cat([seen[b], probs])
+            waiting = [b for b in waiting if not _enough(jobs[b], seen[b])]
+            if not waiting:
+                break
         return seen
 
 
@@ -232,8 +248,8 @@ def _draws(base: BaseModel, job: Job) -> Draws:
     Draws nest: the first ones do not depend on how many there are.
     """
     bank = job.handle.bank
-    seed = bank.seed if job.seed is None else job.seed
-    if seed == bank.seed and job.n_samples <= bank.n_samples:
+    if job.in_bank:
         return bank.first(job.n_samples)
+    seed = bank.seed if job.seed is None else job.seed
     fresh = SampleBank.draw(job.handle.posterior, job.handle.digest, job.n_samples, seed)
     return fresh.draws.to(base.device)

@@ -203,6 +203,27 @@ async def test_jobs_that_may_stop_early_are_planned_by_their_first_look(asking: 
     assert job.group != early.group
 
 
+async def test_prompts_that_begin_alike_get_what_they_get_without_a_memory(folder: Path) -> None:
+    head = "the same long instructions before every question: "
+    stop = Stop(Policy(min_confidence=0.999), 0.5)
+    answers = []
+    for chosen in (settings(folder), settings(folder, prefix_cache_tokens=0)):
+        async with loaded(chosen) as (engine, state):
+            asking = Asking(engine, state)
+            jobs = [
+                await asking.job(head + text, adapter=adapter, stop=stop)
+                for text in (*QUESTIONS, "what else?")
+                for adapter in ("one", "two")
+            ]
+            jobs.append(await asking.job("another beginning", adapter="two", stop=stop))
+            answers.append([await engine.run(jobs), await engine.run(jobs[::2])])
+    remembered, read = answers
+    for some, same in zip(remembered, read, strict=True):
+        for probs, expected in zip(some, same, strict=True):
+            assert probs.shape == expected.shape
+            assert torch.allclose(probs, expected, atol=1e-5)
+
+
 async def test_an_adapter_that_overflows_is_named_and_its_neighbour_can_be_asked_again(asking: Asking) -> None:
     bad = dataclasses.replace(asking.two, digest="sha256:bad", bank=poisoned(asking.two.bank))
     jobs = [await asking.job("why"), dataclasses.replace(await asking.job("why", adapter="two"), handle=bad)]

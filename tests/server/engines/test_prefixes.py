@@ -1,0 +1,142 @@
+"""Which beginnings are noticed, remembered and forgotten."""
+
+import dataclasses
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from blora.inference.fork import keep_whole
+from blora.inference.packing import PackedRow
+from blora.inference.prefix import MIN_PREFIX
+from blora.posterior.bank import SampleBank
+from server.engines.prefixes import Prefixes
+from server.engines.protocol import Job
+from server.registry import AdapterHandle
+from tests.scenarios import injected, random_draws
+from tests.server.fakes import handle
+
+Setup = tuple[PreTrainedModel, AdapterHandle, AdapterHandle]
+
+
+@pytest.fixture(scope="module")
+def setup() -> Setup:
+    """A model and two adapters with banks of four draws."""
+    model, modules = injected()
+    one, two = (
+        dataclasses.replace(
+            handle(name, f"sha256:{name}"), bank=SampleBank(name, 7, random_draws(modules, 4, seed=seed))
+        )
+        for seed, name in enumerate(("one", "two"))
+    )
+    return model, one, two
+
+
+def prefixes(setup: Setup, max_tokens: int = 1000) -> Prefixes:
+    return Prefixes(setup[0], max_tokens=max_tokens, max_batch_tokens=4096)
+
+
+def job(adapter: AdapterHandle, *prompt: int, n_samples: int = 4, seed: int | None = None) -> Job:
+    return Job(adapter, PackedRow(prompt, ((1,), (2,)), "none"), n_samples, seed, None)
+
+
+def lengths(known: Prefixes, *jobs: Job) -> list[int]:
+    """How many tokens of each job are remembered."""
+    found = [0] * len(jobs)
+    for prefix, places in known.split(jobs).items():
+        for place in places:
+            found[place] = len(prefix.tokens) if prefix is not None else 0
+    return found
+
+
+HEAD = tuple(range(40))
+
+
+def test_what_two_prompts_share_is_remembered_from_the_second_on(setup: Setup) -> None:
+    _, one, _ = setup
+    known = prefixes(setup)
+    assert lengths(known, job(one, *HEAD, 50)) == [0]
+    assert lengths(known, job(one, *HEAD, 51, 52)) == [40]
+    assert lengths(known, job(one, *HEAD, 53), job(one, 60, 61), job(one, *HEAD[:30])) == [40, 0, 0]
+    assert lengths(known, job(one, *HEAD)) == [0]  # a row keeps a token of its own
+
+
+def test_jobs_of_one_batch_teach_each_other(setup: Setup) -> None:
+    _, one, _ = setup
+    assert lengths(prefixes(setup), *(job(one, *HEAD, k) for k in (50, 51, 52))) == [40, 40, 40]
+
+
+def test_adapters_do_not_share(setup: Setup) -> None:
+    _, one, two = setup
+    known = prefixes(setup)
+    assert lengths(known, job(one, *HEAD, 50), job(two, *HEAD, 51), job(one, *HEAD, 52)) == [40, 0, 40]
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"n_samples": 5}])
+def test_draws_that_the_bank_lacks_have_none(setup: Setup, other: dict[str, int]) -> None:
+    _, one, _ = setup
+    jobs = [job(one, *HEAD, k, **other) for k in (50, 51)]
+    assert lengths(prefixes(setup), *jobs, job(one, *HEAD, 52)) == [0, 0, 0]
+
+
+def test_fewer_draws_of_the_bank_share_what_is_remembered(setup: Setup) -> None:
+    _, one, _ = setup
+    known = prefixes(setup)
+    lengths(known, job(one, *HEAD, 50), job(one, *HEAD, 51))
+    [few, every] = (list(known.split([job(one, *HEAD, 52, n_samples=n, seed=seed)])) for n, seed in ((2, None), (4, 7)))
+    assert few == every
+    assert few[0] is not None
+
+
+def test_short_beginnings_are_not_worth_it(setup: Setup) -> None:
+    _, one, _ = setup
+    head = HEAD[: MIN_PREFIX - 1]
+    assert lengths(prefixes(setup), job(one, *head, 50), job(one, *head, 51)) == [0, 0]
+
+
+def test_a_longer_beginning_comes_beside_a_shorter_one_where_it_saves_much(setup: Setup) -> None:
+    _, one, _ = setup
+    known = prefixes(setup)
+    longer = (*HEAD, *range(100, 100 + MIN_PREFIX))
+    assert lengths(known, job(one, *HEAD, 50), job(one, *HEAD, 51)) == [40, 40]
+    assert lengths(known, job(one, *HEAD, *range(90, 100), 1), job(one, *HEAD, *range(90, 100), 2)) == [40, 40]
+    assert lengths(known, job(one, *longer, 1), job(one, *longer, 2)) == [len(longer)] * 2
+    assert lengths(known, job(one, *longer, 3), job(one, *HEAD, 52)) == [len(longer), 40]
+
+
+def test_the_least_recently_used_is_forgotten_first(setup: Setup) -> None:
+    _, one, _ = setup
+    known = prefixes(setup, max_tokens=85)
+    heads = [tuple(range(start, start + 40)) for start in (0, 40, 80)]
+    for head in heads[:2]:
+        assert lengths(known, job(one, *head, 1), job(one, *head, 2)) == [40, 40]
+    assert lengths(known, job(one, *heads[0], 3)) == [40]
+    assert lengths(known, job(one, *heads[2], 1), job(one, *heads[2], 2)) == [40, 40]
+    assert lengths(known, job(one, *heads[0], 4), job(one, *heads[1], 3)) == [40, 0]
+
+
+def test_no_more_is_remembered_than_allowed(setup: Setup) -> None:
+    _, one, _ = setup
+    known = prefixes(setup, max_tokens=35)
+    assert lengths(known, job(one, *HEAD, 50), job(one, *HEAD, 51)) == [35, 35]
+
+
+@pytest.mark.parametrize("why", ["switched off", "kept whole"])
+def test_nothing_is_remembered(setup: Setup, why: str) -> None:
+    _, one, _ = setup
+    model, _ = injected()
+    if why == "kept whole":
+        keep_whole(model)
+    known = Prefixes(model, max_tokens=0 if why == "switched off" else 1000, max_batch_tokens=4096)
+    assert lengths(known, job(one, *HEAD, 50), job(one, *HEAD, 51)) == [0, 0]
+
+
+def test_what_is_remembered_is_that_of_the_adapters_bank(setup: Setup) -> None:
+    _, one, two = setup
+    known = prefixes(setup)
+    kept = [
+        next(prefix for prefix in known.split([job(adapter, *HEAD, 50), job(adapter, *HEAD, 51)]) if prefix is not None)
+        for adapter in (one, two)
+    ]
+    [first, second] = (prefix.memory(0, 4).layers[0][1] for prefix in kept)
+    assert (first - second).abs().max() > torch.finfo(torch.float32).eps
