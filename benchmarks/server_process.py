@@ -52,7 +52,7 @@ def serve(log: Path, **flags: str) -> Iterator[Server]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("BLORA_") or "CACHE" in name}
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env=kept)
-        server = Server(f"http://127.0.0.1:{port}", process, log)
+        server = Server(f"http://127.0.0.1:{given['port']}", process, log)
         try:
             _wait_until_ready(server)
             yield server

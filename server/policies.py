@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from blora.client.answers import PolicyInForce
 from blora.decision.abstention import Policy
 from blora.decision.certificate import FormName
 from blora.decision.conformal import prediction_sets
@@ -16,7 +17,6 @@ from blora.decision.uncertainty import Prediction
 from server.errors import InvalidRequestError
 from server.registry import AdapterHandle
 from server.schemas.requests import PredictRequest
-from server.schemas.responses import PolicyInForce
 
 __all__ = ["InForce", "default_policy", "policy_for", "prediction_set"]
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from blora.client import answers
 from blora.decision.abstention import Decision, decide
 from blora.decision.uncertainty import Prediction, summarize
 from blora.errors import NumericalError, PromptError, PromptTooLongError
@@ -27,14 +28,6 @@ from server.metrics import UNKNOWN_ADAPTER, Metrics
 from server.policies import InForce, policy_for, prediction_set
 from server.registry import AdapterHandle, Registry
 from server.schemas.requests import PredictRequest
-from server.schemas.responses import (
-    AbstainReason,
-    AdapterRef,
-    ChoiceProbability,
-    PredictResponse,
-    Timing,
-    Usage,
-)
 from server.settings import Settings
 
 __all__ = ["Predictor"]
@@ -73,11 +66,11 @@ class Predictor:
 
     async def predict_batch(
         self, questions: Sequence[PredictRequest | InvalidRequestError]
-    ) -> list[PredictResponse | ServerError]:
+    ) -> list[answers.Prediction | ServerError]:
         """The outcome of each question, in order; none depends on another."""
         return list(await asyncio.gather(*map(self.predict, questions)))
 
-    async def predict(self, question: PredictRequest | InvalidRequestError) -> PredictResponse | ServerError:
+    async def predict(self, question: PredictRequest | InvalidRequestError) -> answers.Prediction | ServerError:
         """The answer to one question or what went wrong with it, counted by outcome."""
         started = time.perf_counter()
         adapter = UNKNOWN_ADAPTER
@@ -101,7 +94,7 @@ class Predictor:
         finally:
             self._metrics.finished(time.perf_counter() - started)
 
-    async def _answer(self, question: PredictRequest, handle: AdapterHandle) -> PredictResponse:
+    async def _answer(self, question: PredictRequest, handle: AdapterHandle) -> answers.Prediction:
         deadline = asyncio.get_running_loop().time() + self._settings.timeout_s
         n_samples = self._n_samples(question, handle)
         choices = _choices(question, handle)
@@ -190,17 +183,17 @@ class Predictor:
         likely: list[str] | None,
         in_force: InForce | None,
         decision: Decision,
-    ) -> PredictResponse:
+    ) -> answers.Prediction:
         leader = choices[prediction.top]
-        return PredictResponse(
+        return answers.Prediction(
             id=prediction_id(),
             created=int(time.time()),
             model=self.model.name,
-            adapter=AdapterRef(name=job.handle.name, digest=job.handle.digest),
+            adapter=answers.AdapterRef(name=job.handle.name, digest=job.handle.digest),
             answer=None if decision.abstained else leader,
             top_choice=leader,
             probabilities=[
-                ChoiceProbability(choice=choice, probability=probability, std=std)
+                answers.ChoiceProbability(choice=choice, probability=probability, std=std)
                 for choice, probability, std in zip(choices, prediction.probabilities, prediction.std, strict=True)
             ],
             confidence=prediction.confidence,
@@ -210,13 +203,13 @@ class Predictor:
             prediction_set=likely,
             abstained=decision.abstained,
             abstain_reasons=[
-                AbstainReason(reason=reason.name, value=reason.value, threshold=reason.threshold)
+                answers.AbstainReason(reason=reason.name, value=reason.value, threshold=reason.threshold)
                 for reason in decision.reasons
             ],
             policy=in_force.shown() if in_force else None,
             n_samples=len(done.result),
-            usage=Usage(prompt_tokens=job.row.prompt_tokens, scored_tokens=job.row.scored_tokens),
-            timing=Timing(queue_ms=1e3 * done.queue_s, compute_ms=1e3 * done.compute_s),
+            usage=answers.Usage(prompt_tokens=job.row.prompt_tokens, scored_tokens=job.row.scored_tokens),
+            timing=answers.Timing(queue_ms=1e3 * done.queue_s, compute_ms=1e3 * done.compute_s),
         )
 
 

@@ -8,6 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from blora.client.answers import ErrorBody, ErrorDetail, Prediction
 from server.cards import adapter_card
 from server.disconnect import unless_disconnected
 from server.errors import TABLE, QueueFullError, ServerError, TooLargeError
@@ -16,13 +17,11 @@ from server.schemas.cards import AdapterCard, AdapterList
 from server.schemas.requests import BatchRequest, PredictBody
 from server.schemas.responses import (
     BatchResponse,
-    ErrorBody,
     Info,
     Limits,
     ModelCard,
     ModelDescription,
     ModelList,
-    PredictResponse,
     Status,
 )
 from server.strict_json import StrictJsonRoute
@@ -32,10 +31,16 @@ __all__ = ["error_response", "router"]
 router = APIRouter(route_class=StrictJsonRoute)
 
 
+def _error_body(error: ServerError) -> ErrorBody:
+    """The error as the client sees it."""
+    detail = ErrorDetail(message=str(error), type=error.type, param=error.param, code=error.code)
+    return ErrorBody(error=detail)
+
+
 def error_response(error: ServerError) -> JSONResponse:
     """The one shape of every error, under the status of its code."""
     headers = {"retry-after": str(error.retry_after_s)} if isinstance(error, QueueFullError) else None
-    return JSONResponse(ErrorBody.of(error).model_dump(), status_code=error.status, headers=headers)
+    return JSONResponse(_error_body(error).model_dump(), status_code=error.status, headers=headers)
 
 
 def _service(request: Request) -> Service:
@@ -64,13 +69,13 @@ def _documented_errors() -> dict[int | str, dict[str, Any]]:
 @router.post(
     "/v1/predict",
     summary="Answer one question or several, or abstain",
-    response_model=PredictResponse | BatchResponse,
+    response_model=Prediction | BatchResponse,
     response_model_exclude_unset=True,
     responses=_documented_errors(),
 )
 async def predict(
     request: Request, body: Annotated[PredictBody, Body()], service: ServiceOf
-) -> PredictResponse | BatchResponse | Response:
+) -> Prediction | BatchResponse | Response:
     """One question, or {"inputs": [...]} with defaults beside, answered with its uncertainty."""
     predictor = service.predictor()
     if isinstance(body, BatchRequest):
@@ -83,7 +88,7 @@ async def predict(
             )
         outcomes = await unless_disconnected(request, predictor.predict_batch(body.inputs))
         return BatchResponse(
-            predictions=[ErrorBody.of(outcome) if isinstance(outcome, ServerError) else outcome for outcome in outcomes]
+            predictions=[_error_body(outcome) if isinstance(outcome, ServerError) else outcome for outcome in outcomes]
         )
     outcome = await unless_disconnected(request, predictor.predict(body))
     return error_response(outcome) if isinstance(outcome, ServerError) else outcome

@@ -4,9 +4,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from blora.client.answers import PolicyInForce
 from blora.config import PosteriorConfig, PromptConfig, SamplingConfig
 from blora.decision.certificate import Calibration
-from server.schemas.responses import PolicyInForce, Response
+from server.schemas.responses import Response
 
 __all__ = ["AdapterCard", "AdapterList"]
 

@@ -1,0 +1,39 @@
+"""Asking a blora server from an application: no torch, only httpx and pydantic.
+
+Every call ends within its deadline, in an answer, an abstention or an exception of `blora.client.errors`.
+"""
+
+from blora.client.answers import AbstainReason, Prediction
+from blora.client.asynchronous import AsyncClient
+from blora.client.errors import (
+    ClientError,
+    DeadlineError,
+    FailedError,
+    MalformedAnswerError,
+    OverloadedError,
+    RefusedError,
+    UnavailableError,
+    UnreachableError,
+)
+from blora.client.policies import AbstainAbove, AbstainBelow, AbstainPolicy
+from blora.client.retries import Retries
+from blora.client.synchronous import Client
+
+__all__ = [
+    "AbstainAbove",
+    "AbstainBelow",
+    "AbstainPolicy",
+    "AbstainReason",
+    "AsyncClient",
+    "Client",
+    "ClientError",
+    "DeadlineError",
+    "FailedError",
+    "MalformedAnswerError",
+    "OverloadedError",
+    "Prediction",
+    "RefusedError",
+    "Retries",
+    "UnavailableError",
+    "UnreachableError",
+]

@@ -1,0 +1,120 @@
+"""What a server says to a question: the answer with its uncertainty, or the one shape of every error.
+
+The server builds its answers from these classes, clients read them. A field that a newer server adds is ignored.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "AbstainReason",
+    "AdapterRef",
+    "Answer",
+    "ChoiceProbability",
+    "ErrorBody",
+    "ErrorDetail",
+    "PolicyInForce",
+    "Prediction",
+    "Timing",
+    "Usage",
+]
+
+
+class Answer(BaseModel):
+    """Base of every part of an answer."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+
+class AdapterRef(Answer):
+    """Which adapter answered, down to its contents."""
+
+    name: str
+    digest: str
+
+
+class ChoiceProbability(Answer):
+    """One choice: mean and standard deviation of its probability over the draws."""
+
+    choice: str
+    probability: float = Field(ge=0, le=1)
+    std: float = Field(ge=0)
+
+
+class AbstainReason(Answer):
+    """One threshold that the prediction did not meet."""
+
+    reason: str
+    value: float
+    threshold: float
+
+
+class PolicyInForce(Answer):
+    """The thresholds that were applied, and whose they are; only those that are set appear."""
+
+    min_confidence: float | None = None
+    max_predictive_entropy: float | None = None
+    max_mutual_information: float | None = None
+    target_risk: float | None = Field(
+        default=None, description="P(wrong | answered) that the threshold was proved not to exceed."
+    )
+    source: Literal["request", "adapter"]
+
+
+class Usage(Answer):
+    """Tokens read and scored."""
+
+    prompt_tokens: int
+    scored_tokens: int
+
+
+class Timing(Answer):
+    """Milliseconds spent waiting, and in the forward pass that held this input."""
+
+    queue_ms: float
+    compute_ms: float
+
+
+class Prediction(Answer):
+    """The answer, or `answer: null` and the reasons. Entropies and information are in nats."""
+
+    id: str
+    created: int = Field(description="Unix time in seconds.")
+    model: str
+    adapter: AdapterRef
+    answer: str | None = Field(description="The leader, or null where the server abstains.")
+    top_choice: str
+    probabilities: list[ChoiceProbability] = Field(description="In the order of the choices.")
+    confidence: float
+    predictive_entropy: float
+    expected_entropy: float
+    mutual_information: float
+    prediction_set: list[str] | None = Field(
+        description="Choices that hold the right one with the probability that the adapter was calibrated for, at "
+        "least the leader; null where it was not, or not for this number of draws, seed, scoring or set of choices."
+    )
+    abstained: bool
+    abstain_reasons: list[AbstainReason]
+    policy: PolicyInForce | None
+    n_samples: int = Field(description="Posterior draws behind this answer.")
+    usage: Usage
+    timing: Timing
+    samples: list[list[float]] | None = Field(
+        default=None, description="(draws, choices) probabilities; only with `return_samples`."
+    )
+
+
+class ErrorDetail(Answer):
+    """What is wrong: got ..., expected ..., do ..."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorBody(Answer):
+    """The one shape of every error."""
+
+    error: ErrorDetail

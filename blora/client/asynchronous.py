@@ -1,0 +1,183 @@
+"""The client for asyncio; the other one stands on it."""
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar, overload
+
+import httpx
+
+from blora.client.answers import Prediction
+from blora.client.errors import ClientError, DeadlineError, UnreachableError
+from blora.client.exchange import Messages, question, read
+from blora.client.policies import AbstainPolicy
+from blora.client.retries import Retries
+
+__all__ = ["AsyncClient"]
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """Asks a blora server; one for the whole application, for it keeps connections.
+
+    Args:
+        url: of the server.
+        api_key: sent as a bearer token.
+        deadline_s: seconds that a call may take, its retries included.
+        abstain: withholds answers beyond those that the server withholds.
+        retries: when a request is sent again.
+        max_connections: that are open at once; calls beyond it wait for one.
+        transport: how requests travel, for tests.
+    """
+
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8000",
+        *,
+        api_key: str | None = None,
+        deadline_s: float = 30.0,
+        abstain: AbstainPolicy | None = None,
+        retries: Retries | None = None,
+        max_connections: int = 64,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._deadline_s = deadline_s
+        self._abstain = abstain
+        self._retries = retries or Retries()
+        self._http = httpx.AsyncClient(
+            base_url=url,
+            headers={"authorization": f"Bearer {api_key}"} if api_key is not None else None,
+            timeout=None,  # the deadline covers it all
+            limits=httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
+            transport=transport,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Closes the connections."""
+        await self._http.aclose()
+
+    @overload
+    async def predict(
+        self, asked: str | Messages, *, deadline_s: float | None = None, on_abstain: None = None, **fields: Any
+    ) -> Prediction: ...
+
+    @overload
+    async def predict(
+        self,
+        asked: str | Messages,
+        *,
+        deadline_s: float | None = None,
+        on_abstain: Callable[[Prediction], T | Awaitable[T]],
+        **fields: Any,
+    ) -> Prediction | T: ...
+
+    async def predict(
+        self,
+        asked: str | Messages,
+        *,
+        deadline_s: float | None = None,
+        on_abstain: Callable[[Prediction], Any] | None = None,
+        **fields: Any,
+    ) -> Any:
+        """The answer to one question, or what `on_abstain` makes of an abstention.
+
+        Args:
+            asked: a prompt, or a chat as messages with role and content.
+            deadline_s: seconds for this call; the client's where absent.
+            on_abstain: called with a prediction that is not to be acted on, by the server's policy or this client's;
+                what it returns, awaited if need be, is returned in the prediction's place. Its time is its own.
+            fields: more of `POST /v1/predict`: adapter, choices, scoring, n_samples, seed, policy, return_samples.
+
+        Raises:
+            ClientError: of the kind that says why there is no answer, before the deadline or at it.
+        """
+        prediction = await self._ask(question(asked, fields), self._deadline_s if deadline_s is None else deadline_s)
+        if on_abstain is None or not prediction.abstained:
+            return prediction
+        result = on_abstain(prediction)
+        return await result if inspect.isawaitable(result) else result
+
+    async def predict_many(
+        self,
+        asked: Iterable[str | Messages | Mapping[str, Any]],
+        *,
+        max_in_flight: int = 16,
+        deadline_s: float | None = None,
+        **fields: Any,
+    ) -> list[Prediction | ClientError]:
+        """The answers to many questions in their order, an exception in the place of each that has none.
+
+        Args:
+            asked: prompts, chats, or bodies of `POST /v1/predict`; read as they are sent.
+            max_in_flight: questions at once.
+            deadline_s: seconds for each question from when it is sent.
+            fields: as for `predict`, for all questions; a body's own win.
+        """
+        found: dict[int, Prediction | ClientError] = {}
+        waiting = enumerate(asked)
+
+        async def work() -> None:
+            for place, one in waiting:  # shared: each takes the next
+                form = {**fields, **one} if isinstance(one, Mapping) else question(one, fields)
+                try:
+                    found[place] = await self._ask(form, self._deadline_s if deadline_s is None else deadline_s)
+                except ClientError as failure:
+                    found[place] = failure
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(max_in_flight):
+                group.create_task(work())
+        return [found[place] for place in sorted(found)]
+
+    async def ready(self, *, deadline_s: float = 1.0) -> bool:
+        """Whether the server takes questions now."""
+        try:
+            async with asyncio.timeout(deadline_s):
+                return (await self._http.get("/readyz")).is_success
+        except (TimeoutError, httpx.TransportError):
+            return False
+
+    async def _ask(self, body: dict[str, Any], deadline_s: float) -> Prediction:
+        ends = asyncio.get_running_loop().time() + deadline_s
+        n_tries = 0
+        failure: ClientError | None = None
+        while True:
+            n_tries += 1
+            try:
+                async with asyncio.timeout_at(ends):
+                    prediction = await self._send(body)
+            except TimeoutError as exc:
+                if failure is not None:  # what used the time up
+                    raise failure from exc
+                raise DeadlineError(
+                    f"got no answer from {self._http.base_url} in {deadline_s:g} s, expected one: allow more time, or "
+                    "ask for less"
+                ) from exc
+            except ClientError as exc:
+                failure = exc
+            else:
+                return self._abstain.apply(prediction) if self._abstain is not None else prediction
+            wait_s = self._retries.wait_s(failure, n_tries)
+            if wait_s is None or asyncio.get_running_loop().time() + wait_s >= ends:
+                raise failure
+            await asyncio.sleep(wait_s)
+
+    async def _send(self, body: dict[str, Any]) -> Prediction:
+        try:
+            response = await self._http.post("/v1/predict", json=body)
+        except httpx.TransportError as exc:
+            raise UnreachableError(
+                f"got no connection to {self._http.base_url} that lasted ({type(exc).__name__}: {exc}), expected a "
+                "server there: check the address, and whether it runs"
+            ) from exc
+        return read(response)

@@ -1,0 +1,70 @@
+"""`blora ask`: one question to a running server, from a shell."""
+
+import os
+import sys
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+
+from blora.client.answers import Prediction
+
+__all__ = ["SUMMARY", "main"]
+
+SUMMARY = "ask a running server a question"
+ABSTAINED = 3
+MOST_RETRIES = 3  # whoever waits at a shell would rather know
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        "blora ask",
+        description=SUMMARY,
+        epilog=f"Exit code: 0 where there is an answer, {ABSTAINED} where it is withheld, 1 where asking failed.",
+        formatter_class=ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("prompt", help="the question; - reads it from standard input")
+    parser.add_argument("--url", default=os.environ.get("BLORA_URL", "http://127.0.0.1:8000"), help="of the server")
+    parser.add_argument("--api-key", default=os.environ.get("BLORA_API_KEY"), help="sent as a bearer token")
+    parser.add_argument("--adapter", help="name, or name@sha256:... (default: the server's)")
+    parser.add_argument("--choices", help="possible answers separated by | (default: the adapter's)")
+    parser.add_argument("--n-samples", type=int, help="posterior draws (default: the adapter's)")
+    parser.add_argument("--target-risk", type=float, help="one of the adapter's calibrated levels")
+    parser.add_argument("--min-confidence", type=float, help="answer only with this probability or a larger one")
+    parser.add_argument("--deadline-s", type=float, default=30.0, help="seconds to wait, retries included")
+    parser.add_argument("--json", action="store_true", help="print the whole answer of the server")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Asks and prints."""
+    arguments = _parser().parse_args(argv)
+
+    from blora.client.retries import Retries
+    from blora.client.synchronous import Client
+
+    policy = {
+        name: value for name in ("target_risk", "min_confidence") if (value := getattr(arguments, name)) is not None
+    }
+    retries = Retries(most=MOST_RETRIES)
+    with Client(arguments.url, api_key=arguments.api_key, deadline_s=arguments.deadline_s, retries=retries) as client:
+        prediction = client.predict(
+            sys.stdin.read() if arguments.prompt == "-" else arguments.prompt,
+            adapter=arguments.adapter,
+            choices=arguments.choices.split("|") if arguments.choices else None,
+            n_samples=arguments.n_samples,
+            policy=policy or None,
+        )
+    print(prediction.model_dump_json(indent=1, exclude_none=False) if arguments.json else _told(prediction))
+    return ABSTAINED if prediction.abstained else 0
+
+
+def _told(prediction: Prediction) -> str:
+    """A line for the decision, one for each reason to withhold it, and one for each choice."""
+    spread = max(len(entry.choice) for entry in prediction.probabilities)
+    ranked = sorted(prediction.probabilities, key=lambda entry: -entry.probability)
+    return "\n".join(
+        [
+            "abstains" if prediction.answer is None else prediction.answer,
+            *(f"  {r.reason}: {r.value:.3f}, threshold {r.threshold:.3f}" for r in prediction.abstain_reasons),
+            "",
+            *(f"  {entry.choice:<{spread}}  {entry.probability:.3f} ± {entry.std:.3f}" for entry in ranked),
+        ]
+    )

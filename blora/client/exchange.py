@@ -1,0 +1,81 @@
+"""From a question to a request, and from a response to a prediction or the exception that says why there is none."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import httpx
+from pydantic import ValidationError
+
+from blora.client.answers import ErrorBody, Prediction
+from blora.client.errors import (
+    ClientError,
+    FailedError,
+    MalformedAnswerError,
+    OverloadedError,
+    RefusedError,
+    UnavailableError,
+)
+
+__all__ = ["question", "read"]
+
+Messages = Sequence[Mapping[str, str]]
+
+
+def question(asked: str | Messages, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The body of a request: a prompt, or a chat, and those fields that are set."""
+    form = {"prompt": asked} if isinstance(asked, str) else {"messages": [dict(message) for message in asked]}
+    return form | {name: value for name, value in fields.items() if value is not None}
+
+
+def read(response: httpx.Response) -> Prediction:
+    """The prediction in a response.
+
+    Raises:
+        ClientError: of the kind that the response is.
+    """
+    if response.status_code != httpx.codes.OK:
+        raise _failure(response)
+    try:
+        prediction = Prediction.model_validate_json(response.content)
+    except ValidationError as exc:
+        problem = exc.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise MalformedAnswerError(
+            f"got an answer from {response.url} that is none of a blora server ({where or 'body'}: {problem['msg']}), "
+            "expected one: check the address",
+            status=response.status_code,
+        ) from exc
+    if prediction.abstained != (prediction.answer is None):
+        raise MalformedAnswerError(
+            f"got abstained={prediction.abstained} beside the answer {prediction.answer!r}, expected them to agree; "
+            "do not act on it",
+            status=response.status_code,
+        )
+    return prediction
+
+
+def _failure(response: httpx.Response) -> ClientError:
+    status = response.status_code
+    try:
+        error = ErrorBody.model_validate_json(response.content).error
+        message, code, param = error.message, error.code, error.param
+    except ValidationError:  # a proxy in between speaks its own way
+        message, code, param = f"got HTTP {status} from {response.url}", None, None
+    kind: type[ClientError] = FailedError
+    if status == httpx.codes.TOO_MANY_REQUESTS:
+        kind = OverloadedError
+    elif status in (httpx.codes.BAD_GATEWAY, httpx.codes.SERVICE_UNAVAILABLE):
+        kind = UnavailableError
+    elif httpx.codes.is_client_error(status):
+        kind = RefusedError
+    elif not httpx.codes.is_server_error(status):
+        kind = MalformedAnswerError
+    return kind(message, status=status, code=code, param=param, retry_after_s=_seconds(response))
+
+
+def _seconds(response: httpx.Response) -> float | None:
+    """Retry-After, where it is a number of seconds."""
+    try:
+        return max(0.0, float(response.headers["retry-after"]))
+    except (KeyError, ValueError):
+        return None

@@ -1,0 +1,47 @@
+"""A triage worker: files the tickets it is sure of, and queues the others for a person.
+
+    make run
+    python examples/triage/worker.py examples/triage/test.jsonl filed.jsonl for_a_person.jsonl
+
+A ticket is a line of JSON with a `prompt`. Each ends in one of the two files, whatever happens to the server meanwhile:
+a ticket without an answer is one for a person, too.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from blora.client import AbstainAbove, Client, ClientError, Prediction
+
+# Beside the adapter's own calibrated policy: draws that contradict each other are a reason to look twice.
+DISAGREEMENT = AbstainAbove(mutual_information=0.2)
+
+
+def verdict(outcome: Prediction | ClientError) -> dict[str, Any]:
+    """What is written beside the ticket."""
+    if isinstance(outcome, ClientError):
+        return {"queue": None, "because": [type(outcome).__name__]}
+    if outcome.abstained:
+        return {
+            "queue": None,
+            "because": [reason.reason for reason in outcome.abstain_reasons],
+            "suggested": outcome.top_choice,
+        }
+    return {"queue": outcome.answer, "confidence": round(outcome.confidence, 3)}
+
+
+def main(tickets: Path, filed: Path, for_a_person: Path, url: str = "http://127.0.0.1:8000") -> None:
+    """Sorts a file of tickets."""
+    rows = [json.loads(line) for line in tickets.read_text().splitlines()]
+    with Client(url, abstain=DISAGREEMENT, deadline_s=120) as client:
+        outcomes = client.predict_many([row["prompt"] for row in rows])
+    with filed.open("w") as sure, for_a_person.open("w") as unsure:
+        for row, outcome in zip(rows, outcomes, strict=True):
+            found = verdict(outcome)
+            file = unsure if found["queue"] is None else sure
+            file.write(json.dumps({"ticket": row["prompt"]} | found, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:4]), *sys.argv[4:5])

@@ -1,0 +1,268 @@
+"""The client against a server whose behaviour is scripted, in process and on sockets that misbehave."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from blora.client.answers import Prediction
+from blora.client.asynchronous import AsyncClient
+from blora.client.errors import (
+    ClientError,
+    DeadlineError,
+    FailedError,
+    OverloadedError,
+    RefusedError,
+    UnavailableError,
+    UnreachableError,
+)
+from blora.client.policies import AbstainBelow
+from blora.client.retries import Retries
+from tests.blora.client.predictions import body, withheld
+
+FAST = Retries(first_wait_s=0.01, longest_wait_s=0.02)
+SLACK_S = 0.5
+Script = Callable[[httpx.Request], httpx.Response]
+
+
+def client_of(script: Script, **options: Any) -> AsyncClient:
+    return AsyncClient("http://test", transport=httpx.MockTransport(script), **{"retries": FAST, **options})
+
+
+def error(status: int, **headers: str) -> httpx.Response:
+    detail = {"message": "got no luck", "type": "t", "param": None, "code": "c"}
+    return httpx.Response(status, json={"error": detail}, headers={k.replace("_", "-"): v for k, v in headers.items()})
+
+
+def in_turn(*responses: httpx.Response | Exception) -> tuple[Script, list[httpx.Request]]:
+    """A server that answers so, the last for ever, and what it was asked."""
+    seen: list[httpx.Request] = []
+
+    def script(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        outcome = responses[min(len(seen), len(responses)) - 1]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    return script, seen
+
+
+async def test_a_question_goes_out_whole_and_comes_back_as_a_prediction() -> None:
+    script, seen = in_turn(httpx.Response(200, json=body()))
+    async with client_of(script, api_key="secret") as client:
+        found = await client.predict("why?", adapter="triage", policy={"target_risk": 0.05})
+    assert found.answer == "billing"
+    [request] = seen
+    assert json.loads(request.content) == {"prompt": "why?", "adapter": "triage", "policy": {"target_risk": 0.05}}
+    assert (request.url.path, request.headers["authorization"]) == ("/v1/predict", "Bearer secret")
+
+
+@pytest.mark.parametrize(
+    "trouble", [error(429), error(503), error(502), httpx.ConnectError("no"), httpx.ReadError("no")]
+)
+async def test_what_does_not_get_through_is_sent_again(trouble: httpx.Response | Exception) -> None:
+    script, seen = in_turn(trouble, trouble, httpx.Response(200, json=body()))
+    async with client_of(script) as client:
+        assert (await client.predict("why?")).answer == "billing"
+    assert len(seen) == 3
+    assert len({request.content for request in seen}) == 1
+
+
+@pytest.mark.parametrize(
+    ("trouble", "kind"),
+    [
+        (error(429), OverloadedError),
+        (error(503), UnavailableError),
+        (httpx.ConnectError("no"), UnreachableError),
+    ],
+)
+async def test_trouble_that_stays_is_named(trouble: httpx.Response | Exception, kind: type[ClientError]) -> None:
+    script, seen = in_turn(trouble)
+    async with client_of(script, retries=Retries(most=2, first_wait_s=0.01)) as client:
+        with pytest.raises(kind):
+            await client.predict("why?")
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(422, RefusedError), (404, RefusedError), (500, FailedError), (504, FailedError)]
+)
+async def test_what_would_end_the_same_way_is_sent_once(status: int, kind: type[ClientError]) -> None:
+    script, seen = in_turn(error(status))
+    async with client_of(script) as client:
+        with pytest.raises(kind, match="got no luck"):
+            await client.predict("why?")
+    assert len(seen) == 1
+
+
+async def test_the_servers_wait_is_honoured() -> None:
+    script, _ = in_turn(error(429, retry_after="0.3"), httpx.Response(200, json=body()))
+    async with client_of(script) as client:
+        began = time.monotonic()
+        await client.predict("why?")
+        assert 0.3 <= time.monotonic() - began < 0.3 + SLACK_S
+
+
+async def test_a_wait_beyond_the_deadline_is_not_begun() -> None:
+    script, _ = in_turn(error(429, retry_after="60"))
+    async with client_of(script, deadline_s=5) as client:
+        began = time.monotonic()
+        with pytest.raises(OverloadedError) as info:
+            await client.predict("why?")
+        assert time.monotonic() - began < SLACK_S
+    assert info.value.retry_after_s == 60
+
+
+# What an application does with abstentions
+
+
+async def aside(prediction: Prediction) -> str:
+    await asyncio.sleep(0)
+    return f"a person, about {prediction.top_choice}"
+
+
+@pytest.mark.parametrize("fallback", [aside, lambda prediction: f"a person, about {prediction.top_choice}"])
+async def test_an_abstention_becomes_what_the_fallback_makes_of_it(
+    fallback: Callable[[Prediction], str | Awaitable[str]],
+) -> None:
+    script, _ = in_turn(httpx.Response(200, json=withheld()), httpx.Response(200, json=body()))
+    async with client_of(script) as client:
+        assert await client.predict("why?", on_abstain=fallback) == "a person, about billing"
+        sure = await client.predict("why?", on_abstain=fallback)
+    assert isinstance(sure, Prediction)
+    assert sure.answer == "billing"
+
+
+async def test_the_clients_policy_comes_on_top() -> None:
+    script, _ = in_turn(httpx.Response(200, json=body()))
+    async with client_of(script, abstain=AbstainBelow(0.95)) as client:
+        found = await client.predict("why?")
+        assert (found.answer, found.abstained) == (None, True)
+        assert await client.predict("why?", on_abstain=lambda prediction: prediction.confidence) == 0.9
+
+
+# Many questions
+
+
+async def test_many_questions_keep_their_order_and_a_bad_one_its_place() -> None:
+    n_open, most = 0, 0
+
+    async def script(request: httpx.Request) -> httpx.Response:
+        nonlocal n_open, most
+        n_open += 1
+        most = max(most, n_open)
+        asked = json.loads(request.content)
+        await asyncio.sleep(0.002 * (int(asked["prompt"]) % 5))
+        n_open -= 1
+        return (
+            error(422)
+            if asked["prompt"] == "7"
+            else httpx.Response(200, json=body(id=f"{asked['prompt']}/{asked['seed']}"))
+        )
+
+    asked: Iterator[str | dict[str, Any]] = ({"prompt": str(k), "seed": 5} if k == 3 else str(k) for k in range(40))
+    async with AsyncClient("http://test", transport=httpx.MockTransport(script)) as client:
+        found = await client.predict_many(asked, max_in_flight=4, seed=1)
+    assert most == 4
+    assert isinstance(found.pop(7), RefusedError)
+    ids = [outcome.id for outcome in found if isinstance(outcome, Prediction)]
+    assert ids == [f"{k}/{5 if k == 3 else 1}" for k in range(40) if k != 7]
+
+
+async def test_no_questions_have_no_answers() -> None:
+    async with client_of(in_turn(error(500))[0]) as client:
+        assert await client.predict_many([]) == []
+
+
+# Sockets that misbehave
+
+
+@asynccontextmanager
+async def listening(
+    behaviour: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> AsyncIterator[str]:
+    """A server that does just that with every connection."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await behaviour(reader, writer)
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+
+
+async def says_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read(-1)
+
+
+async def drips(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 100000\r\n\r\n")
+    while not reader.at_eof():
+        writer.write(b" ")
+        await writer.drain()
+        await asyncio.sleep(0.05)
+
+
+async def hangs_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readline()
+
+
+async def breaks_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readline()
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n{")
+    await writer.drain()
+
+
+async def talks_nonsense(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readline()
+    writer.write(b"220 mail.example.org ESMTP\r\n")
+    await writer.drain()
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "kind"),
+    [
+        (says_nothing, DeadlineError),
+        (drips, DeadlineError),
+        (hangs_up, UnreachableError),
+        (breaks_off, UnreachableError),
+        (talks_nonsense, UnreachableError),
+    ],
+)
+async def test_every_call_ends_by_its_deadline_in_a_named_exception(
+    behaviour: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], kind: type[ClientError]
+) -> None:
+    async with listening(behaviour) as url, AsyncClient(url, deadline_s=0.6, retries=FAST) as client:
+        began = time.monotonic()
+        with pytest.raises(kind):
+            await client.predict("why?")
+        assert time.monotonic() - began < 0.6 + SLACK_S
+        assert not await client.ready(deadline_s=0.2)
+
+
+async def test_a_call_that_is_cancelled_lets_go_of_its_connection() -> None:
+    left = asyncio.Event()
+
+    async def notices(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(-1)  # until the other end closes
+        left.set()
+
+    async with listening(notices) as url, AsyncClient(url) as client:
+        call = asyncio.create_task(client.predict("why?"))
+        await asyncio.sleep(0.1)
+        call.cancel()
+        async with asyncio.timeout(5):
+            await left.wait()

@@ -1,0 +1,78 @@
+"""`blora ask`, with a scripted server behind it."""
+
+import io
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from blora.client import synchronous
+from blora.client.command import main
+from blora.client.errors import RefusedError
+from tests.blora.client.predictions import body, withheld
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What reaches the server, which abstains where the prompt is `unsure` and refuses where it is `bad`."""
+    seen: list[dict[str, Any]] = []
+
+    def script(request: httpx.Request) -> httpx.Response:
+        question = json.loads(request.content) | {"url": str(request.url)}
+        seen.append(question)
+        if question["prompt"] == "bad":
+            return httpx.Response(422)
+        return httpx.Response(200, json=withheld() if question["prompt"] == "unsure" else body())
+
+    real = synchronous.Client
+    monkeypatch.setattr(
+        synchronous, "Client", lambda *args, **options: real(*args, transport=httpx.MockTransport(script), **options)
+    )
+    monkeypatch.delenv("BLORA_URL", raising=False)
+    return seen
+
+
+def test_an_answer_is_printed_with_its_probabilities(
+    asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["why?"]) == 0
+    assert capsys.readouterr().out == "billing\n\n  billing  0.900 ± 0.020\n  sales    0.100 ± 0.020\n"
+    assert asked == [{"prompt": "why?", "url": "http://127.0.0.1:8000/v1/predict"}]
+
+
+def test_an_abstention_has_reasons_and_an_exit_code_of_its_own(
+    asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["unsure"]) == 3
+    assert capsys.readouterr().out.startswith("abstains\n  low_confidence: 0.900, threshold 0.950\n\n  billing")
+
+
+def test_flags_become_fields(asked: list[dict[str, Any]]) -> None:
+    flags = "--url http://host:1 --adapter triage --choices a|b --n-samples 4 --min-confidence 0.5 --target-risk 0.05"
+    main(["why?", *flags.split()])
+    assert asked == [
+        {
+            "prompt": "why?",
+            "adapter": "triage",
+            "choices": ["a", "b"],
+            "n_samples": 4,
+            "policy": {"target_risk": 0.05, "min_confidence": 0.5},
+            "url": "http://host:1/v1/predict",
+        }
+    ]
+
+
+def test_the_question_may_come_from_standard_input_and_the_answer_be_json(
+    asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("from a pipe"))
+    assert main(["-", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == body(samples=None)
+    assert asked[0]["prompt"] == "from a pipe"
+
+
+@pytest.mark.usefixtures("asked")
+def test_what_is_refused_is_told() -> None:
+    with pytest.raises(RefusedError, match="HTTP 422"):
+        main(["bad"])

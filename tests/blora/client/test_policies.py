@@ -1,0 +1,67 @@
+"""Conditions of an application, alone and combined."""
+
+from typing import Any
+
+import pytest
+
+from blora.client.policies import AbstainAbove, AbstainBelow, AbstainPolicy
+from tests.blora.client.predictions import prediction, withheld
+
+SURE, SPLIT = AbstainBelow(0.8), AbstainAbove(mutual_information=0.1)
+
+
+@pytest.mark.parametrize(
+    ("policy", "fields", "expected"),
+    [
+        (SURE, {"confidence": 0.8}, []),
+        (SURE, {"confidence": 0.79}, ["low_confidence"]),
+        (SPLIT, {"mutual_information": 0.1}, []),
+        (SPLIT, {"mutual_information": 0.11}, ["high_mutual_information"]),
+        (AbstainAbove(predictive_entropy=0.3, expected_entropy=0.4), {}, ["high_predictive_entropy"]),
+        (
+            AbstainAbove(predictive_entropy=0.1, expected_entropy=0.1),
+            {},
+            ["high_predictive_entropy", "high_expected_entropy"],
+        ),
+        (SURE | SPLIT, {}, []),
+        (SURE | SPLIT, {"confidence": 0.5}, ["low_confidence"]),
+        (SURE | SPLIT, {"confidence": 0.5, "mutual_information": 0.2}, ["low_confidence", "high_mutual_information"]),
+        (SURE & SPLIT, {"confidence": 0.5}, []),
+        (SURE & SPLIT, {"mutual_information": 0.2}, []),
+        (SURE & SPLIT, {"confidence": 0.5, "mutual_information": 0.2}, ["low_confidence", "high_mutual_information"]),
+        (SURE & SPLIT | AbstainBelow(0.1), {"confidence": 0.05}, ["low_confidence"]),
+    ],
+)
+def test_an_answer_is_withheld_where_the_condition_holds(
+    policy: AbstainPolicy, fields: dict[str, Any], expected: list[str]
+) -> None:
+    given = prediction(**fields)
+    found = policy.apply(given)
+    assert [reason.reason for reason in found.abstain_reasons] == expected
+    assert found.abstained == bool(expected)
+    assert found.answer == (None if expected else "billing")
+    assert (given.answer, given.abstained) == ("billing", False)  # it is another object
+
+
+def test_reasons_tell_value_and_threshold() -> None:
+    [reason] = AbstainBelow(0.95).reasons(prediction())
+    assert (reason.value, reason.threshold) == (0.9, 0.95)
+
+
+def test_the_servers_reasons_stay() -> None:
+    given = prediction(**withheld())
+    assert AbstainBelow(0.5).apply(given) is given
+    found = AbstainAbove(mutual_information=0.01).apply(given)
+    assert [reason.reason for reason in found.abstain_reasons] == ["low_confidence", "high_mutual_information"]
+
+
+@pytest.mark.parametrize("confidence", [-0.1, 1.1, float("nan")])
+def test_a_confidence_is_a_probability(confidence: float) -> None:
+    with pytest.raises(ValueError, match="expected a probability from 0 to 1"):
+        AbstainBelow(confidence)
+
+
+@pytest.mark.parametrize("thresholds", [{}, {"mutual_information": -1.0}, {"predictive_entropy": float("nan")}])
+def test_a_condition_needs_a_threshold(thresholds: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="expected at least one threshold, each 0 or more"):
+        AbstainAbove(**thresholds)
