@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from server.access import Door, Rate
 from server.engines.protocol import Engine
 from server.errors import (
     DisconnectedError,
@@ -18,6 +19,7 @@ from server.errors import (
     NoSuchRouteError,
     ServerError,
 )
+from server.keys import Keys
 from server.lifecycle import Service
 from server.middleware import BodyLimit, CloseWhileDraining, RequestId
 from server.routes import error_response, router
@@ -60,6 +62,12 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     _handle_errors(app, service)
     # The last one added stands outermost.
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, refuse=lambda error: _refuse(service, error))
+    app.add_middleware(
+        Door,
+        keys=Keys(settings.api_keys) if settings.api_keys is not None else None,
+        rate=Rate(settings.requests_per_minute),
+        refuse=lambda error: _refuse(service, error),
+    )
     app.add_middleware(CloseWhileDraining, draining=lambda: service.draining)
     app.add_middleware(RequestId)
     return app

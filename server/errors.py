@@ -2,11 +2,15 @@
 
 ServerError
 ├── InvalidRequestError     the body says something we cannot accept; one code per kind of mistake
+├── UnauthorizedError       no key, or one that nobody has
+├── ForbiddenError          a key that opens less than was asked for
 ├── UnknownAdapterError     no adapter of that name
 ├── DigestMismatchError     the adapter is here, with other contents than the client pinned
 ├── NoSuchRouteError, MethodNotAllowedError, UnsupportedMediaTypeError
 ├── TooLargeError           body, prompt, batch or forward pass over its limit
-├── QueueFullError          try again in `retry_after_s`
+├── TryLaterError           try again in `retry_after_s`
+│   ├── QueueFullError      no room to wait in
+│   └── RateLimitedError    too many requests with one key
 ├── ModelFailureError       the forward pass raised
 ├── NonFiniteError          the forward pass gave NaN or infinity
 ├── InternalError           a bug of ours
@@ -26,6 +30,7 @@ __all__ = [
     "DigestMismatchError",
     "DisconnectedError",
     "DrainingError",
+    "ForbiddenError",
     "InternalError",
     "InvalidRequestError",
     "MethodNotAllowedError",
@@ -34,9 +39,12 @@ __all__ = [
     "NonFiniteError",
     "NotReadyError",
     "QueueFullError",
+    "RateLimitedError",
     "Row",
     "ServerError",
     "TooLargeError",
+    "TryLaterError",
+    "UnauthorizedError",
     "UnknownAdapterError",
     "UnsupportedMediaTypeError",
 ]
@@ -64,6 +72,8 @@ TABLE: dict[str, Row] = {
     "not_finite": Row(422, "invalid_request_error"),
     "out_of_range": Row(422, "invalid_request_error"),
     "unknown_field": Row(422, "invalid_request_error"),
+    "unauthorized": Row(401, "authentication_error"),
+    "forbidden": Row(403, "permission_error"),
     "unknown_adapter": Row(404, "not_found_error"),
     "digest_mismatch": Row(404, "not_found_error"),
     "not_found": Row(404, "not_found_error"),
@@ -74,6 +84,7 @@ TABLE: dict[str, Row] = {
     "too_large": Row(413, "too_large_error"),
     "unsupported_media_type": Row(415, "invalid_request_error"),
     "queue_full": Row(429, "rate_limit_error"),
+    "rate_limited": Row(429, "rate_limit_error"),
     "disconnected": Row(499, "client_error"),
     "model_failure": Row(500, "server_error"),
     "non_finite": Row(500, "server_error"),
@@ -118,6 +129,18 @@ class InvalidRequestError(ServerError):
     code = "invalid_value"
 
 
+class UnauthorizedError(ServerError):
+    """No key, or one that nobody has."""
+
+    code = "unauthorized"
+
+
+class ForbiddenError(ServerError):
+    """A key that opens less than was asked for."""
+
+    code = "forbidden"
+
+
 class UnknownAdapterError(ServerError):
     """No adapter of that name is loaded; the base model never answers in its place."""
 
@@ -154,19 +177,29 @@ class UnsupportedMediaTypeError(ServerError):
     code = "unsupported_media_type"
 
 
-class QueueFullError(ServerError):
-    """No room to wait in.
+class TryLaterError(ServerError):
+    """Nothing is wrong with the request but its time.
 
     Args:
         message: got ..., expected ..., do ...
-        retry_after_s: seconds after which the work now waiting should be done.
+        retry_after_s: seconds after which there should be room.
     """
-
-    code = "queue_full"
 
     def __init__(self, message: str, *, retry_after_s: int) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class QueueFullError(TryLaterError):
+    """No room to wait in."""
+
+    code = "queue_full"
+
+
+class RateLimitedError(TryLaterError):
+    """Too many requests with one key."""
+
+    code = "rate_limited"
 
 
 class ModelFailureError(ServerError):

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse
 from blora.client.answers import ErrorBody, ErrorDetail, Prediction
 from server.cards import adapter_card
 from server.disconnect import unless_disconnected
-from server.errors import TABLE, QueueFullError, ServerError, TooLargeError
+from server.errors import TABLE, ServerError, TooLargeError, TryLaterError, UnauthorizedError
 from server.lifecycle import Service
 from server.schemas.cards import AdapterCard, AdapterList
 from server.schemas.requests import BatchRequest, PredictBody
@@ -39,7 +39,11 @@ def _error_body(error: ServerError) -> ErrorBody:
 
 def error_response(error: ServerError) -> JSONResponse:
     """The one shape of every error, under the status of its code."""
-    headers = {"retry-after": str(error.retry_after_s)} if isinstance(error, QueueFullError) else None
+    headers = {}
+    if isinstance(error, TryLaterError):
+        headers["retry-after"] = str(error.retry_after_s)
+    if isinstance(error, UnauthorizedError):
+        headers["www-authenticate"] = "Bearer"
     return JSONResponse(_error_body(error).model_dump(), status_code=error.status, headers=headers)
 
 

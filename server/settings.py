@@ -51,6 +51,11 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every one.")
     port: int = Field(8000, description="TCP port; 0 for any free one.", ge=0, le=65535)
 
+    api_keys: Path | None = Field(
+        None, description="File of the API keys that may ask, made with `blora key`; without it anyone may."
+    )
+    requests_per_minute: int = Field(0, description="Most requests a minute with one API key; 0 for no limit.", ge=0)
+
     n_samples_cap: int = Field(64, description="Most posterior draws that one request may ask for.", ge=1)
     max_batch_tokens: int = Field(4096, description="Most padded tokens x draws in one forward pass.", ge=1)
     prefix_cache_tokens: int = Field(
@@ -90,6 +95,15 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"got max_queue_tokens={self.max_queue_tokens}, expected at least "
                 f"max_batch_tokens={self.max_batch_tokens}: raise the first or lower the second"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _limits_need_keys(self) -> "Settings":
+        if self.requests_per_minute and self.api_keys is None:
+            raise ValueError(
+                f"got requests_per_minute={self.requests_per_minute} without api_keys, expected a key file: a limit is "
+                "one for each key"
             )
         return self
 

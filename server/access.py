@@ -1,0 +1,95 @@
+"""At the door: who asks, how often, and what they may; before a byte of the body is read."""
+
+import math
+import time
+from collections.abc import Callable
+
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from server.errors import ForbiddenError, RateLimitedError, ServerError, UnauthorizedError
+from server.keys import Key, Keys
+
+__all__ = ["Door", "Rate"]
+
+# What probes, Prometheus and code generators read; none of it shows a request or an adapter's contents.
+OPEN = frozenset({"/livez", "/readyz", "/metrics", "/openapi.json"})
+
+
+class Rate:
+    """So many requests a minute for each key, all of which may come at once.
+
+    Args:
+        per_minute: 0 for no limit.
+        clock: seconds, which never go back.
+    """
+
+    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_minute = per_minute
+        self._clock = clock
+        self._left: dict[str, tuple[float, float]] = {}  # requests left, and when that was so; one entry a key
+
+    def take(self, name: str) -> None:
+        """Counts a request.
+
+        Raises:
+            RateLimitedError: if the key has none left.
+        """
+        if not self._per_minute:
+            return
+        now = self._clock()
+        left, since = self._left.get(name, (float(self._per_minute), now))
+        left = min(self._per_minute, left + (now - since) * self._per_minute / 60)
+        if left < 1:
+            self._left[name] = left, now
+            wait_s = math.ceil((1 - left) * 60 / self._per_minute)
+            raise RateLimitedError(
+                f"got more than {self._per_minute} requests a minute with this key, expected no more: try again in "
+                f"{wait_s} s",
+                retry_after_s=wait_s,
+            )
+        self._left[name] = left - 1, now
+
+
+class Door:
+    """Lets a request in by its key, `authorization: Bearer KEY`.
+
+    Args:
+        app: the app around which this stands.
+        keys: who may ask; None: anyone may, but only ask.
+        rate: how often.
+        refuse: the response to an error.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Keys | None, rate: Rate, refuse: Callable[[ServerError], Response]) -> None:
+        self._app = app
+        self._keys = keys
+        self._rate = rate
+        self._refuse = refuse
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one connection."""
+        if scope["type"] == "http" and scope["path"] not in OPEN:
+            try:
+                self._admit(scope)
+            except ServerError as error:
+                await self._refuse(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _admit(self, scope: Scope) -> None:
+        key = self._key(scope) if self._keys is not None else None
+        if key is not None:
+            self._rate.take(key.name)
+        changes = scope["path"].startswith("/v1/adapters") and scope["method"] not in ("GET", "HEAD")
+        if changes and (key is None or key.scope != "admin"):
+            raise ForbiddenError("got a key that may only ask, expected one of scope admin to change adapters")
+
+    def _key(self, scope: Scope) -> Key:
+        assert self._keys is not None  # the caller looked
+        kind, _, presented = Headers(scope=scope).get("authorization", "").partition(" ")
+        key = self._keys.find(presented.strip()) if kind.lower() == "bearer" else None
+        if key is None:
+            raise UnauthorizedError("got no key or an unknown one, expected the header `authorization: Bearer KEY`")
+        return key

@@ -1,0 +1,118 @@
+"""Who may ask: API keys, of which the server keeps hashes in a file that may change while it runs.
+
+A line of the file is `NAME SCOPE sha256:HEX`; `blora key` makes one. Keys are long and random, so that a plain hash
+tells nothing about them.
+"""
+
+import hashlib
+import hmac
+import logging
+import re
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast, get_args
+
+from blora.errors import ConfigError
+
+__all__ = ["Key", "Keys", "Scope", "line_of", "new_key"]
+
+logger = logging.getLogger(__name__)
+
+Scope = Literal["predict", "admin"]
+_LINE = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,63})\s+(?P<scope>\w+)\s+sha256:(?P<digest>[0-9a-f]{64})")
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Whose key it is, and what it opens: `admin` all that `predict` does, and loading adapters."""
+
+    name: str
+    scope: Scope
+
+
+class Keys:
+    """The keys of a file, read again whenever it changes.
+
+    Args:
+        file: with a line for each key; empty lines and those that begin with # do not count.
+
+    Raises:
+        ConfigError: if it cannot be read, names a key twice, or has no key at all.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._stamp = _stamp(file)
+        self._keys = _read(file)
+
+    def find(self, presented: str) -> Key | None:
+        """The key that was presented, None where there is none such; takes as long whichever it is."""
+        self._refresh()
+        digest = hashlib.sha256(presented.encode()).hexdigest()
+        found = None
+        for known, key in self._keys.items():
+            if hmac.compare_digest(known, digest):
+                found = key
+        return found
+
+    def _refresh(self) -> None:
+        """A file that has become unreadable takes nobody's key away, and gives nobody one."""
+        stamp = _stamp(self._file)
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self._keys = _read(self._file)
+        except ConfigError as exc:
+            logger.error("Keys stay as they were: %s", exc)
+
+
+def new_key() -> str:
+    """A fresh key of 256 random bits."""
+    return f"blora_{secrets.token_urlsafe(32)}"
+
+
+def line_of(name: str, scope: Scope, key: str) -> str:
+    """The file's line for a key.
+
+    Raises:
+        ConfigError: if the name is unusable.
+    """
+    line = f"{name} {scope} sha256:{hashlib.sha256(key.encode()).hexdigest()}"
+    if not _LINE.fullmatch(line):
+        raise ConfigError(
+            f"got key name {name!r}, expected up to 64 letters, digits and '._-', starting with a letter or digit"
+        )
+    return line
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino
+
+
+def _read(file: Path) -> dict[str, Key]:
+    try:
+        lines = file.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"got key file {file}, which cannot be read ({exc}), expected a text file") from exc
+    keys: dict[str, Key] = {}
+    for number, line in enumerate(map(str.strip, lines), start=1):
+        if not line or line.startswith("#"):
+            continue
+        found = _LINE.fullmatch(line)
+        if found is None or found["scope"] not in get_args(Scope):
+            raise ConfigError(
+                f"got line {number} of {file} that is no key, expected NAME predict|admin sha256:HEX: make one with "
+                "`blora key`"
+            )
+        if found["digest"] in keys or found["name"] in {key.name for key in keys.values()}:
+            raise ConfigError(f"got key {found['name']!r} twice in {file}, expected it once: remove a line")
+        keys[found["digest"]] = Key(found["name"], cast(Scope, found["scope"]))
+    if not keys:
+        raise ConfigError(f"got key file {file} without a key, expected at least one: make one with `blora key`")
+    return keys

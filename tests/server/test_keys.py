@@ -1,0 +1,116 @@
+"""The key file: what it may hold, and what happens when it changes under a running server."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from blora.errors import ConfigError
+from server.key_command import main
+from server.keys import Key, Keys, Scope, line_of, new_key
+
+
+def write(file: Path, *lines: str) -> Path:
+    """A file of a later time than before, however coarse the clock of the file system is."""
+    before = file.stat().st_mtime_ns if file.exists() else 0
+    file.write_text("".join(f"{line}\n" for line in lines))
+    os.utime(file, ns=(before + 10**9, before + 10**9))
+    return file
+
+
+def test_a_key_is_found_by_its_hash_alone(tmp_path: Path) -> None:
+    first, second = new_key(), new_key()
+    file = write(tmp_path / "keys", "# ours", line_of("shop", "predict", first), "", line_of("ops", "admin", second))
+    keys = Keys(file)
+    assert keys.find(first) == Key("shop", "predict")
+    assert keys.find(second) == Key("ops", "admin")
+    assert keys.find(new_key()) is None
+    assert keys.find("") is None
+    assert keys.find("schlüssel\udcff".encode("utf-8", "replace").decode()) is None
+    assert first not in file.read_text()
+
+
+def test_keys_are_long_and_never_the_same() -> None:
+    keys = {new_key() for _ in range(100)}
+    assert len(keys) == 100
+    assert min(map(len, keys)) >= 49
+
+
+def test_a_new_line_opens_and_a_removed_one_closes_without_a_restart(tmp_path: Path) -> None:
+    old, new = new_key(), new_key()
+    file = write(tmp_path / "keys", line_of("old", "predict", old))
+    keys = Keys(file)
+    write(file, line_of("old", "predict", old), line_of("new", "predict", new))
+    assert keys.find(old) is not None
+    assert keys.find(new) is not None
+    write(file, line_of("new", "predict", new))
+    assert keys.find(old) is None
+    assert keys.find(new) is not None
+
+
+@pytest.mark.parametrize("trouble", ["gone", "garbled", "empty"])
+def test_a_file_that_turns_bad_changes_nothing(tmp_path: Path, trouble: str, caplog: pytest.LogCaptureFixture) -> None:
+    key = new_key()
+    file = write(tmp_path / "keys", line_of("shop", "predict", key))
+    keys = Keys(file)
+    if trouble == "gone":
+        file.unlink()
+    else:
+        write(file, *(["what?"] if trouble == "garbled" else []))
+    assert keys.find(key) == Key("shop", "predict")
+    assert keys.find(new_key()) is None
+    assert "Keys stay as they were" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([], "without a key, expected at least one"),
+        (["shop predict"], "line 1 of .* that is no key"),
+        (["# one", "shop root sha256:" + "0" * 64], "line 2 of .* that is no key"),
+        (["shop predict sha256:" + "0" * 63], "line 1 of .* that is no key"),
+        (["-shop predict sha256:" + "0" * 64], "line 1 of .* that is no key"),
+        (["a predict sha256:" + "0" * 64, "a predict sha256:" + "1" * 64], "got key 'a' twice"),
+        (["a predict sha256:" + "0" * 64, "b predict sha256:" + "0" * 64], "got key 'b' twice"),
+    ],
+)
+def test_a_file_that_makes_no_sense_is_refused(tmp_path: Path, lines: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Keys(write(tmp_path / "keys", *lines))
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Keys(tmp_path / "keys")
+
+
+# The command
+
+
+@pytest.mark.parametrize(("flags", "scope"), [([], "predict"), (["--admin"], "admin")])
+def test_the_command_shows_a_key_and_keeps_its_hash(
+    tmp_path: Path, flags: list[str], scope: Scope, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "keys"
+    assert main(["first", "--file", str(file)]) == 0
+    capsys.readouterr()
+    assert main(["second", "--file", str(file), *flags]) == 0
+    [key] = capsys.readouterr().out.split()
+    keys = Keys(file)
+    assert keys.find(key) == Key("second", scope)
+    assert key not in file.read_text()
+    assert len(file.read_text().splitlines()) == 2
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("first", "got key 'first' twice"), ("no name", "got key name 'no name'")]
+)
+def test_what_the_server_would_refuse_is_not_written(tmp_path: Path, name: str, message: str) -> None:
+    file = tmp_path / "keys"
+    main(["first", "--file", str(file)])
+    before = file.read_text()
+    with pytest.raises(ConfigError, match=message):
+        main([name, "--file", str(file)])
+    assert file.read_text() == before
