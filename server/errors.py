@@ -5,6 +5,7 @@ ServerError
 ├── UnauthorizedError       no key, or one that nobody has
 ├── ForbiddenError          a key that opens less than was asked for
 ├── UnknownAdapterError     no adapter of that name
+├── AdapterConflictError    a name that is taken by other contents, or one adapter too many
 ├── DigestMismatchError     the adapter is here, with other contents than the client pinned
 ├── NoSuchRouteError, MethodNotAllowedError, UnsupportedMediaTypeError
 ├── TooLargeError           body, prompt, batch or forward pass over its limit
@@ -26,6 +27,7 @@ from typing import NamedTuple
 
 __all__ = [
     "TABLE",
+    "AdapterConflictError",
     "DeadlineExceededError",
     "DigestMismatchError",
     "DisconnectedError",
@@ -62,6 +64,7 @@ TABLE: dict[str, Row] = {
     "duplicate_choices": Row(422, "invalid_request_error"),
     "empty_policy": Row(422, "invalid_request_error"),
     "empty_string": Row(422, "invalid_request_error"),
+    "invalid_adapter": Row(422, "invalid_request_error"),
     "invalid_json": Row(422, "invalid_request_error"),
     "invalid_length": Row(422, "invalid_request_error"),
     "invalid_prompt": Row(422, "invalid_request_error"),
@@ -78,6 +81,9 @@ TABLE: dict[str, Row] = {
     "digest_mismatch": Row(404, "not_found_error"),
     "not_found": Row(404, "not_found_error"),
     "method_not_allowed": Row(405, "invalid_request_error"),
+    "adapter_conflict": Row(409, "conflict_error"),
+    "too_many_adapters": Row(409, "conflict_error"),
+    "adapter_too_large": Row(413, "too_large_error"),
     "body_too_large": Row(413, "too_large_error"),
     "prompt_too_long": Row(413, "too_large_error"),
     "too_many_inputs": Row(413, "too_large_error"),
@@ -145,6 +151,12 @@ class UnknownAdapterError(ServerError):
     """No adapter of that name is loaded; the base model never answers in its place."""
 
     code = "unknown_adapter"
+
+
+class AdapterConflictError(ServerError):
+    """A name that is taken by other contents, or one adapter too many."""
+
+    code = "adapter_conflict"
 
 
 class DigestMismatchError(ServerError):

@@ -6,15 +6,16 @@ import time
 
 from torch import Tensor
 
-from blora.errors import BloraError, ConfigError
+from blora.errors import BloraError
 from server.batcher import Batcher
 from server.build import Build
-from server.engines.protocol import Engine, Job, Loaded
+from server.engines.protocol import Engine, Job
 from server.errors import DrainingError, NotReadyError
 from server.metrics import Metrics
 from server.predictor import Predictor
 from server.registry import Registry
 from server.settings import Settings
+from server.shelf import Shelf, check_draws
 
 __all__ = ["Service"]
 
@@ -48,6 +49,7 @@ class Service:
             observer=self.metrics,
         )
         self._predictor: Predictor | None = None
+        self._shelf: Shelf | None = None
         self._loading: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -86,6 +88,16 @@ class Service:
             )
         return self._predictor
 
+    def shelf(self) -> Shelf:
+        """What loads and unloads adapters.
+
+        Raises:
+            NotReadyError: if nothing is loaded.
+        """
+        self.predictor()
+        assert self._shelf is not None  # made along with the predictor
+        return self._shelf
+
     async def check_ready(self) -> None:
         """Returns if requests will be answered; a full queue is no reason to say no.
 
@@ -111,8 +123,10 @@ class Service:
         try:
             loaded = await self._engine.load()
             registry = Registry(loaded.adapters, self.settings.default_adapter)
-            self._check_draws(loaded)
-            self.metrics.adapters_loaded(registry)
+            for handle in registry:
+                check_draws(handle, self.settings.n_samples_cap)
+                self.metrics.adapter_loaded(handle)
+            self._shelf = Shelf(self.settings, self._engine, registry, self.metrics)
             self._predictor = Predictor(
                 model=loaded.model,
                 registry=registry,
@@ -128,12 +142,3 @@ class Service:
             self.failure = f"{type(exc).__name__}: {exc}"
         finally:
             self.settled.set()
-
-    def _check_draws(self, loaded: Loaded) -> None:
-        cap = self.settings.n_samples_cap
-        for handle in loaded.adapters:
-            wanted = handle.config.sampling.n_samples
-            if wanted > cap:
-                raise ConfigError(
-                    f"got adapter {handle.name!r} with {wanted} draws, expected at most {cap}: raise --n-samples-cap"
-                )

@@ -117,6 +117,11 @@ class Metrics:
             ["adapter", "digest"],
             registry=registry,
         )
+        self._served: set[str] = set()
+        self._by_adapter = (
+            *(self._requests, self._abstentions, self._non_finite, self._adapter_info),
+            *(self._confidence, self._predictive_entropy, self._mutual_information),
+        )
         Gauge(
             "blora_build_info",
             "1 for the build that is running.",
@@ -128,14 +133,20 @@ class Metrics:
         """Everything, in Prometheus' text format."""
         return generate_latest(self._registry)
 
-    def adapters_loaded(self, handles: Iterable[AdapterHandle]) -> None:
-        """These adapters are served from now on."""
-        for handle in handles:
-            self._adapter_info.labels(handle.name, handle.digest).set(1)
+    def adapter_loaded(self, handle: AdapterHandle) -> None:
+        """It is served from now on."""
+        self._served.add(handle.name)
+        self._adapter_info.labels(handle.name, handle.digest).set(1)
+
+    def adapter_unloaded(self, handle: AdapterHandle) -> None:
+        """It is served no longer: its series disappear, and what is still in flight counts as unknown."""
+        self._served.discard(handle.name)
+        for metric in self._by_adapter:
+            metric.remove_by_labels({"adapter": handle.name})
 
     def predicted(self, adapter: str, prediction: Prediction, *, reasons: Iterable[str], n_samples: int) -> None:
         """An input was answered, or abstained from if there are reasons."""
-        reasons = tuple(reasons)
+        reasons, adapter = tuple(reasons), self._label(adapter)
         self._requests.labels(adapter, "abstained" if reasons else "answered").inc()
         for reason in reasons:
             self._abstentions.labels(adapter, reason).inc()
@@ -146,9 +157,13 @@ class Metrics:
 
     def failed(self, error: ServerError, adapter: str = UNKNOWN_ADAPTER) -> None:
         """An input got an error. `adapter` is a loaded one's name."""
+        adapter = self._label(adapter)
         self._requests.labels(adapter, error.code).inc()
         if error.code == "non_finite":
             self._non_finite.labels(adapter).inc()
+
+    def _label(self, adapter: str) -> str:
+        return adapter if adapter in self._served else UNKNOWN_ADAPTER
 
     def finished(self, seconds: float) -> None:
         """An input left, with an answer or an error."""

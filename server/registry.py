@@ -60,16 +60,7 @@ class Registry:
     def __init__(self, handles: Sequence[AdapterHandle], default: str | None = None) -> None:
         self._handles: dict[str, AdapterHandle] = {}
         for handle in handles:
-            if not _NAME.fullmatch(handle.name):
-                raise ConfigError(
-                    f"got adapter name {handle.name!r}, expected up to 64 letters, digits and "
-                    "'._-', starting with a letter or digit: name it with NAME=PATH"
-                )
-            if handle.name in self._handles:
-                raise ConfigError(
-                    f"got two adapters named {handle.name!r}, expected distinct names: name them with NAME=PATH"
-                )
-            self._handles[handle.name] = handle
+            self.add(handle)
         if default is not None and default not in self._handles:
             raise ConfigError(
                 f"got default adapter {default!r}, expected one of {self._known()}: load it or choose another default"
@@ -80,10 +71,44 @@ class Registry:
     def __iter__(self) -> Iterator[AdapterHandle]:
         return iter(self._handles.values())
 
+    def __len__(self) -> int:
+        return len(self._handles)
+
+    def add(self, handle: AdapterHandle) -> None:
+        """Serves one more; requests that name none go on to whichever they went to before.
+
+        Raises:
+            ConfigError: if its name is unusable or taken.
+        """
+        if not _NAME.fullmatch(handle.name):
+            raise ConfigError(
+                f"got adapter name {handle.name!r}, expected up to 64 letters, digits and "
+                "'._-', starting with a letter or digit: name it with NAME=PATH"
+            )
+        if handle.name in self._handles:
+            raise ConfigError(
+                f"got two adapters named {handle.name!r}, expected distinct names: name them with NAME=PATH"
+            )
+        self._handles[handle.name] = handle
+
+    def get(self, name: str) -> AdapterHandle | None:
+        """The adapter of exactly that name."""
+        return self._handles.get(name)
+
+    def remove(self, name: str) -> AdapterHandle:
+        """Serves one less.
+
+        Raises:
+            UnknownAdapterError: if there is none of that name.
+        """
+        if name not in self._handles:
+            raise self._unknown()
+        return self._handles.pop(name)
+
     @property
     def default(self) -> AdapterHandle | None:
         """The adapter for requests that name none."""
-        return self._handles[self._default] if self._default else None
+        return self._handles.get(self._default) if self._default else None
 
     def resolve(self, spec: str | None) -> AdapterHandle:
         """The handle a request asks for.
@@ -107,10 +132,7 @@ class Registry:
         name, at, pin = spec.partition("@")
         handle = self._handles.get(name)
         if handle is None:
-            raise UnknownAdapterError(
-                f"got an adapter that is not loaded, expected one of {self._known()}: correct the name",
-                param="adapter",
-            )
+            raise self._unknown()
         if at and pin != handle.digest:
             raise DigestMismatchError(
                 f"got a digest that is not that of the loaded adapter, expected {handle.digest}: "
@@ -119,5 +141,10 @@ class Registry:
             )
         return handle
 
+    def _unknown(self) -> UnknownAdapterError:
+        return UnknownAdapterError(
+            f"got an adapter that is not loaded, expected one of {self._known()}: correct the name", param="adapter"
+        )
+
     def _known(self) -> str:
-        return ", ".join(sorted(self._handles))
+        return ", ".join(sorted(self._handles)) or "none, for there is none"

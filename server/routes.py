@@ -8,13 +8,13 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from blora.client.answers import ErrorBody, ErrorDetail, Prediction
+from blora.client.answers import AdapterRef, ErrorBody, ErrorDetail, Prediction
 from server.cards import adapter_card
 from server.disconnect import unless_disconnected
 from server.errors import TABLE, ServerError, TooLargeError, TryLaterError, UnauthorizedError
 from server.lifecycle import Service
 from server.schemas.cards import AdapterCard, AdapterList
-from server.schemas.requests import BatchRequest, PredictBody
+from server.schemas.requests import BatchRequest, LoadAdapter, PredictBody
 from server.schemas.responses import (
     BatchResponse,
     Info,
@@ -58,6 +58,15 @@ _UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": ErrorBody, "desc
 # As 4XX, for with a bare 404 FastAPI would add a 422 that never comes.
 _UNKNOWN: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorBody, "description": "404: unknown_adapter, digest_mismatch"}
+}
+
+# Of those who change adapters.
+_CHANGES: dict[int | str, dict[str, Any]] = _UNAVAILABLE | {
+    "4XX": {
+        "model": ErrorBody,
+        "description": "401: unauthorized; 403: forbidden; 404: unknown_adapter; 409: adapter_conflict, "
+        "too_many_adapters; 413: adapter_too_large; 422: invalid_adapter and the like",
+    }
 }
 
 
@@ -137,6 +146,26 @@ async def adapters(service: ServiceOf) -> AdapterList:
 async def adapter(name: str, service: ServiceOf) -> AdapterCard:
     """How the adapter was made, how good it was, and what was proved about it; the name may pin a digest."""
     return adapter_card(service.predictor().registry.resolve(name))
+
+
+@router.post(
+    "/v1/adapters",
+    summary="Load an adapter, or find it loaded",
+    status_code=201,
+    responses=_CHANGES | {200: {"model": AdapterRef, "description": "It was loaded already."}},
+)
+async def load_adapter(body: LoadAdapter, service: ServiceOf, response: Response) -> AdapterRef:
+    """The name and digest that now answer to the name; off unless the operator allows it, and for admins alone."""
+    handle, is_new = await service.shelf().load(body.name, body.path)
+    if not is_new:
+        response.status_code = 200
+    return AdapterRef(name=handle.name, digest=handle.digest)
+
+
+@router.delete("/v1/adapters/{name}", summary="Unload an adapter", status_code=204, responses=_CHANGES)
+async def unload_adapter(name: str, service: ServiceOf) -> None:
+    """Requests in flight finish on it; off unless the operator allows it, and for admins alone."""
+    await service.shelf().unload(name)
 
 
 @router.get("/livez", summary="Say that the process runs")

@@ -44,6 +44,13 @@ class Settings(BaseSettings):
     adapters: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Adapters to serve, each PATH or NAME=PATH, separated by commas."
     )
+    adapter_root: Path | None = Field(
+        None, description="Folder below which adapters may be loaded while the server runs; without it none are."
+    )
+    max_adapters: int = Field(64, description="Most adapters that are served at once.", ge=1)
+    max_adapter_bytes: int = Field(
+        1073741824, description="Largest adapter that is loaded while the server runs, in bytes.", ge=1
+    )
     default_adapter: str | None = Field(
         None, description="Adapter that answers requests naming none; one alone needs no mention."
     )

@@ -45,6 +45,12 @@ class Prefixes:
             found[self._longest(job.handle.digest, _prompt(job)) if place in own else None].append(place)
         return found
 
+    def forget(self, digest: str) -> None:
+        """Everything that an adapter's prompts begin with."""
+        self._last.pop(digest, None)
+        for key in [key for key in self._kept if key[0] == digest]:
+            del self._kept[key]
+
     def _notice(self, handle: AdapterHandle, prompt: tuple[int, ...]) -> None:
         """Remembers what a prompt shares with the one before, if that is much more than what is remembered already."""
         last, self._last[handle.digest] = self._last.get(handle.digest, ()), prompt

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
@@ -137,6 +138,16 @@ class Engine(Protocol):
         All draws are made, s = S, unless the job says when to stop. All jobs belong to one group. Each gets the numbers
         that it would get alone, within the tolerance of the dtype.
         """
+
+    async def load_adapter(self, path: Path, name: str) -> AdapterHandle:
+        """One more adapter, proved with a forward pass.
+
+        Raises:
+            BloraError: if it is none, or not one of this base model.
+        """
+
+    async def forget(self, handle: AdapterHandle) -> None:
+        """Lets go of what is kept for an adapter beyond its handle."""
 
     async def probe(self) -> None:
         """Runs one small forward pass; raises if that fails."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import TypeVar, cast
 
 import torch
@@ -53,7 +54,7 @@ class TorchEngine:
         self._computing = ThreadPoolExecutor(1, "compute")
         self._base: BaseModel | None = None
         self._prefixes: Prefixes | None = None
-        self._handles: tuple[AdapterHandle, ...] = ()
+        self._probed: AdapterHandle | None = None
 
     async def load(self) -> Loaded:
         """See Engine."""
@@ -88,9 +89,19 @@ class TorchEngine:
         """See Engine."""
         return await _in(self._computing, partial(self._score, jobs))
 
+    async def load_adapter(self, path: Path, name: str) -> AdapterHandle:
+        """See Engine."""
+        return await _in(self._computing, partial(self._load_adapter, path, name))
+
+    async def forget(self, handle: AdapterHandle) -> None:
+        """See Engine."""
+        if self._prefixes is not None:
+            await _in(self._computing, partial(self._prefixes.forget, handle.digest))
+
     async def probe(self) -> None:
         """See Engine."""
-        await _in(self._computing, partial(self._probe, self._handles[0]))
+        assert self._probed is not None  # the first that was loaded answers for the model
+        await _in(self._computing, partial(self._probe, self._probed))
 
     async def close(self) -> None:
         """See Engine."""
@@ -108,16 +119,12 @@ class TorchEngine:
             raise ConfigError("got no adapters, expected at least one: pass --adapters NAME=PATH")
         base = load_base_model(settings.base_model, device=settings.device, dtype=settings.dtype)
         check_packing(base)
-        adapters = [load_adapter(source.path, base, name=source.name) for source in settings.adapter_sources]
-        for adapter in adapters:
-            attach(base, adapter)
         self._base = base
         self._prefixes = Prefixes(
             base.model, max_tokens=settings.prefix_cache_tokens, max_batch_tokens=settings.max_batch_tokens
         )
-        self._handles = tuple(_handle(base, adapter) for adapter in adapters)
-        for handle in self._handles:
-            self._probe(handle)
+        adapters = tuple(self._load_adapter(source.path, source.name) for source in settings.adapter_sources)
+        self._probed = adapters[0]
         model = ModelInfo(
             name=base.name,
             id=base.ref.id,
@@ -127,7 +134,15 @@ class TorchEngine:
             dtype=_dtype(base),
             max_length=base.max_length,
         )
-        return Loaded(model=model, adapters=self._handles)
+        return Loaded(model=model, adapters=adapters)
+
+    def _load_adapter(self, path: Path, name: str | None) -> AdapterHandle:
+        base = self._loaded_base()
+        adapter = load_adapter(path, base, name=name)
+        attach(base, adapter)
+        handle = _handle(base, adapter)
+        self._probe(handle)
+        return handle
 
     def _probe(self, handle: AdapterHandle) -> None:
         """One forward pass of the adapter's own bank.

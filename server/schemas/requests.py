@@ -23,7 +23,7 @@ from pydantic_core import PydanticCustomError
 from server.errors import InvalidRequestError
 from server.validation import invalid_request
 
-__all__ = ["BatchRequest", "Message", "Policy", "PredictBody", "PredictRequest"]
+__all__ = ["BatchRequest", "LoadAdapter", "Message", "Policy", "PredictBody", "PredictRequest"]
 
 NonEmpty = Annotated[str, Field(min_length=1)]
 MAX_SEED = 2**63 - 1
@@ -156,6 +156,13 @@ class PredictRequest(Question):
                 {"param": "messages"},
             )
         return self
+
+
+class LoadAdapter(Request):
+    """Which adapter to serve, under which name."""
+
+    name: NonEmpty = Field(max_length=64, description="What requests will call it.")
+    path: NonEmpty = Field(description="Its folder, below the server's adapter root.")
 
 
 def _check_input(value: object) -> PredictRequest | InvalidRequestError:

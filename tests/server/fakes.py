@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,7 +16,7 @@ from torch import Tensor
 from blora.config import AdapterConfig, BaseModelRef, PosteriorConfig, PromptConfig, SamplingConfig
 from blora.decision.abstention import Policy
 from blora.decision.certificate import Calibration
-from blora.errors import PromptError
+from blora.errors import AdapterError, PromptError
 from server.app import create_app
 from server.engines.protocol import Job, Loaded, ModelInfo
 from server.registry import AdapterHandle
@@ -104,6 +105,7 @@ class FakeEngine:
     load_error: Exception | None = None
     broken: bool = False
     batches: list[list[str]] = field(default_factory=list)
+    forgotten: list[str] = field(default_factory=list)
     load_gate: asyncio.Event = field(default_factory=asyncio.Event)
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     computing: asyncio.Event = field(default_factory=asyncio.Event)
@@ -142,6 +144,15 @@ class FakeEngine:
         if "BUG" in text:
             raise KeyError("a bug")
         return FakeRow(text, tuple(choices))
+
+    async def load_adapter(self, path: Path, name: str) -> AdapterHandle:
+        if not (path / "contents").is_file():
+            raise AdapterError(f"got adapter {path}, expected an existing directory")
+        contents = (path / "contents").read_bytes()
+        return handle(name, f"sha256:{hashlib.sha256(contents).hexdigest()}", n_samples=4 + len(contents))
+
+    async def forget(self, handle: AdapterHandle) -> None:
+        self.forgotten.append(handle.digest)
 
     async def run(self, jobs: Sequence[Job]) -> list[Tensor]:
         texts = [job.row.text for job in jobs]  # type: ignore[attr-defined]

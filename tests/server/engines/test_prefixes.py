@@ -121,6 +121,15 @@ def test_no_more_is_remembered_than_allowed(setup: Setup) -> None:
     assert lengths(known, job(one, *HEAD, 50), job(one, *HEAD, 51)) == [35, 35]
 
 
+def test_an_adapter_that_is_unloaded_is_forgotten_and_no_other(setup: Setup) -> None:
+    _, one, two = setup
+    known = prefixes(setup)
+    for adapter in (one, two):
+        assert lengths(known, job(adapter, *HEAD, 50), job(adapter, *HEAD, 51)) == [40, 40]
+    known.forget(one.digest)
+    assert lengths(known, job(one, *HEAD, 52), job(two, *HEAD, 52)) == [0, 40]
+
+
 @pytest.mark.parametrize("why", ["switched off", "kept whole"])
 def test_nothing_is_remembered(setup: Setup, why: str) -> None:
     _, one, _ = setup

@@ -23,6 +23,7 @@ from blora.posterior.draws import Draws, Factors
 from blora.posterior.posterior import Posterior
 from server.engines.protocol import Job, Loaded, Stop
 from server.engines.torch_engine import TorchEngine
+from server.registry import AdapterHandle
 from server.settings import Settings
 from tests.scenarios import adapted_modules, tiny_model, tiny_tokenizer
 from tests.server.calibrations import calibration
@@ -82,7 +83,15 @@ class Asking:
 
     def __init__(self, engine: TorchEngine, state: Loaded) -> None:
         self.engine = engine
-        self.one, self.two = state.adapters
+        self.handles = {handle.name: handle for handle in state.adapters}
+
+    @property
+    def one(self) -> AdapterHandle:
+        return self.handles["one"]
+
+    @property
+    def two(self) -> AdapterHandle:
+        return self.handles["two"]
 
     async def job(
         self,
@@ -94,7 +103,7 @@ class Asking:
         stop: Stop | None = None,
         **more: Any,
     ) -> Job:
-        handle = {"one": self.one, "two": self.two}[adapter]
+        handle = self.handles[adapter]
         asked: dict[str, Any] = {"prompt": question, "messages": None, "choices": CHOICES, "scoring": None, **more}
         return Job(handle, await self.engine.pack(handle, **asked), n_samples, seed, stop)
 
@@ -308,6 +317,28 @@ async def calibrated(folder: Path, **changes: Any) -> None:
 def calibratable(folder: Path) -> Iterator[Path]:
     yield folder
     (folder / "one" / CALIBRATION_FILE).unlink()
+
+
+async def test_an_adapter_that_comes_later_answers_as_one_that_was_there_from_the_start(
+    folder: Path, asking: Asking
+) -> None:
+    async with loaded(settings(folder, "one")) as (engine, state):
+        alone = Asking.__new__(Asking)
+        alone = Asking(engine, state)
+        before = await alone.probabilities("why")
+        later = alone.handles["later"] = await engine.load_adapter(folder / "two", "later")
+        assert (later.name, later.digest) == ("later", asking.two.digest)
+        expected = await asking.probabilities("why", adapter="two")
+        assert torch.allclose(await alone.probabilities("why", adapter="later"), expected, atol=1e-5)
+        assert torch.allclose(await alone.probabilities("why"), before, atol=1e-5)
+        await engine.forget(later)
+        assert torch.allclose(await alone.probabilities("why", adapter="later"), expected, atol=1e-5)
+
+
+async def test_what_is_no_adapter_is_not_loaded_later_either(asking: Asking, tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="expected an existing directory"):
+        await asking.engine.load_adapter(tmp_path / "nowhere", "later")
+    assert (await asking.probabilities("why")).isfinite().all()
 
 
 async def test_a_calibration_is_served_with_its_adapter(calibratable: Path) -> None:

@@ -1,0 +1,118 @@
+"""Adapters that come and go while the server runs.
+
+A request has taken its handle from the registry before, so that neither loading nor unloading disturbs it.
+"""
+
+import asyncio
+from pathlib import Path
+
+from blora.errors import BloraError, ConfigError
+from server.engines.protocol import Engine
+from server.errors import AdapterConflictError, ForbiddenError, InvalidRequestError, TooLargeError
+from server.metrics import Metrics
+from server.registry import AdapterHandle, Registry
+from server.settings import Settings
+
+__all__ = ["Shelf", "check_draws"]
+
+
+class Shelf:
+    """Loads adapters from below one folder, and unloads any.
+
+    Args:
+        settings: the folder, and how many adapters of which size.
+        engine: that loads them.
+        registry: that serves them.
+        metrics: that show them.
+    """
+
+    def __init__(self, settings: Settings, engine: Engine, registry: Registry, metrics: Metrics) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._registry = registry
+        self._metrics = metrics
+        self._one_at_a_time = asyncio.Lock()
+
+    async def load(self, name: str, path: str) -> tuple[AdapterHandle, bool]:
+        """The adapter under that name, and whether it was not there before; the same contents again are no error.
+
+        Raises:
+            ForbiddenError: if the server loads none, or none from there.
+            InvalidRequestError: if it is no adapter of this base model, or the name is unusable.
+            TooLargeError: if its files are too large.
+            AdapterConflictError: if the name is taken by other contents, or there are too many adapters already.
+        """
+        folder = self._folder(path)
+        async with self._one_at_a_time:
+            taken = self._registry.get(name)
+            most = self._settings.max_adapters
+            if taken is None and len(self._registry) >= most:
+                raise AdapterConflictError(
+                    f"got one adapter more than {most}, expected at most so many: unload one", code="too_many_adapters"
+                )
+            try:
+                handle = await self._engine.load_adapter(folder, name)
+                check_draws(handle, self._settings.n_samples_cap)
+                if taken is None:
+                    self._registry.add(handle)
+            except BloraError as exc:
+                raise InvalidRequestError(str(exc), code="invalid_adapter", param="path") from exc
+            if taken is None:
+                self._metrics.adapter_loaded(handle)
+                return handle, True
+            if taken.digest != handle.digest:
+                raise AdapterConflictError(
+                    f"got another adapter {name!r}, {handle.digest}, than the one that is loaded, {taken.digest}, "
+                    "expected the same contents or another name: unload the old one first",
+                    param="name",
+                )
+            return taken, False
+
+    async def unload(self, name: str) -> None:
+        """Takes no more requests for it; those in flight finish on it.
+
+        Raises:
+            ForbiddenError: if the server's adapters are fixed.
+            UnknownAdapterError: if there is none of that name.
+        """
+        self._check_enabled()
+        async with self._one_at_a_time:
+            handle = self._registry.remove(name)
+            self._metrics.adapter_unloaded(handle)
+            await self._engine.forget(handle)
+
+    def _check_enabled(self) -> Path:
+        root = self._settings.adapter_root
+        if root is None:
+            raise ForbiddenError("got a change of adapters, expected none: they are fixed without --adapter-root")
+        return root
+
+    def _folder(self, path: str) -> Path:
+        """The adapter's folder, of which no part lies outside the root, whatever its links say."""
+        root = self._check_enabled().resolve()
+        folder = (root / path).resolve()
+        files = [folder, *folder.rglob("*")] if folder.is_dir() else [folder]
+        if not all(file.resolve().is_relative_to(root) for file in files):
+            raise ForbiddenError("got a path that leads out of --adapter-root, expected one below it", param="path")
+        size = sum(file.stat().st_size for file in files if file.is_file())
+        if size > self._settings.max_adapter_bytes:
+            raise TooLargeError(
+                f"got an adapter of {size} bytes, expected at most {self._settings.max_adapter_bytes}: make a smaller "
+                "one, or raise --max-adapter-bytes",
+                code="adapter_too_large",
+                param="path",
+            )
+        return folder
+
+
+def check_draws(handle: AdapterHandle, cap: int) -> None:
+    """Makes sure that an adapter can be asked as it wants to be.
+
+    Raises:
+        ConfigError: if it wants more draws than the server allows.
+    """
+    wanted = handle.config.sampling.n_samples
+    if wanted > cap:
+        raise ConfigError(
+            f"got adapter {handle.name!r} with {wanted} draws, expected at most {cap}: raise --n-samples-cap"
+        )

@@ -1,0 +1,174 @@
+"""Adapters that come and go under a running app."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from server.keys import line_of
+from tests.server.fakes import FakeEngine, Running, running
+
+ADMIN = {"authorization": "Bearer key-of-ops"}
+
+
+def digest_of(contents: str) -> str:
+    return f"sha256:{hashlib.sha256(contents.encode()).hexdigest()}"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two adapters, one of too many draws, something else, and a way out."""
+    for name, contents in (("one", "1"), ("two", "22"), ("greedy", "x" * 100)):
+        (tmp_path / "root" / "below" / name).mkdir(parents=True)
+        (tmp_path / "root" / "below" / name / "contents").write_text(contents)
+    (tmp_path / "root" / "nothing").mkdir()
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "contents").write_text("secret")
+    (tmp_path / "root" / "link").symlink_to(tmp_path / "outside")
+    (tmp_path / "root" / "inner").mkdir()
+    (tmp_path / "root" / "inner" / "contents").symlink_to(tmp_path / "outside" / "contents")
+    (tmp_path / "keys").write_text(line_of("ops", "admin", "key-of-ops") + "\n")
+    return tmp_path / "root"
+
+
+@pytest.fixture
+async def open_server(engine: FakeEngine, root: Path) -> AsyncIterator[Running]:
+    keys = root.parent / "keys"
+    async with running(engine, api_keys=keys, adapter_root=root, max_adapters=4, max_adapter_bytes=150) as server:
+        server.client.headers.update(ADMIN)
+        yield server
+
+
+async def load(server: Running, name: str = "new", path: str = "below/one") -> httpx.Response:
+    return await server.client.post("/v1/adapters", json={"name": name, "path": path})
+
+
+async def ask(server: Running, adapter: str) -> tuple[int, Any]:
+    body = {"prompt": "p=0.9", "adapter": adapter, "choices": ["a", "b"]}
+    response = await server.client.post("/v1/predict", json=body)
+    answer = response.json()
+    return response.status_code, answer["error"]["code"] if "error" in answer else answer["adapter"]["digest"]
+
+
+async def test_a_loaded_adapter_answers_and_an_unloaded_one_does_not(open_server: Running, engine: FakeEngine) -> None:
+    response = await load(open_server)
+    assert (response.status_code, response.json()) == (201, {"name": "new", "digest": digest_of("1")})
+    assert await ask(open_server, "new") == (200, digest_of("1"))
+    assert await ask(open_server, f"new@{digest_of('1')}") == (200, digest_of("1"))
+    assert await open_server.metric("blora_adapter_info", adapter="new", digest=digest_of("1")) == 1
+    assert await open_server.metric("blora_requests_total", adapter="new", outcome="answered") == 2
+    names = [card["name"] for card in (await open_server.client.get("/v1/adapters")).json()["data"]]
+    assert names == ["triage", "open", "new"]
+    gone = await open_server.client.delete("/v1/adapters/new")
+    assert (gone.status_code, gone.content) == (204, b"")
+    assert await ask(open_server, "new") == (404, "unknown_adapter")
+    assert engine.forgotten == [digest_of("1")]
+    assert 'adapter="new"' not in (await open_server.client.get("/metrics")).text
+
+
+async def test_the_same_contents_again_are_no_error_and_others_are(open_server: Running, root: Path) -> None:
+    await load(open_server)
+    again = await load(open_server, path="below/../below/one")
+    assert (again.status_code, again.json()) == (200, {"name": "new", "digest": digest_of("1")})
+    other = await load(open_server, path="below/two")
+    assert (other.status_code, other.json()["error"]["code"]) == (409, "adapter_conflict")
+    (root / "below" / "one" / "contents").write_text("3")
+    changed = await load(open_server)
+    assert (changed.status_code, changed.json()["error"]["code"]) == (409, "adapter_conflict")
+    assert await ask(open_server, "new") == (200, digest_of("1"))
+
+
+async def test_several_that_ask_for_the_same_at_once_get_the_same(open_server: Running) -> None:
+    responses = await asyncio.gather(*(load(open_server) for _ in range(10)))
+    assert sorted(response.status_code for response in responses) == [200] * 9 + [201]
+    assert len({response.text for response in responses}) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "expected"),
+    [
+        ("new", "../outside", (403, "forbidden")),
+        ("new", "link", (403, "forbidden")),
+        ("new", "inner", (403, "forbidden")),
+        ("new", "/etc", (403, "forbidden")),
+        ("new", "nothing", (422, "invalid_adapter")),
+        ("new", "nowhere", (422, "invalid_adapter")),
+        ("new", "below/greedy", (422, "invalid_adapter")),
+        ("no name", "below/one", (422, "invalid_adapter")),
+        ("", "below/one", (422, "empty_string")),
+        ("new", "below", (422, "invalid_adapter")),
+        ("new", ".", (403, "forbidden")),  # it holds the link
+    ],
+)
+async def test_what_cannot_be_loaded_is_told_and_changes_nothing(
+    open_server: Running, name: str, path: str, expected: tuple[int, str]
+) -> None:
+    response = await load(open_server, name, path)
+    assert (response.status_code, response.json()["error"]["code"]) == expected
+    assert len((await open_server.client.get("/v1/adapters")).json()["data"]) == 2
+
+
+async def test_there_are_bounds_of_number_and_size(open_server: Running, root: Path) -> None:
+    codes = [(await load(open_server, name)).status_code for name in ("a", "b", "c")]
+    assert codes == [201, 201, 409]
+    assert (await load(open_server, "a")).status_code == 200
+    (root / "below" / "two" / "more").write_bytes(b"x" * 150)
+    await open_server.client.delete("/v1/adapters/b")
+    large = await load(open_server, "c", "below/two")
+    assert (large.status_code, large.json()["error"]["code"]) == (413, "adapter_too_large")
+
+
+async def test_a_request_in_flight_finishes_on_the_adapter_it_started_with(
+    open_server: Running, engine: FakeEngine
+) -> None:
+    await load(open_server)
+    engine.gate.clear()
+    asked = asyncio.create_task(ask(open_server, "new"))
+    await engine.computing.wait()
+    assert (await open_server.client.delete("/v1/adapters/new")).status_code == 204
+    assert (await load(open_server, path="below/two")).status_code == 201
+    engine.gate.set()
+    assert await asked == (200, digest_of("1"))
+    assert await ask(open_server, "new") == (200, digest_of("22"))
+    assert await open_server.metric("blora_requests_total", adapter="new", outcome="answered") == 2
+
+
+async def test_a_request_that_outlives_its_adapter_mints_no_series(open_server: Running, engine: FakeEngine) -> None:
+    await load(open_server)
+    engine.gate.clear()
+    asked = asyncio.create_task(ask(open_server, "new"))
+    await engine.computing.wait()
+    await open_server.client.delete("/v1/adapters/new")
+    engine.gate.set()
+    assert (await asked)[0] == 200
+    assert 'adapter="new"' not in (await open_server.client.get("/metrics")).text
+    assert await open_server.metric("blora_requests_total", adapter="unknown", outcome="answered") == 1
+
+
+async def test_the_default_stays_the_default_and_may_be_unloaded(open_server: Running) -> None:
+    await load(open_server)
+    ask_any = {"prompt": "p=0.9"}
+    assert (await open_server.client.post("/v1/predict", json=ask_any)).json()["adapter"]["name"] == "triage"
+    assert (await open_server.client.delete("/v1/adapters/triage")).status_code == 204
+    response = await open_server.client.post("/v1/predict", json=ask_any)
+    assert (response.status_code, response.json()["error"]["code"]) == (422, "missing")
+    for name in ("open", "new"):
+        await open_server.client.delete(f"/v1/adapters/{name}")
+    assert await ask(open_server, "triage") == (404, "unknown_adapter")
+    assert (await open_server.client.get("/readyz")).status_code == 200
+
+
+@pytest.mark.parametrize("change", [("POST", {"name": "new", "path": "below/one"}), ("DELETE", None)])
+async def test_adapters_are_fixed_unless_the_operator_says_otherwise(
+    engine: FakeEngine, root: Path, change: tuple[str, dict[str, str] | None]
+) -> None:
+    method, body = change
+    path = "/v1/adapters" if method == "POST" else "/v1/adapters/triage"
+    async with running(engine, api_keys=root.parent / "keys") as server:
+        response = await server.client.request(method, path, json=body, headers=ADMIN)
+        assert (response.status_code, response.json()["error"]["code"]) == (403, "forbidden")
+        assert "--adapter-root" in response.json()["error"]["message"]
