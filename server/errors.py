@@ -4,6 +4,8 @@ ServerError
 ├── InvalidRequestError     the body says something we cannot accept; one code per kind of mistake
 ├── UnauthorizedError       no key, or one that nobody has
 ├── ForbiddenError          a key that opens less than was asked for
+├── UnknownPredictionError  no prediction of that id, or not any more
+├── FeedbackConflictError   another outcome than was told before
 ├── UnknownAdapterError     no adapter of that name
 ├── AdapterConflictError    a name that is taken by other contents, or one adapter too many
 ├── DigestMismatchError     the adapter is here, with other contents than the client pinned
@@ -32,6 +34,7 @@ __all__ = [
     "DigestMismatchError",
     "DisconnectedError",
     "DrainingError",
+    "FeedbackConflictError",
     "ForbiddenError",
     "InternalError",
     "InvalidRequestError",
@@ -48,6 +51,7 @@ __all__ = [
     "TryLaterError",
     "UnauthorizedError",
     "UnknownAdapterError",
+    "UnknownPredictionError",
     "UnsupportedMediaTypeError",
 ]
 
@@ -78,6 +82,8 @@ TABLE: dict[str, Row] = {
     "unauthorized": Row(401, "authentication_error"),
     "forbidden": Row(403, "permission_error"),
     "unknown_adapter": Row(404, "not_found_error"),
+    "unknown_prediction": Row(404, "not_found_error"),
+    "feedback_conflict": Row(409, "conflict_error"),
     "digest_mismatch": Row(404, "not_found_error"),
     "not_found": Row(404, "not_found_error"),
     "method_not_allowed": Row(405, "invalid_request_error"),
@@ -151,6 +157,18 @@ class UnknownAdapterError(ServerError):
     """No adapter of that name is loaded; the base model never answers in its place."""
 
     code = "unknown_adapter"
+
+
+class UnknownPredictionError(ServerError):
+    """No prediction of that id, or not any more."""
+
+    code = "unknown_prediction"
+
+
+class FeedbackConflictError(ServerError):
+    """Another outcome of a prediction than was told before."""
+
+    code = "feedback_conflict"
 
 
 class AdapterConflictError(ServerError):

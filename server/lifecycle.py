@@ -126,7 +126,6 @@ class Service:
             for handle in registry:
                 check_draws(handle, self.settings.n_samples_cap)
                 self.metrics.adapter_loaded(handle)
-            self._shelf = Shelf(self.settings, self._engine, registry, self.metrics)
             self._predictor = Predictor(
                 model=loaded.model,
                 registry=registry,
@@ -135,6 +134,7 @@ class Service:
                 metrics=self.metrics,
                 settings=self.settings,
             )
+            self._shelf = Shelf(self.settings, self._engine, registry, self.metrics, self._predictor.feedback)
         except BloraError as exc:
             self.failure = str(exc)
         except Exception as exc:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from blora.decision.promise import Promise
 from blora.decision.uncertainty import Prediction
 from server.build import Build
 from server.errors import ServerError
@@ -117,9 +118,40 @@ class Metrics:
             ["adapter", "digest"],
             registry=registry,
         )
+        self._drift = Gauge(
+            "blora_uncertainty_drift",
+            "Population stability index of the last 1000 predictive entropies against those of the calibration.",
+            ["adapter"],
+            registry=registry,
+        )
+        self._outcomes = Counter(
+            "blora_outcomes_total",
+            "Answers of which the outcome was told, by the risk that was promised of them.",
+            ["adapter", "target_risk", "outcome"],
+            registry=registry,
+        )
+        self._realised_risk = Gauge(
+            "blora_realised_risk",
+            "Share of wrong answers among those of which the outcome was told.",
+            ["adapter", "target_risk"],
+            registry=registry,
+        )
+        self._risk_bound = Gauge(
+            "blora_realised_risk_lower_bound",
+            "A risk that the true one exceeds, at all times together with probability 0.95.",
+            ["adapter", "target_risk"],
+            registry=registry,
+        )
+        self._promise_broken = Gauge(
+            "blora_promise_broken",
+            "1 once outcomes contradict the promised risk, which a kept promise is spared with probability 0.95.",
+            ["adapter", "target_risk"],
+            registry=registry,
+        )
         self._served: set[str] = set()
         self._by_adapter = (
             *(self._requests, self._abstentions, self._non_finite, self._adapter_info),
+            *(self._drift, self._outcomes, self._realised_risk, self._risk_bound, self._promise_broken),
             *(self._confidence, self._predictive_entropy, self._mutual_information),
         )
         Gauge(
@@ -161,6 +193,20 @@ class Metrics:
         self._requests.labels(adapter, error.code).inc()
         if error.code == "non_finite":
             self._non_finite.labels(adapter).inc()
+
+    def drifted(self, adapter: str, index: float) -> None:
+        """Live uncertainty was compared with that of the calibration."""
+        if adapter in self._served:
+            self._drift.labels(adapter).set(index)
+
+    def outcome(self, adapter: str, promise: Promise, *, correct: bool) -> None:
+        """The outcome of an answer was told, and is part of the promise already."""
+        if adapter in self._served:
+            labels = adapter, f"{promise.target_risk:g}"
+            self._outcomes.labels(*labels, "correct" if correct else "wrong").inc()
+            self._realised_risk.labels(*labels).set(promise.realised_risk or 0.0)
+            self._risk_bound.labels(*labels).set(promise.lower_bound)
+            self._promise_broken.labels(*labels).set(promise.broken)
 
     def _label(self, adapter: str) -> str:
         return adapter if adapter in self._served else UNKNOWN_ADAPTER

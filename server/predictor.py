@@ -23,6 +23,7 @@ from server.errors import (
     ServerError,
     TooLargeError,
 )
+from server.feedback import Feedback
 from server.ids import prediction_id
 from server.metrics import UNKNOWN_ADAPTER, Metrics
 from server.policies import InForce, policy_for, prediction_set
@@ -59,6 +60,7 @@ class Predictor:
     ) -> None:
         self.model = model
         self.registry = registry
+        self.feedback = Feedback(metrics, settings.max_feedback_predictions)
         self._engine = engine
         self._batcher = batcher
         self._metrics = metrics
@@ -118,6 +120,13 @@ class Predictor:
         )
         likely = prediction_set(question, handle, prediction, choices)
         response = self._response(job, choices, done, prediction, likely, in_force, decision)
+        self.feedback.predicted(
+            handle,
+            response.id,
+            response.top_choice,
+            target_risk=in_force.target_risk if in_force is not None and not decision.abstained else None,
+            predictive_entropy=prediction.predictive_entropy if likely is not None else None,
+        )
         if question.return_samples:
             return response.model_copy(update={"samples": done.result.tolist()})
         return response

@@ -8,13 +8,13 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from blora.client.answers import AdapterRef, ErrorBody, ErrorDetail, Prediction
+from blora.client.answers import AdapterRef, ErrorBody, ErrorDetail, Outcome, Prediction
 from server.cards import adapter_card
 from server.disconnect import unless_disconnected
 from server.errors import TABLE, ServerError, TooLargeError, TryLaterError, UnauthorizedError
 from server.lifecycle import Service
 from server.schemas.cards import AdapterCard, AdapterList
-from server.schemas.requests import BatchRequest, LoadAdapter, PredictBody
+from server.schemas.requests import BatchRequest, LoadAdapter, PredictBody, TellOutcome
 from server.schemas.responses import (
     BatchResponse,
     Info,
@@ -60,6 +60,12 @@ _UNKNOWN: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorBody, "description": "404: unknown_adapter, digest_mismatch"}
 }
 
+_FEEDBACK: dict[int | str, dict[str, Any]] = _UNAVAILABLE | {
+    "4XX": {
+        "model": ErrorBody,
+        "description": "404: unknown_prediction; 409: feedback_conflict; 401, 422 and 429 as for predictions",
+    }
+}
 # Of those who change adapters.
 _CHANGES: dict[int | str, dict[str, Any]] = _UNAVAILABLE | {
     "4XX": {
@@ -105,6 +111,12 @@ async def predict(
         )
     outcome = await unless_disconnected(request, predictor.predict(body))
     return error_response(outcome) if isinstance(outcome, ServerError) else outcome
+
+
+@router.post("/v1/feedback", summary="Tell what became of an answer", responses=_FEEDBACK)
+async def feedback(body: TellOutcome, service: ServiceOf) -> Outcome:
+    """Outcomes of answers are held against the risk that was promised of them; see the metrics."""
+    return Outcome(correct=service.predictor().feedback.told(body.prediction_id, body.label))
 
 
 @router.get("/v1/models", summary="List the base model and its adapters", responses=_UNAVAILABLE)

@@ -9,6 +9,7 @@ from pathlib import Path
 from blora.errors import BloraError, ConfigError
 from server.engines.protocol import Engine
 from server.errors import AdapterConflictError, ForbiddenError, InvalidRequestError, TooLargeError
+from server.feedback import Feedback
 from server.metrics import Metrics
 from server.registry import AdapterHandle, Registry
 from server.settings import Settings
@@ -24,13 +25,17 @@ class Shelf:
         engine: that loads them.
         registry: that serves them.
         metrics: that show them.
+        feedback: that watches them.
     """
 
-    def __init__(self, settings: Settings, engine: Engine, registry: Registry, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: Settings, engine: Engine, registry: Registry, metrics: Metrics, feedback: Feedback
+    ) -> None:
         self._settings = settings
         self._engine = engine
         self._registry = registry
         self._metrics = metrics
+        self._feedback = feedback
         self._one_at_a_time = asyncio.Lock()
 
     async def load(self, name: str, path: str) -> tuple[AdapterHandle, bool]:
@@ -79,6 +84,7 @@ class Shelf:
         async with self._one_at_a_time:
             handle = self._registry.remove(name)
             self._metrics.adapter_unloaded(handle)
+            self._feedback.forget(handle)
             await self._engine.forget(handle)
 
     def _check_enabled(self) -> Path:

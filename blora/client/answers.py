@@ -14,6 +14,7 @@ __all__ = [
     "ChoiceProbability",
     "ErrorBody",
     "ErrorDetail",
+    "Outcome",
     "PolicyInForce",
     "Prediction",
     "Timing",
@@ -103,6 +104,12 @@ class Prediction(Answer):
     samples: list[list[float]] | None = Field(
         default=None, description="(draws, choices) probabilities; only with `return_samples`."
     )
+
+
+class Outcome(Answer):
+    """What is known of a prediction whose outcome was told."""
+
+    correct: bool = Field(description="Whether the leading choice was the label.")
 
 
 class ErrorDetail(Answer):

@@ -8,15 +8,16 @@ from typing import Any, Self, TypeVar, overload
 
 import httpx
 
-from blora.client.answers import Prediction
+from blora.client.answers import Answer, Outcome, Prediction
 from blora.client.errors import ClientError, DeadlineError, UnreachableError
-from blora.client.exchange import Messages, question, read
+from blora.client.exchange import Messages, check, question, read
 from blora.client.policies import AbstainPolicy
 from blora.client.retries import Retries
 
 __all__ = ["AsyncClient"]
 
 T = TypeVar("T")
+A = TypeVar("A", bound=Answer)
 
 
 class AsyncClient:
@@ -147,7 +148,32 @@ class AsyncClient:
         except (TimeoutError, httpx.TransportError):
             return False
 
+    async def feedback(self, prediction: Prediction | str, label: str, *, deadline_s: float | None = None) -> bool:
+        """Tells the server the right choice, and returns whether its leading one was right.
+
+        Args:
+            prediction: the answer, or its id.
+            label: as it was offered.
+            deadline_s: seconds for this call; the client's where absent.
+
+        Raises:
+            ClientError: RefusedError where the server does not know the prediction, or was told otherwise before.
+        """
+        prediction_id = prediction if isinstance(prediction, str) else prediction.id
+        told = await self._exchange(
+            "/v1/feedback",
+            {"prediction_id": prediction_id, "label": label},
+            Outcome,
+            self._deadline_s if deadline_s is None else deadline_s,
+        )
+        return told.correct
+
     async def _ask(self, body: dict[str, Any], deadline_s: float) -> Prediction:
+        prediction = check(await self._exchange("/v1/predict", body, Prediction, deadline_s))
+        return self._abstain.apply(prediction) if self._abstain is not None else prediction
+
+    async def _exchange(self, path: str, body: dict[str, Any], kind: type[A], deadline_s: float) -> A:
+        """What the server says in the end."""
         ends = asyncio.get_running_loop().time() + deadline_s
         n_tries = 0
         failure: ClientError | None = None
@@ -155,7 +181,7 @@ class AsyncClient:
             n_tries += 1
             try:
                 async with asyncio.timeout_at(ends):
-                    prediction = await self._send(body)
+                    return await self._send(path, body, kind)
             except TimeoutError as exc:
                 if failure is not None:  # what used the time up
                     raise failure from exc
@@ -165,19 +191,17 @@ class AsyncClient:
                 ) from exc
             except ClientError as exc:
                 failure = exc
-            else:
-                return self._abstain.apply(prediction) if self._abstain is not None else prediction
             wait_s = self._retries.wait_s(failure, n_tries)
             if wait_s is None or asyncio.get_running_loop().time() + wait_s >= ends:
                 raise failure
             await asyncio.sleep(wait_s)
 
-    async def _send(self, body: dict[str, Any]) -> Prediction:
+    async def _send(self, path: str, body: dict[str, Any], kind: type[A]) -> A:
         try:
-            response = await self._http.post("/v1/predict", json=body)
+            response = await self._http.post(path, json=body)
         except httpx.TransportError as exc:
             raise UnreachableError(
                 f"got no connection to {self._http.base_url} that lasted ({type(exc).__name__}: {exc}), expected a "
                 "server there: check the address, and whether it runs"
             ) from exc
-        return read(response)
+        return read(response, kind)

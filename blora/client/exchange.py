@@ -1,12 +1,12 @@
 """From a question to a request, and from a response to a prediction or the exception that says why there is none."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 from pydantic import ValidationError
 
-from blora.client.answers import ErrorBody, Prediction
+from blora.client.answers import Answer, ErrorBody, Prediction
 from blora.client.errors import (
     ClientError,
     FailedError,
@@ -16,8 +16,9 @@ from blora.client.errors import (
     UnavailableError,
 )
 
-__all__ = ["question", "read"]
+__all__ = ["check", "question", "read"]
 
+A = TypeVar("A", bound=Answer)
 Messages = Sequence[Mapping[str, str]]
 
 
@@ -27,8 +28,8 @@ def question(asked: str | Messages, fields: Mapping[str, Any]) -> dict[str, Any]
     return form | {name: value for name, value in fields.items() if value is not None}
 
 
-def read(response: httpx.Response) -> Prediction:
-    """The prediction in a response.
+def read(response: httpx.Response, kind: type[A]) -> A:
+    """The answer in a response.
 
     Raises:
         ClientError: of the kind that the response is.
@@ -36,7 +37,7 @@ def read(response: httpx.Response) -> Prediction:
     if response.status_code != httpx.codes.OK:
         raise _failure(response)
     try:
-        prediction = Prediction.model_validate_json(response.content)
+        return kind.model_validate_json(response.content)
     except ValidationError as exc:
         problem = exc.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, problem["loc"]))
@@ -45,11 +46,18 @@ def read(response: httpx.Response) -> Prediction:
             "expected one: check the address",
             status=response.status_code,
         ) from exc
+
+
+def check(prediction: Prediction) -> Prediction:
+    """The same prediction, which says one thing only.
+
+    Raises:
+        MalformedAnswerError: if it abstains and answers, or neither.
+    """
     if prediction.abstained != (prediction.answer is None):
         raise MalformedAnswerError(
             f"got abstained={prediction.abstained} beside the answer {prediction.answer!r}, expected them to agree; "
-            "do not act on it",
-            status=response.status_code,
+            "do not act on it"
         )
     return prediction
 

@@ -119,6 +119,10 @@ class Client:
         """See AsyncClient.predict_many."""
         return self._run(self._client.predict_many(asked, max_in_flight=max_in_flight, deadline_s=deadline_s, **fields))
 
+    def feedback(self, prediction: Prediction | str, label: str, *, deadline_s: float | None = None) -> bool:
+        """See AsyncClient.feedback."""
+        return self._run(self._client.feedback(prediction, label, deadline_s=deadline_s))
+
     def ready(self, *, deadline_s: float = 1.0) -> bool:
         """Whether the server takes questions now."""
         return self._run(self._client.ready(deadline_s=deadline_s))

@@ -23,7 +23,7 @@ from pydantic_core import PydanticCustomError
 from server.errors import InvalidRequestError
 from server.validation import invalid_request
 
-__all__ = ["BatchRequest", "LoadAdapter", "Message", "Policy", "PredictBody", "PredictRequest"]
+__all__ = ["BatchRequest", "LoadAdapter", "Message", "Policy", "PredictBody", "PredictRequest", "TellOutcome"]
 
 NonEmpty = Annotated[str, Field(min_length=1)]
 MAX_SEED = 2**63 - 1
@@ -156,6 +156,13 @@ class PredictRequest(Question):
                 {"param": "messages"},
             )
         return self
+
+
+class TellOutcome(Request):
+    """What became of a prediction."""
+
+    prediction_id: NonEmpty = Field(max_length=64, description="`id` of the answer.")
+    label: NonEmpty = Field(description="The right choice, as it was offered.")
 
 
 class LoadAdapter(Request):

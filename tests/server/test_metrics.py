@@ -12,6 +12,8 @@ NAMES = {
     "blora_queue_seconds", "blora_forward_seconds", "blora_batch_rows", "blora_batch_tokens",
     "blora_samples_per_request", "blora_confidence", "blora_predictive_entropy_nats",
     "blora_mutual_information_nats", "blora_queue_depth", "blora_adapter_info", "blora_build_info",
+    "blora_uncertainty_drift", "blora_outcomes", "blora_realised_risk", "blora_realised_risk_lower_bound",
+    "blora_promise_broken",
 }  # fmt: skip
 LABELS = {"adapter", "outcome", "reason", "digest", "version", "revision", "le"}
 

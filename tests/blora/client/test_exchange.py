@@ -5,6 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
+from blora.client.answers import Prediction
 from blora.client.errors import (
     ClientError,
     FailedError,
@@ -13,12 +14,16 @@ from blora.client.errors import (
     RefusedError,
     UnavailableError,
 )
-from blora.client.exchange import question, read
+from blora.client.exchange import check, question, read
 from tests.blora.client.predictions import body, withheld
 
 
 def response(status: int, json: Any = None, **options: Any) -> httpx.Response:
     return httpx.Response(status, json=json, request=httpx.Request("POST", "http://host/v1/predict"), **options)
+
+
+def read_prediction(given: httpx.Response) -> Prediction:
+    return check(read(given, Prediction))
 
 
 def test_a_prompt_and_a_chat_are_sent_as_such_without_what_is_not_set() -> None:
@@ -29,10 +34,12 @@ def test_a_prompt_and_a_chat_are_sent_as_such_without_what_is_not_set() -> None:
 
 
 def test_an_answer_is_read_and_what_a_newer_server_adds_is_not_minded() -> None:
-    found = read(response(200, body(added_later=1, timing={"queue_ms": 1, "compute_ms": 2, "network_ms": 3})))
+    found = read_prediction(
+        response(200, body(added_later=1, timing={"queue_ms": 1, "compute_ms": 2, "network_ms": 3}))
+    )
     assert found.answer == "billing"
     assert [entry.probability for entry in found.probabilities] == [0.9, 0.1]
-    assert read(response(200, withheld())).answer is None
+    assert read_prediction(response(200, withheld())).answer is None
 
 
 @pytest.mark.parametrize(
@@ -53,14 +60,14 @@ def test_an_answer_is_read_and_what_a_newer_server_adds_is_not_minded() -> None:
 def test_every_status_has_its_exception(status: int, kind: type[ClientError]) -> None:
     error = {"message": "got x, expected y", "type": "some_error", "param": "choices", "code": "a_code"}
     with pytest.raises(kind, match="got x, expected y") as info:
-        read(response(status, {"error": error}))
+        read_prediction(response(status, {"error": error}))
     assert type(info.value) is kind
     assert (info.value.status, info.value.code, info.value.param) == (status, "a_code", "choices")
 
 
 def test_a_proxys_error_is_told_by_its_status() -> None:
     with pytest.raises(UnavailableError, match="got HTTP 502 from http://host/v1/predict") as info:
-        read(response(502, content=b"<html>Bad Gateway</html>"))
+        read_prediction(response(502, content=b"<html>Bad Gateway</html>"))
     assert (info.value.code, info.value.param, info.value.retry_after_s) == (None, None, None)
 
 
@@ -69,7 +76,7 @@ def test_a_proxys_error_is_told_by_its_status() -> None:
 )
 def test_retry_after_is_kept_where_it_is_seconds(header: str, expected: float | None) -> None:
     with pytest.raises(OverloadedError) as info:
-        read(response(429, headers={"retry-after": header}))
+        read_prediction(response(429, headers={"retry-after": header}))
     assert info.value.retry_after_s == expected
 
 
@@ -79,16 +86,16 @@ def test_retry_after_is_kept_where_it_is_seconds(header: str, expected: float | 
 )
 def test_what_is_no_answer_is_not_acted_on(content: bytes) -> None:
     with pytest.raises(MalformedAnswerError, match="none of a blora server"):
-        read(response(200, content=content))
+        read_prediction(response(200, content=content))
 
 
 @pytest.mark.parametrize("fields", [{"abstained": True}, {"answer": None}])
 def test_an_answer_that_contradicts_itself_is_not_acted_on(fields: dict[str, Any]) -> None:
     with pytest.raises(MalformedAnswerError, match="expected them to agree"):
-        read(response(200, body(**fields)))
+        read_prediction(response(200, body(**fields)))
 
 
 def test_a_number_that_is_none_is_not_acted_on() -> None:
     content = httpx.Response(200, json=body()).content.replace(b"0.325", b"NaN")
     with pytest.raises(MalformedAnswerError, match="predictive_entropy"):
-        read(response(200, content=content))
+        read_prediction(response(200, content=content))

@@ -1,0 +1,76 @@
+"""The test against its definition by numerical integration, and how often it cries wolf."""
+
+import math
+
+import pytest
+import torch
+from scipy.integrate import quad
+from scipy.stats import beta
+
+from blora.decision.promise import Promise
+from blora.errors import ConfigError
+
+
+def outcomes(n: int, risk: float, seed: int) -> list[bool]:
+    return (torch.rand(n, generator=torch.Generator().manual_seed(seed)) < risk).tolist()
+
+
+def after(promise: Promise, wrong: list[bool]) -> Promise:
+    for each in wrong:
+        promise.add(wrong=each)
+    return promise
+
+
+@pytest.mark.parametrize(("n_wrong", "n_right"), [(0, 5), (3, 4), (9, 30), (20, 5)])
+def test_it_is_the_mean_likelihood_ratio_over_the_prior_beyond_the_target(n_wrong: int, n_right: int) -> None:
+    r = 0.2
+
+    def ratio(theta: float) -> float:
+        return float((theta / r) ** n_wrong * ((1 - theta) / (1 - r)) ** n_right * beta.pdf(theta, 0.5, 0.5))
+
+    evidence = quad(ratio, r, 1, limit=200)[0] / beta.sf(r, 0.5, 0.5)
+    for factor, expected in ((0.999, True), (1.001, False)):
+        promise = Promise(r, alpha=min(1 / (factor * evidence), 1 - 1e-12)) if evidence > 1.01 else Promise(r, 0.5)
+        promise.n_wrong, promise.n_outcomes = n_wrong, n_wrong + n_right
+        assert promise._rejected(r) == (expected if evidence > 1.01 else evidence >= 2)
+
+
+def test_a_kept_promise_is_called_broken_in_at_most_a_share_alpha_of_runs_however_often_it_is_looked_at() -> None:
+    n_runs, alpha = 300, 0.1
+    broken = sum(after(Promise(0.1, alpha), outcomes(1000, 0.1, seed)).broken for seed in range(n_runs))
+    assert broken <= alpha * n_runs + 2 * math.sqrt(alpha * (1 - alpha) * n_runs)
+
+
+def test_a_promise_more_than_kept_stays_unbroken_for_twenty_thousand_outcomes() -> None:
+    assert not after(Promise(0.1), outcomes(20_000, 0.09, 0)).broken
+
+
+@pytest.mark.parametrize(("risk", "within"), [(0.2, 400), (0.3, 120), (0.5, 40)])
+def test_a_broken_one_is_noticed(risk: float, within: int) -> None:
+    noticed = [after(Promise(0.1), outcomes(within, risk, seed)).broken for seed in range(20)]
+    assert sum(noticed) >= 19
+
+
+def test_what_was_broken_stays_broken() -> None:
+    promise = after(Promise(0.1), [True] * 10)
+    assert promise.broken
+    assert after(promise, [False] * 1000).broken
+
+
+def test_the_lower_bound_lies_below_the_true_risk_and_nears_it() -> None:
+    promise = Promise(0.1)
+    assert (promise.realised_risk, promise.lower_bound) == (None, 0.0)
+    bounds = []
+    for wrong in outcomes(5000, 0.3, 1):
+        promise.add(wrong=wrong)
+        if promise.n_outcomes % 500 == 0:
+            bounds.append(promise.lower_bound)
+    assert max(bounds) < 0.3
+    assert bounds[-1] > 0.26
+    assert promise.lower_bound < (promise.realised_risk or 0)
+
+
+@pytest.mark.parametrize("arguments", [(0.0,), (1.0,), (0.1, 0.0), (0.1, 1.0)])
+def test_a_promise_is_a_probability(arguments: tuple[float, ...]) -> None:
+    with pytest.raises(ConfigError, match="a number between 0 and 1"):
+        Promise(*arguments)

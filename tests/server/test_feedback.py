@@ -1,0 +1,148 @@
+"""Outcomes that are told to a running app, and what the metrics make of them."""
+
+import random
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from blora.client import AsyncClient, RefusedError
+from tests.server.calibrations import calibration
+from tests.server.fakes import CHOICES, TRIAGE_DIGEST, FakeEngine, Running, handle, running
+
+CALIBRATED = handle("triage", TRIAGE_DIGEST, choices=CHOICES, calibration=calibration(TRIAGE_DIGEST))
+TARGET = {"adapter": "triage", "target_risk": "0.05"}
+
+
+@pytest.fixture
+async def watched() -> AsyncIterator[Running]:
+    async with running(FakeEngine(handles=(CALIBRATED,))) as server:
+        yield server
+
+
+async def ask(server: Running, prompt: str = "p=0.95", **fields: Any) -> dict[str, Any]:
+    answer: dict[str, Any] = (await server.client.post("/v1/predict", json={"prompt": prompt, **fields})).json()
+    return answer
+
+
+async def tell(server: Running, prediction_id: str, label: str) -> httpx.Response:
+    return await server.client.post("/v1/feedback", json={"prediction_id": prediction_id, "label": label})
+
+
+async def test_an_outcome_is_held_against_the_promise(watched: Running) -> None:
+    right, wrong = await ask(watched), await ask(watched)
+    assert right["policy"]["target_risk"] == 0.05
+    told = await tell(watched, right["id"], " billing ")
+    assert (told.status_code, told.json()) == (200, {"correct": True})
+    assert (await tell(watched, wrong["id"], "sales")).json() == {"correct": False}
+    assert await watched.metric("blora_outcomes_total", **TARGET, outcome="correct") == 1
+    assert await watched.metric("blora_outcomes_total", **TARGET, outcome="wrong") == 1
+    assert await watched.metric("blora_realised_risk", **TARGET) == 0.5
+
+
+async def test_the_same_outcome_again_counts_once_and_another_is_refused(watched: Running) -> None:
+    answer = await ask(watched)
+    for _ in range(3):
+        assert (await tell(watched, answer["id"], "billing")).json() == {"correct": True}
+    other = await tell(watched, answer["id"], "sales")
+    assert (other.status_code, other.json()["error"]["code"]) == (409, "feedback_conflict")
+    assert await watched.metric("blora_outcomes_total", **TARGET, outcome="correct") == 1
+    assert await watched.metric("blora_outcomes_total", **TARGET, outcome="wrong") == 0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "fields"),
+    [("p=0.7", {}), ("p=0.95", {"policy": {"min_confidence": 0.5}})],  # withheld; answered by another policy
+)
+async def test_what_nothing_was_promised_of_is_not_counted(
+    watched: Running, prompt: str, fields: dict[str, Any]
+) -> None:
+    answer = await ask(watched, prompt, **fields)
+    assert (await tell(watched, answer["id"], "sales")).json() == {"correct": False}
+    assert "blora_outcomes_total{" not in (await watched.client.get("/metrics")).text
+
+
+async def test_levels_are_promises_of_their_own(watched: Running) -> None:
+    answer = await ask(watched, policy={"target_risk": 0.2})
+    await tell(watched, answer["id"], "billing")
+    assert await watched.metric("blora_outcomes_total", adapter="triage", target_risk="0.2", outcome="correct") == 1
+    assert await watched.metric("blora_outcomes_total", **TARGET, outcome="correct") == 0
+
+
+async def test_what_is_not_known_or_forgotten_is_told() -> None:
+    async with running(FakeEngine(handles=(CALIBRATED,)), max_feedback_predictions=2) as server:
+        ids = [(await ask(server))["id"] for _ in range(3)]
+        codes = [(await tell(server, each, "billing")).status_code for each in (*ids, "pred_nobody")]
+        assert codes == [404, 200, 200, 404]
+
+
+async def test_nothing_of_the_question_is_kept(watched: Running) -> None:
+    answer = await ask(watched, "p=0.95 a secret")
+    [entry] = watched.app.state.service.predictor().feedback._waiting.values()
+    assert not any("secret" in str(value) or "billing" in str(value) for value in (entry.leader, entry.target_risk))
+    assert answer["id"] in watched.app.state.service.predictor().feedback._waiting
+
+
+async def test_the_client_tells(watched: Running) -> None:
+    transport = httpx.ASGITransport(watched.app)
+    async with AsyncClient("http://test", transport=transport) as client:
+        prediction = await client.predict("p=0.95")
+        assert await client.feedback(prediction, "billing")
+        assert await client.feedback(prediction.id, "billing")
+        with pytest.raises(RefusedError, match="another label") as info:
+            await client.feedback(prediction, "sales")
+        assert info.value.code == "feedback_conflict"
+
+
+# Alarms
+
+
+async def serve(server: Running, n: int, risk: float, seed: int = 0) -> int | None:
+    """Answers and their outcomes; returns after how many the promise was called broken."""
+    chance = random.Random(seed)
+    feedback = server.app.state.service.predictor().feedback
+    for k in range(n):
+        feedback.predicted(CALIBRATED, f"pred_{seed}_{k}", "a", target_risk=0.05, predictive_entropy=None)
+        feedback.told(f"pred_{seed}_{k}", "b" if chance.random() < risk else "a")
+        if k % 10 == 0 and await server.metric("blora_promise_broken", **TARGET):
+            return k
+    return None
+
+
+async def test_a_broken_promise_raises_the_alarm_within_two_hundred_outcomes(watched: Running) -> None:
+    noticed = await serve(watched, 1000, risk=0.15)
+    assert noticed is not None
+    assert noticed <= 200
+    assert await watched.metric("blora_realised_risk_lower_bound", **TARGET) > 0.04
+
+
+async def test_a_kept_one_is_silent_for_twenty_thousand(watched: Running) -> None:
+    feedback = watched.app.state.service.predictor().feedback
+    chance = random.Random(0)
+    for k in range(20_000):
+        feedback.predicted(CALIBRATED, f"pred_{k}", "a", target_risk=0.05, predictive_entropy=None)
+        feedback.told(f"pred_{k}", "b" if chance.random() < 0.045 else "a")
+    assert await watched.metric("blora_promise_broken", **TARGET) == 0
+    assert 0.04 < await watched.metric("blora_realised_risk", **TARGET) < 0.05
+
+
+async def test_drift_shows_once_questions_change(watched: Running) -> None:
+    assert "blora_uncertainty_drift{" not in (await watched.client.get("/metrics")).text
+    chance = random.Random(0)
+    feedback = watched.app.state.service.predictor().feedback
+
+    async def drift(n: int, low: float, high: float) -> float:
+        for k in range(n):
+            entropy = chance.uniform(low, high)
+            feedback.predicted(CALIBRATED, f"{low}{k}", "a", target_risk=None, predictive_entropy=entropy)
+        return await watched.metric("blora_uncertainty_drift", adapter="triage")
+
+    assert await drift(1000, 0.28, 0.32) < 0.1
+    assert await drift(500, 0.7, 1.0) > 0.25
+
+
+async def test_questions_unlike_those_of_the_calibration_are_no_drift(watched: Running) -> None:
+    for _ in range(220):
+        await ask(watched, seed=1, policy={"min_confidence": 0.5})
+    assert "blora_uncertainty_drift{" not in (await watched.client.get("/metrics")).text
