@@ -26,12 +26,12 @@ from server.schemas.responses import (
 )
 from server.strict_json import StrictJsonRoute
 
-__all__ = ["error_response", "router"]
+__all__ = ["error_body", "error_response", "router"]
 
 router = APIRouter(route_class=StrictJsonRoute)
 
 
-def _error_body(error: ServerError) -> ErrorBody:
+def error_body(error: ServerError) -> ErrorBody:
     """The error as the client sees it."""
     detail = ErrorDetail(message=str(error), type=error.type, param=error.param, code=error.code)
     return ErrorBody(error=detail)
@@ -44,7 +44,7 @@ def error_response(error: ServerError) -> JSONResponse:
         headers["retry-after"] = str(error.retry_after_s)
     if isinstance(error, UnauthorizedError):
         headers["www-authenticate"] = "Bearer"
-    return JSONResponse(_error_body(error).model_dump(), status_code=error.status, headers=headers)
+    return JSONResponse(error_body(error).model_dump(), status_code=error.status, headers=headers)
 
 
 def _service(request: Request) -> Service:
@@ -107,7 +107,7 @@ async def predict(
             )
         outcomes = await unless_disconnected(request, predictor.predict_batch(body.inputs))
         return BatchResponse(
-            predictions=[_error_body(outcome) if isinstance(outcome, ServerError) else outcome for outcome in outcomes]
+            predictions=[error_body(outcome) if isinstance(outcome, ServerError) else outcome for outcome in outcomes]
         )
     outcome = await unless_disconnected(request, predictor.predict(body))
     return error_response(outcome) if isinstance(outcome, ServerError) else outcome

@@ -9,7 +9,19 @@ from blora import __version__, cli
 from blora.errors import AdapterError
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("ask", "bayesianize", "benchmark", "calibrate", "evaluate", "key", "report", "serve", "train", "tune")
+COMMANDS = (
+    "ask",
+    "bayesianize",
+    "benchmark",
+    "calibrate",
+    "evaluate",
+    "key",
+    "predict",
+    "report",
+    "serve",
+    "train",
+    "tune",
+)
 HEAVY = ("torch", "transformers", "peft", "datasets", "accelerate", "safetensors", "zuko", "numpy")
 
 

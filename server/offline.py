@@ -1,0 +1,113 @@
+"""A file of questions answered without HTTP: by the same predictor, in the order of the rows, each row once.
+
+An answer is appended as soon as it and all before it are there, so that a run which was killed goes on where it was.
+"""
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from blora.errors import ConfigError
+from server.engines.protocol import Engine
+from server.errors import InvalidRequestError, ServerError
+from server.lifecycle import Service
+from server.routes import error_body
+from server.schemas.requests import PredictRequest
+from server.settings import Settings
+from server.validation import invalid_request
+
+__all__ = ["answer_all", "rows_done"]
+
+# Rows that are read ahead: enough to fill batches of like length.
+AHEAD = 512
+
+
+def rows_done(output: Path) -> int:
+    """How many rows a file of answers has; a last line that was cut off is taken away.
+
+    Raises:
+        ConfigError: if it is something else.
+    """
+    if not output.exists():
+        return 0
+    with output.open("rb+") as file:
+        n_rows, whole = 0, 0
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            if not line.startswith(b'{"row": %d,' % n_rows):
+                raise ConfigError(
+                    f"got {output}, whose line {n_rows + 1} is no answer to row {n_rows}, expected a file of ours or "
+                    "none: name another"
+                )
+            n_rows, whole = n_rows + 1, whole + len(line)
+        file.truncate(whole)
+    return n_rows
+
+
+async def answer_all(
+    settings: Settings,
+    engine: Engine,
+    questions: Iterator[dict[str, Any]],
+    output: Path,
+    *,
+    fields: Mapping[str, Any],
+    done: Callable[[int], object] = lambda n_rows: None,
+) -> int:
+    """Appends an answer or an error to the output for each question that has none yet, and returns how many there were.
+
+    Args:
+        settings: as for a server.
+        engine: computes the probabilities; it is loaded here, and closed.
+        questions: of all rows, those answered before included.
+        output: the file of answers, JSON lines of `row` and `prediction` or `error`.
+        fields: more of every request, as policy and n_samples.
+        done: told the number of rows that were there before, then 1 for each.
+
+    Raises:
+        ConfigError: if nothing can be loaded, or the output is something else.
+    """
+    first = rows_done(output)
+    done(first)
+    service = Service(settings, engine)
+    await service.start()
+    try:
+        await service.settled.wait()
+        if service.failure is not None:
+            raise ConfigError(service.failure)
+        rest = enumerate(islice(questions, first, None), start=first)
+        pending: deque[asyncio.Task[str]] = deque()
+        with output.open("a", encoding="utf-8") as file:
+            while True:
+                pending.extend(
+                    asyncio.create_task(_line(service, row, asked | dict(fields)))
+                    for row, asked in islice(rest, AHEAD - len(pending))
+                )
+                if not pending:
+                    return first
+                file.write(await pending.popleft())
+                file.flush()
+                first += 1
+                done(1)
+    finally:
+        await service.stop()
+
+
+async def _line(service: Service, row: int, asked: dict[str, Any]) -> str:
+    question: PredictRequest | InvalidRequestError
+    try:
+        question = PredictRequest.model_validate(asked)
+    except ValidationError as exc:
+        question = invalid_request(exc.errors(include_url=False))
+    outcome = await service.predictor().predict(question)
+    if isinstance(outcome, ServerError):
+        found = {"row": row, **error_body(outcome).model_dump()}
+    else:
+        found = {"row": row, "prediction": outcome.model_dump(exclude_unset=True)}
+    return json.dumps(found, ensure_ascii=False) + "\n"

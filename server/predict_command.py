@@ -1,0 +1,118 @@
+"""`blora predict`: a file of questions to a file of answers, on this machine, without a server."""
+
+import asyncio
+import hashlib
+import json
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any
+
+from blora.errors import ConfigError
+
+__all__ = ["SUMMARY", "main"]
+
+SUMMARY = "answer a file of questions"
+# Nobody waits for any single row.
+PATIENT = {"timeout_s": 1e9, "max_queue_tokens": 2**40, "max_queue_requests": 2**20}
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        "blora predict",
+        description=f"{SUMMARY}: a line of JSON for each row, with `prediction` or `error`. A run that was interrupted "
+        "goes on where it was when it is given again.",
+        formatter_class=ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("input", type=Path, help=".jsonl, .csv or .parquet; a row has a prompt, question or messages")
+    parser.add_argument("output", type=Path, help=".jsonl of answers, in the order of the rows")
+    parser.add_argument("--adapter", required=True, help="the adapter directory")
+    parser.add_argument("--choices", help="possible answers separated by |, where neither row nor adapter has any")
+    parser.add_argument("--n-samples", type=int, help="posterior draws (default: the adapter's)")
+    parser.add_argument("--target-risk", type=float, help="one of the adapter's calibrated levels")
+    parser.add_argument("--min-confidence", type=float, help="answer only with this probability or a larger one")
+    parser.add_argument("--base-model", default="embedded", help="hub id[@revision], folder, .gguf file, or embedded")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda ...")
+    parser.add_argument("--dtype", default="auto", help="of the base model: auto, float32, bfloat16 or float16")
+    parser.add_argument("--max-batch-tokens", type=int, default=4096, help="most padded tokens x draws at once")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Answers what has no answer yet."""
+    arguments = _parser().parse_args(argv)
+
+    from pydantic import ValidationError
+    from tqdm import tqdm
+
+    from server.engines.torch_engine import TorchEngine
+    from server.offline import answer_all
+    from server.rows import read_questions
+    from server.schemas.requests import PredictRequest
+    from server.settings import Settings
+
+    fields = _fields(arguments)
+    try:
+        PredictRequest.model_validate({"prompt": "?", **fields})
+    except ValidationError as exc:
+        raise ConfigError(exc.errors(include_url=False)[0]["msg"]) from exc
+    _claim(arguments, fields)
+    settings = Settings(
+        base_model=arguments.base_model,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        adapters=(arguments.adapter,),
+        max_batch_tokens=arguments.max_batch_tokens,
+        max_prompt_tokens=2**31,
+        **PATIENT,  # type: ignore[arg-type]
+    )
+    with tqdm(unit=" rows", disable=None) as progress:
+        questions = (question | _default_choices(question, arguments) for question in read_questions(arguments.input))
+        n_rows = asyncio.run(
+            answer_all(
+                settings, TorchEngine(settings), questions, arguments.output, fields=fields, done=progress.update
+            )
+        )
+    print(f"{arguments.output} has the answers to {n_rows} rows")
+    return 0
+
+
+def _fields(arguments: Namespace) -> dict[str, Any]:
+    """What is asked of every row alike."""
+    policy = {name: value for name in ("target_risk", "min_confidence") if (value := vars(arguments)[name]) is not None}
+    found: dict[str, Any] = {"policy": policy} if policy else {}
+    return found | ({"n_samples": arguments.n_samples} if arguments.n_samples is not None else {})
+
+
+def _default_choices(question: dict[str, Any], arguments: Namespace) -> dict[str, Any]:
+    if "choices" in question or arguments.choices is None:
+        return {}
+    return {"choices": arguments.choices.split("|")}
+
+
+def _claim(arguments: Namespace, fields: dict[str, Any]) -> None:
+    """Makes sure that an output is gone on with by the same questions, adapter and flags alone.
+
+    Raises:
+        ConfigError: if it was begun otherwise.
+    """
+    if not arguments.input.is_file():
+        raise ConfigError(f"got {arguments.input}, expected an existing file")
+    about = {
+        "input": [arguments.input.name, arguments.input.stat().st_size],
+        "adapter": hashlib.sha256(b"".join(sorted(map(_content, Path(arguments.adapter).glob("*"))))).hexdigest(),
+        "base_model": arguments.base_model,
+        "dtype": arguments.dtype,
+        "choices": arguments.choices,
+        **fields,
+    }
+    note = arguments.output.with_name(f"{arguments.output.name}.run.json")
+    if arguments.output.exists() and (not note.is_file() or json.loads(note.read_text()) != about):
+        raise ConfigError(
+            f"got {arguments.output}, which other questions, another adapter or other flags have made, expected to go "
+            "on with the same: name another output, or remove it"
+        )
+    note.write_text(json.dumps(about) + "\n")
+
+
+def _content(file: Path) -> bytes:
+    return file.name.encode() + hashlib.sha256(file.read_bytes()).digest() if file.is_file() else b""

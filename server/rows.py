@@ -1,0 +1,71 @@
+"""Questions in files: JSONL, CSV or Parquet, read a row at a time, however long they are."""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from blora.errors import DataError
+
+__all__ = ["read_questions"]
+
+# What of a row is asked; `question` is what training calls a prompt. Its other columns are somebody else's.
+ASKED = ("prompt", "messages", "choices")
+
+
+def read_questions(file: Path) -> Iterator[dict[str, Any]]:
+    """The question of each row, as `POST /v1/predict` takes it; a row that is no object has none.
+
+    In CSV and Parquet, choices may be one text, separated by |.
+
+    Raises:
+        DataError: if the file cannot be read as what its name says.
+    """
+    readers = {".jsonl": _json_lines, ".csv": _csv, ".parquet": _parquet}
+    reader = readers.get(file.suffix.lower())
+    if reader is None:
+        raise DataError(f"got {file}, expected a name that ends in {', '.join(readers)}")
+    try:
+        yield from map(_question, reader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as exc:
+        raise DataError(f"got {file}, which cannot be read ({exc}), expected a {file.suffix} file") from exc
+
+
+def _question(row: object) -> dict[str, Any]:
+    if not isinstance(row, Mapping):
+        return {}
+    found = {name: row[name] for name in ASKED if row.get(name) not in (None, "")}
+    if "question" in row and not {"prompt", "messages"} & found.keys():
+        found["prompt"] = row["question"]
+    if isinstance(found.get("choices"), str):
+        found["choices"] = [choice.strip() for choice in found["choices"].split("|")]
+    return found
+
+
+def _json_lines(file: Path) -> Iterator[object]:
+    with file.open(encoding="utf-8") as lines:
+        for line in lines:
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                yield None
+
+
+def _csv(file: Path) -> Iterator[object]:
+    with file.open(encoding="utf-8", newline="") as lines:
+        yield from csv.DictReader(lines)
+
+
+def _parquet(file: Path) -> Iterator[object]:
+    try:
+        import pyarrow
+        from pyarrow.parquet import ParquetFile
+    except ImportError as exc:
+        raise DataError(f"got {file} where pyarrow is not installed, expected it: pip install pyarrow") from exc
+    try:
+        with ParquetFile(file) as table:
+            for batch in table.iter_batches(batch_size=256):
+                yield from batch.to_pylist()
+    except pyarrow.ArrowInvalid as exc:
+        raise DataError(f"got {file}, which cannot be read ({exc}), expected a .parquet file") from exc

@@ -1,0 +1,89 @@
+"""`blora predict` as a process of its own, on a tiny model."""
+
+import json
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from tests.scenarios import tiny_model, tiny_tokenizer
+from tests.server.engines.test_torch_engine import CHOICES, write_adapter
+
+N_ROWS = 3000
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("predict")
+    tiny_model().save_pretrained(root / "tiny")
+    tiny_tokenizer().save_pretrained(root / "tiny")
+    write_adapter(root / "adapter", root / "tiny", seed=1)
+    rows = ({"prompt": f"question {k}" + "?" * (k % 40), "label": 0} for k in range(N_ROWS))
+    (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+def command(folder: Path, output: Path, *flags: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "blora.cli", "predict", str(folder / "rows.jsonl"), str(output)),
+        *("--adapter", str(folder / "adapter"), "--base-model", str(folder / "tiny"), "--device", "cpu", *flags),
+    ]
+
+
+def answer(folder: Path, output: Path, *flags: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command(folder, output, *flags), capture_output=True, text=True, timeout=300)
+
+
+def test_a_run_that_is_killed_twice_has_each_row_once(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    n_rows: list[int] = []
+    for goal in (500, 1500):
+        process = subprocess.Popen(command(folder, output), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while not output.exists() or output.read_bytes().count(b"\n") < goal:
+            assert process.poll() is None, "it ended by itself"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        n_rows.append(output.read_bytes().count(b"\n"))
+    assert 500 <= n_rows[0] < n_rows[1] < N_ROWS
+    done = answer(folder, output)
+    assert (done.returncode, done.stdout) == (0, f"{output} has the answers to {N_ROWS} rows\n")
+    found = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["row"] for row in found] == list(range(N_ROWS))
+    assert all({entry["choice"] for entry in row["prediction"]["probabilities"]} == set(CHOICES) for row in found)
+    prompts = [row["prediction"]["usage"]["prompt_tokens"] for row in found]
+    assert [b - a for a, b in pairwise(prompts[100:140])] == [1] * 19 + [-39] + [1] * 19
+
+
+def test_another_run_does_not_go_on_with_it(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    assert answer(folder, output, "--min-confidence", "0.5").returncode == 0
+    before = output.read_bytes()
+    refused = answer(folder, output, "--min-confidence", "0.6")
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-1].startswith(f"blora predict: got {output}, which other questions,")
+    assert output.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--min-confidence", "2"), "blora predict: Input should be less than or equal to 1"),
+        (("--target-risk", "0.1"), None),
+        (("--adapter", "/no/where"), "blora predict: got adapter /no/where, expected an existing directory"),
+    ],
+)
+def test_what_makes_no_sense_is_told(folder: Path, tmp_path: Path, flags: tuple[str, ...], message: str | None) -> None:
+    done = answer(folder, tmp_path / "out.jsonl", *flags)
+    if message is None:  # every row says why
+        first = json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])
+        assert first["error"]["code"] == "not_calibrated"
+    else:
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1].startswith(message)
+        assert "Traceback" not in done.stderr
