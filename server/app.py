@@ -21,7 +21,7 @@ from server.errors import (
 )
 from server.keys import Keys
 from server.lifecycle import Service
-from server.middleware import BodyLimit, CloseWhileDraining, RequestId
+from server.middleware import BodyLimit, CloseWhileDraining, RequestId, SafeHeaders
 from server.routes import error_response, router
 from server.settings import Settings
 from server.validation import invalid_request
@@ -69,6 +69,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         refuse=lambda error: _refuse(service, error),
     )
     app.add_middleware(CloseWhileDraining, draining=lambda: service.draining)
+    app.add_middleware(SafeHeaders)
     app.add_middleware(RequestId)
     return app
 

@@ -1,8 +1,9 @@
-"""What happens around every request: an id, a limit on the body, and goodbyes while draining."""
+"""What happens around every request: an id, safe headers, a limit on the body, and goodbyes while draining."""
 
 import re
 import uuid
 from collections.abc import Callable
+from typing import ClassVar
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
@@ -10,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import ServerError, TooLargeError
 
-__all__ = ["BodyLimit", "CloseWhileDraining", "RequestId"]
+__all__ = ["BodyLimit", "CloseWhileDraining", "RequestId", "SafeHeaders"]
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -35,6 +36,30 @@ class RequestId:
             await send(message)
 
         await self._app(scope, receive, send_with_id)
+
+
+class SafeHeaders:
+    """Tells browsers and proxies to guess no content type, keep no answer, and show none inside another page."""
+
+    HEADERS: ClassVar[dict[str, str]] = {
+        "cache-control": "no-store",
+        "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+        "referrer-policy": "no-referrer",
+        "x-content-type-options": "nosniff",
+    }
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one connection."""
+
+        async def send_safely(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(self.HEADERS)
+            await send(message)
+
+        await self._app(scope, receive, send_safely if scope["type"] == "http" else send)
 
 
 class CloseWhileDraining:

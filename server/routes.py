@@ -75,12 +75,18 @@ _CHANGES: dict[int | str, dict[str, Any]] = _UNAVAILABLE | {
     }
 }
 
+_NOT_OF_PREDICTIONS = {
+    *("disconnected", "not_found", "method_not_allowed", "forbidden"),
+    *("adapter_conflict", "adapter_too_large", "invalid_adapter", "too_many_adapters"),
+    *("feedback_conflict", "unknown_prediction"),
+}
+
 
 def _documented_errors() -> dict[int | str, dict[str, Any]]:
     """What /openapi.json says of the errors of a prediction: every code under its status."""
     codes: dict[int, list[str]] = {}
     for code, row in TABLE.items():
-        if code not in ("disconnected", "not_found", "method_not_allowed"):
+        if code not in _NOT_OF_PREDICTIONS:
             codes.setdefault(row.status, []).append(code)
     return {status: {"model": ErrorBody, "description": ", ".join(names)} for status, names in codes.items()}
 

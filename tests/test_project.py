@@ -107,6 +107,13 @@ def test_no_file_is_too_long_to_be_about_one_idea(file: Path) -> None:
     assert len(file.read_text().splitlines()) <= MAX_LINES
 
 
+def test_every_defence_has_its_test() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)` \|$", (ROOT / "docs" / "security.md").read_text(), re.MULTILINE)
+    assert len(named) >= 20
+    for file, test in named:
+        assert re.search(rf"def {test}\(", (ROOT / file).read_text()), f"{file} has no {test}"
+
+
 # Packaging
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -80,3 +80,11 @@ async def test_connections_close_only_while_draining(server: Running) -> None:
     assert "connection" not in (await server.client.get("/livez")).headers
     server.app.state.service.begin_drain()
     assert (await server.client.get("/livez")).headers["connection"] == "close"
+
+
+@pytest.mark.parametrize("path", ["/livez", "/metrics", "/nowhere"])
+async def test_answers_are_neither_cached_nor_sniffed(server: Running, path: str) -> None:
+    headers = (await server.client.get(path)).headers
+    assert headers["cache-control"] == "no-store"
+    assert headers["x-content-type-options"] == "nosniff"
+    assert "frame-ancestors 'none'" in headers["content-security-policy"]
