@@ -83,6 +83,12 @@ VARIANTS = (
         PosteriorConfig(modes=3, lambda_init=0.1, scale_init=0.03),
         {"epochs": 6, "kl_weight": 0.01},
     ),
+    Variant(
+        "Bayesian in 2 layers, LoRA in 8, 3 modes in the steps of 6 epochs",
+        MODES,
+        {"epochs": 6},
+        bayesian="last:2",
+    ),
     Variant("Bayesian", FULL, {"epochs": 4}),
     Variant("Bayesian, narrow start", NARROWER, {"epochs": 4}),
     Variant(

@@ -14,9 +14,6 @@ __all__ = ["SUMMARY", "main"]
 
 T = TypeVar("T")
 
-# Trained in turn, so that they cost no more steps than one, with the better validation NLL: docs/calibration.md.
-MODES = 3
-
 SUMMARY = "train a Bayesian-LoRA adapter on a labelled data set"
 
 
@@ -42,13 +39,7 @@ def _parser() -> ArgumentParser:
     posterior.add_argument("--method", choices=get_args(MethodName), default="bayesian", help="lora: collapsed")
     posterior.add_argument("--family", choices=get_args(FamilyName), default="diagonal", help="of q(V)")
     posterior.add_argument("--bayesian-layers", help="as --layers: those that get a posterior, the others plain LoRA")
-    posterior.add_argument(
-        "--modes",
-        type=positive,
-        help=f"posteriors that are mixed, each trained on its own batches (default: {MODES}; 1 with --method lora, "
-        "--bayesian-layers or --init-from)",
-    )
-    _add_fields(posterior, PosteriorConfig(), skip={"method", "family", "bayesian_layers", "modes"})
+    _add_fields(posterior, PosteriorConfig(), skip={"method", "family", "bayesian_layers"})
     posterior.add_argument("--init-from", type=Path, help="a LoRA directory whose factors are the mean to start from")
 
     training = parser.add_argument_group("training")
@@ -85,8 +76,7 @@ def _described(config: type) -> dict[str, str]:
 def main(argv: list[str]) -> int:
     """Trains and writes the adapter directory."""
     arguments = _parser().parse_args(argv)
-    one = arguments.method == "lora" or arguments.bayesian_layers is not None or arguments.init_from is not None
-    posterior = _take(PosteriorConfig, arguments, bayesian_layers=None, modes=arguments.modes or (1 if one else MODES))
+    posterior = _take(PosteriorConfig, arguments, bayesian_layers=None)
     if posterior.method == "lora" and arguments.learning_rate != TrainConfig(work_dir=Path()).learning_rate:
         raise ConfigError(
             "got --learning-rate with --method lora, which has no inducing weights; expected --lora-learning-rate"
