@@ -1,5 +1,6 @@
 """The application: routes, errors and middleware around one service."""
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -21,12 +22,15 @@ from server.errors import (
 )
 from server.keys import Keys
 from server.lifecycle import Service
+from server.logs import write_down
 from server.middleware import BodyLimit, CloseWhileDraining, RequestId, SafeHeaders
 from server.routes import error_response, router
 from server.settings import Settings
 from server.validation import invalid_request
 
 __all__ = ["create_app"]
+
+logger = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
@@ -77,6 +81,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
 def _refuse(service: Service, error: ServerError) -> Response:
     """The response to a request that did not reach the predictor, which counts its own."""
     service.metrics.failed(error)
+    write_down(logger, error.code)
     return error_response(error)
 
 

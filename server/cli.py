@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 import socket
 import sys
 from typing import TYPE_CHECKING, Any
@@ -33,6 +32,7 @@ def main(argv: list[str]) -> int:
     from pydantic import ValidationError
     from pydantic_settings import CliApp
 
+    from server.logs import configure
     from server.settings import Settings
 
     try:
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
             f"got {settings.host} port {settings.port}, which cannot be listened on "
             f"({exc.strerror or exc}), expected a free one: choose another --host or --port"
         )
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure(settings.log_level, settings.log_format)
     with listener:
         return asyncio.run(_serve(settings, listener))
 
@@ -82,7 +82,7 @@ async def _serve(settings: "Settings", listener: socket.socket) -> int:
 
     app = create_app(settings)
     service: Service = app.state.service
-    server = DrainingServer(uvicorn.Config(app, log_config=None, lifespan="on"), service)
+    server = DrainingServer(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on"), service)
     announcing = asyncio.create_task(_announce(service, server, listener.getsockname()[1]))
     await server.serve(sockets=[listener])
     announcing.cancel()

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import ServerError, TooLargeError
+from server.logs import REQUEST_ID
 
 __all__ = ["BodyLimit", "CloseWhileDraining", "RequestId", "SafeHeaders"]
 
@@ -35,6 +36,7 @@ class RequestId:
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
+        REQUEST_ID.set(request_id)
         await self._app(scope, receive, send_with_id)
 
 

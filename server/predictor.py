@@ -25,6 +25,7 @@ from server.errors import (
 )
 from server.feedback import Feedback
 from server.ids import prediction_id
+from server.logs import write_down
 from server.metrics import UNKNOWN_ADAPTER, Metrics
 from server.policies import InForce, policy_for, prediction_set
 from server.registry import AdapterHandle, Registry
@@ -83,18 +84,22 @@ class Predictor:
             adapter = handle.name
             return await self._answer(question, handle)
         except asyncio.CancelledError:
-            self._metrics.failed(DisconnectedError("the client left"), adapter)
+            self._failed(DisconnectedError("the client left"), adapter)
             raise
         except ServerError as error:
-            self._metrics.failed(error, adapter)
+            self._failed(error, adapter)
             return error
         except Exception:
             logger.exception("A request to adapter %s failed unexpectedly", adapter)
             bug = InternalError("got an unexpected failure, expected none: report this as a bug")
-            self._metrics.failed(bug, adapter)
+            self._failed(bug, adapter)
             return bug
         finally:
             self._metrics.finished(time.perf_counter() - started)
+
+    def _failed(self, error: ServerError, adapter: str) -> None:
+        self._metrics.failed(error, adapter)
+        write_down(logger, error.code, adapter=adapter)
 
     async def _answer(self, question: PredictRequest, handle: AdapterHandle) -> answers.Prediction:
         deadline = asyncio.get_running_loop().time() + self._settings.timeout_s
@@ -120,6 +125,17 @@ class Predictor:
         )
         likely = prediction_set(question, handle, prediction, choices)
         response = self._response(job, choices, done, prediction, likely, in_force, decision)
+        write_down(
+            logger,
+            "abstained" if decision.abstained else "answered",
+            prediction_id=response.id,
+            adapter=handle.name,
+            digest=handle.digest,
+            n_samples=response.n_samples,
+            tokens=row.n_tokens,
+            queue_ms=round(response.timing.queue_ms, 1),
+            compute_ms=round(response.timing.compute_ms, 1),
+        )
         self.feedback.predicted(
             handle,
             response.id,

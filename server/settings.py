@@ -91,6 +91,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log line to write."
     )
+    log_format: Literal["text", "json"] = Field("text", description="How a log line looks: text, or an object of JSON.")
 
     @field_validator("adapters", mode="before")
     @classmethod

@@ -60,7 +60,7 @@ def test_an_adapter_that_does_not_load_gives_one_line(
 ) -> None:
     error = AdapterError("got adapter /no/where, expected an existing directory")
     serve_with(monkeypatch, FakeEngine(load_error=error))
-    assert main(["--port", "0"]) == 2
+    assert main(["--port", "0", "--log-level", "warning"]) == 2
     assert capsys.readouterr().err == f"blora serve: {error}\n"
 
 

@@ -1,0 +1,51 @@
+"""What the server writes down: an object of JSON a line for machines, or text for people; never what was asked."""
+
+import json
+import logging
+import sys
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+__all__ = ["REQUEST_ID", "Form", "configure", "write_down"]
+
+Form = Literal["text", "json"]
+
+REQUEST_ID: ContextVar[str | None] = ContextVar("blora_request_id", default=None)
+"""Of the request that is being served."""
+
+
+def configure(level: str, form: Form) -> None:
+    """Sends everything from this level on to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Json() if form == "json" else _Text())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+def write_down(logger: logging.Logger, outcome: str, **fields: Any) -> None:
+    """A line about a request: how it ended, and what is known of it."""
+    known = {name: value for name, value in fields.items() if value is not None}
+    logger.info(outcome, extra={"fields": {"request_id": REQUEST_ID.get(), **known}})
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+class _Text(logging.Formatter):
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = getattr(record, "fields", {})
+        return " ".join([super().format(record), *(f"{name}={value}" for name, value in fields.items())])
