@@ -1,6 +1,7 @@
 """The model in this process: one thread packs, another computes, the event loop does neither."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,8 @@ from server.registry import AdapterHandle
 from server.settings import Settings
 
 __all__ = ["TorchEngine"]
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -87,7 +90,7 @@ class TorchEngine:
 
     async def run(self, jobs: Sequence[Job]) -> list[Tensor]:
         """See Engine."""
-        return await _in(self._computing, partial(self._score, jobs))
+        return await _in(self._computing, partial(self._score_what_fits, jobs))
 
     async def load_adapter(self, path: Path, name: str) -> AdapterHandle:
         """See Engine."""
@@ -160,6 +163,18 @@ class TorchEngine:
         )
         job = Job(handle, row, handle.config.sampling.n_samples, seed=None, stop=None)
         self._score([job])
+
+    def _score_what_fits(self, jobs: Sequence[Job]) -> list[Tensor]:
+        """`_score`, in halves as long as the device's memory does not suffice for all at once."""
+        try:
+            return self._score(jobs)
+        except torch.OutOfMemoryError:
+            if len(jobs) == 1:
+                raise
+        logger.warning("The device has no memory for %d inputs at once; lower --max-batch-tokens", len(jobs))
+        torch.cuda.empty_cache()  # nothing where there is no GPU
+        middle = len(jobs) // 2
+        return self._score_what_fits(jobs[:middle]) + self._score_what_fits(jobs[middle:])
 
     def _score(self, jobs: Sequence[Job]) -> list[Tensor]:
         """Probabilities (s, C) of each job, under all of its S draws or as many as its decision takes."""

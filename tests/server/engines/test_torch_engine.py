@@ -242,6 +242,29 @@ async def test_an_adapter_that_overflows_is_named_and_its_neighbour_can_be_asked
     assert alone.isfinite().all()
 
 
+async def test_a_batch_that_the_device_has_no_memory_for_goes_in_halves(
+    asking: Asking, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    jobs = [await asking.job("x" * i) for i in range(1, 8)]
+    expected = await asking.engine.run(jobs)
+    real, sizes = Branches.score, list[int]()
+
+    def small(self: Branches, picked: Any, *args: Any, **options: Any) -> torch.Tensor:
+        sizes.append(len(picked))
+        if len(picked) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, picked, *args, **options)
+
+    monkeypatch.setattr(Branches, "score", small)
+    for probs, alone in zip(await asking.engine.run(jobs), expected, strict=True):
+        assert torch.allclose(probs, alone, atol=1e-5)
+    assert sizes == [7, 3, 1, 2, 4, 2, 2]
+    assert "no memory for 7 inputs" in caplog.text
+    monkeypatch.setattr(Branches, "score", lambda *args, **options: small(args[0], range(3)))
+    with pytest.raises(torch.OutOfMemoryError):
+        await asking.engine.run(jobs[:1])
+
+
 def poisoned(bank: SampleBank) -> SampleBank:
     factors = {name: Factors(f.A * torch.nan, f.B) for name, f in bank.draws.factors.items()}
     return dataclasses.replace(bank, draws=Draws(factors, bank.draws.scaling, bank.n_samples))
