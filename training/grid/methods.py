@@ -1,16 +1,17 @@
 """The methods of a benchmark: each turns the training rows into draws of LoRA factors.
 
-All adapt the same modules at the same rank and see the same rows for the same number of epochs, each of several modes
-or members included; the epoch is chosen on the same validation rows. Laplace and TFB find their width on 128 of these.
+All adapt the same modules at the same rank and see the same rows for the same number of epochs, each member of
+an ensemble included; the epoch is chosen on the same validation rows. Laplace and TFB find their width on 128 of these.
 """
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from blora.config import PosteriorConfig
 from blora.posterior.bank import SampleBank
+from blora.posterior.inject import layer_index
 from blora.posterior.mode import MakeFactor
 from blora.posterior.noise import generator_of
 from blora.posterior.posterior import Posterior
@@ -83,14 +84,14 @@ def _work_dir(bench: Bench, name: str, seed: int) -> Path:
 
 
 def _fit(
-    bench: Bench, name: str, seed: int, posterior: Posterior, settings: dict[str, float], passes: int = 1
+    bench: Bench, name: str, seed: int, posterior: Posterior, settings: dict[str, float]
 ) -> tuple[Fitted, dict[str, object]]:
-    """Fits a posterior in place, for the bench's epochs times `passes`; a killed run goes on from its last epoch."""
+    """Fits a posterior in place, for the bench's epochs; a killed run goes on from its last epoch."""
     config = TrainConfig(
         work_dir=_work_dir(bench, name, seed),
-        epochs=passes * bench.epochs,
+        epochs=bench.epochs,
         seed=seed,
-        patience=passes * bench.epochs,
+        patience=bench.epochs,
         **settings,  # type: ignore[arg-type]
     )
     about: dict[str, object] = {"posterior": asdict(posterior.config), "training": _plain(config)}
@@ -136,14 +137,16 @@ def _posterior(
     name: str,
     config: PosteriorConfig,
     make: Callable[[int], MakeFactor] | None = None,
-    passes: int = 1,
+    top_layers: int | None = None,
     **settings: float,
 ) -> Make:
-    """A method that fits a posterior and draws from it."""
+    """A method that fits a posterior, in so many of the top layers or in all adapted ones, and draws from it."""
 
     def train(bench: Bench, seed: int) -> dict[str, Trained]:
-        posterior = Posterior(bench.modules, config, seed, make=make(seed) if make is not None else None)
-        fitted, about = _fit(bench, name, seed, posterior, settings, passes)
+        adapted = sorted({layer_index(module) or 0 for module in bench.modules})
+        form = replace(config, bayesian_layers=tuple(adapted[-top_layers:])) if top_layers is not None else config
+        posterior = Posterior(bench.modules, form, seed, make=make(seed) if make is not None else None)
+        fitted, about = _fit(bench, name, seed, posterior, settings)
         draws = SampleBank.draw(posterior, "in a benchmark", bench.n_samples, seed).draws
         return {name: Trained(draws, fitted.seconds, _n_parameters(posterior), about)}
 
@@ -227,11 +230,10 @@ METHODS = {
         Method("laplace", "Laplace", "laplace", _laplace),
         Method("bayesian", "Bayesian-LoRA", "bayesian", _posterior("bayesian", PosteriorConfig())),
         Method(
-            "bayesian_modes",
-            "Bayesian-LoRA, 3 modes",
-            "bayesian_modes",
-            _posterior("bayesian_modes", PosteriorConfig(modes=3), passes=3),
-            single_model=False,
+            "bayesian_top",
+            "Bayesian-LoRA, top 2 layers",
+            "bayesian_top",
+            _posterior("bayesian_top", PosteriorConfig(), top_layers=2),
         ),
         Method("ensemble", "ensemble of 3 LoRAs", "ensemble", _ensemble, single_model=False, seeded=False),
     )

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from training.report.document import NONE, Cell, Table
-from training.report.study import BAYESIAN, TREATMENTS, Entry, Study, shared, spread
+from training.report.study import BAYESIAN, OURS, TREATMENTS, Entry, Study, shared, spread
 
 __all__ = ["Verdict", "verdict_table", "verdicts"]
 
@@ -100,7 +100,7 @@ def _calibrated(case: _Case) -> Verdict:
 def _best(case: _Case, name: str, heading: str) -> Verdict:
     """Against the single-model baseline, in either treatment, that leaves ours the least room."""
     criterion = f"{heading} of {case.dataset} at most that of every single-model baseline"
-    rivals = [e for e in case.study.entries if e.method.single_model and e.method.name != BAYESIAN]
+    rivals = [e for e in case.study.entries if e.method.single_model and e.method.name not in OURS]
     found = [case.against(rival, tempered, name) for rival in rivals for tempered in TREATMENTS]
     compared = [comparison for comparison in found if comparison is not None]
     if not compared:
