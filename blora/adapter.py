@@ -31,7 +31,7 @@ from blora.posterior.inject import inject, layer_index, linear_modules
 from blora.posterior.layer import LoraLinear
 from blora.posterior.posterior import Posterior
 
-__all__ = ["Adapter", "attach", "check_output", "load_adapter", "save_adapter"]
+__all__ = ["Adapter", "attach", "check_output", "load_adapter", "peft_config", "peft_tensors", "save_adapter"]
 
 CONFIG_FILE = "bayesian_config.json"
 POSTERIOR_FILE = "posterior.safetensors"
@@ -101,8 +101,8 @@ def save_adapter(path: Path, posterior: Posterior, config: AdapterConfig, base: 
         save_file(tensors, partial / POSTERIOR_FILE, metadata={"format": "pt"})
         with torch.no_grad():
             mean = posterior.mean()
-        save_file(_peft_tensors(mean), partial / WEIGHTS_FILE, metadata={"format": "pt"})
-        _peft_config(config, base).save_pretrained(str(partial))
+        save_file(peft_tensors(mean), partial / WEIGHTS_FILE, metadata={"format": "pt"})
+        peft_config(config, base, n_modes=config.posterior.modes).save_pretrained(str(partial))
         (partial / CONFIG_FILE).write_text(json.dumps(config.to_dict(), indent=2) + "\n")
         (partial / CARD_FILE).write_text(model_card(config, path.name))
         for file in partial.iterdir():
@@ -206,7 +206,7 @@ def _check_peft_config(file: Path, config: AdapterConfig, base: BaseModel) -> No
         found = json.loads(file.read_text())
     except (ValueError, RecursionError) as exc:
         raise AdapterError(f"got {file}, which is not JSON ({exc}); restore it or train again") from exc
-    expected = _peft_config(config, base).to_dict()  # type: ignore[no-untyped-call]
+    expected = peft_config(config, base, n_modes=config.posterior.modes).to_dict()  # type: ignore[no-untyped-call]
     for name in PEFT_SETTINGS:
         wanted, got = (_plain(values.get(name)) for values in (expected, found if isinstance(found, dict) else {}))
         if wanted != got:
@@ -220,7 +220,7 @@ def _plain(value: object) -> object:
 
 def _check_mean(file: Path, posterior: Posterior) -> None:
     try:
-        expected = _peft_tensors(posterior.mean())
+        expected = peft_tensors(posterior.mean())
     except NumericalError as exc:
         raise AdapterError(f"got a posterior without a mean ({exc}); train again") from exc
     for name, tensor in read_tensors(file, expected).items():
@@ -249,15 +249,17 @@ def _disk_name(key: str, n_modes: int) -> str:
     return name if n_modes == 1 else f"mode.{mode}.{name}"
 
 
-def _peft_tensors(mean: Draws) -> dict[str, Tensor]:
+def peft_tensors(draw: Draws) -> dict[str, Tensor]:
+    """One draw, or a mean, under PEFT's names."""
     tensors = {}
-    for name, factors in mean.factors.items():
+    for name, factors in draw.factors.items():
         tensors[tensor_name(name, "A")] = factors.A[0].contiguous()
         tensors[tensor_name(name, "B")] = factors.B[0].contiguous()
     return tensors
 
 
-def _peft_config(config: AdapterConfig, base: BaseModel) -> LoraConfig:
+def peft_config(config: AdapterConfig, base: BaseModel, *, n_modes: int) -> LoraConfig:
+    """PEFT's settings for the mean of so many modes, which has the rank of all together."""
     layers = sorted({index for name in config.modules if (index := layer_index(name)) is not None})
     whole = len(layers) == base.model.config.get_text_config().num_hidden_layers
     first = base.model.get_submodule(next(iter(config.modules)))
@@ -266,8 +268,8 @@ def _peft_config(config: AdapterConfig, base: BaseModel) -> LoraConfig:
         task_type="CAUSAL_LM",
         base_model_name_or_path=config.base_model.id,
         revision=config.base_model.revision,
-        r=config.posterior.modes * config.posterior.rank,  # the mean of several modes has the rank of all together
-        lora_alpha=config.posterior.modes * config.posterior.alpha,  # type: ignore[arg-type]  # it need not be whole
+        r=n_modes * config.posterior.rank,
+        lora_alpha=n_modes * config.posterior.alpha,  # type: ignore[arg-type]  # it need not be whole
         lora_dropout=0.0,
         target_modules=list(config.target_modules),
         layers_to_transform=None if whole else layers,

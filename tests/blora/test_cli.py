@@ -15,6 +15,7 @@ COMMANDS = (
     "benchmark",
     "calibrate",
     "evaluate",
+    "export",
     "key",
     "predict",
     "report",

@@ -1,0 +1,52 @@
+"""Posterior draws as ordinary LoRA folders, for engines that know nothing of posteriors.
+
+What averages their probabilities gets the posterior predictive: draw s here is draw s of the server's sample bank.
+"""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from blora.adapter import Adapter, peft_config, peft_tensors
+from blora.base_model import BaseModel
+from blora.errors import AdapterError
+from blora.lora import WEIGHTS_FILE
+from blora.posterior.bank import SampleBank
+
+__all__ = ["export_draws"]
+
+
+def export_draws(adapter: Adapter, base: BaseModel, output: Path, n_samples: int) -> list[Path]:
+    """Writes draw-000, draw-001 ... below a folder, which appears complete or not at all.
+
+    Args:
+        adapter: whose posterior.
+        base: the model it belongs to.
+        output: the folder, which must not exist.
+        n_samples: S; draws nest, so that fewer are the first of more.
+
+    Returns:
+        The S folders, each a LoRA that PEFT and vLLM load.
+
+    Raises:
+        AdapterError: if the folder exists.
+    """
+    if output.exists():
+        raise AdapterError(f"got {output}, which exists, expected a new folder: name another, or remove it")
+    seed = adapter.config.sampling.seed
+    draws = SampleBank.draw(adapter.posterior, adapter.digest, n_samples, seed).draws
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}-"))
+    names = [f"draw-{s:03d}" for s in range(n_samples)]
+    try:
+        for s, name in enumerate(names):
+            (partial / name).mkdir()
+            save_file(peft_tensors(draws.part(s, s + 1)), partial / name / WEIGHTS_FILE, metadata={"format": "pt"})
+            peft_config(adapter.config, base, n_modes=1).save_pretrained(str(partial / name))
+        partial.chmod(0o755)
+        partial.replace(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return [output / name for name in names]
