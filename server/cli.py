@@ -77,10 +77,14 @@ def _listen(host: str, port: int) -> socket.socket:
 async def _serve(settings: "Settings", listener: socket.socket) -> int:
     import uvicorn
 
+    from blora.errors import ConfigError
     from server.app import create_app
     from server.shutdown import DrainingServer
 
-    app = create_app(settings)
+    try:
+        app = create_app(settings)
+    except ConfigError as exc:
+        return _give_up(str(exc))
     service: Service = app.state.service
     server = DrainingServer(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on"), service)
     announcing = asyncio.create_task(_announce(service, server, listener.getsockname()[1]))

@@ -12,9 +12,12 @@ from blora.decision.drift import DriftWindow
 from blora.decision.promise import Promise
 from server.errors import FeedbackConflictError, UnknownPredictionError
 from server.metrics import Metrics
-from server.registry import AdapterHandle
+from server.registry import AdapterHandle, Registry
 
 __all__ = ["Feedback"]
+
+
+_Contents = tuple[str, str]
 
 
 @dataclass(slots=True)
@@ -22,13 +25,13 @@ class _Entry:
     """One prediction, waiting for its outcome.
 
     Attributes:
-        handle: the adapter that made it.
+        adapter: name and digest of the adapter that made it.
         leader: salted hash of its leading choice.
         target_risk: what was promised of it; None where it was withheld, or nothing was proved.
         label: salted hash of the outcome, once there is one.
     """
 
-    handle: AdapterHandle
+    adapter: "_Contents"
     leader: bytes
     target_risk: float | None
     label: bytes | None = None
@@ -39,16 +42,18 @@ class Feedback:
 
     Args:
         metrics: that show it.
+        registry: whose adapters are watched; what others have said before is of no interest any more.
         capacity: how many predictions wait for an outcome; the oldest are forgotten first.
     """
 
-    def __init__(self, metrics: Metrics, capacity: int) -> None:
+    def __init__(self, metrics: Metrics, registry: Registry, capacity: int) -> None:
         self._metrics = metrics
+        self._registry = registry
         self._capacity = capacity
         self._salt = secrets.token_bytes(16)
         self._waiting: OrderedDict[str, _Entry] = OrderedDict()
-        self._promises: dict[tuple[str, float], Promise] = {}
-        self._windows: dict[str, DriftWindow] = {}
+        self._promises: dict[tuple[_Contents, float], Promise] = {}
+        self._windows: dict[_Contents, DriftWindow] = {}
 
     def predicted(
         self,
@@ -68,11 +73,14 @@ class Feedback:
             target_risk: the risk that was promised of the answer, None where there was no answer or no promise.
             predictive_entropy: in nats, None where the question is not like those of the calibration.
         """
-        self._waiting[prediction_id] = _Entry(handle, self._hash(leader), target_risk)
+        if self._registry.get(handle.name) is not handle:
+            return
+        adapter = handle.name, handle.digest
+        self._waiting[prediction_id] = _Entry(adapter, self._hash(leader), target_risk)
         while len(self._waiting) > self._capacity:
             self._waiting.popitem(last=False)
         if handle.calibration is not None and predictive_entropy is not None:
-            window = self._windows.setdefault(handle.digest, DriftWindow(handle.calibration.entropy))
+            window = self._windows.setdefault(adapter, DriftWindow(handle.calibration.entropy))
             window.add(predictive_entropy)
             if window.due and (index := window.index()) is not None:
                 self._metrics.drifted(handle.name, index)
@@ -102,17 +110,19 @@ class Feedback:
             return correct
         entry.label = hashed
         if entry.target_risk is not None:
-            key = entry.handle.digest, entry.target_risk
-            promise = self._promises.setdefault(key, Promise(entry.target_risk))
+            promise = self._promises.setdefault((entry.adapter, entry.target_risk), Promise(entry.target_risk))
             promise.add(wrong=not correct)
-            self._metrics.outcome(entry.handle.name, promise, correct=correct)
+            self._metrics.outcome(entry.adapter[0], promise, correct=correct)
         return correct
 
     def forget(self, handle: AdapterHandle) -> None:
-        """An adapter was unloaded; its waiting predictions leave with time."""
-        self._windows.pop(handle.digest, None)
-        for key in [key for key in self._promises if key[0] == handle.digest]:
+        """An adapter was unloaded: its predictions wait for nothing any more."""
+        adapter = handle.name, handle.digest
+        self._windows.pop(adapter, None)
+        for key in [key for key in self._promises if key[0] == adapter]:
             del self._promises[key]
+        for prediction_id in [one for one, entry in self._waiting.items() if entry.adapter == adapter]:
+            del self._waiting[prediction_id]
 
     def _hash(self, text: str) -> bytes:
         return hashlib.blake2b(text.strip().encode(), key=self._salt, digest_size=16).digest()

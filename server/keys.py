@@ -57,13 +57,13 @@ class Keys:
         return found
 
     def _refresh(self) -> None:
-        """A file that has become unreadable takes nobody's key away, and gives nobody one."""
+        """A file that is gone or garbled takes nobody's key away, and gives nobody one; an empty one takes all away."""
         stamp = _stamp(self._file)
         if stamp == self._stamp:
             return
         self._stamp = stamp
         try:
-            self._keys = _read(self._file)
+            self._keys = _read(self._file, allow_none=True)
         except ConfigError as exc:
             logger.error("Keys stay as they were: %s", exc)
 
@@ -95,7 +95,7 @@ def _stamp(file: Path) -> tuple[int, int] | None:
     return found.st_mtime_ns, found.st_ino
 
 
-def _read(file: Path) -> dict[str, Key]:
+def _read(file: Path, *, allow_none: bool = False) -> dict[str, Key]:
     try:
         lines = file.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as exc:
@@ -113,6 +113,6 @@ def _read(file: Path) -> dict[str, Key]:
         if found["digest"] in keys or found["name"] in {key.name for key in keys.values()}:
             raise ConfigError(f"got key {found['name']!r} twice in {file}, expected it once: remove a line")
         keys[found["digest"]] = Key(found["name"], cast(Scope, found["scope"]))
-    if not keys:
+    if not keys and not allow_none:
         raise ConfigError(f"got key file {file} without a key, expected at least one: make one with `blora key`")
     return keys

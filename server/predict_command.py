@@ -13,7 +13,8 @@ __all__ = ["SUMMARY", "main"]
 
 SUMMARY = "answer a file of questions"
 # Nobody waits for any single row.
-PATIENT = {"timeout_s": 1e9, "max_queue_tokens": 2**40, "max_queue_requests": 2**20}
+PATIENT = {"timeout_s": 1e9, "max_queue_tokens": 2**40, "max_queue_requests": 2**20, "n_samples_cap": 2**20}
+INCOMPLETE = 3
 
 
 def _parser() -> ArgumentParser:
@@ -21,6 +22,7 @@ def _parser() -> ArgumentParser:
         "blora predict",
         description=f"{SUMMARY}: a line of JSON for each row, with `prediction` or `error`. A run that was interrupted "
         "goes on where it was when it is given again.",
+        epilog=f"Exit code: 0 where all rows have answers, {INCOMPLETE} where some have errors, 1 where it failed.",
         formatter_class=ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("input", type=Path, help=".jsonl, .csv or .parquet; a row has a prompt, question or messages")
@@ -60,7 +62,7 @@ def main(argv: list[str]) -> int:
         base_model=arguments.base_model,
         device=arguments.device,
         dtype=arguments.dtype,
-        adapters=(arguments.adapter,),
+        adapters=(f"adapter={arguments.adapter}",),
         max_batch_tokens=arguments.max_batch_tokens,
         max_prompt_tokens=2**31,
         **PATIENT,  # type: ignore[arg-type]
@@ -72,8 +74,10 @@ def main(argv: list[str]) -> int:
                 settings, TorchEngine(settings), questions, arguments.output, fields=fields, done=progress.update
             )
         )
-    print(f"{arguments.output} has the answers to {n_rows} rows")
-    return 0
+    with arguments.output.open(encoding="utf-8") as lines:
+        n_errors = sum(line.partition(",")[2].startswith(' "error"') for line in lines)
+    print(f"{arguments.output} has the answers to {n_rows - n_errors} of {n_rows} rows, and errors for {n_errors}")
+    return INCOMPLETE if n_errors else 0
 
 
 def _fields(arguments: Namespace) -> dict[str, Any]:
@@ -97,6 +101,8 @@ def _claim(arguments: Namespace, fields: dict[str, Any]) -> None:
     """
     if not arguments.input.is_file():
         raise ConfigError(f"got {arguments.input}, expected an existing file")
+    if not Path(arguments.adapter).is_dir():
+        raise ConfigError(f"got adapter {arguments.adapter}, expected an existing directory")
     about = {
         "input": [arguments.input.name, arguments.input.stat().st_size],
         "adapter": hashlib.sha256(b"".join(sorted(map(_content, Path(arguments.adapter).glob("*"))))).hexdigest(),

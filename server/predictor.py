@@ -61,7 +61,7 @@ class Predictor:
     ) -> None:
         self.model = model
         self.registry = registry
-        self.feedback = Feedback(metrics, settings.max_feedback_predictions)
+        self.feedback = Feedback(metrics, registry, settings.max_feedback_predictions)
         self._engine = engine
         self._batcher = batcher
         self._metrics = metrics

@@ -17,7 +17,7 @@ ASKED = ("prompt", "messages", "choices")
 def read_questions(file: Path) -> Iterator[dict[str, Any]]:
     """The question of each row, as `POST /v1/predict` takes it; a row that is no object has none.
 
-    In CSV and Parquet, choices may be one text, separated by |.
+    Where a column holds text alone, choices may be one, separated by |, and choices and messages JSON.
 
     Raises:
         DataError: if the file cannot be read as what its name says.
@@ -38,22 +38,31 @@ def _question(row: object) -> dict[str, Any]:
     found = {name: row[name] for name in ASKED if row.get(name) not in (None, "")}
     if "question" in row and not {"prompt", "messages"} & found.keys():
         found["prompt"] = row["question"]
+    for name in ("choices", "messages"):
+        if isinstance(found.get(name), str) and found[name].lstrip().startswith("["):
+            found[name] = _parsed(found[name])
     if isinstance(found.get("choices"), str):
         found["choices"] = [choice.strip() for choice in found["choices"].split("|")]
     return found
 
 
+def _parsed(text: str) -> object:
+    """What a text says in JSON, the text itself where it says nothing."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
 def _json_lines(file: Path) -> Iterator[object]:
-    with file.open(encoding="utf-8") as lines:
+    with file.open(encoding="utf-8-sig") as lines:
         for line in lines:
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                yield None
+            if line.strip():
+                yield _parsed(line)
 
 
 def _csv(file: Path) -> Iterator[object]:
-    with file.open(encoding="utf-8", newline="") as lines:
+    with file.open(encoding="utf-8-sig", newline="") as lines:
         yield from csv.DictReader(lines)
 
 

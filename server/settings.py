@@ -65,8 +65,8 @@ class Settings(BaseSettings):
 
     n_samples_cap: int = Field(64, description="Most posterior draws that one request may ask for.", ge=1)
     max_batch_tokens: int = Field(4096, description="Most padded tokens x draws in one forward pass.", ge=1)
-    prefix_cache_tokens: int = Field(
-        2048, description="Most tokens of common prompt beginnings to remember; 0 remembers none.", ge=0
+    prefix_cache_mib: int = Field(
+        256, description="Most memory for what prompts begin with, in MiB; 0 remembers nothing.", ge=0
     )
     max_queue_tokens: int = Field(1048576, description="Most tokens x draws waiting; beyond it requests get 429.", ge=1)
     max_queue_requests: int = Field(1024, description="Most inputs waiting; beyond it requests get 429.", ge=1)

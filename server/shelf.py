@@ -47,8 +47,9 @@ class Shelf:
             TooLargeError: if its files are too large.
             AdapterConflictError: if the name is taken by other contents, or there are too many adapters already.
         """
-        folder = self._folder(path)
+        root = self._enabled()
         async with self._one_at_a_time:
+            folder = await asyncio.to_thread(self._folder, root, path)
             taken = self._registry.get(name)
             most = self._settings.max_adapters
             if taken is None and len(self._registry) >= most:
@@ -57,21 +58,29 @@ class Shelf:
                 )
             try:
                 handle = await self._engine.load_adapter(folder, name)
-                check_draws(handle, self._settings.n_samples_cap)
-                if taken is None:
-                    self._registry.add(handle)
             except BloraError as exc:
-                raise InvalidRequestError(str(exc), code="invalid_adapter", param="path") from exc
-            if taken is None:
-                self._metrics.adapter_loaded(handle)
-                return handle, True
-            if taken.digest != handle.digest:
+                raise _invalid(exc) from exc
+            try:
+                if taken is None:
+                    self._add(handle)
+            finally:
+                if self._registry.get(name) is not handle:
+                    await self._engine.forget(handle)
+            if taken is not None and (taken.digest, taken.calibration) != (handle.digest, handle.calibration):
                 raise AdapterConflictError(
-                    f"got another adapter {name!r}, {handle.digest}, than the one that is loaded, {taken.digest}, "
-                    "expected the same contents or another name: unload the old one first",
+                    f"got another adapter {name!r}, or another calibration of it, than the one that is loaded, "
+                    f"{taken.digest}, expected the same or another name: unload the old one first",
                     param="name",
                 )
-            return taken, False
+            return taken or handle, taken is None
+
+    def _add(self, handle: AdapterHandle) -> None:
+        try:
+            check_draws(handle, self._settings.n_samples_cap)
+            self._registry.add(handle)
+        except BloraError as exc:
+            raise _invalid(exc) from exc
+        self._metrics.adapter_loaded(handle)
 
     async def unload(self, name: str) -> None:
         """Takes no more requests for it; those in flight finish on it.
@@ -80,26 +89,36 @@ class Shelf:
             ForbiddenError: if the server's adapters are fixed.
             UnknownAdapterError: if there is none of that name.
         """
-        self._check_enabled()
+        self._enabled()
         async with self._one_at_a_time:
             handle = self._registry.remove(name)
             self._metrics.adapter_unloaded(handle)
             self._feedback.forget(handle)
             await self._engine.forget(handle)
 
-    def _check_enabled(self) -> Path:
+    def _enabled(self) -> Path:
+        """The folder below which adapters lie."""
         root = self._settings.adapter_root
         if root is None:
             raise ForbiddenError("got a change of adapters, expected none: they are fixed without --adapter-root")
-        return root
+        return root.resolve()
 
-    def _folder(self, path: str) -> Path:
+    def _folder(self, root: Path, path: str) -> Path:
         """The adapter's folder, of which no part lies outside the root, whatever its links say."""
-        root = self._check_enabled().resolve()
-        folder = (root / path).resolve()
-        files = [folder, *folder.rglob("*")] if folder.is_dir() else [folder]
-        if not all(file.resolve().is_relative_to(root) for file in files):
-            raise ForbiddenError("got a path that leads out of --adapter-root, expected one below it", param="path")
+        outside = ForbiddenError("got a path that leads out of --adapter-root, expected one below it", param="path")
+        try:
+            folder = (root / path).resolve()
+            if not folder.is_relative_to(root):
+                raise outside
+            files = [folder, *folder.rglob("*")] if folder.is_dir() else [folder]
+            if not all(file.resolve().is_relative_to(root) for file in files):
+                raise outside
+        except (OSError, RuntimeError, ValueError) as exc:  # a loop of links, a name that no file can have
+            raise InvalidRequestError(
+                f"got a path that leads nowhere ({exc}), expected an adapter's folder",
+                code="invalid_adapter",
+                param="path",
+            ) from exc
         size = sum(file.stat().st_size for file in files if file.is_file())
         if size > self._settings.max_adapter_bytes:
             raise TooLargeError(
@@ -109,6 +128,10 @@ class Shelf:
                 param="path",
             )
         return folder
+
+
+def _invalid(exc: BloraError) -> InvalidRequestError:
+    return InvalidRequestError(str(exc), code="invalid_adapter", param="path")
 
 
 def check_draws(handle: AdapterHandle, cap: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar, overload
 import httpx
 
 from blora.client.answers import Answer, Outcome, Prediction
-from blora.client.errors import ClientError, DeadlineError, UnreachableError
+from blora.client.errors import ClientError, DeadlineError, MalformedAnswerError, UnreachableError
 from blora.client.exchange import Messages, check, question, read
 from blora.client.policies import AbstainPolicy
 from blora.client.retries import Retries
@@ -124,6 +124,8 @@ class AsyncClient:
             deadline_s: seconds for each question from when it is sent.
             fields: as for `predict`, for all questions; a body's own win.
         """
+        if max_in_flight < 1:
+            raise ValueError(f"got max_in_flight={max_in_flight}, expected at least 1")
         found: dict[int, Prediction | ClientError] = {}
         waiting = enumerate(asked)
 
@@ -145,7 +147,7 @@ class AsyncClient:
         try:
             async with asyncio.timeout(deadline_s):
                 return (await self._http.get("/readyz")).is_success
-        except (TimeoutError, httpx.TransportError):
+        except (TimeoutError, httpx.RequestError):
             return False
 
     async def feedback(self, prediction: Prediction | str, label: str, *, deadline_s: float | None = None) -> bool:
@@ -199,7 +201,12 @@ class AsyncClient:
     async def _send(self, path: str, body: dict[str, Any], kind: type[A]) -> A:
         try:
             response = await self._http.post(path, json=body)
-        except httpx.TransportError as exc:
+        except httpx.DecodingError as exc:
+            raise MalformedAnswerError(
+                f"got an answer from {self._http.base_url} that cannot be decoded ({exc}), expected one of a blora "
+                "server: check the address, and what stands in between"
+            ) from exc
+        except httpx.RequestError as exc:
             raise UnreachableError(
                 f"got no connection to {self._http.base_url} that lasted ({type(exc).__name__}: {exc}), expected a "
                 "server there: check the address, and whether it runs"

@@ -22,7 +22,7 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("prompt", help="the question; - reads it from standard input")
     parser.add_argument("--url", default=os.environ.get("BLORA_URL", "http://127.0.0.1:8000"), help="of the server")
-    parser.add_argument("--api-key", default=os.environ.get("BLORA_API_KEY"), help="sent as a bearer token")
+    parser.add_argument("--api-key", help="sent as a bearer token (default: the variable BLORA_API_KEY)")
     parser.add_argument("--adapter", help="name, or name@sha256:... (default: the server's)")
     parser.add_argument("--choices", help="possible answers separated by | (default: the adapter's)")
     parser.add_argument("--n-samples", type=int, help="posterior draws (default: the adapter's)")
@@ -43,8 +43,9 @@ def main(argv: list[str]) -> int:
     policy = {
         name: value for name in ("target_risk", "min_confidence") if (value := getattr(arguments, name)) is not None
     }
+    api_key = arguments.api_key or os.environ.get("BLORA_API_KEY")
     retries = Retries(most=MOST_RETRIES)
-    with Client(arguments.url, api_key=arguments.api_key, deadline_s=arguments.deadline_s, retries=retries) as client:
+    with Client(arguments.url, api_key=api_key, deadline_s=arguments.deadline_s, retries=retries) as client:
         prediction = client.predict(
             sys.stdin.read() if arguments.prompt == "-" else arguments.prompt,
             adapter=arguments.adapter,

@@ -7,6 +7,7 @@ from blora.client.errors import ClientError, OverloadedError, UnavailableError, 
 
 __all__ = ["Retries"]
 
+MOST_DOUBLINGS = 30
 WORTH_ANOTHER = (OverloadedError, UnavailableError, UnreachableError)
 
 
@@ -33,5 +34,6 @@ class Retries:
         """
         if n_tries > self.most or not isinstance(failure, WORTH_ANOTHER):
             return None
-        spread = random.uniform(0, min(self.longest_wait_s, self.first_wait_s * 2 ** (n_tries - 1)))
+        doublings = min(n_tries - 1, MOST_DOUBLINGS)
+        spread = random.uniform(0, min(self.longest_wait_s, self.first_wait_s * 2**doublings))
         return (failure.retry_after_s or 0.0) + spread

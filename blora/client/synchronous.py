@@ -7,6 +7,7 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from concurrent.futures import CancelledError
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
@@ -70,10 +71,10 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Closes the connections; the client is of no use afterwards."""
+        """Closes the connections and ends calls of other threads; the client is of no use afterwards."""
         if self._loop.is_closed():
             return
-        self._run(self._client.aclose())
+        self._run(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -127,10 +128,23 @@ class Client:
         """Whether the server takes questions now."""
         return self._run(self._client.ready(deadline_s=deadline_s))
 
+    async def _end(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._client.aclose()
+
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        closed = ClientError("got a call on a client that was closed, expected an open one: make a new one")
+        if self._loop.is_closed():
+            work.close()
+            raise closed
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
+        except CancelledError:
+            raise closed from None
         except BaseException:
             future.cancel()  # the caller was interrupted; a call that failed is over anyway
             raise

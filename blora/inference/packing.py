@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 LABELS = string.ascii_uppercase
+REMEMBERED_PER_TOKEN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,12 @@ class PackedBatch:
     divisor: Tensor
     is_choice: Tensor
     states: States | None
+
+    @property
+    def padded_tokens(self) -> int:
+        """As `padded_tokens` of its rows."""
+        n_rows, width = self.input_ids.shape
+        return n_rows * (width + (self.attention_mask.shape[-1] - width) // REMEMBERED_PER_TOKEN)
 
 
 def pack(
@@ -222,9 +229,13 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> 
 
 
 def padded_tokens(rows: Sequence[PackedRow]) -> int:
-    """Size of the rectangle that `collate` makes of these rows, in tokens."""
+    """Size of the rectangle that `collate` makes of these rows, in tokens, four remembered ones counting as one.
+
+    Nothing is computed for these, but their keys and values are copied.
+    """
     prompt = max(row.prompt_tokens for row in rows)
-    return len(rows) * (prompt + max(row.n_tokens - row.prompt_tokens for row in rows))
+    width = prompt + max(row.n_tokens - row.prompt_tokens for row in rows)
+    return len(rows) * (width + rows[0].n_past // REMEMBERED_PER_TOKEN)
 
 
 def by_length(rows: Sequence[PackedRow], max_tokens: int) -> Iterator[list[int]]:

@@ -75,6 +75,12 @@ class Prefix:
                     self._states = States(layer, states_below(model, layer, None, **self._inputs(1), cache=record))
             self._below = record.kept
 
+    def n_bytes(self, n_samples: int) -> int:
+        """Memory taken once so many draws are made."""
+        one = self.memory(0, 1).layers if self._branches else {}
+        above = sum(_size(pair) for layer, pair in one.items() if layer not in self._below)
+        return sum(map(_size, self._below.values())) + n_samples * above
+
     @property
     def below(self) -> Memory:
         """What rows remember in layers in which no draw differs from another."""
@@ -99,10 +105,9 @@ class Prefix:
             known = States(known.layer, known.values.expand(repeats, -1, -1))
         with use_draws(self._draws.part(self._made, stop)):
             self._run_to_head(record, known, repeats)
-        for layer, pair in record.kept.items():
-            before = self._above.get(layer)
-            self._above[layer] = pair if before is None else _joined(before, pair, 0)
-        self._made = stop
+        before = self._above
+        above = {layer: _joined(before[layer], pair, 0) if before else pair for layer, pair in record.kept.items()}
+        self._above, self._made = above, stop  # together, or not at all where the memory does not suffice
 
     def _run_to_head(self, record: "_Record", known: States | None, repeats: int) -> None:
         """Every layer from known states on; of the last one's output a position a row is the least there is."""
@@ -149,6 +154,10 @@ class _Recall(DynamicCache):
         keys, values = self._kept[layer_idx]
         kept = _spread(keys, len(key_states)), _spread(values, len(key_states))
         return _joined(kept, (key_states, value_states), -2)
+
+
+def _size(pair: KeysValues) -> int:
+    return sum(kept.numel() * kept.element_size() for kept in pair)
 
 
 def _joined(first: KeysValues, then: KeysValues, dim: int) -> KeysValues:

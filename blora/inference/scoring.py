@@ -164,7 +164,7 @@ def score_draws(
     Returns:
         (stop - start, B, C) float32, normalised over the choices; -inf where a row has no such choice.
     """
-    at_once = max(1, max_batch_tokens // batch.input_ids.numel()) if max_batch_tokens else stop - start
+    at_once = max(1, max_batch_tokens // batch.padded_tokens) if max_batch_tokens else stop - start
     scored = []
     for first in range(start, stop, at_once):
         last = min(first + at_once, stop)

@@ -1,6 +1,6 @@
 """What the prompts of an adapter begin with, noticed as they come and remembered while it is used."""
 
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Sequence
 from typing import cast
 
@@ -20,16 +20,38 @@ class Prefixes:
 
     Args:
         model: the base model; one that cannot be run in parts has none remembered.
-        max_tokens: bound of the tokens of all beginnings together.
+        max_bytes: bound of the memory of all beginnings together, each under all draws of its adapter's bank.
         max_batch_tokens: bound of tokens times draws of a forward pass.
     """
 
-    def __init__(self, model: PreTrainedModel, *, max_tokens: int, max_batch_tokens: int) -> None:
+    def __init__(self, model: PreTrainedModel, *, max_bytes: int, max_batch_tokens: int) -> None:
         self._model = model
-        self._max_tokens = max_tokens if runs_in_parts(model) else 0
+        self._max_bytes = max_bytes if runs_in_parts(model) else 0
         self._max_batch_tokens = max_batch_tokens
-        self._last: dict[str, tuple[int, ...]] = {}  # an adapter's most recent prompt, by digest
-        self._kept: OrderedDict[tuple[str, tuple[int, ...]], Prefix] = OrderedDict()
+        self._served: Counter[str] = Counter()  # adapters by digest
+        self._last: dict[str, tuple[int, ...]] = {}  # an adapter's most recent prompt
+        self._longest_kept: dict[str, int] = {}  # tokens, where the memory has been found to take no more
+        self._kept: OrderedDict[tuple[str, tuple[int, ...]], tuple[Prefix, int]] = OrderedDict()
+
+    def serve(self, digest: str) -> None:
+        """From now on its prompts are looked at."""
+        self._served[digest] += 1
+
+    def forget(self, digest: str) -> None:
+        """Takes `serve` back; with the last one goes all that its prompts begin with."""
+        self._served[digest] -= 1
+        if self._served[digest] > 0:
+            return
+        for known in (self._served, self._last, self._longest_kept):
+            known.pop(digest, None)
+        for key in [key for key in self._kept if key[0] == digest]:
+            del self._kept[key]
+
+    def clear(self) -> bool:
+        """Gives all memory back, and returns whether there was any."""
+        had_any = bool(self._kept)
+        self._kept.clear()
+        return had_any
 
     def split(self, jobs: Sequence[Job]) -> dict[Prefix | None, list[int]]:
         """Which jobs begin with what, the longest that is known of each; None: with nothing known.
@@ -37,7 +59,11 @@ class Prefixes:
         Only under draws of the adapter's bank, which recur. What recurs for the first time among these jobs is known
         for all of them.
         """
-        own = [place for place, job in enumerate(jobs) if job.in_bank and self._max_tokens >= MIN_PREFIX]
+        own = [
+            place
+            for place, job in enumerate(jobs)
+            if self._max_bytes and job.in_bank and self._served[job.handle.digest] > 0
+        ]
         for place in own:
             self._notice(jobs[place].handle, _prompt(jobs[place]))
         found: dict[Prefix | None, list[int]] = defaultdict(list)
@@ -45,22 +71,22 @@ class Prefixes:
             found[self._longest(job.handle.digest, _prompt(job)) if place in own else None].append(place)
         return found
 
-    def forget(self, digest: str) -> None:
-        """Everything that an adapter's prompts begin with."""
-        self._last.pop(digest, None)
-        for key in [key for key in self._kept if key[0] == digest]:
-            del self._kept[key]
-
     def _notice(self, handle: AdapterHandle, prompt: tuple[int, ...]) -> None:
         """Remembers what a prompt shares with the one before, if that is much more than what is remembered already."""
-        last, self._last[handle.digest] = self._last.get(handle.digest, ()), prompt
-        n_tokens = min(common_tokens([last, prompt]), self._max_tokens)
-        known = self._longest(handle.digest, prompt)
+        digest, bank = handle.digest, handle.bank
+        last, self._last[digest] = self._last.get(digest, ()), prompt
+        n_tokens = min(common_tokens([last, prompt]), self._longest_kept.get(digest, len(prompt)))
+        known = self._longest(digest, prompt)
         if n_tokens < MIN_PREFIX + (len(known.tokens) if known is not None else 0):
             return
-        tokens, draws = prompt[:n_tokens], handle.bank.draws
-        self._kept[handle.digest, tokens] = Prefix(self._model, tokens, draws, max_batch_tokens=self._max_batch_tokens)
-        while sum(len(tokens) for _, tokens in self._kept) > self._max_tokens:
+        tokens = prompt[:n_tokens]
+        prefix = Prefix(self._model, tokens, bank.draws, max_batch_tokens=self._max_batch_tokens)
+        n_bytes = prefix.n_bytes(bank.n_samples)
+        if n_bytes > self._max_bytes:
+            self._longest_kept[digest] = n_tokens * self._max_bytes // n_bytes
+            return
+        self._kept[digest, tokens] = prefix, n_bytes
+        while sum(n_bytes for _, n_bytes in self._kept.values()) > self._max_bytes:
             self._kept.popitem(last=False)
 
     def _longest(self, digest: str, prompt: tuple[int, ...]) -> Prefix | None:
@@ -73,7 +99,7 @@ class Prefixes:
             return None
         best = max(fits, key=lambda fit: len(fit[1]))
         self._kept.move_to_end(best)
-        return self._kept[best]
+        return self._kept[best][0]
 
 
 def _prompt(job: Job) -> tuple[int, ...]:

@@ -57,7 +57,7 @@ class TorchEngine:
         self._computing = ThreadPoolExecutor(1, "compute")
         self._base: BaseModel | None = None
         self._prefixes: Prefixes | None = None
-        self._probed: AdapterHandle | None = None
+        self._handles: list[AdapterHandle] = []
 
     async def load(self) -> Loaded:
         """See Engine."""
@@ -98,13 +98,14 @@ class TorchEngine:
 
     async def forget(self, handle: AdapterHandle) -> None:
         """See Engine."""
-        if self._prefixes is not None:
-            await _in(self._computing, partial(self._prefixes.forget, handle.digest))
+        self._handles.remove(handle)
+        assert self._prefixes is not None  # made before any handle
+        await _in(self._computing, partial(self._prefixes.forget, handle.digest))
 
     async def probe(self) -> None:
         """See Engine."""
-        assert self._probed is not None  # the first that was loaded answers for the model
-        await _in(self._computing, partial(self._probe, self._probed))
+        for handle in self._handles[:1]:  # any one answers for the model
+            await _in(self._computing, partial(self._probe, handle))
 
     async def close(self) -> None:
         """See Engine."""
@@ -124,10 +125,9 @@ class TorchEngine:
         check_packing(base)
         self._base = base
         self._prefixes = Prefixes(
-            base.model, max_tokens=settings.prefix_cache_tokens, max_batch_tokens=settings.max_batch_tokens
+            base.model, max_bytes=settings.prefix_cache_mib * 2**20, max_batch_tokens=settings.max_batch_tokens
         )
         adapters = tuple(self._load_adapter(source.path, source.name) for source in settings.adapter_sources)
-        self._probed = adapters[0]
         model = ModelInfo(
             name=base.name,
             id=base.ref.id,
@@ -145,6 +145,9 @@ class TorchEngine:
         attach(base, adapter)
         handle = _handle(base, adapter)
         self._probe(handle)
+        assert self._prefixes is not None  # made along with the base model
+        self._prefixes.serve(handle.digest)
+        self._handles.append(handle)
         return handle
 
     def _probe(self, handle: AdapterHandle) -> None:
@@ -169,10 +172,13 @@ class TorchEngine:
         try:
             return self._score(jobs)
         except torch.OutOfMemoryError:
-            if len(jobs) == 1:
+            assert self._prefixes is not None  # made along with the base model
+            if not self._prefixes.clear() and len(jobs) == 1:
                 raise
         logger.warning("The device has no memory for %d inputs at once; lower --max-batch-tokens", len(jobs))
         torch.cuda.empty_cache()  # nothing where there is no GPU
+        if len(jobs) == 1:
+            return self._score_what_fits(jobs)
         middle = len(jobs) // 2
         return self._score_what_fits(jobs[:middle]) + self._score_what_fits(jobs[middle:])
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from blora.errors import ShapeError
+from blora.inference import prefix as prefix_module
 from blora.inference import scoring
 from blora.inference.branches import Branches, score_all
 from blora.inference.fork import keep_whole, runs_in_parts
@@ -91,6 +92,38 @@ def test_draws_that_are_made_one_after_the_other_are_those_made_at_once() -> Non
             assert some[0].shape[0] == stop - start
             for kept, expected in zip(some, same, strict=True):
                 torch.testing.assert_close(kept, expected, rtol=0, atol=1e-5)
+
+
+def test_running_out_of_memory_halfway_leaves_all_layers_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, draws = adapted("llama", "both layers")
+    prefix, whole = Prefix(model, HEAD, draws), Prefix(model, HEAD, draws).memory(0, 5)
+    prefix.memory(0, 2)
+    real, n_calls = torch.cat, 0
+
+    def fails_once(*args: object, **options: object) -> Tensor:
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*args, **options)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(prefix_module.torch, "cat", fails_once)
+        with pytest.raises(torch.OutOfMemoryError):
+            prefix.memory(0, 4)
+    for layer, pair in prefix.memory(0, 5).layers.items():
+        for kept, expected in zip(pair, whole.layers[layer], strict=True):
+            torch.testing.assert_close(kept, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("where", "below", "above"), [("both layers", 0, 2), ("over plain", 1, 1), ("plain", 2, 0)])
+def test_its_memory_is_told_beforehand(where: str, below: int, above: int) -> None:
+    model, draws = adapted("llama", where)
+    pair = 2 * 2 * 8 * 4 * len(HEAD)  # keys and values of 2 heads of 8 float32
+    prefix = Prefix(model, HEAD, draws)
+    assert prefix.n_bytes(5) == pair * (below + 5 * above)
+    layers = prefix.memory(0, 5).layers.values()
+    assert prefix.n_bytes(5) == sum(kept.numel() * 4 for pair in layers for kept in pair)
 
 
 def test_known_states_of_rows_serve_after_a_beginning_too() -> None:

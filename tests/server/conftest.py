@@ -1,6 +1,7 @@
 """A running app with a fake engine, and an environment without settings."""
 
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
@@ -17,6 +18,15 @@ def engine() -> FakeEngine:
 async def server(engine: FakeEngine) -> AsyncIterator[Running]:
     async with running(engine) as up:
         yield up
+
+
+@pytest.fixture(autouse=True)
+def _log_handlers_stay() -> Iterator[None]:
+    """What a test configures is gone after it, with the stream that it wrote to."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
 
 
 @pytest.fixture(autouse=True)

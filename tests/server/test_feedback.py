@@ -1,13 +1,16 @@
 """Outcomes that are told to a running app, and what the metrics make of them."""
 
+import asyncio
 import random
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from blora.client import AsyncClient, RefusedError
+from server.keys import line_of
 from tests.server.calibrations import calibration
 from tests.server.fakes import CHOICES, TRIAGE_DIGEST, FakeEngine, Running, handle, running
 
@@ -75,6 +78,30 @@ async def test_what_is_not_known_or_forgotten_is_told() -> None:
         ids = [(await ask(server))["id"] for _ in range(3)]
         codes = [(await tell(server, each, "billing")).status_code for each in (*ids, "pred_nobody")]
         assert codes == [404, 200, 200, 404]
+
+
+async def test_what_a_predecessor_said_is_not_held_against_the_successor(tmp_path: Path) -> None:
+    engine = FakeEngine(handles=(CALIBRATED,))
+    (tmp_path / "keys").write_text(line_of("ops", "admin", "key") + "\n")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "contents").write_text("1")
+    async with running(engine, api_keys=tmp_path / "keys", adapter_root=tmp_path) as server:
+        server.client.headers["authorization"] = "Bearer key"
+        before = [await ask(server) for _ in range(30)]
+        engine.gate.clear()
+        engine.computing.clear()
+        late = asyncio.create_task(ask(server))
+        await engine.computing.wait()
+        await server.client.delete("/v1/adapters/triage")
+        await server.client.post("/v1/adapters", json={"name": "triage", "path": "new"})
+        engine.gate.set()
+        for answer in [*before, await late]:
+            assert (await tell(server, answer["id"], "sales")).status_code == 404
+        text = (await server.client.get("/metrics")).text
+        assert "blora_promise_broken{" not in text
+        assert "blora_uncertainty_drift{" not in text
+        feedback = server.app.state.service.predictor().feedback
+        assert [len(kept) for kept in (feedback._waiting, feedback._promises, feedback._windows)] == [0, 0, 0]
 
 
 async def test_nothing_of_the_question_is_kept(watched: Running) -> None:

@@ -49,7 +49,7 @@ def test_a_new_line_opens_and_a_removed_one_closes_without_a_restart(tmp_path: P
     assert keys.find(new) is not None
 
 
-@pytest.mark.parametrize("trouble", ["gone", "garbled", "empty"])
+@pytest.mark.parametrize("trouble", ["gone", "garbled"])
 def test_a_file_that_turns_bad_changes_nothing(tmp_path: Path, trouble: str, caplog: pytest.LogCaptureFixture) -> None:
     key = new_key()
     file = write(tmp_path / "keys", line_of("shop", "predict", key))
@@ -57,10 +57,18 @@ def test_a_file_that_turns_bad_changes_nothing(tmp_path: Path, trouble: str, cap
     if trouble == "gone":
         file.unlink()
     else:
-        write(file, *(["what?"] if trouble == "garbled" else []))
+        write(file, "what?")
     assert keys.find(key) == Key("shop", "predict")
     assert keys.find(new_key()) is None
     assert "Keys stay as they were" in caplog.text
+
+
+def test_a_file_without_keys_lets_nobody_in(tmp_path: Path) -> None:
+    key = new_key()
+    file = write(tmp_path / "keys", line_of("shop", "predict", key))
+    keys = Keys(file)
+    write(file, "# nobody")
+    assert keys.find(key) is None
 
 
 @pytest.mark.parametrize(

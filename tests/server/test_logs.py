@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections.abc import Iterator
 from typing import get_args
 
 import pytest
@@ -11,15 +10,6 @@ from server.logs import Form, configure
 from tests.server.fakes import TRIAGE_DIGEST, FakeEngine, running
 
 SECRET = "p=0.9 a secret"
-
-
-@pytest.fixture
-def _handlers() -> Iterator[None]:
-    """Puts the root logger back as it was."""
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
-    yield
-    root.handlers[:], root.level = before, level
 
 
 async def ask(form: Form, capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -36,7 +26,6 @@ async def ask(form: Form, capsys: pytest.CaptureFixture[str]) -> list[str]:
     return [line for line in capsys.readouterr().err.splitlines() if "mine" in line]
 
 
-@pytest.mark.usefixtures("_handlers")
 async def test_a_line_of_json_tells_how_an_input_ended(capsys: pytest.CaptureFixture[str]) -> None:
     lines = [json.loads(line) for line in await ask("json", capsys)]
     outcomes = ["answered", "abstained", "unknown_adapter", "model_failure", "unknown_field"]
@@ -49,14 +38,12 @@ async def test_a_line_of_json_tells_how_an_input_ended(capsys: pytest.CaptureFix
     assert answered["time"].endswith("+00:00")
 
 
-@pytest.mark.usefixtures("_handlers")
 async def test_text_tells_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     lines = await ask("text", capsys)
     assert " INFO server.predictor: answered request_id=mine prediction_id=pred_" in lines[0]
     assert "abstained" in lines[1]
 
 
-@pytest.mark.usefixtures("_handlers")
 @pytest.mark.parametrize("form", get_args(Form))
 async def test_no_line_holds_what_was_asked(form: Form, capsys: pytest.CaptureFixture[str]) -> None:
     lines = await ask(form, capsys)
@@ -64,7 +51,6 @@ async def test_no_line_holds_what_was_asked(form: Form, capsys: pytest.CaptureFi
     assert not any("secret" in line or "0.9 a" in line for line in lines)
 
 
-@pytest.mark.usefixtures("_handlers")
 def test_an_exception_is_part_of_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     configure("info", "json")
     try:

@@ -52,7 +52,10 @@ def test_a_run_that_is_killed_twice_has_each_row_once(folder: Path, tmp_path: Pa
         n_rows.append(output.read_bytes().count(b"\n"))
     assert 500 <= n_rows[0] < n_rows[1] < N_ROWS
     done = answer(folder, output)
-    assert (done.returncode, done.stdout) == (0, f"{output} has the answers to {N_ROWS} rows\n")
+    assert (done.returncode, done.stdout) == (
+        0,
+        f"{output} has the answers to {N_ROWS} of {N_ROWS} rows, and errors for 0\n",
+    )
     found = [json.loads(line) for line in output.read_text().splitlines()]
     assert [row["row"] for row in found] == list(range(N_ROWS))
     assert all({entry["choice"] for entry in row["prediction"]["probabilities"]} == set(CHOICES) for row in found)
@@ -81,6 +84,8 @@ def test_another_run_does_not_go_on_with_it(folder: Path, tmp_path: Path) -> Non
 def test_what_makes_no_sense_is_told(folder: Path, tmp_path: Path, flags: tuple[str, ...], message: str | None) -> None:
     done = answer(folder, tmp_path / "out.jsonl", *flags)
     if message is None:  # every row says why
+        assert done.returncode == 3
+        assert done.stdout.endswith(f"the answers to 0 of {N_ROWS} rows, and errors for {N_ROWS}\n")
         first = json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])
         assert first["error"]["code"] == "not_calibrated"
     else:

@@ -38,6 +38,17 @@ def test_csv(tmp_path: Path) -> None:
     assert list(read_questions(file)) == EXPECTED
 
 
+def test_what_training_reads_is_read(tmp_path: Path) -> None:
+    csv, jsonl = tmp_path / "rows.csv", tmp_path / "rows.jsonl"
+    csv.write_text('prompt,choices\nx,"[""a"", ""b|c""]"\ny,"[not json"\n', encoding="utf-8-sig")
+    assert list(read_questions(csv)) == [
+        {"prompt": "x", "choices": ["a", "b|c"]},
+        {"prompt": "y", "choices": ["[not json"]},
+    ]
+    jsonl.write_text('{"prompt": "x"}\n\n  \n{"prompt": "y"}\n', encoding="utf-8-sig")
+    assert list(read_questions(jsonl)) == [{"prompt": "x"}, {"prompt": "y"}]
+
+
 def test_parquet(tmp_path: Path) -> None:
     file = tmp_path / "rows.PARQUET"
     columns = {name: [row.get(name) for row in ROWS] for name in ("prompt", "question")}

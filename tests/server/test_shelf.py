@@ -1,7 +1,10 @@
 """Adapters that come and go under a running app."""
 
 import asyncio
+import dataclasses
+import gc
 import hashlib
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,8 @@ import httpx
 import pytest
 
 from server.keys import line_of
+from server.registry import AdapterHandle
+from tests.server.calibrations import calibration
 from tests.server.fakes import FakeEngine, Running, running
 
 ADMIN = {"authorization": "Bearer key-of-ops"}
@@ -29,6 +34,7 @@ def root(tmp_path: Path) -> Path:
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "contents").write_text("secret")
     (tmp_path / "root" / "link").symlink_to(tmp_path / "outside")
+    (tmp_path / "root" / "round").symlink_to("round")
     (tmp_path / "root" / "inner").mkdir()
     (tmp_path / "root" / "inner" / "contents").symlink_to(tmp_path / "outside" / "contents")
     (tmp_path / "keys").write_text(line_of("ops", "admin", "key-of-ops") + "\n")
@@ -82,6 +88,40 @@ async def test_the_same_contents_again_are_no_error_and_others_are(open_server: 
     assert await ask(open_server, "new") == (200, digest_of("1"))
 
 
+async def test_another_calibration_of_the_same_contents_is_not_passed_over(
+    open_server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await load(open_server)
+    real = FakeEngine.load_adapter
+
+    async def recalibrated(self: FakeEngine, path: Path, name: str) -> AdapterHandle:
+        handle = await real(self, path, name)
+        return dataclasses.replace(handle, calibration=calibration(handle.digest))
+
+    monkeypatch.setattr(FakeEngine, "load_adapter", recalibrated)
+    response = await load(open_server)
+    assert (response.status_code, response.json()["error"]["code"]) == (409, "adapter_conflict")
+    assert "another calibration" in response.json()["error"]["message"]
+
+
+async def test_handles_that_are_not_served_are_let_go_of(open_server: Running, engine: FakeEngine) -> None:
+    await load(open_server)
+    await load(open_server)
+    await load(open_server, path="below/two")
+    await load(open_server, "greedy", "below/greedy")
+    assert len(engine.forgotten) == 3
+    await ask(open_server, "new")
+    assert n_handles("new") == 1
+    await open_server.client.delete("/v1/adapters/new")
+    assert n_handles("new") == 0
+
+
+def n_handles(name: str) -> int:
+    """How many of that name are in memory."""
+    gc.collect()
+    return sum(type(each) is AdapterHandle and each.name == name for each in gc.get_objects())
+
+
 async def test_several_that_ask_for_the_same_at_once_get_the_same(open_server: Running) -> None:
     responses = await asyncio.gather(*(load(open_server) for _ in range(10)))
     assert sorted(response.status_code for response in responses) == [200] * 9 + [201]
@@ -102,12 +142,18 @@ async def test_several_that_ask_for_the_same_at_once_get_the_same(open_server: R
         ("", "below/one", (422, "empty_string")),
         ("new", "below", (422, "invalid_adapter")),
         ("new", ".", (403, "forbidden")),  # it holds the link
+        ("new", "/", (403, "forbidden")),
+        ("new", "round", (422, "invalid_adapter")),
+        ("new", "a\0b", (422, "invalid_adapter")),
+        ("new", "x" * 5000, (422, "invalid_adapter")),
     ],
 )
 async def test_what_cannot_be_loaded_is_told_and_changes_nothing(
     open_server: Running, name: str, path: str, expected: tuple[int, str]
 ) -> None:
+    began = time.monotonic()
     response = await load(open_server, name, path)
+    assert time.monotonic() - began < 1  # nobody walks through the whole file system
     assert (response.status_code, response.json()["error"]["code"]) == expected
     assert len((await open_server.client.get("/v1/adapters")).json()["data"]) == 2
 

@@ -16,6 +16,7 @@ from blora.client.errors import (
     ClientError,
     DeadlineError,
     FailedError,
+    MalformedAnswerError,
     OverloadedError,
     RefusedError,
     UnavailableError,
@@ -117,6 +118,20 @@ async def test_a_wait_beyond_the_deadline_is_not_begun() -> None:
             await client.predict("why?")
         assert time.monotonic() - began < SLACK_S
     assert info.value.retry_after_s == 60
+
+
+async def test_what_cannot_be_decoded_is_no_answer_and_takes_no_other_along() -> None:
+    garbled = httpx.Response(200, headers={"content-encoding": "gzip"}, stream=httpx.ByteStream(b"no gzip"))
+    script, _ = in_turn(httpx.Response(200, json=body()), garbled, httpx.Response(200, json=body()))
+    async with client_of(script) as client:
+        found = await client.predict_many(["a", "b", "c"], max_in_flight=1)
+    assert [type(outcome) for outcome in found] == [Prediction, MalformedAnswerError, Prediction]
+
+
+async def test_nobody_asks_nothing_at_once() -> None:
+    async with client_of(in_turn(error(500))[0]) as client:
+        with pytest.raises(ValueError, match="got max_in_flight=0, expected at least 1"):
+            await client.predict_many(["a"], max_in_flight=0)
 
 
 # What an application does with abstentions

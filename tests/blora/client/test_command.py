@@ -72,6 +72,13 @@ def test_the_question_may_come_from_standard_input_and_the_answer_be_json(
     assert asked[0]["prompt"] == "from a pipe"
 
 
+def test_help_shows_no_key(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("BLORA_API_KEY", "blora_secret")
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "blora_secret" not in capsys.readouterr().out
+
+
 @pytest.mark.usefixtures("asked")
 def test_what_is_refused_is_told() -> None:
     with pytest.raises(RefusedError, match="HTTP 422"):

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from blora.client.answers import Prediction
-from blora.client.errors import DeadlineError, RefusedError
+from blora.client.errors import ClientError, DeadlineError, RefusedError
 from blora.client.policies import AbstainBelow
 from blora.client.synchronous import Client
 from tests.blora.client.predictions import body, withheld
@@ -80,6 +80,22 @@ def test_closing_twice_does_no_harm() -> None:
     client = client_of(httpx.Response(200, json=body()))
     client.close()
     client.close()
+
+
+def test_closing_ends_the_calls_of_other_threads() -> None:
+    async def slow(request: httpx.Request) -> httpx.Response:
+        await asyncio.sleep(60)
+        return httpx.Response(200, json=body())
+
+    client = Client("http://test", transport=httpx.MockTransport(slow))
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(client.predict, "why?")
+        time.sleep(0.2)
+        client.close()
+        with pytest.raises(ClientError, match="a client that was closed"):
+            asking.result(timeout=5)
+    with pytest.raises(ClientError, match="a client that was closed"):
+        client.predict("why?")
 
 
 def in_a_process(code: str) -> "subprocess.CompletedProcess[str]":

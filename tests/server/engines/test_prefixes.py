@@ -32,8 +32,17 @@ def setup() -> Setup:
     return model, one, two
 
 
+# Keys and values of 2 heads of 8 float32 in 2 layers, under 4 draws.
+BYTES_PER_TOKEN = 2 * 2 * 8 * 4 * 2 * 4
+
+
 def prefixes(setup: Setup, max_tokens: int = 1000) -> Prefixes:
-    return Prefixes(setup[0], max_tokens=max_tokens, max_batch_tokens=4096)
+    """That look at both adapters."""
+    model, *adapters = setup
+    known = Prefixes(model, max_bytes=max_tokens * BYTES_PER_TOKEN, max_batch_tokens=4096)
+    for adapter in adapters:
+        known.serve(adapter.digest)
+    return known
 
 
 def job(adapter: AdapterHandle, *prompt: int, n_samples: int = 4, seed: int | None = None) -> Job:
@@ -97,7 +106,7 @@ def test_short_beginnings_are_not_worth_it(setup: Setup) -> None:
 def test_a_longer_beginning_comes_beside_a_shorter_one_where_it_saves_much(setup: Setup) -> None:
     _, one, _ = setup
     known = prefixes(setup)
-    longer = (*HEAD, *range(100, 100 + MIN_PREFIX))
+    longer = (*HEAD, *range(60, 60 + MIN_PREFIX))
     assert lengths(known, job(one, *HEAD, 50), job(one, *HEAD, 51)) == [40, 40]
     assert lengths(known, job(one, *HEAD, *range(90, 100), 1), job(one, *HEAD, *range(90, 100), 2)) == [40, 40]
     assert lengths(known, job(one, *longer, 1), job(one, *longer, 2)) == [len(longer)] * 2
@@ -118,7 +127,9 @@ def test_the_least_recently_used_is_forgotten_first(setup: Setup) -> None:
 def test_no_more_is_remembered_than_allowed(setup: Setup) -> None:
     _, one, _ = setup
     known = prefixes(setup, max_tokens=35)
-    assert lengths(known, job(one, *HEAD, 50), job(one, *HEAD, 51)) == [35, 35]
+    assert lengths(known, job(one, *HEAD, 50), job(one, *HEAD, 51)) == [0, 0]  # it finds out how much 40 tokens take
+    assert lengths(known, job(one, *HEAD, 52)) == [35]
+    assert lengths(prefixes(setup, max_tokens=31), *(job(one, *HEAD, k) for k in range(50, 60))) == [0] * 10
 
 
 def test_an_adapter_that_is_unloaded_is_forgotten_and_no_other(setup: Setup) -> None:
@@ -127,7 +138,28 @@ def test_an_adapter_that_is_unloaded_is_forgotten_and_no_other(setup: Setup) -> 
     for adapter in (one, two):
         assert lengths(known, job(adapter, *HEAD, 50), job(adapter, *HEAD, 51)) == [40, 40]
     known.forget(one.digest)
-    assert lengths(known, job(one, *HEAD, 52), job(two, *HEAD, 52)) == [0, 40]
+    late = [job(one, *HEAD, k) for k in (52, 53)]  # in flight when it was unloaded
+    assert lengths(known, *late, job(two, *HEAD, 52)) == [0, 0, 40]
+    known.serve(one.digest)
+    assert lengths(known, job(one, *HEAD, 54)) == [0]
+
+
+def test_contents_under_two_names_are_remembered_until_both_are_gone(setup: Setup) -> None:
+    _, one, _ = setup
+    known = prefixes(setup)
+    known.serve(one.digest)
+    assert lengths(known, job(one, *HEAD, 50), job(one, *HEAD, 51)) == [40, 40]
+    known.forget(one.digest)
+    assert lengths(known, job(one, *HEAD, 52)) == [40]
+
+
+def test_all_memory_is_given_back_when_it_is_needed_elsewhere(setup: Setup) -> None:
+    _, one, _ = setup
+    known = prefixes(setup)
+    lengths(known, job(one, *HEAD, 50), job(one, *HEAD, 51))
+    assert known.clear()
+    assert not known.clear()
+    assert lengths(known, job(one, *HEAD, 52)) == [40]  # and is taken again
 
 
 @pytest.mark.parametrize("why", ["switched off", "kept whole"])
@@ -136,7 +168,8 @@ def test_nothing_is_remembered(setup: Setup, why: str) -> None:
     model, _ = injected()
     if why == "kept whole":
         keep_whole(model)
-    known = Prefixes(model, max_tokens=0 if why == "switched off" else 1000, max_batch_tokens=4096)
+    known = Prefixes(model, max_bytes=0 if why == "switched off" else 2**20, max_batch_tokens=4096)
+    known.serve(one.digest)
     assert lengths(known, job(one, *HEAD, 50), job(one, *HEAD, 51)) == [0, 0]
 
 

@@ -216,7 +216,7 @@ async def test_prompts_that_begin_alike_get_what_they_get_without_a_memory(folde
     head = "the same long instructions before every question: "
     stop = Stop(Policy(min_confidence=0.999), 0.5)
     answers = []
-    for chosen in (settings(folder), settings(folder, prefix_cache_tokens=0)):
+    for chosen in (settings(folder), settings(folder, prefix_cache_mib=0)):
         async with loaded(chosen) as (engine, state):
             asking = Asking(engine, state)
             jobs = [
@@ -355,6 +355,7 @@ async def test_an_adapter_that_comes_later_answers_as_one_that_was_there_from_th
         assert torch.allclose(await alone.probabilities("why", adapter="later"), expected, atol=1e-5)
         assert torch.allclose(await alone.probabilities("why"), before, atol=1e-5)
         await engine.forget(later)
+        assert later not in engine._handles
         assert torch.allclose(await alone.probabilities("why", adapter="later"), expected, atol=1e-5)
 
 
