@@ -51,6 +51,8 @@ bench: $(READY)  ## measure everything that the documents show, then rebuild the
 	$(BIN)/python -m benchmarks.answers
 	$(BIN)/python -m benchmarks.concurrent
 	$(BIN)/python -m benchmarks.serving $(DATA)
+	$(BIN)/python -m benchmarks.draws $(DATA)
+	$(BIN)/python -m benchmarks.churn
 	$(BIN)/python -m benchmarks.tables
 
 demo: $(READY)  ## train the demo adapter again

@@ -1,7 +1,6 @@
 """Writes the tables of the documentation from the committed result files, between the markers that name them.
 
-`python -m benchmarks.tables` rewrites README.md, docs/calibration.md and docs/serving.md; `--check` exits 1 if that
-would change one.
+`python -m benchmarks.tables` rewrites README.md and three pages of docs; `--check` exits 1 if that would change one.
 """
 
 import json
@@ -23,7 +22,7 @@ __all__ = ["render"]
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "calibration.md", ROOT / "docs" / "serving.md")
+DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("calibration", "serving", "faults")))
 
 Result = dict[str, Any]
 
@@ -216,6 +215,38 @@ def _search(folder: str) -> str:
     return markdown_table(header, rows)
 
 
+def _draws(folder: str) -> str:
+    """How near few draws come to many."""
+    [result] = _load(folder)
+    header = ["draws", "independent", "mirrored pairs", "herded"]
+    rows = [
+        [
+            str(point["draws"]),
+            *(f"{point[kind]['mean']:.4f} ± {point[kind]['std']:.4f}" for kind in ("independent", "mirrored")),
+            f"{point['herded']['mean']:.4f}",
+        ]
+        for point in result["points"]
+    ]
+    return (
+        f"{markdown_table(header, rows)}\n\nThe posterior's mean alone: {result['mean_of_the_posterior']:.4f}. "
+        f"{result['n_test']} test questions; herded on {result['n_choosing']} others, out of {result['n_candidates']}."
+    )
+
+
+def _churn(name: str) -> str:
+    """What became of the requests."""
+    [result] = _load(name)
+    header = ["outcome", "requests"]
+    rows = [[outcome, f"{count:,}"] for outcome, count in sorted(result["outcomes"].items())]
+    rows.append(["none", f"{result['without_an_outcome']:,}"])
+    return (
+        f"{markdown_table(header, rows)}\n\n{result['requests']:,} requests by {result['clients']} clients for four "
+        f"adapters of a tiny random model, of which one was unloaded and loaded again {result['reloads']:,} times "
+        "meanwhile; an answer is its own if its digest is, and no probability is more than "
+        f"{result['tolerance']:g} from what the adapter says alone."
+    )
+
+
 def _serving(make: Callable[[Result], str]) -> Callable[[str], str]:
     """One of the tables of what an answer costs."""
 
@@ -233,10 +264,13 @@ TABLES: dict[str, Callable[[str], str]] = {
     "bayesianize": _bayesianize,
     "training_time": _training_time,
     "search": _search,
+    "churn": _churn,
+    "draws": _draws,
     "serving_summary": _serving(serving.summary),
     "serving_ways": _serving(serving.ways),
     "serving_agreement": _serving(serving.agreement),
     "serving_growth": _serving(serving.growth),
+    "serving_beginnings": _serving(serving.beginnings),
     "serving_cost": _serving(serving.cost),
     "serving_load": _serving(serving.load),
     "concurrent": _concurrent,

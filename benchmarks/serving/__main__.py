@@ -21,6 +21,7 @@ import torch
 from benchmarks.server_process import ROOT
 from benchmarks.serving.accuracy import compare_answers
 from benchmarks.serving.adapters import FORK, prepare
+from benchmarks.serving.beginnings import measure_beginnings
 from benchmarks.serving.contenders import BATCH_TOKENS, Engine, PlainLora, Published
 from benchmarks.serving.cost import measure_speeds, work_of
 from benchmarks.serving.growth import grow
@@ -102,6 +103,7 @@ def measure(data: Path, *, quick: bool) -> dict[str, Any]:
         "model_of_cost": _model_of_cost(engine, blocks[0]),
         "growth": {name: [p.to_dict() for p in points] for name, points in grow(engine, lora, blocks[0], far).items()},
         "peak_memory_mib": psutil.Process().memory_info().rss / 2**20,
+        "beginnings": measure_beginnings(adapters, examples),
         "load": load(adapters.late, bodies, (1, 4, 16, 64)),
         "bayesian_layers": FORK,
         "n_blocks": n_blocks,
@@ -124,10 +126,14 @@ def _blocks(rows: Sequence[PackedRow]) -> Any:
         start += BLOCK
 
 
-def measure_cost(data: Path) -> dict[str, Any]:
-    """The model of the cost alone."""
-    engine, examples = Engine(prepare(data)), _shuffled(data)
-    return _model_of_cost(engine, engine.pack(replace(examples, examples=examples.examples[:BLOCK])))
+def measure_part(part: str, data: Path) -> dict[str, Any]:
+    """One part of the result object alone."""
+    adapters, examples = prepare(data), _shuffled(data)
+    if part == "beginnings":
+        return {"beginnings": measure_beginnings(adapters, examples)}
+    engine = Engine(adapters)
+    block = engine.pack(replace(examples, examples=examples.examples[:BLOCK]))
+    return {"model_of_cost": _model_of_cost(engine, block)}
 
 
 def _shuffled(data: Path) -> ExampleSet:
@@ -175,11 +181,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, nargs="?", default=ROOT.parent / "shared" / "data")
     parser.add_argument("--quick", action="store_true", help="fewer questions: under ten minutes")
-    parser.add_argument("--cost", action="store_true", help="measure the model of the cost alone, into the same file")
+    parser.add_argument("--part", choices=("cost", "beginnings"), help="measure this alone, into the same file")
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks/results/serving/result.json")
     arguments = parser.parse_args()
-    if arguments.cost:
-        result = json.loads(arguments.json.read_text()) | {"model_of_cost": measure_cost(arguments.data)}
+    if arguments.part is not None:
+        result = json.loads(arguments.json.read_text()) | measure_part(arguments.part, arguments.data)
     else:
         result = measure(arguments.data, quick=arguments.quick)
     arguments.json.parent.mkdir(parents=True, exist_ok=True)

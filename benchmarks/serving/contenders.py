@@ -40,12 +40,17 @@ ENSEMBLE_SIZE = 3
 
 
 class Engine:
-    """Ours, as it is in the server, without HTTP and queue."""
+    """Ours, as it is in the server, without HTTP and queue; it remembers no beginnings unless told to."""
 
-    def __init__(self, adapters: Adapters) -> None:
+    def __init__(self, adapters: Adapters, prefix_cache_mib: int = 0) -> None:
         self._runner = asyncio.Runner()
         served = f"late={adapters.late},everywhere={adapters.everywhere}"
-        self._engine = TorchEngine(Settings(adapters=served, max_batch_tokens=BATCH_TOKENS))  # type: ignore[arg-type]
+        settings = Settings(
+            adapters=served,  # type: ignore[arg-type]
+            max_batch_tokens=BATCH_TOKENS,
+            prefix_cache_mib=prefix_cache_mib,
+        )
+        self._engine = TorchEngine(settings)
         loaded = self._runner.run(self._engine.load())
         self.late, self.everywhere = map(with_most_draws, loaded.adapters)
 

@@ -10,7 +10,7 @@ from benchmarks.serving.contenders import Engine, PlainLora
 from blora.inference.packing import PackedRow
 from server.registry import AdapterHandle
 
-__all__ = ["grow"]
+__all__ = ["FILLER", "grow", "in_turn"]
 
 REPEATS = 3
 FILLER = "The following question is one of many, and each has exactly one right answer among those listed. "
@@ -77,14 +77,19 @@ def _point(
     }
     if early:
         ways["early"] = lambda: engine.early(rows, n_samples)
+    ms = in_turn(ways, len(rows))
+    return Point(at, ms["lora"], ms["fixed"], ms.get("early"))
+
+
+def in_turn(ways: dict[str, Callable[[], object]], n_questions: int) -> dict[str, float]:
+    """Milliseconds a question of each way, the ways in turn a few times."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(REPEATS):
         for name, way in ways.items():
             began = time.perf_counter()
             way()
             seconds[name].append(time.perf_counter() - began)
-    ms = {name: 1e3 * median(found) / len(rows) for name, found in seconds.items()}
-    return Point(at, ms["lora"], ms["fixed"], ms.get("early"))
+    return {name: 1e3 * median(found) / n_questions for name, found in seconds.items()}
 
 
 def _prompts(engine: Engine) -> list[tuple[int, list[PackedRow]]]:

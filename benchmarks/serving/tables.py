@@ -4,7 +4,7 @@ from typing import Any
 
 from benchmarks.markdown import markdown_table
 
-__all__ = ["agreement", "cost", "growth", "load", "summary", "ways"]
+__all__ = ["agreement", "beginnings", "cost", "growth", "load", "summary", "ways"]
 
 Result = dict[str, Any]
 
@@ -114,6 +114,26 @@ def growth(result: Result) -> str:
         ]
         for name, label in GROWS.items()
         for k, point in enumerate(result["growth"][name])
+    ]
+    return markdown_table(header, table)
+
+
+def beginnings(result: Result) -> str:
+    """What a common beginning costs."""
+    header = [
+        "tokens of the beginning",
+        "LoRA (ms)",
+        "ours, read each time (ms)",
+        "ours, remembered (ms)",
+        "times LoRA",
+    ]
+    table = [
+        [
+            str(point["tokens"]),
+            *(f"{point[f'{way}_ms']:.0f}" for way in ("lora", "read", "remembered")),
+            f"{point['remembered_ms'] / point['lora_ms']:.2f}",
+        ]
+        for point in result["beginnings"]
     ]
     return markdown_table(header, table)
 
