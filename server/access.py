@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
@@ -11,7 +12,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from server.errors import ForbiddenError, RateLimitedError, ServerError, UnauthorizedError
 from server.keys import Key, Keys
 
-__all__ = ["Door", "Rate"]
+__all__ = ["CLIENT", "Door", "Rate"]
+
+CLIENT: ContextVar[str | None] = ContextVar("blora_client", default=None)
+"""The name of the key that a request came with."""
 
 # What probes, Prometheus and code generators read; none of it shows a request or an adapter's contents.
 OPEN = frozenset({"/livez", "/readyz", "/metrics", "/openapi.json"})
@@ -80,6 +84,7 @@ class Door:
 
     def _admit(self, scope: Scope) -> None:
         key = self._key(scope) if self._keys is not None else None
+        CLIENT.set(key.name if key is not None else None)
         if key is not None:
             self._rate.take(key.name)
         changes = scope["path"].startswith("/v1/adapters") and scope["method"] not in ("GET", "HEAD")

@@ -50,12 +50,14 @@ class Work(Generic[P]):
         lengths: of the parts of its row, in tokens; rows are padded part by part.
         n_draws: those that its row is certain to take.
         group: only equal ones share a forward pass; it fixes n_draws.
+        owner: whose it is; owners take turns, whatever each has waiting.
     """
 
     payload: P
     lengths: tuple[int, ...]
     n_draws: int
     group: Hashable
+    owner: Hashable = None
 
     @property
     def n_tokens(self) -> int:
@@ -83,6 +85,7 @@ class _Item(Generic[P, R]):
     future: asyncio.Future[Completed[R]]
     queued_at: float
     deadline: float
+    turn: float
 
     def wanted(self, now: float) -> bool:
         return not self.future.done() and now < self.deadline
@@ -90,6 +93,9 @@ class _Item(Generic[P, R]):
 
 class Batcher(Generic[P, R]):
     """Collects inputs into forward passes of one worker.
+
+    Owners share it fairly: an input's turn comes when its owner's earlier ones are done, and work counts from when the
+    owner began to wait (start-time fair queueing: Goyal, Vin, Cheng, 1997). Among one owner's the oldest goes first.
 
     Args:
         run: computes the results of payloads of one group, in order.
@@ -115,6 +121,8 @@ class Batcher(Generic[P, R]):
         self._observer = observer
         self._queue: dict[_Item[P, R], None] = {}  # in order of arrival
         self._running: list[_Item[P, R]] = []
+        self._turn = 0.0  # of the input that went last, in tokens x draws
+        self._next_turns: dict[Hashable, float] = {}  # of owners that have or had work waiting
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -143,7 +151,7 @@ class Batcher(Generic[P, R]):
         """
         self._admit(work)
         loop = asyncio.get_running_loop()
-        item: _Item[P, R] = _Item(work, loop.create_future(), loop.time(), deadline)
+        item: _Item[P, R] = _Item(work, loop.create_future(), loop.time(), deadline, self._next_turn(work))
         self._queue[item] = None
         self._wake.set()
         self._changed()
@@ -180,6 +188,11 @@ class Batcher(Generic[P, R]):
             self._worker.cancel()
             await asyncio.gather(self._worker, return_exceptions=True)
             self._worker = None
+
+    def _next_turn(self, work: Work[P]) -> float:
+        turn = max(self._turn, self._next_turns.get(work.owner, 0.0))
+        self._next_turns[work.owner] = turn + work.cost
+        return turn
 
     def _admit(self, work: Work[P]) -> None:
         if self._draining:
@@ -240,16 +253,18 @@ class Batcher(Generic[P, R]):
                 self._changed()
 
     def _take(self) -> list[_Item[P, R]]:
-        """The oldest input that is still wanted, and those of its group that fit beside it."""
+        """The input whose turn it is, of those still wanted, and those of its group that fit beside it."""
         now = asyncio.get_running_loop().time()
         wanted = [item for item in self._queue if item.wanted(now)]
         if not wanted:
+            self._next_turns.clear()
             return []
-        oldest, *others = wanted
-        peers = [item for item in others if item.work.group == oldest.work.group]
-        # Rows of like length waste the least padding; the sort is stable, so ties go by age.
-        peers.sort(key=lambda item: abs(item.work.n_tokens - oldest.work.n_tokens))
-        batch = [oldest]
+        first, *others = sorted(wanted, key=lambda item: item.turn)
+        self._turn = first.turn
+        peers = [item for item in others if item.work.group == first.work.group]
+        # Rows of like length waste the least padding; the sort is stable, so ties go by turn.
+        peers.sort(key=lambda item: abs(item.work.n_tokens - first.work.n_tokens))
+        batch = [first]
         for item in peers:
             if self._padded_tokens([*batch, item]) <= self._max_batch_tokens:
                 batch.append(item)

@@ -11,6 +11,7 @@ from blora.client import answers
 from blora.decision.abstention import Decision, decide
 from blora.decision.uncertainty import Prediction, summarize
 from blora.errors import NumericalError, PromptError, PromptTooLongError
+from server.access import CLIENT
 from server.batcher import Batcher, Completed, Work
 from server.engines.protocol import Engine, Job, ModelInfo, Row, Stop
 from server.errors import (
@@ -131,6 +132,7 @@ class Predictor:
             prediction_id=response.id,
             adapter=handle.name,
             digest=handle.digest,
+            client=CLIENT.get(),
             n_samples=response.n_samples,
             tokens=row.n_tokens,
             queue_ms=round(response.timing.queue_ms, 1),
@@ -183,7 +185,8 @@ class Predictor:
 
     async def _compute(self, job: Job, deadline: float) -> Completed[Tensor]:
         prompt = job.row.prompt_tokens
-        work = Work(job, (prompt, job.row.n_tokens - prompt), job.at_once, job.group)
+        owner = CLIENT.get(), job.handle.name
+        work = Work(job, (prompt, job.row.n_tokens - prompt), job.at_once, job.group, owner)
         try:
             done = await self._batcher.submit(work, deadline=deadline)
         except ServerError:
