@@ -16,6 +16,7 @@ from server.predictor import Predictor
 from server.registry import Registry
 from server.settings import Settings
 from server.shelf import Shelf, check_draws
+from server.watch import Watch
 
 __all__ = ["Service"]
 
@@ -51,6 +52,7 @@ class Service:
         self._predictor: Predictor | None = None
         self._shelf: Shelf | None = None
         self._loading: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Starts the worker, and starts loading."""
@@ -64,9 +66,10 @@ class Service:
     async def stop(self, timeout_s: float = 0) -> None:
         """Takes no more work, and gives what is left `timeout_s` seconds to finish."""
         self.draining = True
-        if self._loading is not None:
-            self._loading.cancel()
-            await asyncio.gather(self._loading, return_exceptions=True)
+        for task in (self._loading, self._watching):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         await self._batcher.drain(timeout_s)
         await self._engine.close()
 
@@ -122,11 +125,12 @@ class Service:
     async def _load(self) -> None:
         try:
             loaded = await self._engine.load()
-            registry = Registry(loaded.adapters, self.settings.default_adapter)
+            watching = self.settings.adapter_root if self.settings.adapter_poll_s else None
+            registry = Registry(loaded.adapters, self.settings.default_adapter, may_come=watching is not None)
             for handle in registry:
                 check_draws(handle, self.settings.n_samples_cap)
                 self.metrics.adapter_loaded(handle)
-            self._predictor = Predictor(
+            predictor = Predictor(
                 model=loaded.model,
                 registry=registry,
                 engine=self._engine,
@@ -134,7 +138,12 @@ class Service:
                 metrics=self.metrics,
                 settings=self.settings,
             )
-            self._shelf = Shelf(self.settings, self._engine, registry, self.metrics, self._predictor.feedback)
+            self._shelf = Shelf(self.settings, self._engine, registry, self.metrics, predictor.feedback)
+            if watching is not None:
+                watch = Watch(watching, self._shelf, registry)
+                await watch.look()
+                self._watching = asyncio.create_task(watch.run(self.settings.adapter_poll_s), name="watching")
+            self._predictor = predictor
         except BloraError as exc:
             self.failure = str(exc)
         except Exception as exc:

@@ -50,18 +50,19 @@ class Registry:
     """The adapters by name.
 
     Args:
-        handles: at least one, with distinct names.
+        handles: with distinct names.
         default: which of them answers requests that name none; one alone needs no mention.
+        may_come: whether the default may be added later.
 
     Raises:
         ConfigError: if a name is unusable or taken, or the default is not among them.
     """
 
-    def __init__(self, handles: Sequence[AdapterHandle], default: str | None = None) -> None:
+    def __init__(self, handles: Sequence[AdapterHandle], default: str | None = None, *, may_come: bool = False) -> None:
         self._handles: dict[str, AdapterHandle] = {}
         for handle in handles:
             self.add(handle)
-        if default is not None and default not in self._handles:
+        if default is not None and default not in self._handles and not may_come:
             raise ConfigError(
                 f"got default adapter {default!r}, expected one of {self._known()}: load it or choose another default"
             )

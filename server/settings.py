@@ -47,6 +47,9 @@ class Settings(BaseSettings):
     adapter_root: Path | None = Field(
         None, description="Folder below which adapters may be loaded while the server runs; without it none are."
     )
+    adapter_poll_s: float = Field(
+        0.0, description="Seconds between looks at adapter_root, of which all adapters are served; 0 looks never.", ge=0
+    )
     max_adapters: int = Field(64, description="Most adapters that are served at once.", ge=1)
     max_adapter_bytes: int = Field(
         1073741824, description="Largest adapter that is loaded while the server runs, in bytes.", ge=1
@@ -106,6 +109,14 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"got max_queue_tokens={self.max_queue_tokens}, expected at least "
                 f"max_batch_tokens={self.max_batch_tokens}: raise the first or lower the second"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _polling_needs_a_folder(self) -> "Settings":
+        if self.adapter_poll_s and self.adapter_root is None:
+            raise ValueError(
+                f"got adapter_poll_s={self.adapter_poll_s:g} without adapter_root, expected the folder to look at"
             )
         return self
 

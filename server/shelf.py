@@ -38,8 +38,13 @@ class Shelf:
         self._feedback = feedback
         self._one_at_a_time = asyncio.Lock()
 
-    async def load(self, name: str, path: str) -> tuple[AdapterHandle, bool]:
+    async def load(self, name: str, path: str, *, replace: bool = False) -> tuple[AdapterHandle, bool]:
         """The adapter under that name, and whether it was not there before; the same contents again are no error.
+
+        Args:
+            name: what requests will call it.
+            path: of its folder, below the root.
+            replace: whether it may take the place of other contents under that name.
 
         Raises:
             ForbiddenError: if the server loads none, or none from there.
@@ -60,27 +65,38 @@ class Shelf:
                 handle = await self._engine.load_adapter(folder, name)
             except BloraError as exc:
                 raise _invalid(exc) from exc
+            same = taken is not None and (taken.digest, taken.calibration) == (handle.digest, handle.calibration)
             try:
-                if taken is None:
-                    self._add(handle)
+                if taken is None or (replace and not same):
+                    await self._put(handle, taken)
             finally:
                 if self._registry.get(name) is not handle:
                     await self._engine.forget(handle)
-            if taken is not None and (taken.digest, taken.calibration) != (handle.digest, handle.calibration):
+            if taken is not None and not (same or replace):
                 raise AdapterConflictError(
                     f"got another adapter {name!r}, or another calibration of it, than the one that is loaded, "
                     f"{taken.digest}, expected the same or another name: unload the old one first",
                     param="name",
                 )
-            return taken or handle, taken is None
+            return (taken, False) if taken is not None and same else (handle, True)
 
-    def _add(self, handle: AdapterHandle) -> None:
+    async def _put(self, handle: AdapterHandle, taken: AdapterHandle | None) -> None:
+        """Into the registry, in the place of another."""
         try:
             check_draws(handle, self._settings.n_samples_cap)
+            if taken is not None:
+                self._registry.remove(taken.name)
             self._registry.add(handle)
         except BloraError as exc:
             raise _invalid(exc) from exc
+        if taken is not None:
+            await self._let_go(taken)
         self._metrics.adapter_loaded(handle)
+
+    async def _let_go(self, handle: AdapterHandle) -> None:
+        self._metrics.adapter_unloaded(handle)
+        self._feedback.forget(handle)
+        await self._engine.forget(handle)
 
     async def unload(self, name: str) -> None:
         """Takes no more requests for it; those in flight finish on it.
@@ -91,10 +107,7 @@ class Shelf:
         """
         self._enabled()
         async with self._one_at_a_time:
-            handle = self._registry.remove(name)
-            self._metrics.adapter_unloaded(handle)
-            self._feedback.forget(handle)
-            await self._engine.forget(handle)
+            await self._let_go(self._registry.remove(name))
 
     def _enabled(self) -> Path:
         """The folder below which adapters lie."""

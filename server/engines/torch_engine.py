@@ -119,7 +119,7 @@ class TorchEngine:
 
     def _load(self) -> Loaded:
         settings = self._settings
-        if not settings.adapter_sources:
+        if not settings.adapter_sources and not settings.adapter_poll_s:
             raise ConfigError("got no adapters, expected at least one: pass --adapters NAME=PATH")
         base = load_base_model(settings.base_model, device=settings.device, dtype=settings.dtype)
         check_packing(base)

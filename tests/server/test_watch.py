@@ -1,0 +1,142 @@
+"""A folder of adapters that changes under a running app."""
+
+import logging
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from server.watch import Watch
+from tests.server.fakes import FakeEngine, Running, running
+from tests.server.test_shelf import digest_of
+
+
+def write(root: Path, name: str, contents: str) -> None:
+    """An adapter of the fake engine, of another time than before."""
+    (root / name).mkdir(exist_ok=True)
+    file = root / name / "contents"
+    before = file.stat().st_mtime_ns if file.exists() else 0
+    file.write_text(contents)
+    os.utime(file, ns=(before + 10**9, before + 10**9))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write(tmp_path, "one", "1")
+    return tmp_path
+
+
+@pytest.fixture
+async def watched(engine: FakeEngine, root: Path) -> AsyncIterator[Running]:
+    async with running(engine, adapter_root=root, adapter_poll_s=3600) as server:
+        yield server
+
+
+def watch_of(server: Running, root: Path) -> Watch:
+    """As the server's own, which looks once an hour, but on command."""
+    service = server.app.state.service
+    return Watch(root, service.shelf(), service.predictor().registry)
+
+
+def served(server: Running) -> dict[str, str]:
+    """Names and digests, but for the two of the fake engine."""
+    registry = server.app.state.service.predictor().registry
+    return {handle.name: handle.digest for handle in registry if handle.name not in ("triage", "open")}
+
+
+async def test_what_is_there_at_the_start_is_served_from_the_start(watched: Running) -> None:
+    assert served(watched) == {"one": digest_of("1")}
+    body = {"prompt": "p=0.9", "adapter": "one", "choices": ["a", "b"]}
+    assert (await watched.client.post("/v1/predict", json=body)).json()["adapter"]["digest"] == digest_of("1")
+
+
+async def test_it_keeps_step_with_the_folder(watched: Running, root: Path, engine: FakeEngine) -> None:
+    await watched.app.state.service.shelf().unload("one")
+    watch = watch_of(watched, root)
+    await watch.look()
+    write(root, "two", "22")
+    write(root, ".three-being-written", "333")
+    await watch.look()
+    assert served(watched) == {"one": digest_of("1"), "two": digest_of("22")}
+    write(root, "one", "4")
+    await watch.look()
+    assert served(watched) == {"one": digest_of("4"), "two": digest_of("22")}
+    assert engine.forgotten[-1] == digest_of("1")
+    (root / "two").rename(root / ".two-gone")
+    await watch.look()
+    assert served(watched) == {"one": digest_of("4")}
+    assert await watched.metric("blora_adapter_info", adapter="one", digest=digest_of("4")) == 1
+    assert 'adapter="two"' not in (await watched.client.get("/metrics")).text
+
+
+async def test_nothing_is_loaded_again_that_has_not_changed(
+    watched: Running, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await watched.app.state.service.shelf().unload("one")
+    watch, loads = watch_of(watched, root), list[str]()
+    real = FakeEngine.load_adapter
+
+    async def counted(self: FakeEngine, path: Path, name: str) -> object:
+        loads.append(name)
+        return await real(self, path, name)
+
+    monkeypatch.setattr(FakeEngine, "load_adapter", counted)
+    for _ in range(3):
+        await watch.look()
+    assert loads == ["one"]
+
+
+async def test_what_does_not_load_is_told_once_and_the_old_one_stays(
+    watched: Running, root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await watched.app.state.service.shelf().unload("one")
+    watch = watch_of(watched, root)
+    await watch.look()
+    write(root, "one", "x" * 100)  # of too many draws
+    (root / "bad").mkdir()
+    with caplog.at_level(logging.ERROR):
+        for _ in range(3):
+            await watch.look()
+    assert served(watched) == {"one": digest_of("1")}
+    assert sum("Adapter one" in line for line in caplog.messages) == 1
+    assert sum("Adapter bad" in line for line in caplog.messages) == 1
+    write(root, "bad", "5")
+    await watch.look()
+    assert served(watched)["bad"] == digest_of("5")
+
+
+async def test_adapters_from_elsewhere_are_left_alone(watched: Running, root: Path) -> None:
+    write(root, "triage", "6")
+    watch = watch_of(watched, root)
+    await watch.look()
+    (root / "triage").rename(root / ".gone")
+    await watch.look()
+    registry = watched.app.state.service.predictor().registry
+    assert registry.get("triage") is not None
+    assert registry.get("triage").digest != digest_of("6")
+
+
+async def test_a_folder_that_cannot_be_read_changes_nothing(
+    watched: Running, root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    watch = watch_of(watched, root)
+    root.rename(root.with_name("elsewhere"))
+    await watch.look()
+    assert served(watched) == {"one": digest_of("1")}
+    assert "The adapters stay as they are" in caplog.text
+
+
+async def test_the_server_looks_by_itself_and_may_start_with_nothing(root: Path) -> None:
+    (root / "one").rename(root / ".one")
+    engine = FakeEngine(handles=())
+    async with running(engine, default_adapter="one", adapter_root=root, adapter_poll_s=0.02) as server:
+        assert (await server.client.get("/readyz")).status_code == 200
+        missing = await server.client.post("/v1/predict", json={"prompt": "p=0.9"})
+        assert missing.status_code == 422
+        (root / ".one").rename(root / "one")
+        for _ in range(200):
+            response = await server.client.post("/v1/predict", json={"prompt": "p=0.9", "choices": ["a", "b"]})
+            if response.status_code == 200:
+                break
+        assert response.json()["adapter"] == {"name": "one", "digest": digest_of("1")}
