@@ -43,6 +43,7 @@ def prometheus(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
         job.pop("scrape_timeout", None)
         job["static_configs"] = [{"targets": [server.url.removeprefix("http://")]}]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    shutil.copy(ROOT / "deploy" / "alerts.yml", folder)
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     command = [
@@ -87,3 +88,22 @@ def test_promtool_finds_nothing_wrong_with_the_metrics(server: Server, tmp_path:
     text = httpx.get(f"{server.url}/metrics").content
     checked = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, timeout=60)
     assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_its_alerts_are_loaded_and_silent(prometheus: str, server: Server) -> None:
+    query(prometheus, "blora_build_info")
+    [group] = httpx.get(f"{prometheus}/api/v1/rules").json()["data"]["groups"]
+    assert {rule["health"] for rule in group["rules"]} <= {"ok", "unknown"}
+    assert len(group["rules"]) == 6
+    assert httpx.get(f"{prometheus}/api/v1/alerts").json()["data"]["alerts"] == []
+
+
+def test_the_metrics_are_as_prometheus_wants_them(server: Server) -> None:
+    told = subprocess.run(
+        ["promtool", "check", "metrics"],
+        input=httpx.get(f"{server.url}/metrics").text,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (told.returncode, told.stdout, told.stderr) == (0, "", "")
