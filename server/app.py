@@ -14,7 +14,6 @@ from server.access import Door, Rate
 from server.engines.protocol import Engine
 from server.errors import (
     DisconnectedError,
-    InternalError,
     InvalidRequestError,
     MethodNotAllowedError,
     NoSuchRouteError,
@@ -23,7 +22,7 @@ from server.errors import (
 from server.keys import Keys
 from server.lifecycle import Service
 from server.logs import write_down
-from server.middleware import BodyLimit, CloseWhileDraining, RequestId, SafeHeaders
+from server.middleware import BodyLimit, CatchAll, CloseWhileDraining, RequestId, SafeHeaders
 from server.routes import error_response, router
 from server.settings import Settings
 from server.validation import invalid_request
@@ -72,6 +71,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         rate=Rate(settings.requests_per_minute),
         refuse=lambda error: _refuse(service, error),
     )
+    app.add_middleware(CatchAll, refuse=lambda error: _refuse(service, error))
     app.add_middleware(CloseWhileDraining, draining=lambda: service.draining)
     app.add_middleware(SafeHeaders)
     app.add_middleware(RequestId)
@@ -103,13 +103,6 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
         response = _refuse(service, _translate(error))
         response.headers.update(error.headers or {})
         return response
-
-    @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> Response:
-        return _refuse(
-            service,
-            InternalError("got an unexpected failure, expected none: report this as a bug"),
-        )
 
 
 def _translate(error: HTTPException) -> ServerError:

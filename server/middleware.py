@@ -1,5 +1,6 @@
-"""What happens around every request: an id, safe headers, a limit on the body, and goodbyes while draining."""
+"""What happens around every request: an id, safe headers, a limit on the body, a net, and goodbyes while draining."""
 
+import logging
 import re
 import uuid
 from collections.abc import Callable
@@ -9,10 +10,12 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import ServerError, TooLargeError
+from server.errors import InternalError, ServerError, TooLargeError
 from server.logs import REQUEST_ID
 
-__all__ = ["BodyLimit", "CloseWhileDraining", "RequestId", "SafeHeaders"]
+__all__ = ["BodyLimit", "CatchAll", "CloseWhileDraining", "RequestId", "SafeHeaders"]
+
+logger = logging.getLogger(__name__)
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -85,6 +88,37 @@ class CloseWhileDraining:
             await send(message)
 
         await self._app(scope, receive, send_goodbye if scope["type"] == "http" else send)
+
+
+class CatchAll:
+    """Turns what nobody foresaw into an answer like any other, as long as none has begun.
+
+    Args:
+        app: the app around which this stands.
+        refuse: the response to an error.
+    """
+
+    def __init__(self, app: ASGIApp, refuse: Callable[[ServerError], Response]) -> None:
+        self._app = app
+        self._refuse = refuse
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one connection."""
+        begun = False
+
+        async def send_noting(message: Message) -> None:
+            nonlocal begun
+            begun = begun or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noting)
+        except Exception:
+            if scope["type"] != "http" or begun:
+                raise
+            logger.exception("A request failed unexpectedly")
+            error = InternalError("got an unexpected failure, expected none: report this as a bug")
+            await self._refuse(error)(scope, receive, send)
 
 
 class BodyLimit:

@@ -88,3 +88,14 @@ async def test_answers_are_neither_cached_nor_sniffed(server: Running, path: str
     assert headers["cache-control"] == "no-store"
     assert headers["x-content-type-options"] == "nosniff"
     assert "frame-ancestors 'none'" in headers["content-security-policy"]
+
+
+async def test_what_nobody_foresaw_is_an_answer_like_any_other(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.app.state.service, "predictor", lambda: 1 / 0)
+    response = await server.client.get("/v1/models", headers={"x-request-id": "mine"})
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "internal_error")
+    assert response.headers["x-request-id"] == "mine"
+    assert response.headers["cache-control"] == "no-store"
+    assert await server.metric("blora_requests_total", adapter="unknown", outcome="internal_error") == 1
