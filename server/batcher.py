@@ -85,7 +85,6 @@ class _Item(Generic[P, R]):
     future: asyncio.Future[Completed[R]]
     queued_at: float
     deadline: float
-    turn: float
 
     def wanted(self, now: float) -> bool:
         return not self.future.done() and now < self.deadline
@@ -122,7 +121,7 @@ class Batcher(Generic[P, R]):
         self._queue: dict[_Item[P, R], None] = {}  # in order of arrival
         self._running: list[_Item[P, R]] = []
         self._turn = 0.0  # of the input that went last, in tokens x draws
-        self._next_turns: dict[Hashable, float] = {}  # of owners that have or had work waiting
+        self._next_turns: dict[Hashable, float] = {}  # of owners that have been served since the queue was last empty
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -151,7 +150,7 @@ class Batcher(Generic[P, R]):
         """
         self._admit(work)
         loop = asyncio.get_running_loop()
-        item: _Item[P, R] = _Item(work, loop.create_future(), loop.time(), deadline, self._next_turn(work))
+        item: _Item[P, R] = _Item(work, loop.create_future(), loop.time(), deadline)
         self._queue[item] = None
         self._wake.set()
         self._changed()
@@ -188,11 +187,6 @@ class Batcher(Generic[P, R]):
             self._worker.cancel()
             await asyncio.gather(self._worker, return_exceptions=True)
             self._worker = None
-
-    def _next_turn(self, work: Work[P]) -> float:
-        turn = max(self._turn, self._next_turns.get(work.owner, 0.0))
-        self._next_turns[work.owner] = turn + work.cost
-        return turn
 
     def _admit(self, work: Work[P]) -> None:
         if self._draining:
@@ -259,8 +253,9 @@ class Batcher(Generic[P, R]):
         if not wanted:
             self._next_turns.clear()
             return []
-        first, *others = sorted(wanted, key=lambda item: item.turn)
-        self._turn = first.turn
+        turns = self._turns(wanted)
+        first, *others = sorted(wanted, key=lambda item: turns[item])
+        self._turn = turns[first]
         peers = [item for item in others if item.work.group == first.work.group]
         # Rows of like length waste the least padding; the sort is stable, so ties go by turn.
         peers.sort(key=lambda item: abs(item.work.n_tokens - first.work.n_tokens))
@@ -270,7 +265,19 @@ class Batcher(Generic[P, R]):
                 batch.append(item)
         for item in batch:
             del self._queue[item]
+            owner = item.work.owner
+            self._next_turns[owner] = max(self._turn, self._next_turns.get(owner, 0.0)) + item.work.cost
         return batch
+
+    def _turns(self, wanted: Iterable[_Item[P, R]]) -> dict[_Item[P, R], float]:
+        """When each would go, were all others' work done in turn; what was dropped takes nobody's."""
+        next_turns: dict[Hashable, float] = {}
+        turns = {}
+        for item in wanted:
+            owner = item.work.owner
+            turns[item] = next_turns.get(owner, max(self._turn, self._next_turns.get(owner, 0.0)))
+            next_turns[owner] = turns[item] + item.work.cost
+        return turns
 
     @staticmethod
     def _padded_tokens(batch: Sequence[_Item[P, R]]) -> int:

@@ -6,7 +6,7 @@ import time
 
 from torch import Tensor
 
-from blora.errors import BloraError
+from blora.errors import BloraError, ConfigError
 from server.batcher import Batcher
 from server.build import Build
 from server.engines.protocol import Engine, Job
@@ -140,6 +140,8 @@ class Service:
             )
             self._shelf = Shelf(self.settings, self._engine, registry, self.metrics, predictor.feedback)
             if watching is not None:
+                if not watching.is_dir():
+                    raise ConfigError(f"got adapter root {watching}, expected an existing directory")
                 watch = Watch(watching, self._shelf, registry)
                 await watch.look()
                 self._watching = asyncio.create_task(watch.run(self.settings.adapter_poll_s), name="watching")

@@ -169,6 +169,7 @@ class Metrics:
         """It is served from now on."""
         self._served.add(handle.name)
         self._adapter_info.labels(handle.name, handle.digest).set(1)
+        self._non_finite.labels(handle.name)  # from 0 on, so that the first one is an increase
 
     def adapter_unloaded(self, handle: AdapterHandle) -> None:
         """It is served no longer: its series disappear, and what is still in flight counts as unknown."""

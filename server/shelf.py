@@ -90,13 +90,14 @@ class Shelf:
         except BloraError as exc:
             raise _invalid(exc) from exc
         if taken is not None:
-            await self._let_go(taken)
+            self._let_go(taken)
         self._metrics.adapter_loaded(handle)
+        if taken is not None:  # last, for the engine may be busy
+            await self._engine.forget(taken)
 
-    async def _let_go(self, handle: AdapterHandle) -> None:
+    def _let_go(self, handle: AdapterHandle) -> None:
         self._metrics.adapter_unloaded(handle)
         self._feedback.forget(handle)
-        await self._engine.forget(handle)
 
     async def unload(self, name: str) -> None:
         """Takes no more requests for it; those in flight finish on it.
@@ -107,7 +108,9 @@ class Shelf:
         """
         self._enabled()
         async with self._one_at_a_time:
-            await self._let_go(self._registry.remove(name))
+            handle = self._registry.remove(name)
+            self._let_go(handle)
+            await self._engine.forget(handle)
 
     def _enabled(self) -> Path:
         """The folder below which adapters lie."""
@@ -126,13 +129,13 @@ class Shelf:
             files = [folder, *folder.rglob("*")] if folder.is_dir() else [folder]
             if not all(file.resolve().is_relative_to(root) for file in files):
                 raise outside
+            size = sum(file.stat().st_size for file in files if file.is_file())
         except (OSError, RuntimeError, ValueError) as exc:  # a loop of links, a name that no file can have
             raise InvalidRequestError(
                 f"got a path that leads nowhere ({exc}), expected an adapter's folder",
                 code="invalid_adapter",
                 param="path",
             ) from exc
-        size = sum(file.stat().st_size for file in files if file.is_file())
         if size > self._settings.max_adapter_bytes:
             raise TooLargeError(
                 f"got an adapter of {size} bytes, expected at most {self._settings.max_adapter_bytes}: make a smaller "

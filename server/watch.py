@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from pathlib import Path
 
 from server.errors import ServerError
@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 
 # By its times and sizes a changed adapter is known without reading it.
 Signature = frozenset[tuple[str, int, int]]
+UNREADABLE: Signature = frozenset([("", 0, 0)])
 
 
 class Watch:
@@ -49,6 +50,9 @@ class Watch:
         except OSError:
             logger.exception("The adapters stay as they are, for %s cannot be read", self._root)
             return
+        for name in found.keys() & self._seen.keys():
+            if found[name] == UNREADABLE:
+                found[name] = self._seen[name]  # for the moment, as on a shared file system
         for name in self._seen.keys() - found.keys():
             del self._seen[name]
             if name in self._kept:
@@ -73,15 +77,20 @@ class Watch:
             await work
         except ServerError as exc:
             logger.error("Adapter %s in %s is not %s: %s", name, self._root, done, exc)
+        except Exception:  # of whatever kind: the others are to be looked at all the same
+            logger.exception("Adapter %s in %s is not %s", name, self._root, done)
         else:
             logger.info("Adapter %s in %s is %s", name, self._root, done)
 
 
-def _signatures(root: Path) -> Mapping[str, Signature]:
-    return {
-        folder.name: frozenset(
-            (file.name, stat.st_mtime_ns, stat.st_size) for file in folder.iterdir() for stat in [file.stat()]
-        )
-        for folder in sorted(root.iterdir())
-        if folder.is_dir() and not folder.name.startswith(".")
-    }
+def _signatures(root: Path) -> dict[str, Signature]:
+    folders = (folder for folder in sorted(root.iterdir()) if not folder.name.startswith("."))
+    return {folder.name: _signature(folder) for folder in folders if folder.is_dir()}
+
+
+def _signature(folder: Path) -> Signature:
+    try:
+        stats = ((file.name, file.lstat()) for file in folder.iterdir())
+        return frozenset((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats)
+    except OSError:
+        return UNREADABLE

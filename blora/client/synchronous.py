@@ -58,6 +58,8 @@ class Client:
             max_connections=max_connections,
             transport=transport,
         )
+        self._lock = threading.Lock()
+        self._closed = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="blora-client", daemon=True)
         self._thread.start()
@@ -72,9 +74,12 @@ class Client:
 
     def close(self) -> None:
         """Closes the connections and ends calls of other threads; the client is of no use afterwards."""
-        if self._loop.is_closed():
-            return
-        self._run(self._end())
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            ending = asyncio.run_coroutine_threadsafe(self._end(), self._loop)
+        ending.result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -137,10 +142,11 @@ class Client:
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         closed = ClientError("got a call on a client that was closed, expected an open one: make a new one")
-        if self._loop.is_closed():
-            work.close()
-            raise closed
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        with self._lock:  # nothing is begun after the end
+            if self._closed:
+                work.close()
+                raise closed
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
         except CancelledError:

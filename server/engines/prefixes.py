@@ -53,18 +53,18 @@ class Prefixes:
         self._kept.clear()
         return had_any
 
-    def split(self, jobs: Sequence[Job]) -> dict[Prefix | None, list[int]]:
+    def split(self, jobs: Sequence[Job], *, notice: bool = True) -> dict[Prefix | None, list[int]]:
         """Which jobs begin with what, the longest that is known of each; None: with nothing known.
 
         Only under draws of the adapter's bank, which recur. What recurs for the first time among these jobs is known
-        for all of them.
+        for all of them, if it is to be noticed at all.
         """
         own = [
             place
             for place, job in enumerate(jobs)
             if self._max_bytes and job.in_bank and self._served[job.handle.digest] > 0
         ]
-        for place in own:
+        for place in own if notice else ():
             self._notice(jobs[place].handle, _prompt(jobs[place]))
         found: dict[Prefix | None, list[int]] = defaultdict(list)
         for place, job in enumerate(jobs):

@@ -167,10 +167,13 @@ class TorchEngine:
         job = Job(handle, row, handle.config.sampling.n_samples, seed=None, stop=None)
         self._score([job])
 
-    def _score_what_fits(self, jobs: Sequence[Job]) -> list[Tensor]:
-        """`_score`, in halves as long as the device's memory does not suffice for all at once."""
+    def _score_what_fits(self, jobs: Sequence[Job], *, notice: bool = True) -> list[Tensor]:
+        """`_score`, in halves as long as the device's memory does not suffice for all at once.
+
+        What prompts begin with gives its memory back first, and nothing is remembered while there is too little.
+        """
         try:
-            return self._score(jobs)
+            return self._score(jobs, notice=notice)
         except torch.OutOfMemoryError:
             assert self._prefixes is not None  # made along with the base model
             if not self._prefixes.clear() and len(jobs) == 1:
@@ -178,16 +181,16 @@ class TorchEngine:
         logger.warning("The device has no memory for %d inputs at once; lower --max-batch-tokens", len(jobs))
         torch.cuda.empty_cache()  # nothing where there is no GPU
         if len(jobs) == 1:
-            return self._score_what_fits(jobs)
+            return self._score(jobs, notice=False)
         middle = len(jobs) // 2
-        return self._score_what_fits(jobs[:middle]) + self._score_what_fits(jobs[middle:])
+        return [probs for half in (jobs[:middle], jobs[middle:]) for probs in self._score_what_fits(half, notice=False)]
 
-    def _score(self, jobs: Sequence[Job]) -> list[Tensor]:
+    def _score(self, jobs: Sequence[Job], *, notice: bool = True) -> list[Tensor]:
         """Probabilities (s, C) of each job, under all of its S draws or as many as its decision takes."""
         assert self._prefixes is not None  # made along with the base model
         seen: list[Tensor] = [torch.empty(0)] * len(jobs)
         with torch.inference_mode():
-            for prefix, places in self._prefixes.split(jobs).items():
+            for prefix, places in self._prefixes.split(jobs, notice=notice).items():
                 for place, probs in zip(places, self._after(prefix, [jobs[place] for place in places]), strict=True):
                     seen[place] = probs
         return seen

@@ -35,6 +35,7 @@ def test_peft_computes_with_a_draw_what_the_server_does(form: str, layers: str, 
     draws = SampleBank.draw(adapter.posterior, adapter.digest, 3, adapter.config.sampling.seed).draws
     folders = export_draws(adapter, base, tmp_path / "draws", 3)
     assert [folder.name for folder in folders] == ["draw-000", "draw-001", "draw-002"]
+    assert {file.stat().st_mode & 0o777 for folder in folders for file in folder.iterdir()} == {0o644}
     [row] = random_rows(1)
     for s, folder in enumerate(folders):
         expected = choices_alone(merged(base.model, draws.part(s, s + 1), 0), row)

@@ -235,6 +235,18 @@ async def test_owners_share_by_work_and_not_by_inputs() -> None:
         assert sum("short" in name for name in first_half) == 8
 
 
+async def test_what_was_dropped_costs_nobody_a_turn() -> None:
+    async with bench(max_batch_tokens=10) as b:
+        held = await b.hold()
+        dead = [b.submit(f"dead{i}", owner="a", timeout_s=0.01) for i in range(50)]
+        await asyncio.sleep(0.05)
+        tasks = [b.submit(f"{owner}{i}", owner=owner) for i in range(4) for owner in ("b", "a")]
+        await settle()
+        await b.release(held, *dead, *tasks)
+        owners = [name[0] for batch in b.worker.batches for name in batch]
+        assert sorted(owners[:2]) == sorted(owners[2:4]) == ["a", "b"]
+
+
 async def test_nobody_saves_up_turns_while_asking_nothing() -> None:
     async with bench(max_batch_tokens=10) as b:
         for i in range(5):

@@ -2,11 +2,12 @@
 
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from server.registry import AdapterHandle
 from server.watch import Watch
 from tests.server.fakes import FakeEngine, Running, running
 from tests.server.test_shelf import digest_of
@@ -117,7 +118,53 @@ async def test_adapters_from_elsewhere_are_left_alone(watched: Running, root: Pa
     assert registry.get("triage").digest != digest_of("6")
 
 
-async def test_a_folder_that_cannot_be_read_changes_nothing(
+async def test_one_that_fails_in_an_unforeseen_way_does_not_end_the_watch(
+    watched: Running, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    watch = watch_of(watched, root)
+    write(root, "odd", "1")
+    real = FakeEngine.load_adapter
+
+    async def odd(self: FakeEngine, path: Path, name: str) -> AdapterHandle:
+        if name == "odd":
+            raise MemoryError("no room")
+        return await real(self, path, name)
+
+    monkeypatch.setattr(FakeEngine, "load_adapter", odd)
+    write(root, "two", "22")
+    (root / "dangling").mkdir()
+    (root / "dangling" / "contents").symlink_to(root / "nowhere")
+    await watch.look()
+    assert served(watched) == {"one": digest_of("1"), "two": digest_of("22")}
+    assert "Adapter odd" in caplog.text
+
+
+async def test_a_folder_that_cannot_be_read_for_a_moment_keeps_its_adapter(
+    watched: Running, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await watched.app.state.service.shelf().unload("one")
+    watch = watch_of(watched, root)
+    await watch.look()
+    real = Path.iterdir
+
+    def denied(self: Path) -> Iterator[Path]:
+        if self.name == "one":
+            raise PermissionError("denied")
+        return real(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "iterdir", denied)
+        await watch.look()
+    await watch.look()
+    assert served(watched) == {"one": digest_of("1")}
+
+
+async def test_a_root_that_is_not_there_keeps_the_server_from_starting(tmp_path: Path) -> None:
+    async with running(FakeEngine(), adapter_root=tmp_path / "nowhere", adapter_poll_s=1) as server:
+        assert "expected an existing directory" in server.app.state.service.failure
+
+
+async def test_a_root_that_cannot_be_read_changes_nothing(
     watched: Running, root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     watch = watch_of(watched, root)

@@ -260,9 +260,25 @@ async def test_a_batch_that_the_device_has_no_memory_for_goes_in_halves(
         assert torch.allclose(probs, alone, atol=1e-5)
     assert sizes == [7, 3, 1, 2, 4, 2, 2]
     assert "no memory for 7 inputs" in caplog.text
-    monkeypatch.setattr(Branches, "score", lambda *args, **options: small(args[0], range(3)))
-    with pytest.raises(torch.OutOfMemoryError):
-        await asking.engine.run(jobs[:1])
+
+
+async def test_an_input_that_never_fits_is_tried_no_more_than_it_takes_to_know(
+    asking: Asking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[None] = []
+
+    def never(*args: Any, **options: Any) -> torch.Tensor:
+        tries.append(None)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    jobs = [await asking.job("the same long beginning of every prompt here, and then " + text) for text in "ab"]
+    await asking.engine.run(jobs)  # the beginning is remembered
+    monkeypatch.setattr(Branches, "score", never)
+    for _ in range(2):  # once with what is remembered, and once with that memory given back
+        tries.clear()
+        with pytest.raises(torch.OutOfMemoryError):
+            await asking.engine.run(jobs[:1])
+        assert len(tries) == 2
 
 
 def poisoned(bank: SampleBank) -> SampleBank:
