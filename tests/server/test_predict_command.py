@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.scenarios import tiny_model, tiny_tokenizer
-from tests.server.engines.test_torch_engine import CHOICES, write_adapter
+from tests.server.engines.asking import CHOICES, write_adapter
 
 N_ROWS = 3000
 

@@ -2,120 +2,23 @@
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from blora.adapter import save_adapter
-from blora.base_model import load_base_model
 from blora.calibration_file import CALIBRATION_FILE, store
-from blora.config import AdapterConfig, PosteriorConfig, PromptConfig, SamplingConfig
 from blora.decision.abstention import Policy
 from blora.decision.stopping import draws_used
 from blora.errors import AdapterError, BloraError, ConfigError, NumericalError, PromptError
 from blora.inference.branches import Branches
 from blora.posterior.bank import SampleBank
 from blora.posterior.draws import Draws, Factors
-from blora.posterior.posterior import Posterior
-from server.engines.protocol import Job, Loaded, Stop
-from server.engines.torch_engine import TorchEngine
-from server.registry import AdapterHandle
-from server.settings import Settings
-from tests.scenarios import adapted_modules, tiny_model, tiny_tokenizer
+from server.engines.protocol import Stop
 from tests.server.calibrations import calibration
-
-CHOICES = ("billing", "technical", "account")
-QUESTIONS = ("why", "a much longer question than the other one", "where is my money?", "q")
-
-
-def write_adapter(path: Path, base_path: Path, *, seed: int, **config: Any) -> Path:
-    base = load_base_model(str(base_path), device="cpu", dtype="float32")
-    modules = adapted_modules(base.model)
-    posterior = Posterior(modules, PosteriorConfig(rank=2, prior_std=1.0), seed=seed)
-    save_adapter(
-        path,
-        posterior,
-        AdapterConfig(
-            base_model=base.ref,
-            target_modules=("q_proj", "v_proj"),
-            modules=modules,
-            posterior=posterior.config,
-            prompt=PromptConfig(choices=CHOICES),
-            sampling=SamplingConfig(n_samples=4, seed=7),
-            **config,
-        ),
-        base,
-    )
-    return path
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base model and two adapters on disk."""
-    root = tmp_path_factory.mktemp("engine")
-    tiny_model().save_pretrained(root / "tiny")
-    tiny_tokenizer().save_pretrained(root / "tiny")
-    write_adapter(root / "one", root / "tiny", seed=1)
-    write_adapter(root / "two", root / "tiny", seed=2, policy={"min_confidence": 0.5})
-    return root
-
-
-def settings(folder: Path, *adapters: str, **more: Any) -> Settings:
-    paths = tuple(f"{name}={folder / name}" for name in adapters or ("one", "two"))
-    return Settings(base_model=str(folder / "tiny"), device="cpu", dtype="float32", adapters=paths, **more)
-
-
-@asynccontextmanager
-async def loaded(chosen: Settings) -> AsyncIterator[tuple[TorchEngine, Loaded]]:
-    engine = TorchEngine(chosen)
-    try:
-        yield engine, await engine.load()
-    finally:
-        await engine.close()
-
-
-class Asking:
-    """The engine of the tests, and the probabilities it gives."""
-
-    def __init__(self, engine: TorchEngine, state: Loaded) -> None:
-        self.engine = engine
-        self.handles = {handle.name: handle for handle in state.adapters}
-
-    @property
-    def one(self) -> AdapterHandle:
-        return self.handles["one"]
-
-    @property
-    def two(self) -> AdapterHandle:
-        return self.handles["two"]
-
-    async def job(
-        self,
-        question: str,
-        *,
-        adapter: str = "one",
-        n_samples: int = 4,
-        seed: int | None = None,
-        stop: Stop | None = None,
-        **more: Any,
-    ) -> Job:
-        handle = self.handles[adapter]
-        asked: dict[str, Any] = {"prompt": question, "messages": None, "choices": CHOICES, "scoring": None, **more}
-        return Job(handle, await self.engine.pack(handle, **asked), n_samples, seed, stop)
-
-    async def probabilities(self, question: str, **more: Any) -> torch.Tensor:
-        [probs] = await self.engine.run([await self.job(question, **more)])
-        return probs
-
-
-@pytest.fixture
-async def asking(folder: Path) -> AsyncIterator[Asking]:
-    async with loaded(settings(folder)) as (engine, state):
-        yield Asking(engine, state)
+from tests.server.engines.asking import CHOICES, QUESTIONS, Asking, loaded, settings
 
 
 async def test_loading_tells_what_there_is(folder: Path) -> None:
@@ -240,45 +143,6 @@ async def test_an_adapter_that_overflows_is_named_and_its_neighbour_can_be_asked
         await asking.engine.run(jobs)
     [alone] = await asking.engine.run(jobs[:1])
     assert alone.isfinite().all()
-
-
-async def test_a_batch_that_the_device_has_no_memory_for_goes_in_halves(
-    asking: Asking, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    jobs = [await asking.job("x" * i) for i in range(1, 8)]
-    expected = await asking.engine.run(jobs)
-    real, sizes = Branches.score, list[int]()
-
-    def small(self: Branches, picked: Any, *args: Any, **options: Any) -> torch.Tensor:
-        sizes.append(len(picked))
-        if len(picked) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(self, picked, *args, **options)
-
-    monkeypatch.setattr(Branches, "score", small)
-    for probs, alone in zip(await asking.engine.run(jobs), expected, strict=True):
-        assert torch.allclose(probs, alone, atol=1e-5)
-    assert sizes == [7, 3, 1, 2, 4, 2, 2]
-    assert "no memory for 7 inputs" in caplog.text
-
-
-async def test_an_input_that_never_fits_is_tried_no_more_than_it_takes_to_know(
-    asking: Asking, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tries: list[None] = []
-
-    def never(*args: Any, **options: Any) -> torch.Tensor:
-        tries.append(None)
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    jobs = [await asking.job("the same long beginning of every prompt here, and then " + text) for text in "ab"]
-    await asking.engine.run(jobs)  # the beginning is remembered
-    monkeypatch.setattr(Branches, "score", never)
-    for _ in range(2):  # once with what is remembered, and once with that memory given back
-        tries.clear()
-        with pytest.raises(torch.OutOfMemoryError):
-            await asking.engine.run(jobs[:1])
-        assert len(tries) == 2
 
 
 def poisoned(bank: SampleBank) -> SampleBank:
