@@ -247,6 +247,34 @@ def _churn(name: str) -> str:
     )
 
 
+# Variants of the search by how many layers have a posterior, and the way to serve them that was measured.
+DEPTHS = {
+    "LoRA": ("none, plain LoRA", "lora", "lora"),
+    "Bayesian in 2 layers, LoRA in 8": ("2 of 10", "fixed", "early"),
+    "Bayesian": ("10 of 10", "everywhere", None),
+}
+
+
+def _depth(name: str) -> str:
+    """What a posterior in more layers is worth, and what it costs."""
+    tried = {r["label"]: r for r in map(json.loads, (RESULTS / "search" / "search.jsonl").read_text().splitlines())}
+    [result] = _load("serving")
+    ms = result["ms_a_question"]
+    header = ["layers with a posterior", "NLL", "ECE", "AURC", "NLL, tempered", "16 draws, times LoRA", "stops early"]
+    rows = [
+        [
+            shown,
+            *(f"{tried[label][metric]:.3f}" for metric in ("nll", "ece", "aurc", "nll_tempered")),
+            f"{ms[fixed] / ms['lora']:.2f}",
+            f"{ms[early] / ms['lora']:.2f}" if early is not None else "–",
+        ]
+        for label, (shown, fixed, early) in DEPTHS.items()
+    ]
+    n_rows = tried["LoRA"]["n_development"]
+    where = f"{n_rows} training questions of ARC-Easy that neither trained nor validated, one seed."
+    return f"{markdown_table(header, rows)}\n\n{where}"
+
+
 def _serving(make: Callable[[Result], str]) -> Callable[[str], str]:
     """One of the tables of what an answer costs."""
 
@@ -265,6 +293,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "training_time": _training_time,
     "search": _search,
     "churn": _churn,
+    "depth": _depth,
     "draws": _draws,
     "serving_summary": _serving(serving.summary),
     "serving_ways": _serving(serving.ways),
