@@ -17,19 +17,13 @@ from typing import Any
 import httpx
 
 from benchmarks.server_process import ROOT, Server, serve
-from blora.adapter import save_adapter
-from blora.base_model import load_base_model
 from blora.client import AsyncClient, ClientError, Prediction, RefusedError
-from blora.config import AdapterConfig, PosteriorConfig, PromptConfig, SamplingConfig
-from blora.posterior.inject import select_modules
-from blora.posterior.posterior import Posterior
 from server.keys import line_of
 from training.provenance import machine, revision
 
 RESULT = ROOT / "benchmarks" / "results" / "churn" / "result.json"
 NAMES = ("one", "two", "three", "four")
 QUESTIONS = [f"question {k} {'and more ' * (k % 7)}" for k in range(40)]
-CHOICES = ("yes", "no", "perhaps")
 KEY = "the key of whoever measures"
 AT_ONCE = 64
 # What the make-up of a batch may change in float32.
@@ -39,22 +33,12 @@ TOLERANCE = 1e-4
 def prepare(folder: Path) -> None:
     """A base model and four adapters of it, all of random weights."""
     from tests.scenarios import tiny_model, tiny_tokenizer
+    from tests.server.engines.asking import write_adapter
 
     tiny_model().save_pretrained(folder / "base")
     tiny_tokenizer().save_pretrained(folder / "base")
-    base = load_base_model(str(folder / "base"), device="cpu", dtype="float32")
-    modules = select_modules(base.model, ("q_proj", "v_proj"), range(2))
     for seed, name in enumerate(NAMES):
-        posterior = Posterior(modules, PosteriorConfig(rank=2, prior_std=1.0), seed=seed)
-        config = AdapterConfig(
-            base_model=base.ref,
-            target_modules=("q_proj", "v_proj"),
-            modules=modules,
-            posterior=posterior.config,
-            prompt=PromptConfig(choices=CHOICES),
-            sampling=SamplingConfig(n_samples=4, seed=7),
-        )
-        save_adapter(folder / "adapters" / name, posterior, config, base)
+        write_adapter(folder / "adapters" / name, folder / "base", seed=seed)
     (folder / "keys").write_text(line_of("benchmark", "admin", KEY) + "\n")
 
 

@@ -89,7 +89,9 @@ class Door:
             self._rate.take(key.name)
         changes = scope["path"].startswith("/v1/adapters") and scope["method"] not in ("GET", "HEAD")
         if changes and (key is None or key.scope != "admin"):
-            raise ForbiddenError("got a key that may only ask, expected one of scope admin to change adapters")
+            raise ForbiddenError(
+                "got no key of scope admin, expected one to change adapters: make it with `blora key --admin`"
+            )
 
     def _key(self, scope: Scope) -> Key:
         assert self._keys is not None  # the caller looked

@@ -99,8 +99,7 @@ class TorchEngine:
     async def forget(self, handle: AdapterHandle) -> None:
         """See Engine."""
         self._handles.remove(handle)
-        assert self._prefixes is not None  # made before any handle
-        await _in(self._computing, partial(self._prefixes.forget, handle.digest))
+        await _in(self._computing, partial(self._loaded_prefixes().forget, handle.digest))
 
     async def probe(self) -> None:
         """See Engine."""
@@ -116,6 +115,10 @@ class TorchEngine:
         if self._base is None:
             raise RuntimeError("got work before load() returned, expected it afterwards")
         return self._base
+
+    def _loaded_prefixes(self) -> Prefixes:
+        assert self._prefixes is not None  # made along with the base model, without which nothing gets here
+        return self._prefixes
 
     def _load(self) -> Loaded:
         settings = self._settings
@@ -145,8 +148,7 @@ class TorchEngine:
         attach(base, adapter)
         handle = _handle(base, adapter)
         self._probe(handle)
-        assert self._prefixes is not None  # made along with the base model
-        self._prefixes.serve(handle.digest)
+        self._loaded_prefixes().serve(handle.digest)
         self._handles.append(handle)
         return handle
 
@@ -175,8 +177,7 @@ class TorchEngine:
         try:
             return self._score(jobs, notice=notice)
         except torch.OutOfMemoryError:
-            assert self._prefixes is not None  # made along with the base model
-            if not self._prefixes.clear() and len(jobs) == 1:
+            if not self._loaded_prefixes().clear() and len(jobs) == 1:
                 raise
         logger.warning("The device has no memory for %d inputs at once; lower --max-batch-tokens", len(jobs))
         torch.cuda.empty_cache()  # nothing where there is no GPU
@@ -187,10 +188,9 @@ class TorchEngine:
 
     def _score(self, jobs: Sequence[Job], *, notice: bool = True) -> list[Tensor]:
         """Probabilities (s, C) of each job, under all of its S draws or as many as its decision takes."""
-        assert self._prefixes is not None  # made along with the base model
         seen: list[Tensor] = [torch.empty(0)] * len(jobs)
         with torch.inference_mode():
-            for prefix, places in self._prefixes.split(jobs, notice=notice).items():
+            for prefix, places in self._loaded_prefixes().split(jobs, notice=notice).items():
                 for place, probs in zip(places, self._after(prefix, [jobs[place] for place in places]), strict=True):
                     seen[place] = probs
         return seen
