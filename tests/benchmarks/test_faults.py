@@ -1,0 +1,38 @@
+"""What a server is put through, in small: the benchmarks of docs/faults.md, against a real server."""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from benchmarks.faults import churn
+from benchmarks.faults.generated import made_up
+from benchmarks.faults.tiny_server import tiny_server
+from benchmarks.server_process import Server
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with tiny_server(tmp_path_factory.mktemp("tiny"), max_inputs="16") as running:
+        yield running
+
+
+def test_no_request_that_the_document_allows_makes_it_fail(live: Server) -> None:
+    found = made_up(live, 200)
+    assert found["wrong"] == []
+    assert found["server_errors"] == 0
+    assert found["cases"] >= 200
+    assert found["statuses"]["POST /v1/predict"]["200"] >= 50
+
+
+def test_adapters_that_come_and_go_lose_and_mix_no_answer(live: Server) -> None:
+    found = asyncio.run(churn.measure(live, 400, seconds=0))
+    assert found["without_an_outcome"] == 0
+    assert found["outcomes"].keys() <= {
+        "its own answer",
+        "not waited for",
+        "refused, for its adapter was unloaded",
+        "refused, for it was nonsense",
+    }
+    assert found["outcomes"]["its own answer"] >= 200
+    assert found["reloads"] > 0
