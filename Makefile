@@ -52,7 +52,9 @@ bench: $(READY)  ## measure everything that the documents show, then rebuild the
 	$(BIN)/python -m benchmarks.concurrent
 	$(BIN)/python -m benchmarks.serving $(DATA)
 	$(BIN)/python -m benchmarks.draws $(DATA)
-	$(BIN)/python -m benchmarks.churn
+	$(BIN)/python -m benchmarks.faults.churn
+	$(BIN)/python -m benchmarks.faults.generated
+	$(BIN)/python -m benchmarks.faults.saturation
 	$(BIN)/python -m benchmarks.tables
 
 demo: $(READY)  ## train the demo adapter again

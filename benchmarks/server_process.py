@@ -65,11 +65,15 @@ def _wait_until_ready(server: Server) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         if server.process.poll() is not None:
-            raise RuntimeError(f"the server ended before it was ready:\n{server.log.read_text()}")
+            raise RuntimeError(f"the server ended before it was ready:\n{_said(server.log)}")
         try:
             if httpx.get(f"{server.url}/readyz").is_success:
                 return
         except httpx.TransportError:
             pass  # not listening yet
         time.sleep(0.2)
-    raise TimeoutError(f"the server was not ready after {START_TIMEOUT_S:g} s:\n{server.log.read_text()}")
+    raise TimeoutError(f"the server was not ready after {START_TIMEOUT_S:g} s:\n{_said(server.log)}")
+
+
+def _said(log: Path) -> str:
+    return log.read_text() if log.is_file() else f"nothing can be read from {log}"

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.faults import tables as faults
 from benchmarks.markdown import markdown_table
 from benchmarks.serving import tables as serving
 from training.report.document import Document, markdown
@@ -233,20 +234,6 @@ def _draws(folder: str) -> str:
     )
 
 
-def _churn(name: str) -> str:
-    """What became of the requests."""
-    [result] = _load(name)
-    header = ["outcome", "requests"]
-    rows = [[outcome, f"{count:,}"] for outcome, count in sorted(result["outcomes"].items())]
-    rows.append(["none", f"{result['without_an_outcome']:,}"])
-    return (
-        f"{markdown_table(header, rows)}\n\n{result['requests']:,} requests by {result['clients']} clients for four "
-        f"adapters of a tiny random model, of which one was unloaded and loaded again {result['reloads']:,} times "
-        "meanwhile; an answer is its own if its digest is, and no probability is more than "
-        f"{result['tolerance']:g} from what the adapter says alone."
-    )
-
-
 # Variants of the search by how many layers have a posterior, and the way to serve them that was measured.
 DEPTHS = {
     "LoRA": ("none, plain LoRA", "lora", "lora"),
@@ -275,11 +262,11 @@ def _depth(name: str) -> str:
     return f"{markdown_table(header, rows)}\n\n{where}"
 
 
-def _serving(make: Callable[[Result], str]) -> Callable[[str], str]:
-    """One of the tables of what an answer costs."""
+def _of(folder: str, make: Callable[[Result], str]) -> Callable[[str], str]:
+    """A table of the one result in a folder."""
 
     def table(name: str) -> str:
-        [result] = _load("serving")
+        [result] = _load(folder)
         return make(result)
 
     return table
@@ -292,16 +279,18 @@ TABLES: dict[str, Callable[[str], str]] = {
     "bayesianize": _bayesianize,
     "training_time": _training_time,
     "search": _search,
-    "churn": _churn,
+    "churn": _of("churn", faults.churn),
+    "generated": _of("generated", faults.generated),
+    "saturation": _of("saturation", faults.saturation),
     "depth": _depth,
     "draws": _draws,
-    "serving_summary": _serving(serving.summary),
-    "serving_ways": _serving(serving.ways),
-    "serving_agreement": _serving(serving.agreement),
-    "serving_growth": _serving(serving.growth),
-    "serving_beginnings": _serving(serving.beginnings),
-    "serving_cost": _serving(serving.cost),
-    "serving_load": _serving(serving.load),
+    "serving_summary": _of("serving", serving.summary),
+    "serving_ways": _of("serving", serving.ways),
+    "serving_agreement": _of("serving", serving.agreement),
+    "serving_growth": _of("serving", serving.growth),
+    "serving_beginnings": _of("serving", serving.beginnings),
+    "serving_cost": _of("serving", serving.cost),
+    "serving_load": _of("serving", serving.load),
     "concurrent": _concurrent,
     "withheld": _withheld,
     "answer_sure": _answer,

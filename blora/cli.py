@@ -40,6 +40,13 @@ def main(argv: list[str] | None = None) -> int:
     except BloraError as exc:
         print(f"blora {entry.name}: {exc}", file=sys.stderr)
         return 1
+    except OSError as exc:
+        where = f" ({exc.filename})" if exc.filename else ""
+        print(
+            f"blora {entry.name}: got {exc.strerror or exc}{where}, expected files that can be read and written",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         return 130
 

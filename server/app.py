@@ -64,7 +64,12 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     app.include_router(router)
     _handle_errors(app, service)
     # The last one added stands outermost.
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, refuse=lambda error: _refuse(service, error))
+    app.add_middleware(
+        BodyLimit,
+        max_bytes=settings.max_body_bytes,
+        timeout_s=settings.read_timeout_s,
+        refuse=lambda error: _refuse(service, error),
+    )
     app.add_middleware(
         Door,
         keys=Keys(settings.api_keys) if settings.api_keys is not None else None,
@@ -75,6 +80,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     app.add_middleware(CloseWhileDraining, draining=lambda: service.draining)
     app.add_middleware(SafeHeaders)
     app.add_middleware(RequestId)
+    service.traces.attach(app)
     return app
 
 

@@ -7,12 +7,13 @@ left or whose deadline passed are dropped before they cost anything.
 """
 
 import asyncio
-import math
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
 
-from server.errors import DeadlineExceededError, DrainingError, QueueFullError, TooLargeError
+from server.admission import Admission, Waiting
+from server.errors import DeadlineExceededError, DrainingError
+from server.turns import Turns
 
 __all__ = ["BatchObserver", "Batcher", "Completed", "Work"]
 
@@ -20,9 +21,6 @@ P = TypeVar("P")
 R = TypeVar("R")
 
 DropReason = Literal["cancelled", "expired"]
-
-# Weight of the newest forward pass in the running mean of the speed.
-_SPEED_SMOOTHING = 0.2
 
 
 class BatchObserver(Protocol):
@@ -93,8 +91,7 @@ class _Item(Generic[P, R]):
 class Batcher(Generic[P, R]):
     """Collects inputs into forward passes of one worker.
 
-    Owners share it fairly: an input's turn comes when its owner's earlier ones are done, and work counts from when the
-    owner began to wait (start-time fair queueing: Goyal, Vin, Cheng, 1997). Among one owner's the oldest goes first.
+    Owners take turns at it; among one owner's inputs the oldest goes first.
 
     Args:
         run: computes the results of payloads of one group, in order.
@@ -115,19 +112,20 @@ class Batcher(Generic[P, R]):
     ) -> None:
         self._run = run
         self._max_batch_tokens = max_batch_tokens
-        self._max_queue_tokens = max_queue_tokens
-        self._max_queue_requests = max_queue_requests
+        self._admission = Admission(
+            max_batch_tokens=max_batch_tokens,
+            max_queue_tokens=max_queue_tokens,
+            max_queue_requests=max_queue_requests,
+        )
         self._observer = observer
         self._queue: dict[_Item[P, R], None] = {}  # in order of arrival
         self._running: list[_Item[P, R]] = []
-        self._turn = 0.0  # of the input that went last, in tokens x draws
-        self._next_turns: dict[Hashable, float] = {}  # of owners that have been served since the queue was last empty
+        self._turns = Turns()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._draining = False
         self._worker: asyncio.Task[None] | None = None
-        self._tokens_per_s: float | None = None
         self.last_forward_failed = False
 
     def start(self) -> None:
@@ -143,13 +141,13 @@ class Batcher(Generic[P, R]):
 
         Raises:
             TooLargeError: if one of its draws exceeds a forward pass, or all of them the queue.
-            QueueFullError: if there is no room for it to wait.
+            QueueFullError: if there is no room for it to wait, or it would wait too long.
             DrainingError: if the batcher takes no more.
             DeadlineExceededError: if the deadline passed first.
             Exception: whatever the worker raised on this input alone.
         """
-        self._admit(work)
         loop = asyncio.get_running_loop()
+        self._admit(work, deadline - loop.time())
         item: _Item[P, R] = _Item(work, loop.create_future(), loop.time(), deadline)
         self._queue[item] = None
         self._wake.set()
@@ -188,32 +186,22 @@ class Batcher(Generic[P, R]):
             await asyncio.gather(self._worker, return_exceptions=True)
             self._worker = None
 
-    def _admit(self, work: Work[P]) -> None:
+    def _admit(self, work: Work[P], seconds_left: float) -> None:
         if self._draining:
             raise self._draining_error()
-        if work.n_tokens > self._max_batch_tokens:
-            raise TooLargeError(
-                f"got {work.n_tokens} tokens, expected at most {self._max_batch_tokens}: shorten the prompt"
-            )
-        if work.cost > self._max_queue_tokens:
-            raise TooLargeError(
-                f"got {work.n_tokens} tokens x {work.n_draws} draws, expected at most "
-                f"{self._max_queue_tokens} in all: shorten the prompt or ask for fewer draws"
-            )
-        waiting = sum(item.work.cost for item in self._queue)
-        if waiting + work.cost > self._max_queue_tokens or len(self._queue) >= self._max_queue_requests:
-            raise QueueFullError(
-                f"got a queue of {len(self._queue)} inputs and {waiting} tokens x draws, expected "
-                f"at most {self._max_queue_requests} and {self._max_queue_tokens}: "
-                "try again after Retry-After",
-                retry_after_s=self._retry_after_s(waiting),
-            )
-
-    def _retry_after_s(self, waiting: int) -> int:
-        if self._tokens_per_s is None:
-            return 1
-        ahead = waiting + sum(item.work.cost for item in self._running)
-        return max(1, math.ceil(ahead / self._tokens_per_s))
+        self._admission.check_size(work.n_tokens, work.n_draws)
+        waiting = [item.work for item in self._queue]
+        own = [other for other in waiting if other.owner == work.owner]
+        *turns, turn = self._turns.of([*waiting, work])
+        found = Waiting(
+            inputs=len(waiting),
+            cost=sum(other.cost for other in waiting),
+            own_inputs=len(own),
+            own_cost=sum(other.cost for other in own),
+            ahead=sum(other.cost for other, its in zip(waiting, turns, strict=True) if its <= turn)
+            + sum(item.work.cost for item in self._running),
+        )
+        self._admission.check_room(work.cost, found, seconds_left)
 
     @staticmethod
     def _draining_error() -> DrainingError:
@@ -251,11 +239,10 @@ class Batcher(Generic[P, R]):
         now = asyncio.get_running_loop().time()
         wanted = [item for item in self._queue if item.wanted(now)]
         if not wanted:
-            self._next_turns.clear()
+            self._turns.forget()
             return []
-        turns = self._turns(wanted)
+        turns = dict(zip(wanted, self._turns.of(item.work for item in wanted), strict=True))
         first, *others = sorted(wanted, key=lambda item: turns[item])
-        self._turn = turns[first]
         peers = [item for item in others if item.work.group == first.work.group]
         # Rows of like length waste the least padding; the sort is stable, so ties go by turn.
         peers.sort(key=lambda item: abs(item.work.n_tokens - first.work.n_tokens))
@@ -265,19 +252,8 @@ class Batcher(Generic[P, R]):
                 batch.append(item)
         for item in batch:
             del self._queue[item]
-            owner = item.work.owner
-            self._next_turns[owner] = max(self._turn, self._next_turns.get(owner, 0.0)) + item.work.cost
+        self._turns.went(turns[first], [item.work for item in batch])
         return batch
-
-    def _turns(self, wanted: Iterable[_Item[P, R]]) -> dict[_Item[P, R], float]:
-        """When each would go, were all others' work done in turn; what was dropped takes nobody's."""
-        next_turns: dict[Hashable, float] = {}
-        turns = {}
-        for item in wanted:
-            owner = item.work.owner
-            turns[item] = next_turns.get(owner, max(self._turn, self._next_turns.get(owner, 0.0)))
-            next_turns[owner] = turns[item] + item.work.cost
-        return turns
 
     @staticmethod
     def _padded_tokens(batch: Sequence[_Item[P, R]]) -> int:
@@ -296,7 +272,7 @@ class Batcher(Generic[P, R]):
             return
         seconds = loop.time() - started
         self.last_forward_failed = False
-        self._measure(sum(item.work.cost for item in batch), seconds)
+        self._admission.pace.measure(sum(item.work.cost for item in batch), seconds)
         self._observer.forward_done(rows=len(batch), tokens=self._padded_tokens(batch), seconds=seconds)
         for item, result in finished:
             waited = started - item.queued_at
@@ -313,10 +289,3 @@ class Batcher(Generic[P, R]):
         for item in batch:
             if item.wanted(asyncio.get_running_loop().time()):
                 await self._compute([item])
-
-    def _measure(self, tokens: int, seconds: float) -> None:
-        speed = tokens / max(seconds, 1e-6)
-        if self._tokens_per_s is None:
-            self._tokens_per_s = speed
-        else:
-            self._tokens_per_s += _SPEED_SMOOTHING * (speed - self._tokens_per_s)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -98,7 +99,8 @@ async def _announce(service: "Service", server: "DrainingServer", port: int) -> 
     if service.failure:
         server.stop()
     else:
-        sys.stderr.write(_example(service, port))
+        with suppress(OSError):  # nobody reads it where nothing can be written
+            sys.stderr.write(_example(service, port))
 
 
 def _example(service: "Service", port: int) -> str:

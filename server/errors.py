@@ -11,12 +11,14 @@ ServerError
 ├── DigestMismatchError     the adapter is here, with other contents than the client pinned
 ├── NoSuchRouteError, MethodNotAllowedError, UnsupportedMediaTypeError
 ├── TooLargeError           body, prompt, batch or forward pass over its limit
+├── SlowRequestError        the body did not come in time
 ├── TryLaterError           try again in `retry_after_s`
 │   ├── QueueFullError      no room to wait in
 │   └── RateLimitedError    too many requests with one key
 ├── ModelFailureError       the forward pass raised
 ├── NonFiniteError          the forward pass gave NaN or infinity
 ├── InternalError           a bug of ours
+├── FeedbackUnavailableError  the store of predictions is out of reach
 ├── NotReadyError           no model yet
 ├── DrainingError           no model much longer
 ├── DeadlineExceededError   the answer did not come in time
@@ -35,6 +37,7 @@ __all__ = [
     "DisconnectedError",
     "DrainingError",
     "FeedbackConflictError",
+    "FeedbackUnavailableError",
     "ForbiddenError",
     "InternalError",
     "InvalidRequestError",
@@ -47,6 +50,7 @@ __all__ = [
     "RateLimitedError",
     "Row",
     "ServerError",
+    "SlowRequestError",
     "TooLargeError",
     "TryLaterError",
     "UnauthorizedError",
@@ -87,6 +91,7 @@ TABLE: dict[str, Row] = {
     "digest_mismatch": Row(404, "not_found_error"),
     "not_found": Row(404, "not_found_error"),
     "method_not_allowed": Row(405, "invalid_request_error"),
+    "slow_request": Row(408, "client_error"),
     "adapter_conflict": Row(409, "conflict_error"),
     "too_many_adapters": Row(409, "conflict_error"),
     "adapter_too_large": Row(413, "too_large_error"),
@@ -101,6 +106,7 @@ TABLE: dict[str, Row] = {
     "model_failure": Row(500, "server_error"),
     "non_finite": Row(500, "server_error"),
     "internal_error": Row(500, "server_error"),
+    "feedback_unavailable": Row(503, "unavailable_error"),
     "not_ready": Row(503, "unavailable_error"),
     "draining": Row(503, "unavailable_error"),
     "deadline_exceeded": Row(504, "timeout_error"),
@@ -151,6 +157,12 @@ class ForbiddenError(ServerError):
     """A key that opens less than was asked for."""
 
     code = "forbidden"
+
+
+class FeedbackUnavailableError(ServerError):
+    """The store of predictions cannot be read or written."""
+
+    code = "feedback_unavailable"
 
 
 class UnknownAdapterError(ServerError):
@@ -205,6 +217,12 @@ class UnsupportedMediaTypeError(ServerError):
     """The body is not declared as JSON."""
 
     code = "unsupported_media_type"
+
+
+class SlowRequestError(ServerError):
+    """The body did not arrive in time."""
+
+    code = "slow_request"
 
 
 class TryLaterError(ServerError):

@@ -5,36 +5,15 @@ Of a prediction nothing is kept but whose it was, what was promised, and a salte
 
 import hashlib
 import secrets
-from collections import OrderedDict
-from dataclasses import dataclass
 
 from blora.decision.drift import DriftWindow
 from blora.decision.promise import Promise
 from server.errors import FeedbackConflictError, UnknownPredictionError
+from server.ledgers.protocol import Contents, Entry, Ledger
 from server.metrics import Metrics
 from server.registry import AdapterHandle, Registry
 
 __all__ = ["Feedback"]
-
-
-_Contents = tuple[str, str]
-
-
-@dataclass(slots=True)
-class _Entry:
-    """One prediction, waiting for its outcome.
-
-    Attributes:
-        adapter: name and digest of the adapter that made it.
-        leader: salted hash of its leading choice.
-        target_risk: what was promised of it; None where it was withheld, or nothing was proved.
-        label: salted hash of the outcome, once there is one.
-    """
-
-    adapter: "_Contents"
-    leader: bytes
-    target_risk: float | None
-    label: bytes | None = None
 
 
 class Feedback:
@@ -43,17 +22,15 @@ class Feedback:
     Args:
         metrics: that show it.
         registry: whose adapters are watched; what others have said before is of no interest any more.
-        capacity: how many predictions wait for an outcome; the oldest are forgotten first.
+        ledger: where predictions wait for their outcomes.
     """
 
-    def __init__(self, metrics: Metrics, registry: Registry, capacity: int) -> None:
+    def __init__(self, metrics: Metrics, registry: Registry, ledger: Ledger) -> None:
         self._metrics = metrics
         self._registry = registry
-        self._capacity = capacity
-        self._salt = secrets.token_bytes(16)
-        self._waiting: OrderedDict[str, _Entry] = OrderedDict()
-        self._promises: dict[tuple[_Contents, float], Promise] = {}
-        self._windows: dict[_Contents, DriftWindow] = {}
+        self._ledger = ledger
+        self._promises: dict[tuple[Contents, float], Promise] = {}
+        self._windows: dict[Contents, DriftWindow] = {}
 
     def predicted(
         self,
@@ -75,54 +52,56 @@ class Feedback:
         """
         if self._registry.get(handle.name) is not handle:
             return
-        adapter = handle.name, handle.digest
-        self._waiting[prediction_id] = _Entry(adapter, self._hash(leader), target_risk)
-        while len(self._waiting) > self._capacity:
-            self._waiting.popitem(last=False)
+        adapter, salt = Contents(handle.name, handle.digest), secrets.token_bytes(16)
+        self._ledger.remember(prediction_id, Entry(adapter, salt, _hash(leader, salt), target_risk))
         if handle.calibration is not None and predictive_entropy is not None:
             window = self._windows.setdefault(adapter, DriftWindow(handle.calibration.entropy))
             window.add(predictive_entropy)
             if window.due and (index := window.index()) is not None:
                 self._metrics.drifted(handle.name, index)
 
-    def told(self, prediction_id: str, label: str) -> bool:
+    async def told(self, prediction_id: str, label: str) -> bool:
         """Whether the leading choice was right; the same outcome again changes nothing.
 
         Raises:
-            UnknownPredictionError: if the prediction is none of ours, or too long ago.
+            UnknownPredictionError: if the prediction is none of ours, too long ago, or of an adapter that has gone.
             FeedbackConflictError: if its outcome was told before, and is another.
+            FeedbackUnavailableError: if the ledger is out of reach.
         """
-        entry = self._waiting.get(prediction_id)
-        if entry is None:
+        entry = await self._ledger.find(prediction_id)
+        if entry is None or not self._served(entry.adapter):
             raise UnknownPredictionError(
-                "got a prediction that is not known here, expected one of this server's, not too old: send feedback "
-                "to the replica that answered",
+                "got a prediction that is not known here, expected one of this server's, not too old, of an adapter "
+                "that it still serves: send feedback to the replica that answered, or give all replicas one store",
                 param="prediction_id",
             )
-        hashed = self._hash(label)
+        hashed = _hash(label, entry.salt)
+        first, is_first = await self._ledger.settle(prediction_id, hashed)
+        if first != hashed:
+            raise FeedbackConflictError(
+                "got another label for a prediction than before, expected the same: the first one counts",
+                param="label",
+            )
         correct = hashed == entry.leader
-        if entry.label is not None:
-            if entry.label != hashed:
-                raise FeedbackConflictError(
-                    "got another label for a prediction than before, expected the same: the first one counts",
-                    param="label",
-                )
-            return correct
-        entry.label = hashed
-        if entry.target_risk is not None:
+        if is_first and entry.target_risk is not None:
+            tally = await self._ledger.count(entry.adapter, entry.target_risk, wrong=not correct)
             promise = self._promises.setdefault((entry.adapter, entry.target_risk), Promise(entry.target_risk))
-            promise.add(wrong=not correct)
-            self._metrics.outcome(entry.adapter[0], promise, correct=correct)
+            promise.observe(tally.n_outcomes, tally.n_wrong)
+            self._metrics.outcome(entry.adapter.name, promise, correct=correct)
         return correct
 
     def forget(self, handle: AdapterHandle) -> None:
         """An adapter was unloaded: its predictions wait for nothing any more."""
-        adapter = handle.name, handle.digest
+        adapter = Contents(handle.name, handle.digest)
+        self._ledger.forget(adapter)
         self._windows.pop(adapter, None)
         for key in [key for key in self._promises if key[0] == adapter]:
             del self._promises[key]
-        for prediction_id in [one for one, entry in self._waiting.items() if entry.adapter == adapter]:
-            del self._waiting[prediction_id]
 
-    def _hash(self, text: str) -> bytes:
-        return hashlib.blake2b(text.strip().encode(), key=self._salt, digest_size=16).digest()
+    def _served(self, adapter: Contents) -> bool:
+        handle = self._registry.get(adapter.name)
+        return handle is not None and handle.digest == adapter.digest
+
+
+def _hash(text: str, salt: bytes) -> bytes:
+    return hashlib.blake2b(text.strip().encode(), key=salt, digest_size=16).digest()

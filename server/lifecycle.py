@@ -11,11 +11,15 @@ from server.batcher import Batcher
 from server.build import Build
 from server.engines.protocol import Engine, Job
 from server.errors import DrainingError, NotReadyError
+from server.feedback import Feedback
+from server.ledgers.memory import MemoryLedger
+from server.ledgers.protocol import Ledger
 from server.metrics import Metrics
 from server.predictor import Predictor
 from server.registry import Registry
 from server.settings import Settings
 from server.shelf import Shelf, check_draws
+from server.tracing import Traces
 from server.watch import Watch
 
 __all__ = ["Service"]
@@ -36,6 +40,7 @@ class Service:
         self.build = Build.current()
         self.started = int(time.time())
         self.metrics = Metrics(self.build)
+        self.traces = Traces(settings.otlp_endpoint, self.build)
         self.settled = asyncio.Event()
         """Set once loading has succeeded or failed."""
         self.failure: str | None = None
@@ -51,6 +56,7 @@ class Service:
         )
         self._predictor: Predictor | None = None
         self._shelf: Shelf | None = None
+        self._ledger: Ledger | None = None
         self._loading: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
 
@@ -72,6 +78,9 @@ class Service:
                 await asyncio.gather(task, return_exceptions=True)
         await self._batcher.drain(timeout_s)
         await self._engine.close()
+        if self._ledger is not None:
+            await self._ledger.close()
+        await asyncio.to_thread(self.traces.close)
 
     @property
     def loaded(self) -> Predictor | None:
@@ -130,15 +139,19 @@ class Service:
             for handle in registry:
                 check_draws(handle, self.settings.n_samples_cap)
                 self.metrics.adapter_loaded(handle)
+            self._ledger = _ledger(self.settings)
+            feedback = Feedback(self.metrics, registry, self._ledger)
             predictor = Predictor(
                 model=loaded.model,
                 registry=registry,
                 engine=self._engine,
                 batcher=self._batcher,
                 metrics=self.metrics,
+                feedback=feedback,
+                tracer=self.traces.tracer,
                 settings=self.settings,
             )
-            self._shelf = Shelf(self.settings, self._engine, registry, self.metrics, predictor.feedback)
+            self._shelf = Shelf(self.settings, self._engine, registry, self.metrics, feedback)
             if watching is not None:
                 if not watching.is_dir():
                     raise ConfigError(f"got adapter root {watching}, expected an existing directory")
@@ -153,3 +166,15 @@ class Service:
             self.failure = f"{type(exc).__name__}: {exc}"
         finally:
             self.settled.set()
+
+
+def _ledger(settings: Settings) -> Ledger:
+    if settings.feedback_redis is None:
+        return MemoryLedger(settings.max_feedback_predictions)
+    try:
+        from server.ledgers.redis_ledger import RedisLedger
+    except ImportError as exc:
+        raise ConfigError(
+            "got feedback_redis, expected the package that speaks to Redis: pip install 'blora[redis]', or leave it out"
+        ) from exc
+    return RedisLedger(settings.feedback_redis, settings.feedback_keep_s)

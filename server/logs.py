@@ -7,6 +7,8 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from opentelemetry.trace import format_trace_id, get_current_span
+
 __all__ = ["REQUEST_ID", "Form", "configure", "write_down"]
 
 Form = Literal["text", "json"]
@@ -25,6 +27,9 @@ def configure(level: str, form: Form) -> None:
 def write_down(logger: logging.Logger, outcome: str, **fields: Any) -> None:
     """A line about a request: how it ended, and what is known of it."""
     known = {name: value for name, value in fields.items() if value is not None}
+    trace = get_current_span().get_span_context()
+    if trace.is_valid:
+        known["trace_id"] = format_trace_id(trace.trace_id)
     logger.info(outcome, extra={"fields": {"request_id": REQUEST_ID.get(), **known}})
 
 

@@ -1,5 +1,6 @@
 """What happens around every request: an id, safe headers, a limit on the body, a net, and goodbyes while draining."""
 
+import asyncio
 import logging
 import re
 import uuid
@@ -10,7 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import InternalError, ServerError, TooLargeError
+from server.errors import InternalError, ServerError, SlowRequestError, TooLargeError
 from server.logs import REQUEST_ID
 
 __all__ = ["BodyLimit", "CatchAll", "CloseWhileDraining", "RequestId", "SafeHeaders"]
@@ -122,17 +123,21 @@ class CatchAll:
 
 
 class BodyLimit:
-    """Reads bodies whole before anything parses them, and refuses one as soon as it is too long.
+    """Reads bodies whole before anything parses them, and refuses one as soon as it is too long or too slow.
 
     Args:
         app: the app around which this stands.
         max_bytes: the longest body.
+        timeout_s: seconds for a body to arrive.
         refuse: the response to an error.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int, refuse: Callable[[ServerError], Response]) -> None:
+    def __init__(
+        self, app: ASGIApp, max_bytes: int, timeout_s: float, refuse: Callable[[ServerError], Response]
+    ) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
         self._refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -140,26 +145,41 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                body = await self._read(scope, receive)
+        except TimeoutError:
+            error: ServerError = SlowRequestError(
+                f"got a body that took more than {self._timeout_s:g} s, expected it sooner: send it at once"
+            )
+        except TooLargeError as exc:
+            error = exc
+        else:
+            if body is not None:
+                await self._app(scope, _replay(body, receive), send)
+            return
+        await self._refuse(error)(scope, receive, send)
+
+    async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
+        """The body; None if the client left in the middle of it."""
+        too_long = TooLargeError(
+            f"got a body of more than {self._max_bytes} bytes, expected at most so many: "
+            "shorten it or send fewer inputs",
+            code="body_too_large",
+        )
         declared = Headers(scope=scope).get("content-length", "0")
-        body = bytearray()
-        more = not (declared.isdecimal() and int(declared) > self._max_bytes)
-        too_long = not more
-        while more and not too_long:
+        if declared.isdecimal() and int(declared) > self._max_bytes:
+            raise too_long
+        body, more = bytearray(), True
+        while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                return
+                return None
             body += message.get("body", b"")
             more = message.get("more_body", False)
-            too_long = len(body) > self._max_bytes
-        if too_long:
-            error = TooLargeError(
-                f"got a body of more than {self._max_bytes} bytes, expected at most so many: "
-                "shorten it or send fewer inputs",
-                code="body_too_large",
-            )
-            await self._refuse(error)(scope, receive, send)
-            return
-        await self._app(scope, _replay(bytes(body), receive), send)
+            if len(body) > self._max_bytes:
+                raise too_long
+        return bytes(body)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Sequence
 
+from opentelemetry.trace import Tracer, get_current_span
 from torch import Tensor
 
 from blora.client import answers
@@ -32,6 +33,7 @@ from server.policies import InForce, policy_for, prediction_set
 from server.registry import AdapterHandle, Registry
 from server.schemas.requests import PredictRequest
 from server.settings import Settings
+from server.tracing import record_stages
 
 __all__ = ["Predictor"]
 
@@ -47,6 +49,8 @@ class Predictor:
         engine: turns questions into rows.
         batcher: turns rows into probabilities.
         metrics: counts every outcome.
+        feedback: remembers every prediction.
+        tracer: writes down where the time went.
         settings: the limits.
     """
 
@@ -58,14 +62,17 @@ class Predictor:
         engine: Engine,
         batcher: Batcher[Job, Tensor],
         metrics: Metrics,
+        feedback: Feedback,
+        tracer: Tracer,
         settings: Settings,
     ) -> None:
         self.model = model
         self.registry = registry
-        self.feedback = Feedback(metrics, registry, settings.max_feedback_predictions)
+        self.feedback = feedback
         self._engine = engine
         self._batcher = batcher
         self._metrics = metrics
+        self._tracer = tracer
         self._settings = settings
 
     async def predict_batch(
@@ -83,7 +90,8 @@ class Predictor:
                 raise question
             handle = self.registry.resolve(question.adapter)
             adapter = handle.name
-            return await self._answer(question, handle)
+            with self._tracer.start_as_current_span("predict", attributes={"blora.adapter": adapter}):
+                return await self._answer(question, handle)
         except asyncio.CancelledError:
             self._failed(DisconnectedError("the client left"), adapter)
             raise
@@ -116,6 +124,7 @@ class Predictor:
         stop = Stop(policy, stop_error) if policy is not None and stop_error is not None else None
         job = Job(handle, row, n_samples, question.seed, stop)
         done = await self._compute(job, deadline)
+        record_stages(self._tracer, queue_s=done.queue_s, compute_s=done.compute_s)
         prediction = summarize(done.result)
         decision = decide(prediction, policy)
         self._metrics.predicted(
@@ -123,6 +132,9 @@ class Predictor:
             prediction,
             reasons=(reason.name for reason in decision.reasons),
             n_samples=len(done.result),
+        )
+        get_current_span().set_attributes(
+            {"blora.digest": handle.digest, "blora.draws": len(done.result), "blora.abstained": decision.abstained}
         )
         likely = prediction_set(question, handle, prediction, choices)
         response = self._response(job, choices, done, prediction, likely, in_force, decision)

@@ -78,7 +78,7 @@ _CHANGES: dict[int | str, dict[str, Any]] = _UNAVAILABLE | {
 _NOT_OF_PREDICTIONS = {
     *("disconnected", "not_found", "method_not_allowed", "forbidden"),
     *("adapter_conflict", "adapter_too_large", "invalid_adapter", "too_many_adapters"),
-    *("feedback_conflict", "unknown_prediction"),
+    *("feedback_conflict", "feedback_unavailable", "unknown_prediction"),
 }
 
 
@@ -122,7 +122,7 @@ async def predict(
 @router.post("/v1/feedback", summary="Tell what became of an answer", responses=_FEEDBACK)
 async def feedback(body: TellOutcome, service: ServiceOf) -> Outcome:
     """Outcomes of answers are held against the risk that was promised of them; see the metrics."""
-    return Outcome(correct=service.predictor().feedback.told(body.prediction_id, body.label))
+    return Outcome(correct=await service.predictor().feedback.told(body.prediction_id, body.label))
 
 
 @router.get("/v1/models", summary="List the base model and its adapters", responses=_UNAVAILABLE)

@@ -82,6 +82,19 @@ class Settings(BaseSettings):
         100000, description="Most predictions that wait for POST /v1/feedback; the oldest are forgotten first.", ge=1
     )
 
+    feedback_redis: str | None = Field(
+        None,
+        description="Address of a Redis in which all replicas keep predictions, as redis://HOST:6379/0; without it "
+        "each keeps its own.",
+        pattern="^(rediss?|unix)://",
+    )
+    feedback_keep_s: float = Field(
+        2592000.0, description="Seconds after which Redis forgets a prediction or a count.", gt=0
+    )
+
+    read_timeout_s: float = Field(
+        20.0, description="Seconds in which a request's headers, and then its body, have arrived, or get 408.", gt=0
+    )
     timeout_s: float = Field(30.0, description="Seconds in which a request is answered, or gets 504.", gt=0)
     drain_delay_s: float = Field(
         0.0,
@@ -93,6 +106,12 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log line to write."
+    )
+    otlp_endpoint: str | None = Field(
+        None,
+        description="Address of an OpenTelemetry collector that gets traces, as http://HOST:4318; without it there are "
+        "none.",
+        pattern="^https?://",
     )
     log_format: Literal["text", "json"] = Field("text", description="How a log line looks: text, or an object of JSON.")
 

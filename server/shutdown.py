@@ -9,6 +9,7 @@ from types import FrameType
 import uvicorn
 
 from server.lifecycle import Service
+from server.punctual import punctual
 
 __all__ = ["DrainingServer"]
 
@@ -26,12 +27,13 @@ class DrainingServer(uvicorn.Server):
     second signal lets that time end at once.
 
     Args:
-        config: uvicorn's; its timeout_graceful_shutdown is set here.
+        config: uvicorn's; its timeout_graceful_shutdown and its protocol are set here.
         service: what is drained.
     """
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         config.timeout_graceful_shutdown = math.ceil(service.settings.drain_timeout_s) + _LAST_WRITE_S
+        config.http = punctual(service.settings.read_timeout_s)
         super().__init__(config)
         self._service = service
         self._enough = asyncio.Event()

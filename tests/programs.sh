@@ -2,7 +2,11 @@
 # Installs the programs that tests run beside the Python packages. Where that is not possible (no root, no apt, no network),
 # the tests that need them are skipped and say so; in continuous integration they fail instead.
 set -euo pipefail
-if command -v prometheus > /dev/null; then exit 0; fi
+missing=()
+for program in prometheus redis-server; do
+    command -v "$program" > /dev/null || missing+=("$program") # Debian's packages have the programs' names
+done
+if [ ${#missing[@]} = 0 ]; then exit 0; fi
 if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null && apt-get update -qq &&
-    DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends prometheus > /dev/null; then exit 0; fi
-echo "prometheus is not installed: the tests that it scrapes are skipped"
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends "${missing[@]}" > /dev/null; then exit 0; fi
+echo "not installed: ${missing[*]}; the tests that need them are skipped"

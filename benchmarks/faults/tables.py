@@ -13,12 +13,12 @@ def churn(result: Result) -> str:
     """What became of the requests, and what the server held."""
     rows = [[outcome, f"{count:,}"] for outcome, count in sorted(result["outcomes"].items())]
     rows.append(["none", f"{result['without_an_outcome']:,}"])
-    memory, handles = result["memory_mib"], result["handles"]
+    memory, handles, near = result["memory_mib"], result["handles"], result["tolerance"]
     said = [
         f"{result['requests']:,} requests in {result['seconds'] / 60:.0f} minutes, by {result['clients']} clients for",
         "four adapters of a tiny random model, of which one was unloaded and loaded again",
         f"{result['reloads']:,} times meanwhile; an answer is its own if its digest is, and no probability is more",
-        f"than {result['tolerance']:g} from what the adapter says alone. Memory {memory['early']:.0f} MiB in the second",
+        f"than {near:g} from what the adapter says alone. Memory {memory['early']:.0f} MiB in the second",
         f"quarter of the time, {memory['late']:.0f} in the last; {handles['early']:.0f} open files and sockets,",
         f"{handles['late']:.0f} in the last. {_machine(result)}",
     ]
@@ -27,12 +27,13 @@ def churn(result: Result) -> str:
 
 def generated(result: Result) -> str:
     """Statuses of each operation."""
+    shown = sorted({status for found in result["statuses"].values() for status in found if status.isdigit() and status < "500"})
     rows = [
-        [f"`{operation}`", *(f"{found.get(status, 0):,}" for status in ("200", "404", "422")), str(_failed(found))]
+        [f"`{operation}`", *(f"{found.get(status, 0):,}" for status in shown), str(_failed(found))]
         for operation, found in result["statuses"].items()
     ]
     return (
-        f"{markdown_table(['operation', '200', '404', '422', '5xx'], rows)}\n\n{result['cases']:,} requests that the "
+        f"{markdown_table(['operation', *shown, '5xx'], rows)}\n\n{result['cases']:,} requests that the "
         f"document allows, half of the predictions such that there can be an answer; {result['server_errors']} answers "
         f"were 5xx, {result['against_the_document']} not as the document says. {_machine(result)}"
     )

@@ -14,11 +14,12 @@ KEY = "the key of whoever measures"
 
 
 @contextmanager
-def tiny_server(folder: Path, **flags: str) -> Iterator[Server]:
+def tiny_server(folder: Path, log: Path | None = None, **flags: str) -> Iterator[Server]:
     """A server of the first of four adapters, which may load the others below its adapter root; KEY is an admin's.
 
     Args:
         folder: where the model and its adapters are made.
+        log: where the server's output goes; a file in the folder by default.
         flags: further ones of `blora serve`, with underscores.
     """
     from tests.scenarios import tiny_model, tiny_tokenizer
@@ -37,5 +38,5 @@ def tiny_server(folder: Path, **flags: str) -> Iterator[Server]:
         "api_keys": str(folder / "keys"),
         "log_level": "warning",
     }
-    with serve(folder / "log", **given | flags) as server:
+    with serve(log or folder / "log", **given | flags) as server:
         yield server

@@ -39,8 +39,11 @@ class Promise:
 
     def add(self, *, wrong: bool) -> None:
         """One more outcome."""
-        self.n_outcomes += 1
-        self.n_wrong += wrong
+        self.observe(self.n_outcomes + 1, self.n_wrong + wrong)
+
+    def observe(self, n_outcomes: int, n_wrong: int) -> None:
+        """The outcomes so far, of which others may have counted some."""
+        self.n_outcomes, self.n_wrong = n_outcomes, n_wrong
         self._broken = self._broken or self._rejected(self.target_risk)
 
     @property

@@ -12,6 +12,7 @@ from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
+from transformers.utils.logging import disable_progress_bar
 
 from blora.adapter import Adapter, attach, load_adapter
 from blora.base_model import BaseModel, load_base_model
@@ -121,6 +122,8 @@ class TorchEngine:
         return self._prefixes
 
     def _load(self) -> Loaded:
+        # A bar that cannot be drawn, for the log's disk is full, never gives its lock back.
+        disable_progress_bar()
         settings = self._settings
         if not settings.adapter_sources and not settings.adapter_poll_s:
             raise ConfigError("got no adapters, expected at least one: pass --adapters NAME=PATH")

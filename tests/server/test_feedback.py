@@ -101,14 +101,16 @@ async def test_what_a_predecessor_said_is_not_held_against_the_successor(tmp_pat
         assert "blora_promise_broken{" not in text
         assert "blora_uncertainty_drift{" not in text
         feedback = server.app.state.service.predictor().feedback
-        assert [len(kept) for kept in (feedback._waiting, feedback._promises, feedback._windows)] == [0, 0, 0]
+        kept = (feedback._ledger._waiting, feedback._promises, feedback._windows)
+        assert [len(some) for some in kept] == [0, 0, 0]
 
 
 async def test_nothing_of_the_question_is_kept(watched: Running) -> None:
     answer = await ask(watched, "p=0.95 a secret")
-    [entry] = watched.app.state.service.predictor().feedback._waiting.values()
+    waiting = watched.app.state.service.predictor().feedback._ledger._waiting
+    [entry] = waiting.values()
     assert not any("secret" in str(value) or "billing" in str(value) for value in (entry.leader, entry.target_risk))
-    assert answer["id"] in watched.app.state.service.predictor().feedback._waiting
+    assert answer["id"] in waiting
 
 
 async def test_the_client_tells(watched: Running) -> None:
@@ -131,7 +133,7 @@ async def serve(server: Running, n: int, risk: float, seed: int = 0) -> int | No
     feedback = server.app.state.service.predictor().feedback
     for k in range(n):
         feedback.predicted(CALIBRATED, f"pred_{seed}_{k}", "a", target_risk=0.05, predictive_entropy=None)
-        feedback.told(f"pred_{seed}_{k}", "b" if chance.random() < risk else "a")
+        await feedback.told(f"pred_{seed}_{k}", "b" if chance.random() < risk else "a")
         if k % 10 == 0 and await server.metric("blora_promise_broken", **TARGET):
             return k
     return None
@@ -149,7 +151,7 @@ async def test_a_kept_one_is_silent_for_twenty_thousand(watched: Running) -> Non
     chance = random.Random(0)
     for k in range(20_000):
         feedback.predicted(CALIBRATED, f"pred_{k}", "a", target_risk=0.05, predictive_entropy=None)
-        feedback.told(f"pred_{k}", "b" if chance.random() < 0.045 else "a")
+        await feedback.told(f"pred_{k}", "b" if chance.random() < 0.045 else "a")
     assert await watched.metric("blora_promise_broken", **TARGET) == 0
     assert 0.04 < await watched.metric("blora_realised_risk", **TARGET) < 0.05
 

@@ -1,0 +1,71 @@
+"""What waits for an outcome, and what a place for it has to do."""
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+__all__ = ["Contents", "Entry", "Ledger", "Tally"]
+
+
+class Contents(NamedTuple):
+    """An adapter, by name and digest."""
+
+    name: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One prediction, waiting for its outcome.
+
+    Attributes:
+        adapter: that made it.
+        salt: of its hashes.
+        leader: salted hash of its leading choice.
+        target_risk: what was promised of it; None where it was withheld, or nothing was proved.
+    """
+
+    adapter: Contents
+    salt: bytes
+    leader: bytes
+    target_risk: float | None
+
+
+class Tally(NamedTuple):
+    """Outcomes of answers with one promise."""
+
+    n_outcomes: int
+    n_wrong: int
+
+
+class Ledger(Protocol):
+    """Predictions of late, and counts of their outcomes. Bounded: old predictions are forgotten."""
+
+    def remember(self, prediction_id: str, entry: Entry) -> None:
+        """Keeps a prediction; whoever asked it is not kept waiting."""
+
+    async def find(self, prediction_id: str) -> Entry | None:
+        """A prediction that is kept.
+
+        Raises:
+            FeedbackUnavailableError: if the ledger cannot be read.
+        """
+
+    async def settle(self, prediction_id: str, label: bytes) -> tuple[bytes, bool]:
+        """The hashed label that counts, which is the first, and whether it is this one that came first.
+
+        Raises:
+            FeedbackUnavailableError: if the ledger cannot be written to.
+        """
+
+    async def count(self, adapter: Contents, target_risk: float, *, wrong: bool) -> Tally:
+        """The outcomes with this one.
+
+        Raises:
+            FeedbackUnavailableError: if the ledger cannot be written to.
+        """
+
+    def forget(self, adapter: Contents) -> None:
+        """The adapter was unloaded here."""
+
+    async def close(self) -> None:
+        """Writes what is still to be written."""

@@ -1,0 +1,140 @@
+"""Feedback through a real Redis that two replicas share."""
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+from redis.exceptions import ConnectionError as NoConnection
+
+from tests.server.fakes import FakeEngine, Running, running
+from tests.server.test_feedback import CALIBRATED, TARGET, ask, tell
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("redis-server") is None and "CI" not in os.environ,
+    reason="redis-server is not installed; tests/programs.sh installs it on Debian",
+)
+
+
+class Store:
+    """A Redis that can be stopped and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._port = free.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self._port}/0"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = ["redis-server", "--port", str(self._port), "--bind", "127.0.0.1", "--save", "", "--dir", "."]
+        with (self._folder / "log").open("wb") as log:
+            self._process = subprocess.Popen(command, cwd=self._folder, stdout=log, stderr=log)
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            try:
+                with Redis.from_url(self.url) as client:
+                    client.ping()
+            except NoConnection:
+                time.sleep(0.05)
+            else:
+                return
+        raise TimeoutError("Redis did not start")
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def expiries(self) -> dict[str, int]:
+        """Every key, with the seconds that are left of it."""
+        with Redis.from_url(self.url, decode_responses=True) as client:
+            return {key: client.ttl(key) for key in client.keys("*")}
+
+    def contents(self) -> str:
+        with Redis.from_url(self.url) as client:
+            return "".join(str(client.hgetall(key)) for key in client.keys("*"))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    made = Store(tmp_path)
+    made.start()
+    yield made
+    made.stop()
+
+
+def replica(store: Store, **settings: Any) -> Any:
+    return running(FakeEngine(handles=(CALIBRATED,)), feedback_redis=store.url, **settings)
+
+
+async def settled(server: Running, prediction_id: str, label: str) -> Any:
+    """Tells an outcome until the prediction has been written, which answers do not wait for."""
+    deadline = time.monotonic() + 5
+    while (told := await tell(server, prediction_id, label)).status_code == 404 and time.monotonic() < deadline:
+        pass
+    return told
+
+
+async def test_any_replica_is_told_of_any_others_prediction_and_all_count_together(store: Store) -> None:
+    async with replica(store) as one, replica(store) as other:
+        first, second = await ask(one), await ask(other)
+        assert (await settled(other, first["id"], "billing")).json() == {"correct": True}
+        assert (await settled(one, second["id"], "sales")).json() == {"correct": False}
+        assert await one.metric("blora_realised_risk", **TARGET) == 0.5
+        assert await other.metric("blora_realised_risk", **TARGET) == 0.0  # as of when it was last told
+        assert (await tell(one, first["id"], "billing")).json() == {"correct": True}
+        assert (await tell(one, first["id"], "sales")).json()["error"]["code"] == "feedback_conflict"
+        assert await one.metric("blora_outcomes_total", **TARGET, outcome="correct") == 0
+
+
+async def test_a_promise_broken_a_little_everywhere_is_noticed(store: Store) -> None:
+    async with replica(store) as one, replica(store) as other:
+        for k in range(8):
+            asked, told = (one, other) if k % 2 else (other, one)
+            await settled(told, (await ask(asked))["id"], "sales")
+        broken = [await server.metric("blora_promise_broken", **TARGET) for server in (one, other)]
+        assert max(broken) == 1
+
+
+async def test_counts_outlive_a_restart_of_the_server(store: Store) -> None:
+    for expected in (1.0, 0.5):
+        async with replica(store) as server:
+            await settled(server, (await ask(server))["id"], "sales" if expected == 1 else "billing")
+            assert await server.metric("blora_realised_risk", **TARGET) == expected
+
+
+async def test_everything_expires_and_no_text_is_kept(store: Store) -> None:
+    async with replica(store, feedback_keep_s=100) as server:
+        await settled(server, (await ask(server, "p=0.95 a secret"))["id"], "billing")
+        assert len(store.expiries()) == 2
+        assert all(0 < seconds <= 100 for seconds in store.expiries().values())
+        assert "secret" not in store.contents()
+        assert "billing" not in store.contents()
+
+
+async def test_what_is_written_while_the_server_stops_is_not_lost(store: Store) -> None:
+    async with replica(store) as server:
+        answer = await ask(server)
+    assert f"blora:prediction:{answer['id']}" in store.expiries()
+
+
+async def test_without_redis_questions_are_answered_and_feedback_says_try_again(store: Store) -> None:
+    async with replica(store) as server:
+        before = await ask(server)
+        await settled(server, before["id"], "billing")
+        store.stop()
+        answer = await ask(server)
+        assert answer["answer"] == "billing"
+        refused = await tell(server, answer["id"], "billing")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "feedback_unavailable")
+        store.start()
+        again = await ask(server)
+        assert (await settled(server, again["id"], "billing")).json() == {"correct": True}
