@@ -291,6 +291,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "serving_beginnings": _of("serving", serving.beginnings),
     "serving_cost": _of("serving", serving.cost),
     "serving_load": _of("serving", serving.load),
+    "serving_profile": _of("serving", serving.profile),
     "concurrent": _concurrent,
     "withheld": _withheld,
     "answer_sure": _answer,

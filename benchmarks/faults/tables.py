@@ -27,7 +27,9 @@ def churn(result: Result) -> str:
 
 def generated(result: Result) -> str:
     """Statuses of each operation."""
-    shown = sorted({status for found in result["statuses"].values() for status in found if status.isdigit() and status < "500"})
+    shown = sorted(
+        {status for found in result["statuses"].values() for status in found if status.isdigit() and status < "500"}
+    )
     rows = [
         [f"`{operation}`", *(f"{found.get(status, 0):,}" for status in shown), str(_failed(found))]
         for operation, found in result["statuses"].items()

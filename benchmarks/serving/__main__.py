@@ -25,7 +25,7 @@ from benchmarks.serving.beginnings import measure_beginnings
 from benchmarks.serving.contenders import BATCH_TOKENS, Engine, PlainLora, Published
 from benchmarks.serving.cost import measure_speeds, work_of
 from benchmarks.serving.growth import grow
-from benchmarks.serving.load import load
+from benchmarks.serving.load import load, profiled
 from blora.base_model import load_base_model
 from blora.inference.fork import branching_layer
 from blora.inference.packing import PackedRow
@@ -91,7 +91,7 @@ def measure(data: Path, *, quick: bool) -> dict[str, Any]:
         "ensemble_over_lora": ratio(seconds, "ensemble", "lora"),
         "per_choice_over_lora": ratio(seconds, "per_choice", "lora"),
     }
-    bodies = [{"prompt": example.prompt, "choices": example.choices} for example in kept[:n_asked]]
+    bodies = _bodies(examples, n_asked)
     tokens = sum(row.n_tokens for row in judged) / len(judged)
     return {
         **{name: found["median"] for name, found in ratios.items()},
@@ -105,6 +105,7 @@ def measure(data: Path, *, quick: bool) -> dict[str, Any]:
         "peak_memory_mib": psutil.Process().memory_info().rss / 2**20,
         "beginnings": measure_beginnings(adapters, examples),
         "load": load(adapters.late, bodies, (1, 4, 16, 64)),
+        "profile": profiled(adapters.late, bodies),
         "bayesian_layers": FORK,
         "n_blocks": n_blocks,
         "questions_in_a_block": BLOCK,
@@ -129,11 +130,18 @@ def _blocks(rows: Sequence[PackedRow]) -> Any:
 def measure_part(part: str, data: Path) -> dict[str, Any]:
     """One part of the result object alone."""
     adapters, examples = prepare(data), _shuffled(data)
+    if part == "load":
+        bodies = _bodies(examples, 200)
+        return {"load": load(adapters.late, bodies, (1, 4, 16, 64)), "profile": profiled(adapters.late, bodies)}
     if part == "beginnings":
         return {"beginnings": measure_beginnings(adapters, examples)}
     engine = Engine(adapters)
     block = engine.pack(replace(examples, examples=examples.examples[:BLOCK]))
     return {"model_of_cost": _model_of_cost(engine, block)}
+
+
+def _bodies(examples: ExampleSet, n_asked: int) -> list[dict[str, Any]]:
+    return [{"prompt": example.prompt, "choices": example.choices} for example in examples.examples[:n_asked]]
 
 
 def _shuffled(data: Path) -> ExampleSet:
@@ -181,7 +189,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, nargs="?", default=ROOT.parent / "shared" / "data")
     parser.add_argument("--quick", action="store_true", help="fewer questions: under ten minutes")
-    parser.add_argument("--part", choices=("cost", "beginnings"), help="measure this alone, into the same file")
+    parser.add_argument("--part", choices=("cost", "beginnings", "load"), help="measure this alone, into the same file")
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks/results/serving/result.json")
     arguments = parser.parse_args()
     if arguments.part is not None:

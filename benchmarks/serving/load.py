@@ -1,9 +1,10 @@
-"""The server under load: clients that each ask one question after the other."""
+"""The server under load: clients that each ask one question after the other, and where its time goes meanwhile."""
 
 import asyncio
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
@@ -12,8 +13,11 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.server_process import Server, serve
+from benchmarks.serving.profile import profile
 
-__all__ = ["load"]
+__all__ = ["load", "profiled"]
+
+PROFILED_CLIENTS = 16
 
 
 def load(adapter: Path, bodies: Sequence[dict[str, Any]], clients: Sequence[int]) -> list[dict[str, Any]]:
@@ -24,12 +28,29 @@ def load(adapter: Path, bodies: Sequence[dict[str, Any]], clients: Sequence[int]
         bodies: the questions; the clients share them.
         clients: how many ask at once.
     """
+    with _warm_server(adapter, bodies) as server:
+        return [asyncio.run(_measured(server, bodies, n)) for n in clients]
+
+
+def profiled(adapter: Path, bodies: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Shares of the time of the server's own threads by stage, with enough clients to keep it busy.
+
+    Args:
+        adapter: what is served.
+        bodies: the questions; the clients share them.
+    """
+    with _warm_server(adapter, bodies) as server:
+        return profile(server, lambda: asyncio.run(_ask(server, bodies, PROFILED_CLIENTS)))
+
+
+@contextmanager
+def _warm_server(adapter: Path, bodies: Sequence[dict[str, Any]]) -> Iterator[Server]:
     with (
         tempfile.TemporaryDirectory() as folder,
         serve(Path(folder) / "log", adapters=f"late={adapter}", timeout_s="600") as server,
     ):
-        asyncio.run(_ask(server, bodies[:8], 2))  # warm
-        return [asyncio.run(_measured(server, bodies, n)) for n in clients]
+        asyncio.run(_ask(server, bodies[:8], 2))
+        yield server
 
 
 async def _measured(server: Server, bodies: Sequence[dict[str, Any]], n_clients: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from benchmarks.markdown import markdown_table
+from benchmarks.serving.profile import FORWARD
 
 __all__ = ["agreement", "beginnings", "cost", "growth", "load", "summary", "ways"]
 
@@ -178,3 +179,14 @@ def load(result: Result) -> str:
         for level in result["load"]
     ]
     return markdown_table(header, table)
+
+
+def profile(result: Result) -> str:
+    """Where the time of the server's threads goes."""
+    shares = result["profile"]
+    rows = [[stage, f"{share:.1%}"] for stage, share in shares.items()]
+    computing = shares[FORWARD]
+    return (
+        f"{markdown_table(['stage', 'share of the busy time'], rows)}\n\nAll but the forward passes: "
+        f"{(1 - computing) / computing:.1%} of these."
+    )

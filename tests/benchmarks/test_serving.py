@@ -11,6 +11,7 @@ from benchmarks.serving.__main__ import ratio, timed
 from benchmarks.serving.accuracy import decisions
 from benchmarks.serving.contenders import PlainLora
 from benchmarks.serving.cost import Speeds, Work, work_of
+from benchmarks.serving.profile import stage_of
 from blora.adapter import load_adapter
 from blora.base_model import BaseModel
 from blora.config import PosteriorConfig
@@ -63,6 +64,25 @@ def test_longer_rows_are_more_of_everything() -> None:
 
 def test_seconds_add_up_at_the_speed_of_each_part() -> None:
     assert Speeds(trunk=2.0, branches=4.0, head=8.0).seconds(Work(2.0, 4.0, 8.0)) == 3.0
+
+
+# Where the time goes
+
+
+@pytest.mark.parametrize(
+    ("stack", "stage"),
+    [
+        ("run (server/cli.py:1);post (h11/_state.py:3);forward (torch/nn/modules/linear.py:9)", "forward passes"),
+        ("work (thread.py:2);forward (site-packages/transformers/models/llama/m.py:9)", "forward passes"),
+        ("work (thread.py:2);encode (site-packages/transformers/tokenization_utils.py:9)", "tokens and packing"),
+        ("work (thread.py:2);pack (/x/blora/inference/packing.py:9);len (<built-in>)", "tokens and packing"),
+        ("run (asyncio/base_events.py:1);read (uvicorn/protocols/http/h11_impl.py:2)", "HTTP"),
+        ("run (uvicorn/server.py:1);_take (/x/server/batcher.py:2);sorted (<built-in>)", "queue and batching"),
+        ("run (threading.py:1)", "else"),
+    ],
+)
+def test_a_sample_belongs_to_the_stage_of_its_innermost_known_frame(stack: str, stage: str) -> None:
+    assert stage_of(stack.split(";")) == stage
 
 
 # Which draws
