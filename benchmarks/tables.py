@@ -166,18 +166,25 @@ def _share(value: float | None) -> str:
 
 
 def _bayesianize(folder: str) -> str:
-    """A LoRA before and after."""
-    [result] = _load(folder)
+    """LoRAs before and after."""
+    results = _load(folder)
     names = ("accuracy", "nll", "ece", "brier", "aurc")
     rows = [
-        [f"{label}, {'with temperature' if found['tempered'] else 'as trained'}", *(f"{found[n]:.3f}" for n in names)]
-        for label, key in (("LoRA of PEFT", "lora"), ("made Bayesian", "bayesian"))
+        [
+            f"{label}{result['epochs']} epochs" if label else "made Bayesian",
+            "yes" if found["tempered"] else "no",
+            *(f"{found[n]:.3f}" for n in names),
+        ]
+        for result in results
+        for label, key in (("LoRA of PEFT, ", "lora"), ("", "bayesian"))
         for found in result[key]
     ]
+    result = results[0]
     machine = result["machine"]
+    seconds = " and ".join(f"{r['bayesianize_seconds']:.0f} s" for r in results)
     return (
-        f"{markdown_table(['', 'accuracy', 'NLL', 'ECE', 'Brier', 'AURC'], rows)}\n\n"
-        f"{result['n_test']} questions of arc_easy_test.jsonl, one seed; {result['bayesianize_seconds']:.0f} s for "
+        f"{markdown_table(['', 'temperature', 'accuracy', 'NLL', 'ECE', 'Brier', 'AURC'], rows)}\n\n"
+        f"{result['n_test']} questions of arc_easy_test.jsonl, one seed; {seconds} for "
         f"`blora bayesianize`, loading included; {result['base_model']}, {result['dtype']}; "
         f"{machine['cores']} cores of {machine['processor']}."
     )
