@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 DEPLOY = Path(__file__).resolve().parent
+OPERATOR = "monitoring.coreos.com/v1"
 DOCKERFILE = DEPLOY.parent / "Dockerfile"
 
 try:
@@ -38,9 +39,11 @@ def lint_manifest(path: Path) -> list[str]:
     """Findings against the schemas. A kind without a schema is one: it may be misspelt."""
     findings = []
     for resource in yaml.safe_load_all(path.read_text()):
-        if resource.get("kind") == "Kustomization":  # a client-side file, with no such schema
-            entries = resource.get("resources", [])
+        if resource.get("kind") in ("Kustomization", "Component"):  # client-side files, with no such schema
+            entries = [*resource.get("resources", []), *resource.get("components", [])]
             findings += [f"{path}: no {e}" for e in entries if not (path.parent / e).exists()]
+            continue
+        if resource["apiVersion"] == OPERATOR:  # another's kinds, whose schemas Kubernetes does not have
             continue
         try:
             schemas.validate(resource, schemas.latest_version(), strict=True)

@@ -1,19 +1,18 @@
 """The image, compose and Kubernetes files agree with each other and with the server."""
 
-import http.server
-import importlib.util
 import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
-import sys
-import threading
 import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+
+from tests.deploy.test_tools import load_lint
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = ROOT / "deploy/k8s/base"
@@ -247,74 +246,94 @@ def test_what_the_image_copies_is_in_the_build_context():
             assert all((ROOT / source).exists() for source in sources)
 
 
-# The tools beside the manifests
+# The pieces for clusters that have more
 
 
-def load_lint():
-    spec = importlib.util.spec_from_file_location("deploy_lint", ROOT / "deploy/lint.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+KUSTOMIZE = shutil.which("kustomize")
+OVERLAYS = ("base", "overlays/cpu", "overlays/gpu")
 
 
-def test_lint_finds_nothing():
-    assert load_lint().lint() == []
+def built(overlay, root=ROOT):
+    """The resources of an overlay, by kind."""
+    command = [KUSTOMIZE or "kustomize", "build", str(root / "deploy/k8s" / overlay)]
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr
+    return {resource["kind"]: resource for resource in yaml.safe_load_all(told.stdout)}
+
+
+needs_kustomize = pytest.mark.skipif(
+    KUSTOMIZE is None and "CI" not in os.environ,
+    reason="kustomize is not installed; tests/programs.sh installs it on Debian",
+)
+
+
+@needs_kustomize
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_what_kustomize_makes_of_an_overlay_is_valid(overlay, tmp_path):
+    resources = built(overlay)
+    path = tmp_path / "built.yaml"
+    path.write_text(yaml.safe_dump_all(resources.values()))
+    assert load_lint().lint_manifest(path) == []
+    assert resources["Deployment"]["spec"]["template"]["spec"]["serviceAccountName"] == "blora"
+    reference = resources["Deployment"]["spec"]["template"]["spec"]["containers"][0]["envFrom"][0]["configMapRef"]
+    assert reference["name"] == resources["ConfigMap"]["metadata"]["name"]
+
+
+@needs_kustomize
+def test_the_cpu_overlay_is_watched_and_scaled():
+    resources = built("overlays/cpu")
+    scaled = resources["HorizontalPodAutoscaler"]["spec"]
+    assert scaled["scaleTargetRef"]["name"] == resources["Deployment"]["metadata"]["name"]
+    from server.build import Build
+    from server.metrics import Metrics
+
+    (metric,) = scaled["metrics"]
+    assert f"# TYPE {metric['pods']['metric']['name']} gauge" in Metrics(Build.current()).render().decode()
+    monitor = resources["ServiceMonitor"]["spec"]
+    (service_port,) = resources["Service"]["spec"]["ports"]
+    (endpoint,) = monitor["endpoints"]
+    assert (endpoint["port"], endpoint["path"]) == (service_port["name"], "/metrics")
+    labels = resources["Service"]["metadata"]["labels"]
+    assert monitor["selector"]["matchLabels"].items() <= labels.items()
+    assert labels[monitor["jobLabel"]] == "blora"
+
+
+def test_the_cluster_has_the_same_alerts():
+    rule = load_yaml("deploy/k8s/components/monitoring/prometheusrule.yaml")
+    assert rule["spec"] == load_yaml("deploy/alerts.yml")
+
+
+def test_the_network_policy_opens_the_servers_port_alone():
+    (opened,) = load_yaml("deploy/k8s/base/networkpolicy.yaml")["spec"]["ingress"]
+    assert [port["port"] for port in opened["ports"]] == [port["name"] for port in container()["ports"]]
 
 
 @pytest.mark.parametrize(
-    ("change", "finding"),
+    ("file", "change", "check"),
     [
-        (("replicas: 2", "replicas: two"), "replicas"),
-        (("readinessProbe", "readynessProbe"), "readynessProbe"),
-        (("kind: Deployment", "kind: Deploymint"), "Deploymint"),
+        ("deploy/k8s/base/deployment.yaml", ("containerPort: 8000", "containerPort: 8080"), "ports_agree"),
+        ("deploy/k8s/base/service.yaml", ("targetPort: http", "targetPort: web"), "ports_agree"),
+        ("deploy/k8s/base/deployment.yaml", ("path: /readyz", "path: /livez"), "probes"),
+        ("deploy/k8s/base/networkpolicy.yaml", ("port: http", "port: web"), "network_policy"),
+        ("deploy/alerts.yml", ("for: 2m", "for: 3m"), "same_alerts"),
+        ("Dockerfile", ("EXPOSE 8000", "EXPOSE 80"), "ports_agree"),
     ],
 )
-def test_lint_finds_a_broken_manifest(tmp_path, change, finding):
-    path = tmp_path / "deployment.yaml"
-    text = (BASE / "deployment.yaml").read_text()
+def test_a_changed_port_probe_or_alert_is_noticed(tmp_path, monkeypatch, settings_in, file, change, check):
+    checks = {
+        "ports_agree": lambda: test_ports_agree(settings_in),
+        "probes": test_probes_ask_the_right_endpoints,
+        "network_policy": test_the_network_policy_opens_the_servers_port_alone,
+        "same_alerts": test_the_cluster_has_the_same_alerts,
+    }
+    shutil.copytree(ROOT / "deploy", tmp_path / "deploy")
+    shutil.copy(ROOT / "Dockerfile", tmp_path)
+    checks[check]()
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    monkeypatch.setitem(globals(), "BASE", tmp_path / "deploy/k8s/base")
+    checks[check]()
+    text = (tmp_path / file).read_text()
     assert change[0] in text
-    path.write_text(text.replace(*change))
-    assert finding in "\n".join(load_lint().lint_manifest(path))
-
-
-def test_lint_finds_a_broken_dockerfile(tmp_path):
-    path = tmp_path / "Dockerfile"
-    path.write_text("FROM debian\n")
-    assert "DL3006" in "\n".join(load_lint().lint_dockerfile(path))
-
-
-def test_lint_reports_a_missing_tool(monkeypatch):
-    lint = load_lint()
-    monkeypatch.setattr(lint.shutil, "which", lambda *_, **__: None)
-    assert "hadolint is missing" in "\n".join(lint.lint())
-
-
-@pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1)])
-def test_healthcheck_reports_the_status(status, code):
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(status if self.path == "/livez" else 404)
-            self.end_headers()
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        result = run_healthcheck(server.server_port)
-        server.shutdown()
-    assert result.returncode == code
-    assert str(status) in result.stdout
-
-
-def test_healthcheck_fails_without_a_server():
-    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
-        port = server.server_port
-    assert run_healthcheck(port).returncode == 1
-
-
-def run_healthcheck(port):
-    # The proxy is unusable: the check passes only if it is not used.
-    environment = os.environ | {"BLORA_PORT": str(port), "http_proxy": "http://127.0.0.1:1"}
-    command = [sys.executable, str(ROOT / "deploy/healthcheck.py"), "/livez"]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    (tmp_path / file).write_text(text.replace(*change))
+    with pytest.raises(AssertionError):
+        checks[check]()

@@ -1,27 +1,16 @@
 """A real Prometheus, with the configuration that ships, scrapes a real server."""
 
-import os
-import shutil
-import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
-import yaml
 
-from benchmarks.server_process import ROOT, Server, serve
+from benchmarks.server_process import Server, serve
+from tests.prometheus import needs_prometheus, query, scraping
 
-pytestmark = [
-    pytest.mark.model,
-    pytest.mark.skipif(
-        shutil.which("prometheus") is None and "CI" not in os.environ,
-        reason="prometheus is not installed; tests/programs.sh installs it on Debian",
-    ),
-]
+pytestmark = [pytest.mark.model, needs_prometheus]
 
 
 @pytest.fixture(scope="module")
@@ -34,45 +23,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def prometheus(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a Prometheus that runs deploy/prometheus.yml, faster and against this server."""
-    folder = tmp_path_factory.mktemp("prometheus")
-    config = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text())
-    config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s"}
-    for job in config["scrape_configs"]:
-        job.pop("scrape_interval", None)
-        job.pop("scrape_timeout", None)
-        job["static_configs"] = [{"targets": [server.url.removeprefix("http://")]}]
-    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    shutil.copy(ROOT / "deploy" / "alerts.yml", folder)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [
-        "prometheus",
-        f"--config.file={folder / 'prometheus.yml'}",
-        f"--storage.tsdb.path={folder / 'data'}",
-        f"--web.listen-address={address}",
-    ]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        yield f"http://{address}"
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-
-
-def query(prometheus: str, expression: str, timeout_s: float = 60) -> list[dict[str, Any]]:
-    """The samples of an expression, once there are any."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        try:
-            answer = httpx.get(f"{prometheus}/api/v1/query", params={"query": expression}).json()
-            if result := answer.get("data", {}).get("result"):
-                return list(result)
-        except (httpx.TransportError, ValueError):
-            pass  # not up yet
-        time.sleep(0.3)
-    pytest.fail(f"no samples of {expression} after {timeout_s:g} s")
+    with scraping(server.url, tmp_path_factory.mktemp("prometheus")) as address:
+        yield address
 
 
 def test_it_finds_the_server_up_and_its_requests_counted(prometheus: str) -> None:
