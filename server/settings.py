@@ -95,6 +95,9 @@ class Settings(BaseSettings):
     read_timeout_s: float = Field(
         20.0, description="Seconds in which a request's headers, and then its body, have arrived, or get 408.", gt=0
     )
+    keep_alive_s: int = Field(
+        75, description="Seconds that a connection may be idle; more than the load balancer in front allows.", ge=1
+    )
     timeout_s: float = Field(30.0, description="Seconds in which a request is answered, or gets 504.", gt=0)
     drain_delay_s: float = Field(
         0.0,

@@ -27,13 +27,14 @@ class DrainingServer(uvicorn.Server):
     second signal lets that time end at once.
 
     Args:
-        config: uvicorn's; its timeout_graceful_shutdown and its protocol are set here.
+        config: uvicorn's; its timeouts and its protocol are set here.
         service: what is drained.
     """
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         config.timeout_graceful_shutdown = math.ceil(service.settings.drain_timeout_s) + _LAST_WRITE_S
         config.http = punctual(service.settings.read_timeout_s)
+        config.timeout_keep_alive = service.settings.keep_alive_s
         super().__init__(config)
         self._service = service
         self._enough = asyncio.Event()

@@ -59,7 +59,10 @@ async def measure(server: Server, n_requests: int, seconds: float) -> dict[str, 
         async def ask() -> str:
             name, asked, kind = chance.choice(NAMES), chance.choice(QUESTIONS), chance.random()
             if kind < NONSENSE:
-                response = await admin.post("/v1/predict", json={"prompt": asked, "n_samples": -1})
+                try:
+                    response = await admin.post("/v1/predict", json={"prompt": asked, "n_samples": -1})
+                except httpx.TransportError as error:
+                    return type(error).__name__
                 return "refused, for it was nonsense" if response.status_code == 422 else str(response.status_code)
             leaves = kind < NONSENSE + LEAVING
             try:

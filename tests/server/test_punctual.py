@@ -52,6 +52,19 @@ async def test_headers_of_a_second_request_that_drip_are_hung_up_on() -> None:
         assert heard.count(b"HTTP/1.1") == 1
 
 
+async def test_an_idle_connection_is_kept_for_as_long_as_is_set() -> None:
+    async with listening(FakeEngine(), read_timeout_s=0.2, keep_alive_s=1) as server:
+        url = server.client.base_url
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        for _ in range(2):
+            writer.write(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert (await reader.read(10000)).startswith(b"HTTP/1.1 200")
+            await asyncio.sleep(0.6)  # longer than headers may take, shorter than it may be idle
+        async with asyncio.timeout(5):
+            assert await reader.read() == b""
+        writer.close()
+
+
 async def test_a_body_that_drips_gets_408() -> None:
     async with listening(FakeEngine(), read_timeout_s=0.3) as server:
         heard = await drip(server, HEAD + b"content-length: 100000\r\n\r\n", b" ")
