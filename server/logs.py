@@ -22,6 +22,7 @@ def configure(level: str, form: Form) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if form == "json" else _Text())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line a request to vLLM
 
 
 def write_down(logger: logging.Logger, outcome: str, **fields: Any) -> None:

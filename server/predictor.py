@@ -123,6 +123,7 @@ class Predictor:
         policy, stop_error = in_force.policy if in_force else None, handle.config.sampling.stop_error
         stop = Stop(policy, stop_error) if policy is not None and stop_error is not None else None
         job = Job(handle, row, n_samples, question.seed, stop)
+        self._check_draws(job)
         done = await self._compute(job, deadline)
         record_stages(self._tracer, queue_s=done.queue_s, compute_s=done.compute_s)
         prediction = summarize(done.result)
@@ -171,6 +172,17 @@ class Predictor:
                 param="n_samples",
             )
         return n_samples
+
+    def _check_draws(self, job: Job) -> None:
+        if self._engine.fresh_draws or job.in_bank:
+            return
+        bank = job.handle.bank
+        raise InvalidRequestError(
+            f"got {job.n_samples} draws of seed {job.seed if job.seed is not None else bank.seed}, expected at most "
+            f"{bank.n_samples} of seed {bank.seed}: this server's engine has these alone",
+            code="out_of_range",
+            param="n_samples" if job.n_samples > bank.n_samples else "seed",
+        )
 
     async def _pack(self, question: PredictRequest, handle: AdapterHandle, choices: Sequence[str]) -> Row:
         messages = question.messages

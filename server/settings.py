@@ -41,6 +41,14 @@ class Settings(BaseSettings):
     )
     device: str = Field("auto", description="Device of the base model: auto, cpu, cuda, cuda:1.")
     dtype: str = Field("auto", description="Precision of the base model: auto, float32, bfloat16, float16.")
+    engine: Literal["torch", "vllm"] = Field(
+        "torch", description="What computes: torch in this process, or a vLLM elsewhere."
+    )
+    engine_url: str | None = Field(None, description="Address of that vLLM, as http://HOST:8000.", pattern="^https?://")
+    engine_folder: Path | None = Field(
+        None, description="Folder that this server writes draws into and that vLLM reads under the same path."
+    )
+    engine_concurrency: int = Field(32, description="Most requests to vLLM at once.", ge=1)
     adapters: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Adapters to serve, each PATH or NAME=PATH, separated by commas."
     )
@@ -139,6 +147,15 @@ class Settings(BaseSettings):
         if self.adapter_poll_s and self.adapter_root is None:
             raise ValueError(
                 f"got adapter_poll_s={self.adapter_poll_s:g} without adapter_root, expected the folder to look at"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _vllm_needs_an_address_and_a_folder(self) -> "Settings":
+        if (self.engine == "vllm") != (self.engine_url is not None and self.engine_folder is not None):
+            raise ValueError(
+                f"got engine={self.engine} with engine_url={self.engine_url} and engine_folder={self.engine_folder}, "
+                "expected both for vllm and neither for torch"
             )
         return self
 

@@ -108,7 +108,13 @@ class Job:
 
 
 class Engine(Protocol):
-    """A base model and its adapters. `run` is called by one worker, one call at a time."""
+    """A base model and its adapters. `run` is called by one worker, one call at a time.
+
+    Attributes:
+        fresh_draws: whether it can make draws beyond an adapter's own bank, of another seed or more of them.
+    """
+
+    fresh_draws: bool
 
     async def load(self) -> Loaded:
         """Loads everything and proves it with a forward pass of every adapter.

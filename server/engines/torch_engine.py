@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -14,21 +13,18 @@ import torch
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
-from blora.adapter import Adapter, attach, load_adapter
+from blora.adapter import attach, load_adapter
 from blora.base_model import BaseModel, load_base_model
-from blora.calibration_file import for_serving
 from blora.config import ScoringName
-from blora.decision.abstention import Policy
-from blora.decision.calibration import temper
-from blora.decision.certificate import Binding
-from blora.decision.stopping import looks, settled
-from blora.errors import ConfigError, NumericalError
+from blora.decision.stopping import looks
+from blora.errors import ConfigError
 from blora.inference.branches import Branches
 from blora.inference.packing import PackedRow, pack
 from blora.inference.prefix import Prefix
 from blora.inference.scoring import check_packing
 from blora.posterior.bank import SampleBank
 from blora.posterior.draws import Draws
+from server.engines.jobs import PROBE_CHOICES, PROBE_PROMPT, enough, handle_of, probabilities
 from server.engines.prefixes import Prefixes
 from server.engines.protocol import Job, Loaded, ModelInfo, Row
 from server.registry import AdapterHandle
@@ -39,10 +35,6 @@ __all__ = ["TorchEngine"]
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-# Any question will do to prove that a forward pass works.
-_PROBE_PROMPT = "Is this a question?"
-_PROBE_CHOICES = ("yes", "no")
 
 
 class TorchEngine:
@@ -59,6 +51,8 @@ class TorchEngine:
         self._base: BaseModel | None = None
         self._prefixes: Prefixes | None = None
         self._handles: list[AdapterHandle] = []
+
+    fresh_draws = True
 
     async def load(self) -> Loaded:
         """See Engine."""
@@ -149,7 +143,7 @@ class TorchEngine:
         base = self._loaded_base()
         adapter = load_adapter(path, base, name=name)
         attach(base, adapter)
-        handle = _handle(base, adapter)
+        handle = handle_of(adapter, device=base.device, dtype=_dtype(base))
         self._probe(handle)
         self._loaded_prefixes().serve(handle.digest)
         self._handles.append(handle)
@@ -164,8 +158,8 @@ class TorchEngine:
         base = self._loaded_base()
         row = pack(
             base.tokenizer,
-            prompt=_PROBE_PROMPT,
-            choices=handle.config.prompt.choices or _PROBE_CHOICES,
+            prompt=PROBE_PROMPT,
+            choices=handle.config.prompt.choices or PROBE_CHOICES,
             config=handle.config.prompt,
             max_length=base.max_length,
         )
@@ -217,9 +211,9 @@ class TorchEngine:
         for start, stop in pairwise([0, *stops]):
             log_probs = branches.score(waiting, start, stop, max_batch_tokens=self._settings.max_batch_tokens).cpu()
             for b, of_row in zip(waiting, log_probs.unbind(1), strict=True):
-                probs = _probabilities(base, jobs[b], of_row[:, : jobs[b].row.n_choices])
+                probs = probabilities(jobs[b], of_row[:, : jobs[b].row.n_choices], f"{base.device} in {base.dtype}")
                 seen[b] = torch.cat([seen[b], probs])
-            waiting = [b for b in waiting if not _enough(jobs[b], seen[b])]
+            waiting = [b for b in waiting if not enough(jobs[b], seen[b])]
             if not waiting:
                 break
         return seen
@@ -234,54 +228,8 @@ def _key(job: Job) -> tuple[str, int | None]:
     return job.handle.digest, job.seed
 
 
-def _enough(job: Job, probs: Tensor) -> bool:
-    """Whether draws (s, C) settle what is to be decided."""
-    if job.stop is None:
-        return len(probs) == job.n_samples
-    return bool(settled(probs[:, None], job.n_samples, job.stop.policy, job.stop.error))
-
-
-def _probabilities(base: BaseModel, job: Job, log_probs: Tensor) -> Tensor:
-    """(S, C) at the adapter's temperature.
-
-    Raises:
-        NumericalError: if one is not finite.
-    """
-    probs = temper(log_probs, job.handle.config.sampling.temperature)
-    if not bool(probs.isfinite().all()):
-        raise NumericalError(
-            f"got NaN or infinity from adapter {job.handle.name!r} on {base.device} in "
-            f"{base.dtype}, expected probabilities: try --dtype float32, or another adapter"
-        )
-    return probs
-
-
 def _dtype(base: BaseModel) -> str:
     return str(base.dtype).removeprefix("torch.")
-
-
-def _handle(base: BaseModel, adapter: Adapter) -> AdapterHandle:
-    """The adapter with its bank and its calibration.
-
-    Raises:
-        AdapterError: if it has been calibrated, but not for being served like this.
-    """
-    sampling, policy = adapter.config.sampling, adapter.config.policy
-    calibration = for_serving(
-        adapter.path,
-        Binding.of(adapter.config, adapter_digest=adapter.digest, dtype=_dtype(base)),
-    )
-    bank = SampleBank.draw(adapter.posterior, adapter.digest, sampling.n_samples, sampling.seed)
-    return AdapterHandle(
-        name=adapter.name,
-        digest=adapter.digest,
-        config=adapter.config,
-        policy=Policy.from_mapping(policy) if policy else None,
-        bank=SampleBank(bank.digest, bank.seed, bank.draws.to(base.device)),
-        posterior=adapter.posterior,
-        created=int(time.time()),
-        calibration=calibration,
-    )
 
 
 def _draws(base: BaseModel, job: Job) -> Draws:

@@ -102,6 +102,7 @@ class FakeEngine:
         handle("triage", TRIAGE_DIGEST, choices=CHOICES),
         handle("open", OPEN_DIGEST),
     )
+    fresh_draws: bool = True
     load_error: Exception | None = None
     broken: bool = False
     batches: list[list[str]] = field(default_factory=list)

@@ -1,0 +1,76 @@
+"""What every engine does with a job's draws, and with an adapter before it is served."""
+
+import time
+
+import torch
+from torch import Tensor
+
+from blora.adapter import Adapter
+from blora.calibration_file import for_serving
+from blora.decision.abstention import Policy
+from blora.decision.calibration import temper
+from blora.decision.certificate import Binding
+from blora.decision.stopping import settled
+from blora.errors import NumericalError
+from blora.posterior.bank import SampleBank
+from server.engines.protocol import Job
+from server.registry import AdapterHandle
+
+__all__ = ["PROBE_CHOICES", "PROBE_PROMPT", "enough", "handle_of", "probabilities"]
+
+# Any question will do to prove that a forward pass works.
+PROBE_PROMPT = "Is this a question?"
+PROBE_CHOICES = ("yes", "no")
+
+
+def enough(job: Job, probs: Tensor) -> bool:
+    """Whether draws (s, C) settle what is to be decided."""
+    if job.stop is None:
+        return len(probs) == job.n_samples
+    return bool(settled(probs[:, None], job.n_samples, job.stop.policy, job.stop.error))
+
+
+def probabilities(job: Job, log_probs: Tensor, where: str) -> Tensor:
+    """(S, C) at the adapter's temperature.
+
+    Args:
+        job: that they are of.
+        log_probs: (S, C) normalised over the choices.
+        where: device and dtype, for the message.
+
+    Raises:
+        NumericalError: if one is not finite.
+    """
+    probs = temper(log_probs, job.handle.config.sampling.temperature)
+    if not bool(probs.isfinite().all()):
+        raise NumericalError(
+            f"got NaN or infinity from adapter {job.handle.name!r} on {where}, expected probabilities: "
+            "try --dtype float32, or another adapter"
+        )
+    return probs
+
+
+def handle_of(adapter: Adapter, *, device: torch.device, dtype: str) -> AdapterHandle:
+    """The adapter with its bank and its calibration.
+
+    Args:
+        adapter: as loaded.
+        device: where the bank lies.
+        dtype: what a calibration has to be bound to.
+
+    Raises:
+        AdapterError: if it has been calibrated, but not for being served like this.
+    """
+    sampling, policy = adapter.config.sampling, adapter.config.policy
+    calibration = for_serving(adapter.path, Binding.of(adapter.config, adapter_digest=adapter.digest, dtype=dtype))
+    bank = SampleBank.draw(adapter.posterior, adapter.digest, sampling.n_samples, sampling.seed)
+    return AdapterHandle(
+        name=adapter.name,
+        digest=adapter.digest,
+        config=adapter.config,
+        policy=Policy.from_mapping(policy) if policy else None,
+        bank=SampleBank(bank.digest, bank.seed, bank.draws.to(device)),
+        posterior=adapter.posterior,
+        created=int(time.time()),
+        calibration=calibration,
+    )

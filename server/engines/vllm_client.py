@@ -1,0 +1,107 @@
+"""What is asked of a running vLLM: load a LoRA, and tell the log-probabilities of tokens under it.
+
+Follows the API of vLLM 0.32 with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+__all__ = ["VllmClient", "VllmError"]
+
+# One more try, for a connection that was lost on the way.
+_TRIES = 2
+
+
+class VllmError(Exception):
+    """It did not answer, or said something else than was asked."""
+
+
+class VllmClient:
+    """A vLLM at an address.
+
+    Args:
+        url: of its OpenAI-compatible server.
+        timeout_s: of one request.
+        concurrency: requests under way at once.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float, concurrency: int) -> None:
+        limits = httpx.Limits(max_connections=concurrency)
+        self._http = httpx.AsyncClient(base_url=url, timeout=timeout_s, limits=limits)
+        self._room = asyncio.Semaphore(concurrency)
+        self._alone = asyncio.Lock()
+
+    async def load(self, name: str, folder: Path) -> None:
+        """Makes a LoRA known under a name; one that is known already is that one, for names hold digests."""
+        response = await self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
+        if response.is_error and "already been loaded" not in response.text:
+            raise VllmError(f"got {_said(response)} on loading {folder}, expected success")
+
+    async def unload(self, name: str) -> None:
+        """Lets go of a LoRA; one that is not known is gone already."""
+        await self._post("/v1/unload_lora_adapter", {"lora_name": name})
+
+    async def next_token(self, lora: str, prompt: Sequence[int], tokens: Sequence[int]) -> list[float]:
+        """Log-probabilities of tokens right after a prompt.
+
+        Args:
+            lora: the name of the LoRA.
+            prompt: token ids.
+            tokens: token ids, any of the vocabulary.
+        """
+        asked = {"logprobs": 0, "logprob_token_ids": sorted(set(tokens)), "return_tokens_as_token_ids": True}
+        async with self._room:
+            choice = await self._complete(lora, prompt, asked)
+        try:
+            [found] = choice["logprobs"]["top_logprobs"]
+            return [float(found[f"token_id:{token}"]) for token in tokens]
+        except (KeyError, TypeError, ValueError) as exc:
+            raise VllmError("got no log-probabilities of the tokens that were asked for, expected them") from exc
+
+    async def continuation(self, lora: str, prompt: Sequence[int], tokens: Sequence[int]) -> float:
+        """Log-probability of a text after a prompt, the sum over its tokens.
+
+        One request at a time: some together, over several LoRAs, have stopped vLLM's engine on CPUs.
+        """
+        async with self._alone:
+            choice = await self._complete(lora, [*prompt, *tokens], {"prompt_logprobs": 0})
+        try:
+            read = choice["prompt_logprobs"][len(prompt) :]
+            return sum(float(at[str(token)]["logprob"]) for at, token in zip(read, tokens, strict=True))
+        except (KeyError, TypeError, ValueError) as exc:
+            raise VllmError("got no log-probabilities of a prompt's tokens, expected prompt_logprobs") from exc
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._http.aclose()
+
+    async def _complete(self, lora: str, prompt: Sequence[int], asked: dict[str, Any]) -> dict[str, Any]:
+        body = {"model": lora, "prompt": list(prompt), "max_tokens": 1, "temperature": 0, **asked}
+        response = await self._post("/v1/completions", body)
+        if response.is_error:
+            raise VllmError(f"got {_said(response)}, expected a completion")
+        try:
+            [choice] = response.json()["choices"]
+        except (KeyError, ValueError) as exc:
+            raise VllmError(f"got {_said(response)}, expected a completion") from exc
+        found: dict[str, Any] = choice
+        return found
+
+    async def _post(self, path: str, body: dict[str, Any]) -> httpx.Response:
+        for attempt in range(1, _TRIES + 1):
+            try:
+                return await self._http.post(path, json=body)
+            except httpx.HTTPError as exc:
+                if attempt == _TRIES or isinstance(exc, httpx.TimeoutException):
+                    raise VllmError(
+                        f"got no answer from {self._http.base_url} ({type(exc).__name__}), expected a running vLLM"
+                    ) from exc
+        raise AssertionError("unreachable")
+
+
+def _said(response: httpx.Response) -> str:
+    return f"{response.status_code} {response.text[:200]!r}"

@@ -1,0 +1,206 @@
+"""A vLLM elsewhere computes: every posterior draw is an ordinary LoRA there, and their probabilities are averaged here.
+
+For base models that one device of ours cannot hold. The base model's weights are read here too, on the CPU, to check
+adapters against them and to prove at the start that vLLM gives the same answers.
+"""
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers.utils.logging import disable_progress_bar
+
+from blora.adapter import Adapter, attach, load_adapter
+from blora.base_model import BaseModel, load_base_model
+from blora.config import ScoringName
+from blora.decision.stopping import looks
+from blora.errors import AdapterError, ConfigError
+from blora.export import export_draws
+from blora.inference.branches import score_all
+from blora.inference.packing import PackedRow, pack
+from server.engines.jobs import PROBE_CHOICES, PROBE_PROMPT, enough, handle_of, probabilities
+from server.engines.protocol import Job, Loaded, ModelInfo, Row
+from server.engines.vllm_client import VllmClient, VllmError
+from server.registry import AdapterHandle
+from server.settings import Settings
+
+__all__ = ["DTYPE", "VllmEngine"]
+
+logger = logging.getLogger(__name__)
+
+# What a calibration is bound to: vLLM's arithmetic is none of ours, whatever precision it runs in.
+DTYPE = "vllm"
+# Largest difference of a probability between vLLM and the same draw here that rounding explains.
+PROBE_TOLERANCE = 0.1
+
+
+class VllmEngine:
+    """Keeps `server.engines.protocol.Engine` with the LoRAs of a running vLLM.
+
+    Args:
+        settings: which base model, which adapters, where vLLM is, and which folder both can read.
+    """
+
+    fresh_draws = False
+
+    def __init__(self, settings: Settings) -> None:
+        assert settings.engine_url is not None  # the settings have checked
+        assert settings.engine_folder is not None
+        self._settings = settings
+        self._folder = settings.engine_folder
+        self._vllm = VllmClient(
+            settings.engine_url, timeout_s=settings.timeout_s, concurrency=settings.engine_concurrency
+        )
+        self._base: BaseModel | None = None
+        self._handles: list[AdapterHandle] = []
+
+    async def load(self) -> Loaded:
+        """See Engine."""
+        disable_progress_bar()
+        settings = self._settings
+        if not settings.adapter_sources and not settings.adapter_poll_s:
+            raise ConfigError("got no adapters, expected at least one: pass --adapters NAME=PATH")
+        base = await asyncio.to_thread(load_base_model, settings.base_model, device="cpu", dtype=settings.dtype)
+        self._base = base
+        adapters = [await self._load(source.path, source.name) for source in settings.adapter_sources]
+        model = ModelInfo(
+            name=base.name,
+            id=base.ref.id,
+            revision=base.ref.revision,
+            fingerprint=base.ref.fingerprint,
+            device="vllm",
+            dtype=DTYPE,
+            max_length=base.max_length,
+        )
+        return Loaded(model=model, adapters=tuple(adapters))
+
+    async def pack(
+        self,
+        handle: AdapterHandle,
+        *,
+        prompt: str | None,
+        messages: list[dict[str, str]] | None,
+        choices: Sequence[str],
+        scoring: str | None,
+    ) -> Row:
+        """See Engine."""
+        base = self._loaded_base()
+        return await asyncio.to_thread(
+            pack,
+            base.tokenizer,
+            prompt=prompt,
+            messages=messages,
+            choices=choices,
+            config=handle.config.prompt,
+            scoring=cast(ScoringName | None, scoring),
+            max_length=base.max_length,
+        )
+
+    async def run(self, jobs: Sequence[Job]) -> list[Tensor]:
+        """See Engine."""
+        return list(await asyncio.gather(*map(self._answer, jobs)))
+
+    async def load_adapter(self, path: Path, name: str) -> AdapterHandle:
+        """See Engine."""
+        return await self._load(path, name)
+
+    async def forget(self, handle: AdapterHandle) -> None:
+        """See Engine."""
+        self._handles.remove(handle)
+        for s in range(handle.bank.n_samples):
+            await self._vllm.unload(_lora(handle.digest, s))
+        await asyncio.to_thread(shutil.rmtree, self._exported(handle.digest), ignore_errors=True)
+
+    async def probe(self) -> None:
+        """See Engine."""
+        for handle in self._handles[:1]:
+            row = await self.pack(handle, **_question(handle))
+            await self._log_probs(handle, cast(PackedRow, row), 0)
+
+    async def close(self) -> None:
+        """See Engine."""
+        await self._vllm.close()
+
+    def _loaded_base(self) -> BaseModel:
+        if self._base is None:
+            raise RuntimeError("got work before load() returned, expected it afterwards")
+        return self._base
+
+    def _exported(self, digest: str) -> Path:
+        return self._folder / digest.removeprefix("sha256:")
+
+    async def _load(self, path: Path, name: str | None) -> AdapterHandle:
+        base = self._loaded_base()
+        adapter = await asyncio.to_thread(load_adapter, path, base, name=name)
+        handle = await asyncio.to_thread(handle_of, adapter, device=base.device, dtype=DTYPE)
+        folder = self._exported(adapter.digest)
+        try:
+            if not folder.is_dir():
+                await asyncio.to_thread(export_draws, adapter, base, folder, handle.bank.n_samples)
+            for s in range(handle.bank.n_samples):
+                await self._vllm.load(_lora(adapter.digest, s), folder / f"draw-{s:03d}")
+            await self._prove(adapter, handle)
+        except VllmError as exc:
+            raise AdapterError(f"got adapter {adapter.name!r}, which vLLM does not serve: {exc}") from exc
+        self._handles.append(handle)
+        return handle
+
+    async def _prove(self, adapter: Adapter, handle: AdapterHandle) -> None:
+        """Asks vLLM for what is known here, under the first draw.
+
+        Raises:
+            AdapterError: if it says something else.
+        """
+        base = self._loaded_base()
+        row = cast(PackedRow, await self.pack(handle, **_question(handle)))
+
+        def here() -> Tensor:
+            attach(base, adapter)
+            with torch.inference_mode():
+                found = score_all(base.model, [row], handle.bank.first(1), max_batch_tokens=row.n_tokens)
+            return found[0, 0].exp()
+
+        expected = await asyncio.to_thread(here)
+        found = (await self._log_probs(handle, row, 0)).exp()
+        apart = float((found - expected).abs().max())
+        if not apart <= PROBE_TOLERANCE:
+            raise AdapterError(
+                f"got probabilities from vLLM that are {apart:.2f} from those of adapter {adapter.name!r} here, "
+                f"expected at most {PROBE_TOLERANCE}: let it serve the same base model ({base.ref.id})"
+            )
+
+    async def _answer(self, job: Job) -> Tensor:
+        """Probabilities (s, C), under all draws or as many as the decision takes; never fewer for a failure."""
+        row = cast(PackedRow, job.row)
+        seen = torch.empty(0, row.n_choices)
+        for start, stop in pairwise([0, *(looks(job.n_samples) if job.stop is not None else [job.n_samples])]):
+            log_probs = await asyncio.gather(*(self._log_probs(job.handle, row, s) for s in range(start, stop)))
+            seen = torch.cat([seen, probabilities(job, torch.stack(log_probs), DTYPE)])
+            if enough(job, seen):
+                break
+        return seen
+
+    async def _log_probs(self, handle: AdapterHandle, row: PackedRow, s: int) -> Tensor:
+        """(C,) normalised over the choices, under one draw."""
+        lora = _lora(handle.digest, s)
+        if all(len(tokens) == 1 for tokens in row.continuations):
+            totals = await self._vllm.next_token(lora, row.prompt, [token for (token,) in row.continuations])
+        else:
+            totals = [await self._vllm.continuation(lora, row.prompt, tokens) for tokens in row.continuations]
+        return (torch.tensor(totals) / torch.tensor(row.divisors)).log_softmax(-1)
+
+
+def _lora(digest: str, s: int) -> str:
+    """The name of a draw; it tells contents apart, so that no name ever means two."""
+    return f"{digest.removeprefix('sha256:')[:24]}-{s:03d}"
+
+
+def _question(handle: AdapterHandle) -> dict[str, Any]:
+    choices = handle.config.prompt.choices or PROBE_CHOICES
+    return {"prompt": PROBE_PROMPT, "messages": None, "choices": choices, "scoring": None}

@@ -1,0 +1,89 @@
+"""A stand-in for vLLM: its API as far as the engine uses it, and a tiny model whose LoRAs PEFT applies, one at a time."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import uvicorn
+from peft import PeftModel
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from transformers import AutoModelForCausalLM
+
+
+@dataclass
+class FakeVllm:
+    """One that serves a folder's model; what it is told to do wrong it does.
+
+    Attributes:
+        fail: answers so many completions with 500 first.
+        scale: of its logits, as if it were another model.
+    """
+
+    folder: Path
+    loras: dict[str, Path] = field(default_factory=dict)
+    url: str = ""
+    fail: int = 0
+    scale: float = 1.0
+    asked: int = 0
+
+    async def load(self, request: Request) -> Response:
+        body = await request.json()
+        if body["lora_name"] in self.loras:
+            return JSONResponse({"error": {"message": f"{body['lora_name']} has already been loaded."}}, 400)
+        if not Path(body["lora_path"]).is_dir():
+            return JSONResponse({"error": {"message": "no such LoRA"}}, 404)
+        self.loras[body["lora_name"]] = Path(body["lora_path"])
+        return PlainTextResponse("Success")
+
+    async def unload(self, request: Request) -> Response:
+        return PlainTextResponse(str(self.loras.pop((await request.json())["lora_name"], None)))
+
+    async def complete(self, request: Request) -> Response:
+        self.asked += 1
+        if self.fail:
+            self.fail -= 1
+            return JSONResponse({"error": {"message": "EngineDeadError"}}, 500)
+        body = await request.json()
+        if body["model"] not in self.loras:
+            return JSONResponse({"error": {"message": "does not exist"}}, 404)
+        log_probs = self._log_probs(self.loras[body["model"]], body["prompt"])
+        choice: dict[str, Any] = {"text": "?", "logprobs": None, "prompt_logprobs": None}
+        if tokens := body.get("logprob_token_ids"):
+            found = {f"token_id:{token}": float(log_probs[-1, token]) for token in tokens}
+            choice["logprobs"] = {"top_logprobs": [found]}
+        if "prompt_logprobs" in body:
+            read = zip(body["prompt"][1:], log_probs[:-1], strict=True)
+            choice["prompt_logprobs"] = [None, *({str(t): {"logprob": float(at[t])}} for t, at in read)]
+        return JSONResponse({"choices": [choice]})
+
+    @torch.no_grad()
+    def _log_probs(self, lora: Path, prompt: list[int]) -> torch.Tensor:
+        base = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
+        model = PeftModel.from_pretrained(base, str(lora)).eval()
+        found: torch.Tensor = (self.scale * model(input_ids=torch.tensor([prompt])).logits[0]).log_softmax(-1)
+        return found
+
+
+@asynccontextmanager
+async def fake_vllm(folder: Path) -> AsyncIterator[FakeVllm]:
+    """One that listens on a port of its own."""
+    fake = FakeVllm(folder)
+    routes = {"load_lora_adapter": fake.load, "unload_lora_adapter": fake.unload, "completions": fake.complete}
+    app = Starlette(routes=[Route(f"/v1/{path}", run, methods=["POST"]) for path, run in routes.items()])
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        fake.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        while not server.started:
+            await asyncio.sleep(0.01)
+        yield fake
+        server.should_exit = True
+        await serving

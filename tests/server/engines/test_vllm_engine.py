@@ -1,0 +1,183 @@
+"""The engine that asks a vLLM, against a stand-in: the numbers of the other engine, and errors that say what to do."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+from blora.decision.abstention import Policy
+from blora.errors import AdapterError, BloraError
+from server.app import create_app
+from server.engines.protocol import Job, Stop
+from server.engines.vllm_client import VllmClient, VllmError
+from server.engines.vllm_engine import VllmEngine
+from server.settings import Settings
+from tests.server.engines.asking import CHOICES, QUESTIONS, Asking, settings
+from tests.server.engines.fake_vllm import FakeVllm, fake_vllm
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's
+
+# Float32 on both sides; vLLM's model reads a choice at a time, ours all in one row.
+TOLERANCE = 1e-4
+
+
+@pytest.fixture
+async def vllm(folder: Path) -> AsyncIterator[FakeVllm]:
+    async with fake_vllm(folder / "tiny") as fake:
+        yield fake
+
+
+def chosen(folder: Path, fake: FakeVllm, tmp_path: Path, *adapters: str, **more: Any) -> Settings:
+    return settings(folder, *adapters, engine="vllm", engine_url=fake.url, engine_folder=tmp_path / "draws", **more)
+
+
+@pytest.fixture
+async def engine(folder: Path, vllm: FakeVllm, tmp_path: Path) -> AsyncIterator[VllmEngine]:
+    made = VllmEngine(chosen(folder, vllm, tmp_path, "one"))
+    yield made
+    await made.close()
+
+
+async def job(
+    engine: VllmEngine, handle: Any, question: str, *, n_samples: int = 4, stop: Stop | None = None, **more: Any
+) -> Job:
+    asked: dict[str, Any] = {"prompt": question, "messages": None, "choices": CHOICES, "scoring": None, **more}
+    return Job(handle, await engine.pack(handle, **asked), n_samples, None, stop)
+
+
+@pytest.mark.parametrize("scoring", ["text", "label"])
+async def test_its_numbers_are_those_of_torch(engine: VllmEngine, asking: Asking, scoring: str) -> None:
+    [handle] = (await engine.load()).adapters
+    jobs = [await job(engine, handle, question, scoring=scoring) for question in QUESTIONS[:2]]
+    for question, found in zip(QUESTIONS, await engine.run(jobs), strict=False):
+        expected = await asking.probabilities(question, scoring=scoring)
+        torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
+        assert found.std(0).max() > 0.01  # draws differ
+
+
+@pytest.mark.parametrize(("suffices", "made"), [(1, 2), (3, 4)])
+async def test_it_makes_no_more_draws_than_the_decision_takes(
+    engine: VllmEngine, vllm: FakeVllm, monkeypatch: pytest.MonkeyPatch, suffices: int, made: int
+) -> None:
+    monkeypatch.setattr("server.engines.vllm_engine.looks", lambda n_samples: [2, n_samples])
+    monkeypatch.setattr("server.engines.vllm_engine.enough", lambda job, probs: len(probs) >= suffices)
+    [handle] = (await engine.load()).adapters
+    asked = vllm.asked
+    [found] = await engine.run([await job(engine, handle, "why", stop=Stop(Policy(min_confidence=0.5), 0.1))])
+    assert len(found) == made
+    assert vllm.asked - asked == made * len(CHOICES)
+
+
+async def test_tokens_right_after_a_prompt_are_asked_for_all_at_once(engine: VllmEngine, vllm: FakeVllm) -> None:
+    await engine.load()
+    [name, *_] = vllm.loras
+    client, asked = VllmClient(vllm.url, timeout_s=10, concurrency=3), vllm.asked
+    found = await client.next_token(name, [5, 6, 7], [9, 3, 9])
+    apart = [await client.continuation(name, [5, 6, 7], [token]) for token in (9, 3, 9)]
+    assert vllm.asked - asked == 4
+    assert found == pytest.approx(apart, abs=1e-5)
+    await client.close()
+
+
+async def test_adapters_are_told_apart_by_their_contents(
+    folder: Path, vllm: FakeVllm, tmp_path: Path, asking: Asking
+) -> None:
+    engine = VllmEngine(chosen(folder, vllm, tmp_path, "one", "two"))
+    one, two = (await engine.load()).adapters
+    assert len(vllm.loras) == 8
+    [found] = await engine.run([await job(engine, two, "why", scoring="label")])
+    expected = await asking.probabilities("why", adapter="two", scoring="label")
+    torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
+    await engine.forget(one)
+    assert len(vllm.loras) == 4
+    assert len(list((tmp_path / "draws").iterdir())) == 1
+    await engine.close()
+
+
+async def test_a_second_server_finds_its_draws_there(folder: Path, vllm: FakeVllm, tmp_path: Path) -> None:
+    for _ in range(2):
+        engine = VllmEngine(chosen(folder, vllm, tmp_path, "one"))
+        await engine.load()
+        await engine.close()
+    assert len(vllm.loras) == 4
+
+
+async def test_a_vllm_of_another_model_is_noticed(engine: VllmEngine, vllm: FakeVllm) -> None:
+    vllm.scale = 4.0
+    with pytest.raises(AdapterError, match="let it serve the same base model"):
+        await engine.load()
+
+
+async def test_a_vllm_that_is_not_there_is_named(folder: Path, vllm: FakeVllm, tmp_path: Path) -> None:
+    gone = chosen(folder, vllm, tmp_path, "one").model_copy(update={"engine_url": "http://127.0.0.1:9"})
+    engine = VllmEngine(gone)
+    with pytest.raises(BloraError, match=r"got no answer from http://127\.0\.0\.1:9"):
+        await engine.load()
+    await engine.close()
+
+
+async def test_a_draw_that_fails_fails_the_answer_and_never_thins_it_out(engine: VllmEngine, vllm: FakeVllm) -> None:
+    [handle] = (await engine.load()).adapters
+    vllm.fail = 1
+    with pytest.raises(VllmError, match="got 500"):
+        await engine.run([await job(engine, handle, "why", scoring="label")])
+    [found] = await engine.run([await job(engine, handle, "why", scoring="label")])
+    assert len(found) == 4
+    await engine.probe()
+
+
+async def test_over_http_it_answers_decides_and_refuses_draws_that_it_has_not(
+    folder: Path, vllm: FakeVllm, tmp_path: Path
+) -> None:
+    app = create_app(chosen(folder, vllm, tmp_path, "one"))
+    transport = httpx.ASGITransport(app)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://t") as client:
+        await app.state.service.settled.wait()
+        assert app.state.service.failure is None
+        asked = {"prompt": "why", "scoring": "label", "policy": {"min_confidence": 0.99}}
+        answer = (await client.post("/v1/predict", json=asked)).json()
+        assert (answer["abstained"], answer["n_samples"]) == (True, 4)
+        assert (await client.get("/info")).json()["model"]["device"] == "vllm"
+        for more, param in (({"n_samples": 5}, "n_samples"), ({"seed": 1}, "seed")):
+            refused = await client.post("/v1/predict", json={"prompt": "why", **more})
+            assert (refused.status_code, refused.json()["error"]["param"]) == (422, param)
+        vllm.fail = 1
+        failed = await client.post("/v1/predict", json=asked)
+        assert (failed.status_code, failed.json()["error"]["code"]) == (500, "model_failure")
+
+
+async def test_no_more_requests_than_allowed_are_under_way(vllm: FakeVllm) -> None:
+    client, under_way, most = VllmClient(vllm.url, timeout_s=10, concurrency=3), 0, 0
+
+    async def complete(lora: str, prompt: Any, asked: Any) -> dict[str, Any]:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0.01)
+        under_way -= 1
+        return {"logprobs": {"top_logprobs": [{"token_id:1": -1.0}]}, "prompt_logprobs": [None, {"1": {"logprob": -1}}]}
+
+    client._complete = complete  # type: ignore[method-assign]
+    await asyncio.gather(*(client.next_token("x", [1], [1]) for _ in range(10)))
+    assert most == 3
+    most = 0
+    await asyncio.gather(*(client.continuation("x", [1], [1]) for _ in range(10)))
+    assert most == 1
+    await client.close()
+
+
+@pytest.mark.parametrize("odd", [{}, {"logprobs": None}, {"logprobs": {"top_logprobs": [{"token_id:9": -1.0}]}}])
+async def test_an_answer_without_what_was_asked_is_an_error(vllm: FakeVllm, odd: dict[str, Any]) -> None:
+    client = VllmClient(vllm.url, timeout_s=10, concurrency=3)
+
+    async def complete(lora: str, prompt: Any, asked: Any) -> dict[str, Any]:
+        return odd
+
+    client._complete = complete  # type: ignore[method-assign]
+    with pytest.raises(VllmError, match="expected them"):
+        await client.next_token("x", [1], [1])
+    await client.close()

@@ -1,0 +1,84 @@
+"""A real vLLM behind a real server: the answers of the torch engine, by labels and by texts of several tokens."""
+
+import asyncio
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from benchmarks.server_process import ADAPTER, Server, serve
+from benchmarks.vllm_process import vllm
+from blora.base_model import load_base_model
+
+PYTHON = os.environ.get("VLLM_PYTHON")
+pytestmark = [
+    pytest.mark.model,
+    pytest.mark.skipif(
+        PYTHON is None, reason="VLLM_PYTHON is not set; `make test-vllm` installs vLLM (3.4 GB) and sets it"
+    ),
+]
+# bfloat16 on both sides, rounded in other places.
+TOLERANCE = 0.05
+PROMPTS = ("I was charged twice this month.", "The app crashes when I upload a photo.", "Please delete my account.")
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's adapter; its calibration is one for torch."""
+    copy = Path(shutil.copytree(ADAPTER, tmp_path_factory.mktemp("adapter") / "triage"))
+    (copy / "calibration.json").unlink()
+    return copy
+
+
+@pytest.fixture(scope="module")
+def torch_server(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serve(tmp_path_factory.mktemp("torch") / "log", adapters=f"triage={adapter}", timeout_s="600") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def vllm_server(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("vllm")
+    model = Path(load_base_model().model.name_or_path)
+    flags = {"engine": "vllm", "engine_folder": str(folder / "draws"), "timeout_s": "600"}
+    with (
+        vllm(Path(str(PYTHON)), model, folder / "vllm.log") as url,
+        serve(folder / "log", adapters=f"triage={adapter}", engine_url=url, **flags) as server,
+    ):
+        yield server
+
+
+def ask(server: Server, body: dict[str, Any]) -> dict[str, float]:
+    answer = httpx.post(f"{server.url}/v1/predict", json=body, timeout=600).raise_for_status().json()
+    return {entry["choice"]: entry["probability"] for entry in answer["probabilities"]}
+
+
+@pytest.mark.parametrize("scoring", ["label", "text"])
+def test_it_answers_as_torch_does(torch_server: Server, vllm_server: Server, scoring: str) -> None:
+    for prompt in PROMPTS if scoring == "label" else PROMPTS[:1]:
+        body = {"prompt": prompt, "scoring": scoring}
+        assert ask(vllm_server, body) == pytest.approx(ask(torch_server, body), abs=TOLERANCE)
+
+
+async def test_many_at_once_get_what_one_gets_alone(vllm_server: Server) -> None:
+    alone = {prompt: ask(vllm_server, {"prompt": prompt, "scoring": "label"}) for prompt in PROMPTS}
+    async with httpx.AsyncClient(base_url=vllm_server.url, timeout=600) as client:
+        bodies = [{"prompt": prompt, "scoring": "label"} for prompt in PROMPTS * 6]
+        answers = await asyncio.gather(*(client.post("/v1/predict", json=body) for body in bodies))
+    for body, answer in zip(bodies, answers, strict=True):
+        found = {entry["choice"]: entry["probability"] for entry in answer.json()["probabilities"]}
+        assert found == pytest.approx(alone[body["prompt"]], abs=TOLERANCE)
+
+
+def test_it_decides_and_counts_as_with_any_engine(vllm_server: Server) -> None:
+    body = {"prompt": PROMPTS[0], "scoring": "label", "policy": {"min_confidence": 1.0}}
+    answer = httpx.post(f"{vllm_server.url}/v1/predict", json=body, timeout=600).json()
+    assert (answer["answer"], answer["abstained"], answer["n_samples"]) == (None, True, 8)
+    assert (
+        'blora_abstentions_total{adapter="triage",reason="min_confidence"}'
+        in httpx.get(f"{vllm_server.url}/metrics").text
+    )
