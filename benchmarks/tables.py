@@ -1,6 +1,6 @@
 """Writes the tables of the documentation from the committed result files, between the markers that name them.
 
-`python -m benchmarks.tables` rewrites README.md and three pages of docs; `--check` exits 1 if that would change one.
+`python -m benchmarks.tables` rewrites README.md and four pages of docs; `--check` exits 1 if that would change one.
 """
 
 import json
@@ -23,7 +23,10 @@ __all__ = ["render"]
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("calibration", "serving", "faults")))
+DOCUMENTS = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("calibration", "serving", "faults", "deploy")),
+)
 
 Result = dict[str, Any]
 
@@ -241,6 +244,20 @@ def _draws(folder: str) -> str:
     )
 
 
+def _vllm(result: Result) -> str:
+    """Two engines side by side."""
+    ms, right = result["ms_a_question"], result["accuracy"]
+    rows = [[name, f"{ms[name]:.0f}", f"{right[name]:.3f}"] for name in ("torch", "vllm")]
+    machine = result["machine"]
+    return (
+        f"{markdown_table(['engine', 'ms a question', 'accuracy'], rows)}\n\n{result['n_questions']} questions of "
+        f"arc_easy_test.jsonl by their labels, {result['n_samples']} draws each: the same leader in "
+        f"{result['same_decision']:.1%}, probabilities {result['mean_distance']:.3f} apart in the mean, "
+        f"{result['p99_distance']:.3f} at 99 % (the largest difference of a choice). {machine['cores']} cores of "
+        f"{machine['processor']}, revision {result['revision']}."
+    )
+
+
 # Variants of the search by how many layers have a posterior, and the way to serve them that was measured.
 DEPTHS = {
     "LoRA": ("none, plain LoRA", "lora", "lora"),
@@ -298,6 +315,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "serving_beginnings": _of("serving", serving.beginnings),
     "serving_cost": _of("serving", serving.cost),
     "serving_load": _of("serving", serving.load),
+    "vllm": _of("vllm", _vllm),
     "serving_profile": _of("serving", serving.profile),
     "concurrent": _concurrent,
     "withheld": _withheld,

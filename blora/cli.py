@@ -41,9 +41,12 @@ def main(argv: list[str] | None = None) -> int:
         print(f"blora {entry.name}: {exc}", file=sys.stderr)
         return 1
     except OSError as exc:
+        if exc.errno is None:  # a library's own, which says what it is about
+            print(f"blora {entry.name}: {exc}", file=sys.stderr)
+            return 1
         where = f" ({exc.filename})" if exc.filename else ""
         print(
-            f"blora {entry.name}: got {exc.strerror or exc}{where}, expected files that can be read and written",
+            f"blora {entry.name}: got {exc.strerror}{where}, expected files that can be read and written",
             file=sys.stderr,
         )
         return 1

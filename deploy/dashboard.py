@@ -131,7 +131,12 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "reqps",
             [(_rate("blora_outcomes_total", "adapter, outcome", OF), "{{adapter}}: {{outcome}}")],
         ),
-        Panel("Promises broken", "short", [(f"sum(blora_promise_broken{{{OF}}})", "broken")], "stat"),
+        Panel(
+            "Promises broken",
+            "short",
+            [(f"sum(max by (adapter, target_risk) (blora_promise_broken{{{OF}}}))", "broken")],
+            "stat",
+        ),
     ),
     "Fleet": (
         Panel("Servers up", "short", [(f'sum(up{{job="blora",{WHERE}}})', "up")], "stat"),

@@ -7,8 +7,8 @@ from server.errors import QueueFullError, TooLargeError
 
 __all__ = ["Admission", "Pace", "Waiting"]
 
-# Weight of the newest forward pass in the running mean of the speed.
-_SMOOTHING = 0.2
+# Weight of the newest forward pass in the running means.
+_SMOOTHING = 0.05
 # An owner may hold this many times what is left free, so alone four fifths of the queue
 # (dynamic thresholds: Choudhury, Hahne, 1998).
 _SHARE = 4
@@ -17,22 +17,38 @@ _PUNCTUAL = 0.75
 
 
 class Pace:
-    """How fast the worker is, of late."""
+    """How long forward passes take, of late: so long for each, and so long for each of its tokens x draws.
 
-    def __init__(self) -> None:
-        self._tokens_per_s: float | None = None
+    A line through running means of both. Passes of one size tell nothing about others, which are then expected to take
+    as long, whatever is in them: nobody is to be refused on a guess.
+
+    Args:
+        max_batch_tokens: most tokens x draws in a pass.
+    """
+
+    def __init__(self, max_batch_tokens: int) -> None:
+        self._max_batch_tokens = max_batch_tokens
+        self._n = 0
+        self._x = self._y = self._xx = self._xy = 0.0  # means of tokens, seconds, and their products
 
     def measure(self, tokens: int, seconds: float) -> None:
         """So many tokens x draws took so long."""
-        speed = tokens / max(seconds, 1e-6)
-        if self._tokens_per_s is None:
-            self._tokens_per_s = speed
-        else:
-            self._tokens_per_s += _SMOOTHING * (speed - self._tokens_per_s)
+        self._n += 1
+        weight = max(_SMOOTHING, 1 / self._n)
+        self._x += weight * (tokens - self._x)
+        self._y += weight * (seconds - self._y)
+        self._xx += weight * (tokens * tokens - self._xx)
+        self._xy += weight * (tokens * seconds - self._xy)
 
     def seconds(self, tokens: int) -> float:
-        """How long so many tokens x draws will take; 0 as long as nothing is known."""
-        return 0.0 if self._tokens_per_s is None else tokens / self._tokens_per_s
+        """How long so many tokens x draws will take, in as few passes as hold them; 0 as long as nothing is known."""
+        passes = math.ceil(tokens / self._max_batch_tokens)
+        variance = self._xx - self._x * self._x
+        covariance = self._xy - self._x * self._y
+        each_token = max(0.0, covariance / variance) if variance > 1e-3 * self._xx else 0.0
+        each_token = min(each_token, self._y / self._x) if self._x else 0.0  # no pass takes less than nothing by itself
+        each_pass = self._y - each_token * self._x
+        return passes * each_pass + tokens * each_token
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +80,7 @@ class Admission:
     """
 
     def __init__(self, *, max_batch_tokens: int, max_queue_tokens: int, max_queue_requests: int) -> None:
-        self.pace = Pace()
+        self.pace = Pace(max_batch_tokens)
         self._max_batch_tokens = max_batch_tokens
         self._max_queue_tokens = max_queue_tokens
         self._max_queue_requests = max_queue_requests

@@ -76,15 +76,15 @@ class Feedback:
                 param="prediction_id",
             )
         hashed = _hash(label, entry.salt)
-        first, is_first = await self._ledger.settle(prediction_id, hashed)
+        first, tally = await self._ledger.settle(prediction_id, entry, hashed)
         if first != hashed:
             raise FeedbackConflictError(
                 "got another label for a prediction than before, expected the same: the first one counts",
                 param="label",
             )
         correct = hashed == entry.leader
-        if is_first and entry.target_risk is not None:
-            tally = await self._ledger.count(entry.adapter, entry.target_risk, wrong=not correct)
+        # The adapter may have been replaced in the meantime.
+        if tally is not None and entry.target_risk is not None and self._served(entry.adapter):
             promise = self._promises.setdefault((entry.adapter, entry.target_risk), Promise(entry.target_risk))
             promise.observe(tally.n_outcomes, tally.n_wrong)
             self._metrics.outcome(entry.adapter.name, promise, correct=correct)

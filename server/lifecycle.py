@@ -80,7 +80,7 @@ class Service:
         await self._engine.close()
         if self._ledger is not None:
             await self._ledger.close()
-        await asyncio.to_thread(self.traces.close)
+        await self.traces.close()
 
     @property
     def loaded(self) -> Predictor | None:

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Sequence
 
-from opentelemetry.trace import Tracer, get_current_span
+from opentelemetry.trace import StatusCode, Tracer, get_current_span
 from torch import Tensor
 
 from blora.client import answers
@@ -90,8 +90,17 @@ class Predictor:
                 raise question
             handle = self.registry.resolve(question.adapter)
             adapter = handle.name
-            with self._tracer.start_as_current_span("predict", attributes={"blora.adapter": adapter}):
-                return await self._answer(question, handle)
+            with self._tracer.start_as_current_span(
+                "predict",
+                attributes={"blora.adapter": adapter},
+                record_exception=False,  # its message may hold a choice
+                set_status_on_exception=False,
+            ) as span:
+                try:
+                    return await self._answer(question, handle)
+                except ServerError as error:
+                    span.set_status(StatusCode.ERROR, error.code)
+                    raise
         except asyncio.CancelledError:
             self._failed(DisconnectedError("the client left"), adapter)
             raise

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 __all__ = ["punctual"]
@@ -23,6 +24,12 @@ class _Punctual(H11Protocol):
         super().data_received(data)
         if self._busy():
             self._stop()
+        elif self._between_requests():  # the rest of a body whose request has been answered already
+            self._stop()
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop()
@@ -31,6 +38,10 @@ class _Punctual(H11Protocol):
     def _busy(self) -> bool:
         """Whether there is a request that has all its headers and not all its response."""
         return self.cycle is not None and not self.cycle.response_complete
+
+    def _between_requests(self) -> bool:
+        """Whether at least one request is over, and no byte of the next one has come."""
+        return self.cycle is not None and self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
 
     def _start(self) -> None:
         if self._limit is None:

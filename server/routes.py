@@ -60,11 +60,12 @@ _UNKNOWN: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorBody, "description": "404: unknown_adapter, digest_mismatch"}
 }
 
-_FEEDBACK: dict[int | str, dict[str, Any]] = _UNAVAILABLE | {
+_FEEDBACK: dict[int | str, dict[str, Any]] = {
+    503: {"model": ErrorBody, "description": "not_ready, draining, feedback_unavailable"},
     "4XX": {
         "model": ErrorBody,
         "description": "404: unknown_prediction; 409: feedback_conflict; 401, 422 and 429 as for predictions",
-    }
+    },
 }
 # Of those who change adapters.
 _CHANGES: dict[int | str, dict[str, Any]] = _UNAVAILABLE | {

@@ -1,6 +1,9 @@
 """Where the time of a request went, for an OpenTelemetry collector; never what was asked."""
 
+import asyncio
+import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 from fastapi import FastAPI
@@ -44,10 +47,23 @@ class Traces:
                 exclude_spans=["receive", "send"],
             )
 
-    def close(self) -> None:
-        """Sends what has not been sent."""
-        if self._provider is not None:
-            self._provider.shutdown()
+    async def close(self, timeout_s: float = 2.0) -> None:
+        """Sends what has not been sent, as far as it can be in so many seconds."""
+        if self._provider is None:
+            return
+        sent, loop = asyncio.Event(), asyncio.get_running_loop()
+        provider = self._provider
+
+        def send() -> None:
+            provider.shutdown()
+            with suppress(RuntimeError):  # nobody waits any more
+                loop.call_soon_threadsafe(sent.set)
+
+        # Not an executor's thread, for which the process would wait.
+        threading.Thread(target=send, daemon=True).start()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await sent.wait()
 
 
 def record_stages(tracer: Tracer, *, queue_s: float, compute_s: float) -> None:
@@ -72,6 +88,6 @@ def _exporting(endpoint: str, build: Build) -> Any:
     resource = Resource.create(
         {"service.name": "blora", "service.version": build.version, "vcs.ref.head.revision": build.revision}
     )
-    provider = TracerProvider(resource=resource)
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint.rstrip("/") + "/v1/traces")))
     return provider

@@ -102,6 +102,8 @@ async def measure(server: Server, n_requests: int, seconds: float) -> dict[str, 
             for _ in range(AT_ONCE):
                 group.create_task(ask_on())
         for task in beside:
+            if task.done():
+                task.result()  # it ended before its time: raises what ended it
             task.cancel()
         wall = time.perf_counter() - began
     reloads = found.pop("reloads")

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-__all__ = ["VllmClient", "VllmError"]
+__all__ = ["UnknownLoraError", "VllmClient", "VllmError"]
 
 # One more try, for a connection that was lost on the way.
 _TRIES = 2
@@ -18,6 +18,10 @@ _TRIES = 2
 
 class VllmError(Exception):
     """It did not answer, or said something else than was asked."""
+
+
+class UnknownLoraError(VllmError):
+    """It knows no LoRA of that name, as after a restart."""
 
 
 class VllmClient:
@@ -34,6 +38,16 @@ class VllmClient:
         self._http = httpx.AsyncClient(base_url=url, timeout=timeout_s, limits=limits)
         self._room = asyncio.Semaphore(concurrency)
         self._alone = asyncio.Lock()
+
+    async def max_length(self) -> int:
+        """The most tokens that it reads and writes for one request."""
+        try:
+            models = (await self._http.get("/v1/models")).json()["data"]
+            return min(int(model["max_model_len"]) for model in models if model.get("max_model_len") is not None)
+        except (httpx.HTTPError, KeyError, TypeError, ValueError) as exc:
+            raise VllmError(
+                f"got no list of models from {self._http.base_url} ({type(exc).__name__}), expected a running vLLM"
+            ) from exc
 
     async def load(self, name: str, folder: Path) -> None:
         """Makes a LoRA known under a name; one that is known already is that one, for names hold digests."""
@@ -82,6 +96,8 @@ class VllmClient:
     async def _complete(self, lora: str, prompt: Sequence[int], asked: dict[str, Any]) -> dict[str, Any]:
         body = {"model": lora, "prompt": list(prompt), "max_tokens": 1, "temperature": 0, **asked}
         response = await self._post("/v1/completions", body)
+        if response.status_code == httpx.codes.NOT_FOUND:
+            raise UnknownLoraError(f"got {_said(response)}, expected a LoRA that is loaded")
         if response.is_error:
             raise VllmError(f"got {_said(response)}, expected a completion")
         try:

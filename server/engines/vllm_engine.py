@@ -6,7 +6,7 @@ adapters against them and to prove at the start that vLLM gives the same answers
 
 import asyncio
 import logging
-import shutil
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +26,7 @@ from blora.inference.branches import score_all
 from blora.inference.packing import PackedRow, pack
 from server.engines.jobs import PROBE_CHOICES, PROBE_PROMPT, enough, handle_of, probabilities
 from server.engines.protocol import Job, Loaded, ModelInfo, Row
-from server.engines.vllm_client import VllmClient, VllmError
+from server.engines.vllm_client import UnknownLoraError, VllmClient, VllmError
 from server.registry import AdapterHandle
 from server.settings import Settings
 
@@ -58,7 +58,10 @@ class VllmEngine:
             settings.engine_url, timeout_s=settings.timeout_s, concurrency=settings.engine_concurrency
         )
         self._base: BaseModel | None = None
-        self._handles: list[AdapterHandle] = []
+        self._served: Counter[str] = Counter()  # handles by digest
+        self._proved: list[AdapterHandle] = []
+        self._max_length = 0
+        self._leaving: set[asyncio.Task[None]] = set()
 
     async def load(self) -> Loaded:
         """See Engine."""
@@ -68,6 +71,11 @@ class VllmEngine:
             raise ConfigError("got no adapters, expected at least one: pass --adapters NAME=PATH")
         base = await asyncio.to_thread(load_base_model, settings.base_model, device="cpu", dtype=settings.dtype)
         self._base = base
+        try:
+            # One token of its answer counts too.
+            self._max_length = min(base.max_length, await self._vllm.max_length() - 1)
+        except VllmError as exc:
+            raise ConfigError(str(exc)) from exc
         adapters = [await self._load(source.path, source.name) for source in settings.adapter_sources]
         model = ModelInfo(
             name=base.name,
@@ -76,7 +84,7 @@ class VllmEngine:
             fingerprint=base.ref.fingerprint,
             device="vllm",
             dtype=DTYPE,
-            max_length=base.max_length,
+            max_length=self._max_length,
         )
         return Loaded(model=model, adapters=tuple(adapters))
 
@@ -99,7 +107,7 @@ class VllmEngine:
             choices=choices,
             config=handle.config.prompt,
             scoring=cast(ScoringName | None, scoring),
-            max_length=base.max_length,
+            max_length=self._max_length,
         )
 
     async def run(self, jobs: Sequence[Job]) -> list[Tensor]:
@@ -111,20 +119,34 @@ class VllmEngine:
         return await self._load(path, name)
 
     async def forget(self, handle: AdapterHandle) -> None:
-        """See Engine."""
-        self._handles.remove(handle)
+        """See Engine. vLLM keeps the draws for as long as a request may still be on its way to them."""
+        self._proved.remove(handle)
+        self._served[handle.digest] -= 1
+        task = asyncio.create_task(self._let_go(handle))
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    async def _let_go(self, handle: AdapterHandle) -> None:
+        await asyncio.sleep(self._settings.timeout_s)
+        if self._served[handle.digest] > 0:
+            return
         for s in range(handle.bank.n_samples):
-            await self._vllm.unload(_lora(handle.digest, s))
-        await asyncio.to_thread(shutil.rmtree, self._exported(handle.digest), ignore_errors=True)
+            try:
+                await self._vllm.unload(_lora(handle.digest, s))
+            except VllmError as exc:
+                logger.warning("vLLM does not let go of adapter %s: %s", handle.name, exc)
 
     async def probe(self) -> None:
         """See Engine."""
-        for handle in self._handles[:1]:
+        for handle in self._proved[:1]:
             row = await self.pack(handle, **_question(handle))
             await self._log_probs(handle, cast(PackedRow, row), 0)
 
     async def close(self) -> None:
         """See Engine."""
+        for task in self._leaving:
+            task.cancel()
+        await asyncio.gather(*self._leaving, return_exceptions=True)
         await self._vllm.close()
 
     def _loaded_base(self) -> BaseModel:
@@ -139,17 +161,30 @@ class VllmEngine:
         base = self._loaded_base()
         adapter = await asyncio.to_thread(load_adapter, path, base, name=name)
         handle = await asyncio.to_thread(handle_of, adapter, device=base.device, dtype=DTYPE)
-        folder = self._exported(adapter.digest)
         try:
-            if not folder.is_dir():
-                await asyncio.to_thread(export_draws, adapter, base, folder, handle.bank.n_samples)
+            await asyncio.to_thread(self._export, adapter, handle.bank.n_samples)
             for s in range(handle.bank.n_samples):
-                await self._vllm.load(_lora(adapter.digest, s), folder / f"draw-{s:03d}")
+                await self._teach(adapter.digest, s)
             await self._prove(adapter, handle)
-        except VllmError as exc:
+        except (OSError, VllmError) as exc:
             raise AdapterError(f"got adapter {adapter.name!r}, which vLLM does not serve: {exc}") from exc
-        self._handles.append(handle)
+        self._served[handle.digest] += 1
+        self._proved.append(handle)
         return handle
+
+    def _export(self, adapter: Adapter, n_samples: int) -> None:
+        """Writes the draws, unless they are there; another server may be doing just that."""
+        folder = self._exported(adapter.digest)
+        if folder.is_dir():
+            return
+        try:
+            export_draws(adapter, self._loaded_base(), folder, n_samples)
+        except (OSError, AdapterError):
+            if not folder.is_dir():
+                raise
+
+    async def _teach(self, digest: str, s: int) -> None:
+        await self._vllm.load(_lora(digest, s), self._exported(digest) / f"draw-{s:03d}")
 
     async def _prove(self, adapter: Adapter, handle: AdapterHandle) -> None:
         """Asks vLLM for what is known here, under the first draw.
@@ -188,12 +223,19 @@ class VllmEngine:
 
     async def _log_probs(self, handle: AdapterHandle, row: PackedRow, s: int) -> Tensor:
         """(C,) normalised over the choices, under one draw."""
+        try:
+            totals = await self._totals(handle, row, s)
+        except UnknownLoraError:  # vLLM was started again, or another server let go of it
+            await self._teach(handle.digest, s)
+            totals = await self._totals(handle, row, s)
+        return (torch.tensor(totals) / torch.tensor(row.divisors)).log_softmax(-1)
+
+    async def _totals(self, handle: AdapterHandle, row: PackedRow, s: int) -> list[float]:
+        """Log-probability of each choice's tokens, under one draw."""
         lora = _lora(handle.digest, s)
         if all(len(tokens) == 1 for tokens in row.continuations):
-            totals = await self._vllm.next_token(lora, row.prompt, [token for (token,) in row.continuations])
-        else:
-            totals = [await self._vllm.continuation(lora, row.prompt, tokens) for tokens in row.continuations]
-        return (torch.tensor(totals) / torch.tensor(row.divisors)).log_softmax(-1)
+            return await self._vllm.next_token(lora, row.prompt, [token for (token,) in row.continuations])
+        return [await self._vllm.continuation(lora, row.prompt, tokens) for tokens in row.continuations]
 
 
 def _lora(digest: str, s: int) -> str:

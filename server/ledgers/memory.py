@@ -30,16 +30,17 @@ class MemoryLedger:
         """See Ledger."""
         return self._waiting.get(prediction_id)
 
-    async def settle(self, prediction_id: str, label: bytes) -> tuple[bytes, bool]:
+    async def settle(self, prediction_id: str, entry: Entry, label: bytes) -> tuple[bytes, Tally | None]:
         """See Ledger."""
-        is_first = prediction_id not in self._labels
-        return self._labels.setdefault(prediction_id, label), is_first
-
-    async def count(self, adapter: Contents, target_risk: float, *, wrong: bool) -> Tally:
-        """See Ledger."""
-        self._outcomes[adapter, target_risk, wrong] += 1
-        n_wrong, n_right = (self._outcomes[adapter, target_risk, which] for which in (True, False))
-        return Tally(n_wrong + n_right, n_wrong)
+        first = self._labels.get(prediction_id)
+        if first is not None:
+            return first, None
+        self._labels[prediction_id] = label
+        if entry.target_risk is None:
+            return label, None
+        self._outcomes[entry.adapter, entry.target_risk, label != entry.leader] += 1
+        n_wrong, n_right = (self._outcomes[entry.adapter, entry.target_risk, wrong] for wrong in (True, False))
+        return label, Tally(n_wrong + n_right, n_wrong)
 
     def forget(self, adapter: Contents) -> None:
         """See Ledger."""

@@ -50,15 +50,17 @@ class Ledger(Protocol):
             FeedbackUnavailableError: if the ledger cannot be read.
         """
 
-    async def settle(self, prediction_id: str, label: bytes) -> tuple[bytes, bool]:
-        """The hashed label that counts, which is the first, and whether it is this one that came first.
+    async def settle(self, prediction_id: str, entry: Entry, label: bytes) -> tuple[bytes, Tally | None]:
+        """Writes an outcome down and counts it, both or neither.
 
-        Raises:
-            FeedbackUnavailableError: if the ledger cannot be written to.
-        """
+        Args:
+            prediction_id: whose outcome.
+            entry: what is kept of it.
+            label: salted hash of the outcome.
 
-    async def count(self, adapter: Contents, target_risk: float, *, wrong: bool) -> Tally:
-        """The outcomes with this one.
+        Returns:
+            The label that counts, which is the first; and all outcomes so far of answers with the same promise, if this
+            one was the first and something was promised.
 
         Raises:
             FeedbackUnavailableError: if the ledger cannot be written to.

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
@@ -21,6 +21,19 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _TIMEOUT_S = 2.0
+# More would not be faster, and a Redis has only so many.
+_CONNECTIONS = 10
+# The label and the counts together, so that no outcome is counted twice or not at all, whatever is asked again.
+_SETTLE = """
+local is_first = redis.call('HSETNX', KEYS[1], 'label', ARGV[1])
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+local first = redis.call('HGET', KEYS[1], 'label')
+if is_first == 0 or not KEYS[2] then return {first} end
+local outcomes = redis.call('HINCRBY', KEYS[2], 'outcomes', 1)
+local wrong = redis.call('HINCRBY', KEYS[2], 'wrong', ARGV[2])
+redis.call('EXPIRE', KEYS[2], ARGV[3])
+return {first, outcomes, wrong}
+"""
 # Writes under way; beyond it Redis is too slow to keep up, and predictions go unremembered.
 _MAX_WRITING = 1000
 
@@ -38,11 +51,16 @@ class RedisLedger:
     """
 
     def __init__(self, url: str, keep_s: float) -> None:
-        # Once more, for a connection that was kept may have been closed at the other end since.
-        again = Retry(NoBackoff(), retries=1)
-        self._redis: Any = Redis.from_url(
-            url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S, retry=again
+        pool = BlockingConnectionPool.from_url(
+            url,
+            max_connections=_CONNECTIONS,
+            timeout=_TIMEOUT_S,
+            socket_timeout=_TIMEOUT_S,
+            socket_connect_timeout=_TIMEOUT_S,
+            # Once more, for a connection that was kept may have been closed at the other end since.
+            retry=Retry(NoBackoff(), retries=1),
         )
+        self._redis: Any = Redis.from_pool(pool)
         self._keep_s = max(1, int(keep_s))
         self._writing: set[asyncio.Task[None]] = set()
 
@@ -72,28 +90,22 @@ class RedisLedger:
         name, digest, salt, leader, target_risk = json.loads(found)
         return Entry(Contents(name, digest), bytes.fromhex(salt), bytes.fromhex(leader), target_risk)
 
-    async def settle(self, prediction_id: str, label: bytes) -> tuple[bytes, bool]:
+    async def settle(self, prediction_id: str, entry: Entry, label: bytes) -> tuple[bytes, Tally | None]:
         """See Ledger."""
-        key = _prediction(prediction_id)
-        async with self._redis.pipeline() as pipe:
-            pipe.hsetnx(key, "label", label).hget(key, "label").expire(key, self._keep_s)
-            is_first, first, _ = await _tried(pipe.execute())
-        return first, bool(is_first)
-
-    async def count(self, adapter: Contents, target_risk: float, *, wrong: bool) -> Tally:
-        """See Ledger."""
-        key = f"blora:outcomes:{adapter.name}:{adapter.digest}:{target_risk:g}"
-        async with self._redis.pipeline() as pipe:
-            pipe.hincrby(key, "outcomes", 1).hincrby(key, "wrong", int(wrong)).expire(key, self._keep_s)
-            n_outcomes, n_wrong, _ = await _tried(pipe.execute())
-        return Tally(n_outcomes, n_wrong)
+        keys = [_prediction(prediction_id)]
+        if entry.target_risk is not None:
+            keys.append(f"blora:outcomes:{entry.adapter.name}:{entry.adapter.digest}:{entry.target_risk:g}")
+        wrong = int(label != entry.leader)
+        first, *counts = await _tried(self._redis.eval(_SETTLE, len(keys), *keys, label, wrong, self._keep_s))
+        return first, Tally(*map(int, counts)) if counts else None
 
     def forget(self, adapter: Contents) -> None:
         """Nothing: other replicas may still serve it, and what expires is forgotten anyway."""
 
     async def close(self) -> None:
         """See Ledger."""
-        await asyncio.gather(*self._writing)
+        if self._writing:
+            await asyncio.wait(self._writing, timeout=_TIMEOUT_S)
         await self._redis.aclose()
 
 

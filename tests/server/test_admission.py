@@ -16,17 +16,54 @@ def admission() -> Admission:
     return Admission(max_batch_tokens=100, max_queue_tokens=1000, max_queue_requests=50)
 
 
+def pace_of(*passes: tuple[int, float]) -> Pace:
+    pace = Pace(max_batch_tokens=1000)
+    for tokens, seconds in passes:
+        pace.measure(tokens, seconds)
+    return pace
+
+
 def test_a_pace_that_is_not_known_expects_no_wait() -> None:
-    assert Pace().seconds(1000) == 0
+    assert pace_of().seconds(1000) == 0
+
+
+def test_where_tokens_take_time_they_are_counted() -> None:
+    pace = pace_of(*((tokens, tokens / 100) for tokens in (100, 500, 1000, 300)))
+    assert pace.seconds(2000) == pytest.approx(20)
+    assert pace.seconds(50) == pytest.approx(0.5)
+
+
+def test_where_passes_take_time_they_are_counted() -> None:
+    pace = pace_of(*((tokens, 0.05) for tokens in (10, 20, 30)))
+    assert pace.seconds(30) == pytest.approx(0.05)
+    assert pace.seconds(10_000) == pytest.approx(0.5)
+
+
+def test_where_both_take_time_both_are_counted() -> None:
+    pace = pace_of(*((tokens, 0.05 + tokens / 1000) for tokens in (10, 500, 1000)))
+    assert pace.seconds(2000) == pytest.approx(0.1 + 2)
+
+
+def test_small_passes_alone_refuse_no_burst() -> None:
+    """Ten inputs of 40 x 8 in 50 ms each, and then a burst of what a large batch holds easily."""
+    pace = Pace(max_batch_tokens=32768)
+    for _ in range(10):
+        pace.measure(320, 0.05)
+    assert pace.seconds(256 * 300 * 8) == pytest.approx(19 * 0.05)
 
 
 def test_a_pace_follows_what_it_measures() -> None:
-    pace = Pace()
-    pace.measure(100, 1.0)
-    assert pace.seconds(50) == 0.5
-    for _ in range(50):
-        pace.measure(200, 1.0)
-    assert pace.seconds(200) == pytest.approx(1.0, rel=0.01)
+    pace = pace_of(*((tokens, tokens / 100) for tokens in (100, 500, 1000)))
+    for _ in range(100):
+        for tokens in (100, 500, 1000):
+            pace.measure(tokens, tokens / 200)
+    assert pace.seconds(2000) == pytest.approx(10, rel=0.01)
+
+
+def test_noise_makes_no_pass_take_less_than_nothing() -> None:
+    for passes in (((100, 1.0), (1000, 0.1)), ((100, 0.1), (1000, 10.0))):
+        pace = pace_of(*passes)
+        assert 0 < pace.seconds(10) <= pace.seconds(100) <= pace.seconds(5000)
 
 
 @pytest.mark.parametrize(("n_tokens", "n_draws"), [(101, 1), (100, 11)])
@@ -63,7 +100,8 @@ def test_another_finds_the_room_that_the_greedy_one_had_to_leave() -> None:
 def test_what_would_be_late_is_refused_until_it_would_not() -> None:
     """100 tokens a second: 3000 ahead take 30 s, of which three quarters of 20 s may pass, and 15 have to go by."""
     some = Admission(max_batch_tokens=100, max_queue_tokens=10_000, max_queue_requests=50)
-    some.pace.measure(100, 1.0)
+    for tokens in (50, 100):
+        some.pace.measure(tokens, tokens / 100)
     late = replace(NOBODY, inputs=1, cost=3000, ahead=3000)
     with pytest.raises(QueueFullError, match=r"wait of about 30\.1 s, expected at most 15\.0 s") as info:
         some.check_room(10, late, 20)
@@ -92,8 +130,9 @@ async def test_a_flood_leaves_room_for_another_owner() -> None:
 async def test_an_owner_with_little_waiting_is_not_refused_for_another_ones_flood() -> None:
     """At 1000 tokens a second 2000 of the flood take 2 s; the other one's turn comes before them."""
     async with bench() as b:
-        b.worker.seconds = 0.1
-        await b.submit("measured", n_tokens=100)
+        for n_tokens in (50, 100):
+            b.worker.seconds = n_tokens / 1000
+            await b.submit("measured", n_tokens=n_tokens)
         b.worker.seconds = 0
         held = await b.hold()
         flood = [b.submit(f"flood{i}", n_tokens=100, owner="flood") for i in range(20)]

@@ -298,10 +298,11 @@ async def test_a_full_queue_counts_tokens_times_draws() -> None:
 
 
 async def test_retry_after_is_the_waiting_work_over_the_measured_speed() -> None:
-    """100 tokens in 0.05 s are 2000 a second; about 6000 wait."""
+    """100 tokens in 0.05 s and 200 in 0.1 s are 2000 a second; about 6000 wait."""
     async with bench(max_batch_tokens=3000, max_queue_tokens=6000) as b:
-        b.worker.seconds = 0.05
-        await b.submit("measured", n_tokens=100)
+        for n_tokens in (100, 200):
+            b.worker.seconds = n_tokens / 2000
+            await b.submit("measured", n_tokens=n_tokens)
         b.worker.seconds = 0
         held = await b.hold()
         tasks = [b.submit(str(i), n_tokens=3000) for i in range(2)]

@@ -65,6 +65,19 @@ async def test_an_idle_connection_is_kept_for_as_long_as_is_set() -> None:
         writer.close()
 
 
+async def test_a_connection_whose_request_was_refused_before_its_body_came_is_kept() -> None:
+    async with listening(FakeEngine(), read_timeout_s=0.3, max_body_bytes=10) as server:
+        url = server.client.base_url
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        writer.write(HEAD + b"content-length: 20\r\n\r\n")
+        assert (await reader.read(10000)).startswith(b"HTTP/1.1 413")
+        writer.write(b"x" * 20)
+        await asyncio.sleep(1)
+        writer.write(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert (await reader.read(10000)).startswith(b"HTTP/1.1 200")
+        writer.close()
+
+
 async def test_a_body_that_drips_gets_408() -> None:
     async with listening(FakeEngine(), read_timeout_s=0.3) as server:
         heard = await drip(server, HEAD + b"content-length: 100000\r\n\r\n", b" ")

@@ -1,5 +1,6 @@
 """Feedback through a real Redis that two replicas share."""
 
+import asyncio
 import os
 import shutil
 import socket
@@ -93,6 +94,15 @@ async def test_any_replica_is_told_of_any_others_prediction_and_all_count_togeth
         assert (await tell(one, first["id"], "billing")).json() == {"correct": True}
         assert (await tell(one, first["id"], "sales")).json()["error"]["code"] == "feedback_conflict"
         assert await one.metric("blora_outcomes_total", **TARGET, outcome="correct") == 0
+
+
+async def test_no_prediction_of_a_large_batch_is_lost(store: Store) -> None:
+    async with replica(store) as server:
+        body = {"inputs": [{"prompt": "p=0.95"}] * 256}
+        answers = (await server.client.post("/v1/predict", json=body)).json()["predictions"]
+        told = await asyncio.gather(*(settled(server, answer["id"], "billing") for answer in answers))
+        assert {response.status_code for response in told} == {200}
+        assert await server.metric("blora_outcomes_total", **TARGET, outcome="correct") == 256
 
 
 async def test_a_promise_broken_a_little_everywhere_is_noticed(store: Store) -> None:

@@ -91,10 +91,10 @@ async def test_a_request_is_a_span_of_the_callers_trace_with_its_stages_inside(
 
 
 async def test_a_refusal_is_a_failed_span_that_says_why(engine: FakeEngine, collector: Collector) -> None:
-    async with running(engine, otlp_endpoint=collector.url, n_samples_cap=4) as server:
-        await server.client.post("/v1/predict", json={"prompt": "my secret", "n_samples": 5})
+    async with running(engine, otlp_endpoint=collector.url) as server:
+        await server.client.post("/v1/predict", json={"prompt": "UNPACKABLE my secret"})
     assert collector.named("predict").status.code == 2
-    assert "expected at most 4" in collector.named("predict").status.message
+    assert collector.named("predict").status.message == "invalid_prompt"
     assert b"secret" not in collector.bodies
 
 

@@ -33,6 +33,10 @@ class FakeVllm:
     fail: int = 0
     scale: float = 1.0
     asked: int = 0
+    max_length: int = 512
+
+    async def models(self, request: Request) -> Response:
+        return JSONResponse({"data": [{"id": "base", "max_model_len": self.max_length}]})
 
     async def load(self, request: Request) -> Response:
         body = await request.json()
@@ -77,7 +81,8 @@ async def fake_vllm(folder: Path) -> AsyncIterator[FakeVllm]:
     """One that listens on a port of its own."""
     fake = FakeVllm(folder)
     routes = {"load_lora_adapter": fake.load, "unload_lora_adapter": fake.unload, "completions": fake.complete}
-    app = Starlette(routes=[Route(f"/v1/{path}", run, methods=["POST"]) for path, run in routes.items()])
+    models = Route("/v1/models", fake.models)
+    app = Starlette(routes=[models, *(Route(f"/v1/{path}", run, methods=["POST"]) for path, run in routes.items())])
     server = uvicorn.Server(uvicorn.Config(app, log_config=None))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         fake.url = f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from blora.decision.abstention import Policy
-from blora.errors import AdapterError, BloraError
+from blora.errors import AdapterError, BloraError, PromptTooLongError
 from server.app import create_app
 from server.engines.protocol import Job, Stop
 from server.engines.vllm_client import VllmClient, VllmError
@@ -87,14 +87,65 @@ async def test_adapters_are_told_apart_by_their_contents(
     folder: Path, vllm: FakeVllm, tmp_path: Path, asking: Asking
 ) -> None:
     engine = VllmEngine(chosen(folder, vllm, tmp_path, "one", "two"))
-    one, two = (await engine.load()).adapters
+    _, two = (await engine.load()).adapters
     assert len(vllm.loras) == 8
     [found] = await engine.run([await job(engine, two, "why", scoring="label")])
     expected = await asking.probabilities("why", adapter="two", scoring="label")
     torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
+    await engine.close()
+
+
+async def test_requests_in_flight_finish_on_an_adapter_that_was_unloaded(
+    folder: Path, vllm: FakeVllm, tmp_path: Path
+) -> None:
+    engine = VllmEngine(chosen(folder, vllm, tmp_path, "one", "two", timeout_s=3))
+    one, two = (await engine.load()).adapters
+    late = await job(engine, one, "why")
     await engine.forget(one)
+    [found] = await engine.run([late])
+    assert len(found) == 4
+    async with asyncio.timeout(10):
+        while len(vllm.loras) > 4:
+            await asyncio.sleep(0.05)
+    [found] = await engine.run([await job(engine, two, "why")])
+    assert len(found) == 4
+    await engine.close()
+
+
+async def test_an_adapter_that_is_served_twice_is_kept_until_the_last(
+    folder: Path, vllm: FakeVllm, tmp_path: Path
+) -> None:
+    engine = VllmEngine(chosen(folder, vllm, tmp_path, "one", timeout_s=0.2))
+    [handle] = (await engine.load()).adapters
+    again = await engine.load_adapter(folder / "one", "again")
+    await engine.forget(again)
+    await asyncio.sleep(0.5)
     assert len(vllm.loras) == 4
-    assert len(list((tmp_path / "draws").iterdir())) == 1
+    vllm.loras.clear()  # whoever asks next would notice
+    assert len((await engine.run([await job(engine, handle, "why")]))[0]) == 4
+    await engine.close()
+
+
+async def test_a_vllm_that_was_started_again_is_given_the_draws_anew(engine: VllmEngine, vllm: FakeVllm) -> None:
+    [handle] = (await engine.load()).adapters
+    vllm.loras.clear()
+    await engine.probe()
+    [found] = await engine.run([await job(engine, handle, "why")])
+    assert (len(found), len(vllm.loras)) == (4, 4)
+
+
+async def test_a_prompt_that_vllm_would_not_read_is_refused_before(engine: VllmEngine, vllm: FakeVllm) -> None:
+    vllm.max_length = 40
+    [handle] = (await engine.load()).adapters
+    with pytest.raises(PromptTooLongError):
+        await job(engine, handle, "word " * 60)
+
+
+async def test_a_folder_that_cannot_be_written_is_told(folder: Path, vllm: FakeVllm, tmp_path: Path) -> None:
+    (tmp_path / "draws").write_text("a file")
+    engine = VllmEngine(chosen(folder, vllm, tmp_path, "one"))
+    with pytest.raises(AdapterError, match="which vLLM does not serve"):
+        await engine.load()
     await engine.close()
 
 
@@ -115,7 +166,7 @@ async def test_a_vllm_of_another_model_is_noticed(engine: VllmEngine, vllm: Fake
 async def test_a_vllm_that_is_not_there_is_named(folder: Path, vllm: FakeVllm, tmp_path: Path) -> None:
     gone = chosen(folder, vllm, tmp_path, "one").model_copy(update={"engine_url": "http://127.0.0.1:9"})
     engine = VllmEngine(gone)
-    with pytest.raises(BloraError, match=r"got no answer from http://127\.0\.0\.1:9"):
+    with pytest.raises(BloraError, match=r"got no list of models from http://127\.0\.0\.1:9"):
         await engine.load()
     await engine.close()
 
