@@ -27,12 +27,15 @@ class Pace:
     """
 
     def __init__(self, max_batch_tokens: int) -> None:
-        self._max_batch_tokens = max_batch_tokens
-        self._n = 0
+        self._full = float(max_batch_tokens)  # what a pass holds while others wait
+        self._n = self._n_full = 0
         self._x = self._y = self._xx = self._xy = 0.0  # means of tokens, seconds, and their products
 
-    def measure(self, tokens: int, seconds: float) -> None:
-        """So many tokens x draws took so long."""
+    def measure(self, tokens: int, seconds: float, *, full: bool) -> None:
+        """So many tokens x draws took so long, in a pass that left others waiting or did not."""
+        if full:
+            self._n_full += 1
+            self._full += max(_SMOOTHING, 1 / self._n_full) * (tokens - self._full)
         self._n += 1
         weight = max(_SMOOTHING, 1 / self._n)
         self._x += weight * (tokens - self._x)
@@ -41,8 +44,8 @@ class Pace:
         self._xy += weight * (tokens * seconds - self._xy)
 
     def seconds(self, tokens: int) -> float:
-        """How long so many tokens x draws will take, in as few passes as hold them; 0 as long as nothing is known."""
-        passes = math.ceil(tokens / self._max_batch_tokens)
+        """How long so many tokens x draws will take, in passes as full as of late; 0 as long as nothing is known."""
+        passes = math.ceil(tokens / self._full)
         variance = self._xx - self._x * self._x
         covariance = self._xy - self._x * self._y
         each_token = max(0.0, covariance / variance) if variance > 1e-3 * self._xx else 0.0

@@ -120,6 +120,7 @@ class Batcher(Generic[P, R]):
         self._observer = observer
         self._queue: dict[_Item[P, R], None] = {}  # in order of arrival
         self._running: list[_Item[P, R]] = []
+        self._is_full = False  # whether others had to wait for the next pass
         self._turns = Turns()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -224,6 +225,7 @@ class Batcher(Generic[P, R]):
         while True:
             await self._wake.wait()
             self._running = self._take()
+            self._is_full = bool(self._queue)
             if not self._running:
                 self._wake.clear()
                 continue
@@ -272,7 +274,7 @@ class Batcher(Generic[P, R]):
             return
         seconds = loop.time() - started
         self.last_forward_failed = False
-        self._admission.pace.measure(sum(item.work.cost for item in batch), seconds)
+        self._admission.pace.measure(sum(item.work.cost for item in batch), seconds, full=self._is_full)
         self._observer.forward_done(rows=len(batch), tokens=self._padded_tokens(batch), seconds=seconds)
         for item, result in finished:
             waited = started - item.queued_at

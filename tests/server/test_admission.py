@@ -19,7 +19,7 @@ def admission() -> Admission:
 def pace_of(*passes: tuple[int, float]) -> Pace:
     pace = Pace(max_batch_tokens=1000)
     for tokens, seconds in passes:
-        pace.measure(tokens, seconds)
+        pace.measure(tokens, seconds, full=False)
     return pace
 
 
@@ -48,15 +48,23 @@ def test_small_passes_alone_refuse_no_burst() -> None:
     """Ten inputs of 40 x 8 in 50 ms each, and then a burst of what a large batch holds easily."""
     pace = Pace(max_batch_tokens=32768)
     for _ in range(10):
-        pace.measure(320, 0.05)
+        pace.measure(320, 0.05, full=False)
     assert pace.seconds(256 * 300 * 8) == pytest.approx(19 * 0.05)
+
+
+def test_passes_are_expected_as_full_as_they_have_been_while_others_waited() -> None:
+    pace = Pace(max_batch_tokens=1000)
+    for _ in range(50):
+        pace.measure(250, 1.0, full=True)
+        pace.measure(10, 1.0, full=False)
+    assert pace.seconds(1000) == pytest.approx(4)
 
 
 def test_a_pace_follows_what_it_measures() -> None:
     pace = pace_of(*((tokens, tokens / 100) for tokens in (100, 500, 1000)))
     for _ in range(100):
         for tokens in (100, 500, 1000):
-            pace.measure(tokens, tokens / 200)
+            pace.measure(tokens, tokens / 200, full=False)
     assert pace.seconds(2000) == pytest.approx(10, rel=0.01)
 
 
@@ -101,7 +109,7 @@ def test_what_would_be_late_is_refused_until_it_would_not() -> None:
     """100 tokens a second: 3000 ahead take 30 s, of which three quarters of 20 s may pass, and 15 have to go by."""
     some = Admission(max_batch_tokens=100, max_queue_tokens=10_000, max_queue_requests=50)
     for tokens in (50, 100):
-        some.pace.measure(tokens, tokens / 100)
+        some.pace.measure(tokens, tokens / 100, full=False)
     late = replace(NOBODY, inputs=1, cost=3000, ahead=3000)
     with pytest.raises(QueueFullError, match=r"wait of about 30\.1 s, expected at most 15\.0 s") as info:
         some.check_room(10, late, 20)
@@ -111,7 +119,7 @@ def test_what_would_be_late_is_refused_until_it_would_not() -> None:
 
 def test_whoever_finds_nobody_is_let_in_however_slow_the_worker_was() -> None:
     some = admission()
-    some.pace.measure(1, 1000.0)
+    some.pace.measure(1, 1000.0, full=False)
     some.check_room(10, NOBODY, 1)
 
 
