@@ -244,20 +244,6 @@ def _draws(folder: str) -> str:
     )
 
 
-def _vllm(result: Result) -> str:
-    """Two engines side by side."""
-    ms, right = result["ms_a_question"], result["accuracy"]
-    rows = [[name, f"{ms[name]:.0f}", f"{right[name]:.3f}"] for name in ("torch", "vllm")]
-    machine = result["machine"]
-    return (
-        f"{markdown_table(['engine', 'ms a question', 'accuracy'], rows)}\n\n{result['n_questions']} questions of "
-        f"arc_easy_test.jsonl by their labels, {result['n_samples']} draws each: the same leader in "
-        f"{result['same_decision']:.1%}, probabilities {result['mean_distance']:.3f} apart in the mean, "
-        f"{result['p99_distance']:.3f} at 99 % (the largest difference of a choice). {machine['cores']} cores of "
-        f"{machine['processor']}, revision {result['revision']}."
-    )
-
-
 # Variants of the search by how many layers have a posterior, and the way to serve them that was measured.
 DEPTHS = {
     "LoRA": ("none, plain LoRA", "lora", "lora"),
@@ -315,7 +301,6 @@ TABLES: dict[str, Callable[[str], str]] = {
     "serving_beginnings": _of("serving", serving.beginnings),
     "serving_cost": _of("serving", serving.cost),
     "serving_load": _of("serving", serving.load),
-    "vllm": _of("vllm", _vllm),
     "serving_profile": _of("serving", serving.profile),
     "concurrent": _concurrent,
     "withheld": _withheld,

@@ -132,7 +132,11 @@ def measure_part(part: str, data: Path) -> dict[str, Any]:
     adapters, examples = prepare(data), _shuffled(data)
     if part == "load":
         bodies = _bodies(examples, 200)
-        return {"load": load(adapters.late, bodies, (1, 4, 16, 64)), "profile": profiled(adapters.late, bodies)}
+        return {
+            "load": load(adapters.late, bodies, (1, 4, 16, 64)),
+            "profile": profiled(adapters.late, bodies),
+            "load_revision": revision(),
+        }
     if part == "beginnings":
         return {"beginnings": measure_beginnings(adapters, examples)}
     engine = Engine(adapters)
