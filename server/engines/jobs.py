@@ -1,4 +1,4 @@
-"""What every engine does with a job's draws, and with an adapter before it is served."""
+"""What every engine does: with a job's draws, and before an adapter or a model is served."""
 
 import time
 
@@ -6,21 +6,46 @@ import torch
 from torch import Tensor
 
 from blora.adapter import Adapter
+from blora.base_model import BaseModel
 from blora.calibration_file import for_serving
 from blora.decision.abstention import Policy
 from blora.decision.calibration import temper
 from blora.decision.certificate import Binding
 from blora.decision.stopping import settled
-from blora.errors import NumericalError
+from blora.errors import ConfigError, NumericalError
 from blora.posterior.bank import SampleBank
-from server.engines.protocol import Job
+from server.engines.protocol import Job, ModelInfo
 from server.registry import AdapterHandle
+from server.settings import Settings
 
-__all__ = ["PROBE_CHOICES", "PROBE_PROMPT", "enough", "handle_of", "probabilities"]
+__all__ = ["PROBE_CHOICES", "PROBE_PROMPT", "check_adapters", "enough", "handle_of", "model_of", "probabilities"]
 
 # Any question will do to prove that a forward pass works.
 PROBE_PROMPT = "Is this a question?"
 PROBE_CHOICES = ("yes", "no")
+
+
+def check_adapters(settings: Settings) -> None:
+    """Returns if there is, or may come, an adapter to serve.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    if not settings.adapter_sources and not settings.adapter_poll_s:
+        raise ConfigError("got no adapters, expected at least one: pass --adapters NAME=PATH")
+
+
+def model_of(base: BaseModel, *, device: str, dtype: str, max_length: int) -> ModelInfo:
+    """What answers say of the base model, computed there and so, for rows of so many positions."""
+    return ModelInfo(
+        name=base.name,
+        id=base.ref.id,
+        revision=base.ref.revision,
+        fingerprint=base.ref.fingerprint,
+        device=device,
+        dtype=dtype,
+        max_length=max_length,
+    )
 
 
 def enough(job: Job, probs: Tensor) -> bool:

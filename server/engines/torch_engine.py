@@ -17,16 +17,23 @@ from blora.adapter import attach, load_adapter
 from blora.base_model import BaseModel, load_base_model
 from blora.config import ScoringName
 from blora.decision.stopping import looks
-from blora.errors import ConfigError
 from blora.inference.branches import Branches
 from blora.inference.packing import PackedRow, pack
 from blora.inference.prefix import Prefix
 from blora.inference.scoring import check_packing
 from blora.posterior.bank import SampleBank
 from blora.posterior.draws import Draws
-from server.engines.jobs import PROBE_CHOICES, PROBE_PROMPT, enough, handle_of, probabilities
+from server.engines.jobs import (
+    PROBE_CHOICES,
+    PROBE_PROMPT,
+    check_adapters,
+    enough,
+    handle_of,
+    model_of,
+    probabilities,
+)
 from server.engines.prefixes import Prefixes
-from server.engines.protocol import Job, Loaded, ModelInfo, Row
+from server.engines.protocol import Job, Loaded, Row
 from server.registry import AdapterHandle
 from server.settings import Settings
 
@@ -119,8 +126,7 @@ class TorchEngine:
         # A bar that cannot be drawn, for the log's disk is full, never gives its lock back.
         disable_progress_bar()
         settings = self._settings
-        if not settings.adapter_sources and not settings.adapter_poll_s:
-            raise ConfigError("got no adapters, expected at least one: pass --adapters NAME=PATH")
+        check_adapters(settings)
         base = load_base_model(settings.base_model, device=settings.device, dtype=settings.dtype)
         check_packing(base)
         self._base = base
@@ -128,15 +134,7 @@ class TorchEngine:
             base.model, max_bytes=settings.prefix_cache_mib * 2**20, max_batch_tokens=settings.max_batch_tokens
         )
         adapters = tuple(self._load_adapter(source.path, source.name) for source in settings.adapter_sources)
-        model = ModelInfo(
-            name=base.name,
-            id=base.ref.id,
-            revision=base.ref.revision,
-            fingerprint=base.ref.fingerprint,
-            device=str(base.device),
-            dtype=_dtype(base),
-            max_length=base.max_length,
-        )
+        model = model_of(base, device=str(base.device), dtype=_dtype(base), max_length=base.max_length)
         return Loaded(model=model, adapters=adapters)
 
     def _load_adapter(self, path: Path, name: str | None) -> AdapterHandle:

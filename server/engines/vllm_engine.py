@@ -24,8 +24,16 @@ from blora.errors import AdapterError, ConfigError
 from blora.export import export_draws
 from blora.inference.branches import score_all
 from blora.inference.packing import PackedRow, pack
-from server.engines.jobs import PROBE_CHOICES, PROBE_PROMPT, enough, handle_of, probabilities
-from server.engines.protocol import Job, Loaded, ModelInfo, Row
+from server.engines.jobs import (
+    PROBE_CHOICES,
+    PROBE_PROMPT,
+    check_adapters,
+    enough,
+    handle_of,
+    model_of,
+    probabilities,
+)
+from server.engines.protocol import Job, Loaded, Row
 from server.engines.vllm_client import UnknownLoraError, VllmClient, VllmError
 from server.registry import AdapterHandle
 from server.settings import Settings
@@ -67,8 +75,7 @@ class VllmEngine:
         """See Engine."""
         disable_progress_bar()
         settings = self._settings
-        if not settings.adapter_sources and not settings.adapter_poll_s:
-            raise ConfigError("got no adapters, expected at least one: pass --adapters NAME=PATH")
+        check_adapters(settings)
         base = await asyncio.to_thread(load_base_model, settings.base_model, device="cpu", dtype=settings.dtype)
         self._base = base
         try:
@@ -77,15 +84,7 @@ class VllmEngine:
         except VllmError as exc:
             raise ConfigError(str(exc)) from exc
         adapters = [await self._load(source.path, source.name) for source in settings.adapter_sources]
-        model = ModelInfo(
-            name=base.name,
-            id=base.ref.id,
-            revision=base.ref.revision,
-            fingerprint=base.ref.fingerprint,
-            device="vllm",
-            dtype=DTYPE,
-            max_length=self._max_length,
-        )
+        model = model_of(base, device="vllm", dtype=DTYPE, max_length=self._max_length)
         return Loaded(model=model, adapters=tuple(adapters))
 
     async def pack(
