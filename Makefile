@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-vllm lint fix bench demo clean
+.PHONY: help setup run test test-vllm image test-image lint fix bench demo clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -42,6 +42,16 @@ $(VLLM)/.ready:
 test-vllm: $(READY) $(VLLM)/.ready  ## the tests against a real vLLM on the CPU (3.4 GB to install)
 	VLLM_PYTHON=$(VLLM)/bin/python $(BIN)/pytest tests/vllm
 
+CONTAINER ?= docker
+IMAGE ?= blora:0.1.0
+BUILD ?=
+
+image:  ## the image, by CONTAINER (docker); BUILD has further flags
+	$(CONTAINER) build $(BUILD) --build-arg REVISION=$$(git rev-parse HEAD) --tag $(IMAGE) .
+
+test-image: $(READY) image  ## the tests of the image, started as docs/deploy.md says
+	CONTAINER="$(CONTAINER)" BLORA_IMAGE=$(IMAGE) $(BIN)/pytest tests/image
+
 lint: $(READY)  ## ruff, mypy, import-linter, the image and the manifests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -67,6 +77,7 @@ bench: $(READY)  ## measure everything that the documents show, then rebuild the
 	$(BIN)/python -m benchmarks.faults.churn
 	$(BIN)/python -m benchmarks.faults.generated
 	$(BIN)/python -m benchmarks.faults.saturation
+	$(BIN)/python -m benchmarks.faults.killed
 	$(BIN)/python -m benchmarks.tables
 
 demo: $(READY)  ## train the demo adapter again

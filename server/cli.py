@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import socket
 import sys
 from contextlib import suppress
@@ -35,6 +36,7 @@ def main(argv: list[str]) -> int:
 
     from server.logs import configure
     from server.settings import Settings
+    from server.shutdown import leave
 
     try:
         settings = CliApp.run(Settings, cli_args=argv)
@@ -48,8 +50,11 @@ def main(argv: list[str]) -> int:
             f"({exc.strerror or exc}), expected a free one: choose another --host or --port"
         )
     configure(settings.log_level, settings.log_format)
+    # What oneDNN compiles for a shape it keeps, 1,024 of them by default: memory that grows for days of traffic.
+    # These are the shapes of the last few batches, within each of which they come back layer by layer.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     with listener:
-        return asyncio.run(_serve(settings, listener))
+        return leave(asyncio.run(_serve(settings, listener)))
 
 
 def _first_problem(exc: "ValidationError") -> str:

@@ -1,9 +1,13 @@
-"""The way out: stay a while for load balancers to notice, then finish what was accepted."""
+"""The way out: stay a while for load balancers to notice, then finish what was accepted, then leave."""
 
 import asyncio
+import logging
 import math
+import os
 import signal
 import socket
+import threading
+import time
 from types import FrameType
 
 import uvicorn
@@ -11,12 +15,14 @@ import uvicorn
 from server.lifecycle import Service
 from server.punctual import punctual
 
-__all__ = ["DrainingServer"]
+__all__ = ["DrainingServer", "leave"]
 
 # Requests whose bytes are on their way when the listener closes get so long to be read.
 _LAST_READ_S = 0.1
 # Once the drain has timed out, uvicorn gets so long to write the refusals.
 _LAST_WRITE_S = 2
+# Threads that have no work left need no longer than this to notice that the server is gone.
+_LAST_WORK_S = 1.0
 
 
 class DrainingServer(uvicorn.Server):
@@ -79,3 +85,22 @@ class DrainingServer(uvicorn.Server):
         self._service.begin_drain()
         delay_s = self._service.settings.drain_delay_s if sig == signal.SIGTERM else 0
         asyncio.get_running_loop().call_later(delay_s, self.stop)
+
+
+def leave(code: int) -> int:
+    """Ends the process if a thread still computes, for nobody is left to be answered: a model that loads, say.
+
+    Args:
+        code: to end with.
+
+    Returns:
+        The code, where the process can end by itself.
+    """
+    deadline = time.monotonic() + _LAST_WORK_S
+    others = [t for t in threading.enumerate() if t is not threading.current_thread() and not t.daemon]
+    for thread in others:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    if any(thread.is_alive() for thread in others):
+        logging.shutdown()
+        os._exit(code)
+    return code

@@ -1,11 +1,13 @@
 """What a server is put through, in small: the benchmarks of docs/faults.md, against a real server."""
 
 import asyncio
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from benchmarks.faults import churn
+from benchmarks.faults import churn, killed
 from benchmarks.faults.generated import made_up
 from benchmarks.faults.tiny_server import tiny_server
 from benchmarks.server_process import Server
@@ -36,3 +38,20 @@ def test_adapters_that_come_and_go_lose_and_mix_no_answer(live: Server) -> None:
     }
     assert found["outcomes"]["its own answer"] >= 200
     assert found["reloads"] > 0
+
+
+def test_rows_that_are_lost_doubled_or_mixed_up_are_counted(tmp_path: Path) -> None:
+    def line(row: int, confidence: float) -> str:
+        both = [{"choice": "yes", "probability": confidence}, {"choice": "no", "probability": 1 - confidence}]
+        return json.dumps({"row": row, "prediction": {"probabilities": both}}) + "\n"
+
+    n = len(killed.QUESTIONS)
+    (tmp_path / "undisturbed").write_text("".join(line(k, k / n) for k in range(n)))
+    whole = [line(row, (row % n) / n) for row in range(2 * n)]
+    (tmp_path / "output").write_text("".join(whole))
+    found = killed.kept(tmp_path / "output", tmp_path / "undisturbed", 2 * n)
+    assert found == {"once": 2 * n, "never": 0, "more_than_once": 0, "anothers_answer": 0}
+    whole[3:5] = [whole[5], line(4, 0.9)]
+    (tmp_path / "output").write_text("".join(whole))
+    found = killed.kept(tmp_path / "output", tmp_path / "undisturbed", 2 * n)
+    assert found == {"once": 2 * n - 2, "never": 1, "more_than_once": 1, "anothers_answer": 1}

@@ -49,8 +49,8 @@ def config_map():
     return dict(x.split("=", 1) for x in lines if x and not x.startswith("#"))
 
 
-def gpu_config_map():
-    generator = load_yaml("deploy/k8s/overlays/gpu/kustomization.yaml")["configMapGenerator"][0]
+def overlay_config_map(overlay):
+    generator = load_yaml(f"deploy/k8s/overlays/{overlay}/kustomization.yaml")["configMapGenerator"][0]
     assert generator["behavior"] == "merge"
     return config_map() | dict(x.split("=", 1) for x in generator["literals"])
 
@@ -63,7 +63,8 @@ ENVIRONMENTS = {
     "image": dict,
     "compose": lambda: compose_service()["environment"],
     "kubernetes": config_map,
-    "kubernetes-gpu": gpu_config_map,
+    "kubernetes-gpu": lambda: overlay_config_map("gpu"),
+    "kubernetes-vllm": lambda: overlay_config_map("vllm"),
 }
 
 
@@ -110,7 +111,8 @@ def test_every_variable_is_read(name):
 def test_every_value_is_accepted(name, settings_in):
     settings = settings_in(name)
     assert settings.host == "0.0.0.0"
-    assert [(a.name, str(a.path)) for a in settings.adapter_sources] == [("triage", "/adapters/triage")]
+    own = ("triage", "/adapters/triage") if settings.engine == "torch" else ("tickets", "/models/adapters/tickets")
+    assert [(a.name, str(a.path)) for a in settings.adapter_sources] == [own]
 
 
 def test_the_config_map_has_no_quotes():
@@ -166,7 +168,7 @@ def test_service_variables_cannot_override_settings():
 # Draining
 
 
-@pytest.mark.parametrize("name", ["kubernetes", "kubernetes-gpu"])
+@pytest.mark.parametrize("name", ["kubernetes", "kubernetes-gpu", "kubernetes-vllm"])
 def test_grace_period_outlasts_the_drain(name, settings_in):
     settings = settings_in(name)
     pre_stop = container().get("lifecycle", {}).get("preStop", {})
@@ -182,7 +184,7 @@ def test_compose_grace_period_outlasts_the_drain(settings_in):
     assert grace_s > settings.drain_delay_s + settings.drain_timeout_s
 
 
-@pytest.mark.parametrize("name", ["compose", "kubernetes", "kubernetes-gpu"])
+@pytest.mark.parametrize("name", ["compose", "kubernetes", "kubernetes-gpu", "kubernetes-vllm"])
 def test_an_accepted_request_can_finish_while_draining(name, settings_in):
     settings = settings_in(name)
     assert settings.drain_timeout_s >= settings.timeout_s
@@ -250,7 +252,7 @@ def test_what_the_image_copies_is_in_the_build_context():
 
 
 KUSTOMIZE = shutil.which("kustomize")
-OVERLAYS = ("base", "overlays/cpu", "overlays/gpu")
+OVERLAYS = ("base", "overlays/cpu", "overlays/gpu", "overlays/vllm")
 
 
 def built(overlay, root=ROOT):
@@ -296,6 +298,27 @@ def test_the_cpu_overlay_is_watched_and_scaled():
     labels = resources["Service"]["metadata"]["labels"]
     assert monitor["selector"]["matchLabels"].items() <= labels.items()
     assert labels[monitor["jobLabel"]] == "blora"
+
+
+@needs_kustomize
+def test_a_vllm_in_the_pod_is_the_one_that_is_asked(settings_in):
+    spec = built("overlays/vllm")["Deployment"]["spec"]["template"]["spec"]
+    settings = settings_in("kubernetes-vllm")
+    (vllm,) = spec["initContainers"]
+    (server,) = spec["containers"]
+    flags = dict(flag.removeprefix("--").split("=") for flag in vllm["args"] if "=" in flag)
+    assert settings.engine_url == f"http://{flags['host']}:{flags['port']}"
+    assert flags["port"] != str(settings.port)
+    assert settings.engine_url in vllm["startupProbe"]["exec"]["command"][-1]
+    assert vllm["restartPolicy"] == "Always"  # else the server would wait for its end
+    mounts = [{m["mountPath"]: m["name"] for m in c["volumeMounts"]} for c in (vllm, server)]
+    for shared in (str(settings.engine_folder), "/models"):
+        assert mounts[0][shared] == mounts[1][shared]
+    assert flags["model"] == settings.base_model
+    assert {mount["name"] for c in (vllm, server) for mount in c["volumeMounts"]} == {
+        v["name"] for v in spec["volumes"]
+    }
+    assert vllm["securityContext"] == server["securityContext"]
 
 
 def test_the_cluster_has_the_same_alerts():
