@@ -37,6 +37,7 @@ def measure(image: str) -> dict[str, Any]:
         "live_s": live,
         "ready_s": ready,
         "answer_s": answered,
+        "question": QUESTION,
         "answer": answer.json(),
         "stop_s": stopped,
         "exit_code": code,

@@ -1,4 +1,4 @@
-"""A file of questions answered without HTTP: by the same predictor, in the order of the rows, each row once.
+"""Questions answered without HTTP, by the same predictor; a file of them in the order of the rows, each row once.
 
 An answer is appended as soon as it and all before it are there, so that a run which was killed goes on where it was.
 """
@@ -6,7 +6,9 @@ An answer is appended as soon as it and all before it are there, so that a run w
 import asyncio
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,12 @@ from server.schemas.requests import PredictRequest
 from server.settings import Settings
 from server.validation import invalid_request
 
-__all__ = ["answer_all", "rows_done"]
+__all__ = ["answer_all", "answering", "patient", "rows_done"]
 
+Answer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+
+# Nobody waits for any single row.
+PATIENT = {"timeout_s": 1e9, "max_queue_tokens": 2**40, "max_queue_requests": 2**20, "n_samples_cap": 2**20}
 # Rows that are read ahead: enough to fill batches of like length.
 AHEAD = 512
 
@@ -51,6 +57,37 @@ def rows_done(output: Path) -> int:
     return n_rows
 
 
+def patient(**given: Any) -> Settings:
+    """Settings of an engine that nobody waits for, and that no limit on a request protects.
+
+    Args:
+        given: as for a server: `adapters`, `base_model`, `device`, ...
+    """
+    return Settings(max_prompt_tokens=2**31, **PATIENT, **given)  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def answering(settings: Settings, engine: Engine) -> AsyncIterator[Answer]:
+    """A function from a question, the fields of a request, to its `prediction` or `error`; many may be asked at once.
+
+    Args:
+        settings: as for a server, or `patient`.
+        engine: computes the probabilities; it is loaded here, and closed.
+
+    Raises:
+        ConfigError: if nothing can be loaded.
+    """
+    service = Service(settings, engine)
+    await service.start()
+    try:
+        await service.settled.wait()
+        if service.failure is not None:
+            raise ConfigError(service.failure)
+        yield partial(_answer, service)
+    finally:
+        await service.stop()
+
+
 async def answer_all(
     settings: Settings,
     engine: Engine,
@@ -75,18 +112,13 @@ async def answer_all(
     """
     first = rows_done(output)
     done(first)
-    service = Service(settings, engine)
-    await service.start()
-    try:
-        await service.settled.wait()
-        if service.failure is not None:
-            raise ConfigError(service.failure)
+    async with answering(settings, engine) as answer:
         rest = enumerate(islice(questions, first, None), start=first)
         pending: deque[asyncio.Task[str]] = deque()
         with output.open("a", encoding="utf-8") as file:
             while True:
                 pending.extend(
-                    asyncio.create_task(_line(service, row, asked | dict(fields)))
+                    asyncio.create_task(_line(answer, row, asked | dict(fields)))
                     for row, asked in islice(rest, AHEAD - len(pending))
                 )
                 if not pending:
@@ -95,11 +127,13 @@ async def answer_all(
                 file.flush()
                 first += 1
                 done(1)
-    finally:
-        await service.stop()
 
 
-async def _line(service: Service, row: int, asked: dict[str, Any]) -> str:
+async def _line(answer: Answer, row: int, asked: dict[str, Any]) -> str:
+    return json.dumps({"row": row, **await answer(asked)}, ensure_ascii=False) + "\n"
+
+
+async def _answer(service: Service, asked: dict[str, Any]) -> dict[str, Any]:
     question: PredictRequest | InvalidRequestError
     try:
         question = PredictRequest.model_validate(asked)
@@ -107,7 +141,5 @@ async def _line(service: Service, row: int, asked: dict[str, Any]) -> str:
         question = invalid_request(exc.errors(include_url=False))
     outcome = await service.predictor().predict(question)
     if isinstance(outcome, ServerError):
-        found = {"row": row, **error_body(outcome).model_dump()}
-    else:
-        found = {"row": row, "prediction": outcome.model_dump(exclude_unset=True)}
-    return json.dumps(found, ensure_ascii=False) + "\n"
+        return error_body(outcome).model_dump()
+    return {"prediction": outcome.model_dump(exclude_unset=True)}

@@ -12,8 +12,6 @@ from blora.errors import ConfigError
 __all__ = ["SUMMARY", "main"]
 
 SUMMARY = "answer a file of questions"
-# Nobody waits for any single row.
-PATIENT = {"timeout_s": 1e9, "max_queue_tokens": 2**40, "max_queue_requests": 2**20, "n_samples_cap": 2**20}
 INCOMPLETE = 3
 
 
@@ -47,10 +45,9 @@ def main(argv: list[str]) -> int:
     from tqdm import tqdm
 
     from server.engines.torch_engine import TorchEngine
-    from server.offline import answer_all
+    from server.offline import answer_all, patient
     from server.rows import read_questions
     from server.schemas.requests import PredictRequest
-    from server.settings import Settings
 
     fields = _fields(arguments)
     try:
@@ -58,14 +55,12 @@ def main(argv: list[str]) -> int:
     except ValidationError as exc:
         raise ConfigError(exc.errors(include_url=False)[0]["msg"]) from exc
     _claim(arguments, fields)
-    settings = Settings(
+    settings = patient(
         base_model=arguments.base_model,
         device=arguments.device,
         dtype=arguments.dtype,
         adapters=(f"adapter={arguments.adapter}",),
         max_batch_tokens=arguments.max_batch_tokens,
-        max_prompt_tokens=2**31,
-        **PATIENT,  # type: ignore[arg-type]
     )
     with tqdm(unit=" rows", disable=None) as progress:
         questions = (question | _default_choices(question, arguments) for question in read_questions(arguments.input))
