@@ -2,8 +2,9 @@
 
 `python -m benchmarks.bayesianize DATA` with the folder of arc_easy_train.jsonl and arc_easy_test.jsonl. A LoRA learns
 the right answers of 800 training questions as text, for two epochs or for six, with PEFT and a plain loop and nothing
-of this project; 128 other training questions find the width of the posterior; 500 test questions judge. What is trained
-is kept in runs/.
+of this project; 128 other training questions find the width of the posterior; 500 test questions judge. The LoRA is
+judged as it is mostly scored, by sums of log-probabilities, and as this project scores it. What is trained is kept in
+runs/.
 """
 
 import json
@@ -21,6 +22,7 @@ from transformers import PreTrainedModel
 from blora.adapter import load_adapter
 from blora.base_model import BaseModel, load_base_model
 from blora.cli import main as blora
+from blora.config import PromptConfig
 from blora.decision.calibration import fit_temperature
 from blora.posterior.bank import SampleBank
 from blora.posterior.draws import Draws
@@ -84,6 +86,13 @@ def judge(model: PreTrainedModel, base: BaseModel, rows: list[Any], draws: Draws
     return evaluations(predict_all(model, rows, draws.to(base.device)), labels, temperature, in_distribution=None)
 
 
+def judge_plain(base: BaseModel, known: ExampleSet, test: ExampleSet, prompt: PromptConfig, mean: Draws) -> Any:
+    """Metrics of a LoRA under a way of scoring, as it is and at the temperature that suits the known questions."""
+    rows = pack_examples(known, base, prompt)
+    temperature = fit_temperature(predict_all(base.model, rows, mean), torch.tensor([row.label for row in rows]))
+    return judge(base.model, base, pack_examples(test, base, prompt), mean, temperature)
+
+
 def main() -> int:
     """Trains, makes Bayesian, judges, and writes a result file for each LoRA."""
     return max(measure(Path(sys.argv[1]), epochs) for epochs in EPOCHS)
@@ -113,18 +122,17 @@ def measure(data: Path, epochs: int) -> int:
     seconds = time.perf_counter() - began
 
     test = read_examples(str(data / "arc_easy_test.jsonl"))
+    test = replace(test, examples=test.examples[:N_TEST])
     adapter = load_adapter(adapter_folder, base)
-    rows = pack_examples(replace(test, examples=test.examples[:N_TEST]), base, adapter.config.prompt)
-    known = pack_examples(validation, base, adapter.config.prompt)
+    prompt = adapter.config.prompt
+    rows = pack_examples(test, base, prompt)
     around = posterior_around(lora, adapter.config.posterior, seed=0)
     inject(base.model, around.modules_shape)
-    plain = around.mean()
-    temperature = fit_temperature(predict_all(base.model, known, plain), torch.tensor([row.label for row in known]))
     bank = SampleBank.draw(adapter.posterior, adapter.digest, N_SAMPLES, adapter.config.sampling.seed)
     result = {
         "epochs": epochs,
-        "lora": judge(base.model, base, rows, plain, temperature),
-        "lora_temperature": temperature,
+        "lora_by_sums": judge_plain(base, validation, test, replace(prompt, normalization="none"), around.mean()),
+        "lora": judge_plain(base, validation, test, prompt, around.mean()),
         "bayesian": judge(base.model, base, rows, bank.draws, adapter.config.sampling.temperature),
         "bayesian_temperature": adapter.config.sampling.temperature,
         "tuning": adapter.config.training["tuning"],
