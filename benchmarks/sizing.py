@@ -1,7 +1,7 @@
-"""What models of other sizes take: memory of weights and draws, operations of a question, and machines for many a second.
+"""What models of other sizes take: memory of weights and draws, operations of a question, machines for many a second.
 
-`python -m benchmarks.sizing DATA` computes it from the models' shapes, by the cost model of `benchmarks.serving.cost` and
-the speed that `benchmarks.serving` measured. Nothing is loaded but the embedded model's tokenizer.
+`python -m benchmarks.sizing DATA` computes it from the models' shapes, by the cost model of `benchmarks.serving.cost`
+and the speed that `benchmarks.serving` measured. Nothing is loaded but the embedded model, for its tokenizer.
 """
 
 import argparse
@@ -92,7 +92,7 @@ def bank_bytes(model: PreTrainedModel, n_layers: int, *, n_samples: int = N_SAMP
 
 def _of(shape: Shape, rows: list[PackedRow], mean_draws: float) -> dict[str, float]:
     model = skeleton(shape)
-    work = work_of(model, rows, shape.layers - TOP, math.ceil(mean_draws), BATCH_TOKENS)
+    work = work_of(model, rows, shape.layers - TOP, round(mean_draws), BATCH_TOKENS)
     gflop = work.total / len(rows) / 1e9
     tflops = gflop * PER_SECOND / 1e3
     return {
