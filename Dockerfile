@@ -7,8 +7,8 @@ ARG PYTHON_IMAGE=python:3.11.14-slim-trixie
 
 FROM ${PYTHON_IMAGE} AS builder
 
-# Where torch, and only torch, comes from. Empty: the default index, whose
-# x86_64 build carries CUDA. Set it to PyTorch's CPU index for a small image.
+# An index of torch for the CPU, as PyTorch's own, for a small image. Empty: torch
+# with its CUDA libraries, from the default index.
 ARG TORCH_INDEX_URL=""
 
 ENV PATH=/opt/venv/bin:$PATH \

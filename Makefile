@@ -63,7 +63,7 @@ fix: $(READY)  ## mend what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## measure everything that the documents show, then rebuild their tables (a day)
+bench: $(READY)  ## measure what the documents show, but for image and vLLM, then rebuild their tables (a day)
 	benchmarks/calibration.sh
 	$(BIN)/blora report benchmarks/results/calibration --output docs/calibration
 	$(BIN)/python -m benchmarks.bayesianize $(DATA)
@@ -73,8 +73,10 @@ bench: $(READY)  ## measure everything that the documents show, then rebuild the
 	$(BIN)/python -m benchmarks.answers
 	$(BIN)/python -m benchmarks.concurrent
 	$(BIN)/python -m benchmarks.serving $(DATA)
+	$(BIN)/python -m benchmarks.sizing $(DATA)
 	$(BIN)/python -m benchmarks.draws $(DATA)
 	$(BIN)/python -m benchmarks.faults.churn
+	$(BIN)/python -m benchmarks.faults.churn --requests 20000 --minutes 28 --json benchmarks/results/soak/result.json
 	$(BIN)/python -m benchmarks.faults.generated
 	$(BIN)/python -m benchmarks.faults.saturation
 	$(BIN)/python -m benchmarks.faults.killed

@@ -24,6 +24,7 @@ def measure(image: str) -> dict[str, Any]:
     """The result object."""
     about = inspect(image)
     with start(image) as container:
+        torch = container.run("python", "-c", "import torch; print(torch.__version__)").stdout.strip()
         began = time.monotonic()
         answer = httpx.post(f"{container.url}/v1/predict", json={"prompt": QUESTION}, timeout=60).raise_for_status()
         answered = time.monotonic() - began
@@ -42,7 +43,8 @@ def measure(image: str) -> dict[str, Any]:
         "stop_s": stopped,
         "exit_code": code,
         "image_revision": info["revision"],
-        "engine": " ".join(engine()),
+        "torch": torch,
+        "engine": Path(engine()[0]).name,
         "machine": machine(),
         "revision": revision(),
         "command": f"python -m benchmarks.image {image}",

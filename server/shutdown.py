@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from types import FrameType
 
 import uvicorn
@@ -87,17 +88,18 @@ class DrainingServer(uvicorn.Server):
         asyncio.get_running_loop().call_later(delay_s, self.stop)
 
 
-def leave(code: int) -> int:
+def leave(code: int, *, besides: Sequence[threading.Thread]) -> int:
     """Ends the process if a thread still computes, for nobody is left to be answered: a model that loads, say.
 
     Args:
         code: to end with.
+        besides: threads that are none of the server's.
 
     Returns:
         The code, where the process can end by itself.
     """
     deadline = time.monotonic() + _LAST_WORK_S
-    others = [t for t in threading.enumerate() if t is not threading.current_thread() and not t.daemon]
+    others = [thread for thread in threading.enumerate() if thread not in besides and not thread.daemon]
     for thread in others:
         thread.join(max(0.0, deadline - time.monotonic()))
     if any(thread.is_alive() for thread in others):

@@ -7,10 +7,12 @@ after a third of the rows and after two thirds.
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +45,28 @@ class Run:
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.memory_mib: list[float] = []
 
-    def kill_at(self, n_rows: int) -> None:
-        """Ends it by SIGKILL as soon as the output has so many lines."""
-        while self._step() and _lines(self._output) < n_rows:
+    def kill_when(self, reached: Callable[[], bool]) -> None:
+        """Ends it by SIGKILL as soon as it has got so far.
+
+        Raises:
+            RuntimeError: if it ended by itself before.
+        """
+        while self._step() and not reached():
             pass
         self._process.kill()
-        self._process.wait()
+        if self._process.wait() != -signal.SIGKILL:
+            raise RuntimeError(f"it ended by itself with code {self._process.returncode}")
 
-    def finish(self) -> int:
-        """Waits for its end; its exit code."""
+    def finish(self) -> None:
+        """Waits for its end.
+
+        Raises:
+            RuntimeError: if that is not code 0.
+        """
         while self._step():
             pass
-        return self._process.wait()
+        if self._process.wait():
+            raise RuntimeError(f"it ended with code {self._process.returncode}")
 
     def _step(self) -> bool:
         time.sleep(0.05)
@@ -82,19 +94,24 @@ def measure(folder: Path, n_rows: int) -> dict[str, Any]:
     _write(rows, n_rows)
     Run(folder, few, folder / "undisturbed.jsonl").finish()
 
+    begun = output.with_name(f"{output.name}.run.json")
+    goals: list[Callable[[], bool]] = [
+        begun.exists,  # it is about to load the model
+        lambda: _lines(output) >= n_rows // 3,
+        lambda: _lines(output) >= 2 * n_rows // 3,
+    ]
     began = time.perf_counter()
     runs = []
-    for goal in (0, n_rows // 3, 2 * n_rows // 3):
+    for reached in goals:
         runs.append(Run(folder, rows, output))
-        runs[-1].kill_at(goal)
+        runs[-1].kill_when(reached)
     runs.append(Run(folder, rows, output))
-    code = runs[-1].finish()
+    runs[-1].finish()
     seconds = time.perf_counter() - began
     memory = runs[-1].memory_mib
     return {
         "rows": n_rows,
-        "kills": len(runs) - 1,
-        "exit_code": code,
+        "kills": len(goals),
         **kept(output, folder / "undisturbed.jsonl", n_rows),
         "seconds": seconds,
         "rows_per_s": n_rows / seconds,
@@ -102,8 +119,8 @@ def measure(folder: Path, n_rows: int) -> dict[str, Any]:
     }
 
 
-def kept(output: Path, undisturbed: Path, n_rows: int) -> dict[str, int]:
-    """How many rows are there once, more than once and not at all, and how many have another's answer.
+def kept(output: Path, undisturbed: Path, n_rows: int) -> dict[str, int | bool]:
+    """How many rows are there once, more than once and not at all, in order or not, and how many have another's answer.
 
     Args:
         output: of the run that was killed.
@@ -113,9 +130,11 @@ def kept(output: Path, undisturbed: Path, n_rows: int) -> dict[str, int]:
     alone = [_probabilities(line) for line in undisturbed.read_text().splitlines()]
     times = [0] * n_rows
     others = 0
+    in_order, last = True, -1
     for line in output.read_text().splitlines():
         row = json.loads(line)["row"]
         times[row] += 1
+        in_order, last = in_order and row > last, row
         found, own = _probabilities(line), alone[row % len(QUESTIONS)]
         others += max(abs(found[choice] - own[choice]) for choice in own) >= TOLERANCE
     return {
@@ -123,6 +142,7 @@ def kept(output: Path, undisturbed: Path, n_rows: int) -> dict[str, int]:
         "never": times.count(0),
         "more_than_once": sum(n > 1 for n in times),
         "anothers_answer": others,
+        "in_order": in_order,
     }
 
 

@@ -1,6 +1,10 @@
 """What every engine does: with a job's draws, and before an adapter or a model is served."""
 
+import asyncio
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,11 +22,27 @@ from server.engines.protocol import Job, ModelInfo
 from server.registry import AdapterHandle
 from server.settings import Settings
 
-__all__ = ["PROBE_CHOICES", "PROBE_PROMPT", "check_adapters", "enough", "handle_of", "model_of", "probabilities"]
+__all__ = [
+    "PROBE_CHOICES",
+    "PROBE_PROMPT",
+    "check_adapters",
+    "enough",
+    "handle_of",
+    "in_thread",
+    "model_of",
+    "probabilities",
+]
+
+T = TypeVar("T")
 
 # Any question will do to prove that a forward pass works.
 PROBE_PROMPT = "Is this a question?"
 PROBE_CHOICES = ("yes", "no")
+
+
+async def in_thread(executor: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+    """What the work returns, done in a thread of the executor."""
+    return await asyncio.get_running_loop().run_in_executor(executor, work)
 
 
 def check_adapters(settings: Settings) -> None:

@@ -1,13 +1,13 @@
 """The model in this process: one thread packs, another computes, the event loop does neither."""
 
-import asyncio
 import logging
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from server.engines.jobs import (
     check_adapters,
     enough,
     handle_of,
+    in_thread,
     model_of,
     probabilities,
 )
@@ -41,8 +42,6 @@ __all__ = ["TorchEngine"]
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 
 class TorchEngine:
     """Keeps `server.engines.protocol.Engine` with torch on one device.
@@ -53,6 +52,9 @@ class TorchEngine:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        # What oneDNN compiles for a shape it keeps, 1,024 of them by default: memory that grows for days of traffic.
+        # These are the shapes of the last few batches, within each of which they come back layer by layer.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
         self._packing = ThreadPoolExecutor(1, "pack")
         self._computing = ThreadPoolExecutor(1, "compute")
         self._base: BaseModel | None = None
@@ -63,7 +65,7 @@ class TorchEngine:
 
     async def load(self) -> Loaded:
         """See Engine."""
-        return await _in(self._computing, self._load)
+        return await in_thread(self._computing, self._load)
 
     async def pack(
         self,
@@ -76,7 +78,7 @@ class TorchEngine:
     ) -> Row:
         """See Engine."""
         base = self._loaded_base()
-        return await _in(
+        return await in_thread(
             self._packing,
             partial(
                 pack,
@@ -92,21 +94,21 @@ class TorchEngine:
 
     async def run(self, jobs: Sequence[Job]) -> list[Tensor]:
         """See Engine."""
-        return await _in(self._computing, partial(self._score_what_fits, jobs))
+        return await in_thread(self._computing, partial(self._score_what_fits, jobs))
 
     async def load_adapter(self, path: Path, name: str) -> AdapterHandle:
         """See Engine."""
-        return await _in(self._computing, partial(self._load_adapter, path, name))
+        return await in_thread(self._computing, partial(self._load_adapter, path, name))
 
     async def forget(self, handle: AdapterHandle) -> None:
         """See Engine."""
         self._handles.remove(handle)
-        await _in(self._computing, partial(self._loaded_prefixes().forget, handle.digest))
+        await in_thread(self._computing, partial(self._loaded_prefixes().forget, handle.digest))
 
     async def probe(self) -> None:
         """See Engine."""
         for handle in self._handles[:1]:  # any one answers for the model
-            await _in(self._computing, partial(self._probe, handle))
+            await in_thread(self._computing, partial(self._probe, handle))
 
     async def close(self) -> None:
         """See Engine."""
@@ -215,10 +217,6 @@ class TorchEngine:
             if not waiting:
                 break
         return seen
-
-
-async def _in(executor: ThreadPoolExecutor, work: Callable[[], T]) -> T:
-    return await asyncio.get_running_loop().run_in_executor(executor, work)
 
 
 def _key(job: Job) -> tuple[str, int | None]:

@@ -8,6 +8,8 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -30,6 +32,7 @@ from server.engines.jobs import (
     check_adapters,
     enough,
     handle_of,
+    in_thread,
     model_of,
     probabilities,
 )
@@ -65,6 +68,8 @@ class VllmEngine:
         self._vllm = VllmClient(
             settings.engine_url, timeout_s=settings.timeout_s, concurrency=settings.engine_concurrency
         )
+        # Its own: the event loop would wait for its default one at the end, and so for a model that loads.
+        self._working = ThreadPoolExecutor(4, "work")
         self._base: BaseModel | None = None
         self._served: Counter[str] = Counter()  # handles by digest
         self._proved: list[AdapterHandle] = []
@@ -76,7 +81,8 @@ class VllmEngine:
         disable_progress_bar()
         settings = self._settings
         check_adapters(settings)
-        base = await asyncio.to_thread(load_base_model, settings.base_model, device="cpu", dtype=settings.dtype)
+        reading = partial(load_base_model, settings.base_model, device="cpu", dtype=settings.dtype)
+        base = await in_thread(self._working, reading)
         self._base = base
         try:
             # One token of its answer counts too.
@@ -98,7 +104,7 @@ class VllmEngine:
     ) -> Row:
         """See Engine."""
         base = self._loaded_base()
-        return await asyncio.to_thread(
+        packing = partial(
             pack,
             base.tokenizer,
             prompt=prompt,
@@ -108,6 +114,7 @@ class VllmEngine:
             scoring=cast(ScoringName | None, scoring),
             max_length=self._max_length,
         )
+        return await in_thread(self._working, packing)
 
     async def run(self, jobs: Sequence[Job]) -> list[Tensor]:
         """See Engine."""
@@ -147,6 +154,7 @@ class VllmEngine:
             task.cancel()
         await asyncio.gather(*self._leaving, return_exceptions=True)
         await self._vllm.close()
+        self._working.shutdown(wait=False, cancel_futures=True)
 
     def _loaded_base(self) -> BaseModel:
         if self._base is None:
@@ -158,10 +166,10 @@ class VllmEngine:
 
     async def _load(self, path: Path, name: str | None) -> AdapterHandle:
         base = self._loaded_base()
-        adapter = await asyncio.to_thread(load_adapter, path, base, name=name)
-        handle = await asyncio.to_thread(handle_of, adapter, device=base.device, dtype=DTYPE)
+        adapter = await in_thread(self._working, partial(load_adapter, path, base, name=name))
+        handle = await in_thread(self._working, partial(handle_of, adapter, device=base.device, dtype=DTYPE))
         try:
-            await asyncio.to_thread(self._export, adapter, handle.bank.n_samples)
+            await in_thread(self._working, partial(self._export, adapter, handle.bank.n_samples))
             for s in range(handle.bank.n_samples):
                 await self._teach(adapter.digest, s)
             await self._prove(adapter, handle)
@@ -200,7 +208,7 @@ class VllmEngine:
                 found = score_all(base.model, [row], handle.bank.first(1), max_batch_tokens=row.n_tokens)
             return found[0, 0].exp()
 
-        expected = await asyncio.to_thread(here)
+        expected = await in_thread(self._working, here)
         found = (await self._log_probs(handle, row, 0)).exp()
         apart = float((found - expected).abs().max())
         if not apart <= PROBE_TOLERANCE:

@@ -50,8 +50,8 @@ def test_rows_that_are_lost_doubled_or_mixed_up_are_counted(tmp_path: Path) -> N
     whole = [line(row, (row % n) / n) for row in range(2 * n)]
     (tmp_path / "output").write_text("".join(whole))
     found = killed.kept(tmp_path / "output", tmp_path / "undisturbed", 2 * n)
-    assert found == {"once": 2 * n, "never": 0, "more_than_once": 0, "anothers_answer": 0}
+    assert found == {"once": 2 * n, "never": 0, "more_than_once": 0, "anothers_answer": 0, "in_order": True}
     whole[3:5] = [whole[5], line(4, 0.9)]
     (tmp_path / "output").write_text("".join(whole))
     found = killed.kept(tmp_path / "output", tmp_path / "undisturbed", 2 * n)
-    assert found == {"once": 2 * n - 2, "never": 1, "more_than_once": 1, "anothers_answer": 1}
+    assert found == {"once": 2 * n - 2, "never": 1, "more_than_once": 1, "anothers_answer": 1, "in_order": False}

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -12,20 +13,23 @@ from server.shutdown import leave
 SLOW_TO_LOAD = """
 import sys, time
 from server.cli import main
-from server.engines.torch_engine import TorchEngine
+import server.engines.torch_engine, server.engines.vllm_engine
 
-def load(self):
+def load(*arguments, **more):
     print("loading", flush=True)
     time.sleep(600)
 
-TorchEngine._load = load
-sys.exit(main(["--port=0", "--drain-delay-s=0"]))
+server.engines.torch_engine.load_base_model = server.engines.vllm_engine.load_base_model = load
+sys.exit(main(["--port=0", "--drain-delay-s=0", "--adapters=one=/somewhere", *sys.argv[1:]]))
 """
+
+VLLM = ["--engine=vllm", "--engine-url=http://127.0.0.1:9", "--engine-folder=/tmp"]
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_a_model_that_loads_is_not_waited_for(sent: signal.Signals) -> None:
-    command = [sys.executable, "-c", SLOW_TO_LOAD]
+@pytest.mark.parametrize("flags", [[], VLLM], ids=["torch", "vllm"])
+def test_a_model_that_loads_is_not_waited_for(sent: signal.Signals, flags: list[str]) -> None:
+    command = [sys.executable, "-c", SLOW_TO_LOAD, *flags]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
         try:
             assert server.stdout is not None
@@ -40,4 +44,4 @@ def test_a_model_that_loads_is_not_waited_for(sent: signal.Signals) -> None:
 
 
 def test_with_nothing_left_to_do_the_process_ends_by_itself() -> None:
-    assert leave(3) == 3
+    assert leave(3, besides=threading.enumerate()) == 3

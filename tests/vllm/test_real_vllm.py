@@ -79,6 +79,6 @@ def test_it_decides_and_counts_as_with_any_engine(vllm_server: Server) -> None:
     answer = httpx.post(f"{vllm_server.url}/v1/predict", json=body, timeout=600).json()
     assert (answer["answer"], answer["abstained"], answer["n_samples"]) == (None, True, 8)
     assert (
-        'blora_abstentions_total{adapter="triage",reason="min_confidence"}'
+        'blora_abstentions_total{adapter="triage",reason="low_confidence"}'
         in httpx.get(f"{vllm_server.url}/metrics").text
     )
