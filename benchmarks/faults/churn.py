@@ -144,13 +144,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--server", nargs="*", default=[], metavar="NAME=VALUE", help="flags of `blora serve`")
     parser.add_argument("--json", type=Path, default=RESULT)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name, tiny_server(Path(name)) as server:
+    flags = dict(flag.split("=", 1) for flag in arguments.server)
+    with tempfile.TemporaryDirectory() as name, tiny_server(Path(name), **flags) as server:
         result = asyncio.run(measure(server, arguments.requests, 60 * arguments.minutes))
     result |= {
         "clients": AT_ONCE,
         "tolerance": TOLERANCE,
+        "flags": flags,
         "machine": machine(),
         "revision": revision(),
         "command": f"python -m benchmarks.faults.churn --requests {arguments.requests} --minutes {arguments.minutes:g}",
