@@ -1,12 +1,15 @@
 """The tables of docs/faults.md, from the results of what a server was put through."""
 
+from statistics import mean
 from typing import Any
 
 from benchmarks.markdown import markdown_table
 
-__all__ = ["churn", "generated", "saturation"]
+__all__ = ["churn", "generated", "killed", "saturation", "soak"]
 
 Result = dict[str, Any]
+
+SOAK_STEP_MIN = 2
 
 
 def churn(result: Result) -> str:
@@ -41,6 +44,21 @@ def generated(result: Result) -> str:
     )
 
 
+def killed(result: Result) -> str:
+    """What became of the rows."""
+    header = ["rows", "there once", "more than once", "never", "with another's answer"]
+    row = [f"{result[name]:,}" for name in ("rows", "once", "more_than_once", "never", "anothers_answer")]
+    said = [
+        f"`blora predict`, ended by `kill -9` {result['kills']} times and begun again: while it loaded, after a third",
+        f"and after two thirds; the rows are {'in order' if result['in_order'] else 'out of order'}.",
+        f"{result['rows_per_s']:.0f} rows a second, starts included, of a tiny random model; an",
+        f"answer is another's if a probability is {result['tolerance']:g} or more from what an undisturbed run says.",
+        f"Memory {result['memory_mib']['middle']:.0f} MiB midway through the last run, at most",
+        f"{result['memory_mib']['most']:.0f}. {_machine(result)}",
+    ]
+    return f"{markdown_table(header, [row])}\n\n{' '.join(said)}"
+
+
 def _failed(found: dict[str, int]) -> int:
     return sum(count for status, count in found.items() if status.startswith("5"))
 
@@ -61,6 +79,28 @@ def saturation(result: Result) -> str:
         f"{calm['seconds']:.1f} s. {result['base_model']}, {result['dtype']}, the demo's adapter. {_machine(result)}",
     ]
     return f"{markdown_table(header, rows)}\n\n{' '.join(said)}"
+
+
+def soak(result: Result) -> str:
+    """What the server held, by time."""
+    memory, handles = result["memory_mib"]["all"], result["handles"]["all"]
+    minutes = result["seconds"] / 60
+    per_row = max(1, round(len(memory) * SOAK_STEP_MIN / minutes))
+    rows = [
+        [
+            f"{start * minutes / len(memory):.0f}–{min(len(memory), start + per_row) * minutes / len(memory):.0f}",
+            f"{mean(memory[start : start + per_row]):.0f}",
+            f"{mean(handles[start : start + per_row]):.0f}",
+        ]
+        for start in range(0, len(memory) - per_row // 2, per_row)
+    ]
+    flags = " ".join(f"`--{name.replace('_', '-')} {value}`" for name, value in result["flags"].items())
+    lost = result["without_an_outcome"] + result["outcomes"].get("another answer", 0)
+    said = (
+        f"The same with {flags}: {result['requests']:,} requests, {result['reloads']:,} reloads, {lost} answers lost "
+        f"or mixed. {_machine(result)}"
+    )
+    return f"{markdown_table(['minutes', 'memory (MiB)', 'open files and sockets'], rows)}\n\n{said}"
 
 
 def _speed(row: dict[str, Any]) -> list[str]:
