@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,19 @@ def test_a_broken_gguf_file_is_refused_and_leaves_nothing_in_the_cache(
     with pytest.raises(BaseModelError, match=r"broken\.gguf"):
         load_base_model(str(gguf), device="cpu", dtype="float32")
     assert list(cache.iterdir()) == []
+
+
+def test_what_a_killed_conversion_left_is_cleared_away_a_day_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BLORA_CACHE_DIR", str(tmp_path))
+    for name in (".partial-old", ".partial-at-work"):
+        (tmp_path / name).mkdir()
+    os.utime(tmp_path / ".partial-old", (0, 0))
+    (tmp_path / "broken.gguf").write_bytes(b"no model")
+    with pytest.raises(BaseModelError):
+        load_base_model(str(tmp_path / "broken.gguf"), device="cpu", dtype="float32")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".partial-at-work", "broken.gguf"]
 
 
 @pytest.mark.parametrize("dtype", ["float64", "int8", "half", ""])
