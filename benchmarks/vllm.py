@@ -81,7 +81,7 @@ def measure(data: Path, python: Path) -> dict[str, Any]:
         "mean_distance": float(apart.mean()),
         "p99_distance": float(apart.quantile(0.99)),
         "worst_distance": float(apart.max()),
-        "accuracy": {name: sum(hits) / len(hits) for name, hits in right.items()},
+        "right": {name: sum(hits) / len(hits) for name, hits in right.items()},
         "ms_a_question": {"torch": 1e3 * torch_s / len(examples), "vllm": 1e3 * vllm_s / len(examples)},
     }
 

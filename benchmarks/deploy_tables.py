@@ -1,0 +1,85 @@
+"""The tables of docs/deploy.md: the image, sizes of models, and the engines beside each other."""
+
+from typing import Any
+
+from benchmarks.markdown import markdown_table
+
+__all__ = ["image", "sizing", "vllm"]
+
+Result = dict[str, Any]
+
+
+def sizing(result: Result) -> str:
+    """Memory and operations by size of model, and how many machines answer many a second."""
+    per_second, load = f"{result['per_second']:,}", f"{result['utilisation']:.0%}"
+    header = [
+        "base model",
+        "weights (GiB)",
+        "an adapter's draws (MiB)",
+        "of them in the top two layers",
+        "GFLOP a question",
+    ]
+    header += [f"TFLOP/s for {per_second} a second", "GPUs"]
+    rows = [
+        [
+            name,
+            f"{sized['weights_gib']:.2f}",
+            f"{sized['bank_every_layer_mib']:.0f}",
+            f"{sized['bank_top_mib']:.1f}",
+            f"{sized['gflop_a_question']:.0f}",
+            f"{sized['tflops']:,.0f}",
+            f"{sized['gpus']:,}",
+        ]
+        for name, sized in result["models"].items()
+    ]
+    measured, machine = result["measured"], result["measured_on"]
+    targets = " and ".join(f"`{target}`" for target in result["targets"])
+    said = [
+        "Computed from the models' shapes: linear layers in bfloat16, the rest in float32;",
+        f"{result['n_samples']} draws of rank {result['rank']} in {targets}; {result['n_questions']} questions of",
+        f"{result['dataset']}, {result['mean_tokens']:.0f} tokens each with their choices, padded to batches, a",
+        f"posterior in the top {result['top']} layers that takes {result['mean_draws']:.0f} draws in the mean.",
+        f"Measured: SmolLM2 answers {measured['requests_per_s']:.1f} such questions a second on",
+        f"{machine['cores']} cores of {machine['processor']}, with {measured['memory_mib']:.0f} MiB in all;",
+        f"{per_second} a second at {load} of that are {result['replicas']:,} such replicas. GPUs are not",
+        f"measured, and counted by operations alone, whatever their memory: {result['gpu_tflops']:g} TFLOP/s each are",
+        f"assumed, of which a plan counts on {load}.",
+    ]
+    return f"{markdown_table(header, rows)}\n\n{' '.join(said)}"
+
+
+def image(result: Result) -> str:
+    """The image as it was run."""
+    header = [
+        "size (MiB)",
+        "alive after (s)",
+        "ready after (s)",
+        "first answer (s)",
+        "ends after SIGTERM in (s)",
+        "exit code",
+    ]
+    row = [
+        f"{result['size_mib']:.0f}",
+        *(f"{result[name]:.1f}" for name in ("live_s", "ready_s", "answer_s", "stop_s")),
+    ]
+    answer, machine = result["answer"], result["machine"]
+    told = "withheld" if answer["abstained"] else f"`{answer['answer']}`"
+    return (
+        f"{markdown_table(header, [[*row, str(result['exit_code'])]])}\n\nAsked “{result['question']}”, it answered: "
+        f"{told}, confidence {answer['confidence']:.3f}. torch {result['torch']}; {machine['cores']} cores of "
+        f"{machine['processor']}, revision {result['image_revision'][:12]}."
+    )
+
+
+def vllm(result: Result) -> str:
+    """Two engines side by side."""
+    ms, right = result["ms_a_question"], result["right"]
+    rows = [[name, f"{ms[name]:.0f}", f"{right[name]:.3f}"] for name in ("torch", "vllm")]
+    machine = result["machine"]
+    return (
+        f"{markdown_table(['engine', 'ms a question', 'accuracy'], rows)}\n\n{result['n_questions']} questions of "
+        f"arc_easy_test.jsonl by their labels, {result['n_samples']} draws each: the same leader in "
+        f"{result['same_decision']:.1%}, probabilities {result['mean_distance']:.3f} apart in the mean, "
+        f"{result['p99_distance']:.3f} at 99 % (the largest difference of a choice). {machine['cores']} cores of "
+        f"{machine['processor']}, revision {result['revision']}."
+    )
