@@ -13,20 +13,20 @@ from typing import Any
 
 import httpx
 
-__all__ = ["Container", "engine", "inspect", "start"]
+__all__ = ["Container", "inspect", "start"]
 
 START_TIMEOUT_S = 180.0
 # docs/deploy.md, "Run".
 CONFINED = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
 
 
-def engine() -> list[str]:
+def _engine() -> list[str]:
     """What runs containers here: $CONTAINER, as `podman --runtime runc`, or docker."""
     return shlex.split(os.environ.get("CONTAINER", "docker"))
 
 
 def _run(*arguments: str) -> str:
-    return subprocess.run([*engine(), *arguments], check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run([*_engine(), *arguments], check=True, capture_output=True, text=True).stdout.strip()
 
 
 def inspect(image: str) -> dict[str, Any]:
@@ -47,7 +47,7 @@ class Container:
     def run(self, *command: str) -> "subprocess.CompletedProcess[str]":
         """Runs a command in it."""
         return subprocess.run(
-            [*engine(), "exec", self.id, *command], check=False, capture_output=True, text=True, timeout=60
+            [*_engine(), "exec", self.id, *command], check=False, capture_output=True, text=True, timeout=60
         )
 
     def stop(self) -> int:
@@ -87,5 +87,5 @@ def _first_success(container: str, url: str) -> float:
         except httpx.TransportError:
             pass  # not listening yet
         time.sleep(0.05)
-    logs = subprocess.run([*engine(), "logs", container], check=False, capture_output=True, text=True)
+    logs = subprocess.run([*_engine(), "logs", container], check=False, capture_output=True, text=True)
     raise TimeoutError(f"{url} was not 200 after {START_TIMEOUT_S:g} s:\n{(logs.stdout + logs.stderr)[-3000:]}")

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.container import engine, inspect, start
+from benchmarks.container import inspect, start
 from benchmarks.server_process import ROOT
 from training.provenance import machine, revision
 
@@ -44,7 +44,6 @@ def measure(image: str) -> dict[str, Any]:
         "exit_code": code,
         "image_revision": info["revision"],
         "torch": torch,
-        "engine": Path(engine()[0]).name,
         "machine": machine(),
         "revision": revision(),
         "command": f"python -m benchmarks.image {image}",
