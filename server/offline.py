@@ -29,7 +29,13 @@ __all__ = ["answer_all", "answering", "patient", "rows_done"]
 Answer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
 # Nobody waits for any single row.
-PATIENT = {"timeout_s": 1e9, "max_queue_tokens": 2**40, "max_queue_requests": 2**20, "n_samples_cap": 2**20}
+PATIENT = {
+    "timeout_s": 1e9,
+    "max_queue_tokens": 2**40,
+    "max_queue_requests": 2**20,
+    "max_prompt_tokens": 2**31,
+    "n_samples_cap": 2**20,
+}
 # Rows that are read ahead: enough to fill batches of like length.
 AHEAD = 512
 
@@ -63,7 +69,7 @@ def patient(**given: Any) -> Settings:
     Args:
         given: as for a server: `adapters`, `base_model`, `device`, ...
     """
-    return Settings(max_prompt_tokens=2**31, **PATIENT, **given)  # type: ignore[arg-type]
+    return Settings(**PATIENT, **given)  # type: ignore[arg-type]
 
 
 @asynccontextmanager

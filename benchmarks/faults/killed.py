@@ -41,7 +41,6 @@ class Run:
     def __init__(self, folder: Path, rows: Path, output: Path) -> None:
         command = [sys.executable, "-m", "blora.cli", "predict", str(rows), str(output)]
         command += ["--adapter", str(folder / "adapter"), "--base-model", str(folder / "base"), "--device", "cpu"]
-        self._output = output
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.memory_mib: list[float] = []
 
