@@ -17,22 +17,20 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import PreTrainedModel
 
 from blora.adapter import load_adapter
 from blora.base_model import BaseModel, load_base_model
 from blora.cli import main as blora
 from blora.config import PromptConfig
-from blora.decision.calibration import fit_temperature
 from blora.posterior.bank import SampleBank
 from blora.posterior.draws import Draws
 from blora.posterior.inject import eject, inject
 from training.bayesianize import posterior_around
 from training.data import ExampleSet, read_examples, split_examples
 from training.evaluate import predict_all
-from training.grid.results import evaluations
+from training.grid.results import Predictions, Treatments, evaluations
 from training.provenance import machine, revision
-from training.rows import pack_examples
+from training.rows import labels_of, lengths_of, pack_examples
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "runs" / "bayesianize"
@@ -80,17 +78,14 @@ def _loss(model: Any, base: BaseModel, texts: list[tuple[str, str]]) -> torch.Te
     return loss
 
 
-def judge(model: PreTrainedModel, base: BaseModel, rows: list[Any], draws: Draws, temperature: float) -> Any:
-    """Metrics of test rows, as they are and at a temperature."""
-    labels = torch.tensor([row.label for row in rows])
-    return evaluations(predict_all(model, rows, draws.to(base.device)), labels, temperature, in_distribution=None)
+def judge(base: BaseModel, known: ExampleSet, test: ExampleSet, prompt: PromptConfig, draws: Draws) -> Any:
+    """Metrics under a way of scoring, in every treatment, fitted to the known questions."""
 
+    def predictions(examples: ExampleSet) -> Predictions:
+        rows = pack_examples(examples, base, replace(prompt, length_power=1.0))
+        return Predictions(predict_all(base.model, rows, draws), labels_of(rows), lengths_of(rows))
 
-def judge_plain(base: BaseModel, known: ExampleSet, test: ExampleSet, prompt: PromptConfig, mean: Draws) -> Any:
-    """Metrics of a LoRA under a way of scoring, as it is and at the temperature that suits the known questions."""
-    rows = pack_examples(known, base, prompt)
-    temperature = fit_temperature(predict_all(base.model, rows, mean), torch.tensor([row.label for row in rows]))
-    return judge(base.model, base, pack_examples(test, base, prompt), mean, temperature)
+    return evaluations(predictions(test), Treatments.fit(predictions(known)), in_distribution=None)
 
 
 def main() -> int:
@@ -125,21 +120,22 @@ def measure(data: Path, epochs: int) -> int:
     test = replace(test, examples=test.examples[:N_TEST])
     adapter = load_adapter(adapter_folder, base)
     prompt = adapter.config.prompt
-    rows = pack_examples(test, base, prompt)
     around = posterior_around(lora, adapter.config.posterior, seed=0)
     inject(base.model, around.modules_shape)
     bank = SampleBank.draw(adapter.posterior, adapter.digest, N_SAMPLES, adapter.config.sampling.seed)
     result = {
         "epochs": epochs,
-        "lora_by_sums": judge_plain(base, validation, test, replace(prompt, normalization="none"), around.mean()),
-        "lora": judge_plain(base, validation, test, prompt, around.mean()),
-        "bayesian": judge(base.model, base, rows, bank.draws, adapter.config.sampling.temperature),
+        "lora_by_sums": judge(base, validation, test, replace(prompt, normalization="none"), around.mean()),
+        "lora": judge(base, validation, test, prompt, around.mean()),
+        "bayesian": judge(base, validation, test, prompt, bank.draws),
         "bayesian_temperature": adapter.config.sampling.temperature,
+        "bayesian_length_power": prompt.length_power,
+        "bayesian_lapse": adapter.config.sampling.lapse,
         "tuning": adapter.config.training["tuning"],
         "n_parameters": sum(parameter.numel() for parameter in adapter.posterior.parameters()),
         "n_samples": N_SAMPLES,
         "n_validation": N_VALIDATION,
-        "n_test": len(rows),
+        "n_test": len(test.examples),
         "bayesianize_seconds": seconds,
         "base_model": base.ref.id,
         "dtype": str(base.dtype).removeprefix("torch."),

@@ -29,6 +29,6 @@ done
 run=arc_easy/bayesian-seed0
 if [ -f "$results/$run.json" ]; then
     "$(dirname "$blora")/python" -m benchmarks.guarantee "runs/calibration/$run/arc_easy_test.safetensors" \
-        --temperature "$(sed -n 's/^ "temperature": \([0-9.]*\),$/\1/p' "$results/$run.json")" \
+        --run "$results/$run.json" \
         --json benchmarks/results/guarantee/arc_easy.json
 fi

@@ -21,7 +21,7 @@ from benchmarks.server_process import ROOT
 from benchmarks.serving.adapters import prepare
 from blora.adapter import attach, load_adapter
 from blora.base_model import load_base_model
-from blora.decision.calibration import temper
+from blora.decision.recalibration import temper
 from blora.posterior.draws import Draws
 from blora.posterior.noise import Noise, generator_of, standard_normal
 from blora.posterior.posterior import Posterior
@@ -103,7 +103,7 @@ def main() -> None:
         return pack_examples(read_examples(str(source)), base, config.prompt)[start : start + count]
 
     def probabilities(draws: Draws, of: list[Any]) -> Tensor:
-        return temper(predict_all(base.model, of, draws), config.sampling.temperature).double()
+        return temper(predict_all(base.model, of, draws), config.sampling.temperature, config.sampling.lapse).double()
 
     choosing = rows(path.parent / "others.jsonl", 0, N_CHOOSING)
     test = rows(data / "arc_easy_test.jsonl", 0, N_TEST)

@@ -1,7 +1,8 @@
 """Does the guarantee hold? Two hundred calibrations from real probabilities, each held against what it promised.
 
 `python -m benchmarks.guarantee FILE --json OUT` takes a safetensors file with `log_probs` (S, N, C), under every draw,
-and `labels` (N,). Two readings of the same rows:
+`labels` (N,) and `lengths` (N,), as `blora benchmark` keeps them, and with `--run` the result file of the run whose
+recalibration is to be applied. Two readings of the same rows:
 
 population: The rows are taken to be all the questions there are, so that the true selective error under any threshold
     is known. Each calibration draws half as many rows from them, independently and with replacement, which is exactly
@@ -41,8 +42,8 @@ from torch import Tensor
 
 from blora.decision.binomial import binomial_cdf
 from blora.decision.calibrated import STANDARD_COVERAGES, STANDARD_TARGETS, scores_of
-from blora.decision.calibration import temper
 from blora.decision.conformal import conformal_quantile, nonconformity, prediction_sets
+from blora.decision.recalibration import Recalibration
 from blora.decision.selective import Evidence, Level, ScoreName, Stage, certify, split_rows
 from blora.decision.uncertainty import predictive_mean
 from blora.posterior.noise import generator_of
@@ -58,24 +59,20 @@ def binomial_limit(n: int, p: float) -> int:
     return next(k for k in range(n + 1) if binomial_cdf(k, n, p) >= 1 - SIGNIFICANCE)
 
 
-def measure(
-    log_probs: Tensor, labels: Tensor, *, temperature: float, delta: float, splits: int, seed: int
-) -> dict[str, Any]:
+def measure(probs: Tensor, labels: Tensor, *, delta: float, splits: int, seed: int) -> dict[str, Any]:
     """Every figure, by target and by coverage.
 
     Args:
-        log_probs: (S, N, C), -inf for choices that a row does not have.
+        probs: (S, N, C), zero for choices that a row does not have.
         labels: (N,).
-        temperature: of every draw.
         delta: of the calibrations.
         splits: how many calibrations.
         seed: of all of them.
     """
-    probs = temper(log_probs, temperature)
     mean = predictive_mean(probs)
     rows = _Rows(scores_of(probs), mean.argmax(-1) != labels)
     N = len(labels)
-    present = log_probs[0].isfinite()
+    present = mean > 0
     population: dict[float, list[_Outcome]] = {target: [] for target in STANDARD_TARGETS}
     halves: dict[float, list[_Outcome]] = {target: [] for target in STANDARD_TARGETS}
     sets: dict[float, list[tuple[float, float]]] = {coverage: [] for coverage in STANDARD_COVERAGES}
@@ -96,8 +93,7 @@ def measure(
             sizes.append((float(held_label), float(members.sum(-1).double().mean())))
     return {
         "n_examples": N,
-        "n_samples": len(log_probs),
-        "temperature": temperature,
+        "n_samples": len(probs),
         "error": float(rows.wrong.double().mean()),
         "delta": delta,
         "splits": splits,
@@ -178,23 +174,25 @@ def _contradicts(outcomes: Sequence[_Outcome], target: float) -> float:
 def main(argv: Sequence[str]) -> None:
     """Measures, writes, and prints what can refute the guarantee."""
     parser = argparse.ArgumentParser("benchmarks.guarantee", description="hold calibrations against what they promise")
-    parser.add_argument("file", type=Path, help="safetensors with log_probs (S, N, C) and labels (N,)")
+    parser.add_argument("file", type=Path, help="safetensors with log_probs (S, N, C), labels (N,) and lengths (N,)")
     parser.add_argument("--json", type=Path, required=True, help="write the result here")
-    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--run", type=Path, help="result file with the recalibration, none by default")
     parser.add_argument("--delta", type=float, default=0.05)
     parser.add_argument("--splits", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
     tensors = load_file(arguments.file)
+    fitted = json.loads(arguments.run.read_text())["recalibration"] if arguments.run else {}
+    recalibration = Recalibration(**fitted)
     result = measure(
-        tensors["log_probs"],
+        recalibration.of(tensors["log_probs"], tensors["lengths"]),
         tensors["labels"].long(),
-        temperature=arguments.temperature,
         delta=arguments.delta,
         splits=arguments.splits,
         seed=arguments.seed,
     )
     made = {
+        "recalibration": recalibration._asdict(),
         "source": arguments.file.name,
         "digest": f"sha256:{hashlib.sha256(arguments.file.read_bytes()).hexdigest()}",
         "machine": machine(),

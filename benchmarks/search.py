@@ -13,13 +13,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from blora.base_model import BaseModel, load_base_model
 from blora.config import NormalizationName, PosteriorConfig, PromptConfig
-from blora.decision.calibration import fit_temperature, metrics, temper
+from blora.decision.calibration import metrics
+from blora.decision.recalibration import fit_temperature, temper
 from blora.posterior.bank import SampleBank
 from blora.posterior.inject import eject, inject, parse_layers, select_modules
 from blora.posterior.point import PointFactor
@@ -28,7 +28,7 @@ from training.config import TrainConfig
 from training.data import ExampleSet, read_examples, split_examples
 from training.evaluate import predict_all
 from training.provenance import machine, revision
-from training.rows import LabelledRow, pack_examples
+from training.rows import LabelledRow, labels_of, pack_examples
 from training.trainer import fit
 from training.trunk import with_states
 
@@ -138,7 +138,7 @@ def run(base: BaseModel, variant: Variant, parts: list[list[LabelledRow]]) -> di
     fitted = fit(base, posterior, train, validation, config)
     save_file(posterior.state_dict(), WORK / f"{_file(variant.label)}.safetensors")
     draws = SampleBank.draw(posterior, "in a search", variant.n_samples, 0).draws
-    temperature = fit_temperature(predict_all(base.model, validation, draws), _labels(validation))
+    temperature = fit_temperature(predict_all(base.model, validation, draws), labels_of(validation))
     return {
         "label": variant.label,
         "n_samples": variant.n_samples,
@@ -146,7 +146,7 @@ def run(base: BaseModel, variant: Variant, parts: list[list[LabelledRow]]) -> di
         "epochs": config.epochs,
         "training_seconds": fitted.seconds,
         "n_development": len(development),
-        **judge(predict_all(base.model, development, draws), _labels(development), temperature),
+        **judge(predict_all(base.model, development, draws), labels_of(development), temperature),
         "command": shlex.join(["python", "-m", "benchmarks.search", "DATA", variant.label]),
         "machine": machine(),
     }
@@ -177,10 +177,6 @@ def _posterior(variant: Variant, modules: dict[str, tuple[int, int]], n_layers: 
             if isinstance(module, PointFactor):
                 module.requires_grad_(False)
     return posterior
-
-
-def _labels(rows: list[LabelledRow]) -> Tensor:
-    return torch.tensor([row.label for row in rows])
 
 
 def _file(label: str) -> str:

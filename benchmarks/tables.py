@@ -15,7 +15,7 @@ from benchmarks.faults import tables as faults
 from benchmarks.markdown import markdown_table
 from benchmarks.serving import tables as serving
 from training.report.document import Document, markdown
-from training.report.results import read_results
+from training.report.results import RECALIBRATED, read_results
 from training.report.study import studies
 from training.report.tables import metric_table
 from training.report.verdicts import verdict_table
@@ -125,9 +125,9 @@ def _withheld(folder: str) -> str:
 
 
 def _calibration(folder: str) -> str:
-    """Every method on the test set of ARC-Easy."""
+    """Every method on the test set of ARC-Easy, and the verdicts on what is served."""
     [study] = [s for s in studies(read_results(RESULTS / folder)) if s.trained_on == "arc_easy"]
-    document = Document("Results", (metric_table(study, "arc_easy_test"), verdict_table(study)))
+    document = Document("Results", (metric_table(study, "arc_easy_test"), verdict_table(study, [RECALIBRATED])))
     return markdown(document).partition("\n\n")[2].strip()
 
 
@@ -176,7 +176,7 @@ def _bayesianize(folder: str) -> str:
     rows = [
         [
             label.format(epochs=result["epochs"]),
-            "yes" if found["tempered"] else "no",
+            "recalibrated" if found.get("recalibrated") else "with temperature" if found["tempered"] else "as it is",
             *(f"{found[n]:.3f}" for n in names),
         ]
         for result in results
@@ -191,7 +191,7 @@ def _bayesianize(folder: str) -> str:
     machine = result["machine"]
     seconds = " and ".join(f"{r['bayesianize_seconds']:.0f} s" for r in results)
     return (
-        f"{markdown_table(['', 'temperature', 'accuracy', 'NLL', 'ECE', 'Brier', 'AURC'], rows)}\n\n"
+        f"{markdown_table(['', 'treatment', 'accuracy', 'NLL', 'ECE', 'Brier', 'AURC'], rows)}\n\n"
         f"{result['n_test']} questions of arc_easy_test.jsonl, one seed; {seconds} for "
         f"`blora bayesianize`, loading included; {result['base_model']}, {result['dtype']}; "
         f"{machine['cores']} cores of {machine['processor']}."

@@ -10,6 +10,7 @@ from blora.errors import ConfigError
 
 __all__ = [
     "FORMAT_VERSION",
+    "MOST_LENGTH_POWER",
     "AdapterConfig",
     "BaseModelRef",
     "FamilyName",
@@ -22,6 +23,8 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
+# Twice that of a mean over tokens: from sums of log-probabilities to as far on the other side.
+MOST_LENGTH_POWER = 2.0
 
 MethodName = Literal["bayesian", "lora"]
 FamilyName = Literal["diagonal", "matrix_normal", "flow"]
@@ -99,6 +102,7 @@ class PromptConfig:
         normalization: what a choice's log-probability is divided by (`text` only): nothing (`none`), its own number of
             tokens (`choice`), or the mean number of tokens of the question's choices (`question`), which ranks as
             `none` does, but is not the surer the longer the choices are.
+        length_power: to which power that number of tokens is raised; training finds it together with the temperature.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -107,6 +111,7 @@ class PromptConfig:
     choices: tuple[str, ...] | None = None
     scoring: ScoringName = "text"
     normalization: NormalizationName = "question"
+    length_power: float = 1.0
 
     def __post_init__(self) -> None:
         for name, known in (("scoring", get_args(ScoringName)), ("normalization", get_args(NormalizationName))):
@@ -114,6 +119,11 @@ class PromptConfig:
             require(value in known, f"{name} = {value!r}", f"one of {', '.join(known)}")
         require(
             self.template.count("{prompt}") == 1, f"prompt template {self.template!r}", "one that holds {prompt} once"
+        )
+        require(
+            0 <= self.length_power <= MOST_LENGTH_POWER,
+            f"length_power = {self.length_power}",
+            f"0 to {MOST_LENGTH_POWER:g}",
         )
 
 
@@ -125,6 +135,7 @@ class SamplingConfig:
         n_samples: draws.
         seed: that they come from.
         temperature: the log-probabilities over the choices are divided by it under every draw.
+        lapse: the share of guesses that every draw's probabilities allow for: see `blora.decision.recalibration`.
         stop_error: where a policy decides, draws stop as soon as the decision is settled but for this probability of
             deciding otherwise than all of them would. None: all are always drawn.
     """
@@ -134,12 +145,14 @@ class SamplingConfig:
     n_samples: int = 16
     seed: int = 0
     temperature: float = 1.0
+    lapse: float = 0.0
     stop_error: float | None = None
 
     def __post_init__(self) -> None:
         require(1 <= self.n_samples <= 1024, f"n_samples = {self.n_samples}", "1 to 1024")
         require(0 <= self.seed < 2**63, f"seed = {self.seed}", "0 to 2^63 - 1")
-        require(0.01 <= self.temperature <= 100, f"temperature = {self.temperature}", "0.01 to 100")
+        require(1e-4 <= self.temperature <= 1e4, f"temperature = {self.temperature}", "0.0001 to 10000")
+        require(0 <= self.lapse < 1, f"lapse = {self.lapse}", "a share of at least 0 and below 1")
         require(
             self.stop_error is None or 0 < self.stop_error <= 0.5,
             f"stop_error = {self.stop_error}",

@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from blora.adapter import check_output, save_adapter
 from blora.base_model import BaseModel
 from blora.config import AdapterConfig, PosteriorConfig, PromptConfig, SamplingConfig
@@ -79,9 +77,8 @@ def bayesianize(
                 "linear module; give the base model it was trained on"
             )
     rows = pack_examples(examples, base, prompt)
-    labels = torch.tensor([row.label for row in rows])
     inject(base.model, posterior.modules_shape)
-    lora = trial_of(0.0, predict_all(base.model, rows, posterior.mean()), labels)
+    lora = trial_of(0.0, predict_all(base.model, rows, posterior.mean()), rows)
     chosen, trials = tune(base, posterior, rows, sampling, scales=scales, tolerance=tolerance)
     targets = tuple(sorted({name.rsplit(".", 1)[-1] for name in posterior.modules_shape}))
     config = AdapterConfig(
@@ -89,8 +86,8 @@ def bayesianize(
         target_modules=targets,
         modules=posterior.modules_shape,
         posterior=posterior.config,
-        prompt=prompt,
-        sampling=replace(sampling, temperature=chosen.temperature),
+        prompt=replace(prompt, length_power=chosen.length_power),
+        sampling=replace(sampling, temperature=chosen.temperature, lapse=chosen.lapse),
         training={
             "command": command_line("bayesianize", list(argv)),
             "revision": revision(),

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from blora.decision.calibration import Metrics, metrics, temper
+from blora.config import SamplingConfig
+from blora.decision.calibration import Metrics, metrics
+from blora.decision.recalibration import temper
 from blora.decision.uncertainty import mutual_information, predictive_mean
 from blora.inference.branches import score_all
 from blora.posterior.draws import Draws
-from training.rows import LabelledRow
+from training.rows import LabelledRow, labels_of
 
 __all__ = ["Evaluation", "evaluate", "evaluate_nested", "predict_all"]
 
@@ -42,10 +44,10 @@ def evaluate_nested(
     rows: Sequence[LabelledRow],
     draws: Draws | None,
     n_samples: Sequence[int],
-    temperature: float = 1.0,
+    sampling: SamplingConfig | None = None,
 ) -> Iterator[Evaluation]:
-    """Metrics under the first n draws for each n, rising, at a temperature; every draw is computed once."""
-    labels = torch.tensor([row.label for row in rows])
+    """Metrics under the first n draws for each n, rising, as an adapter is served; every draw is computed once."""
+    labels = labels_of(rows)
     seconds = 0.0
     parts: list[Tensor] = []
     for start, stop in pairwise([0, *sorted(set(n_samples))]):
@@ -53,7 +55,7 @@ def evaluate_nested(
         part = draws.part(start, stop) if draws is not None else None
         parts.append(predict_all(model, rows, part))
         seconds += time.perf_counter() - began
-        yield _summarize(torch.cat(parts), labels, temperature, seconds)
+        yield _summarize(torch.cat(parts), labels, sampling or SamplingConfig(), seconds)
 
 
 def predict_all(model: PreTrainedModel, rows: Sequence[LabelledRow], draws: Draws | None) -> Tensor:
@@ -63,8 +65,8 @@ def predict_all(model: PreTrainedModel, rows: Sequence[LabelledRow], draws: Draw
     return score_all(model, [row.row for row in rows], draws, max_batch_tokens=budget)
 
 
-def _summarize(log_probs: Tensor, labels: Tensor, temperature: float, seconds: float) -> Evaluation:
-    probs = temper(log_probs, temperature)
+def _summarize(log_probs: Tensor, labels: Tensor, sampling: SamplingConfig, seconds: float) -> Evaluation:
+    probs = temper(log_probs, sampling.temperature, sampling.lapse)
     mean = predictive_mean(probs)
     return Evaluation(
         n_samples=len(probs),

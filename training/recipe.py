@@ -4,7 +4,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 
 from blora.adapter import check_output, save_adapter
@@ -75,7 +74,7 @@ class Recipe:
 
 
 def train_adapter(recipe: Recipe, output: Path) -> Trial:
-    """Trains a posterior, finds its temperature, and writes its adapter directory.
+    """Trains a posterior, recalibrates it, and writes its adapter directory.
 
     Args:
         recipe: the run.
@@ -117,14 +116,14 @@ def train_adapter(recipe: Recipe, output: Path) -> Trial:
     # A point has one draw.
     n_samples = 1 if form.method == "lora" else recipe.sampling.n_samples
     score = scorer(base, posterior, validation_rows, n_samples, recipe.sampling.seed)
-    result = trial_of(1.0, score(1.0), torch.tensor([row.label for row in validation_rows]))
+    result = trial_of(1.0, score(1.0), validation_rows)
     config = AdapterConfig(
         base_model=base.ref,
         target_modules=tuple(targets),
         modules=modules,
         posterior=form,
-        prompt=prompt,
-        sampling=replace(recipe.sampling, n_samples=n_samples, temperature=result.temperature),
+        prompt=replace(prompt, length_power=result.length_power),
+        sampling=replace(recipe.sampling, n_samples=n_samples, temperature=result.temperature, lapse=result.lapse),
         policy=recipe.policy,
         training=_record(recipe, base, train)
         | {

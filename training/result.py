@@ -81,13 +81,15 @@ def results(
         "seed": seed,
         "scoring": prompt.scoring,
         "temperature": adapter.config.sampling.temperature if adapter is not None else 1.0,
+        "length_power": prompt.length_power,
+        "lapse": adapter.config.sampling.lapse if adapter is not None else 0.0,
         "dtype": str(base.dtype).removeprefix("torch."),
         "machine": machine(),
         "command": command_line("evaluate", list(argv)),
         "revision": revision(),
     }
-    temperature = adapter.config.sampling.temperature if adapter is not None else 1.0
-    for result in evaluate_nested(base.model, rows, draws, counts, temperature):
+    served = adapter.config.sampling if adapter is not None else None
+    for result in evaluate_nested(base.model, rows, draws, counts, served):
         yield record | common | _figures(result, len(rows))
 
 

@@ -13,7 +13,7 @@ from blora.errors import DataError, PromptError
 from blora.inference.packing import PackedBatch, PackedRow, collate, pack
 from training.data import ExampleSet
 
-__all__ = ["LabelledRow", "collate_labelled", "pack_examples"]
+__all__ = ["LabelledRow", "collate_labelled", "labels_of", "lengths_of", "pack_examples"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +47,17 @@ def pack_examples(examples: ExampleSet, base: BaseModel, prompt: PromptConfig) -
     return rows
 
 
+def labels_of(rows: Sequence[LabelledRow]) -> Tensor:
+    """(N,) the index of each row's right choice."""
+    return torch.tensor([row.label for row in rows])
+
+
+def lengths_of(rows: Sequence[LabelledRow]) -> Tensor:
+    """(N,) by which number of tokens each row is normalised; 1 where its choices are not all by the same."""
+    return torch.tensor([lengths[0] if len(set(lengths := row.row.lengths)) == 1 else 1.0 for row in rows])
+
+
 def collate_labelled(rows: Sequence[LabelledRow]) -> dict[str, Any]:
     """A batch for `training.objective`: {"batch": PackedBatch, "labels": (B,)}."""
     batch: PackedBatch = collate([row.row for row in rows])
-    labels: Tensor = torch.tensor([row.label for row in rows])
-    return {"batch": batch, "labels": labels}
+    return {"batch": batch, "labels": labels_of(rows)}

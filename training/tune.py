@@ -1,9 +1,9 @@
-"""The scale of a posterior, and its temperature, found on validation rows without training.
+"""The scale of a posterior, and its recalibration, found on validation rows without training.
 
 A posterior's standard deviations are multiplied by one factor; its mean stays. Of the factors tried, the largest
 whose validation NLL is within a tolerance of the best wins: of two posteriors that predict equally well, the wider
-one knows more about what it does not know. The NLL is that at the factor's own best temperature, so that a posterior
-is not widened only because the mean is too sure of itself.
+one knows more about what it does not know. The NLL is that under the factor's own best recalibration, so that a
+posterior is not widened only because the mean is too sure of itself.
 """
 
 import copy
@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from blora.adapter import check_output, load_adapter, save_adapter
 from blora.base_model import BaseModel
-from blora.config import SamplingConfig
-from blora.decision.calibration import Metrics, fit_temperature, metrics, temper
+from blora.config import MOST_LENGTH_POWER, SamplingConfig
+from blora.decision.calibration import Metrics, metrics
+from blora.decision.recalibration import fit_recalibration
 from blora.errors import NumericalError
 from blora.inference.fork import first_layer
 from blora.posterior.bank import SampleBank
@@ -25,7 +25,7 @@ from blora.posterior.inject import inject
 from blora.posterior.posterior import Posterior
 from training.data import ExampleSet, read_examples
 from training.evaluate import predict_all
-from training.rows import LabelledRow, pack_examples
+from training.rows import LabelledRow, labels_of, lengths_of, pack_examples
 from training.seen import SEEN, check_unseen, fingerprints
 from training.trunk import with_states
 
@@ -42,18 +42,22 @@ class Trial:
     Attributes:
         scale: factor of the standard deviations.
         temperature: the best one at this scale.
-        metrics: of the predictive mean at that temperature.
+        length_power: the best one, of the length that normalises choices.
+        lapse: the best rate.
+        metrics: of the predictive mean under all three.
     """
 
     scale: float
     temperature: float
+    length_power: float
+    lapse: float
     metrics: Metrics
 
     def __str__(self) -> str:
         m = self.metrics
         return (
-            f"scale {self.scale:5.2f}  temperature {self.temperature:5.2f}  "
-            f"NLL {m.nll:.4f}  ECE {m.ece:.4f}  accuracy {m.accuracy:.3f}  AURC {m.aurc:.4f}"
+            f"scale {self.scale:5.2f}  temperature {self.temperature:5.2f}  length power {self.length_power:4.2f}  "
+            f"lapse {self.lapse:5.3f}  NLL {m.nll:.4f}  ECE {m.ece:.4f}  accuracy {m.accuracy:.3f}  AURC {m.aurc:.4f}"
         )
 
 
@@ -73,24 +77,27 @@ def scorer(
     return score
 
 
-def trial_of(scale: float, log_probs: Tensor, labels: Tensor) -> Trial:
-    """What log-probabilities (S, N, C) say of a scale, given labels (N,)."""
-    temperature = fit_temperature(log_probs, labels)
-    return Trial(scale, temperature, metrics(temper(log_probs, temperature).mean(0), labels))
+def trial_of(scale: float, log_probs: Tensor, rows: Sequence[LabelledRow]) -> Trial:
+    """What log-probabilities (S, N, C) of rows say of a scale."""
+    labels, lengths = labels_of(rows), lengths_of(rows)
+    power = rows[0].row.length_power
+    found = fit_recalibration(log_probs, labels, lengths, powers=(-power, MOST_LENGTH_POWER - power))
+    mean = found.of(log_probs, lengths).mean(0)
+    return Trial(scale, found.temperature, power + found.power, found.lapse, metrics(mean, labels))
 
 
-def try_scales(score: Callable[[float], Tensor], labels: Tensor, scales: Sequence[float]) -> list[Trial]:
+def try_scales(score: Callable[[float], Tensor], rows: Sequence[LabelledRow], scales: Sequence[float]) -> list[Trial]:
     """One trial a scale, widening until the NLL has clearly left its valley.
 
     Args:
         score: from `scorer`.
-        labels: (N,).
+        rows: that it scores.
         scales: candidates; they are tried from the narrowest to the widest.
     """
     trials: list[Trial] = []
     for scale in sorted(scales):
         try:
-            trials.append(trial_of(scale, score(scale), labels))
+            trials.append(trial_of(scale, score(scale), rows))
         except NumericalError:
             if not trials:
                 raise
@@ -104,7 +111,7 @@ def try_scales(score: Callable[[float], Tensor], labels: Tensor, scales: Sequenc
 def choose(trials: Sequence[Trial], tolerance: float) -> Trial:
     """The widest trial whose NLL is within a tolerance of the best, in nats.
 
-    >>> def trial(scale, nll): return Trial(scale, 1.0, Metrics(0.5, nll, 0, 0, 0, 0))
+    >>> def trial(scale, nll): return Trial(scale, 1.0, 1.0, 0.0, Metrics(0.5, nll, 0, 0, 0, 0))
     >>> choose([trial(0.5, 1.02), trial(1.0, 1.00), trial(2.0, 1.004), trial(4.0, 1.3)], 0.005).scale
     2.0
     """
@@ -134,8 +141,7 @@ def tune(
     Returns:
         The trial that was chosen, and all of them.
     """
-    labels = torch.tensor([row.label for row in rows])
-    trials = try_scales(scorer(base, posterior, rows, sampling.n_samples, sampling.seed), labels, scales)
+    trials = try_scales(scorer(base, posterior, rows, sampling.n_samples, sampling.seed), rows, scales)
     chosen = choose(trials, tolerance)
     posterior.widen(chosen.scale)
     return chosen, trials
@@ -152,7 +158,7 @@ def tune_adapter(
     scales: Sequence[float],
     tolerance: float,
 ) -> tuple[Trial, list[Trial]]:
-    """Tunes an adapter's scale and temperature and writes the adapter that results.
+    """Tunes an adapter's scale and recalibration and writes the adapter that results.
 
     Args:
         path: the adapter.
@@ -191,7 +197,8 @@ def tune_adapter(
     config = replace(
         config,
         posterior=adapter.posterior.config,
-        sampling=replace(config.sampling, temperature=chosen.temperature),
+        prompt=replace(config.prompt, length_power=chosen.length_power),
+        sampling=replace(config.sampling, temperature=chosen.temperature, lapse=chosen.lapse),
         training=config.training | {"tuning": found, SEEN: seen | {"tuning": fingerprints(examples)}},
     )
     save_adapter(output, adapter.posterior, config, base)
@@ -207,6 +214,13 @@ def record(data: ExampleSet, chosen: Trial, trials: Sequence[Trial], tolerance: 
         "tolerance": tolerance,
         "scale": chosen.scale,
         "trials": [
-            {"scale": trial.scale, "temperature": trial.temperature, **trial.metrics.to_dict()} for trial in trials
+            {
+                "scale": trial.scale,
+                "temperature": trial.temperature,
+                "length_power": trial.length_power,
+                "lapse": trial.lapse,
+                **trial.metrics.to_dict(),
+            }
+            for trial in trials
         ],
     }

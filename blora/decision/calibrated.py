@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from blora.decision.abstention import Policy
-from blora.decision.calibration import temper
 from blora.decision.certificate import (
     CURVE_POINTS,
     Binding,
@@ -19,6 +18,7 @@ from blora.decision.certificate import (
 from blora.decision.conformal import conformal_quantile, nonconformity, proof_rows_needed
 from blora.decision.curves import reliability, risk_coverage
 from blora.decision.histogram import entropy_histogram
+from blora.decision.recalibration import temper
 from blora.decision.selective import Evidence, ScoreName, Stage, certify, provable_target, split_rows, trust
 from blora.decision.stopping import draws_used, looks, reach
 from blora.decision.uncertainty import mutual_information, predictive_entropy, predictive_mean
@@ -57,7 +57,7 @@ def calibrate(
     Args:
         log_probs: (S, N, C) under every draw of the adapter's bank, -inf for choices that a row does not have.
         labels: (N,) indices of the right choices.
-        binding: what was scored; its temperature is applied.
+        binding: what was scored; its temperature and its lapse rate are applied.
         goal: what is to be proved. Its seed has to be fixed beforehand too.
         source: where the rows came from.
         digest: of the rows as read.
@@ -72,7 +72,7 @@ def calibrate(
     """
     n_choices = _check_rows(log_probs, labels, binding)
     goal.check_rows(len(labels))
-    probs = temper(log_probs, binding.temperature)
+    probs = temper(log_probs, binding.temperature, binding.lapse)
     if not bool(probs.isfinite().all()):
         raise NumericalError("got probabilities that are not finite, expected finite ones: score in float32")
     evidence = Evidence.gather(_stages(probs, labels, binding.stop_error), seed=goal.seed)

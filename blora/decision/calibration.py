@@ -1,11 +1,9 @@
-"""How good probabilities are: NLL, Brier, ECE, accuracy, the area under the risk-coverage curve; and a temperature.
+"""How good probabilities are: NLL, Brier, ECE, accuracy, the area under the risk-coverage curve.
 
 Every metric takes the predictive mean (B, C), already averaged over draws, and labels (B,). Choices that a
 question does not have carry probability zero. Numbers that are not finite are refused.
 """
 
-import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -14,10 +12,9 @@ from torch import Tensor
 
 from blora.errors import NumericalError, ShapeError
 
-__all__ = ["Metrics", "accuracy", "aurc", "brier", "ece", "fit_temperature", "metrics", "nll", "temper"]
+__all__ = ["Metrics", "accuracy", "aurc", "brier", "ece", "metrics", "nll", "refuse_rows"]
 
 N_BINS = 15
-LOG_TEMPERATURE = math.log(100)
 # The smallest probability that enters a logarithm: that of float32, for a draw that is sure and wrong.
 SMALLEST = torch.finfo(torch.float32).tiny
 
@@ -27,25 +24,11 @@ def _check(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         raise ShapeError(
             f"got probabilities {tuple(probs.shape)} and labels {tuple(labels.shape)}, expected (B, C) and (B,), B >= 1"
         )
-    _refuse(~probs.isfinite().all(-1), "probabilities that are not finite", "finite ones")
+    refuse_rows(~probs.isfinite().all(-1), "probabilities that are not finite", "finite ones")
     return probs.double(), labels.long()
 
 
-def _check_log_probs(log_probs: Tensor, labels: Tensor) -> None:
-    if log_probs.ndim != 3 or len(log_probs) == 0 or labels.shape != log_probs.shape[1:2] or len(labels) == 0:
-        raise ShapeError(
-            f"got log-probabilities {tuple(log_probs.shape)} and labels {tuple(labels.shape)}, "
-            "expected (S, B, C) and (B,), S and B >= 1"
-        )
-    unusable = (log_probs.isnan() | log_probs.isposinf()).any(-1).any(0)
-    _refuse(unusable, "log-probabilities of NaN or +inf", "finite ones, and -inf for absent choices")
-    absent = log_probs.isneginf()  # (S, B, C)
-    _refuse(absent.all(-1).any(0), "no choice with a probability", "at least one finite log-probability a draw")
-    of_label = absent.all(0).gather(1, labels.long()[:, None])[:, 0]
-    _refuse(of_label, "a label on an absent choice", "the label of a choice that the question has")
-
-
-def _refuse(rows: Tensor, got: str, expected: str) -> None:
+def refuse_rows(rows: Tensor, got: str, expected: str) -> None:
     """Raises if any of the rows (B,) is marked."""
     if bool(rows.any()):
         marked = rows.nonzero().flatten().tolist()
@@ -115,59 +98,6 @@ def aurc(probs: Tensor, labels: Tensor) -> float:
     error = 1 - _tied_mean(confidence, correct)
     ranked = error[confidence.argsort(descending=True)]
     return float((ranked.cumsum(0) / torch.arange(1, len(ranked) + 1)).mean())
-
-
-def temper(log_probs: Tensor, temperature: float) -> Tensor:
-    """Probabilities of every draw at a temperature: softmax(log p / T) over the choices.
-
-    Each draw is tempered before draws are averaged, so that the predictive entropy still splits into an expected
-    entropy and a mutual information that is not negative.
-
-    Args:
-        log_probs: (..., C) normalised log-probabilities, -inf for choices that a question does not have.
-        temperature: above 1 flattens, below 1 sharpens, 1 changes nothing.
-
-    Returns:
-        (..., C) float64.
-    """
-    probs: Tensor = (log_probs.double() / temperature).softmax(-1)
-    return probs
-
-
-def fit_temperature(log_probs: Tensor, labels: Tensor) -> float:
-    """The temperature at which the predictive mean has the lowest NLL (Guo et al., 2017, for a posterior).
-
-    A standard normal prior on log T, which weighs as little as one row, keeps a handful of rows that all happen to be
-    right from making every answer certain. A golden-section search over log T within bounds far beyond any sensible
-    temperature, so it cannot diverge.
-
-    Args:
-        log_probs: (S, B, C) normalised log-probabilities of every draw, -inf for choices that a question does not have.
-        labels: (B,).
-
-    Raises:
-        ShapeError: if the shapes do not fit.
-        NumericalError: if a log-probability is NaN or +inf, a row has no choice, or a label is on an absent one.
-    """
-    _check_log_probs(log_probs, labels)
-
-    def loss(log_temperature: float) -> float:
-        prior = log_temperature**2 / (2 * len(labels))
-        return nll(temper(log_probs, math.exp(log_temperature)).mean(0), labels) + prior
-
-    return math.exp(_minimize(loss, -LOG_TEMPERATURE, LOG_TEMPERATURE))
-
-
-def _minimize(function: Callable[[float], float], low: float, high: float) -> float:
-    """Where a function of one valley is lowest: a coarse grid finds the valley, a golden section its bottom."""
-    grid = torch.linspace(low, high, 33).tolist()
-    best = min(range(len(grid)), key=lambda i: function(grid[i]))
-    low, high = grid[max(0, best - 1)], grid[min(len(grid) - 1, best + 1)]
-    shrink = (math.sqrt(5) - 1) / 2
-    while high - low > 1e-4:
-        left, right = high - shrink * (high - low), low + shrink * (high - low)
-        low, high = (low, right) if function(left) <= function(right) else (left, high)
-    return (low + high) / 2
 
 
 def _tied_mean(confidence: Tensor, values: Tensor) -> Tensor:

@@ -84,6 +84,7 @@ class Binding:
         seed: of the sample bank that they are.
         scoring: how choices are scored.
         temperature: of the probabilities.
+        lapse: the share of guesses that they allow for.
         stop_error: what may be risked by stopping before all draws are seen, None where all always are.
     """
 
@@ -95,6 +96,7 @@ class Binding:
     seed: int
     scoring: ScoringName
     temperature: float
+    lapse: float = 0.0
     stop_error: float | None
 
     def __post_init__(self) -> None:
@@ -103,6 +105,7 @@ class Binding:
         require(self.n_samples >= 1, f"n_samples = {self.n_samples}", "at least 1")
         require(self.seed >= 0, f"seed = {self.seed}", "at least 0")
         require(0 < self.temperature < float("inf"), f"temperature = {self.temperature}", "a positive number")
+        require(0 <= self.lapse < 1, f"lapse = {self.lapse}", "a share of at least 0 and below 1")
         require(
             self.stop_error is None or 0 < self.stop_error <= 0.5,
             f"stop_error = {self.stop_error}",
@@ -120,6 +123,7 @@ class Binding:
             seed=sampling.seed,
             scoring=config.prompt.scoring,
             temperature=sampling.temperature,
+            lapse=sampling.lapse,
             stop_error=sampling.stop_error,
         )
 

@@ -53,6 +53,7 @@ class PackedRow:
         prompt: token ids of the prompt.
         continuations: token ids of each choice (C lists).
         normalization: what a choice's log-probability is divided by: see `PromptConfig`.
+        length_power: see `PromptConfig`.
         states: the hidden states that enter the first adapted layer, where they are already known.
         n_past: tokens that come before the prompt and are remembered.
     """
@@ -60,6 +61,7 @@ class PackedRow:
     prompt: tuple[int, ...]
     continuations: tuple[tuple[int, ...], ...]
     normalization: NormalizationName
+    length_power: float = 1.0
     states: "States | None" = field(default=None, compare=False)
     n_past: int = 0
 
@@ -79,11 +81,16 @@ class PackedRow:
         return sum(len(tokens) for tokens in self.continuations)
 
     @property
-    def divisors(self) -> tuple[float, ...]:
-        """What each choice's log-probability is divided by."""
+    def lengths(self) -> tuple[float, ...]:
+        """By which number of tokens each choice's log-probability is normalised, 1 where it is not."""
         if self.normalization == "choice":
             return tuple(float(len(tokens)) for tokens in self.continuations)
         return (self.scored_tokens / self.n_choices if self.normalization == "question" else 1.0,) * self.n_choices
+
+    @property
+    def divisors(self) -> tuple[float, ...]:
+        """What each choice's log-probability is divided by."""
+        return tuple(length**self.length_power for length in self.lengths)
 
     @property
     def n_tokens(self) -> int:
@@ -108,7 +115,7 @@ class PackedBatch:
         row, column: (P,) the positions whose predictions are needed.
         place, token, choice: (N,) for each scored token: which of these positions predicts it, its id, and its choice
             as row * C + index.
-        divisor: (B, C) number of tokens to divide by, one where nothing is normalised.
+        divisor: (B, C) to divide by, one where nothing is normalised.
         is_choice: (B, C) False where a row has fewer choices than C.
         states: what enters the first adapted layer, where the rows brought it; zero at padding.
     """
@@ -193,7 +200,7 @@ def pack(
             f"got {longest} tokens of prompt and longest choice, expected at most {max_length}; shorten the prompt",
             param="messages" if prompt is None else "prompt",
         )
-    return PackedRow(prompt_ids, continuations, "none" if by_label else config.normalization)
+    return PackedRow(prompt_ids, continuations, "none" if by_label else config.normalization, config.length_power)
 
 
 def _check_unicode(part: object, param: str) -> None:

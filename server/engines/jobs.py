@@ -13,8 +13,8 @@ from blora.adapter import Adapter
 from blora.base_model import BaseModel
 from blora.calibration_file import for_serving
 from blora.decision.abstention import Policy
-from blora.decision.calibration import temper
 from blora.decision.certificate import Binding
+from blora.decision.recalibration import temper
 from blora.decision.stopping import settled
 from blora.errors import ConfigError, NumericalError
 from blora.posterior.bank import SampleBank
@@ -76,7 +76,7 @@ def enough(job: Job, probs: Tensor) -> bool:
 
 
 def probabilities(job: Job, log_probs: Tensor, where: str) -> Tensor:
-    """(S, C) at the adapter's temperature.
+    """(S, C) at the adapter's temperature and lapse rate.
 
     Args:
         job: that they are of.
@@ -86,7 +86,8 @@ def probabilities(job: Job, log_probs: Tensor, where: str) -> Tensor:
     Raises:
         NumericalError: if one is not finite.
     """
-    probs = temper(log_probs, job.handle.config.sampling.temperature)
+    sampling = job.handle.config.sampling
+    probs = temper(log_probs, sampling.temperature, sampling.lapse)
     if not bool(probs.isfinite().all()):
         raise NumericalError(
             f"got NaN or infinity from adapter {job.handle.name!r} on {where}, expected probabilities: "

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from benchmarks.guarantee import binomial_limit, main, measure
 from blora.decision.binomial import binomial_cdf
+from blora.decision.recalibration import temper
 
 
 def answers(n: int = 600, n_draws: int = 3) -> tuple[Tensor, Tensor]:
@@ -27,7 +28,7 @@ def answers(n: int = 600, n_draws: int = 3) -> tuple[Tensor, Tensor]:
 @pytest.fixture(scope="module")
 def result() -> dict[str, Any]:
     log_probs, labels = answers()
-    return measure(log_probs, labels, temperature=1.0, delta=0.1, splits=40, seed=0)
+    return measure(log_probs.double().exp(), labels, delta=0.1, splits=40, seed=0)
 
 
 def test_the_limit_is_the_exact_binomial_one() -> None:
@@ -54,22 +55,29 @@ def test_sets_reach_their_coverage(result: dict[str, Any]) -> None:
 
 def test_where_nothing_can_be_proved_every_calibration_refuses() -> None:
     log_probs, _ = answers(200)
-    wrong = log_probs.exp().mean(0).argmin(-1)
-    result = measure(log_probs, wrong, temperature=1.0, delta=0.1, splits=5, seed=0)
+    probs = log_probs.double().exp()
+    wrong = probs.mean(0).argmin(-1)
+    result = measure(probs, wrong, delta=0.1, splits=5, seed=0)
     assert [row["population"]["refused"] for row in result["selective"]] == [5] * 5
     assert result["selective"][0]["population"]["mean_error"] is None
 
 
 def test_one_result_is_written_with_its_provenance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log_probs, labels = answers(200)
-    save_file({"log_probs": log_probs, "labels": labels}, tmp_path / "probs.safetensors")
+    lengths = torch.full((200,), 4.0)
+    save_file({"log_probs": log_probs, "labels": labels, "lengths": lengths}, tmp_path / "probs.safetensors")
+    run = tmp_path / "run.json"
+    run.write_text(json.dumps({"recalibration": {"temperature": 2.6, "power": -0.5, "lapse": 0.1}}))
     target = tmp_path / "results" / "guarantee.json"
-    arguments = [str(tmp_path / "probs.safetensors"), "--json", str(target), "--splits", "5", "--temperature", "1.3"]
+    arguments = [str(tmp_path / "probs.safetensors"), "--json", str(target), "--splits", "5", "--run", str(run)]
     main(arguments)
     result = json.loads(target.read_text())
     assert {"machine", "revision", "command", "digest"} <= result.keys()
     assert shlex.split(result["command"]) == ["python", "-m", "benchmarks.guarantee", *arguments]
-    assert (result["n_examples"], result["splits"], result["temperature"]) == (200, 5, 1.3)
+    assert (result["n_examples"], result["splits"]) == (200, 5)
+    assert result["recalibration"] == {"temperature": 2.6, "power": -0.5, "lapse": 0.1}
+    at_the_same = measure(temper(log_probs, 1.3, 0.1), labels, delta=0.05, splits=5, seed=0)  # 2.6 / 4**0.5
+    assert {name: result[name] for name in at_the_same} == at_the_same
     told = capsys.readouterr().out
     assert "target 0.05: exceeded in" in told
     assert "coverage 0.9:" in told

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from benchmarks.search import N_TRAIN, N_VALIDATION, VARIANTS, judge, parts_of
-from blora.decision.calibration import metrics, temper
+from blora.decision.calibration import metrics
+from blora.decision.recalibration import temper
 from training.data import Example, ExampleSet
 
 

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from blora.decision.abstention import decide
 from blora.decision.calibrated import calibrate, scores_of
-from blora.decision.calibration import ece, temper
+from blora.decision.calibration import ece
 from blora.decision.certificate import Binding, Calibration, FormName, Goal
 from blora.decision.conformal import conformal_quantile, nonconformity
+from blora.decision.recalibration import temper
 from blora.decision.selective import split_rows
 from blora.decision.stopping import draws_used
 from blora.decision.uncertainty import predictive_mean, summarize
@@ -18,7 +19,8 @@ from blora.errors import ConfigError, DataError, NumericalError, ShapeError
 
 DIGEST = "sha256:" + "a" * 64
 BINDING = Binding(
-    adapter_digest=DIGEST, dtype="bfloat16", n_samples=5, seed=3, scoring="text", temperature=1.5, stop_error=None
+    adapter_digest=DIGEST, dtype="bfloat16", n_samples=5, seed=3, scoring="text", temperature=1.5, lapse=0.02,
+    stop_error=None,
 )  # fmt: skip
 SOURCE: dict[str, Any] = {
     "source": "held_out.jsonl", "digest": "sha256:" + "b" * 64, "split": "test", "forms": ("prompt",)
@@ -79,7 +81,7 @@ def test_what_is_proved_of_answers_that_stop_early_is_counted_as_they_go_out() -
     log_probs, labels = answers(n_draws=16)
     binding = dataclasses.replace(BINDING, n_samples=16, stop_error=0.05)
     calibration = calibrate(log_probs, labels, binding=binding, goal=Goal(), **SOURCE)
-    probs = temper(log_probs, binding.temperature)
+    probs = temper(log_probs, binding.temperature, binding.lapse)
     _, proof = split_rows(len(labels), 0)
     for level in calibration.proved():
         policy = level.policy()
@@ -102,7 +104,7 @@ def test_the_temperature_is_applied_and_the_threshold_is_in_the_units_of_an_answ
     log_probs, labels = answers()
     calibration = made()
     policy = calibration.default_level.policy()
-    probs = temper(log_probs, BINDING.temperature)
+    probs = temper(log_probs, BINDING.temperature, BINDING.lapse)
     _, proof = split_rows(800, 0)
     predictions = [summarize(probs[:, row]) for row in proof.tolist()]
     kept = [not decide(prediction, policy).abstained for prediction in predictions]
@@ -114,7 +116,7 @@ def test_the_temperature_is_applied_and_the_threshold_is_in_the_units_of_an_answ
 
 def test_quantiles_come_from_the_proof_part_alone() -> None:
     log_probs, labels = answers()
-    mean = predictive_mean(temper(log_probs, BINDING.temperature))
+    mean = predictive_mean(temper(log_probs, BINDING.temperature, BINDING.lapse))
     _, proof = split_rows(800, 0)
     scores = nonconformity(mean[proof], labels[proof])
     for quantile in made().quantiles:
@@ -129,7 +131,7 @@ def test_a_coverage_that_is_not_the_default_may_have_too_few_rows() -> None:
 def test_the_pictures_are_of_all_rows() -> None:
     calibration = made()
     log_probs, labels = answers()
-    probs = temper(log_probs, BINDING.temperature)
+    probs = temper(log_probs, BINDING.temperature, BINDING.lapse)
     mean = predictive_mean(probs)
     bins = [row for row in calibration.reliability if row.count]
     gap = sum(row.count * abs((row.accuracy or 0) - (row.confidence or 0)) for row in bins) / 800
@@ -162,7 +164,7 @@ def test_a_target_that_is_not_proved_calls_for_new_rows_and_names_one_to_fix_for
 
 def test_where_every_answer_is_wrong_no_target_is_possible() -> None:
     log_probs, _ = answers()
-    wrong = predictive_mean(temper(log_probs, 1.5))[:, :2].argmin(-1)  # which every row has
+    wrong = predictive_mean(temper(log_probs, 1.5, 0.02))[:, :2].argmin(-1)  # which every row has
     with pytest.raises(ConfigError, match="no target was found that they prove. .* a new target needs new rows"):
         calibrate(log_probs, wrong, binding=BINDING, goal=Goal(), **SOURCE)
 

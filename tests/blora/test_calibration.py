@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from blora.decision.calibration import accuracy, aurc, brier, ece, fit_temperature, metrics, nll, temper
+from blora.decision.calibration import accuracy, aurc, brier, ece, metrics, nll
 from blora.errors import NumericalError, ShapeError
 
 METRICS = {
@@ -198,84 +198,3 @@ def test_probabilities_that_are_not_finite_are_refused(value: float) -> None:
     for metric in (*METRICS.values(), metrics):
         with pytest.raises(NumericalError, match=r"not finite in 1 of 4 rows, row 2 the first"):
             metric(probs, LABELS)
-
-
-# Temperature
-
-
-def overconfident(n_draws: int = 1, n: int = 4000, temperature: float = 3.0) -> tuple[Tensor, Tensor]:
-    """Labels drawn from a model's own probabilities, and that model's log-probabilities sharpened."""
-    generator = torch.Generator().manual_seed(0)
-    logits = 2 * torch.randn(n, 4, generator=generator, dtype=torch.float64)
-    labels = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
-    noise = 0.1 * torch.randn(n_draws, n, 4, generator=generator, dtype=torch.float64) if n_draws > 1 else 0
-    return (temperature * (logits + noise)).log_softmax(-1).view(n_draws, n, 4), labels
-
-
-@pytest.mark.parametrize("temperature", [0.2, 1.0, 3.0, 10.0])
-def test_the_temperature_that_was_put_in_is_found(temperature: float) -> None:
-    log_probs, labels = overconfident(temperature=temperature)
-    found = fit_temperature(log_probs, labels)
-    assert found == pytest.approx(temperature, rel=0.05)
-    assert ece(temper(log_probs, found).mean(0), labels) < 0.02
-
-
-def test_the_fitted_temperature_is_a_minimum_under_several_draws() -> None:
-    log_probs, labels = overconfident(n_draws=8)
-    found = fit_temperature(log_probs, labels)
-    at = {factor: nll(temper(log_probs, factor * found).mean(0), labels) for factor in (0.5, 0.98, 1.0, 1.02, 2.0)}
-    assert min(at.values()) == pytest.approx(at[1.0], abs=1e-6)
-    assert at[0.5] > at[1.0] < at[2.0]
-
-
-def test_a_few_rows_that_are_all_right_or_all_wrong_do_not_make_answers_certain_or_void() -> None:
-    sure = torch.tensor([[[0.9, 0.1], [0.9, 0.1]]]).log()
-    assert 0.3 < fit_temperature(sure, torch.tensor([0, 0])) < 1
-    assert 1 < fit_temperature(sure, torch.tensor([1, 1])) < 8
-    many = sure.repeat(1, 5000, 1)
-    assert fit_temperature(many, torch.zeros(10_000)) < 0.3  # enough of them may
-
-
-def test_tempering_keeps_absent_choices_absent_and_one_changes_nothing() -> None:
-    log_probs = torch.tensor([[0.7, 0.3, 0.0]]).log()
-    assert temper(log_probs, 5.0)[0, 2] == 0
-    torch.testing.assert_close(temper(log_probs, 1.0), log_probs.double().exp(), rtol=1e-6, atol=0)
-    assert temper(log_probs, 2.0)[0, 0] == pytest.approx(math.sqrt(0.7) / (math.sqrt(0.7) + math.sqrt(0.3)))
-
-
-ABSENT = -math.inf
-
-
-@pytest.mark.parametrize(
-    ("at", "row", "message"),
-    [
-        (1, [math.nan, -0.7, ABSENT], r"NaN or \+inf in 1 of 50 rows, row 7 the first"),
-        (1, [math.nan] * 3, r"NaN or \+inf in 1 of 50 rows"),
-        (1, [math.inf, -0.7, ABSENT], r"NaN or \+inf"),
-        (1, [ABSENT] * 3, "no choice with a probability in 1 of 50 rows"),
-        (slice(None), [ABSENT, 0.0, ABSENT], "a label on an absent choice in 1 of 50 rows"),
-    ],
-)
-def test_no_temperature_is_fitted_to_log_probabilities_that_are_not_numbers(
-    at: int | slice, row: list[float], message: str
-) -> None:
-    log_probs = torch.tensor([0.7, 0.3, 0.0]).log().repeat(2, 50, 1)
-    labels = torch.tensor([0, 0, 0, 1, 0] * 10)
-    assert 0.5 < fit_temperature(log_probs, labels) < 1.5  # the third choice is absent, which is no fault
-    log_probs[at, 7] = torch.tensor(row)
-    with pytest.raises(NumericalError, match=message):
-        fit_temperature(log_probs, labels)
-
-
-def test_a_temperature_is_fitted_to_questions_of_different_numbers_of_choices_as_without_padding() -> None:
-    log_probs, labels = overconfident(n_draws=2, n=200)
-    padded = torch.cat([log_probs, torch.full((2, 200, 3), ABSENT)], -1)
-    assert fit_temperature(padded, labels) == pytest.approx(fit_temperature(log_probs, labels), rel=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("log_probs", "labels"), [((4, 2), (4,)), ((0, 4, 2), (4,)), ((3, 4, 2), (3,)), ((3, 0, 2), (0,))]
-)
-def test_a_temperature_needs_draws_of_every_row(log_probs: tuple[int, ...], labels: tuple[int, ...]) -> None:
-    with pytest.raises(ShapeError, match=r"expected \(S, B, C\) and \(B,\)"):
-        fit_temperature(torch.zeros(log_probs), torch.zeros(labels, dtype=torch.long))

@@ -58,7 +58,7 @@ def test_an_adapter_that_has_changed_since_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("n_samples", 6), ("seed", 4), ("scoring", "label"), ("temperature", 1.0)]
+    ("field", "value"), [("n_samples", 6), ("seed", 4), ("scoring", "label"), ("temperature", 1.0), ("lapse", 0.1)]
 )
 def test_settings_that_the_digest_rules_out_are_refused_as_edited(tmp_path: Path, field: str, value: Any) -> None:
     store(tmp_path, bound(**{field: value}))

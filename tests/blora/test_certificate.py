@@ -157,7 +157,7 @@ def test_the_number_of_choices_is_told_in_words() -> None:
     "change",
     [
         {"adapter_digest": "a" * 64}, {"dtype": ""}, {"n_samples": 0}, {"seed": -1}, {"temperature": 0.0},
-        {"temperature": math.inf},
+        {"temperature": math.inf}, {"lapse": 1.0}, {"lapse": -0.1},
     ],
 )  # fmt: skip
 def test_a_binding_that_cannot_be_is_refused(change: dict[str, Any]) -> None:

@@ -1,3 +1,4 @@
+import math
 from typing import get_args
 
 import pytest
@@ -80,6 +81,17 @@ def test_length_normalisation_is_for_text_scoring_only() -> None:
     assert make(config=config).normalization == "choice"
     assert make(config=config, scoring="label").normalization == "none"
     assert make().normalization == "question"
+
+
+def test_the_length_that_divides_is_raised_to_the_adapters_power() -> None:
+    choices = ("red", "a very dark and heavy blue")
+    row = make(choices=choices, config=PromptConfig(length_power=0.5))
+    n_tokens = [len(tokens) for tokens in row.continuations]
+    assert row.lengths == (sum(n_tokens) / 2,) * 2
+    assert row.divisors == pytest.approx([math.sqrt(sum(n_tokens) / 2)] * 2)
+    by_choice = make(choices=choices, config=PromptConfig(normalization="choice", length_power=2.0))
+    assert by_choice.divisors == pytest.approx([n**2 for n in n_tokens])
+    assert make(choices=choices, config=PromptConfig(length_power=0.5), scoring="label").divisors == (1.0, 1.0)
 
 
 def test_a_chat_goes_through_the_chat_template_and_not_the_adapters() -> None:

@@ -10,8 +10,8 @@ import pytest
 from blora.adapter import attach, load_adapter
 from blora.base_model import load_base_model
 from blora.calibration_file import CALIBRATION_FILE, read
-from blora.decision.calibration import temper
 from blora.decision.certificate import Calibration
+from blora.decision.recalibration import temper
 from blora.errors import AdapterError, ConfigError, DataError
 from blora.posterior.bank import SampleBank
 from tests.training.toys import toy_row, train_arguments, write_jsonl
@@ -46,7 +46,9 @@ def labelled_by(adapter: Path, base_folder: Path, file: Path, *, wrongly: bool =
     packed = pack_examples(read_examples(str(write_jsonl(file, rows))), base, loaded.config.prompt)
     sampling = loaded.config.sampling
     draws = SampleBank.draw(loaded.posterior, loaded.digest, sampling.n_samples, sampling.seed).draws
-    answers = temper(predict_all(base.model, packed, draws), sampling.temperature).mean(0).argmax(-1).tolist()
+    answers = (
+        temper(predict_all(base.model, packed, draws), sampling.temperature, sampling.lapse).mean(0).argmax(-1).tolist()
+    )
     return write_jsonl(file, [row | {"label": abs(top - wrongly)} for row, top in zip(rows, answers, strict=True)])
 
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from blora.cli import main
-from blora.decision.calibration import metrics, temper
+from blora.decision.calibration import metrics
+from blora.decision.recalibration import Recalibration, temper
 from tests.training.toys import toy_data, write_jsonl
 from training.grid.methods import METHODS
-from training.grid.results import evaluations
+from training.grid.results import Predictions, Treatments, evaluations
 from training.report.results import read_results
 
 
@@ -59,11 +60,11 @@ def test_the_report_reads_them(folder: Path) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_a_result_says_what_was_done(folder: Path, name: str) -> None:
     found = result(folder, f"{name}-seed0" if METHODS[name].seeded else name)
-    assert [(e["dataset"], e["tempered"], e["n_examples"]) for e in found["evaluations"]] == [
-        ("held_out", False, 10),
-        ("held_out", True, 10),
-        ("shifted", False, 9),
-        ("shifted", True, 9),
+    done = [(e["dataset"], e["tempered"], e["recalibrated"], e["n_examples"]) for e in found["evaluations"]]
+    assert done == [
+        (dataset, *treatment, n_examples)
+        for dataset, n_examples in (("held_out", 10), ("shifted", 9))
+        for treatment in ((False, False), (True, False), (True, True))
     ]
     assert found["n_samples"] == {"base": 1, "lora": 1, "lora_best": 1}.get(name, 3)
     assert (found["training"] is None) == (name == "base")
@@ -119,19 +120,24 @@ def test_an_evaluation_holds_the_metrics_at_each_temperature() -> None:
     generator = torch.Generator().manual_seed(0)
     log_probs = torch.randn(3, 40, 4, generator=generator).log_softmax(-1)
     labels = torch.randint(4, (40,), generator=generator)
-    plain, tempered = evaluations(log_probs, labels, 2.0, in_distribution=log_probs[:, :30])
-    for found, temperature in ((plain, 1.0), (tempered, 2.0)):
-        expected = metrics(temper(log_probs, temperature).mean(0), labels).to_dict()
+    lengths = torch.randint(1, 9, (40,), generator=generator).float()
+    predictions = Predictions(log_probs, labels, lengths)
+    inside = Predictions(log_probs[:, :30], labels[:30], lengths[:30])
+    done = evaluations(predictions, Treatments(2.0, Recalibration(3.0, -0.5, 0.1)), in_distribution=inside)
+    each = ((1.0, 0.0), (2.0, 0.0), (3.0 / lengths.double().sqrt(), 0.1))
+    for found, (temperature, lapse) in zip(done, each, strict=True):
+        expected = metrics(temper(log_probs, temperature, lapse).mean(0), labels).to_dict()
         assert {name: found[name] for name in expected} == expected
         assert sum(each["count"] for each in found["reliability"]) == 40
         assert set(found["auroc_error"]) == {"confidence", "predictive_entropy", "mutual_information"}
         assert all(0.3 < value < 0.7 for value in found["auroc_ood"].values())  # none is of another distribution
-    assert (plain["tempered"], tempered["tempered"]) == (False, True)
+    assert [(e["tempered"], e["recalibrated"]) for e in done] == [(False, False), (True, False), (True, True)]
 
 
 def test_one_draw_has_no_mutual_information() -> None:
     log_probs = torch.randn(1, 20, 3, generator=torch.Generator().manual_seed(1)).log_softmax(-1)
-    found = evaluations(log_probs, torch.zeros(20, dtype=torch.long), 1.0, in_distribution=None)[0]
+    predictions = Predictions(log_probs, torch.zeros(20, dtype=torch.long), torch.ones(20))
+    found = evaluations(predictions, Treatments(1.0, Recalibration()), in_distribution=None)[0]
     assert found["mean_mutual_information"] is None
     assert "mutual_information" not in found["auroc_error"]
     assert found["auroc_ood"] is None
@@ -142,6 +148,8 @@ def test_questions_with_fewer_choices_are_not_told_from_others() -> None:
     generator = torch.Generator().manual_seed(0)
     four, two = (torch.randn(3, 40, 4, generator=generator) for _ in range(2))
     two[:, 5:, 2:] = -torch.inf
-    labels = torch.zeros(40, dtype=torch.long)
-    [found, _] = evaluations(two.log_softmax(-1), labels, 1.0, in_distribution=four.log_softmax(-1))
+    shifted, inside = (
+        Predictions(x.log_softmax(-1), torch.zeros(40, dtype=torch.long), torch.ones(40)) for x in (two, four)
+    )
+    found, *_ = evaluations(shifted, Treatments(1.0, Recalibration()), in_distribution=inside)
     assert found["auroc_ood"] is None

@@ -1,6 +1,7 @@
 """The search over a posterior's scale: what it chooses, and what it writes."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,15 @@ from blora.base_model import load_base_model
 from blora.cli import main
 from blora.decision.calibration import Metrics
 from blora.errors import NumericalError
+from blora.inference.packing import PackedRow
 from blora.posterior.noise import generator_of
 from tests.training.toys import toy_row, train_arguments, write_jsonl
-from training.tune import Trial, choose, try_scales
+from training.rows import LabelledRow
+from training.tune import Trial, choose, trial_of, try_scales
 
 
 def trial(scale: float, nll: float) -> Trial:
-    return Trial(scale, 1.0, Metrics(accuracy=0.5, nll=nll, ece=0, ece_adaptive=0, brier=0, aurc=0))
+    return Trial(scale, 1.0, 1.0, 0.0, Metrics(accuracy=0.5, nll=nll, ece=0, ece_adaptive=0, brier=0, aurc=0))
 
 
 def test_the_widest_within_the_tolerance_of_the_best_wins() -> None:
@@ -34,7 +37,14 @@ def log_probs(error: float) -> Tensor:
     return row.expand(2, 4, 2)
 
 
-LABELS = torch.tensor([0, 0, 0, 1])
+def rows_of(labels: Sequence[int], power: float = 1.0) -> list[LabelledRow]:
+    """Rows of choices of four tokens with these labels."""
+    row = PackedRow((1,), ((2, 3, 4, 5), (6, 7, 8, 9)), "question", power)
+    return [LabelledRow(row, label) for label in labels]
+
+
+LABELS = (0, 0, 0, 1)
+ROWS = rows_of(LABELS)
 
 
 def test_scales_are_tried_from_the_narrowest_until_the_valley_is_left() -> None:
@@ -45,7 +55,7 @@ def test_scales_are_tried_from_the_narrowest_until_the_valley_is_left() -> None:
         wrong = scale > 2.0  # beyond it the model prefers the wrong choice
         return log_probs(0.75 if wrong else 0.25)
 
-    trials = try_scales(score, LABELS, [8.0, 4.0, 0.5, 1.0, 2.0])
+    trials = try_scales(score, ROWS, [8.0, 4.0, 0.5, 1.0, 2.0])
     assert seen == [0.5, 1.0, 2.0, 4.0]
     assert [t.scale for t in trials] == seen
     assert choose(trials, 0.001).scale == 2.0
@@ -57,16 +67,36 @@ def test_a_scale_at_which_the_model_overflows_ends_the_search() -> None:
             raise NumericalError("too wide")
         return log_probs(0.25)
 
-    assert [t.scale for t in try_scales(score, LABELS, [1.0, 2.0, 4.0])] == [1.0]
+    assert [t.scale for t in try_scales(score, ROWS, [1.0, 2.0, 4.0])] == [1.0]
     with pytest.raises(NumericalError, match="too wide"):
-        try_scales(score, LABELS, [2.0])
+        try_scales(score, ROWS, [2.0])
 
 
 def test_each_trial_has_the_temperature_of_its_own_scale() -> None:
     many = 1000  # enough for the prior on the temperature to weigh nothing
-    found = try_scales(lambda scale: log_probs(0.01).repeat(1, many, 1), LABELS.repeat(many), [1.0])[0]
+    found = try_scales(lambda scale: log_probs(0.01).repeat(1, many, 1), rows_of(LABELS * many), [1.0])[0]
     odds = math.log(0.99 / 0.01) / found.temperature
     assert 1 / (1 + math.exp(-odds)) == pytest.approx(0.75, abs=1e-3)  # three of four are right
+
+
+def test_the_length_power_goes_on_from_that_of_the_rows() -> None:
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 9, (2000,), generator=generator)
+    logits = 2 * torch.randn(2000, 2, generator=generator)
+    labels = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0].tolist()
+    for power in (0.5, 1.0):  # divided by L**power, where it is L**0.6 that calibrates
+        rows = [
+            LabelledRow(PackedRow((1,), ((2,) * length, (3,) * length), "question", power), label)
+            for length, label in zip(lengths.tolist(), labels, strict=True)
+        ]
+        scored = (logits * (lengths ** (0.6 - power))[:, None]).log_softmax(-1)[None]
+        found = trial_of(1.0, scored, rows)
+        assert found.length_power == pytest.approx(0.6, abs=0.1)
+        assert found.temperature == pytest.approx(1.0, abs=0.1)
+
+
+def test_choices_that_are_all_as_long_leave_the_length_power() -> None:
+    assert trial_of(1.0, log_probs(0.1), rows_of(LABELS, power=0.7)).length_power == 0.7
 
 
 @pytest.fixture

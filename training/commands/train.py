@@ -122,7 +122,8 @@ def main(argv: list[str]) -> int:
     scores = result.metrics
     print(
         f"wrote {arguments.output}: validation accuracy {scores.accuracy:.3f}, NLL {scores.nll:.3f}, "
-        f"ECE {scores.ece:.3f} at temperature {result.temperature:.2f}"
+        f"ECE {scores.ece:.3f} at temperature {result.temperature:.2f}, "
+        f"length power {result.length_power:.2f}, lapse {result.lapse:.3f}"
     )
     return 0
 

@@ -1,4 +1,4 @@
-"""`blora tune`: the scale of an adapter's posterior, and its temperature, without training."""
+"""`blora tune`: the scale of an adapter's posterior, and its recalibration, without training."""
 
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from pathlib import Path
@@ -7,7 +7,7 @@ from training.commands.arguments import add_model, add_tuning
 
 __all__ = ["SUMMARY", "main"]
 
-SUMMARY = "find the scale and temperature of an adapter's posterior on validation rows"
+SUMMARY = "find the scale and recalibration of an adapter's posterior on validation rows"
 
 
 def _parser() -> ArgumentParser:

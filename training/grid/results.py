@@ -1,19 +1,69 @@
 """Log-probabilities and labels to what a result file says of them."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from blora.config import MOST_LENGTH_POWER
 from blora.decision.calibrated import scores_of
-from blora.decision.calibration import metrics, temper
+from blora.decision.calibration import metrics
 from blora.decision.curves import auroc, reliability, risk_coverage
+from blora.decision.recalibration import Recalibration, fit_recalibration, fit_temperature
 from blora.decision.selective import ScoreName
 
-__all__ = ["evaluations", "uncertainty_scores"]
+__all__ = ["Predictions", "Treatments", "evaluations", "uncertainty_scores"]
 
 # Questions on either side behind an AUROC.
 MIN_DETECTION = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """What draws say of questions.
+
+    Attributes:
+        log_probs: (S, B, C) under every draw, with the length that normalises them to the power of 1.
+        labels: (B,).
+        lengths: (B,) that length, in tokens.
+    """
+
+    log_probs: Tensor
+    labels: Tensor
+    lengths: Tensor
+
+    def under(self, recalibration: Recalibration) -> Tensor:
+        """Probabilities (S, B, C)."""
+        return recalibration.of(self.log_probs, self.lengths)
+
+
+@dataclass(frozen=True, slots=True)
+class Treatments:
+    """What is done to log-probabilities, as fitted to validation rows.
+
+    Attributes:
+        temperature: where that is all that is done.
+        recalibration: what an adapter does.
+    """
+
+    temperature: float
+    recalibration: Recalibration
+
+    @classmethod
+    def fit(cls, validation: Predictions) -> "Treatments":
+        """To the lowest NLL of these."""
+        found = validation.log_probs, validation.labels
+        recalibration = fit_recalibration(*found, validation.lengths, powers=(-1.0, MOST_LENGTH_POWER - 1))
+        return cls(fit_temperature(*found), recalibration)
+
+    def all(self) -> list[tuple[dict[str, bool], Recalibration]]:
+        """Each one's mark in a result file, and what is done."""
+        return [
+            ({"tempered": False, "recalibrated": False}, Recalibration()),
+            ({"tempered": True, "recalibrated": False}, Recalibration(self.temperature)),
+            ({"tempered": True, "recalibrated": True}, self.recalibration),
+        ]
 
 
 def uncertainty_scores(probs: Tensor) -> dict[ScoreName, Tensor]:
@@ -26,27 +76,21 @@ def uncertainty_scores(probs: Tensor) -> dict[ScoreName, Tensor]:
 
 
 def evaluations(
-    log_probs: Tensor, labels: Tensor, temperature: float, *, in_distribution: Tensor | None
+    found: Predictions, treatments: Treatments, *, in_distribution: Predictions | None
 ) -> list[dict[str, Any]]:
-    """Everything measured on one test set, as trained and at a temperature.
+    """Everything measured on one test set, in every treatment.
 
     Args:
-        log_probs: (S, B, C) of every draw.
-        labels: (B,).
-        temperature: fitted on validation rows.
-        in_distribution: (S, N, C) log-probabilities of questions of the training distribution, from which those of a
-            shifted set should be told apart; None where the set is of that distribution.
+        found: of the test set.
+        treatments: fitted to validation rows.
+        in_distribution: of questions of the training distribution, from which those of a shifted set should be told
+            apart; None where the set is of that distribution.
     """
-    return [
-        {"tempered": tempered, **_evaluation(log_probs, labels, temperature if tempered else 1.0, in_distribution)}
-        for tempered in (False, True)
-    ]
+    return [mark | _evaluation(found, done, in_distribution) for mark, done in treatments.all()]
 
 
-def _evaluation(
-    log_probs: Tensor, labels: Tensor, temperature: float, in_distribution: Tensor | None
-) -> dict[str, Any]:
-    probs = temper(log_probs, temperature)
+def _evaluation(found: Predictions, done: Recalibration, in_distribution: Predictions | None) -> dict[str, Any]:
+    probs, labels = found.under(done), found.labels
     mean = probs.mean(0)
     wrong = mean.argmax(-1) != labels
     scores = uncertainty_scores(probs)
@@ -58,7 +102,7 @@ def _evaluation(
         "reliability": [each.to_dict() for each in reliability(mean, labels)],
         "risk_coverage": risk_coverage(mean.max(-1).values, ~wrong),
         "auroc_error": {name: auroc(score, wrong) for name, score in scores.items()},
-        "auroc_ood": _detection(probs, temper(in_distribution, temperature)) if in_distribution is not None else None,
+        "auroc_ood": _detection(probs, in_distribution.under(done)) if in_distribution is not None else None,
     }
 
 

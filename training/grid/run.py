@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blora.decision.calibration import fit_temperature, metrics, temper
+from blora.decision.calibration import metrics
 from blora.posterior.draws import Draws
 from training.evaluate import predict_all
 from training.grid.bench import Bench
 from training.grid.methods import METHODS, Method, obtain
-from training.grid.results import evaluations
+from training.grid.results import Predictions, Treatments, evaluations
 from training.grid.store import Trained, cached
 from training.provenance import machine, revision
-from training.rows import LabelledRow
+from training.rows import LabelledRow, labels_of, lengths_of
 
 __all__ = ["run"]
 
@@ -58,15 +58,15 @@ def run(
 def _result(bench: Bench, method: Method, seed: int) -> dict[str, Any]:
     trained = obtain(bench, method.name, seed)
     draws = trained.draws
-    log_probs, labels, _ = _predictions(bench, method, seed, draws, "validation", bench.validation)
-    temperature = fit_temperature(log_probs, labels)
-    on_validation = metrics(temper(log_probs, temperature).mean(0), labels)
+    validation, _ = _predictions(bench, method, seed, draws, "validation", bench.validation)
+    treatments = Treatments.fit(validation)
+    on_validation = metrics(validation.under(treatments.recalibration).mean(0), validation.labels)
     tests: list[dict[str, Any]] = []
-    in_distribution: Tensor | None = None
+    in_distribution: Predictions | None = None
     for name, test in bench.tests.items():
-        found, answers, seconds = _predictions(bench, method, seed, draws, name, test.rows)
+        found, seconds = _predictions(bench, method, seed, draws, name, test.rows)
         about = {"dataset": name, "digest": test.digest, "shift": test.source.shift, "seconds": seconds}
-        known = evaluations(found, answers, temperature, in_distribution=in_distribution if test.source.shift else None)
+        known = evaluations(found, treatments, in_distribution=in_distribution if test.source.shift else None)
         tests += [about | each for each in known]
         if not test.source.shift and in_distribution is None:
             in_distribution = found
@@ -77,9 +77,10 @@ def _result(bench: Bench, method: Method, seed: int) -> dict[str, Any]:
         "trained_on": bench.trained_on,
         "seed": seed if method.seeded else None,
         "n_samples": draws.n_samples if draws is not None else 1,
-        "temperature": temperature,
+        "temperature": treatments.temperature,
+        "recalibration": treatments.recalibration._asdict(),
         "training": _training(bench, trained),
-        "validation": {"n_examples": len(labels), **on_validation.to_dict()},
+        "validation": {"n_examples": len(validation.labels), **on_validation.to_dict()},
         "evaluations": tests,
         "base_model": bench.base.ref.id,
         "dtype": str(bench.base.dtype).removeprefix("torch."),
@@ -103,17 +104,18 @@ def _training(bench: Bench, trained: Trained) -> dict[str, Any] | None:
 
 def _predictions(
     bench: Bench, method: Method, seed: int, draws: Draws | None, name: str, rows: Sequence[LabelledRow]
-) -> tuple[Tensor, Tensor, float]:
-    """Log-probabilities (S, N, C), labels (N,) and the seconds they took, kept on disk."""
+) -> tuple[Predictions, float]:
+    """What the draws say of the rows, and the seconds that it took, kept on disk."""
 
     def compute() -> dict[str, Tensor]:
         began = time.perf_counter()
         log_probs = predict_all(bench.base.model, rows, draws)
         return {
             "log_probs": log_probs,
-            "labels": torch.tensor([row.label for row in rows]),
+            "labels": labels_of(rows),
+            "lengths": lengths_of(rows),
             "seconds": torch.tensor(time.perf_counter() - began),
         }
 
     found = cached(bench.work / f"{method.name}-seed{seed}" / f"{name}.safetensors", compute)
-    return found["log_probs"], found["labels"], found["seconds"].item()
+    return Predictions(found["log_probs"], found["labels"], found["lengths"]), found["seconds"].item()

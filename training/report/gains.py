@@ -5,7 +5,7 @@ from itertools import product
 from statistics import fmean
 
 from training.report.document import NONE, Cell, Table
-from training.report.study import BAYESIAN, LORA, LORA_BEST, TREATMENTS, Entry, Study, shared, spread
+from training.report.study import BAYESIAN, LORA, LORA_BEST, Entry, Study, shared, spread
 
 __all__ = ["cost_table", "paper_table"]
 
@@ -19,16 +19,16 @@ def paper_table(study: Study) -> Table:
     rows: list[Sequence[str]] = []
     for dataset in study.datasets:
         for entry, lora in product(study.named(BAYESIAN), [*study.named(LORA), *study.named(LORA_BEST)]):
-            for tempered, treatment in TREATMENTS.items():
-                ece, nll = (_pairs(entry, lora, dataset, tempered, name) for name in ("ece", "nll"))
+            for treatment in study.treatments:
+                ece, nll = (_pairs(entry, lora, dataset, treatment, name) for name in ("ece", "nll"))
                 rows.append((dataset, lora.label, treatment, str(len(ece)), *_reduction(ece), *_reduction(nll)))
     rows.append(("the paper", "LoRA", "at most", NONE, NONE, str(PAPER_ECE), NONE, str(PAPER_NLL)))
     return Table(header, tuple(tuple(map(Cell, row)) for row in rows), n_words=3)
 
 
-def _pairs(entry: Entry, lora: Entry, dataset: str, tempered: bool, name: str) -> list[tuple[float, float]]:
+def _pairs(entry: Entry, lora: Entry, dataset: str, treatment: str, name: str) -> list[tuple[float, float]]:
     """Our metric and that of LoRA in the same treatment, by seed."""
-    return shared(entry.values(dataset, tempered, name), lora.values(dataset, tempered, name), lora)
+    return shared(entry.values(dataset, treatment, name), lora.values(dataset, treatment, name), lora)
 
 
 def _reduction(pairs: Sequence[tuple[float, float]]) -> tuple[str, str]:

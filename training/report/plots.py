@@ -7,10 +7,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
+from matplotlib.typing import FillStyleType
 from numpy.typing import ArrayLike, NDArray
 
-from training.report.results import Method
-from training.report.study import TREATMENTS, Entry, Study
+from training.report.results import AS_TRAINED, RECALIBRATED, TEMPERATURE, Method
+from training.report.study import Entry, Study
 from training.report.style import INK, PAPER, Look, draw
 
 __all__ = ["accuracy_nll", "ece_by_set", "risk_coverage"]
@@ -19,6 +20,7 @@ Looks = Mapping[Method, Look]
 
 MIN_COVERAGE = 0.05  # below it the error of a few answers jumps about
 N_COLUMNS = 3
+FILLS: Mapping[str, FillStyleType] = {AS_TRAINED: "full", TEMPERATURE: "none", RECALIBRATED: "left"}
 
 
 def risk_coverage(study: Study, dataset: str, styles: Looks, name: str) -> str:
@@ -45,7 +47,7 @@ def risk_coverage(study: Study, dataset: str, styles: Looks, name: str) -> str:
 
 
 def _mean_risk(entry: Entry, dataset: str, grid: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    curves = [np.array(e.risk_coverage) for e in entry.evaluations(dataset, False).values()]
+    curves = [np.array(e.risk_coverage) for e in entry.evaluations(dataset, AS_TRAINED).values()]
     if not curves:
         return None
     mean: NDArray[np.float64] = np.mean([np.interp(grid, curve[:, 0], curve[:, 1]) for curve in curves], axis=0)
@@ -62,15 +64,16 @@ def _line(look: Look, x: ArrayLike = (), y: ArrayLike = (), label: str = "") -> 
 def accuracy_nll(study: Study, dataset: str, styles: Looks, name: str) -> str:
     """Accuracy by NLL of the trained methods, a panel a treatment: a small mark a seed, a big one the mean."""
     # An untrained model is so far off that it would press all others together.
-    known = [e for e in study.entries if e.trained and any(e.evaluations(dataset, t) for t in TREATMENTS)]
+    known = [e for e in study.entries if e.trained and any(e.evaluations(dataset, t) for t in study.treatments)]
 
     def plot(canvas: Canvas) -> None:
-        canvas.set_size_inches(9.6, 4.2)
-        for axes, (tempered, treatment) in zip(canvas.subplots(1, 2, sharey=True), TREATMENTS.items(), strict=True):
+        panels = len(study.treatments)
+        canvas.set_size_inches(2.6 + 3.5 * panels, 4.2)
+        for axes, treatment in zip(canvas.subplots(1, panels, sharey=True), study.treatments, strict=True):
             for entry in known:
                 look = styles[entry.method]
-                nll = [*entry.values(dataset, tempered, "nll").values()]
-                accuracy = [100 * value for value in entry.values(dataset, tempered, "accuracy").values()]
+                nll = [*entry.values(dataset, treatment, "nll").values()]
+                accuracy = [100 * value for value in entry.values(dataset, treatment, "accuracy").values()]
                 if nll:
                     axes.add_line(_marks(look, nll, accuracy, scale=0.5))
                     axes.add_line(_marks(look, [fmean(nll)], [fmean(accuracy)]))
@@ -87,7 +90,7 @@ def accuracy_nll(study: Study, dataset: str, styles: Looks, name: str) -> str:
 
 
 def ece_by_set(study: Study, styles: Looks, name: str) -> str:
-    """A panel a test set, a row a method: its ECE as trained and with temperature, a tick a seed."""
+    """A panel a test set, a row a method: its ECE in every treatment, a tick a seed."""
     sets = study.datasets
     n_columns = min(N_COLUMNS, len(sets))
     n_rows = -(-len(sets) // n_columns)
@@ -99,7 +102,7 @@ def ece_by_set(study: Study, styles: Looks, name: str) -> str:
             standing = "shifted" if dataset in study.shifted else "in distribution"
             axes.set_title(f"{dataset}\n{standing}", loc="left")
             for height, entry in enumerate(study.entries):
-                _ece_row(axes, entry, dataset, styles[entry.method], height)
+                _ece_row(axes, study.treatments, entry, dataset, styles[entry.method], height)
             axes.set_xlabel("expected calibration error")
             axes.tick_params(axis="x", labelbottom=True)
             axes.tick_params(axis="y", length=0)
@@ -111,22 +114,22 @@ def ece_by_set(study: Study, styles: Looks, name: str) -> str:
         for axes in panels[::n_columns]:
             for label, entry in zip(axes.get_yticklabels(), study.entries, strict=True):
                 label.set_fontweight("bold" if styles[entry.method].emphasised else "normal")
-        canvas.legend(handles=_treatments(), loc="outside upper left", ncols=2)
+        canvas.legend(handles=_treatments(study.treatments), loc="outside upper left", ncols=3)
 
     return draw(name, plot)
 
 
-def _ece_row(axes: Axes, entry: Entry, dataset: str, look: Look, height: int) -> None:
+def _ece_row(axes: Axes, treatments: Sequence[str], entry: Entry, dataset: str, look: Look, height: int) -> None:
     means = []
-    for tempered in TREATMENTS:
-        values = [*entry.values(dataset, tempered, "ece").values()]
+    for treatment in treatments:
+        values = [*entry.values(dataset, treatment, "ece").values()]
         if values:
             means.append(fmean(values))
             if len(values) > 1:
                 seeds = Line2D(values, [height] * len(values), color=look.colour, linestyle="none", marker="|")
                 seeds.set_markersize(11)
                 axes.add_line(seeds)
-            axes.add_line(_marks(look, means[-1:], [height], hollow=tempered))
+            axes.add_line(_marks(look, means[-1:], [height], fill=FILLS[treatment]))
     axes.add_line(Line2D(means, [height] * len(means), color=look.colour, linewidth=0.8, zorder=1.5))
     axes.autoscale_view()
 
@@ -137,7 +140,7 @@ def _marks(
     y: Sequence[float] = (),
     *,
     scale: float = 1.0,
-    hollow: bool = False,
+    fill: FillStyleType = "full",
     label: str = "",
 ) -> Line2D:
     """Unconnected marks; small ones are without a rim, and beneath."""
@@ -147,15 +150,17 @@ def _marks(
         linestyle="none",
         marker=look.marker,
         markersize=scale * (9.5 if look.emphasised else 7.5),
-        markerfacecolor=PAPER if hollow else look.colour,
-        markeredgecolor=look.colour if hollow else PAPER,
-        markeredgewidth=(1.4 if hollow else 0.7) * (scale == 1),
+        fillstyle="left" if fill == "left" else "full",
+        markerfacecolor=PAPER if fill == "none" else look.colour,
+        markerfacecoloralt=PAPER,
+        markeredgecolor=PAPER if fill == "full" else look.colour,
+        markeredgewidth=(0.7 if fill == "full" else 1.4) * (scale == 1),
         zorder=(4 if look.emphasised else 3) - (scale < 1),
         label=label,
     )
 
 
-def _treatments() -> list[Line2D]:
-    """What filled and hollow marks mean."""
+def _treatments(treatments: Sequence[str]) -> list[Line2D]:
+    """What filled, hollow and half filled marks mean."""
     look = Look(INK, "o", 1.0, None, False)
-    return [_marks(look, hollow=tempered, label=treatment) for tempered, treatment in TREATMENTS.items()]
+    return [_marks(look, fill=FILLS[treatment], label=treatment) for treatment in treatments]

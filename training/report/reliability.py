@@ -10,14 +10,18 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
 from training.report.plots import Looks
-from training.report.results import Bin, Evaluation
+from training.report.results import AS_TRAINED, RECALIBRATED, TEMPERATURE, Bin, Evaluation
 from training.report.study import BAYESIAN, LORA, Study
 from training.report.style import INK, MUTED, PAPER, draw
 
 __all__ = ["Point", "calibrated_ece", "pool", "reliability"]
 
-# Which methods, as trained and with temperature.
-SHOWN = (("base", False), (LORA, False), (LORA, True), (BAYESIAN, False), (BAYESIAN, True))
+# Which methods, in which treatment.
+SHOWN = (
+    ("base", AS_TRAINED),
+    *((method, treatment) for method in (LORA, BAYESIAN) for treatment in (AS_TRAINED, TEMPERATURE, RECALIBRATED)),
+)
+SHORT = {AS_TRAINED: AS_TRAINED, TEMPERATURE: "+ temperature", RECALIBRATED: RECALIBRATED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +42,15 @@ class _Panel:
 
 
 def reliability(study: Study, dataset: str, styles: Looks, name: str) -> str | None:
-    """Base, LoRA and Bayesian-LoRA, the latter two with and without temperature; None where there is none of them."""
+    """Base, LoRA and Bayesian-LoRA, the latter two in every treatment; None where there is none of them."""
     panels = []
-    for method, tempered in SHOWN:
+    for method, treatment in SHOWN:
         for entry in study.named(method)[:1]:
-            done = list(entry.evaluations(dataset, tempered).values())
+            done = list(entry.evaluations(dataset, treatment).values())
             if done:
-                treatment = "+ temperature" if tempered else "as trained" if entry.trained else "untrained"
+                how = SHORT[treatment] if entry.trained else "untrained"
                 ece = fmean(e.ece for e in done)
-                panels.append(_Panel(f"{entry.label}\n{treatment}", styles[entry.method].colour, pool(done), ece))
+                panels.append(_Panel(f"{entry.label}\n{how}", styles[entry.method].colour, pool(done), ece))
     if not panels:
         return None
 

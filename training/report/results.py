@@ -8,7 +8,21 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from blora.errors import ConfigError, DataError
 
-__all__ = ["Bin", "Evaluation", "Method", "Run", "Training", "read_results"]
+__all__ = [
+    "AS_TRAINED",
+    "RECALIBRATED",
+    "TEMPERATURE",
+    "Bin",
+    "Evaluation",
+    "Method",
+    "Run",
+    "Training",
+    "read_results",
+]
+
+# What was done to the log-probabilities of the choices.
+AS_TRAINED, TEMPERATURE, RECALIBRATED = "as trained", "with temperature", "recalibrated"
+
 
 NonNegative = Annotated[float, Field(ge=0)]
 # A mean of float32 numbers may pass 1 by a rounding.
@@ -35,13 +49,14 @@ class Bin(_Strict):
 
 
 class Evaluation(_Strict):
-    """One method on one test set, as trained or at the temperature that was fitted on validation rows.
+    """One method on one test set, as trained or at a temperature that was fitted on validation rows.
 
     Attributes:
         dataset: the test set.
         digest: of its file.
         shift: whether its questions are of another distribution than the training questions.
-        tempered: whether the fitted temperature was applied.
+        tempered: whether a fitted temperature was applied.
+        recalibrated: whether it follows the length of the choices, and guesses are allowed for.
         reliability: bins of the confidence, rising.
         risk_coverage: (coverage, selective risk) pairs, coverage rising.
         auroc_error: of each uncertainty score, for telling wrong answers from right ones.
@@ -52,6 +67,7 @@ class Evaluation(_Strict):
     digest: Name
     shift: bool
     tempered: bool
+    recalibrated: bool = False
     n_examples: Annotated[int, Field(ge=1)]
     accuracy: Share
     nll: NonNegative
@@ -66,6 +82,19 @@ class Evaluation(_Strict):
     auroc_error: dict[str, Share | None] | None
     auroc_ood: dict[str, Share | None] | None
     seconds: NonNegative | None
+
+    @property
+    def treatment(self) -> str:
+        """What was done to the log-probabilities, as shown."""
+        return RECALIBRATED if self.recalibrated else TEMPERATURE if self.tempered else AS_TRAINED
+
+
+class Recalibration(_Strict):
+    """What `blora.decision.recalibration` fitted."""
+
+    temperature: Annotated[float, Field(gt=0)]
+    power: float
+    lapse: Share
 
 
 class Training(_Strict):
@@ -108,6 +137,7 @@ class Run(_Strict):
     seed: int | None
     n_samples: Annotated[int, Field(ge=1)]
     temperature: Annotated[float, Field(gt=0)] | None
+    recalibration: Recalibration | None = None
     training: Training | None
     evaluations: Annotated[tuple[Evaluation, ...], Field(min_length=1)]
     machine: dict[str, Any]
@@ -121,9 +151,9 @@ class Run(_Strict):
         """The method whose run this is."""
         return Method(name=self.method, label=self.label, single_model=self.single_model)
 
-    def evaluation(self, dataset: str, tempered: bool) -> Evaluation | None:
-        """On this test set with or without the temperature, None where that was not done."""
-        found = (e for e in self.evaluations if (e.dataset, e.tempered) == (dataset, tempered))
+    def evaluation(self, dataset: str, treatment: str) -> Evaluation | None:
+        """On this test set in this treatment, None where that was not done."""
+        found = (e for e in self.evaluations if (e.dataset, e.treatment) == (dataset, treatment))
         return next(found, None)
 
 
@@ -174,11 +204,11 @@ def _check_unique(runs: Sequence[Run]) -> None:
                 "expected one; give different settings different labels, or move one away"
             )
         seen[key] = run.file
-        sets = [(e.dataset, e.tempered) for e in run.evaluations]
-        for dataset, tempered in sets:
-            if sets.count((dataset, tempered)) > 1:
+        sets = [(e.dataset, e.treatment) for e in run.evaluations]
+        for dataset, treatment in sets:
+            if sets.count((dataset, treatment)) > 1:
                 raise DataError(
-                    f"{run.file}: got several evaluations of dataset {dataset}, tempered {str(tempered).lower()}, "
+                    f"{run.file}: got several evaluations of dataset {dataset} {treatment}, "
                     "expected one; remove the others"
                 )
 

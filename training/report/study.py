@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from training.report.results import Evaluation, Method, Run
+from training.report.results import AS_TRAINED, RECALIBRATED, TEMPERATURE, Evaluation, Method, Run
 
 __all__ = [
     "BAYESIAN",
@@ -22,7 +22,7 @@ __all__ = [
 
 BAYESIAN, LORA, LORA_BEST = "bayesian", "lora", "lora_best"
 OURS = ("bayesian_top", BAYESIAN)
-TREATMENTS = {False: "as trained", True: "with temperature"}
+TREATMENTS = (AS_TRAINED, TEMPERATURE, RECALIBRATED)
 # In a table: what one starts from, the baselines, what is proposed; the ensembles, which do not compete, last.
 FIRST, LAST = ("base", LORA, LORA_BEST), OURS
 
@@ -81,14 +81,14 @@ class Entry:
         """Of its runs."""
         return [run.seed for run in self.runs]
 
-    def evaluations(self, dataset: str, tempered: bool) -> dict[int | None, Evaluation]:
+    def evaluations(self, dataset: str, treatment: str) -> dict[int | None, Evaluation]:
         """By seed; a run that was not evaluated so is left out."""
-        found = ((run.seed, run.evaluation(dataset, tempered)) for run in self.runs)
+        found = ((run.seed, run.evaluation(dataset, treatment)) for run in self.runs)
         return {seed: evaluation for seed, evaluation in found if evaluation is not None}
 
-    def values(self, dataset: str, tempered: bool, name: str) -> dict[int | None, float]:
+    def values(self, dataset: str, treatment: str, name: str) -> dict[int | None, float]:
         """One metric by seed."""
-        return {seed: getattr(e, name) for seed, e in self.evaluations(dataset, tempered).items()}
+        return {seed: getattr(e, name) for seed, e in self.evaluations(dataset, treatment).items()}
 
     def training_seconds(self) -> dict[int | None, float]:
         """Of its trained runs, by seed."""
@@ -122,6 +122,12 @@ class Study:
         return self.in_distribution + self.shifted
 
     @property
+    def treatments(self) -> list[str]:
+        """Those that any run was evaluated in, and the first two in any case."""
+        done = {e.treatment for run in self.runs for e in run.evaluations}
+        return [treatment for treatment in TREATMENTS if treatment in done or treatment != RECALIBRATED]
+
+    @property
     def seeds(self) -> list[int | None]:
         """Every training seed of any single model."""
         return sorted({s for entry in self.entries if entry.seeded for s in entry.seeds}, key=_seed_order)
@@ -142,14 +148,21 @@ class Study:
             absent = [seed for seed in self.seeds if entry.seeded and seed not in entry.seeds]
             if absent:
                 sentences.append(f"{entry.label} has no run of seed {', '.join(map(str, absent))}.")
-            for dataset in self.datasets:
-                for tempered, how in TREATMENTS.items():
-                    done = entry.evaluations(dataset, tempered)
-                    undone = [str(seed) for seed in entry.seeds if seed not in done]
-                    if undone:
-                        who = f"{entry.label}, seed {', '.join(undone)}," if entry.seeded else entry.label
-                        sentences.append(f"{who} has no {dataset} {how}.")
+            for treatment in self.treatments:
+                undone = {d: self._undone(entry, d, treatment) for d in self.datasets}
+                if not any(entry.evaluations(d, treatment) for d in self.datasets):
+                    sentences.append(f"{entry.label} has nothing {treatment}.")
+                else:
+                    sentences += [f"{who} has no {d} {treatment}." for d, who in undone.items() if who]
         return sentences
+
+    def _undone(self, entry: Entry, dataset: str, treatment: str) -> str:
+        """Who lacks it: the entry, or seeds of it; empty where nobody does."""
+        done = entry.evaluations(dataset, treatment)
+        undone = [str(seed) for seed in entry.seeds if seed not in done]
+        if not undone:
+            return ""
+        return f"{entry.label}, seed {', '.join(undone)}," if entry.seeded else entry.label
 
 
 def studies(runs: Sequence[Run]) -> list[Study]:

@@ -11,7 +11,7 @@ from training.report.page import html
 from training.report.plots import Looks, accuracy_nll, ece_by_set, risk_coverage
 from training.report.reliability import calibrated_ece, reliability
 from training.report.results import Run, read_results
-from training.report.study import BAYESIAN, TREATMENTS, Study, studies
+from training.report.study import BAYESIAN, Study, studies
 from training.report.style import looks
 from training.report.tables import auroc_table, metric_table
 from training.report.verdicts import verdict_table
@@ -47,8 +47,9 @@ def make_document(runs: Sequence[Run]) -> Document:
         Paragraph(
             "A number is the mean over training seeds ± their sample standard deviation; a number alone is that of a "
             "single run. NLL is in nats. With temperature: at the one temperature, fitted on validation questions, "
-            "that a result names. Bold is the best single model of its column and treatment; ensembles, which cost "
-            "several models, come last and do not compete."
+            "that a result names; recalibrated: at one that depends on L, the mean tokens of a question's choices, and "
+            "with a lapse rate, the share of guesses, all three fitted to the same questions. Bold is the best single "
+            "model of its column and treatment; ensembles, which cost several models, come last and do not compete."
         )
     ]
     for study in found:
@@ -65,7 +66,7 @@ def _study(study: Study, styles: Looks) -> Iterator[Block]:
         yield Heading(3, "Criteria")
         yield Paragraph(
             "Each is held against the means over the seeds that both sides have. Baselines are the single models that "
-            "are not Bayesian-LoRA, with and without temperature; the one shown leaves the least room."
+            "are not Bayesian-LoRA, in every treatment; the one shown leaves the least room."
         )
         yield verdict_table(study)
         yield Heading(3, "Against plain LoRA")
@@ -93,7 +94,7 @@ def _study(study: Study, styles: Looks) -> Iterator[Block]:
 
 def _metrics(study: Study, dataset: str) -> Iterator[Block]:
     trained = [entry for entry in study.entries if entry.trained]
-    found = [e for entry in trained for t in TREATMENTS for e in entry.evaluations(dataset, t).values()]
+    found = [e for entry in trained for t in study.treatments for e in entry.evaluations(dataset, t).values()]
     floor = ""
     if found:
         ece = median(calibrated_ece(evaluation.reliability) for evaluation in found)

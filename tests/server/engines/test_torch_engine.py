@@ -40,13 +40,13 @@ async def test_probabilities_are_distributions_over_the_choices(asking: Asking) 
     assert probs.std(0).max() > 1e-4  # the draws differ
 
 
-async def test_every_draw_is_tempered_as_the_adapter_says(asking: Asking) -> None:
+async def test_every_draw_is_recalibrated_as_the_adapter_says(asking: Asking) -> None:
     job = await asking.job("why")
-    sampling = dataclasses.replace(job.handle.config.sampling, temperature=3.0)
+    sampling = dataclasses.replace(job.handle.config.sampling, temperature=3.0, lapse=0.12)
     handle = dataclasses.replace(job.handle, config=dataclasses.replace(job.handle.config, sampling=sampling))
     [plain], [tempered] = [await asking.engine.run([each]) for each in (job, dataclasses.replace(job, handle=handle))]
     flatter = plain ** (1 / 3)
-    assert torch.allclose(tempered, flatter / flatter.sum(-1, keepdim=True), atol=1e-9)
+    assert torch.allclose(tempered, 0.88 * flatter / flatter.sum(-1, keepdim=True) + 0.04, atol=1e-9)
     assert (tempered - plain).abs().max() > 0.01
 
 
@@ -263,6 +263,7 @@ async def test_a_calibration_is_served_with_its_adapter(calibratable: Path) -> N
         ({"seed": 1}, "calibration for seed 1 in .* expected 7"),
         ({"scoring": "label"}, "calibration for scoring label in .* expected text"),
         ({"temperature": 2.0}, "calibration for temperature 2.0 in .* expected 1.0"),
+        ({"lapse": 0.1}, "calibration for lapse 0.1 in .* expected 0.0"),
     ],
 )
 async def test_a_calibration_for_something_else_keeps_the_server_from_starting(

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blora.decision.calibration import metrics, temper
+from blora.decision.calibration import metrics
 from blora.decision.curves import auroc, reliability, risk_coverage
+from blora.decision.recalibration import temper
 from blora.decision.uncertainty import entropy, mutual_information
 from training.report.results import read_results
 from training.report.study import Study, studies
@@ -113,16 +114,23 @@ def exact(
     seed: int | None,
     tests: Mapping[str, Result],
     tempered: Mapping[str, Result] | None = None,
+    recalibrated: Mapping[str, Result] | None = None,
+    recalibration: Mapping[str, float] | None = None,
     **fields: Any,
 ) -> Result:
-    """A run with these numbers by test set, as trained and, if given, with temperature; other fields replaced."""
+    """A run with these numbers by test set, as trained and, if given, in the other treatments; other fields replaced."""
     result = copy.deepcopy(made_up(method, 0, n_examples=20))
     templates = {e["dataset"]: e for e in result["evaluations"]}
     evaluations = []
-    for treatment, numbers in ((False, tests), (True, tempered or {})):
+    for marks, numbers in (
+        ((False, False), tests),
+        ((True, False), tempered or {}),
+        ((True, True), recalibrated or {}),
+    ):
         for dataset, changes in numbers.items():
-            evaluations.append({**templates[dataset], "tempered": treatment, **changes})
-    return result | {"seed": seed, "evaluations": evaluations} | fields
+            treatment = dict(zip(("tempered", "recalibrated"), marks, strict=True))
+            evaluations.append({**templates[dataset], **treatment, **changes})
+    return result | {"seed": seed, "evaluations": evaluations, "recalibration": recalibration} | fields
 
 
 def write_results(folder: Path, results: Mapping[str, Result]) -> Path:

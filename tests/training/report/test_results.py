@@ -121,7 +121,7 @@ def test_runs_that_differ_in_seed_label_or_training_set_are_not_twice_the_same(t
 
 def test_an_evaluation_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     twice = made_up("lora")["evaluations"]
-    with pytest.raises(DataError, match=r"a\.json: got several evaluations of dataset arc_easy_test, tempered false"):
+    with pytest.raises(DataError, match=r"a\.json: got several evaluations of dataset arc_easy_test as trained"):
         read(tmp_path, a=made_up("lora") | {"evaluations": [*twice, twice[0]]})
 
 

@@ -72,10 +72,35 @@ def test_values_that_read_the_same_are_both_bold(tmp_path: Path) -> None:
 
 def test_the_order_is_base_baselines_ours_ensembles(tmp_path: Path) -> None:
     methods = ("ensemble", "bayesian", "tfb", "blob", "lora_best", "lora", "base")
-    rows = metric_table(study(tmp_path, *(exact(m, 0, {EASY: numbers()}) for m in methods)), EASY).rows
+    found = study(tmp_path, *(exact(m, 0, {EASY: numbers()}, {EASY: numbers()}) for m in methods))
+    rows = metric_table(found, EASY).rows
     expected = ["Base model", "LoRA", "LoRA, best step", "BLoB", "TFB", "Bayesian-LoRA", "Ensemble of 3"]
     assert [row[0].text for row in rows] == expected * 2
     assert [row[1].text for row in rows] == ["as trained"] * 7 + ["with temperature"] * 7
+
+
+def test_recalibration_is_a_treatment_of_its_own(tmp_path: Path) -> None:
+    runs = [
+        exact(
+            "lora",
+            seed,
+            {EASY: numbers(nll=1.0)},
+            {EASY: numbers(nll=0.9)},
+            {EASY: numbers(nll=0.8)},
+            recalibration={"temperature": 2.0 + seed, "power": -0.5, "lapse": 0.1},
+        )
+        for seed in (0, 1)
+    ]
+    found = study(tmp_path, *runs, exact("bayesian", 0, {EASY: numbers(nll=0.7)}, {EASY: numbers(nll=0.6)}))
+    rows = cells(metric_table(found, EASY))
+    assert [rows["LoRA", treatment]["NLL"] for treatment in found.treatments] == [
+        "1.000 ± 0.000",
+        "0.900 ± 0.000",
+        "**0.800 ± 0.000**",
+    ]
+    assert rows["LoRA", "recalibrated"]["temperature"] == "2.50 L^-0.50, lapse 0.10"
+    assert ("Bayesian-LoRA", "recalibrated") not in rows
+    assert "Bayesian-LoRA has nothing recalibrated." in found.missing()
 
 
 def test_the_temperature_that_was_fitted_is_shown(tmp_path: Path) -> None:
@@ -105,9 +130,9 @@ def test_a_missing_seed_is_named_and_not_filled(tmp_path: Path) -> None:
     assert seeds["Base model", "as trained"] == "untrained"
     assert seeds["Ensemble of 3", "as trained"] == "1"
     assert rows["Bayesian-LoRA", "as trained"]["NLL"] == "**0.850 ± 0.071**"
-    assert rows["Base model", "with temperature"]["NLL"] == "–"
+    assert ("Base model", "with temperature") not in rows
     assert found.missing() == [
-        "Base model has no arc_easy_test with temperature.",
+        "Base model has nothing with temperature.",
         "Bayesian-LoRA has no run of seed 1.",
         "Bayesian-LoRA, seed 2, has no arc_easy_test with temperature.",
     ]
