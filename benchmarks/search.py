@@ -2,7 +2,7 @@
 
 `python -m benchmarks.search DATA [LABEL ...]` with the folder of arc_easy_train.jsonl runs the variants that
 benchmarks/results/search/search.jsonl does not have yet, or those named. Of the file's rows 800 train, 400 choose the
-epoch and the temperature, and all the others judge. The test files are never opened.
+epoch and the recalibration, and all the others judge. The test files are never opened.
 """
 
 import json
@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from blora.base_model import BaseModel, load_base_model
 from blora.config import NormalizationName, PosteriorConfig, PromptConfig
 from blora.decision.calibration import metrics
-from blora.decision.recalibration import fit_temperature, temper
 from blora.posterior.bank import SampleBank
 from blora.posterior.inject import eject, inject, parse_layers, select_modules
 from blora.posterior.point import PointFactor
@@ -27,8 +25,9 @@ from blora.posterior.posterior import Posterior
 from training.config import TrainConfig
 from training.data import ExampleSet, read_examples, split_examples
 from training.evaluate import predict_all
+from training.grid.results import Predictions, Treatments
 from training.provenance import machine, revision
-from training.rows import LabelledRow, labels_of, pack_examples
+from training.rows import LabelledRow, labels_of, lengths_of, pack_examples
 from training.trainer import fit
 from training.trunk import with_states
 
@@ -36,6 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "search" / "search.jsonl"
 WORK = ROOT / "runs" / "search"
 N_TRAIN, N_VALIDATION = 800, 400
+COMPARED = ("nll", "ece", "brier", "aurc")
 LAYERS = "last:10"
 QUERY_VALUE = ("q_proj", "v_proj")
 EVERY = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -138,7 +138,10 @@ def run(base: BaseModel, variant: Variant, parts: list[list[LabelledRow]]) -> di
     fitted = fit(base, posterior, train, validation, config)
     save_file(posterior.state_dict(), WORK / f"{_file(variant.label)}.safetensors")
     draws = SampleBank.draw(posterior, "in a search", variant.n_samples, 0).draws
-    temperature = fit_temperature(predict_all(base.model, validation, draws), labels_of(validation))
+
+    def predictions(rows: list[LabelledRow]) -> Predictions:
+        return Predictions(predict_all(base.model, rows, draws), labels_of(rows), lengths_of(rows))
+
     return {
         "label": variant.label,
         "n_samples": variant.n_samples,
@@ -146,20 +149,21 @@ def run(base: BaseModel, variant: Variant, parts: list[list[LabelledRow]]) -> di
         "epochs": config.epochs,
         "training_seconds": fitted.seconds,
         "n_development": len(development),
-        **judge(predict_all(base.model, development, draws), labels_of(development), temperature),
+        **judge(predictions(development), Treatments.fit(predictions(validation))),
         "command": shlex.join(["python", "-m", "benchmarks.search", "DATA", variant.label]),
         "machine": machine(),
     }
 
 
-def judge(log_probs: Tensor, labels: Tensor, temperature: float) -> dict[str, float]:
-    """Metrics of log-probabilities (S, N, C) as they are, and at a temperature that other rows have chosen."""
-    plain = metrics(log_probs.double().exp().mean(0), labels)
-    tempered = metrics(temper(log_probs, temperature).mean(0), labels)
+def judge(found: Predictions, treatments: Treatments) -> dict[str, Any]:
+    """Metrics as they are, and in the treatments that other rows have chosen."""
+    plain, tempered, recalibrated = (metrics(found.under(done).mean(0), found.labels) for _, done in treatments.all())
     return {
-        **{name: getattr(plain, name) for name in ("accuracy", "nll", "ece", "brier", "aurc")},
-        "temperature": temperature,
-        **{f"{name}_tempered": getattr(tempered, name) for name in ("nll", "ece", "brier", "aurc")},
+        **{name: getattr(plain, name) for name in ("accuracy", *COMPARED)},
+        "temperature": treatments.temperature,
+        **{f"{name}_tempered": getattr(tempered, name) for name in COMPARED},
+        "recalibration": treatments.recalibration._asdict(),
+        **{f"{name}_recalibrated": getattr(recalibrated, name) for name in COMPARED},
     }
 
 

@@ -216,6 +216,7 @@ def _search(folder: str) -> str:
     tried = [json.loads(line) for line in (RESULTS / folder / "search.jsonl").read_text().splitlines()]
     header = ["variant", "judged on", "best epoch", "draws", "accuracy", "NLL", "ECE", "AURC", "temperature"]
     header += [f"{name}, tempered" for name in ("NLL", "ECE", "Brier", "AURC")]
+    header += ["NLL, recalibrated", "ECE, recalibrated"]
     rows = [
         [
             r["label"],
@@ -225,6 +226,7 @@ def _search(folder: str) -> str:
             *(f"{r[name]:.3f}" for name in ("accuracy", "nll", "ece", "aurc")),
             f"{r['temperature']:.2f}",
             *(f"{r[name]:.3f}" for name in ("nll_tempered", "ece_tempered", "brier_tempered", "aurc_tempered")),
+            *(_share(r.get(name)) for name in ("nll_recalibrated", "ece_recalibrated")),
         ]
         for r in tried
     ]

@@ -5,8 +5,9 @@ import torch
 
 from benchmarks.search import N_TRAIN, N_VALIDATION, VARIANTS, judge, parts_of
 from blora.decision.calibration import metrics
-from blora.decision.recalibration import temper
+from blora.decision.recalibration import Recalibration, temper
 from training.data import Example, ExampleSet
+from training.grid.results import Predictions, Treatments
 
 
 def test_every_variant_has_a_label_of_its_own() -> None:
@@ -33,11 +34,14 @@ def _example(i: int) -> Example:
     )
 
 
-def test_a_variant_is_judged_as_trained_and_at_the_temperature_of_other_rows() -> None:
+def test_a_variant_is_judged_as_trained_and_in_the_treatments_of_other_rows() -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(3, (60,), generator=generator)
     log_probs = torch.randn(2, 60, 3, generator=generator).log_softmax(-1)
-    found = judge(log_probs, labels, 1.7)
+    treatments = Treatments(1.7, Recalibration(1.5, -0.3, 0.1))
+    found = judge(Predictions(log_probs, labels, torch.full((60,), 4.0)), treatments)
     assert found["nll"] == pytest.approx(metrics(log_probs.double().exp().mean(0), labels).nll)
     assert found["nll_tempered"] == pytest.approx(metrics(temper(log_probs, 1.7).mean(0), labels).nll)
-    assert found["temperature"] == 1.7
+    recalibrated = metrics(temper(log_probs, 1.5 / 4**0.3, 0.1).mean(0), labels)
+    assert found["ece_recalibrated"] == pytest.approx(recalibrated.ece)
+    assert (found["temperature"], found["recalibration"]["lapse"]) == (1.7, 0.1)

@@ -81,6 +81,7 @@ def accuracy_nll(study: Study, dataset: str, styles: Looks, name: str) -> str:
             axes.autoscale_view()
             axes.set_title(treatment, loc="left")
             axes.set_xlabel("negative log-likelihood (nats)")
+            axes.locator_params(axis="x", nbins=5)
             axes.tick_params(axis="y", labelleft=True)
         canvas.axes[0].set_ylabel("accuracy (%)")
         handles = [_marks(styles[entry.method], label=entry.label) for entry in known]

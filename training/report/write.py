@@ -127,7 +127,7 @@ def _pictures(study: Study, dataset: str, styles: Looks) -> Iterator[Figure]:
         name,
         accuracy_nll(study, dataset, styles, name),
         f"Accuracy by NLL on {dataset}",
-        "better is up and left; the two scales of NLL differ. Large marks are means over seeds, small ones the seeds. "
+        "better is up and left; the scales of NLL differ. Large marks are means over seeds, small ones the seeds. "
         "An untrained model is left out.",
     )
 
