@@ -143,10 +143,22 @@ def test_a_template_holds_the_prompt_once(template: str) -> None:
         PromptConfig(template=template)
 
 
-@pytest.mark.parametrize(("name", "value"), [("n_samples", 0), ("n_samples", 1025), ("seed", -1), ("seed", 2**63)])
-def test_sampling_out_of_range_is_refused(name: str, value: int) -> None:
+@pytest.mark.parametrize("power", [-0.1, 2.1, math.nan])
+def test_a_length_power_out_of_range_is_refused(power: float) -> None:
+    with pytest.raises(ConfigError, match=f"got length_power = {power}, expected 0 to 2"):
+        PromptConfig(length_power=power)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("n_samples", 0), ("n_samples", 1025), ("seed", -1), ("seed", 2**63)),
+        *(("temperature", 0.0), ("temperature", math.inf), ("lapse", -0.1), ("lapse", 1.0), ("lapse", math.nan)),
+    ],
+)
+def test_sampling_out_of_range_is_refused(name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"got {name} = {value}, expected"):
-        SamplingConfig(**{name: value})
+        SamplingConfig(**{name: value})  # type: ignore[arg-type]
 
 
 def test_configs_are_immutable() -> None:
