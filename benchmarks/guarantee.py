@@ -59,11 +59,12 @@ def binomial_limit(n: int, p: float) -> int:
     return next(k for k in range(n + 1) if binomial_cdf(k, n, p) >= 1 - SIGNIFICANCE)
 
 
-def measure(probs: Tensor, labels: Tensor, *, delta: float, splits: int, seed: int) -> dict[str, Any]:
+def measure(probs: Tensor, present: Tensor, labels: Tensor, *, delta: float, splits: int, seed: int) -> dict[str, Any]:
     """Every figure, by target and by coverage.
 
     Args:
-        probs: (S, N, C), zero for choices that a row does not have.
+        probs: (S, N, C).
+        present: (N, C) which choices a row has.
         labels: (N,).
         delta: of the calibrations.
         splits: how many calibrations.
@@ -72,7 +73,6 @@ def measure(probs: Tensor, labels: Tensor, *, delta: float, splits: int, seed: i
     mean = predictive_mean(probs)
     rows = _Rows(scores_of(probs), mean.argmax(-1) != labels)
     N = len(labels)
-    present = mean > 0
     population: dict[float, list[_Outcome]] = {target: [] for target in STANDARD_TARGETS}
     halves: dict[float, list[_Outcome]] = {target: [] for target in STANDARD_TARGETS}
     sets: dict[float, list[tuple[float, float]]] = {coverage: [] for coverage in STANDARD_COVERAGES}
@@ -186,6 +186,7 @@ def main(argv: Sequence[str]) -> None:
     recalibration = Recalibration(**fitted)
     result = measure(
         recalibration.of(tensors["log_probs"], tensors["lengths"]),
+        tensors["log_probs"][0].isfinite(),
         tensors["labels"].long(),
         delta=arguments.delta,
         splits=arguments.splits,

@@ -1,7 +1,7 @@
 """`calibration.json`, beside an adapter's files: one calibration for each dtype in which the adapter is served.
 
 It lies outside the adapter's digest, which each calibration names: a calibration changes nothing about the adapter, and
-writing the adapter again leaves none behind. The digest covers the adapter's own settings, draws and temperature among
+writing the adapter again leaves none behind. The digest covers its own settings, draws and recalibration among
 them, so that calibrations of the same contents can differ in the dtype of the base model alone.
 """
 

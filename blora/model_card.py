@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from blora.config import AdapterConfig, PosteriorConfig, PromptConfig
+from blora.config import AdapterConfig, PosteriorConfig
 
 __all__ = ["model_card"]
 
@@ -20,10 +20,12 @@ def model_card(config: AdapterConfig, name: str) -> str:
         "method": _method(posterior),
         "rank, alpha": f"{posterior.rank}, {posterior.alpha:g}",
         "target modules": f"{', '.join(config.target_modules)} ({len(config.modules)} modules)",
-        "scoring": _scoring(prompt),
+        "scoring": prompt.scoring + (f", normalized by {prompt.normalization}" if prompt.scoring == "text" else ""),
         "prompt template": f"`{prompt.template!r}`",
         "choices": ", ".join(prompt.choices) if prompt.choices else "with each question",
         "posterior draws": f"{sampling.n_samples}, seed {sampling.seed}",
+        "recalibration": f"temperature {sampling.temperature:.3g}, length power {prompt.length_power:.3g}, lapse rate "
+        f"{sampling.lapse:.3g}",
         "policy of the adapter": _policy(config.policy),
     }
     if posterior.method == "bayesian":
@@ -51,13 +53,6 @@ def model_card(config: AdapterConfig, name: str) -> str:
     if command := config.training.get("command"):
         lines += ["", "## Made with", "", "```", command, "```"]
     return "\n".join(lines) + "\n"
-
-
-def _scoring(prompt: PromptConfig) -> str:
-    if prompt.scoring == "label":
-        return "label"
-    power = f", length to the power of {prompt.length_power:.3g}" if prompt.length_power != 1 else ""
-    return f"text, normalized by {prompt.normalization}{power}"
 
 
 def _method(posterior: PosteriorConfig) -> str:

@@ -52,7 +52,7 @@ def bayesianize(
         path: the LoRA's directory.
         output: the adapter's.
         base: the base model that the LoRA was trained on.
-        examples: labelled rows that it was not trained on; they choose the width and the temperature.
+        examples: labelled rows that it was not trained on; they choose the width and the recalibration.
         prompt: how a question becomes text.
         sampling: the draws that will be served.
         scales: factors of the standard deviations to try.

@@ -53,8 +53,8 @@ def labels_of(rows: Sequence[LabelledRow]) -> Tensor:
 
 
 def lengths_of(rows: Sequence[LabelledRow]) -> Tensor:
-    """(N,) by which number of tokens each row is normalised; 1 where its choices are not all by the same."""
-    return torch.tensor([lengths[0] if len(set(lengths := row.row.lengths)) == 1 else 1.0 for row in rows])
+    """(N,) by which number of tokens each row is normalised; 1 where that is not one number a question."""
+    return torch.tensor([row.row.lengths[0] if row.row.normalization == "question" else 1.0 for row in rows])
 
 
 def collate_labelled(rows: Sequence[LabelledRow]) -> dict[str, Any]:

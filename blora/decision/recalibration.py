@@ -37,7 +37,7 @@ LAPSE_PRIOR = 9
 STARTS = (0.0, 0.1)  # lapse rates to search from
 
 
-def temper(log_probs: Tensor, temperature: float | Tensor, lapse: float = 0.0) -> Tensor:
+def temper(log_probs: Tensor, temperature: float | Tensor, lapse: float = 0.0, present: Tensor | None = None) -> Tensor:
     """Probabilities of every draw: (1 - lapse) * softmax(log p / T) + lapse / C over the C choices of a question.
 
     Args:
@@ -45,6 +45,7 @@ def temper(log_probs: Tensor, temperature: float | Tensor, lapse: float = 0.0) -
         temperature: above 1 flattens, below 1 sharpens, 1 changes nothing; of all questions, or of each, (B,), where
             log_probs is (S, B, C).
         lapse: in [0, 1).
+        present: (..., C) which choices a question has; by default those that any draw gives something.
 
     Returns:
         (S, ..., C) float64.
@@ -53,13 +54,17 @@ def temper(log_probs: Tensor, temperature: float | Tensor, lapse: float = 0.0) -
         temperature = temperature.double()[:, None]
     probs: Tensor = (log_probs.double() / temperature).softmax(-1)
     if lapse:
-        present = ~log_probs.isneginf().all(0)  # one draw may give a choice nothing
+        if present is None:
+            present = ~log_probs.isneginf().all(0)  # one draw may give a choice nothing
         probs = (1 - lapse) * probs + lapse * present / present.sum(-1, keepdim=True)
     return probs
 
 
 class Recalibration(NamedTuple):
-    """The three numbers; as they are by default, they change nothing."""
+    """The three numbers; as they are by default, they change nothing.
+
+    The power is on top of the one that scoring has raised the length to: `PromptConfig.length_power` becomes their sum.
+    """
 
     temperature: float = 1.0
     power: float = 0.0
@@ -98,8 +103,8 @@ def fit_recalibration(log_probs: Tensor, labels: Tensor, lengths: Tensor, powers
     """The recalibration at which the predictive mean has the lowest NLL.
 
     The temperature has the prior of `fit_temperature`, at the geometric mean of the lengths; the power has a standard
-    normal one too, and the lapse rate one with a mean of a tenth that weighs as eight rows. Choices of one length say
-    nothing about the power, which is 0 then. All three are bounded, so that the search cannot diverge.
+    normal one too, and the lapse rate one with a mean of a tenth that weighs as eight rows. Questions all of one length
+    say nothing about the power, which is 0 then. All three are bounded, so that the search cannot diverge.
 
     Args:
         log_probs: (S, B, C), as in `fit_temperature`.

@@ -54,6 +54,7 @@ class PackedRow:
         continuations: token ids of each choice (C lists).
         normalization: what a choice's log-probability is divided by: see `PromptConfig`.
         length_power: see `PromptConfig`.
+        scoring: by the choices' own texts or by their letters.
         states: the hidden states that enter the first adapted layer, where they are already known.
         n_past: tokens that come before the prompt and are remembered.
     """
@@ -62,6 +63,7 @@ class PackedRow:
     continuations: tuple[tuple[int, ...], ...]
     normalization: NormalizationName
     length_power: float = 1.0
+    scoring: ScoringName = "text"
     states: "States | None" = field(default=None, compare=False)
     n_past: int = 0
 
@@ -200,7 +202,13 @@ def pack(
             f"got {longest} tokens of prompt and longest choice, expected at most {max_length}; shorten the prompt",
             param="messages" if prompt is None else "prompt",
         )
-    return PackedRow(prompt_ids, continuations, "none" if by_label else config.normalization, config.length_power)
+    return PackedRow(
+        prompt_ids,
+        continuations,
+        normalization="none" if by_label else config.normalization,
+        length_power=config.length_power,
+        scoring="label" if by_label else "text",
+    )
 
 
 def _check_unicode(part: object, param: str) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from blora.adapter import Adapter
 from blora.base_model import BaseModel
 from blora.calibration_file import for_serving
+from blora.config import SamplingConfig
 from blora.decision.abstention import Policy
 from blora.decision.certificate import Binding
 from blora.decision.recalibration import temper
@@ -76,7 +77,7 @@ def enough(job: Job, probs: Tensor) -> bool:
 
 
 def probabilities(job: Job, log_probs: Tensor, where: str) -> Tensor:
-    """(S, C) at the adapter's temperature and lapse rate.
+    """(S, C) at the adapter's temperature and lapse rate, which hold for its own scoring alone.
 
     Args:
         job: that they are of.
@@ -86,8 +87,10 @@ def probabilities(job: Job, log_probs: Tensor, where: str) -> Tensor:
     Raises:
         NumericalError: if one is not finite.
     """
-    sampling = job.handle.config.sampling
-    probs = temper(log_probs, sampling.temperature, sampling.lapse)
+    config = job.handle.config
+    sampling = config.sampling if job.row.scoring == config.prompt.scoring else SamplingConfig()
+    present = torch.ones(log_probs.shape[-1:], dtype=torch.bool)
+    probs = temper(log_probs, sampling.temperature, sampling.lapse, present)
     if not bool(probs.isfinite().all()):
         raise NumericalError(
             f"got NaN or infinity from adapter {job.handle.name!r} on {where}, expected probabilities: "

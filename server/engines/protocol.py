@@ -7,6 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from blora.config import ScoringName
 from blora.decision.abstention import Policy
 from blora.decision.stopping import looks
 from server.registry import AdapterHandle
@@ -60,6 +61,10 @@ class Row(Protocol):
     @property
     def n_choices(self) -> int:
         """C."""
+
+    @property
+    def scoring(self) -> ScoringName:
+        """How its choices are scored."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,7 @@ def test_the_facts_are_those_of_the_config() -> None:
     assert found["rank, alpha"] == "4, 8"
     assert found["target modules"] == "q_proj, v_proj (3 modules)"
     assert found["scoring"] == "text, normalized by choice"
+    assert found["recalibration"] == "temperature 1, length power 1, lapse rate 0"
     assert found["prompt template"] == r"`'Q: {prompt}\nA:'`"
     assert found["choices"] == "billing, sales"
     assert found["posterior draws"] == "12, seed 7"

@@ -118,4 +118,4 @@ def _predictions(
         }
 
     found = cached(bench.work / f"{method.name}-seed{seed}" / f"{name}.safetensors", compute)
-    return Predictions(found["log_probs"], found["labels"], found["lengths"]), found["seconds"].item()
+    return Predictions(found["log_probs"], labels_of(rows), lengths_of(rows)), found["seconds"].item()

@@ -56,7 +56,7 @@ class Evaluation(_Strict):
         digest: of its file.
         shift: whether its questions are of another distribution than the training questions.
         tempered: whether a fitted temperature was applied.
-        recalibrated: whether it follows the length of the choices, and guesses are allowed for.
+        recalibrated: whether that follows the length of the choices, and guesses are allowed for.
         reliability: bins of the confidence, rising.
         risk_coverage: (coverage, selective risk) pairs, coverage rising.
         auroc_error: of each uncertainty score, for telling wrong answers from right ones.
@@ -123,7 +123,7 @@ class Run(_Strict):
 
     Attributes:
         file: its path below the folder of results.
-        trained_on: the training set; of an untrained model the set whose validation rows gave its temperature.
+        trained_on: the training set; of an untrained model the set whose validation rows gave its recalibration.
         seed: of the training.
         n_samples: posterior draws, dropout masks or members.
         training: None for a model that was not trained.

@@ -109,8 +109,9 @@ def _best(case: _Case, name: str, heading: str) -> Verdict:
         return Verdict(criterion, case.subject)
     hardest = max(compared, key=lambda comparison: comparison.ours - comparison.theirs)
     met: bool | None = hardest.ours <= hardest.theirs + ROUNDING
-    if met and case.against(case.study.lora, TEMPERATURE, name) is None:
-        met = None  # without LoRA with temperature it is not every baseline
+    unknown = case.against(case.study.lora, TEMPERATURE, name) is None
+    if met and (unknown or any(case.against(rival, case.treatment, name) is None for rival in rivals)):
+        met = None  # without LoRA with temperature, or a rival in our treatment, it is not every baseline
     return Verdict(criterion, case.subject, f"{hardest.ours:.4f}", f"{hardest.theirs:.4f} ({hardest.baseline})", met)
 
 

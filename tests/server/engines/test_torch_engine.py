@@ -50,6 +50,14 @@ async def test_every_draw_is_recalibrated_as_the_adapter_says(asking: Asking) ->
     assert (tempered - plain).abs().max() > 0.01
 
 
+async def test_another_scoring_than_the_adapters_is_not_recalibrated(asking: Asking) -> None:
+    job = await asking.job("why", scoring="label")
+    sampling = dataclasses.replace(job.handle.config.sampling, temperature=3.0, lapse=0.12)
+    handle = dataclasses.replace(job.handle, config=dataclasses.replace(job.handle.config, sampling=sampling))
+    [plain], [same] = [await asking.engine.run([each]) for each in (job, dataclasses.replace(job, handle=handle))]
+    assert torch.allclose(plain, same, atol=1e-6)
+
+
 async def test_one_row_alone_equals_the_same_row_batched(asking: Asking) -> None:
     jobs = [await asking.job(question, choices=CHOICES[: 2 + i % 2]) for i, question in enumerate(QUESTIONS)]
     together = await asking.engine.run(jobs)
