@@ -185,7 +185,7 @@ def _bayesianize(folder: str) -> str:
             ("LoRA of PEFT, {epochs} epochs, divided by length", "lora"),
             ("made Bayesian", "bayesian"),
         )
-        for found in result.get(key, [])  # the LoRA of six epochs was not judged by sums yet
+        for found in result.get(key, [])  # that of six epochs was judged earlier, and by less
     ]
     result = results[0]
     machine = result["machine"]
