@@ -11,6 +11,7 @@ from blora.errors import ConfigError
 __all__ = [
     "FORMAT_VERSION",
     "MOST_LENGTH_POWER",
+    "MOST_TEMPERATURE",
     "AdapterConfig",
     "BaseModelRef",
     "FamilyName",
@@ -25,6 +26,8 @@ __all__ = [
 FORMAT_VERSION = 1
 # Twice that of a mean over tokens: from sums of log-probabilities to as far on the other side.
 MOST_LENGTH_POWER = 2.0
+# Far beyond any sensible one, as is what it is the inverse of.
+MOST_TEMPERATURE = 100.0
 
 MethodName = Literal["bayesian", "lora"]
 FamilyName = Literal["diagonal", "matrix_normal", "flow"]
@@ -151,7 +154,11 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         require(1 <= self.n_samples <= 1024, f"n_samples = {self.n_samples}", "1 to 1024")
         require(0 <= self.seed < 2**63, f"seed = {self.seed}", "0 to 2^63 - 1")
-        require(0 < self.temperature < float("inf"), f"temperature = {self.temperature}", "a positive number")
+        require(
+            1 / MOST_TEMPERATURE <= self.temperature <= MOST_TEMPERATURE,
+            f"temperature = {self.temperature}",
+            f"{1 / MOST_TEMPERATURE:g} to {MOST_TEMPERATURE:g}",
+        )
         require(0 <= self.lapse < 1, f"lapse = {self.lapse}", "a share of at least 0 and below 1")
         require(
             self.stop_error is None or 0 < self.stop_error <= 0.5,

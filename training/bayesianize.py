@@ -86,8 +86,8 @@ def bayesianize(
         target_modules=targets,
         modules=posterior.modules_shape,
         posterior=posterior.config,
-        prompt=replace(prompt, length_power=chosen.length_power),
-        sampling=replace(sampling, temperature=chosen.temperature, lapse=chosen.lapse),
+        prompt=prompt,
+        sampling=sampling,
         training={
             "command": command_line("bayesianize", list(argv)),
             "revision": revision(),
@@ -99,7 +99,7 @@ def bayesianize(
             SEEN: {"tuning": fingerprints(examples)},
         },
     )
-    save_adapter(output, posterior, config, base)
+    save_adapter(output, posterior, chosen.recalibrated(config), base)
     return chosen, [lora, *trials]
 
 

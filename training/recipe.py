@@ -122,8 +122,8 @@ def train_adapter(recipe: Recipe, output: Path) -> Trial:
         target_modules=tuple(targets),
         modules=modules,
         posterior=form,
-        prompt=replace(prompt, length_power=result.length_power),
-        sampling=replace(recipe.sampling, n_samples=n_samples, temperature=result.temperature, lapse=result.lapse),
+        prompt=prompt,
+        sampling=replace(recipe.sampling, n_samples=n_samples),
         policy=recipe.policy,
         training=_record(recipe, base, train)
         | {
@@ -140,7 +140,7 @@ def train_adapter(recipe: Recipe, output: Path) -> Trial:
     )
     processes.wait_for_everyone()
     if processes.is_main_process:
-        save_adapter(output, posterior, config, base)
+        save_adapter(output, posterior, result.recalibrated(config), base)
         release(work_dir)
     return result
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from blora.adapter import check_output, load_adapter, save_adapter
 from blora.base_model import BaseModel
-from blora.config import MOST_LENGTH_POWER, SamplingConfig
+from blora.config import MOST_LENGTH_POWER, AdapterConfig, SamplingConfig
 from blora.decision.calibration import Metrics, metrics
 from blora.decision.recalibration import fit_recalibration
 from blora.errors import NumericalError
@@ -52,6 +52,14 @@ class Trial:
     length_power: float
     lapse: float
     metrics: Metrics
+
+    def recalibrated(self, config: AdapterConfig) -> AdapterConfig:
+        """The adapter's settings with what this trial found."""
+        return replace(
+            config,
+            prompt=replace(config.prompt, length_power=self.length_power),
+            sampling=replace(config.sampling, temperature=self.temperature, lapse=self.lapse),
+        )
 
     def __str__(self) -> str:
         m = self.metrics
@@ -195,10 +203,8 @@ def tune_adapter(
     if "tuning" in config.training:
         found["before"] = config.training["tuning"]
     config = replace(
-        config,
+        chosen.recalibrated(config),
         posterior=adapter.posterior.config,
-        prompt=replace(config.prompt, length_power=chosen.length_power),
-        sampling=replace(config.sampling, temperature=chosen.temperature, lapse=chosen.lapse),
         training=config.training | {"tuning": found, SEEN: seen | {"tuning": fingerprints(examples)}},
     )
     save_adapter(output, adapter.posterior, config, base)

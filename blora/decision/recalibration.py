@@ -25,12 +25,13 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
 
+from blora.config import MOST_TEMPERATURE
 from blora.decision.calibration import nll, refuse_rows
 from blora.errors import ShapeError
 
 __all__ = ["MOST_LAPSE", "Recalibration", "fit_recalibration", "fit_temperature", "temper"]
 
-LOG_TEMPERATURE = math.log(100)
+LOG_TEMPERATURE = math.log(MOST_TEMPERATURE)
 MOST_LAPSE = 0.5
 # The prior of the lapse rate is Beta(1, LAPSE_PRIOR), whose mean is a tenth.
 LAPSE_PRIOR = 9
@@ -104,7 +105,8 @@ def fit_recalibration(log_probs: Tensor, labels: Tensor, lengths: Tensor, powers
 
     The temperature has the prior of `fit_temperature`, at the geometric mean of the lengths; the power has a standard
     normal one too, and the lapse rate one with a mean of a tenth that weighs as eight rows. Questions all of one length
-    say nothing about the power, which is 0 then. All three are bounded, so that the search cannot diverge.
+    say nothing about the power, which is 0 then. All three are bounded, so that the search cannot diverge and an
+    adapter can hold what it finds.
 
     Args:
         log_probs: (S, B, C), as in `fit_temperature`.
@@ -116,7 +118,7 @@ def fit_recalibration(log_probs: Tensor, labels: Tensor, lengths: Tensor, powers
         ShapeError: if the shapes do not fit.
         NumericalError: as in `fit_temperature`.
     """
-    _check(log_probs, labels)
+    start = math.log(fit_temperature(log_probs, labels))
     if lengths.shape != labels.shape:
         raise ShapeError(f"got lengths {tuple(lengths.shape)}, expected {tuple(labels.shape)}, one a row")
     logs = lengths.double().log()
@@ -128,15 +130,16 @@ def fit_recalibration(log_probs: Tensor, labels: Tensor, lengths: Tensor, powers
     picked = labels.long().expand(len(log_probs), -1)[..., None]
 
     def loss(values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        """Penalised NLL and its gradient, of log T at the middle length, the power and the lapse rate."""
+        """Penalised NLL and its gradient, of log T at a length of 1, the power and the lapse rate."""
         at = torch.tensor(values, dtype=torch.float64, requires_grad=True)
         log_temperature, power, lapse = at
-        scaled = finite * (-log_temperature - power * (logs - middle)).exp()[:, None]
+        scaled = finite * (-log_temperature - power * logs).exp()[:, None]
         log_p = scaled.masked_fill(absent, -math.inf).log_softmax(-1).gather(-1, picked)[..., 0]
         mean = log_p.exp().mean(0)
         tiny = torch.finfo(torch.float32).tiny
         found = -((1 - lapse) * mean + lapse * guess).clamp_min(tiny).log().mean()
-        prior = (log_temperature.square() + power.square()) / 2 - (LAPSE_PRIOR - 1) * (1 - lapse).log()
+        at_middle = log_temperature + power * middle
+        prior = (at_middle.square() + power.square()) / 2 - (LAPSE_PRIOR - 1) * (1 - lapse).log()
         total = found + prior / len(labels)
         total.backward()
         assert at.grad is not None
@@ -144,10 +147,10 @@ def fit_recalibration(log_probs: Tensor, labels: Tensor, lengths: Tensor, powers
 
     at_one_length = torch.allclose(logs, middle)
     bounds = ((-LOG_TEMPERATURE, LOG_TEMPERATURE), (0.0, 0.0) if at_one_length else powers, (0.0, MOST_LAPSE))
-    start = math.log(fit_temperature(log_probs, labels))
     tried = [minimize(loss, (start, 0.0, lapse), jac=True, method="L-BFGS-B", bounds=bounds) for lapse in STARTS]
     log_temperature, power, lapse = min(tried, key=lambda result: float(result.fun)).x.tolist()
-    return Recalibration(math.exp(log_temperature - power * float(middle)), power, lapse)
+    temperature = min(MOST_TEMPERATURE, max(1 / MOST_TEMPERATURE, math.exp(log_temperature)))  # a rounding beyond it
+    return Recalibration(temperature, power, lapse)
 
 
 def _minimize(function: Callable[[float], float], low: float, high: float) -> float:

@@ -153,7 +153,15 @@ def test_a_length_power_out_of_range_is_refused(power: float) -> None:
     ("name", "value"),
     [
         *(("n_samples", 0), ("n_samples", 1025), ("seed", -1), ("seed", 2**63)),
-        *(("temperature", 0.0), ("temperature", math.inf), ("lapse", -0.1), ("lapse", 1.0), ("lapse", math.nan)),
+        *(
+            ("temperature", 0.0),
+            ("temperature", 0.009),
+            ("temperature", 101.0),
+            ("temperature", math.inf),
+            ("lapse", -0.1),
+            ("lapse", 1.0),
+            ("lapse", math.nan),
+        ),
     ],
 )
 def test_sampling_out_of_range_is_refused(name: str, value: float) -> None:

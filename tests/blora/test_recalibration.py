@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from blora.config import SamplingConfig
 from blora.decision.calibration import ece, nll
 from blora.decision.recalibration import MOST_LAPSE, Recalibration, fit_recalibration, fit_temperature, temper
 from blora.errors import NumericalError, ShapeError
@@ -170,7 +171,8 @@ def test_all_three_stay_within_their_bounds() -> None:
     log_probs, labels, lengths = distorted(Recalibration(2.0, -0.5, 0.0))
     assert fit_recalibration(log_probs, labels, lengths, (-0.2, 1.0)).power == pytest.approx(-0.2)
     wrong = log_probs.mean(0).argmin(-1)
-    found = fit_recalibration(log_probs, wrong, lengths, POWERS)
+    found = fit_recalibration(200 * log_probs, wrong, 40 * lengths, POWERS)
+    assert SamplingConfig(temperature=found.temperature, lapse=found.lapse)  # an adapter can hold it
     assert 0 <= found.lapse <= MOST_LAPSE
     assert all(math.isfinite(number) for number in found)
 

@@ -11,7 +11,6 @@ __all__ = [
     "LORA",
     "LORA_BEST",
     "OURS",
-    "TREATMENTS",
     "Entry",
     "Spread",
     "Study",
