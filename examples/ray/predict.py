@@ -26,8 +26,8 @@ COLUMNS = {"answer": pa.string(), "confidence": pa.float64(), "abstained": pa.bo
 class Engine:
     """A model on a device of its own, in a process of its own."""
 
-    def __init__(self, adapter: str, base_model: str, device: str) -> None:
-        settings = patient(adapters=(f"adapter={adapter}",), base_model=base_model, device=device)
+    def __init__(self, adapter: str, base_model: str, device: str, dtype: str) -> None:
+        settings = patient(adapters=(f"adapter={adapter}",), base_model=base_model, device=device, dtype=dtype)
         self._runner = asyncio.Runner()  # its loop outlives a batch, and the engine lives in it
         self._until_the_end = AsyncExitStack()
         opened = self._until_the_end.enter_async_context(answering(settings, TorchEngine(settings)))
@@ -55,14 +55,16 @@ def main() -> None:
     parser.add_argument("questions", help=".jsonl or .parquet")
     parser.add_argument("answers", help="a folder that Parquet files are written into")
     parser.add_argument("--base-model", default="embedded")
+    parser.add_argument("--dtype", default="auto", help="of the base model: auto, float32, bfloat16 or float16")
     parser.add_argument("--engines", type=int, default=1, help="as many as there are GPUs")
     parser.add_argument("--gpus", type=float, default=0, help="of each engine; 0 computes on the CPU")
     parser.add_argument("--cpus", type=float, default=1, help="of each; leave Ray one for reading and writing")
     arguments = parser.parse_args()
+    device = "cuda" if arguments.gpus else "cpu"
     read = ray.data.read_parquet if arguments.questions.endswith(".parquet") else ray.data.read_json
     read(arguments.questions).map_batches(
         Engine,
-        fn_constructor_args=(arguments.adapter, arguments.base_model, "cuda" if arguments.gpus else "cpu"),
+        fn_constructor_args=(arguments.adapter, arguments.base_model, device, arguments.dtype),
         compute=ray.data.ActorPoolStrategy(size=arguments.engines),
         num_cpus=arguments.cpus,
         num_gpus=arguments.gpus,

@@ -28,7 +28,8 @@ def test_two_engines_answer_a_table_as_one_does(tmp_path: Path) -> None:
     rows = [{"id": k, "prompt": f"question {k}" + "?" * (k % 40)} for k in range(N_ROWS)]
     rows[BAD]["prompt"] = None  # nothing to be asked
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    where = (str(tmp_path / "adapter"), "--base-model", str(tmp_path / "tiny"))
+    # float32: below it an answer depends a little on the batch it was computed in, and the two ways pack differently
+    where = (str(tmp_path / "adapter"), "--base-model", str(tmp_path / "tiny"), "--dtype", "float32")
 
     command = ("examples/ray/predict.py", where[0], str(tmp_path / "rows.jsonl"), str(tmp_path / "answers"))
     run(*command, *where[1:], "--engines", "2", "--cpus", "0.5")
