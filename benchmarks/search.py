@@ -71,36 +71,37 @@ class Variant:
 
 LORA = PosteriorConfig(method="lora")
 FULL = PosteriorConfig()
-MODES = PosteriorConfig(modes=3)
-NARROW = PosteriorConfig(lambda_init=0.1)
-NARROWER = PosteriorConfig(lambda_init=0.1, scale_init=0.03)
+# The default until the narrow start became it, with a KL weight of 0.1.
+WIDE = PosteriorConfig(lambda_init=0.7, scale_init=0.1)
 VARIANTS = (
     Variant("LoRA", LORA, {"epochs": 4}, n_samples=1),
-    Variant("Bayesian in 4 layers around the LoRA", NARROW, {"epochs": 3}, bayesian="last:4", start="LoRA"),
-    Variant("Bayesian, 3 modes in the steps of 6 epochs", MODES, {"epochs": 6}),
+    Variant(
+        "Bayesian in 4 layers around the LoRA",
+        replace(WIDE, lambda_init=0.1),
+        {"epochs": 3, "kl_weight": 0.1},
+        bayesian="last:4",
+        start="LoRA",
+    ),
+    Variant("Bayesian, 3 modes in the steps of 6 epochs", replace(WIDE, modes=3), {"epochs": 6, "kl_weight": 0.1}),
     Variant(
         "Bayesian, 3 modes in the steps of 6 epochs, narrow start, KL weight 0.01",
-        PosteriorConfig(modes=3, lambda_init=0.1, scale_init=0.03),
-        {"epochs": 6, "kl_weight": 0.01},
+        replace(FULL, modes=3),
+        {"epochs": 6},
     ),
     Variant(
         "Bayesian in 2 layers, LoRA in 8, 3 modes in the steps of 6 epochs",
-        MODES,
-        {"epochs": 6},
+        replace(WIDE, modes=3),
+        {"epochs": 6, "kl_weight": 0.1},
         bayesian="last:2",
     ),
-    Variant("Bayesian", FULL, {"epochs": 4}),
-    Variant("Bayesian, narrow start", NARROWER, {"epochs": 4}),
-    Variant(
-        "Bayesian, narrow start, KL weight 0.01",
-        PosteriorConfig(lambda_init=0.1, scale_init=0.03),
-        {"epochs": 4, "kl_weight": 0.01},
-    ),
-    Variant("Bayesian, 32 x 32 inducing weights", PosteriorConfig(inducing_rows=32, inducing_cols=32), {"epochs": 4}),
+    Variant("Bayesian", WIDE, {"epochs": 4, "kl_weight": 0.1}),
+    Variant("Bayesian, narrow start", FULL, {"epochs": 4, "kl_weight": 0.1}),
+    Variant("Bayesian, narrow start, KL weight 0.01", FULL, {"epochs": 4}),
+    Variant("Bayesian, 32 x 32 inducing weights", replace(FULL, inducing_rows=32, inducing_cols=32), {"epochs": 4}),
     Variant("Bayesian in 4 layers, LoRA in 6", FULL, {"epochs": 4}, bayesian="last:4"),
-    Variant("Bayesian in 2 layers, LoRA in 8", FULL, {"epochs": 4}, bayesian="last:2"),
-    Variant("Bayesian, KL weight 0.3", FULL, {"epochs": 4, "kl_weight": 0.3}),
-    Variant("Bayesian, matrix normal", PosteriorConfig(family="matrix_normal"), {"epochs": 4}),
+    Variant("Bayesian in 2 layers, LoRA in 8", WIDE, {"epochs": 4, "kl_weight": 0.1}, bayesian="last:2"),
+    Variant("Bayesian, KL weight 0.3", WIDE, {"epochs": 4, "kl_weight": 0.3}),
+    Variant("Bayesian, matrix normal", replace(FULL, family="matrix_normal"), {"epochs": 4}),
     Variant("LoRA, every module", LORA, {"epochs": 4}, targets=EVERY, n_samples=1),
     Variant("Bayesian, every module", FULL, {"epochs": 4}, targets=EVERY),
     Variant("LoRA, normalization none", LORA, {"epochs": 4}, normalization="none", n_samples=1),

@@ -69,8 +69,8 @@ class PosteriorConfig:
     inducing_cols: int = 9
     prior_std: float = 0.05
     lambda_max: float = 1.0
-    lambda_init: float = 0.7
-    scale_init: float = 0.1
+    lambda_init: float = 0.1
+    scale_init: float = 0.03
 
     def __post_init__(self) -> None:
         for name in ("modes", "rank", "inducing_rows", "inducing_cols"):

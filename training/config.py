@@ -40,7 +40,7 @@ class TrainConfig:
     input_learning_rate: float = 4e-3
     scale_learning_rate: float = 1e-2
     warmup: float = 0.06
-    kl_weight: float = 0.1
+    kl_weight: float = 0.01
     kl_warmup: float = 0.25
     train_draws: int = 4
     validation_draws: int = 4
