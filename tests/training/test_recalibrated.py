@@ -100,6 +100,25 @@ def test_a_lora_made_bayesian_serves_what_was_fitted(
     assert_served_as_tuned(output, base_folder, files[1])
 
 
+@pytest.mark.parametrize(("threshold", "warned"), [("0.89", False), ("0.95", True)])
+def test_a_policy_that_withholds_every_answer_is_warned_of(
+    base_folder: Path,
+    files: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    threshold: str,
+    warned: bool,
+) -> None:
+    train, validation = files
+    output = tmp_path / "adapter"
+    wanted = f"low confidence, which gets to 0.900 at a lapse rate of 0.200, has to pass {threshold};"
+    trained = train_arguments(base_folder, train, output, "--epochs", "1", "--min-confidence", threshold)
+    tuned = [str(output), "--data", str(validation), "--scales", "1", "--base-model", str(base_folder), *CPU]
+    for command in (["train", *trained], ["tune", *tuned]):
+        assert main(command) == 0
+        assert (wanted in capsys.readouterr().err) == warned
+
+
 def assert_served_as_tuned(folder: Path, base_folder: Path, rows_file: Path) -> None:
     """The metrics of the chosen trial are those of the adapter."""
     base = load_base_model(str(base_folder), device="cpu", dtype="float32")

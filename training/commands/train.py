@@ -93,6 +93,7 @@ def main(argv: list[str]) -> int:
     }
     sampling = read_sampling(arguments)
 
+    from training.commands.silence import warn_of_silence
     from training.recipe import Recipe, train_adapter
 
     recipe = Recipe(
@@ -125,6 +126,7 @@ def main(argv: list[str]) -> int:
         f"ECE {scores.ece:.3f} at temperature {result.temperature:.2f}, "
         f"length power {result.length_power:.2f}, lapse {result.lapse:.3f}"
     )
+    warn_of_silence(arguments.output)
     return 0
 
 

@@ -26,6 +26,7 @@ def main(argv: list[str]) -> int:
     from blora.base_model import load_base_model
     from blora.calibration_file import CALIBRATION_FILE
     from blora.inference.scoring import check_packing
+    from training.commands.silence import warn_of_silence
     from training.tune import tune_adapter
 
     base = load_base_model(arguments.base_model, device=arguments.device, dtype=arguments.dtype)
@@ -45,6 +46,7 @@ def main(argv: list[str]) -> int:
     for trial in trials:
         print(f"{trial}{'  <- chosen' if trial is chosen else ''}")
     print(f"wrote {output}")
+    warn_of_silence(output)
     if was_calibrated:
         print("its calibration.json was that of the adapter before and is not kept: run blora calibrate again")
     return 0
