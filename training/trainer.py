@@ -13,21 +13,25 @@ from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 
 from blora.base_model import BaseModel
+from blora.decision.calibration import metrics
 from blora.inference.fork import first_layer
 from blora.posterior.bank import SampleBank
 from blora.posterior.inject import inject
 from blora.posterior.posterior import Posterior
 from training.config import TrainConfig
-from training.evaluate import Evaluation, evaluate
+from training.evaluate import predict_all
 from training.objective import Elbo, Loss
 from training.optimizer import make_optimizer
-from training.rows import LabelledRow, collate_labelled
+from training.rows import LabelledRow, collate_labelled, labels_of
 from training.sampler import LengthGroupedOrder
 from training.trunk import with_states
+from training.tune import trial_of
 
 __all__ = ["Fitted", "PosteriorTrainer", "fit"]
 
 CHECKPOINT_FILE = "posterior.safetensors"
+# Served recalibrated, so chosen recalibrated: a posterior that is too sure of itself loses no epoch by it.
+CRITERION = "eval_recalibrated_nll"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,7 @@ class Fitted:
 
     Attributes:
         seconds: spent in steps of this process; validation is not counted.
-        best_epoch: the epoch with the lowest validation NLL, from 1.
+        best_epoch: the epoch with the lowest validation NLL under its best recalibration, from 1.
         last: the posterior's state after the last step.
     """
 
@@ -53,7 +57,7 @@ def fit(
     config: TrainConfig,
     checkpoint: Path | None = None,
 ) -> Fitted:
-    """Fits a posterior in place and leaves it at its best validation NLL.
+    """Fits a posterior in place and leaves it at its best validation NLL, each epoch's under its best recalibration.
 
     Args:
         base: the frozen base model; gets pass-through LoRA layers.
@@ -78,14 +82,14 @@ def fit(
     trainer = PosteriorTrainer(elbo, train, validation, config, on_cpu=base.device.type == "cpu")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     posterior.requires_grad_(False)
-    validated = [entry for entry in trainer.state.log_history if "eval_nll" in entry]
-    best = min(validated, key=lambda entry: entry["eval_nll"], default={"epoch": 0.0})
+    validated = [entry for entry in trainer.state.log_history if CRITERION in entry]
+    best = min(validated, key=lambda entry: entry[CRITERION], default={"epoch": 0.0})
     seconds = max(entry["training_seconds"] for entry in trainer.state.log_history)
     return Fitted(seconds, round(best["epoch"]), trainer.last)
 
 
 class PosteriorTrainer(Trainer):
-    """The Trainer, with the negative ELBO as loss and the validation NLL of the predictive mean as criterion."""
+    """The Trainer, with the negative ELBO as loss, and the predictive mean's recalibrated validation NLL to stop by."""
 
     def __init__(
         self,
@@ -109,7 +113,7 @@ class PosteriorTrainer(Trainer):
             save_total_limit=2,
             load_best_model_at_end=True,
             restore_callback_states_from_checkpoint=True,
-            metric_for_best_model="eval_nll",
+            metric_for_best_model=CRITERION,
             greater_is_better=False,
             logging_steps=10,
             logging_nan_inf_filter=False,
@@ -181,20 +185,23 @@ class PosteriorTrainer(Trainer):
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
-        """Validation metrics of the predictive mean, logged under the usual names."""
-        result = self.validate()
-        logs = {f"{metric_key_prefix}_{name}": value for name, value in result.metrics.to_dict().items()}
-        logs[f"{metric_key_prefix}_runtime"] = result.seconds
+        """Validation metrics of the predictive mean, logged under the usual names, and its NLL when recalibrated."""
+        began = time.perf_counter()
+        log_probs = self.validate()
+        found = metrics(log_probs.double().exp().mean(0), labels_of(self.validation)).to_dict()
+        found["recalibrated_nll"] = trial_of(1.0, log_probs, self.validation).metrics.nll
+        logs = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        logs[f"{metric_key_prefix}_runtime"] = time.perf_counter() - began
         self.log(logs)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
         return logs
 
-    def validate(self) -> Evaluation:
-        """The evaluation of the posterior, as it is now, on the validation rows."""
+    def validate(self) -> Tensor:
+        """(S, N, C) log-probabilities of the validation rows under the posterior as it is now."""
         is_point = self.elbo.posterior.config.method == "lora"
         n_samples = 1 if is_point else self.config.validation_draws
         bank = SampleBank.draw(self.elbo.posterior, "in training", n_samples, self.config.seed)
-        return evaluate(self.elbo.model, self.validation, bank.draws.to(self.elbo.model.device))
+        return predict_all(self.elbo.model, self.validation, bank.draws)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))

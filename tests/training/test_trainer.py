@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import EarlyStoppingCallback
 
 from blora.base_model import BaseModel
+from blora.decision.calibration import metrics
 from blora.errors import NumericalError
 from blora.posterior.bank import SampleBank
 from blora.posterior.posterior import Posterior
@@ -20,7 +21,7 @@ from training.checkpoints import last_complete
 from training.config import TrainConfig
 from training.evaluate import Evaluation, evaluate
 from training.objective import Elbo
-from training.rows import LabelledRow
+from training.rows import LabelledRow, labels_of
 from training.sampler import LengthGroupedOrder
 from training.trainer import fit
 
@@ -289,15 +290,36 @@ def test_the_best_epoch_is_kept_and_training_stops_by_patience(tmp_path: Path) -
         tmp_path, n_train=16, flipped=True, epochs=9, patience=2, lora_learning_rate=3e-2, form="lora", warmup=0.0
     )
     log = last_log(tmp_path)
-    nlls = [entry["eval_nll"] for entry in log if "eval_nll" in entry]
-    best = min(range(len(nlls)), key=nlls.__getitem__)
-    assert len(nlls) == best + 1 + 2 < 9
-    assert result.metrics.nll == pytest.approx(nlls[best], abs=1e-6)
+    validated = [entry for entry in log if "eval_nll" in entry]
+    best = min(range(len(validated)), key=lambda n: validated[n]["eval_recalibrated_nll"])
+    assert len(validated) == best + 1 + 2 < 9
+    assert result.metrics.nll == pytest.approx(validated[best]["eval_nll"], abs=1e-6)
     [record] = {
         state["best_model_checkpoint"] for step, state in states(tmp_path).items() if step == max(states(tmp_path))
     }
     assert Path(record) == tmp_path / f"checkpoint-{4 * (best + 1)}"
     assert any(parameter.abs().max() > 0 for parameter in posterior.modes[0].B.parameters())
+
+
+def test_an_epoch_that_is_better_once_recalibrated_is_better(
+    tmp_path: Path, base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = labelled(base, toy_data(40))
+    labels = labels_of(rows)
+    right = torch.nn.functional.one_hot(labels, rows[0].row.n_choices).double()
+    wrong = right.roll(1, -1)
+
+    def answers(n_right: int, sureness: float) -> torch.Tensor:
+        """So many answers right, all as sure."""
+        top = torch.where(torch.arange(len(rows))[:, None] < n_right, right, wrong)
+        return (sureness * top).log_softmax(-1)[None]
+
+    doubtful, too_sure = answers(24, 1.0), answers(36, 30.0)
+    assert metrics(too_sure.exp().mean(0), labels).nll > metrics(doubtful.exp().mean(0), labels).nll
+    epochs = iter((doubtful, too_sure, doubtful))
+    monkeypatch.setattr(module.PosteriorTrainer, "validate", lambda self: next(epochs))
+    fitted = fit(base, toy_posterior(base), rows, rows, toy_config(tmp_path, epochs=3))
+    assert fitted.best_epoch == 2
 
 
 def test_patience_counts_on_through_a_resume(tmp_path: Path, killed: Any) -> None:
