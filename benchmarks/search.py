@@ -71,39 +71,39 @@ class Variant:
 
 LORA = PosteriorConfig(method="lora")
 FULL = PosteriorConfig()
-# The default until the narrow start became it, with a KL weight of 0.1.
-WIDE = PosteriorConfig(lambda_init=0.7, scale_init=0.1)
+# The defaults until a narrow start, a light KL weight and a slow learning rate became them.
+WIDE, EARLIER = PosteriorConfig(lambda_init=0.7, scale_init=0.1), {"kl_weight": 0.1, "learning_rate": 0.16}
 VARIANTS = (
     Variant("LoRA", LORA, {"epochs": 4}, n_samples=1),
     Variant(
         "Bayesian in 4 layers around the LoRA",
         replace(WIDE, lambda_init=0.1),
-        {"epochs": 3, "kl_weight": 0.1},
+        EARLIER | {"epochs": 3},
         bayesian="last:4",
         start="LoRA",
     ),
-    Variant("Bayesian, 3 modes in the steps of 6 epochs", replace(WIDE, modes=3), {"epochs": 6, "kl_weight": 0.1}),
+    Variant("Bayesian, 3 modes in the steps of 6 epochs", replace(WIDE, modes=3), EARLIER | {"epochs": 6}),
     Variant(
         "Bayesian, 3 modes in the steps of 6 epochs, narrow start, KL weight 0.01",
         replace(FULL, modes=3),
-        {"epochs": 6},
+        EARLIER | {"epochs": 6, "kl_weight": 0.01},
     ),
     Variant(
         "Bayesian in 2 layers, LoRA in 8, 3 modes in the steps of 6 epochs",
         replace(WIDE, modes=3),
-        {"epochs": 6, "kl_weight": 0.1},
+        EARLIER | {"epochs": 6},
         bayesian="last:2",
     ),
-    Variant("Bayesian", WIDE, {"epochs": 4, "kl_weight": 0.1}),
-    Variant("Bayesian, narrow start", FULL, {"epochs": 4, "kl_weight": 0.1}),
-    Variant("Bayesian, narrow start, KL weight 0.01", FULL, {"epochs": 4}),
-    Variant("Bayesian, 32 x 32 inducing weights", replace(FULL, inducing_rows=32, inducing_cols=32), {"epochs": 4}),
-    Variant("Bayesian in 4 layers, LoRA in 6", FULL, {"epochs": 4}, bayesian="last:4"),
-    Variant("Bayesian in 2 layers, LoRA in 8", WIDE, {"epochs": 4, "kl_weight": 0.1}, bayesian="last:2"),
-    Variant("Bayesian, KL weight 0.3", WIDE, {"epochs": 4, "kl_weight": 0.3}),
-    Variant("Bayesian, matrix normal", replace(FULL, family="matrix_normal"), {"epochs": 4}),
+    Variant("Bayesian", WIDE, EARLIER | {"epochs": 4}),
+    Variant("Bayesian in 2 layers, LoRA in 8", WIDE, EARLIER | {"epochs": 4}, bayesian="last:2"),
+    Variant("Bayesian, narrow start, KL weight 0.01", FULL, EARLIER | {"epochs": 6, "kl_weight": 0.01}),
+    Variant("Bayesian, narrow start, KL weight 0.01, learning rate 0.04", FULL, {"epochs": 6}),
+    Variant("Bayesian, 32 x 32 inducing weights", replace(FULL, inducing_rows=32, inducing_cols=32), {"epochs": 6}),
+    Variant("Bayesian in 4 layers, LoRA in 6", FULL, {"epochs": 6}, bayesian="last:4"),
+    Variant("Bayesian, KL weight 0.3", WIDE, EARLIER | {"epochs": 4, "kl_weight": 0.3}),
+    Variant("Bayesian, matrix normal", replace(FULL, family="matrix_normal"), {"epochs": 6}),
     Variant("LoRA, every module", LORA, {"epochs": 4}, targets=EVERY, n_samples=1),
-    Variant("Bayesian, every module", FULL, {"epochs": 4}, targets=EVERY),
+    Variant("Bayesian, every module", FULL, {"epochs": 6}, targets=EVERY),
     Variant("LoRA, normalization none", LORA, {"epochs": 4}, normalization="none", n_samples=1),
     Variant("LoRA, normalization choice", LORA, {"epochs": 4}, normalization="choice", n_samples=1),
 )

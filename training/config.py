@@ -35,7 +35,7 @@ class TrainConfig:
     epochs: float = 4.0
     batch_size: int = 8
     gradient_accumulation: int = 1
-    learning_rate: float = 0.16
+    learning_rate: float = 0.04
     lora_learning_rate: float = 1e-3
     input_learning_rate: float = 4e-3
     scale_learning_rate: float = 1e-2
