@@ -33,6 +33,9 @@ LORA_LEARNING_RATE = 1e-3
 DROPOUT_RATE = 0.1
 # Its prior is wide, so that the KL of the start is four nats a weight; it would drown everything else at our weight.
 BLOB_KL_WEIGHT = 1e-3
+# A posterior that starts wide and stays so: see docs/calibration.md for what it is good at.
+WIDE = PosteriorConfig(lambda_init=0.7, scale_init=0.1)
+WIDE_LEARNING_RATE, WIDE_KL_WEIGHT = 0.16, 0.1
 TFB_SCALES = (0.00625, 0.0125, 0.025, 0.05, 0.1, 0.2)
 # Behind each trial of a baseline's own search.
 SEARCH_ROWS, SEARCH_DRAWS = 128, 4
@@ -230,10 +233,16 @@ METHODS = {
         Method("laplace", "Laplace", "laplace", _laplace),
         Method("bayesian", "Bayesian-LoRA", "bayesian", _posterior("bayesian", PosteriorConfig())),
         Method(
+            "bayesian_wide",
+            "Bayesian-LoRA, wide start",
+            "bayesian_wide",
+            _posterior("bayesian_wide", WIDE, learning_rate=WIDE_LEARNING_RATE, kl_weight=WIDE_KL_WEIGHT),
+        ),
+        Method(
             "bayesian_top",
-            "Bayesian-LoRA, top 2 layers",
+            "Bayesian-LoRA, wide start, top 2 layers",
             "bayesian_top",
-            _posterior("bayesian_top", PosteriorConfig(), top_layers=2),
+            _posterior("bayesian_top", WIDE, top_layers=2, learning_rate=WIDE_LEARNING_RATE, kl_weight=WIDE_KL_WEIGHT),
         ),
         Method("ensemble", "ensemble of 3 LoRAs", "ensemble", _ensemble, single_model=False, seeded=False),
     )

@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 BAYESIAN, LORA, LORA_BEST = "bayesian", "lora", "lora_best"
-OURS = ("bayesian_top", BAYESIAN)
+OURS = ("bayesian_top", "bayesian_wide", BAYESIAN)
 TREATMENTS = (AS_TRAINED, TEMPERATURE, RECALIBRATED)
 # In a table: what one starts from, the baselines, what is proposed; the ensembles, which do not compete, last.
 FIRST, LAST = ("base", LORA, LORA_BEST), OURS
