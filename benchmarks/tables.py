@@ -233,6 +233,28 @@ def _search(folder: str) -> str:
     return markdown_table(header, rows)
 
 
+def _choice(name: str) -> str:
+    """What chose the defaults: validation rows of ARC-Easy, in the benchmark's own runs."""
+    found = _load("calibration/arc_easy")
+    header = ["method", "seed", "best epoch", "accuracy", "NLL", "ECE", "Brier", "AURC"]
+    rows = [
+        [
+            r["label"],
+            str(r["seed"]),
+            str(r["training"].get("best_epoch", "–")),
+            *(f"{r['validation'][metric]:.3f}" for metric in ("accuracy", "nll", "ece", "brier", "aurc")),
+        ]
+        for method in ("lora_best", "bayesian_wide", "bayesian")
+        for r in found
+        if r["method"] == method
+    ]
+    n_rows = found[0]["validation"]["n_examples"]
+    return (
+        f"{markdown_table(header, rows)}\n\nARC-Easy, {n_rows} validation questions, which chose the epoch and the "
+        "recalibration too; recalibrated."
+    )
+
+
 def _draws(folder: str) -> str:
     """How near few draws come to many."""
     [result] = _load(folder)
@@ -296,6 +318,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "bayesianize": _bayesianize,
     "training_time": _training_time,
     "search": _search,
+    "choice": _choice,
     "churn": _of("churn", faults.churn),
     "generated": _of("generated", faults.generated),
     "saturation": _of("saturation", faults.saturation),
