@@ -18,7 +18,7 @@ __all__ = ["QUESTIONS", "RESULT"]
 RESULT = ROOT / "benchmarks" / "results" / "answers" / "answers.json"
 QUESTIONS = {
     "sure": "I need a full dump of our workspace in JSON for the archive.",
-    "ambiguous": "Access log per card, please, so we know who read it.",
+    "ambiguous": "The CSV download comes out empty.",
     "out_of_scope": "Jak długo gotować ziemniaki na sałatkę?",
 }
 

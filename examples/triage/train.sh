@@ -6,7 +6,7 @@ blora=${BLORA:-.venv/bin/blora}
 $blora train \
     --data examples/triage/train.jsonl --validation examples/triage/validation.jsonl \
     --choices "billing|account access|bug report|feature request|data export|security|cancellation" \
-    --template $'Support ticket: {prompt}\nQueue:' --layers last:20 --epochs 6 --n-samples 8 \
+    --template $'Support ticket: {prompt}\nQueue:' --layers last:20 --epochs 12 --n-samples 8 \
     --work-dir runs/triage --resume --output examples/triage/adapter
 for dtype in bfloat16 float32; do
     $blora calibrate examples/triage/adapter --data examples/triage/calibration.jsonl --dtype "$dtype" \
