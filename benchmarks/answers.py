@@ -18,7 +18,7 @@ __all__ = ["QUESTIONS", "RESULT"]
 RESULT = ROOT / "benchmarks" / "results" / "answers" / "answers.json"
 QUESTIONS = {
     "sure": "I need a full dump of our workspace in JSON for the archive.",
-    "ambiguous": "The CSV download comes out empty.",
+    "ambiguous": "The invoice list is empty since the redesign.",
     "out_of_scope": "Jak długo gotować ziemniaki na sałatkę?",
 }
 
