@@ -31,7 +31,7 @@ __all__ = ["bayesianize", "posterior_around"]
 # Of the prior's standard deviation to the root mean square of the factors. At scale 1 the posterior's is a quarter of
 # the prior's: as wide as the factors themselves.
 PRIOR_WIDTH = 4.0
-START = PosteriorConfig(lambda_max=1.0, lambda_init=1 / PRIOR_WIDTH)
+START = PosteriorConfig(lambda_max=1.0, lambda_init=1 / PRIOR_WIDTH, scale_init=0.1)
 
 
 def bayesianize(

@@ -25,7 +25,7 @@ class TrainConfig:
         kl_weight: 1 is the exact ELBO, below 1 a cold posterior.
         kl_warmup: share of the steps in which the KL's weight rises.
         train_draws: most posterior draws a batch is divided among.
-        validation_draws: posterior draws behind the validation NLL.
+        validation_draws: posterior draws behind the validation NLL, which is taken recalibrated.
         patience: epochs without a better validation NLL before training stops.
         seed: of initialisation, order and noise.
         resume: go on from the last checkpoint in work_dir, if there is one.

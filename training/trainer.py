@@ -30,7 +30,7 @@ from training.tune import trial_of
 __all__ = ["Fitted", "PosteriorTrainer", "fit"]
 
 CHECKPOINT_FILE = "posterior.safetensors"
-# Served recalibrated, so chosen recalibrated: a posterior that is too sure of itself loses no epoch by it.
+# Served recalibrated, so chosen recalibrated: overconfidence, which that mends, does not decide the epoch.
 CRITERION = "eval_recalibrated_nll"
 
 

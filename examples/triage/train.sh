@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes examples/triage/adapter, the adapter that `make run` serves, and proves when it may answer, in either precision.
-# Twelve epochs: of six and twelve, those with the lower validation NLL.
+# Twelve epochs: of six and twelve, those with the lower validation NLL. The committed adapter was trained by this command
+# with folders of other names.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 blora=${BLORA:-.venv/bin/blora}

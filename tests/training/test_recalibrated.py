@@ -100,23 +100,35 @@ def test_a_lora_made_bayesian_serves_what_was_fitted(
     assert_served_as_tuned(output, base_folder, files[1])
 
 
-@pytest.mark.parametrize(("threshold", "warned"), [("0.89", False), ("0.95", True)])
+@pytest.mark.parametrize(
+    ("policy", "limit"),
+    [
+        (("--min-confidence", "0.89"), None),
+        (("--min-confidence", "0.95"), "confidence gets no higher than 0.900, below the threshold 0.95;"),
+        (("--max-predictive-entropy", "0.33"), None),
+        (
+            ("--max-predictive-entropy", "0.3"),
+            "predictive entropy gets no lower than 0.325, above the threshold 0.3;",
+        ),
+    ],
+)
 def test_a_policy_that_withholds_every_answer_is_warned_of(
     base_folder: Path,
     files: tuple[Path, Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    threshold: str,
-    warned: bool,
+    policy: tuple[str, str],
+    limit: str | None,
 ) -> None:
     train, validation = files
     output = tmp_path / "adapter"
-    wanted = f"low confidence, which gets to 0.900 at a lapse rate of 0.200, has to pass {threshold};"
-    trained = train_arguments(base_folder, train, output, "--epochs", "1", "--min-confidence", threshold)
+    trained = train_arguments(base_folder, train, output, "--epochs", "1", *policy)
     tuned = [str(output), "--data", str(validation), "--scales", "1", "--base-model", str(base_folder), *CPU]
     for command in (["train", *trained], ["tune", *tuned]):
         assert main(command) == 0
-        assert (wanted in capsys.readouterr().err) == warned
+        said = capsys.readouterr().err
+        assert ("withholds every answer" in said) == (limit is not None)
+        assert limit is None or f"at a lapse rate of 0.200 {limit}" in said
 
 
 def assert_served_as_tuned(folder: Path, base_folder: Path, rows_file: Path) -> None:

@@ -1,26 +1,33 @@
 """A policy that withholds every answer of the adapter that was just written, said before anybody serves it."""
 
 import sys
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
-from blora.adapter import CONFIG_FILE
-from blora.config import AdapterConfig
 from blora.decision.abstention import Policy, never_met
 
 __all__ = ["warn_of_silence"]
 
+LIMITS = {
+    "low_confidence": "confidence gets no higher than {reached:.3f}, below the threshold {threshold:g}",
+    "high_predictive_entropy": "predictive entropy gets no lower than {reached:.3f}, above the threshold {threshold:g}",
+}
 
-def warn_of_silence(adapter: Path) -> None:
-    """Prints to standard error which of the policy's thresholds no answer passes, if there are such."""
-    config = AdapterConfig.from_json((adapter / CONFIG_FILE).read_text())
-    if config.policy is None:
+
+def warn_of_silence(policy: Mapping[str, float] | None, choices: Sequence[str] | None, lapse: float) -> None:
+    """Prints to standard error which of the policy's thresholds no answer passes, if there are such.
+
+    Args:
+        policy: the adapter's own, None for none.
+        choices: its fixed labels, None where each question brings its own.
+        lapse: its lapse rate.
+    """
+    if policy is None:
         return
     # Of questions that bring their own choices, those with two can be answered most surely.
-    n_choices = len(config.prompt.choices) if config.prompt.choices is not None else 2
-    for reason in never_met(Policy.from_mapping(config.policy), config.sampling.lapse, n_choices):
+    for reason in never_met(Policy.from_mapping(policy), lapse, len(choices) if choices is not None else 2):
+        limit = LIMITS[reason.name].format(reached=reason.value, threshold=reason.threshold)
         print(
-            f"warning: the policy withholds every answer: {reason.name.replace('_', ' ')}, which gets to "
-            f"{reason.value:.3f} at a lapse rate of {config.sampling.lapse:.3f}, has to pass {reason.threshold:g}; "
+            f"warning: the policy withholds every answer: at a lapse rate of {lapse:.3f} {limit}; "
             "choose a threshold within that, or let blora calibrate find one",
             file=sys.stderr,
         )

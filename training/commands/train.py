@@ -126,7 +126,7 @@ def main(argv: list[str]) -> int:
         f"ECE {scores.ece:.3f} at temperature {result.temperature:.2f}, "
         f"length power {result.length_power:.2f}, lapse {result.lapse:.3f}"
     )
-    warn_of_silence(arguments.output)
+    warn_of_silence(policy or None, arguments.choices, result.lapse)
     return 0
 
 

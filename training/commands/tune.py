@@ -23,8 +23,10 @@ def main(argv: list[str]) -> int:
     """Tunes, prints every trial, and writes the adapter."""
     arguments = _parser().parse_args(argv)
 
+    from blora.adapter import CONFIG_FILE
     from blora.base_model import load_base_model
     from blora.calibration_file import CALIBRATION_FILE
+    from blora.config import AdapterConfig
     from blora.inference.scoring import check_packing
     from training.commands.silence import warn_of_silence
     from training.tune import tune_adapter
@@ -46,7 +48,8 @@ def main(argv: list[str]) -> int:
     for trial in trials:
         print(f"{trial}{'  <- chosen' if trial is chosen else ''}")
     print(f"wrote {output}")
-    warn_of_silence(output)
+    config = AdapterConfig.from_json((output / CONFIG_FILE).read_text())
+    warn_of_silence(config.policy, config.prompt.choices, config.sampling.lapse)
     if was_calibrated:
         print("its calibration.json was that of the adapter before and is not kept: run blora calibrate again")
     return 0

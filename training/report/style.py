@@ -18,9 +18,9 @@ PAPER, INK, MUTED, GRID = "#ffffff", "#1f2328", "#656d76", "#d0d7de"
 _BAYESIAN, _LORA = "#0072b2", "#d55e00"
 # After Okabe and Ito (2008), which people with any colour vision can tell apart, darkened where it is pale on white;
 # markers and dashes tell apart what colours might not.
-_OTHERS = ("#767c84", "#c08a00", "#009e73", "#b85c95", "#6a51a3", "#8c5a2b", "#3a9bd0", "#4d5358")
-_MARKERS = ("s", "v", "^", "P", "X", "h", "<", "*")
-_DASHES = ((4, 2), (1, 1), (5, 1, 1, 1), (2, 1), (6, 2), (3, 1, 1, 1, 1, 1), (1, 2), (8, 2))
+_OTHERS = ("#767c84", "#c08a00", "#009e73", "#b85c95", "#6a51a3", "#8c5a2b", "#3a9bd0", "#4d5358", "#a23b4a")
+_MARKERS = ("s", "v", "^", "P", "X", "h", "<", "*", "p")
+_DASHES = ((4, 2), (1, 1), (5, 1, 1, 1), (2, 1), (6, 2), (3, 1, 1, 1, 1, 1), (1, 2), (8, 2), (2, 2, 6, 2))
 
 # Every colour, and what takes its place on dark paper.
 DARK = {
@@ -38,6 +38,7 @@ DARK = {
     "#8c5a2b": "#c89462",
     "#3a9bd0": "#7cc7ee",
     "#4d5358": "#b6bcc3",
+    "#a23b4a": "#e88a96",
 }
 
 _SETTINGS: dict[Any, Any] = {
