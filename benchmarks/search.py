@@ -25,6 +25,7 @@ from blora.posterior.posterior import Posterior
 from training.config import TrainConfig
 from training.data import ExampleSet, read_examples, split_examples
 from training.evaluate import predict_all
+from training.grid.methods import WIDE, WIDE_KL_WEIGHT, WIDE_LEARNING_RATE
 from training.grid.results import Predictions, Treatments
 from training.provenance import machine, revision
 from training.rows import LabelledRow, labels_of, lengths_of, pack_examples
@@ -71,8 +72,8 @@ class Variant:
 
 LORA = PosteriorConfig(method="lora")
 FULL = PosteriorConfig()
-# The defaults until a narrow start, a light KL weight and a slow learning rate became them.
-WIDE, EARLIER = PosteriorConfig(lambda_init=0.7, scale_init=0.1), {"kl_weight": 0.1, "learning_rate": 0.16}
+# How a posterior with a wide start is trained: the default until the narrow one became it.
+EARLIER = {"kl_weight": WIDE_KL_WEIGHT, "learning_rate": WIDE_LEARNING_RATE}
 VARIANTS = (
     Variant("LoRA", LORA, {"epochs": 4}, n_samples=1),
     Variant(

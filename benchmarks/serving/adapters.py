@@ -5,6 +5,7 @@ from pathlib import Path
 
 from benchmarks.server_process import ROOT
 from blora.cli import main as blora
+from training.grid.methods import WIDE, WIDE_KL_WEIGHT, WIDE_LEARNING_RATE
 
 __all__ = ["FORK", "Adapters", "prepare"]
 
@@ -14,7 +15,10 @@ N_TRAIN, N_VALIDATION, N_SAMPLES = 800, 400, 16
 LAYERS, FORK = "last:10", "last:2"
 EPOCHS, STOP_ERROR, TARGET_RISK = 3, 0.01, 0.25
 # Not today's defaults: a wider posterior, whose answers take more draws to settle.
-POSTERIOR = ("--lambda-init", "0.7", "--scale-init", "0.1", "--kl-weight", "0.1", "--learning-rate", "0.16")
+POSTERIOR = (
+    *("--lambda-init", str(WIDE.lambda_init), "--scale-init", str(WIDE.scale_init)),
+    *("--kl-weight", str(WIDE_KL_WEIGHT), "--learning-rate", str(WIDE_LEARNING_RATE)),
+)
 
 
 @dataclass(frozen=True, slots=True)

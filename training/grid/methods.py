@@ -26,7 +26,7 @@ from training.grid.bench import Bench
 from training.grid.store import Trained, load_trained, save_trained
 from training.trainer import Fitted, fit
 
-__all__ = ["METHODS", "Method", "obtain"]
+__all__ = ["METHODS", "WIDE", "WIDE_KL_WEIGHT", "WIDE_LEARNING_RATE", "Method", "obtain"]
 
 # Chosen on validation rows of ARC-Easy, for plain LoRA: the baselines start from its best.
 LORA_LEARNING_RATE = 1e-3
