@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from benchmarks.server_process import ROOT, TRIAGE, serve
-from training.provenance import machine, revision
+from blora.training.provenance import machine, revision
 
 __all__ = ["QUESTIONS", "RESULT"]
 

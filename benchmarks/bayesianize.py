@@ -25,12 +25,12 @@ from blora.config import PromptConfig
 from blora.posterior.bank import SampleBank
 from blora.posterior.draws import Draws
 from blora.posterior.inject import eject, inject
-from training.bayesianize import posterior_around
-from training.data import ExampleSet, read_examples, split_examples
-from training.evaluate import predict_all
-from training.grid.results import Predictions, Treatments, evaluations
-from training.provenance import machine, revision
-from training.rows import labels_of, lengths_of, pack_examples
+from blora.training.bayesianize import posterior_around
+from blora.training.data import ExampleSet, read_examples, split_examples
+from blora.training.evaluate import predict_all
+from blora.training.grid.results import Predictions, Treatments, evaluations
+from blora.training.provenance import machine, revision
+from blora.training.rows import labels_of, lengths_of, pack_examples
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "runs" / "bayesianize"

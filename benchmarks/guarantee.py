@@ -47,7 +47,7 @@ from blora.decision.recalibration import Recalibration
 from blora.decision.selective import Evidence, Level, ScoreName, Stage, certify, split_rows
 from blora.decision.uncertainty import predictive_mean
 from blora.posterior.noise import generator_of
-from training.provenance import machine, revision
+from blora.training.provenance import machine, revision
 
 __all__ = ["binomial_limit", "measure"]
 

@@ -13,7 +13,7 @@ import httpx
 
 from benchmarks.container import inspect, start
 from benchmarks.server_process import ROOT
-from training.provenance import machine, revision
+from blora.training.provenance import machine, revision
 
 __all__ = ["QUESTION", "measure"]
 

@@ -22,15 +22,15 @@ from blora.posterior.bank import SampleBank
 from blora.posterior.inject import eject, inject, parse_layers, select_modules
 from blora.posterior.point import PointFactor
 from blora.posterior.posterior import Posterior
-from training.config import TrainConfig
-from training.data import ExampleSet, read_examples, split_examples
-from training.evaluate import predict_all
-from training.grid.methods import WIDE, WIDE_KL_WEIGHT, WIDE_LEARNING_RATE
-from training.grid.results import Predictions, Treatments
-from training.provenance import machine, revision
-from training.rows import LabelledRow, labels_of, lengths_of, pack_examples
-from training.trainer import fit
-from training.trunk import with_states
+from blora.training.config import TrainConfig
+from blora.training.data import ExampleSet, read_examples, split_examples
+from blora.training.evaluate import predict_all
+from blora.training.grid.methods import WIDE, WIDE_KL_WEIGHT, WIDE_LEARNING_RATE
+from blora.training.grid.results import Predictions, Treatments
+from blora.training.provenance import machine, revision
+from blora.training.rows import LabelledRow, labels_of, lengths_of, pack_examples
+from blora.training.trainer import fit
+from blora.training.trunk import with_states
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "search" / "search.jsonl"

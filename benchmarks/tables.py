@@ -14,11 +14,11 @@ from benchmarks import deploy_tables as deploy
 from benchmarks.faults import tables as faults
 from benchmarks.markdown import markdown_table
 from benchmarks.serving import tables as serving
-from training.report.document import Document, markdown
-from training.report.results import RECALIBRATED, read_results
-from training.report.study import studies
-from training.report.tables import metric_table
-from training.report.verdicts import verdict_table
+from blora.training.report.document import Document, markdown
+from blora.training.report.results import RECALIBRATED, read_results
+from blora.training.report.study import studies
+from blora.training.report.tables import metric_table
+from blora.training.report.verdicts import verdict_table
 
 __all__ = ["render"]
 

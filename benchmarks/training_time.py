@@ -17,13 +17,13 @@ from blora.base_model import BaseModel, load_base_model
 from blora.config import PosteriorConfig, PromptConfig
 from blora.posterior.inject import inject, select_modules
 from blora.posterior.posterior import Posterior
-from training.config import TrainConfig
-from training.data import read_examples, split_examples
-from training.objective import Elbo
-from training.optimizer import make_optimizer
-from training.provenance import machine, revision
-from training.rows import LabelledRow, collate_labelled, pack_examples
-from training.trunk import with_states
+from blora.training.config import TrainConfig
+from blora.training.data import read_examples, split_examples
+from blora.training.objective import Elbo
+from blora.training.optimizer import make_optimizer
+from blora.training.provenance import machine, revision
+from blora.training.rows import LabelledRow, collate_labelled, pack_examples
+from blora.training.trunk import with_states
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "training_time" / "result.json"

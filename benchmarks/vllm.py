@@ -21,12 +21,12 @@ from benchmarks.server_process import ROOT
 from benchmarks.serving.adapters import prepare
 from benchmarks.vllm_process import vllm
 from blora.base_model import load_base_model
-from server.engines.protocol import Engine, Job
-from server.engines.torch_engine import TorchEngine
-from server.engines.vllm_engine import VllmEngine
-from server.settings import Settings
-from training.data import Example, read_examples
-from training.provenance import machine, revision
+from blora.server.engines.protocol import Engine, Job
+from blora.server.engines.torch_engine import TorchEngine
+from blora.server.engines.vllm_engine import VllmEngine
+from blora.server.settings import Settings
+from blora.training.data import Example, read_examples
+from blora.training.provenance import machine, revision
 
 RESULT = ROOT / "benchmarks" / "results" / "vllm" / "result.json"
 N_QUESTIONS, AT_ONCE = 200, 8

@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         module = importlib.import_module(entry.value)
         return int(module.main(arguments[1:]))
     except ImportError as exc:
-        if exc.name is None or exc.name.partition(".")[0] in ("blora", "server", "training"):
+        if exc.name is None or exc.name.partition(".")[0] == "blora":
             raise
         print(f"`blora {entry.name}` needs the package {exc.name}; {_install_hint(entry)}", file=sys.stderr)
         return 2
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _install_hint(entry: EntryPoint) -> str:
-    extra = EXTRAS.get(entry.name, "serve" if entry.value.startswith("server") else "train")
+    extra = EXTRAS.get(entry.name, "serve" if entry.value.startswith("blora.server") else "train")
     return f"install it with `pip install 'blora[{extra}]'`"
 
 

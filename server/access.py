@@ -9,8 +9,8 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.errors import ForbiddenError, RateLimitedError, ServerError, UnauthorizedError
-from server.keys import Key, Keys
+from blora.server.errors import ForbiddenError, RateLimitedError, ServerError, UnauthorizedError
+from blora.server.keys import Key, Keys
 
 __all__ = ["CLIENT", "Door", "Rate"]
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from server.errors import QueueFullError, TooLargeError
+from blora.server.errors import QueueFullError, TooLargeError
 
 __all__ = ["Admission", "Pace", "Waiting"]
 

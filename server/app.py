@@ -10,22 +10,22 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.access import Door, Rate
-from server.engines.protocol import Engine
-from server.errors import (
+from blora.server.access import Door, Rate
+from blora.server.engines.protocol import Engine
+from blora.server.errors import (
     DisconnectedError,
     InvalidRequestError,
     MethodNotAllowedError,
     NoSuchRouteError,
     ServerError,
 )
-from server.keys import Keys
-from server.lifecycle import Service
-from server.logs import write_down
-from server.middleware import BodyLimit, CatchAll, CloseWhileDraining, RequestId, SafeHeaders
-from server.routes import error_response, router
-from server.settings import Settings
-from server.validation import invalid_request
+from blora.server.keys import Keys
+from blora.server.lifecycle import Service
+from blora.server.logs import write_down
+from blora.server.middleware import BodyLimit, CatchAll, CloseWhileDraining, RequestId, SafeHeaders
+from blora.server.routes import error_response, router
+from blora.server.settings import Settings
+from blora.server.validation import invalid_request
 
 __all__ = ["create_app"]
 
@@ -83,10 +83,10 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
 def _engine(settings: Settings) -> Engine:
     # The model's libraries load here, and not before.
     if settings.engine == "vllm":
-        from server.engines.vllm_engine import VllmEngine
+        from blora.server.engines.vllm_engine import VllmEngine
 
         return VllmEngine(settings)
-    from server.engines.torch_engine import TorchEngine
+    from blora.server.engines.torch_engine import TorchEngine
 
     return TorchEngine(settings)
 

@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
 
-from server.admission import Admission, Waiting
-from server.errors import DeadlineExceededError, DrainingError
-from server.turns import Turns
+from blora.server.admission import Admission, Waiting
+from blora.server.errors import DeadlineExceededError, DrainingError
+from blora.server.turns import Turns
 
 __all__ = ["BatchObserver", "Batcher", "Completed", "Work"]
 

@@ -1,8 +1,8 @@
 """The card of a loaded adapter, for those who ask what it is worth."""
 
-from server.policies import default_policy
-from server.registry import AdapterHandle
-from server.schemas.cards import AdapterCard
+from blora.server.policies import default_policy
+from blora.server.registry import AdapterHandle
+from blora.server.schemas.cards import AdapterCard
 
 __all__ = ["adapter_card"]
 

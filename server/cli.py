@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-    from server.lifecycle import Service
-    from server.settings import Settings
-    from server.shutdown import DrainingServer
+    from blora.server.lifecycle import Service
+    from blora.server.settings import Settings
+    from blora.server.shutdown import DrainingServer
 
 __all__ = ["SUMMARY", "main"]
 
@@ -34,8 +34,8 @@ def main(argv: list[str]) -> int:
     from pydantic import ValidationError
     from pydantic_settings import CliApp
 
-    from server.logs import configure
-    from server.settings import Settings
+    from blora.server.logs import configure
+    from blora.server.settings import Settings
 
     try:
         settings = CliApp.run(Settings, cli_args=argv)
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
     with listener:
         code = asyncio.run(_serve(settings, listener))
 
-    from server.shutdown import leave
+    from blora.server.shutdown import leave
 
     return leave(code, besides=before)
 
@@ -85,8 +85,8 @@ async def _serve(settings: "Settings", listener: socket.socket) -> int:
     import uvicorn
 
     from blora.errors import ConfigError
-    from server.app import create_app
-    from server.shutdown import DrainingServer
+    from blora.server.app import create_app
+    from blora.server.shutdown import DrainingServer
 
     try:
         app = create_app(settings)

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from server.errors import DisconnectedError
+from blora.server.errors import DisconnectedError
 
 __all__ = ["unless_disconnected"]
 

@@ -8,10 +8,10 @@ import secrets
 
 from blora.decision.drift import DriftWindow
 from blora.decision.promise import Promise
-from server.errors import FeedbackConflictError, UnknownPredictionError
-from server.ledgers.protocol import Contents, Entry, Ledger
-from server.metrics import Metrics
-from server.registry import AdapterHandle, Registry
+from blora.server.errors import FeedbackConflictError, UnknownPredictionError
+from blora.server.ledgers.protocol import Contents, Entry, Ledger
+from blora.server.metrics import Metrics
+from blora.server.registry import AdapterHandle, Registry
 
 __all__ = ["Feedback"]
 

@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--admin", action="store_true", help="may load and unload adapters, too")
     arguments = parser.parse_args(argv)
 
-    from server.keys import Keys, line_of, new_key
+    from blora.server.keys import Keys, line_of, new_key
 
     key = new_key()
     line = line_of(arguments.name, "admin" if arguments.admin else "predict", key)

@@ -7,20 +7,20 @@ import time
 from torch import Tensor
 
 from blora.errors import BloraError, ConfigError
-from server.batcher import Batcher
-from server.build import Build
-from server.engines.protocol import Engine, Job
-from server.errors import DrainingError, NotReadyError
-from server.feedback import Feedback
-from server.ledgers.memory import MemoryLedger
-from server.ledgers.protocol import Ledger
-from server.metrics import Metrics
-from server.predictor import Predictor
-from server.registry import Registry
-from server.settings import Settings
-from server.shelf import Shelf, check_draws
-from server.tracing import Traces
-from server.watch import Watch
+from blora.server.batcher import Batcher
+from blora.server.build import Build
+from blora.server.engines.protocol import Engine, Job
+from blora.server.errors import DrainingError, NotReadyError
+from blora.server.feedback import Feedback
+from blora.server.ledgers.memory import MemoryLedger
+from blora.server.ledgers.protocol import Ledger
+from blora.server.metrics import Metrics
+from blora.server.predictor import Predictor
+from blora.server.registry import Registry
+from blora.server.settings import Settings
+from blora.server.shelf import Shelf, check_draws
+from blora.server.tracing import Traces
+from blora.server.watch import Watch
 
 __all__ = ["Service"]
 
@@ -172,7 +172,7 @@ def _ledger(settings: Settings) -> Ledger:
     if settings.feedback_redis is None:
         return MemoryLedger(settings.max_feedback_predictions)
     try:
-        from server.ledgers.redis_ledger import RedisLedger
+        from blora.server.ledgers.redis_ledger import RedisLedger
     except ImportError as exc:
         raise ConfigError(
             "got feedback_redis, expected the package that speaks to Redis: pip install 'blora[redis]', or leave it out"

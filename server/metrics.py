@@ -9,9 +9,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from blora.decision.promise import Promise
 from blora.decision.uncertainty import Prediction
-from server.build import Build
-from server.errors import ServerError
-from server.registry import AdapterHandle
+from blora.server.build import Build
+from blora.server.errors import ServerError
+from blora.server.registry import AdapterHandle
 
 __all__ = ["UNKNOWN_ADAPTER", "Metrics"]
 

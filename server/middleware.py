@@ -11,8 +11,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import InternalError, ServerError, SlowRequestError, TooLargeError
-from server.logs import REQUEST_ID
+from blora.server.errors import InternalError, ServerError, SlowRequestError, TooLargeError
+from blora.server.logs import REQUEST_ID
 
 __all__ = ["BodyLimit", "CatchAll", "CloseWhileDraining", "RequestId", "SafeHeaders"]
 

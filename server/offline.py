@@ -16,13 +16,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from blora.errors import ConfigError
-from server.engines.protocol import Engine
-from server.errors import InvalidRequestError, ServerError
-from server.lifecycle import Service
-from server.routes import error_body
-from server.schemas.requests import PredictRequest
-from server.settings import Settings
-from server.validation import invalid_request
+from blora.server.engines.protocol import Engine
+from blora.server.errors import InvalidRequestError, ServerError
+from blora.server.lifecycle import Service
+from blora.server.routes import error_body
+from blora.server.schemas.requests import PredictRequest
+from blora.server.settings import Settings
+from blora.server.validation import invalid_request
 
 __all__ = ["answer_all", "answering", "patient", "rows_done"]
 

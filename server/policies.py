@@ -14,9 +14,9 @@ from blora.decision.abstention import Policy
 from blora.decision.certificate import FormName
 from blora.decision.conformal import prediction_sets
 from blora.decision.uncertainty import Prediction
-from server.errors import InvalidRequestError
-from server.registry import AdapterHandle
-from server.schemas.requests import PredictRequest
+from blora.server.errors import InvalidRequestError
+from blora.server.registry import AdapterHandle
+from blora.server.schemas.requests import PredictRequest
 
 __all__ = ["InForce", "default_policy", "policy_for", "prediction_set"]
 

@@ -44,10 +44,10 @@ def main(argv: list[str]) -> int:
     from pydantic import ValidationError
     from tqdm import tqdm
 
-    from server.engines.torch_engine import TorchEngine
-    from server.offline import answer_all, patient
-    from server.rows import read_questions
-    from server.schemas.requests import PredictRequest
+    from blora.server.engines.torch_engine import TorchEngine
+    from blora.server.offline import answer_all, patient
+    from blora.server.rows import read_questions
+    from blora.server.schemas.requests import PredictRequest
 
     fields = _fields(arguments)
     try:

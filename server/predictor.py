@@ -12,10 +12,10 @@ from blora.client import answers
 from blora.decision.abstention import Decision, decide
 from blora.decision.uncertainty import Prediction, summarize
 from blora.errors import NumericalError, PromptError, PromptTooLongError
-from server.access import CLIENT
-from server.batcher import Batcher, Completed, Work
-from server.engines.protocol import Engine, Job, ModelInfo, Row, Stop
-from server.errors import (
+from blora.server.access import CLIENT
+from blora.server.batcher import Batcher, Completed, Work
+from blora.server.engines.protocol import Engine, Job, ModelInfo, Row, Stop
+from blora.server.errors import (
     DeadlineExceededError,
     DisconnectedError,
     InternalError,
@@ -25,15 +25,15 @@ from server.errors import (
     ServerError,
     TooLargeError,
 )
-from server.feedback import Feedback
-from server.ids import prediction_id
-from server.logs import write_down
-from server.metrics import UNKNOWN_ADAPTER, Metrics
-from server.policies import InForce, policy_for, prediction_set
-from server.registry import AdapterHandle, Registry
-from server.schemas.requests import PredictRequest
-from server.settings import Settings
-from server.tracing import record_stages
+from blora.server.feedback import Feedback
+from blora.server.ids import prediction_id
+from blora.server.logs import write_down
+from blora.server.metrics import UNKNOWN_ADAPTER, Metrics
+from blora.server.policies import InForce, policy_for, prediction_set
+from blora.server.registry import AdapterHandle, Registry
+from blora.server.schemas.requests import PredictRequest
+from blora.server.settings import Settings
+from blora.server.tracing import record_stages
 
 __all__ = ["Predictor"]
 

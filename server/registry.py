@@ -14,7 +14,7 @@ from blora.decision.certificate import Calibration
 from blora.errors import ConfigError
 from blora.posterior.bank import SampleBank
 from blora.posterior.posterior import Posterior
-from server.errors import DigestMismatchError, InvalidRequestError, UnknownAdapterError
+from blora.server.errors import DigestMismatchError, InvalidRequestError, UnknownAdapterError
 
 __all__ = ["AdapterHandle", "Registry"]
 

@@ -9,13 +9,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from blora.client.answers import AdapterRef, ErrorBody, ErrorDetail, Outcome, Prediction
-from server.cards import adapter_card
-from server.disconnect import unless_disconnected
-from server.errors import TABLE, ServerError, TooLargeError, TryLaterError, UnauthorizedError
-from server.lifecycle import Service
-from server.schemas.cards import AdapterCard, AdapterList
-from server.schemas.requests import BatchRequest, LoadAdapter, PredictBody, TellOutcome
-from server.schemas.responses import (
+from blora.server.cards import adapter_card
+from blora.server.disconnect import unless_disconnected
+from blora.server.errors import TABLE, ServerError, TooLargeError, TryLaterError, UnauthorizedError
+from blora.server.lifecycle import Service
+from blora.server.schemas.cards import AdapterCard, AdapterList
+from blora.server.schemas.requests import BatchRequest, LoadAdapter, PredictBody, TellOutcome
+from blora.server.schemas.responses import (
     BatchResponse,
     Info,
     Limits,
@@ -24,7 +24,7 @@ from server.schemas.responses import (
     ModelList,
     Status,
 )
-from server.strict_json import StrictJsonRoute
+from blora.server.strict_json import StrictJsonRoute
 
 __all__ = ["error_body", "error_response", "router"]
 

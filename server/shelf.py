@@ -7,12 +7,12 @@ import asyncio
 from pathlib import Path
 
 from blora.errors import BloraError, ConfigError
-from server.engines.protocol import Engine
-from server.errors import AdapterConflictError, ForbiddenError, InvalidRequestError, TooLargeError
-from server.feedback import Feedback
-from server.metrics import Metrics
-from server.registry import AdapterHandle, Registry
-from server.settings import Settings
+from blora.server.engines.protocol import Engine
+from blora.server.errors import AdapterConflictError, ForbiddenError, InvalidRequestError, TooLargeError
+from blora.server.feedback import Feedback
+from blora.server.metrics import Metrics
+from blora.server.registry import AdapterHandle, Registry
+from blora.server.settings import Settings
 
 __all__ = ["Shelf", "check_draws"]
 

@@ -13,8 +13,8 @@ from types import FrameType
 
 import uvicorn
 
-from server.lifecycle import Service
-from server.punctual import punctual
+from blora.server.lifecycle import Service
+from blora.server.punctual import punctual
 
 __all__ = ["DrainingServer", "leave"]
 

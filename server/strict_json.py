@@ -9,7 +9,7 @@ from pydantic_core import from_json
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.errors import UnsupportedMediaTypeError
+from blora.server.errors import UnsupportedMediaTypeError
 
 __all__ = ["StrictJsonRoute"]
 

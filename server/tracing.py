@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from opentelemetry.trace import NoOpTracerProvider, Tracer
 
 from blora.errors import ConfigError
-from server.build import Build
+from blora.server.build import Build
 
 __all__ = ["Traces", "record_stages"]
 

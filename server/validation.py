@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from server.errors import InvalidRequestError
+from blora.server.errors import InvalidRequestError
 
 __all__ = ["invalid_request"]
 

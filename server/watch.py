@@ -5,9 +5,9 @@ import logging
 from collections.abc import Coroutine
 from pathlib import Path
 
-from server.errors import ServerError
-from server.registry import Registry
-from server.shelf import Shelf
+from blora.server.errors import ServerError
+from blora.server.registry import Registry
+from blora.server.shelf import Shelf
 
 __all__ = ["Watch"]
 

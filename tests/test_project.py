@@ -11,11 +11,10 @@ from types import ModuleType
 import pytest
 
 from benchmarks import tables
-from training.report.write import write_report
+from blora.training.report.write import write_report
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("blora", "server", "training")
-SOURCES = (*PACKAGES, "benchmarks", "deploy", "examples", "tests")
+SOURCES = ("blora", "server", "training", "benchmarks", "deploy", "examples", "tests")
 MAX_LINES = 400
 
 TABLES = {
@@ -32,11 +31,8 @@ REQUIRED = (
 
 
 def module_names() -> list[str]:
-    names = list(PACKAGES)
-    for package in PACKAGES:
-        found = pkgutil.walk_packages([str(ROOT / package)], f"{package}.")
-        names += [module.name for module in found if not module.name.endswith("__main__")]
-    return names
+    found = pkgutil.walk_packages([str(ROOT / "blora")], "blora.")
+    return ["blora", *(module.name for module in found if not module.name.endswith("__main__"))]
 
 
 def imported(name: str) -> ModuleType:

@@ -1,8 +1,8 @@
 """A posterior around a LoRA that is already trained: its factors are the mean, validation rows find the width.
 
 Nothing is trained. The factors are first balanced (the same update, its singular values shared evenly by both), so
-that noise of one size suits both. The prior is scaled to them, and `training.tune` finds how far the posterior may be
-widened before it predicts worse.
+that noise of one size suits both. The prior is scaled to them, and `blora.training.tune` finds how far the posterior
+may be widened before it predicts worse.
 """
 
 import math
@@ -19,12 +19,12 @@ from blora.lora import balanced, lora_shape, read_lora
 from blora.posterior.draws import Factors
 from blora.posterior.inject import inject, linear_modules
 from blora.posterior.posterior import Posterior
-from training.data import ExampleSet
-from training.evaluate import predict_all
-from training.provenance import command_line, machine, revision
-from training.rows import pack_examples
-from training.seen import SEEN, fingerprints
-from training.tune import Trial, record, trial_of, tune
+from blora.training.data import ExampleSet
+from blora.training.evaluate import predict_all
+from blora.training.provenance import command_line, machine, revision
+from blora.training.rows import pack_examples
+from blora.training.seen import SEEN, fingerprints
+from blora.training.tune import Trial, record, trial_of, tune
 
 __all__ = ["bayesianize", "posterior_around"]
 
@@ -56,7 +56,7 @@ def bayesianize(
         prompt: how a question becomes text.
         sampling: the draws that will be served.
         scales: factors of the standard deviations to try.
-        tolerance: see `training.tune.choose`, in nats.
+        tolerance: see `blora.training.tune.choose`, in nats.
         argv: the arguments of the command, for the record.
 
     Returns:

@@ -12,10 +12,10 @@ from blora.decision.calibrated import calibrate
 from blora.decision.certificate import Binding, Calibration, FormName, Goal
 from blora.inference.scoring import check_packing
 from blora.posterior.bank import SampleBank
-from training.data import read_examples
-from training.evaluate import predict_all
-from training.rows import pack_examples
-from training.seen import check_distinct, check_unseen
+from blora.training.data import read_examples
+from blora.training.evaluate import predict_all
+from blora.training.rows import pack_examples
+from blora.training.seen import check_distinct, check_unseen
 
 __all__ = ["calibrate_adapter"]
 

@@ -15,7 +15,7 @@ from blora.decision.recalibration import temper
 from blora.decision.uncertainty import mutual_information, predictive_mean
 from blora.inference.branches import score_all
 from blora.posterior.draws import Draws
-from training.rows import LabelledRow, labels_of
+from blora.training.rows import LabelledRow, labels_of
 
 __all__ = ["Evaluation", "evaluate", "evaluate_nested", "predict_all"]
 

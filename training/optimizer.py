@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from blora.posterior.point import PointFactor
-from training.config import TrainConfig
+from blora.training.config import TrainConfig
 
 __all__ = ["make_optimizer"]
 

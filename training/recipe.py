@@ -14,14 +14,14 @@ from blora.inference.scoring import check_packing
 from blora.lora import read_lora
 from blora.posterior.inject import default_targets, parse_layers, select_modules
 from blora.posterior.posterior import Posterior
-from training.checkpoints import claim, last_complete, release
-from training.config import TrainConfig
-from training.data import ExampleSet, read_examples, split_examples
-from training.provenance import command_line, machine, revision
-from training.rows import pack_examples
-from training.seen import SEEN, fingerprints
-from training.trainer import fit
-from training.tune import Trial, scorer, trial_of
+from blora.training.checkpoints import claim, last_complete, release
+from blora.training.config import TrainConfig
+from blora.training.data import ExampleSet, read_examples, split_examples
+from blora.training.provenance import command_line, machine, revision
+from blora.training.rows import pack_examples
+from blora.training.seen import SEEN, fingerprints
+from blora.training.trainer import fit
+from blora.training.tune import Trial, scorer, trial_of
 
 __all__ = ["Recipe", "train_adapter"]
 

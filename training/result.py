@@ -9,11 +9,11 @@ from blora.base_model import load_base_model
 from blora.config import PromptConfig
 from blora.inference.scoring import check_packing
 from blora.posterior.bank import SampleBank
-from training.data import read_examples
-from training.evaluate import Evaluation, evaluate_nested
-from training.provenance import command_line, machine, revision
-from training.rows import pack_examples
-from training.seen import SEEN
+from blora.training.data import read_examples
+from blora.training.evaluate import Evaluation, evaluate_nested
+from blora.training.provenance import command_line, machine, revision
+from blora.training.rows import pack_examples
+from blora.training.seen import SEEN
 
 __all__ = ["Subject", "results"]
 

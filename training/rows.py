@@ -11,7 +11,7 @@ from blora.base_model import BaseModel
 from blora.config import PromptConfig
 from blora.errors import DataError, PromptError
 from blora.inference.packing import PackedBatch, PackedRow, collate, pack
-from training.data import ExampleSet
+from blora.training.data import ExampleSet
 
 __all__ = ["LabelledRow", "collate_labelled", "labels_of", "lengths_of", "pack_examples"]
 
@@ -58,6 +58,6 @@ def lengths_of(rows: Sequence[LabelledRow]) -> Tensor:
 
 
 def collate_labelled(rows: Sequence[LabelledRow]) -> dict[str, Any]:
-    """A batch for `training.objective`: {"batch": PackedBatch, "labels": (B,)}."""
+    """A batch for `blora.training.objective`: {"batch": PackedBatch, "labels": (B,)}."""
     batch: PackedBatch = collate([row.row for row in rows])
     return {"batch": batch, "labels": labels_of(rows)}

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from blora.errors import AdapterError, ConfigError, DataError
-from training.data import Example, ExampleSet
+from blora.training.data import Example, ExampleSet
 
 __all__ = ["SEEN", "check_distinct", "check_unseen", "fingerprints"]
 

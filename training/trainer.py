@@ -18,14 +18,14 @@ from blora.inference.fork import first_layer
 from blora.posterior.bank import SampleBank
 from blora.posterior.inject import inject
 from blora.posterior.posterior import Posterior
-from training.config import TrainConfig
-from training.evaluate import predict_all
-from training.objective import Elbo, Loss
-from training.optimizer import make_optimizer
-from training.rows import LabelledRow, collate_labelled, labels_of
-from training.sampler import LengthGroupedOrder
-from training.trunk import with_states
-from training.tune import trial_of
+from blora.training.config import TrainConfig
+from blora.training.evaluate import predict_all
+from blora.training.objective import Elbo, Loss
+from blora.training.optimizer import make_optimizer
+from blora.training.rows import LabelledRow, collate_labelled, labels_of
+from blora.training.sampler import LengthGroupedOrder
+from blora.training.trunk import with_states
+from blora.training.tune import trial_of
 
 __all__ = ["Fitted", "PosteriorTrainer", "fit"]
 

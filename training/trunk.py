@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from blora.inference.fork import runs_in_parts
 from blora.inference.packing import States, by_length, collate, spread_states
 from blora.inference.scoring import states_of
-from training.rows import LabelledRow
+from blora.training.rows import LabelledRow
 
 __all__ = ["attach_states", "trunk_states", "with_states"]
 

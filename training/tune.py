@@ -23,11 +23,11 @@ from blora.inference.fork import first_layer
 from blora.posterior.bank import SampleBank
 from blora.posterior.inject import inject
 from blora.posterior.posterior import Posterior
-from training.data import ExampleSet, read_examples
-from training.evaluate import predict_all
-from training.rows import LabelledRow, labels_of, lengths_of, pack_examples
-from training.seen import SEEN, check_unseen, fingerprints
-from training.trunk import with_states
+from blora.training.data import ExampleSet, read_examples
+from blora.training.evaluate import predict_all
+from blora.training.rows import LabelledRow, labels_of, lengths_of, pack_examples
+from blora.training.seen import SEEN, check_unseen, fingerprints
+from blora.training.trunk import with_states
 
 __all__ = ["Trial", "choose", "record", "scorer", "trial_of", "try_scales", "tune", "tune_adapter"]
 

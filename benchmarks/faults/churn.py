@@ -22,7 +22,7 @@ import psutil
 from benchmarks.faults.tiny_server import KEY, NAMES, tiny_server
 from benchmarks.server_process import ROOT, Server
 from blora.client import AsyncClient, ClientError, DeadlineError, Prediction, RefusedError
-from training.provenance import machine, revision
+from blora.training.provenance import machine, revision
 
 RESULT = ROOT / "benchmarks" / "results" / "churn" / "result.json"
 QUESTIONS = [f"question {k} {'and more ' * (k % 7)}" for k in range(40)]

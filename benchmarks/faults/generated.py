@@ -21,7 +21,7 @@ from schemathesis.specs.openapi import checks as openapi
 
 from benchmarks.faults.tiny_server import KEY, NAMES, tiny_server
 from benchmarks.server_process import ROOT, Server
-from training.provenance import machine, revision
+from blora.training.provenance import machine, revision
 
 __all__ = ["made_up"]
 

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from benchmarks.server_process import ROOT
-from training.provenance import machine, revision
+from blora.training.provenance import machine, revision
 
 __all__ = ["kept", "measure"]
 

@@ -22,7 +22,7 @@ import httpx
 
 from benchmarks.concurrent import questions
 from benchmarks.server_process import ROOT, Server, serve
-from training.provenance import machine, revision
+from blora.training.provenance import machine, revision
 
 __all__ = ["Seen", "measure"]
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.server_process import Server, serve
-from server.keys import line_of
+from blora.server.keys import line_of
 
 __all__ = ["KEY", "NAMES", "tiny_server"]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from benchmarks.server_process import ROOT
 from blora.cli import main as blora
-from training.grid.methods import WIDE, WIDE_KL_WEIGHT, WIDE_LEARNING_RATE
+from blora.training.grid.methods import WIDE, WIDE_KL_WEIGHT, WIDE_LEARNING_RATE
 
 __all__ = ["FORK", "Adapters", "prepare"]
 

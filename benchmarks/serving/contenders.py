@@ -24,12 +24,12 @@ from blora.inference.packing import PackedBatch, PackedRow, by_length, collate
 from blora.posterior.bank import SampleBank
 from blora.posterior.draws import use_draws
 from blora.posterior.inject import inject
-from server.engines.protocol import Job, Stop
-from server.engines.torch_engine import TorchEngine
-from server.policies import default_policy
-from server.registry import AdapterHandle
-from server.settings import Settings
-from training.data import ExampleSet
+from blora.server.engines.protocol import Job, Stop
+from blora.server.engines.torch_engine import TorchEngine
+from blora.server.policies import default_policy
+from blora.server.registry import AdapterHandle
+from blora.server.settings import Settings
+from blora.training.data import ExampleSet
 
 __all__ = ["BATCH_TOKENS", "MOST_DRAWS", "Engine", "PlainLora", "Published"]
 

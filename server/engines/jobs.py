@@ -19,9 +19,9 @@ from blora.decision.recalibration import temper
 from blora.decision.stopping import settled
 from blora.errors import ConfigError, NumericalError
 from blora.posterior.bank import SampleBank
-from server.engines.protocol import Job, ModelInfo
-from server.registry import AdapterHandle
-from server.settings import Settings
+from blora.server.engines.protocol import Job, ModelInfo
+from blora.server.registry import AdapterHandle
+from blora.server.settings import Settings
 
 __all__ = [
     "PROBE_CHOICES",

@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 from blora.inference.fork import runs_in_parts
 from blora.inference.packing import PackedRow
 from blora.inference.prefix import MIN_PREFIX, Prefix, common_tokens
-from server.engines.protocol import Job
-from server.registry import AdapterHandle
+from blora.server.engines.protocol import Job
+from blora.server.registry import AdapterHandle
 
 __all__ = ["Prefixes"]
 

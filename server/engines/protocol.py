@@ -10,7 +10,7 @@ from torch import Tensor
 from blora.config import ScoringName
 from blora.decision.abstention import Policy
 from blora.decision.stopping import looks
-from server.registry import AdapterHandle
+from blora.server.registry import AdapterHandle
 
 __all__ = ["Engine", "Job", "Loaded", "ModelInfo", "Row", "Stop"]
 

@@ -23,7 +23,7 @@ from blora.inference.prefix import Prefix
 from blora.inference.scoring import check_packing
 from blora.posterior.bank import SampleBank
 from blora.posterior.draws import Draws
-from server.engines.jobs import (
+from blora.server.engines.jobs import (
     PROBE_CHOICES,
     PROBE_PROMPT,
     check_adapters,
@@ -33,10 +33,10 @@ from server.engines.jobs import (
     model_of,
     probabilities,
 )
-from server.engines.prefixes import Prefixes
-from server.engines.protocol import Job, Loaded, Row
-from server.registry import AdapterHandle
-from server.settings import Settings
+from blora.server.engines.prefixes import Prefixes
+from blora.server.engines.protocol import Job, Loaded, Row
+from blora.server.registry import AdapterHandle
+from blora.server.settings import Settings
 
 __all__ = ["TorchEngine"]
 
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 
 class TorchEngine:
-    """Keeps `server.engines.protocol.Engine` with torch on one device.
+    """Keeps `blora.server.engines.protocol.Engine` with torch on one device.
 
     Args:
         settings: which base model, on what, with which adapters.

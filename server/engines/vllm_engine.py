@@ -26,7 +26,7 @@ from blora.errors import AdapterError, ConfigError
 from blora.export import export_draws
 from blora.inference.branches import score_all
 from blora.inference.packing import PackedRow, pack
-from server.engines.jobs import (
+from blora.server.engines.jobs import (
     PROBE_CHOICES,
     PROBE_PROMPT,
     check_adapters,
@@ -36,10 +36,10 @@ from server.engines.jobs import (
     model_of,
     probabilities,
 )
-from server.engines.protocol import Job, Loaded, Row
-from server.engines.vllm_client import UnknownLoraError, VllmClient, VllmError
-from server.registry import AdapterHandle
-from server.settings import Settings
+from blora.server.engines.protocol import Job, Loaded, Row
+from blora.server.engines.vllm_client import UnknownLoraError, VllmClient, VllmError
+from blora.server.registry import AdapterHandle
+from blora.server.settings import Settings
 
 __all__ = ["DTYPE", "VllmEngine"]
 
@@ -52,7 +52,7 @@ PROBE_TOLERANCE = 0.1
 
 
 class VllmEngine:
-    """Keeps `server.engines.protocol.Engine` with the LoRAs of a running vLLM.
+    """Keeps `blora.server.engines.protocol.Engine` with the LoRAs of a running vLLM.
 
     Args:
         settings: which base model, which adapters, where vLLM is, and which folder both can read.

@@ -2,7 +2,7 @@
 
 from collections import Counter, OrderedDict
 
-from server.ledgers.protocol import Contents, Entry, Tally
+from blora.server.ledgers.protocol import Contents, Entry, Tally
 
 __all__ = ["MemoryLedger"]
 

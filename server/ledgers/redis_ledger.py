@@ -11,8 +11,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from server.errors import FeedbackUnavailableError
-from server.ledgers.protocol import Contents, Entry, Tally
+from blora.server.errors import FeedbackUnavailableError
+from blora.server.ledgers.protocol import Contents, Entry, Tally
 
 __all__ = ["RedisLedger"]
 

@@ -7,7 +7,7 @@ from pydantic import Field
 from blora.client.answers import PolicyInForce
 from blora.config import PosteriorConfig, PromptConfig, SamplingConfig
 from blora.decision.certificate import Calibration
-from server.schemas.responses import Response
+from blora.server.schemas.responses import Response
 
 __all__ = ["AdapterCard", "AdapterList"]
 

@@ -20,8 +20,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from server.errors import InvalidRequestError
-from server.validation import invalid_request
+from blora.server.errors import InvalidRequestError
+from blora.server.validation import invalid_request
 
 __all__ = ["BatchRequest", "LoadAdapter", "Message", "Policy", "PredictBody", "PredictRequest", "TellOutcome"]
 

@@ -6,8 +6,8 @@ import torch
 from benchmarks.search import N_TRAIN, N_VALIDATION, VARIANTS, judge, parts_of
 from blora.decision.calibration import metrics
 from blora.decision.recalibration import Recalibration, temper
-from training.data import Example, ExampleSet
-from training.grid.results import Predictions, Treatments
+from blora.training.data import Example, ExampleSet
+from blora.training.grid.results import Predictions, Treatments
 
 
 def test_every_variant_has_a_label_of_its_own() -> None:

@@ -20,9 +20,9 @@ from blora.inference.branches import score_all
 from blora.inference.packing import PackedRow
 from blora.posterior.inject import eject, inject
 from blora.posterior.posterior import Posterior
+from blora.training.data import read_examples
+from blora.training.rows import pack_examples
 from tests.scenarios import random_rows, tiny_model
-from training.data import read_examples
-from training.rows import pack_examples
 
 
 def test_each_block_begins_with_another_way_and_all_answer_the_same_questions() -> None:

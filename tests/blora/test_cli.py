@@ -135,7 +135,7 @@ def test_a_missing_package_is_named_with_what_installs_it(
     assert capsys.readouterr().err == expected
 
 
-@pytest.mark.parametrize("name", ["blora.gone", "server.gone", "training.gone", None])
+@pytest.mark.parametrize("name", ["blora.gone", "blora.server.gone", "blora.training.gone", None])
 def test_a_missing_module_of_our_own_is_a_bug(name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     command(monkeypatch, ImportError("cannot import", name=name))
     with pytest.raises(ImportError, match="cannot import"):

@@ -10,8 +10,8 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.server_process import ROOT
-from server.build import Build
-from server.metrics import Metrics
+from blora.server.build import Build
+from blora.server.metrics import Metrics
 
 DEPLOY = ROOT / "deploy"
 RULES = [rule for group in yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"] for rule in group["rules"]]

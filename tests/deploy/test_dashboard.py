@@ -11,8 +11,8 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.server_process import ROOT
-from server.build import Build
-from server.metrics import Metrics
+from blora.server.build import Build
+from blora.server.metrics import Metrics
 from tests.prometheus import needs_prometheus, query, scraping
 from tests.server.fakes import FakeEngine
 from tests.server.test_feedback import CALIBRATED

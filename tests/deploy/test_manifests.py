@@ -71,7 +71,7 @@ ENVIRONMENTS = {
 @pytest.fixture
 def settings_in(monkeypatch):
     """The server's settings as it would read them in the named environment."""
-    from server.settings import Settings
+    from blora.server.settings import Settings
 
     def read(name):
         for key in [k for k in os.environ if k.startswith("BLORA_")]:
@@ -98,7 +98,7 @@ def container():
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_every_variable_is_read(name):
-    from server.settings import Settings
+    from blora.server.settings import Settings
 
     settings = {f"BLORA_{field.upper()}" for field in Settings.model_fields}
     used = {k for k in image_env() | ENVIRONMENTS[name]() if k.startswith("BLORA_")}
@@ -286,8 +286,8 @@ def test_the_cpu_overlay_is_watched_and_scaled():
     resources = built("overlays/cpu")
     scaled = resources["HorizontalPodAutoscaler"]["spec"]
     assert scaled["scaleTargetRef"]["name"] == resources["Deployment"]["metadata"]["name"]
-    from server.build import Build
-    from server.metrics import Metrics
+    from blora.server.build import Build
+    from blora.server.metrics import Metrics
 
     (metric,) = scaled["metrics"]
     assert f"# TYPE {metric['pods']['metric']['name']} gauge" in Metrics(Build.current()).render().decode()

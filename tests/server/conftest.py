@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from server.settings import Settings
+from blora.server.settings import Settings
 from tests.server.fakes import FakeEngine, Running, running
 
 

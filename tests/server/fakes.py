@@ -17,10 +17,10 @@ from blora.config import AdapterConfig, BaseModelRef, PosteriorConfig, PromptCon
 from blora.decision.abstention import Policy
 from blora.decision.certificate import Calibration
 from blora.errors import AdapterError, PromptError
-from server.app import create_app
-from server.engines.protocol import Job, Loaded, ModelInfo
-from server.registry import AdapterHandle
-from server.settings import Settings
+from blora.server.app import create_app
+from blora.server.engines.protocol import Job, Loaded, ModelInfo
+from blora.server.registry import AdapterHandle
+from blora.server.settings import Settings
 
 TRIAGE_DIGEST = "sha256:" + "1" * 64
 OPEN_DIGEST = "sha256:" + "2" * 64

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from server.access import Rate
-from server.errors import RateLimitedError
-from server.keys import line_of
+from blora.server.access import Rate
+from blora.server.errors import RateLimitedError
+from blora.server.keys import line_of
 from tests.server.fakes import FakeEngine, running
 
 ASK = {"prompt": "p=0.9"}

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from server.admission import Admission, Pace, Waiting
-from server.errors import QueueFullError, TooLargeError
+from blora.server.admission import Admission, Pace, Waiting
+from blora.server.errors import QueueFullError, TooLargeError
 from tests.server.test_batcher import bench, settle
 
 NOBODY = Waiting(inputs=0, cost=0, own_inputs=0, own_cost=0, ahead=0)

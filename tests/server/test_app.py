@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from server.errors import TABLE
+from blora.server.errors import TABLE
 from tests.server.fakes import Running
 from tests.server.test_bad_requests import BAD_BODIES
 

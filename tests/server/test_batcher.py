@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from server.batcher import Batcher, Completed, Work
-from server.errors import DeadlineExceededError, DrainingError, QueueFullError, TooLargeError
+from blora.server.batcher import Batcher, Completed, Work
+from blora.server.errors import DeadlineExceededError, DrainingError, QueueFullError, TooLargeError
 
 
 class Worker:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from blora.decision.abstention import Policy
-from server.cards import adapter_card
+from blora.server.cards import adapter_card
 from tests.server.calibrations import calibration
 from tests.server.fakes import CHOICES, OPEN_DIGEST, TRIAGE_DIGEST, FakeEngine, Running, handle, running
 from tests.server.test_app import validator

@@ -12,10 +12,10 @@ import sys
 import pytest
 
 from blora.errors import AdapterError
-from server import app as app_module
-from server.cli import SUMMARY, main
-from server.engines.protocol import Loaded
-from server.settings import Settings
+from blora.server import app as app_module
+from blora.server.cli import SUMMARY, main
+from blora.server.engines.protocol import Loaded
+from blora.server.settings import Settings
 from tests.server.fakes import OPEN_DIGEST, FakeEngine, handle
 
 
@@ -105,7 +105,7 @@ def test_a_port_in_use_gives_one_line(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_the_module_imports_nothing_heavy_and_says_what_it_is() -> None:
     heavy = {"torch", "transformers", "fastapi", "uvicorn", "pydantic"}
-    code = f"import sys, server.cli; print(sorted({heavy} & sys.modules.keys()))"
+    code = f"import sys, blora.server.cli; print(sorted({heavy} & sys.modules.keys()))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
     assert SUMMARY == "serve adapters over HTTP"

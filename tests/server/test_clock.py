@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from server.access import Rate
-from server.errors import RateLimitedError
+from blora.server.access import Rate
+from blora.server.errors import RateLimitedError
 from tests.server.fakes import FakeEngine, running
 
 DAY_S = 86400.0

@@ -7,8 +7,8 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
-from server.disconnect import unless_disconnected
-from server.errors import DisconnectedError
+from blora.server.disconnect import unless_disconnected
+from blora.server.errors import DisconnectedError
 from tests.server.fakes import FakeEngine, Running, running
 
 

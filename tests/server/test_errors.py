@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-import server
-from server import errors
-from server.errors import TABLE, QueueFullError, ServerError
-from server.routes import error_response
-from server.validation import _CODES
+from blora import server
+from blora.server import errors
+from blora.server.errors import TABLE, QueueFullError, ServerError
+from blora.server.routes import error_response
+from blora.server.validation import _CODES
 
 SOURCES = sorted(Path(server.__file__).parent.rglob("*.py"))
 CLASSES = [

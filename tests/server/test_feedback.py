@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from blora.client import AsyncClient, RefusedError
-from server.keys import line_of
+from blora.server.keys import line_of
 from tests.server.calibrations import calibration
 from tests.server.fakes import CHOICES, TRIAGE_DIGEST, FakeEngine, Running, handle, running
 

@@ -2,7 +2,7 @@
 
 import re
 
-from server.ids import prediction_id
+from blora.server.ids import prediction_id
 
 
 def test_ids_have_one_form_and_are_all_different() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from blora.errors import ConfigError
-from server.key_command import main
-from server.keys import Key, Keys, Scope, line_of, new_key
+from blora.server.key_command import main
+from blora.server.keys import Key, Keys, Scope, line_of, new_key
 
 
 def write(file: Path, *lines: str) -> Path:

@@ -8,18 +8,18 @@ import time
 
 import pytest
 
-from server.shutdown import leave
+from blora.server.shutdown import leave
 
 SLOW_TO_LOAD = """
 import sys, time
-from server.cli import main
-import server.engines.torch_engine, server.engines.vllm_engine
+from blora.server.cli import main
+import blora.server.engines.torch_engine, blora.server.engines.vllm_engine
 
 def load(*arguments, **more):
     print("loading", flush=True)
     time.sleep(600)
 
-server.engines.torch_engine.load_base_model = server.engines.vllm_engine.load_base_model = load
+blora.server.engines.torch_engine.load_base_model = blora.server.engines.vllm_engine.load_base_model = load
 sys.exit(main(["--port=0", "--drain-delay-s=0", "--adapters=one=/somewhere", *sys.argv[1:]]))
 """
 

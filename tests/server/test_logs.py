@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from server.logs import Form, configure
+from blora.server.logs import Form, configure
 from tests.server.fakes import TRIAGE_DIGEST, FakeEngine, running
 
 SECRET = "p=0.9 a secret"
@@ -40,7 +40,7 @@ async def test_a_line_of_json_tells_how_an_input_ended(capsys: pytest.CaptureFix
 
 async def test_text_tells_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     lines = await ask("text", capsys)
-    assert " INFO server.predictor: answered request_id=mine prediction_id=pred_" in lines[0]
+    assert " INFO blora.server.predictor: answered request_id=mine prediction_id=pred_" in lines[0]
     assert "abstained" in lines[1]
 
 

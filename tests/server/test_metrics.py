@@ -3,8 +3,8 @@
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.build import Build
-from server.metrics import Metrics
+from blora.server.build import Build
+from blora.server.metrics import Metrics
 from tests.server.fakes import OPEN_DIGEST, TRIAGE_DIGEST, Running
 
 NAMES = {

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from blora.errors import AdapterError, ConfigError
-from server.offline import AHEAD, answer_all, rows_done
-from server.settings import Settings
+from blora.server.offline import AHEAD, answer_all, rows_done
+from blora.server.settings import Settings
 from tests.server.fakes import FakeEngine
 
 SETTINGS = Settings(default_adapter="triage", max_queue_tokens=2**30, max_queue_requests=2**20)

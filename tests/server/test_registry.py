@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from blora.errors import ConfigError
-from server.errors import DigestMismatchError, InvalidRequestError, UnknownAdapterError
-from server.registry import Registry
+from blora.server.errors import DigestMismatchError, InvalidRequestError, UnknownAdapterError
+from blora.server.registry import Registry
 from tests.server.fakes import OPEN_DIGEST, TRIAGE_DIGEST, handle
 
 TRIAGE, OPEN = handle("triage", TRIAGE_DIGEST), handle("open", OPEN_DIGEST)

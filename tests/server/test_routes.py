@@ -1,6 +1,6 @@
 """The paths besides predictions."""
 
-from server.build import Build
+from blora.server.build import Build
 from tests.server.fakes import OPEN_DIGEST, TRIAGE_DIGEST, FakeEngine, Running, running
 
 

@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from blora.errors import DataError
-from server.rows import read_questions
+from blora.server.rows import read_questions
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": "one", "choices": ["a", "b"], "label": 1, "id": "x"},

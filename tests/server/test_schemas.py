@@ -3,8 +3,8 @@
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from server.errors import InvalidRequestError
-from server.schemas.requests import BatchRequest, PredictBody, PredictRequest
+from blora.server.errors import InvalidRequestError
+from blora.server.schemas.requests import BatchRequest, PredictBody, PredictRequest
 
 body: TypeAdapter[PredictRequest | BatchRequest] = TypeAdapter(PredictBody)
 

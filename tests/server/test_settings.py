@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
-from server.settings import AdapterSource, Settings
+from blora.server.settings import AdapterSource, Settings
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "settings.md"
 

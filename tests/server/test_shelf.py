@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from server.keys import line_of
-from server.registry import AdapterHandle
+from blora.server.keys import line_of
+from blora.server.registry import AdapterHandle
 from tests.server.calibrations import calibration
 from tests.server.fakes import FakeEngine, Running, running
 

@@ -12,10 +12,10 @@ import httpx
 import pytest
 import uvicorn
 
-from server.app import create_app
-from server.lifecycle import Service
-from server.settings import Settings
-from server.shutdown import DrainingServer
+from blora.server.app import create_app
+from blora.server.lifecycle import Service
+from blora.server.settings import Settings
+from blora.server.shutdown import DrainingServer
 from tests.server.fakes import FakeEngine
 
 

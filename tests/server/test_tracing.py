@@ -11,7 +11,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from server.logs import configure
+from blora.server.logs import configure
 from tests.server.fakes import FakeEngine, running
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"

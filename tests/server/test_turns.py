@@ -3,7 +3,7 @@
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from server.turns import Turns
+from blora.server.turns import Turns
 
 
 @dataclass(frozen=True)

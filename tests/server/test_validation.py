@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from server.validation import invalid_request
+from blora.server.validation import invalid_request
 
 
 def detail(kind: str, *loc: object, **more: Any) -> dict[str, Any]:

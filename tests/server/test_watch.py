@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from server.registry import AdapterHandle
-from server.watch import Watch
+from blora.server.registry import AdapterHandle
+from blora.server.watch import Watch
 from tests.server.fakes import FakeEngine, Running, running
 from tests.server.test_shelf import digest_of
 

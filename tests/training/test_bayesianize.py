@@ -13,8 +13,8 @@ from blora.cli import main
 from blora.config import PosteriorConfig
 from blora.errors import ConfigError
 from blora.lora import read_lora
+from blora.training.bayesianize import posterior_around
 from tests.loras import make_lora
-from training.bayesianize import posterior_around
 
 
 @pytest.mark.parametrize("rank", [3, 12])

@@ -14,11 +14,11 @@ from blora.decision.certificate import Calibration
 from blora.decision.recalibration import temper
 from blora.errors import AdapterError, ConfigError, DataError
 from blora.posterior.bank import SampleBank
+from blora.training.commands import calibrate, train
+from blora.training.data import read_examples
+from blora.training.evaluate import predict_all
+from blora.training.rows import pack_examples
 from tests.training.toys import toy_row, train_arguments, write_jsonl
-from training.commands import calibrate, train
-from training.data import read_examples
-from training.evaluate import predict_all
-from training.rows import pack_examples
 
 GOAL = ("--target-risk", "0.2", "--delta", "0.1")
 

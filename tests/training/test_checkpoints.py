@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from blora.errors import ConfigError
-from training.checkpoints import claim, last_complete, release
+from blora.training.checkpoints import claim, last_complete, release
 
 RUN = {"seed": 0, "epochs": 2}
 

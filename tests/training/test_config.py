@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from blora.errors import ConfigError
-from training.config import TrainConfig
+from blora.training.config import TrainConfig
 
 
 def config(**settings: Any) -> TrainConfig:

@@ -9,8 +9,8 @@ import datasets
 import pytest
 
 from blora.errors import DataError
+from blora.training.data import Example, ExampleSet, read_examples, split_examples
 from tests.training.toys import GOOD, row, toy_data, toy_row, write_jsonl
-from training.data import Example, ExampleSet, read_examples, split_examples
 
 
 def read_row(tmp_path: Path, **changes: Any) -> Example:

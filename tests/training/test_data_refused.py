@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from blora.errors import DataError
+from blora.training.data import read_examples
 from tests.training.toys import GOOD, row, write_jsonl
-from training.data import read_examples
 
 # Malformed rows
 

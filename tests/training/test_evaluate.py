@@ -6,10 +6,10 @@ from blora.decision.calibration import metrics
 from blora.inference.packing import PackedRow
 from blora.posterior.bank import SampleBank
 from blora.posterior.posterior import Posterior
+from blora.training import evaluate as module
+from blora.training.evaluate import evaluate, evaluate_nested, predict_all
+from blora.training.rows import LabelledRow
 from tests.scenarios import choices_alone, injected, merged, random_draws, random_rows, tiny_model
-from training import evaluate as module
-from training.evaluate import evaluate, evaluate_nested, predict_all
-from training.rows import LabelledRow
 
 
 def rows(n_rows: int = 9) -> list[LabelledRow]:

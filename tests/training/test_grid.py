@@ -10,10 +10,10 @@ import torch
 from blora.cli import main
 from blora.decision.calibration import metrics
 from blora.decision.recalibration import Recalibration, temper
+from blora.training.grid.methods import METHODS
+from blora.training.grid.results import Predictions, Treatments, evaluations
+from blora.training.report.results import read_results
 from tests.training.toys import toy_data, write_jsonl
-from training.grid.methods import METHODS
-from training.grid.results import Predictions, Treatments, evaluations
-from training.report.results import read_results
 
 
 def arguments(base_folder: Path, folder: Path, *more: str) -> list[str]:
@@ -100,7 +100,7 @@ def test_a_killed_training_goes_on_and_counts_all_its_seconds(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("training.grid.methods.save_trained", kill)
+        patch.setattr("blora.training.grid.methods.save_trained", kill)
         assert main(arguments(base_folder, tmp_path, "--methods", "lora", "--seeds", "0")) != 0
     state = next(tmp_path.rglob("checkpoint-*/trainer_state.json"))
     logged = [entry["training_seconds"] for entry in json.loads(state.read_text())["log_history"]]

@@ -9,10 +9,10 @@ from blora.posterior.draws import Draws, Factors
 from blora.posterior.inject import inject
 from blora.posterior.noise import generator_of
 from blora.posterior.posterior import Posterior
+from blora.training.objective import Elbo
+from blora.training.rows import LabelledRow, collate_labelled
 from tests.scenarios import adapted_modules, choices_alone, merged, random_rows, tiny_base, tiny_model
 from tests.training.toys import labelled, toy_data, toy_posterior
-from training.objective import Elbo
-from training.rows import LabelledRow, collate_labelled
 
 N_TRAIN = 50
 

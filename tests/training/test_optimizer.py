@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from blora.training.optimizer import make_optimizer
 from tests.scenarios import tiny_base
 from tests.training.toys import toy_config, toy_posterior
-from training.optimizer import make_optimizer
 
 
 @pytest.mark.parametrize("family", ["diagonal", "matrix_normal", "flow"])

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from blora.training import provenance
+from blora.training.provenance import command_line, machine, revision
 from tests.training.conftest import REVISION
-from training import provenance
-from training.provenance import command_line, machine, revision
 
 
 @pytest.fixture

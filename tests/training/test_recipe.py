@@ -16,12 +16,12 @@ from blora.adapter import load_adapter
 from blora.base_model import load_base_model
 from blora.config import AdapterConfig
 from blora.errors import AdapterError, BaseModelError, BloraError, ConfigError, DataError
+from blora.training.commands import train
+from blora.training.config import TrainConfig
+from blora.training.data import read_examples
+from blora.training.seen import fingerprints
 from tests.training.conftest import REVISION
 from tests.training.toys import toy_data, train_arguments, write_jsonl
-from training.commands import train
-from training.config import TrainConfig
-from training.data import read_examples
-from training.seen import fingerprints
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data" / "arc_easy_train.jsonl"

@@ -10,9 +10,9 @@ import pytest
 from blora.adapter import load_adapter
 from blora.base_model import load_base_model
 from blora.errors import AdapterError, BloraError, ConfigError, DataError
+from blora.training.commands import evaluate, train
 from tests.training.conftest import REVISION
 from tests.training.toys import toy_data, train_arguments, write_jsonl
-from training.commands import evaluate, train
 
 REQUIRED = (
     *("method", "base_model", "dataset", "split", "seed", "n_examples", "n_samples"),

@@ -7,10 +7,10 @@ from blora.base_model import BaseModel
 from blora.config import PromptConfig
 from blora.errors import DataError
 from blora.inference.packing import collate
+from blora.training.data import Example, ExampleSet
+from blora.training.rows import collate_labelled, pack_examples
 from tests.scenarios import MAX_LENGTH, spell, tiny_base
 from tests.training.toys import CHOICES, labelled, toy_data
-from training.data import Example, ExampleSet
-from training.rows import collate_labelled, pack_examples
 
 
 def example(prompt: str | None = "red 01", **changes: object) -> Example:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.sampler import GROUP_BATCHES, LengthGroupedOrder
+from blora.training.sampler import GROUP_BATCHES, LengthGroupedOrder
 
 
 def order_of(lengths: list[int], batch_size: int, *, seed: int = 0, epoch: int = 0) -> list[int]:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from blora.errors import AdapterError, ConfigError, DataError
+from blora.training.data import ExampleSet, read_examples
+from blora.training.seen import DIGITS, check_distinct, check_unseen, fingerprints
 from tests.training.toys import row, write_jsonl
-from training.data import ExampleSet, read_examples
-from training.seen import DIGITS, check_distinct, check_unseen, fingerprints
 
 NAMES = ("one", "two", "three", "four", "five", "six", "seven")
 

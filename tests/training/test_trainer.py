@@ -14,16 +14,16 @@ from blora.decision.calibration import metrics
 from blora.errors import NumericalError
 from blora.posterior.bank import SampleBank
 from blora.posterior.posterior import Posterior
+from blora.training import trainer as module
+from blora.training.checkpoints import last_complete
+from blora.training.config import TrainConfig
+from blora.training.evaluate import Evaluation, evaluate
+from blora.training.objective import Elbo
+from blora.training.rows import LabelledRow, labels_of
+from blora.training.sampler import LengthGroupedOrder
+from blora.training.trainer import fit
 from tests.scenarios import tiny_base, tiny_model
 from tests.training.toys import labelled, toy_config, toy_data, toy_posterior
-from training import trainer as module
-from training.checkpoints import last_complete
-from training.config import TrainConfig
-from training.evaluate import Evaluation, evaluate
-from training.objective import Elbo
-from training.rows import LabelledRow, labels_of
-from training.sampler import LengthGroupedOrder
-from training.trainer import fit
 
 FORMS: dict[str, dict[str, Any]] = {
     "lora": {"method": "lora"},

@@ -13,12 +13,12 @@ from blora.inference.packing import collate
 from blora.inference.scoring import states_of
 from blora.posterior.inject import default_targets, inject, select_modules
 from blora.posterior.posterior import Posterior
+from blora.training import trainer, trunk
+from blora.training.rows import LabelledRow
+from blora.training.trainer import fit
+from blora.training.trunk import with_states
 from tests.scenarios import N_LAYERS, random_draws, random_rows, tiny_base
 from tests.training.toys import labelled, toy_config, toy_data
-from training import trainer, trunk
-from training.rows import LabelledRow
-from training.trainer import fit
-from training.trunk import with_states
 
 
 def above(base: BaseModel, layer: int = 1) -> dict[str, tuple[int, int]]:

@@ -15,9 +15,9 @@ from blora.decision.calibration import Metrics
 from blora.errors import NumericalError
 from blora.inference.packing import PackedRow
 from blora.posterior.noise import generator_of
+from blora.training.rows import LabelledRow
+from blora.training.tune import Trial, choose, trial_of, try_scales
 from tests.training.toys import toy_row, train_arguments, write_jsonl
-from training.rows import LabelledRow
-from training.tune import Trial, choose, trial_of, try_scales
 
 
 def trial(scale: float, nll: float) -> Trial:

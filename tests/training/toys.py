@@ -9,10 +9,10 @@ from typing import Any
 from blora.base_model import BaseModel
 from blora.config import PosteriorConfig, PromptConfig
 from blora.posterior.posterior import Posterior
+from blora.training.config import TrainConfig
+from blora.training.data import Example, ExampleSet
+from blora.training.rows import LabelledRow, pack_examples
 from tests.scenarios import adapted_modules
-from training.config import TrainConfig
-from training.data import Example, ExampleSet
-from training.rows import LabelledRow, pack_examples
 
 CHOICES = ("warm", "cold")
 COLOURS = ("red", "blue")

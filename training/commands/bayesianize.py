@@ -5,7 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from blora.config import PromptConfig
-from training.commands.arguments import add_model, add_prompt, add_sampling, add_tuning, read_prompt, read_sampling
+from blora.training.commands.arguments import (
+    add_model,
+    add_prompt,
+    add_sampling,
+    add_tuning,
+    read_prompt,
+    read_sampling,
+)
 
 __all__ = ["SUMMARY", "main"]
 
@@ -31,8 +38,8 @@ def main(argv: list[str]) -> int:
 
     from blora.base_model import load_base_model
     from blora.inference.scoring import check_packing
-    from training.bayesianize import bayesianize
-    from training.data import read_examples
+    from blora.training.bayesianize import bayesianize
+    from blora.training.data import read_examples
 
     examples = read_examples(arguments.data, choices=arguments.choices, split=arguments.split)
     examples = replace(examples, examples=examples.examples[: arguments.limit])

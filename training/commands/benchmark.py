@@ -5,7 +5,7 @@ from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, ArgumentType
 from pathlib import Path
 
 from blora.errors import ConfigError
-from training.commands.arguments import add_model, positive
+from blora.training.commands.arguments import add_model, positive
 
 __all__ = ["SUMMARY", "main"]
 
@@ -51,9 +51,9 @@ def main(argv: list[str]) -> int:
 
     from blora.base_model import load_base_model
     from blora.inference.scoring import check_packing
-    from training.grid.bench import Source, set_up
-    from training.grid.methods import METHODS
-    from training.grid.run import run
+    from blora.training.grid.bench import Source, set_up
+    from blora.training.grid.methods import METHODS
+    from blora.training.grid.run import run
 
     methods = list(METHODS) if arguments.methods == "all" else arguments.methods.split(",")
     if unknown := [name for name in methods if name not in METHODS]:

@@ -4,7 +4,7 @@ from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.commands.arguments import add_model, positive
+from blora.training.commands.arguments import add_model, positive
 
 if TYPE_CHECKING:
     from blora.decision.certificate import Calibration
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
 
     from blora.decision.certificate import Goal
-    from training.calibrate import calibrate_adapter
+    from blora.training.calibrate import calibrate_adapter
 
     goal = Goal(
         target_risk=arguments.target_risk, delta=arguments.delta, coverage=arguments.coverage, seed=arguments.seed

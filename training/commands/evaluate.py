@@ -5,7 +5,7 @@ from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from pathlib import Path
 
 from blora.errors import ConfigError
-from training.commands.arguments import add_model, positive
+from blora.training.commands.arguments import add_model, positive
 
 __all__ = ["SUMMARY", "main"]
 
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
             f"got one file {arguments.json} for {len(counts)} results, expected {{n_samples}} in its name"
         )
 
-    from training.result import Subject, results
+    from blora.training.result import Subject, results
 
     subject = Subject(
         adapter=None if arguments.adapter == BASE else Path(arguments.adapter),

@@ -3,7 +3,7 @@
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from pathlib import Path
 
-from training.commands.arguments import add_model, positive
+from blora.training.commands.arguments import add_model, positive
 
 __all__ = ["SUMMARY", "main"]
 

@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
     """Reads every result and writes the report; the same results make the same bytes."""
     arguments = _parser().parse_args(argv)
 
-    from training.report.write import write_report
+    from blora.training.report.write import write_report
 
     for file in write_report(arguments.results, arguments.output):
         print(file)

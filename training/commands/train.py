@@ -7,8 +7,8 @@ from typing import TypeVar, get_args
 
 from blora.config import FamilyName, MethodName, PosteriorConfig
 from blora.errors import ConfigError
-from training.commands.arguments import add_model, add_prompt, add_sampling, positive, read_prompt, read_sampling
-from training.config import TrainConfig
+from blora.training.commands.arguments import add_model, add_prompt, add_sampling, positive, read_prompt, read_sampling
+from blora.training.config import TrainConfig
 
 __all__ = ["SUMMARY", "main"]
 
@@ -93,8 +93,8 @@ def main(argv: list[str]) -> int:
     }
     sampling = read_sampling(arguments)
 
-    from training.commands.silence import warn_of_silence
-    from training.recipe import Recipe, train_adapter
+    from blora.training.commands.silence import warn_of_silence
+    from blora.training.recipe import Recipe, train_adapter
 
     recipe = Recipe(
         data=arguments.data,

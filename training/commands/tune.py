@@ -3,7 +3,7 @@
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from pathlib import Path
 
-from training.commands.arguments import add_model, add_tuning
+from blora.training.commands.arguments import add_model, add_tuning
 
 __all__ = ["SUMMARY", "main"]
 
@@ -28,8 +28,8 @@ def main(argv: list[str]) -> int:
     from blora.calibration_file import CALIBRATION_FILE
     from blora.config import AdapterConfig
     from blora.inference.scoring import check_packing
-    from training.commands.silence import warn_of_silence
-    from training.tune import tune_adapter
+    from blora.training.commands.silence import warn_of_silence
+    from blora.training.tune import tune_adapter
 
     base = load_base_model(arguments.base_model, device=arguments.device, dtype=arguments.dtype)
     check_packing(base)

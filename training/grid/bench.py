@@ -10,11 +10,11 @@ from blora.config import PosteriorConfig, PromptConfig
 from blora.errors import ConfigError
 from blora.inference.fork import runs_in_parts
 from blora.posterior.inject import default_targets, inject, parse_layers, select_modules
-from training.config import TrainConfig
-from training.data import ExampleSet, read_examples, split_examples
-from training.grid.store import cached
-from training.rows import LabelledRow, pack_examples
-from training.trunk import attach_states, trunk_states
+from blora.training.config import TrainConfig
+from blora.training.data import ExampleSet, read_examples, split_examples
+from blora.training.grid.store import cached
+from blora.training.rows import LabelledRow, pack_examples
+from blora.training.trunk import attach_states, trunk_states
 
 __all__ = ["Bench", "Source", "TestSet", "set_up"]
 

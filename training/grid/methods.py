@@ -15,16 +15,16 @@ from blora.posterior.inject import layer_index
 from blora.posterior.mode import MakeFactor
 from blora.posterior.noise import generator_of
 from blora.posterior.posterior import Posterior
-from training.baselines.blob import blob_factors
-from training.baselines.dropout import dropout_factors
-from training.baselines.ensemble import ensemble
-from training.baselines.tfb import isotropic_draws
-from training.checkpoints import claim, release
-from training.config import TrainConfig
-from training.evaluate import evaluate
-from training.grid.bench import Bench
-from training.grid.store import Trained, load_trained, save_trained
-from training.trainer import Fitted, fit
+from blora.training.baselines.blob import blob_factors
+from blora.training.baselines.dropout import dropout_factors
+from blora.training.baselines.ensemble import ensemble
+from blora.training.baselines.tfb import isotropic_draws
+from blora.training.checkpoints import claim, release
+from blora.training.config import TrainConfig
+from blora.training.evaluate import evaluate
+from blora.training.grid.bench import Bench
+from blora.training.grid.store import Trained, load_trained, save_trained
+from blora.training.trainer import Fitted, fit
 
 __all__ = ["METHODS", "WIDE", "WIDE_KL_WEIGHT", "WIDE_LEARNING_RATE", "Method", "obtain"]
 
@@ -174,7 +174,7 @@ def _tfb(bench: Bench, seed: int) -> dict[str, Trained]:
 
 
 def _laplace(bench: Bench, seed: int) -> dict[str, Trained]:
-    from training.baselines.laplace_lora import PRECISIONS, choose_precision, fit_laplace
+    from blora.training.baselines.laplace_lora import PRECISIONS, choose_precision, fit_laplace
 
     lora = obtain(bench, "lora_best", seed)
     assert lora.draws is not None

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from blora.decision.calibration import metrics
 from blora.posterior.draws import Draws
-from training.evaluate import predict_all
-from training.grid.bench import Bench
-from training.grid.methods import METHODS, Method, obtain
-from training.grid.results import Predictions, Treatments, evaluations
-from training.grid.store import Trained, cached
-from training.provenance import machine, revision
-from training.rows import LabelledRow, labels_of, lengths_of
+from blora.training.evaluate import predict_all
+from blora.training.grid.bench import Bench
+from blora.training.grid.methods import METHODS, Method, obtain
+from blora.training.grid.results import Predictions, Treatments, evaluations
+from blora.training.grid.store import Trained, cached
+from blora.training.provenance import machine, revision
+from blora.training.rows import LabelledRow, labels_of, lengths_of
 
 __all__ = ["run"]
 

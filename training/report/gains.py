@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from itertools import product
 from statistics import fmean
 
-from training.report.document import NONE, Cell, Table
-from training.report.study import BAYESIAN, LORA, LORA_BEST, Entry, Study, shared, spread
+from blora.training.report.document import NONE, Cell, Table
+from blora.training.report.study import BAYESIAN, LORA, LORA_BEST, Entry, Study, shared, spread
 
 __all__ = ["cost_table", "paper_table"]
 

@@ -3,8 +3,8 @@
 import re
 from html import escape
 
-from training.report.document import Block, Document, Figure, Heading, Paragraph, Table
-from training.report.style import DARK, GRID, INK, MUTED, PAPER
+from blora.training.report.document import Block, Document, Figure, Heading, Paragraph, Table
+from blora.training.report.style import DARK, GRID, INK, MUTED, PAPER
 
 __all__ = ["html"]
 

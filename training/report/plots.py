@@ -10,9 +10,9 @@ from matplotlib.lines import Line2D
 from matplotlib.typing import FillStyleType
 from numpy.typing import ArrayLike, NDArray
 
-from training.report.results import AS_TRAINED, RECALIBRATED, TEMPERATURE, Method
-from training.report.study import Entry, Study
-from training.report.style import INK, PAPER, Look, draw
+from blora.training.report.results import AS_TRAINED, RECALIBRATED, TEMPERATURE, Method
+from blora.training.report.study import Entry, Study
+from blora.training.report.style import INK, PAPER, Look, draw
 
 __all__ = ["accuracy_nll", "ece_by_set", "risk_coverage"]
 

@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
-from training.report.plots import Looks
-from training.report.results import AS_TRAINED, RECALIBRATED, TEMPERATURE, Bin, Evaluation
-from training.report.study import BAYESIAN, LORA, Study
-from training.report.style import INK, MUTED, PAPER, draw
+from blora.training.report.plots import Looks
+from blora.training.report.results import AS_TRAINED, RECALIBRATED, TEMPERATURE, Bin, Evaluation
+from blora.training.report.study import BAYESIAN, LORA, Study
+from blora.training.report.style import INK, MUTED, PAPER, draw
 
 __all__ = ["Point", "calibrated_ece", "pool", "reliability"]
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from training.report.results import AS_TRAINED, RECALIBRATED, TEMPERATURE, Evaluation, Method, Run
+from blora.training.report.results import AS_TRAINED, RECALIBRATED, TEMPERATURE, Evaluation, Method, Run
 
 __all__ = [
     "BAYESIAN",

@@ -9,8 +9,8 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure as Canvas
 
-from training.report.results import Method
-from training.report.study import BAYESIAN, LORA
+from blora.training.report.results import Method
+from blora.training.report.study import BAYESIAN, LORA
 
 __all__ = ["DARK", "GRID", "INK", "MUTED", "PAPER", "Look", "draw", "looks"]
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
-from training.report.document import NONE, Cell, Table
-from training.report.results import AS_TRAINED, RECALIBRATED, Evaluation
-from training.report.study import Entry, Spread, Study, spread
+from blora.training.report.document import NONE, Cell, Table
+from blora.training.report.results import AS_TRAINED, RECALIBRATED, Evaluation
+from blora.training.report.study import Entry, Spread, Study, spread
 
 __all__ = ["auroc_table", "metric_table"]
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from training.report.document import NONE, Cell, Table
-from training.report.results import AS_TRAINED, TEMPERATURE
-from training.report.study import BAYESIAN, OURS, Entry, Study, shared, spread
+from blora.training.report.document import NONE, Cell, Table
+from blora.training.report.results import AS_TRAINED, TEMPERATURE
+from blora.training.report.study import BAYESIAN, OURS, Entry, Study, shared, spread
 
 __all__ = ["Verdict", "verdict_table", "verdicts"]
 

@@ -5,16 +5,16 @@ from pathlib import Path
 from re import sub
 from statistics import median
 
-from training.report.document import Block, Cell, Document, Figure, Heading, Paragraph, Table, markdown
-from training.report.gains import cost_table, paper_table
-from training.report.page import html
-from training.report.plots import Looks, accuracy_nll, ece_by_set, risk_coverage
-from training.report.reliability import calibrated_ece, reliability
-from training.report.results import Run, read_results
-from training.report.study import BAYESIAN, Study, studies
-from training.report.style import looks
-from training.report.tables import auroc_table, metric_table
-from training.report.verdicts import verdict_table
+from blora.training.report.document import Block, Cell, Document, Figure, Heading, Paragraph, Table, markdown
+from blora.training.report.gains import cost_table, paper_table
+from blora.training.report.page import html
+from blora.training.report.plots import Looks, accuracy_nll, ece_by_set, risk_coverage
+from blora.training.report.reliability import calibrated_ece, reliability
+from blora.training.report.results import Run, read_results
+from blora.training.report.study import BAYESIAN, Study, studies
+from blora.training.report.style import looks
+from blora.training.report.tables import auroc_table, metric_table
+from blora.training.report.verdicts import verdict_table
 
 __all__ = ["make_document", "write_report"]
 

@@ -11,10 +11,10 @@ from blora.adapter import save_adapter
 from blora.base_model import load_base_model
 from blora.config import AdapterConfig, PosteriorConfig, PromptConfig, SamplingConfig
 from blora.posterior.posterior import Posterior
-from server.engines.protocol import Job, Loaded, Stop
-from server.engines.torch_engine import TorchEngine
-from server.registry import AdapterHandle
-from server.settings import Settings
+from blora.server.engines.protocol import Job, Loaded, Stop
+from blora.server.engines.torch_engine import TorchEngine
+from blora.server.registry import AdapterHandle
+from blora.server.settings import Settings
 from tests.scenarios import adapted_modules
 
 CHOICES = ("billing", "technical", "account")

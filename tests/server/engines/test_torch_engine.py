@@ -16,7 +16,7 @@ from blora.errors import AdapterError, BloraError, ConfigError, NumericalError, 
 from blora.inference.branches import Branches
 from blora.posterior.bank import SampleBank
 from blora.posterior.draws import Draws, Factors
-from server.engines.protocol import Stop
+from blora.server.engines.protocol import Stop
 from tests.server.calibrations import calibration
 from tests.server.engines.asking import CHOICES, QUESTIONS, Asking, loaded, settings
 

@@ -11,11 +11,11 @@ import torch
 
 from blora.decision.abstention import Policy
 from blora.errors import AdapterError, BloraError, PromptTooLongError
-from server.app import create_app
-from server.engines.protocol import Job, Stop
-from server.engines.vllm_client import VllmClient, VllmError
-from server.engines.vllm_engine import VllmEngine
-from server.settings import Settings
+from blora.server.app import create_app
+from blora.server.engines.protocol import Job, Stop
+from blora.server.engines.vllm_client import VllmClient, VllmError
+from blora.server.engines.vllm_engine import VllmEngine
+from blora.server.settings import Settings
 from tests.server.engines.asking import CHOICES, QUESTIONS, Asking, settings
 from tests.server.engines.fake_vllm import FakeVllm, fake_vllm
 
@@ -63,8 +63,8 @@ async def test_its_numbers_are_those_of_torch(engine: VllmEngine, asking: Asking
 async def test_it_makes_no_more_draws_than_the_decision_takes(
     engine: VllmEngine, vllm: FakeVllm, monkeypatch: pytest.MonkeyPatch, suffices: int, made: int
 ) -> None:
-    monkeypatch.setattr("server.engines.vllm_engine.looks", lambda n_samples: [2, n_samples])
-    monkeypatch.setattr("server.engines.vllm_engine.enough", lambda job, probs: len(probs) >= suffices)
+    monkeypatch.setattr("blora.server.engines.vllm_engine.looks", lambda n_samples: [2, n_samples])
+    monkeypatch.setattr("blora.server.engines.vllm_engine.enough", lambda job, probs: len(probs) >= suffices)
     [handle] = (await engine.load()).adapters
     asked = vllm.asked
     [found] = await engine.run([await job(engine, handle, "why", stop=Stop(Policy(min_confidence=0.5), 0.1))])

@@ -1,1 +1,1 @@
-"""Tests of `training.baselines`."""
+"""Tests of `blora.training.baselines`."""

@@ -6,10 +6,10 @@ import pytest
 
 from blora.base_model import BaseModel
 from blora.posterior.draws import Draws
+from blora.training.rows import LabelledRow
+from blora.training.trainer import fit
 from tests.scenarios import tiny_base
 from tests.training.toys import labelled, toy_config, toy_data, toy_posterior
-from training.rows import LabelledRow
-from training.trainer import fit
 
 
 @dataclass(frozen=True)

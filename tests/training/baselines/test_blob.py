@@ -8,11 +8,11 @@ from blora.errors import ConfigError
 from blora.posterior.bank import SampleBank
 from blora.posterior.noise import generator_of, standard_normal
 from blora.posterior.posterior import Posterior
+from blora.training.baselines.blob import MeanFieldFactor, blob_factors
+from blora.training.evaluate import evaluate
+from blora.training.trainer import fit
 from tests.scenarios import adapted_modules, tiny_base
 from tests.training.toys import labelled, toy_config, toy_data, toy_posterior
-from training.baselines.blob import MeanFieldFactor, blob_factors
-from training.evaluate import evaluate
-from training.trainer import fit
 
 
 def factor(prior_std: float = 0.3, g_init: float = 0.5) -> MeanFieldFactor:

@@ -7,11 +7,11 @@ from blora.errors import ConfigError
 from blora.posterior.bank import SampleBank
 from blora.posterior.noise import generator_of, standard_normal
 from blora.posterior.posterior import Posterior
+from blora.training.baselines.dropout import DropoutFactor, dropout_factors
+from blora.training.evaluate import evaluate
+from blora.training.trainer import fit
 from tests.scenarios import adapted_modules, tiny_base
 from tests.training.toys import labelled, toy_config, toy_data, toy_posterior
-from training.baselines.dropout import DropoutFactor, dropout_factors
-from training.evaluate import evaluate
-from training.trainer import fit
 
 RATE = 0.25
 

@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from blora.errors import ConfigError, ShapeError
+from blora.training.baselines.ensemble import ensemble
+from blora.training.evaluate import predict_all
+from blora.training.rows import LabelledRow
 from tests.scenarios import injected, random_draws, random_rows
-from training.baselines.ensemble import ensemble
-from training.evaluate import predict_all
-from training.rows import LabelledRow
 
 MODULES = {"layers.0.q": (4, 6), "layers.1.v": (2, 6)}
 

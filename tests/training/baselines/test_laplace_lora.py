@@ -11,9 +11,7 @@ from blora.inference.packing import collate
 from blora.inference.scoring import score_rows
 from blora.posterior.draws import Draws, Factors
 from blora.posterior.noise import generator_of
-from tests.scenarios import injected, random_draws, random_rows
-from tests.training.baselines.conftest import Trained
-from training.baselines.laplace_lora import (  # with the library, whose own import warns
+from blora.training.baselines.laplace_lora import (  # with the library, whose own import warns
     DiagLaplace,
     LoraClassifier,
     LoraLaplace,
@@ -21,8 +19,10 @@ from training.baselines.laplace_lora import (  # with the library, whose own imp
     choose_precision,
     fit_laplace,
 )
-from training.evaluate import evaluate, predict_all
-from training.rows import LabelledRow, collate_labelled
+from blora.training.evaluate import evaluate, predict_all
+from blora.training.rows import LabelledRow, collate_labelled
+from tests.scenarios import injected, random_draws, random_rows
+from tests.training.baselines.conftest import Trained
 
 
 def rows(n_rows: int = 6) -> list[LabelledRow]:

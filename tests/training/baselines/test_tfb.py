@@ -5,8 +5,8 @@ from torch import Tensor
 from blora.errors import ConfigError
 from blora.posterior.draws import Draws, Factors
 from blora.posterior.noise import generator_of
+from blora.training.baselines.tfb import isotropic_draws
 from tests.scenarios import random_draws
-from training.baselines.tfb import isotropic_draws
 
 D_OUT, D_IN, RANK = 5, 4, 3
 

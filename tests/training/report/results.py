@@ -14,8 +14,8 @@ from blora.decision.calibration import metrics
 from blora.decision.curves import auroc, reliability, risk_coverage
 from blora.decision.recalibration import temper
 from blora.decision.uncertainty import entropy, mutual_information
-from training.report.results import read_results
-from training.report.study import Study, studies
+from blora.training.report.results import read_results
+from blora.training.report.study import Study, studies
 
 Result = dict[str, Any]
 

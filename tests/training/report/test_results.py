@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from blora.errors import ConfigError, DataError
+from blora.training.report.results import read_results
 from tests.training.report.results import Result, exact, made_up, write_results
-from training.report.results import read_results
 
 
 def read(tmp_path: Path, **results: Result) -> list[Any]:

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from blora.training.report.document import Table
+from blora.training.report.gains import cost_table, paper_table
+from blora.training.report.results import read_results
+from blora.training.report.study import studies
+from blora.training.report.tables import auroc_table, metric_table
 from tests.training.report.results import CHALLENGE, EASY, Result, exact, numbers, study, write_results
-from training.report.document import Table
-from training.report.gains import cost_table, paper_table
-from training.report.results import read_results
-from training.report.study import studies
-from training.report.tables import auroc_table, metric_table
 
 
 def cells(table: Table) -> dict[tuple[str, ...], dict[str, str]]:

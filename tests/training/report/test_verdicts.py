@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from blora.training.report.document import Cell
+from blora.training.report.verdicts import Verdict, verdict_table, verdicts
 from tests.training.report.results import CHALLENGE, EASY, Result, exact, numbers, study
-from training.report.document import Cell
-from training.report.verdicts import Verdict, verdict_table, verdicts
 
 LORA = {EASY: numbers(0.70, 1.0, 0.20, 0.50, 0.20), CHALLENGE: numbers(ece=0.30)}
 TEMPERED_LORA = {EASY: numbers(0.70, 0.80, 0.05, 0.45, 0.19), CHALLENGE: numbers(ece=0.12)}

@@ -13,12 +13,12 @@ import pytest
 
 from blora import cli
 from blora.errors import DataError
+from blora.training.report.plots import accuracy_nll, ece_by_set, risk_coverage
+from blora.training.report.reliability import Point, pool, reliability
+from blora.training.report.results import Evaluation, Method
+from blora.training.report.style import DARK, looks
+from blora.training.report.write import write_report
 from tests.training.report.results import CHALLENGE, EASY, METHODS, exact, made_up, numbers, study, write_results
-from training.report.plots import accuracy_nll, ece_by_set, risk_coverage
-from training.report.reliability import Point, pool, reliability
-from training.report.results import Evaluation, Method
-from training.report.style import DARK, looks
-from training.report.write import write_report
 
 PICTURES = ("arc_easy-arc_easy_test-reliability", "arc_easy-arc_easy_test-risk-coverage")
 PICTURES += ("arc_easy-arc_easy_test-accuracy-nll", "arc_easy-ece")
