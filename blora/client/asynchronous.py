@@ -3,14 +3,17 @@
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
 import httpx
 
 from blora.client.answers import Answer, Outcome, Prediction
-from blora.client.errors import ClientError, DeadlineError, MalformedAnswerError, UnreachableError
-from blora.client.exchange import Messages, check, question, read
+from blora.client.errors import ClientError, DeadlineError, MalformedAnswerError, RefusedError, UnreachableError
+from blora.client.exchange import Messages, address, check, question, questions, read
 from blora.client.policies import AbstainPolicy
 from blora.client.retries import Retries
 
@@ -24,13 +27,16 @@ class AsyncClient:
     """Asks a blora server; one for the whole application, for it keeps connections.
 
     Args:
-        url: of the server.
+        url: address of the server, http:// or https://.
         api_key: sent as a bearer token.
         deadline_s: seconds that a call may take, its retries included.
         abstain: withholds answers beyond those that the server withholds.
         retries: when a request is sent again.
         max_connections: that are open at once; calls beyond it wait for one.
         transport: how requests travel, for tests.
+
+    Raises:
+        ConfigError: if the address does not begin with http:// or https:// and the name of a host.
     """
 
     def __init__(
@@ -48,7 +54,7 @@ class AsyncClient:
         self._abstain = abstain
         self._retries = retries or Retries()
         self._http = httpx.AsyncClient(
-            base_url=url,
+            base_url=address(url),
             headers={"authorization": f"Bearer {api_key}"} if api_key is not None else None,
             timeout=None,  # the deadline covers it all
             limits=httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
@@ -116,30 +122,34 @@ class AsyncClient:
         deadline_s: float | None = None,
         **fields: Any,
     ) -> list[Prediction | ClientError]:
-        """The answers to many questions in their order, an exception in the place of each that has none.
+        """Return the answers to many questions in their order, a ClientError in the place of each question without one.
+
+        Any other exception, such as that of a client's own `abstain`, is the cause of the ClientError in its place.
+        Where reading the questions fails, a ClientError with that cause is the last entry.
 
         Args:
-            asked: prompts, chats, or bodies of `POST /v1/predict`; read as they are sent.
+            asked: prompts, chats, or bodies of `POST /v1/predict`; read as they are sent, in a worker thread, so that
+                a slow source holds up neither questions in flight nor their deadlines.
             max_in_flight: questions at once.
             deadline_s: seconds for each question from when it is sent.
             fields: as for `predict`, for all questions; a body's own win.
         """
-        if max_in_flight < 1:
-            raise ValueError(f"got max_in_flight={max_in_flight}, expected at least 1")
         found: dict[int, Prediction | ClientError] = {}
-        waiting = enumerate(asked)
+        take = partial(next, enumerate(questions(asked, max_in_flight)), None)
+        loop, context = asyncio.get_running_loop(), copy_context()
+        reader = ThreadPoolExecutor(1, "blora-questions")  # one, as a database cursor may be bound to a thread
 
-        async def work() -> None:
-            for place, one in waiting:  # shared: each takes the next
-                form = {**fields, **one} if isinstance(one, Mapping) else question(one, fields)
-                try:
-                    found[place] = await self._ask(form, self._deadline_s if deadline_s is None else deadline_s)
-                except ClientError as failure:
-                    found[place] = failure
+        async def work() -> None:  # all share the iterator, each takes the next
+            while (taken := await loop.run_in_executor(reader, context.run, take)) is not None:
+                place, one = taken
+                found[place] = await self._outcome(one, fields, deadline_s)
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(max_in_flight):
-                group.create_task(work())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(max_in_flight):
+                    group.create_task(work())
+        finally:
+            reader.shutdown(wait=False)
         return [found[place] for place in sorted(found)]
 
     async def ready(self, *, deadline_s: float = 1.0) -> bool:
@@ -169,6 +179,22 @@ class AsyncClient:
             self._deadline_s if deadline_s is None else deadline_s,
         )
         return told.correct
+
+    async def _outcome(
+        self, asked: str | Messages | Mapping[str, Any] | ClientError, fields: dict[str, Any], deadline_s: float | None
+    ) -> Prediction | ClientError:
+        """Return what stands in the place of one question of many."""
+        if isinstance(asked, ClientError):
+            return asked
+        try:
+            form = {**fields, **asked} if isinstance(asked, Mapping) else question(asked, fields)
+            return await self._ask(form, self._deadline_s if deadline_s is None else deadline_s)
+        except ClientError as failure:
+            return failure
+        except Exception as exc:
+            unforeseen = ClientError(f"got {exc!r} while asking this question, expected an answer: see the cause")
+            unforeseen.__cause__ = exc
+            return unforeseen
 
     async def _ask(self, body: dict[str, Any], deadline_s: float) -> Prediction:
         prediction = check(await self._exchange("/v1/predict", body, Prediction, deadline_s))
@@ -200,7 +226,14 @@ class AsyncClient:
 
     async def _send(self, path: str, body: dict[str, Any], kind: type[A]) -> A:
         try:
-            response = await self._http.post(path, json=body)
+            request = self._http.build_request("POST", path, json=body)
+        except (TypeError, ValueError) as exc:
+            raise RefusedError(
+                f"got a request that cannot be written as JSON ({exc}), expected strings, finite numbers, lists and "
+                "dicts: convert the field before asking"
+            ) from exc
+        try:
+            response = await self._http.send(request)
         except httpx.DecodingError as exc:
             raise MalformedAnswerError(
                 f"got an answer from {self._http.base_url} that cannot be decoded ({exc}), expected one of a blora "

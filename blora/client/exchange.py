@@ -1,6 +1,6 @@
 """From a question to a request, and from a response to a prediction or the exception that says why there is none."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import httpx
@@ -15,17 +15,41 @@ from blora.client.errors import (
     RefusedError,
     UnavailableError,
 )
+from blora.errors import ConfigError
 
-__all__ = ["check", "question", "read"]
+__all__ = ["address", "check", "question", "questions", "read"]
 
 A = TypeVar("A", bound=Answer)
+T = TypeVar("T")
 Messages = Sequence[Mapping[str, str]]
+
+
+def address(url: str) -> httpx.URL:
+    """Return the address of a server.
+
+    Raises:
+        ConfigError: if the address does not begin with http:// or https:// and the name of a host.
+    """
+    parsed = httpx.URL(url)
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ConfigError(
+            f"got the address {url!r} of a server, expected http:// or https:// and a host: write it like "
+            "http://127.0.0.1:8000"
+        )
+    return parsed
 
 
 def question(asked: str | Messages, fields: Mapping[str, Any]) -> dict[str, Any]:
     """The body of a request: a prompt, or a chat, and those fields that are set."""
     form = {"prompt": asked} if isinstance(asked, str) else {"messages": [dict(message) for message in asked]}
     return form | {name: value for name, value in fields.items() if value is not None}
+
+
+def questions(asked: Iterable[T], max_in_flight: int) -> Iterator[T | ClientError]:
+    """Return an iterator over many questions that ends with a ClientError where reading the questions fails."""
+    if max_in_flight < 1:
+        raise ValueError(f"got max_in_flight={max_in_flight}, expected at least 1")
+    return _until_failure(asked)
 
 
 def read(response: httpx.Response, kind: type[A]) -> A:
@@ -60,6 +84,18 @@ def check(prediction: Prediction) -> Prediction:
             "do not act on it"
         )
     return prediction
+
+
+def _until_failure(asked: Iterable[T]) -> Iterator[T | ClientError]:
+    try:
+        yield from asked
+    except Exception as exc:
+        failure = ClientError(
+            f"got {exc!r} while reading the questions, expected the next question or the end: the questions before "
+            "this place were asked, ask the others again"
+        )
+        failure.__cause__ = exc
+        yield failure
 
 
 def _failure(response: httpx.Response) -> ClientError:

@@ -1,41 +1,74 @@
-"""The client for code without asyncio: the other one, on an event loop in a thread of its own.
+"""The client for code without asyncio: an AsyncClient on an event loop in a thread of its own.
 
-So both behave alike, a deadline ends a call however slowly the server drips, and threads may share a client.
+So both clients behave alike, a deadline ends a call however slowly the server drips, and threads may share a client.
+So may forked processes: each starts a thread and opens connections of its own at its first call.
 """
 
 import asyncio
 import inspect
+import math
+import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
+from weakref import WeakSet
 
 import httpx
 
 from blora.client.answers import Prediction
 from blora.client.asynchronous import AsyncClient
-from blora.client.errors import ClientError
-from blora.client.exchange import Messages
+from blora.client.errors import ClientError, DeadlineError
+from blora.client.exchange import Messages, questions
 from blora.client.policies import AbstainPolicy
 from blora.client.retries import Retries
 
 __all__ = ["Client"]
 
 T = TypeVar("T")
+SLACK_S = 1.0  # how long after its deadline a call is given up if the event loop is held up
+
+
+class _Worker:
+    """An AsyncClient and the thread that runs its event loop."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self.client = client
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, name="blora-client", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Cancel all calls, close the connections and end the thread."""
+        asyncio.run_coroutine_threadsafe(self._end(), self.loop).result()
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.loop.close()
+
+    async def _end(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self.client.aclose()
 
 
 class Client:
     """Asks a blora server; one for the whole application, for it keeps connections.
 
     Args:
-        url: of the server.
+        url: address of the server, http:// or https://.
         api_key: sent as a bearer token.
         deadline_s: seconds that a call may take, its retries included.
         abstain: withholds answers beyond those that the server withholds.
         retries: when a request is sent again.
         max_connections: that are open at once; calls beyond it wait for one.
-        transport: how requests travel, for tests.
+        transport: how requests travel, for tests; forked processes share it.
+
+    Raises:
+        ConfigError: if the address does not begin with http:// or https:// and the name of a host.
     """
 
     def __init__(
@@ -49,7 +82,8 @@ class Client:
         max_connections: int = 64,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._client = AsyncClient(
+        self._make = partial(
+            AsyncClient,
             url,
             api_key=api_key,
             deadline_s=deadline_s,
@@ -58,11 +92,12 @@ class Client:
             max_connections=max_connections,
             transport=transport,
         )
-        self._lock = threading.Lock()
+        self._deadline_s = deadline_s
         self._closed = False
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="blora-client", daemon=True)
-        self._thread.start()
+        self._lock = threading.Lock()
+        self._client: AsyncClient | None = self._make()  # now, to refuse arguments that make no sense
+        self._worker: _Worker | None = None
+        _clients.add(self)
 
     def __enter__(self) -> Self:
         return self
@@ -73,16 +108,12 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Closes the connections and ends calls of other threads; the client is of no use afterwards."""
+        """Close the connections and end the calls of other threads; calls on a closed client raise ClientError."""
         with self._lock:
-            if self._closed:
-                return
             self._closed = True
-            ending = asyncio.run_coroutine_threadsafe(self._end(), self._loop)
-        ending.result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+            worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.close()
 
     @overload
     def predict(
@@ -108,11 +139,11 @@ class Client:
         **fields: Any,
     ) -> Any:
         """See AsyncClient.predict; `on_abstain` is called in the caller's thread, and may be async."""
-        prediction = self._run(self._client.predict(asked, deadline_s=deadline_s, **fields))
+        prediction = self._run(lambda client: client.predict(asked, deadline_s=deadline_s, **fields), deadline_s)
         if on_abstain is None or not prediction.abstained:
             return prediction
         result = on_abstain(prediction)
-        return self._run(_awaited(result)) if inspect.isawaitable(result) else result
+        return self._result(self._begin(lambda _: _awaited(result))) if inspect.isawaitable(result) else result
 
     def predict_many(
         self,
@@ -122,38 +153,77 @@ class Client:
         deadline_s: float | None = None,
         **fields: Any,
     ) -> list[Prediction | ClientError]:
-        """See AsyncClient.predict_many."""
-        return self._run(self._client.predict_many(asked, max_in_flight=max_in_flight, deadline_s=deadline_s, **fields))
+        """See AsyncClient.predict_many; the questions are read in the caller's thread."""
+        calls: list[Future[Prediction | ClientError]] = []
+        waiting = questions(asked, max_in_flight)
+        room = threading.Semaphore(max_in_flight - 1)  # for more than the call that has just begun
+        try:
+            for one in waiting:
+                call = self._begin(partial(AsyncClient._outcome, asked=one, fields=fields, deadline_s=deadline_s))
+                call.add_done_callback(lambda _: room.release())
+                calls.append(call)
+                room.acquire()
+            return [self._result(call) for call in calls]
+        except BaseException:
+            for call in calls:
+                call.cancel()
+            raise
 
     def feedback(self, prediction: Prediction | str, label: str, *, deadline_s: float | None = None) -> bool:
         """See AsyncClient.feedback."""
-        return self._run(self._client.feedback(prediction, label, deadline_s=deadline_s))
+        return self._run(lambda client: client.feedback(prediction, label, deadline_s=deadline_s), deadline_s)
 
     def ready(self, *, deadline_s: float = 1.0) -> bool:
         """Whether the server takes questions now."""
-        return self._run(self._client.ready(deadline_s=deadline_s))
+        return self._run(lambda client: client.ready(deadline_s=deadline_s), deadline_s)
 
-    async def _end(self) -> None:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        await self._client.aclose()
+    def _run(self, work: Callable[[AsyncClient], Coroutine[Any, Any, T]], deadline_s: float | None) -> T:
+        return self._result(self._begin(work), self._deadline_s if deadline_s is None else deadline_s)
 
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        closed = ClientError("got a call on a client that was closed, expected an open one: make a new one")
+    def _begin(self, work: Callable[[AsyncClient], Coroutine[Any, Any, T]]) -> Future[T]:
         with self._lock:  # nothing is begun after the end
             if self._closed:
-                work.close()
-                raise closed
-            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+                raise _closed()
+            if self._worker is None:
+                self._worker = _Worker(self._client or self._make())
+            return asyncio.run_coroutine_threadsafe(work(self._worker.client), self._worker.loop)
+
+    def _result(self, call: Future[T], deadline_s: float = math.inf) -> T:
         try:
-            return future.result()
+            return call.result(min(deadline_s + SLACK_S, threading.TIMEOUT_MAX))
         except CancelledError:
-            raise closed from None
+            raise _closed() from None
+        except TimeoutError as exc:
+            if not call.cancel():  # the call has ended by now, perhaps in this very error
+                return call.result()
+            raise DeadlineError(
+                f"got no answer in {deadline_s:g} s because the client's event loop is held up, expected one: give "
+                "`on_abstain` no async function that blocks"
+            ) from exc
         except BaseException:
-            future.cancel()  # the caller was interrupted; a call that failed is over anyway
+            call.cancel()  # the caller was interrupted; a call that failed is over anyway
             raise
+
+    def _part(self) -> None:
+        """Leave thread and connections to the process that this one was forked from."""
+        self._lock = threading.Lock()  # another thread may have held the old one
+        self._client = self._worker = None
+
+
+_clients: WeakSet[Client] = WeakSet()
+
+
+def _part_all() -> None:
+    for client in _clients:
+        client._part()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_part_all)
+
+
+def _closed() -> ClientError:
+    return ClientError("got a call on a client that was closed, expected an open one: make a new one")
 
 
 async def _awaited(result: Awaitable[T]) -> T:

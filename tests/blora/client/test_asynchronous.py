@@ -3,9 +3,9 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from pathlib import Path
 
 import httpx
 import pytest
@@ -24,34 +24,9 @@ from blora.client.errors import (
 )
 from blora.client.policies import AbstainBelow
 from blora.client.retries import Retries
+from blora.errors import ConfigError
 from tests.blora.client.predictions import body, withheld
-
-FAST = Retries(first_wait_s=0.01, longest_wait_s=0.02)
-SLACK_S = 0.5
-Script = Callable[[httpx.Request], httpx.Response]
-
-
-def client_of(script: Script, **options: Any) -> AsyncClient:
-    return AsyncClient("http://test", transport=httpx.MockTransport(script), **{"retries": FAST, **options})
-
-
-def error(status: int, **headers: str) -> httpx.Response:
-    detail = {"message": "got no luck", "type": "t", "param": None, "code": "c"}
-    return httpx.Response(status, json={"error": detail}, headers={k.replace("_", "-"): v for k, v in headers.items()})
-
-
-def in_turn(*responses: httpx.Response | Exception) -> tuple[Script, list[httpx.Request]]:
-    """A server that answers so, the last for ever, and what it was asked."""
-    seen: list[httpx.Request] = []
-
-    def script(request: httpx.Request) -> httpx.Response:
-        seen.append(request)
-        outcome = responses[min(len(seen), len(responses)) - 1]
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
-
-    return script, seen
+from tests.blora.client.scripts import FAST, SLACK_S, client_of, error, in_turn
 
 
 async def test_a_question_goes_out_whole_and_comes_back_as_a_prediction() -> None:
@@ -128,6 +103,22 @@ async def test_what_cannot_be_decoded_is_no_answer_and_takes_no_other_along() ->
     assert [type(outcome) for outcome in found] == [Prediction, MalformedAnswerError, Prediction]
 
 
+@pytest.mark.parametrize("url", ["ftp://host", "localhost:8000", "127.0.0.1:8000", "//host", "http://", ""])
+def test_an_address_that_is_none_of_a_web_server_is_refused_before_any_call(url: str) -> None:
+    with pytest.raises(ConfigError, match=f"got the address '{url}' of a server, expected http:// or https://"):
+        AsyncClient(url)
+
+
+async def test_a_field_that_json_cannot_hold_is_refused_before_it_is_sent() -> None:
+    script, seen = in_turn(httpx.Response(200, json=body()))
+    async with client_of(script) as client:
+        with pytest.raises(
+            RefusedError, match="got a request that cannot be written as JSON .*Path.*, expected strings"
+        ):
+            await client.predict("why?", adapter=Path("triage"))
+    assert seen == []
+
+
 async def test_nobody_asks_nothing_at_once() -> None:
     async with client_of(in_turn(error(500))[0]) as client:
         with pytest.raises(ValueError, match="got max_in_flight=0, expected at least 1"):
@@ -160,39 +151,6 @@ async def test_the_clients_policy_comes_on_top() -> None:
         found = await client.predict("why?")
         assert (found.answer, found.abstained) == (None, True)
         assert await client.predict("why?", on_abstain=lambda prediction: prediction.confidence) == 0.9
-
-
-# Many questions
-
-
-async def test_many_questions_keep_their_order_and_a_bad_one_its_place() -> None:
-    n_open, most = 0, 0
-
-    async def script(request: httpx.Request) -> httpx.Response:
-        nonlocal n_open, most
-        n_open += 1
-        most = max(most, n_open)
-        asked = json.loads(request.content)
-        await asyncio.sleep(0.002 * (int(asked["prompt"]) % 5))
-        n_open -= 1
-        return (
-            error(422)
-            if asked["prompt"] == "7"
-            else httpx.Response(200, json=body(id=f"{asked['prompt']}/{asked['seed']}"))
-        )
-
-    asked: Iterator[str | dict[str, Any]] = ({"prompt": str(k), "seed": 5} if k == 3 else str(k) for k in range(40))
-    async with AsyncClient("http://test", transport=httpx.MockTransport(script)) as client:
-        found = await client.predict_many(asked, max_in_flight=4, seed=1)
-    assert most == 4
-    assert isinstance(found.pop(7), RefusedError)
-    ids = [outcome.id for outcome in found if isinstance(outcome, Prediction)]
-    assert ids == [f"{k}/{5 if k == 3 else 1}" for k in range(40) if k != 7]
-
-
-async def test_no_questions_have_no_answers() -> None:
-    async with client_of(in_turn(error(500))[0]) as client:
-        assert await client.predict_many([]) == []
 
 
 # Sockets that misbehave

@@ -1,10 +1,18 @@
 """The client without asyncio: as the other one, from any thread, and without torch."""
 
 import asyncio
+import gc
+import os
+import signal
 import subprocess
 import sys
+import threading
 import time
+import warnings
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,7 +21,8 @@ import pytest
 from blora.client.answers import Prediction
 from blora.client.errors import ClientError, DeadlineError, RefusedError
 from blora.client.policies import AbstainBelow
-from blora.client.synchronous import Client
+from blora.client.synchronous import SLACK_S, Client
+from blora.errors import ConfigError
 from tests.blora.client.predictions import body, withheld
 
 
@@ -51,6 +60,81 @@ def test_many_questions_come_back_in_order() -> None:
     assert [type(outcome) for outcome in found] == [Prediction] * 3
 
 
+def test_a_question_that_cannot_be_sent_takes_no_other_along() -> None:
+    with client_of(httpx.Response(200, json=body())) as client:
+        found = client.predict_many(["a", {"prompt": Path("b")}, "c"])
+    assert [type(outcome) for outcome in found] == [Prediction, RefusedError, Prediction]
+
+
+def test_questions_that_cannot_be_read_on_end_in_an_error_after_the_answers() -> None:
+    def source() -> Iterator[str]:
+        yield from "ab"
+        raise OSError("the disk is gone")
+
+    with client_of(httpx.Response(200, json=body())) as client:
+        *answers, failure = client.predict_many(source())
+    assert [type(answer) for answer in answers] == [Prediction] * 2
+    assert isinstance(failure, ClientError)
+    assert isinstance(failure.__cause__, OSError)
+
+
+def test_questions_are_read_in_the_callers_thread_and_no_more_than_are_in_flight() -> None:
+    n_read, n_answered, most, readers = 0, 0, 0, set()
+
+    def source() -> Iterator[str]:
+        nonlocal n_read, most
+        for k in range(30):
+            readers.add(threading.current_thread())
+            n_read += 1
+            most = max(most, n_read - n_answered)
+            yield str(k)
+
+    async def script(request: httpx.Request) -> httpx.Response:
+        nonlocal n_answered
+        await asyncio.sleep(0.001)
+        n_answered += 1
+        return httpx.Response(200, json=body())
+
+    with Client("http://test", transport=httpx.MockTransport(script)) as client:
+        found = client.predict_many(source(), max_in_flight=4)
+    assert [type(outcome) for outcome in found] == [Prediction] * 30
+    assert (most, readers) == (4, {threading.current_thread()})
+
+
+def test_an_interrupt_while_questions_are_read_cancels_those_in_flight() -> None:
+    cancelled = threading.Event()
+
+    async def slow(request: httpx.Request) -> httpx.Response:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            cancelled.set()
+        return httpx.Response(200, json=body())
+
+    def source() -> Iterator[str]:
+        yield "a"
+        time.sleep(0.1)
+        raise KeyboardInterrupt
+
+    with Client("http://test", transport=httpx.MockTransport(slow)) as client:
+        with pytest.raises(KeyboardInterrupt):
+            client.predict_many(source())
+        assert cancelled.wait(5)
+
+
+def test_nobody_asks_nothing_at_once() -> None:
+    with (
+        client_of(httpx.Response(200, json=body())) as client,
+        pytest.raises(ValueError, match="got max_in_flight=0, expected at least 1"),
+    ):
+        client.predict_many(["a"], max_in_flight=0)
+
+
+def test_an_address_that_is_none_of_a_web_server_is_refused_before_any_call() -> None:
+    with pytest.raises(ConfigError, match="got the address 'ftp://host' of a server, expected http:// or https://"):
+        Client("ftp://host")
+
+
 def test_threads_share_a_client() -> None:
     with client_of(httpx.Response(200, json=body())) as client, ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: client.predict("why?").answer, range(50)))
@@ -74,6 +158,31 @@ def test_a_deadline_holds() -> None:
     ):
         client.predict("why?", deadline_s=0.2)
     assert time.monotonic() - began < 1
+
+
+def test_a_deadline_holds_though_another_call_holds_up_the_loop() -> None:
+    held_up, free = threading.Event(), threading.Event()
+
+    async def blocks(prediction: Prediction) -> None:
+        held_up.set()
+        free.wait(10)
+
+    with client_of(httpx.Response(200, json=withheld())) as client, ThreadPoolExecutor(1) as pool:
+        other = pool.submit(lambda: client.predict("why?", on_abstain=blocks))
+        assert held_up.wait(5)
+        began = time.monotonic()
+        try:
+            with pytest.raises(DeadlineError, match="in 0.2 s because the client's event loop is held up"):
+                client.predict("why?", deadline_s=0.2)
+            assert 0.2 <= time.monotonic() - began < 0.2 + SLACK_S + 0.5
+        finally:
+            free.set()
+        other.result(timeout=5)
+
+
+def test_a_deadline_may_be_far_away() -> None:
+    with client_of(httpx.Response(200, json=body())) as client:
+        assert client.predict("why?", deadline_s=float("inf")).answer == "billing"
 
 
 def test_closing_twice_does_no_harm() -> None:
@@ -114,3 +223,131 @@ def test_it_needs_no_torch() -> None:
 def test_a_client_that_nobody_closed_does_not_keep_the_program_alive() -> None:
     done = in_a_process("from blora.client import Client; client = Client(); print('done')")
     assert (done.returncode, done.stdout) == (0, "done\n")
+
+
+# Processes
+
+
+class Serving(ThreadingHTTPServer):
+    """A server that keeps connections, and their callers' ports in the order of their questions."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answering)
+        self.callers: list[int] = []
+        self.may_answer = threading.Event()
+        self.may_answer.set()
+
+
+class Answering(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Serving
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.server.callers.append(self.client_address[1])
+        self.server.may_answer.wait(10)
+        answer = httpx.Response(200, json=body()).content
+        self.send_response(200)
+        self.send_header("content-length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def serving() -> Iterator[Serving]:
+    with Serving() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def client_to(serving: Serving) -> Client:
+    return Client(f"http://127.0.0.1:{serving.server_port}", deadline_s=5)
+
+
+def in_a_fork(work: Callable[[], bool], limit_s: float = 10) -> bool:
+    """What `work` returns in a forked process, which is killed at the limit."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of a fork beside threads
+        child = os.fork()
+    if child == 0:
+        succeeded = False
+        try:
+            succeeded = work()
+        finally:
+            os._exit(0 if succeeded else 1)
+    ends = time.monotonic() + limit_s
+    while time.monotonic() < ends:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return status == 0
+        time.sleep(0.02)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    raise TimeoutError(f"the forked process did not end in {limit_s} s")
+
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+
+@needs_fork
+def test_forked_processes_share_a_client_but_no_connection(serving: Serving) -> None:
+    with client_to(serving) as client:
+
+        def work() -> bool:
+            with client:
+                return [client.predict("why?").answer for _ in range(2)] == ["billing"] * 2
+
+        assert client.predict("why?").answer == "billing"
+        assert in_a_fork(work)
+        assert client.predict("why?").answer == "billing"
+    first, *of_the_fork, last = serving.callers
+    assert first == last
+    assert len(of_the_fork) == 2
+    assert len(set(of_the_fork) - {first}) == 1
+
+
+@needs_fork
+def test_a_client_without_a_call_yet_starts_in_each_process(serving: Serving) -> None:
+    with client_to(serving) as client:
+        assert in_a_fork(lambda: client.predict("why?").answer == "billing")
+        assert client.predict("why?").answer == "billing"
+    assert len(set(serving.callers)) == 2
+
+
+@needs_fork
+def test_a_fork_in_the_middle_of_a_call_leaves_the_call_alone(serving: Serving) -> None:
+    serving.may_answer.clear()
+    with client_to(serving) as client, ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(client.predict, "why?")
+        while not serving.callers:
+            time.sleep(0.01)
+
+        def work() -> bool:
+            client.close()
+            gc.collect()
+            return True
+
+        assert in_a_fork(work)
+        serving.may_answer.set()
+        assert asking.result(timeout=5).answer == "billing"
+
+
+@needs_fork
+def test_a_client_that_was_closed_stays_so_in_a_forked_process(serving: Serving) -> None:
+    client = client_to(serving)
+    client.close()
+
+    def work() -> bool:
+        with pytest.raises(ClientError, match="a client that was closed"):
+            client.predict("why?")
+        return True
+
+    assert in_a_fork(work)
