@@ -16,11 +16,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from benchmarks.server_process import ROOT
 from benchmarks.serving.cost import work_of
-from blora.base_model import load_base_model
+from blora.base_model import load_base_model, rounded_modules
 from blora.config import PromptConfig
 from blora.inference.packing import PackedRow
 from blora.posterior.inject import select_modules
-from blora.posterior.layer import linear_shape
 from blora.training.data import read_examples
 from blora.training.provenance import machine, revision
 from blora.training.rows import pack_examples
@@ -76,10 +75,8 @@ def skeleton(shape: Shape) -> PreTrainedModel:
 
 
 def weight_bytes(model: PreTrainedModel) -> int:
-    """As `blora.base_model` keeps them: linear layers of the decoder in bfloat16, the rest in float32."""
-    head = model.get_output_embeddings()
-    linear = (m for m in model.modules() if linear_shape(m) is not None and m is not head)
-    low = {id(parameter) for module in linear for parameter in module.parameters(recurse=False)}
+    """As `blora.base_model` keeps them: linear layers and experts of the decoder in bfloat16, the rest in float32."""
+    low = {id(parameter) for module in rounded_modules(model) for parameter in module.parameters(recurse=False)}
     return sum(p.numel() * (2 if id(p) in low else 4) for p in model.parameters())
 
 

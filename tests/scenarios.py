@@ -28,7 +28,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from blora.base_model import BaseModel, fingerprint
+from blora.base_model import BaseModel, fingerprint, set_precision
 from blora.config import BaseModelRef, NormalizationName
 from blora.inference.fork import branching_layer, runs_in_parts
 from blora.inference.packing import PackedBatch, PackedRow
@@ -155,15 +155,17 @@ def spell(ids: Sequence[int]) -> str:
     return "".join(tiny_tokenizer().convert_ids_to_tokens(list(ids)))
 
 
-def tiny_base(architecture: str = "llama") -> BaseModel:
+def tiny_base(architecture: str = "llama", dtype: torch.dtype = torch.float32) -> BaseModel:
     """A tiny model as a base model, not yet injected."""
     model = tiny_model(architecture)
+    identity = fingerprint(model)
+    set_precision(model, dtype)
     return BaseModel(
         model=model,
         tokenizer=tiny_tokenizer(),
-        ref=BaseModelRef(id=f"tiny/{architecture}", revision=None, fingerprint=fingerprint(model)),
+        ref=BaseModelRef(id=f"tiny/{architecture}", revision=None, fingerprint=identity),
         device=torch.device("cpu"),
-        dtype=torch.float32,
+        dtype=dtype,
         max_length=MAX_LENGTH,
     )
 

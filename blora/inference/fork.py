@@ -14,7 +14,6 @@ A model whose layers share more than hidden states, or whose attention keeps no 
 import copy
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -34,27 +33,34 @@ __all__ = [
     "runs_in_parts",
     "states_below",
     "take_apart",
+    "why_whole",
 ]
 
-_WHOLE: WeakSet[PreTrainedModel] = WeakSet()
+# Attribute of a model that says why it has to run in one piece.
+_WHOLE = "_blora_runs_whole_because"
 # Parts of a layer whose output at a position depends on their input at that position alone, and that no other position
 # of the layer reads, by the last part of their names.
 POSITION_WISE = ("q_proj", "o_proj", "out_proj", "mlp")
 
 
 def runs_in_parts(model: PreTrainedModel) -> bool:
-    """Whether a model may be run in parts: any may, unless `keep_whole` was said of it."""
-    return model not in _WHOLE
+    """Return whether a model may be run in parts: any may, unless `keep_whole` was called for it."""
+    return why_whole(model) is None
 
 
-def keep_whole(model: PreTrainedModel) -> None:
-    """Has a model run in one piece from now on."""
-    _WHOLE.add(model)
+def why_whole(model: PreTrainedModel) -> str | None:
+    """Return why a model has to run in one piece; None where it may be run in parts."""
+    return getattr(model, _WHOLE, None)
+
+
+def keep_whole(model: PreTrainedModel, reason: str) -> None:
+    """Have a model run in one piece from now on."""
+    setattr(model, _WHOLE, reason)
 
 
 def take_apart(model: PreTrainedModel) -> None:
-    """Takes `keep_whole` back."""
-    _WHOLE.discard(model)
+    """Take `keep_whole` back."""
+    setattr(model, _WHOLE, None)
 
 
 def first_layer(modules: Iterable[str]) -> int:

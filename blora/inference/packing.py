@@ -192,7 +192,7 @@ def pack(
         raise PromptError("got a prompt without tokens, expected some text", param="prompt")
     glue = "" if not text or text[-1].isspace() else " "
     answers = LABELS[: len(choices)] if by_label else choices
-    continuations = tuple(_encode(tokenizer, glue + answer, special=False) for answer in answers)
+    continuations = _encode_answers(tokenizer, glue, answers)
     for answer, tokens in zip(answers, continuations, strict=True):
         if not tokens:
             raise PromptError(f"got choice {answer!r}, which has no tokens", param="choices")
@@ -241,6 +241,25 @@ def _chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, st
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> tuple[int, ...]:
     return tuple(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+
+
+def _encode_answers(
+    tokenizer: PreTrainedTokenizerBase, glue: str, answers: Sequence[str]
+) -> tuple[tuple[int, ...], ...]:
+    """Return the tokens of each answer as they stand inside a text, not as they open one.
+
+    Some tokenizers (Llama 2, Mistral 7B v0.1) put a space of their own before every text. Each answer is therefore
+    encoded after a short anchor, whose tokens are then cut off. An answer whose first token would merge with the anchor
+    is encoded alone.
+    """
+    anchor = "a" if glue else "\n"  # neither merges with what follows: a space, or text after a line break
+    opening = _encode(tokenizer, anchor, special=False)
+    encoded = []
+    for answer in answers:
+        tokens = _encode(tokenizer, anchor + glue + answer, special=False)
+        inside = tokens[: len(opening)] == opening
+        encoded.append(tokens[len(opening) :] if inside else _encode(tokenizer, glue + answer, special=False))
+    return tuple(encoded)
 
 
 def padded_tokens(rows: Sequence[PackedRow]) -> int:

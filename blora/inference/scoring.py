@@ -1,34 +1,22 @@
 """Log-probabilities of choices under S posterior draws, in one forward pass over S * B rows."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from blora.base_model import BaseModel
-from blora.errors import BaseModelError
-from blora.inference.fork import (
-    first_layer,
-    hidden_at,
-    keep_whole,
-    logits_at,
-    states_below,
-    take_apart,
-)
-from blora.inference.packing import PackedBatch, PackedRow, States, collate
-from blora.inference.prefix import Memory, Prefix, common_tokens
+from blora.inference.fork import first_layer, hidden_at, logits_at, states_below
+from blora.inference.packing import PackedBatch, States
+from blora.inference.prefix import Memory
 from blora.inference.vocabulary import MIN_DRAWS, log_probs_along_draws, log_probs_of_each, plain_head
 from blora.posterior.draws import Draws, use_draws
 
-__all__ = ["at_positions", "check_packing", "score_draws", "score_rows", "states_of"]
+__all__ = ["at_positions", "score_draws", "score_rows", "states_of"]
 
 # Elements of float32 logits normalised at once: 64 MiB.
 CHUNK_ELEMENTS = 2**24
-# Largest difference of log-probabilities that packing may make, in nats, by dtype.
-PACKING_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 0.3, torch.float16: 0.1}
 
 
 def _nothing(start: int, stop: int) -> None:
@@ -148,7 +136,7 @@ def score_draws(
 ) -> Tensor:
     """Log-probabilities over the choices under some draws, from hidden states on.
 
-    From `vocabulary.MIN_DRAWS` draws on, those of a pass share their sums over the vocabulary.
+    Below float32, and from `vocabulary.MIN_DRAWS` draws on, those of a pass share their sums over the vocabulary.
 
     Args:
         model: as in `score_rows`.
@@ -171,72 +159,6 @@ def score_draws(
         log_probs = _score_from(model, batch, states, draws(first, last), last - first, memory(first, last))
         scored.append(log_probs.view(last - first, -1, log_probs.shape[-1]))
     return torch.cat(scored)
-
-
-@torch.no_grad()
-def check_packing(base: BaseModel) -> None:
-    """Proves on a small example that this architecture scores packed choices as it scores each alone.
-
-    The row that is checked shares its batch with a longer one, so that padding is on trial too. Whether the model may
-    be run in parts is found out along the way; one that may not computes every layer for every draw.
-
-    Raises:
-        BaseModelError: if it does not, as for models without attention masks or with positions of their own.
-    """
-    config = base.model.config.get_text_config()
-    width = max(2, min(4, config.vocab_size // 9))
-    ids = torch.arange(9 * width).remainder(config.vocab_size).view(9, width).tolist()
-    prompt, choices = (*ids[0], *ids[1]), tuple(map(tuple, ids[2:5]))
-    packed = PackedRow(prompt, choices, "none")
-    longer = PackedRow((*prompt, *ids[5], *ids[6]), (*choices, (*ids[7], *ids[8])), "none")
-    batch = collate([packed, longer])
-    keep_whole(base.model)
-    try:
-        alone = torch.stack([_score_alone(base.model, prompt, choice) for choice in choices]).log_softmax(0)
-        together = score_rows(base.model, batch, None)
-    except BaseModelError:
-        raise
-    except Exception as exc:  # an architecture of another kind may raise anything
-        raise BaseModelError(
-            f"got {base.ref.id}, which fails on packed choices ({type(exc).__name__}: {exc}), expected a decoder that "
-            "takes block attention masks and position ids; use another model"
-        ) from exc
-    difference = (together[0, : len(choices)].cpu() - alone).abs().max().item()
-    tolerance = PACKING_TOLERANCE[base.dtype]
-    if not difference <= tolerance:
-        raise BaseModelError(
-            f"got {difference:.2g} nats between packed and separate scoring with {base.ref.id}, expected at most "
-            f"{tolerance:g}; this architecture does not honour block attention masks and cannot be used"
-        )
-    take_apart(base.model)
-    if not _parts_make_the_whole(base.model, [packed, longer], together, tolerance):
-        keep_whole(base.model)
-
-
-def _parts_make_the_whole(model: PreTrainedModel, rows: Sequence[PackedRow], whole: Tensor, tolerance: float) -> bool:
-    """Whether the log-probabilities (B, C) come out the same in parts.
-
-    One layer at a time, copies of the states at the end; and after a beginning that is remembered.
-    """
-    batch = collate(rows)
-    try:
-        for layer in range(1, model.config.get_text_config().num_hidden_layers):
-            batch = replace(batch, states=states_of(model, batch, layer))
-        parts = score_rows(model, batch, None, repeats=2)
-        n_past = common_tokens([row.prompt for row in rows])
-        memory = Prefix(model, rows[0].prompt[:n_past], None).memory(0, 1)
-        after = score_rows(model, collate([row.after(n_past) for row in rows]), None, memory=memory)
-    except Exception:  # whatever a layer raises that misses what another leaves behind
-        return False
-    return torch.allclose(torch.cat([parts, after]), whole.repeat(3, 1), rtol=0, atol=tolerance)
-
-
-def _score_alone(model: PreTrainedModel, prompt: tuple[int, ...], choice: tuple[int, ...]) -> Tensor:
-    """Log-probability of one choice after its prompt, by the plainest forward pass, a scalar."""
-    ids = torch.tensor([[*prompt, *choice]], device=model.device)
-    log_probs = model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1).cpu()
-    places = range(len(prompt) - 1, ids.shape[1] - 1)
-    return torch.stack([log_probs[place, token] for place, token in zip(places, choice, strict=True)]).sum()
 
 
 def _cache(memory: Memory | None) -> dict[str, Any]:

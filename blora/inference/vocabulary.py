@@ -7,8 +7,8 @@ tokens need not be added up S times. Around the mean h of the draws,
 
 the likeliest tokens K are added up for every draw. By how much the rest, less than a tenth of the sum, grows from h to
 h_s is taken from every eighth token of it: a ratio estimate, right to the last digit where draws agree. So the whole
-vocabulary is visited once a position, whatever S. In a decoder of bfloat16, rounding is the larger error. The logits of
-the tokens asked for are exact.
+vocabulary is visited once a position, whatever S. The logits of the tokens asked for are exact. The estimate serves
+decoders of bfloat16 and float16 alone, whose rounding is the larger error; in float32 every sum is exact.
 
 Where the rest is most of the sum, or a logit moves by more than ten from the mean to a draw, a position is added up in
 full for every draw.
@@ -19,7 +19,6 @@ Exact log-probabilities remember for the backward pass nothing but the probabili
 import math
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +39,10 @@ N_KEPT = 128
 STRIDE = 8
 MOST_REST, MOST_MOVED = 0.5, 10.0
 MIN_VOCABULARY = 32 * N_KEPT
+# Attribute of a model that says whether its logits are a linear layer's output.
+_IS_PLAIN = "_blora_head_is_plain"
+# Buffers of that layer, which move with it from device to device.
+_ROUNDED, _SAMPLED = "_blora_rounded", "_blora_sampled"
 # Elements of float32 at once: 64 MiB.
 CHUNK_ELEMENTS = 2**24
 
@@ -52,53 +55,55 @@ class Head:
         weight: (V, D).
         bias: (V,).
         rounded: the weight in the dtype of the decoder's layers, for sums over many tokens.
-        sampled: every eighth row of it.
+        sampled: every eighth row of it; None in float32, where every sum is exact.
     """
 
     weight: Tensor
     bias: Tensor
     rounded: Tensor
-    sampled: Tensor
+    sampled: Tensor | None
 
     @classmethod
-    def of(cls, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> "Head":
-        """The head with these weights in front of a decoder of this dtype."""
-        rounded = weight.to(dtype)
-        return cls(weight, bias, rounded, rounded[::STRIDE].contiguous())
-
-
-_HEADS: WeakKeyDictionary[PreTrainedModel, Head | None] = WeakKeyDictionary()
+    def of(cls, module: nn.Linear, dtype: torch.dtype) -> "Head":
+        """Return the head that a linear layer is in front of a decoder of this dtype."""
+        bias = module.bias if module.bias is not None else module.weight.new_zeros(module.out_features)
+        if dtype == torch.float32:
+            return cls(module.weight, bias, module.weight, None)
+        if not hasattr(module, _ROUNDED):
+            rounded = module.weight.detach().to(dtype)
+            module.register_buffer(_ROUNDED, rounded, persistent=False)
+            module.register_buffer(_SAMPLED, rounded[::STRIDE].contiguous(), persistent=False)
+        return cls(module.weight, bias, module.get_buffer(_ROUNDED), module.get_buffer(_SAMPLED))
 
 
 def plain_head(model: PreTrainedModel) -> Head | None:
-    """A model's head; None where its vocabulary is small, or where logits are more than a linear layer's output.
+    """Return a model's head; None where its vocabulary is small, or where logits are more than a linear layer's output.
 
-    Whether they are is tried once, on two tokens.
+    Two tokens are tried once a model to find out.
     """
-    if model not in _HEADS:
-        _HEADS[model] = _find_head(model)
-    return _HEADS[model]
-
-
-@torch.no_grad()
-def _find_head(model: PreTrainedModel) -> Head | None:
     module = model.get_output_embeddings()
     if not isinstance(module, nn.Linear) or module.out_features < MIN_VOCABULARY:
         return None
-    bias = module.bias if module.bias is not None else module.weight.new_zeros(module.out_features)
+    if not hasattr(model, _IS_PLAIN):
+        setattr(model, _IS_PLAIN, _is_plain(model, module))
+    if not getattr(model, _IS_PLAIN):
+        return None
+    decoder = next(p for name, p in model.named_parameters() if p.ndim == 2 and layer_index(name) is not None)
+    return Head.of(module, decoder.dtype)
+
+
+@torch.no_grad()
+def _is_plain(model: PreTrainedModel, module: nn.Linear) -> bool:
     ids = torch.tensor([[0, 1]], device=model.device)
     inputs = {"input_ids": ids, "position_ids": ids, "attention_mask": torch.zeros(1, 1, 2, 2, device=model.device)}
     at = (torch.tensor([0, 0], device=model.device), ids[0])
     with use_draws(None):
         logits, hidden = logits_at(model, None, *at, **inputs), hidden_at(model, None, *at, **inputs)
-    if not torch.allclose(F.linear(hidden, module.weight, bias), logits, rtol=1e-3, atol=1e-3):
-        return None
-    low = next(p.dtype for name, p in model.named_parameters() if p.ndim == 2 and layer_index(name) is not None)
-    return Head.of(module.weight, bias, low)
+    return torch.allclose(module(hidden), logits, rtol=1e-3, atol=1e-3)
 
 
 def log_probs_along_draws(head: Head, hidden: Tensor, place: Tensor, token: Tensor) -> Tensor:
-    """Log-probabilities of tokens under every draw.
+    """Return log-probabilities of tokens under every draw, with estimated sums where the decoder is below float32.
 
     Args:
         head: the output head.
@@ -109,13 +114,16 @@ def log_probs_along_draws(head: Head, hidden: Tensor, place: Tensor, token: Tens
     Returns:
         (S, N) float32.
     """
+    if head.sampled is None:
+        return log_probs_of_each(head, hidden, place, token)
     width = max(len(head.weight), N_KEPT * hidden.shape[-1], len(head.sampled) * len(hidden))
     parts = hidden.split(max(1, CHUNK_ELEMENTS // width), 1)
-    return _logits(head, hidden, place, token) - torch.cat([_estimated(head, part) for part in parts], 1)[:, place]
+    sums = torch.cat([_estimated(head, head.sampled, part) for part in parts], 1)
+    return _logits(head, hidden, place, token) - sums[:, place]
 
 
 def log_probs_of_each(head: Head, hidden: Tensor, place: Tensor, token: Tensor) -> Tensor:
-    """The same with the whole vocabulary added up for every draw: exact, and differentiable in `hidden`."""
+    """Return the same with the whole vocabulary added up for every draw: exact, and differentiable in `hidden`."""
     return _logits(head, hidden, place, token) - _exact(head, hidden)[:, place]
 
 
@@ -148,14 +156,14 @@ def _exact(head: Head, hidden: Tensor) -> Tensor:
     return torch.cat([_LogNormalizer.apply(part, head) for part in parts]).view(hidden.shape[:2])  # type: ignore[no-untyped-call]
 
 
-def _estimated(head: Head, hidden: Tensor) -> Tensor:
-    """The same at once, of which the largest part is added up and the rest estimated."""
+def _estimated(head: Head, weight: Tensor, hidden: Tensor) -> Tensor:
+    """Log sum exp over the vocabulary, (S, P): the largest part added up, the rest estimated from sampled weights."""
     center = hidden.mean(0)  # (P, D)
     logits = (center.to(head.rounded.dtype) @ head.rounded.mT).float() + head.bias  # (P, V)
     kept = logits.topk(N_KEPT, -1).indices  # (P, K)
     rest = logits.scatter_(1, kept, -torch.inf)
     sampled = rest[:, ::STRIDE]
-    moved = ((hidden - center).to(head.sampled.dtype) @ head.sampled.mT).float()  # (S, P, V / 8)
+    moved = ((hidden - center).to(weight.dtype) @ weight.mT).float()  # (S, P, V / 8)
     furthest = moved.abs().amax((0, -1))  # (P,)
     growth = moved.add_(sampled).logsumexp(-1) - sampled.logsumexp(-1)  # (S, P)
     each = torch.bmm(hidden.transpose(0, 1), head.weight[kept].mT) + head.bias[kept][:, None]  # (P, S, K)

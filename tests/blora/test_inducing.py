@@ -11,6 +11,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 from blora.config import PosteriorConfig
 from blora.errors import ConfigError, NumericalError, ShapeError
+from blora.posterior import inducing
 from blora.posterior.families import FAMILY_NAMES, Flow, inverse_softplus
 from blora.posterior.inducing import InducingFactor
 from blora.posterior.noise import standard_normal
@@ -51,7 +52,29 @@ def test_moments_of_many_prior_draws_are_those_of_white_noise(shape: tuple[int, 
     assert (error.abs() < 5 * SIGMA**2 * ((1 + eye) / n).sqrt()).all()
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_weights_are_white_at_the_prior_whatever_jitter_was_needed(
+    shape: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inducing, "JITTERS", (0.3,))
+    mean, covariance = exact_moments(set_to_prior(make(shape)))
+    close(covariance, SIGMA**2 * torch.eye(len(mean), dtype=torch.float64))
+
+
 # Posterior draws
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_jitter_is_inducing_noise(shape: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    jittered, noisier = make(shape, lambda_init=0.6), make(shape, lambda_init=0.6)
+    with torch.no_grad():
+        for Z, D, raw_D in ((noisier.Z_r, noisier.D_r, noisier.raw_D_r), (noisier.Z_c, noisier.D_c, noisier.raw_D_c)):
+            diagonal = Z.square().sum(1) + D.square()
+            raw_D.copy_((D.square() + 0.3 * diagonal.mean()).sqrt().expm1().log())  # the inverse of softplus
+        expected = exact_moments(noisier)
+    monkeypatch.setattr(inducing, "JITTERS", (0.3,))
+    for got, wanted in zip(exact_moments(jittered), expected, strict=True):
+        close(got, wanted)
 
 
 @pytest.mark.parametrize("family", ["diagonal", "matrix_normal"])

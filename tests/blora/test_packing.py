@@ -1,15 +1,24 @@
+import functools
+import json
 import math
+from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
+from blora.base_model import BaseModel
 from blora.config import NormalizationName, PromptConfig
 from blora.errors import PromptError
 from blora.inference.packing import LABELS, PackedRow, collate, pack
-from tests.scenarios import MAX_LENGTH, random_rows, spell, tiny_tokenizer
+from tests.scenarios import CHAT_TEMPLATE, MAX_LENGTH, random_rows, spell, tiny_tokenizer
 
 PLAIN = PromptConfig()
+TRIAGE = Path(__file__).parents[2] / "examples" / "triage"
 
 
 def make(
@@ -113,6 +122,127 @@ def test_counts_of_tokens() -> None:
     row = PackedRow((1, 2, 3), ((4,), (5, 6), (7, 8, 9)), "none")
     assert (row.n_choices, row.prompt_tokens, row.scored_tokens) == (3, 3, 6)
     assert row.n_tokens == 3 + 0 + 1 + 2  # a choice's last token is predicted, never read
+
+
+# Tokenizers that put a space before every text
+
+SPACE_FIRST = ("llama2", "mistral_first", "mistral_always", "unigram")
+QUEUES = ("billing", "account access", "bug report", "data export")
+
+
+@functools.cache
+def space_first(kind: str) -> PreTrainedTokenizerFast:
+    """A tokenizer like those of SentencePiece, with or without a split into words."""
+    settings = {
+        "vocab_size": 200,
+        "special_tokens": ["<unk>", "<s>", "</s>"],
+        "initial_alphabet": ["\n"],
+        "show_progress": False,
+    }
+    unigram = kind == "unigram"
+    tokenizer = Tokenizer(models.Unigram() if unigram else models.BPE(unk_token="<unk>"))
+    trainer = trainers.UnigramTrainer(unk_token="<unk>", **settings) if unigram else trainers.BpeTrainer(**settings)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=True)
+    corpus = [
+        "Queue: billing or account access?",
+        "Is it a bug report?",
+        "A. data export",
+        "B. C. D. Answer: A",
+        *QUEUES,
+    ]
+    tokenizer.train_from_iterator(20 * corpus, trainer)
+    if kind == "llama2":
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        tokenizer.pre_tokenizer = None
+    elif kind.startswith("mistral"):
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=kind.removeprefix("mistral_"), split=False)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+@pytest.mark.parametrize("kind", SPACE_FIRST)
+@pytest.mark.parametrize("scoring", ["text", "label"])
+@pytest.mark.parametrize("template", ["{prompt}\nQueue:", "{prompt}\nAnswer:\n", "{prompt}"])
+def test_prompt_and_choice_are_the_tokens_of_the_whole_text(kind: str, scoring: str, template: str) -> None:
+    tokenizer = space_first(kind)
+    config = PromptConfig(template=template, scoring=scoring)  # type: ignore[arg-type]
+    row = make(choices=QUEUES, config=config, tokenizer=tokenizer)
+    listing = "".join(f"\n{label}. {queue}" for label, queue in zip(LABELS, QUEUES, strict=False))
+    text = template.replace("{prompt}", "Is it?" + (listing if scoring == "label" else ""))
+    for queue, label, tokens in zip(QUEUES, LABELS, row.continuations, strict=False):
+        whole = text + ("" if text.endswith("\n") else " ") + (label if scoring == "label" else queue)
+        assert [*row.prompt, *tokens] == tokenizer(whole)["input_ids"]
+
+
+@pytest.mark.parametrize("kind", SPACE_FIRST)
+def test_a_chat_and_a_choice_are_the_tokens_of_the_whole_text(kind: str) -> None:
+    tokenizer = space_first(kind)
+    row = make(choices=QUEUES, tokenizer=tokenizer, messages=[{"role": "user", "content": "Is it?"}])
+    for queue, tokens in zip(QUEUES, row.continuations, strict=True):
+        whole = tokenizer(f"user: Is it?\nassistant: {queue}", add_special_tokens=False)["input_ids"]
+        assert [*row.prompt, *tokens] == whole
+
+
+@pytest.mark.parametrize("kind", SPACE_FIRST)
+def test_a_choice_after_a_space_brings_no_other_one(kind: str) -> None:
+    row = make(choices=QUEUES, config=PromptConfig(template="{prompt} "), tokenizer=space_first(kind))
+    spelt = ["".join(space_first(kind).convert_ids_to_tokens(list(tokens))) for tokens in row.continuations]
+    assert spelt == [queue.replace(" ", "▁") for queue in QUEUES]
+
+
+def test_a_choice_that_merges_with_what_it_is_encoded_after_is_encoded_alone() -> None:
+    tokenizer = Tokenizer(models.BPE({"a": 0, " ": 1, "b": 2, "a ": 3, " b": 4}, [("a", " "), (" ", "b")]))
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    assert make(prompt="b", choices=("a", "b"), tokenizer=fast).continuations == ((1, 0), (4,))
+
+
+# The tokens that existing adapters were trained on
+
+
+def alone(base: BaseModel, text: str) -> tuple[int, ...]:
+    """The tokens of a text that nothing comes before."""
+    return tuple(base.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+@pytest.mark.model
+def test_the_demos_rows_are_the_tokens_that_it_was_trained_on(smollm2: BaseModel) -> None:
+    raw = json.loads((TRIAGE / "adapter" / "bayesian_config.json").read_text())["prompt"]
+    config = PromptConfig(template=raw["template"], choices=tuple(raw["choices"]))
+    assert config.choices is not None
+    for file in sorted(TRIAGE.glob("*.jsonl")):
+        for line in file.read_text().splitlines():
+            prompt = json.loads(line)["prompt"]
+            row = make(prompt=prompt, choices=config.choices, config=config, tokenizer=smollm2.tokenizer)
+            assert row.continuations == tuple(alone(smollm2, f" {choice}") for choice in config.choices)
+            assert row.prompt == alone(smollm2, config.template.replace("{prompt}", prompt.strip()))
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(("template", "glue"), [("{prompt}\nQueue:", " "), ("{prompt}\n", ""), ("{prompt}\n\n", "")])
+def test_the_embedded_models_choices_are_the_tokens_they_were(smollm2: BaseModel, template: str, glue: str) -> None:
+    @given(st.lists(st.text(min_size=1).map(str.strip).filter(bool), min_size=2, max_size=4))
+    def check(choices: list[str]) -> None:
+        row = make(choices=tuple(choices), config=PromptConfig(template=template), tokenizer=smollm2.tokenizer)
+        assert row.continuations == tuple(alone(smollm2, glue + choice) for choice in choices)
+
+    check()
+
+
+@pytest.mark.model
+def test_the_embedded_models_letters_and_chats_are_the_tokens_they_were(smollm2: BaseModel) -> None:
+    row = make(choices=QUEUES, scoring="label", tokenizer=smollm2.tokenizer)
+    assert row.continuations == tuple(alone(smollm2, f" {label}") for label in LABELS[: len(QUEUES)])
+    row = make(choices=QUEUES, messages=[{"role": "user", "content": "Is it?"}], tokenizer=smollm2.tokenizer)
+    assert row.continuations == tuple(alone(smollm2, queue) for queue in QUEUES)  # after the template's line break
+
+
+@pytest.mark.parametrize("template", ["{prompt}", "{prompt}\n"])
+@given(st.lists(st.text(st.sampled_from("ab 1.\n")).filter(str.strip), min_size=2, max_size=4))
+def test_a_tokenizer_of_characters_gives_the_tokens_it_gave(template: str, choices: list[str]) -> None:
+    row = make(choices=tuple(choices), config=PromptConfig(template=template))
+    glue = "" if template.endswith("\n") else " "
+    assert [spell(tokens) for tokens in row.continuations] == [glue + choice for choice in choices]
 
 
 # Refusals

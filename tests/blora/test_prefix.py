@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from blora.errors import ShapeError
+from blora.inference import architecture
 from blora.inference import prefix as prefix_module
-from blora.inference import scoring
+from blora.inference.architecture import check_packing
 from blora.inference.branches import Branches, score_all
 from blora.inference.fork import keep_whole, runs_in_parts
 from blora.inference.packing import PackedRow, collate
 from blora.inference.prefix import MIN_PREFIX, Prefix, common_tokens
-from blora.inference.scoring import check_packing, states_of
+from blora.inference.scoring import states_of
 from blora.posterior.draws import Draws
 from blora.posterior.inject import inject, layer_index
 from tests.scenarios import DECODERS, adapted_modules, random_draws, random_rows, tiny_base, tiny_model
@@ -188,7 +189,7 @@ def test_it_is_read_with_each_row_where_there_is_nothing_to_gain(why: str) -> No
     model, draws = adapted("llama", "over plain")
     rows = rows_after(HEAD[: MIN_PREFIX - 1] if why == "too short" else HEAD, 1 if why == "one row" else 4)
     if why == "kept whole":
-        keep_whole(model)
+        keep_whole(model, "a test")
     seen = runs(model)
     score_all(model, rows, draws, max_batch_tokens=200)
     assert all(tokens >= MIN_PREFIX for _, tokens in seen[0])
@@ -202,6 +203,6 @@ def test_a_model_whose_beginnings_make_something_else_is_kept_whole(monkeypatch:
     def forgetful(model: PreTrainedModel, tokens: Sequence[int], draws: Draws | None) -> Prefix:
         return Prefix(model, [0] * len(tokens), draws)
 
-    monkeypatch.setattr(scoring, "Prefix", forgetful)
+    monkeypatch.setattr(architecture, "Prefix", forgetful)
     check_packing(base)
     assert not runs_in_parts(base.model)

@@ -1,7 +1,6 @@
 """Packed rows against the same choices scored one at a time by an ordinary forward pass."""
 
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, get_args
 
@@ -12,19 +11,16 @@ from transformers import PreTrainedModel
 
 from blora.base_model import BaseModel
 from blora.config import NormalizationName, PosteriorConfig, PromptConfig
-from blora.errors import BaseModelError
 from blora.inference import scoring
 from blora.inference.branches import score_all
-from blora.inference.fork import runs_in_parts
 from blora.inference.packing import PackedRow, collate, pack
-from blora.inference.scoring import check_packing, score_rows
+from blora.inference.scoring import score_rows
 from blora.posterior.draws import Draws, use_draws
 from blora.posterior.inject import eject, inject, select_modules
 from blora.posterior.posterior import Posterior
 from tests.scenarios import (
     ARCHITECTURES,
     DECODERS,
-    adapted_modules,
     choices_alone,
     injected,
     merged,
@@ -247,86 +243,6 @@ def test_score_all_builds_no_graph() -> None:
     assert not score_all(model, random_rows(2), draws, max_batch_tokens=1000).requires_grad
 
 
-# The check of an architecture
-
-
-@pytest.mark.parametrize("architecture", DECODERS)
-def test_supported_architectures_pass_the_check(architecture: str) -> None:
-    base = tiny_base(architecture)
-    check_packing(base)
-    assert runs_in_parts(base.model)
-
-
-@pytest.mark.parametrize("architecture", DECODERS)
-def test_the_check_passes_on_an_injected_model(architecture: str) -> None:
-    base = tiny_base(architecture)
-    inject(base.model, adapted_modules(base.model))
-    check_packing(base)
-
-
-def without_mask(kwargs: dict[str, Any]) -> None:
-    kwargs.pop("attention_mask", None)
-
-
-def without_positions(kwargs: dict[str, Any]) -> None:
-    if kwargs.get("position_ids") is None:  # scoring alone has the plain ones
-        return
-    kwargs["position_ids"] = torch.arange(kwargs["position_ids"].shape[1])[None].expand_as(kwargs["position_ids"])
-
-
-def with_visible_padding(kwargs: dict[str, Any]) -> None:
-    if kwargs.get("attention_mask") is None:
-        return
-    mask = kwargs["attention_mask"].clone()
-    starts = (kwargs["position_ids"] == 1).int().argmax(1) - 1  # the prompt's first column
-    for row, start in enumerate(starts.tolist()):
-        mask[row, :, :, :start] = 0  # keys to the left of the prompt
-    kwargs["attention_mask"] = mask
-
-
-@pytest.mark.parametrize("spoil", [without_mask, without_positions, with_visible_padding])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_model_that_ignores_what_packing_needs_is_refused(
-    architecture: str, spoil: Callable[[dict[str, Any]], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    base = tiny_base(architecture)
-    decoder = type(base.model.get_submodule(base.model.base_model_prefix))
-    forward = decoder.forward
-
-    @functools.wraps(forward)
-    def spoiled(*args: Any, **kwargs: Any) -> Any:
-        spoil(kwargs)
-        return forward(*args, **kwargs)
-
-    rows = random_rows(4)
-    right = packed(base.model, rows)
-    monkeypatch.setattr(decoder, "forward", spoiled)
-    assert (packed(base.model, rows)[:, :, :2] - right[:, :, :2]).abs().max() > 0.05
-    with pytest.raises(BaseModelError, match=f"between packed and separate scoring with tiny/{architecture}"):
-        check_packing(base)
-
-
-@pytest.mark.parametrize("error", [RuntimeError, TypeError, KeyError, ValueError])
-def test_a_model_that_fails_is_refused(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
-    base = tiny_base()
-
-    def explode(*args: Any, **kwargs: Any) -> Any:
-        raise error("boom")
-
-    monkeypatch.setattr(base.model.model.layers[1].mlp, "forward", explode)
-    with pytest.raises(BaseModelError, match=rf"tiny/llama, which fails .*{error.__name__}: '?boom") as refused:
-        check_packing(base)
-    assert isinstance(refused.value.__cause__, error)
-
-
-def test_a_model_that_gives_no_numbers_is_refused() -> None:
-    base = tiny_base()
-    with torch.no_grad():
-        base.model.get_output_embeddings().weight.fill_(torch.nan)
-    with pytest.raises(BaseModelError, match="got nan nats"):
-        check_packing(base)
-
-
 # The embedded model
 
 
@@ -361,11 +277,6 @@ def embedded(request: pytest.FixtureRequest) -> Iterator[tuple[BaseModel, float]
     base = request.getfixturevalue(name)
     yield base, tolerance
     eject(base.model)
-
-
-@pytest.mark.model
-def test_the_embedded_model_passes_the_check(embedded: tuple[BaseModel, float]) -> None:
-    check_packing(embedded[0])
 
 
 @pytest.mark.model

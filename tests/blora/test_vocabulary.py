@@ -22,9 +22,11 @@ NOT_PLAIN = {"gemma2"}
 
 
 def random_head(dtype: torch.dtype = torch.float32) -> Head:
+    """A head in front of a decoder of some dtype, whose sums are estimated."""
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(V, D, generator=generator)
-    return Head.of(weight, torch.randn(V, generator=generator), dtype)
+    rounded = weight.to(dtype)
+    return Head(weight, torch.randn(V, generator=generator), rounded, rounded[:: vocabulary.STRIDE])
 
 
 def states(spread: float) -> Tensor:
@@ -71,6 +73,37 @@ def test_positions_a_few_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch
 
 
 # Exact ones
+
+
+def test_a_float32_decoder_gets_exact_sums_where_an_estimate_is_wrong_without_noticing() -> None:
+    module = nn.Linear(D, V)
+    raised = vocabulary.STRIDE * 1000 + 1  # neither among the likeliest tokens nor among the sampled ones
+    with torch.no_grad():
+        module.weight.zero_()
+        module.weight[raised, 0] = 1.0
+        module.bias.zero_()
+        module.bias[: vocabulary.N_KEPT] = 6.0
+    hidden = torch.zeros(4, 1, D)
+    hidden[:, 0, 0] = torch.tensor([12.0, -4.0, -4.0, -4.0])  # around a mean of zero
+    at = torch.zeros(1, dtype=torch.long)
+    with torch.no_grad():
+        exact = module(hidden).log_softmax(-1)[:, at, at]
+        estimating = Head(module.weight, module.bias, module.weight, module.weight[:: vocabulary.STRIDE])
+        assert (log_probs_along_draws(estimating, hidden, at, at) - exact).abs().max() > 0.3
+        found = log_probs_along_draws(Head.of(module, torch.float32), hidden, at, at)
+    torch.testing.assert_close(found, exact, rtol=0, atol=1e-5)
+
+
+def test_a_head_goes_where_its_model_goes() -> None:
+    model = nn.ModuleDict({"head": nn.Linear(D, V)})
+    module = model["head"]
+    before = Head.of(module, torch.bfloat16)
+    model.to("meta")
+    after = Head.of(module, torch.bfloat16)
+    assert after.sampled is not None
+    assert {after.weight.device.type, after.rounded.device.type, after.sampled.device.type} == {"meta"}
+    assert before.rounded.dtype == after.rounded.dtype == torch.bfloat16
+    assert not any("blora" in name for name in model.state_dict())
 
 
 def test_exact_log_probabilities_and_their_gradients_are_those_of_plain_torch() -> None:

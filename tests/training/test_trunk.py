@@ -1,5 +1,8 @@
 """Rows with the trunk's states score, and train, as rows without."""
 
+import errno
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -62,6 +65,90 @@ def test_beyond_a_size_the_states_lie_in_a_file(
     assert not list(tmp_path.iterdir())  # it vanishes with the process
 
 
+def without_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: int = errno.ENOSPC) -> None:
+    """States go to a file, and the disk fills while it is made."""
+
+    def full(handle: int, offset: int, length: int) -> None:
+        os.ftruncate(handle, length)
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(trunk, "MEMORY_VALUES", 10)
+    monkeypatch.setattr(trunk, "SPARE_BYTES", 0)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "posix_fallocate", full)
+
+
+def assert_unchanged(base: BaseModel, caplog: pytest.LogCaptureFixture, reason: str) -> None:
+    given = rows()
+    assert with_states(base.model, given, 1) == given
+    [record] = caplog.records
+    assert (record.name, record.levelname) == ("blora.training.trunk", "WARNING")
+    expected = "The 1 layers below the adapted ones run in every step: their output for 20 rows takes"
+    assert record.getMessage().startswith(expected)
+    assert record.getMessage().endswith(reason)
+
+
+def test_a_disk_that_fills_leaves_the_rows_as_they_are_and_no_file(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    without_room(monkeypatch, tmp_path)
+    assert_unchanged(base, caplog, "GiB, and No space left on device")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_with_too_little_room_is_not_written_to(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(trunk, "MEMORY_VALUES", 10)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    usage = shutil.disk_usage(tmp_path)._replace(free=trunk.SPARE_BYTES)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    monkeypatch.setattr("tempfile.mkstemp", None)
+    assert_unchanged(base, caplog, f"GiB, and {tmp_path} has 1 GiB free")
+
+
+def test_a_system_that_reserves_no_room_goes_without_a_file(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(trunk, "MEMORY_VALUES", 10)
+    monkeypatch.delattr(os, "posix_fallocate")
+    assert_unchanged(base, caplog, "this system cannot set room aside in a file")
+
+
+def test_the_file_is_allocated_before_it_is_mapped(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    allocated = []
+    really = os.posix_fallocate
+
+    def allocate(handle: int, offset: int, length: int) -> None:
+        really(handle, offset, length)
+        allocated.append(os.fstat(handle).st_blocks * 512 >= length)
+
+    without_room(monkeypatch, tmp_path)
+    monkeypatch.setattr(os, "posix_fallocate", allocate)
+    assert all(row.row.states is not None for row in with_states(base.model, rows(), 1))
+    assert allocated == [True]
+
+
+def test_states_beyond_the_limit_are_not_computed(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = rows()
+    needed = sum(row.row.n_tokens for row in given) * base.model.config.hidden_size * 4 / 2**30
+    assert all(row.row.states is not None for row in with_states(base.model, given, 1, needed))
+    monkeypatch.setattr(trunk, "trunk_states", None)
+    assert with_states(base.model, given, 1, 0.99 * needed) == given
+    assert "GiB, and the limit is" in caplog.text
+
+
+def test_training_obeys_the_limit(tmp_path: Path, base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trunk, "trunk_states", None)
+    posterior = Posterior(above(base), PosteriorConfig(rank=2, inducing_rows=3, inducing_cols=3), 0)
+    data = labelled(base, toy_data(8))
+    fit(base, posterior, data, data, toy_config(tmp_path / "work", epochs=1, trunk_cache_gib=0))
+
+
 def test_states_that_are_there_are_kept(base: BaseModel) -> None:
     first = with_states(base.model, rows(), 1)
     again = with_states(base.model, first, 1)
@@ -70,7 +157,7 @@ def test_states_that_are_there_are_kept(base: BaseModel) -> None:
 
 
 def test_rows_of_a_model_kept_whole_get_no_states(base: BaseModel) -> None:
-    keep_whole(base.model)
+    keep_whole(base.model, "a test")
     assert all(row.row.states is None for row in with_states(base.model, rows(), 1))
 
 
@@ -80,7 +167,7 @@ def test_training_on_states_is_training_without(method: str, tmp_path: Path, mon
     for name in ("with", "without"):
         base = tiny_base()
         if name == "without":
-            monkeypatch.setattr(trainer, "with_states", lambda model, rows, layer: list(rows))
+            monkeypatch.setattr(trainer, "with_states", lambda model, rows, *rest: list(rows))
         config = PosteriorConfig(method=method, rank=2, inducing_rows=3, inducing_cols=3)  # type: ignore[arg-type]
         posterior = Posterior(above(base), config, 0)
         data = labelled(base, toy_data(12))

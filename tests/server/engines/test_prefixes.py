@@ -167,7 +167,7 @@ def test_nothing_is_remembered(setup: Setup, why: str) -> None:
     _, one, _ = setup
     model, _ = injected()
     if why == "kept whole":
-        keep_whole(model)
+        keep_whole(model, "a test")
     known = Prefixes(model, max_bytes=0 if why == "switched off" else 2**20, max_batch_tokens=4096)
     known.serve(one.digest)
     assert lengths(known, job(one, *HEAD, 50), job(one, *HEAD, 51)) == [0, 0]

@@ -1,0 +1,186 @@
+"""The proofs that an architecture packs and forks, in every dtype, on the processor as it is and on a noisy one."""
+
+import contextlib
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.processors.noise import noisy_processor
+from blora.base_model import BaseModel
+from blora.errors import BaseModelError
+from blora.inference import architecture as checks
+from blora.inference.architecture import check_packing
+from blora.inference.fork import runs_in_parts, why_whole
+from blora.posterior.inject import eject, inject
+from tests.scenarios import ARCHITECTURES, DECODERS, UNFORKABLE, adapted_modules, tiny_base
+
+# On the processor as it is, and on a noisy one, which moves nothing in float32.
+PROCESSORS = [
+    (torch.float32, None),
+    (torch.bfloat16, None),
+    (torch.bfloat16, 0),
+    (torch.bfloat16, 1),
+    (torch.float16, 0),
+]
+
+
+@pytest.fixture(
+    params=PROCESSORS, ids=lambda p: str(p[0]).removeprefix("torch.") + (f"-noisy{p[1]}" if p[1] is not None else "")
+)
+def dtype(request: pytest.FixtureRequest) -> Any:
+    dtype, seed = request.param
+    with noisy_processor(seed) if seed is not None else contextlib.nullcontext():
+        yield dtype
+
+
+@pytest.mark.parametrize("architecture", DECODERS)
+def test_supported_architectures_pass_and_run_in_parts(architecture: str, dtype: torch.dtype) -> None:
+    base = tiny_base(architecture, dtype)
+    check_packing(base)
+    assert why_whole(base.model) is None
+
+
+@pytest.mark.parametrize("architecture", DECODERS)
+def test_an_injected_model_passes(architecture: str) -> None:
+    base = tiny_base(architecture)
+    inject(base.model, adapted_modules(base.model))
+    check_packing(base)
+
+
+def without_mask(kwargs: dict[str, Any]) -> None:
+    if kwargs.get("attention_mask") is not None:
+        length = kwargs["attention_mask"].shape[-1]
+        causal = torch.full((length, length), torch.finfo(torch.float32).min).triu(1)
+        kwargs["attention_mask"] = causal.expand_as(kwargs["attention_mask"])
+
+
+def with_the_librarys_mask(kwargs: dict[str, Any]) -> None:
+    kwargs.pop("attention_mask", None)  # transformers makes one of its own from positions that start again
+
+
+def without_positions(kwargs: dict[str, Any]) -> None:
+    if kwargs.get("position_ids") is None:  # scoring alone has the plain ones
+        return
+    kwargs["position_ids"] = torch.arange(kwargs["position_ids"].shape[1])[None].expand_as(kwargs["position_ids"])
+
+
+def with_visible_padding(kwargs: dict[str, Any]) -> None:
+    if kwargs.get("attention_mask") is None:
+        return
+    mask = kwargs["attention_mask"].clone()
+    starts = (kwargs["position_ids"] == 1).int().argmax(1) - 1  # the prompt's first column
+    for row, start in enumerate(starts.tolist()):
+        mask[row, :, :, :start] = 0  # keys to the left of the prompt
+    kwargs["attention_mask"] = mask
+
+
+def spoil(base: BaseModel, change: Callable[[dict[str, Any]], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the decoder of a model take other inputs than it is given."""
+    decoder = type(base.model.get_submodule(base.model.base_model_prefix))
+    forward = decoder.forward
+
+    @functools.wraps(forward)
+    def spoiled(*args: Any, **kwargs: Any) -> Any:
+        change(kwargs)
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(decoder, "forward", spoiled)
+
+
+SPOILS = [without_mask, with_the_librarys_mask, without_positions, with_visible_padding]
+
+
+@pytest.mark.parametrize("change", SPOILS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_model_that_ignores_what_packing_needs_is_refused(
+    architecture: str, change: Callable[[dict[str, Any]], None], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tiny_base(architecture, dtype)
+    spoil(base, change, monkeypatch)
+    with pytest.raises(BaseModelError, match=f"got tiny/{architecture}, in which .* moves the logits by"):
+        check_packing(base)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, TypeError, KeyError, ValueError])
+def test_a_model_that_fails_is_refused(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny_base()
+
+    def explode(*args: Any, **kwargs: Any) -> Any:
+        raise error("boom")
+
+    monkeypatch.setattr(base.model.model.layers[1].mlp, "forward", explode)
+    with pytest.raises(BaseModelError, match=rf"tiny/llama, which fails .*{error.__name__}: '?boom") as refused:
+        check_packing(base)
+    assert isinstance(refused.value.__cause__, error)
+
+
+def test_a_model_that_gives_no_numbers_is_refused() -> None:
+    base = tiny_base()
+    with torch.no_grad():
+        base.model.get_output_embeddings().weight.fill_(torch.nan)
+    with pytest.raises(BaseModelError, match="by nan of their standard deviation"):
+        check_packing(base)
+
+
+# In parts or whole
+
+
+def test_a_model_whose_layers_share_more_than_states_runs_whole_and_says_so(
+    dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = tiny_base(UNFORKABLE, dtype)
+    with caplog.at_level(logging.WARNING):
+        check_packing(base)
+    assert not runs_in_parts(base.model)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"tiny/{UNFORKABLE} runs whole, every layer for every draw, which costs several times as much: "
+        f"{why_whole(base.model)}"
+    ]
+
+
+@pytest.mark.parametrize("factor", [0, torch.nan])
+def test_a_model_whose_parts_make_something_else_runs_whole(
+    factor: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tiny_base("llama", dtype)
+    states_of = checks.states_of
+
+    def other(*args: Any) -> Any:
+        found = states_of(*args)
+        return type(found)(found.layer, factor * found.values)
+
+    monkeypatch.setattr(checks, "states_of", other)
+    check_packing(base)
+    assert "parts move the logits by" in (why_whole(base.model) or "")
+
+
+# The embedded model
+
+
+@pytest.fixture(params=["smollm2", "smollm2_bf16"])
+def embedded(request: pytest.FixtureRequest) -> Any:
+    base = request.getfixturevalue(request.param)
+    yield base
+    eject(base.model)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("seed", [None, 0, 1])
+def test_the_embedded_model_passes_and_runs_in_parts(embedded: BaseModel, seed: int | None) -> None:
+    with noisy_processor(seed) if seed is not None else contextlib.nullcontext():
+        check_packing(embedded)
+    assert why_whole(embedded.model) is None
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("change", SPOILS)
+def test_the_embedded_model_is_refused_where_it_ignores_what_packing_needs(
+    embedded: BaseModel, change: Callable[[dict[str, Any]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(embedded, change, monkeypatch)
+    with noisy_processor(0), pytest.raises(BaseModelError, match="moves the logits by"):
+        check_packing(embedded)

@@ -1,0 +1,34 @@
+"""The processes of a training run, and the device of each, which is set before anything is put on it."""
+
+import torch
+from accelerate import PartialState
+
+from blora.errors import ConfigError
+
+__all__ = ["claim_device"]
+
+
+def claim_device(device: str) -> tuple[PartialState, str]:
+    """Return this process among those of the run, and the device on which its base model has to be loaded.
+
+    That device is torch's current one from then on, so that "cuda" means it, in accelerate and transformers too.
+
+    Args:
+        device: as for `load_base_model`. Of several processes, as torchrun starts them, each takes the device of its
+            rank.
+
+    Raises:
+        ConfigError: if several processes are to share one device by its number.
+    """
+    on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+    processes = PartialState(cpu=on_cpu)
+    if processes.num_processes == 1:
+        if device.startswith("cuda:"):
+            torch.cuda.set_device(device)
+        return processes, device
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(
+            f"got device {device!r} for {processes.num_processes} processes, expected auto, cpu or cuda: each process "
+            "takes the device of its rank"
+        )
+    return processes, str(processes.device)
