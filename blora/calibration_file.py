@@ -3,23 +3,27 @@
 It lies outside the adapter's digest, which each calibration names: a calibration changes nothing about the adapter, and
 writing the adapter again leaves none behind. The digest covers its own settings, draws and recalibration among
 them, so that calibrations of the same contents can differ in the dtype of the base model alone.
+
+The file remembers every ask of calibration rows too, refused ones among them. In whichever dtype: they are nearly the
+same predictor, and what one was refused is known when the other is asked.
 """
 
 import json
 import tempfile
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import ClassVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from blora.decision.asks import AskedRows
 from blora.decision.certificate import Binding, Calibration
-from blora.errors import AdapterError, ConfigError
+from blora.errors import AdapterError, ConfigError, NotCalibratedError
 
-__all__ = ["CALIBRATION_FILE", "for_serving", "read", "store"]
+__all__ = ["CALIBRATION_FILE", "asked", "calibrated_dtypes", "for_serving", "read", "remember", "store"]
 
 CALIBRATION_FILE = "calibration.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,33 +32,56 @@ class _Contents:
 
     format_version: int
     calibrations: tuple[Calibration, ...]
+    asked: tuple[AskedRows, ...] = ()
 
 
-def read(folder: Path) -> tuple[Calibration, ...]:
+def read(folder: Path | str) -> tuple[Calibration, ...]:
     """Every calibration in an adapter's folder; none where there is no file.
 
     Raises:
         AdapterError: naming the first field that is missing, unknown or wrong.
     """
-    file = folder / CALIBRATION_FILE
+    return _read(folder).calibrations
+
+
+def calibrated_dtypes(folder: Path | str) -> frozenset[str]:
+    """Return the dtypes that an adapter's folder has a calibration for; none where there is no file.
+
+    Raises:
+        AdapterError: see `read`.
+    """
+    return frozenset(entry.binding.dtype for entry in read(folder))
+
+
+def asked(folder: Path | str) -> tuple[AskedRows, ...]:
+    """Return all rows that were asked to prove something about the adapter; none where there is no file.
+
+    Raises:
+        AdapterError: see `read`.
+    """
+    return _read(folder).asked
+
+
+def _read(folder: Path | str) -> _Contents:
+    file = Path(folder) / CALIBRATION_FILE
     again = "remove it and calibrate again"
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
     except OSError as exc:
         if isinstance(exc, FileNotFoundError) and not file.is_symlink():
-            return ()
+            return _Contents(format_version=FORMAT_VERSION, calibrations=())
         raise AdapterError(
             f"got {file}, which cannot be read ({exc.strerror}), expected a calibration; {again}"
         ) from exc
     except (ValueError, RecursionError) as exc:
         raise AdapterError(f"got {file}, which is no JSON ({exc}), expected a calibration; {again}") from exc
     version = raw.get("format_version") if isinstance(raw, dict) else None
-    if version != FORMAT_VERSION:
+    if version not in (1, FORMAT_VERSION):
         raise AdapterError(
             f"got format_version {version!r} in {file}, expected {FORMAT_VERSION}; upgrade blora or {again}"
         )
     try:
-        calibrations = TypeAdapter(_Contents).validate_json(json.dumps(raw)).calibrations
+        contents = TypeAdapter(_Contents).validate_json(json.dumps(raw))
     except ValidationError as exc:
         first = exc.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
@@ -63,61 +90,102 @@ def read(folder: Path) -> tuple[Calibration, ...]:
         ) from exc
     except ConfigError as exc:
         raise AdapterError(f"{file}: {exc}; {again}") from exc
+    calibrations = contents.calibrations
     served = {(entry.binding.adapter_digest, entry.binding.dtype) for entry in calibrations}
-    if not calibrations or len(served) < len(calibrations):
+    if not (calibrations or contents.asked) or len(served) < len(calibrations):
         raise AdapterError(
-            f"got {len(calibrations)} calibrations in {file}, expected at least one and no two for the same contents "
-            f"and dtype; {again}"
+            f"got {len(calibrations)} calibrations in {file}, expected at least one, or asks alone, and no two for the "
+            f"same contents and dtype; {again}"
         )
-    return calibrations
+    return _with_asks(contents) if version == 1 else contents
 
 
-def store(folder: Path, calibration: Calibration) -> None:
+def _with_asks(contents: _Contents) -> _Contents:
+    """Return a file of format version 1, which remembered no asks, with those that its calibrations tell of."""
+    known: tuple[AskedRows, ...] = ()
+    for entry in contents.calibrations:
+        rows = AskedRows(
+            adapter_digest=entry.binding.adapter_digest,
+            digest=entry.rows.digest,
+            n_rows=entry.rows.n_rows,
+            fingerprints="",
+            asks=entry.asks,
+        )
+        known = _added(known, rows)
+    return replace(contents, format_version=FORMAT_VERSION, asked=known)
+
+
+def _added(known: tuple[AskedRows, ...], rows: AskedRows) -> tuple[AskedRows, ...]:
+    """Return all rows that were asked, the same rows once with all distinct asks."""
+    old = next((one for one in known if one.same(rows)), None)
+    if old is None:
+        return (*known, rows)
+    asks = tuple(dict.fromkeys((*old.asks, *rows.asks)))
+    return tuple(replace(rows, asks=asks) if one is old else one for one in known)
+
+
+def remember(folder: Path | str, rows: AskedRows) -> None:
+    """Write down what rows are asked; the file changes whole or not.
+
+    Raises:
+        AdapterError: see `read`.
+    """
+    contents = _read(folder)
+    _write(folder, replace(contents, asked=_added(contents.asked, rows)))
+
+
+def store(folder: Path | str, calibration: Calibration) -> None:
     """Adds a calibration, in place of the one for the same dtype; the file changes whole or not.
 
-    Calibrations of other contents than the new one's adapter are left out: nothing can serve them any more.
+    Calibrations and asks of other contents than the new one's adapter are left out: nothing can serve them any more.
     """
-    new = calibration.binding
+    new, old = calibration.binding, _read(folder)
     kept = [
         entry
-        for entry in read(folder)
+        for entry in old.calibrations
         if entry.binding.adapter_digest == new.adapter_digest and entry.binding.dtype != new.dtype
     ]
-    calibrations = (*kept, calibration)
-    text = json.dumps(asdict(_Contents(format_version=FORMAT_VERSION, calibrations=calibrations)), indent=1) + "\n"
+    own = tuple(rows for rows in old.asked if rows.adapter_digest == new.adapter_digest)
+    _write(folder, replace(old, calibrations=(*kept, calibration), asked=own))
+
+
+def _write(folder: Path | str, contents: _Contents) -> None:
+    text = json.dumps(asdict(contents), indent=1) + "\n"
     with tempfile.NamedTemporaryFile("w", dir=folder, prefix=f".{CALIBRATION_FILE}-", delete=False) as partial:
         written = Path(partial.name)
         try:
             partial.write(text)
             partial.close()
             written.chmod(0o644)
-            written.replace(folder / CALIBRATION_FILE)
+            written.replace(Path(folder) / CALIBRATION_FILE)
         finally:
             written.unlink(missing_ok=True)
 
 
-def for_serving(folder: Path, binding: Binding) -> Calibration | None:
+def for_serving(folder: Path | str, binding: Binding) -> Calibration | None:
     """The calibration for exactly this adapter, served in this way; None where there is no file.
 
     Raises:
-        AdapterError: if there is a file and no calibration in it is for this, naming what differs.
+        NotCalibratedError: if every calibration is for other contents or other dtypes, naming them.
+        AdapterError: if the file cannot be read, or was edited.
     """
     calibrations = read(folder)
     if not calibrations:
         return None
-    file = folder / CALIBRATION_FILE
+    file = Path(folder) / CALIBRATION_FILE
     if not (own := [entry for entry in calibrations if entry.binding.adapter_digest == binding.adapter_digest]):
         found = ", ".join(sorted({entry.binding.adapter_digest for entry in calibrations}))
-        raise AdapterError(
+        raise NotCalibratedError(
             f"got calibration for adapter_digest {found} in {file}, expected {binding.adapter_digest}: the adapter has "
             "changed since; run `blora calibrate` for it, or remove the file"
         )
     entry = next((entry for entry in own if entry.binding.dtype == binding.dtype), None)
     if entry is None:
         found = ", ".join(sorted(entry.binding.dtype for entry in own))
-        raise AdapterError(
+        raise NotCalibratedError(
             f"got calibration for dtype {found} in {file}, expected {binding.dtype}, in which the adapter is served; "
-            "serve it as it was calibrated, run `blora calibrate` for this dtype, or remove the file"
+            f"serve it with --dtype {sorted(entry.binding.dtype for entry in own)[0]}, run `blora calibrate {folder} "
+            f"--dtype {binding.dtype} --data ...`, or start with --allow-uncalibrated"
         )
     for field in fields(Binding):
         found, expected = getattr(entry.binding, field.name), getattr(binding, field.name)

@@ -5,6 +5,7 @@ BloraError
 ├── DataError        a row of a data set, named with its file and line
 ├── BaseModelError   a base model that cannot be loaded or used
 ├── AdapterError     an adapter directory that must not be served
+│   └── NotCalibratedError  calibrated, but for other contents or another dtype
 ├── PromptError      a prompt or choice that cannot be turned into tokens
 │   └── PromptTooLongError  more tokens than the model has positions
 ├── ShapeError       a tensor of the wrong shape
@@ -19,6 +20,7 @@ __all__ = [
     "BloraError",
     "ConfigError",
     "DataError",
+    "NotCalibratedError",
     "NumericalError",
     "PromptError",
     "PromptTooLongError",
@@ -44,6 +46,10 @@ class BaseModelError(BloraError):
 
 class AdapterError(BloraError):
     """An adapter directory that must not be served."""
+
+
+class NotCalibratedError(AdapterError):
+    """An adapter whose calibration is for other contents, or for another dtype than it is to be served in."""
 
 
 class PromptError(BloraError):

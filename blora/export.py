@@ -18,8 +18,8 @@ from blora.posterior.bank import SampleBank
 __all__ = ["export_draws"]
 
 
-def export_draws(adapter: Adapter, base: BaseModel, output: Path, n_samples: int) -> list[Path]:
-    """Writes draw-000, draw-001 ... below a folder, which appears complete or not at all.
+def export_draws(adapter: Adapter, base: BaseModel, output: Path | str, n_samples: int) -> list[Path]:
+    """Write draw-000, draw-001 ... below a folder, which appears complete or not at all.
 
     Args:
         adapter: whose posterior.
@@ -33,6 +33,7 @@ def export_draws(adapter: Adapter, base: BaseModel, output: Path, n_samples: int
     Raises:
         AdapterError: if the folder exists.
     """
+    output = Path(output)
     if output.exists():
         raise AdapterError(f"got {output}, which exists, expected a new folder: name another, or remove it")
     seed = adapter.config.sampling.seed

@@ -1,6 +1,7 @@
 """The README.md of an adapter directory, generated from its config."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from blora.config import AdapterConfig, PosteriorConfig
 
@@ -8,7 +9,7 @@ __all__ = ["model_card"]
 
 
 def model_card(config: AdapterConfig, name: str) -> str:
-    """The model card as Markdown with the hub's front matter.
+    """Return the model card as Markdown with the hub's front matter.
 
     Args:
         config: the adapter's settings and training record.
@@ -47,9 +48,7 @@ def model_card(config: AdapterConfig, name: str) -> str:
         "",
         *_table(facts),
     ]
-    if validation := config.training.get("validation"):
-        figures = {k: f"{v:.4f}" if isinstance(v, float) else str(v) for k, v in validation.items()}
-        lines += ["", "## Validation", "", *_table(figures)]
+    lines += _validation(config.training)
     if command := config.training.get("command"):
         lines += ["", "## Made with", "", "```", command, "```"]
     return "\n".join(lines) + "\n"
@@ -60,6 +59,22 @@ def _method(posterior: PosteriorConfig) -> str:
         return "lora"
     modes = f", {posterior.modes} modes" if posterior.modes > 1 else ""
     return f"{posterior.method}, {posterior.family} family{modes}"
+
+
+def _validation(training: Mapping[str, Any]) -> list[str]:
+    """Return the section with the newest figures: after tuning those of training are of another posterior."""
+    figures = training.get("validation", {})
+    about: list[str] = []
+    if tuning := training.get("tuning"):
+        trial = next(trial for trial in tuning["trials"] if trial["scale"] == tuning["scale"])
+        fitted = ("temperature", "length_power", "lapse")  # told above
+        figures = {name: tuning[name] for name in ("source", "digest", "n_examples")}
+        figures |= {name: value for name, value in trial.items() if name not in fitted}
+        about = ["", "After tuning, on the rows that chose the scale and the recalibration:"]
+    if not figures:
+        return []
+    cells = {k: f"{v:.4f}" if isinstance(v, float) else str(v) for k, v in figures.items()}
+    return ["", "## Validation", *about, "", *_table(cells)]
 
 
 def _policy(policy: Mapping[str, float] | None) -> str:

@@ -91,8 +91,8 @@ def bayesianize(
         training={
             "command": command_line("bayesianize", list(argv)),
             "revision": revision(),
-            "machine": machine(),
-            "dtype": str(base.dtype).removeprefix("torch."),
+            "machine": machine(base.device),
+            "dtype": base.dtype_name,
             "init_from": str(path),
             "seconds": time.perf_counter() - began,
             "tuning": record(examples, chosen, [lora, *trials], tolerance),

@@ -8,14 +8,15 @@ import torch
 from blora import calibration_file
 from blora.adapter import attach, load_adapter
 from blora.base_model import load_base_model
+from blora.decision.asks import AskedRows, earlier_asks
 from blora.decision.calibrated import calibrate
 from blora.decision.certificate import Binding, Calibration, FormName, Goal
-from blora.inference.scoring import check_packing
+from blora.inference.architecture import check_packing
 from blora.posterior.bank import SampleBank
 from blora.training.data import read_examples
 from blora.training.evaluate import predict_all
 from blora.training.rows import pack_examples
-from blora.training.seen import check_distinct, check_unseen
+from blora.training.seen import check_distinct, check_unseen, fingerprints
 
 __all__ = ["calibrate_adapter"]
 
@@ -44,13 +45,14 @@ def calibrate_adapter(
         goal: what is to be proved.
 
     Raises:
-        BloraError: if the adapter was made with this data or some of these questions, if a question comes twice, or if
-            the rows do not prove the goal; the file stays as it was.
+        BloraError: if the adapter was made with this data or some of these questions, if a question comes twice, if
+            earlier asks have used the rows up, or if the rows do not prove the goal; of a goal that is not proved the
+            file remembers that it was asked, and nothing else in it changes.
     """
     base = load_base_model(base_model, device=device, dtype=dtype)
     check_packing(base)
     adapter = load_adapter(path, base)
-    calibration_file.read(path)  # one that could not be kept is told before the work
+    remembered = calibration_file.asked(path)  # a file that could not be kept is told before the work
     prompt, sampling = adapter.config.prompt, adapter.config.sampling
     examples = read_examples(data, choices=prompt.choices, split=split)
     examples = replace(examples, examples=examples.examples[:limit])
@@ -58,17 +60,28 @@ def calibrate_adapter(
     check_distinct(examples)
     rows = pack_examples(examples, base, prompt)
     goal.check_rows(len(rows))
+    asked = AskedRows(
+        adapter_digest=adapter.digest,
+        digest=examples.digest,
+        n_rows=len(rows),
+        fingerprints=fingerprints(examples),
+        asks=(goal.ask,),
+    )
+    earlier = earlier_asks(remembered, asked, goal.ask)
     attach(base, adapter)
     bank = SampleBank.draw(adapter.posterior, adapter.digest, sampling.n_samples, sampling.seed)
+    log_probs = predict_all(base.model, rows, bank.draws.to(base.device))
+    calibration_file.remember(path, asked)  # before anybody knows the answer
     calibration = calibrate(
-        predict_all(base.model, rows, bank.draws.to(base.device)),
+        log_probs,
         torch.tensor([row.label for row in rows]),
-        binding=Binding.of(adapter.config, adapter_digest=adapter.digest, dtype=str(base.dtype).removeprefix("torch.")),
+        binding=Binding.of(adapter.config, adapter_digest=adapter.digest, dtype=base.dtype_name),
         goal=goal,
         source=examples.source,
         digest=examples.digest,
         split=split,
         forms=[_form(example.kind) for example in examples.examples],
+        earlier=earlier,
     )
     calibration_file.store(path, calibration)
     return calibration

@@ -1,52 +1,52 @@
 """The settings of a training run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from blora.errors import ConfigError
 
-__all__ = ["TrainConfig"]
+__all__ = ["CACHE_GIB", "TrainConfig"]
+
+T = TypeVar("T")
+
+# Most that the frozen layers' output may take where no TrainConfig says otherwise.
+CACHE_GIB = 16.0
+
+
+def _setting(default: T, about: str) -> T:
+    """Return a field whose help is kept as metadata, where `python -OO` leaves it, unlike in a docstring."""
+    return field(default=default, metadata={"help": about})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """How a posterior is fitted.
+    """How a posterior is fitted; a field's `help` describes it here and as a flag of `blora train`."""
 
-    Attributes:
-        work_dir: where checkpoints go.
-        epochs: passes over the training rows.
-        batch_size: rows of a forward pass on each device.
-        gradient_accumulation: forward passes of one optimiser step.
-        learning_rate: of the means of inducing weights, in units of the prior; the peak of a linear schedule.
-        lora_learning_rate: of factors without a posterior, which move in units of a weight.
-        input_learning_rate: of inducing inputs.
-        scale_learning_rate: of standard deviations.
-        warmup: share of the steps in which the learning rate rises.
-        kl_weight: 1 is the exact ELBO, below 1 a cold posterior.
-        kl_warmup: share of the steps in which the KL's weight rises.
-        train_draws: most posterior draws a batch is divided among.
-        validation_draws: posterior draws behind the validation NLL, which is taken recalibrated.
-        patience: epochs without a better validation NLL before training stops.
-        seed: of initialisation, order and noise.
-        resume: go on from the last checkpoint in work_dir, if there is one.
-    """
-
-    work_dir: Path
-    epochs: float = 4.0
-    batch_size: int = 8
-    gradient_accumulation: int = 1
-    learning_rate: float = 0.04
-    lora_learning_rate: float = 1e-3
-    input_learning_rate: float = 4e-3
-    scale_learning_rate: float = 1e-2
-    warmup: float = 0.06
-    kl_weight: float = 0.01
-    kl_warmup: float = 0.25
-    train_draws: int = 4
-    validation_draws: int = 4
-    patience: int = 3
-    seed: int = 0
-    resume: bool = False
+    work_dir: Path = field(metadata={"help": "where checkpoints go"})
+    epochs: float = _setting(4.0, "passes over the training rows")
+    batch_size: int = _setting(8, "rows of a forward pass on each device")
+    gradient_accumulation: int = _setting(1, "forward passes of one optimiser step")
+    learning_rate: float = _setting(
+        0.04, "of the means of inducing weights, in units of the prior; the peak of a linear schedule"
+    )
+    lora_learning_rate: float = _setting(1e-3, "of factors without a posterior, which move in units of a weight")
+    input_learning_rate: float = _setting(4e-3, "of inducing inputs")
+    scale_learning_rate: float = _setting(1e-2, "of standard deviations")
+    warmup: float = _setting(0.06, "share of the steps in which the learning rate rises")
+    max_grad_norm: float = _setting(1.0, "norm of all gradients together above which they are scaled down; 0: never")
+    kl_weight: float = _setting(0.01, "1 is the exact ELBO, below 1 a cold posterior")
+    kl_warmup: float = _setting(0.25, "share of the steps in which the KL's weight rises")
+    train_draws: int = _setting(4, "most posterior draws a batch is divided among")
+    validation_draws: int = _setting(4, "posterior draws behind the validation NLL, which is taken recalibrated")
+    patience: int = _setting(3, "epochs without a better validation NLL before training stops")
+    trunk_cache_gib: float = _setting(
+        CACHE_GIB,
+        "most GiB of memory or temporary disk for the output of the layers below the adapted ones, of training and "
+        "validation rows each; where it does not fit these layers run in every step",
+    )
+    seed: int = _setting(0, "of initialisation, order and noise")
+    resume: bool = _setting(False, "go on from the last checkpoint in work_dir, if there is one")
 
     def __post_init__(self) -> None:
         for name in (
@@ -63,5 +63,6 @@ class TrainConfig:
                 raise ConfigError(
                     f"got {name} = {getattr(self, name)}, expected a share of the steps, from 0 to below 1"
                 )
-        if not 0 <= self.kl_weight < float("inf"):
-            raise ConfigError(f"got kl_weight = {self.kl_weight}, expected a number of at least 0")
+        for name in ("kl_weight", "max_grad_norm", "trunk_cache_gib"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"got {name} = {getattr(self, name)}, expected a number of at least 0")

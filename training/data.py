@@ -1,7 +1,7 @@
 """Reading labelled questions from JSONL, CSV or a hub data set; a malformed row is named with its file and line.
 
-A row has one of question, prompt or messages; its choices, unless the label set is fixed for all; and a label: the
-index of the right choice, or its text. ARC's hub form (choices as {"text", "label"} and answerKey) is understood.
+A row has one of question, prompt or messages; its choices, unless the label set is fixed for all; and a label, see
+`blora.training.labels`. ARC's hub form (choices as {"text", "label"} and answerKey) is understood.
 """
 
 import csv
@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ import torch
 
 from blora.errors import DataError
 from blora.posterior.noise import generator_of
+from blora.training.labels import Label, RowError, read_label, settle
 
 __all__ = ["Example", "ExampleSet", "read_examples", "split_examples"]
 
 KINDS = ("question", "prompt", "messages")
 DEFAULT_TEMPLATES = {"question": "Question: {prompt}\nAnswer:", "prompt": "{prompt}", "messages": "{prompt}"}
-LABEL_FIELDS = ("label", "answerKey")
 REPORTED = 10  # malformed rows named in one message
 
 
@@ -46,6 +46,12 @@ class Example:
     choices: tuple[str, ...]
     label: int
 
+    @property
+    def identity(self) -> str:
+        """What rows with the same question share: neither the order of the choices, nor white space, nor the label."""
+        turns = [[turn["role"], _plain(turn["content"])] for turn in self.messages or ()]
+        return json.dumps([_plain(self.prompt or ""), turns, sorted(map(_plain, self.choices))])
+
 
 @dataclass(frozen=True, slots=True)
 class ExampleSet:
@@ -67,12 +73,8 @@ class ExampleSet:
         return DEFAULT_TEMPLATES[self.examples[0].kind]
 
 
-class _RowError(Exception):
-    """What is wrong with one row, without its place."""
-
-
 def read_examples(source: str, *, choices: Sequence[str] | None = None, split: str = "train") -> ExampleSet:
-    """Reads every row of a data set.
+    """Read every row of a data set.
 
     Args:
         source: a .jsonl or .csv file, or a hub data set as owner/name or owner/name:config.
@@ -83,6 +85,7 @@ def read_examples(source: str, *, choices: Sequence[str] | None = None, split: s
         DataError: naming each malformed row with its file and line.
     """
     path = Path(source)
+    untyped = path.suffix.lower() == ".csv"
     if path.suffix.lower() in (".jsonl", ".csv"):
         rows = _file_rows(path)
         name = path.name
@@ -90,19 +93,23 @@ def read_examples(source: str, *, choices: Sequence[str] | None = None, split: s
         rows = _hub_rows(source, split)
         name = f"{source}/{split}"
     digest = hashlib.sha256()
-    examples: list[Example] = []
+    read: list[tuple[Example, Label]] = []
     problems: list[str] = []
     for where, row in rows:
         try:
             if isinstance(row, str):
-                raise _RowError(row)
+                raise RowError(row)
             digest.update(json.dumps(row, sort_keys=True, default=str).encode())
-            examples.append(_parse(row, where, choices))
-        except _RowError as exc:
+            read.append(_parse(row, where, choices, untyped=untyped))
+        except RowError as exc:
             problems.append(f"{where}: {exc}")
+    settled = list(zip(read, settle([label for _, label in read]), strict=True))
+    # Only when all rows are well-formed is it known what the others say.
+    problems = problems or [_undecided(example, label) for (example, label), meant in settled if meant is None]
     if problems:
         more = f"\nand {len(problems) - REPORTED} more" if len(problems) > REPORTED else ""
         raise DataError("\n".join(problems[:REPORTED]) + more)
+    examples = [replace(example, label=meant) for (example, _), meant in settled if meant is not None]
     if not examples:
         raise DataError(f"got no rows in {source}, expected at least one")
     if len(kinds := {example.kind: example.where for example in examples}) > 1:
@@ -113,7 +120,10 @@ def read_examples(source: str, *, choices: Sequence[str] | None = None, split: s
 def split_examples(
     examples: ExampleSet, n_train: int | None, n_validation: int | None, *, seed: int
 ) -> tuple[ExampleSet, ExampleSet]:
-    """Disjoint training and validation examples in a seeded random order.
+    """Divide examples into training and validation ones in a seeded random order, each question in one part only.
+
+    Rows with the same question (see `Example.identity`) stay together, in the training part while all of them fit
+    there. A part may then have fewer rows than asked for, where only larger groups are left.
 
     Args:
         examples: at least two.
@@ -126,17 +136,27 @@ def split_examples(
     """
     total = len(examples.examples)
     n_train = n_train if n_train is not None else total * 9 // 10
+    most = n_validation if n_validation is not None else total
     n_validation = n_validation if n_validation is not None else total - n_train
-    if n_train < 1 or n_validation < 1 or n_train + n_validation > total:
+    train: list[Example] = []
+    validation: list[Example] = []
+    if n_train >= 1 and n_validation >= 1 and n_train + n_validation <= total:
+        copies: dict[str, list[Example]] = {}
+        for i in torch.randperm(total, generator=generator_of(seed)).tolist():
+            copies.setdefault(examples.examples[i].identity, []).append(examples.examples[i])
+        for group in copies.values():
+            if len(train) + len(group) <= n_train:
+                train += group
+            elif len(validation) + len(group) <= most:
+                validation += group
+    if not train or not validation:
         raise DataError(
-            f"got {total} rows in {examples.source}, expected {n_train} to train and {n_validation} to validate on; "
-            "lower --train-examples or --validation-examples, or give a --validation file"
+            f"got {total} rows in {examples.source}, expected {n_train} to train and {n_validation} to validate on "
+            "without a question in both; lower --train-examples or --validation-examples, or give a --validation file"
         )
-    order = torch.randperm(total, generator=generator_of(seed)).tolist()
-    pick = [examples.examples[i] for i in order[: n_train + n_validation]]
     return (
-        ExampleSet(examples.source, examples.digest, tuple(pick[:n_train])),
-        ExampleSet(examples.source, examples.digest, tuple(pick[n_train:])),
+        ExampleSet(examples.source, examples.digest, tuple(train)),
+        ExampleSet(examples.source, examples.digest, tuple(validation)),
     )
 
 
@@ -208,10 +228,11 @@ def _hub_rows(source: str, split: str) -> Iterator[tuple[str, dict[str, Any] | s
         yield f"{source}/{split}:{number}", dict(row)
 
 
-def _parse(row: Mapping[str, Any], where: str, fixed: Sequence[str] | None) -> Example:
+def _parse(row: Mapping[str, Any], where: str, fixed: Sequence[str] | None, *, untyped: bool) -> tuple[Example, Label]:
+    """Return a row as an example whose label is still open, and what the label may mean."""
     present = [kind for kind in KINDS if row.get(kind) is not None]
     if len(present) != 1:
-        raise _RowError(f"got {' and '.join(present) or 'none'} of {', '.join(KINDS)}, expected exactly one")
+        raise RowError(f"got {' and '.join(present) or 'none'} of {', '.join(KINDS)}, expected exactly one")
     kind = present[0]
     prompt = messages = None
     if kind == "messages":
@@ -219,18 +240,25 @@ def _parse(row: Mapping[str, Any], where: str, fixed: Sequence[str] | None) -> E
     else:
         prompt = row[kind]
         if not isinstance(prompt, str) or not prompt.strip():
-            raise _RowError(f"got {kind} {prompt!r}, expected non-empty text")
+            raise RowError(f"got {kind} {prompt!r}, expected non-empty text")
     choices, letters = _choices(row.get("choices"), fixed)
-    label_field = next((name for name in LABEL_FIELDS if row.get(name) is not None), None)
-    if label_field is None:
-        raise _RowError("got no label, expected the index or the text of the right choice")
-    names = (letters, choices) if label_field == "answerKey" else (choices, letters)
-    return Example(where, kind, prompt, messages, choices, _label(row[label_field], len(choices), *names))
+    label = read_label(row, choices, letters, untyped=untyped)
+    return Example(where, kind, prompt, messages, choices, label=-1), label
+
+
+def _undecided(example: Example, label: Label) -> str:
+    assert label.index is not None
+    assert label.text is not None
+    return (
+        f"{example.where}: got label {label.index}, which is the index of {example.choices[label.index]!r} and also "
+        f"stands for {example.choices[label.text]!r}, and the other rows do not say which is meant; expected "
+        "label_index or label_text"
+    )
 
 
 def _messages(value: Any) -> tuple[Mapping[str, str], ...]:
     if not isinstance(value, list) or not value:
-        raise _RowError("got messages that are not a non-empty list of {role, content}")
+        raise RowError("got messages that are not a non-empty list of {role, content}")
     for message in value:
         if not (
             isinstance(message, dict)
@@ -238,7 +266,7 @@ def _messages(value: Any) -> tuple[Mapping[str, str], ...]:
             and isinstance(message.get("content"), str)
             and message["content"].strip()
         ):
-            raise _RowError(f"got message {message!r}, expected role system, user or assistant and non-empty content")
+            raise RowError(f"got message {message!r}, expected role system, user or assistant and non-empty content")
     return tuple({"role": message["role"], "content": message["content"]} for message in value)
 
 
@@ -250,32 +278,20 @@ def _choices(value: Any, fixed: Sequence[str] | None) -> tuple[tuple[str, ...], 
         value = value.get("text")
     if value is None:
         if fixed is None:
-            raise _RowError("got no choices, expected a list of them, or a fixed label set given with --choices")
+            raise RowError("got no choices, expected a list of them, or a fixed label set given with --choices")
         value = list(fixed)
     elif fixed is not None and value != list(fixed):
-        raise _RowError(f"got choices {value!r}, expected none or the fixed label set {list(fixed)!r}")
+        raise RowError(f"got choices {value!r}, expected none or the fixed label set {list(fixed)!r}")
     if not isinstance(value, list) or not all(isinstance(choice, str) and choice.strip() for choice in value):
-        raise _RowError(f"got choices {value!r}, expected a list of non-empty texts")
+        raise RowError(f"got choices {value!r}, expected a list of non-empty texts")
     if len(value) < 2:
-        raise _RowError(f"got {len(value)} choices, expected at least 2")
+        raise RowError(f"got {len(value)} choices, expected at least 2")
     if len({choice.strip() for choice in value}) < len(value):
-        raise _RowError(f"got choices {value!r}, expected distinct ones")
+        raise RowError(f"got choices {value!r}, expected distinct ones")
     if letters and len(letters) != len(value):
-        raise _RowError(f"got {len(letters)} labels for {len(value)} choices, expected one each")
+        raise RowError(f"got {len(letters)} labels for {len(value)} choices, expected one each")
     return tuple(value), letters
 
 
-def _label(value: Any, n_choices: int, *namings: Sequence[str]) -> int:
-    """Index of the right choice: by the first naming that knows the value, else as a number."""
-    if isinstance(value, str):
-        for names in namings:
-            if value in names:
-                return names.index(value)
-        if not value.isdecimal() or len(value) > 9:
-            raise _RowError(f"got label {value[:80]!r}, expected one of {list(namings[0] or namings[1])!r} or an index")
-        value = int(value)  # CSV knows no numbers
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise _RowError(f"got label {value!r}, expected the index or the text of the right choice")
-    if not 0 <= value < n_choices:
-        raise _RowError(f"got label {value}, expected an index from 0 to {n_choices - 1}")
-    return value
+def _plain(text: str) -> str:
+    return " ".join(text.split())

@@ -3,18 +3,26 @@
 import torch
 from torch import nn
 
+from blora.errors import ConfigError
 from blora.posterior.point import PointFactor
 from blora.training.config import TrainConfig
 
 __all__ = ["make_optimizer"]
 
+MEANS = ("inducing_mean",)
 INPUTS = ("Z_r", "Z_c")
-# What is kept in the log or the inverse softplus of a standard deviation.
+# Kept as the log, the inverse softplus or (BLoB's G) the square root of a standard deviation.
 SCALES = ("raw_scale", "raw_row", "raw_col", "raw_D_r", "raw_D_c", "raw_lambda", "G")
+# The flow family's network, whatever its layers are called; it moves the means, at their rate.
+NETWORK = "transform"
 
 
 def make_optimizer(posterior: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW without weight decay (the KL stands for it) over whatever of a posterior learns."""
+    """Return AdamW without weight decay (the KL stands for it) over the parameters of a posterior that learn.
+
+    Raises:
+        ConfigError: if a parameter's name belongs to no kind, and so has no learning rate.
+    """
     rates = {
         "mean": config.learning_rate,
         "point": config.lora_learning_rate,
@@ -33,5 +41,15 @@ def make_optimizer(posterior: nn.Module, config: TrainConfig) -> torch.optim.Opt
 
 
 def _kind(name: str) -> str:
-    last = name.rpartition(".")[2]
-    return "inputs" if last in INPUTS else "scale" if last in SCALES else "mean"
+    *modules, last = name.split(".")
+    if last in MEANS or NETWORK in modules:
+        return "mean"
+    if last in INPUTS:
+        return "inputs"
+    if last in SCALES:
+        return "scale"
+    known = ", ".join((*MEANS, *INPUTS, *SCALES))
+    raise ConfigError(
+        f"got parameter {name}, which has no learning rate, expected one of {known}, or a part of `{NETWORK}`; "
+        "add its name to its kind in training/optimizer.py"
+    )

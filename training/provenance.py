@@ -6,6 +6,10 @@ import shlex
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["command_line", "machine", "revision"]
 
@@ -29,15 +33,24 @@ def revision() -> str:
         return "unknown"
 
 
-def machine() -> dict[str, str | int]:
-    """Processor, cores and the libraries whose version changes results or speed."""
+def machine(device: "torch.device | None" = None) -> dict[str, str | int]:
+    """Return the processor, its cores, and the libraries whose version changes results or speed.
+
+    Args:
+        device: that the run computes on. One that is not the processor is named as `accelerator`.
+    """
     import torch
 
     processor = torch.cpu.get_capabilities().get("cpu_name") or platform.processor()
-    if torch.cuda.is_available():
-        processor = torch.cuda.get_device_name()
-    libraries = {name: version(name) for name in ("torch", "transformers")}
-    return {"processor": str(processor), "cores": os.cpu_count() or 0, "system": platform.system(), **libraries}
+    found: dict[str, str | int] = {
+        "processor": str(processor),
+        "cores": os.cpu_count() or 0,
+        "system": platform.system(),
+        **{name: version(name) for name in ("torch", "transformers")},
+    }
+    if device is not None and device.type != "cpu":
+        found["accelerator"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return found
 
 
 def command_line(command: str, argv: list[str]) -> str:

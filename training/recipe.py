@@ -4,22 +4,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from blora.adapter import check_output, save_adapter
 from blora.base_model import BaseModel, load_base_model
 from blora.config import AdapterConfig, PosteriorConfig, PromptConfig, SamplingConfig
 from blora.decision.abstention import Policy
-from blora.inference.scoring import check_packing
+from blora.inference.architecture import check_packing
 from blora.lora import read_lora
 from blora.posterior.inject import default_targets, parse_layers, select_modules
 from blora.posterior.posterior import Posterior
 from blora.training.checkpoints import claim, last_complete, release
 from blora.training.config import TrainConfig
 from blora.training.data import ExampleSet, read_examples, split_examples
+from blora.training.processes import claim_device
 from blora.training.provenance import command_line, machine, revision
 from blora.training.rows import pack_examples
-from blora.training.seen import SEEN, fingerprints
+from blora.training.seen import SEEN, check_disjoint, fingerprints
 from blora.training.trainer import fit
 from blora.training.tune import Trial, scorer, trial_of
 
@@ -90,7 +89,8 @@ def train_adapter(recipe: Recipe, output: Path) -> Trial:
         Policy.from_mapping(recipe.policy)
     check_output(output)
     train, validation = _read(recipe)
-    base = load_base_model(recipe.base_model, device=recipe.device, dtype=recipe.dtype)
+    processes, device = claim_device(recipe.device)
+    base = load_base_model(recipe.base_model, device=device, dtype=recipe.dtype)
     check_packing(base)
     prompt = replace(recipe.prompt, template=train.template) if recipe.default_template else recipe.prompt
     targets = recipe.target_modules or default_targets(base.model.config.model_type)
@@ -106,7 +106,6 @@ def train_adapter(recipe: Recipe, output: Path) -> Trial:
     rows, validation_rows = pack_examples(train, base, prompt), pack_examples(validation, base, prompt)
     work_dir = recipe.training.work_dir
     run = _settings(recipe) | {"prompt": asdict(prompt), "train": train.digest, "validation": validation.digest}
-    processes = PartialState(cpu=base.device.type == "cpu")
     with processes.main_process_first():
         if processes.is_main_process:
             checkpoint = claim(work_dir, run, resume=recipe.training.resume)
@@ -115,7 +114,8 @@ def train_adapter(recipe: Recipe, output: Path) -> Trial:
     fitted = fit(base, posterior, rows, validation_rows, recipe.training, checkpoint)
     # A point has one draw.
     n_samples = 1 if form.method == "lora" else recipe.sampling.n_samples
-    score = scorer(base, posterior, validation_rows, n_samples, recipe.sampling.seed)
+    cache_gib = recipe.training.trunk_cache_gib
+    score = scorer(base, posterior, validation_rows, n_samples, recipe.sampling.seed, cache_gib=cache_gib)
     result = trial_of(1.0, score(1.0), validation_rows)
     config = AdapterConfig(
         base_model=base.ref,
@@ -151,18 +151,18 @@ def _read(recipe: Recipe) -> tuple[ExampleSet, ExampleSet]:
     if recipe.validation is None:
         return split_examples(examples, recipe.n_train, recipe.n_validation, seed=recipe.split_seed)
     validation = read_examples(recipe.validation, choices=choices, split=recipe.validation_split)
-    return (
-        replace(examples, examples=examples.examples[: recipe.n_train]),
-        replace(validation, examples=validation.examples[: recipe.n_validation]),
-    )
+    examples = replace(examples, examples=examples.examples[: recipe.n_train])
+    validation = replace(validation, examples=validation.examples[: recipe.n_validation])
+    check_disjoint(examples, validation)
+    return examples, validation
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
-    """What the recipe says, less where and how often it was started, which changes nothing."""
+    """Return what the recipe says, less the settings that change nothing about the result."""
     settings = asdict(recipe)
     settings.pop("argv")
     settings["init_from"] = str(recipe.init_from) if recipe.init_from is not None else None
-    for name in ("work_dir", "resume"):
+    for name in ("work_dir", "resume", "trunk_cache_gib"):
         settings["training"].pop(name)
     return settings
 
@@ -171,8 +171,8 @@ def _record(recipe: Recipe, base: BaseModel, train: ExampleSet) -> dict[str, obj
     return {
         "command": command_line("train", list(recipe.argv)),
         "revision": revision(),
-        "machine": machine(),
-        "dtype": str(base.dtype).removeprefix("torch."),
+        "machine": machine(base.device),
+        "dtype": base.dtype_name,
         "settings": _settings(recipe)["training"],
         "init_from": str(recipe.init_from) if recipe.init_from is not None else None,
         "train": {"source": train.source, "digest": train.digest, "n_examples": len(train.examples)},

@@ -7,7 +7,7 @@ from pathlib import Path
 from blora.adapter import attach, load_adapter
 from blora.base_model import load_base_model
 from blora.config import PromptConfig
-from blora.inference.scoring import check_packing
+from blora.inference.architecture import check_packing
 from blora.posterior.bank import SampleBank
 from blora.training.data import read_examples
 from blora.training.evaluate import Evaluation, evaluate_nested
@@ -83,8 +83,8 @@ def results(
         "temperature": adapter.config.sampling.temperature if adapter is not None else 1.0,
         "length_power": prompt.length_power,
         "lapse": adapter.config.sampling.lapse if adapter is not None else 0.0,
-        "dtype": str(base.dtype).removeprefix("torch."),
-        "machine": machine(),
+        "dtype": base.dtype_name,
+        "machine": machine(base.device),
         "command": command_line("evaluate", list(argv)),
         "revision": revision(),
     }

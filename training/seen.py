@@ -5,7 +5,6 @@ nor the order of the rows. Two sets of a thousand questions share one by chance 
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from blora.errors import AdapterError, ConfigError, DataError
 from blora.training.data import Example, ExampleSet
 
-__all__ = ["SEEN", "check_distinct", "check_unseen", "fingerprints"]
+__all__ = ["SEEN", "check_disjoint", "check_distinct", "check_unseen", "fingerprints"]
 
 # In the training record: fingerprints by use, as in {"train": "...", "validation": "..."}.
 SEEN = "seen"
@@ -57,6 +56,23 @@ def check_unseen(record: Mapping[str, Any], examples: ExampleSet) -> None:
         )
 
 
+def check_disjoint(train: ExampleSet, validation: ExampleSet) -> None:
+    """Refuse validation rows whose question is trained on, whatever its label: they would judge nothing.
+
+    Raises:
+        DataError: naming both places of the first ones.
+    """
+    trained = {example.identity: example.where for example in train.examples}
+    shared = [f"{e.where} and {trained[e.identity]}" for e in validation.examples if e.identity in trained]
+    if shared:
+        more = f"; and {len(shared) - REPORTED} more" if len(shared) > REPORTED else ""
+        raise DataError(
+            f"got {len(shared)} of {len(validation.examples)} validation questions that are also trained on, expected "
+            f"none: {'; '.join(shared[:REPORTED])}{more}. Remove them from one of the two, or give no --validation: "
+            "rows of --data are then set aside"
+        )
+
+
 def check_distinct(examples: ExampleSet) -> None:
     """Refuses a question that comes twice, whatever its label: its rows would be counted as independent.
 
@@ -66,7 +82,7 @@ def check_distinct(examples: ExampleSet) -> None:
     places: dict[str, str] = {}
     twice = []
     for example in examples.examples:
-        first = places.setdefault(_text(example), example.where)
+        first = places.setdefault(example.identity, example.where)
         if first != example.where:
             twice.append(f"{first} and {example.where}")
     if twice:
@@ -88,14 +104,4 @@ def _read(seen: object) -> dict[str, str]:
 
 
 def _fingerprint(example: Example) -> str:
-    return hashlib.sha256(_text(example).encode()).hexdigest()[:DIGITS]
-
-
-def _text(example: Example) -> str:
-    """What two rows with the same question share: neither the order of the choices, nor white space, nor the label."""
-    turns = [[turn["role"], _plain(turn["content"])] for turn in example.messages or ()]
-    return json.dumps([_plain(example.prompt or ""), turns, sorted(map(_plain, example.choices))])
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.split())
+    return hashlib.sha256(example.identity.encode()).hexdigest()[:DIGITS]

@@ -70,7 +70,7 @@ def fit(
     """
     inject(base.model, posterior.modules_shape)
     layer = first_layer(posterior.modules_shape)
-    train, validation = with_states(base.model, train, layer), with_states(base.model, validation, layer)
+    train, validation = (with_states(base.model, rows, layer, config.trunk_cache_gib) for rows in (train, validation))
     elbo = Elbo(
         base.model,
         posterior,
@@ -79,7 +79,7 @@ def fit(
         n_draws=config.train_draws,
         seed=config.seed,
     )
-    trainer = PosteriorTrainer(elbo, train, validation, config, on_cpu=base.device.type == "cpu")
+    trainer = PosteriorTrainer(elbo, train, validation, config, device=base.device)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     posterior.requires_grad_(False)
     validated = [entry for entry in trainer.state.log_history if CRITERION in entry]
@@ -98,7 +98,7 @@ class PosteriorTrainer(Trainer):
         validation: Sequence[LabelledRow],
         config: TrainConfig,
         *,
-        on_cpu: bool,
+        device: torch.device,
     ) -> None:
         arguments = TrainingArguments(
             output_dir=str(config.work_dir),
@@ -108,6 +108,7 @@ class PosteriorTrainer(Trainer):
             learning_rate=config.learning_rate,
             lr_scheduler_type="linear",
             warmup_steps=config.warmup,
+            max_grad_norm=config.max_grad_norm,
             eval_strategy="epoch",
             save_strategy="epoch",
             save_total_limit=2,
@@ -119,13 +120,17 @@ class PosteriorTrainer(Trainer):
             logging_nan_inf_filter=False,
             seed=config.seed,
             report_to="none",
-            use_cpu=on_cpu,
+            use_cpu=device.type == "cpu",
             remove_unused_columns=False,
             label_names=["labels"],
             dataloader_pin_memory=False,
             ddp_find_unused_parameters=len(elbo.posterior.modes) > 1,  # a batch trains one mode
         )
         arguments._n_gpu = min(1, arguments.n_gpu)  # several devices take several processes, never DataParallel
+        # transformers has just made the first device its own and torch's, whatever the base model is on.
+        arguments.__dict__["_setup_devices"] = device
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         super().__init__(
             model=elbo,
             args=arguments,

@@ -1,10 +1,14 @@
 """The trunk: everything below the first adapted layer, run once a row instead of once a step.
 
 Those layers are frozen and no draw reaches them, so their output for a row never changes. It is kept in memory, or
-beyond a size in a file of the temporary folder that vanishes with the process.
+beyond a size in a file of the temporary folder that vanishes with the process. Where it does not fit, the rows go
+without, and the trunk runs in every step.
 """
 
+import errno
+import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,31 +21,58 @@ from transformers import PreTrainedModel
 from blora.inference.fork import runs_in_parts
 from blora.inference.packing import States, by_length, collate, spread_states
 from blora.inference.scoring import states_of
+from blora.training.config import CACHE_GIB
 from blora.training.rows import LabelledRow
 
 __all__ = ["attach_states", "trunk_states", "with_states"]
 
-# Values beyond which they go to a file: 4 GiB of float32.
+logger = logging.getLogger(__name__)
+
+GIB = 2**30
+# Left free in the temporary folder, for checkpoints and whoever else writes there.
+SPARE_BYTES = GIB
+VALUE_BYTES = 4  # float32
+# Values beyond which they go to a file: 4 GiB.
 MEMORY_VALUES = 2**30
 BATCH_TOKENS = 2048
 
 
-def with_states(model: PreTrainedModel, rows: Sequence[LabelledRow], layer: int) -> list[LabelledRow]:
-    """The same rows, each with the hidden states (n_tokens, D) that enter a decoder layer, unless they have them.
+def with_states(
+    model: PreTrainedModel, rows: Sequence[LabelledRow], layer: int, cache_gib: float = CACHE_GIB
+) -> list[LabelledRow]:
+    """Return the same rows, each with the hidden states (n_tokens, D) that enter a decoder layer.
+
+    Rows that have them, and rows whose states do not fit, are returned unchanged; the latter is logged.
 
     Args:
         model: a causal language model, frozen; one that cannot be run in parts leaves the rows as they are.
         rows: any number.
         layer: index of the first adapted layer; with 0 there is nothing below it to keep.
+        cache_gib: most that all states may take, in GiB of memory or of disk.
     """
     known = all(row.row.states is not None and row.row.states.layer == layer for row in rows)
     if layer == 0 or known or not runs_in_parts(model):
         return list(rows)
-    return attach_states(rows, layer, trunk_states(model, rows, layer))
+    needed_gib = sum(row.row.n_tokens for row in rows) * model.config.get_text_config().hidden_size * VALUE_BYTES / GIB
+    if needed_gib > cache_gib:
+        return _without(rows, layer, needed_gib, f"the limit is {cache_gib:g} GiB")
+    try:
+        store = trunk_states(model, rows, layer)
+    except OSError as exc:
+        return _without(rows, layer, needed_gib, exc.strerror or str(exc))
+    return attach_states(rows, layer, store)
+
+
+def _without(rows: Sequence[LabelledRow], layer: int, needed_gib: float, reason: str) -> list[LabelledRow]:
+    logger.warning(
+        "The %d layers below the adapted ones run in every step: their output for %d rows takes %.3g GiB, and %s",
+        *(layer, len(rows), needed_gib, reason),
+    )
+    return list(rows)
 
 
 def attach_states(rows: Sequence[LabelledRow], layer: int, store: Tensor) -> list[LabelledRow]:
-    """The same rows with their share of what `trunk_states` gave for them."""
+    """Return the same rows with their share of what `trunk_states` gave for them."""
     parts = store.split([row.row.n_tokens for row in rows])
     return [
         replace(row, row=replace(row.row, states=States(layer, part))) for row, part in zip(rows, parts, strict=True)
@@ -49,7 +80,11 @@ def attach_states(rows: Sequence[LabelledRow], layer: int, store: Tensor) -> lis
 
 
 def trunk_states(model: PreTrainedModel, rows: Sequence[LabelledRow], layer: int) -> Tensor:
-    """The hidden states that enter a decoder layer, (n_tokens of all rows, D), row after row."""
+    """Return the hidden states that enter a decoder layer, (n_tokens of all rows, D), row after row.
+
+    Raises:
+        OSError: if the temporary folder has no room for them.
+    """
     packed = [row.row for row in rows]
     ends = list(accumulate(row.n_tokens for row in packed))
     store = _store(ends[-1], model.config.get_text_config().hidden_size)
@@ -62,12 +97,21 @@ def trunk_states(model: PreTrainedModel, rows: Sequence[LabelledRow], layer: int
 
 
 def _store(n_tokens: int, width: int) -> Tensor:
-    """Room for (n_tokens, D) float32."""
+    """Return room for (n_tokens, D) float32."""
     size = n_tokens * width
     if size <= MEMORY_VALUES:
         return torch.empty(n_tokens, width)
-    handle, name = tempfile.mkstemp(prefix="blora-trunk-")
-    os.close(handle)
-    store = torch.from_file(name, shared=True, size=size).view(n_tokens, width)
-    os.unlink(name)  # the mapping lives on
-    return store
+    if not hasattr(os, "posix_fallocate"):
+        raise OSError(errno.ENOTSUP, "this system cannot set room aside in a file")
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    if free < size * VALUE_BYTES + SPARE_BYTES:
+        raise OSError(errno.ENOSPC, f"{folder} has {free / GIB:.3g} GiB free")
+    handle, name = tempfile.mkstemp(prefix="blora-trunk-", dir=folder)
+    try:
+        # Room that is only promised, as in a sparse file, kills the process (SIGBUS) where the disk is full.
+        os.posix_fallocate(handle, 0, size * VALUE_BYTES)
+        return torch.from_file(name, shared=True, size=size).view(n_tokens, width)
+    finally:
+        os.close(handle)
+        os.unlink(name)  # the mapping lives on

@@ -23,6 +23,7 @@ from blora.inference.fork import first_layer
 from blora.posterior.bank import SampleBank
 from blora.posterior.inject import inject
 from blora.posterior.posterior import Posterior
+from blora.training.config import CACHE_GIB
 from blora.training.data import ExampleSet, read_examples
 from blora.training.evaluate import predict_all
 from blora.training.rows import LabelledRow, labels_of, lengths_of, pack_examples
@@ -70,11 +71,17 @@ class Trial:
 
 
 def scorer(
-    base: BaseModel, posterior: Posterior, rows: Sequence[LabelledRow], n_samples: int, seed: int
+    base: BaseModel,
+    posterior: Posterior,
+    rows: Sequence[LabelledRow],
+    n_samples: int,
+    seed: int,
+    *,
+    cache_gib: float = CACHE_GIB,
 ) -> Callable[[float], Tensor]:
-    """A function from a scale to log-probabilities (S, N, C) of the rows, with the same noise at every scale."""
+    """Return a function from a scale to log-probabilities (S, N, C) of the rows, with the same noise at every scale."""
     inject(base.model, posterior.modules_shape)
-    known = with_states(base.model, rows, first_layer(posterior.modules_shape))
+    known = with_states(base.model, rows, first_layer(posterior.modules_shape), cache_gib)
 
     def score(scale: float) -> Tensor:
         scaled = copy.deepcopy(posterior)

@@ -101,6 +101,16 @@ class Prediction(Answer):
     n_samples: int = Field(description="Posterior draws behind this answer.")
     usage: Usage
     timing: Timing
+    warnings: list[Literal["not_calibrated"]] = Field(
+        default=[],
+        description="Reasons for caution. not_calibrated: the adapter's calibration does not hold for it as it is "
+        "served, so that nothing is proved of its threshold. Absent where there are none.",
+    )
+    feedback_requested: bool | None = Field(
+        default=None,
+        description="Whether the outcome should be reported to /v1/feedback, drawn at random; only from a server that "
+        "asks for a share of all outcomes.",
+    )
     samples: list[list[float]] | None = Field(
         default=None, description="(draws, choices) probabilities; only with `return_samples`."
     )

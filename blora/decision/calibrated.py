@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from blora.decision.abstention import Policy
+from blora.decision.asks import Ask, total_delta
 from blora.decision.certificate import (
     CURVE_POINTS,
     Binding,
@@ -19,7 +20,7 @@ from blora.decision.conformal import conformal_quantile, nonconformity, proof_ro
 from blora.decision.curves import reliability, risk_coverage
 from blora.decision.histogram import entropy_histogram
 from blora.decision.recalibration import temper
-from blora.decision.selective import Evidence, ScoreName, Stage, certify, provable_target, split_rows, trust
+from blora.decision.selective import Evidence, ScoreName, Stage, certify, split_rows, trust
 from blora.decision.stopping import draws_used, looks, reach
 from blora.decision.uncertainty import mutual_information, predictive_entropy, predictive_mean
 from blora.errors import ConfigError, DataError, NumericalError, ShapeError
@@ -51,6 +52,7 @@ def calibrate(
     digest: str,
     split: str,
     forms: Sequence[FormName],
+    earlier: Sequence[Ask] = (),
 ) -> Calibration:
     """What labelled rows prove about an adapter.
 
@@ -63,15 +65,17 @@ def calibrate(
         digest: of the rows as read.
         split: which split they are.
         forms: in which requests would ask such questions.
+        earlier: asks of overlapping rows before this one, whose deltas add to its own.
 
     Raises:
         ShapeError: if the shapes do not fit, or the draws are not those of the binding.
         DataError: if a row has fewer than two choices, or its label is none of them.
         NumericalError: if a probability is not finite.
-        ConfigError: if there are too few rows, or they do not prove the target; names one that they would have proved.
+        ConfigError: if there are too few rows, or they do not prove the target.
     """
     n_choices = _check_rows(log_probs, labels, binding)
     goal.check_rows(len(labels))
+    asks = (*earlier, goal.ask)
     probs = temper(log_probs, binding.temperature, binding.lapse)
     if not bool(probs.isfinite().all()):
         raise NumericalError("got probabilities that are not finite, expected finite ones: score in float32")
@@ -80,7 +84,7 @@ def calibrate(
     levels = tuple(certify(evidence, target_risk=target, delta=goal.delta) for target in targets)
     default = levels[targets.index(goal.target_risk)]
     if default.threshold is None:
-        raise ConfigError(_out_of_reach(evidence, goal))
+        raise ConfigError(_not_proved(len(labels), goal, total_delta(asks)))
     _, proof = split_rows(len(labels), goal.seed)
     mean, scores = _answers(probs, default.policy(), binding.stop_error)
     right = mean.argmax(-1) == labels
@@ -99,7 +103,8 @@ def calibrate(
             n_proof=evidence.n_proof,
             seed=goal.seed,
         ),
-        delta=goal.delta,
+        delta=total_delta(asks),
+        asks=asks,
         target_risk=goal.target_risk,
         coverage=goal.coverage,
         levels=levels,
@@ -200,16 +205,11 @@ def _quantiles(scores: Tensor, default: float) -> tuple[ConformalQuantile, ...]:
     )
 
 
-def _out_of_reach(evidence: Evidence, goal: Goal) -> str:
-    found = provable_target(evidence, above=goal.target_risk, delta=goal.delta)
-    within = (
-        f"one like {found}, which they would have proved"
-        if found
-        else "better answers: no target was found that they prove"
-    )
+def _not_proved(n_rows: int, goal: Goal, spent: float) -> str:
+    # No target is named that these rows would have proved: one that was read from the rows no sum of deltas covers.
     return (
-        f"got target_risk {goal.target_risk}, which these {evidence.n_tuning + evidence.n_proof} rows do not prove at "
-        f"delta {goal.delta}, expected {within}. The guarantee is for a target that was fixed before any row was seen, "
-        "so a new target needs new rows: choose it now and calibrate on rows that no attempt has used, or train a "
-        "better adapter"
+        f"got target_risk {goal.target_risk}, which these {n_rows} rows do not prove at delta {goal.delta}, expected "
+        f"one that they prove. The rows are used up at delta {spent:g}: another ask of them adds its delta to that, "
+        "and rows that no ask has used start anew. Calibrate on new rows, more of them for the same target, or train "
+        "a better adapter"
     )

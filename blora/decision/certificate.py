@@ -15,6 +15,7 @@ from pydantic import ConfigDict
 from blora.checks import require
 from blora.config import AdapterConfig, ScoringName
 from blora.decision.abstention import TOLERANCE
+from blora.decision.asks import Ask, check_total, total_delta
 from blora.decision.calibration import N_BINS
 from blora.decision.conformal import proof_rows_needed
 from blora.decision.curves import ReliabilityBin
@@ -52,10 +53,13 @@ class Goal:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require(0 < self.target_risk < 1, f"target_risk = {self.target_risk}", "a number between 0 and 1")
-        require(0 < self.delta <= 0.5, f"delta = {self.delta}", "a number above 0, at most 0.5")
         require(0 < self.coverage < 1, f"coverage = {self.coverage}", "a number between 0 and 1")
-        require(0 <= self.seed < 2**63, f"seed = {self.seed}", "0 to 2^63 - 1")
+        _ = self.ask  # which refuses a target, a delta or a seed out of range
+
+    @property
+    def ask(self) -> Ask:
+        """The part of the goal that rows may fail to prove."""
+        return Ask(target_risk=self.target_risk, delta=self.delta, seed=self.seed)
 
     def check_rows(self, n_rows: int) -> None:
         """Makes sure that the goal can be reached with so many rows at all.
@@ -200,13 +204,15 @@ class ConformalQuantile:
 class Calibration:
     """One entry of `calibration.json`.
 
-    Levels and quantiles were proved on the proof part; each guarantee is one of its own, at its own delta. The bins,
-    the curve and the histogram describe all rows.
+    Levels and quantiles were proved on the proof part; each guarantee is one of its own. The bins, the curve and the
+    histogram describe all rows.
 
     Attributes:
         binding: what it holds for.
         rows: what it was made with.
-        delta: the probability with which a proved level may be missed all the same.
+        delta: the probability with which a proved level may be missed all the same: the sum over all asks.
+        asks: of these rows and of rows that overlap with them, this calibration's own ask last, at whose delta the
+            levels were proved; where none is given, its own alone.
         target_risk: of the level that is the default policy.
         coverage: of the prediction sets in answers.
         levels: by rising target.
@@ -221,6 +227,7 @@ class Calibration:
     binding: Binding
     rows: CalibrationRows
     delta: float
+    asks: tuple[Ask, ...] = ()
     target_risk: float
     coverage: float
     levels: tuple[Level, ...]
@@ -230,10 +237,24 @@ class Calibration:
     entropy: Histogram
 
     def __post_init__(self) -> None:
-        Goal(target_risk=self.target_risk, delta=self.delta, coverage=self.coverage)
+        if not self.asks:
+            own = Ask(target_risk=self.target_risk, delta=self.delta, seed=self.rows.seed)
+            object.__setattr__(self, "asks", (own,))
+        self._check_asks()
         self._check_levels()
         self._check_quantiles()
         self._check_pictures()
+
+    def _check_asks(self) -> None:
+        own = self.asks[-1]
+        require(
+            (own.target_risk, own.seed) == (self.target_risk, self.rows.seed),
+            f"a last ask for target_risk {own.target_risk} with seed {own.seed}",
+            f"the calibration's own, for {self.target_risk} with seed {self.rows.seed}",
+        )
+        total = total_delta(self.asks)
+        require(abs(self.delta - total) <= TOLERANCE, f"delta = {self.delta}", f"{total:g}, the sum over all asks")
+        check_total(self.asks)
 
     def _check_levels(self) -> None:
         n_samples, rows = self.binding.n_samples, self.rows
@@ -246,7 +267,7 @@ class Calibration:
                 "another score, for one draw has none",
             )
             least, greatest = score_range(level.score, n_choices=rows.most_choices, n_samples=n_samples)
-            level.check(n_proof=rows.n_proof, delta=self.delta, least=least, greatest=greatest)
+            level.check(n_proof=rows.n_proof, delta=self.asks[-1].delta, least=least, greatest=greatest)
         require(
             any(level.target_risk == self.target_risk for level in self.proved()),
             f"default target_risk = {self.target_risk}",

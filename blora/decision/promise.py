@@ -5,6 +5,10 @@ product of (theta / r)^x ((1 - theta) / (1 - r))^(1 - x) over outcomes x, 1 for 
 supermartingale, and so is its mean over a prior of theta, here a Beta(1/2, 1/2) cut to (r, 1). By Ville's inequality it
 ever reaches 1 / alpha with probability at most alpha, however often it is looked at.
 
+All of that assumes that an outcome is reported with the same probability, and as soon, whether the answer was right or
+wrong: report all outcomes, or all outcomes of a random sample of the answers. Where mostly complaints are reported, a
+promise that is kept is called broken.
+
 References:
     Howard, Ramdas, McAuliffe, Sekhon, 2021. arXiv:1810.08240. Waudby-Smith, Ramdas, 2024. arXiv:2010.09686.
 """
@@ -21,7 +25,9 @@ PRIOR = 0.5
 
 
 class Promise:
-    """Outcomes of answers that were to be wrong at most so often.
+    """Outcomes of answers under one promise, and the evidence against the promise.
+
+    Assumes that the outcomes are those of all answers, or of a random sample of them.
 
     Args:
         target_risk: r, the promised probability of a wrong answer.

@@ -38,7 +38,6 @@ __all__ = [
     "ScoreName",
     "Stage",
     "certify",
-    "provable_target",
     "rows_for_proof",
     "rows_needed",
     "score_range",
@@ -293,27 +292,6 @@ def certify(evidence: Evidence, *, target_risk: float, delta: float) -> Level:
         error=counts.wrong / counts.answered,
         upper_bound=clopper_pearson(counts.wrong, counts.answered, delta),
     )
-
-
-def provable_target(evidence: Evidence, *, above: float, delta: float) -> float | None:
-    """A target above a refused one that these rows would have proved, in thousandths; None if the search finds none.
-
-    The search takes the first hundredth that is proved, and then the first thousandth of the nine below it. That need
-    not be the smallest of all: a looser target may choose another score and another order of thresholds, so that being
-    provable need not rise with the target, and thousandths below a hundredth that is not proved are not tried.
-
-    Whoever asks has seen the rows: as a new target it calls for new rows.
-    """
-
-    def first_of(thousandths: range) -> int | None:
-        found = (n for n in thousandths if certify(evidence, target_risk=n / 1000, delta=delta).threshold is not None)
-        return next(found, None)
-
-    lowest = math.floor(above * 1000 + TOLERANCE) + 1
-    coarse = first_of(range(-(-lowest // 10) * 10, 1000, 10))
-    fine = first_of(range(max(lowest, (coarse or 1000) - 9), coarse or 1000))
-    found = fine or coarse
-    return found / 1000 if found else None
 
 
 class _Plan(NamedTuple):

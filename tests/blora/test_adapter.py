@@ -10,11 +10,11 @@ import torch
 from peft import LoraConfig, PeftModel
 from torch import Tensor
 
-from blora.adapter import DIGESTED, attach, load_adapter, save_adapter
+from blora.adapter import DIGESTED, attach, check_output, load_adapter, save_adapter
 from blora.base_model import BaseModel
 from blora.errors import AdapterError
 from blora.posterior.draws import use_draws
-from tests.blora.adapters import FORMS, adapter_config, contents, rewrite_json, rewrite_tensors, saved
+from tests.blora.adapters import FORMS, adapter_config, contents, rewrite_json, rewrite_tensors, saved, trained
 from tests.scenarios import tiny_base
 
 # Round trip
@@ -213,6 +213,106 @@ def test_a_file_in_the_place_of_the_folder_is_refused_and_untouched(tmp_path: Pa
     with pytest.raises(AdapterError, match="got output .*triage, which is a file"):
         saved(tmp_path / "triage", llama)
     assert contents(tmp_path) == {"triage": b"irreplaceable"}
+
+
+def keep_own_things(folder: Path) -> dict[str, bytes]:
+    """Put what an owner may keep into an adapter's folder: files, nested folders, and links."""
+    (folder / ".git" / "objects").mkdir(parents=True)
+    (folder / ".git" / "objects" / "ab12").write_bytes(b"history")
+    (folder / "LICENSE").write_text("MIT")
+    (folder / "NOTES.md").write_text("irreplaceable")
+    (folder / "latest").symlink_to("NOTES.md")
+    (folder / "elsewhere").symlink_to("/nowhere/at/all")
+    (folder / "empty").mkdir()
+    return {name: data for name, data in contents(folder).items() if name not in (*DIGESTED, "README.md")}
+
+
+def test_what_else_is_in_the_folder_survives_and_a_stale_calibration_does_not(folder: Path, llama: BaseModel) -> None:
+    own = keep_own_things(folder)
+    (folder / "calibration.json").write_text("{}")
+    card = (folder / "README.md").write_text("old")
+    inode = folder.stat().st_ino
+    saved(folder, llama, method="lora")
+    after = contents(folder)
+    assert {name: after[name] for name in own} == own
+    assert sorted(after) == sorted([*own, *DIGESTED, "README.md"])
+    assert (folder / "latest").readlink() == Path("NOTES.md")
+    assert (folder / "elsewhere").readlink() == Path("/nowhere/at/all")
+    assert (folder / "empty").is_dir()
+    assert len(after["README.md"]) != card
+    assert folder.stat().st_ino == inode  # a shell, a mount or a watch on it still sees it
+    assert [path.name for path in folder.parent.iterdir()] == ["triage"]
+    assert load_adapter(folder, llama).config.posterior.method == "lora"
+
+
+def test_a_link_to_an_adapter_stays_a_link(tmp_path: Path, folder: Path, llama: BaseModel) -> None:
+    link = tmp_path / "served"
+    link.symlink_to(folder)
+    saved(link, llama, method="lora")
+    assert link.is_symlink()
+    assert load_adapter(folder, llama).config.posterior.method == "lora"
+
+
+@pytest.mark.parametrize("n_done", range(9))
+def test_a_save_that_is_interrupted_leaves_no_mix_that_loads_and_may_be_repeated(
+    folder: Path, llama: BaseModel, n_done: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = keep_own_things(folder)
+    before = load_adapter(folder, llama).digest
+    left = n_done
+
+    def interrupted(original: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*arguments: Any, **options: Any) -> Any:
+            nonlocal left
+            if left == 0:
+                raise KeyboardInterrupt
+            left -= 1
+            return original(*arguments, **options)
+
+        return step
+
+    with monkeypatch.context() as patch:
+        for name in ("replace", "unlink", "rmdir"):
+            patch.setattr(Path, name, interrupted(getattr(Path, name)))
+        with pytest.raises(KeyboardInterrupt):
+            saved(folder, llama, method="lora")
+    if 0 < n_done < 7:  # from when the old config is gone until the new one is there
+        with pytest.raises(AdapterError, match="without bayesian_config.json"):
+            load_adapter(folder, llama)
+    else:
+        assert (load_adapter(folder, llama).digest == before) == (n_done == 0)
+    saved(folder, llama, method="lora")
+    assert load_adapter(folder, llama).config.posterior.method == "lora"
+    assert sorted(contents(folder)) == sorted([*own, *DIGESTED, "README.md"])
+
+
+def test_an_adapter_that_is_replaced_while_it_is_read_is_refused(
+    tmp_path: Path, folder: Path, llama: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path / "other", llama, method="lora")
+
+    def read_late(config_file: Path, *rest: Any) -> None:
+        for name in DIGESTED:
+            shutil.copy(tmp_path / "other" / name, folder / name)
+
+    monkeypatch.setattr("blora.adapter._check_peft_config", read_late)
+    monkeypatch.setattr("blora.adapter._check_mean", lambda *_: None)
+    with pytest.raises(AdapterError, match="whose files were replaced while they were read; load it again"):
+        load_adapter(folder, llama)
+
+
+def test_a_folder_in_the_place_of_a_file_is_refused(folder: Path, llama: BaseModel) -> None:
+    (folder / "README.md").unlink()
+    (folder / "README.md").mkdir()
+    with pytest.raises(AdapterError, match=r"got folders README.md in .*triage, where the adapter's files go; move"):
+        saved(folder, llama)
+
+
+def test_paths_may_be_text(tmp_path: Path, llama: BaseModel) -> None:
+    config = adapter_config(llama)
+    check_output(str(tmp_path / "triage"))
+    save_adapter(str(tmp_path / "triage"), trained(config), config, llama)
+    assert load_adapter(tmp_path / "triage", llama).name == "triage"
 
 
 @pytest.mark.parametrize("existed", [True, False])

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from blora.decision.abstention import decide
+from blora.decision.asks import Ask
 from blora.decision.calibrated import calibrate, scores_of
 from blora.decision.calibration import ece
 from blora.decision.certificate import Binding, Calibration, FormName, Goal
@@ -152,20 +153,31 @@ def test_two_choices_are_enough() -> None:
     assert made(n_choices=2).default_level.coverage
 
 
-def test_a_target_that_is_not_proved_calls_for_new_rows_and_names_one_to_fix_for_them() -> None:
-    with pytest.raises(ConfigError, match=r"got target_risk 0.005, which these 800 rows do not prove") as info:
-        made(Goal(target_risk=0.005))
-    message = str(info.value)
-    assert "a target that was fixed before any row was seen, so a new target needs new rows" in message
-    found = float(message.partition("one like ")[2].partition(",")[0])
-    assert 0.005 < found < 0.05
-    assert made(Goal(target_risk=found)).default_level.threshold is not None
+EARLIER = tuple(Ask(target_risk=target, delta=0.05, seed=0) for target in (0.01, 0.02))
 
 
-def test_where_every_answer_is_wrong_no_target_is_possible() -> None:
+def test_a_target_that_is_not_proved_uses_the_rows_up_and_no_other_is_read_from_them() -> None:
+    log_probs, labels = answers()
+    for earlier, spent in (((), "0.05"), (EARLIER, "0.15")):
+        with pytest.raises(ConfigError, match=r"got target_risk 0.005, which these 800 rows do not prove") as info:
+            calibrate(log_probs, labels, binding=BINDING, goal=Goal(target_risk=0.005), earlier=earlier, **SOURCE)
+        message = str(info.value)
+        assert f"The rows are used up at delta {spent}: another ask of them adds its delta to that" in message
+        assert "rows that no ask has used start anew" in message
+        assert "one like" not in message
+
+
+def test_asks_before_it_add_to_the_delta_that_a_calibration_states_and_change_no_proof() -> None:
+    log_probs, labels = answers()
+    calibration = calibrate(log_probs, labels, binding=BINDING, goal=Goal(), earlier=EARLIER, **SOURCE)
+    assert (calibration.delta, calibration.asks) == (0.15, (*EARLIER, Goal().ask))
+    assert dataclasses.replace(calibration, delta=0.05, asks=()) == made()
+
+
+def test_where_every_answer_is_wrong_no_target_is_proved() -> None:
     log_probs, _ = answers()
     wrong = predictive_mean(temper(log_probs, 1.5, 0.02))[:, :2].argmin(-1)  # which every row has
-    with pytest.raises(ConfigError, match="no target was found that they prove. .* a new target needs new rows"):
+    with pytest.raises(ConfigError, match="these 800 rows do not prove at delta 0.05"):
         calibrate(log_probs, wrong, binding=BINDING, goal=Goal(), **SOURCE)
 
 

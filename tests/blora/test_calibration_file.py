@@ -8,7 +8,9 @@ import pytest
 
 from blora.adapter import load_adapter
 from blora.base_model import BaseModel
-from blora.calibration_file import CALIBRATION_FILE, for_serving, read, store
+from blora.calibration_file import CALIBRATION_FILE, asked, for_serving, read, remember, store
+from blora.decision.asks import AskedRows
+from blora.decision.certificate import Goal
 from blora.errors import AdapterError
 from tests.blora.adapters import contents, rewrite_json, saved
 from tests.blora.test_calibrated import BINDING, DIGEST, made
@@ -48,6 +50,47 @@ def test_a_calibration_of_other_contents_does_not_outlive_them(tmp_path: Path) -
     new = bound(adapter_digest="sha256:" + "c" * 64, dtype="float32")
     store(tmp_path, new)
     assert read(tmp_path) == (new,)
+
+
+ROWS = AskedRows(
+    adapter_digest=DIGEST, digest=CALIBRATION.rows.digest, n_rows=800, fingerprints="0123456789ab" * 2, asks=(Goal().ask,)
+)  # fmt: skip
+
+
+def test_asks_are_remembered_without_a_calibration_too(tmp_path: Path) -> None:
+    remember(tmp_path, ROWS)
+    assert (asked(tmp_path), read(tmp_path)) == ((ROWS,), ())
+    assert for_serving(tmp_path, BINDING) is None
+    store(tmp_path, CALIBRATION)
+    assert (asked(tmp_path), read(tmp_path)) == ((ROWS,), (CALIBRATION,))
+
+
+def test_the_same_rows_are_remembered_once_with_every_ask_of_them(tmp_path: Path) -> None:
+    other, fewer = Goal(target_risk=0.2).ask, dataclasses.replace(ROWS, n_rows=700)
+    for rows in (ROWS, dataclasses.replace(ROWS, asks=(other,)), ROWS, fewer):
+        remember(tmp_path, rows)
+    assert asked(tmp_path) == (dataclasses.replace(ROWS, asks=(Goal().ask, other)), fewer)
+
+
+def test_asks_of_other_contents_do_not_outlive_them(tmp_path: Path) -> None:
+    for digest in ("sha256:" + "c" * 64, DIGEST):
+        remember(tmp_path, dataclasses.replace(ROWS, adapter_digest=digest))
+    store(tmp_path, CALIBRATION)
+    assert asked(tmp_path) == (ROWS,)
+
+
+def test_a_calibration_of_the_first_format_is_the_only_ask_of_its_rows(tmp_path: Path) -> None:
+    store(tmp_path, CALIBRATION)
+    store(tmp_path, bound(dtype="float32"))
+    raw = json.loads((tmp_path / CALIBRATION_FILE).read_text())
+    old = [{name: value for name, value in entry.items() if name != "asks"} for entry in raw["calibrations"]]
+    (tmp_path / CALIBRATION_FILE).write_text(json.dumps({"format_version": 1, "calibrations": old}))
+    assert read(tmp_path) == (CALIBRATION, bound(dtype="float32"))
+    assert CALIBRATION.asks == (Goal().ask,)
+    assert asked(tmp_path) == (dataclasses.replace(ROWS, fingerprints=""),)
+    remember(tmp_path, ROWS)
+    assert asked(tmp_path) == (ROWS,)
+    assert json.loads((tmp_path / CALIBRATION_FILE).read_text())["format_version"] == 2
 
 
 def test_an_adapter_that_has_changed_since_is_refused(tmp_path: Path) -> None:
@@ -94,8 +137,8 @@ def other_seed(raw: dict[str, Any]) -> dict[str, Any]:
 SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no JSON": (lambda file: file.write_text("{"), "no JSON"),
     "no UTF-8": (lambda file: file.write_bytes(b"\xff\xfe"), "no JSON"),
-    "a list": (lambda file: file.write_text("[]"), "format_version None .* expected 1; upgrade"),
-    "another version": (rewrite_json(lambda raw: raw.update(format_version=2)), "format_version 2"),
+    "a list": (lambda file: file.write_text("[]"), "format_version None .* expected 2; upgrade"),
+    "another version": (rewrite_json(lambda raw: raw.update(format_version=3)), "format_version 3"),
     "no entries": (rewrite_json(lambda raw: raw.update(calibrations=[])), "got 0 calibrations"),
     "the same twice": (rewrite_json(lambda raw: raw["calibrations"].append(raw["calibrations"][0])), "no two for"),
     "the same dtype twice": (rewrite_json(lambda raw: raw["calibrations"].append(raw["calibrations"][0] | other_seed(raw))), "no two for the same contents and dtype"),
@@ -121,6 +164,10 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
     "an unknown field within": (change_calibration(lambda c: c["binding"].update(gpu=1)), "0.binding.gpu"),
     "a number in a string": (change_calibration(lambda c: c.update(delta="0.05")), "0.delta"),
     "draws in a float": (change_calibration(lambda c: c["binding"].update(n_samples=5.5)), "n_samples"),
+    "an ask below nothing": (change_calibration(lambda c: c["asks"][0].update(delta=-1.0)), "delta = -1.0, expected a number above 0"),
+    "a delta without the earlier asks": (change_calibration(lambda c: c["asks"].insert(0, c["asks"][0] | {"target_risk": 0.01})), "delta = 0.05, expected 0.1, the sum over all asks"),
+    "no fingerprints": (rewrite_json(lambda raw: raw.update(asked=[dataclasses.asdict(ROWS) | {"fingerprints": "0123"}])), "12 hex digits a row"),
+    "an ask without rows": (rewrite_json(lambda raw: raw.update(asked=[{"asks": []}])), "asked.0.adapter_digest"),
     "another score": (change_calibration(lambda c: c["levels"][4].update(score="luck")), "levels.4.score"),
     "NaN": (change_calibration(lambda c: c["levels"][4].update(threshold=float("nan"))), "levels.4.threshold"),
     "infinity": (change_calibration(lambda c: c["levels"][4].update(threshold=float("inf"))), "levels.4.threshold"),
@@ -177,5 +224,11 @@ def test_writing_the_adapter_again_leaves_no_calibration(folder: Path, llama: Ba
 def test_the_file_says_its_version_first(tmp_path: Path) -> None:
     store(tmp_path, CALIBRATION)
     raw = json.loads((tmp_path / CALIBRATION_FILE).read_text())
-    assert list(raw) == ["format_version", "calibrations"]
+    assert list(raw) == ["format_version", "calibrations", "asked"]
     assert len((tmp_path / CALIBRATION_FILE).read_text()) < 30_000
+
+
+def test_a_folder_may_be_text(tmp_path: Path) -> None:
+    store(str(tmp_path), CALIBRATION)
+    assert read(str(tmp_path)) == (CALIBRATION,)
+    assert for_serving(str(tmp_path), BINDING) == CALIBRATION

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from blora.decision.asks import Ask
 from blora.decision.certificate import MAX_LEVELS, MAX_ROWS, ConformalQuantile, Goal
 from blora.decision.curves import ReliabilityBin
 from blora.decision.histogram import Histogram
@@ -28,6 +29,16 @@ EMPTY = ReliabilityBin(0, None, None)
 def test_goals_that_make_no_sense_are_refused(goal: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(goal))):
         Goal(**goal)
+
+
+def ask(target_risk: float, delta: float = 0.05, seed: int = 0) -> Ask:
+    return Ask(target_risk=target_risk, delta=delta, seed=seed)
+
+
+def test_earlier_asks_add_to_delta_and_the_levels_are_proved_at_their_own() -> None:
+    assert CALIBRATION.asks == (ask(0.05),)
+    third = dataclasses.replace(CALIBRATION, delta=0.15, asks=(ask(0.01), ask(0.02), ask(0.05)))
+    assert third.levels == CALIBRATION.levels
 
 
 def levels(default: dict[str, Any], **all_of_them: Any) -> tuple[Level, ...]:
@@ -53,8 +64,15 @@ def bins(**changed: ReliabilityBin) -> tuple[ReliabilityBin, ...]:
 
 LAST = CALIBRATION.reliability[14]
 SPOILT: dict[str, tuple[dict[str, Any], str]] = {
-    "delta": ({"delta": 0.0}, "delta"),
-    "an unproved default": ({"target_risk": 0.03}, "default target_risk = 0.03, expected that of a proved level"),
+    "delta": ({"delta": 0.0}, r"delta = 0.0, expected 0.05, the sum over all asks"),
+    "an ask that is left out of delta": ({"asks": (ask(0.01), ask(0.05))}, "delta = 0.05, expected 0.1, the sum over"),
+    "asks that use up the rows": ({"delta": 1.0, "asks": (ask(0.05),) * 20}, "20 asks of the same rows with a delta of 1 "),
+    "asks without its own": ({"asks": (ask(0.01),)}, "a last ask for target_risk 0.01 with seed 0, expected .* for 0.05"),
+    "an ask with another seed": ({"asks": (ask(0.05, seed=1),)}, "for target_risk 0.05 with seed 1, expected"),
+    "levels proved at the delta of all asks": (
+        {"delta": 0.051, "asks": (ask(0.01), ask(0.05, delta=0.001))}, "expected at most delta"
+    ),
+    "an unproved default": ({"target_risk": 0.03, "asks": (ask(0.03),)}, "default target_risk = 0.03, expected that of a proved level"),
     "a coverage without a quantile": ({"coverage": 0.5}, "default coverage = 0.5"),
     "no levels": ({"levels": ()}, "default target_risk"),
     "levels out of order": ({"levels": CALIBRATION.levels[::-1]}, "distinct ones in rising order"),

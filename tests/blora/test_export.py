@@ -66,8 +66,10 @@ def test_a_folder_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
     saved(tmp_path / "adapter", base)
     adapter = load_adapter(tmp_path / "adapter", base)
     (tmp_path / "draws").mkdir()
+    (tmp_path / "draws" / "NOTES.md").write_text("irreplaceable")
     with pytest.raises(AdapterError, match="which exists, expected a new folder"):
         export_draws(adapter, base, tmp_path / "draws", 2)
+    assert (tmp_path / "draws" / "NOTES.md").read_text() == "irreplaceable"
     shutil.rmtree(tmp_path / "draws")
-    export_draws(adapter, base, tmp_path / "draws", 2)
+    export_draws(adapter, base, str(tmp_path / "draws"), 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "draws"]

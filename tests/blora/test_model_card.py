@@ -65,6 +65,29 @@ def test_validation_and_command_are_shown() -> None:
     assert model_card(CONFIG, "triage").endswith("## Made with\n\n```\nblora train --data t.jsonl\n```\n")
 
 
+TUNING = {
+    "source": "other.jsonl",
+    "digest": "sha256:11",
+    "n_examples": 20,
+    "tolerance": 0.005,
+    "scale": 2.0,
+    "trials": [
+        {"scale": scale, "temperature": 1.5, "length_power": 1.0, "lapse": 0.0, "accuracy": 0.5, "nll": nll}
+        for scale, nll in ((1.0, 0.7), (2.0, 0.6), (4.0, 0.9))
+    ],
+}
+
+
+@pytest.mark.parametrize("training", [CONFIG.training | {"tuning": TUNING}, {"tuning": TUNING}])
+def test_after_tuning_the_figures_are_those_of_the_chosen_trial_and_its_rows(training: dict[str, Any]) -> None:
+    config = replace(CONFIG, training=training)
+    card, found = model_card(config, "triage"), facts(config)
+    assert (found["source"], found["digest"], found["n_examples"]) == ("other.jsonl", "sha256:11", "20")
+    assert (found["scale"], found["nll"], found["accuracy"]) == ("2.0000", "0.6000", "0.5000")
+    assert "## Validation\n\nAfter tuning, on the rows that chose the scale and the recalibration:\n\n| | |" in card
+    assert "0.1235" not in card  # the NLL before tuning
+
+
 def test_plain_lora_has_no_prior() -> None:
     found = facts(replace(CONFIG, posterior=PosteriorConfig(method="lora")))
     assert found["method"] == "lora"

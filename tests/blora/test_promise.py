@@ -45,6 +45,11 @@ def test_a_promise_more_than_kept_stays_unbroken_for_twenty_thousand_outcomes() 
     assert not after(Promise(0.1), outcomes(20_000, 0.09, 0)).broken
 
 
+def test_where_mostly_complaints_are_reported_a_kept_promise_is_called_broken() -> None:
+    reported = [w for w, u in zip(outcomes(1000, 0.03, 0), outcomes(1000, 0.1, 1), strict=True) if w or u]
+    assert after(Promise(0.05), reported).broken
+
+
 @pytest.mark.parametrize(("risk", "within"), [(0.2, 400), (0.3, 120), (0.5, 40)])
 def test_a_broken_one_is_noticed(risk: float, within: int) -> None:
     noticed = [after(Promise(0.1), outcomes(within, risk, seed)).broken for seed in range(20)]

@@ -18,7 +18,6 @@ from blora.decision.selective import (
     ScoreName,
     Stage,
     certify,
-    provable_target,
     rows_for_proof,
     rows_needed,
     score_range,
@@ -231,7 +230,6 @@ def test_where_all_are_wrong_nothing_is_proved() -> None:
         with pytest.raises(ConfigError, match="expected one that was proved"):
             level.policy()
         assert not level.answers(torch.rand(3, generator=torch.Generator())).any()
-    assert provable_target(evidence, above=0.01, delta=0.05) is None
 
 
 def test_equal_scores_are_answered_all_or_none() -> None:
@@ -249,16 +247,6 @@ def test_of_equally_good_scores_the_first_is_taken() -> None:
         certify(Evidence.gather([Stage(scores, wrong)], seed=0), target_risk=0.1, delta=0.05).score
         == "predictive_entropy"
     )
-
-
-def test_the_target_that_is_named_is_proved_and_the_next_smaller_one_is_not() -> None:
-    scores, wrong = steep(torch.Generator().manual_seed(2), 300)
-    evidence = Evidence.gather([Stage(scores, wrong)], seed=2)
-    assert certify(evidence, target_risk=0.01, delta=0.05).threshold is None
-    best = provable_target(evidence, above=0.01, delta=0.05)
-    assert best is not None
-    assert certify(evidence, target_risk=best, delta=0.05).threshold is not None
-    assert certify(evidence, target_risk=best - 0.001, delta=0.05).threshold is None
 
 
 def test_many_values_become_candidates_evenly() -> None:

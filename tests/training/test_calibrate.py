@@ -90,6 +90,46 @@ def test_a_table_says_what_was_proved(
     assert "For questions like these rows: prompt, 2 choices." in told
 
 
+def test_each_ask_of_the_same_rows_adds_to_delta_and_a_refused_one_is_remembered(
+    adapter: Path, unseen: Path, base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A fifth of the labels is wrong: 15 % and 18 % are not proved, 50 % is.
+    rows = [json.loads(line) for line in unseen.read_text().splitlines()]
+    noisy = write_jsonl(
+        tmp_path / "noisy.jsonl", [r | {"label": r["label"] ^ (k % 5 == 0)} for k, r in enumerate(rows)]
+    )
+    for target, spent in (("0.15", "0.1"), ("0.18", "0.2")):
+        with pytest.raises(ConfigError, match=f"The rows are used up at delta {spent}: another ask"):
+            run(adapter, noisy, base_folder, "--target-risk", target)
+        assert read(adapter) == ()
+    [calibration] = run(adapter, noisy, base_folder, "--target-risk", "0.5")
+    assert [ask.target_risk for ask in calibration.asks] == [0.15, 0.18, 0.5]
+    assert calibration.delta == 0.3
+    assert "each at delta 0.3, the sum over 3 asks of these rows:" in capsys.readouterr().out
+    # The same ask again is no other chance; the first rows of the file are other rows, and have been asked.
+    assert run(adapter, noisy, base_folder, "--target-risk", "0.5") == (calibration,)
+    [fewer] = run(adapter, noisy, base_folder, "--target-risk", "0.5", "--limit", "50")
+    assert fewer.delta == 0.4
+    # Half of the rows in another file have been asked, fresh rows have not.
+    half = [row | ({} if k % 2 else {"question": f"fresh {k}?"}) for k, row in enumerate(rows)]
+    fresh = [row | {"question": f"new {k}?"} for k, row in enumerate(rows)]
+    for name, data, asks in (("half", half, 5), ("fresh", fresh, 1)):
+        [other] = run(adapter, write_jsonl(tmp_path / f"{name}.jsonl", data), base_folder, "--target-risk", "0.9")
+        assert (name, len(other.asks)) == (name, asks)
+
+
+def test_rows_whose_delta_is_spent_are_refused_before_the_work(
+    adapter: Path, unseen: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in "01":
+        run(adapter, unseen, base_folder, "--delta", "0.4", "--seed", seed)
+    before = (adapter / CALIBRATION_FILE).read_bytes()
+    monkeypatch.setattr("blora.training.calibrate.predict_all", None)
+    with pytest.raises(ConfigError, match="got 3 asks of the same rows with a delta of 1 in total"):
+        run(adapter, unseen, base_folder, "--delta", "0.2", "--seed", "2")
+    assert (adapter / CALIBRATION_FILE).read_bytes() == before
+
+
 def test_the_seed_divides_the_rows_and_the_limit_cuts_them(adapter: Path, unseen: Path, base_folder: Path) -> None:
     [first] = run(adapter, unseen, base_folder)
     [again] = run(adapter, unseen, base_folder)
@@ -102,13 +142,17 @@ def test_each_dtype_has_its_own(adapter: Path, unseen: Path, base_folder: Path) 
     run(adapter, unseen, base_folder)
     both = run(adapter, unseen, base_folder, "--dtype", "bfloat16", "--target-risk", "0.7")
     assert [calibration.binding.dtype for calibration in both] == ["float32", "bfloat16"]
+    # Whoever chose 0.7 may have seen what the other dtype proved; the same goal in both is one ask.
+    assert [calibration.delta for calibration in both] == [0.1, 0.2]
+    both = run(adapter, unseen, base_folder, "--dtype", "bfloat16")
+    assert [len(calibration.asks) for calibration in both] == [1, 2]
 
 
-def test_an_impossible_target_names_the_best_and_leaves_the_file(
+def test_an_impossible_target_is_refused_and_leaves_the_calibration(
     adapter: Path, unseen: Path, base_folder: Path, tmp_path: Path
 ) -> None:
     run(adapter, unseen, base_folder)
-    before = (adapter / CALIBRATION_FILE).read_bytes()
+    before = read(adapter)
     wrong = labelled_by(adapter, base_folder, tmp_path / "wrong.jsonl", wrongly=True)
     with pytest.raises(
         ConfigError, match="got target_risk 0.2, which these 60 rows do not prove at delta 0.1, expected"
@@ -116,7 +160,7 @@ def test_an_impossible_target_names_the_best_and_leaves_the_file(
         run(adapter, wrong, base_folder)
     with pytest.raises(ConfigError, match="got 60 rows for target_risk 0.01 .* expected at least 306"):
         run(adapter, unseen, base_folder, "--target-risk", "0.01")
-    assert (adapter / CALIBRATION_FILE).read_bytes() == before
+    assert read(adapter) == before
 
 
 def test_rows_that_made_the_adapter_are_refused(

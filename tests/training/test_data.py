@@ -7,8 +7,10 @@ from typing import Any
 
 import datasets
 import pytest
+import torch
 
 from blora.errors import DataError
+from blora.posterior.noise import generator_of
 from blora.training.data import Example, ExampleSet, read_examples, split_examples
 from tests.training.toys import GOOD, row, toy_data, toy_row, write_jsonl
 
@@ -241,3 +243,33 @@ def test_one_row_cannot_be_split(tmp_path: Path) -> None:
     one = read_examples(str(write_jsonl(tmp_path / "one.jsonl", [GOOD])))
     with pytest.raises(DataError, match="got 1 rows in one.jsonl"):
         split_examples(one, None, None, seed=0)
+
+
+def test_a_split_of_distinct_questions_is_the_seeded_order_cut(twenty: ExampleSet) -> None:
+    order = torch.randperm(20, generator=generator_of(3)).tolist()
+    train, validation = split_examples(twenty, 11, 6, seed=3)
+    assert wheres(train) == [twenty.examples[i].where for i in order[:11]]
+    assert wheres(validation) == [twenty.examples[i].where for i in order[11:17]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("n_train", "n_validation"), [(None, None), (20, None), (20, 10), (7, 3)])
+def test_rows_with_the_same_question_are_on_one_side_of_a_split(
+    tmp_path: Path, seed: int, n_train: int | None, n_validation: int | None
+) -> None:
+    rows = toy_data(20)
+    again = [row | {"label": 1 - row["label"], "choices": row["choices"][::-1]} for row in rows[:10]]
+    both = read_examples(str(write_jsonl(tmp_path / "rows.jsonl", rows + again)))
+    train, validation = split_examples(both, n_train, n_validation, seed=seed)
+    assert len(train.examples) == (27 if n_train is None else n_train)
+    assert len(validation.examples) == (30 - len(train.examples) if n_validation is None else n_validation)
+    assert not {e.identity for e in train.examples} & {e.identity for e in validation.examples}
+    assert (train, validation) == split_examples(both, n_train, n_validation, seed=seed)
+
+
+def test_copies_of_one_question_cannot_be_split(tmp_path: Path) -> None:
+    copies = read_examples(str(write_jsonl(tmp_path / "rows.jsonl", [GOOD] * 10)))
+    with pytest.raises(
+        DataError, match="got 10 rows in rows.jsonl, expected 9 to train and 1 to validate on without a"
+    ):
+        split_examples(copies, None, None, seed=0)

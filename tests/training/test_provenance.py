@@ -4,6 +4,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 
 from blora.training import provenance
 from blora.training.provenance import command_line, machine, revision
@@ -61,6 +62,20 @@ def test_the_machine_names_the_libraries_that_matter() -> None:
     assert {name: found[name] for name in ("torch", "transformers")} == {
         name: version(name) for name in ("torch", "transformers")
     }
+
+
+def test_an_accelerator_is_named_where_the_run_is_on_one_and_is_never_the_processor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: f"Tesla of {device}")
+    for device in (None, torch.device("cpu")):
+        assert "accelerator" not in machine(device)
+    found = machine(torch.device("cuda:1"))
+    assert found["accelerator"] == "Tesla of cuda:1"
+    assert {machine(device)["processor"] for device in (None, torch.device("cpu"))} == {found["processor"]}
+    assert "Tesla" not in str(found["processor"])
+    assert machine(torch.device("mps"))["accelerator"] == "mps"
 
 
 def test_the_command_line_can_be_pasted() -> None:

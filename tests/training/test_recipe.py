@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,14 @@ from safetensors.torch import load_file
 
 from blora.adapter import load_adapter
 from blora.base_model import load_base_model
-from blora.config import AdapterConfig
+from blora.config import AdapterConfig, PosteriorConfig
 from blora.errors import AdapterError, BaseModelError, BloraError, ConfigError, DataError
 from blora.training.commands import train
 from blora.training.config import TrainConfig
 from blora.training.data import read_examples
 from blora.training.seen import fingerprints
 from tests.training.conftest import REVISION
-from tests.training.toys import toy_data, train_arguments, write_jsonl
+from tests.training.toys import toy_data, toy_row, train_arguments, write_jsonl
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data" / "arc_easy_train.jsonl"
@@ -75,7 +76,9 @@ def test_the_record_says_how_the_adapter_was_made(tmp_path: Path, base_folder: P
     assert record["machine"]["torch"] == torch.__version__
     assert record["settings"]["kl_weight"] == 0.5
     assert record["settings"]["learning_rate"] == TrainConfig(work_dir=Path()).learning_rate
-    assert not {"work_dir", "resume"} & set(record["settings"])
+    assert record["settings"]["max_grad_norm"] == 1.0
+    assert not {"work_dir", "resume", "trunk_cache_gib"} & set(record["settings"])
+    assert "accelerator" not in record["machine"]
     assert record["train"]["source"] == record["validation"]["source"] == "toy.jsonl"
     assert record["train"]["n_examples"] == 18
     assert record["train"]["digest"] == record["validation"]["digest"]
@@ -111,7 +114,7 @@ def test_the_template_is_that_of_the_data_unless_given(
 
 
 def test_a_validation_file_leaves_all_rows_to_train_on(tmp_path: Path, base_folder: Path, toy_file: Path) -> None:
-    other = write_jsonl(tmp_path / "other.jsonl", toy_data(7, seed=5))
+    other = write_jsonl(tmp_path / "other.jsonl", [toy_row(20 + index, index % 2) for index in range(7)])
     record = trained(
         *(base_folder, toy_file, tmp_path / "toy", "--validation", str(other), "--validation-examples", "5"),
         *("--epochs", "1"),
@@ -143,6 +146,11 @@ REFUSED: dict[str, tuple[tuple[str, ...], type[BloraError], str]] = {
     "negative learning rate": (("--learning-rate", "-1"), ConfigError, "got learning_rate = -1"),
     "too many rows": (("--train-examples", "20"), DataError, "got 20 rows in toy.jsonl, expected 20 to train and 0"),
     "no training rows": (("--validation", "{data}", "--train-examples", "0"), SystemExit, "2"),
+    "validation rows that are trained on": (
+        ("--validation", "{data}"),
+        DataError,
+        r"got 20 of 20 validation questions that are also trained on.*toy.jsonl:1 and .*toy.jsonl:1; ",
+    ),
     "negative training rows": (("--validation", "{data}", "--train-examples", "-3"), SystemExit, "2"),
     "no validation rows": (("--validation", "{data}", "--validation-examples", "0"), SystemExit, "2"),
     "negative seed": (("--seed", "-1"), BloraError, "got "),
@@ -159,6 +167,15 @@ def test_a_run_that_cannot_work_is_refused_before_it_starts(
     with pytest.raises(error, match=message):
         train.main(train_arguments(base_folder, toy_file, tmp_path / "toy", *arguments))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_of_the_rows_that_are_used_alone_none_may_be_in_both_parts(
+    tmp_path: Path, base_folder: Path, toy_file: Path
+) -> None:
+    back = write_jsonl(tmp_path / "back.jsonl", list(reversed(toy_data(20))))
+    parts = ("--validation", str(back), "--train-examples", "12", "--validation-examples", "8", "--epochs", "1")
+    record = trained(base_folder, toy_file, tmp_path / "toy", *parts).training
+    assert (record["train"]["n_examples"], record["validation"]["n_examples"]) == (12, 8)
 
 
 def test_a_posterior_starts_from_a_lora(tmp_path: Path, base_folder: Path, toy_file: Path) -> None:
@@ -201,7 +218,42 @@ def test_an_argument_of_the_wrong_form_is_a_wrong_call(
     assert caught.value.code == 2
 
 
-# The real command, killed and resumed
+@pytest.mark.parametrize("limit", [0.25, 0])
+def test_gradients_are_clipped_as_the_record_says(
+    tmp_path: Path, base_folder: Path, toy_file: Path, limit: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = set()
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def seen(parameters: Any, max_norm: float, **more: Any) -> torch.Tensor:
+        limits.add(max_norm)
+        return clip(parameters, max_norm, **more)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", seen)
+    more = ("--max-grad-norm", str(limit), "--epochs", "1")
+    config = trained(base_folder, toy_file, tmp_path / "toy", *more)
+    assert limits == {limit or float("inf")}  # the Trainer measures the norm where nothing is clipped
+    assert config.training["settings"]["max_grad_norm"] == limit
+
+
+def test_every_setting_has_a_flag_with_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for config in (PosteriorConfig, TrainConfig):
+        for field in fields(config):
+            assert f"--{field.name.replace('_', '-')} " in text
+    assert "passes over the training rows (default: 4.0)" in text
+
+
+# The real command, without docstrings, killed and resumed
+
+
+def test_help_needs_no_docstrings() -> None:
+    command = [sys.executable, "-OO", "-m", "blora.cli", "train", "--help"]
+    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "LoRA rank (default: 8)" in out
+    assert "passes over the training rows" in out
 
 
 def blora(*arguments: str, **environment: str) -> subprocess.Popen[str]:

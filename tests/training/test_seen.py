@@ -9,7 +9,7 @@ import pytest
 
 from blora.errors import AdapterError, ConfigError, DataError
 from blora.training.data import ExampleSet, read_examples
-from blora.training.seen import DIGITS, check_distinct, check_unseen, fingerprints
+from blora.training.seen import DIGITS, check_disjoint, check_distinct, check_unseen, fingerprints
 from tests.training.toys import row, write_jsonl
 
 NAMES = ("one", "two", "three", "four", "five", "six", "seven")
@@ -119,3 +119,15 @@ def test_a_question_that_comes_twice_is_refused_with_both_places(tmp_path: Path)
     assert f"{file}:1 and {file}:3; {file}:2 and {file}:4. Remove" in str(info.value)
     with pytest.raises(DataError, match=r"rows.jsonl:5 and .*rows.jsonl:12; and 2 more\. Remove"):
         check_distinct(examples(tmp_path, *asked(*NAMES, *NAMES)))
+
+
+def test_validation_questions_that_are_trained_on_are_refused_with_both_places(tmp_path: Path) -> None:
+    train = examples(tmp_path, *asked(*NAMES), name="train")
+    check_disjoint(train, examples(tmp_path, *asked("eight", "nine"), name="other"))
+    mixed = examples(tmp_path, *asked("eight", "two"), *asked("six", label=0), name="mixed")
+    with pytest.raises(DataError, match="got 2 of 3 validation questions that are also trained on") as info:
+        check_disjoint(train, mixed)
+    places = [tmp_path / f"{name}.jsonl" for name in ("mixed", "train")]
+    assert f"none: {places[0]}:2 and {places[1]}:2; {places[0]}:3 and {places[1]}:6. Remove" in str(info.value)
+    with pytest.raises(DataError, match=r"train.jsonl:5 and .*train.jsonl:5; and 2 more\. Remove"):
+        check_disjoint(train, train)

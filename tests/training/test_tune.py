@@ -11,6 +11,7 @@ from torch import Tensor
 from blora.adapter import load_adapter
 from blora.base_model import load_base_model
 from blora.cli import main
+from blora.config import AdapterConfig
 from blora.decision.calibration import Metrics
 from blora.errors import NumericalError
 from blora.inference.packing import PackedRow
@@ -158,3 +159,24 @@ def test_without_an_output_the_adapter_is_replaced(
     twice = load_adapter(adapter, base)
     assert twice.config.training["tuning"]["before"] == once
     assert twice.config.posterior.lambda_max == 2 * once["scale"]
+
+
+def test_a_tuned_adapter_keeps_its_notes_and_its_card_tells_of_the_tuned_posterior(
+    base_folder: Path, toy_file: Path, unseen: Path, tmp_path: Path
+) -> None:
+    adapter = tmp_path / "adapter"
+    assert main(["train", *train_arguments(base_folder, toy_file, adapter)]) == 0
+    (adapter / ".git").mkdir()
+    (adapter / ".git" / "HEAD").write_text("ref: refs/heads/main")
+    (adapter / "NOTES.md").write_text("irreplaceable")
+    arguments = ["--data", str(unseen), "--base-model", str(base_folder), "--device", "cpu", "--dtype", "float32"]
+    assert main(["tune", str(adapter), "--scales", "2", *arguments]) == 0
+    assert (adapter / ".git" / "HEAD").read_text() == "ref: refs/heads/main"
+    assert (adapter / "NOTES.md").read_text() == "irreplaceable"
+    record = AdapterConfig.from_json((adapter / "bayesian_config.json").read_text()).training
+    card = (adapter / "README.md").read_text().partition("## Validation")[2]
+    [trial] = record["tuning"]["trials"]
+    assert f"| nll | {trial['nll']:.4f} |" in card
+    assert "| source | unseen.jsonl |" in card
+    assert "| n_examples | 20 |" in card
+    assert record["validation"]["digest"] not in card

@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     prompt: PromptConfig = read_prompt(arguments)
 
     from blora.base_model import load_base_model
-    from blora.inference.scoring import check_packing
+    from blora.inference.architecture import check_packing
     from blora.training.bayesianize import bayesianize
     from blora.training.data import read_examples
 

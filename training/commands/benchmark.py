@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
 
     from blora.base_model import load_base_model
-    from blora.inference.scoring import check_packing
+    from blora.inference.architecture import check_packing
     from blora.training.grid.bench import Source, set_up
     from blora.training.grid.methods import METHODS
     from blora.training.grid.run import run

@@ -23,10 +23,16 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--target-risk", type=float, default=0.05, help="the default policy's P(wrong | answered) is at most this"
     )
-    parser.add_argument("--delta", type=float, default=0.05, help="but for a calibration in so many, as a share")
+    parser.add_argument(
+        "--delta",
+        type=float,
+        default=0.05,
+        help="probability, over the draw of the rows, of proving a target that does not hold; adds up over asks of the "
+        "same rows",
+    )
     parser.add_argument("--coverage", type=float, default=0.9, help="P(the right choice is in the prediction set)")
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the division into tuning and proof part; fix it before you look"
+        "--seed", type=int, default=0, help="divides the rows into tuning and proof part; choose it before you look"
     )
     add_model(parser)
     return parser
@@ -58,9 +64,11 @@ def main(argv: list[str]) -> int:
 
 def _table(calibration: "Calibration") -> str:
     rows, binding = calibration.rows, calibration.binding
+    n_asks = len(calibration.asks)
+    over = f", the sum over {n_asks} asks of these rows" if n_asks > 1 else ""
     lines = [
         f"{rows.n_proof} of {rows.n_rows} rows prove, in {binding.dtype} with {binding.n_samples} draws, each at delta "
-        f"{calibration.delta}:",
+        f"{calibration.delta:g}{over}:",
         "",
         f"{'target':>8}  {'score':<20} {'threshold':>9} {'coverage':>9} {'error':>7}",
     ]

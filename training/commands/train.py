@@ -1,6 +1,7 @@
 """`blora train`: a labelled data set and a frozen base model to an adapter directory."""
 
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TypeVar, get_args
@@ -15,6 +16,21 @@ __all__ = ["SUMMARY", "main"]
 T = TypeVar("T")
 
 SUMMARY = "train a Bayesian-LoRA adapter on a labelled data set"
+
+POSTERIOR = {
+    "modes": "posteriors that are mixed, each trained on its own batches",
+    "rank": "LoRA rank",
+    "alpha": "LoRA scale; the update is alpha / rank * B @ A",
+    "inducing_rows": "m, rows of a factor's inducing weights",
+    "inducing_cols": "n, columns of a factor's inducing weights",
+    "prior_std": "sigma, the prior standard deviation of every factor's entries",
+    "lambda_max": "cap of the conditional noise scale",
+    "lambda_init": "conditional noise scale at the start, below the cap",
+    "scale_init": "standard deviation of the whitened inducing weights at the start",
+}
+TRAINING = {
+    field.name: field.metadata["help"] for field in fields(TrainConfig) if field.name not in ("work_dir", "resume")
+}
 
 
 def _parser() -> ArgumentParser:
@@ -39,11 +55,11 @@ def _parser() -> ArgumentParser:
     posterior.add_argument("--method", choices=get_args(MethodName), default="bayesian", help="lora: collapsed")
     posterior.add_argument("--family", choices=get_args(FamilyName), default="diagonal", help="of q(V)")
     posterior.add_argument("--bayesian-layers", help="as --layers: those that get a posterior, the others plain LoRA")
-    _add_fields(posterior, PosteriorConfig(), skip={"method", "family", "bayesian_layers"})
+    _add_fields(posterior, PosteriorConfig(), POSTERIOR)
     posterior.add_argument("--init-from", type=Path, help="a LoRA directory whose factors are the mean to start from")
 
     training = parser.add_argument_group("training")
-    _add_fields(training, TrainConfig(work_dir=Path()), skip={"work_dir", "resume"})
+    _add_fields(training, TrainConfig(work_dir=Path()), TRAINING)
     training.add_argument("--work-dir", type=Path, help="checkpoints (default: OUTPUT.work)")
     training.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the work folder")
 
@@ -55,22 +71,11 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _add_fields(group: "ArgumentParser._ArgumentGroup", defaults: object, skip: set[str]) -> None:  # type: ignore[name-defined]
-    """One flag for each numeric field of a config; the help is in the config's docstring."""
-    about = _described(type(defaults))
-    for field in fields(defaults):  # type: ignore[arg-type]
-        if field.name not in skip:
-            value = getattr(defaults, field.name)
-            group.add_argument(
-                f"--{field.name.replace('_', '-')}", type=type(value), default=value, help=about[field.name]
-            )
-
-
-def _described(config: type) -> dict[str, str]:
-    """Field names and what the docstring's Attributes section says of them."""
-    lines = (config.__doc__ or "").partition("Attributes:")[2].splitlines()
-    pairs = (line.strip().partition(": ") for line in lines if ": " in line)
-    return {name: text for name, _, text in pairs}
+def _add_fields(group: "ArgumentParser._ArgumentGroup", defaults: object, about: Mapping[str, str]) -> None:  # type: ignore[name-defined]
+    """Add one flag for each setting of a config that `about` describes."""
+    for name, text in about.items():
+        value = getattr(defaults, name)
+        group.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=text)
 
 
 def main(argv: list[str]) -> int:

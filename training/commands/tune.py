@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     from blora.base_model import load_base_model
     from blora.calibration_file import CALIBRATION_FILE
     from blora.config import AdapterConfig
-    from blora.inference.scoring import check_packing
+    from blora.inference.architecture import check_packing
     from blora.training.commands.silence import warn_of_silence
     from blora.training.tune import tune_adapter
 

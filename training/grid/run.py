@@ -83,9 +83,9 @@ def _result(bench: Bench, method: Method, seed: int) -> dict[str, Any]:
         "validation": {"n_examples": len(validation.labels), **on_validation.to_dict()},
         "evaluations": tests,
         "base_model": bench.base.ref.id,
-        "dtype": str(bench.base.dtype).removeprefix("torch."),
+        "dtype": bench.base.dtype_name,
         "normalization": bench.validation[0].row.normalization,
-        "machine": machine(),
+        "machine": machine(bench.base.device),
         "revision": revision(),
     }
 

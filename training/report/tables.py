@@ -7,7 +7,7 @@ from blora.training.report.document import NONE, Cell, Table
 from blora.training.report.results import AS_TRAINED, RECALIBRATED, Evaluation
 from blora.training.report.study import Entry, Spread, Study, spread
 
-__all__ = ["auroc_table", "metric_table"]
+__all__ = ["auroc_table", "metric_table", "missing"]
 
 # Name, heading, and whether higher is better.
 _METRICS = (
@@ -45,6 +45,13 @@ def auroc_table(study: Study, dataset: str) -> Table | None:
     return _compared(study, dataset, columns, temperature=False) if columns else None
 
 
+def missing(study: Study, dataset: str) -> dict[str, list[str]]:
+    """Return, for each treatment of the metric table, the single models that have no row in it."""
+    single = [entry for entry in study.entries if entry.method.single_model]
+    absent = {t: [entry.label for entry in single if not entry.evaluations(dataset, t)] for t in study.treatments}
+    return {treatment: labels for treatment, labels in absent.items() if labels}
+
+
 def _metric(name: str) -> _Get:
     def get(evaluation: Evaluation) -> float:
         return float(getattr(evaluation, name))
@@ -63,15 +70,16 @@ def _score(field: str, name: str) -> _Get:
 def _compared(study: Study, dataset: str, columns: Sequence[_Column], *, temperature: bool) -> Table:
     """Methods by columns, one treatment after the other, the best single model of each in bold.
 
-    A method of which nothing is known in a treatment has no row there.
+    A method of which nothing is known in a treatment has no row there, and then nothing is marked best in it.
     """
     shown = ["temperature"] if temperature else []
     header = ("method", "treatment", "seeds", *shown, *(heading for heading, _, _ in columns))
     rows: list[tuple[Cell, ...]] = []
+    incomplete = missing(study, dataset)
     for treatment in study.treatments:
         numbers = [[_over_seeds(entry, dataset, treatment, get) for _, get, _ in columns] for entry in study.entries]
         best = [
-            _best(study, column, higher)
+            _best(study, column, higher) if treatment not in incomplete else None
             for column, (_, _, higher) in zip(zip(*numbers, strict=True), columns, strict=True)
         ]
         for entry, values in zip(study.entries, numbers, strict=True):

@@ -1,0 +1,125 @@
+"""What calibration rows were asked to prove, so that a calibration states the chance of error of all asks together.
+
+Each ask proves a target that does not hold with probability delta at most. One of several asks of the same rows does so
+with probability at most the sum of their deltas, by the union bound, as long as the targets were planned and not read
+from these rows. A refused ask counts like any other; the same ask again is no other chance, and counts once.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pydantic import ConfigDict
+
+from blora.checks import require
+
+__all__ = ["Ask", "AskedRows", "check_total", "earlier_asks", "total_delta"]
+
+DIGITS = 12  # of a row's fingerprint, see `blora.training.seen`
+
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+_FINGERPRINTS = re.compile(f"([0-9a-f]{{{DIGITS}}})*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """An attempt to prove a target.
+
+    Attributes:
+        target_risk: the selective error that was not to be exceeded.
+        delta: the probability with which this ask proves a target that does not hold.
+        seed: of the division of the rows into tuning and proof part.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    target_risk: float
+    delta: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        require(0 < self.target_risk < 1, f"target_risk = {self.target_risk}", "a number between 0 and 1")
+        require(0 < self.delta <= 0.5, f"delta = {self.delta}", "a number above 0, at most 0.5")
+        require(0 <= self.seed < 2**63, f"seed = {self.seed}", "0 to 2^63 - 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskedRows:
+    """Rows on which an adapter was to be calibrated, and the asks of them.
+
+    Attributes:
+        adapter_digest: of the adapter's contents.
+        digest: of the data as read.
+        n_rows: how many rows from its start were used.
+        fingerprints: of the rows' questions, 12 hex digits each without a separator; empty where they are not known.
+        asks: in their order.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    adapter_digest: str
+    digest: str
+    n_rows: int
+    fingerprints: str
+    asks: tuple[Ask, ...]
+
+    def __post_init__(self) -> None:
+        require(
+            bool(_FINGERPRINTS.fullmatch(self.fingerprints)), "bad fingerprints of rows", f"{DIGITS} hex digits a row"
+        )
+
+    def same(self, other: "AskedRows") -> bool:
+        """Return whether these are the other rows, asked of the same adapter."""
+        mine, others = ((rows.adapter_digest, rows.digest, rows.n_rows) for rows in (self, other))
+        return mine == others
+
+    def overlaps(self, other: "AskedRows") -> bool:
+        """Return whether a row is among the other rows, asked of the same adapter."""
+        return self.adapter_digest == other.adapter_digest and (
+            self.digest == other.digest or not self._questions().isdisjoint(other._questions())
+        )
+
+    def _questions(self) -> set[str]:
+        return {self.fingerprints[at : at + DIGITS] for at in range(0, len(self.fingerprints), DIGITS)}
+
+
+def total_delta(asks: Iterable[Ask]) -> float:
+    """Return the probability with which any of several asks proves a target that does not hold, at most.
+
+    >>> total_delta([Ask(target_risk=0.15, delta=0.05, seed=0), Ask(target_risk=0.2, delta=0.05, seed=0)])
+    0.1
+    """
+    return round(math.fsum(ask.delta for ask in asks), 12)
+
+
+def earlier_asks(remembered: Iterable[AskedRows], rows: AskedRows, ask: Ask) -> tuple[Ask, ...]:
+    """Return the asks that add to the delta of a new one: those of overlapping rows, in their order, but itself.
+
+    Args:
+        remembered: all rows that were asked.
+        rows: of the new ask.
+        ask: the new one.
+
+    Raises:
+        ConfigError: if the deltas add up to 1 or more, so that nothing would be guaranteed.
+    """
+    earlier = tuple(
+        one for old in remembered if rows.overlaps(old) for one in old.asks if not (one == ask and rows.same(old))
+    )
+    check_total((*earlier, ask))
+    return earlier
+
+
+def check_total(asks: Sequence[Ask]) -> None:
+    """Refuse asks after which nothing is guaranteed.
+
+    Raises:
+        ConfigError: if their deltas add up to 1 or more.
+    """
+    require(
+        total_delta(asks) < 1,
+        f"{len(asks)} asks of the same rows with a delta of {total_delta(asks):g} in total",
+        "a total below 1: calibrate on rows that no ask has used",
+    )

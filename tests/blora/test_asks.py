@@ -1,0 +1,85 @@
+"""Asks of calibration rows: which of them add up, and what is remembered of the rows."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from blora.decision.asks import Ask, AskedRows, earlier_asks, total_delta
+from blora.decision.selective import Evidence, ScoreName, Stage, certify
+from blora.errors import ConfigError
+
+FIRST, SECOND, THIRD = (Ask(target_risk=target, delta=0.05, seed=0) for target in (0.15, 0.2, 0.25))
+ROWS = AskedRows(
+    adapter_digest="sha256:" + "a" * 64,
+    digest="sha256:" + "b" * 64,
+    n_rows=3,
+    fingerprints="000000000001000000000002000000000003",
+    asks=(FIRST, SECOND),
+)
+OTHER_FILE = {"digest": "sha256:" + "c" * 64}
+
+
+def test_three_asks_of_the_same_rows_spend_three_deltas() -> None:
+    earlier = earlier_asks([ROWS], ROWS, THIRD)
+    assert earlier == (FIRST, SECOND)
+    assert total_delta((*earlier, THIRD)) == 0.15
+
+
+@pytest.mark.parametrize(
+    ("changes", "overlap"),
+    [
+        ({"n_rows": 2, "fingerprints": "000000000001000000000002"}, True),  # the first rows of the same file
+        ({**OTHER_FILE, "fingerprints": "000000000003000000000009"}, True),  # one row in another file
+        ({**OTHER_FILE, "fingerprints": "000000000009"}, False),
+        ({**OTHER_FILE, "fingerprints": ""}, False),
+        ({"fingerprints": ""}, True),  # a calibration that remembers the file alone
+        ({"adapter_digest": "sha256:" + "d" * 64}, False),
+    ],
+)
+def test_asks_of_rows_that_overlap_add_up_and_fresh_rows_start_anew(changes: dict[str, object], overlap: bool) -> None:
+    new = dataclasses.replace(ROWS, asks=(THIRD,), **changes)  # type: ignore[arg-type]
+    assert earlier_asks([ROWS], new, THIRD) == ((FIRST, SECOND) if overlap else ())
+
+
+def test_the_same_ask_again_is_no_other_chance() -> None:
+    assert earlier_asks([ROWS], ROWS, FIRST) == (SECOND,)
+
+
+@pytest.mark.parametrize("change", [{"delta": 0.1}, {"seed": 1}, {"target_risk": 0.16}])
+def test_an_ask_that_differs_in_anything_is_another_one(change: dict[str, float]) -> None:
+    assert earlier_asks([ROWS], ROWS, dataclasses.replace(FIRST, **change)) == (FIRST, SECOND)  # type: ignore[arg-type]
+
+
+def test_the_same_ask_of_more_rows_is_another_one() -> None:
+    more = dataclasses.replace(ROWS, n_rows=4, fingerprints=ROWS.fingerprints + "000000000004")
+    assert earlier_asks([ROWS], more, FIRST) == (FIRST, SECOND)
+
+
+def test_rows_that_guarantee_nothing_any_more_are_refused() -> None:
+    asks = tuple(Ask(target_risk=0.1, delta=0.25, seed=seed) for seed in range(3))
+    rows = dataclasses.replace(ROWS, asks=asks)
+    with pytest.raises(ConfigError, match=r"got 4 asks of the same rows with a delta of 1 in total.*no ask has used"):
+        earlier_asks([rows], rows, Ask(target_risk=0.1, delta=0.25, seed=3))
+    assert earlier_asks([rows], rows, Ask(target_risk=0.1, delta=0.24, seed=3)) == asks
+
+
+@pytest.mark.parametrize("fingerprints", ["0123", "0" * 13, "x" * 12])
+def test_fingerprints_are_twelve_hex_digits_a_row(fingerprints: str) -> None:
+    with pytest.raises(ConfigError, match="12 hex digits a row"):
+        dataclasses.replace(ROWS, fingerprints=fingerprints)
+
+
+def test_asking_again_until_it_is_proved_errs_more_often_than_one_ask_and_no_more_than_all_together() -> None:
+    asks = [Ask(target_risk=0.299, delta=0.1, seed=seed) for seed in range(5)]
+    n_runs, proved = 400, 0
+    for run in range(n_runs):
+        generator = torch.Generator().manual_seed(run)
+        confidence: ScoreName = "confidence"  # which says nothing: every answer is wrong with probability 0.3
+        stage = Stage({confidence: torch.rand(200, generator=generator)}, torch.rand(200, generator=generator) < 0.3)
+        proved += any(
+            certify(Evidence.gather([stage], seed=ask.seed), target_risk=ask.target_risk, delta=ask.delta).threshold
+            is not None
+            for ask in asks
+        )
+    assert asks[0].delta < proved / n_runs <= total_delta(asks)

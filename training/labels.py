@@ -1,0 +1,127 @@
+"""Which choice the label of a row means.
+
+A row names its right choice in one of these fields:
+
+label         the index, from 0, or the text of a choice. A number (in CSV: digits) is an index, or the text of a choice
+              that is this number. Where the two are different choices, the other rows decide: numbers are indices
+              throughout a data set, or texts. Where those do not decide either, the row is refused.
+label_index   the index, a whole number from 0
+label_text    the text; label_index and label_text come before label, and must agree where a row has both
+answerKey     ARC's hub form: the letter of the right choice, where choices is {"text": [...], "label": [...]}
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Label", "RowError", "read_label", "settle"]
+
+FIELDS = ("label_index", "label_text", "label", "answerKey")
+
+
+class RowError(Exception):
+    """What is wrong with one row, without its place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """The choice that a label is the index of, and the one that it is the text of; None where it is neither."""
+
+    index: int | None
+    text: int | None
+
+
+def read_label(row: Mapping[str, Any], choices: Sequence[str], letters: Sequence[str], *, untyped: bool) -> Label:
+    """Return what the label of a row may mean.
+
+    Args:
+        row: as it was read.
+        choices: its choices.
+        letters: the names of its choices in ARC's form, none elsewhere.
+        untyped: whether numbers read as text, as in CSV.
+
+    Raises:
+        RowError: if the label is missing, or means no choice.
+    """
+    given = {name: row[name] for name in FIELDS if row.get(name) is not None}
+    if not given:
+        raise RowError("got no label, expected the index or the text of the right choice")
+    if "label_index" in given or "label_text" in given:
+        explicit = _explicit(given, choices, untyped=untyped)
+        return Label(explicit, explicit)
+    if "label" in given:
+        return _index_or_text(given["label"], choices, (choices, letters), untyped=untyped)
+    return _index_or_text(given["answerKey"], choices, (letters, choices), untyped=untyped)
+
+
+def settle(labels: Sequence[Label]) -> list[int | None]:
+    """Return the choice that each label of a data set means, None where the other rows do not decide.
+
+    >>> settle([Label(2, 1), Label(0, None)])  # the second is no text, so numbers are indices
+    [2, 0]
+    >>> settle([Label(2, 1), Label(None, 3)])
+    [1, 3]
+    >>> settle([Label(2, 1), Label(1, 1)])
+    [None, 1]
+    """
+    indices = any(label.text is None for label in labels)
+    texts = any(label.index is None for label in labels)
+
+    def meant(label: Label) -> int | None:
+        if label.index is None or label.text is None or label.index == label.text:
+            return label.text if label.index is None else label.index
+        return None if indices == texts else label.index if indices else label.text
+
+    return [meant(label) for label in labels]
+
+
+def _explicit(given: Mapping[str, Any], choices: Sequence[str], *, untyped: bool) -> int:
+    index = text = None
+    if (value := given.get("label_index")) is not None:
+        index = int(value) if untyped and _is_digits(value) else value
+        if not _is_number(index):
+            raise RowError(f"got label_index {value!r:.80}, expected the index of the right choice")
+        _check_range("label_index", index, choices)
+    if (value := given.get("label_text")) is not None:
+        if value not in choices:
+            raise RowError(f"got label_text {value!r:.80}, expected one of {list(choices)!r}")
+        text = choices.index(value)
+    if index is not None and text is not None and index != text:
+        raise RowError(
+            f"got label_index {index}, which is {choices[index]!r}, and label_text {choices[text]!r}; "
+            "expected the same choice, or one of the two"
+        )
+    found = index if index is not None else text
+    assert found is not None  # one of the two was given
+    return found
+
+
+def _index_or_text(value: Any, choices: Sequence[str], namings: Sequence[Sequence[str]], *, untyped: bool) -> Label:
+    """Return what a value may mean: an index if it is a number, and what the first naming that knows it says."""
+    named = next((names.index(str(value)) for names in namings if str(value) in names), None)
+    if isinstance(value, str):
+        if named is not None and not (untyped and _is_digits(value)):
+            return Label(named, named)
+        if not _is_digits(value):
+            expected = list(namings[0] or namings[1])
+            raise RowError(f"got label {value[:80]!r}, expected one of {expected!r} or an index")
+        value = int(value)
+    if not _is_number(value):
+        raise RowError(f"got label {value!r:.80}, expected the index or the text of the right choice")
+    if named is None:
+        _check_range("label", value, choices)
+    return Label(value if 0 <= value < len(choices) else None, named)
+
+
+def _check_range(field: str, index: int, choices: Sequence[str]) -> None:
+    if not 0 <= index < len(choices):
+        raise RowError(f"got {field} {index}, expected an index from 0 to {len(choices) - 1}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_digits(value: Any) -> bool:
+    """Whether a value is text of at most nine digits."""
+    return isinstance(value, str) and value.isdecimal() and len(value) <= 9
