@@ -54,6 +54,15 @@ def _share(part: str, whole: str, by: str, where: str) -> str:
     return f"({some} or 0 * {every}) / {every}"
 
 
+def _told() -> str:
+    """Of the answers under a promise whose outcome was asked for, those whose outcome was reported."""
+    told, asked = (
+        f'sum by (adapter, target_risk) ({metric}{{requested="true",{OF}}})'
+        for metric in ("blora_outcomes_total", "blora_promised_answers_total")
+    )
+    return f"{told} / {asked}"
+
+
 _OURS = "model_failure|non_finite|internal_error|deadline_exceeded"
 
 ROWS: dict[str, tuple[Panel, ...]] = {
@@ -127,6 +136,11 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             ],
         ),
         Panel(
+            "Share of requested outcomes that were reported",
+            "percentunit",
+            [(_told(), "{{adapter}}: {{target_risk}} promised")],
+        ),
+        Panel(
             "Outcomes told",
             "reqps",
             [(_rate("blora_outcomes_total", "adapter, outcome", OF), "{{adapter}}: {{outcome}}")],
@@ -140,6 +154,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
     ),
     "Fleet": (
         Panel("Servers up", "short", [(f'sum(up{{job="blora",{WHERE}}})', "up")], "stat"),
+        Panel("Shared layers run once", "short", [(f"sum(blora_model_runs_in_parts{{{WHERE}}})", "")], "stat"),
         Panel("Builds", "short", [(f"count by (version, revision) (blora_build_info{{{WHERE}}})", "")], "table"),
         Panel("Adapters", "short", [(f"count by (adapter, digest) (blora_adapter_info{{{OF}}})", "")], "table"),
     ),

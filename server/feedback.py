@@ -1,6 +1,10 @@
 """What became of answers: outcomes against the promised risk, and live uncertainty against that of the calibration.
 
 Of a prediction nothing is kept but whose it was, what was promised, and a salted hash of its leading choice.
+
+The alarm assumes that an outcome is reported whether or not the answer was wrong (see `blora.decision.promise`). It
+rests on the outcomes that were asked for, which are those of all answers or of a random sample; outcomes of other
+answers are counted and do not touch it. How many of the requested outcomes are missing can be seen in the metrics.
 """
 
 import hashlib
@@ -23,14 +27,24 @@ class Feedback:
         metrics: that show it.
         registry: whose adapters are watched; what others have said before is of no interest any more.
         ledger: where predictions wait for their outcomes.
+        rate: the share of predictions whose outcome is asked for.
     """
 
-    def __init__(self, metrics: Metrics, registry: Registry, ledger: Ledger) -> None:
+    def __init__(self, metrics: Metrics, registry: Registry, ledger: Ledger, rate: float = 1.0) -> None:
         self._metrics = metrics
         self._registry = registry
         self._ledger = ledger
+        self._rate = rate
         self._promises: dict[tuple[Contents, float], Promise] = {}
         self._windows: dict[Contents, DriftWindow] = {}
+
+    def requested(self, prediction_id: str) -> bool:
+        """Return whether the outcome of a prediction is asked for.
+
+        A hash of the id decides, so that all replicas agree and the answer has no part in it.
+        """
+        digest = hashlib.blake2b(prediction_id.encode(), digest_size=8).digest()
+        return int.from_bytes(digest) < self._rate * 2**64
 
     def predicted(
         self,
@@ -53,7 +67,10 @@ class Feedback:
         if self._registry.get(handle.name) is not handle:
             return
         adapter, salt = Contents(handle.name, handle.digest), secrets.token_bytes(16)
-        self._ledger.remember(prediction_id, Entry(adapter, salt, _hash(leader, salt), target_risk))
+        requested = self.requested(prediction_id)
+        self._ledger.remember(prediction_id, Entry(adapter, salt, _hash(leader, salt), target_risk, requested))
+        if target_risk is not None:
+            self._metrics.promised(handle.name, target_risk, requested=requested)
         if handle.calibration is not None and predictive_entropy is not None:
             window = self._windows.setdefault(adapter, DriftWindow(handle.calibration.entropy))
             window.add(predictive_entropy)
@@ -85,9 +102,12 @@ class Feedback:
         correct = hashed == entry.leader
         # The adapter may have been replaced in the meantime.
         if tally is not None and entry.target_risk is not None and self._served(entry.adapter):
-            promise = self._promises.setdefault((entry.adapter, entry.target_risk), Promise(entry.target_risk))
-            promise.observe(tally.n_outcomes, tally.n_wrong)
-            self._metrics.outcome(entry.adapter.name, promise, correct=correct)
+            name, target_risk = entry.adapter.name, entry.target_risk
+            self._metrics.outcome(name, target_risk, correct=correct, requested=entry.requested)
+            if entry.requested:
+                promise = self._promises.setdefault((entry.adapter, target_risk), Promise(target_risk))
+                promise.observe(tally.n_outcomes, tally.n_wrong)
+                self._metrics.held_against(name, promise)
         return correct
 
     def forget(self, handle: AdapterHandle) -> None:

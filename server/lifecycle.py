@@ -134,13 +134,14 @@ class Service:
     async def _load(self) -> None:
         try:
             loaded = await self._engine.load()
+            self.metrics.model_loaded(loaded.model)
             watching = self.settings.adapter_root if self.settings.adapter_poll_s else None
             registry = Registry(loaded.adapters, self.settings.default_adapter, may_come=watching is not None)
             for handle in registry:
                 check_draws(handle, self.settings.n_samples_cap)
                 self.metrics.adapter_loaded(handle)
             self._ledger = _ledger(self.settings)
-            feedback = Feedback(self.metrics, registry, self._ledger)
+            feedback = Feedback(self.metrics, registry, self._ledger, self.settings.feedback_rate)
             predictor = Predictor(
                 model=loaded.model,
                 registry=registry,

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from blora.decision.promise import Promise
 from blora.decision.uncertainty import Prediction
 from blora.server.build import Build
+from blora.server.engines.protocol import ModelInfo
 from blora.server.errors import ServerError
 from blora.server.registry import AdapterHandle
 
@@ -124,34 +125,48 @@ class Metrics:
             ["adapter"],
             registry=registry,
         )
+        self._promised = Counter(
+            "blora_promised_answers_total",
+            "Answers given under a promised risk, by whether their outcome was asked for.",
+            ["adapter", "target_risk", "requested"],
+            registry=registry,
+        )
         self._outcomes = Counter(
             "blora_outcomes_total",
-            "Answers of which the outcome was told, by the risk that was promised of them.",
-            ["adapter", "target_risk", "outcome"],
+            "Answers given under a promised risk whose outcome was reported, by whether it was asked for.",
+            ["adapter", "target_risk", "outcome", "requested"],
             registry=registry,
         )
         self._realised_risk = Gauge(
             "blora_realised_risk",
-            "Share of wrong answers among those of which the outcome was told.",
+            "Share of wrong answers among those whose outcome was asked for and reported.",
             ["adapter", "target_risk"],
             registry=registry,
         )
         self._risk_bound = Gauge(
             "blora_realised_risk_lower_bound",
-            "A risk that the true one exceeds, at all times together with probability 0.95.",
+            "A risk that the true one exceeds, at all times together with probability 0.95, if outcomes are reported "
+            "whether or not the answer was wrong.",
             ["adapter", "target_risk"],
             registry=registry,
         )
         self._promise_broken = Gauge(
             "blora_promise_broken",
-            "1 once outcomes contradict the promised risk, which a kept promise is spared with probability 0.95.",
+            "1 once outcomes contradict the promised risk, which a kept promise is spared with probability 0.95, if "
+            "outcomes are reported whether or not the answer was wrong.",
             ["adapter", "target_risk"],
+            registry=registry,
+        )
+        self._in_parts = Gauge(
+            "blora_model_runs_in_parts",
+            "1 where layers that draws share run once a question, 0 where every layer runs for every draw; see /info.",
             registry=registry,
         )
         self._served: set[str] = set()
         self._by_adapter = (
             *(self._requests, self._abstentions, self._non_finite, self._adapter_info),
-            *(self._drift, self._outcomes, self._realised_risk, self._risk_bound, self._promise_broken),
+            *(self._drift, self._promised, self._outcomes),
+            *(self._realised_risk, self._risk_bound, self._promise_broken),
             *(self._confidence, self._predictive_entropy, self._mutual_information),
         )
         Gauge(
@@ -164,6 +179,10 @@ class Metrics:
     def render(self) -> bytes:
         """Everything, in Prometheus' text format."""
         return generate_latest(self._registry)
+
+    def model_loaded(self, model: ModelInfo) -> None:
+        """Show how the base model runs."""
+        self._in_parts.set(model.runs_whole_because is None)
 
     def adapter_loaded(self, handle: AdapterHandle) -> None:
         """It is served from now on."""
@@ -200,11 +219,21 @@ class Metrics:
         if adapter in self._served:
             self._drift.labels(adapter).set(index)
 
-    def outcome(self, adapter: str, promise: Promise, *, correct: bool) -> None:
-        """The outcome of an answer was told, and is part of the promise already."""
+    def promised(self, adapter: str, target_risk: float, *, requested: bool) -> None:
+        """Count an answer given under a promise, whose outcome was asked for or not."""
+        if adapter in self._served:
+            self._promised.labels(adapter, f"{target_risk:g}", str(requested).lower()).inc()
+
+    def outcome(self, adapter: str, target_risk: float, *, correct: bool, requested: bool) -> None:
+        """Count the reported outcome of an answer under a promise."""
+        if adapter in self._served:
+            outcome = "correct" if correct else "wrong"
+            self._outcomes.labels(adapter, f"{target_risk:g}", outcome, str(requested).lower()).inc()
+
+    def held_against(self, adapter: str, promise: Promise) -> None:
+        """Show what the outcomes so far say of a promise."""
         if adapter in self._served:
             labels = adapter, f"{promise.target_risk:g}"
-            self._outcomes.labels(*labels, "correct" if correct else "wrong").inc()
             self._realised_risk.labels(*labels).set(promise.realised_risk or 0.0)
             self._risk_bound.labels(*labels).set(promise.lower_bound)
             self._promise_broken.labels(*labels).set(promise.broken)

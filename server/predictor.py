@@ -167,6 +167,10 @@ class Predictor:
             target_risk=in_force.target_risk if in_force is not None and not decision.abstained else None,
             predictive_entropy=prediction.predictive_entropy if likely is not None else None,
         )
+        if handle.not_calibrated:
+            response = response.model_copy(update={"warnings": ["not_calibrated"]})
+        if self._settings.feedback_rate < 1:
+            response = response.model_copy(update={"feedback_requested": self.feedback.requested(response.id)})
         if question.return_samples:
             return response.model_copy(update={"samples": done.result.tolist()})
         return response

@@ -34,6 +34,7 @@ class AdapterHandle:
         posterior: where fresh draws come from.
         created: Unix time of loading, in seconds.
         calibration: what was proved about it as it is served, if anything was.
+        not_calibrated: whether there is a calibration that does not hold for it as it is served.
     """
 
     name: str
@@ -44,6 +45,7 @@ class AdapterHandle:
     posterior: Posterior
     created: int
     calibration: Calibration | None = None
+    not_calibrated: bool = False
 
 
 class Registry:

@@ -30,6 +30,7 @@ class Settings(BaseSettings):
         extra="forbid",
         frozen=True,
         cli_kebab_case=True,
+        cli_implicit_flags=True,
         cli_prog_name="blora serve",
         allow_inf_nan=False,
     )
@@ -41,6 +42,10 @@ class Settings(BaseSettings):
     )
     device: str = Field("auto", description="Device of the base model: auto, cpu, cuda, cuda:1.")
     dtype: str = Field("auto", description="Precision of the base model: auto, float32, bfloat16, float16.")
+    allow_uncalibrated: bool = Field(
+        False,
+        description="Serve adapters whose calibration is for another dtype or other contents, and mark every answer.",
+    )
     engine: Literal["torch", "vllm"] = Field(
         "torch", description="What computes: torch in this process, or a vLLM elsewhere."
     )
@@ -90,6 +95,12 @@ class Settings(BaseSettings):
         100000, description="Most predictions that wait for POST /v1/feedback; the oldest are forgotten first.", ge=1
     )
 
+    feedback_rate: float = Field(
+        1.0,
+        description="Share of answers whose outcome is asked for, drawn at random; below 1 each answer says whether.",
+        ge=0,
+        le=1,
+    )
     feedback_redis: str | None = Field(
         None,
         description="Address of a Redis in which all replicas keep predictions, as redis://HOST:6379/0; without it "

@@ -1,6 +1,7 @@
 """What every engine does: with a job's draws, and before an adapter or a model is served."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,13 +12,13 @@ from torch import Tensor
 
 from blora.adapter import Adapter
 from blora.base_model import BaseModel
-from blora.calibration_file import for_serving
+from blora.calibration_file import for_serving, read
 from blora.config import SamplingConfig
 from blora.decision.abstention import Policy
 from blora.decision.certificate import Binding
 from blora.decision.recalibration import temper
 from blora.decision.stopping import settled
-from blora.errors import ConfigError, NumericalError
+from blora.errors import ConfigError, NotCalibratedError, NumericalError
 from blora.posterior.bank import SampleBank
 from blora.server.engines.protocol import Job, ModelInfo
 from blora.server.registry import AdapterHandle
@@ -33,6 +34,8 @@ __all__ = [
     "model_of",
     "probabilities",
 ]
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -56,8 +59,8 @@ def check_adapters(settings: Settings) -> None:
         raise ConfigError("got no adapters, expected at least one: pass --adapters NAME=PATH")
 
 
-def model_of(base: BaseModel, *, device: str, dtype: str, max_length: int) -> ModelInfo:
-    """What answers say of the base model, computed there and so, for rows of so many positions."""
+def model_of(base: BaseModel, *, device: str, dtype: str, max_length: int, runs_whole_because: str | None) -> ModelInfo:
+    """Return the description of a base model as an engine runs it; see `ModelInfo`."""
     return ModelInfo(
         name=base.name,
         id=base.ref.id,
@@ -66,6 +69,7 @@ def model_of(base: BaseModel, *, device: str, dtype: str, max_length: int) -> Mo
         device=device,
         dtype=dtype,
         max_length=max_length,
+        runs_whole_because=runs_whole_because,
     )
 
 
@@ -99,27 +103,42 @@ def probabilities(job: Job, log_probs: Tensor, where: str) -> Tensor:
     return probs
 
 
-def handle_of(adapter: Adapter, *, device: torch.device, dtype: str) -> AdapterHandle:
-    """The adapter with its bank and its calibration.
+def handle_of(adapter: Adapter, *, device: torch.device, dtype: str, allow_uncalibrated: bool) -> AdapterHandle:
+    """Return the adapter with its bank and its calibration.
 
     Args:
         adapter: as loaded.
         device: where the bank lies.
         dtype: what a calibration has to be bound to.
+        allow_uncalibrated: whether to serve an adapter without its calibration where that is for another dtype or for
+            earlier contents. Thresholds of another dtype still decide, but nothing is proved of them.
 
     Raises:
-        AdapterError: if it has been calibrated, but not for being served like this.
+        NotCalibratedError: if an adapter has been calibrated, but not for being served like this, unless allowed.
+        AdapterError: if the calibration cannot be read.
     """
-    sampling, policy = adapter.config.sampling, adapter.config.policy
-    calibration = for_serving(adapter.path, Binding.of(adapter.config, adapter_digest=adapter.digest, dtype=dtype))
+    sampling, thresholds = adapter.config.sampling, adapter.config.policy
+    policy = Policy.from_mapping(thresholds) if thresholds else None
+    binding = Binding.of(adapter.config, adapter_digest=adapter.digest, dtype=dtype)
+    calibration, not_calibrated = None, False
+    try:
+        calibration = for_serving(adapter.path, binding)
+    except NotCalibratedError as exc:
+        if not allow_uncalibrated:
+            raise
+        logger.warning("Adapter %s is served without a calibration: %s", adapter.name, exc)
+        not_calibrated = True
+        others = [entry for entry in read(adapter.path) if entry.binding.adapter_digest == adapter.digest]
+        policy = next((entry.default_level.policy() for entry in others), policy)
     bank = SampleBank.draw(adapter.posterior, adapter.digest, sampling.n_samples, sampling.seed)
     return AdapterHandle(
         name=adapter.name,
         digest=adapter.digest,
         config=adapter.config,
-        policy=Policy.from_mapping(policy) if policy else None,
+        policy=policy,
         bank=SampleBank(bank.digest, bank.seed, bank.draws.to(device)),
         posterior=adapter.posterior,
         created=int(time.time()),
         calibration=calibration,
+        not_calibrated=not_calibrated,
     )

@@ -24,6 +24,7 @@ class ModelInfo:
         id: where it came from, with its revision if that has one.
         fingerprint: of its weights.
         max_length: the most positions that a row may have.
+        runs_whole_because: why every layer is computed for every draw; None where shared layers run once a question.
     """
 
     name: str
@@ -33,6 +34,7 @@ class ModelInfo:
     device: str
     dtype: str
     max_length: int
+    runs_whole_because: str | None
 
 
 @dataclass(frozen=True, slots=True)

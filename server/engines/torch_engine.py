@@ -14,13 +14,14 @@ from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
 from blora.adapter import attach, load_adapter
-from blora.base_model import BaseModel, load_base_model
+from blora.base_model import BaseModel, load_base_model, pick_device
 from blora.config import ScoringName
 from blora.decision.stopping import looks
+from blora.inference.architecture import check_packing
 from blora.inference.branches import Branches
+from blora.inference.fork import why_whole
 from blora.inference.packing import PackedRow, pack
 from blora.inference.prefix import Prefix
-from blora.inference.scoring import check_packing
 from blora.posterior.bank import SampleBank
 from blora.posterior.draws import Draws
 from blora.server.engines.jobs import (
@@ -33,6 +34,7 @@ from blora.server.engines.jobs import (
     model_of,
     probabilities,
 )
+from blora.server.engines.precision import pick_dtype
 from blora.server.engines.prefixes import Prefixes
 from blora.server.engines.protocol import Job, Loaded, Row
 from blora.server.registry import AdapterHandle
@@ -129,21 +131,30 @@ class TorchEngine:
         disable_progress_bar()
         settings = self._settings
         check_adapters(settings)
-        base = load_base_model(settings.base_model, device=settings.device, dtype=settings.dtype)
+        device = pick_device(settings.device)
+        base = load_base_model(settings.base_model, device=str(device), dtype=pick_dtype(settings, device))
         check_packing(base)
         self._base = base
         self._prefixes = Prefixes(
             base.model, max_bytes=settings.prefix_cache_mib * 2**20, max_batch_tokens=settings.max_batch_tokens
         )
         adapters = tuple(self._load_adapter(source.path, source.name) for source in settings.adapter_sources)
-        model = model_of(base, device=str(base.device), dtype=_dtype(base), max_length=base.max_length)
+        model = model_of(
+            base,
+            device=str(base.device),
+            dtype=base.dtype_name,
+            max_length=base.max_length,
+            runs_whole_because=why_whole(base.model),
+        )
         return Loaded(model=model, adapters=adapters)
 
     def _load_adapter(self, path: Path, name: str | None) -> AdapterHandle:
         base = self._loaded_base()
         adapter = load_adapter(path, base, name=name)
         attach(base, adapter)
-        handle = handle_of(adapter, device=base.device, dtype=_dtype(base))
+        handle = handle_of(
+            adapter, device=base.device, dtype=base.dtype_name, allow_uncalibrated=self._settings.allow_uncalibrated
+        )
         self._probe(handle)
         self._loaded_prefixes().serve(handle.digest)
         self._handles.append(handle)
@@ -222,10 +233,6 @@ class TorchEngine:
 def _key(job: Job) -> tuple[str, int | None]:
     """What jobs of as many draws share that share their draws."""
     return job.handle.digest, job.seed
-
-
-def _dtype(base: BaseModel) -> str:
-    return str(base.dtype).removeprefix("torch.")
 
 
 def _draws(base: BaseModel, job: Job) -> Draws:

@@ -90,7 +90,13 @@ class VllmEngine:
         except VllmError as exc:
             raise ConfigError(str(exc)) from exc
         adapters = [await self._load(source.path, source.name) for source in settings.adapter_sources]
-        model = model_of(base, device="vllm", dtype=DTYPE, max_length=self._max_length)
+        model = model_of(
+            base,
+            device="vllm",
+            dtype=DTYPE,
+            max_length=self._max_length,
+            runs_whole_because="vLLM runs every layer for every draw",
+        )
         return Loaded(model=model, adapters=tuple(adapters))
 
     async def pack(
@@ -167,7 +173,14 @@ class VllmEngine:
     async def _load(self, path: Path, name: str | None) -> AdapterHandle:
         base = self._loaded_base()
         adapter = await in_thread(self._working, partial(load_adapter, path, base, name=name))
-        handle = await in_thread(self._working, partial(handle_of, adapter, device=base.device, dtype=DTYPE))
+        making = partial(
+            handle_of,
+            adapter,
+            device=base.device,
+            dtype=DTYPE,
+            allow_uncalibrated=self._settings.allow_uncalibrated,
+        )
+        handle = await in_thread(self._working, making)
         try:
             await in_thread(self._working, partial(self._export, adapter, handle.bank.n_samples))
             for s in range(handle.bank.n_samples):

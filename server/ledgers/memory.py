@@ -18,7 +18,7 @@ class MemoryLedger:
         self._capacity = capacity
         self._waiting: OrderedDict[str, Entry] = OrderedDict()
         self._labels: dict[str, bytes] = {}
-        self._outcomes: Counter[tuple[Contents, float, bool]] = Counter()
+        self._outcomes: Counter[tuple[Contents, float, bool, bool]] = Counter()
 
     def remember(self, prediction_id: str, entry: Entry) -> None:
         """See Ledger."""
@@ -38,8 +38,9 @@ class MemoryLedger:
         self._labels[prediction_id] = label
         if entry.target_risk is None:
             return label, None
-        self._outcomes[entry.adapter, entry.target_risk, label != entry.leader] += 1
-        n_wrong, n_right = (self._outcomes[entry.adapter, entry.target_risk, wrong] for wrong in (True, False))
+        key = entry.adapter, entry.target_risk, entry.requested
+        self._outcomes[*key, label != entry.leader] += 1
+        n_wrong, n_right = (self._outcomes[*key, wrong] for wrong in (True, False))
         return label, Tally(n_wrong + n_right, n_wrong)
 
     def forget(self, adapter: Contents) -> None:

@@ -22,16 +22,18 @@ class Entry:
         salt: of its hashes.
         leader: salted hash of its leading choice.
         target_risk: what was promised of it; None where it was withheld, or nothing was proved.
+        requested: whether its outcome was asked for.
     """
 
     adapter: Contents
     salt: bytes
     leader: bytes
     target_risk: float | None
+    requested: bool = True
 
 
 class Tally(NamedTuple):
-    """Outcomes of answers with one promise."""
+    """Outcomes of answers with one promise: those that were asked for, or those that were not."""
 
     n_outcomes: int
     n_wrong: int
@@ -59,8 +61,8 @@ class Ledger(Protocol):
             label: salted hash of the outcome.
 
         Returns:
-            The label that counts, which is the first; and all outcomes so far of answers with the same promise, if this
-            one was the first and something was promised.
+            The label that counts, which is the first; and the tally that holds this outcome, if this label was the
+            first and something was promised.
 
         Raises:
             FeedbackUnavailableError: if the ledger cannot be written to.

@@ -42,8 +42,9 @@ class RedisLedger:
     """See Ledger.
 
     Keys are blora:prediction:ID, a hash that expires, and blora:outcomes:NAME:DIGEST:RISK, two counts that expire once
-    nothing has been counted for as long. Answers never wait for Redis: a prediction that cannot be written is not
-    remembered, and the log says so.
+    nothing has been counted for as long; outcomes that were not asked for have counts of their own, whose key ends in
+    :volunteered. Answers never wait for Redis: a prediction that cannot be written is not remembered, and the log says
+    so.
 
     Args:
         url: redis://HOST:PORT/NUMBER.
@@ -78,23 +79,28 @@ class RedisLedger:
         key = _prediction(prediction_id)
         try:
             async with self._redis.pipeline() as pipe:
-                await pipe.hset(key, "entry", contents).expire(key, self._keep_s).execute()
+                fields = {"entry": contents, "requested": int(entry.requested)}
+                await pipe.hset(key, mapping=fields).expire(key, self._keep_s).execute()
         except RedisError as exc:
             logger.warning("Redis failed (%s): a prediction is not remembered for feedback", type(exc).__name__)
 
     async def find(self, prediction_id: str) -> Entry | None:
         """See Ledger."""
-        found = await _tried(self._redis.hget(_prediction(prediction_id), "entry"))
+        found, requested = await _tried(self._redis.hmget(_prediction(prediction_id), "entry", "requested"))
         if found is None:
             return None
         name, digest, salt, leader, target_risk = json.loads(found)
-        return Entry(Contents(name, digest), bytes.fromhex(salt), bytes.fromhex(leader), target_risk)
+        # An earlier version wrote no such field, and asked for every outcome.
+        asked_for = requested != b"0"
+        return Entry(Contents(name, digest), bytes.fromhex(salt), bytes.fromhex(leader), target_risk, asked_for)
 
     async def settle(self, prediction_id: str, entry: Entry, label: bytes) -> tuple[bytes, Tally | None]:
         """See Ledger."""
         keys = [_prediction(prediction_id)]
         if entry.target_risk is not None:
-            keys.append(f"blora:outcomes:{entry.adapter.name}:{entry.adapter.digest}:{entry.target_risk:g}")
+            volunteered = "" if entry.requested else ":volunteered"
+            name, digest = entry.adapter
+            keys.append(f"blora:outcomes:{name}:{digest}:{entry.target_risk:g}{volunteered}")
         wrong = int(label != entry.leader)
         first, *counts = await _tried(self._redis.eval(_SETTLE, len(keys), *keys, label, wrong, self._keep_s))
         return first, Tally(*map(int, counts)) if counts else None

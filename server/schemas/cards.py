@@ -28,8 +28,9 @@ class AdapterCard(Response):
     )
     policy: PolicyInForce | None = Field(description="Decides on requests that bring no policy.")
     calibration: Calibration | None = Field(
-        description="What was proved on rows that it had not seen: the levels by target_risk, quantiles of prediction "
-        "sets, reliability bins and the risk-coverage curve; null where it is not calibrated."
+        description="What was proved on rows that it had not seen: the levels by target_risk, each with probability "
+        "1 - delta over the draw of the rows, where delta is the sum over all asks of these rows; quantiles of "
+        "prediction sets, reliability bins and the risk-coverage curve; null where it is not calibrated."
     )
 
 

@@ -59,6 +59,10 @@ class ModelDescription(Response):
     device: str
     dtype: str
     max_length: int
+    runs_whole_because: str | None = Field(
+        description="Why every layer is computed for every draw, which costs several times as much; null where layers "
+        "that draws share run once a question."
+    )
 
 
 class Limits(Response):

@@ -36,6 +36,7 @@ def handle(
     stop_error: float | None = None,
     policy: Policy | None = None,
     calibration: Calibration | None = None,
+    not_calibrated: bool = False,
 ) -> AdapterHandle:
     """A handle without weights: the fake engine needs none."""
     config = AdapterConfig(
@@ -48,7 +49,7 @@ def handle(
         training={"command": "blora train --data /home/me", "settings": {"epochs": 4}, "validation": {"nll": 0.5}},
     )
     nothing: Any = None
-    return AdapterHandle(name, digest, config, policy, nothing, nothing, 1_700_000_000, calibration)
+    return AdapterHandle(name, digest, config, policy, nothing, nothing, 1_700_000_000, calibration, not_calibrated)
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ class FakeEngine:
         handle("open", OPEN_DIGEST),
     )
     fresh_draws: bool = True
+    runs_whole_because: str | None = None
     load_error: Exception | None = None
     broken: bool = False
     batches: list[list[str]] = field(default_factory=list)
@@ -127,6 +129,7 @@ class FakeEngine:
             device="cpu",
             dtype="float64",
             max_length=1000,
+            runs_whole_because=self.runs_whole_because,
         )
         return Loaded(model, self.handles)
 

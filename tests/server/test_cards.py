@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from blora.decision.abstention import Policy
+from blora.decision.asks import Ask
 from blora.server.cards import adapter_card
 from tests.server.calibrations import calibration
 from tests.server.fakes import CHOICES, OPEN_DIGEST, TRIAGE_DIGEST, FakeEngine, Running, handle, running
@@ -47,6 +48,16 @@ async def test_a_card_says_how_the_adapter_was_made_and_what_was_proved() -> Non
             2,
             3,
         )
+
+
+async def test_a_card_states_the_delta_of_all_asks_of_the_rows() -> None:
+    asks = tuple(Ask(target_risk=target, delta=0.05, seed=0) for target in (0.01, 0.02, 0.05))
+    proved = dataclasses.replace(calibration(TRIAGE_DIGEST), delta=0.15, asks=asks)
+    engine = FakeEngine(handles=(handle("triage", TRIAGE_DIGEST, choices=CHOICES, calibration=proved),))
+    async with running(engine) as server:
+        told = (await card(server, "triage"))["calibration"]
+        assert told["delta"] == 0.15
+        assert [ask["target_risk"] for ask in told["asks"]] == [0.01, 0.02, 0.05]
 
 
 async def test_an_adapter_that_is_not_calibrated_has_its_owners_policy() -> None:

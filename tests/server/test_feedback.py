@@ -156,6 +156,57 @@ async def test_a_kept_one_is_silent_for_twenty_thousand(watched: Running) -> Non
     assert 0.04 < await watched.metric("blora_realised_risk", **TARGET) < 0.05
 
 
+async def test_of_answers_under_a_promise_the_share_whose_outcome_was_told_is_shown(watched: Running) -> None:
+    asked = [await ask(watched, prompt) for prompt in ("p=0.95", "p=0.95", "p=0.95", "p=0.95", "p=0.7")]
+    await tell(watched, asked[0]["id"], "billing")
+    await tell(watched, asked[4]["id"], "billing")  # withheld, so nothing was promised of it
+    assert await watched.metric("blora_promised_answers_total", **TARGET, requested="true") == 4
+    assert await watched.metric("blora_outcomes_total", **TARGET, requested="true", outcome="correct") == 1
+    assert "feedback_requested" not in asked[0]
+
+
+async def volunteered(risk: float, rate: float, seed: int) -> bool:
+    """Whether the alarm rang: requested outcomes are all told, of the others nine wrong ones in ten, one right in ten."""
+    chance = random.Random(seed)
+    async with running(FakeEngine(handles=(CALIBRATED,)), feedback_rate=rate) as server:
+        feedback = server.app.state.service.predictor().feedback
+        for k in range(1500):
+            prediction_id, wrong = f"pred_{seed}_{k}", chance.random() < risk
+            feedback.predicted(CALIBRATED, prediction_id, "a", target_risk=0.05, predictive_entropy=None)
+            if feedback.requested(prediction_id) or chance.random() < (0.9 if wrong else 0.1):
+                await feedback.told(prediction_id, "b" if wrong else "a")
+        assert await server.metric("blora_outcomes_total", **TARGET, requested="false", outcome="wrong") > 20
+        return bool(await server.metric("blora_promise_broken", **TARGET))
+
+
+async def test_complaints_do_not_ring_the_alarm_where_a_random_sample_is_told_in_full() -> None:
+    kept = [await volunteered(risk=0.03, rate=0.2, seed=seed) for seed in range(20)]
+    assert sum(kept) <= 1
+    broken = [await volunteered(risk=0.15, rate=0.2, seed=seed) for seed in range(20)]
+    assert sum(broken) >= 19
+
+
+async def test_an_answer_says_whether_its_outcome_is_asked_for() -> None:
+    async with running(FakeEngine(handles=(CALIBRATED,)), feedback_rate=0.3) as server:
+        body = {"inputs": [{"prompt": "p=0.95"}] * 200}
+        answers = (await server.client.post("/v1/predict", json=body)).json()["predictions"]
+        requested = [answer["feedback_requested"] for answer in answers]
+        assert 30 <= sum(requested) <= 90
+        for answer in answers:
+            assert (await tell(server, answer["id"], "billing")).json() == {"correct": True}
+        for asked_for, count in (("true", sum(requested)), ("false", 200 - sum(requested))):
+            assert await server.metric("blora_promised_answers_total", **TARGET, requested=asked_for) == count
+            assert await server.metric("blora_outcomes_total", **TARGET, requested=asked_for) == count
+
+
+async def test_outcomes_that_nobody_asked_for_are_no_evidence() -> None:
+    async with running(FakeEngine(handles=(CALIBRATED,)), feedback_rate=0) as server:
+        for _ in range(20):
+            assert (await tell(server, (await ask(server))["id"], "sales")).json() == {"correct": False}
+        assert await server.metric("blora_outcomes_total", **TARGET, requested="false", outcome="wrong") == 20
+        assert "blora_promise_broken{" not in (await server.client.get("/metrics")).text
+
+
 async def test_drift_shows_once_questions_change(watched: Running) -> None:
     assert "blora_uncertainty_drift{" not in (await watched.client.get("/metrics")).text
     chance = random.Random(0)

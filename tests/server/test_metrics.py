@@ -5,14 +5,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from blora.server.build import Build
 from blora.server.metrics import Metrics
-from tests.server.fakes import OPEN_DIGEST, TRIAGE_DIGEST, Running
+from tests.server.fakes import OPEN_DIGEST, TRIAGE_DIGEST, FakeEngine, Running, running
 
 NAMES = {
     "blora_requests", "blora_abstentions", "blora_non_finite", "blora_dropped", "blora_request_seconds",
     "blora_queue_seconds", "blora_forward_seconds", "blora_batch_rows", "blora_batch_tokens",
     "blora_samples_per_request", "blora_confidence", "blora_predictive_entropy_nats",
-    "blora_mutual_information_nats", "blora_queue_depth", "blora_adapter_info", "blora_build_info",
-    "blora_uncertainty_drift", "blora_outcomes", "blora_realised_risk", "blora_realised_risk_lower_bound",
+    "blora_mutual_information_nats", "blora_queue_depth", "blora_model_runs_in_parts", "blora_adapter_info", "blora_build_info",
+    "blora_uncertainty_drift", "blora_promised_answers", "blora_outcomes", "blora_realised_risk", "blora_realised_risk_lower_bound",
     "blora_promise_broken",
 }  # fmt: skip
 LABELS = {"adapter", "outcome", "reason", "digest", "version", "revision", "le"}
@@ -25,6 +25,13 @@ async def test_the_names_are_those_of_the_contract(server: Running) -> None:
     assert {family.name.removesuffix("_created") for family in families} == NAMES
     assert all(sample.labels.keys() <= LABELS for family in families for sample in family.samples)
     assert all(family.documentation for family in families if not family.name.endswith("_created"))
+
+
+@pytest.mark.parametrize("reason", [None, "parts move the logits"])
+async def test_a_model_that_runs_whole_is_told_by_info_and_a_metric(reason: str | None) -> None:
+    async with running(FakeEngine(runs_whole_because=reason)) as server:
+        assert await server.metric("blora_model_runs_in_parts") == (reason is None)
+        assert (await server.client.get("/info")).json()["model"]["runs_whole_because"] == reason
 
 
 async def test_outcomes_are_counted(server: Running) -> None:

@@ -206,3 +206,18 @@ async def test_a_full_queue_gives_429_and_stays_alive(engine: FakeEngine) -> Non
             assert (await server.client.get(path)).status_code == 200
         engine.gate.set()
         await asyncio.gather(first, *waiting)
+
+
+async def test_answers_of_an_adapter_whose_calibration_does_not_hold_say_so() -> None:
+    policy = Policy(min_confidence=0.8)
+    adapters = (
+        handle("triage", TRIAGE_DIGEST, choices=CHOICES, policy=policy, not_calibrated=True),
+        handle("open", OPEN_DIGEST),
+    )
+    async with running(FakeEngine(adapters)) as server:
+        for prompt, answer in (("p=0.9 x", CHOICES[0]), ("p=0.7 x", None)):
+            body = (await server.client.post("/v1/predict", json={"prompt": prompt, "adapter": "triage"})).json()
+            assert (body["answer"], body["warnings"]) == (answer, ["not_calibrated"])
+            assert "target_risk" not in body["policy"]
+        other = {"prompt": "p=0.9 x", "adapter": "open", "choices": list(CHOICES)}
+        assert "warnings" not in (await server.client.post("/v1/predict", json=other)).json()

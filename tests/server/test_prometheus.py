@@ -46,7 +46,7 @@ def test_its_alerts_are_loaded_and_silent(prometheus: str, server: Server) -> No
     query(prometheus, "blora_build_info")
     [group] = httpx.get(f"{prometheus}/api/v1/rules").json()["data"]["groups"]
     assert {rule["health"] for rule in group["rules"]} <= {"ok", "unknown"}
-    assert len(group["rules"]) == 6
+    assert len(group["rules"]) == 7
     assert httpx.get(f"{prometheus}/api/v1/alerts").json()["data"]["alerts"] == []
 
 

@@ -114,6 +114,29 @@ async def test_a_promise_broken_a_little_everywhere_is_noticed(store: Store) -> 
         assert max(broken) == 1
 
 
+async def test_outcomes_that_nobody_asked_for_are_counted_apart(store: Store) -> None:
+    async with replica(store, feedback_rate=0.5) as one, replica(store, feedback_rate=0.5) as other:
+        for k in range(30):
+            asked, told = (one, other) if k % 2 else (other, one)
+            answer = await ask(asked)
+            await settled(told, answer["id"], "billing" if answer["feedback_requested"] else "sales")
+        assert [await server.metric("blora_realised_risk", **TARGET) for server in (one, other)] == [0, 0]
+        counts = [key for key in store.expiries() if key.startswith("blora:outcomes:")]
+        assert sorted(key.endswith(":volunteered") for key in counts) == [False, True]
+
+
+async def test_a_prediction_that_an_earlier_version_wrote_counts_as_asked_for(store: Store) -> None:
+    async with replica(store, feedback_rate=0.0) as server:
+        answer = await ask(server)
+        key = f"blora:prediction:{answer['id']}"
+        while key not in store.expiries():
+            await asyncio.sleep(0.01)
+        with Redis.from_url(store.url) as client:
+            client.hdel(key, "requested")
+        await settled(server, answer["id"], "sales")
+        assert await server.metric("blora_realised_risk", **TARGET) == 1
+
+
 async def test_counts_outlive_a_restart_of_the_server(store: Store) -> None:
     for expected in (1.0, 0.5):
         async with replica(store) as server:

@@ -25,6 +25,8 @@ def test_every_setting_is_documented_with_its_default(name: str) -> None:
     value = getattr(Settings(), name)
     if value in (None, ()):
         assert default == "none"
+    elif isinstance(value, bool):
+        assert default == str(value).lower()
     elif isinstance(value, float):
         assert float(default) == value
     else:

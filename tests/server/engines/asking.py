@@ -1,5 +1,6 @@
 """A tiny model with two adapters on disk, an engine that serves them, and what it answers."""
 
+import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 
 from blora.adapter import save_adapter
 from blora.base_model import load_base_model
+from blora.calibration_file import store
 from blora.config import AdapterConfig, PosteriorConfig, PromptConfig, SamplingConfig
 from blora.posterior.posterior import Posterior
 from blora.server.engines.protocol import Job, Loaded, Stop
@@ -16,6 +18,7 @@ from blora.server.engines.torch_engine import TorchEngine
 from blora.server.registry import AdapterHandle
 from blora.server.settings import Settings
 from tests.scenarios import adapted_modules
+from tests.server.calibrations import calibration
 
 CHOICES = ("billing", "technical", "account")
 QUESTIONS = ("why", "a much longer question than the other one", "where is my money?", "q")
@@ -54,6 +57,16 @@ async def loaded(chosen: Settings) -> AsyncIterator[tuple[TorchEngine, Loaded]]:
         yield engine, await engine.load()
     finally:
         await engine.close()
+
+
+async def calibrated(folder: Path, **changes: Any) -> str:
+    """Write a calibration of adapter `one` as it is served, but for changes of what it is bound to; its digest."""
+    async with loaded(settings(folder, "one")) as (_, state):
+        digest = state.adapters[0].digest
+    bound = {"adapter_digest": digest, "dtype": "float32", "n_samples": 4, "seed": 7, **changes}
+    made = calibration(bound["adapter_digest"])
+    store(folder / "one", dataclasses.replace(made, binding=dataclasses.replace(made.binding, **bound)))
+    return digest
 
 
 class Asking:

@@ -1,10 +1,11 @@
 """Two adapters on disk, and an engine that serves them."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from blora.calibration_file import CALIBRATION_FILE
 from tests.scenarios import tiny_model, tiny_tokenizer
 from tests.server.engines.asking import Asking, loaded, settings, write_adapter
 
@@ -24,3 +25,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def asking(folder: Path) -> AsyncIterator[Asking]:
     async with loaded(settings(folder)) as (engine, state):
         yield Asking(engine, state)
+
+
+@pytest.fixture
+def calibratable(folder: Path) -> Iterator[Path]:
+    """The folder of the adapters, whose calibrations are gone after the test."""
+    yield folder
+    (folder / "one" / CALIBRATION_FILE).unlink()

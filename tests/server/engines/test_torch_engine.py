@@ -2,14 +2,12 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from blora.calibration_file import CALIBRATION_FILE, store
 from blora.decision.abstention import Policy
 from blora.decision.stopping import draws_used
 from blora.errors import AdapterError, BloraError, ConfigError, NumericalError, PromptError
@@ -17,8 +15,7 @@ from blora.inference.branches import Branches
 from blora.posterior.bank import SampleBank
 from blora.posterior.draws import Draws, Factors
 from blora.server.engines.protocol import Stop
-from tests.server.calibrations import calibration
-from tests.server.engines.asking import CHOICES, QUESTIONS, Asking, loaded, settings
+from tests.server.engines.asking import CHOICES, QUESTIONS, Asking, calibrated, loaded, settings
 
 
 async def test_loading_tells_what_there_is(folder: Path) -> None:
@@ -214,20 +211,6 @@ async def test_a_name_is_that_of_the_folder_unless_given(folder: Path) -> None:
     chosen = settings(folder).model_copy(update={"adapters": (str(folder / "one"), f"mine={folder / 'two'}")})
     async with loaded(chosen) as (_, state):
         assert [handle.name for handle in state.adapters] == ["one", "mine"]
-
-
-async def calibrated(folder: Path, **changes: Any) -> None:
-    """Writes a calibration of adapter `one` as it is served, but for some changes of what it is bound to."""
-    async with loaded(settings(folder, "one")) as (_, state):
-        bound = {"adapter_digest": state.adapters[0].digest, "dtype": "float32", "n_samples": 4, "seed": 7, **changes}
-    made = calibration(bound["adapter_digest"])
-    store(folder / "one", dataclasses.replace(made, binding=dataclasses.replace(made.binding, **bound)))
-
-
-@pytest.fixture
-def calibratable(folder: Path) -> Iterator[Path]:
-    yield folder
-    (folder / "one" / CALIBRATION_FILE).unlink()
 
 
 async def test_an_adapter_that_comes_later_answers_as_one_that_was_there_from_the_start(

@@ -1,0 +1,37 @@
+"""Choosing the dtype that a server starts in."""
+
+import torch
+
+from blora.base_model import native_dtypes
+from blora.calibration_file import calibrated_dtypes
+from blora.errors import NotCalibratedError
+from blora.server.settings import Settings
+
+__all__ = ["pick_dtype"]
+
+
+def pick_dtype(settings: Settings, device: torch.device) -> str:
+    """Return the dtype that an operator named, or the first of the device's that every named adapter is calibrated for.
+
+    An adapter without any calibration suits every dtype.
+
+    Raises:
+        NotCalibratedError: if there is none and uncalibrated answers are not allowed, naming the dtypes there are.
+    """
+    if settings.dtype != "auto":
+        return settings.dtype
+    native = native_dtypes(device)
+    calibrated = {source.path: calibrated_dtypes(source.path) for source in settings.adapter_sources}
+    known = {path: dtypes for path, dtypes in calibrated.items() if dtypes}
+    for dtype in native:
+        if all(dtype in dtypes for dtypes in known.values()):
+            return dtype
+    if settings.allow_uncalibrated:
+        return native[0]
+    there = "; ".join(f"{path} in {', '.join(sorted(dtypes))}" for path, dtypes in known.items())
+    first = next(path for path, dtypes in known.items() if native[0] not in dtypes)
+    raise NotCalibratedError(
+        f"got adapters that are calibrated in no dtype that {device} computes in and all of them share ({there}), "
+        f"expected one of {', '.join(native)}: run `blora calibrate {first} --dtype {native[0]} --data ...`, name a "
+        "--dtype, or start with --allow-uncalibrated"
+    )
