@@ -6,6 +6,8 @@ DATA ?= ../shared/data
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# The converted base model lies here, so that a home folder that cannot be written is no obstacle.
+export BLORA_CACHE_DIR ?= $(CURDIR)/$(VENV)/models
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-vllm image test-image lint fix bench demo clean

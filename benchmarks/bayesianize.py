@@ -138,7 +138,7 @@ def measure(data: Path, epochs: int) -> int:
         "n_test": len(test.examples),
         "bayesianize_seconds": seconds,
         "base_model": base.ref.id,
-        "dtype": str(base.dtype).removeprefix("torch."),
+        "dtype": base.dtype_name,
         "machine": machine(),
         "revision": revision(),
         "command": f"python -m benchmarks.bayesianize {data}",

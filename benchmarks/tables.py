@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import deploy_tables as deploy
+from benchmarks.cost_and_quality import cost_and_quality
 from benchmarks.faults import tables as faults
 from benchmarks.markdown import markdown_table
+from benchmarks.processors import table as processors
 from benchmarks.serving import tables as serving
 from blora.training.report.document import Document, markdown
 from blora.training.report.results import RECALIBRATED, read_results
 from blora.training.report.study import studies
-from blora.training.report.tables import metric_table
+from blora.training.report.tables import metric_table, missing
 from blora.training.report.verdicts import verdict_table
 
 __all__ = ["render"]
@@ -128,7 +130,17 @@ def _calibration(folder: str) -> str:
     """Every method on the test set of ARC-Easy, and the verdicts on what is served."""
     [study] = [s for s in studies(read_results(RESULTS / folder)) if s.trained_on == "arc_easy"]
     document = Document("Results", (metric_table(study, "arc_easy_test"), verdict_table(study, [RECALIBRATED])))
-    return markdown(document).partition("\n\n")[2].strip()
+    absent = "; ".join(
+        f"not measured {treatment}, so that nothing is marked best there: {', '.join(labels)}"
+        for treatment, labels in missing(study, "arc_easy_test").items()
+    )
+    revisions: dict[str, set[str]] = {}
+    for entry in study.entries:
+        for run in entry.runs:
+            revisions.setdefault(run.revision, set()).add(entry.label)
+    made = "; ".join(f"{revision} ({', '.join(sorted(labels))})" for revision, labels in sorted(revisions.items()))
+    notes = f"{absent[:1].upper()}{absent[1:]}. Rows come from these revisions, which differ in the rule for the best "
+    return f"{markdown(document).partition(chr(10) * 2)[2].strip()}\n\n{notes}epoch too: {made}."
 
 
 def _guarantee(folder: str) -> str:
@@ -328,7 +340,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "sizing": _of("sizing", deploy.sizing),
     "depth": _depth,
     "draws": _draws,
-    "serving_summary": _of("serving", serving.summary),
+    "cost_and_quality": cost_and_quality,
     "serving_ways": _of("serving", serving.ways),
     "serving_agreement": _of("serving", serving.agreement),
     "serving_growth": _of("serving", serving.growth),
@@ -337,6 +349,8 @@ TABLES: dict[str, Callable[[str], str]] = {
     "serving_load": _of("serving", serving.load),
     "vllm": _of("vllm", deploy.vllm),
     "serving_profile": _of("serving", serving.profile),
+    "processor_bounds": processors.bounds,
+    "processors": processors.full,
     "concurrent": _concurrent,
     "withheld": _withheld,
     "answer_sure": _answer,

@@ -87,7 +87,7 @@ def main() -> None:
             name: sum(p.numel() for p in stepper.posterior.parameters()) for name, stepper in steppers.items()
         },
         "base_model": base.ref.id,
-        "dtype": str(base.dtype).removeprefix("torch."),
+        "dtype": base.dtype_name,
         "machine": machine(),
         "revision": revision(),
         "command": f"python -m benchmarks.training_time {sys.argv[1]}",

@@ -174,8 +174,8 @@ class BaseModelRef:
     Attributes:
         id: hub id, or the name of the folder or embedded model.
         revision: commit or content hash it was loaded at, None where unknown.
-        fingerprint: digest of its parameters' names, shapes and sampled values; decides whether a base is the
-            right one.
+        fingerprint: digest of its parameters' names, shapes and sampled values; a base that has it, or the same
+            content hash as revision, is the right one.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT

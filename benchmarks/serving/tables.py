@@ -5,7 +5,7 @@ from typing import Any
 from benchmarks.markdown import markdown_table
 from benchmarks.serving.profile import FORWARD
 
-__all__ = ["agreement", "beginnings", "cost", "growth", "load", "summary", "ways"]
+__all__ = ["agreement", "beginnings", "cost", "growth", "load", "ways"]
 
 Result = dict[str, Any]
 
@@ -58,19 +58,6 @@ def ways(result: Result) -> str:
 def _times(milliseconds: dict[str, float], ratios: dict[str, dict[str, float]], way: str) -> str:
     found = ratios.get(f"{way}_over_lora")
     return f"{found['median'] if found else milliseconds[way] / milliseconds['lora']:.2f}"
-
-
-def summary(result: Result) -> str:
-    """The figures that matter, as a sentence."""
-    ratios, machine = result["ratios"], result["machine"]
-    return (
-        f"An answer from up to 16 posterior draws costs **{ratios['cost_early_over_lora']['median']:.2f} times** one "
-        f"pass of plain LoRA, from all 16 {ratios['cost_fixed16_over_lora']['median']:.2f} times; sixteen passes with "
-        f"fresh weights cost {ratios['published_over_early']['median']:.0f} times the first. "
-        f"{result['decision_agreement_64']:.1%} of the decisions are those of 64 draws "
-        f"({result['dataset']}, {result['base_model']}, a posterior in layers {result['bayesian_layers']}, "
-        f"{machine['cores']} cores of {machine['processor']})."
-    )
 
 
 def agreement(result: Result) -> str:

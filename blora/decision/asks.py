@@ -14,6 +14,7 @@ from typing import ClassVar
 from pydantic import ConfigDict
 
 from blora.checks import require
+from blora.decision.selective import ScoreName
 
 __all__ = ["Ask", "AskedRows", "check_total", "earlier_asks", "total_delta"]
 
@@ -31,6 +32,7 @@ class Ask:
         target_risk: the selective error that was not to be exceeded.
         delta: the probability with which this ask proves a target that does not hold.
         seed: of the division of the rows into tuning and proof part.
+        score: that was to get the threshold; None where the tuning part chose it.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -38,6 +40,7 @@ class Ask:
     target_risk: float
     delta: float
     seed: int
+    score: ScoreName | None = None
 
     def __post_init__(self) -> None:
         require(0 < self.target_risk < 1, f"target_risk = {self.target_risk}", "a number between 0 and 1")

@@ -79,7 +79,7 @@ def calibrate(
     probs = temper(log_probs, binding.temperature, binding.lapse)
     if not bool(probs.isfinite().all()):
         raise NumericalError("got probabilities that are not finite, expected finite ones: score in float32")
-    evidence = Evidence.gather(_stages(probs, labels, binding.stop_error), seed=goal.seed)
+    evidence = Evidence.gather(_stages(probs, labels, binding.stop_error, goal.score), seed=goal.seed)
     targets = sorted({*STANDARD_TARGETS, goal.target_risk})
     levels = tuple(certify(evidence, target_risk=target, delta=goal.delta) for target in targets)
     default = levels[targets.index(goal.target_risk)]
@@ -147,18 +147,19 @@ def _check_rows(log_probs: Tensor, labels: Tensor, binding: Binding) -> Tensor:
     return n_choices
 
 
-def _stages(probs: Tensor, labels: Tensor, stop_error: float | None) -> list[Stage]:
-    """The rows at every look, from probs (S, N, C)."""
+def _stages(probs: Tensor, labels: Tensor, stop_error: float | None, score: ScoreName | None) -> list[Stage]:
+    """The rows at every look, from probs (S, N, C), with one score or all there are."""
+    if score is not None and score not in scores_of(probs):
+        raise ConfigError(f"got score {score} for a single draw, expected one that a single draw has: use confidence")
+
+    def kept(scores: dict[ScoreName, Tensor]) -> dict[ScoreName, Tensor]:
+        return {name: values for name, values in scores.items() if score in (None, name)}
+
     stages = []
     for look in _looks(len(probs), stop_error):
         seen = probs[:look]
-        stages.append(
-            Stage(
-                scores_of(seen),
-                predictive_mean(seen).argmax(-1) != labels,
-                reach(seen, len(probs), stop_error) if stop_error is not None and look < len(probs) else {},
-            )
-        )
+        unsettled = reach(seen, len(probs), stop_error) if stop_error is not None and look < len(probs) else {}
+        stages.append(Stage(kept(scores_of(seen)), predictive_mean(seen).argmax(-1) != labels, kept(unsettled)))
     return stages
 
 

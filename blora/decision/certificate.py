@@ -20,7 +20,7 @@ from blora.decision.calibration import N_BINS
 from blora.decision.conformal import proof_rows_needed
 from blora.decision.curves import ReliabilityBin
 from blora.decision.histogram import Histogram, entropy_edges
-from blora.decision.selective import Level, rows_for_proof, rows_needed, score_range
+from blora.decision.selective import Level, ScoreName, rows_for_proof, rows_needed, score_range
 from blora.errors import ConfigError
 
 __all__ = ["CURVE_POINTS", "Binding", "Calibration", "CalibrationRows", "ConformalQuantile", "FormName", "Goal"]
@@ -45,12 +45,14 @@ class Goal:
         delta: the probability with which a proved target may be missed all the same.
         coverage: the probability with which the default prediction sets hold the right choice.
         seed: of the division of the rows into tuning and proof part.
+        score: that gets the thresholds; None lets the tuning part choose.
     """
 
     target_risk: float = 0.05
     delta: float = 0.05
     coverage: float = 0.9
     seed: int = 0
+    score: ScoreName | None = None
 
     def __post_init__(self) -> None:
         require(0 < self.coverage < 1, f"coverage = {self.coverage}", "a number between 0 and 1")
@@ -59,7 +61,7 @@ class Goal:
     @property
     def ask(self) -> Ask:
         """The part of the goal that rows may fail to prove."""
-        return Ask(target_risk=self.target_risk, delta=self.delta, seed=self.seed)
+        return Ask(target_risk=self.target_risk, delta=self.delta, seed=self.seed, score=self.score)
 
     def check_rows(self, n_rows: int) -> None:
         """Makes sure that the goal can be reached with so many rows at all.
@@ -265,6 +267,11 @@ class Calibration:
                 n_samples > 1 or level.score != "mutual_information",
                 f"a level for target_risk {level.target_risk} on the mutual information of one draw",
                 "another score, for one draw has none",
+            )
+            require(
+                self.asks[-1].score in (None, level.score),
+                f"a level for target_risk {level.target_risk} on {level.score}",
+                f"{self.asks[-1].score}, the score that was asked for",
             )
             least, greatest = score_range(level.score, n_choices=rows.most_choices, n_samples=n_samples)
             level.check(n_proof=rows.n_proof, delta=self.asks[-1].delta, least=least, greatest=greatest)

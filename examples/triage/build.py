@@ -1,8 +1,8 @@
 """Build the triage data set from the hand-written sentences in ``tickets/``.
 
 ``python examples/triage/build.py`` writes ``train.jsonl``, ``validation.jsonl``,
-``calibration.jsonl``, ``test.jsonl`` and ``out_of_scope.jsonl`` beside this file. Standard
-library only. The seed is fixed, so the same sentences always give the same bytes. The split
+``calibration.jsonl``, ``test.jsonl``, ``proof.jsonl`` and ``out_of_scope.jsonl`` beside this
+file. Standard library only. The seed is fixed, so the same sentences always give the same bytes. The split
 is stratified: each queue's clear tickets and each pair of queues' ambiguous tickets are
 divided in the same proportions.
 """
@@ -81,6 +81,17 @@ def read_ambiguous() -> dict[str, list[Ticket]]:
     return dict(strata)
 
 
+def read_proof(rng: random.Random) -> list[Ticket]:
+    """Return the tickets that were written after the adapter was trained, clear and ambiguous."""
+    tickets: list[Ticket] = []
+    for line in lines(TICKETS / "proof.tsv"):
+        named, text = line.split("\t")
+        queues = sorted(named.split(" / "), key=QUEUES.index)
+        ticket: Ticket = {"prompt": text, "label": rng.choice(queues), "ambiguous": len(queues) > 1}
+        tickets.append(ticket | ({"queues": queues} if len(queues) > 1 else {}))
+    return tickets
+
+
 def split(strata: list[list[Ticket]], rng: random.Random) -> dict[str, list[Ticket]]:
     """Divide the strata by SHARES, in one running order so that small strata add up."""
     files: dict[str, list[Ticket]] = {name: [] for name, _ in SHARES}
@@ -106,13 +117,14 @@ def write(name: str, tickets: list[Ticket]) -> None:
 
 
 def main() -> None:
-    """Read the sentences, check them, split them and write the five files."""
+    """Read the sentences, check them, split them and write the six files."""
     clear, ambiguous = read_clear(), read_ambiguous()
+    proof = read_proof(random.Random(SEED))
     outside: list[Ticket] = []
     for line in lines(TICKETS / "out_of_scope.tsv"):
         kind, text = line.split("\t")
         outside.append({"prompt": text, "kind": kind})
-    everything = [*chain(*clear.values()), *chain(*ambiguous.values()), *outside]
+    everything = [*chain(*clear.values()), *chain(*ambiguous.values()), *proof, *outside]
     refuse_duplicates([ticket["prompt"] for ticket in everything])
 
     rng = random.Random(SEED)
@@ -125,6 +137,7 @@ def main() -> None:
         for name, tickets in split(part, rng).items():
             files[name].extend(tickets)
     files["out_of_scope"] = outside
+    files["proof"] = proof  # last, so that the others keep their bytes
 
     for name, tickets in files.items():
         rng.shuffle(tickets)

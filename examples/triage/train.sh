@@ -10,7 +10,9 @@ $blora train \
     --choices "billing|account access|bug report|feature request|data export|security|cancellation" \
     --template $'Support ticket: {prompt}\nQueue:' --layers last:20 --epochs 12 --n-samples 8 \
     --work-dir runs/triage --resume --output examples/triage/adapter
+# The committed calibration asked the first 262 of these tickets alone before, in vain, and in float32 all of them without
+# --score: its delta is 0.1 in bfloat16 and 0.15 in float32.
 for dtype in bfloat16 float32; do
-    $blora calibrate examples/triage/adapter --data examples/triage/calibration.jsonl --dtype "$dtype" \
-        --target-risk 0.25 --delta 0.05
+    $blora calibrate examples/triage/adapter --data examples/triage/proof.jsonl --dtype "$dtype" \
+        --target-risk 0.25 --delta 0.05 --score confidence
 done

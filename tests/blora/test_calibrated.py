@@ -1,6 +1,6 @@
 import dataclasses
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from blora.decision.calibration import ece
 from blora.decision.certificate import Binding, Calibration, FormName, Goal
 from blora.decision.conformal import conformal_quantile, nonconformity
 from blora.decision.recalibration import temper
-from blora.decision.selective import split_rows
+from blora.decision.selective import ScoreName, split_rows
 from blora.decision.stopping import draws_used
 from blora.decision.uncertainty import predictive_mean, summarize
 from blora.errors import ConfigError, DataError, NumericalError, ShapeError
@@ -44,6 +44,20 @@ def made(goal: Goal | None = None, binding: Binding = BINDING, **shape: int) -> 
     log_probs, labels = answers(**shape)
     binding = dataclasses.replace(binding, n_samples=len(log_probs))
     return calibrate(log_probs, labels, binding=binding, goal=goal or Goal(), **SOURCE)
+
+
+@pytest.mark.parametrize("score", get_args(ScoreName))
+def test_a_score_that_was_planned_gets_every_threshold(score: ScoreName) -> None:
+    calibration = made(Goal(target_risk=0.1, score=score))
+    assert {level.score for level in calibration.proved()} == {score}
+    assert calibration.asks[-1].score == score
+
+
+def test_a_single_draw_has_no_mutual_information_to_plan_with() -> None:
+    with pytest.raises(
+        ConfigError, match="got score mutual_information for a single draw, expected .*: use confidence"
+    ):
+        made(Goal(target_risk=0.1, score="mutual_information"), n_draws=1)
 
 
 def test_a_calibration_says_what_it_is_for_and_of() -> None:

@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -12,9 +12,11 @@ from blora.base_model import load_base_model
 from blora.calibration_file import CALIBRATION_FILE, read
 from blora.decision.certificate import Calibration
 from blora.decision.recalibration import temper
+from blora.decision.selective import ScoreName
 from blora.errors import AdapterError, ConfigError, DataError
 from blora.posterior.bank import SampleBank
 from blora.training.commands import calibrate, train
+from blora.training.commands.calibrate import SCORES
 from blora.training.data import read_examples
 from blora.training.evaluate import predict_all
 from blora.training.rows import pack_examples
@@ -249,3 +251,7 @@ def test_the_file_is_json_that_others_can_read(adapter: Path, unseen: Path, base
     run(adapter, unseen, base_folder)
     raw: dict[str, Any] = json.loads((adapter / CALIBRATION_FILE).read_text())
     assert raw["calibrations"][0]["binding"]["dtype"] == "float32"
+
+
+def test_the_scores_that_may_be_planned_are_those_there_are() -> None:
+    assert get_args(ScoreName) == SCORES

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SUMMARY", "main"]
 
+# Those of blora.decision.selective, which loads torch.
+SCORES = ("confidence", "predictive_entropy", "mutual_information")
 SUMMARY = "prove when an adapter may answer, on a labelled data set"
 
 
@@ -34,6 +36,11 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--seed", type=int, default=0, help="divides the rows into tuning and proof part; choose it before you look"
     )
+    parser.add_argument(
+        "--score",
+        choices=SCORES,
+        help="score that gets the threshold; choose it before you look (default: whichever answers most tuning rows)",
+    )
     add_model(parser)
     return parser
 
@@ -46,7 +53,11 @@ def main(argv: list[str]) -> int:
     from blora.training.calibrate import calibrate_adapter
 
     goal = Goal(
-        target_risk=arguments.target_risk, delta=arguments.delta, coverage=arguments.coverage, seed=arguments.seed
+        target_risk=arguments.target_risk,
+        delta=arguments.delta,
+        coverage=arguments.coverage,
+        seed=arguments.seed,
+        score=arguments.score,
     )
     calibration = calibrate_adapter(
         arguments.adapter,

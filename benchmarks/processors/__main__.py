@@ -1,0 +1,76 @@
+"""Measure what the processor changes: `python -m benchmarks.processors` writes a result file for this machine.
+
+The first machine's answers, each ticket alone, are kept as the reference that every machine is compared with.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.processors.answers import threshold_of
+from benchmarks.processors.table import REFERENCE, RESULTS
+from benchmarks.processors.variants import AS_IT_IS, VARIANTS, Variant
+from benchmarks.server_process import ROOT
+from blora.training.provenance import machine, revision
+
+# Every sixth ticket under the variants, every ticket as the machine is.
+STEP = 6
+
+
+def main() -> None:
+    """Measure every variant that this machine can be; a run that was interrupted goes on where it was."""
+    about = {"machine": machine(), "revision": revision(), "command": "python -m benchmarks.processors"}
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    output = RESULTS / f"{re.sub('[^a-z0-9]+', '-', str(about['machine']['processor']).lower()).strip('-')}.json"
+    rows = json.loads(output.read_text())["rows"] if output.exists() else []
+    done = {(row["variant"], row["dtype"]) for row in rows}
+    for variant in VARIANTS:
+        for dtype in variant.dtypes if variant.lacking is None else ():
+            if (variant.name, dtype) in done:
+                continue
+            step = 1 if variant.name == AS_IT_IS else STEP
+            found = _ask(variant, dtype, step)
+            kept = json.loads(REFERENCE.read_text()) if REFERENCE.exists() else {"probabilities": {}, **about}
+            if dtype not in kept["probabilities"]:
+                kept["probabilities"][dtype] = found["alone"]
+                REFERENCE.write_text(json.dumps(kept) + "\n")
+            rows.append(_row(variant, dtype, found, torch.tensor(kept["probabilities"][dtype])[::step]))
+            output.write_text(json.dumps({"rows": rows, **about}, indent=1) + "\n")
+            sys.stderr.write(f"{rows[-1]}\n")
+
+
+def _ask(variant: Variant, dtype: str, step: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.processors.answers", dtype, str(step)]
+    done = subprocess.run(command, env=variant.variables(), cwd=ROOT, capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def _row(variant: Variant, dtype: str, found: dict[str, Any], reference: Tensor) -> dict[str, Any]:
+    """How far answers move, by their batch and from the reference; how many decisions change, and how near."""
+    alone, batched = torch.tensor(found["alone"]), torch.tensor(found["batched"])
+    threshold = threshold_of(dtype)
+    answered = reference.amax(-1) >= threshold
+    changed = torch.stack([(probs.amax(-1) >= threshold) != answered for probs in (alone, batched)]).any(0)
+    nearness = (reference.amax(-1) - threshold).abs()[changed]
+    return {
+        "variant": variant.name,
+        "dtype": dtype,
+        "n_tickets": len(alone),
+        "moved_by_batch": (batched - alone).abs().max().item(),
+        "moved_from_reference": torch.stack([alone, batched]).sub(reference).abs().max().item(),
+        "threshold": threshold,
+        "decisions_changed": int(changed.sum()),
+        "furthest_changed": nearness.max().item() if len(nearness) else 0.0,
+        "runs_whole_because": found["runs_whole_because"],
+        "seconds": found["seconds"],
+    }
+
+
+if __name__ == "__main__":
+    main()

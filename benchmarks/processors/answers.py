@@ -1,0 +1,92 @@
+"""The demo's answers on this processor: `python -m benchmarks.processors.answers DTYPE STEP` writes them as JSON.
+
+Every STEP-th ticket of the demo's test file is asked alone, and in one large batch with the others.
+"""
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.server_process import ADAPTER, TRIAGE
+from blora.adapter import attach, load_adapter
+from blora.base_model import BaseModel, load_base_model
+from blora.calibration_file import read
+from blora.config import AdapterConfig
+from blora.decision.recalibration import temper
+from blora.inference.architecture import check_packing
+from blora.inference.branches import score_all
+from blora.inference.fork import why_whole
+from blora.inference.packing import PackedRow
+from blora.posterior.bank import SampleBank
+from blora.training.data import read_examples
+from blora.training.rows import pack_examples
+
+__all__ = ["Demo", "threshold_of"]
+
+# Padded tokens x draws of a forward pass: the server's default.
+BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """The demo adapter on its base model, ready to answer."""
+
+    base: BaseModel
+    config: AdapterConfig
+    bank: SampleBank
+
+    @classmethod
+    def on(cls, base: BaseModel) -> "Demo":
+        """Prove that the embedded base model packs and put the demo on it, as a server does at its start."""
+        check_packing(base)
+        adapter = load_adapter(ADAPTER, base)
+        attach(base, adapter)
+        sampling = adapter.config.sampling
+        bank = SampleBank.draw(adapter.posterior, adapter.digest, sampling.n_samples, sampling.seed)
+        return cls(base, adapter.config, bank)
+
+    def tickets(self, step: int = 1) -> list[PackedRow]:
+        """Return every step-th ticket of the test file as tokens."""
+        prompt = self.config.prompt
+        examples = read_examples(str(TRIAGE / "test.jsonl"), choices=prompt.choices)
+        return [labelled.row for labelled in pack_examples(examples, self.base, prompt)][::step]
+
+    def probabilities(self, rows: list[PackedRow]) -> Tensor:
+        """Return what a server would answer to tickets that it gets together, (N, C)."""
+        log_probs = score_all(self.base.model, rows, self.bank.draws, max_batch_tokens=BATCH_TOKENS)
+        return temper(log_probs, self.config.sampling.temperature, self.config.sampling.lapse).mean(0)
+
+
+def threshold_of(dtype: str) -> float:
+    """Return the confidence from which the demo answers by its calibration for a dtype."""
+    [calibration] = [entry for entry in read(ADAPTER) if entry.binding.dtype == dtype]
+    threshold = calibration.default_level.policy().min_confidence
+    assert threshold is not None  # the demo's calibration is by confidence
+    return threshold
+
+
+def _answers(dtype: str, step: int) -> dict[str, Any]:
+    demo = Demo.on(load_base_model(device="cpu", dtype=dtype))
+    rows = demo.tickets(step)
+    began = time.perf_counter()
+    alone = torch.cat([demo.probabilities([row]) for row in rows])
+    seconds = time.perf_counter() - began
+    return {
+        "alone": _rounded(alone),
+        "batched": _rounded(demo.probabilities(rows)),
+        "seconds": seconds,
+        "runs_whole_because": why_whole(demo.base.model),
+    }
+
+
+def _rounded(probs: Tensor) -> list[list[float]]:
+    return [[round(p, 6) for p in row] for row in probs.tolist()]
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(_answers(sys.argv[1], int(sys.argv[2]))))

@@ -1,0 +1,52 @@
+"""A noisy processor: every output of a linear layer below float32 moves by up to one unit in its last place.
+
+Processors add products up in different orders, and no machine shows what another does. Random noise of the size of that
+rounding stands for all of them: products are added up in float32, rounded, and moved. With NOISY_PROCESSOR_SEED in the
+environment and `noisy_site` on PYTHONPATH a Python process has it from its start.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["SEED", "environment", "noisy_processor", "seed_from_environment"]
+
+SEED = "NOISY_PROCESSOR_SEED"
+SITE = Path(__file__).parent / "noisy_site"
+
+
+def seed_from_environment() -> int | None:
+    """Return the seed of the noise that the environment asks for, None for a processor as it is."""
+    return int(os.environ[SEED]) if SEED in os.environ else None
+
+
+def environment(seed: int, base: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return an environment in which every Python process computes with noise."""
+    path = os.pathsep.join([str(SITE), *filter(None, [base.get("PYTHONPATH")])])
+    return {**base, SEED: str(seed), "PYTHONPATH": path}
+
+
+@contextmanager
+def noisy_processor(seed: int) -> Iterator[None]:
+    """Move the outputs of linear layers in bfloat16 and float16 within the block."""
+    generator = torch.Generator().manual_seed(seed)
+    exact = F.linear
+
+    def noisy(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if x.dtype not in (torch.bfloat16, torch.float16):
+            return exact(x, weight, bias)
+        out = exact(x.float(), weight.float(), bias.float() if bias is not None else None).to(x.dtype)
+        steps = torch.randint(-1, 2, out.shape, generator=generator, dtype=torch.int16)
+        # The neighbours of a floating-point number are the neighbours of its bits.
+        return (out.view(torch.int16) + torch.where(out == 0, 0, steps)).view(x.dtype)
+
+    F.linear = noisy
+    try:
+        yield
+    finally:
+        F.linear = exact

@@ -1,0 +1,72 @@
+"""The processors that this machine can pretend to be, by variables that oneDNN and ATen read when torch is loaded.
+
+A variable takes instructions away; none adds what is not there. A noisy processor stands for those that are elsewhere.
+"""
+
+import os
+from dataclasses import dataclass, field
+
+import torch
+
+from benchmarks.processors import noise
+
+__all__ = ["AS_IT_IS", "VARIANTS", "Variant"]
+
+AS_IT_IS = "as it is"
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A processor to pretend to be.
+
+    Attributes:
+        name: as the table shows it.
+        environment: variables that have to be set when torch is loaded.
+        needs: an instruction set that the machine must have, as torch calls it.
+        threads: number of threads, None for torch's own.
+        seed: of the noise, None for none.
+        dtypes: in which it differs from this machine as it is.
+    """
+
+    name: str
+    environment: dict[str, str] = field(default_factory=dict)
+    needs: str | None = None
+    threads: int | None = None
+    seed: int | None = None
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+
+    @property
+    def lacking(self) -> str | None:
+        """Why this machine cannot be it; None where it can."""
+        if self.needs is None or torch.cpu.get_capabilities().get(self.needs):
+            return None
+        return f"this processor has no {self.needs}"
+
+    def variables(self) -> dict[str, str]:
+        """Return the whole environment of a process that is to compute so."""
+        found = {**os.environ, **self.environment}
+        if self.threads is not None:
+            found |= {"OMP_NUM_THREADS": str(self.threads), "MKL_NUM_THREADS": str(self.threads)}
+        return noise.environment(self.seed, found) if self.seed is not None else found
+
+
+def _onednn(isa: str, needs: str) -> Variant:
+    return Variant(f"oneDNN up to {isa}", {"ONEDNN_MAX_CPU_ISA": isa}, needs)
+
+
+def _aten(capability: str, needs: str | None) -> Variant:
+    return Variant(f"ATen {capability}", {"ATEN_CPU_CAPABILITY": capability}, needs)
+
+
+VARIANTS = (
+    Variant(AS_IT_IS),
+    Variant("one thread", threads=1),
+    *(Variant(f"noisy, seed {seed}", seed=seed, dtypes=("bfloat16",)) for seed in range(3)),
+    _onednn("AVX2", "avx2"),
+    _onednn("AVX512_CORE", "avx512_bw"),
+    _onednn("AVX512_CORE_BF16", "avx512_bf16"),
+    _onednn("AVX512_CORE_AMX", "amx_bf16"),
+    _aten("default", None),
+    _aten("avx2", "avx2"),
+    _aten("avx512", "avx512_bw"),
+)
