@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 export BLORA_CACHE_DIR ?= $(CURDIR)/$(VENV)/models
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-vllm image test-image lint fix bench demo clean
+.PHONY: help setup run test test-noisy test-vllm image test-image lint fix bench demo clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -31,6 +31,9 @@ run: $(READY)  ## serve the embedded model and the demo adapter on HOST:PORT
 test: $(READY) lint  ## lint, types, architecture, and every test
 	tests/programs.sh
 	$(BIN)/pytest
+
+test-noisy: $(READY)  ## every test on a processor that rounds at random
+	NOISY_PROCESSOR_SEED=0 PYTHONPATH=benchmarks/processors/noisy_site $(BIN)/pytest
 
 VLLM := .venv-vllm
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks.draws import distance, herd, mirrored
+from benchmarks.processors import table as processors
 from benchmarks.server_process import ADAPTER, TRIAGE
 from benchmarks.serving.__main__ import ratio, timed
 from benchmarks.serving.accuracy import decisions
@@ -124,6 +125,8 @@ def test_plain_lora_gives_the_same_packed_or_choice_by_choice_and_what_ours_give
     lora = PlainLora(ADAPTER)
     found = zip(ours, lora.packed(rows), lora.per_choice(rows), lora.ensemble(rows), strict=True)
     for row, packed, apart, members in found:
-        torch.testing.assert_close(packed[0], row, rtol=0, atol=0.05)
-        torch.testing.assert_close(apart[0], row, rtol=0, atol=0.05)
+        torch.testing.assert_close(
+            packed[0], row, rtol=0, atol=2 * processors.distance("bfloat16")
+        )  # each moves by itself
+        torch.testing.assert_close(apart[0], row, rtol=0, atol=2 * processors.distance("bfloat16"))
         assert len(members) == 3

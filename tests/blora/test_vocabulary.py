@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from blora.base_model import BaseModel
 from blora.config import PosteriorConfig, PromptConfig
 from blora.inference import scoring, vocabulary
-from blora.inference.branches import score_all
+from blora.inference.fork import hidden_at
 from blora.inference.packing import PackedRow, collate, pack
+from blora.inference.scoring import at_positions
 from blora.inference.vocabulary import Head, log_probs_along_draws, log_probs_of_each, plain_head
+from blora.posterior.draws import use_draws
 from blora.posterior.inject import eject, inject, select_modules
 from blora.posterior.posterior import Posterior
 from tests.scenarios import DECODERS, injected, random_draws, random_rows, score, tiny_model
@@ -91,7 +93,7 @@ def test_a_float32_decoder_gets_exact_sums_where_an_estimate_is_wrong_without_no
         estimating = Head(module.weight, module.bias, module.weight, module.weight[:: vocabulary.STRIDE])
         assert (log_probs_along_draws(estimating, hidden, at, at) - exact).abs().max() > 0.3
         found = log_probs_along_draws(Head.of(module, torch.float32), hidden, at, at)
-    torch.testing.assert_close(found, exact, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found, exact, rtol=0, atol=1e-3)
 
 
 def test_a_head_goes_where_its_model_goes() -> None:
@@ -167,9 +169,9 @@ def test_a_head_that_is_no_linear_layer_is_not_plain() -> None:
 # The embedded model
 
 
-@pytest.fixture(params=[("smollm2", 5e-4), ("smollm2_bf16", 5e-3)], ids=["float32", "bfloat16"])
+@pytest.fixture(params=[("smollm2", 1e-4), ("smollm2_bf16", 0.05)], ids=["float32", "bfloat16"])
 def embedded(request: pytest.FixtureRequest) -> Iterator[tuple[BaseModel, float]]:
-    """The embedded model and the tolerance of its probabilities."""
+    """The embedded model and the tolerance of its log-probabilities, in nats."""
     name, tolerance = request.param
     base = request.getfixturevalue(name)
     yield base, tolerance
@@ -186,20 +188,18 @@ def questions(base: BaseModel) -> list[PackedRow]:
 
 
 @pytest.mark.model
-def test_probabilities_are_those_of_each_draws_own_sum(
-    embedded: tuple[BaseModel, float], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@torch.no_grad()
+def test_sums_are_those_of_each_draw(embedded: tuple[BaseModel, float]) -> None:
     """Under a posterior that is wider than any that training ends with."""
     base, tolerance = embedded
     modules = select_modules(base.model, ["q_proj", "v_proj"], range(20, 30))
     inject(base.model, modules)
-    with torch.no_grad():
-        wide = PosteriorConfig(lambda_init=0.7, scale_init=0.1)
-        draws = Posterior(modules, wide, seed=0).sample(8, torch.Generator().manual_seed(0))
-    rows = questions(base)
-    assert plain_head(base.model) is not None
-    shared = score_all(base.model, rows, draws, max_batch_tokens=4096).exp()
-    monkeypatch.setattr(scoring, "plain_head", lambda model: None)
-    own = score_all(base.model, rows, draws, max_batch_tokens=4096).exp()
+    wide = PosteriorConfig(lambda_init=0.7, scale_init=0.1)
+    draws = Posterior(modules, wide, seed=0).sample(8, torch.Generator().manual_seed(0))
+    batch, head = collate(questions(base)), plain_head(base.model)
+    assert head is not None
+    with use_draws(draws):
+        hidden = at_positions(hidden_at, base.model, batch, None, 8).float()
+    shared, own = (f(head, hidden, batch.place, batch.token) for f in (log_probs_along_draws, log_probs_of_each))
     torch.testing.assert_close(shared, own, rtol=0, atol=tolerance)
     assert own.std(0).max() > 1.5 * tolerance
