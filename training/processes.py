@@ -31,4 +31,6 @@ def claim_device(device: str) -> tuple[PartialState, str]:
             f"got device {device!r} for {processes.num_processes} processes, expected auto, cpu or cuda: each process "
             "takes the device of its rank"
         )
+    if device == "cuda" and processes.device.type != "cuda":
+        raise ConfigError(f"got device 'cuda', expected one that torch can use here, as {processes.device}")
     return processes, str(processes.device)

@@ -1,8 +1,8 @@
 """A noisy processor: every output of a linear layer below float32 moves by up to one unit in its last place.
 
-Processors add products up in different orders, and no machine shows what another does. Random noise of the size of that
-rounding stands for all of them: products are added up in float32, rounded, and moved. With NOISY_PROCESSOR_SEED in the
-environment and `noisy_site` on PYTHONPATH a Python process has it from its start.
+Linear layers are torch's and GPT-2's. Processors add products up in different orders, and no machine shows what another
+does. Random noise of the size of that rounding stands for all of them: products are added up in float32, rounded, and
+moved. With NOISY_PROCESSOR_SEED in the environment and `noisy_site` on PYTHONPATH a Python process has it from its start.
 """
 
 import os
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 __all__ = ["SEED", "environment", "noisy_processor", "seed_from_environment"]
 
 SEED = "NOISY_PROCESSOR_SEED"
+LOW = (torch.bfloat16, torch.float16)
 SITE = Path(__file__).parent / "noisy_site"
 
 
@@ -35,18 +36,26 @@ def environment(seed: int, base: Mapping[str, str] = os.environ) -> dict[str, st
 def noisy_processor(seed: int) -> Iterator[None]:
     """Move the outputs of linear layers in bfloat16 and float16 within the block."""
     generator = torch.Generator().manual_seed(seed)
-    exact = F.linear
+    linear, addmm = F.linear, torch.addmm
 
-    def noisy(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        if x.dtype not in (torch.bfloat16, torch.float16):
-            return exact(x, weight, bias)
-        out = exact(x.float(), weight.float(), bias.float() if bias is not None else None).to(x.dtype)
-        steps = torch.randint(-1, 2, out.shape, generator=generator, dtype=torch.int16)
+    def shaken(exact: Tensor, dtype: torch.dtype) -> Tensor:
+        out = exact.to(dtype)
+        steps = torch.randint(-1, 2, out.shape, generator=generator, dtype=torch.int16).to(out.device)
         # The neighbours of a floating-point number are the neighbours of its bits.
-        return (out.view(torch.int16) + torch.where(out == 0, 0, steps)).view(x.dtype)
+        return (out.view(torch.int16) + torch.where(out == 0, 0, steps)).view(dtype)
 
-    F.linear = noisy
+    def noisy_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if x.dtype not in LOW:
+            return linear(x, weight, bias)
+        return shaken(linear(x.float(), weight.float(), bias.float() if bias is not None else None), x.dtype)
+
+    def noisy_addmm(bias: Tensor, x: Tensor, weight: Tensor, **scales: float) -> Tensor:
+        if x.dtype not in LOW:
+            return addmm(bias, x, weight, **scales)
+        return shaken(addmm(bias.float(), x.float(), weight.float(), **scales), x.dtype)
+
+    F.linear, torch.addmm = noisy_linear, noisy_addmm
     try:
         yield
     finally:
-        F.linear = exact
+        F.linear, torch.addmm = linear, addmm

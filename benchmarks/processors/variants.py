@@ -45,6 +45,7 @@ class Variant:
     def variables(self) -> dict[str, str]:
         """Return the whole environment of a process that is to compute so."""
         found = {**os.environ, **self.environment}
+        found.pop(noise.SEED, None)
         if self.threads is not None:
             found |= {"OMP_NUM_THREADS": str(self.threads), "MKL_NUM_THREADS": str(self.threads)}
         return noise.environment(self.seed, found) if self.seed is not None else found
@@ -55,12 +56,13 @@ def _onednn(isa: str, needs: str) -> Variant:
 
 
 def _aten(capability: str, needs: str | None) -> Variant:
-    return Variant(f"ATen {capability}", {"ATEN_CPU_CAPABILITY": capability}, needs)
+    # oneDNN computes the products in bfloat16, whatever ATen's own kernels are.
+    return Variant(f"ATen {capability}", {"ATEN_CPU_CAPABILITY": capability}, needs, dtypes=("float32",))
 
 
 VARIANTS = (
     Variant(AS_IT_IS),
-    Variant("one thread", threads=1),
+    Variant("one thread", threads=1, dtypes=("float32",)),
     *(Variant(f"noisy, seed {seed}", seed=seed, dtypes=("bfloat16",)) for seed in range(3)),
     _onednn("AVX2", "avx2"),
     _onednn("AVX512_CORE", "avx512_bw"),

@@ -1,6 +1,6 @@
 """The policy that decides whether an answer may go out, and says why when it may not."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -10,7 +10,7 @@ from blora.decision.recalibration import temper
 from blora.decision.uncertainty import Prediction, summarize
 from blora.errors import ConfigError
 
-__all__ = ["AbstainReason", "Decision", "Policy", "decide", "never_met"]
+__all__ = ["AbstainReason", "Decision", "Policy", "decide", "never_met", "strictest"]
 
 # Probabilities come from float32; a value this close to its threshold is at the threshold, which is not abstaining.
 TOLERANCE = 1e-6
@@ -58,6 +58,21 @@ class Policy:
         if unknown := sorted(set(thresholds) - known):
             raise ConfigError(f"got unknown policy thresholds {unknown}, expected some of {sorted(known)}")
         return cls(**thresholds)  # type: ignore[arg-type]  # the names were checked above
+
+
+def strictest(policies: Sequence[Policy]) -> Policy | None:
+    """Return the policy that withholds whatever one of several does; None for none.
+
+    >>> strictest([Policy(min_confidence=0.6), Policy(min_confidence=0.7, max_mutual_information=0.1)]).thresholds()
+    {'min_confidence': 0.7, 'max_predictive_entropy': None, 'max_mutual_information': 0.1}
+    """
+    found: dict[str, float] = {}
+    for policy in policies:
+        for name, value in policy.thresholds().items():
+            if value is not None:
+                harder = max if name.startswith("min_") else min
+                found[name] = harder(value, found.get(name, value))
+    return Policy.from_mapping(found) if found else None
 
 
 @dataclass(frozen=True, slots=True)

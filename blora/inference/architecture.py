@@ -30,6 +30,10 @@ SAME_SHAPE = 1e-3
 OTHER_SHAPE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 # How often what rounding was seen to move.
 MARGIN = 3.0
+# Bound beyond which nothing would be proved.
+MAX_BOUND = 0.35
+# Logits below are those of tokens that a model rules out.
+RULED_OUT = -1e4
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +103,11 @@ def check_packing(base: BaseModel) -> None:
         ) from exc
     for cause, distance, allowed in moved:
         bound = allowed + MARGIN * rounding
+        if bound > MAX_BOUND:
+            raise BaseModelError(
+                f"got {base.ref.id}, whose logits move by {rounding:.2g} of their standard deviation where nothing but "
+                "rounding may, expected less; its forward pass depends on chance or on the batch and cannot be used"
+            )
         if not distance <= bound:  # not a number is no proof
             raise BaseModelError(
                 f"got {base.ref.id}, in which {cause} moves the logits by {distance:.2g} of their standard deviation, "
@@ -132,7 +141,7 @@ def _rounding(model: PreTrainedModel, batch: PackedBatch, together: Tensor, row:
     one, two, three = (_logits(model, collate([row] * n)) for n in (1, 2, 3))
     n = len(one)
     pairs = [(_logits(model, batch), together), (two[:n], one), (three[:n], one)]
-    return max(_distance(a, b) for a, b in pairs)
+    return _largest([_distance(a, b) for a, b in pairs])
 
 
 def _why_whole(
@@ -150,7 +159,7 @@ def _why_whole(
         after = _centered(at_positions(logits_at, model, rest, None, 1, memory)[0])
     except Exception as exc:  # whatever a layer raises that misses what another leaves behind
         return f"a part of it fails alone ({type(exc).__name__}: {exc})"
-    distance = max(_distance(found, whole) for found in (*parts.chunk(2), after))
+    distance = _largest([_distance(found, whole) for found in (*parts.chunk(2), after)])
     if distance <= bound:
         return None
     return (
@@ -169,7 +178,13 @@ def _logits(model: PreTrainedModel, batch: PackedBatch, repeats: int = 1) -> Ten
 
 
 def _centered(logits: Tensor) -> Tensor:
-    return logits.float() - logits.float().mean(-1, keepdim=True)
+    logits = logits.float().masked_fill(logits < RULED_OUT, 0)
+    return logits - logits.mean(-1, keepdim=True)
+
+
+def _largest(distances: list[float]) -> float:
+    """The largest of several; not a number if one is not, which Python's own max may lose."""
+    return torch.tensor(distances).max().item()
 
 
 def _distance(found: Tensor, expected: Tensor) -> float:

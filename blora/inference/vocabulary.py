@@ -39,8 +39,8 @@ N_KEPT = 128
 STRIDE = 8
 MOST_REST, MOST_MOVED = 0.5, 10.0
 MIN_VOCABULARY = 32 * N_KEPT
-# Attribute of a model that says whether its logits are a linear layer's output.
-_IS_PLAIN = "_blora_head_is_plain"
+# Attribute of a model: the dtype of its decoder, None where logits are more than a linear layer's output.
+_PLAIN_BEHIND = "_blora_head_is_plain_behind"
 # Buffers of that layer, which move with it from device to device.
 _ROUNDED, _SAMPLED = "_blora_rounded", "_blora_sampled"
 # Elements of float32 at once: 64 MiB.
@@ -53,27 +53,26 @@ class Head:
 
     Attributes:
         weight: (V, D).
-        bias: (V,).
+        bias: (V,), or None.
         rounded: the weight in the dtype of the decoder's layers, for sums over many tokens.
         sampled: every eighth row of it; None in float32, where every sum is exact.
     """
 
     weight: Tensor
-    bias: Tensor
+    bias: Tensor | None
     rounded: Tensor
     sampled: Tensor | None
 
     @classmethod
     def of(cls, module: nn.Linear, dtype: torch.dtype) -> "Head":
         """Return the head that a linear layer is in front of a decoder of this dtype."""
-        bias = module.bias if module.bias is not None else module.weight.new_zeros(module.out_features)
         if dtype == torch.float32:
-            return cls(module.weight, bias, module.weight, None)
+            return cls(module.weight, module.bias, module.weight, None)
         if not hasattr(module, _ROUNDED):
             rounded = module.weight.detach().to(dtype)
             module.register_buffer(_ROUNDED, rounded, persistent=False)
             module.register_buffer(_SAMPLED, rounded[::STRIDE].contiguous(), persistent=False)
-        return cls(module.weight, bias, module.get_buffer(_ROUNDED), module.get_buffer(_SAMPLED))
+        return cls(module.weight, module.bias, module.get_buffer(_ROUNDED), module.get_buffer(_SAMPLED))
 
 
 def plain_head(model: PreTrainedModel) -> Head | None:
@@ -84,12 +83,11 @@ def plain_head(model: PreTrainedModel) -> Head | None:
     module = model.get_output_embeddings()
     if not isinstance(module, nn.Linear) or module.out_features < MIN_VOCABULARY:
         return None
-    if not hasattr(model, _IS_PLAIN):
-        setattr(model, _IS_PLAIN, _is_plain(model, module))
-    if not getattr(model, _IS_PLAIN):
-        return None
-    decoder = next(p for name, p in model.named_parameters() if p.ndim == 2 and layer_index(name) is not None)
-    return Head.of(module, decoder.dtype)
+    if not hasattr(model, _PLAIN_BEHIND):
+        decoder = next(p for name, p in model.named_parameters() if p.ndim == 2 and layer_index(name) is not None)
+        setattr(model, _PLAIN_BEHIND, decoder.dtype if _is_plain(model, module) else None)
+    dtype = getattr(model, _PLAIN_BEHIND)
+    return Head.of(module, dtype) if dtype is not None else None
 
 
 @torch.no_grad()
@@ -129,7 +127,8 @@ def log_probs_of_each(head: Head, hidden: Tensor, place: Tensor, token: Tensor) 
 
 def _logits(head: Head, hidden: Tensor, place: Tensor, token: Tensor) -> Tensor:
     """Of the tokens asked for, (S, N)."""
-    return torch.einsum("snd,nd->sn", hidden[:, place], head.weight[token]) + head.bias[token]
+    logits = torch.einsum("snd,nd->sn", hidden[:, place], head.weight[token])
+    return logits if head.bias is None else logits + head.bias[token]
 
 
 class _LogNormalizer(torch.autograd.Function):
@@ -159,14 +158,15 @@ def _exact(head: Head, hidden: Tensor) -> Tensor:
 def _estimated(head: Head, weight: Tensor, hidden: Tensor) -> Tensor:
     """Log sum exp over the vocabulary, (S, P): the largest part added up, the rest estimated from sampled weights."""
     center = hidden.mean(0)  # (P, D)
-    logits = (center.to(head.rounded.dtype) @ head.rounded.mT).float() + head.bias  # (P, V)
+    bias = head.bias if head.bias is not None else head.weight.new_zeros(len(head.weight))
+    logits = (center.to(head.rounded.dtype) @ head.rounded.mT).float() + bias  # (P, V)
     kept = logits.topk(N_KEPT, -1).indices  # (P, K)
     rest = logits.scatter_(1, kept, -torch.inf)
     sampled = rest[:, ::STRIDE]
     moved = ((hidden - center).to(weight.dtype) @ weight.mT).float()  # (S, P, V / 8)
     furthest = moved.abs().amax((0, -1))  # (P,)
     growth = moved.add_(sampled).logsumexp(-1) - sampled.logsumexp(-1)  # (S, P)
-    each = torch.bmm(hidden.transpose(0, 1), head.weight[kept].mT) + head.bias[kept][:, None]  # (P, S, K)
+    each = torch.bmm(hidden.transpose(0, 1), head.weight[kept].mT) + bias[kept][:, None]  # (P, S, K)
     tail = rest.logsumexp(-1) + growth
     total = torch.logaddexp(each.logsumexp(-1).mT, tail)
     unsure = ~(((tail - total).amax(0) <= math.log(MOST_REST)) & (furthest <= MOST_MOVED))

@@ -14,7 +14,7 @@ from blora.adapter import Adapter
 from blora.base_model import BaseModel
 from blora.calibration_file import for_serving, read
 from blora.config import SamplingConfig
-from blora.decision.abstention import Policy
+from blora.decision.abstention import Policy, strictest
 from blora.decision.certificate import Binding
 from blora.decision.recalibration import temper
 from blora.decision.stopping import settled
@@ -111,7 +111,8 @@ def handle_of(adapter: Adapter, *, device: torch.device, dtype: str, allow_uncal
         device: where the bank lies.
         dtype: what a calibration has to be bound to.
         allow_uncalibrated: whether to serve an adapter without its calibration where that is for another dtype or for
-            earlier contents. Thresholds of another dtype still decide, but nothing is proved of them.
+            earlier contents. The strictest thresholds of other dtypes still decide, but nothing is proved of them; of
+            earlier contents none do.
 
     Raises:
         NotCalibratedError: if an adapter has been calibrated, but not for being served like this, unless allowed.
@@ -129,7 +130,7 @@ def handle_of(adapter: Adapter, *, device: torch.device, dtype: str, allow_uncal
         logger.warning("Adapter %s is served without a calibration: %s", adapter.name, exc)
         not_calibrated = True
         others = [entry for entry in read(adapter.path) if entry.binding.adapter_digest == adapter.digest]
-        policy = next((entry.default_level.policy() for entry in others), policy)
+        policy = strictest([entry.default_level.policy() for entry in others]) or policy
     bank = SampleBank.draw(adapter.posterior, adapter.digest, sampling.n_samples, sampling.seed)
     return AdapterHandle(
         name=adapter.name,

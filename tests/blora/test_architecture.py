@@ -158,6 +158,29 @@ def test_a_model_whose_parts_make_something_else_runs_whole(
     assert "parts move the logits by" in (why_whole(base.model) or "")
 
 
+@pytest.mark.parametrize("spoilt", [0, 1, 2])
+def test_no_part_that_gives_no_numbers_is_overlooked(spoilt: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the two copies of the states, and what comes after a remembered beginning."""
+    base, distance, calls = tiny_base(), checks._distance, iter(range(100))
+    n_before = 3 + 3  # of rounding, and of the proofs
+    monkeypatch.setattr(
+        checks, "_distance", lambda a, b: torch.nan if next(calls) == n_before + spoilt else distance(a, b)
+    )
+    check_packing(base)
+    assert "parts move the logits by nan" in (why_whole(base.model) or "")
+
+
+def test_a_model_whose_answers_depend_on_chance_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    base, generator = tiny_base(), torch.Generator().manual_seed(0)
+
+    def shaken(module: object, args: object, output: torch.Tensor) -> torch.Tensor:
+        return output * (1 + torch.randn(output.shape, generator=generator))
+
+    base.model.model.layers[0].mlp.register_forward_hook(shaken)
+    with pytest.raises(BaseModelError, match="depends on chance or on the batch"):
+        check_packing(base)
+
+
 # The embedded model
 
 

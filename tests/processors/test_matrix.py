@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.processors.answers import Demo, threshold_of
 from benchmarks.processors.noise import noisy_processor
-from benchmarks.processors.table import REFERENCE, distance
+from benchmarks.processors.table import REFERENCE, RESULTS, distance
 from benchmarks.processors.variants import AS_IT_IS, VARIANTS, Variant
 from benchmarks.server_process import ROOT
 from blora.base_model import BaseModel
@@ -82,6 +82,12 @@ def test_a_process_with_noise_computes_with_noise() -> None:
         assert 0.5 < (noisy[1] != plain[1]).float().mean() < 0.8
 
 
+def test_the_table_is_of_the_demo_as_it_is_calibrated() -> None:
+    for file in RESULTS.glob("*.json"):
+        for row in json.loads(file.read_text()).get("rows", []):
+            assert row["threshold"] == threshold_of(row["dtype"])
+
+
 @each([*PRETENDED, *NOISY[:1]])
 def test_numerical_tests_pass(variant: Variant) -> None:
     files = [f"tests/blora/test_{name}.py" for name in NUMERICAL]
@@ -99,7 +105,9 @@ def test_the_demo_answers_as_elsewhere(variant: Variant, dtype: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
     assert found["runs_whole_because"] is None
+    allowed = 1e-4 if dtype == "float32" else 2 * distance(dtype)
     for way in ("alone", "batched"):
+        torch.testing.assert_close(torch.tensor(found[way]), reference(dtype)[::STEP], rtol=0, atol=allowed)
         assert_decisions_hold(torch.tensor(found[way]), reference(dtype)[::STEP], dtype)
 
 

@@ -1,12 +1,13 @@
 """Which dtype a server starts in: of the device's, the first that its adapters are calibrated for."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.server_process import ADAPTER
-from blora.calibration_file import read
+from blora.calibration_file import read, store
 from blora.errors import NotCalibratedError
 from blora.server.engines import precision
 from blora.server.engines.precision import pick_dtype
@@ -84,6 +85,18 @@ async def test_uncalibrated_answers_are_allowed_on_request_and_thresholds_still_
         assert (one.digest, one.calibration, one.not_calibrated, two.not_calibrated) == (digest, None, True, False)
         assert one.policy is not None
         assert one.policy.min_confidence == 0.9
+
+
+async def test_of_several_other_dtypes_the_strictest_threshold_decides(calibratable: Path) -> None:
+    await calibrated(calibratable, dtype="bfloat16")
+    [known] = read(calibratable / "one")
+    level = replace(known.default_level, threshold=0.95)
+    levels = tuple(level if old == known.default_level else old for old in known.levels)
+    binding = replace(known.binding, dtype="float16")
+    store(calibratable / "one", replace(known, binding=binding, levels=levels))
+    async with loaded(settings(calibratable, allow_uncalibrated=True)) as (_, state):
+        assert state.adapters[0].policy is not None
+        assert state.adapters[0].policy.min_confidence == 0.95
 
 
 async def test_a_calibration_of_earlier_contents_gives_no_thresholds(calibratable: Path) -> None:
