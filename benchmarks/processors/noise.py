@@ -2,7 +2,7 @@
 
 Linear layers are torch's and GPT-2's. Processors add products up in different orders, and no machine shows what another
 does. Random noise of the size of that rounding stands for all of them: products are added up in float32, rounded, and
-moved. With NOISY_PROCESSOR_SEED in the environment and `noisy_site` on PYTHONPATH a Python process has it from its start.
+moved. With NOISY_PROCESSOR_SEED in the environment and `noisy_site` on PYTHONPATH a process has it from its start.
 """
 
 import os
