@@ -56,13 +56,14 @@ def bounds(name: str) -> str:
     def kind(row: Row) -> tuple[str, bool]:
         return row["dtype"], row["variant"].startswith("noisy")
 
-    header = ["dtype", "processors", *_COLUMNS]
+    header = ["dtype", "processors", "tickets", *_COLUMNS]
     rows = []
     for (dtype, noisy), group in groupby(sorted(_rows(), key=kind, reverse=True), key=kind):
         found = list(group)
         where = "a noisy one, three seeds" if noisy else ", ".join(sorted({row["processor"] for row in found}))
-        variants = "" if noisy else f", {len(found)} instruction sets and numbers of threads"
-        rows.append([dtype, f"{where}{variants}", *(show(found) for show in _COLUMNS.values())])
+        variants = "" if noisy else f" as {len(found)} variants"
+        n_tickets = str(max(row["n_tickets"] for row in found))
+        rows.append([dtype, f"{where}{variants}", n_tickets, *(show(found) for show in _COLUMNS.values())])
     between = f"Between bfloat16 and float32 a probability moves by up to {between_dtypes():.1g}."
     return f"{markdown_table(header, rows)}\n\n{between}"
 
