@@ -61,7 +61,7 @@ def bounds(name: str) -> str:
     for (dtype, noisy), group in groupby(sorted(_rows(), key=kind, reverse=True), key=kind):
         found = list(group)
         where = "a noisy one, three seeds" if noisy else ", ".join(sorted({row["processor"] for row in found}))
-        variants = "" if noisy else f" as {len(found)} variants"
+        variants = "" if noisy or len(found) == 1 else f" as {len(found)} variants"
         n_tickets = str(max(row["n_tickets"] for row in found))
         rows.append([dtype, f"{where}{variants}", n_tickets, *(show(found) for show in _COLUMNS.values())])
     between = f"Between bfloat16 and float32 a probability moves by up to {between_dtypes():.1g}."
