@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from blora.inference.fork import hidden_at, logits_at
+from blora.inference.fork import logits_at
 from blora.posterior.draws import use_draws
 from blora.posterior.inject import layer_index
 
@@ -95,9 +95,12 @@ def _is_plain(model: PreTrainedModel, module: nn.Linear) -> bool:
     ids = torch.tensor([[0, 1]], device=model.device)
     inputs = {"input_ids": ids, "position_ids": ids, "attention_mask": torch.zeros(1, 1, 2, 2, device=model.device)}
     at = (torch.tensor([0, 0], device=model.device), ids[0])
+    seen: list[Tensor] = []  # of this very pass: another one may round otherwise
+    handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     with use_draws(None):
-        logits, hidden = logits_at(model, None, *at, **inputs), hidden_at(model, None, *at, **inputs)
-    return torch.allclose(module(hidden), logits, rtol=1e-3, atol=1e-3)
+        logits = logits_at(model, None, *at, **inputs)
+    handle.remove()
+    return len(seen) == 1 and torch.allclose(module(seen[0])[0], logits, rtol=1e-3, atol=1e-3)
 
 
 def log_probs_along_draws(head: Head, hidden: Tensor, place: Tensor, token: Tensor) -> Tensor:
