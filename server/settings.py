@@ -86,6 +86,11 @@ class Settings(BaseSettings):
     )
     max_queue_tokens: int = Field(1048576, description="Most tokens x draws waiting; beyond it requests get 429.", ge=1)
     max_queue_requests: int = Field(1024, description="Most inputs waiting; beyond it requests get 429.", ge=1)
+    max_input_passes: int = Field(
+        16,
+        description="Most work of one input, in forward passes of max_batch_tokens; beyond it requests get 413.",
+        ge=1,
+    )
     max_inputs: int = Field(256, description="Most inputs in one batch request.", ge=1)
     max_body_bytes: int = Field(
         1048576, description="Largest request body, in bytes; beyond it requests get 413.", ge=1
@@ -118,6 +123,11 @@ class Settings(BaseSettings):
         75, description="Seconds that a connection may be idle; more than the load balancer in front allows.", ge=1
     )
     timeout_s: float = Field(30.0, description="Seconds in which a request is answered, or gets 504.", gt=0)
+    hang_timeout_s: float = Field(
+        300.0,
+        description="Seconds without progress of a forward pass after which /livez gets 503; 0 for never.",
+        ge=0,
+    )
     drain_delay_s: float = Field(
         0.0,
         description="Seconds to keep serving after SIGTERM, for load balancers to notice /readyz.",

@@ -1,4 +1,7 @@
-"""The model in this process: one thread packs, another computes, the event loop does neither."""
+"""The model in this process: one thread packs, another computes, the event loop does neither.
+
+A run that has to wait for others keeps its thread, parked at a checkpoint, and others compute in another one.
+"""
 
 import logging
 import os
@@ -19,11 +22,13 @@ from blora.config import ScoringName
 from blora.decision.stopping import looks
 from blora.inference.architecture import check_packing
 from blora.inference.branches import Branches
+from blora.inference.checkpoints import between, check_within, checkpoint, checkpoints
 from blora.inference.fork import why_whole
 from blora.inference.packing import PackedRow, pack
 from blora.inference.prefix import Prefix
 from blora.posterior.bank import SampleBank
 from blora.posterior.draws import Draws
+from blora.server.control import Control
 from blora.server.engines.jobs import (
     PROBE_CHOICES,
     PROBE_PROMPT,
@@ -34,6 +39,7 @@ from blora.server.engines.jobs import (
     model_of,
     probabilities,
 )
+from blora.server.engines.lanes import Lanes
 from blora.server.engines.precision import pick_dtype
 from blora.server.engines.prefixes import Prefixes
 from blora.server.engines.protocol import Job, Loaded, Row
@@ -59,6 +65,7 @@ class TorchEngine:
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
         self._packing = ThreadPoolExecutor(1, "pack")
         self._computing = ThreadPoolExecutor(1, "compute")
+        self._lanes = Lanes(self._computing)
         self._base: BaseModel | None = None
         self._prefixes: Prefixes | None = None
         self._handles: list[AdapterHandle] = []
@@ -94,9 +101,9 @@ class TorchEngine:
             ),
         )
 
-    async def run(self, jobs: Sequence[Job]) -> list[Tensor]:
+    async def run(self, jobs: Sequence[Job], control: Control | None = None) -> list[Tensor]:
         """See Engine."""
-        return await in_thread(self._computing, partial(self._score_what_fits, jobs))
+        return await self._lanes.run(partial(self._score_under, control or Control(), jobs))
 
     async def load_adapter(self, path: Path, name: str) -> AdapterHandle:
         """See Engine."""
@@ -114,8 +121,8 @@ class TorchEngine:
 
     async def close(self) -> None:
         """See Engine."""
-        for executor in (self._packing, self._computing):
-            executor.shutdown(wait=False, cancel_futures=True)
+        self._packing.shutdown(wait=False, cancel_futures=True)
+        self._lanes.close()
 
     def _loaded_base(self) -> BaseModel:
         if self._base is None:
@@ -134,6 +141,8 @@ class TorchEngine:
         device = pick_device(settings.device)
         base = load_base_model(settings.base_model, device=str(device), dtype=pick_dtype(settings, device))
         check_packing(base)
+        if base.device.type == "cpu":  # elsewhere a pass is short, and one that is parked would keep scarce memory
+            check_within(base.model)
         self._base = base
         self._prefixes = Prefixes(
             base.model, max_bytes=settings.prefix_cache_mib * 2**20, max_batch_tokens=settings.max_batch_tokens
@@ -175,36 +184,43 @@ class TorchEngine:
             max_length=base.max_length,
         )
         job = Job(handle, row, handle.config.sampling.n_samples, seed=None, stop=None)
-        self._score([job])
+        self._score([job], Control())
 
-    def _score_what_fits(self, jobs: Sequence[Job], *, notice: bool = True) -> list[Tensor]:
+    def _score_under(self, control: Control, jobs: Sequence[Job]) -> list[Tensor]:
+        with checkpoints(control.checkpoint):
+            return self._score_what_fits(jobs, control)
+
+    def _score_what_fits(self, jobs: Sequence[Job], control: Control, *, notice: bool = True) -> list[Tensor]:
         """`_score`, in halves as long as the device's memory does not suffice for all at once.
 
         What prompts begin with gives its memory back first, and nothing is remembered while there is too little.
         """
         try:
-            return self._score(jobs, notice=notice)
+            return self._score(jobs, control, notice=notice)
         except torch.OutOfMemoryError:
             if not self._loaded_prefixes().clear() and len(jobs) == 1:
                 raise
         logger.warning("The device has no memory for %d inputs at once; lower --max-batch-tokens", len(jobs))
         torch.cuda.empty_cache()  # nothing where there is no GPU
         if len(jobs) == 1:
-            return self._score(jobs, notice=False)
+            return self._score(jobs, control, notice=False)
         middle = len(jobs) // 2
-        return [probs for half in (jobs[:middle], jobs[middle:]) for probs in self._score_what_fits(half, notice=False)]
+        halves = (jobs[:middle], jobs[middle:])
+        return [probs for half in halves for probs in self._score_what_fits(half, control, notice=False)]
 
-    def _score(self, jobs: Sequence[Job], *, notice: bool = True) -> list[Tensor]:
+    def _score(self, jobs: Sequence[Job], control: Control, *, notice: bool = True) -> list[Tensor]:
         """Probabilities (s, C) of each job, under all of its S draws or as many as its decision takes."""
         seen: list[Tensor] = [torch.empty(0)] * len(jobs)
         with torch.inference_mode():
             for prefix, places in self._loaded_prefixes().split(jobs, notice=notice).items():
-                for place, probs in zip(places, self._after(prefix, [jobs[place] for place in places]), strict=True):
+                found = self._after(prefix, [jobs[place] for place in places], control)
+                for place, probs in zip(places, found, strict=True):
                     seen[place] = probs
         return seen
 
-    def _after(self, prefix: Prefix | None, jobs: Sequence[Job]) -> list[Tensor]:
-        """Probabilities (s, C) of jobs that begin alike."""
+    def _after(self, prefix: Prefix | None, jobs: Sequence[Job], control: Control) -> list[Tensor]:
+        """Probabilities (s, C) of jobs that begin alike; what nobody wants any more gets no more draws."""
+        checkpoint()
         base = self._loaded_base()
         n_samples = jobs[0].n_samples
         adapters = {_key(job): job for job in jobs}
@@ -213,7 +229,7 @@ class TorchEngine:
         branches = Branches(
             base.model,
             [cast(PackedRow, job.row) for job in jobs],
-            [_draws(base, job) for job in adapters.values()],
+            [_draws(base, job) for job in between(adapters.values())],
             [owners.index(_key(job)) for job in jobs],
             prefix,
         )
@@ -224,10 +240,22 @@ class TorchEngine:
             for b, of_row in zip(waiting, log_probs.unbind(1), strict=True):
                 probs = probabilities(jobs[b], of_row[:, : jobs[b].row.n_choices], f"{base.device} in {base.dtype}")
                 seen[b] = torch.cat([seen[b], probs])
-            waiting = [b for b in waiting if not enough(jobs[b], seen[b])]
+            waiting, done = _still_waiting(jobs, seen, waiting, control), waiting
             if not waiting:
                 break
+            for b in set(done) - set(waiting):
+                if enough(jobs[b], seen[b]):
+                    control.finished(jobs[b], seen[b])
         return seen
+
+
+def _still_waiting(jobs: Sequence[Job], seen: Sequence[Tensor], waiting: Sequence[int], control: Control) -> list[int]:
+    """Those who need more draws; of those who do and whom nobody wants any more the control is told."""
+    needed = [b for b in waiting if not enough(jobs[b], seen[b])]
+    wanted = [b for b in needed if control.wants(jobs[b])]
+    for b in set(needed) - set(wanted):
+        control.dropped(jobs[b])
+    return wanted
 
 
 def _key(job: Job) -> tuple[str, int | None]:
