@@ -5,13 +5,14 @@ take its time, and what it raises ends the computation.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import TypeVar
 
 from torch import nn
 from transformers import PreTrainedModel
 
+from blora.errors import BaseModelError
 from blora.inference.fork import decoder_layers
 
 __all__ = ["between", "check_within", "checkpoint", "checkpoints"]
@@ -46,11 +47,14 @@ def between(parts: Iterable[T]) -> Iterator[T]:
 
 
 def check_within(model: PreTrainedModel) -> None:
-    """Have every forward pass of a model meet checkpoints: before attention, feed-forward and norms of each layer."""
-    _, layers = decoder_layers(model)
-    for layer in layers:
-        for part in layer.children():
-            part.register_forward_pre_hook(_at)
+    """Have every forward pass of a model meet checkpoints, before each module of its decoder layers.
+
+    A model whose decoder layers cannot be told apart has none.
+    """
+    with suppress(BaseModelError):
+        _, layers = decoder_layers(model)
+        for module in (module for layer in layers for module in layer.modules()):
+            module.register_forward_pre_hook(_at)
 
 
 def _at(module: nn.Module, args: object) -> None:

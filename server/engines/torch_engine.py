@@ -21,6 +21,7 @@ from blora.base_model import BaseModel, load_base_model, pick_device
 from blora.config import ScoringName
 from blora.decision.stopping import looks
 from blora.inference.architecture import check_packing
+from blora.inference.attention import attend_in_pieces
 from blora.inference.branches import Branches
 from blora.inference.checkpoints import between, check_within, checkpoint, checkpoints
 from blora.inference.fork import why_whole
@@ -140,9 +141,10 @@ class TorchEngine:
         check_adapters(settings)
         device = pick_device(settings.device)
         base = load_base_model(settings.base_model, device=str(device), dtype=pick_dtype(settings, device))
-        check_packing(base)
         if base.device.type == "cpu":  # elsewhere a pass is short, and one that is parked would keep scarce memory
             check_within(base.model)
+            attend_in_pieces(base.model)
+        check_packing(base)
         self._base = base
         self._prefixes = Prefixes(
             base.model, max_bytes=settings.prefix_cache_mib * 2**20, max_batch_tokens=settings.max_batch_tokens

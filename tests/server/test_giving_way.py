@@ -198,16 +198,15 @@ async def test_draining_ends_what_waits_for_others() -> None:
     await b.learn_the_pace()
     heavy = b.submit("heavy", 5000, owner="heavy")
     await b.until_running("heavy")
-    await asyncio.sleep(0.1)
-    others = [b.submit(f"other{i}", cost, owner=i) for i, cost in enumerate((1000, 500, 300))]
-    await asyncio.sleep(0.5)
+    other = b.submit("other", 100, owner="other")
+    await b.until_running("other")
     await b.batcher.drain(0.01)
-    for task in (heavy, *others):
-        with pytest.raises((DrainingError, asyncio.CancelledError)):
+    for task in (heavy, other):
+        with pytest.raises(DrainingError):
             await task
     n_steps = len(b.worker.steps)
     await asyncio.sleep(10 * STEP_S)
-    assert len(b.worker.steps) <= n_steps + 4  # every thread has ended
+    assert len(b.worker.steps) <= n_steps + 2  # both threads have ended
 
 
 async def test_the_backlog_is_what_waits_what_runs_and_what_was_refused() -> None:
