@@ -1,7 +1,7 @@
 """Inputs under way: which share a run of the engine, how long it had the worker, and when it gives way to others."""
 
 import asyncio
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
@@ -87,8 +87,8 @@ class Item(Generic[P, R]):
 
 def padded_tokens(batch: Sequence[Item[P, R]]) -> int:
     """Tokens x draws of a forward pass, padding and what has to be done beside it included."""
-    widths = map(max, zip(*(item.work.lengths for item in batch), strict=True))
-    return len(batch) * sum(widths) * batch[0].work.n_draws + sum(item.work.overhead for item in batch)
+    parts: Iterable[tuple[int, ...]] = zip(*(item.work.lengths for item in batch), strict=True)
+    return len(batch) * sum(map(max, parts)) * batch[0].work.n_draws + sum(item.work.overhead for item in batch)
 
 
 @dataclass(eq=False, slots=True)

@@ -47,14 +47,14 @@ def between(parts: Iterable[T]) -> Iterator[T]:
 
 
 def check_within(model: PreTrainedModel) -> None:
-    """Have every forward pass of a model meet checkpoints, before each module of its decoder layers.
+    """Have every forward pass of a model meet checkpoints, before attention, feed-forward and norms of each layer.
 
     A model whose decoder layers cannot be told apart has none.
     """
     with suppress(BaseModelError):
         _, layers = decoder_layers(model)
-        for module in (module for layer in layers for module in layer.modules()):
-            module.register_forward_pre_hook(_at)
+        for part in (part for layer in layers for part in layer.children()):
+            part.register_forward_pre_hook(_at)
 
 
 def _at(module: nn.Module, args: object) -> None:

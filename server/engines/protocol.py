@@ -16,8 +16,8 @@ from blora.server.registry import AdapterHandle
 __all__ = ["Engine", "Job", "Loaded", "ModelInfo", "Row", "Stop"]
 
 # Making a draw that the adapter has not ready, and giving a row draws of its own in the forward pass, takes as long as
-# so many tokens do, measured with the demo.
-_FRESH_DRAW_TOKENS = 96
+# so many tokens do: 8 to 46 with the demo, by what else the processor does.
+_FRESH_DRAW_TOKENS = 32
 
 
 @dataclass(frozen=True, slots=True)

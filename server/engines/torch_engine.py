@@ -118,7 +118,7 @@ class TorchEngine:
     async def probe(self) -> None:
         """See Engine."""
         for handle in self._handles[:1]:  # any one answers for the model
-            await in_thread(self._computing, partial(self._probe, handle))
+            await self._lanes.run(partial(self._probe, handle))
 
     async def close(self) -> None:
         """See Engine."""

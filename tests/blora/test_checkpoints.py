@@ -7,12 +7,12 @@ from blora.inference.checkpoints import between, check_within, checkpoint, check
 from tests.scenarios import tiny_model
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     pass
 
 
 def stop() -> None:
-    raise Stopped
+    raise StoppedError
 
 
 def test_without_a_function_they_do_nothing() -> None:
@@ -39,6 +39,6 @@ def test_a_forward_pass_meets_them_in_every_layer_and_can_be_left_there() -> Non
         with checkpoints(lambda: seen.append(None)):
             assert torch.equal(model(ids).logits, expected)
         assert len(seen) >= 2 * len(model.get_decoder().layers)
-        with pytest.raises(Stopped), checkpoints(stop):
+        with pytest.raises(StoppedError), checkpoints(stop):
             model(ids)
         assert torch.equal(model(ids).logits, expected)

@@ -118,7 +118,7 @@ async def test_between_looks_what_is_settled_is_given_and_what_nobody_wants_is_d
     at_once = Stop(Policy(min_confidence=1e-6), 0.5)
     asked = (("kept", never), ("left", never), ("quick", at_once))
     jobs = [await asking.job(question, n_samples=16, stop=stop) for question, stop in asked]
-    kept, left, quick = jobs
+    _, left, quick = jobs
     dropped: list[object] = []
     finished: list[object] = []
     control = Control(
