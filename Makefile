@@ -9,6 +9,9 @@ READY := $(VENV)/.ready
 # The converted base model lies here, so that a home folder that cannot be written is no obstacle.
 export BLORA_CACHE_DIR ?= $(CURDIR)/$(VENV)/models
 
+# Two processes of one thread each: most tests do not gain from a second thread.
+SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
+
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-noisy test-vllm image test-image lint fix bench demo clean
 
@@ -30,10 +33,10 @@ run: $(READY)  ## serve the embedded model and the demo adapter on HOST:PORT
 
 test: $(READY) lint  ## lint, types, architecture, and every test
 	tests/programs.sh
-	$(BIN)/pytest
+	$(SIDE_BY_SIDE)
 
 test-noisy: $(READY)  ## every test on a processor that rounds at random
-	NOISY_PROCESSOR_SEED=0 PYTHONPATH=benchmarks/processors/noisy_site $(BIN)/pytest
+	NOISY_PROCESSOR_SEED=0 PYTHONPATH=benchmarks/processors/noisy_site $(SIDE_BY_SIDE)
 
 VLLM := .venv-vllm
 

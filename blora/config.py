@@ -14,6 +14,7 @@ __all__ = [
     "MOST_TEMPERATURE",
     "AdapterConfig",
     "BaseModelRef",
+    "ChoiceEnd",
     "FamilyName",
     "MethodName",
     "NormalizationName",
@@ -33,6 +34,7 @@ MethodName = Literal["bayesian", "lora"]
 FamilyName = Literal["diagonal", "matrix_normal", "flow"]
 ScoringName = Literal["text", "label"]
 NormalizationName = Literal["none", "choice", "question"]
+ChoiceEnd = Literal["none", "newline", "eos"]
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -106,6 +108,9 @@ class PromptConfig:
             tokens (`choice`), or the mean number of tokens of the question's choices (`question`), which ranks as
             `none` does, but is not the surer the longer the choices are.
         length_power: to which power that number of tokens is raised; training finds it together with the temperature.
+        choice_end: the token that is scored after the last one of every choice (`text` only): a line break or the
+            tokenizer's end of sequence. With `none`, as in adapters written before there was a choice, a choice that
+            another one begins with always has the higher probability.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -115,9 +120,14 @@ class PromptConfig:
     scoring: ScoringName = "text"
     normalization: NormalizationName = "question"
     length_power: float = 1.0
+    choice_end: ChoiceEnd = "none"
 
     def __post_init__(self) -> None:
-        for name, known in (("scoring", get_args(ScoringName)), ("normalization", get_args(NormalizationName))):
+        for name, known in (
+            ("scoring", get_args(ScoringName)),
+            ("normalization", get_args(NormalizationName)),
+            ("choice_end", get_args(ChoiceEnd)),
+        ):
             value = getattr(self, name)
             require(value in known, f"{name} = {value!r}", f"one of {', '.join(known)}")
         require(

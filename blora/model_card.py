@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from blora.config import AdapterConfig, PosteriorConfig
+from blora.config import AdapterConfig, PosteriorConfig, PromptConfig
 
 __all__ = ["model_card"]
 
@@ -21,7 +21,7 @@ def model_card(config: AdapterConfig, name: str) -> str:
         "method": _method(posterior),
         "rank, alpha": f"{posterior.rank}, {posterior.alpha:g}",
         "target modules": f"{', '.join(config.target_modules)} ({len(config.modules)} modules)",
-        "scoring": prompt.scoring + (f", normalized by {prompt.normalization}" if prompt.scoring == "text" else ""),
+        "scoring": _scoring(prompt),
         "prompt template": f"`{prompt.template!r}`",
         "choices": ", ".join(prompt.choices) if prompt.choices else "with each question",
         "posterior draws": f"{sampling.n_samples}, seed {sampling.seed}",
@@ -59,6 +59,13 @@ def _method(posterior: PosteriorConfig) -> str:
         return "lora"
     modes = f", {posterior.modes} modes" if posterior.modes > 1 else ""
     return f"{posterior.method}, {posterior.family} family{modes}"
+
+
+def _scoring(prompt: PromptConfig) -> str:
+    if prompt.scoring == "label":
+        return "label"
+    end = f", with an end ({prompt.choice_end})" if prompt.choice_end != "none" else ""
+    return f"text, normalized by {prompt.normalization}{end}"
 
 
 def _validation(training: Mapping[str, Any]) -> list[str]:

@@ -146,8 +146,8 @@ class Predictor:
         get_current_span().set_attributes(
             {"blora.digest": handle.digest, "blora.draws": len(done.result), "blora.abstained": decision.abstained}
         )
-        likely = prediction_set(question, handle, prediction, choices)
-        response = self._response(job, choices, done, prediction, likely, in_force, decision)
+        likely = prediction_set(question, handle, prediction, row.choices)
+        response = self._response(job, row.choices, done, prediction, likely, in_force, decision)
         write_down(
             logger,
             "abstained" if decision.abstained else "answered",
@@ -167,8 +167,12 @@ class Predictor:
             target_risk=in_force.target_risk if in_force is not None and not decision.abstained else None,
             predictive_entropy=prediction.predictive_entropy if likely is not None else None,
         )
-        if handle.not_calibrated:
-            response = response.model_copy(update={"warnings": ["not_calibrated"]})
+        warnings = [
+            *(["not_calibrated"] if handle.not_calibrated else []),
+            *(["shadowed_choice"] if row.shadowed else []),
+        ]
+        if warnings:
+            response = response.model_copy(update={"warnings": warnings})
         if self._settings.feedback_rate < 1:
             response = response.model_copy(update={"feedback_requested": self.feedback.requested(response.id)})
         if question.return_samples:

@@ -207,8 +207,11 @@ def _csv_types(row: Mapping[str, str]) -> dict[str, Any]:
     typed: dict[str, Any] = {key: value for key, value in row.items() if value != ""}
     for key in ("choices", "messages"):
         if isinstance(text := typed.get(key), str):
+            if not text.lstrip().startswith("["):
+                typed[key] = [part.strip() for part in text.split("|")]
+                continue
             try:
-                typed[key] = json.loads(text) if text.lstrip().startswith("[") else text.split("|")
+                typed[key] = json.loads(text)
             except (ValueError, RecursionError):
                 continue  # left as text, which the checks of the row refuse
     return typed

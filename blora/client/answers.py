@@ -101,10 +101,12 @@ class Prediction(Answer):
     n_samples: int = Field(description="Posterior draws behind this answer.")
     usage: Usage
     timing: Timing
-    warnings: list[Literal["not_calibrated"]] = Field(
+    warnings: list[Literal["not_calibrated", "shadowed_choice"]] = Field(
         default=[],
         description="Reasons for caution. not_calibrated: the adapter's calibration does not hold for it as it is "
-        "served, so that nothing is proved of its threshold. Absent where there are none.",
+        "served, so that nothing is proved of its threshold. shadowed_choice: a choice begins with another one, and "
+        "the adapter scores choices without an end, so that the longer one can never win: rename one of them, or train "
+        "the adapter again. Absent where there are none.",
     )
     feedback_requested: bool | None = Field(
         default=None,

@@ -20,7 +20,7 @@ from blora.decision.recalibration import temper
 from blora.decision.stopping import settled
 from blora.errors import ConfigError, NotCalibratedError, NumericalError
 from blora.posterior.bank import SampleBank
-from blora.server.engines.protocol import Job, ModelInfo
+from blora.server.engines.protocol import Job, ModelInfo, Row
 from blora.server.registry import AdapterHandle
 from blora.server.settings import Settings
 
@@ -33,6 +33,7 @@ __all__ = [
     "in_thread",
     "model_of",
     "probabilities",
+    "warn_of_shadowed",
 ]
 
 logger = logging.getLogger(__name__)
@@ -101,6 +102,24 @@ def probabilities(job: Job, log_probs: Tensor, where: str) -> Tensor:
             "try --dtype float32, or another adapter"
         )
     return probs
+
+
+def warn_of_shadowed(handle: AdapterHandle, row: Row) -> None:
+    """Log that one of an adapter's fixed choices can never win.
+
+    Args:
+        handle: the adapter.
+        row: any question, packed with these choices.
+    """
+    if handle.config.prompt.choices is not None and row.shadowed is not None:
+        longer, shorter = row.shadowed
+        logger.warning(
+            "Adapter %s scores choices without an end, so that %r can never beat %r: train it again, with the default "
+            "--choice-end, or with other names",
+            handle.name,
+            longer,
+            shorter,
+        )
 
 
 def handle_of(adapter: Adapter, *, device: torch.device, dtype: str, allow_uncalibrated: bool) -> AdapterHandle:

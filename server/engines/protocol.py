@@ -68,6 +68,14 @@ class Row(Protocol):
     def scoring(self) -> ScoringName:
         """How its choices are scored."""
 
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The texts of the choices, without white space at their ends."""
+
+    @property
+    def shadowed(self) -> tuple[str, str] | None:
+        """A choice, and the one that it begins with, which always has the higher probability; None where none does."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stop:

@@ -33,6 +33,7 @@ from blora.server.engines.jobs import (
     in_thread,
     model_of,
     probabilities,
+    warn_of_shadowed,
 )
 from blora.server.engines.precision import pick_dtype
 from blora.server.engines.prefixes import Prefixes
@@ -174,6 +175,7 @@ class TorchEngine:
             config=handle.config.prompt,
             max_length=base.max_length,
         )
+        warn_of_shadowed(handle, row)
         job = Job(handle, row, handle.config.sampling.n_samples, seed=None, stop=None)
         self._score([job])
 

@@ -35,6 +35,7 @@ from blora.server.engines.jobs import (
     in_thread,
     model_of,
     probabilities,
+    warn_of_shadowed,
 )
 from blora.server.engines.protocol import Job, Loaded, Row
 from blora.server.engines.vllm_client import UnknownLoraError, VllmClient, VllmError
@@ -214,6 +215,7 @@ class VllmEngine:
         """
         base = self._loaded_base()
         row = cast(PackedRow, await self.pack(handle, **_question(handle)))
+        warn_of_shadowed(handle, row)
 
         def here() -> Tensor:
             attach(base, adapter)

@@ -58,6 +58,7 @@ class FakeRow:
 
     text: str
     choices: tuple[str, ...]
+    shadowed: tuple[str, str] | None = None
 
     @property
     def prompt_tokens(self) -> int:
