@@ -91,6 +91,9 @@ class Settings(BaseSettings):
         1048576, description="Largest request body, in bytes; beyond it requests get 413.", ge=1
     )
     max_prompt_tokens: int = Field(4096, description="Longest prompt, in tokens; beyond it requests get 413.", ge=1)
+    max_connections: int = Field(
+        1000, description="Most connections at once; one more takes the place of the one longest idle.", ge=1
+    )
     max_feedback_predictions: int = Field(
         100000, description="Most predictions that wait for POST /v1/feedback; the oldest are forgotten first.", ge=1
     )

@@ -20,7 +20,7 @@ BAD_JSON = {
     "no UTF-8": (b'{"prompt": "\xff"}', "invalid_json"),
     "UTF-16": ('{"prompt": "x"}'.encode("utf-16"), "invalid_json"),
     "half a character": (b'{"prompt": "\\ud800"}', "invalid_json"),
-    "a deep hole": (b"[" * 100_000, "invalid_json"),
+    "a deep hole": (b"[" * 50_000, "invalid_json"),
     "a huge integer": (b'{"prompt": "x", "seed": ' + b"9" * 5000 + b"}", "invalid_json"),
 }
 
