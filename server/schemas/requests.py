@@ -5,6 +5,7 @@ are not looked at here: `BatchRequest.questions` checks them one at a time, so t
 the others are answered, once it is known that there are not too many.
 """
 
+import string
 import unicodedata
 from typing import Annotated, Any, Literal
 
@@ -31,7 +32,7 @@ MAX_SEED = 2**63 - 1
 MAX_MESSAGES = 256
 # Characters of no width: where two texts differ in the first four alone, nobody sees a difference.
 _NO_WIDTH = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))
-_JOINERS = "\u200c\u200d\u200e\u200f"
+_ENDS = string.whitespace + "\u200c\u200d\u200e\u200f"
 
 
 class Request(BaseModel):
@@ -226,7 +227,7 @@ def _check_question(question: Question) -> None:
 
 def _seen(choice: str) -> str:
     """The choice as a reader sees it: in one of the ways to write its letters, without what has no width."""
-    return unicodedata.normalize("NFC", choice).translate(_NO_WIDTH).strip().strip(_JOINERS)
+    return unicodedata.normalize("NFC", choice).translate(_NO_WIDTH).strip().strip(_ENDS)
 
 
 def _kind(body: object) -> str:
