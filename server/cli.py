@@ -95,7 +95,7 @@ async def _serve(settings: "Settings", listener: socket.socket) -> int:
     except ConfigError as exc:
         return _give_up(str(exc))
     service: Service = app.state.service
-    server = DrainingServer(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", ws="none"), service)
+    server = DrainingServer(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on"), service)
     announcing = asyncio.create_task(_announce(service, server, listener.getsockname()[1]))
     await server.serve(sockets=[listener])
     announcing.cancel()

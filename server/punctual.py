@@ -4,6 +4,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
 import h11
@@ -123,10 +124,10 @@ class _Punctual(H11Protocol):
             (b"x-request-id", request_id.encode()),
             (b"connection", b"close"),
         ]
-        reason = {400: b"Bad Request", 503: b"Service Unavailable"}[response.status_code]
+        reason = HTTPStatus(response.status_code).phrase.encode()
         events = (
             h11.Response(status_code=response.status_code, headers=headers, reason=reason),
-            h11.Data(data=response.body),
+            h11.Data(data=bytes(response.body)),
             h11.EndOfMessage(),
         )
         for event in events:

@@ -48,6 +48,7 @@ class DrainingServer(uvicorn.Server):
             max_connections=connections_that_fit(service.settings.max_connections),
             refuse=partial(refuse, service),
         )
+        config.ws = "none"  # nothing here speaks WebSocket, whatever else is installed
         config.timeout_keep_alive = service.settings.keep_alive_s
         super().__init__(config)
         self._service = service
