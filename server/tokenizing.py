@@ -54,15 +54,14 @@ class Lengths(NamedTuple):
         asked, offered = _characters(question), sum(map(len, choices))
         if offered > self.row * self.longest_token:
             raise TooLargeError(
-                f"got choices of {offered} characters, which are more than {self.row} tokens, expected at most as many "
-                "tokens: shorten the choices",
+                f"The choices have {offered} characters, which make more than {self.row} tokens, the limit: shorten "
+                "them.",
                 code="prompt_too_long",
                 param="choices",
             )
         if asked > self.prompt * self.longest_token:
             raise TooLargeError(
-                f"got a prompt of {asked} characters, which are more than {self.prompt} tokens, expected at most as "
-                "many tokens: shorten it",
+                f"The prompt has {asked} characters, which make more than {self.prompt} tokens, the limit: shorten it.",
                 code="prompt_too_long",
                 param=_param(question),
             )
@@ -97,15 +96,12 @@ class Lengths(NamedTuple):
 
     def too_long(self, question: PredictRequest, choices: Sequence[str]) -> TooLargeError:
         """The error for a question that has more tokens than the model has positions."""
-        offered = sum(map(len, choices))
-        if question.choices is not None and offered > _characters(question):
-            what, param = "choices", "choices"
+        if question.choices is not None and sum(map(len, choices)) > _characters(question):
+            param, who = "choices", "The choices have"
         else:
-            what, param = "a prompt", _param(question)
+            param, who = _param(question), "The prompt has"
         return TooLargeError(
-            f"got {what} of more than {self.prompt} tokens, expected at most {self.prompt}: shorten the {param}",
-            code="prompt_too_long",
-            param=param,
+            f"{who} more than {self.prompt} tokens, the limit: send fewer.", code="prompt_too_long", param=param
         )
 
 

@@ -1,9 +1,11 @@
 """Who is tokenised when, and what is refused unread."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
+from blora.errors import PromptTooLongError
 from blora.server.errors import QueueFullError, TooLargeError
 from blora.server.schemas.requests import PredictRequest
 from blora.server.tokenizing import Lengths, Tokenizing, longest_token
@@ -151,8 +153,8 @@ class Words(FakeRow):
         ("w " * 11, CHOICES, "prompt", "a prompt of 11 tokens, expected at most 10: shorten it"),
         ("w " * 9, ("x y z", "x y w"), "prompt", "a prompt of 9 tokens, expected at most 8 beside these choices"),
         ("w", ("x " * 8, "y " * 8), "choices", "choices of 16 tokens, expected at most 13 beside this prompt"),
-        ("w" * 51, CHOICES, "prompt", "a prompt of 51 characters, which are more than 10 tokens"),
-        ("w", ("x", "y" * 60), "choices", "choices of 61 characters, which are more than 12 tokens"),
+        ("w" * 51, CHOICES, "prompt", "The prompt has 51 characters, which make more than 10 tokens"),
+        ("w", ("x", "y" * 60), "choices", "The choices have 61 characters, which make more than 12 tokens"),
     ],
 )
 def test_what_is_long_is_named_and_told_its_limit(
@@ -171,6 +173,36 @@ def test_a_prompt_of_the_length_that_was_told_is_short_enough() -> None:
 
 def test_an_adapters_own_choices_are_not_the_clients_to_shorten() -> None:
     assert refusal("w w w", ("x " * 6, "y " * 6), own=False).param == "prompt"
+
+
+class ShortModel(FakeEngine):
+    """Has no room for any question."""
+
+    async def pack(self, *args: object, **kwargs: object) -> FakeRow:  # type: ignore[override]
+        raise PromptTooLongError("more tokens than the model has positions", param="prompt")
+
+
+@pytest.mark.parametrize(
+    ("limits", "number"),
+    [
+        ({"max_prompt_tokens": 300}, 300),
+        ({"max_batch_tokens": 200}, 200),
+        ({"max_batch_tokens": 10**6, "max_prompt_tokens": 10**6}, 8192),
+    ],
+)
+async def test_a_prompt_is_told_one_number_wherever_it_is_refused(limits: dict[str, Any], number: int) -> None:
+    told = []
+    for engine, prompt in (
+        (FakeEngine(longest_token=1), "x" * 10_000),  # by its characters
+        (ShortModel(), "x"),  # by the model
+        (FakeEngine(), "x " * 10_000),  # by its tokens
+    ):
+        async with running(engine, max_queue_tokens=10**6, **limits) as server:
+            response = await server.client.post("/v1/predict", json={"prompt": prompt})
+        error = response.json()["error"]
+        assert (error["code"], error["param"]) == ("prompt_too_long", "prompt")
+        told.append(error["message"])
+    assert all(str(number) in message for message in told)
 
 
 class CountingEngine(FakeEngine):
