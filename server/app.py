@@ -21,10 +21,18 @@ from blora.server.errors import (
 )
 from blora.server.keys import Keys
 from blora.server.lifecycle import Service
-from blora.server.logs import write_down
-from blora.server.middleware import BodyLimit, CatchAll, CloseWhileDraining, RequestId, SafeHeaders
-from blora.server.routes import error_response, router
+from blora.server.middleware import (
+    BodyLimit,
+    CatchAll,
+    CloseWhileDraining,
+    HeadAsGet,
+    OneLength,
+    RequestId,
+    SafeHeaders,
+)
+from blora.server.routes import error_response, refuse, router
 from blora.server.settings import Settings
+from blora.server.strict_json import Reader
 from blora.server.validation import invalid_request
 
 __all__ = ["create_app"]
@@ -46,6 +54,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         await service.start()
         yield
         await service.stop()
+        app.state.reader.close()
 
     app = FastAPI(
         title="blora",
@@ -57,22 +66,25 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         redoc_url=None,
     )
     app.state.service = service
+    app.state.reader = Reader(settings.max_body_bytes)
     app.include_router(router)
     _handle_errors(app, service)
     # The last one added stands outermost.
+    app.add_middleware(HeadAsGet)
     app.add_middleware(
         BodyLimit,
         max_bytes=settings.max_body_bytes,
         timeout_s=settings.read_timeout_s,
-        refuse=lambda error: _refuse(service, error),
+        refuse=lambda error: refuse(service, error),
     )
     app.add_middleware(
         Door,
         keys=Keys(settings.api_keys) if settings.api_keys is not None else None,
         rate=Rate(settings.requests_per_minute),
-        refuse=lambda error: _refuse(service, error),
+        refuse=lambda error: refuse(service, error),
     )
-    app.add_middleware(CatchAll, refuse=lambda error: _refuse(service, error))
+    app.add_middleware(OneLength, refuse=lambda error: refuse(service, error))
+    app.add_middleware(CatchAll, refuse=lambda error: refuse(service, error))
     app.add_middleware(CloseWhileDraining, draining=lambda: service.draining)
     app.add_middleware(SafeHeaders)
     app.add_middleware(RequestId)
@@ -91,17 +103,10 @@ def _engine(settings: Settings) -> Engine:
     return TorchEngine(settings)
 
 
-def _refuse(service: Service, error: ServerError) -> Response:
-    """The response to a request that did not reach the predictor, which counts its own."""
-    service.metrics.failed(error)
-    write_down(logger, error.code)
-    return error_response(error)
-
-
 def _handle_errors(app: FastAPI, service: Service) -> None:
     @app.exception_handler(ServerError)
     async def refused(request: Request, error: ServerError) -> Response:
-        return _refuse(service, error)
+        return refuse(service, error)
 
     @app.exception_handler(DisconnectedError)
     async def disconnected(request: Request, error: DisconnectedError) -> Response:
@@ -109,11 +114,11 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return _refuse(service, invalid_request(error.errors()))
+        return refuse(service, invalid_request(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def from_starlette(request: Request, error: HTTPException) -> Response:
-        response = _refuse(service, _translate(error))
+        response = refuse(service, _translate(error))
         response.headers.update(error.headers or {})
         return response
 
@@ -121,8 +126,8 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
 def _translate(error: HTTPException) -> ServerError:
     match error.status_code:
         case 404:
-            return NoSuchRouteError("got a path that does not exist, expected one of /openapi.json's")
+            return NoSuchRouteError("There is nothing at this path: /openapi.json lists the paths that exist.")
         case 405:
-            return MethodNotAllowedError("got a method that this path has not, expected one of Allow's")
+            return MethodNotAllowedError("This path does not take this method: use one that the header Allow lists.")
         case _:
-            return InvalidRequestError("got a request that cannot be read, expected a well-formed one")
+            return InvalidRequestError("The request cannot be read: send a well-formed one.")

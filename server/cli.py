@@ -35,6 +35,7 @@ def main(argv: list[str]) -> int:
     from pydantic_settings import CliApp
 
     from blora.server.logs import configure
+    from blora.server.open_files import raise_soft_limit
     from blora.server.settings import Settings
 
     try:
@@ -49,6 +50,7 @@ def main(argv: list[str]) -> int:
             f"({exc.strerror or exc}), expected a free one: choose another --host or --port"
         )
     configure(settings.log_level, settings.log_format)
+    raise_soft_limit()
     before = threading.enumerate()
     with listener:
         code = asyncio.run(_serve(settings, listener))

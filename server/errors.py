@@ -11,10 +11,12 @@ ServerError
 ├── DigestMismatchError     the adapter is here, with other contents than the client pinned
 ├── NoSuchRouteError, MethodNotAllowedError, UnsupportedMediaTypeError
 ├── TooLargeError           body, prompt, batch or forward pass over its limit
+├── InvalidHttpError        what came is not HTTP, or may be read in two ways
 ├── SlowRequestError        the body did not come in time
 ├── TryLaterError           try again in `retry_after_s`
 │   ├── QueueFullError      no room to wait in
-│   └── RateLimitedError    too many requests with one key
+│   ├── RateLimitedError    too many requests with one key
+│   └── TooManyConnectionsError  no room for a connection
 ├── ModelFailureError       the forward pass raised
 ├── NonFiniteError          the forward pass gave NaN or infinity
 ├── InternalError           a bug of ours
@@ -40,6 +42,7 @@ __all__ = [
     "FeedbackUnavailableError",
     "ForbiddenError",
     "InternalError",
+    "InvalidHttpError",
     "InvalidRequestError",
     "MethodNotAllowedError",
     "ModelFailureError",
@@ -52,6 +55,7 @@ __all__ = [
     "ServerError",
     "SlowRequestError",
     "TooLargeError",
+    "TooManyConnectionsError",
     "TryLaterError",
     "UnauthorizedError",
     "UnknownAdapterError",
@@ -68,6 +72,7 @@ class Row(NamedTuple):
 
 
 TABLE: dict[str, Row] = {
+    "invalid_http": Row(400, "invalid_request_error"),
     "conflict": Row(422, "invalid_request_error"),
     "duplicate_choices": Row(422, "invalid_request_error"),
     "empty_policy": Row(422, "invalid_request_error"),
@@ -108,6 +113,7 @@ TABLE: dict[str, Row] = {
     "internal_error": Row(500, "server_error"),
     "feedback_unavailable": Row(503, "unavailable_error"),
     "not_ready": Row(503, "unavailable_error"),
+    "too_many_connections": Row(503, "unavailable_error"),
     "draining": Row(503, "unavailable_error"),
     "deadline_exceeded": Row(504, "timeout_error"),
 }
@@ -219,6 +225,12 @@ class UnsupportedMediaTypeError(ServerError):
     code = "unsupported_media_type"
 
 
+class InvalidHttpError(ServerError):
+    """What came is not HTTP, or may be read in two ways."""
+
+    code = "invalid_http"
+
+
 class SlowRequestError(ServerError):
     """The body did not arrive in time."""
 
@@ -248,6 +260,12 @@ class RateLimitedError(TryLaterError):
     """Too many requests with one key."""
 
     code = "rate_limited"
+
+
+class TooManyConnectionsError(TryLaterError):
+    """All the connections that there may be are in use."""
+
+    code = "too_many_connections"
 
 
 class ModelFailureError(ServerError):

@@ -23,7 +23,6 @@ from blora.server.errors import (
     ModelFailureError,
     NonFiniteError,
     ServerError,
-    TooLargeError,
 )
 from blora.server.feedback import Feedback
 from blora.server.ids import prediction_id
@@ -33,6 +32,7 @@ from blora.server.policies import InForce, policy_for, prediction_set
 from blora.server.registry import AdapterHandle, Registry
 from blora.server.schemas.requests import PredictRequest
 from blora.server.settings import Settings
+from blora.server.tokenizing import Lengths, Tokenizing
 from blora.server.tracing import record_stages
 
 __all__ = ["Predictor"]
@@ -74,6 +74,14 @@ class Predictor:
         self._metrics = metrics
         self._tracer = tracer
         self._settings = settings
+        self._lengths = Lengths(
+            prompt=min(settings.max_prompt_tokens, settings.max_batch_tokens, model.max_length),
+            row=settings.max_batch_tokens,
+            longest_token=engine.longest_token,
+        )
+        self._tokenizing = Tokenizing(
+            max_inputs=settings.max_queue_requests, max_characters=settings.max_queue_characters
+        )
 
     async def predict_batch(
         self, questions: Sequence[PredictRequest | InvalidRequestError]
@@ -202,26 +210,22 @@ class Predictor:
         )
 
     async def _pack(self, question: PredictRequest, handle: AdapterHandle, choices: Sequence[str]) -> Row:
+        characters = self._lengths.check_characters(question, choices)
         messages = question.messages
         try:
-            row = await self._engine.pack(
-                handle,
-                prompt=question.prompt,
-                messages=[turn.model_dump() for turn in messages] if messages else None,
-                choices=choices,
-                scoring=question.scoring,
-            )
+            async with self._tokenizing.turn((CLIENT.get(), handle.name), characters):
+                row = await self._engine.pack(
+                    handle,
+                    prompt=question.prompt,
+                    messages=[turn.model_dump() for turn in messages] if messages else None,
+                    choices=choices,
+                    scoring=question.scoring,
+                )
         except PromptTooLongError as exc:
-            raise TooLargeError(str(exc), code="prompt_too_long", param=exc.param) from exc
+            raise self._lengths.too_long(question, choices) from exc
         except PromptError as exc:
             raise InvalidRequestError(str(exc), code="invalid_prompt", param=exc.param) from exc
-        longest = self._settings.max_prompt_tokens
-        if row.prompt_tokens > longest:
-            raise TooLargeError(
-                f"got a prompt of {row.prompt_tokens} tokens, expected at most {longest}: shorten it",
-                code="prompt_too_long",
-                param="messages" if messages else "prompt",
-            )
+        self._lengths.check_row(row, question, choices)
         return row
 
     async def _compute(self, job: Job, deadline: float) -> Completed[Tensor]:

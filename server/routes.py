@@ -1,5 +1,6 @@
 """The paths, and what each returns."""
 
+import logging
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from blora.server.cards import adapter_card
 from blora.server.disconnect import unless_disconnected
 from blora.server.errors import TABLE, ServerError, TooLargeError, TryLaterError, UnauthorizedError
 from blora.server.lifecycle import Service
+from blora.server.logs import write_down
 from blora.server.schemas.cards import AdapterCard, AdapterList
 from blora.server.schemas.requests import BatchRequest, LoadAdapter, PredictBody, TellOutcome
 from blora.server.schemas.responses import (
@@ -24,9 +26,11 @@ from blora.server.schemas.responses import (
     ModelList,
     Status,
 )
-from blora.server.strict_json import StrictJsonRoute
+from blora.server.strict_json import Reader, StrictJsonRoute
 
-__all__ = ["error_body", "error_response", "router"]
+__all__ = ["error_body", "error_response", "refuse", "router"]
+
+logger = logging.getLogger(__name__)
 
 router = APIRouter(route_class=StrictJsonRoute)
 
@@ -45,6 +49,13 @@ def error_response(error: ServerError) -> JSONResponse:
     if isinstance(error, UnauthorizedError):
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(error_body(error).model_dump(), status_code=error.status, headers=headers)
+
+
+def refuse(service: Service, error: ServerError) -> JSONResponse:
+    """The response to a request that did not reach the predictor, which counts its own."""
+    service.metrics.failed(error)
+    write_down(logger, error.code)
+    return error_response(error)
 
 
 def _service(request: Request) -> Service:
@@ -112,7 +123,9 @@ async def predict(
                 code="too_many_inputs",
                 param="inputs",
             )
-        outcomes = await unless_disconnected(request, predictor.predict_batch(body.inputs))
+        reader: Reader = request.app.state.reader
+        questions = await reader.away(body.questions)
+        outcomes = await unless_disconnected(request, predictor.predict_batch(questions))
         return BatchResponse(
             predictions=[error_body(outcome) if isinstance(outcome, ServerError) else outcome for outcome in outcomes]
         )

@@ -86,11 +86,17 @@ class Settings(BaseSettings):
     )
     max_queue_tokens: int = Field(1048576, description="Most tokens x draws waiting; beyond it requests get 429.", ge=1)
     max_queue_requests: int = Field(1024, description="Most inputs waiting; beyond it requests get 429.", ge=1)
+    max_queue_characters: int = Field(
+        8388608, description="Most characters waiting to be tokenised; beyond it requests get 429.", ge=1
+    )
     max_inputs: int = Field(256, description="Most inputs in one batch request.", ge=1)
     max_body_bytes: int = Field(
         1048576, description="Largest request body, in bytes; beyond it requests get 413.", ge=1
     )
     max_prompt_tokens: int = Field(4096, description="Longest prompt, in tokens; beyond it requests get 413.", ge=1)
+    max_connections: int = Field(
+        1000, description="Most connections at once; one more takes the place of the one longest idle.", ge=1
+    )
     max_feedback_predictions: int = Field(
         100000, description="Most predictions that wait for POST /v1/feedback; the oldest are forgotten first.", ge=1
     )

@@ -15,6 +15,7 @@ _OWN_CODES = {
     "empty_policy": "empty_policy",
     "no_question": "missing",
     "target_and_thresholds": "conflict",
+    "too_many_fields": "unknown_field",
     "two_questions": "conflict",
 }
 # Codes of pydantic's; further types that end in "_type" or "_parsing" are invalid_type.
@@ -104,6 +105,8 @@ def _message(detail: Mapping[str, Any]) -> str:
             return f"got {got}, expected at most {context['max_length']}: send fewer"
         case kind if kind in _OWN_CODES:
             return str(detail["msg"])
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return f"got {got}, expected an object: correct the field"
     expected = detail["msg"].removeprefix("Input should be ")
     return f"got {got}, expected {expected}: correct the field"
 

@@ -127,9 +127,11 @@ class Engine(Protocol):
 
     Attributes:
         fresh_draws: whether it can make draws beyond an adapter's own bank, of another seed or more of them.
+        longest_token: most characters of a token, once the base model is loaded.
     """
 
     fresh_draws: bool
+    longest_token: int
 
     async def load(self) -> Loaded:
         """Loads everything and proves it with a forward pass of every adapter.

@@ -40,6 +40,7 @@ from blora.server.engines.prefixes import Prefixes
 from blora.server.engines.protocol import Job, Loaded, Row
 from blora.server.registry import AdapterHandle
 from blora.server.settings import Settings
+from blora.server.tokenizing import longest_token
 
 __all__ = ["TorchEngine"]
 
@@ -65,6 +66,7 @@ class TorchEngine:
         self._handles: list[AdapterHandle] = []
 
     fresh_draws = True
+    longest_token = 1
 
     async def load(self) -> Loaded:
         """See Engine."""
@@ -136,6 +138,7 @@ class TorchEngine:
         base = load_base_model(settings.base_model, device=str(device), dtype=pick_dtype(settings, device))
         check_packing(base)
         self._base = base
+        self.longest_token = longest_token(base.tokenizer)
         self._prefixes = Prefixes(
             base.model, max_bytes=settings.prefix_cache_mib * 2**20, max_batch_tokens=settings.max_batch_tokens
         )

@@ -41,6 +41,7 @@ from blora.server.engines.protocol import Job, Loaded, Row
 from blora.server.engines.vllm_client import UnknownLoraError, VllmClient, VllmError
 from blora.server.registry import AdapterHandle
 from blora.server.settings import Settings
+from blora.server.tokenizing import longest_token
 
 __all__ = ["DTYPE", "VllmEngine"]
 
@@ -60,6 +61,7 @@ class VllmEngine:
     """
 
     fresh_draws = False
+    longest_token = 1
 
     def __init__(self, settings: Settings) -> None:
         assert settings.engine_url is not None  # the settings have checked
@@ -85,6 +87,7 @@ class VllmEngine:
         reading = partial(load_base_model, settings.base_model, device="cpu", dtype=settings.dtype)
         base = await in_thread(self._working, reading)
         self._base = base
+        self.longest_token = longest_token(base.tokenizer)
         try:
             # One token of its answer counts too.
             self._max_length = min(base.max_length, await self._vllm.max_length() - 1)

@@ -105,6 +105,7 @@ class FakeEngine:
         handle("open", OPEN_DIGEST),
     )
     fresh_draws: bool = True
+    longest_token: int = 100
     runs_whole_because: str | None = None
     load_error: Exception | None = None
     broken: bool = False
@@ -129,7 +130,7 @@ class FakeEngine:
             fingerprint="sha256:" + "0" * 64,
             device="cpu",
             dtype="float64",
-            max_length=1000,
+            max_length=8192,
             runs_whole_because=self.runs_whole_because,
         )
         return Loaded(model, self.handles)
