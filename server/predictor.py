@@ -14,6 +14,7 @@ from blora.decision.uncertainty import Prediction, summarize
 from blora.errors import NumericalError, PromptError, PromptTooLongError
 from blora.server.access import CLIENT
 from blora.server.batcher import Batcher, Completed, Work
+from blora.server.cards import adapter_ref
 from blora.server.engines.protocol import Engine, Job, ModelInfo, Row, Stop
 from blora.server.errors import (
     DeadlineExceededError,
@@ -254,7 +255,7 @@ class Predictor:
             id=prediction_id(),
             created=int(time.time()),
             model=self.model.name,
-            adapter=answers.AdapterRef(name=job.handle.name, digest=job.handle.digest),
+            adapter=adapter_ref(job.handle),
             answer=None if decision.abstained else leader,
             top_choice=leader,
             probabilities=[

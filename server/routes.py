@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from blora.client.answers import AdapterRef, ErrorBody, ErrorDetail, Outcome, Prediction
-from blora.server.cards import adapter_card
+from blora.server.cards import adapter_card, adapter_ref
 from blora.server.disconnect import unless_disconnected
 from blora.server.errors import TABLE, ServerError, TooLargeError, TryLaterError, UnauthorizedError
 from blora.server.lifecycle import Service
@@ -138,6 +138,7 @@ async def models(service: ServiceOf) -> ModelList:
             root=base.id,
             parent=base.name,
             digest=handle.digest,
+            calibration_digest=handle.calibration_digest,
         )
         for handle in predictor.registry
     ]
@@ -174,11 +175,11 @@ async def adapter(name: str, service: ServiceOf) -> AdapterCard:
     responses=_CHANGES | {200: {"model": AdapterRef, "description": "It was loaded already."}},
 )
 async def load_adapter(body: LoadAdapter, service: ServiceOf, response: Response) -> AdapterRef:
-    """The name and digest that now answer to the name; off unless the operator allows it, and for admins alone."""
+    """The name and digests that now answer to the name; off unless the operator allows it, and for admins alone."""
     handle, is_new = await service.shelf().load(body.name, body.path)
     if not is_new:
         response.status_code = 200
-    return AdapterRef(name=handle.name, digest=handle.digest)
+    return adapter_ref(handle)
 
 
 @router.delete("/v1/adapters/{name}", summary="Unload an adapter", status_code=204, responses=_CHANGES)

@@ -94,7 +94,11 @@ class Policy(Request):
 class Question(Request):
     """The fields of one input; in a batch, also the defaults beside `inputs`."""
 
-    adapter: NonEmpty | None = Field(default=None, description="NAME, or NAME@sha256:DIGEST to pin its contents.")
+    adapter: NonEmpty | None = Field(
+        default=None,
+        description="NAME, NAME@DIGEST to pin its contents, or NAME@DIGEST+CALIBRATION_DIGEST to pin its calibration "
+        "and policy too; digests as sha256:HEX.",
+    )
     prompt: NonEmpty | None = Field(default=None, description="The question; or send `messages`.")
     messages: list[Message] | None = Field(
         default=None, min_length=1, description="The question as a chat; or send `prompt`."
