@@ -12,10 +12,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from blora.server.errors import ForbiddenError, RateLimitedError, ServerError, UnauthorizedError
 from blora.server.keys import Key, Keys
 
-__all__ = ["CLIENT", "Door", "Rate"]
+__all__ = ["CLIENT", "KEY", "Door", "Rate"]
 
 CLIENT: ContextVar[str | None] = ContextVar("blora_client", default=None)
 """The name of the key that a request came with."""
+KEY: ContextVar[Key | None] = ContextVar("blora_key", default=None)
+"""That key, with what it opens."""
 
 # What probes, Prometheus and code generators read; none of it shows a request or an adapter's contents.
 OPEN = frozenset({"/livez", "/readyz", "/metrics", "/openapi.json"})
@@ -85,6 +87,7 @@ class Door:
     def _admit(self, scope: Scope) -> None:
         key = self._key(scope) if self._keys is not None else None
         CLIENT.set(key.name if key is not None else None)
+        KEY.set(key)
         if key is not None:
             self._rate.take(key.name)
         changes = scope["path"].startswith("/v1/adapters") and scope["method"] not in ("GET", "HEAD")

@@ -164,7 +164,9 @@ class Predictor:
         self.feedback.predicted(
             handle,
             response.id,
-            response.top_choice,
+            choices,
+            leader=prediction.top,
+            client=CLIENT.get(),
             target_risk=in_force.target_risk if in_force is not None and not decision.abstained else None,
             predictive_entropy=prediction.predictive_entropy if likely is not None else None,
         )

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from blora.client.answers import AdapterRef, ErrorBody, ErrorDetail, Outcome, Prediction
+from blora.server.access import KEY
 from blora.server.cards import adapter_card, adapter_ref
 from blora.server.disconnect import unless_disconnected
 from blora.server.errors import TABLE, ServerError, TooLargeError, TryLaterError, UnauthorizedError
@@ -64,7 +65,8 @@ _FEEDBACK: dict[int | str, dict[str, Any]] = {
     503: {"model": ErrorBody, "description": "not_ready, draining, feedback_unavailable"},
     "4XX": {
         "model": ErrorBody,
-        "description": "404: unknown_prediction; 409: feedback_conflict; 401, 422 and 429 as for predictions",
+        "description": "404: unknown_prediction; 422: label_not_offered, and as for predictions; 401 and 429 as "
+        "for predictions",
     },
 }
 # Of those who change adapters.
@@ -79,7 +81,7 @@ _CHANGES: dict[int | str, dict[str, Any]] = _UNAVAILABLE | {
 _NOT_OF_PREDICTIONS = {
     *("disconnected", "not_found", "method_not_allowed", "forbidden"),
     *("adapter_conflict", "adapter_too_large", "invalid_adapter", "too_many_adapters"),
-    *("feedback_conflict", "feedback_unavailable", "unknown_prediction"),
+    *("feedback_unavailable", "label_not_offered", "unknown_prediction"),
 }
 
 
@@ -122,8 +124,11 @@ async def predict(
 
 @router.post("/v1/feedback", summary="Tell what became of an answer", responses=_FEEDBACK)
 async def feedback(body: TellOutcome, service: ServiceOf) -> Outcome:
-    """Outcomes of answers are held against the risk that was promised of them; see the metrics."""
-    return Outcome(correct=await service.predictor().feedback.told(body.prediction_id, body.label))
+    """Outcomes of answers are held against the risk that was promised of them; see the metrics.
+
+    A later outcome takes the place of an earlier one. Only the key that asked may tell, or an admin's.
+    """
+    return Outcome(correct=await service.predictor().feedback.told(body.prediction_id, body.label, KEY.get()))
 
 
 @router.get("/v1/models", summary="List the base model and its adapters", responses=_UNAVAILABLE)

@@ -27,6 +27,8 @@ __all__ = ["BatchRequest", "LoadAdapter", "Message", "Policy", "PredictBody", "P
 
 NonEmpty = Annotated[str, Field(min_length=1)]
 MAX_SEED = 2**63 - 1
+# No choice that anyone would offer is longer, in characters.
+MAX_LABEL = 32_768
 
 
 class Request(BaseModel):
@@ -166,7 +168,9 @@ class TellOutcome(Request):
     """What became of a prediction."""
 
     prediction_id: NonEmpty = Field(max_length=64, description="`id` of the answer.")
-    label: NonEmpty = Field(description="The right choice, as it was offered.")
+    label: NonEmpty = Field(
+        max_length=MAX_LABEL, description="The right choice, as it was offered; in the place of one told before."
+    )
 
 
 class LoadAdapter(Request):

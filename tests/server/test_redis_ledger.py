@@ -14,6 +14,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as NoConnection
 
+from blora.server.keys import line_of
 from tests.server.fakes import FakeEngine, Running, running
 from tests.server.test_feedback import CALIBRATED, TARGET, ask, tell
 
@@ -88,11 +89,11 @@ async def test_any_replica_is_told_of_any_others_prediction_and_all_count_togeth
     async with replica(store) as one, replica(store) as other:
         first, second = await ask(one), await ask(other)
         assert (await settled(other, first["id"], "billing")).json() == {"correct": True}
-        assert (await settled(one, second["id"], "sales")).json() == {"correct": False}
+        assert (await settled(one, second["id"], "account")).json() == {"correct": False}
         assert await one.metric("blora_realised_risk", **TARGET) == 0.5
         assert await other.metric("blora_realised_risk", **TARGET) == 0.0  # as of when it was last told
         assert (await tell(one, first["id"], "billing")).json() == {"correct": True}
-        assert (await tell(one, first["id"], "sales")).json()["error"]["code"] == "feedback_conflict"
+        assert (await tell(one, first["id"], "sales")).json()["error"]["code"] == "label_not_offered"
         assert await one.metric("blora_outcomes_total", **TARGET, outcome="correct") == 0
 
 
@@ -109,7 +110,7 @@ async def test_a_promise_broken_a_little_everywhere_is_noticed(store: Store) -> 
     async with replica(store) as one, replica(store) as other:
         for k in range(8):
             asked, told = (one, other) if k % 2 else (other, one)
-            await settled(told, (await ask(asked))["id"], "sales")
+            await settled(told, (await ask(asked))["id"], "account")
         broken = [await server.metric("blora_promise_broken", **TARGET) for server in (one, other)]
         assert max(broken) == 1
 
@@ -119,28 +120,44 @@ async def test_outcomes_that_nobody_asked_for_are_counted_apart(store: Store) ->
         for k in range(30):
             asked, told = (one, other) if k % 2 else (other, one)
             answer = await ask(asked)
-            await settled(told, answer["id"], "billing" if answer["feedback_requested"] else "sales")
+            await settled(told, answer["id"], "billing" if answer["feedback_requested"] else "account")
         assert [await server.metric("blora_realised_risk", **TARGET) for server in (one, other)] == [0, 0]
-        counts = [key for key in store.expiries() if key.startswith("blora:outcomes:")]
+        counts = [key for key in store.expiries() if key.startswith("blora:2:outcomes:")]
         assert sorted(key.endswith(":volunteered") for key in counts) == [False, True]
 
 
-async def test_a_prediction_that_an_earlier_version_wrote_counts_as_asked_for(store: Store) -> None:
-    async with replica(store, feedback_rate=0.0) as server:
-        answer = await ask(server)
-        key = f"blora:prediction:{answer['id']}"
-        while key not in store.expiries():
-            await asyncio.sleep(0.01)
-        with Redis.from_url(store.url) as client:
-            client.hdel(key, "requested")
-        await settled(server, answer["id"], "sales")
-        assert await server.metric("blora_realised_risk", **TARGET) == 1
+async def test_a_correction_is_counted_once_wherever_it_is_told(store: Store) -> None:
+    async with replica(store) as one, replica(store) as other:
+        answers = [await ask(one) for _ in range(8)]
+        for answer in answers:
+            await settled(one, answer["id"], "account")
+        assert await one.metric("blora_promise_broken", **TARGET) == 1
+        for _ in range(2):
+            for answer in answers[:7]:
+                assert (await settled(other, answer["id"], "billing")).json() == {"correct": True}
+        assert await other.metric("blora_realised_risk", **TARGET) == 1 / 8
+        assert await other.metric("blora_outcome_corrections_total", **TARGET, outcome="correct") == 7
+        await tell(one, answers[7]["id"], "account")  # which tells this replica of the others' corrections
+        assert await one.metric("blora_realised_risk", **TARGET) == 1 / 8
+        assert await one.metric("blora_promise_broken", **TARGET) == 0
+
+
+async def test_who_asked_is_known_to_every_replica(store: Store, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("\n".join(line_of(name, "predict", name) for name in ("shop", "other")))
+    async with replica(store, api_keys=keys) as one, replica(store, api_keys=keys) as two:
+        one.client.headers["authorization"] = "Bearer shop"
+        answer = await ask(one)
+        two.client.headers["authorization"] = "Bearer shop"
+        assert (await settled(two, answer["id"], "billing")).json() == {"correct": True}
+        two.client.headers["authorization"] = "Bearer other"
+        assert (await tell(two, answer["id"], "billing")).status_code == 404
 
 
 async def test_counts_outlive_a_restart_of_the_server(store: Store) -> None:
     for expected in (1.0, 0.5):
         async with replica(store) as server:
-            await settled(server, (await ask(server))["id"], "sales" if expected == 1 else "billing")
+            await settled(server, (await ask(server))["id"], "account" if expected == 1 else "billing")
             assert await server.metric("blora_realised_risk", **TARGET) == expected
 
 
@@ -156,7 +173,7 @@ async def test_everything_expires_and_no_text_is_kept(store: Store) -> None:
 async def test_what_is_written_while_the_server_stops_is_not_lost(store: Store) -> None:
     async with replica(store) as server:
         answer = await ask(server)
-    assert f"blora:prediction:{answer['id']}" in store.expiries()
+    assert f"blora:2:prediction:{answer['id']}" in store.expiries()
 
 
 async def test_without_redis_questions_are_answered_and_feedback_says_try_again(store: Store) -> None:
