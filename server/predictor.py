@@ -12,7 +12,7 @@ from blora.client import answers
 from blora.decision.abstention import Decision, decide
 from blora.decision.uncertainty import Prediction, summarize
 from blora.errors import NumericalError, PromptError, PromptTooLongError
-from blora.server.access import CLIENT
+from blora.server.access import CLIENT, adapters_open
 from blora.server.batcher import Batcher, Completed, Work
 from blora.server.cards import adapter_ref
 from blora.server.engines.protocol import Engine, Job, ModelInfo, Row, Stop
@@ -89,7 +89,7 @@ class Predictor:
         try:
             if isinstance(question, InvalidRequestError):
                 raise question
-            handle = self.registry.resolve(question.adapter)
+            handle = self.registry.resolve(question.adapter, adapters_open())
             adapter = handle.name
             with self._tracer.start_as_current_span(
                 "predict",

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from blora.client.answers import AdapterRef, ErrorBody, ErrorDetail, Outcome, Prediction
-from blora.server.access import KEY
+from blora.server.access import KEY, adapters_open
 from blora.server.cards import adapter_card, adapter_ref
 from blora.server.disconnect import unless_disconnected
 from blora.server.errors import TABLE, ServerError, TooLargeError, TryLaterError, UnauthorizedError
@@ -145,7 +145,7 @@ async def models(service: ServiceOf) -> ModelList:
             digest=handle.digest,
             calibration_digest=handle.calibration_digest,
         )
-        for handle in predictor.registry
+        for handle in predictor.registry.seen(adapters_open())
     ]
     card = ModelCard(id=base.name, created=service.started, root=base.id, parent=None, digest=base.fingerprint)
     return ModelList(data=[card, *adapters])
@@ -159,7 +159,9 @@ async def models(service: ServiceOf) -> ModelList:
 )
 async def adapters(service: ServiceOf) -> AdapterList:
     """How each adapter was made, how good it was, and what was proved about it."""
-    return AdapterList(object="list", data=[adapter_card(handle) for handle in service.predictor().registry])
+    return AdapterList(
+        object="list", data=[adapter_card(handle) for handle in service.predictor().registry.seen(adapters_open())]
+    )
 
 
 @router.get(
@@ -170,7 +172,7 @@ async def adapters(service: ServiceOf) -> AdapterList:
 )
 async def adapter(name: str, service: ServiceOf) -> AdapterCard:
     """How the adapter was made, how good it was, and what was proved about it; the name may pin a digest."""
-    return adapter_card(service.predictor().registry.resolve(name))
+    return adapter_card(service.predictor().registry.resolve(name, adapters_open()))
 
 
 @router.post(
