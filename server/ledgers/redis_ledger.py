@@ -4,13 +4,16 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable
+from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from blora.errors import ConfigError
 from blora.server.errors import FeedbackUnavailableError
 from blora.server.ledgers.protocol import Contents, Entry, Settled, Tally
 
@@ -53,13 +56,18 @@ class RedisLedger:
     remembered, and the log says so.
 
     Args:
-        url: redis://HOST:PORT/NUMBER.
+        url: redis://HOST:PORT/NUMBER, or redis://USER@HOST:PORT/NUMBER.
         keep_s: seconds after which a prediction is forgotten.
+        password_file: that has the password, where there is one and the address does not have it.
+
+    Raises:
+        ConfigError: if there is no password in that file, or another in the address.
     """
 
-    def __init__(self, url: str, keep_s: float) -> None:
+    def __init__(self, url: str, keep_s: float, password_file: Path | None = None) -> None:
         pool = BlockingConnectionPool.from_url(
             url,
+            password=_password(url, password_file) if password_file is not None else None,
             max_connections=_CONNECTIONS,
             timeout=_TIMEOUT_S,
             socket_timeout=_TIMEOUT_S,
@@ -133,6 +141,20 @@ class RedisLedger:
         if self._writing:
             await asyncio.wait(self._writing, timeout=_TIMEOUT_S)
         await self._redis.aclose()
+
+
+def _password(url: str, file: Path) -> str:
+    try:
+        password = file.read_text().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(
+            f"got feedback_redis_password_file {file}, which cannot be read ({exc}), expected a text file"
+        ) from exc
+    if not password:
+        raise ConfigError(f"got feedback_redis_password_file {file} without a password, expected one line of it")
+    if urlsplit(url).password is not None:
+        raise ConfigError("got a password in feedback_redis and feedback_redis_password_file, expected it in the file")
+    return password
 
 
 def _prediction(prediction_id: str) -> str:

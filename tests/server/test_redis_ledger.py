@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from redis import Redis
+from redis.exceptions import AuthenticationError
 from redis.exceptions import ConnectionError as NoConnection
 
 from blora.server.keys import line_of
@@ -34,8 +35,8 @@ class Store:
         self.url = f"redis://127.0.0.1:{self._port}/0"
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        command = ["redis-server", "--port", str(self._port), "--bind", "127.0.0.1", "--save", "", "--dir", "."]
+    def start(self, *more: str) -> None:
+        command = ["redis-server", "--port", str(self._port), "--bind", "127.0.0.1", "--save", "", "--dir", ".", *more]
         with (self._folder / "log").open("wb") as log:
             self._process = subprocess.Popen(command, cwd=self._folder, stdout=log, stderr=log)
         deadline = time.monotonic() + 20
@@ -43,6 +44,8 @@ class Store:
             try:
                 with Redis.from_url(self.url) as client:
                     client.ping()
+            except AuthenticationError:
+                return
             except NoConnection:
                 time.sleep(0.05)
             else:
@@ -188,3 +191,37 @@ async def test_without_redis_questions_are_answered_and_feedback_says_try_again(
         store.start()
         again = await ask(server)
         assert (await settled(server, again["id"], "billing")).json() == {"correct": True}
+
+
+@pytest.mark.parametrize("user", ["", "default@"])
+async def test_a_password_comes_from_a_file(store: Store, tmp_path: Path, user: str) -> None:
+    store.stop()
+    store.start("--requirepass", "a secret")
+    file = tmp_path / "password"
+    url = store.url.replace("//", f"//{user}")
+    for password, status in (("a secret\n", 200), ("another", 503)):
+        file.write_text(password)
+        settings = {"feedback_redis": url, "feedback_redis_password_file": file}
+        async with running(FakeEngine(handles=(CALIBRATED,)), **settings) as server:
+            assert (await settled(server, (await ask(server))["id"], "billing")).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("user", "contents", "message"),
+    [
+        ("", "", "without a password"),
+        ("", None, "cannot be read"),
+        (":a secret@", "another", "expected it in the file"),
+    ],
+)
+async def test_a_password_that_cannot_be_had_keeps_the_server_from_starting(
+    tmp_path: Path, user: str, contents: str | None, message: str
+) -> None:
+    file = tmp_path / "password"
+    if contents is not None:
+        file.write_text(contents)
+    settings = {"feedback_redis": f"redis://{user}127.0.0.1:1/0", "feedback_redis_password_file": file}
+    async with running(FakeEngine(handles=(CALIBRATED,)), **settings) as server:
+        failure = server.app.state.service.failure
+        assert message in failure
+        assert "a secret" not in failure
