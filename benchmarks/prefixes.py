@@ -81,7 +81,7 @@ def asked(examples: list[Example], sets: list[LabelSet], labels: list[str], *, a
 
 
 def right(base: BaseModel, parts: list[ExampleSet], end: ChoiceEnd, work_dir: Path) -> list[bool]:
-    """Train on the first part, choose the epoch by the second, and return which rows of the third are answered right."""
+    """Train on the first part, choose the epoch by the second, and return which rows of the third are right."""
     eject(base.model)
     layers = parse_layers(LAYERS, base.model.config.get_text_config().num_hidden_layers)
     prompt = PromptConfig(template=TEMPLATE, choice_end=end)

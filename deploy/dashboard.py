@@ -143,7 +143,13 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "Outcomes told",
             "reqps",
-            [(_rate("blora_outcomes_total", "adapter, outcome", OF), "{{adapter}}: {{outcome}}")],
+            [
+                (_rate("blora_outcomes_total", "adapter, outcome", OF), "{{adapter}}: {{outcome}}"),
+                (
+                    _rate("blora_outcome_corrections_total", "adapter, outcome", OF),
+                    "{{adapter}}: corrected to {{outcome}}",
+                ),
+            ],
         ),
         Panel(
             "Promises broken",

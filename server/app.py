@@ -9,15 +9,18 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from blora.server.access import Door, Rate
 from blora.server.engines.protocol import Engine
 from blora.server.errors import (
     DisconnectedError,
+    ForbiddenError,
     InvalidRequestError,
     MethodNotAllowedError,
     NoSuchRouteError,
     ServerError,
+    UnauthorizedError,
 )
 from blora.server.keys import Keys
 from blora.server.lifecycle import Service
@@ -33,6 +36,7 @@ from blora.server.middleware import (
 from blora.server.routes import error_response, refuse, router
 from blora.server.settings import Settings
 from blora.server.strict_json import Reader
+from blora.server.trail import Trail
 from blora.server.validation import invalid_request
 
 __all__ = ["create_app"]
@@ -48,6 +52,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         engine: computes the probabilities; the one that the settings name by default.
     """
     service = Service(settings, engine or _engine(settings))
+    trail = Trail()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -68,7 +73,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     app.state.service = service
     app.state.reader = Reader(settings.max_body_bytes)
     app.include_router(router)
-    _handle_errors(app, service)
+    _handle_errors(app, service, trail)
     # The last one added stands outermost.
     app.add_middleware(HeadAsGet)
     app.add_middleware(
@@ -81,7 +86,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         Door,
         keys=Keys(settings.api_keys) if settings.api_keys is not None else None,
         rate=Rate(settings.requests_per_minute),
-        refuse=lambda error: refuse(service, error),
+        refuse=lambda error, scope: _refuse_by_key(service, trail, error, scope),
     )
     app.add_middleware(OneLength, refuse=lambda error: refuse(service, error))
     app.add_middleware(CatchAll, refuse=lambda error: refuse(service, error))
@@ -103,10 +108,19 @@ def _engine(settings: Settings) -> Engine:
     return TorchEngine(settings)
 
 
-def _handle_errors(app: FastAPI, service: Service) -> None:
+def _refuse_by_key(service: Service, trail: Trail, error: ServerError, scope: Scope) -> Response:
+    """`refuse`, with who asked for what in the log where it is for the key that the request came with."""
+    if not isinstance(error, ForbiddenError | UnauthorizedError):
+        return refuse(service, error)
+    service.metrics.failed(error)
+    trail.refused(error, scope)
+    return error_response(error)
+
+
+def _handle_errors(app: FastAPI, service: Service, trail: Trail) -> None:
     @app.exception_handler(ServerError)
     async def refused(request: Request, error: ServerError) -> Response:
-        return refuse(service, error)
+        return _refuse_by_key(service, trail, error, request.scope)
 
     @app.exception_handler(DisconnectedError)
     async def disconnected(request: Request, error: DisconnectedError) -> Response:

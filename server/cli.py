@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import socket
 import sys
 import threading
@@ -34,14 +35,21 @@ def main(argv: list[str]) -> int:
     from pydantic import ValidationError
     from pydantic_settings import CliApp
 
+    from blora.errors import ConfigError
+    from blora.server.environment import check_environment, drop_service_port
+    from blora.server.exposure import check_exposure
     from blora.server.logs import configure
     from blora.server.open_files import raise_soft_limit
     from blora.server.settings import Settings
 
+    drop_service_port(os.environ)
     try:
         settings = CliApp.run(Settings, cli_args=argv)
+        check_environment(os.environ, frozenset(Settings.model_fields))
     except ValidationError as exc:
         return _give_up(_first_problem(exc))
+    except ConfigError as exc:
+        return _give_up(str(exc))
     try:
         listener = _listen(settings.host, settings.port)
     except OSError as exc:
@@ -53,6 +61,10 @@ def main(argv: list[str]) -> int:
     raise_soft_limit()
     before = threading.enumerate()
     with listener:
+        try:
+            check_exposure(settings, listener.getsockname()[0], os.environ)
+        except ConfigError as exc:
+            return _give_up(str(exc))
         code = asyncio.run(_serve(settings, listener))
 
     from blora.server.shutdown import leave

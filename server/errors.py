@@ -5,7 +5,6 @@ ServerError
 ├── UnauthorizedError       no key, or one that nobody has
 ├── ForbiddenError          a key that opens less than was asked for
 ├── UnknownPredictionError  no prediction of that id, or not any more
-├── FeedbackConflictError   another outcome than was told before
 ├── UnknownAdapterError     no adapter of that name
 ├── AdapterConflictError    a name that is taken by other contents, or one adapter too many
 ├── DigestMismatchError     the adapter is here, with other contents than the client pinned
@@ -38,7 +37,6 @@ __all__ = [
     "DigestMismatchError",
     "DisconnectedError",
     "DrainingError",
-    "FeedbackConflictError",
     "FeedbackUnavailableError",
     "ForbiddenError",
     "InternalError",
@@ -83,6 +81,7 @@ TABLE: dict[str, Row] = {
     "invalid_prompt": Row(422, "invalid_request_error"),
     "invalid_type": Row(422, "invalid_request_error"),
     "invalid_value": Row(422, "invalid_request_error"),
+    "label_not_offered": Row(422, "invalid_request_error"),
     "missing": Row(422, "invalid_request_error"),
     "not_calibrated": Row(422, "invalid_request_error"),
     "not_finite": Row(422, "invalid_request_error"),
@@ -92,7 +91,6 @@ TABLE: dict[str, Row] = {
     "forbidden": Row(403, "permission_error"),
     "unknown_adapter": Row(404, "not_found_error"),
     "unknown_prediction": Row(404, "not_found_error"),
-    "feedback_conflict": Row(409, "conflict_error"),
     "digest_mismatch": Row(404, "not_found_error"),
     "not_found": Row(404, "not_found_error"),
     "method_not_allowed": Row(405, "invalid_request_error"),
@@ -181,12 +179,6 @@ class UnknownPredictionError(ServerError):
     """No prediction of that id, or not any more."""
 
     code = "unknown_prediction"
-
-
-class FeedbackConflictError(ServerError):
-    """Another outcome of a prediction than was told before."""
-
-    code = "feedback_conflict"
 
 
 class AdapterConflictError(ServerError):

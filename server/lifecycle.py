@@ -178,4 +178,4 @@ def _ledger(settings: Settings) -> Ledger:
         raise ConfigError(
             "got feedback_redis, expected the package that speaks to Redis: pip install 'blora[redis]', or leave it out"
         ) from exc
-    return RedisLedger(settings.feedback_redis, settings.feedback_keep_s)
+    return RedisLedger(settings.feedback_redis, settings.feedback_keep_s, settings.feedback_redis_password_file)

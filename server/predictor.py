@@ -12,8 +12,9 @@ from blora.client import answers
 from blora.decision.abstention import Decision, decide
 from blora.decision.uncertainty import Prediction, summarize
 from blora.errors import NumericalError, PromptError, PromptTooLongError
-from blora.server.access import CLIENT
+from blora.server.access import CLIENT, adapters_open
 from blora.server.batcher import Batcher, Completed, Work
+from blora.server.cards import adapter_ref
 from blora.server.engines.protocol import Engine, Job, ModelInfo, Row, Stop
 from blora.server.errors import (
     DeadlineExceededError,
@@ -96,7 +97,7 @@ class Predictor:
         try:
             if isinstance(question, InvalidRequestError):
                 raise question
-            handle = self.registry.resolve(question.adapter)
+            handle = self.registry.resolve(question.adapter, adapters_open())
             adapter = handle.name
             with self._tracer.start_as_current_span(
                 "predict",
@@ -171,7 +172,9 @@ class Predictor:
         self.feedback.predicted(
             handle,
             response.id,
-            response.top_choice,
+            choices,
+            leader=prediction.top,
+            client=CLIENT.get(),
             target_risk=in_force.target_risk if in_force is not None and not decision.abstained else None,
             predictive_entropy=prediction.predictive_entropy if likely is not None else None,
         )
@@ -262,7 +265,7 @@ class Predictor:
             id=prediction_id(),
             created=int(time.time()),
             model=self.model.name,
-            adapter=answers.AdapterRef(name=job.handle.name, digest=job.handle.digest),
+            adapter=adapter_ref(job.handle),
             answer=None if decision.abstained else leader,
             top_choice=leader,
             probabilities=[

@@ -10,7 +10,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from blora.client.answers import AdapterRef, ErrorBody, ErrorDetail, Outcome, Prediction
-from blora.server.cards import adapter_card
+from blora.server.access import KEY, adapters_open
+from blora.server.cards import adapter_card, adapter_ref
 from blora.server.disconnect import unless_disconnected
 from blora.server.errors import TABLE, ServerError, TooLargeError, TryLaterError, UnauthorizedError
 from blora.server.lifecycle import Service
@@ -75,7 +76,8 @@ _FEEDBACK: dict[int | str, dict[str, Any]] = {
     503: {"model": ErrorBody, "description": "not_ready, draining, feedback_unavailable"},
     "4XX": {
         "model": ErrorBody,
-        "description": "404: unknown_prediction; 409: feedback_conflict; 401, 422 and 429 as for predictions",
+        "description": "404: unknown_prediction; 422: label_not_offered, and as for predictions; 401 and 429 as "
+        "for predictions",
     },
 }
 # Of those who change adapters.
@@ -90,7 +92,7 @@ _CHANGES: dict[int | str, dict[str, Any]] = _UNAVAILABLE | {
 _NOT_OF_PREDICTIONS = {
     *("disconnected", "not_found", "method_not_allowed", "forbidden"),
     *("adapter_conflict", "adapter_too_large", "invalid_adapter", "too_many_adapters"),
-    *("feedback_conflict", "feedback_unavailable", "unknown_prediction"),
+    *("feedback_unavailable", "label_not_offered", "unknown_prediction"),
 }
 
 
@@ -135,8 +137,11 @@ async def predict(
 
 @router.post("/v1/feedback", summary="Tell what became of an answer", responses=_FEEDBACK)
 async def feedback(body: TellOutcome, service: ServiceOf) -> Outcome:
-    """Outcomes of answers are held against the risk that was promised of them; see the metrics."""
-    return Outcome(correct=await service.predictor().feedback.told(body.prediction_id, body.label))
+    """Outcomes of answers are held against the risk that was promised of them; see the metrics.
+
+    A later outcome takes the place of an earlier one. Only the key that asked may tell, or an admin's.
+    """
+    return Outcome(correct=await service.predictor().feedback.told(body.prediction_id, body.label, KEY.get()))
 
 
 @router.get("/v1/models", summary="List the base model and its adapters", responses=_UNAVAILABLE)
@@ -151,8 +156,9 @@ async def models(service: ServiceOf) -> ModelList:
             root=base.id,
             parent=base.name,
             digest=handle.digest,
+            calibration_digest=handle.calibration_digest,
         )
-        for handle in predictor.registry
+        for handle in predictor.registry.seen(adapters_open())
     ]
     card = ModelCard(id=base.name, created=service.started, root=base.id, parent=None, digest=base.fingerprint)
     return ModelList(data=[card, *adapters])
@@ -166,7 +172,9 @@ async def models(service: ServiceOf) -> ModelList:
 )
 async def adapters(service: ServiceOf) -> AdapterList:
     """How each adapter was made, how good it was, and what was proved about it."""
-    return AdapterList(object="list", data=[adapter_card(handle) for handle in service.predictor().registry])
+    return AdapterList(
+        object="list", data=[adapter_card(handle) for handle in service.predictor().registry.seen(adapters_open())]
+    )
 
 
 @router.get(
@@ -177,7 +185,7 @@ async def adapters(service: ServiceOf) -> AdapterList:
 )
 async def adapter(name: str, service: ServiceOf) -> AdapterCard:
     """How the adapter was made, how good it was, and what was proved about it; the name may pin a digest."""
-    return adapter_card(service.predictor().registry.resolve(name))
+    return adapter_card(service.predictor().registry.resolve(name, adapters_open()))
 
 
 @router.post(
@@ -187,11 +195,11 @@ async def adapter(name: str, service: ServiceOf) -> AdapterCard:
     responses=_CHANGES | {200: {"model": AdapterRef, "description": "It was loaded already."}},
 )
 async def load_adapter(body: LoadAdapter, service: ServiceOf, response: Response) -> AdapterRef:
-    """The name and digest that now answer to the name; off unless the operator allows it, and for admins alone."""
+    """The name and digests that now answer to the name; off unless the operator allows it, and for admins alone."""
     handle, is_new = await service.shelf().load(body.name, body.path)
     if not is_new:
         response.status_code = 200
-    return AdapterRef(name=handle.name, digest=handle.digest)
+    return adapter_ref(handle)
 
 
 @router.delete("/v1/adapters/{name}", summary="Unload an adapter", status_code=204, responses=_CHANGES)

@@ -113,6 +113,9 @@ class Settings(BaseSettings):
         "each keeps its own.",
         pattern="^(rediss?|unix)://",
     )
+    feedback_redis_password_file: Path | None = Field(
+        None, description="File that holds the password of that Redis, so that the address need not."
+    )
     feedback_keep_s: float = Field(
         2592000.0, description="Seconds after which Redis forgets a prediction or a count.", gt=0
     )
@@ -173,6 +176,15 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"got engine={self.engine} with engine_url={self.engine_url} and engine_folder={self.engine_folder}, "
                 "expected both for vllm and neither for torch"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_password_is_one_for_redis(self) -> "Settings":
+        if self.feedback_redis_password_file is not None and self.feedback_redis is None:
+            raise ValueError(
+                f"got feedback_redis_password_file={self.feedback_redis_password_file} without feedback_redis, "
+                "expected the address that the password is for"
             )
         return self
 

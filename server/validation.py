@@ -29,6 +29,7 @@ _CODES = {
     "less_than_equal": "out_of_range",
     "literal_error": "invalid_value",
     "missing": "missing",
+    "string_too_long": "invalid_length",
     "string_too_short": "empty_string",
     "too_long": "invalid_length",
     "too_short": "invalid_length",
@@ -99,6 +100,8 @@ def _message(detail: Mapping[str, Any]) -> str:
             return "got a number that is not finite, expected a finite one: send a finite number"
         case "string_too_short":
             return "got an empty string, expected some text: fill it or leave the field out"
+        case "string_too_long":
+            return f"got {got}, expected at most {context['max_length']}: shorten it"
         case "too_short":
             return f"got {got}, expected at least {context['min_length']}: add some"
         case "too_long":

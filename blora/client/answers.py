@@ -32,7 +32,18 @@ class AdapterRef(Answer):
     """Which adapter answered, down to its contents."""
 
     name: str
-    digest: str
+    digest: str = Field(description="SHA-256 of its contents: weights, posterior and settings.")
+    calibration_digest: str | None = Field(
+        default=None,
+        description="SHA-256 of what decides about its answers: the calibration in force and the policy. It changes "
+        "when either does, whereas `digest` does not. Absent from servers that do not know it.",
+    )
+
+    @property
+    def pin(self) -> str:
+        """This adapter as a request names it to be answered by exactly the same one, under the same calibration."""
+        calibration = "" if self.calibration_digest is None else f"+{self.calibration_digest}"
+        return f"{self.name}@{self.digest}{calibration}"
 
 
 class ChoiceProbability(Answer):

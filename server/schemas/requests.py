@@ -33,6 +33,8 @@ MAX_MESSAGES = 256
 # Characters of no width: where two texts differ in the first four alone, nobody sees a difference.
 _NO_WIDTH = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))
 _ENDS = string.whitespace + "\u200c\u200d\u200e\u200f"
+# No choice that anyone would offer is longer, in characters.
+MAX_LABEL = 32_768
 
 
 class Request(BaseModel):
@@ -113,7 +115,11 @@ class Policy(Request):
 class Question(Request):
     """The fields of one input; in a batch, also the defaults beside `inputs`."""
 
-    adapter: NonEmpty | None = Field(default=None, description="NAME, or NAME@sha256:DIGEST to pin its contents.")
+    adapter: NonEmpty | None = Field(
+        default=None,
+        description="NAME, NAME@DIGEST to pin its contents, or NAME@DIGEST+CALIBRATION_DIGEST to pin its calibration "
+        "and policy too; digests as sha256:HEX.",
+    )
     prompt: NonEmpty | None = Field(default=None, description="The question; or send `messages`.")
     messages: list[Message] | None = Field(
         default=None, min_length=1, max_length=MAX_MESSAGES, description="The question as a chat; or send `prompt`."
@@ -170,7 +176,9 @@ class TellOutcome(Request):
     """What became of a prediction."""
 
     prediction_id: NonEmpty = Field(max_length=64, description="`id` of the answer.")
-    label: NonEmpty = Field(description="The right choice, as it was offered.")
+    label: NonEmpty = Field(
+        max_length=MAX_LABEL, description="The right choice, as it was offered; in the place of one told before."
+    )
 
 
 class LoadAdapter(Request):

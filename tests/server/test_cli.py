@@ -71,6 +71,7 @@ def test_an_adapter_that_does_not_load_gives_one_line(
         (["--timeout-s", "-1"], "--timeout-s: .*greater than 0"),
         (["--log-level", "loud"], "--log-level: .*debug"),
         (["--max-queue-tokens", "5"], "got max_queue_tokens=5, expected at least max_batch_tokens=4096.*"),
+        (["--feedback-redis-password-file", "x"], "got feedback_redis_password_file=x without feedback_redis, .*"),
         (["--api-keys", "/no/where"], "got key file /no/where, which cannot be read .*"),
         (["--host", "256.0.0.1"], "got 256.0.0.1 port 8000, which cannot be listened on .*"),
     ],

@@ -13,7 +13,7 @@ NAMES = {
     "blora_samples_per_request", "blora_confidence", "blora_predictive_entropy_nats",
     "blora_mutual_information_nats", "blora_queue_depth", "blora_model_runs_in_parts", "blora_adapter_info", "blora_build_info",
     "blora_uncertainty_drift", "blora_promised_answers", "blora_outcomes", "blora_realised_risk", "blora_realised_risk_lower_bound",
-    "blora_promise_broken",
+    "blora_promise_broken", "blora_outcome_corrections",
 }  # fmt: skip
 LABELS = {"adapter", "outcome", "reason", "digest", "version", "revision", "le"}
 

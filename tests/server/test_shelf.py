@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from blora.server.digests import calibration_digest
 from blora.server.keys import line_of
 from blora.server.registry import AdapterHandle
 from tests.server.calibrations import calibration
@@ -22,6 +23,9 @@ ADMIN = {"authorization": "Bearer key-of-ops"}
 
 def digest_of(contents: str) -> str:
     return f"sha256:{hashlib.sha256(contents.encode()).hexdigest()}"
+
+
+NEW = {"name": "new", "digest": digest_of("1"), "calibration_digest": calibration_digest(None, None)}
 
 
 @pytest.fixture
@@ -62,7 +66,7 @@ async def ask(server: Running, adapter: str) -> tuple[int, Any]:
 
 async def test_a_loaded_adapter_answers_and_an_unloaded_one_does_not(open_server: Running, engine: FakeEngine) -> None:
     response = await load(open_server)
-    assert (response.status_code, response.json()) == (201, {"name": "new", "digest": digest_of("1")})
+    assert (response.status_code, response.json()) == (201, NEW)
     assert await ask(open_server, "new") == (200, digest_of("1"))
     assert await ask(open_server, f"new@{digest_of('1')}") == (200, digest_of("1"))
     assert await open_server.metric("blora_adapter_info", adapter="new", digest=digest_of("1")) == 1
@@ -79,7 +83,7 @@ async def test_a_loaded_adapter_answers_and_an_unloaded_one_does_not(open_server
 async def test_the_same_contents_again_are_no_error_and_others_are(open_server: Running, root: Path) -> None:
     await load(open_server)
     again = await load(open_server, path="below/../below/one")
-    assert (again.status_code, again.json()) == (200, {"name": "new", "digest": digest_of("1")})
+    assert (again.status_code, again.json()) == (200, NEW)
     other = await load(open_server, path="below/two")
     assert (other.status_code, other.json()["error"]["code"]) == (409, "adapter_conflict")
     (root / "below" / "one" / "contents").write_text("3")

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +244,24 @@ async def test_a_calibration_is_served_with_its_adapter(calibratable: Path) -> N
         assert one.calibration is not None
         assert (one.calibration.binding.adapter_digest, one.calibration.binding.seed) == (one.digest, 7)
         assert two.calibration is None
+
+
+async def test_a_threshold_edited_in_the_file_changes_the_calibration_digest_alone(calibratable: Path) -> None:
+    await calibrated(calibratable)
+    file = calibratable / "one" / "calibration.json"
+    before = file.read_text()
+    found = []
+    for text in (
+        before,
+        json.dumps(json.loads(before), indent=3),
+        before.replace('"threshold": 0.7', '"threshold": 0.71'),
+    ):
+        file.write_text(text)
+        async with loaded(settings(calibratable, "one")) as (_, state):
+            found.append(state.adapters[0])
+    as_made, laid_out, edited = found
+    assert len({handle.digest for handle in found}) == 1
+    assert as_made.calibration_digest == laid_out.calibration_digest != edited.calibration_digest
 
 
 @pytest.mark.parametrize(
