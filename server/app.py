@@ -22,6 +22,7 @@ from blora.server.errors import (
 from blora.server.keys import Keys
 from blora.server.lifecycle import Service
 from blora.server.logs import write_down
+from blora.server.metrics_port import MetricsPort
 from blora.server.middleware import BodyLimit, CatchAll, CloseWhileDraining, RequestId, SafeHeaders
 from blora.server.routes import error_response, router
 from blora.server.settings import Settings
@@ -74,6 +75,8 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     )
     app.add_middleware(CatchAll, refuse=lambda error: _refuse(service, error))
     app.add_middleware(CloseWhileDraining, draining=lambda: service.draining)
+    if settings.metrics_port:
+        app.add_middleware(MetricsPort, port=settings.metrics_port, refuse=lambda error: _refuse(service, error))
     app.add_middleware(SafeHeaders)
     app.add_middleware(RequestId)
     service.traces.attach(app)

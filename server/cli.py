@@ -5,7 +5,7 @@ import json
 import socket
 import sys
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -41,17 +41,22 @@ def main(argv: list[str]) -> int:
         settings = CliApp.run(Settings, cli_args=argv)
     except ValidationError as exc:
         return _give_up(_first_problem(exc))
-    try:
-        listener = _listen(settings.host, settings.port)
-    except OSError as exc:
-        return _give_up(
-            f"got {settings.host} port {settings.port}, which cannot be listened on "
-            f"({exc.strerror or exc}), expected a free one: choose another --host or --port"
-        )
-    configure(settings.log_level, settings.log_format)
-    before = threading.enumerate()
-    with listener:
-        code = asyncio.run(_serve(settings, listener))
+    ports = {"port": settings.port}
+    if settings.metrics_port:
+        ports["metrics-port"] = settings.metrics_port
+    with ExitStack() as listening:
+        listeners = []
+        for flag, port in ports.items():
+            try:
+                listeners.append(listening.enter_context(_listen(settings.host, port)))
+            except OSError as exc:
+                return _give_up(
+                    f"got {settings.host} port {port}, which cannot be listened on "
+                    f"({exc.strerror or exc}), expected a free one: choose another --host or --{flag}"
+                )
+        configure(settings.log_level, settings.log_format)
+        before = threading.enumerate()
+        code = asyncio.run(_serve(settings, listeners))
 
     from blora.server.shutdown import leave
 
@@ -81,7 +86,7 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def _serve(settings: "Settings", listener: socket.socket) -> int:
+async def _serve(settings: "Settings", listeners: list[socket.socket]) -> int:
     import uvicorn
 
     from blora.errors import ConfigError
@@ -94,8 +99,8 @@ async def _serve(settings: "Settings", listener: socket.socket) -> int:
         return _give_up(str(exc))
     service: Service = app.state.service
     server = DrainingServer(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on"), service)
-    announcing = asyncio.create_task(_announce(service, server, listener.getsockname()[1]))
-    await server.serve(sockets=[listener])
+    announcing = asyncio.create_task(_announce(service, server, listeners[0].getsockname()[1]))
+    await server.serve(sockets=listeners)
     announcing.cancel()
     return _give_up(service.failure) if service.failure else 0
 
