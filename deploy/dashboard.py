@@ -83,7 +83,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "Share that failed by the server's fault",
             "percentunit",
-            [(_share(_OURS, ".+", "instance", WHERE), "{{instance}}")],
+            [(_share(_OURS, f"answered|abstained|{_OURS}", "instance", WHERE), "{{instance}}")],
         ),
     ),
     "Time": (
@@ -100,6 +100,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
                 for stage, name in (("queue", "queue"), ("forward", "forward pass"))
             ],
         ),
+        Panel("Work before it", "s", [(f"blora_backlog_seconds{{{WHERE}}}", "{{instance}}")]),
         Panel("Inputs waiting", "short", [(f"blora_queue_depth{{{WHERE}}}", "{{instance}}")]),
         Panel("Dropped from the queue", "reqps", [(_rate("blora_dropped_total", "reason"), "{{reason}}")]),
     ),
