@@ -24,6 +24,7 @@ from blora.server.errors import (
 )
 from blora.server.keys import Keys
 from blora.server.lifecycle import Service
+from blora.server.metrics_port import MetricsPort
 from blora.server.middleware import (
     BodyLimit,
     CatchAll,
@@ -91,6 +92,8 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     app.add_middleware(OneLength, refuse=lambda error: refuse(service, error))
     app.add_middleware(CatchAll, refuse=lambda error: refuse(service, error))
     app.add_middleware(CloseWhileDraining, draining=lambda: service.draining)
+    if settings.metrics_port:
+        app.add_middleware(MetricsPort, port=settings.metrics_port, refuse=lambda error: refuse(service, error))
     app.add_middleware(SafeHeaders)
     app.add_middleware(RequestId)
     service.traces.attach(app)

@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -50,22 +50,27 @@ def main(argv: list[str]) -> int:
         return _give_up(_first_problem(exc))
     except ConfigError as exc:
         return _give_up(str(exc))
-    try:
-        listener = _listen(settings.host, settings.port)
-    except OSError as exc:
-        return _give_up(
-            f"got {settings.host} port {settings.port}, which cannot be listened on "
-            f"({exc.strerror or exc}), expected a free one: choose another --host or --port"
-        )
-    configure(settings.log_level, settings.log_format)
-    raise_soft_limit()
-    before = threading.enumerate()
-    with listener:
+    ports = {"port": settings.port}
+    if settings.metrics_port:
+        ports["metrics-port"] = settings.metrics_port
+    with ExitStack() as listening:
+        listeners = []
+        for flag, port in ports.items():
+            try:
+                listeners.append(listening.enter_context(_listen(settings.host, port)))
+            except OSError as exc:
+                return _give_up(
+                    f"got {settings.host} port {port}, which cannot be listened on "
+                    f"({exc.strerror or exc}), expected a free one: choose another --host or --{flag}"
+                )
+        configure(settings.log_level, settings.log_format)
+        raise_soft_limit()
+        before = threading.enumerate()
         try:
-            check_exposure(settings, listener.getsockname()[0], os.environ)
+            check_exposure(settings, listeners[0].getsockname()[0], os.environ)
         except ConfigError as exc:
             return _give_up(str(exc))
-        code = asyncio.run(_serve(settings, listener))
+        code = asyncio.run(_serve(settings, listeners))
 
     from blora.server.shutdown import leave
 
@@ -95,7 +100,7 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def _serve(settings: "Settings", listener: socket.socket) -> int:
+async def _serve(settings: "Settings", listeners: list[socket.socket]) -> int:
     import uvicorn
 
     from blora.errors import ConfigError
@@ -108,8 +113,8 @@ async def _serve(settings: "Settings", listener: socket.socket) -> int:
         return _give_up(str(exc))
     service: Service = app.state.service
     server = DrainingServer(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on"), service)
-    announcing = asyncio.create_task(_announce(service, server, listener.getsockname()[1]))
-    await server.serve(sockets=[listener])
+    announcing = asyncio.create_task(_announce(service, server, listeners[0].getsockname()[1]))
+    await server.serve(sockets=listeners)
     announcing.cancel()
     return _give_up(service.failure) if service.failure else 0
 

@@ -5,7 +5,15 @@ Each app has a registry of its own; nothing is global.
 
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 
 from blora.decision.promise import Promise
 from blora.decision.uncertainty import Prediction
@@ -15,6 +23,9 @@ from blora.server.errors import ServerError
 from blora.server.registry import AdapterHandle
 
 __all__ = ["UNKNOWN_ADAPTER", "Metrics"]
+
+# A second series for every counter, with the time of its start, which Prometheus makes no use of.
+disable_created_metrics()
 
 # The label of requests whose adapter is not one of ours, so that clients cannot mint labels.
 UNKNOWN_ADAPTER = "unknown"
@@ -36,6 +47,7 @@ class Metrics:
 
     def __init__(self, build: Build) -> None:
         self._registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)  # memory, files and the time of the start, for alerts on restarts
         self._requests = Counter(
             "blora_requests_total",
             "Inputs by outcome: answered, abstained or an error code.",

@@ -73,6 +73,12 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every one.")
     port: int = Field(8000, description="TCP port; 0 for any free one.", ge=0, le=65535)
+    metrics_port: int = Field(
+        0,
+        description="TCP port that /metrics is on, and nothing else; 0 leaves it on the one of --port.",
+        ge=0,
+        le=65535,
+    )
 
     api_keys: Path | None = Field(
         None, description="File of the API keys that may ask, made with `blora key`; without it anyone may."
@@ -159,6 +165,15 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"got max_queue_tokens={self.max_queue_tokens}, expected at least "
                 f"max_batch_tokens={self.max_batch_tokens}: raise the first or lower the second"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _metrics_have_another_port(self) -> "Settings":
+        if self.metrics_port and self.metrics_port == self.port:
+            raise ValueError(
+                f"got metrics_port={self.metrics_port}, which is port itself, expected another one: choose one, or "
+                "leave metrics_port out to have /metrics on port"
             )
         return self
 
