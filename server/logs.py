@@ -25,13 +25,14 @@ def configure(level: str, form: Form) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line a request to vLLM
 
 
-def write_down(logger: logging.Logger, outcome: str, **fields: Any) -> None:
-    """A line about a request: how it ended, and what is known of it."""
-    known = {name: value for name, value in fields.items() if value is not None}
+def write_down(logger: logging.Logger, outcome: str, *, level: int = logging.INFO, **fields: Any) -> None:
+    """A line about a request, or a change of the adapters: how it ended, and what is known of it."""
+    known = {"request_id": REQUEST_ID.get()} | fields
+    known = {name: value for name, value in known.items() if value is not None}
     trace = get_current_span().get_span_context()
     if trace.is_valid:
         known["trace_id"] = format_trace_id(trace.trace_id)
-    logger.info(outcome, extra={"fields": {"request_id": REQUEST_ID.get(), **known}})
+    logger.log(level, outcome, extra={"fields": known})
 
 
 class _Json(logging.Formatter):
@@ -54,4 +55,13 @@ class _Text(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         fields = getattr(record, "fields", {})
-        return " ".join([super().format(record), *(f"{name}={value}" for name, value in fields.items())])
+        return " ".join([super().format(record), *(f"{name}={_in_a_line(value)}" for name, value in fields.items())])
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
+        return _in_a_line(super().formatMessage(record))
+
+
+def _in_a_line(value: object) -> str:
+    """A text in which a file's name, say, cannot begin a line of its own."""
+    text = str(value)
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -109,7 +109,7 @@ async def test_handles_that_are_not_served_are_let_go_of(open_server: Running, e
     await load(open_server)
     await load(open_server, path="below/two")
     await load(open_server, "greedy", "below/greedy")
-    assert len(engine.forgotten) == 3
+    assert len(engine.forgotten) == 2
     await ask(open_server, "new")
     assert n_handles("new") == 1
     await open_server.client.delete("/v1/adapters/new")
@@ -138,7 +138,7 @@ async def test_several_that_ask_for_the_same_at_once_get_the_same(open_server: R
         ("new", "nothing", (422, "invalid_adapter")),
         ("new", "nowhere", (422, "invalid_adapter")),
         ("new", "below/greedy", (422, "invalid_adapter")),
-        ("no name", "below/one", (422, "invalid_adapter")),
+        ("no name", "below/one", (422, "invalid_value")),
         ("", "below/one", (422, "empty_string")),
         ("new", "below", (422, "invalid_adapter")),
         ("new", ".", (403, "forbidden")),  # it holds the link
@@ -202,10 +202,10 @@ async def test_the_default_stays_the_default_and_may_be_unloaded(open_server: Ru
     assert (await open_server.client.delete("/v1/adapters/triage")).status_code == 204
     response = await open_server.client.post("/v1/predict", json=ask_any)
     assert (response.status_code, response.json()["error"]["code"]) == (422, "missing")
+    assert "expected one of new, open" in response.json()["error"]["message"]
     for name in ("open", "new"):
         await open_server.client.delete(f"/v1/adapters/{name}")
     assert await ask(open_server, "triage") == (404, "unknown_adapter")
-    assert (await open_server.client.get("/readyz")).status_code == 200
 
 
 @pytest.mark.parametrize("change", [("POST", {"name": "new", "path": "below/one"}), ("DELETE", None)])

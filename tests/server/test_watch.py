@@ -37,7 +37,7 @@ async def watched(engine: FakeEngine, root: Path) -> AsyncIterator[Running]:
 def watch_of(server: Running, root: Path) -> Watch:
     """As the server's own, which looks once an hour, but on command."""
     service = server.app.state.service
-    return Watch(root, service.shelf(), service.predictor().registry)
+    return Watch(root, service.shelf(), service.predictor().registry, timeout_s=10)
 
 
 def served(server: Running) -> dict[str, str]:
@@ -53,7 +53,7 @@ async def test_what_is_there_at_the_start_is_served_from_the_start(watched: Runn
 
 
 async def test_it_keeps_step_with_the_folder(watched: Running, root: Path, engine: FakeEngine) -> None:
-    await watched.app.state.service.shelf().unload("one")
+    await watched.app.state.service.shelf().unload("one", by="a test")
     watch = watch_of(watched, root)
     await watch.look()
     write(root, "two", "22")
@@ -74,7 +74,7 @@ async def test_it_keeps_step_with_the_folder(watched: Running, root: Path, engin
 async def test_nothing_is_loaded_again_that_has_not_changed(
     watched: Running, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await watched.app.state.service.shelf().unload("one")
+    await watched.app.state.service.shelf().unload("one", by="a test")
     watch, loads = watch_of(watched, root), list[str]()
     real = FakeEngine.load_adapter
 
@@ -91,17 +91,17 @@ async def test_nothing_is_loaded_again_that_has_not_changed(
 async def test_what_does_not_load_is_told_once_and_the_old_one_stays(
     watched: Running, root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await watched.app.state.service.shelf().unload("one")
+    await watched.app.state.service.shelf().unload("one", by="a test")
     watch = watch_of(watched, root)
     await watch.look()
     write(root, "one", "x" * 100)  # of too many draws
     (root / "bad").mkdir()
-    with caplog.at_level(logging.ERROR):
+    with caplog.at_level(logging.WARNING):
         for _ in range(3):
             await watch.look()
     assert served(watched) == {"one": digest_of("1")}
-    assert sum("Adapter one" in line for line in caplog.messages) == 1
-    assert sum("Adapter bad" in line for line in caplog.messages) == 1
+    refused = [record.fields for record in caplog.records if record.message == "adapter_refused"]  # type: ignore[attr-defined]
+    assert [(line["adapter"], line["by"]) for line in refused] == [("bad", "folder watch"), ("one", "folder watch")]
     write(root, "bad", "5")
     await watch.look()
     assert served(watched)["bad"] == digest_of("5")
@@ -136,13 +136,13 @@ async def test_one_that_fails_in_an_unforeseen_way_does_not_end_the_watch(
     (root / "dangling" / "contents").symlink_to(root / "nowhere")
     await watch.look()
     assert served(watched) == {"one": digest_of("1"), "two": digest_of("22")}
-    assert "Adapter odd" in caplog.text
+    assert "Adapter 'odd'" in caplog.text
 
 
 async def test_a_folder_that_cannot_be_read_for_a_moment_keeps_its_adapter(
     watched: Running, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await watched.app.state.service.shelf().unload("one")
+    await watched.app.state.service.shelf().unload("one", by="a test")
     watch = watch_of(watched, root)
     await watch.look()
     real = Path.iterdir
@@ -178,7 +178,9 @@ async def test_the_server_looks_by_itself_and_may_start_with_nothing(root: Path)
     (root / "one").rename(root / ".one")
     engine = FakeEngine(handles=())
     async with running(engine, default_adapter="one", adapter_root=root, adapter_poll_s=0.02) as server:
-        assert (await server.client.get("/readyz")).status_code == 200
+        unready = await server.client.get("/readyz")
+        assert (unready.status_code, unready.json()["error"]["code"]) == (503, "not_ready")
+        assert "no adapter is loaded" in unready.json()["error"]["message"]
         missing = await server.client.post("/v1/predict", json={"prompt": "p=0.9"})
         assert missing.status_code == 422
         (root / ".one").rename(root / "one")
@@ -187,3 +189,4 @@ async def test_the_server_looks_by_itself_and_may_start_with_nothing(root: Path)
             if response.status_code == 200:
                 break
         assert response.json()["adapter"] == {"name": "one", "digest": digest_of("1")}
+        assert (await server.client.get("/readyz")).status_code == 200
