@@ -1,12 +1,15 @@
 """A folder of adapters that changes under a running app."""
 
+import asyncio
 import logging
 import os
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from blora.server.own_thread import StalledError
 from blora.server.registry import AdapterHandle
 from blora.server.watch import Watch
 from tests.server.fakes import FakeEngine, Running, running
@@ -190,3 +193,87 @@ async def test_the_server_looks_by_itself_and_may_start_with_nothing(root: Path)
                 break
         assert response.json()["adapter"] == {"name": "one", "digest": digest_of("1")}
         assert (await server.client.get("/readyz")).status_code == 200
+
+
+async def test_one_that_stalled_is_tried_again_after_a_while_though_it_has_not_changed(
+    watched: Running, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, tries, now = FakeEngine.load_adapter, list[str](), [1000.0]
+
+    async def stalling(self: FakeEngine, path: Path, name: str) -> AdapterHandle:
+        tries.append(name)
+        if name == "slow" and len(tries) == 1:
+            raise StalledError("the reading did not end")
+        return await real(self, path, name)
+
+    monkeypatch.setattr(FakeEngine, "load_adapter", stalling)
+    monkeypatch.setattr("blora.server.watch.time.monotonic", lambda: now[0])
+    write(root, "slow", "22")
+    watch = watch_of(watched, root)
+    for _ in range(3):
+        await watch.look()
+    assert tries == ["slow"]
+    now[0] += 11  # the watch's timeout and a little
+    for _ in range(3):
+        await watch.look()
+    assert tries == ["slow", "slow"]
+    assert served(watched)["slow"] == digest_of("22")
+
+
+async def test_a_folder_that_does_not_answer_a_look_stays_as_it_is_and_is_told_once(
+    watched: Running, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await watched.app.state.service.shelf().unload("one", by="a test")
+    service, gate = watched.app.state.service, threading.Event()
+    watch = Watch(root, service.shelf(), service.predictor().registry, timeout_s=0.2)
+    await watch.look()
+    real = Path.iterdir
+
+    def stalling(self: Path) -> Iterator[Path]:
+        if self.name == "one":
+            gate.wait()
+        return real(self)
+
+    write(root, "two", "22")
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "iterdir", stalling)
+        try:
+            for _ in range(3):
+                await watch.look()
+        finally:
+            gate.set()
+    assert served(watched) == {"one": digest_of("1"), "two": digest_of("22")}
+    assert caplog.text.count("Adapter 'one'") == 1
+
+
+async def test_the_server_does_not_wait_for_loads_that_go_on_and_on(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real, gate = FakeEngine.load_adapter, asyncio.Event()
+
+    async def slow(self: FakeEngine, path: Path, name: str) -> AdapterHandle:
+        if name == "slow":
+            await gate.wait()
+        return await real(self, path, name)
+
+    monkeypatch.setattr(FakeEngine, "load_adapter", slow)
+    write(root, "slow", "22")
+    async with running(FakeEngine(), adapter_root=root, adapter_poll_s=3600, adapter_load_timeout_s=0.5) as server:
+        assert (await server.client.get("/readyz")).status_code == 200
+        assert served(server) == {"one": digest_of("1")}
+        assert "the server does not wait for them" in caplog.text
+        gate.set()
+        async with asyncio.timeout(10):
+            while "slow" not in served(server):
+                await asyncio.sleep(0.01)
+
+
+async def test_a_name_that_no_request_could_use_is_refused_once(
+    watched: Running, root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(root, "no name", "1")
+    watch = watch_of(watched, root)
+    for _ in range(3):
+        await watch.look()
+    assert "no name" not in served(watched)
+    assert sum(record.message == "adapter_refused" for record in caplog.records) == 1
