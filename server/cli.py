@@ -129,16 +129,21 @@ async def _announce(service: "Service", server: "DrainingServer", port: int) -> 
 
 
 def _example(service: "Service", port: int) -> str:
-    """A line to paste into a shell, for the adapter that answers by default."""
-    registry = service.predictor().registry
-    handle = registry.default or next(iter(registry))
-    body: dict[str, Any] = {"adapter": handle.name, "prompt": "Where is my order?"}
-    if handle.config.prompt.choices is None:
-        body["choices"] = ["yes", "no"]
+    """A line to paste into a shell, for the adapter that answers by default; or for loading one."""
     host = service.settings.host
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     where = f"[{host}]" if ":" in host else host
-    return (
-        f"Ready. Try:\n  curl -s http://{where}:{port}/v1/predict "
-        f"-H 'content-type: application/json' -d '{json.dumps(body)}'\n"
-    )
+    curl = f"curl -s http://{where}:{port}/v1"
+    json_of = "-H 'content-type: application/json' -d"
+    registry = service.predictor().registry
+    handle = registry.default or next(iter(registry), None)
+    if handle is None:
+        body = {"name": "NAME", "path": "FOLDER"}
+        return (
+            f"No adapter is loaded yet. Load one from below {service.settings.adapter_root} with an admin's key:\n"
+            f"  {curl}/adapters -H 'authorization: Bearer KEY' {json_of} '{json.dumps(body)}'\n"
+        )
+    question: dict[str, Any] = {"adapter": handle.name, "prompt": "Where is my order?"}
+    if handle.config.prompt.choices is None:
+        question["choices"] = ["yes", "no"]
+    return f"Ready. Try:\n  {curl}/predict {json_of} '{json.dumps(question)}'\n"

@@ -22,7 +22,7 @@ ServerError
 ├── FeedbackUnavailableError  the store of predictions is out of reach
 ├── NotReadyError           no model yet
 ├── DrainingError           no model much longer
-├── DeadlineExceededError   the answer did not come in time
+├── DeadlineExceededError   the answer did not come in time, or an adapter's files did not
 └── DisconnectedError       the client left before the answer; nobody reads this one
 
 Messages say what we got, what we expected and what to do. They never repeat the prompt.
@@ -113,6 +113,7 @@ TABLE: dict[str, Row] = {
     "not_ready": Row(503, "unavailable_error"),
     "too_many_connections": Row(503, "unavailable_error"),
     "draining": Row(503, "unavailable_error"),
+    "adapter_stalled": Row(504, "timeout_error"),
     "deadline_exceeded": Row(504, "timeout_error"),
 }
 
@@ -289,7 +290,7 @@ class DrainingError(ServerError):
 
 
 class DeadlineExceededError(ServerError):
-    """The answer did not come in time."""
+    """The answer did not come in time, or the files of an adapter did not."""
 
     code = "deadline_exceeded"
 

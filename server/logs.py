@@ -34,12 +34,13 @@ def configure(level: str, form: Form) -> None:
 
 
 def write_down(logger: logging.Logger, outcome: str, *, level: int = logging.INFO, **fields: Any) -> None:
-    """A line about a request: how it ended, and what is known of it."""
-    known = {name: value for name, value in fields.items() if value is not None}
+    """A line about a request, or a change of the adapters: how it ended, and what is known of it."""
+    known = {"request_id": REQUEST_ID.get()} | fields
+    known = {name: value for name, value in known.items() if value is not None}
     trace = get_current_span().get_span_context()
     if trace.is_valid:
         known["trace_id"] = format_trace_id(trace.trace_id)
-    logger.log(level, outcome, extra={"fields": {"request_id": REQUEST_ID.get(), **known}})
+    logger.log(level, outcome, extra={"fields": known})
 
 
 class Seldom:

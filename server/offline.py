@@ -36,6 +36,8 @@ PATIENT = {
     "max_queue_characters": 2**40,
     "max_prompt_tokens": 2**31,
     "n_samples_cap": 2**20,
+    "max_adapter_memory_mib": 2**20,
+    "adapter_load_timeout_s": 1e6,
 }
 # Rows that are read ahead: enough to fill batches of like length.
 AHEAD = 512

@@ -17,7 +17,7 @@ from blora.posterior.posterior import Posterior
 from blora.server.digests import calibration_digest
 from blora.server.errors import DigestMismatchError, InvalidRequestError, UnknownAdapterError
 
-__all__ = ["AdapterHandle", "Registry"]
+__all__ = ["AdapterHandle", "Registry", "check_name"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -54,12 +54,27 @@ class AdapterHandle:
         object.__setattr__(self, "calibration_digest", calibration_digest(self.calibration, self.policy))
 
 
+def check_name(name: str) -> None:
+    """Make sure that an adapter can be called by a name.
+
+    Raises:
+        ConfigError: if it cannot.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"got adapter name {name!r}, expected up to 64 letters, digits and '._-', starting with a letter or digit"
+        )
+
+
 class Registry:
     """The adapters by name.
 
+    Requests that name none go to the default: the configured one; else the one that was alone at the start, for as long
+    as it stays; else the only one there is.
+
     Args:
         handles: with distinct names.
-        default: which of them answers requests that name none; one alone needs no mention.
+        default: the configured default.
         may_come: whether the default may be added later.
 
     Raises:
@@ -75,8 +90,8 @@ class Registry:
                 f"got default adapter {default!r}, expected one of {_listed(self._handles)}: load it or choose another "
                 "default"
             )
-        only = next(iter(self._handles)) if len(self._handles) == 1 else None
-        self._default = default or only
+        self._configured = default
+        self._first = handles[0].name if len(handles) == 1 else None
 
     def __iter__(self) -> Iterator[AdapterHandle]:
         return iter(self._handles.values())
@@ -85,21 +100,25 @@ class Registry:
         return len(self._handles)
 
     def add(self, handle: AdapterHandle) -> None:
-        """Serves one more; requests that name none go on to whichever they went to before.
+        """Serves one more.
 
         Raises:
             ConfigError: if its name is unusable or taken.
         """
-        if not _NAME.fullmatch(handle.name):
-            raise ConfigError(
-                f"got adapter name {handle.name!r}, expected up to 64 letters, digits and "
-                "'._-', starting with a letter or digit: name it with NAME=PATH"
-            )
+        try:
+            check_name(handle.name)
+        except ConfigError as exc:
+            raise ConfigError(f"{exc}: name it with NAME=PATH") from exc
         if handle.name in self._handles:
             raise ConfigError(
                 f"got two adapters named {handle.name!r}, expected distinct names: name them with NAME=PATH"
             )
         self._handles[handle.name] = handle
+
+    def replace(self, handle: AdapterHandle) -> AdapterHandle:
+        """Serves another under the name of one that is served, which is returned; no request finds neither."""
+        old, self._handles[handle.name] = self._handles[handle.name], handle
+        return old
 
     def get(self, name: str) -> AdapterHandle | None:
         """The adapter of exactly that name."""
@@ -113,12 +132,17 @@ class Registry:
         """
         if name not in self._handles:
             raise _unknown(self._handles)
+        if name == self._first:
+            self._first = None
         return self._handles.pop(name)
 
     @property
     def default(self) -> AdapterHandle | None:
         """The adapter for requests that name none."""
-        return self._handles.get(self._default) if self._default else None
+        for name in (self._configured, self._first):
+            if name is not None and name in self._handles:
+                return self._handles[name]
+        return next(iter(self._handles.values())) if len(self._handles) == 1 else None
 
     def seen(self, only: Collection[str] | None) -> list[AdapterHandle]:
         """Return the adapters among these names, or all of them for None."""
@@ -156,7 +180,11 @@ class Registry:
         if only is not None and len(seen) == 1:
             return next(iter(seen.values()))
         raise InvalidRequestError(
-            f"got no adapter, expected one of {_listed(seen)}: name one", code="missing", param="adapter"
+            f"got no adapter, expected one of {_listed(seen)}: name one"
+            if seen
+            else "got a request while no adapter is loaded: load one, or ask again once there is one",
+            code="missing",
+            param="adapter",
         )
 
 
@@ -179,9 +207,12 @@ def _check_pin(handle: AdapterHandle, pin: str) -> None:
 
 def _unknown(known: Collection[str]) -> UnknownAdapterError:
     return UnknownAdapterError(
-        f"got an adapter that is not loaded, expected one of {_listed(known)}: correct the name", param="adapter"
+        f"got an adapter that is not loaded, expected one of {_listed(known)}: correct the name"
+        if known
+        else "got an adapter that is not loaded, and no other is: load it first",
+        param="adapter",
     )
 
 
 def _listed(names: Collection[str]) -> str:
-    return ", ".join(sorted(names)) or "none, for there is none"
+    return ", ".join(sorted(names)) or "those that are loaded, of which there are none"

@@ -10,14 +10,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from blora.client.answers import AdapterRef, ErrorBody, ErrorDetail, Outcome, Prediction
-from blora.server.access import KEY, adapters_open
+from blora.server.access import CLIENT, KEY, adapters_open
 from blora.server.cards import adapter_card, adapter_ref
 from blora.server.disconnect import unless_disconnected
 from blora.server.errors import TABLE, ServerError, TooLargeError, TryLaterError, UnauthorizedError
 from blora.server.lifecycle import Service
 from blora.server.logs import write_down
 from blora.server.schemas.cards import AdapterCard, AdapterList
-from blora.server.schemas.requests import BatchRequest, LoadAdapter, PredictBody, TellOutcome
+from blora.server.schemas.requests import BatchRequest, LoadAdapter, PredictBody, PutAdapter, TellOutcome
 from blora.server.schemas.responses import (
     BatchResponse,
     Info,
@@ -66,6 +66,12 @@ def _service(request: Request) -> Service:
 
 ServiceOf = Annotated[Service, Depends(_service)]
 
+
+def _client() -> str:
+    """The name of the key that a change of adapters comes with, for the log."""
+    return CLIENT.get() or "nobody"
+
+
 _UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": ErrorBody, "description": "not_ready, draining"}}
 # As 4XX, for with a bare 404 FastAPI would add a 422 that never comes.
 _UNKNOWN: dict[int | str, dict[str, Any]] = {
@@ -86,12 +92,13 @@ _CHANGES: dict[int | str, dict[str, Any]] = _UNAVAILABLE | {
         "model": ErrorBody,
         "description": "401: unauthorized; 403: forbidden; 404: unknown_adapter; 409: adapter_conflict, "
         "too_many_adapters; 413: adapter_too_large; 422: invalid_adapter and the like",
-    }
+    },
+    504: {"model": ErrorBody, "description": "adapter_stalled"},
 }
 
 _NOT_OF_PREDICTIONS = {
     *("disconnected", "not_found", "method_not_allowed", "forbidden"),
-    *("adapter_conflict", "adapter_too_large", "invalid_adapter", "too_many_adapters"),
+    *("adapter_conflict", "adapter_stalled", "adapter_too_large", "invalid_adapter", "too_many_adapters"),
     *("feedback_unavailable", "label_not_offered", "unknown_prediction"),
 }
 
@@ -196,16 +203,37 @@ async def adapter(name: str, service: ServiceOf) -> AdapterCard:
 )
 async def load_adapter(body: LoadAdapter, service: ServiceOf, response: Response) -> AdapterRef:
     """The name and digests that now answer to the name; off unless the operator allows it, and for admins alone."""
-    handle, is_new = await service.shelf().load(body.name, body.path)
+    handle, is_new = await service.shelf().load(body.name, body.path, by=_client())
     if not is_new:
         response.status_code = 200
+    return adapter_ref(handle)
+
+
+@router.put(
+    "/v1/adapters/{name}",
+    summary="Load an adapter, in the place of the one under that name if there is one",
+    responses=_CHANGES
+    | {
+        200: {"description": "It takes the place of another, or was loaded already."},
+        201: {"model": AdapterRef, "description": "There was none under that name."},
+    },
+)
+async def replace_adapter(name: str, body: PutAdapter, service: ServiceOf, response: Response) -> AdapterRef:
+    """The name and digest that answer from now on; every request finds the old one or the new one.
+
+    The old one is served until the new one has proved itself, and finishes the requests that it has. The same request
+    again changes nothing. Off unless the operator allows it, and for admins alone.
+    """
+    handle, is_new = await service.shelf().load(name, body.path, by=_client(), replace=True)
+    if is_new:
+        response.status_code = 201
     return adapter_ref(handle)
 
 
 @router.delete("/v1/adapters/{name}", summary="Unload an adapter", status_code=204, responses=_CHANGES)
 async def unload_adapter(name: str, service: ServiceOf) -> None:
     """Requests in flight finish on it; off unless the operator allows it, and for admins alone."""
-    await service.shelf().unload(name)
+    await service.shelf().unload(name, by=_client())
 
 
 @router.get("/livez", summary="Say that the process runs")
@@ -216,7 +244,7 @@ async def livez() -> Status:
 
 @router.get("/readyz", summary="Say whether requests will be answered", responses=_UNAVAILABLE)
 async def readyz(service: ServiceOf) -> Status:
-    """200 once a forward pass has succeeded, until the server drains; else 503 with the reason."""
+    """200 while there is an adapter that has proved itself, until the server drains; else 503 with the reason."""
     await service.check_ready()
     return Status()
 

@@ -67,6 +67,12 @@ class Settings(BaseSettings):
     max_adapter_bytes: int = Field(
         1073741824, description="Largest adapter that is loaded while the server runs, in bytes.", ge=1
     )
+    max_adapter_memory_mib: int = Field(
+        2048, description="Most memory that an adapter's posterior and draws may take, in MiB.", ge=1
+    )
+    adapter_load_timeout_s: float = Field(
+        60.0, description="Seconds in which an adapter's files are read, or it is given up.", gt=0
+    )
     default_adapter: str | None = Field(
         None, description="Adapter that answers requests naming none; one alone needs no mention."
     )

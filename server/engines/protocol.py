@@ -163,10 +163,11 @@ class Engine(Protocol):
         """
 
     async def load_adapter(self, path: Path, name: str) -> AdapterHandle:
-        """One more adapter, proved with a forward pass.
+        """One more adapter, proved with a short forward pass; only that pass holds up others.
 
         Raises:
-            BloraError: if it is none, or not one of this base model.
+            StalledError: if its files cannot be read in time.
+            BloraError: if it is none, not one of this base model, or takes more memory, draws or tokens than it may.
         """
 
     async def forget(self, handle: AdapterHandle) -> None:

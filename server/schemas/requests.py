@@ -25,7 +25,16 @@ from pydantic_core import PydanticCustomError
 from blora.server.errors import InvalidRequestError
 from blora.server.validation import invalid_request
 
-__all__ = ["BatchRequest", "LoadAdapter", "Message", "Policy", "PredictBody", "PredictRequest", "TellOutcome"]
+__all__ = [
+    "BatchRequest",
+    "LoadAdapter",
+    "Message",
+    "Policy",
+    "PredictBody",
+    "PredictRequest",
+    "PutAdapter",
+    "TellOutcome",
+]
 
 NonEmpty = Annotated[str, Field(min_length=1)]
 MAX_SEED = 2**63 - 1
@@ -185,6 +194,12 @@ class LoadAdapter(Request):
     """Which adapter to serve, under which name."""
 
     name: NonEmpty = Field(max_length=64, description="What requests will call it.")
+    path: NonEmpty = Field(description="Its folder, below the server's adapter root.")
+
+
+class PutAdapter(Request):
+    """Which adapter to serve from now on under the name in the path."""
+
     path: NonEmpty = Field(description="Its folder, below the server's adapter root.")
 
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +54,17 @@ def test_the_line_has_choices_where_the_adapter_has_none(
     [line] = re.findall(r"^  (curl .*)$", capsys.readouterr().err, re.MULTILINE)
     assert "http://127.0.0.1:" in line
     assert json.loads(shlex.split(line)[-1])["choices"] == ["yes", "no"]
+
+
+def test_without_an_adapter_the_line_loads_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    serve_with(monkeypatch, SelfEndingEngine(handles=()))
+    assert main(["--port", "0", "--adapter-root", str(tmp_path)]) == 0
+    printed = capsys.readouterr().err
+    assert f"No adapter is loaded yet. Load one from below {tmp_path}" in printed
+    [line] = re.findall(r"^  (curl .*)$", printed, re.MULTILINE)
+    assert json.loads(shlex.split(line)[-1]).keys() == {"name", "path"}
 
 
 def test_an_adapter_that_does_not_load_gives_one_line(

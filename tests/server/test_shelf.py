@@ -113,7 +113,7 @@ async def test_handles_that_are_not_served_are_let_go_of(open_server: Running, e
     await load(open_server)
     await load(open_server, path="below/two")
     await load(open_server, "greedy", "below/greedy")
-    assert len(engine.forgotten) == 3
+    assert len(engine.forgotten) == 2
     await ask(open_server, "new")
     assert n_handles("new") == 1
     await open_server.client.delete("/v1/adapters/new")
@@ -142,7 +142,7 @@ async def test_several_that_ask_for_the_same_at_once_get_the_same(open_server: R
         ("new", "nothing", (422, "invalid_adapter")),
         ("new", "nowhere", (422, "invalid_adapter")),
         ("new", "below/greedy", (422, "invalid_adapter")),
-        ("no name", "below/one", (422, "invalid_adapter")),
+        ("no name", "below/one", (422, "invalid_value")),
         ("", "below/one", (422, "empty_string")),
         ("new", "below", (422, "invalid_adapter")),
         ("new", ".", (403, "forbidden")),  # it holds the link
@@ -160,6 +160,38 @@ async def test_what_cannot_be_loaded_is_told_and_changes_nothing(
     assert time.monotonic() - began < 1  # nobody walks through the whole file system
     assert (response.status_code, response.json()["error"]["code"]) == expected
     assert len((await open_server.client.get("/v1/adapters")).json()["data"]) == 2
+
+
+@pytest.mark.parametrize("name", ["no name", ".hidden", "a/b", "é", "x\ny"])
+async def test_a_bad_name_is_refused_before_anything_is_read(
+    open_server: Running, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.delattr(FakeEngine, "load_adapter")
+    error = (await load(open_server, name)).json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_value", "name")
+    assert error["message"].endswith("starting with a letter or digit: choose another name")
+
+
+async def test_a_folder_of_very_many_files_is_refused(
+    open_server: Running, monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
+    monkeypatch.setattr("blora.server.shelf.MOST_ENTRIES", 10)
+    for i in range(10):
+        (root / "below" / "one" / f"more-{i}").touch()
+    refused = await load(open_server)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (413, "adapter_too_large")
+    assert "a folder of 10 files or more" in refused.json()["error"]["message"]
+
+
+async def test_without_adapters_the_server_is_not_ready_and_with_the_next_it_is(open_server: Running) -> None:
+    for name in ("triage", "open"):
+        await open_server.client.delete(f"/v1/adapters/{name}")
+    unready = await open_server.client.get("/readyz")
+    assert (unready.status_code, unready.json()["error"]["code"]) == (503, "not_ready")
+    assert (await load(open_server)).status_code == 201
+    assert (await open_server.client.get("/readyz")).status_code == 200
+    ask_any = {"prompt": "p=0.9", "choices": ["a", "b"]}
+    assert (await open_server.client.post("/v1/predict", json=ask_any)).json()["adapter"]["name"] == "new"
 
 
 async def test_there_are_bounds_of_number_and_size(open_server: Running, root: Path) -> None:
@@ -206,10 +238,10 @@ async def test_the_default_stays_the_default_and_may_be_unloaded(open_server: Ru
     assert (await open_server.client.delete("/v1/adapters/triage")).status_code == 204
     response = await open_server.client.post("/v1/predict", json=ask_any)
     assert (response.status_code, response.json()["error"]["code"]) == (422, "missing")
+    assert "expected one of new, open" in response.json()["error"]["message"]
     for name in ("open", "new"):
         await open_server.client.delete(f"/v1/adapters/{name}")
     assert await ask(open_server, "triage") == (404, "unknown_adapter")
-    assert (await open_server.client.get("/readyz")).status_code == 200
 
 
 @pytest.mark.parametrize("change", [("POST", {"name": "new", "path": "below/one"}), ("DELETE", None)])
