@@ -5,7 +5,6 @@ from difflib import get_close_matches
 
 __all__ = ["QUESTION_COLUMNS", "no_question"]
 
-# `question` gets the template "Question: ... Answer:" unless another is given; `prompt` is asked as it is.
 QUESTION_COLUMNS = ("question", "prompt", "messages")
 OTHER_COLUMNS = ("choices", "label", "label_index", "label_text", "answerKey", "id")
 # What others call the text that they ask about.
@@ -16,15 +15,13 @@ def no_question(columns: Iterable[str]) -> str:
     """Return what to do about a row whose columns hold no question.
 
     >>> no_question(["text", "label"])
-    'got the columns text, label, expected one of question, prompt, messages: rename text to question, which is asked \
-as "Question: ... Answer:", or to prompt, which is asked as it is'
+    'got the columns text, label, expected one of question, prompt, messages: rename text to question or prompt'
     """
     names = [str(column) for column in columns]
     meant = _meant([name for name in names if name not in OTHER_COLUMNS])
     return (
         f"got the columns {', '.join(names) or 'of an empty row'}, expected one of {', '.join(QUESTION_COLUMNS)}: "
-        f"rename {meant or 'the one that holds the text'} to question, which is asked as "
-        '"Question: ... Answer:", or to prompt, which is asked as it is'
+        f"rename {meant or 'the one that holds the text'} to question or prompt"
     )
 
 

@@ -23,6 +23,7 @@ from blora.training.labels import Label, RowError, read_label, settle
 
 __all__ = ["Example", "ExampleSet", "read_examples", "split_examples"]
 
+TEMPLATES_TOLD = 'a question is asked as "Question: ... Answer:" unless --template says otherwise, a prompt as it is'
 DEFAULT_TEMPLATES = {"question": "Question: {prompt}\nAnswer:", "prompt": "{prompt}", "messages": "{prompt}"}
 REPORTED = 10  # malformed rows named in one message
 
@@ -209,7 +210,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any] | str
 def _check_columns(columns: Collection[str], where: str) -> None:
     """Refuse a file whose first row has no column for the question: what is said of it would be said of every row."""
     if not set(KINDS) & set(columns):
-        raise DataError(f"{where}: {no_question(columns)}")
+        raise DataError(f"{where}: {no_question(columns)}; {TEMPLATES_TOLD}")
 
 
 def _csv_types(row: Mapping[str, str]) -> dict[str, Any]:

@@ -233,4 +233,4 @@ def test_a_file_without_a_column_for_the_question_is_told_once(
         f"{file}:1: got the columns {', '.join(columns)}, expected one of question, prompt, messages"
     )
     assert advice in line
-    assert line.endswith("or to prompt, which is asked as it is")
+    assert line.endswith("unless --template says otherwise, a prompt as it is")
