@@ -352,11 +352,13 @@ def score_range(name: ScoreName, *, n_choices: int, n_samples: int) -> tuple[flo
 
 def _limits(name: ScoreName, uncertainty: Tensor, resolution: Resolution | None) -> Tensor:
     """The distinct values that rows have, in the order of `trust`, on the grid; the loosest one allows all of them."""
-    if resolution is None:
-        return uncertainty.unique()
-    certain = -1.0 if name == "confidence" else 0.0
-    loosest = max(float(uncertainty.max()), certain + resolution.least)
-    return (certain + resolution.loosen(uncertainty - certain)).clamp_max(loosest).unique()
+    limits = uncertainty
+    if resolution is not None:
+        certain = -1.0 if name == "confidence" else 0.0
+        loosest = max(float(uncertainty.max()), certain + resolution.least)
+        limits = (certain + resolution.loosen(uncertainty - certain)).clamp_max(loosest)
+    distinct: Tensor = limits.unique()
+    return distinct
 
 
 def _spread(values: Tensor) -> Tensor:
