@@ -115,7 +115,8 @@ class PromptConfig:
         template: wraps every plain prompt; holds {prompt} exactly once.
         choices: the fixed label set, 2 to 64 texts of which no two are the same, white space at the ends apart; None
             where each question brings its own choices.
-        scoring: `text` scores the choice's own tokens, `label` the letter of a choice listed in the prompt.
+        scoring: `text` scores the choice's own tokens, in whatever order the choices come; `label` the letter of a
+            choice listed in the prompt, which depends on their order.
         normalization: what a choice's log-probability is divided by (`text` only): nothing (`none`), its own number of
             tokens (`choice`), or the mean number of tokens of the question's choices (`question`), which ranks as
             `none` does, but is not the surer the longer the choices are.

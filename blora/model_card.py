@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from blora.base_model import EMBEDDED_HUB_ID, EMBEDDED_ID
 from blora.config import AdapterConfig, PosteriorConfig, PromptConfig
 
 __all__ = ["model_card"]
@@ -34,9 +35,10 @@ def model_card(config: AdapterConfig, name: str) -> str:
         if posterior.bayesian_layers is not None:
             facts["Bayesian layers"] = ", ".join(map(str, posterior.bayesian_layers)) + "; the others plain LoRA"
         facts["inducing weights"] = f"{posterior.inducing_rows} x {posterior.inducing_cols} a factor"
+    hub_id = _hub_id(config.base_model.id)
     lines = [
         "---",
-        f"base_model: {config.base_model.id}",
+        *([f"base_model: {hub_id}"] if hub_id else []),
         "library_name: peft",
         "tags: [lora, bayesian-lora, uncertainty]",
         "---",
@@ -48,10 +50,36 @@ def model_card(config: AdapterConfig, name: str) -> str:
         "",
         *_table(facts),
     ]
+    lines += _with_peft(hub_id, config.base_model.id)
     lines += _validation(config.training)
     if command := config.training.get("command"):
         lines += ["", "## Made with", "", "```", command, "```"]
     return "\n".join(lines) + "\n"
+
+
+def _hub_id(base_model: str) -> str | None:
+    """Return where the hub has a base model, None where it was loaded from a folder or file and nothing says."""
+    if base_model == EMBEDDED_ID:
+        return EMBEDDED_HUB_ID
+    return base_model if "/" in base_model else None
+
+
+def _with_peft(hub_id: str | None, base_model: str) -> list[str]:
+    """Return the section on plain PEFT, which has to be given the base model."""
+    return [
+        "",
+        "## With plain PEFT",
+        "",
+        "The posterior mean alone, without draws, recalibration and abstention; run it in this folder:",
+        "",
+        "```python",
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM",
+        "",
+        f'base = AutoModelForCausalLM.from_pretrained("{hub_id or f"the folder of {base_model}"}")',
+        'model = PeftModel.from_pretrained(base, ".")',
+        "```",
+    ]
 
 
 def _method(posterior: PosteriorConfig) -> str:

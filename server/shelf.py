@@ -129,7 +129,7 @@ class Shelf:
                 self._registry.add(handle)
                 self._metrics.adapter_loaded(handle)
                 return handle, "adapter_loaded", None
-            if (old.digest, old.calibration) == (handle.digest, handle.calibration):
+            if (old.digest, old.calibration_digest) == (handle.digest, handle.calibration_digest):
                 return old, "adapter_kept", old
             if not replace:
                 raise AdapterConflictError(

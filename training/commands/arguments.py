@@ -53,7 +53,10 @@ def add_prompt(parser: ArgumentParser | _ArgumentGroup) -> None:
     parser.add_argument("--choices", type=_labels, help="the fixed label set, separated by |")
     parser.add_argument("--template", help=r"text with {prompt} (default: 'Question: {prompt}\nAnswer:' for questions)")
     parser.add_argument(
-        "--scoring", choices=get_args(ScoringName), default=defaults.scoring, help="what of a choice is scored"
+        "--scoring",
+        choices=get_args(ScoringName),
+        default=defaults.scoring,
+        help="what of a choice is scored: its text, or its letter in a list, which depends on the order of the choices",
     )
     parser.add_argument(
         "--normalization",
