@@ -1,7 +1,7 @@
 # The server with its embedded base model and the demo adapter: runs offline,
 # as a non-root user, on a read-only root file system. See docs/deploy.md.
 
-# Replaceable by a mirror of the same image. Both stages use it: the virtual
+# Replaceable by a mirror of the same image, and at a release by its digest (`make digests`). Both stages use it: the virtual
 # environment is copied between them and points at this very interpreter.
 ARG PYTHON_IMAGE=python:3.11.14-slim-trixie
 
@@ -79,11 +79,15 @@ HEALTHCHECK --interval=15s --timeout=5s --start-period=60s --retries=4 \
 # Exec form: the server is process 1 and gets SIGTERM, without which it could not drain.
 ENTRYPOINT ["blora", "serve"]
 
-# Last, because it changes with every commit and must not invalidate the layers above.
+# Last, because they change with every commit and must not invalidate the layers above.
+# VERSION is that of pyproject.toml, which `make image` reads.
+ARG PYTHON_IMAGE
+ARG VERSION=unknown
 ARG REVISION=unknown
 ENV BLORA_REVISION=$REVISION
 LABEL org.opencontainers.image.title="blora" \
       org.opencontainers.image.description="Inference server for Bayesian-LoRA adapters that knows when it does not know" \
       org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.version="$VERSION" \
+      org.opencontainers.image.base.name="$PYTHON_IMAGE" \
       org.opencontainers.image.revision="$REVISION"

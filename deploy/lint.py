@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 DEPLOY = Path(__file__).resolve().parent
-OPERATOR = "monitoring.coreos.com/v1"
+# Kinds of others, whose schemas Kubernetes does not have.
+OTHERS = ("monitoring.coreos.com/v1", "gateway.networking.k8s.io/v1")
 DOCKERFILE = DEPLOY.parent / "Dockerfile"
 
 try:
@@ -43,7 +44,7 @@ def lint_manifest(path: Path) -> list[str]:
             entries = [*resource.get("resources", []), *resource.get("components", [])]
             findings += [f"{path}: no {e}" for e in entries if not (path.parent / e).exists()]
             continue
-        if resource["apiVersion"] == OPERATOR:  # another's kinds, whose schemas Kubernetes does not have
+        if resource["apiVersion"] in OTHERS:
             continue
         try:
             schemas.validate(resource, schemas.latest_version(), strict=True)
@@ -73,7 +74,7 @@ def lint(dockerfile: Path = DOCKERFILE, deploy: Path = DEPLOY) -> list[str]:
     # What they make of a resource is held against its schema in the tests, which build the overlays.
     for path in sorted(set(manifests) - patches_of(manifests)):
         findings += lint_manifest(path)
-    for path in (deploy / "compose.yaml", deploy / "prometheus.yml"):
+    for path in sorted((*deploy.glob("*.yaml"), *deploy.glob("*.yml"))):
         try:
             yaml.safe_load(path.read_text())
         except (OSError, yaml.YAMLError) as exc:

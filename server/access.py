@@ -12,13 +12,21 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from blora.server.errors import ForbiddenError, RateLimitedError, ServerError, UnauthorizedError
 from blora.server.keys import Key, Keys
 
-__all__ = ["CLIENT", "Door", "Rate"]
+__all__ = ["CLIENT", "KEY", "Door", "Rate", "adapters_open"]
 
 CLIENT: ContextVar[str | None] = ContextVar("blora_client", default=None)
 """The name of the key that a request came with."""
+KEY: ContextVar[Key | None] = ContextVar("blora_key", default=None)
+"""That key, with what it opens."""
 
 # What probes, Prometheus and code generators read; none of it shows a request or an adapter's contents.
 OPEN = frozenset({"/livez", "/readyz", "/metrics", "/openapi.json"})
+
+
+def adapters_open() -> frozenset[str] | None:
+    """Return the names of the adapters that the request's key opens, None for all."""
+    key = KEY.get()
+    return key.adapters if key is not None else None
 
 
 class Rate:
@@ -63,10 +71,12 @@ class Door:
         app: the app around which this stands.
         keys: who may ask; None: anyone may, but only ask.
         rate: how often.
-        refuse: the response to an error.
+        refuse: the response to an error of a request.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys | None, rate: Rate, refuse: Callable[[ServerError], Response]) -> None:
+    def __init__(
+        self, app: ASGIApp, keys: Keys | None, rate: Rate, refuse: Callable[[ServerError, Scope], Response]
+    ) -> None:
         self._app = app
         self._keys = keys
         self._rate = rate
@@ -78,13 +88,14 @@ class Door:
             try:
                 self._admit(scope)
             except ServerError as error:
-                await self._refuse(error)(scope, receive, send)
+                await self._refuse(error, scope)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
     def _admit(self, scope: Scope) -> None:
+        _came_with(None)
         key = self._key(scope) if self._keys is not None else None
-        CLIENT.set(key.name if key is not None else None)
+        _came_with(key)
         if key is not None:
             self._rate.take(key.name)
         changes = scope["path"].startswith("/v1/adapters") and scope["method"] not in ("GET", "HEAD")
@@ -100,3 +111,8 @@ class Door:
         if key is None:
             raise UnauthorizedError("got no key or an unknown one, expected the header `authorization: Bearer KEY`")
         return key
+
+
+def _came_with(key: Key | None) -> None:
+    KEY.set(key)
+    CLIENT.set(key.name if key is not None else None)

@@ -9,22 +9,35 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from blora.server.access import Door, Rate
 from blora.server.engines.protocol import Engine
 from blora.server.errors import (
     DisconnectedError,
+    ForbiddenError,
     InvalidRequestError,
     MethodNotAllowedError,
     NoSuchRouteError,
     ServerError,
+    UnauthorizedError,
 )
 from blora.server.keys import Keys
 from blora.server.lifecycle import Service
-from blora.server.logs import write_down
-from blora.server.middleware import BodyLimit, CatchAll, CloseWhileDraining, RequestId, SafeHeaders
-from blora.server.routes import error_response, router
+from blora.server.metrics_port import MetricsPort
+from blora.server.middleware import (
+    BodyLimit,
+    CatchAll,
+    CloseWhileDraining,
+    HeadAsGet,
+    OneLength,
+    RequestId,
+    SafeHeaders,
+)
+from blora.server.routes import error_response, refuse, router
 from blora.server.settings import Settings
+from blora.server.strict_json import Reader
+from blora.server.trail import Trail
 from blora.server.validation import invalid_request
 
 __all__ = ["create_app"]
@@ -40,12 +53,14 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         engine: computes the probabilities; the one that the settings name by default.
     """
     service = Service(settings, engine or _engine(settings))
+    trail = Trail()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await service.start()
         yield
         await service.stop()
+        app.state.reader.close()
 
     app = FastAPI(
         title="blora",
@@ -57,23 +72,28 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         redoc_url=None,
     )
     app.state.service = service
+    app.state.reader = Reader(settings.max_body_bytes)
     app.include_router(router)
-    _handle_errors(app, service)
+    _handle_errors(app, service, trail)
     # The last one added stands outermost.
+    app.add_middleware(HeadAsGet)
     app.add_middleware(
         BodyLimit,
         max_bytes=settings.max_body_bytes,
         timeout_s=settings.read_timeout_s,
-        refuse=lambda error: _refuse(service, error),
+        refuse=lambda error: refuse(service, error),
     )
     app.add_middleware(
         Door,
         keys=Keys(settings.api_keys) if settings.api_keys is not None else None,
         rate=Rate(settings.requests_per_minute),
-        refuse=lambda error: _refuse(service, error),
+        refuse=lambda error, scope: _refuse_by_key(service, trail, error, scope),
     )
-    app.add_middleware(CatchAll, refuse=lambda error: _refuse(service, error))
+    app.add_middleware(OneLength, refuse=lambda error: refuse(service, error))
+    app.add_middleware(CatchAll, refuse=lambda error: refuse(service, error))
     app.add_middleware(CloseWhileDraining, draining=lambda: service.draining)
+    if settings.metrics_port:
+        app.add_middleware(MetricsPort, port=settings.metrics_port, refuse=lambda error: refuse(service, error))
     app.add_middleware(SafeHeaders)
     app.add_middleware(RequestId)
     service.traces.attach(app)
@@ -91,17 +111,19 @@ def _engine(settings: Settings) -> Engine:
     return TorchEngine(settings)
 
 
-def _refuse(service: Service, error: ServerError) -> Response:
-    """The response to a request that did not reach the predictor, which counts its own."""
+def _refuse_by_key(service: Service, trail: Trail, error: ServerError, scope: Scope) -> Response:
+    """`refuse`, with who asked for what in the log where it is for the key that the request came with."""
+    if not isinstance(error, ForbiddenError | UnauthorizedError):
+        return refuse(service, error)
     service.metrics.failed(error)
-    write_down(logger, error.code)
+    trail.refused(error, scope)
     return error_response(error)
 
 
-def _handle_errors(app: FastAPI, service: Service) -> None:
+def _handle_errors(app: FastAPI, service: Service, trail: Trail) -> None:
     @app.exception_handler(ServerError)
     async def refused(request: Request, error: ServerError) -> Response:
-        return _refuse(service, error)
+        return _refuse_by_key(service, trail, error, request.scope)
 
     @app.exception_handler(DisconnectedError)
     async def disconnected(request: Request, error: DisconnectedError) -> Response:
@@ -109,11 +131,11 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return _refuse(service, invalid_request(error.errors()))
+        return refuse(service, invalid_request(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def from_starlette(request: Request, error: HTTPException) -> Response:
-        response = _refuse(service, _translate(error))
+        response = refuse(service, _translate(error))
         response.headers.update(error.headers or {})
         return response
 
@@ -121,8 +143,8 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
 def _translate(error: HTTPException) -> ServerError:
     match error.status_code:
         case 404:
-            return NoSuchRouteError("got a path that does not exist, expected one of /openapi.json's")
+            return NoSuchRouteError("There is nothing at this path: /openapi.json lists the paths that exist.")
         case 405:
-            return MethodNotAllowedError("got a method that this path has not, expected one of Allow's")
+            return MethodNotAllowedError("This path does not take this method: use one that the header Allow lists.")
         case _:
-            return InvalidRequestError("got a request that cannot be read, expected a well-formed one")
+            return InvalidRequestError("The request cannot be read: send a well-formed one.")

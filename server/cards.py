@@ -1,10 +1,11 @@
-"""The card of a loaded adapter, for those who ask what it is worth."""
+"""What a loaded adapter is called down to its contents, and its card, for those who ask what it is worth."""
 
+from blora.client.answers import AdapterRef
 from blora.server.policies import default_policy
 from blora.server.registry import AdapterHandle
 from blora.server.schemas.cards import AdapterCard
 
-__all__ = ["adapter_card"]
+__all__ = ["adapter_card", "adapter_ref"]
 
 # Of the training record: not the command, nor anything else that tells of the machine it ran on.
 PUBLIC_RECORD = ("dtype", "settings", "train", "tuning", "validation")
@@ -16,6 +17,7 @@ def adapter_card(handle: AdapterHandle) -> AdapterCard:
     return AdapterCard(
         name=handle.name,
         digest=handle.digest,
+        calibration_digest=handle.calibration_digest,
         created=handle.created,
         base_model=config.base_model.id,
         target_modules=list(config.target_modules),
@@ -26,3 +28,8 @@ def adapter_card(handle: AdapterHandle) -> AdapterCard:
         policy=policy.shown() if policy is not None else None,
         calibration=handle.calibration,
     )
+
+
+def adapter_ref(handle: AdapterHandle) -> AdapterRef:
+    """Return the adapter's name and digests."""
+    return AdapterRef(name=handle.name, digest=handle.digest, calibration_digest=handle.calibration_digest)

@@ -2,10 +2,11 @@
 
 import asyncio
 import json
+import os
 import socket
 import sys
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,24 +35,42 @@ def main(argv: list[str]) -> int:
     from pydantic import ValidationError
     from pydantic_settings import CliApp
 
+    from blora.errors import ConfigError
+    from blora.server.environment import check_environment, drop_service_port
+    from blora.server.exposure import check_exposure
     from blora.server.logs import configure
+    from blora.server.open_files import raise_soft_limit
     from blora.server.settings import Settings
 
+    drop_service_port(os.environ)
     try:
         settings = CliApp.run(Settings, cli_args=argv)
+        check_environment(os.environ, frozenset(Settings.model_fields))
     except ValidationError as exc:
         return _give_up(_first_problem(exc))
-    try:
-        listener = _listen(settings.host, settings.port)
-    except OSError as exc:
-        return _give_up(
-            f"got {settings.host} port {settings.port}, which cannot be listened on "
-            f"({exc.strerror or exc}), expected a free one: choose another --host or --port"
-        )
-    configure(settings.log_level, settings.log_format)
-    before = threading.enumerate()
-    with listener:
-        code = asyncio.run(_serve(settings, listener))
+    except ConfigError as exc:
+        return _give_up(str(exc))
+    ports = {"port": settings.port}
+    if settings.metrics_port:
+        ports["metrics-port"] = settings.metrics_port
+    with ExitStack() as listening:
+        listeners = []
+        for flag, port in ports.items():
+            try:
+                listeners.append(listening.enter_context(_listen(settings.host, port)))
+            except OSError as exc:
+                return _give_up(
+                    f"got {settings.host} port {port}, which cannot be listened on "
+                    f"({exc.strerror or exc}), expected a free one: choose another --host or --{flag}"
+                )
+        configure(settings.log_level, settings.log_format)
+        raise_soft_limit()
+        before = threading.enumerate()
+        try:
+            check_exposure(settings, listeners[0].getsockname()[0], os.environ)
+        except ConfigError as exc:
+            return _give_up(str(exc))
+        code = asyncio.run(_serve(settings, listeners))
 
     from blora.server.shutdown import leave
 
@@ -81,7 +100,7 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def _serve(settings: "Settings", listener: socket.socket) -> int:
+async def _serve(settings: "Settings", listeners: list[socket.socket]) -> int:
     import uvicorn
 
     from blora.errors import ConfigError
@@ -94,8 +113,8 @@ async def _serve(settings: "Settings", listener: socket.socket) -> int:
         return _give_up(str(exc))
     service: Service = app.state.service
     server = DrainingServer(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on"), service)
-    announcing = asyncio.create_task(_announce(service, server, listener.getsockname()[1]))
-    await server.serve(sockets=[listener])
+    announcing = asyncio.create_task(_announce(service, server, listeners[0].getsockname()[1]))
+    await server.serve(sockets=listeners)
     announcing.cancel()
     return _give_up(service.failure) if service.failure else 0
 
@@ -110,16 +129,21 @@ async def _announce(service: "Service", server: "DrainingServer", port: int) -> 
 
 
 def _example(service: "Service", port: int) -> str:
-    """A line to paste into a shell, for the adapter that answers by default."""
-    registry = service.predictor().registry
-    handle = registry.default or next(iter(registry))
-    body: dict[str, Any] = {"adapter": handle.name, "prompt": "Where is my order?"}
-    if handle.config.prompt.choices is None:
-        body["choices"] = ["yes", "no"]
+    """A line to paste into a shell, for the adapter that answers by default; or for loading one."""
     host = service.settings.host
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     where = f"[{host}]" if ":" in host else host
-    return (
-        f"Ready. Try:\n  curl -s http://{where}:{port}/v1/predict "
-        f"-H 'content-type: application/json' -d '{json.dumps(body)}'\n"
-    )
+    curl = f"curl -s http://{where}:{port}/v1"
+    json_of = "-H 'content-type: application/json' -d"
+    registry = service.predictor().registry
+    handle = registry.default or next(iter(registry), None)
+    if handle is None:
+        body = {"name": "NAME", "path": "FOLDER"}
+        return (
+            f"No adapter is loaded yet. Load one from below {service.settings.adapter_root} with an admin's key:\n"
+            f"  {curl}/adapters -H 'authorization: Bearer KEY' {json_of} '{json.dumps(body)}'\n"
+        )
+    question: dict[str, Any] = {"adapter": handle.name, "prompt": "Where is my order?"}
+    if handle.config.prompt.choices is None:
+        question["choices"] = ["yes", "no"]
+    return f"Ready. Try:\n  {curl}/predict {json_of} '{json.dumps(question)}'\n"

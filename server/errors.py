@@ -5,23 +5,24 @@ ServerError
 ├── UnauthorizedError       no key, or one that nobody has
 ├── ForbiddenError          a key that opens less than was asked for
 ├── UnknownPredictionError  no prediction of that id, or not any more
-├── FeedbackConflictError   another outcome than was told before
 ├── UnknownAdapterError     no adapter of that name
 ├── AdapterConflictError    a name that is taken by other contents, or one adapter too many
 ├── DigestMismatchError     the adapter is here, with other contents than the client pinned
 ├── NoSuchRouteError, MethodNotAllowedError, UnsupportedMediaTypeError
 ├── TooLargeError           body, prompt, batch or forward pass over its limit
+├── InvalidHttpError        what came is not HTTP, or may be read in two ways
 ├── SlowRequestError        the body did not come in time
 ├── TryLaterError           try again in `retry_after_s`
 │   ├── QueueFullError      no room to wait in
-│   └── RateLimitedError    too many requests with one key
+│   ├── RateLimitedError    too many requests with one key
+│   └── TooManyConnectionsError  no room for a connection
 ├── ModelFailureError       the forward pass raised
 ├── NonFiniteError          the forward pass gave NaN or infinity
 ├── InternalError           a bug of ours
 ├── FeedbackUnavailableError  the store of predictions is out of reach
 ├── NotReadyError           no model yet
 ├── DrainingError           no model much longer
-├── DeadlineExceededError   the answer did not come in time
+├── DeadlineExceededError   the answer did not come in time, or an adapter's files did not
 └── DisconnectedError       the client left before the answer; nobody reads this one
 
 Messages say what we got, what we expected and what to do. They never repeat the prompt.
@@ -36,10 +37,10 @@ __all__ = [
     "DigestMismatchError",
     "DisconnectedError",
     "DrainingError",
-    "FeedbackConflictError",
     "FeedbackUnavailableError",
     "ForbiddenError",
     "InternalError",
+    "InvalidHttpError",
     "InvalidRequestError",
     "MethodNotAllowedError",
     "ModelFailureError",
@@ -52,6 +53,7 @@ __all__ = [
     "ServerError",
     "SlowRequestError",
     "TooLargeError",
+    "TooManyConnectionsError",
     "TryLaterError",
     "UnauthorizedError",
     "UnknownAdapterError",
@@ -68,6 +70,7 @@ class Row(NamedTuple):
 
 
 TABLE: dict[str, Row] = {
+    "invalid_http": Row(400, "invalid_request_error"),
     "conflict": Row(422, "invalid_request_error"),
     "duplicate_choices": Row(422, "invalid_request_error"),
     "empty_policy": Row(422, "invalid_request_error"),
@@ -78,6 +81,7 @@ TABLE: dict[str, Row] = {
     "invalid_prompt": Row(422, "invalid_request_error"),
     "invalid_type": Row(422, "invalid_request_error"),
     "invalid_value": Row(422, "invalid_request_error"),
+    "label_not_offered": Row(422, "invalid_request_error"),
     "missing": Row(422, "invalid_request_error"),
     "not_calibrated": Row(422, "invalid_request_error"),
     "not_finite": Row(422, "invalid_request_error"),
@@ -87,7 +91,6 @@ TABLE: dict[str, Row] = {
     "forbidden": Row(403, "permission_error"),
     "unknown_adapter": Row(404, "not_found_error"),
     "unknown_prediction": Row(404, "not_found_error"),
-    "feedback_conflict": Row(409, "conflict_error"),
     "digest_mismatch": Row(404, "not_found_error"),
     "not_found": Row(404, "not_found_error"),
     "method_not_allowed": Row(405, "invalid_request_error"),
@@ -109,7 +112,9 @@ TABLE: dict[str, Row] = {
     "internal_error": Row(500, "server_error"),
     "feedback_unavailable": Row(503, "unavailable_error"),
     "not_ready": Row(503, "unavailable_error"),
+    "too_many_connections": Row(503, "unavailable_error"),
     "draining": Row(503, "unavailable_error"),
+    "adapter_stalled": Row(504, "timeout_error"),
     "deadline_exceeded": Row(504, "timeout_error"),
 }
 
@@ -178,12 +183,6 @@ class UnknownPredictionError(ServerError):
     code = "unknown_prediction"
 
 
-class FeedbackConflictError(ServerError):
-    """Another outcome of a prediction than was told before."""
-
-    code = "feedback_conflict"
-
-
 class AdapterConflictError(ServerError):
     """A name that is taken by other contents, or one adapter too many."""
 
@@ -220,6 +219,12 @@ class UnsupportedMediaTypeError(ServerError):
     code = "unsupported_media_type"
 
 
+class InvalidHttpError(ServerError):
+    """What came is not HTTP, or may be read in two ways."""
+
+    code = "invalid_http"
+
+
 class SlowRequestError(ServerError):
     """The body did not arrive in time."""
 
@@ -251,6 +256,12 @@ class RateLimitedError(TryLaterError):
     code = "rate_limited"
 
 
+class TooManyConnectionsError(TryLaterError):
+    """All the connections that there may be are in use."""
+
+    code = "too_many_connections"
+
+
 class ModelFailureError(ServerError):
     """The forward pass raised."""
 
@@ -280,7 +291,7 @@ class DrainingError(ServerError):
 
 
 class DeadlineExceededError(ServerError):
-    """The answer did not come in time."""
+    """The answer did not come in time, or the files of an adapter did not."""
 
     code = "deadline_exceeded"
 

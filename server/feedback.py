@@ -1,19 +1,26 @@
 """What became of answers: outcomes against the promised risk, and live uncertainty against that of the calibration.
 
-Of a prediction nothing is kept but whose it was, what was promised, and a salted hash of its leading choice.
+Of a prediction nothing is kept but which adapter made it, which key asked, what was promised, and salted hashes of its
+choices.
 
 The alarm assumes that an outcome is reported whether or not the answer was wrong (see `blora.decision.promise`). It
 rests on the outcomes that were asked for, which are those of all answers or of a random sample; outcomes of other
 answers are counted and do not touch it. How many of the requested outcomes are missing can be seen in the metrics.
+
+The key that asked may tell, or an admin's, and only a choice that was offered. A later outcome takes the place of an
+earlier one. Counters of Prometheus cannot fall, so corrections have one of their own; everything else is computed from
+the outcomes as they are now.
 """
 
 import hashlib
 import secrets
+from collections.abc import Sequence
 
 from blora.decision.drift import DriftWindow
 from blora.decision.promise import Promise
-from blora.server.errors import FeedbackConflictError, UnknownPredictionError
-from blora.server.ledgers.protocol import Contents, Entry, Ledger
+from blora.server.errors import InvalidRequestError, UnknownPredictionError
+from blora.server.keys import Key
+from blora.server.ledgers.protocol import Contents, Entry, Ledger, hashes
 from blora.server.metrics import Metrics
 from blora.server.registry import AdapterHandle, Registry
 
@@ -50,8 +57,10 @@ class Feedback:
         self,
         handle: AdapterHandle,
         prediction_id: str,
-        leader: str,
+        choices: Sequence[str],
         *,
+        leader: int,
+        client: str | None,
         target_risk: float | None,
         predictive_entropy: float | None,
     ) -> None:
@@ -60,15 +69,18 @@ class Feedback:
         Args:
             handle: the adapter.
             prediction_id: by which its outcome will be told.
-            leader: its leading choice.
+            choices: that were offered.
+            leader: position of its leading choice.
+            client: name of the key that asked, None where none was needed.
             target_risk: the risk that was promised of the answer, None where there was no answer or no promise.
             predictive_entropy: in nats, None where the question is not like those of the calibration.
         """
         if self._registry.get(handle.name) is not handle:
             return
-        adapter, salt = Contents(handle.name, handle.digest), secrets.token_bytes(16)
+        adapter, salt = _contents(handle), secrets.token_bytes(16)
         requested = self.requested(prediction_id)
-        self._ledger.remember(prediction_id, Entry(adapter, salt, _hash(leader, salt), target_risk, requested))
+        entry = Entry(adapter, client, salt, hashes(choices, salt), leader, target_risk, requested)
+        self._ledger.remember(prediction_id, entry)
         if target_risk is not None:
             self._metrics.promised(handle.name, target_risk, requested=requested)
         if handle.calibration is not None and predictive_entropy is not None:
@@ -77,42 +89,54 @@ class Feedback:
             if window.due and (index := window.index()) is not None:
                 self._metrics.drifted(handle.name, index)
 
-    async def told(self, prediction_id: str, label: str) -> bool:
-        """Whether the leading choice was right; the same outcome again changes nothing.
+    async def told(self, prediction_id: str, label: str, by: Key | None) -> bool:
+        """Return whether the leading choice was right; the same outcome again changes nothing.
+
+        Args:
+            prediction_id: of the answer.
+            label: the choice that was right, in the place of any that was told before.
+            by: the key that tells, None where none is needed.
 
         Raises:
-            UnknownPredictionError: if the prediction is none of ours, too long ago, or of an adapter that has gone.
-            FeedbackConflictError: if its outcome was told before, and is another.
+            UnknownPredictionError: if the prediction is none of ours, too long ago, of an adapter that has gone, or
+                was asked with another key and this one is no admin's.
+            InvalidRequestError: if the label is none of the choices that were offered.
             FeedbackUnavailableError: if the ledger is out of reach.
         """
         entry = await self._ledger.find(prediction_id)
-        if entry is None or not self._served(entry.adapter):
+        if entry is None or not self._served(entry.adapter) or not _may_tell(by, entry):
             raise UnknownPredictionError(
                 "got a prediction that is not known here, expected one of this server's, not too old, of an adapter "
-                "that it still serves: send feedback to the replica that answered, or give all replicas one store",
+                "that it still serves, asked with the same key: send feedback to the replica that answered, or give "
+                "all replicas one store",
                 param="prediction_id",
             )
-        hashed = _hash(label, entry.salt)
-        first, tally = await self._ledger.settle(prediction_id, entry, hashed)
-        if first != hashed:
-            raise FeedbackConflictError(
-                "got another label for a prediction than before, expected the same: the first one counts",
+        position = entry.position(label)
+        if position is None:
+            raise InvalidRequestError(
+                "got a label that was not offered, expected one of the choices of this prediction: send it as it was "
+                "offered",
+                code="label_not_offered",
                 param="label",
             )
-        correct = hashed == entry.leader
+        before, tally = await self._ledger.settle(prediction_id, entry, position)
+        correct = position == entry.leader
         # The adapter may have been replaced in the meantime.
         if tally is not None and entry.target_risk is not None and self._served(entry.adapter):
             name, target_risk = entry.adapter.name, entry.target_risk
-            self._metrics.outcome(name, target_risk, correct=correct, requested=entry.requested)
+            if before is None:
+                self._metrics.outcome(name, target_risk, correct=correct, requested=entry.requested)
+            elif (before == entry.leader) != correct:
+                self._metrics.corrected(name, target_risk, correct=correct, requested=entry.requested)
             if entry.requested:
                 promise = self._promises.setdefault((entry.adapter, target_risk), Promise(target_risk))
-                promise.observe(tally.n_outcomes, tally.n_wrong)
+                promise.observe(*tally)
                 self._metrics.held_against(name, promise)
         return correct
 
     def forget(self, handle: AdapterHandle) -> None:
         """An adapter was unloaded: its predictions wait for nothing any more."""
-        adapter = Contents(handle.name, handle.digest)
+        adapter = _contents(handle)
         self._ledger.forget(adapter)
         self._windows.pop(adapter, None)
         for key in [key for key in self._promises if key[0] == adapter]:
@@ -120,8 +144,13 @@ class Feedback:
 
     def _served(self, adapter: Contents) -> bool:
         handle = self._registry.get(adapter.name)
-        return handle is not None and handle.digest == adapter.digest
+        return handle is not None and _contents(handle) == adapter
 
 
-def _hash(text: str, salt: bytes) -> bytes:
-    return hashlib.blake2b(text.strip().encode(), key=salt, digest_size=16).digest()
+def _contents(handle: AdapterHandle) -> Contents:
+    return Contents(handle.name, handle.digest, handle.calibration_digest)
+
+
+def _may_tell(by: Key | None, entry: Entry) -> bool:
+    """Whether it was asked with this key, or this is an admin's."""
+    return entry.client == (by.name if by is not None else None) or (by is not None and by.scope == "admin")

@@ -1,8 +1,12 @@
 """`blora key`: a new API key, shown once, and its hash for the server's key file."""
 
+import os
 import sys
+import tempfile
 from argparse import ArgumentParser
 from pathlib import Path
+
+from blora.errors import ConfigError
 
 __all__ = ["SUMMARY", "main"]
 
@@ -18,20 +22,67 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("name", help="whose key it is, for logs and limits")
     parser.add_argument("--file", type=Path, required=True, help="the server's key file")
-    parser.add_argument("--admin", action="store_true", help="may load and unload adapters, too")
+    opens = parser.add_mutually_exclusive_group()
+    opens.add_argument("--admin", action="store_true", help="may load and unload adapters, too")
+    opens.add_argument(
+        "--adapters",
+        metavar="NAME,NAME",
+        type=lambda names: [name.strip() for name in names.split(",")],
+        default=[],
+        help="may ask and see these adapters alone (default: all)",
+    )
     arguments = parser.parse_args(argv)
 
-    from blora.server.keys import Keys, line_of, new_key
+    from blora.server.keys import line_of, new_key, read_keys
 
     key = new_key()
-    line = line_of(arguments.name, "admin" if arguments.admin else "predict", key)
+    line = line_of(arguments.name, "admin" if arguments.admin else "predict", key, arguments.adapters)
     before = arguments.file.read_text() if arguments.file.exists() else ""
     after = before + ("" if before.endswith("\n") or not before else "\n") + line + "\n"
-    partial = arguments.file.with_name(f"{arguments.file.name}.partial")
-    partial.touch(mode=0o600)
-    partial.write_text(after)
-    Keys(partial)  # a file that the server would refuse does not replace one that it takes
-    partial.replace(arguments.file)
+    read_keys(after, arguments.file)  # a file that the server would refuse does not replace one that it takes
+    _replace(arguments.file, after)
     print(key)
     sys.stderr.write(f"added {arguments.name} to {arguments.file}\n")
     return 0
+
+
+def _replace(file: Path, text: str) -> None:
+    """Puts the text in the place of a file's, at once, with the same owner, group and mode and behind the same links.
+
+    A new file is for its owner alone.
+
+    Raises:
+        ConfigError: if the file's owner cannot be kept, or it has hard links, which would go on naming the old text.
+    """
+    target = file.resolve()
+    was = target.stat() if target.exists() else None
+    if was is not None and was.st_nlink > 1:
+        raise ConfigError(
+            f"got {target}, which has {was.st_nlink} hard links, expected one: a new file could not take the place of "
+            "all; use symbolic links"
+        )
+    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    partial = Path(name)
+    try:
+        with open(descriptor, "w") as out:
+            out.write(text)
+            if was is not None:
+                _keep(out.fileno(), was, target)
+            out.flush()
+            os.fsync(out.fileno())
+        partial.replace(target)
+    except BaseException:
+        partial.unlink()
+        raise
+
+
+def _keep(descriptor: int, was: os.stat_result, target: Path) -> None:
+    """Gives an open file the owner, group and mode of another."""
+    try:
+        os.fchown(descriptor, was.st_uid, was.st_gid)
+    except PermissionError as exc:
+        raise ConfigError(
+            f"got {target} of user {was.st_uid} and group {was.st_gid}, which this user cannot give a new file to, "
+            "expected a file of this user's own: run `blora key` as that user or as root"
+        ) from exc
+    os.fchmod(descriptor, was.st_mode & 0o7777)

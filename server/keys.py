@@ -1,7 +1,7 @@
 """Who may ask: API keys, of which the server keeps hashes in a file that may change while it runs.
 
-A line of the file is `NAME SCOPE sha256:HEX`; `blora key` makes one. Keys are long and random, so that a plain hash
-tells nothing about them.
+A line of the file is `NAME SCOPE sha256:HEX`, with `adapters=NAME,NAME` behind it where the key opens these alone;
+`blora key` makes one. Keys are long and random, so that a plain hash tells nothing about them.
 """
 
 import hashlib
@@ -9,26 +9,38 @@ import hmac
 import logging
 import re
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
 
 from blora.errors import ConfigError
 
-__all__ = ["Key", "Keys", "Scope", "line_of", "new_key"]
+__all__ = ["Key", "Keys", "Scope", "line_of", "new_key", "read_keys"]
 
 logger = logging.getLogger(__name__)
 
 Scope = Literal["predict", "admin"]
-_LINE = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,63})\s+(?P<scope>\w+)\s+sha256:(?P<digest>[0-9a-f]{64})")
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+_LINE = re.compile(
+    rf"(?P<name>{_NAME})\s+(?P<scope>\w+)\s+sha256:(?P<digest>[0-9a-f]{{64}})"
+    rf"(?:\s+adapters=(?P<adapters>{_NAME}(?:,{_NAME})*))?"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """Whose key it is, and what it opens: `admin` all that `predict` does, and loading adapters."""
+    """Whose key it is, and what it opens.
+
+    Attributes:
+        name: whose.
+        scope: `admin` opens all that `predict` does, and the loading of adapters.
+        adapters: that it may ask and see; None for all. A key of scope admin opens all.
+    """
 
     name: str
     scope: Scope
+    adapters: frozenset[str] | None = None
 
 
 class Keys:
@@ -73,18 +85,32 @@ def new_key() -> str:
     return f"blora_{secrets.token_urlsafe(32)}"
 
 
-def line_of(name: str, scope: Scope, key: str) -> str:
+def line_of(name: str, scope: Scope, key: str, adapters: Iterable[str] = ()) -> str:
     """The file's line for a key.
 
+    Args:
+        name: whose it is.
+        scope: what it opens.
+        key: the key itself, of which the line has a hash.
+        adapters: that it opens alone; none for all.
+
     Raises:
-        ConfigError: if the name is unusable.
+        ConfigError: if a name is unusable, or a key of scope admin is to open some adapters alone.
     """
-    line = f"{name} {scope} sha256:{hashlib.sha256(key.encode()).hexdigest()}"
-    if not _LINE.fullmatch(line):
+    adapters = tuple(adapters)
+    for kind, given in (("key", name), *(("adapter", adapter) for adapter in adapters)):
+        if not re.fullmatch(_NAME, given):
+            raise ConfigError(
+                f"got {kind} name {given!r}, expected up to 64 letters, digits and '._-', starting with a letter or "
+                "digit"
+            )
+    if scope == "admin" and adapters:
         raise ConfigError(
-            f"got key name {name!r}, expected up to 64 letters, digits and '._-', starting with a letter or digit"
+            f"got key {name!r} of scope admin for some adapters alone, expected either: an admin's key opens all "
+            "adapters"
         )
-    return line
+    bound = f" adapters={','.join(adapters)}" if adapters else ""
+    return f"{name} {scope} sha256:{hashlib.sha256(key.encode()).hexdigest()}{bound}"
 
 
 def _stamp(file: Path) -> tuple[int, int] | None:
@@ -97,22 +123,38 @@ def _stamp(file: Path) -> tuple[int, int] | None:
 
 def _read(file: Path, *, allow_none: bool = False) -> dict[str, Key]:
     try:
-        lines = file.read_text().splitlines()
+        text = file.read_text()
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"got key file {file}, which cannot be read ({exc}), expected a text file") from exc
+    keys = read_keys(text, file)
+    if not keys and not allow_none:
+        raise ConfigError(f"got key file {file} without a key, expected at least one: make one with `blora key`")
+    return keys
+
+
+def read_keys(text: str, file: Path) -> dict[str, Key]:
+    """Return the keys of a file by the hashes of what is presented.
+
+    Args:
+        text: what the file holds.
+        file: its name, for messages.
+
+    Raises:
+        ConfigError: if a line is no key, or names one twice.
+    """
     keys: dict[str, Key] = {}
-    for number, line in enumerate(map(str.strip, lines), start=1):
+    for number, line in enumerate(map(str.strip, text.splitlines()), start=1):
         if not line or line.startswith("#"):
             continue
         found = _LINE.fullmatch(line)
-        if found is None or found["scope"] not in get_args(Scope):
+        bound = found is not None and found["adapters"] is not None
+        if found is None or found["scope"] not in get_args(Scope) or (bound and found["scope"] == "admin"):
             raise ConfigError(
-                f"got line {number} of {file} that is no key, expected NAME predict|admin sha256:HEX: make one with "
-                "`blora key`"
+                f"got line {number} of {file} that is no key, expected NAME predict|admin sha256:HEX, and behind it "
+                "adapters=NAME,NAME where a key of scope predict opens these alone: make one with `blora key`"
             )
         if found["digest"] in keys or found["name"] in {key.name for key in keys.values()}:
             raise ConfigError(f"got key {found['name']!r} twice in {file}, expected it once: remove a line")
-        keys[found["digest"]] = Key(found["name"], cast(Scope, found["scope"]))
-    if not keys and not allow_none:
-        raise ConfigError(f"got key file {file} without a key, expected at least one: make one with `blora key`")
+        adapters = frozenset(found["adapters"].split(",")) if bound else None
+        keys[found["digest"]] = Key(found["name"], cast(Scope, found["scope"]), adapters)
     return keys

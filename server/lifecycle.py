@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from pathlib import Path
 
 from torch import Tensor
 
@@ -15,10 +16,11 @@ from blora.server.feedback import Feedback
 from blora.server.ledgers.memory import MemoryLedger
 from blora.server.ledgers.protocol import Ledger
 from blora.server.metrics import Metrics
+from blora.server.own_thread import OwnThread, StalledError
 from blora.server.predictor import Predictor
 from blora.server.registry import Registry
 from blora.server.settings import Settings
-from blora.server.shelf import Shelf, check_draws
+from blora.server.shelf import Shelf
 from blora.server.tracing import Traces
 from blora.server.watch import Watch
 
@@ -136,11 +138,14 @@ class Service:
 
         Raises:
             DrainingError: if the server is on its way out.
-            NotReadyError: if the model is not loaded, fails or hangs.
+            NotReadyError: if the model is not loaded, fails or hangs, or there is no adapter.
         """
         if self.draining:
             raise DrainingError("got a readiness check while draining: use another replica")
-        self.predictor()
+        if not len(self.predictor().registry):
+            raise NotReadyError(
+                "got a readiness check while no adapter is loaded, expected one to answer with: load it"
+            )
         silent_s = self._batcher.silent_s
         if silent_s > max(_SILENT_S, _SILENT_PASSES * self._batcher.pace.seconds(self.settings.max_batch_tokens)):
             raise NotReadyError(
@@ -159,10 +164,9 @@ class Service:
         try:
             loaded = await self._engine.load()
             self.metrics.model_loaded(loaded.model)
-            watching = self.settings.adapter_root if self.settings.adapter_poll_s else None
-            registry = Registry(loaded.adapters, self.settings.default_adapter, may_come=watching is not None)
+            root = self.settings.adapter_root
+            registry = Registry(loaded.adapters, self.settings.default_adapter, may_come=root is not None)
             for handle in registry:
-                check_draws(handle, self.settings.n_samples_cap)
                 self.metrics.adapter_loaded(handle)
             self._ledger = _ledger(self.settings)
             feedback = Feedback(self.metrics, registry, self._ledger, self.settings.feedback_rate)
@@ -177,12 +181,8 @@ class Service:
                 settings=self.settings,
             )
             self._shelf = Shelf(self.settings, self._engine, registry, self.metrics, feedback)
-            if watching is not None:
-                if not watching.is_dir():
-                    raise ConfigError(f"got adapter root {watching}, expected an existing directory")
-                watch = Watch(watching, self._shelf, registry)
-                await watch.look()
-                self._watching = asyncio.create_task(watch.run(self.settings.adapter_poll_s), name="watching")
+            if root is not None:
+                await self._watch(root, registry, self._shelf)
             self._predictor = predictor
         except BloraError as exc:
             self.failure = str(exc)
@@ -191,6 +191,23 @@ class Service:
             self.failure = f"{type(exc).__name__}: {exc}"
         finally:
             self.settled.set()
+
+    async def _watch(self, root: Path, registry: Registry, shelf: Shelf) -> None:
+        """Begins to keep step with the adapter root, if that is wanted; waits for a while for what is there already."""
+        timeout_s = self.settings.adapter_load_timeout_s
+        try:
+            if not await OwnThread(timeout_s).run("The look at the adapter root", root.is_dir):
+                raise ConfigError(f"got adapter root {root}, expected an existing directory")
+        except StalledError as exc:
+            logger.error("The adapters below %s are not there yet: %s", root, exc)
+        if self.settings.adapter_poll_s:
+            watch = Watch(root, shelf, registry, timeout_s=timeout_s)
+            self._watching = asyncio.create_task(watch.run(self.settings.adapter_poll_s), name="watching")
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await watch.looked.wait()
+            except TimeoutError:
+                logger.warning("Not all adapters in %s are loaded or refused; the server does not wait for them", root)
 
 
 def _ledger(settings: Settings) -> Ledger:
@@ -202,4 +219,4 @@ def _ledger(settings: Settings) -> Ledger:
         raise ConfigError(
             "got feedback_redis, expected the package that speaks to Redis: pip install 'blora[redis]', or leave it out"
         ) from exc
-    return RedisLedger(settings.feedback_redis, settings.feedback_keep_s)
+    return RedisLedger(settings.feedback_redis, settings.feedback_keep_s, settings.feedback_redis_password_file)

@@ -2,16 +2,24 @@
 
 import json
 import logging
+import math
+import re
 import sys
+import time
+from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from opentelemetry.trace import format_trace_id, get_current_span
 
-__all__ = ["REQUEST_ID", "Form", "configure", "write_down"]
+__all__ = ["REQUEST_ID", "Form", "Seldom", "configure", "write_down"]
 
 Form = Literal["text", "json"]
+
+# What ends a line somewhere, or moves a terminal's cursor.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_LINE_BREAK = re.compile("\r\n|[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("blora_request_id", default=None)
 """Of the request that is being served."""
@@ -25,13 +33,39 @@ def configure(level: str, form: Form) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line a request to vLLM
 
 
-def write_down(logger: logging.Logger, outcome: str, **fields: Any) -> None:
-    """A line about a request: how it ended, and what is known of it."""
-    known = {name: value for name, value in fields.items() if value is not None}
+def write_down(logger: logging.Logger, outcome: str, *, level: int = logging.INFO, **fields: Any) -> None:
+    """A line about a request, or a change of the adapters: how it ended, and what is known of it."""
+    known = {"request_id": REQUEST_ID.get()} | fields
+    known = {name: value for name, value in known.items() if value is not None}
     trace = get_current_span().get_span_context()
     if trace.is_valid:
         known["trace_id"] = format_trace_id(trace.trace_id)
-    logger.info(outcome, extra={"fields": {"request_id": REQUEST_ID.get(), **known}})
+    logger.log(level, outcome, extra={"fields": known})
+
+
+class Seldom:
+    """Warns of what may happen thousands of times a second, once a second at most.
+
+    Args:
+        logger: where to.
+        clock: seconds, which never go back.
+    """
+
+    def __init__(self, logger: logging.Logger, clock: Callable[[], float] = time.monotonic) -> None:
+        self._logger = logger
+        self._clock = clock
+        self._next = -math.inf
+        self._unsaid = 0
+
+    def warning(self, message: str) -> None:
+        """Logs the message, with the number of those since the last that were not logged; or counts it as one."""
+        now = self._clock()
+        if now < self._next:
+            self._unsaid += 1
+            return
+        more = f" ({self._unsaid} more since the last such line)" if self._unsaid else ""
+        self._logger.warning("%s%s", message, more)
+        self._next, self._unsaid = now + 1, 0
 
 
 class _Json(logging.Formatter):
@@ -49,9 +83,15 @@ class _Json(logging.Formatter):
 
 
 class _Text(logging.Formatter):
+    """A record is one line, whatever names of files and adapters hold; the lines of a traceback are indented."""
+
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
-    def format(self, record: logging.LogRecord) -> str:
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         fields = getattr(record, "fields", {})
-        return " ".join([super().format(record), *(f"{name}={value}" for name, value in fields.items())])
+        line = " ".join([super().formatMessage(record), *(f"{name}={value}" for name, value in fields.items())])
+        return _CONTROL.sub(lambda found: repr(found[0])[1:-1], line)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        return "  " + _LINE_BREAK.sub("\n  ", super().formatException(ei))

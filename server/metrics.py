@@ -5,7 +5,15 @@ Each app has a registry of its own; nothing is global.
 
 from collections.abc import Callable, Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 
 from blora.decision.promise import Promise
 from blora.decision.uncertainty import Prediction
@@ -15,6 +23,9 @@ from blora.server.errors import ServerError
 from blora.server.registry import AdapterHandle
 
 __all__ = ["UNKNOWN_ADAPTER", "Metrics"]
+
+# A second series for every counter, with the time of its start, which Prometheus makes no use of.
+disable_created_metrics()
 
 # The label of requests whose adapter is not one of ours, so that clients cannot mint labels.
 UNKNOWN_ADAPTER = "unknown"
@@ -36,6 +47,7 @@ class Metrics:
 
     def __init__(self, build: Build) -> None:
         self._registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)  # memory, files and the time of the start, for alerts on restarts
         self._requests = Counter(
             "blora_requests_total",
             "Inputs by outcome: answered, abstained or an error code.",
@@ -138,13 +150,20 @@ class Metrics:
         )
         self._outcomes = Counter(
             "blora_outcomes_total",
-            "Answers given under a promised risk whose outcome was reported, by whether it was asked for.",
+            "Answers given under a promised risk whose outcome was reported, by their first outcome and by whether it "
+            "was asked for.",
+            ["adapter", "target_risk", "outcome", "requested"],
+            registry=registry,
+        )
+        self._corrections = Counter(
+            "blora_outcome_corrections_total",
+            "Outcomes counted in blora_outcomes_total that a later report turned into this one.",
             ["adapter", "target_risk", "outcome", "requested"],
             registry=registry,
         )
         self._realised_risk = Gauge(
             "blora_realised_risk",
-            "Share of wrong answers among those whose outcome was asked for and reported.",
+            "Share of wrong answers, by their latest outcomes, among those whose outcome was asked for and reported.",
             ["adapter", "target_risk"],
             registry=registry,
         )
@@ -158,7 +177,7 @@ class Metrics:
         self._promise_broken = Gauge(
             "blora_promise_broken",
             "1 once outcomes contradict the promised risk, which a kept promise is spared with probability 0.95, if "
-            "outcomes are reported whether or not the answer was wrong.",
+            "outcomes are reported whether or not the answer was wrong; judged anew where one is taken back.",
             ["adapter", "target_risk"],
             registry=registry,
         )
@@ -170,7 +189,7 @@ class Metrics:
         self._served: set[str] = set()
         self._by_adapter = (
             *(self._requests, self._abstentions, self._non_finite, self._adapter_info),
-            *(self._drift, self._promised, self._outcomes),
+            *(self._drift, self._promised, self._outcomes, self._corrections),
             *(self._realised_risk, self._risk_bound, self._promise_broken),
             *(self._confidence, self._predictive_entropy, self._mutual_information),
         )
@@ -238,6 +257,12 @@ class Metrics:
         if adapter in self._served:
             outcome = "correct" if correct else "wrong"
             self._outcomes.labels(adapter, f"{target_risk:g}", outcome, str(requested).lower()).inc()
+
+    def corrected(self, adapter: str, target_risk: float, *, correct: bool, requested: bool) -> None:
+        """Count a reported outcome that became its opposite."""
+        if adapter in self._served:
+            outcome = "correct" if correct else "wrong"
+            self._corrections.labels(adapter, f"{target_risk:g}", outcome, str(requested).lower()).inc()
 
     def held_against(self, adapter: str, promise: Promise) -> None:
         """Show what the outcomes so far say of a promise."""

@@ -11,10 +11,16 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from blora.server.errors import InternalError, ServerError, SlowRequestError, TooLargeError
+from blora.server.errors import (
+    InternalError,
+    InvalidHttpError,
+    ServerError,
+    SlowRequestError,
+    TooLargeError,
+)
 from blora.server.logs import REQUEST_ID
 
-__all__ = ["BodyLimit", "CatchAll", "CloseWhileDraining", "RequestId", "SafeHeaders"]
+__all__ = ["BodyLimit", "CatchAll", "CloseWhileDraining", "HeadAsGet", "OneLength", "RequestId", "SafeHeaders"]
 
 logger = logging.getLogger(__name__)
 
@@ -118,8 +124,55 @@ class CatchAll:
             if scope["type"] != "http" or begun:
                 raise
             logger.exception("A request failed unexpectedly")
-            error = InternalError("got an unexpected failure, expected none: report this as a bug")
+            error = InternalError("The server failed unexpectedly: report this as a bug.")
             await self._refuse(error)(scope, receive, send)
+
+
+class OneLength:
+    """Refuses a request that gives the length of its body in two ways, and closes the connection.
+
+    A proxy in front may believe the other one, and what follows would be a second request that it has not seen;
+    see RFC 9112, section 6.1.
+
+    Args:
+        app: the app around which this stands.
+        refuse: the response to an error.
+    """
+
+    def __init__(self, app: ASGIApp, refuse: Callable[[ServerError], Response]) -> None:
+        self._app = app
+        self._refuse = refuse
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one connection."""
+        app = self._app
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            if "transfer-encoding" in headers and "content-length" in headers:
+                error = InvalidHttpError("The request has both Content-Length and Transfer-Encoding: send one of them.")
+                app = self._refuse(error)
+                app.headers["connection"] = "close"
+        await app(scope, receive, send)
+
+
+class HeadAsGet:
+    """Answers HEAD as GET, without the body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one connection."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_no_body(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        await self._app({**scope, "method": "GET"}, receive, send_no_body)
 
 
 class BodyLimit:
@@ -150,7 +203,7 @@ class BodyLimit:
                 body = await self._read(scope, receive)
         except TimeoutError:
             error: ServerError = SlowRequestError(
-                f"got a body that took more than {self._timeout_s:g} s, expected it sooner: send it at once"
+                f"The body took more than {self._timeout_s:g} s to arrive, which is the limit: send it at once."
             )
         except TooLargeError as exc:
             error = exc
@@ -163,8 +216,7 @@ class BodyLimit:
     async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
         """The body; None if the client left in the middle of it."""
         too_long = TooLargeError(
-            f"got a body of more than {self._max_bytes} bytes, expected at most so many: "
-            "shorten it or send fewer inputs",
+            f"got a body of more than {self._max_bytes} bytes, which is the limit: shorten it or send fewer inputs",
             code="body_too_large",
         )
         declared = Headers(scope=scope).get("content-length", "0")

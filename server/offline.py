@@ -20,6 +20,7 @@ from blora.server.engines.protocol import Engine
 from blora.server.errors import InvalidRequestError, ServerError
 from blora.server.lifecycle import Service
 from blora.server.routes import error_body
+from blora.server.rows import QuestionRow
 from blora.server.schemas.requests import PredictRequest
 from blora.server.settings import Settings
 from blora.server.validation import invalid_request
@@ -34,8 +35,11 @@ PATIENT = {
     "max_queue_tokens": 2**40,
     "max_queue_requests": 2**20,
     "max_input_passes": 2**40,
+    "max_queue_characters": 2**40,
     "max_prompt_tokens": 2**31,
     "n_samples_cap": 2**20,
+    "max_adapter_memory_mib": 2**20,
+    "adapter_load_timeout_s": 1e6,
 }
 # Rows that are read ahead: enough to fill batches of like length.
 AHEAD = 512
@@ -98,7 +102,7 @@ async def answering(settings: Settings, engine: Engine) -> AsyncIterator[Answer]
 async def answer_all(
     settings: Settings,
     engine: Engine,
-    questions: Iterator[dict[str, Any]],
+    questions: Iterator[QuestionRow],
     output: Path,
     *,
     fields: Mapping[str, Any],
@@ -110,7 +114,8 @@ async def answer_all(
         settings: as for a server.
         engine: computes the probabilities; it is loaded here, and closed.
         questions: of all rows, those answered before included.
-        output: the file of answers, JSON lines of `row` and `prediction` or `error`.
+        output: the file of answers, JSON lines of `row`, the row's own `id` if it has one, and `prediction` or
+            `error`.
         fields: more of every request, as policy and n_samples.
         done: told the number of rows that were there before, then 1 for each.
 
@@ -122,11 +127,12 @@ async def answer_all(
     async with answering(settings, engine) as answer:
         rest = enumerate(islice(questions, first, None), start=first)
         pending: deque[asyncio.Task[str]] = deque()
-        with output.open("a", encoding="utf-8") as file:
+        # Half of a surrogate pair is no UTF-8, and its backslash form is JSON.
+        with output.open("a", encoding="utf-8", errors="backslashreplace") as file:
             while True:
                 pending.extend(
-                    asyncio.create_task(_line(answer, row, asked | dict(fields)))
-                    for row, asked in islice(rest, AHEAD - len(pending))
+                    asyncio.create_task(_line(answer, row, question, fields))
+                    for row, question in islice(rest, AHEAD - len(pending))
                 )
                 if not pending:
                     return first
@@ -136,8 +142,13 @@ async def answer_all(
                 done(1)
 
 
-async def _line(answer: Answer, row: int, asked: dict[str, Any]) -> str:
-    return json.dumps({"row": row, **await answer(asked)}, ensure_ascii=False) + "\n"
+async def _line(answer: Answer, row: int, question: QuestionRow, fields: Mapping[str, Any]) -> str:
+    own = {"id": question.id} if question.id is not None else {}
+    if question.error is not None:
+        told = error_body(question.error).model_dump()
+    else:
+        told = await answer(question.asked | dict(fields))
+    return json.dumps({"row": row, **own, **told}, ensure_ascii=False, default=str) + "\n"
 
 
 async def _answer(service: Service, asked: dict[str, Any]) -> dict[str, Any]:

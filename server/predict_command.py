@@ -3,11 +3,16 @@
 import asyncio
 import hashlib
 import json
+import re
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blora.errors import ConfigError
+
+if TYPE_CHECKING:
+    from blora.server.rows import QuestionRow
 
 __all__ = ["SUMMARY", "main"]
 
@@ -24,8 +29,9 @@ def _parser() -> ArgumentParser:
         formatter_class=ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("input", type=Path, help=".jsonl, .csv or .parquet; a row has a prompt, question or messages")
-    parser.add_argument("output", type=Path, help=".jsonl of answers, in the order of the rows")
+    parser.add_argument("output", type=Path, help=".jsonl of answers with the rows' own id, in the order of the rows")
     parser.add_argument("--adapter", required=True, help="the adapter directory")
+    parser.add_argument("--name", help="what answers call the adapter (default: the directory's name)")
     parser.add_argument("--choices", help="possible answers separated by |, where neither row nor adapter has any")
     parser.add_argument("--n-samples", type=int, help="posterior draws (default: the adapter's)")
     parser.add_argument("--target-risk", type=float, help="one of the adapter's calibrated levels")
@@ -49,6 +55,7 @@ def main(argv: list[str]) -> int:
     from blora.server.rows import read_questions
     from blora.server.schemas.requests import PredictRequest
 
+    next(read_questions(arguments.input), None)  # a file without questions is told before the work
     fields = _fields(arguments)
     try:
         PredictRequest.model_validate({"prompt": "?", **fields})
@@ -59,18 +66,18 @@ def main(argv: list[str]) -> int:
         base_model=arguments.base_model,
         device=arguments.device,
         dtype=arguments.dtype,
-        adapters=(f"adapter={arguments.adapter}",),
+        adapters=(f"{_name(arguments)}={arguments.adapter}",),
         max_batch_tokens=arguments.max_batch_tokens,
     )
     with tqdm(unit=" rows", disable=None) as progress:
-        questions = (question | _default_choices(question, arguments) for question in read_questions(arguments.input))
+        questions = (_with_choices(row, arguments) for row in read_questions(arguments.input))
         n_rows = asyncio.run(
             answer_all(
                 settings, TorchEngine(settings), questions, arguments.output, fields=fields, done=progress.update
             )
         )
     with arguments.output.open(encoding="utf-8") as lines:
-        n_errors = sum(line.partition(",")[2].startswith(' "error"') for line in lines)
+        n_errors = sum("error" in json.loads(line) for line in lines)
     print(f"{arguments.output} has the answers to {n_rows - n_errors} of {n_rows} rows, and errors for {n_errors}")
     return INCOMPLETE if n_errors else 0
 
@@ -82,10 +89,17 @@ def _fields(arguments: Namespace) -> dict[str, Any]:
     return found | ({"n_samples": arguments.n_samples} if arguments.n_samples is not None else {})
 
 
-def _default_choices(question: dict[str, Any], arguments: Namespace) -> dict[str, Any]:
-    if "choices" in question or arguments.choices is None:
-        return {}
-    return {"choices": arguments.choices.split("|")}
+def _name(arguments: Namespace) -> str:
+    """The name that is given, or the directory's without what no name may have."""
+    folder = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(arguments.adapter).resolve().name).strip("._-")
+    return arguments.name or folder[:64] or "adapter"
+
+
+def _with_choices(row: "QuestionRow", arguments: Namespace) -> "QuestionRow":
+    """The row with the command's choices where it has none of its own."""
+    if "choices" in row.asked or arguments.choices is None:
+        return row
+    return replace(row, asked=row.asked | {"choices": [choice.strip() for choice in arguments.choices.split("|")]})
 
 
 def _claim(arguments: Namespace, fields: dict[str, Any]) -> None:
@@ -103,6 +117,7 @@ def _claim(arguments: Namespace, fields: dict[str, Any]) -> None:
         "adapter": hashlib.sha256(b"".join(sorted(map(_content, Path(arguments.adapter).glob("*"))))).hexdigest(),
         "base_model": arguments.base_model,
         "dtype": arguments.dtype,
+        "name": _name(arguments),
         "choices": arguments.choices,
         **fields,
     }

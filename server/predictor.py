@@ -12,8 +12,9 @@ from blora.client import answers
 from blora.decision.abstention import Decision, decide
 from blora.decision.uncertainty import Prediction, summarize
 from blora.errors import NumericalError, PromptError, PromptTooLongError
-from blora.server.access import CLIENT
+from blora.server.access import CLIENT, adapters_open
 from blora.server.batcher import Batcher, Completed, Work
+from blora.server.cards import adapter_ref
 from blora.server.engines.protocol import Engine, Job, ModelInfo, Row, Stop
 from blora.server.errors import (
     DeadlineExceededError,
@@ -23,7 +24,6 @@ from blora.server.errors import (
     ModelFailureError,
     NonFiniteError,
     ServerError,
-    TooLargeError,
 )
 from blora.server.feedback import Feedback
 from blora.server.ids import prediction_id
@@ -33,6 +33,7 @@ from blora.server.policies import InForce, policy_for, prediction_set
 from blora.server.registry import AdapterHandle, Registry
 from blora.server.schemas.requests import PredictRequest
 from blora.server.settings import Settings
+from blora.server.tokenizing import Lengths, Tokenizing
 from blora.server.tracing import record_stages
 
 __all__ = ["Predictor"]
@@ -74,6 +75,14 @@ class Predictor:
         self._metrics = metrics
         self._tracer = tracer
         self._settings = settings
+        self._lengths = Lengths(
+            prompt=min(settings.max_prompt_tokens, settings.max_batch_tokens, model.max_length),
+            row=settings.max_batch_tokens,
+            longest_token=engine.longest_token,
+        )
+        self._tokenizing = Tokenizing(
+            max_inputs=settings.max_queue_requests, max_characters=settings.max_queue_characters
+        )
 
     async def predict_batch(
         self, questions: Sequence[PredictRequest | InvalidRequestError]
@@ -88,7 +97,7 @@ class Predictor:
         try:
             if isinstance(question, InvalidRequestError):
                 raise question
-            handle = self.registry.resolve(question.adapter)
+            handle = self.registry.resolve(question.adapter, adapters_open())
             adapter = handle.name
             with self._tracer.start_as_current_span(
                 "predict",
@@ -146,8 +155,8 @@ class Predictor:
         get_current_span().set_attributes(
             {"blora.digest": handle.digest, "blora.draws": len(done.result), "blora.abstained": decision.abstained}
         )
-        likely = prediction_set(question, handle, prediction, choices)
-        response = self._response(job, choices, done, prediction, likely, in_force, decision)
+        likely = prediction_set(question, handle, prediction, row.choices)
+        response = self._response(job, row.choices, done, prediction, likely, in_force, decision)
         write_down(
             logger,
             "abstained" if decision.abstained else "answered",
@@ -163,12 +172,18 @@ class Predictor:
         self.feedback.predicted(
             handle,
             response.id,
-            response.top_choice,
+            choices,
+            leader=prediction.top,
+            client=CLIENT.get(),
             target_risk=in_force.target_risk if in_force is not None and not decision.abstained else None,
             predictive_entropy=prediction.predictive_entropy if likely is not None else None,
         )
-        if handle.not_calibrated:
-            response = response.model_copy(update={"warnings": ["not_calibrated"]})
+        warnings = [
+            *(["not_calibrated"] if handle.not_calibrated else []),
+            *(["shadowed_choice"] if row.shadowed else []),
+        ]
+        if warnings:
+            response = response.model_copy(update={"warnings": warnings})
         if self._settings.feedback_rate < 1:
             response = response.model_copy(update={"feedback_requested": self.feedback.requested(response.id)})
         if question.return_samples:
@@ -198,26 +213,22 @@ class Predictor:
         )
 
     async def _pack(self, question: PredictRequest, handle: AdapterHandle, choices: Sequence[str]) -> Row:
+        characters = self._lengths.check_characters(question, choices)
         messages = question.messages
         try:
-            row = await self._engine.pack(
-                handle,
-                prompt=question.prompt,
-                messages=[turn.model_dump() for turn in messages] if messages else None,
-                choices=choices,
-                scoring=question.scoring,
-            )
+            async with self._tokenizing.turn((CLIENT.get(), handle.name), characters):
+                row = await self._engine.pack(
+                    handle,
+                    prompt=question.prompt,
+                    messages=[turn.model_dump() for turn in messages] if messages else None,
+                    choices=choices,
+                    scoring=question.scoring,
+                )
         except PromptTooLongError as exc:
-            raise TooLargeError(str(exc), code="prompt_too_long", param=exc.param) from exc
+            raise self._lengths.too_long(question, choices) from exc
         except PromptError as exc:
             raise InvalidRequestError(str(exc), code="invalid_prompt", param=exc.param) from exc
-        longest = self._settings.max_prompt_tokens
-        if row.prompt_tokens > longest:
-            raise TooLargeError(
-                f"got a prompt of {row.prompt_tokens} tokens, expected at most {longest}: shorten it",
-                code="prompt_too_long",
-                param="messages" if messages else "prompt",
-            )
+        self._lengths.check_row(row, question, choices)
         return row
 
     async def _compute(self, job: Job, deadline: float) -> Completed[Tensor]:
@@ -262,7 +273,7 @@ class Predictor:
             id=prediction_id(),
             created=int(time.time()),
             model=self.model.name,
-            adapter=answers.AdapterRef(name=job.handle.name, digest=job.handle.digest),
+            adapter=adapter_ref(job.handle),
             answer=None if decision.abstained else leader,
             top_choice=leader,
             probabilities=[

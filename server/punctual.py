@@ -1,29 +1,69 @@
-"""Whoever takes too long to say what it wants is hung up on; else a few sockets that drip would hold all there are."""
+"""HTTP/1.1 among strangers: time to say what one wants, room for newcomers, and one shape for every refusal."""
 
 import asyncio
+import logging
+import uuid
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
 
 import h11
+from starlette.responses import Response
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from blora.server.errors import InvalidHttpError, ServerError, TooManyConnectionsError
+from blora.server.logs import REQUEST_ID, Seldom
+from blora.server.middleware import SafeHeaders
 
 __all__ = ["punctual"]
 
+logger = logging.getLogger(__name__)
+
+# Uvicorn warns of each malformed request, and twice of each that asks for a WebSocket; neither is the operator's doing.
+_uvicorn = logging.getLogger("blora.server.uvicorn")
+_uvicorn.setLevel(logging.ERROR)
+
 
 class _Punctual(H11Protocol):
-    """HTTP/1.1 with a limit on the time from a request's first byte, or the connection's start, to its last header."""
+    """HTTP/1.1 with a limit on the time from a request's first byte, or the connection's start, to its last header.
+
+    There are at most `max_connections`. One more takes the place of that which has kept the server waiting longest; if
+    all are being answered, it is refused.
+    """
 
     read_timeout_s: float
+    max_connections: int
+    refuse: Callable[[ServerError], Response]
+    seldom: Seldom
     _limit: asyncio.TimerHandle | None = None
+    _heard = 0.0  # when the connection was made, or its latest request began or ended
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.logger = _uvicorn
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._heard = self.loop.time()
+        if len(self.connections) > self.max_connections and not self._make_room():
+            self._answer(
+                TooManyConnectionsError(
+                    f"The server has {self.max_connections} connections and is answering all of them: try again later.",
+                    retry_after_s=1,
+                )
+            )
+            return
         self._start()
 
     def data_received(self, data: bytes) -> None:
-        if not self._busy():
+        was_busy = self._busy()
+        if not was_busy:
             self._start()
         super().data_received(data)
         if self._busy():
             self._stop()
+            if not was_busy:
+                self._heard = self.loop.time()
         elif self._between_requests():  # the rest of a body whose request has been answered already
             self._stop()
             self._unset_keepalive_if_required()
@@ -35,6 +75,19 @@ class _Punctual(H11Protocol):
         self._stop()
         super().connection_lost(exc)
 
+    def on_response_complete(self) -> None:
+        self._heard = self.loop.time()
+        super().on_response_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        if self._busy():  # a body that goes wrong while its request is being read
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self._answer(InvalidHttpError("The request is not well-formed HTTP/1.1: correct it."))
+        else:
+            self.transport.close()
+
     def _busy(self) -> bool:
         """Whether there is a request that has all its headers and not all its response."""
         return self.cycle is not None and not self.cycle.response_complete
@@ -42,6 +95,44 @@ class _Punctual(H11Protocol):
     def _between_requests(self) -> bool:
         """Whether at least one request is over, and no byte of the next one has come."""
         return self.cycle is not None and self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
+
+    def _keeps_waiting(self) -> bool:
+        """Whether it is the client's turn to say something."""
+        return not self._busy() or self.cycle.more_body
+
+    def _make_room(self) -> bool:
+        """Whether another connection could be closed, the one that has kept the server waiting longest."""
+        others = (other for other in self.connections if other is not self)
+        waiting = [other for other in others if isinstance(other, _Punctual) and other._keeps_waiting()]
+        if not waiting:
+            return False
+        longest = min(waiting, key=lambda other: other._heard)
+        self.connections.discard(longest)
+        longest.transport.abort()  # what it has not read by now it does not want
+        self.seldom.warning(f"Closed idle connections to make room, for there are {self.max_connections}")
+        return True
+
+    def _answer(self, error: ServerError) -> None:
+        """Refuses a request that never reached the application, and closes the connection."""
+        request_id = uuid.uuid4().hex
+        REQUEST_ID.set(request_id)
+        response = self.refuse(error)
+        headers = [
+            *self.server_state.default_headers,
+            *response.raw_headers,
+            *((name.encode(), value.encode()) for name, value in SafeHeaders.HEADERS.items()),
+            (b"x-request-id", request_id.encode()),
+            (b"connection", b"close"),
+        ]
+        reason = HTTPStatus(response.status_code).phrase.encode()
+        events = (
+            h11.Response(status_code=response.status_code, headers=headers, reason=reason),
+            h11.Data(data=bytes(response.body)),
+            h11.EndOfMessage(),
+        )
+        for event in events:
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def _start(self) -> None:
         if self._limit is None:
@@ -57,6 +148,20 @@ class _Punctual(H11Protocol):
         self.transport.close()
 
 
-def punctual(read_timeout_s: float) -> type[asyncio.Protocol]:
-    """HTTP/1.1 that hangs up on requests whose headers take more than `read_timeout_s` seconds."""
-    return type("Punctual", (_Punctual,), {"read_timeout_s": read_timeout_s})
+def punctual(
+    *, read_timeout_s: float, max_connections: int, refuse: Callable[[ServerError], Response]
+) -> type[asyncio.Protocol]:
+    """HTTP/1.1 that hangs up on requests whose headers take too long, and has a limited number of connections.
+
+    Args:
+        read_timeout_s: seconds in which the headers have arrived.
+        max_connections: most connections at once.
+        refuse: the response to an error, counted.
+    """
+    fields = {
+        "read_timeout_s": read_timeout_s,
+        "max_connections": max_connections,
+        "refuse": staticmethod(refuse),
+        "seldom": Seldom(logger),
+    }
+    return type("Punctual", (_Punctual,), fields)

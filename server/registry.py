@@ -5,8 +5,8 @@ weights that answer it.
 """
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from blora.config import AdapterConfig
 from blora.decision.abstention import Policy
@@ -14,9 +14,10 @@ from blora.decision.certificate import Calibration
 from blora.errors import ConfigError
 from blora.posterior.bank import SampleBank
 from blora.posterior.posterior import Posterior
+from blora.server.digests import calibration_digest
 from blora.server.errors import DigestMismatchError, InvalidRequestError, UnknownAdapterError
 
-__all__ = ["AdapterHandle", "Registry"]
+__all__ = ["AdapterHandle", "Registry", "check_name"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -35,6 +36,7 @@ class AdapterHandle:
         created: Unix time of loading, in seconds.
         calibration: what was proved about it as it is served, if anything was.
         not_calibrated: whether there is a calibration that does not hold for it as it is served.
+        calibration_digest: of the calibration and the policy, "sha256:...", which `digest` does not cover.
     """
 
     name: str
@@ -46,14 +48,33 @@ class AdapterHandle:
     created: int
     calibration: Calibration | None = None
     not_calibrated: bool = False
+    calibration_digest: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "calibration_digest", calibration_digest(self.calibration, self.policy))
+
+
+def check_name(name: str) -> None:
+    """Make sure that an adapter can be called by a name.
+
+    Raises:
+        ConfigError: if it cannot.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"got adapter name {name!r}, expected up to 64 letters, digits and '._-', starting with a letter or digit"
+        )
 
 
 class Registry:
     """The adapters by name.
 
+    Requests that name none go to the default: the configured one; else the one that was alone at the start, for as long
+    as it stays; else the only one there is.
+
     Args:
         handles: with distinct names.
-        default: which of them answers requests that name none; one alone needs no mention.
+        default: the configured default.
         may_come: whether the default may be added later.
 
     Raises:
@@ -66,10 +87,11 @@ class Registry:
             self.add(handle)
         if default is not None and default not in self._handles and not may_come:
             raise ConfigError(
-                f"got default adapter {default!r}, expected one of {self._known()}: load it or choose another default"
+                f"got default adapter {default!r}, expected one of {_listed(self._handles)}: load it or choose another "
+                "default"
             )
-        only = next(iter(self._handles)) if len(self._handles) == 1 else None
-        self._default = default or only
+        self._configured = default
+        self._first = handles[0].name if len(handles) == 1 else None
 
     def __iter__(self) -> Iterator[AdapterHandle]:
         return iter(self._handles.values())
@@ -78,21 +100,25 @@ class Registry:
         return len(self._handles)
 
     def add(self, handle: AdapterHandle) -> None:
-        """Serves one more; requests that name none go on to whichever they went to before.
+        """Serves one more.
 
         Raises:
             ConfigError: if its name is unusable or taken.
         """
-        if not _NAME.fullmatch(handle.name):
-            raise ConfigError(
-                f"got adapter name {handle.name!r}, expected up to 64 letters, digits and "
-                "'._-', starting with a letter or digit: name it with NAME=PATH"
-            )
+        try:
+            check_name(handle.name)
+        except ConfigError as exc:
+            raise ConfigError(f"{exc}: name it with NAME=PATH") from exc
         if handle.name in self._handles:
             raise ConfigError(
                 f"got two adapters named {handle.name!r}, expected distinct names: name them with NAME=PATH"
             )
         self._handles[handle.name] = handle
+
+    def replace(self, handle: AdapterHandle) -> AdapterHandle:
+        """Serves another under the name of one that is served, which is returned; no request finds neither."""
+        old, self._handles[handle.name] = self._handles[handle.name], handle
+        return old
 
     def get(self, name: str) -> AdapterHandle | None:
         """The adapter of exactly that name."""
@@ -105,49 +131,88 @@ class Registry:
             UnknownAdapterError: if there is none of that name.
         """
         if name not in self._handles:
-            raise self._unknown()
+            raise _unknown(self._handles)
+        if name == self._first:
+            self._first = None
         return self._handles.pop(name)
 
     @property
     def default(self) -> AdapterHandle | None:
         """The adapter for requests that name none."""
-        return self._handles.get(self._default) if self._default else None
+        for name in (self._configured, self._first):
+            if name is not None and name in self._handles:
+                return self._handles[name]
+        return next(iter(self._handles.values())) if len(self._handles) == 1 else None
 
-    def resolve(self, spec: str | None) -> AdapterHandle:
+    def seen(self, only: Collection[str] | None) -> list[AdapterHandle]:
+        """Return the adapters among these names, or all of them for None."""
+        return [handle for handle in self._handles.values() if only is None or handle.name in only]
+
+    def resolve(self, spec: str | None, only: Collection[str] | None = None) -> AdapterHandle:
         """The handle a request asks for.
 
         Args:
-            spec: NAME, NAME@sha256:DIGEST, or None for the default.
+            spec: NAME, NAME@DIGEST to pin the weights, NAME@DIGEST+CALIBRATION_DIGEST to pin what decides about their
+                answers too, each digest as sha256:HEX; or None for the default.
+            only: names outside which an adapter is unknown to whoever asks; None for no such limit.
 
         Raises:
             UnknownAdapterError: if no adapter has that name.
             DigestMismatchError: if it has, with other contents than the pinned ones.
             InvalidRequestError: if none is named and there is no default.
         """
+        seen = {handle.name: handle for handle in self.seen(only)}
         if spec is None:
-            if self.default is None:
-                raise InvalidRequestError(
-                    f"got no adapter, expected one of {self._known()}: name one",
-                    code="missing",
-                    param="adapter",
-                )
-            return self.default
+            return self._default_of(seen, only)
         name, at, pin = spec.partition("@")
-        handle = self._handles.get(name)
+        handle = seen.get(name)
         if handle is None:
-            raise self._unknown()
-        if at and pin != handle.digest:
-            raise DigestMismatchError(
-                f"got a digest that is not that of the loaded adapter, expected {handle.digest}: "
-                "correct the pin or remove it",
-                param="adapter",
-            )
+            raise _unknown(seen)
+        if at:
+            _check_pin(handle, pin)
         return handle
 
-    def _unknown(self) -> UnknownAdapterError:
-        return UnknownAdapterError(
-            f"got an adapter that is not loaded, expected one of {self._known()}: correct the name", param="adapter"
+    def _default_of(self, seen: Mapping[str, AdapterHandle], only: Collection[str] | None) -> AdapterHandle:
+        """The adapter for requests that name none, among those that can be seen."""
+        default = self.default
+        if default is not None and default.name in seen:
+            return default
+        if only is not None and len(seen) == 1:
+            return next(iter(seen.values()))
+        raise InvalidRequestError(
+            f"got no adapter, expected one of {_listed(seen)}: name one"
+            if seen
+            else "got a request while no adapter is loaded: load one, or ask again once there is one",
+            code="missing",
+            param="adapter",
         )
 
-    def _known(self) -> str:
-        return ", ".join(sorted(self._handles)) or "none, for there is none"
+
+def _check_pin(handle: AdapterHandle, pin: str) -> None:
+    """Raises DigestMismatchError unless the handle is what was pinned."""
+    weights, plus, calibration = pin.partition("+")
+    if weights != handle.digest:
+        raise DigestMismatchError(
+            f"got a digest that is not that of the loaded adapter, expected {handle.digest}: "
+            "correct the pin or remove it",
+            param="adapter",
+        )
+    if plus and calibration != handle.calibration_digest:
+        raise DigestMismatchError(
+            f"got a calibration digest that is not that of the loaded adapter, expected {handle.calibration_digest}: "
+            "its calibration or its policy has changed; look at its card, and correct the pin or remove it",
+            param="adapter",
+        )
+
+
+def _unknown(known: Collection[str]) -> UnknownAdapterError:
+    return UnknownAdapterError(
+        f"got an adapter that is not loaded, expected one of {_listed(known)}: correct the name"
+        if known
+        else "got an adapter that is not loaded, and no other is: load it first",
+        param="adapter",
+    )
+
+
+def _listed(names: Collection[str]) -> str:
+    return ", ".join(sorted(names)) or "those that are loaded, of which there are none"

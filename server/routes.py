@@ -1,5 +1,6 @@
 """The paths, and what each returns."""
 
+import logging
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -9,12 +10,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from blora.client.answers import AdapterRef, ErrorBody, ErrorDetail, Outcome, Prediction
-from blora.server.cards import adapter_card
+from blora.server.access import CLIENT, KEY, adapters_open
+from blora.server.cards import adapter_card, adapter_ref
 from blora.server.disconnect import unless_disconnected
 from blora.server.errors import TABLE, ServerError, TooLargeError, TryLaterError, UnauthorizedError
 from blora.server.lifecycle import Service
+from blora.server.logs import write_down
 from blora.server.schemas.cards import AdapterCard, AdapterList
-from blora.server.schemas.requests import BatchRequest, LoadAdapter, PredictBody, TellOutcome
+from blora.server.schemas.requests import BatchRequest, LoadAdapter, PredictBody, PutAdapter, TellOutcome
 from blora.server.schemas.responses import (
     BatchResponse,
     Info,
@@ -24,9 +27,11 @@ from blora.server.schemas.responses import (
     ModelList,
     Status,
 )
-from blora.server.strict_json import StrictJsonRoute
+from blora.server.strict_json import Reader, StrictJsonRoute
 
-__all__ = ["error_body", "error_response", "router"]
+__all__ = ["error_body", "error_response", "refuse", "router"]
+
+logger = logging.getLogger(__name__)
 
 router = APIRouter(route_class=StrictJsonRoute)
 
@@ -47,12 +52,25 @@ def error_response(error: ServerError) -> JSONResponse:
     return JSONResponse(error_body(error).model_dump(), status_code=error.status, headers=headers)
 
 
+def refuse(service: Service, error: ServerError) -> JSONResponse:
+    """The response to a request that did not reach the predictor, which counts its own."""
+    service.metrics.failed(error)
+    write_down(logger, error.code)
+    return error_response(error)
+
+
 def _service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
 
 
 ServiceOf = Annotated[Service, Depends(_service)]
+
+
+def _client() -> str:
+    """The name of the key that a change of adapters comes with, for the log."""
+    return CLIENT.get() or "nobody"
+
 
 _UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": ErrorBody, "description": "not_ready, draining"}}
 # As 4XX, for with a bare 404 FastAPI would add a 422 that never comes.
@@ -64,7 +82,8 @@ _FEEDBACK: dict[int | str, dict[str, Any]] = {
     503: {"model": ErrorBody, "description": "not_ready, draining, feedback_unavailable"},
     "4XX": {
         "model": ErrorBody,
-        "description": "404: unknown_prediction; 409: feedback_conflict; 401, 422 and 429 as for predictions",
+        "description": "404: unknown_prediction; 422: label_not_offered, and as for predictions; 401 and 429 as "
+        "for predictions",
     },
 }
 # Of those who change adapters.
@@ -73,13 +92,14 @@ _CHANGES: dict[int | str, dict[str, Any]] = _UNAVAILABLE | {
         "model": ErrorBody,
         "description": "401: unauthorized; 403: forbidden; 404: unknown_adapter; 409: adapter_conflict, "
         "too_many_adapters; 413: adapter_too_large; 422: invalid_adapter and the like",
-    }
+    },
+    504: {"model": ErrorBody, "description": "adapter_stalled"},
 }
 
 _NOT_OF_PREDICTIONS = {
     *("disconnected", "not_found", "method_not_allowed", "forbidden"),
-    *("adapter_conflict", "adapter_too_large", "invalid_adapter", "too_many_adapters"),
-    *("feedback_conflict", "feedback_unavailable", "unknown_prediction"),
+    *("adapter_conflict", "adapter_stalled", "adapter_too_large", "invalid_adapter", "too_many_adapters"),
+    *("feedback_unavailable", "label_not_offered", "unknown_prediction"),
 }
 
 
@@ -112,7 +132,9 @@ async def predict(
                 code="too_many_inputs",
                 param="inputs",
             )
-        outcomes = await unless_disconnected(request, predictor.predict_batch(body.inputs))
+        reader: Reader = request.app.state.reader
+        questions = await reader.away(body.questions)
+        outcomes = await unless_disconnected(request, predictor.predict_batch(questions))
         return BatchResponse(
             predictions=[error_body(outcome) if isinstance(outcome, ServerError) else outcome for outcome in outcomes]
         )
@@ -122,8 +144,11 @@ async def predict(
 
 @router.post("/v1/feedback", summary="Tell what became of an answer", responses=_FEEDBACK)
 async def feedback(body: TellOutcome, service: ServiceOf) -> Outcome:
-    """Outcomes of answers are held against the risk that was promised of them; see the metrics."""
-    return Outcome(correct=await service.predictor().feedback.told(body.prediction_id, body.label))
+    """Outcomes of answers are held against the risk that was promised of them; see the metrics.
+
+    A later outcome takes the place of an earlier one. Only the key that asked may tell, or an admin's.
+    """
+    return Outcome(correct=await service.predictor().feedback.told(body.prediction_id, body.label, KEY.get()))
 
 
 @router.get("/v1/models", summary="List the base model and its adapters", responses=_UNAVAILABLE)
@@ -138,8 +163,9 @@ async def models(service: ServiceOf) -> ModelList:
             root=base.id,
             parent=base.name,
             digest=handle.digest,
+            calibration_digest=handle.calibration_digest,
         )
-        for handle in predictor.registry
+        for handle in predictor.registry.seen(adapters_open())
     ]
     card = ModelCard(id=base.name, created=service.started, root=base.id, parent=None, digest=base.fingerprint)
     return ModelList(data=[card, *adapters])
@@ -153,7 +179,9 @@ async def models(service: ServiceOf) -> ModelList:
 )
 async def adapters(service: ServiceOf) -> AdapterList:
     """How each adapter was made, how good it was, and what was proved about it."""
-    return AdapterList(object="list", data=[adapter_card(handle) for handle in service.predictor().registry])
+    return AdapterList(
+        object="list", data=[adapter_card(handle) for handle in service.predictor().registry.seen(adapters_open())]
+    )
 
 
 @router.get(
@@ -164,7 +192,7 @@ async def adapters(service: ServiceOf) -> AdapterList:
 )
 async def adapter(name: str, service: ServiceOf) -> AdapterCard:
     """How the adapter was made, how good it was, and what was proved about it; the name may pin a digest."""
-    return adapter_card(service.predictor().registry.resolve(name))
+    return adapter_card(service.predictor().registry.resolve(name, adapters_open()))
 
 
 @router.post(
@@ -174,17 +202,38 @@ async def adapter(name: str, service: ServiceOf) -> AdapterCard:
     responses=_CHANGES | {200: {"model": AdapterRef, "description": "It was loaded already."}},
 )
 async def load_adapter(body: LoadAdapter, service: ServiceOf, response: Response) -> AdapterRef:
-    """The name and digest that now answer to the name; off unless the operator allows it, and for admins alone."""
-    handle, is_new = await service.shelf().load(body.name, body.path)
+    """The name and digests that now answer to the name; off unless the operator allows it, and for admins alone."""
+    handle, is_new = await service.shelf().load(body.name, body.path, by=_client())
     if not is_new:
         response.status_code = 200
-    return AdapterRef(name=handle.name, digest=handle.digest)
+    return adapter_ref(handle)
+
+
+@router.put(
+    "/v1/adapters/{name}",
+    summary="Load an adapter, in the place of the one under that name if there is one",
+    responses=_CHANGES
+    | {
+        200: {"description": "It takes the place of another, or was loaded already."},
+        201: {"model": AdapterRef, "description": "There was none under that name."},
+    },
+)
+async def replace_adapter(name: str, body: PutAdapter, service: ServiceOf, response: Response) -> AdapterRef:
+    """The name and digest that answer from now on; every request finds the old one or the new one.
+
+    The old one is served until the new one has proved itself, and finishes the requests that it has. The same request
+    again changes nothing. Off unless the operator allows it, and for admins alone.
+    """
+    handle, is_new = await service.shelf().load(name, body.path, by=_client(), replace=True)
+    if is_new:
+        response.status_code = 201
+    return adapter_ref(handle)
 
 
 @router.delete("/v1/adapters/{name}", summary="Unload an adapter", status_code=204, responses=_CHANGES)
 async def unload_adapter(name: str, service: ServiceOf) -> None:
     """Requests in flight finish on it; off unless the operator allows it, and for admins alone."""
-    await service.shelf().unload(name)
+    await service.shelf().unload(name, by=_client())
 
 
 @router.get("/livez", summary="Say that the process runs", responses=_UNAVAILABLE)
@@ -196,7 +245,7 @@ async def livez(service: ServiceOf) -> Status:
 
 @router.get("/readyz", summary="Say whether requests will be answered", responses=_UNAVAILABLE)
 async def readyz(service: ServiceOf) -> Status:
-    """200 once a forward pass has succeeded, until the server drains; else 503 with the reason."""
+    """200 while there is an adapter that has proved itself, until the server drains; else 503 with the reason."""
     await service.check_ready()
     return Status()
 

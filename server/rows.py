@@ -3,38 +3,61 @@
 import csv
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from blora.columns import QUESTION_COLUMNS, no_question
 from blora.errors import DataError
+from blora.server.errors import InvalidRequestError
 
-__all__ = ["read_questions"]
+__all__ = ["QuestionRow", "read_questions"]
 
 # What of a row is asked; `question` is what training calls a prompt. Its other columns are somebody else's.
 ASKED = ("prompt", "messages", "choices")
 
 
-def read_questions(file: Path) -> Iterator[dict[str, Any]]:
-    """The question of each row, as `POST /v1/predict` takes it; a row that is no object has none.
+@dataclass(frozen=True, slots=True)
+class QuestionRow:
+    """One row of a file.
+
+    Attributes:
+        asked: the fields of a request, as `POST /v1/predict` takes them.
+        id: what the row calls itself, None where it has no column `id`.
+        error: why nothing can be asked, None where something can.
+    """
+
+    asked: dict[str, Any] = field(default_factory=dict)
+    id: object = None
+    error: InvalidRequestError | None = None
+
+
+def read_questions(file: Path) -> Iterator[QuestionRow]:
+    """The question of each row.
 
     Where a column holds text alone, choices may be one, separated by |, and choices and messages JSON.
 
     Raises:
-        DataError: if the file cannot be read as what its name says.
+        DataError: if the file cannot be read as what its name says, or its first row has no column for the question.
     """
     readers = {".jsonl": _json_lines, ".csv": _csv, ".parquet": _parquet}
     reader = readers.get(file.suffix.lower())
     if reader is None:
         raise DataError(f"got {file}, expected a name that ends in {', '.join(readers)}")
     try:
-        yield from map(_question, reader(file))
+        for number, row in enumerate(reader(file)):
+            if number == 0 and isinstance(row, Mapping) and not set(QUESTION_COLUMNS) & set(row):
+                raise DataError(f"{file}: {no_question(row)}")
+            yield row if isinstance(row, QuestionRow) else _question(row)
     except (OSError, UnicodeDecodeError, csv.Error) as exc:
         raise DataError(f"got {file}, which cannot be read ({exc}), expected a {file.suffix} file") from exc
 
 
-def _question(row: object) -> dict[str, Any]:
+def _question(row: object) -> QuestionRow:
     if not isinstance(row, Mapping):
-        return {}
+        return _unusable(f"got {type(row).__name__}, expected a JSON object", code="invalid_type")
+    if not set(QUESTION_COLUMNS) & set(row):
+        return _unusable(no_question(row), code="missing")
     found = {name: row[name] for name in ASKED if row.get(name) not in (None, "")}
     if "question" in row and not {"prompt", "messages"} & found.keys():
         found["prompt"] = row["question"]
@@ -43,7 +66,11 @@ def _question(row: object) -> dict[str, Any]:
             found[name] = _parsed(found[name])
     if isinstance(found.get("choices"), str):
         found["choices"] = [choice.strip() for choice in found["choices"].split("|")]
-    return found
+    return QuestionRow(found, row.get("id"))
+
+
+def _unusable(message: str, *, code: str) -> QuestionRow:
+    return QuestionRow(error=InvalidRequestError(message, code=code))
 
 
 def _parsed(text: str) -> object:
@@ -57,8 +84,12 @@ def _parsed(text: str) -> object:
 def _json_lines(file: Path) -> Iterator[object]:
     with file.open(encoding="utf-8-sig") as lines:
         for line in lines:
-            if line.strip():
-                yield _parsed(line)
+            if not line.strip():
+                continue
+            try:
+                yield json.loads(line)
+            except (ValueError, RecursionError) as exc:
+                yield _unusable(f"got a line that is not JSON ({exc}), expected one object a line", code="invalid_json")
 
 
 def _csv(file: Path) -> Iterator[object]:

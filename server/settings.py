@@ -67,12 +67,24 @@ class Settings(BaseSettings):
     max_adapter_bytes: int = Field(
         1073741824, description="Largest adapter that is loaded while the server runs, in bytes.", ge=1
     )
+    max_adapter_memory_mib: int = Field(
+        2048, description="Most memory that an adapter's posterior and draws may take, in MiB.", ge=1
+    )
+    adapter_load_timeout_s: float = Field(
+        60.0, description="Seconds in which an adapter's files are read, or it is given up.", gt=0
+    )
     default_adapter: str | None = Field(
         None, description="Adapter that answers requests naming none; one alone needs no mention."
     )
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every one.")
     port: int = Field(8000, description="TCP port; 0 for any free one.", ge=0, le=65535)
+    metrics_port: int = Field(
+        0,
+        description="TCP port that /metrics is on, and nothing else; 0 leaves it on the one of --port.",
+        ge=0,
+        le=65535,
+    )
 
     api_keys: Path | None = Field(
         None, description="File of the API keys that may ask, made with `blora key`; without it anyone may."
@@ -91,11 +103,17 @@ class Settings(BaseSettings):
         description="Most work of one input, in forward passes of max_batch_tokens; beyond it requests get 413.",
         ge=1,
     )
+    max_queue_characters: int = Field(
+        8388608, description="Most characters waiting to be tokenised; beyond it requests get 429.", ge=1
+    )
     max_inputs: int = Field(256, description="Most inputs in one batch request.", ge=1)
     max_body_bytes: int = Field(
         1048576, description="Largest request body, in bytes; beyond it requests get 413.", ge=1
     )
     max_prompt_tokens: int = Field(4096, description="Longest prompt, in tokens; beyond it requests get 413.", ge=1)
+    max_connections: int = Field(
+        1000, description="Most connections at once; one more takes the place of the one longest idle.", ge=1
+    )
     max_feedback_predictions: int = Field(
         100000, description="Most predictions that wait for POST /v1/feedback; the oldest are forgotten first.", ge=1
     )
@@ -111,6 +129,9 @@ class Settings(BaseSettings):
         description="Address of a Redis in which all replicas keep predictions, as redis://HOST:6379/0; without it "
         "each keeps its own.",
         pattern="^(rediss?|unix)://",
+    )
+    feedback_redis_password_file: Path | None = Field(
+        None, description="File that holds the password of that Redis, so that the address need not."
     )
     feedback_keep_s: float = Field(
         2592000.0, description="Seconds after which Redis forgets a prediction or a count.", gt=0
@@ -164,6 +185,15 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _metrics_have_another_port(self) -> "Settings":
+        if self.metrics_port and self.metrics_port == self.port:
+            raise ValueError(
+                f"got metrics_port={self.metrics_port}, which is port itself, expected another one: choose one, or "
+                "leave metrics_port out to have /metrics on port"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _polling_needs_a_folder(self) -> "Settings":
         if self.adapter_poll_s and self.adapter_root is None:
             raise ValueError(
@@ -177,6 +207,15 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"got engine={self.engine} with engine_url={self.engine_url} and engine_folder={self.engine_folder}, "
                 "expected both for vllm and neither for torch"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_password_is_one_for_redis(self) -> "Settings":
+        if self.feedback_redis_password_file is not None and self.feedback_redis is None:
+            raise ValueError(
+                f"got feedback_redis_password_file={self.feedback_redis_password_file} without feedback_redis, "
+                "expected the address that the password is for"
             )
         return self
 

@@ -1,20 +1,41 @@
 """Adapters that come and go while the server runs.
 
-A request has taken its handle from the registry before, so that neither loading nor unloading disturbs it.
+A request has taken its handle from the registry before, so that neither loading nor unloading disturbs it. Each change,
+and each that is refused, leaves a line in the log that says who wanted it.
 """
 
 import asyncio
+import logging
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from blora.errors import BloraError, ConfigError
 from blora.server.engines.protocol import Engine
-from blora.server.errors import AdapterConflictError, ForbiddenError, InvalidRequestError, TooLargeError
+from blora.server.errors import (
+    AdapterConflictError,
+    DeadlineExceededError,
+    ForbiddenError,
+    InvalidRequestError,
+    ServerError,
+    TooLargeError,
+)
 from blora.server.feedback import Feedback
+from blora.server.logs import write_down
 from blora.server.metrics import Metrics
-from blora.server.registry import AdapterHandle, Registry
+from blora.server.own_thread import OwnThread, StalledError
+from blora.server.registry import AdapterHandle, Registry, check_name
 from blora.server.settings import Settings
 
-__all__ = ["Shelf", "check_draws"]
+__all__ = ["Shelf"]
+
+logger = logging.getLogger(__name__)
+
+# While one stalls, another can be read.
+AT_ONCE = 2
+# Files and folders in an adapter's folder: a handful, and what its owner keeps beside them.
+MOST_ENTRIES = 10_000
 
 
 class Shelf:
@@ -36,103 +57,152 @@ class Shelf:
         self._registry = registry
         self._metrics = metrics
         self._feedback = feedback
-        self._one_at_a_time = asyncio.Lock()
+        self._threads = OwnThread(settings.adapter_load_timeout_s)
+        self._reading = asyncio.Semaphore(AT_ONCE)
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def load(self, name: str, path: str, *, replace: bool = False) -> tuple[AdapterHandle, bool]:
-        """The adapter under that name, and whether it was not there before; the same contents again are no error.
+    async def load(self, name: str, path: str, *, by: str, replace: bool = False) -> tuple[AdapterHandle, bool]:
+        """The adapter under that name, and whether there was none before; the same contents again are no error.
 
         Args:
             name: what requests will call it.
             path: of its folder, below the root.
-            replace: whether it may take the place of other contents under that name.
+            by: whoever wants it, for the log.
+            replace: whether it may take the place of other contents under that name, between two requests.
 
         Raises:
             ForbiddenError: if the server loads none, or none from there.
             InvalidRequestError: if it is no adapter of this base model, or the name is unusable.
             TooLargeError: if its files are too large.
             AdapterConflictError: if the name is taken by other contents, or there are too many adapters already.
+            DeadlineExceededError: if its files could not be read in time.
         """
-        root = self._enabled()
-        async with self._one_at_a_time:
-            folder = await asyncio.to_thread(self._folder, root, path)
-            taken = self._registry.get(name)
-            most = self._settings.max_adapters
-            if taken is None and len(self._registry) >= most:
-                raise AdapterConflictError(
-                    f"got one adapter more than {most}, expected at most so many: unload one", code="too_many_adapters"
-                )
-            try:
-                handle = await self._engine.load_adapter(folder, name)
-            except BloraError as exc:
-                raise _invalid(exc) from exc
-            same = taken is not None and (taken.digest, taken.calibration) == (handle.digest, handle.calibration)
-            try:
-                if taken is None or (replace and not same):
-                    await self._put(handle, taken)
-            finally:
-                if self._registry.get(name) is not handle:
-                    await self._engine.forget(handle)
-            if taken is not None and not (same or replace):
-                raise AdapterConflictError(
-                    f"got another adapter {name!r}, or another calibration of it, than the one that is loaded, "
-                    f"{taken.digest}, expected the same or another name: unload the old one first",
-                    param="name",
-                )
-            return (taken, False) if taken is not None and same else (handle, True)
-
-    async def _put(self, handle: AdapterHandle, taken: AdapterHandle | None) -> None:
-        """Into the registry, in the place of another."""
         try:
-            check_draws(handle, self._settings.n_samples_cap)
-            if taken is not None:
-                self._registry.remove(taken.name)
-            self._registry.add(handle)
-        except BloraError as exc:
-            raise _invalid(exc) from exc
-        if taken is not None:
-            self._let_go(taken)
-        self._metrics.adapter_loaded(handle)
-        if taken is not None:  # last, for the engine may be busy
-            await self._engine.forget(taken)
+            root = self._enabled()
+            try:
+                check_name(name)
+            except ConfigError as exc:
+                raise InvalidRequestError(f"{exc}: choose another name", param="name") from exc
+            write_down(logger, "adapter_loading", by=by, adapter=name, path=path)
+            async with self._turns.setdefault(name, asyncio.Lock()):
+                handle, outcome, old = await self._load(root, name, path, replace=replace)
+        except ServerError as exc:
+            self._refused(exc, by=by, adapter=name, path=path)
+            raise
+        was = old.digest if old is not None and old.digest != handle.digest else None
+        write_down(logger, outcome, by=by, adapter=name, path=path, digest=handle.digest, was=was)
+        if old is not None and old is not handle:  # last, for the engine may be busy
+            await self._engine.forget(old)
+        return handle, old is None
 
-    def _let_go(self, handle: AdapterHandle) -> None:
-        self._metrics.adapter_unloaded(handle)
-        self._feedback.forget(handle)
-
-    async def unload(self, name: str) -> None:
+    async def unload(self, name: str, *, by: str) -> None:
         """Takes no more requests for it; those in flight finish on it.
+
+        Args:
+            name: what requests call it.
+            by: whoever wants it, for the log.
 
         Raises:
             ForbiddenError: if the server's adapters are fixed.
             UnknownAdapterError: if there is none of that name.
         """
-        self._enabled()
-        async with self._one_at_a_time:
+        try:
+            self._enabled()
             handle = self._registry.remove(name)
-            self._let_go(handle)
-            await self._engine.forget(handle)
+        except ServerError as exc:
+            self._refused(exc, by=by, adapter=name)
+            raise
+        self._let_go(handle)
+        write_down(logger, "adapter_unloaded", by=by, adapter=name, digest=handle.digest)
+        await self._engine.forget(handle)
+
+    async def _load(
+        self, root: Path, name: str, path: str, *, replace: bool
+    ) -> tuple[AdapterHandle, str, AdapterHandle | None]:
+        """The adapter that answers to the name from now on, what was done, and the one that answered to it before."""
+        self._check_room(name)
+        handle = await self._read(root, name, path)
+        try:
+            self._check_room(name)
+            old = self._registry.get(name)
+            if old is None:
+                self._registry.add(handle)
+                self._metrics.adapter_loaded(handle)
+                return handle, "adapter_loaded", None
+            if (old.digest, old.calibration_digest) == (handle.digest, handle.calibration_digest):
+                return old, "adapter_kept", old
+            if not replace:
+                raise AdapterConflictError(
+                    f"got another adapter {name!r}, or another calibration of it, than the one that is loaded, "
+                    f"{old.digest}, expected the same or another name: replace it with PUT /v1/adapters/{name}, or "
+                    "unload the old one first",
+                    param="name",
+                )
+            self._registry.replace(handle)
+            self._let_go(old)
+            self._metrics.adapter_loaded(handle)
+            return handle, "adapter_replaced", old
+        finally:
+            if self._registry.get(name) is not handle:
+                await self._engine.forget(handle)
+
+    async def _read(self, root: Path, name: str, path: str) -> AdapterHandle:
+        """The adapter in a folder, proved, though not served yet."""
+        try:
+            async with self._reading:
+                looking = partial(self._folder, root, path)
+                folder = await self._threads.run(f"The look into the folder of adapter {name}", looking)
+                return await self._engine.load_adapter(folder, name)
+        except StalledError as exc:
+            raise DeadlineExceededError(str(exc), code="adapter_stalled", param="path") from exc
+        except BloraError as exc:
+            raise InvalidRequestError(_below(folder, path, exc), code="invalid_adapter", param="path") from exc
+
+    def _check_room(self, name: str) -> None:
+        most = self._settings.max_adapters
+        if self._registry.get(name) is None and len(self._registry) >= most:
+            raise AdapterConflictError(
+                f"got one adapter more than {most}, expected at most that many: unload one", code="too_many_adapters"
+            )
+
+    def _let_go(self, handle: AdapterHandle) -> None:
+        self._metrics.adapter_unloaded(handle)
+        self._feedback.forget(handle)
+
+    def _refused(self, error: ServerError, **known: str) -> None:
+        write_down(logger, "adapter_refused", level=logging.WARNING, **known, code=error.code, reason=str(error))
 
     def _enabled(self) -> Path:
         """The folder below which adapters lie."""
         root = self._settings.adapter_root
         if root is None:
             raise ForbiddenError("got a change of adapters, expected none: they are fixed without --adapter-root")
-        return root.resolve()
+        return root.absolute()
 
     def _folder(self, root: Path, path: str) -> Path:
         """The adapter's folder, of which no part lies outside the root, whatever its links say."""
         outside = ForbiddenError("got a path that leads out of --adapter-root, expected one below it", param="path")
         try:
+            root = root.resolve()
             folder = (root / path).resolve()
             if not folder.is_relative_to(root):
                 raise outside
-            files = [folder, *folder.rglob("*")] if folder.is_dir() else [folder]
+            files = [folder]
+            if folder.is_dir():
+                files += islice(folder.rglob("*"), MOST_ENTRIES)
+            if len(files) > MOST_ENTRIES:
+                raise TooLargeError(
+                    f"got a folder of {MOST_ENTRIES} files or more, expected fewer: name an adapter's own folder",
+                    code="adapter_too_large",
+                    param="path",
+                )
             if not all(file.resolve().is_relative_to(root) for file in files):
                 raise outside
             size = sum(file.stat().st_size for file in files if file.is_file())
         except (OSError, RuntimeError, ValueError) as exc:  # a loop of links, a name that no file can have
+            why = exc.strerror if isinstance(exc, OSError) else "links that lead in a circle, or no name of a file"
             raise InvalidRequestError(
-                f"got a path that leads nowhere ({exc}), expected an adapter's folder",
+                f"got a path that leads nowhere ({why}), expected an adapter's folder",
                 code="invalid_adapter",
                 param="path",
             ) from exc
@@ -146,18 +216,6 @@ class Shelf:
         return folder
 
 
-def _invalid(exc: BloraError) -> InvalidRequestError:
-    return InvalidRequestError(str(exc), code="invalid_adapter", param="path")
-
-
-def check_draws(handle: AdapterHandle, cap: int) -> None:
-    """Makes sure that an adapter can be asked as it wants to be.
-
-    Raises:
-        ConfigError: if it wants more draws than the server allows.
-    """
-    wanted = handle.config.sampling.n_samples
-    if wanted > cap:
-        raise ConfigError(
-            f"got adapter {handle.name!r} with {wanted} draws, expected at most {cap}: raise --n-samples-cap"
-        )
+def _below(folder: Path, path: str, error: Exception) -> str:
+    """What an error says of a folder, by the path that was asked for: where the root lies is nobody's business."""
+    return str(error).replace(str(folder), path.rstrip("/"))

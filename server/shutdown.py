@@ -9,12 +9,15 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from types import FrameType
 
 import uvicorn
 
 from blora.server.lifecycle import Service
+from blora.server.open_files import connections_that_fit, hush_accept_errors
 from blora.server.punctual import punctual
+from blora.server.routes import refuse
 
 __all__ = ["DrainingServer", "leave"]
 
@@ -40,7 +43,12 @@ class DrainingServer(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         config.timeout_graceful_shutdown = math.ceil(service.settings.drain_timeout_s) + _LAST_WRITE_S
-        config.http = punctual(service.settings.read_timeout_s)
+        config.http = punctual(
+            read_timeout_s=service.settings.read_timeout_s,
+            max_connections=connections_that_fit(service.settings.max_connections),
+            refuse=partial(refuse, service),
+        )
+        config.ws = "none"  # nothing here speaks WebSocket, whatever else is installed
         config.timeout_keep_alive = service.settings.keep_alive_s
         super().__init__(config)
         self._service = service
@@ -50,6 +58,7 @@ class DrainingServer(uvicorn.Server):
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serves until a signal, then drains."""
         self._loop = asyncio.get_running_loop()
+        hush_accept_errors(self._loop)
         await super().serve(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -15,6 +15,7 @@ _OWN_CODES = {
     "empty_policy": "empty_policy",
     "no_question": "missing",
     "target_and_thresholds": "conflict",
+    "too_many_fields": "unknown_field",
     "two_questions": "conflict",
 }
 # Codes of pydantic's; further types that end in "_type" or "_parsing" are invalid_type.
@@ -28,6 +29,7 @@ _CODES = {
     "less_than_equal": "out_of_range",
     "literal_error": "invalid_value",
     "missing": "missing",
+    "string_too_long": "invalid_length",
     "string_too_short": "empty_string",
     "too_long": "invalid_length",
     "too_short": "invalid_length",
@@ -98,12 +100,16 @@ def _message(detail: Mapping[str, Any]) -> str:
             return "got a number that is not finite, expected a finite one: send a finite number"
         case "string_too_short":
             return "got an empty string, expected some text: fill it or leave the field out"
+        case "string_too_long":
+            return f"got {got}, expected at most {context['max_length']}: shorten it"
         case "too_short":
             return f"got {got}, expected at least {context['min_length']}: add some"
         case "too_long":
             return f"got {got}, expected at most {context['max_length']}: send fewer"
         case kind if kind in _OWN_CODES:
             return str(detail["msg"])
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return f"got {got}, expected an object: correct the field"
     expected = detail["msg"].removeprefix("Input should be ")
     return f"got {got}, expected {expected}: correct the field"
 

@@ -8,20 +8,22 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from blora.columns import QUESTION_COLUMNS as KINDS
+from blora.columns import no_question
 from blora.errors import DataError
 from blora.posterior.noise import generator_of
 from blora.training.labels import Label, RowError, read_label, settle
 
 __all__ = ["Example", "ExampleSet", "read_examples", "split_examples"]
 
-KINDS = ("question", "prompt", "messages")
+TEMPLATES_TOLD = 'a question is asked as "Question: ... Answer:" unless --template says otherwise, a prompt as it is'
 DEFAULT_TEMPLATES = {"question": "Question: {prompt}\nAnswer:", "prompt": "{prompt}", "messages": "{prompt}"}
 REPORTED = 10  # malformed rows named in one message
 
@@ -99,6 +101,8 @@ def read_examples(source: str, *, choices: Sequence[str] | None = None, split: s
         try:
             if isinstance(row, str):
                 raise RowError(row)
+            if not read and not problems and not untyped:  # of a CSV the header was checked
+                _check_columns(row, where)
             digest.update(json.dumps(row, sort_keys=True, default=str).encode())
             read.append(_parse(row, where, choices, untyped=untyped))
         except RowError as exc:
@@ -194,6 +198,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any] | str
                 continue  # a blank line
             if header is None:
                 header = cells
+                _check_columns(header, where)
             elif len(cells) != len(header):
                 yield where, f"got {len(cells)} columns, expected the header's {len(header)}"
             else:
@@ -202,13 +207,22 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any] | str
         yield f"{path}:{first_line}", f"got a row that is not CSV ({exc})"
 
 
+def _check_columns(columns: Collection[str], where: str) -> None:
+    """Refuse a file whose first row has no column for the question: what is said of it would be said of every row."""
+    if not set(KINDS) & set(columns):
+        raise DataError(f"{where}: {no_question(columns)}; {TEMPLATES_TOLD}")
+
+
 def _csv_types(row: Mapping[str, str]) -> dict[str, Any]:
     """CSV has only text: choices are a JSON list or separated by |, messages are JSON, empty cells are absent."""
     typed: dict[str, Any] = {key: value for key, value in row.items() if value != ""}
     for key in ("choices", "messages"):
         if isinstance(text := typed.get(key), str):
+            if not text.lstrip().startswith("["):
+                typed[key] = [part.strip() for part in text.split("|")]
+                continue
             try:
-                typed[key] = json.loads(text) if text.lstrip().startswith("[") else text.split("|")
+                typed[key] = json.loads(text)
             except (ValueError, RecursionError):
                 continue  # left as text, which the checks of the row refuse
     return typed
@@ -231,6 +245,8 @@ def _hub_rows(source: str, split: str) -> Iterator[tuple[str, dict[str, Any] | s
 def _parse(row: Mapping[str, Any], where: str, fixed: Sequence[str] | None, *, untyped: bool) -> tuple[Example, Label]:
     """Return a row as an example whose label is still open, and what the label may mean."""
     present = [kind for kind in KINDS if row.get(kind) is not None]
+    if not present and not untyped and not set(KINDS) & set(row):
+        raise RowError(no_question(row))
     if len(present) != 1:
         raise RowError(f"got {' and '.join(present) or 'none'} of {', '.join(KINDS)}, expected exactly one")
     kind = present[0]

@@ -1,5 +1,6 @@
 """Labelled questions as token rows, ready for the model."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from blora.inference.packing import PackedBatch, PackedRow, collate, pack
 from blora.training.data import ExampleSet
 
 __all__ = ["LabelledRow", "collate_labelled", "labels_of", "lengths_of", "pack_examples"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,15 @@ def pack_examples(examples: ExampleSet, base: BaseModel, prompt: PromptConfig) -
         except PromptError as exc:
             raise DataError(f"{example.where}: {exc}") from exc
         rows.append(LabelledRow(row, example.label))
+    shadowed = [pair for row in rows if (pair := row.row.shadowed) is not None]
+    if shadowed:
+        logger.warning(
+            "%d of %d questions have a choice that another one begins: %r can never beat %r; "
+            "train with --choice-end newline or eos",
+            len(shadowed),
+            len(rows),
+            *shadowed[0],
+        )
     return rows
 
 

@@ -46,6 +46,7 @@ class Trial:
         length_power: the best one, of the length that normalises choices.
         lapse: the best rate.
         metrics: of the predictive mean under all three.
+        n_rows: how many they are.
     """
 
     scale: float
@@ -53,6 +54,7 @@ class Trial:
     length_power: float
     lapse: float
     metrics: Metrics
+    n_rows: int
 
     def recalibrated(self, config: AdapterConfig) -> AdapterConfig:
         """The adapter's settings with what this trial found."""
@@ -98,7 +100,7 @@ def trial_of(scale: float, log_probs: Tensor, rows: Sequence[LabelledRow]) -> Tr
     power = rows[0].row.length_power
     found = fit_recalibration(log_probs, labels, lengths, powers=(-power, MOST_LENGTH_POWER - power))
     mean = found.of(log_probs, lengths).mean(0)
-    return Trial(scale, found.temperature, power + found.power, found.lapse, metrics(mean, labels))
+    return Trial(scale, found.temperature, power + found.power, found.lapse, metrics(mean, labels), len(labels))
 
 
 def try_scales(score: Callable[[float], Tensor], rows: Sequence[LabelledRow], scales: Sequence[float]) -> list[Trial]:
@@ -126,7 +128,7 @@ def try_scales(score: Callable[[float], Tensor], rows: Sequence[LabelledRow], sc
 def choose(trials: Sequence[Trial], tolerance: float) -> Trial:
     """The widest trial whose NLL is within a tolerance of the best, in nats.
 
-    >>> def trial(scale, nll): return Trial(scale, 1.0, 1.0, 0.0, Metrics(0.5, nll, 0, 0, 0, 0))
+    >>> def trial(scale, nll): return Trial(scale, 1.0, 1.0, 0.0, Metrics(0.5, nll, 0, 0, 0, 0), 400)
     >>> choose([trial(0.5, 1.02), trial(1.0, 1.00), trial(2.0, 1.004), trial(4.0, 1.3)], 0.005).scale
     2.0
     """

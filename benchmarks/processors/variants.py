@@ -62,7 +62,7 @@ def _aten(capability: str, needs: str | None) -> Variant:
 
 VARIANTS = (
     Variant(AS_IT_IS),
-    Variant("one thread", threads=1, dtypes=("float32",)),
+    *(Variant(name, threads=n, dtypes=("float32",)) for n, name in ((1, "one thread"), (2, "two threads"))),
     *(Variant(f"noisy, seed {seed}", seed=seed, dtypes=("bfloat16",)) for seed in range(3)),
     _onednn("AVX2", "avx2"),
     _onednn("AVX512_CORE", "avx512_bw"),

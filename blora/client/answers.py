@@ -32,7 +32,18 @@ class AdapterRef(Answer):
     """Which adapter answered, down to its contents."""
 
     name: str
-    digest: str
+    digest: str = Field(description="SHA-256 of its contents: weights, posterior and settings.")
+    calibration_digest: str | None = Field(
+        default=None,
+        description="SHA-256 of what decides about its answers: the calibration in force and the policy. It changes "
+        "when either does, whereas `digest` does not. Absent from servers that do not know it.",
+    )
+
+    @property
+    def pin(self) -> str:
+        """This adapter as a request names it to be answered by exactly the same one, under the same calibration."""
+        calibration = "" if self.calibration_digest is None else f"+{self.calibration_digest}"
+        return f"{self.name}@{self.digest}{calibration}"
 
 
 class ChoiceProbability(Answer):
@@ -101,10 +112,12 @@ class Prediction(Answer):
     n_samples: int = Field(description="Posterior draws behind this answer.")
     usage: Usage
     timing: Timing
-    warnings: list[Literal["not_calibrated"]] = Field(
+    warnings: list[Literal["not_calibrated", "shadowed_choice"]] = Field(
         default=[],
         description="Reasons for caution. not_calibrated: the adapter's calibration does not hold for it as it is "
-        "served, so that nothing is proved of its threshold. Absent where there are none.",
+        "served, so that nothing is proved of its threshold. shadowed_choice: a choice begins with another one, and "
+        "the adapter scores choices without an end, so that the longer one can never win: rename one of them, or train "
+        "the adapter again. Absent where there are none.",
     )
     feedback_requested: bool | None = Field(
         default=None,

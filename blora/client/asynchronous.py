@@ -165,11 +165,12 @@ class AsyncClient:
 
         Args:
             prediction: the answer, or its id.
-            label: as it was offered.
+            label: as it was offered; in the place of one that was told before.
             deadline_s: seconds for this call; the client's where absent.
 
         Raises:
-            ClientError: RefusedError where the server does not know the prediction, or was told otherwise before.
+            ClientError: RefusedError where the server knows no such prediction of this client's, or did not offer the
+                label.
         """
         prediction_id = prediction if isinstance(prediction, str) else prediction.id
         told = await self._exchange(

@@ -64,7 +64,7 @@ def _told(prediction: Prediction) -> str:
     return "\n".join(
         [
             "abstains" if prediction.answer is None else prediction.answer,
-            *(f"  {r.reason}: {r.value:.3f}, threshold {r.threshold:.3f}" for r in prediction.abstain_reasons),
+            *(f"  {r.reason}: {r.value:.6g}, threshold {r.threshold:.6g}" for r in prediction.abstain_reasons),
             "",
             *(f"  {entry.choice:<{spread}}  {entry.probability:.3f} ± {entry.std:.3f}" for entry in ranked),
         ]

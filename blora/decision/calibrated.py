@@ -20,6 +20,7 @@ from blora.decision.conformal import conformal_quantile, nonconformity, proof_ro
 from blora.decision.curves import reliability, risk_coverage
 from blora.decision.histogram import entropy_histogram
 from blora.decision.recalibration import temper
+from blora.decision.resolution import resolution_of
 from blora.decision.selective import Evidence, ScoreName, Stage, certify, split_rows, trust
 from blora.decision.stopping import draws_used, looks, reach
 from blora.decision.uncertainty import mutual_information, predictive_entropy, predictive_mean
@@ -79,7 +80,8 @@ def calibrate(
     probs = temper(log_probs, binding.temperature, binding.lapse)
     if not bool(probs.isfinite().all()):
         raise NumericalError("got probabilities that are not finite, expected finite ones: score in float32")
-    evidence = Evidence.gather(_stages(probs, labels, binding.stop_error, goal.score), seed=goal.seed)
+    stages = _stages(probs, labels, binding.stop_error, goal.score)
+    evidence = Evidence.gather(stages, seed=goal.seed, resolution=resolution_of(binding.dtype))
     targets = sorted({*STANDARD_TARGETS, goal.target_risk})
     levels = tuple(certify(evidence, target_risk=target, delta=goal.delta) for target in targets)
     default = levels[targets.index(goal.target_risk)]

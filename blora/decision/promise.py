@@ -9,6 +9,13 @@ All of that assumes that an outcome is reported with the same probability, and a
 wrong: report all outcomes, or all outcomes of a random sample of the answers. Where mostly complaints are reported, a
 promise that is kept is called broken.
 
+An outcome may be corrected. The counts are then those of the corrected sequence, and the product of these is what it
+would have been had each outcome been reported rightly at first; so the bound holds for the corrected outcomes too,
+however often one looks. What was concluded before, from counts in which a right answer was a wrong one, rests on
+something that never happened, and is dropped: the promise is called broken again as soon as the corrected counts say
+so. Where a right answer becomes a wrong one nothing is dropped, for that makes the product larger at every time.
+Corrections too must come whichever way they go.
+
 References:
     Howard, Ramdas, McAuliffe, Sekhon, 2021. arXiv:1810.08240. Waudby-Smith, Ramdas, 2024. arXiv:2010.09686.
 """
@@ -41,20 +48,28 @@ class Promise:
         self.alpha = alpha
         self.n_outcomes = 0
         self.n_wrong = 0
+        self.n_cleared = 0
         self._broken = False
 
     def add(self, *, wrong: bool) -> None:
         """One more outcome."""
-        self.observe(self.n_outcomes + 1, self.n_wrong + wrong)
+        self.observe(self.n_outcomes + 1, self.n_wrong + wrong, self.n_cleared)
 
-    def observe(self, n_outcomes: int, n_wrong: int) -> None:
-        """The outcomes so far, of which others may have counted some."""
-        self.n_outcomes, self.n_wrong = n_outcomes, n_wrong
-        self._broken = self._broken or self._rejected(self.target_risk)
+    def observe(self, n_outcomes: int, n_wrong: int, n_cleared: int) -> None:
+        """The outcomes as they are now, of which others may have counted some.
+
+        Args:
+            n_outcomes: answers whose outcome is known.
+            n_wrong: those that were wrong, corrections included.
+            n_cleared: how many corrections from wrong to right there have been.
+        """
+        cleared = n_cleared > self.n_cleared
+        self.n_outcomes, self.n_wrong, self.n_cleared = n_outcomes, n_wrong, n_cleared
+        self._broken = (self._broken and not cleared) or self._rejected(self.target_risk)
 
     @property
     def broken(self) -> bool:
-        """Whether the evidence against the promise has ever been enough."""
+        """Whether the evidence against the promise has been enough since an outcome was last corrected to right."""
         return self._broken
 
     @property

@@ -11,6 +11,11 @@ lapse: with this probability a question is one on which the model does no better
     lapse rate of psychometric functions: Wichmann and Hill, 2001). Without it a few answers that are sure and wrong
     drive the temperature up and make all others less sure than they should be.
 
+Few rows change little and many rows decide alone: log T and the power have a prior with a narrow peak at 0, which
+changes nothing, and wide tails. Its penalty, of all rows together, holds both near 0 until the rows gain more than that
+from moving them, and then hardly pulls: six rows that happen to be right do not sharpen every answer, and hundreds that
+ask for a temperature of 20 get it.
+
 Each draw is treated so before draws are averaged, so that the predictive entropy still splits into an expected entropy
 and a mutual information that is not negative.
 """
@@ -29,13 +34,17 @@ from blora.config import MOST_TEMPERATURE
 from blora.decision.calibration import nll, refuse_rows
 from blora.errors import ShapeError
 
-__all__ = ["MOST_LAPSE", "Recalibration", "fit_recalibration", "fit_temperature", "temper"]
+__all__ = ["FEW_ROWS", "MOST_LAPSE", "Recalibration", "fit_recalibration", "fit_temperature", "temper"]
 
 LOG_TEMPERATURE = math.log(MOST_TEMPERATURE)
 MOST_LAPSE = 0.5
+# The prior of log T and of the power is a Cauchy density of this half width times a standard normal one.
+PEAK_WIDTH = 0.2
+# Below so many rows the priors still hold back a good part of what the rows ask for.
+FEW_ROWS = 100
 # The prior of the lapse rate is Beta(1, LAPSE_PRIOR), whose mean is a tenth.
 LAPSE_PRIOR = 9
-STARTS = (0.0, 0.1)  # lapse rates to search from
+LAPSE_STARTS = (0.0, 0.1)  # rates to search from
 
 
 def temper(log_probs: Tensor, temperature: float | Tensor, lapse: float = 0.0, present: Tensor | None = None) -> Tensor:
@@ -79,9 +88,8 @@ class Recalibration(NamedTuple):
 def fit_temperature(log_probs: Tensor, labels: Tensor) -> float:
     """The temperature alone at which the predictive mean has the lowest NLL (Guo et al., 2017, for a posterior).
 
-    A standard normal prior on log T, which weighs as little as one row, keeps a handful of rows that all happen to be
-    right from making every answer certain. A golden-section search over log T within bounds far beyond any sensible
-    temperature, so it cannot diverge.
+    The prior of log T keeps a handful of rows that all happen to be right from making every answer certain. A
+    golden-section search over log T within bounds far beyond any sensible temperature, so it cannot diverge.
 
     Args:
         log_probs: (S, B, C) normalised log-probabilities of every draw, -inf for choices that a question does not have.
@@ -94,8 +102,8 @@ def fit_temperature(log_probs: Tensor, labels: Tensor) -> float:
     _check(log_probs, labels)
 
     def loss(log_temperature: float) -> float:
-        prior = log_temperature**2 / (2 * len(labels))
-        return nll(temper(log_probs, math.exp(log_temperature)).mean(0), labels) + prior
+        prior = float(_penalty(torch.tensor(log_temperature, dtype=torch.float64)))
+        return nll(temper(log_probs, math.exp(log_temperature)).mean(0), labels) + prior / len(labels)
 
     return math.exp(_minimize(loss, -LOG_TEMPERATURE, LOG_TEMPERATURE))
 
@@ -103,10 +111,10 @@ def fit_temperature(log_probs: Tensor, labels: Tensor) -> float:
 def fit_recalibration(log_probs: Tensor, labels: Tensor, lengths: Tensor, powers: tuple[float, float]) -> Recalibration:
     """The recalibration at which the predictive mean has the lowest NLL.
 
-    The temperature has the prior of `fit_temperature`, at the geometric mean of the lengths; the power has a standard
-    normal one too, and the lapse rate one with a mean of a tenth that weighs as eight rows. Questions all of one length
-    say nothing about the power, which is 0 then. All three are bounded, so that the search cannot diverge and an
-    adapter can hold what it finds.
+    The temperature has the prior of `fit_temperature`, at the geometric mean of the lengths; the power has the same,
+    and the lapse rate one with a mean of a tenth that weighs as eight rows. Questions all of one length say nothing
+    about the power, which is 0 then. All three are bounded, so that the search cannot diverge and an adapter can hold
+    what it finds.
 
     Args:
         log_probs: (S, B, C), as in `fit_temperature`.
@@ -118,7 +126,7 @@ def fit_recalibration(log_probs: Tensor, labels: Tensor, lengths: Tensor, powers
         ShapeError: if the shapes do not fit.
         NumericalError: as in `fit_temperature`.
     """
-    start = math.log(fit_temperature(log_probs, labels))
+    alone = math.log(fit_temperature(log_probs, labels))
     if lengths.shape != labels.shape:
         raise ShapeError(f"got lengths {tuple(lengths.shape)}, expected {tuple(labels.shape)}, one a row")
     logs = lengths.double().log()
@@ -139,7 +147,7 @@ def fit_recalibration(log_probs: Tensor, labels: Tensor, lengths: Tensor, powers
         tiny = torch.finfo(torch.float32).tiny
         found = -((1 - lapse) * mean + lapse * guess).clamp_min(tiny).log().mean()
         at_middle = log_temperature + power * middle
-        prior = (at_middle.square() + power.square()) / 2 - (LAPSE_PRIOR - 1) * (1 - lapse).log()
+        prior = _penalty(at_middle) + _penalty(power) - (LAPSE_PRIOR - 1) * (1 - lapse).log()
         total = found + prior / len(labels)
         total.backward()
         assert at.grad is not None
@@ -147,15 +155,21 @@ def fit_recalibration(log_probs: Tensor, labels: Tensor, lengths: Tensor, powers
 
     at_one_length = torch.allclose(logs, middle)
     bounds = ((-LOG_TEMPERATURE, LOG_TEMPERATURE), (0.0, 0.0) if at_one_length else powers, (0.0, MOST_LAPSE))
-    tried = [minimize(loss, (start, 0.0, lapse), jac=True, method="L-BFGS-B", bounds=bounds) for lapse in STARTS]
+    starts = [(log_temperature, 0.0, lapse) for log_temperature in {0.0, alone} for lapse in LAPSE_STARTS]
+    tried = [minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds) for start in starts]
     log_temperature, power, lapse = min(tried, key=lambda result: float(result.fun)).x.tolist()
     temperature = min(MOST_TEMPERATURE, max(1 / MOST_TEMPERATURE, math.exp(log_temperature)))  # a rounding beyond it
     return Recalibration(temperature, power, lapse)
 
 
+def _penalty(value: Tensor) -> Tensor:
+    """The negative log-density of the prior of log T and of the power, 0 at 0."""
+    return (value / PEAK_WIDTH).square().log1p() + value.square() / 2
+
+
 def _minimize(function: Callable[[float], float], low: float, high: float) -> float:
-    """Where a function of one valley is lowest: a coarse grid finds the valley, a golden section its bottom."""
-    grid = torch.linspace(low, high, 33).tolist()
+    """Where a function is lowest: a grid finds the valley, a golden section its bottom."""
+    grid = torch.linspace(low, high, 129).tolist()
     best = min(range(len(grid)), key=lambda i: function(grid[i]))
     low, high = grid[max(0, best - 1)], grid[min(len(grid) - 1, best + 1)]
     shrink = (math.sqrt(5) - 1) / 2

@@ -29,6 +29,7 @@ from torch import Tensor
 from blora.checks import require
 from blora.decision.abstention import TOLERANCE, Policy
 from blora.decision.binomial import binomial_cdf, clopper_pearson
+from blora.decision.resolution import Resolution
 from blora.errors import ShapeError
 
 __all__ = [
@@ -125,12 +126,13 @@ class Evidence:
     candidates: tuple[Candidates, ...]
 
     @classmethod
-    def gather(cls, stages: Sequence[Stage], *, seed: int) -> "Evidence":
+    def gather(cls, stages: Sequence[Stage], *, seed: int, resolution: Resolution | None = None) -> "Evidence":
         """Divides the rows and counts.
 
         Args:
             stages: of the same rows, by rising number of draws; a single one where all draws are always seen.
             seed: of the division into tuning and proof part.
+            resolution: of the thresholds; None takes the tuning part's values as they are.
 
         Raises:
             ShapeError: if the shapes differ.
@@ -145,7 +147,7 @@ class Evidence:
         candidates = []
         for name, values in stages[-1].scores.items():
             uncertainty = -trust(name, values.double())
-            limits = _spread(uncertainty[tuning].unique())
+            limits = _spread(_limits(name, uncertainty[tuning], resolution))
             candidates.append(
                 Candidates(
                     name,
@@ -346,6 +348,17 @@ def score_range(name: ScoreName, *, n_choices: int, n_samples: int) -> tuple[flo
         return 1 / n_choices, 1.0
     # The mutual information is the Jensen-Shannon divergence of the draws, at most ln S too.
     return 0.0, math.log(n_choices if name == "predictive_entropy" else min(n_choices, n_samples))
+
+
+def _limits(name: ScoreName, uncertainty: Tensor, resolution: Resolution | None) -> Tensor:
+    """The distinct values that rows have, in the order of `trust`, on the grid; the loosest one allows all of them."""
+    limits = uncertainty
+    if resolution is not None:
+        certain = -1.0 if name == "confidence" else 0.0
+        loosest = max(float(uncertainty.max()), certain + resolution.least)
+        limits = (certain + resolution.loosen(uncertainty - certain)).clamp_max(loosest)
+    distinct: Tensor = limits.unique()
+    return distinct
 
 
 def _spread(values: Tensor) -> Tensor:

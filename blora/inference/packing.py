@@ -8,6 +8,7 @@ row of a forward pass scores all choices, exactly as scoring each alone would.
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from blora.config import NormalizationName, PromptConfig, ScoringName
 from blora.errors import PromptError, PromptTooLongError, ShapeError
+from blora.inference.choices import check_choices, encode_choices, ended
+from blora.inference.text import encode, guard
 
 __all__ = [
     "LABELS",
@@ -51,12 +54,13 @@ class PackedRow:
 
     Attributes:
         prompt: token ids of the prompt.
-        continuations: token ids of each choice (C lists).
+        continuations: token ids of each choice (C lists), with the token that ends it where the adapter has one.
         normalization: what a choice's log-probability is divided by: see `PromptConfig`.
         length_power: see `PromptConfig`.
         scoring: by the choices' own texts or by their letters.
         states: the hidden states that enter the first adapted layer, where they are already known.
         n_past: tokens that come before the prompt and are remembered.
+        choices: the texts of the choices, without white space at their ends.
     """
 
     prompt: tuple[int, ...]
@@ -66,6 +70,7 @@ class PackedRow:
     scoring: ScoringName = "text"
     states: "States | None" = field(default=None, compare=False)
     n_past: int = 0
+    choices: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def n_choices(self) -> int:
@@ -93,6 +98,17 @@ class PackedRow:
     def divisors(self) -> tuple[float, ...]:
         """What each choice's log-probability is divided by."""
         return tuple(length**self.length_power for length in self.lengths)
+
+    @property
+    def shadowed(self) -> tuple[str, str] | None:
+        """A choice, and the one that it begins with, which always has the higher probability; None where none does."""
+        if self.normalization == "choice":  # a longer choice is divided by more
+            return None
+        order = sorted(range(self.n_choices), key=lambda i: self.continuations[i])  # what begins another is before it
+        for i, j in pairwise(order):
+            if self.continuations[j][: len(self.continuations[i])] == self.continuations[i]:
+                return self.choices[j], self.choices[i]
+        return None
 
     @property
     def n_tokens(self) -> int:
@@ -169,10 +185,8 @@ def pack(
         raise PromptError("got both or neither of prompt and messages, expected exactly one", param="prompt")
     if prompt is not None and not prompt.strip():
         raise PromptError("got a blank prompt, expected some text", param="prompt")
-    if len(choices) < 2:
-        raise PromptError(f"got {len(choices)} choices, expected at least 2", param="choices")
-    if not all(choice.strip() for choice in choices):
-        raise PromptError("got an empty choice, expected some text", param="choices")
+    choices = tuple(choice.strip() for choice in choices)
+    check_choices(choices)
     for part, param in ((prompt, "prompt"), (messages, "messages"), (choices, "choices")):
         _check_unicode(part, param)
     by_label = (scoring or config.scoring) == "label"
@@ -181,21 +195,23 @@ def pack(
             f"got {len(choices)} choices to score by label, expected at most {len(LABELS)}; use scoring text",
             param="choices",
         )
-    suffix = _listing(choices) if by_label else ""
+    suffix = _listing([guard(tokenizer, choice) for choice in choices]) if by_label else ""
     if messages is not None:
         text = _chat(tokenizer, messages, suffix)
     else:
         assert prompt is not None  # narrowed above
-        text = config.template.replace("{prompt}", f"{prompt.strip()}{suffix}")
-    prompt_ids = _encode(tokenizer, text, special=messages is None)
+        text = config.template.replace("{prompt}", f"{guard(tokenizer, prompt.strip())}{suffix}")
+    prompt_ids = encode(tokenizer, text, special=messages is None)
     if not prompt_ids:
         raise PromptError("got a prompt without tokens, expected some text", param="prompt")
     glue = "" if not text or text[-1].isspace() else " "
-    answers = LABELS[: len(choices)] if by_label else choices
-    continuations = _encode_answers(tokenizer, glue, answers)
-    for answer, tokens in zip(answers, continuations, strict=True):
+    answers = LABELS[: len(choices)] if by_label else [guard(tokenizer, choice) for choice in choices]
+    continuations = encode_choices(tokenizer, glue, answers)
+    for answer, tokens in zip(choices, continuations, strict=True):
         if not tokens:
             raise PromptError(f"got choice {answer!r}, which has no tokens", param="choices")
+    if not by_label and config.choice_end != "none":
+        continuations = ended(tokenizer, choices, continuations, config.choice_end)
     longest = len(prompt_ids) + max(map(len, continuations))
     if longest > max_length:
         raise PromptTooLongError(
@@ -208,6 +224,7 @@ def pack(
         normalization="none" if by_label else config.normalization,
         length_power=config.length_power,
         scoring="label" if by_label else "text",
+        choices=choices,
     )
 
 
@@ -231,35 +248,14 @@ def _chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, st
     turns = [dict(message) for message in messages]
     if not turns or not all(turn.get("role") and turn.get("content", "").strip() for turn in turns):
         raise PromptError("got messages without role or content, expected at least one with both", param="messages")
+    for turn in turns:
+        turn["content"] = guard(tokenizer, turn["content"])
     turns[-1]["content"] += suffix
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     except Exception as exc:  # templates are programs and raise what they like
         raise PromptError(f"got messages that the base model's chat template refuses: {exc}", param="messages") from exc
     return str(text)
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> tuple[int, ...]:
-    return tuple(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
-
-
-def _encode_answers(
-    tokenizer: PreTrainedTokenizerBase, glue: str, answers: Sequence[str]
-) -> tuple[tuple[int, ...], ...]:
-    """Return the tokens of each answer as they stand inside a text, not as they open one.
-
-    Some tokenizers (Llama 2, Mistral 7B v0.1) put a space of their own before every text. Each answer is therefore
-    encoded after a short anchor, whose tokens are then cut off. An answer whose first token would merge with the anchor
-    is encoded alone.
-    """
-    anchor = "a" if glue else "\n"  # neither merges with what follows: a space, or text after a line break
-    opening = _encode(tokenizer, anchor, special=False)
-    encoded = []
-    for answer in answers:
-        tokens = _encode(tokenizer, anchor + glue + answer, special=False)
-        inside = tokens[: len(opening)] == opening
-        encoded.append(tokens[len(opening) :] if inside else _encode(tokenizer, glue + answer, special=False))
-    return tuple(encoded)
 
 
 def padded_tokens(rows: Sequence[PackedRow]) -> int:

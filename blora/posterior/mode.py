@@ -11,7 +11,7 @@ from blora.posterior.inducing import InducingFactor
 from blora.posterior.noise import Noise
 from blora.posterior.point import PointFactor
 
-__all__ = ["MakeFactor", "Mode"]
+__all__ = ["MakeFactor", "Mode", "module_key"]
 
 # Makes a factor of its rows, its columns, the standard deviation of its mean at the start and its name, which ends in
 # .A or .B.
@@ -37,8 +37,8 @@ class Mode(nn.Module):
         self.B = nn.ModuleDict()
         for name, (d_out, d_in) in modules.items():
             # The spread of PEFT's initial A: uniform on +-1/sqrt(d_in).
-            self.A[_key(name)] = make(rank, d_in, 1 / math.sqrt(3 * d_in), f"{name}.A")
-            self.B[_key(name)] = make(d_out, rank, 0.0, f"{name}.B")
+            self.A[module_key(name)] = make(rank, d_in, 1 / math.sqrt(3 * d_in), f"{name}.A")
+            self.B[module_key(name)] = make(d_out, rank, 0.0, f"{name}.B")
 
     def sample_from(self, noise: Noise) -> dict[str, Factors]:
         """Exact draws of every factor from the caller's noise, differentiable."""
@@ -51,8 +51,8 @@ class Mode(nn.Module):
     def set_mean(self, mean: Mapping[str, Factors]) -> None:
         """Makes a LoRA's factors (1, ., .) the means."""
         for name in self.names:
-            self.A[_key(name)].set_mean(mean[name].A[0])  # type: ignore[operator]
-            self.B[_key(name)].set_mean(mean[name].B[0])  # type: ignore[operator]
+            self.A[module_key(name)].set_mean(mean[name].A[0])  # type: ignore[operator]
+            self.B[module_key(name)].set_mean(mean[name].B[0])  # type: ignore[operator]
 
     def widen(self, factor: float) -> None:
         """Multiplies the standard deviations of every factor, in place; the mean stays, but for a flow."""
@@ -67,11 +67,11 @@ class Mode(nn.Module):
 
     def _collect(self, weight: Callable[[InducingFactor | PointFactor], Tensor]) -> dict[str, Factors]:
         return {
-            name: Factors(weight(self.A[_key(name)]), weight(self.B[_key(name)]))  # type: ignore[arg-type]
+            name: Factors(weight(self.A[module_key(name)]), weight(self.B[module_key(name)]))  # type: ignore[arg-type]
             for name in self.names
         }
 
 
-def _key(name: str) -> str:
+def module_key(name: str) -> str:
     """A module's name as a key of a ModuleDict, which allows no dots."""
     return name.replace(".", "/")

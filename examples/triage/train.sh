@@ -8,7 +8,7 @@ blora=${BLORA:-.venv/bin/blora}
 $blora train \
     --data examples/triage/train.jsonl --validation examples/triage/validation.jsonl \
     --choices "billing|account access|bug report|feature request|data export|security|cancellation" \
-    --template $'Support ticket: {prompt}\nQueue:' --layers last:20 --epochs 12 --n-samples 8 \
+    --template $'Support ticket: {prompt}\nQueue:' --choice-end none --layers last:20 --epochs 12 --n-samples 8 \
     --work-dir runs/triage --resume --output examples/triage/adapter
 # The committed calibration asked the first 262 of these tickets alone before, in vain, and in float32 all of them without
 # --score: its delta is 0.1 in bfloat16 and 0.15 in float32.

@@ -5,12 +5,13 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from blora.adapter import Adapter
+from blora.adapter import Adapter, load_adapter
 from blora.base_model import BaseModel
 from blora.calibration_file import for_serving, read
 from blora.config import SamplingConfig
@@ -20,7 +21,7 @@ from blora.decision.recalibration import temper
 from blora.decision.stopping import settled
 from blora.errors import ConfigError, NotCalibratedError, NumericalError
 from blora.posterior.bank import SampleBank
-from blora.server.engines.protocol import Job, ModelInfo
+from blora.server.engines.protocol import Job, ModelInfo, Row
 from blora.server.registry import AdapterHandle
 from blora.server.settings import Settings
 
@@ -28,11 +29,14 @@ __all__ = [
     "PROBE_CHOICES",
     "PROBE_PROMPT",
     "check_adapters",
+    "check_draws",
     "enough",
     "handle_of",
     "in_thread",
     "model_of",
     "probabilities",
+    "read_adapter",
+    "warn_of_shadowed",
 ]
 
 logger = logging.getLogger(__name__)
@@ -55,8 +59,41 @@ def check_adapters(settings: Settings) -> None:
     Raises:
         ConfigError: if there is none.
     """
-    if not settings.adapter_sources and not settings.adapter_poll_s:
-        raise ConfigError("got no adapters, expected at least one: pass --adapters NAME=PATH")
+    if not settings.adapter_sources and settings.adapter_root is None:
+        raise ConfigError(
+            "got no adapters, expected at least one: pass --adapters NAME=PATH, or --adapter-root for those that come"
+        )
+
+
+def check_draws(name: str, wanted: int, cap: int) -> None:
+    """Makes sure that an adapter can be asked as it wants to be, before its draws are made.
+
+    Raises:
+        ConfigError: if it wants more draws than the server allows.
+    """
+    if wanted > cap:
+        raise ConfigError(f"got adapter {name!r} with {wanted} draws, expected at most {cap}: raise --n-samples-cap")
+
+
+def read_adapter(
+    path: Path, name: str | None, base: BaseModel, settings: Settings, dtype: str
+) -> tuple[Adapter, AdapterHandle]:
+    """Return an adapter, and how it is served, from its files alone; nothing of the base model is changed.
+
+    Args:
+        path: its folder.
+        name: how requests will call it; None for its folder's name.
+        base: the model it belongs to.
+        settings: how much memory and how many draws it may take, and whether it may lack its calibration.
+        dtype: what a calibration has to be bound to.
+
+    Raises:
+        BloraError: if it must not be served.
+    """
+    adapter = load_adapter(path, base, name=name, max_memory_bytes=settings.max_adapter_memory_mib * 2**20)
+    check_draws(adapter.name, adapter.config.sampling.n_samples, settings.n_samples_cap)
+    handle = handle_of(adapter, device=base.device, dtype=dtype, allow_uncalibrated=settings.allow_uncalibrated)
+    return adapter, handle
 
 
 def model_of(base: BaseModel, *, device: str, dtype: str, max_length: int, runs_whole_because: str | None) -> ModelInfo:
@@ -101,6 +138,24 @@ def probabilities(job: Job, log_probs: Tensor, where: str) -> Tensor:
             "try --dtype float32, or another adapter"
         )
     return probs
+
+
+def warn_of_shadowed(handle: AdapterHandle, row: Row) -> None:
+    """Log that one of an adapter's fixed choices can never win.
+
+    Args:
+        handle: the adapter.
+        row: any question, packed with these choices.
+    """
+    if handle.config.prompt.choices is not None and row.shadowed is not None:
+        longer, shorter = row.shadowed
+        logger.warning(
+            "Adapter %s scores choices without an end, so that %r can never beat %r: train it again, with the default "
+            "--choice-end, or with other names",
+            handle.name,
+            longer,
+            shorter,
+        )
 
 
 def handle_of(adapter: Adapter, *, device: torch.device, dtype: str, allow_uncalibrated: bool) -> AdapterHandle:

@@ -73,6 +73,14 @@ class Row(Protocol):
     def scoring(self) -> ScoringName:
         """How its choices are scored."""
 
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The texts of the choices, without white space at their ends."""
+
+    @property
+    def shadowed(self) -> tuple[str, str] | None:
+        """A choice, and the one that it begins with, which always has the higher probability; None where none does."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stop:
@@ -129,9 +137,11 @@ class Engine(Protocol):
 
     Attributes:
         fresh_draws: whether it can make draws beyond an adapter's own bank, of another seed or more of them.
+        longest_token: most characters of a token, once the base model is loaded.
     """
 
     fresh_draws: bool
+    longest_token: int
 
     async def load(self) -> Loaded:
         """Loads everything and proves it with a forward pass of every adapter.
@@ -170,10 +180,11 @@ class Engine(Protocol):
         """
 
     async def load_adapter(self, path: Path, name: str) -> AdapterHandle:
-        """One more adapter, proved with a forward pass.
+        """One more adapter, proved with a short forward pass; only that pass holds up others.
 
         Raises:
-            BloraError: if it is none, or not one of this base model.
+            StalledError: if its files cannot be read in time.
+            BloraError: if it is none, not one of this base model, or takes more memory, draws or tokens than it may.
         """
 
     async def forget(self, handle: AdapterHandle) -> None:

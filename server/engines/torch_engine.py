@@ -1,4 +1,4 @@
-"""The model in this process: one thread packs, another computes, the event loop does neither.
+"""The model in this process: one thread packs, another computes, adapters are read in threads of their own.
 
 A run that has to wait for others keeps its thread, parked at a checkpoint, and others compute in another one.
 """
@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
-from blora.adapter import attach, load_adapter
+from blora.adapter import Adapter, attach
 from blora.base_model import BaseModel, load_base_model, pick_device
 from blora.config import ScoringName
 from blora.decision.stopping import looks
+from blora.errors import AdapterError
 from blora.inference.architecture import check_packing
 from blora.inference.attention import attend_in_pieces
 from blora.inference.branches import Branches
@@ -35,17 +36,20 @@ from blora.server.engines.jobs import (
     PROBE_PROMPT,
     check_adapters,
     enough,
-    handle_of,
     in_thread,
     model_of,
     probabilities,
+    read_adapter,
+    warn_of_shadowed,
 )
 from blora.server.engines.lanes import Lanes
 from blora.server.engines.precision import pick_dtype
 from blora.server.engines.prefixes import Prefixes
 from blora.server.engines.protocol import Job, Loaded, Row
+from blora.server.own_thread import OwnThread
 from blora.server.registry import AdapterHandle
 from blora.server.settings import Settings
+from blora.server.tokenizing import longest_token
 
 __all__ = ["TorchEngine"]
 
@@ -67,15 +71,32 @@ class TorchEngine:
         self._packing = ThreadPoolExecutor(1, "pack")
         self._computing = ThreadPoolExecutor(1, "compute")
         self._lanes = Lanes(self._computing)
+        self._reading = OwnThread(settings.adapter_load_timeout_s)
         self._base: BaseModel | None = None
         self._prefixes: Prefixes | None = None
         self._handles: list[AdapterHandle] = []
 
     fresh_draws = True
+    longest_token = 1
 
     async def load(self) -> Loaded:
         """See Engine."""
-        return await in_thread(self._computing, self._load)
+        # A bar that cannot be drawn, for the log's disk is full, never gives its lock back.
+        disable_progress_bar()
+        settings = self._settings
+        check_adapters(settings)
+        device = pick_device(settings.device)
+        dtype = await self._reading.run("The look at the calibrations", partial(pick_dtype, settings, device))
+        base = await in_thread(self._computing, partial(self._load_base, device, dtype))
+        adapters = tuple([await self._load_adapter(source.path, source.name) for source in settings.adapter_sources])
+        model = model_of(
+            base,
+            device=str(base.device),
+            dtype=base.dtype_name,
+            max_length=base.max_length,
+            runs_whole_because=why_whole(base.model),
+        )
+        return Loaded(model=model, adapters=adapters)
 
     async def pack(
         self,
@@ -108,17 +129,18 @@ class TorchEngine:
 
     async def load_adapter(self, path: Path, name: str) -> AdapterHandle:
         """See Engine."""
-        return await in_thread(self._computing, partial(self._load_adapter, path, name))
+        return await self._load_adapter(path, name)
 
     async def forget(self, handle: AdapterHandle) -> None:
         """See Engine."""
         self._handles.remove(handle)
-        await in_thread(self._computing, partial(self._loaded_prefixes().forget, handle.digest))
+        await self._lanes.run(partial(self._loaded_prefixes().forget, handle.digest))
 
     async def probe(self) -> None:
         """See Engine."""
         for handle in self._handles[:1]:  # any one answers for the model
-            await self._lanes.run(partial(self._probe, handle))
+            row = await in_thread(self._packing, partial(self._probe_row, handle))
+            await self._lanes.run(partial(self._probe, handle, row))
 
     async def close(self) -> None:
         """See Engine."""
@@ -134,50 +156,45 @@ class TorchEngine:
         assert self._prefixes is not None  # made along with the base model, without which nothing gets here
         return self._prefixes
 
-    def _load(self) -> Loaded:
-        # A bar that cannot be drawn, for the log's disk is full, never gives its lock back.
-        disable_progress_bar()
+    def _load_base(self, device: torch.device, dtype: str) -> BaseModel:
         settings = self._settings
-        check_adapters(settings)
-        device = pick_device(settings.device)
-        base = load_base_model(settings.base_model, device=str(device), dtype=pick_dtype(settings, device))
+        base = load_base_model(settings.base_model, device=str(device), dtype=dtype)
         if base.device.type == "cpu":  # elsewhere a pass is short, and one that is parked would keep scarce memory
             check_within(base.model)
             attend_in_pieces(base.model)
         check_packing(base)
         self._base = base
+        self.longest_token = longest_token(base.tokenizer)
         self._prefixes = Prefixes(
             base.model, max_bytes=settings.prefix_cache_mib * 2**20, max_batch_tokens=settings.max_batch_tokens
         )
-        adapters = tuple(self._load_adapter(source.path, source.name) for source in settings.adapter_sources)
-        model = model_of(
-            base,
-            device=str(base.device),
-            dtype=base.dtype_name,
-            max_length=base.max_length,
-            runs_whole_because=why_whole(base.model),
-        )
-        return Loaded(model=model, adapters=adapters)
+        return base
 
-    def _load_adapter(self, path: Path, name: str | None) -> AdapterHandle:
-        base = self._loaded_base()
-        adapter = load_adapter(path, base, name=name)
-        attach(base, adapter)
-        handle = handle_of(
-            adapter, device=base.device, dtype=base.dtype_name, allow_uncalibrated=self._settings.allow_uncalibrated
-        )
-        self._probe(handle)
-        self._loaded_prefixes().serve(handle.digest)
-        self._handles.append(handle)
+    async def _load_adapter(self, path: Path, name: str | None) -> AdapterHandle:
+        reading = partial(self._read_adapter, path, name)
+        adapter, handle, row = await self._reading.run(f"The reading of adapter {name or path}", reading)
+        await self._lanes.run(partial(self._prove, adapter, handle, row))
         return handle
 
-    def _probe(self, handle: AdapterHandle) -> None:
-        """One forward pass of the adapter's own bank.
+    def _read_adapter(self, path: Path, name: str | None) -> tuple[Adapter, AdapterHandle, PackedRow]:
+        base = self._loaded_base()
+        logger.info("Reading adapter %s", name or path)
+        adapter, handle = read_adapter(path, name, base, self._settings, base.dtype_name)
+        return adapter, handle, self._probe_row(handle)
+
+    def _prove(self, adapter: Adapter, handle: AdapterHandle, row: PackedRow) -> None:
+        attach(self._loaded_base(), adapter)
+        self._probe(handle, row)
+        self._loaded_prefixes().serve(handle.digest)
+        self._handles.append(handle)
+
+    def _probe_row(self, handle: AdapterHandle) -> PackedRow:
+        """A short question with the adapter's choices.
 
         Raises:
-            NumericalError: if a probability is not finite.
+            AdapterError: if even this has more tokens than a pass may have.
         """
-        base = self._loaded_base()
+        base, most = self._loaded_base(), self._settings.max_batch_tokens
         row = pack(
             base.tokenizer,
             prompt=PROBE_PROMPT,
@@ -185,8 +202,22 @@ class TorchEngine:
             config=handle.config.prompt,
             max_length=base.max_length,
         )
-        job = Job(handle, row, handle.config.sampling.n_samples, seed=None, stop=None)
-        self._score([job], Control())
+        warn_of_shadowed(handle, row)
+        if row.n_tokens > most:
+            raise AdapterError(
+                f"got adapter {handle.name!r}, whose template and choices take {row.n_tokens} tokens with a short "
+                f"question, expected at most {most}: shorten them, or raise --max-batch-tokens"
+            )
+        return row
+
+    def _probe(self, handle: AdapterHandle, row: PackedRow) -> None:
+        """One forward pass, of as many draws of the adapter's own bank as fit into it.
+
+        Raises:
+            NumericalError: if a probability is not finite.
+        """
+        fitting = max(1, self._settings.max_batch_tokens // row.n_tokens)
+        self._score([Job(handle, row, min(handle.bank.n_samples, fitting), seed=None, stop=None)], Control())
 
     def _score_under(self, control: Control, jobs: Sequence[Job]) -> list[Tensor]:
         with checkpoints(control.checkpoint):

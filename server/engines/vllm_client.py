@@ -57,7 +57,7 @@ class VllmClient:
         """Makes a LoRA known under a name; one that is known already is that one, for names hold digests."""
         response = await self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
         if response.is_error and "already been loaded" not in response.text:
-            raise VllmError(f"got {_said(response)} on loading {folder}, expected success")
+            raise VllmError(f"got {_said(response)} on loading {name}, expected success")
 
     async def unload(self, name: str) -> None:
         """Lets go of a LoRA; one that is not known is gone already."""

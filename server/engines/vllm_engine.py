@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
-from blora.adapter import Adapter, attach, load_adapter
+from blora.adapter import Adapter, attach
 from blora.base_model import BaseModel, load_base_model
 from blora.config import ScoringName
 from blora.decision.stopping import looks
@@ -32,15 +32,18 @@ from blora.server.engines.jobs import (
     PROBE_PROMPT,
     check_adapters,
     enough,
-    handle_of,
     in_thread,
     model_of,
     probabilities,
+    read_adapter,
+    warn_of_shadowed,
 )
 from blora.server.engines.protocol import Job, Loaded, Row
 from blora.server.engines.vllm_client import UnknownLoraError, VllmClient, VllmError
+from blora.server.own_thread import OwnThread
 from blora.server.registry import AdapterHandle
 from blora.server.settings import Settings
+from blora.server.tokenizing import longest_token
 
 __all__ = ["DTYPE", "VllmEngine"]
 
@@ -60,6 +63,7 @@ class VllmEngine:
     """
 
     fresh_draws = False
+    longest_token = 1
 
     def __init__(self, settings: Settings) -> None:
         assert settings.engine_url is not None  # the settings have checked
@@ -71,6 +75,7 @@ class VllmEngine:
         )
         # Its own: the event loop would wait for its default one at the end, and so for a model that loads.
         self._working = ThreadPoolExecutor(4, "work")
+        self._reading = OwnThread(settings.adapter_load_timeout_s)
         self._base: BaseModel | None = None
         self._served: Counter[str] = Counter()  # handles by digest
         self._proved: list[AdapterHandle] = []
@@ -85,6 +90,7 @@ class VllmEngine:
         reading = partial(load_base_model, settings.base_model, device="cpu", dtype=settings.dtype)
         base = await in_thread(self._working, reading)
         self._base = base
+        self.longest_token = longest_token(base.tokenizer)
         try:
             # One token of its answer counts too.
             self._max_length = min(base.max_length, await self._vllm.max_length() - 1)
@@ -178,16 +184,9 @@ class VllmEngine:
         return self._folder / digest.removeprefix("sha256:")
 
     async def _load(self, path: Path, name: str | None) -> AdapterHandle:
-        base = self._loaded_base()
-        adapter = await in_thread(self._working, partial(load_adapter, path, base, name=name))
-        making = partial(
-            handle_of,
-            adapter,
-            device=base.device,
-            dtype=DTYPE,
-            allow_uncalibrated=self._settings.allow_uncalibrated,
-        )
-        handle = await in_thread(self._working, making)
+        reading = partial(read_adapter, path, name, self._loaded_base(), self._settings, DTYPE)
+        logger.info("Reading adapter %s", name or path)
+        adapter, handle = await self._reading.run(f"The reading of adapter {name or path}", reading)
         try:
             await in_thread(self._working, partial(self._export, adapter, handle.bank.n_samples))
             for s in range(handle.bank.n_samples):
@@ -221,6 +220,7 @@ class VllmEngine:
         """
         base = self._loaded_base()
         row = cast(PackedRow, await self.pack(handle, **_question(handle)))
+        warn_of_shadowed(handle, row)
 
         def here() -> Tensor:
             attach(base, adapter)

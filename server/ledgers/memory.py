@@ -1,8 +1,8 @@
 """A ledger in this process: gone with it, and known to no other replica."""
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 
-from blora.server.ledgers.protocol import Contents, Entry, Tally
+from blora.server.ledgers.protocol import Contents, Entry, Settled, Tally
 
 __all__ = ["MemoryLedger"]
 
@@ -17,8 +17,8 @@ class MemoryLedger:
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._waiting: OrderedDict[str, Entry] = OrderedDict()
-        self._labels: dict[str, bytes] = {}
-        self._outcomes: Counter[tuple[Contents, float, bool, bool]] = Counter()
+        self._labels: dict[str, int] = {}
+        self._tallies: dict[tuple[Contents, float, bool], Tally] = {}
 
     def remember(self, prediction_id: str, entry: Entry) -> None:
         """See Ledger."""
@@ -30,25 +30,29 @@ class MemoryLedger:
         """See Ledger."""
         return self._waiting.get(prediction_id)
 
-    async def settle(self, prediction_id: str, entry: Entry, label: bytes) -> tuple[bytes, Tally | None]:
+    async def settle(self, prediction_id: str, entry: Entry, label: int) -> Settled:
         """See Ledger."""
-        first = self._labels.get(prediction_id)
-        if first is not None:
-            return first, None
+        before = self._labels.get(prediction_id)
         self._labels[prediction_id] = label
         if entry.target_risk is None:
-            return label, None
+            return Settled(before, None)
         key = entry.adapter, entry.target_risk, entry.requested
-        self._outcomes[*key, label != entry.leader] += 1
-        n_wrong, n_right = (self._outcomes[*key, wrong] for wrong in (True, False))
-        return label, Tally(n_wrong + n_right, n_wrong)
+        n_outcomes, n_wrong, n_cleared = self._tallies.get(key, Tally(0, 0, 0))
+        wrong, was_wrong = label != entry.leader, before not in (None, entry.leader)
+        tally = Tally(
+            n_outcomes + (before is None),
+            n_wrong + wrong - was_wrong,
+            n_cleared + (was_wrong and not wrong),
+        )
+        self._tallies[key] = tally
+        return Settled(before, tally)
 
     def forget(self, adapter: Contents) -> None:
         """See Ledger."""
         for prediction_id in [one for one, entry in self._waiting.items() if entry.adapter == adapter]:
             self._drop(prediction_id)
-        for key in [key for key in self._outcomes if key[0] == adapter]:
-            del self._outcomes[key]
+        for key in [key for key in self._tallies if key[0] == adapter]:
+            del self._tallies[key]
 
     async def close(self) -> None:
         """See Ledger."""

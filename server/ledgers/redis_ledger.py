@@ -4,15 +4,18 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable
+from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from blora.errors import ConfigError
 from blora.server.errors import FeedbackUnavailableError
-from blora.server.ledgers.protocol import Contents, Entry, Tally
+from blora.server.ledgers.protocol import Contents, Entry, Settled, Tally
 
 __all__ = ["RedisLedger"]
 
@@ -20,19 +23,25 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# The version of what is kept: replicas of another one neither read it nor count with it.
+_PREFIX = "blora:2"
 _TIMEOUT_S = 2.0
 # More would not be faster, and a Redis has only so many.
 _CONNECTIONS = 10
 # The label and the counts together, so that no outcome is counted twice or not at all, whatever is asked again.
 _SETTLE = """
-local is_first = redis.call('HSETNX', KEYS[1], 'label', ARGV[1])
-redis.call('EXPIRE', KEYS[1], ARGV[3])
-local first = redis.call('HGET', KEYS[1], 'label')
-if is_first == 0 or not KEYS[2] then return {first} end
-local outcomes = redis.call('HINCRBY', KEYS[2], 'outcomes', 1)
-local wrong = redis.call('HINCRBY', KEYS[2], 'wrong', ARGV[2])
-redis.call('EXPIRE', KEYS[2], ARGV[3])
-return {first, outcomes, wrong}
+local label, leader, keep_s = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
+local before = tonumber(redis.call('HGET', KEYS[1], 'label') or -1)
+redis.call('HSET', KEYS[1], 'label', label)
+redis.call('EXPIRE', KEYS[1], keep_s)
+if not KEYS[2] then return {before} end
+local is_wrong = label ~= leader and 1 or 0
+local was_wrong = before >= 0 and before ~= leader and 1 or 0
+local outcomes = redis.call('HINCRBY', KEYS[2], 'outcomes', before < 0 and 1 or 0)
+local wrong = redis.call('HINCRBY', KEYS[2], 'wrong', is_wrong - was_wrong)
+local cleared = redis.call('HINCRBY', KEYS[2], 'cleared', was_wrong > is_wrong and 1 or 0)
+redis.call('EXPIRE', KEYS[2], keep_s)
+return {before, outcomes, wrong, cleared}
 """
 # Writes under way; beyond it Redis is too slow to keep up, and predictions go unremembered.
 _MAX_WRITING = 1000
@@ -41,19 +50,24 @@ _MAX_WRITING = 1000
 class RedisLedger:
     """See Ledger.
 
-    Keys are blora:prediction:ID, a hash that expires, and blora:outcomes:NAME:DIGEST:RISK, two counts that expire once
-    nothing has been counted for as long; outcomes that were not asked for have counts of their own, whose key ends in
-    :volunteered. Answers never wait for Redis: a prediction that cannot be written is not remembered, and the log says
-    so.
+    Keys are blora:2:prediction:ID, a hash that expires, and blora:2:outcomes:NAME:DIGEST:CALIBRATION_DIGEST:RISK, three
+    counts that expire once nothing has been counted for as long; outcomes that were not asked for have counts of their
+    own, whose key ends in :volunteered. Answers never wait for Redis: a prediction that cannot be written is not
+    remembered, and the log says so.
 
     Args:
-        url: redis://HOST:PORT/NUMBER.
+        url: redis://HOST:PORT/NUMBER, or redis://USER@HOST:PORT/NUMBER.
         keep_s: seconds after which a prediction is forgotten.
+        password_file: that has the password, where there is one and the address does not have it.
+
+    Raises:
+        ConfigError: if there is no password in that file, or another in the address.
     """
 
-    def __init__(self, url: str, keep_s: float) -> None:
+    def __init__(self, url: str, keep_s: float, password_file: Path | None = None) -> None:
         pool = BlockingConnectionPool.from_url(
             url,
+            password=_password(url, password_file) if password_file is not None else None,
             max_connections=_CONNECTIONS,
             timeout=_TIMEOUT_S,
             socket_timeout=_TIMEOUT_S,
@@ -75,35 +89,49 @@ class RedisLedger:
         task.add_done_callback(self._writing.discard)
 
     async def _write(self, prediction_id: str, entry: Entry) -> None:
-        contents = json.dumps([*entry.adapter, entry.salt.hex(), entry.leader.hex(), entry.target_risk])
+        contents = json.dumps(
+            {
+                "adapter": entry.adapter,
+                "client": entry.client,
+                "salt": entry.salt.hex(),
+                "choices": entry.choices.hex(),
+                "leader": entry.leader,
+                "target_risk": entry.target_risk,
+                "requested": entry.requested,
+            }
+        )
         key = _prediction(prediction_id)
         try:
             async with self._redis.pipeline() as pipe:
-                fields = {"entry": contents, "requested": int(entry.requested)}
-                await pipe.hset(key, mapping=fields).expire(key, self._keep_s).execute()
+                await pipe.hset(key, "entry", contents).expire(key, self._keep_s).execute()
         except RedisError as exc:
             logger.warning("Redis failed (%s): a prediction is not remembered for feedback", type(exc).__name__)
 
     async def find(self, prediction_id: str) -> Entry | None:
         """See Ledger."""
-        found, requested = await _tried(self._redis.hmget(_prediction(prediction_id), "entry", "requested"))
+        found = await _tried(self._redis.hget(_prediction(prediction_id), "entry"))
         if found is None:
             return None
-        name, digest, salt, leader, target_risk = json.loads(found)
-        # An earlier version wrote no such field, and asked for every outcome.
-        asked_for = requested != b"0"
-        return Entry(Contents(name, digest), bytes.fromhex(salt), bytes.fromhex(leader), target_risk, asked_for)
+        fields = json.loads(found)
+        return Entry(
+            adapter=Contents(*fields["adapter"]),
+            client=fields["client"],
+            salt=bytes.fromhex(fields["salt"]),
+            choices=bytes.fromhex(fields["choices"]),
+            leader=fields["leader"],
+            target_risk=fields["target_risk"],
+            requested=fields["requested"],
+        )
 
-    async def settle(self, prediction_id: str, entry: Entry, label: bytes) -> tuple[bytes, Tally | None]:
+    async def settle(self, prediction_id: str, entry: Entry, label: int) -> Settled:
         """See Ledger."""
         keys = [_prediction(prediction_id)]
         if entry.target_risk is not None:
             volunteered = "" if entry.requested else ":volunteered"
-            name, digest = entry.adapter
-            keys.append(f"blora:outcomes:{name}:{digest}:{entry.target_risk:g}{volunteered}")
-        wrong = int(label != entry.leader)
-        first, *counts = await _tried(self._redis.eval(_SETTLE, len(keys), *keys, label, wrong, self._keep_s))
-        return first, Tally(*map(int, counts)) if counts else None
+            keys.append(f"{_PREFIX}:outcomes:{':'.join(entry.adapter)}:{entry.target_risk:g}{volunteered}")
+        told = await _tried(self._redis.eval(_SETTLE, len(keys), *keys, label, entry.leader, self._keep_s))
+        before, *counts = map(int, told)
+        return Settled(None if before < 0 else before, Tally(*counts) if counts else None)
 
     def forget(self, adapter: Contents) -> None:
         """Nothing: other replicas may still serve it, and what expires is forgotten anyway."""
@@ -115,8 +143,22 @@ class RedisLedger:
         await self._redis.aclose()
 
 
+def _password(url: str, file: Path) -> str:
+    try:
+        password = file.read_text().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(
+            f"got feedback_redis_password_file {file}, which cannot be read ({exc}), expected a text file"
+        ) from exc
+    if not password:
+        raise ConfigError(f"got feedback_redis_password_file {file} without a password, expected one line of it")
+    if urlsplit(url).password is not None:
+        raise ConfigError("got a password in feedback_redis and feedback_redis_password_file, expected it in the file")
+    return password
+
+
 def _prediction(prediction_id: str) -> str:
-    return f"blora:prediction:{prediction_id}"
+    return f"{_PREFIX}:prediction:{prediction_id}"
 
 
 async def _tried(answer: Awaitable[T]) -> T:

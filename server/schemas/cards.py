@@ -16,7 +16,10 @@ class AdapterCard(Response):
     """One adapter that is served."""
 
     name: str
-    digest: str
+    digest: str = Field(description="SHA-256 of its contents: weights, posterior and settings.")
+    calibration_digest: str = Field(
+        description="SHA-256 of the calibration in force and the policy; `digest` covers neither."
+    )
     created: int = Field(description="Unix time of loading, in seconds.")
     base_model: str
     target_modules: list[str]

@@ -1,10 +1,12 @@
 """What a client may send. Requests are strict: an unknown field is refused, "16" is no number.
 
-The inputs of a batch are checked one at a time, so that a bad one fails in its place and the others
-are answered.
+Whatever a body holds, validating it takes bounded time and finds a bounded number of problems. The inputs of a batch
+are not looked at here: `BatchRequest.questions` checks them one at a time, so that a bad one fails in its place and
+the others are answered, once it is known that there are not too many.
 """
 
-from collections.abc import Mapping
+import string
+import unicodedata
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -12,7 +14,7 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
-    PlainValidator,
+    SkipValidation,
     Tag,
     ValidationError,
     field_validator,
@@ -23,10 +25,25 @@ from pydantic_core import PydanticCustomError
 from blora.server.errors import InvalidRequestError
 from blora.server.validation import invalid_request
 
-__all__ = ["BatchRequest", "LoadAdapter", "Message", "Policy", "PredictBody", "PredictRequest", "TellOutcome"]
+__all__ = [
+    "BatchRequest",
+    "LoadAdapter",
+    "Message",
+    "Policy",
+    "PredictBody",
+    "PredictRequest",
+    "PutAdapter",
+    "TellOutcome",
+]
 
 NonEmpty = Annotated[str, Field(min_length=1)]
 MAX_SEED = 2**63 - 1
+MAX_MESSAGES = 256
+# Characters of no width: where two texts differ in the first four alone, nobody sees a difference.
+_NO_WIDTH = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))
+_ENDS = string.whitespace + "\u200c\u200d\u200e\u200f"
+# No choice that anyone would offer is longer, in characters.
+MAX_LABEL = 32_768
 
 
 class Request(BaseModel):
@@ -40,6 +57,19 @@ class Request(BaseModel):
         arbitrary_types_allowed=True,
         hide_input_in_errors=True,
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, body: Any) -> Any:
+        """One problem where there are more fields than exist: pydantic would list each."""
+        if isinstance(body, dict) and len(body) > len(cls.model_fields):
+            unknown = next(name for name in body if name not in cls.model_fields)
+            raise PydanticCustomError(
+                "too_many_fields",
+                "got an unknown field, expected only documented ones: remove or respell it",
+                {"param": unknown},
+            )
+        return body
 
 
 class Message(Request):
@@ -94,10 +124,14 @@ class Policy(Request):
 class Question(Request):
     """The fields of one input; in a batch, also the defaults beside `inputs`."""
 
-    adapter: NonEmpty | None = Field(default=None, description="NAME, or NAME@sha256:DIGEST to pin its contents.")
+    adapter: NonEmpty | None = Field(
+        default=None,
+        description="NAME, NAME@DIGEST to pin its contents, or NAME@DIGEST+CALIBRATION_DIGEST to pin its calibration "
+        "and policy too; digests as sha256:HEX.",
+    )
     prompt: NonEmpty | None = Field(default=None, description="The question; or send `messages`.")
     messages: list[Message] | None = Field(
-        default=None, min_length=1, description="The question as a chat; or send `prompt`."
+        default=None, min_length=1, max_length=MAX_MESSAGES, description="The question as a chat; or send `prompt`."
     )
     choices: list[NonEmpty] | None = Field(
         default=None,
@@ -106,7 +140,10 @@ class Question(Request):
         description="The possible answers, all different; the adapter's fixed labels by default.",
     )
     scoring: Literal["text", "label"] | None = Field(
-        default=None, description="How choices are scored; the adapter's way by default."
+        default=None,
+        description="How choices are scored; the adapter's way by default. `text` does not depend on their order; "
+        "`label` does, for it scores the letters of a list in the prompt; another order has moved a probability by up "
+        "to 0.57. Send choices in the order of the training rows.",
     )
     n_samples: int | None = Field(
         default=None,
@@ -126,13 +163,13 @@ class Question(Request):
     @field_validator("choices")
     @classmethod
     def _all_different(cls, choices: list[str] | None) -> list[str] | None:
-        stripped = [choice.strip() for choice in choices or []]
+        stripped = [_seen(choice) for choice in choices or []]
         if "" in stripped:
             raise PydanticCustomError("blank_choice", "got a blank choice, expected some text: fill it or remove it")
         if len(set(stripped)) < len(stripped):
             raise PydanticCustomError(
                 "duplicate_choices",
-                "got the same choice twice (white space at the ends does not count), "
+                "got the same choice twice (white space at the ends and what nobody sees do not count), "
                 "expected all different: remove one",
             )
         return choices
@@ -143,18 +180,7 @@ class PredictRequest(Question):
 
     @model_validator(mode="after")
     def _one_question(self) -> "PredictRequest":
-        if self.prompt is None and self.messages is None:
-            raise PydanticCustomError(
-                "no_question",
-                "got neither prompt nor messages, expected exactly one: add one of them",
-                {"param": "prompt"},
-            )
-        if self.prompt is not None and self.messages is not None:
-            raise PydanticCustomError(
-                "two_questions",
-                "got both prompt and messages, expected exactly one: remove one of them",
-                {"param": "messages"},
-            )
+        _check_question(self)
         return self
 
 
@@ -162,7 +188,9 @@ class TellOutcome(Request):
     """What became of a prediction."""
 
     prediction_id: NonEmpty = Field(max_length=64, description="`id` of the answer.")
-    label: NonEmpty = Field(description="The right choice, as it was offered.")
+    label: NonEmpty = Field(
+        max_length=MAX_LABEL, description="The right choice, as it was offered; in the place of one told before."
+    )
 
 
 class LoadAdapter(Request):
@@ -172,42 +200,60 @@ class LoadAdapter(Request):
     path: NonEmpty = Field(description="Its folder, below the server's adapter root.")
 
 
-def _check_input(value: object) -> PredictRequest | InvalidRequestError:
-    try:
-        return PredictRequest.model_validate(value)
-    except ValidationError as exc:
-        return invalid_request(exc.errors(include_url=False))
+class PutAdapter(Request):
+    """Which adapter to serve from now on under the name in the path."""
 
-
-Input = Annotated[
-    PredictRequest | InvalidRequestError,
-    PlainValidator(_check_input, json_schema_input_type=PredictRequest),
-]
+    path: NonEmpty = Field(description="Its folder, below the server's adapter root.")
 
 
 class BatchRequest(Question):
     """Several questions; the fields beside `inputs` are defaults, an input's own field wins."""
 
-    inputs: list[Input] = Field(min_length=1)
+    inputs: list[SkipValidation[PredictRequest]] = Field(min_length=1)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _hand_down_defaults(cls, body: Any) -> Any:
-        if not isinstance(body, dict) or not isinstance(body.get("inputs"), list):
-            return body
-        defaults = {name: body[name] for name in PredictRequest.model_fields.keys() & body.keys()}
-        return {**body, "inputs": [_with_defaults(item, defaults) for item in body["inputs"]]}
+    def questions(self) -> list[PredictRequest | InvalidRequestError]:
+        """Each input with the defaults that it does not replace, or what is wrong with it."""
+        defaults = {name: getattr(self, name) for name in self.model_fields_set - {"inputs"}}
+        return [_question(item, defaults) for item in self.inputs]
 
 
-def _with_defaults(item: object, defaults: Mapping[str, object]) -> object:
-    if not isinstance(item, dict):
-        return item
-    merged = {**defaults, **item}
-    asked = {"prompt", "messages"} & item.keys()
-    if asked:  # an input's own question replaces the default one, in whichever form that came
-        for form in {"prompt", "messages"} - asked:
-            merged.pop(form, None)
-    return merged
+def _question(item: object, defaults: dict[str, Any]) -> PredictRequest | InvalidRequestError:
+    try:
+        own = Question.model_validate(item)
+        given = {name: getattr(own, name) for name in own.model_fields_set}
+        merged = {**defaults, **given}
+        asked = {"prompt", "messages"} & given.keys()
+        if asked:  # an input's own question replaces the default one, in whichever form that came
+            for form in {"prompt", "messages"} - asked:
+                merged.pop(form, None)
+        # The defaults have been validated, once for all inputs.
+        question = PredictRequest.model_construct(**merged)
+        _check_question(question)
+    except ValidationError as exc:
+        return invalid_request(exc.errors(include_url=False))
+    except PydanticCustomError as exc:
+        return invalid_request([{"type": exc.type, "loc": (), "msg": exc.message(), "ctx": exc.context}])
+    return question
+
+
+def _check_question(question: Question) -> None:
+    if question.prompt is None and question.messages is None:
+        raise PydanticCustomError(
+            "no_question",
+            "got neither prompt nor messages, expected exactly one: add one of them",
+            {"param": "prompt"},
+        )
+    if question.prompt is not None and question.messages is not None:
+        raise PydanticCustomError(
+            "two_questions",
+            "got both prompt and messages, expected exactly one: remove one of them",
+            {"param": "messages"},
+        )
+
+
+def _seen(choice: str) -> str:
+    """The choice as a reader sees it: in one of the ways to write its letters, without what has no width."""
+    return unicodedata.normalize("NFC", choice).translate(_NO_WIDTH).strip().strip(_ENDS)
 
 
 def _kind(body: object) -> str:

@@ -31,7 +31,7 @@ class BatchResponse(Response):
 
 
 class ModelCard(Response):
-    """One entry of the model list, in OpenAI's shape; adapters carry their digest."""
+    """One entry of the model list, in OpenAI's shape; adapters carry their digests."""
 
     id: str
     object: Literal["model"] = "model"
@@ -40,6 +40,9 @@ class ModelCard(Response):
     root: str
     parent: str | None
     digest: str | None
+    calibration_digest: str | None = Field(
+        default=None, description="SHA-256 of an adapter's calibration in force and its policy; null of a base model."
+    )
 
 
 class ModelList(Response):

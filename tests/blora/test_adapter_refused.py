@@ -93,7 +93,7 @@ BAD_ADAPTERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     **{f"no {name}": (remove(name), f"got adapter .*triage without {name}; expected all of") for name in DIGESTED},
     "folder for a file": (
         lambda folder: (remove("posterior.safetensors")(folder), (folder / "posterior.safetensors").mkdir()),
-        "got adapter .*triage without posterior.safetensors",
+        r"posterior.safetensors, which cannot be read \(not a regular file\)",
     ),
     "newer format": (
         config_with(lambda c: c.update(format_version=2)),

@@ -135,8 +135,8 @@ def other_seed(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "no JSON": (lambda file: file.write_text("{"), "no JSON"),
-    "no UTF-8": (lambda file: file.write_bytes(b"\xff\xfe"), "no JSON"),
+    "no JSON": (lambda file: file.write_text("{"), "not JSON"),
+    "no UTF-8": (lambda file: file.write_bytes(b"\xff\xfe"), "not JSON"),
     "a list": (lambda file: file.write_text("[]"), "format_version None .* expected 2; upgrade"),
     "another version": (rewrite_json(lambda raw: raw.update(format_version=3)), "format_version 3"),
     "no entries": (rewrite_json(lambda raw: raw.update(calibrations=[])), "got 0 calibrations"),

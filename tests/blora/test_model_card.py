@@ -37,6 +37,22 @@ def test_the_front_matter_is_the_hubs() -> None:
     assert "bayesian-lora" in front["tags"]
 
 
+@pytest.mark.parametrize(
+    ("base_model", "hub_id", "loaded"),
+    [
+        ("owner/model", "owner/model", "owner/model"),
+        ("smollm2-135m-instruct", "HuggingFaceTB/SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+        ("my-folder", None, "the folder of my-folder"),  # what is no hub id, the hub would take for one
+    ],
+)
+def test_the_base_model_is_named_as_the_hub_and_peft_find_it(base_model: str, hub_id: str | None, loaded: str) -> None:
+    card = model_card(replace(CONFIG, base_model=replace(CONFIG.base_model, id=base_model)), "triage")
+    assert yaml.safe_load(card.split("---\n")[1]).get("base_model") == hub_id
+    code = card.split("```python\n")[1].split("```")[0]
+    compile(code, "card", "exec")
+    assert f'AutoModelForCausalLM.from_pretrained("{loaded}")' in code
+
+
 def test_the_title_is_the_adapters_name() -> None:
     assert "\n# triage\n" in model_card(CONFIG, "triage")
 

@@ -221,7 +221,7 @@ def test_the_demos_rows_are_the_tokens_that_it_was_trained_on(smollm2: BaseModel
 @pytest.mark.model
 @pytest.mark.parametrize(("template", "glue"), [("{prompt}\nQueue:", " "), ("{prompt}\n", ""), ("{prompt}\n\n", "")])
 def test_the_embedded_models_choices_are_the_tokens_they_were(smollm2: BaseModel, template: str, glue: str) -> None:
-    @given(st.lists(st.text(min_size=1).map(str.strip).filter(bool), min_size=2, max_size=4))
+    @given(st.lists(st.text(min_size=1).map(str.strip).filter(bool), min_size=2, max_size=4, unique=True))
     def check(choices: list[str]) -> None:
         row = make(choices=tuple(choices), config=PromptConfig(template=template), tokenizer=smollm2.tokenizer)
         assert row.continuations == tuple(alone(smollm2, glue + choice) for choice in choices)
@@ -238,7 +238,7 @@ def test_the_embedded_models_letters_and_chats_are_the_tokens_they_were(smollm2:
 
 
 @pytest.mark.parametrize("template", ["{prompt}", "{prompt}\n"])
-@given(st.lists(st.text(st.sampled_from("ab 1.\n")).filter(str.strip), min_size=2, max_size=4))
+@given(st.lists(st.text(st.sampled_from("ab 1.\n")).map(str.strip).filter(bool), min_size=2, max_size=4, unique=True))
 def test_a_tokenizer_of_characters_gives_the_tokens_it_gave(template: str, choices: list[str]) -> None:
     row = make(choices=tuple(choices), config=PromptConfig(template=template))
     glue = "" if template.endswith("\n") else " "

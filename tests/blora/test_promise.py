@@ -62,6 +62,36 @@ def test_what_was_broken_stays_broken() -> None:
     assert after(promise, [False] * 1000).broken
 
 
+def test_what_was_broken_by_an_answer_that_was_right_after_all_is_judged_anew() -> None:
+    promise = after(Promise(0.1), [True] * 3)
+    assert promise.broken
+    promise.observe(3, 2, 1)
+    assert not promise.broken
+    promise.observe(4, 3, 1)
+    assert promise.broken
+    promise.observe(1000, 999, 2)
+    assert promise.broken
+
+
+def test_a_kept_promise_is_not_called_broken_more_often_where_reports_are_corrected() -> None:
+    """Each outcome is first reported wrong with probability 0.3 whatever it was, and corrected before the next ten."""
+    n_runs, alpha = 200, 0.1
+    broken = 0
+    for seed in range(n_runs):
+        promise, truth = Promise(0.1, alpha), outcomes(500, 0.1, seed)
+        mistaken = outcomes(500, 0.3, 10_000 + seed)
+        n_cleared = 0
+        for end in range(10, 501, 10):
+            reported = sum(truth[: end - 10]) + sum(
+                w or m for w, m in zip(truth[end - 10 : end], mistaken[end - 10 : end], strict=True)
+            )
+            promise.observe(end, reported, n_cleared)
+            n_cleared += reported - sum(truth[:end])
+            promise.observe(end, sum(truth[:end]), n_cleared)
+        broken += promise.broken
+    assert broken <= alpha * n_runs + 2 * math.sqrt(alpha * (1 - alpha) * n_runs)
+
+
 def test_the_lower_bound_lies_below_the_true_risk_and_nears_it() -> None:
     promise = Promise(0.1)
     assert (promise.realised_risk, promise.lower_bound) == (None, 0.0)

@@ -11,10 +11,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.server_process import ROOT
 from blora.server.build import Build
+from blora.server.errors import TABLE
 from blora.server.metrics import Metrics
 
 DEPLOY = ROOT / "deploy"
-RULES = [rule for group in yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"] for rule in group["rules"]]
+ALL = [rule for group in yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"] for rule in group["rules"]]
+RULES = [rule for rule in ALL if "alert" in rule]
 
 
 @pytest.mark.skipif(
@@ -35,10 +37,31 @@ def test_each_has_a_test_of_its_own() -> None:
 
 def test_they_ask_for_metrics_that_the_server_has() -> None:
     families = text_string_to_metric_families(Metrics(Build.current()).render().decode())
-    known = {name for family in families for name in (family.name, f"{family.name}_total")}
-    asked = {name for rule in RULES for name in re.findall(r"\bblora_\w+", rule["expr"])}
+    endings = ("", "_total", "_bucket", "_count")
+    known = {family.name + ending for family in families for ending in endings}
+    recorded = {rule["record"] for rule in ALL if "record" in rule}
+    asked = {name for rule in ALL for name in re.findall(r"[a-z:]*\bblora_[\w:]+", rule["expr"])}
+    assert {name for name in asked if ":" in name} == recorded
+    asked -= recorded
     assert asked
     assert asked <= known
+
+
+def test_failures_are_the_servers_own_and_what_they_are_a_share_of_are_inputs_that_could_be_answered() -> None:
+    # Probes and load balancers get the first two as well, feedback is no input, and no request came of a connection
+    # that was one too many.
+    others = {"not_ready", "draining", "feedback_unavailable", "too_many_connections"}
+    failures = {code for code, row in TABLE.items() if row.status >= 500} - others
+    for objective in ("faults", "slow"):
+        for rule in (rule for rule in ALL if objective in rule.get("record", "")):
+            *parts, whole = (set(named.split("|")) for named in re.findall(r'outcome=~"([^"]+)"', rule["expr"]))
+            assert whole == failures | {"answered", "abstained"}
+            assert parts == ([failures] if objective == "faults" else [])
+
+
+def test_the_latency_objective_is_a_bucket_of_the_histogram() -> None:
+    [bound] = {found for rule in ALL for found in re.findall(r'le=~"(\d+)', rule["expr"])}
+    assert f'blora_request_seconds_bucket{{le="{bound}.0"}}' in Metrics(Build.current()).render().decode()
 
 
 def test_each_has_a_line_in_the_runbook() -> None:

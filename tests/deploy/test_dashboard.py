@@ -44,8 +44,9 @@ def test_the_file_is_made_from_the_list() -> None:
 def test_it_shows_every_metric() -> None:
     families = text_string_to_metric_families(Metrics(Build.current()).render().decode())
     asked = " ".join(expressions())
-    counted = [family.name for family in families if not family.name.endswith("_created")]
-    assert [name for name in counted if name not in asked] == []
+    known = {family.name for family in families}
+    known.remove("process_virtual_memory_bytes")  # comes with the others, and says nothing of a process that maps files
+    assert {name for name in known if name not in asked} == set()
 
 
 def test_panels_have_places_of_their_own() -> None:
@@ -73,8 +74,9 @@ async def be_busy(server: Listening) -> None:
     for k, response in enumerate(answers):
         answer = response.json()
         if not answer["abstained"]:
-            told = {"prediction_id": answer["id"], "label": "billing" if k % 3 else "sales"}
-            await server.client.post("/v1/feedback", json=told)
+            for label in ["billing"] if k % 3 else ["technical", "billing"] if k % 2 else ["technical"]:
+                told = {"prediction_id": answer["id"], "label": label}
+                await server.client.post("/v1/feedback", json=told)
     await asyncio.gather(*(server.ask(word) for word in ("NAN", "POISON", "UNPACKABLE")))
 
 

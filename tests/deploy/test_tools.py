@@ -28,7 +28,7 @@ def test_lint_finds_nothing():
 @pytest.mark.parametrize(
     ("change", "finding"),
     [
-        (("replicas: 2", "replicas: two"), "replicas"),
+        (("replicas: 1", "replicas: two"), "replicas"),
         (("readinessProbe", "readynessProbe"), "readynessProbe"),
         (("kind: Deployment", "kind: Deploymint"), "Deploymint"),
     ],

@@ -20,6 +20,7 @@ from blora.decision.certificate import Calibration
 from blora.errors import AdapterError, PromptError
 from blora.server.app import create_app
 from blora.server.control import Control
+from blora.server.engines.jobs import check_draws
 from blora.server.engines.protocol import Job, Loaded, ModelInfo
 from blora.server.registry import AdapterHandle
 from blora.server.settings import Settings
@@ -61,6 +62,7 @@ class FakeRow:
 
     text: str
     choices: tuple[str, ...]
+    shadowed: tuple[str, str] | None = None
 
     @property
     def prompt_tokens(self) -> int:
@@ -107,6 +109,8 @@ class FakeEngine:
         handle("open", OPEN_DIGEST),
     )
     fresh_draws: bool = True
+    longest_token: int = 100
+    n_samples_cap: int = 64
     runs_whole_because: str | None = None
     load_error: Exception | None = None
     broken: bool = False
@@ -131,10 +135,16 @@ class FakeEngine:
             fingerprint="sha256:" + "0" * 64,
             device="cpu",
             dtype="float64",
-            max_length=1000,
+            max_length=8192,
             runs_whole_because=self.runs_whole_because,
         )
+        for each in self.handles:
+            self._checked(each)
         return Loaded(model, self.handles)
+
+    def _checked(self, loaded: AdapterHandle) -> AdapterHandle:
+        check_draws(loaded.name, loaded.config.sampling.n_samples, self.n_samples_cap)
+        return loaded
 
     async def pack(
         self,
@@ -156,7 +166,8 @@ class FakeEngine:
         if not (path / "contents").is_file():
             raise AdapterError(f"got adapter {path}, expected an existing directory")
         contents = (path / "contents").read_bytes()
-        return handle(name, f"sha256:{hashlib.sha256(contents).hexdigest()}", n_samples=4 + len(contents))
+        digest = f"sha256:{hashlib.sha256(contents).hexdigest()}"
+        return self._checked(handle(name, digest, n_samples=4 + len(contents)))
 
     async def forget(self, handle: AdapterHandle) -> None:
         self.forgotten.append(handle.digest)

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -55,6 +56,17 @@ def test_the_line_has_choices_where_the_adapter_has_none(
     assert json.loads(shlex.split(line)[-1])["choices"] == ["yes", "no"]
 
 
+def test_without_an_adapter_the_line_loads_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    serve_with(monkeypatch, SelfEndingEngine(handles=()))
+    assert main(["--port", "0", "--adapter-root", str(tmp_path)]) == 0
+    printed = capsys.readouterr().err
+    assert f"No adapter is loaded yet. Load one from below {tmp_path}" in printed
+    [line] = re.findall(r"^  (curl .*)$", printed, re.MULTILINE)
+    assert json.loads(shlex.split(line)[-1]).keys() == {"name", "path"}
+
+
 def test_an_adapter_that_does_not_load_gives_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -71,6 +83,7 @@ def test_an_adapter_that_does_not_load_gives_one_line(
         (["--timeout-s", "-1"], "--timeout-s: .*greater than 0"),
         (["--log-level", "loud"], "--log-level: .*debug"),
         (["--max-queue-tokens", "5"], "got max_queue_tokens=5, expected at least max_batch_tokens=4096.*"),
+        (["--feedback-redis-password-file", "x"], "got feedback_redis_password_file=x without feedback_redis, .*"),
         (["--api-keys", "/no/where"], "got key file /no/where, which cannot be read .*"),
         (["--host", "256.0.0.1"], "got 256.0.0.1 port 8000, which cannot be listened on .*"),
     ],

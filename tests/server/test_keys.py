@@ -1,14 +1,12 @@
 """The key file: what it may hold, and what happens when it changes under a running server."""
 
 import os
-import stat
 from pathlib import Path
 
 import pytest
 
 from blora.errors import ConfigError
-from blora.server.key_command import main
-from blora.server.keys import Key, Keys, Scope, line_of, new_key
+from blora.server.keys import Key, Keys, line_of, new_key
 
 
 def write(file: Path, *lines: str) -> Path:
@@ -91,34 +89,3 @@ def test_a_file_that_makes_no_sense_is_refused(tmp_path: Path, lines: list[str],
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         Keys(tmp_path / "keys")
-
-
-# The command
-
-
-@pytest.mark.parametrize(("flags", "scope"), [([], "predict"), (["--admin"], "admin")])
-def test_the_command_shows_a_key_and_keeps_its_hash(
-    tmp_path: Path, flags: list[str], scope: Scope, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "keys"
-    assert main(["first", "--file", str(file)]) == 0
-    capsys.readouterr()
-    assert main(["second", "--file", str(file), *flags]) == 0
-    [key] = capsys.readouterr().out.split()
-    keys = Keys(file)
-    assert keys.find(key) == Key("second", scope)
-    assert key not in file.read_text()
-    assert len(file.read_text().splitlines()) == 2
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
-
-
-@pytest.mark.parametrize(
-    ("name", "message"), [("first", "got key 'first' twice"), ("no name", "got key name 'no name'")]
-)
-def test_what_the_server_would_refuse_is_not_written(tmp_path: Path, name: str, message: str) -> None:
-    file = tmp_path / "keys"
-    main(["first", "--file", str(file)])
-    before = file.read_text()
-    with pytest.raises(ConfigError, match=message):
-        main([name, "--file", str(file)])
-    assert file.read_text() == before

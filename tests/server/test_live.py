@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import signal
 import statistics
 import subprocess
@@ -133,6 +134,25 @@ def test_a_chat_is_not_what_the_demo_was_calibrated_for(live: Server) -> None:
     assert (refused.status_code, refused.json()["error"]["code"]) == (422, "not_calibrated")
     own = httpx.post(f"{live.url}/v1/predict", json=chat | {"policy": {"min_confidence": 0.5}}, timeout=600)
     assert own.raise_for_status().json()["prediction_set"] is None
+
+
+def test_a_threshold_edited_in_the_folder_is_noticed_by_who_pins_it(live: Server, tmp_path: Path) -> None:
+    body = {"prompt": QUESTIONS["sure"], "policy": {"target_risk": 0.25}}
+    before = httpx.post(f"{live.url}/v1/predict", json=body, timeout=600).raise_for_status().json()
+    weights, decides = before["adapter"]["digest"], before["adapter"]["calibration_digest"]
+    folder = Path(shutil.copytree(ADAPTER, tmp_path / "adapter"))
+    file = folder / "calibration.json"
+    contents = json.loads(file.read_text())
+    edited = [level for one in contents["calibrations"] for level in one["levels"] if level["target_risk"] == 0.25]
+    for level in edited:
+        level["threshold"] -= 0.01
+    file.write_text(json.dumps(contents))
+    with serve(tmp_path / "log", adapters=f"triage={folder}", **PATIENT) as other:
+        answered = [
+            httpx.post(f"{other.url}/v1/predict", json=body | {"adapter": f"triage@{pin}"}, timeout=600).status_code
+            for pin in (weights, f"{weights}+{decides}")
+        ]
+    assert answered == [200, 404]
 
 
 async def test_two_hundred_at_once(live: Server, capsys: pytest.CaptureFixture[str]) -> None:

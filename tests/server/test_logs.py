@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from blora.server.logs import Form, configure
+from blora.server.logs import Form, configure, write_down
 from tests.server.fakes import TRIAGE_DIGEST, FakeEngine, running
 
 SECRET = "p=0.9 a secret"
@@ -61,3 +61,26 @@ def test_an_exception_is_part_of_its_line(capsys: pytest.CaptureFixture[str]) ->
     found = json.loads(line)
     assert found["level"] == "error"
     assert "ValueError: first\nsecond" in found["exception"]
+
+
+FORGED = "evil\n2026-01-01 00:00:00,000 INFO blora.server.predictor: answered\u2028x\x1b[2J"
+
+
+def test_a_name_cannot_write_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("info", "text")
+    logging.getLogger("x").info("Adapter %s is served", FORGED)
+    write_down(logging.getLogger("x"), "answered", adapter=FORGED)
+    for line in capsys.readouterr().err.splitlines():
+        assert "\\n2026-01-01" in line
+        assert "\x1b" not in line
+
+
+def test_nor_can_the_text_of_an_exception(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("info", "text")
+    try:
+        raise ValueError(FORGED)
+    except ValueError:
+        logging.getLogger("x").exception("it failed")
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert first.endswith("ERROR x: it failed")
+    assert all(line.startswith("  ") for line in rest)

@@ -13,7 +13,9 @@ NAMES = {
     "blora_samples_per_request", "blora_confidence", "blora_predictive_entropy_nats",
     "blora_mutual_information_nats", "blora_queue_depth", "blora_backlog_seconds", "blora_model_runs_in_parts", "blora_adapter_info", "blora_build_info",
     "blora_uncertainty_drift", "blora_promised_answers", "blora_outcomes", "blora_realised_risk", "blora_realised_risk_lower_bound",
-    "blora_promise_broken",
+    "blora_promise_broken", "blora_outcome_corrections",
+    "process_virtual_memory_bytes", "process_resident_memory_bytes",
+    "process_start_time_seconds", "process_cpu_seconds", "process_open_fds", "process_max_fds",
 }  # fmt: skip
 LABELS = {"adapter", "outcome", "reason", "digest", "version", "revision", "le"}
 
@@ -22,9 +24,9 @@ async def test_the_names_are_those_of_the_contract(server: Running) -> None:
     response = await server.client.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain")
     families = list(text_string_to_metric_families(response.text))
-    assert {family.name.removesuffix("_created") for family in families} == NAMES
+    assert {family.name for family in families} == NAMES
     assert all(sample.labels.keys() <= LABELS for family in families for sample in family.samples)
-    assert all(family.documentation for family in families if not family.name.endswith("_created"))
+    assert all(family.documentation for family in families)
 
 
 @pytest.mark.parametrize("reason", [None, "parts move the logits"])

@@ -1,33 +1,35 @@
 """Files of questions answered by the app's own predictor, interrupted and gone on with."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from blora.errors import AdapterError, ConfigError
+from blora.server.errors import InvalidRequestError
 from blora.server.offline import AHEAD, answer_all, rows_done
+from blora.server.rows import QuestionRow
 from blora.server.settings import Settings
 from tests.server.fakes import FakeEngine
 
 SETTINGS = Settings(default_adapter="triage", max_queue_tokens=2**30, max_queue_requests=2**20)
 
 
-def questions(n: int, read: list[int] | None = None) -> Iterator[dict[str, Any]]:
+def questions(n: int, read: list[int] | None = None) -> Iterator[QuestionRow]:
     for k in range(n):
         if read is not None:
             read.append(k)
-        yield {"prompt": f"p={0.5 + k / (2 * n):.6f}"}
+        yield QuestionRow({"prompt": f"p={0.5 + k / (2 * n):.6f}"})
 
 
 def rows(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in output.read_text().splitlines()]
 
 
-async def answer(output: Path, asked: Iterator[dict[str, Any]], **fields: Any) -> int:
-    return await answer_all(SETTINGS, FakeEngine(), asked, output, fields=fields)
+async def answer(output: Path, asked: Iterable[QuestionRow], **fields: Any) -> int:
+    return await answer_all(SETTINGS, FakeEngine(), iter(asked), output, fields=fields)
 
 
 async def test_each_row_has_its_answer_in_its_place(tmp_path: Path) -> None:
@@ -44,7 +46,7 @@ async def test_each_row_has_its_answer_in_its_place(tmp_path: Path) -> None:
 
 async def test_a_bad_row_has_its_error_and_no_other(tmp_path: Path) -> None:
     bad: list[dict[str, Any]] = [{}, {"prompt": "UNPACKABLE"}, {"prompt": "p=0.9", "choices": ["a"]}]
-    await answer(tmp_path / "out", iter([{"prompt": "p=0.9"}, *bad, {"prompt": "p=0.9"}]))
+    await answer(tmp_path / "out", map(QuestionRow, [{"prompt": "p=0.9"}, *bad, {"prompt": "p=0.9"}]))
     found = rows(tmp_path / "out")
     assert [row.get("error", {}).get("code") for row in found] == [
         None,
@@ -54,6 +56,16 @@ async def test_a_bad_row_has_its_error_and_no_other(tmp_path: Path) -> None:
         None,
     ]
     assert [row["row"] for row in found] == list(range(5))
+
+
+async def test_a_row_keeps_its_own_id(tmp_path: Path) -> None:
+    asked = {"prompt": "p=0.9"}
+    bad = QuestionRow(error=InvalidRequestError("got a line that is not JSON", code="invalid_json"))
+    await answer(tmp_path / "out", [QuestionRow(asked, "x-1"), QuestionRow(asked), bad, QuestionRow(asked, "\ud800")])
+    found = rows(tmp_path / "out")
+    assert [row.get("id") for row in found] == ["x-1", None, None, "\ud800"]
+    assert found[2]["error"]["code"] == "invalid_json"
+    assert rows_done(tmp_path / "out") == 4
 
 
 async def test_a_policy_withholds_as_in_the_server(tmp_path: Path) -> None:

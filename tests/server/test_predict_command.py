@@ -20,8 +20,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("predict")
     tiny_model().save_pretrained(root / "tiny")
     tiny_tokenizer().save_pretrained(root / "tiny")
-    write_adapter(root / "adapter", root / "tiny", seed=1)
-    rows = ({"prompt": f"question {k}" + "?" * (k % 40), "label": 0} for k in range(N_ROWS))
+    write_adapter(root / "tickets v2", root / "tiny", seed=1)
+    rows = ({"id": f"t-{k}", "prompt": f"question {k}" + "?" * (k % 40), "label": 0} for k in range(N_ROWS))
     (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return root
 
@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(folder: Path, output: Path, *flags: str) -> list[str]:
     return [
         *(sys.executable, "-m", "blora.cli", "predict", str(folder / "rows.jsonl"), str(output)),
-        *("--adapter", str(folder / "adapter"), "--base-model", str(folder / "tiny"), "--device", "cpu", *flags),
+        *("--adapter", str(folder / "tickets v2"), "--base-model", str(folder / "tiny"), "--device", "cpu", *flags),
     ]
 
 
@@ -57,8 +57,9 @@ def test_a_run_that_is_killed_twice_has_each_row_once(folder: Path, tmp_path: Pa
         f"{output} has the answers to {N_ROWS} of {N_ROWS} rows, and errors for 0\n",
     )
     found = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [row["row"] for row in found] == list(range(N_ROWS))
+    assert [(row["row"], row["id"]) for row in found] == [(k, f"t-{k}") for k in range(N_ROWS)]
     assert all({entry["choice"] for entry in row["prediction"]["probabilities"]} == set(CHOICES) for row in found)
+    assert {row["prediction"]["adapter"]["name"] for row in found} == {"tickets-v2"}
     prompts = [row["prediction"]["usage"]["prompt_tokens"] for row in found]
     assert [b - a for a, b in pairwise(prompts[100:140])] == [1] * 19 + [-39] + [1] * 19
 
@@ -92,3 +93,26 @@ def test_what_makes_no_sense_is_told(folder: Path, tmp_path: Path, flags: tuple[
         assert done.returncode == 1
         assert done.stderr.splitlines()[-1].startswith(message)
         assert "Traceback" not in done.stderr
+
+
+def test_the_adapter_has_the_name_that_is_given_and_bad_lines_their_errors(folder: Path, tmp_path: Path) -> None:
+    questions, output = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    questions.write_text('{"prompt": "x", "id": 7}\nnonsense\n')
+    arguments = command(folder, output, "--name", "mine")
+    arguments[arguments.index(str(folder / "rows.jsonl"))] = str(questions)
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (3, f"{output} has the answers to 1 of 2 rows, and errors for 1\n")
+    good, bad = map(json.loads, output.read_text().splitlines())
+    assert (good["id"], good["prediction"]["adapter"]["name"]) == (7, "mine")
+    assert bad["error"]["message"].startswith("got a line that is not JSON")
+
+
+def test_a_file_without_questions_is_told_before_the_work(folder: Path, tmp_path: Path) -> None:
+    questions, output = tmp_path / "rows.csv", tmp_path / "out.jsonl"
+    questions.write_text("text,label\nhello,1\n")
+    arguments = command(folder, output)
+    arguments[arguments.index(str(folder / "rows.jsonl"))] = str(questions)
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("rename text to question or prompt")
+    assert not output.exists()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from blora.decision.abstention import Policy
+from blora.server.digests import calibration_digest
 from tests.server.fakes import (
     CHOICES,
     OPEN_DIGEST,
@@ -35,7 +36,11 @@ async def test_an_answer_has_exactly_the_fields_of_the_contract(server: Running)
         "policy", "n_samples", "usage", "timing",
     }  # fmt: skip
     assert answer["model"] == "fake"
-    assert answer["adapter"] == {"name": "triage", "digest": TRIAGE_DIGEST}
+    assert answer["adapter"] == {
+        "name": "triage",
+        "digest": TRIAGE_DIGEST,
+        "calibration_digest": calibration_digest(None, None),
+    }
     assert (answer["answer"], answer["top_choice"]) == ("billing", "billing")
     assert [entry["choice"] for entry in answer["probabilities"]] == list(CHOICES)
     assert [entry["probability"] for entry in answer["probabilities"]] == pytest.approx([0.7, 0.15, 0.15])

@@ -67,3 +67,33 @@ def test_an_unknown_default_is_refused() -> None:
 def test_a_handle_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         TRIAGE.digest = OPEN_DIGEST  # type: ignore[misc]
+
+
+def test_a_default_that_is_gone_is_not_remembered() -> None:
+    registry = Registry([TRIAGE])
+    registry.remove("triage")
+    assert registry.default is None
+    with pytest.raises(InvalidRequestError, match="while no adapter is loaded"):
+        registry.resolve(None)
+    registry.add(OPEN)
+    assert registry.resolve(None) is OPEN
+    registry.add(TRIAGE)
+    assert registry.default is None
+
+
+def test_the_only_one_at_the_start_stays_the_default_beside_others() -> None:
+    registry = Registry([TRIAGE])
+    registry.add(OPEN)
+    assert registry.default is TRIAGE
+    new = dataclasses.replace(TRIAGE, digest=OPEN_DIGEST)
+    assert registry.replace(new) is TRIAGE
+    assert registry.default is new
+    assert list(registry) == [new, OPEN]
+
+
+def test_a_configured_default_that_comes_back_is_the_default_again() -> None:
+    registry = Registry([TRIAGE, OPEN], default="open")
+    registry.remove("open")
+    assert registry.default is TRIAGE
+    registry.add(OPEN)
+    assert registry.default is OPEN

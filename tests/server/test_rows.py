@@ -11,6 +11,11 @@ import pytest
 from blora.errors import DataError
 from blora.server.rows import read_questions
 
+
+def asked(file: Path) -> list[dict[str, Any]]:
+    return [row.asked for row in read_questions(file)]
+
+
 ROWS: list[dict[str, Any]] = [
     {"prompt": "one", "choices": ["a", "b"], "label": 1, "id": "x"},
     {"question": "two, with a comma", "choices": "a | b|c"},
@@ -27,7 +32,33 @@ def test_json_lines(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     chat = {"messages": [{"role": "user", "content": "four"}]}
     file.write_text("\n".join(map(json.dumps, [*ROWS, chat])) + "\n[1]\nnonsense\n")
-    assert list(read_questions(file)) == [*EXPECTED, chat, {}, {}]
+    assert asked(file) == [*EXPECTED, chat, {}, {}]
+    *good, listed, nonsense = read_questions(file)
+    assert [(row.id, row.error) for row in good] == [("x", None), (None, None), (None, None), (None, None)]
+    assert listed.error is not None
+    assert (listed.error.code, str(listed.error)) == ("invalid_type", "got list, expected a JSON object")
+    assert nonsense.error is not None
+    assert nonsense.error.code == "invalid_json"
+    assert str(nonsense.error).startswith("got a line that is not JSON (Expecting value")
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
+def test_a_file_without_a_column_for_the_question_is_told_once(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    file.write_text("text,label\n" + "hello,1\n" * 9 if name == "rows.csv" else '{"text": "hello", "label": 1}\n' * 9)
+    with pytest.raises(DataError, match=f"^{file}: got the columns text, label, .*: rename text to question"):
+        next(read_questions(file))
+
+
+def test_a_row_without_a_question_among_others_is_told_in_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "x"}\n{"text": "y"}\n' + "[" * 100_000 + "\n")
+    first, second, third = read_questions(file)
+    assert first.error is None
+    assert second.error is not None
+    assert (second.error.code, str(second.error)[:21]) == ("missing", "got the columns text,")
+    assert third.error is not None
+    assert third.error.code == "invalid_json"
 
 
 def test_csv(tmp_path: Path) -> None:
@@ -35,18 +66,18 @@ def test_csv(tmp_path: Path) -> None:
     file.write_text(
         'id,prompt,question,choices\nx,one,,a|b\n,,"two, with a comma",a | b|c\n,"three\n""quoted""",not this,\n'
     )
-    assert list(read_questions(file)) == EXPECTED
+    assert asked(file) == EXPECTED
 
 
 def test_what_training_reads_is_read(tmp_path: Path) -> None:
     csv, jsonl = tmp_path / "rows.csv", tmp_path / "rows.jsonl"
     csv.write_text('prompt,choices\nx,"[""a"", ""b|c""]"\ny,"[not json"\n', encoding="utf-8-sig")
-    assert list(read_questions(csv)) == [
+    assert asked(csv) == [
         {"prompt": "x", "choices": ["a", "b|c"]},
         {"prompt": "y", "choices": ["[not json"]},
     ]
     jsonl.write_text('{"prompt": "x"}\n\n  \n{"prompt": "y"}\n', encoding="utf-8-sig")
-    assert list(read_questions(jsonl)) == [{"prompt": "x"}, {"prompt": "y"}]
+    assert asked(jsonl) == [{"prompt": "x"}, {"prompt": "y"}]
 
 
 def test_parquet(tmp_path: Path) -> None:
@@ -54,7 +85,7 @@ def test_parquet(tmp_path: Path) -> None:
     columns = {name: [row.get(name) for row in ROWS] for name in ("prompt", "question")}
     columns["choices"] = [["a", "b"], ["a", "b", "c"], None]
     pyarrow.parquet.write_table(pyarrow.table(columns), file)
-    assert list(read_questions(file)) == EXPECTED
+    assert asked(file) == EXPECTED
 
 
 def test_a_row_is_read_when_it_is_asked_for(tmp_path: Path) -> None:
@@ -63,7 +94,7 @@ def test_a_row_is_read_when_it_is_asked_for(tmp_path: Path) -> None:
         for k in range(100_000):
             rows.write(f'{{"prompt": "{k}"}}\n')
     questions = read_questions(file)
-    assert next(questions) == {"prompt": "0"}
+    assert next(questions).asked == {"prompt": "0"}
     with file.open("r+") as rows:
         rows.truncate(0)
     assert sum(1 for _ in questions) < 50_000

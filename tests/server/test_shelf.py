@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from blora.server.digests import calibration_digest
 from blora.server.keys import line_of
 from blora.server.registry import AdapterHandle
 from tests.server.calibrations import calibration
@@ -22,6 +23,9 @@ ADMIN = {"authorization": "Bearer key-of-ops"}
 
 def digest_of(contents: str) -> str:
     return f"sha256:{hashlib.sha256(contents.encode()).hexdigest()}"
+
+
+NEW = {"name": "new", "digest": digest_of("1"), "calibration_digest": calibration_digest(None, None)}
 
 
 @pytest.fixture
@@ -62,7 +66,7 @@ async def ask(server: Running, adapter: str) -> tuple[int, Any]:
 
 async def test_a_loaded_adapter_answers_and_an_unloaded_one_does_not(open_server: Running, engine: FakeEngine) -> None:
     response = await load(open_server)
-    assert (response.status_code, response.json()) == (201, {"name": "new", "digest": digest_of("1")})
+    assert (response.status_code, response.json()) == (201, NEW)
     assert await ask(open_server, "new") == (200, digest_of("1"))
     assert await ask(open_server, f"new@{digest_of('1')}") == (200, digest_of("1"))
     assert await open_server.metric("blora_adapter_info", adapter="new", digest=digest_of("1")) == 1
@@ -79,7 +83,7 @@ async def test_a_loaded_adapter_answers_and_an_unloaded_one_does_not(open_server
 async def test_the_same_contents_again_are_no_error_and_others_are(open_server: Running, root: Path) -> None:
     await load(open_server)
     again = await load(open_server, path="below/../below/one")
-    assert (again.status_code, again.json()) == (200, {"name": "new", "digest": digest_of("1")})
+    assert (again.status_code, again.json()) == (200, NEW)
     other = await load(open_server, path="below/two")
     assert (other.status_code, other.json()["error"]["code"]) == (409, "adapter_conflict")
     (root / "below" / "one" / "contents").write_text("3")
@@ -109,7 +113,7 @@ async def test_handles_that_are_not_served_are_let_go_of(open_server: Running, e
     await load(open_server)
     await load(open_server, path="below/two")
     await load(open_server, "greedy", "below/greedy")
-    assert len(engine.forgotten) == 3
+    assert len(engine.forgotten) == 2
     await ask(open_server, "new")
     assert n_handles("new") == 1
     await open_server.client.delete("/v1/adapters/new")
@@ -138,7 +142,7 @@ async def test_several_that_ask_for_the_same_at_once_get_the_same(open_server: R
         ("new", "nothing", (422, "invalid_adapter")),
         ("new", "nowhere", (422, "invalid_adapter")),
         ("new", "below/greedy", (422, "invalid_adapter")),
-        ("no name", "below/one", (422, "invalid_adapter")),
+        ("no name", "below/one", (422, "invalid_value")),
         ("", "below/one", (422, "empty_string")),
         ("new", "below", (422, "invalid_adapter")),
         ("new", ".", (403, "forbidden")),  # it holds the link
@@ -156,6 +160,38 @@ async def test_what_cannot_be_loaded_is_told_and_changes_nothing(
     assert time.monotonic() - began < 1  # nobody walks through the whole file system
     assert (response.status_code, response.json()["error"]["code"]) == expected
     assert len((await open_server.client.get("/v1/adapters")).json()["data"]) == 2
+
+
+@pytest.mark.parametrize("name", ["no name", ".hidden", "a/b", "é", "x\ny"])
+async def test_a_bad_name_is_refused_before_anything_is_read(
+    open_server: Running, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.delattr(FakeEngine, "load_adapter")
+    error = (await load(open_server, name)).json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_value", "name")
+    assert error["message"].endswith("starting with a letter or digit: choose another name")
+
+
+async def test_a_folder_of_very_many_files_is_refused(
+    open_server: Running, monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
+    monkeypatch.setattr("blora.server.shelf.MOST_ENTRIES", 10)
+    for i in range(10):
+        (root / "below" / "one" / f"more-{i}").touch()
+    refused = await load(open_server)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (413, "adapter_too_large")
+    assert "a folder of 10 files or more" in refused.json()["error"]["message"]
+
+
+async def test_without_adapters_the_server_is_not_ready_and_with_the_next_it_is(open_server: Running) -> None:
+    for name in ("triage", "open"):
+        await open_server.client.delete(f"/v1/adapters/{name}")
+    unready = await open_server.client.get("/readyz")
+    assert (unready.status_code, unready.json()["error"]["code"]) == (503, "not_ready")
+    assert (await load(open_server)).status_code == 201
+    assert (await open_server.client.get("/readyz")).status_code == 200
+    ask_any = {"prompt": "p=0.9", "choices": ["a", "b"]}
+    assert (await open_server.client.post("/v1/predict", json=ask_any)).json()["adapter"]["name"] == "new"
 
 
 async def test_there_are_bounds_of_number_and_size(open_server: Running, root: Path) -> None:
@@ -202,10 +238,10 @@ async def test_the_default_stays_the_default_and_may_be_unloaded(open_server: Ru
     assert (await open_server.client.delete("/v1/adapters/triage")).status_code == 204
     response = await open_server.client.post("/v1/predict", json=ask_any)
     assert (response.status_code, response.json()["error"]["code"]) == (422, "missing")
+    assert "expected one of new, open" in response.json()["error"]["message"]
     for name in ("open", "new"):
         await open_server.client.delete(f"/v1/adapters/{name}")
     assert await ask(open_server, "triage") == (404, "unknown_adapter")
-    assert (await open_server.client.get("/readyz")).status_code == 200
 
 
 @pytest.mark.parametrize("change", [("POST", {"name": "new", "path": "below/one"}), ("DELETE", None)])

@@ -19,7 +19,8 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
     "a list": ([1, 2], "got list, expected a JSON object"),
     "a text": ('"Warm?"', "got str, expected a JSON object"),
     "null": ("null", "got NoneType, expected a JSON object"),
-    "no question": (row(question=None), "got none of question, prompt, messages, expected exactly one"),
+    "no question": (row(question=None), "got the columns choices, label, expected one of question, prompt, messages"),
+    "null question": ({**row(), "question": None}, "got none of question, prompt, messages, expected exactly one"),
     "question and prompt": (row(prompt="Warm?"), "got question and prompt of question, prompt, messages"),
     "three kinds": (row(prompt="W?", messages=[]), "got question and prompt and messages of"),
     "empty prompt": (row(question=None, prompt=""), "got prompt '', expected non-empty text"),
@@ -144,7 +145,13 @@ BAD_FILES: dict[str, tuple[str, bytes, int | None, str]] = {
     ),
     "open quote": ("rows.csv", (HEADER + '"Cold?,ice|fire,0\n').encode(), 2, "got a row that is not CSV"),
     "choices that are not JSON": ("rows.csv", (HEADER + "Cold?,[ice|fire],0\n").encode(), 2, r"got choices '\[ice"),
-    "unknown column": ("rows.csv", b"text,choices,label\nCold?,ice|fire,0\n", 2, "got none of question, prompt, mess"),
+    "unknown column": (
+        "rows.csv",
+        b"text,choices,label\nCold?,ice|fire,0\n",
+        1,
+        "got the columns text, choices, label, expected one of question, prompt, messages: rename text to question",
+    ),
+    "empty cell for the question": ("rows.csv", (HEADER + ",ice|fire,0\n").encode(), 2, "got none of question, prompt"),
     "no label in CSV": ("rows.csv", (HEADER + "Cold?,ice|fire,\n").encode(), 2, "got no label"),
     "messages that are not JSON": (
         "rows.csv",
@@ -198,3 +205,32 @@ def test_a_message_names_ten_rows_and_counts_the_others(tmp_path: Path) -> None:
     *lines, last = str(caught.value).splitlines()
     assert [int(line.split(":")[-2]) for line in lines] == list(range(1, 11))
     assert last == "and 3 more"
+
+
+@pytest.mark.parametrize(
+    ("columns", "advice"),
+    [
+        (("id", "text", "label"), "rename text to question"),
+        (("label", "Prompt ", "text"), "rename Prompt  to question"),
+        (("promt", "label", "when"), "rename promt to question"),
+        (("label", "review"), "rename review to question"),
+        (("label", "first", "second"), "rename the one that holds the text to question"),
+    ],
+)
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
+def test_a_file_without_a_column_for_the_question_is_told_once(
+    tmp_path: Path, name: str, columns: tuple[str, ...], advice: str
+) -> None:
+    file = tmp_path / name
+    if name.endswith(".csv"):
+        file.write_text("\n".join([",".join(columns), *[",".join("x" for _ in columns)] * 20]))
+    else:
+        write_jsonl(file, [dict.fromkeys(columns, "x")] * 20)
+    with pytest.raises(DataError) as caught:
+        read_examples(str(file), choices=("x", "y"))
+    [line] = str(caught.value).splitlines()
+    assert line.startswith(
+        f"{file}:1: got the columns {', '.join(columns)}, expected one of question, prompt, messages"
+    )
+    assert advice in line
+    assert line.endswith("unless --template says otherwise, a prompt as it is")

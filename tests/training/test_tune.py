@@ -22,7 +22,7 @@ from tests.training.toys import toy_row, train_arguments, write_jsonl
 
 
 def trial(scale: float, nll: float) -> Trial:
-    return Trial(scale, 1.0, 1.0, 0.0, Metrics(accuracy=0.5, nll=nll, ece=0, ece_adaptive=0, brier=0, aurc=0))
+    return Trial(scale, 1.0, 1.0, 0.0, Metrics(accuracy=0.5, nll=nll, ece=0, ece_adaptive=0, brier=0, aurc=0), 400)
 
 
 def test_the_widest_within_the_tolerance_of_the_best_wins() -> None:

@@ -8,7 +8,7 @@ from argparse import (
 )
 from typing import get_args
 
-from blora.config import NormalizationName, PromptConfig, SamplingConfig, ScoringName
+from blora.config import ChoiceEnd, NormalizationName, PromptConfig, SamplingConfig, ScoringName
 
 __all__ = [
     "add_model",
@@ -21,6 +21,8 @@ __all__ = [
     "read_sampling",
 ]
 
+# Of a new adapter. `PromptConfig` has another default: that of files written before there was a choice.
+CHOICE_END: ChoiceEnd = "newline"
 # Candidates for the factor of a posterior's standard deviations.
 SCALES = (0.5, 0.71, 1.0, 1.41, 2.0, 2.83, 4.0)
 
@@ -51,13 +53,22 @@ def add_prompt(parser: ArgumentParser | _ArgumentGroup) -> None:
     parser.add_argument("--choices", type=_labels, help="the fixed label set, separated by |")
     parser.add_argument("--template", help=r"text with {prompt} (default: 'Question: {prompt}\nAnswer:' for questions)")
     parser.add_argument(
-        "--scoring", choices=get_args(ScoringName), default=defaults.scoring, help="what of a choice is scored"
+        "--scoring",
+        choices=get_args(ScoringName),
+        default=defaults.scoring,
+        help="what of a choice is scored: its text, or its letter in a list, which depends on the order of the choices",
     )
     parser.add_argument(
         "--normalization",
         choices=get_args(NormalizationName),
         default=defaults.normalization,
         help="divide log-probabilities by nothing, the choice's length, or its question's mean length of choices",
+    )
+    parser.add_argument(
+        "--choice-end",
+        choices=get_args(ChoiceEnd),
+        default=CHOICE_END,
+        help="token that ends every choice in the score; with none, a choice that begins another always beats it",
     )
 
 
@@ -68,6 +79,7 @@ def read_prompt(arguments: Namespace) -> PromptConfig:
         choices=arguments.choices,
         scoring=arguments.scoring,
         normalization=arguments.normalization,
+        choice_end=arguments.choice_end,
     )
 
 

@@ -39,6 +39,7 @@ def main(argv: list[str]) -> int:
     from blora.base_model import load_base_model
     from blora.inference.architecture import check_packing
     from blora.training.bayesianize import bayesianize
+    from blora.training.commands.few_rows import warn_of_few_rows
     from blora.training.data import read_examples
 
     examples = read_examples(arguments.data, choices=arguments.choices, split=arguments.split)
@@ -59,4 +60,5 @@ def main(argv: list[str]) -> int:
     for trial in trials:
         print(f"{trial}{'  <- chosen' if trial is chosen else '  the LoRA itself' if trial.scale == 0 else ''}")
     print(f"wrote {arguments.output}")
+    warn_of_few_rows(chosen.n_rows)
     return 0

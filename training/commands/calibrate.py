@@ -81,7 +81,7 @@ def _table(calibration: "Calibration") -> str:
         f"{rows.n_proof} of {rows.n_rows} rows prove, in {binding.dtype} with {binding.n_samples} draws, each at delta "
         f"{calibration.delta:g}{over}:",
         "",
-        f"{'target':>8}  {'score':<20} {'threshold':>9} {'coverage':>9} {'error':>7}",
+        f"{'target':>8}  {'score':<20} {'threshold':>11} {'coverage':>9} {'error':>7}",
     ]
     for level in calibration.levels:
         mark = "*" if level == calibration.default_level else " "
@@ -89,7 +89,7 @@ def _table(calibration: "Calibration") -> str:
         lines.append(
             head + "not proved"
             if level.threshold is None
-            else f"{head}{level.score:<20} {level.threshold:>9.4f} {level.coverage:>9.3f} {level.error:>7.3f}"
+            else f"{head}{level.score:<20} {level.threshold:>11.6g} {level.coverage:>9.3f} {level.error:>7.3f}"
         )
     lines += [
         "",

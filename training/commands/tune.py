@@ -28,6 +28,7 @@ def main(argv: list[str]) -> int:
     from blora.calibration_file import CALIBRATION_FILE
     from blora.config import AdapterConfig
     from blora.inference.architecture import check_packing
+    from blora.training.commands.few_rows import warn_of_few_rows
     from blora.training.commands.silence import warn_of_silence
     from blora.training.tune import tune_adapter
 
@@ -48,6 +49,7 @@ def main(argv: list[str]) -> int:
     for trial in trials:
         print(f"{trial}{'  <- chosen' if trial is chosen else ''}")
     print(f"wrote {output}")
+    warn_of_few_rows(chosen.n_rows)
     config = AdapterConfig.from_json((output / CONFIG_FILE).read_text())
     warn_of_silence(config.policy, config.prompt.choices, config.sampling.lapse)
     if was_calibrated:

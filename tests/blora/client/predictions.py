@@ -11,7 +11,7 @@ def body(**fields: Any) -> dict[str, Any]:
         "id": "pred_1",
         "created": 1_790_000_000,
         "model": "tiny",
-        "adapter": {"name": "triage", "digest": "sha256:1"},
+        "adapter": {"name": "triage", "digest": "sha256:1", "calibration_digest": "sha256:2"},
         "answer": "billing",
         "top_choice": "billing",
         "probabilities": [

@@ -45,7 +45,7 @@ def test_an_abstention_has_reasons_and_an_exit_code_of_its_own(
     asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["unsure"]) == 3
-    assert capsys.readouterr().out.startswith("abstains\n  low_confidence: 0.900, threshold 0.950\n\n  billing")
+    assert capsys.readouterr().out.startswith("abstains\n  low_confidence: 0.9, threshold 0.95\n\n  billing")
 
 
 def test_flags_become_fields(asked: list[dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,37 @@ async def test_what_is_no_adapter_is_not_loaded_later_either(asking: Asking, tmp
     assert (await asking.probabilities("why")).isfinite().all()
 
 
+async def test_the_pass_that_proves_an_adapter_is_no_longer_than_a_pass_may_be(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = list[int]()
+    real = Branches.score
+
+    def counted(self: Branches, rows: Any, start: int, stop: int, **options: Any) -> torch.Tensor:
+        passes.append(stop - start)
+        return real(self, rows, start, stop, **options)
+
+    monkeypatch.setattr(Branches, "score", counted)
+    async with loaded(settings(folder, "one", max_batch_tokens=100)) as (engine, _):
+        await engine.probe()
+    assert passes == [2, 2]  # of four draws: 44 tokens each
+
+
+async def test_an_adapter_whose_choices_exceed_a_pass_is_refused(folder: Path) -> None:
+    with pytest.raises(AdapterError, match=r"take \d+ tokens with a short question, expected at most 30: shorten them"):
+        async with loaded(settings(folder, "one", max_batch_tokens=30)):
+            pass
+
+
+async def test_draws_beyond_the_cap_are_refused_before_they_are_made(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(SampleBank, "draw")
+    with pytest.raises(ConfigError, match="adapter 'one' with 4 draws, expected at most 3: raise --n-samples-cap"):
+        async with loaded(settings(folder, "one", n_samples_cap=3)):
+            pass
+
+
 async def test_a_calibration_is_served_with_its_adapter(calibratable: Path) -> None:
     await calibrated(calibratable)
     async with loaded(settings(calibratable)) as (_, state):
@@ -243,6 +275,24 @@ async def test_a_calibration_is_served_with_its_adapter(calibratable: Path) -> N
         assert one.calibration is not None
         assert (one.calibration.binding.adapter_digest, one.calibration.binding.seed) == (one.digest, 7)
         assert two.calibration is None
+
+
+async def test_a_threshold_edited_in_the_file_changes_the_calibration_digest_alone(calibratable: Path) -> None:
+    await calibrated(calibratable)
+    file = calibratable / "one" / "calibration.json"
+    before = file.read_text()
+    found = []
+    for text in (
+        before,
+        json.dumps(json.loads(before), indent=3),
+        before.replace('"threshold": 0.7', '"threshold": 0.71'),
+    ):
+        file.write_text(text)
+        async with loaded(settings(calibratable, "one")) as (_, state):
+            found.append(state.adapters[0])
+    as_made, laid_out, edited = found
+    assert len({handle.digest for handle in found}) == 1
+    assert as_made.calibration_digest == laid_out.calibration_digest != edited.calibration_digest
 
 
 @pytest.mark.parametrize(

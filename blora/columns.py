@@ -1,0 +1,37 @@
+"""The columns of a file of questions, and what to say of a row that has none of those that hold a question."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+__all__ = ["QUESTION_COLUMNS", "no_question"]
+
+QUESTION_COLUMNS = ("question", "prompt", "messages")
+OTHER_COLUMNS = ("choices", "label", "label_index", "label_text", "answerKey", "id")
+# What others call the text that they ask about.
+USUAL_NAMES = ("text", "input", "query", "sentence", "content", "instruction", "body", "utterance", "ticket")
+
+
+def no_question(columns: Iterable[str]) -> str:
+    """Return what to do about a row whose columns hold no question.
+
+    >>> no_question(["text", "label"])
+    'got the columns text, label, expected one of question, prompt, messages: rename text to question or prompt'
+    """
+    names = [str(column) for column in columns]
+    meant = _meant([name for name in names if name not in OTHER_COLUMNS])
+    return (
+        f"got the columns {', '.join(names) or 'of an empty row'}, expected one of {', '.join(QUESTION_COLUMNS)}: "
+        f"rename {meant or 'the one that holds the text'} to question or prompt"
+    )
+
+
+def _meant(names: list[str]) -> str | None:
+    """Return the column that is most likely the question, None where nothing says which."""
+    plain = {name.strip().lower(): name for name in names}
+    for known in (*QUESTION_COLUMNS, *USUAL_NAMES):
+        if known in plain:
+            return plain[known]
+    for known in QUESTION_COLUMNS:
+        if alike := get_close_matches(known, plain, n=1):
+            return plain[alike[0]]
+    return names[0] if len(names) == 1 else None

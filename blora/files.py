@@ -1,0 +1,190 @@
+"""Files that somebody else may have written: opened only if they are regular, and read only as far as a bound.
+
+Tensors are copied out of the file rather than mapped, so that a file that is cut off meanwhile ends in an error and not
+in a bus error. Their names, shapes and dtypes are known from the file's header before any of them is made.
+"""
+
+import hashlib
+import math
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import from_json
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from blora.errors import AdapterError
+
+__all__ = ["MOST_JSON_BYTES", "MOST_JSON_DEPTH", "TensorInfo", "TensorsFile", "file_digest", "read_json"]
+
+# Of a config; the largest known ones have some ten kilobytes.
+MOST_JSON_BYTES = 4 * 2**20
+# Levels of lists and objects inside each other; an adapter's files have eight at most.
+MOST_JSON_DEPTH = 32
+# Of the part of a safetensors file that names its tensors: 60,000 of them.
+MOST_HEADER_BYTES = 8 * 2**20
+MOST_DIMENSIONS = 4
+
+_LENGTH_BYTES = 8  # of the header's length
+_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "BOOL": 1}
+
+
+@contextmanager
+def _opened(file: Path, mend: str) -> Iterator[BufferedReader]:
+    """Opens a regular file; anything else, such as a pipe, a device or a folder, is refused before it is opened.
+
+    Raises:
+        AdapterError: if it is none, or cannot be opened or read.
+    """
+    try:
+        _check_regular(os.stat(file), file, mend)
+        # Should a pipe take the file's place in between, this does not wait for somebody to write into it.
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as opened:
+            _check_regular(os.fstat(descriptor), file, mend)
+            yield opened
+    except OSError as exc:
+        raise AdapterError(f"got {file}, which cannot be read ({exc.strerror}); {mend}") from exc
+
+
+def _check_regular(found: os.stat_result, file: Path, mend: str) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise AdapterError(f"got {file}, which cannot be read (not a regular file); {mend}")
+
+
+def _read(file: Path, most: int, mend: str) -> bytes:
+    with _opened(file, mend) as opened:
+        content = opened.read(most + 1)
+    if len(content) > most:
+        raise AdapterError(f"got {file} of more than {most} bytes, expected at most that many; {mend}")
+    return content
+
+
+def read_json(file: Path, *, most_bytes: int = MOST_JSON_BYTES, mend: str) -> Any:
+    """Return what a JSON file holds.
+
+    Args:
+        file: a regular file.
+        most_bytes: how large it may be.
+        mend: what to do if it cannot be used, for the message.
+
+    Raises:
+        AdapterError: if it cannot be read, is too large, is not JSON, or has more than MOST_JSON_DEPTH levels.
+    """
+    content = _read(file, most_bytes, mend)
+    try:
+        found = from_json(content)
+    except ValueError as exc:
+        raise AdapterError(f"got {file}, which is not JSON ({exc}); {mend}") from exc
+    level = [found]
+    for _ in range(MOST_JSON_DEPTH):
+        level = [inner for value in level for inner in _inside(value)]
+        if not level:
+            return found
+    raise AdapterError(
+        f"got {file} with more than {MOST_JSON_DEPTH} levels of lists and objects, expected at most that many; {mend}"
+    )
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+def file_digest(file: Path, *, mend: str) -> str:
+    """Return the SHA-256 of a regular file in hexadecimal digits, which takes no memory for the file.
+
+    Raises:
+        AdapterError: if it cannot be read.
+    """
+    with _opened(file, mend) as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """What a safetensors file's header says of a tensor.
+
+    Attributes:
+        shape: its sizes.
+        dtype: its type in the header's letters, such as F32.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def is_floating(self) -> bool:
+        """Whether it holds floating-point numbers."""
+        return self.dtype not in ("I64", "BOOL")
+
+
+class TensorsFile:
+    """A safetensors file that is read in two steps: first its header, and its tensors once that is accepted.
+
+    Args:
+        file: a regular file.
+        mend: what to do if it cannot be used, for the message.
+
+    Raises:
+        AdapterError: if it cannot be read, is no safetensors file, or has tensors of a dtype that adapters do not have.
+    """
+
+    def __init__(self, file: Path, *, mend: str) -> None:
+        self.file = file
+        self._mend = mend
+        with _opened(file, mend) as opened:
+            self._size = os.fstat(opened.fileno()).st_size
+            length = int.from_bytes(opened.read(_LENGTH_BYTES), "little")
+            if self._size < _LENGTH_BYTES or length > min(MOST_HEADER_BYTES, self._size - _LENGTH_BYTES):
+                raise self._wrong(f"a header of {length} bytes in a file of {self._size}")
+            header = opened.read(length)
+        self.tensors = dict(self._infos(header))
+
+    def _infos(self, header: bytes) -> Iterator[tuple[str, TensorInfo]]:
+        try:
+            entries = from_json(header)
+        except ValueError as exc:
+            raise self._wrong(str(exc)) from exc
+        if not isinstance(entries, dict):
+            raise self._wrong("a header that is no object")
+        for name, entry in entries.items():
+            if name == "__metadata__":
+                continue
+            shape, dtype = (entry.get(key) if isinstance(entry, dict) else None for key in ("shape", "dtype"))
+            if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+                raise self._wrong(f"tensor {name} without a shape")
+            if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
+                raise self._wrong(f"tensor {name} of dtype {dtype}, expected one of {', '.join(_ITEM_BYTES)}")
+            if len(shape) > MOST_DIMENSIONS or math.prod(shape) * _ITEM_BYTES[dtype] > self._size:
+                raise self._wrong(f"tensor {name} with more numbers or dimensions than fit into {self._size} bytes")
+            yield name, TensorInfo(tuple(shape), dtype)
+
+    def read(self) -> dict[str, Tensor]:
+        """Return the tensors by name, in memory of their own.
+
+        Raises:
+            AdapterError: if the file has become another, or its parts do not agree.
+        """
+        with _opened(self.file, self._mend) as opened:
+            content = opened.read(self._size + 1)
+        try:
+            found = load(content)
+        except (SafetensorError, ValueError, KeyError, RuntimeError) as exc:
+            raise self._wrong(str(exc)) from exc
+        if {name: tuple(tensor.shape) for name, tensor in found.items()} != {
+            name: info.shape for name, info in self.tensors.items()
+        }:
+            raise self._wrong("it changed while it was read")
+        return found
+
+    def _wrong(self, why: str) -> AdapterError:
+        return AdapterError(f"got {self.file}, which is not a safetensors file ({why}); {self._mend}")

@@ -1,0 +1,81 @@
+"""From text to tokens, where part of the text is a user's.
+
+A tokenizer reads the text of a control token, such as `<|im_end|>`, as the token itself, wherever it stands. In a
+template that is meant; in a user's text it would let the user end a turn of a chat and open one in another role. So a
+user's text is guarded before it enters a template: control tokens in it give way to markers, and `encode` puts the
+tokens of their plain text in the markers' places.
+"""
+
+import re
+from functools import lru_cache
+
+from transformers import PreTrainedTokenizerBase
+
+__all__ = ["encode", "guard", "inside"]
+
+# Private-use characters, which mean nothing to any template. A user's own are guarded like a control token.
+_OPEN, _CLOSE = "\ue000", "\ue001"
+_MARKER = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
+
+
+def guard(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """Return a user's text with markers in the place of control tokens."""
+    controls, pattern = _controls(tokenizer)
+    return pattern.sub(lambda found: f"{_OPEN}{controls[found[0]]}{_CLOSE}", text)
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> tuple[int, ...]:
+    """Return the tokens of a text, and those of the plain text of what a marker stands for.
+
+    Args:
+        tokenizer: the base model's.
+        text: our own, with guarded parts in it.
+        special: whether to add what the tokenizer puts around every text, such as a token that begins it.
+    """
+    first, *rest = _MARKER.split(text)
+    if not rest:
+        return _tokens(tokenizer, text, special=special)
+    opening, closing = _frame(tokenizer) if special else ((), ())
+    tokens = [*opening, *_tokens(tokenizer, first, special=False)]
+    controls = tuple(_controls(tokenizer)[0])
+    for index, following in zip(rest[::2], rest[1::2], strict=True):
+        control = controls[int(index)]
+        # Cut in two, a control token is none; what is left of it may hold another.
+        for part in (control[0], guard(tokenizer, control[1:]), following):
+            tokens += inside(tokenizer, part, "\n")
+    return (*tokens, *closing)
+
+
+def inside(tokenizer: PreTrainedTokenizerBase, text: str, anchor: str) -> tuple[int, ...]:
+    """Return the tokens of a text as it stands inside another, not as it opens one.
+
+    Some tokenizers (Llama 2, Mistral 7B v0.1) put a space of their own before every text. The text is therefore encoded
+    after a short anchor, whose tokens are then cut off. A text whose first token would merge with the anchor is encoded
+    alone.
+    """
+    opening = encode(tokenizer, anchor, special=False)
+    tokens = encode(tokenizer, anchor + text, special=False)
+    if tokens[: len(opening)] == opening:
+        return tokens[len(opening) :]
+    return encode(tokenizer, text, special=False)
+
+
+@lru_cache(maxsize=8)  # a tokenizer may have thousands
+def _controls(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, int], re.Pattern[str]]:
+    """Return the number of each text to guard, and a pattern that finds any of them."""
+    added = (str(token) for token in tokenizer.added_tokens_decoder.values())
+    # Some tokenizers keep runs of white space among their added tokens; these control nothing.
+    texts = dict.fromkeys([_OPEN, *(text for text in added if text.strip())])
+    longest_first = sorted(texts, key=len, reverse=True)
+    return {text: i for i, text in enumerate(texts)}, re.compile("|".join(map(re.escape, longest_first)))
+
+
+def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return what the tokenizer puts before and after every text."""
+    bare, framed = _tokens(tokenizer, "a", special=False), _tokens(tokenizer, "a", special=True)
+    start = next(i for i in range(len(framed)) if framed[i : i + len(bare)] == bare)
+    return framed[:start], framed[start + len(bare) :]
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> tuple[int, ...]:
+    return tuple(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])

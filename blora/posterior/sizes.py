@@ -1,0 +1,94 @@
+"""What a posterior holds and what it takes in memory, worked out from its settings before any of it is made."""
+
+import math
+from collections.abc import Iterator, Mapping
+
+from blora.config import PosteriorConfig
+from blora.posterior.families import Flow
+from blora.posterior.inject import layer_index
+from blora.posterior.mode import module_key
+
+__all__ = ["memory_bytes", "tensor_shapes"]
+
+FLOAT_BYTES = 4
+# Python's and torch's objects around one tensor.
+OBJECT_BYTES = 4096
+# Copies of a factor's noise, and of products of its size, while draws are made of it.
+NOISE_COPIES = 3
+
+Shape = tuple[int, ...]
+
+
+def tensor_shapes(modules: Mapping[str, tuple[int, int]], config: PosteriorConfig) -> Iterator[tuple[str, Shape]]:
+    """Yield the name and the shape of each tensor in the state of `Posterior(modules, config)`.
+
+    Args:
+        modules: (d_out, d_in) of each adapted module, by its name in the base model.
+        config: rank, method, modes and the family's settings.
+    """
+    for k in range(config.modes):
+        for side, name, p, q in _factors(modules, config.rank):
+            for rest, shape in _factor_shapes(name, p, q, config).items():
+                yield f"modes.{k}.{side}.{module_key(name)}.{rest}", shape
+
+
+def memory_bytes(modules: Mapping[str, tuple[int, int]], config: PosteriorConfig, n_samples: int) -> int:
+    """Return what a posterior and its draws take at most, in bytes: while they are made, and afterwards.
+
+    Args:
+        modules: (d_out, d_in) of each adapted module, by its name in the base model.
+        config: rank, method, modes and the family's settings.
+        n_samples: S, the draws.
+    """
+    n_tensors = n_parameters = n_drawn = noise = 0
+    for _, name, p, q in _factors(modules, config.rank):
+        shapes = _factor_shapes(name, p, q, config).values()
+        n_tensors += len(shapes)
+        n_parameters += sum(map(math.prod, shapes))
+        if _is_point(name, config):
+            n_drawn += p * q
+        else:
+            n_drawn += n_samples * p * q
+            noise = max(noise, n_samples * (p + config.inducing_rows) * (q + config.inducing_cols))
+    # Parameters twice: as they were read, and in their modules; draws of several modes are put together from parts.
+    numbers = 2 * config.modes * n_parameters + min(config.modes, 2) * n_drawn + NOISE_COPIES * noise
+    return FLOAT_BYTES * numbers + OBJECT_BYTES * config.modes * n_tensors
+
+
+def _factors(modules: Mapping[str, tuple[int, int]], rank: int) -> Iterator[tuple[str, str, int, int]]:
+    """Side, module, rows and columns of each factor."""
+    for name, (d_out, d_in) in modules.items():
+        yield "A", name, rank, d_in
+        yield "B", name, d_out, rank
+
+
+def _is_point(name: str, config: PosteriorConfig) -> bool:
+    layers = config.bayesian_layers
+    return config.method == "lora" or (layers is not None and layer_index(name) not in layers)
+
+
+def _factor_shapes(name: str, p: int, q: int, config: PosteriorConfig) -> dict[str, Shape]:
+    if _is_point(name, config):
+        return {"weight": (p, q)}
+    m, n = config.inducing_rows, config.inducing_cols
+    own: dict[str, Shape] = {"Z_r": (m, p), "Z_c": (n, q), "raw_D_r": (m,), "raw_D_c": (n,), "raw_lambda": ()}
+    return own | {f"family.{rest}": shape for rest, shape in _family_shapes(m, n, config).items()}
+
+
+def _family_shapes(m: int, n: int, config: PosteriorConfig) -> dict[str, Shape]:
+    diagonal: dict[str, Shape] = {"inducing_mean": (m, n), "raw_scale": (m, n)}
+    if config.family == "diagonal":
+        return diagonal
+    if config.family == "matrix_normal":
+        return {"inducing_mean": (m, n), "raw_row": (m, m), "raw_col": (n, n)}
+    [hidden] = Flow.HIDDEN
+    transform: dict[str, Shape] = {"order": (m * n,)}
+    for place, (d_out, d_in) in {0: (hidden, m * n), 2: (2 * m * n, hidden)}.items():
+        transform |= {
+            f"hyper.{place}.weight": (d_out, d_in),
+            f"hyper.{place}.bias": (d_out,),
+            f"hyper.{place}.mask": (d_out, d_in),
+        }
+    return {f"base.{rest}": shape for rest, shape in diagonal.items()} | {
+        f"transform.{rest}": shape for rest, shape in transform.items()
+    }
