@@ -33,18 +33,18 @@ def main(argv: list[str]) -> int:
         0 after a signal; 2 if the server could not start, after one line that says why.
     """
     from pydantic import ValidationError
-    from pydantic_settings import CliApp
 
     from blora.errors import ConfigError
     from blora.server.environment import check_environment, drop_service_port
     from blora.server.exposure import check_exposure
+    from blora.server.flags import read_flags
     from blora.server.logs import configure
     from blora.server.open_files import raise_soft_limit
     from blora.server.settings import Settings
 
     drop_service_port(os.environ)
     try:
-        settings = CliApp.run(Settings, cli_args=argv)
+        settings = read_flags(argv)
         check_environment(os.environ, frozenset(Settings.model_fields))
     except ValidationError as exc:
         return _give_up(_first_problem(exc))

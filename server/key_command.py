@@ -17,19 +17,19 @@ def main(argv: list[str]) -> int:
     """Prints the key, and adds its line to a file."""
     parser = ArgumentParser(
         "blora key",
-        description=f"{SUMMARY}: prints it, once, and adds its hash to the file of `blora serve --api-keys FILE`. To "
-        "take a key away remove its line; a running server notices both.",
+        description=f"{SUMMARY}. The key is printed once; the file, which `blora serve --api-keys FILE` reads, gets "
+        "its hash. Remove its line to revoke a key. A running server notices both.",
     )
-    parser.add_argument("name", help="whose key it is, for logs and limits")
-    parser.add_argument("--file", type=Path, required=True, help="the server's key file")
+    parser.add_argument("name", help="name of the key's owner, for logs and rate limits")
+    parser.add_argument("--file", type=Path, required=True, help="key file of the server")
     opens = parser.add_mutually_exclusive_group()
-    opens.add_argument("--admin", action="store_true", help="may load and unload adapters, too")
+    opens.add_argument("--admin", action="store_true", help="also let the key load and unload adapters")
     opens.add_argument(
         "--adapters",
         metavar="NAME,NAME",
         type=lambda names: [name.strip() for name in names.split(",")],
         default=[],
-        help="may ask and see these adapters alone (default: all)",
+        help="let the key use and list these adapters only (default: all)",
     )
     arguments = parser.parse_args(argv)
 
