@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 import socket
 import sys
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["SUMMARY", "main"]
 
 SUMMARY = "serve adapters over HTTP"
+
+logger = logging.getLogger(__name__)
 
 _CANNOT_START = 2
 
@@ -60,8 +63,8 @@ def main(argv: list[str]) -> int:
                 listeners.append(listening.enter_context(_listen(settings.host, port)))
             except OSError as exc:
                 return _give_up(
-                    f"got {settings.host} port {port}, which cannot be listened on "
-                    f"({exc.strerror or exc}), expected a free one: choose another --host or --{flag}"
+                    f"cannot listen on {settings.host} port {port} ({exc.strerror or exc}): choose another --host or "
+                    f"--{flag}"
                 )
         configure(settings.log_level, settings.log_format)
         raise_soft_limit()
@@ -112,8 +115,10 @@ async def _serve(settings: "Settings", listeners: list[socket.socket]) -> int:
     except ConfigError as exc:
         return _give_up(str(exc))
     service: Service = app.state.service
+    host, port = listeners[0].getsockname()[:2]
+    logger.info("Loading base model %s, to serve on %s port %d", settings.base_model, host, port)
     server = DrainingServer(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on"), service)
-    announcing = asyncio.create_task(_announce(service, server, listeners[0].getsockname()[1]))
+    announcing = asyncio.create_task(_announce(service, server, port))
     await server.serve(sockets=listeners)
     announcing.cancel()
     return _give_up(service.failure) if service.failure else 0

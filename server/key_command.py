@@ -58,8 +58,7 @@ def _replace(file: Path, text: str) -> None:
     was = target.stat() if target.exists() else None
     if was is not None and was.st_nlink > 1:
         raise ConfigError(
-            f"got {target}, which has {was.st_nlink} hard links, expected one: a new file could not take the place of "
-            "all; use symbolic links"
+            f"{target} has {was.st_nlink} hard links, and a new file could not replace them all: use symbolic links"
         )
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     partial = Path(name)
@@ -82,7 +81,7 @@ def _keep(descriptor: int, was: os.stat_result, target: Path) -> None:
         os.fchown(descriptor, was.st_uid, was.st_gid)
     except PermissionError as exc:
         raise ConfigError(
-            f"got {target} of user {was.st_uid} and group {was.st_gid}, which this user cannot give a new file to, "
-            "expected a file of this user's own: run `blora key` as that user or as root"
+            f"{target} belongs to user {was.st_uid} and group {was.st_gid}, and this user cannot give a new file to "
+            "them: run `blora key` as that user or as root"
         ) from exc
     os.fchmod(descriptor, was.st_mode & 0o7777)

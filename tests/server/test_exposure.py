@@ -51,7 +51,7 @@ def test_the_command_does_not_serve_the_world_by_a_slip_of_one_letter(
     monkeypatch.setenv("BLORA_API_KEY", str(keys))
     serve_with(monkeypatch, SelfEndingEngine())
     assert main(["--port", "0", "--host", "0.0.0.0"]) == 2
-    assert capsys.readouterr().err.startswith("blora serve: got BLORA_API_KEY, the client's variable")
+    assert capsys.readouterr().err.startswith("blora serve: BLORA_API_KEY is set, which is the client's variable")
     monkeypatch.delenv("BLORA_API_KEY")
     assert main(["--port", "0", "--host", "0.0.0.0", "--default-adapter", "triage"]) == 0
     assert capsys.readouterr().err.count("without --api-keys") == 1

@@ -69,7 +69,7 @@ def test_a_port_in_use_gives_one_line(monkeypatch: pytest.MonkeyPatch, capsys: p
         port = taken.getsockname()[1]
         assert main(["--port", "0", "--metrics-port", str(port), "--log-level", "warning"]) == 2
     assert re.fullmatch(
-        f"blora serve: got 127.0.0.1 port {port}, .*in use.*: choose another --host or --metrics-port\n",
+        f"blora serve: cannot listen on 127.0.0.1 port {port} .*in use.*: choose another --host or --metrics-port\n",
         capsys.readouterr().err,
     )
 
