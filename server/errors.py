@@ -25,8 +25,8 @@ ServerError
 ├── DeadlineExceededError   the answer did not come in time, or an adapter's files did not
 └── DisconnectedError       the client left before the answer; nobody reads this one
 
-Messages say what is wrong, what was expected and what to do, as `got X, expected Y: do Z` where a value is out of place and
-as plain sentences elsewhere. They never repeat the prompt.
+Messages say what is wrong, what was expected and what to do: `got X, expected Y: do Z` where a value is out of place,
+plain sentences elsewhere. They never repeat the prompt.
 """
 
 from typing import NamedTuple

@@ -108,6 +108,8 @@ def _message(detail: Mapping[str, Any]) -> str:
         case "model_type" | "model_attributes_type" | "dict_type":
             return f"got {got}, expected an object: correct the field"
     expected = detail["msg"].removeprefix("Input should be ")
+    if expected.startswith(("greater", "less")):
+        expected = f"a number {expected}"
     return f"got {got}, expected {expected}: correct the field"
 
 
@@ -121,8 +123,12 @@ def _describe(value: object) -> str:
             text = repr(value) if abs(value) < 1e21 else ""
             return text or "a very large number"
         case str():
-            return f"a string of {len(value)} characters"
+            return f"a string of {_counted(len(value), 'character')}"
         case list():
-            return f"a list of {len(value)}"
+            return f"a list of {_counted(len(value), 'item')}"
         case _:
             return "an object"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -29,7 +29,7 @@ BAD_BODIES = {
     # the body as a whole
     "a list": Bad([], 422, "invalid_type", None, "got a list of 0"),
     "a number": Bad(3, 422, "invalid_type", None, "got 3, expected"),
-    "a string": Bad("x", 422, "invalid_type", None, "got a string of 1 characters"),
+    "a string": Bad("x", 422, "invalid_type", None, "got a string of 1 character,"),
     "an unknown field": Bad(_with(promt="x"), 422, "unknown_field", "promt", "no field of this name"),
     "an odd field": Bad(_with(**{"a b": 1}), 422, "unknown_field", r"\(a name.*\)", "no field of this name"),
     # the question

@@ -27,7 +27,7 @@ def warn_of_silence(policy: Mapping[str, float] | None, choices: Sequence[str] |
     for reason in never_met(Policy.from_mapping(policy), lapse, len(choices) if choices is not None else 2):
         limit = LIMITS[reason.name].format(reached=reason.value, threshold=reason.threshold)
         print(
-            f"warning: with this policy the adapter abstains from every question: at a lapse rate of {lapse:.3f} {limit}; "
-            "choose a threshold within that, or let blora calibrate find one",
+            "warning: with this policy the adapter abstains from every question: at a lapse rate of "
+            f"{lapse:.3f} {limit}; choose a threshold within that, or let blora calibrate find one",
             file=sys.stderr,
         )
