@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     entry = commands.get(arguments[0])
     if entry is None:
-        print(f"got command {arguments[0]!r}, expected one of {', '.join(sorted(commands))}", file=sys.stderr)
+        print(f"blora: there is no command {arguments[0]!r}: use one of {', '.join(sorted(commands))}", file=sys.stderr)
         return 2
     try:
         module = importlib.import_module(entry.value)
@@ -44,11 +44,8 @@ def main(argv: list[str] | None = None) -> int:
         if exc.errno is None:  # a library's own, which says what it is about
             print(f"blora {entry.name}: {exc}", file=sys.stderr)
             return 1
-        where = f" ({exc.filename})" if exc.filename else ""
-        print(
-            f"blora {entry.name}: got {exc.strerror}{where}, expected files that can be read and written",
-            file=sys.stderr,
-        )
+        where = f"{exc.filename}: " if exc.filename else ""
+        print(f"blora {entry.name}: {where}{exc.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -71,7 +71,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
     "Traffic": (
         Panel("Inputs by outcome", "reqps", [(_rate("blora_requests_total", "outcome"), "{{outcome}}")]),
         Panel(
-            "Share withheld, by adapter",
+            "Share of abstentions, by adapter",
             "percentunit",
             [(_share("abstained", "answered|abstained", "adapter", OF), "{{adapter}}")],
         ),
@@ -144,7 +144,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             [(_told(), "{{adapter}}: {{target_risk}} promised")],
         ),
         Panel(
-            "Outcomes told",
+            "Outcomes reported",
             "reqps",
             [
                 (_rate("blora_outcomes_total", "adapter, outcome", OF), "{{adapter}}: {{outcome}}"),

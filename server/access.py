@@ -57,8 +57,7 @@ class Rate:
             self._left[name] = left, now
             wait_s = math.ceil((1 - left) * 60 / self._per_minute)
             raise RateLimitedError(
-                f"got more than {self._per_minute} requests a minute with this key, expected no more: try again in "
-                f"{wait_s} s",
+                f"This key may send {self._per_minute} requests per minute and has sent more: try again in {wait_s} s.",
                 retry_after_s=wait_s,
             )
         self._left[name] = left - 1, now
@@ -100,16 +99,16 @@ class Door:
             self._rate.take(key.name)
         changes = scope["path"].startswith("/v1/adapters") and scope["method"] not in ("GET", "HEAD")
         if changes and (key is None or key.scope != "admin"):
-            raise ForbiddenError(
-                "got no key of scope admin, expected one to change adapters: make it with `blora key --admin`"
-            )
+            raise ForbiddenError("Only an admin's key may change adapters: make one with `blora key NAME --admin`.")
 
     def _key(self, scope: Scope) -> Key:
         assert self._keys is not None  # the caller looked
         kind, _, presented = Headers(scope=scope).get("authorization", "").partition(" ")
         key = self._keys.find(presented.strip()) if kind.lower() == "bearer" else None
         if key is None:
-            raise UnauthorizedError("got no key or an unknown one, expected the header `authorization: Bearer KEY`")
+            raise UnauthorizedError(
+                "The request has no API key, or an unknown one: send it in the header `authorization: Bearer KEY`."
+            )
         return key
 
 

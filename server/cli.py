@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 import socket
 import sys
@@ -20,6 +21,8 @@ __all__ = ["SUMMARY", "main"]
 
 SUMMARY = "serve adapters over HTTP"
 
+logger = logging.getLogger(__name__)
+
 _CANNOT_START = 2
 
 
@@ -33,18 +36,18 @@ def main(argv: list[str]) -> int:
         0 after a signal; 2 if the server could not start, after one line that says why.
     """
     from pydantic import ValidationError
-    from pydantic_settings import CliApp
 
     from blora.errors import ConfigError
     from blora.server.environment import check_environment, drop_service_port
     from blora.server.exposure import check_exposure
+    from blora.server.flags import read_flags
     from blora.server.logs import configure
     from blora.server.open_files import raise_soft_limit
     from blora.server.settings import Settings
 
     drop_service_port(os.environ)
     try:
-        settings = CliApp.run(Settings, cli_args=argv)
+        settings = read_flags(argv)
         check_environment(os.environ, frozenset(Settings.model_fields))
     except ValidationError as exc:
         return _give_up(_first_problem(exc))
@@ -60,8 +63,8 @@ def main(argv: list[str]) -> int:
                 listeners.append(listening.enter_context(_listen(settings.host, port)))
             except OSError as exc:
                 return _give_up(
-                    f"got {settings.host} port {port}, which cannot be listened on "
-                    f"({exc.strerror or exc}), expected a free one: choose another --host or --{flag}"
+                    f"cannot listen on {settings.host} port {port} ({exc.strerror or exc}): choose another --host or "
+                    f"--{flag}"
                 )
         configure(settings.log_level, settings.log_format)
         raise_soft_limit()
@@ -112,8 +115,10 @@ async def _serve(settings: "Settings", listeners: list[socket.socket]) -> int:
     except ConfigError as exc:
         return _give_up(str(exc))
     service: Service = app.state.service
+    host, port = listeners[0].getsockname()[:2]
+    logger.info("Loading base model %s, to serve on %s port %d", settings.base_model, host, port)
     server = DrainingServer(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on"), service)
-    announcing = asyncio.create_task(_announce(service, server, listeners[0].getsockname()[1]))
+    announcing = asyncio.create_task(_announce(service, server, port))
     await server.serve(sockets=listeners)
     announcing.cancel()
     return _give_up(service.failure) if service.failure else 0

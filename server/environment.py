@@ -45,7 +45,7 @@ def check_environment(environ: Mapping[str, str], settings: frozenset[str]) -> N
     unknown = sorted(name for name in ours if name.upper() not in known | linked)
     if unknown:
         listed = ", ".join(_with_likely(name, known) for name in unknown)
-        raise ConfigError(f"got unknown environment variables {listed}, expected settings: correct or unset them")
+        raise ConfigError(f"unknown environment variables {listed}: correct or unset them")
 
 
 def _service_links(environ: Mapping[str, str]) -> Iterator[str]:

@@ -25,7 +25,8 @@ ServerError
 ├── DeadlineExceededError   the answer did not come in time, or an adapter's files did not
 └── DisconnectedError       the client left before the answer; nobody reads this one
 
-Messages say what we got, what we expected and what to do. They never repeat the prompt.
+Messages say what is wrong, what was expected and what to do: `got X, expected Y: do Z` where a value is out of place,
+plain sentences elsewhere. They never repeat the prompt.
 """
 
 from typing import NamedTuple
@@ -123,7 +124,7 @@ class ServerError(Exception):
     """A request that gets no answer.
 
     Args:
-        message: got ..., expected ..., do ...
+        message: what is wrong, what was expected, and what to do.
         code: a key of TABLE; the class's own unless several share the class.
         param: dotted path of the field at fault, if one is.
     """
@@ -235,7 +236,7 @@ class TryLaterError(ServerError):
     """Nothing is wrong with the request but its time.
 
     Args:
-        message: got ..., expected ..., do ...
+        message: what is wrong, what was expected, and what to do.
         retry_after_s: seconds after which there should be room.
     """
 

@@ -12,8 +12,8 @@ __all__ = ["check_exposure"]
 logger = logging.getLogger(__name__)
 
 _CLIENTS = (
-    "got BLORA_API_KEY, the client's variable, and no --api-keys: the server's is BLORA_API_KEYS, the file that "
-    "`blora key` makes"
+    "BLORA_API_KEY is set, which is the client's variable, and --api-keys is not. The server's variable is "
+    "BLORA_API_KEYS, the file that `blora key` makes"
 )
 
 

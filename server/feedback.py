@@ -106,16 +106,15 @@ class Feedback:
         entry = await self._ledger.find(prediction_id)
         if entry is None or not self._served(entry.adapter) or not _may_tell(by, entry):
             raise UnknownPredictionError(
-                "got a prediction that is not known here, expected one of this server's, not too old, of an adapter "
-                "that it still serves, asked with the same key: send feedback to the replica that answered, or give "
-                "all replicas one store",
+                "No prediction of that id is known here. It may be of another replica, too old, of an adapter that is "
+                "no longer loaded, or asked with another key: send feedback to the replica that answered, with the "
+                "key that asked, or give all replicas one store with --feedback-redis.",
                 param="prediction_id",
             )
         position = entry.position(label)
         if position is None:
             raise InvalidRequestError(
-                "got a label that was not offered, expected one of the choices of this prediction: send it as it was "
-                "offered",
+                "This label is none of the choices that the prediction offered: send one of them, spelt the same.",
                 code="label_not_offered",
                 param="label",
             )

@@ -17,19 +17,19 @@ def main(argv: list[str]) -> int:
     """Prints the key, and adds its line to a file."""
     parser = ArgumentParser(
         "blora key",
-        description=f"{SUMMARY}: prints it, once, and adds its hash to the file of `blora serve --api-keys FILE`. To "
-        "take a key away remove its line; a running server notices both.",
+        description=f"{SUMMARY}. The key is printed once; the file, which `blora serve --api-keys FILE` reads, gets "
+        "its hash. Remove its line to revoke a key. A running server notices both.",
     )
-    parser.add_argument("name", help="whose key it is, for logs and limits")
-    parser.add_argument("--file", type=Path, required=True, help="the server's key file")
+    parser.add_argument("name", help="name of the key's owner, for logs and rate limits")
+    parser.add_argument("--file", type=Path, required=True, help="key file of the server")
     opens = parser.add_mutually_exclusive_group()
-    opens.add_argument("--admin", action="store_true", help="may load and unload adapters, too")
+    opens.add_argument("--admin", action="store_true", help="also let the key load and unload adapters")
     opens.add_argument(
         "--adapters",
         metavar="NAME,NAME",
         type=lambda names: [name.strip() for name in names.split(",")],
         default=[],
-        help="may ask and see these adapters alone (default: all)",
+        help="let the key use and list these adapters only (default: all)",
     )
     arguments = parser.parse_args(argv)
 
@@ -58,8 +58,7 @@ def _replace(file: Path, text: str) -> None:
     was = target.stat() if target.exists() else None
     if was is not None and was.st_nlink > 1:
         raise ConfigError(
-            f"got {target}, which has {was.st_nlink} hard links, expected one: a new file could not take the place of "
-            "all; use symbolic links"
+            f"{target} has {was.st_nlink} hard links, and a new file could not replace them all: use symbolic links"
         )
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     partial = Path(name)
@@ -82,7 +81,7 @@ def _keep(descriptor: int, was: os.stat_result, target: Path) -> None:
         os.fchown(descriptor, was.st_uid, was.st_gid)
     except PermissionError as exc:
         raise ConfigError(
-            f"got {target} of user {was.st_uid} and group {was.st_gid}, which this user cannot give a new file to, "
-            "expected a file of this user's own: run `blora key` as that user or as root"
+            f"{target} belongs to user {was.st_uid} and group {was.st_gid}, and this user cannot give a new file to "
+            "them: run `blora key` as that user or as root"
         ) from exc
     os.fchmod(descriptor, was.st_mode & 0o7777)

@@ -106,8 +106,7 @@ def line_of(name: str, scope: Scope, key: str, adapters: Iterable[str] = ()) -> 
             )
     if scope == "admin" and adapters:
         raise ConfigError(
-            f"got key {name!r} of scope admin for some adapters alone, expected either: an admin's key opens all "
-            "adapters"
+            f"Key {name!r} cannot be an admin's and bound to some adapters: an admin's key opens all of them."
         )
     bound = f" adapters={','.join(adapters)}" if adapters else ""
     return f"{name} {scope} sha256:{hashlib.sha256(key.encode()).hexdigest()}{bound}"
@@ -125,10 +124,10 @@ def _read(file: Path, *, allow_none: bool = False) -> dict[str, Key]:
     try:
         text = file.read_text()
     except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"got key file {file}, which cannot be read ({exc}), expected a text file") from exc
+        raise ConfigError(f"Key file {file} cannot be read: {exc}") from exc
     keys = read_keys(text, file)
     if not keys and not allow_none:
-        raise ConfigError(f"got key file {file} without a key, expected at least one: make one with `blora key`")
+        raise ConfigError(f"Key file {file} holds no key: make one with `blora key`")
     return keys
 
 
@@ -150,11 +149,11 @@ def read_keys(text: str, file: Path) -> dict[str, Key]:
         bound = found is not None and found["adapters"] is not None
         if found is None or found["scope"] not in get_args(Scope) or (bound and found["scope"] == "admin"):
             raise ConfigError(
-                f"got line {number} of {file} that is no key, expected NAME predict|admin sha256:HEX, and behind it "
-                "adapters=NAME,NAME where a key of scope predict opens these alone: make one with `blora key`"
+                f"Line {number} of {file} is not a key, which is written NAME predict|admin sha256:HEX, followed by "
+                "adapters=NAME,NAME if it is bound to some adapters: make keys with `blora key`"
             )
         if found["digest"] in keys or found["name"] in {key.name for key in keys.values()}:
-            raise ConfigError(f"got key {found['name']!r} twice in {file}, expected it once: remove a line")
+            raise ConfigError(f"Key {found['name']!r} is in {file} twice: remove one of the lines")
         adapters = frozenset(found["adapters"].split(",")) if bound else None
         keys[found["digest"]] = Key(found["name"], cast(Scope, found["scope"]), adapters)
     return keys

@@ -31,6 +31,9 @@ def configure(level: str, form: Form) -> None:
     handler.setFormatter(_Json() if form == "json" else _Text())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line a request to vLLM
+    if level == "info":
+        # Seven lines of starting and stopping, which bury the one that says why the server did not start.
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
 
 
 def write_down(logger: logging.Logger, outcome: str, *, level: int = logging.INFO, **fields: Any) -> None:

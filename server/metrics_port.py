@@ -29,8 +29,12 @@ class MetricsPort:
         if scope["type"] == "http":
             is_theirs = scope["server"] is not None and scope["server"][1] == self._port
             if is_theirs != (scope["path"] == "/metrics"):
-                there = "/metrics" if is_theirs else "one of /openapi.json's, with the metrics on their own port"
-                error = NoSuchRouteError(f"got a path that does not exist on this port, expected {there}")
+                where = (
+                    "This port serves /metrics alone."
+                    if is_theirs
+                    else "The metrics are on the port of --metrics-port."
+                )
+                error = NoSuchRouteError(f"There is nothing at this path. {where}")
                 await self._refuse(error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)

@@ -216,7 +216,7 @@ class BodyLimit:
     async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
         """The body; None if the client left in the middle of it."""
         too_long = TooLargeError(
-            f"got a body of more than {self._max_bytes} bytes, which is the limit: shorten it or send fewer inputs",
+            f"The body is longer than {self._max_bytes} bytes, which is the limit: shorten it or send fewer inputs.",
             code="body_too_large",
         )
         declared = Headers(scope=scope).get("content-length", "0")

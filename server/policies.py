@@ -59,8 +59,9 @@ def policy_for(question: PredictRequest, handle: AdapterHandle) -> InForce | Non
         chosen = _proved(handle, asked.target_risk)
     if chosen is not None and chosen.target_risk is not None and (departure := _departure(question, handle)):
         raise InvalidRequestError(
-            f"got {departure.got}, expected {departure.expected}, as in the calibration of adapter {handle.name!r}, "
-            f"for its policy proves nothing otherwise: {departure.remedy}, or send policy thresholds of your own",
+            f"The request has {departure.asked}, but adapter {handle.name!r} was calibrated with "
+            f"{departure.calibrated}, and its policy proves nothing otherwise: {departure.remedy}, or send policy "
+            "thresholds of your own.",
             code="not_calibrated",
             param=departure.field,
         )
@@ -84,12 +85,12 @@ def _proved(handle: AdapterHandle, target_risk: float) -> InForce:
     if level is not None:
         return InForce(level.policy("request"), level.target_risk)
     if calibration is None:
-        expected = "no target, for it is not calibrated: send thresholds, or leave `policy` out"
+        remedy = "It is not calibrated: send thresholds, or leave `policy` out."
     else:
         known = ", ".join(f"{proved.target_risk:g}" for proved in calibration.proved())
-        expected = f"one of {known}: send one of these, or thresholds of your own"
+        remedy = f"It is proved for {known}: send one of these, or thresholds of your own."
     raise InvalidRequestError(
-        f"got target_risk {target_risk:g}, which is not proved for adapter {handle.name!r}, expected {expected}",
+        f"target_risk {target_risk:g} is not proved for adapter {handle.name!r}. {remedy}",
         code="not_calibrated",
         param="policy.target_risk",
     )
@@ -99,8 +100,8 @@ class _Departure(NamedTuple):
     """The field in which a request differs from what was calibrated, and the words that say how."""
 
     field: str
-    got: str
-    expected: str
+    asked: str
+    calibrated: str
     remedy: str
 
 
@@ -116,13 +117,17 @@ def _departure(question: PredictRequest, handle: AdapterHandle) -> _Departure | 
         "choices": list(prompt.choices) if prompt.choices else question.choices,
     }
     for field, value in usual.items():
-        if getattr(question, field) not in (None, value):
-            return _Departure(field, f"another {field}", "the same", f"leave {field} out")
+        asked = getattr(question, field)
+        if asked in (None, value):
+            continue
+        if field == "choices":
+            return _Departure(field, "other choices", "its fixed ones", "leave choices out")
+        return _Departure(field, f"{field} {asked}", str(value), f"leave {field} out")
     form: FormName = "messages" if question.messages is not None else "prompt"
     if form not in rows.forms:
         [expected] = rows.forms
-        return _Departure(form, f"a question as {form}", f"one as {expected}", f"ask it as {expected}")
+        return _Departure(form, f"a question as {form}", f"questions as {expected}", f"ask it as {expected}")
     choices = question.choices or prompt.choices
     if choices is not None and not rows.fewest_choices <= len(choices) <= rows.most_choices:
-        return _Departure("choices", f"{len(choices)} choices", rows.n_choices, f"offer {rows.n_choices}")
+        return _Departure("choices", f"{len(choices)} choices", f"{rows.n_choices} choices", f"offer {rows.n_choices}")
     return None

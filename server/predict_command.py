@@ -4,11 +4,12 @@ import asyncio
 import hashlib
 import json
 import re
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from argparse import ArgumentParser, Namespace
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from blora.command_help import CommandHelp
 from blora.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,23 +24,40 @@ INCOMPLETE = 3
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         "blora predict",
-        description=f"{SUMMARY}: a line of JSON for each row, with `prediction` or `error`. A run that was interrupted "
-        "goes on where it was when it is given again.",
-        epilog=f"Exit code: 0 where all rows have answers, {INCOMPLETE} where some have errors, 1 where it failed.",
-        formatter_class=ArgumentDefaultsHelpFormatter,
+        description=f"{SUMMARY}: a line of JSON for each row, with `prediction` or `error`. An interrupted run "
+        "continues when the same command is given again.",
+        epilog=f"Exit code: 0 if every row has a prediction, {INCOMPLETE} if some have errors, 1 if the run failed, 2 "
+        "if the command is wrong.",
+        formatter_class=CommandHelp,
     )
-    parser.add_argument("input", type=Path, help=".jsonl, .csv or .parquet; a row has a prompt, question or messages")
-    parser.add_argument("output", type=Path, help=".jsonl of answers with the rows' own id, in the order of the rows")
-    parser.add_argument("--adapter", required=True, help="the adapter directory")
-    parser.add_argument("--name", help="what answers call the adapter (default: the directory's name)")
-    parser.add_argument("--choices", help="possible answers separated by |, where neither row nor adapter has any")
-    parser.add_argument("--n-samples", type=int, help="posterior draws (default: the adapter's)")
-    parser.add_argument("--target-risk", type=float, help="one of the adapter's calibrated levels")
-    parser.add_argument("--min-confidence", type=float, help="answer only with this probability or a larger one")
+    parser.add_argument(
+        "input", type=Path, help="questions: .jsonl, .csv or .parquet; a row has a question, a prompt or messages"
+    )
+    parser.add_argument(
+        "output", type=Path, help=".jsonl to write, in the order of the rows; each line keeps its row's id"
+    )
+    parser.add_argument("--adapter", required=True, help="adapter directory")
+    parser.add_argument("--name", help="name of the adapter in the answers (default: the directory's name)")
+    parser.add_argument(
+        "--choices", help="choices, separated by |, for rows without any if the adapter has no fixed ones"
+    )
+    parser.add_argument("--n-samples", type=int, help="number of draws (posterior samples) (default: the adapter's)")
+    parser.add_argument(
+        "--target-risk",
+        type=float,
+        help="abstain by the threshold that was calibrated for this target (default: the adapter's policy)",
+    )
+    parser.add_argument(
+        "--min-confidence", type=float, help="abstain below this confidence (default: the adapter's policy)"
+    )
     parser.add_argument("--base-model", default="embedded", help="hub id[@revision], folder, .gguf file, or embedded")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda ...")
-    parser.add_argument("--dtype", default="auto", help="of the base model: auto, float32, bfloat16 or float16")
-    parser.add_argument("--max-batch-tokens", type=int, default=4096, help="most padded tokens x draws at once")
+    parser.add_argument("--device", default="auto", help="device to compute on: auto, cpu, cuda, cuda:1 ...")
+    parser.add_argument(
+        "--dtype", default="auto", help="precision of the base model: auto, float32, bfloat16 or float16"
+    )
+    parser.add_argument(
+        "--max-batch-tokens", type=int, default=4096, help="most padded tokens x draws in one forward pass"
+    )
     return parser
 
 

@@ -87,8 +87,10 @@ class Registry:
             self.add(handle)
         if default is not None and default not in self._handles and not may_come:
             raise ConfigError(
-                f"got default adapter {default!r}, expected one of {_listed(self._handles)}: load it or choose another "
-                "default"
+                f"got default adapter {default!r}, expected one of the loaded ones, {_listed(self._handles)}: load "
+                "it, or choose another default"
+                if self._handles
+                else f"The default adapter {default!r} is not loaded, and no other is: load it."
             )
         self._configured = default
         self._first = handles[0].name if len(handles) == 1 else None
@@ -110,9 +112,7 @@ class Registry:
         except ConfigError as exc:
             raise ConfigError(f"{exc}: name it with NAME=PATH") from exc
         if handle.name in self._handles:
-            raise ConfigError(
-                f"got two adapters named {handle.name!r}, expected distinct names: name them with NAME=PATH"
-            )
+            raise ConfigError(f"Two adapters are named {handle.name!r}: give them different names with NAME=PATH.")
         self._handles[handle.name] = handle
 
     def replace(self, handle: AdapterHandle) -> AdapterHandle:
@@ -180,9 +180,9 @@ class Registry:
         if only is not None and len(seen) == 1:
             return next(iter(seen.values()))
         raise InvalidRequestError(
-            f"got no adapter, expected one of {_listed(seen)}: name one"
+            f"The request names no adapter, and there is no default: name one of {_listed(seen)}."
             if seen
-            else "got a request while no adapter is loaded: load one, or ask again once there is one",
+            else "No adapter is loaded: load one, or ask again once there is one.",
             code="missing",
             param="adapter",
         )
@@ -193,26 +193,25 @@ def _check_pin(handle: AdapterHandle, pin: str) -> None:
     weights, plus, calibration = pin.partition("+")
     if weights != handle.digest:
         raise DigestMismatchError(
-            f"got a digest that is not that of the loaded adapter, expected {handle.digest}: "
-            "correct the pin or remove it",
+            f"The pinned digest is not that of the loaded adapter, {handle.digest}: correct the pin or remove it.",
             param="adapter",
         )
     if plus and calibration != handle.calibration_digest:
         raise DigestMismatchError(
-            f"got a calibration digest that is not that of the loaded adapter, expected {handle.calibration_digest}: "
-            "its calibration or its policy has changed; look at its card, and correct the pin or remove it",
+            f"The pinned calibration digest is not that of the loaded adapter, {handle.calibration_digest}: its "
+            "calibration or policy has changed. Look at its card, and correct the pin or remove it.",
             param="adapter",
         )
 
 
 def _unknown(known: Collection[str]) -> UnknownAdapterError:
     return UnknownAdapterError(
-        f"got an adapter that is not loaded, expected one of {_listed(known)}: correct the name"
+        f"No adapter of that name is loaded: name one of {_listed(known)}."
         if known
-        else "got an adapter that is not loaded, and no other is: load it first",
+        else "No adapter is loaded: load the one that you want first.",
         param="adapter",
     )
 
 
 def _listed(names: Collection[str]) -> str:
-    return ", ".join(sorted(names)) or "those that are loaded, of which there are none"
+    return ", ".join(sorted(names))

@@ -142,11 +142,11 @@ async def predict(
     return error_response(outcome) if isinstance(outcome, ServerError) else outcome
 
 
-@router.post("/v1/feedback", summary="Tell what became of an answer", responses=_FEEDBACK)
+@router.post("/v1/feedback", summary="Report the outcome of an answer", responses=_FEEDBACK)
 async def feedback(body: TellOutcome, service: ServiceOf) -> Outcome:
     """Outcomes of answers are held against the risk that was promised of them; see the metrics.
 
-    A later outcome takes the place of an earlier one. Only the key that asked may tell, or an admin's.
+    A later outcome takes the place of an earlier one. Only the key that asked may report it, or an admin's.
     """
     return Outcome(correct=await service.predictor().feedback.told(body.prediction_id, body.label, KEY.get()))
 

@@ -50,7 +50,7 @@ def read_questions(file: Path) -> Iterator[QuestionRow]:
                 raise DataError(f"{file}: {no_question(row)}")
             yield row if isinstance(row, QuestionRow) else _question(row)
     except (OSError, UnicodeDecodeError, csv.Error) as exc:
-        raise DataError(f"got {file}, which cannot be read ({exc}), expected a {file.suffix} file") from exc
+        raise DataError(f"{file} cannot be read as a {file.suffix} file: {exc}") from exc
 
 
 def _question(row: object) -> QuestionRow:
@@ -89,7 +89,7 @@ def _json_lines(file: Path) -> Iterator[object]:
             try:
                 yield json.loads(line)
             except (ValueError, RecursionError) as exc:
-                yield _unusable(f"got a line that is not JSON ({exc}), expected one object a line", code="invalid_json")
+                yield _unusable(f"This line is not JSON ({exc}): write one JSON object per line.", code="invalid_json")
 
 
 def _csv(file: Path) -> Iterator[object]:
@@ -102,10 +102,10 @@ def _parquet(file: Path) -> Iterator[object]:
         import pyarrow
         from pyarrow.parquet import ParquetFile
     except ImportError as exc:
-        raise DataError(f"got {file} where pyarrow is not installed, expected it: pip install pyarrow") from exc
+        raise DataError(f"Reading {file} needs pyarrow: pip install pyarrow") from exc
     try:
         with ParquetFile(file) as table:
             for batch in table.iter_batches(batch_size=256):
                 yield from batch.to_pylist()
     except pyarrow.ArrowInvalid as exc:
-        raise DataError(f"got {file}, which cannot be read ({exc}), expected a .parquet file") from exc
+        raise DataError(f"{file} cannot be read as a .parquet file: {exc}") from exc

@@ -19,7 +19,7 @@ class AdapterSource(NamedTuple):
 class Settings(BaseSettings):
     """The server's settings; each is a flag of `blora serve` and a variable BLORA_<NAME>.
 
-    Flags win over the environment. Built once at the door and passed down.
+    Flags win over the environment. Built once, when the command starts, and passed down.
 
     Raises:
         pydantic.ValidationError: if a value is out of range or of the wrong type.
@@ -44,106 +44,124 @@ class Settings(BaseSettings):
     dtype: str = Field("auto", description="Precision of the base model: auto, float32, bfloat16, float16.")
     allow_uncalibrated: bool = Field(
         False,
-        description="Serve adapters whose calibration is for another dtype or other contents, and mark every answer.",
+        description="Serve adapters whose calibration is for another dtype or other contents, with a warning in every "
+        "answer.",
     )
     engine: Literal["torch", "vllm"] = Field(
-        "torch", description="What computes: torch in this process, or a vLLM elsewhere."
+        "torch", description="Engine that computes: torch in this process, or a vLLM server elsewhere."
     )
-    engine_url: str | None = Field(None, description="Address of that vLLM, as http://HOST:8000.", pattern="^https?://")
+    engine_url: str | None = Field(
+        None, description="Address of that vLLM server, such as http://HOST:8000.", pattern="^https?://"
+    )
     engine_folder: Path | None = Field(
-        None, description="Folder that this server writes draws into and that vLLM reads under the same path."
+        None, description="Folder for posterior draws, which vLLM reads under the same path."
     )
-    engine_concurrency: int = Field(32, description="Most requests to vLLM at once.", ge=1)
+    engine_concurrency: int = Field(32, description="Most requests to vLLM at the same time.", ge=1)
     adapters: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Adapters to serve, each PATH or NAME=PATH, separated by commas."
     )
     adapter_root: Path | None = Field(
-        None, description="Folder below which adapters may be loaded while the server runs; without it none are."
+        None,
+        description="Folder below which adapters may be loaded while the server runs; needs an admin's API key, or "
+        "--adapter-poll-s.",
     )
     adapter_poll_s: float = Field(
-        0.0, description="Seconds between looks at adapter_root, of which all adapters are served; 0 looks never.", ge=0
+        0.0,
+        description="Serve every adapter in --adapter-root and look for changes each time this many seconds have "
+        "passed; 0 does neither.",
+        ge=0,
     )
-    max_adapters: int = Field(64, description="Most adapters that are served at once.", ge=1)
+    max_adapters: int = Field(64, description="Most adapters served at the same time.", ge=1)
     max_adapter_bytes: int = Field(
-        1073741824, description="Largest adapter that is loaded while the server runs, in bytes.", ge=1
+        1073741824, description="Largest adapter that may be loaded while the server runs, in bytes.", ge=1
     )
     max_adapter_memory_mib: int = Field(
-        2048, description="Most memory that an adapter's posterior and draws may take, in MiB.", ge=1
+        2048, description="Most memory for one adapter's posterior and draws, in MiB.", ge=1
     )
     adapter_load_timeout_s: float = Field(
-        60.0, description="Seconds in which an adapter's files are read, or it is given up.", gt=0
+        60.0, description="Seconds that reading an adapter's files may take before it is given up.", gt=0
     )
     default_adapter: str | None = Field(
-        None, description="Adapter that answers requests naming none; one alone needs no mention."
+        None, description="Adapter that answers requests which name none; not needed if there is only one."
     )
 
-    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every one.")
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all of them.")
     port: int = Field(8000, description="TCP port; 0 for any free one.", ge=0, le=65535)
     metrics_port: int = Field(
         0,
-        description="TCP port that /metrics is on, and nothing else; 0 leaves it on the one of --port.",
+        description="TCP port for /metrics alone; 0 keeps /metrics on --port.",
         ge=0,
         le=65535,
     )
 
     api_keys: Path | None = Field(
-        None, description="File of the API keys that may ask, made with `blora key`; without it anyone may."
+        None, description="File of API keys, made with `blora key`; without it anyone may ask."
     )
-    requests_per_minute: int = Field(0, description="Most requests a minute with one API key; 0 for no limit.", ge=0)
+    requests_per_minute: int = Field(0, description="Most requests per minute and API key; 0 for no limit.", ge=0)
 
-    n_samples_cap: int = Field(64, description="Most posterior draws that one request may ask for.", ge=1)
+    n_samples_cap: int = Field(64, description="Most draws (posterior samples) that one request may ask for.", ge=1)
     max_batch_tokens: int = Field(4096, description="Most padded tokens x draws in one forward pass.", ge=1)
     prefix_cache_mib: int = Field(
-        256, description="Most memory for what prompts begin with, in MiB; 0 remembers nothing.", ge=0
+        256, description="Memory for the prefixes that prompts share, in MiB; 0 keeps none.", ge=0
     )
-    max_queue_tokens: int = Field(1048576, description="Most tokens x draws waiting; beyond it requests get 429.", ge=1)
-    max_queue_requests: int = Field(1024, description="Most inputs waiting; beyond it requests get 429.", ge=1)
+    max_queue_tokens: int = Field(
+        1048576, description="Most tokens x draws waiting; beyond that, requests get 429.", ge=1
+    )
+    max_queue_requests: int = Field(1024, description="Most inputs waiting; beyond that, requests get 429.", ge=1)
     max_input_passes: int = Field(
         16,
         description="Most work of one input, in forward passes of max_batch_tokens; beyond it requests get 413.",
         ge=1,
     )
     max_queue_characters: int = Field(
-        8388608, description="Most characters waiting to be tokenised; beyond it requests get 429.", ge=1
+        8388608, description="Most characters waiting to be tokenised; beyond that, requests get 429.", ge=1
     )
     max_inputs: int = Field(256, description="Most inputs in one batch request.", ge=1)
-    max_body_bytes: int = Field(
-        1048576, description="Largest request body, in bytes; beyond it requests get 413.", ge=1
-    )
-    max_prompt_tokens: int = Field(4096, description="Longest prompt, in tokens; beyond it requests get 413.", ge=1)
+    max_body_bytes: int = Field(1048576, description="Largest request body, in bytes; a larger one gets 413.", ge=1)
+    max_prompt_tokens: int = Field(4096, description="Longest prompt, in tokens; a longer one gets 413.", ge=1)
     max_connections: int = Field(
-        1000, description="Most connections at once; one more takes the place of the one longest idle.", ge=1
+        1000,
+        description="Most connections at the same time; another one replaces the one that has been idle longest.",
+        ge=1,
     )
     max_feedback_predictions: int = Field(
-        100000, description="Most predictions that wait for POST /v1/feedback; the oldest are forgotten first.", ge=1
+        100000, description="Most predictions kept for POST /v1/feedback; the oldest are forgotten first.", ge=1
     )
 
     feedback_rate: float = Field(
         1.0,
-        description="Share of answers whose outcome is asked for, drawn at random; below 1 each answer says whether.",
+        description="Share of answers, chosen at random, whose outcome is requested; below 1 each answer says whether.",
         ge=0,
         le=1,
     )
     feedback_redis: str | None = Field(
         None,
-        description="Address of a Redis in which all replicas keep predictions, as redis://HOST:6379/0; without it "
-        "each keeps its own.",
+        description="Address of a Redis in which all replicas keep predictions for feedback, such as "
+        "redis://HOST:6379/0; without it each replica keeps its own.",
         pattern="^(rediss?|unix)://",
     )
     feedback_redis_password_file: Path | None = Field(
-        None, description="File that holds the password of that Redis, so that the address need not."
+        None, description="File that holds the password of that Redis, in place of one in the address."
     )
     feedback_keep_s: float = Field(
-        2592000.0, description="Seconds after which Redis forgets a prediction or a count.", gt=0
+        2592000.0,
+        description="Seconds after which Redis forgets a prediction, and the counts of an adapter without news.",
+        gt=0,
     )
 
     read_timeout_s: float = Field(
-        20.0, description="Seconds in which a request's headers, and then its body, have arrived, or get 408.", gt=0
+        20.0,
+        description="Seconds that a request's headers, and then its body, may take to arrive; a later body gets 408.",
+        gt=0,
     )
     keep_alive_s: int = Field(
-        75, description="Seconds that a connection may be idle; more than the load balancer in front allows.", ge=1
+        75,
+        description="Seconds that a connection may be idle; choose more than the load balancer in front allows.",
+        ge=1,
     )
-    timeout_s: float = Field(30.0, description="Seconds in which a request is answered, or gets 504.", gt=0)
+    timeout_s: float = Field(
+        30.0, description="Seconds within which a request is answered; otherwise it gets 504.", gt=0
+    )
     hang_timeout_s: float = Field(
         300.0,
         description="Seconds without progress of a forward pass after which /livez gets 503; 0 for never.",
@@ -151,22 +169,24 @@ class Settings(BaseSettings):
     )
     drain_delay_s: float = Field(
         0.0,
-        description="Seconds to keep serving after SIGTERM, for load balancers to notice /readyz.",
+        description="Seconds to keep serving after SIGTERM, so that load balancers see /readyz fail.",
         ge=0,
     )
     drain_timeout_s: float = Field(
-        30.0, description="Seconds to finish accepted requests in, once serving stops.", ge=0
+        30.0, description="Seconds for accepted requests to finish once serving stops.", ge=0
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least severe log line to write."
+        "info", description="Least severe log lines to write."
     )
     otlp_endpoint: str | None = Field(
         None,
-        description="Address of an OpenTelemetry collector that gets traces, as http://HOST:4318; without it there are "
+        description="Address of an OpenTelemetry collector for traces, such as http://HOST:4318; without it there are "
         "none.",
         pattern="^https?://",
     )
-    log_format: Literal["text", "json"] = Field("text", description="How a log line looks: text, or an object of JSON.")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Format of log lines: text, or one JSON object per line."
+    )
 
     @field_validator("adapters", mode="before")
     @classmethod
@@ -179,8 +199,8 @@ class Settings(BaseSettings):
     def _one_full_batch_fits_the_queue(self) -> "Settings":
         if self.max_queue_tokens < self.max_batch_tokens:
             raise ValueError(
-                f"got max_queue_tokens={self.max_queue_tokens}, expected at least "
-                f"max_batch_tokens={self.max_batch_tokens}: raise the first or lower the second"
+                f"got --max-queue-tokens {self.max_queue_tokens}, expected at least --max-batch-tokens "
+                f"{self.max_batch_tokens}: raise the first or lower the second"
             )
         return self
 
@@ -188,44 +208,35 @@ class Settings(BaseSettings):
     def _metrics_have_another_port(self) -> "Settings":
         if self.metrics_port and self.metrics_port == self.port:
             raise ValueError(
-                f"got metrics_port={self.metrics_port}, which is port itself, expected another one: choose one, or "
-                "leave metrics_port out to have /metrics on port"
+                f"--metrics-port and --port are both {self.port}: choose another --metrics-port, or leave it out to "
+                "have /metrics on --port"
             )
         return self
 
     @model_validator(mode="after")
     def _polling_needs_a_folder(self) -> "Settings":
         if self.adapter_poll_s and self.adapter_root is None:
-            raise ValueError(
-                f"got adapter_poll_s={self.adapter_poll_s:g} without adapter_root, expected the folder to look at"
-            )
+            raise ValueError("--adapter-poll-s needs --adapter-root, the folder to look at")
         return self
 
     @model_validator(mode="after")
     def _vllm_needs_an_address_and_a_folder(self) -> "Settings":
         if (self.engine == "vllm") != (self.engine_url is not None and self.engine_folder is not None):
-            raise ValueError(
-                f"got engine={self.engine} with engine_url={self.engine_url} and engine_folder={self.engine_folder}, "
-                "expected both for vllm and neither for torch"
-            )
+            raise ValueError("--engine vllm needs both --engine-url and --engine-folder; --engine torch takes neither")
         return self
 
     @model_validator(mode="after")
     def _a_password_is_one_for_redis(self) -> "Settings":
         if self.feedback_redis_password_file is not None and self.feedback_redis is None:
             raise ValueError(
-                f"got feedback_redis_password_file={self.feedback_redis_password_file} without feedback_redis, "
-                "expected the address that the password is for"
+                "--feedback-redis-password-file needs --feedback-redis, the address that the password is for"
             )
         return self
 
     @model_validator(mode="after")
     def _limits_need_keys(self) -> "Settings":
         if self.requests_per_minute and self.api_keys is None:
-            raise ValueError(
-                f"got requests_per_minute={self.requests_per_minute} without api_keys, expected a key file: a limit is "
-                "one for each key"
-            )
+            raise ValueError("--requests-per-minute needs --api-keys, since the limit applies to each key")
         return self
 
     @property

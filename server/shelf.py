@@ -133,9 +133,8 @@ class Shelf:
                 return old, "adapter_kept", old
             if not replace:
                 raise AdapterConflictError(
-                    f"got another adapter {name!r}, or another calibration of it, than the one that is loaded, "
-                    f"{old.digest}, expected the same or another name: replace it with PUT /v1/adapters/{name}, or "
-                    "unload the old one first",
+                    f"Another adapter is loaded as {name!r}, or the same with another calibration ({old.digest}): "
+                    f"replace it with PUT /v1/adapters/{name}, unload it first, or choose another name.",
                     param="name",
                 )
             self._registry.replace(handle)
@@ -162,7 +161,8 @@ class Shelf:
         most = self._settings.max_adapters
         if self._registry.get(name) is None and len(self._registry) >= most:
             raise AdapterConflictError(
-                f"got one adapter more than {most}, expected at most that many: unload one", code="too_many_adapters"
+                f"All {most} places for adapters are taken: unload one, or raise --max-adapters.",
+                code="too_many_adapters",
             )
 
     def _let_go(self, handle: AdapterHandle) -> None:
@@ -176,12 +176,12 @@ class Shelf:
         """The folder below which adapters lie."""
         root = self._settings.adapter_root
         if root is None:
-            raise ForbiddenError("got a change of adapters, expected none: they are fixed without --adapter-root")
+            raise ForbiddenError("This server's adapters are fixed: start it with --adapter-root to load others.")
         return root.absolute()
 
     def _folder(self, root: Path, path: str) -> Path:
         """The adapter's folder, of which no part lies outside the root, whatever its links say."""
-        outside = ForbiddenError("got a path that leads out of --adapter-root, expected one below it", param="path")
+        outside = ForbiddenError("The path leads out of --adapter-root: name a folder below it.", param="path")
         try:
             root = root.resolve()
             folder = (root / path).resolve()
@@ -192,7 +192,7 @@ class Shelf:
                 files += islice(folder.rglob("*"), MOST_ENTRIES)
             if len(files) > MOST_ENTRIES:
                 raise TooLargeError(
-                    f"got a folder of {MOST_ENTRIES} files or more, expected fewer: name an adapter's own folder",
+                    f"The folder holds {MOST_ENTRIES} files or more: name an adapter's own folder.",
                     code="adapter_too_large",
                     param="path",
                 )
@@ -200,9 +200,13 @@ class Shelf:
                 raise outside
             size = sum(file.stat().st_size for file in files if file.is_file())
         except (OSError, RuntimeError, ValueError) as exc:  # a loop of links, a name that no file can have
-            why = exc.strerror if isinstance(exc, OSError) else "links that lead in a circle, or no name of a file"
+            why = (
+                exc.strerror
+                if isinstance(exc, OSError)
+                else "links that lead in a circle, or a name that no file can have"
+            )
             raise InvalidRequestError(
-                f"got a path that leads nowhere ({why}), expected an adapter's folder",
+                f"There is no adapter at this path ({why}): name an adapter's folder.",
                 code="invalid_adapter",
                 param="path",
             ) from exc

@@ -21,6 +21,8 @@ from blora.server.routes import refuse
 
 __all__ = ["DrainingServer", "leave"]
 
+logger = logging.getLogger(__name__)
+
 # Requests whose bytes are on their way when the listener closes get so long to be read.
 _LAST_READ_S = 0.1
 # Once the drain has timed out, uvicorn gets so long to write the refusals.
@@ -92,6 +94,7 @@ class DrainingServer(uvicorn.Server):
             self.stop()
             self._enough.set()
             return
+        logger.info("%s: finishing the requests that were accepted", signal.Signals(sig).name)
         self._service.begin_drain()
         delay_s = self._service.settings.drain_delay_s if sig == signal.SIGTERM else 0
         asyncio.get_running_loop().call_later(delay_s, self.stop)

@@ -64,7 +64,7 @@ class Reader:
             n_values = bare.count(b",") + bare.count(b"[") + bare.count(b"{")
             if n_values > self._max_values:
                 raise TooLargeError(
-                    f"got a body with more than {self._max_values} values, which is the limit: send fewer inputs",
+                    f"The body holds more than {self._max_values} values, which is the limit: send fewer inputs.",
                     code="body_too_large",
                 )
         return from_json(body, allow_inf_nan=False)
@@ -101,7 +101,7 @@ class StrictJsonRoute(APIRoute):
             body = await parsed.body()
             if body.startswith(_BYTE_ORDER_MARK):
                 raise UnsupportedMediaTypeError(
-                    "The body begins with a byte order mark, expected JSON in UTF-8 without one: leave it out."
+                    "The body begins with a byte order mark: send JSON in UTF-8 without one."
                 )
             if body:
                 reader: Reader = request.app.state.reader
@@ -120,10 +120,10 @@ def _check_headers(request: Request) -> None:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise UnsupportedMediaTypeError(
-            "got a body that is not declared as JSON, expected the header content-type: application/json: add it"
+            "The body is not declared as JSON: send the header `content-type: application/json`."
         )
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", ""):
         raise UnsupportedMediaTypeError(
-            "The body has a content-encoding, expected none, for this server does not decompress: send it as it is."
+            "The body has a content-encoding, and this server does not decompress: send it without one."
         )

@@ -187,9 +187,9 @@ class Tokenizing:
         takes_too_much = bool(own) and (len(own) >= _SHARE * free_inputs or own_cost > _SHARE * free)
         if full or takes_too_much:
             raise QueueFullError(
-                f"got {len(self._waiting)} inputs of {waiting} characters waiting to be tokenised, {len(own)} of them "
-                f"yours, expected at most {self._max_inputs} and {self._max_characters}, four fifths of them yours: "
-                "try again after Retry-After",
+                f"{len(self._waiting)} inputs of {waiting} characters wait to be tokenised, {len(own)} of them yours. "
+                f"There is room for {self._max_inputs} and {self._max_characters}, of which you may have four fifths: "
+                "try again after the seconds in Retry-After.",
                 retry_after_s=max(1, math.ceil(waiting * (self._pace or 0.0))),
             )
 

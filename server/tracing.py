@@ -83,7 +83,8 @@ def _exporting(endpoint: str, build: Build) -> Any:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as exc:
         raise ConfigError(
-            "got an otlp_endpoint, expected the packages that send traces: pip install 'blora[otel]', or leave it out"
+            "--otlp-endpoint needs the packages that send traces: install them with `pip install 'blora[otel]'`, or "
+            "leave it out"
         ) from exc
     resource = Resource.create(
         {"service.name": "blora", "service.version": build.version, "vcs.ref.head.revision": build.revision}

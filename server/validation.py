@@ -84,22 +84,19 @@ def _message(detail: Mapping[str, Any]) -> str:
     got = _describe(detail.get("input"))
     match detail["type"]:
         case "json_invalid":
-            return (
-                f"got a body that is not JSON ({context.get('error')}), expected one JSON object "
-                "in UTF-8 with finite numbers: correct the body"
-            )
+            return f"The body is not JSON ({context.get('error')}): send one JSON object in UTF-8, with finite numbers."
         case "missing" if _param(detail) is None:
-            return "got no body, expected one JSON object: send one"
+            return "The request has no body: send one JSON object."
         case "missing":
-            return "got no such field, expected one: add it"
+            return "This field is missing: add it."
         case "extra_forbidden":
-            return "got an unknown field, expected only documented ones: remove or respell it"
+            return "There is no field of this name: remove it or correct its spelling."
         case "literal_error":
             return f"got {got}, expected {context['expected']}: send one of these"
         case "finite_number":
-            return "got a number that is not finite, expected a finite one: send a finite number"
+            return "This number is not finite: send a finite one."
         case "string_too_short":
-            return "got an empty string, expected some text: fill it or leave the field out"
+            return "This text is empty: fill it, or leave the field out."
         case "string_too_long":
             return f"got {got}, expected at most {context['max_length']}: shorten it"
         case "too_short":
@@ -111,6 +108,8 @@ def _message(detail: Mapping[str, Any]) -> str:
         case "model_type" | "model_attributes_type" | "dict_type":
             return f"got {got}, expected an object: correct the field"
     expected = detail["msg"].removeprefix("Input should be ")
+    if expected.startswith(("greater", "less")):
+        expected = f"a number {expected}"
     return f"got {got}, expected {expected}: correct the field"
 
 
@@ -124,8 +123,12 @@ def _describe(value: object) -> str:
             text = repr(value) if abs(value) < 1e21 else ""
             return text or "a very large number"
         case str():
-            return f"a string of {len(value)} characters"
+            return f"a string of {_counted(len(value), 'character')}"
         case list():
-            return f"a list of {len(value)}"
+            return f"a list of {_counted(len(value), 'item')}"
         case _:
             return "an object"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -28,24 +28,30 @@ class TrainConfig:
     batch_size: int = _setting(8, "rows of a forward pass on each device")
     gradient_accumulation: int = _setting(1, "forward passes of one optimiser step")
     learning_rate: float = _setting(
-        0.04, "of the means of inducing weights, in units of the prior; the peak of a linear schedule"
+        0.04, "peak learning rate of the inducing weights' means, in units of the prior standard deviation"
     )
-    lora_learning_rate: float = _setting(1e-3, "of factors without a posterior, which move in units of a weight")
-    input_learning_rate: float = _setting(4e-3, "of inducing inputs")
-    scale_learning_rate: float = _setting(1e-2, "of standard deviations")
-    warmup: float = _setting(0.06, "share of the steps in which the learning rate rises")
-    max_grad_norm: float = _setting(1.0, "norm of all gradients together above which they are scaled down; 0: never")
-    kl_weight: float = _setting(0.01, "1 is the exact ELBO, below 1 a cold posterior")
-    kl_warmup: float = _setting(0.25, "share of the steps in which the KL's weight rises")
-    train_draws: int = _setting(4, "most posterior draws a batch is divided among")
-    validation_draws: int = _setting(4, "posterior draws behind the validation NLL, which is taken recalibrated")
+    lora_learning_rate: float = _setting(1e-3, "peak learning rate of LoRA factors without a posterior")
+    input_learning_rate: float = _setting(4e-3, "peak learning rate of the inducing inputs")
+    scale_learning_rate: float = _setting(1e-2, "peak learning rate of the standard deviations")
+    warmup: float = _setting(0.06, "share of the steps over which the learning rates rise to their peak")
+    max_grad_norm: float = _setting(
+        1.0, "largest norm of all gradients together, beyond which they are scaled down; 0 never scales"
+    )
+    kl_weight: float = _setting(
+        0.01, "weight of the KL divergence in the loss: 1 is the exact ELBO, less a cold posterior"
+    )
+    kl_warmup: float = _setting(0.25, "share of the steps over which that weight rises from 0")
+    train_draws: int = _setting(4, "posterior draws per batch, each on a part of its rows")
+    validation_draws: int = _setting(
+        4, "posterior draws behind the validation NLL, which is computed after recalibration"
+    )
     patience: int = _setting(3, "epochs without a better validation NLL before training stops")
     trunk_cache_gib: float = _setting(
         CACHE_GIB,
-        "most GiB of memory or temporary disk for the output of the layers below the adapted ones, of training and "
-        "validation rows each; where it does not fit these layers run in every step",
+        "GiB of memory or temporary disk that may hold the output of the layers below the adapted ones, for training "
+        "and for validation rows each; output that does not fit is computed again in every step",
     )
-    seed: int = _setting(0, "of initialisation, order and noise")
+    seed: int = _setting(0, "seed of initialisation, order and noise")
     resume: bool = _setting(False, "go on from the last checkpoint in work_dir, if there is one")
 
     def __post_init__(self) -> None:

@@ -169,7 +169,7 @@ def _file_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as exc:
-        raise DataError(f"got data file {path}, which cannot be read ({exc.strerror}); check the path") from exc
+        raise DataError(f"data file {path} cannot be read ({exc.strerror}); check the path") from exc
     except UnicodeDecodeError as exc:
         line = exc.object[: exc.start].count(b"\n") + 1
         raise DataError(f"{path}:{line}: got bytes that are not UTF-8; save the file as UTF-8") from exc
@@ -182,7 +182,7 @@ def _file_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
         try:
             row = json.loads(content)
         except (ValueError, RecursionError) as exc:
-            yield f"{path}:{number}", f"got a line that is not JSON ({exc}), expected one object a line"
+            yield f"{path}:{number}", f"this line is not JSON ({exc}); write one JSON object per line"
             continue
         yield f"{path}:{number}", row if isinstance(row, dict) else f"got {type(row).__name__}, expected a JSON object"
 
@@ -204,7 +204,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any] | str
             else:
                 yield where, _csv_types(dict(zip(header, cells, strict=True)))
     except csv.Error as exc:
-        yield f"{path}:{first_line}", f"got a row that is not CSV ({exc})"
+        yield f"{path}:{first_line}", f"this row is not CSV ({exc})"
 
 
 def _check_columns(columns: Collection[str], where: str) -> None:
@@ -301,7 +301,7 @@ def _choices(value: Any, fixed: Sequence[str] | None) -> tuple[tuple[str, ...], 
     if not isinstance(value, list) or not all(isinstance(choice, str) and choice.strip() for choice in value):
         raise RowError(f"got choices {value!r}, expected a list of non-empty texts")
     if len(value) < 2:
-        raise RowError(f"got {len(value)} choices, expected at least 2")
+        raise RowError(f"got {'one choice' if value else 'no choices'}, expected at least 2")
     if len({choice.strip() for choice in value}) < len(value):
         raise RowError(f"got choices {value!r}, expected distinct ones")
     if letters and len(letters) != len(value):

@@ -119,7 +119,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         keys = folder / "keys"
-        keys.write_text(line_of("attacker", "admin", ATTACKER) + line_of("victim", "predict", VICTIM))
+        keys.write_text("\n".join([line_of("attacker", "admin", ATTACKER), line_of("victim", "predict", VICTIM)]))
         stalled_folder(folder / "adapters")
         with serve(folder / "log", api_keys=str(keys), adapter_root=str(folder / "adapters")) as server:
             idle = asyncio.run(ask(server, 0, QUESTIONS))

@@ -130,13 +130,13 @@ class Prediction(Answer):
 
 
 class Outcome(Answer):
-    """What is known of a prediction whose outcome was told."""
+    """What is known of a prediction whose outcome was reported."""
 
     correct: bool = Field(description="Whether the leading choice was the label.")
 
 
 class ErrorDetail(Answer):
-    """What is wrong: got ..., expected ..., do ..."""
+    """What is wrong, what was expected, and what to do about it."""
 
     message: str
     type: str

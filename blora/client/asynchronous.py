@@ -30,7 +30,7 @@ class AsyncClient:
         url: address of the server, http:// or https://.
         api_key: sent as a bearer token.
         deadline_s: seconds that a call may take, its retries included.
-        abstain: withholds answers beyond those that the server withholds.
+        abstain: when to abstain beyond what the server abstains from.
         retries: when a request is sent again.
         max_connections: that are open at once; calls beyond it wait for one.
         transport: how requests travel, for tests.
@@ -165,7 +165,7 @@ class AsyncClient:
 
         Args:
             prediction: the answer, or its id.
-            label: as it was offered; in the place of one that was told before.
+            label: as it was offered; it replaces one that was reported before.
             deadline_s: seconds for this call; the client's where absent.
 
         Raises:
@@ -193,7 +193,7 @@ class AsyncClient:
         except ClientError as failure:
             return failure
         except Exception as exc:
-            unforeseen = ClientError(f"got {exc!r} while asking this question, expected an answer: see the cause")
+            unforeseen = ClientError(f"Asking this question failed unexpectedly: {exc!r}")
             unforeseen.__cause__ = exc
             return unforeseen
 
@@ -215,8 +215,7 @@ class AsyncClient:
                 if failure is not None:  # what used the time up
                     raise failure from exc
                 raise DeadlineError(
-                    f"got no answer from {self._http.base_url} in {deadline_s:g} s, expected one: allow more time, or "
-                    "ask for less"
+                    f"{self._http.base_url} gave no answer within {deadline_s:g} s: allow more time, or ask for less"
                 ) from exc
             except ClientError as exc:
                 failure = exc
@@ -230,19 +229,19 @@ class AsyncClient:
             request = self._http.build_request("POST", path, json=body)
         except (TypeError, ValueError) as exc:
             raise RefusedError(
-                f"got a request that cannot be written as JSON ({exc}), expected strings, finite numbers, lists and "
-                "dicts: convert the field before asking"
+                f"The request cannot be written as JSON ({exc}): convert its fields to strings, finite numbers, lists "
+                "and dicts"
             ) from exc
         try:
             response = await self._http.send(request)
         except httpx.DecodingError as exc:
             raise MalformedAnswerError(
-                f"got an answer from {self._http.base_url} that cannot be decoded ({exc}), expected one of a blora "
-                "server: check the address, and what stands in between"
+                f"The answer from {self._http.base_url} cannot be decoded ({exc}): check that a blora server is "
+                "there, and what is in between"
             ) from exc
         except httpx.RequestError as exc:
             raise UnreachableError(
-                f"got no connection to {self._http.base_url} that lasted ({type(exc).__name__}: {exc}), expected a "
-                "server there: check the address, and whether it runs"
+                f"{self._http.base_url} cannot be reached, or broke off ({type(exc).__name__}: {exc}): check the "
+                "address, and that the server runs"
             ) from exc
         return read(response, kind)

@@ -2,9 +2,10 @@
 
 import os
 import sys
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+from argparse import ArgumentParser
 
 from blora.client.answers import Prediction
+from blora.command_help import CommandHelp
 
 __all__ = ["SUMMARY", "main"]
 
@@ -17,19 +18,30 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         "blora ask",
         description=SUMMARY,
-        epilog=f"Exit code: 0 where there is an answer, {ABSTAINED} where it is withheld, 1 where asking failed.",
-        formatter_class=ArgumentDefaultsHelpFormatter,
+        epilog=f"Exit code: 0 for an answer, {ABSTAINED} if the server abstained, 1 if asking failed, 2 if the "
+        "command is wrong.",
+        formatter_class=CommandHelp,
     )
-    parser.add_argument("prompt", help="the question; - reads it from standard input")
-    parser.add_argument("--url", default=os.environ.get("BLORA_URL", "http://127.0.0.1:8000"), help="of the server")
-    parser.add_argument("--api-key", help="sent as a bearer token (default: the variable BLORA_API_KEY)")
-    parser.add_argument("--adapter", help="name, or name@sha256:... (default: the server's)")
-    parser.add_argument("--choices", help="possible answers separated by | (default: the adapter's)")
-    parser.add_argument("--n-samples", type=int, help="posterior draws (default: the adapter's)")
-    parser.add_argument("--target-risk", type=float, help="one of the adapter's calibrated levels")
-    parser.add_argument("--min-confidence", type=float, help="answer only with this probability or a larger one")
+    parser.add_argument("prompt", help="question to ask; - reads it from standard input")
+    parser.add_argument(
+        "--url", default=os.environ.get("BLORA_URL", "http://127.0.0.1:8000"), help="address of the server"
+    )
+    parser.add_argument("--api-key", help="API key (default: the environment variable BLORA_API_KEY)")
+    parser.add_argument(
+        "--adapter", help="adapter to ask: NAME, or NAME@sha256:... to pin its contents (default: the server's)"
+    )
+    parser.add_argument("--choices", help="choices, separated by | (default: the adapter's)")
+    parser.add_argument("--n-samples", type=int, help="number of draws (posterior samples) (default: the adapter's)")
+    parser.add_argument(
+        "--target-risk",
+        type=float,
+        help="abstain by the threshold that was calibrated for this target (default: the adapter's policy)",
+    )
+    parser.add_argument(
+        "--min-confidence", type=float, help="abstain below this confidence (default: the adapter's policy)"
+    )
     parser.add_argument("--deadline-s", type=float, default=30.0, help="seconds to wait, retries included")
-    parser.add_argument("--json", action="store_true", help="print the whole answer of the server")
+    parser.add_argument("--json", action="store_true", help="print the server's whole answer as JSON")
     return parser
 
 

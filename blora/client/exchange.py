@@ -66,8 +66,8 @@ def read(response: httpx.Response, kind: type[A]) -> A:
         problem = exc.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, problem["loc"]))
         raise MalformedAnswerError(
-            f"got an answer from {response.url} that is none of a blora server ({where or 'body'}: {problem['msg']}), "
-            "expected one: check the address",
+            f"The answer from {response.url} is not that of a blora server ({where or 'body'}: {problem['msg']}): "
+            "check the address",
             status=response.status_code,
         ) from exc
 
@@ -80,8 +80,8 @@ def check(prediction: Prediction) -> Prediction:
     """
     if prediction.abstained != (prediction.answer is None):
         raise MalformedAnswerError(
-            f"got abstained={prediction.abstained} beside the answer {prediction.answer!r}, expected them to agree; "
-            "do not act on it"
+            f"The answer contradicts itself: abstained={prediction.abstained} with answer={prediction.answer!r}; do "
+            "not act on it"
         )
     return prediction
 
@@ -104,7 +104,7 @@ def _failure(response: httpx.Response) -> ClientError:
         error = ErrorBody.model_validate_json(response.content).error
         message, code, param = error.message, error.code, error.param
     except ValidationError:  # a proxy in between speaks its own way
-        message, code, param = f"got HTTP {status} from {response.url}", None, None
+        message, code, param = f"{response.url} answered HTTP {status}", None, None
     kind: type[ClientError] = FailedError
     if status == httpx.codes.TOO_MANY_REQUESTS:
         kind = OverloadedError

@@ -62,7 +62,7 @@ class Client:
         url: address of the server, http:// or https://.
         api_key: sent as a bearer token.
         deadline_s: seconds that a call may take, its retries included.
-        abstain: withholds answers beyond those that the server withholds.
+        abstain: when to abstain beyond what the server abstains from.
         retries: when a request is sent again.
         max_connections: that are open at once; calls beyond it wait for one.
         transport: how requests travel, for tests; forked processes share it.
@@ -197,8 +197,8 @@ class Client:
             if not call.cancel():  # the call has ended by now, perhaps in this very error
                 return call.result()
             raise DeadlineError(
-                f"got no answer in {deadline_s:g} s because the client's event loop is held up, expected one: give "
-                "`on_abstain` no async function that blocks"
+                f"There was no answer within {deadline_s:g} s because the client's event loop is blocked: do not "
+                "block in an async `on_abstain`"
             ) from exc
         except BaseException:
             call.cancel()  # the caller was interrupted; a call that failed is over anyway
@@ -223,7 +223,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 
 def _closed() -> ClientError:
-    return ClientError("got a call on a client that was closed, expected an open one: make a new one")
+    return ClientError("This client is closed: make a new one")
 
 
 async def _awaited(result: Awaitable[T]) -> T:

@@ -18,7 +18,7 @@ def check_choices(choices: Sequence[str]) -> None:
         PromptError: if there are fewer than two, one is empty, or two are the same.
     """
     if len(choices) < 2:
-        raise PromptError(f"got {len(choices)} choices, expected at least 2", param="choices")
+        raise PromptError(f"got {'one choice' if choices else 'no choices'}, expected at least 2", param="choices")
     if not all(choices):
         raise PromptError("got an empty choice, expected some text", param="choices")
     if len(set(choices)) < len(choices):

@@ -8,13 +8,14 @@ a ticket without an answer is one for a person, too.
 """
 
 import json
-import sys
+from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
 from blora.client import AbstainAbove, Client, ClientError, Prediction
 
-# Beside the adapter's own calibrated policy: draws that contradict each other are a reason to look twice.
+# Beside the adapter's own calibrated policy: a person also sees tickets on which the draws, samples of the weights from
+# the posterior, contradict each other.
 DISAGREEMENT = AbstainAbove(mutual_information=0.2)
 
 
@@ -31,7 +32,7 @@ def verdict(outcome: Prediction | ClientError) -> dict[str, Any]:
     return {"queue": outcome.answer, "confidence": round(outcome.confidence, 3)}
 
 
-def main(tickets: Path, filed: Path, for_a_person: Path, url: str = "http://127.0.0.1:8000") -> None:
+def main(tickets: Path, filed: Path, for_a_person: Path, url: str) -> None:
     """Sorts a file of tickets."""
     rows = [json.loads(line) for line in tickets.read_text().splitlines()]
     with Client(url, abstain=DISAGREEMENT, deadline_s=120) as client:
@@ -44,4 +45,9 @@ def main(tickets: Path, filed: Path, for_a_person: Path, url: str = "http://127.
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:4]), *sys.argv[4:5])
+    parser = ArgumentParser(description="Sort a file of tickets by the answers of a server.")
+    parser.add_argument("tickets", type=Path, help="JSONL with a prompt in each line")
+    parser.add_argument("filed", type=Path, help="JSONL to write: tickets that have a queue")
+    parser.add_argument("for_a_person", type=Path, help="JSONL to write: tickets for a person, with the reason")
+    parser.add_argument("url", nargs="?", default="http://127.0.0.1:8000", help="address of the server (%(default)s)")
+    main(**vars(parser.parse_args()))

@@ -61,7 +61,7 @@ def check_adapters(settings: Settings) -> None:
     """
     if not settings.adapter_sources and settings.adapter_root is None:
         raise ConfigError(
-            "got no adapters, expected at least one: pass --adapters NAME=PATH, or --adapter-root for those that come"
+            "no adapter is given: pass --adapters NAME=PATH, or --adapter-root FOLDER to load adapters later"
         )
 
 

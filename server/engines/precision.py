@@ -31,7 +31,7 @@ def pick_dtype(settings: Settings, device: torch.device) -> str:
     there = "; ".join(f"{path} in {', '.join(sorted(dtypes))}" for path, dtypes in known.items())
     first = next(path for path, dtypes in known.items() if native[0] not in dtypes)
     raise NotCalibratedError(
-        f"got adapters that are calibrated in no dtype that {device} computes in and all of them share ({there}), "
-        f"expected one of {', '.join(native)}: run `blora calibrate {first} --dtype {native[0]} --data ...`, name a "
-        "--dtype, or start with --allow-uncalibrated"
+        f"The adapters have no calibration in a common dtype that {device} computes in ({there}; it computes in "
+        f"{', '.join(native)}): run `blora calibrate {first} --dtype {native[0]} --data ...`, name a --dtype, or start "
+        "with --allow-uncalibrated"
     )

@@ -147,13 +147,14 @@ def _password(url: str, file: Path) -> str:
     try:
         password = file.read_text().rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(
-            f"got feedback_redis_password_file {file}, which cannot be read ({exc}), expected a text file"
-        ) from exc
+        raise ConfigError(f"--feedback-redis-password-file {file} cannot be read: {exc}") from exc
     if not password:
-        raise ConfigError(f"got feedback_redis_password_file {file} without a password, expected one line of it")
+        raise ConfigError(f"--feedback-redis-password-file {file} is empty: write the password into it")
     if urlsplit(url).password is not None:
-        raise ConfigError("got a password in feedback_redis and feedback_redis_password_file, expected it in the file")
+        raise ConfigError(
+            "The password of Redis is in --feedback-redis and in --feedback-redis-password-file: leave it in the file "
+            "alone"
+        )
     return password
 
 
@@ -166,5 +167,5 @@ async def _tried(answer: Awaitable[T]) -> T:
         return await answer
     except RedisError as exc:
         raise FeedbackUnavailableError(
-            "got no answer from the store of predictions, expected one: tell it again later"
+            "The store of predictions does not answer: report the outcome again later."
         ) from exc

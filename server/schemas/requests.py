@@ -66,7 +66,7 @@ class Request(BaseModel):
             unknown = next(name for name in body if name not in cls.model_fields)
             raise PydanticCustomError(
                 "too_many_fields",
-                "got an unknown field, expected only documented ones: remove or respell it",
+                "There is no field of this name: remove it or correct its spelling.",
                 {"param": unknown},
             )
         return body
@@ -108,14 +108,14 @@ class Policy(Request):
         if self.target_risk is None and not self.thresholds():
             raise PydanticCustomError(
                 "empty_policy",
-                "got a policy without thresholds, expected at least one: leave `policy` out for "
-                "the adapter's own, or send min_confidence 0 to answer always",
+                "The policy has no threshold: leave `policy` out for the adapter's own, or send min_confidence 0 to "
+                "answer always.",
             )
         if self.target_risk is not None and self.thresholds():
             raise PydanticCustomError(
                 "target_and_thresholds",
-                "got both a target_risk and thresholds, expected either: a target brings the threshold that was "
-                "proved for it, remove one of them",
+                "The policy has a target_risk and thresholds: send one or the other, since a target comes with the "
+                "threshold that was proved for it.",
                 {"param": "target_risk"},
             )
         return self
@@ -148,14 +148,14 @@ class Question(Request):
     n_samples: int | None = Field(
         default=None,
         ge=1,
-        description="Posterior draws, up to the server's cap; the adapter's by default. An adapter whose draws stop "
-        "early takes fewer where they settle the decision.",
+        description="Number of draws, which are samples of the posterior over weights, up to the server's cap; the "
+        "adapter's by default. An adapter that stops early takes fewer where they settle the decision.",
     )
     seed: int | None = Field(
         default=None,
         ge=0,
         le=MAX_SEED,
-        description="Draw afresh from this seed; without it equal requests get equal answers.",
+        description="Take fresh draws from this seed; without it equal requests get equal answers.",
     )
     policy: Policy | None = Field(default=None, description="When not to answer; the adapter's own policy by default.")
     return_samples: bool = Field(default=False, description="Add the probabilities of every single draw to the answer.")
@@ -165,12 +165,11 @@ class Question(Request):
     def _all_different(cls, choices: list[str] | None) -> list[str] | None:
         stripped = [_seen(choice) for choice in choices or []]
         if "" in stripped:
-            raise PydanticCustomError("blank_choice", "got a blank choice, expected some text: fill it or remove it")
+            raise PydanticCustomError("blank_choice", "A choice is blank: fill it or remove it.")
         if len(set(stripped)) < len(stripped):
             raise PydanticCustomError(
                 "duplicate_choices",
-                "got the same choice twice (white space at the ends and what nobody sees do not count), "
-                "expected all different: remove one",
+                "Two choices are the same (white space at the ends and invisible characters do not count): remove one.",
             )
         return choices
 
@@ -189,7 +188,8 @@ class TellOutcome(Request):
 
     prediction_id: NonEmpty = Field(max_length=64, description="`id` of the answer.")
     label: NonEmpty = Field(
-        max_length=MAX_LABEL, description="The right choice, as it was offered; in the place of one told before."
+        max_length=MAX_LABEL,
+        description="The right choice, as it was offered; it replaces one that was reported before.",
     )
 
 
@@ -240,13 +240,13 @@ def _check_question(question: Question) -> None:
     if question.prompt is None and question.messages is None:
         raise PydanticCustomError(
             "no_question",
-            "got neither prompt nor messages, expected exactly one: add one of them",
+            "The request has neither prompt nor messages: send one of them.",
             {"param": "prompt"},
         )
     if question.prompt is not None and question.messages is not None:
         raise PydanticCustomError(
             "two_questions",
-            "got both prompt and messages, expected exactly one: remove one of them",
+            "The request has both prompt and messages: remove one of them.",
             {"param": "messages"},
         )
 

@@ -67,7 +67,7 @@ async def test_a_key_sees_and_asks_its_own_adapters_alone(server: Running, key: 
 async def test_messages_name_what_the_key_may_see(server: Running) -> None:
     for key, others in (("shop", ("open", "third")), ("lab", ("triage", "not-yet")), ("none", ("triage", "open"))):
         _, unknown = await ask(server, key, adapter="nowhere")
-        assert not any(name in unknown["error"]["message"].split("expected")[1] for name in others)
+        assert not any(name in unknown["error"]["message"] for name in others)
 
 
 async def test_a_batch_is_answered_where_the_key_opens_the_adapter(server: Running) -> None:
@@ -103,7 +103,7 @@ def test_the_file_says_which_adapters(tmp_path: Path) -> None:
 def test_a_line_that_does_not_say_which_is_no_key(tmp_path: Path, bound: str) -> None:
     file = tmp_path / "keys"
     file.write_text(f"{line_of('shop', 'predict', 'key')} {bound}\n")
-    with pytest.raises(ConfigError, match="line 1 of .* that is no key"):
+    with pytest.raises(ConfigError, match="Line 1 of .* is not a key"):
         Keys(file)
 
 
@@ -112,7 +112,7 @@ def test_an_admins_key_opens_all(tmp_path: Path) -> None:
         line_of("ops", "admin", "key", ["a"])
     file = tmp_path / "keys"
     file.write_text(f"{line_of('ops', 'admin', 'key')} adapters=a\n")
-    with pytest.raises(ConfigError, match="line 1 of .* that is no key"):
+    with pytest.raises(ConfigError, match="Line 1 of .* is not a key"):
         Keys(file)
 
 

@@ -76,16 +76,26 @@ def test_an_adapter_that_does_not_load_gives_one_line(
     assert capsys.readouterr().err == f"blora serve: {error}\n"
 
 
+def test_what_it_says_until_it_is_ready_is_little(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serve_with(monkeypatch, SelfEndingEngine())
+    assert main(["--port", "0", "--default-adapter", "triage"]) == 0
+    before, _ = capsys.readouterr().err.split("Ready. Try:")
+    [line] = before.splitlines()
+    assert "Loading base model embedded, to serve on 127.0.0.1 port" in line
+
+
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
         (["--port", "http"], "--port: .*integer"),
         (["--timeout-s", "-1"], "--timeout-s: .*greater than 0"),
         (["--log-level", "loud"], "--log-level: .*debug"),
-        (["--max-queue-tokens", "5"], "got max_queue_tokens=5, expected at least max_batch_tokens=4096.*"),
-        (["--feedback-redis-password-file", "x"], "got feedback_redis_password_file=x without feedback_redis, .*"),
-        (["--api-keys", "/no/where"], "got key file /no/where, which cannot be read .*"),
-        (["--host", "256.0.0.1"], "got 256.0.0.1 port 8000, which cannot be listened on .*"),
+        (["--max-queue-tokens", "5"], "got --max-queue-tokens 5, expected at least --max-batch-tokens 4096.*"),
+        (["--feedback-redis-password-file", "x"], "--feedback-redis-password-file needs --feedback-redis, .*"),
+        (["--api-keys", "/no/where"], "Key file /no/where cannot be read: .*"),
+        (["--host", "256.0.0.1"], "cannot listen on 256.0.0.1 port 8000 .*"),
     ],
 )
 def test_a_bad_setting_gives_one_line(flags: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,7 +123,7 @@ def test_a_port_in_use_gives_one_line(capsys: pytest.CaptureFixture[str]) -> Non
         port = taken.getsockname()[1]
         assert main(["--port", str(port)]) == 2
     line = capsys.readouterr().err
-    assert re.fullmatch(f"blora serve: got 127.0.0.1 port {port}, .*in use.*: choose another.*\n", line)
+    assert re.fullmatch(f"blora serve: cannot listen on 127.0.0.1 port {port} .*in use.*: choose another.*\n", line)
 
 
 def test_the_module_imports_nothing_heavy_and_says_what_it_is() -> None:

@@ -35,7 +35,7 @@ async def test_an_answer_and_an_abstention(server: Running) -> None:
 
 async def test_what_the_server_refuses_is_refused_with_its_words(server: Running) -> None:
     async with client_of(server) as client:
-        with pytest.raises(RefusedError, match="got the same choice twice") as info:
+        with pytest.raises(RefusedError, match="Two choices are the same") as info:
             await client.predict("x", choices=["a", "a"])
         assert (info.value.status, info.value.code, info.value.param) == (422, "duplicate_choices", "choices")
         with pytest.raises(RefusedError) as missing:

@@ -46,7 +46,7 @@ def test_a_misspelt_variable_stops_the_server_and_names_the_one_that_was_meant(
 ) -> None:
     monkeypatch.setenv(name, "1")
     assert main(["--port", "0"]) == 2
-    expected = f"blora serve: got unknown environment variables {name} (did you mean {meant}?), expected settings: "
+    expected = f"blora serve: unknown environment variables {name} (did you mean {meant}?): "
     assert capsys.readouterr().err == f"{expected}correct or unset them\n"
 
 

@@ -35,4 +35,4 @@ def test_an_output_that_cannot_be_written_is_told_in_a_line(tmp_path: Path) -> N
     (tmp_path / "answers.jsonl.run.json").symlink_to(FULL)
     done = subprocess.run([*command, "--adapter", str(ADAPTER)], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == ("blora predict: got No space left on device, expected files that can be read and written\n")
+    assert done.stderr == ("blora predict: No space left on device\n")

@@ -72,13 +72,13 @@ def test_a_file_without_keys_lets_nobody_in(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([], "without a key, expected at least one"),
-        (["shop predict"], "line 1 of .* that is no key"),
-        (["# one", "shop root sha256:" + "0" * 64], "line 2 of .* that is no key"),
-        (["shop predict sha256:" + "0" * 63], "line 1 of .* that is no key"),
-        (["-shop predict sha256:" + "0" * 64], "line 1 of .* that is no key"),
-        (["a predict sha256:" + "0" * 64, "a predict sha256:" + "1" * 64], "got key 'a' twice"),
-        (["a predict sha256:" + "0" * 64, "b predict sha256:" + "0" * 64], "got key 'b' twice"),
+        ([], "holds no key"),
+        (["shop predict"], "Line 1 of .* is not a key"),
+        (["# one", "shop root sha256:" + "0" * 64], "Line 2 of .* is not a key"),
+        (["shop predict sha256:" + "0" * 63], "Line 1 of .* is not a key"),
+        (["-shop predict sha256:" + "0" * 64], "Line 1 of .* is not a key"),
+        (["a predict sha256:" + "0" * 64, "a predict sha256:" + "1" * 64], "Key 'a' is in .* twice"),
+        (["a predict sha256:" + "0" * 64, "b predict sha256:" + "0" * 64], "Key 'b' is in .* twice"),
     ],
 )
 def test_a_file_that_makes_no_sense_is_refused(tmp_path: Path, lines: list[str], message: str) -> None:

@@ -69,14 +69,14 @@ def test_a_port_in_use_gives_one_line(monkeypatch: pytest.MonkeyPatch, capsys: p
         port = taken.getsockname()[1]
         assert main(["--port", "0", "--metrics-port", str(port), "--log-level", "warning"]) == 2
     assert re.fullmatch(
-        f"blora serve: got 127.0.0.1 port {port}, .*in use.*: choose another --host or --metrics-port\n",
+        f"blora serve: cannot listen on 127.0.0.1 port {port} .*in use.*: choose another --host or --metrics-port\n",
         capsys.readouterr().err,
     )
 
 
 def test_the_port_of_the_questions_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--port", "8000", "--metrics-port", "8000"]) == 2
-    assert "got metrics_port=8000, which is port itself" in capsys.readouterr().err
+    assert "--metrics-port and --port are both 8000" in capsys.readouterr().err
 
 
 def test_the_process_is_measured_and_no_series_tells_of_its_own_start() -> None:

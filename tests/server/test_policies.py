@@ -70,8 +70,8 @@ async def test_thresholds_of_the_request_decide_as_ever(server: Running) -> None
 async def test_a_target_that_is_not_proved_is_refused_with_those_that_are(server: Running, target: float) -> None:
     error = await refusal(server, prompt="x", policy={"target_risk": target})
     assert (error["code"], error["param"]) == ("not_calibrated", "policy.target_risk")
-    assert f"got target_risk {target:g}" in error["message"]
-    assert "expected one of 0.05, 0.2" in error["message"]
+    assert f"target_risk {target:g} is not proved" in error["message"]
+    assert "It is proved for 0.05, 0.2: " in error["message"]
 
 
 async def test_a_target_of_an_adapter_that_is_not_calibrated_is_refused(server: Running) -> None:
@@ -98,13 +98,21 @@ MESSAGES = [{"role": "user", "content": "p=0.9 x"}]
 WORDS = [f"word {index}" for index in range(64)]
 # Of another kind than the rows that an adapter was calibrated with: the request, the field, what the message says.
 OTHER_KINDS: list[tuple[dict[str, Any], str, str]] = [
-    ({"messages": MESSAGES}, "messages", "a question as messages, expected one as prompt, as in the calibration of"),
+    (
+        {"messages": MESSAGES},
+        "messages",
+        "a question as messages, but adapter 'triage' was calibrated with questions as prompt",
+    ),
     (
         {"adapter": "open", "prompt": "p=0.9 x", "choices": WORDS[:5]},
         "choices",
-        "got 5 choices, expected 2 to 4, as in the calibration of adapter 'open'",
+        "The request has 5 choices, but adapter 'open' was calibrated with 2 to 4 choices",
     ),
-    ({"adapter": "open", "prompt": "p=0.9 x", "choices": WORDS}, "choices", "got 64 choices, expected 2 to 4"),
+    (
+        {"adapter": "open", "prompt": "p=0.9 x", "choices": WORDS},
+        "choices",
+        "64 choices, but adapter 'open' was calibrated with 2 to 4 choices",
+    ),
     ({"adapter": "open", "messages": MESSAGES, "choices": WORDS[:2]}, "messages", "ask it as prompt, or send policy"),
 ]
 
@@ -146,7 +154,7 @@ async def test_messages_are_covered_where_they_were_seen_and_prompts_where_these
         assert (await ask(server, adapter="both", prompt="p=0.9 x"))["policy"] == DEFAULT
         error = await refusal(server, adapter="chat", prompt="p=0.9 x")
         assert (error["code"], error["param"]) == ("not_calibrated", "prompt")
-        assert "got a question as prompt, expected one as messages" in error["message"]
+        assert "a question as prompt, but adapter 'chat' was calibrated with questions as messages" in error["message"]
 
 
 @pytest.mark.parametrize(("field", "value"), AS_EVER)

@@ -104,7 +104,7 @@ def test_the_adapter_has_the_name_that_is_given_and_bad_lines_their_errors(folde
     assert (done.returncode, done.stdout) == (3, f"{output} has the answers to 1 of 2 rows, and errors for 1\n")
     good, bad = map(json.loads, output.read_text().splitlines())
     assert (good["id"], good["prediction"]["adapter"]["name"]) == (7, "mine")
-    assert bad["error"]["message"].startswith("got a line that is not JSON")
+    assert bad["error"]["message"].startswith("This line is not JSON")
 
 
 def test_a_file_without_questions_is_told_before_the_work(folder: Path, tmp_path: Path) -> None:

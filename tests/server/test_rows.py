@@ -39,7 +39,7 @@ def test_json_lines(tmp_path: Path) -> None:
     assert (listed.error.code, str(listed.error)) == ("invalid_type", "got list, expected a JSON object")
     assert nonsense.error is not None
     assert nonsense.error.code == "invalid_json"
-    assert str(nonsense.error).startswith("got a line that is not JSON (Expecting value")
+    assert str(nonsense.error).startswith("This line is not JSON (Expecting value")
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])

@@ -88,7 +88,7 @@ def test_nonsense_is_refused(name: str, value: object) -> None:
 
 
 def test_a_queue_smaller_than_a_batch_is_refused() -> None:
-    with pytest.raises(ValidationError, match="max_queue_tokens=10, expected at least max_batch_tokens=20"):
+    with pytest.raises(ValidationError, match="--max-queue-tokens 10, expected at least --max-batch-tokens 20"):
         Settings(max_batch_tokens=20, max_queue_tokens=10)
 
 

@@ -127,7 +127,7 @@ def test_a_policy_that_withholds_every_answer_is_warned_of(
     for command in (["train", *trained], ["tune", *tuned]):
         assert main(command) == 0
         said = capsys.readouterr().err
-        assert ("withholds every answer" in said) == (limit is not None)
+        assert ("abstains from every question" in said) == (limit is not None)
         assert limit is None or f"at a lapse rate of 0.200 {limit}" in said
 
 

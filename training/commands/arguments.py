@@ -24,51 +24,72 @@ __all__ = [
 # Of a new adapter. `PromptConfig` has another default: that of files written before there was a choice.
 CHOICE_END: ChoiceEnd = "newline"
 # Candidates for the factor of a posterior's standard deviations.
-SCALES = (0.5, 0.71, 1.0, 1.41, 2.0, 2.83, 4.0)
+SCALES = "0.5,0.71,1,1.41,2,2.83,4"
 
 
 def add_model(parser: ArgumentParser | _ArgumentGroup) -> None:
     """Which base model, where, and in which precision."""
     parser.add_argument("--base-model", default="embedded", help="hub id[@revision], folder, .gguf file, or embedded")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda ...")
-    parser.add_argument("--dtype", default="auto", help="of the base model: auto, float32, bfloat16 or float16")
+    parser.add_argument("--device", default="auto", help="device to compute on: auto, cpu, cuda, cuda:1 ...")
+    parser.add_argument(
+        "--dtype", default="auto", help="precision of the base model: auto, float32, bfloat16 or float16"
+    )
 
 
 def add_tuning(parser: ArgumentParser) -> None:
     """The rows that choose a scale, and how."""
-    parser.add_argument("--data", required=True, help="validation rows: .jsonl, .csv, or hub data set")
-    parser.add_argument("--split", default="validation", help="split of a hub data set")
-    parser.add_argument("--limit", type=positive, help="use the first rows only")
     parser.add_argument(
-        "--scales", type=numbers, default=SCALES, help="factors of the standard deviations to try, separated by commas"
+        "--data", required=True, help="validation rows: .jsonl, .csv, or hub data set owner/name[:config]"
+    )
+    parser.add_argument("--split", default="validation", help="split of a hub data set")
+    parser.add_argument("--limit", type=positive, help="use this many rows from the top (default: all)")
+    parser.add_argument(
+        "--scales",
+        type=numbers,
+        default=SCALES,
+        help="factors to try on the posterior's standard deviations, separated by commas",
     )
     parser.add_argument(
-        "--tolerance", type=float, default=0.005, help="the widest scale within this NLL of the best wins, in nats"
+        "--tolerance",
+        type=float,
+        default=0.005,
+        help="of the scales whose NLL is within this many nats of the best, the widest is chosen",
     )
 
 
 def add_prompt(parser: ArgumentParser | _ArgumentGroup) -> None:
     """How a question becomes text."""
     defaults = PromptConfig()
-    parser.add_argument("--choices", type=_labels, help="the fixed label set, separated by |")
-    parser.add_argument("--template", help=r"text with {prompt} (default: 'Question: {prompt}\nAnswer:' for questions)")
+    parser.add_argument(
+        "--choices",
+        type=_labels,
+        help="fixed label set, separated by | (default: every row and request brings its own)",
+    )
+    parser.add_argument(
+        "--template",
+        help=r"text around the prompt, with {prompt} in it (default: 'Question: {prompt}\nAnswer:' for the column "
+        "question, the prompt as it is for the column prompt)",
+    )
     parser.add_argument(
         "--scoring",
         choices=get_args(ScoringName),
         default=defaults.scoring,
-        help="what of a choice is scored: its text, or its letter in a list, which depends on the order of the choices",
+        help="score the text of each choice, or its letter in a list that the prompt shows; scores of letters depend "
+        "on the order of the choices",
     )
     parser.add_argument(
         "--normalization",
         choices=get_args(NormalizationName),
         default=defaults.normalization,
-        help="divide log-probabilities by nothing, the choice's length, or its question's mean length of choices",
+        help="divide the log-probability of a choice by nothing, by its own length in tokens, or by the mean length "
+        "of the question's choices",
     )
     parser.add_argument(
         "--choice-end",
         choices=get_args(ChoiceEnd),
         default=CHOICE_END,
-        help="token that ends every choice in the score; with none, a choice that begins another always beats it",
+        help="token scored at the end of every choice, so that a label may begin with another one; without it (none) "
+        "the shorter of two such labels always wins",
     )
 
 
@@ -85,12 +106,18 @@ def read_prompt(arguments: Namespace) -> PromptConfig:
 
 def add_sampling(parser: ArgumentParser | _ArgumentGroup, *, n_samples: int) -> None:
     """The adapter's sample bank."""
-    parser.add_argument("--n-samples", type=positive, default=n_samples, help="draws in the adapter's sample bank")
-    parser.add_argument("--bank-seed", type=int, default=0, help="seed of the sample bank")
+    parser.add_argument(
+        "--n-samples",
+        type=positive,
+        default=n_samples,
+        help="draws (posterior samples of the weights) behind each answer of the adapter",
+    )
+    parser.add_argument("--bank-seed", type=int, default=0, help="seed of those draws")
     parser.add_argument(
         "--stop-error",
         type=float,
-        help="risk so much, like 0.01, by fewer draws where they settle what the policy decides (default: draw all)",
+        help="stop drawing early once the policy's decision is settled, accepting this probability, such as 0.01, that "
+        "the remaining draws would have changed it (default: take all draws)",
     )
 
 

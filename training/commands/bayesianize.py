@@ -1,9 +1,10 @@
 """`blora bayesianize`: a plain PEFT LoRA to a Bayesian adapter, without training."""
 
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+from argparse import ArgumentParser
 from dataclasses import replace
 from pathlib import Path
 
+from blora.command_help import CommandHelp
 from blora.config import PromptConfig
 from blora.training.commands.arguments import (
     add_model,
@@ -20,9 +21,9 @@ SUMMARY = "make a trained LoRA Bayesian"
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser("blora bayesianize", description=SUMMARY, formatter_class=ArgumentDefaultsHelpFormatter)
-    parser.add_argument("lora", type=Path, help="the directory that PEFT saved")
-    parser.add_argument("--output", type=Path, required=True, help="the adapter directory")
+    parser = ArgumentParser("blora bayesianize", description=SUMMARY, formatter_class=CommandHelp)
+    parser.add_argument("lora", type=Path, help="directory of the LoRA, as PEFT saved it")
+    parser.add_argument("--output", type=Path, required=True, help="adapter directory to write")
     add_sampling(parser, n_samples=8)
     add_tuning(parser)
     add_prompt(parser)

@@ -1,32 +1,50 @@
 """`blora benchmark`: methods and seeds side by side on the same rows; goes on where it was killed."""
 
 import shlex
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError
 from pathlib import Path
 
+from blora.command_help import CommandHelp
 from blora.errors import ConfigError
 from blora.training.commands.arguments import add_model, positive
 
 __all__ = ["SUMMARY", "main"]
 
-SUMMARY = "compare methods on the same data and budget, one result file a run"
+SUMMARY = "compare methods on the same data and budget"
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser("blora benchmark", description=SUMMARY, formatter_class=ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--train", type=_named, required=True, help="NAME=FILE: training and validation rows")
-    parser.add_argument("--test", type=_named, action="append", required=True, help="NAME=FILE; may be repeated")
-    parser.add_argument("--shift", type=_named, action="append", default=[], help="NAME=FILE of another distribution")
-    parser.add_argument("--shift-limit", type=positive, help="first rows of each shifted set (default: all)")
-    parser.add_argument("--train-examples", type=positive, default=800, help="rows to train on")
-    parser.add_argument("--validation-examples", type=positive, default=400, help="rows to validate on")
+    parser = ArgumentParser("blora benchmark", description=SUMMARY, formatter_class=CommandHelp)
+    parser.add_argument("--train", type=_named, required=True, metavar="NAME=FILE", help="training and validation rows")
+    parser.add_argument(
+        "--test", type=_named, action="append", required=True, metavar="NAME=FILE", help="test rows; may be repeated"
+    )
+    parser.add_argument(
+        "--shift",
+        type=_named,
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="test rows of another distribution",
+    )
+    parser.add_argument(
+        "--shift-limit", type=positive, help="use this many rows of each --shift set, from the top (default: all)"
+    )
+    parser.add_argument("--train-examples", type=positive, default=800, help="number of rows to train on")
+    parser.add_argument("--validation-examples", type=positive, default=400, help="number of rows to validate on")
     parser.add_argument("--layers", default="all", help="decoder layers to adapt: all, last:N, N or FIRST-LAST")
-    parser.add_argument("--epochs", type=positive, default=3, help="of every method that is trained")
-    parser.add_argument("--n-samples", type=positive, default=8, help="draws of every method that draws")
+    parser.add_argument(
+        "--epochs", type=positive, default=3, help="passes over the training rows, for every method that trains"
+    )
+    parser.add_argument(
+        "--n-samples", type=positive, default=8, help="posterior samples, for every method that has a posterior"
+    )
     parser.add_argument("--methods", default="all", help="names separated by commas, or all")
-    parser.add_argument("--seeds", type=_seeds, default=(0, 1, 2), help="of training, separated by commas")
-    parser.add_argument("--work", type=Path, required=True, help="folder for what is trained and computed")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the result files")
+    parser.add_argument("--seeds", type=_seeds, default="0,1,2", help="training seeds, separated by commas")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for trained weights and computed probabilities"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder for the result files, one for each run")
     add_model(parser)
     return parser
 

@@ -1,9 +1,10 @@
 """`blora calibrate`: a threshold with a guarantee, proved on labelled rows that the adapter has not seen."""
 
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+from argparse import ArgumentParser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from blora.command_help import CommandHelp
 from blora.training.commands.arguments import add_model, positive
 
 if TYPE_CHECKING:
@@ -17,29 +18,40 @@ SUMMARY = "prove when an adapter may answer, on a labelled data set"
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser("blora calibrate", description=SUMMARY, formatter_class=ArgumentDefaultsHelpFormatter)
-    parser.add_argument("adapter", type=Path, help="the adapter directory; calibration.json is written into it")
-    parser.add_argument("--data", required=True, help=".jsonl, .csv, or hub data set owner/name[:config]")
-    parser.add_argument("--split", default="test", help="which split this is; of a hub data set, the one to load")
-    parser.add_argument("--limit", type=positive, help="use the first rows only")
+    parser = ArgumentParser("blora calibrate", description=SUMMARY, formatter_class=CommandHelp)
+    parser.add_argument("adapter", type=Path, help="adapter directory, into which calibration.json is written")
     parser.add_argument(
-        "--target-risk", type=float, default=0.05, help="the default policy's P(wrong | answered) is at most this"
+        "--data",
+        required=True,
+        help="labelled rows that the adapter has not seen: .jsonl, .csv, or hub data set owner/name[:config]",
+    )
+    parser.add_argument("--split", default="test", help="name of the split; of a hub data set, the one to load")
+    parser.add_argument("--limit", type=positive, help="use this many rows from the top (default: all)")
+    parser.add_argument(
+        "--target-risk", type=float, default=0.05, help="largest P(wrong | answered) of the default policy"
     )
     parser.add_argument(
         "--delta",
         type=float,
         default=0.05,
-        help="probability, over the draw of the rows, of proving a target that does not hold; adds up over asks of the "
-        "same rows",
+        help="largest probability, over random samples of rows, of proving a target that does not hold; calibrations "
+        "on the same rows add up",
     )
-    parser.add_argument("--coverage", type=float, default=0.9, help="P(the right choice is in the prediction set)")
     parser.add_argument(
-        "--seed", type=int, default=0, help="divides the rows into tuning and proof part; choose it before you look"
+        "--coverage", type=float, default=0.9, help="smallest P(the right choice is in the prediction set)"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="seed of the division into rows that choose thresholds and rows that prove them; set it before you see "
+        "results",
     )
     parser.add_argument(
         "--score",
         choices=SCORES,
-        help="score that gets the threshold; choose it before you look (default: whichever answers most tuning rows)",
+        help="score that gets the threshold; set it before you see results (default: the one that lets most of the "
+        "choosing rows be answered)",
     )
     add_model(parser)
     return parser

@@ -1,9 +1,10 @@
 """`blora evaluate`: an adapter, or the untouched base model, on a labelled data set."""
 
 import json
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+from argparse import ArgumentParser
 from pathlib import Path
 
+from blora.command_help import CommandHelp
 from blora.errors import ConfigError
 from blora.training.commands.arguments import add_model, positive
 
@@ -14,19 +15,24 @@ BASE = "base"
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser("blora evaluate", description=SUMMARY, formatter_class=ArgumentDefaultsHelpFormatter)
-    parser.add_argument("adapter", help=f"the adapter directory, or `{BASE}` for the untouched base model")
-    parser.add_argument("--data", required=True, help=".jsonl, .csv, or hub data set owner/name[:config]")
-    parser.add_argument("--split", default="test", help="which split this is; of a hub data set, the one to load")
-    parser.add_argument("--limit", type=positive, help="use the first rows only")
+    parser = ArgumentParser("blora evaluate", description=SUMMARY, formatter_class=CommandHelp)
+    parser.add_argument("adapter", help=f"adapter directory, or `{BASE}` for the base model without an adapter")
+    parser.add_argument(
+        "--data", required=True, help="labelled rows: .jsonl, .csv, or hub data set owner/name[:config]"
+    )
+    parser.add_argument("--split", default="test", help="name of the split; of a hub data set, the one to load")
+    parser.add_argument("--limit", type=positive, help="use this many rows from the top (default: all)")
     parser.add_argument(
         "--n-samples",
         type=_counts,
-        help="posterior draws (default: the adapter's); several, as in 1,4,16, are computed in one go",
+        help="number of draws (posterior samples), or several numbers, as in 1,4,16, that are computed in one run "
+        "(default: the adapter's)",
     )
-    parser.add_argument("--seed", type=int, help="of the draws (default: the adapter's sample bank)")
+    parser.add_argument("--seed", type=int, help="seed of the draws (default: the adapter's)")
     parser.add_argument(
-        "--json", type=Path, help="write the result here; with several --n-samples the name holds {n_samples}"
+        "--json",
+        type=Path,
+        help="write the result to this file; with several numbers of draws its name must contain {n_samples}",
     )
     add_model(parser)
     return parser

@@ -1,21 +1,22 @@
 """`blora export`: the draws of an adapter as ordinary LoRA folders."""
 
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+from argparse import ArgumentParser
 from pathlib import Path
 
+from blora.command_help import CommandHelp
 from blora.training.commands.arguments import add_model, positive
 
 __all__ = ["SUMMARY", "main"]
 
-SUMMARY = "write posterior draws as plain LoRAs"
+SUMMARY = "write draws (posterior samples of the weights) as plain LoRAs"
 
 
 def main(argv: list[str]) -> int:
     """Writes them."""
-    parser = ArgumentParser("blora export", description=SUMMARY, formatter_class=ArgumentDefaultsHelpFormatter)
-    parser.add_argument("adapter", type=Path, help="the adapter directory")
-    parser.add_argument("output", type=Path, help="a new folder, which gets draw-000, draw-001 ...")
-    parser.add_argument("--draws", type=positive, help="how many (default: the adapter's)")
+    parser = ArgumentParser("blora export", description=SUMMARY, formatter_class=CommandHelp)
+    parser.add_argument("adapter", type=Path, help="adapter directory")
+    parser.add_argument("output", type=Path, help="new folder, in which draw-000, draw-001 ... are written")
+    parser.add_argument("--draws", type=positive, help="number of posterior draws (default: the adapter's)")
     add_model(parser)
     arguments = parser.parse_args(argv)
 

@@ -1,16 +1,18 @@
 """`blora report`: tables, plots and verdicts from a folder of result files."""
 
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+from argparse import ArgumentParser
 from pathlib import Path
+
+from blora.command_help import CommandHelp
 
 __all__ = ["SUMMARY", "main"]
 
-SUMMARY = "compare the methods of a folder of results: tables, plots, verdicts"
+SUMMARY = "write tables, plots and verdicts from the results of blora benchmark"
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser("blora report", description=SUMMARY, formatter_class=ArgumentDefaultsHelpFormatter)
-    parser.add_argument("results", type=Path, help="folder whose .json files, at any depth, are one run each")
+    parser = ArgumentParser("blora report", description=SUMMARY, formatter_class=CommandHelp)
+    parser.add_argument("results", type=Path, help="folder of result files (.json, at any depth), one for each run")
     parser.add_argument(
         "--output", type=Path, required=True, help="folder for report.md, report.html and the .svg files"
     )

@@ -1,4 +1,4 @@
-"""A policy that withholds every answer of the adapter that was just written, said before anybody serves it."""
+"""A warning of a policy under which the adapter that was just written abstains from every question."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ def warn_of_silence(policy: Mapping[str, float] | None, choices: Sequence[str] |
     for reason in never_met(Policy.from_mapping(policy), lapse, len(choices) if choices is not None else 2):
         limit = LIMITS[reason.name].format(reached=reason.value, threshold=reason.threshold)
         print(
-            f"warning: the policy withholds every answer: at a lapse rate of {lapse:.3f} {limit}; "
-            "choose a threshold within that, or let blora calibrate find one",
+            "warning: with this policy the adapter abstains from every question: at a lapse rate of "
+            f"{lapse:.3f} {limit}; choose a threshold within that, or let blora calibrate find one",
             file=sys.stderr,
         )

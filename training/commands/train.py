@@ -1,11 +1,12 @@
 """`blora train`: a labelled data set and a frozen base model to an adapter directory."""
 
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TypeVar, get_args
 
+from blora.command_help import CommandHelp
 from blora.config import FamilyName, MethodName, PosteriorConfig
 from blora.errors import ConfigError
 from blora.training.commands.arguments import add_model, add_prompt, add_sampling, positive, read_prompt, read_sampling
@@ -18,15 +19,20 @@ T = TypeVar("T")
 SUMMARY = "train a Bayesian-LoRA adapter on a labelled data set"
 
 POSTERIOR = {
-    "modes": "posteriors that are mixed, each trained on its own batches",
+    "modes": "number of posteriors in a mixture, each trained on batches of its own",
     "rank": "LoRA rank",
-    "alpha": "LoRA scale; the update is alpha / rank * B @ A",
-    "inducing_rows": "m, rows of a factor's inducing weights",
-    "inducing_cols": "n, columns of a factor's inducing weights",
-    "prior_std": "sigma, the prior standard deviation of every factor's entries",
-    "lambda_max": "cap of the conditional noise scale",
-    "lambda_init": "conditional noise scale at the start, below the cap",
-    "scale_init": "standard deviation of the whitened inducing weights at the start",
+    "alpha": "LoRA scale: the update is alpha / rank * B @ A",
+    "inducing_rows": "rows of the matrix of inducing weights that each LoRA factor has",
+    "inducing_cols": "columns of that matrix",
+    "prior_std": "prior standard deviation of the entries of the LoRA factors",
+    "lambda_max": "largest scale of the noise around what the inducing weights predict",
+    "lambda_init": "that scale at the start; must be below --lambda-max",
+    "scale_init": "posterior standard deviation of the inducing weights at the start, as a multiple of the prior's",
+}
+POLICY = {
+    "min_confidence": "the adapter abstains below this confidence",
+    "max_predictive_entropy": "the adapter abstains above this predictive entropy, in nats",
+    "max_mutual_information": "the adapter abstains above this mutual information, in nats",
 }
 TRAINING = {
     field.name: field.metadata["help"] for field in fields(TrainConfig) if field.name not in ("work_dir", "resume")
@@ -34,40 +40,71 @@ TRAINING = {
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser("blora train", description=SUMMARY, formatter_class=ArgumentDefaultsHelpFormatter)
+    parser = ArgumentParser("blora train", description=SUMMARY, formatter_class=CommandHelp)
     data = parser.add_argument_group("data")
-    data.add_argument("--data", required=True, help=".jsonl, .csv, or hub data set owner/name[:config]")
-    data.add_argument("--validation", help="the same; by default rows of --data that are not trained on")
-    data.add_argument("--split", default="train", help="split of a hub data set")
-    data.add_argument("--validation-split", default="validation", help="split of a hub validation set")
-    data.add_argument("--train-examples", type=positive, help="rows to train on (default: nine tenths, or all)")
-    data.add_argument("--validation-examples", type=positive, help="rows to validate on (default: the rest, or all)")
-    data.add_argument("--split-seed", type=int, default=0, help="of the random order in which rows are divided")
+    data.add_argument("--data", required=True, help="training rows: .jsonl, .csv, or hub data set owner/name[:config]")
+    data.add_argument(
+        "--validation", help="validation rows, likewise (default: rows of --data that are not trained on)"
+    )
+    data.add_argument("--split", default="train", help="split of a hub data set to train on")
+    data.add_argument(
+        "--validation-split", default="validation", help="split of a hub data set given with --validation"
+    )
+    data.add_argument(
+        "--train-examples",
+        type=positive,
+        help="number of rows to train on (default: nine tenths, or all if --validation is given)",
+    )
+    data.add_argument(
+        "--validation-examples",
+        type=positive,
+        help="number of rows to validate on (default: the rest, or all of --validation)",
+    )
+    data.add_argument(
+        "--split-seed", type=int, default=0, help="seed of the random division into training and validation rows"
+    )
 
     add_prompt(parser.add_argument_group("prompt"))
 
     model = parser.add_argument_group("model")
     add_model(model)
-    model.add_argument("--target-modules", help="module names, separated by commas (default: PEFT's own)")
-    model.add_argument("--layers", default="all", help="all, last:N, N or FIRST-LAST")
+    model.add_argument(
+        "--target-modules",
+        help="names of the modules to adapt, separated by commas (default: PEFT's for this architecture)",
+    )
+    model.add_argument("--layers", default="all", help="decoder layers to adapt: all, last:N, N or FIRST-LAST")
 
     posterior = parser.add_argument_group("posterior")
-    posterior.add_argument("--method", choices=get_args(MethodName), default="bayesian", help="lora: collapsed")
-    posterior.add_argument("--family", choices=get_args(FamilyName), default="diagonal", help="of q(V)")
-    posterior.add_argument("--bayesian-layers", help="as --layers: those that get a posterior, the others plain LoRA")
+    posterior.add_argument(
+        "--method",
+        choices=get_args(MethodName),
+        default="bayesian",
+        help="bayesian learns a posterior; lora trains plain LoRA in the same layers, to compare",
+    )
+    posterior.add_argument(
+        "--family",
+        choices=get_args(FamilyName),
+        default="diagonal",
+        help="family of the posterior over inducing weights",
+    )
+    posterior.add_argument(
+        "--bayesian-layers",
+        help="layers that get a posterior, written like --layers; the others get plain LoRA (default: all adapted "
+        "layers)",
+    )
     _add_fields(posterior, PosteriorConfig(), POSTERIOR)
-    posterior.add_argument("--init-from", type=Path, help="a LoRA directory whose factors are the mean to start from")
+    posterior.add_argument("--init-from", type=Path, help="start from the factors of a trained LoRA in this directory")
 
     training = parser.add_argument_group("training")
     _add_fields(training, TrainConfig(work_dir=Path()), TRAINING)
-    training.add_argument("--work-dir", type=Path, help="checkpoints (default: OUTPUT.work)")
+    training.add_argument("--work-dir", type=Path, help="folder for checkpoints (default: OUTPUT.work)")
     training.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the work folder")
 
     output = parser.add_argument_group("adapter")
-    output.add_argument("--output", type=Path, required=True, help="the adapter directory")
+    output.add_argument("--output", type=Path, required=True, help="adapter directory to write")
     add_sampling(output, n_samples=16)
-    for name in ("min_confidence", "max_predictive_entropy", "max_mutual_information"):
-        output.add_argument(f"--{name.replace('_', '-')}", type=float, help="threshold of the adapter's policy")
+    for name, text in POLICY.items():
+        output.add_argument(f"--{name.replace('_', '-')}", type=float, help=text)
     return parser
 
 
@@ -91,11 +128,7 @@ def main(argv: list[str]) -> int:
         arguments,
         work_dir=arguments.work_dir or arguments.output.with_name(f"{arguments.output.name}.work"),
     )
-    policy = {
-        name: value
-        for name in ("min_confidence", "max_predictive_entropy", "max_mutual_information")
-        if (value := getattr(arguments, name)) is not None
-    }
+    policy = {name: value for name in POLICY if (value := getattr(arguments, name)) is not None}
     sampling = read_sampling(arguments)
 
     from blora.training.commands.few_rows import warn_of_few_rows

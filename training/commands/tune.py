@@ -1,8 +1,9 @@
 """`blora tune`: the scale of an adapter's posterior, and its recalibration, without training."""
 
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+from argparse import ArgumentParser
 from pathlib import Path
 
+from blora.command_help import CommandHelp
 from blora.training.commands.arguments import add_model, add_tuning
 
 __all__ = ["SUMMARY", "main"]
@@ -11,9 +12,9 @@ SUMMARY = "find the scale and recalibration of an adapter's posterior on validat
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser("blora tune", description=SUMMARY, formatter_class=ArgumentDefaultsHelpFormatter)
-    parser.add_argument("adapter", type=Path, help="the adapter directory")
-    parser.add_argument("--output", type=Path, help="write the tuned adapter here (default: in its place)")
+    parser = ArgumentParser("blora tune", description=SUMMARY, formatter_class=CommandHelp)
+    parser.add_argument("adapter", type=Path, help="adapter directory")
+    parser.add_argument("--output", type=Path, help="folder for the tuned adapter (default: replace the adapter)")
     add_tuning(parser)
     add_model(parser)
     return parser

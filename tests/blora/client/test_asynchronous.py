@@ -113,7 +113,7 @@ async def test_a_field_that_json_cannot_hold_is_refused_before_it_is_sent() -> N
     script, seen = in_turn(httpx.Response(200, json=body()))
     async with client_of(script) as client:
         with pytest.raises(
-            RefusedError, match="got a request that cannot be written as JSON .*Path.*, expected strings"
+            RefusedError, match="The request cannot be written as JSON .*Path.*: convert its fields to strings"
         ):
             await client.predict("why?", adapter=Path("triage"))
     assert seen == []

@@ -66,7 +66,7 @@ def test_every_status_has_its_exception(status: int, kind: type[ClientError]) ->
 
 
 def test_a_proxys_error_is_told_by_its_status() -> None:
-    with pytest.raises(UnavailableError, match="got HTTP 502 from http://host/v1/predict") as info:
+    with pytest.raises(UnavailableError, match="http://host/v1/predict answered HTTP 502") as info:
         read_prediction(response(502, content=b"<html>Bad Gateway</html>"))
     assert (info.value.code, info.value.param, info.value.retry_after_s) == (None, None, None)
 

@@ -60,8 +60,8 @@ def test_all_adapters_have_to_share_a_dtype(
     monkeypatch.setattr(precision, "native_dtypes", lambda _: ("bfloat16", "float32"))
     calibrated_in |= {Path("one"): frozenset({"float32"}), Path("two"): frozenset({"bfloat16"})}
     expected = (
-        r"in no dtype that cpu computes in and all of them share \(one in float32; two in bfloat16\), expected one of "
-        r"bfloat16, float32: run `blora calibrate one --dtype bfloat16 --data \.\.\.`, .* --allow-uncalibrated"
+        r"no calibration in a common dtype that cpu computes in \(one in float32; two in bfloat16; it computes in "
+        r"bfloat16, float32\): run `blora calibrate one --dtype bfloat16 --data \.\.\.`, .* --allow-uncalibrated"
     )
     with pytest.raises(NotCalibratedError, match=expected):
         pick_dtype(settings_of(Path("one"), Path("two")), CPU)

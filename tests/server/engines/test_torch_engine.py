@@ -193,7 +193,7 @@ async def test_a_model_without_numbers_does_not_become_ready(folder: Path) -> No
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"adapters": ()}, ConfigError, "got no adapters, expected at least one: pass --adapters"),
+        ({"adapters": ()}, ConfigError, "no adapter is given: pass --adapters"),
         ({"adapters": ("/no/where",)}, AdapterError, "/no/where, expected an existing directory"),
         ({"base_model": "/no/where/else"}, BloraError, "/no/where/else"),
         ({"dtype": "float7"}, BloraError, "float7"),
