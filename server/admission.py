@@ -2,56 +2,21 @@
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 from blora.server.errors import QueueFullError, TooLargeError
+from blora.server.pace import Pace
+from blora.server.runs import Work
 
-__all__ = ["Admission", "Pace", "Waiting"]
+__all__ = ["Admission", "Waiting"]
 
-# Weight of the newest forward pass in the running means.
-_SMOOTHING = 0.05
+P = TypeVar("P")
+
 # An owner may hold this many times what is left free, so alone four fifths of the queue
 # (dynamic thresholds: Choudhury, Hahne, 1998).
 _SHARE = 4
 # Part of the time to the deadline that a wait may be expected to take; the rest is for the estimate to be wrong.
 _PUNCTUAL = 0.75
-
-
-class Pace:
-    """How long forward passes take, of late: so long for each, and so long for each of its tokens x draws.
-
-    A line through running means of both. Passes of one size tell nothing about others, which are then expected to take
-    as long, whatever is in them: nobody is to be refused on a guess.
-
-    Args:
-        max_batch_tokens: most tokens x draws in a pass.
-    """
-
-    def __init__(self, max_batch_tokens: int) -> None:
-        self._full = float(max_batch_tokens)  # what a pass holds while others wait
-        self._n = self._n_full = 0
-        self._x = self._y = self._xx = self._xy = 0.0  # means of tokens, seconds, and their products
-
-    def measure(self, tokens: int, seconds: float, *, full: bool) -> None:
-        """So many tokens x draws took so long, in a pass that left others waiting or did not."""
-        if full:
-            self._n_full += 1
-            self._full += max(_SMOOTHING, 1 / self._n_full) * (tokens - self._full)
-        self._n += 1
-        weight = max(_SMOOTHING, 1 / self._n)
-        self._x += weight * (tokens - self._x)
-        self._y += weight * (seconds - self._y)
-        self._xx += weight * (tokens * tokens - self._xx)
-        self._xy += weight * (tokens * seconds - self._xy)
-
-    def seconds(self, tokens: int) -> float:
-        """How long so many tokens x draws will take, in passes as full as of late; 0 as long as nothing is known."""
-        passes = math.ceil(tokens / self._full)
-        variance = self._xx - self._x * self._x
-        covariance = self._xy - self._x * self._y
-        each_token = max(0.0, covariance / variance) if variance > 1e-3 * self._xx else 0.0
-        each_token = min(each_token, self._y / self._x) if self._x else 0.0  # no pass takes less than nothing by itself
-        each_pass = self._y - each_token * self._x
-        return passes * each_pass + tokens * each_token
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,26 +45,52 @@ class Admission:
         max_batch_tokens: most padded tokens x draws in a forward pass.
         max_queue_tokens: most tokens x draws waiting.
         max_queue_requests: most inputs waiting.
+        max_input_passes: most forward passes that one input may fill.
     """
 
-    def __init__(self, *, max_batch_tokens: int, max_queue_tokens: int, max_queue_requests: int) -> None:
+    def __init__(
+        self, *, max_batch_tokens: int, max_queue_tokens: int, max_queue_requests: int, max_input_passes: int
+    ) -> None:
         self.pace = Pace(max_batch_tokens)
         self._max_batch_tokens = max_batch_tokens
         self._max_queue_tokens = max_queue_tokens
         self._max_queue_requests = max_queue_requests
+        self._max_input_tokens = max_input_passes * max_batch_tokens
 
-    def check_size(self, n_tokens: int, n_draws: int) -> None:
-        """Returns if an input of `n_tokens` may be answered at all.
+    def check_size(self, work: Work[P], seconds_left: float) -> None:
+        """Returns if an input may be answered at all, whatever waits.
+
+        Args:
+            work: the input.
+            seconds_left: until its deadline.
 
         Raises:
-            TooLargeError: if one of its draws exceeds a forward pass, or all of them the queue.
+            TooLargeError: if one of its draws exceeds a forward pass, all of them the queue or what one input may take,
+                or if it would take longer than is left by the pace of late.
         """
-        if n_tokens > self._max_batch_tokens:
-            raise TooLargeError(f"got {n_tokens} tokens, expected at most {self._max_batch_tokens}: shorten the prompt")
-        if n_tokens * n_draws > self._max_queue_tokens:
+        if work.n_tokens > self._max_batch_tokens:
             raise TooLargeError(
-                f"got {n_tokens} tokens x {n_draws} draws, expected at most "
-                f"{self._max_queue_tokens} in all: shorten the prompt or ask for fewer draws"
+                f"got {work.n_tokens} tokens, expected at most {self._max_batch_tokens}: shorten the prompt"
+            )
+        asked = f"{work.n_tokens} tokens x {max(work.n_draws, work.most_draws)} draws"
+        if work.cost > self._max_queue_tokens:
+            raise TooLargeError(
+                f"got {asked}, expected at most {self._max_queue_tokens} in all: shorten the prompt or ask for fewer "
+                "draws"
+            )
+        if work.most > self._max_input_tokens:
+            raise TooLargeError(
+                f"got {asked}, expected at most {self._max_input_tokens} in one input: ask for fewer draws "
+                "(n_samples), or shorten the prompt or the choices",
+                code="too_much_work",
+            )
+        expected = self.pace.seconds(work.cost)
+        if self.pace.known and expected > seconds_left:
+            raise TooLargeError(
+                f"got an input of {work.n_tokens} tokens x {work.n_draws} draws, which takes about {expected:.0f} s on "
+                f"this server even if nothing else runs, expected at most {seconds_left:.0f} s, for the answer is due "
+                "by then: ask for fewer draws (n_samples), or shorten the prompt or the choices",
+                code="too_much_work",
             )
 
     def check_room(self, cost: int, waiting: Waiting, seconds_left: float) -> None:

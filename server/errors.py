@@ -103,6 +103,7 @@ TABLE: dict[str, Row] = {
     "prompt_too_long": Row(413, "too_large_error"),
     "too_many_inputs": Row(413, "too_large_error"),
     "too_large": Row(413, "too_large_error"),
+    "too_much_work": Row(413, "too_large_error"),
     "unsupported_media_type": Row(415, "invalid_request_error"),
     "queue_full": Row(429, "rate_limit_error"),
     "rate_limited": Row(429, "rate_limit_error"),

@@ -28,6 +28,10 @@ __all__ = ["Service"]
 
 logger = logging.getLogger(__name__)
 
+# A server is not ready whose forward pass has shown no progress for so many seconds, and for as long as so many full
+# passes take.
+_SILENT_S, _SILENT_PASSES = 30.0, 5
+
 
 class Service:
     """Everything behind the routes. Liveness never waits for the model, which loads in a task.
@@ -54,8 +58,10 @@ class Service:
             max_batch_tokens=settings.max_batch_tokens,
             max_queue_tokens=settings.max_queue_tokens,
             max_queue_requests=settings.max_queue_requests,
+            max_input_passes=settings.max_input_passes,
             observer=self.metrics,
         )
+        self.metrics.show_backlog(lambda: self._batcher.backlog_s)
         self._predictor: Predictor | None = None
         self._shelf: Shelf | None = None
         self._ledger: Ledger | None = None
@@ -112,20 +118,38 @@ class Service:
         assert self._shelf is not None  # made along with the predictor
         return self._shelf
 
+    def check_alive(self) -> None:
+        """Returns unless a forward pass hangs for so long that the process had better be started again.
+
+        Raises:
+            NotReadyError: if one does.
+        """
+        most, silent_s = self.settings.hang_timeout_s, self._batcher.silent_s
+        if most and silent_s > most:
+            raise NotReadyError(
+                f"The running forward pass has made no progress for {silent_s:.0f} s, longer than hang_timeout_s = "
+                f"{most:g}: restart the server"
+            )
+
     async def check_ready(self) -> None:
         """Returns if requests will be answered; a full queue is no reason to say no.
 
-        After a failed forward pass a small one has to succeed.
+        After a failed forward pass a small one has to succeed, and one that makes no progress has to go on.
 
         Raises:
             DrainingError: if the server is on its way out.
-            NotReadyError: if the model is not loaded, or fails, or there is no adapter.
+            NotReadyError: if the model is not loaded, fails or hangs, or there is no adapter.
         """
         if self.draining:
             raise DrainingError("got a readiness check while draining: use another replica")
         if not len(self.predictor().registry):
             raise NotReadyError(
                 "got a readiness check while no adapter is loaded, expected one to answer with: load it"
+            )
+        silent_s = self._batcher.silent_s
+        if silent_s > max(_SILENT_S, _SILENT_PASSES * self._batcher.pace.seconds(self.settings.max_batch_tokens)):
+            raise NotReadyError(
+                f"The running forward pass has made no progress for {silent_s:.0f} s: use another replica until it has"
             )
         if self._batcher.last_forward_failed:
             try:

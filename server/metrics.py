@@ -3,7 +3,7 @@
 Each app has a registry of its own; nothing is global.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from prometheus_client import (
     CollectorRegistry,
@@ -68,7 +68,7 @@ class Metrics:
         )
         self._dropped = Counter(
             "blora_dropped_total",
-            "Inputs dropped from the queue before they were computed.",
+            "Inputs that were not computed, or not to the end, for nobody waited for them any more.",
             ["reason"],
             registry=registry,
         )
@@ -125,6 +125,11 @@ class Metrics:
             registry=registry,
         )
         self._queue_depth = Gauge("blora_queue_depth", "Inputs waiting for a forward pass.", registry=registry)
+        self._backlog = Gauge(
+            "blora_backlog_seconds",
+            "Seconds of work that waits, has begun, or was refused for want of room within the last half minute.",
+            registry=registry,
+        )
         self._adapter_info = Gauge(
             "blora_adapter_info",
             "1 for each adapter that is served.",
@@ -198,6 +203,10 @@ class Metrics:
     def render(self) -> bytes:
         """Everything, in Prometheus' text format."""
         return generate_latest(self._registry)
+
+    def show_backlog(self, seconds: Callable[[], float]) -> None:
+        """Have the backlog read whenever metrics are."""
+        self._backlog.set_function(seconds)
 
     def model_loaded(self, model: ModelInfo) -> None:
         """Show how the base model runs."""

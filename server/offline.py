@@ -34,6 +34,7 @@ PATIENT = {
     "timeout_s": 1e9,
     "max_queue_tokens": 2**40,
     "max_queue_requests": 2**20,
+    "max_input_passes": 2**40,
     "max_queue_characters": 2**40,
     "max_prompt_tokens": 2**31,
     "n_samples_cap": 2**20,

@@ -234,7 +234,15 @@ class Predictor:
     async def _compute(self, job: Job, deadline: float) -> Completed[Tensor]:
         prompt = job.row.prompt_tokens
         owner = CLIENT.get(), job.handle.name
-        work = Work(job, (prompt, job.row.n_tokens - prompt), job.at_once, job.group, owner)
+        work = Work(
+            job,
+            (prompt, job.row.n_tokens - prompt),
+            job.at_once,
+            job.group,
+            owner,
+            most_draws=job.n_samples,
+            overhead=job.overhead,
+        )
         try:
             done = await self._batcher.submit(work, deadline=deadline)
         except ServerError:

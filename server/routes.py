@@ -236,9 +236,10 @@ async def unload_adapter(name: str, service: ServiceOf) -> None:
     await service.shelf().unload(name, by=_client())
 
 
-@router.get("/livez", summary="Say that the process runs")
-async def livez() -> Status:
-    """200 as long as the event loop turns, whatever else is wrong."""
+@router.get("/livez", summary="Say that the process runs", responses=_UNAVAILABLE)
+async def livez(service: ServiceOf) -> Status:
+    """200 as long as the event loop turns and no forward pass hangs, whatever else is wrong."""
+    service.check_alive()
     return Status()
 
 

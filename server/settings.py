@@ -108,6 +108,11 @@ class Settings(BaseSettings):
         1048576, description="Most tokens x draws waiting; beyond that, requests get 429.", ge=1
     )
     max_queue_requests: int = Field(1024, description="Most inputs waiting; beyond that, requests get 429.", ge=1)
+    max_input_passes: int = Field(
+        16,
+        description="Most work of one input, in forward passes of max_batch_tokens; beyond it requests get 413.",
+        ge=1,
+    )
     max_queue_characters: int = Field(
         8388608, description="Most characters waiting to be tokenised; beyond that, requests get 429.", ge=1
     )
@@ -156,6 +161,11 @@ class Settings(BaseSettings):
     )
     timeout_s: float = Field(
         30.0, description="Seconds within which a request is answered; otherwise it gets 504.", gt=0
+    )
+    hang_timeout_s: float = Field(
+        300.0,
+        description="Seconds without progress of a forward pass after which /livez gets 503; 0 for never.",
+        ge=0,
     )
     drain_delay_s: float = Field(
         0.0,

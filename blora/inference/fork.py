@@ -26,6 +26,7 @@ from blora.posterior.inject import layer_index
 
 __all__ = [
     "branching_layer",
+    "decoder_layers",
     "first_layer",
     "hidden_at",
     "keep_whole",
@@ -74,6 +75,25 @@ def branching_layer(draws: Draws) -> int | None:
     return first_layer(differing) if differing else None
 
 
+def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """Return the name of the decoder's list of layers, and the list.
+
+    Raises:
+        BaseModelError: if no list has a name that is known.
+    """
+    lists = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and layer_index(f"{name}.0") == 0
+    ]
+    if not lists:
+        raise BaseModelError(
+            f"got {type(model).__name__}, whose decoder layers have an unknown name; use another model"
+        )
+    decoder = set(model.get_decoder().modules())
+    return max(lists, key=lambda item: item[1] in decoder)  # the first one there, for a model that also sees or hears
+
+
 def states_below(model: PreTrainedModel, layer: int, known: States | None, **inputs: Any) -> Tensor:
     """The hidden states that enter a decoder layer, (B, T, D).
 
@@ -86,7 +106,7 @@ def states_below(model: PreTrainedModel, layer: int, known: States | None, **inp
     Raises:
         BaseModelError: if the model has no list of decoder layers, or does not run them.
     """
-    path, layers = _layers(model)
+    path, layers = decoder_layers(model)
     try:
         _view(_from(model, known), f"{path}.{layer}", _StandIn(layers[layer], _arrive))(**inputs, use_cache=False)
     except _ArrivedError as arrived:
@@ -174,7 +194,7 @@ def _from(model: PreTrainedModel, known: States | None) -> PreTrainedModel:
     """The model, where the layer that known states enter takes them, whatever the layers below it give."""
     if known is None:
         return model
-    path, layers = _layers(model)
+    path, layers = decoder_layers(model)
     first, values = layers[known.layer], known.values
 
     def skip(*args: Any, **kwargs: Any) -> Tensor:
@@ -214,27 +234,12 @@ def _narrowed(model: PreTrainedModel, row: Tensor, column: Tensor, shape: torch.
 
         return run
 
-    path, layers = _layers(model)
+    path, layers = decoder_layers(model)
     last = f"{path}.{len(layers) - 1}"
     for name, module in layers[-1].named_modules():
         if name.rpartition(".")[2] in POSITION_WISE:
             model = _view(model, f"{last}.{name}", _StandIn(module, at_positions(module)))
     return model
-
-
-def _layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The decoder's list of layers and its name."""
-    lists = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and layer_index(f"{name}.0") == 0
-    ]
-    if not lists:
-        raise BaseModelError(
-            f"got {type(model).__name__}, whose decoder layers have an unknown name; use another model"
-        )
-    decoder = set(model.get_decoder().modules())
-    return max(lists, key=lambda item: item[1] in decoder)  # the first one there, for a model that also sees or hears
 
 
 def _view(module: Any, path: str, replacement: nn.Module) -> Any:

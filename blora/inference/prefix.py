@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from blora.inference.checkpoints import checkpoint
 from blora.inference.fork import branching_layer, hidden_at, states_below
 from blora.inference.packing import States
 from blora.posterior.draws import Draws, use_draws
@@ -92,19 +93,23 @@ class Prefix:
         above = {}
         if self._branches:
             while self._made < stop:
+                checkpoint()
                 self._make(min(stop, self._made + self._at_once) if self._at_once is not None else stop)
             above = {layer: (keys[start:stop], values[start:stop]) for layer, (keys, values) in self._above.items()}
         return Memory({**self._below, **above})
 
     def _make(self, stop: int) -> None:
-        """Goes on to draw stop - 1."""
+        """Goes on to draw stop - 1, unless another thread has made draws meanwhile: see `checkpoints`."""
         assert self._draws is not None  # only draws branch
-        record, repeats = _Record(), stop - self._made
+        start = self._made
+        record, repeats = _Record(), stop - start
         known = self._states
         if known is not None:
             known = States(known.layer, known.values.expand(repeats, -1, -1))
-        with use_draws(self._draws.part(self._made, stop)):
+        with use_draws(self._draws.part(start, stop)):
             self._run_to_head(record, known, repeats)
+        if self._made != start:
+            return
         before = self._above
         above = {layer: _joined(before[layer], pair, 0) if before else pair for layer, pair in record.kept.items()}
         self._above, self._made = above, stop  # together, or not at all where the memory does not suffice

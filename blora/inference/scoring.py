@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from blora.inference.checkpoints import between
 from blora.inference.fork import first_layer, hidden_at, logits_at, states_below
 from blora.inference.packing import PackedBatch, States
 from blora.inference.prefix import Memory
@@ -154,7 +155,7 @@ def score_draws(
     """
     at_once = max(1, max_batch_tokens // batch.padded_tokens) if max_batch_tokens else stop - start
     scored = []
-    for first in range(start, stop, at_once):
+    for first in between(range(start, stop, at_once)):
         last = min(first + at_once, stop)
         log_probs = _score_from(model, batch, states, draws(first, last), last - first, memory(first, last))
         scored.append(log_probs.view(last - first, -1, log_probs.shape[-1]))
@@ -190,4 +191,4 @@ def _additive(mask: Tensor) -> Tensor:
 def _log_normalizers(logits: Tensor) -> Tensor:
     """Log sum exp of (S, P, V) over the vocabulary in float32, (S, P), a few positions at a time."""
     chunks = logits.flatten(0, 1).split(max(1, CHUNK_ELEMENTS // logits.shape[-1]))
-    return torch.cat([chunk.float().logsumexp(-1) for chunk in chunks]).view(logits.shape[:2])
+    return torch.cat([chunk.float().logsumexp(-1) for chunk in between(chunks)]).view(logits.shape[:2])

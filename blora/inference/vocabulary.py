@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from blora.inference.checkpoints import between
 from blora.inference.fork import logits_at
 from blora.posterior.draws import use_draws
 from blora.posterior.inject import layer_index
@@ -119,7 +120,7 @@ def log_probs_along_draws(head: Head, hidden: Tensor, place: Tensor, token: Tens
         return log_probs_of_each(head, hidden, place, token)
     width = max(len(head.weight), N_KEPT * hidden.shape[-1], len(head.sampled) * len(hidden))
     parts = hidden.split(max(1, CHUNK_ELEMENTS // width), 1)
-    sums = torch.cat([_estimated(head, head.sampled, part) for part in parts], 1)
+    sums = torch.cat([_estimated(head, head.sampled, part) for part in between(parts)], 1)
     return _logits(head, hidden, place, token) - sums[:, place]
 
 
@@ -155,7 +156,7 @@ class _LogNormalizer(torch.autograd.Function):
 def _exact(head: Head, hidden: Tensor) -> Tensor:
     """Log sum exp over the vocabulary, (S, P), for (S, P, D), a few positions and draws at a time."""
     parts = hidden.flatten(0, 1).split(max(1, CHUNK_ELEMENTS // len(head.weight)))
-    return torch.cat([_LogNormalizer.apply(part, head) for part in parts]).view(hidden.shape[:2])  # type: ignore[no-untyped-call]
+    return torch.cat([_LogNormalizer.apply(part, head) for part in between(parts)]).view(hidden.shape[:2])  # type: ignore[no-untyped-call]
 
 
 def _estimated(head: Head, weight: Tensor, hidden: Tensor) -> Tensor:

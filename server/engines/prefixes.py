@@ -1,5 +1,6 @@
 """What the prompts of an adapter begin with, noticed as they come and remembered while it is used."""
 
+import threading
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Sequence
 from typing import cast
@@ -18,6 +19,8 @@ __all__ = ["Prefixes"]
 class Prefixes:
     """Beginnings that two prompts of an adapter had in common, the least recently used forgotten first.
 
+    Several threads may use it: of the runs that split jobs one goes on at a time, but adapters come and go meanwhile.
+
     Args:
         model: the base model; one that cannot be run in parts has none remembered.
         max_bytes: bound of the memory of all beginnings together, each under all draws of its adapter's bank.
@@ -32,26 +35,30 @@ class Prefixes:
         self._last: dict[str, tuple[int, ...]] = {}  # an adapter's most recent prompt
         self._longest_kept: dict[str, int] = {}  # tokens, where the memory has been found to take no more
         self._kept: OrderedDict[tuple[str, tuple[int, ...]], tuple[Prefix, int]] = OrderedDict()
+        self._changing = threading.Lock()  # of all of these; never held while anything is computed
 
     def serve(self, digest: str) -> None:
         """From now on its prompts are looked at."""
-        self._served[digest] += 1
+        with self._changing:
+            self._served[digest] += 1
 
     def forget(self, digest: str) -> None:
         """Takes `serve` back; with the last one goes all that its prompts begin with."""
-        self._served[digest] -= 1
-        if self._served[digest] > 0:
-            return
-        for known in (self._served, self._last, self._longest_kept):
-            known.pop(digest, None)
-        for key in [key for key in self._kept if key[0] == digest]:
-            del self._kept[key]
+        with self._changing:
+            self._served[digest] -= 1
+            if self._served[digest] > 0:
+                return
+            for known in (self._served, self._last, self._longest_kept):
+                known.pop(digest, None)
+            for key in [key for key in self._kept if key[0] == digest]:
+                del self._kept[key]
 
     def clear(self) -> bool:
         """Gives all memory back, and returns whether there was any."""
-        had_any = bool(self._kept)
-        self._kept.clear()
-        return had_any
+        with self._changing:
+            had_any = bool(self._kept)
+            self._kept.clear()
+            return had_any
 
     def split(self, jobs: Sequence[Job], *, notice: bool = True) -> dict[Prefix | None, list[int]]:
         """Which jobs begin with what, the longest that is known of each; None: with nothing known.
@@ -74,32 +81,37 @@ class Prefixes:
     def _notice(self, handle: AdapterHandle, prompt: tuple[int, ...]) -> None:
         """Remembers what a prompt shares with the one before, if that is much more than what is remembered already."""
         digest, bank = handle.digest, handle.bank
-        last, self._last[digest] = self._last.get(digest, ()), prompt
-        n_tokens = min(common_tokens([last, prompt]), self._longest_kept.get(digest, len(prompt)))
+        with self._changing:
+            last, self._last[digest] = self._last.get(digest, ()), prompt
+            n_tokens = min(common_tokens([last, prompt]), self._longest_kept.get(digest, len(prompt)))
         known = self._longest(digest, prompt)
         if n_tokens < MIN_PREFIX + (len(known.tokens) if known is not None else 0):
             return
         tokens = prompt[:n_tokens]
         prefix = Prefix(self._model, tokens, bank.draws, max_batch_tokens=self._max_batch_tokens)
         n_bytes = prefix.n_bytes(bank.n_samples)
-        if n_bytes > self._max_bytes:
-            self._longest_kept[digest] = n_tokens * self._max_bytes // n_bytes
-            return
-        self._kept[digest, tokens] = prefix, n_bytes
-        while sum(n_bytes for _, n_bytes in self._kept.values()) > self._max_bytes:
-            self._kept.popitem(last=False)
+        with self._changing:
+            if self._served[digest] <= 0:  # forgotten while its beginning was read
+                return
+            if n_bytes > self._max_bytes:
+                self._longest_kept[digest] = n_tokens * self._max_bytes // n_bytes
+                return
+            self._kept[digest, tokens] = prefix, n_bytes
+            while sum(n_bytes for _, n_bytes in self._kept.values()) > self._max_bytes:
+                self._kept.popitem(last=False)
 
     def _longest(self, digest: str, prompt: tuple[int, ...]) -> Prefix | None:
-        fits = [
-            (owner, tokens)
-            for owner, tokens in self._kept
-            if owner == digest and len(tokens) < len(prompt) and prompt[: len(tokens)] == tokens
-        ]
-        if not fits:
-            return None
-        best = max(fits, key=lambda fit: len(fit[1]))
-        self._kept.move_to_end(best)
-        return self._kept[best][0]
+        with self._changing:
+            fits = [
+                (owner, tokens)
+                for owner, tokens in self._kept
+                if owner == digest and len(tokens) < len(prompt) and prompt[: len(tokens)] == tokens
+            ]
+            if not fits:
+                return None
+            best = max(fits, key=lambda fit: len(fit[1]))
+            self._kept.move_to_end(best)
+            return self._kept[best][0]
 
 
 def _prompt(job: Job) -> tuple[int, ...]:

@@ -10,9 +10,14 @@ from torch import Tensor
 from blora.config import ScoringName
 from blora.decision.abstention import Policy
 from blora.decision.stopping import looks
+from blora.server.control import Control
 from blora.server.registry import AdapterHandle
 
 __all__ = ["Engine", "Job", "Loaded", "ModelInfo", "Row", "Stop"]
+
+# Making a draw that the adapter has not ready, and giving a row draws of its own in the forward pass, takes as long as
+# so many tokens do: 8 to 46 with the demo, by what else the processor does.
+_FRESH_DRAW_TOKENS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +122,18 @@ class Job:
         return self.seed in (None, bank.seed) and self.n_samples <= bank.n_samples
 
     @property
+    def overhead(self) -> int:
+        """What its draws cost beside its row, as tokens x draws that take as long."""
+        return 0 if self.in_bank else _FRESH_DRAW_TOKENS * self.n_samples
+
+    @property
     def group(self) -> tuple[int, int]:
         """Jobs that are equal in this may share a forward pass, whatever their adapters and seeds."""
         return self.n_samples, self.at_once
 
 
 class Engine(Protocol):
-    """A base model and its adapters. `run` is called by one worker, one call at a time.
+    """A base model and its adapters. Of several calls of `run` under way all but one wait at a checkpoint.
 
     Attributes:
         fresh_draws: whether it can make draws beyond an adapter's own bank, of another seed or more of them.
@@ -155,11 +165,18 @@ class Engine(Protocol):
             PromptError: naming the field that cannot be packed.
         """
 
-    async def run(self, jobs: Sequence[Job]) -> list[Tensor]:
+    async def run(self, jobs: Sequence[Job], control: Control | None = None) -> list[Tensor]:
         """Probabilities (s, C) of each job under its first s draws; not finite where the model's are not.
 
-        All draws are made, s = S, unless the job says when to stop. All jobs belong to one group. Each gets the numbers
-        that it would get alone, within the tolerance of the dtype.
+        All draws are made, s = S, unless the job says when to stop, or nobody wants it any more. All jobs belong to one
+        group. Each gets the numbers that it would get alone, within the tolerance of the dtype.
+
+        Args:
+            jobs: what to compute.
+            control: is asked between forward passes, or more often, whether to go on; None goes on.
+
+        Raises:
+            AbandonedError: if the control says that nobody wants anything of it any more.
         """
 
     async def load_adapter(self, path: Path, name: str) -> AdapterHandle:

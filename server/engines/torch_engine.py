@@ -1,4 +1,7 @@
-"""The model in this process: one thread packs, another computes, adapters are read in threads of their own."""
+"""The model in this process: one thread packs, another computes, adapters are read in threads of their own.
+
+A run that has to wait for others keeps its thread, parked at a checkpoint, and others compute in another one.
+"""
 
 import logging
 import os
@@ -19,12 +22,15 @@ from blora.config import ScoringName
 from blora.decision.stopping import looks
 from blora.errors import AdapterError
 from blora.inference.architecture import check_packing
+from blora.inference.attention import attend_in_pieces
 from blora.inference.branches import Branches
+from blora.inference.checkpoints import between, check_within, checkpoint, checkpoints
 from blora.inference.fork import why_whole
 from blora.inference.packing import PackedRow, pack
 from blora.inference.prefix import Prefix
 from blora.posterior.bank import SampleBank
 from blora.posterior.draws import Draws
+from blora.server.control import Control
 from blora.server.engines.jobs import (
     PROBE_CHOICES,
     PROBE_PROMPT,
@@ -36,6 +42,7 @@ from blora.server.engines.jobs import (
     read_adapter,
     warn_of_shadowed,
 )
+from blora.server.engines.lanes import Lanes
 from blora.server.engines.precision import pick_dtype
 from blora.server.engines.prefixes import Prefixes
 from blora.server.engines.protocol import Job, Loaded, Row
@@ -63,6 +70,7 @@ class TorchEngine:
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
         self._packing = ThreadPoolExecutor(1, "pack")
         self._computing = ThreadPoolExecutor(1, "compute")
+        self._lanes = Lanes(self._computing)
         self._reading = OwnThread(settings.adapter_load_timeout_s)
         self._base: BaseModel | None = None
         self._prefixes: Prefixes | None = None
@@ -115,9 +123,9 @@ class TorchEngine:
             ),
         )
 
-    async def run(self, jobs: Sequence[Job]) -> list[Tensor]:
+    async def run(self, jobs: Sequence[Job], control: Control | None = None) -> list[Tensor]:
         """See Engine."""
-        return await in_thread(self._computing, partial(self._score_what_fits, jobs))
+        return await self._lanes.run(partial(self._score_under, control or Control(), jobs))
 
     async def load_adapter(self, path: Path, name: str) -> AdapterHandle:
         """See Engine."""
@@ -126,18 +134,18 @@ class TorchEngine:
     async def forget(self, handle: AdapterHandle) -> None:
         """See Engine."""
         self._handles.remove(handle)
-        await in_thread(self._computing, partial(self._loaded_prefixes().forget, handle.digest))
+        await self._lanes.run(partial(self._loaded_prefixes().forget, handle.digest))
 
     async def probe(self) -> None:
         """See Engine."""
         for handle in self._handles[:1]:  # any one answers for the model
             row = await in_thread(self._packing, partial(self._probe_row, handle))
-            await in_thread(self._computing, partial(self._probe, handle, row))
+            await self._lanes.run(partial(self._probe, handle, row))
 
     async def close(self) -> None:
         """See Engine."""
-        for executor in (self._packing, self._computing):
-            executor.shutdown(wait=False, cancel_futures=True)
+        self._packing.shutdown(wait=False, cancel_futures=True)
+        self._lanes.close()
 
     def _loaded_base(self) -> BaseModel:
         if self._base is None:
@@ -151,6 +159,9 @@ class TorchEngine:
     def _load_base(self, device: torch.device, dtype: str) -> BaseModel:
         settings = self._settings
         base = load_base_model(settings.base_model, device=str(device), dtype=dtype)
+        if base.device.type == "cpu":  # elsewhere a pass is short, and one that is parked would keep scarce memory
+            check_within(base.model)
+            attend_in_pieces(base.model)
         check_packing(base)
         self._base = base
         self.longest_token = longest_token(base.tokenizer)
@@ -162,7 +173,7 @@ class TorchEngine:
     async def _load_adapter(self, path: Path, name: str | None) -> AdapterHandle:
         reading = partial(self._read_adapter, path, name)
         adapter, handle, row = await self._reading.run(f"The reading of adapter {name or path}", reading)
-        await in_thread(self._computing, partial(self._prove, adapter, handle, row))
+        await self._lanes.run(partial(self._prove, adapter, handle, row))
         return handle
 
     def _read_adapter(self, path: Path, name: str | None) -> tuple[Adapter, AdapterHandle, PackedRow]:
@@ -206,36 +217,43 @@ class TorchEngine:
             NumericalError: if a probability is not finite.
         """
         fitting = max(1, self._settings.max_batch_tokens // row.n_tokens)
-        self._score([Job(handle, row, min(handle.bank.n_samples, fitting), seed=None, stop=None)])
+        self._score([Job(handle, row, min(handle.bank.n_samples, fitting), seed=None, stop=None)], Control())
 
-    def _score_what_fits(self, jobs: Sequence[Job], *, notice: bool = True) -> list[Tensor]:
+    def _score_under(self, control: Control, jobs: Sequence[Job]) -> list[Tensor]:
+        with checkpoints(control.checkpoint):
+            return self._score_what_fits(jobs, control)
+
+    def _score_what_fits(self, jobs: Sequence[Job], control: Control, *, notice: bool = True) -> list[Tensor]:
         """`_score`, in halves as long as the device's memory does not suffice for all at once.
 
         What prompts begin with gives its memory back first, and nothing is remembered while there is too little.
         """
         try:
-            return self._score(jobs, notice=notice)
+            return self._score(jobs, control, notice=notice)
         except torch.OutOfMemoryError:
             if not self._loaded_prefixes().clear() and len(jobs) == 1:
                 raise
         logger.warning("The device has no memory for %d inputs at once; lower --max-batch-tokens", len(jobs))
         torch.cuda.empty_cache()  # nothing where there is no GPU
         if len(jobs) == 1:
-            return self._score(jobs, notice=False)
+            return self._score(jobs, control, notice=False)
         middle = len(jobs) // 2
-        return [probs for half in (jobs[:middle], jobs[middle:]) for probs in self._score_what_fits(half, notice=False)]
+        halves = (jobs[:middle], jobs[middle:])
+        return [probs for half in halves for probs in self._score_what_fits(half, control, notice=False)]
 
-    def _score(self, jobs: Sequence[Job], *, notice: bool = True) -> list[Tensor]:
+    def _score(self, jobs: Sequence[Job], control: Control, *, notice: bool = True) -> list[Tensor]:
         """Probabilities (s, C) of each job, under all of its S draws or as many as its decision takes."""
         seen: list[Tensor] = [torch.empty(0)] * len(jobs)
         with torch.inference_mode():
             for prefix, places in self._loaded_prefixes().split(jobs, notice=notice).items():
-                for place, probs in zip(places, self._after(prefix, [jobs[place] for place in places]), strict=True):
+                found = self._after(prefix, [jobs[place] for place in places], control)
+                for place, probs in zip(places, found, strict=True):
                     seen[place] = probs
         return seen
 
-    def _after(self, prefix: Prefix | None, jobs: Sequence[Job]) -> list[Tensor]:
-        """Probabilities (s, C) of jobs that begin alike."""
+    def _after(self, prefix: Prefix | None, jobs: Sequence[Job], control: Control) -> list[Tensor]:
+        """Probabilities (s, C) of jobs that begin alike; what nobody wants any more gets no more draws."""
+        checkpoint()
         base = self._loaded_base()
         n_samples = jobs[0].n_samples
         adapters = {_key(job): job for job in jobs}
@@ -244,7 +262,7 @@ class TorchEngine:
         branches = Branches(
             base.model,
             [cast(PackedRow, job.row) for job in jobs],
-            [_draws(base, job) for job in adapters.values()],
+            [_draws(base, job) for job in between(adapters.values())],
             [owners.index(_key(job)) for job in jobs],
             prefix,
         )
@@ -255,10 +273,22 @@ class TorchEngine:
             for b, of_row in zip(waiting, log_probs.unbind(1), strict=True):
                 probs = probabilities(jobs[b], of_row[:, : jobs[b].row.n_choices], f"{base.device} in {base.dtype}")
                 seen[b] = torch.cat([seen[b], probs])
-            waiting = [b for b in waiting if not enough(jobs[b], seen[b])]
+            waiting, done = _still_waiting(jobs, seen, waiting, control), waiting
             if not waiting:
                 break
+            for b in set(done) - set(waiting):
+                if enough(jobs[b], seen[b]):
+                    control.finished(jobs[b], seen[b])
         return seen
+
+
+def _still_waiting(jobs: Sequence[Job], seen: Sequence[Tensor], waiting: Sequence[int], control: Control) -> list[int]:
+    """Those who need more draws; of those who do and whom nobody wants any more the control is told."""
+    needed = [b for b in waiting if not enough(jobs[b], seen[b])]
+    wanted = [b for b in needed if control.wants(jobs[b])]
+    for b in set(needed) - set(wanted):
+        control.dropped(jobs[b])
+    return wanted
 
 
 def _key(job: Job) -> tuple[str, int | None]:

@@ -4,7 +4,7 @@ Follows the API of vLLM 0.32 with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDA
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,10 @@ __all__ = ["UnknownLoraError", "VllmClient", "VllmError"]
 
 # One more try, for a connection that was lost on the way.
 _TRIES = 2
+
+
+def _nothing() -> None:
+    pass
 
 
 class VllmError(Exception):
@@ -59,16 +63,20 @@ class VllmClient:
         """Lets go of a LoRA; one that is not known is gone already."""
         await self._post("/v1/unload_lora_adapter", {"lora_name": name})
 
-    async def next_token(self, lora: str, prompt: Sequence[int], tokens: Sequence[int]) -> list[float]:
+    async def next_token(
+        self, lora: str, prompt: Sequence[int], tokens: Sequence[int], look: Callable[[], None] = _nothing
+    ) -> list[float]:
         """Log-probabilities of tokens right after a prompt.
 
         Args:
             lora: the name of the LoRA.
             prompt: token ids.
             tokens: token ids, any of the vocabulary.
+            look: is called when the request's turn has come; what it raises ends it unsent.
         """
         asked = {"logprobs": 0, "logprob_token_ids": sorted(set(tokens)), "return_tokens_as_token_ids": True}
         async with self._room:
+            look()
             choice = await self._complete(lora, prompt, asked)
         try:
             [found] = choice["logprobs"]["top_logprobs"]
@@ -76,12 +84,15 @@ class VllmClient:
         except (KeyError, TypeError, ValueError) as exc:
             raise VllmError("got no log-probabilities of the tokens that were asked for, expected them") from exc
 
-    async def continuation(self, lora: str, prompt: Sequence[int], tokens: Sequence[int]) -> float:
+    async def continuation(
+        self, lora: str, prompt: Sequence[int], tokens: Sequence[int], look: Callable[[], None] = _nothing
+    ) -> float:
         """Log-probability of a text after a prompt, the sum over its tokens.
 
         One request at a time: some together, over several LoRAs, have stopped vLLM's engine on CPUs.
         """
         async with self._alone:
+            look()
             choice = await self._complete(lora, [*prompt, *tokens], {"prompt_logprobs": 0})
         try:
             read = choice["prompt_logprobs"][len(prompt) :]

@@ -7,7 +7,7 @@ adapters against them and to prove at the start that vLLM gives the same answers
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
@@ -26,6 +26,7 @@ from blora.errors import AdapterError, ConfigError
 from blora.export import export_draws
 from blora.inference.branches import score_all
 from blora.inference.packing import PackedRow, pack
+from blora.server.control import Control
 from blora.server.engines.jobs import (
     PROBE_CHOICES,
     PROBE_PROMPT,
@@ -128,9 +129,15 @@ class VllmEngine:
         )
         return await in_thread(self._working, packing)
 
-    async def run(self, jobs: Sequence[Job]) -> list[Tensor]:
-        """See Engine."""
-        return list(await asyncio.gather(*map(self._answer, jobs)))
+    async def run(self, jobs: Sequence[Job], control: Control | None = None) -> list[Tensor]:
+        """See Engine. Requests that are under way are dropped with the last one that somebody waited for."""
+        under = control or Control()
+        answering = [asyncio.create_task(self._answer(job, under)) for job in jobs]
+        try:
+            return list(await asyncio.gather(*answering))
+        finally:
+            for task in answering:
+                task.cancel()
 
     async def load_adapter(self, path: Path, name: str) -> AdapterHandle:
         """See Engine."""
@@ -230,32 +237,37 @@ class VllmEngine:
                 f"expected at most {PROBE_TOLERANCE}: let it serve the same base model ({base.ref.id})"
             )
 
-    async def _answer(self, job: Job) -> Tensor:
+    async def _answer(self, job: Job, control: Control) -> Tensor:
         """Probabilities (s, C), under all draws or as many as the decision takes; never fewer for a failure."""
         row = cast(PackedRow, job.row)
         seen = torch.empty(0, row.n_choices)
         for start, stop in pairwise([0, *(looks(job.n_samples) if job.stop is not None else [job.n_samples])]):
-            log_probs = await asyncio.gather(*(self._log_probs(job.handle, row, s) for s in range(start, stop)))
+            log_probs = await asyncio.gather(
+                *(self._log_probs(job.handle, row, s, control) for s in range(start, stop))
+            )
             seen = torch.cat([seen, probabilities(job, torch.stack(log_probs), DTYPE)])
-            if enough(job, seen):
+            if enough(job, seen) or not control.wants(job):
                 break
+        if enough(job, seen):
+            control.finished(job, seen)
         return seen
 
-    async def _log_probs(self, handle: AdapterHandle, row: PackedRow, s: int) -> Tensor:
+    async def _log_probs(self, handle: AdapterHandle, row: PackedRow, s: int, control: Control | None = None) -> Tensor:
         """(C,) normalised over the choices, under one draw."""
+        look = control.look if control is not None else Control().look
         try:
-            totals = await self._totals(handle, row, s)
+            totals = await self._totals(handle, row, s, look)
         except UnknownLoraError:  # vLLM was started again, or another server let go of it
             await self._teach(handle.digest, s)
-            totals = await self._totals(handle, row, s)
+            totals = await self._totals(handle, row, s, look)
         return (torch.tensor(totals) / torch.tensor(row.divisors)).log_softmax(-1)
 
-    async def _totals(self, handle: AdapterHandle, row: PackedRow, s: int) -> list[float]:
-        """Log-probability of each choice's tokens, under one draw."""
+    async def _totals(self, handle: AdapterHandle, row: PackedRow, s: int, look: Callable[[], None]) -> list[float]:
+        """Log-probability of each choice's tokens, under one draw, with a look before each request."""
         lora = _lora(handle.digest, s)
         if all(len(tokens) == 1 for tokens in row.continuations):
-            return await self._vllm.next_token(lora, row.prompt, [token for (token,) in row.continuations])
-        return [await self._vllm.continuation(lora, row.prompt, tokens) for tokens in row.continuations]
+            return await self._vllm.next_token(lora, row.prompt, [token for (token,) in row.continuations], look)
+        return [await self._vllm.continuation(lora, row.prompt, tokens, look) for tokens in row.continuations]
 
 
 def _lora(digest: str, s: int) -> str:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -18,6 +19,7 @@ from blora.decision.abstention import Policy
 from blora.decision.certificate import Calibration
 from blora.errors import AdapterError, PromptError
 from blora.server.app import create_app
+from blora.server.control import Control
 from blora.server.engines.jobs import check_draws
 from blora.server.engines.protocol import Job, Loaded, ModelInfo
 from blora.server.registry import AdapterHandle
@@ -50,7 +52,8 @@ def handle(
         training={"command": "blora train --data /home/me", "settings": {"epochs": 4}, "validation": {"nll": 0.5}},
     )
     nothing: Any = None
-    return AdapterHandle(name, digest, config, policy, nothing, nothing, 1_700_000_000, calibration, not_calibrated)
+    bank: Any = SimpleNamespace(seed=0, n_samples=n_samples)
+    return AdapterHandle(name, digest, config, policy, bank, nothing, 1_700_000_000, calibration, not_calibrated)
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,7 @@ class FakeEngine:
     async def forget(self, handle: AdapterHandle) -> None:
         self.forgotten.append(handle.digest)
 
-    async def run(self, jobs: Sequence[Job]) -> list[Tensor]:
+    async def run(self, jobs: Sequence[Job], control: Control | None = None) -> list[Tensor]:
         texts = [job.row.text for job in jobs]  # type: ignore[attr-defined]
         self.batches.append(texts)
         self.computing.set()

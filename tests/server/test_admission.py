@@ -5,84 +5,53 @@ from dataclasses import replace
 
 import pytest
 
-from blora.server.admission import Admission, Pace, Waiting
+from blora.server.admission import Admission, Waiting
 from blora.server.errors import QueueFullError, TooLargeError
+from blora.server.runs import Work
 from tests.server.test_batcher import bench, settle
 
 NOBODY = Waiting(inputs=0, cost=0, own_inputs=0, own_cost=0, ahead=0)
 
 
 def admission() -> Admission:
-    return Admission(max_batch_tokens=100, max_queue_tokens=1000, max_queue_requests=50)
+    return Admission(max_batch_tokens=100, max_queue_tokens=1000, max_queue_requests=50, max_input_passes=9)
 
 
-def pace_of(*passes: tuple[int, float]) -> Pace:
-    pace = Pace(max_batch_tokens=1000)
-    for tokens, seconds in passes:
-        pace.measure(tokens, seconds, full=False)
-    return pace
-
-
-def test_a_pace_that_is_not_known_expects_no_wait() -> None:
-    assert pace_of().seconds(1000) == 0
-
-
-def test_where_tokens_take_time_they_are_counted() -> None:
-    pace = pace_of(*((tokens, tokens / 100) for tokens in (100, 500, 1000, 300)))
-    assert pace.seconds(2000) == pytest.approx(20)
-    assert pace.seconds(50) == pytest.approx(0.5)
-
-
-def test_where_passes_take_time_they_are_counted() -> None:
-    pace = pace_of(*((tokens, 0.05) for tokens in (10, 20, 30)))
-    assert pace.seconds(30) == pytest.approx(0.05)
-    assert pace.seconds(10_000) == pytest.approx(0.5)
-
-
-def test_where_both_take_time_both_are_counted() -> None:
-    pace = pace_of(*((tokens, 0.05 + tokens / 1000) for tokens in (10, 500, 1000)))
-    assert pace.seconds(2000) == pytest.approx(0.1 + 2)
-
-
-def test_small_passes_alone_refuse_no_burst() -> None:
-    """Ten inputs of 40 x 8 in 50 ms each, and then a burst of what a large batch holds easily."""
-    pace = Pace(max_batch_tokens=32768)
-    for _ in range(10):
-        pace.measure(320, 0.05, full=False)
-    assert pace.seconds(256 * 300 * 8) == pytest.approx(19 * 0.05)
-
-
-def test_passes_are_expected_as_full_as_they_have_been_while_others_waited() -> None:
-    pace = Pace(max_batch_tokens=1000)
-    for _ in range(50):
-        pace.measure(250, 1.0, full=True)
-        pace.measure(10, 1.0, full=False)
-    assert pace.seconds(1000) == pytest.approx(4)
-
-
-def test_a_pace_follows_what_it_measures() -> None:
-    pace = pace_of(*((tokens, tokens / 100) for tokens in (100, 500, 1000)))
-    for _ in range(100):
-        for tokens in (100, 500, 1000):
-            pace.measure(tokens, tokens / 200, full=False)
-    assert pace.seconds(2000) == pytest.approx(10, rel=0.01)
-
-
-def test_noise_makes_no_pass_take_less_than_nothing() -> None:
-    for passes in (((100, 1.0), (1000, 0.1)), ((100, 0.1), (1000, 10.0))):
-        pace = pace_of(*passes)
-        assert 0 < pace.seconds(10) <= pace.seconds(100) <= pace.seconds(5000)
+def input_of(n_tokens: int, n_draws: int = 1, **more: int) -> Work[str]:
+    return Work("x", (n_tokens,), n_draws, "group", **more)
 
 
 @pytest.mark.parametrize(("n_tokens", "n_draws"), [(101, 1), (100, 11)])
 def test_what_never_fits_is_told_so(n_tokens: int, n_draws: int) -> None:
     with pytest.raises(TooLargeError):
-        admission().check_size(n_tokens, n_draws)
+        admission().check_size(input_of(n_tokens, n_draws), 30)
 
 
 def test_what_just_fits_is_let_in() -> None:
-    admission().check_size(100, 10)
+    admission().check_size(input_of(100, 9), 30)
     admission().check_room(1000, NOBODY, 30)
+
+
+@pytest.mark.parametrize("asked", [input_of(91, 10), input_of(91, 4, most_draws=10), input_of(10, 1, overhead=900)])
+def test_an_input_has_a_bound_of_all_the_work_it_may_come_to(asked: Work[str]) -> None:
+    with pytest.raises(TooLargeError, match="expected at most 900 in one input: ask for fewer draws") as info:
+        admission().check_size(asked, 30)
+    assert (info.value.status, info.value.code) == (413, "too_much_work")
+
+
+def test_what_cannot_be_done_in_time_even_by_an_idle_server_is_refused_with_the_estimate() -> None:
+    """100 tokens a second: 900 take 9 s."""
+    some = admission()
+    for _ in range(4):
+        for tokens in (50, 100):
+            some.check_size(input_of(90, 10), 5)  # nothing is refused on a guess
+            some.pace.measure(tokens, tokens / 100, full=False)
+    with pytest.raises(
+        TooLargeError, match=r"90 tokens x 10 draws, which takes about 9 s .* at most 5 s.* fewer draws"
+    ):
+        some.check_size(input_of(90, 10), 5)
+    some.check_size(input_of(90, 10), 10)
+    some.check_size(input_of(90, 5, most_draws=10), 5)  # it may well stop early
 
 
 @pytest.mark.parametrize(
@@ -107,7 +76,7 @@ def test_another_finds_the_room_that_the_greedy_one_had_to_leave() -> None:
 
 def test_what_would_be_late_is_refused_until_it_would_not() -> None:
     """100 tokens a second: 3000 ahead take 30 s, of which three quarters of 20 s may pass, and 15 have to go by."""
-    some = Admission(max_batch_tokens=100, max_queue_tokens=10_000, max_queue_requests=50)
+    some = Admission(max_batch_tokens=100, max_queue_tokens=10_000, max_queue_requests=50, max_input_passes=9)
     for tokens in (50, 100):
         some.pace.measure(tokens, tokens / 100, full=False)
     late = replace(NOBODY, inputs=1, cost=3000, ahead=3000)

@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 
 from blora.server.batcher import Batcher, Completed, Work
+from blora.server.control import Control
 from blora.server.errors import DeadlineExceededError, DrainingError, QueueFullError, TooLargeError
+
+LIMITS = {"max_batch_tokens": 100, "max_queue_tokens": 10_000, "max_queue_requests": 100, "max_input_passes": 100}
 
 
 class Worker:
@@ -20,7 +23,7 @@ class Worker:
         self.gate.set()
         self.seconds = 0.0
 
-    async def run(self, payloads: Sequence[str]) -> list[str]:
+    async def run(self, payloads: Sequence[str], control: Control) -> list[str]:
         self.batches.append(list(payloads))
         await self.gate.wait()
         await asyncio.sleep(self.seconds)
@@ -57,13 +60,7 @@ class Bench:
     def __init__(self, **limits: int) -> None:
         self.worker = Worker()
         self.notes = Notes()
-        limits = {
-            "max_batch_tokens": 100,
-            "max_queue_tokens": 10_000,
-            "max_queue_requests": 100,
-            **limits,
-        }
-        self.batcher: Batcher[str, str] = Batcher(self.worker.run, observer=self.notes, **limits)
+        self.batcher: Batcher[str, str] = Batcher(self.worker.run, observer=self.notes, **LIMITS | limits)
 
     def submit(
         self,
@@ -335,11 +332,11 @@ async def test_a_failure_is_remembered_until_a_success() -> None:
 
 
 async def test_a_timeout_of_the_worker_is_no_deadline() -> None:
-    async def run(payloads: Sequence[str]) -> list[str]:
+    async def run(payloads: Sequence[str], control: Control) -> list[str]:
         raise TimeoutError("the device is slow")
 
     b = Bench()
-    b.batcher = Batcher(run, max_batch_tokens=9, max_queue_tokens=9, max_queue_requests=9, observer=b.notes)
+    b.batcher = Batcher(run, observer=b.notes, **dict.fromkeys(LIMITS, 9))
     b.batcher.start()
     with pytest.raises(TimeoutError, match="the device is slow"):
         await b.submit("x", n_tokens=1)
@@ -347,11 +344,11 @@ async def test_a_timeout_of_the_worker_is_no_deadline() -> None:
 
 
 async def test_a_worker_that_loses_results_fails_the_batch_and_not_the_batcher() -> None:
-    async def run(payloads: Sequence[str]) -> list[str]:
+    async def run(payloads: Sequence[str], control: Control) -> list[str]:
         return []
 
     b = Bench()
-    b.batcher = Batcher(run, max_batch_tokens=9, max_queue_tokens=9, max_queue_requests=9, observer=b.notes)
+    b.batcher = Batcher(run, observer=b.notes, **dict.fromkeys(LIMITS, 9))
     b.batcher.start()
     for _ in range(2):
         with pytest.raises(ValueError, match="shorter"):

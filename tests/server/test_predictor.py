@@ -188,6 +188,27 @@ async def test_draws_above_the_cap_are_refused_at_the_cap_they_are_not(engine: F
         assert refused.status_code == 422
 
 
+async def test_more_work_than_one_input_may_take_gives_413(engine: FakeEngine) -> None:
+    """Sixteen passes of 64 tokens: 1024."""
+    async with running(engine, max_batch_tokens=64) as server:
+        asked = {"prompt": "word " * 33, "n_samples": 32, "seed": 0}
+        refused = await server.client.post("/v1/predict", json=asked)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (413, "too_much_work")
+        assert (await ask(server, prompt="word " * 64, n_samples=4))["n_samples"] == 4
+        assert "33 tokens x 32 draws, expected at most 1024" in refused.json()["error"]["message"]
+
+
+async def test_draws_that_the_adapter_has_not_ready_count_what_they_cost(engine: FakeEngine) -> None:
+    async with running(engine) as server:
+        for body in (
+            {"prompt": "two words"},
+            {"prompt": "two words", "seed": 1},
+            {"prompt": "two words", "n_samples": 5},
+        ):
+            await server.client.post("/v1/predict", json={"n_samples": 4} | body)
+        assert await server.metric("blora_batch_tokens_sum") == 8 + (8 + 4 * 32) + (10 + 5 * 32)
+
+
 async def test_a_deadline_gives_504(engine: FakeEngine) -> None:
     async with running(engine, timeout_s=0.05) as server:
         engine.gate.clear()

@@ -25,14 +25,18 @@ async def put(server: Running, path: str = "below/one", name: str = "new") -> ht
     return await server.client.put(f"/v1/adapters/{name}", json={"path": path})
 
 
+def named(answer: dict[str, str]) -> tuple[str, str]:
+    return answer["name"], answer["digest"]
+
+
 async def test_it_loads_keeps_and_replaces(server: Running, engine: FakeEngine) -> None:
     made = await put(server)
-    assert (made.status_code, made.json()) == (201, {"name": "new", "digest": digest_of("1")})
+    assert (made.status_code, named(made.json())) == (201, ("new", digest_of("1")))
     for _ in range(2):
         same = await put(server)
-        assert (same.status_code, same.json()) == (200, {"name": "new", "digest": digest_of("1")})
+        assert (same.status_code, named(same.json())) == (200, ("new", digest_of("1")))
     other = await put(server, "below/two")
-    assert (other.status_code, other.json()) == (200, {"name": "new", "digest": digest_of("22")})
+    assert (other.status_code, named(other.json())) == (200, ("new", digest_of("22")))
     assert await ask(server, "new") == (200, digest_of("22"))
     assert await ask(server, f"new@{digest_of('1')}") == (404, "digest_mismatch")
     assert engine.forgotten == [digest_of("1")] * 3
@@ -92,7 +96,7 @@ async def test_the_default_stays_the_default(engine: FakeEngine, root: Path) -> 
         await put(server, "below/two", "second")
         await put(server, name="triage")
         answer = await server.client.post("/v1/predict", json={"prompt": "p=0.9", "choices": ["a", "b"]})
-        assert answer.json()["adapter"] == {"name": "triage", "digest": digest_of("1")}
+        assert named(answer.json()["adapter"]) == ("triage", digest_of("1"))
 
 
 @pytest.mark.parametrize("body", [{}, {"path": ""}, {"path": "below/one", "name": "new"}, {"path": 1}])

@@ -12,6 +12,7 @@ import torch
 from blora.decision.abstention import Policy
 from blora.errors import AdapterError, BloraError, PromptTooLongError
 from blora.server.app import create_app
+from blora.server.control import AbandonedError, Control
 from blora.server.engines.protocol import Job, Stop
 from blora.server.engines.vllm_client import VllmClient, VllmError
 from blora.server.engines.vllm_engine import VllmEngine
@@ -70,6 +71,20 @@ async def test_it_makes_no_more_draws_than_the_decision_takes(
     [found] = await engine.run([await job(engine, handle, "why", stop=Stop(Policy(min_confidence=0.5), 0.1))])
     assert len(found) == made
     assert vllm.asked - asked == made * len(CHOICES)
+
+
+async def test_requests_that_nobody_waits_for_are_not_sent(engine: VllmEngine, vllm: FakeVllm) -> None:
+    [handle] = (await engine.load()).adapters
+    asked, seen = vllm.asked, 0
+
+    def wants(payload: object) -> bool:
+        nonlocal seen
+        seen += 1
+        return seen < 3
+
+    with pytest.raises(AbandonedError):
+        await engine.run([await job(engine, handle, "why")], Control(wants))
+    assert vllm.asked - asked <= 3 < 4 * len(CHOICES)
 
 
 async def test_tokens_right_after_a_prompt_are_asked_for_all_at_once(engine: VllmEngine, vllm: FakeVllm) -> None:
