@@ -84,7 +84,7 @@ def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None
     assert cli.main(["trian"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == f"got command 'trian', expected one of {', '.join(COMMANDS)}\n"
+    assert captured.err == f"blora: there is no command 'trian': use one of {', '.join(COMMANDS)}\n"
 
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:

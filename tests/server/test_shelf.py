@@ -180,7 +180,7 @@ async def test_a_folder_of_very_many_files_is_refused(
         (root / "below" / "one" / f"more-{i}").touch()
     refused = await load(open_server)
     assert (refused.status_code, refused.json()["error"]["code"]) == (413, "adapter_too_large")
-    assert "a folder of 10 files or more" in refused.json()["error"]["message"]
+    assert "The folder holds 10 files or more" in refused.json()["error"]["message"]
 
 
 async def test_without_adapters_the_server_is_not_ready_and_with_the_next_it_is(open_server: Running) -> None:
@@ -238,7 +238,7 @@ async def test_the_default_stays_the_default_and_may_be_unloaded(open_server: Ru
     assert (await open_server.client.delete("/v1/adapters/triage")).status_code == 204
     response = await open_server.client.post("/v1/predict", json=ask_any)
     assert (response.status_code, response.json()["error"]["code"]) == (422, "missing")
-    assert "expected one of new, open" in response.json()["error"]["message"]
+    assert "name one of new, open" in response.json()["error"]["message"]
     for name in ("open", "new"):
         await open_server.client.delete(f"/v1/adapters/{name}")
     assert await ask(open_server, "triage") == (404, "unknown_adapter")
