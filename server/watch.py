@@ -67,9 +67,9 @@ class Watch:
         """Brings what is served in step with what is there now."""
         try:
             folders = await self._threads.run("The look at the adapter root", partial(_folders, self._root))
-        except (OSError, BloraError):
+        except (OSError, BloraError) as exc:
             if self._readable:
-                logger.exception("The adapters stay as they are, for %s cannot be read", self._root)
+                logger.error("The adapters stay as they are, for %s cannot be read: %s", self._root, exc)
             self._readable = False
             return
         self._readable = True

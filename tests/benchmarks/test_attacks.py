@@ -1,4 +1,7 @@
-"""Attacks on a real server: each is met as expected, and the server is afterwards what it was."""
+"""Attacks on a real server: each is met as expected, and the server is afterwards what it was.
+
+Those that take many seconds are made by `python -m benchmarks.faults.attacks` alone.
+"""
 
 from collections.abc import Iterator
 
@@ -18,7 +21,12 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
         assert left_behind(running, before) <= 10
 
 
-CASES = [pytest.param(case, id=f"{family}-{case.name}") for family, cases in FAMILIES.items() for case in cases]
+CASES = [
+    pytest.param(case, id=f"{family}: {case.name}")
+    for family, cases in FAMILIES.items()
+    for case in cases
+    if not case.slow
+]
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -62,12 +62,17 @@ def _tensors(file: str, change: Callable[[str, torch.Tensor], torch.Tensor]) -> 
     def spoil(folder: Path) -> None:
         changed = {name: change(name, tensor).contiguous() for name, tensor in load_file(folder / file).items()}
         save_file(changed, folder / file, metadata={"format": "pt"})
+        (folder / CALIBRATION).unlink()  # it is that of other contents
 
     return spoil
 
 
 def _config(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
-    return lambda folder: rewrite_json(change)(folder / CONFIG)
+    def spoil(folder: Path) -> None:
+        rewrite_json(change)(folder / CONFIG)
+        (folder / CALIBRATION).unlink()  # it is that of other contents
+
+    return spoil
 
 
 def _calibration(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
@@ -204,8 +209,8 @@ SPOILED = [
     _loaded("a card that is a link to a file outside", _linked(CARD, "/etc/passwd"), "403 forbidden"),
     _loaded("a card that is a pipe", _piped, "201, answers", NONE),
     _loaded("a config that is a link to itself", _linked(CONFIG, CONFIG), NONE),
-    _loaded("12,000 files", _many_files, "413 too_large", NONE),
-    _loaded("a pickle 900 folders deep", _deep, NONE),
+    _loaded("12,000 files", _many_files, "413 adapter_too_large"),
+    _loaded("a pickle 900 folders deep", _deep, "413 adapter_too_large"),
     _loaded("a pickle in capitals", lambda folder: (folder / "X.PKL").touch()),
     _loaded("a model of PEFT's own beside it", lambda folder: (folder / "adapter_model.bin").write_bytes(b"\x80\x04")),
     _loaded(
@@ -224,7 +229,7 @@ NAMED = [
     _named("with a slash", "a/b"),
     _at("a path with NUL", "a\0b", "422 invalid_adapter", "422 invalid_value", "403 forbidden"),
     _at("a path of 900 KB", "a" * 900_000, "422 invalid_adapter", "422 invalid_value"),
-    _at("the root itself", ".", "422 invalid_adapter", "413 too_large", "413 adapter_too_large"),
+    _at("the root itself", ".", "422 invalid_adapter", "413 adapter_too_large"),
     _at("an absolute path outside", "/etc", "403 forbidden"),
     _at(
         "a path that leaves the root and comes back",
@@ -381,4 +386,15 @@ def _uprooted(target: Target) -> str:
     return "answers meanwhile, loads after" if (meanwhile, after) == ("200", "201") else f"{meanwhile}, then {after}"
 
 
-CASES: Sequence[Case] = [*SPOILED, *NAMED, _swapped, _grown, _raced, _put, _too_many, _escapes, _polled, _uprooted]
+CASES: Sequence[Case] = [
+    *SPOILED,
+    *NAMED,
+    _swapped,
+    _grown,
+    _raced.slowly(),
+    _put.slowly(),
+    _too_many.slowly(),
+    _escapes,
+    _polled,
+    _uprooted,
+]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks.faults.attacks.target import BOUND, CLIENT, KEYS, OTHER, OWNER, Case, Target, said
+from benchmarks.faults.attacks.target import BOUND, CLIENT, KEYS, OTHER, OWNER, Case, Target, said, statuses
 from blora.server.keys import line_of
 
 __all__ = ["CASES"]
@@ -23,7 +23,8 @@ def _case(name: str, *expected: str) -> Callable[[Callable[[Target], str]], Case
 
 def _key(name: str, header: str, *expected: str) -> Case:
     def attack(target: Target) -> str:
-        return said(target.http.get("/v1/models", headers={"authorization": header.encode("utf-8")}))
+        head = "GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: "
+        return statuses(target.say(f"{head}{header}\r\n\r\n".encode()))
 
     return Case(FAMILY, name, expected or ("401 unauthorized",), attack)
 

@@ -162,7 +162,7 @@ PROMPTS = [
         "a chat of 256 messages of one letter",
         {"prompt": None, "messages": [{"role": "user", "content": "a"}] * 256, "policy": ANY},
         "200",
-    ),
+    ).slowly(),
     _asked(
         "a chat in which the assistant speaks first and the system last",
         {
@@ -280,4 +280,4 @@ def _samples(target: Target) -> str:
     return f"{n_answers} answers, in order" if n_answers == 256 else f"{n_answers} answers, others {codes}"
 
 
-CASES: Sequence[Case] = [*PARSED, *CHOSEN, *PROMPTS, _forged, _pinned, _unknown, _heavy, _samples]
+CASES: Sequence[Case] = [*PARSED, *CHOSEN, *PROMPTS, _forged, _pinned, _unknown, _heavy.slowly(), _samples.slowly()]

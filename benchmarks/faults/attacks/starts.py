@@ -31,10 +31,11 @@ def _start(name: str, make: Callable[[Target, Path], dict[str, str]], *expected:
             process.kill()
             process.communicate()
             return "it started, or hangs"
-        n_lines = len(said.decode().strip().splitlines())
-        return f"exit {process.returncode}, {n_lines} line{'s' if n_lines != 1 else ''}"
+        why = said.decode().strip().splitlines()[-1:]
+        reason = "says why" if why and why[0].startswith("blora serve: ") else f"says {why}"
+        return f"exit {process.returncode}, {reason}"
 
-    return Case(FAMILY, name, expected or ("exit 2, 1 line",), attack)
+    return Case(FAMILY, name, expected or ("exit 2, says why",), attack)
 
 
 def _pipe(target: Target, folder: Path) -> dict[str, str]:
@@ -54,10 +55,10 @@ CASES: Sequence[Case] = [
     _start("a deadline of NaN", lambda target, folder: {"BLORA_TIMEOUT_S": "nan"}),
     _start("a deadline of infinity", lambda target, folder: {"BLORA_TIMEOUT_S": "inf"}),
     _start("a limit in full-width digits", lambda target, folder: {"BLORA_MAX_INPUTS": "\uff11\uff16.5"}),
-    _start("a folder for a key file", lambda target, folder: {"BLORA_API_KEYS": str(folder)}),
-    _start("a pipe for a key file", _pipe),
+    _start("a folder for a key file", lambda target, folder: {"BLORA_API_KEYS": str(folder)}).slowly(),
+    _start("a pipe for a key file", _pipe).slowly(),
     _start(
         "a file for an adapter root",
         lambda target, folder: {"BLORA_ADAPTER_ROOT": str(target.keys), "BLORA_API_KEYS": str(target.keys)},
-    ),
+    ).slowly(),
 ]

@@ -1,11 +1,12 @@
 """A real server under attack: its keys, its folders and its doors, and how it is asked."""
 
 import json
+import re
 import shutil
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import psutil
 from benchmarks.server_process import ADAPTER, Server, serve
 from blora.server.keys import line_of
 
-__all__ = ["BOUND", "KEYS", "OTHER", "OWNER", "READ_TIMEOUT_S", "Case", "Target", "said", "target"]
+__all__ = ["BOUND", "KEYS", "OTHER", "OWNER", "READ_TIMEOUT_S", "Case", "Target", "said", "statuses", "target"]
 
 # Keys by name: an admin's, two that may ask, and one that is bound to an adapter that is not loaded.
 OWNER, CLIENT, OTHER, BOUND = "the key of an owner", "the key of a client", "the key of another", "a bound key"
@@ -127,12 +128,18 @@ class Case:
         name: what is sent or done, in words.
         expected: what may be seen.
         attack: does it, and returns what was seen.
+        slow: whether it takes many seconds on a busy machine.
     """
 
     family: str
     name: str
     expected: tuple[str, ...]
     attack: Callable[[Target], str]
+    slow: bool = False
+
+    def slowly(self) -> "Case":
+        """The same, known to be slow."""
+        return replace(self, slow=True)
 
 
 def said(response: httpx.Response) -> str:
@@ -142,6 +149,13 @@ def said(response: httpx.Response) -> str:
     except (ValueError, KeyError, TypeError):
         return str(response.status_code)
     return f"{response.status_code} {code}"
+
+
+def statuses(heard: bytes) -> str:
+    """The statuses of all responses, with the code of the last error."""
+    found = re.findall(rb"HTTP/1\.1 (\d{3})", heard)
+    codes = re.findall(rb'"code":"(\w+)"', heard)
+    return b" ".join([*found, *codes[-1:]]).decode() or "closed"
 
 
 @contextmanager
@@ -162,6 +176,11 @@ def target(folder: Path) -> Iterator[Target]:
     }
     with (
         serve(folder / "log", **flags) as server,
-        httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {CLIENT}"}, timeout=120) as http,
+        httpx.Client(
+            base_url=server.url,
+            headers={"authorization": f"Bearer {CLIENT}"},
+            timeout=120,
+            limits=httpx.Limits(max_keepalive_connections=1),
+        ) as http,
     ):
         yield Target(server, http, folder)
