@@ -101,8 +101,9 @@ bench: $(READY)  ## measure what the documents show, but for image and vLLM, the
 	$(BIN)/python -m benchmarks.sizing $(DATA)
 	$(BIN)/python -m benchmarks.draws $(DATA)
 	$(BIN)/python -m benchmarks.faults.churn
-	$(BIN)/python -m benchmarks.faults.churn --requests 10000 --minutes 12 --json benchmarks/results/soak/result.json \
-		--server dtype=float32 max_feedback_predictions=1000 prefix_cache_mib=8
+	for dtype in float32 bfloat16; do $(BIN)/python -m benchmarks.faults.memory --dtype $$dtype; done
+	$(BIN)/python -m benchmarks.faults.together
+	$(BIN)/python -m benchmarks.prefixes
 	$(BIN)/python -m benchmarks.faults.generated
 	$(BIN)/python -m benchmarks.faults.saturation
 	$(BIN)/python -m benchmarks.faults.killed

@@ -313,6 +313,17 @@ def _depth(name: str) -> str:
     return f"{markdown_table(header, rows)}\n\n{where}"
 
 
+def _prefixes(result: Result) -> str:
+    """Accuracy on labels that begin alike, and on labels that do not."""
+    rows = [[f"names {way}", f"{found['accuracy']:.3f}"] for way, found in result["ways"].items()]
+    machine = result["machine"]
+    return (
+        f"{markdown_table(['an adapter trained and asked with', 'accuracy'], rows)}\n\n{result['n_questions']:,} "
+        f"questions, {result['dtype']}, one seed, {machine['cores']} cores of {machine['processor']}, revision "
+        f"{result['revision']}; `{result['command']}`."
+    )
+
+
 def _of(folder: str, make: Callable[[Result], str]) -> Callable[[str], str]:
     """A table of the one result in a folder."""
 
@@ -336,7 +347,9 @@ TABLES: dict[str, Callable[[str], str]] = {
     "generated": _of("generated", faults.generated),
     "saturation": _of("saturation", faults.saturation),
     "killed": _of("killed", faults.killed),
-    "soak": _of("soak", faults.soak),
+    "memory": lambda name: faults.memory(_load("memory")),
+    "together": _of("together", faults.together),
+    "prefixes": _of("prefixes", _prefixes),
     "image": _of("image", deploy.image),
     "sizing": _of("sizing", deploy.sizing),
     "depth": _depth,

@@ -1,15 +1,14 @@
 """The tables of docs/faults.md, and of the attacks in docs/security.md, from what servers were put through."""
 
-from statistics import mean
 from typing import Any
 
 from benchmarks.markdown import markdown_table
 
-__all__ = ["attacks", "churn", "generated", "killed", "saturation", "soak"]
+__all__ = ["attacks", "churn", "generated", "killed", "memory", "saturation", "together"]
 
 Result = dict[str, Any]
 
-SOAK_STEP_MIN = 2
+MEMORY_STEP_MIN = 2
 
 
 def attacks(result: Result) -> str:
@@ -108,26 +107,42 @@ def saturation(result: Result) -> str:
     return f"{markdown_table(header, rows)}\n\n{' '.join(said)}"
 
 
-def soak(result: Result) -> str:
-    """What the server held, by time."""
-    memory, handles = result["memory_mib"]["all"], result["handles"]["all"]
-    minutes = result["seconds"] / 60
-    per_row = max(1, round(len(memory) * SOAK_STEP_MIN / minutes))
+def memory(results: list[Result]) -> str:
+    """What the demo's server held, minute by minute, in each dtype."""
+    n_minutes = min(result["minutes"] for result in results)
+    rows = [
+        [str(minute + 1), *(f"{result['mib_each_minute'][minute]:.0f}" for result in results)]
+        for minute in range(n_minutes)
+        if minute % MEMORY_STEP_MIN == 1
+    ]
+    header = ["minute", *(f"{result['dtype']} (MiB)" for result in results)]
+    slopes = "; ".join(
+        f"{result['dtype']} {result['slope_mib_per_minute']:+.2f} ± {result['slope_error']:.2f} MiB a minute after "
+        f"{result['requests']:,} requests in all"
+        for result in results
+    )
+    return (
+        f"{markdown_table(header, rows)}\n\nSlope of the last half, ± standard error: {slopes}. {_machine(results[0])}"
+    )
+
+
+def together(result: Result) -> str:
+    """One key's questions on an idle server, and beside another key's worst."""
     rows = [
         [
-            f"{start * minutes / len(memory):.0f}–{min(len(memory), start + per_row) * minutes / len(memory):.0f}",
-            f"{mean(memory[start : start + per_row]):.0f}",
-            f"{mean(handles[start : start + per_row]):.0f}",
+            shown,
+            str(found["questions"]),
+            *(f"{found[name]:.2f}" for name in ("median_s", "p99_s", "livez_worst_s")),
+            str(len(found["failures"])),
         ]
-        for start in range(0, len(memory) - per_row // 2, per_row)
+        for shown, found in (("nobody else asks", result["idle"]), ("beside the attack", result["beside"]))
     ]
-    flags = " ".join(f"`--{name.replace('_', '-')} {value}`" for name, value in result["flags"].items())
-    lost = result["without_an_outcome"] + result["outcomes"].get("another answer", 0)
+    header = ["", "questions", "median (s)", "p99 (s)", "worst `/livez` (s)", "not answered"]
     said = (
-        f"The same with {flags}: {result['requests']:,} requests, {result['reloads']:,} reloads, {lost} answers lost "
-        f"or mixed. {_machine(result)}"
+        f"p99 beside the attack is {result['ratio_of_p99']:.2f} times that of an idle server. The attack came "
+        f"{result['volleys']} times, every {result['volley_every_s']:.0f} s. {_machine(result)}"
     )
-    return f"{markdown_table(['minutes', 'memory (MiB)', 'open files and sockets'], rows)}\n\n{said}"
+    return f"{markdown_table(header, rows)}\n\n{said}"
 
 
 def _speed(row: dict[str, Any]) -> list[str]:
