@@ -183,7 +183,7 @@ BAD_BODIES = {
     "a large batch": Bad({"inputs": [GOOD] * 257}, 413, "too_many_inputs", "inputs", "257 inputs, .* 256"),
     "a large body": Bad({"prompt": "x" * 2**20}, 413, "body_too_large", None, "longer than 1048576 bytes"),
     # the model
-    "a failing model": Bad({"prompt": "POISON"}, 500, "model_failure", None, "failure of the model"),
+    "a failing model": Bad({"prompt": "POISON"}, 500, "model_failure", None, "The model failed"),
     "a model without numbers": Bad({"prompt": "NAN"}, 500, "non_finite", None, "NaN or infinity"),
     "a bug": Bad({"prompt": "BUG"}, 500, "internal_error", None, "report this as a bug"),
 }
