@@ -91,7 +91,7 @@ BAD_BODIES = {
     "choice of a number": Bad(_with(choices=["a", 1]), 422, "invalid_type", "choices.1", "got 1"),
     "choices in a string": Bad(_with(choices="a,b"), 422, "invalid_type", "choices", "valid list"),
     "choices in an object": Bad(_with(choices={"a": 1}), 422, "invalid_type", "choices", "an object"),
-    "no choices where needed": Bad(_with(adapter="open"), 422, "missing", "choices", "no fixed labels"),
+    "no choices where needed": Bad(_with(adapter="open"), 422, "missing", "choices", "no fixed ones"),
     # scoring, n_samples, seed, return_samples
     "unknown scoring": Bad(_with(scoring="logits"), 422, "invalid_value", "scoring", "'text' or 'label'"),
     "no samples": Bad(_with(n_samples=0), 422, "out_of_range", "n_samples", "got 0, .* 1"),
