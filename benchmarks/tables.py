@@ -1,6 +1,6 @@
 """Writes the tables of the documentation from the committed result files, between the markers that name them.
 
-`python -m benchmarks.tables` rewrites README.md and four pages of docs; `--check` exits 1 if that would change one.
+`python -m benchmarks.tables` rewrites README.md and five pages of docs; `--check` exits 1 if that would change one.
 """
 
 import json
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("calibration", "serving", "faults", "deploy")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("calibration", "serving", "faults", "security", "deploy")),
 )
 
 Result = dict[str, Any]
@@ -331,6 +331,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "training_time": _training_time,
     "search": _search,
     "choice": _choice,
+    "attacks": _of("attacks", faults.attacks),
     "churn": _of("churn", faults.churn),
     "generated": _of("generated", faults.generated),
     "saturation": _of("saturation", faults.saturation),

@@ -12,19 +12,16 @@ import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from blora.config import BaseModelRef
 from blora.errors import BaseModelError
-from blora.posterior.inject import layer_index
-from blora.posterior.layer import LoraLinear, linear_shape
+from blora.posterior.layer import LoraLinear
+from blora.precision import set_precision
 
 __all__ = [
     "EMBEDDED",
@@ -35,8 +32,6 @@ __all__ = [
     "load_base_model",
     "native_dtypes",
     "pick_device",
-    "rounded_modules",
-    "set_precision",
 ]
 
 EMBEDDED = "embedded"
@@ -210,60 +205,6 @@ def _max_length(model: PreTrainedModel) -> int:
     if not getattr(config, "use_sliding_window", True):
         limits.pop()
     return min([int(limit) for limit in limits if limit], default=2**31)
-
-
-def set_precision(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Put the decoder's linear layers and experts into the dtype and everything else into float32."""
-    low = set(rounded_modules(model)) if dtype != torch.float32 else set()
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            parameter.data = parameter.data.to(dtype if module in low else torch.float32)
-        if module not in low:
-            continue
-        if linear_shape(module) is not None:
-            module.register_forward_pre_hook(_to_weight_dtype)
-        else:
-            module.register_forward_pre_hook(partial(_to_dtype, dtype), with_kwargs=True)
-        module.register_forward_hook(_to_float32)
-
-
-def rounded_modules(model: PreTrainedModel) -> list[nn.Module]:
-    """Return the modules whose weights `set_precision` rounds: linear layers but the output head, and experts."""
-    head = model.get_output_embeddings()
-    return [
-        module
-        for name, module in model.named_modules()
-        if (linear_shape(module) is not None and module is not head)
-        or (layer_index(name) is not None and _holds_experts(module))
-    ]
-
-
-def _holds_experts(module: nn.Module) -> bool:
-    """Return whether a module owns stacks of matrices, one for each expert, and at most their biases beside them.
-
-    Recurrent layers own such stacks too, but also vectors or layers that must stay in float32; the kernel of a
-    convolution has three dimensions as well.
-    """
-    dims = [parameter.ndim for parameter in module.parameters(recurse=False)]
-    alone = len(dims) == sum(1 for _ in module.parameters())
-    return 3 in dims and min(dims) >= 2 and alone and not isinstance(module, nn.Conv1d)
-
-
-def _to_weight_dtype(module: nn.Linear, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    return (args[0].to(module.weight.dtype), *args[1:])
-
-
-def _to_dtype(
-    dtype: torch.dtype, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    def cast(value: Any) -> Any:
-        return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
-
-    return tuple(map(cast, args)), {name: cast(value) for name, value in kwargs.items()}
-
-
-def _to_float32(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-    return output.float()
 
 
 def _resolve(spec: str) -> tuple[str, str, str | None]:

@@ -7,8 +7,10 @@ A line of the file is `NAME SCOPE sha256:HEX`, with `adapters=NAME,NAME` behind 
 import hashlib
 import hmac
 import logging
+import os
 import re
 import secrets
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,8 @@ __all__ = ["Key", "Keys", "Scope", "line_of", "new_key", "read_keys"]
 logger = logging.getLogger(__name__)
 
 Scope = Literal["predict", "admin"]
+# Of a key file: some ten thousand keys.
+_MOST_BYTES = 2**20
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _LINE = re.compile(
     rf"(?P<name>{_NAME})\s+(?P<scope>\w+)\s+sha256:(?P<digest>[0-9a-f]{{64}})"
@@ -120,9 +124,21 @@ def _stamp(file: Path) -> tuple[int, int] | None:
     return found.st_mtime_ns, found.st_ino
 
 
+def _text(file: Path) -> str:
+    """What a regular file holds. The event loop reads it: nothing is waited for, and nothing is read without end."""
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as opened:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError("not a regular file")
+        content = opened.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise OSError(f"more than {_MOST_BYTES} bytes")
+    return content.decode()
+
+
 def _read(file: Path, *, allow_none: bool = False) -> dict[str, Key]:
     try:
-        text = file.read_text()
+        text = _text(file)
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"Key file {file} cannot be read: {exc}") from exc
     keys = read_keys(text, file)
@@ -142,6 +158,7 @@ def read_keys(text: str, file: Path) -> dict[str, Key]:
         ConfigError: if a line is no key, or names one twice.
     """
     keys: dict[str, Key] = {}
+    names: set[str] = set()
     for number, line in enumerate(map(str.strip, text.splitlines()), start=1):
         if not line or line.startswith("#"):
             continue
@@ -152,8 +169,9 @@ def read_keys(text: str, file: Path) -> dict[str, Key]:
                 f"Line {number} of {file} is not a key, which is written NAME predict|admin sha256:HEX, followed by "
                 "adapters=NAME,NAME if it is bound to some adapters: make keys with `blora key`"
             )
-        if found["digest"] in keys or found["name"] in {key.name for key in keys.values()}:
+        if found["digest"] in keys or found["name"] in names:
             raise ConfigError(f"Key {found['name']!r} is in {file} twice: remove one of the lines")
+        names.add(found["name"])
         adapters = frozenset(found["adapters"].split(",")) if bound else None
         keys[found["digest"]] = Key(found["name"], cast(Scope, found["scope"]), adapters)
     return keys

@@ -24,8 +24,14 @@ _uvicorn = logging.getLogger("blora.server.uvicorn")
 _uvicorn.setLevel(logging.ERROR)
 
 
+# Of what waits to be read by a client, it has to take so many bytes in each `read_timeout_s`.
+_LEAST_READ = 65536
+
+
 class _Punctual(H11Protocol):
     """HTTP/1.1 with a limit on the time from a request's first byte, or the connection's start, to its last header.
+
+    A client that asks and does not read the answers is hung up on as well.
 
     There are at most `max_connections`. One more takes the place of that which has kept the server waiting longest; if
     all are being answered, it is refused.
@@ -36,6 +42,7 @@ class _Punctual(H11Protocol):
     refuse: Callable[[ServerError], Response]
     seldom: Seldom
     _limit: asyncio.TimerHandle | None = None
+    _reading: asyncio.TimerHandle | None = None  # when the client has to have read some more
     _heard = 0.0  # when the connection was made, or its latest request began or ended
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -73,11 +80,22 @@ class _Punctual(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop()
+        self._unwatch()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reading()
+
+    def resume_writing(self) -> None:
+        self._unwatch()
+        super().resume_writing()
 
     def on_response_complete(self) -> None:
         self._heard = self.loop.time()
         super().on_response_complete()
+        if self.transport.get_write_buffer_size():
+            self._watch_reading()
 
     def send_400_response(self, msg: str) -> None:
         if self._busy():  # a body that goes wrong while its request is being read
@@ -97,8 +115,8 @@ class _Punctual(H11Protocol):
         return self.cycle is not None and self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
 
     def _keeps_waiting(self) -> bool:
-        """Whether it is the client's turn to say something."""
-        return not self._busy() or self.cycle.more_body
+        """Whether it is the client's turn to say something, or to read."""
+        return not self._busy() or self.cycle.more_body or self.flow.write_paused
 
     def _make_room(self) -> bool:
         """Whether another connection could be closed, the one that has kept the server waiting longest."""
@@ -143,6 +161,25 @@ class _Punctual(H11Protocol):
             self._limit.cancel()
             self._limit = None
 
+    def _watch_reading(self) -> None:
+        """Hangs up unless the client takes enough of what waits for it, again and again until it has all."""
+        self._unwatch()
+        unread = self.transport.get_write_buffer_size()
+
+        def check() -> None:
+            left = self.transport.get_write_buffer_size()
+            if left > max(0, unread - _LEAST_READ):
+                self.transport.abort()
+            elif left:
+                self._watch_reading()
+
+        self._reading = self.loop.call_later(self.read_timeout_s, check)
+
+    def _unwatch(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+
     def _hang_up(self) -> None:
         self._limit = None
         self.transport.close()
@@ -151,10 +188,10 @@ class _Punctual(H11Protocol):
 def punctual(
     *, read_timeout_s: float, max_connections: int, refuse: Callable[[ServerError], Response]
 ) -> type[asyncio.Protocol]:
-    """HTTP/1.1 that hangs up on requests whose headers take too long, and has a limited number of connections.
+    """HTTP/1.1 that hangs up on whoever is too slow to ask or to read, and has a limited number of connections.
 
     Args:
-        read_timeout_s: seconds in which the headers have arrived.
+        read_timeout_s: seconds in which the headers have arrived, and some more of an answer has been read.
         max_connections: most connections at once.
         refuse: the response to an error, counted.
     """

@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 AT_ONCE = 2
 # Files and folders in an adapter's folder: a handful, and what its owner keeps beside them.
 MOST_ENTRIES = 10_000
+# Folders inside each other, the adapter's own included; looking for a link at each level takes quadratic time.
+MOST_LEVELS = 32
 
 
 class Shelf:
@@ -187,15 +189,7 @@ class Shelf:
             folder = (root / path).resolve()
             if not folder.is_relative_to(root):
                 raise outside
-            files = [folder]
-            if folder.is_dir():
-                files += islice(folder.rglob("*"), MOST_ENTRIES)
-            if len(files) > MOST_ENTRIES:
-                raise TooLargeError(
-                    f"The folder holds {MOST_ENTRIES} files or more: name an adapter's own folder.",
-                    code="adapter_too_large",
-                    param="path",
-                )
+            files = _entries(folder)
             if not all(file.resolve().is_relative_to(root) for file in files):
                 raise outside
             size = sum(file.stat().st_size for file in files if file.is_file())
@@ -218,6 +212,37 @@ class Shelf:
                 param="path",
             )
         return folder
+
+
+def _entries(folder: Path) -> list[Path]:
+    """The folder and all that lies in it; links are not followed.
+
+    Raises:
+        TooLargeError: if there is more than an adapter and what its owner keeps beside it.
+    """
+    entries = level = [folder]
+    for _ in range(MOST_LEVELS):
+        folders = (entry for entry in level if entry.is_dir() and not entry.is_symlink())
+        inside = (entry for outer in folders for entry in _inside(outer))
+        level = list(islice(inside, MOST_ENTRIES + 1 - len(entries)))
+        entries = entries + level
+        if len(entries) > MOST_ENTRIES:
+            break
+        if not level:
+            return entries
+    raise TooLargeError(
+        f"The folder holds {MOST_ENTRIES} files or more, or has more than {MOST_LEVELS} levels: name an adapter's own "
+        "folder.",
+        code="adapter_too_large",
+        param="path",
+    )
+
+
+def _inside(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except PermissionError:  # a lost+found, say: nothing in it can be loaded either
+        return []
 
 
 def _below(folder: Path, path: str, error: Exception) -> str:

@@ -1,7 +1,6 @@
 """Bodies are JSON that says it is JSON, holds no more values than a request needs, and has no NaN or infinity."""
 
 import asyncio
-import re
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -19,7 +18,6 @@ __all__ = ["Reader", "StrictJsonRoute"]
 T = TypeVar("T")
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 # A shorter body is parsed where it is needed: that takes less time than waking a thread.
 _SHORT = 16384
 # A body may hold one value for each so many bytes of the longest body, and at least so many.
@@ -60,7 +58,7 @@ class Reader:
     def _parse(self, body: bytes) -> Any:
         # Nothing interrupts a parser, and half a million empty lists in a megabyte take it most of a second.
         if len(body) > self._max_values:
-            bare = _STRING.sub(b"", body)
+            bare = _without_strings(body)
             n_values = bare.count(b",") + bare.count(b"[") + bare.count(b"{")
             if n_values > self._max_values:
                 raise TooLargeError(
@@ -68,6 +66,15 @@ class Reader:
                     code="body_too_large",
                 )
         return from_json(body, allow_inf_nan=False)
+
+
+def _without_strings(body: bytes) -> bytes:
+    """What JSON says outside its strings.
+
+    Takes time linear in the body, whatever that holds: a pattern for a string tries every quote of one that never ends.
+    """
+    unescaped = body.replace(rb"\\", b"").replace(rb"\"", b"")
+    return b"".join(unescaped.split(b'"')[::2])
 
 
 class _ParsedRequest(Request):

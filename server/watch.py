@@ -50,6 +50,7 @@ class Watch:
         self._timeout_s = timeout_s
         self._threads = OwnThread(timeout_s)
         self._looking = asyncio.Semaphore(AT_ONCE)
+        self._readable = True
         self._seen: dict[str, Signature] = {}
         self._kept: set[str] = set()  # names that are served from here
         self._stalled: dict[str, float] = {}  # names, and when they are tried again
@@ -66,9 +67,12 @@ class Watch:
         """Brings what is served in step with what is there now."""
         try:
             folders = await self._threads.run("The look at the adapter root", partial(_folders, self._root))
-        except (OSError, BloraError):
-            logger.exception("The adapters stay as they are, for %s cannot be read", self._root)
+        except (OSError, BloraError) as exc:
+            if self._readable:
+                logger.error("The adapters stay as they are, for %s cannot be read: %s", self._root, exc)
+            self._readable = False
             return
+        self._readable = True
         signatures = await asyncio.gather(*map(self._signature, folders))
         found = {name: signature for name, signature in zip(folders, signatures, strict=True) if signature is not None}
         for name in found.keys() & self._seen.keys():

@@ -1,15 +1,42 @@
-"""The tables of docs/faults.md, from the results of what a server was put through."""
+"""The tables of docs/faults.md, and of the attacks in docs/security.md, from what servers were put through."""
 
 from statistics import mean
 from typing import Any
 
 from benchmarks.markdown import markdown_table
 
-__all__ = ["churn", "generated", "killed", "saturation", "soak"]
+__all__ = ["attacks", "churn", "generated", "killed", "saturation", "soak"]
 
 Result = dict[str, Any]
 
 SOAK_STEP_MIN = 2
+
+
+def attacks(result: Result) -> str:
+    """What was sent, what was expected, and what was seen."""
+    cases, held = result["cases"], result["held"]
+    rows = [[case["family"], case["name"], " or ".join(case["expected"]), _seen(case)] for case in cases]
+    header = ["family", "what is sent or done", "expected", "seen"]
+    n_expected = sum(case["as_expected"] for case in cases)
+    slowest = max(case["longest_probe_s"] for case in cases)
+    left = "; ".join(
+        f"{one['family']} {one['handles'][0]} and {one['handles'][1]} open files and sockets, "
+        f"{one['memory_mib'][0]:.0f} and {one['memory_mib'][1]:.0f} MiB"
+        for one in held
+    )
+    said = [
+        f"{len(cases)} attacks on one server, {n_expected} of them as expected. After each an honest client asked two",
+        "questions and got its answers, `/livez` and `/readyz` were 200, and the log had no traceback; a probe of",
+        f"`/livez` meanwhile took {slowest:.1f} s at most. Before and after each family: {left}.",
+        _machine(result),
+    ]
+    return f"{markdown_table(header, rows, words=True)}\n\n{' '.join(said)}"
+
+
+def _seen(case: dict[str, Any]) -> str:
+    if case["as_expected"]:
+        return str(case["seen"])
+    return f"**{case['seen']}**; afterwards {case['afterwards']}"
 
 
 def churn(result: Result) -> str:

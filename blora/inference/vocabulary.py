@@ -29,6 +29,7 @@ from blora.inference.checkpoints import between
 from blora.inference.fork import logits_at
 from blora.posterior.draws import use_draws
 from blora.posterior.inject import layer_index
+from blora.precision import pad_rows
 
 __all__ = ["MIN_DRAWS", "Head", "log_probs_along_draws", "log_probs_of_each", "plain_head"]
 
@@ -159,15 +160,20 @@ def _exact(head: Head, hidden: Tensor) -> Tensor:
     return torch.cat([_LogNormalizer.apply(part, head) for part in between(parts)]).view(hidden.shape[:2])  # type: ignore[no-untyped-call]
 
 
+def _low_product(rows: Tensor, weight: Tensor) -> Tensor:
+    """Return (N, d_out) in float32 of rows (N, d_in), in the weight's dtype."""
+    return (pad_rows(rows.to(weight.dtype)) @ weight.mT)[: len(rows)].float()
+
+
 def _estimated(head: Head, weight: Tensor, hidden: Tensor) -> Tensor:
     """Log sum exp over the vocabulary, (S, P): the largest part added up, the rest estimated from sampled weights."""
     center = hidden.mean(0)  # (P, D)
     bias = head.bias if head.bias is not None else head.weight.new_zeros(len(head.weight))
-    logits = (center.to(head.rounded.dtype) @ head.rounded.mT).float() + bias  # (P, V)
+    logits = _low_product(center, head.rounded) + bias  # (P, V)
     kept = logits.topk(N_KEPT, -1).indices  # (P, K)
     rest = logits.scatter_(1, kept, -torch.inf)
     sampled = rest[:, ::STRIDE]
-    moved = ((hidden - center).to(weight.dtype) @ weight.mT).float()  # (S, P, V / 8)
+    moved = _low_product((hidden - center).flatten(0, 1), weight).view(*hidden.shape[:2], -1)  # (S, P, V / 8)
     furthest = moved.abs().amax((0, -1))  # (P,)
     growth = moved.add_(sampled).logsumexp(-1) - sampled.logsumexp(-1)  # (S, P)
     each = torch.bmm(hidden.transpose(0, 1), head.weight[kept].mT) + bias[kept][:, None]  # (P, S, K)

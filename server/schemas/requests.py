@@ -42,6 +42,8 @@ MAX_MESSAGES = 256
 # Characters of no width: where two texts differ in the first four alone, nobody sees a difference.
 _NO_WIDTH = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))
 _ENDS = string.whitespace + "\u200c\u200d\u200e\u200f"
+# Marks on one letter, as in the Stream-Safe Text Format of Unicode (UAX #15, section 13).
+_MOST_MARKS = 30
 # No choice that anyone would offer is longer, in characters.
 MAX_LABEL = 32_768
 
@@ -253,7 +255,21 @@ def _check_question(question: Question) -> None:
 
 def _seen(choice: str) -> str:
     """The choice as a reader sees it: in one of the ways to write its letters, without what has no width."""
-    return unicodedata.normalize("NFC", choice).translate(_NO_WIDTH).strip().strip(_ENDS)
+    if not _has_many_marks(choice):
+        choice = unicodedata.normalize("NFC", choice)
+    return choice.translate(_NO_WIDTH).strip().strip(_ENDS)
+
+
+def _has_many_marks(text: str) -> bool:
+    """Whether more marks stand on one letter than in any language: putting them in order takes quadratic time."""
+    if text.isascii():
+        return False
+    n_marks = 0
+    for character in text:
+        n_marks = n_marks + 1 if unicodedata.combining(character) else 0
+        if n_marks > _MOST_MARKS:
+            return True
+    return False
 
 
 def _kind(body: object) -> str:

@@ -10,11 +10,12 @@ from transformers import LlamaConfig, PreTrainedModel
 
 from benchmarks.processors.noise import seed_from_environment
 from blora import base_model
-from blora.base_model import BaseModel, fingerprint, load_base_model, native_dtypes, set_precision
+from blora.base_model import BaseModel, fingerprint, load_base_model, native_dtypes
 from blora.errors import BaseModelError
 from blora.inference.packing import collate
 from blora.posterior.inject import eject, inject
 from blora.posterior.layer import linear_shape
+from blora.precision import set_precision
 from tests.scenarios import ARCHITECTURES, MAX_LENGTH, adapted_modules, random_rows, score, tiny_model, tiny_tokenizer
 
 

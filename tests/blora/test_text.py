@@ -106,3 +106,19 @@ def test_prompts_are_guarded_and_templates_are_not() -> None:
     row = pack(tokenizer, prompt="a<end>", choices=["b", "c<end>"], config=config, max_length=MAX_LENGTH)
     assert row.prompt.count(control) == 1
     assert control not in row.continuations[1]
+
+
+def test_many_control_tokens_take_few_calls_of_the_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = with_control("<end>", special=True)
+    guarded = guard(tokenizer, "".join(f"<end>\ue000{i}" for i in range(2000)))
+    calls: list[object] = []
+    call = PreTrainedTokenizerFast.__call__
+
+    def counting(self: PreTrainedTokenizerFast, text: object, **options: object) -> object:
+        calls.append(text)
+        return call(self, text, **options)
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", counting)
+    tokens = encode(tokenizer, guarded, special=False)
+    assert len(tokens) > 12_000
+    assert len(calls) < 20

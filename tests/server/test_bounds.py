@@ -1,9 +1,11 @@
 """Whatever a body holds, validating it takes little and finds few problems."""
 
 import json
+import time
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from blora.server import validation
 from blora.server.schemas import requests
@@ -94,6 +96,20 @@ async def test_choices_that_look_the_same_are_the_same(server: Running, choices:
 async def test_a_choice_that_nobody_sees_is_blank(server: Running, choice: str) -> None:
     response = await server.client.post("/v1/predict", json={"prompt": "x", "choices": ["a", choice]})
     assert response.json()["error"]["code"] == "empty_string"
+
+
+def test_a_letter_with_a_hundred_thousand_marks_takes_no_longer_than_as_many_letters() -> None:
+    marks = "a" + "\u0315\u0300" * 100_000  # in quadratic time 40 s
+    started = time.perf_counter()
+    question = requests.PredictRequest(prompt="x", choices=[marks, "b"])
+    assert time.perf_counter() - started < 10
+    assert question.choices == [marks, "b"]
+
+
+def test_letters_with_as_many_marks_as_in_any_language_are_compared_in_one_form() -> None:
+    ways = ["o" + "\u0302\u0301" * 15, "\u1ed1" + "\u0302\u0301" * 14]
+    with pytest.raises(ValidationError, match="the same choice twice"):
+        requests.PredictRequest(prompt="x", choices=ways)
 
 
 async def test_a_body_of_the_wrong_kind_is_told_in_words_of_json(server: Running) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from blora.errors import AdapterError
 from blora.server import app as app_module
-from blora.server.cli import SUMMARY, main
+from blora.server.cli import SUMMARY, _listen, main
 from blora.server.engines.protocol import Loaded
 from blora.server.settings import Settings
 from tests.server.fakes import OPEN_DIGEST, FakeEngine, handle
@@ -132,3 +132,22 @@ def test_the_module_imports_nothing_heavy_and_says_what_it_is() -> None:
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
     assert SUMMARY == "serve adapters over HTTP"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_an_answer_does_not_wait_for_the_acknowledgement_of_its_headers(host: str) -> None:
+    accepted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    async def look(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = writer.get_extra_info("socket")
+        accepted.set_result(bool(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)))
+        writer.close()
+
+    try:
+        listener = _listen(host, 0)
+    except OSError:
+        pytest.skip(f"this machine has no {host}")
+    async with await asyncio.start_server(look, sock=listener):
+        _, writer = await asyncio.open_connection(*listener.getsockname()[:2])
+        assert await accepted
+        writer.close()

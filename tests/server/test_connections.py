@@ -1,8 +1,10 @@
 """Connections of strangers, against a server with real sockets: room for newcomers, and refusals of the one shape."""
 
 import asyncio
+import contextlib
 import json
 import logging
+import socket
 from typing import Any
 
 import pytest
@@ -95,6 +97,53 @@ async def test_where_all_are_being_answered_one_more_is_refused_and_counted() ->
         engine.gate.set()
         assert [response.status_code for response in await asyncio.gather(*asked)] == [200, 200]
         assert 'outcome="too_many_connections"} 1.0' in server.service.metrics.render().decode()
+
+
+def asks_without_reading(server: Listening) -> socket.socket:
+    """A client of many long answers that takes none of them."""
+    asking = socket.socket()
+    asking.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    asking.connect((server.client.base_url.host, server.client.base_url.port))
+    asking.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        asking.send(b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n" * 1000)
+    return asking
+
+
+async def test_who_asks_and_does_not_read_keeps_nobody_out() -> None:
+    async with listening(FakeEngine(), max_connections=3) as server:
+        deaf = [asks_without_reading(server) for _ in range(3)]
+        async with asyncio.timeout(30):
+            while sum(one.flow.write_paused for one in server.server.server_state.connections) < 3:
+                await asyncio.sleep(0.05)
+        assert (await server.client.get("/livez")).status_code == 200
+        for asking in deaf:
+            asking.close()
+
+
+async def test_who_asks_and_does_not_read_is_hung_up_on() -> None:
+    async with listening(FakeEngine(), read_timeout_s=0.3) as server:
+        asking = asks_without_reading(server)
+        await asyncio.sleep(0.1)
+        assert server.server.server_state.connections
+        async with asyncio.timeout(30):
+            while server.server.server_state.connections:
+                await asyncio.sleep(0.05)
+        asking.close()
+
+
+async def test_who_reads_slowly_gets_all() -> None:
+    async with listening(FakeEngine(), read_timeout_s=0.5) as server:
+        reader, writer = await connect(server)
+        writer.write(b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n" * 199)
+        writer.write(b"GET /openapi.json HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        heard = b""
+        async with asyncio.timeout(60):
+            while more := await reader.read(500_000):
+                heard += more
+                await asyncio.sleep(0.03)
+        assert heard.count(b"HTTP/1.1 200") == 200
+        writer.close()
 
 
 async def test_what_is_not_http_gets_the_one_shape_of_every_error(caplog: pytest.LogCaptureFixture) -> None:

@@ -61,6 +61,29 @@ def test_a_file_that_turns_bad_changes_nothing(tmp_path: Path, trouble: str, cap
     assert "Keys stay as they were" in caplog.text
 
 
+@pytest.mark.parametrize("trouble", ["a pipe", "a folder", "a device", "a loop of links", "a terabyte"])
+def test_what_is_no_file_of_keys_is_neither_waited_for_nor_read_without_end(tmp_path: Path, trouble: str) -> None:
+    key = new_key()
+    file = write(tmp_path / "keys", line_of("shop", "predict", key))
+    keys = Keys(file)
+    file.unlink()
+    match trouble:
+        case "a pipe":
+            os.mkfifo(file)
+        case "a folder":
+            file.mkdir()
+        case "a device":
+            file.symlink_to("/dev/zero")
+        case "a loop of links":
+            file.symlink_to(file)
+        case "a terabyte":
+            file.touch()
+            os.truncate(file, 2**40)
+    assert keys.find(key) == Key("shop", "predict")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Keys(file)
+
+
 def test_a_file_without_keys_lets_nobody_in(tmp_path: Path) -> None:
     key = new_key()
     file = write(tmp_path / "keys", line_of("shop", "predict", key))

@@ -5,7 +5,7 @@ import dataclasses
 import gc
 import hashlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +181,28 @@ async def test_a_folder_of_very_many_files_is_refused(
     refused = await load(open_server)
     assert (refused.status_code, refused.json()["error"]["code"]) == (413, "adapter_too_large")
     assert "The folder holds 10 files or more" in refused.json()["error"]["message"]
+
+
+async def test_a_folder_of_very_many_levels_is_refused_soon(open_server: Running, root: Path) -> None:
+    (root / "below" / "one" / "/".join(["d"] * 900)).mkdir(parents=True)
+    refused = await load(open_server)  # a look for links at each level took longer than a load may
+    assert (refused.status_code, refused.json()["error"]["code"]) == (413, "adapter_too_large")
+    assert "more than 32 levels" in refused.json()["error"]["message"]
+
+
+async def test_a_folder_that_may_not_be_read_in_an_adapters_is_left_alone(
+    open_server: Running, monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
+    (root / "below" / "one" / "lost+found").mkdir()
+    real = Path.iterdir
+
+    def denied(self: Path) -> Iterator[Path]:
+        if self.name == "lost+found":
+            raise PermissionError("denied")
+        return real(self)
+
+    monkeypatch.setattr(Path, "iterdir", denied)
+    assert (await load(open_server)).status_code == 201
 
 
 async def test_without_adapters_the_server_is_not_ready_and_with_the_next_it_is(open_server: Running) -> None:

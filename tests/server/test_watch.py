@@ -177,6 +177,19 @@ async def test_a_root_that_cannot_be_read_changes_nothing(
     assert "The adapters stay as they are" in caplog.text
 
 
+async def test_a_root_that_cannot_be_read_is_told_of_once_until_it_can(
+    watched: Running, root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    watch, elsewhere = watch_of(watched, root), root.with_name(f"{root.name}-elsewhere")
+    for n_outages in (1, 2):
+        root.rename(elsewhere)
+        for _ in range(3):
+            await watch.look()
+        assert caplog.text.count("The adapters stay as they are") == n_outages
+        elsewhere.rename(root)
+        await watch.look()
+
+
 async def test_the_server_looks_by_itself_and_may_start_with_nothing(root: Path) -> None:
     (root / "one").rename(root / ".one")
     engine = FakeEngine(handles=())
