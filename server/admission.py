@@ -87,9 +87,9 @@ class Admission:
         expected = self.pace.seconds(work.cost)
         if self.pace.known and expected > seconds_left:
             raise TooLargeError(
-                f"got an input of {work.n_tokens} tokens x {work.n_draws} draws, which takes about {expected:.0f} s on "
-                f"this server even if nothing else runs, expected at most {seconds_left:.0f} s, for the answer is due "
-                "by then: ask for fewer draws (n_samples), or shorten the prompt or the choices",
+                f"This input takes about {expected:.0f} s on this server even if nothing else runs "
+                f"({work.n_tokens} tokens x {work.n_draws} draws), and its answer is due within {seconds_left:.0f} s: "
+                "ask for fewer draws (n_samples), or shorten the prompt or the choices.",
                 code="too_much_work",
             )
 
@@ -106,21 +106,21 @@ class Admission:
         """
         if waiting.cost + cost > self._max_queue_tokens or waiting.inputs >= self._max_queue_requests:
             raise QueueFullError(
-                f"got a queue of {waiting.inputs} inputs and {waiting.cost} tokens x draws, expected "
-                f"at most {self._max_queue_requests} and {self._max_queue_tokens}: try again after Retry-After",
+                f"The queue is full, with {waiting.inputs} inputs and {waiting.cost} tokens x draws of at most "
+                f"{self._max_queue_requests} and {self._max_queue_tokens}: try again after the seconds in Retry-After.",
                 retry_after_s=self._retry_after_s(waiting.ahead),
             )
         if self._takes_too_much(cost, waiting):
             raise QueueFullError(
-                f"got {waiting.own_inputs} inputs and {waiting.own_cost} tokens x draws of yours waiting, expected at "
-                f"most {_SHARE} times what others could still send: try again after Retry-After",
+                f"Your inputs that wait, {waiting.own_inputs} with {waiting.own_cost} tokens x draws, have reached "
+                "your share of the queue: try again after the seconds in Retry-After.",
                 retry_after_s=self._retry_after_s(waiting.ahead),
             )
         expected = self.pace.seconds(waiting.ahead + cost)
         if waiting.ahead and expected > _PUNCTUAL * seconds_left:
             raise QueueFullError(
-                f"got a wait of about {expected:.1f} s, expected at most {_PUNCTUAL * seconds_left:.1f} s, for the "
-                "answer is due by then: try again after Retry-After",
+                f"The answer is expected in about {expected:.1f} s, and would have to be within "
+                f"{_PUNCTUAL * seconds_left:.1f} s to keep its deadline: try again after the seconds in Retry-After.",
                 retry_after_s=max(1, math.ceil(expected - _PUNCTUAL * seconds_left)),
             )
 

@@ -153,8 +153,8 @@ class Batcher(Generic[P, R]):
                 raise
             self._drop(item, "expired")
             raise DeadlineExceededError(
-                "got no result before the deadline, expected one: try again later, with fewer "
-                "draws, or raise the server's timeout_s"
+                "There was no answer before the deadline: try again later, with fewer draws, or raise the server's "
+                "--timeout-s."
             ) from exc
         except asyncio.CancelledError:
             self._drop(item, "cancelled")
@@ -214,7 +214,7 @@ class Batcher(Generic[P, R]):
 
     @staticmethod
     def _draining_error() -> DrainingError:
-        return DrainingError("got a request while shutting down, expected none: ask another replica")
+        return DrainingError("The server is shutting down: ask another replica.")
 
     def _drop(self, item: Item[P, R], reason: DropReason) -> None:
         item.left = reason

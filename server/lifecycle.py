@@ -103,8 +103,7 @@ class Service:
         """
         if self._predictor is None:
             raise NotReadyError(
-                f"got a request while the model is not loaded ({self.failure or 'loading'}), "
-                "expected one after /readyz gives 200: try again later"
+                f"The model is not loaded ({self.failure or 'loading'}): try again once /readyz gives 200."
             )
         return self._predictor
 
@@ -141,11 +140,9 @@ class Service:
             NotReadyError: if the model is not loaded, fails or hangs, or there is no adapter.
         """
         if self.draining:
-            raise DrainingError("got a readiness check while draining: use another replica")
+            raise DrainingError("The server is shutting down: use another replica.")
         if not len(self.predictor().registry):
-            raise NotReadyError(
-                "got a readiness check while no adapter is loaded, expected one to answer with: load it"
-            )
+            raise NotReadyError("No adapter is loaded: load one.")
         silent_s = self._batcher.silent_s
         if silent_s > max(_SILENT_S, _SILENT_PASSES * self._batcher.pace.seconds(self.settings.max_batch_tokens)):
             raise NotReadyError(
@@ -156,9 +153,7 @@ class Service:
                 await self._engine.probe()
             except Exception as exc:
                 logger.exception("The model fails")
-                raise NotReadyError(
-                    "got a model whose forward pass fails, expected a working one: see the log"
-                ) from exc
+                raise NotReadyError("The model's forward pass fails: see the log.") from exc
 
     async def _load(self) -> None:
         try:
@@ -217,6 +212,6 @@ def _ledger(settings: Settings) -> Ledger:
         from blora.server.ledgers.redis_ledger import RedisLedger
     except ImportError as exc:
         raise ConfigError(
-            "got feedback_redis, expected the package that speaks to Redis: pip install 'blora[redis]', or leave it out"
+            "--feedback-redis needs the package redis: install it with `pip install 'blora[redis]'`, or leave it out"
         ) from exc
     return RedisLedger(settings.feedback_redis, settings.feedback_keep_s, settings.feedback_redis_password_file)

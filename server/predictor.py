@@ -118,7 +118,7 @@ class Predictor:
             return error
         except Exception:
             logger.exception("A request to adapter %s failed unexpectedly", adapter)
-            bug = InternalError("got an unexpected failure, expected none: report this as a bug")
+            bug = InternalError("The server failed unexpectedly: report this as a bug.")
             self._failed(bug, adapter)
             return bug
         finally:
@@ -137,7 +137,7 @@ class Predictor:
             async with asyncio.timeout_at(deadline):
                 row = await self._pack(question, handle, choices)
         except TimeoutError as exc:
-            raise DeadlineExceededError("got no tokens before the deadline, expected some: try again later") from exc
+            raise DeadlineExceededError("The question was not tokenised before its deadline: try again later.") from exc
         policy, stop_error = in_force.policy if in_force else None, handle.config.sampling.stop_error
         stop = Stop(policy, stop_error) if policy is not None and stop_error is not None else None
         job = Job(handle, row, n_samples, question.seed, stop)
@@ -206,8 +206,8 @@ class Predictor:
             return
         bank = job.handle.bank
         raise InvalidRequestError(
-            f"got {job.n_samples} draws of seed {job.seed if job.seed is not None else bank.seed}, expected at most "
-            f"{bank.n_samples} of seed {bank.seed}: this server's engine has these alone",
+            f"This server's engine has {bank.n_samples} draws of seed {bank.seed} alone: ask for no other seed, and "
+            "no more draws.",
             code="out_of_range",
             param="n_samples" if job.n_samples > bank.n_samples else "seed",
         )
@@ -252,7 +252,7 @@ class Predictor:
         except Exception as exc:
             logger.exception("A forward pass of adapter %s failed", job.handle.name)
             raise ModelFailureError(
-                "got a failure of the model, expected an answer: try again, and tell the operator if it lasts"
+                "The model failed: try again, and report it to the operator if it fails again."
             ) from exc
         if not bool(done.result.isfinite().all()):
             raise _non_finite()
@@ -301,8 +301,8 @@ def _choices(question: PredictRequest, handle: AdapterHandle) -> Sequence[str]:
     choices = question.choices or handle.config.prompt.choices
     if not choices:
         raise InvalidRequestError(
-            f"got no choices, expected 2 to 64, for adapter {handle.name!r} has no fixed labels: "
-            "list the possible answers",
+            f"The request has no choices, and adapter {handle.name!r} has no fixed ones: list 2 to 64 possible "
+            "answers.",
             code="missing",
             param="choices",
         )
@@ -310,4 +310,4 @@ def _choices(question: PredictRequest, handle: AdapterHandle) -> Sequence[str]:
 
 
 def _non_finite() -> NonFiniteError:
-    return NonFiniteError("got NaN or infinity from the model, expected probabilities: tell the operator")
+    return NonFiniteError("The model gave NaN or infinity in place of probabilities: report it to the operator.")

@@ -110,7 +110,8 @@ class Settings(BaseSettings):
     max_queue_requests: int = Field(1024, description="Most inputs waiting; beyond that, requests get 429.", ge=1)
     max_input_passes: int = Field(
         16,
-        description="Most work of one input, in forward passes of max_batch_tokens; beyond it requests get 413.",
+        description="Most work for one input, in forward passes of --max-batch-tokens; an input that needs more gets "
+        "413.",
         ge=1,
     )
     max_queue_characters: int = Field(
@@ -164,7 +165,7 @@ class Settings(BaseSettings):
     )
     hang_timeout_s: float = Field(
         300.0,
-        description="Seconds without progress of a forward pass after which /livez gets 503; 0 for never.",
+        description="Seconds that a forward pass may make no progress before /livez gives 503; 0 for no limit.",
         ge=0,
     )
     drain_delay_s: float = Field(

@@ -50,14 +50,14 @@ class VllmClient:
             return min(int(model["max_model_len"]) for model in models if model.get("max_model_len") is not None)
         except (httpx.HTTPError, KeyError, TypeError, ValueError) as exc:
             raise VllmError(
-                f"got no list of models from {self._http.base_url} ({type(exc).__name__}), expected a running vLLM"
+                f"No vLLM answers at {self._http.base_url} ({type(exc).__name__}): start it, or correct --engine-url"
             ) from exc
 
     async def load(self, name: str, folder: Path) -> None:
         """Makes a LoRA known under a name; one that is known already is that one, for names hold digests."""
         response = await self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
         if response.is_error and "already been loaded" not in response.text:
-            raise VllmError(f"got {_said(response)} on loading {name}, expected success")
+            raise VllmError(f"vLLM did not load {name}: it answered {_said(response)}")
 
     async def unload(self, name: str) -> None:
         """Lets go of a LoRA; one that is not known is gone already."""
@@ -82,7 +82,7 @@ class VllmClient:
             [found] = choice["logprobs"]["top_logprobs"]
             return [float(found[f"token_id:{token}"]) for token in tokens]
         except (KeyError, TypeError, ValueError) as exc:
-            raise VllmError("got no log-probabilities of the tokens that were asked for, expected them") from exc
+            raise VllmError("vLLM left out log-probabilities that were asked for") from exc
 
     async def continuation(
         self, lora: str, prompt: Sequence[int], tokens: Sequence[int], look: Callable[[], None] = _nothing
@@ -98,7 +98,7 @@ class VllmClient:
             read = choice["prompt_logprobs"][len(prompt) :]
             return sum(float(at[str(token)]["logprob"]) for at, token in zip(read, tokens, strict=True))
         except (KeyError, TypeError, ValueError) as exc:
-            raise VllmError("got no log-probabilities of a prompt's tokens, expected prompt_logprobs") from exc
+            raise VllmError("vLLM left out a prompt's log-probabilities (prompt_logprobs)") from exc
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -108,13 +108,13 @@ class VllmClient:
         body = {"model": lora, "prompt": list(prompt), "max_tokens": 1, "temperature": 0, **asked}
         response = await self._post("/v1/completions", body)
         if response.status_code == httpx.codes.NOT_FOUND:
-            raise UnknownLoraError(f"got {_said(response)}, expected a LoRA that is loaded")
+            raise UnknownLoraError(f"vLLM has no such LoRA loaded: it answered {_said(response)}")
         if response.is_error:
-            raise VllmError(f"got {_said(response)}, expected a completion")
+            raise VllmError(f"vLLM answered {_said(response)} in place of a completion")
         try:
             [choice] = response.json()["choices"]
         except (KeyError, ValueError) as exc:
-            raise VllmError(f"got {_said(response)}, expected a completion") from exc
+            raise VllmError(f"vLLM answered {_said(response)} in place of a completion") from exc
         found: dict[str, Any] = choice
         return found
 
@@ -124,9 +124,7 @@ class VllmClient:
                 return await self._http.post(path, json=body)
             except httpx.HTTPError as exc:
                 if attempt == _TRIES or isinstance(exc, httpx.TimeoutException):
-                    raise VllmError(
-                        f"got no answer from {self._http.base_url} ({type(exc).__name__}), expected a running vLLM"
-                    ) from exc
+                    raise VllmError(f"vLLM at {self._http.base_url} does not answer ({type(exc).__name__})") from exc
         raise AssertionError("unreachable")
 
 

@@ -193,7 +193,7 @@ class VllmEngine:
                 await self._teach(adapter.digest, s)
             await self._prove(adapter, handle)
         except (OSError, VllmError) as exc:
-            raise AdapterError(f"got adapter {adapter.name!r}, which vLLM does not serve: {exc}") from exc
+            raise AdapterError(f"vLLM cannot serve adapter {adapter.name!r}: {exc}") from exc
         self._served[handle.digest] += 1
         self._proved.append(handle)
         return handle
@@ -233,8 +233,8 @@ class VllmEngine:
         apart = float((found - expected).abs().max())
         if not apart <= PROBE_TOLERANCE:
             raise AdapterError(
-                f"got probabilities from vLLM that are {apart:.2f} from those of adapter {adapter.name!r} here, "
-                f"expected at most {PROBE_TOLERANCE}: let it serve the same base model ({base.ref.id})"
+                f"The probabilities of adapter {adapter.name!r} from vLLM differ by {apart:.2f} from those computed "
+                f"here, where at most {PROBE_TOLERANCE} is allowed: let vLLM serve the same base model ({base.ref.id})"
             )
 
     async def _answer(self, job: Job, control: Control) -> Tensor:

@@ -258,7 +258,7 @@ def test_exactly_one_of_prompt_and_messages_is_needed(both: bool) -> None:
 
 @pytest.mark.parametrize("choices", [(), ("yes",)])
 def test_fewer_than_two_choices_are_refused(choices: tuple[str, ...]) -> None:
-    with pytest.raises(PromptError, match=f"got {len(choices)} choices, expected at least 2") as info:
+    with pytest.raises(PromptError, match="got (no choices|one choice), expected at least 2") as info:
         make(choices=choices)
     assert info.value.param == "choices"
 

@@ -91,7 +91,7 @@ BAD_BODIES = {
     "choice of a number": Bad(_with(choices=["a", 1]), 422, "invalid_type", "choices.1", "got 1"),
     "choices in a string": Bad(_with(choices="a,b"), 422, "invalid_type", "choices", "valid list"),
     "choices in an object": Bad(_with(choices={"a": 1}), 422, "invalid_type", "choices", "an object"),
-    "no choices where needed": Bad(_with(adapter="open"), 422, "missing", "choices", "no fixed labels"),
+    "no choices where needed": Bad(_with(adapter="open"), 422, "missing", "choices", "no fixed ones"),
     # scoring, n_samples, seed, return_samples
     "unknown scoring": Bad(_with(scoring="logits"), 422, "invalid_value", "scoring", "'text' or 'label'"),
     "no samples": Bad(_with(n_samples=0), 422, "out_of_range", "n_samples", "got 0, .* 1"),
@@ -183,7 +183,7 @@ BAD_BODIES = {
     "a large batch": Bad({"inputs": [GOOD] * 257}, 413, "too_many_inputs", "inputs", "257 inputs, .* 256"),
     "a large body": Bad({"prompt": "x" * 2**20}, 413, "body_too_large", None, "longer than 1048576 bytes"),
     # the model
-    "a failing model": Bad({"prompt": "POISON"}, 500, "model_failure", None, "failure of the model"),
+    "a failing model": Bad({"prompt": "POISON"}, 500, "model_failure", None, "The model failed"),
     "a model without numbers": Bad({"prompt": "NAN"}, 500, "non_finite", None, "NaN or infinity"),
     "a bug": Bad({"prompt": "BUG"}, 500, "internal_error", None, "report this as a bug"),
 }

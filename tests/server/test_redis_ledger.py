@@ -209,9 +209,9 @@ async def test_a_password_comes_from_a_file(store: Store, tmp_path: Path, user: 
 @pytest.mark.parametrize(
     ("user", "contents", "message"),
     [
-        ("", "", "without a password"),
+        ("", "", "is empty"),
         ("", None, "cannot be read"),
-        (":a secret@", "another", "expected it in the file"),
+        (":a secret@", "another", "leave it in the file alone"),
     ],
 )
 async def test_a_password_that_cannot_be_had_keeps_the_server_from_starting(

@@ -14,8 +14,8 @@ from tests.training.toys import GOOD, row, write_jsonl
 # Malformed rows
 
 BAD_ROWS: dict[str, tuple[Any, str]] = {
-    "bad JSON": ('{"question": "Warm?",', r"got a line that is not JSON \(.+\), expected one object a line"),
-    "nested beyond reading": ("[" * 100_000, "got a line that is not JSON"),
+    "bad JSON": ('{"question": "Warm?",', r"this line is not JSON \(.+\); write one JSON object per line"),
+    "nested beyond reading": ("[" * 100_000, "this line is not JSON"),
     "a list": ([1, 2], "got list, expected a JSON object"),
     "a text": ('"Warm?"', "got str, expected a JSON object"),
     "null": ("null", "got NoneType, expected a JSON object"),
@@ -28,8 +28,8 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
     "number as prompt": (row(question=None, prompt=7), "got prompt 7, expected non-empty text"),
     "list as question": (row(question=["Warm?"]), r"got question \['Warm\?'\], expected non-empty text"),
     "no choices": (row(choices=None), "got no choices, expected a list of them, or a fixed label set"),
-    "zero choices": (row(choices=[]), "got 0 choices, expected at least 2"),
-    "one choice": (row(choices=["fire"], label=0), "got 1 choices, expected at least 2"),
+    "zero choices": (row(choices=[]), "got no choices, expected at least 2"),
+    "one choice": (row(choices=["fire"], label=0), "got one choice, expected at least 2"),
     "duplicate choices": (row(choices=["ice", "ice"]), "expected distinct ones"),
     "choices equal but for spaces": (row(choices=["ice", " ice "]), "expected distinct ones"),
     "empty choice": (row(choices=["ice", ""]), r"got choices \['ice', ''\], expected a list of non-empty texts"),
@@ -96,7 +96,7 @@ BAD_FIXED: dict[str, tuple[Any, tuple[str, ...], str]] = {
         ("no", "yes"),
         r"got label 'ice', expected one of \['no', 'yes'\]",
     ),
-    "one choice": (row(choices=None, label=0), ("yes",), "got 1 choices, expected at least 2"),
+    "one choice": (row(choices=None, label=0), ("yes",), "got one choice, expected at least 2"),
     "equal choices": (row(choices=None), ("yes", "yes"), "expected distinct ones"),
 }
 
@@ -141,9 +141,9 @@ BAD_FILES: dict[str, tuple[str, bytes, int | None, str]] = {
         "rows.csv",
         (HEADER + FIRST + '"Cold"?,ice|fire,0\n').encode(),
         3,
-        "got a row that is not CSV",
+        "this row is not CSV",
     ),
-    "open quote": ("rows.csv", (HEADER + '"Cold?,ice|fire,0\n').encode(), 2, "got a row that is not CSV"),
+    "open quote": ("rows.csv", (HEADER + '"Cold?,ice|fire,0\n').encode(), 2, "this row is not CSV"),
     "choices that are not JSON": ("rows.csv", (HEADER + "Cold?,[ice|fire],0\n").encode(), 2, r"got choices '\[ice"),
     "unknown column": (
         "rows.csv",
@@ -180,13 +180,13 @@ def test_a_malformed_file_is_refused(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["gone.jsonl", "gone.csv"])
 def test_a_missing_file_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DataError, match=rf"got data file .*{name}, which cannot be read \(No such file.*\); check"):
+    with pytest.raises(DataError, match=rf"data file .*{name} cannot be read \(No such file.*\); check"):
         read_examples(str(tmp_path / name))
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").mkdir()
-    with pytest.raises(DataError, match="which cannot be read"):
+    with pytest.raises(DataError, match="cannot be read"):
         read_examples(str(tmp_path / "rows.jsonl"))
 
 

@@ -159,7 +159,7 @@ async def test_a_prompt_that_vllm_would_not_read_is_refused_before(engine: VllmE
 async def test_a_folder_that_cannot_be_written_is_told(folder: Path, vllm: FakeVllm, tmp_path: Path) -> None:
     (tmp_path / "draws").write_text("a file")
     engine = VllmEngine(chosen(folder, vllm, tmp_path, "one"))
-    with pytest.raises(AdapterError, match="which vLLM does not serve"):
+    with pytest.raises(AdapterError, match="vLLM cannot serve adapter"):
         await engine.load()
     await engine.close()
 
@@ -174,14 +174,14 @@ async def test_a_second_server_finds_its_draws_there(folder: Path, vllm: FakeVll
 
 async def test_a_vllm_of_another_model_is_noticed(engine: VllmEngine, vllm: FakeVllm) -> None:
     vllm.scale = 4.0
-    with pytest.raises(AdapterError, match="let it serve the same base model"):
+    with pytest.raises(AdapterError, match="let vLLM serve the same base model"):
         await engine.load()
 
 
 async def test_a_vllm_that_is_not_there_is_named(folder: Path, vllm: FakeVllm, tmp_path: Path) -> None:
     gone = chosen(folder, vllm, tmp_path, "one").model_copy(update={"engine_url": "http://127.0.0.1:9"})
     engine = VllmEngine(gone)
-    with pytest.raises(BloraError, match=r"got no list of models from http://127\.0\.0\.1:9"):
+    with pytest.raises(BloraError, match=r"No vLLM answers at http://127\.0\.0\.1:9"):
         await engine.load()
     await engine.close()
 
@@ -189,7 +189,7 @@ async def test_a_vllm_that_is_not_there_is_named(folder: Path, vllm: FakeVllm, t
 async def test_a_draw_that_fails_fails_the_answer_and_never_thins_it_out(engine: VllmEngine, vllm: FakeVllm) -> None:
     [handle] = (await engine.load()).adapters
     vllm.fail = 1
-    with pytest.raises(VllmError, match="got 500"):
+    with pytest.raises(VllmError, match="answered 500"):
         await engine.run([await job(engine, handle, "why", scoring="label")])
     [found] = await engine.run([await job(engine, handle, "why", scoring="label")])
     assert len(found) == 4
@@ -244,6 +244,6 @@ async def test_an_answer_without_what_was_asked_is_an_error(vllm: FakeVllm, odd:
         return odd
 
     client._complete = complete  # type: ignore[method-assign]
-    with pytest.raises(VllmError, match="expected them"):
+    with pytest.raises(VllmError, match="left out log-probabilities"):
         await client.next_token("x", [1], [1])
     await client.close()
