@@ -24,8 +24,8 @@ def attacks(result: Result) -> str:
         for one in held
     )
     said = [
-        f"{len(cases)} attacks on one server, {n_expected} of them as expected. After each an honest client asked two",
-        "questions and got its answers, `/livez` and `/readyz` were 200, and the log had no traceback; a probe of",
+        f"{len(cases)} attacks on one server, {n_expected} of them as expected. After each an honest client asked and",
+        "was answered rightly, `/livez` and `/readyz` were 200, and the log had no traceback; a probe of",
         f"`/livez` meanwhile took {slowest:.1f} s at most. Before and after each family: {left}.",
         _machine(result),
     ]

@@ -19,7 +19,7 @@ FAMILIES: dict[str, Sequence[Case]] = {
     module.FAMILY: module.CASES for module in (requests, sockets, keys_and_feedback, folders, starts)
 }
 # What an honest client asks, and what it is answered.
-HONEST = {"I was charged twice": "billing", "The app crashes when I click save": "bug report"}
+QUESTION, ANSWER = "I was charged twice", "billing"
 # How long the longest probe during an attack may take; on an idle machine it takes hundredths.
 PROBE_S = 20.0
 PROBE_EVERY_S = 0.2
@@ -109,12 +109,11 @@ def _wrong(victim: Target) -> str:
         probes = {path: said(victim.http.get(path)) for path in ("/livez", "/readyz")}
         if wrong := [f"{path} {status}" for path, status in probes.items() if status != "200"]:
             return ", ".join(wrong)
-        for question, answer in HONEST.items():
-            response = victim.post({"prompt": question, "policy": {"min_confidence": 0}})
-            if response.status_code != 200:
-                return said(response)
-            if response.json()["answer"] != answer:
-                return f"{response.json()['answer']} for {answer}"
+        response = victim.post({"prompt": QUESTION, "policy": {"min_confidence": 0}})
+        if response.status_code != 200:
+            return said(response)
+        if response.json()["answer"] != ANSWER:
+            return f"{response.json()['answer']} for {ANSWER}"
     except httpx.TransportError as error:
         return type(error).__name__
     return ""
