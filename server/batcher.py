@@ -6,7 +6,7 @@ alone runs alone, and the engine divides its draws among several passes. Inputs 
 left or whose deadline passed are dropped before they cost anything, or as soon as the engine looks up.
 
 A run that takes long gives way: it waits at a checkpoint while inputs go first that take less time than it has had, and
-then has the worker for a third of the time. So no input, however much work it is, keeps others waiting for all of it.
+then has the worker for a fifth of the time. So no input, however much work it is, keeps others waiting for all of it.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ R = TypeVar("R")
 # Most runs that have begun, of which one goes on; the last place is for one that takes no more than a forward pass.
 _MOST_RUNS = 4
 # What a run that gave way has of the worker's next seconds, for each of the one that went before it.
-_OWED = 0.5
+_OWED = 0.25
 # How often to look whether the run that goes on should give way, in seconds.
 _LOOK_S = 0.05
 # How long a refused input counts as demand, in seconds.

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from blora.errors import BaseModelError
 from blora.inference.fork import decoder_layers
+from blora.posterior.layer import linear_shape
 
 __all__ = ["between", "check_within", "checkpoint", "checkpoints"]
 
@@ -47,14 +48,16 @@ def between(parts: Iterable[T]) -> Iterator[T]:
 
 
 def check_within(model: PreTrainedModel) -> None:
-    """Have every forward pass of a model meet checkpoints, before attention, feed-forward and norms of each layer.
+    """Have every forward pass of a model meet checkpoints, before each part of a layer and each product within it.
 
     A model whose decoder layers cannot be told apart has none.
     """
     with suppress(BaseModelError):
         _, layers = decoder_layers(model)
-        for part in (part for layer in layers for part in layer.children()):
-            part.register_forward_pre_hook(_at)
+        for layer in layers:
+            products = (module for module in layer.modules() if linear_shape(module) is not None)
+            for part in dict.fromkeys([*layer.children(), *products]):
+                part.register_forward_pre_hook(_at)
 
 
 def _at(module: nn.Module, args: object) -> None:

@@ -102,6 +102,8 @@ class Prefix:
         """Goes on to draw stop - 1, unless another thread has made draws meanwhile: see `checkpoints`."""
         assert self._draws is not None  # only draws branch
         start = self._made
+        if start >= stop:
+            return
         record, repeats = _Record(), stop - start
         known = self._states
         if known is not None:

@@ -156,7 +156,7 @@ async def test_a_long_input_does_not_interrupt_one_of_its_own_owner() -> None:
 
 
 async def test_a_long_run_is_not_starved_by_short_ones() -> None:
-    """Three clients of another owner ask without a pause; the long run has a third of the time."""
+    """Three clients of another owner ask without a pause; the long run has a fifth of the time."""
     async with bench() as b:
         await b.learn_the_pace()
         heavy = b.submit("heavy", 1000, owner="heavy")
@@ -168,7 +168,7 @@ async def test_a_long_run_is_not_starved_by_short_ones() -> None:
 
         await asyncio.gather(*(ask_on(name) for name in ("x", "y", "z")))
         others = sum(step != "heavy" for step in b.worker.steps)
-        assert others < 6 * b.worker.steps.count("heavy")
+        assert others < 10 * b.worker.steps.count("heavy")
 
 
 async def test_long_runs_of_several_owners_share_the_worker() -> None:

@@ -86,7 +86,7 @@ async def parked_at(
     return list(await running), list(found)
 
 
-@pytest.mark.parametrize("place", [1, 2, 5, 9, 14, 20, 27, 35])
+@pytest.mark.parametrize("place", [1, 2, 5, 9, 14, 20, 27, 35, 44, 54, 65, 77, 90])
 async def test_a_run_that_waits_and_those_that_go_first_get_their_own_numbers(asking: Asking, place: int) -> None:
     """Both read the same beginning for the first time, under the draws of one adapter; others are of another one."""
     first = [await asking.job(LONG + end) for end in "ab"]
