@@ -17,6 +17,7 @@ def attacks(result: Result) -> str:
     rows = [[case["family"], case["name"], " or ".join(case["expected"]), _seen(case)] for case in cases]
     header = ["family", "what is sent or done", "expected", "seen"]
     n_expected = sum(case["as_expected"] for case in cases)
+    n_right = sum(case["afterwards"] == "right" and not case["tracebacks"] for case in cases)
     slowest = max(case["longest_probe_s"] for case in cases)
     left = "; ".join(
         f"{one['family']} {one['handles'][0]} and {one['handles'][1]} open files and sockets, "
@@ -24,8 +25,8 @@ def attacks(result: Result) -> str:
         for one in held
     )
     said = [
-        f"{len(cases)} attacks on one server, {n_expected} of them as expected. After each an honest client asked and",
-        "was answered rightly, `/livez` and `/readyz` were 200, and the log had no traceback; a probe of",
+        f"{len(cases)} attacks on one server, {n_expected} of them met as expected. After {n_right} of them an honest",
+        "client was answered rightly, `/livez` and `/readyz` were 200, and the log had no new traceback; a probe of",
         f"`/livez` meanwhile took {slowest:.1f} s at most. Before and after each family: {left}.",
         _machine(result),
     ]

@@ -160,7 +160,7 @@ CHOSEN = [
 PROMPTS = [
     _asked(
         "a chat of 256 messages of one letter",
-        {"prompt": None, "messages": [{"role": "user", "content": "a"}] * 256, "policy": ANY},
+        {"prompt": None, "messages": [{"role": "user", "content": "a"}] * 256, "n_samples": 1, "policy": ANY},
         "200",
     ).slowly(),
     _asked(
