@@ -23,6 +23,9 @@ SUMMARY = "serve adapters over HTTP"
 
 logger = logging.getLogger(__name__)
 
+# How long a thread may keep the interpreter while another wants it. A forward pass lets go of it at each of a thousand
+# operations, and with Python's own 5 ms would wait that long again and again while the event loop reads large bodies.
+_SWITCH_S = 0.0005
 _CANNOT_START = 2
 
 
@@ -68,6 +71,7 @@ def main(argv: list[str]) -> int:
                 )
         configure(settings.log_level, settings.log_format)
         raise_soft_limit()
+        sys.setswitchinterval(_SWITCH_S)
         before = threading.enumerate()
         try:
             check_exposure(settings, listeners[0].getsockname()[0], os.environ)
