@@ -221,7 +221,9 @@ def test_the_demos_rows_are_the_tokens_that_it_was_trained_on(smollm2: BaseModel
 @pytest.mark.model
 @pytest.mark.parametrize(("template", "glue"), [("{prompt}\nQueue:", " "), ("{prompt}\n", ""), ("{prompt}\n\n", "")])
 def test_the_embedded_models_choices_are_the_tokens_they_were(smollm2: BaseModel, template: str, glue: str) -> None:
-    @given(st.lists(st.text(min_size=1).map(str.strip).filter(bool), min_size=2, max_size=4, unique=True))
+    written = st.text(st.characters(exclude_categories=["C"]), min_size=1)  # it has no tokens for some others
+
+    @given(st.lists(written.map(str.strip).filter(bool), min_size=2, max_size=4, unique=True))
     def check(choices: list[str]) -> None:
         row = make(choices=tuple(choices), config=PromptConfig(template=template), tokenizer=smollm2.tokenizer)
         assert row.continuations == tuple(alone(smollm2, glue + choice) for choice in choices)

@@ -161,7 +161,7 @@ async def test_two_hundred_at_once(live: Server, capsys: pytest.CaptureFixture[s
     memory = []
     async with client_of(live) as client:
         alone = {prompt: probabilities(await ask(client, prompt)) for prompt in prompts}
-        for _ in range(2):
+        for _ in range(3):
             seconds: list[float] = []
 
             async def timed(prompt: str, seconds: list[float]) -> dict[str, Any]:
@@ -179,7 +179,8 @@ async def test_two_hundred_at_once(live: Server, capsys: pytest.CaptureFixture[s
             cuts = statistics.quantiles(seconds, n=100)
             with capsys.disabled():
                 sys.stdout.write(f"\n{N_AT_ONCE} at once: p50 {cuts[49]:.2f} s, p99 {cuts[98]:.2f} s ")
-    assert memory[1] < 1.05 * memory[0] + 32
+    _, second, third = memory  # in the first, batches have new shapes
+    assert third < 1.05 * second + 32
 
 
 async def test_clients_that_leave_under_load_cost_nothing_more(live: Server) -> None:
@@ -187,7 +188,7 @@ async def test_clients_that_leave_under_load_cost_nothing_more(live: Server) -> 
     async with client_of(live) as client:
         alone = probabilities(await ask(client, prompts[0]))
         dropped_before = await metric(client, 'blora_dropped_total{reason="cancelled"}')
-        leaving = [asyncio.create_task(ask(client, prompt)) for prompt in prompts * 3]
+        leaving = [asyncio.create_task(ask(client, prompt)) for prompt in prompts * 10]
         staying = [asyncio.create_task(ask(client, prompts[0])) for _ in range(10)]
         await until_queued(client, 20)
         for task in leaving:
@@ -201,7 +202,7 @@ async def test_clients_that_leave_under_load_cost_nothing_more(live: Server) -> 
 
 
 async def test_sigterm_under_load_loses_no_accepted_request(tmp_path: Path) -> None:
-    prompts = [row["prompt"] for row in tickets("test", 20)] * 3
+    prompts = [row["prompt"] for row in tickets("test", 20)] * 10
     with serve(tmp_path / "log", **PATIENT) as live:
         async with client_of(live) as client:
             asked = [asyncio.create_task(ask(client, prompt)) for prompt in prompts]

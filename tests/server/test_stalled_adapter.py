@@ -149,7 +149,7 @@ def test_a_root_alone_starts_a_server_that_is_ready_with_its_first_adapter(folde
         until(lambda: "No adapter is loaded yet" in server.log.read_text())
         unready = server.ask("GET", "/readyz")
         assert (unready.status_code, unready.json()["error"]["code"]) == (503, "not_ready")
-        assert "no adapter is loaded" in unready.json()["error"]["message"]
+        assert "No adapter is loaded" in unready.json()["error"]["message"]
         assert server.load("good").status_code == 201
         assert server.ask("GET", "/readyz").is_success
         assert server.ask("POST", "/v1/predict", {"prompt": "x"}).json()["adapter"]["name"] == "good"

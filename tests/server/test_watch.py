@@ -196,7 +196,7 @@ async def test_the_server_looks_by_itself_and_may_start_with_nothing(root: Path)
     async with running(engine, default_adapter="one", adapter_root=root, adapter_poll_s=0.02) as server:
         unready = await server.client.get("/readyz")
         assert (unready.status_code, unready.json()["error"]["code"]) == (503, "not_ready")
-        assert "no adapter is loaded" in unready.json()["error"]["message"]
+        assert "No adapter is loaded" in unready.json()["error"]["message"]
         missing = await server.client.post("/v1/predict", json={"prompt": "p=0.9"})
         assert missing.status_code == 422
         (root / ".one").rename(root / "one")

@@ -127,7 +127,7 @@ def test_a_validation_file_leaves_all_rows_to_train_on(tmp_path: Path, base_fold
 # Refused before any training
 
 REFUSED: dict[str, tuple[tuple[str, ...], type[BloraError], str]] = {
-    "no data": (("--data", "nowhere.jsonl"), DataError, "got data file nowhere.jsonl, which cannot be read"),
+    "no data": (("--data", "nowhere.jsonl"), DataError, "data file nowhere.jsonl cannot be read"),
     "no base model": (("--base-model", "./nowhere"), BaseModelError, "got base model './nowhere', which does not load"),
     "unknown dtype": (("--dtype", "float8"), BaseModelError, "got dtype 'float8'"),
     "unknown device": (("--device", "abacus"), BaseModelError, "got device 'abacus'"),
