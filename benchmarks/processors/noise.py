@@ -42,7 +42,8 @@ def noisy_processor(seed: int) -> Iterator[None]:
         out = exact.to(dtype)
         steps = torch.randint(-1, 2, out.shape, generator=generator, dtype=torch.int16).to(out.device)
         # The neighbours of a floating-point number are the neighbours of its bits.
-        return (out.view(torch.int16) + torch.where(out == 0, 0, steps)).view(dtype)
+        moved = (out.view(torch.int16) + torch.where(out == 0, 0, steps)).view(dtype)
+        return out + (moved - out).detach()  # gradients pass as if there were no noise
 
     def noisy_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if x.dtype not in LOW:
