@@ -267,7 +267,7 @@ def _check_base(config: AdapterConfig, base: BaseModel) -> None:
 
 
 def _same_weights(wanted: BaseModelRef, found: BaseModelRef) -> bool:
-    """Whether two references name the same weights.
+    """Return whether two references name the same weights.
 
     A release of transformers may rename or fuse parameters, which changes the fingerprint; the files they were read
     from are the same then. The digest of a folder's files is the fingerprint under the names in these files.

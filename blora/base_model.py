@@ -208,7 +208,7 @@ def _max_length(model: PreTrainedModel) -> int:
 
 
 def _resolve(spec: str) -> tuple[str, str, str | None]:
-    """Where to load from, the model's id, and its revision where it is known beforehand."""
+    """Return the folder or hub id to load from, the model's id, and its revision where that is known beforehand."""
     if spec == EMBEDDED:
         found = importlib.util.find_spec(EMBEDDED_PACKAGE)
         if found is None or not found.submodule_search_locations:

@@ -123,7 +123,7 @@ class TensorInfo:
 
     @property
     def is_floating(self) -> bool:
-        """Whether it holds floating-point numbers."""
+        """Return whether it holds floating-point numbers."""
         return self.dtype not in ("I64", "BOOL")
 
 

@@ -69,7 +69,7 @@ class Control:
 
     @property
     def is_to_park(self) -> bool:
-        """Whether the run is to wait at its next checkpoint."""
+        """Return whether the run is to wait at its next checkpoint."""
         return not self._may_go.is_set()
 
     def park(self) -> None:

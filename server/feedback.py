@@ -151,5 +151,5 @@ def _contents(handle: AdapterHandle) -> Contents:
 
 
 def _may_tell(by: Key | None, entry: Entry) -> bool:
-    """Whether it was asked with this key, or this is an admin's."""
+    """Return whether it was asked with this key, or this is an admin's."""
     return entry.client == (by.name if by is not None else None) or (by is not None and by.scope == "admin")

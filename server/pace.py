@@ -38,7 +38,7 @@ class Pace:
 
     @property
     def known(self) -> bool:
-        """Whether enough has been measured to call an input too much."""
+        """Return whether enough has been measured to call an input too much."""
         return len(self._passes) >= _KNOWN
 
     def measure(self, tokens: int, seconds: float, *, full: bool) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from blora.client.command import add_policy
 from blora.command_help import CommandHelp
 from blora.errors import ConfigError
 
@@ -41,15 +42,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--choices", help="choices, separated by |, for rows without any if the adapter has no fixed ones"
     )
-    parser.add_argument("--n-samples", type=int, help="number of draws (posterior samples) (default: the adapter's)")
-    parser.add_argument(
-        "--target-risk",
-        type=float,
-        help="abstain by the threshold that was calibrated for this target (default: the adapter's policy)",
-    )
-    parser.add_argument(
-        "--min-confidence", type=float, help="abstain below this confidence (default: the adapter's policy)"
-    )
+    add_policy(parser)
     parser.add_argument("--base-model", default="embedded", help="hub id[@revision], folder, .gguf file, or embedded")
     parser.add_argument("--device", default="auto", help="device to compute on: auto, cpu, cuda, cuda:1 ...")
     parser.add_argument(

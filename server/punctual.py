@@ -107,19 +107,19 @@ class _Punctual(H11Protocol):
             self.transport.close()
 
     def _busy(self) -> bool:
-        """Whether there is a request that has all its headers and not all its response."""
+        """Return whether there is a request that has all its headers and not all its response."""
         return self.cycle is not None and not self.cycle.response_complete
 
     def _between_requests(self) -> bool:
-        """Whether at least one request is over, and no byte of the next one has come."""
+        """Return whether at least one request is over, and no byte of the next one has come."""
         return self.cycle is not None and self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
 
     def _keeps_waiting(self) -> bool:
-        """Whether it is the client's turn to say something, or to read."""
+        """Return whether it is the client's turn to say something, or to read."""
         return not self._busy() or self.cycle.more_body or self.flow.write_paused
 
     def _make_room(self) -> bool:
-        """Whether another connection could be closed, the one that has kept the server waiting longest."""
+        """Return whether another connection could be closed, the one that has kept the server waiting longest."""
         others = (other for other in self.connections if other is not self)
         waiting = [other for other in others if isinstance(other, _Punctual) and other._keeps_waiting()]
         if not waiting:

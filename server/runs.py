@@ -81,7 +81,7 @@ class Item(Generic[P, R]):
     """Why nobody wants it any more, once that is so."""
 
     def wanted(self, now: float) -> bool:
-        """Whether somebody waits for the result, in any thread."""
+        """Return whether somebody waits for the result, in any thread."""
         return not self.future.done() and now < self.deadline
 
 
@@ -128,7 +128,7 @@ class Run(Generic[P, R]):
 
     @property
     def is_wanted(self) -> bool:
-        """Whether somebody waits for one of its results."""
+        """Return whether somebody waits for one of its results."""
         now = self.clock()
         return any(item.wanted(now) for item in self.items)
 
@@ -142,12 +142,12 @@ class Run(Generic[P, R]):
         self.used_s, self.since = self.had_s, None
 
     def gives_way_to(self, work: Work[P], pace: Pace) -> bool:
-        """Whether an input that has not begun goes before the rest of this run."""
+        """Return whether an input that has not begun goes before the rest of this run."""
         expected = pace.seconds(work.cost)
         if all(work.owner != item.work.owner for item in self.items):
             return self.had_s >= expected
         return OWN_SHARE * self.had_s >= expected and self.had_s >= pace.seconds(pace.max_batch_tokens)
 
     def is_ahead_of(self, other: "Run[P, R]") -> bool:
-        """Whether it has had so much more time than another that this one should go on."""
+        """Return whether it has had so much more time than another that this one should go on."""
         return self.had_s > other.had_s + _LEAD_S

@@ -123,5 +123,5 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_digits(value: Any) -> bool:
-    """Whether a value is text of at most nine digits."""
+    """Return whether a value is text of at most nine digits."""
     return isinstance(value, str) and value.isdecimal() and len(value) <= 9

@@ -1,4 +1,4 @@
-"""What a server says to a question: the answer with its uncertainty, or the one shape of every error.
+"""Answers of a server to a question, with their uncertainty, and the one shape of every error.
 
 The server builds its answers from these classes, clients read them. A field that a newer server adds is ignored.
 """
@@ -29,7 +29,7 @@ class Answer(BaseModel):
 
 
 class AdapterRef(Answer):
-    """Which adapter answered, down to its contents."""
+    """Adapter that answered, with digests of its contents."""
 
     name: str
     digest: str = Field(description="SHA-256 of its contents: weights, posterior and settings.")
@@ -130,13 +130,13 @@ class Prediction(Answer):
 
 
 class Outcome(Answer):
-    """What is known of a prediction whose outcome was reported."""
+    """Result of reporting an outcome."""
 
     correct: bool = Field(description="Whether the leading choice was the label.")
 
 
 class ErrorDetail(Answer):
-    """What is wrong, what was expected, and what to do about it."""
+    """Description of an error: what is wrong, and what to do about it."""
 
     message: str
     type: str

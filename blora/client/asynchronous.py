@@ -153,7 +153,7 @@ class AsyncClient:
         return [found[place] for place in sorted(found)]
 
     async def ready(self, *, deadline_s: float = 1.0) -> bool:
-        """Whether the server takes questions now."""
+        """Return whether the server takes questions now."""
         try:
             async with asyncio.timeout(deadline_s):
                 return (await self._http.get("/readyz")).is_success
@@ -202,7 +202,7 @@ class AsyncClient:
         return self._abstain.apply(prediction) if self._abstain is not None else prediction
 
     async def _exchange(self, path: str, body: dict[str, Any], kind: type[A], deadline_s: float) -> A:
-        """What the server says in the end."""
+        """Return the server's last response, after retries."""
         ends = asyncio.get_running_loop().time() + deadline_s
         n_tries = 0
         failure: ClientError | None = None

@@ -7,7 +7,7 @@ from argparse import ArgumentParser
 from blora.client.answers import Prediction
 from blora.command_help import CommandHelp
 
-__all__ = ["SUMMARY", "main"]
+__all__ = ["SUMMARY", "add_policy", "main"]
 
 SUMMARY = "ask a running server a question"
 ABSTAINED = 3
@@ -31,6 +31,14 @@ def _parser() -> ArgumentParser:
         "--adapter", help="adapter to ask: NAME, or NAME@sha256:... to pin its contents (default: the server's)"
     )
     parser.add_argument("--choices", help="choices, separated by | (default: the adapter's)")
+    add_policy(parser)
+    parser.add_argument("--deadline-s", type=float, default=30.0, help="seconds to wait, retries included")
+    parser.add_argument("--json", action="store_true", help="print the server's whole answer as JSON")
+    return parser
+
+
+def add_policy(parser: ArgumentParser) -> None:
+    """Add the options that decide how many draws are made and when an answer is withheld."""
     parser.add_argument("--n-samples", type=int, help="number of draws (posterior samples) (default: the adapter's)")
     parser.add_argument(
         "--target-risk",
@@ -40,9 +48,6 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--min-confidence", type=float, help="abstain below this confidence (default: the adapter's policy)"
     )
-    parser.add_argument("--deadline-s", type=float, default=30.0, help="seconds to wait, retries included")
-    parser.add_argument("--json", action="store_true", help="print the server's whole answer as JSON")
-    return parser
 
 
 def main(argv: list[str]) -> int:

@@ -174,7 +174,7 @@ class Client:
         return self._run(lambda client: client.feedback(prediction, label, deadline_s=deadline_s), deadline_s)
 
     def ready(self, *, deadline_s: float = 1.0) -> bool:
-        """Whether the server takes questions now."""
+        """Return whether the server takes questions now."""
         return self._run(lambda client: client.ready(deadline_s=deadline_s), deadline_s)
 
     def _run(self, work: Callable[[AsyncClient], Coroutine[Any, Any, T]], deadline_s: float | None) -> T:

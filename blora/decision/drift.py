@@ -50,7 +50,7 @@ class DriftWindow:
 
     @property
     def due(self) -> bool:
-        """Whether it is worth another look, every twentieth time: one answer more or less changes little."""
+        """Return whether it is worth another look, every twentieth time: one answer more or less changes little."""
         return self._n_added % STEP == 0
 
     def index(self) -> float | None:

@@ -90,7 +90,7 @@ class Promise:
         return low
 
     def _rejected(self, risk: float) -> bool:
-        """Whether the mixture has reached 1 / alpha against this risk."""
+        """Return whether the mixture has reached 1 / alpha against this risk."""
         wrong, right = self.n_wrong, self.n_outcomes - self.n_wrong
         beyond = betaincc(PRIOR + wrong, PRIOR + right, risk)
         if beyond == 0:  # to the last digit all evidence is for less

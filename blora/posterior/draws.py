@@ -34,7 +34,7 @@ class Factors:
 
     @property
     def differ(self) -> bool:
-        """Whether draws have factors of their own."""
+        """Return whether draws have factors of their own."""
         return max(len(self.A), len(self.B)) > 1
 
     def part(self, start: int, stop: int) -> "Factors":

@@ -111,7 +111,7 @@ def model_of(base: BaseModel, *, device: str, dtype: str, max_length: int, runs_
 
 
 def enough(job: Job, probs: Tensor) -> bool:
-    """Whether draws (s, C) settle what is to be decided."""
+    """Return whether draws (s, C) settle what is to be decided."""
     if job.stop is None:
         return len(probs) == job.n_samples
     return bool(settled(probs[:, None], job.n_samples, job.stop.policy, job.stop.error))

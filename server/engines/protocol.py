@@ -117,7 +117,7 @@ class Job:
 
     @property
     def in_bank(self) -> bool:
-        """Whether its draws are among those that its adapter has ready."""
+        """Return whether its draws are among those that its adapter has ready."""
         bank = self.handle.bank
         return self.seed in (None, bank.seed) and self.n_samples <= bank.n_samples
 

@@ -67,12 +67,12 @@ class Entry:
 
     @property
     def trained(self) -> bool:
-        """Whether any of its runs was."""
+        """Return whether any of its runs was."""
         return any(run.training is not None for run in self.runs)
 
     @property
     def seeded(self) -> bool:
-        """Whether its runs pair with those of other methods by seed: trained, and as one model."""
+        """Return whether its runs pair with those of other methods by seed: trained, and as one model."""
         return self.method.single_model and self.trained
 
     @property
