@@ -1,6 +1,7 @@
 """Choices as tokens, and the token that ends each of them."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
@@ -36,6 +37,7 @@ def encode_choices(
     return tuple(inside(tokenizer, glue + answer, anchor) for answer in answers)
 
 
+@lru_cache(maxsize=8)  # every question asks
 def end_token(tokenizer: PreTrainedTokenizerBase, end: ChoiceEnd) -> int:
     """Return the id of the token that ends every choice.
 
