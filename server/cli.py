@@ -109,6 +109,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 async def _serve(settings: "Settings", listeners: list[socket.socket]) -> int:
+    import torch
     import uvicorn
 
     from blora.errors import ConfigError
@@ -119,6 +120,8 @@ async def _serve(settings: "Settings", listeners: list[socket.socket]) -> int:
         app = create_app(settings)
     except ConfigError as exc:
         return _give_up(str(exc))
+    # In this thread, whose computations are small: with a team of OpenMP's of its own it would slow down every pass.
+    torch.set_num_threads(1)
     service: Service = app.state.service
     host, port = listeners[0].getsockname()[:2]
     logger.info("Loading base model %s, to serve on %s port %d", settings.base_model, host, port)

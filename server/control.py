@@ -1,8 +1,8 @@
 """What the event loop and a run in another thread say to each other: go on, wait, or stop."""
 
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 
 __all__ = ["AbandonedError", "Control"]
 
@@ -42,8 +42,8 @@ class Control:
         self.last_sign = time.monotonic()
         """When the run last showed that it goes on, in seconds of the event loop's clock."""
         self._parked = parked
-        self._may_go = threading.Event()
-        self._may_go.set()
+        self._turn: Future[None] = Future()  # done as long as the run may go on
+        self._turn.set_result(None)
 
     def look(self) -> None:
         """Give a sign of life; for work that waits without a thread, and so may be stopped but not made to wait.
@@ -55,28 +55,33 @@ class Control:
         if not self.wants(None):
             raise AbandonedError("nobody waits for what is being computed")
 
-    def checkpoint(self) -> None:
+    def checkpoint(self, wait: Callable[[Future[None]], object] = Future.result) -> None:
         """Wait here while others go first, in the run's thread.
+
+        Args:
+            wait: returns once a future is done; by default the thread sleeps meanwhile.
 
         Raises:
             AbandonedError: if nobody wants any of the results.
         """
         self.look()
-        if not self._may_go.is_set():
+        if self.is_to_park:
             self._parked()
-            self._may_go.wait()
+            wait(self._turn)
             self.look()
 
     @property
     def is_to_park(self) -> bool:
         """Return whether the run is to wait at its next checkpoint."""
-        return not self._may_go.is_set()
+        return not self._turn.done()
 
     def park(self) -> None:
         """Have the run wait at its next checkpoint."""
-        self._may_go.clear()
+        if self._turn.done():
+            self._turn = Future()
 
     def go_on(self) -> None:
         """Let the run go on."""
         self.last_sign = time.monotonic()
-        self._may_go.set()
+        if not self._turn.done():
+            self._turn.set_result(None)

@@ -11,6 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from blora.server.access import CLIENT
 from blora.server.errors import (
     InternalError,
     InvalidHttpError,
@@ -18,6 +19,7 @@ from blora.server.errors import (
     SlowRequestError,
     TooLargeError,
 )
+from blora.server.inflow import Inflow
 from blora.server.logs import REQUEST_ID
 
 __all__ = ["BodyLimit", "CatchAll", "CloseWhileDraining", "HeadAsGet", "OneLength", "RequestId", "SafeHeaders"]
@@ -192,6 +194,7 @@ class BodyLimit:
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
         self._refuse = refuse
+        self._inflow = Inflow()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one connection."""
@@ -227,10 +230,13 @@ class BodyLimit:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return None
-            body += message.get("body", b"")
+            piece = message.get("body", b"")
+            body += piece
             more = message.get("more_body", False)
             if len(body) > self._max_bytes:
                 raise too_long
+            if delay_s := self._inflow.delay(CLIENT.get(), len(body) - len(piece), len(piece)):
+                await asyncio.sleep(delay_s)
         return bytes(body)
 
 

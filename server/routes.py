@@ -59,7 +59,8 @@ def refuse(service: Service, error: ServerError) -> JSONResponse:
     return error_response(error)
 
 
-def _service(request: Request) -> Service:
+# Asynchronous, for FastAPI runs any other in a thread.
+async def _service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
 

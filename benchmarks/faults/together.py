@@ -8,11 +8,14 @@ lists of nothing; and the name of an adapter folder in which a pipe stands in th
 
 import argparse
 import asyncio
+import contextlib
 import json
 import multiprocessing
 import os
 import shutil
+import socket
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -28,33 +31,41 @@ ATTACKER, VICTIM = new_key(), new_key()
 QUESTIONS = 100
 VOLLEYS, VOLLEY_EVERY_S = 6, 10.0
 
-HEAVY = {
-    "prompt": "x",
-    "choices": [f"{i} " + "word " * 58 + "w" for i in range(64)],
-    "policy": {"min_confidence": 0},
-}
-LONG = {"prompt": "refund please " * 70_000}
+HEAVY = json.dumps(
+    {
+        "prompt": "x",
+        "choices": [f"{i} " + "word " * 58 + "w" for i in range(64)],
+        "policy": {"min_confidence": 0},
+    }
+)
+LONG = json.dumps({"prompt": "refund please " * 70_000})
 LISTS = '{"messages":[' + "{}," * 340_000 + "{}]}"
+STALLED = json.dumps({"name": "stalled", "path": "stalled"})
 
 
-async def attack(url: str, key: str) -> None:
+def _request(key: str, path: str, body: str) -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\ncontent-type: application/json\r\n"
+    return f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n{body}".encode()
+
+
+def _send(url: str, request: bytes) -> None:
+    """Send a request and read what comes back, as cheaply as can be: an attacker has a machine of its own."""
+    address = httpx.URL(url)
+    with contextlib.suppress(OSError), socket.create_connection((address.host, address.port)) as connection:
+        connection.sendall(request)
+        while connection.recv(65536):
+            pass
+
+
+def attack(url: str, key: str) -> None:
     """Send everything at once, and again after a while, whatever is answered."""
-    headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
-    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=None) as client:
-        pending: set[asyncio.Task[httpx.Response]] = set()
-        for _ in range(VOLLEYS):
-            bodies = [json.dumps(HEAVY), *[json.dumps(LONG)] * 40, *[LISTS] * 8]
-            pending |= {asyncio.create_task(client.post("/v1/predict", content=body)) for body in bodies}
-            stalled = {"name": "stalled", "path": "stalled"}
-            pending.add(asyncio.create_task(client.post("/v1/adapters", json=stalled)))
-            await asyncio.sleep(VOLLEY_EVERY_S)
-        for task in pending:
-            task.cancel()
-        await asyncio.gather(*pending, return_exceptions=True)
-
-
-def _attack(url: str, key: str) -> None:
-    asyncio.run(attack(url, key))
+    bodies = [HEAVY, *[LONG] * 40, *[LISTS] * 8]
+    requests = [_request(key, "/v1/predict", body) for body in bodies]
+    requests.append(_request(key, "/v1/adapters", STALLED))
+    for _ in range(VOLLEYS):
+        for request in requests:
+            threading.Thread(target=_send, args=(url, request), daemon=True).start()
+        time.sleep(VOLLEY_EVERY_S)
 
 
 async def ask(server: Server, seconds: float, n_questions: int) -> dict[str, Any]:
@@ -123,7 +134,7 @@ def main() -> None:
         stalled_folder(folder / "adapters")
         with serve(folder / "log", api_keys=str(keys), adapter_root=str(folder / "adapters")) as server:
             idle = asyncio.run(ask(server, 0, QUESTIONS))
-            attacker = multiprocessing.get_context("spawn").Process(target=_attack, args=(server.url, ATTACKER))
+            attacker = multiprocessing.get_context("spawn").Process(target=attack, args=(server.url, ATTACKER))
             attacker.start()
             beside = asyncio.run(ask(server, VOLLEYS * VOLLEY_EVERY_S, QUESTIONS))
             attacker.join()

@@ -5,18 +5,11 @@ take its time, and what it raises ends the computation.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
-from torch import nn
-from transformers import PreTrainedModel
-
-from blora.errors import BaseModelError
-from blora.inference.fork import decoder_layers
-from blora.posterior.layer import linear_shape
-
-__all__ = ["between", "check_within", "checkpoint", "checkpoints"]
+__all__ = ["between", "checkpoint", "checkpoints"]
 
 T = TypeVar("T")
 
@@ -45,20 +38,3 @@ def between(parts: Iterable[T]) -> Iterator[T]:
     for part in parts:
         checkpoint()
         yield part
-
-
-def check_within(model: PreTrainedModel) -> None:
-    """Have every forward pass of a model meet checkpoints, before each part of a layer and each product within it.
-
-    A model whose decoder layers cannot be told apart has none.
-    """
-    with suppress(BaseModelError):
-        _, layers = decoder_layers(model)
-        for layer in layers:
-            products = (module for module in layer.modules() if linear_shape(module) is not None)
-            for part in dict.fromkeys([*layer.children(), *products]):
-                part.register_forward_pre_hook(_at)
-
-
-def _at(module: nn.Module, args: object) -> None:
-    checkpoint()

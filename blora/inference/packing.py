@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from blora.config import NormalizationName, PromptConfig, ScoringName
 from blora.errors import PromptError, PromptTooLongError, ShapeError
+from blora.inference.checkpoints import checkpoint
 from blora.inference.choices import check_choices, encode_choices, ended
 from blora.inference.text import encode, guard
 
@@ -319,7 +320,9 @@ def collate(rows: Sequence[PackedRow], pad_id: int = 0) -> PackedBatch:
             positions += [(b, k) for k in range(column, column + read)]
             scored += [(place, token, b * n_choices + c) for place, token in zip(places, tokens, strict=True)]
             column += read
+    checkpoint()
     causal = torch.ones(length, length, dtype=torch.bool).tril()
+    checkpoint()
     key, query = segment[:, None, :], segment[:, :, None]
     visible = causal & ((key == 0) & (query >= 0) | (key == query))  # padding sees padding: no empty softmax
     remembered = (query >= 0).expand(-1, -1, n_past)

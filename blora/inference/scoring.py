@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from blora.inference.checkpoints import between
+from blora.inference.checkpoints import between, checkpoint
 from blora.inference.fork import first_layer, hidden_at, logits_at, states_below
 from blora.inference.packing import PackedBatch, States
 from blora.inference.prefix import Memory
@@ -185,7 +185,8 @@ def _additive(mask: Tensor) -> Tensor:
 
     Attention runs in float32 whatever the base's dtype: see `load_base_model`.
     """
-    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, torch.finfo(torch.float32).min)
+    checkpoint()
+    return torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, torch.finfo(torch.float32).min)
 
 
 def _log_normalizers(logits: Tensor) -> Tensor:

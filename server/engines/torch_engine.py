@@ -1,6 +1,6 @@
 """The model in this process: one thread packs, another computes, adapters are read in threads of their own.
 
-A run that has to wait for others keeps its thread, parked at a checkpoint, and others compute in another one.
+A run that has to wait for others is parked at a checkpoint, and the same thread computes the others meanwhile.
 """
 
 import logging
@@ -22,10 +22,10 @@ from blora.config import ScoringName
 from blora.decision.stopping import looks
 from blora.errors import AdapterError
 from blora.inference.architecture import check_packing
-from blora.inference.attention import attend_in_pieces
 from blora.inference.branches import Branches
-from blora.inference.checkpoints import between, check_within, checkpoint, checkpoints
+from blora.inference.checkpoints import between, checkpoint, checkpoints
 from blora.inference.fork import why_whole
+from blora.inference.interruptible import make_interruptible
 from blora.inference.packing import PackedRow, pack
 from blora.inference.prefix import Prefix
 from blora.posterior.bank import SampleBank
@@ -69,7 +69,8 @@ class TorchEngine:
         # These are the shapes of the last few batches, within each of which they come back layer by layer.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
         self._packing = ThreadPoolExecutor(1, "pack")
-        self._computing = ThreadPoolExecutor(1, "compute")
+        threads = partial(torch.set_num_threads, torch.get_num_threads())
+        self._computing = ThreadPoolExecutor(1, "compute", initializer=threads)
         self._lanes = Lanes(self._computing)
         self._reading = OwnThread(settings.adapter_load_timeout_s)
         self._base: BaseModel | None = None
@@ -160,8 +161,7 @@ class TorchEngine:
         settings = self._settings
         base = load_base_model(settings.base_model, device=str(device), dtype=dtype)
         if base.device.type == "cpu":  # elsewhere a pass is short, and one that is parked would keep scarce memory
-            check_within(base.model)
-            attend_in_pieces(base.model)
+            make_interruptible(base.model)
         check_packing(base)
         self._base = base
         self.longest_token = longest_token(base.tokenizer)
@@ -220,7 +220,7 @@ class TorchEngine:
         self._score([Job(handle, row, min(handle.bank.n_samples, fitting), seed=None, stop=None)], Control())
 
     def _score_under(self, control: Control, jobs: Sequence[Job]) -> list[Tensor]:
-        with checkpoints(control.checkpoint):
+        with checkpoints(partial(self._lanes.checkpoint, control)):
             return self._score_what_fits(jobs, control)
 
     def _score_what_fits(self, jobs: Sequence[Job], control: Control, *, notice: bool = True) -> list[Tensor]:
@@ -244,11 +244,10 @@ class TorchEngine:
     def _score(self, jobs: Sequence[Job], control: Control, *, notice: bool = True) -> list[Tensor]:
         """Probabilities (s, C) of each job, under all of its S draws or as many as its decision takes."""
         seen: list[Tensor] = [torch.empty(0)] * len(jobs)
-        with torch.inference_mode():
-            for prefix, places in self._loaded_prefixes().split(jobs, notice=notice).items():
-                found = self._after(prefix, [jobs[place] for place in places], control)
-                for place, probs in zip(places, found, strict=True):
-                    seen[place] = probs
+        for prefix, places in self._loaded_prefixes().split(jobs, notice=notice).items():
+            found = self._after(prefix, [jobs[place] for place in places], control)
+            for place, probs in zip(places, found, strict=True):
+                seen[place] = probs
         return seen
 
     def _after(self, prefix: Prefix | None, jobs: Sequence[Job], control: Control) -> list[Tensor]:

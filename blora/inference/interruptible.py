@@ -1,9 +1,10 @@
-"""Attention over long rows a few queries at a time, with a checkpoint before each piece.
+"""Have a model's forward passes meet checkpoints: before each part of a layer, and within the attention of long rows.
 
-A query's output depends on no other query, so the pieces compute what the whole would, up to rounding. Rows of ordinary
-length stay whole.
+Attention over a long row is computed a few queries at a time. A query's output depends on no other query, so the pieces
+compute what the whole would, up to rounding. Rows of ordinary length stay whole.
 """
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -12,22 +13,39 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from blora.inference.checkpoints import between
+from blora.errors import BaseModelError
+from blora.inference.checkpoints import between, checkpoint
+from blora.inference.fork import decoder_layers
+from blora.posterior.layer import linear_shape
 
-__all__ = ["attend_in_pieces"]
+__all__ = ["make_interruptible"]
 
 # Products of a query and a key that are computed at once.
-PIECE_SCORES = 2**24
+PIECE_SCORES = 2**23
 
 _NAME = "blora_sdpa_in_pieces"
 
 
-def attend_in_pieces(model: PreTrainedModel) -> None:
-    """Have a model's attention interrupted within long rows, if it is torch's scaled dot product attention."""
+def make_interruptible(model: PreTrainedModel) -> None:
+    """Have every forward pass meet a checkpoint before each part of a layer, each product and each piece of attention.
+
+    A model whose decoder layers cannot be told apart has none of the first two, one whose attention is not torch's
+    `scaled_dot_product_attention` none of the last.
+    """
+    with suppress(BaseModelError):
+        _, layers = decoder_layers(model)
+        for layer in layers:
+            products = (module for module in layer.modules() if linear_shape(module) is not None)
+            for part in dict.fromkeys([*layer.children(), *products]):
+                part.register_forward_pre_hook(_at)
     if model.config._attn_implementation == "sdpa":
         AttentionInterface.register(_NAME, _in_pieces)
         AttentionMaskInterface.register(_NAME, sdpa_mask)
         model.set_attn_implementation(_NAME)
+
+
+def _at(module: nn.Module, args: object) -> None:
+    checkpoint()
 
 
 def _in_pieces(
