@@ -21,7 +21,7 @@ from benchmarks.server_process import ROOT
 from benchmarks.serving.adapters import prepare
 from blora.adapter import attach, load_adapter
 from blora.base_model import load_base_model
-from blora.decision.recalibration import temper
+from blora.decision.temperature import temper
 from blora.posterior.draws import Draws
 from blora.posterior.noise import Noise, generator_of, standard_normal
 from blora.posterior.posterior import Posterior

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from blora.base_model import BaseModel, load_base_model
 from blora.config import NormalizationName, PosteriorConfig, PromptConfig
-from blora.decision.calibration import metrics
+from blora.decision.metrics import metrics
 from blora.posterior.bank import SampleBank
 from blora.posterior.inject import eject, inject, parse_layers, select_modules
 from blora.posterior.point import PointFactor

@@ -18,7 +18,7 @@ from typing import ClassVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from blora.decision.asks import AskedRows
-from blora.decision.certificate import Binding, Calibration
+from blora.decision.calibration import Binding, Calibration
 from blora.errors import AdapterError, ConfigError, NotCalibratedError
 from blora.files import read_json
 

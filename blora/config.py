@@ -176,7 +176,7 @@ class SamplingConfig:
         n_samples: draws.
         seed: that they come from.
         temperature: the log-probabilities over the choices are divided by it under every draw.
-        lapse: the share of guesses that every draw's probabilities allow for: see `blora.decision.recalibration`.
+        lapse: the share of guesses that every draw's probabilities allow for: see `blora.decision.temperature`.
         stop_error: where a policy decides, draws stop as soon as the decision is settled but for this probability of
             deciding otherwise than all of them would. None: all are always drawn.
     """

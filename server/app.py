@@ -11,7 +11,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
-from blora.server.access import Door, Rate
 from blora.server.engines.protocol import Engine
 from blora.server.errors import (
     DisconnectedError,
@@ -22,10 +21,9 @@ from blora.server.errors import (
     ServerError,
     UnauthorizedError,
 )
-from blora.server.keys import Keys
-from blora.server.lifecycle import Service
-from blora.server.metrics_port import MetricsPort
-from blora.server.middleware import (
+from blora.server.http.authentication import Door, Rate
+from blora.server.http.metrics_port import MetricsPort
+from blora.server.http.middleware import (
     BodyLimit,
     CatchAll,
     CloseWhileDraining,
@@ -34,11 +32,13 @@ from blora.server.middleware import (
     RequestId,
     SafeHeaders,
 )
-from blora.server.routes import error_response, refuse, router
+from blora.server.http.routes import error_response, refuse, router
+from blora.server.http.strict_json import Reader
+from blora.server.keys import Keys
+from blora.server.monitoring.trail import Trail
+from blora.server.prediction.service import Service
+from blora.server.schemas.validation import invalid_request
 from blora.server.settings import Settings
-from blora.server.strict_json import Reader
-from blora.server.trail import Trail
-from blora.server.validation import invalid_request
 
 __all__ = ["create_app"]
 

@@ -12,13 +12,14 @@ import re
 import secrets
 import stat
 from collections.abc import Iterable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
 
 from blora.errors import ConfigError
 
-__all__ = ["Key", "Keys", "Scope", "line_of", "new_key", "read_keys"]
+__all__ = ["CLIENT", "KEY", "Key", "Keys", "Scope", "adapters_open", "line_of", "new_key", "read_keys"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,18 @@ class Key:
     name: str
     scope: Scope
     adapters: frozenset[str] | None = None
+
+
+CLIENT: ContextVar[str | None] = ContextVar("blora_client", default=None)
+"""The name of the key that a request came with."""
+KEY: ContextVar[Key | None] = ContextVar("blora_key", default=None)
+"""That key, with what it opens."""
+
+
+def adapters_open() -> frozenset[str] | None:
+    """Return the names of the adapters that the request's key opens, None for all."""
+    key = KEY.get()
+    return key.adapters if key is not None else None
 
 
 class Keys:

@@ -21,9 +21,9 @@ from blora.posterior.inject import inject, linear_modules
 from blora.posterior.posterior import Posterior
 from blora.training.data import ExampleSet
 from blora.training.evaluate import predict_all
+from blora.training.overlap import SEEN, fingerprints
 from blora.training.provenance import command_line, machine, revision
 from blora.training.rows import pack_examples
-from blora.training.seen import SEEN, fingerprints
 from blora.training.tune import Trial, record, trial_of, tune
 
 __all__ = ["bayesianize", "posterior_around"]

@@ -9,14 +9,14 @@ from blora import calibration_file
 from blora.adapter import attach, load_adapter
 from blora.base_model import load_base_model
 from blora.decision.asks import AskedRows, earlier_asks
-from blora.decision.calibrated import calibrate
-from blora.decision.certificate import Binding, Calibration, FormName, Goal
+from blora.decision.calibrate import calibrate
+from blora.decision.calibration import Binding, Calibration, FormName, Goal
 from blora.inference.architecture import check_packing
 from blora.posterior.bank import SampleBank
 from blora.training.data import read_examples
 from blora.training.evaluate import predict_all
+from blora.training.overlap import check_distinct, check_unseen, fingerprints
 from blora.training.rows import pack_examples
-from blora.training.seen import check_distinct, check_unseen, fingerprints
 
 __all__ = ["calibrate_adapter"]
 

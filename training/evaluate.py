@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from blora.config import SamplingConfig
-from blora.decision.calibration import Metrics, metrics
-from blora.decision.recalibration import temper
+from blora.decision.metrics import Metrics, metrics
+from blora.decision.temperature import temper
 from blora.decision.uncertainty import mutual_information, predictive_mean
 from blora.inference.branches import score_all
 from blora.posterior.draws import Draws

@@ -15,10 +15,10 @@ from blora.posterior.posterior import Posterior
 from blora.training.checkpoints import claim, last_complete, release
 from blora.training.config import TrainConfig
 from blora.training.data import ExampleSet, read_examples, split_examples
+from blora.training.overlap import SEEN, check_disjoint, fingerprints
 from blora.training.processes import claim_device
 from blora.training.provenance import command_line, machine, revision
 from blora.training.rows import pack_examples
-from blora.training.seen import SEEN, check_disjoint, fingerprints
 from blora.training.trainer import fit
 from blora.training.tune import Trial, scorer, trial_of
 

@@ -11,9 +11,9 @@ from blora.inference.architecture import check_packing
 from blora.posterior.bank import SampleBank
 from blora.training.data import read_examples
 from blora.training.evaluate import Evaluation, evaluate_nested
+from blora.training.overlap import SEEN
 from blora.training.provenance import command_line, machine, revision
 from blora.training.rows import pack_examples
-from blora.training.seen import SEEN
 
 __all__ = ["Subject", "results"]
 

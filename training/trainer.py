@@ -13,7 +13,7 @@ from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 
 from blora.base_model import BaseModel
-from blora.decision.calibration import metrics
+from blora.decision.metrics import metrics
 from blora.inference.fork import first_layer
 from blora.posterior.bank import SampleBank
 from blora.posterior.inject import inject

@@ -16,8 +16,8 @@ from torch import Tensor
 from blora.adapter import check_output, load_adapter, save_adapter
 from blora.base_model import BaseModel
 from blora.config import MOST_LENGTH_POWER, AdapterConfig, SamplingConfig
-from blora.decision.calibration import Metrics, metrics
-from blora.decision.recalibration import fit_recalibration
+from blora.decision.metrics import Metrics, metrics
+from blora.decision.temperature import fit_recalibration
 from blora.errors import NumericalError
 from blora.inference.fork import first_layer
 from blora.posterior.bank import SampleBank
@@ -26,8 +26,8 @@ from blora.posterior.posterior import Posterior
 from blora.training.config import CACHE_GIB
 from blora.training.data import ExampleSet, read_examples
 from blora.training.evaluate import predict_all
+from blora.training.overlap import SEEN, check_unseen, fingerprints
 from blora.training.rows import LabelledRow, labels_of, lengths_of, pack_examples
-from blora.training.seen import SEEN, check_unseen, fingerprints
 from blora.training.trunk import with_states
 
 __all__ = ["Trial", "choose", "record", "scorer", "trial_of", "try_scales", "tune", "tune_adapter"]

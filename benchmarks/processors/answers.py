@@ -17,7 +17,7 @@ from blora.adapter import attach, load_adapter
 from blora.base_model import BaseModel, load_base_model
 from blora.calibration_file import read
 from blora.config import AdapterConfig
-from blora.decision.recalibration import temper
+from blora.decision.temperature import temper
 from blora.inference.architecture import check_packing
 from blora.inference.branches import score_all
 from blora.inference.fork import why_whole

@@ -24,10 +24,10 @@ from blora.inference.packing import PackedBatch, PackedRow, by_length, collate
 from blora.posterior.bank import SampleBank
 from blora.posterior.draws import use_draws
 from blora.posterior.inject import inject
+from blora.server.engines.handle import AdapterHandle
 from blora.server.engines.protocol import Job, Stop
 from blora.server.engines.torch_engine import TorchEngine
-from blora.server.policies import default_policy
-from blora.server.registry import AdapterHandle
+from blora.server.prediction.policies import default_policy
 from blora.server.settings import Settings
 from blora.training.data import ExampleSet
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.serving.contenders import Engine, PlainLora
 from blora.inference.packing import PackedRow
-from blora.server.registry import AdapterHandle
+from blora.server.engines.handle import AdapterHandle
 
 __all__ = ["FILLER", "grow", "in_turn"]
 

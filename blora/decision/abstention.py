@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from blora.decision.recalibration import temper
+from blora.decision.temperature import temper
 from blora.decision.uncertainty import Prediction, summarize
 from blora.errors import ConfigError
 
@@ -115,7 +115,7 @@ def decide(prediction: Prediction, policy: Policy | None) -> Decision:
 def never_met(policy: Policy, lapse: float, n_choices: int) -> tuple[AbstainReason, ...]:
     """The thresholds that no answer passes: the surest one there can be, of so many choices, and why it is withheld.
 
-    A lapse rate keeps every probability away from 1: see `blora.decision.recalibration`.
+    A lapse rate keeps every probability away from 1: see `blora.decision.temperature`.
 
     >>> [round(reason.value, 3) for reason in never_met(Policy(min_confidence=0.95), lapse=0.2, n_choices=2)]
     [0.9]

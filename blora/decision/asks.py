@@ -18,7 +18,7 @@ from blora.decision.selective import ScoreName
 
 __all__ = ["Ask", "AskedRows", "check_total", "earlier_asks", "total_delta"]
 
-DIGITS = 12  # of a row's fingerprint, see `blora.training.seen`
+DIGITS = 12  # of a row's fingerprint, see `blora.training.overlap`
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _FINGERPRINTS = re.compile(f"([0-9a-f]{{{DIGITS}}})*")

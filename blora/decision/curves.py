@@ -7,7 +7,7 @@ from torch import Tensor
 
 from blora.checks import require
 from blora.decision.abstention import TOLERANCE
-from blora.decision.calibration import N_BINS
+from blora.decision.metrics import N_BINS
 from blora.errors import ConfigError, NumericalError, ShapeError
 
 __all__ = ["ReliabilityBin", "auroc", "reliability", "risk_coverage"]

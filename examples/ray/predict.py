@@ -16,8 +16,8 @@ from typing import Any
 import pyarrow as pa
 import ray
 
+from blora.server.batch.offline import answering, patient
 from blora.server.engines.torch_engine import TorchEngine
-from blora.server.offline import answering, patient
 
 # Types that do not follow from a batch: one of which all abstain has no answer to take a type from.
 COLUMNS = {"answer": pa.string(), "confidence": pa.float64(), "abstained": pa.bool_()}

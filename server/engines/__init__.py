@@ -1,1 +1,1 @@
-"""What computes answers: one protocol, and the engines that keep it."""
+"""What computes probabilities: a model in this process, or vLLM over HTTP."""

@@ -10,19 +10,20 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from blora.adapter import Adapter, load_adapter
 from blora.base_model import BaseModel
 from blora.calibration_file import for_serving, read
 from blora.config import SamplingConfig
 from blora.decision.abstention import Policy, strictest
-from blora.decision.certificate import Binding
-from blora.decision.recalibration import temper
+from blora.decision.calibration import Binding
 from blora.decision.stopping import settled
+from blora.decision.temperature import temper
 from blora.errors import ConfigError, NotCalibratedError, NumericalError
 from blora.posterior.bank import SampleBank
+from blora.server.engines.handle import AdapterHandle
 from blora.server.engines.protocol import Job, ModelInfo, Row
-from blora.server.registry import AdapterHandle
 from blora.server.settings import Settings
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "enough",
     "handle_of",
     "in_thread",
+    "longest_token",
     "model_of",
     "probabilities",
     "read_adapter",
@@ -198,3 +200,12 @@ def handle_of(adapter: Adapter, *, device: torch.device, dtype: str, allow_uncal
         calibration=calibration,
         not_calibrated=not_calibrated,
     )
+
+
+def longest_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the characters of the tokenizer's longest token, which no token of a text exceeds.
+
+    Tokenizers of language models lose no character: where the vocabulary lacks one, its bytes are tokens. One that
+    puts a single token for many unknown characters may call a text shorter than this allows for.
+    """
+    return max(map(len, tokenizer.get_vocab()), default=1)

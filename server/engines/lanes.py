@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from greenlet import getcurrent, greenlet
 
-from blora.server.control import Control
+from blora.server.scheduling.control import Control
 
 __all__ = ["Lanes"]
 

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 from blora.inference.fork import runs_in_parts
 from blora.inference.packing import PackedRow
 from blora.inference.prefix import MIN_PREFIX, Prefix, common_tokens
+from blora.server.engines.handle import AdapterHandle
 from blora.server.engines.protocol import Job
-from blora.server.registry import AdapterHandle
 
 __all__ = ["Prefixes"]
 

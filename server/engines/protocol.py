@@ -10,8 +10,8 @@ from torch import Tensor
 from blora.config import ScoringName
 from blora.decision.abstention import Policy
 from blora.decision.stopping import looks
-from blora.server.control import Control
-from blora.server.registry import AdapterHandle
+from blora.server.engines.handle import AdapterHandle
+from blora.server.scheduling.control import Control
 
 __all__ = ["Engine", "Job", "Loaded", "ModelInfo", "Row", "Stop"]
 

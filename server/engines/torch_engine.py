@@ -30,13 +30,14 @@ from blora.inference.packing import PackedRow, pack
 from blora.inference.prefix import Prefix
 from blora.posterior.bank import SampleBank
 from blora.posterior.draws import Draws
-from blora.server.control import Control
+from blora.server.engines.handle import AdapterHandle
 from blora.server.engines.jobs import (
     PROBE_CHOICES,
     PROBE_PROMPT,
     check_adapters,
     enough,
     in_thread,
+    longest_token,
     model_of,
     probabilities,
     read_adapter,
@@ -46,10 +47,9 @@ from blora.server.engines.lanes import Lanes
 from blora.server.engines.precision import pick_dtype
 from blora.server.engines.prefixes import Prefixes
 from blora.server.engines.protocol import Job, Loaded, Row
-from blora.server.own_thread import OwnThread
-from blora.server.registry import AdapterHandle
+from blora.server.scheduling.control import Control
+from blora.server.scheduling.own_thread import OwnThread
 from blora.server.settings import Settings
-from blora.server.tokenizing import longest_token
 
 __all__ = ["TorchEngine"]
 

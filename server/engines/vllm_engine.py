@@ -26,13 +26,14 @@ from blora.errors import AdapterError, ConfigError
 from blora.export import export_draws
 from blora.inference.branches import score_all
 from blora.inference.packing import PackedRow, pack
-from blora.server.control import Control
+from blora.server.engines.handle import AdapterHandle
 from blora.server.engines.jobs import (
     PROBE_CHOICES,
     PROBE_PROMPT,
     check_adapters,
     enough,
     in_thread,
+    longest_token,
     model_of,
     probabilities,
     read_adapter,
@@ -40,10 +41,9 @@ from blora.server.engines.jobs import (
 )
 from blora.server.engines.protocol import Job, Loaded, Row
 from blora.server.engines.vllm_client import UnknownLoraError, VllmClient, VllmError
-from blora.server.own_thread import OwnThread
-from blora.server.registry import AdapterHandle
+from blora.server.scheduling.control import Control
+from blora.server.scheduling.own_thread import OwnThread
 from blora.server.settings import Settings
-from blora.server.tokenizing import longest_token
 
 __all__ = ["DTYPE", "VllmEngine"]
 

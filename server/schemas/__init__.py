@@ -1,1 +1,1 @@
-"""The shapes on the wire; /openapi.json is generated from them."""
+"""The shapes of requests and answers on the wire."""

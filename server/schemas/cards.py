@@ -6,7 +6,7 @@ from pydantic import Field
 
 from blora.client.answers import PolicyInForce
 from blora.config import PosteriorConfig, PromptConfig, SamplingConfig
-from blora.decision.certificate import Calibration
+from blora.decision.calibration import Calibration
 from blora.server.schemas.responses import Response
 
 __all__ = ["AdapterCard", "AdapterList"]

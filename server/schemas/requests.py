@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from blora.server.errors import InvalidRequestError
-from blora.server.validation import invalid_request
+from blora.server.schemas.validation import invalid_request
 
 __all__ = [
     "BatchRequest",

@@ -4,7 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from blora.client.answers import ErrorBody, Prediction
+from blora.client.answers import ErrorBody, ErrorDetail, Prediction
+from blora.server.errors import ServerError
 
 __all__ = [
     "BatchResponse",
@@ -15,6 +16,7 @@ __all__ = [
     "ModelList",
     "Response",
     "Status",
+    "error_body",
 ]
 
 
@@ -94,3 +96,9 @@ class Status(Response):
     """The server is well."""
 
     status: Literal["ok"] = "ok"
+
+
+def error_body(error: ServerError) -> ErrorBody:
+    """The error as the client sees it."""
+    detail = ErrorDetail(message=str(error), type=error.type, param=error.param, code=error.code)
+    return ErrorBody(error=detail)

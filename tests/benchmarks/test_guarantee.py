@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.guarantee import binomial_limit, main, measure
 from blora.decision.binomial import binomial_cdf
-from blora.decision.recalibration import temper
+from blora.decision.temperature import temper
 
 
 def answers(n: int = 600, n_draws: int = 3) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from benchmarks.search import N_TRAIN, N_VALIDATION, VARIANTS, judge, parts_of
-from blora.decision.calibration import metrics
-from blora.decision.recalibration import Recalibration, temper
+from blora.decision.metrics import metrics
+from blora.decision.temperature import Recalibration, temper
 from blora.training.data import Example, ExampleSet
 from blora.training.grid.results import Predictions, Treatments
 

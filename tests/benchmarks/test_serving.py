@@ -73,7 +73,10 @@ def test_seconds_add_up_at_the_speed_of_each_part() -> None:
 @pytest.mark.parametrize(
     ("stack", "stage"),
     [
-        ("run (server/cli.py:1);post (h11/_state.py:3);forward (torch/nn/modules/linear.py:9)", "forward passes"),
+        (
+            "run (server/commands/serve.py:1);post (h11/_state.py:3);forward (torch/nn/modules/linear.py:9)",
+            "forward passes",
+        ),
         ("work (thread.py:2);forward (site-packages/transformers/models/llama/m.py:9)", "forward passes"),
         ("work (thread.py:2);encode (site-packages/transformers/tokenization_utils.py:9)", "tokens and packing"),
         ("work (thread.py:2);pack (/x/blora/inference/packing.py:9);len (<built-in>)", "tokens and packing"),

@@ -10,10 +10,10 @@ from blora.adapter import load_adapter
 from blora.base_model import BaseModel
 from blora.calibration_file import CALIBRATION_FILE, asked, for_serving, read, remember, store
 from blora.decision.asks import AskedRows
-from blora.decision.certificate import Goal
+from blora.decision.calibration import Goal
 from blora.errors import AdapterError
 from tests.blora.adapters import contents, rewrite_json, saved
-from tests.blora.test_calibrated import BINDING, DIGEST, made
+from tests.blora.test_calibrate import BINDING, DIGEST, made
 
 CALIBRATION = made()
 

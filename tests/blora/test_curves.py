@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from blora.decision.calibration import accuracy, aurc, ece
 from blora.decision.curves import ReliabilityBin, auroc, reliability, risk_coverage
+from blora.decision.metrics import accuracy, aurc, ece
 from blora.errors import ConfigError, NumericalError, ShapeError
 
 # Confidences 0.9, 0.8, 0.7, 0.6; right, right, wrong, right.

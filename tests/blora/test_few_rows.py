@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from blora.decision import recalibration
-from blora.decision.calibration import nll
-from blora.decision.recalibration import Recalibration, fit_recalibration, fit_temperature
+from blora.decision import temperature
+from blora.decision.metrics import nll
+from blora.decision.temperature import Recalibration, fit_recalibration, fit_temperature
 
 POWERS = (-1.0, 1.0)
 MEAN_LOG_LENGTH = 2.2  # of lengths that are uniform between 1 and 21
@@ -65,8 +65,8 @@ def test_answers_get_no_worse_however_few_the_rows(name: str, n: int, n_seeds: i
 @pytest.mark.parametrize("name", WORLDS)
 def test_many_rows_are_fitted_as_if_there_were_no_prior(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     held_back = gain(WORLDS[name], 500, 2)
-    monkeypatch.setattr(recalibration, "_penalty", lambda value: 0 * value)
-    monkeypatch.setattr(recalibration, "LAPSE_PRIOR", 1)
+    monkeypatch.setattr(temperature, "_penalty", lambda value: 0 * value)
+    monkeypatch.setattr(temperature, "LAPSE_PRIOR", 1)
     assert held_back == pytest.approx(gain(WORLDS[name], 500, 2), abs=0.005)
 
 

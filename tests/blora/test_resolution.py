@@ -6,12 +6,12 @@ from typing import get_args
 import pytest
 import torch
 
-from blora.decision.calibrated import calibrate, scores_of
-from blora.decision.certificate import Goal
-from blora.decision.recalibration import temper
+from blora.decision.calibrate import calibrate, scores_of
+from blora.decision.calibration import Goal
 from blora.decision.resolution import COARSE, FINE, Resolution, resolution_of
 from blora.decision.selective import Evidence, ScoreName, Stage, split_rows
-from tests.blora.test_calibrated import BINDING, SOURCE, answers
+from blora.decision.temperature import temper
+from tests.blora.test_calibrate import BINDING, SOURCE, answers
 
 LEAST = {"bfloat16": 1e-3, "float16": 1e-3, "float32": 1e-4}
 

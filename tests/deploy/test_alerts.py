@@ -10,9 +10,9 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.server_process import ROOT
-from blora.server.build import Build
 from blora.server.errors import TABLE
-from blora.server.metrics import Metrics
+from blora.server.monitoring.build import Build
+from blora.server.monitoring.metrics import Metrics
 
 DEPLOY = ROOT / "deploy"
 ALL = [rule for group in yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"] for rule in group["rules"]]

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from benchmarks.server_process import ROOT
-from blora.server.build import Build
-from blora.server.metrics import Metrics
+from blora.server.monitoring.build import Build
+from blora.server.monitoring.metrics import Metrics
 from tests.deploy.kustomize import needs_kustomize, one
 
 RULES = yaml.safe_load((ROOT / "deploy/prometheus-adapter.yaml").read_text())["rules"]["custom"]

@@ -11,12 +11,12 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.server_process import ROOT
-from blora.server.build import Build
-from blora.server.metrics import Metrics
+from blora.server.monitoring.build import Build
+from blora.server.monitoring.metrics import Metrics
 from tests.prometheus import needs_prometheus, query, scraping
+from tests.server.commands.test_shutdown import Listening, listening, queued
 from tests.server.fakes import FakeEngine
-from tests.server.test_feedback import CALIBRATED
-from tests.server.test_shutdown import Listening, listening, queued
+from tests.server.monitoring.test_feedback import CALIBRATED
 
 
 def load() -> ModuleType:

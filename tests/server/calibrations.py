@@ -3,7 +3,7 @@
 import torch
 
 from blora.decision.binomial import clopper_pearson
-from blora.decision.certificate import Binding, Calibration, CalibrationRows, ConformalQuantile, FormName
+from blora.decision.calibration import Binding, Calibration, CalibrationRows, ConformalQuantile, FormName
 from blora.decision.curves import ReliabilityBin
 from blora.decision.histogram import entropy_histogram
 from blora.decision.selective import Level

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from blora.config import AdapterConfig, BaseModelRef, PosteriorConfig, PromptConfig, SamplingConfig
 from blora.decision.abstention import Policy
-from blora.decision.certificate import Calibration
+from blora.decision.calibration import Calibration
 from blora.errors import AdapterError, PromptError
 from blora.server.app import create_app
-from blora.server.control import Control
+from blora.server.engines.handle import AdapterHandle
 from blora.server.engines.jobs import check_draws
 from blora.server.engines.protocol import Job, Loaded, ModelInfo
-from blora.server.registry import AdapterHandle
+from blora.server.scheduling.control import Control
 from blora.server.settings import Settings
 
 TRIAGE_DIGEST = "sha256:" + "1" * 64

@@ -7,7 +7,7 @@ from jsonschema import Draft202012Validator
 
 from blora.server.errors import TABLE
 from tests.server.fakes import Running
-from tests.server.test_bad_requests import BAD_BODIES
+from tests.server.http.test_bad_requests import BAD_BODIES
 
 GOOD = [
     {"prompt": "x"},

@@ -9,8 +9,8 @@ import pytest
 from blora import server
 from blora.server import errors
 from blora.server.errors import TABLE, QueueFullError, ServerError
-from blora.server.routes import error_response
-from blora.server.validation import _CODES
+from blora.server.http.routes import error_response
+from blora.server.schemas.validation import _CODES
 
 SOURCES = sorted(Path(server.__file__).parent.rglob("*.py"))
 CLASSES = [

@@ -10,9 +10,9 @@ import pytest
 from blora.adapter import attach, load_adapter
 from blora.base_model import load_base_model
 from blora.calibration_file import CALIBRATION_FILE, read
-from blora.decision.certificate import Calibration
-from blora.decision.recalibration import temper
+from blora.decision.calibration import Calibration
 from blora.decision.selective import ScoreName
+from blora.decision.temperature import temper
 from blora.errors import AdapterError, ConfigError, DataError
 from blora.posterior.bank import SampleBank
 from blora.training.commands import calibrate, train

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from blora.config import PosteriorConfig
-from blora.decision.calibration import metrics
+from blora.decision.metrics import metrics
 from blora.inference.packing import PackedRow
 from blora.posterior.bank import SampleBank
 from blora.posterior.posterior import Posterior

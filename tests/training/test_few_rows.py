@@ -2,7 +2,7 @@
 
 import pytest
 
-from blora.decision.recalibration import FEW_ROWS
+from blora.decision.temperature import FEW_ROWS
 from blora.training.commands.few_rows import warn_of_few_rows
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from blora.cli import main
-from blora.decision.calibration import metrics
-from blora.decision.recalibration import Recalibration, temper
+from blora.decision.metrics import metrics
+from blora.decision.temperature import Recalibration, temper
 from blora.training.grid.methods import METHODS
 from blora.training.grid.results import Predictions, Treatments, evaluations
 from blora.training.report.results import read_results

@@ -10,7 +10,7 @@ from blora.adapter import Adapter, attach, load_adapter
 from blora.base_model import BaseModel, load_base_model
 from blora.cli import main
 from blora.config import NormalizationName
-from blora.decision.recalibration import Recalibration, fit_recalibration
+from blora.decision.temperature import Recalibration, fit_recalibration
 from blora.posterior.bank import SampleBank
 from blora.training.data import read_examples
 from blora.training.evaluate import evaluate_nested

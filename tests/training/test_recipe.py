@@ -20,7 +20,7 @@ from blora.errors import AdapterError, BaseModelError, BloraError, ConfigError, 
 from blora.training.commands import train
 from blora.training.config import TrainConfig
 from blora.training.data import read_examples
-from blora.training.seen import fingerprints
+from blora.training.overlap import fingerprints
 from tests.training.conftest import REVISION
 from tests.training.toys import toy_data, toy_row, train_arguments, write_jsonl
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import EarlyStoppingCallback
 
 from blora.base_model import BaseModel
-from blora.decision.calibration import metrics
+from blora.decision.metrics import metrics
 from blora.errors import NumericalError
 from blora.posterior.bank import SampleBank
 from blora.posterior.posterior import Posterior

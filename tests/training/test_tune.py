@@ -12,7 +12,7 @@ from blora.adapter import load_adapter
 from blora.base_model import load_base_model
 from blora.cli import main
 from blora.config import AdapterConfig
-from blora.decision.calibration import Metrics
+from blora.decision.metrics import Metrics
 from blora.errors import NumericalError
 from blora.inference.packing import PackedRow
 from blora.posterior.noise import generator_of

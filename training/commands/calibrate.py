@@ -8,7 +8,7 @@ from blora.command_help import CommandHelp
 from blora.training.commands.arguments import add_model, positive
 
 if TYPE_CHECKING:
-    from blora.decision.certificate import Calibration
+    from blora.decision.calibration import Calibration
 
 __all__ = ["SUMMARY", "main"]
 
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
     """Calibrates and prints what was proved."""
     arguments = _parser().parse_args(argv)
 
-    from blora.decision.certificate import Goal
+    from blora.decision.calibration import Goal
     from blora.training.calibrate import calibrate_adapter
 
     goal = Goal(

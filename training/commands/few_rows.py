@@ -2,7 +2,7 @@
 
 import sys
 
-from blora.decision.recalibration import FEW_ROWS
+from blora.decision.temperature import FEW_ROWS
 
 __all__ = ["warn_of_few_rows"]
 

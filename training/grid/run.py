@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blora.decision.calibration import metrics
+from blora.decision.metrics import metrics
 from blora.posterior.draws import Draws
 from blora.training.evaluate import predict_all
 from blora.training.grid.bench import Bench

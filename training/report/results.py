@@ -90,7 +90,7 @@ class Evaluation(_Strict):
 
 
 class Recalibration(_Strict):
-    """What `blora.decision.recalibration` fitted."""
+    """What `blora.decision.temperature` fitted."""
 
     temperature: Annotated[float, Field(gt=0)]
     power: float

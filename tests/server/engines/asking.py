@@ -13,9 +13,9 @@ from blora.base_model import load_base_model
 from blora.calibration_file import store
 from blora.config import AdapterConfig, PosteriorConfig, PromptConfig, SamplingConfig
 from blora.posterior.posterior import Posterior
+from blora.server.engines.handle import AdapterHandle
 from blora.server.engines.protocol import Job, Loaded, Stop
 from blora.server.engines.torch_engine import TorchEngine
-from blora.server.registry import AdapterHandle
 from blora.server.settings import Settings
 from tests.scenarios import adapted_modules
 from tests.server.calibrations import calibration

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from blora.decision.abstention import Policy
-from blora.server.control import AbandonedError, Control
 from blora.server.engines.protocol import Job, Stop
+from blora.server.scheduling.control import AbandonedError, Control
 from tests.server.engines.asking import Asking
 
 LONG = "the same long beginning of every prompt here, and then " + "x" * 20

@@ -10,8 +10,8 @@ from functools import partial
 import pytest
 import torch
 
-from blora.server.control import AbandonedError, Control
 from blora.server.engines.lanes import Lanes
+from blora.server.scheduling.control import AbandonedError, Control
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from blora.inference.fork import keep_whole
 from blora.inference.packing import PackedRow
 from blora.inference.prefix import MIN_PREFIX
 from blora.posterior.bank import SampleBank
+from blora.server.engines.handle import AdapterHandle
 from blora.server.engines.prefixes import Prefixes
 from blora.server.engines.protocol import Job
-from blora.server.registry import AdapterHandle
 from tests.scenarios import injected, random_draws
 from tests.server.fakes import handle
 

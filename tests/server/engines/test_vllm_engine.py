@@ -12,10 +12,10 @@ import torch
 from blora.decision.abstention import Policy
 from blora.errors import AdapterError, BloraError, PromptTooLongError
 from blora.server.app import create_app
-from blora.server.control import AbandonedError, Control
 from blora.server.engines.protocol import Job, Stop
 from blora.server.engines.vllm_client import VllmClient, VllmError
 from blora.server.engines.vllm_engine import VllmEngine
+from blora.server.scheduling.control import AbandonedError, Control
 from blora.server.settings import Settings
 from tests.server.engines.asking import CHOICES, QUESTIONS, Asking, settings
 from tests.server.engines.fake_vllm import FakeVllm, fake_vllm

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blora.decision.calibration import metrics
 from blora.decision.curves import auroc, reliability, risk_coverage
-from blora.decision.recalibration import temper
+from blora.decision.metrics import metrics
+from blora.decision.temperature import temper
 from blora.decision.uncertainty import entropy, mutual_information
 from blora.training.report.results import read_results
 from blora.training.report.study import Study, studies

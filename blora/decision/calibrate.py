@@ -1,0 +1,218 @@
+"""The making of a calibration: what labelled rows prove about an adapter."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from blora.decision.abstention import Policy
+from blora.decision.asks import Ask, total_delta
+from blora.decision.calibration import (
+    CURVE_POINTS,
+    Binding,
+    Calibration,
+    CalibrationRows,
+    ConformalQuantile,
+    FormName,
+    Goal,
+)
+from blora.decision.conformal import conformal_quantile, nonconformity, proof_rows_needed
+from blora.decision.curves import reliability, risk_coverage
+from blora.decision.histogram import entropy_histogram
+from blora.decision.resolution import resolution_of
+from blora.decision.selective import Evidence, ScoreName, Stage, certify, split_rows, trust
+from blora.decision.stopping import draws_used, looks, reach
+from blora.decision.temperature import temper
+from blora.decision.uncertainty import mutual_information, predictive_entropy, predictive_mean
+from blora.errors import ConfigError, DataError, NumericalError, ShapeError
+
+__all__ = ["STANDARD_COVERAGES", "STANDARD_TARGETS", "calibrate", "scores_of"]
+
+STANDARD_TARGETS = (0.01, 0.02, 0.05, 0.1, 0.2)
+STANDARD_COVERAGES = (0.8, 0.9, 0.95)
+
+
+def scores_of(probs: Tensor) -> dict[ScoreName, Tensor]:
+    """The scores that a threshold may be on, (N,) each, from probs (S, N, C); one draw has no mutual information."""
+    scores: dict[ScoreName, Tensor] = {
+        "confidence": predictive_mean(probs).max(-1).values.clamp_max(1),
+        "predictive_entropy": predictive_entropy(probs).clamp_min(0),
+    }
+    if len(probs) > 1:
+        scores["mutual_information"] = mutual_information(probs).clamp_min(0)
+    return scores
+
+
+def calibrate(
+    log_probs: Tensor,
+    labels: Tensor,
+    *,
+    binding: Binding,
+    goal: Goal,
+    source: str,
+    digest: str,
+    split: str,
+    forms: Sequence[FormName],
+    earlier: Sequence[Ask] = (),
+) -> Calibration:
+    """What labelled rows prove about an adapter.
+
+    Args:
+        log_probs: (S, N, C) under every draw of the adapter's bank, -inf for choices that a row does not have.
+        labels: (N,) indices of the right choices.
+        binding: what was scored; its temperature and its lapse rate are applied.
+        goal: what is to be proved. Its seed has to be fixed beforehand too.
+        source: where the rows came from.
+        digest: of the rows as read.
+        split: which split they are.
+        forms: in which requests would ask such questions.
+        earlier: asks of overlapping rows before this one, whose deltas add to its own.
+
+    Raises:
+        ShapeError: if the shapes do not fit, or the draws are not those of the binding.
+        DataError: if a row has fewer than two choices, or its label is none of them.
+        NumericalError: if a probability is not finite.
+        ConfigError: if there are too few rows, or they do not prove the target.
+    """
+    n_choices = _check_rows(log_probs, labels, binding)
+    goal.check_rows(len(labels))
+    asks = (*earlier, goal.ask)
+    probs = temper(log_probs, binding.temperature, binding.lapse)
+    if not bool(probs.isfinite().all()):
+        raise NumericalError("got probabilities that are not finite, expected finite ones: score in float32")
+    stages = _stages(probs, labels, binding.stop_error, goal.score)
+    evidence = Evidence.gather(stages, seed=goal.seed, resolution=resolution_of(binding.dtype))
+    targets = sorted({*STANDARD_TARGETS, goal.target_risk})
+    levels = tuple(certify(evidence, target_risk=target, delta=goal.delta) for target in targets)
+    default = levels[targets.index(goal.target_risk)]
+    if default.threshold is None:
+        raise ConfigError(_not_proved(len(labels), goal, total_delta(asks)))
+    _, proof = split_rows(len(labels), goal.seed)
+    mean, scores = _answers(probs, default.policy(), binding.stop_error)
+    right = mean.argmax(-1) == labels
+    most_choices = int(n_choices.max())
+    return Calibration(
+        binding=binding,
+        rows=CalibrationRows(
+            source=source,
+            digest=digest,
+            split=split,
+            forms=tuple(sorted(set(forms))),
+            fewest_choices=int(n_choices.min()),
+            most_choices=most_choices,
+            n_rows=len(labels),
+            n_tuning=evidence.n_tuning,
+            n_proof=evidence.n_proof,
+            seed=goal.seed,
+        ),
+        delta=total_delta(asks),
+        asks=asks,
+        target_risk=goal.target_risk,
+        coverage=goal.coverage,
+        levels=levels,
+        quantiles=_quantiles(_nonconformity(probs[:, proof], labels[proof], binding.stop_error), goal.coverage),
+        reliability=tuple(reliability(mean, labels)),
+        curve=tuple(
+            (kept, risk)
+            for kept, risk in risk_coverage(trust(default.score, scores[default.score]), right, CURVE_POINTS)
+        ),
+        entropy=entropy_histogram(scores["predictive_entropy"], most_choices),
+    )
+
+
+def _check_rows(log_probs: Tensor, labels: Tensor, binding: Binding) -> Tensor:
+    """The number of choices of every row, (N,), once draws, choices and labels fit together."""
+    if log_probs.ndim != 3 or labels.shape != log_probs.shape[1:2]:
+        raise ShapeError(
+            f"got log-probabilities {tuple(log_probs.shape)} and labels {tuple(labels.shape)}, "
+            "expected (S, N, C) and (N,)"
+        )
+    if len(log_probs) != binding.n_samples:
+        raise ShapeError(
+            f"got log-probabilities of {len(log_probs)} draws, expected {binding.n_samples}, the binding's n_samples: "
+            "score under every draw of the bank"
+        )
+    C = log_probs.shape[-1]
+    if (row := _first((labels < 0) | (labels >= C))) is not None:
+        raise DataError(
+            f"got label {int(labels[row])} in row {row} (from 0), expected 0 to {C - 1}: correct or remove the row"
+        )
+    present = ~log_probs.isneginf().all(0)  # (N, C)
+    n_choices = present.sum(-1)
+    if (row := _first(n_choices < 2)) is not None:
+        raise DataError(f"got {int(n_choices[row])} choices in row {row} (from 0), expected at least 2: remove the row")
+    if (row := _first(~present.gather(1, labels.long()[:, None])[:, 0])) is not None:
+        raise DataError(
+            f"got label {int(labels[row])} in row {row} (from 0), a choice of log-probability -inf that the row does "
+            "not have, expected one of its own: correct or remove the row"
+        )
+    return n_choices
+
+
+def _stages(probs: Tensor, labels: Tensor, stop_error: float | None, score: ScoreName | None) -> list[Stage]:
+    """The rows at every look, from probs (S, N, C), with one score or all there are."""
+    if score is not None and score not in scores_of(probs):
+        raise ConfigError(f"got score {score} for a single draw, expected one that a single draw has: use confidence")
+
+    def kept(scores: dict[ScoreName, Tensor]) -> dict[ScoreName, Tensor]:
+        return {name: values for name, values in scores.items() if score in (None, name)}
+
+    stages = []
+    for look in _looks(len(probs), stop_error):
+        seen = probs[:look]
+        unsettled = reach(seen, len(probs), stop_error) if stop_error is not None and look < len(probs) else {}
+        stages.append(Stage(kept(scores_of(seen)), predictive_mean(seen).argmax(-1) != labels, kept(unsettled)))
+    return stages
+
+
+def _answers(probs: Tensor, policy: Policy, stop_error: float | None) -> tuple[Tensor, dict[ScoreName, Tensor]]:
+    """The posterior predictive (N, C) and the scores (N,) of each row under as many draws as its decision takes."""
+    mean, scores = predictive_mean(probs), scores_of(probs)
+    if stop_error is None:
+        return mean, scores
+    used = draws_used(probs, policy, stop_error)
+    for look in looks(len(probs)):
+        rows = used == look
+        mean[rows] = predictive_mean(probs[:look, rows])
+        for name, values in scores_of(probs[:look, rows]).items():
+            scores[name][rows] = values
+    return mean, scores
+
+
+def _nonconformity(probs: Tensor, labels: Tensor, stop_error: float | None) -> Tensor:
+    """The greatest of all looks, (N,): prediction sets hold whenever a policy has the draws stop."""
+    seen = [nonconformity(predictive_mean(probs[:look]), labels) for look in _looks(len(probs), stop_error)]
+    return torch.stack(seen).amax(0)
+
+
+def _looks(n_samples: int, stop_error: float | None) -> list[int]:
+    return [n_samples] if stop_error is None else looks(n_samples)
+
+
+def _first(flags: Tensor) -> int | None:
+    """The first row that is flagged (N,), if any is."""
+    found = flags.nonzero()
+    return int(found[0, 0]) if len(found) else None
+
+
+def _quantiles(scores: Tensor, default: float) -> tuple[ConformalQuantile, ...]:
+    """Those of the standard coverages for which there are rows enough, and that of the default one."""
+    return tuple(
+        ConformalQuantile(
+            coverage=coverage,
+            quantile=min(1.0, max(0.0, conformal_quantile(scores, coverage)))
+            if len(scores) >= proof_rows_needed(coverage)
+            else None,
+        )
+        for coverage in sorted({*STANDARD_COVERAGES, default})
+    )
+
+
+def _not_proved(n_rows: int, goal: Goal, spent: float) -> str:
+    # No target is named that these rows would have proved: one that was read from the rows no sum of deltas covers.
+    return (
+        f"got target_risk {goal.target_risk}, which these {n_rows} rows do not prove at delta {goal.delta}, expected "
+        f"one that they prove. The rows are used up at delta {spent:g}: another ask of them adds its delta to that, "
+        "and rows that no ask has used start anew. Calibrate on new rows, more of them for the same target, or train "
+        "a better adapter"
+    )

@@ -1,0 +1,140 @@
+"""How good probabilities are: NLL, Brier, ECE, accuracy, the area under the risk-coverage curve.
+
+Every metric takes the predictive mean (B, C), already averaged over draws, and labels (B,). Choices that a
+question does not have carry probability zero. Numbers that are not finite are refused.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from blora.errors import NumericalError, ShapeError
+
+__all__ = ["Metrics", "accuracy", "aurc", "brier", "ece", "metrics", "nll", "refuse_rows"]
+
+N_BINS = 15
+# The smallest probability that enters a logarithm: that of float32, for a draw that is sure and wrong.
+SMALLEST = torch.finfo(torch.float32).tiny
+
+
+def _check(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    if probs.ndim != 2 or labels.shape != probs.shape[:1] or len(labels) == 0:
+        raise ShapeError(
+            f"got probabilities {tuple(probs.shape)} and labels {tuple(labels.shape)}, expected (B, C) and (B,), B >= 1"
+        )
+    refuse_rows(~probs.isfinite().all(-1), "probabilities that are not finite", "finite ones")
+    return probs.double(), labels.long()
+
+
+def refuse_rows(rows: Tensor, got: str, expected: str) -> None:
+    """Raises if any of the rows (B,) is marked."""
+    if bool(rows.any()):
+        marked = rows.nonzero().flatten().tolist()
+        raise NumericalError(
+            f"got {got} in {len(marked)} of {len(rows)} rows, row {marked[0]} the first, expected {expected}; "
+            "check those rows, and the model and its dtype"
+        )
+
+
+def _confidence(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    confidence, top = probs.max(-1)
+    return confidence, (top == labels).double()
+
+
+def accuracy(probs: Tensor, labels: Tensor) -> float:
+    """Share of questions whose most probable choice is right."""
+    return _confidence(*_check(probs, labels))[1].mean().item()
+
+
+def nll(probs: Tensor, labels: Tensor) -> float:
+    """Mean negative log-probability of the label, in nats."""
+    probs, labels = _check(probs, labels)
+    picked = probs.gather(1, labels[:, None])
+    return float(-picked.clamp_min(SMALLEST).log().mean())
+
+
+def brier(probs: Tensor, labels: Tensor) -> float:
+    """Mean squared distance between the probabilities and the one-hot label, in [0, 2] (Brier, 1950)."""
+    probs, labels = _check(probs, labels)
+    one_hot = torch.nn.functional.one_hot(labels, probs.shape[1])
+    return (probs - one_hot).square().sum(-1).mean().item()
+
+
+def ece(
+    probs: Tensor, labels: Tensor, n_bins: int = N_BINS, binning: Literal["equal_width", "adaptive"] = "equal_width"
+) -> float:
+    """Expected calibration error of the confidence (Naeini et al., 2015; Guo et al., 2017).
+
+    Args:
+        probs: (B, C).
+        labels: (B,).
+        n_bins: number of bins.
+        binning: equal_width bins (k/n, (k+1)/n], or adaptive ones of equal counts.
+
+    Returns:
+        Mean |accuracy - confidence| over bins, weighted by their counts, in [0, 1].
+    """
+    confidence, correct = _confidence(*_check(probs, labels))
+    if binning == "adaptive":
+        correct = _tied_mean(confidence, correct)  # so that the order of rows does not matter
+        order = confidence.argsort(stable=True)
+        groups = torch.empty_like(order)
+        groups[order] = torch.arange(len(order)) * n_bins // len(order)
+    else:
+        groups = ((confidence * n_bins).ceil().long() - 1).clamp(0, n_bins - 1)
+    gap = torch.zeros(n_bins, dtype=torch.float64).index_add(0, groups, correct - confidence)
+    return float(gap.abs().sum() / len(correct))
+
+
+def aurc(probs: Tensor, labels: Tensor) -> float:
+    """Area under the risk-coverage curve with the confidence as score (Geifman et al., 2019; arXiv:1805.08206).
+
+    The mean, over every coverage k / B, of the error among the k most confident answers. Answers of equal
+    confidence count with their mean error, so that the order of rows does not matter.
+    """
+    confidence, correct = _confidence(*_check(probs, labels))
+    error = 1 - _tied_mean(confidence, correct)
+    ranked = error[confidence.argsort(descending=True)]
+    return float((ranked.cumsum(0) / torch.arange(1, len(ranked) + 1)).mean())
+
+
+def _tied_mean(confidence: Tensor, values: Tensor) -> Tensor:
+    """Each value replaced by the mean over the rows of equal confidence, (B,)."""
+    _, group, counts = torch.unique(confidence, return_inverse=True, return_counts=True)
+    means: Tensor = torch.zeros(len(counts), dtype=values.dtype).index_add(0, group, values) / counts
+    return means[group]
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """All of this module, for one set of predictions."""
+
+    accuracy: float
+    nll: float
+    ece: float
+    ece_adaptive: float
+    brier: float
+    aurc: float
+
+    def to_dict(self) -> dict[str, float]:
+        """By name."""
+        return asdict(self)
+
+
+def metrics(probs: Tensor, labels: Tensor) -> Metrics:
+    """Every metric of the predictive mean (B, C) against labels (B,).
+
+    Raises:
+        ShapeError: if the shapes do not fit.
+        NumericalError: if a probability is not finite.
+    """
+    return Metrics(
+        accuracy=accuracy(probs, labels),
+        nll=nll(probs, labels),
+        ece=ece(probs, labels),
+        ece_adaptive=ece(probs, labels, binning="adaptive"),
+        brier=brier(probs, labels),
+        aurc=aurc(probs, labels),
+    )

@@ -1,0 +1,1 @@
+"""The commands `blora serve`, `blora predict` and `blora key`."""

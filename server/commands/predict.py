@@ -1,0 +1,145 @@
+"""`blora predict`: a file of questions to a file of answers, on this machine, without a server."""
+
+import asyncio
+import hashlib
+import json
+import re
+from argparse import ArgumentParser, Namespace
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from blora.client.command import add_policy
+from blora.command_help import CommandHelp
+from blora.errors import ConfigError
+
+if TYPE_CHECKING:
+    from blora.server.batch.rows import QuestionRow
+
+__all__ = ["SUMMARY", "main"]
+
+SUMMARY = "answer a file of questions"
+INCOMPLETE = 3
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        "blora predict",
+        description=f"{SUMMARY}: a line of JSON for each row, with `prediction` or `error`. An interrupted run "
+        "continues when the same command is given again.",
+        epilog=f"Exit code: 0 if every row has a prediction, {INCOMPLETE} if some have errors, 1 if the run failed, 2 "
+        "if the command is wrong.",
+        formatter_class=CommandHelp,
+    )
+    parser.add_argument(
+        "input", type=Path, help="questions: .jsonl, .csv or .parquet; a row has a question, a prompt or messages"
+    )
+    parser.add_argument(
+        "output", type=Path, help=".jsonl to write, in the order of the rows; each line keeps its row's id"
+    )
+    parser.add_argument("--adapter", required=True, help="adapter directory")
+    parser.add_argument("--name", help="name of the adapter in the answers (default: the directory's name)")
+    parser.add_argument(
+        "--choices", help="choices, separated by |, for rows without any if the adapter has no fixed ones"
+    )
+    add_policy(parser)
+    parser.add_argument("--base-model", default="embedded", help="hub id[@revision], folder, .gguf file, or embedded")
+    parser.add_argument("--device", default="auto", help="device to compute on: auto, cpu, cuda, cuda:1 ...")
+    parser.add_argument(
+        "--dtype", default="auto", help="precision of the base model: auto, float32, bfloat16 or float16"
+    )
+    parser.add_argument(
+        "--max-batch-tokens", type=int, default=4096, help="most padded tokens x draws in one forward pass"
+    )
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Answers what has no answer yet."""
+    arguments = _parser().parse_args(argv)
+
+    from pydantic import ValidationError
+    from tqdm import tqdm
+
+    from blora.server.batch.offline import answer_all, patient
+    from blora.server.batch.rows import read_questions
+    from blora.server.engines.torch_engine import TorchEngine
+    from blora.server.schemas.requests import PredictRequest
+
+    next(read_questions(arguments.input), None)  # a file without questions is told before the work
+    fields = _fields(arguments)
+    try:
+        PredictRequest.model_validate({"prompt": "?", **fields})
+    except ValidationError as exc:
+        raise ConfigError(exc.errors(include_url=False)[0]["msg"]) from exc
+    _claim(arguments, fields)
+    settings = patient(
+        base_model=arguments.base_model,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        adapters=(f"{_name(arguments)}={arguments.adapter}",),
+        max_batch_tokens=arguments.max_batch_tokens,
+    )
+    with tqdm(unit=" rows", disable=None) as progress:
+        questions = (_with_choices(row, arguments) for row in read_questions(arguments.input))
+        n_rows = asyncio.run(
+            answer_all(
+                settings, TorchEngine(settings), questions, arguments.output, fields=fields, done=progress.update
+            )
+        )
+    with arguments.output.open(encoding="utf-8") as lines:
+        n_errors = sum("error" in json.loads(line) for line in lines)
+    print(f"{arguments.output} has the answers to {n_rows - n_errors} of {n_rows} rows, and errors for {n_errors}")
+    return INCOMPLETE if n_errors else 0
+
+
+def _fields(arguments: Namespace) -> dict[str, Any]:
+    """What is asked of every row alike."""
+    policy = {name: value for name in ("target_risk", "min_confidence") if (value := vars(arguments)[name]) is not None}
+    found: dict[str, Any] = {"policy": policy} if policy else {}
+    return found | ({"n_samples": arguments.n_samples} if arguments.n_samples is not None else {})
+
+
+def _name(arguments: Namespace) -> str:
+    """The name that is given, or the directory's without what no name may have."""
+    folder = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(arguments.adapter).resolve().name).strip("._-")
+    return arguments.name or folder[:64] or "adapter"
+
+
+def _with_choices(row: "QuestionRow", arguments: Namespace) -> "QuestionRow":
+    """The row with the command's choices where it has none of its own."""
+    if "choices" in row.asked or arguments.choices is None:
+        return row
+    return replace(row, asked=row.asked | {"choices": [choice.strip() for choice in arguments.choices.split("|")]})
+
+
+def _claim(arguments: Namespace, fields: dict[str, Any]) -> None:
+    """Makes sure that an output is gone on with by the same questions, adapter and flags alone.
+
+    Raises:
+        ConfigError: if it was begun otherwise.
+    """
+    if not arguments.input.is_file():
+        raise ConfigError(f"got {arguments.input}, expected an existing file")
+    if not Path(arguments.adapter).is_dir():
+        raise ConfigError(f"got adapter {arguments.adapter}, expected an existing directory")
+    about = {
+        "input": [arguments.input.name, arguments.input.stat().st_size],
+        "adapter": hashlib.sha256(b"".join(sorted(map(_content, Path(arguments.adapter).glob("*"))))).hexdigest(),
+        "base_model": arguments.base_model,
+        "dtype": arguments.dtype,
+        "name": _name(arguments),
+        "choices": arguments.choices,
+        **fields,
+    }
+    note = arguments.output.with_name(f"{arguments.output.name}.run.json")
+    if arguments.output.exists() and (not note.is_file() or json.loads(note.read_text()) != about):
+        raise ConfigError(
+            f"got {arguments.output}, which other questions, another adapter or other flags have made, expected to go "
+            "on with the same: name another output, or remove it"
+        )
+    note.write_text(json.dumps(about) + "\n")
+
+
+def _content(file: Path) -> bytes:
+    return file.name.encode() + hashlib.sha256(file.read_bytes()).digest() if file.is_file() else b""

@@ -1,0 +1,162 @@
+"""`blora serve`: from flags to a running server, in one line where that is not to be."""
+
+import asyncio
+import json
+import logging
+import os
+import socket
+import sys
+import threading
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+    from blora.server.commands.shutdown import DrainingServer
+    from blora.server.prediction.service import Service
+    from blora.server.settings import Settings
+
+__all__ = ["SUMMARY", "main"]
+
+SUMMARY = "serve adapters over HTTP"
+
+logger = logging.getLogger(__name__)
+
+# How long a thread may keep the interpreter while another wants it. A forward pass lets go of it at each of a thousand
+# operations, and with Python's own 5 ms would wait that long again and again while the event loop reads large bodies.
+_SWITCH_S = 0.0005
+_CANNOT_START = 2
+
+
+def main(argv: list[str]) -> int:
+    """Serves until a signal.
+
+    Args:
+        argv: the flags, without the command's name.
+
+    Returns:
+        0 after a signal; 2 if the server could not start, after one line that says why.
+    """
+    from pydantic import ValidationError
+
+    from blora.errors import ConfigError
+    from blora.server.commands.environment import check_environment, drop_service_port
+    from blora.server.commands.exposure import check_exposure
+    from blora.server.commands.flags import read_flags
+    from blora.server.commands.open_files import raise_soft_limit
+    from blora.server.monitoring.logs import configure
+    from blora.server.settings import Settings
+
+    drop_service_port(os.environ)
+    try:
+        settings = read_flags(argv)
+        check_environment(os.environ, frozenset(Settings.model_fields))
+    except ValidationError as exc:
+        return _give_up(_first_problem(exc))
+    except ConfigError as exc:
+        return _give_up(str(exc))
+    ports = {"port": settings.port}
+    if settings.metrics_port:
+        ports["metrics-port"] = settings.metrics_port
+    with ExitStack() as listening:
+        listeners = []
+        for flag, port in ports.items():
+            try:
+                listeners.append(listening.enter_context(_listen(settings.host, port)))
+            except OSError as exc:
+                return _give_up(
+                    f"cannot listen on {settings.host} port {port} ({exc.strerror or exc}): choose another --host or "
+                    f"--{flag}"
+                )
+        configure(settings.log_level, settings.log_format)
+        raise_soft_limit()
+        sys.setswitchinterval(_SWITCH_S)
+        before = threading.enumerate()
+        try:
+            check_exposure(settings, listeners[0].getsockname()[0], os.environ)
+        except ConfigError as exc:
+            return _give_up(str(exc))
+        code = asyncio.run(_serve(settings, listeners))
+
+    from blora.server.commands.shutdown import leave
+
+    return leave(code, besides=before)
+
+
+def _first_problem(exc: "ValidationError") -> str:
+    problem = exc.errors(include_url=False)[0]
+    where = "".join(f"--{str(part).replace('_', '-')}: " for part in problem["loc"][:1])
+    return where + problem["msg"].removeprefix("Value error, ")
+
+
+def _give_up(message: str) -> int:
+    sys.stderr.write(f"blora serve: {message}\n")
+    return _CANNOT_START
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # Named, for else asyncio leaves Nagle's algorithm on, and each answer waits 40 ms for an acknowledgement.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+async def _serve(settings: "Settings", listeners: list[socket.socket]) -> int:
+    import torch
+    import uvicorn
+
+    from blora.errors import ConfigError
+    from blora.server.app import create_app
+    from blora.server.commands.shutdown import DrainingServer
+
+    try:
+        app = create_app(settings)
+    except ConfigError as exc:
+        return _give_up(str(exc))
+    # In this thread, whose computations are small: with a team of OpenMP's of its own it would slow down every pass.
+    torch.set_num_threads(1)
+    service: Service = app.state.service
+    host, port = listeners[0].getsockname()[:2]
+    logger.info("Loading base model %s, to serve on %s port %d", settings.base_model, host, port)
+    server = DrainingServer(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on"), service)
+    announcing = asyncio.create_task(_announce(service, server, port))
+    await server.serve(sockets=listeners)
+    announcing.cancel()
+    return _give_up(service.failure) if service.failure else 0
+
+
+async def _announce(service: "Service", server: "DrainingServer", port: int) -> None:
+    await service.settled.wait()
+    if service.failure:
+        server.stop()
+    else:
+        with suppress(OSError):  # nobody reads it where nothing can be written
+            sys.stderr.write(_example(service, port))
+
+
+def _example(service: "Service", port: int) -> str:
+    """A line to paste into a shell, for the adapter that answers by default; or for loading one."""
+    host = service.settings.host
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    where = f"[{host}]" if ":" in host else host
+    curl = f"curl -s http://{where}:{port}/v1"
+    json_of = "-H 'content-type: application/json' -d"
+    registry = service.predictor().registry
+    handle = registry.default or next(iter(registry), None)
+    if handle is None:
+        body = {"name": "NAME", "path": "FOLDER"}
+        return (
+            f"No adapter is loaded yet. Load one from below {service.settings.adapter_root} with an admin's key:\n"
+            f"  {curl}/adapters -H 'authorization: Bearer KEY' {json_of} '{json.dumps(body)}'\n"
+        )
+    question: dict[str, Any] = {"adapter": handle.name, "prompt": "Where is my order?"}
+    if handle.config.prompt.choices is None:
+        question["choices"] = ["yes", "no"]
+    return f"Ready. Try:\n  {curl}/predict {json_of} '{json.dumps(question)}'\n"

@@ -1,0 +1,1 @@
+"""HTTP: routes, authentication, limits on bodies and connections. Stands on `prediction`."""

@@ -1,0 +1,264 @@
+"""The paths, and what each returns."""
+
+import logging
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Depends, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from blora.client.answers import AdapterRef, ErrorBody, Outcome, Prediction
+from blora.server.errors import TABLE, ServerError, TooLargeError, TryLaterError, UnauthorizedError
+from blora.server.http.disconnect import unless_disconnected
+from blora.server.http.strict_json import Reader, StrictJsonRoute
+from blora.server.keys import CLIENT, KEY, adapters_open
+from blora.server.monitoring.logs import write_down
+from blora.server.prediction.cards import adapter_card, adapter_ref
+from blora.server.prediction.service import Service
+from blora.server.schemas.cards import AdapterCard, AdapterList
+from blora.server.schemas.requests import BatchRequest, LoadAdapter, PredictBody, PutAdapter, TellOutcome
+from blora.server.schemas.responses import (
+    BatchResponse,
+    Info,
+    Limits,
+    ModelCard,
+    ModelDescription,
+    ModelList,
+    Status,
+    error_body,
+)
+
+__all__ = ["error_response", "refuse", "router"]
+
+logger = logging.getLogger(__name__)
+
+router = APIRouter(route_class=StrictJsonRoute)
+
+
+def error_response(error: ServerError) -> JSONResponse:
+    """The one shape of every error, under the status of its code."""
+    headers = {}
+    if isinstance(error, TryLaterError):
+        headers["retry-after"] = str(error.retry_after_s)
+    if isinstance(error, UnauthorizedError):
+        headers["www-authenticate"] = "Bearer"
+    return JSONResponse(error_body(error).model_dump(), status_code=error.status, headers=headers)
+
+
+def refuse(service: Service, error: ServerError) -> JSONResponse:
+    """The response to a request that did not reach the predictor, which counts its own."""
+    service.metrics.failed(error)
+    write_down(logger, error.code)
+    return error_response(error)
+
+
+# Asynchronous, for FastAPI runs any other in a thread.
+async def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+ServiceOf = Annotated[Service, Depends(_service)]
+
+
+def _client() -> str:
+    """The name of the key that a change of adapters comes with, for the log."""
+    return CLIENT.get() or "nobody"
+
+
+_UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": ErrorBody, "description": "not_ready, draining"}}
+# As 4XX, for with a bare 404 FastAPI would add a 422 that never comes.
+_UNKNOWN: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorBody, "description": "404: unknown_adapter, digest_mismatch"}
+}
+
+_FEEDBACK: dict[int | str, dict[str, Any]] = {
+    503: {"model": ErrorBody, "description": "not_ready, draining, feedback_unavailable"},
+    "4XX": {
+        "model": ErrorBody,
+        "description": "404: unknown_prediction; 422: label_not_offered, and as for predictions; 401 and 429 as "
+        "for predictions",
+    },
+}
+# Of those who change adapters.
+_CHANGES: dict[int | str, dict[str, Any]] = _UNAVAILABLE | {
+    "4XX": {
+        "model": ErrorBody,
+        "description": "401: unauthorized; 403: forbidden; 404: unknown_adapter; 409: adapter_conflict, "
+        "too_many_adapters; 413: adapter_too_large; 422: invalid_adapter and the like",
+    },
+    504: {"model": ErrorBody, "description": "adapter_stalled"},
+}
+
+_NOT_OF_PREDICTIONS = {
+    *("disconnected", "not_found", "method_not_allowed", "forbidden"),
+    *("adapter_conflict", "adapter_stalled", "adapter_too_large", "invalid_adapter", "too_many_adapters"),
+    *("feedback_unavailable", "label_not_offered", "unknown_prediction"),
+}
+
+
+def _documented_errors() -> dict[int | str, dict[str, Any]]:
+    """What /openapi.json says of the errors of a prediction: every code under its status."""
+    codes: dict[int, list[str]] = {}
+    for code, row in TABLE.items():
+        if code not in _NOT_OF_PREDICTIONS:
+            codes.setdefault(row.status, []).append(code)
+    return {status: {"model": ErrorBody, "description": ", ".join(names)} for status, names in codes.items()}
+
+
+@router.post(
+    "/v1/predict",
+    summary="Answer one question or several, or abstain",
+    response_model=Prediction | BatchResponse,
+    response_model_exclude_unset=True,
+    responses=_documented_errors(),
+)
+async def predict(
+    request: Request, body: Annotated[PredictBody, Body()], service: ServiceOf
+) -> Prediction | BatchResponse | Response:
+    """One question, or {"inputs": [...]} with defaults beside, answered with its uncertainty."""
+    predictor = service.predictor()
+    if isinstance(body, BatchRequest):
+        most = service.settings.max_inputs
+        if len(body.inputs) > most:
+            raise TooLargeError(
+                f"got {len(body.inputs)} inputs, expected at most {most}: send several batches",
+                code="too_many_inputs",
+                param="inputs",
+            )
+        reader: Reader = request.app.state.reader
+        questions = await reader.away(body.questions)
+        outcomes = await unless_disconnected(request, predictor.predict_batch(questions))
+        return BatchResponse(
+            predictions=[error_body(outcome) if isinstance(outcome, ServerError) else outcome for outcome in outcomes]
+        )
+    outcome = await unless_disconnected(request, predictor.predict(body))
+    return error_response(outcome) if isinstance(outcome, ServerError) else outcome
+
+
+@router.post("/v1/feedback", summary="Report the outcome of an answer", responses=_FEEDBACK)
+async def feedback(body: TellOutcome, service: ServiceOf) -> Outcome:
+    """Outcomes of answers are held against the risk that was promised of them; see the metrics.
+
+    A later outcome takes the place of an earlier one. Only the key that asked may report it, or an admin's.
+    """
+    return Outcome(correct=await service.predictor().feedback.told(body.prediction_id, body.label, KEY.get()))
+
+
+@router.get("/v1/models", summary="List the base model and its adapters", responses=_UNAVAILABLE)
+async def models(service: ServiceOf) -> ModelList:
+    """OpenAI's model list; each adapter has the base model as its parent."""
+    predictor = service.predictor()
+    base = predictor.model
+    adapters = [
+        ModelCard(
+            id=handle.name,
+            created=handle.created,
+            root=base.id,
+            parent=base.name,
+            digest=handle.digest,
+            calibration_digest=handle.calibration_digest,
+        )
+        for handle in predictor.registry.seen(adapters_open())
+    ]
+    card = ModelCard(id=base.name, created=service.started, root=base.id, parent=None, digest=base.fingerprint)
+    return ModelList(data=[card, *adapters])
+
+
+@router.get(
+    "/v1/adapters",
+    summary="Show the cards of the adapters",
+    response_model_exclude_unset=True,
+    responses=_UNAVAILABLE,
+)
+async def adapters(service: ServiceOf) -> AdapterList:
+    """How each adapter was made, how good it was, and what was proved about it."""
+    return AdapterList(
+        object="list", data=[adapter_card(handle) for handle in service.predictor().registry.seen(adapters_open())]
+    )
+
+
+@router.get(
+    "/v1/adapters/{name}",
+    summary="Show the card of one adapter",
+    response_model_exclude_unset=True,
+    responses=_UNAVAILABLE | _UNKNOWN,
+)
+async def adapter(name: str, service: ServiceOf) -> AdapterCard:
+    """How the adapter was made, how good it was, and what was proved about it; the name may pin a digest."""
+    return adapter_card(service.predictor().registry.resolve(name, adapters_open()))
+
+
+@router.post(
+    "/v1/adapters",
+    summary="Load an adapter, or find it loaded",
+    status_code=201,
+    responses=_CHANGES | {200: {"model": AdapterRef, "description": "It was loaded already."}},
+)
+async def load_adapter(body: LoadAdapter, service: ServiceOf, response: Response) -> AdapterRef:
+    """The name and digests that now answer to the name; off unless the operator allows it, and for admins alone."""
+    handle, is_new = await service.loader().load(body.name, body.path, by=_client())
+    if not is_new:
+        response.status_code = 200
+    return adapter_ref(handle)
+
+
+@router.put(
+    "/v1/adapters/{name}",
+    summary="Load an adapter, in the place of the one under that name if there is one",
+    responses=_CHANGES
+    | {
+        200: {"description": "It takes the place of another, or was loaded already."},
+        201: {"model": AdapterRef, "description": "There was none under that name."},
+    },
+)
+async def replace_adapter(name: str, body: PutAdapter, service: ServiceOf, response: Response) -> AdapterRef:
+    """The name and digest that answer from now on; every request finds the old one or the new one.
+
+    The old one is served until the new one has proved itself, and finishes the requests that it has. The same request
+    again changes nothing. Off unless the operator allows it, and for admins alone.
+    """
+    handle, is_new = await service.loader().load(name, body.path, by=_client(), replace=True)
+    if is_new:
+        response.status_code = 201
+    return adapter_ref(handle)
+
+
+@router.delete("/v1/adapters/{name}", summary="Unload an adapter", status_code=204, responses=_CHANGES)
+async def unload_adapter(name: str, service: ServiceOf) -> None:
+    """Requests in flight finish on it; off unless the operator allows it, and for admins alone."""
+    await service.loader().unload(name, by=_client())
+
+
+@router.get("/livez", summary="Say that the process runs", responses=_UNAVAILABLE)
+async def livez(service: ServiceOf) -> Status:
+    """200 as long as the event loop turns and no forward pass hangs, whatever else is wrong."""
+    service.check_alive()
+    return Status()
+
+
+@router.get("/readyz", summary="Say whether requests will be answered", responses=_UNAVAILABLE)
+async def readyz(service: ServiceOf) -> Status:
+    """200 while there is an adapter that has proved itself, until the server drains; else 503 with the reason."""
+    await service.check_ready()
+    return Status()
+
+
+@router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
+async def metrics(service: ServiceOf) -> Response:
+    """Prometheus' text format."""
+    return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/info", summary="Say what is running")
+async def info(service: ServiceOf) -> Info:
+    """Version, model and limits."""
+    predictor = service.loaded
+    return Info(
+        version=service.build.version,
+        revision=service.build.revision,
+        model=ModelDescription(**asdict(predictor.model)) if predictor else None,
+        limits=Limits(**service.settings.model_dump(include=set(Limits.model_fields))),
+    )

@@ -1,1 +1,0 @@
-"""Where predictions wait for their outcomes."""

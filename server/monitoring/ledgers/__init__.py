@@ -1,0 +1,1 @@
+"""Where predictions wait for their outcomes: in memory, or in Redis."""

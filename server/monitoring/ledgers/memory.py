@@ -1,0 +1,62 @@
+"""A ledger in this process: gone with it, and known to no other replica."""
+
+from collections import OrderedDict
+
+from blora.server.monitoring.ledgers.protocol import Contents, Entry, Settled, Tally
+
+__all__ = ["MemoryLedger"]
+
+
+class MemoryLedger:
+    """See Ledger.
+
+    Args:
+        capacity: how many predictions wait; the oldest are forgotten first.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._waiting: OrderedDict[str, Entry] = OrderedDict()
+        self._labels: dict[str, int] = {}
+        self._tallies: dict[tuple[Contents, float, bool], Tally] = {}
+
+    def remember(self, prediction_id: str, entry: Entry) -> None:
+        """See Ledger."""
+        self._waiting[prediction_id] = entry
+        while len(self._waiting) > self._capacity:
+            self._drop(next(iter(self._waiting)))
+
+    async def find(self, prediction_id: str) -> Entry | None:
+        """See Ledger."""
+        return self._waiting.get(prediction_id)
+
+    async def settle(self, prediction_id: str, entry: Entry, label: int) -> Settled:
+        """See Ledger."""
+        before = self._labels.get(prediction_id)
+        self._labels[prediction_id] = label
+        if entry.target_risk is None:
+            return Settled(before, None)
+        key = entry.adapter, entry.target_risk, entry.requested
+        n_outcomes, n_wrong, n_cleared = self._tallies.get(key, Tally(0, 0, 0))
+        wrong, was_wrong = label != entry.leader, before not in (None, entry.leader)
+        tally = Tally(
+            n_outcomes + (before is None),
+            n_wrong + wrong - was_wrong,
+            n_cleared + (was_wrong and not wrong),
+        )
+        self._tallies[key] = tally
+        return Settled(before, tally)
+
+    def forget(self, adapter: Contents) -> None:
+        """See Ledger."""
+        for prediction_id in [one for one, entry in self._waiting.items() if entry.adapter == adapter]:
+            self._drop(prediction_id)
+        for key in [key for key in self._tallies if key[0] == adapter]:
+            del self._tallies[key]
+
+    async def close(self) -> None:
+        """See Ledger."""
+
+    def _drop(self, prediction_id: str) -> None:
+        del self._waiting[prediction_id]
+        self._labels.pop(prediction_id, None)

@@ -1,0 +1,298 @@
+"""What the server tells Prometheus: base units, bounded labels, no request text.
+
+Each app has a registry of its own; nothing is global.
+"""
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+
+from blora.decision.promise import Promise
+from blora.decision.uncertainty import Prediction
+from blora.server.engines.handle import AdapterHandle
+from blora.server.engines.protocol import ModelInfo
+from blora.server.errors import ServerError
+from blora.server.monitoring.build import Build
+
+__all__ = ["UNKNOWN_ADAPTER", "Metrics"]
+
+# A second series for every counter, with the time of its start, which Prometheus makes no use of.
+disable_created_metrics()
+
+# The label of requests whose adapter is not one of ours, so that clients cannot mint labels.
+UNKNOWN_ADAPTER = "unknown"
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_TOKENS = (256, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+_SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128)
+_PROBABILITY = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
+_NATS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4.2)
+
+
+class Metrics:
+    """Every metric of one app. It observes the batcher, and the predictor reports to it.
+
+    Args:
+        build: which build is running.
+    """
+
+    def __init__(self, build: Build) -> None:
+        self._registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)  # memory, files and the time of the start, for alerts on restarts
+        self._requests = Counter(
+            "blora_requests_total",
+            "Inputs by outcome: answered, abstained or an error code.",
+            ["adapter", "outcome"],
+            registry=registry,
+        )
+        self._abstentions = Counter(
+            "blora_abstentions_total",
+            "Thresholds that made an input abstain.",
+            ["adapter", "reason"],
+            registry=registry,
+        )
+        self._non_finite = Counter(
+            "blora_non_finite_total",
+            "Inputs for which the model gave NaN or infinity.",
+            ["adapter"],
+            registry=registry,
+        )
+        self._dropped = Counter(
+            "blora_dropped_total",
+            "Inputs that were not computed, or not to the end, for nobody waited for them any more.",
+            ["reason"],
+            registry=registry,
+        )
+        self._request_seconds = Histogram(
+            "blora_request_seconds",
+            "Time from an input's arrival to its answer.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._queue_seconds = Histogram(
+            "blora_queue_seconds",
+            "Time an input waited for its forward pass.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._forward_seconds = Histogram(
+            "blora_forward_seconds",
+            "Time of a forward pass.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._batch_rows = Histogram("blora_batch_rows", "Inputs in a forward pass.", buckets=_ROWS, registry=registry)
+        self._batch_tokens = Histogram(
+            "blora_batch_tokens",
+            "Padded tokens x draws in a forward pass.",
+            buckets=_TOKENS,
+            registry=registry,
+        )
+        self._samples = Histogram(
+            "blora_samples_per_request",
+            "Posterior draws behind an answer.",
+            buckets=_SAMPLES,
+            registry=registry,
+        )
+        self._confidence = Histogram(
+            "blora_confidence",
+            "Probability of the leading choice.",
+            ["adapter"],
+            buckets=_PROBABILITY,
+            registry=registry,
+        )
+        self._predictive_entropy = Histogram(
+            "blora_predictive_entropy_nats",
+            "Entropy of the answer's probabilities.",
+            ["adapter"],
+            buckets=_NATS,
+            registry=registry,
+        )
+        self._mutual_information = Histogram(
+            "blora_mutual_information_nats",
+            "The part of the entropy that comes from not knowing the weights.",
+            ["adapter"],
+            buckets=_NATS,
+            registry=registry,
+        )
+        self._queue_depth = Gauge("blora_queue_depth", "Inputs waiting for a forward pass.", registry=registry)
+        self._backlog = Gauge(
+            "blora_backlog_seconds",
+            "Seconds of work that waits, has begun, or was refused for want of room within the last half minute.",
+            registry=registry,
+        )
+        self._adapter_info = Gauge(
+            "blora_adapter_info",
+            "1 for each adapter that is served.",
+            ["adapter", "digest"],
+            registry=registry,
+        )
+        self._drift = Gauge(
+            "blora_uncertainty_drift",
+            "Population stability index of the last 1000 predictive entropies against those of the calibration.",
+            ["adapter"],
+            registry=registry,
+        )
+        self._promised = Counter(
+            "blora_promised_answers_total",
+            "Answers given under a promised risk, by whether their outcome was asked for.",
+            ["adapter", "target_risk", "requested"],
+            registry=registry,
+        )
+        self._outcomes = Counter(
+            "blora_outcomes_total",
+            "Answers given under a promised risk whose outcome was reported, by their first outcome and by whether it "
+            "was asked for.",
+            ["adapter", "target_risk", "outcome", "requested"],
+            registry=registry,
+        )
+        self._corrections = Counter(
+            "blora_outcome_corrections_total",
+            "Outcomes counted in blora_outcomes_total that a later report turned into this one.",
+            ["adapter", "target_risk", "outcome", "requested"],
+            registry=registry,
+        )
+        self._realised_risk = Gauge(
+            "blora_realised_risk",
+            "Share of wrong answers, by their latest outcomes, among those whose outcome was asked for and reported.",
+            ["adapter", "target_risk"],
+            registry=registry,
+        )
+        self._risk_bound = Gauge(
+            "blora_realised_risk_lower_bound",
+            "A risk that the true one exceeds, at all times together with probability 0.95, if outcomes are reported "
+            "whether or not the answer was wrong.",
+            ["adapter", "target_risk"],
+            registry=registry,
+        )
+        self._promise_broken = Gauge(
+            "blora_promise_broken",
+            "1 once outcomes contradict the promised risk, which a kept promise is spared with probability 0.95, if "
+            "outcomes are reported whether or not the answer was wrong; judged anew where one is taken back.",
+            ["adapter", "target_risk"],
+            registry=registry,
+        )
+        self._in_parts = Gauge(
+            "blora_model_runs_in_parts",
+            "1 where layers that draws share run once a question, 0 where every layer runs for every draw; see /info.",
+            registry=registry,
+        )
+        self._served: set[str] = set()
+        self._by_adapter = (
+            *(self._requests, self._abstentions, self._non_finite, self._adapter_info),
+            *(self._drift, self._promised, self._outcomes, self._corrections),
+            *(self._realised_risk, self._risk_bound, self._promise_broken),
+            *(self._confidence, self._predictive_entropy, self._mutual_information),
+        )
+        Gauge(
+            "blora_build_info",
+            "1 for the build that is running.",
+            ["version", "revision"],
+            registry=registry,
+        ).labels(build.version, build.revision).set(1)
+
+    def render(self) -> bytes:
+        """Everything, in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def show_backlog(self, seconds: Callable[[], float]) -> None:
+        """Have the backlog read whenever metrics are."""
+        self._backlog.set_function(seconds)
+
+    def model_loaded(self, model: ModelInfo) -> None:
+        """Show how the base model runs."""
+        self._in_parts.set(model.runs_whole_because is None)
+
+    def adapter_loaded(self, handle: AdapterHandle) -> None:
+        """It is served from now on."""
+        self._served.add(handle.name)
+        self._adapter_info.labels(handle.name, handle.digest).set(1)
+        self._non_finite.labels(handle.name)  # from 0 on, so that the first one is an increase
+
+    def adapter_unloaded(self, handle: AdapterHandle) -> None:
+        """It is served no longer: its series disappear, and what is still in flight counts as unknown."""
+        self._served.discard(handle.name)
+        for metric in self._by_adapter:
+            metric.remove_by_labels({"adapter": handle.name})
+
+    def predicted(self, adapter: str, prediction: Prediction, *, reasons: Iterable[str], n_samples: int) -> None:
+        """An input was answered, or abstained from if there are reasons."""
+        reasons, adapter = tuple(reasons), self._label(adapter)
+        self._requests.labels(adapter, "abstained" if reasons else "answered").inc()
+        for reason in reasons:
+            self._abstentions.labels(adapter, reason).inc()
+        self._samples.observe(n_samples)
+        self._confidence.labels(adapter).observe(prediction.confidence)
+        self._predictive_entropy.labels(adapter).observe(prediction.predictive_entropy)
+        self._mutual_information.labels(adapter).observe(prediction.mutual_information)
+
+    def failed(self, error: ServerError, adapter: str = UNKNOWN_ADAPTER) -> None:
+        """An input got an error. `adapter` is a loaded one's name."""
+        adapter = self._label(adapter)
+        self._requests.labels(adapter, error.code).inc()
+        if error.code == "non_finite":
+            self._non_finite.labels(adapter).inc()
+
+    def drifted(self, adapter: str, index: float) -> None:
+        """Live uncertainty was compared with that of the calibration."""
+        if adapter in self._served:
+            self._drift.labels(adapter).set(index)
+
+    def promised(self, adapter: str, target_risk: float, *, requested: bool) -> None:
+        """Count an answer given under a promise, whose outcome was asked for or not."""
+        if adapter in self._served:
+            self._promised.labels(adapter, f"{target_risk:g}", str(requested).lower()).inc()
+
+    def outcome(self, adapter: str, target_risk: float, *, correct: bool, requested: bool) -> None:
+        """Count the reported outcome of an answer under a promise."""
+        if adapter in self._served:
+            outcome = "correct" if correct else "wrong"
+            self._outcomes.labels(adapter, f"{target_risk:g}", outcome, str(requested).lower()).inc()
+
+    def corrected(self, adapter: str, target_risk: float, *, correct: bool, requested: bool) -> None:
+        """Count a reported outcome that became its opposite."""
+        if adapter in self._served:
+            outcome = "correct" if correct else "wrong"
+            self._corrections.labels(adapter, f"{target_risk:g}", outcome, str(requested).lower()).inc()
+
+    def held_against(self, adapter: str, promise: Promise) -> None:
+        """Show what the outcomes so far say of a promise."""
+        if adapter in self._served:
+            labels = adapter, f"{promise.target_risk:g}"
+            self._realised_risk.labels(*labels).set(promise.realised_risk or 0.0)
+            self._risk_bound.labels(*labels).set(promise.lower_bound)
+            self._promise_broken.labels(*labels).set(promise.broken)
+
+    def _label(self, adapter: str) -> str:
+        return adapter if adapter in self._served else UNKNOWN_ADAPTER
+
+    def finished(self, seconds: float) -> None:
+        """An input left, with an answer or an error."""
+        self._request_seconds.observe(seconds)
+
+    def forward_done(self, *, rows: int, tokens: int, seconds: float) -> None:
+        """See BatchObserver."""
+        self._batch_rows.observe(rows)
+        self._batch_tokens.observe(tokens)
+        self._forward_seconds.observe(seconds)
+
+    def waited(self, seconds: float) -> None:
+        """See BatchObserver."""
+        self._queue_seconds.observe(seconds)
+
+    def dropped(self, reason: str) -> None:
+        """See BatchObserver."""
+        self._dropped.labels(reason).inc()
+
+    def queue_changed(self, depth: int) -> None:
+        """See BatchObserver."""
+        self._queue_depth.set(depth)

@@ -1,0 +1,1 @@
+"""One question from start to finish, and the service that holds everything that answers it."""

@@ -1,0 +1,133 @@
+"""Which policy decides on a request, and whether the adapter's calibration speaks of that request at all.
+
+The request's own policy comes first, then the adapter's calibrated level, then its owner's thresholds, then none.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from blora.client.answers import PolicyInForce
+from blora.decision.abstention import Policy
+from blora.decision.calibration import FormName
+from blora.decision.conformal import prediction_sets
+from blora.decision.uncertainty import Prediction
+from blora.server.engines.handle import AdapterHandle
+from blora.server.errors import InvalidRequestError
+from blora.server.schemas.requests import PredictRequest
+
+__all__ = ["InForce", "default_policy", "policy_for", "prediction_set"]
+
+
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """The thresholds that decide, and the target that they were proved for, if they were."""
+
+    policy: Policy
+    target_risk: float | None = None
+
+    def shown(self) -> PolicyInForce:
+        """As answers show it; only what is set appears."""
+        thresholds = {name: value for name, value in self.policy.thresholds().items() if value is not None}
+        target = {} if self.target_risk is None else {"target_risk": self.target_risk}
+        return PolicyInForce(source=self.policy.source, **thresholds, **target)
+
+
+def default_policy(handle: AdapterHandle) -> InForce | None:
+    """What decides on requests that bring no policy."""
+    if handle.calibration is not None:
+        level = handle.calibration.default_level
+        return InForce(level.policy(), level.target_risk)
+    return InForce(handle.policy) if handle.policy is not None else None
+
+
+def policy_for(question: PredictRequest, handle: AdapterHandle) -> InForce | None:
+    """What decides on this request.
+
+    Raises:
+        InvalidRequestError: if it relies on a calibration that the adapter does not have, that lacks its target, or
+            that was not made for its draws, scoring, choices or form.
+    """
+    asked = question.policy
+    if asked is None:
+        chosen = default_policy(handle)
+    elif asked.target_risk is None:
+        chosen = InForce(Policy(**asked.thresholds(), source="request"))
+    else:
+        chosen = _proved(handle, asked.target_risk)
+    if chosen is not None and chosen.target_risk is not None and (departure := _departure(question, handle)):
+        raise InvalidRequestError(
+            f"The request has {departure.asked}, but adapter {handle.name!r} was calibrated with "
+            f"{departure.calibrated}, and its policy proves nothing otherwise: {departure.remedy}, or send policy "
+            "thresholds of your own.",
+            code="not_calibrated",
+            param=departure.field,
+        )
+    return chosen
+
+
+def prediction_set(
+    question: PredictRequest, handle: AdapterHandle, prediction: Prediction, choices: Sequence[str]
+) -> list[str] | None:
+    """The choices that hold the right one with the calibrated probability, None where nothing is proved of that."""
+    if handle.calibration is None or _departure(question, handle) is not None:
+        return None
+    probs = torch.tensor([prediction.probabilities], dtype=torch.float64)
+    [members] = prediction_sets(probs, handle.calibration.quantile)
+    return [choice for choice, member in zip(choices, members.tolist(), strict=True) if member]
+
+
+def _proved(handle: AdapterHandle, target_risk: float) -> InForce:
+    calibration = handle.calibration
+    level = calibration.level(target_risk) if calibration is not None else None
+    if level is not None:
+        return InForce(level.policy("request"), level.target_risk)
+    if calibration is None:
+        remedy = "It is not calibrated: send thresholds, or leave `policy` out."
+    else:
+        known = ", ".join(f"{proved.target_risk:g}" for proved in calibration.proved())
+        remedy = f"It is proved for {known}: send one of these, or thresholds of your own."
+    raise InvalidRequestError(
+        f"target_risk {target_risk:g} is not proved for adapter {handle.name!r}. {remedy}",
+        code="not_calibrated",
+        param="policy.target_risk",
+    )
+
+
+class _Departure(NamedTuple):
+    """The field in which a request differs from what was calibrated, and the words that say how."""
+
+    field: str
+    asked: str
+    calibrated: str
+    remedy: str
+
+
+def _departure(question: PredictRequest, handle: AdapterHandle) -> _Departure | None:
+    """The first difference of a request to what the adapter's calibration was made with, if it has one."""
+    if handle.calibration is None:
+        return None
+    prompt, sampling, rows = handle.config.prompt, handle.config.sampling, handle.calibration.rows
+    usual = {
+        "n_samples": sampling.n_samples,
+        "seed": sampling.seed,
+        "scoring": prompt.scoring,
+        "choices": list(prompt.choices) if prompt.choices else question.choices,
+    }
+    for field, value in usual.items():
+        asked = getattr(question, field)
+        if asked in (None, value):
+            continue
+        if field == "choices":
+            return _Departure(field, "other choices", "its fixed ones", "leave choices out")
+        return _Departure(field, f"{field} {asked}", str(value), f"leave {field} out")
+    form: FormName = "messages" if question.messages is not None else "prompt"
+    if form not in rows.forms:
+        [expected] = rows.forms
+        return _Departure(form, f"a question as {form}", f"questions as {expected}", f"ask it as {expected}")
+    choices = question.choices or prompt.choices
+    if choices is not None and not rows.fewest_choices <= len(choices) <= rows.most_choices:
+        return _Departure("choices", f"{len(choices)} choices", f"{rows.n_choices} choices", f"offer {rows.n_choices}")
+    return None

@@ -1,0 +1,314 @@
+"""One request from start to finish: adapter, tokens, queue, uncertainty, abstention, answer."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+
+from opentelemetry.trace import StatusCode, Tracer, get_current_span
+from torch import Tensor
+
+from blora.client import answers
+from blora.decision.abstention import Decision, decide
+from blora.decision.uncertainty import Prediction, summarize
+from blora.errors import NumericalError, PromptError, PromptTooLongError
+from blora.server.adapters.registry import Registry
+from blora.server.engines.handle import AdapterHandle
+from blora.server.engines.protocol import Engine, Job, ModelInfo, Row, Stop
+from blora.server.errors import (
+    DeadlineExceededError,
+    DisconnectedError,
+    InternalError,
+    InvalidRequestError,
+    ModelFailureError,
+    NonFiniteError,
+    ServerError,
+)
+from blora.server.keys import CLIENT, adapters_open
+from blora.server.monitoring.feedback import Feedback
+from blora.server.monitoring.logs import write_down
+from blora.server.monitoring.metrics import UNKNOWN_ADAPTER, Metrics
+from blora.server.monitoring.tracing import record_stages
+from blora.server.prediction.cards import adapter_ref
+from blora.server.prediction.ids import prediction_id
+from blora.server.prediction.policies import InForce, policy_for, prediction_set
+from blora.server.prediction.tokenizing import Lengths, Tokenizing
+from blora.server.scheduling.batcher import Batcher, Completed, Work
+from blora.server.schemas.requests import PredictRequest
+from blora.server.settings import Settings
+
+__all__ = ["Predictor"]
+
+logger = logging.getLogger(__name__)
+
+
+class Predictor:
+    """Answers questions with one base model and its adapters.
+
+    Args:
+        model: the base model, for answers to name.
+        registry: the adapters.
+        engine: turns questions into rows.
+        batcher: turns rows into probabilities.
+        metrics: counts every outcome.
+        feedback: remembers every prediction.
+        tracer: writes down where the time went.
+        settings: the limits.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: ModelInfo,
+        registry: Registry,
+        engine: Engine,
+        batcher: Batcher[Job, Tensor],
+        metrics: Metrics,
+        feedback: Feedback,
+        tracer: Tracer,
+        settings: Settings,
+    ) -> None:
+        self.model = model
+        self.registry = registry
+        self.feedback = feedback
+        self._engine = engine
+        self._batcher = batcher
+        self._metrics = metrics
+        self._tracer = tracer
+        self._settings = settings
+        self._lengths = Lengths(
+            prompt=min(settings.max_prompt_tokens, settings.max_batch_tokens, model.max_length),
+            row=settings.max_batch_tokens,
+            longest_token=engine.longest_token,
+        )
+        self._tokenizing = Tokenizing(
+            max_inputs=settings.max_queue_requests, max_characters=settings.max_queue_characters
+        )
+
+    async def predict_batch(
+        self, questions: Sequence[PredictRequest | InvalidRequestError]
+    ) -> list[answers.Prediction | ServerError]:
+        """The outcome of each question, in order; none depends on another."""
+        return list(await asyncio.gather(*map(self.predict, questions)))
+
+    async def predict(self, question: PredictRequest | InvalidRequestError) -> answers.Prediction | ServerError:
+        """The answer to one question or what went wrong with it, counted by outcome."""
+        started = time.perf_counter()
+        adapter = UNKNOWN_ADAPTER
+        try:
+            if isinstance(question, InvalidRequestError):
+                raise question
+            handle = self.registry.resolve(question.adapter, adapters_open())
+            adapter = handle.name
+            with self._tracer.start_as_current_span(
+                "predict",
+                attributes={"blora.adapter": adapter},
+                record_exception=False,  # its message may hold a choice
+                set_status_on_exception=False,
+            ) as span:
+                try:
+                    return await self._answer(question, handle)
+                except ServerError as error:
+                    span.set_status(StatusCode.ERROR, error.code)
+                    raise
+        except asyncio.CancelledError:
+            self._failed(DisconnectedError("the client left"), adapter)
+            raise
+        except ServerError as error:
+            self._failed(error, adapter)
+            return error
+        except Exception:
+            logger.exception("A request to adapter %s failed unexpectedly", adapter)
+            bug = InternalError("The server failed unexpectedly: report this as a bug.")
+            self._failed(bug, adapter)
+            return bug
+        finally:
+            self._metrics.finished(time.perf_counter() - started)
+
+    def _failed(self, error: ServerError, adapter: str) -> None:
+        self._metrics.failed(error, adapter)
+        write_down(logger, error.code, adapter=adapter)
+
+    async def _answer(self, question: PredictRequest, handle: AdapterHandle) -> answers.Prediction:
+        deadline = asyncio.get_running_loop().time() + self._settings.timeout_s
+        n_samples = self._n_samples(question, handle)
+        choices = _choices(question, handle)
+        in_force = policy_for(question, handle)
+        try:
+            async with asyncio.timeout_at(deadline):
+                row = await self._pack(question, handle, choices)
+        except TimeoutError as exc:
+            raise DeadlineExceededError("The question was not tokenised before its deadline: try again later.") from exc
+        policy, stop_error = in_force.policy if in_force else None, handle.config.sampling.stop_error
+        stop = Stop(policy, stop_error) if policy is not None and stop_error is not None else None
+        job = Job(handle, row, n_samples, question.seed, stop)
+        self._check_draws(job)
+        done = await self._compute(job, deadline)
+        record_stages(self._tracer, queue_s=done.queue_s, compute_s=done.compute_s)
+        prediction = summarize(done.result)
+        decision = decide(prediction, policy)
+        self._metrics.predicted(
+            handle.name,
+            prediction,
+            reasons=(reason.name for reason in decision.reasons),
+            n_samples=len(done.result),
+        )
+        get_current_span().set_attributes(
+            {"blora.digest": handle.digest, "blora.draws": len(done.result), "blora.abstained": decision.abstained}
+        )
+        likely = prediction_set(question, handle, prediction, row.choices)
+        response = self._response(job, row.choices, done, prediction, likely, in_force, decision)
+        write_down(
+            logger,
+            "abstained" if decision.abstained else "answered",
+            prediction_id=response.id,
+            adapter=handle.name,
+            digest=handle.digest,
+            client=CLIENT.get(),
+            n_samples=response.n_samples,
+            tokens=row.n_tokens,
+            queue_ms=round(response.timing.queue_ms, 1),
+            compute_ms=round(response.timing.compute_ms, 1),
+        )
+        self.feedback.predicted(
+            handle,
+            response.id,
+            choices,
+            leader=prediction.top,
+            client=CLIENT.get(),
+            target_risk=in_force.target_risk if in_force is not None and not decision.abstained else None,
+            predictive_entropy=prediction.predictive_entropy if likely is not None else None,
+        )
+        warnings = [
+            *(["not_calibrated"] if handle.not_calibrated else []),
+            *(["shadowed_choice"] if row.shadowed else []),
+        ]
+        if warnings:
+            response = response.model_copy(update={"warnings": warnings})
+        if self._settings.feedback_rate < 1:
+            response = response.model_copy(update={"feedback_requested": self.feedback.requested(response.id)})
+        if question.return_samples:
+            return response.model_copy(update={"samples": done.result.tolist()})
+        return response
+
+    def _n_samples(self, question: PredictRequest, handle: AdapterHandle) -> int:
+        cap = self._settings.n_samples_cap
+        n_samples = question.n_samples or handle.config.sampling.n_samples
+        if n_samples > cap:
+            raise InvalidRequestError(
+                f"got {n_samples} draws, expected at most {cap}: ask for fewer",
+                code="out_of_range",
+                param="n_samples",
+            )
+        return n_samples
+
+    def _check_draws(self, job: Job) -> None:
+        if self._engine.fresh_draws or job.in_bank:
+            return
+        bank = job.handle.bank
+        raise InvalidRequestError(
+            f"This server's engine has {bank.n_samples} draws of seed {bank.seed} alone: ask for no other seed, and "
+            "no more draws.",
+            code="out_of_range",
+            param="n_samples" if job.n_samples > bank.n_samples else "seed",
+        )
+
+    async def _pack(self, question: PredictRequest, handle: AdapterHandle, choices: Sequence[str]) -> Row:
+        characters = self._lengths.check_characters(question, choices)
+        messages = question.messages
+        try:
+            async with self._tokenizing.turn((CLIENT.get(), handle.name), characters):
+                row = await self._engine.pack(
+                    handle,
+                    prompt=question.prompt,
+                    messages=[turn.model_dump() for turn in messages] if messages else None,
+                    choices=choices,
+                    scoring=question.scoring,
+                )
+        except PromptTooLongError as exc:
+            raise self._lengths.too_long(question, choices) from exc
+        except PromptError as exc:
+            raise InvalidRequestError(str(exc), code="invalid_prompt", param=exc.param) from exc
+        self._lengths.check_row(row, question, choices)
+        return row
+
+    async def _compute(self, job: Job, deadline: float) -> Completed[Tensor]:
+        prompt = job.row.prompt_tokens
+        owner = CLIENT.get(), job.handle.name
+        work = Work(
+            job,
+            (prompt, job.row.n_tokens - prompt),
+            job.at_once,
+            job.group,
+            owner,
+            most_draws=job.n_samples,
+            overhead=job.overhead,
+        )
+        try:
+            done = await self._batcher.submit(work, deadline=deadline)
+        except ServerError:
+            raise
+        except NumericalError as exc:
+            raise _non_finite() from exc
+        except Exception as exc:
+            logger.exception("A forward pass of adapter %s failed", job.handle.name)
+            raise ModelFailureError(
+                "The model failed: try again, and report it to the operator if it fails again."
+            ) from exc
+        if not bool(done.result.isfinite().all()):
+            raise _non_finite()
+        return done
+
+    def _response(
+        self,
+        job: Job,
+        choices: Sequence[str],
+        done: Completed[Tensor],
+        prediction: Prediction,
+        likely: list[str] | None,
+        in_force: InForce | None,
+        decision: Decision,
+    ) -> answers.Prediction:
+        leader = choices[prediction.top]
+        return answers.Prediction(
+            id=prediction_id(),
+            created=int(time.time()),
+            model=self.model.name,
+            adapter=adapter_ref(job.handle),
+            answer=None if decision.abstained else leader,
+            top_choice=leader,
+            probabilities=[
+                answers.ChoiceProbability(choice=choice, probability=probability, std=std)
+                for choice, probability, std in zip(choices, prediction.probabilities, prediction.std, strict=True)
+            ],
+            confidence=prediction.confidence,
+            predictive_entropy=prediction.predictive_entropy,
+            expected_entropy=prediction.expected_entropy,
+            mutual_information=prediction.mutual_information,
+            prediction_set=likely,
+            abstained=decision.abstained,
+            abstain_reasons=[
+                answers.AbstainReason(reason=reason.name, value=reason.value, threshold=reason.threshold)
+                for reason in decision.reasons
+            ],
+            policy=in_force.shown() if in_force else None,
+            n_samples=len(done.result),
+            usage=answers.Usage(prompt_tokens=job.row.prompt_tokens, scored_tokens=job.row.scored_tokens),
+            timing=answers.Timing(queue_ms=1e3 * done.queue_s, compute_ms=1e3 * done.compute_s),
+        )
+
+
+def _choices(question: PredictRequest, handle: AdapterHandle) -> Sequence[str]:
+    choices = question.choices or handle.config.prompt.choices
+    if not choices:
+        raise InvalidRequestError(
+            f"The request has no choices, and adapter {handle.name!r} has no fixed ones: list 2 to 64 possible "
+            "answers.",
+            code="missing",
+            param="choices",
+        )
+    return choices
+
+
+def _non_finite() -> NonFiniteError:
+    return NonFiniteError("The model gave NaN or infinity in place of probabilities: report it to the operator.")

@@ -1,0 +1,218 @@
+"""The service from first to last: loading, ready, draining, stopped."""
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+
+from torch import Tensor
+
+from blora.errors import BloraError, ConfigError
+from blora.server.adapters.folder_sync import FolderSync
+from blora.server.adapters.loader import Loader
+from blora.server.adapters.registry import Registry
+from blora.server.engines.protocol import Engine, Job
+from blora.server.errors import DrainingError, NotReadyError
+from blora.server.monitoring.build import Build
+from blora.server.monitoring.feedback import Feedback
+from blora.server.monitoring.ledgers.memory import MemoryLedger
+from blora.server.monitoring.ledgers.protocol import Ledger
+from blora.server.monitoring.metrics import Metrics
+from blora.server.monitoring.tracing import Traces
+from blora.server.prediction.predictor import Predictor
+from blora.server.scheduling.batcher import Batcher
+from blora.server.scheduling.own_thread import OwnThread, StalledError
+from blora.server.settings import Settings
+
+__all__ = ["Service"]
+
+logger = logging.getLogger(__name__)
+
+# A server is not ready whose forward pass has shown no progress for so many seconds, and for as long as so many full
+# passes take.
+_SILENT_S, _SILENT_PASSES = 30.0, 5
+
+
+class Service:
+    """Everything behind the routes. Liveness never waits for the model, which loads in a task.
+
+    Args:
+        settings: the operator's.
+        engine: computes the probabilities; nothing is loaded yet.
+    """
+
+    def __init__(self, settings: Settings, engine: Engine) -> None:
+        self.settings = settings
+        self.build = Build.current()
+        self.started = int(time.time())
+        self.metrics = Metrics(self.build)
+        self.traces = Traces(settings.otlp_endpoint, self.build)
+        self.settled = asyncio.Event()
+        """Set once loading has succeeded or failed."""
+        self.failure: str | None = None
+        """Why loading failed, in one line."""
+        self.draining = False
+        self._engine = engine
+        self._batcher: Batcher[Job, Tensor] = Batcher(
+            engine.run,
+            max_batch_tokens=settings.max_batch_tokens,
+            max_queue_tokens=settings.max_queue_tokens,
+            max_queue_requests=settings.max_queue_requests,
+            max_input_passes=settings.max_input_passes,
+            observer=self.metrics,
+        )
+        self.metrics.show_backlog(lambda: self._batcher.backlog_s)
+        self._predictor: Predictor | None = None
+        self._loader: Loader | None = None
+        self._ledger: Ledger | None = None
+        self._loading: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Starts the worker, and starts loading."""
+        self._batcher.start()
+        self._loading = asyncio.create_task(self._load(), name="loading")
+
+    def begin_drain(self) -> None:
+        """Tells load balancers to look elsewhere; requests are still answered."""
+        self.draining = True
+
+    async def stop(self, timeout_s: float = 0) -> None:
+        """Takes no more work, and gives what is left `timeout_s` seconds to finish."""
+        self.draining = True
+        self._batcher.take_no_more()
+        for task in (self._loading, self._watching):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        await self._batcher.drain(timeout_s)
+        await self._engine.close()
+        if self._ledger is not None:
+            await self._ledger.close()
+        await self.traces.close()
+
+    @property
+    def loaded(self) -> Predictor | None:
+        """What answers requests, once there is one."""
+        return self._predictor
+
+    def predictor(self) -> Predictor:
+        """What answers requests.
+
+        Raises:
+            NotReadyError: if nothing is loaded.
+        """
+        if self._predictor is None:
+            raise NotReadyError(
+                f"The model is not loaded ({self.failure or 'loading'}): try again once /readyz gives 200."
+            )
+        return self._predictor
+
+    def loader(self) -> Loader:
+        """What loads and unloads adapters.
+
+        Raises:
+            NotReadyError: if nothing is loaded.
+        """
+        self.predictor()
+        assert self._loader is not None  # made along with the predictor
+        return self._loader
+
+    def check_alive(self) -> None:
+        """Returns unless a forward pass hangs for so long that the process had better be started again.
+
+        Raises:
+            NotReadyError: if one does.
+        """
+        most, silent_s = self.settings.hang_timeout_s, self._batcher.silent_s
+        if most and silent_s > most:
+            raise NotReadyError(
+                f"The running forward pass has made no progress for {silent_s:.0f} s, longer than hang_timeout_s = "
+                f"{most:g}: restart the server"
+            )
+
+    async def check_ready(self) -> None:
+        """Returns if requests will be answered; a full queue is no reason to say no.
+
+        After a failed forward pass a small one has to succeed, and one that makes no progress has to go on.
+
+        Raises:
+            DrainingError: if the server is on its way out.
+            NotReadyError: if the model is not loaded, fails or hangs, or there is no adapter.
+        """
+        if self.draining:
+            raise DrainingError("The server is shutting down: use another replica.")
+        if not len(self.predictor().registry):
+            raise NotReadyError("No adapter is loaded: load one.")
+        silent_s = self._batcher.silent_s
+        if silent_s > max(_SILENT_S, _SILENT_PASSES * self._batcher.pace.seconds(self.settings.max_batch_tokens)):
+            raise NotReadyError(
+                f"The running forward pass has made no progress for {silent_s:.0f} s: use another replica until it has"
+            )
+        if self._batcher.last_forward_failed:
+            try:
+                await self._engine.probe()
+            except Exception as exc:
+                logger.exception("The model fails")
+                raise NotReadyError("The model's forward pass fails: see the log.") from exc
+
+    async def _load(self) -> None:
+        try:
+            loaded = await self._engine.load()
+            self.metrics.model_loaded(loaded.model)
+            root = self.settings.adapter_root
+            registry = Registry(loaded.adapters, self.settings.default_adapter, may_come=root is not None)
+            for handle in registry:
+                self.metrics.adapter_loaded(handle)
+            self._ledger = _ledger(self.settings)
+            feedback = Feedback(self.metrics, registry.get, self._ledger, self.settings.feedback_rate)
+            predictor = Predictor(
+                model=loaded.model,
+                registry=registry,
+                engine=self._engine,
+                batcher=self._batcher,
+                metrics=self.metrics,
+                feedback=feedback,
+                tracer=self.traces.tracer,
+                settings=self.settings,
+            )
+            self._loader = Loader(self.settings, self._engine, registry, self.metrics, feedback)
+            if root is not None:
+                await self._watch(root, registry, self._loader)
+            self._predictor = predictor
+        except BloraError as exc:
+            self.failure = str(exc)
+        except Exception as exc:
+            logger.exception("Loading failed unexpectedly")
+            self.failure = f"{type(exc).__name__}: {exc}"
+        finally:
+            self.settled.set()
+
+    async def _watch(self, root: Path, registry: Registry, loader: Loader) -> None:
+        """Begins to keep step with the adapter root, if that is wanted; waits for a while for what is there already."""
+        timeout_s = self.settings.adapter_load_timeout_s
+        try:
+            if not await OwnThread(timeout_s).run("The look at the adapter root", root.is_dir):
+                raise ConfigError(f"got adapter root {root}, expected an existing directory")
+        except StalledError as exc:
+            logger.error("The adapters below %s are not there yet: %s", root, exc)
+        if self.settings.adapter_poll_s:
+            watch = FolderSync(root, loader, registry, timeout_s=timeout_s)
+            self._watching = asyncio.create_task(watch.run(self.settings.adapter_poll_s), name="watching")
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await watch.looked.wait()
+            except TimeoutError:
+                logger.warning("Not all adapters in %s are loaded or refused; the server does not wait for them", root)
+
+
+def _ledger(settings: Settings) -> Ledger:
+    if settings.feedback_redis is None:
+        return MemoryLedger(settings.max_feedback_predictions)
+    try:
+        from blora.server.monitoring.ledgers.redis_ledger import RedisLedger
+    except ImportError as exc:
+        raise ConfigError(
+            "--feedback-redis needs the package redis: install it with `pip install 'blora[redis]'`, or leave it out"
+        ) from exc
+    return RedisLedger(settings.feedback_redis, settings.feedback_keep_s, settings.feedback_redis_password_file)

@@ -1,0 +1,99 @@
+"""The registry: names, digests, defaults."""
+
+import dataclasses
+
+import pytest
+
+from blora.errors import ConfigError
+from blora.server.adapters.registry import Registry
+from blora.server.errors import DigestMismatchError, InvalidRequestError, UnknownAdapterError
+from tests.server.fakes import OPEN_DIGEST, TRIAGE_DIGEST, handle
+
+TRIAGE, OPEN = handle("triage", TRIAGE_DIGEST), handle("open", OPEN_DIGEST)
+
+
+def test_names_and_pins_resolve() -> None:
+    registry = Registry([TRIAGE, OPEN])
+    assert registry.resolve("triage") is TRIAGE
+    assert registry.resolve(f"open@{OPEN_DIGEST}") is OPEN
+    assert list(registry) == [TRIAGE, OPEN]
+
+
+def test_the_only_adapter_is_the_default() -> None:
+    assert Registry([TRIAGE]).resolve(None) is TRIAGE
+
+
+def test_the_configured_adapter_is_the_default() -> None:
+    assert Registry([TRIAGE, OPEN], default="open").resolve(None) is OPEN
+
+
+def test_without_a_default_one_must_be_named() -> None:
+    registry = Registry([TRIAGE, OPEN])
+    assert registry.default is None
+    with pytest.raises(InvalidRequestError, match="one of open, triage") as info:
+        registry.resolve(None)
+    assert (info.value.code, info.value.param) == ("missing", "adapter")
+
+
+@pytest.mark.parametrize("name", ["other", "TRIAGE", "triage ", "@", f"@{TRIAGE_DIGEST}", f"other@{TRIAGE_DIGEST}"])
+def test_unknown_names_are_refused_and_not_repeated(name: str) -> None:
+    with pytest.raises(UnknownAdapterError, match="one of open, triage") as info:
+        Registry([TRIAGE, OPEN]).resolve(name)
+    assert "other" not in str(info.value)
+
+
+@pytest.mark.parametrize("pin", [OPEN_DIGEST, "1" * 64, TRIAGE_DIGEST.upper(), "latest"])
+def test_another_digest_is_refused(pin: str) -> None:
+    with pytest.raises(DigestMismatchError, match=TRIAGE_DIGEST):
+        Registry([TRIAGE]).resolve(f"triage@{pin}")
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a@b", "-a", ".a", "a/b", "ü", "a" * 65])
+def test_unusable_names_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="NAME=PATH"):
+        Registry([handle(name, TRIAGE_DIGEST)])
+
+
+def test_a_name_serves_once() -> None:
+    with pytest.raises(ConfigError, match="Two adapters are named 'triage'"):
+        Registry([TRIAGE, handle("triage", OPEN_DIGEST)])
+
+
+def test_an_unknown_default_is_refused() -> None:
+    with pytest.raises(ConfigError, match="default adapter 'other', expected one of the loaded ones, triage"):
+        Registry([TRIAGE], default="other")
+
+
+def test_a_handle_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TRIAGE.digest = OPEN_DIGEST  # type: ignore[misc]
+
+
+def test_a_default_that_is_gone_is_not_remembered() -> None:
+    registry = Registry([TRIAGE])
+    registry.remove("triage")
+    assert registry.default is None
+    with pytest.raises(InvalidRequestError, match="No adapter is loaded"):
+        registry.resolve(None)
+    registry.add(OPEN)
+    assert registry.resolve(None) is OPEN
+    registry.add(TRIAGE)
+    assert registry.default is None
+
+
+def test_the_only_one_at_the_start_stays_the_default_beside_others() -> None:
+    registry = Registry([TRIAGE])
+    registry.add(OPEN)
+    assert registry.default is TRIAGE
+    new = dataclasses.replace(TRIAGE, digest=OPEN_DIGEST)
+    assert registry.replace(new) is TRIAGE
+    assert registry.default is new
+    assert list(registry) == [new, OPEN]
+
+
+def test_a_configured_default_that_comes_back_is_the_default_again() -> None:
+    registry = Registry([TRIAGE, OPEN], default="open")
+    registry.remove("open")
+    assert registry.default is TRIAGE
+    registry.add(OPEN)
+    assert registry.default is OPEN

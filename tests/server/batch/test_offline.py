@@ -1,0 +1,122 @@
+"""Files of questions answered by the app's own predictor, interrupted and gone on with."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blora.errors import AdapterError, ConfigError
+from blora.server.batch.offline import AHEAD, answer_all, rows_done
+from blora.server.batch.rows import QuestionRow
+from blora.server.errors import InvalidRequestError
+from blora.server.settings import Settings
+from tests.server.fakes import FakeEngine
+
+SETTINGS = Settings(default_adapter="triage", max_queue_tokens=2**30, max_queue_requests=2**20)
+
+
+def questions(n: int, read: list[int] | None = None) -> Iterator[QuestionRow]:
+    for k in range(n):
+        if read is not None:
+            read.append(k)
+        yield QuestionRow({"prompt": f"p={0.5 + k / (2 * n):.6f}"})
+
+
+def rows(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in output.read_text().splitlines()]
+
+
+async def answer(output: Path, asked: Iterable[QuestionRow], **fields: Any) -> int:
+    return await answer_all(SETTINGS, FakeEngine(), iter(asked), output, fields=fields)
+
+
+async def test_each_row_has_its_answer_in_its_place(tmp_path: Path) -> None:
+    output, told = tmp_path / "out", list[int]()
+    engine = FakeEngine()
+    n_rows = await answer_all(SETTINGS, engine, questions(1500), output, fields={"n_samples": 2}, done=told.append)
+    assert (n_rows, told) == (1500, [0] + [1] * 1500)
+    for k, row in enumerate(rows(output)):
+        assert row["row"] == k
+        assert row["prediction"]["probabilities"][0]["probability"] == pytest.approx(0.5 + k / 3000, abs=1e-6)
+        assert row["prediction"]["n_samples"] == 2
+    assert max(len(batch) for batch in engine.batches) > 10
+
+
+async def test_a_bad_row_has_its_error_and_no_other(tmp_path: Path) -> None:
+    bad: list[dict[str, Any]] = [{}, {"prompt": "UNPACKABLE"}, {"prompt": "p=0.9", "choices": ["a"]}]
+    await answer(tmp_path / "out", map(QuestionRow, [{"prompt": "p=0.9"}, *bad, {"prompt": "p=0.9"}]))
+    found = rows(tmp_path / "out")
+    assert [row.get("error", {}).get("code") for row in found] == [
+        None,
+        "missing",
+        "invalid_prompt",
+        "invalid_length",
+        None,
+    ]
+    assert [row["row"] for row in found] == list(range(5))
+
+
+async def test_a_row_keeps_its_own_id(tmp_path: Path) -> None:
+    asked = {"prompt": "p=0.9"}
+    bad = QuestionRow(error=InvalidRequestError("got a line that is not JSON", code="invalid_json"))
+    await answer(tmp_path / "out", [QuestionRow(asked, "x-1"), QuestionRow(asked), bad, QuestionRow(asked, "\ud800")])
+    found = rows(tmp_path / "out")
+    assert [row.get("id") for row in found] == ["x-1", None, None, "\ud800"]
+    assert found[2]["error"]["code"] == "invalid_json"
+    assert rows_done(tmp_path / "out") == 4
+
+
+async def test_a_policy_withholds_as_in_the_server(tmp_path: Path) -> None:
+    await answer(tmp_path / "out", questions(10), policy={"min_confidence": 0.75})
+    assert [row["prediction"]["abstained"] for row in rows(tmp_path / "out")] == [True] * 5 + [False] * 5
+
+
+@pytest.mark.parametrize("cut", [0, 1, 20, 10**9])
+async def test_a_run_that_was_cut_off_goes_on_where_it_was(tmp_path: Path, cut: int) -> None:
+    output = tmp_path / "out"
+    await answer(output, questions(100))
+    whole = output.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    output.write_bytes(b"".join(lines[:40]) + lines[40][: min(cut, len(lines[40]))])
+    kept = 41 if cut > len(lines[40]) else 40
+    assert rows_done(output) == kept
+    told: list[int] = []
+    await answer_all(SETTINGS, FakeEngine(), questions(100), output, fields={}, done=told.append)
+    assert told == [kept] + [1] * (100 - kept)
+    found = rows(output)
+    assert [row["row"] for row in found] == list(range(100))
+    again = [row["prediction"]["probabilities"] for row in found]
+    assert again == [row["prediction"]["probabilities"] for row in map(json.loads, lines)]
+
+
+async def test_a_finished_file_stays_as_it_is(tmp_path: Path) -> None:
+    await answer(tmp_path / "out", questions(10))
+    before = (tmp_path / "out").read_bytes()
+    assert await answer(tmp_path / "out", questions(10)) == 10
+    assert (tmp_path / "out").read_bytes() == before
+
+
+async def test_rows_are_read_as_they_are_needed(tmp_path: Path) -> None:
+    read: list[int] = []
+
+    def watch(_: int) -> None:
+        n_written = len((tmp_path / "out").read_text().splitlines()) if (tmp_path / "out").exists() else 0
+        assert len(read) <= n_written + AHEAD
+
+    await answer_all(SETTINGS, FakeEngine(), questions(2000, read), tmp_path / "out", fields={}, done=watch)
+    assert len(read) == 2000
+
+
+async def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("important\n")
+    with pytest.raises(ConfigError, match="whose line 1 is no answer to row 0"):
+        await answer(tmp_path / "out", questions(1))
+    assert (tmp_path / "out").read_text() == "important\n"
+
+
+async def test_what_cannot_be_loaded_is_told(tmp_path: Path) -> None:
+    engine = FakeEngine(load_error=AdapterError("got no such folder"))
+    with pytest.raises(ConfigError, match="got no such folder"):
+        await answer_all(SETTINGS, engine, questions(1), tmp_path / "out", fields={})

@@ -1,0 +1,115 @@
+"""Questions in files of three kinds."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from blora.errors import DataError
+from blora.server.batch.rows import read_questions
+
+
+def asked(file: Path) -> list[dict[str, Any]]:
+    return [row.asked for row in read_questions(file)]
+
+
+ROWS: list[dict[str, Any]] = [
+    {"prompt": "one", "choices": ["a", "b"], "label": 1, "id": "x"},
+    {"question": "two, with a comma", "choices": "a | b|c"},
+    {"prompt": 'three\n"quoted"', "question": "not this", "choices": None},
+]
+EXPECTED = [
+    {"prompt": "one", "choices": ["a", "b"]},
+    {"prompt": "two, with a comma", "choices": ["a", "b", "c"]},
+    {"prompt": 'three\n"quoted"'},
+]
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    chat = {"messages": [{"role": "user", "content": "four"}]}
+    file.write_text("\n".join(map(json.dumps, [*ROWS, chat])) + "\n[1]\nnonsense\n")
+    assert asked(file) == [*EXPECTED, chat, {}, {}]
+    *good, listed, nonsense = read_questions(file)
+    assert [(row.id, row.error) for row in good] == [("x", None), (None, None), (None, None), (None, None)]
+    assert listed.error is not None
+    assert (listed.error.code, str(listed.error)) == ("invalid_type", "got list, expected a JSON object")
+    assert nonsense.error is not None
+    assert nonsense.error.code == "invalid_json"
+    assert str(nonsense.error).startswith("This line is not JSON (Expecting value")
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
+def test_a_file_without_a_column_for_the_question_is_told_once(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    file.write_text("text,label\n" + "hello,1\n" * 9 if name == "rows.csv" else '{"text": "hello", "label": 1}\n' * 9)
+    with pytest.raises(DataError, match=f"^{file}: got the columns text, label, .*: rename text to question"):
+        next(read_questions(file))
+
+
+def test_a_row_without_a_question_among_others_is_told_in_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "x"}\n{"text": "y"}\n' + "[" * 100_000 + "\n")
+    first, second, third = read_questions(file)
+    assert first.error is None
+    assert second.error is not None
+    assert (second.error.code, str(second.error)[:21]) == ("missing", "got the columns text,")
+    assert third.error is not None
+    assert third.error.code == "invalid_json"
+
+
+def test_csv(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text(
+        'id,prompt,question,choices\nx,one,,a|b\n,,"two, with a comma",a | b|c\n,"three\n""quoted""",not this,\n'
+    )
+    assert asked(file) == EXPECTED
+
+
+def test_what_training_reads_is_read(tmp_path: Path) -> None:
+    csv, jsonl = tmp_path / "rows.csv", tmp_path / "rows.jsonl"
+    csv.write_text('prompt,choices\nx,"[""a"", ""b|c""]"\ny,"[not json"\n', encoding="utf-8-sig")
+    assert asked(csv) == [
+        {"prompt": "x", "choices": ["a", "b|c"]},
+        {"prompt": "y", "choices": ["[not json"]},
+    ]
+    jsonl.write_text('{"prompt": "x"}\n\n  \n{"prompt": "y"}\n', encoding="utf-8-sig")
+    assert asked(jsonl) == [{"prompt": "x"}, {"prompt": "y"}]
+
+
+def test_parquet(tmp_path: Path) -> None:
+    file = tmp_path / "rows.PARQUET"
+    columns = {name: [row.get(name) for row in ROWS] for name in ("prompt", "question")}
+    columns["choices"] = [["a", "b"], ["a", "b", "c"], None]
+    pyarrow.parquet.write_table(pyarrow.table(columns), file)
+    assert asked(file) == EXPECTED
+
+
+def test_a_row_is_read_when_it_is_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    with file.open("w") as rows:
+        for k in range(100_000):
+            rows.write(f'{{"prompt": "{k}"}}\n')
+    questions = read_questions(file)
+    assert next(questions).asked == {"prompt": "0"}
+    with file.open("r+") as rows:
+        rows.truncate(0)
+    assert sum(1 for _ in questions) < 50_000
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.txt", b"", r"expected a name that ends in \.jsonl, \.csv, \.parquet"),
+        ("rows.parquet", b"nonsense", r"cannot be read as a \.parquet file"),
+        ("rows.jsonl", b"\xff\xfe", r"cannot be read as a \.jsonl file"),
+    ],
+)
+def test_what_cannot_be_read_is_told(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    file = tmp_path / name
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        list(read_questions(file))

@@ -1,0 +1,111 @@
+"""Who gets in: keys, scopes and limits, and what stays open to probes."""
+
+from pathlib import Path
+
+import pytest
+
+from blora.server.errors import RateLimitedError
+from blora.server.http.authentication import Rate
+from blora.server.keys import line_of
+from tests.server.fakes import FakeEngine, running
+
+ASK = {"prompt": "p=0.9"}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "keys"
+    path.write_text(line_of("shop", "predict", "key-of-the-shop") + "\n" + line_of("ops", "admin", "key-of-ops") + "\n")
+    return path
+
+
+def bearing(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+async def test_a_key_gets_an_answer(engine: FakeEngine, file: Path) -> None:
+    async with running(engine, api_keys=file) as server:
+        for headers in (bearing("key-of-the-shop"), {"authorization": "bearer key-of-ops"}):
+            response = await server.client.post("/v1/predict", json=ASK, headers=headers)
+            assert (response.status_code, response.json()["answer"]) == (200, "billing")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        bearing("key"),
+        bearing(""),
+        {"authorization": "key-of-ops"},
+        {"authorization": "Basic key-of-ops"},
+        {"x-api-key": "key-of-ops"},
+    ],
+)
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/v1/predict"), ("GET", "/v1/adapters"), ("GET", "/v1/models"), ("GET", "/info"), ("GET", "/nowhere")],
+)
+async def test_without_one_nothing_is_told(
+    engine: FakeEngine, file: Path, headers: dict[str, str], method: str, path: str
+) -> None:
+    async with running(engine, api_keys=file) as server:
+        response = await server.client.request(method, path, headers=headers, content=b"{" * 100)
+        assert (response.status_code, response.json()["error"]["code"]) == (401, "unauthorized")
+        assert response.headers["www-authenticate"] == "Bearer"
+        assert response.headers["x-request-id"]
+        assert not engine.batches
+        assert await server.metric("blora_requests_total", adapter="unknown", outcome="unauthorized") == 1
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics", "/openapi.json"])
+async def test_probes_and_prometheus_need_none(engine: FakeEngine, file: Path, path: str) -> None:
+    async with running(engine, api_keys=file) as server:
+        assert (await server.client.get(path)).status_code == 200
+
+
+@pytest.mark.parametrize("headers", [bearing("key-of-the-shop"), bearing("key-of-ops")])
+async def test_only_an_admin_changes_adapters(engine: FakeEngine, file: Path, headers: dict[str, str]) -> None:
+    async with running(engine, api_keys=file, adapter_root=file.parent) as server:
+        response = await server.client.delete("/v1/adapters/triage", headers=headers)
+        assert response.status_code == (403 if headers == bearing("key-of-the-shop") else 204)
+
+
+async def test_where_there_are_no_keys_anyone_may_ask_and_nobody_change(engine: FakeEngine) -> None:
+    async with running(engine) as server:
+        assert (await server.client.post("/v1/predict", json=ASK)).status_code == 200
+        response = await server.client.delete("/v1/adapters/triage")
+        assert (response.status_code, response.json()["error"]["code"]) == (403, "forbidden")
+
+
+async def test_a_key_that_asks_too_often_is_told_when_to_come_back(engine: FakeEngine, file: Path) -> None:
+    async with running(engine, api_keys=file, requests_per_minute=2) as server:
+        answers = [
+            await server.client.post("/v1/predict", json=ASK, headers=bearing("key-of-the-shop")) for _ in range(3)
+        ]
+        assert [answer.status_code for answer in answers] == [200, 200, 429]
+        assert answers[2].json()["error"]["code"] == "rate_limited"
+        assert 28 <= int(answers[2].headers["retry-after"]) <= 30
+        other = await server.client.post("/v1/predict", json=ASK, headers=bearing("key-of-ops"))
+        assert other.status_code == 200
+
+
+def taken(rate: Rate) -> int:
+    """How many requests go through now."""
+    for count in range(1000):
+        try:
+            rate.take("shop")
+        except RateLimitedError:
+            return count
+    raise AssertionError("got no end of requests")
+
+
+def test_requests_come_back_one_by_one_and_never_add_up_to_more_than_a_minutes() -> None:
+    times = iter([0.0] * 61 + [1.0] * 2 + [3.5] * 3 + [4.0] * 2 + [1000.0] * 61)
+    rate = Rate(60, clock=lambda: next(times))
+    assert [taken(rate) for _ in range(5)] == [60, 1, 2, 1, 60]
+
+
+def test_no_limit_is_none() -> None:
+    rate = Rate(0)
+    for _ in range(1000):
+        rate.take("shop")

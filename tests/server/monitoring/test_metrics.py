@@ -1,0 +1,92 @@
+"""Metrics: the names of the contract, bounded labels, and counts that add up."""
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from blora.server.monitoring.build import Build
+from blora.server.monitoring.metrics import Metrics
+from tests.server.fakes import OPEN_DIGEST, TRIAGE_DIGEST, FakeEngine, Running, running
+
+NAMES = {
+    "blora_requests", "blora_abstentions", "blora_non_finite", "blora_dropped", "blora_request_seconds",
+    "blora_queue_seconds", "blora_forward_seconds", "blora_batch_rows", "blora_batch_tokens",
+    "blora_samples_per_request", "blora_confidence", "blora_predictive_entropy_nats",
+    "blora_mutual_information_nats", "blora_queue_depth", "blora_backlog_seconds", "blora_model_runs_in_parts", "blora_adapter_info", "blora_build_info",
+    "blora_uncertainty_drift", "blora_promised_answers", "blora_outcomes", "blora_realised_risk", "blora_realised_risk_lower_bound",
+    "blora_promise_broken", "blora_outcome_corrections",
+    "process_virtual_memory_bytes", "process_resident_memory_bytes",
+    "process_start_time_seconds", "process_cpu_seconds", "process_open_fds", "process_max_fds",
+}  # fmt: skip
+LABELS = {"adapter", "outcome", "reason", "digest", "version", "revision", "le"}
+
+
+async def test_the_names_are_those_of_the_contract(server: Running) -> None:
+    response = await server.client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain")
+    families = list(text_string_to_metric_families(response.text))
+    assert {family.name for family in families} == NAMES
+    assert all(sample.labels.keys() <= LABELS for family in families for sample in family.samples)
+    assert all(family.documentation for family in families)
+
+
+@pytest.mark.parametrize("reason", [None, "parts move the logits"])
+async def test_a_model_that_runs_whole_is_told_by_info_and_a_metric(reason: str | None) -> None:
+    async with running(FakeEngine(runs_whole_because=reason)) as server:
+        assert await server.metric("blora_model_runs_in_parts") == (reason is None)
+        assert (await server.client.get("/info")).json()["model"]["runs_whole_because"] == reason
+
+
+async def test_outcomes_are_counted(server: Running) -> None:
+    policy = {"min_confidence": 0.95}
+    for body in (
+        {"prompt": "p=0.9 x"},
+        {"prompt": "p=0.9 y", "policy": policy},
+        {"prompt": "NAN"},
+        {"inputs": [{"prompt": "p=0.9 z"}, {"prompt": "p=0.5 z", "policy": policy}, {"prompt": 3}]},
+    ):
+        await server.client.post("/v1/predict", json=body)
+    for outcome, count in {"answered": 2, "abstained": 2, "non_finite": 1}.items():
+        assert await server.metric("blora_requests_total", adapter="triage", outcome=outcome) == count
+    assert await server.metric("blora_requests_total", adapter="unknown", outcome="invalid_type") == 1
+    assert await server.metric("blora_abstentions_total", adapter="triage", reason="low_confidence") == 2
+    assert await server.metric("blora_non_finite_total", adapter="triage") == 1
+    assert await server.metric("blora_confidence_count", adapter="triage") == 4
+    assert await server.metric("blora_samples_per_request_sum") == 16
+    assert await server.metric("blora_request_seconds_count") == 6
+    assert await server.metric("blora_queue_depth") == 0
+
+
+async def test_forward_passes_are_measured(server: Running) -> None:
+    inputs = [{"prompt": "two words"}] * 3
+    await server.client.post("/v1/predict", json={"inputs": inputs})
+    assert await server.metric("blora_batch_rows_sum") == 3
+    assert await server.metric("blora_batch_tokens_sum") == 3 * 2 * 4
+    assert await server.metric("blora_forward_seconds_count") == await server.metric("blora_batch_rows_count")
+
+
+async def test_what_is_served_is_told(server: Running) -> None:
+    assert await server.metric("blora_adapter_info", adapter="triage", digest=TRIAGE_DIGEST) == 1
+    assert await server.metric("blora_adapter_info", adapter="open", digest=OPEN_DIGEST) == 1
+    build = Build.current()
+    assert await server.metric("blora_build_info", version=build.version, revision=build.revision) == 1
+
+
+async def test_clients_cannot_mint_labels(server: Running) -> None:
+    for i in range(20):
+        await server.client.post("/v1/predict", json={"prompt": "x", "adapter": f"made-up-{i}"})
+    assert "made-up" not in (await server.client.get("/metrics")).text
+    assert await server.metric("blora_requests_total", adapter="unknown", outcome="unknown_adapter") == 20
+
+
+def test_apps_share_no_metrics() -> None:
+    one, other = Metrics(Build("1", "a")), Metrics(Build("1", "a"))
+    one.queue_changed(3)
+    assert b"blora_queue_depth 3.0" in one.render()
+    assert b"blora_queue_depth 0.0" in other.render()
+
+
+def test_the_build_comes_from_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BLORA_REVISION", "abc123")
+    assert Build.current().revision == "abc123"
+    monkeypatch.delenv("BLORA_REVISION")
+    assert Build.current().revision == "unknown"

@@ -1,0 +1,227 @@
+"""Feedback through a real Redis that two replicas share."""
+
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+from redis.exceptions import AuthenticationError
+from redis.exceptions import ConnectionError as NoConnection
+
+from blora.server.keys import line_of
+from tests.server.fakes import FakeEngine, Running, running
+from tests.server.monitoring.test_feedback import CALIBRATED, TARGET, ask, tell
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("redis-server") is None and "CI" not in os.environ,
+    reason="redis-server is not installed; tests/programs.sh installs it on Debian",
+)
+
+
+class Store:
+    """A Redis that can be stopped and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._port = free.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self._port}/0"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *more: str) -> None:
+        command = ["redis-server", "--port", str(self._port), "--bind", "127.0.0.1", "--save", "", "--dir", ".", *more]
+        with (self._folder / "log").open("wb") as log:
+            self._process = subprocess.Popen(command, cwd=self._folder, stdout=log, stderr=log)
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            try:
+                with Redis.from_url(self.url) as client:
+                    client.ping()
+            except AuthenticationError:
+                return
+            except NoConnection:
+                time.sleep(0.05)
+            else:
+                return
+        raise TimeoutError("Redis did not start")
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def expiries(self) -> dict[str, int]:
+        """Every key, with the seconds that are left of it."""
+        with Redis.from_url(self.url, decode_responses=True) as client:
+            return {key: client.ttl(key) for key in client.keys("*")}
+
+    def contents(self) -> str:
+        with Redis.from_url(self.url) as client:
+            return "".join(str(client.hgetall(key)) for key in client.keys("*"))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    made = Store(tmp_path)
+    made.start()
+    yield made
+    made.stop()
+
+
+def replica(store: Store, **settings: Any) -> Any:
+    return running(FakeEngine(handles=(CALIBRATED,)), feedback_redis=store.url, **settings)
+
+
+async def settled(server: Running, prediction_id: str, label: str) -> Any:
+    """Tells an outcome until the prediction has been written, which answers do not wait for."""
+    deadline = time.monotonic() + 5
+    while (told := await tell(server, prediction_id, label)).status_code == 404 and time.monotonic() < deadline:
+        pass
+    return told
+
+
+async def test_any_replica_is_told_of_any_others_prediction_and_all_count_together(store: Store) -> None:
+    async with replica(store) as one, replica(store) as other:
+        first, second = await ask(one), await ask(other)
+        assert (await settled(other, first["id"], "billing")).json() == {"correct": True}
+        assert (await settled(one, second["id"], "account")).json() == {"correct": False}
+        assert await one.metric("blora_realised_risk", **TARGET) == 0.5
+        assert await other.metric("blora_realised_risk", **TARGET) == 0.0  # as of when it was last told
+        assert (await tell(one, first["id"], "billing")).json() == {"correct": True}
+        assert (await tell(one, first["id"], "sales")).json()["error"]["code"] == "label_not_offered"
+        assert await one.metric("blora_outcomes_total", **TARGET, outcome="correct") == 0
+
+
+async def test_no_prediction_of_a_large_batch_is_lost(store: Store) -> None:
+    async with replica(store) as server:
+        body = {"inputs": [{"prompt": "p=0.95"}] * 256}
+        answers = (await server.client.post("/v1/predict", json=body)).json()["predictions"]
+        told = await asyncio.gather(*(settled(server, answer["id"], "billing") for answer in answers))
+        assert {response.status_code for response in told} == {200}
+        assert await server.metric("blora_outcomes_total", **TARGET, outcome="correct") == 256
+
+
+async def test_a_promise_broken_a_little_everywhere_is_noticed(store: Store) -> None:
+    async with replica(store) as one, replica(store) as other:
+        for k in range(8):
+            asked, told = (one, other) if k % 2 else (other, one)
+            await settled(told, (await ask(asked))["id"], "account")
+        broken = [await server.metric("blora_promise_broken", **TARGET) for server in (one, other)]
+        assert max(broken) == 1
+
+
+async def test_outcomes_that_nobody_asked_for_are_counted_apart(store: Store) -> None:
+    async with replica(store, feedback_rate=0.5) as one, replica(store, feedback_rate=0.5) as other:
+        for k in range(30):
+            asked, told = (one, other) if k % 2 else (other, one)
+            answer = await ask(asked)
+            await settled(told, answer["id"], "billing" if answer["feedback_requested"] else "account")
+        assert [await server.metric("blora_realised_risk", **TARGET) for server in (one, other)] == [0, 0]
+        counts = [key for key in store.expiries() if key.startswith("blora:2:outcomes:")]
+        assert sorted(key.endswith(":volunteered") for key in counts) == [False, True]
+
+
+async def test_a_correction_is_counted_once_wherever_it_is_told(store: Store) -> None:
+    async with replica(store) as one, replica(store) as other:
+        answers = [await ask(one) for _ in range(8)]
+        for answer in answers:
+            await settled(one, answer["id"], "account")
+        assert await one.metric("blora_promise_broken", **TARGET) == 1
+        for _ in range(2):
+            for answer in answers[:7]:
+                assert (await settled(other, answer["id"], "billing")).json() == {"correct": True}
+        assert await other.metric("blora_realised_risk", **TARGET) == 1 / 8
+        assert await other.metric("blora_outcome_corrections_total", **TARGET, outcome="correct") == 7
+        await tell(one, answers[7]["id"], "account")  # which tells this replica of the others' corrections
+        assert await one.metric("blora_realised_risk", **TARGET) == 1 / 8
+        assert await one.metric("blora_promise_broken", **TARGET) == 0
+
+
+async def test_who_asked_is_known_to_every_replica(store: Store, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("\n".join(line_of(name, "predict", name) for name in ("shop", "other")))
+    async with replica(store, api_keys=keys) as one, replica(store, api_keys=keys) as two:
+        one.client.headers["authorization"] = "Bearer shop"
+        answer = await ask(one)
+        two.client.headers["authorization"] = "Bearer shop"
+        assert (await settled(two, answer["id"], "billing")).json() == {"correct": True}
+        two.client.headers["authorization"] = "Bearer other"
+        assert (await tell(two, answer["id"], "billing")).status_code == 404
+
+
+async def test_counts_outlive_a_restart_of_the_server(store: Store) -> None:
+    for expected in (1.0, 0.5):
+        async with replica(store) as server:
+            await settled(server, (await ask(server))["id"], "account" if expected == 1 else "billing")
+            assert await server.metric("blora_realised_risk", **TARGET) == expected
+
+
+async def test_everything_expires_and_no_text_is_kept(store: Store) -> None:
+    async with replica(store, feedback_keep_s=100) as server:
+        await settled(server, (await ask(server, "p=0.95 a secret"))["id"], "billing")
+        assert len(store.expiries()) == 2
+        assert all(0 < seconds <= 100 for seconds in store.expiries().values())
+        assert "secret" not in store.contents()
+        assert "billing" not in store.contents()
+
+
+async def test_what_is_written_while_the_server_stops_is_not_lost(store: Store) -> None:
+    async with replica(store) as server:
+        answer = await ask(server)
+    assert f"blora:2:prediction:{answer['id']}" in store.expiries()
+
+
+async def test_without_redis_questions_are_answered_and_feedback_says_try_again(store: Store) -> None:
+    async with replica(store) as server:
+        before = await ask(server)
+        await settled(server, before["id"], "billing")
+        store.stop()
+        answer = await ask(server)
+        assert answer["answer"] == "billing"
+        refused = await tell(server, answer["id"], "billing")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "feedback_unavailable")
+        store.start()
+        again = await ask(server)
+        assert (await settled(server, again["id"], "billing")).json() == {"correct": True}
+
+
+@pytest.mark.parametrize("user", ["", "default@"])
+async def test_a_password_comes_from_a_file(store: Store, tmp_path: Path, user: str) -> None:
+    store.stop()
+    store.start("--requirepass", "a secret")
+    file = tmp_path / "password"
+    url = store.url.replace("//", f"//{user}")
+    for password, status in (("a secret\n", 200), ("another", 503)):
+        file.write_text(password)
+        settings = {"feedback_redis": url, "feedback_redis_password_file": file}
+        async with running(FakeEngine(handles=(CALIBRATED,)), **settings) as server:
+            assert (await settled(server, (await ask(server))["id"], "billing")).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("user", "contents", "message"),
+    [
+        ("", "", "is empty"),
+        ("", None, "cannot be read"),
+        (":a secret@", "another", "leave it in the file alone"),
+    ],
+)
+async def test_a_password_that_cannot_be_had_keeps_the_server_from_starting(
+    tmp_path: Path, user: str, contents: str | None, message: str
+) -> None:
+    file = tmp_path / "password"
+    if contents is not None:
+        file.write_text(contents)
+    settings = {"feedback_redis": f"redis://{user}127.0.0.1:1/0", "feedback_redis_password_file": file}
+    async with running(FakeEngine(handles=(CALIBRATED,)), **settings) as server:
+        failure = server.app.state.service.failure
+        assert message in failure
+        assert "a secret" not in failure

@@ -1,0 +1,120 @@
+"""Who may wait: what finds room, what leaves room, and what can be answered in time."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from blora.server.errors import QueueFullError, TooLargeError
+from blora.server.scheduling.admission import Admission, Waiting
+from blora.server.scheduling.runs import Work
+from tests.server.scheduling.test_batcher import bench, settle
+
+NOBODY = Waiting(inputs=0, cost=0, own_inputs=0, own_cost=0, ahead=0)
+
+
+def admission() -> Admission:
+    return Admission(max_batch_tokens=100, max_queue_tokens=1000, max_queue_requests=50, max_input_passes=9)
+
+
+def input_of(n_tokens: int, n_draws: int = 1, **more: int) -> Work[str]:
+    return Work("x", (n_tokens,), n_draws, "group", **more)
+
+
+@pytest.mark.parametrize(("n_tokens", "n_draws"), [(101, 1), (100, 11)])
+def test_what_never_fits_is_told_so(n_tokens: int, n_draws: int) -> None:
+    with pytest.raises(TooLargeError):
+        admission().check_size(input_of(n_tokens, n_draws), 30)
+
+
+def test_what_just_fits_is_let_in() -> None:
+    admission().check_size(input_of(100, 9), 30)
+    admission().check_room(1000, NOBODY, 30)
+
+
+@pytest.mark.parametrize("asked", [input_of(91, 10), input_of(91, 4, most_draws=10), input_of(10, 1, overhead=900)])
+def test_an_input_has_a_bound_of_all_the_work_it_may_come_to(asked: Work[str]) -> None:
+    with pytest.raises(TooLargeError, match="expected at most 900 in one input: ask for fewer draws") as info:
+        admission().check_size(asked, 30)
+    assert (info.value.status, info.value.code) == (413, "too_much_work")
+
+
+def test_what_cannot_be_done_in_time_even_by_an_idle_server_is_refused_with_the_estimate() -> None:
+    """100 tokens a second: 900 take 9 s."""
+    some = admission()
+    for _ in range(4):
+        for tokens in (50, 100):
+            some.check_size(input_of(90, 10), 5)  # nothing is refused on a guess
+            some.pace.measure(tokens, tokens / 100, full=False)
+    with pytest.raises(TooLargeError, match=r"takes about 9 s .*90 tokens x 10 draws.* within 5 s.* fewer draws"):
+        some.check_size(input_of(90, 10), 5)
+    some.check_size(input_of(90, 10), 10)
+    some.check_size(input_of(90, 5, most_draws=10), 5)  # it may well stop early
+
+
+@pytest.mark.parametrize(
+    "waiting",
+    [
+        replace(NOBODY, inputs=50, cost=50),
+        replace(NOBODY, inputs=1, cost=991),
+        # Of 50, 10 are free, and four times these are held already.
+        replace(NOBODY, inputs=40, cost=40, own_inputs=40, own_cost=40),
+        # Four times 199 is less than 801.
+        replace(NOBODY, inputs=1, cost=801, own_inputs=1, own_cost=801),
+    ],
+)
+def test_a_full_queue_and_a_greedy_owner_are_refused(waiting: Waiting) -> None:
+    with pytest.raises(QueueFullError):
+        admission().check_room(10, waiting, 30)
+
+
+def test_another_finds_the_room_that_the_greedy_one_had_to_leave() -> None:
+    admission().check_room(10, replace(NOBODY, inputs=40, cost=801), 30)
+
+
+def test_what_would_be_late_is_refused_until_it_would_not() -> None:
+    """100 tokens a second: 3000 ahead take 30 s, of which three quarters of 20 s may pass, and 15 have to go by."""
+    some = Admission(max_batch_tokens=100, max_queue_tokens=10_000, max_queue_requests=50, max_input_passes=9)
+    for tokens in (50, 100):
+        some.pace.measure(tokens, tokens / 100, full=False)
+    late = replace(NOBODY, inputs=1, cost=3000, ahead=3000)
+    with pytest.raises(QueueFullError, match=r"in about 30\.1 s, and would have to be within 15\.0 s") as info:
+        some.check_room(10, late, 20)
+    assert info.value.retry_after_s == 16
+    some.check_room(10, late, 41)
+
+
+def test_whoever_finds_nobody_is_let_in_however_slow_the_worker_was() -> None:
+    some = admission()
+    some.pace.measure(1, 1000.0, full=False)
+    some.check_room(10, NOBODY, 1)
+
+
+async def test_a_flood_leaves_room_for_another_owner() -> None:
+    async with bench(max_queue_requests=50) as b:
+        held = await b.hold()
+        flood = [b.submit(f"flood{i}", n_tokens=1, owner="flood") for i in range(60)]
+        await settle()
+        rare = b.submit("rare", owner="rare")
+        answers = await b.release(held, *flood, rare)
+        refused = sum(isinstance(answer, QueueFullError) for answer in answers)
+        assert refused == 20
+        assert answers[-1].result == "RARE"
+
+
+async def test_an_owner_with_little_waiting_is_not_refused_for_another_ones_flood() -> None:
+    """At 1000 tokens a second 2000 of the flood take 2 s; the other one's turn comes before them."""
+    async with bench() as b:
+        for n_tokens in (50, 100):
+            b.worker.seconds = n_tokens / 1000
+            await b.submit("measured", n_tokens=n_tokens)
+        b.worker.seconds = 0
+        held = await b.hold()
+        flood = [b.submit(f"flood{i}", n_tokens=100, owner="flood") for i in range(20)]
+        await settle()
+        with pytest.raises(QueueFullError, match="The answer is expected in about"):
+            await b.submit("more", n_tokens=100, owner="flood", timeout_s=1)
+        rare = b.submit("rare", owner="rare", timeout_s=1)
+        await asyncio.sleep(0)
+        answers = await b.release(held, *flood, rare)
+        assert not any(isinstance(answer, Exception) for answer in answers)

@@ -1,0 +1,90 @@
+"""How long work is expected to take."""
+
+import pytest
+
+from blora.server.scheduling.pace import Pace
+
+
+def pace_of(*passes: tuple[int, float]) -> Pace:
+    pace = Pace(max_batch_tokens=1000)
+    for tokens, seconds in passes:
+        pace.measure(tokens, seconds, full=False)
+    return pace
+
+
+def test_a_pace_that_is_not_known_expects_no_wait() -> None:
+    assert pace_of().seconds(1000) == 0
+
+
+def test_where_tokens_take_time_they_are_counted() -> None:
+    pace = pace_of(*((tokens, tokens / 100) for tokens in (100, 500, 1000, 300)))
+    assert pace.seconds(2000) == pytest.approx(20)
+    assert pace.seconds(50) == pytest.approx(0.5)
+
+
+def test_where_passes_take_time_they_are_counted() -> None:
+    pace = pace_of(*((tokens, 0.05) for tokens in (10, 20, 30)))
+    assert pace.seconds(30) == pytest.approx(0.05)
+    assert pace.seconds(10_000) == pytest.approx(0.5)
+
+
+def test_where_both_take_time_both_are_counted() -> None:
+    pace = pace_of(*((tokens, 0.05 + tokens / 1000) for tokens in (10, 500, 1000)))
+    assert pace.seconds(2000) == pytest.approx(0.1 + 2)
+
+
+def test_small_passes_alone_refuse_no_burst() -> None:
+    """Ten inputs of 40 x 8 in 50 ms each, and then a burst of what a large batch holds easily."""
+    pace = Pace(max_batch_tokens=32768)
+    for _ in range(10):
+        pace.measure(320, 0.05, full=False)
+    assert pace.seconds(256 * 300 * 8) == pytest.approx(19 * 0.05)
+
+
+def test_passes_are_expected_as_full_as_they_have_been_while_others_waited() -> None:
+    pace = Pace(max_batch_tokens=1000)
+    for _ in range(50):
+        pace.measure(250, 1.0, full=True)
+        pace.measure(10, 1.0, full=False)
+    assert pace.seconds(1000) == pytest.approx(4)
+
+
+def test_a_pace_follows_what_it_measures() -> None:
+    pace = pace_of(*((tokens, tokens / 100) for tokens in (100, 500, 1000)))
+    for _ in range(100):
+        for tokens in (100, 500, 1000):
+            pace.measure(tokens, tokens / 200, full=False)
+    assert pace.seconds(2000) == pytest.approx(10, rel=0.01)
+
+
+def test_a_pass_unlike_all_others_bends_no_estimate() -> None:
+    """Ordinary passes at 1 ms a token, and one of 31,200 tokens in 158 s: a burst of 60 is expected to take 24 s."""
+    pace = Pace(max_batch_tokens=4096)
+    for i in range(40):
+        tokens = 200 + 50 * (i % 8)
+        pace.measure(tokens, tokens / 1000, full=False)
+    before = pace.seconds(60 * 400)
+    pace.measure(31_200, 158.0, full=False)
+    assert pace.seconds(60 * 400) == pytest.approx(before, rel=0.05)
+
+
+def test_a_slow_first_pass_bends_no_estimate_once_others_are_known() -> None:
+    pace = pace_of((400, 60.0), *((400, 0.4) for _ in range(8)))
+    assert pace.seconds(400) == pytest.approx(0.4)
+    assert pace.seconds(4000) < 2
+
+
+def test_a_run_of_several_passes_is_measured_by_the_pass() -> None:
+    pace = pace_of((4000, 8.0))
+    assert pace.seconds(1000) == pytest.approx(2)
+
+
+def test_a_pace_is_not_known_by_a_few_passes() -> None:
+    assert not pace_of(*((100, 1.0) for _ in range(7))).known
+    assert pace_of(*((100, 1.0) for _ in range(8))).known
+
+
+def test_noise_makes_no_pass_take_less_than_nothing() -> None:
+    for passes in (((100, 1.0), (1000, 0.1)), ((100, 0.1), (1000, 10.0))):
+        pace = pace_of(*passes)
+        assert 0 < pace.seconds(10) <= pace.seconds(100) <= pace.seconds(5000)

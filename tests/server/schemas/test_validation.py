@@ -1,0 +1,44 @@
+"""Pydantic's complaints in our words. The table of bad requests covers them one by one."""
+
+from typing import Any
+
+import pytest
+
+from blora.server.schemas.validation import invalid_request
+
+
+def detail(kind: str, *loc: object, **more: Any) -> dict[str, Any]:
+    return {"type": kind, "loc": loc, "msg": "Input should be better", "input": None, **more}
+
+
+def test_the_first_problem_is_named_and_the_others_counted() -> None:
+    error = invalid_request([detail("int_type", "body", "single", "seed"), detail("missing", "body", "single", "x")])
+    assert (error.code, error.param) == ("invalid_type", "seed")
+    assert str(error) == "got null, expected better: correct the field (the first of 2 problems)"
+
+
+def test_a_kind_that_we_do_not_know_is_an_invalid_value() -> None:
+    assert invalid_request([detail("brand_new", "body", "x")]).code == "invalid_value"
+
+
+def test_a_field_may_be_called_like_a_part_of_the_scaffold() -> None:
+    assert invalid_request([detail("extra_forbidden", "body", "single", "body")]).param == "body"
+    assert invalid_request([detail("extra_forbidden", "batch")]).param == "batch"
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "null"),
+        (True, "true"),
+        (False, "false"),
+        (1.5, "1.5"),
+        (10**400, "a very large number"),
+        (float("inf"), "a very large number"),
+        ("secret", "a string of 6 characters"),
+        ([1, 2], "a list of 2 items"),
+        ({"secret": 1}, "an object"),
+    ],
+)
+def test_values_are_described_and_text_is_not_repeated(value: object, words: str) -> None:
+    assert str(invalid_request([detail("x", "f", input=value)])).startswith(f"got {words}, expected")

@@ -1,0 +1,133 @@
+"""Which questions an adapter has seen, by fingerprints alone."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blora.errors import AdapterError, ConfigError, DataError
+from blora.training.data import ExampleSet, read_examples
+from blora.training.overlap import DIGITS, check_disjoint, check_distinct, check_unseen, fingerprints
+from tests.training.toys import row, write_jsonl
+
+NAMES = ("one", "two", "three", "four", "five", "six", "seven")
+
+
+def examples(folder: Path, *rows: dict[str, Any], name: str = "rows") -> ExampleSet:
+    return read_examples(str(write_jsonl(folder / f"{name}.jsonl", rows)))
+
+
+def asked(*names: str, **changes: Any) -> list[dict[str, Any]]:
+    return [row(question=f"Question {name}?", **changes) for name in names]
+
+
+def test_a_record_is_small_and_tells_neither_text_nor_order(tmp_path: Path) -> None:
+    one = fingerprints(examples(tmp_path, *asked(*NAMES)))
+    assert one == fingerprints(examples(tmp_path, *reversed(asked(*NAMES))))
+    assert len(one) == DIGITS * len(NAMES)
+    assert set(one) <= set("0123456789abcdef")
+    parts = [one[i : i + DIGITS] for i in range(0, len(one), DIGITS)]
+    assert parts == sorted(set(parts))
+
+
+SAME: dict[str, dict[str, Any]] = {
+    "as it was": {},
+    "another label": {"label": 0},
+    "other white space": {"question": " Which  is\nwarm? "},
+    "a prompt": {"question": None, "prompt": "Which is warm?"},
+    "choices in another order": {"choices": ["fire", "ice"], "label": 0},
+}
+OTHER: dict[str, dict[str, Any]] = {
+    "another question": {"question": "Which is cold?"},
+    "other choices": {"choices": ["ice", "tea"]},
+    "one choice more": {"choices": ["ice", "fire", "tea"]},
+    "a chat": {"question": None, "messages": [{"role": "user", "content": "Which is warm?"}]},
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_the_same_question_has_the_same_fingerprint(tmp_path: Path, name: str) -> None:
+    assert fingerprints(examples(tmp_path, row(**SAME[name]))) == fingerprints(examples(tmp_path, row()))
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_another_question_has_another(tmp_path: Path, name: str) -> None:
+    assert fingerprints(examples(tmp_path, row(**OTHER[name]))) != fingerprints(examples(tmp_path, row()))
+
+
+def test_chats_differ_by_role_and_by_turn(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    chats = [turns, turns[:1], turns[::-1], [turns[0], turns[1] | {"role": "user"}]]
+    found = {fingerprints(examples(tmp_path, row(question=None, messages=chat))) for chat in chats}
+    assert len(found) == len(chats)
+
+
+def record(train: ExampleSet, validation: ExampleSet) -> dict[str, Any]:
+    """As it is read back from the adapter's config."""
+    made = {
+        "command": "blora train",
+        "train": {"source": train.source, "digest": train.digest},
+        "seen": {"train": fingerprints(train), "validation": fingerprints(validation)},
+    }
+    read: dict[str, Any] = json.loads(json.dumps(made))
+    return read
+
+
+def test_questions_that_were_seen_are_named_with_their_place_and_use(tmp_path: Path) -> None:
+    train = examples(tmp_path, *asked("one", "two"), name="train")
+    validation = examples(tmp_path, *asked("three"), name="validation")
+    made = record(train, validation)
+    check_unseen(made, examples(tmp_path, *asked("four", "five"), name="new"))
+    mixed = examples(tmp_path, *asked("four", "two", "five", "three"), name="mixed")
+    with pytest.raises(DataError, match="got 2 of 4 questions in mixed.jsonl that the adapter was made with") as info:
+        check_unseen(made, mixed)
+    file = tmp_path / "mixed.jsonl"
+    assert f"expected none: {file}:2 (train), {file}:4 (validation); remove them" in str(info.value)
+
+
+def test_only_the_first_of_many_are_named(tmp_path: Path) -> None:
+    train = examples(tmp_path, *asked(*NAMES), name="train")
+    again = examples(tmp_path, *asked(*NAMES, "eight"), name="again")
+    validation = examples(tmp_path, *asked("nine"), name="validation")
+    with pytest.raises(DataError, match=r"got 7 of 8 .*again.jsonl:5 \(train\) and 2 more; remove"):
+        check_unseen(record(train, validation), again)
+
+
+def test_without_fingerprints_the_digest_of_the_whole_data_decides(tmp_path: Path) -> None:
+    train = examples(tmp_path, *asked(*NAMES))
+    old = record(train, train)
+    del old["seen"]
+    with pytest.raises(ConfigError, match="got rows.jsonl, which is the adapter's train data"):
+        check_unseen(old, train)
+    check_unseen(old, dataclasses.replace(train, digest="sha256:other"))
+
+
+@pytest.mark.parametrize("seen", ["abc", {"train": 3}, {"train": "abc"}, {"train": "x" * DIGITS}, None, []])
+def test_a_record_that_is_none_is_refused(tmp_path: Path, seen: Any) -> None:
+    with pytest.raises(AdapterError, match="whose 'seen' is no list of fingerprints, expected 12 hex digits a row"):
+        check_unseen({"seen": seen}, examples(tmp_path, row()))
+
+
+def test_a_question_that_comes_twice_is_refused_with_both_places(tmp_path: Path) -> None:
+    check_distinct(examples(tmp_path, *asked(*NAMES)))
+    file = tmp_path / "rows.jsonl"
+    twice = examples(tmp_path, *asked("one", "two", "one"), *asked("two", label=0))
+    with pytest.raises(DataError, match="got the same question twice in rows.jsonl, expected independent rows") as info:
+        check_distinct(twice)
+    assert f"{file}:1 and {file}:3; {file}:2 and {file}:4. Remove" in str(info.value)
+    with pytest.raises(DataError, match=r"rows.jsonl:5 and .*rows.jsonl:12; and 2 more\. Remove"):
+        check_distinct(examples(tmp_path, *asked(*NAMES, *NAMES)))
+
+
+def test_validation_questions_that_are_trained_on_are_refused_with_both_places(tmp_path: Path) -> None:
+    train = examples(tmp_path, *asked(*NAMES), name="train")
+    check_disjoint(train, examples(tmp_path, *asked("eight", "nine"), name="other"))
+    mixed = examples(tmp_path, *asked("eight", "two"), *asked("six", label=0), name="mixed")
+    with pytest.raises(DataError, match="got 2 of 3 validation questions that are also trained on") as info:
+        check_disjoint(train, mixed)
+    places = [tmp_path / f"{name}.jsonl" for name in ("mixed", "train")]
+    assert f"none: {places[0]}:2 and {places[1]}:2; {places[0]}:3 and {places[1]}:6. Remove" in str(info.value)
+    with pytest.raises(DataError, match=r"train.jsonl:5 and .*train.jsonl:5; and 2 more\. Remove"):
+        check_disjoint(train, train)
