@@ -16,8 +16,8 @@ from blora.posterior.draws import Draws, use_draws
 
 __all__ = ["at_positions", "score_draws", "score_rows", "states_of"]
 
-# Elements of float32 logits normalised at once: 64 MiB.
-CHUNK_ELEMENTS = 2**24
+# Elements of float32 logits normalised at once: 32 MiB.
+CHUNK_ELEMENTS = 2**23
 
 
 def _nothing(start: int, stop: int) -> None:

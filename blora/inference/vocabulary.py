@@ -45,8 +45,8 @@ MIN_VOCABULARY = 32 * N_KEPT
 _PLAIN_BEHIND = "_blora_head_is_plain_behind"
 # Buffers of that layer, which move with it from device to device.
 _ROUNDED, _SAMPLED = "_blora_rounded", "_blora_sampled"
-# Elements of float32 at once: 64 MiB.
-CHUNK_ELEMENTS = 2**24
+# Elements of float32 at once: 32 MiB.
+CHUNK_ELEMENTS = 2**23
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,9 +65,10 @@ class Control:
             AbandonedError: if nobody wants any of the results.
         """
         self.look()
-        if self.is_to_park:
+        turn = self._turn  # the one that is announced: by the time of the wait there may be another
+        if not turn.done():
             self._parked()
-            wait(self._turn)
+            wait(turn)
             self.look()
 
     @property
