@@ -90,7 +90,7 @@ fix: $(READY)  ## mend what ruff can
 
 bench: $(READY)  ## measure what the documents show, but for image and vLLM, then rebuild their tables (a day)
 	benchmarks/calibration.sh
-	$(BIN)/blora report benchmarks/results/calibration --output docs/calibration
+	$(BIN)/python -m benchmarks.calibration report benchmarks/results/calibration --output docs/calibration
 	$(BIN)/python -m benchmarks.bayesianize $(DATA)
 	$(BIN)/python -m benchmarks.training_time $(DATA)
 	$(BIN)/blora evaluate examples/triage/adapter --data examples/triage/test.jsonl --n-samples 1,8 \

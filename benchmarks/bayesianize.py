@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 
+from benchmarks.calibration.treatments import Predictions, Treatments, evaluations
 from blora.adapter import load_adapter
 from blora.base_model import BaseModel, load_base_model
 from blora.cli import main as blora
@@ -28,7 +29,6 @@ from blora.posterior.inject import eject, inject
 from blora.training.bayesianize import posterior_around
 from blora.training.data import ExampleSet, read_examples, split_examples
 from blora.training.evaluate import predict_all
-from blora.training.grid.results import Predictions, Treatments, evaluations
 from blora.training.provenance import machine, revision
 from blora.training.rows import labels_of, lengths_of, pack_examples
 

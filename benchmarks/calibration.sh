@@ -4,14 +4,15 @@
 # SETS and METHODS choose some of it; one process a set may run beside another.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-blora=${BLORA:-.venv/bin/blora}
+python=${VENV:-.venv}/bin/python
 data=${DATA:-../shared/data}
 results=benchmarks/results/calibration
 
 grid() { # SET SEEDS FLAGS...
     local set=$1 seeds=$2
     shift 2
-    "$blora" benchmark --train "$set=$data/${set}_train.jsonl" --test "${set}_test=$data/${set}_test.jsonl" "$@" \
+    "$python" -m benchmarks.calibration run "$@" \
+        --train "$set=$data/${set}_train.jsonl" --test "${set}_test=$data/${set}_test.jsonl" \
         --layers last:10 --train-examples 800 --validation-examples 400 --epochs 6 --n-samples 6 --shift-limit 300 \
         --methods "${METHODS:-all}" --seeds "$seeds" --work "runs/calibration/$set" --output "$results/$set"
 }
@@ -28,7 +29,7 @@ done
 # Does the guarantee hold on real probabilities?
 run=arc_easy/bayesian-seed0
 if [ -f "$results/$run.json" ]; then
-    "$(dirname "$blora")/python" -m benchmarks.guarantee "runs/calibration/$run/arc_easy_test.safetensors" \
+    "$python" -m benchmarks.guarantee "runs/calibration/$run/arc_easy_test.safetensors" \
         --run "$results/$run.json" \
         --json benchmarks/results/guarantee/arc_easy.json
 fi

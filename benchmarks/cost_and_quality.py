@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
+from benchmarks.calibration.report.records import TEMPERATURE, read_results
+from benchmarks.calibration.report.study import Entry, spread, studies
 from benchmarks.markdown import markdown_table
-from blora.training.report.results import TEMPERATURE, read_results
-from blora.training.report.study import Entry, spread, studies
 
 __all__ = ["cost_and_quality"]
 

@@ -1,8 +1,8 @@
 """Does the guarantee hold? Two hundred calibrations from real probabilities, each held against what it promised.
 
 `python -m benchmarks.guarantee FILE --json OUT` takes a safetensors file with `log_probs` (S, N, C), under every draw,
-`labels` (N,) and `lengths` (N,), as `blora benchmark` keeps them, and with `--run` the result file of the run whose
-recalibration is to be applied. Two readings of the same rows:
+`labels` (N,) and `lengths` (N,), as `benchmarks.calibration` keeps them, and with `--run` the result file of the
+run whose recalibration is to be applied. Two readings of the same rows:
 
 population: The rows are taken to be all the questions there are, so that the true selective error under any threshold
     is known. Each calibration draws half as many rows from them, independently and with replacement, which is exactly

@@ -15,6 +15,8 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from benchmarks.calibration.methods import WIDE, WIDE_KL_WEIGHT, WIDE_LEARNING_RATE
+from benchmarks.calibration.treatments import Predictions, Treatments
 from blora.base_model import BaseModel, load_base_model
 from blora.config import NormalizationName, PosteriorConfig, PromptConfig
 from blora.decision.metrics import metrics
@@ -25,8 +27,6 @@ from blora.posterior.posterior import Posterior
 from blora.training.config import TrainConfig
 from blora.training.data import ExampleSet, read_examples, split_examples
 from blora.training.evaluate import predict_all
-from blora.training.grid.methods import WIDE, WIDE_KL_WEIGHT, WIDE_LEARNING_RATE
-from blora.training.grid.results import Predictions, Treatments
 from blora.training.provenance import machine, revision
 from blora.training.rows import LabelledRow, labels_of, lengths_of, pack_examples
 from blora.training.trainer import fit

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import deploy_tables as deploy
+from benchmarks.calibration.report.document import Document, markdown
+from benchmarks.calibration.report.records import RECALIBRATED, read_results
+from benchmarks.calibration.report.study import studies
+from benchmarks.calibration.report.tables import metric_table, missing
+from benchmarks.calibration.report.verdicts import verdict_table
 from benchmarks.cost_and_quality import cost_and_quality
 from benchmarks.faults import tables as faults
 from benchmarks.markdown import markdown_table
 from benchmarks.processors import table as processors
 from benchmarks.serving import tables as serving
-from blora.training.report.document import Document, markdown
-from blora.training.report.results import RECALIBRATED, read_results
-from blora.training.report.study import studies
-from blora.training.report.tables import metric_table, missing
-from blora.training.report.verdicts import verdict_table
 
 __all__ = ["render"]
 

@@ -9,8 +9,6 @@ from blora.errors import BloraError
 __all__ = ["main"]
 
 GROUP = "blora.commands"
-# Commands that need more than the extra of their package.
-EXTRAS = {"benchmark": "bench", "report": "bench"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _install_hint(entry: EntryPoint) -> str:
-    extra = EXTRAS.get(entry.name, "serve" if entry.value.startswith("blora.server") else "train")
+    extra = "serve" if entry.value.startswith("blora.server") else "train"
     return f"install it with `pip install 'blora[{extra}]'`"
 
 

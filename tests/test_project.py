@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from benchmarks import tables
-from blora.training.report.write import write_report
+from benchmarks.calibration.report.write import write_report
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("blora", "server", "training", "benchmarks", "deploy", "examples", "tests")
@@ -31,8 +31,11 @@ REQUIRED = (
 
 
 def module_names() -> list[str]:
-    found = pkgutil.walk_packages([str(ROOT / "blora")], "blora.")
-    return ["blora", *(module.name for module in found if not module.name.endswith("__main__"))]
+    packages = {"blora": ROOT / "blora", "benchmarks.calibration": ROOT / "benchmarks" / "calibration"}
+    found = [
+        module.name for name, path in packages.items() for module in pkgutil.walk_packages([str(path)], f"{name}.")
+    ]
+    return [*packages, *(name for name in found if not name.endswith("__main__"))]
 
 
 def imported(name: str) -> ModuleType:

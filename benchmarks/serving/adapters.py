@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.calibration.methods import WIDE, WIDE_KL_WEIGHT, WIDE_LEARNING_RATE
 from benchmarks.server_process import ROOT
 from blora.cli import main as blora
-from blora.training.grid.methods import WIDE, WIDE_KL_WEIGHT, WIDE_LEARNING_RATE
 
 __all__ = ["FORK", "Adapters", "prepare"]
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from benchmarks.calibration.treatments import Predictions, Treatments
 from benchmarks.search import N_TRAIN, N_VALIDATION, VARIANTS, judge, parts_of
 from blora.decision.metrics import metrics
 from blora.decision.temperature import Recalibration, temper
 from blora.training.data import Example, ExampleSet
-from blora.training.grid.results import Predictions, Treatments
 
 
 def test_every_variant_has_a_label_of_its_own() -> None:

@@ -12,13 +12,11 @@ ROOT = Path(__file__).parents[2]
 COMMANDS = (
     "ask",
     "bayesianize",
-    "benchmark",
     "calibrate",
     "evaluate",
     "export",
     "key",
     "predict",
-    "report",
     "serve",
     "train",
     "tune",
@@ -124,7 +122,7 @@ def test_an_interrupt_is_no_error(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 @pytest.mark.parametrize(
     ("name", "extra"),
-    [("train", "train"), ("evaluate", "train"), ("serve", "serve"), ("benchmark", "bench"), ("report", "bench")],
+    [("train", "train"), ("evaluate", "train"), ("serve", "serve")],
 )
 def test_a_missing_package_is_named_with_what_installs_it(
     name: str, extra: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

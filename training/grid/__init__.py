@@ -1,1 +1,0 @@
-"""Methods, data sets and seeds side by side: `blora benchmark`."""
