@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from benchmarks.calibration.report.records import TEMPERATURE, read_results
-from benchmarks.calibration.report.study import Entry, spread, studies
+from benchmarks.calibration.report.study import MethodRuns, spread, studies
 from benchmarks.markdown import markdown_table
 
 __all__ = ["cost_and_quality"]
@@ -43,7 +43,7 @@ def cost_and_quality(name: str) -> str:
     )
 
 
-def _mean(entry: Entry, metric: str) -> str:
+def _mean(entry: MethodRuns, metric: str) -> str:
     found = spread(entry.values(DATASET, TEMPERATURE, metric).values())
     assert found is not None  # every method was measured with a temperature
     return f"{found.mean:.3f}"

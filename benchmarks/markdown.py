@@ -1,11 +1,40 @@
-"""A table in Markdown."""
+"""Tables in Markdown."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-__all__ = ["markdown_table"]
+__all__ = ["escape", "markdown_table", "record_table"]
 
 
-def markdown_table(header: Sequence[str], cells: Sequence[Sequence[str]], *, words: bool = False) -> str:
-    """The first column to the left, all others to the right, unless they hold words."""
-    aligned = ["---", *["---" if words else "--:"] * (len(header) - 1)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [header, aligned, *cells])
+def escape(text: str) -> str:
+    """Return the text without a meaning in Markdown: names of files and methods may hold any of these characters."""
+    return re.sub(r"[\\`*|\[\]<>]|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, n_words: int = 1) -> str:
+    """Return a table whose first `n_words` columns align left, as words do, and the others right."""
+    aligned = ["---"] * n_words + ["--:"] * (len(header) - n_words)
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, aligned, *rows])
+
+
+def record_table(
+    records: Iterable[Mapping[str, Any]], columns: Mapping[str, str | Callable[[Any], str]], *, n_words: int = 1
+) -> str:
+    """Return a table with a row for each record.
+
+    Args:
+        records: results by name.
+        columns: by heading, a format string that the record fills in, or a function of the record.
+        n_words: leading columns that hold words.
+
+    >>> print(record_table([{"risk": 0.1, "rows": {"kept": 5}}], {"risk": "{risk:.2f}", "kept": "{rows[kept]}"}))
+    | risk | kept |
+    | --- | --: |
+    | 0.10 | 5 |
+    """
+    rows = [
+        [column.format_map(record) if isinstance(column, str) else column(record) for column in columns.values()]
+        for record in records
+    ]
+    return markdown_table([*columns], rows, n_words=n_words)

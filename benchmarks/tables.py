@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import deploy_tables as deploy
-from benchmarks.calibration.report.document import Document, markdown
 from benchmarks.calibration.report.records import RECALIBRATED, read_results
 from benchmarks.calibration.report.study import studies
 from benchmarks.calibration.report.tables import metric_table, missing
@@ -129,7 +128,7 @@ def _withheld(folder: str) -> str:
 def _calibration(folder: str) -> str:
     """Every method on the test set of ARC-Easy, and the verdicts on what is served."""
     [study] = [s for s in studies(read_results(RESULTS / folder)) if s.trained_on == "arc_easy"]
-    document = Document("Results", (metric_table(study, "arc_easy_test"), verdict_table(study, [RECALIBRATED])))
+    shown = metric_table(study, "arc_easy_test").markdown(), verdict_table(study, [RECALIBRATED]).markdown()
     absent = "; ".join(
         f"not measured {treatment}, so that nothing is marked best there: {', '.join(labels)}"
         for treatment, labels in missing(study, "arc_easy_test").items()
@@ -140,7 +139,7 @@ def _calibration(folder: str) -> str:
             revisions.setdefault(run.revision, set()).add(entry.label)
     made = "; ".join(f"{revision} ({', '.join(sorted(labels))})" for revision, labels in sorted(revisions.items()))
     notes = f"{absent[:1].upper()}{absent[1:]}. Rows come from these revisions, which differ in the rule for the best "
-    return f"{markdown(document).partition(chr(10) * 2)[2].strip()}\n\n{notes}epoch too: {made}."
+    return "\n\n".join([*shown, f"{notes}epoch too: {made}."])
 
 
 def _guarantee(folder: str) -> str:

@@ -30,7 +30,7 @@ def attacks(result: Result) -> str:
         f"`/livez` meanwhile took {slowest:.1f} s at most. Before and after each family: {left}.",
         _machine(result),
     ]
-    return f"{markdown_table(header, rows, words=True)}\n\n{' '.join(said)}"
+    return f"{markdown_table(header, rows, n_words=len(header))}\n\n{' '.join(said)}"
 
 
 def _seen(case: dict[str, Any]) -> str:

@@ -1,13 +1,14 @@
-"""What Bayesian-LoRA gains over plain LoRA beside what the paper claims, and what methods cost."""
+"""Tables beside the metrics: gains over plain LoRA and the paper's claim, the cost of methods, and the result files."""
 
 from collections.abc import Iterable, Sequence
 from itertools import product
 from statistics import fmean
 
-from benchmarks.calibration.report.document import NONE, Cell, Table
-from benchmarks.calibration.report.study import BAYESIAN, LORA, LORA_BEST, Entry, Study, shared, spread
+from benchmarks.calibration.report.records import RunRecord
+from benchmarks.calibration.report.study import BAYESIAN, LORA, LORA_BEST, MethodRuns, Study, shared, spread
+from benchmarks.calibration.report.table import NONE, Table
 
-__all__ = ["cost_table", "paper_table"]
+__all__ = ["cost_table", "paper_table", "provenance_table"]
 
 # What arXiv:2601.21003 claims at most, in per cent.
 PAPER_ECE, PAPER_NLL = 84, 76
@@ -16,17 +17,17 @@ PAPER_ECE, PAPER_NLL = 84, 76
 def paper_table(study: Study) -> Table:
     """What Bayesian-LoRA takes off the ECE and NLL of LoRA in the same treatment, beside what the paper claims."""
     header = ("test set", "against", "treatment", "seeds", "ECE", "ECE reduction (%)", "NLL", "NLL reduction (%)")
-    rows: list[Sequence[str]] = []
+    rows = []
     for dataset in study.datasets:
         for entry, lora in product(study.named(BAYESIAN), [*study.named(LORA), *study.named(LORA_BEST)]):
             for treatment in study.treatments:
                 ece, nll = (_pairs(entry, lora, dataset, treatment, name) for name in ("ece", "nll"))
                 rows.append((dataset, lora.label, treatment, str(len(ece)), *_reduction(ece), *_reduction(nll)))
     rows.append(("the paper", "LoRA", "at most", NONE, NONE, str(PAPER_ECE), NONE, str(PAPER_NLL)))
-    return Table(header, tuple(tuple(map(Cell, row)) for row in rows), n_words=3)
+    return Table(header, rows, n_words=3)
 
 
-def _pairs(entry: Entry, lora: Entry, dataset: str, treatment: str, name: str) -> list[tuple[float, float]]:
+def _pairs(entry: MethodRuns, lora: MethodRuns, dataset: str, treatment: str, name: str) -> list[tuple[float, float]]:
     """Our metric and that of LoRA in the same treatment, by seed."""
     return shared(entry.values(dataset, treatment, name), lora.values(dataset, treatment, name), lora)
 
@@ -46,15 +47,29 @@ def cost_table(study: Study) -> Table:
     for entry in study.entries:
         seconds = entry.training_seconds()
         total = spread(seconds.values())
-        cells = (
-            entry.label,
-            str(len(seconds)),
-            total.text(1) if total else NONE,
-            _distinct(run.training.n_parameters for run in entry.runs if run.training is not None),
-            _distinct(run.n_samples for run in entry.runs),
+        rows.append(
+            (
+                entry.label,
+                str(len(seconds)),
+                total.text(1) if total else NONE,
+                _distinct(run.training.n_parameters for run in entry.runs if run.training is not None),
+                _distinct(run.n_samples for run in entry.runs),
+            )
         )
-        rows.append(tuple(map(Cell, cells)))
-    return Table(header, tuple(rows))
+    return Table(header, rows)
+
+
+def provenance_table(runs: Sequence[RunRecord]) -> Table:
+    """Return the table of every result file: what ran, from which code, and where."""
+    header = ("file", "method", "trained on", "base model", "dtype", "revision", "processor", "seed", "draws")
+    rows = [
+        (
+            *(run.file, run.label, run.trained_on, run.base_model, run.dtype, run.revision, run.processor),
+            *(str(run.seed), str(run.n_samples)),
+        )
+        for run in runs
+    ]
+    return Table(header, rows, n_words=7)
 
 
 def _distinct(numbers: Iterable[int | None]) -> str:

@@ -10,20 +10,20 @@ from matplotlib.lines import Line2D
 from matplotlib.typing import FillStyleType
 from numpy.typing import ArrayLike, NDArray
 
-from benchmarks.calibration.report.records import AS_TRAINED, RECALIBRATED, TEMPERATURE, Method
-from benchmarks.calibration.report.study import Entry, Study
+from benchmarks.calibration.report.records import AS_TRAINED, RECALIBRATED, TEMPERATURE, MethodKey
+from benchmarks.calibration.report.study import MethodRuns, Study
 from benchmarks.calibration.report.style import INK, PAPER, Look, draw
 
-__all__ = ["accuracy_nll", "ece_by_set", "risk_coverage"]
+__all__ = ["accuracy_nll_plot", "ece_plot", "risk_coverage_plot"]
 
-Looks = Mapping[Method, Look]
+Looks = Mapping[MethodKey, Look]
 
 MIN_COVERAGE = 0.05  # below it the error of a few answers jumps about
 N_COLUMNS = 3
 FILLS: Mapping[str, FillStyleType] = {AS_TRAINED: "full", TEMPERATURE: "none", RECALIBRATED: "left"}
 
 
-def risk_coverage(study: Study, dataset: str, styles: Looks, name: str) -> str:
+def risk_coverage_plot(study: Study, dataset: str, styles: Looks, name: str) -> str:
     """The error among the answers kept, by the share kept, of every method as trained; mean over seeds."""
     grid = np.linspace(MIN_COVERAGE, 1, 96)
     curves = [(entry, _mean_risk(entry, dataset, grid)) for entry in study.entries]
@@ -46,7 +46,7 @@ def risk_coverage(study: Study, dataset: str, styles: Looks, name: str) -> str:
     return draw(name, plot)
 
 
-def _mean_risk(entry: Entry, dataset: str, grid: NDArray[np.float64]) -> NDArray[np.float64] | None:
+def _mean_risk(entry: MethodRuns, dataset: str, grid: NDArray[np.float64]) -> NDArray[np.float64] | None:
     curves = [np.array(e.risk_coverage) for e in entry.evaluations(dataset, AS_TRAINED).values()]
     if not curves:
         return None
@@ -61,7 +61,7 @@ def _line(look: Look, x: ArrayLike = (), y: ArrayLike = (), label: str = "") -> 
     return line
 
 
-def accuracy_nll(study: Study, dataset: str, styles: Looks, name: str) -> str:
+def accuracy_nll_plot(study: Study, dataset: str, styles: Looks, name: str) -> str:
     """Accuracy by NLL of the trained methods, a panel a treatment: a small mark a seed, a big one the mean."""
     # An untrained model is so far off that it would press all others together.
     known = [e for e in study.entries if e.trained and any(e.evaluations(dataset, t) for t in study.treatments)]
@@ -90,7 +90,7 @@ def accuracy_nll(study: Study, dataset: str, styles: Looks, name: str) -> str:
     return draw(name, plot)
 
 
-def ece_by_set(study: Study, styles: Looks, name: str) -> str:
+def ece_plot(study: Study, styles: Looks, name: str) -> str:
     """A panel a test set, a row a method: its ECE in every treatment, a tick a seed."""
     sets = study.datasets
     n_columns = min(N_COLUMNS, len(sets))
@@ -120,7 +120,7 @@ def ece_by_set(study: Study, styles: Looks, name: str) -> str:
     return draw(name, plot)
 
 
-def _ece_row(axes: Axes, treatments: Sequence[str], entry: Entry, dataset: str, look: Look, height: int) -> None:
+def _ece_row(axes: Axes, treatments: Sequence[str], entry: MethodRuns, dataset: str, look: Look, height: int) -> None:
     means = []
     for treatment in treatments:
         values = [*entry.values(dataset, treatment, "ece").values()]

@@ -12,11 +12,11 @@ __all__ = [
     "AS_TRAINED",
     "RECALIBRATED",
     "TEMPERATURE",
-    "Bin",
-    "Evaluation",
-    "Method",
-    "Run",
-    "Training",
+    "BinRecord",
+    "EvaluationRecord",
+    "MethodKey",
+    "RunRecord",
+    "TrainingRecord",
     "read_results",
 ]
 
@@ -34,22 +34,22 @@ class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False, extra="ignore")
 
 
-class Bin(_Strict):
-    """One bin of a reliability diagram; an empty one has neither confidence nor accuracy that counts."""
+class BinRecord(_Strict):
+    """One bin of a reliability diagram, whose confidence and accuracy count only where it holds answers."""
 
     count: Annotated[int, Field(ge=0)]
     confidence: Share | None
     accuracy: Share | None
 
     @model_validator(mode="after")
-    def _filled(self) -> "Bin":
+    def _filled(self) -> "BinRecord":
         if self.count and (self.confidence is None or self.accuracy is None):
             raise ValueError("a bin with answers should have a confidence and an accuracy")
         return self
 
 
-class Evaluation(_Strict):
-    """One method on one test set, as trained or at a temperature that was fitted on validation rows.
+class EvaluationRecord(_Strict):
+    """The metrics of one method on one test set in one treatment.
 
     Attributes:
         dataset: the test set.
@@ -77,7 +77,7 @@ class Evaluation(_Strict):
     aurc: Share
     mean_confidence: Share
     mean_mutual_information: float | None
-    reliability: Annotated[tuple[Bin, ...], Field(min_length=1)]
+    reliability: Annotated[tuple[BinRecord, ...], Field(min_length=1)]
     risk_coverage: Annotated[tuple[tuple[Share, Share], ...], Field(min_length=1)]
     auroc_error: dict[str, Share | None] | None
     auroc_ood: dict[str, Share | None] | None
@@ -85,27 +85,27 @@ class Evaluation(_Strict):
 
     @property
     def treatment(self) -> str:
-        """What was done to the log-probabilities, as shown."""
+        """Return the name of what was done to the log-probabilities."""
         return RECALIBRATED if self.recalibrated else TEMPERATURE if self.tempered else AS_TRAINED
 
 
-class Recalibration(_Strict):
-    """What `blora.decision.temperature` fitted."""
+class RecalibrationRecord(_Strict):
+    """The numbers that `blora.decision.temperature` fitted."""
 
     temperature: Annotated[float, Field(gt=0)]
     power: float
     lapse: Share
 
 
-class Training(_Strict):
-    """What training cost."""
+class TrainingRecord(_Strict):
+    """The cost of training."""
 
     seconds: Annotated[float, Field(gt=0)]
     n_parameters: Annotated[int, Field(ge=0)] | None = None
 
 
-class Method(_Strict):
-    """What runs of several seeds have in common: a row of a table.
+class MethodKey(_Strict):
+    """A method, which runs of several seeds have in common and a table has a row for.
 
     Attributes:
         name: bayesian, lora, lora_best, base ...
@@ -118,7 +118,7 @@ class Method(_Strict):
     single_model: bool
 
 
-class Run(_Strict):
+class RunRecord(_Strict):
     """One result file.
 
     Attributes:
@@ -137,9 +137,9 @@ class Run(_Strict):
     seed: int | None
     n_samples: Annotated[int, Field(ge=1)]
     temperature: Annotated[float, Field(gt=0)] | None
-    recalibration: Recalibration | None = None
-    training: Training | None
-    evaluations: Annotated[tuple[Evaluation, ...], Field(min_length=1)]
+    recalibration: RecalibrationRecord | None = None
+    training: TrainingRecord | None
+    evaluations: Annotated[tuple[EvaluationRecord, ...], Field(min_length=1)]
     machine: dict[str, Any]
     revision: str
     command: str
@@ -147,18 +147,23 @@ class Run(_Strict):
     dtype: str
 
     @property
-    def row(self) -> Method:
-        """The method whose run this is."""
-        return Method(name=self.method, label=self.label, single_model=self.single_model)
+    def processor(self) -> str:
+        """Return the name of the processor that it ran on."""
+        return str(self.machine.get("processor", "unknown"))
 
-    def evaluation(self, dataset: str, treatment: str) -> Evaluation | None:
-        """On this test set in this treatment, None where that was not done."""
+    @property
+    def key(self) -> MethodKey:
+        """Return the method whose run this is."""
+        return MethodKey(name=self.method, label=self.label, single_model=self.single_model)
+
+    def evaluation(self, dataset: str, treatment: str) -> EvaluationRecord | None:
+        """Return the evaluation on this test set in this treatment, None where there is none."""
         found = (e for e in self.evaluations if (e.dataset, e.treatment) == (dataset, treatment))
         return next(found, None)
 
 
-def read_results(folder: Path) -> list[Run]:
-    """Every run below the folder, in the order of their paths.
+def read_results(folder: Path) -> list[RunRecord]:
+    """Return every run below the folder, in the order of their paths.
 
     Raises:
         ConfigError: if the folder does not exist or holds no result.
@@ -173,16 +178,16 @@ def read_results(folder: Path) -> list[Run]:
     return runs
 
 
-def _read(file: Path, name: str) -> Run:
+def _read(file: Path, name: str) -> RunRecord:
     try:
-        run = Run.model_validate_json(file.read_bytes())
+        run = RunRecord.model_validate_json(file.read_bytes())
     except ValidationError as exc:
         raise DataError(f"{name}: {_describe(exc)}; correct the file, or move it out of the folder") from exc
     return run.model_copy(update={"file": name})
 
 
 def _describe(exc: ValidationError) -> str:
-    """The first thing that is wrong, by its field, and how many more are."""
+    """Return the first fault, by its field, and the number of others."""
     error = exc.errors()[0]
     field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).removeprefix(".")
     more = f" (and {exc.error_count() - 1} more)" if exc.error_count() > 1 else ""
@@ -194,10 +199,10 @@ def _describe(exc: ValidationError) -> str:
     return f"got {field} = {str(error['input'])[:80]}, expected: {message}{more}"
 
 
-def _check_unique(runs: Sequence[Run]) -> None:
+def _check_unique(runs: Sequence[RunRecord]) -> None:
     seen: dict[tuple[object, ...], str] = {}
     for run in runs:
-        key = (run.trained_on, run.row, run.seed)
+        key = (run.trained_on, run.key, run.seed)
         if first := seen.get(key):
             raise DataError(
                 f"{run.file}: got a second run of {run.label}, {run.trained_on}, seed {run.seed} beside {first}, "
@@ -213,9 +218,9 @@ def _check_unique(runs: Sequence[Run]) -> None:
                 )
 
 
-def _check_comparable(runs: Sequence[Run]) -> None:
-    """Raises where one test set has other rows, bins or standing in another run of the same training set."""
-    seen: dict[tuple[str, str], tuple[str, Evaluation]] = {}
+def _check_comparable(runs: Sequence[RunRecord]) -> None:
+    """Raise where one test set has other rows, bins or standing in another run of the same training set."""
+    seen: dict[tuple[str, str], tuple[str, EvaluationRecord]] = {}
     for run in runs:
         for evaluation in run.evaluations:
             file, first = seen.setdefault((run.trained_on, evaluation.dataset), (run.file, evaluation))
@@ -227,8 +232,8 @@ def _check_comparable(runs: Sequence[Run]) -> None:
                     )
 
 
-def _setting(evaluation: Evaluation) -> dict[str, object]:
-    """What must be the same for numbers to be comparable."""
+def _setting(evaluation: EvaluationRecord) -> dict[str, object]:
+    """Return the facts that must be the same for numbers to be comparable."""
     return {
         "digest": evaluation.digest,
         "n_examples": evaluation.n_examples,

@@ -3,18 +3,18 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, median
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
 from benchmarks.calibration.report.plots import Looks
-from benchmarks.calibration.report.records import AS_TRAINED, RECALIBRATED, TEMPERATURE, Bin, Evaluation
+from benchmarks.calibration.report.records import AS_TRAINED, RECALIBRATED, TEMPERATURE, BinRecord, EvaluationRecord
 from benchmarks.calibration.report.study import BAYESIAN, LORA, Study
 from benchmarks.calibration.report.style import INK, MUTED, PAPER, draw
 
-__all__ = ["Point", "calibrated_ece", "pool", "reliability"]
+__all__ = ["PooledBin", "calibrated_ece", "expected_ece", "pool", "reliability_plot"]
 
 # Which methods, in which treatment.
 SHOWN = (
@@ -25,7 +25,7 @@ SHORT = {AS_TRAINED: AS_TRAINED, TEMPERATURE: "+ temperature", RECALIBRATED: REC
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class PooledBin:
     """A bin with answers of several seeds; where it holds none, its other numbers mean nothing."""
 
     count: int
@@ -37,12 +37,12 @@ class Point:
 class _Panel:
     title: str
     colour: str
-    bins: Sequence[Point]
+    bins: Sequence[PooledBin]
     ece: float
 
 
-def reliability(study: Study, dataset: str, styles: Looks, name: str) -> str | None:
-    """Base, LoRA and Bayesian-LoRA, the latter two in every treatment; None where there is none of them."""
+def reliability_plot(study: Study, dataset: str, styles: Looks, name: str) -> str | None:
+    """Return the diagrams of base, LoRA and Bayesian-LoRA, the latter two in every treatment; None without any."""
     panels = []
     for method, treatment in SHOWN:
         for entry in study.named(method)[:1]:
@@ -67,13 +67,13 @@ def reliability(study: Study, dataset: str, styles: Looks, name: str) -> str | N
     return draw(name, plot)
 
 
-def pool(evaluations: Sequence[Evaluation]) -> list[Point]:
-    """The bins of the answers of all seeds together."""
+def pool(evaluations: Sequence[EvaluationRecord]) -> list[PooledBin]:
+    """Return the bins of the answers of all seeds together."""
     return [_joined(bins) for bins in zip(*(e.reliability for e in evaluations), strict=True)]
 
 
-def calibrated_ece(bins: Sequence[Bin]) -> float:
-    """The ECE to expect of as many answers of the same confidence whose confidence is their accuracy.
+def calibrated_ece(bins: Sequence[BinRecord]) -> float:
+    """Return the ECE to expect where the same answers, with the same confidence, are calibrated perfectly.
 
     The mean distance of a binomial share from its mean, in the normal approximation.
     """
@@ -82,16 +82,23 @@ def calibrated_ece(bins: Sequence[Bin]) -> float:
     return math.sqrt(2 / math.pi) * spread / total
 
 
-def _joined(bins: Sequence[Bin]) -> Point:
+def expected_ece(study: Study, dataset: str) -> float | None:
+    """Return the median `calibrated_ece` of the trained methods on a test set, None where none was evaluated."""
+    trained = [entry for entry in study.entries if entry.trained]
+    found = [e for entry in trained for t in study.treatments for e in entry.evaluations(dataset, t).values()]
+    return median(calibrated_ece(evaluation.reliability) for evaluation in found) if found else None
+
+
+def _joined(bins: Sequence[BinRecord]) -> PooledBin:
     count = sum(b.count for b in bins)
     if not count:
-        return Point(0, 0.0, 0.0)
+        return PooledBin(0, 0.0, 0.0)
     confidence = sum(b.count * (b.confidence or 0) for b in bins) / count
-    return Point(count, confidence, sum(b.count * (b.accuracy or 0) for b in bins) / count)
+    return PooledBin(count, confidence, sum(b.count * (b.accuracy or 0) for b in bins) / count)
 
 
 def _diagram(axes: Axes, panel: _Panel) -> None:
-    """A point a bin, the larger the more answers it holds, and its distance from the diagonal."""
+    """Draw a point for each bin, larger where it holds more answers, and its distance from the diagonal."""
     axes.add_line(Line2D([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3))))
     filled = [b for b in panel.bins if b.count]
     largest = max(b.count for b in filled)
@@ -108,7 +115,7 @@ def _diagram(axes: Axes, panel: _Panel) -> None:
     axes.text(0.05, 0.93, f"ECE {panel.ece:.3f}", color=INK, fontsize=10, fontweight="bold", va="top")
 
 
-def _histogram(axes: Axes, bins: Sequence[Point], colour: str) -> None:
+def _histogram(axes: Axes, bins: Sequence[PooledBin], colour: str) -> None:
     n_bins, total = len(bins), sum(b.count for b in bins)
     shares = [100 * b.count / total for b in bins]
     axes.bar([(k + 0.5) / n_bins for k in range(n_bins)], shares, width=0.86 / n_bins, color=colour)

@@ -1,17 +1,24 @@
-"""A study: all runs of one training set, by method and seed, and what their numbers come to over the seeds."""
+"""A study: all runs of one training set, by method and seed, and their means and spreads over the seeds."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from benchmarks.calibration.report.records import AS_TRAINED, RECALIBRATED, TEMPERATURE, Evaluation, Method, Run
+from benchmarks.calibration.report.records import (
+    AS_TRAINED,
+    RECALIBRATED,
+    TEMPERATURE,
+    EvaluationRecord,
+    MethodKey,
+    RunRecord,
+)
 
 __all__ = [
     "BAYESIAN",
     "LORA",
     "LORA_BEST",
     "OURS",
-    "Entry",
+    "MethodRuns",
     "Spread",
     "Study",
     "shared",
@@ -37,12 +44,12 @@ class Spread:
     n: int
 
     def text(self, digits: int = 3) -> str:
-        """As in `0.123 ± 0.004`."""
+        """Return both as in `0.123 ± 0.004`."""
         return f"{self.mean:.{digits}f}" + (f" ± {self.std:.{digits}f}" if self.std is not None else "")
 
 
 def spread(values: Iterable[float]) -> Spread | None:
-    """Of at least one value, else None.
+    """Return mean and spread of at least one value, else None.
 
     >>> spread([1.0, 3.0]).text(1)
     '2.0 ± 1.4'
@@ -54,20 +61,20 @@ def spread(values: Iterable[float]) -> Spread | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """A method and its runs, one a seed, in the order of the seeds."""
+class MethodRuns:
+    """A method and its runs, one for each seed, in the order of the seeds."""
 
-    method: Method
-    runs: tuple[Run, ...]
+    method: MethodKey
+    runs: tuple[RunRecord, ...]
 
     @property
     def label(self) -> str:
-        """As shown."""
+        """Return the name of the method in tables."""
         return self.method.label
 
     @property
     def trained(self) -> bool:
-        """Return whether any of its runs was."""
+        """Return whether any of its runs was trained."""
         return any(run.training is not None for run in self.runs)
 
     @property
@@ -77,20 +84,20 @@ class Entry:
 
     @property
     def seeds(self) -> list[int | None]:
-        """Of its runs."""
+        """Return the seeds of its runs."""
         return [run.seed for run in self.runs]
 
-    def evaluations(self, dataset: str, treatment: str) -> dict[int | None, Evaluation]:
-        """By seed; a run that was not evaluated so is left out."""
+    def evaluations(self, dataset: str, treatment: str) -> dict[int | None, EvaluationRecord]:
+        """Return its evaluations on a test set in a treatment by seed, without runs that lack one."""
         found = ((run.seed, run.evaluation(dataset, treatment)) for run in self.runs)
         return {seed: evaluation for seed, evaluation in found if evaluation is not None}
 
     def values(self, dataset: str, treatment: str, name: str) -> dict[int | None, float]:
-        """One metric by seed."""
+        """Return one metric by seed."""
         return {seed: getattr(e, name) for seed, e in self.evaluations(dataset, treatment).items()}
 
     def training_seconds(self) -> dict[int | None, float]:
-        """Of its trained runs, by seed."""
+        """Return the seconds that its runs trained, by seed."""
         return {run.seed: run.training.seconds for run in self.runs if run.training is not None}
 
 
@@ -106,42 +113,51 @@ class Study:
     """
 
     trained_on: str
-    entries: tuple[Entry, ...]
+    entries: tuple[MethodRuns, ...]
     in_distribution: tuple[str, ...]
     shifted: tuple[str, ...]
 
     @property
-    def runs(self) -> list[Run]:
-        """Of all entries."""
+    def runs(self) -> list[RunRecord]:
+        """Return the runs of all entries."""
         return [run for entry in self.entries for run in entry.runs]
 
     @property
     def datasets(self) -> tuple[str, ...]:
-        """Those in distribution first."""
+        """Return every test set, those in distribution first."""
         return self.in_distribution + self.shifted
 
     @property
     def treatments(self) -> list[str]:
-        """Those that any run was evaluated in, and the first two in any case."""
+        """Return the treatments that any run was evaluated in, and the first two in any case."""
         done = {e.treatment for run in self.runs for e in run.evaluations}
         return [treatment for treatment in TREATMENTS if treatment in done or treatment != RECALIBRATED]
 
     @property
     def seeds(self) -> list[int | None]:
-        """Every training seed of any single model."""
+        """Return every training seed of any single model."""
         return sorted({s for entry in self.entries if entry.seeded for s in entry.seeds}, key=_seed_order)
 
-    def named(self, name: str) -> list[Entry]:
-        """The entries of a method, of which there are several where it ran under several labels."""
+    @property
+    def processors(self) -> list[str]:
+        """Return the processors that anything was trained on, by name."""
+        return sorted({run.processor for run in self.runs if run.training is not None})
+
+    def n_examples(self, dataset: str) -> int:
+        """Return the number of questions in a test set."""
+        return next(e.n_examples for run in self.runs for e in run.evaluations if e.dataset == dataset)
+
+    def named(self, name: str) -> list[MethodRuns]:
+        """Return the entries of a method, of which there are several where it ran under several labels."""
         return [entry for entry in self.entries if entry.method.name == name]
 
     @property
-    def lora(self) -> Entry | None:
-        """Plain LoRA at its last epoch, what everything is compared to."""
+    def lora(self) -> MethodRuns | None:
+        """Return plain LoRA at its last epoch, which everything is compared to."""
         return next(iter(self.named(LORA)), None)
 
     def missing(self) -> list[str]:
-        """A sentence for every run or evaluation that other methods have and one lacks."""
+        """Return a sentence for every run or evaluation that other methods have and one lacks."""
         sentences = []
         for entry in self.entries:
             absent = [seed for seed in self.seeds if entry.seeded and seed not in entry.seeds]
@@ -155,8 +171,8 @@ class Study:
                     sentences += [f"{who} has no {d} {treatment}." for d, who in undone.items() if who]
         return sentences
 
-    def _undone(self, entry: Entry, dataset: str, treatment: str) -> str:
-        """Who lacks it: the entry, or seeds of it; empty where nobody does."""
+    def _undone(self, entry: MethodRuns, dataset: str, treatment: str) -> str:
+        """Return the name of the entry that lacks it, or of its seeds that do; empty where none does."""
         done = entry.evaluations(dataset, treatment)
         undone = [str(seed) for seed in entry.seeds if seed not in done]
         if not undone:
@@ -164,18 +180,18 @@ class Study:
         return f"{entry.label}, seed {', '.join(undone)}," if entry.seeded else entry.label
 
 
-def studies(runs: Sequence[Run]) -> list[Study]:
-    """One for each training set, by name."""
+def studies(runs: Sequence[RunRecord]) -> list[Study]:
+    """Return a study for each training set, by name."""
     return [
         _study(name, [run for run in runs if run.trained_on == name]) for name in sorted({r.trained_on for r in runs})
     ]
 
 
-def _study(trained_on: str, runs: Sequence[Run]) -> Study:
-    by_method: dict[Method, list[Run]] = {}
+def _study(trained_on: str, runs: Sequence[RunRecord]) -> Study:
+    by_method: dict[MethodKey, list[RunRecord]] = {}
     for run in sorted(runs, key=lambda run: _seed_order(run.seed)):
-        by_method.setdefault(run.row, []).append(run)
-    entries = [Entry(method, tuple(found)) for method, found in by_method.items()]
+        by_method.setdefault(run.key, []).append(run)
+    entries = [MethodRuns(method, tuple(found)) for method, found in by_method.items()]
     shift = {e.dataset: e.shift for run in runs for e in run.evaluations}
     return Study(
         trained_on=trained_on,
@@ -185,7 +201,7 @@ def _study(trained_on: str, runs: Sequence[Run]) -> Study:
     )
 
 
-def _order(entry: Entry) -> tuple[bool, int, str]:
+def _order(entry: MethodRuns) -> tuple[bool, int, str]:
     name = entry.method.name
     rank = FIRST.index(name) if name in FIRST else len(FIRST) + (LAST.index(name) + 1 if name in LAST else 0)
     return not entry.method.single_model, rank, entry.label
@@ -195,8 +211,8 @@ def _seed_order(seed: int | None) -> int:
     return -1 if seed is None else seed
 
 
-def shared(ours: Seeds, theirs: Seeds, baseline: Entry) -> list[tuple[float, float]]:
-    """Pairs of our value and the baseline's of the same seed; numbers of different seeds are not compared.
+def shared(ours: Seeds, theirs: Seeds, baseline: MethodRuns) -> list[tuple[float, float]]:
+    """Return pairs of our value and the baseline's of the same seed; numbers of different seeds are not compared.
 
     An untrained model or an ensemble has no seed to share: its mean pairs with every seed of ours.
     """

@@ -9,10 +9,10 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure as Canvas
 
-from benchmarks.calibration.report.records import Method
+from benchmarks.calibration.report.records import MethodKey
 from benchmarks.calibration.report.study import BAYESIAN, LORA
 
-__all__ = ["DARK", "GRID", "INK", "MUTED", "PAPER", "Look", "draw", "looks"]
+__all__ = ["DARK", "GRID", "INK", "MUTED", "PAPER", "Look", "assign_looks", "draw"]
 
 PAPER, INK, MUTED, GRID = "#ffffff", "#1f2328", "#656d76", "#d0d7de"
 _BAYESIAN, _LORA = "#0072b2", "#d55e00"
@@ -82,7 +82,7 @@ class Look:
     emphasised: bool
 
 
-def looks(methods: Sequence[Method]) -> dict[Method, Look]:
+def assign_looks(methods: Sequence[MethodKey]) -> dict[MethodKey, Look]:
     """Of each method: Bayesian-LoRA and plain LoRA bold, the others thin, in the order given."""
     found = {}
     others = 0

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
-from benchmarks.calibration.report.document import NONE, Cell, Table
-from benchmarks.calibration.report.records import AS_TRAINED, RECALIBRATED, Evaluation
-from benchmarks.calibration.report.study import Entry, Spread, Study, spread
+from benchmarks.calibration.report.records import AS_TRAINED, RECALIBRATED, EvaluationRecord
+from benchmarks.calibration.report.study import MethodRuns, Spread, Study, spread
+from benchmarks.calibration.report.table import NONE, Best, Table
 
 __all__ = ["auroc_table", "metric_table", "missing"]
 
@@ -23,7 +23,7 @@ _SCORES = {
     "mutual_information": "mutual information",
 }
 
-_Get = Callable[[Evaluation], float | None]
+_Get = Callable[[EvaluationRecord], float | None]
 _Column = tuple[str, _Get, bool]
 
 
@@ -53,14 +53,14 @@ def missing(study: Study, dataset: str) -> dict[str, list[str]]:
 
 
 def _metric(name: str) -> _Get:
-    def get(evaluation: Evaluation) -> float:
+    def get(evaluation: EvaluationRecord) -> float:
         return float(getattr(evaluation, name))
 
     return get
 
 
 def _score(field: str, name: str) -> _Get:
-    def get(evaluation: Evaluation) -> float | None:
+    def get(evaluation: EvaluationRecord) -> float | None:
         scores: dict[str, float | None] = getattr(evaluation, field) or {}
         return scores.get(name)
 
@@ -74,7 +74,7 @@ def _compared(study: Study, dataset: str, columns: Sequence[_Column], *, tempera
     """
     shown = ["temperature"] if temperature else []
     header = ("method", "treatment", "seeds", *shown, *(heading for heading, _, _ in columns))
-    rows: list[tuple[Cell, ...]] = []
+    rows = []
     incomplete = missing(study, dataset)
     for treatment in study.treatments:
         numbers = [[_over_seeds(entry, dataset, treatment, get) for _, get, _ in columns] for entry in study.entries]
@@ -89,11 +89,11 @@ def _compared(study: Study, dataset: str, columns: Sequence[_Column], *, tempera
             if temperature:
                 words.append(_temperature(entry, treatment))
             figures = [_figure(entry, value, mark) for value, mark in zip(values, best, strict=True)]
-            rows.append((*map(Cell, words), *figures))
-    return Table(header, tuple(rows), n_words=3)
+            rows.append((*words, *figures))
+    return Table(header, rows, n_words=3)
 
 
-def _over_seeds(entry: Entry, dataset: str, treatment: str, get: _Get) -> Spread | None:
+def _over_seeds(entry: MethodRuns, dataset: str, treatment: str, get: _Get) -> Spread | None:
     found = [get(evaluation) for evaluation in entry.evaluations(dataset, treatment).values()]
     return spread(value for value in found if value is not None)
 
@@ -105,13 +105,14 @@ def _best(study: Study, column: Sequence[Spread | None], higher: bool) -> str | 
     return f"{max(means) if higher else min(means):.3f}" if means else None
 
 
-def _figure(entry: Entry, value: Spread | None, best: str | None) -> Cell:
+def _figure(entry: MethodRuns, value: Spread | None, best: str | None) -> str:
     if value is None:
-        return Cell(NONE)
-    return Cell(value.text(), bold=entry.method.single_model and f"{value.mean:.3f}" == best)
+        return NONE
+    is_best = entry.method.single_model and f"{value.mean:.3f}" == best
+    return Best(value.text()) if is_best else value.text()
 
 
-def _seeds(study: Study, entry: Entry, dataset: str, treatment: str) -> str:
+def _seeds(study: Study, entry: MethodRuns, dataset: str, treatment: str) -> str:
     """How many seeds a row rests on, and which of the study's it lacks."""
     done = entry.evaluations(dataset, treatment)
     if not entry.trained:
@@ -120,7 +121,7 @@ def _seeds(study: Study, entry: Entry, dataset: str, treatment: str) -> str:
     return f"{len(done)} of {len(study.seeds)}, without {', '.join(absent)}" if absent else str(len(done))
 
 
-def _temperature(entry: Entry, treatment: str) -> str:
+def _temperature(entry: MethodRuns, treatment: str) -> str:
     """What log-probabilities are divided by; L is the mean length of a question's choices, in tokens."""
     if treatment == AS_TRAINED:
         return "1"

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from benchmarks.calibration.report.document import NONE, Cell, Table
 from benchmarks.calibration.report.records import AS_TRAINED, TEMPERATURE
-from benchmarks.calibration.report.study import BAYESIAN, OURS, Entry, Study, shared, spread
+from benchmarks.calibration.report.study import BAYESIAN, OURS, MethodRuns, Study, shared, spread
+from benchmarks.calibration.report.table import NONE, Table
 
 __all__ = ["Verdict", "verdict_table", "verdicts"]
 
@@ -50,7 +50,7 @@ class _Case:
     """One Bayesian-LoRA on one test set in one treatment."""
 
     study: Study
-    entry: Entry
+    entry: MethodRuns
     dataset: str
     treatment: str
 
@@ -58,7 +58,7 @@ class _Case:
     def subject(self) -> str:
         return f"{self.entry.label}, {self.treatment}"
 
-    def against(self, baseline: Entry | None, treatment: str, name: str) -> _Comparison | None:
+    def against(self, baseline: MethodRuns | None, treatment: str, name: str) -> _Comparison | None:
         """None where the two have no seed in common."""
         if baseline is None:
             return None
@@ -75,7 +75,7 @@ def verdict_table(study: Study, treatments: Sequence[str] | None = None) -> Tabl
     words = {True: "met", False: "missed", None: "cannot tell"}
     header = ("criterion", "of", "ours", "limit", "verdict")
     rows = [(v.criterion, v.subject, v.ours, v.limit, words[v.met]) for v in verdicts(study, treatments)]
-    return Table(header, tuple(tuple(map(Cell, row)) for row in rows), n_words=len(header))
+    return Table(header, rows, n_words=len(header))
 
 
 def verdicts(study: Study, treatments: Sequence[str] | None = None) -> list[Verdict]:

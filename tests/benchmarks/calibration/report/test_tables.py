@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.calibration.report.document import Table
 from benchmarks.calibration.report.gains import cost_table, paper_table
 from benchmarks.calibration.report.records import read_results
 from benchmarks.calibration.report.study import studies
+from benchmarks.calibration.report.table import Best, Table
 from benchmarks.calibration.report.tables import auroc_table, metric_table, missing
 from tests.benchmarks.calibration.report.results import CHALLENGE, EASY, Result, exact, numbers, study, write_results
 
@@ -15,8 +15,9 @@ from tests.benchmarks.calibration.report.results import CHALLENGE, EASY, Result,
 def cells(table: Table) -> dict[tuple[str, ...], dict[str, str]]:
     """Text by the words of a row and the heading, bold as in Markdown."""
     return {
-        tuple(cell.text for cell in row[: min(2, table.n_words)]): {
-            name: f"**{cell.text}**" if cell.bold else cell.text for name, cell in zip(table.header, row, strict=True)
+        tuple(row[: min(2, table.n_words)]): {
+            name: f"**{cell}**" if isinstance(cell, Best) else cell
+            for name, cell in zip(table.header, row, strict=True)
         }
         for row in table.rows
     }
@@ -75,8 +76,8 @@ def test_the_order_is_base_baselines_ours_ensembles(tmp_path: Path) -> None:
     found = study(tmp_path, *(exact(m, 0, {EASY: numbers()}, {EASY: numbers()}) for m in methods))
     rows = metric_table(found, EASY).rows
     expected = ["Base model", "LoRA", "LoRA, best step", "BLoB", "TFB", "Bayesian-LoRA", "Ensemble of 3"]
-    assert [row[0].text for row in rows] == expected * 2
-    assert [row[1].text for row in rows] == ["as trained"] * 7 + ["with temperature"] * 7
+    assert [row[0] for row in rows] == expected * 2
+    assert [row[1] for row in rows] == ["as trained"] * 7 + ["with temperature"] * 7
 
 
 def test_recalibration_is_a_treatment_of_its_own(tmp_path: Path) -> None:
@@ -156,7 +157,7 @@ def test_reductions_are_those_of_the_means_over_shared_seeds(tmp_path: Path) -> 
         exact("bayesian", 0, {EASY: numbers(ece=0.04, nll=0.7)}, {EASY: numbers(ece=0.02, nll=0.6)}),
         exact("bayesian", 1, {EASY: numbers(ece=0.06, nll=0.5)}),
     )
-    rows = {(row[0].text, row[2].text): [cell.text for cell in row[3:]] for row in paper_table(found).rows}
+    rows = {(row[0], row[2]): [*row[3:]] for row in paper_table(found).rows}
     assert rows[EASY, "as trained"] == ["2", "0.250 → 0.050", "80.0", "1.200 → 0.600", "50.0"]
     assert rows[EASY, "with temperature"] == ["1", "0.100 → 0.020", "80.0", "0.800 → 0.600", "25.0"]
     assert rows["the paper", "at most"] == ["–", "–", "84", "–", "76"]
@@ -164,13 +165,13 @@ def test_reductions_are_those_of_the_means_over_shared_seeds(tmp_path: Path) -> 
 
 def test_a_method_that_does_worse_has_a_negative_reduction(tmp_path: Path) -> None:
     found = study(tmp_path, exact("lora", 0, {EASY: numbers(ece=0.1)}), exact("bayesian", 0, {EASY: numbers(ece=0.15)}))
-    assert paper_table(found).rows[0][5].text == "-50.0"
+    assert paper_table(found).rows[0][5] == "-50.0"
 
 
 @pytest.mark.parametrize("others", [[], [exact("lora", 7, {EASY: numbers()})]], ids=["no LoRA", "another seed"])
 def test_without_a_seed_in_common_there_is_no_reduction(tmp_path: Path, others: list[Result]) -> None:
     rows = paper_table(study(tmp_path, exact("bayesian", 0, {EASY: numbers()}), *others)).rows
-    ours = [[cell.text for cell in row[3:]] for row in rows[:-1]]
+    ours = [[*row[3:]] for row in rows[:-1]]
     assert all(row == ["0", "–", "–", "–", "–"] for row in ours)
     assert len(ours) == 2 * len(others)
 
@@ -227,7 +228,7 @@ def test_costs_are_those_of_the_trained_runs(tmp_path: Path) -> None:
         run("bayesian", 2, 999.0, 417_000),
         run("tfb", 4, 50.0, None),
     )
-    rows = {row[0].text: [cell.text for cell in row[1:]] for row in cost_table(found).rows}
+    rows = {row[0]: [*row[1:]] for row in cost_table(found).rows}
     assert rows == {
         "Base model": ["0", "–", "–", "1"],
         "LoRA": ["2", "150.0 ± 70.7", "400 000", "1"],

@@ -12,10 +12,10 @@ import matplotlib
 import pytest
 
 from benchmarks.calibration.__main__ import main
-from benchmarks.calibration.report.plots import accuracy_nll, ece_by_set, risk_coverage
-from benchmarks.calibration.report.records import Evaluation, Method
-from benchmarks.calibration.report.reliability import Point, pool, reliability
-from benchmarks.calibration.report.style import DARK, looks
+from benchmarks.calibration.report.plots import accuracy_nll_plot, ece_plot, risk_coverage_plot
+from benchmarks.calibration.report.records import EvaluationRecord, MethodKey
+from benchmarks.calibration.report.reliability import PooledBin, pool, reliability_plot
+from benchmarks.calibration.report.style import DARK, assign_looks
 from benchmarks.calibration.report.write import write_report
 from blora.errors import DataError
 from tests.benchmarks.calibration.report.results import (
@@ -238,26 +238,26 @@ def test_a_picture_is_svg_in_the_colours_that_have_a_dark_form(report: Path, nam
 
 def test_ours_and_lora_look_the_same_in_every_report_and_stand_out() -> None:
     ours, lora, tfb, blob = (
-        Method(name=name, label=name, single_model=True) for name in ("bayesian", "lora", "tfb", "blob")
+        MethodKey(name=name, label=name, single_model=True) for name in ("bayesian", "lora", "tfb", "blob")
     )
-    few, many = looks([ours, lora]), looks([blob, lora, tfb, blob, ours])
+    few, many = assign_looks([ours, lora]), assign_looks([blob, lora, tfb, blob, ours])
     assert (few[ours], few[lora]) == (many[ours], many[lora])
     assert [method.name for method, look in many.items() if look.emphasised] == ["lora", "bayesian"]
     assert len({(look.colour, look.marker) for look in many.values()}) == 4
 
 
 def test_bins_of_several_seeds_are_pooled_by_their_counts() -> None:
-    def evaluation(*bins: tuple[int, float | None, float | None]) -> Evaluation:
+    def evaluation(*bins: tuple[int, float | None, float | None]) -> EvaluationRecord:
         named = [dict(zip(("count", "confidence", "accuracy"), values, strict=True)) for values in bins]
         values = made_up("lora", n_examples=20)["evaluations"][0] | {"reliability": named}
-        return Evaluation.model_validate_json(json.dumps(values))
+        return EvaluationRecord.model_validate_json(json.dumps(values))
 
     first = evaluation((0, None, None), (3, 0.6, 1.0), (0, None, None))
     second = evaluation((0, None, None), (1, 0.8, 0.0), (2, 0.9, 0.5))
     pooled = pool([first, second])
-    assert pooled[0] == Point(0, 0.0, 0.0)
-    assert pooled[1] == Point(4, pytest.approx(0.65), 0.75)
-    assert pooled[2] == Point(2, 0.9, 0.5)
+    assert pooled[0] == PooledBin(0, 0.0, 0.0)
+    assert pooled[1] == PooledBin(4, pytest.approx(0.65), 0.75)
+    assert pooled[2] == PooledBin(2, 0.9, 0.5)
 
 
 def test_a_study_of_which_much_is_missing_is_drawn(tmp_path: Path) -> None:
@@ -267,13 +267,13 @@ def test_a_study_of_which_much_is_missing_is_drawn(tmp_path: Path) -> None:
         exact("lora", 0, {CHALLENGE: {}}),
         exact("tfb", 1, {EASY: numbers(ece=0.0), CHALLENGE: {}}),
     )
-    styles = looks([entry.method for entry in found.entries])
-    assert reliability(found, EASY, styles, "a") is None
+    styles = assign_looks([entry.method for entry in found.entries])
+    assert reliability_plot(found, EASY, styles, "a") is None
     for svg in (
-        reliability(found, CHALLENGE, styles, "a"),
-        risk_coverage(found, EASY, styles, "b"),
-        accuracy_nll(found, EASY, styles, "c"),
-        ece_by_set(found, styles, "d"),
+        reliability_plot(found, CHALLENGE, styles, "a"),
+        risk_coverage_plot(found, EASY, styles, "b"),
+        accuracy_nll_plot(found, EASY, styles, "c"),
+        ece_plot(found, styles, "d"),
     ):
         assert ET.fromstring(svg).tag.endswith("svg")
 
@@ -283,7 +283,7 @@ def test_there_is_a_panel_for_every_test_set(tmp_path: Path, n_sets: int) -> Non
     template = made_up("lora", n_examples=20)
     sets = [{**template["evaluations"][0], "dataset": f"set{i}", "shift": i > 0} for i in range(n_sets)]
     found = study(tmp_path, template | {"evaluations": sets})
-    svg = ece_by_set(found, looks([entry.method for entry in found.entries]), "name")
+    svg = ece_plot(found, assign_looks([entry.method for entry in found.entries]), "name")
     assert all(f"<!-- set{i} -->" in svg for i in range(n_sets))
 
 
