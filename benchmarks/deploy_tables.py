@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from benchmarks.markdown import markdown_table
+from benchmarks.markdown import markdown_table, record_table
 
 __all__ = ["image", "sizing", "vllm"]
 
@@ -12,26 +12,16 @@ Result = dict[str, Any]
 def sizing(result: Result) -> str:
     """Memory and operations by size of model, and how many machines answer many a second."""
     per_second, load = f"{result['per_second']:,}", f"{result['utilisation']:.0%}"
-    header = [
-        "base model",
-        "weights (GiB)",
-        "an adapter's draws (MiB)",
-        "of them in the top two layers",
-        "GFLOP a question",
-    ]
-    header += [f"TFLOP/s for {per_second} a second", "GPUs"]
-    rows = [
-        [
-            name,
-            f"{sized['weights_gib']:.2f}",
-            f"{sized['bank_every_layer_mib']:.0f}",
-            f"{sized['bank_top_mib']:.1f}",
-            f"{sized['gflop_a_question']:.0f}",
-            f"{sized['tflops']:,.0f}",
-            f"{sized['gpus']:,}",
-        ]
-        for name, sized in result["models"].items()
-    ]
+    columns = {
+        "base model": "{name}",
+        "weights (GiB)": "{weights_gib:.2f}",
+        "an adapter's draws (MiB)": "{bank_every_layer_mib:.0f}",
+        "of them in the top two layers": "{bank_top_mib:.1f}",
+        "GFLOP a question": "{gflop_a_question:.0f}",
+        f"TFLOP/s for {per_second} a second": "{tflops:,.0f}",
+        "GPUs": "{gpus:,}",
+    }
+    rows = [sized | {"name": name} for name, sized in result["models"].items()]
     measured, machine = result["measured"], result["measured_on"]
     targets = " and ".join(f"`{target}`" for target in result["targets"])
     said = [
@@ -45,27 +35,23 @@ def sizing(result: Result) -> str:
         f"measured, and counted by operations alone, whatever their memory: {result['gpu_tflops']:g} TFLOP/s each are",
         f"assumed, of which a plan counts on {load}.",
     ]
-    return f"{markdown_table(header, rows)}\n\n{' '.join(said)}"
+    return f"{record_table(rows, columns)}\n\n{' '.join(said)}"
 
 
 def image(result: Result) -> str:
     """The image as it was run."""
-    header = [
-        "size (MiB)",
-        "alive after (s)",
-        "ready after (s)",
-        "first answer (s)",
-        "ends after SIGTERM in (s)",
-        "exit code",
-    ]
-    row = [
-        f"{result['size_mib']:.0f}",
-        *(f"{result[name]:.1f}" for name in ("live_s", "ready_s", "answer_s", "stop_s")),
-    ]
+    columns = {
+        "size (MiB)": "{size_mib:.0f}",
+        "alive after (s)": "{live_s:.1f}",
+        "ready after (s)": "{ready_s:.1f}",
+        "first answer (s)": "{answer_s:.1f}",
+        "ends after SIGTERM in (s)": "{stop_s:.1f}",
+        "exit code": "{exit_code}",
+    }
     answer, machine = result["answer"], result["machine"]
     told = "withheld" if answer["abstained"] else f"`{answer['answer']}`"
     return (
-        f"{markdown_table(header, [[*row, str(result['exit_code'])]])}\n\nAsked “{result['question']}”, it answered: "
+        f"{record_table([result], columns)}\n\nAsked “{result['question']}”, it answered: "
         f"{told}, confidence {answer['confidence']:.3f}. torch {result['torch']}; {machine['cores']} cores of "
         f"{machine['processor']}, revision {result['image_revision'][:12]}."
     )

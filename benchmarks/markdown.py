@@ -4,7 +4,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["escape", "markdown_table", "record_table"]
+__all__ = ["Columns", "escape", "markdown_table", "record_table"]
+
+
+# By heading, a format string that the record of a row fills in, or a function of the record.
+Columns = Mapping[str, str | Callable[[Any], str]]
 
 
 def escape(text: str) -> str:
@@ -18,15 +22,8 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, n_wo
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, aligned, *rows])
 
 
-def record_table(
-    records: Iterable[Mapping[str, Any]], columns: Mapping[str, str | Callable[[Any], str]], *, n_words: int = 1
-) -> str:
+def record_table(records: Iterable[Mapping[str, Any]], columns: Columns) -> str:
     """Return a table with a row for each record.
-
-    Args:
-        records: results by name.
-        columns: by heading, a format string that the record fills in, or a function of the record.
-        n_words: leading columns that hold words.
 
     >>> print(record_table([{"risk": 0.1, "rows": {"kept": 5}}], {"risk": "{risk:.2f}", "kept": "{rows[kept]}"}))
     | risk | kept |
@@ -37,4 +34,4 @@ def record_table(
         [column.format_map(record) if isinstance(column, str) else column(record) for column in columns.values()]
         for record in records
     ]
-    return markdown_table([*columns], rows, n_words=n_words)
+    return markdown_table([*columns], rows)

@@ -17,7 +17,7 @@ from benchmarks.calibration.report.tables import metric_table, missing
 from benchmarks.calibration.report.verdicts import verdict_table
 from benchmarks.cost_and_quality import cost_and_quality
 from benchmarks.faults import tables as faults
-from benchmarks.markdown import markdown_table
+from benchmarks.markdown import Columns, record_table
 from benchmarks.processors import table as processors
 from benchmarks.serving import tables as serving
 
@@ -33,6 +33,13 @@ DOCUMENTS = (
 Result = dict[str, Any]
 
 METHODS = {"base": "base model", "lora": "LoRA", "bayesian": "Bayesian-LoRA"}
+METRICS = {
+    "accuracy": "{accuracy:.3f}",
+    "NLL": "{nll:.3f}",
+    "ECE": "{ece:.3f}",
+    "Brier": "{brier:.3f}",
+    "AURC": "{aurc:.3f}",
+}
 
 
 def _load(folder: str) -> list[Result]:
@@ -49,17 +56,8 @@ def _evaluations(folder: str) -> str:
     """Metrics by method and number of draws, and where they come from."""
     order = list(METHODS)
     results = sorted(_load(folder), key=lambda r: (order.index(r["method"]), _label(r), r["n_samples"], r["seed"] or 0))
-    header = ["method", "draws", "accuracy", "NLL", "ECE", "Brier", "AURC", "seconds"]
-    rows = [
-        [
-            _label(r),
-            str(r["n_samples"]),
-            *(f"{r[name]:.3f}" for name in ("accuracy", "nll", "ece", "brier", "aurc")),
-            f"{r['seconds']:.0f}",
-        ]
-        for r in results
-    ]
-    return f"{markdown_table(header, rows)}\n\n{_provenance(results)}"
+    columns: Columns = {"method": _label, "draws": "{n_samples}", **METRICS, "seconds": "{seconds:.0f}"}
+    return f"{record_table(results, columns)}\n\n{_provenance(results)}"
 
 
 def _provenance(results: list[Result]) -> str:
@@ -77,19 +75,17 @@ def _provenance(results: list[Result]) -> str:
 
 def _concurrent(folder: str) -> str:
     [result] = _load(folder)
-    header = ["concurrent requests", "lost", "wrong", "p50 (s)", "p99 (s)", "requests a second", "memory growth (MiB)"]
-    row = [
-        str(result["n_requests"]),
-        str(result["lost"]),
-        str(result["wrong"]),
-        f"{result['p50_s']:.2f}",
-        f"{result['p99_s']:.2f}",
-        f"{result['requests_per_s']:.1f}",
-        f"{result['memory_growth_mib']:.1f}",
-    ]
-    machine = result["machine"]
-    machine_line = f"{result['n_samples']} draws each; {machine['cores']} cores of {machine['processor']}."
-    return f"{markdown_table(header, [row])}\n\n{machine_line}"
+    columns: Columns = {
+        "concurrent requests": "{n_requests}",
+        "lost": "{lost}",
+        "wrong": "{wrong}",
+        "p50 (s)": "{p50_s:.2f}",
+        "p99 (s)": "{p99_s:.2f}",
+        "requests a second": "{requests_per_s:.1f}",
+        "memory growth (MiB)": "{memory_growth_mib:.1f}",
+    }
+    machine_line = "{n_samples} draws each; {machine[cores]} cores of {machine[processor]}.".format_map(result)
+    return f"{record_table([result], columns)}\n\n{machine_line}"
 
 
 def _answer(name: str) -> str:
@@ -110,19 +106,17 @@ def _answer(name: str) -> str:
 
 
 def _withheld(folder: str) -> str:
-    """How many tickets of each kind the demo's policy answers."""
+    """Return the table of the tickets of each kind that the demo's policy answers."""
     [result] = _load("answers")
-    header = ["tickets", "number", "answered", "of these right"]
-    rows = [
-        [
-            kind,
-            str(c["n"]),
-            f"{c['answered'] / c['n']:.0%}",
-            "none can be" if kind == "out of scope" else f"{c['right'] / c['answered']:.0%}",
-        ]
-        for kind, c in result["withheld"].items()
-    ]
-    return markdown_table(header, rows)
+    columns: Columns = {
+        "tickets": "{kind}",
+        "number": "{n}",
+        "answered": lambda c: f"{c['answered'] / c['n']:.0%}",
+        "of these right": lambda c: (
+            "none can be" if c["kind"] == "out of scope" else f"{c['right'] / c['answered']:.0%}"
+        ),
+    }
+    return record_table([count | {"kind": kind} for kind, count in result["withheld"].items()], columns)
 
 
 def _calibration(folder: str) -> str:
@@ -146,32 +140,25 @@ def _guarantee(folder: str) -> str:
     """Targets and coverages against what 200 calibrations came to."""
     parts = []
     for result in _load(folder):
-        selective = [
-            [
-                f"{row['target_risk']:g}",
-                f"{row['population']['exceeds']:.3f}",
-                f"{result['limit']:.3f}",
-                _share(row["population"]["mean_error"]),
-                _share(row["population"]["mean_coverage"]),
-                f"{row['population']['refused']} of {result['splits']}",
-                f"{row['halves']['exceeds']:.3f}",
-            ]
-            for row in result["selective"]
-        ]
-        conformal = [
-            [
-                f"{row['coverage']:g}",
-                f"{row['mean_coverage']:.3f} ± {row['standard_error']:.3f}",
-                f"{row['mean_size']:.2f}",
-            ]
-            for row in result["conformal"]
-        ]
-        header = ["target risk", "calibrations over it", "limit", "mean error", "mean coverage", "refused"]
+        selective: Columns = {
+            "target risk": "{target_risk:g}",
+            "calibrations over it": "{population[exceeds]:.3f}",
+            "limit": f"{result['limit']:.3f}",
+            "mean error": lambda row: _share(row["population"]["mean_error"]),
+            "mean coverage": lambda row: _share(row["population"]["mean_coverage"]),
+            "refused": f"{{population[refused]}} of {result['splits']}",
+            "finite test halves over it": "{halves[exceeds]:.3f}",
+        }
+        conformal = {
+            "coverage asked for": "{coverage:g}",
+            "coverage of the sets": "{mean_coverage:.3f} ± {standard_error:.3f}",
+            "choices in a set": "{mean_size:.2f}",
+        }
         parts += [
             f"{Path(result['source']).stem}: {result['n_examples']} questions, {result['error']:.1%} of all answers "
             f"wrong, {result['n_samples']} draws, delta {result['delta']:g}.",
-            markdown_table([*header, "finite test halves over it"], selective),
-            markdown_table(["coverage asked for", "coverage of the sets", "choices in a set"], conformal),
+            record_table(result["selective"], selective),
+            record_table(result["conformal"], conformal),
         ]
     return "\n\n".join(parts)
 
@@ -183,13 +170,8 @@ def _share(value: float | None) -> str:
 def _bayesianize(folder: str) -> str:
     """LoRAs before and after."""
     results = _load(folder)
-    names = ("accuracy", "nll", "ece", "brier", "aurc")
     rows = [
-        [
-            label.format(epochs=result["epochs"]),
-            "recalibrated" if found.get("recalibrated") else "with temperature" if found["tempered"] else "as it is",
-            *(f"{found[n]:.3f}" for n in names),
-        ]
+        found | {"label": label.format(epochs=result["epochs"])}
         for result in results
         for label, key in (
             ("LoRA of PEFT, {epochs} epochs, sums of log-probabilities", "lora_by_sums"),
@@ -198,15 +180,20 @@ def _bayesianize(folder: str) -> str:
         )
         for found in result.get(key, [])  # that of six epochs was judged earlier, and by less
     ]
+    columns: Columns = {"": "{label}", "treatment": _treatment, **METRICS}
     result = results[0]
     machine = result["machine"]
     seconds = " and ".join(f"{r['bayesianize_seconds']:.0f} s" for r in results)
     return (
-        f"{markdown_table(['', 'treatment', 'accuracy', 'NLL', 'ECE', 'Brier', 'AURC'], rows)}\n\n"
+        f"{record_table(rows, columns)}\n\n"
         f"{result['n_test']} questions of arc_easy_test.jsonl, one seed; {seconds} for "
         f"`blora bayesianize`, loading included; {result['base_model']}, {result['dtype']}; "
         f"{machine['cores']} cores of {machine['processor']}."
     )
+
+
+def _treatment(found: Result) -> str:
+    return "recalibrated" if found.get("recalibrated") else "with temperature" if found["tempered"] else "as it is"
 
 
 def _training_time(folder: str) -> str:
@@ -225,43 +212,34 @@ def _training_time(folder: str) -> str:
 def _search(folder: str) -> str:
     """Every variant that was tried, in order."""
     tried = [json.loads(line) for line in (RESULTS / folder / "search.jsonl").read_text().splitlines()]
-    header = ["variant", "judged on", "best epoch", "draws", "accuracy", "NLL", "ECE", "AURC", "temperature"]
-    header += [f"{name}, tempered" for name in ("NLL", "ECE", "Brier", "AURC")]
-    header += ["NLL, recalibrated", "ECE, recalibrated"]
-    rows = [
-        [
-            r["label"],
-            str(r.get("n_development", "validation rows")),
-            f"{r['best_epoch']} of {r['epochs']:g}",
-            str(r["n_samples"]),
-            *(f"{r[name]:.3f}" for name in ("accuracy", "nll", "ece", "aurc")),
-            f"{r['temperature']:.2f}",
-            *(f"{r[name]:.3f}" for name in ("nll_tempered", "ece_tempered", "brier_tempered", "aurc_tempered")),
-            *(_share(r.get(name)) for name in ("nll_recalibrated", "ece_recalibrated")),
-        ]
-        for r in tried
-    ]
-    return markdown_table(header, rows)
+    columns: Columns = {
+        "variant": "{label}",
+        "judged on": lambda r: str(r.get("n_development", "validation rows")),
+        "best epoch": "{best_epoch} of {epochs:g}",
+        "draws": "{n_samples}",
+        **{heading: METRICS[heading] for heading in ("accuracy", "NLL", "ECE", "AURC")},
+        "temperature": "{temperature:.2f}",
+        **{f"{name}, tempered": f"{{{name.lower()}_tempered:.3f}}" for name in ("NLL", "ECE", "Brier", "AURC")},
+        "NLL, recalibrated": lambda r: _share(r.get("nll_recalibrated")),
+        "ECE, recalibrated": lambda r: _share(r.get("ece_recalibrated")),
+    }
+    return record_table(tried, columns)
 
 
 def _choice(name: str) -> str:
     """What chose the defaults: validation rows of ARC-Easy, in the benchmark's own runs."""
     found = _load("calibration/arc_easy")
-    header = ["method", "seed", "best epoch", "accuracy", "NLL", "ECE", "Brier", "AURC"]
-    rows = [
-        [
-            r["label"],
-            str(r["seed"]),
-            str(r["training"].get("best_epoch", "–")),
-            *(f"{r['validation'][metric]:.3f}" for metric in ("accuracy", "nll", "ece", "brier", "aurc")),
-        ]
-        for method in ("lora_best", "bayesian_wide", "bayesian")
-        for r in found
-        if r["method"] == method
-    ]
+    methods = ("lora_best", "bayesian_wide", "bayesian")
+    rows = [r | r["validation"] for method in methods for r in found if r["method"] == method]
+    columns: Columns = {
+        "method": "{label}",
+        "seed": "{seed}",
+        "best epoch": lambda r: str(r["training"].get("best_epoch", "–")),
+        **METRICS,
+    }
     n_rows = found[0]["validation"]["n_examples"]
     return (
-        f"{markdown_table(header, rows)}\n\nARC-Easy, {n_rows} validation questions, which chose the epoch and the "
+        f"{record_table(rows, columns)}\n\nARC-Easy, {n_rows} validation questions, which chose the epoch and the "
         "recalibration too; recalibrated."
     )
 
@@ -269,18 +247,16 @@ def _choice(name: str) -> str:
 def _draws(folder: str) -> str:
     """How near few draws come to many."""
     [result] = _load(folder)
-    header = ["draws", "independent", "mirrored pairs", "herded"]
-    rows = [
-        [
-            str(point["draws"]),
-            *(f"{point[kind]['mean']:.4f} ± {point[kind]['std']:.4f}" for kind in ("independent", "mirrored")),
-            f"{point['herded']['mean']:.4f}",
-        ]
-        for point in result["points"]
-    ]
+    columns: Columns = {
+        "draws": "{draws}",
+        "independent": "{independent[mean]:.4f} ± {independent[std]:.4f}",
+        "mirrored pairs": "{mirrored[mean]:.4f} ± {mirrored[std]:.4f}",
+        "herded": "{herded[mean]:.4f}",
+    }
     return (
-        f"{markdown_table(header, rows)}\n\nThe posterior's mean alone: {result['mean_of_the_posterior']:.4f}. "
-        f"{result['n_test']} test questions; herded on {result['n_choosing']} others, out of {result['n_candidates']}."
+        f"{record_table(result['points'], columns)}\n\n"
+        f"The posterior's mean alone: {result['mean_of_the_posterior']:.4f}. {result['n_test']} test questions; "
+        f"herded on {result['n_choosing']} others, out of {result['n_candidates']}."
     )
 
 
@@ -297,27 +273,29 @@ def _depth(name: str) -> str:
     tried = {r["label"]: r for r in map(json.loads, (RESULTS / "search" / "search.jsonl").read_text().splitlines())}
     [result] = _load("serving")
     ms = result["ms_a_question"]
-    header = ["layers with a posterior", "NLL", "ECE", "AURC", "NLL, tempered", "16 draws, times LoRA", "stops early"]
+    columns: Columns = {
+        "layers with a posterior": "{shown}",
+        **{heading: METRICS[heading] for heading in ("NLL", "ECE", "AURC")},
+        "NLL, tempered": "{nll_tempered:.3f}",
+        "16 draws, times LoRA": lambda r: f"{ms[r['fixed']] / ms['lora']:.2f}",
+        "stops early": lambda r: f"{ms[r['early']] / ms['lora']:.2f}" if r["early"] is not None else "–",
+    }
     rows = [
-        [
-            shown,
-            *(f"{tried[label][metric]:.3f}" for metric in ("nll", "ece", "aurc", "nll_tempered")),
-            f"{ms[fixed] / ms['lora']:.2f}",
-            f"{ms[early] / ms['lora']:.2f}" if early is not None else "–",
-        ]
+        tried[label] | {"shown": shown, "fixed": fixed, "early": early}
         for label, (shown, fixed, early) in DEPTHS.items()
     ]
     n_rows = tried["LoRA"]["n_development"]
     where = f"{n_rows} training questions of ARC-Easy that neither trained nor validated, one seed."
-    return f"{markdown_table(header, rows)}\n\n{where}"
+    return f"{record_table(rows, columns)}\n\n{where}"
 
 
 def _prefixes(result: Result) -> str:
     """Accuracy on labels that begin alike, and on labels that do not."""
-    rows = [[f"names {way}", f"{found['accuracy']:.3f}"] for way, found in result["ways"].items()]
+    rows = [found | {"way": f"names {way}"} for way, found in result["ways"].items()]
+    columns: Columns = {"an adapter trained and asked with": "{way}", "accuracy": METRICS["accuracy"]}
     machine = result["machine"]
     return (
-        f"{markdown_table(['an adapter trained and asked with', 'accuracy'], rows)}\n\n{result['n_questions']:,} "
+        f"{record_table(rows, columns)}\n\n{result['n_questions']:,} "
         f"questions, {result['dtype']}, one seed, {machine['cores']} cores of {machine['processor']}, revision "
         f"{result['revision']}; `{result['command']}`."
     )

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from benchmarks.markdown import markdown_table
+from benchmarks.markdown import Columns, markdown_table, record_table
 
 __all__ = ["attacks", "churn", "generated", "killed", "memory", "saturation", "together"]
 
@@ -72,7 +72,7 @@ def generated(result: Result) -> str:
 
 
 def killed(result: Result) -> str:
-    """What became of the rows."""
+    """Return the table of what became of the rows."""
     header = ["rows", "there once", "more than once", "never", "with another's answer"]
     row = [f"{result[name]:,}" for name in ("rows", "once", "more_than_once", "never", "anothers_answer")]
     said = [
@@ -129,21 +129,20 @@ def memory(results: list[Result]) -> str:
 
 def together(result: Result) -> str:
     """One key's questions on an idle server, and beside another key's worst."""
-    rows = [
-        [
-            shown,
-            str(found["questions"]),
-            *(f"{found[name]:.2f}" for name in ("median_s", "p99_s", "livez_worst_s")),
-            str(len(found["failures"])),
-        ]
-        for shown, found in (("nobody else asks", result["idle"]), ("beside the attack", result["beside"]))
-    ]
-    header = ["", "questions", "median (s)", "p99 (s)", "worst `/livez` (s)", "not answered"]
+    columns: Columns = {
+        "": "{shown}",
+        "questions": "{questions}",
+        "median (s)": "{median_s:.2f}",
+        "p99 (s)": "{p99_s:.2f}",
+        "worst `/livez` (s)": "{livez_worst_s:.2f}",
+        "not answered": lambda found: str(len(found["failures"])),
+    }
+    shown = {"nobody else asks": result["idle"], "beside the attack": result["beside"]}
     said = (
         f"p99 beside the attack is {result['ratio_of_p99']:.2f} times that of an idle server. The attack came "
         f"{result['volleys']} times, every {result['volley_every_s']:.0f} s. {_machine(result)}"
     )
-    return f"{markdown_table(header, rows)}\n\n{said}"
+    return f"{record_table([found | {'shown': name} for name, found in shown.items()], columns)}\n\n{said}"
 
 
 def _speed(row: dict[str, Any]) -> list[str]:

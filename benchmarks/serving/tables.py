@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from benchmarks.markdown import markdown_table
+from benchmarks.markdown import Columns, markdown_table, record_table
 from benchmarks.serving.profile import FORWARD
 
 __all__ = ["agreement", "beginnings", "cost", "growth", "load", "ways"]
@@ -61,7 +61,7 @@ def _times(milliseconds: dict[str, float], ratios: dict[str, dict[str, float]], 
 
 
 def agreement(result: Result) -> str:
-    """Whether the cheap answer is the same answer."""
+    """Return the table of how often the cheap answer is the same answer."""
     answers = result["answers"]
     header = ["", "decides as 64 draws do", "largest difference of a probability: mean", "99 %", "answered", "NLL"]
     table = [
@@ -88,7 +88,7 @@ def agreement(result: Result) -> str:
 
 
 def growth(result: Result) -> str:
-    """How cost grows."""
+    """Return the table of how cost grows."""
     header = ["what grows", "to", "LoRA (ms)", "ours, 16 draws (ms)", "times LoRA", "stops early (ms)", "times LoRA"]
     table = [
         [
@@ -107,65 +107,50 @@ def growth(result: Result) -> str:
 
 
 def beginnings(result: Result) -> str:
-    """What a common beginning costs."""
-    header = [
-        "tokens of the beginning",
-        "LoRA (ms)",
-        "ours, read each time (ms)",
-        "ours, remembered (ms)",
-        "times LoRA",
-    ]
-    table = [
-        [
-            str(point["tokens"]),
-            *(f"{point[f'{way}_ms']:.0f}" for way in ("lora", "read", "remembered")),
-            f"{point['remembered_ms'] / point['lora_ms']:.2f}",
-        ]
-        for point in result["beginnings"]
-    ]
-    return markdown_table(header, table)
+    """Return the table of what a common beginning costs."""
+    columns: Columns = {
+        "tokens of the beginning": "{tokens}",
+        "LoRA (ms)": "{lora_ms:.0f}",
+        "ours, read each time (ms)": "{read_ms:.0f}",
+        "ours, remembered (ms)": "{remembered_ms:.0f}",
+        "times LoRA": lambda point: f"{point['remembered_ms'] / point['lora_ms']:.2f}",
+    }
+    return record_table(result["beginnings"], columns)
 
 
 def cost(result: Result) -> str:
-    """Predicted against measured."""
+    """Return the table of predicted and measured cost."""
     model = result["model_of_cost"]
-    header = ["draws", "GFLOP", "trunk", "branches", "head", "predicted (s)", "measured (s)", "measured / predicted"]
-    table = [
-        [
-            str(point["draws"]),
-            f"{point['gflop']:.0f}",
-            *(f"{point[f'share_{part}']:.0%}" for part in ("trunk", "branches", "head")),
-            f"{point['predicted_s']:.2f}",
-            f"{point['measured_s']:.2f}",
-            f"{point['measured_over_predicted']:.2f}",
-        ]
-        for point in model["points"]
-    ]
+    columns = {
+        "draws": "{draws}",
+        "GFLOP": "{gflop:.0f}",
+        **{part: f"{{share_{part}:.0%}}" for part in ("trunk", "branches", "head")},
+        "predicted (s)": "{predicted_s:.2f}",
+        "measured (s)": "{measured_s:.2f}",
+        "measured / predicted": "{measured_over_predicted:.2f}",
+    }
     limits = ", ".join(f"{point['measured_over_limit']:.2f} at {point['draws']} draws" for point in model["points"])
     return (
-        f"{markdown_table(header, table)}\n\n{result['questions_in_a_block']} questions; measured apart, the trunk "
-        f"runs at {model['gflops']['trunk']:.0f} GFLOP/s, the branches at {model['gflops']['branches']:.0f}, the head "
-        f"at {model['gflops']['head']:.0f}. Beside the limit, all operations at the speed of the trunk, it takes this "
-        f"many times as long: {limits}."
+        f"{record_table(model['points'], columns)}\n\n"
+        f"{result['questions_in_a_block']} questions; measured apart, the trunk runs at {model['gflops']['trunk']:.0f} "
+        f"GFLOP/s, the branches at {model['gflops']['branches']:.0f}, the head at {model['gflops']['head']:.0f}. "
+        "Beside the limit, all operations at the speed of the trunk, it takes this many times as long: "
+        f"{limits}."
     )
 
 
 def load(result: Result) -> str:
-    """The server under load."""
-    header = ["clients", "requests a second", "p50 (ms)", "p99 (ms)", "draws", "model computes", "failed"]
-    table = [
-        [
-            str(level["clients"]),
-            f"{level['requests_per_s']:.1f}",
-            f"{level['p50_ms']:.0f}",
-            f"{level['p99_ms']:.0f}",
-            f"{level['mean_draws']:.1f}",
-            f"{level['compute_share']:.1%} of the time",
-            str(level["failed"]),
-        ]
-        for level in result["load"]
-    ]
-    return markdown_table(header, table)
+    """Return the table of the server under load."""
+    columns = {
+        "clients": "{clients}",
+        "requests a second": "{requests_per_s:.1f}",
+        "p50 (ms)": "{p50_ms:.0f}",
+        "p99 (ms)": "{p99_ms:.0f}",
+        "draws": "{mean_draws:.1f}",
+        "model computes": "{compute_share:.1%} of the time",
+        "failed": "{failed}",
+    }
+    return record_table(result["load"], columns)
 
 
 def profile(result: Result) -> str:
