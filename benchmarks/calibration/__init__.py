@@ -1,1 +1,1 @@
-"""The comparison of methods: data sets and seeds side by side, and the report of what they came to."""
+"""The comparison of methods: runs on the same data sets and seeds, and the report of their results."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.calibration run` compares methods on the same rows; `report` shows what they came to.
+"""`python -m benchmarks.calibration`: `run` compares methods on the same rows, `report` shows the results.
 
 Both need the extra `bench`. A run that was killed goes on where it was.
 """

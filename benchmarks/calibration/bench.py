@@ -1,4 +1,4 @@
-"""What every method of a benchmark shares: model, modules, rows and budget."""
+"""The common ground of all methods: model, modules, rows and budget."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ class Source:
     """A named data file.
 
     Attributes:
-        name: what results call it.
+        name: its name in results.
         path: a .jsonl or .csv file.
         shift: whether its questions are of another distribution than the training questions.
     """
@@ -55,7 +55,7 @@ class Bench:
         tests: by name; those of the training distribution first.
         epochs: of every method that is trained.
         n_samples: draws of every method that draws.
-        work: folder of what is trained and computed.
+        work: folder for trained weights and computed probabilities.
     """
 
     base: BaseModel
@@ -82,12 +82,12 @@ def set_up(
     n_samples: int,
     work: Path,
 ) -> Bench:
-    """Reads and tokenises everything, and runs the trunk below the adapted layers once for each row.
+    """Read and tokenise all rows, and run the trunk below the adapted layers once for each.
 
     Args:
         base: the base model; gets layers.
-        train: where training and validation rows come from.
-        tests: what to test on.
+        train: file of the training and validation rows.
+        tests: files to test on.
         layers: which decoder layers to adapt: see `parse_layers`.
         n_train: training rows.
         n_validation: validation rows.
@@ -144,7 +144,7 @@ def set_up(
 
 
 def _rows(base: BaseModel, examples: ExampleSet, prompt: PromptConfig, layer: int, file: Path) -> list[LabelledRow]:
-    """Tokenised rows with the trunk's states, which are kept in a file."""
+    """Return tokenised rows with the trunk's states, which are kept in a file."""
     rows = pack_examples(examples, base, prompt)
     if layer == 0 or not runs_in_parts(base.model):
         return rows
@@ -153,7 +153,7 @@ def _rows(base: BaseModel, examples: ExampleSet, prompt: PromptConfig, layer: in
 
 
 def _claim(work: Path, settings: dict[str, object]) -> None:
-    """Raises where the work folder holds what other settings made."""
+    """Raise where other settings made the contents of the work folder."""
     file, text = work / "settings.json", json.dumps(settings, indent=1) + "\n"
     if not file.is_file():
         work.mkdir(parents=True, exist_ok=True)

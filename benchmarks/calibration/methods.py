@@ -67,7 +67,7 @@ class Method:
 
 
 def obtain(bench: Bench, name: str, seed: int) -> Trained:
-    """What a method makes of a seed: read if it was made before, made and kept otherwise."""
+    """Return the draws of a method for a seed, read from disk if an earlier run left them there."""
     if not _file(bench, name, seed).is_file():
         found = METHODS[name].make(bench, seed)
         for made, trained in found.items():
@@ -89,7 +89,7 @@ def _work_dir(bench: Bench, name: str, seed: int) -> Path:
 def _fit(
     bench: Bench, name: str, seed: int, posterior: Posterior, settings: dict[str, float]
 ) -> tuple[Fitted, dict[str, object]]:
-    """Fits a posterior in place, for the bench's epochs; a killed run goes on from its last epoch."""
+    """Fit a posterior in place, for the bench's epochs; a killed run goes on from its last epoch."""
     config = TrainConfig(
         work_dir=_work_dir(bench, name, seed),
         epochs=bench.epochs,
@@ -143,7 +143,7 @@ def _posterior(
     top_layers: int | None = None,
     **settings: float,
 ) -> Make:
-    """A method that fits a posterior, in so many of the top layers or in all adapted ones, and draws from it."""
+    """Return a method that fits a posterior, in the top layers alone or in all adapted ones, and draws from it."""
 
     def train(bench: Bench, seed: int) -> dict[str, Trained]:
         adapted = sorted({layer_index(module) or 0 for module in bench.modules})

@@ -1,4 +1,4 @@
-"""The runs of a benchmark, one result file each; those that are there already are not done again."""
+"""The runs of a comparison, one result file each; a run whose file exists is not done again."""
 
 import json
 import time
@@ -25,14 +25,14 @@ __all__ = ["run"]
 def run(
     bench: Bench, methods: Sequence[str], seeds: Sequence[int], output: Path, command: str
 ) -> Iterator[tuple[Path, bool]]:
-    """Runs every method for every seed.
+    """Run every method for every seed.
 
     Args:
         bench: the common ground.
         methods: names in METHODS.
         seeds: of training; methods that have none run once.
         output: folder of the result files.
-        command: for the record.
+        command: how the run was started, for the record.
 
     Yields:
         Each result file, and whether it was there before.
@@ -105,7 +105,7 @@ def _training(bench: Bench, trained: Trained) -> dict[str, Any] | None:
 def _predictions(
     bench: Bench, method: Method, seed: int, draws: Draws | None, name: str, rows: Sequence[LabelledRow]
 ) -> tuple[Predictions, float]:
-    """What the draws say of the rows, and the seconds that it took, kept on disk."""
+    """Return the predictions of the draws for the rows, and their seconds, both kept on disk."""
 
     def compute() -> dict[str, Tensor]:
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What a benchmark has computed so far, on disk, so that a killed one goes on where it was.
+"""Trained weights and probabilities on disk, so that a killed run goes on where it was.
 
 Safetensors files, each written whole under another name first.
 """
@@ -21,13 +21,13 @@ __all__ = ["Trained", "cached", "load_trained", "save_trained"]
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What a method made of the training rows.
+    """The draws that a method made of the training rows, and their cost.
 
     Attributes:
         draws: S draws of the LoRA factors, None for the untouched base model.
-        seconds: of training, whatever it started from included.
+        seconds: of training, with that of the weights that it started from.
         n_parameters: that were learnt or stored.
-        notes: settings and what was found on validation rows, for the record.
+        notes: settings, and choices made on validation rows, for the record.
     """
 
     draws: Draws | None
@@ -37,7 +37,7 @@ class Trained:
 
 
 def save_trained(file: Path, trained: Trained) -> None:
-    """Writes it."""
+    """Write trained draws to a file."""
     draws = trained.draws
     tensors: dict[str, Tensor] = {}
     for name, factors in draws.factors.items() if draws is not None else ():
@@ -48,7 +48,7 @@ def save_trained(file: Path, trained: Trained) -> None:
 
 
 def load_trained(file: Path) -> Trained:
-    """Reads it back."""
+    """Read trained draws back from a file."""
     with safe_open(file, framework="pt") as opened:
         about = json.loads(opened.metadata()["about"])
     tensors = load_file(file)
@@ -61,7 +61,7 @@ def load_trained(file: Path) -> Trained:
 
 
 def cached(file: Path, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors from the file, or computed now and written there."""
+    """Return tensors from the file, or compute them and write them there."""
     if not file.is_file():
         _save(file, compute(), {})
     return load_file(file)

@@ -1,4 +1,4 @@
-"""Log-probabilities and labels to what a result file says of them."""
+"""Metrics of log-probabilities, as trained and under each treatment, for a result file."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +21,12 @@ MIN_DETECTION = 30
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """What draws say of questions.
+    """Log-probabilities of the choices of questions, with their labels.
 
     Attributes:
         log_probs: (S, B, C) under every draw, with the length that normalises them to the power of 1.
         labels: (B,).
-        lengths: (B,) that length, in tokens.
+        lengths: (B,) the length that normalises them, in tokens.
     """
 
     log_probs: Tensor
@@ -34,17 +34,17 @@ class Predictions:
     lengths: Tensor
 
     def under(self, recalibration: Recalibration) -> Tensor:
-        """Probabilities (S, B, C)."""
+        """Return probabilities (S, B, C)."""
         return recalibration.of(self.log_probs, self.lengths)
 
 
 @dataclass(frozen=True, slots=True)
 class Treatments:
-    """What is done to log-probabilities, as fitted to validation rows.
+    """The treatments of log-probabilities, as fitted to validation rows.
 
     Attributes:
-        temperature: where that is all that is done.
-        recalibration: what an adapter does.
+        temperature: of the treatment that has nothing else.
+        recalibration: that of an adapter: a temperature, a power of the length, and a lapse rate.
     """
 
     temperature: float
@@ -52,13 +52,13 @@ class Treatments:
 
     @classmethod
     def fit(cls, validation: Predictions) -> "Treatments":
-        """To the lowest NLL of these."""
+        """Return the treatments with the lowest NLL of validation rows."""
         found = validation.log_probs, validation.labels
         recalibration = fit_recalibration(*found, validation.lengths, powers=(-1.0, MOST_LENGTH_POWER - 1))
         return cls(fit_temperature(*found), recalibration)
 
     def all(self) -> list[tuple[dict[str, bool], Recalibration]]:
-        """Each one's mark in a result file, and what is done."""
+        """Return each treatment, after the flags that mark it in a result file."""
         return [
             ({"tempered": False, "recalibrated": False}, Recalibration()),
             ({"tempered": True, "recalibrated": False}, Recalibration(self.temperature)),
@@ -67,7 +67,7 @@ class Treatments:
 
 
 def uncertainty_scores(probs: Tensor) -> dict[ScoreName, Tensor]:
-    """Every uncertainty score of probabilities (S, B, C), each (B,), higher for less certain.
+    """Return every uncertainty score of probabilities (S, B, C), each (B,), higher for less certain.
 
     The confidence enters as one minus itself. A single draw has no mutual information.
     """
@@ -78,7 +78,7 @@ def uncertainty_scores(probs: Tensor) -> dict[ScoreName, Tensor]:
 def evaluations(
     found: Predictions, treatments: Treatments, *, in_distribution: Predictions | None
 ) -> list[dict[str, Any]]:
-    """Everything measured on one test set, in every treatment.
+    """Return all measurements on one test set, in every treatment.
 
     Args:
         found: of the test set.
@@ -107,9 +107,9 @@ def _evaluation(found: Predictions, done: Recalibration, in_distribution: Predic
 
 
 def _detection(shifted: Tensor, in_distribution: Tensor) -> dict[str, float | None] | None:
-    """AUROC of each score for telling the two apart, among questions with equally many choices.
+    """Return the AUROC of each score for telling the two apart, among questions with equally many choices.
 
-    The entropy of fewer choices is lower whatever a model knows. None where that leaves too few questions.
+    The entropy of fewer choices is lower whatever a model knows. None where too few questions are left.
     """
     n_choices = int((in_distribution[0] > 0).sum(-1).mode().values)
     alike = [_with_choices(probs, n_choices) for probs in (shifted, in_distribution)]
@@ -120,7 +120,7 @@ def _detection(shifted: Tensor, in_distribution: Tensor) -> dict[str, float | No
 
 
 def _with_choices(probs: Tensor, n_choices: int) -> Tensor:
-    """Those of the questions (S, B, C) that have so many choices."""
+    """Return those of the questions (S, B, C) that have `n_choices` choices."""
     return probs[:, (probs[0] > 0).sum(-1) == n_choices]
 
 

@@ -68,7 +68,7 @@ class MeanFieldFactor(PointFactor):
 def blob_factors(
     generator: torch.Generator, *, prior_std: float = 0.2, g_init: float = 0.05
 ) -> Callable[[int, int, float, str], PointFactor]:
-    """What `Posterior(make=...)` takes for BLoB: a mean field for every A, a plain point for every B.
+    """Return the `make` of `Posterior` for BLoB: a mean field for every A, a plain point for every B.
 
     Args:
         generator: source of the initial parameters.

@@ -1,4 +1,4 @@
-"""MC dropout in the LoRA layers (Gal and Ghahramani, 2016): one mask over a layer's input features a draw.
+"""MC dropout in the LoRA layers (Gal and Ghahramani, 2016): each draw is one mask over a layer's input features.
 
 Dropping an input feature of A is dropping a column of A, so a mask makes a draw of A, and the same mask holds for
 every token and every row that the draw answers (the "variational" dropout of arXiv:1512.05287). B has none.
@@ -51,7 +51,7 @@ class DropoutFactor(PointFactor):
 
 
 def dropout_factors(rate: float, generator: torch.Generator) -> Callable[[int, int, float, str], PointFactor]:
-    """What `Posterior(make=...)` takes for MC dropout: dropout for every A, a plain point for every B.
+    """Return the `make` of `Posterior` for MC dropout: dropout for every A, a plain point for every B.
 
     From one seed the weights start where those of plain LoRA do.
 

@@ -11,7 +11,7 @@ __all__ = ["ensemble"]
 
 
 def ensemble(members: Sequence[Draws]) -> Draws:
-    """The members' draws one after the other: K LoRAs of one draw each make S = K draws.
+    """Return the members' draws one after the other: K LoRAs of one draw each make S = K draws.
 
     Args:
         members: draws of the same modules with the same shapes and scaling.

@@ -46,7 +46,7 @@ MISSING_LOGIT = -1e4
 
 
 class LoraClassifier(nn.Module):
-    """A LoRA as the library wants a model: its parameters are the factors alone, its output is logits.
+    """A LoRA in the library's form of a model: its parameters are the factors alone, its output is logits.
 
     Args:
         model: the frozen base model with `LoraLinear` at the LoRA's modules.
@@ -82,7 +82,7 @@ class LoraClassifier(nn.Module):
 
 
 class RowwiseGGN(GGNInterface):
-    """The library's GGN, with Jacobians from plain autograd: C backward passes a batch.
+    """The library's GGN, with Jacobians from plain autograd: C backward passes for each batch.
 
     Its own backends run a backward pass for every row and choice, each through the whole batch, under functorch. Here
     every row of a batch has its own copy of the factors, one draw a row, so that one pass gives all rows' gradients.
@@ -118,7 +118,7 @@ class LoraLaplace:
 
     @torch.no_grad()
     def sample(self, prior_precision: float, n_samples: int, generator: torch.Generator) -> Draws:
-        """S draws of the weights; draws nest, and differ in their spread alone at equal seeds.
+        """Return S draws of the weights; draws nest, and differ in their spread alone at equal seeds.
 
         Raises:
             ConfigError: if the prior precision is not positive.
@@ -134,7 +134,7 @@ class LoraLaplace:
 def fit_laplace(
     model: PreTrainedModel, lora: Draws, rows: Sequence[LabelledRow], *, batch_size: int = 8
 ) -> LoraLaplace:
-    """The Laplace approximation around a trained LoRA.
+    """Return the Laplace approximation around a trained LoRA.
 
     Memory of a batch is that of its forward pass and batch_size * C * P floats.
 
@@ -171,7 +171,7 @@ def fit_laplace(
 
 
 def choose_precision(loss: Callable[[float], float], precisions: Sequence[float] = PRECISIONS) -> float:
-    """The precision with the lowest loss; a loss that is not a number is never the lowest.
+    """Return the precision with the lowest loss; a loss that is not a number is never the lowest.
 
     Args:
         loss: of a prior precision: the validation NLL of the predictive mean over draws from one seed.

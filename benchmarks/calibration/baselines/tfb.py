@@ -22,7 +22,7 @@ __all__ = ["isotropic_draws"]
 
 @torch.no_grad()
 def isotropic_draws(lora: Draws, scale: float, n_samples: int, generator: torch.Generator) -> Draws:
-    """S draws of the posterior around a trained LoRA; draws nest, and differ in `scale` alone at equal seeds.
+    """Return S draws of the posterior around a trained LoRA; draws nest, and differ in `scale` alone at equal seeds.
 
     Args:
         lora: the factors, one draw.

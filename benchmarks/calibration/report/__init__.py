@@ -1,1 +1,1 @@
-"""Result files to a report: results -> study -> tables, verdicts and plots -> document -> Markdown and HTML."""
+"""From result files to a report: records -> study -> tables, verdicts and plots -> templates -> Markdown and HTML."""

@@ -15,7 +15,7 @@ PAPER_ECE, PAPER_NLL = 84, 76
 
 
 def paper_table(study: Study) -> Table:
-    """What Bayesian-LoRA takes off the ECE and NLL of LoRA in the same treatment, beside what the paper claims."""
+    """Return by how much Bayesian-LoRA lowers LoRA's ECE and NLL in the same treatment, beside the paper's claim."""
     header = ("test set", "against", "treatment", "seeds", "ECE", "ECE reduction (%)", "NLL", "NLL reduction (%)")
     rows = []
     for dataset in study.datasets:
@@ -28,12 +28,12 @@ def paper_table(study: Study) -> Table:
 
 
 def _pairs(entry: MethodRuns, lora: MethodRuns, dataset: str, treatment: str, name: str) -> list[tuple[float, float]]:
-    """Our metric and that of LoRA in the same treatment, by seed."""
+    """Return our metric and LoRA's in the same treatment, by seed."""
     return shared(entry.values(dataset, treatment, name), lora.values(dataset, treatment, name), lora)
 
 
 def _reduction(pairs: Sequence[tuple[float, float]]) -> tuple[str, str]:
-    """From LoRA's mean to ours, and by how many per cent of LoRA's it is less."""
+    """Return LoRA's mean and ours, and the reduction in per cent of LoRA's."""
     if not pairs:
         return NONE, NONE
     ours, theirs = (fmean(side) for side in zip(*pairs, strict=True))
@@ -41,7 +41,7 @@ def _reduction(pairs: Sequence[tuple[float, float]]) -> tuple[str, str]:
 
 
 def cost_table(study: Study) -> Table:
-    """Seconds of training, parameters and draws."""
+    """Return the table of training seconds, parameters and draws."""
     header = ("method", "trained runs", "training (s)", "parameters", "draws")
     rows = []
     for entry in study.entries:
@@ -60,7 +60,7 @@ def cost_table(study: Study) -> Table:
 
 
 def provenance_table(runs: Sequence[RunRecord]) -> Table:
-    """Return the table of every result file: what ran, from which code, and where."""
+    """Return the table of all result files, with the code and processor of each."""
     header = ("file", "method", "trained on", "base model", "dtype", "revision", "processor", "seed", "draws")
     rows = [
         (
@@ -73,6 +73,6 @@ def provenance_table(runs: Sequence[RunRecord]) -> Table:
 
 
 def _distinct(numbers: Iterable[int | None]) -> str:
-    """One number where all runs have the same."""
+    """Return the distinct numbers, of which there is one where all runs agree."""
     found = sorted({number for number in numbers if number is not None})
     return ", ".join(f"{number:,}".replace(",", " ") for number in found) or NONE

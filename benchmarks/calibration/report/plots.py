@@ -24,7 +24,7 @@ FILLS: Mapping[str, FillStyleType] = {AS_TRAINED: "full", TEMPERATURE: "none", R
 
 
 def risk_coverage_plot(study: Study, dataset: str, styles: Looks, name: str) -> str:
-    """The error among the answers kept, by the share kept, of every method as trained; mean over seeds."""
+    """Draw the error among the kept answers by the share that is kept: every method as trained, mean over seeds."""
     grid = np.linspace(MIN_COVERAGE, 1, 96)
     curves = [(entry, _mean_risk(entry, dataset, grid)) for entry in study.entries]
     known = [(entry, risk) for entry, risk in curves if risk is not None]
@@ -62,7 +62,7 @@ def _line(look: Look, x: ArrayLike = (), y: ArrayLike = (), label: str = "") -> 
 
 
 def accuracy_nll_plot(study: Study, dataset: str, styles: Looks, name: str) -> str:
-    """Accuracy by NLL of the trained methods, a panel a treatment: a small mark a seed, a big one the mean."""
+    """Draw accuracy by NLL of the trained methods, in a panel for each treatment; large marks are means over seeds."""
     # An untrained model is so far off that it would press all others together.
     known = [e for e in study.entries if e.trained and any(e.evaluations(dataset, t) for t in study.treatments)]
 
@@ -91,7 +91,7 @@ def accuracy_nll_plot(study: Study, dataset: str, styles: Looks, name: str) -> s
 
 
 def ece_plot(study: Study, styles: Looks, name: str) -> str:
-    """A panel a test set, a row a method: its ECE in every treatment, a tick a seed."""
+    """Draw the ECE of every method in every treatment, in a panel for each test set, with a tick for each seed."""
     sets = study.datasets
     n_columns = min(N_COLUMNS, len(sets))
     n_rows = -(-len(sets) // n_columns)
@@ -144,7 +144,7 @@ def _marks(
     fill: FillStyleType = "full",
     label: str = "",
 ) -> Line2D:
-    """Unconnected marks; small ones are without a rim, and beneath."""
+    """Return unconnected marks; small ones are without a rim, and beneath."""
     return Line2D(
         x,
         y,
@@ -162,6 +162,6 @@ def _marks(
 
 
 def _treatments(treatments: Sequence[str]) -> list[Line2D]:
-    """What filled, hollow and half filled marks mean."""
+    """Return the legend of filled, hollow and half filled marks."""
     look = Look(INK, "o", 1.0, None, False)
     return [_marks(look, fill=FILLS[treatment], label=treatment) for treatment in treatments]

@@ -1,4 +1,4 @@
-"""Reliability diagrams, side by side: accuracy by confidence above, how many answers there are beneath."""
+"""Reliability diagrams, side by side: accuracy by confidence above, the share of the answers beneath."""
 
 import math
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ SHORT = {AS_TRAINED: AS_TRAINED, TEMPERATURE: "+ temperature", RECALIBRATED: REC
 
 @dataclass(frozen=True, slots=True)
 class PooledBin:
-    """A bin with answers of several seeds; where it holds none, its other numbers mean nothing."""
+    """A bin with answers of several seeds; the other numbers of an empty bin mean nothing."""
 
     count: int
     confidence: float

@@ -1,4 +1,4 @@
-"""How pictures look: colours for light and dark, markers, and matplotlib set up to draw the same bytes every time."""
+"""The look of pictures: colours for light and dark, markers, and settings under which matplotlib repeats every byte."""
 
 import io
 import re
@@ -73,7 +73,7 @@ _SETTINGS: dict[Any, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How one method is drawn in every picture."""
+    """The look of one method in every picture."""
 
     colour: str
     marker: str
@@ -83,7 +83,7 @@ class Look:
 
 
 def assign_looks(methods: Sequence[MethodKey]) -> dict[MethodKey, Look]:
-    """Of each method: Bayesian-LoRA and plain LoRA bold, the others thin, in the order given."""
+    """Return the look of each method: Bayesian-LoRA and plain LoRA bold, the others thin, in the order given."""
     found = {}
     others = 0
     emphasised = {BAYESIAN: Look(_BAYESIAN, "D", 2.6, None, True), LORA: Look(_LORA, "o", 2.6, None, True)}
@@ -98,7 +98,7 @@ def assign_looks(methods: Sequence[MethodKey]) -> dict[MethodKey, Look]:
 
 
 def draw(name: str, plot: Callable[[Canvas], None]) -> str:
-    """The SVG that a plotting function makes on an empty canvas, the same for the same data.
+    """Return the SVG that a plotting function makes on an empty canvas, the same for the same data.
 
     Args:
         name: tells its identifiers apart from those of other pictures on one page.

@@ -1,4 +1,4 @@
-"""The tables that set methods side by side on one test set: metrics, and what their uncertainty scores find."""
+"""Tables of all methods on one test set: metrics, and the AUROC of their uncertainty scores."""
 
 from collections.abc import Callable, Sequence
 from statistics import fmean
@@ -28,13 +28,13 @@ _Column = tuple[str, _Get, bool]
 
 
 def metric_table(study: Study, dataset: str) -> Table:
-    """Accuracy, NLL, ECE, Brier and AURC of every method on a test set, in every treatment."""
+    """Return accuracy, NLL, ECE, Brier and AURC of every method on a test set, in every treatment."""
     columns = [(heading, _metric(name), higher) for name, heading, higher in _METRICS]
     return _compared(study, dataset, columns, temperature=True)
 
 
 def auroc_table(study: Study, dataset: str) -> Table | None:
-    """How well each uncertainty score tells wrong from right, and out of from in distribution; None if unknown."""
+    """Return the AUROC of each uncertainty score for errors and for shifted questions; None if there is none."""
     columns: list[_Column] = []
     done = [e for entry in study.entries for t in study.treatments for e in entry.evaluations(dataset, t).values()]
     for field, heading in (("auroc_error", "error"), ("auroc_ood", "OOD")):
@@ -68,7 +68,7 @@ def _score(field: str, name: str) -> _Get:
 
 
 def _compared(study: Study, dataset: str, columns: Sequence[_Column], *, temperature: bool) -> Table:
-    """Methods by columns, one treatment after the other, the best single model of each in bold.
+    """Return methods by columns, one treatment after the other, the best single model of each in bold.
 
     A method of which nothing is known in a treatment has no row there, and then nothing is marked best in it.
     """
@@ -99,7 +99,7 @@ def _over_seeds(entry: MethodRuns, dataset: str, treatment: str, get: _Get) -> S
 
 
 def _best(study: Study, column: Sequence[Spread | None], higher: bool) -> str | None:
-    """The best mean of a single model, as it is shown: what reads the same is marked the same."""
+    """Return the best mean of a single model as it is shown, for equal texts are marked equally."""
     found = zip(study.entries, column, strict=True)
     means = [value.mean for entry, value in found if value is not None and entry.method.single_model]
     return f"{max(means) if higher else min(means):.3f}" if means else None
@@ -113,7 +113,7 @@ def _figure(entry: MethodRuns, value: Spread | None, best: str | None) -> str:
 
 
 def _seeds(study: Study, entry: MethodRuns, dataset: str, treatment: str) -> str:
-    """How many seeds a row rests on, and which of the study's it lacks."""
+    """Return the number of seeds behind a row, and those of the study that it lacks."""
     done = entry.evaluations(dataset, treatment)
     if not entry.trained:
         return "untrained"
@@ -122,7 +122,7 @@ def _seeds(study: Study, entry: MethodRuns, dataset: str, treatment: str) -> str
 
 
 def _temperature(entry: MethodRuns, treatment: str) -> str:
-    """What log-probabilities are divided by; L is the mean length of a question's choices, in tokens."""
+    """Return the divisor of log-probabilities; L is the mean length of a question's choices, in tokens."""
     if treatment == AS_TRAINED:
         return "1"
     if treatment == RECALIBRATED:

@@ -22,10 +22,10 @@ class Verdict:
     """One criterion, held against the means over the seeds that both sides have.
 
     Attributes:
-        criterion: what is asked for.
-        subject: the method and treatment that it is asked of.
-        ours: its figure.
-        limit: what ours must not pass, or must reach, and whose it is.
+        criterion: in words.
+        subject: the method and treatment that are judged.
+        ours: their figure.
+        limit: the figure to stay below or to reach, and whose figure that is.
         met: None where the runs that would tell are missing.
     """
 
@@ -59,7 +59,7 @@ class _Case:
         return f"{self.entry.label}, {self.treatment}"
 
     def against(self, baseline: MethodRuns | None, treatment: str, name: str) -> _Comparison | None:
-        """None where the two have no seed in common."""
+        """Return both means of a metric, None where the two have no seed in common."""
         if baseline is None:
             return None
         theirs = baseline.values(self.dataset, treatment, name)
@@ -71,7 +71,7 @@ class _Case:
 
 
 def verdict_table(study: Study, treatments: Sequence[str] | None = None) -> Table:
-    """The verdicts in some treatments, by default in all, a row each: met, missed, or cannot tell."""
+    """Return the verdicts in some treatments, by default in all, in a row each: met, missed, or cannot tell."""
     words = {True: "met", False: "missed", None: "cannot tell"}
     header = ("criterion", "of", "ours", "limit", "verdict")
     rows = [(v.criterion, v.subject, v.ours, v.limit, words[v.met]) for v in verdicts(study, treatments)]
@@ -79,7 +79,7 @@ def verdict_table(study: Study, treatments: Sequence[str] | None = None) -> Tabl
 
 
 def verdicts(study: Study, treatments: Sequence[str] | None = None) -> list[Verdict]:
-    """Of every Bayesian-LoRA of a study, in some treatments, by default in all."""
+    """Return the verdicts on every Bayesian-LoRA of a study, in some treatments, by default in all."""
     found = []
     for entry in study.named(BAYESIAN):
         for treatment in treatments or study.treatments:
@@ -100,7 +100,7 @@ def _calibrated(case: _Case) -> Verdict:
 
 
 def _best(case: _Case, name: str, heading: str) -> Verdict:
-    """Against the single-model baseline, in any treatment, that leaves ours the least room."""
+    """Compare with the single-model baseline, in any treatment, that leaves ours the least room."""
     criterion = f"{heading} of {case.dataset} at most that of every single-model baseline"
     rivals = [e for e in case.study.entries if e.method.single_model and e.method.name not in OURS]
     found = [case.against(rival, treatment, name) for rival in rivals for treatment in case.study.treatments]

@@ -1,4 +1,4 @@
-"""Puts a report together from a folder of results, and writes it."""
+"""Fills the templates of a report from a folder of results, and writes its files."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -68,7 +68,7 @@ def _pictures(study: Study, looks: Looks) -> Iterator[tuple[str, str | None]]:
 
 
 def _render(template: str, escape: Callable[[str], str], context: Mapping[str, Any]) -> str:
-    """Return a template filled in, with all text escaped that no template and no filter made."""
+    """Return a template filled in, with every value escaped for its format."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
