@@ -45,7 +45,7 @@ def export_draws(adapter: Adapter, base: BaseModel, output: Path | str, n_sample
         for s, name in enumerate(names):
             (partial / name).mkdir()
             save_file(peft_tensors(draws.part(s, s + 1)), partial / name / WEIGHTS_FILE, metadata={"format": "pt"})
-            peft_config(adapter.config, base, n_modes=1).save_pretrained(str(partial / name))
+            peft_config(adapter.config, base).save_pretrained(str(partial / name))
             for file in (partial / name).iterdir():
                 file.chmod(0o644)  # whoever serves them is somebody else
         partial.chmod(0o755)

@@ -19,7 +19,6 @@ T = TypeVar("T")
 SUMMARY = "train a Bayesian-LoRA adapter on a labelled data set"
 
 POSTERIOR = {
-    "modes": "number of posteriors in a mixture, each trained on batches of its own",
     "rank": "LoRA rank",
     "alpha": "LoRA scale: the update is alpha / rank * B @ A",
     "inducing_rows": "rows of the matrix of inducing weights that each LoRA factor has",

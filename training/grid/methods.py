@@ -12,9 +12,8 @@ from pathlib import Path
 from blora.config import PosteriorConfig
 from blora.posterior.bank import SampleBank
 from blora.posterior.inject import layer_index
-from blora.posterior.mode import MakeFactor
 from blora.posterior.noise import generator_of
-from blora.posterior.posterior import Posterior
+from blora.posterior.posterior import MakeFactor, Posterior
 from blora.training.baselines.blob import blob_factors
 from blora.training.baselines.dropout import dropout_factors
 from blora.training.baselines.ensemble import ensemble
