@@ -131,7 +131,6 @@ def main(argv: list[str]) -> int:
     sampling = read_sampling(arguments)
 
     from blora.training.commands.few_rows import warn_of_few_rows
-    from blora.training.commands.silence import warn_of_silence
     from blora.training.recipe import Recipe, train_adapter
 
     recipe = Recipe(
@@ -165,7 +164,6 @@ def main(argv: list[str]) -> int:
         f"length power {result.length_power:.2f}, lapse {result.lapse:.3f}"
     )
     warn_of_few_rows(result.n_rows)
-    warn_of_silence(policy or None, arguments.choices, result.lapse)
     return 0
 
 
