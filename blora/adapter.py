@@ -14,8 +14,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Tensor
 
+from blora.atomic import new_folder
 from blora.base_model import BaseModel
 from blora.calibration_file import CALIBRATION_FILE
 from blora.config import FORMAT_VERSION, AdapterConfig, BaseModelRef
@@ -113,10 +112,7 @@ def save_adapter(path: Path | str, posterior: Posterior, config: AdapterConfig, 
     path = Path(path)
     check_output(path)
     folder = path.resolve()  # of a link to a folder the folder is written
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
-        partial.chmod(0o755)
+    with new_folder(folder, place=_put) as partial:
         tensors = {_disk_name(key): tensor.contiguous() for key, tensor in posterior.state_dict().items()}
         save_file(tensors, partial / POSTERIOR_FILE, metadata={"format": "pt"})
         with torch.no_grad():
@@ -125,12 +121,6 @@ def save_adapter(path: Path | str, posterior: Posterior, config: AdapterConfig, 
         peft_config(config, base).save_pretrained(str(partial))
         (partial / CONFIG_FILE).write_text(json.dumps(config.to_dict(), indent=2) + "\n")
         (partial / CARD_FILE).write_text(model_card(config, path.name))
-        for file in partial.iterdir():
-            file.chmod(0o644)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    _put(partial, folder)
 
 
 def _put(new: Path, folder: Path) -> None:

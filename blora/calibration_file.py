@@ -14,13 +14,13 @@ same predictor, and what one was refused is known when the other is asked.
 import hashlib
 import json
 import os
-import tempfile
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from blora.atomic import write_file
 from blora.decision.asks import AskedRows
 from blora.decision.calibration import Binding, Calibration
 from blora.errors import AdapterError, ConfigError, NotCalibratedError
@@ -153,15 +153,7 @@ def store(folder: Path | str, calibration: Calibration) -> None:
 def _write(folder: Path | str, contents: _Contents) -> None:
     raw = asdict(contents)
     text = json.dumps({"format_version": FORMAT_VERSION, "digest": body_digest(raw)} | raw, indent=1) + "\n"
-    with tempfile.NamedTemporaryFile("w", dir=folder, prefix=f".{CALIBRATION_FILE}-", delete=False) as partial:
-        written = Path(partial.name)
-        try:
-            partial.write(text)
-            partial.close()
-            written.chmod(0o644)
-            written.replace(Path(folder) / CALIBRATION_FILE)
-        finally:
-            written.unlink(missing_ok=True)
+    write_file(Path(folder) / CALIBRATION_FILE, text)
 
 
 def for_serving(folder: Path | str, binding: Binding) -> Calibration | None:
