@@ -48,10 +48,8 @@ class Mirrored(Noise):
 
 
 def mirrored(posterior: Posterior, n_samples: int, generator: torch.Generator) -> Draws:
-    """Draws in pairs around the mean, for a posterior of one mode."""
-    [mode] = posterior.modes
-    noise = Mirrored(standard_normal(n_samples, generator)._generators)
-    return Draws(mode.sample_from(noise), posterior.scaling, n_samples)  # type: ignore[operator]
+    """Return draws in pairs around the mean."""
+    return posterior.sample_from(Mirrored(standard_normal(n_samples, generator)._generators))
 
 
 def herd(probs: Tensor, count: int) -> list[int]:

@@ -83,18 +83,6 @@ VARIANTS = (
         bayesian="last:4",
         start="LoRA",
     ),
-    Variant("Bayesian, 3 modes in the steps of 6 epochs", replace(WIDE, modes=3), EARLIER | {"epochs": 6}),
-    Variant(
-        "Bayesian, 3 modes in the steps of 6 epochs, narrow start, KL weight 0.01",
-        replace(FULL, modes=3),
-        EARLIER | {"epochs": 6, "kl_weight": 0.01},
-    ),
-    Variant(
-        "Bayesian in 2 layers, LoRA in 8, 3 modes in the steps of 6 epochs",
-        replace(WIDE, modes=3),
-        EARLIER | {"epochs": 6},
-        bayesian="last:2",
-    ),
     Variant("Bayesian", WIDE, EARLIER | {"epochs": 4}),
     Variant("Bayesian in 2 layers, LoRA in 8", WIDE, EARLIER | {"epochs": 4}, bayesian="last:2"),
     Variant("Bayesian, narrow start, KL weight 0.01", FULL, EARLIER | {"epochs": 6, "kl_weight": 0.01}),

@@ -14,8 +14,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Tensor
 
+from blora.atomic import new_folder
 from blora.base_model import BaseModel
 from blora.calibration_file import CALIBRATION_FILE
 from blora.config import FORMAT_VERSION, AdapterConfig, BaseModelRef
@@ -113,25 +112,15 @@ def save_adapter(path: Path | str, posterior: Posterior, config: AdapterConfig, 
     path = Path(path)
     check_output(path)
     folder = path.resolve()  # of a link to a folder the folder is written
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
-        partial.chmod(0o755)
-        n_modes = config.posterior.modes
-        tensors = {_disk_name(key, n_modes): tensor.contiguous() for key, tensor in posterior.state_dict().items()}
+    with new_folder(folder, place=_put) as partial:
+        tensors = {_disk_name(key): tensor.contiguous() for key, tensor in posterior.state_dict().items()}
         save_file(tensors, partial / POSTERIOR_FILE, metadata={"format": "pt"})
         with torch.no_grad():
             mean = posterior.mean()
         save_file(peft_tensors(mean), partial / WEIGHTS_FILE, metadata={"format": "pt"})
-        peft_config(config, base, n_modes=config.posterior.modes).save_pretrained(str(partial))
+        peft_config(config, base).save_pretrained(str(partial))
         (partial / CONFIG_FILE).write_text(json.dumps(config.to_dict(), indent=2) + "\n")
         (partial / CARD_FILE).write_text(model_card(config, path.name))
-        for file in partial.iterdir():
-            file.chmod(0o644)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    _put(partial, folder)
 
 
 def _put(new: Path, folder: Path) -> None:
@@ -182,11 +171,10 @@ def load_adapter(
     config = _read_config(folder)
     _check_base(config, base)
     _check_memory(config, folder, max_memory_bytes)
-    n_modes = config.posterior.modes
     tensors, weights = (TensorsFile(folder / file, mend=MEND) for file in (POSTERIOR_FILE, WEIGHTS_FILE))
-    shapes = ((_disk_name(key, n_modes), shape) for key, shape in tensor_shapes(config.modules, config.posterior))
+    shapes = ((_disk_name(key), shape) for key, shape in tensor_shapes(config.modules, config.posterior))
     check_tensors(tensors, shapes)
-    check_tensors(weights, factor_shapes(config.modules, n_modes * config.posterior.rank))
+    check_tensors(weights, factor_shapes(config.modules, config.posterior.rank))
     posterior = _posterior(config, tensors)
     _check_peft_config(folder / LORA_CONFIG_FILE, config, base)
     _check_mean(weights, posterior)
@@ -240,8 +228,7 @@ def _posterior(config: AdapterConfig, file: TensorsFile) -> Posterior:
         posterior = Posterior(config.modules, config.posterior, seed=0)
     except ConfigError as exc:
         raise AdapterError(f"{CONFIG_FILE}: {exc}; {MEND}") from exc
-    n_modes = config.posterior.modes
-    expected = {_disk_name(key, n_modes): (key, tensor) for key, tensor in posterior.state_dict().items()}
+    expected = {_disk_name(key): (key, tensor) for key, tensor in posterior.state_dict().items()}
     tensors = read_tensors(file, {disk: tensor for disk, (_, tensor) in expected.items()})
     posterior.load_state_dict({key: tensors[disk] for disk, (key, _) in expected.items()})
     return posterior.eval().requires_grad_(False)
@@ -280,7 +267,7 @@ def _same_weights(wanted: BaseModelRef, found: BaseModelRef) -> bool:
 def _check_peft_config(file: Path, config: AdapterConfig, base: BaseModel) -> None:
     """Refuses a PEFT config under which PEFT would compute something else than the posterior's mean."""
     found = read_json(file, mend=MEND)
-    expected = peft_config(config, base, n_modes=config.posterior.modes).to_dict()  # type: ignore[no-untyped-call]
+    expected = peft_config(config, base).to_dict()  # type: ignore[no-untyped-call]
     for name in PEFT_SETTINGS:
         wanted, got = (_plain(values.get(name)) for values in (expected, found if isinstance(found, dict) else {}))
         if wanted != got:
@@ -313,14 +300,10 @@ def _digest(folder: Path) -> str:
     return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
 
 
-def _disk_name(key: str, n_modes: int) -> str:
-    """`modes.0.A.model/layers/0/q_proj.Z_r` of the state dict as `model.layers.0.q_proj.A.Z_r`.
-
-    Where there are several modes the name begins with mode.0, mode.1 ...
-    """
-    _, mode, side, module, rest = key.split(".", 4)
-    name = f"{module.replace('/', '.')}.{side}.{rest}"
-    return name if n_modes == 1 else f"mode.{mode}.{name}"
+def _disk_name(key: str) -> str:
+    """Return `A.model/layers/0/q_proj.Z_r` of the state dict as `model.layers.0.q_proj.A.Z_r`."""
+    side, module, rest = key.split(".", 2)
+    return f"{module.replace('/', '.')}.{side}.{rest}"
 
 
 def peft_tensors(draw: Draws) -> dict[str, Tensor]:
@@ -332,8 +315,8 @@ def peft_tensors(draw: Draws) -> dict[str, Tensor]:
     return tensors
 
 
-def peft_config(config: AdapterConfig, base: BaseModel, *, n_modes: int) -> LoraConfig:
-    """PEFT's settings for the mean of so many modes, which has the rank of all together."""
+def peft_config(config: AdapterConfig, base: BaseModel) -> LoraConfig:
+    """Return PEFT's settings for the posterior's mean, or for a draw."""
     layers = sorted({index for name in config.modules if (index := layer_index(name)) is not None})
     whole = len(layers) == base.model.config.get_text_config().num_hidden_layers
     first = base.model.get_submodule(next(iter(config.modules)))
@@ -342,8 +325,8 @@ def peft_config(config: AdapterConfig, base: BaseModel, *, n_modes: int) -> Lora
         task_type="CAUSAL_LM",
         base_model_name_or_path=config.base_model.id,
         revision=config.base_model.revision,
-        r=n_modes * config.posterior.rank,
-        lora_alpha=n_modes * config.posterior.alpha,  # type: ignore[arg-type]  # it need not be whole
+        r=config.posterior.rank,
+        lora_alpha=config.posterior.alpha,  # type: ignore[arg-type]  # it need not be whole
         lora_dropout=0.0,
         target_modules=list(config.target_modules),
         layers_to_transform=None if whole else layers,

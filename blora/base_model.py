@@ -8,7 +8,6 @@ import hashlib
 import importlib.util
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from blora.atomic import new_folder
 from blora.config import BaseModelRef
 from blora.errors import BaseModelError
 from blora.posterior.layer import LoraLinear
@@ -256,24 +256,18 @@ def _convert(gguf: Path, model_id: str) -> tuple[str, str, str]:
         for left in cache.glob(".partial-*"):  # of a process that was killed
             if left.stat().st_mtime < time.time() - STALE_S:
                 shutil.rmtree(left, ignore_errors=True)
-        partial = Path(tempfile.mkdtemp(dir=cache, prefix=".partial-"))
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-            model = AutoModelForCausalLM.from_pretrained(
-                str(gguf.parent),
-                gguf_file=gguf.name,
-                quantization_config=GgufConfig(dequantize=True),
-                dtype=torch.bfloat16,
-            )
-            model.save_pretrained(partial)
-            tokenizer.save_pretrained(partial)
-            partial.chmod(0o755)  # made private by mkdtemp; another user may serve from this cache
-            for written in partial.iterdir():
-                written.chmod(0o644)
-            partial.replace(target)
+            with new_folder(target) as partial:
+                tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+                model = AutoModelForCausalLM.from_pretrained(
+                    str(gguf.parent),
+                    gguf_file=gguf.name,
+                    quantization_config=GgufConfig(dequantize=True),
+                    dtype=torch.bfloat16,
+                )
+                model.save_pretrained(partial)
+                tokenizer.save_pretrained(partial)
         except OSError:
             if not target.is_dir():  # otherwise another process was faster
                 raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     return str(target), model_id, f"sha256:{digest}"

@@ -4,28 +4,32 @@ It lies outside the adapter's digest, which each calibration names: a calibratio
 writing the adapter again leaves none behind. The digest covers its own settings, draws and recalibration among
 them, so that calibrations of the same contents can differ in the dtype of the base model alone.
 
+Its own digest tells a file that was edited since it was written; its numbers are not proved again. A digest keeps no
+forger out, who would make another: whoever may write into an adapter's folder decides what the adapter answers.
+
 The file remembers every ask of calibration rows too, refused ones among them. In whichever dtype: they are nearly the
 same predictor, and what one was refused is known when the other is asked.
 """
 
+import hashlib
 import json
 import os
-import tempfile
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from blora.atomic import write_file
 from blora.decision.asks import AskedRows
 from blora.decision.calibration import Binding, Calibration
 from blora.errors import AdapterError, ConfigError, NotCalibratedError
 from blora.files import read_json
 
-__all__ = ["CALIBRATION_FILE", "asked", "calibrated_dtypes", "for_serving", "read", "remember", "store"]
+__all__ = ["CALIBRATION_FILE", "asked", "body_digest", "calibrated_dtypes", "for_serving", "read", "remember", "store"]
 
 CALIBRATION_FILE = "calibration.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 # A row that was asked takes twelve: room for a million of them.
 MOST_BYTES = 16 * 2**20
 
@@ -73,9 +77,14 @@ def _read(folder: Path | str) -> _Contents:
         return _Contents(format_version=FORMAT_VERSION, calibrations=())
     raw = read_json(file, most_bytes=MOST_BYTES, mend=again)
     version = raw.get("format_version") if isinstance(raw, dict) else None
-    if version not in (1, FORMAT_VERSION):
+    if version != FORMAT_VERSION:
         raise AdapterError(
             f"got format_version {version!r} in {file}, expected {FORMAT_VERSION}; upgrade blora or {again}"
+        )
+    if raw.pop("digest", None) != body_digest(raw):
+        raise AdapterError(
+            f"got {file}, which is not as `blora calibrate` wrote it, expected contents of its own digest: it was "
+            f"edited; restore it, or {again}"
         )
     try:
         contents = TypeAdapter(_Contents).validate_json(json.dumps(raw))
@@ -94,22 +103,17 @@ def _read(folder: Path | str) -> _Contents:
             f"got {len(calibrations)} calibrations in {file}, expected at least one, or asks alone, and no two for the "
             f"same contents and dtype; {again}"
         )
-    return _with_asks(contents) if version == 1 else contents
+    return contents
 
 
-def _with_asks(contents: _Contents) -> _Contents:
-    """Return a file of format version 1, which remembered no asks, with those that its calibrations tell of."""
-    known: tuple[AskedRows, ...] = ()
-    for entry in contents.calibrations:
-        rows = AskedRows(
-            adapter_digest=entry.binding.adapter_digest,
-            digest=entry.rows.digest,
-            n_rows=entry.rows.n_rows,
-            fingerprints="",
-            asks=entry.asks,
-        )
-        known = _added(known, rows)
-    return replace(contents, format_version=FORMAT_VERSION, asked=known)
+def body_digest(raw: dict[str, Any]) -> str:
+    """Return the SHA-256 over the contents of a file, "sha256:...", whatever its layout and order of names.
+
+    Args:
+        raw: everything in it but the digest.
+    """
+    canonical = json.dumps(raw, sort_keys=True, separators=(",", ":"))
+    return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
 
 
 def _added(known: tuple[AskedRows, ...], rows: AskedRows) -> tuple[AskedRows, ...]:
@@ -147,16 +151,9 @@ def store(folder: Path | str, calibration: Calibration) -> None:
 
 
 def _write(folder: Path | str, contents: _Contents) -> None:
-    text = json.dumps(asdict(contents), indent=1) + "\n"
-    with tempfile.NamedTemporaryFile("w", dir=folder, prefix=f".{CALIBRATION_FILE}-", delete=False) as partial:
-        written = Path(partial.name)
-        try:
-            partial.write(text)
-            partial.close()
-            written.chmod(0o644)
-            written.replace(Path(folder) / CALIBRATION_FILE)
-        finally:
-            written.unlink(missing_ok=True)
+    raw = asdict(contents)
+    text = json.dumps({"format_version": FORMAT_VERSION, "digest": body_digest(raw)} | raw, indent=1) + "\n"
+    write_file(Path(folder) / CALIBRATION_FILE, text)
 
 
 def for_serving(folder: Path | str, binding: Binding) -> Calibration | None:

@@ -1,4 +1,4 @@
-"""The words in which a setting or a record that makes no sense is refused."""
+"""The check of settings and records, with one form for its message: got, expected."""
 
 from blora.errors import ConfigError
 
@@ -6,15 +6,15 @@ __all__ = ["require"]
 
 
 def require(condition: bool, got: str, expected: str) -> None:
-    """Passes what meets a condition.
+    """Raise a ConfigError unless a condition holds.
 
     Args:
-        condition: whether it does.
+        condition: what must hold.
         got: what was found, for the message.
-        expected: what would have met it, for the message.
+        expected: what would have passed, for the message.
 
     Raises:
-        ConfigError: otherwise.
+        ConfigError: if the condition does not hold.
     """
     if not condition:
         raise ConfigError(f"got {got}, expected {expected}")

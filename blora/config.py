@@ -1,9 +1,9 @@
 """The settings that describe an adapter, as frozen dataclasses; `bayesian_config.json` is their JSON form."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 from blora.checks import require
 from blora.errors import ConfigError
@@ -51,7 +51,6 @@ class PosteriorConfig:
     Attributes:
         method: `bayesian`, or `lora`: the same layers with the posterior collapsed to a point.
         family: q over the whitened inducing weights.
-        modes: posteriors that are mixed, each trained on its own batches.
         bayesian_layers: decoder layers whose factors get a posterior; those of other adapted layers are a point, as in
             plain LoRA, and computed once for all draws. None: every adapted layer.
         rank: LoRA rank.
@@ -68,7 +67,6 @@ class PosteriorConfig:
 
     method: MethodName = "bayesian"
     family: FamilyName = "diagonal"
-    modes: int = 1
     bayesian_layers: tuple[int, ...] | None = None
     rank: int = 8
     alpha: float = 16.0
@@ -80,7 +78,7 @@ class PosteriorConfig:
     scale_init: float = 0.03
 
     def __post_init__(self) -> None:
-        for name in ("modes", "rank", "inducing_rows", "inducing_cols"):
+        for name in ("rank", "inducing_rows", "inducing_cols"):
             value = getattr(self, name)
             require(1 <= value <= 1024, f"{name} = {value}", "1 to 1024")
         weights = self.inducing_rows * self.inducing_cols
@@ -105,6 +103,18 @@ class PosteriorConfig:
             f"lambda_init = {self.lambda_init}",
             f"a positive number below lambda_max = {self.lambda_max}",
         )
+
+
+def _of_one_mode(posterior: Any) -> Any:
+    """Return settings from a file without the number of mixed posteriors, which earlier versions wrote."""
+    if not isinstance(posterior, dict) or "modes" not in posterior:
+        return posterior
+    if posterior["modes"] != 1:
+        raise ConfigError(
+            f"got modes = {posterior['modes']!r}, expected 1: mixtures of posteriors are no longer supported; train "
+            "the adapter again"
+        )
+    return {name: value for name, value in posterior.items() if name != "modes"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,7 +254,7 @@ class AdapterConfig:
     base_model: BaseModelRef
     target_modules: tuple[str, ...]
     modules: dict[str, tuple[int, int]]
-    posterior: PosteriorConfig
+    posterior: Annotated[PosteriorConfig, BeforeValidator(_of_one_mode)]
     prompt: PromptConfig
     sampling: SamplingConfig
     policy: dict[str, float] | None = None

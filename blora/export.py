@@ -3,13 +3,12 @@
 What averages their probabilities gets the posterior predictive: draw s here is draw s of the server's sample bank.
 """
 
-import shutil
-import tempfile
 from pathlib import Path
 
 from safetensors.torch import save_file
 
 from blora.adapter import Adapter, peft_config, peft_tensors
+from blora.atomic import new_folder
 from blora.base_model import BaseModel
 from blora.errors import AdapterError
 from blora.lora import WEIGHTS_FILE
@@ -38,18 +37,10 @@ def export_draws(adapter: Adapter, base: BaseModel, output: Path | str, n_sample
         raise AdapterError(f"got {output}, which exists, expected a new folder: name another, or remove it")
     seed = adapter.config.sampling.seed
     draws = SampleBank.draw(adapter.posterior, adapter.digest, n_samples, seed).draws
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}-"))
     names = [f"draw-{s:03d}" for s in range(n_samples)]
-    try:
+    with new_folder(output) as partial:
         for s, name in enumerate(names):
             (partial / name).mkdir()
             save_file(peft_tensors(draws.part(s, s + 1)), partial / name / WEIGHTS_FILE, metadata={"format": "pt"})
-            peft_config(adapter.config, base, n_modes=1).save_pretrained(str(partial / name))
-            for file in (partial / name).iterdir():
-                file.chmod(0o644)  # whoever serves them is somebody else
-        partial.chmod(0o755)
-        partial.replace(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            peft_config(adapter.config, base).save_pretrained(str(partial / name))
     return [output / name for name in names]

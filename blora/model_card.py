@@ -85,8 +85,7 @@ def _with_peft(hub_id: str | None, base_model: str) -> list[str]:
 def _method(posterior: PosteriorConfig) -> str:
     if posterior.method == "lora":
         return "lora"
-    modes = f", {posterior.modes} modes" if posterior.modes > 1 else ""
-    return f"{posterior.method}, {posterior.family} family{modes}"
+    return f"{posterior.method}, {posterior.family} family"
 
 
 def _scoring(prompt: PromptConfig) -> str:

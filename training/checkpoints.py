@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from blora.atomic import write_file
 from blora.errors import ConfigError
 
 __all__ = ["claim", "last_complete", "release"]
@@ -39,7 +40,7 @@ def claim(work_dir: Path, run: dict[str, Any], *, resume: bool) -> Path | None:
     if work_dir.exists() and (not work_dir.is_dir() or any(work_dir.iterdir())):
         raise ConfigError(f"got work folder {work_dir}, which holds other things; expected a new or an empty folder")
     work_dir.mkdir(parents=True, exist_ok=True)
-    file.write_text(text)
+    write_file(file, text)  # half a file would be taken for another run's
     return None
 
 

@@ -32,7 +32,7 @@ class Elbo(nn.Module):
     """Negative ELBO of a batch; the posterior's parameters are the only ones that learn.
 
     Every forward pass draws anew: the batch is divided among `n_draws` posterior draws, so more draws lower the
-    gradient's variance at no cost in model passes. A posterior of several modes trains them in turn, a batch each.
+    gradient's variance at no cost in model passes.
 
     Args:
         model: the frozen base model with `LoraLinear` at the posterior's modules.
@@ -82,10 +82,9 @@ class Elbo(nn.Module):
             kl_share: share of the KL weight in force, below 1 during warm-up.
         """
         generator = generator_of(self.seed, self.rank, self.n_forwards)
-        mode = self.n_forwards % len(self.posterior.modes)
         self.n_forwards += 1
-        draws = self.posterior.sample(math.gcd(len(labels), self.n_draws), generator, mode=mode)
+        draws = self.posterior.sample(math.gcd(len(labels), self.n_draws), generator)
         log_probs = score_rows(self.model, batch, draws)  # (B, C)
         nll = -log_probs.gather(1, labels.to(log_probs.device)[:, None]).mean()
-        kl = self.posterior.kl_divergence(generator, mode=mode) / self.n_train
+        kl = self.posterior.kl_divergence(generator) / self.n_train
         return Loss(nll + self.kl_weight * kl_share * kl, nll.detach(), kl.detach())

@@ -124,7 +124,7 @@ class PosteriorTrainer(Trainer):
             remove_unused_columns=False,
             label_names=["labels"],
             dataloader_pin_memory=False,
-            ddp_find_unused_parameters=len(elbo.posterior.modes) > 1,  # a batch trains one mode
+            ddp_find_unused_parameters=False,
         )
         arguments._n_gpu = min(1, arguments.n_gpu)  # several devices take several processes, never DataParallel
         # transformers has just made the first device its own and torch's, whatever the base model is on.

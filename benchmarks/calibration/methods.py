@@ -18,9 +18,8 @@ from benchmarks.calibration.store import Trained, load_trained, save_trained
 from blora.config import PosteriorConfig
 from blora.posterior.bank import SampleBank
 from blora.posterior.inject import layer_index
-from blora.posterior.mode import MakeFactor
 from blora.posterior.noise import generator_of
-from blora.posterior.posterior import Posterior
+from blora.posterior.posterior import MakeFactor, Posterior
 from blora.training.checkpoints import claim, release
 from blora.training.config import TrainConfig
 from blora.training.evaluate import evaluate

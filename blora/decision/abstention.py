@@ -4,13 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
-import torch
-
-from blora.decision.temperature import temper
-from blora.decision.uncertainty import Prediction, summarize
+from blora.decision.uncertainty import Prediction
 from blora.errors import ConfigError
 
-__all__ = ["AbstainReason", "Decision", "Policy", "decide", "never_met", "strictest"]
+__all__ = ["AbstainReason", "Decision", "Policy", "decide", "strictest"]
 
 # Probabilities come from float32; a value this close to its threshold is at the threshold, which is not abstaining.
 TOLERANCE = 1e-6
@@ -110,17 +107,3 @@ def decide(prediction: Prediction, policy: Policy | None) -> Decision:
             if maximum is not None and value > maximum + TOLERANCE:
                 reasons.append(AbstainReason(f"high_{quantity}", value, maximum))
     return Decision(bool(reasons), tuple(reasons))
-
-
-def never_met(policy: Policy, lapse: float, n_choices: int) -> tuple[AbstainReason, ...]:
-    """The thresholds that no answer passes: the surest one there can be, of so many choices, and why it is withheld.
-
-    A lapse rate keeps every probability away from 1: see `blora.decision.temperature`.
-
-    >>> [round(reason.value, 3) for reason in never_met(Policy(min_confidence=0.95), lapse=0.2, n_choices=2)]
-    [0.9]
-    """
-    certain = torch.full((1, n_choices), float("-inf"), dtype=torch.float64)
-    certain[0, 0] = 0.0
-    surest = temper(certain, 1.0, lapse, present=torch.ones(n_choices, dtype=torch.bool))
-    return decide(summarize(surest), policy).reasons

@@ -1,8 +1,10 @@
 """The pictures of how good probabilities are, as numbers: reliability bins, the risk-coverage curve, and the AUROC."""
 
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from blora.checks import require
@@ -23,7 +25,7 @@ class ReliabilityBin:
         accuracy: the share of them that is right, None where there are none.
     """
 
-    count: int
+    count: Annotated[int, Field(le=2**53)]
     confidence: float | None
     accuracy: float | None
 

@@ -3,10 +3,10 @@
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from blora.checks import require
@@ -23,7 +23,7 @@ class Histogram:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     edges: tuple[float, ...]
-    counts: tuple[int, ...]
+    counts: tuple[Annotated[int, Field(le=2**53)], ...]
 
     def __post_init__(self) -> None:
         ascending = all(low < high for low, high in pairwise(self.edges))

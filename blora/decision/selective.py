@@ -41,7 +41,6 @@ __all__ = [
     "certify",
     "rows_for_proof",
     "rows_needed",
-    "score_range",
     "split_rows",
     "trust",
 ]
@@ -205,51 +204,6 @@ class Level:
         if self.threshold is not None:
             self.policy()
 
-    def check(self, *, n_proof: int, delta: float, least: float, greatest: float) -> None:
-        """Proves the level once more, from the counts that its shares come from.
-
-        Args:
-            n_proof: rows of the proof part.
-            delta: of the proof.
-            least: of the values that the score can have.
-            greatest: of these.
-
-        Raises:
-            ConfigError: if its numbers cannot come from a proof.
-        """
-        if self.threshold is None or self.coverage is None or self.error is None or self.upper_bound is None:
-            return
-        of = f"for target_risk {self.target_risk}"
-        answered = round(self.coverage * n_proof)
-        wrong = round(self.error * answered)
-        require(
-            answered >= 1 and abs(self.coverage * n_proof - answered) <= TOLERANCE,
-            f"coverage = {self.coverage} {of}",
-            f"the share of at least one of {n_proof} rows",
-        )
-        require(
-            abs(self.error * answered - wrong) <= TOLERANCE,
-            f"error = {self.error} {of}",
-            f"the share of some of {answered} answers",
-        )
-        p_value = binomial_cdf(wrong, answered, self.target_risk)
-        require(
-            p_value <= delta * (1 + TOLERANCE),
-            f"{wrong} wrong of {answered} answers {of}, which have p-value {p_value:.3g}",
-            f"at most delta = {delta}, or nothing is proved",
-        )
-        bound = clopper_pearson(wrong, answered, delta)
-        require(
-            abs(self.upper_bound - bound) <= TOLERANCE,
-            f"upper_bound = {self.upper_bound} {of}",
-            f"{bound:.6f} after {wrong} wrong of {answered} answers",
-        )
-        require(
-            least - TOLERANCE <= self.threshold <= greatest + TOLERANCE,
-            f"threshold = {self.threshold} on {self.score} {of}",
-            f"{least:.6g} to {greatest:.6g}, which it can be",
-        )
-
     def policy(self, source: Literal["request", "adapter"] = "adapter") -> Policy:
         """The threshold as a policy.
 
@@ -331,23 +285,6 @@ def _p_value(counts: Counts, target_risk: float) -> float:
 def trust(name: ScoreName, values: Tensor) -> Tensor:
     """A score's values, turned so that more is more certain."""
     return values if name == "confidence" else -values
-
-
-def score_range(name: ScoreName, *, n_choices: int, n_samples: int) -> tuple[float, float]:
-    """The least and the greatest value that a score can have; entropies are in nats.
-
-    Args:
-        name: of the score.
-        n_choices: the most that a question has.
-        n_samples: draws.
-
-    >>> score_range("confidence", n_choices=4, n_samples=8)
-    (0.25, 1.0)
-    """
-    if name == "confidence":
-        return 1 / n_choices, 1.0
-    # The mutual information is the Jensen-Shannon divergence of the draws, at most ln S too.
-    return 0.0, math.log(n_choices if name == "predictive_entropy" else min(n_choices, n_samples))
 
 
 def _limits(name: ScoreName, uncertainty: Tensor, resolution: Resolution | None) -> Tensor:

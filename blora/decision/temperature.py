@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize
+from scipy.optimize import minimize, minimize_scalar
 from torch import Tensor
 
 from blora.config import MOST_TEMPERATURE
@@ -89,7 +89,7 @@ def fit_temperature(log_probs: Tensor, labels: Tensor) -> float:
     """The temperature alone at which the predictive mean has the lowest NLL (Guo et al., 2017, for a posterior).
 
     The prior of log T keeps a handful of rows that all happen to be right from making every answer certain. A
-    golden-section search over log T within bounds far beyond any sensible temperature, so it cannot diverge.
+    bounded search over log T, with bounds far beyond any sensible temperature, so it cannot diverge.
 
     Args:
         log_probs: (S, B, C) normalised log-probabilities of every draw, -inf for choices that a question does not have.
@@ -168,15 +168,11 @@ def _penalty(value: Tensor) -> Tensor:
 
 
 def _minimize(function: Callable[[float], float], low: float, high: float) -> float:
-    """Where a function is lowest: a grid finds the valley, a golden section its bottom."""
+    """Return where a function is lowest: a grid finds the valley, a bounded search its bottom."""
     grid = torch.linspace(low, high, 129).tolist()
     best = min(range(len(grid)), key=lambda i: function(grid[i]))
-    low, high = grid[max(0, best - 1)], grid[min(len(grid) - 1, best + 1)]
-    shrink = (math.sqrt(5) - 1) / 2
-    while high - low > 1e-4:
-        left, right = high - shrink * (high - low), low + shrink * (high - low)
-        low, high = (low, right) if function(left) <= function(right) else (left, high)
-    return (low + high) / 2
+    around = grid[max(0, best - 1)], grid[min(len(grid) - 1, best + 1)]
+    return float(minimize_scalar(function, bounds=around, method="bounded", options={"xatol": 1e-6}).x)
 
 
 def _check(log_probs: Tensor, labels: Tensor) -> None:

@@ -35,10 +35,6 @@ class Noise:
         """S, the number of draws."""
         return len(self._generators)
 
-    def every(self, step: int, *, start: int) -> "Noise":
-        """The stream of every step-th draw from a first one on."""
-        return Noise(self._generators[start::step])
-
     def normal(self, *shape: int, like: Tensor) -> Tensor:
         """(S, *shape) standard normals with the dtype and device of `like`."""
         draws = [torch.randn(shape, generator=g, dtype=like.dtype) for g in self._generators]

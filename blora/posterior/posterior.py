@@ -1,10 +1,7 @@
-"""The posterior over a whole adapter: one mode, or a mixture of several with equal weights.
+"""The posterior over a whole adapter: two independent factors a module, sampled, averaged and charged together."""
 
-A mode is a posterior of its own, trained from its own start on its own batches. Draw s comes from mode s mod K, so that
-any number of draws is spread evenly over the modes: the diversity of an ensemble at no extra cost a draw.
-"""
-
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -15,19 +12,25 @@ from blora.errors import ConfigError
 from blora.posterior.draws import Draws, Factors
 from blora.posterior.inducing import InducingFactor, check_width
 from blora.posterior.inject import layer_index
-from blora.posterior.mode import MakeFactor, Mode
-from blora.posterior.noise import generator_of, standard_normal
+from blora.posterior.noise import Noise, generator_of, standard_normal
 from blora.posterior.point import PointFactor
 
-__all__ = ["Posterior"]
+__all__ = ["MakeFactor", "Posterior", "module_key"]
+
+# Makes a factor of its rows, its columns, the standard deviation of its mean at the start and its name, which ends in
+# .A or .B.
+MakeFactor = Callable[[int, int, float, str], nn.Module]
 
 
 class Posterior(nn.Module):
     """A distribution over the factors A (rank, d_in) and B (d_out, rank) of each adapted module.
 
+    Parameters are float32 whatever the base model's dtype. The mean of B starts at zero, so an untrained posterior
+    leaves the base model as it is in the mean.
+
     Args:
         modules: (d_out, d_in) of each adapted module, by its name in the base model.
-        config: rank, alpha, method, modes and the family's settings.
+        config: rank, alpha, method and the family's settings.
         seed: of the initial parameters.
         make: makes the factors; by default those of config.method and config.bayesian_layers.
 
@@ -52,62 +55,35 @@ class Posterior(nn.Module):
                 f"got Bayesian layers {missing} that are not adapted, expected some of the adapted layers"
             )
         make = make or _factor_maker(config, generator_of(seed))
-        self.modes = nn.ModuleList(Mode(modules, config.rank, make) for _ in range(config.modes))
+        self.A = nn.ModuleDict()
+        self.B = nn.ModuleDict()
+        for name, (d_out, d_in) in modules.items():
+            # The spread of PEFT's initial A: uniform on +-1/sqrt(d_in).
+            self.A[module_key(name)] = make(config.rank, d_in, 1 / math.sqrt(3 * d_in), f"{name}.A")
+            self.B[module_key(name)] = make(d_out, config.rank, 0.0, f"{name}.B")
 
     @property
     def scaling(self) -> float:
         """Alpha / rank."""
         return self.config.alpha / self.config.rank
 
-    def sample(self, n_samples: int, generator: torch.Generator, *, mode: int | None = None) -> Draws:
-        """S exact posterior draws of every factor, differentiable; the first k do not depend on S.
+    def sample(self, n_samples: int, generator: torch.Generator) -> Draws:
+        """Return S exact posterior draws of every factor, differentiable; the first k do not depend on S."""
+        return self.sample_from(standard_normal(n_samples, generator))
 
-        Of K modes, K should divide S; otherwise the first S mod K modes have one draw more than the others, and where S
-        is below K the last K - S modes have none.
-
-        Args:
-            n_samples: S.
-            generator: of the noise.
-            mode: draw from this mode alone; by default draw s comes from mode s mod K.
-        """
-        noise = standard_normal(n_samples, generator)
-        if mode is not None or len(self.modes) == 1:
-            return Draws(self._mode(mode or 0).sample_from(noise), self.scaling, n_samples)
-        parts = [noise.every(len(self.modes), start=k) for k in range(min(len(self.modes), n_samples))]
-        drawn = [self._mode(k).sample_from(part) for k, part in enumerate(parts)]
-        counts = [part.n_samples for part in parts]
-        return Draws(
-            {
-                name: Factors(
-                    _interleave([d[name].A for d in drawn], counts), _interleave([d[name].B for d in drawn], counts)
-                )
-                for name in self.modules_shape
-            },
-            self.scaling,
-            n_samples,
-        )
+    def sample_from(self, noise: Noise) -> Draws:
+        """Return exact draws of every factor from the caller's noise, differentiable."""
+        return Draws(self._collect(lambda factor: factor.sample_from(noise)), self.scaling, noise.n_samples)
 
     def mean(self) -> Draws:
-        """The LoRA whose update is the posterior's mean, as one draw.
+        """Return the LoRA whose update is the posterior's mean, as one draw.
 
-        Within a mode the factors are independent, so that E[B A] is E[B] E[A]; over K modes it is the mean of those, a
-        LoRA of rank K * rank.
+        The factors are independent, so that E[B A] is E[B] E[A].
         """
-        means = [self._mode(k).mean() for k in range(len(self.modes))]
-        return Draws(
-            {
-                name: Factors(
-                    torch.cat([mean[name].A for mean in means], 1),
-                    torch.cat([mean[name].B for mean in means], 2) / len(means),
-                )
-                for name in self.modules_shape
-            },
-            self.scaling,
-            1,
-        )
+        return Draws(self._collect(lambda factor: factor.mean()[None]), self.scaling, 1)
 
     def set_mean(self, mean: Mapping[str, Factors]) -> None:
-        """Starts from a LoRA: makes its factors the mean of every mode.
+        """Start from a LoRA: make its factors the mean.
 
         Args:
             mean: A (1, rank, d_in) and B (1, d_out, rank) of each adapted module.
@@ -116,11 +92,12 @@ class Posterior(nn.Module):
             ShapeError: if a factor has another shape.
             NumericalError: if the inducing weights are too few to reach it.
         """
-        for k in range(len(self.modes)):
-            self._mode(k).set_mean(mean)
+        for name in self.modules_shape:
+            self.A[module_key(name)].set_mean(mean[name].A[0])  # type: ignore[operator]
+            self.B[module_key(name)].set_mean(mean[name].B[0])  # type: ignore[operator]
 
     def widen(self, factor: float) -> None:
-        """Multiplies the standard deviations within every mode by a factor, in place, and lambda_max with them.
+        """Multiply the standard deviations of every factor, in place, and lambda_max with them.
 
         The means stay, but for flows: the factor is that of a flow's base, and its mean moves slightly.
 
@@ -128,8 +105,8 @@ class Posterior(nn.Module):
             ConfigError: if the factor is not positive and finite.
         """
         check_width(factor)
-        for k in range(len(self.modes)):
-            self._mode(k).widen(factor)
+        for weight in (*self.A.values(), *self.B.values()):
+            weight.widen(factor)  # type: ignore[operator]
         if self.config.method == "bayesian":
             self.config = replace(
                 self.config,
@@ -137,25 +114,21 @@ class Posterior(nn.Module):
                 lambda_init=factor * self.config.lambda_init,
             )
 
-    def kl_divergence(self, generator: torch.Generator, *, mode: int | None = None) -> Tensor:
-        """KL[q || p] in nats, of one mode or averaged over all of them.
+    def kl_divergence(self, generator: torch.Generator) -> Tensor:
+        """Return KL[q || p] summed over every factor, in nats."""
+        factors = [*self.A.values(), *self.B.values()]
+        return torch.stack([factor.kl_divergence(generator) for factor in factors]).sum()  # type: ignore[operator]
 
-        The average bounds the KL of the mixture from above, by at most ln K nats (the KL is convex).
-        """
-        if mode is not None:
-            return self._mode(mode).kl_divergence(generator)
-        return torch.stack([self._mode(k).kl_divergence(generator) for k in range(len(self.modes))]).mean()
-
-    def _mode(self, k: int) -> Mode:
-        mode = self.modes[k]
-        assert isinstance(mode, Mode)
-        return mode
+    def _collect(self, weight: Callable[[InducingFactor | PointFactor], Tensor]) -> dict[str, Factors]:
+        return {
+            name: Factors(weight(self.A[module_key(name)]), weight(self.B[module_key(name)]))  # type: ignore[arg-type]
+            for name in self.modules_shape
+        }
 
 
-def _interleave(parts: list[Tensor], counts: list[int]) -> Tensor:
-    """Slices of K tensors in turn: part 0's first, part 1's first ..., (S, ...) in all, so many of each."""
-    spread = [part.expand(count, *part.shape[1:]) for part, count in zip(parts, counts, strict=True)]
-    return torch.stack([spread[s % len(parts)][s // len(parts)] for s in range(sum(counts))])
+def module_key(name: str) -> str:
+    """Return a module's name as a key of a ModuleDict, which allows no dots."""
+    return name.replace(".", "/")
 
 
 def _factor_maker(config: PosteriorConfig, generator: torch.Generator) -> MakeFactor:

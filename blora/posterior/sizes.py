@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from blora.config import PosteriorConfig
 from blora.posterior.families import Flow
 from blora.posterior.inject import layer_index
-from blora.posterior.mode import module_key
+from blora.posterior.posterior import module_key
 
 __all__ = ["memory_bytes", "tensor_shapes"]
 
@@ -24,12 +24,11 @@ def tensor_shapes(modules: Mapping[str, tuple[int, int]], config: PosteriorConfi
 
     Args:
         modules: (d_out, d_in) of each adapted module, by its name in the base model.
-        config: rank, method, modes and the family's settings.
+        config: rank, method and the family's settings.
     """
-    for k in range(config.modes):
-        for side, name, p, q in _factors(modules, config.rank):
-            for rest, shape in _factor_shapes(name, p, q, config).items():
-                yield f"modes.{k}.{side}.{module_key(name)}.{rest}", shape
+    for side, name, p, q in _factors(modules, config.rank):
+        for rest, shape in _factor_shapes(name, p, q, config).items():
+            yield f"{side}.{module_key(name)}.{rest}", shape
 
 
 def memory_bytes(modules: Mapping[str, tuple[int, int]], config: PosteriorConfig, n_samples: int) -> int:
@@ -37,7 +36,7 @@ def memory_bytes(modules: Mapping[str, tuple[int, int]], config: PosteriorConfig
 
     Args:
         modules: (d_out, d_in) of each adapted module, by its name in the base model.
-        config: rank, method, modes and the family's settings.
+        config: rank, method and the family's settings.
         n_samples: S, the draws.
     """
     n_tensors = n_parameters = n_drawn = noise = 0
@@ -50,9 +49,8 @@ def memory_bytes(modules: Mapping[str, tuple[int, int]], config: PosteriorConfig
         else:
             n_drawn += n_samples * p * q
             noise = max(noise, n_samples * (p + config.inducing_rows) * (q + config.inducing_cols))
-    # Parameters twice: as they were read, and in their modules; draws of several modes are put together from parts.
-    numbers = 2 * config.modes * n_parameters + min(config.modes, 2) * n_drawn + NOISE_COPIES * noise
-    return FLOAT_BYTES * numbers + OBJECT_BYTES * config.modes * n_tensors
+    # Parameters twice: as they were read, and in their modules.
+    return FLOAT_BYTES * (2 * n_parameters + n_drawn + NOISE_COPIES * noise) + OBJECT_BYTES * n_tensors
 
 
 def _factors(modules: Mapping[str, tuple[int, int]], rank: int) -> Iterator[tuple[str, str, int, int]]:

@@ -2,10 +2,10 @@
 
 import os
 import sys
-import tempfile
 from argparse import ArgumentParser
 from pathlib import Path
 
+from blora.atomic import write_file
 from blora.errors import ConfigError
 
 __all__ = ["SUMMARY", "main"]
@@ -60,23 +60,13 @@ def _replace(file: Path, text: str) -> None:
         raise ConfigError(
             f"{target} has {was.st_nlink} hard links, and a new file could not replace them all: use symbolic links"
         )
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    partial = Path(name)
-    try:
-        with open(descriptor, "w") as out:
-            out.write(text)
-            if was is not None:
-                _keep(out.fileno(), was, target)
-            out.flush()
-            os.fsync(out.fileno())
-        partial.replace(target)
-    except BaseException:
-        partial.unlink()
-        raise
+    write_file(target, text, prepare=lambda descriptor: _keep(descriptor, was, target))
 
 
-def _keep(descriptor: int, was: os.stat_result, target: Path) -> None:
-    """Gives an open file the owner, group and mode of another."""
+def _keep(descriptor: int, was: os.stat_result | None, target: Path) -> None:
+    """Give an open file the owner, group and mode that another was found with, if there was one."""
+    if was is None:
+        return
     try:
         os.fchown(descriptor, was.st_uid, was.st_gid)
     except PermissionError as exc:

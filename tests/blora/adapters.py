@@ -21,7 +21,6 @@ FORMS: dict[str, dict[str, Any]] = {
     "diagonal": {"family": "diagonal"},
     "matrix_normal": {"family": "matrix_normal"},
     "flow": {"family": "flow"},
-    "modes": {"modes": 2},
 }
 
 

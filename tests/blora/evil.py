@@ -65,21 +65,22 @@ def many_levels(n: int) -> str:
     return '{"training": ' + "[" * n + "]" * n + "}"
 
 
-# What is done to a good adapter, and what the refusal says. Modes, rank and inducing weights are as large as the
+# What is done to a good adapter, and what the refusal says. Rank and inducing weights are as large as the
 # config allows, or would take 2 GiB in a model of two layers; the files stay as small as they were.
 EVIL: dict[str, tuple[Callable[[Path], Any], str]] = {
     "bomb": (
-        posterior(modes=8, inducing_rows=1024, inducing_cols=1024),
-        "got posterior.safetensors without mode.0.|of shape",
+        posterior(inducing_rows=1024, inducing_cols=1024),
+        r"of shape \(.*\) in posterior.safetensors, expected",
     ),
     "largest bomb": (
-        posterior(modes=1024, rank=1024, inducing_rows=1024, inducing_cols=1024),
-        "got posterior.safetensors without mode.0.",
+        posterior(rank=1024, inducing_rows=1024, inducing_cols=1024),
+        r"of shape \(.*\) in posterior.safetensors, expected",
     ),
     "flow bomb": (
         posterior(family="flow", inducing_rows=1024, inducing_cols=1024),
         "inducing_rows x inducing_cols = 1048576 with family flow, expected at most 1024",
     ),
+    "a mixture of posteriors": (posterior(modes=2), "got modes = 2, expected 1"),
     "rank bomb": (posterior(rank=1024), r"of shape \(.*\) in posterior.safetensors, expected"),
     "5000 choices": (choices(*map(str, range(5000))), "got 5000 fixed choices, expected 2 to 64"),
     "one choice": (choices("a"), "got 1 fixed choices, expected 2 to 64"),

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from blora.decision.abstention import AbstainReason, Policy, decide, never_met
+from blora.decision.abstention import AbstainReason, Policy, decide
 from blora.decision.uncertainty import Prediction, summarize
 from blora.errors import ConfigError
 
@@ -143,21 +143,3 @@ def test_an_unknown_threshold_in_a_mapping_is_refused(name: str) -> None:
 def test_a_policy_is_immutable() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Policy(min_confidence=0.5).min_confidence = 0.1  # type: ignore[misc]
-
-
-@pytest.mark.parametrize("n_choices", [2, 3, 7])
-def test_thresholds_beyond_the_surest_answer_are_never_met(n_choices: int) -> None:
-    lapse = 0.1
-    share = lapse / n_choices
-    surest, rest = 1 - lapse + share, [share] * (n_choices - 1)
-    lowest = -sum(p * math.log(p) for p in (surest, *rest))
-    within = Policy(min_confidence=surest, max_predictive_entropy=lowest, max_mutual_information=0.0)
-    assert never_met(within, lapse, n_choices) == ()
-    beyond = Policy(min_confidence=surest + 1e-3, max_predictive_entropy=lowest - 1e-3)
-    reasons = never_met(beyond, lapse, n_choices)
-    assert [reason.name for reason in reasons] == ["low_confidence", "high_predictive_entropy"]
-    assert [reason.value for reason in reasons] == pytest.approx([surest, lowest])
-
-
-def test_without_a_lapse_rate_every_threshold_can_be_met() -> None:
-    assert never_met(Policy(min_confidence=1.0, max_predictive_entropy=0.0), 0.0, 3) == ()

@@ -86,6 +86,6 @@ def test_an_empty_bank_is_refused() -> None:
 def test_a_draw_that_is_not_finite_is_refused_and_its_module_named() -> None:
     posterior = make()
     with torch.no_grad():
-        posterior.modes[0].B["layers/1/q_proj"].family.inducing_mean[0, 0] = torch.inf
+        posterior.B["layers/1/q_proj"].family.inducing_mean[0, 0] = torch.inf
     with pytest.raises(NumericalError, match=r"a draw of layers\.1\.q_proj that is not finite"):
         SampleBank.draw(posterior, "digest", 2, seed=0)

@@ -10,7 +10,6 @@ from blora.posterior.bank import SampleBank
 from blora.posterior.draws import Draws, use_draws
 from blora.posterior.families import FAMILY_NAMES
 from blora.posterior.inducing import InducingFactor
-from blora.posterior.noise import generator_of, standard_normal
 from blora.posterior.posterior import Posterior
 from tests.scenarios import injected, merged, tiny_model
 
@@ -123,7 +122,7 @@ def test_the_mean_of_the_update_is_the_product_of_the_means(posterior: Posterior
 
 def test_kl_is_the_sum_over_every_factor() -> None:
     posterior = make()
-    factors = [f for side in (posterior.modes[0].A, posterior.modes[0].B) for f in side.values()]
+    factors = [f for side in (posterior.A, posterior.B) for f in side.values()]
     assert len(factors) == 6
     expected = sum(f.kl_divergence(generator()) for f in factors)
     torch.testing.assert_close(posterior.kl_divergence(generator()), expected)
@@ -144,12 +143,7 @@ def test_a_state_dict_restores_every_draw(posterior: Posterior) -> None:
 
 
 def test_factors_carry_the_name_of_their_module_into_errors() -> None:
-    names = {
-        f.name
-        for side in (make().modes[0].A, make().modes[0].B)
-        for f in side.values()
-        if isinstance(f, InducingFactor)
-    }
+    names = {f.name for side in (make().A, make().B) for f in side.values() if isinstance(f, InducingFactor)}
     assert names == {f"{module}.{side}" for module in MODULES for side in "AB"}
 
 
@@ -183,7 +177,7 @@ def test_a_collapsed_posterior_answers_as_plain_lora_with_its_mean(architecture:
     model, modules = injected(architecture)
     posterior = Posterior(modules, PosteriorConfig(**SMALL), seed=1)  # type: ignore[arg-type]
     with torch.no_grad():
-        for side in (posterior.modes[0].A, posterior.modes[0].B):
+        for side in (posterior.A, posterior.B):
             for factor in side.values():
                 factor.family.inducing_mean += torch.randn(4, 4, generator=generator(3))
                 factor.family.raw_scale.fill_(-200)  # softplus underflows to zero
@@ -199,73 +193,19 @@ def test_a_collapsed_posterior_answers_as_plain_lora_with_its_mean(architecture:
     assert (plain - base).abs().max() > 0.01
 
 
-# Several modes
-
-
-def mixture(n_modes: int = 3) -> Posterior:
-    """Modes that differ: each has its own start, and a mean of B that is not zero."""
-    posterior = make(modes=n_modes)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in posterior.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return posterior
-
-
-def test_draws_come_from_the_modes_in_turn_and_nest() -> None:
-    posterior = mixture()
-    draws = posterior.sample(7, generator_of(5))
-    noise = standard_normal(7, generator_of(5))
-    for s in range(7):
-        alone = posterior.modes[s % 3].sample_from(noise.every(7, start=s))
-        for name, factors in alone.items():
-            torch.testing.assert_close(draws.factors[name].A[s], factors.A[0], rtol=0, atol=1e-6)
-            torch.testing.assert_close(draws.factors[name].B[s], factors.B[0], rtol=0, atol=1e-6)
-    for n in (1, 2, 4):
-        few = posterior.sample(n, generator_of(5))
-        for name, factors in draws.factors.items():
-            torch.testing.assert_close(few.factors[name].A, factors.A[:n], rtol=0, atol=1e-6)
-
-
-def test_the_mean_update_is_the_mean_of_the_modes_updates() -> None:
-    posterior = mixture()
-    for name, factors in posterior.mean().factors.items():
-        updates = [mode.mean()[name].B[0] @ mode.mean()[name].A[0] for mode in posterior.modes]
-        torch.testing.assert_close(factors.B[0] @ factors.A[0], torch.stack(updates).mean(0))
-        assert factors.A.shape[1] == 3 * posterior.config.rank
-
-
-def test_one_mode_may_be_drawn_from_and_charged_alone() -> None:
-    posterior = mixture()
-    alone = posterior.sample(2, generator_of(0), mode=1)
-    expected = posterior.modes[1].sample_from(standard_normal(2, generator_of(0)))
-    assert all(torch.equal(alone.factors[name].A, f.A) for name, f in expected.items())
-    each = [posterior.kl_divergence(generator_of(0), mode=k) for k in range(3)]
-    torch.testing.assert_close(posterior.kl_divergence(generator_of(0)), torch.stack(each).mean())
-    assert len({kl.item() for kl in each}) == 3
-
-
-@pytest.mark.parametrize("n_samples", [1, 2, 3, 7, 9])
-def test_modes_whose_number_divides_that_of_the_draws_weigh_the_same(n_samples: int) -> None:
-    posterior = make(modes=3, method="lora")
-    A = posterior.sample(n_samples, generator()).factors["model.layers.0.q_proj"].A
-    counts = [int((A == mode.mean()["model.layers.0.q_proj"].A).all((1, 2)).sum()) for mode in posterior.modes]
-    assert counts == [n_samples // 3 + (k < n_samples % 3) for k in range(3)]
-
-
 # Widening
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.5, 4.0])
 def test_a_wider_posterior_can_be_made_again_from_its_config(factor: float) -> None:
-    posterior = mixture()
-    before = [weight.lambda_.item() for mode in posterior.modes for weight in mode.A.values()]
+    posterior = make()
+    before = [weight.lambda_.item() for weight in posterior.A.values()]
     posterior.widen(factor)
     again = Posterior(posterior.modules_shape, posterior.config, 5)
     again.load_state_dict(posterior.state_dict())
     assert posterior.config.lambda_max == factor * PosteriorConfig(**SMALL).lambda_max  # type: ignore[arg-type]
     for wide in (posterior, again):
-        after = [weight.lambda_.item() for mode in wide.modes for weight in mode.A.values()]
+        after = [weight.lambda_.item() for weight in wide.A.values()]
         assert after == pytest.approx([factor * value for value in before])
 
 

@@ -18,7 +18,9 @@ import pytest
 from benchmarks.answers import QUESTIONS, RESULT
 from benchmarks.processors.table import between_dtypes, distance
 from benchmarks.server_process import ADAPTER, TRIAGE, Server, serve
+from blora.calibration_file import body_digest, read
 from blora.decision.binomial import binomial_cdf
+from blora.errors import AdapterError
 
 pytestmark = pytest.mark.model
 
@@ -147,6 +149,10 @@ def test_a_threshold_edited_in_the_folder_is_noticed_by_who_pins_it(live: Server
     for level in edited:
         level["threshold"] -= 0.01
     file.write_text(json.dumps(contents))
+    with pytest.raises(AdapterError, match="it was edited"):  # who edits it on purpose makes its digest anew
+        read(folder)
+    del contents["digest"]
+    file.write_text(json.dumps(contents | {"digest": body_digest(contents)}))
     with serve(tmp_path / "log", adapters=f"triage={folder}", **PATIENT) as other:
         answered = [
             httpx.post(f"{other.url}/v1/predict", json=body | {"adapter": f"triage@{pin}"}, timeout=600).status_code

@@ -207,13 +207,3 @@ def differentiable_nll(factors: dict[str, Factors], scaling: float) -> Tensor:
 def test_the_default_modules_are_adapted() -> None:
     assert set(elbo().posterior.modules_shape) == set(adapted_modules(tiny_model()))
     assert collate([row.row for row in rows()]).input_ids.shape[0] == 8
-
-
-def test_batches_train_the_modes_in_turn() -> None:
-    module = elbo(stirred(toy_posterior(tiny_base(), modes=2)))
-    moved = []
-    for _ in range(3):
-        module.posterior.zero_grad()
-        loss_of(module, rows()).total.backward()
-        moved.append([any(p.grad is not None for p in mode.parameters()) for mode in module.posterior.modes])
-    assert moved == [[True, False], [False, True], [True, False]]

@@ -100,37 +100,6 @@ def test_a_lora_made_bayesian_serves_what_was_fitted(
     assert_served_as_tuned(output, base_folder, files[1])
 
 
-@pytest.mark.parametrize(
-    ("policy", "limit"),
-    [
-        (("--min-confidence", "0.89"), None),
-        (("--min-confidence", "0.95"), "confidence gets no higher than 0.900, below the threshold 0.95;"),
-        (("--max-predictive-entropy", "0.33"), None),
-        (
-            ("--max-predictive-entropy", "0.3"),
-            "predictive entropy gets no lower than 0.325, above the threshold 0.3;",
-        ),
-    ],
-)
-def test_a_policy_that_withholds_every_answer_is_warned_of(
-    base_folder: Path,
-    files: tuple[Path, Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    policy: tuple[str, str],
-    limit: str | None,
-) -> None:
-    train, validation = files
-    output = tmp_path / "adapter"
-    trained = train_arguments(base_folder, train, output, "--epochs", "1", *policy)
-    tuned = [str(output), "--data", str(validation), "--scales", "1", "--base-model", str(base_folder), *CPU]
-    for command in (["train", *trained], ["tune", *tuned]):
-        assert main(command) == 0
-        said = capsys.readouterr().err
-        assert ("abstains from every question" in said) == (limit is not None)
-        assert limit is None or f"at a lapse rate of 0.200 {limit}" in said
-
-
 def assert_served_as_tuned(folder: Path, base_folder: Path, rows_file: Path) -> None:
     """The metrics of the chosen trial are those of the adapter."""
     base = load_base_model(str(base_folder), device="cpu", dtype="float32")

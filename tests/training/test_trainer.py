@@ -30,7 +30,6 @@ FORMS: dict[str, dict[str, Any]] = {
     "diagonal": {"family": "diagonal"},
     "matrix_normal": {"family": "matrix_normal"},
     "flow": {"family": "flow"},
-    "modes": {"modes": 2},
     "top": {"bayesian_layers": (1,)},
 }
 
@@ -124,9 +123,7 @@ def test_a_learnable_set_is_learnt(tmp_path: Path, form: str) -> None:
     rows, validation = (labelled(base, toy_data(n_rows, seed=seed, flipped=True)) for n_rows, seed in ((24, 0), (6, 1)))
     before = evaluate(base.model, validation, None).metrics
     posterior = toy_posterior(base, **FORMS[form])
-    # Modes take turns, so each sees half the steps.
-    epochs = 32 if form == "modes" else 16
-    config = toy_config(tmp_path, epochs=epochs, learning_rate=0.3, lora_learning_rate=3e-2, kl_weight=1e-3)
+    config = toy_config(tmp_path, epochs=16, learning_rate=0.3, lora_learning_rate=3e-2, kl_weight=1e-3)
     fit(base, posterior, rows, validation, config)
     after = evaluated(base, posterior, validation, config).metrics
     assert before.accuracy < 0.5
@@ -271,10 +268,10 @@ def test_noise_differs_between_training_seeds(tmp_path: Path, monkeypatch: pytes
     draws: dict[int, list[Tensor]] = {}
     sample = Posterior.sample
 
-    def spy(self: Posterior, n_samples: int, generator: torch.Generator, **mode: Any) -> Any:
+    def spy(self: Posterior, n_samples: int, generator: torch.Generator) -> Any:
         state = generator.get_state()
         draws.setdefault(seed, []).append(torch.randn(3, generator=torch.Generator().set_state(state)))
-        return sample(self, n_samples, generator, **mode)
+        return sample(self, n_samples, generator)
 
     monkeypatch.setattr(Posterior, "sample", spy)
     for seed in (0, 1):
@@ -298,7 +295,7 @@ def test_the_best_epoch_is_kept_and_training_stops_by_patience(tmp_path: Path) -
         state["best_model_checkpoint"] for step, state in states(tmp_path).items() if step == max(states(tmp_path))
     }
     assert Path(record) == tmp_path / f"checkpoint-{4 * (best + 1)}"
-    assert any(parameter.abs().max() > 0 for parameter in posterior.modes[0].B.parameters())
+    assert any(parameter.abs().max() > 0 for parameter in posterior.B.parameters())
 
 
 def test_an_epoch_that_is_better_once_recalibrated_is_better(

@@ -19,7 +19,6 @@ T = TypeVar("T")
 SUMMARY = "train a Bayesian-LoRA adapter on a labelled data set"
 
 POSTERIOR = {
-    "modes": "number of posteriors in a mixture, each trained on batches of its own",
     "rank": "LoRA rank",
     "alpha": "LoRA scale: the update is alpha / rank * B @ A",
     "inducing_rows": "rows of the matrix of inducing weights that each LoRA factor has",
@@ -132,7 +131,6 @@ def main(argv: list[str]) -> int:
     sampling = read_sampling(arguments)
 
     from blora.training.commands.few_rows import warn_of_few_rows
-    from blora.training.commands.silence import warn_of_silence
     from blora.training.recipe import Recipe, train_adapter
 
     recipe = Recipe(
@@ -166,7 +164,6 @@ def main(argv: list[str]) -> int:
         f"length power {result.length_power:.2f}, lapse {result.lapse:.3f}"
     )
     warn_of_few_rows(result.n_rows)
-    warn_of_silence(policy or None, arguments.choices, result.lapse)
     return 0
 
 

@@ -24,13 +24,10 @@ def main(argv: list[str]) -> int:
     """Tunes, prints every trial, and writes the adapter."""
     arguments = _parser().parse_args(argv)
 
-    from blora.adapter import CONFIG_FILE
     from blora.base_model import load_base_model
     from blora.calibration_file import CALIBRATION_FILE
-    from blora.config import AdapterConfig
     from blora.inference.architecture import check_packing
     from blora.training.commands.few_rows import warn_of_few_rows
-    from blora.training.commands.silence import warn_of_silence
     from blora.training.tune import tune_adapter
 
     base = load_base_model(arguments.base_model, device=arguments.device, dtype=arguments.dtype)
@@ -51,8 +48,6 @@ def main(argv: list[str]) -> int:
         print(f"{trial}{'  <- chosen' if trial is chosen else ''}")
     print(f"wrote {output}")
     warn_of_few_rows(chosen.n_rows)
-    config = AdapterConfig.from_json((output / CONFIG_FILE).read_text())
-    warn_of_silence(config.policy, config.prompt.choices, config.sampling.lapse)
     if was_calibrated:
         print("its calibration.json was that of the adapter before and is not kept: run blora calibrate again")
     return 0

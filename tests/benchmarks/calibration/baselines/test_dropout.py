@@ -79,7 +79,7 @@ def test_draws_nest() -> None:
 def test_a_alone_drops_out() -> None:
     trained = posterior()
     for name in trained.modules_shape:
-        trained.modes[0].B[name.replace(".", "/")].set_mean(torch.ones(trained.modules_shape[name][0], 2))
+        trained.B[name.replace(".", "/")].set_mean(torch.ones(trained.modules_shape[name][0], 2))
     for factors in trained.sample(4, generator_of(0)).factors.values():
         assert (factors.A == 0).any()
         assert torch.equal(factors.B, torch.ones_like(factors.B))
