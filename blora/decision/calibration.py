@@ -20,8 +20,9 @@ from blora.decision.conformal import proof_rows_needed
 from blora.decision.curves import ReliabilityBin
 from blora.decision.histogram import Histogram, entropy_edges
 from blora.decision.metrics import N_BINS
-from blora.decision.selective import Level, ScoreName, rows_for_proof, rows_needed, score_range
+from blora.decision.selective import Level, rows_for_proof, rows_needed
 from blora.errors import ConfigError
+from blora.scores import SCORES, ScoreName
 
 __all__ = ["CURVE_POINTS", "Binding", "Calibration", "CalibrationRows", "ConformalQuantile", "FormName", "Goal"]
 
@@ -263,9 +264,10 @@ class Calibration:
         require(len(self.levels) <= MAX_LEVELS, f"{len(self.levels)} levels", f"at most {MAX_LEVELS}")
         _check_order("target_risk", [level.target_risk for level in self.levels])
         for level in self.levels:
+            score = SCORES[level.score]
             require(
-                n_samples > 1 or level.score != "mutual_information",
-                f"a level for target_risk {level.target_risk} on the mutual information of one draw",
+                n_samples >= score.fewest_draws,
+                f"a level for target_risk {level.target_risk} on the {score.title} of one draw",
                 "another score, for one draw has none",
             )
             require(
@@ -273,7 +275,7 @@ class Calibration:
                 f"a level for target_risk {level.target_risk} on {level.score}",
                 f"{self.asks[-1].score}, the score that was asked for",
             )
-            least, greatest = score_range(level.score, n_choices=rows.most_choices, n_samples=n_samples)
+            least, greatest = score.range(rows.most_choices, n_samples)
             level.check(n_proof=rows.n_proof, delta=self.asks[-1].delta, least=least, greatest=greatest)
         require(
             any(level.target_risk == self.target_risk for level in self.proved()),

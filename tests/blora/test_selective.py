@@ -15,16 +15,14 @@ from blora.decision.binomial import binomial_cdf, clopper_pearson
 from blora.decision.selective import (
     Evidence,
     Level,
-    ScoreName,
     Stage,
     certify,
     rows_for_proof,
     rows_needed,
-    score_range,
     split_rows,
 )
-from blora.decision.uncertainty import mutual_information, predictive_entropy, predictive_mean
 from blora.errors import ConfigError, ShapeError
+from blora.scores import SCORES, ScoreName
 from tests.blora.test_abstention import prediction
 
 # Dividing the rows
@@ -119,12 +117,12 @@ def true_risk(world: World, level: Level) -> float:
     key = (world, level.score)
     if key not in _LARGE:
         scores, wrong = world(torch.Generator().manual_seed(99), 400_000)
-        values = selective.trust(level.score, scores[level.score])
+        values = SCORES[level.score].certainty(scores[level.score])
         order = values.argsort(descending=True)
         _LARGE[key] = (-values[order], wrong[order].double().cumsum(0))
     uncertainty, errors = _LARGE[key]
     assert level.threshold is not None
-    limit = -level.threshold if level.score == "confidence" else level.threshold
+    limit = -level.threshold if SCORES[level.score].high_is_certain else level.threshold
     answered = int(torch.searchsorted(uncertainty, limit + selective.TOLERANCE, right=True))
     return float(errors[answered - 1]) / answered
 
@@ -355,17 +353,3 @@ def test_whatever_is_certified_is_proved_again(n: int, seed: int, target: float,
     evidence = Evidence.gather([Stage(scores, wrong)], seed=seed)
     level = certify(evidence, target_risk=target, delta=delta)
     level.check(n_proof=evidence.n_proof, delta=delta, least=0.0, greatest=1.0)
-
-
-def test_the_range_of_a_score_is_reached_and_not_left() -> None:
-    for n_choices, n_samples in ((2, 5), (5, 2), (3, 3)):
-        flat = torch.full((n_samples, 1, n_choices), 1 / n_choices, dtype=torch.float64)
-        split = torch.nn.functional.one_hot(torch.arange(n_samples) % n_choices, n_choices).double()[:, None]
-        found = {
-            "confidence": (predictive_mean(flat).max(), predictive_mean(split[:1]).max()),
-            "predictive_entropy": (predictive_entropy(split[:1]), predictive_entropy(flat)),
-            "mutual_information": (mutual_information(flat), mutual_information(split[: min(n_samples, n_choices)])),
-        }
-        for name, values in found.items():
-            known = score_range(name, n_choices=n_choices, n_samples=n_samples)
-            assert [float(value) for value in values] == pytest.approx(known, abs=1e-12)

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from blora.decision.abstention import TOLERANCE, Policy, decide
 from blora.decision.binomial import binomial_cdf
-from blora.decision.calibrate import scores_of
 from blora.decision.selective import Evidence, Stage, split_rows
 from blora.decision.stopping import draws_used, looks, reach, settled
 from blora.decision.uncertainty import summarize
 from blora.errors import ShapeError
+from blora.scores import scores_of
 
 POLICIES = (
     Policy(min_confidence=0.7),

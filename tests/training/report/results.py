@@ -13,7 +13,7 @@ from torch import Tensor
 from blora.decision.curves import auroc, reliability, risk_coverage
 from blora.decision.metrics import metrics
 from blora.decision.temperature import temper
-from blora.decision.uncertainty import entropy, mutual_information
+from blora.scores import entropy, mutual_information
 from blora.training.report.results import read_results
 from blora.training.report.study import Study, studies
 
