@@ -4,13 +4,11 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from blora.decision.abstention import Policy, never_met
+from blora.scores import SCORES
 
 __all__ = ["warn_of_silence"]
 
-LIMITS = {
-    "low_confidence": "confidence gets no higher than {reached:.3f}, below the threshold {threshold:g}",
-    "high_predictive_entropy": "predictive entropy gets no lower than {reached:.3f}, above the threshold {threshold:g}",
-}
+_SCORES = {score.reason: score for score in SCORES.values()}
 
 
 def warn_of_silence(policy: Mapping[str, float] | None, choices: Sequence[str] | None, lapse: float) -> None:
@@ -25,9 +23,11 @@ def warn_of_silence(policy: Mapping[str, float] | None, choices: Sequence[str] |
         return
     # Of questions that bring their own choices, those with two can be answered most surely.
     for reason in never_met(Policy.from_mapping(policy), lapse, len(choices) if choices is not None else 2):
-        limit = LIMITS[reason.name].format(reached=reason.value, threshold=reason.threshold)
+        score = _SCORES[reason.name]
+        best, beyond = ("higher", "below") if score.high_is_certain else ("lower", "above")
         print(
             "warning: with this policy the adapter abstains from every question: at a lapse rate of "
-            f"{lapse:.3f} {limit}; choose a threshold within that, or let blora calibrate find one",
+            f"{lapse:.3f} {score.title} gets no {best} than {reason.value:.3f}, {beyond} the threshold "
+            f"{reason.threshold:g}; choose a threshold within that, or let blora calibrate find one",
             file=sys.stderr,
         )

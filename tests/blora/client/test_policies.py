@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from blora.client.errors import ClientError
 from blora.client.policies import AbstainAbove, AbstainBelow, AbstainPolicy
 from tests.blora.client.predictions import prediction, withheld
 
@@ -59,6 +60,18 @@ def test_the_servers_reasons_stay() -> None:
 def test_a_confidence_is_a_probability(confidence: float) -> None:
     with pytest.raises(ValueError, match="expected a probability from 0 to 1"):
         AbstainBelow(confidence)
+
+
+def test_shares_have_names_but_the_confidence_needs_none() -> None:
+    assert AbstainBelow(0.8) == AbstainBelow(confidence=0.8)
+    with pytest.raises(ValueError, match="expected a probability from 0 to 1 for at least one score"):
+        AbstainBelow()
+
+
+def test_a_score_that_the_answer_lacks_is_not_taken_for_one_that_passes() -> None:
+    of_an_older_server = prediction().model_copy(update={"confidence": None})
+    with pytest.raises(ClientError, match="an answer without confidence, .* update the server"):
+        AbstainBelow(0.1).apply(of_an_older_server)
 
 
 @pytest.mark.parametrize("thresholds", [{}, {"mutual_information": -1.0}, {"predictive_entropy": float("nan")}])
