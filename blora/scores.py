@@ -251,6 +251,15 @@ TABLE = (
         meaning="The part of the entropy that comes from not knowing the weights.",
         noun="mutual information, in nats,",
     ),
+    Score(
+        name="margin",
+        high_is_certain=True,
+        range=lambda *_: (0.0, 1.0),
+        of=lambda probs: -predictive_mean(probs).topk(2).values.diff()[..., 0],
+        parts=leads,  # further draws may make any other choice the second one
+        meaning="Probability of the leading choice less that of the second one.",
+        noun="margin between the two leading choices",
+    ),
 )
 
 SCORES = {score.name: score for score in TABLE if score.has_threshold}

@@ -64,6 +64,7 @@ NAMES = {
     "mutual_information": (
         "max_mutual_information", "high_mutual_information", "blora_mutual_information_nats",
     ),
+    "margin": ("min_margin", "low_margin", "blora_margin"),
 }  # fmt: skip
 
 
@@ -94,6 +95,7 @@ ENDS: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], Tensor], Callable[[Tens
     "predictive_entropy": (lambda flat, sure, split: sure, lambda flat, sure, split: flat),
     "expected_entropy": (lambda flat, sure, split: split, lambda flat, sure, split: flat),
     "mutual_information": (lambda flat, sure, split: flat, lambda flat, sure, split: split),
+    "margin": (lambda flat, sure, split: flat, lambda flat, sure, split: sure),
 }
 
 
@@ -205,6 +207,13 @@ def test_probabilities_are_averaged_and_not_logits() -> None:
     # Averaging logits of (0.99, 0.01) and (0.4, 0.6) would give 0.891.
     probs = torch.tensor([[[0.99, 0.01]], [[0.4, 0.6]]], dtype=torch.float64)
     assert predictive_mean(probs)[0, 0].item() == pytest.approx(0.695)
+
+
+def test_the_margin_is_that_of_the_mean_and_of_its_two_leading_choices() -> None:
+    probs = torch.tensor([[[0.5, 0.1, 0.4]], [[0.3, 0.6, 0.1]]], dtype=torch.float64)  # the mean is 0.4, 0.35, 0.25
+    assert SCORES["margin"].of(probs).item() == pytest.approx(0.05)
+    two = torch.tensor([[[0.9, 0.1]], [[0.5, 0.5]]], dtype=torch.float64)
+    assert SCORES["margin"].of(two).item() == pytest.approx(2 * SCORES["confidence"].of(two).item() - 1)
 
 
 def test_entropy_is_over_the_last_dimension_and_takes_zeros() -> None:

@@ -17,6 +17,8 @@ SURE, SPLIT = AbstainBelow(0.8), AbstainAbove(mutual_information=0.1)
         (SURE, {"confidence": 0.8}, []),
         (SURE, {"confidence": 0.79}, ["low_confidence"]),
         (SPLIT, {"mutual_information": 0.1}, []),
+        (AbstainBelow(margin=0.3), {"margin": 0.3}, []),
+        (AbstainBelow(margin=0.3), {"margin": 0.29}, ["low_margin"]),
         (SPLIT, {"mutual_information": 0.11}, ["high_mutual_information"]),
         (AbstainAbove(predictive_entropy=0.3, expected_entropy=0.4), {}, ["high_predictive_entropy"]),
         (
@@ -69,9 +71,10 @@ def test_shares_have_names_but_the_confidence_needs_none() -> None:
 
 
 def test_a_score_that_the_answer_lacks_is_not_taken_for_one_that_passes() -> None:
-    of_an_older_server = prediction().model_copy(update={"confidence": None})
-    with pytest.raises(ClientError, match="an answer without confidence, .* update the server"):
-        AbstainBelow(0.1).apply(of_an_older_server)
+    of_an_older_server = prediction()
+    assert of_an_older_server.margin is None
+    with pytest.raises(ClientError, match="an answer without margin, .* update the server"):
+        AbstainBelow(margin=0.1).apply(of_an_older_server)
 
 
 @pytest.mark.parametrize("thresholds", [{}, {"mutual_information": -1.0}, {"predictive_entropy": float("nan")}])
