@@ -41,12 +41,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from blora.decision.binomial import binomial_cdf
-from blora.decision.calibrate import STANDARD_COVERAGES, STANDARD_TARGETS, scores_of
+from blora.decision.calibrate import STANDARD_COVERAGES, STANDARD_TARGETS
 from blora.decision.conformal import conformal_quantile, nonconformity, prediction_sets
-from blora.decision.selective import Evidence, Level, ScoreName, Stage, certify, split_rows
+from blora.decision.selective import Evidence, Level, Stage, certify, split_rows
 from blora.decision.temperature import Recalibration
-from blora.decision.uncertainty import predictive_mean
 from blora.posterior.noise import generator_of
+from blora.scores import ScoreName, predictive_mean, scores_of
 from blora.training.provenance import machine, revision
 
 __all__ = ["binomial_limit", "measure"]

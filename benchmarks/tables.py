@@ -19,7 +19,9 @@ from benchmarks.cost_and_quality import cost_and_quality
 from benchmarks.faults import tables as faults
 from benchmarks.markdown import Columns, record_table
 from benchmarks.processors import table as processors
+from benchmarks.score_table import scores
 from benchmarks.serving import tables as serving
+from blora.scores import SCORES
 
 __all__ = ["render"]
 
@@ -95,7 +97,7 @@ def _answer(name: str) -> str:
     answer = kept["answer"]
     body = json.dumps({"prompt": kept["prompt"]}, ensure_ascii=False)
     shown = {key: answer[key] for key in ("answer", "top_choice")}
-    shown |= {key: round(answer[key], 3) for key in ("confidence", "predictive_entropy", "mutual_information")}
+    shown |= {name: round(answer[name], 3) for name in SCORES if name in answer}
     shown["abstain_reasons"] = [
         {key: round(value, 3) if isinstance(value, float) else value for key, value in reason.items()}
         for reason in answer["abstain_reasons"]
@@ -343,6 +345,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "processor_bounds": processors.bounds,
     "processors": processors.full,
     "concurrent": _concurrent,
+    "scores": scores,
     "withheld": _withheld,
     "answer_sure": _answer,
     "answer_ambiguous": _answer,

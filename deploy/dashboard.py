@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from blora.scores import SCORES
+
 FILE = Path(__file__).resolve().parent / "grafana" / "dashboards" / "blora.json"
 
 # What Grafana fills in: the scrape-aware window of a rate, and the chosen adapters and servers. Every process that
@@ -111,12 +113,13 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel("NaN or infinity", "short", [(f"increase(blora_non_finite_total{{{OF}}}[{WINDOW}])", "{{adapter}}")]),
     ),
     "Uncertainty": tuple(
-        Panel(title, unit, [(_rate(f"{metric}_bucket", "le", OF), "{{le}}")], "heatmap")
-        for title, unit, metric in (
-            ("Confidence", "percentunit", "blora_confidence"),
-            ("Predictive entropy (nats)", "short", "blora_predictive_entropy_nats"),
-            ("Mutual information (nats)", "short", "blora_mutual_information_nats"),
+        Panel(
+            score.title.capitalize() + (f" ({score.unit})" if score.unit else ""),
+            "short" if score.unit else "percentunit",
+            [(_rate(f"{score.metric}_bucket", "le", OF), "{{le}}")],
+            "heatmap",
         )
+        for score in SCORES.values()
     ),
     "Trust": (
         Panel(

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 from blora.config import SamplingConfig
 from blora.decision.metrics import Metrics, metrics
 from blora.decision.temperature import temper
-from blora.decision.uncertainty import mutual_information, predictive_mean
 from blora.inference.branches import score_all
 from blora.posterior.draws import Draws
+from blora.scores import mutual_information, predictive_mean
 from blora.training.rows import LabelledRow, labels_of
 
 __all__ = ["Evaluation", "evaluate", "evaluate_nested", "predict_all"]

@@ -12,6 +12,7 @@ from blora.decision.curves import auroc, reliability, risk_coverage
 from blora.decision.metrics import metrics
 from blora.decision.selective import ScoreName
 from blora.decision.temperature import Recalibration, fit_recalibration, fit_temperature
+from blora.scores import SCORES
 
 __all__ = ["Predictions", "Treatments", "evaluations", "uncertainty_scores"]
 
@@ -67,12 +68,11 @@ class Treatments:
 
 
 def uncertainty_scores(probs: Tensor) -> dict[ScoreName, Tensor]:
-    """Return every uncertainty score of probabilities (S, B, C), each (B,), higher for less certain.
+    """Return every score of probabilities (S, B, C), each (B,), turned so that it is higher for less certain.
 
-    The confidence enters as one minus itself. A single draw has no mutual information.
+    A single draw has no mutual information.
     """
-    scores = scores_of(probs)
-    return {**scores, "confidence": 1 - scores["confidence"]}
+    return {name: -SCORES[name].certainty(values) for name, values in scores_of(probs).items()}
 
 
 def evaluations(

@@ -64,13 +64,8 @@ def decisions(policy: Policy, answers: Sequence[Tensor]) -> list[int | None]:
 
 def _margin(policy: Policy, draws: Tensor) -> float:
     """From the nearest threshold."""
-    prediction = summarize(draws)
-    values = {
-        "min_confidence": prediction.confidence,
-        "max_predictive_entropy": prediction.predictive_entropy,
-        "max_mutual_information": prediction.mutual_information,
-    }
-    return min(abs(values[name] - limit) for name, limit in policy.thresholds().items() if limit is not None)
+    values = summarize(draws).scores()
+    return min(abs(values[name] - limit) for name, limit in policy.limits().items())
 
 
 def _agreement(policy: Policy, ours: Sequence[Tensor], reference: Sequence[Tensor]) -> float:

@@ -3,9 +3,11 @@
 The server builds its answers from these classes, clients read them. A field that a newer server adds is ignored.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from blora.scores import SCORES, TABLE, Score
 
 __all__ = [
     "AbstainReason",
@@ -62,12 +64,13 @@ class AbstainReason(Answer):
     threshold: float
 
 
-class PolicyInForce(Answer):
+_THRESHOLDS: dict[str, Any] = {score.threshold: (float | None, None) for score in SCORES.values()}
+_Thresholds: Any = create_model("_Thresholds", __base__=Answer, **_THRESHOLDS)
+
+
+class PolicyInForce(_Thresholds):  # type: ignore[misc]  # a type checker cannot read the table
     """The thresholds that were applied, and whose they are; only those that are set appear."""
 
-    min_confidence: float | None = None
-    max_predictive_entropy: float | None = None
-    max_mutual_information: float | None = None
     target_risk: float | None = Field(
         default=None, description="P(wrong | answered) that the threshold was proved not to exceed."
     )
@@ -88,8 +91,8 @@ class Timing(Answer):
     compute_ms: float
 
 
-class Prediction(Answer):
-    """The answer, or `answer: null` and the reasons. Entropies and information are in nats."""
+class _Leader(Answer):
+    """The fields of a prediction before its scores."""
 
     id: str
     created: int = Field(description="Unix time in seconds.")
@@ -98,10 +101,22 @@ class Prediction(Answer):
     answer: str | None = Field(description="The leader, or null where the server abstains.")
     top_choice: str
     probabilities: list[ChoiceProbability] = Field(description="In the order of the choices.")
-    confidence: float
-    predictive_entropy: float
-    expected_entropy: float
-    mutual_information: float
+
+
+def _reported(score: Score) -> tuple[Any, Any]:
+    """Return the type and the default of a score in an answer."""
+    if score.always_reported:
+        return float, ...
+    return float | None, Field(default=None, description=f"{score.meaning} Absent from servers that do not know it.")
+
+
+_SCORES: dict[str, Any] = {score.name: _reported(score) for score in TABLE}
+_Scores: Any = create_model("_Scores", __base__=_Leader, **_SCORES)
+
+
+class Prediction(_Scores):  # type: ignore[misc]  # a type checker cannot read the table
+    """The answer, or `answer: null` and the reasons. Entropies and information are in nats."""
+
     prediction_set: list[str] | None = Field(
         description="Choices that hold the right one with the probability that the adapter was calibrated for, at "
         "least the leader; null where it was not, or not for this number of draws, seed, scoring or set of choices."

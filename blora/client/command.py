@@ -2,12 +2,13 @@
 
 import os
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 
 from blora.client.answers import Prediction
 from blora.command_help import CommandHelp
+from blora.scores import SCORES
 
-__all__ = ["SUMMARY", "add_policy", "main"]
+__all__ = ["SUMMARY", "add_policy", "main", "read_policy"]
 
 SUMMARY = "ask a running server a question"
 ABSTAINED = 3
@@ -45,9 +46,14 @@ def add_policy(parser: ArgumentParser) -> None:
         type=float,
         help="abstain by the threshold that was calibrated for this target (default: the adapter's policy)",
     )
-    parser.add_argument(
-        "--min-confidence", type=float, help="abstain below this confidence (default: the adapter's policy)"
-    )
+    for score in SCORES.values():
+        parser.add_argument(score.flag, type=float, help=f"abstain if {score.failure} (default: the adapter's policy)")
+
+
+def read_policy(arguments: Namespace) -> dict[str, float]:
+    """Return the policy that the options ask for; empty for the adapter's own."""
+    names = ("target_risk", *(score.threshold for score in SCORES.values()))
+    return {name: value for name in names if (value := getattr(arguments, name)) is not None}
 
 
 def main(argv: list[str]) -> int:
@@ -57,9 +63,6 @@ def main(argv: list[str]) -> int:
     from blora.client.retries import Retries
     from blora.client.synchronous import Client
 
-    policy = {
-        name: value for name in ("target_risk", "min_confidence") if (value := getattr(arguments, name)) is not None
-    }
     api_key = arguments.api_key or os.environ.get("BLORA_API_KEY")
     retries = Retries(most=MOST_RETRIES)
     with Client(arguments.url, api_key=api_key, deadline_s=arguments.deadline_s, retries=retries) as client:
@@ -68,7 +71,7 @@ def main(argv: list[str]) -> int:
             adapter=arguments.adapter,
             choices=arguments.choices.split("|") if arguments.choices else None,
             n_samples=arguments.n_samples,
-            policy=policy or None,
+            policy=read_policy(arguments) or None,
         )
     print(prediction.model_dump_json(indent=1, exclude_none=False) if arguments.json else _told(prediction))
     return ABSTAINED if prediction.abstained else 0

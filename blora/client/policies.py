@@ -4,9 +4,13 @@
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, make_dataclass
+from typing import Any, ClassVar
 
 from blora.client.answers import AbstainReason, Prediction
+from blora.client.errors import ClientError
+from blora.scores import TABLE, Score
 
 __all__ = ["AbstainAbove", "AbstainBelow", "AbstainPolicy"]
 
@@ -23,9 +27,10 @@ class AbstainPolicy(ABC):
         reasons = self.reasons(prediction)
         if not reasons:
             return prediction
-        return prediction.model_copy(
+        withheld: Prediction = prediction.model_copy(
             update={"answer": None, "abstained": True, "abstain_reasons": [*prediction.abstain_reasons, *reasons]}
         )
+        return withheld
 
     def __or__(self, other: "AbstainPolicy") -> "AbstainPolicy":
         return _Either(self, other)
@@ -34,50 +39,68 @@ class AbstainPolicy(ABC):
         return _Both(self, other)
 
 
-@dataclass(frozen=True, slots=True)
-class AbstainBelow(AbstainPolicy):
-    """The leader's probability is lower than this.
+class _Beyond(AbstainPolicy):
+    """Any of some scores is less certain than its threshold, which the field of the score's name holds."""
 
-    Attributes:
-        confidence: in [0, 1].
-    """
-
-    confidence: float
+    _scores: ClassVar[Sequence[Score]]
+    _expected: ClassVar[str]
 
     def __post_init__(self) -> None:
-        if not 0 <= self.confidence <= 1:
-            raise ValueError(f"got AbstainBelow({self.confidence}), expected a probability from 0 to 1")
-
-    def reasons(self, prediction: Prediction) -> tuple[AbstainReason, ...]:
-        """See AbstainPolicy."""
-        if prediction.confidence >= self.confidence:
-            return ()
-        return (AbstainReason(reason="low_confidence", value=prediction.confidence, threshold=self.confidence),)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AbstainAbove(AbstainPolicy):
-    """Any of these uncertainties is higher than given, in nats."""
-
-    predictive_entropy: float | None = None
-    expected_entropy: float | None = None
-    mutual_information: float | None = None
-
-    def __post_init__(self) -> None:
-        if not self._thresholds() or not all(value >= 0 for value in self._thresholds().values()):
-            raise ValueError(f"got {self}, expected at least one threshold, each 0 or more")
+        limits = list(self._limits())
+        if not limits or not all(0 <= limit <= score.greatest for score, limit in limits):
+            raise ValueError(f"got {self}, expected {self._expected}")
 
     def reasons(self, prediction: Prediction) -> tuple[AbstainReason, ...]:
         """See AbstainPolicy."""
         return tuple(
-            AbstainReason(reason=f"high_{name}", value=getattr(prediction, name), threshold=threshold)
-            for name, threshold in self._thresholds().items()
-            if getattr(prediction, name) > threshold
+            AbstainReason(reason=score.reason, value=value, threshold=limit)
+            for score, limit in self._limits()
+            if score.fails(value := _value(prediction, score), limit)
         )
 
-    def _thresholds(self) -> dict[str, float]:
-        names = ("predictive_entropy", "expected_entropy", "mutual_information")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+    def _limits(self) -> Iterator[tuple[Score, float]]:
+        for score in self._scores:
+            if (limit := getattr(self, score.name)) is not None:
+                yield score, limit
+
+
+def _value(prediction: Prediction, score: Score) -> float:
+    value: float | None = getattr(prediction, score.name)
+    if value is None:
+        raise ClientError(
+            f"got an answer without {score.name}, expected one with it to apply a threshold: update the server, or "
+            "leave the threshold out"
+        )
+    return value
+
+
+def _with_field_for_each(scores: Sequence[Score]) -> Any:
+    """Make the base of a condition on some scores, the first of which may be given without its name."""
+    fields = [(score.name, float | None, field(default=None, kw_only=place > 0)) for place, score in enumerate(scores)]
+    return make_dataclass("_Limits", fields, bases=(_Beyond,), frozen=True, slots=True)
+
+
+_SHARES = tuple(score for score in TABLE if score.high_is_certain)
+_UNCERTAINTIES = tuple(score for score in TABLE if not score.high_is_certain)
+
+
+@dataclass(frozen=True, slots=True)
+class AbstainBelow(_with_field_for_each(_SHARES)):  # type: ignore[misc]  # a type checker cannot read the table
+    """Any of the scores that are high where an answer is certain is lower than given: `AbstainBelow(confidence=0.8)`.
+
+    The confidence, which is the leader's probability, needs no name: `AbstainBelow(0.8)`.
+    """
+
+    _scores: ClassVar[Sequence[Score]] = _SHARES
+    _expected: ClassVar[str] = "a probability from 0 to 1 for at least one score"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AbstainAbove(_with_field_for_each(_UNCERTAINTIES)):  # type: ignore[misc]
+    """Any of these uncertainties is higher than given, in nats: `AbstainAbove(mutual_information=0.1)`."""
+
+    _scores: ClassVar[Sequence[Score]] = _UNCERTAINTIES
+    _expected: ClassVar[str] = "at least one threshold, each 0 or more"
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,27 +20,16 @@ from blora.decision.conformal import conformal_quantile, nonconformity, proof_ro
 from blora.decision.curves import reliability, risk_coverage
 from blora.decision.histogram import entropy_histogram
 from blora.decision.resolution import resolution_of
-from blora.decision.selective import Evidence, ScoreName, Stage, certify, split_rows, trust
+from blora.decision.selective import Evidence, Stage, certify, split_rows
 from blora.decision.stopping import draws_used, looks, reach
 from blora.decision.temperature import temper
-from blora.decision.uncertainty import mutual_information, predictive_entropy, predictive_mean
 from blora.errors import ConfigError, DataError, NumericalError, ShapeError
+from blora.scores import SCORES, ScoreName, predictive_mean, scores_of
 
 __all__ = ["STANDARD_COVERAGES", "STANDARD_TARGETS", "calibrate", "scores_of"]
 
 STANDARD_TARGETS = (0.01, 0.02, 0.05, 0.1, 0.2)
 STANDARD_COVERAGES = (0.8, 0.9, 0.95)
-
-
-def scores_of(probs: Tensor) -> dict[ScoreName, Tensor]:
-    """The scores that a threshold may be on, (N,) each, from probs (S, N, C); one draw has no mutual information."""
-    scores: dict[ScoreName, Tensor] = {
-        "confidence": predictive_mean(probs).max(-1).values.clamp_max(1),
-        "predictive_entropy": predictive_entropy(probs).clamp_min(0),
-    }
-    if len(probs) > 1:
-        scores["mutual_information"] = mutual_information(probs).clamp_min(0)
-    return scores
 
 
 def calibrate(
@@ -89,7 +78,7 @@ def calibrate(
         raise ConfigError(_not_proved(len(labels), goal, total_delta(asks)))
     _, proof = split_rows(len(labels), goal.seed)
     mean, scores = _answers(probs, default.policy(), binding.stop_error)
-    right = mean.argmax(-1) == labels
+    right, certainty = mean.argmax(-1) == labels, SCORES[default.score].certainty
     most_choices = int(n_choices.max())
     return Calibration(
         binding=binding,
@@ -113,8 +102,7 @@ def calibrate(
         quantiles=_quantiles(_nonconformity(probs[:, proof], labels[proof], binding.stop_error), goal.coverage),
         reliability=tuple(reliability(mean, labels)),
         curve=tuple(
-            (kept, risk)
-            for kept, risk in risk_coverage(trust(default.score, scores[default.score]), right, CURVE_POINTS)
+            (kept, risk) for kept, risk in risk_coverage(certainty(scores[default.score]), right, CURVE_POINTS)
         ),
         entropy=entropy_histogram(scores["predictive_entropy"], most_choices),
     )

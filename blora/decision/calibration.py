@@ -17,8 +17,9 @@ from blora.decision.asks import Ask
 from blora.decision.conformal import proof_rows_needed
 from blora.decision.curves import ReliabilityBin
 from blora.decision.histogram import Histogram
-from blora.decision.selective import Level, ScoreName, rows_for_proof, rows_needed
+from blora.decision.selective import Level, rows_for_proof, rows_needed
 from blora.errors import ConfigError
+from blora.scores import ScoreName
 
 __all__ = ["CURVE_POINTS", "Binding", "Calibration", "CalibrationRows", "ConformalQuantile", "FormName", "Goal"]
 

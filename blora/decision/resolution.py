@@ -1,10 +1,10 @@
 """How finely scores can be told apart: no finer than the batch that a question is computed in moves them.
 
-What a score lacks to certainty (1 - confidence, an entropy, a mutual information) moves in proportion to itself while
-it is not tiny. Of the demo's test tickets, asked alone and among others, bfloat16 moved 1 - confidence by up to 2 % of
-itself, the predictive entropy by up to 1 %, the mutual information by up to 7 %; float32 moved each by less than
-0.01 %. Below some value there is nothing but rounding: a mutual information of 0.00005 nats says how the draws were
-rounded, not what they think. So thresholds lie on a grid, from `least` on, whose neighbours are one `step` apart.
+What a score lacks to certainty, as 1 - confidence or an entropy, moves in proportion to itself while it is not tiny. Of
+the demo's test tickets, asked alone and among others, bfloat16 moved 1 - confidence by up to 2 % of itself, the
+predictive entropy by up to 1 %, the mutual information by up to 7 %; float32 moved each by less than 0.01 %. Below some
+value there is nothing but rounding: a mutual information of 0.00005 nats says how the draws were rounded, not what they
+think. So thresholds lie on a grid, from `least` on, whose neighbours are one `step` apart.
 """
 
 import math
@@ -23,7 +23,7 @@ class Resolution:
     """The grid on which thresholds lie.
 
     Attributes:
-        least: the smallest uncertainty that a threshold may allow: 1 - confidence, or nats.
+        least: the smallest distance to certainty that a threshold may allow, as 1 - confidence, or in nats.
         step: of the grid, as a share of the value.
     """
 

@@ -31,26 +31,9 @@ from blora.decision.abstention import TOLERANCE, Policy
 from blora.decision.binomial import binomial_cdf, clopper_pearson
 from blora.decision.resolution import Resolution
 from blora.errors import ShapeError
+from blora.scores import SCORES, Score, ScoreName
 
-__all__ = [
-    "POLICY_FIELDS",
-    "Evidence",
-    "Level",
-    "ScoreName",
-    "Stage",
-    "certify",
-    "rows_for_proof",
-    "rows_needed",
-    "split_rows",
-    "trust",
-]
-
-ScoreName = Literal["confidence", "predictive_entropy", "mutual_information"]
-POLICY_FIELDS: dict[ScoreName, str] = {
-    "confidence": "min_confidence",
-    "predictive_entropy": "max_predictive_entropy",
-    "mutual_information": "max_mutual_information",
-}
+__all__ = ["Evidence", "Level", "ScoreName", "Stage", "certify", "rows_for_proof", "rows_needed", "split_rows"]
 
 MAX_CANDIDATES = 200
 # Rows times thresholds that are counted at once.
@@ -145,12 +128,13 @@ class Evidence:
         tuning, proof = split_rows(len(rows), seed)
         candidates = []
         for name, values in stages[-1].scores.items():
-            uncertainty = -trust(name, values.double())
-            limits = _spread(_limits(name, uncertainty[tuning], resolution))
+            score = SCORES[name]
+            uncertainty = -score.certainty(values.double())
+            limits = _spread(_limits(score, uncertainty[tuning], resolution))
             candidates.append(
                 Candidates(
                     name,
-                    tuple(trust(name, -limits).tolist()),
+                    tuple(score.certainty(-limits).tolist()),
                     _count(stages, name, tuning, limits),
                     _count(stages, name, proof, limits),
                 )
@@ -211,14 +195,15 @@ class Level:
             ConfigError: if nothing was proved.
         """
         require(self.threshold is not None, f"target_risk {self.target_risk}", "one that was proved")
-        return Policy(**{POLICY_FIELDS[self.score]: self.threshold}, source=source)
+        return Policy(**{SCORES[self.score].threshold: self.threshold}, source=source)
 
     def answers(self, values: Tensor) -> Tensor:
         """Which questions are answered, (N,) bool, given their values of the level's score; none if none was proved."""
         if self.threshold is None:
             return torch.zeros_like(values, dtype=torch.bool)
-        limit = trust(self.score, torch.tensor(self.threshold, dtype=torch.float64))
-        return trust(self.score, values.double()) >= limit - TOLERANCE
+        limit = torch.tensor(self.threshold, dtype=torch.float64)
+        certainty = SCORES[self.score].certainty
+        return certainty(values.double()) >= certainty(limit) - TOLERANCE
 
 
 def certify(evidence: Evidence, *, target_risk: float, delta: float) -> Level:
@@ -282,16 +267,11 @@ def _p_value(counts: Counts, target_risk: float) -> float:
     return binomial_cdf(counts.wrong, counts.answered, target_risk) if counts.answered else 1.0
 
 
-def trust(name: ScoreName, values: Tensor) -> Tensor:
-    """A score's values, turned so that more is more certain."""
-    return values if name == "confidence" else -values
-
-
-def _limits(name: ScoreName, uncertainty: Tensor, resolution: Resolution | None) -> Tensor:
-    """The distinct values that rows have, in the order of `trust`, on the grid; the loosest one allows all of them."""
+def _limits(score: Score, uncertainty: Tensor, resolution: Resolution | None) -> Tensor:
+    """Return the distinct values that rows have, tightest first, on the grid; the loosest one allows all of them."""
     limits = uncertainty
     if resolution is not None:
-        certain = -1.0 if name == "confidence" else 0.0
+        certain = -1.0 if score.high_is_certain else 0.0
         loosest = max(float(uncertainty.max()), certain + resolution.least)
         limits = (certain + resolution.loosen(uncertainty - certain)).clamp_max(loosest)
     distinct: Tensor = limits.unique()
@@ -313,7 +293,7 @@ def _count(stages: Sequence[Stage], name: ScoreName, rows: Tensor, limits: Tenso
         answered = torch.zeros(len(some), dtype=torch.long)
         mistaken = answered.clone()
         for stage in stages:
-            uncertainty = -trust(name, stage.scores[name].double())[rows]
+            uncertainty = -SCORES[name].certainty(stage.scores[name].double())[rows]
             decided = waiting & ((uncertainty - some).abs() > stage.reach[name][rows]) if stage.reach else waiting
             out = decided & (uncertainty <= some + TOLERANCE)
             answered += out.sum(1)

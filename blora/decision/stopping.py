@@ -4,9 +4,9 @@ A decision is which choice leads and whether the policy lets it out. Each part o
 ends above or below a limit, exactly so for the scores that are no plain averages too:
 
 - a lead: the leader's probability less that of each other choice, against 0;
-- the confidence: the leader's probability, against its threshold;
-- the predictive entropy: a draw's cross-entropy with the mean of the draws;
-- the mutual information: the same less the draw's own entropy.
+- a score: the least of the means of its `parts` in `blora.scores`, against its threshold. The confidence has one part,
+  the leader's probability; the predictive entropy a draw's cross-entropy with the mean of the draws; the mutual
+  information the same less the draw's own entropy. Where a score has several parts, each of them may become the least.
 
 After s of S draws, the mean of all S is taken to lie within Student's t times the standard error of the mean so far.
 The more of the draws have been seen, the less is left to differ: the variance of that error is
@@ -31,9 +31,8 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from blora.decision.abstention import Policy
-from blora.decision.selective import POLICY_FIELDS, ScoreName, trust
-from blora.decision.uncertainty import entropy, predictive_mean
 from blora.errors import ShapeError
+from blora.scores import SCORES, Score, ScoreName, leads, mutual_information
 
 __all__ = ["draws_used", "looks", "reach", "settled"]
 
@@ -65,13 +64,24 @@ def reach(probs: Tensor, n_samples: int, error: float, n_limits: int = 1) -> dic
     s, probs = len(probs), probs.double()
     share = error / (len(looks(n_samples)) * (1 + n_limits))
     width = stdtrit(s - 1, 1 - share) * math.sqrt((1 - s / n_samples) / s)
-    leads, values = _leads(probs), _values(probs)
-    leader_stays = (leads.mean(0) > width * leads.std(0)).all(-1)  # (N,)
-    rise = values["mutual_information"].mean(0) * (1 - s / n_samples) / (s - 1)
+    ahead = leads(probs)
+    leader_stays = (ahead.mean(0) > width * ahead.std(0)).all(-1)  # (N,)
+    rise = mutual_information(probs) * (1 - s / n_samples) / (s - 1)
     reaches = {
-        name: width * of_draws.std(0) + (rise if name != "confidence" else 0) for name, of_draws in values.items()
+        name: _reach(score, probs, width) + (rise if score.rises_with_draws else 0) for name, score in SCORES.items()
     }
     return {name: distance.masked_fill(~leader_stays, torch.inf) for name, distance in reaches.items()}
+
+
+def _reach(score: Score, probs: Tensor, width: float) -> Tensor:
+    """Return the farthest (N,) that one of a score's parts may go below the least of them, in its own unit.
+
+    Upwards the score goes no farther: it is never above the part that is the least now, which rises by its own width.
+    """
+    parts = score.parts(probs)  # (s, N, K)
+    means = parts.mean(0)
+    above = means - means.amin(-1, keepdim=True)
+    return (width * parts.std(0) - above).amax(-1)
 
 
 def settled(probs: Tensor, n_samples: int, policy: Policy, error: float) -> Tensor:
@@ -94,12 +104,12 @@ def settled(probs: Tensor, n_samples: int, policy: Policy, error: float) -> Tens
     s = len(probs)
     if s == n_samples or s == 1:  # one draw says nothing of its spread
         return torch.full(probs.shape[1:2], s == n_samples)
-    limits = {name: value for name, field in POLICY_FIELDS.items() if (value := getattr(policy, field)) is not None}
+    limits = policy.limits()
     reaches = reach(probs, n_samples, error, len(limits))
-    values = _values(probs.double())
-    margin = torch.stack([trust(name, values[name].mean(0) - limit) for name, limit in limits.items()])  # (L, N)
+    values = {name: SCORES[name].of(probs.double()) for name in limits}
+    clear = torch.stack([SCORES[name].certainty(values[name] - limit) for name, limit in limits.items()])  # (L, N)
     needed = torch.stack([reaches[name] for name in limits])
-    return (margin > needed).all(0) | (margin < -needed).any(0)
+    return (clear > needed).all(0) | (clear < -needed).any(0)
 
 
 def draws_used(probs: Tensor, policy: Policy, error: float) -> Tensor:
@@ -117,23 +127,3 @@ def draws_used(probs: Tensor, policy: Policy, error: float) -> Tensor:
     for look in reversed(looks(len(probs))):
         used[settled(probs[:look], len(probs), policy, error)] = look
     return used
-
-
-def _leads(probs: Tensor) -> Tensor:
-    """By how much each draw has the leader before each choice, (s, N, C); 1 before itself and before no choice."""
-    mean = predictive_mean(probs)
-    leader = mean.argmax(-1, keepdim=True)  # (N, 1)
-    leads = probs.gather(-1, leader.expand(len(probs), -1, -1)) - probs
-    return leads.masked_fill((mean == 0).scatter(-1, leader, True), 1)
-
-
-def _values(probs: Tensor) -> dict[ScoreName, Tensor]:
-    """Of each score the numbers, (s, N), one a draw, whose mean it is."""
-    mean = predictive_mean(probs)
-    leader = mean.argmax(-1, keepdim=True).expand(len(probs), -1, -1)
-    cross_entropy = -torch.xlogy(probs, mean).sum(-1)
-    return {
-        "confidence": probs.gather(-1, leader)[..., 0],
-        "predictive_entropy": cross_entropy,
-        "mutual_information": cross_entropy - entropy(probs),
-    }

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blora.client.command import add_policy
+from blora.client.command import add_policy, read_policy
 from blora.command_help import CommandHelp
 from blora.errors import ConfigError
 
@@ -95,7 +95,7 @@ def main(argv: list[str]) -> int:
 
 def _fields(arguments: Namespace) -> dict[str, Any]:
     """What is asked of every row alike."""
-    policy = {name: value for name in ("target_risk", "min_confidence") if (value := vars(arguments)[name]) is not None}
+    policy = read_policy(arguments)
     found: dict[str, Any] = {"policy": policy} if policy else {}
     return found | ({"n_samples": arguments.n_samples} if arguments.n_samples is not None else {})
 

@@ -28,9 +28,7 @@ def calibration_digest(calibration: Calibration | None, policy: Policy | None) -
         "calibration": _CALIBRATION.dump_python(calibration, mode="json", exclude_defaults=True)
         if calibration is not None
         else None,
-        "policy": {name: value for name, value in policy.thresholds().items() if value is not None}
-        if policy is not None
-        else None,
+        "policy": policy.thresholds() if policy is not None else None,
     }
     canonical = json.dumps(in_force, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"

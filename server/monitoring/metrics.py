@@ -17,6 +17,7 @@ from prometheus_client import (
 
 from blora.decision.promise import Promise
 from blora.decision.uncertainty import Prediction
+from blora.scores import SCORES
 from blora.server.engines.handle import AdapterHandle
 from blora.server.engines.protocol import ModelInfo
 from blora.server.errors import ServerError
@@ -103,27 +104,16 @@ class Metrics:
             buckets=_SAMPLES,
             registry=registry,
         )
-        self._confidence = Histogram(
-            "blora_confidence",
-            "Probability of the leading choice.",
-            ["adapter"],
-            buckets=_PROBABILITY,
-            registry=registry,
-        )
-        self._predictive_entropy = Histogram(
-            "blora_predictive_entropy_nats",
-            "Entropy of the answer's probabilities.",
-            ["adapter"],
-            buckets=_NATS,
-            registry=registry,
-        )
-        self._mutual_information = Histogram(
-            "blora_mutual_information_nats",
-            "The part of the entropy that comes from not knowing the weights.",
-            ["adapter"],
-            buckets=_NATS,
-            registry=registry,
-        )
+        self._scores = {
+            name: Histogram(
+                score.metric,
+                score.meaning,
+                ["adapter"],
+                buckets=_PROBABILITY if score.high_is_certain else _NATS,
+                registry=registry,
+            )
+            for name, score in SCORES.items()
+        }
         self._queue_depth = Gauge("blora_queue_depth", "Inputs waiting for a forward pass.", registry=registry)
         self._backlog = Gauge(
             "blora_backlog_seconds",
@@ -191,7 +181,7 @@ class Metrics:
             *(self._requests, self._abstentions, self._non_finite, self._adapter_info),
             *(self._drift, self._promised, self._outcomes, self._corrections),
             *(self._realised_risk, self._risk_bound, self._promise_broken),
-            *(self._confidence, self._predictive_entropy, self._mutual_information),
+            *self._scores.values(),
         )
         Gauge(
             "blora_build_info",
@@ -231,9 +221,9 @@ class Metrics:
         for reason in reasons:
             self._abstentions.labels(adapter, reason).inc()
         self._samples.observe(n_samples)
-        self._confidence.labels(adapter).observe(prediction.confidence)
-        self._predictive_entropy.labels(adapter).observe(prediction.predictive_entropy)
-        self._mutual_information.labels(adapter).observe(prediction.mutual_information)
+        values = prediction.scores()
+        for name, histogram in self._scores.items():
+            histogram.labels(adapter).observe(values[name])
 
     def failed(self, error: ServerError, adapter: str = UNKNOWN_ADAPTER) -> None:
         """An input got an error. `adapter` is a loaded one's name."""

@@ -30,9 +30,8 @@ class InForce:
 
     def shown(self) -> PolicyInForce:
         """As answers show it; only what is set appears."""
-        thresholds = {name: value for name, value in self.policy.thresholds().items() if value is not None}
         target = {} if self.target_risk is None else {"target_risk": self.target_risk}
-        return PolicyInForce(source=self.policy.source, **thresholds, **target)
+        return PolicyInForce(source=self.policy.source, **self.policy.thresholds(), **target)
 
 
 def default_policy(handle: AdapterHandle) -> InForce | None:

@@ -188,7 +188,7 @@ class Predictor:
         if self._settings.feedback_rate < 1:
             response = response.model_copy(update={"feedback_requested": self.feedback.requested(response.id)})
         if question.return_samples:
-            return response.model_copy(update={"samples": done.result.tolist()})
+            response = response.model_copy(update={"samples": done.result.tolist()})
         return response
 
     def _n_samples(self, question: PredictRequest, handle: AdapterHandle) -> int:
@@ -281,10 +281,7 @@ class Predictor:
                 answers.ChoiceProbability(choice=choice, probability=probability, std=std)
                 for choice, probability, std in zip(choices, prediction.probabilities, prediction.std, strict=True)
             ],
-            confidence=prediction.confidence,
-            predictive_entropy=prediction.predictive_entropy,
-            expected_entropy=prediction.expected_entropy,
-            mutual_information=prediction.mutual_information,
+            **prediction.scores(),
             prediction_set=likely,
             abstained=decision.abstained,
             abstain_reasons=[

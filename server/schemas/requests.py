@@ -7,6 +7,7 @@ the others are answered, once it is known that there are not too many.
 
 import string
 import unicodedata
+from math import isfinite
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -17,11 +18,13 @@ from pydantic import (
     SkipValidation,
     Tag,
     ValidationError,
+    create_model,
     field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
+from blora.scores import SCORES, Score
 from blora.server.errors import InvalidRequestError
 from blora.server.schemas.validation import invalid_request
 
@@ -81,18 +84,19 @@ class Message(Request):
     content: NonEmpty
 
 
-class Policy(Request):
+def _threshold(score: Score) -> tuple[Any, Any]:
+    """Return the type and the limits of a threshold in a policy."""
+    greatest = score.greatest if isfinite(score.greatest) else None
+    return float | None, Field(default=None, ge=0, le=greatest, description=f"Abstain if {score.failure}.")
+
+
+_THRESHOLDS: dict[str, Any] = {score.threshold: _threshold(score) for score in SCORES.values()}
+_Thresholds: Any = create_model("_Thresholds", __base__=Request, **_THRESHOLDS)
+
+
+class Policy(_Thresholds):  # type: ignore[misc]  # a type checker cannot read the table
     """When not to answer: thresholds, or a target. A value exactly at its threshold is answered."""
 
-    min_confidence: float | None = Field(
-        default=None, ge=0, le=1, description="Abstain if the leader's probability is lower."
-    )
-    max_predictive_entropy: float | None = Field(
-        default=None, ge=0, description="Abstain if the predictive entropy, in nats, is higher."
-    )
-    max_mutual_information: float | None = Field(
-        default=None, ge=0, description="Abstain if the mutual information, in nats, is higher."
-    )
     target_risk: float | None = Field(
         default=None,
         gt=0,

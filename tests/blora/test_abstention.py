@@ -7,24 +7,20 @@ import torch
 from blora.decision.abstention import AbstainReason, Policy, decide
 from blora.decision.uncertainty import Prediction, summarize
 from blora.errors import ConfigError
+from blora.scores import SCORES, TABLE
+
+USUAL = {"confidence": 0.7, "predictive_entropy": 0.6, "mutual_information": 0.1}
 
 
-def prediction(confidence: float = 0.7, predictive_entropy: float = 0.6, mutual_information: float = 0.1) -> Prediction:
-    return Prediction(
-        probabilities=(confidence, 1 - confidence),
-        std=(0.0, 0.0),
-        top=0,
-        confidence=confidence,
-        predictive_entropy=predictive_entropy,
-        expected_entropy=predictive_entropy - mutual_information,
-        mutual_information=mutual_information,
-    )
+def prediction(**scores: float) -> Prediction:
+    """A prediction with these scores, and others that pass every threshold."""
+    certain = {score.name: 1.0 if score.high_is_certain else 0.0 for score in TABLE}
+    values = certain | USUAL | scores
+    return Prediction(probabilities=(values["confidence"], 1 - values["confidence"]), std=(0.0, 0.0), top=0, **values)
 
 
 THRESHOLDS = [
-    ("min_confidence", "confidence", "low_confidence", -1),
-    ("max_predictive_entropy", "predictive_entropy", "high_predictive_entropy", 1),
-    ("max_mutual_information", "mutual_information", "high_mutual_information", 1),
+    (score.threshold, name, score.reason, -1 if score.high_is_certain else 1) for name, score in SCORES.items()
 ]
 per_threshold = pytest.mark.parametrize(("threshold", "quantity", "reason", "bad_direction"), THRESHOLDS)
 
@@ -89,7 +85,7 @@ def test_thresholds_of_zero_are_thresholds() -> None:
 
 def test_a_confidence_of_one_passes_the_strictest_policy() -> None:
     sure = summarize(torch.tensor([[1.0, 0.0]] * 4))
-    strictest = Policy(min_confidence=1.0, max_predictive_entropy=0.0, max_mutual_information=0.0)
+    strictest = Policy(**{score.threshold: 1.0 if score.high_is_certain else 0.0 for score in SCORES.values()})
     assert not decide(sure, strictest).abstained
 
 
@@ -127,11 +123,9 @@ def test_the_ends_of_the_range_are_thresholds(value: float) -> None:
 def test_an_owners_policy_comes_from_a_mapping() -> None:
     policy = Policy.from_mapping({"min_confidence": 0.8, "max_mutual_information": 0.2})
     assert policy == Policy(min_confidence=0.8, max_mutual_information=0.2, source="adapter")
-    assert policy.thresholds() == {
-        "min_confidence": 0.8,
-        "max_predictive_entropy": None,
-        "max_mutual_information": 0.2,
-    }
+    assert policy.max_predictive_entropy is None
+    assert policy.thresholds() == {"min_confidence": 0.8, "max_mutual_information": 0.2}
+    assert policy.limits() == {"confidence": 0.8, "mutual_information": 0.2}
 
 
 @pytest.mark.parametrize("name", ["min_confidense", "source"])

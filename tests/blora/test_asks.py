@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from blora.decision.asks import Ask, AskedRows, earlier_asks, total_delta
-from blora.decision.selective import Evidence, ScoreName, Stage, certify
+from blora.decision.selective import Evidence, Stage, certify
 from blora.errors import ConfigError
+from blora.scores import ScoreName
 
 FIRST, SECOND, THIRD = (Ask(target_risk=target, delta=0.05, seed=0) for target in (0.15, 0.2, 0.25))
 ROWS = AskedRows(

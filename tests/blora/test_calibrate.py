@@ -8,15 +8,16 @@ from torch import Tensor
 
 from blora.decision.abstention import decide
 from blora.decision.asks import Ask
-from blora.decision.calibrate import calibrate, scores_of
+from blora.decision.calibrate import calibrate
 from blora.decision.calibration import Binding, Calibration, FormName, Goal
 from blora.decision.conformal import conformal_quantile, nonconformity
 from blora.decision.metrics import ece
-from blora.decision.selective import ScoreName, split_rows
+from blora.decision.selective import split_rows
 from blora.decision.stopping import draws_used
 from blora.decision.temperature import temper
-from blora.decision.uncertainty import predictive_mean, summarize
+from blora.decision.uncertainty import summarize
 from blora.errors import ConfigError, DataError, NumericalError, ShapeError
+from blora.scores import ScoreName, predictive_mean, scores_of
 
 DIGEST = "sha256:" + "a" * 64
 BINDING = Binding(

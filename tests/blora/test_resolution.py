@@ -6,11 +6,12 @@ from typing import get_args
 import pytest
 import torch
 
-from blora.decision.calibrate import calibrate, scores_of
+from blora.decision.calibrate import calibrate
 from blora.decision.calibration import Goal
 from blora.decision.resolution import COARSE, FINE, Resolution, resolution_of
-from blora.decision.selective import Evidence, ScoreName, Stage, split_rows
+from blora.decision.selective import Evidence, Stage, split_rows
 from blora.decision.temperature import temper
+from blora.scores import SCORES, ScoreName, scores_of
 from tests.blora.test_calibrate import BINDING, SOURCE, answers
 
 LEAST = {"bfloat16": 1e-3, "float16": 1e-3, "float32": 1e-4}
@@ -40,7 +41,7 @@ def test_no_threshold_is_below_what_rounding_moves(dtype: str, score: ScoreName)
     goal = Goal(target_risk=0.2, score=score)
     for level in calibrate(log_probs.log_softmax(-1), labels, binding=binding, goal=goal, **SOURCE).proved():
         assert level.threshold is not None
-        lacking = 1 - level.threshold if score == "confidence" else level.threshold
+        lacking = 1 - level.threshold if SCORES[score].high_is_certain else level.threshold
         assert lacking >= LEAST[dtype] * (1 - 1e-6)
 
 
@@ -54,7 +55,7 @@ def test_thresholds_lie_on_the_grid_and_the_loosest_answers_all_that_tuned(dtype
     tuning, _ = split_rows(len(labels), 0)
     for candidates in evidence.candidates:
         values = torch.tensor(candidates.thresholds, dtype=torch.float64)
-        lacking = 1 - values if candidates.score == "confidence" else values
+        lacking = 1 - values if SCORES[candidates.score].high_is_certain else values
         assert bool((lacking[1:-1] / lacking[:-2] > 1 + resolution.step - 1e-6).all())
         assert candidates.tuning[-1].answered == len(tuning)
 

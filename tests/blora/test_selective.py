@@ -13,7 +13,6 @@ from blora.decision.binomial import binomial_cdf, clopper_pearson
 from blora.decision.selective import (
     Evidence,
     Level,
-    ScoreName,
     Stage,
     certify,
     rows_for_proof,
@@ -21,6 +20,7 @@ from blora.decision.selective import (
     split_rows,
 )
 from blora.errors import ConfigError, ShapeError
+from blora.scores import SCORES, ScoreName
 from tests.blora.test_abstention import prediction
 
 # Dividing the rows
@@ -115,12 +115,12 @@ def true_risk(world: World, level: Level) -> float:
     key = (world, level.score)
     if key not in _LARGE:
         scores, wrong = world(torch.Generator().manual_seed(99), 400_000)
-        values = selective.trust(level.score, scores[level.score])
+        values = SCORES[level.score].certainty(scores[level.score])
         order = values.argsort(descending=True)
         _LARGE[key] = (-values[order], wrong[order].double().cumsum(0))
     uncertainty, errors = _LARGE[key]
     assert level.threshold is not None
-    limit = -level.threshold if level.score == "confidence" else level.threshold
+    limit = -level.threshold if SCORES[level.score].high_is_certain else level.threshold
     answered = int(torch.searchsorted(uncertainty, limit + selective.TOLERANCE, right=True))
     return float(errors[answered - 1]) / answered
 

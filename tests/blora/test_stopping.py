@@ -9,18 +9,20 @@ from torch import Tensor
 
 from blora.decision.abstention import TOLERANCE, Policy, decide
 from blora.decision.binomial import binomial_cdf
-from blora.decision.calibrate import scores_of
 from blora.decision.selective import Evidence, Stage, split_rows
 from blora.decision.stopping import draws_used, looks, reach, settled
 from blora.decision.uncertainty import summarize
 from blora.errors import ShapeError
+from blora.scores import SCORES, scores_of
 
 POLICIES = (
     Policy(min_confidence=0.7),
     Policy(max_predictive_entropy=0.8),
     Policy(max_mutual_information=0.05),
-    Policy(min_confidence=0.6, max_predictive_entropy=0.9, max_mutual_information=0.1),
+    Policy(min_margin=0.4),
+    Policy(min_confidence=0.6, max_predictive_entropy=0.9, max_mutual_information=0.1, min_margin=0.3),
 )
+EVERY = POLICIES[-1]
 
 
 def questions(n: int, *, n_samples: int = 16, spread: float = 0.7, seed: int = 0) -> Tensor:
@@ -88,8 +90,8 @@ def test_choices_that_a_row_does_not_have_change_nothing(policy: Policy) -> None
 
 def test_a_row_settles_in_company_as_it_does_alone() -> None:
     probs = questions(60)
-    together = draws_used(probs, POLICIES[3], 0.01)
-    alone = [int(draws_used(probs[:, i : i + 1], POLICIES[3], 0.01)) for i in range(60)]
+    together = draws_used(probs, EVERY, 0.01)
+    alone = [int(draws_used(probs[:, i : i + 1], EVERY, 0.01)) for i in range(60)]
     assert together.tolist() == alone
     assert len(set(alone)) > 1
 
@@ -100,6 +102,25 @@ def test_the_reach_is_students_t_with_the_finite_population_correction() -> None
     # 5 % risked, 2 looks and 2 limits: the quantile of 1 - 0.0125 with 3 degrees of freedom, from a table of t.
     expected = 4.1765 * values.std() / 2 * math.sqrt(1 - 4 / 8)
     assert reach(probs, 8, 0.05)["confidence"].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_a_margin_may_fall_by_what_any_other_choice_may_gain_and_not_the_second_alone() -> None:
+    third = torch.tensor([0.1, 0.2, 0.1, 0.2], dtype=torch.float64)  # on average 0.15, behind a steady 0.2
+    probs = torch.stack([0.8 - third, torch.full_like(third, 0.2), third], -1)[:, None]
+    assert SCORES["margin"].of(probs).item() == pytest.approx(0.45)
+    found = reach(probs, 16, 0.1)
+    width = found["confidence"].item() / third.std().item()  # the leader scatters as the third choice does
+    lead_of_second, lead_of_third = width * third.std().item(), width * 2 * third.std().item()
+    assert lead_of_third - 0.05 > lead_of_second
+    assert found["margin"].item() == pytest.approx(lead_of_third - 0.05)
+
+
+def test_no_margin_of_all_draws_leaves_the_reach_more_often_than_stated() -> None:
+    n, error = 4000, 0.1
+    probs = questions(n, spread=1.0, seed=5)
+    few, every = (SCORES["margin"].of(draws) for draws in (probs[:8], probs))
+    left = ((every - few).abs() > reach(probs[:8], 16, error)["margin"]).sum()
+    assert binomial_cdf(int(left) - 1, n, error) < 0.999
 
 
 def test_the_entropy_of_few_draws_is_as_much_too_low_as_the_reach_allows_for() -> None:

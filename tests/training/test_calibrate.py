@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
@@ -11,12 +11,11 @@ from blora.adapter import attach, load_adapter
 from blora.base_model import load_base_model
 from blora.calibration_file import CALIBRATION_FILE, read
 from blora.decision.calibration import Calibration
-from blora.decision.selective import ScoreName
 from blora.decision.temperature import temper
 from blora.errors import AdapterError, ConfigError, DataError
 from blora.posterior.bank import SampleBank
+from blora.scores import SCORES
 from blora.training.commands import calibrate, train
-from blora.training.commands.calibrate import SCORES
 from blora.training.data import read_examples
 from blora.training.evaluate import predict_all
 from blora.training.rows import pack_examples
@@ -253,5 +252,6 @@ def test_the_file_is_json_that_others_can_read(adapter: Path, unseen: Path, base
     assert raw["calibrations"][0]["binding"]["dtype"] == "float32"
 
 
-def test_the_scores_that_may_be_planned_are_those_there_are() -> None:
-    assert get_args(ScoreName) == SCORES
+@pytest.mark.parametrize("score", SCORES)
+def test_every_score_may_be_planned(score: str) -> None:
+    assert calibrate._parser().parse_args(["a", "--data", "x", "--score", score]).score == score

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from blora.command_help import CommandHelp
+from blora.scores import SCORES
 from blora.training.commands.arguments import add_model, positive
 
 if TYPE_CHECKING:
@@ -12,8 +13,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SUMMARY", "main"]
 
-# Those of blora.decision.selective, which loads torch.
-SCORES = ("confidence", "predictive_entropy", "mutual_information")
 SUMMARY = "prove when an adapter may answer, on a labelled data set"
 
 
@@ -49,7 +48,7 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--score",
-        choices=SCORES,
+        choices=tuple(SCORES),
         help="score that gets the threshold; set it before you see results (default: the one that lets most of the "
         "choosing rows be answered)",
     )

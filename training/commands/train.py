@@ -9,6 +9,7 @@ from typing import TypeVar, get_args
 from blora.command_help import CommandHelp
 from blora.config import FamilyName, MethodName, PosteriorConfig
 from blora.errors import ConfigError
+from blora.scores import SCORES
 from blora.training.commands.arguments import add_model, add_prompt, add_sampling, positive, read_prompt, read_sampling
 from blora.training.config import TrainConfig
 
@@ -27,11 +28,6 @@ POSTERIOR = {
     "lambda_max": "largest scale of the noise around what the inducing weights predict",
     "lambda_init": "that scale at the start; must be below --lambda-max",
     "scale_init": "posterior standard deviation of the inducing weights at the start, as a multiple of the prior's",
-}
-POLICY = {
-    "min_confidence": "the adapter abstains below this confidence",
-    "max_predictive_entropy": "the adapter abstains above this predictive entropy, in nats",
-    "max_mutual_information": "the adapter abstains above this mutual information, in nats",
 }
 TRAINING = {
     field.name: field.metadata["help"] for field in fields(TrainConfig) if field.name not in ("work_dir", "resume")
@@ -102,8 +98,8 @@ def _parser() -> ArgumentParser:
     output = parser.add_argument_group("adapter")
     output.add_argument("--output", type=Path, required=True, help="adapter directory to write")
     add_sampling(output, n_samples=16)
-    for name, text in POLICY.items():
-        output.add_argument(f"--{name.replace('_', '-')}", type=float, help=text)
+    for score in SCORES.values():
+        output.add_argument(score.flag, type=float, help=f"the adapter abstains if {score.failure}")
     return parser
 
 
@@ -127,7 +123,8 @@ def main(argv: list[str]) -> int:
         arguments,
         work_dir=arguments.work_dir or arguments.output.with_name(f"{arguments.output.name}.work"),
     )
-    policy = {name: value for name in POLICY if (value := getattr(arguments, name)) is not None}
+    thresholds = {score.threshold: getattr(arguments, score.threshold) for score in SCORES.values()}
+    policy = {name: value for name, value in thresholds.items() if value is not None}
     sampling = read_sampling(arguments)
 
     from blora.training.commands.few_rows import warn_of_few_rows

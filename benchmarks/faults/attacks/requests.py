@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 
 from benchmarks.faults.attacks.target import Case, Target, said
+from blora.scores import SCORES
 
 __all__ = ["CASES"]
 
@@ -196,12 +197,12 @@ PROMPTS = [
     _asked("a prompt that nobody sees", {"prompt": "\u200b\u2060\ufeff", "policy": ANY}, "200", "422 invalid_prompt"),
     _asked(
         "thresholds of 1e-300",
-        {"policy": {"min_confidence": 1e-300, "max_predictive_entropy": 1e-300, "max_mutual_information": 1e-300}},
+        {"policy": {score.threshold: 1e-300 for score in SCORES.values()}},
         "200 withheld",
     ),
     _asked(
         "thresholds of the largest number",
-        {"policy": {"min_confidence": 0, "max_predictive_entropy": 1.7e308, "max_mutual_information": 1.7e308}},
+        {"policy": {score.threshold: 0 if score.high_is_certain else 1.7e308 for score in SCORES.values()}},
         "200",
     ),
     _asked("a target of 5e-324", {"policy": {"target_risk": 5e-324}}, "422 not_calibrated", "422 invalid_value"),

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from blora.client.errors import ClientError
 from blora.client.policies import AbstainAbove, AbstainBelow, AbstainPolicy
 from tests.blora.client.predictions import prediction, withheld
 
@@ -16,6 +17,8 @@ SURE, SPLIT = AbstainBelow(0.8), AbstainAbove(mutual_information=0.1)
         (SURE, {"confidence": 0.8}, []),
         (SURE, {"confidence": 0.79}, ["low_confidence"]),
         (SPLIT, {"mutual_information": 0.1}, []),
+        (AbstainBelow(margin=0.3), {"margin": 0.3}, []),
+        (AbstainBelow(margin=0.3), {"margin": 0.29}, ["low_margin"]),
         (SPLIT, {"mutual_information": 0.11}, ["high_mutual_information"]),
         (AbstainAbove(predictive_entropy=0.3, expected_entropy=0.4), {}, ["high_predictive_entropy"]),
         (
@@ -59,6 +62,19 @@ def test_the_servers_reasons_stay() -> None:
 def test_a_confidence_is_a_probability(confidence: float) -> None:
     with pytest.raises(ValueError, match="expected a probability from 0 to 1"):
         AbstainBelow(confidence)
+
+
+def test_shares_have_names_but_the_confidence_needs_none() -> None:
+    assert AbstainBelow(0.8) == AbstainBelow(confidence=0.8)
+    with pytest.raises(ValueError, match="expected a probability from 0 to 1 for at least one score"):
+        AbstainBelow()
+
+
+def test_a_score_that_the_answer_lacks_is_not_taken_for_one_that_passes() -> None:
+    of_an_older_server = prediction()
+    assert of_an_older_server.margin is None
+    with pytest.raises(ClientError, match="an answer without margin, .* update the server"):
+        AbstainBelow(margin=0.1).apply(of_an_older_server)
 
 
 @pytest.mark.parametrize("thresholds", [{}, {"mutual_information": -1.0}, {"predictive_entropy": float("nan")}])

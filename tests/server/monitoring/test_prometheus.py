@@ -47,7 +47,9 @@ def test_its_alerts_are_loaded_and_silent(prometheus: str, server: Server) -> No
     groups = httpx.get(f"{prometheus}/api/v1/rules").json()["data"]["groups"]
     assert {rule["health"] for group in groups for rule in group["rules"]} <= {"ok", "unknown"}
     assert {group["name"] for group in groups} == {"blora-objectives", "blora"}
-    assert httpx.get(f"{prometheus}/api/v1/alerts").json()["data"]["alerts"] == []
+    alerts = httpx.get(f"{prometheus}/api/v1/alerts").json()["data"]["alerts"]
+    # An alert on absence is pending if the rules are evaluated before the first scrape.
+    assert [alert for alert in alerts if alert["state"] == "firing"] == []
 
 
 def test_the_metrics_are_as_prometheus_wants_them(server: Server) -> None:

@@ -32,7 +32,7 @@ async def test_an_answer_has_exactly_the_fields_of_the_contract(server: Running)
     answer = await ask(server, prompt="p=0.7 charged twice")
     assert answer.keys() == {
         "id", "created", "model", "adapter", "answer", "top_choice", "probabilities", "confidence",
-        "predictive_entropy", "expected_entropy", "mutual_information", "prediction_set", "abstained", "abstain_reasons",
+        "predictive_entropy", "expected_entropy", "mutual_information", "margin", "prediction_set", "abstained", "abstain_reasons",
         "policy", "n_samples", "usage", "timing",
     }  # fmt: skip
     assert answer["model"] == "fake"
@@ -61,6 +61,8 @@ async def test_the_numbers_are_those_of_the_posterior_predictive(server: Running
     assert answer["confidence"] == pytest.approx(mean.max().item())
     assert answer["predictive_entropy"] == pytest.approx(-(mean * mean.log()).sum().item())
     assert answer["mutual_information"] == pytest.approx(answer["predictive_entropy"] - answer["expected_entropy"])
+    first, second = mean.sort(descending=True).values[:2].tolist()
+    assert answer["margin"] == pytest.approx(first - second)
     assert answer["samples"] == [pytest.approx(draw) for draw in probs.tolist()]
 
 
@@ -102,6 +104,14 @@ async def test_abstaining_withholds_the_answer_and_says_why(server: Running) -> 
     assert answer["policy"] == {**policy, "source": "request"}
 
 
+async def test_a_margin_that_is_too_low_withholds_the_answer(server: Running) -> None:
+    answer = await ask(server, prompt="p=0.7 x", policy={"min_margin": 0.6})
+    assert answer["answer"] is None
+    reason = {"reason": "low_margin", "value": pytest.approx(0.55), "threshold": 0.6}
+    assert (answer["abstain_reasons"], answer["policy"]) == ([reason], {"min_margin": 0.6, "source": "request"})
+    assert (await ask(server, prompt="p=0.7 x", policy={"min_margin": 0.5}))["answer"] == "billing"
+
+
 @pytest.mark.parametrize("first", [0.7, 0.1, 0.9999999, 1.0])
 async def test_exactly_at_a_threshold_is_answered(server: Running, first: float) -> None:
     question = {"prompt": f"p={first} x"}
@@ -110,6 +120,7 @@ async def test_exactly_at_a_threshold_is_answered(server: Running, first: float)
         "min_confidence": plain["confidence"],
         "max_predictive_entropy": plain["predictive_entropy"],
         "max_mutual_information": plain["mutual_information"],
+        "min_margin": plain["margin"],
     }
     assert not (await ask(server, **question, policy=policy))["abstained"]
 

@@ -15,7 +15,7 @@ from benchmarks.calibration.report.study import Study, studies
 from blora.decision.curves import auroc, reliability, risk_coverage
 from blora.decision.metrics import metrics
 from blora.decision.temperature import temper
-from blora.decision.uncertainty import entropy, mutual_information
+from blora.scores import entropy, mutual_information
 
 Result = dict[str, Any]
 

@@ -1,0 +1,276 @@
+"""The table of scores: how certain an answer is, from its draws to the reason to withhold it.
+
+Policies, requests, answers, reasons, flags, metrics and the dashboard are made from the rows below. To add a score, add
+its row. The client reads the table too and has no torch: a row computes with the methods of the tensors it is given.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf, log
+from typing import TYPE_CHECKING, Literal
+
+from blora.errors import ShapeError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "SCORES",
+    "TABLE",
+    "Score",
+    "ScoreName",
+    "entropy",
+    "expected_entropy",
+    "leads",
+    "mutual_information",
+    "predictive_entropy",
+    "predictive_mean",
+    "scores_of",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """A number that tells how certain an answer is.
+
+    Attributes:
+        name: of the field in an answer.
+        high_is_certain: the direction. A score that is high where the answer is certain is a share, 1 at certainty;
+            any other is an uncertainty, 0 at certainty.
+        unit: of the values; empty for a share.
+        range: the least and the greatest value for a number of choices and a number of draws.
+        of: values (B,) from recalibrated probabilities (S, B, C), one slice per posterior draw.
+        parts: numbers (S, B, K) of each draw. The score is the least of their K means over the draws, so that the
+            scatter of the numbers bounds what further draws can change; see `blora.decision.stopping`.
+        rises_with_draws: whether few draws put the score too low, by up to the mutual information / (S - 1).
+        fewest_draws: that the score needs.
+        has_threshold: whether policies have a threshold on it; if not, answers report it and nothing else.
+        always_reported: whether the answers of every server have it. Scores added later are absent from older ones.
+        meaning: a sentence for metrics and documents.
+        noun: what "is lower" or "is higher" in a sentence on the threshold.
+    """
+
+    name: str
+    high_is_certain: bool
+    unit: Literal["", "nats"] = ""
+    range: Callable[[int, int], tuple[float, float]]
+    of: "Callable[[Tensor], Tensor]"
+    parts: "Callable[[Tensor], Tensor]"
+    rises_with_draws: bool = False
+    fewest_draws: int = 1
+    has_threshold: bool = True
+    always_reported: bool = False
+    meaning: str
+    noun: str
+
+    @property
+    def title(self) -> str:
+        """The name in words."""
+        return self.name.replace("_", " ")
+
+    @property
+    def threshold(self) -> str:
+        """The name of the threshold in a policy."""
+        return f"{'min' if self.high_is_certain else 'max'}_{self.name}"
+
+    @property
+    def flag(self) -> str:
+        """The command-line flag of the threshold."""
+        return f"--{self.threshold.replace('_', '-')}"
+
+    @property
+    def reason(self) -> str:
+        """The name of the reason to abstain that a failed threshold is."""
+        return f"{'low' if self.high_is_certain else 'high'}_{self.name}"
+
+    @property
+    def failure(self) -> str:
+        """The clause that says when the threshold fails."""
+        return f"the {self.noun} is {'lower' if self.high_is_certain else 'higher'}"
+
+    @property
+    def metric(self) -> str:
+        """The name of the histogram of its values."""
+        return f"blora_{self.name}_{self.unit}" if self.unit else f"blora_{self.name}"
+
+    @property
+    def greatest(self) -> float:
+        """The greatest value for any number of choices; the least is 0."""
+        return 1.0 if self.high_is_certain else inf
+
+    def values(self, probs: "Tensor") -> "Tensor":
+        """Return the score (B,) of probabilities (S, B, C), without what rounding puts beyond its range."""
+        return self.of(probs).clamp(0.0, self.greatest) + 0.0  # which makes 0.0 of -0.0
+
+    def certainty(self, values: "Tensor") -> "Tensor":
+        """Return values turned so that higher is more certain; turning them again gives the values back."""
+        return values if self.high_is_certain else -values
+
+    def fails(self, value: float, threshold: float, tolerance: float = 0.0) -> bool:
+        """Return whether a value is less certain than a threshold, by more than a tolerance.
+
+        >>> SCORES["confidence"].fails(0.7, threshold=0.8), SCORES["mutual_information"].fails(0.7, threshold=0.8)
+        (True, False)
+        """
+        return value < threshold - tolerance if self.high_is_certain else value > threshold + tolerance
+
+
+# What the rows compute
+
+
+def entropy(probs: "Tensor") -> "Tensor":
+    """Return the Shannon entropy over the last dimension, in nats, with 0 log 0 = 0.
+
+    >>> import torch
+    >>> entropy(torch.tensor([0.5, 0.5, 0.0])).item() == torch.tensor(2.0).log().item()
+    True
+    """
+    return -probs.xlogy(probs).sum(-1)
+
+
+def predictive_mean(probs: "Tensor") -> "Tensor":
+    """Return the posterior predictive: probabilities, never logits, averaged over draws.
+
+    Args:
+        probs: (S, B, C).
+
+    Returns:
+        (B, C).
+
+    Raises:
+        ShapeError: if probs is not 3-D.
+    """
+    return _draws(probs).mean(0)
+
+
+def predictive_entropy(probs: "Tensor") -> "Tensor":
+    """Return the total uncertainty H[E_w p(y | x, w)] in nats, (B,), from probs (S, B, C)."""
+    return entropy(predictive_mean(probs))
+
+
+def expected_entropy(probs: "Tensor") -> "Tensor":
+    """Return the aleatoric uncertainty E_w H[p(y | x, w)] in nats, (B,), from probs (S, B, C)."""
+    return entropy(_draws(probs)).mean(0)
+
+
+def mutual_information(probs: "Tensor") -> "Tensor":
+    """Return the epistemic uncertainty I(y; w | x) of a posterior predictive, in nats; zero with a single draw.
+
+    Args:
+        probs: (S, B, C), one slice per posterior draw.
+
+    Returns:
+        (B,), non-negative up to rounding.
+
+    Raises:
+        ShapeError: if probs is not 3-D.
+
+    References:
+        Houlsby et al., 2011. arXiv:1112.5745
+    """
+    return predictive_entropy(probs) - expected_entropy(probs)
+
+
+def leads(probs: "Tensor") -> "Tensor":
+    """Return by how much each draw has the leader before each choice, (S, B, C), from probs (S, B, C).
+
+    The leader is that of the mean. Its lead is 1 before itself and before choices that a row does not have, whose
+    probability is 0.
+    """
+    mean = predictive_mean(probs)
+    leader = mean.argmax(-1, keepdim=True)  # (B, 1)
+    of_draws = probs.gather(-1, leader.expand(len(probs), -1, -1)) - probs
+    return of_draws.masked_fill((mean == 0).scatter(-1, leader, True), 1)
+
+
+def _leader(probs: "Tensor") -> "Tensor":
+    """Return each draw's probability of the leader, (S, B, 1)."""
+    leader = predictive_mean(probs).argmax(-1, keepdim=True)
+    return probs.gather(-1, leader.expand(len(probs), -1, -1))
+
+
+def _cross_entropy(probs: "Tensor") -> "Tensor":
+    """Return each draw's cross-entropy with the mean of the draws, (S, B): their mean is the predictive entropy."""
+    return -probs.xlogy(predictive_mean(probs)).sum(-1)
+
+
+def _draws(probs: "Tensor") -> "Tensor":
+    if probs.ndim != 3 or probs.shape[0] < 1:
+        raise ShapeError(f"got probabilities of shape {tuple(probs.shape)}, expected (S, B, C) with S >= 1")
+    return probs
+
+
+# The order is that of an answer's fields. Where two scores would let equally many questions be answered, calibration
+# takes the one that comes first.
+TABLE = (
+    Score(
+        name="confidence",
+        high_is_certain=True,
+        range=lambda n_choices, _: (1 / n_choices, 1.0),
+        of=lambda probs: predictive_mean(probs).amax(-1),
+        parts=_leader,
+        always_reported=True,
+        meaning="Probability of the leading choice.",
+        noun="leader's probability",
+    ),
+    Score(
+        name="predictive_entropy",
+        high_is_certain=False,
+        unit="nats",
+        range=lambda n_choices, _: (0.0, log(n_choices)),
+        of=predictive_entropy,
+        parts=lambda probs: _cross_entropy(probs)[..., None],
+        rises_with_draws=True,
+        always_reported=True,
+        meaning="Entropy of the answer's probabilities.",
+        noun="predictive entropy, in nats,",
+    ),
+    Score(
+        name="expected_entropy",
+        high_is_certain=False,
+        unit="nats",
+        range=lambda n_choices, _: (0.0, log(n_choices)),
+        of=expected_entropy,
+        parts=lambda probs: entropy(probs)[..., None],
+        has_threshold=False,
+        always_reported=True,
+        meaning="The part of the entropy that remains whatever the weights.",
+        noun="expected entropy, in nats,",
+    ),
+    Score(
+        name="mutual_information",
+        high_is_certain=False,
+        unit="nats",
+        # It is the Jensen-Shannon divergence of the draws, which is at most ln S too.
+        range=lambda n_choices, n_samples: (0.0, log(min(n_choices, n_samples))),
+        of=mutual_information,
+        parts=lambda probs: (_cross_entropy(probs) - entropy(probs))[..., None],
+        rises_with_draws=True,
+        fewest_draws=2,
+        always_reported=True,
+        meaning="The part of the entropy that comes from not knowing the weights.",
+        noun="mutual information, in nats,",
+    ),
+    Score(
+        name="margin",
+        high_is_certain=True,
+        range=lambda *_: (0.0, 1.0),
+        of=lambda probs: -predictive_mean(probs).topk(2).values.diff()[..., 0],
+        parts=leads,  # further draws may make any other choice the second one
+        meaning="Probability of the leading choice less that of the second one.",
+        noun="margin between the two leading choices",
+    ),
+)
+
+SCORES = {score.name: score for score in TABLE if score.has_threshold}
+"""The scores that a threshold may be on, by name."""
+
+if TYPE_CHECKING:
+    ScoreName = str
+else:
+    ScoreName = Literal[tuple(SCORES)]  # pydantic refuses other names; a type checker cannot read the table
+
+
+def scores_of(probs: "Tensor") -> "dict[ScoreName, Tensor]":
+    """Return the scores that a threshold may be on, (N,) each, from probs (S, N, C); of few draws those they allow."""
+    return {name: score.values(probs) for name, score in SCORES.items() if len(probs) >= score.fewest_draws}
