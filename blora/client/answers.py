@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from blora.client.shown import html_of, line_of
+
 __all__ = [
     "AbstainReason",
     "AdapterRef",
@@ -127,6 +129,14 @@ class Prediction(Answer):
     samples: list[list[float]] | None = Field(
         default=None, description="(draws, choices) probabilities; only with `return_samples`."
     )
+
+    def __repr__(self) -> str:
+        return line_of(self)
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
 
 
 class Outcome(Answer):
