@@ -212,7 +212,8 @@ class Model:
         return export_draws(self.adapter, self.base, Path(output), n_samples)
 
     def __repr__(self) -> str:
-        return f"Model({', '.join(self._facts().values())})"
+        adapter, base, choices, draws, policy = self._facts().values()
+        return f"Model({adapter}: {base}; choices {choices}; {draws}; {policy})"
 
     def _repr_html_(self) -> str:
         return html_table([(escape(name), escape(value)) for name, value in self._facts().items()])

@@ -38,6 +38,10 @@ def recipe_of(data: Rows, output: Path, *, command: str, **settings: Any) -> Rec
         raise ConfigError(
             "got --learning-rate with --method lora, which has no inducing weights; expected --lora-learning-rate"
         )
+    # As Python may give what a flag turns into its type.
+    given |= {
+        name: kind(given[name]) for name, kind in {"init_from": Path, "target_modules": tuple}.items() if name in given
+    }
     own = {name: given.pop(name) for name in _own_names() & given.keys()}
     work_dir = Path(given.pop("work_dir", output.with_name(f"{output.name}.work")))
     default_template = "template" not in given

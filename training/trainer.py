@@ -1,5 +1,7 @@
 """Fitting a posterior with the Hugging Face Trainer, which brings accelerate, checkpoints, bars and trackers."""
 
+import logging
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import TensorBoardCallback, get_available_reporting_integrations
+from transformers.utils.import_utils import is_in_notebook
 
 from blora.base_model import BaseModel
 from blora.decision.metrics import metrics
@@ -30,6 +33,8 @@ from blora.training.trunk import with_states
 from blora.training.tune import trial_of
 
 __all__ = ["Fitted", "PosteriorTrainer", "check_tracker", "fit"]
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINT_FILE = "posterior.safetensors"
 # Served recalibrated, so chosen recalibrated: overconfidence, which that mends, does not decide the epoch.
@@ -147,6 +152,7 @@ class PosteriorTrainer(Trainer):
             logging_steps=10,
             logging_nan_inf_filter=False,
             seed=config.seed,
+            disable_tqdm=not (sys.stderr.isatty() or is_in_notebook()),
             report_to="none" if config.report_to == TENSORBOARD else config.report_to,
             use_cpu=device.type == "cpu",
             remove_unused_columns=False,
@@ -171,6 +177,7 @@ class PosteriorTrainer(Trainer):
                 *callbacks,
             ],
         )
+        self.remove_callback(PrinterCallback)  # what it would print is logged
         self.elbo = elbo
         self.validation = validation
         self.config = config
@@ -219,6 +226,8 @@ class PosteriorTrainer(Trainer):
             logs["nll"] = torch.stack([part.nll for part in self.parts]).mean().item()
             logs["kl"] = torch.stack([part.kl for part in self.parts]).mean().item()
             self.parts.clear()
+        validated = any(name.startswith("eval_") for name in logs)
+        logger.log(logging.INFO if validated else logging.DEBUG, "step %d: %s", self.state.global_step, logs)
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
