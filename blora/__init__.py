@@ -1,11 +1,35 @@
 """Bayesian-LoRA adapters for language models that know when they do not know.
 
+    model = blora.load("adapters/triage")      # ask, calibrate, evaluate, export: see `blora.model`
+    model = blora.train(rows, output="adapters/triage")
+    model = blora.bayesianize("loras/triage", rows, output="adapters/triage")
+
 Three wings: `blora.posterior` (what the weights are), `blora.inference` (how an answer is computed) and
 `blora.decision` (what the numbers mean). Nothing heavy is imported until it is used.
 """
 
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from blora.front_door import bayesianize, load, train
+    from blora.model import Model
+
+__all__ = ["Model", "__version__", "bayesianize", "load", "train"]
 
 __version__ = version("blora")
+
+LAZY = {"Model": "model", "bayesianize": "front_door", "load": "front_door", "train": "front_door"}
+
+
+def __getattr__(name: str) -> Any:
+    """Return a public name, whose module (and with it torch) is imported now."""
+    if name not in LAZY:
+        raise AttributeError(f"module 'blora' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"blora.{LAZY[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *LAZY})

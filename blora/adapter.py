@@ -37,7 +37,16 @@ from blora.posterior.layer import LoraLinear
 from blora.posterior.posterior import Posterior
 from blora.posterior.sizes import memory_bytes, tensor_shapes
 
-__all__ = ["Adapter", "attach", "check_output", "load_adapter", "peft_config", "peft_tensors", "save_adapter"]
+__all__ = [
+    "Adapter",
+    "attach",
+    "check_output",
+    "load_adapter",
+    "peft_config",
+    "peft_tensors",
+    "read_config",
+    "save_adapter",
+]
 
 CONFIG_FILE = "bayesian_config.json"
 POSTERIOR_FILE = "posterior.safetensors"
@@ -168,7 +177,7 @@ def load_adapter(
     folder = Path(path)
     _check_files(folder)
     digest = _digest(folder)
-    config = _read_config(folder)
+    config = read_config(folder)
     _check_base(config, base)
     _check_memory(config, folder, max_memory_bytes)
     tensors, weights = (TensorsFile(folder / file, mend=MEND) for file in (POSTERIOR_FILE, WEIGHTS_FILE))
@@ -192,7 +201,12 @@ def _check_files(folder: Path) -> None:
         raise AdapterError(f"got adapter {folder} without {', '.join(missing)}; expected all of {', '.join(DIGESTED)}")
 
 
-def _read_config(folder: Path) -> AdapterConfig:
+def read_config(folder: Path) -> AdapterConfig:
+    """Return the settings of the adapter in a folder.
+
+    Raises:
+        AdapterError: if there are none, or they make no sense.
+    """
     file = folder / CONFIG_FILE
     raw = read_json(file, mend=MEND)
     version = raw.get("format_version") if isinstance(raw, dict) else None

@@ -17,14 +17,14 @@ from blora.posterior.bank import SampleBank
 __all__ = ["export_draws"]
 
 
-def export_draws(adapter: Adapter, base: BaseModel, output: Path | str, n_samples: int) -> list[Path]:
+def export_draws(adapter: Adapter, base: BaseModel, output: Path | str, n_samples: int | None = None) -> list[Path]:
     """Write draw-000, draw-001 ... below a folder, which appears complete or not at all.
 
     Args:
         adapter: whose posterior.
         base: the model it belongs to.
         output: the folder, which must not exist.
-        n_samples: S; draws nest, so that fewer are the first of more.
+        n_samples: S; draws nest, so that fewer are the first of more. None: the adapter's own number.
 
     Returns:
         The S folders, each a LoRA that PEFT and vLLM load.
@@ -35,8 +35,9 @@ def export_draws(adapter: Adapter, base: BaseModel, output: Path | str, n_sample
     output = Path(output)
     if output.exists():
         raise AdapterError(f"got {output}, which exists, expected a new folder: name another, or remove it")
-    seed = adapter.config.sampling.seed
-    draws = SampleBank.draw(adapter.posterior, adapter.digest, n_samples, seed).draws
+    sampling = adapter.config.sampling
+    n_samples = n_samples or sampling.n_samples
+    draws = SampleBank.draw(adapter.posterior, adapter.digest, n_samples, sampling.seed).draws
     names = [f"draw-{s:03d}" for s in range(n_samples)]
     with new_folder(output) as partial:
         for s, name in enumerate(names):

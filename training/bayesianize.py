@@ -5,33 +5,100 @@ that noise of one size suits both. The prior is scaled to them, and `blora.train
 may be widened before it predicts worse.
 """
 
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from blora.adapter import check_output, save_adapter
-from blora.base_model import BaseModel
+from blora.base_model import EMBEDDED, BaseModel
 from blora.config import AdapterConfig, PosteriorConfig, PromptConfig, SamplingConfig
 from blora.errors import AdapterError, ConfigError
 from blora.lora import balanced, lora_shape, read_lora
+from blora.opening import open_base
 from blora.posterior.draws import Factors
 from blora.posterior.inject import inject, linear_modules
 from blora.posterior.posterior import Posterior
-from blora.training.data import ExampleSet
+from blora.training.caveats import warn_of_few_rows
+from blora.training.config import N_SAMPLES_TUNED, SCALES, TOLERANCE_NATS
+from blora.training.data import ExampleSet, examples_of
 from blora.training.evaluate import predict_all
+from blora.training.labels import label_set
 from blora.training.overlap import SEEN, fingerprints
-from blora.training.provenance import command_line, machine, revision
+from blora.training.provenance import machine, revision
+from blora.training.recipe import Trained
 from blora.training.rows import pack_examples
+from blora.training.settings import prompt_of, sampling_of
+from blora.training.sources import Rows, read_table
 from blora.training.tune import Trial, record, trial_of, tune
 
-__all__ = ["bayesianize", "posterior_around"]
+__all__ = ["bayesianize", "bayesianize_lora", "posterior_around"]
+
+logger = logging.getLogger(__name__)
 
 # Of the prior's standard deviation to the root mean square of the factors. At scale 1 the posterior's is a quarter of
 # the prior's: as wide as the factors themselves.
 PRIOR_WIDTH = 4.0
 START = PosteriorConfig(lambda_max=1.0, lambda_init=1 / PRIOR_WIDTH, scale_init=0.1)
+
+
+def bayesianize_lora(
+    path: Path,
+    output: Path,
+    data: Rows,
+    *,
+    command: str,
+    split: str = "validation",
+    columns: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    base_model: str = EMBEDDED,
+    device: str = "auto",
+    dtype: str = "auto",
+    scales: Sequence[float] = SCALES,
+    tolerance: float = TOLERANCE_NATS,
+    **settings: Any,
+) -> tuple[Trained, list[Trial]]:
+    """Read rows and a base model, and write the Bayesian adapter of a plain PEFT LoRA.
+
+    Args:
+        path: the LoRA's directory.
+        output: the adapter's.
+        data: labelled rows that it was not trained on: see `read_examples`, as for split, columns and limit.
+        command: what asked for it, for the record.
+        split: of a hub data set.
+        columns: that the data calls otherwise.
+        limit: rows from the top, None for all.
+        base_model: that the LoRA was trained on: see `load_base_model`, as for device and dtype.
+        device: where to compute.
+        dtype: of the base model.
+        scales: factors of the standard deviations to try.
+        tolerance: see `blora.training.tune.choose`, in nats.
+        settings: of prompt and draws, by the names of the flags of `blora bayesianize`.
+
+    Returns:
+        The base model with the chosen trial, and all trials; the first is the LoRA itself, at scale 0.
+
+    Raises:
+        BloraError: for bad data, a bad base model, a bad LoRA or bad settings.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    own_template = "template" in given
+    prompt, sampling = prompt_of(given), sampling_of(given, n_samples=N_SAMPLES_TUNED)
+    if given:
+        raise ConfigError(f"got unknown settings {', '.join(given)}, expected those of `blora bayesianize --help`")
+    table = read_table(data, split=split, columns=columns)
+    choices = prompt.choices or label_set(table)
+    examples = examples_of(table, choices)
+    examples = replace(examples, examples=examples.examples[:limit])
+    prompt = replace(prompt, choices=choices, template=prompt.template if own_template else examples.template)
+    base = open_base(base_model, device=device, dtype=dtype)
+    chosen, trials = bayesianize(
+        path, output, base, examples, prompt, sampling, scales=scales, tolerance=tolerance, command=command
+    )
+    return Trained(base, chosen), trials
 
 
 def bayesianize(
@@ -44,9 +111,9 @@ def bayesianize(
     *,
     scales: Sequence[float],
     tolerance: float,
-    argv: Sequence[str],
+    command: str,
 ) -> tuple[Trial, list[Trial]]:
-    """Writes the Bayesian adapter of a plain PEFT LoRA.
+    """Write the Bayesian adapter of a plain PEFT LoRA.
 
     Args:
         path: the LoRA's directory.
@@ -57,7 +124,7 @@ def bayesianize(
         sampling: the draws that will be served.
         scales: factors of the standard deviations to try.
         tolerance: see `blora.training.tune.choose`, in nats.
-        argv: the arguments of the command, for the record.
+        command: what asked for it, for the record.
 
     Returns:
         The trial that was chosen, and all of them; the first is the LoRA itself, at scale 0.
@@ -78,7 +145,7 @@ def bayesianize(
             )
     rows = pack_examples(examples, base, prompt)
     inject(base.model, posterior.modules_shape)
-    lora = trial_of(0.0, predict_all(base.model, rows, posterior.mean()), rows)
+    lora = trial_of(0.0, predict_all(base.model, rows, posterior.mean(), about="scoring the LoRA"), rows)
     chosen, trials = tune(base, posterior, rows, sampling, scales=scales, tolerance=tolerance)
     targets = tuple(sorted({name.rsplit(".", 1)[-1] for name in posterior.modules_shape}))
     config = AdapterConfig(
@@ -89,7 +156,7 @@ def bayesianize(
         prompt=prompt,
         sampling=sampling,
         training={
-            "command": command_line("bayesianize", list(argv)),
+            "command": command,
             "revision": revision(),
             "machine": machine(base.device),
             "dtype": base.dtype_name,
@@ -100,6 +167,8 @@ def bayesianize(
         },
     )
     save_adapter(output, posterior, chosen.recalibrated(config), base)
+    logger.info("wrote %s: %s", output, chosen)
+    warn_of_few_rows(chosen.n_rows)
     return chosen, [lora, *trials]
 
 

@@ -4,14 +4,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from blora.config import PromptConfig
 from blora.errors import ConfigError
 
-__all__ = ["CACHE_GIB", "TrainConfig"]
+__all__ = [
+    "CACHE_GIB",
+    "NEW_PROMPT",
+    "N_SAMPLES",
+    "N_SAMPLES_TUNED",
+    "SCALES",
+    "TOLERANCE_NATS",
+    "TRACKERS",
+    "TrainConfig",
+]
 
 T = TypeVar("T")
 
 # Most that the frozen layers' output may take where no TrainConfig says otherwise.
 CACHE_GIB = 16.0
+# How a new adapter scores. `PromptConfig` has another default end: that of files written before there was a choice.
+NEW_PROMPT = PromptConfig(choice_end="newline")
+# Draws of an adapter that is trained, and of one that is made of a LoRA.
+N_SAMPLES, N_SAMPLES_TUNED = 16, 8
+# Factors of a posterior's standard deviations that are tried, and by how much the NLL of the widest one may be worse.
+SCALES = (0.5, 0.71, 1.0, 1.41, 2.0, 2.83, 4.0)
+TOLERANCE_NATS = 0.005
+TRACKERS = ("none", "tensorboard", "wandb", "mlflow")
 
 
 def _setting(default: T, about: str) -> T:
@@ -53,8 +71,13 @@ class TrainConfig:
     )
     seed: int = _setting(0, "seed of initialisation, order and noise")
     resume: bool = _setting(False, "go on from the last checkpoint in work_dir, if there is one")
+    report_to: str = _setting(
+        "none", "tracker that gets losses and validation metrics; tensorboard reads them from the folder WORK_DIR.runs"
+    )
 
     def __post_init__(self) -> None:
+        if self.report_to not in TRACKERS:
+            raise ConfigError(f"got report_to = {self.report_to!r}, expected one of {', '.join(TRACKERS)}")
         for name in (
             *("epochs", "batch_size", "gradient_accumulation"),
             *("learning_rate", "lora_learning_rate", "input_learning_rate", "scale_learning_rate"),

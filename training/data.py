@@ -1,16 +1,13 @@
-"""Reading labelled questions from JSONL, CSV or a hub data set; a malformed row is named with its file and line.
+"""Labelled questions from rows of any source; a malformed row is named with its place.
 
 A row has one of question, prompt or messages; its choices, unless the label set is fixed for all; and a label, see
 `blora.training.labels`. ARC's hub form (choices as {"text", "label"} and answerKey) is understood.
 """
 
-import csv
 import hashlib
-import io
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,10 +17,10 @@ from blora.columns import no_question
 from blora.errors import DataError
 from blora.posterior.noise import generator_of
 from blora.training.labels import Label, RowError, read_label, settle
+from blora.training.sources import Rows, Table, read_table
 
-__all__ = ["Example", "ExampleSet", "read_examples", "split_examples"]
+__all__ = ["Example", "ExampleSet", "examples_of", "read_examples", "split_examples"]
 
-TEMPLATES_TOLD = 'a question is asked as "Question: ... Answer:" unless --template says otherwise, a prompt as it is'
 DEFAULT_TEMPLATES = {"question": "Question: {prompt}\nAnswer:", "prompt": "{prompt}", "messages": "{prompt}"}
 REPORTED = 10  # malformed rows named in one message
 
@@ -75,36 +72,49 @@ class ExampleSet:
         return DEFAULT_TEMPLATES[self.examples[0].kind]
 
 
-def read_examples(source: str, *, choices: Sequence[str] | None = None, split: str = "train") -> ExampleSet:
-    """Read every row of a data set.
+def read_examples(
+    source: Rows,
+    *,
+    choices: Sequence[str] | None = None,
+    split: str = "train",
+    columns: Mapping[str, str] | None = None,
+    limit: int | None = None,
+) -> ExampleSet:
+    """Return the labelled questions of any source.
 
     Args:
-        source: a .jsonl or .csv file, or a hub data set as owner/name or owner/name:config.
+        source: a file, a hub data set or a table in memory: see `blora.training.sources.read_table`.
         choices: the fixed label set, for rows that bring none of their own.
         split: of a hub data set.
+        columns: for each of our columns that the source calls otherwise its name there.
+        limit: questions from the top, None for all; every row is read and checked.
 
     Raises:
-        DataError: naming each malformed row with its file and line.
+        DataError: naming each malformed row with its place.
     """
-    path = Path(source)
-    untyped = path.suffix.lower() == ".csv"
-    if path.suffix.lower() in (".jsonl", ".csv"):
-        rows = _file_rows(path)
-        name = path.name
-    else:
-        rows = _hub_rows(source, split)
-        name = f"{source}/{split}"
+    examples = examples_of(read_table(source, split=split, columns=columns), choices)
+    return replace(examples, examples=examples.examples[:limit])
+
+
+def examples_of(table: Table, choices: Sequence[str] | None) -> ExampleSet:
+    """Return the labelled questions of a table.
+
+    Args:
+        table: its rows.
+        choices: the fixed label set, for rows that bring none of their own.
+
+    Raises:
+        DataError: naming each malformed row with its place.
+    """
     digest = hashlib.sha256()
     read: list[tuple[Example, Label]] = []
     problems: list[str] = []
-    for where, row in rows:
+    for where, row in table.rows:
         try:
             if isinstance(row, str):
                 raise RowError(row)
-            if not read and not problems and not untyped:  # of a CSV the header was checked
-                _check_columns(row, where)
             digest.update(json.dumps(row, sort_keys=True, default=str).encode())
-            read.append(_parse(row, where, choices, untyped=untyped))
+            read.append(_parse(row, where, choices, untyped=table.untyped))
         except RowError as exc:
             problems.append(f"{where}: {exc}")
     settled = list(zip(read, settle([label for _, label in read]), strict=True))
@@ -115,10 +125,10 @@ def read_examples(source: str, *, choices: Sequence[str] | None = None, split: s
         raise DataError("\n".join(problems[:REPORTED]) + more)
     examples = [replace(example, label=meant) for (example, _), meant in settled if meant is not None]
     if not examples:
-        raise DataError(f"got no rows in {source}, expected at least one")
+        raise DataError(f"got no rows in {table.name}, expected at least one")
     if len(kinds := {example.kind: example.where for example in examples}) > 1:
         raise DataError(f"got rows of different kinds ({kinds}), expected one of {', '.join(KINDS)} throughout")
-    return ExampleSet(name, f"sha256:{digest.hexdigest()}", tuple(examples))
+    return ExampleSet(table.name, f"sha256:{digest.hexdigest()}", tuple(examples))
 
 
 def split_examples(
@@ -156,90 +166,12 @@ def split_examples(
     if not train or not validation:
         raise DataError(
             f"got {total} rows in {examples.source}, expected {n_train} to train and {n_validation} to validate on "
-            "without a question in both; lower --train-examples or --validation-examples, or give a --validation file"
+            "without a question in both; lower --train-examples or --validation-examples, or give validation rows"
         )
     return (
         ExampleSet(examples.source, examples.digest, tuple(train)),
         ExampleSet(examples.source, examples.digest, tuple(validation)),
     )
-
-
-def _file_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    """Each row with its place, or what is wrong with it."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as exc:
-        raise DataError(f"data file {path} cannot be read ({exc.strerror}); check the path") from exc
-    except UnicodeDecodeError as exc:
-        line = exc.object[: exc.start].count(b"\n") + 1
-        raise DataError(f"{path}:{line}: got bytes that are not UTF-8; save the file as UTF-8") from exc
-    if path.suffix.lower() == ".csv":
-        yield from _csv_rows(path, text)
-        return
-    for number, content in enumerate(text.split("\n"), start=1):
-        if not content.strip():
-            continue
-        try:
-            row = json.loads(content)
-        except (ValueError, RecursionError) as exc:
-            yield f"{path}:{number}", f"this line is not JSON ({exc}); write one JSON object per line"
-            continue
-        yield f"{path}:{number}", row if isinstance(row, dict) else f"got {type(row).__name__}, expected a JSON object"
-
-
-def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header: list[str] | None = None
-    first_line = 1  # of the row being read, which may span several
-    try:
-        for cells in reader:
-            where, first_line = f"{path}:{first_line}", reader.line_num + 1
-            if not cells:
-                continue  # a blank line
-            if header is None:
-                header = cells
-                _check_columns(header, where)
-            elif len(cells) != len(header):
-                yield where, f"got {len(cells)} columns, expected the header's {len(header)}"
-            else:
-                yield where, _csv_types(dict(zip(header, cells, strict=True)))
-    except csv.Error as exc:
-        yield f"{path}:{first_line}", f"this row is not CSV ({exc})"
-
-
-def _check_columns(columns: Collection[str], where: str) -> None:
-    """Refuse a file whose first row has no column for the question: what is said of it would be said of every row."""
-    if not set(KINDS) & set(columns):
-        raise DataError(f"{where}: {no_question(columns)}; {TEMPLATES_TOLD}")
-
-
-def _csv_types(row: Mapping[str, str]) -> dict[str, Any]:
-    """CSV has only text: choices are a JSON list or separated by |, messages are JSON, empty cells are absent."""
-    typed: dict[str, Any] = {key: value for key, value in row.items() if value != ""}
-    for key in ("choices", "messages"):
-        if isinstance(text := typed.get(key), str):
-            if not text.lstrip().startswith("["):
-                typed[key] = [part.strip() for part in text.split("|")]
-                continue
-            try:
-                typed[key] = json.loads(text)
-            except (ValueError, RecursionError):
-                continue  # left as text, which the checks of the row refuse
-    return typed
-
-
-def _hub_rows(source: str, split: str) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    from datasets import load_dataset  # slow to import, and only the hub needs it
-
-    name, _, config = source.partition(":")
-    try:
-        rows = load_dataset(name, config or None, split=split)
-    except Exception as exc:  # every failure of the library, network included
-        raise DataError(
-            f"got data set {source!r}, which is neither a .jsonl or .csv file nor a data set that loads ({exc})"
-        ) from exc
-    for number, row in enumerate(rows, start=1):
-        yield f"{source}/{split}:{number}", dict(row)
 
 
 def _parse(row: Mapping[str, Any], where: str, fixed: Sequence[str] | None, *, untyped: bool) -> tuple[Example, Label]:
@@ -294,7 +226,7 @@ def _choices(value: Any, fixed: Sequence[str] | None) -> tuple[tuple[str, ...], 
         value = value.get("text")
     if value is None:
         if fixed is None:
-            raise RowError("got no choices, expected a list of them, or a fixed label set given with --choices")
+            raise RowError("got no choices, expected a list of them, or a fixed label set, the same for all rows")
         value = list(fixed)
     elif fixed is not None and value != list(fixed):
         raise RowError(f"got choices {value!r}, expected none or the fixed label set {list(fixed)!r}")

@@ -13,11 +13,13 @@ from blora.config import SamplingConfig
 from blora.decision.metrics import Metrics, metrics
 from blora.decision.temperature import temper
 from blora.inference.branches import score_all
+from blora.inference.packing import PackedRow
 from blora.posterior.draws import Draws
 from blora.scores import mutual_information, predictive_mean
+from blora.training.progress import rows_bar
 from blora.training.rows import LabelledRow, labels_of
 
-__all__ = ["Evaluation", "evaluate", "evaluate_nested", "predict_all"]
+__all__ = ["Evaluation", "evaluate", "evaluate_nested", "predict_all", "score_packed"]
 
 # Padded tokens of a forward pass: on a CPU small batches of equal lengths beat large padded ones.
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 512, 16384
@@ -53,16 +55,31 @@ def evaluate_nested(
     for start, stop in pairwise([0, *sorted(set(n_samples))]):
         began = time.perf_counter()
         part = draws.part(start, stop) if draws is not None else None
-        parts.append(predict_all(model, rows, part))
+        parts.append(predict_all(model, rows, part, about="evaluating"))
         seconds += time.perf_counter() - began
         yield _summarize(torch.cat(parts), labels, sampling or SamplingConfig(), seconds)
 
 
-def predict_all(model: PreTrainedModel, rows: Sequence[LabelledRow], draws: Draws | None) -> Tensor:
-    """(S, N, C) log-probabilities over the choices under every draw; -inf where a row has no such choice."""
+def predict_all(
+    model: PreTrainedModel, rows: Sequence[LabelledRow], draws: Draws | None, *, about: str = "scoring"
+) -> Tensor:
+    """Return the log-probabilities (S, N, C) over the choices under every draw, -inf where a row has no such choice.
+
+    Args:
+        model: a causal language model whose adapted modules are `LoraLinear`.
+        rows: N of them.
+        draws: S of them, or None: the base model.
+        about: what is done, beside the progress bar.
+    """
+    return score_packed(model, [row.row for row in rows], draws, about=about)
+
+
+def score_packed(model: PreTrainedModel, rows: Sequence[PackedRow], draws: Draws | None, *, about: str) -> Tensor:
+    """Return what `predict_all` does, of rows that have no label."""
     draws = draws.to(model.device) if draws is not None else None
     budget = CPU_BATCH_TOKENS if model.device.type == "cpu" else GPU_BATCH_TOKENS
-    return score_all(model, [row.row for row in rows], draws, max_batch_tokens=budget)
+    with rows_bar(len(rows), about) as bar:
+        return score_all(model, rows, draws, max_batch_tokens=budget, done=bar.update)
 
 
 def _summarize(log_probs: Tensor, labels: Tensor, sampling: SamplingConfig, seconds: float) -> Evaluation:

@@ -14,7 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Label", "RowError", "read_label", "settle"]
+from blora.config import MOST_CHOICES
+from blora.errors import DataError
+from blora.training.sources import Table
+
+__all__ = ["Label", "RowError", "label_set", "read_label", "settle"]
 
 FIELDS = ("label_index", "label_text", "label", "answerKey")
 
@@ -52,6 +56,32 @@ def read_label(row: Mapping[str, Any], choices: Sequence[str], letters: Sequence
     if "label" in given:
         return _index_or_text(given["label"], choices, (choices, letters), untyped=untyped)
     return _index_or_text(given["answerKey"], choices, (letters, choices), untyped=untyped)
+
+
+def label_set(table: Table) -> tuple[str, ...] | None:
+    """Return the label set of rows that bring no choices: the names of their labels, or the texts that occur, sorted.
+
+    None where rows bring choices, or where a label is a number without a name.
+
+    Raises:
+        DataError: if there are fewer or more labels than a question may have choices.
+    """
+    rows = [row for _, row in table.rows if isinstance(row, dict)]
+    if any(row.get("choices") is not None for row in rows):
+        return None
+    found = table.label_names
+    if found is None:
+        labels = [row.get("label_text", row.get("label")) for row in rows]
+        texts = {label for label in labels if isinstance(label, str) and not (table.untyped and _is_digits(label))}
+        if not rows or any(label is not None and label not in texts for label in labels):
+            return None
+        found = tuple(sorted(texts))
+    if not 2 <= len(found) <= MOST_CHOICES:
+        raise DataError(
+            f"got {len(found)} different labels in {table.name}, expected 2 to {MOST_CHOICES}; check the labels, or "
+            "name the choices (--choices, or choices= in Python)"
+        )
+    return found
 
 
 def settle(labels: Sequence[Label]) -> list[int | None]:

@@ -1,86 +1,110 @@
 """One training run, start to finish: data and base model in, adapter directory out."""
 
-from dataclasses import asdict, dataclass, replace
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerCallback
+
 from blora.adapter import check_output, save_adapter
-from blora.base_model import BaseModel, load_base_model
+from blora.base_model import EMBEDDED, BaseModel
 from blora.config import AdapterConfig, PosteriorConfig, PromptConfig, SamplingConfig
 from blora.decision.abstention import Policy
-from blora.inference.architecture import check_packing
 from blora.lora import read_lora
+from blora.opening import open_base
 from blora.posterior.inject import default_targets, parse_layers, select_modules
 from blora.posterior.posterior import Posterior
+from blora.training.caveats import warn_of_few_rows
 from blora.training.checkpoints import claim, last_complete, release
-from blora.training.config import TrainConfig
-from blora.training.data import ExampleSet, read_examples, split_examples
+from blora.training.config import N_SAMPLES, NEW_PROMPT, TrainConfig
+from blora.training.data import ExampleSet, examples_of, read_examples, split_examples
+from blora.training.labels import label_set
 from blora.training.overlap import SEEN, check_disjoint, fingerprints
 from blora.training.processes import claim_device
-from blora.training.provenance import command_line, machine, revision
+from blora.training.provenance import machine, revision
 from blora.training.rows import pack_examples
-from blora.training.trainer import fit
+from blora.training.sources import Rows, read_table
+from blora.training.trainer import check_tracker, fit
 from blora.training.tune import Trial, scorer, trial_of
 
-__all__ = ["Recipe", "train_adapter"]
+__all__ = ["Recipe", "Trained", "train_adapter"]
+
+logger = logging.getLogger(__name__)
+
+# Settings of training that change nothing about the result.
+INCIDENTAL = ("work_dir", "resume", "trunk_cache_gib", "report_to")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """Everything a training run depends on.
+    """Everything a training run depends on; all but the data and the work folder has a default.
 
     Attributes:
-        data: a file or hub data set.
-        validation: another, or None: rows of `data` that are not trained on.
-        split, validation_split: of hub data sets.
-        n_train, n_validation: how many rows to use of each.
+        data: see `blora.training.sources.read_table`.
+        validation: likewise, or None: rows of `data` that are not trained on.
+        split: of a hub data set to train on.
+        validation_split: of a hub data set to validate on.
+        columns: see `blora.training.sources.read_table`; of both.
+        train_examples: how many rows to train on.
+        validation_examples: how many rows to validate on.
         split_seed: of the order in which `data` is divided.
-        base_model, device, dtype: see `load_base_model`.
+        base_model: see `load_base_model`, as are device and dtype.
+        device: where to train.
+        dtype: of the base model.
         target_modules: name patterns, None for PEFT's default.
         layers: see `parse_layers`.
         posterior: its form, but for the layers that get it.
         bayesian_layers: these, as in `parse_layers`; the other adapted layers get plain LoRA. None: all of them.
         init_from: a LoRA or adapter directory whose factors are the mean to start from, None to start from zero.
-        prompt: how a question becomes text.
+        prompt: how a question becomes text. Without choices, rows that bring none choose among the labels that occur.
         default_template: take the template from the kind of the data instead.
         sampling: the adapter's sample bank.
         policy: the adapter's thresholds, None for none.
         training: how to fit.
-        argv: the arguments of the command, for the record.
+        command: what started the run, for the record.
     """
 
-    data: str
-    validation: str | None
-    split: str
-    validation_split: str
-    n_train: int | None
-    n_validation: int | None
-    split_seed: int
-    base_model: str
-    device: str
-    dtype: str
-    target_modules: tuple[str, ...] | None
-    layers: str
-    posterior: PosteriorConfig
-    bayesian_layers: str | None
-    init_from: Path | None
-    prompt: PromptConfig
-    default_template: bool
-    sampling: SamplingConfig
-    policy: dict[str, float] | None
+    data: Rows
+    validation: Rows | None = None
+    split: str = "train"
+    validation_split: str = "validation"
+    columns: Mapping[str, str] | None = None
+    train_examples: int | None = None
+    validation_examples: int | None = None
+    split_seed: int = 0
+    base_model: str = EMBEDDED
+    device: str = "auto"
+    dtype: str = "auto"
+    target_modules: tuple[str, ...] | None = None
+    layers: str = "all"
+    posterior: PosteriorConfig = field(default_factory=PosteriorConfig)
+    bayesian_layers: str | None = None
+    init_from: Path | None = None
+    prompt: PromptConfig = NEW_PROMPT
+    default_template: bool = True
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(n_samples=N_SAMPLES))
+    policy: dict[str, float] | None = None
     training: TrainConfig
-    argv: tuple[str, ...]
+    command: str
 
 
-def train_adapter(recipe: Recipe, output: Path) -> Trial:
-    """Trains a posterior, recalibrates it, and writes its adapter directory.
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The base model of a run, and what the validation rows say of the adapter that was written."""
+
+    base: BaseModel
+    result: Trial
+
+
+def train_adapter(recipe: Recipe, output: Path, *, callbacks: Sequence[TrainerCallback] = ()) -> Trained:
+    """Train a posterior, recalibrate it, and write its adapter directory.
 
     Args:
         recipe: the run.
         output: the directory to write.
-
-    Returns:
-        What the validation rows say of it.
+        callbacks: of the Trainer, beside its own.
 
     Raises:
         BloraError: for bad data, a bad base model or bad settings, before any training.
@@ -88,11 +112,10 @@ def train_adapter(recipe: Recipe, output: Path) -> Trial:
     if recipe.policy is not None:
         Policy.from_mapping(recipe.policy)
     check_output(output)
-    train, validation = _read(recipe)
+    check_tracker(recipe.training.report_to)
+    train, validation, prompt = _read(recipe)
     processes, device = claim_device(recipe.device)
-    base = load_base_model(recipe.base_model, device=device, dtype=recipe.dtype)
-    check_packing(base)
-    prompt = replace(recipe.prompt, template=train.template) if recipe.default_template else recipe.prompt
+    base = open_base(recipe.base_model, device=device, dtype=recipe.dtype)
     targets = recipe.target_modules or default_targets(base.model.config.model_type)
     n_layers = base.model.config.get_text_config().num_hidden_layers
     layers = parse_layers(recipe.layers, n_layers)
@@ -111,7 +134,10 @@ def train_adapter(recipe: Recipe, output: Path) -> Trial:
             checkpoint = claim(work_dir, run, resume=recipe.training.resume)
         else:
             checkpoint = last_complete(work_dir)
-    fitted = fit(base, posterior, rows, validation_rows, recipe.training, checkpoint)
+    logger.info(
+        "training on %d rows, validating on %d, %d choices", len(rows), len(validation_rows), rows[0].row.n_choices
+    )
+    fitted = fit(base, posterior, rows, validation_rows, recipe.training, checkpoint, callbacks)
     # A point has one draw.
     n_samples = 1 if form.method == "lora" else recipe.sampling.n_samples
     cache_gib = recipe.training.trunk_cache_gib
@@ -142,34 +168,49 @@ def train_adapter(recipe: Recipe, output: Path) -> Trial:
     if processes.is_main_process:
         save_adapter(output, posterior, result.recalibrated(config), base)
         release(work_dir)
-    return result
+        logger.info("wrote %s: validation NLL %.3f, accuracy %.3f", output, result.metrics.nll, result.metrics.accuracy)
+        warn_of_few_rows(result.n_rows)
+    processes.wait_for_everyone()  # who goes on reads what the first has written
+    return Trained(base, result)
 
 
-def _read(recipe: Recipe) -> tuple[ExampleSet, ExampleSet]:
-    choices = recipe.prompt.choices
-    examples = read_examples(recipe.data, choices=choices, split=recipe.split)
+def _read(recipe: Recipe) -> tuple[ExampleSet, ExampleSet, PromptConfig]:
+    """Return the rows to train on, those to validate on, and how to ask them."""
+    table = read_table(recipe.data, split=recipe.split, columns=recipe.columns)
+    choices = recipe.prompt.choices or label_set(table)
+    examples = examples_of(table, choices)
+    template = examples.template if recipe.default_template else recipe.prompt.template
+    prompt = replace(recipe.prompt, choices=choices, template=template)
     if recipe.validation is None:
-        return split_examples(examples, recipe.n_train, recipe.n_validation, seed=recipe.split_seed)
-    validation = read_examples(recipe.validation, choices=choices, split=recipe.validation_split)
-    examples = replace(examples, examples=examples.examples[: recipe.n_train])
-    validation = replace(validation, examples=validation.examples[: recipe.n_validation])
+        parts = split_examples(examples, recipe.train_examples, recipe.validation_examples, seed=recipe.split_seed)
+        return *parts, prompt
+    validation = read_examples(
+        recipe.validation,
+        choices=choices,
+        split=recipe.validation_split,
+        columns=recipe.columns,
+        limit=recipe.validation_examples,
+    )
+    examples = replace(examples, examples=examples.examples[: recipe.train_examples])
     check_disjoint(examples, validation)
-    return examples, validation
+    return examples, validation, prompt
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
-    """Return what the recipe says, less the settings that change nothing about the result."""
-    settings = asdict(recipe)
-    settings.pop("argv")
+    """Return the recipe as JSON, less the rows and the settings that change nothing about the result."""
+    names = [f.name for f in fields(recipe) if f.name not in ("data", "validation", "command")]
+    settings = {name: getattr(recipe, name) for name in names}
+    settings |= {name: asdict(settings[name]) for name in ("posterior", "prompt", "sampling", "training")}
+    settings["columns"] = dict(recipe.columns) if recipe.columns is not None else None
     settings["init_from"] = str(recipe.init_from) if recipe.init_from is not None else None
-    for name in ("work_dir", "resume", "trunk_cache_gib"):
+    for name in INCIDENTAL:
         settings["training"].pop(name)
     return settings
 
 
 def _record(recipe: Recipe, base: BaseModel, train: ExampleSet) -> dict[str, object]:
     return {
-        "command": command_line("train", list(recipe.argv)),
+        "command": recipe.command,
         "revision": revision(),
         "machine": machine(base.device),
         "dtype": base.dtype_name,

@@ -1,13 +1,13 @@
 """One evaluation as a result object: the metrics, and everything needed to get them again."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from blora.adapter import attach, load_adapter
-from blora.base_model import load_base_model
+from blora.adapter import Adapter
+from blora.base_model import EMBEDDED, BaseModel
 from blora.config import PromptConfig
-from blora.inference.architecture import check_packing
+from blora.opening import open_adapter, open_base
 from blora.posterior.bank import SampleBank
 from blora.training.data import read_examples
 from blora.training.evaluate import Evaluation, evaluate_nested
@@ -23,9 +23,15 @@ class Subject:
     """What is evaluated: an adapter on its base model, or the base model alone (adapter None)."""
 
     adapter: Path | None
-    base_model: str
+    base_model: str | None
     device: str
     dtype: str
+
+    def open(self) -> tuple[BaseModel, Adapter | None]:
+        """Return the base model, the adapter's own where none is named, and the adapter."""
+        if self.adapter is None:
+            return open_base(self.base_model or EMBEDDED, device=self.device, dtype=self.dtype), None
+        return open_adapter(self.adapter, base_model=self.base_model, device=self.device, dtype=self.dtype)
 
 
 def results(
@@ -33,6 +39,7 @@ def results(
     *,
     data: str,
     split: str,
+    columns: Mapping[str, str] | None,
     limit: int | None,
     n_samples: Sequence[int] | None,
     seed: int | None,
@@ -44,24 +51,21 @@ def results(
         subject: what to evaluate.
         data: a file or hub data set.
         split: which split it is.
+        columns: see `read_examples`.
         limit: rows from its start, None for all.
         n_samples: numbers of draws; the adapter's by default. The base model and plain LoRA have one.
         seed: of the draws; the adapter's by default.
         argv: the arguments of the command, for the record.
     """
-    base = load_base_model(subject.base_model, device=subject.device, dtype=subject.dtype)
-    check_packing(base)
-    adapter = load_adapter(subject.adapter, base) if subject.adapter is not None else None
+    base, adapter = subject.open()
     choices = adapter.config.prompt.choices if adapter is not None else None
-    examples = read_examples(data, choices=choices, split=split)
-    examples = replace(examples, examples=examples.examples[:limit])
+    examples = read_examples(data, choices=choices, split=split, columns=columns, limit=limit)
     prompt = adapter.config.prompt if adapter is not None else PromptConfig(template=examples.template)
     rows = pack_examples(examples, base, prompt)
     draws = None
     counts: Sequence[int] = [1]
     record: dict[str, object] = {"method": "base", "adapter_digest": None}
     if adapter is not None:
-        attach(base, adapter)
         sampling, posterior = adapter.config.sampling, adapter.config.posterior
         seed = sampling.seed if seed is None else seed
         if posterior.method == "bayesian":

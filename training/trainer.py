@@ -1,5 +1,7 @@
 """Fitting a posterior with the Hugging Face Trainer, which brings accelerate, checkpoints, bars and trackers."""
 
+import logging
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,10 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations.integration_utils import TensorBoardCallback, get_available_reporting_integrations
+from transformers.utils.import_utils import is_in_notebook
 
 from blora.base_model import BaseModel
 from blora.decision.metrics import metrics
+from blora.errors import ConfigError
 from blora.inference.fork import first_layer
 from blora.posterior.bank import SampleBank
 from blora.posterior.inject import inject
@@ -27,11 +32,16 @@ from blora.training.sampler import LengthGroupedOrder
 from blora.training.trunk import with_states
 from blora.training.tune import trial_of
 
-__all__ = ["Fitted", "PosteriorTrainer", "fit"]
+__all__ = ["Fitted", "PosteriorTrainer", "check_tracker", "fit"]
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINT_FILE = "posterior.safetensors"
 # Served recalibrated, so chosen recalibrated: overconfidence, which that mends, does not decide the epoch.
 CRITERION = "eval_recalibrated_nll"
+
+
+TENSORBOARD = "tensorboard"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +66,7 @@ def fit(
     validation: Sequence[LabelledRow],
     config: TrainConfig,
     checkpoint: Path | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Fitted:
     """Fits a posterior in place and leaves it at its best validation NLL, each epoch's under its best recalibration.
 
@@ -66,7 +77,7 @@ def fit(
         validation: labelled rows that are not in train.
         config: how.
         checkpoint: go on from here.
-
+        callbacks: of the Trainer, beside its own.
     """
     inject(base.model, posterior.modules_shape)
     layer = first_layer(posterior.modules_shape)
@@ -79,13 +90,34 @@ def fit(
         n_draws=config.train_draws,
         seed=config.seed,
     )
-    trainer = PosteriorTrainer(elbo, train, validation, config, device=base.device)
+    trainer = PosteriorTrainer(elbo, train, validation, config, device=base.device, callbacks=callbacks)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     posterior.requires_grad_(False)
     validated = [entry for entry in trainer.state.log_history if CRITERION in entry]
     best = min(validated, key=lambda entry: entry[CRITERION], default={"epoch": 0.0})
     seconds = max(entry["training_seconds"] for entry in trainer.state.log_history)
     return Fitted(seconds, round(best["epoch"]), trainer.last)
+
+
+def check_tracker(report_to: str) -> None:
+    """Return if a tracker is installed, or none is wanted.
+
+    Raises:
+        ConfigError: naming what to install.
+    """
+    if report_to != "none" and report_to not in get_available_reporting_integrations():
+        raise ConfigError(
+            f"got report_to = {report_to!r}, expected a tracker that is installed: run `pip install {report_to}`, or "
+            "leave it out"
+        )
+
+
+def _tensorboard(work_dir: Path) -> TrainerCallback:
+    """Return the callback that writes TensorBoard's files beside the work folder, which is removed in the end."""
+    callback = TensorBoardCallback()
+    if callback.logging_dir is None:  # TENSORBOARD_LOGGING_DIR names none
+        callback.logging_dir = str(work_dir.with_name(f"{work_dir.name}.runs"))
+    return callback
 
 
 class PosteriorTrainer(Trainer):
@@ -99,6 +131,7 @@ class PosteriorTrainer(Trainer):
         config: TrainConfig,
         *,
         device: torch.device,
+        callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         arguments = TrainingArguments(
             output_dir=str(config.work_dir),
@@ -119,7 +152,8 @@ class PosteriorTrainer(Trainer):
             logging_steps=10,
             logging_nan_inf_filter=False,
             seed=config.seed,
-            report_to="none",
+            disable_tqdm=not (sys.stderr.isatty() or is_in_notebook()),
+            report_to="none" if config.report_to == TENSORBOARD else config.report_to,
             use_cpu=device.type == "cpu",
             remove_unused_columns=False,
             label_names=["labels"],
@@ -137,8 +171,13 @@ class PosteriorTrainer(Trainer):
             train_dataset=train,
             eval_dataset=validation,
             data_collator=collate_labelled,
-            callbacks=[EarlyStoppingCallback(early_stopping_patience=config.patience)],
+            callbacks=[
+                EarlyStoppingCallback(early_stopping_patience=config.patience),
+                *([_tensorboard(config.work_dir)] if config.report_to == TENSORBOARD else []),
+                *callbacks,
+            ],
         )
+        self.remove_callback(PrinterCallback)  # what it would print is logged
         self.elbo = elbo
         self.validation = validation
         self.config = config
@@ -187,6 +226,8 @@ class PosteriorTrainer(Trainer):
             logs["nll"] = torch.stack([part.nll for part in self.parts]).mean().item()
             logs["kl"] = torch.stack([part.kl for part in self.parts]).mean().item()
             self.parts.clear()
+        validated = any(name.startswith("eval_") for name in logs)
+        logger.log(logging.INFO if validated else logging.DEBUG, "step %d: %s", self.state.global_step, logs)
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:

@@ -22,6 +22,7 @@ from blora.inference.fork import runs_in_parts
 from blora.inference.packing import States, by_length, collate, spread_states
 from blora.inference.scoring import states_of
 from blora.training.config import CACHE_GIB
+from blora.training.progress import rows_bar
 from blora.training.rows import LabelledRow
 
 __all__ = ["attach_states", "trunk_states", "with_states"]
@@ -88,11 +89,13 @@ def trunk_states(model: PreTrainedModel, rows: Sequence[LabelledRow], layer: int
     packed = [row.row for row in rows]
     ends = list(accumulate(row.n_tokens for row in packed))
     store = _store(ends[-1], model.config.get_text_config().hidden_size)
-    for picked in by_length(packed, BATCH_TOKENS):
-        batch = [packed[i] for i in picked]
-        for i, row in zip(picked, spread_states(batch, states_of(model, collate(batch), layer)), strict=True):
-            assert row.states is not None  # it was just attached
-            store[ends[i] - row.n_tokens : ends[i]] = row.states.values
+    with rows_bar(len(rows), "running the frozen layers") as bar:
+        for picked in by_length(packed, BATCH_TOKENS):
+            batch = [packed[i] for i in picked]
+            for i, row in zip(picked, spread_states(batch, states_of(model, collate(batch), layer)), strict=True):
+                assert row.states is not None  # it was just attached
+                store[ends[i] - row.n_tokens : ends[i]] = row.states.values
+            bar.update(len(picked))
     return store
 
 

@@ -7,7 +7,8 @@ posterior is not widened only because the mean is too sure of itself.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,14 +24,18 @@ from blora.inference.fork import first_layer
 from blora.posterior.bank import SampleBank
 from blora.posterior.inject import inject
 from blora.posterior.posterior import Posterior
+from blora.training.caveats import warn_of_few_rows
 from blora.training.config import CACHE_GIB
 from blora.training.data import ExampleSet, read_examples
 from blora.training.evaluate import predict_all
 from blora.training.overlap import SEEN, check_unseen, fingerprints
 from blora.training.rows import LabelledRow, labels_of, lengths_of, pack_examples
+from blora.training.sources import Rows
 from blora.training.trunk import with_states
 
 __all__ = ["Trial", "choose", "record", "scorer", "trial_of", "try_scales", "tune", "tune_adapter"]
+
+logger = logging.getLogger(__name__)
 
 # Relative excess of the NLL over the best at which wider scales are not tried any more.
 GIVE_UP = 0.05
@@ -89,7 +94,7 @@ def scorer(
         scaled = copy.deepcopy(posterior)
         scaled.widen(scale)
         bank = SampleBank.draw(scaled, "in tuning", n_samples, seed)
-        return predict_all(base.model, known, bank.draws)
+        return predict_all(base.model, known, bank.draws, about=f"scoring at scale {scale:g}")
 
     return score
 
@@ -115,6 +120,7 @@ def try_scales(score: Callable[[float], Tensor], rows: Sequence[LabelledRow], sc
     for scale in sorted(scales):
         try:
             trials.append(trial_of(scale, score(scale), rows))
+            logger.info("%s", trials[-1])
         except NumericalError:
             if not trials:
                 raise
@@ -168,21 +174,23 @@ def tune_adapter(
     path: Path,
     output: Path,
     base: BaseModel,
+    data: Rows,
     *,
-    data: str,
-    split: str,
-    limit: int | None,
+    split: str = "validation",
+    columns: Mapping[str, str] | None = None,
+    limit: int | None = None,
     scales: Sequence[float],
     tolerance: float,
 ) -> tuple[Trial, list[Trial]]:
-    """Tunes an adapter's scale and recalibration and writes the adapter that results.
+    """Find an adapter's scale and recalibration and write the adapter that results.
 
     Args:
         path: the adapter.
         output: where to; its own place replaces it.
         base: its base model.
-        data: a file or hub data set that it was not trained on.
+        data: labelled rows that it was not trained on: see `read_examples`, as for split and columns.
         split: of a hub data set.
+        columns: that the data calls otherwise.
         limit: rows from its start, None for all.
         scales: candidates.
         tolerance: see `choose`, in nats.
@@ -196,8 +204,7 @@ def tune_adapter(
     adapter = load_adapter(path, base)
     check_output(output)
     config = adapter.config
-    examples = read_examples(data, choices=config.prompt.choices, split=split)
-    examples = replace(examples, examples=examples.examples[:limit])
+    examples = read_examples(data, choices=config.prompt.choices, split=split, columns=columns, limit=limit)
     seen = config.training.get(SEEN, {})
     check_unseen({"train": config.training.get("train"), SEEN: {"train": seen.get("train", "")}}, examples)
     chosen, trials = tune(
@@ -217,6 +224,8 @@ def tune_adapter(
         training=config.training | {"tuning": found, SEEN: seen | {"tuning": fingerprints(examples)}},
     )
     save_adapter(output, adapter.posterior, config, base)
+    logger.info("wrote %s: %s", output, chosen)
+    warn_of_few_rows(chosen.n_rows)
     return chosen, trials
 
 

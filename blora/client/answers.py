@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from blora.client.shown import html_of, line_of
 from blora.scores import SCORES, TABLE, Score
 
 __all__ = [
@@ -142,6 +143,14 @@ class Prediction(_Scores):  # type: ignore[misc]  # a type checker cannot read t
     samples: list[list[float]] | None = Field(
         default=None, description="(draws, choices) probabilities; only with `return_samples`."
     )
+
+    def __repr__(self) -> str:
+        return line_of(self)
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
 
 
 class Outcome(Answer):

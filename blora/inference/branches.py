@@ -4,7 +4,7 @@ Both in batches of rows of like length: below the layer in which draws begin to 
 often as there are draws.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -121,15 +121,21 @@ class Branches:
 
 @torch.no_grad()
 def score_all(
-    model: PreTrainedModel, rows: Sequence[PackedRow], draws: Draws | None, *, max_batch_tokens: int
+    model: PreTrainedModel,
+    rows: Sequence[PackedRow],
+    draws: Draws | None,
+    *,
+    max_batch_tokens: int,
+    done: Callable[[int], object] = lambda n_rows: None,
 ) -> Tensor:
-    """Scores any number of rows, in batches of like length.
+    """Return the log-probabilities of any number of rows, scored in batches of like length.
 
     Args:
         model: a causal language model whose adapted modules are `LoraLinear`.
         rows: N >= 1 questions.
         draws: S draws or None: the base model.
         max_batch_tokens: bound of padded tokens times draws of a forward pass.
+        done: is told the number of rows of each batch once it is scored.
 
     Returns:
         (S, N, C) float32 on the CPU, S = 1 without draws; normalised over the choices, -inf where a row has no such
@@ -146,6 +152,7 @@ def score_all(
             branches = Branches(model, batch, [draws], [0] * len(batch), prefix)
             log_probs = branches.score(range(len(batch)), 0, n_samples, max_batch_tokens=max_batch_tokens)
         out[:, picked, : log_probs.shape[-1]] = log_probs.cpu()
+        done(len(picked))
     return out
 
 

@@ -1,6 +1,6 @@
 """A table of questions through Ray Data: an engine for each GPU (or process), and no server.
 
-    pip install 'blora[serve]' 'ray[data]'
+    pip install 'blora[model]' 'ray[data]'
     python examples/ray/predict.py examples/triage/adapter examples/triage/test.jsonl answers
 
 A row has a `prompt`; answers/ gets Parquet files with the row's columns, and with `answer`, `confidence` and
@@ -8,16 +8,13 @@ A row has a `prompt`; answers/ gets Parquet files with the row's columns, and wi
 """
 
 import argparse
-import asyncio
 import json
-from contextlib import AsyncExitStack
-from typing import Any
 
 import pyarrow as pa
 import ray
 
-from blora.server.batch.offline import answering, patient
-from blora.server.engines.torch_engine import TorchEngine
+import blora
+from blora.client import Prediction
 
 # Types that do not follow from a batch: one of which all abstain has no answer to take a type from.
 COLUMNS = {"answer": pa.string(), "confidence": pa.float64(), "abstained": pa.bool_()}
@@ -26,26 +23,23 @@ COLUMNS = {"answer": pa.string(), "confidence": pa.float64(), "abstained": pa.bo
 class Engine:
     """A model on a device of its own, in a process of its own."""
 
-    def __init__(self, adapter: str, base_model: str, device: str, dtype: str) -> None:
-        settings = patient(adapters=(f"adapter={adapter}",), base_model=base_model, device=device, dtype=dtype)
-        self._runner = asyncio.Runner()  # its loop outlives a batch, and the engine lives in it
-        self._until_the_end = AsyncExitStack()
-        opened = self._until_the_end.enter_async_context(answering(settings, TorchEngine(settings)))
-        self._answer = self._runner.run(opened)
+    def __init__(self, adapter: str, base_model: str | None, device: str, dtype: str) -> None:
+        self._model = blora.load(adapter, base_model=base_model, device=device, dtype=dtype)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Answers the rows of a batch, all at once: the engine packs them by length."""
-        outcomes = self._runner.run(self._answer_all(batch["prompt"].to_pylist()))
-        predictions = [outcome.get("prediction") for outcome in outcomes]
+        """Answers the rows of a batch, all at once: rows of like length share a forward pass."""
+        prompts = [prompt or "" for prompt in batch["prompt"].to_pylist()]
+        outcomes = self._model.predict(prompts, errors="return")
+        predictions = [outcome if isinstance(outcome, Prediction) else None for outcome in outcomes]
         for column, kind in COLUMNS.items():
-            batch = batch.append_column(column, pa.array([p[column] if p else None for p in predictions], kind))
-        for column in ("prediction", "error"):
-            told = [json.dumps(outcome[column]) if column in outcome else None for outcome in outcomes]
-            batch = batch.append_column(column, pa.array(told, pa.string()))
-        return batch
-
-    async def _answer_all(self, prompts: list[Any]) -> list[dict[str, Any]]:
-        return list(await asyncio.gather(*(self._answer({"prompt": prompt}) for prompt in prompts)))
+            batch = batch.append_column(column, pa.array([getattr(p, column, None) for p in predictions], kind))
+        told = [p.model_dump_json(exclude_unset=True) if p is not None else None for p in predictions]
+        errors = [
+            None if isinstance(o, Prediction) else json.dumps({"type": type(o).__name__, "message": str(o)})
+            for o in outcomes
+        ]
+        batch = batch.append_column("prediction", pa.array(told, pa.string()))
+        return batch.append_column("error", pa.array(errors, pa.string()))
 
 
 def main() -> None:
@@ -54,7 +48,7 @@ def main() -> None:
     parser.add_argument("adapter")
     parser.add_argument("questions", help=".jsonl or .parquet")
     parser.add_argument("answers", help="a folder that Parquet files are written into")
-    parser.add_argument("--base-model", default="embedded")
+    parser.add_argument("--base-model", help="default: the one that the adapter was trained on")
     parser.add_argument("--dtype", default="auto", help="of the base model: auto, float32, bfloat16 or float16")
     parser.add_argument("--engines", type=int, default=1, help="as many as there are GPUs")
     parser.add_argument("--gpus", type=float, default=0, help="of each engine; 0 computes on the CPU")

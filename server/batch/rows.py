@@ -11,7 +11,7 @@ from blora.columns import QUESTION_COLUMNS, no_question
 from blora.errors import DataError
 from blora.server.errors import InvalidRequestError
 
-__all__ = ["QuestionRow", "read_questions"]
+__all__ = ["QuestionRow", "question_of", "read_questions"]
 
 # What of a row is asked; `question` is what training calls a prompt. Its other columns are somebody else's.
 ASKED = ("prompt", "messages", "choices")
@@ -48,12 +48,13 @@ def read_questions(file: Path) -> Iterator[QuestionRow]:
         for number, row in enumerate(reader(file)):
             if number == 0 and isinstance(row, Mapping) and not set(QUESTION_COLUMNS) & set(row):
                 raise DataError(f"{file}: {no_question(row)}")
-            yield row if isinstance(row, QuestionRow) else _question(row)
+            yield row if isinstance(row, QuestionRow) else question_of(row)
     except (OSError, UnicodeDecodeError, csv.Error) as exc:
         raise DataError(f"{file} cannot be read as a {file.suffix} file: {exc}") from exc
 
 
-def _question(row: object) -> QuestionRow:
+def question_of(row: object) -> QuestionRow:
+    """Return what is asked in a row, or why nothing can be."""
     if not isinstance(row, Mapping):
         return _unusable(f"got {type(row).__name__}, expected a JSON object", code="invalid_type")
     if not set(QUESTION_COLUMNS) & set(row):

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,7 +24,9 @@ from blora.errors import ConfigError, NotCalibratedError, NumericalError
 from blora.posterior.bank import SampleBank
 from blora.server.engines.handle import AdapterHandle
 from blora.server.engines.protocol import Job, ModelInfo, Row
-from blora.server.settings import Settings
+
+if TYPE_CHECKING:
+    from blora.server.settings import Settings  # predictions without a server do without pydantic-settings
 
 __all__ = [
     "PROBE_CHOICES",
@@ -55,7 +57,7 @@ async def in_thread(executor: ThreadPoolExecutor, work: Callable[[], T]) -> T:
     return await asyncio.get_running_loop().run_in_executor(executor, work)
 
 
-def check_adapters(settings: Settings) -> None:
+def check_adapters(settings: "Settings") -> None:
     """Returns if there is, or may come, an adapter to serve.
 
     Raises:
@@ -78,7 +80,7 @@ def check_draws(name: str, wanted: int, cap: int) -> None:
 
 
 def read_adapter(
-    path: Path, name: str | None, base: BaseModel, settings: Settings, dtype: str
+    path: Path, name: str | None, base: BaseModel, settings: "Settings", dtype: str
 ) -> tuple[Adapter, AdapterHandle]:
     """Return an adapter, and how it is served, from its files alone; nothing of the base model is changed.
 

@@ -17,17 +17,17 @@ from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
 from blora.adapter import Adapter, attach
-from blora.base_model import BaseModel, load_base_model, pick_device
+from blora.base_model import BaseModel, pick_device
 from blora.config import ScoringName
 from blora.decision.stopping import looks
 from blora.errors import AdapterError
-from blora.inference.architecture import check_packing
 from blora.inference.branches import Branches
 from blora.inference.checkpoints import between, checkpoint, checkpoints
 from blora.inference.fork import why_whole
 from blora.inference.interruptible import make_interruptible
 from blora.inference.packing import PackedRow, pack
 from blora.inference.prefix import Prefix
+from blora.opening import open_base, pick_dtype
 from blora.posterior.bank import SampleBank
 from blora.posterior.draws import Draws
 from blora.server.engines.handle import AdapterHandle
@@ -44,7 +44,6 @@ from blora.server.engines.jobs import (
     warn_of_shadowed,
 )
 from blora.server.engines.lanes import Lanes
-from blora.server.engines.precision import pick_dtype
 from blora.server.engines.prefixes import Prefixes
 from blora.server.engines.protocol import Job, Loaded, Row
 from blora.server.scheduling.control import Control
@@ -87,7 +86,14 @@ class TorchEngine:
         settings = self._settings
         check_adapters(settings)
         device = pick_device(settings.device)
-        dtype = await self._reading.run("The look at the calibrations", partial(pick_dtype, settings, device))
+        pick = partial(
+            pick_dtype,
+            settings.dtype,
+            device,
+            [source.path for source in settings.adapter_sources],
+            allow_uncalibrated=settings.allow_uncalibrated,
+        )
+        dtype = await self._reading.run("The look at the calibrations", pick)
         base = await in_thread(self._computing, partial(self._load_base, device, dtype))
         adapters = tuple([await self._load_adapter(source.path, source.name) for source in settings.adapter_sources])
         model = model_of(
@@ -159,10 +165,9 @@ class TorchEngine:
 
     def _load_base(self, device: torch.device, dtype: str) -> BaseModel:
         settings = self._settings
-        base = load_base_model(settings.base_model, device=str(device), dtype=dtype)
+        base = open_base(settings.base_model, device=str(device), dtype=dtype)
         if base.device.type == "cpu":  # elsewhere a pass is short, and one that is parked would keep scarce memory
             make_interruptible(base.model)
-        check_packing(base)
         self._base = base
         self.longest_token = longest_token(base.tokenizer)
         self._prefixes = Prefixes(

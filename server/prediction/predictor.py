@@ -9,8 +9,6 @@ from opentelemetry.trace import StatusCode, Tracer, get_current_span
 from torch import Tensor
 
 from blora.client import answers
-from blora.decision.abstention import Decision, decide
-from blora.decision.uncertainty import Prediction, summarize
 from blora.errors import NumericalError, PromptError, PromptTooLongError
 from blora.server.adapters.registry import Registry
 from blora.server.engines.handle import AdapterHandle
@@ -29,9 +27,8 @@ from blora.server.monitoring.feedback import Feedback
 from blora.server.monitoring.logs import write_down
 from blora.server.monitoring.metrics import UNKNOWN_ADAPTER, Metrics
 from blora.server.monitoring.tracing import record_stages
-from blora.server.prediction.cards import adapter_ref
-from blora.server.prediction.ids import prediction_id
-from blora.server.prediction.policies import InForce, policy_for, prediction_set
+from blora.server.prediction.policies import policy_for
+from blora.server.prediction.response import answered
 from blora.server.prediction.tokenizing import Lengths, Tokenizing
 from blora.server.scheduling.batcher import Batcher, Completed, Work
 from blora.server.schemas.requests import PredictRequest
@@ -145,8 +142,8 @@ class Predictor:
         self._check_draws(job)
         done = await self._compute(job, deadline)
         record_stages(self._tracer, queue_s=done.queue_s, compute_s=done.compute_s)
-        prediction = summarize(done.result)
-        decision = decide(prediction, policy)
+        given = answered(question, job, in_force, done, model=self.model.name)
+        prediction, decision, response = given.prediction, given.decision, given.response
         self._metrics.predicted(
             handle.name,
             prediction,
@@ -156,8 +153,6 @@ class Predictor:
         get_current_span().set_attributes(
             {"blora.digest": handle.digest, "blora.draws": len(done.result), "blora.abstained": decision.abstained}
         )
-        likely = prediction_set(question, handle, prediction, row.choices)
-        response = self._response(job, row.choices, done, prediction, likely, in_force, decision)
         write_down(
             logger,
             "abstained" if decision.abstained else "answered",
@@ -177,14 +172,8 @@ class Predictor:
             leader=prediction.top,
             client=CLIENT.get(),
             target_risk=in_force.target_risk if in_force is not None and not decision.abstained else None,
-            predictive_entropy=prediction.predictive_entropy if likely is not None else None,
+            predictive_entropy=prediction.predictive_entropy if given.likely is not None else None,
         )
-        warnings = [
-            *(["not_calibrated"] if handle.not_calibrated else []),
-            *(["shadowed_choice"] if row.shadowed else []),
-        ]
-        if warnings:
-            response = response.model_copy(update={"warnings": warnings})
         if self._settings.feedback_rate < 1:
             response = response.model_copy(update={"feedback_requested": self.feedback.requested(response.id)})
         if question.return_samples:
@@ -258,41 +247,6 @@ class Predictor:
         if not bool(done.result.isfinite().all()):
             raise _non_finite()
         return done
-
-    def _response(
-        self,
-        job: Job,
-        choices: Sequence[str],
-        done: Completed[Tensor],
-        prediction: Prediction,
-        likely: list[str] | None,
-        in_force: InForce | None,
-        decision: Decision,
-    ) -> answers.Prediction:
-        leader = choices[prediction.top]
-        return answers.Prediction(
-            id=prediction_id(),
-            created=int(time.time()),
-            model=self.model.name,
-            adapter=adapter_ref(job.handle),
-            answer=None if decision.abstained else leader,
-            top_choice=leader,
-            probabilities=[
-                answers.ChoiceProbability(choice=choice, probability=probability, std=std)
-                for choice, probability, std in zip(choices, prediction.probabilities, prediction.std, strict=True)
-            ],
-            **prediction.scores(),
-            prediction_set=likely,
-            abstained=decision.abstained,
-            abstain_reasons=[
-                answers.AbstainReason(reason=reason.name, value=reason.value, threshold=reason.threshold)
-                for reason in decision.reasons
-            ],
-            policy=in_force.shown() if in_force else None,
-            n_samples=len(done.result),
-            usage=answers.Usage(prompt_tokens=job.row.prompt_tokens, scored_tokens=job.row.scored_tokens),
-            timing=answers.Timing(queue_ms=1e3 * done.queue_s, compute_ms=1e3 * done.compute_s),
-        )
 
 
 def _choices(question: PredictRequest, handle: AdapterHandle) -> Sequence[str]:

@@ -41,7 +41,7 @@ def test_two_engines_answer_a_table_as_one_does(tmp_path: Path) -> None:
     assert sorted(found) == list(range(N_ROWS))
     refused = found.pop(BAD)
     assert refused["answer"] is None
-    assert json.loads(refused["error"])["code"] == "missing"
+    assert json.loads(refused["error"])["type"] == "PromptError"
     alone = [json.loads(line)["prediction"] for line in (tmp_path / "alone.jsonl").read_text().splitlines()]
     for key, row in found.items():
         assert row["error"] is None

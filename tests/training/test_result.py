@@ -154,3 +154,12 @@ def test_rows_that_break_the_adapters_label_set_are_refused(tmp_path: Path, base
     other = write_jsonl(tmp_path / "other.jsonl", rows)
     with pytest.raises(DataError, match=r"other.jsonl:1: got choices .*\n.*other.jsonl:2: got choices"):
         evaluate.main(arguments_for(tmp_path / "toy", other, base_folder))
+
+
+def test_columns_of_the_rows_may_have_other_names(tmp_path: Path, base_folder: Path) -> None:
+    rows = [{"body": row["question"], "choices": row["choices"], "right": row["label"]} for row in toy_data(6)]
+    file = write_jsonl(tmp_path / "rows.jsonl", rows)
+    [mapped] = results(tmp_path, "base", file, base_folder, "--columns", "question=body, label=right")
+    assert mapped["n_examples"] == 6
+    with pytest.raises(SystemExit):
+        evaluate.main(arguments_for("base", file, base_folder, "--columns", "question"))

@@ -1,35 +1,97 @@
 """Arguments that the sub-commands share."""
 
+import logging
+import sys
 from argparse import (
     ArgumentParser,
     ArgumentTypeError,
     Namespace,
     _ArgumentGroup,
 )
-from typing import get_args
+from collections.abc import Sequence
+from typing import Any, get_args
 
-from blora.config import ChoiceEnd, NormalizationName, PromptConfig, SamplingConfig, ScoringName
+from blora.config import ChoiceEnd, NormalizationName, ScoringName
+from blora.training.config import NEW_PROMPT, SCALES, TOLERANCE_NATS
 
 __all__ = [
+    "add_columns",
     "add_model",
     "add_prompt",
+    "add_rows",
     "add_sampling",
     "add_tuning",
+    "names",
     "numbers",
+    "parse",
     "positive",
-    "read_prompt",
-    "read_sampling",
+    "settings_of",
 ]
 
-# Of a new adapter. `PromptConfig` has another default: that of files written before there was a choice.
-CHOICE_END: ChoiceEnd = "newline"
-# Candidates for the factor of a posterior's standard deviations.
-SCALES = "0.5,0.71,1,1.41,2,2.83,4"
+
+class _ToStandardError(logging.Handler):
+    """Writes each record as "warning: ..." to what standard error is at that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr, flush=True)
 
 
-def add_model(parser: ArgumentParser | _ArgumentGroup) -> None:
-    """Which base model, where, and in which precision."""
-    parser.add_argument("--base-model", default="embedded", help="hub id[@revision], folder, .gguf file, or embedded")
+def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
+    """Return the arguments of a command, whose log lines go to standard error from then on."""
+    parser.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default="warning",
+        help="least severe log lines to write to standard error",
+    )
+    arguments = parser.parse_args(argv)
+    log = logging.getLogger("blora")
+    log.setLevel(arguments.log_level.upper())
+    if not any(isinstance(handler, _ToStandardError) for handler in log.handlers):
+        log.addHandler(_ToStandardError())
+    return arguments
+
+
+def settings_of(arguments: Namespace, *, but: Sequence[str]) -> dict[str, Any]:
+    """Return the arguments of a command by name, less some, and less how it logs."""
+    return {name: value for name, value in vars(arguments).items() if name not in (*but, "log_level")}
+
+
+def add_rows(parser: ArgumentParser, about: str, *, split: str) -> None:
+    """Add the flags that say which labelled rows to use.
+
+    Args:
+        parser: of the command.
+        about: what the rows are.
+        split: of a hub data set, where none is named.
+    """
+    parser.add_argument("--data", required=True, help=f"{about}: .jsonl, .csv, or hub data set owner/name[:config]")
+    parser.add_argument("--split", default=split, help="name of the split; of a hub data set, the one to load")
+    parser.add_argument("--limit", type=positive, help="use this many rows from the top (default: all)")
+    add_columns(parser)
+
+
+def add_columns(parser: ArgumentParser | _ArgumentGroup) -> None:
+    """Add the flag that says what the rows call our columns."""
+    parser.add_argument(
+        "--columns",
+        type=_mapping,
+        metavar="NAME=THEIRS,...",
+        help="columns that have another name in the rows, as in prompt=text,label=intent",
+    )
+
+
+def add_model(parser: ArgumentParser | _ArgumentGroup, *, default: str | None = "embedded") -> None:
+    """Which base model, where, and in which precision.
+
+    Args:
+        parser: of the command.
+        default: the base model; None for that of the command's adapter.
+    """
+    own = "" if default is not None else " (default: the one that the adapter was trained on)"
+    parser.add_argument(
+        "--base-model", default=default, help=f"hub id[@revision], folder, .gguf file, or embedded{own}"
+    )
     parser.add_argument("--device", default="auto", help="device to compute on: auto, cpu, cuda, cuda:1 ...")
     parser.add_argument(
         "--dtype", default="auto", help="precision of the base model: auto, float32, bfloat16 or float16"
@@ -38,32 +100,29 @@ def add_model(parser: ArgumentParser | _ArgumentGroup) -> None:
 
 def add_tuning(parser: ArgumentParser) -> None:
     """The rows that choose a scale, and how."""
-    parser.add_argument(
-        "--data", required=True, help="validation rows: .jsonl, .csv, or hub data set owner/name[:config]"
-    )
-    parser.add_argument("--split", default="validation", help="split of a hub data set")
-    parser.add_argument("--limit", type=positive, help="use this many rows from the top (default: all)")
+    add_rows(parser, "validation rows", split="validation")
     parser.add_argument(
         "--scales",
         type=numbers,
-        default=SCALES,
+        default=",".join(f"{scale:g}" for scale in SCALES),
         help="factors to try on the posterior's standard deviations, separated by commas",
     )
     parser.add_argument(
         "--tolerance",
         type=float,
-        default=0.005,
+        default=TOLERANCE_NATS,
         help="of the scales whose NLL is within this many nats of the best, the widest is chosen",
     )
 
 
 def add_prompt(parser: ArgumentParser | _ArgumentGroup) -> None:
     """How a question becomes text."""
-    defaults = PromptConfig()
+    defaults = NEW_PROMPT
     parser.add_argument(
         "--choices",
         type=_labels,
-        help="fixed label set, separated by | (default: every row and request brings its own)",
+        help="fixed label set, separated by | (default: every row and request brings its own; of rows that bring none, "
+        "the labels that occur)",
     )
     parser.add_argument(
         "--template",
@@ -87,20 +146,9 @@ def add_prompt(parser: ArgumentParser | _ArgumentGroup) -> None:
     parser.add_argument(
         "--choice-end",
         choices=get_args(ChoiceEnd),
-        default=CHOICE_END,
+        default=NEW_PROMPT.choice_end,
         help="token scored at the end of every choice, so that a label may begin with another one; without it (none) "
         "the shorter of two such labels always wins",
-    )
-
-
-def read_prompt(arguments: Namespace) -> PromptConfig:
-    """The settings that `add_prompt` asked for."""
-    return PromptConfig(
-        template=arguments.template or "{prompt}",
-        choices=arguments.choices,
-        scoring=arguments.scoring,
-        normalization=arguments.normalization,
-        choice_end=arguments.choice_end,
     )
 
 
@@ -121,13 +169,20 @@ def add_sampling(parser: ArgumentParser | _ArgumentGroup, *, n_samples: int) -> 
     )
 
 
-def read_sampling(arguments: Namespace) -> SamplingConfig:
-    """The settings that `add_sampling` asked for."""
-    return SamplingConfig(n_samples=arguments.n_samples, seed=arguments.bank_seed, stop_error=arguments.stop_error)
+def _mapping(text: str) -> dict[str, str]:
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    if not all(ours.strip() and theirs.strip() for ours, _, theirs in pairs):
+        raise ArgumentTypeError(f"got {text!r}, expected NAME=THEIRS, separated by commas, as in prompt=text")
+    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
 
 
 def _labels(text: str) -> tuple[str, ...]:
     return tuple(label.strip() for label in text.split("|"))
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Return the names in a text, separated by commas."""
+    return tuple(name.strip() for name in text.split(","))
 
 
 def positive(text: str) -> int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from blora.command_help import CommandHelp
 from blora.scores import SCORES
-from blora.training.commands.arguments import add_model, positive
+from blora.training.commands.arguments import add_model, add_rows, parse
 
 if TYPE_CHECKING:
     from blora.decision.calibration import Calibration
@@ -19,13 +19,7 @@ SUMMARY = "prove when an adapter may answer, on a labelled data set"
 def _parser() -> ArgumentParser:
     parser = ArgumentParser("blora calibrate", description=SUMMARY, formatter_class=CommandHelp)
     parser.add_argument("adapter", type=Path, help="adapter directory, into which calibration.json is written")
-    parser.add_argument(
-        "--data",
-        required=True,
-        help="labelled rows that the adapter has not seen: .jsonl, .csv, or hub data set owner/name[:config]",
-    )
-    parser.add_argument("--split", default="test", help="name of the split; of a hub data set, the one to load")
-    parser.add_argument("--limit", type=positive, help="use this many rows from the top (default: all)")
+    add_rows(parser, "labelled rows that the adapter has not seen", split="test")
     parser.add_argument(
         "--target-risk", type=float, default=0.05, help="largest P(wrong | answered) of the default policy"
     )
@@ -52,16 +46,18 @@ def _parser() -> ArgumentParser:
         help="score that gets the threshold; set it before you see results (default: the one that lets most of the "
         "choosing rows be answered)",
     )
-    add_model(parser)
+    add_model(parser, default=None)
     return parser
 
 
 def main(argv: list[str]) -> int:
     """Calibrates and prints what was proved."""
-    arguments = _parser().parse_args(argv)
+    arguments = parse(_parser(), argv)
 
     from blora.decision.calibration import Goal
+    from blora.opening import open_adapter
     from blora.training.calibrate import calibrate_adapter
+    from blora.training.data import read_examples
 
     goal = Goal(
         target_risk=arguments.target_risk,
@@ -70,16 +66,17 @@ def main(argv: list[str]) -> int:
         seed=arguments.seed,
         score=arguments.score,
     )
-    calibration = calibrate_adapter(
-        arguments.adapter,
-        base_model=arguments.base_model,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        data=arguments.data,
-        split=arguments.split,
-        limit=arguments.limit,
-        goal=goal,
+    base, adapter = open_adapter(
+        arguments.adapter, base_model=arguments.base_model, device=arguments.device, dtype=arguments.dtype
     )
+    examples = read_examples(
+        arguments.data,
+        choices=adapter.config.prompt.choices,
+        split=arguments.split,
+        columns=arguments.columns,
+        limit=arguments.limit,
+    )
+    calibration = calibrate_adapter(adapter, base, examples, goal, split=arguments.split)
     print(_table(calibration))
     return 0
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from blora.command_help import CommandHelp
 from blora.errors import ConfigError
-from blora.training.commands.arguments import add_model, positive
+from blora.training.commands.arguments import add_model, add_rows, parse, positive
 
 __all__ = ["SUMMARY", "main"]
 
@@ -17,11 +17,7 @@ BASE = "base"
 def _parser() -> ArgumentParser:
     parser = ArgumentParser("blora evaluate", description=SUMMARY, formatter_class=CommandHelp)
     parser.add_argument("adapter", help=f"adapter directory, or `{BASE}` for the base model without an adapter")
-    parser.add_argument(
-        "--data", required=True, help="labelled rows: .jsonl, .csv, or hub data set owner/name[:config]"
-    )
-    parser.add_argument("--split", default="test", help="name of the split; of a hub data set, the one to load")
-    parser.add_argument("--limit", type=positive, help="use this many rows from the top (default: all)")
+    add_rows(parser, "labelled rows", split="test")
     parser.add_argument(
         "--n-samples",
         type=_counts,
@@ -34,7 +30,7 @@ def _parser() -> ArgumentParser:
         type=Path,
         help="write the result to this file; with several numbers of draws its name must contain {n_samples}",
     )
-    add_model(parser)
+    add_model(parser, default=None)
     return parser
 
 
@@ -44,7 +40,7 @@ def _counts(text: str) -> list[int]:
 
 def main(argv: list[str]) -> int:
     """Evaluates, prints one line a number of draws, and writes the result files."""
-    arguments = _parser().parse_args(argv)
+    arguments = parse(_parser(), argv)
     counts = arguments.n_samples
     if arguments.json and counts and len(counts) > 1 and "{n_samples}" not in arguments.json.name:
         raise ConfigError(
@@ -63,6 +59,7 @@ def main(argv: list[str]) -> int:
         subject,
         data=arguments.data,
         split=arguments.split,
+        columns=arguments.columns,
         limit=arguments.limit,
         n_samples=counts,
         seed=arguments.seed,

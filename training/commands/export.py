@@ -4,7 +4,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 from blora.command_help import CommandHelp
-from blora.training.commands.arguments import add_model, positive
+from blora.training.commands.arguments import add_model, parse, positive
 
 __all__ = ["SUMMARY", "main"]
 
@@ -17,16 +17,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("adapter", type=Path, help="adapter directory")
     parser.add_argument("output", type=Path, help="new folder, in which draw-000, draw-001 ... are written")
     parser.add_argument("--draws", type=positive, help="number of posterior draws (default: the adapter's)")
-    add_model(parser)
-    arguments = parser.parse_args(argv)
+    add_model(parser, default=None)
+    arguments = parse(parser, argv)
 
-    from blora.adapter import load_adapter
-    from blora.base_model import load_base_model
     from blora.export import export_draws
+    from blora.opening import open_adapter
 
-    base = load_base_model(arguments.base_model, device=arguments.device, dtype=arguments.dtype)
-    adapter = load_adapter(arguments.adapter, base)
-    n_samples = arguments.draws or adapter.config.sampling.n_samples
-    folders = export_draws(adapter, base, arguments.output, n_samples)
+    base, adapter = open_adapter(
+        arguments.adapter, base_model=arguments.base_model, device=arguments.device, dtype=arguments.dtype
+    )
+    folders = export_draws(adapter, base, arguments.output, arguments.draws)
     print(f"wrote {len(folders)} draws of {adapter.name} to {arguments.output}; average the probabilities under each")
     return 0

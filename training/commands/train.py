@@ -1,21 +1,27 @@
 """`blora train`: a labelled data set and a frozen base model to an adapter directory."""
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import get_args
 
 from blora.command_help import CommandHelp
 from blora.config import FamilyName, MethodName, PosteriorConfig
-from blora.errors import ConfigError
 from blora.scores import SCORES
-from blora.training.commands.arguments import add_model, add_prompt, add_sampling, positive, read_prompt, read_sampling
-from blora.training.config import TrainConfig
+from blora.training.commands.arguments import (
+    add_columns,
+    add_model,
+    add_prompt,
+    add_sampling,
+    names,
+    parse,
+    positive,
+    settings_of,
+)
+from blora.training.config import N_SAMPLES, TRACKERS, TrainConfig
 
 __all__ = ["SUMMARY", "main"]
-
-T = TypeVar("T")
 
 SUMMARY = "train a Bayesian-LoRA adapter on a labelled data set"
 
@@ -30,7 +36,9 @@ POSTERIOR = {
     "scale_init": "posterior standard deviation of the inducing weights at the start, as a multiple of the prior's",
 }
 TRAINING = {
-    field.name: field.metadata["help"] for field in fields(TrainConfig) if field.name not in ("work_dir", "resume")
+    field.name: field.metadata["help"]
+    for field in fields(TrainConfig)
+    if field.name not in ("work_dir", "resume", "report_to")
 }
 
 
@@ -58,6 +66,7 @@ def _parser() -> ArgumentParser:
     data.add_argument(
         "--split-seed", type=int, default=0, help="seed of the random division into training and validation rows"
     )
+    add_columns(data)
 
     add_prompt(parser.add_argument_group("prompt"))
 
@@ -65,6 +74,7 @@ def _parser() -> ArgumentParser:
     add_model(model)
     model.add_argument(
         "--target-modules",
+        type=names,
         help="names of the modules to adapt, separated by commas (default: PEFT's for this architecture)",
     )
     model.add_argument("--layers", default="all", help="decoder layers to adapt: all, last:N, N or FIRST-LAST")
@@ -94,10 +104,16 @@ def _parser() -> ArgumentParser:
     _add_fields(training, TrainConfig(work_dir=Path()), TRAINING)
     training.add_argument("--work-dir", type=Path, help="folder for checkpoints (default: OUTPUT.work)")
     training.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the work folder")
+    training.add_argument(
+        "--report-to",
+        choices=TRACKERS,
+        default="none",
+        help="tracker that gets losses and validation metrics; tensorboard reads them from the folder WORK_DIR.runs",
+    )
 
     output = parser.add_argument_group("adapter")
     output.add_argument("--output", type=Path, required=True, help="adapter directory to write")
-    add_sampling(output, n_samples=16)
+    add_sampling(output, n_samples=N_SAMPLES)
     for score in SCORES.values():
         output.add_argument(score.flag, type=float, help=f"the adapter abstains if {score.failure}")
     return parser
@@ -112,58 +128,24 @@ def _add_fields(group: "ArgumentParser._ArgumentGroup", defaults: object, about:
 
 def main(argv: list[str]) -> int:
     """Trains and writes the adapter directory."""
-    arguments = _parser().parse_args(argv)
-    posterior = _take(PosteriorConfig, arguments, bayesian_layers=None)
-    if posterior.method == "lora" and arguments.learning_rate != TrainConfig(work_dir=Path()).learning_rate:
-        raise ConfigError(
-            "got --learning-rate with --method lora, which has no inducing weights; expected --lora-learning-rate"
-        )
-    config = _take(
-        TrainConfig,
-        arguments,
-        work_dir=arguments.work_dir or arguments.output.with_name(f"{arguments.output.name}.work"),
-    )
-    thresholds = {score.threshold: getattr(arguments, score.threshold) for score in SCORES.values()}
-    policy = {name: value for name, value in thresholds.items() if value is not None}
-    sampling = read_sampling(arguments)
+    arguments = parse(_parser(), argv)
 
-    from blora.training.commands.few_rows import warn_of_few_rows
-    from blora.training.recipe import Recipe, train_adapter
+    from blora.training.provenance import command_line
+    from blora.training.recipe import train_adapter
+    from blora.training.settings import recipe_of
 
-    recipe = Recipe(
-        data=arguments.data,
-        validation=arguments.validation,
-        split=arguments.split,
-        validation_split=arguments.validation_split,
-        n_train=arguments.train_examples,
-        n_validation=arguments.validation_examples,
-        split_seed=arguments.split_seed,
-        base_model=arguments.base_model,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        target_modules=tuple(arguments.target_modules.split(",")) if arguments.target_modules else None,
-        layers=arguments.layers,
-        posterior=posterior,
-        bayesian_layers=arguments.bayesian_layers,
-        init_from=arguments.init_from,
-        prompt=read_prompt(arguments),
-        default_template=arguments.template is None,
-        sampling=sampling,
-        policy=policy or None,
-        training=config,
-        argv=tuple(argv),
+    output: Path = arguments.output
+    recipe = recipe_of(
+        arguments.data,
+        output,
+        command=command_line("train", argv),
+        **settings_of(arguments, but=("data", "output")),
     )
-    result = train_adapter(recipe, arguments.output)
+    result = train_adapter(recipe, output).result
     scores = result.metrics
     print(
-        f"wrote {arguments.output}: validation accuracy {scores.accuracy:.3f}, NLL {scores.nll:.3f}, "
+        f"wrote {output}: validation accuracy {scores.accuracy:.3f}, NLL {scores.nll:.3f}, "
         f"ECE {scores.ece:.3f} at temperature {result.temperature:.2f}, "
         f"length power {result.length_power:.2f}, lapse {result.lapse:.3f}"
     )
-    warn_of_few_rows(result.n_rows)
     return 0
-
-
-def _take(config: type[T], arguments: Namespace, **given: object) -> T:
-    values = {field.name: getattr(arguments, field.name) for field in fields(config)}  # type: ignore[arg-type]
-    return config(**(values | given))

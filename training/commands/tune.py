@@ -4,7 +4,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 from blora.command_help import CommandHelp
-from blora.training.commands.arguments import add_model, add_tuning
+from blora.training.commands.arguments import add_model, add_tuning, parse
 
 __all__ = ["SUMMARY", "main"]
 
@@ -16,30 +16,30 @@ def _parser() -> ArgumentParser:
     parser.add_argument("adapter", type=Path, help="adapter directory")
     parser.add_argument("--output", type=Path, help="folder for the tuned adapter (default: replace the adapter)")
     add_tuning(parser)
-    add_model(parser)
+    add_model(parser, default=None)
     return parser
 
 
 def main(argv: list[str]) -> int:
     """Tunes, prints every trial, and writes the adapter."""
-    arguments = _parser().parse_args(argv)
+    arguments = parse(_parser(), argv)
 
-    from blora.base_model import load_base_model
     from blora.calibration_file import CALIBRATION_FILE
-    from blora.inference.architecture import check_packing
-    from blora.training.commands.few_rows import warn_of_few_rows
+    from blora.opening import open_base, own_base_model
     from blora.training.tune import tune_adapter
 
-    base = load_base_model(arguments.base_model, device=arguments.device, dtype=arguments.dtype)
-    check_packing(base)
+    base = open_base(
+        arguments.base_model or own_base_model(arguments.adapter), device=arguments.device, dtype=arguments.dtype
+    )
     output = arguments.output or arguments.adapter
     was_calibrated = (arguments.adapter / CALIBRATION_FILE).exists()
     chosen, trials = tune_adapter(
         arguments.adapter,
         output,
         base,
-        data=arguments.data,
+        arguments.data,
         split=arguments.split,
+        columns=arguments.columns,
         limit=arguments.limit,
         scales=arguments.scales,
         tolerance=arguments.tolerance,
@@ -47,7 +47,6 @@ def main(argv: list[str]) -> int:
     for trial in trials:
         print(f"{trial}{'  <- chosen' if trial is chosen else ''}")
     print(f"wrote {output}")
-    warn_of_few_rows(chosen.n_rows)
     if was_calibrated:
         print("its calibration.json was that of the adapter before and is not kept: run blora calibrate again")
     return 0

@@ -1,0 +1,154 @@
+"""Questions answered in this process: checked, decided and put in words by the code of `blora serve`.
+
+So both give the same answers, up to the rounding that depends on the batch.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
+
+from pydantic import ValidationError
+from torch import Tensor
+
+from blora.base_model import BaseModel
+from blora.client import answers
+from blora.decision.stopping import looks
+from blora.errors import BloraError, PromptError
+from blora.inference.packing import PackedRow, pack
+from blora.server.batch.rows import question_of
+from blora.server.engines.handle import AdapterHandle
+from blora.server.engines.jobs import enough, probabilities
+from blora.server.engines.protocol import Job, Stop
+from blora.server.errors import ServerError
+from blora.server.prediction.policies import InForce, policy_for
+from blora.server.prediction.response import answered
+from blora.server.scheduling.batcher import Completed
+from blora.server.schemas.requests import PredictRequest
+from blora.server.schemas.validation import invalid_request
+from blora.training.evaluate import score_packed
+
+__all__ = ["Question", "answer_all"]
+
+T = TypeVar("T")
+
+Question: TypeAlias = str | Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A question that can be scored, and the policy that will decide on its answer."""
+
+    request: PredictRequest
+    row: PackedRow
+    in_force: InForce | None
+
+
+def answer_all(
+    base: BaseModel,
+    handle: AdapterHandle,
+    questions: Sequence[Question],
+    *,
+    choices: Sequence[str] | None,
+    policy: Mapping[str, float] | None,
+) -> list[answers.Prediction | BloraError]:
+    """Return the prediction of each question, or what is wrong with it.
+
+    Args:
+        base: the base model, with the adapter's modules prepared for draws.
+        handle: the adapter.
+        questions: texts, or the fields of requests.
+        choices: of questions that bring none.
+        policy: of all requests; None for the adapter's own.
+    """
+    more = (
+        ({"choices": list(choices)} if choices is not None else {}),
+        ({"policy": dict(policy)} if policy is not None else {}),
+    )
+    asked = [_caught(partial(_ask, base, handle, question, *more)) for question in questions]
+    rows = [one.row for one in asked if isinstance(one, _Asked)]
+    began = time.perf_counter()
+    scores = score_packed(base.model, rows, handle.bank.draws, about="predicting").unbind(1) if rows else ()
+    seconds = time.perf_counter() - began
+    scored = iter(scores)
+    return [
+        one if isinstance(one, BloraError) else _caught(partial(_answer, base, handle, one, next(scored), seconds))
+        for one in asked
+    ]
+
+
+def _ask(
+    base: BaseModel, handle: AdapterHandle, question: Question, usual: Mapping[str, Any], policy: Mapping[str, Any]
+) -> _Asked:
+    """Return a question as tokens.
+
+    Args:
+        base: the base model.
+        handle: the adapter.
+        question: a text, or the fields of a request.
+        usual: fields that the question's own ones replace.
+        policy: the field of that name, if there is one.
+
+    Raises:
+        PromptError: if it cannot be asked, or relies on a calibration that does not speak of it.
+    """
+    read = question_of({"prompt": question} if isinstance(question, str) else question)
+    try:
+        if read.error is not None:
+            raise read.error
+        request = PredictRequest.model_validate({**usual, **read.asked, **policy})
+        in_force = policy_for(request, handle)
+    except ValidationError as exc:
+        raise _refused(invalid_request(exc.errors(include_url=False))) from exc
+    except ServerError as exc:
+        raise _refused(exc) from exc
+    config = handle.config.prompt
+    offered = request.choices or config.choices
+    if offered is None:
+        raise PromptError(
+            f"got a question without choices, and adapter {handle.name!r} has no fixed ones, expected 2 to 64: give "
+            "choices=",
+            param="choices",
+        )
+    row = pack(
+        base.tokenizer,
+        choices=offered,
+        config=config,
+        prompt=request.prompt,
+        messages=[turn.model_dump() for turn in request.messages] if request.messages else None,
+        max_length=base.max_length,
+    )
+    return _Asked(request, row, in_force)
+
+
+def _answer(
+    base: BaseModel, handle: AdapterHandle, asked: _Asked, log_probs: Tensor, seconds: float
+) -> answers.Prediction:
+    """Return the prediction that log-probabilities (S, C) of a row make.
+
+    Raises:
+        NumericalError: if they are not finite.
+    """
+    row, in_force = asked.row, asked.in_force
+    policy, error = in_force.policy if in_force else None, handle.config.sampling.stop_error
+    stop = Stop(policy, error) if policy is not None and error is not None else None
+    job = Job(handle, row, len(log_probs), None, stop)
+    probs = probabilities(job, log_probs[:, : row.n_choices], f"{base.device} in {base.dtype}")
+    if stop is not None:  # what the server would not have drawn does not count
+        probs = probs[: next((n for n in looks(len(probs)) if enough(job, probs[:n])), len(probs))]
+    done = Completed(probs, queue_s=0.0, compute_s=seconds)
+    return answered(asked.request, job, in_force, done, model=base.name).response
+
+
+def _caught(work: Callable[[], T]) -> T | BloraError:
+    """Return what the work returns, or the error of this library that it raises."""
+    try:
+        return work()
+    except BloraError as exc:
+        return exc
+
+
+def _refused(error: ServerError) -> PromptError:
+    """Return what the server says of a question as an error of this library."""
+    return PromptError(error.message, param=error.param or "prompt")

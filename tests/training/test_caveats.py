@@ -1,0 +1,40 @@
+"""What is said of few validation rows, in the log and by the commands."""
+
+import logging
+from argparse import ArgumentParser
+from collections.abc import Iterator
+
+import pytest
+
+from blora.decision.temperature import FEW_ROWS
+from blora.training.caveats import warn_of_few_rows
+from blora.training.commands.arguments import parse
+
+
+@pytest.fixture(autouse=True)
+def _log_as_before() -> Iterator[None]:
+    """What a command sets up is gone after the test."""
+    log = logging.getLogger("blora")
+    handlers, level = log.handlers[:], log.level
+    yield
+    log.handlers[:], log.level = handlers, level
+
+
+def test_few_validation_rows_are_told_with_their_number(caplog: pytest.LogCaptureFixture) -> None:
+    warn_of_few_rows(6)
+    [record] = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage().startswith("there are only 6 validation rows: the recalibration stays close")
+    warn_of_few_rows(FEW_ROWS)
+    assert caplog.records == [record]
+
+
+@pytest.mark.parametrize(("level", "told"), [("warning", True), ("error", False)])
+def test_a_command_writes_log_lines_of_its_level_to_standard_error(
+    level: str, told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):  # a second command in one process does not say everything twice
+        parse(ArgumentParser(), ["--log-level", level])
+    warn_of_few_rows(6)
+    said = capsys.readouterr().err
+    assert said.count("warning: there are only 6 validation rows") == told

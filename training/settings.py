@@ -1,0 +1,95 @@
+"""From settings by name, as flags and keyword arguments give them, to the recipe of a training run."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from blora.config import PosteriorConfig, PromptConfig, SamplingConfig
+from blora.errors import ConfigError
+from blora.scores import SCORES
+from blora.training.config import N_SAMPLES, NEW_PROMPT, TrainConfig
+from blora.training.recipe import Recipe
+from blora.training.sources import Rows
+
+__all__ = ["prompt_of", "recipe_of", "sampling_of"]
+
+T = TypeVar("T")
+
+# What of a prompt and of a bank is chosen; validation rows find the rest.
+PROMPT = ("choices", "scoring", "normalization", "choice_end")
+THRESHOLDS = tuple(score.threshold for score in SCORES.values())
+
+
+def recipe_of(data: Rows, output: Path, *, command: str, **settings: Any) -> Recipe:
+    """Return the recipe of a training run.
+
+    Args:
+        data: the rows.
+        output: the adapter directory to write; checkpoints go to OUTPUT.work unless `work_dir` says otherwise.
+        command: what started the run, for the record.
+        settings: by the names of the flags of `blora train`, with underscores; what is None or missing is the default.
+
+    Raises:
+        ConfigError: if a setting is unknown or out of range.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    usual = TrainConfig(work_dir=output).learning_rate
+    if given.get("method") == "lora" and given.get("learning_rate", usual) != usual:
+        raise ConfigError(
+            "got --learning-rate with --method lora, which has no inducing weights; expected --lora-learning-rate"
+        )
+    # As Python may give what a flag turns into its type.
+    given |= {
+        name: kind(given[name]) for name, kind in {"init_from": Path, "target_modules": tuple}.items() if name in given
+    }
+    own = {name: given.pop(name) for name in _own_names() & given.keys()}
+    work_dir = Path(given.pop("work_dir", output.with_name(f"{output.name}.work")))
+    default_template = "template" not in given
+    recipe = Recipe(
+        data=data,
+        posterior=_taken(PosteriorConfig, given),
+        training=_taken(TrainConfig, given, work_dir=work_dir),
+        prompt=prompt_of(given),
+        default_template=default_template,
+        sampling=sampling_of(given, n_samples=N_SAMPLES),
+        policy={name: given.pop(name) for name in THRESHOLDS if name in given} or None,
+        command=command,
+        **own,
+    )
+    if given:
+        raise ConfigError(f"got unknown settings {', '.join(sorted(given))}, expected those of `blora train --help`")
+    return recipe
+
+
+def prompt_of(given: dict[str, Any]) -> PromptConfig:
+    """Return how a question becomes text, and take the settings that say so out of those that are given."""
+    chosen: dict[str, Any] = {name: given.pop(name, getattr(NEW_PROMPT, name)) for name in PROMPT}
+    if chosen["choices"] is not None:
+        chosen["choices"] = tuple(chosen["choices"])
+    return PromptConfig(template=given.pop("template", NEW_PROMPT.template), **chosen)
+
+
+def sampling_of(given: dict[str, Any], *, n_samples: int) -> SamplingConfig:
+    """Return an adapter's sample bank, and take the settings that say so out of those that are given.
+
+    Args:
+        given: settings by name.
+        n_samples: the default number of draws.
+    """
+    return SamplingConfig(
+        n_samples=given.pop("n_samples", n_samples),
+        seed=given.pop("bank_seed", 0),
+        stop_error=given.pop("stop_error", None),
+    )
+
+
+def _own_names() -> set[str]:
+    """Return the names of settings that a recipe holds itself."""
+    nested = {"data", "posterior", "training", "prompt", "default_template", "sampling", "policy", "command"}
+    return {field.name for field in fields(Recipe)} - nested
+
+
+def _taken(config: type[T], given: dict[str, Any], **more: Any) -> T:
+    """Return a config with the settings that are its fields, and take these out of those that are given."""
+    names = [field.name for field in fields(config) if field.name in given]  # type: ignore[arg-type]
+    return config(**{name: given.pop(name) for name in names}, **more)

@@ -1,0 +1,232 @@
+"""Rows from wherever they are: a file, the hub, or a table in memory. What a row means is said in `training/data.py`.
+
+The author of a file chooses the names of its columns, and is told of a wrong one. The columns of a published data set,
+or of a table in memory, are taken as they are: `text` is a prompt there where no column is a question, and numbers that
+have names (ClassLabel) become these names.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
+
+from blora.columns import OTHER_COLUMNS, QUESTION_COLUMNS, no_question
+from blora.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from pandas import DataFrame as PandasFrame
+    from polars import DataFrame as PolarsFrame
+
+__all__ = ["Rows", "Table", "read_table"]
+
+Rows: TypeAlias = Union[str, PathLike[str], Iterable[Mapping[str, Any]], "PandasFrame", "PolarsFrame", "Dataset"]
+Place: TypeAlias = tuple[str, dict[str, Any] | str]  # where a row is, and the row, or what is wrong with it
+
+FILES = (".jsonl", ".csv")
+COLUMNS = (*QUESTION_COLUMNS, *OTHER_COLUMNS)
+# What published data sets call a text that has a label.
+TEXT_COLUMN = "text"
+TEMPLATES_TOLD = 'a question is asked as "Question: ... Answer:" unless --template says otherwise, a prompt as it is'
+MAPPING_TOLD = "or say which column holds it, as in columns={'prompt': 'review'}"
+EXPECTED = (
+    "expected a .jsonl or .csv file, a hub data set, a list of dicts, a pandas or polars DataFrame, or a "
+    "datasets.Dataset"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows under our column names, of which nothing else is checked yet.
+
+    Attributes:
+        name: of the source, for records and messages.
+        rows: each row with its place, or what is wrong with it.
+        untyped: whether every value is text, as in CSV.
+        label_names: of labels that were numbers with names, in the order of the numbers; None for other labels.
+    """
+
+    name: str
+    rows: list[Place]
+    untyped: bool = False
+    label_names: tuple[str, ...] | None = None
+
+
+def read_table(source: Rows, *, split: str = "train", columns: Mapping[str, str] | None = None) -> Table:
+    """Return the rows of any source.
+
+    Args:
+        source: a .jsonl or .csv file; a hub data set, as owner/name or owner/name:config; a list of dicts; a pandas or
+            polars DataFrame; or a `datasets.Dataset`.
+        split: of a hub data set.
+        columns: for each of our columns that the source calls otherwise its name there, as in {"prompt": "review"}.
+
+    Raises:
+        DataError: if the source cannot be read, is of another kind, or has no column for the question.
+        ConfigError: if `columns` names a column that we do not have.
+    """
+    columns = columns or {}
+    if unknown := sorted(set(columns) - set(COLUMNS)):
+        raise ConfigError(f"got columns for {', '.join(unknown)}, expected some of {', '.join(COLUMNS)}")
+    if not isinstance(source, str | PathLike):
+        return _table_in_memory(source, columns)
+    path = Path(source)
+    if path.suffix.lower() in FILES:
+        return Table(path.name, list(_file_rows(path, columns)), untyped=path.suffix.lower() == ".csv")
+    return _hub_table(str(source), split, columns)
+
+
+def _file_rows(path: Path, columns: Mapping[str, str]) -> Iterator[Place]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as exc:
+        raise DataError(f"data file {path} cannot be read ({exc.strerror}); check the path") from exc
+    except UnicodeDecodeError as exc:
+        line = exc.object[: exc.start].count(b"\n") + 1
+        raise DataError(f"{path}:{line}: got bytes that are not UTF-8; save the file as UTF-8") from exc
+    read = _csv_rows if path.suffix.lower() == ".csv" else _json_rows
+    yield from read(path, text, columns)
+
+
+def _json_rows(path: Path, text: str, columns: Mapping[str, str]) -> Iterator[Place]:
+    checked = False
+    for number, content in enumerate(text.split("\n"), start=1):
+        if not content.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            row = json.loads(content)
+        except (ValueError, RecursionError) as exc:
+            yield where, f"this line is not JSON ({exc}); write one JSON object per line"
+        else:
+            if not isinstance(row, dict):
+                yield where, f"got {type(row).__name__}, expected a JSON object"
+            else:
+                row = _renamed(row, columns, where, known=checked)
+                if not checked:
+                    _check_columns(row, where, TEMPLATES_TOLD)
+                yield where, row
+        checked = True  # if the first line is no row, the others are told one by one
+
+
+def _csv_rows(path: Path, text: str, columns: Mapping[str, str]) -> Iterator[Place]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header: list[str] | None = None
+    first_line = 1  # of the row being read, which may span several
+    try:
+        for cells in reader:
+            where, first_line = f"{path}:{first_line}", reader.line_num + 1
+            if not cells:
+                continue  # a blank line
+            if header is None:
+                header = cells
+                _check_columns(_renamed(dict.fromkeys(header), columns, where), where, TEMPLATES_TOLD)
+            elif len(cells) != len(header):
+                yield where, f"got {len(cells)} columns, expected the header's {len(header)}"
+            else:
+                yield where, _csv_types(_renamed(dict(zip(header, cells, strict=True)), columns, where))
+    except csv.Error as exc:
+        yield f"{path}:{first_line}", f"this row is not CSV ({exc})"
+
+
+def _csv_types(row: Mapping[str, str]) -> dict[str, Any]:
+    """Return a row in which choices are a list (in CSV JSON, or separated by |), messages too, and no cell is empty."""
+    typed: dict[str, Any] = {key: value for key, value in row.items() if value != ""}
+    for key in ("choices", "messages"):
+        if isinstance(text := typed.get(key), str):
+            if not text.lstrip().startswith("["):
+                typed[key] = [part.strip() for part in text.split("|")]
+                continue
+            try:
+                typed[key] = json.loads(text)
+            except (ValueError, RecursionError):
+                continue  # left as text, which the checks of the row refuse
+    return typed
+
+
+def _hub_table(source: str, split: str, columns: Mapping[str, str]) -> Table:
+    from datasets import load_dataset  # slow to import, and only the hub needs it
+
+    name, _, config = source.partition(":")
+    try:
+        rows = load_dataset(name, config or None, split=split)
+    except Exception as exc:  # every failure of the library, network included
+        raise DataError(
+            f"got data set {source!r}, which is neither a .jsonl or .csv file nor a data set that loads ({exc})"
+        ) from exc
+    place = f"{source}/{split}"
+    return _mapped(place, ((f"{place}:{number}", row) for number, row in enumerate(rows, start=1)), columns, rows)
+
+
+def _table_in_memory(source: Any, columns: Mapping[str, str]) -> Table:
+    """Return the rows of a table, told apart by the library that its class is from, so that none is imported for it."""
+    kind = f"{type(source).__module__.partition('.')[0]}.{type(source).__name__}"
+    if kind in ("datasets.DatasetDict", "datasets.IterableDatasetDict"):
+        raise DataError(f"got the splits {', '.join(source)}, expected one of them; pass rows[{next(iter(source))!r}]")
+    if kind == "pandas.DataFrame":
+        rows: Iterable[Any] = source.astype(object).where(source.notna(), None).to_dict("records")
+    elif kind == "polars.DataFrame":
+        rows = source.iter_rows(named=True)
+    elif isinstance(source, Iterable) and not isinstance(source, Mapping | bytes):
+        rows = source
+    else:
+        raise DataError(f"got rows of type {type(source).__name__}, {EXPECTED}")
+    name = "rows" if isinstance(source, list | tuple) else type(source).__name__
+    return _mapped(name, ((f"{name}[{number}]", row) for number, row in enumerate(rows)), columns, source)
+
+
+def _mapped(name: str, rows: Iterable[tuple[str, Any]], columns: Mapping[str, str], source: Any) -> Table:
+    """Return a table whose columns are ours, by the mapping that is given, or by what `source` says of them."""
+    names: tuple[str, ...] | None = None
+    found: list[Place] = []
+    for where, row in rows:
+        if not isinstance(row, Mapping):
+            found.append((where, f"got {type(row).__name__}, expected a dict; {EXPECTED}"))
+            continue
+        if not found:
+            if TEXT_COLUMN in row and not set(QUESTION_COLUMNS) & {*row, *columns}:
+                columns = {**columns, "prompt": TEXT_COLUMN}
+            names = _label_names(source, columns.get("label", "label"))
+        own = _renamed(row, columns, where, known=bool(found))
+        if not found:
+            _check_columns(own, where, MAPPING_TOLD)
+        if names is not None and type(own.get("label")) is int:
+            number = own["label"]
+            own["label"] = names[number] if 0 <= number < len(names) else None  # -1 is a row without a label
+        found.append((where, own))
+    return Table(name, found, label_names=names)
+
+
+def _label_names(source: Any, column: str) -> tuple[str, ...] | None:
+    """Return the names of the numbers in a column of a `datasets.Dataset`; None of any other column."""
+    feature = (getattr(source, "features", None) or {}).get(column)
+    names = getattr(feature, "names", None)
+    return tuple(names) if isinstance(names, list) else None
+
+
+def _renamed(row: Mapping[str, Any], columns: Mapping[str, str], where: str, *, known: bool = False) -> dict[str, Any]:
+    """Return a row under our names; if the columns are not known to be right, one that is missing is told."""
+    missing = [theirs for theirs in columns.values() if theirs not in row]
+    if missing and not known:
+        raise DataError(
+            f"{where}: got the columns {', '.join(map(str, row))}, expected {', '.join(missing)}, which `columns` "
+            "names; correct the name"
+        )
+    moved = {*columns, *columns.values()}
+    own = {str(name): _plain(value) for name, value in row.items() if name not in moved}
+    return own | {ours: _plain(row[theirs]) for ours, theirs in columns.items() if theirs in row}
+
+
+def _plain(value: Any) -> Any:
+    """Return numbers and arrays of NumPy as Python's."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _check_columns(columns: Collection[str], where: str, advice: str) -> None:
+    """Refuse a source whose first row has no column for the question: what is said of it would be said of every row."""
+    if not set(QUESTION_COLUMNS) & set(columns):
+        raise DataError(f"{where}: {no_question(columns)}; {advice}")
