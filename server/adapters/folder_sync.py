@@ -11,7 +11,7 @@ from blora.errors import BloraError
 from blora.server.adapters.loader import MOST_ENTRIES, Loader
 from blora.server.adapters.registry import Registry
 from blora.server.errors import DeadlineExceededError, ServerError
-from blora.server.scheduling.own_thread import OwnThread, StalledError
+from blora.server.scheduling.thread_per_task import StalledError, ThreadPerTask
 
 __all__ = ["FolderSync"]
 
@@ -48,7 +48,7 @@ class FolderSync:
         self._loader = loader
         self._registry = registry
         self._timeout_s = timeout_s
-        self._threads = OwnThread(timeout_s)
+        self._threads = ThreadPerTask(timeout_s)
         self._looking = asyncio.Semaphore(AT_ONCE)
         self._readable = True
         self._seen: dict[str, Signature] = {}

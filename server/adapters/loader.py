@@ -26,7 +26,7 @@ from blora.server.errors import (
 from blora.server.monitoring.feedback import Feedback
 from blora.server.monitoring.logs import write_down
 from blora.server.monitoring.metrics import Metrics
-from blora.server.scheduling.own_thread import OwnThread, StalledError
+from blora.server.scheduling.thread_per_task import StalledError, ThreadPerTask
 from blora.server.settings import Settings
 
 __all__ = ["Loader"]
@@ -60,9 +60,9 @@ class Loader:
         self._registry = registry
         self._metrics = metrics
         self._feedback = feedback
-        self._threads = OwnThread(settings.adapter_load_timeout_s)
+        self._threads = ThreadPerTask(settings.adapter_load_timeout_s)
         self._reading = asyncio.Semaphore(AT_ONCE)
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def load(self, name: str, path: str, *, by: str, replace: bool = False) -> tuple[AdapterHandle, bool]:
         """The adapter under that name, and whether there was none before; the same contents again are no error.
@@ -87,7 +87,7 @@ class Loader:
             except ConfigError as exc:
                 raise InvalidRequestError(f"{exc}: choose another name", param="name") from exc
             write_down(logger, "adapter_loading", by=by, adapter=name, path=path)
-            async with self._turns.setdefault(name, asyncio.Lock()):
+            async with self._locks.setdefault(name, asyncio.Lock()):
                 handle, outcome, old = await self._load(root, name, path, replace=replace)
         except ServerError as exc:
             self._refused(exc, by=by, adapter=name, path=path)
@@ -115,7 +115,7 @@ class Loader:
         except ServerError as exc:
             self._refused(exc, by=by, adapter=name)
             raise
-        self._let_go(handle)
+        self._release(handle)
         write_down(logger, "adapter_unloaded", by=by, adapter=name, digest=handle.digest)
         await self._engine.forget(handle)
 
@@ -141,7 +141,7 @@ class Loader:
                     param="name",
                 )
             self._registry.replace(handle)
-            self._let_go(old)
+            self._release(old)
             self._metrics.adapter_loaded(handle)
             return handle, "adapter_replaced", old
         finally:
@@ -168,7 +168,7 @@ class Loader:
                 code="too_many_adapters",
             )
 
-    def _let_go(self, handle: AdapterHandle) -> None:
+    def _release(self, handle: AdapterHandle) -> None:
         self._metrics.adapter_unloaded(handle)
         self._feedback.forget(handle)
 

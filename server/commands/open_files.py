@@ -5,7 +5,7 @@ import logging
 from contextlib import suppress
 from typing import Any
 
-from blora.server.monitoring.logs import Seldom
+from blora.server.monitoring.logs import ThrottledLogger
 
 __all__ = ["connections_that_fit", "hush_accept_errors", "raise_soft_limit"]
 
@@ -49,11 +49,11 @@ def hush_accept_errors(loop: asyncio.AbstractEventLoop) -> None:
 
     asyncio reports each one with a traceback, a hundred thousand of them in 15 s where all files are in use.
     """
-    seldom = Seldom(logger)
+    throttled_log = ThrottledLogger(logger)
 
     def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         if str(context.get("message", "")).startswith("socket.accept() out of system resource"):
-            seldom.warning(f"Connections cannot be accepted: {context.get('exception')}")
+            throttled_log.warning(f"Connections cannot be accepted: {context.get('exception')}")
         else:
             loop.default_exception_handler(context)
 

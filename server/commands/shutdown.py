@@ -15,7 +15,7 @@ from types import FrameType
 import uvicorn
 
 from blora.server.commands.open_files import connections_that_fit, hush_accept_errors
-from blora.server.http.connections import punctual
+from blora.server.http.connections import limited_protocol
 from blora.server.http.routes import refuse
 from blora.server.prediction.service import Service
 
@@ -45,7 +45,7 @@ class DrainingServer(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         config.timeout_graceful_shutdown = math.ceil(service.settings.drain_timeout_s) + _LAST_WRITE_S
-        config.http = punctual(
+        config.http = limited_protocol(
             read_timeout_s=service.settings.read_timeout_s,
             max_connections=connections_that_fit(service.settings.max_connections),
             refuse=partial(refuse, service),

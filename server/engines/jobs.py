@@ -31,7 +31,7 @@ __all__ = [
     "PROBE_PROMPT",
     "check_adapters",
     "check_draws",
-    "enough",
+    "draws_suffice",
     "handle_of",
     "in_thread",
     "longest_token",
@@ -112,7 +112,7 @@ def model_of(base: BaseModel, *, device: str, dtype: str, max_length: int, runs_
     )
 
 
-def enough(job: Job, probs: Tensor) -> bool:
+def draws_suffice(job: Job, probs: Tensor) -> bool:
     """Return whether draws (s, C) settle what is to be decided."""
     if job.stop is None:
         return len(probs) == job.n_samples

@@ -35,7 +35,7 @@ from blora.server.engines.jobs import (
     PROBE_CHOICES,
     PROBE_PROMPT,
     check_adapters,
-    enough,
+    draws_suffice,
     in_thread,
     longest_token,
     model_of,
@@ -43,12 +43,12 @@ from blora.server.engines.jobs import (
     read_adapter,
     warn_of_shadowed,
 )
-from blora.server.engines.lanes import Lanes
 from blora.server.engines.precision import pick_dtype
 from blora.server.engines.prefixes import Prefixes
 from blora.server.engines.protocol import Job, Loaded, Row
+from blora.server.engines.stack_scheduler import StackScheduler
 from blora.server.scheduling.control import Control
-from blora.server.scheduling.own_thread import OwnThread
+from blora.server.scheduling.thread_per_task import ThreadPerTask
 from blora.server.settings import Settings
 
 __all__ = ["TorchEngine"]
@@ -71,8 +71,8 @@ class TorchEngine:
         self._packing = ThreadPoolExecutor(1, "pack")
         threads = partial(torch.set_num_threads, torch.get_num_threads())
         self._computing = ThreadPoolExecutor(1, "compute", initializer=threads)
-        self._lanes = Lanes(self._computing)
-        self._reading = OwnThread(settings.adapter_load_timeout_s)
+        self._scheduler = StackScheduler(self._computing)
+        self._reading = ThreadPerTask(settings.adapter_load_timeout_s)
         self._base: BaseModel | None = None
         self._prefixes: Prefixes | None = None
         self._handles: list[AdapterHandle] = []
@@ -126,7 +126,7 @@ class TorchEngine:
 
     async def run(self, jobs: Sequence[Job], control: Control | None = None) -> list[Tensor]:
         """See Engine."""
-        return await self._lanes.run(partial(self._score_under, control or Control(), jobs))
+        return await self._scheduler.run(partial(self._score_under, control or Control(), jobs))
 
     async def load_adapter(self, path: Path, name: str) -> AdapterHandle:
         """See Engine."""
@@ -135,18 +135,18 @@ class TorchEngine:
     async def forget(self, handle: AdapterHandle) -> None:
         """See Engine."""
         self._handles.remove(handle)
-        await self._lanes.run(partial(self._loaded_prefixes().forget, handle.digest))
+        await self._scheduler.run(partial(self._loaded_prefixes().forget, handle.digest))
 
     async def probe(self) -> None:
         """See Engine."""
         for handle in self._handles[:1]:  # any one answers for the model
             row = await in_thread(self._packing, partial(self._probe_row, handle))
-            await self._lanes.run(partial(self._probe, handle, row))
+            await self._scheduler.run(partial(self._probe, handle, row))
 
     async def close(self) -> None:
         """See Engine."""
         self._packing.shutdown(wait=False, cancel_futures=True)
-        self._lanes.close()
+        self._scheduler.close()
 
     def _loaded_base(self) -> BaseModel:
         if self._base is None:
@@ -173,7 +173,7 @@ class TorchEngine:
     async def _load_adapter(self, path: Path, name: str | None) -> AdapterHandle:
         reading = partial(self._read_adapter, path, name)
         adapter, handle, row = await self._reading.run(f"The reading of adapter {name or path}", reading)
-        await self._lanes.run(partial(self._prove, adapter, handle, row))
+        await self._scheduler.run(partial(self._prove, adapter, handle, row))
         return handle
 
     def _read_adapter(self, path: Path, name: str | None) -> tuple[Adapter, AdapterHandle, PackedRow]:
@@ -220,7 +220,7 @@ class TorchEngine:
         self._score([Job(handle, row, min(handle.bank.n_samples, fitting), seed=None, stop=None)], Control())
 
     def _score_under(self, control: Control, jobs: Sequence[Job]) -> list[Tensor]:
-        with checkpoints(partial(self._lanes.checkpoint, control)):
+        with checkpoints(partial(self._scheduler.checkpoint, control)):
             return self._score_what_fits(jobs, control)
 
     def _score_what_fits(self, jobs: Sequence[Job], control: Control, *, notice: bool = True) -> list[Tensor]:
@@ -245,24 +245,24 @@ class TorchEngine:
         """Probabilities (s, C) of each job, under all of its S draws or as many as its decision takes."""
         seen: list[Tensor] = [torch.empty(0)] * len(jobs)
         for prefix, places in self._loaded_prefixes().split(jobs, notice=notice).items():
-            found = self._after(prefix, [jobs[place] for place in places], control)
+            found = self._score_after(prefix, [jobs[place] for place in places], control)
             for place, probs in zip(places, found, strict=True):
                 seen[place] = probs
         return seen
 
-    def _after(self, prefix: Prefix | None, jobs: Sequence[Job], control: Control) -> list[Tensor]:
+    def _score_after(self, prefix: Prefix | None, jobs: Sequence[Job], control: Control) -> list[Tensor]:
         """Probabilities (s, C) of jobs that begin alike; what nobody wants any more gets no more draws."""
         checkpoint()
         base = self._loaded_base()
         n_samples = jobs[0].n_samples
-        adapters = {_key(job): job for job in jobs}
+        adapters = {_draws_key(job): job for job in jobs}
         owners = list(adapters)
         seen = [torch.empty(0, job.row.n_choices) for job in jobs]
         branches = Branches(
             base.model,
             [cast(PackedRow, job.row) for job in jobs],
             [_draws(base, job) for job in between(adapters.values())],
-            [owners.index(_key(job)) for job in jobs],
+            [owners.index(_draws_key(job)) for job in jobs],
             prefix,
         )
         waiting = list(range(len(jobs)))
@@ -276,21 +276,21 @@ class TorchEngine:
             if not waiting:
                 break
             for b in set(done) - set(waiting):
-                if enough(jobs[b], seen[b]):
+                if draws_suffice(jobs[b], seen[b]):
                     control.finished(jobs[b], seen[b])
         return seen
 
 
 def _still_waiting(jobs: Sequence[Job], seen: Sequence[Tensor], waiting: Sequence[int], control: Control) -> list[int]:
     """Those who need more draws; of those who do and whom nobody wants any more the control is told."""
-    needed = [b for b in waiting if not enough(jobs[b], seen[b])]
+    needed = [b for b in waiting if not draws_suffice(jobs[b], seen[b])]
     wanted = [b for b in needed if control.wants(jobs[b])]
     for b in set(needed) - set(wanted):
         control.dropped(jobs[b])
     return wanted
 
 
-def _key(job: Job) -> tuple[str, int | None]:
+def _draws_key(job: Job) -> tuple[str, int | None]:
     """What jobs of as many draws share that share their draws."""
     return job.handle.digest, job.seed
 

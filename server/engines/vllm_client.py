@@ -57,7 +57,7 @@ class VllmClient:
         """Makes a LoRA known under a name; one that is known already is that one, for names hold digests."""
         response = await self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
         if response.is_error and "already been loaded" not in response.text:
-            raise VllmError(f"vLLM did not load {name}: it answered {_said(response)}")
+            raise VllmError(f"vLLM did not load {name}: it answered {_summary(response)}")
 
     async def unload(self, name: str) -> None:
         """Lets go of a LoRA; one that is not known is gone already."""
@@ -108,13 +108,13 @@ class VllmClient:
         body = {"model": lora, "prompt": list(prompt), "max_tokens": 1, "temperature": 0, **asked}
         response = await self._post("/v1/completions", body)
         if response.status_code == httpx.codes.NOT_FOUND:
-            raise UnknownLoraError(f"vLLM has no such LoRA loaded: it answered {_said(response)}")
+            raise UnknownLoraError(f"vLLM has no such LoRA loaded: it answered {_summary(response)}")
         if response.is_error:
-            raise VllmError(f"vLLM answered {_said(response)} in place of a completion")
+            raise VllmError(f"vLLM answered {_summary(response)} in place of a completion")
         try:
             [choice] = response.json()["choices"]
         except (KeyError, ValueError) as exc:
-            raise VllmError(f"vLLM answered {_said(response)} in place of a completion") from exc
+            raise VllmError(f"vLLM answered {_summary(response)} in place of a completion") from exc
         found: dict[str, Any] = choice
         return found
 
@@ -128,5 +128,5 @@ class VllmClient:
         raise AssertionError("unreachable")
 
 
-def _said(response: httpx.Response) -> str:
+def _summary(response: httpx.Response) -> str:
     return f"{response.status_code} {response.text[:200]!r}"

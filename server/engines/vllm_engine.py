@@ -31,7 +31,7 @@ from blora.server.engines.jobs import (
     PROBE_CHOICES,
     PROBE_PROMPT,
     check_adapters,
-    enough,
+    draws_suffice,
     in_thread,
     longest_token,
     model_of,
@@ -42,7 +42,7 @@ from blora.server.engines.jobs import (
 from blora.server.engines.protocol import Job, Loaded, Row
 from blora.server.engines.vllm_client import UnknownLoraError, VllmClient, VllmError
 from blora.server.scheduling.control import Control
-from blora.server.scheduling.own_thread import OwnThread
+from blora.server.scheduling.thread_per_task import ThreadPerTask
 from blora.server.settings import Settings
 
 __all__ = ["DTYPE", "VllmEngine"]
@@ -75,7 +75,7 @@ class VllmEngine:
         )
         # Its own: the event loop would wait for its default one at the end, and so for a model that loads.
         self._working = ThreadPoolExecutor(4, "work")
-        self._reading = OwnThread(settings.adapter_load_timeout_s)
+        self._reading = ThreadPerTask(settings.adapter_load_timeout_s)
         self._base: BaseModel | None = None
         self._served: Counter[str] = Counter()  # handles by digest
         self._proved: list[AdapterHandle] = []
@@ -147,11 +147,11 @@ class VllmEngine:
         """See Engine. vLLM keeps the draws for as long as a request may still be on its way to them."""
         self._proved.remove(handle)
         self._served[handle.digest] -= 1
-        task = asyncio.create_task(self._let_go(handle))
+        task = asyncio.create_task(self._release(handle))
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
 
-    async def _let_go(self, handle: AdapterHandle) -> None:
+    async def _release(self, handle: AdapterHandle) -> None:
         await asyncio.sleep(self._settings.timeout_s)
         if self._served[handle.digest] > 0:
             return
@@ -190,7 +190,7 @@ class VllmEngine:
         try:
             await in_thread(self._working, partial(self._export, adapter, handle.bank.n_samples))
             for s in range(handle.bank.n_samples):
-                await self._teach(adapter.digest, s)
+                await self._load_draw(adapter.digest, s)
             await self._prove(adapter, handle)
         except (OSError, VllmError) as exc:
             raise AdapterError(f"vLLM cannot serve adapter {adapter.name!r}: {exc}") from exc
@@ -209,7 +209,7 @@ class VllmEngine:
             if not folder.is_dir():
                 raise
 
-    async def _teach(self, digest: str, s: int) -> None:
+    async def _load_draw(self, digest: str, s: int) -> None:
         await self._vllm.load(_lora(digest, s), self._exported(digest) / f"draw-{s:03d}")
 
     async def _prove(self, adapter: Adapter, handle: AdapterHandle) -> None:
@@ -246,9 +246,9 @@ class VllmEngine:
                 *(self._log_probs(job.handle, row, s, control) for s in range(start, stop))
             )
             seen = torch.cat([seen, probabilities(job, torch.stack(log_probs), DTYPE)])
-            if enough(job, seen) or not control.wants(job):
+            if draws_suffice(job, seen) or not control.wants(job):
                 break
-        if enough(job, seen):
+        if draws_suffice(job, seen):
             control.finished(job, seen)
         return seen
 
@@ -258,7 +258,7 @@ class VllmEngine:
         try:
             totals = await self._totals(handle, row, s, look)
         except UnknownLoraError:  # vLLM was started again, or another server let go of it
-            await self._teach(handle.digest, s)
+            await self._load_draw(handle.digest, s)
             totals = await self._totals(handle, row, s, look)
         return (torch.tensor(totals) / torch.tensor(row.divisors)).log_softmax(-1)
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from opentelemetry.trace import format_trace_id, get_current_span
 
-__all__ = ["REQUEST_ID", "Form", "Seldom", "configure", "write_down"]
+__all__ = ["REQUEST_ID", "Form", "ThrottledLogger", "configure", "write_down"]
 
 Form = Literal["text", "json"]
 
@@ -46,7 +46,7 @@ def write_down(logger: logging.Logger, outcome: str, *, level: int = logging.INF
     logger.log(level, outcome, extra={"fields": known})
 
 
-class Seldom:
+class ThrottledLogger:
     """Warns of what may happen thousands of times a second, once a second at most.
 
     Args:
@@ -58,17 +58,17 @@ class Seldom:
         self._logger = logger
         self._clock = clock
         self._next = -math.inf
-        self._unsaid = 0
+        self._n_suppressed = 0
 
     def warning(self, message: str) -> None:
         """Logs the message, with the number of those since the last that were not logged; or counts it as one."""
         now = self._clock()
         if now < self._next:
-            self._unsaid += 1
+            self._n_suppressed += 1
             return
-        more = f" ({self._unsaid} more since the last such line)" if self._unsaid else ""
+        more = f" ({self._n_suppressed} more since the last such line)" if self._n_suppressed else ""
         self._logger.warning("%s%s", message, more)
-        self._next, self._unsaid = now + 1, 0
+        self._next, self._n_suppressed = now + 1, 0
 
 
 class _Json(logging.Formatter):

@@ -21,7 +21,7 @@ from blora.server.monitoring.metrics import Metrics
 from blora.server.monitoring.tracing import Traces
 from blora.server.prediction.predictor import Predictor
 from blora.server.scheduling.batcher import Batcher
-from blora.server.scheduling.own_thread import OwnThread, StalledError
+from blora.server.scheduling.thread_per_task import StalledError, ThreadPerTask
 from blora.server.settings import Settings
 
 __all__ = ["Service"]
@@ -80,7 +80,7 @@ class Service:
     async def stop(self, timeout_s: float = 0) -> None:
         """Takes no more work, and gives what is left `timeout_s` seconds to finish."""
         self.draining = True
-        self._batcher.take_no_more()
+        self._batcher.stop_admitting()
         for task in (self._loading, self._watching):
             if task is not None:
                 task.cancel()
@@ -192,7 +192,7 @@ class Service:
         """Begins to keep step with the adapter root, if that is wanted; waits for a while for what is there already."""
         timeout_s = self.settings.adapter_load_timeout_s
         try:
-            if not await OwnThread(timeout_s).run("The look at the adapter root", root.is_dir):
+            if not await ThreadPerTask(timeout_s).run("The look at the adapter root", root.is_dir):
                 raise ConfigError(f"got adapter root {root}, expected an existing directory")
         except StalledError as exc:
             logger.error("The adapters below %s are not there yet: %s", root, exc)

@@ -124,7 +124,7 @@ class Tokenizing:
         self._max_inputs = max_inputs
         self._max_characters = max_characters
         self._clock = clock
-        self._turns = FairShare()
+        self._fair_share = FairShare()
         self._waiting: list[_Ticket] = []
         self._busy = False
         self._pace: float | None = None  # seconds a character
@@ -157,12 +157,12 @@ class Tokenizing:
         if self._busy:
             return
         if not self._waiting:
-            self._turns.forget()
+            self._fair_share.reset()
             return
-        turns = self._turns.of(self._waiting)
+        turns = self._fair_share.turns(self._waiting)
         first = min(range(len(turns)), key=turns.__getitem__)
         ticket = self._waiting.pop(first)
-        self._turns.went(turns[first], [ticket])
+        self._fair_share.served(turns[first], [ticket])
         self._busy = True
         ticket.called.set()
 

@@ -11,7 +11,7 @@ import pytest
 
 from blora.server.adapters.folder_sync import FolderSync
 from blora.server.engines.handle import AdapterHandle
-from blora.server.scheduling.own_thread import StalledError
+from blora.server.scheduling.thread_per_task import StalledError
 from tests.server.adapters.test_loader import digest_of
 from tests.server.fakes import FakeEngine, Running, running
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from blora.server.commands.open_files import connections_that_fit, hush_accept_errors
-from blora.server.monitoring.logs import Seldom
+from blora.server.monitoring.logs import ThrottledLogger
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_the_soft_limit_is_raised_to_the_hard_one() -> None:
 
 def test_a_thousand_warnings_a_second_are_one_line_a_second(caplog: pytest.LogCaptureFixture) -> None:
     now = 0.0
-    seldom = Seldom(logging.getLogger("seldom"), clock=lambda: now)
+    seldom = ThrottledLogger(logging.getLogger("seldom"), clock=lambda: now)
     for i in range(2500):
         now = i / 1000
         seldom.warning("full")

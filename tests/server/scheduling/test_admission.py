@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 
 from blora.server.errors import QueueFullError, TooLargeError
-from blora.server.scheduling.admission import Admission, Waiting
+from blora.server.scheduling.admission import Admission, QueueState
 from blora.server.scheduling.runs import Work
 from tests.server.scheduling.test_batcher import bench, settle
 
-NOBODY = Waiting(inputs=0, cost=0, own_inputs=0, own_cost=0, ahead=0)
+NOBODY = QueueState(inputs=0, cost=0, own_inputs=0, own_cost=0, ahead=0)
 
 
 def admission() -> Admission:
@@ -63,7 +63,7 @@ def test_what_cannot_be_done_in_time_even_by_an_idle_server_is_refused_with_the_
         replace(NOBODY, inputs=1, cost=801, own_inputs=1, own_cost=801),
     ],
 )
-def test_a_full_queue_and_a_greedy_owner_are_refused(waiting: Waiting) -> None:
+def test_a_full_queue_and_a_greedy_owner_are_refused(waiting: QueueState) -> None:
     with pytest.raises(QueueFullError):
         admission().check_room(10, waiting, 30)
 
@@ -78,7 +78,7 @@ def test_what_would_be_late_is_refused_until_it_would_not() -> None:
     for tokens in (50, 100):
         some.pace.measure(tokens, tokens / 100, full=False)
     late = replace(NOBODY, inputs=1, cost=3000, ahead=3000)
-    with pytest.raises(QueueFullError, match=r"in about 30\.1 s, and would have to be within 15\.0 s") as info:
+    with pytest.raises(QueueFullError, match=r"in about 30\.1 s, but must be expected within 15\.0 s") as info:
         some.check_room(10, late, 20)
     assert info.value.retry_after_s == 16
     some.check_room(10, late, 41)

@@ -288,7 +288,9 @@ async def test_a_full_queue_counts_tokens_times_draws() -> None:
         held = await b.hold()
         tasks = [b.submit(str(i), n_tokens=10, n_draws=5) for i in range(2)]
         await settle()
-        with pytest.raises(QueueFullError, match="2 inputs and 100 tokens x draws") as info:
+        with pytest.raises(
+            QueueFullError, match="2 of at most 100 inputs, and 100 of at most 100 tokens x draws"
+        ) as info:
             await b.submit("x", n_tokens=1)
         assert info.value.retry_after_s == 1  # nothing measured yet
         await b.release(held, *tasks)

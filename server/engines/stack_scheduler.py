@@ -14,12 +14,12 @@ from greenlet import getcurrent, greenlet
 
 from blora.server.scheduling.control import Control
 
-__all__ = ["Lanes"]
+__all__ = ["StackScheduler"]
 
 T = TypeVar("T")
 
 
-class Lanes:
+class StackScheduler:
     """Runs pieces of work in one thread, each on a stack of its own.
 
     All of it is under `torch.inference_mode`, for the thread has one such mode, and work that leaves the block while

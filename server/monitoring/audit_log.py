@@ -11,7 +11,7 @@ from blora.server.errors import ServerError
 from blora.server.keys import CLIENT
 from blora.server.monitoring.logs import write_down
 
-__all__ = ["Trail"]
+__all__ = ["AuditLog"]
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ _MOST_CHARACTERS = 200
 _PLAIN = "/:@+,;!$&'()*~[]"
 
 
-class Trail:
+class AuditLog:
     """Writes a line for each request that is refused for its key, up to ten a second.
 
     Args:
