@@ -1,4 +1,4 @@
-"""Choosing the dtype that a server starts in."""
+"""Choice of the dtype that a server starts in."""
 
 import torch
 
@@ -11,12 +11,12 @@ __all__ = ["pick_dtype"]
 
 
 def pick_dtype(settings: Settings, device: torch.device) -> str:
-    """Return the dtype that an operator named, or the first of the device's that every named adapter is calibrated for.
+    """Return the dtype of the settings, or the device's first dtype for which every named adapter is calibrated.
 
-    An adapter without any calibration suits every dtype.
+    An adapter without a calibration suits every dtype.
 
     Raises:
-        NotCalibratedError: if there is none and uncalibrated answers are not allowed, naming the dtypes there are.
+        NotCalibratedError: if there is no such dtype and uncalibrated answers are not allowed.
     """
     if settings.dtype != "auto":
         return settings.dtype

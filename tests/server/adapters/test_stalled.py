@@ -129,7 +129,7 @@ def test_predictions_and_other_loads_go_on_while_one_stalls(folder: Path, tmp_pa
         assert server.load("other").status_code == 201
         assert server.load("a-stalled").status_code == 504  # its thread has not ended
         server.gate.unlink()
-        until(lambda: server.logged("The reading of adapter a-stalled ended after"))
+        until(lambda: server.logged("Reading adapter a-stalled ended after"))
         assert server.load("a-stalled").status_code == 201
 
 

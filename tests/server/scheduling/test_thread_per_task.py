@@ -30,14 +30,14 @@ async def test_a_piece_that_stalls_is_given_up_and_others_go_on(caplog: pytest.L
             await threads.run("the folder of x", gate.wait)
         assert await threads.run("another", lambda: 1) == 1
         began = time.monotonic()
-        with pytest.raises(StalledError, match="has not ended: the folder of x; check the file system"):
+        with pytest.raises(StalledError, match="have not ended: the folder of x; check the file system"):
             await ThreadPerTask.run(threads, "the folder of x", lambda: 2)
         assert time.monotonic() - began < 0.2
     finally:
         gate.set()
     with caplog.at_level(logging.WARNING):
         assert await again(threads, "the folder of x") == 3
-    assert "the folder of x ended after 0 s, when it had been given up" in caplog.text
+    assert "the folder of x ended after 0 s; it had been abandoned" in caplog.text
 
 
 async def again(threads: ThreadPerTask, what: str) -> int:
