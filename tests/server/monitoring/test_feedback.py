@@ -168,7 +168,7 @@ async def test_the_client_tells(watched: Running) -> None:
         prediction = await client.predict("p=0.95")
         assert await client.feedback(prediction, "billing")
         assert not await client.feedback(prediction.id, "account")
-        with pytest.raises(RefusedError, match="none of the choices that the prediction offered") as info:
+        with pytest.raises(RefusedError, match="not one of the choices that were offered") as info:
             await client.feedback(prediction, "sales")
         assert info.value.code == "label_not_offered"
 

@@ -211,7 +211,7 @@ async def test_a_password_comes_from_a_file(store: Store, tmp_path: Path, user: 
     [
         ("", "", "is empty"),
         ("", None, "cannot be read"),
-        (":a secret@", "another", "leave it in the file alone"),
+        (":a secret@", "another", "remove it from the address"),
     ],
 )
 async def test_a_password_that_cannot_be_had_keeps_the_server_from_starting(
