@@ -20,7 +20,7 @@ def soft_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("soft_limit")
 def test_fewer_connections_are_served_where_files_are_few(caplog: pytest.LogCaptureFixture) -> None:
     assert connections_that_fit(1000) == 172
-    assert "not 1000, for the process may open only 300 files" in caplog.text
+    assert "not 1000, because the process may open only 300 files" in caplog.text
 
 
 @pytest.mark.usefixtures("soft_limit")

@@ -83,7 +83,7 @@ def test_what_it_says_until_it_is_ready_is_little(
     assert main(["--port", "0", "--default-adapter", "triage"]) == 0
     before, _ = capsys.readouterr().err.split("Ready. Try:")
     [line] = before.splitlines()
-    assert "Loading base model embedded, to serve on 127.0.0.1 port" in line
+    assert "Loading base model embedded, to serve it on 127.0.0.1 port" in line
 
 
 @pytest.mark.parametrize(
