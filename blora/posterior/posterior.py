@@ -1,7 +1,7 @@
 """The posterior over a whole adapter: one mode, or a mixture of several with equal weights.
 
-A mode is a posterior of its own, trained from its own start on its own batches. Draw s comes from mode s mod K, so that
-any number of draws is spread evenly over the modes: the diversity of an ensemble at no extra cost a draw.
+A mode is a separate posterior, trained from its own initial values on its own batches. Draw s comes from mode s mod K,
+so that any number of draws is spread evenly over the modes: the diversity of an ensemble at no extra cost per draw.
 """
 
 from collections.abc import Mapping
@@ -28,11 +28,11 @@ class Posterior(nn.Module):
     Args:
         modules: (d_out, d_in) of each adapted module, by its name in the base model.
         config: rank, alpha, method, modes and the family's settings.
-        seed: of the initial parameters.
-        make: makes the factors; by default those of config.method and config.bayesian_layers.
+        seed: seed of the initial parameters.
+        make: makes a factor; by default according to config.method and config.bayesian_layers.
 
     Raises:
-        ConfigError: if one of config.bayesian_layers has no module.
+        ConfigError: if a layer in config.bayesian_layers has no adapted module.
     """
 
     def __init__(
@@ -60,14 +60,14 @@ class Posterior(nn.Module):
         return self.config.alpha / self.config.rank
 
     def sample(self, n_samples: int, generator: torch.Generator, *, mode: int | None = None) -> Draws:
-        """S exact posterior draws of every factor, differentiable; the first k do not depend on S.
+        """Return S exact posterior draws of every factor, differentiable; the first k do not depend on S.
 
-        Of K modes, K should divide S; otherwise the first S mod K modes have one draw more than the others, and where S
-        is below K the last K - S modes have none.
+        The number of modes K should divide S; otherwise the first S mod K modes have one draw more than the others. If
+        S < K, the last K - S modes have no draw.
 
         Args:
             n_samples: S.
-            generator: of the noise.
+            generator: source of the noise.
             mode: draw from this mode alone; by default draw s comes from mode s mod K.
         """
         noise = standard_normal(n_samples, generator)
@@ -88,10 +88,10 @@ class Posterior(nn.Module):
         )
 
     def mean(self) -> Draws:
-        """The LoRA whose update is the posterior's mean, as one draw.
+        """Return the LoRA whose update is the posterior's mean, as one draw.
 
-        Within a mode the factors are independent, so that E[B A] is E[B] E[A]; over K modes it is the mean of those, a
-        LoRA of rank K * rank.
+        Within a mode the factors are independent, so that E[B A] = E[B] E[A]. Over K modes the mean of these products
+        is a LoRA of rank K * rank.
         """
         means = [self._mode(k).mean() for k in range(len(self.modes))]
         return Draws(
@@ -107,22 +107,22 @@ class Posterior(nn.Module):
         )
 
     def set_mean(self, mean: Mapping[str, Factors]) -> None:
-        """Starts from a LoRA: makes its factors the mean of every mode.
+        """Set the mean of every mode to a LoRA's factors.
 
         Args:
             mean: A (1, rank, d_in) and B (1, d_out, rank) of each adapted module.
 
         Raises:
             ShapeError: if a factor has another shape.
-            NumericalError: if the inducing weights are too few to reach it.
+            NumericalError: if the inducing weights are too few to represent the LoRA.
         """
         for k in range(len(self.modes)):
             self._mode(k).set_mean(mean)
 
     def widen(self, factor: float) -> None:
-        """Multiplies the standard deviations within every mode by a factor, in place, and lambda_max with them.
+        """Multiply the standard deviations within every mode by a factor, in place, and lambda_max with them.
 
-        The means stay, but for flows: the factor is that of a flow's base, and its mean moves slightly.
+        The means stay, except for flows: there the factor applies to the base, and the mean moves slightly.
 
         Raises:
             ConfigError: if the factor is not positive and finite.
@@ -138,7 +138,7 @@ class Posterior(nn.Module):
             )
 
     def kl_divergence(self, generator: torch.Generator, *, mode: int | None = None) -> Tensor:
-        """KL[q || p] in nats, of one mode or averaged over all of them.
+        """Return KL[q || p] in nats, of one mode or averaged over all modes.
 
         The average bounds the KL of the mixture from above, by at most ln K nats (the KL is convex).
         """
@@ -153,7 +153,7 @@ class Posterior(nn.Module):
 
 
 def _interleave(parts: list[Tensor], counts: list[int]) -> Tensor:
-    """Slices of K tensors in turn: part 0's first, part 1's first ..., (S, ...) in all, so many of each."""
+    """Return slices of K tensors in turn, (S, ...): part 0's first, part 1's first ...; counts[k] of part k."""
     spread = [part.expand(count, *part.shape[1:]) for part, count in zip(parts, counts, strict=True)]
     return torch.stack([spread[s % len(parts)][s // len(parts)] for s in range(sum(counts))])
 

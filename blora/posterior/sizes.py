@@ -1,4 +1,4 @@
-"""What a posterior holds and what it takes in memory, worked out from its settings before any of it is made."""
+"""Tensor shapes and memory of a posterior, computed from its settings before it is made."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -11,9 +11,9 @@ from blora.posterior.mode import module_key
 __all__ = ["memory_bytes", "tensor_shapes"]
 
 FLOAT_BYTES = 4
-# Python's and torch's objects around one tensor.
+# Bytes of Python's and torch's objects around one tensor.
 OBJECT_BYTES = 4096
-# Copies of a factor's noise, and of products of its size, while draws are made of it.
+# Copies of a factor's noise, and of products of its size, during the making of draws.
 NOISE_COPIES = 3
 
 Shape = tuple[int, ...]
@@ -33,12 +33,12 @@ def tensor_shapes(modules: Mapping[str, tuple[int, int]], config: PosteriorConfi
 
 
 def memory_bytes(modules: Mapping[str, tuple[int, int]], config: PosteriorConfig, n_samples: int) -> int:
-    """Return what a posterior and its draws take at most, in bytes: while they are made, and afterwards.
+    """Return the most memory of a posterior and its draws, in bytes, while they are made and afterwards.
 
     Args:
         modules: (d_out, d_in) of each adapted module, by its name in the base model.
         config: rank, method, modes and the family's settings.
-        n_samples: S, the draws.
+        n_samples: S, the number of draws.
     """
     n_tensors = n_parameters = n_drawn = noise = 0
     for _, name, p, q in _factors(modules, config.rank):
@@ -50,13 +50,13 @@ def memory_bytes(modules: Mapping[str, tuple[int, int]], config: PosteriorConfig
         else:
             n_drawn += n_samples * p * q
             noise = max(noise, n_samples * (p + config.inducing_rows) * (q + config.inducing_cols))
-    # Parameters twice: as they were read, and in their modules; draws of several modes are put together from parts.
+    # Parameters count twice: as read, and in their modules. Draws of several modes are concatenated from parts.
     numbers = 2 * config.modes * n_parameters + min(config.modes, 2) * n_drawn + NOISE_COPIES * noise
     return FLOAT_BYTES * numbers + OBJECT_BYTES * config.modes * n_tensors
 
 
 def _factors(modules: Mapping[str, tuple[int, int]], rank: int) -> Iterator[tuple[str, str, int, int]]:
-    """Side, module, rows and columns of each factor."""
+    """Yield side, module, rows and columns of each factor."""
     for name, (d_out, d_in) in modules.items():
         yield "A", name, rank, d_in
         yield "B", name, d_out, rank

@@ -97,7 +97,7 @@ class Service:
         return self._predictor
 
     def predictor(self) -> Predictor:
-        """The predictor.
+        """Return the predictor.
 
         Raises:
             NotReadyError: if the model is not loaded.
@@ -109,7 +109,7 @@ class Service:
         return self._predictor
 
     def loader(self) -> Loader:
-        """The loader of adapters.
+        """Return the loader of adapters.
 
         Raises:
             NotReadyError: if the model is not loaded.
