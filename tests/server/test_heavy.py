@@ -1,4 +1,4 @@
-"""One small body that is minutes of work, sent to a real server: others get their answers all the same."""
+"""One small body that takes minutes of work, sent to a real server that still answers others."""
 
 import asyncio
 import statistics
@@ -38,7 +38,7 @@ async def ask(client: httpx.AsyncClient) -> float:
 
 
 async def until_begun(client: httpx.AsyncClient) -> None:
-    """Waits until something has had the worker for a while."""
+    """Wait until a run has had the worker for a while."""
     async with asyncio.timeout(60):
         while True:
             lines = (await client.get("/metrics")).text.splitlines()

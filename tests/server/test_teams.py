@@ -1,4 +1,4 @@
-"""OpenMP's threads in a real server: the thread that computes has a team, and the event loop's has none."""
+"""OpenMP threads in a real server: the computing thread has a team, the event loop's thread has none."""
 
 import asyncio
 from pathlib import Path

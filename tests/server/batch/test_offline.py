@@ -1,4 +1,4 @@
-"""Files of questions answered by the app's own predictor, interrupted and gone on with."""
+"""Files of questions answered without HTTP, interrupted and continued."""
 
 import json
 from collections.abc import Iterable, Iterator

@@ -1,4 +1,4 @@
-"""A device whose memory is short."""
+"""A device with too little memory."""
 
 from typing import Any
 

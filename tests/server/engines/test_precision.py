@@ -1,4 +1,4 @@
-"""Which dtype a server starts in: of the device's, the first that its adapters are calibrated for."""
+"""Choice of the dtype that a server starts in: the device's first one for which its adapters are calibrated."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +30,7 @@ def settings_of(*adapters: Path, **more: object) -> Settings:
 
 @pytest.fixture
 def calibrated_in(monkeypatch: pytest.MonkeyPatch) -> dict[Path, frozenset[str]]:
-    """Adapters by folder, and the dtypes that each is calibrated for."""
+    """Return the dtypes of each adapter's calibration by folder, for the test to fill in."""
     found: dict[Path, frozenset[str]] = {}
     monkeypatch.setattr(precision, "calibrated_dtypes", found.__getitem__)
     return found

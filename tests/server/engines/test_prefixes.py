@@ -1,4 +1,4 @@
-"""Which beginnings are noticed, remembered and forgotten."""
+"""Prefixes that are noticed, cached and dropped."""
 
 import dataclasses
 
@@ -37,7 +37,7 @@ BYTES_PER_TOKEN = 2 * 2 * 8 * 4 * 2 * 4
 
 
 def prefixes(setup: Setup, max_tokens: int = 1000) -> Prefixes:
-    """That look at both adapters."""
+    """Return prefixes that serve both adapters."""
     model, *adapters = setup
     known = Prefixes(model, max_bytes=max_tokens * BYTES_PER_TOKEN, max_batch_tokens=4096)
     for adapter in adapters:
@@ -50,7 +50,7 @@ def job(adapter: AdapterHandle, *prompt: int, n_samples: int = 4, seed: int | No
 
 
 def lengths(known: Prefixes, *jobs: Job) -> list[int]:
-    """How many tokens of each job are remembered."""
+    """Return the number of cached tokens of each job."""
     found = [0] * len(jobs)
     for prefix, places in known.split(jobs).items():
         for place in places:

@@ -1,4 +1,4 @@
-"""Runs that share one thread: one waits in the middle of its work, and others are computed by the same thread."""
+"""Tasks that share one thread: one waits in the middle of its work while the thread computes others."""
 
 import asyncio
 import threading
@@ -28,7 +28,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 
 def steps(scheduler: StackScheduler, control: Control, seen: list[str], name: str, until: threading.Event) -> str:
-    """Work with checkpoints, from one to the next, until it is told to end."""
+    """Pass checkpoints until told to end."""
     while not until.wait(0.001):
         seen.append(name)
         scheduler.checkpoint(control)

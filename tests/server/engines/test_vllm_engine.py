@@ -1,4 +1,4 @@
-"""The engine that asks a vLLM, against a stand-in: the numbers of the other engine, and errors that say what to do."""
+"""The vLLM engine against a stand-in: the numbers of the torch engine, and errors that say what to do."""
 
 import asyncio
 from collections.abc import AsyncIterator

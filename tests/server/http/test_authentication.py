@@ -1,4 +1,4 @@
-"""Who gets in: keys, scopes and limits, and what stays open to probes."""
+"""Authentication: keys, scopes, limits, and paths that need no key."""
 
 from pathlib import Path
 
@@ -90,7 +90,7 @@ async def test_a_key_that_asks_too_often_is_told_when_to_come_back(engine: FakeE
 
 
 def taken(rate: RateLimiter) -> int:
-    """How many requests go through now."""
+    """Return the number of requests that are allowed now."""
     for count in range(1000):
         try:
             rate.take("shop")

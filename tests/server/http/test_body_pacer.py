@@ -1,4 +1,4 @@
-"""The pace of long bodies: short ones are free, and an owner's long ones come one after another."""
+"""Pacing of bodies: short ones are not paced, and an owner's long ones are read one after another."""
 
 import pytest
 

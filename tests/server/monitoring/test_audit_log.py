@@ -1,4 +1,4 @@
-"""Refused requests in the log: from where and for what, on one line each, without the key, and not without end."""
+"""Log lines of refused requests: peer and path, one line each, without the key, at a limited rate."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ from tests.server.fakes import FakeEngine, running
 async def refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str, path: str, key: str | None
 ) -> dict[str, Any]:
-    """The only line about a request that is refused."""
+    """Return the only line about a refused request."""
     (tmp_path / "keys").write_text(line_of("shop", "predict", "key-of-the-shop") + "\n")
     configure("warning", "json")
     async with running(FakeEngine(), api_keys=tmp_path / "keys", adapter_root=tmp_path) as server:

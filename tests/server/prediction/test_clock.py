@@ -1,4 +1,4 @@
-"""The wall clock jumps, as after a suspended machine or a correction: nothing is timed by it."""
+"""Jumps of the wall clock, as after a suspend or a correction, affect no timing."""
 
 import time
 

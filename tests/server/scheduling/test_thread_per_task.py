@@ -1,4 +1,4 @@
-"""Work in threads of its own: results, errors, and pieces that never end."""
+"""Tasks in their own threads: results, errors, and tasks that never end."""
 
 import asyncio
 import logging
@@ -41,7 +41,7 @@ async def test_a_piece_that_stalls_is_given_up_and_others_go_on(caplog: pytest.L
 
 
 async def again(threads: ThreadPerTask, what: str) -> int:
-    """What the work comes to once the one before has ended."""
+    """Return the result of a task once the earlier one has ended."""
     async with asyncio.timeout(10):
         while True:
             try:
