@@ -151,5 +151,5 @@ class Run(Generic[P, R]):
         return OWN_SHARE * self.worker_s >= expected and self.worker_s >= pace.seconds(pace.max_batch_tokens)
 
     def is_ahead_of(self, other: "Run[P, R]") -> bool:
-        """Return whether this run has had so much more worker time than another that the other should go on."""
+        """Return whether this run is far enough ahead of another in worker time for the other one to go on."""
         return self.worker_s > other.worker_s + _LEAD_S

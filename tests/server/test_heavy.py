@@ -23,10 +23,10 @@ HEAVY = {
 }
 QUESTION = {"prompt": "I was charged twice for my refund"}
 N_ASKED = 8
-# As many times an idle server's answer as one may take at the median beside the heavy input: its own time, as long
-# again for the rest of a piece of the other, and as much again for a processor that has other things to do.
+# Largest ratio of the median answer's time beside the heavy input to the time on an idle server: once for the answer
+# itself, once for the rest of a piece of the heavy input, and the rest for a processor with other load.
 MOST_TIMES = 4
-# Its own timeout aside, the heavy input took two minutes and more.
+# Without its timeout the heavy input takes two minutes or more.
 SOON_S = 20.0
 
 

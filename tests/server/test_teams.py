@@ -11,7 +11,7 @@ from benchmarks.server_process import serve
 
 pytestmark = pytest.mark.model
 
-# The drift of the answers' entropies is computed from the two hundredth on, of so many that torch would share them out.
+# The drift of entropies is computed from the 200th answer on, of enough numbers for torch to use several threads.
 N_ASKED, AT_ONCE = 240, 20
 
 

@@ -1,4 +1,4 @@
-"""Servers that ask for no keys: which are warned of, and which do not start."""
+"""Servers without API keys: warnings and refused starts."""
 
 import logging
 from pathlib import Path

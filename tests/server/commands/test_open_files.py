@@ -1,4 +1,4 @@
-"""As many connections as there may be open files, and one line where there are not enough."""
+"""The limit on open files: the number of connections, and the log when files run out."""
 
 import asyncio
 import logging

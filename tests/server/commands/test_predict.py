@@ -1,4 +1,4 @@
-"""`blora predict` as a process of its own, on a tiny model."""
+"""`blora predict` in a subprocess, on a tiny model."""
 
 import json
 import subprocess

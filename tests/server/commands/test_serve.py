@@ -1,4 +1,4 @@
-"""`blora serve`: what it prints, and its exit codes."""
+"""`blora serve`: its output and its exit codes."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ from tests.server.fakes import OPEN_DIGEST, FakeEngine, handle
 
 
 class SelfEndingEngine(FakeEngine):
-    """Sends SIGTERM to this process a moment after loading; the server has its handler by then."""
+    """Engine that sends SIGTERM to this process a moment after loading, when the server has its handler."""
 
     async def load(self) -> Loaded:
         loaded = await super().load()

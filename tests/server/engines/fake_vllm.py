@@ -23,7 +23,7 @@ class FakeVllm:
     """Stand-in that serves a folder's model and fails on request.
 
     Attributes:
-        fail: answers so many completions with 500 first.
+        fail: number of first completions to answer with 500.
         scale: of its logits, as if it were another model.
     """
 

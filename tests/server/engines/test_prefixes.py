@@ -67,7 +67,7 @@ def test_what_two_prompts_share_is_remembered_from_the_second_on(setup: Setup) -
     assert lengths(known, job(one, *HEAD, 50)) == [0]
     assert lengths(known, job(one, *HEAD, 51, 52)) == [40]
     assert lengths(known, job(one, *HEAD, 53), job(one, 60, 61), job(one, *HEAD[:30])) == [40, 0, 0]
-    assert lengths(known, job(one, *HEAD)) == [0]  # a row keeps a token of its own
+    assert lengths(known, job(one, *HEAD)) == [0]  # a row keeps at least one token
 
 
 def test_jobs_of_one_batch_teach_each_other(setup: Setup) -> None:
