@@ -19,7 +19,7 @@ from blora.errors import BloraError, PromptError
 from blora.inference.packing import PackedRow, pack
 from blora.server.batch.rows import question_of
 from blora.server.engines.handle import AdapterHandle
-from blora.server.engines.jobs import enough, probabilities
+from blora.server.engines.jobs import draws_suffice, probabilities
 from blora.server.engines.protocol import Job, Stop
 from blora.server.errors import ServerError
 from blora.server.prediction.policies import InForce, policy_for
@@ -136,7 +136,7 @@ def _answer(
     job = Job(handle, row, len(log_probs), None, stop)
     probs = probabilities(job, log_probs[:, : row.n_choices], f"{base.device} in {base.dtype}")
     if stop is not None:  # what the server would not have drawn does not count
-        probs = probs[: next((n for n in looks(len(probs)) if enough(job, probs[:n])), len(probs))]
+        probs = probs[: next((n for n in looks(len(probs)) if draws_suffice(job, probs[:n])), len(probs))]
     done = Completed(probs, queue_s=0.0, compute_s=seconds)
     return answered(asked.request, job, in_force, done, model=base.name).response
 

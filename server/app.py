@@ -1,4 +1,4 @@
-"""The application: routes, errors and middleware around one service."""
+"""The ASGI application: routes, error handlers and middleware around one service."""
 
 import logging
 from collections.abc import AsyncIterator
@@ -21,21 +21,21 @@ from blora.server.errors import (
     ServerError,
     UnauthorizedError,
 )
-from blora.server.http.authentication import Door, Rate
+from blora.server.http.authentication import KeyAuthentication, RateLimiter
 from blora.server.http.metrics_port import MetricsPort
 from blora.server.http.middleware import (
     BodyLimit,
     CatchAll,
     CloseWhileDraining,
     HeadAsGet,
-    OneLength,
     RequestId,
     SafeHeaders,
+    UnambiguousLength,
 )
 from blora.server.http.routes import error_response, refuse, router
 from blora.server.http.strict_json import Reader
 from blora.server.keys import Keys
-from blora.server.monitoring.trail import Trail
+from blora.server.monitoring.audit_log import AuditLog
 from blora.server.prediction.service import Service
 from blora.server.schemas.validation import invalid_request
 from blora.server.settings import Settings
@@ -46,14 +46,14 @@ logger = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
-    """The server as an ASGI application, whose lifespan loads the model and drains the queue.
+    """Return the server as an ASGI application, whose lifespan loads the model and drains the queue.
 
     Args:
-        settings: the operator's.
-        engine: computes the probabilities; the one that the settings name by default.
+        settings: the server's settings.
+        engine: computes the probabilities; by default the engine that the settings name.
     """
     service = Service(settings, engine or _engine(settings))
-    trail = Trail()
+    audit_log = AuditLog()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -74,8 +74,8 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     app.state.service = service
     app.state.reader = Reader(settings.max_body_bytes)
     app.include_router(router)
-    _handle_errors(app, service, trail)
-    # The last one added stands outermost.
+    _handle_errors(app, service, audit_log)
+    # The middleware added last is the outermost.
     app.add_middleware(HeadAsGet)
     app.add_middleware(
         BodyLimit,
@@ -84,12 +84,12 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         refuse=lambda error: refuse(service, error),
     )
     app.add_middleware(
-        Door,
+        KeyAuthentication,
         keys=Keys(settings.api_keys) if settings.api_keys is not None else None,
-        rate=Rate(settings.requests_per_minute),
-        refuse=lambda error, scope: _refuse_by_key(service, trail, error, scope),
+        rate=RateLimiter(settings.requests_per_minute),
+        refuse=lambda error, scope: _refuse_by_key(service, audit_log, error, scope),
     )
-    app.add_middleware(OneLength, refuse=lambda error: refuse(service, error))
+    app.add_middleware(UnambiguousLength, refuse=lambda error: refuse(service, error))
     app.add_middleware(CatchAll, refuse=lambda error: refuse(service, error))
     app.add_middleware(CloseWhileDraining, draining=lambda: service.draining)
     if settings.metrics_port:
@@ -101,7 +101,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
 
 
 def _engine(settings: Settings) -> Engine:
-    # The model's libraries load here, and not before.
+    # The model's libraries are imported here and not earlier.
     if settings.engine == "vllm":
         from blora.server.engines.vllm_engine import VllmEngine
 
@@ -111,23 +111,23 @@ def _engine(settings: Settings) -> Engine:
     return TorchEngine(settings)
 
 
-def _refuse_by_key(service: Service, trail: Trail, error: ServerError, scope: Scope) -> Response:
-    """`refuse`, with who asked for what in the log where it is for the key that the request came with."""
+def _refuse_by_key(service: Service, audit_log: AuditLog, error: ServerError, scope: Scope) -> Response:
+    """Return the response for an error; log the request if it was refused because of its key."""
     if not isinstance(error, ForbiddenError | UnauthorizedError):
         return refuse(service, error)
     service.metrics.failed(error)
-    trail.refused(error, scope)
+    audit_log.refused(error, scope)
     return error_response(error)
 
 
-def _handle_errors(app: FastAPI, service: Service, trail: Trail) -> None:
+def _handle_errors(app: FastAPI, service: Service, audit_log: AuditLog) -> None:
     @app.exception_handler(ServerError)
     async def refused(request: Request, error: ServerError) -> Response:
-        return _refuse_by_key(service, trail, error, request.scope)
+        return _refuse_by_key(service, audit_log, error, request.scope)
 
     @app.exception_handler(DisconnectedError)
     async def disconnected(request: Request, error: DisconnectedError) -> Response:
-        return error_response(error)  # nobody reads it, and the predictor has counted it
+        return error_response(error)  # no client reads it, and the predictor has counted it
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

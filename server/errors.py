@@ -1,32 +1,32 @@
-"""Everything that can go wrong with a request, and the one table that gives it an HTTP status.
+"""Errors of the server, and the table that maps each error code to an HTTP status.
 
 ServerError
-├── InvalidRequestError     the body says something we cannot accept; one code per kind of mistake
-├── UnauthorizedError       no key, or one that nobody has
-├── ForbiddenError          a key that opens less than was asked for
-├── UnknownPredictionError  no prediction of that id, or not any more
-├── UnknownAdapterError     no adapter of that name
-├── AdapterConflictError    a name that is taken by other contents, or one adapter too many
-├── DigestMismatchError     the adapter is here, with other contents than the client pinned
+├── InvalidRequestError     the body is invalid; one code for each kind of mistake
+├── UnauthorizedError       the key is missing or unknown
+├── ForbiddenError          the key does not permit the request
+├── UnknownPredictionError  no prediction of that id is known, or no longer
+├── UnknownAdapterError     no adapter of that name is loaded
+├── AdapterConflictError    the name belongs to another adapter, or there are too many adapters
+├── DigestMismatchError     the adapter has other contents than the client pinned
 ├── NoSuchRouteError, MethodNotAllowedError, UnsupportedMediaTypeError
-├── TooLargeError           body, prompt, batch or forward pass over its limit
-├── InvalidHttpError        what came is not HTTP, or may be read in two ways
-├── SlowRequestError        the body did not come in time
+├── TooLargeError           the body, prompt, batch or forward pass exceeds its limit
+├── InvalidHttpError        the request is malformed or ambiguous HTTP
+├── SlowRequestError        the body did not arrive in time
 ├── TryLaterError           try again in `retry_after_s`
-│   ├── QueueFullError      no room to wait in
-│   ├── RateLimitedError    too many requests with one key
-│   └── TooManyConnectionsError  no room for a connection
+│   ├── QueueFullError      the queue is full
+│   ├── RateLimitedError    the key has sent too many requests
+│   └── TooManyConnectionsError  all connections are in use
 ├── ModelFailureError       the forward pass raised
-├── NonFiniteError          the forward pass gave NaN or infinity
-├── InternalError           a bug of ours
-├── FeedbackUnavailableError  the store of predictions is out of reach
-├── NotReadyError           no model yet
-├── DrainingError           no model much longer
-├── DeadlineExceededError   the answer did not come in time, or an adapter's files did not
-└── DisconnectedError       the client left before the answer; nobody reads this one
+├── NonFiniteError          the forward pass returned NaN or infinity
+├── InternalError           a bug in the server
+├── FeedbackUnavailableError  the store of predictions is unreachable
+├── NotReadyError           the model is not loaded
+├── DrainingError           the server is shutting down
+├── DeadlineExceededError   an answer or the reading of an adapter missed its deadline
+└── DisconnectedError       the client disconnected before the answer
 
-Messages say what is wrong, what was expected and what to do: `got X, expected Y: do Z` where a value is out of place,
-plain sentences elsewhere. They never repeat the prompt.
+Messages say what is wrong, what was expected and what to do: `got X, expected Y: do Z` for a wrong value, plain
+sentences elsewhere. They never repeat the prompt.
 """
 
 from typing import NamedTuple
@@ -64,7 +64,7 @@ __all__ = [
 
 
 class Row(NamedTuple):
-    """How one error code looks from outside: HTTP status, and the family it belongs to."""
+    """HTTP status and error type of one error code."""
 
     status: int
     type: str
@@ -121,12 +121,12 @@ TABLE: dict[str, Row] = {
 
 
 class ServerError(Exception):
-    """A request that gets no answer.
+    """Base of all errors that end a request without an answer.
 
     Args:
         message: what is wrong, what was expected, and what to do.
-        code: a key of TABLE; the class's own unless several share the class.
-        param: dotted path of the field at fault, if one is.
+        code: a key of TABLE; by default the code of the class.
+        param: dotted path of the invalid field, if there is one.
     """
 
     code = "internal_error"
@@ -139,29 +139,29 @@ class ServerError(Exception):
 
     @property
     def status(self) -> int:
-        """The HTTP status of the answer."""
+        """HTTP status of the response."""
         return TABLE[self.code].status
 
     @property
     def type(self) -> str:
-        """The family of errors this one belongs to."""
+        """Error type in the response, which groups related codes."""
         return TABLE[self.code].type
 
 
 class InvalidRequestError(ServerError):
-    """The body says something the server cannot accept."""
+    """The body is invalid."""
 
     code = "invalid_value"
 
 
 class UnauthorizedError(ServerError):
-    """No key, or one that nobody has."""
+    """The request's API key is missing or unknown."""
 
     code = "unauthorized"
 
 
 class ForbiddenError(ServerError):
-    """A key that opens less than was asked for."""
+    """The request's API key does not permit the request."""
 
     code = "forbidden"
 
@@ -173,43 +173,43 @@ class FeedbackUnavailableError(ServerError):
 
 
 class UnknownAdapterError(ServerError):
-    """No adapter of that name is loaded; the base model never answers in its place."""
+    """No adapter of that name is loaded; the base model never answers in place of an adapter."""
 
     code = "unknown_adapter"
 
 
 class UnknownPredictionError(ServerError):
-    """No prediction of that id, or not any more."""
+    """No prediction of that id is known, or no longer."""
 
     code = "unknown_prediction"
 
 
 class AdapterConflictError(ServerError):
-    """A name that is taken by other contents, or one adapter too many."""
+    """The name belongs to an adapter with other contents, or there are too many adapters."""
 
     code = "adapter_conflict"
 
 
 class DigestMismatchError(ServerError):
-    """The adapter's contents are not those that the client pinned."""
+    """The adapter's contents differ from the digest that the client pinned."""
 
     code = "digest_mismatch"
 
 
 class NoSuchRouteError(ServerError):
-    """Nothing lives at this path."""
+    """There is no route at this path."""
 
     code = "not_found"
 
 
 class MethodNotAllowedError(ServerError):
-    """The path exists, under another method."""
+    """The path does not support the method."""
 
     code = "method_not_allowed"
 
 
 class TooLargeError(ServerError):
-    """A body, prompt, batch or forward pass over its limit."""
+    """A body, prompt, batch or forward pass exceeds its limit."""
 
     code = "too_large"
 
@@ -221,7 +221,7 @@ class UnsupportedMediaTypeError(ServerError):
 
 
 class InvalidHttpError(ServerError):
-    """What came is not HTTP, or may be read in two ways."""
+    """The request is malformed or ambiguous HTTP."""
 
     code = "invalid_http"
 
@@ -233,11 +233,11 @@ class SlowRequestError(ServerError):
 
 
 class TryLaterError(ServerError):
-    """Nothing is wrong with the request but its time.
+    """The request is valid and may succeed later.
 
     Args:
         message: what is wrong, what was expected, and what to do.
-        retry_after_s: seconds after which there should be room.
+        retry_after_s: seconds after which to try again.
     """
 
     def __init__(self, message: str, *, retry_after_s: int) -> None:
@@ -246,19 +246,19 @@ class TryLaterError(ServerError):
 
 
 class QueueFullError(TryLaterError):
-    """No room to wait in."""
+    """The queue is full."""
 
     code = "queue_full"
 
 
 class RateLimitedError(TryLaterError):
-    """Too many requests with one key."""
+    """The key has sent too many requests."""
 
     code = "rate_limited"
 
 
 class TooManyConnectionsError(TryLaterError):
-    """All the connections that there may be are in use."""
+    """All connections that the server allows are in use."""
 
     code = "too_many_connections"
 
@@ -270,13 +270,13 @@ class ModelFailureError(ServerError):
 
 
 class NonFiniteError(ServerError):
-    """The forward pass gave NaN or infinity, which is never passed off as a probability."""
+    """The forward pass returned NaN or infinity, which is never reported as a probability."""
 
     code = "non_finite"
 
 
 class InternalError(ServerError):
-    """A bug of the server."""
+    """A bug in the server."""
 
 
 class NotReadyError(ServerError):
@@ -286,18 +286,18 @@ class NotReadyError(ServerError):
 
 
 class DrainingError(ServerError):
-    """The server is on its way out."""
+    """The server is shutting down."""
 
     code = "draining"
 
 
 class DeadlineExceededError(ServerError):
-    """The answer did not come in time, or the files of an adapter did not."""
+    """An answer, or the reading of an adapter's files, missed its deadline."""
 
     code = "deadline_exceeded"
 
 
 class DisconnectedError(ServerError):
-    """The client closed the connection before the answer was there."""
+    """The client closed the connection before the answer was ready."""
 
     code = "disconnected"

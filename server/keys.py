@@ -1,7 +1,7 @@
-"""Who may ask: API keys, of which the server keeps hashes in a file that may change while it runs.
+"""API keys, whose hashes are in a key file that may change while the server runs.
 
-A line of the file is `NAME SCOPE sha256:HEX`, with `adapters=NAME,NAME` behind it where the key opens these alone;
-`blora key` makes one. Keys are long and random, so that a plain hash tells nothing about them.
+A line of the file is `NAME SCOPE sha256:HEX`, followed by `adapters=NAME,NAME` if the key is bound to some adapters;
+`blora key` adds a line. Keys are long and random, so that a plain hash reveals nothing about them.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ __all__ = ["CLIENT", "KEY", "Key", "Keys", "Scope", "adapters_open", "line_of", 
 logger = logging.getLogger(__name__)
 
 Scope = Literal["predict", "admin"]
-# Of a key file: some ten thousand keys.
+# Largest key file, about ten thousand keys.
 _MOST_BYTES = 2**20
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _LINE = re.compile(
@@ -35,12 +35,12 @@ _LINE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """Whose key it is, and what it opens.
+    """Owner and permissions of a key.
 
     Attributes:
-        name: whose.
-        scope: `admin` opens all that `predict` does, and the loading of adapters.
-        adapters: that it may ask and see; None for all. A key of scope admin opens all.
+        name: name of the key's owner.
+        scope: `predict`, or `admin`, which may also load and unload adapters.
+        adapters: names of the adapters that the key may use and see; None for all. Always None for scope admin.
     """
 
     name: str
@@ -49,25 +49,25 @@ class Key:
 
 
 CLIENT: ContextVar[str | None] = ContextVar("blora_client", default=None)
-"""The name of the key that a request came with."""
+"""Name of the current request's key."""
 KEY: ContextVar[Key | None] = ContextVar("blora_key", default=None)
-"""That key, with what it opens."""
+"""Current request's key."""
 
 
 def adapters_open() -> frozenset[str] | None:
-    """Return the names of the adapters that the request's key opens, None for all."""
+    """Return the names of the adapters that the current request's key may use, or None for all."""
     key = KEY.get()
     return key.adapters if key is not None else None
 
 
 class Keys:
-    """The keys of a file, read again whenever it changes.
+    """Keys of a key file, read again whenever the file changes.
 
     Args:
-        file: with a line for each key; empty lines and those that begin with # do not count.
+        file: the key file, one line for each key; empty lines and lines that begin with # are ignored.
 
     Raises:
-        ConfigError: if it cannot be read, names a key twice, or has no key at all.
+        ConfigError: if the file cannot be read, names a key twice, or has no key.
     """
 
     def __init__(self, file: Path) -> None:
@@ -76,7 +76,7 @@ class Keys:
         self._keys = _read(file)
 
     def find(self, presented: str) -> Key | None:
-        """The key that was presented, None where there is none such; takes as long whichever it is."""
+        """Return the presented key, or None if it is unknown, in a time that does not depend on the key's text."""
         self._refresh()
         digest = hashlib.sha256(presented.encode()).hexdigest()
         found = None
@@ -86,7 +86,7 @@ class Keys:
         return found
 
     def _refresh(self) -> None:
-        """A file that is gone or garbled takes nobody's key away, and gives nobody one; an empty one takes all away."""
+        """Read a changed file; keep the keys if the file is missing or invalid, and drop all keys if it is empty."""
         stamp = _stamp(self._file)
         if stamp == self._stamp:
             return
@@ -98,21 +98,21 @@ class Keys:
 
 
 def new_key() -> str:
-    """A fresh key of 256 random bits."""
+    """Return a new key of 256 random bits."""
     return f"blora_{secrets.token_urlsafe(32)}"
 
 
 def line_of(name: str, scope: Scope, key: str, adapters: Iterable[str] = ()) -> str:
-    """The file's line for a key.
+    """Return the key file's line for a key.
 
     Args:
-        name: whose it is.
-        scope: what it opens.
-        key: the key itself, of which the line has a hash.
-        adapters: that it opens alone; none for all.
+        name: name of the key's owner.
+        scope: scope of the key.
+        key: the key, whose hash goes into the line.
+        adapters: names of the adapters that the key is bound to; none for all adapters.
 
     Raises:
-        ConfigError: if a name is unusable, or a key of scope admin is to open some adapters alone.
+        ConfigError: if a name is invalid, or a key of scope admin is bound to adapters.
     """
     adapters = tuple(adapters)
     for kind, given in (("key", name), *(("adapter", adapter) for adapter in adapters)):
@@ -123,7 +123,7 @@ def line_of(name: str, scope: Scope, key: str, adapters: Iterable[str] = ()) -> 
             )
     if scope == "admin" and adapters:
         raise ConfigError(
-            f"Key {name!r} cannot be an admin's and bound to some adapters: an admin's key opens all of them."
+            f"Key {name!r} cannot be both an admin's and bound to adapters: an admin's key may use all of them."
         )
     bound = f" adapters={','.join(adapters)}" if adapters else ""
     return f"{name} {scope} sha256:{hashlib.sha256(key.encode()).hexdigest()}{bound}"
@@ -138,7 +138,7 @@ def _stamp(file: Path) -> tuple[int, int] | None:
 
 
 def _text(file: Path) -> str:
-    """What a regular file holds. The event loop reads it: nothing is waited for, and nothing is read without end."""
+    """Return a regular file's text. Refuses pipes and large files, because the event loop reads it."""
     descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as opened:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -161,14 +161,14 @@ def _read(file: Path, *, allow_none: bool = False) -> dict[str, Key]:
 
 
 def read_keys(text: str, file: Path) -> dict[str, Key]:
-    """Return the keys of a file by the hashes of what is presented.
+    """Return the keys of a key file by their hashes.
 
     Args:
-        text: what the file holds.
-        file: its name, for messages.
+        text: the file's text.
+        file: the file's path, for messages.
 
     Raises:
-        ConfigError: if a line is no key, or names one twice.
+        ConfigError: if a line is not a key, or a name occurs twice.
     """
     keys: dict[str, Key] = {}
     names: set[str] = set()

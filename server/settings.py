@@ -1,4 +1,4 @@
-"""What an operator may set: every knob of the server, its default, its unit and its meaning."""
+"""Settings of the server, with their defaults, units and descriptions."""
 
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -10,14 +10,14 @@ __all__ = ["AdapterSource", "Settings"]
 
 
 class AdapterSource(NamedTuple):
-    """Where one adapter comes from, and the name it is served under (None: its folder's name)."""
+    """Folder of one adapter, and the name it is served under; None for its folder's name."""
 
     path: Path
     name: str | None
 
 
 class Settings(BaseSettings):
-    """The server's settings; each is a flag of `blora serve` and a variable BLORA_<NAME>.
+    """Settings of the server; each is a flag of `blora serve` and a variable BLORA_<NAME>.
 
     Flags win over the environment. Built once, when the command starts, and passed down.
 
@@ -44,17 +44,17 @@ class Settings(BaseSettings):
     dtype: str = Field("auto", description="Precision of the base model: auto, float32, bfloat16, float16.")
     allow_uncalibrated: bool = Field(
         False,
-        description="Serve adapters whose calibration is for another dtype or other contents, with a warning in every "
-        "answer.",
+        description="Serve adapters whose calibration is for another dtype or for earlier contents, with a warning in "
+        "every answer.",
     )
     engine: Literal["torch", "vllm"] = Field(
-        "torch", description="Engine that computes: torch in this process, or a vLLM server elsewhere."
+        "torch", description="Engine that computes the probabilities: torch in this process, or a separate vLLM server."
     )
     engine_url: str | None = Field(
-        None, description="Address of that vLLM server, such as http://HOST:8000.", pattern="^https?://"
+        None, description="Address of the vLLM server, such as http://HOST:8000.", pattern="^https?://"
     )
     engine_folder: Path | None = Field(
-        None, description="Folder for posterior draws, which vLLM reads under the same path."
+        None, description="Folder for posterior draws; vLLM has to see it under the same path."
     )
     engine_concurrency: int = Field(32, description="Most requests to vLLM at the same time.", ge=1)
     adapters: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -67,8 +67,8 @@ class Settings(BaseSettings):
     )
     adapter_poll_s: float = Field(
         0.0,
-        description="Serve every adapter in --adapter-root and look for changes each time this many seconds have "
-        "passed; 0 does neither.",
+        description="Interval, in seconds, at which to serve every adapter in --adapter-root and apply changes; 0 for "
+        "never.",
         ge=0,
     )
     max_adapters: int = Field(64, description="Most adapters served at the same time.", ge=1)
@@ -78,11 +78,9 @@ class Settings(BaseSettings):
     max_adapter_memory_mib: int = Field(
         2048, description="Most memory for one adapter's posterior and draws, in MiB.", ge=1
     )
-    adapter_load_timeout_s: float = Field(
-        60.0, description="Seconds that reading an adapter's files may take before it is given up.", gt=0
-    )
+    adapter_load_timeout_s: float = Field(60.0, description="Seconds that reading an adapter's files may take.", gt=0)
     default_adapter: str | None = Field(
-        None, description="Adapter that answers requests which name none; not needed if there is only one."
+        None, description="Adapter for requests that name no adapter; not needed if there is only one."
     )
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all of them.")
@@ -95,34 +93,34 @@ class Settings(BaseSettings):
     )
 
     api_keys: Path | None = Field(
-        None, description="File of API keys, made with `blora key`; without it anyone may ask."
+        None, description="File of API keys, made with `blora key`; without it no key is needed."
     )
     requests_per_minute: int = Field(0, description="Most requests per minute and API key; 0 for no limit.", ge=0)
 
     n_samples_cap: int = Field(64, description="Most draws (posterior samples) that one request may ask for.", ge=1)
     max_batch_tokens: int = Field(4096, description="Most padded tokens x draws in one forward pass.", ge=1)
     prefix_cache_mib: int = Field(
-        256, description="Memory for the prefixes that prompts share, in MiB; 0 keeps none.", ge=0
+        256, description="Memory for the prefixes that prompts share, in MiB; 0 caches none.", ge=0
     )
     max_queue_tokens: int = Field(
-        1048576, description="Most tokens x draws waiting; beyond that, requests get 429.", ge=1
+        1048576, description="Most waiting tokens x draws; beyond that, requests get 429.", ge=1
     )
-    max_queue_requests: int = Field(1024, description="Most inputs waiting; beyond that, requests get 429.", ge=1)
+    max_queue_requests: int = Field(1024, description="Most waiting inputs; beyond that, requests get 429.", ge=1)
     max_input_passes: int = Field(
         16,
-        description="Most work for one input, in forward passes of --max-batch-tokens; an input that needs more gets "
-        "413.",
+        description="Most work for one input, in full forward passes (--max-batch-tokens); an input that needs more "
+        "gets 413.",
         ge=1,
     )
     max_queue_characters: int = Field(
-        8388608, description="Most characters waiting to be tokenised; beyond that, requests get 429.", ge=1
+        8388608, description="Most characters that wait to be tokenised; beyond that, requests get 429.", ge=1
     )
     max_inputs: int = Field(256, description="Most inputs in one batch request.", ge=1)
     max_body_bytes: int = Field(1048576, description="Largest request body, in bytes; a larger one gets 413.", ge=1)
     max_prompt_tokens: int = Field(4096, description="Longest prompt, in tokens; a longer one gets 413.", ge=1)
     max_connections: int = Field(
         1000,
-        description="Most connections at the same time; another one replaces the one that has been idle longest.",
+        description="Most simultaneous connections; a further one replaces the connection that has been idle longest.",
         ge=1,
     )
     max_feedback_predictions: int = Field(
@@ -131,33 +129,34 @@ class Settings(BaseSettings):
 
     feedback_rate: float = Field(
         1.0,
-        description="Share of answers, chosen at random, whose outcome is requested; below 1 each answer says whether.",
+        description="Share of answers, chosen at random, whose outcome is requested; below 1 each answer says "
+        "whether it is one of them.",
         ge=0,
         le=1,
     )
     feedback_redis: str | None = Field(
         None,
-        description="Address of a Redis in which all replicas keep predictions for feedback, such as "
-        "redis://HOST:6379/0; without it each replica keeps its own.",
+        description="Address of a Redis server that stores predictions for feedback for all replicas, such as "
+        "redis://HOST:6379/0; without it each replica stores its own.",
         pattern="^(rediss?|unix)://",
     )
     feedback_redis_password_file: Path | None = Field(
-        None, description="File that holds the password of that Redis, in place of one in the address."
+        None, description="File of the Redis password; use it in place of a password in the address."
     )
     feedback_keep_s: float = Field(
         2592000.0,
-        description="Seconds after which Redis forgets a prediction, and the counts of an adapter without news.",
+        description="Seconds after which Redis drops a prediction, and an adapter's counts after their last change.",
         gt=0,
     )
 
     read_timeout_s: float = Field(
         20.0,
-        description="Seconds that a request's headers, and then its body, may take to arrive; a later body gets 408.",
+        description="Seconds for a request's headers, and then for its body, to arrive; a later body gets 408.",
         gt=0,
     )
     keep_alive_s: int = Field(
         75,
-        description="Seconds that a connection may be idle; choose more than the load balancer in front allows.",
+        description="Seconds that a connection may be idle; choose more than the idle timeout of the load balancer.",
         ge=1,
     )
     timeout_s: float = Field(
@@ -173,16 +172,14 @@ class Settings(BaseSettings):
         description="Seconds to keep serving after SIGTERM, so that load balancers see /readyz fail.",
         ge=0,
     )
-    drain_timeout_s: float = Field(
-        30.0, description="Seconds for accepted requests to finish once serving stops.", ge=0
-    )
+    drain_timeout_s: float = Field(30.0, description="Seconds for accepted requests to finish during shutdown.", ge=0)
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log lines to write."
     )
     otlp_endpoint: str | None = Field(
         None,
         description="Address of an OpenTelemetry collector for traces, such as http://HOST:4318; without it there are "
-        "none.",
+        "no traces.",
         pattern="^https?://",
     )
     log_format: Literal["text", "json"] = Field(
@@ -242,7 +239,7 @@ class Settings(BaseSettings):
 
     @property
     def adapter_sources(self) -> tuple[AdapterSource, ...]:
-        """The entries of `adapters`, split at the first '='."""
+        """Entries of `adapters`, split at the first '='."""
         return tuple(_parse_source(entry) for entry in self.adapters)
 
 

@@ -1,6 +1,6 @@
-"""Asking a blora server from an application: no torch, only httpx and pydantic.
+"""Client of a blora server for applications; needs only httpx and pydantic, not torch.
 
-Every call ends within its deadline, in an answer, an abstention or an exception of `blora.client.errors`.
+Every call ends by its deadline, with an answer, an abstention or an exception of `blora.client.errors`.
 """
 
 from blora.client.answers import AbstainReason, Prediction

@@ -1,4 +1,4 @@
-"""The client for asyncio; the other one stands on it."""
+"""The client for asyncio, on which the synchronous client is built."""
 
 import asyncio
 import inspect
@@ -24,19 +24,19 @@ A = TypeVar("A", bound=Answer)
 
 
 class AsyncClient:
-    """Asks a blora server; one for the whole application, for it keeps connections.
+    """Asynchronous client of a blora server; use one for the whole application, since it keeps connections open.
 
     Args:
         url: address of the server, http:// or https://.
-        api_key: sent as a bearer token.
-        deadline_s: seconds that a call may take, its retries included.
-        abstain: when to abstain beyond what the server abstains from.
-        retries: when a request is sent again.
-        max_connections: that are open at once; calls beyond it wait for one.
-        transport: how requests travel, for tests.
+        api_key: API key, sent as a bearer token.
+        deadline_s: seconds that a call may take, including its retries.
+        abstain: policy of further abstentions beside the server's.
+        retries: policy of retries.
+        max_connections: most open connections; further calls wait for one.
+        transport: httpx transport, for tests.
 
     Raises:
-        ConfigError: if the address does not begin with http:// or https:// and the name of a host.
+        ConfigError: if the address does not begin with http:// or https:// and a host.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class AsyncClient:
         self._http = httpx.AsyncClient(
             base_url=address(url),
             headers={"authorization": f"Bearer {api_key}"} if api_key is not None else None,
-            timeout=None,  # the deadline covers it all
+            timeout=None,  # the deadline of a call applies instead
             limits=httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
             transport=transport,
         )
@@ -70,7 +70,7 @@ class AsyncClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Closes the connections."""
+        """Close the connections."""
         await self._http.aclose()
 
     @overload
@@ -96,17 +96,18 @@ class AsyncClient:
         on_abstain: Callable[[Prediction], Any] | None = None,
         **fields: Any,
     ) -> Any:
-        """The answer to one question, or what `on_abstain` makes of an abstention.
+        """Return the answer to one question, or the result of `on_abstain` for an abstention.
 
         Args:
             asked: a prompt, or a chat as messages with role and content.
-            deadline_s: seconds for this call; the client's where absent.
-            on_abstain: called with a prediction that is not to be acted on, by the server's policy or this client's;
-                what it returns, awaited if need be, is returned in the prediction's place. Its time is its own.
-            fields: more of `POST /v1/predict`: adapter, choices, scoring, n_samples, seed, policy, return_samples.
+            deadline_s: seconds for this call; by default the client's.
+            on_abstain: called with a prediction from which the server's or this client's policy abstains; its result,
+                awaited if necessary, is returned in place of the prediction. The deadline does not cover it.
+            fields: further fields of `POST /v1/predict`: adapter, choices, scoring, n_samples, seed, policy,
+                return_samples.
 
         Raises:
-            ClientError: of the kind that says why there is no answer, before the deadline or at it.
+            ClientError: if there is no answer by the deadline; the subclass says why.
         """
         prediction = await self._ask(question(asked, fields), self._deadline_s if deadline_s is None else deadline_s)
         if on_abstain is None or not prediction.abstained:
@@ -122,24 +123,26 @@ class AsyncClient:
         deadline_s: float | None = None,
         **fields: Any,
     ) -> list[Prediction | ClientError]:
-        """Return the answers to many questions in their order, a ClientError in the place of each question without one.
+        """Return the answers to many questions in order, with a ClientError in place of each missing answer.
 
-        Any other exception, such as that of a client's own `abstain`, is the cause of the ClientError in its place.
-        Where reading the questions fails, a ClientError with that cause is the last entry.
+        Any other exception, for example from the client's `abstain`, is the cause of the ClientError in the question's
+        place. If reading the questions fails, the last entry is a ClientError with that cause.
 
         Args:
-            asked: prompts, chats, or bodies of `POST /v1/predict`; read as they are sent, in a worker thread, so that
-                a slow source holds up neither questions in flight nor their deadlines.
-            max_in_flight: questions at once.
-            deadline_s: seconds for each question from when it is sent.
-            fields: as for `predict`, for all questions; a body's own win.
+            asked: prompts, chats, or bodies of `POST /v1/predict`. They are read in a worker thread as they are sent,
+                so that a slow source delays neither questions in flight nor their deadlines.
+            max_in_flight: most questions in flight.
+            deadline_s: seconds for each question from the time it is sent.
+            fields: fields of all questions, as for `predict`; the fields of a body take precedence.
         """
         found: dict[int, Prediction | ClientError] = {}
         take = partial(next, enumerate(questions(asked, max_in_flight)), None)
         loop, context = asyncio.get_running_loop(), copy_context()
-        reader = ThreadPoolExecutor(1, "blora-questions")  # one, as a database cursor may be bound to a thread
+        reader = ThreadPoolExecutor(
+            1, "blora-questions"
+        )  # one thread, because a database cursor may be bound to a thread
 
-        async def work() -> None:  # all share the iterator, each takes the next
+        async def work() -> None:  # all workers take questions from one iterator
             while (taken := await loop.run_in_executor(reader, context.run, take)) is not None:
                 place, one = taken
                 found[place] = await self._outcome(one, fields, deadline_s)
@@ -153,7 +156,7 @@ class AsyncClient:
         return [found[place] for place in sorted(found)]
 
     async def ready(self, *, deadline_s: float = 1.0) -> bool:
-        """Return whether the server takes questions now."""
+        """Return whether the server is ready to answer."""
         try:
             async with asyncio.timeout(deadline_s):
                 return (await self._http.get("/readyz")).is_success
@@ -161,15 +164,15 @@ class AsyncClient:
             return False
 
     async def feedback(self, prediction: Prediction | str, label: str, *, deadline_s: float | None = None) -> bool:
-        """Tells the server the right choice, and returns whether its leading one was right.
+        """Report the right choice to the server, and return whether the leading choice was right.
 
         Args:
             prediction: the answer, or its id.
-            label: as it was offered; it replaces one that was reported before.
-            deadline_s: seconds for this call; the client's where absent.
+            label: the right choice as offered; it replaces an earlier report.
+            deadline_s: seconds for this call; by default the client's.
 
         Raises:
-            ClientError: RefusedError where the server knows no such prediction of this client's, or did not offer the
+            ClientError: RefusedError if the server knows no such prediction of this client, or did not offer the
                 label.
         """
         prediction_id = prediction if isinstance(prediction, str) else prediction.id
@@ -184,7 +187,7 @@ class AsyncClient:
     async def _outcome(
         self, asked: str | Messages | Mapping[str, Any] | ClientError, fields: dict[str, Any], deadline_s: float | None
     ) -> Prediction | ClientError:
-        """Return what stands in the place of one question of many."""
+        """Return the entry of one question in the result of `predict_many`."""
         if isinstance(asked, ClientError):
             return asked
         try:
@@ -212,10 +215,10 @@ class AsyncClient:
                 async with asyncio.timeout_at(ends):
                     return await self._send(path, body, kind)
             except TimeoutError as exc:
-                if failure is not None:  # what used the time up
+                if failure is not None:  # the failure that used up the time
                     raise failure from exc
                 raise DeadlineError(
-                    f"{self._http.base_url} gave no answer within {deadline_s:g} s: allow more time, or ask for less"
+                    f"{self._http.base_url} gave no answer within {deadline_s:g} s: allow more time, or reduce the work"
                 ) from exc
             except ClientError as exc:
                 failure = exc
@@ -237,11 +240,11 @@ class AsyncClient:
         except httpx.DecodingError as exc:
             raise MalformedAnswerError(
                 f"The answer from {self._http.base_url} cannot be decoded ({exc}): check that a blora server is "
-                "there, and what is in between"
+                "at this address, and any proxy in between"
             ) from exc
         except httpx.RequestError as exc:
             raise UnreachableError(
-                f"{self._http.base_url} cannot be reached, or broke off ({type(exc).__name__}: {exc}): check the "
-                "address, and that the server runs"
+                f"{self._http.base_url} cannot be reached, or closed the connection ({type(exc).__name__}: {exc}): "
+                "check the address, and that the server runs"
             ) from exc
         return read(response, kind)

@@ -1,4 +1,4 @@
-"""`blora ask`: one question to a running server, from a shell."""
+"""`blora ask`: asks a running server one question from a shell."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ __all__ = ["SUMMARY", "add_policy", "main", "read_policy"]
 
 SUMMARY = "ask a running server a question"
 ABSTAINED = 3
-MOST_RETRIES = 3  # whoever waits at a shell would rather know
+MOST_RETRIES = 3  # few, so that a user at a shell soon sees a failure
 
 
 def _parser() -> ArgumentParser:
@@ -29,7 +29,7 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--api-key", help="API key (default: the environment variable BLORA_API_KEY)")
     parser.add_argument(
-        "--adapter", help="adapter to ask: NAME, or NAME@sha256:... to pin its contents (default: the server's)"
+        "--adapter", help="adapter to ask: NAME, or NAME@sha256:... to pin its contents (default: the server's default)"
     )
     parser.add_argument("--choices", help="choices, separated by | (default: the adapter's)")
     add_policy(parser)
@@ -39,12 +39,12 @@ def _parser() -> ArgumentParser:
 
 
 def add_policy(parser: ArgumentParser) -> None:
-    """Add the options that decide how many draws are made and when an answer is withheld."""
+    """Add the options for the number of draws and for the abstention policy."""
     parser.add_argument("--n-samples", type=int, help="number of draws (posterior samples) (default: the adapter's)")
     parser.add_argument(
         "--target-risk",
         type=float,
-        help="abstain by the threshold that was calibrated for this target (default: the adapter's policy)",
+        help="abstain by the threshold calibrated for this target risk (default: the adapter's policy)",
     )
     for score in SCORES.values():
         parser.add_argument(score.flag, type=float, help=f"abstain if {score.failure} (default: the adapter's policy)")
@@ -57,7 +57,7 @@ def read_policy(arguments: Namespace) -> dict[str, float]:
 
 
 def main(argv: list[str]) -> int:
-    """Asks and prints."""
+    """Ask the question and print the answer."""
     arguments = _parser().parse_args(argv)
 
     from blora.client.retries import Retries
@@ -73,12 +73,12 @@ def main(argv: list[str]) -> int:
             n_samples=arguments.n_samples,
             policy=read_policy(arguments) or None,
         )
-    print(prediction.model_dump_json(indent=1, exclude_none=False) if arguments.json else _told(prediction))
+    print(prediction.model_dump_json(indent=1, exclude_none=False) if arguments.json else _formatted(prediction))
     return ABSTAINED if prediction.abstained else 0
 
 
-def _told(prediction: Prediction) -> str:
-    """A line for the decision, one for each reason to withhold it, and one for each choice."""
+def _formatted(prediction: Prediction) -> str:
+    """Return a line for the decision, one for each reason of an abstention, and one for each choice."""
     spread = max(len(entry.choice) for entry in prediction.probabilities)
     ranked = sorted(prediction.probabilities, key=lambda entry: -entry.probability)
     return "\n".join(

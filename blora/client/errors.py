@@ -1,13 +1,13 @@
-"""How a call can end without an answer.
+"""Errors of the client, one for each way in which a call ends without an answer.
 
 ClientError
-├── RefusedError          the server will not take this request, however often it is sent
-├── FailedError           the server took it and failed
-├── OverloadedError       the queue is full, and stayed so for as long as there was time
-├── UnavailableError      the server is starting or going down, and stayed so
-├── UnreachableError      no connection, or one that broke
-├── DeadlineError         the time ran out before an answer came
-└── MalformedAnswerError  what came is no answer of a blora server
+├── RefusedError          the server refuses the request, and would refuse it again
+├── FailedError           the server accepted the request and failed
+├── OverloadedError       the queue stayed full until the deadline
+├── UnavailableError      the server was starting or shutting down until the deadline
+├── UnreachableError      there was no connection, or it broke
+├── DeadlineError         no answer arrived by the deadline
+└── MalformedAnswerError  the response is not one of a blora server
 """
 
 from blora.errors import BloraError
@@ -28,11 +28,11 @@ class ClientError(BloraError):
     """A call that ended without an answer.
 
     Args:
-        message: what happened, as far as it is known.
-        status: the HTTP status, where there was an answer at all.
-        code: the server's name for the error.
-        param: the field at fault, where the server names one.
-        retry_after_s: when to try again, where the server says so.
+        message: description of the failure.
+        status: HTTP status; None without a response.
+        code: the server's error code.
+        param: the invalid field, if the server names one.
+        retry_after_s: seconds after which to try again, if the server says so.
     """
 
     def __init__(
@@ -52,28 +52,28 @@ class ClientError(BloraError):
 
 
 class RefusedError(ClientError):
-    """The server will not take this request, however often it is sent."""
+    """The server refuses the request, and would refuse it again."""
 
 
 class FailedError(ClientError):
-    """The server took the request and failed."""
+    """The server accepted the request and failed."""
 
 
 class OverloadedError(ClientError):
-    """The queue is full."""
+    """The server's queue is full."""
 
 
 class UnavailableError(ClientError):
-    """The server is starting or going down."""
+    """The server is starting or shutting down."""
 
 
 class UnreachableError(ClientError):
-    """No connection, or one that broke."""
+    """There was no connection to the server, or it broke."""
 
 
 class DeadlineError(ClientError):
-    """The time ran out before an answer came."""
+    """No answer arrived by the deadline."""
 
 
 class MalformedAnswerError(ClientError):
-    """What came is no answer of a blora server."""
+    """The response is not one of a blora server."""

@@ -1,4 +1,4 @@
-"""From a question to a request, and from a response to a prediction or the exception that says why there is none."""
+"""Translation of questions to request bodies, and of responses to predictions or exceptions."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -25,10 +25,10 @@ Messages = Sequence[Mapping[str, str]]
 
 
 def address(url: str) -> httpx.URL:
-    """Return the address of a server.
+    """Return the parsed address of a server.
 
     Raises:
-        ConfigError: if the address does not begin with http:// or https:// and the name of a host.
+        ConfigError: if the address does not begin with http:// or https:// and a host.
     """
     parsed = httpx.URL(url)
     if parsed.scheme not in ("http", "https") or not parsed.host:
@@ -40,23 +40,23 @@ def address(url: str) -> httpx.URL:
 
 
 def question(asked: str | Messages, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The body of a request: a prompt, or a chat, and those fields that are set."""
+    """Return the body of a request: a prompt or a chat, and the fields that are not None."""
     form = {"prompt": asked} if isinstance(asked, str) else {"messages": [dict(message) for message in asked]}
     return form | {name: value for name, value in fields.items() if value is not None}
 
 
 def questions(asked: Iterable[T], max_in_flight: int) -> Iterator[T | ClientError]:
-    """Return an iterator over many questions that ends with a ClientError where reading the questions fails."""
+    """Return an iterator over questions that ends with a ClientError if reading the questions fails."""
     if max_in_flight < 1:
         raise ValueError(f"got max_in_flight={max_in_flight}, expected at least 1")
     return _until_failure(asked)
 
 
 def read(response: httpx.Response, kind: type[A]) -> A:
-    """The answer in a response.
+    """Return the answer in a response.
 
     Raises:
-        ClientError: of the kind that the response is.
+        ClientError: if the response is an error; the subclass corresponds to it.
     """
     if response.status_code != httpx.codes.OK:
         raise _failure(response)
@@ -66,17 +66,17 @@ def read(response: httpx.Response, kind: type[A]) -> A:
         problem = exc.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, problem["loc"]))
         raise MalformedAnswerError(
-            f"The answer from {response.url} is not that of a blora server ({where or 'body'}: {problem['msg']}): "
-            "check the address",
+            f"The answer from {response.url} is not a blora server's ({where or 'body'}: {problem['msg']}): check "
+            "the address",
             status=response.status_code,
         ) from exc
 
 
 def check(prediction: Prediction) -> Prediction:
-    """The same prediction, which says one thing only.
+    """Return the prediction, after checking that it is consistent.
 
     Raises:
-        MalformedAnswerError: if it abstains and answers, or neither.
+        MalformedAnswerError: if it both abstains and answers, or does neither.
     """
     if prediction.abstained != (prediction.answer is None):
         raise MalformedAnswerError(
@@ -92,7 +92,7 @@ def _until_failure(asked: Iterable[T]) -> Iterator[T | ClientError]:
     except Exception as exc:
         failure = ClientError(
             f"got {exc!r} while reading the questions, expected the next question or the end: the questions before "
-            "this place were asked, ask the others again"
+            "this place were asked; ask the others again"
         )
         failure.__cause__ = exc
         yield failure
@@ -103,7 +103,7 @@ def _failure(response: httpx.Response) -> ClientError:
     try:
         error = ErrorBody.model_validate_json(response.content).error
         message, code, param = error.message, error.code, error.param
-    except ValidationError:  # a proxy in between speaks its own way
+    except ValidationError:  # an error page of a proxy
         message, code, param = f"{response.url} answered HTTP {status}", None, None
     kind: type[ClientError] = FailedError
     if status == httpx.codes.TOO_MANY_REQUESTS:
@@ -118,7 +118,7 @@ def _failure(response: httpx.Response) -> ClientError:
 
 
 def _seconds(response: httpx.Response) -> float | None:
-    """Retry-After, where it is a number of seconds."""
+    """Return Retry-After if it is a number of seconds."""
     try:
         return max(0.0, float(response.headers["retry-after"]))
     except (KeyError, ValueError):

@@ -1,4 +1,4 @@
-"""When to send a request again: asking changes nothing on the server, so what did not get through may be sent again."""
+"""Retries of failed requests, which are safe because questions change nothing on the server."""
 
 import random
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ WORTH_ANOTHER = (OverloadedError, UnavailableError, UnreachableError)
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """Waits grow twofold, are random so that clients do not come back together, and never shorter than the server asks.
+    """Retry policy with exponential, randomised waits that are at least as long as the server's Retry-After.
 
     Attributes:
-        most: how often a request is sent again; 0 never.
-        first_wait_s: seconds that the first wait is at most, unless the server asks for more.
-        longest_wait_s: seconds that no later one exceeds by itself.
+        most: most retries of a request; 0 for none.
+        first_wait_s: upper bound of the first wait, in seconds.
+        longest_wait_s: upper bound of all waits, in seconds. A longer Retry-After overrides both bounds.
     """
 
     most: int = 10
@@ -26,11 +26,11 @@ class Retries:
     longest_wait_s: float = 5.0
 
     def wait_s(self, failure: ClientError, n_tries: int) -> float | None:
-        """Seconds to wait after a failure, None where it is final.
+        """Return the seconds to wait after a failure, or None if it is final.
 
         Args:
-            failure: how the last try ended.
-            n_tries: how many there have been, 1 or more.
+            failure: the error of the last try.
+            n_tries: number of tries so far, 1 or more.
         """
         if n_tries > self.most or not isinstance(failure, WORTH_ANOTHER):
             return None

@@ -1,7 +1,7 @@
-"""The client for code without asyncio: an AsyncClient on an event loop in a thread of its own.
+"""The synchronous client: an AsyncClient on an event loop in a background thread.
 
-So both clients behave alike, a deadline ends a call however slowly the server drips, and threads may share a client.
-So may forked processes: each starts a thread and opens connections of its own at its first call.
+Both clients so behave alike, and a deadline ends a call even if the server sends its response slowly. Threads may share
+a client. Forked processes may too: each one starts its own thread and opens its own connections at its first call.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from blora.client.retries import Retries
 __all__ = ["Client"]
 
 T = TypeVar("T")
-SLACK_S = 1.0  # how long after its deadline a call is given up if the event loop is held up
+SLACK_S = 1.0  # seconds after its deadline at which a call ends if the event loop is blocked
 
 
 class _Worker:
@@ -56,19 +56,19 @@ class _Worker:
 
 
 class Client:
-    """Asks a blora server; one for the whole application, for it keeps connections.
+    """Synchronous client of a blora server; use one for the whole application, since it keeps connections open.
 
     Args:
         url: address of the server, http:// or https://.
-        api_key: sent as a bearer token.
-        deadline_s: seconds that a call may take, its retries included.
-        abstain: when to abstain beyond what the server abstains from.
-        retries: when a request is sent again.
-        max_connections: that are open at once; calls beyond it wait for one.
-        transport: how requests travel, for tests; forked processes share it.
+        api_key: API key, sent as a bearer token.
+        deadline_s: seconds that a call may take, including its retries.
+        abstain: policy of further abstentions beside the server's.
+        retries: policy of retries.
+        max_connections: most open connections; further calls wait for one.
+        transport: httpx transport, for tests; forked processes share it.
 
     Raises:
-        ConfigError: if the address does not begin with http:// or https:// and the name of a host.
+        ConfigError: if the address does not begin with http:// or https:// and a host.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Client:
         self._deadline_s = deadline_s
         self._closed = False
         self._lock = threading.Lock()
-        self._client: AsyncClient | None = self._make()  # now, to refuse arguments that make no sense
+        self._client: AsyncClient | None = self._make()  # now, to refuse invalid arguments at once
         self._worker: _Worker | None = None
         _clients.add(self)
 
@@ -138,7 +138,7 @@ class Client:
         on_abstain: Callable[[Prediction], Any] | None = None,
         **fields: Any,
     ) -> Any:
-        """See AsyncClient.predict; `on_abstain` is called in the caller's thread, and may be async."""
+        """Ask one question, as AsyncClient.predict; `on_abstain` runs in the caller's thread and may be async."""
         prediction = self._run(lambda client: client.predict(asked, deadline_s=deadline_s, **fields), deadline_s)
         if on_abstain is None or not prediction.abstained:
             return prediction
@@ -153,10 +153,10 @@ class Client:
         deadline_s: float | None = None,
         **fields: Any,
     ) -> list[Prediction | ClientError]:
-        """See AsyncClient.predict_many; the questions are read in the caller's thread."""
+        """Ask many questions, as AsyncClient.predict_many; the questions are read in the caller's thread."""
         calls: list[Future[Prediction | ClientError]] = []
         waiting = questions(asked, max_in_flight)
-        room = threading.Semaphore(max_in_flight - 1)  # for more than the call that has just begun
+        room = threading.Semaphore(max_in_flight - 1)  # for further calls beside the one that has just begun
         try:
             for one in waiting:
                 call = self._begin(partial(AsyncClient._outcome, asked=one, fields=fields, deadline_s=deadline_s))
@@ -170,18 +170,18 @@ class Client:
             raise
 
     def feedback(self, prediction: Prediction | str, label: str, *, deadline_s: float | None = None) -> bool:
-        """See AsyncClient.feedback."""
+        """Report the right choice, as AsyncClient.feedback."""
         return self._run(lambda client: client.feedback(prediction, label, deadline_s=deadline_s), deadline_s)
 
     def ready(self, *, deadline_s: float = 1.0) -> bool:
-        """Return whether the server takes questions now."""
+        """Return whether the server is ready to answer."""
         return self._run(lambda client: client.ready(deadline_s=deadline_s), deadline_s)
 
     def _run(self, work: Callable[[AsyncClient], Coroutine[Any, Any, T]], deadline_s: float | None) -> T:
         return self._result(self._begin(work), self._deadline_s if deadline_s is None else deadline_s)
 
     def _begin(self, work: Callable[[AsyncClient], Coroutine[Any, Any, T]]) -> Future[T]:
-        with self._lock:  # nothing is begun after the end
+        with self._lock:  # no call begins after close()
             if self._closed:
                 raise _closed()
             if self._worker is None:
@@ -194,32 +194,32 @@ class Client:
         except CancelledError:
             raise _closed() from None
         except TimeoutError as exc:
-            if not call.cancel():  # the call has ended by now, perhaps in this very error
+            if not call.cancel():  # the call has ended in the meantime, perhaps with a TimeoutError
                 return call.result()
             raise DeadlineError(
                 f"There was no answer within {deadline_s:g} s because the client's event loop is blocked: do not "
                 "block in an async `on_abstain`"
             ) from exc
         except BaseException:
-            call.cancel()  # the caller was interrupted; a call that failed is over anyway
+            call.cancel()  # the caller was interrupted; cancelling a failed call does nothing
             raise
 
-    def _part(self) -> None:
-        """Leave thread and connections to the process that this one was forked from."""
-        self._lock = threading.Lock()  # another thread may have held the old one
+    def _detach(self) -> None:
+        """Drop the thread and the connections, which belong to the parent process, after a fork."""
+        self._lock = threading.Lock()  # another thread may have held the old lock at the fork
         self._client = self._worker = None
 
 
 _clients: WeakSet[Client] = WeakSet()
 
 
-def _part_all() -> None:
+def _detach_all() -> None:
     for client in _clients:
-        client._part()
+        client._detach()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_part_all)
+    os.register_at_fork(after_in_child=_detach_all)
 
 
 def _closed() -> ClientError:

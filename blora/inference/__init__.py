@@ -1,1 +1,1 @@
-"""How an answer is computed: prompt and choices to token rows, rows and draws to log-probabilities."""
+"""Inference: from prompt and choices to token rows, and from rows and draws to log-probabilities."""

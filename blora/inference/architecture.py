@@ -1,8 +1,8 @@
-"""Proofs that an architecture does what packing and forking rely on, by what moves its logits and what does not.
+"""Tests that an architecture meets the assumptions of packing and forking, by what changes its logits.
 
-Two computations that should agree are compared as logits at every predicted position. What rounding alone may move is
-measured beside them, by the very same computation repeated and in batches of another shape, and what an architecture
-that fails would move is of the size of the logits themselves. So one proof holds in every dtype and on every processor.
+Two computations that should agree are compared as logits at every predicted position. The effect of rounding alone is
+measured by repeating a computation, in the same batch and in batches of other shapes. An unsuitable architecture
+changes the logits by about their own size. So one test works in every dtype and on every processor.
 """
 
 import logging
@@ -24,27 +24,28 @@ __all__ = ["check_packing"]
 
 logger = logging.getLogger(__name__)
 
-# Most that logits may move, in their own standard deviations, beside what rounding was seen to move: between products
-# of one shape, and between products of different shapes. A mask or positions that are ignored move them by 0.4 to 1.
+# Largest allowed changes of logits beside the measured rounding, in standard deviations of the logits: between products
+# of one shape, and between products of different shapes. Ignoring the mask or the positions changes them by 0.4 to 1.
 SAME_SHAPE = 1e-3
 OTHER_SHAPE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
-# How often what rounding was seen to move.
+# Factor on the measured effect of rounding.
 MARGIN = 3.0
-# Bound beyond which nothing would be proved.
+# Bound above which the test could not tell an unsuitable architecture.
 MAX_BOUND = 0.35
-# Logits below are those of tokens that a model rules out.
+# Logits below this belong to tokens that a model rules out.
 RULED_OUT = -1e4
 
 
 @dataclass(frozen=True, slots=True)
 class _Example:
-    """A row whose first choice comes once more behind a long one, beside a row that makes it need padding.
+    """Test batch: a row whose last choice repeats the first one behind a long one, and a row that forces padding.
 
     Attributes:
-        row: three choices, of which the first and the last are the same.
-        longer: its neighbour in the batch.
-        exchanged: the same two rows with other tokens wherever the first and last choice of the row must not look.
-        pad_id, exchanged_pad_id: of padding.
+        row: three choices, the first and the last equal.
+        longer: the other row of the batch.
+        exchanged: the two rows with other tokens wherever the first and last choice of `row` must not attend.
+        pad_id: id of padding tokens.
+        exchanged_pad_id: id of padding tokens for the exchanged rows.
     """
 
     row: PackedRow
@@ -55,7 +56,7 @@ class _Example:
 
     @classmethod
     def of(cls, n_vocabulary: int) -> "_Example":
-        """Return an example of random tokens; half a vocabulary away lies a token to exchange each for."""
+        """Return an example of random tokens; the exchanged token of each is half a vocabulary away."""
         generator = torch.Generator().manual_seed(0)
 
         def tokens(n: int) -> tuple[int, ...]:
@@ -76,15 +77,15 @@ class _Example:
 
 @torch.no_grad()
 def check_packing(base: BaseModel) -> None:
-    """Prove on a small example that an architecture scores packed choices as it scores each alone.
+    """Test on a small example that an architecture scores packed choices as it scores each choice alone.
 
-    Three proofs: what a choice must not see (other choices, padding, other rows) does not move its logits when it is
-    exchanged; a choice that stands in a row twice has the same logits twice; and they are those of the choice alone
-    behind its prompt, by the plainest forward pass. Whether the model may be run in parts is found out along the way:
-    one that may not computes every layer for every draw, and a warning says so.
+    Three tests: exchanging tokens that a choice must not see (other choices, padding, other rows) does not change its
+    logits; a choice that occurs twice in a row has equal logits both times; and these equal the logits of the choice
+    alone behind its prompt, in a plain forward pass. The tests also find out whether the model can be run in parts; if
+    not, every layer runs for every draw, and a warning is logged.
 
     Raises:
-        BaseModelError: if one proof fails, as for models without attention masks or with positions of their own.
+        BaseModelError: if a test fails, for example for models that ignore attention masks or position ids.
     """
     model = base.model
     example = _Example.of(model.config.get_text_config().vocab_size)
@@ -93,10 +94,10 @@ def check_packing(base: BaseModel) -> None:
         batch = collate([example.row, example.longer], example.pad_id)
         together = _logits(model, batch)
         rounding = _rounding(model, batch, together, example.row)
-        moved = list(_moved(model, example, batch, together, OTHER_SHAPE[base.dtype]))
+        moved = list(_displacements(model, example, batch, together, OTHER_SHAPE[base.dtype]))
     except BaseModelError:
         raise
-    except Exception as exc:  # an architecture of another kind may raise anything
+    except Exception as exc:  # an unsuitable architecture may raise anything
         raise BaseModelError(
             f"got {base.ref.id}, which fails on packed choices ({type(exc).__name__}: {exc}), expected a decoder that "
             "takes block attention masks and position ids; use another model"
@@ -105,49 +106,52 @@ def check_packing(base: BaseModel) -> None:
         bound = allowed + MARGIN * rounding
         if bound > MAX_BOUND:
             raise BaseModelError(
-                f"got {base.ref.id}, whose logits move by {rounding:.2g} of their standard deviation where nothing but "
-                "rounding may, expected less; its forward pass depends on chance or on the batch and cannot be used"
+                f"got {base.ref.id}, whose logits change by {rounding:.2g} of their standard deviation where only "
+                "rounding may change them, expected less; its forward pass is random or depends on the batch and "
+                "cannot be used"
             )
-        if not distance <= bound:  # not a number is no proof
+        if not distance <= bound:  # NaN fails the test
             raise BaseModelError(
-                f"got {base.ref.id}, in which {cause} moves the logits by {distance:.2g} of their standard deviation, "
-                f"expected at most {bound:.2g}, which rounding explains; this architecture does not honour block "
-                "attention masks and position ids and cannot be used"
+                f"got {base.ref.id}, in which {cause} changes the logits by {distance:.2g} of their standard "
+                f"deviation, expected at most {bound:.2g}, which rounding explains; this architecture does not support "
+                "block attention masks and position ids and cannot be used"
             )
     take_apart(model)
-    if reason := _why_whole(model, example, batch, together, OTHER_SHAPE[base.dtype] + MARGIN * rounding):
+    if reason := _reason_to_run_whole(model, example, batch, together, OTHER_SHAPE[base.dtype] + MARGIN * rounding):
         keep_whole(model, reason)
         logger.warning(
-            "%s runs whole, every layer for every draw, which costs several times as much: %s", base.ref.id, reason
+            "%s cannot be run in parts, so every layer runs for every draw, at several times the cost: %s",
+            base.ref.id,
+            reason,
         )
 
 
-def _moved(
+def _displacements(
     model: PreTrainedModel, example: _Example, batch: PackedBatch, together: Tensor, other_shape: float
 ) -> Iterator[tuple[str, float, float]]:
-    """What must not move the logits of the row's first and last choice, how far it does, and what is allowed."""
-    first, last = _places(batch, 0), _places(batch, 2)
+    """Yield each cause, its change of the logits of the row's first and last choice, and the allowed change."""
+    first, last = _predicting_positions(batch, 0), _predicting_positions(batch, 2)
     exchanged = _logits(model, collate(example.exchanged, example.exchanged_pad_id))
     both = torch.cat([first, last])
-    yield "what a choice must not see", _distance(exchanged[both], together[both]), SAME_SHAPE
-    yield "the place of a choice in its row", _distance(together[last], together[first]), other_shape
+    yield "exchanging tokens hidden from a choice", _distance(exchanged[both], together[both]), SAME_SHAPE
+    yield "the position of a choice in its row", _distance(together[last], together[first]), other_shape
     ids = torch.tensor([[*example.row.prompt, *example.row.continuations[0]]], device=model.device)
     alone = _centered(model(input_ids=ids, use_cache=False).logits[0, len(example.row.prompt) - 1 : -1])
     yield "packing", _distance(together[first], alone), other_shape
 
 
 def _rounding(model: PreTrainedModel, batch: PackedBatch, together: Tensor, row: PackedRow) -> float:
-    """How far rounding alone moves logits: the same batch again, and a row in batches of one to three of itself."""
+    """Return the change of logits by rounding alone, over repeated batches and batches of one to three copies."""
     one, two, three = (_logits(model, collate([row] * n)) for n in (1, 2, 3))
     n = len(one)
     pairs = [(_logits(model, batch), together), (two[:n], one), (three[:n], one)]
     return _largest([_distance(a, b) for a, b in pairs])
 
 
-def _why_whole(
+def _reason_to_run_whole(
     model: PreTrainedModel, example: _Example, batch: PackedBatch, whole: Tensor, bound: float
 ) -> str | None:
-    """Why a model may not be run in parts: one layer at a time, copies of the states, after a remembered beginning."""
+    """Return why a model cannot be run in parts (by layers, on repeated states, after a cached prefix), or None."""
     try:
         for layer in range(1, model.config.get_text_config().num_hidden_layers):
             batch = replace(batch, states=states_of(model, batch, layer))
@@ -157,23 +161,24 @@ def _why_whole(
         memory = Prefix(model, example.row.prompt[:n_past], None).memory(0, 1)
         rest = collate([row.after(n_past) for row in rows], example.pad_id)
         after = _centered(at_positions(logits_at, model, rest, None, 1, memory)[0])
-    except Exception as exc:  # whatever a layer raises that misses what another leaves behind
-        return f"a part of it fails alone ({type(exc).__name__}: {exc})"
+    except Exception as exc:  # a layer may raise anything if it misses results of another one
+        return f"a part of it fails when run alone ({type(exc).__name__}: {exc})"
     distance = _largest([_distance(found, whole) for found in (*parts.chunk(2), after)])
     if distance <= bound:
         return None
     return (
-        f"its parts move the logits by {distance:.2g} of their standard deviation, where rounding explains {bound:.2g}"
+        f"running its parts changes the logits by {distance:.2g} of their standard deviation; rounding explains "
+        f"{bound:.2g}"
     )
 
 
-def _places(batch: PackedBatch, choice: int) -> Tensor:
-    """The positions that predict a choice of the first row, in the order of its tokens."""
+def _predicting_positions(batch: PackedBatch, choice: int) -> Tensor:
+    """Return the positions that predict a choice of the first row, in the order of its tokens."""
     return batch.place[batch.choice == choice]
 
 
 def _logits(model: PreTrainedModel, batch: PackedBatch, repeats: int = 1) -> Tensor:
-    """Logits (repeats * P, V) at the positions of a batch, without the constant that no probability depends on."""
+    """Return centered logits (repeats * P, V) at the predicting positions of a batch."""
     return _centered(at_positions(logits_at, model, batch, batch.states, repeats).flatten(0, 1))
 
 
@@ -183,10 +188,10 @@ def _centered(logits: Tensor) -> Tensor:
 
 
 def _largest(distances: list[float]) -> float:
-    """The largest of several; not a number if one is not, which Python's own max may lose."""
+    """Return the largest distance, or NaN if one is NaN, which Python's max may lose."""
     return torch.tensor(distances).max().item()
 
 
 def _distance(found: Tensor, expected: Tensor) -> float:
-    """Root mean square of a difference, in standard deviations of what is expected."""
+    """Return the root mean square of the difference, in standard deviations of the expected logits."""
     return ((found - expected).square().mean() / expected.square().mean()).sqrt().item()

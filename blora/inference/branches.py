@@ -1,7 +1,7 @@
-"""Questions on their way through the draws: what draws share is computed once, then as many draws as each needs.
+"""Scoring of questions under draws in steps: layers that the draws share run once, further draws run on demand.
 
-Both in batches of rows of like length: below the layer in which draws begin to differ a row counts once, above it as
-often as there are draws.
+Both parts run in batches of rows of similar length. A row counts once below the layer in which draws begin to differ,
+and once per draw from there on.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,14 +21,14 @@ __all__ = ["Branches", "score_all"]
 
 
 class Branches:
-    """Rows of one or several adapters, run once up to the layer in which draws begin to differ.
+    """Rows of one or several adapters, run once up to the layer in which the draws begin to differ.
 
     Args:
         model: a causal language model whose adapted modules are `LoraLinear`.
         rows: B questions.
         adapters: U adapters with S draws each.
-        owner: the adapter of each row, B indices.
-        prefix: what all rows begin with, under the one adapter, None where it is not to be used.
+        owner: (B,) the index of each row's adapter.
+        prefix: a common prefix of all rows, under the only adapter; None for no prefix.
     """
 
     @torch.no_grad()
@@ -51,46 +51,46 @@ class Branches:
         layers = [layer for draws in adapters if (layer := branching_layer(draws)) is not None]
         self._layer = min(layers, default=None)
         if self._layer and runs_in_parts(model):
-            shared = self._part(range(len(rows)), 0, 1)
+            shared = self._draws_of(range(len(rows)), 0, 1)
             below = prefix.below if prefix is not None else None
             self._states = states_of(model, self._batch, self._layer, shared, below)
 
     @torch.no_grad()
     def score(self, picked: Sequence[int], start: int, stop: int, *, max_batch_tokens: int | None = None) -> Tensor:
-        """Log-probabilities over the choices under some of the draws.
+        """Return log-probabilities over the choices under some of the draws.
 
         Args:
-            picked: which rows.
+            picked: indices of the rows.
             start: the first draw.
             stop: the one after the last.
-            max_batch_tokens: bound of padded tokens times draws of a forward pass; where the rows under all these draws
-                exceed it, they take several passes, and where one row does, its draws. None: one pass.
+            max_batch_tokens: most padded tokens x draws in a forward pass. Rows that exceed it under all these draws
+                are divided among several passes, and a single row that exceeds it by draws. None for one pass.
 
         Returns:
-            (stop - start, len(picked), C) float32, normalised over the choices; -inf where a row has no such choice.
+            (stop - start, len(picked), C) float32, normalised over the choices; -inf for choices that a row lacks.
         """
         rows = [self._rows[row] for row in picked]
         at_once = max_batch_tokens // (stop - start) if max_batch_tokens is not None else None
         if self._layer is None or at_once is None or padded_tokens(rows) <= at_once:
-            return self._pass(picked, start, stop, max_batch_tokens)
+            return self._score_within_limit(picked, start, stop, max_batch_tokens)
         n_choices = max(row.n_choices for row in rows)
         out = torch.full((stop - start, len(rows), n_choices), -torch.inf, device=self._model.device)
         for part in by_length(rows, at_once):
-            log_probs = self._pass([picked[k] for k in part], start, stop, max_batch_tokens)
+            log_probs = self._score_within_limit([picked[k] for k in part], start, stop, max_batch_tokens)
             out[:, part, : log_probs.shape[-1]] = log_probs
         return out
 
-    def _pass(self, picked: Sequence[int], start: int, stop: int, max_batch_tokens: int | None) -> Tensor:
-        """The same in as few passes as the rows' draws allow, (stop - start, len(picked), their own C)."""
-        batch, states = self._some(picked)
+    def _score_within_limit(self, picked: Sequence[int], start: int, stop: int, max_batch_tokens: int | None) -> Tensor:
+        """Score rows in as few passes as the limit allows; return (stop - start, len(picked), C of these rows)."""
+        batch, states = self._batch_of(picked)
         if self._layer is None:
-            log_probs = score_rows(self._model, batch, self._part(picked, 0, 1), memory=self._memory(0, 1))
+            log_probs = score_rows(self._model, batch, self._draws_of(picked, 0, 1), memory=self._memory(0, 1))
             return log_probs[None].expand(stop - start, -1, -1)
         return score_draws(
             self._model,
             batch,
             states,
-            lambda first, last: self._part(picked, first, last),
+            lambda first, last: self._draws_of(picked, first, last),
             start=start,
             stop=stop,
             max_batch_tokens=max_batch_tokens,
@@ -98,11 +98,11 @@ class Branches:
         )
 
     def _memory(self, start: int, stop: int) -> Memory | None:
-        """What rows remember of the prefix under draws start to stop - 1."""
+        """Return the keys and values of the prefix under draws start to stop - 1, or None."""
         return self._prefix.memory(start, stop) if self._prefix is not None else None
 
-    def _some(self, picked: Sequence[int]) -> tuple[PackedBatch, States | None]:
-        """These rows as a batch, and the states that enter the layer in which draws begin to differ."""
+    def _batch_of(self, picked: Sequence[int]) -> tuple[PackedBatch, States | None]:
+        """Return rows as a batch, and the states that enter the layer in which draws begin to differ."""
         if list(picked) == list(range(len(self._rows))):
             return self._batch, self._states
         if self._states is None:
@@ -111,8 +111,8 @@ class Branches:
         batch = collate([rows[row] for row in picked])
         return batch, batch.states
 
-    def _part(self, picked: Sequence[int], start: int, stop: int) -> Draws:
-        """Draws start to stop - 1 for these rows, draws outermost."""
+    def _draws_of(self, picked: Sequence[int], start: int, stop: int) -> Draws:
+        """Return draws start to stop - 1 for these rows, draws outermost."""
         if self._owner is None:
             return self._draws.part(start, stop)
         first = torch.tensor([self._n_samples * self._owner[row] for row in picked])
@@ -128,18 +128,18 @@ def score_all(
     max_batch_tokens: int,
     done: Callable[[int], object] = lambda n_rows: None,
 ) -> Tensor:
-    """Return the log-probabilities of any number of rows, scored in batches of like length.
+    """Return the log-probabilities of any number of rows, scored in batches of similar length.
 
     Args:
         model: a causal language model whose adapted modules are `LoraLinear`.
         rows: N >= 1 questions.
-        draws: S draws or None: the base model.
-        max_batch_tokens: bound of padded tokens times draws of a forward pass.
-        done: is told the number of rows of each batch once it is scored.
+        draws: S draws, or None for the base model.
+        max_batch_tokens: most padded tokens x draws in a forward pass.
+        done: called with the number of rows of each batch once it is scored.
 
     Returns:
-        (S, N, C) float32 on the CPU, S = 1 without draws; normalised over the choices, -inf where a row has no such
-        choice.
+        (S, N, C) float32 on the CPU, S = 1 without draws; normalised over the choices, -inf for choices that a row does
+        not have.
     """
     n_samples = draws.n_samples if draws is not None else 1
     prefix = _common_prefix(model, rows, draws, max_batch_tokens)
@@ -159,7 +159,7 @@ def score_all(
 def _common_prefix(
     model: PreTrainedModel, rows: Sequence[PackedRow], draws: Draws | None, max_batch_tokens: int
 ) -> Prefix | None:
-    """What all these rows begin with, if it is long enough to be worth remembering."""
+    """Return the common prefix of all rows, if it is long enough to be worth caching."""
     n_tokens = common_tokens([row.prompt for row in rows])
     if draws is None or len(rows) == 1 or n_tokens < MIN_PREFIX or not runs_in_parts(model):
         return None

@@ -1,7 +1,7 @@
-"""Where a computation may be interrupted: between forward passes, between the parts of a layer, within the output head.
+"""Checkpoints, at which a computation may be interrupted: between forward passes, parts of a layer, and head chunks.
 
-Whoever computes for others binds a function to the running thread, which is then called at every checkpoint. It may
-take its time, and what it raises ends the computation.
+A caller binds a function to the running thread, which is then called at every checkpoint. The function may block, and
+an exception that it raises ends the computation.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +18,7 @@ _ACTIVE: ContextVar[Callable[[], None] | None] = ContextVar("blora_checkpoint", 
 
 @contextmanager
 def checkpoints(call: Callable[[], None]) -> Iterator[None]:
-    """Binds a function to the checkpoints of what is computed inside the block."""
+    """Call a function at every checkpoint of the computations inside the block."""
     token = _ACTIVE.set(call)
     try:
         yield
@@ -27,14 +27,14 @@ def checkpoints(call: Callable[[], None]) -> Iterator[None]:
 
 
 def checkpoint() -> None:
-    """Be one."""
+    """Call the bound function, if there is one."""
     call = _ACTIVE.get()
     if call is not None:
         call()
 
 
 def between(parts: Iterable[T]) -> Iterator[T]:
-    """The same parts, with a checkpoint before each."""
+    """Yield the parts, with a checkpoint before each."""
     for part in parts:
         checkpoint()
         yield part

@@ -13,7 +13,7 @@ __all__ = ["check_choices", "encode_choices", "end_token", "ended"]
 
 
 def check_choices(choices: Sequence[str]) -> None:
-    """Return if choices, without white space at their ends, can be asked for.
+    """Raise an error if choices, without white space at their ends, are invalid.
 
     Raises:
         PromptError: if there are fewer than two, one is empty, or two are the same.
@@ -33,11 +33,11 @@ def encode_choices(
     tokenizer: PreTrainedTokenizerBase, glue: str, answers: Sequence[str]
 ) -> tuple[tuple[int, ...], ...]:
     """Return the tokens of each answer as they stand inside a text, not as they open one."""
-    anchor = "a" if glue else "\n"  # neither merges with what follows: a space, or text after a line break
+    anchor = "a" if glue else "\n"  # neither anchor merges with the following text
     return tuple(inside(tokenizer, glue + answer, anchor) for answer in answers)
 
 
-@lru_cache(maxsize=8)  # every question asks
+@lru_cache(maxsize=8)  # called for every question
 def end_token(tokenizer: PreTrainedTokenizerBase, end: ChoiceEnd) -> int:
     """Return the id of the token that ends every choice.
 

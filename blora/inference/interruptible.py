@@ -1,7 +1,7 @@
-"""Have a model's forward passes meet checkpoints: before each part of a layer, and within the attention of long rows.
+"""Insertion of checkpoints into a model's forward passes: before each part of a layer, and in attention of long rows.
 
 Attention over a long row is computed a few queries at a time. A query's output depends on no other query, so the pieces
-compute what the whole would, up to rounding. Rows of ordinary length stay whole.
+give the same output as one computation, up to rounding. Rows of ordinary length are computed at once.
 """
 
 from contextlib import suppress
@@ -20,38 +20,38 @@ from blora.posterior.layer import linear_shape
 
 __all__ = ["make_interruptible"]
 
-# Products of a query and a key that are computed at once.
+# Most products of a query and a key that are computed at once.
 PIECE_SCORES = 2**23
 
 _NAME = "blora_sdpa_in_pieces"
 
 
 def make_interruptible(model: PreTrainedModel) -> None:
-    """Have every forward pass meet a checkpoint before each part of a layer, each product and each piece of attention.
+    """Insert a checkpoint before each part of a layer, each matrix product and each piece of attention.
 
-    A model whose decoder layers cannot be told apart has none of the first two, one whose attention is not torch's
-    `scaled_dot_product_attention` none of the last.
+    The first two need a model whose decoder layers can be found, the last one whose attention is torch's
+    `scaled_dot_product_attention`.
     """
     with suppress(BaseModelError):
         _, layers = decoder_layers(model)
         for layer in layers:
             products = (module for module in layer.modules() if linear_shape(module) is not None)
             for part in dict.fromkeys([*layer.children(), *products]):
-                part.register_forward_pre_hook(_at)
+                part.register_forward_pre_hook(_checkpoint_before)
     if model.config._attn_implementation == "sdpa":
-        AttentionInterface.register(_NAME, _in_pieces)
+        AttentionInterface.register(_NAME, _attend_in_pieces)
         AttentionMaskInterface.register(_NAME, sdpa_mask)
         model.set_attn_implementation(_NAME)
 
 
-def _at(module: nn.Module, args: object) -> None:
+def _checkpoint_before(module: nn.Module, args: object) -> None:
     checkpoint()
 
 
-def _in_pieces(
+def _attend_in_pieces(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """For queries (R, heads, T, head size) the outputs (R, T, heads, head size)."""
+    """Compute attention outputs (R, T, heads, head size) of queries (R, heads, T, head size)."""
     n_rows, n_heads, width, _ = query.shape
     at_once = max(1, PIECE_SCORES // (n_rows * n_heads * key.shape[2]))
     if attention_mask is None or at_once >= width or options.get("position_bias") is not None:

@@ -1,8 +1,8 @@
-"""From a prompt and its choices to token rows in which all choices share one copy of the prompt.
+"""Packing of a prompt and its choices into a token row in which all choices share one copy of the prompt.
 
-A packed row is the prompt followed by every choice's tokens but its last (the last token is only ever predicted,
-never read). A block mask lets a choice see the prompt and itself; position ids restart after the prompt. So one
-row of a forward pass scores all choices, exactly as scoring each alone would.
+A packed row is the prompt followed by the tokens of every choice without its last token, which is only predicted and
+never read. A block mask lets a choice attend to the prompt and itself; position ids restart after the prompt. So one
+row of a forward pass scores all choices exactly as scoring each choice alone would.
 """
 
 import string
@@ -38,11 +38,11 @@ REMEMBERED_PER_TOKEN = 4
 
 @dataclass(frozen=True, slots=True)
 class States:
-    """Hidden states on their way through the model.
+    """Hidden states that enter a decoder layer.
 
     Attributes:
-        layer: the decoder layer that they enter.
-        values: (n_tokens, D) of a row in the order of its tokens, or (B, T, D) of a batch.
+        layer: index of the decoder layer.
+        values: (n_tokens, D) of a row, or (B, T, D) of a batch.
     """
 
     layer: int
@@ -55,13 +55,13 @@ class PackedRow:
 
     Attributes:
         prompt: token ids of the prompt.
-        continuations: token ids of each choice (C lists), with the token that ends it where the adapter has one.
-        normalization: what a choice's log-probability is divided by: see `PromptConfig`.
+        continuations: token ids of each choice (C lists), with the end token if the adapter uses one.
+        normalization: normalisation of the choices' log-probabilities: see `PromptConfig`.
         length_power: see `PromptConfig`.
-        scoring: by the choices' own texts or by their letters.
-        states: the hidden states that enter the first adapted layer, where they are already known.
-        n_past: tokens that come before the prompt and are remembered.
-        choices: the texts of the choices, without white space at their ends.
+        scoring: whether choices are scored by their texts or by their letters.
+        states: the hidden states that enter the first adapted layer, if they are known.
+        n_past: number of tokens before the prompt whose keys and values are cached.
+        choices: texts of the choices, without white space at their ends.
     """
 
     prompt: tuple[int, ...]
@@ -75,37 +75,39 @@ class PackedRow:
 
     @property
     def n_choices(self) -> int:
-        """C."""
+        """C, the number of choices."""
         return len(self.continuations)
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of the prompt."""
+        """Number of tokens of the prompt."""
         return len(self.prompt)
 
     @property
     def scored_tokens(self) -> int:
-        """Tokens whose log-probability enters the answer."""
+        """Number of tokens whose log-probability enters the answer."""
         return sum(len(tokens) for tokens in self.continuations)
 
     @property
     def lengths(self) -> tuple[float, ...]:
-        """By which number of tokens each choice's log-probability is normalised, 1 where it is not."""
+        """Number of tokens by which each choice's log-probability is normalised; 1 without normalisation."""
         if self.normalization == "choice":
             return tuple(float(len(tokens)) for tokens in self.continuations)
         return (self.scored_tokens / self.n_choices if self.normalization == "question" else 1.0,) * self.n_choices
 
     @property
     def divisors(self) -> tuple[float, ...]:
-        """What each choice's log-probability is divided by."""
+        """Divisor of each choice's log-probability."""
         return tuple(length**self.length_power for length in self.lengths)
 
     @property
     def shadowed(self) -> tuple[str, str] | None:
-        """A choice, and the one that it begins with, which always has the higher probability; None where none does."""
-        if self.normalization == "choice":  # a longer choice is divided by more
+        """A choice that can never win, and the choice that it begins with; None if there is no such pair."""
+        if self.normalization == "choice":  # a longer choice has a larger divisor
             return None
-        order = sorted(range(self.n_choices), key=lambda i: self.continuations[i])  # what begins another is before it
+        order = sorted(
+            range(self.n_choices), key=lambda i: self.continuations[i]
+        )  # sorts a prefix before the choices that begin with it
         for i, j in pairwise(order):
             if self.continuations[j][: len(self.continuations[i])] == self.continuations[i]:
                 return self.choices[j], self.choices[i]
@@ -113,11 +115,11 @@ class PackedRow:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens the model reads: the length of the packed row."""
+        """Number of tokens that the model reads: the length of the packed row."""
         return self.prompt_tokens + self.scored_tokens - self.n_choices
 
     def after(self, n_tokens: int) -> "PackedRow":
-        """The row without its first tokens, which are remembered instead."""
+        """Return the row without its first tokens, whose keys and values are cached."""
         states = States(self.states.layer, self.states.values[n_tokens:]) if self.states is not None else None
         return replace(self, prompt=self.prompt[n_tokens:], n_past=n_tokens, states=states)
 
@@ -129,14 +131,16 @@ class PackedBatch:
     Attributes:
         input_ids: (B, T).
         position_ids: (B, T).
-        attention_mask: (B, 1, T, p + T), True where the query (third) may see the key (fourth), the p remembered ones
-            first.
-        row, column: (P,) the positions whose predictions are needed.
-        place, token, choice: (N,) for each scored token: which of these positions predicts it, its id, and its choice
-            as row * C + index.
-        divisor: (B, C) to divide by, one where nothing is normalised.
-        is_choice: (B, C) False where a row has fewer choices than C.
-        states: what enters the first adapted layer, where the rows brought it; zero at padding.
+        attention_mask: (B, 1, T, p + T), True where the query (dim 2) may attend to the key (dim 3); the p cached keys
+            come first.
+        row: (P,) rows of the predicting positions.
+        column: (P,) columns of the predicting positions.
+        place: (N,) for each scored token, the index of the position that predicts it.
+        token: (N,) the id of each scored token.
+        choice: (N,) the choice of each scored token, as row * C + index.
+        divisor: (B, C) divisors of log-probabilities; one without normalisation.
+        is_choice: (B, C) False beyond a row's choices.
+        states: states that enter the first adapted layer, if the rows have them; zero at padding.
     """
 
     input_ids: Tensor
@@ -153,7 +157,7 @@ class PackedBatch:
 
     @property
     def padded_tokens(self) -> int:
-        """As `padded_tokens` of its rows."""
+        """Padded size of the batch, as `padded_tokens` of its rows."""
         n_rows, width = self.input_ids.shape
         return n_rows * (width + (self.attention_mask.shape[-1] - width) // REMEMBERED_PER_TOKEN)
 
@@ -168,19 +172,19 @@ def pack(
     scoring: ScoringName | None = None,
     max_length: int,
 ) -> PackedRow:
-    """Tokenises one question.
+    """Tokenise and pack one question.
 
     Args:
-        tokenizer: the base model's.
+        tokenizer: the base model's tokenizer.
         choices: two or more answers; with `label` scoring at most 26.
         config: the adapter's template and scoring.
-        prompt: plain text, put into the template. Exactly one of prompt and messages.
-        messages: a chat, put through the tokenizer's chat template.
-        scoring: overrides the adapter's.
-        max_length: the most positions the model has.
+        prompt: plain text for the adapter's template. Give either prompt or messages.
+        messages: a chat for the tokenizer's chat template.
+        scoring: overrides the adapter's scoring.
+        max_length: most positions of the model.
 
     Raises:
-        PromptError: naming the part at fault.
+        PromptError: naming the invalid field.
     """
     if (prompt is None) == (messages is None):
         raise PromptError("got both or neither of prompt and messages, expected exactly one", param="prompt")
@@ -200,7 +204,7 @@ def pack(
     if messages is not None:
         text = _chat(tokenizer, messages, suffix)
     else:
-        assert prompt is not None  # narrowed above
+        assert prompt is not None  # checked above
         text = config.template.replace("{prompt}", f"{guard(tokenizer, prompt.strip())}{suffix}")
     prompt_ids = encode(tokenizer, text, special=messages is None)
     if not prompt_ids:
@@ -230,7 +234,7 @@ def pack(
 
 
 def _check_unicode(part: object, param: str) -> None:
-    """Refuses half of a surrogate pair, which JSON can carry and no tokenizer can read."""
+    """Refuse half a surrogate pair, which JSON can contain but no tokenizer can read."""
     try:
         str(part).encode()
     except UnicodeEncodeError as exc:
@@ -254,15 +258,15 @@ def _chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, st
     turns[-1]["content"] += suffix
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    except Exception as exc:  # templates are programs and raise what they like
+    except Exception as exc:  # templates are programs and may raise anything
         raise PromptError(f"got messages that the base model's chat template refuses: {exc}", param="messages") from exc
     return str(text)
 
 
 def padded_tokens(rows: Sequence[PackedRow]) -> int:
-    """Size of the rectangle that `collate` makes of these rows, in tokens, four remembered ones counting as one.
+    """Return the size of the batch that `collate` makes of rows, in tokens; four cached tokens count as one.
 
-    Nothing is computed for these, but their keys and values are copied.
+    Cached tokens are not computed, but their keys and values are copied.
     """
     prompt = max(row.prompt_tokens for row in rows)
     width = prompt + max(row.n_tokens - row.prompt_tokens for row in rows)
@@ -270,9 +274,9 @@ def padded_tokens(rows: Sequence[PackedRow]) -> int:
 
 
 def by_length(rows: Sequence[PackedRow], max_tokens: int) -> Iterator[list[int]]:
-    """Indices of the rows in batches of like length, the longest first, each of at most so many padded tokens.
+    """Yield the indices of rows in batches of similar length, the longest first, of at most `max_tokens` padded tokens.
 
-    A row that is longer alone makes a batch alone.
+    A row that exceeds the limit makes a batch of its own.
     """
     order = sorted(range(len(rows)), key=lambda i: rows[i].n_tokens)
     while order:
@@ -283,16 +287,16 @@ def by_length(rows: Sequence[PackedRow], max_tokens: int) -> Iterator[list[int]]
 
 
 def collate(rows: Sequence[PackedRow], pad_id: int = 0) -> PackedBatch:
-    """Pads rows to one rectangle: prompts to the left of the shared column, choices to its right.
+    """Pad rows to one rectangle, with prompts to the left of a shared column and choices to its right.
 
     Raises:
-        ShapeError: if they do not remember as many tokens.
+        ShapeError: if the rows differ in their number of cached tokens.
     """
     n_rows, n_choices = len(rows), max(row.n_choices for row in rows)
     if len({row.n_past for row in rows}) > 1:
-        raise ShapeError(f"got rows after {sorted({row.n_past for row in rows})} tokens, expected as many before each")
+        raise ShapeError(f"got rows after {sorted({row.n_past for row in rows})} tokens, expected equal numbers")
     [n_past] = {row.n_past for row in rows}
-    width = max(row.prompt_tokens for row in rows)  # columns of prompt
+    width = max(row.prompt_tokens for row in rows)  # columns of the prompts
     length = width + max(row.n_tokens - row.prompt_tokens for row in rows)
     input_ids = torch.full((n_rows, length), pad_id, dtype=torch.long)
     position_ids = torch.zeros(n_rows, length, dtype=torch.long)
@@ -344,7 +348,7 @@ def collate(rows: Sequence[PackedRow], pad_id: int = 0) -> PackedBatch:
 
 
 def spread_states(rows: Sequence[PackedRow], states: States) -> list[PackedRow]:
-    """The same rows, each with its own part of the states (B, T, D) of the batch that `collate` makes of them."""
+    """Return the rows, each with its part of the states (B, T, D) of their batch from `collate`."""
     width = max(row.prompt_tokens for row in rows)
     starts = [width - row.prompt_tokens for row in rows]
     return [
@@ -354,7 +358,7 @@ def spread_states(rows: Sequence[PackedRow], states: States) -> list[PackedRow]:
 
 
 def _collate_states(rows: Sequence[PackedRow], width: int, length: int) -> States | None:
-    """The rows' states in the batch's rectangle, None unless every row has them at the same layer."""
+    """Return the rows' states in the batch's rectangle, or None unless all rows have states at one layer."""
     found = [row.states for row in rows if row.states is not None]
     if len(found) < len(rows) or len({states.layer for states in found}) > 1:
         return None

@@ -16,34 +16,34 @@ from blora.posterior.draws import Draws, use_draws
 
 __all__ = ["at_positions", "score_draws", "score_rows", "states_of"]
 
-# Elements of float32 logits normalised at once: 32 MiB.
+# Most float32 logits that are normalised at once: 32 MiB.
 CHUNK_ELEMENTS = 2**23
 
 
-def _nothing(start: int, stop: int) -> None:
-    """What rows remember before which nothing comes."""
+def _no_memory(start: int, stop: int) -> None:
+    """Return no cached prefix, for any draws."""
 
 
 def score_rows(
     model: PreTrainedModel, batch: PackedBatch, draws: Draws | None, repeats: int = 1, memory: Memory | None = None
 ) -> Tensor:
-    """Log-probabilities over the choices of every row, differentiable in the draws.
+    """Return log-probabilities over the choices of every row, differentiable in the draws.
 
     Args:
         model: a causal language model whose adapted modules are `LoraLinear`.
         batch: B rows.
-        draws: S draws; each takes its own B * repeats / S consecutive rows. None: the base model.
-        repeats: copies of the batch to run, draws outermost.
-        memory: what comes before the rows, where something does.
+        draws: S draws, each for B * repeats / S consecutive rows; None for the base model.
+        repeats: number of copies of the batch, draws outermost.
+        memory: the cached prefix of the rows, if they have one.
 
     Returns:
-        (repeats * B, C) float32, normalised over each row's choices; -inf where a row has no such choice.
+        (repeats * B, C) float32, normalised over each row's choices; -inf for choices that a row does not have.
     """
     return _score_from(model, batch, _untouched(batch, draws), draws, repeats, memory)
 
 
 def _untouched(batch: PackedBatch, draws: Draws | None) -> States | None:
-    """The batch's states, unless draws adapt a layer below them."""
+    """Return the batch's states, or None if the draws adapt a layer below them."""
     states = batch.states
     return None if states is not None and draws is not None and states.layer > first_layer(draws.factors) else states
 
@@ -56,7 +56,7 @@ def _score_from(
     repeats: int,
     memory: Memory | None,
 ) -> Tensor:
-    """`score_rows` from states (B, T, D) on, after what is remembered."""
+    """Score rows from states (B, T, D) on, after the cached prefix."""
     device = model.device
     n_rows, n_choices = batch.is_choice.shape
     place, token = batch.place.to(device), batch.token.to(device)
@@ -84,15 +84,15 @@ def at_positions(
     repeats: int,
     memory: Memory | None = None,
 ) -> Tensor:
-    """What `hidden_at` or `logits_at` gives of a batch where its choices are predicted, for so many copies of it.
+    """Run `hidden_at` or `logits_at` at the predicting positions of repeated copies of a batch.
 
     Args:
-        run: one of the two.
+        run: `hidden_at` or `logits_at`.
         model: as in `score_rows`.
         batch: B rows with P positions.
-        states: (B, T, D) to go on from.
-        repeats: copies, under the draws in force.
-        memory: what comes before the rows, where something does.
+        states: (B, T, D) to start from; None starts at the input.
+        repeats: number of copies, for the active draws.
+        memory: the cached prefix of the rows, if they have one.
 
     Returns:
         (repeats, P, D or V).
@@ -114,7 +114,7 @@ def states_of(
     draws: Draws | None = None,
     memory: Memory | None = None,
 ) -> States:
-    """The hidden states (B, T, D) that enter a layer, the same under every draw that is the same below it."""
+    """Return the hidden states (B, T, D) that enter a layer below which the draws do not differ."""
     known = _untouched(batch, draws)
     if known is not None and known.layer == layer:
         return known
@@ -133,25 +133,25 @@ def score_draws(
     start: int = 0,
     stop: int,
     max_batch_tokens: int | None,
-    memory: Callable[[int, int], Memory | None] = _nothing,
+    memory: Callable[[int, int], Memory | None] = _no_memory,
 ) -> Tensor:
-    """Log-probabilities over the choices under some draws, from hidden states on.
+    """Return log-probabilities over the choices under some draws, from hidden states on.
 
-    Below float32, and from `vocabulary.MIN_DRAWS` draws on, those of a pass share their sums over the vocabulary.
+    In precisions below float32, at least `vocabulary.MIN_DRAWS` draws in a pass share their sums over the vocabulary.
 
     Args:
         model: as in `score_rows`.
         batch: B rows.
-        states: (B, T, D) that enter a layer below which the draws do not differ, None for no such layer.
-        draws: gives draws first to last - 1 for the rows.
+        states: (B, T, D) that enter a layer below which the draws do not differ; None if there is no such layer.
+        draws: returns the draws of an index range for the rows.
         start: the first draw.
         stop: the one after the last.
-        max_batch_tokens: bound of padded tokens times draws of a forward pass; where the batch under all these draws
-            exceeds it, they take several passes. None: one pass.
-        memory: gives what comes before the rows under draws first to last - 1, where something does.
+        max_batch_tokens: most padded tokens x draws in a forward pass; draws that exceed it are divided among several
+            passes. None for one pass.
+        memory: returns the cached prefix of the rows for an index range of draws, or None.
 
     Returns:
-        (stop - start, B, C) float32, normalised over the choices; -inf where a row has no such choice.
+        (stop - start, B, C) float32, normalised over the choices; -inf for choices that a row does not have.
     """
     at_once = max(1, max_batch_tokens // batch.padded_tokens) if max_batch_tokens else stop - start
     scored = []
@@ -163,12 +163,12 @@ def score_draws(
 
 
 def _cache(memory: Memory | None) -> dict[str, Any]:
-    """What the model takes of a memory."""
+    """Return the model's keyword arguments for a cached prefix."""
     return {"cache": memory.cache()} if memory is not None else {}
 
 
 def _inputs(model: PreTrainedModel, batch: PackedBatch) -> dict[str, Tensor]:
-    """What the model takes of a batch, on its device."""
+    """Return the model's keyword arguments for a batch, on the model's device."""
     return {
         "input_ids": batch.input_ids.to(model.device),
         "position_ids": batch.position_ids.to(model.device),
@@ -181,7 +181,7 @@ def _repeat(tensor: Tensor, times: int) -> Tensor:
 
 
 def _additive(mask: Tensor) -> Tensor:
-    """(B, 1, T, T) of 0 where visible and the lowest float32 elsewhere, which every attention backend takes.
+    """Return an additive mask (B, 1, T, T): 0 where visible and the lowest float32 elsewhere, for every backend.
 
     Attention runs in float32 whatever the base's dtype: see `load_base_model`.
     """
@@ -190,6 +190,6 @@ def _additive(mask: Tensor) -> Tensor:
 
 
 def _log_normalizers(logits: Tensor) -> Tensor:
-    """Log sum exp of (S, P, V) over the vocabulary in float32, (S, P), a few positions at a time."""
+    """Return log sum exp over the vocabulary of (S, P, V) in float32, (S, P), a few positions at a time."""
     chunks = logits.flatten(0, 1).split(max(1, CHUNK_ELEMENTS // logits.shape[-1]))
     return torch.cat([chunk.float().logsumexp(-1) for chunk in between(chunks)]).view(logits.shape[:2])

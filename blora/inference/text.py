@@ -1,9 +1,9 @@
-"""From text to tokens, where part of the text is a user's.
+"""Tokenising of texts that contain a user's text, without control tokens from the user.
 
-A tokenizer reads the text of a control token, such as `<|im_end|>`, as the token itself, wherever it stands. In a
-template that is meant; in a user's text it would let the user end a turn of a chat and open one in another role. So a
-user's text is guarded before it enters a template: control tokens in it give way to markers, and `encode` puts the
-tokens of their plain text in the markers' places.
+A tokenizer reads the text of a control token, such as `<|im_end|>`, as the token itself, wherever it occurs. In a
+template that is intended; in a user's text it would let the user end a turn of a chat and open one in another role. So
+a user's text is guarded before it enters a template: markers replace the control tokens, and `encode` replaces each
+marker by the tokens of the control token's plain text.
 """
 
 import re
@@ -14,30 +14,30 @@ from transformers import PreTrainedTokenizerBase
 
 __all__ = ["encode", "guard", "inside"]
 
-# Private-use characters, which mean nothing to any template. A user's own are guarded like a control token.
+# Private-use characters, which have no meaning in templates. In a user's text they are guarded like control tokens.
 _OPEN, _CLOSE = "\ue000", "\ue001"
 _MARKER = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
 
 
 def guard(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """Return a user's text with markers in the place of control tokens."""
+    """Return a user's text with markers in place of control tokens."""
     controls, pattern = _controls(tokenizer)
     return pattern.sub(lambda found: f"{_OPEN}{controls[found[0]]}{_CLOSE}", text)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> tuple[int, ...]:
-    """Return the tokens of a text, and those of the plain text of what a marker stands for.
+    """Return the tokens of a text, with each marker replaced by the plain-text tokens of its control token.
 
     Args:
-        tokenizer: the base model's.
-        text: our own, with guarded parts in it.
-        special: whether to add what the tokenizer puts around every text, such as a token that begins it.
+        tokenizer: the base model's tokenizer.
+        text: a text with guarded parts.
+        special: whether to add the tokenizer's special tokens, such as a beginning-of-text token.
     """
     first, *rest = _MARKER.split(text)
     if not rest:
         return _tokens(tokenizer, text, special=special)
     opening, closing = _frame(tokenizer) if special else ((), ())
-    # Cut in two, a control token is none; what is left of it may hold another.
+    # A control token cut in two is plain text, but its second half may contain another control token.
     halves = [(control[0], guard(tokenizer, control[1:])) for control in _controls(tokenizer)[0]]
     parts = [
         part
@@ -50,9 +50,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> t
 
 
 def inside(tokenizer: PreTrainedTokenizerBase, text: str, anchor: str) -> tuple[int, ...]:
-    """Return the tokens of a text as it stands inside another, not as it opens one.
+    """Return the tokens of a text as a part of another text, not as its beginning.
 
-    Some tokenizers (Llama 2, Mistral 7B v0.1) put a space of their own before every text. The text is therefore encoded
+    Some tokenizers (Llama 2, Mistral 7B v0.1) add a space before every text. The text is therefore encoded
     after a short anchor, whose tokens are then cut off. A text whose first token would merge with the anchor is encoded
     alone.
     """
@@ -64,7 +64,7 @@ def inside(tokenizer: PreTrainedTokenizerBase, text: str, anchor: str) -> tuple[
 
 
 def _inside_each(tokenizer: PreTrainedTokenizerBase, texts: Collection[str], anchor: str) -> dict[str, tuple[int, ...]]:
-    """Return what `inside` does of each text, in one call of the tokenizer: a text may hold 300,000 control tokens."""
+    """Return `inside` of each text, in one call of the tokenizer, because a text may hold 300,000 control tokens."""
     plain = [text for text in texts if _OPEN not in text]
     opening = list(_tokens(tokenizer, anchor, special=False))
     anchored = tokenizer(
@@ -78,18 +78,18 @@ def _inside_each(tokenizer: PreTrainedTokenizerBase, texts: Collection[str], anc
     return found | {text: inside(tokenizer, text, anchor) for text in texts if text not in found}
 
 
-@lru_cache(maxsize=8)  # a tokenizer may have thousands
+@lru_cache(maxsize=8)  # a tokenizer may have thousands of control tokens
 def _controls(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, int], re.Pattern[str]]:
     """Return the number of each text to guard, and a pattern that finds any of them."""
     added = (str(token) for token in tokenizer.added_tokens_decoder.values())
-    # Some tokenizers keep runs of white space among their added tokens; these control nothing.
+    # Some tokenizers have runs of white space among their added tokens; these are not control tokens.
     texts = dict.fromkeys([_OPEN, *(text for text in added if text.strip())])
     longest_first = sorted(texts, key=len, reverse=True)
     return {text: i for i, text in enumerate(texts)}, re.compile("|".join(map(re.escape, longest_first)))
 
 
 def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return what the tokenizer puts before and after every text."""
+    """Return the special tokens that the tokenizer puts before and after every text."""
     bare, framed = _tokens(tokenizer, "a", special=False), _tokens(tokenizer, "a", special=True)
     start = next(i for i in range(len(framed)) if framed[i : i + len(bare)] == bare)
     return framed[:start], framed[start + len(bare) :]

@@ -1,1 +1,1 @@
-"""What the weights are: the inducing-weight posterior over LoRA factors, and draws from it."""
+"""The inducing-weight posterior over LoRA factors, and draws from it."""

@@ -1,7 +1,6 @@
-"""The sample bank: S draws of every factor, made once from a seed and then only read.
+"""The sample bank: S immutable draws of every factor, made once from a seed.
 
-A bank is addressed by the digest of the posterior it came from, so that draws of a replaced adapter can never be
-taken for draws of the new one.
+A bank carries the digest of its adapter, so that draws of a replaced adapter cannot be confused with the new one's.
 """
 
 from dataclasses import dataclass
@@ -21,9 +20,9 @@ class SampleBank:
     """Immutable draws of one posterior.
 
     Attributes:
-        digest: content digest of the adapter the draws belong to.
-        seed: the seed they were made from.
-        draws: the draws themselves.
+        digest: content digest of the adapter.
+        seed: seed of the draws.
+        draws: the draws.
     """
 
     digest: str
@@ -32,7 +31,7 @@ class SampleBank:
 
     @classmethod
     def draw(cls, posterior: Posterior, digest: str, n_samples: int, seed: int) -> "SampleBank":
-        """Draws `n_samples` times from a posterior; equal arguments give equal banks, and banks nest.
+        """Return a bank of `n_samples` draws from a posterior; equal arguments give equal banks, and banks nest.
 
         Raises:
             ConfigError: if n_samples is not positive.
@@ -53,7 +52,7 @@ class SampleBank:
         return self.draws.n_samples
 
     def first(self, n_samples: int) -> Draws:
-        """The first `n_samples` draws, which equal a bank of that size from the same seed.
+        """Return the first `n_samples` draws, which equal a bank of that size from the same seed.
 
         Raises:
             ConfigError: if the bank holds fewer.

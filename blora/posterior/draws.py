@@ -1,9 +1,9 @@
-"""S draws of every adapted module's LoRA factors, and the way they reach the layers during one forward pass.
+"""S draws of every adapted module's LoRA factors, and the context by which they reach the layers in a forward pass.
 
-Factors that are the same under every draw are kept once.
+Factors that are equal under every draw are stored once.
 
 Draws are arguments, not state: no module holds a current adapter. `use_draws` binds them to the running context
-(a thread or an asyncio task), so concurrent forward passes cannot see each other's.
+(a thread or an asyncio task), so concurrent forward passes cannot see each other's draws.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,7 @@ __all__ = ["Draws", "Factors", "active_draws", "use_draws"]
 
 @dataclass(frozen=True, slots=True)
 class Factors:
-    """The two LoRA factors of one module, each with a slice a draw, or one slice for all of them.
+    """The two LoRA factors of one module, each with one slice per draw or one slice for all draws.
 
     Attributes:
         A: (S or 1, rank, d_in).
@@ -34,25 +34,25 @@ class Factors:
 
     @property
     def differ(self) -> bool:
-        """Return whether draws have factors of their own."""
+        """Whether the factors differ between draws."""
         return max(len(self.A), len(self.B)) > 1
 
     def part(self, start: int, stop: int) -> "Factors":
-        """Those of draws start to stop - 1, sharing their memory."""
+        """Return the factors of draws start to stop - 1, as views."""
         A, B = (factor if len(factor) == 1 else factor[start:stop] for factor in (self.A, self.B))
         return Factors(A, B)
 
 
 class Draws:
-    """S draws of a whole adapter, immutable.
+    """S immutable draws of a whole adapter.
 
-    In a forward pass each takes an equal share of the rows, draws outermost, unless `rows` says otherwise.
+    In a forward pass each draw applies to an equal share of the rows, draws outermost, unless `rows` is given.
 
     Args:
         factors: the factors of each adapted module, by the module's name in the base model.
         scaling: alpha / rank, applied to B @ A.
         n_samples: S.
-        rows: (R,) the draw of each row of the forward pass, None for equal shares.
+        rows: (R,) the index of the draw of each row of the forward pass; None for equal shares.
     """
 
     __slots__ = ("factors", "n_samples", "rows", "scaling")
@@ -74,14 +74,14 @@ class Draws:
         raise AttributeError(f"got an assignment to {name!r}, but draws are immutable; make new ones")
 
     def first(self, n_samples: int) -> "Draws":
-        """Return the first draws, as `part` from 0 on."""
+        """Return the first draws, as `part(0, n_samples)`."""
         return self.part(0, n_samples)
 
     def part(self, start: int, stop: int) -> "Draws":
-        """Return draws start to stop - 1, sharing their memory.
+        """Return draws start to stop - 1, as views.
 
         Raises:
-            ShapeError: if the draws are bound to rows, which name draws by their indices among all of them.
+            ShapeError: if the draws are bound to rows, whose indices count all draws.
         """
         if self.rows is not None:
             raise ShapeError(
@@ -91,11 +91,11 @@ class Draws:
         return Draws({name: f.part(start, stop) for name, f in self.factors.items()}, self.scaling, stop - start)
 
     def for_rows(self, rows: Tensor) -> "Draws":
-        """The same draws for a forward pass of R rows, of which each says its own draw, (R,)."""
+        """Return the same draws for a forward pass of R rows, given the index of each row's draw, (R,)."""
         return Draws(self.factors, self.scaling, self.n_samples, rows)
 
     def to(self, device: torch.device) -> "Draws":
-        """Return the same draws, for the same rows, on another device."""
+        """Return the same draws for the same rows on another device."""
         moved = {name: Factors(f.A.to(device), f.B.to(device)) for name, f in self.factors.items()}
         return Draws(moved, self.scaling, self.n_samples, self.rows.to(device) if self.rows is not None else None)
 
@@ -104,13 +104,13 @@ _ACTIVE: ContextVar[Draws | None] = ContextVar("blora_draws", default=None)
 
 
 def active_draws() -> Draws | None:
-    """The draws bound to the running context, or None: the untouched base model."""
+    """Return the draws bound to the running context, or None for the plain base model."""
     return _ACTIVE.get()
 
 
 @contextmanager
 def use_draws(draws: Draws | None) -> Iterator[None]:
-    """Binds draws for the forward passes inside the block."""
+    """Bind draws for the forward passes inside the block."""
     token = _ACTIVE.set(draws)
     try:
         yield

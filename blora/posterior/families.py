@@ -22,36 +22,36 @@ FAMILY_NAMES: tuple[FamilyName, ...] = get_args(FamilyName)
 
 
 class Family(Protocol):
-    """What a variational family over (m, n) inducing weights offers."""
+    """Protocol of a variational family over (m, n) inducing weights."""
 
     def sample(self, noise: Noise) -> Tensor:
-        """Draws of V, (S, m, n), differentiable in the parameters."""
+        """Return draws of V, (S, m, n), differentiable in the parameters."""
         ...
 
     def mean(self) -> Tensor:
-        """E_q[V], (m, n)."""
+        """Return E_q[V], (m, n)."""
         ...
 
     def shift(self, by: Tensor) -> None:
-        """Moves every draw by a matrix (m, n), in place."""
+        """Move every draw by a matrix (m, n), in place."""
         ...
 
     def widen(self, factor: float) -> None:
-        """Multiplies every standard deviation by a factor, in place."""
+        """Multiply every standard deviation by a factor, in place."""
         ...
 
     def kl_divergence(self, generator: torch.Generator) -> Tensor:
-        """KL[q(V) || N(0, I)] in nats, a scalar; the generator is used only where there is no closed form."""
+        """Return KL[q(V) || N(0, I)] in nats, a scalar; the generator is used only without a closed form."""
         ...
 
 
 def inverse_softplus(value: float) -> float:
-    """The x with softplus(x) = value, for value > 0."""
+    """Return the x with softplus(x) = value, for value > 0."""
     return value + math.log(-math.expm1(-value))
 
 
 def _inverse_softplus(value: Tensor) -> Tensor:
-    """The same, of each element."""
+    """Return the inverse softplus of each element."""
     return value + torch.log(-torch.expm1(-value))
 
 
@@ -69,31 +69,31 @@ class Diagonal(nn.Module):
         return F.softplus(self.raw_scale)
 
     def sample(self, noise: Noise) -> Tensor:
-        """Draws of V, (S, m, n)."""
+        """Return draws of V, (S, m, n)."""
         return self.inducing_mean + self.scale * noise.like(self.inducing_mean)
 
     def mean(self) -> Tensor:
-        """E_q[V], (m, n)."""
+        """Return E_q[V], (m, n)."""
         return self.inducing_mean
 
     @torch.no_grad()
     def shift(self, by: Tensor) -> None:
-        """Moves every draw by a matrix (m, n), in place."""
+        """Move every draw by a matrix (m, n), in place."""
         self.inducing_mean.add_(by)
 
     @torch.no_grad()
     def widen(self, factor: float) -> None:
-        """Multiplies every standard deviation by a factor, in place."""
+        """Multiply every standard deviation by a factor, in place."""
         self.raw_scale.copy_(_inverse_softplus(factor * self.scale))
 
     def kl_divergence(self, generator: torch.Generator) -> Tensor:
-        """KL[q(V) || N(0, I)] in nats, in closed form."""
+        """Return KL[q(V) || N(0, I)] in nats, in closed form."""
         variance = self.scale.square()
         return 0.5 * (variance + self.inducing_mean.square() - 1 - variance.log()).sum()
 
 
 class MatrixNormal(nn.Module):
-    """V ~ MN(mean, R R^T, C C^T) with lower-triangular R (m, m) and C (n, n)."""
+    """Matrix normal V ~ MN(mean, R R^T, C C^T) with lower-triangular R (m, m) and C (n, n)."""
 
     def __init__(self, mean: Tensor, scale: float) -> None:
         super().__init__()
@@ -118,27 +118,27 @@ class MatrixNormal(nn.Module):
         return self._cholesky_factor(self.raw_col)
 
     def sample(self, noise: Noise) -> Tensor:
-        """Draws of V, (S, m, n)."""
+        """Return draws of V, (S, m, n)."""
         return self.inducing_mean + self.row_factor @ noise.like(self.inducing_mean) @ self.col_factor.mT
 
     def mean(self) -> Tensor:
-        """E_q[V], (m, n)."""
+        """Return E_q[V], (m, n)."""
         return self.inducing_mean
 
     @torch.no_grad()
     def shift(self, by: Tensor) -> None:
-        """Moves every draw by a matrix (m, n), in place."""
+        """Move every draw by a matrix (m, n), in place."""
         self.inducing_mean.add_(by)
 
     @torch.no_grad()
     def widen(self, factor: float) -> None:
-        """Multiplies every standard deviation by a factor, in place, half on either side."""
+        """Multiply every standard deviation by a factor, in place; R and C each take its square root."""
         for raw, chol in ((self.raw_row, self.row_factor), (self.raw_col, self.col_factor)):
             wider = math.sqrt(factor) * chol
             raw.copy_(wider.tril(-1) + torch.diag(_inverse_softplus(wider.diagonal())))
 
     def kl_divergence(self, generator: torch.Generator) -> Tensor:
-        """KL[q(V) || N(0, I)] in nats, in closed form."""
+        """Return KL[q(V) || N(0, I)] in nats, in closed form."""
         m, n = self.inducing_mean.shape
         row, col = self.row_factor, self.col_factor
         trace = row.square().sum() * col.square().sum()
@@ -149,8 +149,8 @@ class MatrixNormal(nn.Module):
 class Flow(nn.Module):
     """A masked autoregressive flow (zuko) on top of the diagonal family: V = f(V_0), V_0 ~ Diagonal.
 
-    It starts as the identity, so that a mean of zero is a mean of zero at step 0. Neither the mean nor the KL has
-    a closed form; both are Monte Carlo estimates, the mean from a fixed seed.
+    The flow starts as the identity, so that its mean at step 0 is the given mean. Neither the mean nor the KL has a
+    closed form; both are Monte Carlo estimates, the mean from a fixed seed.
     """
 
     HIDDEN = (64,)
@@ -170,17 +170,17 @@ class Flow(nn.Module):
         nn.init.zeros_(last.bias)
 
     def _push(self, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
-        """Base draws (S, m, n), their images (S, m, n) and log |det df/dV_0| (S,)."""
+        """Return base draws (S, m, n), their images (S, m, n) and log |det df/dV_0| (S,)."""
         start = self.base.sample(noise)
         image, log_det = self.transform().call_and_ladj(start.flatten(1))
         return start, image.view_as(start), log_det
 
     def sample(self, noise: Noise) -> Tensor:
-        """Draws of V, (S, m, n)."""
+        """Return draws of V, (S, m, n)."""
         return self._push(noise)[1]
 
     def mean(self) -> Tensor:
-        """E_q[V] by antithetic Monte Carlo with a fixed seed, (m, n)."""
+        """Return E_q[V] by antithetic Monte Carlo with a fixed seed, (m, n)."""
         noise = standard_normal(self.MEAN_DRAWS // 2, torch.Generator().manual_seed(0))
         half = noise.like(self.base.inducing_mean)
         both = self.base.inducing_mean + self.base.scale * torch.cat([half, -half])
@@ -188,15 +188,15 @@ class Flow(nn.Module):
         return images.view_as(both).mean(0)
 
     def shift(self, by: Tensor) -> None:
-        """Moves every base draw by a matrix (m, n), in place: every draw, while the flow is the identity."""
+        """Move every base draw by a matrix (m, n), in place; moves every draw alike while the flow is the identity."""
         self.base.shift(by)
 
     def widen(self, factor: float) -> None:
-        """Multiplies the base's standard deviations by a factor, in place; where f bends, the mean moves slightly."""
+        """Multiply the base's standard deviations by a factor, in place; where f is curved, the mean moves slightly."""
         self.base.widen(factor)
 
     def kl_divergence(self, generator: torch.Generator) -> Tensor:
-        """KL[q(V) || N(0, I)] in nats, a Monte Carlo estimate: E_q[log q(V) - log p(V)]."""
+        """Return a Monte Carlo estimate of KL[q(V) || N(0, I)] = E_q[log q(V) - log p(V)], in nats."""
         start, image, log_det = self._push(standard_normal(self.KL_DRAWS, generator))
         z = (start - self.base.inducing_mean) / self.base.scale
         log_q = (-0.5 * z.square() - self.base.scale.log()).flatten(1).sum(1) - log_det
@@ -205,7 +205,7 @@ class Flow(nn.Module):
 
 
 def make_family(name: FamilyName, mean: Tensor, scale: float, generator: torch.Generator) -> Family:
-    """A family by its name, started at the given mean (m, n) and standard deviation.
+    """Return a family by its name, initialised with a mean (m, n) and a standard deviation.
 
     Raises:
         ConfigError: if the name is not one of FAMILY_NAMES.

@@ -23,26 +23,26 @@ from blora.posterior.noise import Noise, standard_normal
 
 __all__ = ["InducingFactor", "check_width"]
 
-# Relative to the mean of the diagonal; tried in order until the factorisation succeeds.
+# Jitters relative to the mean of the diagonal, tried in order until the factorisation succeeds.
 JITTERS = (0.0, 1e-6, 1e-5, 1e-4, 1e-3)
-# Largest relative error of a mean that was set: float32 rounding.
+# Largest relative error of `set_mean` that float32 rounding explains.
 MEAN_ERROR = 1e-3
-# Noise scale of the inducing inputs, whose rows start with unit norm.
+# Initial noise scale of the inducing inputs, whose rows start with unit norm.
 INITIAL_D = 0.3
 
 
 def check_width(factor: float) -> None:
-    """Makes sure that standard deviations can be multiplied by a factor.
+    """Raise an error if standard deviations cannot be multiplied by a factor.
 
     Raises:
-        ConfigError: if it is not positive and finite.
+        ConfigError: if the factor is not positive and finite.
     """
     if not 0 < factor < math.inf:
         raise ConfigError(f"got scale {factor}, expected a positive finite factor; 1 changes nothing, above 1 widens")
 
 
 class _Geometry(NamedTuple):
-    """What the inducing inputs alone determine; K_r = L_r L_r^T = Z_r Z_r^T + diag(D_r^2), and K_c alike."""
+    """Matrices determined by the inducing inputs: K_r = L_r L_r^T = Z_r Z_r^T + diag(D_r^2), and K_c alike."""
 
     L_r: Tensor  # (m, m)
     L_c: Tensor  # (n, n)
@@ -58,8 +58,8 @@ class InducingFactor(nn.Module):
     Args:
         p: rows of W.
         q: columns of W.
-        config: family, inducing size, prior_std (sigma), lambda_max and where lambda_ starts.
-        mean_std: standard deviation of the entries of W's mean at the start; 0 starts at a mean of zero.
+        config: family, inducing size, prior_std (sigma), lambda_max and the initial lambda_.
+        mean_std: initial standard deviation of the entries of W's mean; 0 for a mean of zero.
         generator: source of the initial inducing inputs and mean.
         name: the factor's name in error messages.
     """
@@ -122,22 +122,22 @@ class InducingFactor(nn.Module):
         return _Geometry(L_r, L_c, T_r, T_c, D_r, D_c)
 
     def sample(self, n_samples: int, generator: torch.Generator) -> Tensor:
-        """Exact posterior draws of W, (S, p, q), differentiable in every parameter."""
+        """Return exact posterior draws of W, (S, p, q), differentiable in every parameter."""
         return self.sample_from(standard_normal(n_samples, generator))
 
     def sample_from(self, noise: Noise) -> Tensor:
-        """Exact posterior draws of W, (S, p, q), from the caller's noise."""
+        """Return exact posterior draws of W, (S, p, q), from the caller's noise."""
         geometry = self._geometry()
         return self._assemble(self.family.sample(noise), self.lambda_, geometry, noise)
 
     def sample_prior(self, n_samples: int, generator: torch.Generator) -> Tensor:
-        """Exact prior draws of W, (S, p, q): V from N(0, I) and lambda_ = 1."""
+        """Return exact prior draws of W, (S, p, q): V from N(0, I) and lambda_ = 1."""
         noise = standard_normal(n_samples, generator)
         V = noise.normal(*self.family.mean().shape, like=self.Z_r)
         return self._assemble(V, torch.ones_like(self.raw_lambda), self._geometry(), noise)
 
     def _assemble(self, V: Tensor, lambda_: Tensor, geometry: _Geometry, noise: Noise) -> Tensor:
-        """Matheron's rule with one white matrix G: W = sigma (T_r U T_c + lambda_ (E - T_r U_bar T_c))."""
+        """Apply Matheron's rule with one white matrix G: W = sigma (T_r U T_c + lambda_ (E - T_r U_bar T_c))."""
         L_r, L_c, T_r, T_c, D_r, D_c = geometry
         (m, p), (n, q) = self.Z_r.shape, self.Z_c.shape
         G = noise.normal(p + m, q + n, like=self.Z_r)  # (S, p + m, q + n)
@@ -147,13 +147,13 @@ class InducingFactor(nn.Module):
         return self.prior_std * (T_r @ (U - lambda_ * U_bar) @ T_c + lambda_ * G[:, :p, :q])
 
     def mean(self) -> Tensor:
-        """E_q[W], (p, q)."""
+        """Return E_q[W], (p, q)."""
         L_r, L_c, T_r, T_c, *_ = self._geometry()
         return self.prior_std * (T_r @ L_r @ self.family.mean() @ L_c.mT @ T_c)
 
     @torch.no_grad()
     def set_mean(self, W: Tensor) -> None:
-        """Moves the inducing inputs and the mean of q(V) so that E_q[W] is a given matrix of low rank.
+        """Set the inducing inputs and the mean of q(V) so that E_q[W] is a given matrix of low rank.
 
         The singular vectors of W become inducing inputs, which makes W reachable; q keeps its spread.
 
@@ -181,9 +181,9 @@ class InducingFactor(nn.Module):
             )
 
     def widen(self, factor: float) -> None:
-        """Multiplies the posterior's standard deviations by a factor, in place; lambda_ and its cap grow alike.
+        """Multiply the posterior's standard deviations by a factor, in place, and lambda_ and its cap with them.
 
-        The mean stays, but for a flow: the factor is that of its base, and its mean moves slightly.
+        The mean stays, except for a flow: there the factor applies to the base, and the mean moves slightly.
 
         Raises:
             ConfigError: if the factor is not positive and finite.
@@ -193,7 +193,7 @@ class InducingFactor(nn.Module):
         self.family.widen(factor)
 
     def kl_divergence(self, generator: torch.Generator) -> Tensor:
-        """KL[q || p] of this factor in nats: that of q(V), and that of the conditional noise."""
+        """Return KL[q || p] of this factor in nats: the KL of q(V) plus the KL of the conditional noise."""
         p, q = self.shape
         lambda_ = self.lambda_
         conditional = p * q * (0.5 * lambda_.square() - lambda_.log() - 0.5)

@@ -1,4 +1,4 @@
-"""Choosing the linear modules of a causal language model that get a LoRA, and putting the layers in and out."""
+"""Selection of the linear modules of a causal language model that get a LoRA, and wrapping of these modules."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|layer|block)\.(\d+)(?:\.|$)")
 
 
 def layer_index(name: str) -> int | None:
-    """The decoder layer that a module's name lies in, None outside them.
+    """Return the index of the decoder layer that a module's name is in, or None.
 
     >>> layer_index("model.layers.12.self_attn.q_proj")
     12
@@ -25,7 +25,7 @@ def layer_index(name: str) -> int | None:
 
 
 def parse_layers(spec: str, n_layers: int) -> tuple[int, ...]:
-    """Layer indices named by `all`, `last:N`, `first-last` or one index.
+    """Return the layer indices named by `all`, `last:N`, `first-last` or one index.
 
     >>> parse_layers("last:2", 30)
     (28, 29)
@@ -50,7 +50,7 @@ def parse_layers(spec: str, n_layers: int) -> tuple[int, ...]:
 
 
 def default_targets(model_type: str) -> tuple[str, ...]:
-    """The modules that PEFT adapts by default in this architecture.
+    """Return the modules that PEFT adapts by default in this architecture.
 
     Raises:
         ConfigError: if PEFT knows no default.
@@ -64,7 +64,7 @@ def default_targets(model_type: str) -> tuple[str, ...]:
 
 
 def linear_modules(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """(d_out, d_in) of every linear module by its name, whether or not it is wrapped in `LoraLinear`."""
+    """Return (d_out, d_in) of every linear module by name, wrapped in `LoraLinear` or not."""
     shapes: dict[str, tuple[int, int]] = {}
     for name, module in model.named_modules():
         shape = linear_shape(module.base if isinstance(module, LoraLinear) else module)
@@ -74,7 +74,7 @@ def linear_modules(model: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def select_modules(model: nn.Module, targets: Sequence[str], layers: Iterable[int]) -> dict[str, tuple[int, int]]:
-    """The linear modules whose name is or ends in a target, in the given layers, with (d_out, d_in).
+    """Return (d_out, d_in) of the linear modules in the given layers whose name is or ends in a target, by name.
 
     Raises:
         ConfigError: if a target matches no linear module there.
@@ -98,7 +98,7 @@ def select_modules(model: nn.Module, targets: Sequence[str], layers: Iterable[in
 
 
 def inject(model: nn.Module, names: Iterable[str]) -> None:
-    """Wraps the named linear modules in `LoraLinear`, in place; those already wrapped stay as they are."""
+    """Wrap the named linear modules in `LoraLinear`, in place; already wrapped modules stay as they are."""
     for name in names:
         module = model.get_submodule(name)
         if not isinstance(module, LoraLinear):
@@ -106,7 +106,7 @@ def inject(model: nn.Module, names: Iterable[str]) -> None:
 
 
 def eject(model: nn.Module) -> None:
-    """Puts the original linear modules back, in place."""
+    """Restore the original linear modules, in place."""
     for name, module in list(model.named_modules()):
         if isinstance(module, LoraLinear):
             _replace(model, name, module.base)

@@ -1,4 +1,4 @@
-"""Draws of several adapters as one, for forward passes whose rows belong to different adapters."""
+"""Joining of several adapters' draws, for forward passes whose rows belong to different adapters."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,10 @@ __all__ = ["join"]
 
 
 def join(adapters: Sequence[Draws]) -> Draws:
-    """U * S draws, of which u * S + s is draw s of adapter u.
+    """Return U * S draws, where draw u * S + s is draw s of adapter u.
 
-    Ranks, scalings and adapted modules may differ: a lower rank is padded with zeros, the scaling moves into B, and
-    where an adapter leaves a module alone its factors are zero.
+    Ranks, scalings and adapted modules may differ: lower ranks are padded with zeros, the scaling moves into B, and an
+    adapter has zero factors for modules that it does not adapt.
 
     Args:
         adapters: U adapters with S draws each.
@@ -22,7 +22,7 @@ def join(adapters: Sequence[Draws]) -> Draws:
     """
     counts = {draws.n_samples for draws in adapters}
     if len(counts) != 1:
-        raise ShapeError(f"got adapters with {sorted(counts)} draws to join, expected as many of each")
+        raise ShapeError(f"got adapters with {sorted(counts)} draws to join, expected equal numbers")
     names = dict.fromkeys(name for draws in adapters for name in draws.factors)
     return Draws({name: _joined(name, adapters) for name in names}, 1.0, len(adapters) * counts.pop())
 

@@ -10,7 +10,7 @@ __all__ = ["LoraLinear", "linear_shape"]
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
-    """(d_out, d_in) of a linear module (torch's, or the transposed one of GPT-2), None for any other."""
+    """Return (d_out, d_in) of a linear module, torch's or GPT-2's transposed one, and None for any other."""
     if isinstance(module, nn.Linear):
         return module.out_features, module.in_features
     weight = getattr(module, "weight", None)
@@ -20,9 +20,9 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear layer and, where the active draws name it, alpha / rank * B_s A_s x on top.
+    """A frozen linear layer plus alpha / rank * B_s A_s x for the active draws that adapt it.
 
-    Without active draws it is the base layer. It owns no factors: they come with the forward pass.
+    Without active draws it computes the base layer. It owns no factors: they come with the forward pass.
 
     Args:
         base: the layer it wraps.
@@ -35,7 +35,7 @@ class LoraLinear(nn.Module):
         self.name = name
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps rows (R, ..., d_in) to (R, ..., d_out), each under its draw.
+        """Map rows (R, ..., d_in) to (R, ..., d_out), each under its draw.
 
         Raises:
             ShapeError: if the rows cannot be divided among the draws.

@@ -1,8 +1,8 @@
-"""White noise for S draws at once, in which draw s never depends on how many draws were asked for.
+"""White noise for S draws at once, in which draw s does not depend on S.
 
-Each draw owns a generator whose seed comes from the caller's. So the first four of sixteen draws are the four
-draws that the same generator gives when asked for four: sample banks nest, up to the rounding of products of another
-shape. Noise is made on the CPU, so that a seed means the same draw on every device.
+Each draw has its own generator, seeded from the caller's. So the first four of sixteen draws equal the four draws that
+the same generator gives for S = 4: sample banks nest, up to the rounding of products of different shapes. Noise is made
+on the CPU, so that a seed gives the same draw on every device.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ __all__ = ["Noise", "generator_of", "standard_normal"]
 def generator_of(*seeds: int) -> torch.Generator:
     """Return a CPU generator seeded with the first 32 bits of a SHA-256 over all seeds.
 
-    torch's own manual_seed keeps the lowest 32 bits of one seed, so that seeds 0 and 2**32 would draw the same numbers.
+    torch's manual_seed uses only the lowest 32 bits of one seed, so that seeds 0 and 2**32 would draw the same numbers.
     Here every bit of every seed counts, and two different calls get the same generator with probability 2^-32.
     """
     digest = hashlib.sha256(repr(seeds).encode()).digest()
@@ -36,16 +36,16 @@ class Noise:
         return len(self._generators)
 
     def normal(self, *shape: int, like: Tensor) -> Tensor:
-        """(S, *shape) standard normals with the dtype and device of `like`."""
+        """Return (S, *shape) standard normals with the dtype and device of `like`."""
         draws = [torch.randn(shape, generator=g, dtype=like.dtype) for g in self._generators]
         return torch.stack(draws).to(like.device)
 
     def like(self, tensor: Tensor) -> Tensor:
-        """(S, *tensor.shape) standard normals with the dtype and device of `tensor`."""
+        """Return (S, *tensor.shape) standard normals with the dtype and device of `tensor`."""
         return self.normal(*tensor.shape, like=tensor)
 
 
 def standard_normal(n_samples: int, generator: torch.Generator) -> Noise:
-    """Noise for `n_samples` draws; the generator advances by one seed a draw."""
+    """Return noise for `n_samples` draws; the generator advances by one seed per draw."""
     seeds = [int(torch.randint(2**62, (), generator=generator)) for _ in range(n_samples)]
     return Noise([generator_of(seed) for seed in seeds])

@@ -1,4 +1,4 @@
-"""One LoRA factor under a posterior collapsed to a point: plain LoRA, the honest baseline, in the same layers."""
+"""One LoRA factor under a posterior collapsed to a point: plain LoRA, the baseline, in the same layers."""
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ class PointFactor(nn.Module):
     Args:
         p: rows of W.
         q: columns of W.
-        mean_std: standard deviation of the entries at the start.
+        mean_std: initial standard deviation of the entries.
         generator: source of the initial entries.
     """
 
@@ -24,16 +24,16 @@ class PointFactor(nn.Module):
         self.weight = nn.Parameter(mean_std * torch.randn(p, q, generator=generator))
 
     def sample_from(self, noise: Noise) -> Tensor:
-        """A copy of the weight, one for all draws, (1, p, q)."""
+        """Return a copy of the weight for all draws, (1, p, q)."""
         return self.weight[None].clone()
 
     def mean(self) -> Tensor:
-        """The weight, (p, q)."""
+        """Return the weight, (p, q)."""
         return self.weight
 
     @torch.no_grad()
     def set_mean(self, W: Tensor) -> None:
-        """Makes W (p, q) the weight.
+        """Set the weight to W, (p, q).
 
         Raises:
             ShapeError: if W has another shape.
@@ -43,8 +43,8 @@ class PointFactor(nn.Module):
         self.weight.copy_(W)
 
     def widen(self, factor: float) -> None:
-        """Does nothing: a point has no width."""
+        """Do nothing: a point has no width."""
 
     def kl_divergence(self, generator: torch.Generator) -> Tensor:
-        """Zero: a point has no finite divergence from the prior, and none is charged."""
+        """Return zero, by convention: a point has no finite divergence from the prior."""
         return self.weight.new_zeros(())

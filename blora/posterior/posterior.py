@@ -35,7 +35,7 @@ class Posterior(nn.Module):
         make: makes the factors; by default those of config.method and config.bayesian_layers.
 
     Raises:
-        ConfigError: if one of config.bayesian_layers has no module.
+        ConfigError: if a layer in config.bayesian_layers has no adapted module.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Posterior(nn.Module):
 
         Raises:
             ShapeError: if a factor has another shape.
-            NumericalError: if the inducing weights are too few to reach it.
+            NumericalError: if the inducing weights are too few to represent the LoRA.
         """
         for name in self.modules_shape:
             self.A[module_key(name)].set_mean(mean[name].A[0])  # type: ignore[operator]
@@ -99,7 +99,7 @@ class Posterior(nn.Module):
     def widen(self, factor: float) -> None:
         """Multiply the standard deviations of every factor, in place, and lambda_max with them.
 
-        The means stay, but for flows: the factor is that of a flow's base, and its mean moves slightly.
+        The means stay, except for flows: there the factor applies to the base, and the mean moves slightly.
 
         Raises:
             ConfigError: if the factor is not positive and finite.

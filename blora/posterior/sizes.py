@@ -1,4 +1,4 @@
-"""What a posterior holds and what it takes in memory, worked out from its settings before any of it is made."""
+"""Tensor shapes and memory of a posterior, computed from its settings before it is made."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -11,9 +11,9 @@ from blora.posterior.posterior import module_key
 __all__ = ["memory_bytes", "tensor_shapes"]
 
 FLOAT_BYTES = 4
-# Python's and torch's objects around one tensor.
+# Bytes of Python's and torch's objects around one tensor.
 OBJECT_BYTES = 4096
-# Copies of a factor's noise, and of products of its size, while draws are made of it.
+# Copies of a factor's noise, and of products of its size, during the making of draws.
 NOISE_COPIES = 3
 
 Shape = tuple[int, ...]
@@ -32,7 +32,7 @@ def tensor_shapes(modules: Mapping[str, tuple[int, int]], config: PosteriorConfi
 
 
 def memory_bytes(modules: Mapping[str, tuple[int, int]], config: PosteriorConfig, n_samples: int) -> int:
-    """Return what a posterior and its draws take at most, in bytes: while they are made, and afterwards.
+    """Return the most memory of a posterior and its draws, in bytes, while they are made and afterwards.
 
     Args:
         modules: (d_out, d_in) of each adapted module, by its name in the base model.
@@ -54,7 +54,7 @@ def memory_bytes(modules: Mapping[str, tuple[int, int]], config: PosteriorConfig
 
 
 def _factors(modules: Mapping[str, tuple[int, int]], rank: int) -> Iterator[tuple[str, str, int, int]]:
-    """Side, module, rows and columns of each factor."""
+    """Yield side, module, rows and columns of each factor."""
     for name, (d_out, d_in) in modules.items():
         yield "A", name, rank, d_in
         yield "B", name, d_out, rank

@@ -1,1 +1,1 @@
-"""The adapters that are served: looked up by name, loaded, replaced, unloaded, kept in step with a folder."""
+"""The served adapters: registry by name, loading and unloading, and synchronisation with a folder."""

@@ -1,4 +1,4 @@
-"""Keeps what is served in step with a folder: replicas that see the same one come to serve the same adapters."""
+"""Synchronisation of the served adapters with a folder, so that replicas with one folder serve the same adapters."""
 
 import asyncio
 import logging
@@ -11,65 +11,65 @@ from blora.errors import BloraError
 from blora.server.adapters.loader import MOST_ENTRIES, Loader
 from blora.server.adapters.registry import Registry
 from blora.server.errors import DeadlineExceededError, ServerError
-from blora.server.scheduling.own_thread import OwnThread, StalledError
+from blora.server.scheduling.thread_per_task import StalledError, ThreadPerTask
 
 __all__ = ["FolderSync"]
 
 logger = logging.getLogger(__name__)
 
-# By its times and sizes a changed adapter is known without reading it.
+# Names, modification times and sizes of an adapter's files, by which a change shows without reading the files.
 Signature = frozenset[tuple[str, int, int]]
-# Of a folder that cannot be looked into for the moment, as on a shared file system.
+# Signature of a folder that cannot be read at the moment, for example on a shared file system.
 UNREADABLE: Signature = frozenset([("", 0, 0)])
-# Folders that are looked into at the same time: one that stalls does not hold up the others.
+# Folders that are read at the same time, so that a stalled folder does not delay the others.
 AT_ONCE = 8
-# How the log calls who changes adapters from here; no key has a name with a space.
+# Name in log lines of changes made here; names of keys contain no space.
 BY = "folder watch"
 
 
 class FolderSync:
-    """Serves each adapter directly below a folder under its folder's name.
+    """Poller that serves each adapter directly below a folder under the name of the adapter's folder.
 
-    One that comes is loaded, one that goes is unloaded, and one that changes is replaced once the new one has loaded.
-    What does not load is told once, and tried again when it changes, or after a while if it could not be read in time.
-    Adapters from elsewhere are left alone.
+    New adapters are loaded, removed ones unloaded, and changed ones replaced once the new version has loaded. An
+    adapter that fails to load is logged once and tried again when it changes, or after a while if reading it timed
+    out. Adapters from other folders stay as they are.
 
     Args:
-        root: the folder; what begins with a dot is being written and not looked at.
-        loader: that loads and unloads.
-        registry: that serves.
-        timeout_s: how long a look into a folder may take, and when one that took longer is tried again.
+        root: the folder; entries whose names begin with a dot are ignored, as they are being written.
+        loader: loads and unloads adapters.
+        registry: the served adapters.
+        timeout_s: seconds that reading a folder's entries may take, and after which a stalled folder is tried again.
     """
 
     def __init__(self, root: Path, loader: Loader, registry: Registry, *, timeout_s: float) -> None:
         self.looked = asyncio.Event()
-        """Set once each folder has been tried that was there at the first look."""
+        """Set once every folder found by the first poll has been tried."""
         self._root = root
         self._loader = loader
         self._registry = registry
         self._timeout_s = timeout_s
-        self._threads = OwnThread(timeout_s)
+        self._threads = ThreadPerTask(timeout_s)
         self._looking = asyncio.Semaphore(AT_ONCE)
         self._readable = True
         self._seen: dict[str, Signature] = {}
-        self._kept: set[str] = set()  # names that are served from here
-        self._stalled: dict[str, float] = {}  # names, and when they are tried again
-        self._silent: set[str] = set()  # names whose folders do not answer
+        self._kept: set[str] = set()  # names served from this folder
+        self._stalled: dict[str, float] = {}  # by name: time of the next try
+        self._silent: set[str] = set()  # names whose folders timed out
 
     async def run(self, every_s: float) -> None:
-        """Looks again and again."""
+        """Poll the folder until cancelled."""
         while True:
             await self.look()
             self.looked.set()
             await asyncio.sleep(every_s)
 
     async def look(self) -> None:
-        """Brings what is served in step with what is there now."""
+        """Load, replace and unload adapters to match the folder's present contents."""
         try:
-            folders = await self._threads.run("The look at the adapter root", partial(_folders, self._root))
+            folders = await self._threads.run("Reading the adapter root", partial(_folders, self._root))
         except (OSError, BloraError) as exc:
             if self._readable:
-                logger.error("The adapters stay as they are, for %s cannot be read: %s", self._root, exc)
+                logger.error("The adapters stay as they are, because %s cannot be read: %s", self._root, exc)
             self._readable = False
             return
         self._readable = True
@@ -89,10 +89,12 @@ class FolderSync:
         await asyncio.gather(*map(self._load, due))
 
     async def _signature(self, name: str) -> Signature | None:
-        """What tells a changed folder, None where it does not answer."""
+        """Return the signature of an adapter's folder, or None if reading it timed out."""
         try:
             async with self._looking:
-                found = await self._threads.run(f"The look at adapter {name!r}", partial(_signature, self._root / name))
+                found = await self._threads.run(
+                    f"Reading the folder of adapter {name!r}", partial(_signature, self._root / name)
+                )
         except StalledError as exc:
             if name not in self._silent:
                 self._silent.add(name)
@@ -113,14 +115,14 @@ class FolderSync:
         except DeadlineExceededError:
             self._stalled[name] = time.monotonic() + self._timeout_s
         except ServerError:
-            pass  # the loader has told
-        except Exception:  # of whatever kind: the others are to be looked at all the same
+            pass  # the loader has logged it
+        except Exception:  # any other error must not keep the other adapters from being tried
             logger.exception("Adapter %r in %s is not loaded", name, self._root)
         else:
             self._kept.add(name)
 
     async def _unload(self, name: str) -> None:
-        if self._registry.get(name) is not None:  # an admin may have been faster
+        if self._registry.get(name) is not None:  # an admin may have unloaded it already
             try:
                 await self._loader.unload(name, by=BY)
             except Exception:

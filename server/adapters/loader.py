@@ -1,7 +1,7 @@
-"""Adapters that come and go while the server runs.
+"""Loading, replacing and unloading of adapters while the server runs.
 
-A request has taken its handle from the registry before, so that neither loading nor unloading disturbs it. Each change,
-and each that is refused, leaves a line in the log that says who wanted it.
+Requests in flight keep their handles, so that changes do not disturb them. Each change and each refused change is
+logged with the name of whoever requested it.
 """
 
 import asyncio
@@ -26,30 +26,30 @@ from blora.server.errors import (
 from blora.server.monitoring.feedback import Feedback
 from blora.server.monitoring.logs import write_down
 from blora.server.monitoring.metrics import Metrics
-from blora.server.scheduling.own_thread import OwnThread, StalledError
+from blora.server.scheduling.thread_per_task import StalledError, ThreadPerTask
 from blora.server.settings import Settings
 
 __all__ = ["Loader"]
 
 logger = logging.getLogger(__name__)
 
-# While one stalls, another can be read.
+# Adapters that are read at the same time, so that a stalled one does not block the other.
 AT_ONCE = 2
-# Files and folders in an adapter's folder: a handful, and what its owner keeps beside them.
+# Most files and folders in an adapter's folder: its own few, and files that its owner keeps beside them.
 MOST_ENTRIES = 10_000
-# Folders inside each other, the adapter's own included; looking for a link at each level takes quadratic time.
+# Most nested folders, including the adapter's own; resolving links at each level takes quadratic time.
 MOST_LEVELS = 32
 
 
 class Loader:
-    """Loads adapters from below one folder, and unloads any.
+    """Loader of adapters from below one folder; unloads any adapter.
 
     Args:
-        settings: the folder, and how many adapters of which size.
-        engine: that loads them.
-        registry: that serves them.
-        metrics: that show them.
-        feedback: that watches them.
+        settings: the folder, and the limits on the number and size of adapters.
+        engine: loads the adapters.
+        registry: the served adapters.
+        metrics: shows the served adapters.
+        feedback: holds the outcomes of their predictions.
     """
 
     def __init__(
@@ -60,25 +60,27 @@ class Loader:
         self._registry = registry
         self._metrics = metrics
         self._feedback = feedback
-        self._threads = OwnThread(settings.adapter_load_timeout_s)
+        self._threads = ThreadPerTask(settings.adapter_load_timeout_s)
         self._reading = asyncio.Semaphore(AT_ONCE)
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def load(self, name: str, path: str, *, by: str, replace: bool = False) -> tuple[AdapterHandle, bool]:
-        """The adapter under that name, and whether there was none before; the same contents again are no error.
+        """Load an adapter, and return its handle and whether the name was free.
+
+        Loading the same contents again is no error.
 
         Args:
-            name: what requests will call it.
-            path: of its folder, below the root.
-            by: whoever wants it, for the log.
-            replace: whether it may take the place of other contents under that name, between two requests.
+            name: the name to serve the adapter under.
+            path: path of its folder, below the root.
+            by: name of whoever requested it, for the log.
+            replace: whether the adapter may replace other contents of that name.
 
         Raises:
-            ForbiddenError: if the server loads none, or none from there.
-            InvalidRequestError: if it is no adapter of this base model, or the name is unusable.
-            TooLargeError: if its files are too large.
-            AdapterConflictError: if the name is taken by other contents, or there are too many adapters already.
-            DeadlineExceededError: if its files could not be read in time.
+            ForbiddenError: if the server has no adapter root, or the path leads out of it.
+            InvalidRequestError: if the folder holds no adapter of this base model, or the name is invalid.
+            TooLargeError: if the adapter's files are too large.
+            AdapterConflictError: if the name belongs to other contents, or there are too many adapters.
+            DeadlineExceededError: if the files could not be read in time.
         """
         try:
             root = self._enabled()
@@ -87,27 +89,27 @@ class Loader:
             except ConfigError as exc:
                 raise InvalidRequestError(f"{exc}: choose another name", param="name") from exc
             write_down(logger, "adapter_loading", by=by, adapter=name, path=path)
-            async with self._turns.setdefault(name, asyncio.Lock()):
+            async with self._locks.setdefault(name, asyncio.Lock()):
                 handle, outcome, old = await self._load(root, name, path, replace=replace)
         except ServerError as exc:
             self._refused(exc, by=by, adapter=name, path=path)
             raise
         was = old.digest if old is not None and old.digest != handle.digest else None
         write_down(logger, outcome, by=by, adapter=name, path=path, digest=handle.digest, was=was)
-        if old is not None and old is not handle:  # last, for the engine may be busy
+        if old is not None and old is not handle:  # last, because the engine may be busy
             await self._engine.forget(old)
         return handle, old is None
 
     async def unload(self, name: str, *, by: str) -> None:
-        """Takes no more requests for it; those in flight finish on it.
+        """Unload an adapter; requests in flight still finish on it.
 
         Args:
-            name: what requests call it.
-            by: whoever wants it, for the log.
+            name: the adapter's name.
+            by: name of whoever requested it, for the log.
 
         Raises:
-            ForbiddenError: if the server's adapters are fixed.
-            UnknownAdapterError: if there is none of that name.
+            ForbiddenError: if the server has no adapter root.
+            UnknownAdapterError: if no adapter of that name is loaded.
         """
         try:
             self._enabled()
@@ -115,14 +117,14 @@ class Loader:
         except ServerError as exc:
             self._refused(exc, by=by, adapter=name)
             raise
-        self._let_go(handle)
+        self._release(handle)
         write_down(logger, "adapter_unloaded", by=by, adapter=name, digest=handle.digest)
         await self._engine.forget(handle)
 
     async def _load(
         self, root: Path, name: str, path: str, *, replace: bool
     ) -> tuple[AdapterHandle, str, AdapterHandle | None]:
-        """The adapter that answers to the name from now on, what was done, and the one that answered to it before."""
+        """Return the handle now served under the name, the outcome for the log, and the handle served before."""
         self._check_room(name)
         handle = await self._read(root, name, path)
         try:
@@ -136,12 +138,12 @@ class Loader:
                 return old, "adapter_kept", old
             if not replace:
                 raise AdapterConflictError(
-                    f"Another adapter is loaded as {name!r}, or the same with another calibration ({old.digest}): "
+                    f"Another adapter, or the same with another calibration, is loaded as {name!r} ({old.digest}): "
                     f"replace it with PUT /v1/adapters/{name}, unload it first, or choose another name.",
                     param="name",
                 )
             self._registry.replace(handle)
-            self._let_go(old)
+            self._release(old)
             self._metrics.adapter_loaded(handle)
             return handle, "adapter_replaced", old
         finally:
@@ -149,11 +151,11 @@ class Loader:
                 await self._engine.forget(handle)
 
     async def _read(self, root: Path, name: str, path: str) -> AdapterHandle:
-        """The adapter in a folder, proved, though not served yet."""
+        """Return the handle of the adapter in a folder, loaded and tested but not yet served."""
         try:
             async with self._reading:
                 looking = partial(self._folder, root, path)
-                folder = await self._threads.run(f"The look into the folder of adapter {name}", looking)
+                folder = await self._threads.run(f"Reading the folder of adapter {name}", looking)
                 return await self._engine.load_adapter(folder, name)
         except StalledError as exc:
             raise DeadlineExceededError(str(exc), code="adapter_stalled", param="path") from exc
@@ -164,11 +166,11 @@ class Loader:
         most = self._settings.max_adapters
         if self._registry.get(name) is None and len(self._registry) >= most:
             raise AdapterConflictError(
-                f"All {most} places for adapters are taken: unload one, or raise --max-adapters.",
+                f"The server has {most} adapters, which is the limit: unload one, or raise --max-adapters.",
                 code="too_many_adapters",
             )
 
-    def _let_go(self, handle: AdapterHandle) -> None:
+    def _release(self, handle: AdapterHandle) -> None:
         self._metrics.adapter_unloaded(handle)
         self._feedback.forget(handle)
 
@@ -176,14 +178,14 @@ class Loader:
         write_down(logger, "adapter_refused", level=logging.WARNING, **known, code=error.code, reason=str(error))
 
     def _enabled(self) -> Path:
-        """The folder below which adapters lie."""
+        """Return the adapter root; raise ForbiddenError without one."""
         root = self._settings.adapter_root
         if root is None:
             raise ForbiddenError("This server's adapters are fixed: start it with --adapter-root to load others.")
         return root.absolute()
 
     def _folder(self, root: Path, path: str) -> Path:
-        """The adapter's folder, of which no part lies outside the root, whatever its links say."""
+        """Return the adapter's folder after checking that no part of it, links resolved, lies outside the root."""
         outside = ForbiddenError("The path leads out of --adapter-root: name a folder below it.", param="path")
         try:
             root = root.resolve()
@@ -194,12 +196,8 @@ class Loader:
             if not all(file.resolve().is_relative_to(root) for file in files):
                 raise outside
             size = sum(file.stat().st_size for file in files if file.is_file())
-        except (OSError, RuntimeError, ValueError) as exc:  # a loop of links, a name that no file can have
-            why = (
-                exc.strerror
-                if isinstance(exc, OSError)
-                else "links that lead in a circle, or a name that no file can have"
-            )
+        except (OSError, RuntimeError, ValueError) as exc:  # a loop of links, or an impossible file name
+            why = exc.strerror if isinstance(exc, OSError) else "its links form a loop, or its name is impossible"
             raise InvalidRequestError(
                 f"There is no adapter at this path ({why}): name an adapter's folder.",
                 code="invalid_adapter",
@@ -216,10 +214,10 @@ class Loader:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """The folder and all that lies in it; links are not followed.
+    """Return the folder and everything below it, without following links.
 
     Raises:
-        TooLargeError: if there is more than an adapter and what its owner keeps beside it.
+        TooLargeError: if the folder has too many entries or levels.
     """
     entries = level = [folder]
     for _ in range(MOST_LEVELS):
@@ -242,10 +240,10 @@ def _entries(folder: Path) -> list[Path]:
 def _inside(folder: Path) -> list[Path]:
     try:
         return list(folder.iterdir())
-    except PermissionError:  # a lost+found, say: nothing in it can be loaded either
+    except PermissionError:  # a lost+found, for example, from which nothing can be loaded either
         return []
 
 
 def _below(folder: Path, path: str, error: Exception) -> str:
-    """What an error says of a folder, by the path that was asked for: where the root lies is nobody's business."""
+    """Return an error's message with the requested path for the folder, which hides the location of the root."""
     return str(error).replace(str(folder), path.rstrip("/"))

@@ -1,4 +1,4 @@
-"""The adapters that are served: immutable handles, looked up by name and digest."""
+"""The registry of served adapters: immutable handles, looked up by name and digest."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -13,10 +13,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def check_name(name: str) -> None:
-    """Make sure that an adapter can be called by a name.
+    """Raise an error if a name cannot be an adapter's name.
 
     Raises:
-        ConfigError: if it cannot.
+        ConfigError: if the name is invalid.
     """
     if not _NAME.fullmatch(name):
         raise ConfigError(
@@ -25,18 +25,18 @@ def check_name(name: str) -> None:
 
 
 class Registry:
-    """The adapters by name.
+    """The served adapters by name.
 
-    Requests that name none go to the default: the configured one; else the one that was alone at the start, for as long
-    as it stays; else the only one there is.
+    Requests that name no adapter go to the default: the configured one; otherwise the only adapter at the start, while
+    it is loaded; otherwise the only adapter loaded.
 
     Args:
-        handles: with distinct names.
-        default: the configured default.
-        may_come: whether the default may be added later.
+        handles: handles with distinct names.
+        default: name of the configured default.
+        may_come: whether the default may be loaded later.
 
     Raises:
-        ConfigError: if a name is unusable or taken, or the default is not among them.
+        ConfigError: if a name is invalid or occurs twice, or the default is missing.
     """
 
     def __init__(self, handles: Sequence[AdapterHandle], default: str | None = None, *, may_come: bool = False) -> None:
@@ -60,10 +60,10 @@ class Registry:
         return len(self._handles)
 
     def add(self, handle: AdapterHandle) -> None:
-        """Serves one more.
+        """Add an adapter.
 
         Raises:
-            ConfigError: if its name is unusable or taken.
+            ConfigError: if its name is invalid or taken.
         """
         try:
             check_name(handle.name)
@@ -74,19 +74,19 @@ class Registry:
         self._handles[handle.name] = handle
 
     def replace(self, handle: AdapterHandle) -> AdapterHandle:
-        """Serves another under the name of one that is served, which is returned; no request finds neither."""
+        """Replace the adapter of the same name in one step, and return the replaced one."""
         old, self._handles[handle.name] = self._handles[handle.name], handle
         return old
 
     def get(self, name: str) -> AdapterHandle | None:
-        """The adapter of exactly that name."""
+        """Return the adapter of exactly that name, or None."""
         return self._handles.get(name)
 
     def remove(self, name: str) -> AdapterHandle:
-        """Serves one less.
+        """Remove an adapter and return its handle.
 
         Raises:
-            UnknownAdapterError: if there is none of that name.
+            UnknownAdapterError: if no adapter has that name.
         """
         if name not in self._handles:
             raise _unknown(self._handles)
@@ -96,28 +96,28 @@ class Registry:
 
     @property
     def default(self) -> AdapterHandle | None:
-        """The adapter for requests that name none."""
+        """The adapter for requests that name no adapter."""
         for name in (self._configured, self._first):
             if name is not None and name in self._handles:
                 return self._handles[name]
         return next(iter(self._handles.values())) if len(self._handles) == 1 else None
 
     def seen(self, only: Collection[str] | None) -> list[AdapterHandle]:
-        """Return the adapters among these names, or all of them for None."""
+        """Return the adapters with these names, or all adapters for None."""
         return [handle for handle in self._handles.values() if only is None or handle.name in only]
 
     def resolve(self, spec: str | None, only: Collection[str] | None = None) -> AdapterHandle:
-        """The handle a request asks for.
+        """Return the handle of the adapter that a request names.
 
         Args:
-            spec: NAME, NAME@DIGEST to pin the weights, NAME@DIGEST+CALIBRATION_DIGEST to pin what decides about their
-                answers too, each digest as sha256:HEX; or None for the default.
-            only: names outside which an adapter is unknown to whoever asks; None for no such limit.
+            spec: NAME, NAME@DIGEST to pin the weights, or NAME@DIGEST+CALIBRATION_DIGEST to pin calibration and policy
+                too, with digests as sha256:HEX; None for the default.
+            only: names of the adapters that the requester may see; None for all.
 
         Raises:
-            UnknownAdapterError: if no adapter has that name.
-            DigestMismatchError: if it has, with other contents than the pinned ones.
-            InvalidRequestError: if none is named and there is no default.
+            UnknownAdapterError: if no visible adapter has that name.
+            DigestMismatchError: if the adapter's contents differ from the pinned ones.
+            InvalidRequestError: if the request names no adapter and there is no default.
         """
         seen = {handle.name: handle for handle in self.seen(only)}
         if spec is None:
@@ -131,7 +131,7 @@ class Registry:
         return handle
 
     def _default_of(self, seen: Mapping[str, AdapterHandle], only: Collection[str] | None) -> AdapterHandle:
-        """The adapter for requests that name none, among those that can be seen."""
+        """Return the adapter for requests that name no adapter, among the visible ones."""
         default = self.default
         if default is not None and default.name in seen:
             return default
@@ -140,24 +140,24 @@ class Registry:
         raise InvalidRequestError(
             f"The request names no adapter, and there is no default: name one of {_listed(seen)}."
             if seen
-            else "No adapter is loaded: load one, or ask again once there is one.",
+            else "No adapter is loaded: load one, or try again later.",
             code="missing",
             param="adapter",
         )
 
 
 def _check_pin(handle: AdapterHandle, pin: str) -> None:
-    """Raises DigestMismatchError unless the handle is what was pinned."""
+    """Raise DigestMismatchError if the handle differs from the pinned digests."""
     weights, plus, calibration = pin.partition("+")
     if weights != handle.digest:
         raise DigestMismatchError(
-            f"The pinned digest is not that of the loaded adapter, {handle.digest}: correct the pin or remove it.",
+            f"The pinned digest differs from the loaded adapter's, {handle.digest}: correct the pin or remove it.",
             param="adapter",
         )
     if plus and calibration != handle.calibration_digest:
         raise DigestMismatchError(
-            f"The pinned calibration digest is not that of the loaded adapter, {handle.calibration_digest}: its "
-            "calibration or policy has changed. Look at its card, and correct the pin or remove it.",
+            f"The pinned calibration digest differs from the loaded adapter's, {handle.calibration_digest}: the "
+            "calibration or policy has changed. Look at the adapter's card, and correct the pin or remove it.",
             param="adapter",
         )
 
@@ -166,7 +166,7 @@ def _unknown(known: Collection[str]) -> UnknownAdapterError:
     return UnknownAdapterError(
         f"No adapter of that name is loaded: name one of {_listed(known)}."
         if known
-        else "No adapter is loaded: load the one that you want first.",
+        else "No adapter is loaded: load one first.",
         param="adapter",
     )
 

@@ -1,1 +1,1 @@
-"""Files of questions in, files of answers out, without HTTP."""
+"""Batch prediction: from a file of questions to a file of answers, without HTTP."""

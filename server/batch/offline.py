@@ -1,6 +1,6 @@
-"""Questions answered without HTTP, by the same predictor; a file of them in the order of the rows, each row once.
+"""Prediction without HTTP by the server's predictor, for single questions and for files.
 
-An answer is appended as soon as it and all before it are there, so that a run which was killed goes on where it was.
+The answers to a file are appended in the order of the rows, so that an interrupted run can continue where it stopped.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ __all__ = ["answer_all", "answering", "patient", "rows_done"]
 
 Answer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
-# Nobody waits for any single row.
+# Settings that lift the limits on single requests, because no client waits for a single row.
 PATIENT = {
     "timeout_s": 1e9,
     "max_queue_tokens": 2**40,
@@ -41,15 +41,15 @@ PATIENT = {
     "max_adapter_memory_mib": 2**20,
     "adapter_load_timeout_s": 1e6,
 }
-# Rows that are read ahead: enough to fill batches of like length.
+# Rows in progress: enough to fill batches of rows of similar length.
 AHEAD = 512
 
 
 def rows_done(output: Path) -> int:
-    """How many rows a file of answers has; a last line that was cut off is taken away.
+    """Return the number of rows in a file of answers, after removing an incomplete last line.
 
     Raises:
-        ConfigError: if it is something else.
+        ConfigError: if the file is not a file of answers.
     """
     if not output.exists():
         return 0
@@ -60,8 +60,8 @@ def rows_done(output: Path) -> int:
                 break
             if not line.startswith(b'{"row": %d,' % n_rows):
                 raise ConfigError(
-                    f"got {output}, whose line {n_rows + 1} is no answer to row {n_rows}, expected a file of ours or "
-                    "none: name another"
+                    f"got {output}, whose line {n_rows + 1} is not an answer to row {n_rows}, expected a file of "
+                    "answers or no file: name another"
                 )
             n_rows, whole = n_rows + 1, whole + len(line)
         file.truncate(whole)
@@ -69,24 +69,26 @@ def rows_done(output: Path) -> int:
 
 
 def patient(**given: Any) -> Settings:
-    """Settings of an engine that nobody waits for, and that no limit on a request protects.
+    """Return settings for offline use, without the limits that protect a server from single requests.
 
     Args:
-        given: as for a server: `adapters`, `base_model`, `device`, ...
+        given: settings as for a server: `adapters`, `base_model`, `device`, ...
     """
     return Settings(**PATIENT, **given)  # type: ignore[arg-type]
 
 
 @asynccontextmanager
 async def answering(settings: Settings, engine: Engine) -> AsyncIterator[Answer]:
-    """A function from a question, the fields of a request, to its `prediction` or `error`; many may be asked at once.
+    """Provide a function that answers a question, given as the fields of a request, with `prediction` or `error`.
+
+    The function may be called concurrently.
 
     Args:
-        settings: as for a server, or `patient`.
-        engine: computes the probabilities; it is loaded here, and closed.
+        settings: settings as for a server, or from `patient`.
+        engine: computes the probabilities; loaded and closed here.
 
     Raises:
-        ConfigError: if nothing can be loaded.
+        ConfigError: if loading fails.
     """
     service = Service(settings, engine)
     await service.start()
@@ -108,26 +110,26 @@ async def answer_all(
     fields: Mapping[str, Any],
     done: Callable[[int], object] = lambda n_rows: None,
 ) -> int:
-    """Appends an answer or an error to the output for each question that has none yet, and returns how many there were.
+    """Append an answer or an error for each question that has none yet; return the number of all questions.
 
     Args:
-        settings: as for a server.
-        engine: computes the probabilities; it is loaded here, and closed.
-        questions: of all rows, those answered before included.
+        settings: settings as for a server.
+        engine: computes the probabilities; loaded and closed here.
+        questions: the questions of all rows, including the rows answered before.
         output: the file of answers, JSON lines of `row`, the row's own `id` if it has one, and `prediction` or
             `error`.
-        fields: more of every request, as policy and n_samples.
-        done: told the number of rows that were there before, then 1 for each.
+        fields: further fields of every request, such as policy and n_samples.
+        done: called with the number of rows answered before, and then with 1 for each row.
 
     Raises:
-        ConfigError: if nothing can be loaded, or the output is something else.
+        ConfigError: if loading fails, or the output is not a file of answers.
     """
     first = rows_done(output)
     done(first)
     async with answering(settings, engine) as answer:
         rest = enumerate(islice(questions, first, None), start=first)
         pending: deque[asyncio.Task[str]] = deque()
-        # Half of a surrogate pair is no UTF-8, and its backslash form is JSON.
+        # Half a surrogate pair cannot be encoded in UTF-8; its backslash escape is valid JSON.
         with output.open("a", encoding="utf-8", errors="backslashreplace") as file:
             while True:
                 pending.extend(

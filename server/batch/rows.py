@@ -1,4 +1,4 @@
-"""Questions in files: JSONL, CSV or Parquet, read a row at a time, however long they are."""
+"""Reading of questions from JSONL, CSV or Parquet files, row by row."""
 
 import csv
 import json
@@ -13,7 +13,7 @@ from blora.server.errors import InvalidRequestError
 
 __all__ = ["QuestionRow", "question_of", "read_questions"]
 
-# What of a row is asked; `question` is what training calls a prompt. Its other columns are somebody else's.
+# Columns of a row that become fields of the request; other columns are ignored. Training calls a prompt `question`.
 ASKED = ("prompt", "messages", "choices")
 
 
@@ -22,9 +22,9 @@ class QuestionRow:
     """One row of a file.
 
     Attributes:
-        asked: the fields of a request, as `POST /v1/predict` takes them.
-        id: what the row calls itself, None where it has no column `id`.
-        error: why nothing can be asked, None where something can.
+        asked: the fields of a request, as in `POST /v1/predict`.
+        id: the row's value in the column `id`; None without that column.
+        error: the reason why the row cannot be used as a question; None if it can.
     """
 
     asked: dict[str, Any] = field(default_factory=dict)
@@ -33,12 +33,12 @@ class QuestionRow:
 
 
 def read_questions(file: Path) -> Iterator[QuestionRow]:
-    """The question of each row.
+    """Read the question of each row.
 
-    Where a column holds text alone, choices may be one, separated by |, and choices and messages JSON.
+    In formats that hold only text, `choices` may be separated by |, and `choices` and `messages` may be JSON.
 
     Raises:
-        DataError: if the file cannot be read as what its name says, or its first row has no column for the question.
+        DataError: if the file cannot be read in the format of its suffix, or its first row has no question column.
     """
     readers = {".jsonl": _json_lines, ".csv": _csv, ".parquet": _parquet}
     reader = readers.get(file.suffix.lower())
@@ -75,7 +75,7 @@ def _unusable(message: str, *, code: str) -> QuestionRow:
 
 
 def _parsed(text: str) -> object:
-    """What a text says in JSON, the text itself where it says nothing."""
+    """Return the value of a JSON text, or the text itself if it is not JSON."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:

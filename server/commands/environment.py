@@ -1,8 +1,8 @@
-"""The variables BLORA_* of the environment: each is a setting, one that others of our programs read, or an error.
+"""Checks of the environment variables BLORA_*: any that is neither a setting nor known otherwise is an error.
 
-Kubernetes writes variables of its own into the containers beside a Service, unless `enableServiceLinks` is false: for
-one named blora, BLORA_SERVICE_HOST, BLORA_SERVICE_PORT, BLORA_PORT=tcp://..., BLORA_PORT_80_TCP and the like; for one
-named blora-x the same with BLORA_X. These are no error, and BLORA_PORT is no port to listen on then.
+Unless `enableServiceLinks` is false, Kubernetes sets variables for each Service in the containers of its namespace: for
+a Service named blora they are BLORA_SERVICE_HOST, BLORA_SERVICE_PORT, BLORA_PORT=tcp://..., BLORA_PORT_80_TCP and the
+like, for a Service named blora-x the same with BLORA_X. These are not errors, and such a BLORA_PORT is not the setting.
 """
 
 import re
@@ -14,7 +14,7 @@ from blora.errors import ConfigError
 __all__ = ["check_environment", "drop_service_port"]
 
 PREFIX = "BLORA_"
-# Read by the base model's cache, the build, the client and the tests of the image.
+# Variables of the base model's cache, the build, the client and the tests of the image.
 OTHERS = frozenset({"BLORA_CACHE_DIR", "BLORA_REVISION", "BLORA_URL", "BLORA_API_KEY", "BLORA_IMAGE"})
 
 _SERVICE = re.compile(r"(BLORA(?:_[A-Z0-9_]+)?)_SERVICE_HOST")
@@ -23,21 +23,21 @@ _ADDRESS = re.compile(r"(?:tcp|udp|sctp)://.+")
 
 
 def drop_service_port(environ: MutableMapping[str, str]) -> None:
-    """Takes the BLORA_PORT of a Service away, which is no port to listen on."""
+    """Remove BLORA_PORT if Kubernetes has set it for a Service."""
     port = f"{PREFIX}PORT"
     if f"{PREFIX}SERVICE_HOST" in environ and _ADDRESS.fullmatch(environ.get(port, "")):
         del environ[port]
 
 
 def check_environment(environ: Mapping[str, str], settings: frozenset[str]) -> None:
-    """Returns if every variable BLORA_* is known.
+    """Raise an error if a variable BLORA_* is unknown.
 
     Args:
         environ: the environment.
         settings: the names of all settings.
 
     Raises:
-        ConfigError: naming each unknown variable and the known one that is most like it.
+        ConfigError: with each unknown variable and the most similar known one.
     """
     known = OTHERS | {f"{PREFIX}{name.upper()}" for name in settings}
     linked = set(_service_links(environ))
@@ -49,7 +49,7 @@ def check_environment(environ: Mapping[str, str], settings: frozenset[str]) -> N
 
 
 def _service_links(environ: Mapping[str, str]) -> Iterator[str]:
-    """The variables that Kubernetes makes of Services whose names begin with blora."""
+    """Yield the variables that Kubernetes sets for Services whose names begin with blora."""
     for service in filter(None, map(_SERVICE.fullmatch, environ)):
         link = re.compile(rf"{service[1]}_{_LINK}")
         yield from filter(link.fullmatch, environ)

@@ -1,4 +1,4 @@
-"""The flags of `blora serve`: one for each setting, and their help."""
+"""Flags of `blora serve`, one for each setting, with their help."""
 
 from argparse import ArgumentParser
 from pathlib import Path
@@ -19,7 +19,7 @@ _ABOUT = (
 
 
 def read_flags(argv: list[str]) -> Settings:
-    """Return the settings of flags and environment.
+    """Return the settings from flags and environment.
 
     Args:
         argv: the flags, without the command's name.
@@ -34,13 +34,13 @@ def read_flags(argv: list[str]) -> Settings:
 
 def _add(parser: ArgumentParser, *flags: str, **options: Any) -> None:
     field = Settings.model_fields[options["dest"]]
-    if "metavar" in options:  # switches have none
+    if "metavar" in options:  # switches have no metavar
         options["metavar"] = _metavar(options["dest"], field)
     parser.add_argument(*flags, **options | {"help": _help(field)})
 
 
 def _metavar(name: str, field: FieldInfo) -> str:
-    """What a flag's value is, in a word: SECONDS, N, PATH, a list of values, or the last word of the flag."""
+    """Return the placeholder of a flag's value: SECONDS, N, PATH, a list of values, or the last word of the flag."""
     if get_origin(field.annotation) is Literal:
         return f"{{{','.join(get_args(field.annotation))}}}"
     kinds = {field.annotation, *get_args(field.annotation)}
@@ -52,6 +52,6 @@ def _metavar(name: str, field: FieldInfo) -> str:
 
 
 def _help(field: FieldInfo) -> str:
-    """The setting's description, and its default unless that is nothing."""
+    """Return the setting's description with its default, if it has one."""
     default = "" if field.default is False or field.default in (None, ()) else f" (default: {field.default})"
     return f"{field.description}{default}".replace("%", "%%")

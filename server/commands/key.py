@@ -1,4 +1,4 @@
-"""`blora key`: a new API key, shown once, and its hash for the server's key file."""
+"""`blora key`: makes an API key, prints it once, and adds its hash to the server's key file."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ SUMMARY = "make an API key for a server"
 
 
 def main(argv: list[str]) -> int:
-    """Prints the key, and adds its line to a file."""
+    """Print a new key and add its line to the key file."""
     parser = ArgumentParser(
         "blora key",
         description=f"{SUMMARY}. The key is printed once; the file, which `blora serve --api-keys FILE` reads, gets "
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     line = line_of(arguments.name, "admin" if arguments.admin else "predict", key, arguments.adapters)
     before = arguments.file.read_text() if arguments.file.exists() else ""
     after = before + ("" if before.endswith("\n") or not before else "\n") + line + "\n"
-    read_keys(after, arguments.file)  # a file that the server would refuse does not replace one that it takes
+    read_keys(after, arguments.file)  # a file that the server would refuse must not replace a valid one
     _replace(arguments.file, after)
     print(key)
     sys.stderr.write(f"added {arguments.name} to {arguments.file}\n")
@@ -47,12 +47,12 @@ def main(argv: list[str]) -> int:
 
 
 def _replace(file: Path, text: str) -> None:
-    """Puts the text in the place of a file's, at once, with the same owner, group and mode and behind the same links.
+    """Replace a file's text atomically, keeping its owner, group and mode, and the symbolic links to it.
 
-    A new file is for its owner alone.
+    A new file is readable by its owner alone.
 
     Raises:
-        ConfigError: if the file's owner cannot be kept, or it has hard links, which would go on naming the old text.
+        ConfigError: if the file's owner cannot be kept, or the file has hard links, which would keep the old text.
     """
     target = file.resolve()
     was = target.stat() if target.exists() else None
@@ -64,7 +64,7 @@ def _replace(file: Path, text: str) -> None:
 
 
 def _keep(descriptor: int, was: os.stat_result | None, target: Path) -> None:
-    """Give an open file the owner, group and mode that another was found with, if there was one."""
+    """Set the owner, group and mode of an open file to another file's, if there is one."""
     if was is None:
         return
     try:

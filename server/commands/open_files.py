@@ -1,22 +1,22 @@
-"""How many files and sockets the process may have open, and what happens where that is not enough."""
+"""The limit on open files and sockets of the process."""
 
 import asyncio
 import logging
 from contextlib import suppress
 from typing import Any
 
-from blora.server.monitoring.logs import Seldom
+from blora.server.monitoring.logs import ThrottledLogger
 
 __all__ = ["connections_that_fit", "hush_accept_errors", "raise_soft_limit"]
 
 logger = logging.getLogger(__name__)
 
-# For everything but the clients' connections: model, log, adapters that are read, Redis, vLLM, the collector.
+# File descriptors for everything but the clients' connections: model, log, adapters, Redis, vLLM, the collector.
 _RESERVED = 128
 
 
 def raise_soft_limit() -> None:
-    """Raises the soft limit of open files to the hard one, where the system knows either."""
+    """Raise the soft limit on open files to the hard limit, if the system has such limits."""
     with suppress(ImportError, OSError, ValueError):
         import resource
 
@@ -25,10 +25,10 @@ def raise_soft_limit() -> None:
 
 
 def connections_that_fit(most: int) -> int:
-    """Return how many connections may be open at once: `most`, or fewer where the limit of open files is lower."""
+    """Return the number of connections that fit under the limit on open files, at most `most`."""
     try:
         import resource
-    except ImportError:  # Windows has no such limit
+    except ImportError:  # Windows has no limit on open files
         return most
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
@@ -36,7 +36,7 @@ def connections_that_fit(most: int) -> int:
     fitting = max(soft - _RESERVED, soft // 2, 1)
     if fitting < most:
         logger.warning(
-            "At most %d connections will be open at once, not %d, for the process may open only %d files",
+            "The server will accept at most %d connections, not %d, because the process may open only %d files",
             fitting,
             most,
             soft,
@@ -45,15 +45,15 @@ def connections_that_fit(most: int) -> int:
 
 
 def hush_accept_errors(loop: asyncio.AbstractEventLoop) -> None:
-    """Lets the loop log connections that could not be accepted once a second at most, and in one line.
+    """Make the event loop log connections that cannot be accepted in one line, at most once per second.
 
-    asyncio reports each one with a traceback, a hundred thousand of them in 15 s where all files are in use.
+    asyncio logs each of them with a traceback: a hundred thousand in 15 s once all file descriptors are in use.
     """
-    seldom = Seldom(logger)
+    throttled_log = ThrottledLogger(logger)
 
     def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         if str(context.get("message", "")).startswith("socket.accept() out of system resource"):
-            seldom.warning(f"Connections cannot be accepted: {context.get('exception')}")
+            throttled_log.warning(f"Connections cannot be accepted: {context.get('exception')}")
         else:
             loop.default_exception_handler(context)
 

@@ -1,4 +1,4 @@
-"""`blora predict`: a file of questions to a file of answers, on this machine, without a server."""
+"""`blora predict`: answers a file of questions on this machine, without a server."""
 
 import asyncio
 import hashlib
@@ -25,17 +25,19 @@ INCOMPLETE = 3
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         "blora predict",
-        description=f"{SUMMARY}: a line of JSON for each row, with `prediction` or `error`. An interrupted run "
-        "continues when the same command is given again.",
+        description=f"{SUMMARY}: writes one line of JSON for each row, with `prediction` or `error`. An interrupted "
+        "run continues when the same command is given again.",
         epilog=f"Exit code: 0 if every row has a prediction, {INCOMPLETE} if some have errors, 1 if the run failed, 2 "
         "if the command is wrong.",
         formatter_class=CommandHelp,
     )
     parser.add_argument(
-        "input", type=Path, help="questions: .jsonl, .csv or .parquet; a row has a question, a prompt or messages"
+        "input",
+        type=Path,
+        help="file of questions: .jsonl, .csv or .parquet, with a column question, prompt or messages",
     )
     parser.add_argument(
-        "output", type=Path, help=".jsonl to write, in the order of the rows; each line keeps its row's id"
+        "output", type=Path, help=".jsonl file to write, in the order of the rows; each line has its row's id"
     )
     parser.add_argument("--adapter", required=True, help="adapter directory")
     parser.add_argument("--name", help="name of the adapter in the answers (default: the directory's name)")
@@ -55,7 +57,7 @@ def _parser() -> ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
-    """Answers what has no answer yet."""
+    """Answer the rows that have no answer yet."""
     arguments = _parser().parse_args(argv)
 
     from pydantic import ValidationError
@@ -66,7 +68,7 @@ def main(argv: list[str]) -> int:
     from blora.server.engines.torch_engine import TorchEngine
     from blora.server.schemas.requests import PredictRequest
 
-    next(read_questions(arguments.input), None)  # a file without questions is told before the work
+    next(read_questions(arguments.input), None)  # reports a file without questions before the model is loaded
     fields = _fields(arguments)
     try:
         PredictRequest.model_validate({"prompt": "?", **fields})
@@ -94,30 +96,30 @@ def main(argv: list[str]) -> int:
 
 
 def _fields(arguments: Namespace) -> dict[str, Any]:
-    """What is asked of every row alike."""
+    """Return the fields that all requests share."""
     policy = read_policy(arguments)
     found: dict[str, Any] = {"policy": policy} if policy else {}
     return found | ({"n_samples": arguments.n_samples} if arguments.n_samples is not None else {})
 
 
 def _name(arguments: Namespace) -> str:
-    """The name that is given, or the directory's without what no name may have."""
+    """Return the given name, or the directory's name without invalid characters."""
     folder = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(arguments.adapter).resolve().name).strip("._-")
     return arguments.name or folder[:64] or "adapter"
 
 
 def _with_choices(row: "QuestionRow", arguments: Namespace) -> "QuestionRow":
-    """The row with the command's choices where it has none of its own."""
+    """Return the row, with the command's choices if it has no choices."""
     if "choices" in row.asked or arguments.choices is None:
         return row
     return replace(row, asked=row.asked | {"choices": [choice.strip() for choice in arguments.choices.split("|")]})
 
 
 def _claim(arguments: Namespace, fields: dict[str, Any]) -> None:
-    """Makes sure that an output is gone on with by the same questions, adapter and flags alone.
+    """Raise an error if the output was begun with other questions, another adapter or other flags.
 
     Raises:
-        ConfigError: if it was begun otherwise.
+        ConfigError: if the output was begun differently.
     """
     if not arguments.input.is_file():
         raise ConfigError(f"got {arguments.input}, expected an existing file")
@@ -135,8 +137,8 @@ def _claim(arguments: Namespace, fields: dict[str, Any]) -> None:
     note = arguments.output.with_name(f"{arguments.output.name}.run.json")
     if arguments.output.exists() and (not note.is_file() or json.loads(note.read_text()) != about):
         raise ConfigError(
-            f"got {arguments.output}, which other questions, another adapter or other flags have made, expected to go "
-            "on with the same: name another output, or remove it"
+            f"got {arguments.output}, which was made with other questions, another adapter or other flags, expected "
+            "an output of the same command: name another output, or remove this one"
         )
     note.write_text(json.dumps(about) + "\n")
 

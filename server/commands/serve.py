@@ -1,4 +1,4 @@
-"""`blora serve`: from flags to a running server, in one line where that is not to be."""
+"""`blora serve`: runs the server; a failed start ends with one line that says why."""
 
 import asyncio
 import json
@@ -23,20 +23,20 @@ SUMMARY = "serve adapters over HTTP"
 
 logger = logging.getLogger(__name__)
 
-# How long a thread may keep the interpreter while another wants it. A forward pass lets go of it at each of a thousand
-# operations, and with Python's own 5 ms would wait that long again and again while the event loop reads large bodies.
+# Interval of switches between threads. A forward pass releases the interpreter lock at each of a thousand operations;
+# with Python's default of 5 ms it could wait that long at each of them while the event loop reads large bodies.
 _SWITCH_S = 0.0005
 _CANNOT_START = 2
 
 
 def main(argv: list[str]) -> int:
-    """Serves until a signal.
+    """Serve until a signal.
 
     Args:
         argv: the flags, without the command's name.
 
     Returns:
-        0 after a signal; 2 if the server could not start, after one line that says why.
+        0 after a signal; 2 if the server could not start, with one line that says why.
     """
     from pydantic import ValidationError
 
@@ -97,7 +97,7 @@ def _give_up(message: str) -> int:
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # Named, for else asyncio leaves Nagle's algorithm on, and each answer waits 40 ms for an acknowledgement.
+    # Explicit TCP: otherwise asyncio keeps Nagle's algorithm on, and each answer waits 40 ms for an acknowledgement.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -120,11 +120,11 @@ async def _serve(settings: "Settings", listeners: list[socket.socket]) -> int:
         app = create_app(settings)
     except ConfigError as exc:
         return _give_up(str(exc))
-    # In this thread, whose computations are small: with a team of OpenMP's of its own it would slow down every pass.
+    # For this thread, whose computations are small: its own team of OpenMP threads would slow down every pass.
     torch.set_num_threads(1)
     service: Service = app.state.service
     host, port = listeners[0].getsockname()[:2]
-    logger.info("Loading base model %s, to serve on %s port %d", settings.base_model, host, port)
+    logger.info("Loading base model %s, to serve it on %s port %d", settings.base_model, host, port)
     server = DrainingServer(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on"), service)
     announcing = asyncio.create_task(_announce(service, server, port))
     await server.serve(sockets=listeners)
@@ -137,12 +137,12 @@ async def _announce(service: "Service", server: "DrainingServer", port: int) -> 
     if service.failure:
         server.stop()
     else:
-        with suppress(OSError):  # nobody reads it where nothing can be written
+        with suppress(OSError):  # standard error may be closed
             sys.stderr.write(_example(service, port))
 
 
 def _example(service: "Service", port: int) -> str:
-    """A line to paste into a shell, for the adapter that answers by default; or for loading one."""
+    """Return a shell command that asks the default adapter, or loads an adapter if there is none."""
     host = service.settings.host
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     where = f"[{host}]" if ":" in host else host

@@ -1,4 +1,4 @@
-"""The way out: stay a while for load balancers to notice, then finish what was accepted, then leave."""
+"""Graceful shutdown: wait for load balancers to notice, finish the accepted requests, and exit."""
 
 import asyncio
 import logging
@@ -15,7 +15,7 @@ from types import FrameType
 import uvicorn
 
 from blora.server.commands.open_files import connections_that_fit, hush_accept_errors
-from blora.server.http.connections import punctual
+from blora.server.http.connections import limited_protocol
 from blora.server.http.routes import refuse
 from blora.server.prediction.service import Service
 
@@ -23,34 +23,33 @@ __all__ = ["DrainingServer", "leave"]
 
 logger = logging.getLogger(__name__)
 
-# Requests whose bytes are on their way when the listener closes get so long to be read.
+# Seconds for reading requests that are in transit when the listener closes.
 _LAST_READ_S = 0.1
-# Once the drain has timed out, uvicorn gets so long to write the refusals.
+# Seconds for uvicorn to write the error responses after the drain has timed out.
 _LAST_WRITE_S = 2
-# Threads that have no work left need no longer than this to notice that the server is gone.
+# Seconds within which idle threads end after the server has stopped.
 _LAST_WORK_S = 1.0
 
 
 class DrainingServer(uvicorn.Server):
-    """Uvicorn with a shutdown that loses no accepted request.
+    """Uvicorn server whose shutdown loses no accepted request.
 
-    At SIGTERM /readyz turns to 503 while requests are still served for `drain_delay_s`. Then the
-    listener closes, and requests in flight have `drain_timeout_s` to finish before they get 503. A
-    second signal lets that time end at once.
+    At SIGTERM, /readyz turns to 503 while requests are still served for `drain_delay_s`. Then the listener closes, and
+    requests in flight have `drain_timeout_s` to finish before they get 503. A second signal ends that time at once.
 
     Args:
-        config: uvicorn's; its timeouts and its protocol are set here.
-        service: what is drained.
+        config: uvicorn's configuration, whose timeouts and protocol are set here.
+        service: the service to drain.
     """
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         config.timeout_graceful_shutdown = math.ceil(service.settings.drain_timeout_s) + _LAST_WRITE_S
-        config.http = punctual(
+        config.http = limited_protocol(
             read_timeout_s=service.settings.read_timeout_s,
             max_connections=connections_that_fit(service.settings.max_connections),
             refuse=partial(refuse, service),
         )
-        config.ws = "none"  # nothing here speaks WebSocket, whatever else is installed
+        config.ws = "none"  # no WebSocket, whatever packages are installed
         config.timeout_keep_alive = service.settings.keep_alive_s
         super().__init__(config)
         self._service = service
@@ -58,22 +57,22 @@ class DrainingServer(uvicorn.Server):
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serves until a signal, then drains."""
+        """Serve until a signal, then drain."""
         self._loop = asyncio.get_running_loop()
         hush_accept_errors(self._loop)
         await super().serve(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Starts draining; the exit status does not tell of the signal."""
-        if self._loop is not None:  # a signal arrives between any two instructions, the loop's own included
+        """Start draining; the exit status does not show the signal."""
+        if self._loop is not None:  # the signal may interrupt the loop itself
             self._loop.call_soon_threadsafe(self._signalled, sig)
 
     def stop(self) -> None:
-        """Closes the listener and drains, soon."""
+        """Schedule the closing of the listener and the drain."""
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Closes the listener, and waits for the requests in flight."""
+        """Close the listener and wait for the requests in flight."""
         for server in self.servers:
             server.close()
         await asyncio.sleep(_LAST_READ_S)
@@ -101,14 +100,14 @@ class DrainingServer(uvicorn.Server):
 
 
 def leave(code: int, *, besides: Sequence[threading.Thread]) -> int:
-    """Ends the process if a thread still computes, for nobody is left to be answered: a model that loads, say.
+    """Exit the process at once if a thread still works, for example loading a model, because no client waits any more.
 
     Args:
-        code: to end with.
-        besides: threads that are none of the server's.
+        code: the exit code.
+        besides: threads that do not belong to the server.
 
     Returns:
-        The code, where the process can end by itself.
+        The exit code, if no thread keeps the process from exiting.
     """
     deadline = time.monotonic() + _LAST_WORK_S
     others = [thread for thread in threading.enumerate() if thread not in besides and not thread.daemon]

@@ -1,1 +1,1 @@
-"""What computes probabilities: a model in this process, or vLLM over HTTP."""
+"""Engines, which compute probabilities: a model in this process, or vLLM over HTTP."""

@@ -1,4 +1,4 @@
-"""The digest of what decides about an adapter's answers, which the adapter's own digest does not cover."""
+"""The digest of an adapter's calibration and policy, which the adapter's own digest does not cover."""
 
 import hashlib
 import json
@@ -14,15 +14,15 @@ _CALIBRATION = TypeAdapter(Calibration)
 
 
 def calibration_digest(calibration: Calibration | None, policy: Policy | None) -> str:
-    """Return the SHA-256 over the calibration and the thresholds that are in force, "sha256:...".
+    """Return the SHA-256 over the calibration and the thresholds in force, "sha256:...".
 
-    It is that of canonical JSON in which fields at their defaults are left out, so that the same contents have the same
-    digest in every replica, and in a later version that knows more optional fields. An adapter of which nothing was
-    proved has one too, so that a calibration which appears is noticed as one that changes.
+    The hash covers canonical JSON without the fields at their defaults, so that the same contents have the same digest
+    in every replica and in later versions with more optional fields. An adapter without a calibration has a digest
+    too, so that adding a calibration changes the digest.
 
     Args:
-        calibration: what was proved about the adapter as it is served, if anything was.
-        policy: its owner's thresholds, or those that stand in for a calibration that does not hold.
+        calibration: the calibration that holds for the adapter as served, if there is one.
+        policy: the adapter's own thresholds, or the fallback thresholds for a calibration that does not hold.
     """
     in_force = {
         "calibration": _CALIBRATION.dump_python(calibration, mode="json", exclude_defaults=True)

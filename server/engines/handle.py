@@ -1,7 +1,7 @@
-"""An adapter as an engine serves it.
+"""Immutable handles of the adapters that an engine serves.
 
-A request holds the handle it started with, so that nothing that happens to the registry can change the weights that
-answer it.
+A request keeps the handle that it started with, so that changes of the registry cannot change the weights that answer
+it.
 """
 
 from dataclasses import dataclass, field
@@ -18,19 +18,19 @@ __all__ = ["AdapterHandle"]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class AdapterHandle:
-    """One adapter, ready to answer.
+    """One loaded adapter.
 
     Attributes:
-        name: what clients call it.
-        digest: of its contents, "sha256:..."; its identity.
-        config: how it was trained and how it wants to be asked.
-        policy: the owner's thresholds, if there are any; a calibration's come before them.
-        bank: the draws that answer requests without a seed, made once.
-        posterior: where fresh draws come from.
+        name: the name under which it is served.
+        digest: digest of its contents, "sha256:...", which identifies it.
+        config: its settings of training, prompt and sampling.
+        policy: its own thresholds, if there are any; a calibration's thresholds take precedence.
+        bank: the posterior draws for requests without a seed, made once.
+        posterior: the distribution of fresh draws.
         created: Unix time of loading, in seconds.
-        calibration: what was proved about it as it is served, if anything was.
-        not_calibrated: whether there is a calibration that does not hold for it as it is served.
-        calibration_digest: of the calibration and the policy, "sha256:...", which `digest` does not cover.
+        calibration: the calibration that holds for the adapter as served, if there is one.
+        not_calibrated: whether the adapter has a calibration that does not hold for it as served.
+        calibration_digest: digest of the calibration and the policy, "sha256:...", which `digest` does not cover.
     """
 
     name: str

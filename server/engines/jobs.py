@@ -1,4 +1,4 @@
-"""What every engine does: with a job's draws, and before an adapter or a model is served."""
+"""Functions common to all engines: checking and reading adapters, and turning scores into probabilities."""
 
 import asyncio
 import logging
@@ -33,7 +33,7 @@ __all__ = [
     "PROBE_PROMPT",
     "check_adapters",
     "check_draws",
-    "enough",
+    "draws_suffice",
     "handle_of",
     "in_thread",
     "longest_token",
@@ -47,21 +47,21 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Any question will do to prove that a forward pass works.
+# Prompt of the forward pass that tests an adapter.
 PROBE_PROMPT = "Is this a question?"
 PROBE_CHOICES = ("yes", "no")
 
 
 async def in_thread(executor: ThreadPoolExecutor, work: Callable[[], T]) -> T:
-    """What the work returns, done in a thread of the executor."""
+    """Run a function in a thread of the executor and return its result."""
     return await asyncio.get_running_loop().run_in_executor(executor, work)
 
 
 def check_adapters(settings: "Settings") -> None:
-    """Returns if there is, or may come, an adapter to serve.
+    """Raise an error if the settings name no adapter and allow loading none.
 
     Raises:
-        ConfigError: if there is none.
+        ConfigError: if no adapter can ever be served.
     """
     if not settings.adapter_sources and settings.adapter_root is None:
         raise ConfigError(
@@ -70,10 +70,10 @@ def check_adapters(settings: "Settings") -> None:
 
 
 def check_draws(name: str, wanted: int, cap: int) -> None:
-    """Makes sure that an adapter can be asked as it wants to be, before its draws are made.
+    """Raise an error if an adapter's default number of draws exceeds the cap, before its draws are made.
 
     Raises:
-        ConfigError: if it wants more draws than the server allows.
+        ConfigError: if the adapter has more draws than the cap.
     """
     if wanted > cap:
         raise ConfigError(f"got adapter {name!r} with {wanted} draws, expected at most {cap}: raise --n-samples-cap")
@@ -82,17 +82,17 @@ def check_draws(name: str, wanted: int, cap: int) -> None:
 def read_adapter(
     path: Path, name: str | None, base: BaseModel, settings: "Settings", dtype: str
 ) -> tuple[Adapter, AdapterHandle]:
-    """Return an adapter, and how it is served, from its files alone; nothing of the base model is changed.
+    """Read an adapter's files and return the adapter and its handle, without changing the base model.
 
     Args:
-        path: its folder.
-        name: how requests will call it; None for its folder's name.
-        base: the model it belongs to.
-        settings: how much memory and how many draws it may take, and whether it may lack its calibration.
-        dtype: what a calibration has to be bound to.
+        path: the adapter's folder.
+        name: the name to serve it under; None for the folder's name.
+        base: the base model.
+        settings: limits of memory and draws, and whether uncalibrated adapters are allowed.
+        dtype: the dtype that the calibration has to be bound to.
 
     Raises:
-        BloraError: if it must not be served.
+        BloraError: if the adapter cannot be served.
     """
     adapter = load_adapter(path, base, name=name, max_memory_bytes=settings.max_adapter_memory_mib * 2**20)
     check_draws(adapter.name, adapter.config.sampling.n_samples, settings.n_samples_cap)
@@ -101,7 +101,7 @@ def read_adapter(
 
 
 def model_of(base: BaseModel, *, device: str, dtype: str, max_length: int, runs_whole_because: str | None) -> ModelInfo:
-    """Return the description of a base model as an engine runs it; see `ModelInfo`."""
+    """Return the `ModelInfo` of a base model as an engine runs it."""
     return ModelInfo(
         name=base.name,
         id=base.ref.id,
@@ -114,23 +114,23 @@ def model_of(base: BaseModel, *, device: str, dtype: str, max_length: int, runs_
     )
 
 
-def enough(job: Job, probs: Tensor) -> bool:
-    """Return whether draws (s, C) settle what is to be decided."""
+def draws_suffice(job: Job, probs: Tensor) -> bool:
+    """Return whether the probabilities (s, C) of the first s draws settle the job's decision."""
     if job.stop is None:
         return len(probs) == job.n_samples
     return bool(settled(probs[:, None], job.n_samples, job.stop.policy, job.stop.error))
 
 
 def probabilities(job: Job, log_probs: Tensor, where: str) -> Tensor:
-    """(S, C) at the adapter's temperature and lapse rate, which hold for its own scoring alone.
+    """Return probabilities (S, C), recalibrated with the adapter's temperature and lapse rate for its own scoring.
 
     Args:
-        job: that they are of.
-        log_probs: (S, C) normalised over the choices.
+        job: the scored job.
+        log_probs: (S, C) log-probabilities, normalised over the choices.
         where: device and dtype, for the message.
 
     Raises:
-        NumericalError: if one is not finite.
+        NumericalError: if a probability is not finite.
     """
     config = job.handle.config
     sampling = config.sampling if job.row.scoring == config.prompt.scoring else SamplingConfig()
@@ -145,17 +145,17 @@ def probabilities(job: Job, log_probs: Tensor, where: str) -> Tensor:
 
 
 def warn_of_shadowed(handle: AdapterHandle, row: Row) -> None:
-    """Log that one of an adapter's fixed choices can never win.
+    """Log a warning if one of an adapter's fixed choices can never win.
 
     Args:
         handle: the adapter.
-        row: any question, packed with these choices.
+        row: any question packed with the adapter's choices.
     """
     if handle.config.prompt.choices is not None and row.shadowed is not None:
         longer, shorter = row.shadowed
         logger.warning(
-            "Adapter %s scores choices without an end, so that %r can never beat %r: train it again, with the default "
-            "--choice-end, or with other names",
+            "Adapter %s scores choices without an end token, so that %r can never beat %r: train it again, "
+            "with the default --choice-end, or with other names",
             handle.name,
             longer,
             shorter,
@@ -163,18 +163,18 @@ def warn_of_shadowed(handle: AdapterHandle, row: Row) -> None:
 
 
 def handle_of(adapter: Adapter, *, device: torch.device, dtype: str, allow_uncalibrated: bool) -> AdapterHandle:
-    """Return the adapter with its bank and its calibration.
+    """Return the handle of an adapter, with its bank of draws and its calibration.
 
     Args:
-        adapter: as loaded.
-        device: where the bank lies.
-        dtype: what a calibration has to be bound to.
-        allow_uncalibrated: whether to serve an adapter without its calibration where that is for another dtype or for
-            earlier contents. The strictest thresholds of other dtypes still decide, but nothing is proved of them; of
-            earlier contents none do.
+        adapter: the loaded adapter.
+        device: the device of the bank.
+        dtype: the dtype that the calibration has to be bound to.
+        allow_uncalibrated: whether to serve an adapter whose calibration is for another dtype or for earlier contents.
+            The strictest thresholds of the calibrations for other dtypes then decide, without a guarantee; thresholds
+            for earlier contents are ignored.
 
     Raises:
-        NotCalibratedError: if an adapter has been calibrated, but not for being served like this, unless allowed.
+        NotCalibratedError: if the adapter's calibration does not hold for it as served and that is not allowed.
         AdapterError: if the calibration cannot be read.
     """
     sampling, thresholds = adapter.config.sampling, adapter.config.policy
@@ -205,9 +205,9 @@ def handle_of(adapter: Adapter, *, device: torch.device, dtype: str, allow_uncal
 
 
 def longest_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the characters of the tokenizer's longest token, which no token of a text exceeds.
+    """Return the length of the tokenizer's longest token, in characters.
 
-    Tokenizers of language models lose no character: where the vocabulary lacks one, its bytes are tokens. One that
-    puts a single token for many unknown characters may call a text shorter than this allows for.
+    The length bounds the characters that a number of tokens can hold, because tokenizers of language models encode
+    unknown characters as bytes. A tokenizer with one token for many unknown characters may exceed the bound.
     """
     return max(map(len, tokenizer.get_vocab()), default=1)

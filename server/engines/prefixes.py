@@ -1,4 +1,4 @@
-"""What the prompts of an adapter begin with, noticed as they come and remembered while it is used."""
+"""Detection and caching of the prefixes that the prompts of an adapter share."""
 
 import threading
 from collections import Counter, OrderedDict, defaultdict
@@ -17,33 +17,33 @@ __all__ = ["Prefixes"]
 
 
 class Prefixes:
-    """Beginnings that two prompts of an adapter had in common, the least recently used forgotten first.
+    """Cache of the prefixes that two prompts of an adapter had in common, with least-recently-used eviction.
 
-    Several threads may use it: of the runs that split jobs one goes on at a time, but adapters come and go meanwhile.
+    Safe for several threads: only one run at a time splits jobs, but adapters are loaded and unloaded meanwhile.
 
     Args:
-        model: the base model; one that cannot be run in parts has none remembered.
-        max_bytes: bound of the memory of all beginnings together, each under all draws of its adapter's bank.
-        max_batch_tokens: bound of tokens times draws of a forward pass.
+        model: the base model; nothing is cached for one that cannot be run in parts.
+        max_bytes: most memory of all prefixes, each under all draws of its adapter's bank.
+        max_batch_tokens: most tokens x draws in a forward pass.
     """
 
     def __init__(self, model: PreTrainedModel, *, max_bytes: int, max_batch_tokens: int) -> None:
         self._model = model
         self._max_bytes = max_bytes if runs_in_parts(model) else 0
         self._max_batch_tokens = max_batch_tokens
-        self._served: Counter[str] = Counter()  # adapters by digest
+        self._served: Counter[str] = Counter()  # number of handles by digest
         self._last: dict[str, tuple[int, ...]] = {}  # an adapter's most recent prompt
-        self._longest_kept: dict[str, int] = {}  # tokens, where the memory has been found to take no more
+        self._longest_kept: dict[str, int] = {}  # longest prefix, in tokens, once a longer one has exceeded the memory
         self._kept: OrderedDict[tuple[str, tuple[int, ...]], tuple[Prefix, int]] = OrderedDict()
-        self._changing = threading.Lock()  # of all of these; never held while anything is computed
+        self._changing = threading.Lock()  # guards all of these; never held during a computation
 
     def serve(self, digest: str) -> None:
-        """From now on its prompts are looked at."""
+        """Begin to look for prefixes of an adapter's prompts."""
         with self._changing:
             self._served[digest] += 1
 
     def forget(self, digest: str) -> None:
-        """Takes `serve` back; with the last one goes all that its prompts begin with."""
+        """Undo one `serve`; the last one drops all prefixes of the adapter."""
         with self._changing:
             self._served[digest] -= 1
             if self._served[digest] > 0:
@@ -54,17 +54,17 @@ class Prefixes:
                 del self._kept[key]
 
     def clear(self) -> bool:
-        """Gives all memory back, and returns whether there was any."""
+        """Drop all prefixes and return whether there were any."""
         with self._changing:
             had_any = bool(self._kept)
             self._kept.clear()
             return had_any
 
     def split(self, jobs: Sequence[Job], *, notice: bool = True) -> dict[Prefix | None, list[int]]:
-        """Which jobs begin with what, the longest that is known of each; None: with nothing known.
+        """Return the indices of the jobs that begin with each cached prefix, by the longest match; None: no match.
 
-        Only under draws of the adapter's bank, which recur. What recurs for the first time among these jobs is known
-        for all of them, if it is to be noticed at all.
+        Only jobs under draws of the adapter's bank, which recur, can match. With `notice`, a prefix that recurs for the
+        first time among these jobs is cached and used for all of them.
         """
         own = [
             place
@@ -79,7 +79,7 @@ class Prefixes:
         return found
 
     def _notice(self, handle: AdapterHandle, prompt: tuple[int, ...]) -> None:
-        """Remembers what a prompt shares with the one before, if that is much more than what is remembered already."""
+        """Cache the prefix that a prompt shares with the previous one, if it is much longer than the cached ones."""
         digest, bank = handle.digest, handle.bank
         with self._changing:
             last, self._last[digest] = self._last.get(digest, ()), prompt
@@ -91,7 +91,7 @@ class Prefixes:
         prefix = Prefix(self._model, tokens, bank.draws, max_batch_tokens=self._max_batch_tokens)
         n_bytes = prefix.n_bytes(bank.n_samples)
         with self._changing:
-            if self._served[digest] <= 0:  # forgotten while its beginning was read
+            if self._served[digest] <= 0:  # the adapter was unloaded while its prefix was computed
                 return
             if n_bytes > self._max_bytes:
                 self._longest_kept[digest] = n_tokens * self._max_bytes // n_bytes

@@ -1,4 +1,4 @@
-"""What the server asks of whatever computes the probabilities."""
+"""The protocol of engines, and the jobs that they compute."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from blora.server.scheduling.control import Control
 
 __all__ = ["Engine", "Job", "Loaded", "ModelInfo", "Row", "Stop"]
 
-# Making a draw that the adapter has not ready, and giving a row draws of its own in the forward pass, takes as long as
-# so many tokens do: 8 to 46 with the demo, by what else the processor does.
+# Cost in tokens of one draw outside the adapter's bank: making it, and giving a row its own draws in the forward pass.
+# Measured as 8 to 46 tokens with the demo, depending on the load of the processor.
 _FRESH_DRAW_TOKENS = 32
 
 
@@ -25,11 +25,14 @@ class ModelInfo:
     """The base model that an engine runs.
 
     Attributes:
-        name: short, as in answers.
-        id: where it came from, with its revision if that has one.
-        fingerprint: of its weights.
-        max_length: the most positions that a row may have.
-        runs_whole_because: why every layer is computed for every draw; None where shared layers run once a question.
+        name: short name, as in answers.
+        id: hub id, path or file name.
+        revision: revision of the hub id, if there is one.
+        fingerprint: fingerprint of its weights.
+        device: device that it runs on.
+        dtype: precision that it runs in.
+        max_length: most positions of a row.
+        runs_whole_because: reason why every layer runs for every draw; None if shared layers run once per question.
     """
 
     name: str
@@ -44,51 +47,51 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What an engine has ready."""
+    """The base model and the adapters that an engine has loaded."""
 
     model: ModelInfo
     adapters: tuple[AdapterHandle, ...]
 
 
 class Row(Protocol):
-    """A question and its choices as tokens; only the engine looks deeper."""
+    """A question and its choices as tokens; further contents are private to the engine."""
 
     @property
     def n_tokens(self) -> int:
-        """Length of the packed row: the prompt's tokens first, then those of the choices that are read."""
+        """Length of the packed row: the tokens of the prompt, then the tokens of the choices that the model reads."""
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of the question."""
+        """Number of tokens of the prompt."""
 
     @property
     def scored_tokens(self) -> int:
-        """Tokens of the choices."""
+        """Number of scored tokens of the choices."""
 
     @property
     def n_choices(self) -> int:
-        """C."""
+        """C, the number of choices."""
 
     @property
     def scoring(self) -> ScoringName:
-        """How its choices are scored."""
+        """Scoring of the choices."""
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The texts of the choices, without white space at their ends."""
+        """Texts of the choices, without white space at their ends."""
 
     @property
     def shadowed(self) -> tuple[str, str] | None:
-        """A choice, and the one that it begins with, which always has the higher probability; None where none does."""
+        """A choice that can never win, and the choice that it begins with; None if there is no such pair."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """What ends a job before all of its draws are seen.
+    """Condition under which a job ends before all of its draws are made.
 
     Attributes:
-        policy: which way this will decide.
-        error: the probability that may be risked of deciding otherwise than all draws would.
+        policy: the policy whose decision has to be settled.
+        error: accepted probability that the decision differs from the decision under all draws.
     """
 
     policy: Policy
@@ -100,8 +103,11 @@ class Job:
     """One row to score under S draws of one adapter.
 
     Attributes:
-        seed: of fresh draws; None for the adapter's own bank.
-        stop: when fewer draws suffice; None for never.
+        handle: the adapter.
+        row: the question and its choices.
+        n_samples: S.
+        seed: seed of fresh draws; None for the adapter's bank.
+        stop: condition for stopping early; None for never.
     """
 
     handle: AdapterHandle
@@ -112,39 +118,39 @@ class Job:
 
     @property
     def at_once(self) -> int:
-        """Draws that are made before anything is looked at: all, or as many as the first look takes."""
+        """Draws made before the first check of the stopping condition; all draws without a condition."""
         return looks(self.n_samples)[0] if self.stop is not None else self.n_samples
 
     @property
     def in_bank(self) -> bool:
-        """Return whether its draws are among those that its adapter has ready."""
+        """Whether the adapter's bank holds the job's draws."""
         bank = self.handle.bank
         return self.seed in (None, bank.seed) and self.n_samples <= bank.n_samples
 
     @property
     def overhead(self) -> int:
-        """What its draws cost beside its row, as tokens x draws that take as long."""
+        """Cost of making the draws, as the number of tokens x draws that take equally long."""
         return 0 if self.in_bank else _FRESH_DRAW_TOKENS * self.n_samples
 
     @property
     def group(self) -> tuple[int, int]:
-        """Jobs that are equal in this may share a forward pass, whatever their adapters and seeds."""
+        """Key of the jobs that may share a forward pass, whatever their adapters and seeds."""
         return self.n_samples, self.at_once
 
 
 class Engine(Protocol):
-    """A base model and its adapters. Of several calls of `run` under way all but one wait at a checkpoint.
+    """A base model and its adapters. Of several `run` calls in progress, all but one wait at a checkpoint.
 
     Attributes:
-        fresh_draws: whether it can make draws beyond an adapter's own bank, of another seed or more of them.
-        longest_token: most characters of a token, once the base model is loaded.
+        fresh_draws: whether the engine can make draws beyond an adapter's bank: more draws, or draws of another seed.
+        longest_token: length of the longest token in characters, once the base model is loaded.
     """
 
     fresh_draws: bool
     longest_token: int
 
     async def load(self) -> Loaded:
-        """Loads everything and proves it with a forward pass of every adapter.
+        """Load the base model and the adapters, and test each adapter with a forward pass.
 
         Raises:
             BloraError: with a message for the operator.
@@ -159,39 +165,40 @@ class Engine(Protocol):
         choices: Sequence[str],
         scoring: str | None,
     ) -> Row:
-        """The question as tokens.
+        """Tokenise and pack a question.
 
         Raises:
             PromptError: naming the field that cannot be packed.
         """
 
     async def run(self, jobs: Sequence[Job], control: Control | None = None) -> list[Tensor]:
-        """Probabilities (s, C) of each job under its first s draws; not finite where the model's are not.
+        """Compute the probabilities (s, C) of each job under its first s draws.
 
-        All draws are made, s = S, unless the job says when to stop, or nobody wants it any more. All jobs belong to one
-        group. Each gets the numbers that it would get alone, within the tolerance of the dtype.
+        s is S, unless the job has a stopping condition or nobody wants its result any more. Probabilities are not
+        finite where the model's output is not. All jobs belong to one group. Each job gets the numbers that it would
+        get alone, within the tolerance of the dtype.
 
         Args:
-            jobs: what to compute.
-            control: is asked between forward passes, or more often, whether to go on; None goes on.
+            jobs: the jobs to compute.
+            control: asked at least between forward passes whether to go on; None always goes on.
 
         Raises:
-            AbandonedError: if the control says that nobody wants anything of it any more.
+            AbandonedError: if the control says that no result is wanted any more.
         """
 
     async def load_adapter(self, path: Path, name: str) -> AdapterHandle:
-        """One more adapter, proved with a short forward pass; only that pass holds up others.
+        """Load a further adapter and test it with a short forward pass; only that pass delays other work.
 
         Raises:
-            StalledError: if its files cannot be read in time.
-            BloraError: if it is none, not one of this base model, or takes more memory, draws or tokens than it may.
+            StalledError: if the adapter's files cannot be read in time.
+            BloraError: if it is not an adapter of this base model, or exceeds a limit of memory, draws or tokens.
         """
 
     async def forget(self, handle: AdapterHandle) -> None:
-        """Lets go of what is kept for an adapter beyond its handle."""
+        """Release everything that is kept for an adapter beside its handle."""
 
     async def probe(self) -> None:
-        """Runs one small forward pass; raises if that fails."""
+        """Run one small forward pass and raise its exception if it fails."""
 
     async def close(self) -> None:
-        """Lets go of the threads; nothing runs afterwards."""
+        """Shut the threads down; nothing runs afterwards."""

@@ -1,6 +1,6 @@
-"""The model in this process: one thread packs, another computes, adapters are read in threads of their own.
+"""The engine with the model in this process: a thread packs, a thread computes, each adapter is read in its own thread.
 
-A run that has to wait for others is parked at a checkpoint, and the same thread computes the others meanwhile.
+A run that has to wait for others is parked at a checkpoint while the same thread computes the others.
 """
 
 import logging
@@ -35,7 +35,7 @@ from blora.server.engines.jobs import (
     PROBE_CHOICES,
     PROBE_PROMPT,
     check_adapters,
-    enough,
+    draws_suffice,
     in_thread,
     longest_token,
     model_of,
@@ -43,11 +43,11 @@ from blora.server.engines.jobs import (
     read_adapter,
     warn_of_shadowed,
 )
-from blora.server.engines.lanes import Lanes
 from blora.server.engines.prefixes import Prefixes
 from blora.server.engines.protocol import Job, Loaded, Row
+from blora.server.engines.stack_scheduler import StackScheduler
 from blora.server.scheduling.control import Control
-from blora.server.scheduling.own_thread import OwnThread
+from blora.server.scheduling.thread_per_task import ThreadPerTask
 from blora.server.settings import Settings
 
 __all__ = ["TorchEngine"]
@@ -56,22 +56,22 @@ logger = logging.getLogger(__name__)
 
 
 class TorchEngine:
-    """Keeps `blora.server.engines.protocol.Engine` with torch on one device.
+    """Implementation of `blora.server.engines.protocol.Engine` with torch on one device.
 
     Args:
-        settings: which base model, on what, with which adapters.
+        settings: the base model, the device, the dtype and the adapters.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        # What oneDNN compiles for a shape it keeps, 1,024 of them by default: memory that grows for days of traffic.
-        # These are the shapes of the last few batches, within each of which they come back layer by layer.
+        # oneDNN caches compiled kernels for 1,024 shapes by default, so that memory grows for days of traffic. 64 cover
+        # the shapes of the last few batches, which recur layer by layer within a batch.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
         self._packing = ThreadPoolExecutor(1, "pack")
         threads = partial(torch.set_num_threads, torch.get_num_threads())
         self._computing = ThreadPoolExecutor(1, "compute", initializer=threads)
-        self._lanes = Lanes(self._computing)
-        self._reading = OwnThread(settings.adapter_load_timeout_s)
+        self._scheduler = StackScheduler(self._computing)
+        self._reading = ThreadPerTask(settings.adapter_load_timeout_s)
         self._base: BaseModel | None = None
         self._prefixes: Prefixes | None = None
         self._handles: list[AdapterHandle] = []
@@ -80,8 +80,8 @@ class TorchEngine:
     longest_token = 1
 
     async def load(self) -> Loaded:
-        """See Engine."""
-        # A bar that cannot be drawn, for the log's disk is full, never gives its lock back.
+        """Implement Engine."""
+        # A progress bar that cannot be drawn because the log's disk is full never releases its lock.
         disable_progress_bar()
         settings = self._settings
         check_adapters(settings)
@@ -93,7 +93,7 @@ class TorchEngine:
             [source.path for source in settings.adapter_sources],
             allow_uncalibrated=settings.allow_uncalibrated,
         )
-        dtype = await self._reading.run("The look at the calibrations", pick)
+        dtype = await self._reading.run("Reading the calibrations", pick)
         base = await in_thread(self._computing, partial(self._load_base, device, dtype))
         adapters = tuple([await self._load_adapter(source.path, source.name) for source in settings.adapter_sources])
         model = model_of(
@@ -114,7 +114,7 @@ class TorchEngine:
         choices: Sequence[str],
         scoring: str | None,
     ) -> Row:
-        """See Engine."""
+        """Implement Engine."""
         base = self._loaded_base()
         return await in_thread(
             self._packing,
@@ -131,28 +131,28 @@ class TorchEngine:
         )
 
     async def run(self, jobs: Sequence[Job], control: Control | None = None) -> list[Tensor]:
-        """See Engine."""
-        return await self._lanes.run(partial(self._score_under, control or Control(), jobs))
+        """Implement Engine."""
+        return await self._scheduler.run(partial(self._score_under, control or Control(), jobs))
 
     async def load_adapter(self, path: Path, name: str) -> AdapterHandle:
-        """See Engine."""
+        """Implement Engine."""
         return await self._load_adapter(path, name)
 
     async def forget(self, handle: AdapterHandle) -> None:
-        """See Engine."""
+        """Implement Engine."""
         self._handles.remove(handle)
-        await self._lanes.run(partial(self._loaded_prefixes().forget, handle.digest))
+        await self._scheduler.run(partial(self._loaded_prefixes().forget, handle.digest))
 
     async def probe(self) -> None:
-        """See Engine."""
-        for handle in self._handles[:1]:  # any one answers for the model
+        """Implement Engine."""
+        for handle in self._handles[:1]:  # any adapter tests the model
             row = await in_thread(self._packing, partial(self._probe_row, handle))
-            await self._lanes.run(partial(self._probe, handle, row))
+            await self._scheduler.run(partial(self._probe, handle, row))
 
     async def close(self) -> None:
-        """See Engine."""
+        """Implement Engine."""
         self._packing.shutdown(wait=False, cancel_futures=True)
-        self._lanes.close()
+        self._scheduler.close()
 
     def _loaded_base(self) -> BaseModel:
         if self._base is None:
@@ -160,13 +160,13 @@ class TorchEngine:
         return self._base
 
     def _loaded_prefixes(self) -> Prefixes:
-        assert self._prefixes is not None  # made along with the base model, without which nothing gets here
+        assert self._prefixes is not None  # set by _load_base, before any adapter is loaded
         return self._prefixes
 
     def _load_base(self, device: torch.device, dtype: str) -> BaseModel:
         settings = self._settings
         base = open_base(settings.base_model, device=str(device), dtype=dtype)
-        if base.device.type == "cpu":  # elsewhere a pass is short, and one that is parked would keep scarce memory
+        if base.device.type == "cpu":  # on a GPU a pass is short, and a parked one would hold scarce memory
             make_interruptible(base.model)
         self._base = base
         self.longest_token = longest_token(base.tokenizer)
@@ -177,8 +177,8 @@ class TorchEngine:
 
     async def _load_adapter(self, path: Path, name: str | None) -> AdapterHandle:
         reading = partial(self._read_adapter, path, name)
-        adapter, handle, row = await self._reading.run(f"The reading of adapter {name or path}", reading)
-        await self._lanes.run(partial(self._prove, adapter, handle, row))
+        adapter, handle, row = await self._reading.run(f"Reading adapter {name or path}", reading)
+        await self._scheduler.run(partial(self._prove, adapter, handle, row))
         return handle
 
     def _read_adapter(self, path: Path, name: str | None) -> tuple[Adapter, AdapterHandle, PackedRow]:
@@ -194,10 +194,10 @@ class TorchEngine:
         self._handles.append(handle)
 
     def _probe_row(self, handle: AdapterHandle) -> PackedRow:
-        """A short question with the adapter's choices.
+        """Return a short question with the adapter's choices, as a test row.
 
         Raises:
-            AdapterError: if even this has more tokens than a pass may have.
+            AdapterError: if the row exceeds the tokens of a forward pass.
         """
         base, most = self._loaded_base(), self._settings.max_batch_tokens
         row = pack(
@@ -216,7 +216,7 @@ class TorchEngine:
         return row
 
     def _probe(self, handle: AdapterHandle, row: PackedRow) -> None:
-        """One forward pass, of as many draws of the adapter's own bank as fit into it.
+        """Run one forward pass with the draws of the adapter's bank that fit into it.
 
         Raises:
             NumericalError: if a probability is not finite.
@@ -225,21 +225,21 @@ class TorchEngine:
         self._score([Job(handle, row, min(handle.bank.n_samples, fitting), seed=None, stop=None)], Control())
 
     def _score_under(self, control: Control, jobs: Sequence[Job]) -> list[Tensor]:
-        with checkpoints(partial(self._lanes.checkpoint, control)):
+        with checkpoints(partial(self._scheduler.checkpoint, control)):
             return self._score_what_fits(jobs, control)
 
     def _score_what_fits(self, jobs: Sequence[Job], control: Control, *, notice: bool = True) -> list[Tensor]:
-        """`_score`, in halves as long as the device's memory does not suffice for all at once.
+        """Score jobs, and halve the batch while the device runs out of memory.
 
-        What prompts begin with gives its memory back first, and nothing is remembered while there is too little.
+        Cached prefixes are dropped first, and no prefix is cached in the retries.
         """
         try:
             return self._score(jobs, control, notice=notice)
         except torch.OutOfMemoryError:
             if not self._loaded_prefixes().clear() and len(jobs) == 1:
                 raise
-        logger.warning("The device has no memory for %d inputs at once; lower --max-batch-tokens", len(jobs))
-        torch.cuda.empty_cache()  # nothing where there is no GPU
+        logger.warning("The device has too little memory for %d inputs at once; lower --max-batch-tokens", len(jobs))
+        torch.cuda.empty_cache()  # does nothing without a GPU
         if len(jobs) == 1:
             return self._score(jobs, control, notice=False)
         middle = len(jobs) // 2
@@ -247,27 +247,27 @@ class TorchEngine:
         return [probs for half in halves for probs in self._score_what_fits(half, control, notice=False)]
 
     def _score(self, jobs: Sequence[Job], control: Control, *, notice: bool = True) -> list[Tensor]:
-        """Probabilities (s, C) of each job, under all of its S draws or as many as its decision takes."""
+        """Return the probabilities (s, C) of each job, under all of its S draws or enough draws for its decision."""
         seen: list[Tensor] = [torch.empty(0)] * len(jobs)
         for prefix, places in self._loaded_prefixes().split(jobs, notice=notice).items():
-            found = self._after(prefix, [jobs[place] for place in places], control)
+            found = self._score_after(prefix, [jobs[place] for place in places], control)
             for place, probs in zip(places, found, strict=True):
                 seen[place] = probs
         return seen
 
-    def _after(self, prefix: Prefix | None, jobs: Sequence[Job], control: Control) -> list[Tensor]:
-        """Probabilities (s, C) of jobs that begin alike; what nobody wants any more gets no more draws."""
+    def _score_after(self, prefix: Prefix | None, jobs: Sequence[Job], control: Control) -> list[Tensor]:
+        """Return the probabilities (s, C) of jobs with a common prefix; unwanted jobs get no further draws."""
         checkpoint()
         base = self._loaded_base()
         n_samples = jobs[0].n_samples
-        adapters = {_key(job): job for job in jobs}
+        adapters = {_draws_key(job): job for job in jobs}
         owners = list(adapters)
         seen = [torch.empty(0, job.row.n_choices) for job in jobs]
         branches = Branches(
             base.model,
             [cast(PackedRow, job.row) for job in jobs],
             [_draws(base, job) for job in between(adapters.values())],
-            [owners.index(_key(job)) for job in jobs],
+            [owners.index(_draws_key(job)) for job in jobs],
             prefix,
         )
         waiting = list(range(len(jobs)))
@@ -281,29 +281,29 @@ class TorchEngine:
             if not waiting:
                 break
             for b in set(done) - set(waiting):
-                if enough(jobs[b], seen[b]):
+                if draws_suffice(jobs[b], seen[b]):
                     control.finished(jobs[b], seen[b])
         return seen
 
 
 def _still_waiting(jobs: Sequence[Job], seen: Sequence[Tensor], waiting: Sequence[int], control: Control) -> list[int]:
-    """Those who need more draws; of those who do and whom nobody wants any more the control is told."""
-    needed = [b for b in waiting if not enough(jobs[b], seen[b])]
+    """Return the jobs that need more draws, and report the unwanted ones among them to the control as dropped."""
+    needed = [b for b in waiting if not draws_suffice(jobs[b], seen[b])]
     wanted = [b for b in needed if control.wants(jobs[b])]
     for b in set(needed) - set(wanted):
         control.dropped(jobs[b])
     return wanted
 
 
-def _key(job: Job) -> tuple[str, int | None]:
-    """What jobs of as many draws share that share their draws."""
+def _draws_key(job: Job) -> tuple[str, int | None]:
+    """Return the key of a job's draws: jobs of one group with equal keys share their draws."""
     return job.handle.digest, job.seed
 
 
 def _draws(base: BaseModel, job: Job) -> Draws:
-    """The bank's draws where they suffice; more draws, or those of another seed, are made afresh.
+    """Return a job's draws: from the bank if it holds them, fresh ones otherwise.
 
-    Draws nest: the first ones do not depend on how many there are.
+    Draws nest: the first draws do not depend on the number of draws.
     """
     bank = job.handle.bank
     if job.in_bank:

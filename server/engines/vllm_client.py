@@ -1,4 +1,4 @@
-"""What is asked of a running vLLM: load a LoRA, and tell the log-probabilities of tokens under it.
+"""HTTP client of a running vLLM: loads LoRAs and asks for log-probabilities of tokens under them.
 
 Follows the API of vLLM 0.32 with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True.
 """
@@ -12,7 +12,7 @@ import httpx
 
 __all__ = ["UnknownLoraError", "VllmClient", "VllmError"]
 
-# One more try, for a connection that was lost on the way.
+# Two tries, because a kept-alive connection may have been lost.
 _TRIES = 2
 
 
@@ -21,20 +21,20 @@ def _nothing() -> None:
 
 
 class VllmError(Exception):
-    """It did not answer, or said something else than was asked."""
+    """Failure of a request to vLLM, or an unexpected answer."""
 
 
 class UnknownLoraError(VllmError):
-    """It knows no LoRA of that name, as after a restart."""
+    """The LoRA is not loaded in vLLM, for example after a restart."""
 
 
 class VllmClient:
-    """A vLLM at an address.
+    """Client of the vLLM at one address.
 
     Args:
-        url: of its OpenAI-compatible server.
-        timeout_s: of one request.
-        concurrency: requests under way at once.
+        url: address of its OpenAI-compatible server.
+        timeout_s: timeout of one request, in seconds.
+        concurrency: most requests at the same time.
     """
 
     def __init__(self, url: str, *, timeout_s: float, concurrency: int) -> None:
@@ -44,7 +44,7 @@ class VllmClient:
         self._alone = asyncio.Lock()
 
     async def max_length(self) -> int:
-        """The most tokens that it reads and writes for one request."""
+        """Return the most tokens that vLLM reads and writes for one request."""
         try:
             models = (await self._http.get("/v1/models")).json()["data"]
             return min(int(model["max_model_len"]) for model in models if model.get("max_model_len") is not None)
@@ -54,25 +54,25 @@ class VllmClient:
             ) from exc
 
     async def load(self, name: str, folder: Path) -> None:
-        """Makes a LoRA known under a name; one that is known already is that one, for names hold digests."""
+        """Load a LoRA under a name; a loaded LoRA of that name is the same one, because names contain digests."""
         response = await self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
         if response.is_error and "already been loaded" not in response.text:
-            raise VllmError(f"vLLM did not load {name}: it answered {_said(response)}")
+            raise VllmError(f"vLLM did not load {name}: it answered {_summary(response)}")
 
     async def unload(self, name: str) -> None:
-        """Lets go of a LoRA; one that is not known is gone already."""
+        """Unload a LoRA, if it is loaded."""
         await self._post("/v1/unload_lora_adapter", {"lora_name": name})
 
     async def next_token(
         self, lora: str, prompt: Sequence[int], tokens: Sequence[int], look: Callable[[], None] = _nothing
     ) -> list[float]:
-        """Log-probabilities of tokens right after a prompt.
+        """Return the log-probabilities of single tokens after a prompt.
 
         Args:
             lora: the name of the LoRA.
-            prompt: token ids.
-            tokens: token ids, any of the vocabulary.
-            look: is called when the request's turn has come; what it raises ends it unsent.
+            prompt: token ids of the prompt.
+            tokens: token ids to score.
+            look: called before the request is sent; an exception that it raises cancels the request.
         """
         asked = {"logprobs": 0, "logprob_token_ids": sorted(set(tokens)), "return_tokens_as_token_ids": True}
         async with self._room:
@@ -87,9 +87,9 @@ class VllmClient:
     async def continuation(
         self, lora: str, prompt: Sequence[int], tokens: Sequence[int], look: Callable[[], None] = _nothing
     ) -> float:
-        """Log-probability of a text after a prompt, the sum over its tokens.
+        """Return the log-probability of a text after a prompt, summed over its tokens.
 
-        One request at a time: some together, over several LoRAs, have stopped vLLM's engine on CPUs.
+        Sends one request at a time: concurrent ones over several LoRAs have stopped vLLM's engine on CPUs.
         """
         async with self._alone:
             look()
@@ -101,20 +101,20 @@ class VllmClient:
             raise VllmError("vLLM left out a prompt's log-probabilities (prompt_logprobs)") from exc
 
     async def close(self) -> None:
-        """Closes the connections."""
+        """Close the connections."""
         await self._http.aclose()
 
     async def _complete(self, lora: str, prompt: Sequence[int], asked: dict[str, Any]) -> dict[str, Any]:
         body = {"model": lora, "prompt": list(prompt), "max_tokens": 1, "temperature": 0, **asked}
         response = await self._post("/v1/completions", body)
         if response.status_code == httpx.codes.NOT_FOUND:
-            raise UnknownLoraError(f"vLLM has no such LoRA loaded: it answered {_said(response)}")
+            raise UnknownLoraError(f"vLLM has no such LoRA loaded: it answered {_summary(response)}")
         if response.is_error:
-            raise VllmError(f"vLLM answered {_said(response)} in place of a completion")
+            raise VllmError(f"vLLM answered {_summary(response)} in place of a completion")
         try:
             [choice] = response.json()["choices"]
         except (KeyError, ValueError) as exc:
-            raise VllmError(f"vLLM answered {_said(response)} in place of a completion") from exc
+            raise VllmError(f"vLLM answered {_summary(response)} in place of a completion") from exc
         found: dict[str, Any] = choice
         return found
 
@@ -128,5 +128,5 @@ class VllmClient:
         raise AssertionError("unreachable")
 
 
-def _said(response: httpx.Response) -> str:
+def _summary(response: httpx.Response) -> str:
     return f"{response.status_code} {response.text[:200]!r}"

@@ -1,7 +1,7 @@
-"""A vLLM elsewhere computes: every posterior draw is an ordinary LoRA there, and their probabilities are averaged here.
+"""The engine on a separate vLLM server: each posterior draw is an ordinary LoRA there, and the draws are averaged here.
 
-For base models that one device of ours cannot hold. The base model's weights are read here too, on the CPU, to check
-adapters against them and to prove at the start that vLLM gives the same answers.
+For base models too large for one device of this process. The base model's weights are also loaded here, on the CPU, to
+check adapters against them and to test at the start that vLLM gives the same answers.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from blora.server.engines.jobs import (
     PROBE_CHOICES,
     PROBE_PROMPT,
     check_adapters,
-    enough,
+    draws_suffice,
     in_thread,
     longest_token,
     model_of,
@@ -42,48 +42,48 @@ from blora.server.engines.jobs import (
 from blora.server.engines.protocol import Job, Loaded, Row
 from blora.server.engines.vllm_client import UnknownLoraError, VllmClient, VllmError
 from blora.server.scheduling.control import Control
-from blora.server.scheduling.own_thread import OwnThread
+from blora.server.scheduling.thread_per_task import ThreadPerTask
 from blora.server.settings import Settings
 
 __all__ = ["DTYPE", "VllmEngine"]
 
 logger = logging.getLogger(__name__)
 
-# What a calibration is bound to: vLLM's arithmetic is none of ours, whatever precision it runs in.
+# dtype in calibrations for this engine: vLLM's arithmetic differs from ours in any precision.
 DTYPE = "vllm"
-# Largest difference of a probability between vLLM and the same draw here that rounding explains.
+# Largest difference of a probability between vLLM and this process, under the same draw, that rounding explains.
 PROBE_TOLERANCE = 0.1
 
 
 class VllmEngine:
-    """Keeps `blora.server.engines.protocol.Engine` with the LoRAs of a running vLLM.
+    """Implementation of `blora.server.engines.protocol.Engine` with the LoRAs of a running vLLM.
 
     Args:
-        settings: which base model, which adapters, where vLLM is, and which folder both can read.
+        settings: the base model, the adapters, vLLM's address, and the folder that both processes can read.
     """
 
     fresh_draws = False
     longest_token = 1
 
     def __init__(self, settings: Settings) -> None:
-        assert settings.engine_url is not None  # the settings have checked
+        assert settings.engine_url is not None  # checked by the settings
         assert settings.engine_folder is not None
         self._settings = settings
         self._folder = settings.engine_folder
         self._vllm = VllmClient(
             settings.engine_url, timeout_s=settings.timeout_s, concurrency=settings.engine_concurrency
         )
-        # Its own: the event loop would wait for its default one at the end, and so for a model that loads.
+        # Not the event loop's default executor, which delays the loop's shutdown until a loading model is ready.
         self._working = ThreadPoolExecutor(4, "work")
-        self._reading = OwnThread(settings.adapter_load_timeout_s)
+        self._reading = ThreadPerTask(settings.adapter_load_timeout_s)
         self._base: BaseModel | None = None
-        self._served: Counter[str] = Counter()  # handles by digest
+        self._served: Counter[str] = Counter()  # number of handles by digest
         self._proved: list[AdapterHandle] = []
         self._max_length = 0
         self._leaving: set[asyncio.Task[None]] = set()
 
     async def load(self) -> Loaded:
-        """See Engine."""
+        """Implement Engine."""
         disable_progress_bar()
         settings = self._settings
         check_adapters(settings)
@@ -92,7 +92,7 @@ class VllmEngine:
         self._base = base
         self.longest_token = longest_token(base.tokenizer)
         try:
-            # One token of its answer counts too.
+            # The one token of an answer counts too.
             self._max_length = min(base.max_length, await self._vllm.max_length() - 1)
         except VllmError as exc:
             raise ConfigError(str(exc)) from exc
@@ -115,7 +115,7 @@ class VllmEngine:
         choices: Sequence[str],
         scoring: str | None,
     ) -> Row:
-        """See Engine."""
+        """Implement Engine."""
         base = self._loaded_base()
         packing = partial(
             pack,
@@ -130,7 +130,7 @@ class VllmEngine:
         return await in_thread(self._working, packing)
 
     async def run(self, jobs: Sequence[Job], control: Control | None = None) -> list[Tensor]:
-        """See Engine. Requests that are under way are dropped with the last one that somebody waited for."""
+        """Implement Engine. Once no result is wanted any more, requests in progress are cancelled."""
         under = control or Control()
         answering = [asyncio.create_task(self._answer(job, under)) for job in jobs]
         try:
@@ -140,18 +140,18 @@ class VllmEngine:
                 task.cancel()
 
     async def load_adapter(self, path: Path, name: str) -> AdapterHandle:
-        """See Engine."""
+        """Implement Engine."""
         return await self._load(path, name)
 
     async def forget(self, handle: AdapterHandle) -> None:
-        """See Engine. vLLM keeps the draws for as long as a request may still be on its way to them."""
+        """Implement Engine. vLLM keeps the draws while a request may still need them."""
         self._proved.remove(handle)
         self._served[handle.digest] -= 1
-        task = asyncio.create_task(self._let_go(handle))
+        task = asyncio.create_task(self._release(handle))
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
 
-    async def _let_go(self, handle: AdapterHandle) -> None:
+    async def _release(self, handle: AdapterHandle) -> None:
         await asyncio.sleep(self._settings.timeout_s)
         if self._served[handle.digest] > 0:
             return
@@ -159,16 +159,16 @@ class VllmEngine:
             try:
                 await self._vllm.unload(_lora(handle.digest, s))
             except VllmError as exc:
-                logger.warning("vLLM does not let go of adapter %s: %s", handle.name, exc)
+                logger.warning("vLLM does not unload adapter %s: %s", handle.name, exc)
 
     async def probe(self) -> None:
-        """See Engine."""
+        """Implement Engine."""
         for handle in self._proved[:1]:
             row = await self.pack(handle, **_question(handle))
             await self._log_probs(handle, cast(PackedRow, row), 0)
 
     async def close(self) -> None:
-        """See Engine."""
+        """Implement Engine."""
         for task in self._leaving:
             task.cancel()
         await asyncio.gather(*self._leaving, return_exceptions=True)
@@ -186,11 +186,11 @@ class VllmEngine:
     async def _load(self, path: Path, name: str | None) -> AdapterHandle:
         reading = partial(read_adapter, path, name, self._loaded_base(), self._settings, DTYPE)
         logger.info("Reading adapter %s", name or path)
-        adapter, handle = await self._reading.run(f"The reading of adapter {name or path}", reading)
+        adapter, handle = await self._reading.run(f"Reading adapter {name or path}", reading)
         try:
             await in_thread(self._working, partial(self._export, adapter, handle.bank.n_samples))
             for s in range(handle.bank.n_samples):
-                await self._teach(adapter.digest, s)
+                await self._load_draw(adapter.digest, s)
             await self._prove(adapter, handle)
         except (OSError, VllmError) as exc:
             raise AdapterError(f"vLLM cannot serve adapter {adapter.name!r}: {exc}") from exc
@@ -199,7 +199,7 @@ class VllmEngine:
         return handle
 
     def _export(self, adapter: Adapter, n_samples: int) -> None:
-        """Writes the draws, unless they are there; another server may be doing just that."""
+        """Write the draws as LoRA folders, unless they exist; other servers may write them at the same time."""
         folder = self._exported(adapter.digest)
         if folder.is_dir():
             return
@@ -209,14 +209,14 @@ class VllmEngine:
             if not folder.is_dir():
                 raise
 
-    async def _teach(self, digest: str, s: int) -> None:
+    async def _load_draw(self, digest: str, s: int) -> None:
         await self._vllm.load(_lora(digest, s), self._exported(digest) / f"draw-{s:03d}")
 
     async def _prove(self, adapter: Adapter, handle: AdapterHandle) -> None:
-        """Asks vLLM for what is known here, under the first draw.
+        """Compare vLLM's probabilities under the first draw with the probabilities computed here.
 
         Raises:
-            AdapterError: if it says something else.
+            AdapterError: if they differ by more than rounding explains.
         """
         base = self._loaded_base()
         row = cast(PackedRow, await self.pack(handle, **_question(handle)))
@@ -238,7 +238,7 @@ class VllmEngine:
             )
 
     async def _answer(self, job: Job, control: Control) -> Tensor:
-        """Probabilities (s, C), under all draws or as many as the decision takes; never fewer for a failure."""
+        """Return the probabilities (s, C) under all draws, or enough draws for the decision; a failure raises."""
         row = cast(PackedRow, job.row)
         seen = torch.empty(0, row.n_choices)
         for start, stop in pairwise([0, *(looks(job.n_samples) if job.stop is not None else [job.n_samples])]):
@@ -246,24 +246,24 @@ class VllmEngine:
                 *(self._log_probs(job.handle, row, s, control) for s in range(start, stop))
             )
             seen = torch.cat([seen, probabilities(job, torch.stack(log_probs), DTYPE)])
-            if enough(job, seen) or not control.wants(job):
+            if draws_suffice(job, seen) or not control.wants(job):
                 break
-        if enough(job, seen):
+        if draws_suffice(job, seen):
             control.finished(job, seen)
         return seen
 
     async def _log_probs(self, handle: AdapterHandle, row: PackedRow, s: int, control: Control | None = None) -> Tensor:
-        """(C,) normalised over the choices, under one draw."""
+        """Return the log-probabilities (C,) under one draw, normalised over the choices."""
         look = control.look if control is not None else Control().look
         try:
             totals = await self._totals(handle, row, s, look)
-        except UnknownLoraError:  # vLLM was started again, or another server let go of it
-            await self._teach(handle.digest, s)
+        except UnknownLoraError:  # vLLM was restarted, or another server unloaded the LoRA
+            await self._load_draw(handle.digest, s)
             totals = await self._totals(handle, row, s, look)
         return (torch.tensor(totals) / torch.tensor(row.divisors)).log_softmax(-1)
 
     async def _totals(self, handle: AdapterHandle, row: PackedRow, s: int, look: Callable[[], None]) -> list[float]:
-        """Log-probability of each choice's tokens, under one draw, with a look before each request."""
+        """Return the log-probability of each choice's tokens under one draw; calls `look` before each request."""
         lora = _lora(handle.digest, s)
         if all(len(tokens) == 1 for tokens in row.continuations):
             return await self._vllm.next_token(lora, row.prompt, [token for (token,) in row.continuations], look)
@@ -271,7 +271,7 @@ class VllmEngine:
 
 
 def _lora(digest: str, s: int) -> str:
-    """The name of a draw; it tells contents apart, so that no name ever means two."""
+    """Return the LoRA name of a draw, which contains the digest and so identifies the contents."""
     return f"{digest.removeprefix('sha256:')[:24]}-{s:03d}"
 
 

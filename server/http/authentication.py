@@ -1,4 +1,4 @@
-"""At the door: who asks, how often, and what they may; before a byte of the body is read."""
+"""Authentication by API key and rate limits, applied before a byte of the request body is read."""
 
 import math
 import time
@@ -11,27 +11,27 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from blora.server.errors import ForbiddenError, RateLimitedError, ServerError, UnauthorizedError
 from blora.server.keys import CLIENT, KEY, Key, Keys
 
-__all__ = ["Door", "Rate"]
+__all__ = ["KeyAuthentication", "RateLimiter"]
 
-# What probes, Prometheus and code generators read; none of it shows a request or an adapter's contents.
+# Paths for probes, Prometheus and code generators; none of them shows a request or an adapter's contents.
 OPEN = frozenset({"/livez", "/readyz", "/metrics", "/openapi.json"})
 
 
-class Rate:
-    """So many requests a minute for each key, all of which may come at once.
+class RateLimiter:
+    """A limit on the requests per minute of each key; a key may send a full minute's requests at once.
 
     Args:
-        per_minute: 0 for no limit.
-        clock: seconds, which never go back.
+        per_minute: requests per minute and key; 0 for no limit.
+        clock: a monotonic clock, in seconds.
     """
 
     def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_minute = per_minute
         self._clock = clock
-        self._left: dict[str, tuple[float, float]] = {}  # requests left, and when that was so; one entry a key
+        self._left: dict[str, tuple[float, float]] = {}  # by key: requests left, and the time of that count
 
     def take(self, name: str) -> None:
-        """Counts a request.
+        """Count a request of a key.
 
         Raises:
             RateLimitedError: if the key has none left.
@@ -51,18 +51,18 @@ class Rate:
         self._left[name] = left - 1, now
 
 
-class Door:
-    """Lets a request in by its key, `authorization: Bearer KEY`.
+class KeyAuthentication:
+    """ASGI middleware that checks the key of each request, `authorization: Bearer KEY`, and its rate limit.
 
     Args:
-        app: the app around which this stands.
-        keys: who may ask; None: anyone may, but only ask.
-        rate: how often.
-        refuse: the response to an error of a request.
+        app: the wrapped ASGI application.
+        keys: the accepted keys; with None every request is accepted, except changes of adapters.
+        rate: the rate limit of each key.
+        refuse: makes the response for an error.
     """
 
     def __init__(
-        self, app: ASGIApp, keys: Keys | None, rate: Rate, refuse: Callable[[ServerError, Scope], Response]
+        self, app: ASGIApp, keys: Keys | None, rate: RateLimiter, refuse: Callable[[ServerError, Scope], Response]
     ) -> None:
         self._app = app
         self._keys = keys
@@ -70,7 +70,7 @@ class Door:
         self._refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves one connection."""
+        """Handle one ASGI connection."""
         if scope["type"] == "http" and scope["path"] not in OPEN:
             try:
                 self._admit(scope)
@@ -80,9 +80,9 @@ class Door:
         await self._app(scope, receive, send)
 
     def _admit(self, scope: Scope) -> None:
-        _came_with(None)
+        _set_key(None)
         key = self._key(scope) if self._keys is not None else None
-        _came_with(key)
+        _set_key(key)
         if key is not None:
             self._rate.take(key.name)
         changes = scope["path"].startswith("/v1/adapters") and scope["method"] not in ("GET", "HEAD")
@@ -90,7 +90,7 @@ class Door:
             raise ForbiddenError("Only an admin's key may change adapters: make one with `blora key NAME --admin`.")
 
     def _key(self, scope: Scope) -> Key:
-        assert self._keys is not None  # the caller looked
+        assert self._keys is not None  # _admit has checked
         kind, _, presented = Headers(scope=scope).get("authorization", "").partition(" ")
         key = self._keys.find(presented.strip()) if kind.lower() == "bearer" else None
         if key is None:
@@ -100,6 +100,6 @@ class Door:
         return key
 
 
-def _came_with(key: Key | None) -> None:
+def _set_key(key: Key | None) -> None:
     KEY.set(key)
     CLIENT.set(key.name if key is not None else None)

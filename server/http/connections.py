@@ -1,4 +1,4 @@
-"""HTTP/1.1 among strangers: time to say what one wants, room for newcomers, and one shape for every refusal."""
+"""HTTP/1.1 with read timeouts, a limit on connections, and JSON error bodies for malformed requests."""
 
 import asyncio
 import logging
@@ -13,37 +13,38 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from blora.server.errors import InvalidHttpError, ServerError, TooManyConnectionsError
 from blora.server.http.middleware import SafeHeaders
-from blora.server.monitoring.logs import REQUEST_ID, Seldom
+from blora.server.monitoring.logs import REQUEST_ID, ThrottledLogger
 
-__all__ = ["punctual"]
+__all__ = ["limited_protocol"]
 
 logger = logging.getLogger(__name__)
 
-# Uvicorn warns of each malformed request, and twice of each that asks for a WebSocket; neither is the operator's doing.
+# Uvicorn warns of every malformed request and twice of every WebSocket request; operators can do nothing about either.
 _uvicorn = logging.getLogger("blora.server.uvicorn")
 _uvicorn.setLevel(logging.ERROR)
 
 
-# Of what waits to be read by a client, it has to take so many bytes in each `read_timeout_s`.
-_LEAST_READ = 65536
+# Bytes of a pending response that a client has to read in each `read_timeout_s`.
+_MIN_READ_BYTES = 65536
 
 
-class _Punctual(H11Protocol):
-    """HTTP/1.1 with a limit on the time from a request's first byte, or the connection's start, to its last header.
+class _LimitedProtocol(H11Protocol):
+    """HTTP/1.1 that closes connections of slow clients and limits the number of connections.
 
-    A client that asks and does not read the answers is hung up on as well.
+    All headers of a request have to arrive within `read_timeout_s` of its first byte or of the connection's start. A
+    client that does not read its responses loses its connection as well.
 
-    There are at most `max_connections`. One more takes the place of that which has kept the server waiting longest; if
-    all are being answered, it is refused.
+    There are at most `max_connections`. A further connection replaces the one on which the server has waited longest
+    for the client; if the server is working on a response for every connection, it refuses the further one.
     """
 
     read_timeout_s: float
     max_connections: int
     refuse: Callable[[ServerError], Response]
-    seldom: Seldom
+    throttled_log: ThrottledLogger
     _limit: asyncio.TimerHandle | None = None
-    _reading: asyncio.TimerHandle | None = None  # when the client has to have read some more
-    _heard = 0.0  # when the connection was made, or its latest request began or ended
+    _reading: asyncio.TimerHandle | None = None  # checks that the client has read more of a response
+    _heard = 0.0  # time of the connection's start, or of the start or end of its latest request
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -71,7 +72,7 @@ class _Punctual(H11Protocol):
             self._stop()
             if not was_busy:
                 self._heard = self.loop.time()
-        elif self._between_requests():  # the rest of a body whose request has been answered already
+        elif self._between_requests():  # the rest of a body arrived after its request was answered
             self._stop()
             self._unset_keepalive_if_required()
             self.timeout_keep_alive_task = self.loop.call_later(
@@ -98,7 +99,7 @@ class _Punctual(H11Protocol):
             self._watch_reading()
 
     def send_400_response(self, msg: str) -> None:
-        if self._busy():  # a body that goes wrong while its request is being read
+        if self._busy():  # the body turned out malformed while the application was reading it
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
@@ -107,31 +108,33 @@ class _Punctual(H11Protocol):
             self.transport.close()
 
     def _busy(self) -> bool:
-        """Return whether there is a request that has all its headers and not all its response."""
+        """Return whether a request is in progress: its headers are complete and its response is not."""
         return self.cycle is not None and not self.cycle.response_complete
 
     def _between_requests(self) -> bool:
-        """Return whether at least one request is over, and no byte of the next one has come."""
+        """Return whether a request has ended and no byte of the next one has arrived."""
         return self.cycle is not None and self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
 
-    def _keeps_waiting(self) -> bool:
-        """Return whether it is the client's turn to say something, or to read."""
+    def _waits_for_client(self) -> bool:
+        """Return whether the server waits for the client to send or to read."""
         return not self._busy() or self.cycle.more_body or self.flow.write_paused
 
     def _make_room(self) -> bool:
-        """Return whether another connection could be closed, the one that has kept the server waiting longest."""
+        """Close the connection on which the server has waited longest for the client; return whether there was one."""
         others = (other for other in self.connections if other is not self)
-        waiting = [other for other in others if isinstance(other, _Punctual) and other._keeps_waiting()]
+        waiting = [other for other in others if isinstance(other, _LimitedProtocol) and other._waits_for_client()]
         if not waiting:
             return False
         longest = min(waiting, key=lambda other: other._heard)
         self.connections.discard(longest)
-        longest.transport.abort()  # what it has not read by now it does not want
-        self.seldom.warning(f"Closed idle connections to make room, for there are {self.max_connections}")
+        longest.transport.abort()  # abort, not close: an unread response would keep it open
+        self.throttled_log.warning(
+            f"Closed idle connections to make room: the limit of {self.max_connections} was reached"
+        )
         return True
 
     def _answer(self, error: ServerError) -> None:
-        """Refuses a request that never reached the application, and closes the connection."""
+        """Refuse a request that never reached the application, and close the connection."""
         request_id = uuid.uuid4().hex
         REQUEST_ID.set(request_id)
         response = self.refuse(error)
@@ -162,13 +165,13 @@ class _Punctual(H11Protocol):
             self._limit = None
 
     def _watch_reading(self) -> None:
-        """Hangs up unless the client takes enough of what waits for it, again and again until it has all."""
+        """Abort the connection when the client reads a pending response too slowly."""
         self._unwatch()
         unread = self.transport.get_write_buffer_size()
 
         def check() -> None:
             left = self.transport.get_write_buffer_size()
-            if left > max(0, unread - _LEAST_READ):
+            if left > max(0, unread - _MIN_READ_BYTES):
                 self.transport.abort()
             elif left:
                 self._watch_reading()
@@ -185,20 +188,20 @@ class _Punctual(H11Protocol):
         self.transport.close()
 
 
-def punctual(
+def limited_protocol(
     *, read_timeout_s: float, max_connections: int, refuse: Callable[[ServerError], Response]
 ) -> type[asyncio.Protocol]:
-    """HTTP/1.1 that hangs up on whoever is too slow to ask or to read, and has a limited number of connections.
+    """Return an HTTP/1.1 protocol class for uvicorn with read timeouts and a limit on connections.
 
     Args:
-        read_timeout_s: seconds in which the headers have arrived, and some more of an answer has been read.
-        max_connections: most connections at once.
-        refuse: the response to an error, counted.
+        read_timeout_s: seconds for a request's headers to arrive, and for a client to read 64 KiB of a response.
+        max_connections: most simultaneous connections.
+        refuse: counts an error and makes its response.
     """
     fields = {
         "read_timeout_s": read_timeout_s,
         "max_connections": max_connections,
         "refuse": staticmethod(refuse),
-        "seldom": Seldom(logger),
+        "throttled_log": ThrottledLogger(logger),
     }
-    return type("Punctual", (_Punctual,), fields)
+    return type("LimitedProtocol", (_LimitedProtocol,), fields)

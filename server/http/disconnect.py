@@ -1,4 +1,4 @@
-"""Work that stops when nobody waits for it any more."""
+"""Cancellation of work whose client has disconnected."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -14,14 +14,14 @@ T = TypeVar("T")
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled if the client leaves first.
+    """Return the result of `work`, or cancel it if the client disconnects first.
 
     Args:
-        request: one whose body has been read.
-        work: what to wait for.
+        request: the client's request, whose body has been read.
+        work: the coroutine to run.
 
     Raises:
-        DisconnectedError: if the client left.
+        DisconnectedError: if the client disconnected.
     """
     working = asyncio.create_task(work)
     watching = asyncio.create_task(_until_disconnected(request))

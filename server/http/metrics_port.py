@@ -1,4 +1,4 @@
-"""A port for the metrics and nothing else: a firewall can let Prometheus in without letting it ask questions."""
+"""A separate port for /metrics, so that a firewall can admit Prometheus without admitting it to predictions."""
 
 from collections.abc import Callable
 
@@ -11,12 +11,12 @@ __all__ = ["MetricsPort"]
 
 
 class MetricsPort:
-    """Gives /metrics to the one port that is for them, and everything else to the other.
+    """ASGI middleware that serves /metrics on one port and every other path on the other.
 
     Args:
-        app: the app around which this stands.
-        port: the metrics' own.
-        refuse: the response to an error.
+        app: the wrapped ASGI application.
+        port: the port of /metrics.
+        refuse: makes the response for an error.
     """
 
     def __init__(self, app: ASGIApp, port: int, refuse: Callable[[ServerError], Response]) -> None:
@@ -25,7 +25,7 @@ class MetricsPort:
         self._refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves one connection."""
+        """Handle one ASGI connection."""
         if scope["type"] == "http":
             is_theirs = scope["server"] is not None and scope["server"][1] == self._port
             if is_theirs != (scope["path"] == "/metrics"):

@@ -1,4 +1,4 @@
-"""What happens around every request: an id, safe headers, a limit on the body, a net, and goodbyes while draining."""
+"""ASGI middleware: request ids, security headers, body limits, unexpected errors, and closing while draining."""
 
 import asyncio
 import logging
@@ -18,11 +18,11 @@ from blora.server.errors import (
     SlowRequestError,
     TooLargeError,
 )
-from blora.server.http.inflow import Inflow
+from blora.server.http.body_pacer import BodyPacer
 from blora.server.keys import CLIENT
 from blora.server.monitoring.logs import REQUEST_ID
 
-__all__ = ["BodyLimit", "CatchAll", "CloseWhileDraining", "HeadAsGet", "OneLength", "RequestId", "SafeHeaders"]
+__all__ = ["BodyLimit", "CatchAll", "CloseWhileDraining", "HeadAsGet", "RequestId", "SafeHeaders", "UnambiguousLength"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,13 +30,13 @@ _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class RequestId:
-    """Gives each answer the request's own x-request-id, or a new one if that is absent or odd."""
+    """Add an x-request-id to each response: the request's own, or a new one if that is absent or malformed."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves one connection."""
+        """Handle one ASGI connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -53,7 +53,7 @@ class RequestId:
 
 
 class SafeHeaders:
-    """Tells browsers and proxies to guess no content type, keep no answer, and show none inside another page."""
+    """Add headers that forbid content sniffing, caching and framing."""
 
     HEADERS: ClassVar[dict[str, str]] = {
         "cache-control": "no-store",
@@ -66,7 +66,7 @@ class SafeHeaders:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves one connection."""
+        """Handle one ASGI connection."""
 
         async def send_safely(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -77,11 +77,11 @@ class SafeHeaders:
 
 
 class CloseWhileDraining:
-    """Asks clients to leave their kept-alive connections once the server is on its way out.
+    """Ask clients to close kept-alive connections while the server drains.
 
     Args:
-        app: the app around which this stands.
-        draining: whether it is.
+        app: the wrapped ASGI application.
+        draining: returns whether the server drains.
     """
 
     def __init__(self, app: ASGIApp, draining: Callable[[], bool]) -> None:
@@ -89,7 +89,7 @@ class CloseWhileDraining:
         self._draining = draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves one connection."""
+        """Handle one ASGI connection."""
 
         async def send_goodbye(message: Message) -> None:
             if message["type"] == "http.response.start" and self._draining():
@@ -100,11 +100,11 @@ class CloseWhileDraining:
 
 
 class CatchAll:
-    """FairShare what nobody foresaw into an answer like any other, as long as none has begun.
+    """Turn an unexpected exception into an error response, unless a response has begun.
 
     Args:
-        app: the app around which this stands.
-        refuse: the response to an error.
+        app: the wrapped ASGI application.
+        refuse: makes the response for an error.
     """
 
     def __init__(self, app: ASGIApp, refuse: Callable[[ServerError], Response]) -> None:
@@ -112,7 +112,7 @@ class CatchAll:
         self._refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves one connection."""
+        """Handle one ASGI connection."""
         begun = False
 
         async def send_noting(message: Message) -> None:
@@ -130,15 +130,15 @@ class CatchAll:
             await self._refuse(error)(scope, receive, send)
 
 
-class OneLength:
-    """Refuses a request that gives the length of its body in two ways, and closes the connection.
+class UnambiguousLength:
+    """Refuse a request that gives the length of its body in two ways, and close the connection.
 
-    A proxy in front may believe the other one, and what follows would be a second request that it has not seen;
-    see RFC 9112, section 6.1.
+    A proxy in front may use the other length and would then miss a second request hidden in the body (request
+    smuggling, RFC 9112, section 6.1).
 
     Args:
-        app: the app around which this stands.
-        refuse: the response to an error.
+        app: the wrapped ASGI application.
+        refuse: makes the response for an error.
     """
 
     def __init__(self, app: ASGIApp, refuse: Callable[[ServerError], Response]) -> None:
@@ -146,7 +146,7 @@ class OneLength:
         self._refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves one connection."""
+        """Handle one ASGI connection."""
         app = self._app
         if scope["type"] == "http":
             headers = Headers(scope=scope)
@@ -158,13 +158,13 @@ class OneLength:
 
 
 class HeadAsGet:
-    """Answers HEAD as GET, without the body."""
+    """Answer HEAD like GET, without the body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves one connection."""
+        """Handle one ASGI connection."""
         if scope["type"] != "http" or scope["method"] != "HEAD":
             await self._app(scope, receive, send)
             return
@@ -178,13 +178,13 @@ class HeadAsGet:
 
 
 class BodyLimit:
-    """Reads bodies whole before anything parses them, and refuses one as soon as it is too long or too slow.
+    """Read each body in full before it is parsed, and refuse it once it is too long or too slow.
 
     Args:
-        app: the app around which this stands.
-        max_bytes: the longest body.
+        app: the wrapped ASGI application.
+        max_bytes: largest body, in bytes.
         timeout_s: seconds for a body to arrive.
-        refuse: the response to an error.
+        refuse: makes the response for an error.
     """
 
     def __init__(
@@ -194,10 +194,10 @@ class BodyLimit:
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
         self._refuse = refuse
-        self._inflow = Inflow()
+        self._pacer = BodyPacer()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves one connection."""
+        """Handle one ASGI connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -217,7 +217,7 @@ class BodyLimit:
         await self._refuse(error)(scope, receive, send)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
-        """The body; None if the client left in the middle of it."""
+        """Return the body, or None if the client disconnected before its end."""
         too_long = TooLargeError(
             f"The body is longer than {self._max_bytes} bytes, which is the limit: shorten it or send fewer inputs.",
             code="body_too_large",
@@ -235,13 +235,13 @@ class BodyLimit:
             more = message.get("more_body", False)
             if len(body) > self._max_bytes:
                 raise too_long
-            if delay_s := self._inflow.delay(CLIENT.get(), len(body) - len(piece), len(piece)):
+            if delay_s := self._pacer.delay(CLIENT.get(), len(body) - len(piece), len(piece)):
                 await asyncio.sleep(delay_s)
         return bytes(body)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """A receive that gives the body in one piece, and then whatever really comes."""
+    """Return a `receive` that gives the body in one piece and then passes further messages through."""
     pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:

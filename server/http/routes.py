@@ -1,4 +1,4 @@
-"""The paths, and what each returns."""
+"""Routes of the HTTP API."""
 
 import logging
 from dataclasses import asdict
@@ -38,7 +38,7 @@ router = APIRouter(route_class=StrictJsonRoute)
 
 
 def error_response(error: ServerError) -> JSONResponse:
-    """The one shape of every error, under the status of its code."""
+    """Return the JSON response for an error, with the HTTP status of its code."""
     headers = {}
     if isinstance(error, TryLaterError):
         headers["retry-after"] = str(error.retry_after_s)
@@ -48,13 +48,13 @@ def error_response(error: ServerError) -> JSONResponse:
 
 
 def refuse(service: Service, error: ServerError) -> JSONResponse:
-    """The response to a request that did not reach the predictor, which counts its own."""
+    """Count an error of a request that did not reach the predictor, and return its response."""
     service.metrics.failed(error)
     write_down(logger, error.code)
     return error_response(error)
 
 
-# Asynchronous, for FastAPI runs any other in a thread.
+# Asynchronous, because FastAPI runs synchronous dependencies in a thread.
 async def _service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
@@ -64,12 +64,12 @@ ServiceOf = Annotated[Service, Depends(_service)]
 
 
 def _client() -> str:
-    """The name of the key that a change of adapters comes with, for the log."""
+    """Return the name of the request's key, for log lines about changes of adapters."""
     return CLIENT.get() or "nobody"
 
 
 _UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": ErrorBody, "description": "not_ready, draining"}}
-# As 4XX, for with a bare 404 FastAPI would add a 422 that never comes.
+# As 4XX: with a bare 404 FastAPI would document a 422 that never occurs.
 _UNKNOWN: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorBody, "description": "404: unknown_adapter, digest_mismatch"}
 }
@@ -82,7 +82,7 @@ _FEEDBACK: dict[int | str, dict[str, Any]] = {
         "for predictions",
     },
 }
-# Of those who change adapters.
+# Responses of the routes that change adapters.
 _CHANGES: dict[int | str, dict[str, Any]] = _UNAVAILABLE | {
     "4XX": {
         "model": ErrorBody,
@@ -100,7 +100,7 @@ _NOT_OF_PREDICTIONS = {
 
 
 def _documented_errors() -> dict[int | str, dict[str, Any]]:
-    """What /openapi.json says of the errors of a prediction: every code under its status."""
+    """Return the errors of a prediction for /openapi.json: the codes of each status."""
     codes: dict[int, list[str]] = {}
     for code, row in TABLE.items():
         if code not in _NOT_OF_PREDICTIONS:
@@ -118,7 +118,7 @@ def _documented_errors() -> dict[int | str, dict[str, Any]]:
 async def predict(
     request: Request, body: Annotated[PredictBody, Body()], service: ServiceOf
 ) -> Prediction | BatchResponse | Response:
-    """One question, or {"inputs": [...]} with defaults beside, answered with its uncertainty."""
+    """Answer one question, or a batch {"inputs": [...]} whose other fields are defaults, with uncertainty."""
     predictor = service.predictor()
     if isinstance(body, BatchRequest):
         most = service.settings.max_inputs
@@ -129,7 +129,7 @@ async def predict(
                 param="inputs",
             )
         reader: Reader = request.app.state.reader
-        questions = await reader.away(body.questions)
+        questions = await reader.run_in_thread(body.questions)
         outcomes = await unless_disconnected(request, predictor.predict_batch(questions))
         return BatchResponse(
             predictions=[error_body(outcome) if isinstance(outcome, ServerError) else outcome for outcome in outcomes]
@@ -140,16 +140,16 @@ async def predict(
 
 @router.post("/v1/feedback", summary="Report the outcome of an answer", responses=_FEEDBACK)
 async def feedback(body: TellOutcome, service: ServiceOf) -> Outcome:
-    """Outcomes of answers are held against the risk that was promised of them; see the metrics.
+    """Record the outcome of an answer; the metrics compare outcomes with the promised risk.
 
-    A later outcome takes the place of an earlier one. Only the key that asked may report it, or an admin's.
+    A later outcome replaces an earlier one. Only the key that asked, or an admin's key, may report it.
     """
     return Outcome(correct=await service.predictor().feedback.told(body.prediction_id, body.label, KEY.get()))
 
 
 @router.get("/v1/models", summary="List the base model and its adapters", responses=_UNAVAILABLE)
 async def models(service: ServiceOf) -> ModelList:
-    """OpenAI's model list; each adapter has the base model as its parent."""
+    """List the models in OpenAI's format; each adapter has the base model as its parent."""
     predictor = service.predictor()
     base = predictor.model
     adapters = [
@@ -174,7 +174,7 @@ async def models(service: ServiceOf) -> ModelList:
     responses=_UNAVAILABLE,
 )
 async def adapters(service: ServiceOf) -> AdapterList:
-    """How each adapter was made, how good it was, and what was proved about it."""
+    """List the cards of the adapters: training record, validation metrics and calibration."""
     return AdapterList(
         object="list", data=[adapter_card(handle) for handle in service.predictor().registry.seen(adapters_open())]
     )
@@ -187,7 +187,7 @@ async def adapters(service: ServiceOf) -> AdapterList:
     responses=_UNAVAILABLE | _UNKNOWN,
 )
 async def adapter(name: str, service: ServiceOf) -> AdapterCard:
-    """How the adapter was made, how good it was, and what was proved about it; the name may pin a digest."""
+    """Show an adapter's card: training record, validation metrics and calibration. The name may pin a digest."""
     return adapter_card(service.predictor().registry.resolve(name, adapters_open()))
 
 
@@ -195,10 +195,10 @@ async def adapter(name: str, service: ServiceOf) -> AdapterCard:
     "/v1/adapters",
     summary="Load an adapter, or find it loaded",
     status_code=201,
-    responses=_CHANGES | {200: {"model": AdapterRef, "description": "It was loaded already."}},
+    responses=_CHANGES | {200: {"model": AdapterRef, "description": "The adapter was already loaded."}},
 )
 async def load_adapter(body: LoadAdapter, service: ServiceOf, response: Response) -> AdapterRef:
-    """The name and digests that now answer to the name; off unless the operator allows it, and for admins alone."""
+    """Load an adapter and return its name and digests. Needs --adapter-root and an admin's key."""
     handle, is_new = await service.loader().load(body.name, body.path, by=_client())
     if not is_new:
         response.status_code = 200
@@ -207,18 +207,18 @@ async def load_adapter(body: LoadAdapter, service: ServiceOf, response: Response
 
 @router.put(
     "/v1/adapters/{name}",
-    summary="Load an adapter, in the place of the one under that name if there is one",
+    summary="Load an adapter, or replace the one of that name",
     responses=_CHANGES
     | {
-        200: {"description": "It takes the place of another, or was loaded already."},
-        201: {"model": AdapterRef, "description": "There was none under that name."},
+        200: {"description": "The adapter replaced another one, or was already loaded."},
+        201: {"model": AdapterRef, "description": "There was no adapter of that name."},
     },
 )
 async def replace_adapter(name: str, body: PutAdapter, service: ServiceOf, response: Response) -> AdapterRef:
-    """The name and digest that answer from now on; every request finds the old one or the new one.
+    """Load or replace an adapter and return its name and digests; every request gets the old one or the new one.
 
-    The old one is served until the new one has proved itself, and finishes the requests that it has. The same request
-    again changes nothing. Off unless the operator allows it, and for admins alone.
+    The old adapter is served until the new one has passed its test forward pass, and finishes the requests that it
+    has. Repeating the request changes nothing. Needs --adapter-root and an admin's key.
     """
     handle, is_new = await service.loader().load(name, body.path, by=_client(), replace=True)
     if is_new:
@@ -228,33 +228,33 @@ async def replace_adapter(name: str, body: PutAdapter, service: ServiceOf, respo
 
 @router.delete("/v1/adapters/{name}", summary="Unload an adapter", status_code=204, responses=_CHANGES)
 async def unload_adapter(name: str, service: ServiceOf) -> None:
-    """Requests in flight finish on it; off unless the operator allows it, and for admins alone."""
+    """Unload an adapter; requests in flight still finish on it. Needs --adapter-root and an admin's key."""
     await service.loader().unload(name, by=_client())
 
 
 @router.get("/livez", summary="Say that the process runs", responses=_UNAVAILABLE)
 async def livez(service: ServiceOf) -> Status:
-    """200 as long as the event loop turns and no forward pass hangs, whatever else is wrong."""
+    """Return 200 while the event loop runs and no forward pass hangs."""
     service.check_alive()
     return Status()
 
 
 @router.get("/readyz", summary="Say whether requests will be answered", responses=_UNAVAILABLE)
 async def readyz(service: ServiceOf) -> Status:
-    """200 while there is an adapter that has proved itself, until the server drains; else 503 with the reason."""
+    """Return 200 while an adapter is ready and the server does not drain; otherwise 503 with the reason."""
     await service.check_ready()
     return Status()
 
 
 @router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
 async def metrics(service: ServiceOf) -> Response:
-    """Prometheus' text format."""
+    """Return the metrics in Prometheus' text format."""
     return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/info", summary="Say what is running")
 async def info(service: ServiceOf) -> Info:
-    """Version, model and limits."""
+    """Return the version, the model and the limits."""
     predictor = service.loaded
     return Info(
         version=service.build.version,

@@ -1,4 +1,4 @@
-"""Bodies are JSON that says it is JSON, holds no more values than a request needs, and has no NaN or infinity."""
+"""Strict parsing of JSON bodies: declared as JSON, with a bounded number of values and without NaN or infinity."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -18,18 +18,18 @@ __all__ = ["Reader", "StrictJsonRoute"]
 T = TypeVar("T")
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-# A shorter body is parsed where it is needed: that takes less time than waking a thread.
+# Longest body, in bytes, that the event loop parses itself: waking a thread would take longer.
 _SHORT = 16384
-# A body may hold one value for each so many bytes of the longest body, and at least so many.
+# A body may hold one JSON value for every 16 bytes of the largest allowed body.
 _BYTES_PER_VALUE = 16
 _LEAST_VALUES = 1024
 
 
 class Reader:
-    """Parses long bodies in one thread, one after the other, so that the event loop turns meanwhile.
+    """A parser that handles long bodies in one thread, one after the other, to keep the event loop free.
 
     Args:
-        max_body_bytes: the longest body; the number of values in any follows from it.
+        max_body_bytes: the largest body, in bytes; the limit on values in a body follows from it.
     """
 
     def __init__(self, max_body_bytes: int) -> None:
@@ -37,7 +37,7 @@ class Reader:
         self._reading = ThreadPoolExecutor(1, "read")
 
     async def json(self, body: bytes) -> Any:
-        """Return what a body says.
+        """Return the parsed body.
 
         Raises:
             TooLargeError: if it has too many values.
@@ -45,18 +45,18 @@ class Reader:
         """
         if len(body) <= _SHORT:
             return self._parse(body)
-        return await self.away(lambda: self._parse(body))
+        return await self.run_in_thread(lambda: self._parse(body))
 
-    async def away(self, work: Callable[[], T]) -> T:
-        """Return what the work does, done in the reading thread."""
+    async def run_in_thread(self, work: Callable[[], T]) -> T:
+        """Run a function in the reading thread and return its result."""
         return await asyncio.get_running_loop().run_in_executor(self._reading, work)
 
     def close(self) -> None:
-        """Lets go of the thread."""
+        """Shut the thread down."""
         self._reading.shutdown(wait=False, cancel_futures=True)
 
     def _parse(self, body: bytes) -> Any:
-        # Nothing interrupts a parser, and half a million empty lists in a megabyte take it most of a second.
+        # The parser cannot be interrupted, and takes most of a second for a megabyte of half a million empty lists.
         if len(body) > self._max_values:
             bare = _without_strings(body)
             n_values = bare.count(b",") + bare.count(b"[") + bare.count(b"{")
@@ -69,16 +69,17 @@ class Reader:
 
 
 def _without_strings(body: bytes) -> bytes:
-    """What JSON says outside its strings.
+    """Return the JSON text without its strings.
 
-    Takes time linear in the body, whatever that holds: a pattern for a string tries every quote of one that never ends.
+    Takes time linear in the body. A regular expression for whole strings would take quadratic time on an unclosed
+    string, since it starts again at every quote.
     """
     unescaped = body.replace(rb"\\", b"").replace(rb"\"", b"")
     return b"".join(unescaped.split(b'"')[::2])
 
 
 class _ParsedRequest(Request):
-    """A request whose body has been parsed already."""
+    """A request whose body is already parsed."""
 
     parsed: Any = None
 
@@ -87,17 +88,17 @@ class _ParsedRequest(Request):
 
 
 class StrictJsonRoute(APIRoute):
-    """A route whose body is parsed strictly.
+    """A route that parses its body strictly.
 
     Raises:
-        InvalidRequestError: if a body is not JSON.
-        TooLargeError: if a body has too many values.
-        UnsupportedMediaTypeError: if a body is not declared as application/json, is compressed, or begins with a byte
-            order mark.
+        InvalidRequestError: if the body is not JSON.
+        TooLargeError: if the body has too many values.
+        UnsupportedMediaTypeError: if the body is not declared as application/json, is compressed, or begins with a
+            byte order mark.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """FastAPI's handler, given a stricter request."""
+        """Return FastAPI's handler, called with a strictly parsed request."""
         handler = super().get_route_handler()
         if self.body_field is None:
             return handler

@@ -1,1 +1,1 @@
-"""What operators see: metrics, logs, traces, and the outcomes that clients report."""
+"""Monitoring: metrics, logs, traces, and the outcomes that clients report."""

@@ -1,4 +1,4 @@
-"""Which build this is: the package's version, and the git revision that the image was made from."""
+"""Identity of the build: the package's version and the git revision of the image."""
 
 import os
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ __all__ = ["Build"]
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """Identity of the running code."""
+    """Version and revision of the running code."""
 
     version: str
     revision: str
 
     @classmethod
     def current(cls) -> "Build":
-        """This process's build; BLORA_REVISION is set when the image is built."""
+        """Return the build of this process; BLORA_REVISION is set when the image is built."""
         return cls(version=__version__, revision=os.environ.get("BLORA_REVISION", "unknown"))

@@ -1,15 +1,15 @@
-"""What became of answers: outcomes against the promised risk, and live uncertainty against that of the calibration.
+"""Monitoring of answers: outcomes against the promised risk, and live uncertainty against the calibration's.
 
-Of a prediction nothing is kept but which adapter made it, which key asked, what was promised, and salted hashes of its
+Each prediction is kept only as its adapter, the name of the key that asked, the promised risk, and salted hashes of its
 choices.
 
-The alarm assumes that an outcome is reported whether or not the answer was wrong (see `blora.decision.promise`). It
-rests on the outcomes that were asked for, which are those of all answers or of a random sample; outcomes of other
-answers are counted and do not touch it. How many of the requested outcomes are missing can be seen in the metrics.
+The alarm assumes that outcomes are reported whether or not the answer was wrong (see `blora.decision.promise`). It uses
+the requested outcomes only, of all answers or of a random sample; outcomes of other answers are counted but do not
+affect it. The metrics show how many requested outcomes are missing.
 
-The key that asked may tell, or an admin's, and only a choice that was offered. A later outcome takes the place of an
-earlier one. Counters of Prometheus cannot fall, so corrections have one of their own; everything else is computed from
-the outcomes as they are now.
+An outcome may be reported with the key that asked or an admin's key, and must be an offered choice. A later outcome
+replaces an earlier one. Prometheus counters cannot fall, so corrections have their own counter; all other numbers are
+computed from the latest outcomes.
 """
 
 import hashlib
@@ -28,13 +28,13 @@ __all__ = ["Feedback"]
 
 
 class Feedback:
-    """The predictions of late, and what their outcomes say of each adapter.
+    """Recent predictions, and the evidence of their outcomes about each adapter.
 
     Args:
-        metrics: that show it.
-        served: gives the adapter of a name; what is reported of any other is of no interest any more.
-        ledger: where predictions wait for their outcomes.
-        rate: the share of predictions whose outcome is asked for.
+        metrics: shows the results.
+        served: returns the adapter served under a name; outcomes of other adapters are ignored.
+        ledger: the store of predictions that wait for their outcomes.
+        rate: share of predictions whose outcome is requested.
     """
 
     def __init__(
@@ -48,9 +48,9 @@ class Feedback:
         self._windows: dict[Contents, DriftWindow] = {}
 
     def requested(self, prediction_id: str) -> bool:
-        """Return whether the outcome of a prediction is asked for.
+        """Return whether the outcome of a prediction is requested.
 
-        A hash of the id decides, so that all replicas agree and the answer has no part in it.
+        A hash of the id decides, so that all replicas agree and the choice does not depend on the answer.
         """
         digest = hashlib.blake2b(prediction_id.encode(), digest_size=8).digest()
         return int.from_bytes(digest) < self._rate * 2**64
@@ -66,16 +66,16 @@ class Feedback:
         target_risk: float | None,
         predictive_entropy: float | None,
     ) -> None:
-        """A prediction went out.
+        """Record a prediction.
 
         Args:
             handle: the adapter.
-            prediction_id: by which its outcome will be told.
-            choices: that were offered.
-            leader: position of its leading choice.
-            client: name of the key that asked, None where none was needed.
-            target_risk: the risk that was promised of the answer, None where there was no answer or no promise.
-            predictive_entropy: in nats, None where the question is not like those of the calibration.
+            prediction_id: the id under which its outcome will be reported.
+            choices: the offered choices.
+            leader: position of the leading choice.
+            client: name of the key that asked; None without keys.
+            target_risk: the risk promised for the answer; None without an answer or a promise.
+            predictive_entropy: in nats; None if the question departs from the calibration.
         """
         if self._handle_of(handle.name) is not handle:
             return
@@ -92,31 +92,31 @@ class Feedback:
                 self._metrics.drifted(handle.name, index)
 
     async def told(self, prediction_id: str, label: str, by: Key | None) -> bool:
-        """Return whether the leading choice was right; the same outcome again changes nothing.
+        """Record an outcome and return whether the leading choice was right; repeating an outcome changes nothing.
 
         Args:
-            prediction_id: of the answer.
-            label: the choice that was right, in the place of any that was told before.
-            by: the key that tells, None where none is needed.
+            prediction_id: id of the answer.
+            label: the right choice, which replaces any earlier one.
+            by: the key that reports; None without keys.
 
         Raises:
-            UnknownPredictionError: if the prediction is none of ours, too long ago, of an adapter that has gone, or
-                was asked with another key and this one is no admin's.
-            InvalidRequestError: if the label is none of the choices that were offered.
-            FeedbackUnavailableError: if the ledger is out of reach.
+            UnknownPredictionError: if the prediction is unknown, too old, of an unloaded adapter, or was asked with
+                another key and this key is not an admin's.
+            InvalidRequestError: if the label is not one of the offered choices.
+            FeedbackUnavailableError: if the ledger cannot be reached.
         """
         entry = await self._ledger.find(prediction_id)
         if entry is None or not self._served(entry.adapter) or not _may_tell(by, entry):
             raise UnknownPredictionError(
-                "No prediction of that id is known here. It may be of another replica, too old, of an adapter that is "
-                "no longer loaded, or asked with another key: send feedback to the replica that answered, with the "
-                "key that asked, or give all replicas one store with --feedback-redis.",
+                "This replica knows no prediction of that id. The prediction may be from another replica, too old, of "
+                "an adapter that is no longer loaded, or asked with another key: send feedback to the replica that "
+                "answered, with the key that asked, or give all replicas one store with --feedback-redis.",
                 param="prediction_id",
             )
         position = entry.position(label)
         if position is None:
             raise InvalidRequestError(
-                "This label is none of the choices that the prediction offered: send one of them, spelt the same.",
+                "This label is not one of the choices that were offered: send one of them in the same spelling.",
                 code="label_not_offered",
                 param="label",
             )
@@ -136,7 +136,7 @@ class Feedback:
         return correct
 
     def forget(self, handle: AdapterHandle) -> None:
-        """An adapter was unloaded: its predictions wait for nothing any more."""
+        """Drop the predictions of an unloaded adapter."""
         adapter = _contents(handle)
         self._ledger.forget(adapter)
         self._windows.pop(adapter, None)
@@ -153,5 +153,5 @@ def _contents(handle: AdapterHandle) -> Contents:
 
 
 def _may_tell(by: Key | None, entry: Entry) -> bool:
-    """Return whether it was asked with this key, or this is an admin's."""
+    """Return whether a key may report the outcome: the key that asked, or an admin's key."""
     return entry.client == (by.name if by is not None else None) or (by is not None and by.scope == "admin")

@@ -1,4 +1,4 @@
-"""What the server writes down: an object of JSON a line for machines, or text for people; never what was asked."""
+"""Logging as JSON lines or as text, without any text of requests."""
 
 import json
 import logging
@@ -13,31 +13,31 @@ from typing import Any, Literal
 
 from opentelemetry.trace import format_trace_id, get_current_span
 
-__all__ = ["REQUEST_ID", "Form", "Seldom", "configure", "write_down"]
+__all__ = ["REQUEST_ID", "Form", "ThrottledLogger", "configure", "write_down"]
 
 Form = Literal["text", "json"]
 
-# What ends a line somewhere, or moves a terminal's cursor.
+# Characters that some program treats as a line break, or that move a terminal's cursor.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _LINE_BREAK = re.compile("\r\n|[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("blora_request_id", default=None)
-"""Of the request that is being served."""
+"""Id of the current request."""
 
 
 def configure(level: str, form: Form) -> None:
-    """Sends everything from this level on to standard error."""
+    """Configure logging to standard error, from a level on."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if form == "json" else _Text())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line a request to vLLM
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # logs a line for each request to vLLM
     if level == "info":
-        # Seven lines of starting and stopping, which bury the one that says why the server did not start.
+        # Its seven lines about starting and stopping would bury the line with the reason of a failed start.
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
 
 
 def write_down(logger: logging.Logger, outcome: str, *, level: int = logging.INFO, **fields: Any) -> None:
-    """A line about a request, or a change of the adapters: how it ended, and what is known of it."""
+    """Log the outcome and the fields of a request or of a change of adapters, in one line."""
     known = {"request_id": REQUEST_ID.get()} | fields
     known = {name: value for name, value in known.items() if value is not None}
     trace = get_current_span().get_span_context()
@@ -46,29 +46,29 @@ def write_down(logger: logging.Logger, outcome: str, *, level: int = logging.INF
     logger.log(level, outcome, extra={"fields": known})
 
 
-class Seldom:
-    """Warns of what may happen thousands of times a second, once a second at most.
+class ThrottledLogger:
+    """Logger that writes at most one warning per second and counts the others.
 
     Args:
-        logger: where to.
-        clock: seconds, which never go back.
+        logger: the logger to write to.
+        clock: a monotonic clock, in seconds.
     """
 
     def __init__(self, logger: logging.Logger, clock: Callable[[], float] = time.monotonic) -> None:
         self._logger = logger
         self._clock = clock
         self._next = -math.inf
-        self._unsaid = 0
+        self._n_suppressed = 0
 
     def warning(self, message: str) -> None:
-        """Logs the message, with the number of those since the last that were not logged; or counts it as one."""
+        """Log a warning with the number of suppressed ones since the last, or suppress and count it."""
         now = self._clock()
         if now < self._next:
-            self._unsaid += 1
+            self._n_suppressed += 1
             return
-        more = f" ({self._unsaid} more since the last such line)" if self._unsaid else ""
+        more = f" ({self._n_suppressed} more since the last such line)" if self._n_suppressed else ""
         self._logger.warning("%s%s", message, more)
-        self._next, self._unsaid = now + 1, 0
+        self._next, self._n_suppressed = now + 1, 0
 
 
 class _Json(logging.Formatter):
@@ -86,7 +86,7 @@ class _Json(logging.Formatter):
 
 
 class _Text(logging.Formatter):
-    """A record is one line, whatever names of files and adapters hold; the lines of a traceback are indented."""
+    """Formatter that keeps a record on one line, whatever it contains, and indents the lines of a traceback."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")

@@ -1,4 +1,4 @@
-"""Where the time of a request went, for an OpenTelemetry collector; never what was asked."""
+"""OpenTelemetry traces of requests and their stages, without any text of requests."""
 
 import asyncio
 import threading
@@ -14,21 +14,21 @@ from blora.server.monitoring.build import Build
 
 __all__ = ["Traces", "record_stages"]
 
-# Probes and scrapes would drown the rest.
+# Paths without traces: probes and scrapes would outnumber all other requests.
 _UNTRACED = "livez,readyz,metrics"
 
 
 class Traces:
-    """Spans of every request, if there is a collector to send them to.
+    """Tracer of requests, which sends spans if there is a collector.
 
-    A request continues the trace that its `traceparent` header names; see the W3C's Trace Context.
+    A request continues the trace of its `traceparent` header (W3C Trace Context).
 
     Args:
-        endpoint: the collector's address for OTLP over HTTP, such as http://collector:4318; None: nothing is traced.
-        build: what runs.
+        endpoint: the collector's address for OTLP over HTTP, such as http://collector:4318; None for no traces.
+        build: the running build.
 
     Raises:
-        ConfigError: if the extra is not installed.
+        ConfigError: if the extra `otel` is not installed.
     """
 
     def __init__(self, endpoint: str | None, build: Build) -> None:
@@ -36,7 +36,7 @@ class Traces:
         self.tracer: Tracer = (self._provider or NoOpTracerProvider()).get_tracer("blora")
 
     def attach(self, app: FastAPI) -> None:
-        """Puts a span around each of the app's requests."""
+        """Put a span around each request of an app."""
         if self._provider is not None:
             from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 
@@ -48,7 +48,7 @@ class Traces:
             )
 
     async def close(self, timeout_s: float = 2.0) -> None:
-        """Sends what has not been sent, as far as it can be in so many seconds."""
+        """Send the remaining spans, for at most `timeout_s` seconds."""
         if self._provider is None:
             return
         sent, loop = asyncio.Event(), asyncio.get_running_loop()
@@ -56,10 +56,10 @@ class Traces:
 
         def send() -> None:
             provider.shutdown()
-            with suppress(RuntimeError):  # nobody waits any more
+            with suppress(RuntimeError):  # the event loop has ended
                 loop.call_soon_threadsafe(sent.set)
 
-        # Not an executor's thread, for which the process would wait.
+        # Not an executor's thread, because the process would wait for it.
         threading.Thread(target=send, daemon=True).start()
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
@@ -67,7 +67,7 @@ class Traces:
 
 
 def record_stages(tracer: Tracer, *, queue_s: float, compute_s: float) -> None:
-    """Spans of an input's wait and of its forward pass, which has just ended, inside the current one."""
+    """Add spans for an input's wait and its forward pass, which has just ended, below the current span."""
     ended = time.time_ns()
     computing = ended - int(1e9 * compute_s)
     waiting = computing - int(1e9 * queue_s)

@@ -1,1 +1,1 @@
-"""One question from start to finish, and the service that holds everything that answers it."""
+"""Prediction: one question from request to answer, and the service that owns all parts."""

@@ -1,4 +1,4 @@
-"""What a loaded adapter is called down to its contents, and its card, for those who ask what it is worth."""
+"""Cards and references of loaded adapters."""
 
 from blora.client.answers import AdapterRef
 from blora.server.engines.handle import AdapterHandle
@@ -7,12 +7,12 @@ from blora.server.schemas.cards import AdapterCard
 
 __all__ = ["adapter_card", "adapter_ref"]
 
-# Of the training record: not the command, nor anything else that tells of the machine it ran on.
+# Public entries of the training record, without the command and other facts about the machine.
 PUBLIC_RECORD = ("dtype", "settings", "train", "tuning", "validation")
 
 
 def adapter_card(handle: AdapterHandle) -> AdapterCard:
-    """How the adapter was made, how good it was, and what was proved about it."""
+    """Return an adapter's card: training record, validation metrics and calibration."""
     config, policy = handle.config, default_policy(handle)
     return AdapterCard(
         name=handle.name,

@@ -1,4 +1,4 @@
-"""Identifiers of predictions, which sort by the time they were made."""
+"""Identifiers of predictions, which sort by time."""
 
 import secrets
 import time
@@ -9,10 +9,10 @@ _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
 def prediction_id(now: float | None = None) -> str:
-    """`pred_` and a ULID: 48 bits of Unix milliseconds and 80 random ones, in Crockford's base 32.
+    """Return `pred_` and a ULID: 48 bits of Unix milliseconds and 80 random bits, in Crockford's base 32.
 
     Args:
-        now: Unix time in seconds; the present by default.
+        now: Unix time in seconds; by default the current time.
 
     >>> prediction_id(1_700_000_000.0)[:15]
     'pred_01HF7YAT00'

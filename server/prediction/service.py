@@ -1,4 +1,4 @@
-"""The service from first to last: loading, ready, draining, stopped."""
+"""The service behind the routes, and its life cycle: loading, ready, draining, stopped."""
 
 import asyncio
 import logging
@@ -21,24 +21,24 @@ from blora.server.monitoring.metrics import Metrics
 from blora.server.monitoring.tracing import Traces
 from blora.server.prediction.predictor import Predictor
 from blora.server.scheduling.batcher import Batcher
-from blora.server.scheduling.own_thread import OwnThread, StalledError
+from blora.server.scheduling.thread_per_task import StalledError, ThreadPerTask
 from blora.server.settings import Settings
 
 __all__ = ["Service"]
 
 logger = logging.getLogger(__name__)
 
-# A server is not ready whose forward pass has shown no progress for so many seconds, and for as long as so many full
-# passes take.
+# The server is not ready if a forward pass has made no progress for these seconds and for the time of this many full
+# passes.
 _SILENT_S, _SILENT_PASSES = 30.0, 5
 
 
 class Service:
-    """Everything behind the routes. Liveness never waits for the model, which loads in a task.
+    """Owner of all parts behind the routes. The model loads in a task, so that /livez never waits for it.
 
     Args:
-        settings: the operator's.
-        engine: computes the probabilities; nothing is loaded yet.
+        settings: the server's settings.
+        engine: computes the probabilities; not loaded yet.
     """
 
     def __init__(self, settings: Settings, engine: Engine) -> None:
@@ -50,7 +50,7 @@ class Service:
         self.settled = asyncio.Event()
         """Set once loading has succeeded or failed."""
         self.failure: str | None = None
-        """Why loading failed, in one line."""
+        """Reason for a failed loading, in one line."""
         self.draining = False
         self._engine = engine
         self._batcher: Batcher[Job, Tensor] = Batcher(
@@ -69,18 +69,18 @@ class Service:
         self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Starts the worker, and starts loading."""
+        """Start the worker and the loading."""
         self._batcher.start()
         self._loading = asyncio.create_task(self._load(), name="loading")
 
     def begin_drain(self) -> None:
-        """Tells load balancers to look elsewhere; requests are still answered."""
+        """Make /readyz fail for load balancers; requests are still answered."""
         self.draining = True
 
     async def stop(self, timeout_s: float = 0) -> None:
-        """Takes no more work, and gives what is left `timeout_s` seconds to finish."""
+        """Admit no more work, and give the remaining work `timeout_s` seconds to finish."""
         self.draining = True
-        self._batcher.take_no_more()
+        self._batcher.stop_admitting()
         for task in (self._loading, self._watching):
             if task is not None:
                 task.cancel()
@@ -93,14 +93,14 @@ class Service:
 
     @property
     def loaded(self) -> Predictor | None:
-        """What answers requests, once there is one."""
+        """The predictor, or None before it is loaded."""
         return self._predictor
 
     def predictor(self) -> Predictor:
-        """What answers requests.
+        """Return the predictor.
 
         Raises:
-            NotReadyError: if nothing is loaded.
+            NotReadyError: if the model is not loaded.
         """
         if self._predictor is None:
             raise NotReadyError(
@@ -109,20 +109,20 @@ class Service:
         return self._predictor
 
     def loader(self) -> Loader:
-        """What loads and unloads adapters.
+        """Return the loader of adapters.
 
         Raises:
-            NotReadyError: if nothing is loaded.
+            NotReadyError: if the model is not loaded.
         """
         self.predictor()
-        assert self._loader is not None  # made along with the predictor
+        assert self._loader is not None  # set together with the predictor
         return self._loader
 
     def check_alive(self) -> None:
-        """Returns unless a forward pass hangs for so long that the process had better be started again.
+        """Raise an error if a forward pass has hung for so long that the process should be restarted.
 
         Raises:
-            NotReadyError: if one does.
+            NotReadyError: if a forward pass has hung for longer than hang_timeout_s.
         """
         most, silent_s = self.settings.hang_timeout_s, self._batcher.silent_s
         if most and silent_s > most:
@@ -132,13 +132,13 @@ class Service:
             )
 
     async def check_ready(self) -> None:
-        """Returns if requests will be answered; a full queue is no reason to say no.
+        """Raise an error if requests would not be answered; a full queue is not a reason.
 
-        After a failed forward pass a small one has to succeed, and one that makes no progress has to go on.
+        After a failed forward pass a small one has to succeed; a pass without progress has to go on.
 
         Raises:
-            DrainingError: if the server is on its way out.
-            NotReadyError: if the model is not loaded, fails or hangs, or there is no adapter.
+            DrainingError: if the server is shutting down.
+            NotReadyError: if the model is not loaded, fails or hangs, or no adapter is loaded.
         """
         if self.draining:
             raise DrainingError("The server is shutting down: use another replica.")
@@ -147,7 +147,7 @@ class Service:
         silent_s = self._batcher.silent_s
         if silent_s > max(_SILENT_S, _SILENT_PASSES * self._batcher.pace.seconds(self.settings.max_batch_tokens)):
             raise NotReadyError(
-                f"The running forward pass has made no progress for {silent_s:.0f} s: use another replica until it has"
+                f"The running forward pass has made no progress for {silent_s:.0f} s: use another replica until it does"
             )
         if self._batcher.last_forward_failed:
             try:
@@ -189,13 +189,13 @@ class Service:
             self.settled.set()
 
     async def _watch(self, root: Path, registry: Registry, loader: Loader) -> None:
-        """Begins to keep step with the adapter root, if that is wanted; waits for a while for what is there already."""
+        """Start polling the adapter root, if configured, and wait a while for the adapters that are already there."""
         timeout_s = self.settings.adapter_load_timeout_s
         try:
-            if not await OwnThread(timeout_s).run("The look at the adapter root", root.is_dir):
+            if not await ThreadPerTask(timeout_s).run("Reading the adapter root", root.is_dir):
                 raise ConfigError(f"got adapter root {root}, expected an existing directory")
         except StalledError as exc:
-            logger.error("The adapters below %s are not there yet: %s", root, exc)
+            logger.error("The adapters below %s are not loaded yet: %s", root, exc)
         if self.settings.adapter_poll_s:
             watch = FolderSync(root, loader, registry, timeout_s=timeout_s)
             self._watching = asyncio.create_task(watch.run(self.settings.adapter_poll_s), name="watching")
@@ -203,7 +203,7 @@ class Service:
                 async with asyncio.timeout(timeout_s):
                     await watch.looked.wait()
             except TimeoutError:
-                logger.warning("Not all adapters in %s are loaded or refused; the server does not wait for them", root)
+                logger.warning("Some adapters in %s are still loading; the server does not wait for them", root)
 
 
 def _ledger(settings: Settings) -> Ledger:

@@ -1,4 +1,4 @@
-"""Who is tokenised when: owners in turns, nobody who has left, and no text that cannot be short enough."""
+"""Admission and order of tokenising: length limits, a bounded queue, and fair turns of owners."""
 
 import asyncio
 import math
@@ -15,18 +15,18 @@ from blora.server.schemas.requests import PredictRequest
 
 __all__ = ["Lengths", "Tokenizing"]
 
-# An owner may hold this many times what is left free, so alone four fifths; as in `admission`.
+# An owner may hold this many times the free room, so a lone owner four fifths; as in `admission`.
 _SHARE = 4
-# Weight of the newest text in the running mean of the speed.
+# Weight of the newest text in the running mean of the time per character.
 _SMOOTHING = 0.05
 
 
 class Lengths(NamedTuple):
-    """How long a question may be. A client hears one number of each, whichever limit of the server it comes from.
+    """Length limits of a question, each the smallest of the server's limits.
 
     Attributes:
-        prompt: most tokens of a prompt, or of a chat.
-        row: most tokens of it and of its choices.
+        prompt: most tokens of a prompt or a chat.
+        row: most tokens of prompt and choices together.
         longest_token: most characters of a token.
     """
 
@@ -35,10 +35,10 @@ class Lengths(NamedTuple):
     longest_token: int
 
     def check_characters(self, question: PredictRequest, choices: Sequence[str]) -> int:
-        """Return the characters of a question, before one of them is read.
+        """Return the number of characters of a question, checked before it is tokenised.
 
         Raises:
-            TooLargeError: if these are more than so many tokens can hold.
+            TooLargeError: if the characters cannot fit into the allowed tokens.
         """
         asked, offered = _characters(question), sum(map(len, choices))
         if offered > self.row * self.longest_token:
@@ -57,10 +57,10 @@ class Lengths(NamedTuple):
         return asked + offered
 
     def check_row(self, row: Row, question: PredictRequest, choices: Sequence[str]) -> None:
-        """Returns if a question is short enough, now that its tokens are known.
+        """Raise an error if a tokenised question is too long.
 
         Raises:
-            TooLargeError: naming what is long, the prompt or the choices.
+            TooLargeError: naming the part that is too long, the prompt or the choices.
         """
         beside = self.row - (row.n_tokens - row.prompt_tokens)
         if row.prompt_tokens <= min(self.prompt, beside):
@@ -73,7 +73,7 @@ class Lengths(NamedTuple):
                 code="prompt_too_long",
                 param=_param(question),
             )
-        if row.prompt_tokens > self.prompt:  # which lists the choices
+        if row.prompt_tokens > self.prompt:  # with label scoring the prompt lists the choices
             got, most = row.prompt_tokens, self.prompt
         else:
             got, most = row.scored_tokens, self.row - row.prompt_tokens + row.n_choices
@@ -84,7 +84,7 @@ class Lengths(NamedTuple):
         )
 
     def too_long(self, question: PredictRequest, choices: Sequence[str]) -> TooLargeError:
-        """The error for a question that has more tokens than the model has positions."""
+        """Return the error for a question with more tokens than the model has positions."""
         if question.choices is not None and sum(map(len, choices)) > _characters(question):
             param, who = "choices", "The choices have"
         else:
@@ -112,26 +112,26 @@ class _Ticket:
 
 
 class Tokenizing:
-    """One text is tokenised at a time, and owners take turns by characters, whatever each has waiting.
+    """Queue of texts that are tokenised one at a time; owners take turns by characters.
 
     Args:
-        max_inputs: most texts waiting.
-        max_characters: most characters waiting, of those that do not wait alone.
-        clock: seconds, which never go back.
+        max_inputs: most waiting texts.
+        max_characters: most waiting characters; a text that waits alone may have more.
+        clock: a monotonic clock, in seconds.
     """
 
     def __init__(self, *, max_inputs: int, max_characters: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_inputs = max_inputs
         self._max_characters = max_characters
         self._clock = clock
-        self._turns = FairShare()
+        self._fair_share = FairShare()
         self._waiting: list[_Ticket] = []
         self._busy = False
-        self._pace: float | None = None  # seconds a character
+        self._pace: float | None = None  # seconds per character
 
     @asynccontextmanager
     async def turn(self, owner: Hashable, characters: int) -> AsyncIterator[None]:
-        """Waits for a turn, which lasts as long as the context. Whoever is cancelled meanwhile waits no longer.
+        """Wait for a turn, which lasts as long as the context; a cancelled task leaves the queue.
 
         Raises:
             QueueFullError: if there is no room to wait.
@@ -157,12 +157,12 @@ class Tokenizing:
         if self._busy:
             return
         if not self._waiting:
-            self._turns.forget()
+            self._fair_share.reset()
             return
-        turns = self._turns.of(self._waiting)
+        turns = self._fair_share.turns(self._waiting)
         first = min(range(len(turns)), key=turns.__getitem__)
         ticket = self._waiting.pop(first)
-        self._turns.went(turns[first], [ticket])
+        self._fair_share.served(turns[first], [ticket])
         self._busy = True
         ticket.called.set()
 
@@ -176,9 +176,9 @@ class Tokenizing:
         takes_too_much = bool(own) and (len(own) >= _SHARE * free_inputs or own_cost > _SHARE * free)
         if full or takes_too_much:
             raise QueueFullError(
-                f"{len(self._waiting)} inputs of {waiting} characters wait to be tokenised, {len(own)} of them yours. "
-                f"There is room for {self._max_inputs} and {self._max_characters}, of which you may have four fifths: "
-                "try again after the seconds in Retry-After.",
+                f"{len(self._waiting)} inputs with {waiting} characters wait to be tokenised, {len(own)} of them "
+                f"yours. The limits are {self._max_inputs} inputs and {self._max_characters} characters, of which one "
+                "client may use four fifths: try again after the seconds in Retry-After.",
                 retry_after_s=max(1, math.ceil(waiting * (self._pace or 0.0))),
             )
 

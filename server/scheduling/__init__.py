@@ -1,1 +1,1 @@
-"""Which work runs when: a queue, admission and fair shares. Knows neither HTTP nor tensors."""
+"""Scheduling of inputs: queue, batches, admission and fair shares. Knows neither HTTP nor tensors."""

@@ -1,4 +1,4 @@
-"""Who may wait: whatever could not be answered in time, or would leave no room for others, is refused at the door."""
+"""Admission to the queue: refuses inputs that would miss their deadline or leave no room for other owners."""
 
 import math
 from dataclasses import dataclass
@@ -8,27 +8,27 @@ from blora.server.errors import QueueFullError, TooLargeError
 from blora.server.scheduling.pace import Pace
 from blora.server.scheduling.runs import Work
 
-__all__ = ["Admission", "Waiting"]
+__all__ = ["Admission", "QueueState"]
 
 P = TypeVar("P")
 
-# An owner may hold this many times what is left free, so alone four fifths of the queue
+# An owner may hold this many times the free room, so a lone owner four fifths of the queue
 # (dynamic thresholds: Choudhury, Hahne, 1998).
 _SHARE = 4
-# Part of the time to the deadline that a wait may be expected to take; the rest is for the estimate to be wrong.
-_PUNCTUAL = 0.75
+# Share of the time to the deadline that an answer may be expected to take; the rest allows for errors of the estimate.
+_DEADLINE_SHARE = 0.75
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
-    """What a newcomer finds, in inputs and in tokens x draws.
+class QueueState:
+    """State of the queue when a new input arrives; costs are in tokens x draws.
 
     Attributes:
-        inputs: those in the queue.
-        cost: of these.
-        own_inputs: those of the newcomer's owner.
-        own_cost: of these.
-        ahead: cost of what will be done before the newcomer, with what is being done.
+        inputs: number of waiting inputs.
+        cost: cost of the waiting inputs.
+        own_inputs: number of waiting inputs of the new input's owner.
+        own_cost: cost of the owner's waiting inputs.
+        ahead: cost of the work that is running or will be done before the new input.
     """
 
     inputs: int
@@ -39,13 +39,13 @@ class Waiting:
 
 
 class Admission:
-    """The queue's limits.
+    """Limits on the size of an input and of the queue.
 
     Args:
         max_batch_tokens: most padded tokens x draws in a forward pass.
-        max_queue_tokens: most tokens x draws waiting.
-        max_queue_requests: most inputs waiting.
-        max_input_passes: most forward passes that one input may fill.
+        max_queue_tokens: most waiting tokens x draws.
+        max_queue_requests: most waiting inputs.
+        max_input_passes: most forward passes for one input.
     """
 
     def __init__(
@@ -58,15 +58,15 @@ class Admission:
         self._max_input_tokens = max_input_passes * max_batch_tokens
 
     def check_size(self, work: Work[P], seconds_left: float) -> None:
-        """Returns if an input may be answered at all, whatever waits.
+        """Raise an error if an input could not be answered even on an idle server.
 
         Args:
             work: the input.
-            seconds_left: until its deadline.
+            seconds_left: seconds until its deadline.
 
         Raises:
-            TooLargeError: if one of its draws exceeds a forward pass, all of them the queue or what one input may take,
-                or if it would take longer than is left by the pace of late.
+            TooLargeError: if one draw exceeds a forward pass, if all draws exceed the queue or the limit of one
+                input, or if the input would miss its deadline at the recent pace.
         """
         if work.n_tokens > self._max_batch_tokens:
             raise TooLargeError(
@@ -93,38 +93,40 @@ class Admission:
                 code="too_much_work",
             )
 
-    def check_room(self, cost: int, waiting: Waiting, seconds_left: float) -> None:
-        """Returns if an input may wait.
+    def check_room(self, cost: int, waiting: QueueState, seconds_left: float) -> None:
+        """Raise an error if an input may not join the queue.
 
         Args:
-            cost: of the newcomer, in tokens x draws.
-            waiting: what it finds.
-            seconds_left: until its deadline.
+            cost: cost of the input, in tokens x draws.
+            waiting: state of the queue.
+            seconds_left: seconds until the input's deadline.
 
         Raises:
-            QueueFullError: if there is no room, or no time.
+            QueueFullError: if the queue or the owner's share is full, or the input would miss its deadline.
         """
         if waiting.cost + cost > self._max_queue_tokens or waiting.inputs >= self._max_queue_requests:
             raise QueueFullError(
-                f"The queue is full, with {waiting.inputs} inputs and {waiting.cost} tokens x draws of at most "
-                f"{self._max_queue_requests} and {self._max_queue_tokens}: try again after the seconds in Retry-After.",
+                f"The queue is full: it holds {waiting.inputs} of at most {self._max_queue_requests} inputs, and "
+                f"{waiting.cost} of at most {self._max_queue_tokens} tokens x draws. Try again after the seconds in "
+                "Retry-After.",
                 retry_after_s=self._retry_after_s(waiting.ahead),
             )
         if self._takes_too_much(cost, waiting):
             raise QueueFullError(
-                f"Your inputs that wait, {waiting.own_inputs} with {waiting.own_cost} tokens x draws, have reached "
-                "your share of the queue: try again after the seconds in Retry-After.",
+                f"Your {waiting.own_inputs} waiting inputs, with {waiting.own_cost} tokens x draws, have reached your "
+                "share of the queue: try again after the seconds in Retry-After.",
                 retry_after_s=self._retry_after_s(waiting.ahead),
             )
         expected = self.pace.seconds(waiting.ahead + cost)
-        if waiting.ahead and expected > _PUNCTUAL * seconds_left:
+        if waiting.ahead and expected > _DEADLINE_SHARE * seconds_left:
             raise QueueFullError(
-                f"The answer is expected in about {expected:.1f} s, and would have to be within "
-                f"{_PUNCTUAL * seconds_left:.1f} s to keep its deadline: try again after the seconds in Retry-After.",
-                retry_after_s=max(1, math.ceil(expected - _PUNCTUAL * seconds_left)),
+                f"The answer is expected in about {expected:.1f} s, but must be expected within "
+                f"{_DEADLINE_SHARE * seconds_left:.1f} s to meet its deadline: try again after the seconds in "
+                "Retry-After.",
+                retry_after_s=max(1, math.ceil(expected - _DEADLINE_SHARE * seconds_left)),
             )
 
-    def _takes_too_much(self, cost: int, waiting: Waiting) -> bool:
+    def _takes_too_much(self, cost: int, waiting: QueueState) -> bool:
         if not waiting.own_inputs:
             return False
         free_inputs = self._max_queue_requests - waiting.inputs

@@ -1,12 +1,12 @@
-"""The queue in front of the one worker: which inputs share a forward pass, and which wait.
+"""The queue in front of the one worker, and the choice of inputs that share a forward pass.
 
-A run of the engine holds inputs of one group, that of the oldest one waiting, so no input and no group
-starves. Its size, rows x padded row x draws, stays within `max_batch_tokens`; an input that exceeds it
-alone runs alone, and the engine divides its draws among several passes. Inputs whose client
-left or whose deadline passed are dropped before they cost anything, or as soon as the engine looks up.
+A run of the engine holds inputs of one group, the group of the input whose turn it is, so that no input and no group
+starves. The size of a run, rows x padded row x draws, stays within `max_batch_tokens`; an input that exceeds the limit
+runs alone, and the engine divides its draws among several passes. Inputs whose client has left or whose deadline has
+passed are dropped before they run, or at the engine's next checkpoint.
 
-A run that takes long gives way: it waits at a checkpoint while inputs go first that take less time than it has had, and
-then has the worker for a fifth of the time. So no input, however much work it is, keeps others waiting for all of it.
+A long run gives way: it is parked at a checkpoint while inputs run that need less time than the run has already had,
+and then gets a fifth of the worker's time. So even the largest input does not block others until it ends.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, Protocol, TypeVar, cast
 
 from blora.server.errors import DeadlineExceededError, DrainingError, QueueFullError
-from blora.server.scheduling.admission import Admission, Waiting
+from blora.server.scheduling.admission import Admission, QueueState
 from blora.server.scheduling.control import AbandonedError, Control
 from blora.server.scheduling.fair_share import FairShare
 from blora.server.scheduling.pace import Pace
@@ -27,44 +27,44 @@ __all__ = ["BatchObserver", "Batcher", "Completed", "Work"]
 P = TypeVar("P")
 R = TypeVar("R")
 
-# Most runs that have begun, of which one goes on; the last place is for one that takes no more than a forward pass.
-_MOST_RUNS = 4
-# What a run that gave way has of the worker's next seconds, for each of the one that went before it.
-_OWED = 0.25
-# How often to look whether the run that goes on should give way, in seconds.
-_LOOK_S = 0.05
-# How long a refused input counts as demand, in seconds.
+# Most runs in progress, the active one and the parked ones. The last place is for runs of a single forward pass.
+_MAX_RUNS = 4
+# Seconds that a resumed run keeps the worker, for each second that the run before it had.
+_GUARANTEED_SHARE = 0.25
+# Seconds between checks whether the active run should be parked.
+_POLL_S = 0.05
+# Seconds for which a refused input counts as demand.
 _REFUSED_S = 30.0
 
 
 class BatchObserver(Protocol):
-    """Who is told what the batcher does."""
+    """Observer that the batcher reports to."""
 
     def forward_done(self, *, rows: int, tokens: int, seconds: float) -> None:
-        """A run of `rows` inputs and `tokens` padded tokens x draws succeeded."""
+        """Record a successful run of `rows` inputs and `tokens` padded tokens x draws."""
 
     def waited(self, seconds: float) -> None:
-        """An input was computed, and waited so long for that."""
+        """Record the seconds that a computed input waited."""
 
     def dropped(self, reason: DropReason) -> None:
-        """An input left without having been computed to the end."""
+        """Record an input that was dropped before it was computed."""
 
     def queue_changed(self, depth: int) -> None:
-        """So many inputs wait now."""
+        """Record the number of waiting inputs."""
 
 
 class Batcher(Generic[P, R]):
-    """Collects inputs into runs of one worker.
+    """A queue that groups inputs into runs of one worker.
 
-    Owners take turns at it; among one owner's inputs the oldest goes first.
+    Owners take turns; the inputs of one owner run in order of arrival.
 
     Args:
-        run: computes the results of payloads of one group, in order, and asks the control whether to go on.
+        run: computes the results of payloads of one group, in order; asks the control at checkpoints whether to go on.
         max_batch_tokens: most padded tokens x draws in a forward pass.
-        max_queue_tokens: most tokens x draws waiting.
-        max_queue_requests: most inputs waiting.
-        max_input_passes: most forward passes that one input may fill.
-        observer: is told what happens.
+        max_queue_tokens: most waiting tokens x draws.
+        max_queue_requests: most waiting inputs.
+        max_input_passes: most forward passes for one input.
+        observer: receives reports of runs and of the queue.
     """
 
     def __init__(
@@ -89,9 +89,9 @@ class Batcher(Generic[P, R]):
         self._queue: dict[Item[P, R], None] = {}  # in order of arrival
         self._active: Run[P, R] | None = None
         self._parked: list[Run[P, R]] = []
-        self._owed_s = 0.0  # what the active run may use before it gives way
-        self._refused: deque[tuple[float, float]] = deque()  # when, and seconds of work
-        self._turns = FairShare()
+        self._guaranteed_s = 0.0  # worker time of the active run before it may be parked
+        self._refused: deque[tuple[float, float]] = deque()  # time of refusal, seconds of work
+        self._fair_share = FairShare()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -101,43 +101,43 @@ class Batcher(Generic[P, R]):
 
     @property
     def pace(self) -> Pace:
-        """How long work takes."""
+        """Estimate of how long work takes."""
         return self._admission.pace
 
     @property
     def silent_s(self) -> float:
-        """For how long the active run has shown no sign that it goes on; 0 where there is none."""
+        """Seconds since the active run last showed progress; 0 without an active run."""
         return asyncio.get_running_loop().time() - self._active.control.last_sign if self._active is not None else 0.0
 
     @property
     def backlog_s(self) -> float:
-        """Seconds of work: what waits, what has begun, and what was refused within the last half minute."""
+        """Seconds of work that waits, has begun, or was refused within the last 30 s."""
         now = asyncio.get_running_loop().time()
         while self._refused and self._refused[0][0] < now - _REFUSED_S:
             self._refused.popleft()
         waiting = self.pace.seconds(sum(item.work.cost for item in self._queue))
-        # What has taken longer than expected is expected to take as much longer again.
-        begun = sum(abs(self.pace.seconds(run.cost) - run.had_s) for run in self._begun())
+        # A run that is overdue by some time is expected to take that time again.
+        begun = sum(abs(self.pace.seconds(run.cost) - run.worker_s) for run in self._begun())
         return waiting + begun + sum(seconds for _, seconds in self._refused)
 
     def start(self) -> None:
-        """Starts the worker on the running event loop."""
+        """Start the worker on the running event loop."""
         self._worker = asyncio.create_task(self._work(), name="batcher")
 
     async def submit(self, work: Work[P], *, deadline: float) -> Completed[R]:
-        """The result, once a run has computed it.
+        """Queue an input and return its result.
 
         Args:
             work: the input.
-            deadline: event-loop time after which nobody wants the result.
+            deadline: event-loop time after which the result is useless.
 
         Raises:
-            TooLargeError: if one of its draws exceeds a forward pass, all of them the queue or what one input may take,
-                or if it could not be done by the deadline even if nothing else were to be done.
-            QueueFullError: if there is no room for it to wait, or it would wait too long.
-            DrainingError: if the batcher takes no more.
-            DeadlineExceededError: if the deadline passed first.
-            Exception: whatever the worker raised on this input alone.
+            TooLargeError: if one draw exceeds a forward pass, if all draws exceed the queue or the limit of one
+                input, or if the input would miss its deadline even on an idle server.
+            QueueFullError: if the queue has no room, or the input would wait too long.
+            DrainingError: if the batcher admits no more inputs.
+            DeadlineExceededError: if the deadline passes first.
+            Exception: the exception that the worker raised for this input alone.
         """
         loop = asyncio.get_running_loop()
         self._admit(work, deadline - loop.time())
@@ -149,7 +149,7 @@ class Batcher(Generic[P, R]):
             async with asyncio.timeout_at(deadline) as limit:
                 return await item.future
         except TimeoutError as exc:
-            if not limit.expired():  # the worker's own
+            if not limit.expired():  # raised by the worker
                 raise
             self._drop(item, "expired")
             raise DeadlineExceededError(
@@ -160,17 +160,17 @@ class Batcher(Generic[P, R]):
             self._drop(item, "cancelled")
             raise
 
-    def take_no_more(self) -> None:
+    def stop_admitting(self) -> None:
         """Refuse every further input."""
         self._draining = True
 
     async def drain(self, timeout_s: float) -> None:
-        """Take no more, finish what waits, and stop the worker.
+        """Admit no more inputs, finish the waiting ones, and stop the worker.
 
         Args:
-            timeout_s: after so many seconds what is left gets DrainingError.
+            timeout_s: seconds after which the remaining inputs fail with DrainingError.
         """
-        self.take_no_more()
+        self.stop_admitting()
         try:
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
@@ -180,7 +180,7 @@ class Batcher(Generic[P, R]):
                 if not item.future.done():
                     item.future.set_exception(self._draining_error())
             for run in begun:
-                run.control.go_on()  # its thread ends, for nobody waits any more
+                run.control.go_on()  # lets its thread reach a checkpoint, where it is abandoned
         tasks = [self._worker, *(run.task for run in self._begun())]
         self._worker = None
         for task in filter(None, tasks):
@@ -196,9 +196,9 @@ class Batcher(Generic[P, R]):
         self._admission.check_size(work, seconds_left)
         waiting = [item.work for item in self._queue]
         own = [other for other in waiting if other.owner == work.owner]
-        *turns, turn = self._turns.of([*waiting, work])
+        *turns, turn = self._fair_share.turns([*waiting, work])
         ahead = [other.cost for other, its in zip(waiting, turns, strict=True) if its <= turn]
-        found = Waiting(
+        found = QueueState(
             inputs=len(waiting),
             cost=sum(other.cost for other in waiting),
             own_inputs=len(own),
@@ -212,7 +212,7 @@ class Batcher(Generic[P, R]):
             raise
 
     def _delay(self, costs: Sequence[int], work: Work[P]) -> int:
-        """What of the work ahead is done before a newcomer: of what takes long no more than until it gives way."""
+        """Return the cost of the work done before a new input; long runs count only until they give way."""
         most = max(self._max_batch_tokens, round(work.cost / OWN_SHARE))
         return sum(cost for cost in costs if cost <= most) + (most if any(cost > most for cost in costs) else 0)
 
@@ -239,52 +239,52 @@ class Batcher(Generic[P, R]):
         while True:
             others_wait = self._active is not None and (self._queue or self._parked)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_S if others_wait else None):
+                async with asyncio.timeout(_POLL_S if others_wait else None):
                     await self._wake.wait()
             self._wake.clear()
             if self._active is None:
                 self._active = self._next()
                 self._changed()
-            elif not self._active.control.is_to_park and self._has_to_give_way(self._active):
+            elif not self._active.control.is_to_park and self._should_park(self._active):
                 self._active.control.park()
 
     def _next(self) -> Run[P, R] | None:
-        """What has the worker now: a new run or one that gave way; None where nothing is left to do."""
+        """Return the next run, a new or a parked one; None if there is no work."""
         first = self._first(self._parked)
         gone = [run for run in self._parked if not run.is_wanted]
-        if gone or (self._parked and (self._owed_s > 0 or first is None)):
-            run = gone[0] if gone else min(self._parked, key=lambda run: run.had_s)
+        if gone or (self._parked and (self._guaranteed_s > 0 or first is None)):
+            run = gone[0] if gone else min(self._parked, key=lambda run: run.worker_s)
             self._parked.remove(run)
-            run.get()
+            run.resume()
             return run
         if first is None:
-            self._turns.forget()
+            self._fair_share.reset()
             return None
         return self._begin(self._take(first))
 
-    def _has_to_give_way(self, run: Run[P, R]) -> bool:
-        if run.stint_s < self._owed_s:
+    def _should_park(self, run: Run[P, R]) -> bool:
+        if run.current_turn_s < self._guaranteed_s:
             return False
         if self._first([*self._parked, run]) is not None:
             return True
         return any(run.is_ahead_of(other) or not other.is_wanted for other in self._parked)
 
     def _first(self, begun: Sequence[Run[P, R]]) -> Item[P, R] | None:
-        """The input whose turn it is, of those still wanted to which everything that has begun gives way."""
+        """Return the wanted input whose turn is next and to which all given runs give way, if there is one."""
         now = asyncio.get_running_loop().time()
         wanted = [item for item in self._queue if item.wanted(now)]
-        turns = dict(zip(wanted, self._turns.of(item.work for item in wanted), strict=True))
+        turns = dict(zip(wanted, self._fair_share.turns(item.work for item in wanted), strict=True))
         for item in sorted(wanted, key=lambda item: turns[item]):
             takes_long = item.work.cost > self._max_batch_tokens
-            if len(begun) < _MOST_RUNS - takes_long and all(run.gives_way_to(item.work, self.pace) for run in begun):
+            if len(begun) < _MAX_RUNS - takes_long and all(run.gives_way_to(item.work, self.pace) for run in begun):
                 return item
         return None
 
     def _take(self, first: Item[P, R]) -> list[Item[P, R]]:
-        """An input, and those of its group that fit beside it."""
+        """Remove an input, and the inputs of its group that fit beside it, from the queue and return them."""
         now = asyncio.get_running_loop().time()
         wanted = [item for item in self._queue if item.wanted(now)]
-        turns = dict(zip(wanted, self._turns.of(item.work for item in wanted), strict=True))
+        turns = dict(zip(wanted, self._fair_share.turns(item.work for item in wanted), strict=True))
         peers = [
             item
             for item in sorted(wanted, key=lambda item: turns[item])
@@ -292,7 +292,7 @@ class Batcher(Generic[P, R]):
             and item.work.group == first.work.group
             and all(run.gives_way_to(item.work, self.pace) for run in self._parked)
         ]
-        # Rows of like length waste the least padding; the sort is stable, so ties go by turn.
+        # Rows of similar length need the least padding; the sort is stable, so ties keep the order of turns.
         peers.sort(key=lambda item: abs(item.work.n_tokens - first.work.n_tokens))
         batch = [first]
         for item in peers:
@@ -300,7 +300,7 @@ class Batcher(Generic[P, R]):
                 batch.append(item)
         for item in batch:
             del self._queue[item]
-        self._turns.went(turns[first], [item.work for item in batch])
+        self._fair_share.served(turns[first], [item.work for item in batch])
         return batch
 
     def _begin(self, batch: list[Item[P, R]]) -> Run[P, R]:
@@ -311,7 +311,7 @@ class Batcher(Generic[P, R]):
             return any(item.wanted(now) for item in run.items if payload is None or item.work.payload is payload)
 
         def parked() -> None:
-            loop.call_soon_threadsafe(self._gave_way, run)
+            loop.call_soon_threadsafe(self._on_parked, run)
 
         def finished(payload: object, result: object) -> None:
             loop.call_soon_threadsafe(self._answer, run, payload, result)
@@ -321,18 +321,18 @@ class Batcher(Generic[P, R]):
 
         control = Control(wants, parked, finished, dropped)
         run: Run[P, R] = Run(batch, loop.time, control, is_full=bool(self._queue) and not self._parked)
-        run.get()
+        run.resume()
         run.task = asyncio.create_task(self._compute(run), name="run")
         return run
 
-    def _gave_way(self, run: Run[P, R]) -> None:
-        self._worker_is_free(run)
+    def _on_parked(self, run: Run[P, R]) -> None:
+        self._release_worker(run)
         self._parked.append(run)
 
-    def _worker_is_free(self, run: Run[P, R]) -> None:
+    def _release_worker(self, run: Run[P, R]) -> None:
         is_new = not run.used_s
-        self._owed_s = _OWED * run.stint_s if is_new and self._parked else 0.0
-        run.give()
+        self._guaranteed_s = _GUARANTEED_SHARE * run.current_turn_s if is_new and self._parked else 0.0
+        run.pause()
         if self._active is run:
             self._active = None
         self._wake.set()
@@ -342,20 +342,20 @@ class Batcher(Generic[P, R]):
         try:
             if await self._attempt(run) or len(items) == 1:
                 return
-            # One by one, so that one fails alone.
+            # One by one, so that a failing input does not fail the others.
             for item in items:
                 if item.wanted(run.clock()):
                     run.items = [item]
                     await self._attempt(run)
         finally:
-            if run in self._parked:  # ended while it waited: only by being cancelled
+            if run in self._parked:  # a parked run only ends by being cancelled
                 self._parked.remove(run)
-            self._worker_is_free(run)
+            self._release_worker(run)
             self._changed()
 
     async def _attempt(self, run: Run[P, R]) -> bool:
-        """Computes the items of a run; whether that went well. What makes one item fail alone is its result."""
-        began_s = run.had_s
+        """Compute the items of a run and return whether that succeeded. A single item that fails gets the exception."""
+        began_s = run.worker_s
         try:
             results = await self._run([item.work.payload for item in run.items], run.control)
             finished = list(zip(run.items, results, strict=True))
@@ -367,7 +367,7 @@ class Batcher(Generic[P, R]):
             if len(run.items) == 1 and not run.items[0].future.done():
                 run.items[0].future.set_exception(exc)
             return False
-        seconds = run.had_s - began_s
+        seconds = run.worker_s - began_s
         self.last_forward_failed = False
         self.pace.measure(run.cost, seconds, full=run.is_full)
         self._observer.forward_done(rows=len(run.items), tokens=padded_tokens(run.items), seconds=seconds)
@@ -376,7 +376,7 @@ class Batcher(Generic[P, R]):
         return True
 
     def _count_dropped(self, run: Run[P, R], payload: object) -> None:
-        """Of a payload or of all (None), those that are not computed any further and have no result."""
+        """Report the items of a payload, or of all payloads (None), that ended without a result."""
         for item in run.items:
             if (payload is None or payload is item.work.payload) and (
                 item.future.cancelled() or not item.future.done()
@@ -384,10 +384,10 @@ class Batcher(Generic[P, R]):
                 self._observer.dropped(item.left)
 
     def _answer(self, run: Run[P, R], payload: object, result: object) -> None:
-        """Give an input its result, of which what it did not have the worker for was waiting."""
+        """Set the result of an input; all time in which its run did not have the worker counts as waiting."""
         for item in run.items:
             if item.work.payload is payload and not item.future.done():
                 in_all = run.clock() - item.queued_at
-                compute_s = min(run.had_s, in_all)
+                compute_s = min(run.worker_s, in_all)
                 self._observer.waited(in_all - compute_s)
                 item.future.set_result(Completed(cast(R, result), in_all - compute_s, compute_s))

@@ -1,4 +1,4 @@
-"""What the event loop and a run in another thread say to each other: go on, wait, or stop."""
+"""Messages between the event loop and a run in another thread: go on, wait, or stop."""
 
 import time
 from collections.abc import Callable
@@ -8,7 +8,7 @@ __all__ = ["AbandonedError", "Control"]
 
 
 class AbandonedError(Exception):
-    """Nobody waits for any result of a run: every client has left, or every deadline has passed."""
+    """No result of the run is wanted any more: every client has left, or every deadline has passed."""
 
 
 def _always(payload: object) -> bool:
@@ -20,13 +20,13 @@ def _nothing(*args: object) -> None:
 
 
 class Control:
-    """One run's: its thread asks at every checkpoint, the event loop answers.
+    """Control of one run: the run's thread asks at every checkpoint, and the event loop answers.
 
     Args:
-        wants: whether somebody waits for the result of a payload, or of any (None); called in the run's thread.
-        parked: called in the run's thread when it begins to wait.
-        finished: called in the run's thread with a payload and its result, when that is there before others are.
-        dropped: called in the run's thread with a payload whose result nobody wants, and which is computed no further.
+        wants: returns whether the result of a payload, or of any payload (None), is wanted; called in the run's thread.
+        parked: called in the run's thread when the run begins to wait.
+        finished: called in the run's thread with a payload and its result, if that is ready before others.
+        dropped: called in the run's thread with a payload that is computed no further because nobody wants its result.
     """
 
     def __init__(
@@ -40,32 +40,32 @@ class Control:
         self.finished = finished
         self.dropped = dropped
         self.last_sign = time.monotonic()
-        """When the run last showed that it goes on, in seconds of the event loop's clock."""
+        """Time of the run's last sign of progress, in seconds of the event loop's clock."""
         self._parked = parked
-        self._turn: Future[None] = Future()  # done as long as the run may go on
+        self._turn: Future[None] = Future()  # done while the run may go on
         self._turn.set_result(None)
 
     def look(self) -> None:
-        """Give a sign of life; for work that waits without a thread, and so may be stopped but not made to wait.
+        """Record progress, and stop if no result is wanted; for runs without a thread, which cannot be made to wait.
 
         Raises:
-            AbandonedError: if nobody wants any of the results.
+            AbandonedError: if no result of the run is wanted any more.
         """
         self.last_sign = time.monotonic()
         if not self.wants(None):
-            raise AbandonedError("nobody waits for what is being computed")
+            raise AbandonedError("no result of this run is wanted any more")
 
     def checkpoint(self, wait: Callable[[Future[None]], object] = Future.result) -> None:
-        """Wait here while others go first, in the run's thread.
+        """Record progress, and wait while the run is parked; called in the run's thread.
 
         Args:
-            wait: returns once a future is done; by default the thread sleeps meanwhile.
+            wait: returns once a future is done; by default the thread sleeps until then.
 
         Raises:
-            AbandonedError: if nobody wants any of the results.
+            AbandonedError: if no result of the run is wanted any more.
         """
         self.look()
-        turn = self._turn  # the one that is announced: by the time of the wait there may be another
+        turn = self._turn  # the announced one: by the time of the wait there may be another
         if not turn.done():
             self._parked()
             wait(turn)
@@ -73,11 +73,11 @@ class Control:
 
     @property
     def is_to_park(self) -> bool:
-        """Return whether the run is to wait at its next checkpoint."""
+        """Whether the run is to wait at its next checkpoint."""
         return not self._turn.done()
 
     def park(self) -> None:
-        """Have the run wait at its next checkpoint."""
+        """Make the run wait at its next checkpoint."""
         if self._turn.done():
             self._turn = Future()
 

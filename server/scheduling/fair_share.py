@@ -1,4 +1,4 @@
-"""Whose turn it is: owners share the worker by work done, whatever each has waiting."""
+"""Fair sharing of the worker: owners take turns by the work done for them."""
 
 from collections.abc import Hashable, Iterable
 from typing import Protocol
@@ -7,33 +7,34 @@ __all__ = ["FairShare", "Owned"]
 
 
 class Owned(Protocol):
-    """Something that waits."""
+    """A waiting piece of work."""
 
     @property
     def owner(self) -> Hashable:
-        """Whose it is."""
+        """Owner of the work."""
 
     @property
     def cost(self) -> int:
-        """What it takes, in tokens x draws."""
+        """Cost of the work, in tokens x draws."""
 
 
 class FairShare:
-    """Start-time fair queueing (Goyal, Vin, Cheng, 1997).
+    """Order of waiting work by start-time fair queueing (Goyal, Vin, Cheng, 1997).
 
-    An input's turn comes when its owner's earlier ones are done, and work counts from when the owner began to wait, so
-    nobody saves turns up. A turn is a number of tokens x draws; the smallest goes first.
+    A turn is a virtual start time in tokens x draws; the smallest goes first. An input's turn comes after the turns of
+    its owner's earlier inputs. Work counts from the time at which the owner began to wait, so that idle owners gain no
+    advantage.
     """
 
     def __init__(self) -> None:
-        self._now = 0.0  # the turn of what went last
-        self._next: dict[Hashable, float] = {}  # of owners that have been served since nobody waited
+        self._now = 0.0  # turn of the batch served last
+        self._next: dict[Hashable, float] = {}  # next turn of each owner served since the last reset
 
-    def of(self, waiting: Iterable[Owned]) -> list[float]:
-        """When each would go, were all of it done in turn.
+    def turns(self, waiting: Iterable[Owned]) -> list[float]:
+        """Return the turn of each waiting piece of work.
 
         Args:
-            waiting: in order of arrival.
+            waiting: the waiting work, in order of arrival.
         """
         upcoming: dict[Hashable, float] = {}
         turns = []
@@ -45,14 +46,14 @@ class FairShare:
             upcoming[work.owner] = turn + work.cost
         return turns
 
-    def went(self, turn: float, batch: Iterable[Owned]) -> None:
-        """A batch is being done, and `turn` was that of its first."""
+    def served(self, turn: float, batch: Iterable[Owned]) -> None:
+        """Record that a batch is being served, whose first input had this turn."""
         self._now = turn
         for work in batch:
             self._next[work.owner] = self._first(work.owner) + work.cost
 
-    def forget(self) -> None:
-        """Nobody waits."""
+    def reset(self) -> None:
+        """Forget all turns, once nobody waits."""
         self._next.clear()
 
     def _first(self, owner: Hashable) -> float:

@@ -1,4 +1,4 @@
-"""Inputs under way: which share a run of the engine, how long it had the worker, and when it gives way to others."""
+"""Inputs and runs of the engine: their cost, their worker time, and the rule by which runs give way to inputs."""
 
 import asyncio
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -15,10 +15,10 @@ R = TypeVar("R")
 
 DropReason = Literal["cancelled", "expired"]
 
-# A run gives way to an input of another owner that will take less time than the run has had, and to one of an owner of
-# its own that will take less than this part of it, once the run has had more than a full forward pass takes.
+# A run gives way to an input of another owner that needs less time than the run has had. To an input of an owner in the
+# run it gives way if the input needs less than this share of that time, once the run has had the time of a full pass.
 OWN_SHARE = 0.25
-# How much longer than another a run may have had the worker before that one goes on, in seconds.
+# Seconds of worker time by which the active run may be ahead of a parked one before they change places.
 _LEAD_S = 1.0
 
 
@@ -27,13 +27,13 @@ class Work(Generic[P]):
     """One input to compute.
 
     Attributes:
-        payload: what the worker gets.
-        lengths: of the parts of its row, in tokens; rows are padded part by part.
-        n_draws: those that its row is certain to take.
-        group: only equal ones share a forward pass; it fixes n_draws.
-        owner: whose it is; owners take turns, whatever each has waiting.
-        most_draws: those that its row may take; 0 for no more than are certain.
-        overhead: what has to be done beside its row, as tokens x draws that take as long.
+        payload: the argument for the worker.
+        lengths: lengths of the parts of its row, in tokens; rows are padded part by part.
+        n_draws: number of draws that are made in any case.
+        group: key of the inputs that may share a forward pass; equal groups have equal n_draws.
+        owner: the owner; owners take turns.
+        most_draws: largest number of draws that may be made; 0 for n_draws.
+        overhead: additional work, as the number of tokens x draws that take equally long.
     """
 
     payload: P
@@ -46,23 +46,23 @@ class Work(Generic[P]):
 
     @property
     def n_tokens(self) -> int:
-        """Length of the row."""
+        """Length of the row, in tokens."""
         return sum(self.lengths)
 
     @property
     def cost(self) -> int:
-        """Tokens x draws, the unit of every limit here."""
+        """Expected work, in tokens x draws."""
         return self.n_tokens * self.n_draws + self.overhead
 
     @property
     def most(self) -> int:
-        """Tokens x draws that it may come to."""
+        """Largest possible work, in tokens x draws."""
         return self.n_tokens * max(self.n_draws, self.most_draws) + self.overhead
 
 
 @dataclass(frozen=True, slots=True)
 class Completed(Generic[R]):
-    """A result, and the seconds it waited and took."""
+    """A result, with the seconds of waiting and of computing."""
 
     result: R
     queue_s: float
@@ -71,36 +71,38 @@ class Completed(Generic[R]):
 
 @dataclass(eq=False, slots=True)
 class Item(Generic[P, R]):
-    """An input and who waits for its result."""
+    """A queued input and the future of its result."""
 
     work: Work[P]
     future: asyncio.Future[Completed[R]]
     queued_at: float
     deadline: float
     left: DropReason = "expired"
-    """Why nobody wants it any more, once that is so."""
+    """Reason for dropping the input, once it is dropped."""
 
     def wanted(self, now: float) -> bool:
-        """Return whether somebody waits for the result, in any thread."""
+        """Return whether the result is still wanted; safe to call in any thread."""
         return not self.future.done() and now < self.deadline
 
 
 def padded_tokens(batch: Sequence[Item[P, R]]) -> int:
-    """Tokens x draws of a forward pass, padding and what has to be done beside it included."""
+    """Return the tokens x draws of a forward pass, including padding and overhead."""
     parts: Iterable[tuple[int, ...]] = zip(*(item.work.lengths for item in batch), strict=True)
     return len(batch) * sum(map(max, parts)) * batch[0].work.n_draws + sum(item.work.overhead for item in batch)
 
 
 @dataclass(eq=False, slots=True)
 class Run(Generic[P, R]):
-    """Items that the engine computes together, now or when others have had their turn.
+    """Items that the engine computes together; the run is active or parked.
 
     Attributes:
-        items: those inputs.
-        control: stops it, and has it wait.
-        is_full: whether others had to stay behind for lack of room.
-        used_s: how long it had the worker until it gave way for the last time.
-        since: when it last got the worker, None while it waits.
+        items: the inputs.
+        clock: the event loop's clock, in seconds.
+        control: parks, resumes and stops the run.
+        is_full: whether inputs stayed behind for lack of room.
+        used_s: worker time until the run was last parked, in seconds.
+        since: time at which the run last got the worker; None while parked.
+        task: the task that computes the run.
     """
 
     items: list[Item[P, R]]
@@ -117,37 +119,37 @@ class Run(Generic[P, R]):
         return sum(item.work.cost for item in self.items)
 
     @property
-    def stint_s(self) -> float:
-        """How long it has had the worker since it last got it."""
+    def current_turn_s(self) -> float:
+        """Seconds since the run last got the worker; 0 while parked."""
         return self.clock() - self.since if self.since is not None else 0.0
 
     @property
-    def had_s(self) -> float:
-        """How long it has had the worker in all."""
-        return self.used_s + self.stint_s
+    def worker_s(self) -> float:
+        """Total worker time, in seconds."""
+        return self.used_s + self.current_turn_s
 
     @property
     def is_wanted(self) -> bool:
-        """Return whether somebody waits for one of its results."""
+        """Whether any result of the run is still wanted."""
         now = self.clock()
         return any(item.wanted(now) for item in self.items)
 
-    def get(self) -> None:
-        """It has the worker from now on."""
+    def resume(self) -> None:
+        """Give the worker to the run."""
         self.since = self.clock()
         self.control.go_on()
 
-    def give(self) -> None:
-        """It has the worker no longer."""
-        self.used_s, self.since = self.had_s, None
+    def pause(self) -> None:
+        """Take the worker from the run."""
+        self.used_s, self.since = self.worker_s, None
 
     def gives_way_to(self, work: Work[P], pace: Pace) -> bool:
-        """Return whether an input that has not begun goes before the rest of this run."""
+        """Return whether a waiting input goes before the rest of this run."""
         expected = pace.seconds(work.cost)
         if all(work.owner != item.work.owner for item in self.items):
-            return self.had_s >= expected
-        return OWN_SHARE * self.had_s >= expected and self.had_s >= pace.seconds(pace.max_batch_tokens)
+            return self.worker_s >= expected
+        return OWN_SHARE * self.worker_s >= expected and self.worker_s >= pace.seconds(pace.max_batch_tokens)
 
     def is_ahead_of(self, other: "Run[P, R]") -> bool:
-        """Return whether it has had so much more time than another that this one should go on."""
-        return self.had_s > other.had_s + _LEAD_S
+        """Return whether this run is far enough ahead of another in worker time for the other one to go on."""
+        return self.worker_s > other.worker_s + _LEAD_S

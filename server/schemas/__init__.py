@@ -1,1 +1,1 @@
-"""The shapes of requests and answers on the wire."""
+"""Schemas of requests and responses."""

@@ -1,4 +1,4 @@
-"""An adapter's card: how it was made, how good it was, and what was proved about it."""
+"""Schema of an adapter's card: training record, validation metrics and calibration."""
 
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ __all__ = ["AdapterCard", "AdapterList"]
 
 
 class AdapterCard(Response):
-    """One adapter that is served."""
+    """Card of one served adapter."""
 
     name: str
     digest: str = Field(description="SHA-256 of its contents: weights, posterior and settings.")
@@ -27,18 +27,18 @@ class AdapterCard(Response):
     prompt: PromptConfig
     sampling: SamplingConfig
     training: dict[str, Any] = Field(
-        description="As recorded when it was trained: settings, data, and the metrics on its validation rows."
+        description="Training record: settings, data, and the metrics on the validation rows."
     )
-    policy: PolicyInForce | None = Field(description="Decides on requests that bring no policy.")
+    policy: PolicyInForce | None = Field(description="Policy for requests without one.")
     calibration: Calibration | None = Field(
-        description="What was proved on rows that it had not seen: the levels by target_risk, each with probability "
-        "1 - delta over the draw of the rows, where delta is the sum over all asks of these rows; quantiles of "
-        "prediction sets, reliability bins and the risk-coverage curve; null where it is not calibrated."
+        description="Results proved on rows outside the training data: the levels by target_risk, each with "
+        "probability 1 - delta over the draw of the rows, where delta is the sum over all uses of these rows; "
+        "quantiles of prediction sets, reliability bins and the risk-coverage curve; null without a calibration."
     )
 
 
 class AdapterList(Response):
-    """The cards of every adapter."""
+    """List of the cards of all adapters."""
 
     object: Literal["list"] = "list"
     data: list[AdapterCard]

@@ -1,4 +1,4 @@
-"""What the server sends back, beside the answers of `blora.client.answers`, which clients read with those classes."""
+"""Schemas of responses other than predictions, whose classes are in `blora.client.answers`."""
 
 from typing import Literal
 
@@ -21,19 +21,19 @@ __all__ = [
 
 
 class Response(BaseModel):
-    """Base of everything that the server sends."""
+    """Base of all response schemas."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class BatchResponse(Response):
-    """The answers in the order of the inputs; a bad input has an error in its place."""
+    """Answers in the order of the inputs, with an error in place of each invalid input."""
 
     predictions: list[Prediction | ErrorBody]
 
 
 class ModelCard(Response):
-    """One entry of the model list, in OpenAI's shape; adapters carry their digests."""
+    """Entry of the model list in OpenAI's format, with the digests of adapters."""
 
     id: str
     object: Literal["model"] = "model"
@@ -43,19 +43,19 @@ class ModelCard(Response):
     parent: str | None
     digest: str | None
     calibration_digest: str | None = Field(
-        default=None, description="SHA-256 of an adapter's calibration in force and its policy; null of a base model."
+        default=None, description="SHA-256 of an adapter's calibration in force and its policy; null for a base model."
     )
 
 
 class ModelList(Response):
-    """The base model, and every adapter on it."""
+    """List of the base model and its adapters."""
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
 
 
 class ModelDescription(Response):
-    """The base model that is loaded."""
+    """Description of the loaded base model."""
 
     name: str
     id: str
@@ -65,13 +65,13 @@ class ModelDescription(Response):
     dtype: str
     max_length: int
     runs_whole_because: str | None = Field(
-        description="Why every layer is computed for every draw, which costs several times as much; null where layers "
-        "that draws share run once a question."
+        description="Reason why every layer runs for every draw, at several times the cost; null if layers that draws "
+        "share run once per question."
     )
 
 
 class Limits(Response):
-    """The limits that requests are held to; see the settings of the same names."""
+    """Limits on requests, under the names of the settings."""
 
     n_samples_cap: int
     max_batch_tokens: int
@@ -84,7 +84,7 @@ class Limits(Response):
 
 
 class Info(Response):
-    """What is running."""
+    """Description of the running server."""
 
     version: str
     revision: str
@@ -93,12 +93,12 @@ class Info(Response):
 
 
 class Status(Response):
-    """The server is well."""
+    """Status of a successful probe."""
 
     status: Literal["ok"] = "ok"
 
 
 def error_body(error: ServerError) -> ErrorBody:
-    """The error as the client sees it."""
+    """Return the body of an error response."""
     detail = ErrorDetail(message=str(error), type=error.type, param=error.param, code=error.code)
     return ErrorBody(error=detail)

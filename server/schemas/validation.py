@@ -1,4 +1,4 @@
-"""Pydantic's complaints, as one InvalidRequestError that names the field and never repeats the text."""
+"""Translation of pydantic's validation errors into one InvalidRequestError, without any text of the request."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from blora.server.errors import InvalidRequestError
 
 __all__ = ["invalid_request"]
 
-# Codes of the complaints that our own models raise; their messages are ours already.
+# Codes of the errors that our own validators raise with our own messages.
 _OWN_CODES = {
     "blank_choice": "empty_string",
     "duplicate_choices": "duplicate_choices",
@@ -18,7 +18,7 @@ _OWN_CODES = {
     "too_many_fields": "unknown_field",
     "two_questions": "conflict",
 }
-# Codes of pydantic's; further types that end in "_type" or "_parsing" are invalid_type.
+# Codes of pydantic's errors; other types that end in "_type" or "_parsing" become invalid_type.
 _CODES = {
     "extra_forbidden": "unknown_field",
     "finite_number": "not_finite",
@@ -35,16 +35,16 @@ _CODES = {
     "too_short": "invalid_length",
     **_OWN_CODES,
 }
-# Where FastAPI and the union of the two kinds of body stand in a location: not names of fields.
+# Parts of a location that FastAPI and the union of body types add; they are not names of fields.
 _SCAFFOLD = frozenset({"body", "single", "batch"})
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 
 
 def invalid_request(details: Sequence[Mapping[str, Any]]) -> InvalidRequestError:
-    """The first of pydantic's complaints as an error of ours; the message counts the others.
+    """Return the first validation error as an InvalidRequestError whose message counts the others.
 
     Args:
-        details: what ValidationError.errors() or RequestValidationError.errors() returns.
+        details: the result of ValidationError.errors() or RequestValidationError.errors().
     """
     first = details[0]
     code = _code(first["type"])
@@ -73,7 +73,7 @@ def _param(detail: Mapping[str, Any]) -> str | None:
 
 
 def _name(part: object) -> str:
-    # A name the client made up may hold anything, their customer's letter included.
+    # A name that is not a field's may contain anything, even a customer's text.
     if isinstance(part, int) or _FIELD_NAME.fullmatch(str(part)):
         return str(part)
     return "(a name that is not a field's)"

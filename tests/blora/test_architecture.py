@@ -101,7 +101,7 @@ def test_a_model_that_ignores_what_packing_needs_is_refused(
 ) -> None:
     base = tiny_base(architecture, dtype)
     spoil(base, change, monkeypatch)
-    with pytest.raises(BaseModelError, match=f"got tiny/{architecture}, in which .* moves the logits by"):
+    with pytest.raises(BaseModelError, match=f"got tiny/{architecture}, in which .* changes the logits by"):
         check_packing(base)
 
 
@@ -137,7 +137,7 @@ def test_a_model_whose_layers_share_more_than_states_runs_whole_and_says_so(
         check_packing(base)
     assert not runs_in_parts(base.model)
     assert [record.getMessage() for record in caplog.records] == [
-        f"tiny/{UNFORKABLE} runs whole, every layer for every draw, which costs several times as much: "
+        f"tiny/{UNFORKABLE} cannot be run in parts, so every layer runs for every draw, at several times the cost: "
         f"{why_whole(base.model)}"
     ]
 
@@ -155,7 +155,7 @@ def test_a_model_whose_parts_make_something_else_runs_whole(
 
     monkeypatch.setattr(checks, "states_of", other)
     check_packing(base)
-    assert "parts move the logits by" in (why_whole(base.model) or "")
+    assert "parts changes the logits by" in (why_whole(base.model) or "")
 
 
 @pytest.mark.parametrize("spoilt", [0, 1, 2])
@@ -167,7 +167,7 @@ def test_no_part_that_gives_no_numbers_is_overlooked(spoilt: int, monkeypatch: p
         checks, "_distance", lambda a, b: torch.nan if next(calls) == n_before + spoilt else distance(a, b)
     )
     check_packing(base)
-    assert "parts move the logits by nan" in (why_whole(base.model) or "")
+    assert "parts changes the logits by nan" in (why_whole(base.model) or "")
 
 
 def test_a_model_whose_answers_depend_on_chance_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +177,7 @@ def test_a_model_whose_answers_depend_on_chance_is_refused(monkeypatch: pytest.M
         return output * (1 + torch.randn(output.shape, generator=generator))
 
     base.model.model.layers[0].mlp.register_forward_hook(shaken)
-    with pytest.raises(BaseModelError, match="depends on chance or on the batch"):
+    with pytest.raises(BaseModelError, match="is random or depends on the batch"):
         check_packing(base)
 
 

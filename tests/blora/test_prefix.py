@@ -151,7 +151,7 @@ def test_the_divisors_and_tokens_of_choices_stay_those_of_the_row() -> None:
 
 def test_rows_after_different_beginnings_are_no_batch() -> None:
     one, other = rows_after(HEAD, 2)
-    with pytest.raises(ShapeError, match=r"after \[4, 5\] tokens, expected as many before each"):
+    with pytest.raises(ShapeError, match=r"after \[4, 5\] tokens, expected equal numbers"):
         collate([one.after(4), other.after(5)])
 
 

@@ -22,7 +22,7 @@ async def server(engine: FakeEngine) -> AsyncIterator[Running]:
 
 @pytest.fixture(autouse=True)
 def _log_handlers_stay() -> Iterator[None]:
-    """What a test configures is gone after it, with the stream that it wrote to."""
+    """Restore the log handlers after a test."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield

@@ -41,7 +41,7 @@ def handle(
     calibration: Calibration | None = None,
     not_calibrated: bool = False,
 ) -> AdapterHandle:
-    """A handle without weights: the fake engine needs none."""
+    """Return a handle without weights, for the fake engine."""
     config = AdapterConfig(
         base_model=BaseModelRef(id="fake/fake", revision=None, fingerprint="sha256:" + "0" * 64),
         target_modules=("q_proj",),
@@ -58,7 +58,7 @@ def handle(
 
 @dataclass(frozen=True)
 class FakeRow:
-    """One token a word, one a choice."""
+    """Row with one token per word and one per choice."""
 
     text: str
     choices: tuple[str, ...]
@@ -82,7 +82,7 @@ class FakeRow:
 
 
 def fake_probabilities(text: str, n_choices: int, n_samples: int, seed: int | None) -> Tensor:
-    """(S, C) probabilities that depend on the question and the seed alone.
+    """Return (S, C) probabilities that depend only on the question and the seed.
 
     A question "p=0.7 ..." puts exactly that on the first choice in every draw.
     """
@@ -98,7 +98,7 @@ def fake_probabilities(text: str, n_choices: int, n_samples: int, seed: int | No
 
 @dataclass
 class FakeEngine:
-    """Keeps the engine protocol; words in a question make it misbehave.
+    """Engine without a model; words in a question make it misbehave.
 
     POISON raises, NAN gives NaN, UNPACKABLE cannot be packed. `gate` holds every forward pass. What may stop early
     does so after two draws.
@@ -197,14 +197,14 @@ class FakeEngine:
 
 @dataclass
 class Running:
-    """An app whose lifespan has started, and a client of it."""
+    """An app whose lifespan has started, and its client."""
 
     app: FastAPI
     client: httpx.AsyncClient
     engine: FakeEngine
 
     async def metric(self, name: str, **labels: str) -> float:
-        """The value of one series, 0 where it does not exist."""
+        """Return the value of one series, or 0 if it does not exist."""
         wanted = {f'{key}="{value}"' for key, value in labels.items()}
         for line in (await self.client.get("/metrics")).text.splitlines():
             series, _, value = line.rpartition(" ")
@@ -216,7 +216,7 @@ class Running:
 
 @asynccontextmanager
 async def running(engine: FakeEngine, *, ready: bool = True, **settings: Any) -> AsyncIterator[Running]:
-    """Starts an app around the engine, without the environment's settings."""
+    """Start an app around the engine, without the environment's settings."""
     settings = {"default_adapter": "triage", **settings}
     app = create_app(Settings(**settings), engine)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)

@@ -1,4 +1,4 @@
-"""The application as a whole: its OpenAPI document is true."""
+"""The application as a whole: its OpenAPI document is correct."""
 
 from typing import Any
 

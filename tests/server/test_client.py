@@ -1,4 +1,4 @@
-"""The client against the app: full, slow, starting and draining, every call ends as it should."""
+"""The client against an app that is full, slow, starting or draining."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""The client, its command and the example that stands on it, against `blora serve`."""
+"""The client, `blora ask` and the example worker against `blora serve`."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""Crowds at the door of a real server: a probe and another client's question are answered meanwhile."""
+"""Many requests to a real server, while a probe and another client's question are answered."""
 
 import asyncio
 import contextlib
@@ -36,7 +36,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def busy_s(server: Server) -> float:
-    """Processor time that the server has taken, in seconds."""
+    """Return the server's processor time, in seconds."""
     times = psutil.Process(server.process.pid).cpu_times()
     return float(times.user + times.system)
 
@@ -50,7 +50,7 @@ async def client(server: Server, key: str) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def seconds(asked: httpx.AsyncClient, crowd: "asyncio.Future[list[httpx.Response]]", path: str) -> list[float]:
-    """How long each request took that was made while the crowd was there."""
+    """Return the durations of the requests made beside the crowd."""
     took: list[float] = []
     while not crowd.done():
         started = time.perf_counter()

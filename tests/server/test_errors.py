@@ -1,4 +1,4 @@
-"""The table of errors: complete, and nothing in it that nobody raises."""
+"""The table of errors: complete, and without codes that nothing raises."""
 
 import ast
 import json
@@ -21,7 +21,7 @@ CLASSES = [
 
 
 def codes_in_sources() -> set[str]:
-    """Every code="..." that is passed anywhere, and those of the classes and of validation."""
+    """Return every code passed as code="...", and the codes of the classes and of validation."""
     passed = {
         keyword.value.value
         for source in SOURCES

@@ -1,4 +1,4 @@
-"""One small body that is minutes of work, sent to a real server: others get their answers all the same."""
+"""One small body that takes minutes of work, sent to a real server that still answers others."""
 
 import asyncio
 import statistics
@@ -23,10 +23,10 @@ HEAVY = {
 }
 QUESTION = {"prompt": "I was charged twice for my refund"}
 N_ASKED = 8
-# As many times an idle server's answer as one may take at the median beside the heavy input: its own time, as long
-# again for the rest of a piece of the other, and as much again for a processor that has other things to do.
+# Largest ratio of the median answer's time beside the heavy input to the time on an idle server: once for the answer
+# itself, once for the rest of a piece of the heavy input, and the rest for a processor with other load.
 MOST_TIMES = 4
-# Its own timeout aside, the heavy input took two minutes and more.
+# Without its timeout the heavy input takes two minutes or more.
 SOON_S = 20.0
 
 
@@ -38,7 +38,7 @@ async def ask(client: httpx.AsyncClient) -> float:
 
 
 async def until_begun(client: httpx.AsyncClient) -> None:
-    """Waits until something has had the worker for a while."""
+    """Wait until a run has had the worker for a while."""
     async with asyncio.timeout(60):
         while True:
             lines = (await client.get("/metrics")).text.splitlines()

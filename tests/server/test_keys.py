@@ -1,4 +1,4 @@
-"""The key file: what it may hold, and what happens when it changes under a running server."""
+"""The key file: its format, and changes under a running server."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from blora.server.keys import Key, Keys, line_of, new_key
 
 
 def write(file: Path, *lines: str) -> Path:
-    """A file of a later time than before, however coarse the clock of the file system is."""
+    """Write a file with a later modification time, however coarse the clock of the file system is."""
     before = file.stat().st_mtime_ns if file.exists() else 0
     file.write_text("".join(f"{line}\n" for line in lines))
     os.utime(file, ns=(before + 10**9, before + 10**9))

@@ -1,4 +1,4 @@
-"""`blora serve` for real: the embedded model and the triage adapter in a process of their own."""
+"""`blora serve` in a subprocess, with the embedded model and the triage adapter."""
 
 import asyncio
 import json
@@ -55,7 +55,7 @@ async def until_queued(client: httpx.AsyncClient, depth: int) -> None:
 
 
 def tickets(name: str, n: int, **wanted: object) -> list[dict[str, Any]]:
-    """The first tickets of a file whose fields are as wanted."""
+    """Return the first tickets of a file with the wanted fields."""
     rows = map(json.loads, (TRIAGE / f"{name}.jsonl").read_text().splitlines())
     return [row for row in rows if all(row[key] == value for key, value in wanted.items())][:n]
 
@@ -90,7 +90,7 @@ async def test_the_readme_shows_what_the_server_says(live: Server, name: str) ->
 
 @pytest.fixture(scope="module")
 def judged(live: Server) -> dict[str, list[tuple[dict[str, Any], dict[str, Any]]]]:
-    """Tickets with what the demo says of them under its own policy, by kind; the clear and ambiguous are the test file."""
+    """Return tickets with the demo's answers under its own policy, by kind; clear and ambiguous ones are the test file."""
     kinds = {
         "clear": tickets("test", 1000, ambiguous=False),
         "ambiguous": tickets("test", 1000, ambiguous=True),
@@ -162,7 +162,7 @@ def test_a_threshold_edited_in_the_folder_is_noticed_by_who_pins_it(live: Server
 
 
 async def test_two_hundred_at_once(live: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    """None lost, none wrong, and no memory kept."""
+    """No answer is lost or wrong, and memory does not grow."""
     prompts = [row["prompt"] for row in tickets("test", 20)]
     memory = []
     async with client_of(live) as client:

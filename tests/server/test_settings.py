@@ -1,4 +1,4 @@
-"""Settings: where they come from, what they refuse, and that the documentation knows them all."""
+"""Settings: their sources, their checks, and their documentation."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "settings.md"
 
 
 def documented() -> dict[str, tuple[str, str]]:
-    """Flag and default of each row of the documentation, by variable."""
+    """Return flag and default of each row of the documentation, by variable."""
     rows = re.findall(r"^\| `(--\S+)` \| `(BLORA_\S+)` \|[^|]*\| (\S+) \|", DOCUMENT.read_text(), re.MULTILINE)
     return {variable: (flag, default.strip("`")) for flag, variable, default in rows}
 

@@ -1,4 +1,4 @@
-"""OpenMP's threads in a real server: the thread that computes has a team, and the event loop's has none."""
+"""OpenMP threads in a real server: the computing thread has a team, the event loop's thread has none."""
 
 import asyncio
 from pathlib import Path
@@ -11,7 +11,7 @@ from benchmarks.server_process import serve
 
 pytestmark = pytest.mark.model
 
-# The drift of the answers' entropies is computed from the two hundredth on, of so many that torch would share them out.
+# The drift of entropies is computed from the 200th answer on, of enough numbers for torch to use several threads.
 N_ASKED, AT_ONCE = 240, 20
 
 

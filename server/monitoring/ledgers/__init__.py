@@ -1,1 +1,1 @@
-"""Where predictions wait for their outcomes: in memory, or in Redis."""
+"""Ledgers, which store predictions until their outcomes are reported: in memory or in Redis."""

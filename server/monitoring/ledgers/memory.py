@@ -1,4 +1,4 @@
-"""A ledger in this process: gone with it, and known to no other replica."""
+"""A ledger in memory, lost with the process and not shared with other replicas."""
 
 from collections import OrderedDict
 
@@ -8,10 +8,10 @@ __all__ = ["MemoryLedger"]
 
 
 class MemoryLedger:
-    """See Ledger.
+    """Ledger in memory.
 
     Args:
-        capacity: how many predictions wait; the oldest are forgotten first.
+        capacity: most waiting predictions; the oldest are forgotten first.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -21,17 +21,17 @@ class MemoryLedger:
         self._tallies: dict[tuple[Contents, float, bool], Tally] = {}
 
     def remember(self, prediction_id: str, entry: Entry) -> None:
-        """See Ledger."""
+        """Implement Ledger."""
         self._waiting[prediction_id] = entry
         while len(self._waiting) > self._capacity:
             self._drop(next(iter(self._waiting)))
 
     async def find(self, prediction_id: str) -> Entry | None:
-        """See Ledger."""
+        """Implement Ledger."""
         return self._waiting.get(prediction_id)
 
     async def settle(self, prediction_id: str, entry: Entry, label: int) -> Settled:
-        """See Ledger."""
+        """Implement Ledger."""
         before = self._labels.get(prediction_id)
         self._labels[prediction_id] = label
         if entry.target_risk is None:
@@ -48,14 +48,14 @@ class MemoryLedger:
         return Settled(before, tally)
 
     def forget(self, adapter: Contents) -> None:
-        """See Ledger."""
+        """Implement Ledger."""
         for prediction_id in [one for one, entry in self._waiting.items() if entry.adapter == adapter]:
             self._drop(prediction_id)
         for key in [key for key in self._tallies if key[0] == adapter]:
             del self._tallies[key]
 
     async def close(self) -> None:
-        """See Ledger."""
+        """Implement Ledger."""
 
     def _drop(self, prediction_id: str) -> None:
         del self._waiting[prediction_id]

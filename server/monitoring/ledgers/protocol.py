@@ -1,4 +1,4 @@
-"""What waits for an outcome, and what a place for it has to do."""
+"""The protocol of ledgers, and the entries that they store."""
 
 import hashlib
 from collections.abc import Sequence
@@ -7,12 +7,12 @@ from typing import NamedTuple, Protocol
 
 __all__ = ["Contents", "Entry", "Ledger", "Settled", "Tally", "hashes"]
 
-# Enough that a label which was not offered passes for one in 64 that were with probability 4e-18.
+# Length of a hash. A label that was not offered matches one of 64 offered choices with probability 4e-18.
 _HASH_BYTES = 8
 
 
 class Contents(NamedTuple):
-    """An adapter, by name and by the digests of its weights and of what decides about their answers."""
+    """Name of an adapter, and the digests of its weights and of its calibration and policy."""
 
     name: str
     digest: str
@@ -24,13 +24,13 @@ class Entry:
     """One prediction, waiting for its outcome.
 
     Attributes:
-        adapter: that made it.
-        client: name of the key that asked, None where none was needed.
-        salt: of the hashes.
-        choices: salted hashes of the choices that were offered, one after the other.
-        leader: position of its leading choice.
-        target_risk: what was promised of it; None where it was withheld, or nothing was proved.
-        requested: whether its outcome was asked for.
+        adapter: the adapter that made it.
+        client: name of the key that asked; None without keys.
+        salt: salt of the hashes.
+        choices: concatenated salted hashes of the offered choices.
+        leader: position of the leading choice.
+        target_risk: the promised risk; None without an answer or a promise.
+        requested: whether its outcome was requested.
     """
 
     adapter: Contents
@@ -42,14 +42,14 @@ class Entry:
     requested: bool
 
     def position(self, label: str) -> int | None:
-        """Return which choice the label is, None if it was not offered."""
+        """Return the position of the label among the choices, or None if it was not offered."""
         wanted = _hash(label, self.salt)
         starts = range(0, len(self.choices), _HASH_BYTES)
         return next((at // _HASH_BYTES for at in starts if self.choices[at : at + _HASH_BYTES] == wanted), None)
 
 
 def hashes(choices: Sequence[str], salt: bytes) -> bytes:
-    """Return the salted hashes of an entry's choices; white space at their ends does not count."""
+    """Return the concatenated salted hashes of choices; white space at their ends does not count."""
     return b"".join(_hash(choice, salt) for choice in choices)
 
 
@@ -58,12 +58,12 @@ def _hash(text: str, salt: bytes) -> bytes:
 
 
 class Tally(NamedTuple):
-    """Outcomes of answers with one promise: those that were asked for, or those that were not.
+    """Counts of outcomes of answers under one promise, either the requested or the volunteered ones.
 
     Attributes:
-        n_outcomes: answers whose outcome was reported.
-        n_wrong: answers that were wrong by their latest outcome.
-        n_cleared: how often an answer that had been reported wrong was reported right later.
+        n_outcomes: number of answers whose outcome was reported.
+        n_wrong: number of answers whose latest outcome says wrong.
+        n_cleared: number of corrections from wrong to right.
     """
 
     n_outcomes: int
@@ -72,11 +72,11 @@ class Tally(NamedTuple):
 
 
 class Settled(NamedTuple):
-    """What became of an outcome that was written down.
+    """Result of storing an outcome.
 
     Attributes:
-        before: position of the choice that counted until now, None if there was no outcome yet.
-        tally: with this outcome in it; None where nothing was promised.
+        before: position of the previously reported choice; None if there was none.
+        tally: the counts including this outcome; None without a promise.
     """
 
     before: int | None
@@ -84,32 +84,32 @@ class Settled(NamedTuple):
 
 
 class Ledger(Protocol):
-    """Predictions of late, and counts of their outcomes. Bounded: old predictions are forgotten."""
+    """Bounded store of recent predictions and counts of their outcomes; old predictions are forgotten."""
 
     def remember(self, prediction_id: str, entry: Entry) -> None:
-        """Keeps a prediction; whoever asked it is not kept waiting."""
+        """Store a prediction without delaying the answer."""
 
     async def find(self, prediction_id: str) -> Entry | None:
-        """A prediction that is kept.
+        """Return a stored prediction, or None.
 
         Raises:
             FeedbackUnavailableError: if the ledger cannot be read.
         """
 
     async def settle(self, prediction_id: str, entry: Entry, label: int) -> Settled:
-        """Writes an outcome down in the place of an earlier one and corrects the counts, both or neither.
+        """Store an outcome in place of an earlier one and update the counts, as one transaction.
 
         Args:
-            prediction_id: whose outcome.
-            entry: what is kept of it.
-            label: position of the choice that was right.
+            prediction_id: id of the prediction.
+            entry: the stored prediction.
+            label: position of the right choice.
 
         Raises:
             FeedbackUnavailableError: if the ledger cannot be written to.
         """
 
     def forget(self, adapter: Contents) -> None:
-        """The adapter was unloaded here."""
+        """Drop the predictions of an adapter that this replica unloaded."""
 
     async def close(self) -> None:
-        """Writes what is still to be written."""
+        """Finish pending writes."""

@@ -1,4 +1,4 @@
-"""A ledger in Redis: any replica can be told of any replica's prediction, and all count together."""
+"""A ledger in Redis, shared by all replicas."""
 
 import asyncio
 import json
@@ -23,12 +23,12 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# The version of what is kept: replicas of another one neither read it nor count with it.
+# Version of the stored format: replicas with another version neither read nor count these entries.
 _PREFIX = "blora:2"
 _TIMEOUT_S = 2.0
-# More would not be faster, and a Redis has only so many.
+# Most connections; more would not be faster, and Redis limits them.
 _CONNECTIONS = 10
-# The label and the counts together, so that no outcome is counted twice or not at all, whatever is asked again.
+# Sets the label and updates the counts in one transaction, so that a repeated call counts an outcome exactly once.
 _SETTLE = """
 local label, leader, keep_s = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
 local before = tonumber(redis.call('HGET', KEYS[1], 'label') or -1)
@@ -43,25 +43,25 @@ local cleared = redis.call('HINCRBY', KEYS[2], 'cleared', was_wrong > is_wrong a
 redis.call('EXPIRE', KEYS[2], keep_s)
 return {before, outcomes, wrong, cleared}
 """
-# Writes under way; beyond it Redis is too slow to keep up, and predictions go unremembered.
+# Most pending writes; beyond them Redis is too slow, and predictions are not stored.
 _MAX_WRITING = 1000
 
 
 class RedisLedger:
-    """See Ledger.
+    """Ledger in Redis.
 
-    Keys are blora:2:prediction:ID, a hash that expires, and blora:2:outcomes:NAME:DIGEST:CALIBRATION_DIGEST:RISK, three
-    counts that expire once nothing has been counted for as long; outcomes that were not asked for have counts of their
-    own, whose key ends in :volunteered. Answers never wait for Redis: a prediction that cannot be written is not
-    remembered, and the log says so.
+    Keys are blora:2:prediction:ID, a hash that expires after `keep_s`, and
+    blora:2:outcomes:NAME:DIGEST:CALIBRATION_DIGEST:RISK, three counts that expire `keep_s` after their last change.
+    Outcomes that were not requested are counted under keys that end in :volunteered. Answers never wait for Redis: a
+    prediction that cannot be written is dropped with a log line.
 
     Args:
         url: redis://HOST:PORT/NUMBER, or redis://USER@HOST:PORT/NUMBER.
         keep_s: seconds after which a prediction is forgotten.
-        password_file: that has the password, where there is one and the address does not have it.
+        password_file: file of the password, if the address does not contain one.
 
     Raises:
-        ConfigError: if there is no password in that file, or another in the address.
+        ConfigError: if the file contains no password, or the address contains one too.
     """
 
     def __init__(self, url: str, keep_s: float, password_file: Path | None = None) -> None:
@@ -72,7 +72,7 @@ class RedisLedger:
             timeout=_TIMEOUT_S,
             socket_timeout=_TIMEOUT_S,
             socket_connect_timeout=_TIMEOUT_S,
-            # Once more, for a connection that was kept may have been closed at the other end since.
+            # One retry, because Redis may have closed a kept-alive connection.
             retry=Retry(NoBackoff(), retries=1),
         )
         self._redis: Any = Redis.from_pool(pool)
@@ -80,7 +80,7 @@ class RedisLedger:
         self._writing: set[asyncio.Task[None]] = set()
 
     def remember(self, prediction_id: str, entry: Entry) -> None:
-        """See Ledger."""
+        """Implement Ledger."""
         if len(self._writing) >= _MAX_WRITING:
             logger.warning("Redis is too slow: a prediction is not remembered for feedback")
             return
@@ -108,7 +108,7 @@ class RedisLedger:
             logger.warning("Redis failed (%s): a prediction is not remembered for feedback", type(exc).__name__)
 
     async def find(self, prediction_id: str) -> Entry | None:
-        """See Ledger."""
+        """Implement Ledger."""
         found = await _tried(self._redis.hget(_prediction(prediction_id), "entry"))
         if found is None:
             return None
@@ -124,7 +124,7 @@ class RedisLedger:
         )
 
     async def settle(self, prediction_id: str, entry: Entry, label: int) -> Settled:
-        """See Ledger."""
+        """Implement Ledger."""
         keys = [_prediction(prediction_id)]
         if entry.target_risk is not None:
             volunteered = "" if entry.requested else ":volunteered"
@@ -134,10 +134,10 @@ class RedisLedger:
         return Settled(None if before < 0 else before, Tally(*counts) if counts else None)
 
     def forget(self, adapter: Contents) -> None:
-        """Nothing: other replicas may still serve it, and what expires is forgotten anyway."""
+        """Do nothing: other replicas may still serve the adapter, and its entries expire."""
 
     async def close(self) -> None:
-        """See Ledger."""
+        """Implement Ledger."""
         if self._writing:
             await asyncio.wait(self._writing, timeout=_TIMEOUT_S)
         await self._redis.aclose()
@@ -152,8 +152,8 @@ def _password(url: str, file: Path) -> str:
         raise ConfigError(f"--feedback-redis-password-file {file} is empty: write the password into it")
     if urlsplit(url).password is not None:
         raise ConfigError(
-            "The password of Redis is in --feedback-redis and in --feedback-redis-password-file: leave it in the file "
-            "alone"
+            "The password of Redis is in both --feedback-redis and --feedback-redis-password-file: remove it from the "
+            "address"
         )
     return password
 
@@ -167,5 +167,5 @@ async def _tried(answer: Awaitable[T]) -> T:
         return await answer
     except RedisError as exc:
         raise FeedbackUnavailableError(
-            "The store of predictions does not answer: report the outcome again later."
+            "The store of predictions is unreachable: report the outcome again later."
         ) from exc

@@ -1,4 +1,4 @@
-"""Evil adapter folders at a real server: refused with their reason, while it goes on answering."""
+"""Malicious adapter folders on a real server, which refuses them with a reason and goes on answering."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""A folder of adapters that changes under a running app."""
+"""Changes of the adapter root under a running app."""
 
 import asyncio
 import logging
@@ -11,13 +11,13 @@ import pytest
 
 from blora.server.adapters.folder_sync import FolderSync
 from blora.server.engines.handle import AdapterHandle
-from blora.server.scheduling.own_thread import StalledError
+from blora.server.scheduling.thread_per_task import StalledError
 from tests.server.adapters.test_loader import digest_of
 from tests.server.fakes import FakeEngine, Running, running
 
 
 def write(root: Path, name: str, contents: str) -> None:
-    """An adapter of the fake engine, of another time than before."""
+    """Write an adapter of the fake engine with a new modification time."""
     (root / name).mkdir(exist_ok=True)
     file = root / name / "contents"
     before = file.stat().st_mtime_ns if file.exists() else 0
@@ -38,13 +38,13 @@ async def watched(engine: FakeEngine, root: Path) -> AsyncIterator[Running]:
 
 
 def watch_of(server: Running, root: Path) -> FolderSync:
-    """As the server's own, which looks once an hour, but on command."""
+    """Return a folder sync like the server's, polled on command."""
     service = server.app.state.service
     return FolderSync(root, service.loader(), service.predictor().registry, timeout_s=10)
 
 
 def served(server: Running) -> dict[str, str]:
-    """Names and digests, but for the two of the fake engine."""
+    """Return names and digests without the fake engine's own two adapters."""
     registry = server.app.state.service.predictor().registry
     return {handle.name: handle.digest for handle in registry if handle.name not in ("triage", "open")}
 

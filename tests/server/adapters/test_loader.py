@@ -1,4 +1,4 @@
-"""Adapters that come and go under a running app."""
+"""Loading and unloading of adapters in a running app."""
 
 import asyncio
 import dataclasses
@@ -30,7 +30,7 @@ NEW = {"name": "new", "digest": digest_of("1"), "calibration_digest": calibratio
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Two adapters, one of too many draws, something else, and a way out."""
+    """Return a root with two adapters, one with too many draws, another folder, and a link out of the root."""
     for name, contents in (("one", "1"), ("two", "22"), ("greedy", "x" * 100)):
         (tmp_path / "root" / "below" / name).mkdir(parents=True)
         (tmp_path / "root" / "below" / name / "contents").write_text(contents)
@@ -121,7 +121,7 @@ async def test_handles_that_are_not_served_are_let_go_of(open_server: Running, e
 
 
 def n_handles(name: str) -> int:
-    """How many of that name are in memory."""
+    """Return the number of handles of that name in memory."""
     gc.collect()
     return sum(type(each) is AdapterHandle and each.name == name for each in gc.get_objects())
 

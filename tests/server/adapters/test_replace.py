@@ -1,4 +1,4 @@
-"""PUT: an adapter takes the place of another between two requests."""
+"""Replacing an adapter with PUT between two requests."""
 
 import asyncio
 from collections.abc import AsyncIterator

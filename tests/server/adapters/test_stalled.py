@@ -1,4 +1,4 @@
-"""A file system that stalls under a real server: predictions and other loads go on, and the log names the adapter."""
+"""A stalled file system under a real server: predictions and other loads go on, and the log names the adapter."""
 
 import socket
 import subprocess
@@ -42,7 +42,7 @@ DEADLINE_S = 8
 
 @dataclass
 class Stalling:
-    """A server below whose adapter root a folder stalls."""
+    """A server with a stalled folder below its adapter root."""
 
     url: str
     gate: Path
@@ -85,7 +85,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def stalling(folder: Path, log: Path, *flags: str) -> Iterator[Stalling]:
-    """Starts the server, and waits until it listens."""
+    """Start the server and wait until it listens."""
     gate = folder / "gate"
     gate.touch()
     given = [
@@ -129,7 +129,7 @@ def test_predictions_and_other_loads_go_on_while_one_stalls(folder: Path, tmp_pa
         assert server.load("other").status_code == 201
         assert server.load("a-stalled").status_code == 504  # its thread has not ended
         server.gate.unlink()
-        until(lambda: server.logged("The reading of adapter a-stalled ended after"))
+        until(lambda: server.logged("Reading adapter a-stalled ended after"))
         assert server.load("a-stalled").status_code == 201
 
 

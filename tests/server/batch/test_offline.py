@@ -1,4 +1,4 @@
-"""Files of questions answered by the app's own predictor, interrupted and gone on with."""
+"""Files of questions answered without HTTP, interrupted and continued."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -111,7 +111,7 @@ async def test_rows_are_read_as_they_are_needed(tmp_path: Path) -> None:
 
 async def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("important\n")
-    with pytest.raises(ConfigError, match="whose line 1 is no answer to row 0"):
+    with pytest.raises(ConfigError, match="whose line 1 is not an answer to row 0"):
         await answer(tmp_path / "out", questions(1))
     assert (tmp_path / "out").read_text() == "important\n"
 

@@ -1,4 +1,4 @@
-"""Questions in files of three kinds."""
+"""Questions in JSONL, CSV and Parquet files."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Variables BLORA_* at the start: settings, those of others, Kubernetes' own, and misspelt ones."""
+"""Variables BLORA_* at the start: settings, variables of other programs and of Kubernetes, and misspelt ones."""
 
 import re
 
@@ -63,7 +63,7 @@ def test_known_ones_are_none(name: str) -> None:
 
 
 def test_every_variable_that_the_project_reads_is_known() -> None:
-    """Those of the sources and of what builds and deploys; tests and attacks may misspell."""
+    """The sources, the build and the deployment read known variables only; tests and attacks may misspell."""
     files = [file for file in source_files() if not {"tests", "attacks", "environment.py"} & {*file.parts}] + [
         ROOT / "Makefile",
         ROOT / "Dockerfile",

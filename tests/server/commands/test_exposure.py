@@ -1,4 +1,4 @@
-"""Servers that ask for no keys: which are warned of, and which do not start."""
+"""Servers without API keys: warnings and refused starts."""
 
 import logging
 from pathlib import Path
@@ -37,7 +37,9 @@ def test_with_keys_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
 def test_the_clients_variable_in_the_place_of_the_servers_is_refused_where_others_reach_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with pytest.raises(ConfigError, match="which is the client's variable, .* The server's variable is BLORA_API_KEYS"):
+    with pytest.raises(
+        ConfigError, match=r"BLORA_API_KEY, the client's variable, is set, .* The server's variable is BLORA_API_KEYS"
+    ):
         check_exposure(NOBODYS, "0.0.0.0", {"BLORA_API_KEY": "/keys"})
     check_exposure(NOBODYS, "127.0.0.1", {"BLORA_API_KEY": "/keys"})
     assert "The server's variable is BLORA_API_KEYS" in caplog.text
@@ -51,7 +53,7 @@ def test_the_command_does_not_serve_the_world_by_a_slip_of_one_letter(
     monkeypatch.setenv("BLORA_API_KEY", str(keys))
     serve_with(monkeypatch, SelfEndingEngine())
     assert main(["--port", "0", "--host", "0.0.0.0"]) == 2
-    assert capsys.readouterr().err.startswith("blora serve: BLORA_API_KEY is set, which is the client's variable")
+    assert capsys.readouterr().err.startswith("blora serve: BLORA_API_KEY, the client's variable, is set")
     monkeypatch.delenv("BLORA_API_KEY")
     assert main(["--port", "0", "--host", "0.0.0.0", "--default-adapter", "triage"]) == 0
     assert capsys.readouterr().err.count("without --api-keys") == 1

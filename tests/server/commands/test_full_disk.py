@@ -1,4 +1,4 @@
-"""A disk that is full: /dev/full takes no byte."""
+"""A full disk, simulated by /dev/full."""
 
 import asyncio
 import subprocess

@@ -1,4 +1,4 @@
-"""`blora key`: what it shows, what it keeps of the file that is there, and what it leaves behind."""
+"""`blora key`: its output, and the key file before and after."""
 
 import os
 import stat

@@ -1,4 +1,4 @@
-"""A server that is told to go while its model loads does not wait for it."""
+"""A server that gets a signal while its model loads exits without waiting for the model."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""As many connections as there may be open files, and one line where there are not enough."""
+"""The limit on open files: the number of connections, and the log when files run out."""
 
 import asyncio
 import logging
@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from blora.server.commands.open_files import connections_that_fit, hush_accept_errors
-from blora.server.monitoring.logs import Seldom
+from blora.server.monitoring.logs import ThrottledLogger
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def soft_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("soft_limit")
 def test_fewer_connections_are_served_where_files_are_few(caplog: pytest.LogCaptureFixture) -> None:
     assert connections_that_fit(1000) == 172
-    assert "not 1000, for the process may open only 300 files" in caplog.text
+    assert "not 1000, because the process may open only 300 files" in caplog.text
 
 
 @pytest.mark.usefixtures("soft_limit")
@@ -41,7 +41,7 @@ def test_the_soft_limit_is_raised_to_the_hard_one() -> None:
 
 def test_a_thousand_warnings_a_second_are_one_line_a_second(caplog: pytest.LogCaptureFixture) -> None:
     now = 0.0
-    seldom = Seldom(logging.getLogger("seldom"), clock=lambda: now)
+    seldom = ThrottledLogger(logging.getLogger("seldom"), clock=lambda: now)
     for i in range(2500):
         now = i / 1000
         seldom.warning("full")

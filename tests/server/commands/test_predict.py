@@ -1,4 +1,4 @@
-"""`blora predict` as a process of its own, on a tiny model."""
+"""`blora predict` in a subprocess, on a tiny model."""
 
 import json
 import subprocess
@@ -70,7 +70,9 @@ def test_another_run_does_not_go_on_with_it(folder: Path, tmp_path: Path) -> Non
     before = output.read_bytes()
     refused = answer(folder, output, "--min-confidence", "0.6")
     assert refused.returncode == 1
-    assert refused.stderr.splitlines()[-1].startswith(f"blora predict: got {output}, which other questions,")
+    assert refused.stderr.splitlines()[-1].startswith(
+        f"blora predict: got {output}, which was made with other questions,"
+    )
     assert output.read_bytes() == before
 
 

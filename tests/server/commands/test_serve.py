@@ -1,4 +1,4 @@
-"""`blora serve`: what it prints, and its exit codes."""
+"""`blora serve`: its output and its exit codes."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ from tests.server.fakes import OPEN_DIGEST, FakeEngine, handle
 
 
 class SelfEndingEngine(FakeEngine):
-    """Sends SIGTERM to this process a moment after loading; the server has its handler by then."""
+    """Engine that sends SIGTERM to this process a moment after loading, when the server has its handler."""
 
     async def load(self) -> Loaded:
         loaded = await super().load()
@@ -83,7 +83,7 @@ def test_what_it_says_until_it_is_ready_is_little(
     assert main(["--port", "0", "--default-adapter", "triage"]) == 0
     before, _ = capsys.readouterr().err.split("Ready. Try:")
     [line] = before.splitlines()
-    assert "Loading base model embedded, to serve on 127.0.0.1 port" in line
+    assert "Loading base model embedded, to serve it on 127.0.0.1 port" in line
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The way out, with real sockets: nothing that was accepted is lost."""
+"""Graceful shutdown with real sockets: no accepted request is lost."""
 
 import asyncio
 import signal
@@ -21,7 +21,7 @@ from tests.server.fakes import FakeEngine
 
 @dataclass
 class Listening:
-    """A server on a port of its own, and a client that keeps no connection."""
+    """A server on a free port, and a client that keeps no connection."""
 
     server: DrainingServer
     serving: asyncio.Task[None]
@@ -56,7 +56,7 @@ async def listening(engine: FakeEngine, **settings: Any) -> AsyncIterator[Listen
 
 
 async def queued(up: Listening, depth: int) -> None:
-    """Waits until so many inputs are queued behind one that is computed."""
+    """Wait until a number of inputs are queued behind the one that is computed."""
     async with asyncio.timeout(5):
         while f"blora_queue_depth {depth}.0" not in up.service.metrics.render().decode():
             await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""A tiny model with two adapters on disk, an engine that serves them, and what it answers."""
+"""A tiny model with two adapters on disk, an engine that serves them, and its answers."""
 
 import dataclasses
 from collections.abc import AsyncIterator
@@ -60,7 +60,7 @@ async def loaded(chosen: Settings) -> AsyncIterator[tuple[TorchEngine, Loaded]]:
 
 
 async def calibrated(folder: Path, **changes: Any) -> str:
-    """Write a calibration of adapter `one` as it is served, but for changes of what it is bound to; its digest."""
+    """Write a calibration of adapter `one` as served, with changed bindings, and return its digest."""
     async with loaded(settings(folder, "one")) as (_, state):
         digest = state.adapters[0].digest
     bound = {"adapter_digest": digest, "dtype": "float32", "n_samples": 4, "seed": 7, **changes}
@@ -70,7 +70,7 @@ async def calibrated(folder: Path, **changes: Any) -> str:
 
 
 class Asking:
-    """The engine of the tests, and the probabilities it gives."""
+    """The engine of the tests, with helpers for its probabilities."""
 
     def __init__(self, engine: TorchEngine, state: Loaded) -> None:
         self.engine = engine

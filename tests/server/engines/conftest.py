@@ -29,6 +29,6 @@ async def asking(folder: Path) -> AsyncIterator[Asking]:
 
 @pytest.fixture
 def calibratable(folder: Path) -> Iterator[Path]:
-    """The folder of the adapters, whose calibrations are gone after the test."""
+    """Return the folder of the adapters, and remove their calibrations after the test."""
     yield folder
     (folder / "one" / CALIBRATION_FILE).unlink()

@@ -1,4 +1,4 @@
-"""A stand-in for vLLM: its API as far as the engine uses it, and a tiny model whose LoRAs PEFT applies, one at a time."""
+"""A stand-in for vLLM: the part of its API that the engine uses, on a tiny model with LoRAs applied by PEFT."""
 
 import asyncio
 import socket
@@ -20,10 +20,10 @@ from transformers import AutoModelForCausalLM
 
 @dataclass
 class FakeVllm:
-    """One that serves a folder's model; what it is told to do wrong it does.
+    """Stand-in that serves a folder's model and fails on request.
 
     Attributes:
-        fail: answers so many completions with 500 first.
+        fail: number of first completions to answer with 500.
         scale: of its logits, as if it were another model.
     """
 
@@ -78,7 +78,7 @@ class FakeVllm:
 
 @asynccontextmanager
 async def fake_vllm(folder: Path) -> AsyncIterator[FakeVllm]:
-    """One that listens on a port of its own."""
+    """Start a stand-in on a free port."""
     fake = FakeVllm(folder)
     routes = {"load_lora_adapter": fake.load, "unload_lora_adapter": fake.unload, "completions": fake.complete}
     models = Route("/v1/models", fake.models)

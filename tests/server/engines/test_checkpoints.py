@@ -1,4 +1,4 @@
-"""An engine that looks up: it stops when told to, waits while another run goes first, and its numbers stay the same."""
+"""Checkpoints of an engine: it stops when told to, waits while another run goes first, and gives the same numbers."""
 
 import asyncio
 import threading
@@ -16,7 +16,7 @@ LONG = "the same long beginning of every prompt here, and then " + "x" * 20
 
 
 class Counting:
-    """Controls whose checkpoints are counted; nobody waits any more after so many."""
+    """Control that counts checkpoints; after a number of them no result is wanted any more."""
 
     def __init__(self, enough: int | None = None) -> None:
         self.n_seen, self.enough = 0, enough
@@ -67,7 +67,7 @@ async def test_what_nobody_waits_for_stops_anywhere_and_the_next_run_is_right(as
 async def parked_at(
     asking: Asking, jobs: list[Job], place: int, meanwhile: Callable[[], "asyncio.Future[list[torch.Tensor]]"]
 ) -> tuple[list[torch.Tensor | None], list[torch.Tensor | None]]:
-    """What a run gives that waits at its n-th checkpoint while another is done, and what that one gives."""
+    """Return the results of a run that waits at its n-th checkpoint while another one runs, and of that other run."""
     seen, waits = 0, threading.Event()
 
     def wants(payload: object) -> bool:
@@ -88,7 +88,7 @@ async def parked_at(
 
 @pytest.mark.parametrize("place", [1, 2, 5, 9, 14, 20, 27, 35, 44, 54, 65, 77, 90])
 async def test_a_run_that_waits_and_those_that_go_first_get_their_own_numbers(asking: Asking, place: int) -> None:
-    """Both read the same beginning for the first time, under the draws of one adapter; others are of another one."""
+    """Both runs compute the same prefix for the first time under one adapter; a further job uses another adapter."""
     first = [await asking.job(LONG + end) for end in "ab"]
     then = [await asking.job(LONG + end) for end in "cd"] + [await asking.job("why", adapter="two", seed=3)]
     expected = [await asking.engine.run([job]) for job in (*first, *then)]

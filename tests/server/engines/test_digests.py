@@ -1,4 +1,4 @@
-"""The digest of calibration and policy: what changes it, and that a pin of it notices."""
+"""The digest of calibration and policy: what changes it, and pins of it."""
 
 import dataclasses
 import hashlib
@@ -20,7 +20,7 @@ PROVED = calibration(TRIAGE_DIGEST)
 
 
 def loosened(made: Calibration) -> Calibration:
-    """The same calibration with another threshold of its target 0.2, which its counts bear as well."""
+    """Return the calibration with another valid threshold for its target 0.2."""
     levels = tuple(dataclasses.replace(one, threshold=0.71) if one.target_risk == 0.2 else one for one in made.levels)
     return dataclasses.replace(made, levels=levels)
 

@@ -1,4 +1,4 @@
-"""A device whose memory is short."""
+"""A device with too little memory."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ async def test_a_batch_that_the_device_has_no_memory_for_goes_in_halves(
     for probs, alone in zip(await asking.engine.run(jobs), expected, strict=True):
         assert torch.allclose(probs, alone, atol=1e-5)
     assert sizes == [7, 3, 1, 2, 4, 2, 2]
-    assert "no memory for 7 inputs" in caplog.text
+    assert "too little memory for 7 inputs" in caplog.text
 
 
 async def test_an_input_that_never_fits_is_tried_no_more_than_it_takes_to_know(

@@ -1,4 +1,4 @@
-"""Which beginnings are noticed, remembered and forgotten."""
+"""Prefixes that are noticed, cached and dropped."""
 
 import dataclasses
 
@@ -37,7 +37,7 @@ BYTES_PER_TOKEN = 2 * 2 * 8 * 4 * 2 * 4
 
 
 def prefixes(setup: Setup, max_tokens: int = 1000) -> Prefixes:
-    """That look at both adapters."""
+    """Return prefixes that serve both adapters."""
     model, *adapters = setup
     known = Prefixes(model, max_bytes=max_tokens * BYTES_PER_TOKEN, max_batch_tokens=4096)
     for adapter in adapters:
@@ -50,7 +50,7 @@ def job(adapter: AdapterHandle, *prompt: int, n_samples: int = 4, seed: int | No
 
 
 def lengths(known: Prefixes, *jobs: Job) -> list[int]:
-    """How many tokens of each job are remembered."""
+    """Return the number of cached tokens of each job."""
     found = [0] * len(jobs)
     for prefix, places in known.split(jobs).items():
         for place in places:
@@ -67,7 +67,7 @@ def test_what_two_prompts_share_is_remembered_from_the_second_on(setup: Setup) -
     assert lengths(known, job(one, *HEAD, 50)) == [0]
     assert lengths(known, job(one, *HEAD, 51, 52)) == [40]
     assert lengths(known, job(one, *HEAD, 53), job(one, 60, 61), job(one, *HEAD[:30])) == [40, 0, 0]
-    assert lengths(known, job(one, *HEAD)) == [0]  # a row keeps a token of its own
+    assert lengths(known, job(one, *HEAD)) == [0]  # a row keeps at least one token
 
 
 def test_jobs_of_one_batch_teach_each_other(setup: Setup) -> None:

@@ -1,4 +1,4 @@
-"""The engine in this process, on a tiny model: one row alone against the same row batched, seeds, banks, failures."""
+"""The engine in this process, on a tiny model: a row alone and in a batch, seeds, banks, failures."""
 
 import asyncio
 import dataclasses

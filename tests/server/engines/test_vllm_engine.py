@@ -1,4 +1,4 @@
-"""The engine that asks a vLLM, against a stand-in: the numbers of the other engine, and errors that say what to do."""
+"""The vLLM engine against a stand-in: the numbers of the torch engine, and errors that say what to do."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -65,7 +65,7 @@ async def test_it_makes_no_more_draws_than_the_decision_takes(
     engine: VllmEngine, vllm: FakeVllm, monkeypatch: pytest.MonkeyPatch, suffices: int, made: int
 ) -> None:
     monkeypatch.setattr("blora.server.engines.vllm_engine.looks", lambda n_samples: [2, n_samples])
-    monkeypatch.setattr("blora.server.engines.vllm_engine.enough", lambda job, probs: len(probs) >= suffices)
+    monkeypatch.setattr("blora.server.engines.vllm_engine.draws_suffice", lambda job, probs: len(probs) >= suffices)
     [handle] = (await engine.load()).adapters
     asked = vllm.asked
     [found] = await engine.run([await job(engine, handle, "why", stop=Stop(Policy(min_confidence=0.5), 0.1))])

@@ -1,11 +1,11 @@
-"""Who gets in: keys, scopes and limits, and what stays open to probes."""
+"""Authentication: keys, scopes, limits, and paths that need no key."""
 
 from pathlib import Path
 
 import pytest
 
 from blora.server.errors import RateLimitedError
-from blora.server.http.authentication import Rate
+from blora.server.http.authentication import RateLimiter
 from blora.server.keys import line_of
 from tests.server.fakes import FakeEngine, running
 
@@ -89,8 +89,8 @@ async def test_a_key_that_asks_too_often_is_told_when_to_come_back(engine: FakeE
         assert other.status_code == 200
 
 
-def taken(rate: Rate) -> int:
-    """How many requests go through now."""
+def taken(rate: RateLimiter) -> int:
+    """Return the number of requests that are allowed now."""
     for count in range(1000):
         try:
             rate.take("shop")
@@ -101,11 +101,11 @@ def taken(rate: Rate) -> int:
 
 def test_requests_come_back_one_by_one_and_never_add_up_to_more_than_a_minutes() -> None:
     times = iter([0.0] * 61 + [1.0] * 2 + [3.5] * 3 + [4.0] * 2 + [1000.0] * 61)
-    rate = Rate(60, clock=lambda: next(times))
+    rate = RateLimiter(60, clock=lambda: next(times))
     assert [taken(rate) for _ in range(5)] == [60, 1, 2, 1, 60]
 
 
 def test_no_limit_is_none() -> None:
-    rate = Rate(0)
+    rate = RateLimiter(0)
     for _ in range(1000):
         rate.take("shop")

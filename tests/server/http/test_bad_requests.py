@@ -1,4 +1,4 @@
-"""Everything malformed that a client may send, and the status, code and message that it gets."""
+"""Malformed requests, and the status, code and message of each."""
 
 import re
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ GOOD = {"prompt": SECRET}
 
 
 class Bad(NamedTuple):
-    """One malformed body, and what must come back."""
+    """One malformed body and its expected response."""
 
     body: Any
     status: int

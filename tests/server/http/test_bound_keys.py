@@ -1,4 +1,4 @@
-"""Keys that open some adapters: the others do not exist for them."""
+"""Keys bound to adapters, for which other adapters are unknown."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Whatever a body holds, validating it takes little and finds few problems."""
+"""Bounds on the time and on the number of problems of validation, for any body."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""Connections of strangers, against a server with real sockets: room for newcomers, and refusals of the one shape."""
+"""Connections to a server with real sockets: replacement of idle ones, and error bodies of refusals."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ async def connect(server: Listening) -> Streams:
 
 
 async def say(server: Listening, request: bytes) -> bytes:
-    """What the server says until it closes the connection."""
+    """Return everything that the server sends until it closes the connection."""
     reader, writer = await connect(server)
     writer.write(request)
     async with asyncio.timeout(5):
@@ -100,7 +100,7 @@ async def test_where_all_are_being_answered_one_more_is_refused_and_counted() ->
 
 
 def asks_without_reading(server: Listening) -> socket.socket:
-    """A client of many long answers that takes none of them."""
+    """Open a client that asks for many long answers and reads none."""
     asking = socket.socket()
     asking.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     asking.connect((server.client.base_url.host, server.client.base_url.port))

@@ -1,4 +1,4 @@
-"""Clients that leave."""
+"""Clients that disconnect."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Metrics on a port of their own: Prometheus may reach them there, and nobody on the port that answers questions."""
+"""Metrics on a separate port, and no longer on the port for questions."""
 
 import re
 import socket
@@ -20,7 +20,7 @@ def free_port() -> int:
 
 
 class AskingEngine(SelfEndingEngine):
-    """Asks both ports for everything, once the server listens."""
+    """Engine that asks both ports for every path, once the server listens."""
 
     def __init__(self, **ports: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Ids, limits on bodies, and goodbyes."""
+"""Request ids, limits on bodies, and closing of connections while draining."""
 
 from collections.abc import AsyncIterator
 
@@ -10,7 +10,7 @@ JSON = {"content-type": "application/json"}
 
 
 async def pieces(total: int, piece: int = 100) -> AsyncIterator[bytes]:
-    """A body of so many bytes without a declared length."""
+    """Yield a body of a given size in pieces, without a declared length."""
     yield b'{"prompt": "'
     for _ in range(0, total, piece):
         yield b"x" * piece

@@ -1,4 +1,4 @@
-"""Clients that drip, against a server with real sockets: they are hung up on, and hold up nobody."""
+"""Clients that send byte by byte to a server with real sockets: they are disconnected, and delay nobody."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,7 +12,7 @@ HEAD = b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\
 
 
 async def drip(server: Listening, start: bytes, piece: bytes) -> bytes:
-    """Sends a piece every 50 ms until the server hangs up; what it said until then."""
+    """Send a piece every 50 ms until the server closes the connection, and return its response."""
     url = server.client.base_url
     reader, writer = await asyncio.open_connection(url.host, url.port)
     writer.write(start)

@@ -1,4 +1,4 @@
-"""The paths besides predictions."""
+"""Routes other than predictions."""
 
 from blora.server.monitoring.build import Build
 from tests.server.fakes import OPEN_DIGEST, TRIAGE_DIGEST, FakeEngine, Running, running

@@ -1,4 +1,4 @@
-"""Bodies that are not JSON, or do not say that they are."""
+"""Bodies that are not JSON or not declared as JSON."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Outcomes that are told to a running app, and what the metrics make of them."""
+"""Outcomes reported to a running app, and their effect on the metrics."""
 
 import asyncio
 import random
@@ -168,7 +168,7 @@ async def test_the_client_tells(watched: Running) -> None:
         prediction = await client.predict("p=0.95")
         assert await client.feedback(prediction, "billing")
         assert not await client.feedback(prediction.id, "account")
-        with pytest.raises(RefusedError, match="none of the choices that the prediction offered") as info:
+        with pytest.raises(RefusedError, match="not one of the choices that were offered") as info:
             await client.feedback(prediction, "sales")
         assert info.value.code == "label_not_offered"
 
@@ -213,7 +213,7 @@ async def test_a_new_calibration_of_the_same_weights_starts_with_no_outcomes(wat
 def predicted(
     feedback: Feedback, prediction_id: str, *, target_risk: float | None = 0.05, predictive_entropy: float | None = None
 ) -> None:
-    """An answer "a" of two choices goes out."""
+    """Record an answer "a" of two choices."""
     feedback.predicted(
         CALIBRATED,
         prediction_id,
@@ -226,7 +226,7 @@ def predicted(
 
 
 async def serve(server: Running, n: int, risk: float, seed: int = 0) -> int | None:
-    """Answers and their outcomes; returns after how many the promise was called broken."""
+    """Report outcomes of answers, and return after how many of them the promise was called broken."""
     chance = random.Random(seed)
     feedback = server.app.state.service.predictor().feedback
     for k in range(n):
@@ -264,7 +264,7 @@ async def test_of_answers_under_a_promise_the_share_whose_outcome_was_told_is_sh
 
 
 async def volunteered(risk: float, rate: float, seed: int) -> bool:
-    """Whether the alarm rang: requested outcomes are all told, of the others nine wrong ones in ten, one right in ten."""
+    """Return whether the alarm fired, with all requested outcomes and of the others 90 % of wrong and 10 % of right ones."""
     chance = random.Random(seed)
     async with running(FakeEngine(handles=(CALIBRATED,)), feedback_rate=rate) as server:
         feedback = server.app.state.service.predictor().feedback

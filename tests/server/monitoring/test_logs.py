@@ -1,4 +1,4 @@
-"""Log lines: what they say of a request, and what they do not."""
+"""Log lines: their contents, and the absence of request text."""
 
 import json
 import logging

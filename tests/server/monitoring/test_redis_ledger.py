@@ -59,7 +59,7 @@ class Store:
             self._process = None
 
     def expiries(self) -> dict[str, int]:
-        """Every key, with the seconds that are left of it."""
+        """Return every key with its remaining seconds."""
         with Redis.from_url(self.url, decode_responses=True) as client:
             return {key: client.ttl(key) for key in client.keys("*")}
 
@@ -81,7 +81,7 @@ def replica(store: Store, **settings: Any) -> Any:
 
 
 async def settled(server: Running, prediction_id: str, label: str) -> Any:
-    """Tells an outcome until the prediction has been written, which answers do not wait for."""
+    """Report an outcome, repeatedly until the prediction has been written, since answers do not wait for that."""
     deadline = time.monotonic() + 5
     while (told := await tell(server, prediction_id, label)).status_code == 404 and time.monotonic() < deadline:
         pass
@@ -211,7 +211,7 @@ async def test_a_password_comes_from_a_file(store: Store, tmp_path: Path, user: 
     [
         ("", "", "is empty"),
         ("", None, "cannot be read"),
-        (":a secret@", "another", "leave it in the file alone"),
+        (":a secret@", "another", "remove it from the address"),
     ],
 )
 async def test_a_password_that_cannot_be_had_keeps_the_server_from_starting(

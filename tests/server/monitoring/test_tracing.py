@@ -1,4 +1,4 @@
-"""Traces, sent to a collector that listens for real."""
+"""Traces sent to a real listening collector."""
 
 import gzip
 import json
@@ -18,7 +18,7 @@ TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
 
 class Collector:
-    """Keeps the spans that it is sent."""
+    """Collector that keeps the received spans."""
 
     def __init__(self) -> None:
         self.spans: list[Span] = []

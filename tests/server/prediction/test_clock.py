@@ -1,11 +1,11 @@
-"""The wall clock jumps, as after a suspended machine or a correction: nothing is timed by it."""
+"""Jumps of the wall clock, as after a suspend or a correction, affect no timing."""
 
 import time
 
 import pytest
 
 from blora.server.errors import RateLimitedError
-from blora.server.http.authentication import Rate
+from blora.server.http.authentication import RateLimiter
 from tests.server.fakes import FakeEngine, running
 
 DAY_S = 86400.0
@@ -29,7 +29,7 @@ async def test_a_jump_of_the_clock_expires_nothing_and_hurries_nothing(
 
 
 def test_a_jump_gives_no_key_more_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    rate, real = Rate(per_minute=1), time.time
+    rate, real = RateLimiter(per_minute=1), time.time
     rate.take("key")
     monkeypatch.setattr(time, "time", lambda: real() + DAY_S)
     with pytest.raises(RateLimitedError):

@@ -1,4 +1,4 @@
-"""A forward pass that makes no progress: not ready soon, not alive after minutes, and well again when it goes on."""
+"""A forward pass without progress: not ready soon, not alive after minutes, and both again once it goes on."""
 
 import asyncio
 
@@ -11,7 +11,7 @@ from tests.server.prediction.test_service import status
 
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server is not ready after a twentieth of a second without progress."""
+    """Make a server unready after 50 ms without progress."""
     monkeypatch.setattr(service, "_SILENT_S", 0.05)
 
 

@@ -1,4 +1,4 @@
-"""Calibrated policies and prediction sets: what is in force, and where nothing is proved."""
+"""Calibrated policies and prediction sets: the policy in force, and requests without a guarantee."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -38,7 +38,7 @@ async def server(engine: FakeEngine) -> AsyncIterator[Running]:
 
 
 async def refusal(server: Running, **fields: Any) -> dict[str, Any]:
-    """The error of a request that must get a 422."""
+    """Return the error of a request that must get 422."""
     response = await server.client.post("/v1/predict", json=fields)
     assert response.status_code == 422, response.text
     error: dict[str, Any] = response.json()["error"]

@@ -1,4 +1,4 @@
-"""Answers: what is in them, when there is none, and what depends on what."""
+"""Answers: their contents, errors, and dependence on the request."""
 
 import asyncio
 import math
@@ -21,7 +21,7 @@ from tests.server.fakes import (
 
 
 async def ask(server: Running, **fields: Any) -> dict[str, Any]:
-    """The answer to a good question."""
+    """Return the answer to a valid question."""
     response = await server.client.post("/v1/predict", json=fields)
     assert response.status_code == 200, response.text
     answer: dict[str, Any] = response.json()
@@ -200,7 +200,7 @@ async def test_draws_above_the_cap_are_refused_at_the_cap_they_are_not(engine: F
 
 
 async def test_more_work_than_one_input_may_take_gives_413(engine: FakeEngine) -> None:
-    """Sixteen passes of 64 tokens: 1024."""
+    """Sixteen passes of 64 tokens make 1024."""
     async with running(engine, max_batch_tokens=64) as server:
         asked = {"prompt": "word " * 33, "n_samples": 32, "seed": 0}
         refused = await server.client.post("/v1/predict", json=asked)

@@ -1,4 +1,4 @@
-"""Loading, ready, broken, draining."""
+"""Life cycle of the service: loading, ready, broken, draining."""
 
 import asyncio
 
@@ -9,7 +9,7 @@ from tests.server.fakes import TRIAGE_DIGEST, FakeEngine, Running, handle, runni
 
 
 async def status(server: Running, path: str) -> tuple[int, str | None]:
-    """Status and error code of a path."""
+    """Return the status and the error code of a path."""
     response = await server.client.get(path)
     return response.status_code, response.json().get("error", {}).get("code")
 

@@ -1,4 +1,4 @@
-"""Who is tokenised when, and what is refused unread."""
+"""Order of tokenising, and texts that are refused without it."""
 
 import asyncio
 from typing import Any
@@ -18,7 +18,7 @@ CHOICES = ("a", "b")
 
 
 class Order:
-    """Remembers who was tokenised, a step of the loop at a time."""
+    """Recorder of the order of tokenising, one step of the loop at a time."""
 
     def __init__(self, tokenizing: Tokenizing) -> None:
         self.tokenizing = tokenizing
@@ -137,7 +137,7 @@ def refusal(prompt: str, choices: tuple[str, ...] = CHOICES, *, own: bool = True
 
 
 class Words(FakeRow):
-    """One token a word, of choices also; the last of each is not read."""
+    """Row with one token per word of prompt and choices; the last token of a choice is not read."""
 
     @property
     def scored_tokens(self) -> int:
@@ -177,7 +177,7 @@ def test_an_adapters_own_choices_are_not_the_clients_to_shorten() -> None:
 
 
 class ShortModel(FakeEngine):
-    """Has no room for any question."""
+    """Engine that refuses every question as too long."""
 
     async def pack(self, *args: object, **kwargs: object) -> FakeRow:  # type: ignore[override]
         raise PromptTooLongError("more tokens than the model has positions", param="prompt")
@@ -207,7 +207,7 @@ async def test_a_prompt_is_told_one_number_wherever_it_is_refused(limits: dict[s
 
 
 class CountingEngine(FakeEngine):
-    """Counts what it tokenises."""
+    """Engine that counts the texts that it tokenises."""
 
     tokenised = 0
 

@@ -1,4 +1,4 @@
-"""Who may wait: what finds room, what leaves room, and what can be answered in time."""
+"""Admission to the queue: room, shares of owners, and deadlines."""
 
 import asyncio
 from dataclasses import replace
@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 
 from blora.server.errors import QueueFullError, TooLargeError
-from blora.server.scheduling.admission import Admission, Waiting
+from blora.server.scheduling.admission import Admission, QueueState
 from blora.server.scheduling.runs import Work
 from tests.server.scheduling.test_batcher import bench, settle
 
-NOBODY = Waiting(inputs=0, cost=0, own_inputs=0, own_cost=0, ahead=0)
+NOBODY = QueueState(inputs=0, cost=0, own_inputs=0, own_cost=0, ahead=0)
 
 
 def admission() -> Admission:
@@ -40,7 +40,7 @@ def test_an_input_has_a_bound_of_all_the_work_it_may_come_to(asked: Work[str]) -
 
 
 def test_what_cannot_be_done_in_time_even_by_an_idle_server_is_refused_with_the_estimate() -> None:
-    """100 tokens a second: 900 take 9 s."""
+    """At 100 tokens per second, 900 take 9 s."""
     some = admission()
     for _ in range(4):
         for tokens in (50, 100):
@@ -63,7 +63,7 @@ def test_what_cannot_be_done_in_time_even_by_an_idle_server_is_refused_with_the_
         replace(NOBODY, inputs=1, cost=801, own_inputs=1, own_cost=801),
     ],
 )
-def test_a_full_queue_and_a_greedy_owner_are_refused(waiting: Waiting) -> None:
+def test_a_full_queue_and_a_greedy_owner_are_refused(waiting: QueueState) -> None:
     with pytest.raises(QueueFullError):
         admission().check_room(10, waiting, 30)
 
@@ -73,12 +73,12 @@ def test_another_finds_the_room_that_the_greedy_one_had_to_leave() -> None:
 
 
 def test_what_would_be_late_is_refused_until_it_would_not() -> None:
-    """100 tokens a second: 3000 ahead take 30 s, of which three quarters of 20 s may pass, and 15 have to go by."""
+    """At 100 tokens per second, 3000 ahead take 30 s; three quarters of 20 s are allowed, so 15 s have to pass first."""
     some = Admission(max_batch_tokens=100, max_queue_tokens=10_000, max_queue_requests=50, max_input_passes=9)
     for tokens in (50, 100):
         some.pace.measure(tokens, tokens / 100, full=False)
     late = replace(NOBODY, inputs=1, cost=3000, ahead=3000)
-    with pytest.raises(QueueFullError, match=r"in about 30\.1 s, and would have to be within 15\.0 s") as info:
+    with pytest.raises(QueueFullError, match=r"in about 30\.1 s, but must be expected within 15\.0 s") as info:
         some.check_room(10, late, 20)
     assert info.value.retry_after_s == 16
     some.check_room(10, late, 41)
@@ -103,7 +103,7 @@ async def test_a_flood_leaves_room_for_another_owner() -> None:
 
 
 async def test_an_owner_with_little_waiting_is_not_refused_for_another_ones_flood() -> None:
-    """At 1000 tokens a second 2000 of the flood take 2 s; the other one's turn comes before them."""
+    """At 1000 tokens per second, 2000 of the flood take 2 s; the other owner's turn comes before them."""
     async with bench() as b:
         for n_tokens in (50, 100):
             b.worker.seconds = n_tokens / 1000

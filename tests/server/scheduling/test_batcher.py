@@ -1,4 +1,4 @@
-"""The batcher alone, with a worker that writes down what it was given."""
+"""The batcher alone, with a worker that records its payloads."""
 
 import asyncio
 from collections.abc import AsyncIterator, Hashable, Sequence
@@ -15,7 +15,7 @@ LIMITS = {"max_batch_tokens": 100, "max_queue_tokens": 10_000, "max_queue_reques
 
 
 class Worker:
-    """Answers each payload with itself in capitals; raises at `bad` ones; waits at the gate."""
+    """Worker that returns payloads in capitals, raises at `bad` ones, and waits at the gate."""
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
@@ -33,7 +33,7 @@ class Worker:
 
 
 class Notes:
-    """Writes down what the batcher reports."""
+    """Observer that records the batcher's reports."""
 
     def __init__(self) -> None:
         self.forwards: list[tuple[int, int]] = []
@@ -55,7 +55,7 @@ class Notes:
 
 
 class Bench:
-    """A batcher with its worker and notes."""
+    """A batcher with its worker and its observer."""
 
     def __init__(self, **limits: int) -> None:
         self.worker = Worker()
@@ -78,7 +78,7 @@ class Bench:
         return asyncio.create_task(self.batcher.submit(work, deadline=deadline))
 
     async def hold(self) -> asyncio.Task[Completed[str]]:
-        """Keeps the worker busy with an input of its own until the gate opens."""
+        """Keep the worker busy with another input until the gate opens."""
         self.worker.gate.clear()
         self.worker.batches.clear()
         task = self.submit("holder", group="holder")
@@ -102,7 +102,7 @@ async def bench(**limits: int) -> AsyncIterator[Bench]:
 
 
 async def settle() -> None:
-    """Lets every task run until it waits."""
+    """Let every task run until it waits."""
     for _ in range(5):
         await asyncio.sleep(0)
 
@@ -183,7 +183,7 @@ async def test_like_lengths_go_together_but_the_oldest_goes_first() -> None:
 
 
 async def test_an_odd_length_is_not_starved_by_newcomers() -> None:
-    """Short inputs keep arriving; the long one goes as soon as it is the oldest."""
+    """Short inputs keep arriving; the long one runs as soon as it is the oldest."""
     async with bench(max_batch_tokens=60) as b:
         held = await b.hold()
         tasks = [b.submit("s0"), b.submit("long", n_tokens=60), b.submit("s1"), b.submit("s2")]
@@ -288,7 +288,9 @@ async def test_a_full_queue_counts_tokens_times_draws() -> None:
         held = await b.hold()
         tasks = [b.submit(str(i), n_tokens=10, n_draws=5) for i in range(2)]
         await settle()
-        with pytest.raises(QueueFullError, match="2 inputs and 100 tokens x draws") as info:
+        with pytest.raises(
+            QueueFullError, match="2 of at most 100 inputs, and 100 of at most 100 tokens x draws"
+        ) as info:
             await b.submit("x", n_tokens=1)
         assert info.value.retry_after_s == 1  # nothing measured yet
         await b.release(held, *tasks)

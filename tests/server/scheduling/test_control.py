@@ -1,4 +1,4 @@
-"""What a run and the event loop say to each other, in whatever order they come to say it."""
+"""Control of runs: parking, resuming and stopping, in every order of the calls."""
 
 from concurrent.futures import Future
 

@@ -1,4 +1,4 @@
-"""Owners that share the batcher: by work, in turn, whatever each has waiting."""
+"""Owners that share the batcher by work."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Long runs, in a thread as an engine's are: they stop once nobody waits, and wait while shorter inputs go first."""
+"""Long runs in a thread, like an engine's: they stop once nobody waits, and are parked while shorter inputs run."""
 
 import asyncio
 import time
@@ -16,7 +16,7 @@ STEP_S = 0.01
 
 
 class Threaded:
-    """Takes a step of ten milliseconds for every ten tokens x draws of the payload, "NAME COST"."""
+    """Worker that takes 10 ms for every ten tokens x draws of a payload "NAME COST"."""
 
     def __init__(self) -> None:
         self.steps: list[str] = []
@@ -156,7 +156,7 @@ async def test_a_long_input_does_not_interrupt_one_of_its_own_owner() -> None:
 
 
 async def test_a_long_run_is_not_starved_by_short_ones() -> None:
-    """Three clients of another owner ask without a pause; the long run has a fifth of the time."""
+    """Three clients of another owner ask without a pause; the long run gets a fifth of the time."""
     async with bench() as b:
         await b.learn_the_pace()
         heavy = b.submit("heavy", 1000, owner="heavy")

@@ -1,4 +1,4 @@
-"""How long work is expected to take."""
+"""Estimates of how long work takes."""
 
 import pytest
 
@@ -34,7 +34,7 @@ def test_where_both_take_time_both_are_counted() -> None:
 
 
 def test_small_passes_alone_refuse_no_burst() -> None:
-    """Ten inputs of 40 x 8 in 50 ms each, and then a burst of what a large batch holds easily."""
+    """Ten inputs of 40 x 8 take 50 ms each, and then a burst arrives that a large batch holds easily."""
     pace = Pace(max_batch_tokens=32768)
     for _ in range(10):
         pace.measure(320, 0.05, full=False)

@@ -1,4 +1,4 @@
-"""Requests as they are read: the defaults of a batch, and inputs that fail alone."""
+"""Parsing of requests: the defaults of a batch, and inputs that fail alone."""
 
 import pytest
 from pydantic import TypeAdapter, ValidationError

@@ -1,4 +1,4 @@
-"""Pydantic's complaints in our words. The table of bad requests covers them one by one."""
+"""Translation of pydantic's errors; the table of bad requests covers them one by one."""
 
 from typing import Any
 

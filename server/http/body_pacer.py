@@ -1,24 +1,24 @@
-"""How fast the event loop takes long bodies in, so that many of them leave it time for everything else."""
+"""Pacing of long request bodies, so that reading many of them does not occupy the event loop."""
 
 import time
 from collections.abc import Callable, Hashable
 
-__all__ = ["Inflow"]
+__all__ = ["BodyPacer"]
 
-# Of every body, what is taken at once: more than a question with its choices has.
+# Bytes of each body that are not paced: more than one question with its choices takes.
 _FREE_BYTES = 2**16
 _BYTES_PER_S = 2**24
 _BURST_S = 0.1
 
 
-class Inflow:
-    """Paces the bodies of each owner.
+class BodyPacer:
+    """A rate limit on the body bytes of each owner.
 
-    The first 64 KiB of a body are free. Of what follows an owner may send about a megabyte at once and 16 megabytes a
-    second, which is far more text than a model reads.
+    The first 64 KiB of a body do not count. Beyond them an owner may send about 1 MB at once and 16 MB per second,
+    which is far more text than a model reads.
 
     Args:
-        clock: seconds of a clock that never goes back.
+        clock: a monotonic clock, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -26,12 +26,12 @@ class Inflow:
         self._paid_until: dict[Hashable, float] = {}
 
     def delay(self, owner: Hashable, had: int, n_bytes: int) -> float:
-        """Return for how many seconds to read no more of a body.
+        """Return the seconds to wait before reading more of a body.
 
         Args:
-            owner: whose body it is.
-            had: bytes of the body that came before.
-            n_bytes: bytes that have come now.
+            owner: the body's owner.
+            had: bytes of the body received before.
+            n_bytes: bytes received now.
         """
         counted = max(0, had + n_bytes - max(had, _FREE_BYTES))
         if not counted:

@@ -1,7 +1,7 @@
-"""Runs that share one thread: at its checkpoints one run can wait while the thread computes another.
+"""Cooperative scheduling of runs in one thread: at its checkpoints a run can wait while the thread computes another.
 
-Each thread that computes has a team of OpenMP's, whose members wait for work without sleeping only as long as there are
-no more of them than cores. With a second thread, and so a second team, every pass takes 1.7 times as long on two cores.
+Each computing thread has its own team of OpenMP threads, whose members spin while they wait, unless there are more of
+them than cores. A second computing thread, and so a second team, makes every pass take 1.7 times as long on two cores.
 """
 
 import asyncio
@@ -14,16 +14,16 @@ from greenlet import getcurrent, greenlet
 
 from blora.server.scheduling.control import Control
 
-__all__ = ["Lanes"]
+__all__ = ["StackScheduler"]
 
 T = TypeVar("T")
 
 
-class Lanes:
-    """Runs pieces of work in one thread, each on a stack of its own.
+class StackScheduler:
+    """Scheduler that runs tasks in one thread, each on its own stack (a greenlet).
 
-    All of it is under `torch.inference_mode`, for the thread has one such mode, and work that leaves the block while
-    other work waits inside it would change the mode for both.
+    All tasks run under `torch.inference_mode`: the mode belongs to the thread, so that a task which left the mode while
+    another one waited inside it would change the mode of both.
 
     Args:
         thread: an executor of one thread.
@@ -31,10 +31,10 @@ class Lanes:
 
     def __init__(self, thread: ThreadPoolExecutor) -> None:
         self._thread = thread
-        self._queued: set[Future[Any]] = set()  # results of pieces that have not begun
+        self._queued: set[Future[Any]] = set()  # futures of tasks that have not begun
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Return what the work returns; it begins once other work has ended or is at a checkpoint."""
+        """Run a task, which begins once the others have ended or wait at a checkpoint, and return its result."""
         done: Future[T] = Future()
 
         def compute() -> None:
@@ -52,10 +52,10 @@ class Lanes:
         return await asyncio.wrap_future(done)
 
     def checkpoint(self, control: Control) -> None:
-        """Let other work go first, in the thread and within the work; see `Control.checkpoint`.
+        """Let other tasks run first; called by a task in the thread. See `Control.checkpoint`.
 
-        Work that has been asked to wait does so until it may go on; any other only until what is queued has had its
-        turn.
+        A task that was asked to wait does so until it may go on; any other task waits only until the queued tasks have
+        had their turn.
         """
         control.checkpoint(self._wait)
         if self._queued:
@@ -64,7 +64,7 @@ class Lanes:
             self._wait(turn)
 
     def close(self) -> None:
-        """Let go of the thread; what has not begun is cancelled."""
+        """Shut the thread down and cancel the tasks that have not begun."""
         self._thread.shutdown(wait=False, cancel_futures=True)
         for done in self._queued.copy():
             done.cancel()
@@ -72,11 +72,11 @@ class Lanes:
     def _wait(self, until: Future[None]) -> None:
         work = getcurrent()
         until.add_done_callback(lambda _: self._thread.submit(_switch, work))
-        assert work.parent is not None  # the thread's own stack
+        assert work.parent is not None  # the thread's main stack
         work.parent.switch()
 
 
 @torch.inference_mode()
 def _switch(work: greenlet) -> None:
-    """Go on with work in its thread until it ends or waits."""
+    """Continue a task in its thread until it ends or waits."""
     work.switch()

@@ -1,4 +1,4 @@
-"""Work that may never end, such as reading from a file system that stalls: each piece in a thread of its own."""
+"""Tasks that may never end, such as reads from a stalled file system: a new thread for each task."""
 
 import asyncio
 import contextvars
@@ -10,46 +10,46 @@ from typing import Any, TypeVar
 
 from blora.errors import AdapterError
 
-__all__ = ["OwnThread", "StalledError"]
+__all__ = ["StalledError", "ThreadPerTask"]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Pieces that were given up and have not ended. Each keeps its thread, and what it has read.
+# Limit on abandoned tasks that have not ended. Each keeps its thread and the memory of the data that it has read.
 MOST_GIVEN_UP = 8
 
 
 class StalledError(AdapterError):
-    """An adapter that could not be read in time."""
+    """The files of an adapter could not be read in time."""
 
 
-class OwnThread:
-    """Runs each piece of work in a new thread, and gives it up at its deadline.
+class ThreadPerTask:
+    """Runner that gives each task a new thread and abandons it at its deadline.
 
-    A pool would be used up by a few pieces that never end. Threads that were given up do not keep the process from
-    ending; what becomes of them later is logged, and has no other effect.
+    A few tasks that never end would exhaust a pool. Abandoned threads do not keep the process from exiting; if such a
+    task ends later, that is logged and has no other effect.
 
     Args:
-        timeout_s: how long a piece may take.
+        timeout_s: seconds that a task may take.
     """
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._running: set[object] = set()
-        self._given_up: dict[object, str] = {}  # what they were to do
+        self._given_up: dict[object, str] = {}  # descriptions of abandoned tasks
         self._lock = threading.Lock()
 
     async def run(self, what: str, work: Callable[[], T]) -> T:
-        """Return what the work returns, or raise what it raises.
+        """Run a task, and return its result or raise its exception.
 
         Args:
-            what: the work in words, for messages. While one that was given up has not ended, no other of the same words
-                begins.
-            work: is not interrupted, and so must not change what others see.
+            what: description of the task for messages. While an abandoned task of the same description has not ended,
+                no other one starts.
+            work: the task. It is never interrupted, so it must not change shared state.
 
         Raises:
-            StalledError: if it does not end in time, or others of before have not ended.
+            StalledError: if the task does not end in time, or earlier tasks have not ended.
         """
         self._check_room(what)
         loop, began = asyncio.get_running_loop(), time.monotonic()
@@ -68,7 +68,7 @@ class OwnThread:
                 self._running.discard(done)
                 late = self._given_up.pop(done, None) is not None
             if late:
-                logger.warning("%s ended after %.0f s, when it had been given up", what, time.monotonic() - began)
+                logger.warning("%s ended after %.0f s; it had been abandoned", what, time.monotonic() - began)
             else:
                 loop.call_soon_threadsafe(tell, result)
 
@@ -84,7 +84,7 @@ class OwnThread:
                     self._given_up[done] = what
         if stalls:
             raise StalledError(
-                f"{what} did not end within {self._timeout_s:g} s and was given up; check the file system, or raise "
+                f"{what} did not end within {self._timeout_s:g} s and was abandoned; check the file system, or raise "
                 "--adapter-load-timeout-s"
             )
         return await done
@@ -94,6 +94,6 @@ class OwnThread:
             stalled = sorted(self._given_up.values())
         if what in stalled or len(stalled) >= MOST_GIVEN_UP:
             raise StalledError(
-                f"{what} is not tried now, for what was given up after {self._timeout_s:g} s has not ended: "
-                f"{', '.join(stalled)}; check the file system, or restart the server"
+                f"{what} is not tried now, because earlier tasks, abandoned after {self._timeout_s:g} s, have not "
+                f"ended: {', '.join(stalled)}; check the file system, or restart the server"
             )

@@ -1,8 +1,8 @@
-"""The pace of long bodies: short ones are free, and an owner's long ones come one after another."""
+"""Pacing of bodies: short ones are not paced, and an owner's long ones are read one after another."""
 
 import pytest
 
-from blora.server.http.inflow import Inflow
+from blora.server.http.body_pacer import BodyPacer
 
 MIB = 2**20
 
@@ -15,32 +15,32 @@ class Clock:
 
 
 def test_short_bodies_are_free_however_many() -> None:
-    inflow = Inflow(Clock())
+    inflow = BodyPacer(Clock())
     assert {inflow.delay("a", 0, 2**16) for _ in range(10_000)} == {0.0}
 
 
 def test_one_long_body_waits_for_nothing() -> None:
-    inflow, quarter = Inflow(Clock()), MIB // 4
+    inflow, quarter = BodyPacer(Clock()), MIB // 4
     assert [inflow.delay("a", had, quarter) for had in range(0, MIB, quarter)] == [0.0] * 4
 
 
 @pytest.mark.parametrize("n_pieces", [1, 16])
 def test_forty_at_once_take_seconds_in_whatever_pieces_they_come(n_pieces: int) -> None:
-    inflow, piece = Inflow(Clock()), MIB // n_pieces
+    inflow, piece = BodyPacer(Clock()), MIB // n_pieces
     delays = [inflow.delay("a", k * piece, piece) for k in range(n_pieces) for _ in range(40)]
     assert delays == sorted(delays)
     assert 2 < delays[-1] < 2.5
 
 
 def test_another_owner_does_not_wait_for_them() -> None:
-    inflow = Inflow(Clock())
+    inflow = BodyPacer(Clock())
     assert max(inflow.delay("a", 0, MIB) for _ in range(40)) > 2
     assert inflow.delay("b", 0, MIB) == 0
 
 
 def test_whoever_has_waited_has_paid() -> None:
     clock = Clock()
-    inflow = Inflow(clock)
+    inflow = BodyPacer(clock)
     for _ in range(40):
         clock.now += inflow.delay("a", 0, MIB)
     assert 2 < clock.now - 100 < 2.5

@@ -1,4 +1,4 @@
-"""Refused requests in the log: from where and for what, on one line each, without the key, and not without end."""
+"""Log lines of refused requests: peer and path, one line each, without the key, at a limited rate."""
 
 import json
 import logging
@@ -10,15 +10,15 @@ import pytest
 
 from blora.server.errors import UnauthorizedError
 from blora.server.keys import line_of
+from blora.server.monitoring.audit_log import LINES_A_SECOND, AuditLog
 from blora.server.monitoring.logs import configure
-from blora.server.monitoring.trail import LINES_A_SECOND, Trail
 from tests.server.fakes import FakeEngine, running
 
 
 async def refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str, path: str, key: str | None
 ) -> dict[str, Any]:
-    """The only line about a request that is refused."""
+    """Return the only line about a refused request."""
     (tmp_path / "keys").write_text(line_of("shop", "predict", "key-of-the-shop") + "\n")
     configure("warning", "json")
     async with running(FakeEngine(), api_keys=tmp_path / "keys", adapter_root=tmp_path) as server:
@@ -66,18 +66,18 @@ async def test_what_an_admin_may_not_do_either_is_written_down(
         body = {"name": "x", "path": "../.."}
         assert (await server.client.post("/v1/adapters", json=body, headers=headers)).status_code == 403
     lines = capsys.readouterr().err.splitlines()
-    [line] = [line for line in lines if " WARNING blora.server.monitoring.trail: forbidden request_id=" in line]
+    [line] = [line for line in lines if " WARNING blora.server.monitoring.audit_log: forbidden request_id=" in line]
     assert line.endswith("peer=127.0.0.1 client=ops method=POST path=/v1/adapters")
 
 
 def test_a_flood_is_counted_and_not_written_down(caplog: pytest.LogCaptureFixture) -> None:
     now = [100.0]
-    trail = Trail(clock=lambda: now[0])
+    audit_log = AuditLog(clock=lambda: now[0])
     with caplog.at_level(logging.WARNING):
         for second in range(3):
             now[0] = 100.0 + second
             for _ in range(1000):
-                trail.refused(UnauthorizedError("no"), {"method": "GET", "path": "/", "client": None})
+                audit_log.refused(UnauthorizedError("no"), {"method": "GET", "path": "/", "client": None})
     fields = [record.__dict__["fields"] for record in caplog.records]
     assert len(fields) == 3 * LINES_A_SECOND
     assert [each.get("unlogged") for each in fields if each.get("unlogged")] == [1000 - LINES_A_SECOND] * 2

@@ -1,4 +1,4 @@
-"""Runs that share one thread: one waits in the middle of its work, and others are computed by the same thread."""
+"""Tasks that share one thread: one waits in the middle of its work while the thread computes others."""
 
 import asyncio
 import threading
@@ -10,13 +10,13 @@ from functools import partial
 import pytest
 import torch
 
-from blora.server.engines.lanes import Lanes
+from blora.server.engines.stack_scheduler import StackScheduler
 from blora.server.scheduling.control import AbandonedError, Control
 
 
 @pytest.fixture
-async def lanes() -> AsyncIterator[Lanes]:
-    made = Lanes(ThreadPoolExecutor(1, "compute"))
+async def scheduler() -> AsyncIterator[StackScheduler]:
+    made = StackScheduler(ThreadPoolExecutor(1, "compute"))
     yield made
     made.close()
 
@@ -27,23 +27,23 @@ async def until(holds: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-def steps(lanes: Lanes, control: Control, seen: list[str], name: str, until: threading.Event) -> str:
-    """Work with checkpoints, from one to the next, until it is told to end."""
+def steps(scheduler: StackScheduler, control: Control, seen: list[str], name: str, until: threading.Event) -> str:
+    """Pass checkpoints until told to end."""
     while not until.wait(0.001):
         seen.append(name)
-        lanes.checkpoint(control)
+        scheduler.checkpoint(control)
     return threading.current_thread().name
 
 
-async def test_work_that_waits_lets_other_work_have_its_thread(lanes: Lanes) -> None:
+async def test_work_that_waits_lets_other_work_have_its_thread(scheduler: StackScheduler) -> None:
     parked, end, seen = threading.Event(), threading.Event(), list[str]()
     control = Control(parked=parked.set)
-    waiting = asyncio.create_task(lanes.run(partial(steps, lanes, control, seen, "waits", end)))
+    waiting = asyncio.create_task(scheduler.run(partial(steps, scheduler, control, seen, "waits", end)))
     await until(lambda: "waits" in seen)
     control.park()
     await until(parked.is_set)
     n_steps = len(seen)
-    names = [await lanes.run(lambda: threading.current_thread().name) for _ in range(3)]
+    names = [await scheduler.run(lambda: threading.current_thread().name) for _ in range(3)]
     assert len(seen) == n_steps
     control.go_on()
     await until(lambda: len(seen) > n_steps)
@@ -51,13 +51,13 @@ async def test_work_that_waits_lets_other_work_have_its_thread(lanes: Lanes) -> 
     assert {*names, await waiting} == {"compute_0"}
 
 
-async def test_those_that_wait_go_on_in_any_order(lanes: Lanes) -> None:
+async def test_those_that_wait_go_on_in_any_order(scheduler: StackScheduler) -> None:
     seen: list[str] = []
     parked: list[str] = []
     works = {name: (Control(parked=partial(parked.append, name)), threading.Event()) for name in "abc"}
     running = {}
     for name, (control, end) in works.items():
-        running[name] = asyncio.create_task(lanes.run(partial(steps, lanes, control, seen, name, end)))
+        running[name] = asyncio.create_task(scheduler.run(partial(steps, scheduler, control, seen, name, end)))
         await until(lambda name=name: name in seen)  # type: ignore[misc]
         control.park()
     await until(lambda: len(parked) == len(works))
@@ -71,17 +71,17 @@ async def test_those_that_wait_go_on_in_any_order(lanes: Lanes) -> None:
         assert set(seen) == {name}
 
 
-async def test_work_gives_way_to_what_is_queued_without_being_asked_to_wait(lanes: Lanes) -> None:
+async def test_work_gives_way_to_what_is_queued_without_being_asked_to_wait(scheduler: StackScheduler) -> None:
     end, seen = threading.Event(), list[str]()
-    long = asyncio.create_task(lanes.run(partial(steps, lanes, Control(), seen, "long", end)))
+    long = asyncio.create_task(scheduler.run(partial(steps, scheduler, Control(), seen, "long", end)))
     await until(lambda: "long" in seen)
-    assert await lanes.run(lambda: "short") == "short"
+    assert await scheduler.run(lambda: "short") == "short"
     assert not long.done()
     end.set()
     await long
 
 
-async def test_each_stack_has_its_own_context_and_all_of_them_no_gradients(lanes: Lanes) -> None:
+async def test_each_stack_has_its_own_context_and_all_of_them_no_gradients(scheduler: StackScheduler) -> None:
     name: ContextVar[str] = ContextVar("name", default="nobody")
     found: list[tuple[str, str, bool]] = []
 
@@ -89,16 +89,16 @@ async def test_each_stack_has_its_own_context_and_all_of_them_no_gradients(lanes
         name.set(mine)
         with torch.inference_mode():
             while not end.wait(0.001):
-                lanes.checkpoint(control)
+                scheduler.checkpoint(control)
                 found.append((mine, name.get(), torch.is_inference_mode_enabled()))
-        lanes.checkpoint(control)
+        scheduler.checkpoint(control)
         found.append((mine, name.get(), torch.is_inference_mode_enabled()))
 
     a, b = (Control(), threading.Event()), (Control(), threading.Event())
-    first = asyncio.create_task(lanes.run(partial(work, "a", *a)))
+    first = asyncio.create_task(scheduler.run(partial(work, "a", *a)))
     await until(lambda: bool(found))
     a[0].park()
-    second = asyncio.create_task(lanes.run(partial(work, "b", *b)))
+    second = asyncio.create_task(scheduler.run(partial(work, "b", *b)))
     await until(lambda: found[-1][0] == "b")
     b[0].park()
     a[1].set()  # the first to enter the mode is the first to leave it
@@ -108,31 +108,31 @@ async def test_each_stack_has_its_own_context_and_all_of_them_no_gradients(lanes
     b[0].go_on()
     await second
     assert all(mine == its and inference for mine, its, inference in found)
-    assert await lanes.run(lambda: name.get()) == "nobody"
+    assert await scheduler.run(lambda: name.get()) == "nobody"
 
 
-async def test_work_that_is_stopped_while_it_waits_raises_where_it_is_awaited(lanes: Lanes) -> None:
+async def test_work_that_is_stopped_while_it_waits_raises_where_it_is_awaited(scheduler: StackScheduler) -> None:
     wanted, seen = True, list[str]()
     control = Control(wants=lambda payload: wanted)
-    stopped = asyncio.create_task(lanes.run(partial(steps, lanes, control, seen, "stopped", threading.Event())))
+    stopped = asyncio.create_task(scheduler.run(partial(steps, scheduler, control, seen, "stopped", threading.Event())))
     await until(lambda: "stopped" in seen)
     control.park()
-    await lanes.run(lambda: None)
+    await scheduler.run(lambda: None)
     wanted = False
     control.go_on()
     with pytest.raises(AbandonedError):
         await stopped
     with pytest.raises(ZeroDivisionError):
-        await lanes.run(lambda: 1 // 0)
-    assert await lanes.run(lambda: "goes on") == "goes on"
+        await scheduler.run(lambda: 1 // 0)
+    assert await scheduler.run(lambda: "goes on") == "goes on"
 
 
 async def test_what_has_not_begun_is_cancelled_at_the_end() -> None:
-    lanes, end, seen = Lanes(ThreadPoolExecutor(1)), threading.Event(), list[str]()
-    running = asyncio.create_task(lanes.run(partial(end.wait, 10)))
-    queued = asyncio.create_task(lanes.run(lambda: seen.append("began")))
+    scheduler, end, seen = StackScheduler(ThreadPoolExecutor(1)), threading.Event(), list[str]()
+    running = asyncio.create_task(scheduler.run(partial(end.wait, 10)))
+    queued = asyncio.create_task(scheduler.run(lambda: seen.append("began")))
     await asyncio.sleep(0.01)
-    lanes.close()
+    scheduler.close()
     end.set()
     assert await running
     with pytest.raises(asyncio.CancelledError):

@@ -1,4 +1,4 @@
-"""The trail that refused requests leave in the log: from where, for what; never the key."""
+"""Log lines about requests that are refused for their key: peer, method and path, never the key itself."""
 
 import logging
 import time
@@ -11,22 +11,22 @@ from blora.server.errors import ServerError
 from blora.server.keys import CLIENT
 from blora.server.monitoring.logs import write_down
 
-__all__ = ["Trail"]
+__all__ = ["AuditLog"]
 
 logger = logging.getLogger(__name__)
 
-# Whoever may not ask must not fill the disk either. The metrics count all.
+# Limit on lines, so that unauthorised clients cannot fill the disk; the metrics count all refusals.
 LINES_A_SECOND = 10
 _MOST_CHARACTERS = 200
-# What a path or an address may hold as it is; anything else could begin a line or a field of its own.
+# Characters of a path or an address that are logged unescaped; others could forge lines or fields.
 _PLAIN = "/:@+,;!$&'()*~[]"
 
 
-class Trail:
-    """Writes a line for each request that is refused for its key, up to ten a second.
+class AuditLog:
+    """Log of requests that are refused for their key, at most ten lines per second.
 
     Args:
-        clock: seconds, which never go back.
+        clock: a monotonic clock, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -36,7 +36,7 @@ class Trail:
         self._unlogged = 0
 
     def refused(self, error: ServerError, scope: Scope) -> None:
-        """Writes down who was refused what, and how many others were since the last line."""
+        """Log a refused request, with the number of refusals that were not logged since the last line."""
         second = int(self._clock())
         if second != self._second:
             self._second, self._lines = second, 0

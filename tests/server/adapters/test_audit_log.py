@@ -1,4 +1,4 @@
-"""The trail in the log: who changed the adapters, and what became of it."""
+"""Log lines of changes of adapters: the requester and the outcome."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ Lines = Callable[[], list[dict[str, Any]]]
 
 @pytest.fixture
 def lines(capsys: pytest.CaptureFixture[str]) -> Lines:
-    """What was logged of adapters since the last call."""
+    """Return the log lines about adapters since the last call."""
 
     def since() -> list[dict[str, Any]]:
         found = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]

@@ -1,4 +1,4 @@
-"""Work in threads of its own: results, errors, and pieces that never end."""
+"""Tasks in their own threads: results, errors, and tasks that never end."""
 
 import asyncio
 import logging
@@ -8,11 +8,11 @@ import time
 import pytest
 
 from blora.server.keys import CLIENT
-from blora.server.scheduling.own_thread import MOST_GIVEN_UP, OwnThread, StalledError
+from blora.server.scheduling.thread_per_task import MOST_GIVEN_UP, StalledError, ThreadPerTask
 
 
 async def test_it_returns_what_the_work_returns_and_raises_what_it_raises() -> None:
-    threads = OwnThread(10)
+    threads = ThreadPerTask(10)
     CLIENT.set("ops")
     assert await threads.run("a name", lambda: (CLIENT.get(), threading.current_thread().name)) == ("ops", "a name")
     with pytest.raises(TimeoutError, match="of its own"):
@@ -24,24 +24,24 @@ def raising(error: Exception) -> None:
 
 
 async def test_a_piece_that_stalls_is_given_up_and_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
-    threads, gate = OwnThread(0.2), threading.Event()
+    threads, gate = ThreadPerTask(0.2), threading.Event()
     try:
-        with pytest.raises(StalledError, match=r"the folder of x did not end within 0\.2 s and was given up"):
+        with pytest.raises(StalledError, match=r"the folder of x did not end within 0\.2 s and was abandoned"):
             await threads.run("the folder of x", gate.wait)
         assert await threads.run("another", lambda: 1) == 1
         began = time.monotonic()
-        with pytest.raises(StalledError, match="has not ended: the folder of x; check the file system"):
-            await OwnThread.run(threads, "the folder of x", lambda: 2)
+        with pytest.raises(StalledError, match="have not ended: the folder of x; check the file system"):
+            await ThreadPerTask.run(threads, "the folder of x", lambda: 2)
         assert time.monotonic() - began < 0.2
     finally:
         gate.set()
     with caplog.at_level(logging.WARNING):
         assert await again(threads, "the folder of x") == 3
-    assert "the folder of x ended after 0 s, when it had been given up" in caplog.text
+    assert "the folder of x ended after 0 s; it had been abandoned" in caplog.text
 
 
-async def again(threads: OwnThread, what: str) -> int:
-    """What the work comes to once the one before has ended."""
+async def again(threads: ThreadPerTask, what: str) -> int:
+    """Return the result of a task once the earlier one has ended."""
     async with asyncio.timeout(10):
         while True:
             try:
@@ -51,7 +51,7 @@ async def again(threads: OwnThread, what: str) -> int:
 
 
 async def test_no_more_than_a_few_threads_are_left_behind() -> None:
-    threads, gate = OwnThread(0.05), threading.Event()
+    threads, gate = ThreadPerTask(0.05), threading.Event()
     try:
         for i in range(MOST_GIVEN_UP):
             with pytest.raises(StalledError, match="did not end"):
@@ -65,7 +65,7 @@ async def test_no_more_than_a_few_threads_are_left_behind() -> None:
 
 async def test_a_loop_that_has_ended_is_not_told() -> None:
     gate = threading.Event()
-    threads = OwnThread(10)
+    threads = ThreadPerTask(10)
     task = asyncio.create_task(threads.run("a piece", gate.wait))
     await asyncio.sleep(0.05)
     task.cancel()
