@@ -35,7 +35,7 @@ from blora.training.settings import prompt_of, sampling_of
 from blora.training.sources import Rows, read_table
 from blora.training.tune import Trial, record, trial_of, tune
 
-__all__ = ["bayesianize", "bayesianize_lora", "posterior_around"]
+__all__ = ["bayesianize_lora", "posterior_around"]
 
 logger = logging.getLogger(__name__)
 
@@ -95,13 +95,13 @@ def bayesianize_lora(
     examples = replace(examples, examples=examples.examples[:limit])
     prompt = replace(prompt, choices=choices, template=prompt.template if own_template else examples.template)
     base = open_base(base_model, device=device, dtype=dtype)
-    chosen, trials = bayesianize(
+    chosen, trials = _bayesianize(
         path, output, base, examples, prompt, sampling, scales=scales, tolerance=tolerance, command=command
     )
     return Trained(base, chosen), trials
 
 
-def bayesianize(
+def _bayesianize(
     path: Path,
     output: Path,
     base: BaseModel,

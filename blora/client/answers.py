@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from blora.client.shown import html_of, line_of
+from blora.client.shown import html_of, prediction_line
 from blora.scores import SCORES, TABLE, Score
 
 __all__ = [
@@ -145,7 +145,7 @@ class Prediction(_Scores):  # type: ignore[misc]  # a type checker cannot read t
     )
 
     def __repr__(self) -> str:
-        return line_of(self)
+        return prediction_line(self)
 
     __str__ = __repr__
 

@@ -13,7 +13,7 @@ import httpx
 
 from blora.client.answers import Answer, Outcome, Prediction
 from blora.client.errors import ClientError, DeadlineError, MalformedAnswerError, RefusedError, UnreachableError
-from blora.client.exchange import Messages, address, check, question, questions, read
+from blora.client.exchange import Messages, address, check, question, questions, read_answer
 from blora.client.policies import AbstainPolicy
 from blora.client.retries import Retries
 
@@ -247,4 +247,4 @@ class AsyncClient:
                 f"{self._http.base_url} cannot be reached, or closed the connection ({type(exc).__name__}: {exc}): "
                 "check the address, and that the server runs"
             ) from exc
-        return read(response, kind)
+        return read_answer(response, kind)

@@ -17,7 +17,7 @@ from blora.client.errors import (
 )
 from blora.errors import ConfigError
 
-__all__ = ["address", "check", "question", "questions", "read"]
+__all__ = ["address", "check", "question", "questions", "read_answer"]
 
 A = TypeVar("A", bound=Answer)
 T = TypeVar("T")
@@ -52,7 +52,7 @@ def questions(asked: Iterable[T], max_in_flight: int) -> Iterator[T | ClientErro
     return _until_failure(asked)
 
 
-def read(response: httpx.Response, kind: type[A]) -> A:
+def read_answer(response: httpx.Response, kind: type[A]) -> A:
     """Return the answer in a response.
 
     Raises:

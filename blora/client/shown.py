@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from blora.client.answers import ChoiceProbability, Prediction
 
-__all__ = ["html_of", "html_table", "line_of"]
+__all__ = ["html_of", "html_table", "prediction_line"]
 
 BAR = '<div style="background:#4c78a8;height:0.7em;width:{:.0f}px"></div>'
 BAR_PX = 120
@@ -15,7 +15,7 @@ BAR_PX = 120
 MOST_CHOICES = 3
 
 
-def line_of(prediction: "Prediction") -> str:
+def prediction_line(prediction: "Prediction") -> str:
     """Return the answer, or why there is none, and the most probable choices."""
     ranked = _ranked(prediction)
     choices = ", ".join(f"{row.choice} {row.probability:.2f}" for row in ranked[:MOST_CHOICES])

@@ -25,7 +25,7 @@ from blora.server.schemas.responses import error_body
 from blora.server.schemas.validation import invalid_request
 from blora.server.settings import Settings
 
-__all__ = ["answer_all", "answering", "patient", "rows_done"]
+__all__ = ["answer_file", "answering", "patient", "rows_done"]
 
 Answer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
@@ -101,7 +101,7 @@ async def answering(settings: Settings, engine: Engine) -> AsyncIterator[Answer]
         await service.stop()
 
 
-async def answer_all(
+async def answer_file(
     settings: Settings,
     engine: Engine,
     questions: Iterator[QuestionRow],

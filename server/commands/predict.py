@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
     from pydantic import ValidationError
     from tqdm import tqdm
 
-    from blora.server.batch.offline import answer_all, patient
+    from blora.server.batch.offline import answer_file, patient
     from blora.server.batch.rows import read_questions
     from blora.server.engines.torch_engine import TorchEngine
     from blora.server.schemas.requests import PredictRequest
@@ -85,7 +85,7 @@ def main(argv: list[str]) -> int:
     with tqdm(unit=" rows", disable=None) as progress:
         questions = (_with_choices(row, arguments) for row in read_questions(arguments.input))
         n_rows = asyncio.run(
-            answer_all(
+            answer_file(
                 settings, TorchEngine(settings), questions, arguments.output, fields=fields, done=progress.update
             )
         )

@@ -20,7 +20,7 @@ from blora.server.scheduling.admission import Admission, QueueState
 from blora.server.scheduling.control import AbandonedError, Control
 from blora.server.scheduling.fair_share import FairShare
 from blora.server.scheduling.pace import Pace
-from blora.server.scheduling.runs import OWN_SHARE, Completed, DropReason, Item, Run, Work, padded_tokens
+from blora.server.scheduling.runs import OWN_SHARE, Completed, DropReason, Item, Run, Work, batch_tokens
 
 __all__ = ["BatchObserver", "Batcher", "Completed", "Work"]
 
@@ -296,7 +296,7 @@ class Batcher(Generic[P, R]):
         peers.sort(key=lambda item: abs(item.work.n_tokens - first.work.n_tokens))
         batch = [first]
         for item in peers:
-            if padded_tokens([*batch, item]) <= self._max_batch_tokens:
+            if batch_tokens([*batch, item]) <= self._max_batch_tokens:
                 batch.append(item)
         for item in batch:
             del self._queue[item]
@@ -370,7 +370,7 @@ class Batcher(Generic[P, R]):
         seconds = run.worker_s - began_s
         self.last_forward_failed = False
         self.pace.measure(run.cost, seconds, full=run.is_full)
-        self._observer.forward_done(rows=len(run.items), tokens=padded_tokens(run.items), seconds=seconds)
+        self._observer.forward_done(rows=len(run.items), tokens=batch_tokens(run.items), seconds=seconds)
         for item, result in finished:
             self._answer(run, item.work.payload, result)
         return True

@@ -8,7 +8,7 @@ from typing import Generic, Literal, TypeVar
 from blora.server.scheduling.control import Control
 from blora.server.scheduling.pace import Pace
 
-__all__ = ["OWN_SHARE", "Completed", "DropReason", "Item", "Run", "Work", "padded_tokens"]
+__all__ = ["OWN_SHARE", "Completed", "DropReason", "Item", "Run", "Work", "batch_tokens"]
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -85,7 +85,7 @@ class Item(Generic[P, R]):
         return not self.future.done() and now < self.deadline
 
 
-def padded_tokens(batch: Sequence[Item[P, R]]) -> int:
+def batch_tokens(batch: Sequence[Item[P, R]]) -> int:
     """Return the tokens x draws of a forward pass, including padding and overhead."""
     parts: Iterable[tuple[int, ...]] = zip(*(item.work.lengths for item in batch), strict=True)
     return len(batch) * sum(map(max, parts)) * batch[0].work.n_draws + sum(item.work.overhead for item in batch)

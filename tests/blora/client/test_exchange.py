@@ -14,7 +14,7 @@ from blora.client.errors import (
     RefusedError,
     UnavailableError,
 )
-from blora.client.exchange import check, question, read
+from blora.client.exchange import check, question, read_answer
 from tests.blora.client.predictions import body, withheld
 
 
@@ -23,7 +23,7 @@ def response(status: int, json: Any = None, **options: Any) -> httpx.Response:
 
 
 def read_prediction(given: httpx.Response) -> Prediction:
-    return check(read(given, Prediction))
+    return check(read_answer(given, Prediction))
 
 
 def test_a_prompt_and_a_chat_are_sent_as_such_without_what_is_not_set() -> None:

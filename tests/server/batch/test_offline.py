@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from blora.errors import AdapterError, ConfigError
-from blora.server.batch.offline import AHEAD, answer_all, rows_done
+from blora.server.batch.offline import AHEAD, answer_file, rows_done
 from blora.server.batch.rows import QuestionRow
 from blora.server.errors import InvalidRequestError
 from blora.server.settings import Settings
@@ -29,13 +29,13 @@ def rows(output: Path) -> list[dict[str, Any]]:
 
 
 async def answer(output: Path, asked: Iterable[QuestionRow], **fields: Any) -> int:
-    return await answer_all(SETTINGS, FakeEngine(), iter(asked), output, fields=fields)
+    return await answer_file(SETTINGS, FakeEngine(), iter(asked), output, fields=fields)
 
 
 async def test_each_row_has_its_answer_in_its_place(tmp_path: Path) -> None:
     output, told = tmp_path / "out", list[int]()
     engine = FakeEngine()
-    n_rows = await answer_all(SETTINGS, engine, questions(1500), output, fields={"n_samples": 2}, done=told.append)
+    n_rows = await answer_file(SETTINGS, engine, questions(1500), output, fields={"n_samples": 2}, done=told.append)
     assert (n_rows, told) == (1500, [0] + [1] * 1500)
     for k, row in enumerate(rows(output)):
         assert row["row"] == k
@@ -83,7 +83,7 @@ async def test_a_run_that_was_cut_off_goes_on_where_it_was(tmp_path: Path, cut: 
     kept = 41 if cut > len(lines[40]) else 40
     assert rows_done(output) == kept
     told: list[int] = []
-    await answer_all(SETTINGS, FakeEngine(), questions(100), output, fields={}, done=told.append)
+    await answer_file(SETTINGS, FakeEngine(), questions(100), output, fields={}, done=told.append)
     assert told == [kept] + [1] * (100 - kept)
     found = rows(output)
     assert [row["row"] for row in found] == list(range(100))
@@ -105,7 +105,7 @@ async def test_rows_are_read_as_they_are_needed(tmp_path: Path) -> None:
         n_written = len((tmp_path / "out").read_text().splitlines()) if (tmp_path / "out").exists() else 0
         assert len(read) <= n_written + AHEAD
 
-    await answer_all(SETTINGS, FakeEngine(), questions(2000, read), tmp_path / "out", fields={}, done=watch)
+    await answer_file(SETTINGS, FakeEngine(), questions(2000, read), tmp_path / "out", fields={}, done=watch)
     assert len(read) == 2000
 
 
@@ -119,4 +119,4 @@ async def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
 async def test_what_cannot_be_loaded_is_told(tmp_path: Path) -> None:
     engine = FakeEngine(load_error=AdapterError("got no such folder"))
     with pytest.raises(ConfigError, match="got no such folder"):
-        await answer_all(SETTINGS, engine, questions(1), tmp_path / "out", fields={})
+        await answer_file(SETTINGS, engine, questions(1), tmp_path / "out", fields={})
