@@ -18,6 +18,7 @@ from benchmarks.calibration.report.verdicts import verdict_table
 from benchmarks.cost_and_quality import cost_and_quality
 from benchmarks.faults import tables as faults
 from benchmarks.markdown import Columns, record_table
+from benchmarks.peers.table import peers
 from benchmarks.processors import table as processors
 from benchmarks.score_table import scores
 from benchmarks.serving import tables as serving
@@ -345,6 +346,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "processor_bounds": processors.bounds,
     "processors": processors.full,
     "concurrent": _concurrent,
+    "peers": lambda name: peers(_load("peers")),
     "scores": scores,
     "withheld": _withheld,
     "answer_sure": _answer,

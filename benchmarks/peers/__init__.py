@@ -1,0 +1,1 @@
+"""Methods of others on the rows of ours."""
