@@ -1,4 +1,4 @@
-"""`blora calibrate` on a tiny base model, and the calibration.json it leaves."""
+"""`blora calibrate` on a tiny base model, and the calibration.json that it writes."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ def adapter(trained: Path) -> Path:
 
 
 def labelled_by(adapter: Path, base_folder: Path, file: Path, *, wrongly: bool = False) -> Path:
-    """Sixty rows whose labels are the adapter's own answers, or never are."""
+    """Sixty rows whose labels are all equal to the adapter's answers, or all different."""
     base = load_base_model(str(base_folder), device="cpu", dtype="float32")
     loaded = load_adapter(adapter, base)
     attach(base, loaded)

@@ -1,4 +1,4 @@
-"""What is said of few validation rows, in the log and by the commands."""
+"""Warnings about few validation rows, in the log and from the commands."""
 
 import logging
 from argparse import ArgumentParser
@@ -13,7 +13,7 @@ from blora.training.commands.arguments import parse
 
 @pytest.fixture(autouse=True)
 def _log_as_before() -> Iterator[None]:
-    """What a command sets up is gone after the test."""
+    """Restore the logging that a command configures."""
     log = logging.getLogger("blora")
     handlers, level = log.handlers[:], log.level
     yield
