@@ -106,7 +106,7 @@ def test_each_ask_of_the_same_rows_adds_to_delta_and_a_refused_one_is_remembered
     [calibration] = run(adapter, noisy, base_folder, "--target-risk", "0.5")
     assert [ask.target_risk for ask in calibration.asks] == [0.15, 0.18, 0.5]
     assert calibration.delta == 0.3
-    assert "each at delta 0.3, the sum over 3 asks of these rows:" in capsys.readouterr().out
+    assert "each at delta 0.3, summed over 3 calibration attempts on these rows:" in capsys.readouterr().out
     # The same ask again is no other chance; the first rows of the file are other rows, and have been asked.
     assert run(adapter, noisy, base_folder, "--target-risk", "0.5") == (calibration,)
     [fewer] = run(adapter, noisy, base_folder, "--target-risk", "0.5", "--limit", "50")

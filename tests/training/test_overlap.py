@@ -1,4 +1,4 @@
-"""Which questions an adapter has seen, by fingerprints alone."""
+"""Refusal of questions that an adapter has seen, recognised by fingerprints."""
 
 import dataclasses
 import json
@@ -65,7 +65,7 @@ def test_chats_differ_by_role_and_by_turn(tmp_path: Path) -> None:
 
 
 def record(train: ExampleSet, validation: ExampleSet) -> dict[str, Any]:
-    """As it is read back from the adapter's config."""
+    """Return the training record as it is read back from the adapter's config."""
     made = {
         "command": "blora train",
         "train": {"source": train.source, "digest": train.digest},

@@ -121,8 +121,8 @@ def add_prompt(parser: ArgumentParser | _ArgumentGroup) -> None:
     parser.add_argument(
         "--choices",
         type=_labels,
-        help="fixed label set, separated by | (default: every row and request has its own choices; if no row has "
-        "choices, the set of all labels)",
+        help="fixed label set, separated by | (default: every row and request has its own choices; if no row "
+        "has choices, the set of all labels)",
     )
     parser.add_argument(
         "--template",
@@ -133,8 +133,8 @@ def add_prompt(parser: ArgumentParser | _ArgumentGroup) -> None:
         "--scoring",
         choices=get_args(ScoringName),
         default=defaults.scoring,
-        help="score the text of each choice, or its letter in a list in the prompt; the scores of letters depend on the "
-        "order of the choices",
+        help="score the text of each choice, or its letter in a list in the prompt; the scores of letters depend on "
+        "the order of the choices",
     )
     parser.add_argument(
         "--normalization",

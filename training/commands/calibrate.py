@@ -84,7 +84,7 @@ def main(argv: list[str]) -> int:
 def _table(calibration: "Calibration") -> str:
     rows, binding = calibration.rows, calibration.binding
     n_asks = len(calibration.asks)
-    over = f", the sum over {n_asks} calibrations on these rows" if n_asks > 1 else ""
+    over = f", summed over {n_asks} calibration attempts on these rows" if n_asks > 1 else ""
     lines = [
         f"{rows.n_proof} of {rows.n_rows} rows prove, in {binding.dtype} with {binding.n_samples} draws, each at delta "
         f"{calibration.delta:g}{over}:",
