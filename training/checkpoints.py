@@ -33,12 +33,16 @@ def claim(work_dir: Path, run: dict[str, Any], *, resume: bool) -> Path | None:
     text = json.dumps(run, sort_keys=True)
     if file.is_file():
         if file.read_text() != text:
-            raise ConfigError(f"got work folder {work_dir} of a run with other settings, expected a new one; remove it")
+            raise ConfigError(
+                f"got work folder {work_dir} of a run with other settings, expected a new folder; remove it"
+            )
         if not resume:
-            raise ConfigError(f"got work folder {work_dir} of an unfinished run; pass --resume to go on, or remove it")
+            raise ConfigError(
+                f"got work folder {work_dir} of an unfinished run; pass --resume to continue it, or remove the folder"
+            )
         return last_complete(work_dir)
     if work_dir.exists() and (not work_dir.is_dir() or any(work_dir.iterdir())):
-        raise ConfigError(f"got work folder {work_dir}, which holds other things; expected a new or an empty folder")
+        raise ConfigError(f"got work folder {work_dir}, which holds other files, expected a new or empty folder")
     work_dir.mkdir(parents=True, exist_ok=True)
     write_file(file, text)  # atomic: a partial file would look like another run's
     return None

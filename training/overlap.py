@@ -103,7 +103,7 @@ def _read(seen: object) -> dict[str, str]:
     """
     if not isinstance(seen, dict) or not all(isinstance(v, str) and _FINGERPRINTS.fullmatch(v) for v in seen.values()):
         raise AdapterError(
-            f"got a training record whose {SEEN!r} is no list of fingerprints, expected {DIGITS} hex digits a row; "
+            f"got a training record whose {SEEN!r} is not a list of fingerprints, expected {DIGITS} hex digits a row; "
             "restore bayesian_config.json or train again"
         )
     return {text[i : i + DIGITS]: use for use, text in seen.items() for i in range(0, len(text), DIGITS)}

@@ -42,13 +42,13 @@ def recipe_of(data: Rows, output: Path, *, command: str, **settings: Any) -> Rec
     given |= {
         name: kind(given[name]) for name, kind in {"init_from": Path, "target_modules": tuple}.items() if name in given
     }
-    own = {name: given.pop(name) for name in _own_names() & given.keys()}
+    own = {name: given.pop(name) for name in _direct_names() & given.keys()}
     work_dir = Path(given.pop("work_dir", output.with_name(f"{output.name}.work")))
     default_template = "template" not in given
     recipe = Recipe(
         data=data,
-        posterior=_taken(PosteriorConfig, given),
-        training=_taken(TrainConfig, given, work_dir=work_dir),
+        posterior=_take(PosteriorConfig, given),
+        training=_take(TrainConfig, given, work_dir=work_dir),
         prompt=prompt_of(given),
         default_template=default_template,
         sampling=sampling_of(given, n_samples=N_SAMPLES),
@@ -83,13 +83,13 @@ def sampling_of(given: dict[str, Any], *, n_samples: int) -> SamplingConfig:
     )
 
 
-def _own_names() -> set[str]:
+def _direct_names() -> set[str]:
     """Return the names of the settings that are fields of `Recipe` itself, not of one of its configs."""
     nested = {"data", "posterior", "training", "prompt", "default_template", "sampling", "policy", "command"}
     return {field.name for field in fields(Recipe)} - nested
 
 
-def _taken(config: type[T], given: dict[str, Any], **more: Any) -> T:
+def _take(config: type[T], given: dict[str, Any], **more: Any) -> T:
     """Return a config made from the given settings that are its fields, and remove these from `given`."""
     names = [field.name for field in fields(config) if field.name in given]  # type: ignore[arg-type]
     return config(**{name: given.pop(name) for name in names}, **more)

@@ -30,8 +30,8 @@ FILES = (".jsonl", ".csv")
 COLUMNS = (*QUESTION_COLUMNS, *OTHER_COLUMNS)
 # Usual name of the text column in published data sets.
 TEXT_COLUMN = "text"
-TEMPLATES_TOLD = 'a question is asked as "Question: ... Answer:" unless --template says otherwise, a prompt as it is'
-MAPPING_TOLD = "or say which column holds it, as in columns={'prompt': 'review'}"
+TEMPLATE_ADVICE = 'a question is asked as "Question: ... Answer:" unless --template says otherwise, a prompt as it is'
+MAPPING_ADVICE = "or say which column holds it, as in columns={'prompt': 'review'}"
 EXPECTED = (
     "expected a .jsonl or .csv file, a hub data set, a list of dicts, a pandas or polars DataFrame, or a "
     "datasets.Dataset"
@@ -107,7 +107,7 @@ def _json_rows(path: Path, text: str, columns: Mapping[str, str]) -> Iterator[Pl
             else:
                 row = _renamed(row, columns, where, known=checked)
                 if not checked:
-                    _check_columns(row, where, TEMPLATES_TOLD)
+                    _check_columns(row, where, TEMPLATE_ADVICE)
                 yield where, row
         checked = True  # if the first line is malformed, each later line reports its own error
 
@@ -123,7 +123,7 @@ def _csv_rows(path: Path, text: str, columns: Mapping[str, str]) -> Iterator[Pla
                 continue  # a blank line
             if header is None:
                 header = cells
-                _check_columns(_renamed(dict.fromkeys(header), columns, where), where, TEMPLATES_TOLD)
+                _check_columns(_renamed(dict.fromkeys(header), columns, where), where, TEMPLATE_ADVICE)
             elif len(cells) != len(header):
                 yield where, f"got {len(cells)} columns, expected the header's {len(header)}"
             else:
@@ -192,7 +192,7 @@ def _mapped(name: str, rows: Iterable[tuple[str, Any]], columns: Mapping[str, st
             names = _label_names(source, columns.get("label", "label"))
         own = _renamed(row, columns, where, known=bool(found))
         if not found:
-            _check_columns(own, where, MAPPING_TOLD)
+            _check_columns(own, where, MAPPING_ADVICE)
         if names is not None and type(own.get("label")) is int:
             number = own["label"]
             own["label"] = names[number] if 0 <= number < len(names) else None  # -1 is a row without a label

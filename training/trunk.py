@@ -57,15 +57,16 @@ def with_states(
         return list(rows)
     needed_gib = sum(row.row.n_tokens for row in rows) * model.config.get_text_config().hidden_size * VALUE_BYTES / GIB
     if needed_gib > cache_gib:
-        return _without(rows, layer, needed_gib, f"the limit is {cache_gib:g} GiB")
+        return _uncached(rows, layer, needed_gib, f"the limit is {cache_gib:g} GiB")
     try:
         store = trunk_states(model, rows, layer)
     except OSError as exc:
-        return _without(rows, layer, needed_gib, exc.strerror or str(exc))
+        return _uncached(rows, layer, needed_gib, exc.strerror or str(exc))
     return attach_states(rows, layer, store)
 
 
-def _without(rows: Sequence[LabelledRow], layer: int, needed_gib: float, reason: str) -> list[LabelledRow]:
+def _uncached(rows: Sequence[LabelledRow], layer: int, needed_gib: float, reason: str) -> list[LabelledRow]:
+    """Return the rows unchanged, and log why their states are not kept."""
     logger.warning(
         "the %d layers below the adapted ones run in every step: their output for %d rows takes %.3g GiB, but %s",
         *(layer, len(rows), needed_gib, reason),

@@ -106,7 +106,7 @@ def test_without_fingerprints_the_digest_of_the_whole_data_decides(tmp_path: Pat
 
 @pytest.mark.parametrize("seen", ["abc", {"train": 3}, {"train": "abc"}, {"train": "x" * DIGITS}, None, []])
 def test_a_record_that_is_none_is_refused(tmp_path: Path, seen: Any) -> None:
-    with pytest.raises(AdapterError, match="whose 'seen' is no list of fingerprints, expected 12 hex digits a row"):
+    with pytest.raises(AdapterError, match="whose 'seen' is not a list of fingerprints, expected 12 hex digits a row"):
         check_unseen({"seen": seen}, examples(tmp_path, row()))
 
 

@@ -112,7 +112,7 @@ def test_a_system_that_reserves_no_room_goes_without_a_file(
 ) -> None:
     monkeypatch.setattr(trunk, "MEMORY_VALUES", 10)
     monkeypatch.delattr(os, "posix_fallocate")
-    assert_unchanged(base, caplog, "this system cannot set room aside in a file")
+    assert_unchanged(base, caplog, "this system cannot reserve disk space for a file")
 
 
 def test_the_file_is_allocated_before_it_is_mapped(

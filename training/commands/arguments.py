@@ -72,12 +72,12 @@ def add_rows(parser: ArgumentParser, about: str, *, split: str) -> None:
 
 
 def add_columns(parser: ArgumentParser | _ArgumentGroup) -> None:
-    """Add the flag that maps our column names to the names in the rows."""
+    """Add the flag that maps our column names to the names in the data."""
     parser.add_argument(
         "--columns",
         type=_mapping,
         metavar="NAME=THEIRS,...",
-        help="names in the data for columns that it names differently, as in prompt=text,label=intent",
+        help="names of our columns, each mapped to its name in the data, as in prompt=text,label=intent",
     )
 
 
@@ -160,7 +160,7 @@ def add_sampling(parser: ArgumentParser | _ArgumentGroup, *, n_samples: int) -> 
         default=n_samples,
         help="number of draws (posterior samples of the weights) for each answer",
     )
-    parser.add_argument("--bank-seed", type=int, default=0, help="seed of those draws")
+    parser.add_argument("--bank-seed", type=int, default=0, help="seed of the adapter's draws")
     parser.add_argument(
         "--stop-error",
         type=float,
