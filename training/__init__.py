@@ -1,1 +1,1 @@
-"""From a frozen language model and a small labelled data set to a Bayesian-LoRA adapter, and its evaluation."""
+"""Training, tuning, calibration and evaluation of Bayesian-LoRA adapters on labelled rows."""

@@ -1,8 +1,8 @@
-"""A posterior around a LoRA that is already trained: its factors are the mean, validation rows find the width.
+"""Conversion of a trained LoRA to a Bayesian adapter without training: the mean is the LoRA, the width is tuned.
 
-Nothing is trained. The factors are first balanced (the same update, its singular values shared evenly by both), so
-that noise of one size suits both. The prior is scaled to them, and `blora.training.tune` finds how far the posterior
-may be widened before it predicts worse.
+The LoRA's two factors are first balanced (the same update, with its singular values shared evenly between them), so
+that noise of one scale suits both. The prior is scaled to the factors, and `blora.training.tune` finds on validation
+rows how far the posterior can be widened before its predictions get worse.
 """
 
 import logging
@@ -39,8 +39,8 @@ __all__ = ["bayesianize_lora", "posterior_around"]
 
 logger = logging.getLogger(__name__)
 
-# Of the prior's standard deviation to the root mean square of the factors. At scale 1 the posterior's is a quarter of
-# the prior's: as wide as the factors themselves.
+# Ratio of the prior's standard deviation to the root mean square of the factors. At scale 1 the posterior's standard
+# deviation is a quarter of the prior's, so equal to the root mean square of the factors.
 PRIOR_WIDTH = 4.0
 START = PosteriorConfig(lambda_max=1.0, lambda_init=1 / PRIOR_WIDTH, scale_init=0.1)
 
@@ -61,28 +61,28 @@ def bayesianize_lora(
     tolerance: float = TOLERANCE_NATS,
     **settings: Any,
 ) -> tuple[Trained, list[Trial]]:
-    """Read rows and a base model, and write the Bayesian adapter of a plain PEFT LoRA.
+    """Read rows and a base model, and write a Bayesian adapter made from a plain PEFT LoRA.
 
     Args:
         path: the LoRA's directory.
-        output: the adapter's.
-        data: labelled rows that it was not trained on: see `read_examples`, as for split, columns and limit.
-        command: what asked for it, for the record.
-        split: of a hub data set.
-        columns: that the data calls otherwise.
-        limit: rows from the top, None for all.
-        base_model: that the LoRA was trained on: see `load_base_model`, as for device and dtype.
-        device: where to compute.
-        dtype: of the base model.
-        scales: factors of the standard deviations to try.
+        output: the adapter directory to write.
+        data: labelled rows that the LoRA was not trained on, in any form that `read_examples` takes.
+        command: the command that started the conversion, for the training record.
+        split: the split of a hub data set to load.
+        columns: our column names, mapped to the data's own names.
+        limit: number of rows to use from the top, None for all.
+        base_model: the base model that the LoRA was trained on, as for `load_base_model`.
+        device: device to compute on, as for `load_base_model`.
+        dtype: precision of the base model, as for `load_base_model`.
+        scales: factors to try on the posterior's standard deviations.
         tolerance: see `blora.training.tune.choose`, in nats.
-        settings: of prompt and draws, by the names of the flags of `blora bayesianize`.
+        settings: settings of the prompt and the draws, by flag name of `blora bayesianize`, with underscores.
 
     Returns:
         The base model with the chosen trial, and all trials; the first is the LoRA itself, at scale 0.
 
     Raises:
-        BloraError: for bad data, a bad base model, a bad LoRA or bad settings.
+        BloraError: if the data, the base model, the LoRA or a setting is unusable.
     """
     given = {name: value for name, value in settings.items() if value is not None}
     own_template = "template" in given
@@ -113,25 +113,25 @@ def _bayesianize(
     tolerance: float,
     command: str,
 ) -> tuple[Trial, list[Trial]]:
-    """Write the Bayesian adapter of a plain PEFT LoRA.
+    """Write a Bayesian adapter made from a plain PEFT LoRA.
 
     Args:
         path: the LoRA's directory.
-        output: the adapter's.
+        output: the adapter directory to write.
         base: the base model that the LoRA was trained on.
-        examples: labelled rows that it was not trained on; they choose the width and the recalibration.
+        examples: labelled rows that the LoRA was not trained on; they choose the width and the recalibration.
         prompt: how a question becomes text.
-        sampling: the draws that will be served.
-        scales: factors of the standard deviations to try.
+        sampling: number and seed of the adapter's draws.
+        scales: factors to try on the posterior's standard deviations.
         tolerance: see `blora.training.tune.choose`, in nats.
-        command: what asked for it, for the record.
+        command: the command that started the conversion, for the training record.
 
     Returns:
-        The trial that was chosen, and all of them; the first is the LoRA itself, at scale 0.
+        The chosen trial, and all trials; the first is the LoRA itself, at scale 0.
 
     Raises:
-        AdapterError: if there is no plain LoRA, or it does not fit the base model.
-        ConfigError: if its update is zero everywhere.
+        AdapterError: if the directory holds no plain LoRA, or the LoRA does not fit the base model.
+        ConfigError: if the LoRA's update is zero everywhere.
     """
     check_output(output)
     began = time.perf_counter()
@@ -173,16 +173,16 @@ def _bayesianize(
 
 
 def posterior_around(path: Path, config: PosteriorConfig, seed: int) -> Posterior:
-    """The posterior whose mean is a plain PEFT LoRA and whose width is that of the config.
+    """Return a posterior whose mean is a plain PEFT LoRA and whose relative width is set by the config.
 
     Args:
         path: the LoRA's directory.
-        config: its rank, alpha and prior_std are replaced by the LoRA's.
-        seed: of the inducing inputs that the LoRA leaves free.
+        config: settings of the posterior; rank, alpha and prior_std are replaced to fit the LoRA.
+        seed: seed of the inducing inputs that the LoRA does not determine.
 
     Raises:
-        AdapterError: if there is no plain LoRA.
-        ConfigError: if its update is zero everywhere.
+        AdapterError: if the directory holds no plain LoRA.
+        ConfigError: if the LoRA's update is zero everywhere.
     """
     shape = lora_shape(path)
     factors = {name: balanced(pair) for name, pair in read_lora(path, shape.modules, shape.rank, shape.alpha).items()}
@@ -203,7 +203,7 @@ def posterior_around(path: Path, config: PosteriorConfig, seed: int) -> Posterio
 
 
 def _root_mean_square(factors: Mapping[str, Factors]) -> float:
-    """Of all entries of all factors."""
+    """Return the root mean square of all entries of all factors."""
     tensors = [tensor for pair in factors.values() for tensor in (pair.A, pair.B)]
     total = sum(tensor.square().sum().item() for tensor in tensors)
     return math.sqrt(total / sum(tensor.numel() for tensor in tensors))

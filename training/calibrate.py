@@ -1,4 +1,4 @@
-"""Calibration of an adapter on labelled rows that it has not seen: scored, proved, and kept beside it."""
+"""Calibration of an adapter on labelled rows that it has not seen, written into the adapter's directory."""
 
 import logging
 
@@ -24,22 +24,22 @@ logger = logging.getLogger(__name__)
 def calibrate_adapter(
     adapter: Adapter, base: BaseModel, examples: ExampleSet, goal: Goal, *, split: str = "test"
 ) -> Calibration:
-    """Score rows under the adapter's own bank and write what they prove into its `calibration.json`.
+    """Prove thresholds on rows scored with the adapter's own draws, and write them into its `calibration.json`.
 
     Args:
-        adapter: as `blora.opening.open_adapter` gives it.
-        base: its base model; the calibration holds for this dtype alone.
+        adapter: the adapter, as `blora.opening.open_adapter` returns it.
+        base: the adapter's base model; the calibration holds only for this dtype.
         examples: labelled questions that played no part in making the adapter.
-        goal: what is to be proved.
-        split: of their data set, for the record.
+        goal: the guarantee to prove.
+        split: name of the examples' split, for the record.
 
     Raises:
         BloraError: if the adapter was made with this data or some of these questions, if a question comes twice, if
-            earlier asks have used the rows up, or if the rows do not prove the goal; of a goal that is not proved the
-            file remembers that it was asked, and nothing else in it changes.
+            earlier asks have used up the rows, or if the rows do not prove the goal. A failed proof adds its ask to
+            `calibration.json` and changes nothing else there.
     """
     path, prompt, sampling = adapter.path, adapter.config.prompt, adapter.config.sampling
-    remembered = calibration_file.asked(path)  # a file that could not be kept is told before the work
+    remembered = calibration_file.asked(path)  # fails before the scoring if the file is unusable
     check_unseen(adapter.config.training, examples)
     check_distinct(examples)
     rows = pack_examples(examples, base, prompt)
@@ -54,7 +54,7 @@ def calibrate_adapter(
     earlier = earlier_asks(remembered, asked, goal.ask)
     bank = SampleBank.draw(adapter.posterior, adapter.digest, sampling.n_samples, sampling.seed)
     log_probs = predict_all(base.model, rows, bank.draws, about="calibrating")
-    calibration_file.remember(path, asked)  # before anybody knows the answer
+    calibration_file.remember(path, asked)  # recorded before the result is known, so that a failed ask counts
     calibration = calibrate(
         log_probs,
         torch.tensor([row.label for row in rows]),
@@ -69,13 +69,13 @@ def calibrate_adapter(
     calibration_file.store(path, calibration)
     level = calibration.default_level
     logger.info(
-        "%d rows prove for %s in %s: P(wrong | answered) <= %g with %s at a threshold of %.6g, which answers %.1f %%",
-        *(len(rows), adapter.name, base.dtype_name, level.target_risk, level.score, level.threshold),
+        "%d rows prove for %s in %s: P(wrong | answered) <= %g, with a threshold of %.6g on %s and %.1f %% answered",
+        *(len(rows), adapter.name, base.dtype_name, level.target_risk, level.threshold, level.score),
         100 * (level.coverage or 0),
     )
     return calibration
 
 
 def _form(kind: str) -> FormName:
-    """In which a request asks a question that a row has as this kind: the adapter's template wraps every plain text."""
+    """Return the form of a request for a question of this kind; the adapter's template wraps both kinds of text."""
     return "messages" if kind == "messages" else "prompt"

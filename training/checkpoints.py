@@ -1,4 +1,4 @@
-"""The work folder of a training run: whose it is, and where it can go on."""
+"""The work folder of a training run: the run it belongs to, and the checkpoint to resume from."""
 
 import json
 import re
@@ -12,40 +12,44 @@ from blora.errors import ConfigError
 __all__ = ["claim", "last_complete", "release"]
 
 RUN_FILE = "run.json"
-STATE_FILE = "trainer_state.json"  # the last that the Trainer writes of a checkpoint
+STATE_FILE = "trainer_state.json"  # the last file of a checkpoint that the Trainer writes
 
 
 def claim(work_dir: Path, run: dict[str, Any], *, resume: bool) -> Path | None:
-    """Takes the work folder for a run, so that no run goes on from the checkpoints of another.
+    """Claim the work folder for a run, so that no run resumes from another run's checkpoints.
 
     Args:
-        work_dir: the folder, made if need be.
+        work_dir: the folder, created if it does not exist.
         run: everything that the run depends on, as JSON.
-        resume: go on with the same run if it has begun.
+        resume: whether to continue the same run if it is unfinished.
 
     Returns:
-        The checkpoint to go on from, None to begin.
+        The checkpoint to resume from, None to start from the beginning.
 
     Raises:
-        ConfigError: if the folder is another run's, or this one's without `resume`.
+        ConfigError: if the folder belongs to another run, holds other files, or holds this run without `resume`.
     """
     file = work_dir / RUN_FILE
     text = json.dumps(run, sort_keys=True)
     if file.is_file():
         if file.read_text() != text:
-            raise ConfigError(f"got work folder {work_dir} of a run with other settings, expected a new one; remove it")
+            raise ConfigError(
+                f"got work folder {work_dir} of a run with other settings, expected a new folder; remove it"
+            )
         if not resume:
-            raise ConfigError(f"got work folder {work_dir} of an unfinished run; pass --resume to go on, or remove it")
+            raise ConfigError(
+                f"got work folder {work_dir} of an unfinished run; pass --resume to continue it, or remove the folder"
+            )
         return last_complete(work_dir)
     if work_dir.exists() and (not work_dir.is_dir() or any(work_dir.iterdir())):
-        raise ConfigError(f"got work folder {work_dir}, which holds other things; expected a new or an empty folder")
+        raise ConfigError(f"got work folder {work_dir}, which holds other files, expected a new or empty folder")
     work_dir.mkdir(parents=True, exist_ok=True)
-    write_file(file, text)  # half a file would be taken for another run's
+    write_file(file, text)  # atomic: a partial file would look like another run's
     return None
 
 
 def last_complete(work_dir: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; a kill may have left a later one in pieces."""
+    """Return the newest complete checkpoint, None if there is none; a killed run may leave an incomplete one."""
     found = {
         int(match.group(1)): path
         for path in work_dir.iterdir()
@@ -61,5 +65,5 @@ def last_complete(work_dir: Path) -> Path | None:
 
 
 def release(work_dir: Path) -> None:
-    """Removes the work folder of a run that is done."""
+    """Remove the work folder of a finished run."""
     shutil.rmtree(work_dir)

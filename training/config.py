@@ -20,59 +20,55 @@ __all__ = [
 
 T = TypeVar("T")
 
-# Most that the frozen layers' output may take where no TrainConfig says otherwise.
+# Limit for the cached output of the frozen layers, where no TrainConfig sets another.
 CACHE_GIB = 16.0
-# How a new adapter scores. `PromptConfig` has another default end: that of files written before there was a choice.
+# How a new adapter scores. `PromptConfig` has another default for choice_end, for adapters saved without that setting.
 NEW_PROMPT = PromptConfig(choice_end="newline")
-# Draws of an adapter that is trained, and of one that is made of a LoRA.
+# Draws of a trained adapter, and of an adapter made from a LoRA.
 N_SAMPLES, N_SAMPLES_TUNED = 16, 8
-# Factors of a posterior's standard deviations that are tried, and by how much the NLL of the widest one may be worse.
+# Factors to try on a posterior's standard deviations, and the excess over the best NLL at which a wider one still wins.
 SCALES = (0.5, 0.71, 1.0, 1.41, 2.0, 2.83, 4.0)
 TOLERANCE_NATS = 0.005
 TRACKERS = ("none", "tensorboard", "wandb", "mlflow")
 
 
 def _setting(default: T, about: str) -> T:
-    """Return a field whose help is kept as metadata, where `python -OO` leaves it, unlike in a docstring."""
+    """Return a field with its help as metadata, which `python -OO` keeps, unlike docstrings."""
     return field(default=default, metadata={"help": about})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """How a posterior is fitted; a field's `help` describes it here and as a flag of `blora train`."""
+    """Settings for fitting a posterior; each field's `help` is also the help of its flag of `blora train`."""
 
     work_dir: Path = field(metadata={"help": "where checkpoints go"})
     epochs: float = _setting(4.0, "passes over the training rows")
-    batch_size: int = _setting(8, "rows of a forward pass on each device")
-    gradient_accumulation: int = _setting(1, "forward passes of one optimiser step")
+    batch_size: int = _setting(8, "rows per forward pass on each device")
+    gradient_accumulation: int = _setting(1, "forward passes per optimiser step")
     learning_rate: float = _setting(
         0.04, "peak learning rate of the inducing weights' means, in units of the prior standard deviation"
     )
-    lora_learning_rate: float = _setting(1e-3, "peak learning rate of LoRA factors without a posterior")
+    lora_learning_rate: float = _setting(1e-3, "peak learning rate of the plain LoRA factors, which have no posterior")
     input_learning_rate: float = _setting(4e-3, "peak learning rate of the inducing inputs")
-    scale_learning_rate: float = _setting(1e-2, "peak learning rate of the standard deviations")
-    warmup: float = _setting(0.06, "share of the steps over which the learning rates rise to their peak")
-    max_grad_norm: float = _setting(
-        1.0, "largest norm of all gradients together, beyond which they are scaled down; 0 never scales"
-    )
+    scale_learning_rate: float = _setting(1e-2, "peak learning rate of the posterior's standard deviations")
+    warmup: float = _setting(0.06, "fraction of the steps over which the learning rates rise to their peak")
+    max_grad_norm: float = _setting(1.0, "clip the gradients to this global norm; 0 turns clipping off")
     kl_weight: float = _setting(
-        0.01, "weight of the KL divergence in the loss: 1 is the exact ELBO, less a cold posterior"
+        0.01, "weight of the KL divergence in the loss: 1 gives the exact ELBO, a smaller weight a cold posterior"
     )
-    kl_warmup: float = _setting(0.25, "share of the steps over which that weight rises from 0")
-    train_draws: int = _setting(4, "posterior draws per batch, each on a part of its rows")
-    validation_draws: int = _setting(
-        4, "posterior draws behind the validation NLL, which is computed after recalibration"
-    )
+    kl_warmup: float = _setting(0.25, "fraction of the steps over which the weight of the KL divergence rises from 0")
+    train_draws: int = _setting(4, "posterior draws per batch, each for an equal part of the rows")
+    validation_draws: int = _setting(4, "posterior draws for the validation NLL, which is computed after recalibration")
     patience: int = _setting(3, "epochs without a better validation NLL before training stops")
     trunk_cache_gib: float = _setting(
         CACHE_GIB,
-        "GiB of memory or temporary disk that may hold the output of the layers below the adapted ones, for training "
-        "and for validation rows each; output that does not fit is computed again in every step",
+        "GiB of memory or temporary disk for caching the output of the layers below the adapted ones, once for "
+        "training rows and once for validation rows; if the output does not fit, it is computed again in every step",
     )
-    seed: int = _setting(0, "seed of initialisation, order and noise")
-    resume: bool = _setting(False, "go on from the last checkpoint in work_dir, if there is one")
+    seed: int = _setting(0, "seed of the initialisation, the order of rows and the noise")
+    resume: bool = _setting(False, "resume from the last checkpoint in work_dir, if there is one")
     report_to: str = _setting(
-        "none", "tracker that gets losses and validation metrics; tensorboard reads them from the folder WORK_DIR.runs"
+        "none", "tracker for losses and validation metrics; the files for tensorboard go to the folder WORK_DIR.runs"
     )
 
     def __post_init__(self) -> None:

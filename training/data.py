@@ -1,7 +1,7 @@
-"""Labelled questions from rows of any source; a malformed row is named with its place.
+"""Labelled questions from the rows of any source; errors name the place of each malformed row.
 
-A row has one of question, prompt or messages; its choices, unless the label set is fixed for all; and a label, see
-`blora.training.labels`. ARC's hub form (choices as {"text", "label"} and answerKey) is understood.
+A row has exactly one of question, prompt and messages; choices, unless the label set is fixed for all rows; and a
+label (see `blora.training.labels`). ARC's format on the hub (choices as {"text", "label"} and answerKey) works too.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from blora.training.sources import Rows, Table, read_table
 __all__ = ["Example", "ExampleSet", "examples_of", "read_examples", "split_examples"]
 
 DEFAULT_TEMPLATES = {"question": "Question: {prompt}\nAnswer:", "prompt": "{prompt}", "messages": "{prompt}"}
-REPORTED = 10  # malformed rows named in one message
+REPORTED = 10  # most malformed rows named in one message
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +30,12 @@ class Example:
     """One labelled question.
 
     Attributes:
-        where: file and line, for error messages.
-        kind: question, prompt or messages: which field it came from.
-        prompt: the text, None for messages.
-        messages: the chat, None for text.
+        where: place of the row, such as file and line, for error messages.
+        kind: the field that held the question: question, prompt or messages.
+        prompt: the text of the question, None if it is a chat.
+        messages: the chat, None if the question is a text.
         choices: two or more distinct texts.
-        label: index of the right one.
+        label: index of the correct choice.
     """
 
     where: str
@@ -47,19 +47,19 @@ class Example:
 
     @property
     def identity(self) -> str:
-        """What rows with the same question share: neither the order of the choices, nor white space, nor the label."""
+        """Text that is equal for equal questions; the order of choices, white space and the label do not count."""
         turns = [[turn["role"], _plain(turn["content"])] for turn in self.messages or ()]
         return json.dumps([_plain(self.prompt or ""), turns, sorted(map(_plain, self.choices))])
 
 
 @dataclass(frozen=True, slots=True)
 class ExampleSet:
-    """Examples of one kind, and where they came from.
+    """Examples of one kind, with their source.
 
     Attributes:
         source: file name or hub id.
         digest: sha256 of the rows as read.
-        examples: at least one.
+        examples: one or more examples.
     """
 
     source: str
@@ -84,13 +84,13 @@ def read_examples(
 
     Args:
         source: a file, a hub data set or a table in memory: see `blora.training.sources.read_table`.
-        choices: the fixed label set, for rows that bring none of their own.
-        split: of a hub data set.
-        columns: for each of our columns that the source calls otherwise its name there.
-        limit: questions from the top, None for all; every row is read and checked.
+        choices: the label set of all rows, None if each row has its own choices.
+        split: the split of a hub data set to load.
+        columns: our column names, mapped to the source's own names.
+        limit: number of questions to return from the top, None for all; every row is checked all the same.
 
     Raises:
-        DataError: naming each malformed row with its place.
+        DataError: if rows are malformed; the message names the place of each.
     """
     examples = examples_of(read_table(source, split=split, columns=columns), choices)
     return replace(examples, examples=examples.examples[:limit])
@@ -100,11 +100,11 @@ def examples_of(table: Table, choices: Sequence[str] | None) -> ExampleSet:
     """Return the labelled questions of a table.
 
     Args:
-        table: its rows.
-        choices: the fixed label set, for rows that bring none of their own.
+        table: the rows under our column names.
+        choices: the label set of all rows, None if each row has its own choices.
 
     Raises:
-        DataError: naming each malformed row with its place.
+        DataError: if rows are malformed; the message names the place of each.
     """
     digest = hashlib.sha256()
     read: list[tuple[Example, Label]] = []
@@ -118,7 +118,7 @@ def examples_of(table: Table, choices: Sequence[str] | None) -> ExampleSet:
         except RowError as exc:
             problems.append(f"{where}: {exc}")
     settled = list(zip(read, settle([label for _, label in read]), strict=True))
-    # Only when all rows are well-formed is it known what the others say.
+    # Ambiguous labels are decided by the other rows, so a malformed row would hide the evidence.
     problems = problems or [_undecided(example, label) for (example, label), meant in settled if meant is None]
     if problems:
         more = f"\nand {len(problems) - REPORTED} more" if len(problems) > REPORTED else ""
@@ -134,19 +134,19 @@ def examples_of(table: Table, choices: Sequence[str] | None) -> ExampleSet:
 def split_examples(
     examples: ExampleSet, n_train: int | None, n_validation: int | None, *, seed: int
 ) -> tuple[ExampleSet, ExampleSet]:
-    """Divide examples into training and validation ones in a seeded random order, each question in one part only.
+    """Divide examples at random into a training and a validation part, with no question in both.
 
-    Rows with the same question (see `Example.identity`) stay together, in the training part while all of them fit
-    there. A part may then have fewer rows than asked for, where only larger groups are left.
+    Rows with the same question (see `Example.identity`) go to the same part: the training part if all of them still
+    fit, else the validation part. A part may get fewer rows than requested if only larger groups are left.
 
     Args:
-        examples: at least two.
-        n_train: how many to train on; nine tenths by default.
-        n_validation: how many of the rest to validate on; all by default.
-        seed: of the order.
+        examples: two or more examples.
+        n_train: number of examples to train on; None for nine tenths.
+        n_validation: number of examples to validate on; None for all others.
+        seed: seed of the random order.
 
     Raises:
-        DataError: if there are too few.
+        DataError: if there are too few examples for the two parts.
     """
     total = len(examples.examples)
     n_train = n_train if n_train is not None else total * 9 // 10
@@ -175,7 +175,7 @@ def split_examples(
 
 
 def _parse(row: Mapping[str, Any], where: str, fixed: Sequence[str] | None, *, untyped: bool) -> tuple[Example, Label]:
-    """Return a row as an example whose label is still open, and what the label may mean."""
+    """Return a row as an example with a placeholder label, and the possible meanings of its label."""
     present = [kind for kind in KINDS if row.get(kind) is not None]
     if not present and not untyped and not set(KINDS) & set(row):
         raise RowError(no_question(row))
@@ -219,7 +219,7 @@ def _messages(value: Any) -> tuple[Mapping[str, str], ...]:
 
 
 def _choices(value: Any, fixed: Sequence[str] | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The choices, and the letters they go by in ARC's form (none elsewhere)."""
+    """Return the choices and, in ARC's format, their letters (otherwise empty)."""
     letters: tuple[str, ...] = ()
     if isinstance(value, dict) and isinstance(value.get("label"), list):
         letters = tuple(map(str, value["label"]))

@@ -21,13 +21,13 @@ from blora.training.rows import LabelledRow, labels_of
 
 __all__ = ["Evaluation", "evaluate", "evaluate_nested", "predict_all", "score_packed"]
 
-# Padded tokens of a forward pass: on a CPU small batches of equal lengths beat large padded ones.
+# Most padded tokens per forward pass: on a CPU small batches of equal lengths are faster than large padded ones.
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 512, 16384
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Metrics of the predictive mean over the first n_samples draws, and the seconds they took to compute."""
+    """Metrics of the predictive mean over the first n_samples draws, and the seconds spent on scoring."""
 
     n_samples: int
     metrics: Metrics
@@ -37,7 +37,7 @@ class Evaluation:
 
 
 def evaluate(model: PreTrainedModel, rows: Sequence[LabelledRow], draws: Draws | None) -> Evaluation:
-    """Metrics of the predictive mean under all the draws given, or of the base model under None."""
+    """Return the metrics of the predictive mean over all draws or, if `draws` is None, of the base model."""
     return next(evaluate_nested(model, rows, draws, [draws.n_samples if draws is not None else 1]))
 
 
@@ -48,7 +48,15 @@ def evaluate_nested(
     n_samples: Sequence[int],
     sampling: SamplingConfig | None = None,
 ) -> Iterator[Evaluation]:
-    """Metrics under the first n draws for each n, rising, as an adapter is served; every draw is computed once."""
+    """Yield the metrics over the first n draws for each n, in rising order; every draw is computed once.
+
+    Args:
+        model: a causal language model whose adapted modules are `LoraLinear`.
+        rows: the labelled rows.
+        draws: the draws, or None for the base model.
+        n_samples: the numbers of draws.
+        sampling: the recalibration to apply, None for none.
+    """
     labels = labels_of(rows)
     seconds = 0.0
     parts: list[Tensor] = []
@@ -63,19 +71,19 @@ def evaluate_nested(
 def predict_all(
     model: PreTrainedModel, rows: Sequence[LabelledRow], draws: Draws | None, *, about: str = "scoring"
 ) -> Tensor:
-    """Return the log-probabilities (S, N, C) over the choices under every draw, -inf where a row has no such choice.
+    """Return the log-probabilities (S, N, C) of the choices under every draw, -inf beyond a row's last choice.
 
     Args:
         model: a causal language model whose adapted modules are `LoraLinear`.
-        rows: N of them.
-        draws: S of them, or None: the base model.
-        about: what is done, beside the progress bar.
+        rows: N labelled rows.
+        draws: S draws, or None for the base model.
+        about: label of the progress bar.
     """
     return score_packed(model, [row.row for row in rows], draws, about=about)
 
 
 def score_packed(model: PreTrainedModel, rows: Sequence[PackedRow], draws: Draws | None, *, about: str) -> Tensor:
-    """Return what `predict_all` does, of rows that have no label."""
+    """Return the log-probabilities of rows without labels; see `predict_all`."""
     draws = draws.to(model.device) if draws is not None else None
     budget = CPU_BATCH_TOKENS if model.device.type == "cpu" else GPU_BATCH_TOKENS
     with rows_bar(len(rows), about) as bar:

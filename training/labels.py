@@ -1,13 +1,13 @@
-"""Which choice the label of a row means.
+"""Labels of rows, read as the index of the correct choice.
 
-A row names its right choice in one of these fields:
+A row names its correct choice in one of these fields:
 
-label         the index, from 0, or the text of a choice. A number (in CSV: digits) is an index, or the text of a choice
-              that is this number. Where the two are different choices, the other rows decide: numbers are indices
-              throughout a data set, or texts. Where those do not decide either, the row is refused.
+label         the index of a choice, from 0, or its text. A number (in CSV: digits) may be the index of one choice and
+              the text of another. The other rows then decide, as numbers are either indices or texts in all rows of a
+              data set. If the other rows do not decide, the row is refused.
 label_index   the index, a whole number from 0
-label_text    the text; label_index and label_text come before label, and must agree where a row has both
-answerKey     ARC's hub form: the letter of the right choice, where choices is {"text": [...], "label": [...]}
+label_text    the text; label_index and label_text take precedence over label, and must agree if a row has both
+answerKey     ARC's format: the letter of the correct choice, where choices is {"text": [...], "label": [...]}
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,28 +24,28 @@ FIELDS = ("label_index", "label_text", "label", "answerKey")
 
 
 class RowError(Exception):
-    """What is wrong with one row, without its place."""
+    """An error in one row; the message does not name the place of the row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """The choice that a label is the index of, and the one that it is the text of; None where it is neither."""
+    """The two readings of a label: the choice with this index and the choice with this text, None if there is none."""
 
     index: int | None
     text: int | None
 
 
 def read_label(row: Mapping[str, Any], choices: Sequence[str], letters: Sequence[str], *, untyped: bool) -> Label:
-    """Return what the label of a row may mean.
+    """Return the possible meanings of a row's label.
 
     Args:
-        row: as it was read.
-        choices: its choices.
-        letters: the names of its choices in ARC's form, none elsewhere.
-        untyped: whether numbers read as text, as in CSV.
+        row: the row under our column names.
+        choices: the row's choices.
+        letters: the letters of the choices in ARC's format, otherwise empty.
+        untyped: whether numbers arrive as text, as in CSV.
 
     Raises:
-        RowError: if the label is missing, or means no choice.
+        RowError: if the label is missing or matches no choice.
     """
     given = {name: row[name] for name in FIELDS if row.get(name) is not None}
     if not given:
@@ -59,12 +59,12 @@ def read_label(row: Mapping[str, Any], choices: Sequence[str], letters: Sequence
 
 
 def label_set(table: Table) -> tuple[str, ...] | None:
-    """Return the label set of rows that bring no choices: the names of their labels, or the texts that occur, sorted.
+    """Return the label set of rows without choices: the class names of their labels, or the distinct texts, sorted.
 
-    None where rows bring choices, or where a label is a number without a name.
+    The result is None if any row has choices, or if a label is a number without a class name.
 
     Raises:
-        DataError: if there are fewer or more labels than a question may have choices.
+        DataError: if the number of labels is not a permitted number of choices.
     """
     rows = [row for _, row in table.rows if isinstance(row, dict)]
     if any(row.get("choices") is not None for row in rows):
@@ -85,9 +85,9 @@ def label_set(table: Table) -> tuple[str, ...] | None:
 
 
 def settle(labels: Sequence[Label]) -> list[int | None]:
-    """Return the choice that each label of a data set means, None where the other rows do not decide.
+    """Return the choice of each label of a data set, None if the label is ambiguous and the other rows do not decide.
 
-    >>> settle([Label(2, 1), Label(0, None)])  # the second is no text, so numbers are indices
+    >>> settle([Label(2, 1), Label(0, None)])  # the second is not a text, so numbers are indices
     [2, 0]
     >>> settle([Label(2, 1), Label(None, 3)])
     [1, 3]
@@ -127,7 +127,7 @@ def _explicit(given: Mapping[str, Any], choices: Sequence[str], *, untyped: bool
 
 
 def _index_or_text(value: Any, choices: Sequence[str], namings: Sequence[Sequence[str]], *, untyped: bool) -> Label:
-    """Return what a value may mean: an index if it is a number, and what the first naming that knows it says."""
+    """Return the possible meanings of a value: a number as an index, and any value by the first naming that has it."""
     named = next((names.index(str(value)) for names in namings if str(value) in names), None)
     if isinstance(value, str):
         if named is not None and not (untyped and _is_digits(value)):

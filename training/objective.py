@@ -1,9 +1,9 @@
-"""The training objective: the negative evidence lower bound per example, as a module around the frozen model.
+"""The training objective: the negative evidence lower bound (ELBO) per example, as a module around the frozen model.
 
 loss = E_q[-log p(y | x, W)] + kl_weight * KL[q || p] / n_train
 
-kl_weight = 1 is the exact bound; below it the posterior is cold. With a posterior collapsed to a point the KL is
-zero and this is the cross-entropy over choices of plain LoRA.
+kl_weight = 1 gives the exact bound, a smaller weight a cold posterior. If the posterior is a point, the KL is zero and
+the loss is the cross-entropy over the choices, as for plain LoRA.
 """
 
 import math
@@ -29,22 +29,22 @@ class Loss(NamedTuple):
 
 
 class Elbo(nn.Module):
-    """Negative ELBO of a batch; the posterior's parameters are the only ones that learn.
+    """Negative ELBO of a batch; only the posterior's parameters are trained.
 
-    Every forward pass draws anew: the batch is divided among `n_draws` posterior draws, so more draws lower the
-    gradient's variance at no cost in model passes.
+    Every forward pass takes fresh draws and divides the batch among them: more draws lower the variance of the
+    gradient without further passes through the model.
 
     Args:
         model: the frozen base model with `LoraLinear` at the posterior's modules.
-        posterior: what is learnt.
-        n_train: training examples, which share one KL.
+        posterior: the posterior to train.
+        n_train: number of training examples, by which the KL is divided.
         kl_weight: weight of the KL after warm-up.
-        n_draws: most draws a batch is divided among.
-        seed: of the noise.
+        n_draws: largest number of draws per batch; the number used divides the batch size.
+        seed: seed of the noise.
 
     Attributes:
-        rank: of this process among several; each has a noise of its own.
-        n_forwards: forward passes so far, which number the noise.
+        rank: rank of this process, so that each process has its own noise.
+        n_forwards: number of forward passes so far, so that each pass has its own noise.
     """
 
     def __init__(
@@ -68,18 +68,18 @@ class Elbo(nn.Module):
         self.n_forwards = 0
 
     def train(self, mode: bool = True) -> "Elbo":
-        """Switches the posterior alone: a frozen base model must not drop out activations."""
+        """Set the mode of the posterior; the frozen base model stays in eval mode, so that dropout is off."""
         super().train(mode)
         self.model.eval()
         return self
 
     def forward(self, batch: PackedBatch, labels: Tensor, kl_share: float = 1.0) -> Loss:
-        """The loss of a batch.
+        """Return the loss of a batch.
 
         Args:
-            batch: B rows.
-            labels: (B,) indices of the right choices.
-            kl_share: share of the KL weight in force, below 1 during warm-up.
+            batch: B packed rows.
+            labels: (B,) indices of the correct choices.
+            kl_share: factor on the KL weight, below 1 during warm-up.
         """
         generator = generator_of(self.seed, self.rank, self.n_forwards)
         self.n_forwards += 1

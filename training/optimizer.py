@@ -1,4 +1,4 @@
-"""The optimiser: AdamW with a learning rate for each kind of parameter."""
+"""AdamW with one learning rate for each kind of parameter."""
 
 import torch
 from torch import nn
@@ -11,17 +11,17 @@ __all__ = ["make_optimizer"]
 
 MEANS = ("inducing_mean",)
 INPUTS = ("Z_r", "Z_c")
-# Kept as the log, the inverse softplus or (BLoB's G) the square root of a standard deviation.
+# Each parameter is the log, the inverse softplus or (BLoB's G) the square root of a standard deviation.
 SCALES = ("raw_scale", "raw_row", "raw_col", "raw_D_r", "raw_D_c", "raw_lambda", "G")
-# The flow family's network, whatever its layers are called; it moves the means, at their rate.
+# Module of the flow family; all its parameters learn at the rate of the means, which it moves.
 NETWORK = "transform"
 
 
 def make_optimizer(posterior: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Return AdamW without weight decay (the KL stands for it) over the parameters of a posterior that learn.
+    """Return AdamW over a posterior's trainable parameters, without weight decay, as the KL already regularises.
 
     Raises:
-        ConfigError: if a parameter's name belongs to no kind, and so has no learning rate.
+        ConfigError: if the kind of a parameter, and so its learning rate, is unknown.
     """
     rates = {
         "mean": config.learning_rate,

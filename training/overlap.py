@@ -1,7 +1,9 @@
-"""Which questions an adapter was made with, so that nothing is proved with rows on which it is better than elsewhere.
+"""Checks that questions are distinct, and that an adapter was not made with them.
 
-Its training record keeps 12 hex digits of a sha256 for every such question, sorted, so that they tell neither the text
-nor the order of the rows. Two sets of a thousand questions share one by chance in fewer than one case in 10^8.
+A calibration on rows that the adapter was made with would prove too low a risk. The adapter's training record
+therefore keeps a fingerprint of every question that the adapter was made with: 12 hex digits of a sha256, sorted, which
+reveal neither the text nor the order of the rows. Two disjoint sets of a thousand questions share a fingerprint with
+probability below 10^-8.
 """
 
 import hashlib
@@ -14,7 +16,7 @@ from blora.training.data import Example, ExampleSet
 
 __all__ = ["SEEN", "check_disjoint", "check_distinct", "check_unseen", "fingerprints"]
 
-# In the training record: fingerprints by use, as in {"train": "...", "validation": "..."}.
+# Key of the training record for the fingerprints by use, as in {"train": "...", "validation": "..."}.
 SEEN = "seen"
 DIGITS = 12
 REPORTED = 5  # rows named in one message
@@ -23,21 +25,21 @@ _FINGERPRINTS = re.compile(f"([0-9a-f]{{{DIGITS}}})*")
 
 
 def fingerprints(examples: ExampleSet) -> str:
-    """Of all questions, sorted and without a separator: 12 hex digits each."""
+    """Return the fingerprints of all questions, 12 hex digits each, sorted and concatenated."""
     return "".join(sorted({_fingerprint(example) for example in examples.examples}))
 
 
 def check_unseen(record: Mapping[str, Any], examples: ExampleSet) -> None:
-    """Refuses questions that the adapter was fitted to or chosen by.
+    """Refuse questions that the adapter was trained, tuned or validated on.
 
     Args:
-        record: the adapter's training record. One without fingerprints is compared by the digests of its data alone.
-        examples: what is to be unseen.
+        record: the adapter's training record. If it has no fingerprints, only the digests of its data are compared.
+        examples: the questions to check.
 
     Raises:
-        ConfigError: if the examples are data that the adapter was made with, as a whole.
-        DataError: if some of them are, naming the first ones.
-        AdapterError: if the record's fingerprints are none.
+        ConfigError: if the adapter was made with this very data set.
+        DataError: if the adapter was made with some of the questions; the message names the first ones.
+        AdapterError: if the record's fingerprints are malformed.
     """
     for part, data in record.items():
         if isinstance(data, dict) and data.get("digest") == examples.digest:
@@ -57,10 +59,10 @@ def check_unseen(record: Mapping[str, Any], examples: ExampleSet) -> None:
 
 
 def check_disjoint(train: ExampleSet, validation: ExampleSet) -> None:
-    """Refuse validation rows whose question is trained on, whatever its label: they would judge nothing.
+    """Refuse validation rows whose question is also trained on, with the same label or another.
 
     Raises:
-        DataError: naming both places of the first ones.
+        DataError: if there are such rows; the message names both places of the first ones.
     """
     trained = {example.identity: example.where for example in train.examples}
     shared = [f"{e.where} and {trained[e.identity]}" for e in validation.examples if e.identity in trained]
@@ -74,10 +76,10 @@ def check_disjoint(train: ExampleSet, validation: ExampleSet) -> None:
 
 
 def check_distinct(examples: ExampleSet) -> None:
-    """Refuses a question that comes twice, whatever its label: its rows would be counted as independent.
+    """Refuse questions that come twice, with the same label or another: the proof needs independent rows.
 
     Raises:
-        DataError: naming both places of the first ones.
+        DataError: if there are such questions; the message names both places of the first ones.
     """
     places: dict[str, str] = {}
     twice = []
@@ -94,10 +96,14 @@ def check_distinct(examples: ExampleSet) -> None:
 
 
 def _read(seen: object) -> dict[str, str]:
-    """The use of each fingerprint."""
+    """Return the use (such as "train") of each fingerprint.
+
+    Raises:
+        AdapterError: if the fingerprints are malformed.
+    """
     if not isinstance(seen, dict) or not all(isinstance(v, str) and _FINGERPRINTS.fullmatch(v) for v in seen.values()):
         raise AdapterError(
-            f"got a training record whose {SEEN!r} is no list of fingerprints, expected {DIGITS} hex digits a row; "
+            f"got a training record whose {SEEN!r} is not a list of fingerprints, expected {DIGITS} hex digits a row; "
             "restore bayesian_config.json or train again"
         )
     return {text[i : i + DIGITS]: use for use, text in seen.items() for i in range(0, len(text), DIGITS)}

@@ -1,4 +1,4 @@
-"""The processes of a training run, and the device of each, which is set before anything is put on it."""
+"""The processes of a training run and the device of each, which has to be set before any tensor is placed."""
 
 import torch
 from accelerate import PartialState
@@ -9,16 +9,15 @@ __all__ = ["claim_device"]
 
 
 def claim_device(device: str) -> tuple[PartialState, str]:
-    """Return this process among those of the run, and the device on which its base model has to be loaded.
+    """Return the state of this process within the run, and the device to load its base model on.
 
-    That device is torch's current one from then on, so that "cuda" means it, in accelerate and transformers too.
+    The device becomes torch's current one, so that "cuda" refers to it in accelerate and transformers too.
 
     Args:
-        device: as for `load_base_model`. Of several processes, as torchrun starts them, each takes the device of its
-            rank.
+        device: as for `load_base_model`. If torchrun started several processes, each takes the device of its rank.
 
     Raises:
-        ConfigError: if several processes are to share one device by its number.
+        ConfigError: if several processes are given one numbered device, or if torch cannot use the device.
     """
     on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
     processes = PartialState(cpu=on_cpu)

@@ -1,4 +1,4 @@
-"""Where a result came from: the machine, the libraries, the revision, the command."""
+"""Provenance of a result: the machine, the libraries, the revision and the command."""
 
 import os
 import platform
@@ -15,7 +15,10 @@ __all__ = ["command_line", "machine", "revision"]
 
 
 def revision() -> str:
-    """The project's git commit, with `+` where its code has changes; BLORA_REVISION, or unknown, outside git."""
+    """Return the project's git commit, with `+` appended if the code has uncommitted changes.
+
+    The variable BLORA_REVISION, if set, takes its place; outside git the revision is "unknown".
+    """
     if given := os.environ.get("BLORA_REVISION"):
         return given
     root = Path(__file__).resolve().parent.parent
@@ -25,8 +28,8 @@ def revision() -> str:
 
     try:
         if Path(git("rev-parse", "--show-toplevel")) != root:
-            return "unknown"  # installed within somebody else's repository
-        # Results of other benchmarks change nothing about the code.
+            return "unknown"  # installed inside another project's repository
+        # Changed benchmark results are not changes of the code.
         changed = git("status", "--porcelain", "-uno", "--", ":/", ":!benchmarks/results")
         return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
@@ -34,10 +37,10 @@ def revision() -> str:
 
 
 def machine(device: "torch.device | None" = None) -> dict[str, str | int]:
-    """Return the processor, its cores, and the libraries whose version changes results or speed.
+    """Return the processor, the operating system, and the versions of libraries that affect results or speed.
 
     Args:
-        device: that the run computes on. One that is not the processor is named as `accelerator`.
+        device: the device of the run; if it is not the CPU, its name is added as `accelerator`.
     """
     import torch
 
@@ -54,5 +57,5 @@ def machine(device: "torch.device | None" = None) -> dict[str, str | int]:
 
 
 def command_line(command: str, argv: list[str]) -> str:
-    """The command that was run, ready to paste."""
+    """Return the command line, quoted for a shell."""
     return shlex.join(["blora", command, *argv])

@@ -1,4 +1,4 @@
-"""One training run, start to finish: data and base model in, adapter directory out."""
+"""A complete training run, from data and a base model to an adapter directory."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -33,37 +33,39 @@ __all__ = ["Recipe", "Trained", "train_adapter"]
 
 logger = logging.getLogger(__name__)
 
-# Settings of training that change nothing about the result.
+# Training settings that do not affect the result.
 INCIDENTAL = ("work_dir", "resume", "trunk_cache_gib", "report_to")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """Everything a training run depends on; all but the data and the work folder has a default.
+    """The complete settings of a training run.
 
     Attributes:
-        data: see `blora.training.sources.read_table`.
-        validation: likewise, or None: rows of `data` that are not trained on.
-        split: of a hub data set to train on.
-        validation_split: of a hub data set to validate on.
-        columns: see `blora.training.sources.read_table`; of both.
-        train_examples: how many rows to train on.
-        validation_examples: how many rows to validate on.
-        split_seed: of the order in which `data` is divided.
-        base_model: see `load_base_model`, as are device and dtype.
-        device: where to train.
-        dtype: of the base model.
-        target_modules: name patterns, None for PEFT's default.
-        layers: see `parse_layers`.
-        posterior: its form, but for the layers that get it.
-        bayesian_layers: these, as in `parse_layers`; the other adapted layers get plain LoRA. None: all of them.
-        init_from: a LoRA or adapter directory whose factors are the mean to start from, None to start from zero.
-        prompt: how a question becomes text. Without choices, rows that bring none choose among the labels that occur.
-        default_template: take the template from the kind of the data instead.
-        sampling: the adapter's sample bank.
+        data: rows to train on, in any form that `blora.training.sources.read_table` takes.
+        validation: rows to validate on, in the same forms; None sets rows of `data` aside.
+        split: split to train on, of a hub data set.
+        validation_split: split to validate on, of a hub data set.
+        columns: our column names, mapped to the names in `data` and `validation`.
+        train_examples: number of rows to train on; None for the default of `split_examples`, or for all rows if
+            `validation` is given.
+        validation_examples: number of rows to validate on; None for all that are not trained on.
+        split_seed: seed of the random order in which `data` is divided.
+        base_model: hub id, folder or file, as for `load_base_model`.
+        device: device to train on, as for `load_base_model`.
+        dtype: precision of the base model, as for `load_base_model`.
+        target_modules: names of the modules to adapt, None for PEFT's default.
+        layers: decoder layers to adapt, as text that `parse_layers` reads.
+        posterior: family, rank, prior and start of the posterior.
+        bayesian_layers: layers that get a posterior, written like `layers`; the other adapted layers get plain LoRA.
+            None gives all adapted layers a posterior.
+        init_from: directory of a LoRA or adapter whose factors are the initial mean, None to start from zero.
+        prompt: how a question becomes text. If it has no choices, rows without choices get the labels that occur.
+        default_template: whether the template follows the kind of the data instead of `prompt.template`.
+        sampling: number and seed of the adapter's draws.
         policy: the adapter's thresholds, None for none.
-        training: how to fit.
-        command: what started the run, for the record.
+        training: how the posterior is fitted.
+        command: the command that started the run, for the training record.
     """
 
     data: Rows
@@ -92,7 +94,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """The base model of a run, and what the validation rows say of the adapter that was written."""
+    """The base model of a run, and the validation results of the adapter that was written."""
 
     base: BaseModel
     result: Trial
@@ -102,12 +104,12 @@ def train_adapter(recipe: Recipe, output: Path, *, callbacks: Sequence[TrainerCa
     """Train a posterior, recalibrate it, and write its adapter directory.
 
     Args:
-        recipe: the run.
-        output: the directory to write.
-        callbacks: of the Trainer, beside its own.
+        recipe: the settings of the run.
+        output: the adapter directory to write.
+        callbacks: additional callbacks for the Trainer.
 
     Raises:
-        BloraError: for bad data, a bad base model or bad settings, before any training.
+        BloraError: if the data, the base model or a setting is unusable; raised before training starts.
     """
     if recipe.policy is not None:
         Policy.from_mapping(recipe.policy)
@@ -135,10 +137,13 @@ def train_adapter(recipe: Recipe, output: Path, *, callbacks: Sequence[TrainerCa
         else:
             checkpoint = last_complete(work_dir)
     logger.info(
-        "training on %d rows, validating on %d, %d choices", len(rows), len(validation_rows), rows[0].row.n_choices
+        "training on %d rows with %d validation rows; the first row has %d choices",
+        len(rows),
+        len(validation_rows),
+        rows[0].row.n_choices,
     )
     fitted = fit(base, posterior, rows, validation_rows, recipe.training, checkpoint, callbacks)
-    # A point has one draw.
+    # Plain LoRA has one set of weights, so one draw.
     n_samples = 1 if form.method == "lora" else recipe.sampling.n_samples
     cache_gib = recipe.training.trunk_cache_gib
     score = scorer(base, posterior, validation_rows, n_samples, recipe.sampling.seed, cache_gib=cache_gib)
@@ -170,12 +175,12 @@ def train_adapter(recipe: Recipe, output: Path, *, callbacks: Sequence[TrainerCa
         release(work_dir)
         logger.info("wrote %s: validation NLL %.3f, accuracy %.3f", output, result.metrics.nll, result.metrics.accuracy)
         warn_of_few_rows(result.n_rows)
-    processes.wait_for_everyone()  # who goes on reads what the first has written
+    processes.wait_for_everyone()  # no process reads the adapter before the main one has written it
     return Trained(base, result)
 
 
 def _read(recipe: Recipe) -> tuple[ExampleSet, ExampleSet, PromptConfig]:
-    """Return the rows to train on, those to validate on, and how to ask them."""
+    """Return the training rows, the validation rows, and the prompt settings for both."""
     table = read_table(recipe.data, split=recipe.split, columns=recipe.columns)
     choices = recipe.prompt.choices or label_set(table)
     examples = examples_of(table, choices)
@@ -197,7 +202,7 @@ def _read(recipe: Recipe) -> tuple[ExampleSet, ExampleSet, PromptConfig]:
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe as JSON, less the rows and the settings that change nothing about the result."""
+    """Return the recipe as JSON, without its rows, command and settings that do not affect the result."""
     names = [f.name for f in fields(recipe) if f.name not in ("data", "validation", "command")]
     settings = {name: getattr(recipe, name) for name in names}
     settings |= {name: asdict(settings[name]) for name in ("posterior", "prompt", "sampling", "training")}

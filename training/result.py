@@ -1,4 +1,4 @@
-"""One evaluation as a result object: the metrics, and everything needed to get them again."""
+"""Result objects of an evaluation: the metrics, and everything needed to reproduce them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ __all__ = ["Subject", "results"]
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is evaluated: an adapter on its base model, or the base model alone (adapter None)."""
+    """The subject of an evaluation: an adapter on its base model or, if `adapter` is None, the base model alone."""
 
     adapter: Path | None
     base_model: str | None
@@ -28,7 +28,7 @@ class Subject:
     dtype: str
 
     def open(self) -> tuple[BaseModel, Adapter | None]:
-        """Return the base model, the adapter's own where none is named, and the adapter."""
+        """Return the base model (by default the adapter's own) and the adapter."""
         if self.adapter is None:
             return open_base(self.base_model or EMBEDDED, device=self.device, dtype=self.dtype), None
         return open_adapter(self.adapter, base_model=self.base_model, device=self.device, dtype=self.dtype)
@@ -45,16 +45,16 @@ def results(
     seed: int | None,
     argv: Sequence[str],
 ) -> Iterator[dict[str, object]]:
-    """One result object for each number of draws.
+    """Yield one result object for each number of draws.
 
     Args:
-        subject: what to evaluate.
+        subject: the adapter or base model to evaluate.
         data: a file or hub data set.
-        split: which split it is.
-        columns: see `read_examples`.
-        limit: rows from its start, None for all.
-        n_samples: numbers of draws; the adapter's by default. The base model and plain LoRA have one.
-        seed: of the draws; the adapter's by default.
+        split: name of the split; of a hub data set, the one to load.
+        columns: our column names, mapped to the data's own names.
+        limit: number of rows to use from the top, None for all.
+        n_samples: numbers of draws, None for the adapter's. The base model and plain LoRA always have one.
+        seed: seed of the draws, None for the adapter's.
         argv: the arguments of the command, for the record.
     """
     base, adapter = subject.open()

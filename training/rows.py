@@ -21,17 +21,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LabelledRow:
-    """A packed question and the index of its right choice."""
+    """A packed question and the index of its correct choice."""
 
     row: PackedRow
     label: int
 
 
 def pack_examples(examples: ExampleSet, base: BaseModel, prompt: PromptConfig) -> list[LabelledRow]:
-    """Tokenises every example.
+    """Tokenise every example.
 
     Raises:
-        DataError: naming the row that cannot be tokenised.
+        DataError: if a row cannot be tokenised; the message names its place.
     """
     rows = []
     for example in examples.examples:
@@ -50,7 +50,7 @@ def pack_examples(examples: ExampleSet, base: BaseModel, prompt: PromptConfig) -
     shadowed = [pair for row in rows if (pair := row.row.shadowed) is not None]
     if shadowed:
         logger.warning(
-            "%d of %d questions have a choice that another one begins: %r can never beat %r; "
+            "in %d of %d questions one choice begins another, as in %r, which can never beat %r; "
             "train with --choice-end newline or eos",
             len(shadowed),
             len(rows),
@@ -60,16 +60,16 @@ def pack_examples(examples: ExampleSet, base: BaseModel, prompt: PromptConfig) -
 
 
 def labels_of(rows: Sequence[LabelledRow]) -> Tensor:
-    """(N,) the index of each row's right choice."""
+    """Return the index of each row's correct choice, shape (N,)."""
     return torch.tensor([row.label for row in rows])
 
 
 def lengths_of(rows: Sequence[LabelledRow]) -> Tensor:
-    """(N,) by which number of tokens each row is normalised; 1 where that is not one number a question."""
+    """Return the length in tokens that normalises each row, shape (N,); 1 unless normalization is "question"."""
     return torch.tensor([row.row.lengths[0] if row.row.normalization == "question" else 1.0 for row in rows])
 
 
 def collate_labelled(rows: Sequence[LabelledRow]) -> dict[str, Any]:
-    """A batch for `blora.training.objective`: {"batch": PackedBatch, "labels": (B,)}."""
+    """Return a batch for `blora.training.objective`: {"batch": PackedBatch, "labels": (B,)}."""
     batch: PackedBatch = collate([row.row for row in rows])
     return {"batch": batch, "labels": labels_of(rows)}

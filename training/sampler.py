@@ -1,4 +1,4 @@
-"""The order of training rows: random, with rows of similar length in one batch, and the same after a resume."""
+"""The random order of training rows, with similar lengths in one batch; a resumed run repeats it."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,16 +9,16 @@ from blora.posterior.noise import generator_of
 
 __all__ = ["LengthGroupedOrder"]
 
-GROUP_BATCHES = 16  # batches among which rows are sorted by length
+GROUP_BATCHES = 16  # rows are sorted by length within groups of this many batches
 
 
 class LengthGroupedOrder(Sampler[int]):
-    """A random order that depends on seed and epoch alone, in which neighbours are about equally long.
+    """A random order in which neighbouring rows have similar lengths; it depends on seed and epoch alone.
 
     Args:
-        lengths: tokens of each row.
-        batch_size: rows that will run together.
-        seed: of the order.
+        lengths: number of tokens of each row.
+        batch_size: number of rows in a batch, over all processes.
+        seed: seed of the order.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
@@ -28,7 +28,7 @@ class LengthGroupedOrder(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the order of an epoch; the trainer calls it, after a resume too."""
+        """Set the epoch whose order comes next; the Trainer calls it before each epoch, also after a resume."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -42,7 +42,7 @@ class LengthGroupedOrder(Sampler[int]):
         for start in range(0, len(order), window):
             group = sorted(order[start : start + window], key=self.lengths.__getitem__)
             batches += [group[i : i + self.batch_size] for i in range(0, len(group), self.batch_size)]
-        # Only the last group may hold a short batch; it stays last, where it does not shift the others.
+        # Only the last group can end in a short batch; elsewhere it would shift the boundaries of the others.
         short = [batches.pop()] if len(batches[-1]) < self.batch_size else []
         shuffled = torch.randperm(len(batches), generator=generator).tolist()
         for batch in [*(batches[i] for i in shuffled), *short]:

@@ -1,4 +1,4 @@
-"""From settings by name, as flags and keyword arguments give them, to the recipe of a training run."""
+"""Conversion of flags and keyword arguments to the recipe of a training run."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -15,7 +15,7 @@ __all__ = ["prompt_of", "recipe_of", "sampling_of"]
 
 T = TypeVar("T")
 
-# What of a prompt and of a bank is chosen; validation rows find the rest.
+# Prompt settings that the user chooses; the length power is found on validation rows.
 PROMPT = ("choices", "scoring", "normalization", "choice_end")
 THRESHOLDS = tuple(score.threshold for score in SCORES.values())
 
@@ -24,10 +24,10 @@ def recipe_of(data: Rows, output: Path, *, command: str, **settings: Any) -> Rec
     """Return the recipe of a training run.
 
     Args:
-        data: the rows.
-        output: the adapter directory to write; checkpoints go to OUTPUT.work unless `work_dir` says otherwise.
-        command: what started the run, for the record.
-        settings: by the names of the flags of `blora train`, with underscores; what is None or missing is the default.
+        data: the rows to train on.
+        output: the adapter directory to write; checkpoints go to OUTPUT.work unless `work_dir` is given.
+        command: the command that started the run, for the training record.
+        settings: values by flag name of `blora train`, with underscores; None or missing means the default.
 
     Raises:
         ConfigError: if a setting is unknown or out of range.
@@ -38,17 +38,17 @@ def recipe_of(data: Rows, output: Path, *, command: str, **settings: Any) -> Rec
         raise ConfigError(
             "got --learning-rate with --method lora, which has no inducing weights; expected --lora-learning-rate"
         )
-    # As Python may give what a flag turns into its type.
+    # Flags arrive converted to their types; keyword arguments may be a str or a list.
     given |= {
         name: kind(given[name]) for name, kind in {"init_from": Path, "target_modules": tuple}.items() if name in given
     }
-    own = {name: given.pop(name) for name in _own_names() & given.keys()}
+    own = {name: given.pop(name) for name in _direct_names() & given.keys()}
     work_dir = Path(given.pop("work_dir", output.with_name(f"{output.name}.work")))
     default_template = "template" not in given
     recipe = Recipe(
         data=data,
-        posterior=_taken(PosteriorConfig, given),
-        training=_taken(TrainConfig, given, work_dir=work_dir),
+        posterior=_take(PosteriorConfig, given),
+        training=_take(TrainConfig, given, work_dir=work_dir),
         prompt=prompt_of(given),
         default_template=default_template,
         sampling=sampling_of(given, n_samples=N_SAMPLES),
@@ -62,7 +62,7 @@ def recipe_of(data: Rows, output: Path, *, command: str, **settings: Any) -> Rec
 
 
 def prompt_of(given: dict[str, Any]) -> PromptConfig:
-    """Return how a question becomes text, and take the settings that say so out of those that are given."""
+    """Return the prompt settings, and remove them from `given`."""
     chosen: dict[str, Any] = {name: given.pop(name, getattr(NEW_PROMPT, name)) for name in PROMPT}
     if chosen["choices"] is not None:
         chosen["choices"] = tuple(chosen["choices"])
@@ -70,7 +70,7 @@ def prompt_of(given: dict[str, Any]) -> PromptConfig:
 
 
 def sampling_of(given: dict[str, Any], *, n_samples: int) -> SamplingConfig:
-    """Return an adapter's sample bank, and take the settings that say so out of those that are given.
+    """Return the settings of an adapter's draws, and remove them from `given`.
 
     Args:
         given: settings by name.
@@ -83,13 +83,13 @@ def sampling_of(given: dict[str, Any], *, n_samples: int) -> SamplingConfig:
     )
 
 
-def _own_names() -> set[str]:
-    """Return the names of settings that a recipe holds itself."""
+def _direct_names() -> set[str]:
+    """Return the names of the settings that are fields of `Recipe` itself, not of one of its configs."""
     nested = {"data", "posterior", "training", "prompt", "default_template", "sampling", "policy", "command"}
     return {field.name for field in fields(Recipe)} - nested
 
 
-def _taken(config: type[T], given: dict[str, Any], **more: Any) -> T:
-    """Return a config with the settings that are its fields, and take these out of those that are given."""
+def _take(config: type[T], given: dict[str, Any], **more: Any) -> T:
+    """Return a config made from the given settings that are its fields, and remove these from `given`."""
     names = [field.name for field in fields(config) if field.name in given]  # type: ignore[arg-type]
     return config(**{name: given.pop(name) for name in names}, **more)

@@ -1,8 +1,7 @@
-"""Rows from wherever they are: a file, the hub, or a table in memory. What a row means is said in `training/data.py`.
+"""Rows from a file, the hub, or a table in memory; `training/data.py` interprets them.
 
-The author of a file chooses the names of its columns, and is told of a wrong one. The columns of a published data set,
-or of a table in memory, are taken as they are: `text` is a prompt there where no column is a question, and numbers that
-have names (ClassLabel) become these names.
+Files must use our column names or map them. Hub data sets and tables in memory are adapted: if no column holds a
+question, `text` becomes the prompt, and numeric labels with names (ClassLabel) become these names.
 """
 
 import csv
@@ -25,14 +24,14 @@ if TYPE_CHECKING:
 __all__ = ["Rows", "Table", "read_table"]
 
 Rows: TypeAlias = Union[str, PathLike[str], Iterable[Mapping[str, Any]], "PandasFrame", "PolarsFrame", "Dataset"]
-Place: TypeAlias = tuple[str, dict[str, Any] | str]  # where a row is, and the row, or what is wrong with it
+Place: TypeAlias = tuple[str, dict[str, Any] | str]  # the place of a row, and the row or the error in it
 
 FILES = (".jsonl", ".csv")
 COLUMNS = (*QUESTION_COLUMNS, *OTHER_COLUMNS)
-# What published data sets call a text that has a label.
+# Usual name of the text column in published data sets.
 TEXT_COLUMN = "text"
-TEMPLATES_TOLD = 'a question is asked as "Question: ... Answer:" unless --template says otherwise, a prompt as it is'
-MAPPING_TOLD = "or say which column holds it, as in columns={'prompt': 'review'}"
+TEMPLATE_ADVICE = 'a question is asked as "Question: ... Answer:" unless --template says otherwise, a prompt as it is'
+MAPPING_ADVICE = "or say which column holds it, as in columns={'prompt': 'review'}"
 EXPECTED = (
     "expected a .jsonl or .csv file, a hub data set, a list of dicts, a pandas or polars DataFrame, or a "
     "datasets.Dataset"
@@ -41,13 +40,13 @@ EXPECTED = (
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows under our column names, of which nothing else is checked yet.
+    """Rows under our column names, whose values are not checked yet.
 
     Attributes:
-        name: of the source, for records and messages.
-        rows: each row with its place, or what is wrong with it.
+        name: name of the source, for records and messages.
+        rows: for each row its place, and the row or an error message.
         untyped: whether every value is text, as in CSV.
-        label_names: of labels that were numbers with names, in the order of the numbers; None for other labels.
+        label_names: names of numeric labels (ClassLabel), in the order of the numbers; None for other labels.
     """
 
     name: str
@@ -62,12 +61,12 @@ def read_table(source: Rows, *, split: str = "train", columns: Mapping[str, str]
     Args:
         source: a .jsonl or .csv file; a hub data set, as owner/name or owner/name:config; a list of dicts; a pandas or
             polars DataFrame; or a `datasets.Dataset`.
-        split: of a hub data set.
-        columns: for each of our columns that the source calls otherwise its name there, as in {"prompt": "review"}.
+        split: the split of a hub data set to load.
+        columns: our column names, mapped to the source's own names, as in {"prompt": "review"}.
 
     Raises:
         DataError: if the source cannot be read, is of another kind, or has no column for the question.
-        ConfigError: if `columns` names a column that we do not have.
+        ConfigError: if a key of `columns` is not one of our column names.
     """
     columns = columns or {}
     if unknown := sorted(set(columns) - set(COLUMNS)):
@@ -108,9 +107,9 @@ def _json_rows(path: Path, text: str, columns: Mapping[str, str]) -> Iterator[Pl
             else:
                 row = _renamed(row, columns, where, known=checked)
                 if not checked:
-                    _check_columns(row, where, TEMPLATES_TOLD)
+                    _check_columns(row, where, TEMPLATE_ADVICE)
                 yield where, row
-        checked = True  # if the first line is no row, the others are told one by one
+        checked = True  # if the first line is malformed, each later line reports its own error
 
 
 def _csv_rows(path: Path, text: str, columns: Mapping[str, str]) -> Iterator[Place]:
@@ -124,7 +123,7 @@ def _csv_rows(path: Path, text: str, columns: Mapping[str, str]) -> Iterator[Pla
                 continue  # a blank line
             if header is None:
                 header = cells
-                _check_columns(_renamed(dict.fromkeys(header), columns, where), where, TEMPLATES_TOLD)
+                _check_columns(_renamed(dict.fromkeys(header), columns, where), where, TEMPLATE_ADVICE)
             elif len(cells) != len(header):
                 yield where, f"got {len(cells)} columns, expected the header's {len(header)}"
             else:
@@ -134,7 +133,7 @@ def _csv_rows(path: Path, text: str, columns: Mapping[str, str]) -> Iterator[Pla
 
 
 def _csv_types(row: Mapping[str, str]) -> dict[str, Any]:
-    """Return a row in which choices are a list (in CSV JSON, or separated by |), messages too, and no cell is empty."""
+    """Return a row without empty cells, its choices and messages parsed as JSON or as a list separated by |."""
     typed: dict[str, Any] = {key: value for key, value in row.items() if value != ""}
     for key in ("choices", "messages"):
         if isinstance(text := typed.get(key), str):
@@ -144,7 +143,7 @@ def _csv_types(row: Mapping[str, str]) -> dict[str, Any]:
             try:
                 typed[key] = json.loads(text)
             except (ValueError, RecursionError):
-                continue  # left as text, which the checks of the row refuse
+                continue  # stays text, which training/data.py refuses
     return typed
 
 
@@ -163,7 +162,7 @@ def _hub_table(source: str, split: str, columns: Mapping[str, str]) -> Table:
 
 
 def _table_in_memory(source: Any, columns: Mapping[str, str]) -> Table:
-    """Return the rows of a table, told apart by the library that its class is from, so that none is imported for it."""
+    """Return the rows of a table; its kind is read from the name of its class, so that no library is imported."""
     kind = f"{type(source).__module__.partition('.')[0]}.{type(source).__name__}"
     if kind in ("datasets.DatasetDict", "datasets.IterableDatasetDict"):
         raise DataError(f"got the splits {', '.join(source)}, expected one of them; pass rows[{next(iter(source))!r}]")
@@ -180,7 +179,7 @@ def _table_in_memory(source: Any, columns: Mapping[str, str]) -> Table:
 
 
 def _mapped(name: str, rows: Iterable[tuple[str, Any]], columns: Mapping[str, str], source: Any) -> Table:
-    """Return a table whose columns are ours, by the mapping that is given, or by what `source` says of them."""
+    """Return a table under our column names, by the given mapping and by the column names and features of `source`."""
     names: tuple[str, ...] | None = None
     found: list[Place] = []
     for where, row in rows:
@@ -193,7 +192,7 @@ def _mapped(name: str, rows: Iterable[tuple[str, Any]], columns: Mapping[str, st
             names = _label_names(source, columns.get("label", "label"))
         own = _renamed(row, columns, where, known=bool(found))
         if not found:
-            _check_columns(own, where, MAPPING_TOLD)
+            _check_columns(own, where, MAPPING_ADVICE)
         if names is not None and type(own.get("label")) is int:
             number = own["label"]
             own["label"] = names[number] if 0 <= number < len(names) else None  # -1 is a row without a label
@@ -202,14 +201,18 @@ def _mapped(name: str, rows: Iterable[tuple[str, Any]], columns: Mapping[str, st
 
 
 def _label_names(source: Any, column: str) -> tuple[str, ...] | None:
-    """Return the names of the numbers in a column of a `datasets.Dataset`; None of any other column."""
+    """Return the class names of a ClassLabel column of a `datasets.Dataset`; None for any other column."""
     feature = (getattr(source, "features", None) or {}).get(column)
     names = getattr(feature, "names", None)
     return tuple(names) if isinstance(names, list) else None
 
 
 def _renamed(row: Mapping[str, Any], columns: Mapping[str, str], where: str, *, known: bool = False) -> dict[str, Any]:
-    """Return a row under our names; if the columns are not known to be right, one that is missing is told."""
+    """Return a row under our column names.
+
+    Raises:
+        DataError: if a mapped column is missing and the columns are not `known` to be right.
+    """
     missing = [theirs for theirs in columns.values() if theirs not in row]
     if missing and not known:
         raise DataError(
@@ -222,11 +225,11 @@ def _renamed(row: Mapping[str, Any], columns: Mapping[str, str], where: str, *, 
 
 
 def _plain(value: Any) -> Any:
-    """Return numbers and arrays of NumPy as Python's."""
+    """Return a value with NumPy numbers and arrays converted to Python numbers and lists."""
     return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _check_columns(columns: Collection[str], where: str, advice: str) -> None:
-    """Refuse a source whose first row has no column for the question: what is said of it would be said of every row."""
+    """Refuse a source whose first row has no column for the question: one error instead of one for every row."""
     if not set(QUESTION_COLUMNS) & set(columns):
         raise DataError(f"{where}: {no_question(columns)}; {advice}")

@@ -1,4 +1,4 @@
-"""Fitting a posterior with the Hugging Face Trainer, which brings accelerate, checkpoints, bars and trackers."""
+"""Fitting of a posterior with the Hugging Face Trainer: accelerate, checkpoints, progress bars and trackers."""
 
 import logging
 import sys
@@ -37,20 +37,18 @@ __all__ = ["Fitted", "PosteriorTrainer", "check_tracker", "fit"]
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_FILE = "posterior.safetensors"
-# Served recalibrated, so chosen recalibrated: overconfidence, which that mends, does not decide the epoch.
+# The NLL after recalibration: an adapter is served recalibrated, so overconfidence must not decide the best epoch.
 CRITERION = "eval_recalibrated_nll"
-
-
 TENSORBOARD = "tensorboard"
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """What is left of a training run besides the posterior at its best.
+    """The outcome of a training run, apart from the posterior itself.
 
     Attributes:
-        seconds: spent in steps of this process; validation is not counted.
-        best_epoch: the epoch with the lowest validation NLL under its best recalibration, from 1.
+        seconds: time that this process spent in training steps, without validation.
+        best_epoch: the epoch, from 1, with the lowest validation NLL after recalibration.
         last: the posterior's state after the last step.
     """
 
@@ -68,16 +66,16 @@ def fit(
     checkpoint: Path | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Fitted:
-    """Fits a posterior in place and leaves it at its best validation NLL, each epoch's under its best recalibration.
+    """Fit a posterior in place and restore the epoch with the lowest validation NLL after recalibration.
 
     Args:
-        base: the frozen base model; gets pass-through LoRA layers.
-        posterior: what is learnt.
-        train: labelled rows.
-        validation: labelled rows that are not in train.
-        config: how.
-        checkpoint: go on from here.
-        callbacks: of the Trainer, beside its own.
+        base: the frozen base model; LoRA layers are injected into it.
+        posterior: the posterior to fit.
+        train: the training rows.
+        validation: the validation rows, none of them in `train`.
+        config: the training settings.
+        checkpoint: folder of the checkpoint to resume from, None to start anew.
+        callbacks: additional callbacks for the Trainer.
     """
     inject(base.model, posterior.modules_shape)
     layer = first_layer(posterior.modules_shape)
@@ -100,10 +98,10 @@ def fit(
 
 
 def check_tracker(report_to: str) -> None:
-    """Return if a tracker is installed, or none is wanted.
+    """Check that a requested tracker is installed.
 
     Raises:
-        ConfigError: naming what to install.
+        ConfigError: if the tracker is not installed; the message names the package to install.
     """
     if report_to != "none" and report_to not in get_available_reporting_integrations():
         raise ConfigError(
@@ -113,15 +111,15 @@ def check_tracker(report_to: str) -> None:
 
 
 def _tensorboard(work_dir: Path) -> TrainerCallback:
-    """Return the callback that writes TensorBoard's files beside the work folder, which is removed in the end."""
+    """Return a callback that writes TensorBoard's files beside the work folder, which is removed after the run."""
     callback = TensorBoardCallback()
-    if callback.logging_dir is None:  # TENSORBOARD_LOGGING_DIR names none
+    if callback.logging_dir is None:  # TENSORBOARD_LOGGING_DIR is not set
         callback.logging_dir = str(work_dir.with_name(f"{work_dir.name}.runs"))
     return callback
 
 
 class PosteriorTrainer(Trainer):
-    """The Trainer, with the negative ELBO as loss, and the predictive mean's recalibrated validation NLL to stop by."""
+    """The Trainer with the negative ELBO as loss and the recalibrated validation NLL for early stopping."""
 
     def __init__(
         self,
@@ -161,7 +159,7 @@ class PosteriorTrainer(Trainer):
             ddp_find_unused_parameters=False,
         )
         arguments._n_gpu = min(1, arguments.n_gpu)  # several devices take several processes, never DataParallel
-        # transformers has just made the first device its own and torch's, whatever the base model is on.
+        # transformers has just selected the first device, for itself and for torch, wherever the base model is.
         arguments.__dict__["_setup_devices"] = device
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -177,7 +175,7 @@ class PosteriorTrainer(Trainer):
                 *callbacks,
             ],
         )
-        self.remove_callback(PrinterCallback)  # what it would print is logged
+        self.remove_callback(PrinterCallback)  # `log` writes the same to the logger
         self.elbo = elbo
         self.validation = validation
         self.config = config
@@ -192,13 +190,13 @@ class PosteriorTrainer(Trainer):
         return LengthGroupedOrder([row.row.n_tokens for row in rows], together, self.args.seed)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW with the posterior's own learning rates."""
+        """Return AdamW with one learning rate for each kind of parameter of the posterior."""
         if self.optimizer is None:
             self.optimizer = make_optimizer(self.elbo.posterior, self.config)
         return self.optimizer
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """One forward and backward pass, its noise numbered so that a resumed run draws what it would have drawn."""
+        """Run one forward and backward pass, with noise that depends on the step so that a resumed run repeats it."""
         if not self.seconds:
             earlier = [entry["training_seconds"] for entry in self.state.log_history if "training_seconds" in entry]
             self.seconds = max(earlier, default=0.0)
@@ -212,7 +210,7 @@ class PosteriorTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
-        """The negative ELBO of a batch, with the KL's weight warmed up."""
+        """Return the negative ELBO of a batch, with the KL weight of the current step of its warm-up."""
         warmup_steps = self.config.kl_warmup * self.state.max_steps
         share = min(1.0, (self.state.global_step + 1) / warmup_steps) if warmup_steps else 1.0
         loss: Loss = model(inputs["batch"], inputs["labels"], share)
@@ -220,7 +218,7 @@ class PosteriorTrainer(Trainer):
         return loss.total
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Logs the loss with its two parts, and the seconds of training so far, which a resumed run goes on from."""
+        """Log the loss, its two parts, and the seconds of training so far, which a resumed run continues to count."""
         logs["training_seconds"] = self.seconds
         if "loss" in logs and self.parts:
             logs["nll"] = torch.stack([part.nll for part in self.parts]).mean().item()
@@ -231,7 +229,7 @@ class PosteriorTrainer(Trainer):
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
-        """Validation metrics of the predictive mean, logged under the usual names, and its NLL when recalibrated."""
+        """Return and log the validation metrics of the predictive mean, and its NLL after recalibration."""
         began = time.perf_counter()
         log_probs = self.validate()
         found = metrics(log_probs.double().exp().mean(0), labels_of(self.validation)).to_dict()
@@ -243,7 +241,7 @@ class PosteriorTrainer(Trainer):
         return logs
 
     def validate(self) -> Tensor:
-        """(S, N, C) log-probabilities of the validation rows under the posterior as it is now."""
+        """Return the log-probabilities (S, N, C) of the validation rows under the current posterior."""
         is_point = self.elbo.posterior.config.method == "lora"
         n_samples = 1 if is_point else self.config.validation_draws
         bank = SampleBank.draw(self.elbo.posterior, "in training", n_samples, self.config.seed)

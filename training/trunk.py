@@ -1,8 +1,8 @@
-"""The trunk: everything below the first adapted layer, run once a row instead of once a step.
+"""The trunk: all layers below the first adapted one, run once per row instead of once per step.
 
-Those layers are frozen and no draw reaches them, so their output for a row never changes. It is kept in memory, or
-beyond a size in a file of the temporary folder that vanishes with the process. Where it does not fit, the rows go
-without, and the trunk runs in every step.
+The trunk is frozen and the same for every draw, so its output for a row never changes. The output is kept in memory
+or, if it is large, in a temporary file that vanishes with the process. If there is no room for it either way, the
+trunk runs in every step.
 """
 
 import errno
@@ -30,10 +30,10 @@ __all__ = ["attach_states", "trunk_states", "with_states"]
 logger = logging.getLogger(__name__)
 
 GIB = 2**30
-# Left free in the temporary folder, for checkpoints and whoever else writes there.
+# Disk space left free in the temporary folder, for checkpoints and other programs.
 SPARE_BYTES = GIB
 VALUE_BYTES = 4  # float32
-# Values beyond which they go to a file: 4 GiB.
+# More values than this (4 GiB) go to a file instead of memory.
 MEMORY_VALUES = 2**30
 BATCH_TOKENS = 2048
 
@@ -41,39 +41,41 @@ BATCH_TOKENS = 2048
 def with_states(
     model: PreTrainedModel, rows: Sequence[LabelledRow], layer: int, cache_gib: float = CACHE_GIB
 ) -> list[LabelledRow]:
-    """Return the same rows, each with the hidden states (n_tokens, D) that enter a decoder layer.
+    """Return the rows, each with the hidden states (n_tokens, D) that enter a decoder layer.
 
-    Rows that have them, and rows whose states do not fit, are returned unchanged; the latter is logged.
+    Rows that already have their states are returned unchanged. If the states do not fit, a warning is logged and the
+    rows are returned unchanged.
 
     Args:
-        model: a causal language model, frozen; one that cannot be run in parts leaves the rows as they are.
-        rows: any number.
-        layer: index of the first adapted layer; with 0 there is nothing below it to keep.
-        cache_gib: most that all states may take, in GiB of memory or of disk.
+        model: a frozen causal language model; if it cannot be run in parts, the rows are returned unchanged.
+        rows: any number of rows.
+        layer: index of the first adapted layer; at 0 there is no trunk, and the rows are returned unchanged.
+        cache_gib: upper limit for all states together, in GiB of memory or disk.
     """
     known = all(row.row.states is not None and row.row.states.layer == layer for row in rows)
     if layer == 0 or known or not runs_in_parts(model):
         return list(rows)
     needed_gib = sum(row.row.n_tokens for row in rows) * model.config.get_text_config().hidden_size * VALUE_BYTES / GIB
     if needed_gib > cache_gib:
-        return _without(rows, layer, needed_gib, f"the limit is {cache_gib:g} GiB")
+        return _uncached(rows, layer, needed_gib, f"the limit is {cache_gib:g} GiB")
     try:
         store = trunk_states(model, rows, layer)
     except OSError as exc:
-        return _without(rows, layer, needed_gib, exc.strerror or str(exc))
+        return _uncached(rows, layer, needed_gib, exc.strerror or str(exc))
     return attach_states(rows, layer, store)
 
 
-def _without(rows: Sequence[LabelledRow], layer: int, needed_gib: float, reason: str) -> list[LabelledRow]:
+def _uncached(rows: Sequence[LabelledRow], layer: int, needed_gib: float, reason: str) -> list[LabelledRow]:
+    """Return the rows unchanged, and log why their states are not kept."""
     logger.warning(
-        "The %d layers below the adapted ones run in every step: their output for %d rows takes %.3g GiB, and %s",
+        "the %d layers below the adapted ones run in every step: their output for %d rows takes %.3g GiB, but %s",
         *(layer, len(rows), needed_gib, reason),
     )
     return list(rows)
 
 
 def attach_states(rows: Sequence[LabelledRow], layer: int, store: Tensor) -> list[LabelledRow]:
-    """Return the same rows with their share of what `trunk_states` gave for them."""
+    """Return the rows, each with its slice of the states that `trunk_states` returned for all of them."""
     parts = store.split([row.row.n_tokens for row in rows])
     return [
         replace(row, row=replace(row.row, states=States(layer, part))) for row, part in zip(rows, parts, strict=True)
@@ -81,10 +83,10 @@ def attach_states(rows: Sequence[LabelledRow], layer: int, store: Tensor) -> lis
 
 
 def trunk_states(model: PreTrainedModel, rows: Sequence[LabelledRow], layer: int) -> Tensor:
-    """Return the hidden states that enter a decoder layer, (n_tokens of all rows, D), row after row.
+    """Return the hidden states (N, D) that enter a decoder layer, for the N tokens of all rows, row after row.
 
     Raises:
-        OSError: if the temporary folder has no room for them.
+        OSError: if the temporary folder has no room for the states.
     """
     packed = [row.row for row in rows]
     ends = list(accumulate(row.n_tokens for row in packed))
@@ -100,19 +102,23 @@ def trunk_states(model: PreTrainedModel, rows: Sequence[LabelledRow], layer: int
 
 
 def _store(n_tokens: int, width: int) -> Tensor:
-    """Return room for (n_tokens, D) float32."""
+    """Return an uninitialised (n_tokens, width) float32 tensor, in memory or, if large, in a temporary file.
+
+    Raises:
+        OSError: if the temporary folder has no room.
+    """
     size = n_tokens * width
     if size <= MEMORY_VALUES:
         return torch.empty(n_tokens, width)
     if not hasattr(os, "posix_fallocate"):
-        raise OSError(errno.ENOTSUP, "this system cannot set room aside in a file")
+        raise OSError(errno.ENOTSUP, "this system cannot reserve disk space for a file")
     folder = tempfile.gettempdir()
     free = shutil.disk_usage(folder).free
     if free < size * VALUE_BYTES + SPARE_BYTES:
         raise OSError(errno.ENOSPC, f"{folder} has {free / GIB:.3g} GiB free")
     handle, name = tempfile.mkstemp(prefix="blora-trunk-", dir=folder)
     try:
-        # Room that is only promised, as in a sparse file, kills the process (SIGBUS) where the disk is full.
+        # Reserve the space now: writing to a sparse file on a full disk would kill the process (SIGBUS).
         os.posix_fallocate(handle, 0, size * VALUE_BYTES)
         return torch.from_file(name, shared=True, size=size).view(n_tokens, width)
     finally:

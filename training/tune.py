@@ -1,9 +1,9 @@
-"""The scale of a posterior, and its recalibration, found on validation rows without training.
+"""Search on validation rows for a posterior's scale and recalibration, without training.
 
-A posterior's standard deviations are multiplied by one factor; its mean stays. Of the factors tried, the largest
-whose validation NLL is within a tolerance of the best wins: of two posteriors that predict equally well, the wider
-one knows more about what it does not know. The NLL is that under the factor's own best recalibration, so that a
-posterior is not widened only because the mean is too sure of itself.
+The scale multiplies a posterior's standard deviations and leaves its mean alone. The search chooses the largest scale
+whose validation NLL is within a tolerance of the best: of two posteriors that predict equally well, the wider one
+expresses more epistemic uncertainty. Every scale is recalibrated before its NLL is computed, so that an overconfident
+mean alone does not widen the posterior.
 """
 
 import copy
@@ -37,21 +37,21 @@ __all__ = ["Trial", "choose", "record", "scorer", "trial_of", "try_scales", "tun
 
 logger = logging.getLogger(__name__)
 
-# Relative excess of the NLL over the best at which wider scales are not tried any more.
+# Stop trying wider scales once the NLL exceeds the best by this fraction.
 GIVE_UP = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What the validation rows say of one scale.
+    """Recalibration and metrics of one scale on validation rows.
 
     Attributes:
-        scale: factor of the standard deviations.
-        temperature: the best one at this scale.
-        length_power: the best one, of the length that normalises choices.
-        lapse: the best rate.
-        metrics: of the predictive mean under all three.
-        n_rows: how many they are.
+        scale: factor on the posterior's standard deviations.
+        temperature: the best temperature at this scale.
+        length_power: the best power of the length that normalises log-probabilities.
+        lapse: the best lapse rate.
+        metrics: metrics of the recalibrated predictive mean.
+        n_rows: number of validation rows.
     """
 
     scale: float
@@ -62,7 +62,7 @@ class Trial:
     n_rows: int
 
     def recalibrated(self, config: AdapterConfig) -> AdapterConfig:
-        """The adapter's settings with what this trial found."""
+        """Return the adapter's settings with this trial's recalibration."""
         return replace(
             config,
             prompt=replace(config.prompt, length_power=self.length_power),
@@ -86,7 +86,7 @@ def scorer(
     *,
     cache_gib: float = CACHE_GIB,
 ) -> Callable[[float], Tensor]:
-    """Return a function from a scale to log-probabilities (S, N, C) of the rows, with the same noise at every scale."""
+    """Return a function from a scale to the rows' log-probabilities (S, N, C), with the same noise at every scale."""
     inject(base.model, posterior.modules_shape)
     known = with_states(base.model, rows, first_layer(posterior.modules_shape), cache_gib)
 
@@ -100,7 +100,7 @@ def scorer(
 
 
 def trial_of(scale: float, log_probs: Tensor, rows: Sequence[LabelledRow]) -> Trial:
-    """What log-probabilities (S, N, C) of rows say of a scale."""
+    """Return a scale's trial, computed from the rows' log-probabilities (S, N, C) at this scale."""
     labels, lengths = labels_of(rows), lengths_of(rows)
     power = rows[0].row.length_power
     found = fit_recalibration(log_probs, labels, lengths, powers=(-power, MOST_LENGTH_POWER - power))
@@ -109,12 +109,12 @@ def trial_of(scale: float, log_probs: Tensor, rows: Sequence[LabelledRow]) -> Tr
 
 
 def try_scales(score: Callable[[float], Tensor], rows: Sequence[LabelledRow], scales: Sequence[float]) -> list[Trial]:
-    """One trial a scale, widening until the NLL has clearly left its valley.
+    """Return one trial per scale, from the narrowest to the widest, until the NLL is clearly worse than the best.
 
     Args:
-        score: from `scorer`.
-        rows: that it scores.
-        scales: candidates; they are tried from the narrowest to the widest.
+        score: the function that `scorer` returned for these rows.
+        rows: the validation rows.
+        scales: the candidates, in any order.
     """
     trials: list[Trial] = []
     for scale in sorted(scales):
@@ -124,7 +124,7 @@ def try_scales(score: Callable[[float], Tensor], rows: Sequence[LabelledRow], sc
         except NumericalError:
             if not trials:
                 raise
-            break  # so wide that the model overflows
+            break  # at this scale the model overflows
         best = min(trial.metrics.nll for trial in trials)
         if trials[-1].metrics.nll > best * (1 + GIVE_UP):
             break
@@ -132,7 +132,7 @@ def try_scales(score: Callable[[float], Tensor], rows: Sequence[LabelledRow], sc
 
 
 def choose(trials: Sequence[Trial], tolerance: float) -> Trial:
-    """The widest trial whose NLL is within a tolerance of the best, in nats.
+    """Return the trial with the largest scale whose NLL is within a tolerance, in nats, of the best.
 
     >>> def trial(scale, nll): return Trial(scale, 1.0, 1.0, 0.0, Metrics(0.5, nll, 0, 0, 0, 0), 400)
     >>> choose([trial(0.5, 1.02), trial(1.0, 1.00), trial(2.0, 1.004), trial(4.0, 1.3)], 0.005).scale
@@ -151,18 +151,18 @@ def tune(
     scales: Sequence[float],
     tolerance: float,
 ) -> tuple[Trial, list[Trial]]:
-    """Widens a posterior, in place, to the scale that validation rows choose.
+    """Widen a posterior in place to the scale chosen on validation rows.
 
     Args:
-        base: its base model.
-        posterior: what is widened.
-        rows: validation rows.
-        sampling: the draws that will be served.
-        scales: candidates.
+        base: the posterior's base model.
+        posterior: the posterior to widen.
+        rows: the validation rows.
+        sampling: number and seed of the adapter's draws.
+        scales: the scales to try.
         tolerance: see `choose`, in nats.
 
     Returns:
-        The trial that was chosen, and all of them.
+        The chosen trial, and all trials.
     """
     trials = try_scales(scorer(base, posterior, rows, sampling.n_samples, sampling.seed), rows, scales)
     chosen = choose(trials, tolerance)
@@ -182,24 +182,24 @@ def tune_adapter(
     scales: Sequence[float],
     tolerance: float,
 ) -> tuple[Trial, list[Trial]]:
-    """Find an adapter's scale and recalibration and write the adapter that results.
+    """Find an adapter's scale and recalibration, and write the tuned adapter.
 
     Args:
-        path: the adapter.
-        output: where to; its own place replaces it.
-        base: its base model.
-        data: labelled rows that it was not trained on: see `read_examples`, as for split and columns.
-        split: of a hub data set.
-        columns: that the data calls otherwise.
-        limit: rows from its start, None for all.
-        scales: candidates.
+        path: the adapter's directory.
+        output: the directory to write; if it is `path`, the adapter is replaced.
+        base: the adapter's base model.
+        data: labelled rows that the adapter was not trained on, in any form that `read_examples` takes.
+        split: the split of a hub data set to load.
+        columns: our column names, mapped to the data's own names.
+        limit: number of rows to use from the top, None for all.
+        scales: the scales to try.
         tolerance: see `choose`, in nats.
 
     Returns:
-        The trial that was chosen, and all of them.
+        The chosen trial, and all trials.
 
     Raises:
-        BloraError: if a question is one that the adapter was trained on.
+        BloraError: if the adapter was trained on one of the questions.
     """
     adapter = load_adapter(path, base)
     check_output(output)
@@ -230,7 +230,7 @@ def tune_adapter(
 
 
 def record(data: ExampleSet, chosen: Trial, trials: Sequence[Trial], tolerance: float) -> dict[str, object]:
-    """What an adapter remembers of its tuning."""
+    """Return the entry for a tuning in the adapter's training record."""
     return {
         "source": data.source,
         "digest": data.digest,

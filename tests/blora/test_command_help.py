@@ -31,7 +31,7 @@ def test_lists_are_shown_as_they_are_given(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_a_default_of_zero_is_one(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "seed of those draws (default: 0)" in help_of("train", capsys)
+    assert "seed of the adapter's draws (default: 0)" in help_of("train", capsys)
 
 
 def test_the_value_of_a_setting_is_a_plain_word(capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,5 +31,5 @@ def toy_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def base() -> BaseModel:
-    """A base model of the test's own, for it gets layers."""
+    """A base model for one test alone, because training injects layers into it."""
     return tiny_base("llama")

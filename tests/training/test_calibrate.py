@@ -1,4 +1,4 @@
-"""`blora calibrate` on a tiny base model, and the calibration.json it leaves."""
+"""`blora calibrate` on a tiny base model, and the calibration.json that it writes."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ def adapter(trained: Path) -> Path:
 
 
 def labelled_by(adapter: Path, base_folder: Path, file: Path, *, wrongly: bool = False) -> Path:
-    """Sixty rows whose labels are the adapter's own answers, or never are."""
+    """Sixty rows whose labels are all equal to the adapter's answers, or all different."""
     base = load_base_model(str(base_folder), device="cpu", dtype="float32")
     loaded = load_adapter(adapter, base)
     attach(base, loaded)
@@ -106,7 +106,7 @@ def test_each_ask_of_the_same_rows_adds_to_delta_and_a_refused_one_is_remembered
     [calibration] = run(adapter, noisy, base_folder, "--target-risk", "0.5")
     assert [ask.target_risk for ask in calibration.asks] == [0.15, 0.18, 0.5]
     assert calibration.delta == 0.3
-    assert "each at delta 0.3, the sum over 3 asks of these rows:" in capsys.readouterr().out
+    assert "each at delta 0.3, summed over 3 calibration attempts on these rows:" in capsys.readouterr().out
     # The same ask again is no other chance; the first rows of the file are other rows, and have been asked.
     assert run(adapter, noisy, base_folder, "--target-risk", "0.5") == (calibration,)
     [fewer] = run(adapter, noisy, base_folder, "--target-risk", "0.5", "--limit", "50")

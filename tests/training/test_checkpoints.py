@@ -55,7 +55,7 @@ def test_an_unfinished_run_is_not_begun_again_by_accident(tmp_path: Path) -> Non
 
 def test_a_folder_with_other_things_is_refused_and_untouched(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("irreplaceable")
-    with pytest.raises(ConfigError, match="which holds other things"):
+    with pytest.raises(ConfigError, match="which holds other files"):
         claim(tmp_path, RUN, resume=True)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 

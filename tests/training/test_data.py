@@ -144,7 +144,7 @@ def test_a_csv_row_after_a_blank_line_is_named_by_its_own_line(tmp_path: Path) -
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with two splits and a cache of its own."""
+    """Return a folder with two splits, with an empty cache for `datasets`."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "hub"
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""Malformed training data: every row is named by file and line."""
+"""Malformed training data: the error names the file and line of every bad row."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Numbers as labels: an index, or the text of a choice, and the same in JSONL and CSV."""
+"""Numbers as labels, read as an index or as the text of a choice, alike in JSONL and CSV."""
 
 import csv
 from collections.abc import Sequence

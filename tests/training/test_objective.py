@@ -22,7 +22,7 @@ def rows(n_rows: int = 8, seed: int = 0) -> list[LabelledRow]:
 
 
 def stirred(posterior: Posterior, seed: int = 0) -> Posterior:
-    """The same posterior away from its start, so that B is not zero."""
+    """Return the posterior with its parameters moved from their start, so that B is not zero."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in posterior.parameters():
@@ -43,7 +43,7 @@ def loss_of(module: Elbo, labelled_rows: list[LabelledRow], kl_share: float = 1.
 
 
 def cross_entropy_alone(model: nn.Module, labelled_rows: list[LabelledRow]) -> Tensor:
-    """Mean cross-entropy over the choices, each scored in a pass of its own."""
+    """Mean cross-entropy over the choices, with one forward pass per choice."""
     return -torch.stack([choices_alone(model, row.row)[row.label] for row in labelled_rows]).mean()
 
 
@@ -187,7 +187,7 @@ def test_the_gradient_is_that_of_the_loss_written_out() -> None:
 
 
 def differentiable_nll(factors: dict[str, Factors], scaling: float) -> Tensor:
-    """Mean cross-entropy over choices by functional calls of the uninjected model, one pass a choice."""
+    """Mean cross-entropy over choices by functional calls of the uninjected model, one pass per choice."""
     model = tiny_model()
     weights = {
         f"{name}.weight": model.get_submodule(name).weight + scaling * f.B[0] @ f.A[0] for name, f in factors.items()

@@ -1,4 +1,4 @@
-"""Which questions an adapter has seen, by fingerprints alone."""
+"""Refusal of questions that an adapter has seen, recognised by fingerprints."""
 
 import dataclasses
 import json
@@ -65,7 +65,7 @@ def test_chats_differ_by_role_and_by_turn(tmp_path: Path) -> None:
 
 
 def record(train: ExampleSet, validation: ExampleSet) -> dict[str, Any]:
-    """As it is read back from the adapter's config."""
+    """Return the training record as it is read back from the adapter's config."""
     made = {
         "command": "blora train",
         "train": {"source": train.source, "digest": train.digest},
@@ -106,7 +106,7 @@ def test_without_fingerprints_the_digest_of_the_whole_data_decides(tmp_path: Pat
 
 @pytest.mark.parametrize("seen", ["abc", {"train": 3}, {"train": "abc"}, {"train": "x" * DIGITS}, None, []])
 def test_a_record_that_is_none_is_refused(tmp_path: Path, seen: Any) -> None:
-    with pytest.raises(AdapterError, match="whose 'seen' is no list of fingerprints, expected 12 hex digits a row"):
+    with pytest.raises(AdapterError, match="whose 'seen' is not a list of fingerprints, expected 12 hex digits a row"):
         check_unseen({"seen": seen}, examples(tmp_path, row()))
 
 

@@ -1,4 +1,4 @@
-"""Several processes of one training run, and the device of each."""
+"""Training runs in several processes, and the device of each process."""
 
 import os
 import socket
@@ -23,7 +23,7 @@ from tests.training.toys import train_arguments
 
 @pytest.fixture(scope="module")
 def wide_base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny base model whose vocabulary is large enough for its head to be used apart."""
+    """A tiny base model whose vocabulary is so large that its head runs separately."""
     folder = tmp_path_factory.mktemp("base") / "wide-llama"
     settings = CONFIGS["llama"].to_dict() | {"vocab_size": MIN_VOCABULARY}
     with torch.random.fork_rng(devices=[]):
@@ -38,7 +38,7 @@ def wide_base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_end_where_one_with_the_whole_batch_does(
     tmp_path: Path, wide_base_folder: Path, toy_file: Path
 ) -> None:
-    """On gloo: one process claims the work folder and writes the adapter, neither trips over the other."""
+    """Train in two processes (gloo), of which only one claims the work folder and writes the adapter."""
     for name, (n_processes, batch_size) in {"one": (1, "4"), "two": (2, "2")}.items():
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]

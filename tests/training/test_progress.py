@@ -1,4 +1,4 @@
-"""Bars of long work: none before two seconds, none where standard error is no terminal."""
+"""Progress bars: hidden for the first two seconds, and wherever standard error is not a terminal."""
 
 import io
 import sys

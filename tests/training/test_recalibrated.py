@@ -1,4 +1,4 @@
-"""What was fitted to the validation rows is what an adapter serves: with train, tune and bayesianize, at any normalization."""
+"""An adapter is served with the recalibration fitted to validation rows: after train, tune and bayesianize, at any normalization."""
 
 import random
 from pathlib import Path
@@ -23,7 +23,7 @@ CPU = ("--device", "cpu", "--dtype", "float32")
 
 @pytest.fixture(autouse=True)
 def lapse(monkeypatch: pytest.MonkeyPatch) -> float:
-    """A lapse rate that is always found: what a tiny model learns in a moment has none."""
+    """Force the fit to find a lapse rate, because a tiny model trained for a moment has none."""
 
     def fit(*given: Any, **settings: Any) -> Recalibration:
         return fit_recalibration(*given, **settings)._replace(lapse=0.2)
@@ -33,7 +33,7 @@ def lapse(monkeypatch: pytest.MonkeyPatch) -> float:
 
 
 def uneven_rows(n_rows: int, seed: int) -> list[dict[str, Any]]:
-    """Questions whose choices have one to five words, in most as many as each other."""
+    """Questions whose choices have one to five words, equally many within most questions."""
     chosen = random.Random(seed)
     rows = toy_data(n_rows, seed=seed)
     for n, row in enumerate(rows):
@@ -45,7 +45,7 @@ def uneven_rows(n_rows: int, seed: int) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Rows to train on, and rows to validate on."""
+    """Return files of training rows and validation rows."""
     folder = tmp_path_factory.mktemp("rows")
     return (
         write_jsonl(folder / "train.jsonl", uneven_rows(24, seed=1)),
@@ -54,7 +54,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def as_served(adapter: Adapter, base: BaseModel, rows_file: Path) -> dict[str, float]:
-    """Metrics of these rows under the adapter as its folder describes it."""
+    """Return the metrics of rows under an adapter loaded from its folder."""
     config = adapter.config
     attach(base, adapter)
     rows = pack_examples(read_examples(str(rows_file)), base, config.prompt)
@@ -101,7 +101,7 @@ def test_a_lora_made_bayesian_serves_what_was_fitted(
 
 
 def assert_served_as_tuned(folder: Path, base_folder: Path, rows_file: Path) -> None:
-    """The metrics of the chosen trial are those of the adapter."""
+    """Assert that the adapter's metrics equal the metrics of the chosen trial."""
     base = load_base_model(str(base_folder), device="cpu", dtype="float32")
     adapter = load_adapter(folder, base)
     tuning = adapter.config.training["tuning"]

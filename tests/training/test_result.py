@@ -1,4 +1,4 @@
-"""`blora evaluate` and the result objects it writes."""
+"""`blora evaluate` and the result objects that it writes."""
 
 import json
 import shlex
@@ -42,7 +42,7 @@ def arguments_for(subject: str | Path, data: Path, base_folder: Path, *more: str
 
 
 def results(tmp_path: Path, subject: str | Path, data: Path, base_folder: Path, *more: str) -> list[dict[str, Any]]:
-    """What the command writes, fewest draws first."""
+    """Return the result objects that the command writes, fewest draws first."""
     target = tmp_path / "results" / "s{n_samples}.json"
     assert evaluate.main(arguments_for(subject, data, base_folder, "--json", str(target), *more)) == 0
     found = [json.loads(file.read_text()) for file in target.parent.glob("*.json")]

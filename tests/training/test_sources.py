@@ -1,4 +1,4 @@
-"""Rows of every kind end as the same examples: files, lists of dicts, frames of pandas and polars, data sets."""
+"""Equal examples from rows of every kind: files, lists of dicts, frames of pandas and polars, data sets."""
 
 import json
 from collections.abc import Callable

@@ -61,13 +61,13 @@ def run(
 
 
 def evaluated(base: BaseModel, posterior: Posterior, validation: list[LabelledRow], config: TrainConfig) -> Evaluation:
-    """As the trainer validates."""
+    """Return the evaluation of a posterior on validation rows, with the draws that the trainer uses."""
     n_samples = 1 if posterior.config.method == "lora" else config.validation_draws
     return evaluate(base.model, validation, SampleBank.draw(posterior, "digest", n_samples, config.seed).draws)
 
 
 def states(work_dir: Path) -> dict[int, dict[str, Any]]:
-    """The trainer's record in each checkpoint, by step."""
+    """Return the Trainer's state in each checkpoint, by step."""
     return {
         int(folder.name.removeprefix("checkpoint-")): json.loads((folder / "trainer_state.json").read_text())
         for folder in work_dir.glob("checkpoint-*")
@@ -85,11 +85,11 @@ def assert_same(got: Posterior, expected: Posterior) -> None:
 
 
 class Killed(BaseException):
-    """The end of a process."""
+    """Stand-in for the sudden end of a process."""
 
 
 def kill_after(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ends the run as soon as that epoch's checkpoint is written."""
+    """End the run as soon as the checkpoint of an epoch is written."""
 
     class Killer(EarlyStoppingCallback):
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -102,7 +102,7 @@ def kill_after(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def killed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Runs a training that is killed after an epoch."""
+    """Return a function that runs a training and kills it after an epoch."""
 
     def start(epoch: int, work_dir: Path, **settings: Any) -> None:
         with monkeypatch.context() as patch:
@@ -118,7 +118,7 @@ def killed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_learnable_set_is_learnt(tmp_path: Path, form: str) -> None:
-    """The opposite of what the model answers by itself, so that there is something to learn."""
+    """Rows labelled with the opposite of the untrained model's answers, so that there is something to learn."""
     base = tiny_base()
     rows, validation = (labelled(base, toy_data(n_rows, seed=seed, flipped=True)) for n_rows, seed in ((24, 0), (6, 1)))
     before = evaluate(base.model, validation, None).metrics
@@ -307,7 +307,7 @@ def test_an_epoch_that_is_better_once_recalibrated_is_better(
     wrong = right.roll(1, -1)
 
     def answers(n_right: int, sureness: float) -> torch.Tensor:
-        """So many answers right, all as sure."""
+        """Return log-probabilities with `n_right` correct answers, all equally confident."""
         top = torch.where(torch.arange(len(rows))[:, None] < n_right, right, wrong)
         return (sureness * top).log_softmax(-1)[None]
 

@@ -1,4 +1,4 @@
-"""Rows with the trunk's states score, and train, as rows without."""
+"""Rows with cached trunk states score and train like rows without."""
 
 import errno
 import os
@@ -66,7 +66,7 @@ def test_beyond_a_size_the_states_lie_in_a_file(
 
 
 def without_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: int = errno.ENOSPC) -> None:
-    """States go to a file, and the disk fills while it is made."""
+    """Send the states to a file, and let the disk fill up while space for the file is reserved."""
 
     def full(handle: int, offset: int, length: int) -> None:
         os.ftruncate(handle, length)
@@ -83,7 +83,7 @@ def assert_unchanged(base: BaseModel, caplog: pytest.LogCaptureFixture, reason: 
     assert with_states(base.model, given, 1) == given
     [record] = caplog.records
     assert (record.name, record.levelname) == ("blora.training.trunk", "WARNING")
-    expected = "The 1 layers below the adapted ones run in every step: their output for 20 rows takes"
+    expected = "the 1 layers below the adapted ones run in every step: their output for 20 rows takes"
     assert record.getMessage().startswith(expected)
     assert record.getMessage().endswith(reason)
 
@@ -92,7 +92,7 @@ def test_a_disk_that_fills_leaves_the_rows_as_they_are_and_no_file(
     base: BaseModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     without_room(monkeypatch, tmp_path)
-    assert_unchanged(base, caplog, "GiB, and No space left on device")
+    assert_unchanged(base, caplog, "GiB, but No space left on device")
     assert not list(tmp_path.iterdir())
 
 
@@ -104,7 +104,7 @@ def test_a_disk_with_too_little_room_is_not_written_to(
     usage = shutil.disk_usage(tmp_path)._replace(free=trunk.SPARE_BYTES)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     monkeypatch.setattr("tempfile.mkstemp", None)
-    assert_unchanged(base, caplog, f"GiB, and {tmp_path} has 1 GiB free")
+    assert_unchanged(base, caplog, f"GiB, but {tmp_path} has 1 GiB free")
 
 
 def test_a_system_that_reserves_no_room_goes_without_a_file(
@@ -112,7 +112,7 @@ def test_a_system_that_reserves_no_room_goes_without_a_file(
 ) -> None:
     monkeypatch.setattr(trunk, "MEMORY_VALUES", 10)
     monkeypatch.delattr(os, "posix_fallocate")
-    assert_unchanged(base, caplog, "this system cannot set room aside in a file")
+    assert_unchanged(base, caplog, "this system cannot reserve disk space for a file")
 
 
 def test_the_file_is_allocated_before_it_is_mapped(
@@ -139,7 +139,7 @@ def test_states_beyond_the_limit_are_not_computed(
     assert all(row.row.states is not None for row in with_states(base.model, given, 1, needed))
     monkeypatch.setattr(trunk, "trunk_states", None)
     assert with_states(base.model, given, 1, 0.99 * needed) == given
-    assert "GiB, and the limit is" in caplog.text
+    assert "GiB, but the limit is" in caplog.text
 
 
 def test_training_obeys_the_limit(tmp_path: Path, base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:

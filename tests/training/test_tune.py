@@ -1,4 +1,4 @@
-"""The search over a posterior's scale: what it chooses, and what it writes."""
+"""The search for a posterior's scale: the chosen trial, and the written adapter."""
 
 import math
 from collections.abc import Sequence
@@ -33,13 +33,13 @@ def test_the_widest_within_the_tolerance_of_the_best_wins() -> None:
 
 
 def log_probs(error: float) -> Tensor:
-    """Two draws that give the right one of two choices this log-odds, of four rows."""
+    """Log-probabilities of two draws for four rows of two choices; the second has the probability `error`."""
     row = torch.tensor([1 - error, error]).log()
     return row.expand(2, 4, 2)
 
 
 def rows_of(labels: Sequence[int], power: float = 1.0) -> list[LabelledRow]:
-    """Rows of choices of four tokens with these labels."""
+    """Rows with these labels, whose choices have four tokens each."""
     row = PackedRow((1,), ((2, 3, 4, 5), (6, 7, 8, 9)), "question", power)
     return [LabelledRow(row, label) for label in labels]
 
@@ -102,7 +102,7 @@ def test_choices_that_are_all_as_long_leave_the_length_power() -> None:
 
 @pytest.fixture
 def unseen(tmp_path: Path) -> Path:
-    """Rows that no adapter here is trained on."""
+    """Rows that no adapter in these tests is trained on."""
     return write_jsonl(tmp_path / "unseen.jsonl", [toy_row(50 + index, index % 2) for index in range(20)])
 
 

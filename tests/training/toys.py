@@ -22,7 +22,7 @@ GOOD = {"question": "Which is warm?", "choices": ["ice", "fire"], "label": 1}
 
 
 def row(**changes: Any) -> dict[str, Any]:
-    """A good row with changes; None takes a field out."""
+    """A valid row with some fields replaced; None removes a field."""
     return {key: value for key, value in (GOOD | changes).items() if value is not None}
 
 
@@ -44,7 +44,7 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
 
 
 def labelled(base: BaseModel, rows: Iterable[Mapping[str, Any]]) -> list[LabelledRow]:
-    """Rows as the trainer takes them."""
+    """Packed rows with labels, as the trainer takes them."""
     examples = tuple(
         Example(f"toy:{n}", "question", row["question"], None, tuple(row["choices"]), row["label"])
         for n, row in enumerate(rows, start=1)
@@ -61,12 +61,12 @@ def toy_posterior(base: BaseModel, *, seed: int = 0, **settings: Any) -> Posteri
 
 
 def toy_config(work_dir: Path, **settings: Any) -> TrainConfig:
-    """Three epochs of two batches."""
+    """Settings for a training of a few epochs on toy rows."""
     return TrainConfig(work_dir=work_dir, **({"epochs": 3, "batch_size": 4, "patience": 10} | settings))
 
 
 def train_arguments(base: Path, data: Path, output: Path, *more: str) -> list[str]:
-    """The arguments of `blora train` on a tiny base model; later ones win."""
+    """The arguments of `blora train` on a tiny base model; `more` overrides the defaults."""
     return [
         *("--data", str(data), "--output", str(output), "--base-model", str(base)),
         *("--device", "cpu", "--dtype", "float32", "--rank", "2", "--alpha", "4"),

@@ -1,4 +1,4 @@
-"""Arguments that the sub-commands share."""
+"""Arguments shared by the sub-commands."""
 
 import logging
 import sys
@@ -30,14 +30,14 @@ __all__ = [
 
 
 class _ToStandardError(logging.Handler):
-    """Writes each record as "warning: ..." to what standard error is at that moment."""
+    """Handler that writes records as "warning: ..." to the current `sys.stderr`."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr, flush=True)
 
 
 def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
-    """Return the arguments of a command, whose log lines go to standard error from then on."""
+    """Parse the arguments of a command, and send log lines to standard error from then on."""
     parser.add_argument(
         "--log-level",
         choices=("debug", "info", "warning", "error"),
@@ -53,17 +53,17 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
 
 
 def settings_of(arguments: Namespace, *, but: Sequence[str]) -> dict[str, Any]:
-    """Return the arguments of a command by name, less some, and less how it logs."""
+    """Return the arguments of a command by name, without those in `but` and without the log level."""
     return {name: value for name, value in vars(arguments).items() if name not in (*but, "log_level")}
 
 
 def add_rows(parser: ArgumentParser, about: str, *, split: str) -> None:
-    """Add the flags that say which labelled rows to use.
+    """Add the flags that select labelled rows.
 
     Args:
-        parser: of the command.
-        about: what the rows are.
-        split: of a hub data set, where none is named.
+        parser: the parser of the command.
+        about: description of the rows, for the help text.
+        split: the default split.
     """
     parser.add_argument("--data", required=True, help=f"{about}: .jsonl, .csv, or hub data set owner/name[:config]")
     parser.add_argument("--split", default=split, help="name of the split; of a hub data set, the one to load")
@@ -72,21 +72,21 @@ def add_rows(parser: ArgumentParser, about: str, *, split: str) -> None:
 
 
 def add_columns(parser: ArgumentParser | _ArgumentGroup) -> None:
-    """Add the flag that says what the rows call our columns."""
+    """Add the flag that maps our column names to the names in the data."""
     parser.add_argument(
         "--columns",
         type=_mapping,
         metavar="NAME=THEIRS,...",
-        help="columns that have another name in the rows, as in prompt=text,label=intent",
+        help="names of our columns, each mapped to its name in the data, as in prompt=text,label=intent",
     )
 
 
 def add_model(parser: ArgumentParser | _ArgumentGroup, *, default: str | None = "embedded") -> None:
-    """Which base model, where, and in which precision.
+    """Add the flags for the base model, its device and its precision.
 
     Args:
-        parser: of the command.
-        default: the base model; None for that of the command's adapter.
+        parser: the parser of the command.
+        default: the default base model; None for the adapter's own.
     """
     own = "" if default is not None else " (default: the one that the adapter was trained on)"
     parser.add_argument(
@@ -99,7 +99,7 @@ def add_model(parser: ArgumentParser | _ArgumentGroup, *, default: str | None = 
 
 
 def add_tuning(parser: ArgumentParser) -> None:
-    """The rows that choose a scale, and how."""
+    """Add the flags for the validation rows and the search for a scale."""
     add_rows(parser, "validation rows", split="validation")
     parser.add_argument(
         "--scales",
@@ -111,18 +111,18 @@ def add_tuning(parser: ArgumentParser) -> None:
         "--tolerance",
         type=float,
         default=TOLERANCE_NATS,
-        help="of the scales whose NLL is within this many nats of the best, the widest is chosen",
+        help="choose the largest scale whose NLL is within this many nats of the best",
     )
 
 
 def add_prompt(parser: ArgumentParser | _ArgumentGroup) -> None:
-    """How a question becomes text."""
+    """Add the flags that set how a question becomes text."""
     defaults = NEW_PROMPT
     parser.add_argument(
         "--choices",
         type=_labels,
-        help="fixed label set, separated by | (default: every row and request brings its own; of rows that bring none, "
-        "the labels that occur)",
+        help="fixed label set, separated by | (default: every row and request has its own choices; if no row "
+        "has choices, the set of all labels)",
     )
     parser.add_argument(
         "--template",
@@ -133,8 +133,8 @@ def add_prompt(parser: ArgumentParser | _ArgumentGroup) -> None:
         "--scoring",
         choices=get_args(ScoringName),
         default=defaults.scoring,
-        help="score the text of each choice, or its letter in a list that the prompt shows; scores of letters depend "
-        "on the order of the choices",
+        help="score the text of each choice, or its letter in a list in the prompt; the scores of letters depend on "
+        "the order of the choices",
     )
     parser.add_argument(
         "--normalization",
@@ -147,25 +147,25 @@ def add_prompt(parser: ArgumentParser | _ArgumentGroup) -> None:
         "--choice-end",
         choices=get_args(ChoiceEnd),
         default=NEW_PROMPT.choice_end,
-        help="token scored at the end of every choice, so that a label may begin with another one; without it (none) "
-        "the shorter of two such labels always wins",
+        help="token to score at the end of every choice; with none, if one label is the beginning of another, the "
+        "shorter one always wins",
     )
 
 
 def add_sampling(parser: ArgumentParser | _ArgumentGroup, *, n_samples: int) -> None:
-    """The adapter's sample bank."""
+    """Add the flags for the adapter's draws."""
     parser.add_argument(
         "--n-samples",
         type=positive,
         default=n_samples,
-        help="draws (posterior samples of the weights) behind each answer of the adapter",
+        help="number of draws (posterior samples of the weights) for each answer",
     )
-    parser.add_argument("--bank-seed", type=int, default=0, help="seed of those draws")
+    parser.add_argument("--bank-seed", type=int, default=0, help="seed of the adapter's draws")
     parser.add_argument(
         "--stop-error",
         type=float,
-        help="stop drawing early once the policy's decision is settled, accepting this probability, such as 0.01, that "
-        "the remaining draws would have changed it (default: take all draws)",
+        help="stop early once the policy's decision is settled, with at most this probability, such as 0.01, that the "
+        "remaining draws would have changed the decision (default: take all draws)",
     )
 
 
@@ -181,12 +181,12 @@ def _labels(text: str) -> tuple[str, ...]:
 
 
 def names(text: str) -> tuple[str, ...]:
-    """Return the names in a text, separated by commas."""
+    """Return the names in a text that separates them by commas."""
     return tuple(name.strip() for name in text.split(","))
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1."""
+    """Return a text as a whole number of at least 1."""
     try:
         number = int(text)
     except ValueError:
@@ -197,7 +197,7 @@ def positive(text: str) -> int:
 
 
 def numbers(text: str) -> tuple[float, ...]:
-    """Positive numbers, separated by commas."""
+    """Return the positive numbers in a text that separates them by commas."""
     try:
         found = tuple(float(part) for part in text.split(","))
     except ValueError:

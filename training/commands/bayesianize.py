@@ -1,4 +1,4 @@
-"""`blora bayesianize`: a plain PEFT LoRA to a Bayesian adapter, without training."""
+"""`blora bayesianize`: make a Bayesian adapter from a plain PEFT LoRA, without training."""
 
 from argparse import ArgumentParser
 from pathlib import Path
@@ -9,7 +9,7 @@ from blora.training.config import N_SAMPLES_TUNED
 
 __all__ = ["SUMMARY", "main"]
 
-SUMMARY = "make a trained LoRA Bayesian"
+SUMMARY = "make a Bayesian adapter from a trained LoRA, without training"
 
 
 def _parser() -> ArgumentParser:
@@ -24,7 +24,7 @@ def _parser() -> ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
-    """Finds the width, prints every trial, and writes the adapter."""
+    """Find the width of the posterior, write the adapter, and print every trial."""
     arguments = parse(_parser(), argv)
 
     from blora.training.bayesianize import bayesianize_lora

@@ -1,4 +1,4 @@
-"""`blora calibrate`: a threshold with a guarantee, proved on labelled rows that the adapter has not seen."""
+"""`blora calibrate`: prove a threshold on labelled rows that the adapter has not seen."""
 
 from argparse import ArgumentParser
 from pathlib import Path
@@ -13,45 +13,45 @@ if TYPE_CHECKING:
 
 __all__ = ["SUMMARY", "main"]
 
-SUMMARY = "prove when an adapter may answer, on a labelled data set"
+SUMMARY = "find and prove an adapter's abstention threshold on a labelled data set"
 
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser("blora calibrate", description=SUMMARY, formatter_class=CommandHelp)
-    parser.add_argument("adapter", type=Path, help="adapter directory, into which calibration.json is written")
+    parser.add_argument("adapter", type=Path, help="adapter directory; calibration.json is written into it")
     add_rows(parser, "labelled rows that the adapter has not seen", split="test")
     parser.add_argument(
-        "--target-risk", type=float, default=0.05, help="largest P(wrong | answered) of the default policy"
+        "--target-risk", type=float, default=0.05, help="upper limit on P(wrong | answered) under the default policy"
     )
     parser.add_argument(
         "--delta",
         type=float,
         default=0.05,
-        help="largest probability, over random samples of rows, of proving a target that does not hold; calibrations "
-        "on the same rows add up",
+        help="upper limit on the probability, over random samples of rows, of proving a target that does not hold; the "
+        "deltas of several calibrations on the same rows add up",
     )
     parser.add_argument(
-        "--coverage", type=float, default=0.9, help="smallest P(the right choice is in the prediction set)"
+        "--coverage", type=float, default=0.9, help="lower limit on P(the correct choice is in the prediction set)"
     )
     parser.add_argument(
         "--seed",
         type=int,
         default=0,
-        help="seed of the division into rows that choose thresholds and rows that prove them; set it before you see "
-        "results",
+        help="seed of the random division into rows that choose thresholds and rows that prove them; set it before you "
+        "see results",
     )
     parser.add_argument(
         "--score",
         choices=tuple(SCORES),
-        help="score that gets the threshold; set it before you see results (default: the one that lets most of the "
-        "choosing rows be answered)",
+        help="score to threshold; set it before you see results (default: the score with the highest coverage on the "
+        "rows that choose thresholds)",
     )
     add_model(parser, default=None)
     return parser
 
 
 def main(argv: list[str]) -> int:
-    """Calibrates and prints what was proved."""
+    """Calibrate the adapter, and print the proved thresholds."""
     arguments = parse(_parser(), argv)
 
     from blora.decision.calibration import Goal
@@ -84,7 +84,7 @@ def main(argv: list[str]) -> int:
 def _table(calibration: "Calibration") -> str:
     rows, binding = calibration.rows, calibration.binding
     n_asks = len(calibration.asks)
-    over = f", the sum over {n_asks} asks of these rows" if n_asks > 1 else ""
+    over = f", summed over {n_asks} calibration attempts on these rows" if n_asks > 1 else ""
     lines = [
         f"{rows.n_proof} of {rows.n_rows} rows prove, in {binding.dtype} with {binding.n_samples} draws, each at delta "
         f"{calibration.delta:g}{over}:",

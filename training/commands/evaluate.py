@@ -1,4 +1,4 @@
-"""`blora evaluate`: an adapter, or the untouched base model, on a labelled data set."""
+"""`blora evaluate`: evaluate an adapter, or the base model alone, on a labelled data set."""
 
 import json
 from argparse import ArgumentParser
@@ -21,14 +21,14 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--n-samples",
         type=_counts,
-        help="number of draws (posterior samples), or several numbers, as in 1,4,16, that are computed in one run "
-        "(default: the adapter's)",
+        help="number of draws (posterior samples of the weights), or several numbers, as in 1,4,16, to evaluate in one "
+        "run (default: the adapter's)",
     )
     parser.add_argument("--seed", type=int, help="seed of the draws (default: the adapter's)")
     parser.add_argument(
         "--json",
         type=Path,
-        help="write the result to this file; with several numbers of draws its name must contain {n_samples}",
+        help="file to write the result to; with several numbers of draws the name must contain {n_samples}",
     )
     add_model(parser, default=None)
     return parser
@@ -39,7 +39,7 @@ def _counts(text: str) -> list[int]:
 
 
 def main(argv: list[str]) -> int:
-    """Evaluates, prints one line a number of draws, and writes the result files."""
+    """Evaluate, print one line per number of draws, and write the result files."""
     arguments = parse(_parser(), argv)
     counts = arguments.n_samples
     if arguments.json and counts and len(counts) > 1 and "{n_samples}" not in arguments.json.name:

@@ -1,4 +1,4 @@
-"""`blora export`: the draws of an adapter as ordinary LoRA folders."""
+"""`blora export`: write an adapter's draws as plain LoRA folders."""
 
 from argparse import ArgumentParser
 from pathlib import Path
@@ -12,10 +12,10 @@ SUMMARY = "write draws (posterior samples of the weights) as plain LoRAs"
 
 
 def main(argv: list[str]) -> int:
-    """Writes them."""
+    """Write the draws."""
     parser = ArgumentParser("blora export", description=SUMMARY, formatter_class=CommandHelp)
     parser.add_argument("adapter", type=Path, help="adapter directory")
-    parser.add_argument("output", type=Path, help="new folder, in which draw-000, draw-001 ... are written")
+    parser.add_argument("output", type=Path, help="new folder for draw-000, draw-001 ...")
     parser.add_argument("--draws", type=positive, help="number of posterior draws (default: the adapter's)")
     add_model(parser, default=None)
     arguments = parse(parser, argv)

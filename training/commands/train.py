@@ -1,4 +1,4 @@
-"""`blora train`: a labelled data set and a frozen base model to an adapter directory."""
+"""`blora train`: train an adapter on a labelled data set and a frozen base model."""
 
 from argparse import ArgumentParser
 from collections.abc import Mapping
@@ -28,12 +28,12 @@ SUMMARY = "train a Bayesian-LoRA adapter on a labelled data set"
 POSTERIOR = {
     "rank": "LoRA rank",
     "alpha": "LoRA scale: the update is alpha / rank * B @ A",
-    "inducing_rows": "rows of the matrix of inducing weights that each LoRA factor has",
-    "inducing_cols": "columns of that matrix",
+    "inducing_rows": "rows of each LoRA factor's matrix of inducing weights",
+    "inducing_cols": "columns of each LoRA factor's matrix of inducing weights",
     "prior_std": "prior standard deviation of the entries of the LoRA factors",
-    "lambda_max": "largest scale of the noise around what the inducing weights predict",
-    "lambda_init": "that scale at the start; must be below --lambda-max",
-    "scale_init": "posterior standard deviation of the inducing weights at the start, as a multiple of the prior's",
+    "lambda_max": "upper limit of the scale of the conditional noise given the inducing weights",
+    "lambda_init": "initial scale of the conditional noise; must be below --lambda-max",
+    "scale_init": "initial posterior standard deviation of the inducing weights, as a multiple of the prior's",
 }
 TRAINING = {
     field.name: field.metadata["help"]
@@ -47,7 +47,7 @@ def _parser() -> ArgumentParser:
     data = parser.add_argument_group("data")
     data.add_argument("--data", required=True, help="training rows: .jsonl, .csv, or hub data set owner/name[:config]")
     data.add_argument(
-        "--validation", help="validation rows, likewise (default: rows of --data that are not trained on)"
+        "--validation", help="validation rows, in the same forms (default: rows of --data that are not trained on)"
     )
     data.add_argument("--split", default="train", help="split of a hub data set to train on")
     data.add_argument(
@@ -84,7 +84,7 @@ def _parser() -> ArgumentParser:
         "--method",
         choices=get_args(MethodName),
         default="bayesian",
-        help="bayesian learns a posterior; lora trains plain LoRA in the same layers, to compare",
+        help="bayesian learns a posterior; lora trains plain LoRA in the same layers, for comparison",
     )
     posterior.add_argument(
         "--family",
@@ -98,17 +98,21 @@ def _parser() -> ArgumentParser:
         "layers)",
     )
     _add_fields(posterior, PosteriorConfig(), POSTERIOR)
-    posterior.add_argument("--init-from", type=Path, help="start from the factors of a trained LoRA in this directory")
+    posterior.add_argument(
+        "--init-from", type=Path, help="directory of a trained LoRA whose factors are the initial mean"
+    )
 
     training = parser.add_argument_group("training")
     _add_fields(training, TrainConfig(work_dir=Path()), TRAINING)
     training.add_argument("--work-dir", type=Path, help="folder for checkpoints (default: OUTPUT.work)")
-    training.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the work folder")
+    training.add_argument(
+        "--resume", action="store_true", help="resume from the last checkpoint in the work folder, if there is one"
+    )
     training.add_argument(
         "--report-to",
         choices=TRACKERS,
         default="none",
-        help="tracker that gets losses and validation metrics; tensorboard reads them from the folder WORK_DIR.runs",
+        help="tracker for losses and validation metrics; the files for tensorboard go to the folder WORK_DIR.runs",
     )
 
     output = parser.add_argument_group("adapter")
@@ -127,7 +131,7 @@ def _add_fields(group: "ArgumentParser._ArgumentGroup", defaults: object, about:
 
 
 def main(argv: list[str]) -> int:
-    """Trains and writes the adapter directory."""
+    """Train the adapter, write its directory, and print its validation metrics."""
     arguments = parse(_parser(), argv)
 
     from blora.training.provenance import command_line

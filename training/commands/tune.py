@@ -1,4 +1,4 @@
-"""`blora tune`: the scale of an adapter's posterior, and its recalibration, without training."""
+"""`blora tune`: find the scale and recalibration of an adapter's posterior, without training."""
 
 from argparse import ArgumentParser
 from pathlib import Path
@@ -21,7 +21,7 @@ def _parser() -> ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
-    """Tunes, prints every trial, and writes the adapter."""
+    """Tune the adapter, write it, and print every trial."""
     arguments = parse(_parser(), argv)
 
     from blora.calibration_file import CALIBRATION_FILE
@@ -48,5 +48,5 @@ def main(argv: list[str]) -> int:
         print(f"{trial}{'  <- chosen' if trial is chosen else ''}")
     print(f"wrote {output}")
     if was_calibrated:
-        print("its calibration.json was that of the adapter before and is not kept: run blora calibrate again")
+        print("calibration.json belonged to the adapter before tuning and was not kept: run blora calibrate again")
     return 0
