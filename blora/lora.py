@@ -36,9 +36,9 @@ HARMLESS = frozenset(
         *("base_model_name_or_path", "revision", "task_type", "auto_mapping", "peft_version"),  # where it comes from
         *("r", "lora_alpha"),  # read, and checked against the factors
         *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),  # the factors' names tell
-        *("inference_mode", "lora_dropout", "fan_in_fan_out", "runtime_config"),  # of training, memory and merging
+        *("inference_mode", "lora_dropout", "fan_in_fan_out", "runtime_config"),  # affect training, memory, merging
         *("megatron_core", "qalora_group_size"),  # read only with megatron_config and use_qalora
-        *("corda_config", "eva_config", "lora_ga_config", "loftq_config"),  # read only with such init_lora_weights
+        *("corda_config", "eva_config", "lora_ga_config", "loftq_config"),  # read only if init_lora_weights names them
     }
 )
 # Initialisations that leave the base model's weights unchanged.

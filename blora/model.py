@@ -66,7 +66,7 @@ class Model:
         return self._handle.calibration
 
     @overload
-    def predict(  # a text is an iterable of texts too
+    def predict(  # first, since a str is an iterable of str too
         self, questions: Question, *, choices: Sequence[str] | None = None, policy: Mapping[str, float] | None = None
     ) -> Prediction: ...
 

@@ -219,12 +219,12 @@ class Calibration:
         require(
             any(level.target_risk == self.target_risk for level in self.proved()),
             f"default target_risk = {self.target_risk}",
-            "that of a proved level",
+            "the target of a proved level",
         )
         require(
             any(entry.coverage == self.coverage and entry.quantile is not None for entry in self.quantiles),
             f"default coverage = {self.coverage}",
-            "that of a quantile",
+            "the coverage of a quantile",
         )
 
     def proved(self) -> tuple[Level, ...]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 __all__ = ["Resolution", "resolution_of"]
 
-# A value this little beyond a grid point counts as that point, in steps.
+# Tolerance in grid steps: a value this little beyond a grid point counts as that point.
 SLACK = 1e-6
 
 

@@ -223,9 +223,7 @@ def _narrowed(model: PreTrainedModel, row: Tensor, column: Tensor, shape: torch.
         return model
     order = row.argsort(stable=True)
     rank = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row[order]]
-    columns = torch.full(
-        (n_rows, n_picked), width, device=row.device
-    )  # rows with fewer positions are padded with the column after the last
+    columns = torch.full((n_rows, n_picked), width, device=row.device)  # padding: the column after the last one
     columns[row[order], rank] = column[order]
     rows = torch.arange(n_rows, device=row.device)[:, None]
 

@@ -42,7 +42,8 @@ __all__ = [
 NonEmpty = Annotated[str, Field(min_length=1)]
 MAX_SEED = 2**63 - 1
 MAX_MESSAGES = 256
-# Zero-width characters: two texts that differ only in these look the same.
+# Zero-width characters that never change how a text looks. Those in _ENDS can, by joining or reordering letters, except
+# at the ends of a text.
 _NO_WIDTH = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))
 _ENDS = string.whitespace + "\u200c\u200d\u200e\u200f"
 # Limit for combining marks on one letter, as in the Stream-Safe Text Format of Unicode (UAX #15, section 13).
@@ -230,7 +231,7 @@ def _question(item: object, defaults: dict[str, Any]) -> PredictRequest | Invali
         given = {name: getattr(own, name) for name in own.model_fields_set}
         merged = {**defaults, **given}
         asked = {"prompt", "messages"} & given.keys()
-        if asked:  # an input's own question replaces the default one, in whichever form that came
+        if asked:  # an input's own question replaces the default one, be it prompt or messages
             for form in {"prompt", "messages"} - asked:
                 merged.pop(form, None)
         # The defaults have been validated, once for all inputs.
