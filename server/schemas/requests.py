@@ -72,7 +72,7 @@ class Request(BaseModel):
             unknown = next(name for name in body if name not in cls.model_fields)
             raise PydanticCustomError(
                 "too_many_fields",
-                "There is no field of this name: remove the field or correct its spelling.",
+                "There is no field of this name: remove it or correct its spelling.",
                 {"param": unknown},
             )
         return body
