@@ -1,11 +1,11 @@
-"""Bayesian-LoRA adapters for language models that know when they do not know.
+"""Bayesian-LoRA adapters for language models that abstain when they are uncertain.
 
     model = blora.load("adapters/triage")      # ask, calibrate, evaluate, export: see `blora.model`
     model = blora.train(rows, output="adapters/triage")
     model = blora.bayesianize("loras/triage", rows, output="adapters/triage")
 
-Three wings: `blora.posterior` (what the weights are), `blora.inference` (how an answer is computed) and
-`blora.decision` (what the numbers mean). Nothing heavy is imported until it is used.
+Three subpackages: `blora.posterior` (the distribution over weights), `blora.inference` (the computation of an answer)
+and `blora.decision` (calibration and abstention). Heavy modules are imported on first use.
 """
 
 from importlib.metadata import version
@@ -23,7 +23,7 @@ LAZY = {"Model": "model", "bayesianize": "front_door", "load": "front_door", "tr
 
 
 def __getattr__(name: str) -> Any:
-    """Return a public name, whose module (and with it torch) is imported now."""
+    """Return a public name and import its module, and with it torch, on first use."""
     if name not in LAZY:
         raise AttributeError(f"module 'blora' has no attribute {name!r}")
     from importlib import import_module

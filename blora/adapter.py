@@ -1,11 +1,12 @@
-"""The adapter directory: PEFT's two files hold the posterior-mean LoRA, ours beside them hold the posterior.
+"""The adapter directory: two PEFT files hold the posterior-mean LoRA, further files hold the posterior.
 
 adapter_config.json, adapter_model.safetensors   what PEFT and vLLM load
 posterior.safetensors, bayesian_config.json      the posterior and everything needed to use it
 README.md                                        the model card
-calibration.json                                 what was proved about it, see `blora.calibration_file`; not digested
+calibration.json                                 the calibrations, see `blora.calibration_file`; not digested
 
-The digest that names an adapter is that of `sha256sum` over the first four files: changing any changes it.
+The digest of an adapter is the SHA-256 of the output of `sha256sum` for the first four files, so a change to any of
+them changes the digest.
 
 Writing an adapter into its folder again replaces these files and leaves every other entry of the folder alone.
 """
@@ -52,20 +53,20 @@ CONFIG_FILE = "bayesian_config.json"
 POSTERIOR_FILE = "posterior.safetensors"
 CARD_FILE = "README.md"
 DIGESTED = (LORA_CONFIG_FILE, WEIGHTS_FILE, CONFIG_FILE, POSTERIOR_FILE)
-# A git commit, or the digest of a file or of the tensors in files: the same one means the same weights.
+# A git commit, or the digest of a file or of the tensors in files: equal hashes mean equal weights.
 CONTENT_HASH = re.compile("[0-9a-f]{40}|sha256:[0-9a-f]{64}")
-# The old config while a folder is being rewritten; a folder that still has it afterwards may be written again.
+# The old config while a folder is being rewritten. A folder in which a crash left this file may be written again.
 UNFINISHED_FILE = f"{CONFIG_FILE}.old"
 # Formats that can run code when they are opened.
 UNSAFE_SUFFIXES = {".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"}
-# What decides which update PEFT computes from the weights.
+# Settings that determine the update that PEFT computes from the weights.
 PEFT_SETTINGS = (
     *("peft_type", "r", "lora_alpha", "target_modules", "layers_to_transform", "fan_in_fan_out"),
     *("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "exclude_modules"),
 )
-# How far PEFT's weights may lie from the posterior's mean: float32 rounding on another processor.
+# Largest allowed difference between PEFT's weights and the posterior's mean: float32 rounding on another processor.
 MEAN_TOLERANCE = 1e-4
-# What to do about a file that cannot be used.
+# Advice for error messages about a file that cannot be used.
 MEND = "restore it or train again"
 
 
@@ -74,11 +75,11 @@ class Adapter:
     """An adapter that has passed every check against its base model.
 
     Attributes:
-        name: how requests call it.
-        path: the directory it came from.
-        digest: sha256:<hex> of its content.
-        config: its settings.
-        posterior: the posterior over its LoRA factors, float32 on the CPU.
+        name: name of the adapter in requests.
+        path: directory that the adapter was read from.
+        digest: sha256:<hex> of the adapter's contents.
+        config: settings of the adapter.
+        posterior: posterior over the LoRA factors, float32 on the CPU.
     """
 
     name: str
@@ -89,12 +90,12 @@ class Adapter:
 
 
 def attach(base: BaseModel, adapter: Adapter) -> None:
-    """Prepares the base model's modules for this adapter's draws; without draws the model is unchanged."""
+    """Prepare the base model's modules for this adapter's draws; without draws the model is unchanged."""
     inject(base.model, adapter.config.modules)
 
 
 def check_output(path: Path | str) -> None:
-    """Make sure that an adapter may be written here.
+    """Raise an error unless an adapter may be written to a path.
 
     Raises:
         AdapterError: if the path is taken by something that is not an adapter.
@@ -120,7 +121,7 @@ def save_adapter(path: Path | str, posterior: Posterior, config: AdapterConfig, 
     """
     path = Path(path)
     check_output(path)
-    folder = path.resolve()  # of a link to a folder the folder is written
+    folder = path.resolve()  # a link to a folder stays, and the folder is written
     with new_folder(folder, place=_put) as partial:
         tensors = {_disk_name(key): tensor.contiguous() for key, tensor in posterior.state_dict().items()}
         save_file(tensors, partial / POSTERIOR_FILE, metadata={"format": "pt"})
@@ -133,12 +134,13 @@ def save_adapter(path: Path | str, posterior: Posterior, config: AdapterConfig, 
 
 
 def _put(new: Path, folder: Path) -> None:
-    """Move the files of a complete adapter to where the adapter belongs.
+    """Move the files of a complete adapter into the adapter's folder.
 
-    Files are replaced one by one rather than the folder as a whole: what the owner keeps in it (.git, LICENSE, links,
-    nested folders) is then never moved, so no crash can misplace it, and the folder is there at every moment, without
-    which a watching server would unload the adapter. A crash half-way leaves a folder without a config, never a mix
-    that loads; the old config and all new files still exist, in the folder and in the hidden one beside it.
+    Files are replaced one by one rather than the folder as a whole, for two reasons: the owner's other files (.git,
+    LICENSE, links, nested folders) are never moved, so no crash can misplace them; and the folder exists at every
+    moment, since a watching server would unload the adapter of a missing folder. A crash half-way leaves a folder
+    without a config, never a mix that loads; the old config and all new files still exist, in the folder and in the
+    hidden one beside it.
     """
     if not folder.exists():
         new.replace(folder)
@@ -148,7 +150,7 @@ def _put(new: Path, folder: Path) -> None:
         config.replace(unfinished)
     else:
         unfinished.touch()
-    (folder / CALIBRATION_FILE).unlink(missing_ok=True)  # it was proved of the old files
+    (folder / CALIBRATION_FILE).unlink(missing_ok=True)  # the calibration belongs to the old files
     for name in (*(name for name in DIGESTED if name != CONFIG_FILE), CARD_FILE, CONFIG_FILE):  # the config last
         (new / name).replace(folder / name)
     unfinished.unlink()
@@ -158,21 +160,21 @@ def _put(new: Path, folder: Path) -> None:
 def load_adapter(
     path: str | Path, base: BaseModel, *, name: str | None = None, max_memory_bytes: int | None = None
 ) -> Adapter:
-    """Read an adapter directory and prove that it belongs to the base model and is whole.
+    """Read an adapter directory and check that it is complete and belongs to the base model.
 
-    Nothing is built before the headers of the tensor files agree with the config, so that what is built is no larger
-    than what is read.
+    The headers of the tensor files are compared with the config before any tensor is created, so a config cannot make
+    the process allocate more memory than the files contain.
 
     Args:
         path: the directory.
-        base: the model it must have been trained on.
-        name: how requests will call it; the directory's name by default.
-        max_memory_bytes: the most memory that the posterior and the adapter's own draws may take; None for any.
+        base: the model that the adapter must have been trained on.
+        name: name of the adapter in requests; the directory's name by default.
+        max_memory_bytes: limit for the memory of the posterior and the adapter's own draws; None for no limit.
 
     Raises:
         AdapterError: for a missing or unsafe file, one that is not regular, an unknown version, another base model,
             more memory than allowed, tensors that are missing, match no module, have another shape or are not finite,
-            PEFT weights that are not the posterior's mean, or files that were replaced meanwhile.
+            PEFT weights that are not the posterior's mean, or files that were replaced during the call.
     """
     folder = Path(path)
     _check_files(folder)
@@ -205,7 +207,7 @@ def read_config(folder: Path) -> AdapterConfig:
     """Return the settings of the adapter in a folder.
 
     Raises:
-        AdapterError: if there are none, or they make no sense.
+        AdapterError: if the config is missing or invalid.
     """
     file = folder / CONFIG_FILE
     raw = read_json(file, mend=MEND)
@@ -237,7 +239,7 @@ def _check_memory(config: AdapterConfig, folder: Path, most: int | None) -> None
 
 
 def _posterior(config: AdapterConfig, file: TensorsFile) -> Posterior:
-    """The posterior that a config describes, with the tensors of a file."""
+    """Return the posterior that a config describes, with the tensors of a file."""
     try:
         posterior = Posterior(config.modules, config.posterior, seed=0)
     except ConfigError as exc:
@@ -270,8 +272,8 @@ def _check_base(config: AdapterConfig, base: BaseModel) -> None:
 def _same_weights(wanted: BaseModelRef, found: BaseModelRef) -> bool:
     """Return whether two references name the same weights.
 
-    A release of transformers may rename or fuse parameters, which changes the fingerprint; the files they were read
-    from are the same then. The digest of a folder's files is the fingerprint under the names in these files.
+    A release of transformers may rename or fuse parameters, which changes the fingerprint of a loaded model but not
+    the files. The revision of a folder is therefore the digest of its files, under the names in these files.
     """
     if wanted.fingerprint in (found.fingerprint, found.revision):
         return True
@@ -279,7 +281,7 @@ def _same_weights(wanted: BaseModelRef, found: BaseModelRef) -> bool:
 
 
 def _check_peft_config(file: Path, config: AdapterConfig, base: BaseModel) -> None:
-    """Refuses a PEFT config under which PEFT would compute something else than the posterior's mean."""
+    """Raise an error if PEFT, under its config, would compute something other than the posterior's mean."""
     found = read_json(file, mend=MEND)
     expected = peft_config(config, base).to_dict()  # type: ignore[no-untyped-call]
     for name in PEFT_SETTINGS:
@@ -289,7 +291,7 @@ def _check_peft_config(file: Path, config: AdapterConfig, base: BaseModel) -> No
 
 
 def _plain(value: object) -> object:
-    """A setting as JSON would give it back, sets in order."""
+    """Return a setting as JSON would restore it, with sets as sorted lists."""
     return sorted(value) if isinstance(value, set | list) else getattr(value, "value", value)
 
 
@@ -321,7 +323,7 @@ def _disk_name(key: str) -> str:
 
 
 def peft_tensors(draw: Draws) -> dict[str, Tensor]:
-    """One draw, or a mean, under PEFT's names."""
+    """Return the first draw of several, or a mean, under PEFT's tensor names."""
     tensors = {}
     for name, factors in draw.factors.items():
         tensors[tensor_name(name, "A")] = factors.A[0].contiguous()
@@ -340,7 +342,7 @@ def peft_config(config: AdapterConfig, base: BaseModel) -> LoraConfig:
         base_model_name_or_path=config.base_model.id,
         revision=config.base_model.revision,
         r=config.posterior.rank,
-        lora_alpha=config.posterior.alpha,  # type: ignore[arg-type]  # it need not be whole
+        lora_alpha=config.posterior.alpha,  # type: ignore[arg-type]  # alpha need not be an integer
         lora_dropout=0.0,
         target_modules=list(config.target_modules),
         layers_to_transform=None if whole else layers,

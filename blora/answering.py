@@ -1,6 +1,6 @@
-"""Questions answered in this process: checked, decided and put in words by the code of `blora serve`.
+"""Answers to questions in this process, by the validation, decision and response code of `blora serve`.
 
-So both give the same answers, up to the rounding that depends on the batch.
+This process and a server therefore give the same answers, up to rounding, which depends on the batch.
 """
 
 import time
@@ -38,7 +38,7 @@ Question: TypeAlias = str | Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A question that can be scored, and the policy that will decide on its answer."""
+    """A question that is ready to be scored, and the policy for its answer."""
 
     request: PredictRequest
     row: PackedRow
@@ -53,14 +53,14 @@ def answer_all(
     choices: Sequence[str] | None,
     policy: Mapping[str, float] | None,
 ) -> list[answers.Prediction | BloraError]:
-    """Return the prediction of each question, or what is wrong with it.
+    """Return the prediction for each question, or the error that prevented it.
 
     Args:
         base: the base model, with the adapter's modules prepared for draws.
         handle: the adapter.
         questions: texts, or the fields of requests.
-        choices: of questions that bring none.
-        policy: of all requests; None for the adapter's own.
+        choices: default choices for questions without any.
+        policy: policy for all questions; None for the adapter's own.
     """
     more = (
         ({"choices": list(choices)} if choices is not None else {}),
@@ -81,17 +81,17 @@ def answer_all(
 def _ask(
     base: BaseModel, handle: AdapterHandle, question: Question, usual: Mapping[str, Any], policy: Mapping[str, Any]
 ) -> _Asked:
-    """Return a question as tokens.
+    """Return a validated and tokenised question.
 
     Args:
         base: the base model.
         handle: the adapter.
         question: a text, or the fields of a request.
-        usual: fields that the question's own ones replace.
-        policy: the field of that name, if there is one.
+        usual: default fields, which the question's own fields override.
+        policy: the `policy` field as a mapping; empty if none was given.
 
     Raises:
-        PromptError: if it cannot be asked, or relies on a calibration that does not speak of it.
+        PromptError: if the question is invalid, or relies on a calibration that does not cover it.
     """
     read = question_of({"prompt": question} if isinstance(question, str) else question)
     try:
@@ -125,24 +125,24 @@ def _ask(
 def _answer(
     base: BaseModel, handle: AdapterHandle, asked: _Asked, log_probs: Tensor, seconds: float
 ) -> answers.Prediction:
-    """Return the prediction that log-probabilities (S, C) of a row make.
+    """Return the prediction from a row's log-probabilities (S, C).
 
     Raises:
-        NumericalError: if they are not finite.
+        NumericalError: if a probability is not finite.
     """
     row, in_force = asked.row, asked.in_force
     policy, error = in_force.policy if in_force else None, handle.config.sampling.stop_error
     stop = Stop(policy, error) if policy is not None and error is not None else None
     job = Job(handle, row, len(log_probs), None, stop)
     probs = probabilities(job, log_probs[:, : row.n_choices], f"{base.device} in {base.dtype}")
-    if stop is not None:  # what the server would not have drawn does not count
+    if stop is not None:  # drop the draws that the server would not have taken
         probs = probs[: next((n for n in looks(len(probs)) if draws_suffice(job, probs[:n])), len(probs))]
     done = Completed(probs, queue_s=0.0, compute_s=seconds)
     return answered(asked.request, job, in_force, done, model=base.name).response
 
 
 def _caught(work: Callable[[], T]) -> T | BloraError:
-    """Return what the work returns, or the error of this library that it raises."""
+    """Call a function and return its result, or the BloraError that it raised."""
     try:
         return work()
     except BloraError as exc:
@@ -150,5 +150,5 @@ def _caught(work: Callable[[], T]) -> T | BloraError:
 
 
 def _refused(error: ServerError) -> PromptError:
-    """Return what the server says of a question as an error of this library."""
+    """Return a server's error about a question as a PromptError."""
     return PromptError(error.message, param=error.param or "prompt")

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, whenever the process that writes them ends."""
+"""Atomic writes of files and folders: after a crash at any time the result is complete or absent."""
 
 import os
 import shutil
@@ -11,16 +11,16 @@ __all__ = ["new_folder", "write_file"]
 
 
 def _readable(descriptor: int) -> None:
-    os.fchmod(descriptor, 0o644)  # temporary files are their owner's alone; whoever serves this one is somebody else
+    os.fchmod(descriptor, 0o644)  # temporary files are private; a server may run as another user
 
 
 def write_file(file: Path, text: str, *, prepare: Callable[[int], None] = _readable) -> None:
-    """Put text in the place of a file: readers find the old text or the new one, also after a crash.
+    """Replace a file's text atomically: readers find the old text or the new one, also after a crash.
 
     Args:
-        file: the place, in a folder that exists.
+        file: the file to write, in a folder that exists.
         text: the new contents.
-        prepare: gives the open file, by its descriptor, owner and mode; everybody may read it by default.
+        prepare: sets owner and mode of the open file, given its descriptor; by default everybody may read the file.
     """
     descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".partial-{file.name}-")
     partial = Path(name)
@@ -38,12 +38,12 @@ def write_file(file: Path, text: str, *, prepare: Callable[[int], None] = _reada
 
 @contextmanager
 def new_folder(folder: Path, *, place: Callable[[Path, Path], None] | None = None) -> Iterator[Path]:
-    """Yield an empty folder, hidden beside a place that it takes once its files are written.
+    """Yield an empty hidden folder, which becomes the target folder when the context ends without an error.
 
     Args:
-        folder: the place; its parents are made.
-        place: moves the files there where the place may be taken, and decides what remains if that fails; by default
-            the folder is renamed.
+        folder: the target folder, beside the hidden one; missing parents are created.
+        place: moves the finished folder to the target, and handles a target that exists and failures of the move; by
+            default the folder is renamed.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".partial-{folder.name}-"))

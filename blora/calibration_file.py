@@ -1,14 +1,15 @@
 """`calibration.json`, beside an adapter's files: one calibration for each dtype in which the adapter is served.
 
-It lies outside the adapter's digest, which each calibration names: a calibration changes nothing about the adapter, and
-writing the adapter again leaves none behind. The digest covers its own settings, draws and recalibration among
-them, so that calibrations of the same contents can differ in the dtype of the base model alone.
+The adapter's digest does not cover this file, and each calibration names that digest: a calibration changes nothing
+about the adapter, and writing the adapter again removes the file. Since the adapter's digest covers its settings, with
+draws and recalibration among them, two calibrations of the same contents can differ only in the base model's dtype.
 
-Its own digest tells a file that was edited since it was written; its numbers are not proved again. A digest keeps no
-forger out, who would make another: whoever may write into an adapter's folder decides what the adapter answers.
+The file has a digest of its own, which reveals edits; the proofs are not repeated on reading. The digest does not
+protect against forgery: a forger would compute it anew, and anyone with write access to an adapter's folder controls
+the adapter's answers.
 
-The file remembers every ask of calibration rows too, refused ones among them. In whichever dtype: they are nearly the
-same predictor, and what one was refused is known when the other is asked.
+The file also records every ask of calibration rows, refused asks included. Asks in all dtypes count together, because
+an adapter is nearly the same predictor in each dtype, so that a refusal in one dtype tells about the others.
 """
 
 import hashlib
@@ -30,7 +31,7 @@ __all__ = ["CALIBRATION_FILE", "asked", "body_digest", "calibrated_dtypes", "for
 
 CALIBRATION_FILE = "calibration.json"
 FORMAT_VERSION = 3
-# A row that was asked takes twelve: room for a million of them.
+# The fingerprint of an asked row takes twelve bytes, so this is room for a million rows.
 MOST_BYTES = 16 * 2**20
 
 
@@ -44,7 +45,7 @@ class _Contents:
 
 
 def read(folder: Path | str) -> tuple[Calibration, ...]:
-    """Every calibration in an adapter's folder; none where there is no file.
+    """Return every calibration in an adapter's folder; without a file, an empty tuple.
 
     Raises:
         AdapterError: naming the first field that is missing, unknown or wrong.
@@ -53,7 +54,7 @@ def read(folder: Path | str) -> tuple[Calibration, ...]:
 
 
 def calibrated_dtypes(folder: Path | str) -> frozenset[str]:
-    """Return the dtypes that an adapter's folder has a calibration for; none where there is no file.
+    """Return the dtypes for which an adapter's folder has a calibration; without a file, an empty set.
 
     Raises:
         AdapterError: see `read`.
@@ -62,7 +63,7 @@ def calibrated_dtypes(folder: Path | str) -> frozenset[str]:
 
 
 def asked(folder: Path | str) -> tuple[AskedRows, ...]:
-    """Return all rows that were asked to prove something about the adapter; none where there is no file.
+    """Return all rows that earlier calibrations of the adapter used; without a file, an empty tuple.
 
     Raises:
         AdapterError: see `read`.
@@ -107,17 +108,17 @@ def _read(folder: Path | str) -> _Contents:
 
 
 def body_digest(raw: dict[str, Any]) -> str:
-    """Return the SHA-256 over the contents of a file, "sha256:...", whatever its layout and order of names.
+    """Return the SHA-256 of a file's contents, "sha256:...", independent of layout and order of names.
 
     Args:
-        raw: everything in it but the digest.
+        raw: the contents without the digest.
     """
     canonical = json.dumps(raw, sort_keys=True, separators=(",", ":"))
     return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
 
 
 def _added(known: tuple[AskedRows, ...], rows: AskedRows) -> tuple[AskedRows, ...]:
-    """Return all rows that were asked, the same rows once with all distinct asks."""
+    """Return the known rows with the new ones added; equal rows are merged, with all their distinct asks."""
     old = next((one for one in known if one.same(rows)), None)
     if old is None:
         return (*known, rows)
@@ -126,7 +127,7 @@ def _added(known: tuple[AskedRows, ...], rows: AskedRows) -> tuple[AskedRows, ..
 
 
 def remember(folder: Path | str, rows: AskedRows) -> None:
-    """Write down what rows are asked; the file changes whole or not.
+    """Record rows and their asks; the file changes atomically.
 
     Raises:
         AdapterError: see `read`.
@@ -136,9 +137,9 @@ def remember(folder: Path | str, rows: AskedRows) -> None:
 
 
 def store(folder: Path | str, calibration: Calibration) -> None:
-    """Adds a calibration, in place of the one for the same dtype; the file changes whole or not.
+    """Add a calibration, in place of the one for the same dtype; the file changes atomically.
 
-    Calibrations and asks of other contents than the new one's adapter are left out: nothing can serve them any more.
+    Calibrations and asks for other adapter contents are dropped, since these contents can no longer be served.
     """
     new, old = calibration.binding, _read(folder)
     kept = [
@@ -157,10 +158,10 @@ def _write(folder: Path | str, contents: _Contents) -> None:
 
 
 def for_serving(folder: Path | str, binding: Binding) -> Calibration | None:
-    """The calibration for exactly this adapter, served in this way; None where there is no file.
+    """Return the calibration whose binding equals that of the served adapter; None without a file.
 
     Raises:
-        NotCalibratedError: if every calibration is for other contents or other dtypes, naming them.
+        NotCalibratedError: if every calibration is for other contents or other dtypes; the message names them.
         AdapterError: if the file cannot be read, or was edited.
     """
     calibrations = read(folder)

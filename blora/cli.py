@@ -1,4 +1,4 @@
-"""The one command, `blora`. Its sub-commands are entry points; none is imported before it is chosen."""
+"""The `blora` command. Its sub-commands are entry points, and only the chosen one is imported."""
 
 import importlib
 import sys
@@ -12,7 +12,7 @@ GROUP = "blora.commands"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a sub-command: 0 for success, 1 where it failed, 2 where it was called wrongly."""
+    """Run a sub-command and return the exit status: 0 for success, 1 for a failure, 2 for wrong usage."""
     arguments = sys.argv[1:] if argv is None else argv
     commands = {entry.name: entry for entry in entry_points(group=GROUP)}
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"blora {entry.name}: {exc}", file=sys.stderr)
         return 1
     except OSError as exc:
-        if exc.errno is None:  # a library's own, which says what it is about
+        if exc.errno is None:  # raised by a library, with a message of its own
             print(f"blora {entry.name}: {exc}", file=sys.stderr)
             return 1
         where = f"{exc.filename}: " if exc.filename else ""

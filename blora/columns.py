@@ -1,4 +1,4 @@
-"""The columns of a file of questions, and what to say of a row that has none of those that hold a question."""
+"""The column names of a file of questions, and the message for a row without a question column."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -7,12 +7,12 @@ __all__ = ["QUESTION_COLUMNS", "no_question"]
 
 QUESTION_COLUMNS = ("question", "prompt", "messages")
 OTHER_COLUMNS = ("choices", "label", "label_index", "label_text", "answerKey", "id")
-# What others call the text that they ask about.
+# Common names of text columns in other data sets.
 USUAL_NAMES = ("text", "input", "query", "sentence", "content", "instruction", "body", "utterance", "ticket")
 
 
 def no_question(columns: Iterable[str]) -> str:
-    """Return what to do about a row whose columns hold no question.
+    """Return the message for a row without a question column, with advice on which column to rename.
 
     >>> no_question(["text", "label"])
     'got the columns text, label, expected one of question, prompt, messages: rename text to question or prompt'
@@ -26,7 +26,7 @@ def no_question(columns: Iterable[str]) -> str:
 
 
 def _meant(names: list[str]) -> str | None:
-    """Return the column that is most likely the question, None where nothing says which."""
+    """Return the name of the column that most likely holds the question, or None if no name suggests it."""
     plain = {name.strip().lower(): name for name in names}
     for known in (*QUESTION_COLUMNS, *USUAL_NAMES):
         if known in plain:

@@ -1,4 +1,4 @@
-"""How every sub-command's --help is written."""
+"""The --help formatter of every sub-command."""
 
 from argparse import Action, ArgumentDefaultsHelpFormatter
 
@@ -6,7 +6,7 @@ __all__ = ["CommandHelp"]
 
 
 class CommandHelp(ArgumentDefaultsHelpFormatter):
-    """Adds an option's default to its help, unless there is none or the help names it already."""
+    """Help formatter that appends each option's default, unless the option has none or its help names it."""
 
     def _get_help_string(self, action: Action) -> str | None:
         nothing = action.default is None or action.default is False or action.default == []

@@ -1,4 +1,4 @@
-"""The settings that describe an adapter, as frozen dataclasses; `bayesian_config.json` is their JSON form."""
+"""The settings of an adapter, as frozen dataclasses; `bayesian_config.json` is their JSON form."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -26,13 +26,13 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
-# Of a fixed label set, and of a request's choices.
+# Limit for a fixed label set, and for a request's choices.
 MOST_CHOICES = 64
-# Inducing weights of a flow, whose masks grow with their square.
+# Limit for the inducing weights of a flow, whose masks grow with the square of the number of weights.
 MOST_FLOW_WEIGHTS = 1024
-# Twice that of a mean over tokens: from sums of log-probabilities to as far on the other side.
+# Power 0 sums log-probabilities over tokens, 1 averages them; the range is symmetric around 1.
 MOST_LENGTH_POWER = 2.0
-# Far beyond any sensible one, as is what it is the inverse of.
+# Temperatures lie between this and its inverse, both far beyond any sensible temperature.
 MOST_TEMPERATURE = 100.0
 
 MethodName = Literal["bayesian", "lora"]
@@ -46,21 +46,21 @@ _STRICT = ConfigDict(extra="forbid")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PosteriorConfig:
-    """The posterior's form; names as in arXiv:2601.21003.
+    """Settings of the posterior; names as in arXiv:2601.21003.
 
     Attributes:
         method: `bayesian`, or `lora`: the same layers with the posterior collapsed to a point.
-        family: q over the whitened inducing weights.
-        bayesian_layers: decoder layers whose factors get a posterior; those of other adapted layers are a point, as in
-            plain LoRA, and computed once for all draws. None: every adapted layer.
+        family: variational family q over the whitened inducing weights.
+        bayesian_layers: decoder layers whose factors get a posterior, None for every adapted layer. The factors of
+            other adapted layers are a point, as in plain LoRA, and these layers are computed once for all draws.
         rank: LoRA rank.
         alpha: LoRA scale; the update is alpha / rank * B @ A.
-        inducing_rows: m.
-        inducing_cols: n.
-        prior_std: sigma, the prior standard deviation of every factor's entries.
-        lambda_max: cap of the conditional noise scale.
-        lambda_init: where it starts, below the cap.
-        scale_init: standard deviation of the whitened inducing weights at the start.
+        inducing_rows: number of rows of the inducing weights, m.
+        inducing_cols: number of columns of the inducing weights, n.
+        prior_std: prior standard deviation of every factor's entries, sigma.
+        lambda_max: upper limit of the conditional noise scale.
+        lambda_init: initial conditional noise scale, below lambda_max.
+        scale_init: initial standard deviation of the whitened inducing weights.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -106,7 +106,7 @@ class PosteriorConfig:
 
 
 def _of_one_mode(posterior: Any) -> Any:
-    """Return settings from a file without the number of mixed posteriors, which earlier versions wrote."""
+    """Return a file's posterior settings without `modes`, the number of mixture components in earlier versions."""
     if not isinstance(posterior, dict) or "modes" not in posterior:
         return posterior
     if posterior["modes"] != 1:
@@ -119,21 +119,21 @@ def _of_one_mode(posterior: Any) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptConfig:
-    """How a question becomes text, the same in training and in service.
+    """Settings that turn a question into text and choices into scores, the same in training and in service.
 
     Attributes:
         template: wraps every plain prompt; holds {prompt} exactly once.
-        choices: the fixed label set, 2 to 64 texts of which no two are the same, white space at the ends apart; None
-            where each question brings its own choices.
-        scoring: `text` scores the choice's own tokens, in whatever order the choices come; `label` the letter of a
-            choice listed in the prompt, which depends on their order.
-        normalization: what a choice's log-probability is divided by (`text` only): nothing (`none`), its own number of
-            tokens (`choice`), or the mean number of tokens of the question's choices (`question`), which ranks as
-            `none` does, but is not the surer the longer the choices are.
-        length_power: to which power that number of tokens is raised; training finds it together with the temperature.
-        choice_end: the token that is scored after the last one of every choice (`text` only): a line break or the
-            tokenizer's end of sequence. With `none`, as in adapters written before there was a choice, a choice that
-            another one begins with always has the higher probability.
+        choices: the fixed label set, 2 to 64 different texts (white space at the ends does not count); None if each
+            question brings its own choices.
+        scoring: `text` scores the tokens of each choice, independent of the order of the choices; `label` scores the
+            letter of each choice in a list in the prompt, and depends on their order.
+        normalization: divisor of a choice's log-probability (`text` only): none (`none`), the choice's number of
+            tokens (`choice`), or the mean number of tokens over the question's choices (`question`), which ranks
+            choices as `none` does, but does not make longer choices more confident.
+        length_power: exponent of that number of tokens; training fits it together with the temperature.
+        choice_end: token that is scored after the last token of every choice (`text` only): a line break or the
+            tokenizer's end of sequence. With `none`, the value for adapters older than this setting, a choice that is
+            the beginning of another choice always has the higher probability.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -166,7 +166,7 @@ class PromptConfig:
 
 
 def _check_choices(choices: tuple[str, ...]) -> None:
-    """Holds a fixed label set to what is asked of a request's choices."""
+    """Check a fixed label set by the rules for a request's choices."""
     require(2 <= len(choices) <= MOST_CHOICES, f"{len(choices)} fixed choices", f"2 to {MOST_CHOICES}")
     stripped = [choice.strip() for choice in choices]
     require(all(stripped), "a blank fixed choice", "some text in each of them")
@@ -180,15 +180,15 @@ def _check_choices(choices: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingConfig:
-    """The adapter's sample bank, and what is done to each of its draws.
+    """Settings of the adapter's sample bank, and the recalibration of each draw.
 
     Attributes:
-        n_samples: draws.
-        seed: that they come from.
-        temperature: the log-probabilities over the choices are divided by it under every draw.
-        lapse: the share of guesses that every draw's probabilities allow for: see `blora.decision.temperature`.
-        stop_error: where a policy decides, draws stop as soon as the decision is settled but for this probability of
-            deciding otherwise than all of them would. None: all are always drawn.
+        n_samples: number of draws.
+        seed: seed of the draws.
+        temperature: divisor of the log-probabilities over the choices, applied to every draw.
+        lapse: lapse rate, the share of guesses in every draw's probabilities: see `blora.decision.temperature`.
+        stop_error: largest probability that early stopping under a policy decides differently from all draws
+            together; None disables early stopping.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -217,13 +217,13 @@ class SamplingConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseModelRef:
-    """The base model that an adapter belongs to.
+    """Reference to the base model of an adapter.
 
     Attributes:
         id: hub id, or the name of the folder or embedded model.
-        revision: commit or content hash it was loaded at, None where unknown.
-        fingerprint: digest of its parameters' names, shapes and sampled values; a base that has it, or the same
-            content hash as revision, is the right one.
+        revision: commit or content hash of the loaded weights, None if unknown.
+        fingerprint: digest of the parameters' names, shapes and sampled values. A base model matches if its
+            fingerprint is equal, or its revision is the same content hash.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -235,18 +235,18 @@ class BaseModelRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterConfig:
-    """Everything in `bayesian_config.json`.
+    """The contents of `bayesian_config.json`.
 
     Attributes:
-        base_model: which model the adapter belongs to.
-        target_modules: the name patterns that chose the adapted modules.
+        base_model: reference to the adapter's base model.
+        target_modules: name patterns that selected the adapted modules.
         modules: (d_out, d_in) of each adapted module, by its name in the base model.
-        posterior: form of the posterior.
-        prompt: how a question becomes text.
-        sampling: the sample bank.
-        policy: thresholds below which the owner wants no answer given, None for no policy.
-        training: how it was made, for the model card: settings, data digests, validation metrics.
-        format_version: of this file.
+        posterior: settings of the posterior.
+        prompt: settings of prompts and scoring.
+        sampling: settings of the sample bank.
+        policy: the owner's thresholds for withholding answers, None for no policy.
+        training: training record for the model card: settings, data digests, validation metrics.
+        format_version: version of the file format.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -265,15 +265,15 @@ class AdapterConfig:
         require(bool(self.modules), "no adapted modules", "at least one")
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
+        """Return the config as a JSON-ready dictionary."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "AdapterConfig":
-        """Reads the JSON form back.
+        """Return the config that a JSON text holds.
 
         Raises:
-            ConfigError: naming the first field that is missing, unknown or wrong.
+            ConfigError: if a field is missing, unknown or wrong; the message names the first one.
         """
         try:
             return TypeAdapter(cls).validate_json(text)

@@ -1,7 +1,7 @@
-"""The errors of `blora`, one tree.
+"""The exception hierarchy of `blora`.
 
 BloraError
-├── ConfigError      a setting or flag that makes no sense
+├── ConfigError      an invalid setting or flag
 ├── DataError        a row of a data set, named with its file and line
 ├── BaseModelError   a base model that cannot be loaded or used
 ├── AdapterError     an adapter directory that must not be served
@@ -11,7 +11,7 @@ BloraError
 ├── ShapeError       a tensor of the wrong shape
 └── NumericalError   a factorisation that failed, or a number that is not finite
 
-Every message says what was got, what was expected, and what to do.
+Every message states what was got, what was expected, and what to do.
 """
 
 __all__ = [
@@ -29,11 +29,11 @@ __all__ = [
 
 
 class BloraError(Exception):
-    """Anything that `blora` raises on purpose."""
+    """Base class of every error that `blora` raises deliberately."""
 
 
 class ConfigError(BloraError):
-    """A setting or flag that makes no sense."""
+    """An invalid setting or flag."""
 
 
 class DataError(BloraError):
@@ -41,7 +41,7 @@ class DataError(BloraError):
 
 
 class BaseModelError(BloraError):
-    """A base model that cannot be loaded, or that this library cannot score correctly."""
+    """A base model that cannot be loaded, or with which this library cannot score correctly."""
 
 
 class AdapterError(BloraError):
@@ -49,7 +49,7 @@ class AdapterError(BloraError):
 
 
 class NotCalibratedError(AdapterError):
-    """An adapter whose calibration is for other contents, or for another dtype than it is to be served in."""
+    """An adapter whose calibration is for other contents, or for a dtype other than the served one."""
 
 
 class PromptError(BloraError):

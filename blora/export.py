@@ -1,6 +1,6 @@
-"""Posterior draws as ordinary LoRA folders, for engines that know nothing of posteriors.
+"""Export of posterior draws as ordinary LoRA folders, for engines without support for posteriors.
 
-What averages their probabilities gets the posterior predictive: draw s here is draw s of the server's sample bank.
+The average of the draws' probabilities is the posterior predictive: draw s is draw s of the server's sample bank.
 """
 
 from pathlib import Path
@@ -18,16 +18,16 @@ __all__ = ["export_draws"]
 
 
 def export_draws(adapter: Adapter, base: BaseModel, output: Path | str, n_samples: int | None = None) -> list[Path]:
-    """Write draw-000, draw-001 ... below a folder, which appears complete or not at all.
+    """Write posterior draws as folders draw-000, draw-001 ... of a new folder, which appears complete or not at all.
 
     Args:
-        adapter: whose posterior.
-        base: the model it belongs to.
+        adapter: the adapter whose posterior is drawn from.
+        base: the adapter's base model.
         output: the folder, which must not exist.
-        n_samples: S; draws nest, so that fewer are the first of more. None: the adapter's own number.
+        n_samples: number of draws, S; the adapter's own by default. The first S of more draws are the same draws.
 
     Returns:
-        The S folders, each a LoRA that PEFT and vLLM load.
+        The S folders, each a LoRA that PEFT and vLLM can load.
 
     Raises:
         AdapterError: if the folder exists.

@@ -1,7 +1,8 @@
-"""Files that somebody else may have written: opened only if they are regular, and read only as far as a bound.
+"""Reading of untrusted files: only regular files are opened, and every read has a size limit.
 
-Tensors are copied out of the file rather than mapped, so that a file that is cut off meanwhile ends in an error and not
-in a bus error. Their names, shapes and dtypes are known from the file's header before any of them is made.
+Tensors are copied out of the file rather than memory-mapped: if the file is truncated meanwhile, the copy fails with an
+exception, whereas a mapping would crash the process with a bus error. The header gives the names, shapes and dtypes
+before any tensor is created.
 """
 
 import hashlib
@@ -24,28 +25,28 @@ from blora.errors import AdapterError
 
 __all__ = ["MOST_JSON_BYTES", "MOST_JSON_DEPTH", "TensorInfo", "TensorsFile", "file_digest", "read_json"]
 
-# Of a config; the largest known ones have some ten kilobytes.
+# Limit for a config; the largest known ones have some ten kilobytes.
 MOST_JSON_BYTES = 4 * 2**20
-# Levels of lists and objects inside each other; an adapter's files have eight at most.
+# Limit for nested lists and objects; an adapter's files have at most eight levels.
 MOST_JSON_DEPTH = 32
-# Of the part of a safetensors file that names its tensors: 60,000 of them.
+# Limit for the header of a safetensors file, enough for 60,000 tensors.
 MOST_HEADER_BYTES = 8 * 2**20
 MOST_DIMENSIONS = 4
 
-_LENGTH_BYTES = 8  # of the header's length
+_LENGTH_BYTES = 8  # size of the field that holds the header's length
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "BOOL": 1}
 
 
 @contextmanager
 def _opened(file: Path, mend: str) -> Iterator[BufferedReader]:
-    """Opens a regular file; anything else, such as a pipe, a device or a folder, is refused before it is opened.
+    """Open a regular file; anything else, such as a pipe, a device or a folder, is refused before it is opened.
 
     Raises:
-        AdapterError: if it is none, or cannot be opened or read.
+        AdapterError: if the file is not regular, or cannot be opened or read.
     """
     try:
         _check_regular(os.stat(file), file, mend)
-        # Should a pipe take the file's place in between, this does not wait for somebody to write into it.
+        # O_NONBLOCK: should a pipe replace the file after the check, opening it must not wait for a writer.
         descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as opened:
             _check_regular(os.fstat(descriptor), file, mend)
@@ -68,15 +69,15 @@ def _read(file: Path, most: int, mend: str) -> bytes:
 
 
 def read_json(file: Path, *, most_bytes: int = MOST_JSON_BYTES, mend: str) -> Any:
-    """Return what a JSON file holds.
+    """Return the parsed contents of a JSON file.
 
     Args:
         file: a regular file.
-        most_bytes: how large it may be.
-        mend: what to do if it cannot be used, for the message.
+        most_bytes: largest allowed size.
+        mend: advice for the error message, for a file that cannot be used.
 
     Raises:
-        AdapterError: if it cannot be read, is too large, is not JSON, or has more than MOST_JSON_DEPTH levels.
+        AdapterError: if the file cannot be read, is too large, is not JSON, or has more than MOST_JSON_DEPTH levels.
     """
     content = _read(file, most_bytes, mend)
     try:
@@ -100,10 +101,10 @@ def _inside(value: Any) -> Iterable[Any]:
 
 
 def file_digest(file: Path, *, mend: str) -> str:
-    """Return the SHA-256 of a regular file in hexadecimal digits, which takes no memory for the file.
+    """Return the SHA-256 of a regular file in hexadecimal digits, without loading the whole file into memory.
 
     Raises:
-        AdapterError: if it cannot be read.
+        AdapterError: if the file cannot be read.
     """
     with _opened(file, mend) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
@@ -111,11 +112,11 @@ def file_digest(file: Path, *, mend: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """What a safetensors file's header says of a tensor.
+    """Shape and dtype of a tensor, from the header of a safetensors file.
 
     Attributes:
-        shape: its sizes.
-        dtype: its type in the header's letters, such as F32.
+        shape: size of each dimension.
+        dtype: name of the dtype in safetensors headers, such as F32.
     """
 
     shape: tuple[int, ...]
@@ -123,19 +124,19 @@ class TensorInfo:
 
     @property
     def is_floating(self) -> bool:
-        """Return whether it holds floating-point numbers."""
+        """Whether the tensor holds floating-point numbers."""
         return self.dtype not in ("I64", "BOOL")
 
 
 class TensorsFile:
-    """A safetensors file that is read in two steps: first its header, and its tensors once that is accepted.
+    """A safetensors file that is read in two steps: the header first, the tensors after the caller has checked it.
 
     Args:
         file: a regular file.
-        mend: what to do if it cannot be used, for the message.
+        mend: advice for error messages, for a file that cannot be used.
 
     Raises:
-        AdapterError: if it cannot be read, is no safetensors file, or has tensors of a dtype that adapters do not have.
+        AdapterError: if the file cannot be read, is not a safetensors file, or has a tensor of an unsupported dtype.
     """
 
     def __init__(self, file: Path, *, mend: str) -> None:
@@ -169,10 +170,10 @@ class TensorsFile:
             yield name, TensorInfo(tuple(shape), dtype)
 
     def read(self) -> dict[str, Tensor]:
-        """Return the tensors by name, in memory of their own.
+        """Return the tensors by name, copied into memory.
 
         Raises:
-            AdapterError: if the file has become another, or its parts do not agree.
+            AdapterError: if the file has changed since the header was read, or is inconsistent.
         """
         with _opened(self.file, self._mend) as opened:
             content = opened.read(self._size + 1)

@@ -1,4 +1,4 @@
-"""What `import blora` offers: an adapter by its folder, by training, or around a LoRA that is trained already."""
+"""The functions of `import blora`: load an adapter, train one, or make a trained LoRA Bayesian."""
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -33,14 +33,14 @@ def load(
         base_model: `embedded`, a folder, a .gguf file, or a hub id with an optional @revision; by default the
             model that the adapter was trained on.
         device: a torch device, or auto: cuda, else cpu.
-        dtype: float32, bfloat16, float16, or auto: the device's first that the adapter is calibrated for.
-        name: of the adapter in answers; its folder's name by default.
-        allow_uncalibrated: whether to answer where the adapter's calibration is for another dtype or other contents,
-            with a warning in every prediction. To calibrate for a further dtype, allow it.
+        dtype: float32, bfloat16, float16, or auto: the device's first dtype that the adapter is calibrated for.
+        name: name of the adapter in answers; the folder's name by default.
+        allow_uncalibrated: whether to answer, with a warning in every prediction, if the adapter's calibration is for
+            another dtype or other contents. Required to calibrate for a further dtype.
 
     Raises:
-        AdapterError: if there is no adapter of that base model.
-        NotCalibratedError: if its calibration does not hold, unless allowed.
+        AdapterError: if the folder holds no adapter of that base model.
+        NotCalibratedError: if the adapter's calibration does not hold, unless allow_uncalibrated is set.
         BaseModelError: if the base model, the device or the dtype cannot be used.
     """
     folder = Path(path)
@@ -66,20 +66,20 @@ def train(
 
     Args:
         rows: a list of dicts, a pandas or polars DataFrame, a `datasets.Dataset`, a .jsonl or .csv file, or a hub data
-            set. A row has a question, prompt or messages (or, but for files, a text), and a label.
+            set. A row has a question, prompt or messages (or, except in files, a text), and a label.
         output: the adapter directory to write.
-        choices: the fixed label set; by default rows bring their own choices, or the labels that occur are the set.
-        validation: rows to recalibrate and to stop by; by default a tenth of `rows`, which is not trained on.
-        columns: the names in the rows of columns that are called otherwise, as in {"prompt": "review"}.
-        base_model: see `load`; the embedded one by default.
+        choices: the fixed label set; by default each row's own choices, or else the set of all labels in the rows.
+        validation: rows for recalibration and early stopping; by default a tenth of `rows`, not used for training.
+        columns: the rows' names for columns with other names, as in {"prompt": "review"}.
+        base_model: see `load`; the embedded model by default.
         device: see `load`.
         dtype: see `load`.
-        callbacks: of the Hugging Face Trainer.
+        callbacks: callbacks for the Hugging Face Trainer.
         settings: any other flag of `blora train` with underscores, as in epochs=3, layers="last:10", n_samples=8,
             template="Ticket: {prompt}", report_to="tensorboard".
 
     Raises:
-        BloraError: for bad rows, a bad base model or bad settings, before any training.
+        BloraError: for bad rows, a bad base model or bad settings, before training starts.
     """
     from blora.training.recipe import train_adapter
     from blora.training.settings import recipe_of
@@ -113,14 +113,14 @@ def bayesianize(
     """Make a trained plain PEFT LoRA Bayesian without training, write the adapter, and return it ready to answer.
 
     Args:
-        lora: its directory, as PEFT saved it.
-        rows: labelled rows that it was not trained on, as for `train`; they choose the width of the posterior.
+        lora: the LoRA's directory, as PEFT saved it.
+        rows: labelled rows that the LoRA was not trained on, as for `train`; they determine the posterior's width.
         output: the adapter directory to write.
         choices: see `train`.
         columns: see `train`.
-        base_model: that the LoRA was trained on: see `load`, as for device and dtype.
-        device: where to compute.
-        dtype: of the base model.
+        base_model: the model that the LoRA was trained on; see `load`.
+        device: see `load`.
+        dtype: see `load`.
         settings: any other flag of `blora bayesianize` with underscores, as in n_samples=16, scales=(0.5, 1.0).
 
     Raises:
@@ -145,12 +145,12 @@ def bayesianize(
 
 
 def _written(folder: Path, base: BaseModel) -> Model:
-    """Return the adapter that was just written, on the base model that it was made with."""
+    """Return a model of the adapter that was just written, on the base model of the training."""
     return Model(base, load_adapter(folder, base))
 
 
 def _call(name: str, *rows: Any, **settings: Any) -> str:
-    """Return a call as Python, for the record; rows in memory are named by their type alone."""
+    """Return a call as Python code, for the training record; rows in memory appear as their type's name."""
     told = [_told(value) for value in rows] + [f"{key}={_told(value)}" for key, value in settings.items()]
     return f"blora.{name}({', '.join(told)})"
 

@@ -1,4 +1,4 @@
-"""A plain LoRA in PEFT's two files: what it adapts, and its factors."""
+"""Reading of a plain LoRA from PEFT's two files: its adapted modules and its factors."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -30,31 +30,31 @@ __all__ = [
 
 LORA_CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-# Settings under which the update is alpha / rank * B @ A whatever their value; every other must be PEFT's default.
+# Settings that leave the update at alpha / rank * B @ A for every value; all others must have PEFT's default.
 HARMLESS = frozenset(
     {
         *("base_model_name_or_path", "revision", "task_type", "auto_mapping", "peft_version"),  # where it comes from
         *("r", "lora_alpha"),  # read, and checked against the factors
-        *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),  # the factors tell by name
-        *("inference_mode", "lora_dropout", "fan_in_fan_out", "runtime_config"),  # of training, memory and merging
+        *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),  # the factors' names tell
+        *("inference_mode", "lora_dropout", "fan_in_fan_out", "runtime_config"),  # affect training, memory, merging
         *("megatron_core", "qalora_group_size"),  # read only with megatron_config and use_qalora
-        *("corda_config", "eva_config", "lora_ga_config", "loftq_config"),  # read only with such init_lora_weights
+        *("corda_config", "eva_config", "lora_ga_config", "loftq_config"),  # read only if init_lora_weights names them
     }
 )
-# Starts of training that leave the base model's weights as they are.
+# Initialisations that leave the base model's weights unchanged.
 HARMLESS_STARTS = (True, False, None, "gaussian", "orthogonal")
-# How many tensors a message names.
+# Limit for the tensor names in a message.
 _NAMED = 3
 _TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
 
 @dataclass(frozen=True, slots=True)
 class LoraShape:
-    """What a LoRA adapts.
+    """Rank, scale and adapted modules of a LoRA.
 
     Attributes:
-        rank: of every update.
-        alpha: its scale; the update is alpha / rank * B @ A.
+        rank: rank of every update.
+        alpha: LoRA scale; the update is alpha / rank * B @ A.
         modules: (d_out, d_in) of each adapted module, by its name in the base model.
     """
 
@@ -64,10 +64,10 @@ class LoraShape:
 
 
 def lora_shape(path: Path) -> LoraShape:
-    """What a plain PEFT LoRA directory adapts.
+    """Return rank, scale and adapted modules of a plain PEFT LoRA directory.
 
     Raises:
-        AdapterError: if it is missing, or no plain LoRA: a setting changes the update or the base model.
+        AdapterError: if the LoRA is missing or not plain, as by a setting that changes the update or the base model.
     """
     settings = _settings(path)
     _check_plain(path, settings)
@@ -92,19 +92,19 @@ def lora_shape(path: Path) -> LoraShape:
 
 
 def read_lora(path: Path, modules: Mapping[str, tuple[int, int]], rank: int, alpha: float) -> dict[str, Factors]:
-    """The factors of a plain PEFT LoRA, or of an adapter's mean, on exactly these modules.
+    """Return the factors of a plain PEFT LoRA, or of an adapter's mean, for exactly the given modules.
 
     Args:
         path: a directory with PEFT's two files.
-        modules: (d_out, d_in) of each module that it must adapt, by name.
-        rank: its rank.
-        alpha: its scale.
+        modules: (d_out, d_in) of each module that the LoRA must adapt, by name.
+        rank: the LoRA's rank.
+        alpha: the LoRA's scale.
 
     Returns:
         A (1, rank, d_in) and B (1, d_out, rank) of each module.
 
     Raises:
-        AdapterError: if it is missing, no plain LoRA, adapts other modules, or has another rank or scale.
+        AdapterError: if the LoRA is missing, is not plain, adapts other modules, or has another rank or scale.
     """
     settings = _settings(path)
     _check_plain(path, settings)
@@ -122,10 +122,10 @@ def read_lora(path: Path, modules: Mapping[str, tuple[int, int]], rank: int, alp
 
 
 def balanced(factors: Factors) -> Factors:
-    """The same updates B A, factored so that both factors carry the square root of every singular value.
+    """Return factors of the same updates B A in which A and B each carry the square root of every singular value.
 
-    Noise of one size on either factor then means the same for both, whatever the optimiser made of their norms. Where
-    rank is above d_out or d_in, the directions beyond are zero.
+    Noise of a given size then has the same effect on either factor, independent of the norms that the optimiser left.
+    If rank exceeds d_out or d_in, the surplus directions are zero.
 
     Args:
         factors: A (S, rank, d_in) and B (S, d_out, rank).
@@ -144,26 +144,27 @@ def balanced(factors: Factors) -> Factors:
 
 
 def tensor_name(module: str, side: str) -> str:
-    """PEFT's name of a factor (side A or B) of a module."""
+    """Return PEFT's name of a module's factor; side is A or B."""
     return f"base_model.model.{module}.lora_{side}.weight"
 
 
 def factor_shapes(modules: Mapping[str, tuple[int, int]], rank: int) -> Iterable[tuple[str, tuple[int, ...]]]:
-    """PEFT's name and the shape of each factor of a LoRA on modules of these (d_out, d_in)."""
+    """Yield PEFT's name and the shape of each factor of a LoRA, given the modules' (d_out, d_in)."""
     for name, (d_out, d_in) in modules.items():
         yield tensor_name(name, "A"), (rank, d_in)
         yield tensor_name(name, "B"), (d_out, rank)
 
 
 def check_tensors(file: TensorsFile, expected: Iterable[tuple[str, tuple[int, ...]]]) -> None:
-    """Make sure, by its header alone, that a file has exactly the expected tensors.
+    """Raise an error unless a file's header lists exactly the expected tensors.
 
     Args:
-        file: whose header has been read.
-        expected: names and shapes, of which no more are made than it takes to see that the file does not have them.
+        file: the file, of which only the header is used.
+        expected: names and shapes; iteration stops soon after the first missing tensors, so that a config with a
+            huge number of tensors costs little.
 
     Raises:
-        AdapterError: naming tensors that are missing, are not expected, or have another shape.
+        AdapterError: if tensors are missing, are not expected, or have another shape; the message names some.
     """
     known: set[str] = set()
     missing: list[str] = []
@@ -183,7 +184,10 @@ def check_tensors(file: TensorsFile, expected: Iterable[tuple[str, tuple[int, ..
 
 
 def read_tensors(file: TensorsFile, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Reads exactly the expected tensors, by name, shape and kind, all finite; of the expected ones no value counts."""
+    """Return a file's tensors, which must match the expected ones in name, shape and kind, and must be finite.
+
+    The values of the expected tensors are ignored.
+    """
     check_tensors(file, ((name, tuple(tensor.shape)) for name, tensor in expected.items()))
     tensors = file.read()
     for name, tensor in tensors.items():
@@ -210,7 +214,7 @@ def _check_plain(path: Path, settings: Mapping[str, Any]) -> None:
     defaults = LoraConfig().to_dict()  # type: ignore[no-untyped-call]
     for name in sorted(settings.keys() - HARMLESS - {"init_lora_weights"}):
         got, wanted = settings[name], defaults.get(name)
-        if got != wanted and (got or wanted):  # null, false and empty mean off alike
+        if got != wanted and (got or wanted):  # null, false and empty all mean off
             wanted = getattr(wanted, "value", wanted)
             known = "" if name in defaults else ", a setting that this version of PEFT does not have"
             raise AdapterError(f"got {name} = {got!r} in {path}{known}, expected {wanted!r}; start from a plain LoRA")

@@ -1,4 +1,4 @@
-"""An adapter in this process: it answers as the server does, and is evaluated, calibrated and exported by methods."""
+"""An adapter in this process, with methods to answer as the server does, evaluate, calibrate and export."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -27,19 +27,20 @@ __all__ = ["Model"]
 
 
 class Model:
-    """An adapter on its base model. Made by `blora.load`, `blora.train` and `blora.bayesianize`.
+    """An adapter on its base model, as returned by `blora.load`, `blora.train` and `blora.bayesianize`.
 
     Args:
         base: the base model, which gets pass-through LoRA layers.
-        adapter: one of this base model.
-        allow_uncalibrated: whether to answer where the adapter's calibration does not hold.
+        adapter: an adapter of this base model.
+        allow_uncalibrated: whether to answer if the adapter's calibration does not hold.
 
     Attributes:
         base: the base model.
-        adapter: the adapter as it is on disk.
+        adapter: the adapter as read from disk.
 
     Raises:
-        NotCalibratedError: if the adapter's calibration is for another dtype or other contents, unless allowed.
+        NotCalibratedError: if the adapter's calibration is for another dtype or other contents, unless
+            allow_uncalibrated is set.
     """
 
     def __init__(self, base: BaseModel, adapter: Adapter, *, allow_uncalibrated: bool = False) -> None:
@@ -51,21 +52,21 @@ class Model:
 
     @property
     def name(self) -> str:
-        """What answers call the adapter."""
+        """The adapter's name in answers."""
         return self.adapter.name
 
     @property
     def choices(self) -> tuple[str, ...] | None:
-        """The fixed label set; None where each question brings its choices."""
+        """The fixed label set; None if each question brings its own choices."""
         return self.adapter.config.prompt.choices
 
     @property
     def calibration(self) -> "Calibration | None":
-        """What is proved about the adapter in this dtype, if anything is."""
+        """The adapter's calibration for this dtype; None without one."""
         return self._handle.calibration
 
     @overload
-    def predict(  # a text is an iterable of texts too
+    def predict(  # first, since a str is an iterable of str too
         self, questions: Question, *, choices: Sequence[str] | None = None, policy: Mapping[str, float] | None = None
     ) -> Prediction: ...
 
@@ -97,22 +98,22 @@ class Model:
         policy: Mapping[str, float] | None = None,
         errors: Literal["raise", "return"] = "raise",
     ) -> Prediction | Sequence[Prediction | BloraError]:
-        """Answer one question, or each of several; `answer` is None where the policy withholds it.
+        """Answer one question, or each of several; `answer` is None if the policy withholds it.
 
         Args:
-            questions: a text, or a dict with `prompt`, `question` or `messages`, and `choices` of its own if need be;
-                other fields do not count. Or several of these.
-            choices: for questions without any; by default the adapter's fixed ones.
-            policy: what decides in place of the adapter's own policy: a `target_risk` of its calibration, or thresholds
-                such as `min_confidence`.
-            errors: what to do with a question that cannot be answered: raise its error, or return that in its place.
+            questions: one question or several. A question is a text, or a dict with `prompt`, `question` or `messages`
+                and optionally `choices`; other fields are ignored.
+            choices: choices for questions without any; by default the adapter's fixed ones.
+            policy: policy in place of the adapter's own: a `target_risk` of its calibration, or thresholds such as
+                `min_confidence`.
+            errors: whether to raise the error of a question that cannot be answered, or return it in the list.
 
         Returns:
-            A prediction, the same as the server's and its client's; for several questions a list in their order.
+            A prediction, of the same type as the server's and its client's; for several questions a list in order.
 
         Raises:
-            PromptError: naming the part of a question that is at fault.
-            NumericalError: if the model gives numbers that are not finite.
+            PromptError: if a question is invalid; `param` names the part at fault.
+            NumericalError: if the model returns numbers that are not finite.
         """
         if isinstance(questions, str | Mapping):
             [outcome] = answer_all(self.base, self._handle, [questions], choices=choices, policy=policy)
@@ -138,12 +139,12 @@ class Model:
 
         Args:
             rows: as for `blora.train`.
-            columns: the names in the rows of columns that are called otherwise.
-            split: of a hub data set.
-            limit: rows from the top, None for all.
+            columns: the rows' names for columns with other names, as for `blora.train`.
+            split: split of a hub data set.
+            limit: number of rows to use, from the top; None for all.
 
         Raises:
-            DataError: naming each malformed row.
+            DataError: if rows are malformed; the message names each of them.
         """
         from blora.training.data import read_examples
         from blora.training.evaluate import evaluate_nested
@@ -169,23 +170,24 @@ class Model:
         split: str = "test",
         limit: int | None = None,
     ) -> "Calibration":
-        """Prove a threshold on rows that the adapter has not seen, keep it beside the adapter, and decide by it.
+        """Prove a threshold on rows that the adapter has not seen, store it, and use it as the adapter's policy.
 
-        The same as `blora calibrate`; calibration.json in the adapter's folder gets an entry for this dtype.
+        Does the same as `blora calibrate`: calibration.json in the adapter's folder gets an entry for this dtype.
 
         Args:
             rows: as for `blora.train`.
             target_risk: largest P(wrong | answered) of the policy.
-            delta: probability with which that may be missed all the same, over random samples of rows.
+            delta: probability, over random samples of rows, that the policy exceeds target_risk nevertheless.
             coverage: smallest P(the right choice is in the prediction set).
-            seed: of the division into rows that choose thresholds and rows that prove them.
-            score: that gets the threshold; by default the one that lets most of the choosing rows be answered.
-            columns: the names in the rows of columns that are called otherwise.
-            split: of a hub data set.
-            limit: rows from the top, None for all.
+            seed: seed of the division into rows that choose thresholds and rows that prove them.
+            score: score that gets the threshold; by default the score with the highest expected coverage on the
+                choosing rows.
+            columns: the rows' names for columns with other names, as for `blora.train`.
+            split: split of a hub data set.
+            limit: number of rows to use, from the top; None for all.
 
         Raises:
-            DataError: if rows are malformed, come twice, or were used to make the adapter.
+            DataError: if rows are malformed, are duplicates, or were used to make the adapter.
             ConfigError: if there are too few rows, or they do not prove the target.
         """
         from blora.decision.calibration import Goal
@@ -203,7 +205,7 @@ class Model:
         """Write posterior draws as plain LoRA folders, as `blora export` does.
 
         Args:
-            output: a new folder, in which draw-000, draw-001 ... are written.
+            output: a new folder, which gets the subfolders draw-000, draw-001 ...
             n_samples: number of draws; the adapter's own by default.
 
         Raises:
@@ -228,7 +230,7 @@ class Model:
         }
 
     def _served(self) -> AdapterHandle:
-        """Return the adapter with its draws and with what is proved of it now."""
+        """Return a handle of the adapter, with its draws and its current calibration."""
         return handle_of(
             self.adapter,
             device=self.base.device,
@@ -238,7 +240,7 @@ class Model:
 
 
 def _shown(in_force: InForce | None) -> str:
-    """Return the policy in words."""
+    """Return a description of a policy."""
     if in_force is None:
         return "no policy: every question is answered"
     limits = [f"{name} {value:.3g}" for name, value in in_force.policy.thresholds().items() if value is not None]

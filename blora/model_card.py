@@ -58,14 +58,14 @@ def model_card(config: AdapterConfig, name: str) -> str:
 
 
 def _hub_id(base_model: str) -> str | None:
-    """Return where the hub has a base model, None where it was loaded from a folder or file and nothing says."""
+    """Return the hub id of a base model; None if the model was loaded from a folder or file."""
     if base_model == EMBEDDED_ID:
         return EMBEDDED_HUB_ID
     return base_model if "/" in base_model else None
 
 
 def _with_peft(hub_id: str | None, base_model: str) -> list[str]:
-    """Return the section on plain PEFT, which has to be given the base model."""
+    """Return the section on use with plain PEFT, which needs the base model separately."""
     return [
         "",
         "## With plain PEFT",
@@ -96,12 +96,12 @@ def _scoring(prompt: PromptConfig) -> str:
 
 
 def _validation(training: Mapping[str, Any]) -> list[str]:
-    """Return the section with the newest figures: after tuning those of training are of another posterior."""
+    """Return the section with the latest metrics: after tuning, the metrics from training are out of date."""
     figures = training.get("validation", {})
     about: list[str] = []
     if tuning := training.get("tuning"):
         trial = next(trial for trial in tuning["trials"] if trial["scale"] == tuning["scale"])
-        fitted = ("temperature", "length_power", "lapse")  # told above
+        fitted = ("temperature", "length_power", "lapse")  # already in the first table
         figures = {name: tuning[name] for name in ("source", "digest", "n_examples")}
         figures |= {name: value for name, value in trial.items() if name not in fitted}
         about = ["", "After tuning, on the rows that chose the scale and the recalibration:"]
@@ -112,10 +112,13 @@ def _validation(training: Mapping[str, Any]) -> list[str]:
 
 
 def _policy(policy: Mapping[str, float] | None) -> str:
-    """What stays true when the adapter is calibrated later."""
+    """Return a description of the owner's policy that remains true when the adapter is calibrated later."""
     if not policy:
         return "none; thresholds may come from calibration.json"
-    return ", ".join(f"{name} {value:g}" for name, value in policy.items()) + "; those of a calibration.json come first"
+    return (
+        ", ".join(f"{name} {value:g}" for name, value in policy.items())
+        + "; thresholds in calibration.json take precedence"
+    )
 
 
 def _table(rows: dict[str, str]) -> list[str]:

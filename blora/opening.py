@@ -1,4 +1,4 @@
-"""An adapter together with the base model that it belongs to, ready to compute."""
+"""Loading of an adapter together with its base model."""
 
 import re
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def open_base(base_model: str, *, device: str, dtype: str) -> BaseModel:
-    """Return a base model that scores several choices in one row as it would score each alone.
+    """Load a base model and check that packing several choices into one row does not change their scores.
 
     Raises:
-        BaseModelError: if it does not load, or cannot do so.
+        BaseModelError: if the model does not load, or packing changes its scores.
     """
     base = load_base_model(base_model, device=device, dtype=dtype)
     check_packing(base)
@@ -31,17 +31,17 @@ def open_base(base_model: str, *, device: str, dtype: str) -> BaseModel:
 def open_adapter(
     path: Path, *, base_model: str | None, device: str, dtype: str, name: str | None = None
 ) -> tuple[BaseModel, Adapter]:
-    """Return an adapter, and its base model with the adapter's modules prepared for draws.
+    """Return a base model with an adapter's modules prepared for draws, and the adapter.
 
     Args:
         path: the adapter's folder.
-        base_model: see `load_base_model`; None for the one that the adapter was trained on.
+        base_model: see `load_base_model`; None for the model that the adapter was trained on.
         device: see `load_base_model`.
         dtype: see `load_base_model`.
-        name: what to call the adapter; its folder's name by default.
+        name: name of the adapter; the folder's name by default.
 
     Raises:
-        AdapterError: if there is no adapter of that base model.
+        AdapterError: if the folder holds no adapter of that base model.
         BaseModelError: if the base model does not load.
     """
     base = open_base(base_model or own_base_model(path), device=device, dtype=dtype)
@@ -51,10 +51,10 @@ def open_adapter(
 
 
 def own_base_model(path: Path) -> str:
-    """Return where to load the base model that an adapter was trained on, as `load_base_model` takes it.
+    """Return the `load_base_model` spec of the base model that an adapter was trained on.
 
     Raises:
-        AdapterError: if there is no adapter, or its base model came from a folder or a file.
+        AdapterError: if the folder holds no adapter, or the base model came from a folder or a file.
     """
     if not path.is_dir():
         raise AdapterError(f"got adapter {path}, expected an existing directory")
@@ -63,25 +63,25 @@ def own_base_model(path: Path) -> str:
         return EMBEDDED
     if "/" not in ref.id:
         raise AdapterError(
-            f"got adapter {path} of base model {ref.id!r}, which was loaded from a folder or a file, expected to be "
-            "told where that is: name it (--base-model, or base_model= in Python)"
+            f"got adapter {path} of base model {ref.id!r}, which was loaded from a folder or a file, expected its "
+            "path: pass it (--base-model, or base_model= in Python)"
         )
     return f"{ref.id}@{ref.revision}" if COMMIT.fullmatch(ref.revision or "") else ref.id
 
 
 def pick_dtype(dtype: str, device: torch.device, adapters: Sequence[Path], *, allow_uncalibrated: bool) -> str:
-    """Return the dtype to serve adapters in: the one named, or the device's first that all are calibrated for.
+    """Return the dtype to serve adapters in: the given one, or for auto the first one that suits all adapters.
 
-    An adapter without any calibration suits every dtype.
+    A dtype suits an adapter that is calibrated for it, and an adapter without any calibration.
 
     Args:
         dtype: float32, bfloat16, float16 or auto.
-        device: which the adapters are to be served on.
-        adapters: their folders.
-        allow_uncalibrated: whether auto may be a dtype in which a calibration does not hold.
+        device: device that will serve the adapters; its native dtypes are tried in order of preference.
+        adapters: the adapters' folders.
+        allow_uncalibrated: whether auto may fall back to a dtype for which a calibration does not hold.
 
     Raises:
-        NotCalibratedError: if there is none, naming the dtypes that there are.
+        NotCalibratedError: if no native dtype suits all adapters; the message names the calibrated dtypes.
     """
     if dtype != "auto":
         return dtype

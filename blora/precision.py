@@ -1,8 +1,7 @@
-"""What of a model is computed below float32, and in products of few shapes.
+"""Reduced precision: the modules that compute below float32, and padding that limits the shapes of their products.
 
-oneDNN, which multiplies below float32 on a processor, keeps about half a MiB for each number of rows that a weight has
-been multiplied with, and frees none of it. Where batches have any number of rows, that is hundreds of MiB. So rows are
-added until their number is one of a few.
+On CPUs oneDNN, which multiplies below float32, caches about half a MiB per weight and number of rows, and frees none of
+it. With arbitrary batch sizes the cache would grow to hundreds of MiB. Rows are therefore padded to one of a few sizes.
 """
 
 from collections.abc import Callable
@@ -19,12 +18,12 @@ from blora.posterior.layer import linear_shape
 
 __all__ = ["pad_rows", "rounded_modules", "set_precision"]
 
-# The number of rows is rounded up by an eighth at most, or to a multiple of the first.
+# The number of rows is rounded up to a multiple of LEAST_STEP, or by at most an eighth.
 LEAST_STEP, STEPS_PER_OCTAVE = 8, 8
 
 
 def pad_rows(rows: Tensor) -> Tensor:
-    """Return rows (N, D) with rows of zeros behind them, on a processor and below float32, where shapes are to be few.
+    """Return rows (N, D), padded with rows of zeros to one of a few sizes on a CPU below float32, else unchanged.
 
     >>> [len(pad_rows(torch.zeros(n, 1, dtype=torch.bfloat16))) for n in (5, 16, 100, 1025)]
     [8, 16, 104, 1152]
@@ -36,13 +35,13 @@ def pad_rows(rows: Tensor) -> Tensor:
 
 
 def _multiply(forward: Callable[[Tensor], Tensor], dtype: torch.dtype, x: Tensor) -> Tensor:
-    """Return a linear layer's output (..., d_out) in float32, of x (..., d_in) in the dtype."""
+    """Return a linear layer's output (..., d_out) in float32, computed from x (..., d_in) in the given dtype."""
     rows = x.to(dtype).flatten(0, -2)
     return forward(pad_rows(rows))[: len(rows)].float().view(*x.shape[:-1], -1)
 
 
 def set_precision(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Put the decoder's linear layers and experts into the dtype and everything else into float32."""
+    """Convert the decoder's linear layers and experts to the dtype, and everything else to float32."""
     low = set(rounded_modules(model)) if dtype != torch.float32 else set()
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
@@ -57,7 +56,7 @@ def set_precision(model: PreTrainedModel, dtype: torch.dtype) -> None:
 
 
 def rounded_modules(model: PreTrainedModel) -> list[nn.Module]:
-    """Return the modules whose weights `set_precision` rounds: linear layers but the output head, and experts."""
+    """Return the modules whose weights `set_precision` rounds: experts, and all linear layers except the head."""
     head = model.get_output_embeddings()
     return [
         module
@@ -68,9 +67,9 @@ def rounded_modules(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def _holds_experts(module: nn.Module) -> bool:
-    """Return whether a module owns stacks of matrices, one for each expert, and at most their biases beside them.
+    """Return whether a module owns stacked expert matrices, and no other parameters except their biases.
 
-    Recurrent layers own such stacks too, but also vectors or layers that must stay in float32; the kernel of a
+    Recurrent layers own such stacks too, but also vectors or submodules that must stay in float32; the kernel of a
     convolution has three dimensions as well.
     """
     dims = [parameter.ndim for parameter in module.parameters(recurse=False)]

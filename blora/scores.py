@@ -1,7 +1,8 @@
-"""The table of scores: how certain an answer is, from its draws to the reason to withhold it.
+"""The table of scores, which measure the certainty of an answer.
 
-Policies, requests, answers, reasons, flags, metrics and the dashboard are made from the rows below. To add a score, add
-its row. The client reads the table too and has no torch: a row computes with the methods of the tensors it is given.
+Policies, requests, answers, reasons, flags, metrics and the dashboard are generated from the rows below. To add a
+score, add its row. The client imports this table without torch, so a row may only call methods of the tensors that it
+is given.
 """
 
 from collections.abc import Callable
@@ -31,23 +32,24 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """A number that tells how certain an answer is.
+    """A number that measures the certainty of an answer.
 
     Attributes:
-        name: of the field in an answer.
-        high_is_certain: the direction. A score that is high where the answer is certain is a share, 1 at certainty;
-            any other is an uncertainty, 0 at certainty.
-        unit: of the values; empty for a share.
-        range: the least and the greatest value for a number of choices and a number of draws.
-        of: values (B,) from recalibrated probabilities (S, B, C), one slice per posterior draw.
-        parts: numbers (S, B, K) of each draw. The score is the least of their K means over the draws, so that the
-            scatter of the numbers bounds what further draws can change; see `blora.decision.stopping`.
-        rises_with_draws: whether few draws put the score too low, by up to the mutual information / (S - 1).
-        fewest_draws: that the score needs.
-        has_threshold: whether policies have a threshold on it; if not, answers report it and nothing else.
-        always_reported: whether the answers of every server have it. Scores added later are absent from older ones.
+        name: name of the field in an answer.
+        high_is_certain: whether high values mean certainty. Such a score is a share with 1 at certainty; any other
+            score is an uncertainty with 0 at certainty.
+        unit: unit of the values; empty for a share.
+        range: function from the numbers of choices and draws to the smallest and the largest possible value.
+        of: function from recalibrated probabilities (S, B, C), one slice per posterior draw, to values (B,).
+        parts: function from the same probabilities to numbers (S, B, K) for each draw. The score is the smallest of
+            the K means over draws, so that the spread of these numbers bounds the effect of further draws; see
+            `blora.decision.stopping`.
+        rises_with_draws: whether few draws underestimate the score, by up to the mutual information / (S - 1).
+        fewest_draws: smallest number of draws for which the score is defined.
+        has_threshold: whether policies have a threshold on the score; if not, answers only report it.
+        always_reported: whether the answers of every server version have the score; False for scores added later.
         meaning: a sentence for metrics and documents.
-        noun: what "is lower" or "is higher" in a sentence on the threshold.
+        noun: the subject of "is lower" or "is higher" in a sentence about the threshold.
     """
 
     name: str
@@ -65,7 +67,7 @@ class Score:
 
     @property
     def title(self) -> str:
-        """The name in words."""
+        """The name with spaces in place of underscores."""
         return self.name.replace("_", " ")
 
     @property
@@ -80,34 +82,34 @@ class Score:
 
     @property
     def reason(self) -> str:
-        """The name of the reason to abstain that a failed threshold is."""
+        """The name of the reason to abstain when the threshold fails."""
         return f"{'low' if self.high_is_certain else 'high'}_{self.name}"
 
     @property
     def failure(self) -> str:
-        """The clause that says when the threshold fails."""
+        """A clause that describes a failed threshold."""
         return f"the {self.noun} is {'lower' if self.high_is_certain else 'higher'}"
 
     @property
     def metric(self) -> str:
-        """The name of the histogram of its values."""
+        """The name of the Prometheus histogram of the values."""
         return f"blora_{self.name}_{self.unit}" if self.unit else f"blora_{self.name}"
 
     @property
     def greatest(self) -> float:
-        """The greatest value for any number of choices; the least is 0."""
+        """The largest value for any number of choices; the smallest is 0."""
         return 1.0 if self.high_is_certain else inf
 
     def values(self, probs: "Tensor") -> "Tensor":
-        """Return the score (B,) of probabilities (S, B, C), without what rounding puts beyond its range."""
-        return self.of(probs).clamp(0.0, self.greatest) + 0.0  # which makes 0.0 of -0.0
+        """Return the score (B,) of probabilities (S, B, C), clamped to its range against rounding."""
+        return self.of(probs).clamp(0.0, self.greatest) + 0.0  # turns -0.0 into 0.0
 
     def certainty(self, values: "Tensor") -> "Tensor":
-        """Return values turned so that higher is more certain; turning them again gives the values back."""
+        """Return values with the sign at which higher is more certain; applied twice, this returns the values."""
         return values if self.high_is_certain else -values
 
     def fails(self, value: float, threshold: float, tolerance: float = 0.0) -> bool:
-        """Return whether a value is less certain than a threshold, by more than a tolerance.
+        """Return whether a value is less certain than a threshold by more than a tolerance.
 
         >>> SCORES["confidence"].fails(0.7, threshold=0.8), SCORES["mutual_information"].fails(0.7, threshold=0.8)
         (True, False)
@@ -115,7 +117,7 @@ class Score:
         return value < threshold - tolerance if self.high_is_certain else value > threshold + tolerance
 
 
-# What the rows compute
+# Functions for the rows of the table
 
 
 def entropy(probs: "Tensor") -> "Tensor":
@@ -172,10 +174,10 @@ def mutual_information(probs: "Tensor") -> "Tensor":
 
 
 def leads(probs: "Tensor") -> "Tensor":
-    """Return by how much each draw has the leader before each choice, (S, B, C), from probs (S, B, C).
+    """Return the leader's lead over each choice under each draw, (S, B, C), from probs (S, B, C).
 
-    The leader is that of the mean. Its lead is 1 before itself and before choices that a row does not have, whose
-    probability is 0.
+    The leader is the most probable choice of the mean. The lead is set to 1 for the leader itself and for choices that
+    a row does not have, whose probability is 0.
     """
     mean = predictive_mean(probs)
     leader = mean.argmax(-1, keepdim=True)  # (B, 1)
@@ -184,13 +186,13 @@ def leads(probs: "Tensor") -> "Tensor":
 
 
 def _leader(probs: "Tensor") -> "Tensor":
-    """Return each draw's probability of the leader, (S, B, 1)."""
+    """Return the probability of the mean's leader under each draw, (S, B, 1)."""
     leader = predictive_mean(probs).argmax(-1, keepdim=True)
     return probs.gather(-1, leader.expand(len(probs), -1, -1))
 
 
 def _cross_entropy(probs: "Tensor") -> "Tensor":
-    """Return each draw's cross-entropy with the mean of the draws, (S, B): their mean is the predictive entropy."""
+    """Return each draw's cross-entropy with the mean of the draws, (S, B), whose mean is the predictive entropy."""
     return -probs.xlogy(predictive_mean(probs)).sum(-1)
 
 
@@ -200,8 +202,7 @@ def _draws(probs: "Tensor") -> "Tensor":
     return probs
 
 
-# The order is that of an answer's fields. Where two scores would let equally many questions be answered, calibration
-# takes the one that comes first.
+# Answers have their fields in this order. If two scores reach the same expected coverage, calibration takes the first.
 TABLE = (
     Score(
         name="confidence",
@@ -234,21 +235,21 @@ TABLE = (
         parts=lambda probs: entropy(probs)[..., None],
         has_threshold=False,
         always_reported=True,
-        meaning="The part of the entropy that remains whatever the weights.",
+        meaning="The part of the entropy that would remain if the weights were known.",
         noun="expected entropy, in nats,",
     ),
     Score(
         name="mutual_information",
         high_is_certain=False,
         unit="nats",
-        # It is the Jensen-Shannon divergence of the draws, which is at most ln S too.
+        # The mutual information is the Jensen-Shannon divergence of the draws, which is also at most ln S.
         range=lambda n_choices, n_samples: (0.0, log(min(n_choices, n_samples))),
         of=mutual_information,
         parts=lambda probs: (_cross_entropy(probs) - entropy(probs))[..., None],
         rises_with_draws=True,
         fewest_draws=2,
         always_reported=True,
-        meaning="The part of the entropy that comes from not knowing the weights.",
+        meaning="The part of the entropy that comes from uncertainty about the weights.",
         noun="mutual information, in nats,",
     ),
     Score(
@@ -257,13 +258,13 @@ TABLE = (
         range=lambda *_: (0.0, 1.0),
         of=lambda probs: -predictive_mean(probs).topk(2).values.diff()[..., 0],
         parts=leads,  # further draws may make any other choice the second one
-        meaning="Probability of the leading choice less that of the second one.",
+        meaning="Difference in probability between the leading choice and the second one.",
         noun="margin between the two leading choices",
     ),
 )
 
 SCORES = {score.name: score for score in TABLE if score.has_threshold}
-"""The scores that a threshold may be on, by name."""
+"""The scores on which policies have thresholds, by name."""
 
 if TYPE_CHECKING:
     ScoreName = str
@@ -272,5 +273,5 @@ else:
 
 
 def scores_of(probs: "Tensor") -> "dict[ScoreName, Tensor]":
-    """Return the scores that a threshold may be on, (N,) each, from probs (S, N, C); of few draws those they allow."""
+    """Return the values (N,) of each score in `SCORES` that S draws suffice for, from probs (S, N, C)."""
     return {name: score.values(probs) for name, score in SCORES.items() if len(probs) >= score.fewest_draws}

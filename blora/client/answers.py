@@ -1,6 +1,7 @@
-"""Answers of a server to a question, with their uncertainty, and the one shape of every error.
+"""Models of a server's answers, with their uncertainty, and of its errors.
 
-The server builds its answers from these classes, clients read them. A field that a newer server adds is ignored.
+The server builds its answers from these classes, and clients parse answers with them. Unknown fields, as from a newer
+server, are ignored.
 """
 
 from typing import Any, Literal
@@ -26,31 +27,31 @@ __all__ = [
 
 
 class Answer(BaseModel):
-    """Base of every part of an answer."""
+    """Base class of every part of an answer."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
 
 class AdapterRef(Answer):
-    """Adapter that answered, with digests of its contents."""
+    """The adapter that answered, with digests of its contents."""
 
     name: str
     digest: str = Field(description="SHA-256 of its contents: weights, posterior and settings.")
     calibration_digest: str | None = Field(
         default=None,
-        description="SHA-256 of what decides about its answers: the calibration in force and the policy. It changes "
-        "when either does, whereas `digest` does not. Absent from servers that do not know it.",
+        description="SHA-256 of the calibration in force and the policy, which together decide whether to abstain. "
+        "Changes when either does, whereas `digest` does not. Absent in answers of older servers.",
     )
 
     @property
     def pin(self) -> str:
-        """This adapter as a request names it to be answered by exactly the same one, under the same calibration."""
+        """The adapter's name for a request that must get exactly this adapter, under the same calibration."""
         calibration = "" if self.calibration_digest is None else f"+{self.calibration_digest}"
         return f"{self.name}@{self.digest}{calibration}"
 
 
 class ChoiceProbability(Answer):
-    """One choice: mean and standard deviation of its probability over the draws."""
+    """A choice, with the mean and the standard deviation of its probability over the draws."""
 
     choice: str
     probability: float = Field(ge=0, le=1)
@@ -58,7 +59,7 @@ class ChoiceProbability(Answer):
 
 
 class AbstainReason(Answer):
-    """One threshold that the prediction did not meet."""
+    """A threshold that the prediction did not meet."""
 
     reason: str
     value: float
@@ -70,23 +71,23 @@ _Thresholds: Any = create_model("_Thresholds", __base__=Answer, **_THRESHOLDS)
 
 
 class PolicyInForce(_Thresholds):  # type: ignore[misc]  # a type checker cannot read the table
-    """The thresholds that were applied, and whose they are; only those that are set appear."""
+    """The policy that was applied, and its source; only thresholds that are set appear."""
 
     target_risk: float | None = Field(
-        default=None, description="P(wrong | answered) that the threshold was proved not to exceed."
+        default=None, description="Proved upper bound of P(wrong | answered) under the threshold."
     )
     source: Literal["request", "adapter"]
 
 
 class Usage(Answer):
-    """Tokens read and scored."""
+    """Numbers of prompt tokens and scored tokens."""
 
     prompt_tokens: int
     scored_tokens: int
 
 
 class Timing(Answer):
-    """Milliseconds spent waiting, and in the forward pass that held this input."""
+    """Milliseconds in the queue, and in the forward pass that computed this input."""
 
     queue_ms: float
     compute_ms: float
@@ -99,16 +100,16 @@ class _Leader(Answer):
     created: int = Field(description="Unix time in seconds.")
     model: str
     adapter: AdapterRef
-    answer: str | None = Field(description="The leader, or null where the server abstains.")
+    answer: str | None = Field(description="The leading choice, or null if the server abstains.")
     top_choice: str
     probabilities: list[ChoiceProbability] = Field(description="In the order of the choices.")
 
 
 def _reported(score: Score) -> tuple[Any, Any]:
-    """Return the type and the default of a score in an answer."""
+    """Return the type and the default of a score's field in an answer."""
     if score.always_reported:
         return float, ...
-    return float | None, Field(default=None, description=f"{score.meaning} Absent from servers that do not know it.")
+    return float | None, Field(default=None, description=f"{score.meaning} Absent in answers of older servers.")
 
 
 _SCORES: dict[str, Any] = {score.name: _reported(score) for score in TABLE}
@@ -116,11 +117,12 @@ _Scores: Any = create_model("_Scores", __base__=_Leader, **_SCORES)
 
 
 class Prediction(_Scores):  # type: ignore[misc]  # a type checker cannot read the table
-    """The answer, or `answer: null` and the reasons. Entropies and information are in nats."""
+    """A prediction with its answer, or `answer: null` and the reasons. Entropies and information are in nats."""
 
     prediction_set: list[str] | None = Field(
-        description="Choices that hold the right one with the probability that the adapter was calibrated for, at "
-        "least the leader; null where it was not, or not for this number of draws, seed, scoring or set of choices."
+        description="Set of choices that contains the right one with the calibrated probability, and always the "
+        "leading choice; null without a calibration, or if it does not cover this number of draws, seed, scoring or "
+        "set of choices."
     )
     abstained: bool
     abstain_reasons: list[AbstainReason]
@@ -130,18 +132,18 @@ class Prediction(_Scores):  # type: ignore[misc]  # a type checker cannot read t
     timing: Timing
     warnings: list[Literal["not_calibrated", "shadowed_choice"]] = Field(
         default=[],
-        description="Reasons for caution. not_calibrated: the adapter's calibration does not hold for it as it is "
-        "served, so that nothing is proved of its threshold. shadowed_choice: a choice begins with another one, and "
-        "the adapter scores choices without an end, so that the longer one can never win: rename one of them, or train "
-        "the adapter again. Absent where there are none.",
+        description="Reasons for caution. not_calibrated: the adapter's calibration does not hold for the way it is "
+        "served, so nothing is proved about its threshold. shadowed_choice: one choice is the beginning of another, "
+        "and the adapter scores choices without an end token, so that the longer one can never win: rename one of "
+        "them, or train the adapter again. Absent without warnings.",
     )
     feedback_requested: bool | None = Field(
         default=None,
-        description="Whether the outcome should be reported to /v1/feedback, drawn at random; only from a server that "
-        "asks for a share of all outcomes.",
+        description="Whether to report the outcome to /v1/feedback, chosen at random; only from a server that asks for "
+        "a share of all outcomes.",
     )
     samples: list[list[float]] | None = Field(
-        default=None, description="(draws, choices) probabilities; only with `return_samples`."
+        default=None, description="Probabilities by draw and choice; only with `return_samples`."
     )
 
     def __repr__(self) -> str:
@@ -154,13 +156,13 @@ class Prediction(_Scores):  # type: ignore[misc]  # a type checker cannot read t
 
 
 class Outcome(Answer):
-    """Result of reporting an outcome."""
+    """Response to a reported outcome."""
 
     correct: bool = Field(description="Whether the leading choice was the label.")
 
 
 class ErrorDetail(Answer):
-    """Description of an error: what is wrong, and what to do about it."""
+    """Description of an error and its remedy."""
 
     message: str
     type: str
@@ -169,6 +171,6 @@ class ErrorDetail(Answer):
 
 
 class ErrorBody(Answer):
-    """The one shape of every error."""
+    """Body of every error response."""
 
     error: ErrorDetail

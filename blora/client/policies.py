@@ -1,4 +1,4 @@
-"""When an application does not act on an answer, beside what the server already withholds.
+"""Client-side policies, by which an application withholds answers beyond the server's own abstention.
 
 >>> policy = AbstainBelow(0.8) | AbstainAbove(mutual_information=0.1)
 """
@@ -16,14 +16,14 @@ __all__ = ["AbstainAbove", "AbstainBelow", "AbstainPolicy"]
 
 
 class AbstainPolicy(ABC):
-    """A condition under which an answer is not to be used; `a | b` holds where either does, `a & b` where both do."""
+    """A condition for withholding an answer; `a | b` holds if either condition does, `a & b` if both do."""
 
     @abstractmethod
     def reasons(self, prediction: Prediction) -> tuple[AbstainReason, ...]:
-        """Why not to use the answer; empty where nothing speaks against it."""
+        """Return the reasons to withhold the answer; empty if the condition does not hold."""
 
     def apply(self, prediction: Prediction) -> Prediction:
-        """The prediction without its answer where the condition holds, the reasons added to the server's."""
+        """Return the prediction, without its answer and with the reasons added if the condition holds."""
         reasons = self.reasons(prediction)
         if not reasons:
             return prediction
@@ -40,7 +40,7 @@ class AbstainPolicy(ABC):
 
 
 class _Beyond(AbstainPolicy):
-    """Any of some scores is less certain than its threshold, which the field of the score's name holds."""
+    """Base of conditions that hold if any score is less certain than its threshold, a field of the score's name."""
 
     _scores: ClassVar[Sequence[Score]]
     _expected: ClassVar[str]
@@ -51,7 +51,7 @@ class _Beyond(AbstainPolicy):
             raise ValueError(f"got {self}, expected {self._expected}")
 
     def reasons(self, prediction: Prediction) -> tuple[AbstainReason, ...]:
-        """See AbstainPolicy."""
+        """Return the reasons, as described in AbstainPolicy."""
         return tuple(
             AbstainReason(reason=score.reason, value=value, threshold=limit)
             for score, limit in self._limits()
@@ -75,7 +75,7 @@ def _value(prediction: Prediction, score: Score) -> float:
 
 
 def _with_field_for_each(scores: Sequence[Score]) -> Any:
-    """Make the base of a condition on some scores, the first of which may be given without its name."""
+    """Return the base class of a condition on scores; the first score's threshold may be a positional argument."""
     fields = [(score.name, float | None, field(default=None, kw_only=place > 0)) for place, score in enumerate(scores)]
     return make_dataclass("_Limits", fields, bases=(_Beyond,), frozen=True, slots=True)
 
@@ -86,7 +86,7 @@ _UNCERTAINTIES = tuple(score for score in TABLE if not score.high_is_certain)
 
 @dataclass(frozen=True, slots=True)
 class AbstainBelow(_with_field_for_each(_SHARES)):  # type: ignore[misc]  # a type checker cannot read the table
-    """Any of the scores that are high where an answer is certain is lower than given: `AbstainBelow(confidence=0.8)`.
+    """Condition that any given share, such as the confidence, is below its limit: `AbstainBelow(confidence=0.8)`.
 
     The confidence, which is the leader's probability, needs no name: `AbstainBelow(0.8)`.
     """
@@ -97,7 +97,7 @@ class AbstainBelow(_with_field_for_each(_SHARES)):  # type: ignore[misc]  # a ty
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AbstainAbove(_with_field_for_each(_UNCERTAINTIES)):  # type: ignore[misc]
-    """Any of these uncertainties is higher than given, in nats: `AbstainAbove(mutual_information=0.1)`."""
+    """Condition that any given uncertainty is above its limit, in nats: `AbstainAbove(mutual_information=0.1)`."""
 
     _scores: ClassVar[Sequence[Score]] = _UNCERTAINTIES
     _expected: ClassVar[str] = "at least one threshold, each 0 or more"

@@ -1,4 +1,4 @@
-"""The policy that decides whether an answer may go out, and says why when it may not."""
+"""Abstention: policies of thresholds on scores, and the decision to give or withhold an answer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, make_dataclass
@@ -10,7 +10,7 @@ from blora.scores import SCORES, ScoreName
 
 __all__ = ["AbstainReason", "Decision", "Policy", "decide", "strictest"]
 
-# Probabilities come from float32; a value this close to its threshold is at the threshold, which is not abstaining.
+# Probabilities come from float32; a value this close to its threshold counts as equal to it, which is no abstention.
 TOLERANCE = 1e-6
 
 _Thresholds: Any = make_dataclass(
@@ -24,12 +24,12 @@ _Thresholds: Any = make_dataclass(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy(_Thresholds):  # type: ignore[misc]  # a type checker cannot read the table
-    """The threshold of each score in `blora.scores.SCORES`, as in `Policy(min_confidence=0.9)`; None is no threshold.
+    """A threshold for each score in `blora.scores.SCORES`, or None, as in `Policy(min_confidence=0.9)`.
 
-    Every threshold that is set must hold for an answer to go out.
+    An answer is given only if the prediction meets every threshold that is set.
 
     Attributes:
-        source: who set it.
+        source: whether a request or the adapter set the policy.
     """
 
     source: Literal["request", "adapter"] = "adapter"
@@ -48,20 +48,20 @@ class Policy(_Thresholds):  # type: ignore[misc]  # a type checker cannot read t
                 )
 
     def limits(self) -> dict[ScoreName, float]:
-        """Return the thresholds that are set, by the name of the score."""
+        """Return the thresholds that are set, by score name."""
         values = {name: getattr(self, score.threshold) for name, score in SCORES.items()}
         return {name: value for name, value in values.items() if value is not None}
 
     def thresholds(self) -> dict[str, float]:
-        """Return the thresholds that are set, by their own names."""
+        """Return the thresholds that are set, by threshold name, such as min_confidence."""
         return {SCORES[name].threshold: value for name, value in self.limits().items()}
 
     @classmethod
     def from_mapping(cls, thresholds: Mapping[str, float]) -> "Policy":
-        """Return the adapter owner's policy, from `bayesian_config.json`.
+        """Return an adapter owner's policy from the thresholds in `bayesian_config.json`.
 
         Raises:
-            ConfigError: if a name is unknown or a value out of range.
+            ConfigError: if a name is unknown or a value is out of range.
         """
         known = {score.threshold for score in SCORES.values()}
         if unknown := sorted(set(thresholds) - known):
@@ -70,7 +70,7 @@ class Policy(_Thresholds):  # type: ignore[misc]  # a type checker cannot read t
 
 
 def strictest(policies: Sequence[Policy]) -> Policy | None:
-    """Return the policy that withholds whatever one of several does; None for none.
+    """Return the policy that withholds an answer if any of several policies would; None for an empty sequence.
 
     >>> strictest([Policy(min_confidence=0.6), Policy(min_confidence=0.7, max_mutual_information=0.1)]).limits()
     {'confidence': 0.7, 'mutual_information': 0.1}
@@ -89,9 +89,9 @@ class AbstainReason:
     """One threshold that an answer failed.
 
     Attributes:
-        name: as in low_confidence or high_predictive_entropy.
-        value: what the prediction had.
-        threshold: what the policy asked for.
+        name: name of the reason, such as low_confidence or high_predictive_entropy.
+        value: the prediction's score.
+        threshold: the policy's threshold.
     """
 
     name: str
@@ -101,14 +101,14 @@ class AbstainReason:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Whether to withhold the answer, and every reason to."""
+    """Whether to withhold an answer, and all reasons."""
 
     abstained: bool
     reasons: tuple[AbstainReason, ...]
 
 
 def decide(prediction: Prediction, policy: Policy | None) -> Decision:
-    """Abstain where any threshold of the policy fails; exactly at a threshold is answering."""
+    """Return whether a prediction fails any threshold of a policy; a value equal to its threshold does not fail."""
     values, limits = prediction.scores(), policy.limits() if policy is not None else {}
     reasons = tuple(
         AbstainReason(SCORES[name].reason, values[name], limit)

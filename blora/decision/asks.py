@@ -1,8 +1,8 @@
-"""What calibration rows were asked to prove, so that a calibration states the chance of error of all asks together.
+"""The record of asks, attempts to prove a target on calibration rows, and their total error probability.
 
-Each ask proves a target that does not hold with probability delta at most. One of several asks of the same rows does so
-with probability at most the sum of their deltas, by the union bound, as long as the targets were planned and not read
-from these rows. A refused ask counts like any other; the same ask again is no other chance, and counts once.
+Each ask proves a false target with probability at most delta. By the union bound, the probability that any of several
+asks of the same rows does is at most the sum of their deltas, provided that the targets were planned and not chosen
+after looking at these rows. A refused ask counts like any other. A repeated ask has the same result and counts once.
 """
 
 import math
@@ -18,7 +18,7 @@ from blora.scores import ScoreName
 
 __all__ = ["Ask", "AskedRows", "check_total", "earlier_asks", "total_delta"]
 
-DIGITS = 12  # of a row's fingerprint, see `blora.training.overlap`
+DIGITS = 12  # length of a row's fingerprint, see `blora.training.overlap`
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _FINGERPRINTS = re.compile(f"([0-9a-f]{{{DIGITS}}})*")
@@ -29,10 +29,10 @@ class Ask:
     """An attempt to prove a target.
 
     Attributes:
-        target_risk: the selective error that was not to be exceeded.
-        delta: the probability with which this ask proves a target that does not hold.
-        seed: of the division of the rows into tuning and proof part.
-        score: that was to get the threshold; None where the tuning part chose it.
+        target_risk: the largest allowed selective error.
+        delta: the largest probability that this ask proves a false target.
+        seed: seed of the division of the rows into tuning and proof part.
+        score: the score for the threshold; None if the tuning part chose the score.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -50,14 +50,14 @@ class Ask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AskedRows:
-    """Rows on which an adapter was to be calibrated, and the asks of them.
+    """Calibration rows of an adapter, and the asks that used them.
 
     Attributes:
-        adapter_digest: of the adapter's contents.
-        digest: of the data as read.
-        n_rows: how many rows from its start were used.
-        fingerprints: of the rows' questions, 12 hex digits each without a separator; empty where they are not known.
-        asks: in their order.
+        adapter_digest: digest of the adapter's contents.
+        digest: digest of the data as read.
+        n_rows: number of rows used, from the start of the data.
+        fingerprints: fingerprints of the rows' questions, 12 hex digits each without a separator; empty if unknown.
+        asks: the asks in order.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -74,12 +74,12 @@ class AskedRows:
         )
 
     def same(self, other: "AskedRows") -> bool:
-        """Return whether these are the other rows, asked of the same adapter."""
+        """Return whether the other record has the same rows and the same adapter."""
         mine, others = ((rows.adapter_digest, rows.digest, rows.n_rows) for rows in (self, other))
         return mine == others
 
     def overlaps(self, other: "AskedRows") -> bool:
-        """Return whether a row is among the other rows, asked of the same adapter."""
+        """Return whether the other record has the same adapter and shares a row."""
         return self.adapter_digest == other.adapter_digest and (
             self.digest == other.digest or not self._questions().isdisjoint(other._questions())
         )
@@ -89,7 +89,7 @@ class AskedRows:
 
 
 def total_delta(asks: Iterable[Ask]) -> float:
-    """Return the probability with which any of several asks proves a target that does not hold, at most.
+    """Return an upper bound of the probability that any of several asks proves a false target.
 
     >>> total_delta([Ask(target_risk=0.15, delta=0.05, seed=0), Ask(target_risk=0.2, delta=0.05, seed=0)])
     0.1
@@ -98,12 +98,12 @@ def total_delta(asks: Iterable[Ask]) -> float:
 
 
 def earlier_asks(remembered: Iterable[AskedRows], rows: AskedRows, ask: Ask) -> tuple[Ask, ...]:
-    """Return the asks that add to the delta of a new one: those of overlapping rows, in their order, but itself.
+    """Return the earlier asks of overlapping rows, whose deltas add to the new ask's, without the new ask itself.
 
     Args:
-        remembered: all rows that were asked.
-        rows: of the new ask.
-        ask: the new one.
+        remembered: all rows of earlier asks.
+        rows: rows of the new ask.
+        ask: the new ask.
 
     Raises:
         ConfigError: if the deltas add up to 1 or more, so that nothing would be guaranteed.
@@ -116,10 +116,10 @@ def earlier_asks(remembered: Iterable[AskedRows], rows: AskedRows, ask: Ask) -> 
 
 
 def check_total(asks: Sequence[Ask]) -> None:
-    """Refuse asks after which nothing is guaranteed.
+    """Raise an error if the deltas of asks add up to 1 or more, which would guarantee nothing.
 
     Raises:
-        ConfigError: if their deltas add up to 1 or more.
+        ConfigError: if the deltas add up to 1 or more.
     """
     require(
         total_delta(asks) < 1,

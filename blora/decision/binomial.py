@@ -1,4 +1,4 @@
-"""Exact binomial mathematics: the lower tail, and the bound of a probability that follows from it.
+"""Exact binomial statistics: the lower tail probability, and the upper confidence bound that follows from it.
 
 References:
     Clopper and Pearson, 1934.
@@ -10,7 +10,7 @@ __all__ = ["binomial_cdf", "clopper_pearson"]
 
 
 def binomial_cdf(k: int, n: int, p: float) -> float:
-    """P(X <= k) for X ~ Binomial(n, p).
+    """Return P(X <= k) for X ~ Binomial(n, p).
 
     >>> round(binomial_cdf(1, 3, 0.5), 12)
     0.5
@@ -21,7 +21,7 @@ def binomial_cdf(k: int, n: int, p: float) -> float:
 
 
 def clopper_pearson(k: int, n: int, delta: float) -> float:
-    """The exact upper bound of a probability after k events in n trials, too low with a probability of at most delta.
+    """Return the exact upper confidence bound of a probability at level 1 - delta, after k events in n trials.
 
     >>> round(clopper_pearson(0, 59, 0.05), 4)
     0.0495

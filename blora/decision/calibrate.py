@@ -1,4 +1,4 @@
-"""The making of a calibration: what labelled rows prove about an adapter."""
+"""Calibration of an adapter from labelled rows: proved levels, conformal quantiles and descriptive curves."""
 
 from collections.abc import Sequence
 
@@ -44,22 +44,22 @@ def calibrate(
     forms: Sequence[FormName],
     earlier: Sequence[Ask] = (),
 ) -> Calibration:
-    """What labelled rows prove about an adapter.
+    """Return the calibration that labelled rows prove for an adapter.
 
     Args:
         log_probs: (S, N, C) under every draw of the adapter's bank, -inf for choices that a row does not have.
         labels: (N,) indices of the right choices.
-        binding: what was scored; its temperature and its lapse rate are applied.
-        goal: what is to be proved. Its seed has to be fixed beforehand too.
-        source: where the rows came from.
-        digest: of the rows as read.
-        split: which split they are.
-        forms: in which requests would ask such questions.
-        earlier: asks of overlapping rows before this one, whose deltas add to its own.
+        binding: identity and settings of the scored adapter, whose temperature and lapse rate are applied.
+        goal: the target to prove. All of its fields, the seed included, must be fixed before any row is seen.
+        source: origin of the rows.
+        digest: digest of the rows as read.
+        split: name of the rows' split.
+        forms: forms of requests for such questions.
+        earlier: earlier asks of overlapping rows, whose deltas add to this ask's delta.
 
     Raises:
-        ShapeError: if the shapes do not fit, or the draws are not those of the binding.
-        DataError: if a row has fewer than two choices, or its label is none of them.
+        ShapeError: if the shapes do not fit, or the number of draws differs from the binding's n_samples.
+        DataError: if a row has fewer than two choices, or its label is not one of its choices.
         NumericalError: if a probability is not finite.
         ConfigError: if there are too few rows, or they do not prove the target.
     """
@@ -109,7 +109,7 @@ def calibrate(
 
 
 def _check_rows(log_probs: Tensor, labels: Tensor, binding: Binding) -> Tensor:
-    """The number of choices of every row, (N,), once draws, choices and labels fit together."""
+    """Return each row's number of choices, (N,), after checks of draws, choices and labels."""
     if log_probs.ndim != 3 or labels.shape != log_probs.shape[1:2]:
         raise ShapeError(
             f"got log-probabilities {tuple(log_probs.shape)} and labels {tuple(labels.shape)}, "
@@ -138,7 +138,7 @@ def _check_rows(log_probs: Tensor, labels: Tensor, binding: Binding) -> Tensor:
 
 
 def _stages(probs: Tensor, labels: Tensor, stop_error: float | None, score: ScoreName | None) -> list[Stage]:
-    """The rows at every look, from probs (S, N, C), with one score or all there are."""
+    """Return the rows' scores and errors at every look, from probs (S, N, C), for the given score or for all."""
     if score is not None and score not in scores_of(probs):
         raise ConfigError(f"got score {score} for a single draw, expected one that a single draw has: use confidence")
 
@@ -154,7 +154,7 @@ def _stages(probs: Tensor, labels: Tensor, stop_error: float | None, score: Scor
 
 
 def _answers(probs: Tensor, policy: Policy, stop_error: float | None) -> tuple[Tensor, dict[ScoreName, Tensor]]:
-    """The posterior predictive (N, C) and the scores (N,) of each row under as many draws as its decision takes."""
+    """Return the posterior predictive (N, C) and the scores (N,), each row under the draws taken until it stops."""
     mean, scores = predictive_mean(probs), scores_of(probs)
     if stop_error is None:
         return mean, scores
@@ -168,7 +168,7 @@ def _answers(probs: Tensor, policy: Policy, stop_error: float | None) -> tuple[T
 
 
 def _nonconformity(probs: Tensor, labels: Tensor, stop_error: float | None) -> Tensor:
-    """The greatest of all looks, (N,): prediction sets hold whenever a policy has the draws stop."""
+    """Return each row's largest nonconformity over all looks, (N,), so that sets are valid wherever draws stop."""
     seen = [nonconformity(predictive_mean(probs[:look]), labels) for look in _looks(len(probs), stop_error)]
     return torch.stack(seen).amax(0)
 
@@ -178,13 +178,13 @@ def _looks(n_samples: int, stop_error: float | None) -> list[int]:
 
 
 def _first(flags: Tensor) -> int | None:
-    """The first row that is flagged (N,), if any is."""
+    """Return the index of the first flagged row of (N,), or None."""
     found = flags.nonzero()
     return int(found[0, 0]) if len(found) else None
 
 
 def _quantiles(scores: Tensor, default: float) -> tuple[ConformalQuantile, ...]:
-    """Those of the standard coverages for which there are rows enough, and that of the default one."""
+    """Return the conformal quantiles of the standard coverages and the default coverage, None with too few rows."""
     return tuple(
         ConformalQuantile(
             coverage=coverage,
@@ -197,7 +197,8 @@ def _quantiles(scores: Tensor, default: float) -> tuple[ConformalQuantile, ...]:
 
 
 def _not_proved(n_rows: int, goal: Goal, spent: float) -> str:
-    # No target is named that these rows would have proved: one that was read from the rows no sum of deltas covers.
+    # The message names no target that these rows would have proved: the sum of deltas does not cover a target that was
+    # chosen after looking at the rows.
     return (
         f"got target_risk {goal.target_risk}, which these {n_rows} rows do not prove at delta {goal.delta}, expected "
         f"one that they prove. The rows are used up at delta {spent:g}: another ask of them adds its delta to that, "

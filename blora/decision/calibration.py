@@ -1,9 +1,9 @@
-"""What was proved about an adapter: one calibration, and what it holds for.
+"""The record of a calibration: proved levels, conformal quantiles, and the binding for which they hold.
 
-A calibration holds for exactly what it was made with, its `Binding` and the kind of its `CalibrationRows`, and says
-nothing about other draws, another dtype or other contents. Its numbers are not proved again when its file is read: the
-digest of `calibration.json` says that they are those `blora calibrate` wrote, and the bounds here keep numbers out with
-which a server could not work.
+A calibration holds only for its `Binding` and for questions like its `CalibrationRows`, and says nothing about other
+draws, another dtype or other contents. The proofs are not repeated when the file is read: the digest of
+`calibration.json` shows that the file is as `blora calibrate` wrote it, and the field limits here reject numbers that
+would break a server.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ __all__ = ["CURVE_POINTS", "Binding", "Calibration", "CalibrationRows", "Conform
 FormName = Literal["prompt", "messages"]
 
 CURVE_POINTS = 100
-# Levels, quantiles or bins that a card can show.
+# Limit for levels, quantiles or bins, so that a calibration card stays readable.
 MAX_ENTRIES = 100
 MAX_ROWS = 10_000_000
 
@@ -40,14 +40,14 @@ Choices = Annotated[int, Field(ge=2, le=MAX_ROWS)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
-    """What a calibration is to prove, fixed before any row is seen.
+    """The target of a calibration, fixed before any row is seen.
 
     Attributes:
-        target_risk: the selective error of the default policy.
-        delta: the probability with which a proved target may be missed all the same.
-        coverage: the probability with which the default prediction sets hold the right choice.
-        seed: of the division of the rows into tuning and proof part.
-        score: that gets the thresholds; None lets the tuning part choose.
+        target_risk: largest allowed selective error of the default policy.
+        delta: largest probability of proving a target that does not hold.
+        coverage: smallest probability that a default prediction set holds the right choice.
+        seed: seed of the division of the rows into tuning and proof part.
+        score: score for the thresholds; None lets the tuning part choose.
     """
 
     target_risk: float = 0.05
@@ -58,18 +58,18 @@ class Goal:
 
     def __post_init__(self) -> None:
         require(0 < self.coverage < 1, f"coverage = {self.coverage}", "a number between 0 and 1")
-        _ = self.ask  # which refuses a target, a delta or a seed out of range
+        _ = self.ask  # checks the ranges of target, delta and seed
 
     @property
     def ask(self) -> Ask:
-        """The part of the goal that rows may fail to prove."""
+        """The goal as an ask, without the coverage, which needs no proof."""
         return Ask(target_risk=self.target_risk, delta=self.delta, seed=self.seed, score=self.score)
 
     def check_rows(self, n_rows: int) -> None:
-        """Make sure that a number of rows can reach the goal at all.
+        """Raise an error if a number of rows is too small for the goal, even without wrong answers.
 
         Raises:
-            ConfigError: naming the number of rows needed.
+            ConfigError: if there are too few rows; the message names the number needed.
         """
         for name, needed in (
             (f"target_risk {self.target_risk} at delta {self.delta}", rows_needed(self.target_risk, self.delta)),
@@ -83,17 +83,17 @@ class Goal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Binding:
-    """What a calibration holds for; it is compared with what is served, field by field.
+    """Identity and settings of the adapter for which a calibration holds; a server compares every field.
 
     Attributes:
-        adapter_digest: of the adapter's contents.
-        dtype: of the base model, as in bfloat16.
+        adapter_digest: digest of the adapter's contents.
+        dtype: dtype of the base model, such as bfloat16.
         n_samples: draws behind each answer.
-        seed: of the sample bank that they are.
-        scoring: how choices are scored.
-        temperature: of the probabilities.
-        lapse: the share of guesses that they allow for.
-        stop_error: what may be risked by stopping before all draws are seen, None where all always are.
+        seed: seed of the sample bank.
+        scoring: scoring of choices.
+        temperature: temperature of the probabilities.
+        lapse: lapse rate of the probabilities.
+        stop_error: error probability of early stopping; None without early stopping.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -109,7 +109,7 @@ class Binding:
 
     @classmethod
     def of(cls, config: AdapterConfig, *, adapter_digest: str, dtype: str) -> "Binding":
-        """Return that of an adapter which is served as its config says."""
+        """Return the binding of an adapter that is served according to its config."""
         sampling = config.sampling
         return cls(
             adapter_digest=adapter_digest,
@@ -125,19 +125,19 @@ class Binding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationRows:
-    """The rows that a calibration was made with.
+    """Description of the rows behind a calibration.
 
     Attributes:
         source: file name or hub id.
-        digest: of the rows as read.
-        split: which split it is.
-        forms: in which requests ask such questions: as a prompt, as messages, or both.
-        fewest_choices: that a row has.
-        most_choices: that a row has.
-        n_rows: how many rows were used.
-        n_tuning: of these, how many chose the scores and the order of the thresholds.
-        n_proof: how many proved.
-        seed: of the division between the two.
+        digest: digest of the rows as read.
+        split: name of the split.
+        forms: forms of requests for such questions: prompt, messages, or both.
+        fewest_choices: smallest number of choices in a row.
+        most_choices: largest number of choices in a row.
+        n_rows: number of rows used.
+        n_tuning: number of rows in the tuning part, which chose the score and the order of the thresholds.
+        n_proof: number of rows in the proof part, which tested the thresholds.
+        seed: seed of the division into the two parts.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -155,14 +155,17 @@ class CalibrationRows:
 
     @property
     def n_choices(self) -> str:
-        """How many choices the rows have, in words, as in "3" or "2 to 5"."""
+        """The rows' number of choices as text, such as "3" or "2 to 5"."""
         same = self.fewest_choices == self.most_choices
         return str(self.most_choices) if same else f"{self.fewest_choices} to {self.most_choices}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConformalQuantile:
-    """Choices whose probability is at least 1 - quantile form sets of this coverage; None with too few rows."""
+    """A conformal quantile: the choices of probability at least 1 - quantile form sets of the stated coverage.
+
+    The quantile is None if there were too few rows.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
@@ -174,25 +177,25 @@ class ConformalQuantile:
 class Calibration:
     """One entry of `calibration.json`.
 
-    Levels and quantiles were proved on the proof part; each guarantee is one of its own. The bins, the curve and the
+    Levels and quantiles come from the proof part, and each is a separate guarantee. The bins, the curve and the
     histogram describe all rows.
 
     Attributes:
-        binding: what it holds for.
-        rows: what it was made with.
-        delta: the probability with which a proved level may be missed all the same: the sum over all asks.
-        asks: of these rows and of rows that overlap with them, this calibration's own ask last, at whose delta the
-            levels were proved; where none is given, its own alone.
-        target_risk: of the level that is the default policy.
-        coverage: of the prediction sets in answers.
-        levels: by rising target.
-        quantiles: by rising coverage.
-        reliability: 15 bins of equal width of the confidence.
+        binding: the adapter and settings for which the calibration holds.
+        rows: the rows behind the calibration.
+        delta: largest probability that a proved level does not hold, summed over all asks.
+        asks: asks of these rows and of overlapping rows. The last one is this calibration's own, whose delta the levels
+            were proved at; by default this calibration's ask alone.
+        target_risk: target of the default level, which is the default policy.
+        coverage: coverage of the prediction sets in answers.
+        levels: levels by rising target.
+        quantiles: quantiles by rising coverage.
+        reliability: 15 confidence bins of equal width.
         curve: (coverage, selective risk) by the default level's score, at most 100 points by rising coverage.
-        entropy: of the predictive entropy, in nats: what later questions can be compared with.
+        entropy: histogram of the predictive entropy, in nats, for comparison with later questions.
 
     Raises:
-        ConfigError: if the default level or the default quantile is missing, without which nothing could be answered.
+        ConfigError: if the default level or the default quantile is missing, since no question could be answered.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -216,28 +219,28 @@ class Calibration:
         require(
             any(level.target_risk == self.target_risk for level in self.proved()),
             f"default target_risk = {self.target_risk}",
-            "that of a proved level",
+            "the target of a proved level",
         )
         require(
             any(entry.coverage == self.coverage and entry.quantile is not None for entry in self.quantiles),
             f"default coverage = {self.coverage}",
-            "that of a quantile",
+            "the coverage of a quantile",
         )
 
     def proved(self) -> tuple[Level, ...]:
-        """The levels that have a threshold."""
+        """Return the proved levels, which have a threshold."""
         return tuple(level for level in self.levels if level.threshold is not None)
 
     def level(self, target_risk: float) -> Level | None:
-        """The proved level of a target, if there is one."""
+        """Return the proved level of a target, or None."""
         return next((level for level in self.proved() if abs(level.target_risk - target_risk) < 1e-9), None)
 
     @property
     def default_level(self) -> Level:
-        """The level that is the adapter's own policy."""
+        """The level of the adapter's default policy."""
         return next(level for level in self.levels if level.target_risk == self.target_risk)
 
     @property
     def quantile(self) -> float:
-        """Of the prediction sets in answers."""
+        """The conformal quantile for the prediction sets in answers."""
         return next(q.quantile for q in self.quantiles if q.coverage == self.coverage and q.quantile is not None)

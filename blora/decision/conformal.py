@@ -1,8 +1,8 @@
-"""Prediction sets that hold the right choice with a stated probability: split-conformal prediction.
+"""Split-conformal prediction: prediction sets that hold the right choice with a stated probability.
 
-The score of a row is one minus the probability of its label, known as LAC. The sets hold every choice whose own score
-does not exceed a quantile of the scores of held-out rows; they then hold the right choice of a further question with a
-probability of at least the coverage, for any model and any number of rows, if that question is exchangeable with them.
+The nonconformity score of a row is one minus the probability of its label (LAC). A prediction set holds every choice
+whose score does not exceed a quantile of the scores of held-out rows. The set for a new question that is exchangeable
+with these rows holds the right choice with a probability of at least the coverage, for any model and number of rows.
 
 References:
     Vovk, Gammerman and Shafer, 2005.
@@ -21,7 +21,7 @@ __all__ = ["conformal_quantile", "nonconformity", "prediction_sets", "proof_rows
 
 
 def nonconformity(probs: Tensor, labels: Tensor) -> Tensor:
-    """One minus the probability of the label, (B,), from the predictive mean (B, C) and labels (B,)."""
+    """Return one minus the label's probability, (B,), from the predictive mean (B, C) and labels (B,)."""
     if probs.ndim != 2 or labels.shape != probs.shape[:1]:
         raise ShapeError(
             f"got probabilities {tuple(probs.shape)} and labels {tuple(labels.shape)}, expected (B, C) and (B,)"
@@ -30,7 +30,7 @@ def nonconformity(probs: Tensor, labels: Tensor) -> Tensor:
 
 
 def proof_rows_needed(coverage: float) -> int:
-    """The fewest rows from which sets of a coverage can be had.
+    """Return the smallest number of held-out rows that allows prediction sets of a coverage.
 
     >>> proof_rows_needed(0.9)
     9
@@ -39,11 +39,11 @@ def proof_rows_needed(coverage: float) -> int:
 
 
 def conformal_quantile(scores: Tensor, coverage: float) -> float:
-    """The ceil((n + 1) coverage)-th smallest of n scores.
+    """Return the ceil((n + 1) coverage)-th smallest of n scores.
 
     Args:
-        scores: (n,) of held-out rows.
-        coverage: probability with which sets are to hold the right choice.
+        scores: (n,) nonconformity scores of held-out rows.
+        coverage: smallest probability that a set holds the right choice.
 
     Raises:
         ConfigError: if there are too few rows for the coverage.
@@ -58,11 +58,11 @@ def conformal_quantile(scores: Tensor, coverage: float) -> float:
 
 
 def prediction_sets(probs: Tensor, quantile: float) -> Tensor:
-    """Which choices belong to the set of each question; the most probable one always does.
+    """Return a mask of the choices in each question's prediction set, which always holds the most probable choice.
 
     Args:
         probs: (B, C) predictive mean. A choice that a question does not have is in its set only if every choice is.
-        quantile: of `conformal_quantile`.
+        quantile: result of `conformal_quantile`.
 
     Returns:
         (B, C) bool.

@@ -1,4 +1,4 @@
-"""The pictures of how good probabilities are, as numbers: reliability bins, the risk-coverage curve, and the AUROC."""
+"""Data for plots of calibration and selection: reliability bins, the risk-coverage curve, and the AUROC."""
 
 from dataclasses import asdict, dataclass
 from typing import Annotated
@@ -17,12 +17,12 @@ __all__ = ["ReliabilityBin", "auroc", "reliability", "risk_coverage"]
 
 @dataclass(frozen=True, slots=True)
 class ReliabilityBin:
-    """The answers whose confidence lies in one bin.
+    """A bin of a reliability diagram: the answers whose confidence lies in one interval.
 
     Attributes:
-        count: how many.
-        confidence: their mean confidence, None where there are none.
-        accuracy: the share of them that is right, None where there are none.
+        count: number of answers.
+        confidence: mean confidence, None without answers.
+        accuracy: share of right answers, None without answers.
     """
 
     count: Annotated[int, Field(le=2**53)]
@@ -34,7 +34,7 @@ class ReliabilityBin:
         require(
             self.count >= 0 and len(shares) == (2 if self.count else 0),
             f"a reliability bin of {self.count} answers with confidence {self.confidence}, accuracy {self.accuracy}",
-            "a count of at least 0, with both where there are answers and neither where there are none",
+            "a count of at least 0, with both numbers if there are answers and neither if there are none",
         )
         require(
             all(0 <= share <= 1 + TOLERANCE for share in shares),
@@ -43,12 +43,12 @@ class ReliabilityBin:
         )
 
     def to_dict(self) -> dict[str, int | float | None]:
-        """By name, for a result file."""
+        """Return the fields by name, for a result file."""
         return asdict(self)
 
 
 def reliability(probs: Tensor, labels: Tensor, n_bins: int = N_BINS) -> list[ReliabilityBin]:
-    """The bins (k/n, (k+1)/n] of the confidence that `ece` sums over, in rising order.
+    """Return the confidence bins (k/n, (k+1)/n] of `ece`, in rising order.
 
     The mean over answers of |accuracy - confidence| of their bin is the expected calibration error.
 
@@ -85,21 +85,22 @@ def reliability(probs: Tensor, labels: Tensor, n_bins: int = N_BINS) -> list[Rel
 
 
 def risk_coverage(score: Tensor, correct: Tensor, points: int = 100) -> list[list[float]]:
-    """The error among the answers that are kept, by the share that is kept, most trusted first.
+    """Return the risk-coverage curve: the error among the kept answers by the share kept, most certain first.
 
     Answers of equal score count with their mean error, so that the order of rows does not matter. With no more
-    answers than points every coverage k / B is there, and the mean risk is the AURC; else they are evenly spaced.
+    answers than points, the curve has every coverage k / B and the mean risk is the AURC; otherwise the coverages are
+    evenly spaced.
 
     Args:
-        score: (B,), higher is more trusted.
+        score: (B,), higher is more certain.
         correct: (B,) bool.
-        points: at most as many.
+        points: largest number of points.
 
     Returns:
         [coverage, selective risk] pairs of rising coverage; the last has coverage 1.
 
     Raises:
-        ShapeError: if the two are not of one length, or empty.
+        ShapeError: if score and correct differ in length, or are empty.
         NumericalError: if a score is not finite.
         ConfigError: if points is below 1.
 
@@ -122,17 +123,17 @@ def risk_coverage(score: Tensor, correct: Tensor, points: int = 100) -> list[lis
 
 
 def auroc(score: Tensor, positive: Tensor) -> float | None:
-    """The probability that a positive scores above a negative, ties counted half; 0.5 is chance.
+    """Return the probability that a positive scores above a negative, ties counted half; 0.5 is chance.
 
     Args:
-        score: (N,), higher where it should be positive.
+        score: (N,), higher for likely positives.
         positive: (N,) bool.
 
     Returns:
-        In [0, 1]; None where all are positive or none is, for then there is nothing to tell apart.
+        The AUROC in [0, 1]; None if all are positive or all negative, for which it is undefined.
 
     Raises:
-        ShapeError: if the two are not of one length, or empty.
+        ShapeError: if score and positive differ in length, or are empty.
         NumericalError: if a score is not finite.
 
     References:
@@ -149,7 +150,7 @@ def auroc(score: Tensor, positive: Tensor) -> float | None:
         return None
     _, group, counts = torch.unique(score, return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()
-    rank = (last - (counts - 1) / 2)[group]  # from 1, the mean over equal scores
+    rank = (last - (counts - 1) / 2)[group]  # 1-based; ties get their mean rank
     above = rank[positive].sum().item() - n_positive * (n_positive + 1) / 2
     return float(above / (n_positive * n_negative))
 
@@ -160,4 +161,4 @@ def _check(score: Tensor, flag: Tensor) -> None:
             f"got scores {tuple(score.shape)} and flags {tuple(flag.shape)}, expected (B,) and (B,), B >= 1"
         )
     if not bool(score.isfinite().all()):
-        raise NumericalError("got scores that are not finite, expected finite ones, which have an order")
+        raise NumericalError("got scores that are not finite, expected finite ones, which can be ranked")

@@ -1,4 +1,4 @@
-"""Whether the questions of today look like those of the calibration, judged by how uncertain the answers are."""
+"""Drift detection: comparison of recent predictive entropies with their distribution at calibration."""
 
 import math
 from collections import deque
@@ -9,16 +9,16 @@ from blora.decision.histogram import Histogram, entropy_histogram
 
 __all__ = ["DriftWindow", "population_stability_index"]
 
-# Neighbouring bins are joined until they hold a tenth of what is expected: emptier ones are mostly noise.
+# Neighbouring bins are joined until each holds a tenth of the expected counts; emptier bins are mostly noise.
 LEAST_SHARE = 0.1
 WINDOW, LEAST, STEP = 1000, 200, 20
 
 
 def population_stability_index(expected: tuple[int, ...], observed: tuple[int, ...]) -> float:
-    """Sum of (o - e) ln(o / e) over the shares of each bin, half a count added to all: 0 where they agree.
+    """Return the sum of (o - e) ln(o / e) over the shares of each bin; 0 means that the shares agree.
 
-    By custom up to 0.1 is no shift to speak of, above 0.25 a large one. Of n and m counts in B bins that agree, chance
-    makes about (B - 1)(1/n + 1/m).
+    Half a count is added to each bin. By convention an index up to 0.1 means no notable shift, above 0.25 a large one.
+    For n and m counts of the same distribution in B bins, the expected index is about (B - 1)(1/n + 1/m).
 
     >>> population_stability_index((50, 50), (500, 500))
     0.0
@@ -30,10 +30,10 @@ def population_stability_index(expected: tuple[int, ...], observed: tuple[int, .
 
 
 class DriftWindow:
-    """The predictive entropies of the last thousand answers beside those of the calibration.
+    """Sliding window over the predictive entropies of the last thousand answers, compared with the calibration.
 
     Args:
-        calibration: their histogram at calibration.
+        calibration: histogram of the predictive entropies at calibration.
     """
 
     def __init__(self, calibration: Histogram) -> None:
@@ -44,17 +44,17 @@ class DriftWindow:
         self._n_added = 0
 
     def add(self, predictive_entropy: float) -> None:
-        """One more answer, in nats; the oldest leaves."""
+        """Add an answer's predictive entropy in nats; a full window drops the oldest."""
         self._entropies.append(predictive_entropy)
         self._n_added += 1
 
     @property
     def due(self) -> bool:
-        """Return whether it is worth another look, every twentieth time: one answer more or less changes little."""
+        """Whether to compute the index again: after every twentieth answer, since single answers change it little."""
         return self._n_added % STEP == 0
 
     def index(self) -> float | None:
-        """The population stability index, None before there are 200 answers."""
+        """Return the population stability index, or None before there are 200 answers."""
         if len(self._entropies) < LEAST:
             return None
         observed = entropy_histogram(torch.tensor(list(self._entropies)), self._n_choices)
@@ -73,7 +73,11 @@ def _shares(counts: tuple[int, ...]) -> list[float]:
 
 
 def _groups(counts: tuple[int, ...]) -> list[int]:
-    """The group of each bin: each has its share but the last, and the first where nothing is expected so low."""
+    """Return the group of each bin.
+
+    Groups are formed from the lowest bin up and closed at LEAST_SHARE of the counts, so the last one may hold less.
+    Empty bins at the low end are a group of their own, with no expected counts.
+    """
     least = max(1.0, LEAST_SHARE * sum(counts))
     first = next((index for index, count in enumerate(counts) if count), 0)
     groups, current, held = [0] * first, int(first > 0), 0

@@ -1,4 +1,4 @@
-"""A histogram of predictive entropies, which later questions can be compared with."""
+"""Histograms of predictive entropies, for comparing later questions with the calibration."""
 
 import math
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ N_ENTROPY_BINS = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Histogram:
-    """Counts between ascending edges, of which there is one more."""
+    """Counts of values between ascending edges, with one edge more than counts."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -30,18 +30,18 @@ class Histogram:
         require(
             bool(self.counts) and len(self.edges) == len(self.counts) + 1 and ascending,
             f"{len(self.edges)} edges of {len(self.counts)} counts",
-            "some counts, and ascending edges, one more than these",
+            "some counts, and ascending edges, one more than counts",
         )
         require(min(self.counts) >= 0, f"a count of {min(self.counts)}", "none below 0")
 
 
 def entropy_edges(n_choices: int) -> tuple[float, ...]:
-    """The 21 edges of 20 equal bins from 0 to ln C, the most that C choices can have, in nats."""
+    """Return the 21 edges of 20 equal bins from 0 to ln C, the largest entropy of C choices, in nats."""
     return tuple(index * math.log(n_choices) / N_ENTROPY_BINS for index in range(N_ENTROPY_BINS + 1))
 
 
 def entropy_histogram(entropies: Tensor, n_choices: int) -> Histogram:
-    """Counts of entropies (N,), in nats, between the edges of `entropy_edges`.
+    """Return the histogram of entropies (N,), in nats, with the edges of `entropy_edges`.
 
     >>> entropy_histogram(torch.tensor([0.0, 0.01, 0.69]), 2).counts[::19]
     (2, 1)

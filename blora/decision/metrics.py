@@ -1,7 +1,7 @@
-"""How good probabilities are: NLL, Brier, ECE, accuracy, the area under the risk-coverage curve.
+"""Metrics of predictive probabilities: accuracy, NLL, Brier score, ECE, area under the risk-coverage curve.
 
 Every metric takes the predictive mean (B, C), already averaged over draws, and labels (B,). Choices that a
-question does not have carry probability zero. Numbers that are not finite are refused.
+question does not have must have probability zero. Numbers that are not finite are refused.
 """
 
 from dataclasses import asdict, dataclass
@@ -15,7 +15,7 @@ from blora.errors import NumericalError, ShapeError
 __all__ = ["Metrics", "accuracy", "aurc", "brier", "ece", "metrics", "nll", "refuse_rows"]
 
 N_BINS = 15
-# The smallest probability that enters a logarithm: that of float32, for a draw that is sure and wrong.
+# Lower limit for probabilities in a logarithm, against log 0 for a confident wrong draw: the smallest float32.
 SMALLEST = torch.finfo(torch.float32).tiny
 
 
@@ -29,7 +29,7 @@ def _check(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def refuse_rows(rows: Tensor, got: str, expected: str) -> None:
-    """Raises if any of the rows (B,) is marked."""
+    """Raise a NumericalError if any of the rows (B,) is marked."""
     if bool(rows.any()):
         marked = rows.nonzero().flatten().tolist()
         raise NumericalError(
@@ -44,19 +44,19 @@ def _confidence(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def accuracy(probs: Tensor, labels: Tensor) -> float:
-    """Share of questions whose most probable choice is right."""
+    """Return the share of questions whose most probable choice is right."""
     return _confidence(*_check(probs, labels))[1].mean().item()
 
 
 def nll(probs: Tensor, labels: Tensor) -> float:
-    """Mean negative log-probability of the label, in nats."""
+    """Return the mean negative log-probability of the label, in nats."""
     probs, labels = _check(probs, labels)
     picked = probs.gather(1, labels[:, None])
     return float(-picked.clamp_min(SMALLEST).log().mean())
 
 
 def brier(probs: Tensor, labels: Tensor) -> float:
-    """Mean squared distance between the probabilities and the one-hot label, in [0, 2] (Brier, 1950)."""
+    """Return the mean squared distance between the probabilities and the one-hot label, in [0, 2] (Brier, 1950)."""
     probs, labels = _check(probs, labels)
     one_hot = torch.nn.functional.one_hot(labels, probs.shape[1])
     return (probs - one_hot).square().sum(-1).mean().item()
@@ -65,13 +65,13 @@ def brier(probs: Tensor, labels: Tensor) -> float:
 def ece(
     probs: Tensor, labels: Tensor, n_bins: int = N_BINS, binning: Literal["equal_width", "adaptive"] = "equal_width"
 ) -> float:
-    """Expected calibration error of the confidence (Naeini et al., 2015; Guo et al., 2017).
+    """Return the expected calibration error of the confidence (Naeini et al., 2015; Guo et al., 2017).
 
     Args:
         probs: (B, C).
         labels: (B,).
         n_bins: number of bins.
-        binning: equal_width bins (k/n, (k+1)/n], or adaptive ones of equal counts.
+        binning: equal_width for bins (k/n, (k+1)/n], adaptive for bins of equal counts.
 
     Returns:
         Mean |accuracy - confidence| over bins, weighted by their counts, in [0, 1].
@@ -89,9 +89,9 @@ def ece(
 
 
 def aurc(probs: Tensor, labels: Tensor) -> float:
-    """Area under the risk-coverage curve with the confidence as score (Geifman et al., 2019; arXiv:1805.08206).
+    """Return the area under the risk-coverage curve of the confidence (Geifman et al., 2019; arXiv:1805.08206).
 
-    The mean, over every coverage k / B, of the error among the k most confident answers. Answers of equal
+    The area is the mean, over every coverage k / B, of the error among the k most confident answers. Answers of equal
     confidence count with their mean error, so that the order of rows does not matter.
     """
     confidence, correct = _confidence(*_check(probs, labels))
@@ -101,7 +101,7 @@ def aurc(probs: Tensor, labels: Tensor) -> float:
 
 
 def _tied_mean(confidence: Tensor, values: Tensor) -> Tensor:
-    """Each value replaced by the mean over the rows of equal confidence, (B,)."""
+    """Return each value's mean over the rows of equal confidence, (B,)."""
     _, group, counts = torch.unique(confidence, return_inverse=True, return_counts=True)
     means: Tensor = torch.zeros(len(counts), dtype=values.dtype).index_add(0, group, values) / counts
     return means[group]
@@ -109,7 +109,7 @@ def _tied_mean(confidence: Tensor, values: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """All of this module, for one set of predictions."""
+    """All metrics of this module for one set of predictions."""
 
     accuracy: float
     nll: float
@@ -119,12 +119,12 @@ class Metrics:
     aurc: float
 
     def to_dict(self) -> dict[str, float]:
-        """By name."""
+        """Return the metrics by name."""
         return asdict(self)
 
 
 def metrics(probs: Tensor, labels: Tensor) -> Metrics:
-    """Every metric of the predictive mean (B, C) against labels (B,).
+    """Return every metric of the predictive mean (B, C) against labels (B,).
 
     Raises:
         ShapeError: if the shapes do not fit.

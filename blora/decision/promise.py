@@ -1,20 +1,19 @@
-"""Whether a promised selective risk is kept, by a test that may be looked at after every outcome.
+"""Anytime-valid test of a promised selective risk, which may be evaluated after every outcome.
 
-Under the promise each answer is wrong with probability at most r, whatever came before. Then for every theta > r the
-product of (theta / r)^x ((1 - theta) / (1 - r))^(1 - x) over outcomes x, 1 for wrong, is a non-negative
-supermartingale, and so is its mean over a prior of theta, here a Beta(1/2, 1/2) cut to (r, 1). By Ville's inequality it
-ever reaches 1 / alpha with probability at most alpha, however often it is looked at.
+Under the promise each answer is wrong with probability at most r, given all earlier outcomes. Then for every theta > r
+the product of (theta / r)^x ((1 - theta) / (1 - r))^(1 - x) over outcomes x, 1 for wrong, is a non-negative
+supermartingale. Its mean over a prior of theta, here a Beta(1/2, 1/2) truncated to (r, 1), is one too. By Ville's
+inequality this mean ever reaches 1 / alpha with probability at most alpha, at any number of evaluations.
 
-All of that assumes that an outcome is reported with the same probability, and as soon, whether the answer was right or
-wrong: report all outcomes, or all outcomes of a random sample of the answers. Where mostly complaints are reported, a
-promise that is kept is called broken.
+The test assumes that an outcome is reported with the same probability, and with the same delay, whether the answer was
+right or wrong: report all outcomes, or all outcomes of a random sample of the answers. If mostly complaints are
+reported, the test calls a kept promise broken.
 
-An outcome may be corrected. The counts are then those of the corrected sequence, and the product of these is what it
-would have been had each outcome been reported rightly at first; so the bound holds for the corrected outcomes too,
-however often one looks. What was concluded before, from counts in which a right answer was a wrong one, rests on
-something that never happened, and is dropped: the promise is called broken again as soon as the corrected counts say
-so. Where a right answer becomes a wrong one nothing is dropped, for that makes the product larger at every time.
-Corrections too must come whichever way they go.
+Outcomes may be corrected. The counts are then the counts of the corrected sequence, and the product is the same as if
+each outcome had been reported correctly at first, so the bound also holds for corrected outcomes at any number of
+evaluations. A correction from wrong to right drops an earlier rejection, since its counts held an error that never
+happened; the promise is called broken again as soon as the corrected counts reject it. A correction from right to wrong
+drops nothing, since it makes the product larger at every time. Corrections in both directions must be reported alike.
 
 References:
     Howard, Ramdas, McAuliffe, Sekhon, 2021. arXiv:1810.08240. Waudby-Smith, Ramdas, 2024. arXiv:2010.09686.
@@ -34,11 +33,11 @@ PRIOR = 0.5
 class Promise:
     """Outcomes of answers under one promise, and the evidence against the promise.
 
-    Assumes that the outcomes are those of all answers, or of a random sample of them.
+    The test assumes outcomes of all answers, or of a random sample of them.
 
     Args:
-        target_risk: r, the promised probability of a wrong answer.
-        alpha: the probability with which a promise that is kept may be called broken, ever.
+        target_risk: r, the promised upper bound of the probability of a wrong answer.
+        alpha: the largest probability that a kept promise is ever called broken.
     """
 
     def __init__(self, target_risk: float, alpha: float = 0.05) -> None:
@@ -52,16 +51,16 @@ class Promise:
         self._broken = False
 
     def add(self, *, wrong: bool) -> None:
-        """One more outcome."""
+        """Add one outcome."""
         self.observe(self.n_outcomes + 1, self.n_wrong + wrong, self.n_cleared)
 
     def observe(self, n_outcomes: int, n_wrong: int, n_cleared: int) -> None:
-        """The outcomes as they are now, of which others may have counted some.
+        """Set the current counts, which may include outcomes that other processes counted.
 
         Args:
-            n_outcomes: answers whose outcome is known.
-            n_wrong: those that were wrong, corrections included.
-            n_cleared: how many corrections from wrong to right there have been.
+            n_outcomes: number of answers with a known outcome.
+            n_wrong: number of wrong answers, after corrections.
+            n_cleared: number of corrections from wrong to right.
         """
         cleared = n_cleared > self.n_cleared
         self.n_outcomes, self.n_wrong, self.n_cleared = n_outcomes, n_wrong, n_cleared
@@ -69,19 +68,19 @@ class Promise:
 
     @property
     def broken(self) -> bool:
-        """Whether the evidence against the promise has been enough since an outcome was last corrected to right."""
+        """Whether the test has rejected the promise since the last correction from wrong to right."""
         return self._broken
 
     @property
     def realised_risk(self) -> float | None:
-        """Share of wrong answers so far."""
+        """The share of wrong answers, None without outcomes."""
         return self.n_wrong / self.n_outcomes if self.n_outcomes else None
 
     @property
     def lower_bound(self) -> float:
-        """A risk that the true one exceeds, at all times together with probability 1 - alpha.
+        """A lower confidence bound of the true risk, valid at all times together with probability 1 - alpha.
 
-        For answers that are all wrong with the same probability.
+        The bound assumes that every answer is wrong with the same probability.
         """
         low, high = 0.0, self.realised_risk or 0.0
         while high - low > 1e-6:
@@ -93,7 +92,7 @@ class Promise:
         """Return whether the mixture has reached 1 / alpha against this risk."""
         wrong, right = self.n_wrong, self.n_outcomes - self.n_wrong
         beyond = betaincc(PRIOR + wrong, PRIOR + right, risk)
-        if beyond == 0:  # to the last digit all evidence is for less
+        if beyond == 0:  # to float precision the posterior lies below the risk
             return False
         mixed = betaln(PRIOR + wrong, PRIOR + right) + math.log(beyond)
         prior = betaln(PRIOR, PRIOR) + math.log(betaincc(PRIOR, PRIOR, risk))

@@ -1,10 +1,11 @@
-"""How finely scores can be told apart: no finer than the batch that a question is computed in moves them.
+"""The grid for thresholds, as coarse as the change in a score when a question is computed in another batch.
 
-What a score lacks to certainty, as 1 - confidence or an entropy, moves in proportion to itself while it is not tiny. Of
-the demo's test tickets, asked alone and among others, bfloat16 moved 1 - confidence by up to 2 % of itself, the
-predictive entropy by up to 1 %, the mutual information by up to 7 %; float32 moved each by less than 0.01 %. Below some
-value there is nothing but rounding: a mutual information of 0.00005 nats says how the draws were rounded, not what they
-think. So thresholds lie on a grid, from `least` on, whose neighbours are one `step` apart.
+The distance of a score to certainty, as 1 - confidence or an entropy, changes by a nearly constant share of itself
+unless it is tiny. For the demo's test tickets, asked alone and among others, bfloat16 changed 1 - confidence by up to
+2 % of itself, the predictive entropy by up to 1 %, and the mutual information by up to 7 %; float32 changed each by
+less than 0.01 %. Very small values are rounding noise: a mutual information of 0.00005 nats reflects the rounding of
+the draws, not their disagreement. Thresholds therefore lie on a geometric grid that starts at `least` and grows by
+`step`.
 """
 
 import math
@@ -14,24 +15,24 @@ from torch import Tensor
 
 __all__ = ["Resolution", "resolution_of"]
 
-# So little beyond a point of the grid is that point.
+# Tolerance in grid steps: a value this little beyond a grid point counts as that point.
 SLACK = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """The grid on which thresholds lie.
+    """A geometric grid for thresholds.
 
     Attributes:
-        least: the smallest distance to certainty that a threshold may allow, as 1 - confidence, or in nats.
-        step: of the grid, as a share of the value.
+        least: smallest grid point, a distance to certainty, as 1 - confidence, or in nats.
+        step: relative distance between neighbouring grid points.
     """
 
     least: float
     step: float
 
     def loosen(self, uncertainty: Tensor) -> Tensor:
-        """Return the next point of the grid that allows each uncertainty.
+        """Return the smallest grid point at or above each uncertainty.
 
         >>> import torch
         >>> [round(point, 6) for point in Resolution(0.001, 0.1).loosen(torch.tensor([0.00005, 0.00105])).tolist()]
@@ -46,5 +47,5 @@ COARSE, FINE = Resolution(least=1e-3, step=0.1), Resolution(least=1e-4, step=1e-
 
 
 def resolution_of(dtype: str) -> Resolution:
-    """Return the grid for answers of a base model in this dtype, as in bfloat16."""
+    """Return the grid for a base model's dtype, such as bfloat16."""
     return COARSE if dtype in ("bfloat16", "float16") else FINE

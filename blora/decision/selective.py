@@ -1,14 +1,15 @@
-"""A threshold on an uncertainty under which the selective error P(wrong | answered) is proved to be small.
+"""Selective prediction: thresholds that are proved to keep the selective error P(wrong | answered) below a target.
 
-Rows that played no part in making the adapter are divided at random, by a seed. The tuning part, a quarter, chooses a
-score and puts the score's values into an order: first the threshold that is most likely to be proved, then ever looser
-ones. The proof part tests along that order, each time exactly and at level delta, whether the selective error exceeds
-the target, and stops at the first threshold for which that cannot be rejected. The last rejected one is taken.
+Rows that were not used to make the adapter are divided at random by a seed. The tuning part, a quarter, chooses a score
+and the order in which thresholds are tested: first the threshold that is most likely to be proved, then ever looser
+ones. The proof part tests, in that order, the hypothesis that the selective error exceeds the target, each time exactly
+and at level delta, and stops at the first threshold for which the hypothesis cannot be rejected. The result is the last
+threshold for which it was rejected.
 
-The order is fixed before a score or a label of the proof part is seen, so this is fixed-sequence testing: a threshold
-whose selective error exceeds the target is taken with a probability of at most delta, exactly and for any number of
-rows. It is so for one target, one delta and one seed that were fixed beforehand, and for questions that come from where
-the rows came from: the rows have to be independent draws of the questions to be answered.
+The order is fixed before a score or a label of the proof part is seen, so this is fixed-sequence testing: the
+probability that the resulting threshold's selective error exceeds the target is at most delta, exactly and for any
+number of rows. The guarantee holds for one target, one delta and one seed that were fixed beforehand, and for questions
+from the same distribution: the rows have to be independent draws of the questions to be answered.
 
 References:
     Geifman and El-Yaniv, 2017. arXiv:1705.08500
@@ -36,27 +37,27 @@ from blora.scores import SCORES, Score, ScoreName
 __all__ = ["Evidence", "Level", "ScoreName", "Stage", "certify", "rows_for_proof", "rows_needed", "split_rows"]
 
 MAX_CANDIDATES = 200
-# Rows times thresholds that are counted at once.
+# Limit for rows times thresholds in one step of the counting.
 CHUNK_ELEMENTS = 2**22
-# Weight of all tuning rows in what is expected of those under one threshold.
+# Weight of the overall tuning error, in rows, in the expected error under one threshold.
 PRIOR_ROWS = 2
 
 
 def rows_for_proof(n_proof: int) -> int:
-    """The fewest rows whose proof part holds `n_proof`."""
+    """Return the smallest number of rows whose proof part has `n_proof` rows."""
     return max(4, n_proof + (n_proof - 1) // 3)
 
 
 def rows_needed(target_risk: float, delta: float) -> int:
-    """The fewest rows with which a target can be proved, if not one answer is wrong."""
+    """Return the smallest number of rows that can prove a target, if no answer is wrong."""
     return rows_for_proof(math.ceil(math.log(delta) / math.log1p(-target_risk)))
 
 
 def split_rows(n_rows: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of the tuning part, a quarter, and of the proof part.
+    """Return the row indices of the tuning part, a quarter, and of the proof part.
 
-    The order is that of the sha256 of "seed,row" in decimals: it depends on every bit of the seed, and on neither the
-    version of a library nor the machine, so that anyone can divide the rows again.
+    Rows are sorted by the SHA-256 of "seed,row" in decimals. The order depends on every bit of the seed, and on neither
+    library versions nor the machine, so that anyone can reproduce the division.
 
     Raises:
         ConfigError: if there are fewer than four rows.
@@ -67,7 +68,7 @@ def split_rows(n_rows: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 class Counts(NamedTuple):
-    """Of one part under one threshold: how many rows are answered, and how many of these answers are wrong."""
+    """Numbers of answered rows and of wrong answers in one part under one threshold."""
 
     answered: int
     wrong: int
@@ -75,13 +76,13 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What N questions would be answered after some of the draws, or after all of them.
+    """Scores and errors of N questions after some of the draws, or after all of them.
 
     Attributes:
-        scores: (N,) values of each score that may be chosen; of equally good ones the first is.
-        wrong: (N,) whether the most probable choice of each is not the right one.
-        reach: (N,) for each score: a question whose score is within this of the threshold goes on to the next stage.
-            The last stage has none, for it decides on all that are left.
+        scores: (N,) values of each candidate score; among equally good scores the first is chosen.
+        wrong: (N,) whether the most probable choice of each question is wrong.
+        reach: (N,) for each score: a question whose score is within this distance of the threshold goes on to the next
+            stage. Empty in the last stage, which decides on all remaining questions.
     """
 
     scores: Mapping[ScoreName, Tensor]
@@ -91,7 +92,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """The thresholds that one score may get, tightest first, in the score's own unit, and what each would do."""
+    """Candidate thresholds of one score, tightest first, in the score's own unit, with the counts of both parts."""
 
     score: ScoreName
     thresholds: tuple[float, ...]
@@ -101,7 +102,7 @@ class Candidates:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Everything that a proof looks at."""
+    """Sizes of the two parts, and the candidate thresholds of each score with their counts."""
 
     n_tuning: int
     n_proof: int
@@ -109,12 +110,12 @@ class Evidence:
 
     @classmethod
     def gather(cls, stages: Sequence[Stage], *, seed: int, resolution: Resolution | None = None) -> "Evidence":
-        """Divides the rows and counts.
+        """Return the evidence from divided and counted rows.
 
         Args:
-            stages: of the same rows, by rising number of draws; a single one where all draws are always seen.
-            seed: of the division into tuning and proof part.
-            resolution: of the thresholds; None takes the tuning part's values as they are.
+            stages: stages of the same rows, by rising number of draws; a single stage without early stopping.
+            seed: seed of the division into tuning and proof part.
+            resolution: grid for the thresholds; None uses the tuning part's values as thresholds.
 
         Raises:
             ShapeError: if the shapes differ.
@@ -144,18 +145,19 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Level:
-    """One target, and the threshold under which it was proved, if there is one.
+    """One target, and the threshold that proves it, if there is one.
 
     Attributes:
-        target_risk: the selective error that is not to be exceeded.
-        score: what the threshold is on, as the tuning part chose it.
-        expected_coverage: the share of questions that the tuning part expected to be answered; 0 if it expected no
-            proof to succeed.
-        threshold: in the score's own unit; None if nothing was proved, and then so are the following.
+        target_risk: largest allowed selective error.
+        score: score of the threshold, chosen by the tuning part.
+        expected_coverage: share of answered questions predicted from the tuning part; 0 if no proof was expected to
+            succeed.
+        threshold: threshold in the score's own unit. None if nothing was proved; then coverage, error and upper_bound
+            are None too.
         coverage: share of the proof part that is answered.
-        error: share of these answers that are wrong.
-        upper_bound: the Clopper-Pearson bound of their probability at level delta, at most target_risk. The guarantee
-            is for target_risk: this bound was looked at more than once.
+        error: share of wrong answers among the answered rows of the proof part.
+        upper_bound: Clopper-Pearson bound, at level delta, of the probability of a wrong answer; at most target_risk.
+            The guarantee is for target_risk, not for this bound, because the proof tests several thresholds.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -189,7 +191,7 @@ class Level:
             self.policy()
 
     def policy(self, source: Literal["request", "adapter"] = "adapter") -> Policy:
-        """The threshold as a policy.
+        """Return the threshold as a policy.
 
         Raises:
             ConfigError: if nothing was proved.
@@ -198,7 +200,10 @@ class Level:
         return Policy(**{SCORES[self.score].threshold: self.threshold}, source=source)
 
     def answers(self, values: Tensor) -> Tensor:
-        """Which questions are answered, (N,) bool, given their values of the level's score; none if none was proved."""
+        """Return a mask (N,) of the answered questions, from their values of the level's score.
+
+        Without a proved threshold no question is answered.
+        """
         if self.threshold is None:
             return torch.zeros_like(values, dtype=torch.bool)
         limit = torch.tensor(self.threshold, dtype=torch.float64)
@@ -207,12 +212,12 @@ class Level:
 
 
 def certify(evidence: Evidence, *, target_risk: float, delta: float) -> Level:
-    """The loosest threshold that is proved to keep the selective error at or below the target.
+    """Return the level of a target, with the loosest threshold that is proved to keep the selective error within it.
 
     Args:
-        evidence: the divided rows.
-        target_risk: the selective error not to be exceeded.
-        delta: the probability with which it may be exceeded all the same.
+        evidence: counts of the divided rows.
+        target_risk: largest allowed selective error.
+        delta: largest probability of proving a threshold that exceeds it.
     """
     plans = [(_plan(candidates, evidence, target_risk, delta), candidates) for candidates in evidence.candidates]
     plan, candidates = max(plans, key=lambda pair: (pair[0].coverage, -pair[0].p_value))
@@ -236,7 +241,7 @@ def certify(evidence: Evidence, *, target_risk: float, delta: float) -> Level:
 
 
 class _Plan(NamedTuple):
-    """Where along one score's thresholds testing starts, its expected p-value, and the coverage it should reach."""
+    """Test plan for one score: index of the first tested threshold, its expected p-value, and the expected coverage."""
 
     start: int
     p_value: float
@@ -244,9 +249,9 @@ class _Plan(NamedTuple):
 
 
 def _plan(candidates: Candidates, evidence: Evidence, target_risk: float, delta: float) -> _Plan:
-    """What the tuning part expects of a score: its counts, scaled up to the proof part's size, give the p-values.
+    """Return the test plan for a score from the tuning part's counts, scaled up to the size of the proof part.
 
-    The few rows under a tight threshold are lucky too easily, so errors are shrunk towards those of all rows.
+    Error rates under tight thresholds rest on few rows, so they are shrunk towards the error rate of all rows.
     """
     scale = evidence.n_proof / evidence.n_tuning
     everything = candidates.tuning[-1]
@@ -263,12 +268,12 @@ def _plan(candidates: Candidates, evidence: Evidence, target_risk: float, delta:
 
 
 def _p_value(counts: Counts, target_risk: float) -> float:
-    """Of the hypothesis that a wrong answer is at least as probable as the target: how likely so few of them are."""
+    """Return the p-value of the hypothesis that an answer is wrong with a probability of at least the target."""
     return binomial_cdf(counts.wrong, counts.answered, target_risk) if counts.answered else 1.0
 
 
 def _limits(score: Score, uncertainty: Tensor, resolution: Resolution | None) -> Tensor:
-    """Return the distinct values that rows have, tightest first, on the grid; the loosest one allows all of them."""
+    """Return the rows' distinct uncertainties on the grid, tightest first; the loosest allows every row."""
     limits = uncertainty
     if resolution is not None:
         certain = -1.0 if score.high_is_certain else 0.0
@@ -279,14 +284,14 @@ def _limits(score: Score, uncertainty: Tensor, resolution: Resolution | None) ->
 
 
 def _spread(values: Tensor) -> Tensor:
-    """At most MAX_CANDIDATES of the values, evenly spaced, the last one among them."""
+    """Return at most MAX_CANDIDATES of the values, evenly spaced, with the last one included."""
     if len(values) <= MAX_CANDIDATES:
         return values
     return values[torch.linspace(0, len(values) - 1, MAX_CANDIDATES).round().long()]
 
 
 def _count(stages: Sequence[Stage], name: ScoreName, rows: Tensor, limits: Tensor) -> tuple[Counts, ...]:
-    """Answered and wrong of some rows under each limit; exactly at the limit is answered, as in `abstention.decide`."""
+    """Return the counts of the given rows under each limit; a value equal to the limit is answered, as in `decide`."""
     counts: list[Counts] = []
     for some in limits[:, None].split(max(1, CHUNK_ELEMENTS // len(rows))):
         waiting = torch.ones(len(some), len(rows), dtype=torch.bool)

@@ -1,24 +1,25 @@
-"""When enough draws have been seen: the decision that all of them would give is settled.
+"""Early stopping of draws, once further draws are unlikely to change the decision.
 
-A decision is which choice leads and whether the policy lets it out. Each part of it is a mean of one number a draw that
-ends above or below a limit, exactly so for the scores that are no plain averages too:
+A decision consists of the leading choice and whether the policy allows it. Each part compares the mean over draws of
+one number per draw with a limit; this holds exactly, also for scores that are not plain averages:
 
-- a lead: the leader's probability less that of each other choice, against 0;
-- a score: the least of the means of its `parts` in `blora.scores`, against its threshold. The confidence has one part,
-  the leader's probability; the predictive entropy a draw's cross-entropy with the mean of the draws; the mutual
-  information the same less the draw's own entropy. Where a score has several parts, each of them may become the least.
+- a lead: the leader's probability minus the probability of each other choice, compared with 0;
+- a score: the smallest of the means of its `parts` in `blora.scores`, compared with its threshold. The confidence has
+  one part, the leader's probability; the predictive entropy has a draw's cross-entropy with the mean of the draws; the
+  mutual information has this cross-entropy minus the draw's own entropy. If a score has several parts, each of them may
+  become the smallest.
 
-After s of S draws, the mean of all S is taken to lie within Student's t times the standard error of the mean so far.
-The more of the draws have been seen, the less is left to differ: the variance of that error is
-sigma^2 / s * (1 - s / S). Looks are taken after 4, 8, 16, ... draws, and the stated error is divided among the looks
-and the limits, the lead being one.
+After s of S draws, the mean of all S is assumed to lie within Student's t times the standard error of the current mean.
+Because the draws are a finite population, the variance of that error is sigma^2 / s * (1 - s / S). Decisions are
+examined after 4, 8, 16, ... draws ("looks"), and the stated error is divided evenly among the looks and the limits, of
+which the lead is one.
 
-The entropy of a mean of few draws is too low, by the delta method as much as I / (s - 1) * (1 - s / S) of the entropy
-and of the mutual information I itself; both may rise so much further.
+The entropy of a mean of few draws is biased downwards, by the delta method by I / (s - 1) * (1 - s / S) for the mutual
+information I. The bias is the same for the predictive entropy and the mutual information, and both may rise by it.
 
-That draws scatter like a normal distribution is an assumption, which a draw unlike all before it breaks; under a
-threshold on the mutual information, a sum of squares, up to twice as many decisions differ as stated. The stated error
-is an aim, then. What is proved of a calibrated threshold is proved of the answers as they go out, early ones included.
+The normal distribution of the draws is an assumption, which an outlying draw violates. Under a threshold on the mutual
+information, a sum of squares, up to twice the stated share of decisions differ. The stated error is therefore nominal.
+The guarantee of a calibrated threshold is not affected: calibration proves it for the answers with early stopping.
 
 References:
     Cochran, 1977, "Sampling Techniques", chapter 2: the finite population correction.
@@ -40,7 +41,7 @@ FIRST_LOOK = 4
 
 
 def looks(n_samples: int) -> list[int]:
-    """The numbers of draws after which is looked whether they are enough; the last is all of them.
+    """Return the numbers of draws after which stopping is considered; the last is all of the draws.
 
     >>> looks(16), looks(6), looks(3)
     ([4, 8, 16], [4, 6], [3])
@@ -50,16 +51,16 @@ def looks(n_samples: int) -> list[int]:
 
 
 def reach(probs: Tensor, n_samples: int, error: float, n_limits: int = 1) -> dict[ScoreName, Tensor]:
-    """How far each score may still move before all draws are seen.
+    """Return the distance by which each score may still change until all draws are seen.
 
     Args:
         probs: (s, N, C), the draws seen so far, 1 < s < S; 0 for choices that a row does not have.
-        n_samples: S, of all draws.
-        error: the probability that may be risked, over all looks, of deciding otherwise than S draws would.
-        n_limits: thresholds that will decide.
+        n_samples: S, the number of all draws.
+        error: largest probability, over all looks, of a decision that differs from the decision of all S draws.
+        n_limits: number of thresholds in the policy.
 
     Returns:
-        (N,) for each score, in its own unit; infinite where another choice may still take the lead.
+        (N,) for each score, in the score's own unit; infinite if another choice may still take the lead.
     """
     s, probs = len(probs), probs.double()
     share = error / (len(looks(n_samples)) * (1 + n_limits))
@@ -74,9 +75,10 @@ def reach(probs: Tensor, n_samples: int, error: float, n_limits: int = 1) -> dic
 
 
 def _reach(score: Score, probs: Tensor, width: float) -> Tensor:
-    """Return the farthest (N,) that one of a score's parts may go below the least of them, in its own unit.
+    """Return the largest distance (N,) by which any of a score's parts may fall below the current smallest part.
 
-    Upwards the score goes no farther: it is never above the part that is the least now, which rises by its own width.
+    The distance also bounds a rise of the score: the score never exceeds the part that is the smallest now, and that
+    part rises by at most its own width.
     """
     parts = score.parts(probs)  # (s, N, K)
     means = parts.mean(0)
@@ -85,12 +87,12 @@ def _reach(score: Score, probs: Tensor, width: float) -> Tensor:
 
 
 def settled(probs: Tensor, n_samples: int, policy: Policy, error: float) -> Tensor:
-    """Which decisions may be taken now.
+    """Return a mask of the questions whose decision is settled after the draws seen so far.
 
     Args:
         probs: (s, N, C), the draws seen so far; 0 for choices that a row does not have.
-        n_samples: S, of all draws.
-        policy: the thresholds that will decide.
+        n_samples: S, the number of all draws.
+        policy: the thresholds of the decision.
         error: as in `reach`.
 
     Returns:
@@ -102,7 +104,7 @@ def settled(probs: Tensor, n_samples: int, policy: Policy, error: float) -> Tens
     if probs.ndim != 3 or not 1 <= len(probs) <= n_samples:
         raise ShapeError(f"got probabilities {tuple(probs.shape)}, expected (s, N, C) with s from 1 to {n_samples}")
     s = len(probs)
-    if s == n_samples or s == 1:  # one draw says nothing of its spread
+    if s == n_samples or s == 1:  # the spread cannot be estimated from one draw
         return torch.full(probs.shape[1:2], s == n_samples)
     limits = policy.limits()
     reaches = reach(probs, n_samples, error, len(limits))
@@ -113,7 +115,7 @@ def settled(probs: Tensor, n_samples: int, policy: Policy, error: float) -> Tens
 
 
 def draws_used(probs: Tensor, policy: Policy, error: float) -> Tensor:
-    """How many of its draws each row takes that stops at the first look at which it is settled.
+    """Return the number of draws each row takes if it stops at the first look at which its decision is settled.
 
     Args:
         probs: (S, N, C) under all draws.

@@ -1,23 +1,23 @@
-"""From log-probabilities to calibrated probabilities: a temperature, what length does to it, and a share of guesses.
+"""Recalibration of log-probabilities by a temperature, a power of the choices' length, and a lapse rate.
 
 Three numbers are fitted to the NLL of validation rows (`fit_recalibration`):
 
 temperature: T divides the log-probabilities of the choices (Guo et al., 2017).
-power: k makes it T * L**k for a question whose choices have L tokens in the mean. A log-probability of L tokens,
-    divided by L, varies the less the longer the choices are: one temperature for all leaves short answers too sure and
-    long ones too unsure. The sum of the tokens' log-probabilities is then divided by T * L**(1 + k), so that the power
-    1 + k belongs to the scoring, and T alone is applied to what scoring gives.
-lapse: with this probability a question is one on which the model does no better than a guess, however sure it is (the
-    lapse rate of psychometric functions: Wichmann and Hill, 2001). Without it a few answers that are sure and wrong
-    drive the temperature up and make all others less sure than they should be.
+power: k makes the temperature T * L**k for a question whose choices have L tokens on average. A log-probability of L
+    tokens, divided by L, varies less for longer choices, so a single temperature would leave short answers
+    overconfident and long ones underconfident. The sum of the tokens' log-probabilities is then divided by
+    T * L**(1 + k), so that the power 1 + k belongs to the scoring, and T alone is applied to the scores.
+lapse: the probability that the model does no better than a guess on a question, at any confidence (the lapse rate of
+    psychometric functions: Wichmann and Hill, 2001). Without a lapse rate a few confident wrong answers raise the
+    temperature and make all other answers underconfident.
 
-Few rows change little and many rows decide alone: log T and the power have a prior with a narrow peak at 0, which
-changes nothing, and wide tails. Its penalty, of all rows together, holds both near 0 until the rows gain more than that
-from moving them, and then hardly pulls: six rows that happen to be right do not sharpen every answer, and hundreds that
-ask for a temperature of 20 get it.
+The prior of log T and of the power has a narrow peak at 0, where recalibration changes nothing, and wide tails. Its
+penalty, counted once for all rows, keeps both near 0 until the rows' NLL improves by more than the penalty, and hardly
+grows beyond that: six rows that happen to be right do not sharpen every answer, while hundreds of rows that need a
+temperature of 20 get it.
 
-Each draw is treated so before draws are averaged, so that the predictive entropy still splits into an expected entropy
-and a mutual information that is not negative.
+Recalibration is applied to each draw before averaging, so that the predictive entropy is still the sum of an expected
+entropy and a non-negative mutual information.
 """
 
 import math
@@ -40,22 +40,23 @@ LOG_TEMPERATURE = math.log(MOST_TEMPERATURE)
 MOST_LAPSE = 0.5
 # The prior of log T and of the power is a Cauchy density of this half width times a standard normal one.
 PEAK_WIDTH = 0.2
-# Below so many rows the priors still hold back a good part of what the rows ask for.
+# With fewer rows the priors still suppress a large part of the fit.
 FEW_ROWS = 100
 # The prior of the lapse rate is Beta(1, LAPSE_PRIOR), whose mean is a tenth.
 LAPSE_PRIOR = 9
-LAPSE_STARTS = (0.0, 0.1)  # rates to search from
+LAPSE_STARTS = (0.0, 0.1)  # initial rates of the search
 
 
 def temper(log_probs: Tensor, temperature: float | Tensor, lapse: float = 0.0, present: Tensor | None = None) -> Tensor:
-    """Probabilities of every draw: (1 - lapse) * softmax(log p / T) + lapse / C over the C choices of a question.
+    """Return probabilities (1 - lapse) * softmax(log p / T) + lapse / C under every draw, for questions of C choices.
 
     Args:
         log_probs: (S, ..., C) normalised log-probabilities, -inf for choices that a question does not have.
-        temperature: above 1 flattens, below 1 sharpens, 1 changes nothing; of all questions, or of each, (B,), where
-            log_probs is (S, B, C).
-        lapse: in [0, 1).
-        present: (..., C) which choices a question has; by default those that any draw gives something.
+        temperature: T, which flattens above 1, sharpens below 1, and changes nothing at 1; one number, or one for each
+            question, (B,), if log_probs is (S, B, C).
+        lapse: lapse rate in [0, 1).
+        present: (..., C) mask of the choices of each question; by default the choices with a finite log-probability
+            under any draw.
 
     Returns:
         (S, ..., C) float64.
@@ -65,15 +66,15 @@ def temper(log_probs: Tensor, temperature: float | Tensor, lapse: float = 0.0, p
     probs: Tensor = (log_probs.double() / temperature).softmax(-1)
     if lapse:
         if present is None:
-            present = ~log_probs.isneginf().all(0)  # one draw may give a choice nothing
+            present = ~log_probs.isneginf().all(0)  # under a single draw a choice may have probability 0
         probs = (1 - lapse) * probs + lapse * present / present.sum(-1, keepdim=True)
     return probs
 
 
 class Recalibration(NamedTuple):
-    """The three numbers; as they are by default, they change nothing.
+    """The three numbers of a recalibration; the defaults change nothing.
 
-    The power is on top of the one that scoring has raised the length to: `PromptConfig.length_power` becomes their sum.
+    The power adds to the power that scoring already applied: `PromptConfig.length_power` becomes their sum.
     """
 
     temperature: float = 1.0
@@ -81,15 +82,16 @@ class Recalibration(NamedTuple):
     lapse: float = 0.0
 
     def of(self, log_probs: Tensor, lengths: Tensor) -> Tensor:
-        """Probabilities (S, B, C) of log-probabilities (S, B, C), given the mean tokens of choices, (B,)."""
+        """Return probabilities (S, B, C) from log-probabilities (S, B, C) and the choices' mean token numbers (B,)."""
         return temper(log_probs, self.temperature * lengths.double() ** self.power, self.lapse)
 
 
 def fit_temperature(log_probs: Tensor, labels: Tensor) -> float:
-    """The temperature alone at which the predictive mean has the lowest NLL (Guo et al., 2017, for a posterior).
+    """Return the temperature that minimises the penalised NLL of the predictive mean, without power and lapse rate.
 
-    The prior of log T keeps a handful of rows that all happen to be right from making every answer certain. A
-    bounded search over log T, with bounds far beyond any sensible temperature, so it cannot diverge.
+    The method of Guo et al., 2017, for a posterior. The prior of log T prevents a handful of rows that all happen to be
+    right from making every answer certain. The search over log T is bounded, far beyond any sensible temperature, so
+    that it cannot diverge.
 
     Args:
         log_probs: (S, B, C) normalised log-probabilities of every draw, -inf for choices that a question does not have.
@@ -97,7 +99,7 @@ def fit_temperature(log_probs: Tensor, labels: Tensor) -> float:
 
     Raises:
         ShapeError: if the shapes do not fit.
-        NumericalError: if a log-probability is NaN or +inf, a row has no choice, or a label is on an absent one.
+        NumericalError: if a log-probability is NaN or +inf, a row has no choice, or a label is an absent choice.
     """
     _check(log_probs, labels)
 
@@ -109,18 +111,18 @@ def fit_temperature(log_probs: Tensor, labels: Tensor) -> float:
 
 
 def fit_recalibration(log_probs: Tensor, labels: Tensor, lengths: Tensor, powers: tuple[float, float]) -> Recalibration:
-    """The recalibration at which the predictive mean has the lowest NLL.
+    """Return the recalibration that minimises the penalised NLL of the predictive mean.
 
-    The temperature has the prior of `fit_temperature`, at the geometric mean of the lengths; the power has the same,
-    and the lapse rate one with a mean of a tenth that weighs as eight rows. Questions all of one length say nothing
-    about the power, which is 0 then. All three are bounded, so that the search cannot diverge and an adapter can hold
-    what it finds.
+    The temperature at the geometric mean of the lengths has the prior of `fit_temperature`. The power has the same
+    prior; the prior of the lapse rate has a mean of a tenth and the weight of eight rows. If all questions have the
+    same length, they carry no information about the power, which is 0 then. All three numbers are bounded, so that the
+    search cannot diverge and the result is valid in an adapter's config.
 
     Args:
         log_probs: (S, B, C), as in `fit_temperature`.
         labels: (B,).
-        lengths: (B,) mean tokens of each question's choices.
-        powers: the lowest and the highest to consider, around 0.
+        lengths: (B,) mean number of tokens over each question's choices.
+        powers: lower and upper limit of the power, around 0.
 
     Raises:
         ShapeError: if the shapes do not fit.
@@ -138,7 +140,7 @@ def fit_recalibration(log_probs: Tensor, labels: Tensor, lengths: Tensor, powers
     picked = labels.long().expand(len(log_probs), -1)[..., None]
 
     def loss(values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        """Penalised NLL and its gradient, of log T at a length of 1, the power and the lapse rate."""
+        """Return the penalised NLL and its gradient in log T at a length of 1, the power and the lapse rate."""
         at = torch.tensor(values, dtype=torch.float64, requires_grad=True)
         log_temperature, power, lapse = at
         scaled = finite * (-log_temperature - power * logs).exp()[:, None]
@@ -158,17 +160,17 @@ def fit_recalibration(log_probs: Tensor, labels: Tensor, lengths: Tensor, powers
     starts = [(log_temperature, 0.0, lapse) for log_temperature in {0.0, alone} for lapse in LAPSE_STARTS]
     tried = [minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds) for start in starts]
     log_temperature, power, lapse = min(tried, key=lambda result: float(result.fun)).x.tolist()
-    temperature = min(MOST_TEMPERATURE, max(1 / MOST_TEMPERATURE, math.exp(log_temperature)))  # a rounding beyond it
+    temperature = min(MOST_TEMPERATURE, max(1 / MOST_TEMPERATURE, math.exp(log_temperature)))  # rounding may exceed it
     return Recalibration(temperature, power, lapse)
 
 
 def _penalty(value: Tensor) -> Tensor:
-    """The negative log-density of the prior of log T and of the power, 0 at 0."""
+    """Return the negative log-density of the prior of log T and of the power, shifted to 0 at 0."""
     return (value / PEAK_WIDTH).square().log1p() + value.square() / 2
 
 
 def _minimize(function: Callable[[float], float], low: float, high: float) -> float:
-    """Return where a function is lowest: a grid finds the valley, a bounded search its bottom."""
+    """Return the minimiser of a function: the best grid point, refined by a bounded search around it."""
     grid = torch.linspace(low, high, 129).tolist()
     best = min(range(len(grid)), key=lambda i: function(grid[i]))
     around = grid[max(0, best - 1)], grid[min(len(grid) - 1, best + 1)]

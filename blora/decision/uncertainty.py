@@ -1,4 +1,4 @@
-"""The posterior predictive of one question, with its scores, as plain numbers."""
+"""The posterior predictive of one question and its scores, as plain numbers."""
 
 from dataclasses import dataclass, make_dataclass
 from typing import Any
@@ -19,9 +19,9 @@ class Prediction(_Scores):  # type: ignore[misc]  # a type checker cannot read t
     """The posterior predictive of one question, and a field for each score of `blora.scores.TABLE`.
 
     Attributes:
-        probabilities: C numbers in [0, 1] that sum to 1.
-        std: spread of each over the draws (population standard deviation).
-        top: index of the most probable choice, the first of equals.
+        probabilities: probability of each of the C choices, summing to 1.
+        std: population standard deviation of each probability over the draws.
+        top: index of the most probable choice, the first one in a tie.
     """
 
     probabilities: tuple[float, ...]
@@ -34,7 +34,7 @@ class Prediction(_Scores):  # type: ignore[misc]  # a type checker cannot read t
 
 
 def summarize(probs: Tensor) -> Prediction:
-    """Return everything an answer reports about one question, computed in float64.
+    """Return the posterior predictive and the scores of one question, computed in float64.
 
     Args:
         probs: (S, C), one row per posterior draw.

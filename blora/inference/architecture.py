@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from blora.base_model import BaseModel
 from blora.errors import BaseModelError
-from blora.inference.fork import keep_whole, logits_at, take_apart
+from blora.inference.fork import allow_partial_runs, forbid_partial_runs, logits_at
 from blora.inference.packing import PackedBatch, PackedRow, collate
 from blora.inference.prefix import Prefix, common_tokens
 from blora.inference.scoring import at_positions, states_of
@@ -89,7 +89,7 @@ def check_packing(base: BaseModel) -> None:
     """
     model = base.model
     example = _Example.of(model.config.get_text_config().vocab_size)
-    keep_whole(model, "the packing check is running")
+    forbid_partial_runs(model, "the packing check is running")
     try:
         batch = collate([example.row, example.longer], example.pad_id)
         together = _logits(model, batch)
@@ -116,9 +116,9 @@ def check_packing(base: BaseModel) -> None:
                 f"deviation, expected at most {bound:.2g}, which rounding explains; this architecture does not support "
                 "block attention masks and position ids and cannot be used"
             )
-    take_apart(model)
+    allow_partial_runs(model)
     if reason := _reason_to_run_whole(model, example, batch, together, OTHER_SHAPE[base.dtype] + MARGIN * rounding):
-        keep_whole(model, reason)
+        forbid_partial_runs(model, reason)
         logger.warning(
             "%s cannot be run in parts, so every layer runs for every draw, at several times the cost: %s",
             base.ref.id,

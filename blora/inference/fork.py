@@ -1,14 +1,15 @@
-"""A causal language model run in parts: the layers below a given one, and everything from there on.
+"""Partial runs of a causal language model: the layers below a given one, and everything from there on.
 
-Below the first layer in which draws differ every draw computes the same, so that part need run once a question; below
-the first adapted layer nothing is ever learnt, so that part need run once in all of training. Each part is the model's
-own forward pass, on a view made for one call: a shallow copy of the model that shares its layers, in which stand-ins
-take the place of what is not to be computed. Nothing is swapped inside the model itself.
+Below the first layer in which draws differ, all draws share one computation, which runs once per question; below the
+first adapted layer nothing is trained, so that part runs once in all of training. Each partial run is the model's own
+forward pass on a view made for one call: a shallow copy of the model that shares its layers, with stand-ins for the
+modules to skip. The model itself is never changed.
 
-Of the last layer little is needed: keys and values everywhere, all else only at the positions that the head will see.
+The last layer computes keys and values at every position, and everything else only at the positions that the output
+head reads.
 
-A model whose layers share more than hidden states, or whose attention keeps no keys and values, cannot be run in parts;
-`check_packing` finds out.
+A model whose layers share more than hidden states, or whose attention keeps no keys and values, cannot run in parts;
+`check_packing` tests this.
 """
 
 import copy
@@ -25,52 +26,52 @@ from blora.posterior.draws import Draws
 from blora.posterior.inject import layer_index
 
 __all__ = [
+    "allow_partial_runs",
     "branching_layer",
     "decoder_layers",
     "first_layer",
+    "forbid_partial_runs",
     "hidden_at",
-    "keep_whole",
     "logits_at",
     "runs_in_parts",
     "states_below",
-    "take_apart",
     "why_whole",
 ]
 
-# Attribute of a model that says why it has to run in one piece.
+# Attribute of a model: the reason why it cannot run in parts, None if it can.
 _WHOLE = "_blora_runs_whole_because"
-# Parts of a layer whose output at a position depends on their input at that position alone, and that no other position
-# of the layer reads, by the last part of their names.
+# Submodules of a layer, by the last part of their names, that compute each position from their input at that position
+# alone, and whose output at a position is used only at that position.
 POSITION_WISE = ("q_proj", "o_proj", "out_proj", "mlp")
 
 
 def runs_in_parts(model: PreTrainedModel) -> bool:
-    """Return whether a model may be run in parts: any may, unless `keep_whole` was called for it."""
+    """Return whether a model may run in parts, as every model may unless `forbid_partial_runs` was called for it."""
     return why_whole(model) is None
 
 
 def why_whole(model: PreTrainedModel) -> str | None:
-    """Return why a model has to run in one piece; None where it may be run in parts."""
+    """Return the reason why a model may not run in parts; None if it may."""
     return getattr(model, _WHOLE, None)
 
 
-def keep_whole(model: PreTrainedModel, reason: str) -> None:
-    """Have a model run in one piece from now on."""
+def forbid_partial_runs(model: PreTrainedModel, reason: str) -> None:
+    """Make all later runs of a model complete forward passes."""
     setattr(model, _WHOLE, reason)
 
 
-def take_apart(model: PreTrainedModel) -> None:
-    """Take `keep_whole` back."""
+def allow_partial_runs(model: PreTrainedModel) -> None:
+    """Allow later runs of a model in parts again, after `forbid_partial_runs`."""
     setattr(model, _WHOLE, None)
 
 
 def first_layer(modules: Iterable[str]) -> int:
-    """The lowest decoder layer among modules, by their names; below it the base model is untouched."""
+    """Return the index of the lowest decoder layer among module names, below which the base model is unchanged."""
     return min(layer_index(name) or 0 for name in modules)
 
 
 def branching_layer(draws: Draws) -> int | None:
-    """The lowest decoder layer whose factors differ among draws, None where no draw differs from another."""
+    """Return the index of the lowest decoder layer whose factors differ among draws, or None if all draws agree."""
     differing = [name for name, factors in draws.factors.items() if factors.differ]
     return first_layer(differing) if differing else None
 
@@ -79,7 +80,7 @@ def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """Return the name of the decoder's list of layers, and the list.
 
     Raises:
-        BaseModelError: if no list has a name that is known.
+        BaseModelError: if no list of layers has a known name.
     """
     lists = [
         (name, module)
@@ -91,16 +92,16 @@ def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
             f"got {type(model).__name__}, whose decoder layers have an unknown name; use another model"
         )
     decoder = set(model.get_decoder().modules())
-    return max(lists, key=lambda item: item[1] in decoder)  # the first one there, for a model that also sees or hears
+    return max(lists, key=lambda item: item[1] in decoder)  # a multimodal model has lists of other layers too
 
 
 def states_below(model: PreTrainedModel, layer: int, known: States | None, **inputs: Any) -> Tensor:
-    """The hidden states that enter a decoder layer, (B, T, D).
+    """Return the hidden states that enter a decoder layer, (B, T, D).
 
     Args:
         model: a causal language model.
         layer: index of the decoder layer, which is not run.
-        known: (B, T, D) that enter a lower layer, to go on from; None starts at the bottom.
+        known: states (B, T, D) that enter a lower layer, from which to continue; None starts at the embeddings.
         inputs: input_ids, position_ids and attention_mask, as for the model.
 
     Raises:
@@ -115,13 +116,13 @@ def states_below(model: PreTrainedModel, layer: int, known: States | None, **inp
 
 
 def logits_at(model: PreTrainedModel, known: States | None, row: Tensor, column: Tensor, **inputs: Any) -> Tensor:
-    """The model's logits at some positions, (P, V), with whatever it does to them.
+    """Return the model's logits at the given positions, (P, V), with all of the model's post-processing.
 
     Args:
         model: a causal language model.
-        known: (B, T, D) from `states_below`, to go on from; None runs every layer.
-        row: (P,) the rows of the positions; the output head sees no others.
-        column: (P,) their columns.
+        known: states (B, T, D) from `states_below`, from which to continue; None runs every layer.
+        row: (P,) row of each position; the output head computes no other positions.
+        column: (P,) column of each position.
         inputs: as for `states_below`.
 
     Raises:
@@ -137,7 +138,7 @@ def logits_at(model: PreTrainedModel, known: States | None, row: Tensor, column:
 
 
 def hidden_at(model: PreTrainedModel, known: States | None, row: Tensor, column: Tensor, **inputs: Any) -> Tensor:
-    """What enters the output head at some positions, (P, D); arguments as for `logits_at`."""
+    """Return the inputs of the output head at the given positions, (P, D); arguments as for `logits_at`."""
     try:
         _before_head(model, known, row, column, _arrive, inputs)
     except _ArrivedError as arrived:
@@ -153,7 +154,7 @@ def _before_head(
     run: Callable[[Tensor], Any],
     inputs: dict[str, Any],
 ) -> Any:
-    """The model's output with something else in its head's place, right at some positions alone."""
+    """Return the model's output with its head replaced by a function, valid only at the given positions."""
     head = model.get_output_embeddings()
     path = next((name for name, module in model.named_modules() if module is head), None)
     if path is None:
@@ -164,7 +165,7 @@ def _before_head(
 
 
 class _StandIn(nn.Module):
-    """What takes a module's place: all of its attributes, but another forward pass."""
+    """A replacement for a module, with all of the module's attributes and another forward pass."""
 
     def __init__(self, module: nn.Module, run: Callable[..., Any]) -> None:
         super().__init__()
@@ -179,7 +180,7 @@ class _StandIn(nn.Module):
 
 
 class _ArrivedError(Exception):
-    """Leaves a forward pass with the states that were wanted of it."""
+    """Exception that ends a forward pass early and carries the requested states."""
 
     def __init__(self, states: Tensor) -> None:
         super().__init__()
@@ -191,7 +192,7 @@ def _arrive(hidden_states: Tensor, *args: Any, **kwargs: Any) -> NoReturn:
 
 
 def _from(model: PreTrainedModel, known: States | None) -> PreTrainedModel:
-    """The model, where the layer that known states enter takes them, whatever the layers below it give."""
+    """Return a view of the model that skips the lower layers and starts from known states; None runs every layer."""
     if known is None:
         return model
     path, layers = decoder_layers(model)
@@ -211,7 +212,10 @@ def _from(model: PreTrainedModel, known: States | None) -> PreTrainedModel:
 
 
 def _narrowed(model: PreTrainedModel, row: Tensor, column: Tensor, shape: torch.Size) -> PreTrainedModel:
-    """The model, whose last layer computes what it can only at some positions (P,) of (B, T), and else gives junk."""
+    """Return a view of the model whose last layer computes position-wise modules only at positions (P,) of (B, T).
+
+    At all other positions the last layer's output is undefined.
+    """
     n_rows, width = shape
     counts = row.bincount(minlength=n_rows)
     n_picked = int(counts.max())
@@ -219,7 +223,7 @@ def _narrowed(model: PreTrainedModel, row: Tensor, column: Tensor, shape: torch.
         return model
     order = row.argsort(stable=True)
     rank = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row[order]]
-    columns = torch.full((n_rows, n_picked), width, device=row.device)  # one beyond the last where a row has fewer
+    columns = torch.full((n_rows, n_picked), width, device=row.device)  # padding: the column after the last one
     columns[row[order], rank] = column[order]
     rows = torch.arange(n_rows, device=row.device)[:, None]
 
@@ -243,7 +247,7 @@ def _narrowed(model: PreTrainedModel, row: Tensor, column: Tensor, shape: torch.
 
 
 def _view(module: Any, path: str, replacement: nn.Module) -> Any:
-    """A copy of a module that shares everything with it but the submodule at a path."""
+    """Return a copy of a module that shares everything with the original except the submodule at a path."""
     name, _, rest = path.partition(".")
     view = copy.copy(module)
     view.__dict__["_modules"] = dict(module._modules)

@@ -1,23 +1,24 @@
-"""Log-probabilities of tokens where the output head is a linear layer: exact ones, and those of many draws for less.
+"""Log-probabilities of tokens for a linear output head: exact, or with a faster estimate for many draws.
 
-Draws differ little in the hidden state h_s that predicts a token, and what they share of the sum of exponentials over V
-tokens need not be added up S times. Around the mean h of the draws,
+Draws differ little in the hidden state h_s that predicts a token, so the sum of exponentials over V tokens need not be
+computed S times. Around the mean h of the draws,
 
     sum_v exp(w_v h_s)  =  sum_{v in K} exp(w_v h_s)  +  sum_{v not in K} exp(w_v h) exp(w_v (h_s - h))
 
-the likeliest tokens K are added up for every draw. By how much the rest, less than a tenth of the sum, grows from h to
-h_s is taken from every eighth token of it: a ratio estimate, right to the last digit where draws agree. So the whole
-vocabulary is visited once a position, whatever S. The logits of the tokens asked for are exact. The estimate serves
-decoders of bfloat16 and float16 alone, whose rounding is the larger error; in float32 every sum is exact.
+the likeliest tokens K are summed exactly for every draw. The growth of the remaining sum from h to h_s is estimated
+from every eighth of the remaining tokens: a ratio estimate, which is exact if the draws agree. The remaining sum is
+typically less than a tenth of the total. The whole vocabulary is thus visited once per position, for any S. The logits
+of the requested tokens are exact. Only bfloat16 and float16 decoders use the estimate, since their rounding is the
+larger error; in float32 every sum is exact.
 
-What the estimate saves, on one core of an AMD EPYC: with exact sums in its place 16 draws of a posterior in the top two
-of 30 layers take 2.1 times as long, 4 draws 1.4 times, and 8 draws of one in the top twenty 1.17 times. States made up
-at random do not show it: their logits lie so far apart that every position is added up in full.
+Time saved by the estimate, on one core of an AMD EPYC: with exact sums instead, 16 draws of a posterior in the top two
+of 30 layers take 2.1 times the time, 4 draws 1.4 times, and 8 draws of a posterior in the top twenty layers 1.17 times.
+Random hidden states show no saving: their logits lie too far apart, so that every position falls back to exact sums.
 
-Where the rest is most of the sum, or a logit moves by more than ten from the mean to a draw, a position is added up in
-full for every draw.
+A position falls back to exact sums for every draw if the remaining tokens make up most of the sum, or if a logit
+differs by more than ten between the mean and a draw.
 
-Exact log-probabilities remember for the backward pass nothing but the probabilities, in the dtype of the decoder.
+For the backward pass, exact log-probabilities store only the probabilities, in the dtype of the decoder.
 """
 
 import math
@@ -37,31 +38,33 @@ from blora.precision import pad_rows
 
 __all__ = ["MIN_DRAWS", "Head", "log_probs_along_draws", "log_probs_of_each", "plain_head"]
 
-# From how many draws on the detour is the shorter way.
+# Smallest number of draws for which the computation along draws is faster.
 MIN_DRAWS = 4
-# How many of the likeliest tokens are added up for every draw, and the least vocabulary for which this is few.
+# Number of likeliest tokens that are summed exactly for every draw.
 N_KEPT = 128
-# Of the others, one in so many stands for all, while all are at most this share of the sum and no logit moves more.
+# One in STRIDE of the remaining tokens is sampled for the estimate.
 STRIDE = 8
+# Limits of the estimate: the remaining tokens' share of the sum, and the change of a logit from the mean to a draw.
 MOST_REST, MOST_MOVED = 0.5, 10.0
+# Smallest vocabulary for which N_KEPT tokens are a small part.
 MIN_VOCABULARY = 32 * N_KEPT
-# Attribute of a model: the dtype of its decoder, None where logits are more than a linear layer's output.
+# Attribute of a model: the dtype of its decoder, None if the logits are not simply a linear layer's output.
 _PLAIN_BEHIND = "_blora_head_is_plain_behind"
-# Buffers of that layer, which move with it from device to device.
+# Buffers of the output head, so that they follow it to another device.
 _ROUNDED, _SAMPLED = "_blora_rounded", "_blora_sampled"
-# Elements of float32 at once: 32 MiB.
+# Limit for float32 elements in one step: 32 MiB.
 CHUNK_ELEMENTS = 2**23
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """An output head that is a linear layer and nothing else.
+    """An output head that is only a linear layer.
 
     Attributes:
         weight: (V, D).
         bias: (V,), or None.
         rounded: the weight in the dtype of the decoder's layers, for sums over many tokens.
-        sampled: every eighth row of it; None in float32, where every sum is exact.
+        sampled: every eighth row of the rounded weight; None in float32, where every sum is exact.
     """
 
     weight: Tensor
@@ -71,7 +74,7 @@ class Head:
 
     @classmethod
     def of(cls, module: nn.Linear, dtype: torch.dtype) -> "Head":
-        """Return the head that a linear layer is in front of a decoder of this dtype."""
+        """Return the head for a linear layer on top of a decoder of the given dtype."""
         if dtype == torch.float32:
             return cls(module.weight, module.bias, module.weight, None)
         if not hasattr(module, _ROUNDED):
@@ -82,9 +85,9 @@ class Head:
 
 
 def plain_head(model: PreTrainedModel) -> Head | None:
-    """Return a model's head; None where its vocabulary is small, or where logits are more than a linear layer's output.
+    """Return a model's head; None for a small vocabulary, or if the logits are not simply a linear layer's output.
 
-    Two tokens are tried once a model to find out.
+    The check runs two tokens through the model, once per model.
     """
     module = model.get_output_embeddings()
     if not isinstance(module, nn.Linear) or module.out_features < MIN_VOCABULARY:
@@ -101,7 +104,7 @@ def _is_plain(model: PreTrainedModel, module: nn.Linear) -> bool:
     ids = torch.tensor([[0, 1]], device=model.device)
     inputs = {"input_ids": ids, "position_ids": ids, "attention_mask": torch.zeros(1, 1, 2, 2, device=model.device)}
     at = (torch.tensor([0, 0], device=model.device), ids[0])
-    seen: list[Tensor] = []  # of this very pass: another one may round otherwise
+    seen: list[Tensor] = []  # from the same pass, since another pass may round differently
     handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     with use_draws(None):
         logits = logits_at(model, None, *at, **inputs)
@@ -110,13 +113,13 @@ def _is_plain(model: PreTrainedModel, module: nn.Linear) -> bool:
 
 
 def log_probs_along_draws(head: Head, hidden: Tensor, place: Tensor, token: Tensor) -> Tensor:
-    """Return log-probabilities of tokens under every draw, with estimated sums where the decoder is below float32.
+    """Return log-probabilities of tokens under every draw, with estimated sums if the decoder is below float32.
 
     Args:
         head: the output head.
-        hidden: (S, P, D) float32, what enters it.
-        place: (N,) for each token the position that predicts it.
-        token: (N,) ids.
+        hidden: (S, P, D) float32, the inputs of the head.
+        place: (N,) index of the position that predicts each token.
+        token: (N,) token ids.
 
     Returns:
         (S, N) float32.
@@ -130,18 +133,21 @@ def log_probs_along_draws(head: Head, hidden: Tensor, place: Tensor, token: Tens
 
 
 def log_probs_of_each(head: Head, hidden: Tensor, place: Tensor, token: Tensor) -> Tensor:
-    """Return the same with the whole vocabulary added up for every draw: exact, and differentiable in `hidden`."""
+    """Return log-probabilities of tokens under every draw, with exact sums, differentiable in `hidden`.
+
+    Arguments and result are as for `log_probs_along_draws`.
+    """
     return _logits(head, hidden, place, token) - _exact(head, hidden)[:, place]
 
 
 def _logits(head: Head, hidden: Tensor, place: Tensor, token: Tensor) -> Tensor:
-    """Of the tokens asked for, (S, N)."""
+    """Return the logits of the requested tokens, (S, N)."""
     logits = torch.einsum("snd,nd->sn", hidden[:, place], head.weight[token])
     return logits if head.bias is None else logits + head.bias[token]
 
 
 class _LogNormalizer(torch.autograd.Function):
-    """Log sum exp over the vocabulary of (P, D), (P,)."""
+    """Log-sum-exp of the logits over the vocabulary, (P,), of hidden states (P, D)."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Head) -> Tensor:
@@ -159,18 +165,18 @@ class _LogNormalizer(torch.autograd.Function):
 
 
 def _exact(head: Head, hidden: Tensor) -> Tensor:
-    """Log sum exp over the vocabulary, (S, P), for (S, P, D), a few positions and draws at a time."""
+    """Return the log-sum-exp over the vocabulary, (S, P), of hidden states (S, P, D), a chunk at a time."""
     parts = hidden.flatten(0, 1).split(max(1, CHUNK_ELEMENTS // len(head.weight)))
     return torch.cat([_LogNormalizer.apply(part, head) for part in between(parts)]).view(hidden.shape[:2])  # type: ignore[no-untyped-call]
 
 
 def _low_product(rows: Tensor, weight: Tensor) -> Tensor:
-    """Return (N, d_out) in float32 of rows (N, d_in), in the weight's dtype."""
+    """Return rows (N, d_in) times the transposed weight, (N, d_out) in float32, computed in the weight's dtype."""
     return (pad_rows(rows.to(weight.dtype)) @ weight.mT)[: len(rows)].float()
 
 
 def _estimated(head: Head, weight: Tensor, hidden: Tensor) -> Tensor:
-    """Log sum exp over the vocabulary, (S, P): the largest part added up, the rest estimated from sampled weights."""
+    """Return the log-sum-exp over the vocabulary, (S, P), with the unlikely tokens estimated from sampled weights."""
     center = hidden.mean(0)  # (P, D)
     bias = head.bias if head.bias is not None else head.weight.new_zeros(len(head.weight))
     logits = _low_product(center, head.rounded) + bias  # (P, V)

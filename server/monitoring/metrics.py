@@ -1,4 +1,4 @@
-"""What the server tells Prometheus: base units, bounded labels, no request text.
+"""Prometheus metrics of the server, in base units, with bounded labels and without request text.
 
 Each app has a registry of its own; nothing is global.
 """
@@ -25,10 +25,10 @@ from blora.server.monitoring.build import Build
 
 __all__ = ["UNKNOWN_ADAPTER", "Metrics"]
 
-# A second series for every counter, with the time of its start, which Prometheus makes no use of.
+# Without the *_created series, one per counter with its start time, which Prometheus ignores.
 disable_created_metrics()
 
-# The label of requests whose adapter is not one of ours, so that clients cannot mint labels.
+# Label for requests that name an unknown adapter, so that clients cannot create labels.
 UNKNOWN_ADAPTER = "unknown"
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -40,15 +40,15 @@ _NATS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4.2)
 
 
 class Metrics:
-    """Every metric of one app. It observes the batcher, and the predictor reports to it.
+    """All metrics of one app, reported by the batcher (as its observer) and the predictor.
 
     Args:
-        build: which build is running.
+        build: the running build.
     """
 
     def __init__(self, build: Build) -> None:
         self._registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)  # memory, files and the time of the start, for alerts on restarts
+        ProcessCollector(registry=registry)  # memory, open files and start time, for alerts on restarts
         self._requests = Counter(
             "blora_requests_total",
             "Inputs by outcome: answered, abstained or an error code.",
@@ -57,19 +57,19 @@ class Metrics:
         )
         self._abstentions = Counter(
             "blora_abstentions_total",
-            "Thresholds that made an input abstain.",
+            "Failed thresholds of inputs that were abstained from.",
             ["adapter", "reason"],
             registry=registry,
         )
         self._non_finite = Counter(
             "blora_non_finite_total",
-            "Inputs for which the model gave NaN or infinity.",
+            "Inputs for which the model returned NaN or infinity.",
             ["adapter"],
             registry=registry,
         )
         self._dropped = Counter(
             "blora_dropped_total",
-            "Inputs that were not computed, or not to the end, for nobody waited for them any more.",
+            "Inputs whose computation was skipped or cut short because no client waited for them any more.",
             ["reason"],
             registry=registry,
         )
@@ -117,63 +117,64 @@ class Metrics:
         self._queue_depth = Gauge("blora_queue_depth", "Inputs waiting for a forward pass.", registry=registry)
         self._backlog = Gauge(
             "blora_backlog_seconds",
-            "Seconds of work that waits, has begun, or was refused for want of room within the last half minute.",
+            "Seconds of work that is waiting, running, or was refused by a full queue within the last half minute.",
             registry=registry,
         )
         self._adapter_info = Gauge(
             "blora_adapter_info",
-            "1 for each adapter that is served.",
+            "1 for each served adapter.",
             ["adapter", "digest"],
             registry=registry,
         )
         self._drift = Gauge(
             "blora_uncertainty_drift",
-            "Population stability index of the last 1000 predictive entropies against those of the calibration.",
+            "Population stability index of the last 1000 predictive entropies against the calibration's entropies.",
             ["adapter"],
             registry=registry,
         )
         self._promised = Counter(
             "blora_promised_answers_total",
-            "Answers given under a promised risk, by whether their outcome was asked for.",
+            "Answers given under a promised risk, by whether their outcome was requested.",
             ["adapter", "target_risk", "requested"],
             registry=registry,
         )
         self._outcomes = Counter(
             "blora_outcomes_total",
-            "Answers given under a promised risk whose outcome was reported, by their first outcome and by whether it "
-            "was asked for.",
+            "Answers given under a promised risk whose outcome was reported, by first outcome and by whether it was "
+            "requested.",
             ["adapter", "target_risk", "outcome", "requested"],
             registry=registry,
         )
         self._corrections = Counter(
             "blora_outcome_corrections_total",
-            "Outcomes counted in blora_outcomes_total that a later report turned into this one.",
+            "Outcomes counted in blora_outcomes_total that a later report changed, by the new outcome.",
             ["adapter", "target_risk", "outcome", "requested"],
             registry=registry,
         )
         self._realised_risk = Gauge(
             "blora_realised_risk",
-            "Share of wrong answers, by their latest outcomes, among those whose outcome was asked for and reported.",
+            "Share of wrong answers among the answers whose outcome was requested and reported, by latest outcome.",
             ["adapter", "target_risk"],
             registry=registry,
         )
         self._risk_bound = Gauge(
             "blora_realised_risk_lower_bound",
-            "A risk that the true one exceeds, at all times together with probability 0.95, if outcomes are reported "
-            "whether or not the answer was wrong.",
+            "Lower confidence bound of the true risk, valid at all times together with probability 0.95, if outcomes "
+            "are reported whether or not the answer was wrong.",
             ["adapter", "target_risk"],
             registry=registry,
         )
         self._promise_broken = Gauge(
             "blora_promise_broken",
-            "1 once outcomes contradict the promised risk, which a kept promise is spared with probability 0.95, if "
-            "outcomes are reported whether or not the answer was wrong; judged anew where one is taken back.",
+            "1 once outcomes contradict the promised risk, else 0. A kept promise stays at 0 with probability 0.95, if "
+            "outcomes are reported whether or not the answer was wrong. Evaluated anew when an outcome is corrected to "
+            "right.",
             ["adapter", "target_risk"],
             registry=registry,
         )
         self._in_parts = Gauge(
             "blora_model_runs_in_parts",
-            "1 where layers that draws share run once a question, 0 where every layer runs for every draw; see /info.",
+            "1 if layers that draws share run once per question, 0 if every layer runs for every draw; see /info.",
             registry=registry,
         )
         self._served: set[str] = set()
@@ -185,37 +186,37 @@ class Metrics:
         )
         Gauge(
             "blora_build_info",
-            "1 for the build that is running.",
+            "1 for the running build.",
             ["version", "revision"],
             registry=registry,
         ).labels(build.version, build.revision).set(1)
 
     def render(self) -> bytes:
-        """Everything, in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
     def show_backlog(self, seconds: Callable[[], float]) -> None:
-        """Have the backlog read whenever metrics are."""
+        """Set the function that computes the backlog whenever metrics are rendered."""
         self._backlog.set_function(seconds)
 
     def model_loaded(self, model: ModelInfo) -> None:
-        """Show how the base model runs."""
+        """Show whether the base model runs in parts."""
         self._in_parts.set(model.runs_whole_because is None)
 
     def adapter_loaded(self, handle: AdapterHandle) -> None:
-        """It is served from now on."""
+        """Add the series of an adapter that was loaded."""
         self._served.add(handle.name)
         self._adapter_info.labels(handle.name, handle.digest).set(1)
-        self._non_finite.labels(handle.name)  # from 0 on, so that the first one is an increase
+        self._non_finite.labels(handle.name)  # starts at 0, so that the first event shows as an increase
 
     def adapter_unloaded(self, handle: AdapterHandle) -> None:
-        """It is served no longer: its series disappear, and what is still in flight counts as unknown."""
+        """Remove the series of an unloaded adapter; its requests in flight count under the unknown adapter."""
         self._served.discard(handle.name)
         for metric in self._by_adapter:
             metric.remove_by_labels({"adapter": handle.name})
 
     def predicted(self, adapter: str, prediction: Prediction, *, reasons: Iterable[str], n_samples: int) -> None:
-        """An input was answered, or abstained from if there are reasons."""
+        """Count an input that was answered, or abstained from if there are reasons."""
         reasons, adapter = tuple(reasons), self._label(adapter)
         self._requests.labels(adapter, "abstained" if reasons else "answered").inc()
         for reason in reasons:
@@ -226,36 +227,36 @@ class Metrics:
             histogram.labels(adapter).observe(values[name])
 
     def failed(self, error: ServerError, adapter: str = UNKNOWN_ADAPTER) -> None:
-        """An input got an error. `adapter` is a loaded one's name."""
+        """Count an input that failed with an error; `adapter` is the name of a loaded adapter."""
         adapter = self._label(adapter)
         self._requests.labels(adapter, error.code).inc()
         if error.code == "non_finite":
             self._non_finite.labels(adapter).inc()
 
     def drifted(self, adapter: str, index: float) -> None:
-        """Live uncertainty was compared with that of the calibration."""
+        """Show the drift index of an adapter's live uncertainty against its calibration."""
         if adapter in self._served:
             self._drift.labels(adapter).set(index)
 
     def promised(self, adapter: str, target_risk: float, *, requested: bool) -> None:
-        """Count an answer given under a promise, whose outcome was asked for or not."""
+        """Count an answer given under a promised risk, by whether its outcome was requested."""
         if adapter in self._served:
             self._promised.labels(adapter, f"{target_risk:g}", str(requested).lower()).inc()
 
     def outcome(self, adapter: str, target_risk: float, *, correct: bool, requested: bool) -> None:
-        """Count the reported outcome of an answer under a promise."""
+        """Count the reported outcome of an answer given under a promised risk."""
         if adapter in self._served:
             outcome = "correct" if correct else "wrong"
             self._outcomes.labels(adapter, f"{target_risk:g}", outcome, str(requested).lower()).inc()
 
     def corrected(self, adapter: str, target_risk: float, *, correct: bool, requested: bool) -> None:
-        """Count a reported outcome that became its opposite."""
+        """Count a correction of a reported outcome; `correct` is the new outcome."""
         if adapter in self._served:
             outcome = "correct" if correct else "wrong"
             self._corrections.labels(adapter, f"{target_risk:g}", outcome, str(requested).lower()).inc()
 
     def held_against(self, adapter: str, promise: Promise) -> None:
-        """Show what the outcomes so far say of a promise."""
+        """Show the realised risk, its lower bound and the test result of a promise."""
         if adapter in self._served:
             labels = adapter, f"{promise.target_risk:g}"
             self._realised_risk.labels(*labels).set(promise.realised_risk or 0.0)
@@ -266,23 +267,23 @@ class Metrics:
         return adapter if adapter in self._served else UNKNOWN_ADAPTER
 
     def finished(self, seconds: float) -> None:
-        """An input left, with an answer or an error."""
+        """Record the total time of an input that was answered or failed."""
         self._request_seconds.observe(seconds)
 
     def forward_done(self, *, rows: int, tokens: int, seconds: float) -> None:
-        """See BatchObserver."""
+        """Record a forward pass: its inputs, its padded tokens x draws, and its time."""
         self._batch_rows.observe(rows)
         self._batch_tokens.observe(tokens)
         self._forward_seconds.observe(seconds)
 
     def waited(self, seconds: float) -> None:
-        """See BatchObserver."""
+        """Record the seconds that a computed input waited."""
         self._queue_seconds.observe(seconds)
 
     def dropped(self, reason: str) -> None:
-        """See BatchObserver."""
+        """Count an input that was dropped before its computation ended."""
         self._dropped.labels(reason).inc()
 
     def queue_changed(self, depth: int) -> None:
-        """See BatchObserver."""
+        """Show the number of waiting inputs."""
         self._queue_depth.set(depth)

@@ -1,6 +1,6 @@
-"""Which policy decides on a request, and whether the adapter's calibration speaks of that request at all.
+"""Selection of the policy for a request, and checks that the adapter's calibration covers the request.
 
-The request's own policy comes first, then the adapter's calibrated level, then its owner's thresholds, then none.
+The request's own policy comes first, then the adapter's calibrated level, then the owner's thresholds, then no policy.
 """
 
 from collections.abc import Sequence
@@ -23,19 +23,19 @@ __all__ = ["InForce", "default_policy", "policy_for", "prediction_set"]
 
 @dataclass(frozen=True, slots=True)
 class InForce:
-    """The thresholds that decide, and the target that they were proved for, if they were."""
+    """The policy for a request, and the target risk that it was proved for, None if it was not proved."""
 
     policy: Policy
     target_risk: float | None = None
 
     def shown(self) -> PolicyInForce:
-        """As answers show it; only what is set appears."""
+        """Return the policy as shown in answers, with only the fields that are set."""
         target = {} if self.target_risk is None else {"target_risk": self.target_risk}
         return PolicyInForce(source=self.policy.source, **self.policy.thresholds(), **target)
 
 
 def default_policy(handle: AdapterHandle) -> InForce | None:
-    """What decides on requests that bring no policy."""
+    """Return the policy for requests without their own; None if the adapter has neither calibration nor policy."""
     if handle.calibration is not None:
         level = handle.calibration.default_level
         return InForce(level.policy(), level.target_risk)
@@ -43,11 +43,11 @@ def default_policy(handle: AdapterHandle) -> InForce | None:
 
 
 def policy_for(question: PredictRequest, handle: AdapterHandle) -> InForce | None:
-    """What decides on this request.
+    """Return the policy for a request; None for no policy.
 
     Raises:
-        InvalidRequestError: if it relies on a calibration that the adapter does not have, that lacks its target, or
-            that was not made for its draws, scoring, choices or form.
+        InvalidRequestError: if the request relies on a calibration that the adapter does not have, that lacks the
+            requested target, or that does not cover the request's draws, scoring, choices or form.
     """
     asked = question.policy
     if asked is None:
@@ -59,8 +59,8 @@ def policy_for(question: PredictRequest, handle: AdapterHandle) -> InForce | Non
     if chosen is not None and chosen.target_risk is not None and (departure := _departure(question, handle)):
         raise InvalidRequestError(
             f"The request has {departure.asked}, but adapter {handle.name!r} was calibrated with "
-            f"{departure.calibrated}, and its policy proves nothing otherwise: {departure.remedy}, or send policy "
-            "thresholds of your own.",
+            f"{departure.calibrated}, and the guarantee of its policy covers nothing else: {departure.remedy}, or send "
+            "policy thresholds of your own.",
             code="not_calibrated",
             param=departure.field,
         )
@@ -70,7 +70,7 @@ def policy_for(question: PredictRequest, handle: AdapterHandle) -> InForce | Non
 def prediction_set(
     question: PredictRequest, handle: AdapterHandle, prediction: Prediction, choices: Sequence[str]
 ) -> list[str] | None:
-    """The choices that hold the right one with the calibrated probability, None where nothing is proved of that."""
+    """Return the choices of the prediction set; None if the adapter's calibration does not cover the request."""
     if handle.calibration is None or _departure(question, handle) is not None:
         return None
     probs = torch.tensor([prediction.probabilities], dtype=torch.float64)
@@ -96,7 +96,7 @@ def _proved(handle: AdapterHandle, target_risk: float) -> InForce:
 
 
 class _Departure(NamedTuple):
-    """The field in which a request differs from what was calibrated, and the words that say how."""
+    """A difference of a request from the calibration: the field, and phrases for the error message."""
 
     field: str
     asked: str
@@ -105,7 +105,7 @@ class _Departure(NamedTuple):
 
 
 def _departure(question: PredictRequest, handle: AdapterHandle) -> _Departure | None:
-    """The first difference of a request to what the adapter's calibration was made with, if it has one."""
+    """Return the first difference of a request from the adapter's calibration, or None."""
     if handle.calibration is None:
         return None
     prompt, sampling, rows = handle.config.prompt, handle.config.sampling, handle.calibration.rows

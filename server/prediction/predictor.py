@@ -1,4 +1,4 @@
-"""One request from start to finish: adapter, tokens, queue, uncertainty, abstention, answer."""
+"""The path of a question through the server: adapter, tokens, queue, uncertainty, abstention, answer."""
 
 import asyncio
 import logging
@@ -29,7 +29,7 @@ from blora.server.monitoring.metrics import UNKNOWN_ADAPTER, Metrics
 from blora.server.monitoring.tracing import record_stages
 from blora.server.prediction.policies import policy_for
 from blora.server.prediction.response import answered
-from blora.server.prediction.tokenizing import Lengths, Tokenizing
+from blora.server.prediction.tokenizing import Lengths, TokenizerQueue
 from blora.server.scheduling.batcher import Batcher, Completed, Work
 from blora.server.schemas.requests import PredictRequest
 from blora.server.settings import Settings
@@ -40,16 +40,16 @@ logger = logging.getLogger(__name__)
 
 
 class Predictor:
-    """Answers questions with one base model and its adapters.
+    """Service that answers questions with one base model and its adapters.
 
     Args:
-        model: the base model, for answers to name.
+        model: description of the base model, which answers name.
         registry: the adapters.
-        engine: turns questions into rows.
-        batcher: turns rows into probabilities.
+        engine: converts questions to rows.
+        batcher: computes the probabilities of rows.
         metrics: counts every outcome.
-        feedback: remembers every prediction.
-        tracer: writes down where the time went.
+        feedback: stores every prediction for later feedback.
+        tracer: records the time of each stage.
         settings: the limits.
     """
 
@@ -78,18 +78,18 @@ class Predictor:
             row=settings.max_batch_tokens,
             longest_token=engine.longest_token,
         )
-        self._tokenizing = Tokenizing(
+        self._tokenizer_queue = TokenizerQueue(
             max_inputs=settings.max_queue_requests, max_characters=settings.max_queue_characters
         )
 
     async def predict_batch(
         self, questions: Sequence[PredictRequest | InvalidRequestError]
     ) -> list[answers.Prediction | ServerError]:
-        """The outcome of each question, in order; none depends on another."""
+        """Return the prediction or the error for each question, in order; questions do not affect one another."""
         return list(await asyncio.gather(*map(self.predict, questions)))
 
     async def predict(self, question: PredictRequest | InvalidRequestError) -> answers.Prediction | ServerError:
-        """The answer to one question or what went wrong with it, counted by outcome."""
+        """Return the prediction or the error for one question, and count the outcome."""
         started = time.perf_counter()
         adapter = UNKNOWN_ADAPTER
         try:
@@ -100,7 +100,7 @@ class Predictor:
             with self._tracer.start_as_current_span(
                 "predict",
                 attributes={"blora.adapter": adapter},
-                record_exception=False,  # its message may hold a choice
+                record_exception=False,  # the message may contain a choice
                 set_status_on_exception=False,
             ) as span:
                 try:
@@ -196,8 +196,8 @@ class Predictor:
             return
         bank = job.handle.bank
         raise InvalidRequestError(
-            f"This server's engine has {bank.n_samples} draws of seed {bank.seed} alone: ask for no other seed, and "
-            "no more draws.",
+            f"This server's engine has only {bank.n_samples} draws, of seed {bank.seed}: leave the seed out, and ask "
+            f"for at most {bank.n_samples} draws.",
             code="out_of_range",
             param="n_samples" if job.n_samples > bank.n_samples else "seed",
         )
@@ -206,7 +206,7 @@ class Predictor:
         characters = self._lengths.check_characters(question, choices)
         messages = question.messages
         try:
-            async with self._tokenizing.turn((CLIENT.get(), handle.name), characters):
+            async with self._tokenizer_queue.turn((CLIENT.get(), handle.name), characters):
                 row = await self._engine.pack(
                     handle,
                     prompt=question.prompt,
@@ -262,4 +262,4 @@ def _choices(question: PredictRequest, handle: AdapterHandle) -> Sequence[str]:
 
 
 def _non_finite() -> NonFiniteError:
-    return NonFiniteError("The model gave NaN or infinity in place of probabilities: report it to the operator.")
+    return NonFiniteError("The model returned NaN or infinity instead of probabilities: report it to the operator.")

@@ -13,7 +13,7 @@ from blora.server.errors import QueueFullError, TooLargeError
 from blora.server.scheduling.fair_share import FairShare
 from blora.server.schemas.requests import PredictRequest
 
-__all__ = ["Lengths", "Tokenizing"]
+__all__ = ["Lengths", "TokenizerQueue"]
 
 # An owner may hold this many times the free room, so a lone owner four fifths; as in `admission`.
 _SHARE = 4
@@ -111,7 +111,7 @@ class _Ticket:
     called: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-class Tokenizing:
+class TokenizerQueue:
     """Queue of texts that are tokenised one at a time; owners take turns by characters.
 
     Args:

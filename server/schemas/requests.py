@@ -1,8 +1,8 @@
-"""What a client may send. Requests are strict: an unknown field is refused, "16" is no number.
+"""Models of request bodies. Validation is strict: an unknown field is refused, and "16" is not a number.
 
-Whatever a body holds, validating it takes bounded time and finds a bounded number of problems. The inputs of a batch
-are not looked at here: `BatchRequest.questions` checks them one at a time, so that a bad one fails in its place and
-the others are answered, once it is known that there are not too many.
+Validation takes bounded time and reports a bounded number of problems for any body. The inputs of a batch are not
+validated together with the batch: `BatchRequest.questions` validates them one at a time, after the number of inputs has
+been checked, so that an invalid input fails alone and the others are answered.
 """
 
 import string
@@ -42,17 +42,18 @@ __all__ = [
 NonEmpty = Annotated[str, Field(min_length=1)]
 MAX_SEED = 2**63 - 1
 MAX_MESSAGES = 256
-# Characters of no width: where two texts differ in the first four alone, nobody sees a difference.
+# Zero-width characters that never change how a text looks. Those in _ENDS can, by joining or reordering letters, except
+# at the ends of a text.
 _NO_WIDTH = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))
 _ENDS = string.whitespace + "\u200c\u200d\u200e\u200f"
-# Marks on one letter, as in the Stream-Safe Text Format of Unicode (UAX #15, section 13).
+# Limit for combining marks on one letter, as in the Stream-Safe Text Format of Unicode (UAX #15, section 13).
 _MOST_MARKS = 30
-# No choice that anyone would offer is longer, in characters.
+# Limit for the characters of a label, longer than any sensible choice.
 MAX_LABEL = 32_768
 
 
 class Request(BaseModel):
-    """Base of everything that a client sends."""
+    """Base class of all request bodies and their parts."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -66,7 +67,7 @@ class Request(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _few_fields(cls, body: Any) -> Any:
-        """One problem where there are more fields than exist: pydantic would list each."""
+        """Raise a single error for a body with more fields than exist, since pydantic would list each of them."""
         if isinstance(body, dict) and len(body) > len(cls.model_fields):
             unknown = next(name for name in body if name not in cls.model_fields)
             raise PydanticCustomError(
@@ -85,7 +86,7 @@ class Message(Request):
 
 
 def _threshold(score: Score) -> tuple[Any, Any]:
-    """Return the type and the limits of a threshold in a policy."""
+    """Return the type and the limits of a threshold's field in a policy."""
     greatest = score.greatest if isfinite(score.greatest) else None
     return float | None, Field(default=None, ge=0, le=greatest, description=f"Abstain if {score.failure}.")
 
@@ -95,18 +96,19 @@ _Thresholds: Any = create_model("_Thresholds", __base__=Request, **_THRESHOLDS)
 
 
 class Policy(_Thresholds):  # type: ignore[misc]  # a type checker cannot read the table
-    """When not to answer: thresholds, or a target. A value exactly at its threshold is answered."""
+    """Policy for abstention: thresholds, or a target risk. A value equal to its threshold is answered."""
 
     target_risk: float | None = Field(
         default=None,
         gt=0,
         lt=1,
-        description="Answer only where the adapter's calibration proves that P(wrong | answered) is at most this; "
-        "one of the targets that GET /v1/adapters lists, and no threshold beside it.",
+        description="Answer only with the threshold for which the adapter's calibration proves that P(wrong | "
+        "answered) is at most this target. One of the targets that GET /v1/adapters lists; cannot be combined with "
+        "thresholds.",
     )
 
     def thresholds(self) -> dict[str, float]:
-        """The thresholds that are set, by name."""
+        """Return the thresholds that are set, by name."""
         return {name: value for name, value in dict(self).items() if name != "target_risk" and value is not None}
 
     @model_validator(mode="after")
@@ -128,12 +130,12 @@ class Policy(_Thresholds):  # type: ignore[misc]  # a type checker cannot read t
 
 
 class Question(Request):
-    """The fields of one input; in a batch, also the defaults beside `inputs`."""
+    """Fields of one input; beside `inputs` in a batch, the same fields are defaults."""
 
     adapter: NonEmpty | None = Field(
         default=None,
-        description="NAME, NAME@DIGEST to pin its contents, or NAME@DIGEST+CALIBRATION_DIGEST to pin its calibration "
-        "and policy too; digests as sha256:HEX.",
+        description="The adapter: NAME, NAME@DIGEST to pin its contents, or NAME@DIGEST+CALIBRATION_DIGEST to pin its "
+        "calibration and policy too; digests as sha256:HEX.",
     )
     prompt: NonEmpty | None = Field(default=None, description="The question; or send `messages`.")
     messages: list[Message] | None = Field(
@@ -147,24 +149,24 @@ class Question(Request):
     )
     scoring: Literal["text", "label"] | None = Field(
         default=None,
-        description="How choices are scored; the adapter's way by default. `text` does not depend on their order; "
-        "`label` does, for it scores the letters of a list in the prompt; another order has moved a probability by up "
-        "to 0.57. Send choices in the order of the training rows.",
+        description="Scoring of choices; the adapter's own by default. `text` does not depend on the order of the "
+        "choices. `label` scores the letters of a list in the prompt and depends on their order: another order has "
+        "changed a probability by up to 0.57, so send choices in the order of the training rows.",
     )
     n_samples: int | None = Field(
         default=None,
         ge=1,
         description="Number of draws, which are samples of the posterior over weights, up to the server's cap; the "
-        "adapter's by default. An adapter that stops early takes fewer where they settle the decision.",
+        "adapter's own by default. An adapter with early stopping takes fewer if they settle the decision.",
     )
     seed: int | None = Field(
         default=None,
         ge=0,
         le=MAX_SEED,
-        description="Take fresh draws from this seed; without it equal requests get equal answers.",
+        description="Seed for fresh draws; by default the adapter's own, so that equal requests get equal answers.",
     )
-    policy: Policy | None = Field(default=None, description="When not to answer; the adapter's own policy by default.")
-    return_samples: bool = Field(default=False, description="Add the probabilities of every single draw to the answer.")
+    policy: Policy | None = Field(default=None, description="Policy for abstention; the adapter's own by default.")
+    return_samples: bool = Field(default=False, description="Add the probabilities under each draw to the answer.")
 
     @field_validator("choices")
     @classmethod
@@ -190,35 +192,35 @@ class PredictRequest(Question):
 
 
 class TellOutcome(Request):
-    """What became of a prediction."""
+    """Outcome of a prediction: the right choice."""
 
     prediction_id: NonEmpty = Field(max_length=64, description="`id` of the answer.")
     label: NonEmpty = Field(
         max_length=MAX_LABEL,
-        description="The right choice, as it was offered; it replaces one that was reported before.",
+        description="The right choice, spelled as in the request; a new report replaces an earlier one.",
     )
 
 
 class LoadAdapter(Request):
-    """Which adapter to serve, under which name."""
+    """Adapter to serve, and its name."""
 
-    name: NonEmpty = Field(max_length=64, description="What requests will call it.")
+    name: NonEmpty = Field(max_length=64, description="Name of the adapter in requests.")
     path: NonEmpty = Field(description="Its folder, below the server's adapter root.")
 
 
 class PutAdapter(Request):
-    """Which adapter to serve from now on under the name in the path."""
+    """Adapter to serve under the name in the path."""
 
     path: NonEmpty = Field(description="Its folder, below the server's adapter root.")
 
 
 class BatchRequest(Question):
-    """Several questions; the fields beside `inputs` are defaults, an input's own field wins."""
+    """Several questions; the fields beside `inputs` are defaults, which an input's own fields override."""
 
     inputs: list[SkipValidation[PredictRequest]] = Field(min_length=1)
 
     def questions(self) -> list[PredictRequest | InvalidRequestError]:
-        """Each input with the defaults that it does not replace, or what is wrong with it."""
+        """Return each input merged with the defaults, or the error of an invalid input."""
         defaults = {name: getattr(self, name) for name in self.model_fields_set - {"inputs"}}
         return [_question(item, defaults) for item in self.inputs]
 
@@ -229,7 +231,7 @@ def _question(item: object, defaults: dict[str, Any]) -> PredictRequest | Invali
         given = {name: getattr(own, name) for name in own.model_fields_set}
         merged = {**defaults, **given}
         asked = {"prompt", "messages"} & given.keys()
-        if asked:  # an input's own question replaces the default one, in whichever form that came
+        if asked:  # an input's own question replaces the default one, be it prompt or messages
             for form in {"prompt", "messages"} - asked:
                 merged.pop(form, None)
         # The defaults have been validated, once for all inputs.
@@ -258,14 +260,14 @@ def _check_question(question: Question) -> None:
 
 
 def _seen(choice: str) -> str:
-    """The choice as a reader sees it: in one of the ways to write its letters, without what has no width."""
+    """Return a choice in the form used for comparison: Unicode NFC, without zero-width characters and outer space."""
     if not _has_many_marks(choice):
         choice = unicodedata.normalize("NFC", choice)
     return choice.translate(_NO_WIDTH).strip().strip(_ENDS)
 
 
 def _has_many_marks(text: str) -> bool:
-    """Whether more marks stand on one letter than in any language: putting them in order takes quadratic time."""
+    """Return whether a letter has more combining marks than in any language; NFC takes quadratic time for these."""
     if text.isascii():
         return False
     n_marks = 0

@@ -6,7 +6,7 @@ from torch import nn
 
 from blora.errors import ShapeError
 from blora.inference.branches import Branches
-from blora.inference.fork import keep_whole
+from blora.inference.fork import forbid_partial_runs
 from blora.inference.packing import collate
 from blora.posterior.draws import Draws
 from blora.posterior.inject import layer_index
@@ -55,7 +55,7 @@ def test_a_model_kept_whole_gives_the_same() -> None:
     model, modules = injected()
     known, rows = adapters(modules)[1:3], random_rows(3)
     parts = Branches(model, rows, known, [0, 1, 0]).score(range(3), 0, N_SAMPLES)
-    keep_whole(model, "a test")
+    forbid_partial_runs(model, "a test")
     whole = Branches(model, rows, known, [0, 1, 0]).score(range(3), 0, N_SAMPLES)
     torch.testing.assert_close(whole, parts, rtol=0, atol=1e-5)
 

@@ -9,7 +9,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from blora.errors import BaseModelError
 from blora.inference.architecture import check_packing
-from blora.inference.fork import branching_layer, first_layer, keep_whole, logits_at, runs_in_parts, states_below
+from blora.inference.fork import (
+    branching_layer,
+    first_layer,
+    forbid_partial_runs,
+    logits_at,
+    runs_in_parts,
+    states_below,
+)
 from blora.inference.packing import States, collate
 from blora.inference.scoring import score_rows, states_of
 from blora.posterior.draws import Draws, Factors, use_draws
@@ -231,7 +238,7 @@ def test_a_model_kept_whole_runs_every_layer_for_every_draw() -> None:
     batch = collate(random_rows(3))
     expected = score(model, batch, draws)
     assert runs_in_parts(model)
-    keep_whole(model, "a test")
+    forbid_partial_runs(model, "a test")
     assert not runs_in_parts(model)
     rows_seen: list[int] = []
     model.model.layers[0].register_forward_pre_hook(lambda _, args: rows_seen.append(len(args[0])))

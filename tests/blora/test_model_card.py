@@ -69,7 +69,7 @@ def test_the_facts_are_those_of_the_config() -> None:
     assert found["choices"] == "billing, sales"
     assert found["posterior draws"] == "12, seed 7"
     assert found["policy of the adapter"] == (
-        "min_confidence 0.8, max_mutual_information 0.05; those of a calibration.json come first"
+        "min_confidence 0.8, max_mutual_information 0.05; thresholds in calibration.json take precedence"
     )
     assert found["prior_std, lambda_max"] == "0.3, 0.25"
     assert found["inducing weights"] == "9 x 9 a factor"

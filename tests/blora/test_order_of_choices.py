@@ -33,5 +33,5 @@ def test_a_label_is_scored_behind_another_prompt_in_each_order() -> None:
 def test_the_api_says_so() -> None:
     description = Question.model_fields["scoring"].description
     assert description is not None
-    assert "does not depend on their order" in description
+    assert "does not depend on the order of the choices" in description
     assert "up to 0.57" in description

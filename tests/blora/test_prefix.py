@@ -13,7 +13,7 @@ from blora.inference import architecture
 from blora.inference import prefix as prefix_module
 from blora.inference.architecture import check_packing
 from blora.inference.branches import Branches, score_all
-from blora.inference.fork import keep_whole, runs_in_parts
+from blora.inference.fork import forbid_partial_runs, runs_in_parts
 from blora.inference.packing import PackedRow, collate
 from blora.inference.prefix import MIN_PREFIX, Prefix, common_tokens
 from blora.inference.scoring import states_of
@@ -189,7 +189,7 @@ def test_it_is_read_with_each_row_where_there_is_nothing_to_gain(why: str) -> No
     model, draws = adapted("llama", "over plain")
     rows = rows_after(HEAD[: MIN_PREFIX - 1] if why == "too short" else HEAD, 1 if why == "one row" else 4)
     if why == "kept whole":
-        keep_whole(model, "a test")
+        forbid_partial_runs(model, "a test")
     seen = runs(model)
     score_all(model, rows, draws, max_batch_tokens=200)
     assert all(tokens >= MIN_PREFIX for _, tokens in seen[0])

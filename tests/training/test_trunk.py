@@ -11,7 +11,7 @@ import torch
 from blora.base_model import BaseModel
 from blora.config import PosteriorConfig
 from blora.inference.branches import score_all
-from blora.inference.fork import keep_whole
+from blora.inference.fork import forbid_partial_runs
 from blora.inference.packing import collate
 from blora.inference.scoring import states_of
 from blora.posterior.inject import default_targets, inject, select_modules
@@ -157,7 +157,7 @@ def test_states_that_are_there_are_kept(base: BaseModel) -> None:
 
 
 def test_rows_of_a_model_kept_whole_get_no_states(base: BaseModel) -> None:
-    keep_whole(base.model, "a test")
+    forbid_partial_runs(base.model, "a test")
     assert all(row.row.states is None for row in with_states(base.model, rows(), 1))
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from blora.inference.fork import keep_whole
+from blora.inference.fork import forbid_partial_runs
 from blora.inference.packing import PackedRow
 from blora.inference.prefix import MIN_PREFIX
 from blora.posterior.bank import SampleBank
@@ -167,7 +167,7 @@ def test_nothing_is_remembered(setup: Setup, why: str) -> None:
     _, one, _ = setup
     model, _ = injected()
     if why == "kept whole":
-        keep_whole(model, "a test")
+        forbid_partial_runs(model, "a test")
     known = Prefixes(model, max_bytes=0 if why == "switched off" else 2**20, max_batch_tokens=4096)
     known.serve(one.digest)
     assert lengths(known, job(one, *HEAD, 50), job(one, *HEAD, 51)) == [0, 0]

@@ -108,7 +108,7 @@ def test_a_line_that_does_not_say_which_is_no_key(tmp_path: Path, bound: str) ->
 
 
 def test_an_admins_key_opens_all(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="an admin's key opens all"):
+    with pytest.raises(ConfigError, match="an admin's key may use all"):
         line_of("ops", "admin", "key", ["a"])
     file = tmp_path / "keys"
     file.write_text(f"{line_of('ops', 'admin', 'key')} adapters=a\n")

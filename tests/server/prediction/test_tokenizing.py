@@ -8,7 +8,7 @@ import pytest
 from blora.errors import PromptTooLongError
 from blora.server.engines.jobs import longest_token
 from blora.server.errors import QueueFullError, TooLargeError
-from blora.server.prediction.tokenizing import Lengths, Tokenizing
+from blora.server.prediction.tokenizing import Lengths, TokenizerQueue
 from blora.server.schemas.requests import PredictRequest
 from tests.scenarios import tiny_tokenizer
 from tests.server.fakes import FakeEngine, FakeRow, Running, running
@@ -20,7 +20,7 @@ CHOICES = ("a", "b")
 class Order:
     """Recorder of the order of tokenising, one step of the loop at a time."""
 
-    def __init__(self, tokenizing: Tokenizing) -> None:
+    def __init__(self, tokenizing: TokenizerQueue) -> None:
         self.tokenizing = tokenizing
         self.done: list[str] = []
         self.gate = asyncio.Event()
@@ -31,8 +31,8 @@ class Order:
             self.done.append(name)
 
 
-def tokenizing(max_inputs: int = 100, max_characters: int = 10**9) -> Tokenizing:
-    return Tokenizing(max_inputs=max_inputs, max_characters=max_characters)
+def tokenizing(max_inputs: int = 100, max_characters: int = 10**9) -> TokenizerQueue:
+    return TokenizerQueue(max_inputs=max_inputs, max_characters=max_characters)
 
 
 async def started(*waiting: "asyncio.Task[None]") -> None:
@@ -102,7 +102,7 @@ async def test_a_text_that_is_longer_than_the_whole_room_waits_alone() -> None:
 
 async def test_retry_after_follows_the_measured_speed() -> None:
     now = iter([0.0, 20.0, 20.0])
-    waiting = Tokenizing(max_inputs=1, max_characters=10**6, clock=lambda: next(now))
+    waiting = TokenizerQueue(max_inputs=1, max_characters=10**6, clock=lambda: next(now))
     async with waiting.turn("one", 1000):  # 0.02 s a character
         pass
     order = Order(waiting)
