@@ -24,7 +24,7 @@ QUESTIONS = {
 
 
 def ask(url: str, prompt: str) -> dict[str, Any]:
-    """The server's answer to one ticket."""
+    """Return the server's answer to one ticket."""
     response = httpx.post(f"{url}/v1/predict", json={"prompt": prompt}, timeout=60)
     response.raise_for_status()
     answer: dict[str, Any] = response.json()

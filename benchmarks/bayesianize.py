@@ -94,7 +94,7 @@ def main() -> int:
 
 
 def measure(data: Path, epochs: int) -> int:
-    """The exit code of `blora bayesianize`; writes what became of one LoRA if it is 0."""
+    """Run `blora bayesianize` on one LoRA, write its result if that succeeds, and return the exit code."""
     base = load_base_model()
     examples = read_examples(str(data / "arc_easy_train.jsonl"))
     train, validation = split_examples(examples, N_TRAIN, N_VALIDATION, seed=0)

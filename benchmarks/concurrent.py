@@ -28,13 +28,13 @@ TOLERANCE = 0.02
 
 
 def questions(count: int) -> list[dict[str, Any]]:
-    """The first tickets of the demo's test file, again from the start if there are fewer."""
+    """Return the first tickets of the demo's test file, repeated if there are too few."""
     tickets = [json.loads(line)["prompt"] for line in (TRIAGE / "test.jsonl").read_text().splitlines()]
     return [{"prompt": prompt} for prompt in islice(tickets * (count // len(tickets) + 1), count)]
 
 
 async def ask_all(url: str, bodies: Sequence[dict[str, Any]]) -> list[tuple[httpx.Response, float]]:
-    """Sends every question at once; the responses in order, each with its seconds."""
+    """Send every question at once and return the responses in order, each with its seconds."""
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
 
@@ -53,7 +53,7 @@ def disagreement(one: dict[str, Any], other: dict[str, Any]) -> float:
 
 
 def measure(count: int) -> dict[str, Any]:
-    """The result object."""
+    """Return the result object."""
     bodies = questions(count)
     with tempfile.TemporaryDirectory() as folder, serve(Path(folder) / "log", timeout_s="600") as server:
         alone = [httpx.post(f"{server.url}/v1/predict", json=body, timeout=60).json() for body in bodies]

@@ -21,7 +21,7 @@ CONFINED = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-o
 
 
 def _engine() -> list[str]:
-    """What runs containers here: $CONTAINER, as `podman --runtime runc`, or docker."""
+    """Return the command that runs containers: $CONTAINER, such as `podman --runtime runc`, or docker."""
     return shlex.split(os.environ.get("CONTAINER", "docker"))
 
 
@@ -30,7 +30,7 @@ def _run(*arguments: str) -> str:
 
 
 def inspect(image: str) -> dict[str, Any]:
-    """What the engine knows of an image: its size in bytes, its labels, its user."""
+    """Return an image's size in bytes, its labels and its user."""
     found: dict[str, Any] = json.loads(_run("image", "inspect", image))[0]
     return found
 
@@ -45,20 +45,20 @@ class Container:
     ready_s: float
 
     def run(self, *command: str) -> "subprocess.CompletedProcess[str]":
-        """Runs a command in it."""
+        """Run a command in the container."""
         return subprocess.run(
             [*_engine(), "exec", self.id, *command], check=False, capture_output=True, text=True, timeout=60
         )
 
     def stop(self) -> int:
-        """Sends SIGTERM, waits, and gives the exit code of the server."""
+        """Send SIGTERM, wait, and return the server's exit code."""
         _run("stop", self.id)
         return int(_run("inspect", "--format", "{{.State.ExitCode}}", self.id))
 
 
 @contextmanager
 def start(image: str, **settings: str) -> Iterator[Container]:
-    """Starts the image, waits until it is ready, and removes the container in the end.
+    """Start the image, wait until it is ready, and remove the container at the end.
 
     Args:
         image: its name.

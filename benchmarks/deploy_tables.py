@@ -39,7 +39,7 @@ def sizing(result: Result) -> str:
 
 
 def image(result: Result) -> str:
-    """The image as it was run."""
+    """Return the table of the image as it was run."""
     columns = {
         "size (MiB)": "{size_mib:.0f}",
         "alive after (s)": "{live_s:.1f}",

@@ -79,7 +79,7 @@ def distance(some: Tensor, reference: Tensor) -> float:
 
 
 def groups(probs: Tensor, count: int, reference: Tensor) -> list[float]:
-    """The distance of each run of so many consecutive draws, of at most eight."""
+    """Return the distance of each run of `count` consecutive draws, for at most eight runs."""
     return [distance(part, reference) for part in probs.split(count)[:8] if len(part) == count]
 
 

@@ -55,7 +55,7 @@ SIGNIFICANCE = 0.05
 
 
 def binomial_limit(n: int, p: float) -> int:
-    """The number that Binomial(n, p) does not exceed with a probability of at least 95 %."""
+    """Return the number that Binomial(n, p) does not exceed with a probability of at least 95 %."""
     return next(k for k in range(n + 1) if binomial_cdf(k, n, p) >= 1 - SIGNIFICANCE)
 
 
@@ -152,7 +152,7 @@ class _Rows:
 
 
 def _summary(outcomes: Sequence[_Outcome], target: float) -> dict[str, float | int | None]:
-    """A refused calibration answers nothing: it counts in every share, and in neither mean."""
+    """Return the table; a refused calibration answers nothing, and counts in every share and in neither mean."""
     proved = [outcome for outcome in outcomes if not outcome.refused]
     return {
         "exceeds": sum(outcome.error > target for outcome in outcomes) / len(outcomes),

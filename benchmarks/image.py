@@ -21,7 +21,7 @@ QUESTION = "I was charged twice for order 4417, please refund one of them."
 
 
 def measure(image: str) -> dict[str, Any]:
-    """The result object."""
+    """Return the result object."""
     about = inspect(image)
     with start(image) as container:
         torch = container.run("python", "-c", "import torch; print(torch.__version__)").stdout.strip()

@@ -22,8 +22,8 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, n_wo
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, aligned, *rows])
 
 
-def record_table(records: Iterable[Mapping[str, Any]], columns: Columns) -> str:
-    """Return a table with a row for each record.
+def record_table(records: Iterable[Mapping[str, Any]], columns: Columns, *, n_words: int = 1) -> str:
+    """Return a table with a row for each record, whose first `n_words` columns align left.
 
     >>> print(record_table([{"risk": 0.1, "rows": {"kept": 5}}], {"risk": "{risk:.2f}", "kept": "{rows[kept]}"}))
     | risk | kept |
@@ -34,4 +34,4 @@ def record_table(records: Iterable[Mapping[str, Any]], columns: Columns) -> str:
         [column.format_map(record) if isinstance(column, str) else column(record) for column in columns.values()]
         for record in records
     ]
-    return markdown_table([*columns], rows)
+    return markdown_table([*columns], rows, n_words=n_words)

@@ -182,7 +182,7 @@ def _file(label: str) -> str:
 
 
 def main() -> None:
-    """Runs what is missing."""
+    """Run the trials that have no result yet."""
     data, wanted = Path(sys.argv[1]), sys.argv[2:]
     done = {json.loads(line)["label"] for line in RESULT.read_text().splitlines()} if RESULT.is_file() else set()
     code = {"revision": revision()}  # of what runs, whatever is committed meanwhile

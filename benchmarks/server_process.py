@@ -37,7 +37,7 @@ class Server:
 
 @contextmanager
 def serve(log: Path, **flags: str) -> Iterator[Server]:
-    """Starts the server on a free port, waits until it is ready, and ends it if nobody has.
+    """Start the server on a free port, wait until it is ready, and end it afterwards.
 
     Args:
         log: where its output goes.

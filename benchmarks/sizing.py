@@ -59,7 +59,7 @@ MODELS = {
 
 
 def skeleton(shape: Shape) -> PreTrainedModel:
-    """A model of that shape, without weights."""
+    """Return a model of that shape, without weights."""
     with torch.device("meta"):
         model: PreTrainedModel = LlamaForCausalLM(
             LlamaConfig(
@@ -82,7 +82,7 @@ def weight_bytes(model: PreTrainedModel) -> int:
 
 
 def bank_bytes(model: PreTrainedModel, n_layers: int, *, n_samples: int = N_SAMPLES, rank: int = RANK) -> int:
-    """The draws of an adapter with a posterior in the top layers, in float32."""
+    """Return the draws of an adapter with a posterior in the top layers, in float32."""
     last = model.config.num_hidden_layers
     modules = select_modules(model, TARGETS, range(last - n_layers, last))
     return 4 * n_samples * rank * sum(d_out + d_in for d_out, d_in in modules.values())
@@ -104,7 +104,7 @@ def _of(shape: Shape, rows: list[PackedRow], mean_draws: float) -> dict[str, flo
 
 
 def measure(data: Path) -> dict[str, Any]:
-    """The result object."""
+    """Return the result object."""
     serving = json.loads((RESULTS / "serving" / "result.json").read_text())
     busiest = serving["load"][-1]
     base = load_base_model()
@@ -134,7 +134,7 @@ def measure(data: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Computes and writes."""
+    """Compute the sizes and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("--json", type=Path, default=RESULTS / "sizing" / "result.json")

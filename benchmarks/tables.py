@@ -50,7 +50,7 @@ def _load(folder: str) -> list[Result]:
 
 
 def _label(result: Result) -> str:
-    """The method, and where it started from if that was a trained LoRA."""
+    """Return the method, with its starting point if that was a trained LoRA."""
     started = "training" in result and result["training"].get("init_from")
     return METHODS[result["method"]] + (", from the LoRA" if started else "")
 
@@ -200,7 +200,7 @@ def _treatment(found: Result) -> str:
 
 
 def _training_time(folder: str) -> str:
-    """A step of ours beside one of plain LoRA."""
+    """Return the table of our training step beside one of plain LoRA."""
     [result] = _load(folder)
     low, high = result["ratio_quartiles"]
     counts, machine = result["n_parameters"], result["machine"]
@@ -230,7 +230,7 @@ def _search(folder: str) -> str:
 
 
 def _choice(name: str) -> str:
-    """What chose the defaults: validation rows of ARC-Easy, in the benchmark's own runs."""
+    """Return the table of the search that chose the defaults, by validation rows of ARC-Easy."""
     found = _load("calibration/arc_easy")
     methods = ("lora_best", "bayesian_wide", "bayesian")
     rows = [r | r["validation"] for method in methods for r in found if r["method"] == method]
@@ -272,7 +272,7 @@ DEPTHS = {
 
 
 def _depth(name: str) -> str:
-    """What a posterior in more layers is worth, and what it costs."""
+    """Return the table of quality and cost by the number of layers with a posterior."""
     tried = {r["label"]: r for r in map(json.loads, (RESULTS / "search" / "search.jsonl").read_text().splitlines())}
     [result] = _load("serving")
     ms = result["ms_a_question"]
@@ -305,7 +305,7 @@ def _prefixes(result: Result) -> str:
 
 
 def _of(folder: str, make: Callable[[Result], str]) -> Callable[[str], str]:
-    """A table of the one result in a folder."""
+    """Return a function that makes the table of the one result in a folder."""
 
     def table(name: str) -> str:
         [result] = _load(folder)
@@ -356,7 +356,7 @@ TABLES: dict[str, Callable[[str], str]] = {
 
 
 def render(text: str) -> str:
-    """The text with every table between `<!-- table NAME -->` and `<!-- end -->` made anew."""
+    """Return the text with every table between `<!-- table NAME -->` and `<!-- end -->` made anew."""
 
     def table(match: re.Match[str]) -> str:
         name = match.group(1)

@@ -48,7 +48,7 @@ async def answers(engine: Engine, examples: Sequence[Example], n_samples: int) -
 
 
 def measure(data: Path, python: Path) -> dict[str, Any]:
-    """The result object."""
+    """Return the result object."""
     adapter = prepare(data).everywhere
     n_samples = json.loads((adapter / "bayesian_config.json").read_text())["sampling"]["n_samples"]
     examples = read_examples(str(data / "arc_easy_test.jsonl")).examples[:N_QUESTIONS]

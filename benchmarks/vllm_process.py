@@ -18,7 +18,7 @@ MAX_LENGTH = 1024
 
 @contextmanager
 def vllm(python: Path, model: Path, log: Path, *, max_loras: int = 8, max_rank: int = 8) -> Iterator[str]:
-    """The address of a vLLM that serves a model in bfloat16 and may be given LoRAs.
+    """Return the address of a vLLM that serves a model in bfloat16 and may be given LoRAs.
 
     Args:
         python: the interpreter of an environment with vLLM; see `make test-vllm`.

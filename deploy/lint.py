@@ -23,7 +23,7 @@ except ImportError as exc:
 
 
 def lint_dockerfile(path: Path) -> list[str]:
-    """Findings of hadolint, style included."""
+    """Return the findings of hadolint, style included."""
     # Beside the interpreter first: the environment need not be activated.
     search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     hadolint = shutil.which("hadolint", path=search)
@@ -37,7 +37,7 @@ def lint_dockerfile(path: Path) -> list[str]:
 
 
 def lint_manifest(path: Path) -> list[str]:
-    """Findings against the schemas. A kind without a schema is one: it may be misspelt."""
+    """Return findings against the schemas; a kind without a schema is a finding, for it may be misspelt."""
     findings = []
     for resource in yaml.safe_load_all(path.read_text()):
         if resource.get("kind") in ("Kustomization", "Component"):  # client-side files, with no such schema

@@ -23,7 +23,7 @@ OWN = ("blora", "models")
 
 
 def run(*command: str) -> str:
-    """The output of a command; its failure ends this program with what it said."""
+    """Return a command's output; if the command fails, exit with its message."""
     told = subprocess.run(command, capture_output=True, text=True, check=False)
     if told.returncode:
         sys.exit(f"{shlex.join(command)}: {told.stderr.strip()}")
@@ -31,7 +31,7 @@ def run(*command: str) -> str:
 
 
 def digest(image: str) -> str:
-    """What the registry has under a tag now, of all platforms together."""
+    """Return the digest that the registry has under a tag, for all platforms together."""
     container = shlex.split(os.environ.get("CONTAINER", "docker"))
     told = run(*container, "buildx", "imagetools", "inspect", image, "--format", "{{json .Manifest}}")
     found = str(json.loads(told)["digest"])
@@ -41,7 +41,7 @@ def digest(image: str) -> str:
 
 
 def base(dockerfile: Path) -> str:
-    """The base image, by tag for people and by digest for machines."""
+    """Return the base image, by tag for people and by digest for machines."""
     [image] = re.findall(r"^ARG PYTHON_IMAGE=(\S+)$", dockerfile.read_text(), re.MULTILINE)
     return f"{image}@{digest(image)}"
 
@@ -60,7 +60,7 @@ def images(resource: Any) -> Iterator[str]:
 
 
 def pinned(overlay: str, registry: str, k8s: Path) -> dict[str, Any]:
-    """A kustomization of the overlay with its images by digest."""
+    """Return a kustomization of the overlay with its images by digest."""
     resources = yaml.safe_load_all(run("kustomize", "build", str(k8s / "overlays" / overlay)))
     pins = []
     for image in sorted({image for resource in resources for image in images(resource)}):
@@ -76,7 +76,7 @@ def pinned(overlay: str, registry: str, k8s: Path) -> dict[str, Any]:
 
 
 def main(arguments: list[str], root: Path = ROOT) -> None:
-    """Runs one of the two commands of this module's description."""
+    """Run one of the two commands in this module's docstring."""
     match arguments:
         case ["base"]:
             print(base(root / "Dockerfile"))

@@ -44,7 +44,7 @@ def locked(text: str) -> Iterator[tuple[Requirement, list[str]]]:
 
 
 def component(requirement: Requirement, hashes: list[str]) -> dict[str, Any]:
-    """A package of the index, with the hashes of all the files that the lock allows."""
+    """Return a package of the index, with the hashes of all files that the lock allows."""
     [pin] = requirement.specifier
     purl = f"pkg:pypi/{requirement.name}@{pin.version}"
     return {
@@ -64,7 +64,7 @@ def component(requirement: Requirement, hashes: list[str]) -> dict[str, Any]:
 
 
 def bill(root: Path = ROOT) -> dict[str, Any]:
-    """The document."""
+    """Return the document."""
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     components = [
         component(requirement, hashes)

@@ -36,7 +36,7 @@ SAMPLE_EVERY_S = 10.0
 
 
 async def measure(server: Server, n_requests: int, seconds: float) -> dict[str, Any]:
-    """Counts of what became of the requests, and what the server held meanwhile.
+    """Return counts of the requests' outcomes, and the server's memory and open files.
 
     Args:
         server: one of `tiny_server`.

@@ -36,7 +36,7 @@ AUTHORIZED = {"authorization": f"Bearer {KEY}"}
 
 
 def made_up(server: Server, n_cases: int) -> dict[str, Any]:
-    """Counts of the answers' statuses for each operation, and the first few answers that should not be.
+    """Return counts of the answers' statuses for each operation, and the first few answers that should not be.
 
     Args:
         server: one of `tiny_server`.
@@ -90,7 +90,7 @@ def _ask(operation: schemathesis.APIOperation, count: int, url: str, wrong: list
 
 
 def _cases(operation: schemathesis.APIOperation) -> st.SearchStrategy[schemathesis.Case]:
-    """What the document allows; of predictions half are such that there can be an answer."""
+    """Return requests that the document allows; half of the predictions can be answered."""
     cases = operation.as_strategy()
     if operation.path != "/v1/predict":
         return cases
@@ -99,7 +99,7 @@ def _cases(operation: schemathesis.APIOperation) -> st.SearchStrategy[schemathes
 
 
 def _answerable(case: schemathesis.Case, adapter: str, n_samples: int, prompt: str) -> schemathesis.Case:
-    """The case with an adapter that is there, draws that are allowed, one question, and no policy that is empty."""
+    """Return the case with a loaded adapter, an allowed number of draws, one question and no empty policy."""
     for body in [*case.body.get("inputs", []), case.body]:
         if body.get("adapter"):
             body["adapter"] = adapter

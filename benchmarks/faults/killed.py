@@ -45,7 +45,7 @@ class Run:
         self.memory_mib: list[float] = []
 
     def kill_when(self, reached: Callable[[], bool]) -> None:
-        """Ends it by SIGKILL as soon as it has got so far.
+        """End the process by SIGKILL once its output has reached a number of rows.
 
         Raises:
             RuntimeError: if it ended by itself before.
@@ -57,7 +57,7 @@ class Run:
             raise RuntimeError(f"it ended by itself with code {self._process.returncode}")
 
     def finish(self) -> None:
-        """Waits for its end.
+        """Wait for the process to end.
 
         Raises:
             RuntimeError: if that is not code 0.
@@ -76,7 +76,7 @@ class Run:
 
 
 def measure(folder: Path, n_rows: int) -> dict[str, Any]:
-    """The result object.
+    """Return the result object.
 
     Args:
         folder: for the model, the rows and their answers.

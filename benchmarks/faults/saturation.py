@@ -52,7 +52,7 @@ class Seen:
 
 
 def measure(seconds: float, clients: tuple[int, ...], **flags: str) -> dict[str, Any]:
-    """The result object.
+    """Return the result object.
 
     Args:
         seconds: of each measurement.
@@ -99,7 +99,7 @@ async def _waiting_clients(server: Server, n_clients: int, seconds: float) -> di
 
 
 async def _flooded(server: Server, rate: float, seconds: float) -> dict[str, Any]:
-    """What becomes of questions that come at random times, so many a second, and of probes meanwhile."""
+    """Return the outcomes of questions that arrive at random times at a given rate, and of probes."""
     seen, late, probes = Seen(), Seen(), Counter[str]()
     chance = random.Random(0)
     bodies = cycle(questions(200))

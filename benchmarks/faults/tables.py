@@ -12,7 +12,7 @@ MEMORY_STEP_MIN = 2
 
 
 def attacks(result: Result) -> str:
-    """What was sent, what was expected, and what was seen."""
+    """Return the table of attacks with the expected and the seen outcome."""
     cases, held = result["cases"], result["held"]
     rows = [[case["family"], case["name"], " or ".join(case["expected"]), _seen(case)] for case in cases]
     header = ["family", "what is sent or done", "expected", "seen"]
@@ -40,7 +40,7 @@ def _seen(case: dict[str, Any]) -> str:
 
 
 def churn(result: Result) -> str:
-    """What became of the requests, and what the server held."""
+    """Return the table of the requests' outcomes, and the server's memory and open files."""
     rows = [[outcome, f"{count:,}"] for outcome, count in sorted(result["outcomes"].items())]
     rows.append(["none", f"{result['without_an_outcome']:,}"])
     memory, handles, near = result["memory_mib"], result["handles"], result["tolerance"]
@@ -109,7 +109,7 @@ def saturation(result: Result) -> str:
 
 
 def memory(results: list[Result]) -> str:
-    """What the demo's server held, minute by minute, in each dtype."""
+    """Return the table of the demo server's memory by minute, in each dtype."""
     n_minutes = min(result["minutes"] for result in results)
     rows = [
         [str(minute + 1), *(f"{result['mib_each_minute'][minute]:.0f}" for result in results)]

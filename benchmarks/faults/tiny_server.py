@@ -15,7 +15,7 @@ KEY = "the key of whoever measures"
 
 @contextmanager
 def tiny_server(folder: Path, log: Path | None = None, **flags: str) -> Iterator[Server]:
-    """A server of the first of four adapters, which may load the others below its adapter root; KEY is an admin's.
+    """Serve the first of four adapters; the others can be loaded from the adapter root with the admin key KEY.
 
     Args:
         folder: where the model and its adapters are made.

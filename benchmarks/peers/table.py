@@ -13,10 +13,6 @@ def _clear(row: dict[str, Any]) -> str:
     return f"{row['accuracy']:.3f}" + (f" ({clear:.3f})" if clear is not None else "")
 
 
-def _seconds(row: dict[str, Any]) -> str:
-    return "–" if row["training_s"] is None else f"{row['training_s']:.0f}"
-
-
 COLUMNS: Columns = {
     "rows": "{set}",
     "method": "{method}",
@@ -27,7 +23,6 @@ COLUMNS: Columns = {
     "AURC": "{aurc:.3f}",
     "coverage at 5 % error": "{coverage_at_5:.2f}",
     "at 10 %": "{coverage_at_10:.2f}",
-    "training (s)": _seconds,
 }
 
 
@@ -41,7 +36,8 @@ def peers(results: Sequence[dict[str, Any]]) -> str:
     )
     machine = results[0]["machine"]
     revisions = ", ".join(dict.fromkeys(result["revision"] for result in results))
+    table = record_table(rows, COLUMNS, n_words=2)
     return (
-        f"{record_table(rows, COLUMNS)}\n\n{sizes}. Deterministic, so without a spread; {machine['cores']} cores of "
-        f"{machine['processor']}, revision {revisions}; `{results[0]['command']}`."
+        f"{table}\n\n{sizes}. Deterministic, so without a spread; {machine['cores']} cores of {machine['processor']}, "
+        f"revision {revisions}; `{results[0]['command']}`."
     )

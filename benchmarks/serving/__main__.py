@@ -61,7 +61,7 @@ def ratio(seconds: dict[str, list[float]], of: str, over: str) -> dict[str, floa
 
 
 def measure(data: Path, *, quick: bool) -> dict[str, Any]:
-    """The result object."""
+    """Return the result object."""
     adapters = prepare(data)
     engine, lora = Engine(adapters), PlainLora(adapters.late)
     published = Published(engine.everywhere)
@@ -149,14 +149,14 @@ def _bodies(examples: ExampleSet, n_asked: int) -> list[dict[str, Any]]:
 
 
 def _shuffled(data: Path) -> ExampleSet:
-    """The test questions in a random order."""
+    """Return the test questions in a random order."""
     examples = read_examples(str(data / "arc_easy_test.jsonl"))
     order = torch.randperm(len(examples.examples), generator=torch.Generator().manual_seed(0)).tolist()
     return replace(examples, examples=tuple(examples.examples[i] for i in order))
 
 
 def _model_of_cost(engine: Engine, block: Sequence[PackedRow]) -> dict[str, Any]:
-    """What the operations predict for some numbers of draws, beside what it takes."""
+    """Return the predicted and the measured cost for several numbers of draws."""
     base = load_base_model()
     inject(base.model, engine.late.config.modules)
     draws = engine.late.bank.draws

@@ -17,7 +17,7 @@ __all__ = ["compare_answers", "decisions"]
 def compare_answers(
     engine: Engine, rows: Sequence[PackedRow], labels: Sequence[int], n_samples: int
 ) -> tuple[dict[str, Any], Tensor]:
-    """What early stopping and fewer draws change.
+    """Return the changes that early stopping and fewer draws make to answers.
 
     Returns:
         The figures, and how far each question's score under 64 draws lies from the policy's threshold, (N,).
@@ -54,7 +54,7 @@ def compare_answers(
 
 
 def decisions(policy: Policy, answers: Sequence[Tensor]) -> list[int | None]:
-    """The choice that goes out for each question, None where none does."""
+    """Return each question's answer, None where the policy abstains."""
     found: list[int | None] = []
     for draws in answers:
         prediction = summarize(draws)

@@ -62,7 +62,7 @@ def _run(arguments: list[str]) -> None:
 
 
 def _divide(path: Path) -> tuple[Path, Path]:
-    """The rows that training may see, and the others, as files of their own."""
+    """Write the rows for training and the other rows to two files, and return these."""
     lines = path.read_text().splitlines()
     known, others = WORK / "known.jsonl", WORK / "others.jsonl"
     n_known = N_TRAIN + N_VALIDATION

@@ -75,7 +75,7 @@ class Engine:
         return self._run(rows, n_samples, None, handles or (self.late,))
 
     def early(self, rows: Sequence[PackedRow], n_samples: int) -> list[Tensor]:
-        """The same under as many draws as each decision takes."""
+        """Return the probabilities under the draws that each decision takes."""
         error = self.late.config.sampling.stop_error
         assert error is not None
         return self._run(rows, n_samples, Stop(self.policy, error), (self.late,))
@@ -93,13 +93,13 @@ class Engine:
 
 
 def with_most_draws(handle: AdapterHandle) -> AdapterHandle:
-    """The same adapter with a bank of 64 draws, of which the first are its own."""
+    """Return the same adapter with a bank of 64 draws, of which the first are its own."""
     seed = handle.config.sampling.seed
     return replace(handle, bank=SampleBank.draw(handle.posterior, handle.digest, MOST_DRAWS, seed))
 
 
 def stock_model() -> PreTrainedModel:
-    """The base model as transformers runs it, in bfloat16 throughout."""
+    """Return the base model as transformers runs it, in bfloat16 throughout."""
     ours = load_base_model().model
     model: Any = type(ours)(ours.config).to(torch.bfloat16)
     model.load_state_dict(ours.state_dict())

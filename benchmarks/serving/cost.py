@@ -57,7 +57,7 @@ class Speeds:
 
 
 def work_of(model: PreTrainedModel, rows: Sequence[PackedRow], fork: int, n_samples: int, max_tokens: int) -> Work:
-    """What our engine computes for questions in batches by length.
+    """Return our engine's probabilities for questions in batches by length.
 
     Args:
         model: a Llama-like model, for its shapes.

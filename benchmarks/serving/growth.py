@@ -27,7 +27,7 @@ class Point:
     early_ms: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
+        """Return a JSON-ready dictionary."""
         return {
             "at": self.at,
             "lora_ms": self.lora_ms,
@@ -70,7 +70,7 @@ def _point(
     handles: Sequence[AdapterHandle] = (),
     early: bool = True,
 ) -> Point:
-    """The three in turn, a few times."""
+    """Time the three variants in turn, a few times."""
     ways: dict[str, Callable[[], object]] = {
         "lora": lambda: lora.packed(rows),
         "fixed": lambda: engine.fixed(rows, n_samples, handles),

@@ -21,7 +21,7 @@ PROFILED_CLIENTS = 16
 
 
 def load(adapter: Path, bodies: Sequence[dict[str, Any]], clients: Sequence[int]) -> list[dict[str, Any]]:
-    """Requests a second and latency at several numbers of clients, and what share of the time the model computed.
+    """Return throughput and latency at several numbers of clients, and the share of time that the model computed.
 
     Args:
         adapter: what is served.

@@ -63,7 +63,7 @@ def profile(server: Server, under: Callable[[], Any]) -> dict[str, float]:
 
 
 def stage_of(frames: Sequence[str]) -> str:
-    """The stage of a stack, outermost frame first, each `function (file:line)`."""
+    """Return the stage of a stack, outermost frame first, each `function (file:line)`."""
     for frame in reversed(frames):
         file = frame.partition("(")[2]
         found = [(len(part), stage) for stage, parts in STAGES.items() for part in parts if f"/{part}" in f"/{file}"]

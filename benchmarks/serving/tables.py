@@ -31,7 +31,7 @@ GROWS = {
 
 
 def ways(result: Result) -> str:
-    """What a question costs, each way."""
+    """Return the table of a question's cost by each method."""
     ratios, milliseconds, speed = result["ratios"], result["ms_a_question"], result["tokens_per_s"]
     ratios = ratios | {f"{name}_over_lora": ratios[key] for name, key in KEYS.items()}
     header = ["way to answer", "ms a question", "tokens a second", "times LoRA", "quartiles"]

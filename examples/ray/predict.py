@@ -43,7 +43,7 @@ class Engine:
 
 
 def main() -> None:
-    """Reads, answers and writes, as a stream."""
+    """Read, answer and write rows as a stream."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("adapter")
     parser.add_argument("questions", help=".jsonl or .parquet")

@@ -20,7 +20,7 @@ DISAGREEMENT = AbstainAbove(mutual_information=0.2)
 
 
 def verdict(outcome: Prediction | ClientError) -> dict[str, Any]:
-    """What is written beside the ticket."""
+    """Return the fields to write beside the ticket."""
     if isinstance(outcome, ClientError):
         return {"queue": None, "because": [type(outcome).__name__]}
     if outcome.abstained:

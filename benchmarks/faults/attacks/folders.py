@@ -33,7 +33,7 @@ def _case(name: str, *expected: str) -> Callable[[Callable[[Target], str]], Case
 
 
 def _loaded(name: str, spoil: Callable[[Path], Any], *expected: str) -> Case:
-    """A spoiled copy is loaded, asked if that works, and unloaded."""
+    """Load a spoiled copy, ask it if it loads, and unload it."""
 
     def attack(target: Target) -> str:
         path = target.copy(f"copy-{abs(hash(name))}", spoil)
@@ -128,7 +128,7 @@ def _deep(folder: Path) -> None:
 
 
 def _twice(folder: Path) -> None:
-    """The name of one tensor twice in a header."""
+    """Return a header that names one tensor twice."""
     content = (folder / POSTERIOR).read_bytes()
     length = int.from_bytes(content[:8], "little")
     header = content[8 : 8 + length].rstrip()
@@ -243,7 +243,7 @@ NAMED = [
 
 
 def _while(change: Callable[[], None], load: Callable[[], str], n_loads: int) -> str:
-    """What loads say while a file changes all the time."""
+    """Return the outcomes of loads while a file keeps changing."""
     done = threading.Event()
 
     def keep_changing() -> None:

@@ -30,7 +30,7 @@ def _key(name: str, header: str, *expected: str) -> Case:
 
 
 def _file(name: str, replace: Callable[[Path], object], *expected: str) -> Case:
-    """What the client and a stranger see while the key file is something else."""
+    """Return what the client and a stranger see while something else stands in the key file's place."""
 
     def attack(target: Target) -> str:
         target.keys.unlink()

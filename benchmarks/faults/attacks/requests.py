@@ -30,7 +30,7 @@ def _asked(name: str, fields: dict[str, Any], *expected: str) -> Case:
 
 
 def _sane(response: httpx.Response) -> str:
-    """What was said, and whether the probabilities of an answer are any."""
+    """Return the response in words, and whether an answer's probabilities sum to one."""
     if response.status_code != 200:
         return said(response)
     answer = response.json()
@@ -42,7 +42,7 @@ def _sane(response: httpx.Response) -> str:
 
 
 def _raw(field: str, value: str) -> bytes:
-    """A question with a field written by hand."""
+    """Return a question with a field written by hand."""
     return f'{{"prompt": "I was charged twice", "{field}": {value}}}'.encode()
 
 

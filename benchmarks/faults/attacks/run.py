@@ -48,7 +48,7 @@ class _Probe:
 
 
 def attacked(folder: Path, families: Sequence[str] = tuple(FAMILIES)) -> dict[str, Any]:
-    """Runs all attacks of some families against one server.
+    """Run all attacks of some families against one server.
 
     Args:
         folder: an empty one, for what the server needs.
@@ -74,7 +74,7 @@ def attacked(folder: Path, families: Sequence[str] = tuple(FAMILIES)) -> dict[st
 
 
 def attack(victim: Target, case: Case) -> dict[str, Any]:
-    """What was expected of an attack, and what was seen, meanwhile and afterwards."""
+    """Return an attack's expected and seen outcome, during the attack and afterwards."""
     probe = _Probe(victim.server.url)
     probing = threading.Thread(target=probe.run, daemon=True)
     probing.start()
@@ -104,7 +104,7 @@ def attack(victim: Target, case: Case) -> dict[str, Any]:
 
 
 def _wrong(victim: Target) -> str:
-    """What is wrong with the server, nothing if an honest client and the probes get what they should."""
+    """Return a description of a failing server, empty if an honest client and the probes are served."""
     try:
         probes = {path: said(victim.http.get(path)) for path in ("/livez", "/readyz")}
         if wrong := [f"{path} {status}" for path, status in probes.items() if status != "200"]:

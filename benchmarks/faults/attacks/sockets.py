@@ -266,7 +266,7 @@ def _two_keys(target: Target) -> str:
 
 
 def _at_once(path: str) -> Case:
-    """A thousand requests for what is open to everybody, nearly as many at a time as there may be connections."""
+    """Send a thousand requests to open paths, with nearly the allowed number of connections."""
     request = b"GET %s HTTP/1.1\r\n" % path.encode() + HOST + LAST + b"\r\n"
 
     def attack(target: Target) -> str:

@@ -16,7 +16,7 @@ PATIENCE_S = 60
 
 
 def _start(name: str, make: Callable[[Target, Path], dict[str, str]], *expected: str) -> Case:
-    """A server with these variables, which should not start."""
+    """Start a server with variables that it should refuse, and return its exit."""
 
     def attack(target: Target) -> str:
         folder = target.folder / f"start-{abs(hash(name))}"

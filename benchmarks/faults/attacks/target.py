@@ -67,17 +67,17 @@ class Target:
         return int(psutil.Process(self.server.process.pid).num_fds())
 
     def post(self, body: Any, *, path: str = "/v1/predict", key: str = CLIENT, **headers: str) -> httpx.Response:
-        """The response to a body: bytes as they are, anything else as JSON."""
+        """Return the response to a body: bytes as they are, anything else as JSON."""
         content = body if isinstance(body, bytes) else json.dumps(body, ensure_ascii=False).encode()
         given = {"authorization": f"Bearer {key}", "content-type": JSON, **headers}
         return self.http.post(path, content=content, headers=given)
 
     def ask(self, **fields: Any) -> httpx.Response:
-        """The response to a question."""
+        """Return the response to a question."""
         return self.post({"prompt": "I was charged twice", **fields})
 
     def copy(self, name: str, spoil: Callable[[Path], Any] = lambda folder: None) -> str:
-        """A spoiled copy of a good adapter, below the root where the server does not look; its path from there."""
+        """Put a spoiled copy of a good adapter where the server does not poll, and return its path below the root."""
         folder = self.root / ".copies" / name
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(ADAPTER, folder)
@@ -85,15 +85,15 @@ class Target:
         return f".copies/{name}"
 
     def load(self, name: str, path: str) -> httpx.Response:
-        """The response to an owner who loads an adapter."""
+        """Return the response to an owner who loads an adapter."""
         return self.post({"name": name, "path": path}, path="/v1/adapters", key=OWNER)
 
     def unload(self, name: str) -> None:
-        """Takes an adapter away, if it is there."""
+        """Unload an adapter if it is loaded."""
         self.http.delete(f"/v1/adapters/{name}", headers={"authorization": f"Bearer {OWNER}"})
 
     def connect(self, *, receive_buffer: int | None = None) -> socket.socket:
-        """A connection, with a small buffer for a client that does not read."""
+        """Return a connection, with a small receive buffer for a client that does not read."""
         made = socket.socket()
         made.settimeout(3 * READ_TIMEOUT_S)
         if receive_buffer is not None:
@@ -102,7 +102,7 @@ class Target:
         return made
 
     def say(self, data: bytes, *, patience_s: float = 1.5 * READ_TIMEOUT_S) -> bytes:
-        """What the server answers to bytes, until it closes the connection or has been silent for so long."""
+        """Return the server's answer to bytes, until the connection closes or a timeout passes."""
         heard = b""
         with self.connect() as stream:
             stream.settimeout(patience_s)
@@ -114,7 +114,7 @@ class Target:
         return heard
 
     def metrics(self, name: str) -> float:
-        """The sum of a metric's series."""
+        """Return the sum of a metric's series."""
         lines = self.http.get("/metrics").text.splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.partition("{")[0].split(" ")[0] == name)
 
@@ -138,12 +138,12 @@ class Case:
     slow: bool = False
 
     def slowly(self) -> "Case":
-        """The same, known to be slow."""
+        """Return the attack, marked as slow."""
         return replace(self, slow=True)
 
 
 def said(response: httpx.Response) -> str:
-    """A response in a few words: its status, and the code of its error."""
+    """Return a response's status and error code in words."""
     try:
         code = response.json()["error"]["code"]
     except (ValueError, KeyError, TypeError):
@@ -152,7 +152,7 @@ def said(response: httpx.Response) -> str:
 
 
 def statuses(heard: bytes) -> str:
-    """The statuses of all responses, with the code of the last error."""
+    """Return the statuses of all responses, with the code of the last error."""
     found = re.findall(rb"HTTP/1\.1 (\d{3})", heard)
     codes = re.findall(rb'"code":"(\w+)"', heard)
     return b" ".join([*found, *codes[-1:]]).decode() or "closed"
@@ -160,7 +160,7 @@ def statuses(heard: bytes) -> str:
 
 @contextmanager
 def target(folder: Path) -> Iterator[Target]:
-    """Starts a server with the demo's adapter, keys, and an adapter root that it keeps an eye on."""
+    """Start a server with the demo's adapter, keys, and an adapter root that the server polls."""
     (folder / "adapters").mkdir()
     (folder / "keys").write_text("\n".join(KEYS) + "\n")
     flags = {
