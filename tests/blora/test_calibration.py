@@ -43,7 +43,7 @@ def test_earlier_asks_add_to_delta_and_the_levels_are_proved_at_their_own() -> N
     ids=str,
 )
 def test_a_calibration_without_its_default_is_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="default (target_risk|coverage) = 0.*, expected that of a"):
+    with pytest.raises(ConfigError, match="default (target_risk|coverage) = 0.*, expected the (target|coverage) of a"):
         dataclasses.replace(CALIBRATION, **change)
 
 

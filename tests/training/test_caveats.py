@@ -1,23 +1,12 @@
 """Warnings about few validation rows, in the log and from the commands."""
 
-import logging
 from argparse import ArgumentParser
-from collections.abc import Iterator
 
 import pytest
 
 from blora.decision.temperature import FEW_ROWS
 from blora.training.caveats import warn_of_few_rows
 from blora.training.commands.arguments import parse
-
-
-@pytest.fixture(autouse=True)
-def _log_as_before() -> Iterator[None]:
-    """Restore the logging that a command configures."""
-    log = logging.getLogger("blora")
-    handlers, level = log.handlers[:], log.level
-    yield
-    log.handlers[:], log.level = handlers, level
 
 
 def test_few_validation_rows_are_told_with_their_number(caplog: pytest.LogCaptureFixture) -> None:
