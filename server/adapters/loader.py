@@ -25,7 +25,7 @@ from blora.server.errors import (
 )
 from blora.server.monitoring.feedback import Feedback
 from blora.server.monitoring.logs import write_down
-from blora.server.monitoring.metrics import Metrics
+from blora.server.monitoring.metrics import ServerMetrics
 from blora.server.scheduling.thread_per_task import StalledError, ThreadPerTask
 from blora.server.settings import Settings
 
@@ -53,7 +53,7 @@ class Loader:
     """
 
     def __init__(
-        self, settings: Settings, engine: Engine, registry: Registry, metrics: Metrics, feedback: Feedback
+        self, settings: Settings, engine: Engine, registry: Registry, metrics: ServerMetrics, feedback: Feedback
     ) -> None:
         self._settings = settings
         self._engine = engine

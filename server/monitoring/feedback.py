@@ -22,7 +22,7 @@ from blora.server.engines.handle import AdapterHandle
 from blora.server.errors import InvalidRequestError, UnknownPredictionError
 from blora.server.keys import Key
 from blora.server.monitoring.ledgers.protocol import Contents, Entry, Ledger, hashes
-from blora.server.monitoring.metrics import Metrics
+from blora.server.monitoring.metrics import ServerMetrics
 
 __all__ = ["Feedback"]
 
@@ -38,7 +38,7 @@ class Feedback:
     """
 
     def __init__(
-        self, metrics: Metrics, served: Callable[[str], AdapterHandle | None], ledger: Ledger, rate: float = 1.0
+        self, metrics: ServerMetrics, served: Callable[[str], AdapterHandle | None], ledger: Ledger, rate: float = 1.0
     ) -> None:
         self._metrics = metrics
         self._handle_of = served

@@ -23,7 +23,7 @@ from blora.server.engines.protocol import ModelInfo
 from blora.server.errors import ServerError
 from blora.server.monitoring.build import Build
 
-__all__ = ["UNKNOWN_ADAPTER", "Metrics"]
+__all__ = ["UNKNOWN_ADAPTER", "ServerMetrics"]
 
 # Without the *_created series, one per counter with its start time, which Prometheus ignores.
 disable_created_metrics()
@@ -39,7 +39,7 @@ _PROBABILITY = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
 _NATS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4.2)
 
 
-class Metrics:
+class ServerMetrics:
     """All metrics of one app, reported by the batcher (as its observer) and the predictor.
 
     Args:

@@ -25,7 +25,7 @@ from blora.server.errors import (
 from blora.server.keys import CLIENT, adapters_open
 from blora.server.monitoring.feedback import Feedback
 from blora.server.monitoring.logs import write_down
-from blora.server.monitoring.metrics import UNKNOWN_ADAPTER, Metrics
+from blora.server.monitoring.metrics import UNKNOWN_ADAPTER, ServerMetrics
 from blora.server.monitoring.tracing import record_stages
 from blora.server.prediction.policies import policy_for
 from blora.server.prediction.response import answered
@@ -60,7 +60,7 @@ class Predictor:
         registry: Registry,
         engine: Engine,
         batcher: Batcher[Job, Tensor],
-        metrics: Metrics,
+        metrics: ServerMetrics,
         feedback: Feedback,
         tracer: Tracer,
         settings: Settings,

@@ -17,7 +17,7 @@ from blora.server.monitoring.build import Build
 from blora.server.monitoring.feedback import Feedback
 from blora.server.monitoring.ledgers.memory import MemoryLedger
 from blora.server.monitoring.ledgers.protocol import Ledger
-from blora.server.monitoring.metrics import Metrics
+from blora.server.monitoring.metrics import ServerMetrics
 from blora.server.monitoring.tracing import Traces
 from blora.server.prediction.predictor import Predictor
 from blora.server.scheduling.batcher import Batcher
@@ -45,7 +45,7 @@ class Service:
         self.settings = settings
         self.build = Build.current()
         self.started = int(time.time())
-        self.metrics = Metrics(self.build)
+        self.metrics = ServerMetrics(self.build)
         self.traces = Traces(settings.otlp_endpoint, self.build)
         self.settled = asyncio.Event()
         """Set once loading has succeeded or failed."""

@@ -32,7 +32,7 @@ from blora.scores import (
     scores_of,
 )
 from blora.server.monitoring.build import Build
-from blora.server.monitoring.metrics import Metrics
+from blora.server.monitoring.metrics import ServerMetrics
 from blora.server.schemas import requests
 
 LOG_2 = math.log(2)
@@ -174,7 +174,7 @@ def test_a_threshold_is_a_policys_a_requests_and_an_answers(score: Score) -> Non
 @per_threshold
 def test_a_score_may_be_planned_and_is_measured(score: Score) -> None:
     assert Goal(score=score.name).ask.score == score.name
-    assert f"# HELP {score.metric} {score.meaning}" in Metrics(Build("1", "a")).render().decode()
+    assert f"# HELP {score.metric} {score.meaning}" in ServerMetrics(Build("1", "a")).render().decode()
 
 
 # Values worked out by hand

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks.server_process import ROOT
 from blora.server.errors import TABLE
 from blora.server.monitoring.build import Build
-from blora.server.monitoring.metrics import Metrics
+from blora.server.monitoring.metrics import ServerMetrics
 
 DEPLOY = ROOT / "deploy"
 ALL = [rule for group in yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"] for rule in group["rules"]]
@@ -36,7 +36,7 @@ def test_each_has_a_test_of_its_own() -> None:
 
 
 def test_they_ask_for_metrics_that_the_server_has() -> None:
-    families = text_string_to_metric_families(Metrics(Build.current()).render().decode())
+    families = text_string_to_metric_families(ServerMetrics(Build.current()).render().decode())
     endings = ("", "_total", "_bucket", "_count")
     known = {family.name + ending for family in families for ending in endings}
     recorded = {rule["record"] for rule in ALL if "record" in rule}
@@ -61,7 +61,7 @@ def test_failures_are_the_servers_own_and_what_they_are_a_share_of_are_inputs_th
 
 def test_the_latency_objective_is_a_bucket_of_the_histogram() -> None:
     [bound] = {found for rule in ALL for found in re.findall(r'le=~"(\d+)', rule["expr"])}
-    assert f'blora_request_seconds_bucket{{le="{bound}.0"}}' in Metrics(Build.current()).render().decode()
+    assert f'blora_request_seconds_bucket{{le="{bound}.0"}}' in ServerMetrics(Build.current()).render().decode()
 
 
 def test_each_has_a_line_in_the_runbook() -> None:

@@ -13,7 +13,7 @@ import yaml
 
 from benchmarks.server_process import ROOT
 from blora.server.monitoring.build import Build
-from blora.server.monitoring.metrics import Metrics
+from blora.server.monitoring.metrics import ServerMetrics
 from tests.deploy.kustomize import needs_kustomize, one
 
 RULES = yaml.safe_load((ROOT / "deploy/prometheus-adapter.yaml").read_text())["rules"]["custom"]
@@ -50,7 +50,7 @@ def test_the_number_of_replicas_is_its_own(overlay):
 @pytest.mark.parametrize("rule", RULES, ids=metric_of)
 def test_the_rules_stand_on_metrics_that_the_server_has(rule):
     series = rule["seriesQuery"].partition("{")[0]
-    assert f"\n{series} " in Metrics(Build.current()).render().decode()
+    assert f"\n{series} " in ServerMetrics(Build.current()).render().decode()
     assert rule["resources"]["overrides"] == {"namespace": {"resource": "namespace"}, "pod": {"resource": "pod"}}
 
 

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.server_process import ROOT
 from blora.server.monitoring.build import Build
-from blora.server.monitoring.metrics import Metrics
+from blora.server.monitoring.metrics import ServerMetrics
 from tests.prometheus import needs_prometheus, query, scraping
 from tests.server.commands.test_shutdown import Listening, listening, queued
 from tests.server.fakes import FakeEngine
@@ -42,7 +42,7 @@ def test_the_file_is_made_from_the_list() -> None:
 
 
 def test_it_shows_every_metric() -> None:
-    families = text_string_to_metric_families(Metrics(Build.current()).render().decode())
+    families = text_string_to_metric_families(ServerMetrics(Build.current()).render().decode())
     asked = " ".join(expressions())
     known = {family.name for family in families}
     known.remove("process_virtual_memory_bytes")  # comes with the others, and says nothing of a process that maps files

@@ -1,4 +1,4 @@
-"""Metrics on a separate port, and no longer on the port for questions."""
+"""ServerMetrics on a separate port, and no longer on the port for questions."""
 
 import re
 import socket
@@ -9,7 +9,7 @@ import pytest
 from blora.server.commands.serve import main
 from blora.server.engines.protocol import Loaded
 from blora.server.monitoring.build import Build
-from blora.server.monitoring.metrics import Metrics
+from blora.server.monitoring.metrics import ServerMetrics
 from tests.server.commands.test_serve import SelfEndingEngine, serve_with
 from tests.server.fakes import FakeEngine, running
 
@@ -80,7 +80,7 @@ def test_the_port_of_the_questions_is_refused(capsys: pytest.CaptureFixture[str]
 
 
 def test_the_process_is_measured_and_no_series_tells_of_its_own_start() -> None:
-    rendered = Metrics(Build.current()).render().decode()
+    rendered = ServerMetrics(Build.current()).render().decode()
     assert "process_resident_memory_bytes" in rendered
     assert "process_start_time_seconds" in rendered
     assert "_created" not in rendered

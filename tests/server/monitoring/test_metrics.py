@@ -1,10 +1,10 @@
-"""Metrics: the names of the contract, bounded labels, and counts that add up."""
+"""ServerMetrics: the names of the contract, bounded labels, and counts that add up."""
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from blora.server.monitoring.build import Build
-from blora.server.monitoring.metrics import Metrics
+from blora.server.monitoring.metrics import ServerMetrics
 from tests.server.fakes import OPEN_DIGEST, TRIAGE_DIGEST, FakeEngine, Running, running
 
 NAMES = {
@@ -79,7 +79,7 @@ async def test_clients_cannot_mint_labels(server: Running) -> None:
 
 
 def test_apps_share_no_metrics() -> None:
-    one, other = Metrics(Build("1", "a")), Metrics(Build("1", "a"))
+    one, other = ServerMetrics(Build("1", "a")), ServerMetrics(Build("1", "a"))
     one.queue_changed(3)
     assert b"blora_queue_depth 3.0" in one.render()
     assert b"blora_queue_depth 0.0" in other.render()
