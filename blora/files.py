@@ -124,7 +124,7 @@ class TensorInfo:
 
     @property
     def is_floating(self) -> bool:
-        """Whether the tensor holds floating-point numbers."""
+        """Return whether the tensor holds floating-point numbers."""
         return self.dtype not in ("I64", "BOOL")
 
 

@@ -24,7 +24,7 @@ def peak_memory() -> Iterator[Peak]:
     try:
         (PROC / "clear_refs").write_text("5")  # the peak is that of now
     except OSError:
-        pytest.skip("the peak of the resident memory cannot be set back here")
+        pytest.skip("needs a Linux whose /proc/self/clear_refs can be written, to measure the peak of resident memory")
     try:
         yield peak
     finally:

@@ -117,6 +117,6 @@ def test_every_dependency_has_a_wheel_for(version: str, platform: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     if "error sending request" in done.stderr or "Could not connect" in done.stderr:
         assert "CI" not in os.environ, done.stderr
-        pytest.skip("the package index cannot be reached")
+        pytest.skip("needs the package index, which cannot be reached; fails in continuous integration")
     assert done.returncode == 0, done.stderr
     assert "torch==" in done.stdout

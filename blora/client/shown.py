@@ -1,4 +1,4 @@
-"""How a prediction looks in a Python session: one line of text, or a small table in a notebook."""
+"""Display of a prediction in a Python session: one line of text, or a small table in a notebook."""
 
 from collections.abc import Sequence
 from html import escape

@@ -1,1 +1,1 @@
-"""What the numbers mean: uncertainty, calibration and abstention. Tensors in, numbers out; no model."""
+"""Uncertainty, calibration and abstention: tensors in, numbers out; no model."""

@@ -101,7 +101,7 @@ class AbstainReason:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Whether to withhold an answer, and all reasons."""
+    """Decision to give or withhold an answer, with all reasons for withholding it."""
 
     abstained: bool
     reasons: tuple[AbstainReason, ...]

@@ -50,7 +50,7 @@ class DriftWindow:
 
     @property
     def due(self) -> bool:
-        """Whether to compute the index again: after every twentieth answer, since single answers change it little."""
+        """Return whether the index is due: after every twentieth answer, since single answers change it little."""
         return self._n_added % STEP == 0
 
     def index(self) -> float | None:

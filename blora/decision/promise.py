@@ -68,7 +68,7 @@ class Promise:
 
     @property
     def broken(self) -> bool:
-        """Whether the test has rejected the promise since the last correction from wrong to right."""
+        """Return whether the test has rejected the promise since the last correction from wrong to right."""
         return self._broken
 
     @property

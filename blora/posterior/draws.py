@@ -34,7 +34,7 @@ class Factors:
 
     @property
     def differ(self) -> bool:
-        """Whether the factors differ between draws."""
+        """Return whether the factors differ between draws."""
         return max(len(self.A), len(self.B)) > 1
 
     def part(self, start: int, stop: int) -> "Factors":

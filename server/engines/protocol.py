@@ -123,7 +123,7 @@ class Job:
 
     @property
     def in_bank(self) -> bool:
-        """Whether the adapter's bank holds the job's draws."""
+        """Return whether the adapter's bank holds the job's draws."""
         bank = self.handle.bank
         return self.seed in (None, bank.seed) and self.n_samples <= bank.n_samples
 

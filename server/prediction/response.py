@@ -1,4 +1,4 @@
-"""What a question's draws say, in the shape that clients read."""
+"""Answers built from the draws of a question, in the shape that clients read."""
 
 import time
 from dataclasses import dataclass

@@ -73,7 +73,7 @@ class Control:
 
     @property
     def is_to_park(self) -> bool:
-        """Whether the run is to wait at its next checkpoint."""
+        """Return whether the run is to wait at its next checkpoint."""
         return not self._turn.done()
 
     def park(self) -> None:

@@ -38,7 +38,7 @@ class Pace:
 
     @property
     def known(self) -> bool:
-        """Whether enough passes were measured to refuse an input as too large."""
+        """Return whether enough passes were measured to refuse an input as too large."""
         return len(self._passes) >= _KNOWN
 
     def measure(self, tokens: int, seconds: float, *, full: bool) -> None:

@@ -130,7 +130,7 @@ class Run(Generic[P, R]):
 
     @property
     def is_wanted(self) -> bool:
-        """Whether any result of the run is still wanted."""
+        """Return whether any result of the run is still wanted."""
         now = self.clock()
         return any(item.wanted(now) for item in self.items)
 

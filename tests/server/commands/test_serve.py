@@ -146,7 +146,7 @@ async def test_an_answer_does_not_wait_for_the_acknowledgement_of_its_headers(ho
     try:
         listener = _listen(host, 0)
     except OSError:
-        pytest.skip(f"this machine has no {host}")
+        pytest.skip(f"needs the loopback address {host}, which this machine does not have")
     async with await asyncio.start_server(look, sock=listener):
         _, writer = await asyncio.open_connection(*listener.getsockname()[:2])
         assert await accepted
