@@ -115,6 +115,7 @@ async def _serve(settings: "Settings", listeners: list[socket.socket]) -> int:
     from blora.errors import ConfigError
     from blora.server.app import create_app
     from blora.server.commands.shutdown import DrainingServer
+    from blora.server.commands.trimming import trim_memory
 
     try:
         app = create_app(settings)
@@ -126,9 +127,10 @@ async def _serve(settings: "Settings", listeners: list[socket.socket]) -> int:
     host, port = listeners[0].getsockname()[:2]
     logger.info("Loading base model %s, to serve it on %s port %d", settings.base_model, host, port)
     server = DrainingServer(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on"), service)
-    announcing = asyncio.create_task(_announce(service, server, port))
+    beside = [asyncio.create_task(_announce(service, server, port)), asyncio.create_task(trim_memory())]
     await server.serve(sockets=listeners)
-    announcing.cancel()
+    for task in beside:
+        task.cancel()
     return _give_up(service.failure) if service.failure else 0
 
 
