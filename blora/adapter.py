@@ -1,20 +1,21 @@
-"""The adapter directory: two PEFT files hold the posterior-mean LoRA, further files hold the posterior.
+"""The adapter directory: two PEFT files hold the posterior-mean LoRA, further files the posterior and the head.
 
-adapter_config.json, adapter_model.safetensors   what PEFT and vLLM load
-posterior.safetensors, bayesian_config.json      the posterior and everything needed to use it
+bayesian_config.json                             the settings: everything needed to use the other files
+adapter_config.json, adapter_model.safetensors   the posterior-mean LoRA, which PEFT and vLLM load
+posterior.safetensors                            the posterior over the LoRA
+head.safetensors                                 the decision head and its posterior
 README.md                                        the model card
 calibration.json                                 the calibrations, see `blora.calibration_file`; not digested
 
-The digest of an adapter is the SHA-256 of the output of `sha256sum` for the first four files, so a change to any of
-them changes the digest.
-
-Writing an adapter into its folder again replaces these files and leaves every other entry of the folder alone.
+An adapter has a LoRA, a head or both. Its digest is the SHA-256 of the output of `sha256sum` for the files above the
+card. Writing an adapter again replaces these files and leaves every other entry of the folder alone.
 """
 
 import hashlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from blora.errors import AdapterError, ConfigError, NumericalError
 from blora.files import TensorsFile, file_digest, read_json
 from blora.lora import LORA_CONFIG_FILE, WEIGHTS_FILE, check_tensors, factor_shapes, read_tensors, tensor_name
 from blora.model_card import model_card
+from blora.posterior.decision_head import DecisionHead, HeadPosterior, head_bytes, head_shapes
 from blora.posterior.draws import Draws
 from blora.posterior.inject import inject, layer_index, linear_modules
 from blora.posterior.layer import LoraLinear
@@ -52,7 +54,9 @@ __all__ = [
 CONFIG_FILE = "bayesian_config.json"
 POSTERIOR_FILE = "posterior.safetensors"
 CARD_FILE = "README.md"
-DIGESTED = (LORA_CONFIG_FILE, WEIGHTS_FILE, CONFIG_FILE, POSTERIOR_FILE)
+HEAD_FILE = "head.safetensors"
+DIGESTED = (LORA_CONFIG_FILE, WEIGHTS_FILE, CONFIG_FILE, POSTERIOR_FILE, HEAD_FILE)
+OF_LORA = (LORA_CONFIG_FILE, WEIGHTS_FILE, POSTERIOR_FILE)
 # A git commit, or the digest of a file or of the tensors in files: equal hashes mean equal weights.
 CONTENT_HASH = re.compile("[0-9a-f]{40}|sha256:[0-9a-f]{64}")
 # The old config while a folder is being rewritten. A folder in which a crash left this file may be written again.
@@ -79,14 +83,14 @@ class Adapter:
         path: directory that the adapter was read from.
         digest: sha256:<hex> of the adapter's contents.
         config: settings of the adapter.
-        posterior: posterior over the LoRA factors, float32 on the CPU.
+        posterior: posterior over the LoRA factors, or over the head above a LoRA, float32 on the CPU.
     """
 
     name: str
     path: Path
     digest: str
     config: AdapterConfig
-    posterior: Posterior
+    posterior: Posterior | HeadPosterior
 
 
 def attach(base: BaseModel, adapter: Adapter) -> None:
@@ -110,7 +114,9 @@ def check_output(path: Path | str) -> None:
         raise AdapterError(f"got folders {', '.join(taken)} in {path}, where the adapter's files go; move them away")
 
 
-def save_adapter(path: Path | str, posterior: Posterior, config: AdapterConfig, base: BaseModel) -> None:
+def save_adapter(
+    path: Path | str, posterior: Posterior | HeadPosterior, config: AdapterConfig, base: BaseModel
+) -> None:
     """Write an adapter directory; a new one appears complete or not at all.
 
     In the folder of an earlier adapter its files are replaced, its calibration.json is removed, and everything else
@@ -123,14 +129,22 @@ def save_adapter(path: Path | str, posterior: Posterior, config: AdapterConfig, 
     check_output(path)
     folder = path.resolve()  # a link to a folder stays, and the folder is written
     with new_folder(folder, place=_put) as partial:
-        tensors = {_disk_name(key): tensor.contiguous() for key, tensor in posterior.state_dict().items()}
-        save_file(tensors, partial / POSTERIOR_FILE, metadata={"format": "pt"})
-        with torch.no_grad():
-            mean = posterior.mean()
-        save_file(peft_tensors(mean), partial / WEIGHTS_FILE, metadata={"format": "pt"})
-        peft_config(config, base).save_pretrained(str(partial))
+        if isinstance(posterior, HeadPosterior):
+            head = {name: tensor.contiguous() for name, tensor in posterior.head.tensors().items()}
+            save_file(head, partial / HEAD_FILE, metadata={"format": "pt"})
+        if config.modules:
+            _save_lora(partial, posterior.lora if isinstance(posterior, HeadPosterior) else posterior, config, base)
         (partial / CONFIG_FILE).write_text(json.dumps(config.to_dict(), indent=2) + "\n")
         (partial / CARD_FILE).write_text(model_card(config, path.name))
+
+
+def _save_lora(folder: Path, posterior: Posterior, config: AdapterConfig, base: BaseModel) -> None:
+    tensors = {_disk_name(key): tensor.contiguous() for key, tensor in posterior.state_dict().items()}
+    save_file(tensors, folder / POSTERIOR_FILE, metadata={"format": "pt"})
+    with torch.no_grad():
+        mean = posterior.mean()
+    save_file(peft_tensors(mean), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    peft_config(config, base).save_pretrained(str(folder))
 
 
 def _put(new: Path, folder: Path) -> None:
@@ -152,7 +166,10 @@ def _put(new: Path, folder: Path) -> None:
         unfinished.touch()
     (folder / CALIBRATION_FILE).unlink(missing_ok=True)  # the calibration belongs to the old files
     for name in (*(name for name in DIGESTED if name != CONFIG_FILE), CARD_FILE, CONFIG_FILE):  # the config last
-        (new / name).replace(folder / name)
+        if (new / name).exists():
+            (new / name).replace(folder / name)
+        else:  # a file that only the earlier adapter had
+            (folder / name).unlink(missing_ok=True)
     unfinished.unlink()
     new.rmdir()
 
@@ -177,11 +194,19 @@ def load_adapter(
             PEFT weights that are not the posterior's mean, or files that were replaced during the call.
     """
     folder = Path(path)
-    _check_files(folder)
-    digest = _digest(folder)
+    files = _files(folder)
+    digest = _digest(folder, files)
     config = read_config(folder)
     _check_base(config, base)
     _check_memory(config, folder, max_memory_bytes)
+    lora = _read_lora(folder, config, base) if config.modules else Posterior({}, config.posterior, seed=0)
+    posterior = HeadPosterior(_read_head(folder, config, base), lora) if config.head is not None else lora
+    if _files(folder) != files or _digest(folder, files) != digest:
+        raise AdapterError(f"got adapter {folder}, whose files were replaced while they were read; load it again")
+    return Adapter(name or folder.resolve().name, folder, digest, config, posterior)
+
+
+def _read_lora(folder: Path, config: AdapterConfig, base: BaseModel) -> Posterior:
     tensors, weights = (TensorsFile(folder / file, mend=MEND) for file in (POSTERIOR_FILE, WEIGHTS_FILE))
     shapes = ((_disk_name(key), shape) for key, shape in tensor_shapes(config.modules, config.posterior))
     check_tensors(tensors, shapes)
@@ -189,18 +214,38 @@ def load_adapter(
     posterior = _posterior(config, tensors)
     _check_peft_config(folder / LORA_CONFIG_FILE, config, base)
     _check_mean(weights, posterior)
-    if _digest(folder) != digest:
-        raise AdapterError(f"got adapter {folder}, whose files were replaced while they were read; load it again")
-    return Adapter(name or folder.resolve().name, folder, digest, config, posterior)
+    return posterior
 
 
-def _check_files(folder: Path) -> None:
+def _read_head(folder: Path, config: AdapterConfig, base: BaseModel) -> DecisionHead:
+    head = config.head
+    assert head is not None  # the caller has checked it
+    if head.depths[-1] > (n_layers := base.model.config.get_text_config().num_hidden_layers):
+        raise AdapterError(f"got a head that reads at layer {head.depths[-1]}, expected at most {n_layers}; {MEND}")
+    shapes = head_shapes(head, config.prompt)
+    file = TensorsFile(folder / HEAD_FILE, mend=MEND)
+    check_tensors(file, shapes.items())
+    tensors = read_tensors(file, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
+    return DecisionHead(head, **tensors)
+
+
+def _files(folder: Path) -> tuple[str, ...]:
+    """Return the names of the digested files that an adapter's settings require, and check that they exist."""
     if not folder.is_dir():
         raise AdapterError(f"got adapter {folder}, expected an existing directory")
     if unsafe := sorted(file.name for file in folder.rglob("*") if file.suffix.lower() in UNSAFE_SUFFIXES):
         raise AdapterError(f"got {', '.join(unsafe)} in adapter {folder}, expected safetensors only; remove the rest")
-    if missing := [name for name in DIGESTED if not os.path.lexists(folder / name)]:
-        raise AdapterError(f"got adapter {folder} without {', '.join(missing)}; expected all of {', '.join(DIGESTED)}")
+    _check_present(folder, (CONFIG_FILE,))
+    config = read_config(folder)
+    absent = (*(() if config.modules else OF_LORA), *(() if config.head is not None else (HEAD_FILE,)))
+    files = tuple(name for name in DIGESTED if name not in absent)
+    _check_present(folder, files)
+    return files
+
+
+def _check_present(folder: Path, files: Sequence[str]) -> None:
+    if missing := [name for name in files if not os.path.lexists(folder / name)]:
+        raise AdapterError(f"got adapter {folder} without {', '.join(missing)}; expected all of {', '.join(files)}")
 
 
 def read_config(folder: Path) -> AdapterConfig:
@@ -230,7 +275,10 @@ def read_config(folder: Path) -> AdapterConfig:
 
 
 def _check_memory(config: AdapterConfig, folder: Path, most: int | None) -> None:
-    needed = memory_bytes(config.modules, config.posterior, config.sampling.n_samples)
+    n_samples = config.sampling.n_samples
+    needed = memory_bytes(config.modules, config.posterior, n_samples)
+    if config.head is not None:
+        needed += head_bytes(head_shapes(config.head, config.prompt), n_samples)
     if most is not None and needed > most:
         raise AdapterError(
             f"got adapter {folder}, whose posterior and {config.sampling.n_samples} draws take {needed / 2**20:.0f} "
@@ -311,8 +359,8 @@ def _check_mean(file: TensorsFile, posterior: Posterior) -> None:
             )
 
 
-def _digest(folder: Path) -> str:
-    lines = [f"{file_digest(folder / name, mend=MEND)}  {name}\n" for name in DIGESTED]
+def _digest(folder: Path, files: Sequence[str]) -> str:
+    lines = [f"{file_digest(folder / name, mend=MEND)}  {name}\n" for name in files]
     return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
 
 

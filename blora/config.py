@@ -17,17 +17,21 @@ __all__ = [
     "BaseModelRef",
     "ChoiceEnd",
     "FamilyName",
+    "HeadConfig",
     "MethodName",
     "NormalizationName",
     "PosteriorConfig",
     "PromptConfig",
+    "ReadoutName",
     "SamplingConfig",
     "ScoringName",
 ]
 
 FORMAT_VERSION = 1
-# Limit for a fixed label set, and for a request's choices.
-MOST_CHOICES = 64
+# Limit for a fixed label set.
+MOST_CHOICES = 255
+# Limits for what a head reads and stores.
+MOST_DEPTHS, MOST_STATES, MOST_DIRECTIONS, MOST_GRAMS = 64, 2**20, 4096, 2**20
 # Limit for the inducing weights of a flow, whose masks grow with the square of the number of weights.
 MOST_FLOW_WEIGHTS = 1024
 # Power 0 sums log-probabilities over tokens, 1 averages them; the range is symmetric around 1.
@@ -40,6 +44,7 @@ FamilyName = Literal["diagonal", "matrix_normal", "flow"]
 ScoringName = Literal["text", "label"]
 NormalizationName = Literal["none", "choice", "question"]
 ChoiceEnd = Literal["none", "newline", "eos"]
+ReadoutName = Literal["scores", "linear", "pointer"]
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -118,12 +123,47 @@ def _of_one_mode(posterior: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HeadConfig:
+    """Settings of a decision head, beside `PromptConfig.readout`, which names its kind.
+
+    Attributes:
+        depths: decoder layers whose inputs are read; the number of layers stands for the input of the output head.
+        n_states: number of values that are read at all depths together.
+        n_directions: number of directions on which the standardised states are projected.
+        n_grams: number of buckets into which the prompt's character n-grams are hashed, for a linear head; 0 for none.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    depths: tuple[int, ...]
+    n_states: int
+    n_directions: int
+    n_grams: int = 0
+
+    def __post_init__(self) -> None:
+        require(
+            0 < len(self.depths) <= MOST_DEPTHS
+            and self.depths[0] >= 0
+            and list(self.depths) == sorted(set(self.depths)),
+            f"depths = {list(self.depths)}",
+            f"1 to {MOST_DEPTHS} layers in rising order",
+        )
+        for name, least, most in (
+            ("n_states", 1, MOST_STATES),
+            ("n_directions", 1, MOST_DIRECTIONS),
+            ("n_grams", 0, MOST_GRAMS),
+        ):
+            value = getattr(self, name)
+            require(least <= value <= most, f"{name} = {value}", f"{least} to {most}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PromptConfig:
     """Settings that turn a question into text and choices into scores, the same in training and in service.
 
     Attributes:
         template: wraps every plain prompt; holds {prompt} exactly once.
-        choices: the fixed label set, 2 to 64 different texts (white space at the ends does not count); None if each
+        choices: the fixed label set, 2 to 255 different texts (white space at the ends does not count); None if each
             question brings its own choices.
         scoring: `text` scores the tokens of each choice, independent of the order of the choices; `label` scores the
             letter of each choice in a list in the prompt, and depends on their order.
@@ -134,6 +174,9 @@ class PromptConfig:
         choice_end: token that is scored after the last token of every choice (`text` only): a line break or the
             tokenizer's end of sequence. With `none`, the value for adapters older than this setting, a choice that is
             the beginning of another choice always has the higher probability.
+        readout: what scores the choices. `scores`: the language model, by the log-probabilities above. `linear`: a
+            head on the prompt's hidden states, for the fixed choices. `pointer`: a head on each choice's own hidden
+            states and log-probability.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -144,17 +187,30 @@ class PromptConfig:
     normalization: NormalizationName = "question"
     length_power: float = 1.0
     choice_end: ChoiceEnd = "none"
+    readout: ReadoutName = "scores"
 
     def __post_init__(self) -> None:
         for name, known in (
             ("scoring", get_args(ScoringName)),
             ("normalization", get_args(NormalizationName)),
             ("choice_end", get_args(ChoiceEnd)),
+            ("readout", get_args(ReadoutName)),
         ):
             value = getattr(self, name)
             require(value in known, f"{name} = {value!r}", f"one of {', '.join(known)}")
         if self.choices is not None:
             _check_choices(self.choices)
+        require(
+            self.readout == "scores" or self.scoring == "text",
+            f"readout {self.readout} with scoring {self.scoring}",
+            "scoring text, which a head needs",
+        )
+        require(self.readout != "linear" or self.choices is not None, "readout linear", "fixed choices with it")
+        require(
+            self.readout != "pointer" or self.choice_end != "none",
+            f"readout pointer with choice_end {self.choice_end}",
+            "newline or eos, so that every token of a choice is read",
+        )
         require(
             self.template.count("{prompt}") == 1, f"prompt template {self.template!r}", "one that holds {prompt} once"
         )
@@ -244,6 +300,7 @@ class AdapterConfig:
         posterior: settings of the posterior.
         prompt: settings of prompts and scoring.
         sampling: settings of the sample bank.
+        head: settings of the decision head, which has the posterior then, above a plain LoRA or none; None without one.
         policy: the owner's thresholds for withholding answers, None for no policy.
         training: training record for the model card: settings, data digests, validation metrics.
         format_version: version of the file format.
@@ -257,12 +314,23 @@ class AdapterConfig:
     posterior: Annotated[PosteriorConfig, BeforeValidator(_of_one_mode)]
     prompt: PromptConfig
     sampling: SamplingConfig
+    head: HeadConfig | None = None
     policy: dict[str, float] | None = None
     training: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        require(bool(self.modules), "no adapted modules", "at least one")
+        require(bool(self.modules) or self.head is not None, "no adapted modules and no head", "at least one of them")
+        require(
+            (self.head is None) == (self.prompt.readout == "scores"),
+            f"readout {self.prompt.readout} {'without' if self.head is None else 'with'} a head",
+            "a head exactly for the readouts linear and pointer",
+        )
+        require(
+            self.head is None or (self.posterior.method == "lora" and self.sampling.stop_error is None),
+            f"a head above method {self.posterior.method} with stop_error {self.sampling.stop_error}",
+            "method lora and no stop_error: the head has the posterior, and all of its draws take one pass",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the config as a JSON-ready dictionary."""

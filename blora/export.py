@@ -5,6 +5,7 @@ The average of the draws' probabilities is the posterior predictive: draw s is d
 
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 
 from blora.adapter import Adapter, peft_config, peft_tensors
@@ -12,7 +13,8 @@ from blora.atomic import new_folder
 from blora.base_model import BaseModel
 from blora.errors import AdapterError
 from blora.lora import WEIGHTS_FILE
-from blora.posterior.bank import SampleBank
+from blora.posterior.decision_head import HeadPosterior
+from blora.posterior.noise import generator_of
 
 __all__ = ["export_draws"]
 
@@ -30,14 +32,20 @@ def export_draws(adapter: Adapter, base: BaseModel, output: Path | str, n_sample
         The S folders, each a LoRA that PEFT and vLLM can load.
 
     Raises:
-        AdapterError: if the folder exists.
+        AdapterError: if the folder exists, or the adapter has a decision head.
     """
     output = Path(output)
     if output.exists():
         raise AdapterError(f"got {output}, which exists, expected a new folder: name another, or remove it")
+    if isinstance(adapter.posterior, HeadPosterior):
+        raise AdapterError(
+            f"got adapter {adapter.name!r} with a decision head, whose draws are not LoRAs, expected one "
+            "without a head: train it with --head none"
+        )
     sampling = adapter.config.sampling
     n_samples = n_samples or sampling.n_samples
-    draws = SampleBank.draw(adapter.posterior, adapter.digest, n_samples, sampling.seed).draws
+    with torch.no_grad():
+        draws = adapter.posterior.sample(n_samples, generator_of(sampling.seed))
     names = [f"draw-{s:03d}" for s in range(n_samples)]
     with new_folder(output) as partial:
         for s, name in enumerate(names):

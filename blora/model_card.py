@@ -4,9 +4,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from blora.base_model import EMBEDDED_HUB_ID, EMBEDDED_ID
-from blora.config import AdapterConfig, PosteriorConfig, PromptConfig
+from blora.config import AdapterConfig, PromptConfig
 
 __all__ = ["model_card"]
+
+OF_LORA = (
+    "A Bayesian-LoRA adapter (arXiv:2601.21003). Plain PEFT loads its posterior mean; `blora serve` draws from the",
+    "posterior and answers with calibrated probabilities, or abstains.",
+)
+OF_HEAD = (
+    "A decision head on the hidden states of a frozen language model, with a posterior over its weights; `blora serve`",
+    "draws from the posterior and answers with calibrated probabilities, or abstains.",
+)
 
 
 def model_card(config: AdapterConfig, name: str) -> str:
@@ -19,9 +28,7 @@ def model_card(config: AdapterConfig, name: str) -> str:
     posterior, prompt, sampling = config.posterior, config.prompt, config.sampling
     facts = {
         "base model": f"{config.base_model.id} (revision {config.base_model.revision or 'unknown'})",
-        "method": _method(posterior),
-        "rank, alpha": f"{posterior.rank}, {posterior.alpha:g}",
-        "target modules": f"{', '.join(config.target_modules)} ({len(config.modules)} modules)",
+        "method": _method(config),
         "scoring": _scoring(prompt),
         "prompt template": f"`{prompt.template!r}`",
         "choices": ", ".join(prompt.choices) if prompt.choices else "with each question",
@@ -30,6 +37,9 @@ def model_card(config: AdapterConfig, name: str) -> str:
         f"{sampling.lapse:.3g}",
         "policy of the adapter": _policy(config.policy),
     }
+    if config.modules:
+        facts["rank, alpha"] = f"{posterior.rank}, {posterior.alpha:g}"
+        facts["target modules"] = f"{', '.join(config.target_modules)} ({len(config.modules)} modules)"
     if posterior.method == "bayesian":
         facts["prior_std, lambda_max"] = f"{posterior.prior_std:g}, {posterior.lambda_max:g}"
         if posterior.bayesian_layers is not None:
@@ -39,18 +49,19 @@ def model_card(config: AdapterConfig, name: str) -> str:
     lines = [
         "---",
         *([f"base_model: {hub_id}"] if hub_id else []),
-        "library_name: peft",
-        "tags: [lora, bayesian-lora, uncertainty]",
+        *(["library_name: peft"] if config.modules else []),
+        f"tags: [{', '.join(['lora', 'bayesian-lora'] if config.modules else ['decision-head'])}, uncertainty]",
         "---",
         "",
         f"# {name}",
         "",
-        "A Bayesian-LoRA adapter (arXiv:2601.21003). Plain PEFT loads its posterior mean; `blora serve` draws from the",
-        "posterior and answers with calibrated probabilities, or abstains.",
+        *(OF_LORA if config.modules else OF_HEAD),
         "",
         *_table(facts),
     ]
-    lines += _with_peft(hub_id, config.base_model.id)
+    if config.modules:
+        lines += _with_peft(hub_id, config.base_model.id)
+    lines += _parts(config.training)
     lines += _validation(config.training)
     if command := config.training.get("command"):
         lines += ["", "## Made with", "", "```", command, "```"]
@@ -82,13 +93,35 @@ def _with_peft(hub_id: str | None, base_model: str) -> list[str]:
     ]
 
 
-def _method(posterior: PosteriorConfig) -> str:
+def _method(config: AdapterConfig) -> str:
+    posterior, head = config.posterior, config.head
+    if head is not None:
+        layers = ", ".join(map(str, head.depths))
+        return f"{config.prompt.readout} decision head on the states at layers {layers}, Laplace posterior"
     if posterior.method == "lora":
         return "lora"
     return f"{posterior.method}, {posterior.family} family"
 
 
+def _parts(training: Mapping[str, Any]) -> list[str]:
+    """Return the section on what simpler methods reach, and a warning if the adapter does not beat them."""
+    parts = training.get("parts")
+    if not parts:
+        return []
+    names = ("accuracy", "nll", "ece", "aurc")
+    lines = ["", "## What each part earns", "", "On the validation rows, each recalibrated on them:", ""]
+    lines += ["| | accuracy | NLL | ECE | AURC |", "|---|--:|--:|--:|--:|"]
+    for part, figures in parts.items():
+        lines.append(f"| {part} | {' | '.join(f'{figures[name]:.3f}' for name in names)} |")
+    best = min(parts, key=lambda part: parts[part]["nll"])
+    if best.startswith(("regression", "base model")):
+        lines += ["", f"**The {best} has the lower NLL on these rows: this adapter does not beat it.**"]
+    return lines
+
+
 def _scoring(prompt: PromptConfig) -> str:
+    if prompt.readout == "linear":
+        return "by the head; choices other than these by the language model, as text"
     if prompt.scoring == "label":
         return "label"
     end = f", with an end ({prompt.choice_end})" if prompt.choice_end != "none" else ""

@@ -86,7 +86,7 @@ def bayesianize_lora(
     """
     given = {name: value for name, value in settings.items() if value is not None}
     own_template = "template" in given
-    prompt, sampling = prompt_of(given), sampling_of(given, n_samples=N_SAMPLES_TUNED)
+    prompt, sampling = prompt_of(given), sampling_of(given, n_samples=given.pop("n_samples", N_SAMPLES_TUNED))
     if given:
         raise ConfigError(f"got unknown settings {', '.join(given)}, expected those of `blora bayesianize --help`")
     table = read_table(data, split=split, columns=columns)

@@ -2,19 +2,22 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from blora.config import PromptConfig
 from blora.errors import ConfigError
 
 __all__ = [
     "CACHE_GIB",
+    "HEAD_SCALES",
     "NEW_PROMPT",
     "N_SAMPLES",
+    "N_SAMPLES_HEAD",
     "N_SAMPLES_TUNED",
     "SCALES",
     "TOLERANCE_NATS",
     "TRACKERS",
+    "HeadChoice",
     "TrainConfig",
 ]
 
@@ -24,11 +27,16 @@ T = TypeVar("T")
 CACHE_GIB = 16.0
 # How a new adapter scores. `PromptConfig` has another default for choice_end, for adapters saved without that setting.
 NEW_PROMPT = PromptConfig(choice_end="newline")
-# Draws of a trained adapter, and of an adapter made from a LoRA.
+# Draws of a trained LoRA posterior, and of an adapter made from a LoRA.
 N_SAMPLES, N_SAMPLES_TUNED = 16, 8
+# Draws of a decision head, which take one forward pass together.
+N_SAMPLES_HEAD = 64
 # Factors to try on a posterior's standard deviations, and the excess over the best NLL at which a wider one still wins.
 SCALES = (0.5, 0.71, 1.0, 1.41, 2.0, 2.83, 4.0)
 TOLERANCE_NATS = 0.005
+# The same factors for the Laplace approximation of a head, which is too wide for few rows.
+HEAD_SCALES = (0.1, 0.17, 0.3, 0.42, 0.55, 0.71, 1.0)
+HeadChoice = Literal["auto", "none", "linear", "pointer"]
 TRACKERS = ("none", "tensorboard", "wandb", "mlflow")
 
 

@@ -14,6 +14,7 @@ from blora.decision.metrics import Metrics, metrics
 from blora.decision.temperature import temper
 from blora.inference.branches import score_all
 from blora.inference.packing import PackedRow
+from blora.posterior.decision_head import HeadDraws
 from blora.posterior.draws import Draws
 from blora.scores import mutual_information, predictive_mean
 from blora.training.progress import rows_bar
@@ -36,7 +37,7 @@ class Evaluation:
     seconds: float
 
 
-def evaluate(model: PreTrainedModel, rows: Sequence[LabelledRow], draws: Draws | None) -> Evaluation:
+def evaluate(model: PreTrainedModel, rows: Sequence[LabelledRow], draws: Draws | HeadDraws | None) -> Evaluation:
     """Return the metrics of the predictive mean over all draws or, if `draws` is None, of the base model."""
     return next(evaluate_nested(model, rows, draws, [draws.n_samples if draws is not None else 1]))
 
@@ -44,7 +45,7 @@ def evaluate(model: PreTrainedModel, rows: Sequence[LabelledRow], draws: Draws |
 def evaluate_nested(
     model: PreTrainedModel,
     rows: Sequence[LabelledRow],
-    draws: Draws | None,
+    draws: Draws | HeadDraws | None,
     n_samples: Sequence[int],
     sampling: SamplingConfig | None = None,
 ) -> Iterator[Evaluation]:
@@ -60,6 +61,13 @@ def evaluate_nested(
     labels = labels_of(rows)
     seconds = 0.0
     parts: list[Tensor] = []
+    if isinstance(draws, HeadDraws):  # all draws share one pass
+        began = time.perf_counter()
+        log_probs = predict_all(model, rows, draws.first(max(n_samples)), about="evaluating")
+        seconds = time.perf_counter() - began
+        for n in sorted(set(n_samples)):
+            yield _summarize(log_probs[:n], labels, sampling or SamplingConfig(), seconds)
+        return
     for start, stop in pairwise([0, *sorted(set(n_samples))]):
         began = time.perf_counter()
         part = draws.part(start, stop) if draws is not None else None
@@ -69,7 +77,7 @@ def evaluate_nested(
 
 
 def predict_all(
-    model: PreTrainedModel, rows: Sequence[LabelledRow], draws: Draws | None, *, about: str = "scoring"
+    model: PreTrainedModel, rows: Sequence[LabelledRow], draws: Draws | HeadDraws | None, *, about: str = "scoring"
 ) -> Tensor:
     """Return the log-probabilities (S, N, C) of the choices under every draw, -inf beyond a row's last choice.
 
@@ -82,7 +90,9 @@ def predict_all(
     return score_packed(model, [row.row for row in rows], draws, about=about)
 
 
-def score_packed(model: PreTrainedModel, rows: Sequence[PackedRow], draws: Draws | None, *, about: str) -> Tensor:
+def score_packed(
+    model: PreTrainedModel, rows: Sequence[PackedRow], draws: Draws | HeadDraws | None, *, about: str
+) -> Tensor:
     """Return the log-probabilities of rows without labels; see `predict_all`."""
     draws = draws.to(model.device) if draws is not None else None
     budget = CPU_BATCH_TOKENS if model.device.type == "cpu" else GPU_BATCH_TOKENS

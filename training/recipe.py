@@ -1,29 +1,34 @@
 """A complete training run, from data and a base model to an adapter directory."""
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from accelerate import PartialState
 from transformers import TrainerCallback
 
 from blora.adapter import check_output, save_adapter
 from blora.base_model import EMBEDDED, BaseModel
-from blora.config import AdapterConfig, PosteriorConfig, PromptConfig, SamplingConfig
+from blora.config import AdapterConfig, HeadConfig, PosteriorConfig, PromptConfig, ReadoutName, SamplingConfig
 from blora.decision.abstention import Policy
+from blora.errors import ConfigError
 from blora.lora import read_lora
 from blora.opening import open_base
+from blora.posterior.decision_head import HeadPosterior
 from blora.posterior.inject import default_targets, parse_layers, select_modules
 from blora.posterior.posterior import Posterior
 from blora.training.caveats import warn_of_few_rows
 from blora.training.checkpoints import claim, last_complete, release
-from blora.training.config import N_SAMPLES, NEW_PROMPT, TrainConfig
+from blora.training.config import N_SAMPLES, N_SAMPLES_HEAD, NEW_PROMPT, HeadChoice, TrainConfig
 from blora.training.data import ExampleSet, examples_of, read_examples, split_examples
 from blora.training.labels import label_set
 from blora.training.overlap import SEEN, check_disjoint, fingerprints
 from blora.training.processes import claim_device
 from blora.training.provenance import machine, revision
+from blora.training.readout import Part, train_head
 from blora.training.rows import pack_examples
 from blora.training.sources import Rows, read_table
 from blora.training.trainer import check_tracker, fit
@@ -55,14 +60,19 @@ class Recipe:
         device: device to train on, as for `load_base_model`.
         dtype: precision of the base model, as for `load_base_model`.
         target_modules: names of the modules to adapt, None for PEFT's default.
-        layers: decoder layers to adapt, as text that `parse_layers` reads.
+        head: decision head. `linear` reads the prompt, for fixed choices; `pointer` reads each choice; `none` leaves
+            the answer to the language model's own scores. `auto` takes linear or pointer, as the choices are fixed or
+            not, and if `layers` are given, the head or the posterior over their LoRA, by the validation NLL.
+        layers: decoder layers to adapt, as text that `parse_layers` reads, or "none" for a head alone; None adapts all
+            layers if there is no head or a setting of the LoRA is given, and none otherwise.
         posterior: family, rank, prior and start of the posterior.
         bayesian_layers: layers that get a posterior, written like `layers`; the other adapted layers get plain LoRA.
             None gives all adapted layers a posterior.
         init_from: directory of a LoRA or adapter whose factors are the initial mean, None to start from zero.
         prompt: how a question becomes text. If it has no choices, rows without choices get the labels that occur.
         default_template: whether the template follows the kind of the data instead of `prompt.template`.
-        sampling: number and seed of the adapter's draws.
+        n_samples: number of the adapter's draws; None for 64 of a head, 16 of a LoRA, or one of a plain LoRA.
+        sampling: seed of the adapter's draws, and early stopping, which a head does without.
         policy: the adapter's thresholds, None for none.
         training: how the posterior is fitted.
         command: the command that started the run, for the training record.
@@ -80,13 +90,15 @@ class Recipe:
     device: str = "auto"
     dtype: str = "auto"
     target_modules: tuple[str, ...] | None = None
-    layers: str = "all"
+    head: HeadChoice = "auto"
+    layers: str | None = None
     posterior: PosteriorConfig = field(default_factory=PosteriorConfig)
     bayesian_layers: str | None = None
     init_from: Path | None = None
     prompt: PromptConfig = NEW_PROMPT
     default_template: bool = True
-    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(n_samples=N_SAMPLES))
+    n_samples: int | None = None
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     policy: dict[str, float] | None = None
     training: TrainConfig
     command: str
@@ -94,10 +106,17 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """The base model of a run, and the validation results of the adapter that was written."""
+    """The base model of a run, and the validation results of the adapter that was written.
+
+    Attributes:
+        base: the base model.
+        result: recalibration and metrics of the adapter.
+        parts: what simpler methods reach on the same rows, and the candidates for the adapter; none without a head.
+    """
 
     base: BaseModel
     result: Trial
+    parts: tuple[Part, ...] = ()
 
 
 def train_adapter(recipe: Recipe, output: Path, *, callbacks: Sequence[TrainerCallback] = ()) -> Trained:
@@ -116,18 +135,142 @@ def train_adapter(recipe: Recipe, output: Path, *, callbacks: Sequence[TrainerCa
     check_output(output)
     check_tracker(recipe.training.report_to)
     train, validation, prompt = _read(recipe)
+    head, layers = _plan(recipe, prompt)
     processes, device = claim_device(recipe.device)
     base = open_base(recipe.base_model, device=device, dtype=recipe.dtype)
+    lora = _lora_of(recipe, base, layers) if layers != "none" else None
+    candidates = []
+    if head != "none":
+        readout = replace(prompt, readout=head)
+        sampling = replace(recipe.sampling, n_samples=recipe.n_samples or N_SAMPLES_HEAD, stop_error=None)
+        candidates.append(_with_head(base, train, validation, readout, sampling))
+    if lora is not None:
+        candidates.append(_with_lora(recipe, base, train, validation, prompt, *lora, processes, callbacks))
+    chosen = min(candidates, key=lambda one: one.result.metrics.nll)
+    parts = tuple(part for one in candidates for part in one.parts) if head != "none" else ()
+    config = AdapterConfig(
+        base_model=base.ref,
+        target_modules=chosen.targets,
+        modules=chosen.modules,
+        posterior=chosen.form,
+        prompt=chosen.prompt,
+        sampling=chosen.sampling,
+        head=chosen.head,
+        policy=recipe.policy,
+        training=_record(recipe, base, train)
+        | {
+            "seconds": chosen.seconds,
+            SEEN: {"train": fingerprints(train), "validation": fingerprints(validation)},
+            "parts": {part.name: part.metrics.to_dict() for part in parts},
+            "validation": {
+                "source": validation.source,
+                "digest": validation.digest,
+                "n_examples": len(validation.examples),
+                "n_samples": chosen.sampling.n_samples,
+                **chosen.result.metrics.to_dict(),
+            },
+        },
+    )
+    processes.wait_for_everyone()
+    if processes.is_main_process:
+        save_adapter(output, chosen.posterior, chosen.result.recalibrated(config), base)
+        if lora is not None:
+            release(recipe.training.work_dir)
+        result = chosen.result
+        logger.info("wrote %s: validation NLL %.3f, accuracy %.3f", output, result.metrics.nll, result.metrics.accuracy)
+        warn_of_few_rows(result.n_rows)
+    processes.wait_for_everyone()  # no process reads the adapter before the main one has written it
+    return Trained(base, chosen.result, parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Candidate:
+    """An adapter that could be written, with its results on the validation rows."""
+
+    posterior: Posterior | HeadPosterior
+    form: PosteriorConfig
+    prompt: PromptConfig
+    sampling: SamplingConfig
+    result: Trial
+    seconds: float
+    parts: tuple[Part, ...]
+    head: HeadConfig | None = None
+    targets: tuple[str, ...] = ()
+    modules: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+def _plan(recipe: Recipe, prompt: PromptConfig) -> tuple[ReadoutName | Literal["none"], str]:
+    """Return the kind of the head, and the layers to adapt.
+
+    Raises:
+        ConfigError: if they exclude each other.
+    """
+    head: ReadoutName | Literal["none"]
+    if recipe.head == "auto":
+        readable = prompt.scoring == "text" and (prompt.choices is not None or prompt.choice_end != "none")
+        head = "none" if not readable else "linear" if prompt.choices is not None else "pointer"
+    else:
+        head = recipe.head
+    wants_lora = recipe.posterior != PosteriorConfig() or any(
+        setting is not None for setting in (recipe.bayesian_layers, recipe.init_from, recipe.target_modules)
+    )
+    layers = recipe.layers or ("all" if head == "none" or wants_lora else "none")
+    if head == "none" and layers == "none":
+        raise ConfigError("got neither layers nor a head, expected one of them: leave --layers out")
+    if recipe.head not in ("auto", "none") and layers != "none":
+        raise ConfigError(
+            f"got layers {layers} with head {head}, expected layers none, because a head reads the base model's own "
+            "states; head auto trains both and keeps the better one"
+        )
+    return head, layers
+
+
+def _with_head(
+    base: BaseModel, train: ExampleSet, validation: ExampleSet, prompt: PromptConfig, sampling: SamplingConfig
+) -> _Candidate:
+    """Return the adapter of a head alone."""
+    began = time.perf_counter()
+    rows, validation_rows = pack_examples(train, base, prompt), pack_examples(validation, base, prompt)
+    trained = train_head(base, rows, validation_rows, sampling)
+    return _Candidate(
+        posterior=trained.posterior,
+        form=trained.posterior.lora.config,
+        prompt=prompt,
+        sampling=sampling,
+        result=trained.trial,
+        seconds=time.perf_counter() - began,
+        parts=trained.parts,
+        head=trained.config,
+    )
+
+
+def _lora_of(recipe: Recipe, base: BaseModel, layers: str) -> tuple[tuple[str, ...], Posterior]:
+    """Return the names of the modules to adapt, and the posterior over their LoRA before training."""
     targets = recipe.target_modules or default_targets(base.model.config.model_type)
     n_layers = base.model.config.get_text_config().num_hidden_layers
-    layers = parse_layers(recipe.layers, n_layers)
     form = recipe.posterior
     if recipe.bayesian_layers is not None:
         form = replace(form, bayesian_layers=parse_layers(recipe.bayesian_layers, n_layers))
-    modules = select_modules(base.model, targets, layers)
+    modules = select_modules(base.model, targets, parse_layers(layers, n_layers))
     posterior = Posterior(modules, form, recipe.training.seed)
     if recipe.init_from is not None:
         posterior.set_mean(read_lora(recipe.init_from, modules, form.rank, form.alpha))
+    return tuple(targets), posterior
+
+
+def _with_lora(
+    recipe: Recipe,
+    base: BaseModel,
+    train: ExampleSet,
+    validation: ExampleSet,
+    prompt: PromptConfig,
+    targets: tuple[str, ...],
+    posterior: Posterior,
+    processes: PartialState,
+    callbacks: Sequence[TrainerCallback],
+) -> _Candidate:
+    """Return the adapter of a posterior over a LoRA, or of a plain LoRA."""
+    form = posterior.config
     rows, validation_rows = pack_examples(train, base, prompt), pack_examples(validation, base, prompt)
     work_dir = recipe.training.work_dir
     run = _settings(recipe) | {"prompt": asdict(prompt), "train": train.digest, "validation": validation.digest}
@@ -143,40 +286,23 @@ def train_adapter(recipe: Recipe, output: Path, *, callbacks: Sequence[TrainerCa
         rows[0].row.n_choices,
     )
     fitted = fit(base, posterior, rows, validation_rows, recipe.training, checkpoint, callbacks)
-    # Plain LoRA has one set of weights, so one draw.
-    n_samples = 1 if form.method == "lora" else recipe.sampling.n_samples
+    sampling = replace(recipe.sampling, n_samples=recipe.n_samples or N_SAMPLES)
+    if form.method == "lora":  # one set of weights, so one draw
+        sampling = replace(sampling, n_samples=1)
     cache_gib = recipe.training.trunk_cache_gib
-    score = scorer(base, posterior, validation_rows, n_samples, recipe.sampling.seed, cache_gib=cache_gib)
+    score = scorer(base, posterior, validation_rows, sampling.n_samples, sampling.seed, cache_gib=cache_gib)
     result = trial_of(1.0, score(1.0), validation_rows)
-    config = AdapterConfig(
-        base_model=base.ref,
-        target_modules=tuple(targets),
-        modules=modules,
-        posterior=form,
+    return _Candidate(
+        posterior=posterior,
+        form=form,
         prompt=prompt,
-        sampling=replace(recipe.sampling, n_samples=n_samples),
-        policy=recipe.policy,
-        training=_record(recipe, base, train)
-        | {
-            "seconds": fitted.seconds,
-            SEEN: {"train": fingerprints(train), "validation": fingerprints(validation)},
-            "validation": {
-                "source": validation.source,
-                "digest": validation.digest,
-                "n_examples": len(validation.examples),
-                "n_samples": n_samples,
-                **result.metrics.to_dict(),
-            },
-        },
+        sampling=sampling,
+        result=result,
+        seconds=fitted.seconds,
+        parts=(Part(f"LoRA, {form.method}, {sampling.n_samples} draws", result.metrics),),
+        targets=targets,
+        modules=posterior.modules_shape,
     )
-    processes.wait_for_everyone()
-    if processes.is_main_process:
-        save_adapter(output, posterior, result.recalibrated(config), base)
-        release(work_dir)
-        logger.info("wrote %s: validation NLL %.3f, accuracy %.3f", output, result.metrics.nll, result.metrics.accuracy)
-        warn_of_few_rows(result.n_rows)
-    processes.wait_for_everyone()  # no process reads the adapter before the main one has written it
-    return Trained(base, result)
 
 
 def _read(recipe: Recipe) -> tuple[ExampleSet, ExampleSet, PromptConfig]:

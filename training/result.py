@@ -68,11 +68,12 @@ def results(
     if adapter is not None:
         sampling, posterior = adapter.config.sampling, adapter.config.posterior
         seed = sampling.seed if seed is None else seed
-        if posterior.method == "bayesian":
+        head = adapter.config.head
+        if posterior.method == "bayesian" or head is not None:
             counts = n_samples or [sampling.n_samples]
         draws = SampleBank.draw(adapter.posterior, adapter.digest, max(counts), seed).draws.to(base.device)
         record = {
-            "method": posterior.method,
+            "method": "head" if head is not None else posterior.method,
             "family": posterior.family if posterior.method == "bayesian" else None,
             "adapter_digest": adapter.digest,
             "training": {name: value for name, value in adapter.config.training.items() if name != SEEN},

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from blora.config import PosteriorConfig, PromptConfig, SamplingConfig
 from blora.errors import ConfigError
 from blora.scores import SCORES
-from blora.training.config import N_SAMPLES, NEW_PROMPT, TrainConfig
+from blora.training.config import NEW_PROMPT, TrainConfig
 from blora.training.recipe import Recipe
 from blora.training.sources import Rows
 
@@ -51,7 +51,7 @@ def recipe_of(data: Rows, output: Path, *, command: str, **settings: Any) -> Rec
         training=_take(TrainConfig, given, work_dir=work_dir),
         prompt=prompt_of(given),
         default_template=default_template,
-        sampling=sampling_of(given, n_samples=N_SAMPLES),
+        sampling=sampling_of(given),
         policy={name: given.pop(name) for name in THRESHOLDS if name in given} or None,
         command=command,
         **own,
@@ -69,15 +69,15 @@ def prompt_of(given: dict[str, Any]) -> PromptConfig:
     return PromptConfig(template=given.pop("template", NEW_PROMPT.template), **chosen)
 
 
-def sampling_of(given: dict[str, Any], *, n_samples: int) -> SamplingConfig:
+def sampling_of(given: dict[str, Any], **more: Any) -> SamplingConfig:
     """Return the settings of an adapter's draws, and remove them from `given`.
 
     Args:
         given: settings by name.
-        n_samples: the default number of draws.
+        more: further fields of the config.
     """
     return SamplingConfig(
-        n_samples=given.pop("n_samples", n_samples),
+        **more,
         seed=given.pop("bank_seed", 0),
         stop_error=given.pop("stop_error", None),
     )

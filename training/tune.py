@@ -21,19 +21,23 @@ from blora.decision.metrics import Metrics, metrics
 from blora.decision.temperature import fit_recalibration
 from blora.errors import NumericalError
 from blora.inference.fork import first_layer
+from blora.inference.reading import head_log_probs
 from blora.posterior.bank import SampleBank
+from blora.posterior.decision_head import Features, HeadPosterior
 from blora.posterior.inject import inject
+from blora.posterior.noise import generator_of
 from blora.posterior.posterior import Posterior
 from blora.training.caveats import warn_of_few_rows
 from blora.training.config import CACHE_GIB
 from blora.training.data import ExampleSet, read_examples
 from blora.training.evaluate import predict_all
+from blora.training.features import read_features
 from blora.training.overlap import SEEN, check_unseen, fingerprints
 from blora.training.rows import LabelledRow, labels_of, lengths_of, pack_examples
 from blora.training.sources import Rows
 from blora.training.trunk import with_states
 
-__all__ = ["Trial", "choose", "record", "scorer", "trial_of", "try_scales", "tune", "tune_adapter"]
+__all__ = ["Trial", "choose", "head_scorer", "record", "scorer", "trial_of", "try_scales", "tune", "tune_adapter"]
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +83,7 @@ class Trial:
 
 def scorer(
     base: BaseModel,
-    posterior: Posterior,
+    posterior: Posterior | HeadPosterior,
     rows: Sequence[LabelledRow],
     n_samples: int,
     seed: int,
@@ -87,6 +91,9 @@ def scorer(
     cache_gib: float = CACHE_GIB,
 ) -> Callable[[float], Tensor]:
     """Return a function from a scale to the rows' log-probabilities (S, N, C), with the same noise at every scale."""
+    if isinstance(posterior, HeadPosterior):
+        features = read_features(base.model, rows, posterior.head.config, posterior.lora.mean(), "reading states")
+        return head_scorer(posterior, features, rows, n_samples, seed)
     inject(base.model, posterior.modules_shape)
     known = with_states(base.model, rows, first_layer(posterior.modules_shape), cache_gib)
 
@@ -95,6 +102,20 @@ def scorer(
         scaled.widen(scale)
         bank = SampleBank.draw(scaled, "in tuning", n_samples, seed)
         return predict_all(base.model, known, bank.draws, about=f"scoring at scale {scale:g}")
+
+    return score
+
+
+def head_scorer(
+    posterior: HeadPosterior, features: Features, rows: Sequence[LabelledRow], n_samples: int, seed: int
+) -> Callable[[float], Tensor]:
+    """Return the same function as `scorer` from the features of the rows."""
+    packed = [row.row for row in rows]
+
+    def score(scale: float) -> Tensor:
+        scaled = copy.copy(posterior)
+        scaled.widen(scale)
+        return head_log_probs(scaled.sample(n_samples, generator_of(seed)), packed, features)
 
     return score
 
@@ -144,7 +165,7 @@ def choose(trials: Sequence[Trial], tolerance: float) -> Trial:
 
 def tune(
     base: BaseModel,
-    posterior: Posterior,
+    posterior: Posterior | HeadPosterior,
     rows: Sequence[LabelledRow],
     sampling: SamplingConfig,
     *,
@@ -220,7 +241,7 @@ def tune_adapter(
         found["before"] = config.training["tuning"]
     config = replace(
         chosen.recalibrated(config),
-        posterior=adapter.posterior.config,
+        posterior=config.posterior if isinstance(adapter.posterior, HeadPosterior) else adapter.posterior.config,
         training=config.training | {"tuning": found, SEEN: seen | {"tuning": fingerprints(examples)}},
     )
     save_adapter(output, adapter.posterior, config, base)

@@ -13,11 +13,13 @@ from transformers import PreTrainedModel
 from blora.inference.fork import branching_layer, runs_in_parts
 from blora.inference.packing import PackedBatch, PackedRow, States, by_length, collate, padded_tokens, spread_states
 from blora.inference.prefix import MIN_PREFIX, Memory, Prefix, common_tokens
+from blora.inference.reading import head_log_probs, read_rows
 from blora.inference.scoring import score_draws, score_rows, states_of
+from blora.posterior.decision_head import HeadDraws
 from blora.posterior.draws import Draws
 from blora.posterior.joined import join
 
-__all__ = ["Branches", "score_all"]
+__all__ = ["Branches", "common_prefix", "prefix_of", "score_all"]
 
 
 class Branches:
@@ -123,7 +125,7 @@ class Branches:
 def score_all(
     model: PreTrainedModel,
     rows: Sequence[PackedRow],
-    draws: Draws | None,
+    draws: Draws | HeadDraws | None,
     *,
     max_batch_tokens: int,
     done: Callable[[int], object] = lambda n_rows: None,
@@ -133,7 +135,7 @@ def score_all(
     Args:
         model: a causal language model whose adapted modules are `LoraLinear`.
         rows: N >= 1 questions.
-        draws: S draws, or None for the base model.
+        draws: S draws of a LoRA or a head, or None for the base model.
         max_batch_tokens: most padded tokens x draws in a forward pass.
         done: called with the number of rows of each batch once it is scored.
 
@@ -142,12 +144,16 @@ def score_all(
         not have.
     """
     n_samples = draws.n_samples if draws is not None else 1
-    prefix = _common_prefix(model, rows, draws, max_batch_tokens)
+    if isinstance(draws, HeadDraws) and any(row.readout == "scores" for row in rows):
+        return _score_mixed(model, rows, draws, max_batch_tokens=max_batch_tokens, done=done)
+    prefix = common_prefix(model, rows, draws, max_batch_tokens)
     out = torch.full((n_samples, len(rows), max(row.n_choices for row in rows)), -torch.inf)
     for picked in by_length(rows, max_batch_tokens):
         batch = [rows[i] for i in picked]
         if draws is None:
             log_probs = score_rows(model, collate(batch), None)[None]
+        elif isinstance(draws, HeadDraws):
+            log_probs = head_log_probs(draws, batch, read_rows(model, batch, draws.head.config, draws.lora, prefix))
         else:
             branches = Branches(model, batch, [draws], [0] * len(batch), prefix)
             log_probs = branches.score(range(len(batch)), 0, n_samples, max_batch_tokens=max_batch_tokens)
@@ -156,11 +162,38 @@ def score_all(
     return out
 
 
-def _common_prefix(
-    model: PreTrainedModel, rows: Sequence[PackedRow], draws: Draws | None, max_batch_tokens: int
+def _score_mixed(
+    model: PreTrainedModel,
+    rows: Sequence[PackedRow],
+    draws: HeadDraws,
+    *,
+    max_batch_tokens: int,
+    done: Callable[[int], object],
+) -> Tensor:
+    """Score rows of a head's adapter of which the language model scores some, alike under every draw."""
+    out = torch.full((draws.n_samples, len(rows), max(row.n_choices for row in rows)), -torch.inf)
+    by_model = [i for i, row in enumerate(rows) if row.readout == "scores"]
+    by_head = [i for i, row in enumerate(rows) if row.readout != "scores"]
+    for places, own in ((by_model, draws.lora), (by_head, draws)):
+        if places:
+            part = score_all(model, [rows[i] for i in places], own, max_batch_tokens=max_batch_tokens, done=done)
+            out[:, places, : part.shape[-1]] = part
+    return out
+
+
+def common_prefix(
+    model: PreTrainedModel, rows: Sequence[PackedRow], draws: Draws | HeadDraws | None, max_batch_tokens: int
 ) -> Prefix | None:
     """Return the common prefix of all rows, if it is long enough to be worth caching."""
     n_tokens = common_tokens([row.prompt for row in rows])
     if draws is None or len(rows) == 1 or n_tokens < MIN_PREFIX or not runs_in_parts(model):
         return None
-    return Prefix(model, rows[0].prompt[:n_tokens], draws, max_batch_tokens=max_batch_tokens)
+    return prefix_of(model, rows[0].prompt[:n_tokens], draws, max_batch_tokens)
+
+
+def prefix_of(model: PreTrainedModel, tokens: Sequence[int], draws: Draws | HeadDraws, max_batch_tokens: int) -> Prefix:
+    """Return a cached prefix under draws of a LoRA, or for the head that reads above one."""
+    if isinstance(draws, HeadDraws):
+        depths = draws.head.config.depths
+        return Prefix(model, tokens, draws.lora, max_batch_tokens=max_batch_tokens, depths=depths)
+    return Prefix(model, tokens, draws, max_batch_tokens=max_batch_tokens)

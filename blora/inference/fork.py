@@ -34,6 +34,7 @@ __all__ = [
     "hidden_at",
     "logits_at",
     "runs_in_parts",
+    "states_at",
     "states_below",
     "why_whole",
 ]
@@ -115,6 +116,42 @@ def states_below(model: PreTrainedModel, layer: int, known: States | None, **inp
     raise BaseModelError(f"got {type(model).__name__}, which does not run its list of layers; use another model")
 
 
+def states_at(model: PreTrainedModel, depths: Iterable[int], **inputs: Any) -> dict[int, Tensor]:
+    """Return the hidden states (B, T, D) at several depths, from one pass that ends at the deepest.
+
+    Args:
+        model: a causal language model.
+        depths: indices of decoder layers, for the states that enter them; the number of layers stands for the states
+            that enter the output head.
+        inputs: as for `states_below`.
+
+    Raises:
+        BaseModelError: if the model has no list of decoder layers or no output head, or does not run them.
+    """
+    path, layers = decoder_layers(model)
+    *before, last = sorted(set(depths))
+    found: dict[int, Tensor] = {}
+    view = model
+    for depth in before:
+        view = _view(view, f"{path}.{depth}", _StandIn(layers[depth], _keep_in(found, depth, layers[depth])))
+    stop = f"{path}.{last}" if last < len(layers) else _head_path(model)
+    try:
+        _view(view, stop, _StandIn(model.get_submodule(stop), _arrive))(**inputs, use_cache=False)
+    except _ArrivedError as arrived:
+        return found | {last: arrived.states}
+    raise BaseModelError(f"got {type(model).__name__}, which does not run its list of layers; use another model")
+
+
+def _keep_in(found: dict[int, Tensor], depth: int, layer: nn.Module) -> Callable[..., Any]:
+    """Return a layer's forward pass that also stores the states that enter the layer."""
+
+    def run(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        found[depth] = hidden_states
+        return layer(hidden_states, *args, **kwargs)
+
+    return run
+
+
 def logits_at(model: PreTrainedModel, known: States | None, row: Tensor, column: Tensor, **inputs: Any) -> Tensor:
     """Return the model's logits at the given positions, (P, V), with all of the model's post-processing.
 
@@ -155,13 +192,19 @@ def _before_head(
     inputs: dict[str, Any],
 ) -> Any:
     """Return the model's output with its head replaced by a function, valid only at the given positions."""
-    head = model.get_output_embeddings()
-    path = next((name for name, module in model.named_modules() if module is head), None)
-    if path is None:
-        raise BaseModelError(f"got {type(model).__name__}, which has no output embeddings; use another model")
+    head, path = model.get_output_embeddings(), _head_path(model)
     if runs_in_parts(model):
         model = _narrowed(model, row, column, inputs["input_ids"].shape)
     return _view(_from(model, known), path, _StandIn(head, run))(**inputs, use_cache=False)
+
+
+def _head_path(model: PreTrainedModel) -> str:
+    """Return the name of the module that is the model's output head."""
+    head = model.get_output_embeddings()
+    for name, module in model.named_modules():
+        if module is head:
+            return str(name)
+    raise BaseModelError(f"got {type(model).__name__}, which has no output embeddings; use another model")
 
 
 class _StandIn(nn.Module):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from blora.config import NormalizationName, PromptConfig, ScoringName
+from blora.config import NormalizationName, PromptConfig, ReadoutName, ScoringName
 from blora.errors import PromptError, PromptTooLongError, ShapeError
 from blora.inference.checkpoints import checkpoint
 from blora.inference.choices import check_choices, encode_choices, ended
@@ -62,6 +62,9 @@ class PackedRow:
         states: the hidden states that enter the first adapted layer, if they are known.
         n_past: number of tokens before the prompt whose keys and values are cached.
         choices: texts of the choices, without white space at their ends.
+        readout: what scores the choices; see `PromptConfig`.
+        outputs: for a linear head, the index of each choice among the head's outputs; such a row has no continuations.
+        text: the prompt or the messages as text, without the template.
     """
 
     prompt: tuple[int, ...]
@@ -72,11 +75,14 @@ class PackedRow:
     states: "States | None" = field(default=None, compare=False)
     n_past: int = 0
     choices: tuple[str, ...] = field(default=(), compare=False)
+    readout: ReadoutName = "scores"
+    outputs: tuple[int, ...] = ()
+    text: str = field(default="", compare=False)
 
     @property
     def n_choices(self) -> int:
         """C, the number of choices."""
-        return len(self.continuations)
+        return len(self.outputs or self.continuations)
 
     @property
     def prompt_tokens(self) -> int:
@@ -103,10 +109,10 @@ class PackedRow:
     @property
     def shadowed(self) -> tuple[str, str] | None:
         """A choice that can never win, and the choice that it begins with; None if there is no such pair."""
-        if self.normalization == "choice":  # a longer choice has a larger divisor
+        if self.normalization == "choice" or self.readout != "scores":  # a longer choice has a larger divisor
             return None
         order = sorted(
-            range(self.n_choices), key=lambda i: self.continuations[i]
+            range(len(self.continuations)), key=lambda i: self.continuations[i]
         )  # sorts a prefix before the choices that begin with it
         for i, j in pairwise(order):
             if self.continuations[j][: len(self.continuations[i])] == self.continuations[i]:
@@ -116,7 +122,7 @@ class PackedRow:
     @property
     def n_tokens(self) -> int:
         """Number of tokens that the model reads: the length of the packed row."""
-        return self.prompt_tokens + self.scored_tokens - self.n_choices
+        return self.prompt_tokens + self.scored_tokens - len(self.continuations)
 
     def after(self, n_tokens: int) -> "PackedRow":
         """Return the row without its first tokens, whose keys and values are cached."""
@@ -138,8 +144,10 @@ class PackedBatch:
         place: (N,) for each scored token, the index of the position that predicts it.
         token: (N,) the id of each scored token.
         choice: (N,) the choice of each scored token, as row * C + index.
+        length: (B, C) number of scored tokens of each choice.
         divisor: (B, C) divisors of log-probabilities; one without normalisation.
         is_choice: (B, C) False beyond a row's choices.
+        segment: (B, T) -1 at padding, 0 in the prompt, 1 + index in a choice.
         states: states that enter the first adapted layer, if the rows have them; zero at padding.
     """
 
@@ -151,8 +159,10 @@ class PackedBatch:
     place: Tensor
     token: Tensor
     choice: Tensor
+    length: Tensor
     divisor: Tensor
     is_choice: Tensor
+    segment: Tensor
     states: States | None
 
     @property
@@ -180,7 +190,8 @@ def pack(
         config: the adapter's template and scoring.
         prompt: plain text for the adapter's template. Give either prompt or messages.
         messages: a chat for the tokenizer's chat template.
-        scoring: overrides the adapter's scoring.
+        scoring: overrides the adapter's scoring; a head answers only under the adapter's own. A linear head answers
+            only the adapter's choices, or some of them; other choices are scored by the language model.
         max_length: most positions of the model.
 
     Raises:
@@ -200,6 +211,7 @@ def pack(
             f"got {len(choices)} choices to score by label, expected at most {len(LABELS)}; use scoring text",
             param="choices",
         )
+    readout, outputs = _readout(config, choices, by_label=by_label)
     suffix = _listing([guard(tokenizer, choice) for choice in choices]) if by_label else ""
     if messages is not None:
         text = _chat(tokenizer, messages, suffix)
@@ -211,13 +223,13 @@ def pack(
         raise PromptError("got a prompt without tokens, expected some text", param="prompt")
     glue = "" if not text or text[-1].isspace() else " "
     answers = LABELS[: len(choices)] if by_label else [guard(tokenizer, choice) for choice in choices]
-    continuations = encode_choices(tokenizer, glue, answers)
-    for answer, tokens in zip(choices, continuations, strict=True):
+    continuations = encode_choices(tokenizer, glue, answers) if not outputs else ()
+    for answer, tokens in zip(choices, continuations, strict=False):  # a linear head has no continuations
         if not tokens:
             raise PromptError(f"got choice {answer!r}, which has no tokens", param="choices")
-    if not by_label and config.choice_end != "none":
+    if continuations and not by_label and config.choice_end != "none":
         continuations = ended(tokenizer, choices, continuations, config.choice_end)
-    longest = len(prompt_ids) + max(map(len, continuations))
+    longest = len(prompt_ids) + max(map(len, continuations), default=0)
     if longest > max_length:
         raise PromptTooLongError(
             f"got {longest} tokens of prompt and longest choice, expected at most {max_length}; shorten the prompt",
@@ -226,11 +238,24 @@ def pack(
     return PackedRow(
         prompt_ids,
         continuations,
-        normalization="none" if by_label else config.normalization,
+        normalization="none" if by_label or readout != "scores" else config.normalization,
         length_power=config.length_power,
         scoring="label" if by_label else "text",
         choices=choices,
+        readout=readout,
+        outputs=outputs,
+        text=prompt if prompt is not None else "\n".join(turn["content"] for turn in messages or ()),
     )
+
+
+def _readout(config: PromptConfig, choices: tuple[str, ...], *, by_label: bool) -> tuple[ReadoutName, tuple[int, ...]]:
+    """Return what scores the choices of a question, and each choice's index among the outputs of a linear head."""
+    if config.readout != "linear" or by_label:
+        return "scores" if by_label else config.readout, ()
+    place = {choice.strip(): index for index, choice in enumerate(config.choices or ())}
+    if not set(choices) <= set(place):
+        return "scores", ()
+    return "linear", tuple(place[choice] for choice in choices)
 
 
 def _check_unicode(part: object, param: str) -> None:
@@ -331,7 +356,7 @@ def collate(rows: Sequence[PackedRow], pad_id: int = 0) -> PackedBatch:
     visible = causal & ((key == 0) & (query >= 0) | (key == query))  # padding sees padding: no empty softmax
     remembered = (query >= 0).expand(-1, -1, n_past)
     row_, column_ = torch.tensor(positions, dtype=torch.long).unbind(1)
-    place, token_, choice_ = torch.tensor(scored, dtype=torch.long).unbind(1)
+    place, token_, choice_ = torch.tensor(scored, dtype=torch.long).reshape(-1, 3).unbind(1)
     return PackedBatch(
         input_ids=input_ids,
         position_ids=position_ids,
@@ -341,8 +366,10 @@ def collate(rows: Sequence[PackedRow], pad_id: int = 0) -> PackedBatch:
         place=place,
         token=token_,
         choice=choice_,
+        length=choice_.bincount(minlength=n_rows * n_choices).view(n_rows, n_choices),
         divisor=divisor,
         is_choice=is_choice,
+        segment=segment,
         states=_collate_states(rows, width, length),
     )
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from blora.inference.checkpoints import checkpoint
-from blora.inference.fork import branching_layer, hidden_at, states_below
+from blora.inference.fork import branching_layer, decoder_layers, hidden_at, states_at, states_below
 from blora.inference.packing import States
 from blora.posterior.draws import Draws, use_draws
 
@@ -51,11 +51,18 @@ class Prefix:
         tokens: p token ids.
         draws: draws of the adapter; None for the base model.
         max_batch_tokens: most tokens x draws in a forward pass; None for no limit.
+        depths: decoder layers at which a head reads states, for draws that do not differ; none without a head.
     """
 
     @torch.no_grad()
     def __init__(
-        self, model: PreTrainedModel, tokens: Sequence[int], draws: Draws | None, *, max_batch_tokens: int | None = None
+        self,
+        model: PreTrainedModel,
+        tokens: Sequence[int],
+        draws: Draws | None,
+        *,
+        max_batch_tokens: int | None = None,
+        depths: Sequence[int] = (),
     ) -> None:
         self.tokens = tuple(tokens)
         self._model = model
@@ -65,12 +72,18 @@ class Prefix:
         self._made = 0  # number of draws in `_above`
         self._above: Layers = {}
         self._below: Layers = {}
+        self.sums: Tensor | None = None
+        """(F,) float32 sums over the tokens of the states at the depths, side by side; None without depths."""
         layer = branching_layer(draws) if draws is not None else None
         self._branches = layer is not None
         if layer != 0:
             record = _RecordingCache()
             with use_draws(draws.first(1) if draws is not None else None):
-                if layer is None:
+                if depths:
+                    wanted = {*depths, len(decoder_layers(model)[1])}  # the whole model, for the keys of every layer
+                    found = states_at(model, wanted, **self._inputs(1), cache=record)
+                    self.sums = torch.cat([found[depth][0].float().sum(0) for depth in depths])
+                elif layer is None:
                     self._run_to_head(record, None, 1)
                 else:
                     self._states = States(layer, states_below(model, layer, None, **self._inputs(1), cache=record))

@@ -14,7 +14,7 @@ from blora.inference.prefix import Memory
 from blora.inference.vocabulary import MIN_DRAWS, log_probs_along_draws, log_probs_of_each, plain_head
 from blora.posterior.draws import Draws, use_draws
 
-__all__ = ["at_positions", "score_draws", "score_rows", "states_of"]
+__all__ = ["at_positions", "inputs_of", "log_normalizers", "score_draws", "score_rows", "states_of"]
 
 # Most float32 logits that are normalised at once: 32 MiB.
 CHUNK_ELEMENTS = 2**23
@@ -68,7 +68,7 @@ def _score_from(
             token_log_probs = (log_probs_along_draws if shared else log_probs_of_each)(head, hidden, place, token)
         else:
             logits = at_positions(logits_at, model, batch, states, repeats, memory)
-            token_log_probs = logits[:, place, token].float() - _log_normalizers(logits)[:, place]
+            token_log_probs = logits[:, place, token].float() - log_normalizers(logits)[:, place]
     totals = torch.zeros(repeats, n_rows * n_choices, device=device)
     totals = totals.index_add(1, batch.choice.to(device), token_log_probs)
     totals = totals.view(repeats, n_rows, n_choices) / batch.divisor.to(device)
@@ -101,7 +101,7 @@ def at_positions(
     offsets = torch.arange(repeats, device=device)[:, None]
     row = (batch.row.to(device) + offsets * len(batch.is_choice)).flatten()
     known = States(states.layer, _repeat(states.values.to(device), repeats)) if states is not None else None
-    inputs = {name: _repeat(tensor, repeats) for name, tensor in _inputs(model, batch).items()}
+    inputs = {name: _repeat(tensor, repeats) for name, tensor in inputs_of(model, batch).items()}
     found = run(model, known, row, batch.column.to(device).repeat(repeats), **inputs, **_cache(memory))
     return found.view(repeats, len(batch.row), -1)
 
@@ -121,7 +121,7 @@ def states_of(
     if known is not None and known.layer > layer:
         known = None
     with use_draws(draws.first(1) if draws is not None and draws.rows is None else draws):
-        return States(layer, states_below(model, layer, known, **_inputs(model, batch), **_cache(memory)))
+        return States(layer, states_below(model, layer, known, **inputs_of(model, batch, memory)))
 
 
 def score_draws(
@@ -167,9 +167,9 @@ def _cache(memory: Memory | None) -> dict[str, Any]:
     return {"cache": memory.cache()} if memory is not None else {}
 
 
-def _inputs(model: PreTrainedModel, batch: PackedBatch) -> dict[str, Tensor]:
-    """Return the model's keyword arguments for a batch, on the model's device."""
-    return {
+def inputs_of(model: PreTrainedModel, batch: PackedBatch, memory: Memory | None = None) -> dict[str, Any]:
+    """Return the model's keyword arguments for a batch after a cached prefix, on the model's device."""
+    return _cache(memory) | {
         "input_ids": batch.input_ids.to(model.device),
         "position_ids": batch.position_ids.to(model.device),
         "attention_mask": _additive(batch.attention_mask.to(model.device)),
@@ -189,7 +189,7 @@ def _additive(mask: Tensor) -> Tensor:
     return torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, torch.finfo(torch.float32).min)
 
 
-def _log_normalizers(logits: Tensor) -> Tensor:
+def log_normalizers(logits: Tensor) -> Tensor:
     """Return log sum exp over the vocabulary of (S, P, V) in float32, (S, P), a few positions at a time."""
     chunks = logits.flatten(0, 1).split(max(1, CHUNK_ELEMENTS // logits.shape[-1]))
     return torch.cat([chunk.float().logsumexp(-1) for chunk in between(chunks)]).view(logits.shape[:2])

@@ -6,8 +6,10 @@ A bank carries the digest of its adapter, so that draws of a replaced adapter ca
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from blora.errors import ConfigError, NumericalError
+from blora.posterior.decision_head import HeadDraws, HeadPosterior
 from blora.posterior.draws import Draws
 from blora.posterior.noise import generator_of
 from blora.posterior.posterior import Posterior
@@ -27,10 +29,10 @@ class SampleBank:
 
     digest: str
     seed: int
-    draws: Draws
+    draws: Draws | HeadDraws
 
     @classmethod
-    def draw(cls, posterior: Posterior, digest: str, n_samples: int, seed: int) -> "SampleBank":
+    def draw(cls, posterior: Posterior | HeadPosterior, digest: str, n_samples: int, seed: int) -> "SampleBank":
         """Return a bank of `n_samples` draws from a posterior; equal arguments give equal banks, and banks nest.
 
         Raises:
@@ -41,8 +43,11 @@ class SampleBank:
             raise ConfigError(f"got n_samples = {n_samples}, expected at least 1")
         with torch.no_grad():
             draws = posterior.sample(n_samples, generator_of(seed))
-        for name, factors in draws.factors.items():
-            if not (factors.A.isfinite().all() and factors.B.isfinite().all()):
+        drawn: dict[str, tuple[Tensor, ...]] = {"the head": (draws.weights,)} if isinstance(draws, HeadDraws) else {}
+        lora = draws.lora if isinstance(draws, HeadDraws) else draws
+        drawn |= {name: (factors.A, factors.B) for name, factors in lora.factors.items()}
+        for name, tensors in drawn.items():
+            if not all(tensor.isfinite().all() for tensor in tensors):
                 raise NumericalError(f"got a draw of {name} that is not finite; retrain the adapter")
         return cls(digest, seed, draws)
 
@@ -51,7 +56,7 @@ class SampleBank:
         """S, the number of draws held."""
         return self.draws.n_samples
 
-    def first(self, n_samples: int) -> Draws:
+    def first(self, n_samples: int) -> Draws | HeadDraws:
         """Return the first `n_samples` draws, which equal a bank of that size from the same seed.
 
         Raises:

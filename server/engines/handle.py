@@ -10,6 +10,7 @@ from blora.config import AdapterConfig
 from blora.decision.abstention import Policy
 from blora.decision.calibration import Calibration
 from blora.posterior.bank import SampleBank
+from blora.posterior.decision_head import HeadPosterior
 from blora.posterior.posterior import Posterior
 from blora.server.engines.digests import calibration_digest
 
@@ -38,7 +39,7 @@ class AdapterHandle:
     config: AdapterConfig
     policy: Policy | None
     bank: SampleBank
-    posterior: Posterior
+    posterior: Posterior | HeadPosterior
     created: int
     calibration: Calibration | None = None
     not_calibrated: bool = False

@@ -122,7 +122,7 @@ def draws_suffice(job: Job, probs: Tensor) -> bool:
 
 
 def probabilities(job: Job, log_probs: Tensor, where: str) -> Tensor:
-    """Return probabilities (S, C), recalibrated with the adapter's temperature and lapse rate for its own scoring.
+    """Return probabilities (S, C), recalibrated for the adapter's own scoring and readout.
 
     Args:
         job: the scored job.
@@ -133,7 +133,8 @@ def probabilities(job: Job, log_probs: Tensor, where: str) -> Tensor:
         NumericalError: if a probability is not finite.
     """
     config = job.handle.config
-    sampling = config.sampling if job.row.scoring == config.prompt.scoring else SamplingConfig()
+    own = job.row.scoring == config.prompt.scoring and job.row.readout == config.prompt.readout
+    sampling = config.sampling if own else SamplingConfig()
     present = torch.ones(log_probs.shape[-1:], dtype=torch.bool)
     probs = temper(log_probs, sampling.temperature, sampling.lapse, present)
     if not bool(probs.isfinite().all()):

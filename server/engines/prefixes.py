@@ -7,6 +7,7 @@ from typing import cast
 
 from transformers import PreTrainedModel
 
+from blora.inference.branches import prefix_of
 from blora.inference.fork import runs_in_parts
 from blora.inference.packing import PackedRow
 from blora.inference.prefix import MIN_PREFIX, Prefix, common_tokens
@@ -88,7 +89,7 @@ class Prefixes:
         if n_tokens < MIN_PREFIX + (len(known.tokens) if known is not None else 0):
             return
         tokens = prompt[:n_tokens]
-        prefix = Prefix(self._model, tokens, bank.draws, max_batch_tokens=self._max_batch_tokens)
+        prefix = prefix_of(self._model, tokens, bank.draws, self._max_batch_tokens)
         n_bytes = prefix.n_bytes(bank.n_samples)
         with self._changing:
             if self._served[digest] <= 0:  # the adapter was unloaded while its prefix was computed

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
-from blora.config import ScoringName
+from blora.config import ReadoutName, ScoringName
 from blora.decision.abstention import Policy
 from blora.decision.stopping import looks
 from blora.server.engines.handle import AdapterHandle
@@ -18,6 +18,8 @@ __all__ = ["Engine", "Job", "Loaded", "ModelInfo", "Row", "Stop"]
 # Cost in tokens of one draw outside the adapter's bank: making it, and giving a row its own draws in the forward pass.
 # Measured as 8 to 46 tokens with the demo, depending on the load of the processor.
 _FRESH_DRAW_TOKENS = 32
+# The same for a draw of a head's weights.
+_FRESH_HEAD_TOKENS = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,10 @@ class Row(Protocol):
         """Scoring of the choices."""
 
     @property
+    def readout(self) -> ReadoutName:
+        """What scores the choices."""
+
+    @property
     def choices(self) -> tuple[str, ...]:
         """Texts of the choices, without white space at their ends."""
 
@@ -117,6 +123,13 @@ class Job:
     stop: Stop | None
 
     @property
+    def kind(self) -> Literal["draws", "head", "below head"]:
+        """Kind of the computation: passes under draws of a LoRA, one pass for a head, or one pass without the head."""
+        if self.handle.config.head is None:
+            return "draws"
+        return "below head" if self.row.readout == "scores" else "head"
+
+    @property
     def at_once(self) -> int:
         """Draws made before the first check of the stopping condition; all draws without a condition."""
         return looks(self.n_samples)[0] if self.stop is not None else self.n_samples
@@ -128,14 +141,25 @@ class Job:
         return self.seed in (None, bank.seed) and self.n_samples <= bank.n_samples
 
     @property
-    def overhead(self) -> int:
-        """Cost of making the draws, as the number of tokens x draws that take equally long."""
-        return 0 if self.in_bank else _FRESH_DRAW_TOKENS * self.n_samples
+    def passes(self) -> int:
+        """Draws that need a forward pass each before the first check of the stopping condition."""
+        return self.at_once if self.kind == "draws" else 1
 
     @property
-    def group(self) -> tuple[int, int]:
+    def most_passes(self) -> int:
+        """Draws that need a forward pass each if the condition is never met."""
+        return self.n_samples if self.kind == "draws" else 1
+
+    @property
+    def overhead(self) -> int:
+        """Cost of making the draws, as the number of tokens x draws that take equally long."""
+        per_draw = _FRESH_DRAW_TOKENS if self.kind == "draws" else _FRESH_HEAD_TOKENS
+        return 0 if self.in_bank else per_draw * self.n_samples
+
+    @property
+    def group(self) -> tuple[str, int, int]:
         """Key of the jobs that may share a forward pass, whatever their adapters and seeds."""
-        return self.n_samples, self.at_once
+        return self.kind, self.n_samples, self.at_once
 
 
 class Engine(Protocol):

@@ -5,6 +5,7 @@ A run that has to wait for others is parked at a checkpoint while the same threa
 
 import logging
 import os
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -27,8 +28,10 @@ from blora.inference.fork import why_whole
 from blora.inference.interruptible import make_interruptible
 from blora.inference.packing import PackedRow, pack
 from blora.inference.prefix import Prefix
+from blora.inference.reading import head_log_probs, read_rows
 from blora.opening import open_base, pick_dtype
 from blora.posterior.bank import SampleBank
+from blora.posterior.decision_head import HeadDraws
 from blora.posterior.draws import Draws
 from blora.server.engines.handle import AdapterHandle
 from blora.server.engines.jobs import (
@@ -258,6 +261,8 @@ class TorchEngine:
     def _score_after(self, prefix: Prefix | None, jobs: Sequence[Job], control: Control) -> list[Tensor]:
         """Return the probabilities (s, C) of jobs with a common prefix; unwanted jobs get no further draws."""
         checkpoint()
+        if jobs[0].kind == "head":
+            return self._read_after(prefix, jobs)
         base = self._loaded_base()
         n_samples = jobs[0].n_samples
         adapters = {_draws_key(job): job for job in jobs}
@@ -266,7 +271,7 @@ class TorchEngine:
         branches = Branches(
             base.model,
             [cast(PackedRow, job.row) for job in jobs],
-            [_draws(base, job) for job in between(adapters.values())],
+            [_lora(_draws(base, job)) for job in between(adapters.values())],
             [owners.index(_draws_key(job)) for job in jobs],
             prefix,
         )
@@ -285,6 +290,25 @@ class TorchEngine:
                     control.finished(jobs[b], seen[b])
         return seen
 
+    @torch.no_grad()
+    def _read_after(self, prefix: Prefix | None, jobs: Sequence[Job]) -> list[Tensor]:
+        """Return the probabilities (S, C) of jobs for heads, from one pass for each adapter and seed."""
+        base = self._loaded_base()
+        places: dict[tuple[str, int | None], list[int]] = defaultdict(list)
+        for place, job in enumerate(jobs):
+            places[_draws_key(job)].append(place)
+        seen: list[Tensor] = [torch.empty(0)] * len(jobs)
+        for own in between(places.values()):
+            rows = [cast(PackedRow, jobs[place].row) for place in own]
+            draws = _draws(base, jobs[own[0]])
+            assert isinstance(draws, HeadDraws)  # the adapter has a head
+            features = read_rows(base.model, rows, draws.head.config, draws.lora, prefix)
+            log_probs = head_log_probs(draws, rows, features).cpu()
+            for place, of_row in zip(own, log_probs.unbind(1), strict=True):
+                job = jobs[place]
+                seen[place] = probabilities(job, of_row[:, : job.row.n_choices], f"{base.device} in {base.dtype}")
+        return seen
+
 
 def _still_waiting(jobs: Sequence[Job], seen: Sequence[Tensor], waiting: Sequence[int], control: Control) -> list[int]:
     """Return the jobs that need more draws, and report the unwanted ones among them to the control as dropped."""
@@ -300,7 +324,12 @@ def _draws_key(job: Job) -> tuple[str, int | None]:
     return job.handle.digest, job.seed
 
 
-def _draws(base: BaseModel, job: Job) -> Draws:
+def _lora(draws: Draws | HeadDraws) -> Draws:
+    """Return the draws of the LoRA factors: one draw below a head."""
+    return draws.lora if isinstance(draws, HeadDraws) else draws
+
+
+def _draws(base: BaseModel, job: Job) -> Draws | HeadDraws:
     """Return a job's draws: from the bank if it holds them, fresh ones otherwise.
 
     Draws nest: the first draws do not depend on the number of draws.

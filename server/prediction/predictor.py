@@ -227,10 +227,10 @@ class Predictor:
         work = Work(
             job,
             (prompt, job.row.n_tokens - prompt),
-            job.at_once,
+            job.passes,
             job.group,
             owner,
-            most_draws=job.n_samples,
+            most_draws=job.most_passes,
             overhead=job.overhead,
         )
         try:

@@ -29,6 +29,7 @@ OF_OTHER_EXTRAS = (
 SMALL: dict[str, Any] = {
     "device": "cpu",
     "dtype": "float32",
+    "head": "none",
     "rank": 2,
     "alpha": 4.0,
     "inducing_rows": 3,

@@ -139,13 +139,13 @@ def test_a_chat_is_not_what_the_demo_was_calibrated_for(live: Server) -> None:
 
 
 def test_a_threshold_edited_in_the_folder_is_noticed_by_who_pins_it(live: Server, tmp_path: Path) -> None:
-    body = {"prompt": QUESTIONS["sure"], "policy": {"target_risk": 0.25}}
+    body = {"prompt": QUESTIONS["sure"], "policy": {"target_risk": 0.1}}
     before = httpx.post(f"{live.url}/v1/predict", json=body, timeout=600).raise_for_status().json()
     weights, decides = before["adapter"]["digest"], before["adapter"]["calibration_digest"]
     folder = Path(shutil.copytree(ADAPTER, tmp_path / "adapter"))
     file = folder / "calibration.json"
     contents = json.loads(file.read_text())
-    edited = [level for one in contents["calibrations"] for level in one["levels"] if level["target_risk"] == 0.25]
+    edited = [level for one in contents["calibrations"] for level in one["levels"] if level["target_risk"] == 0.1]
     for level in edited:
         level["threshold"] -= 0.01
     file.write_text(json.dumps(contents))
@@ -194,7 +194,8 @@ async def test_clients_that_leave_under_load_cost_nothing_more(live: Server) -> 
     async with client_of(live) as client:
         alone = probabilities(await ask(client, prompts[0]))
         dropped_before = await metric(client, 'blora_dropped_total{reason="cancelled"}')
-        leaving = [asyncio.create_task(ask(client, prompt)) for prompt in prompts * 10]
+        long = [" ".join(prompts[k:] + prompts[:k]) for k in range(len(prompts))]
+        leaving = [asyncio.create_task(ask(client, prompt)) for prompt in long * 10]
         staying = [asyncio.create_task(ask(client, prompts[0])) for _ in range(10)]
         await until_queued(client, 20)
         for task in leaving:

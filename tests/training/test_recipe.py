@@ -313,7 +313,7 @@ def test_the_embedded_model_is_trained_and_evaluated(tmp_path: Path) -> None:
     finished(
         blora(
             *("train", "--data", str(DATA), "--output", str(adapter), "--layers", "last:4", "--epochs", "1"),
-            *("--train-examples", "24", "--validation-examples", "8", "--validation-draws", "2"),
+            *("--head", "none", "--train-examples", "24", "--validation-examples", "8", "--validation-draws", "2"),
         ),
         300,
     )

@@ -69,7 +69,7 @@ def train_arguments(base: Path, data: Path, output: Path, *more: str) -> list[st
     """The arguments of `blora train` on a tiny base model; `more` overrides the defaults."""
     return [
         *("--data", str(data), "--output", str(output), "--base-model", str(base)),
-        *("--device", "cpu", "--dtype", "float32", "--rank", "2", "--alpha", "4"),
+        *("--device", "cpu", "--dtype", "float32", "--head", "none", "--rank", "2", "--alpha", "4"),
         *("--inducing-rows", "3", "--inducing-cols", "3", "--epochs", "2", "--batch-size", "4", "--n-samples", "3"),
         *more,
     ]

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.server_process import ADAPTER, Server, serve
+from benchmarks.server_process import Server, serve
 from benchmarks.vllm_process import vllm
 from blora.base_model import load_base_model
+from tests.loras import lora_of_the_demos_task
 
 PYTHON = os.environ.get("VLLM_PYTHON")
 pytestmark = [
@@ -28,10 +28,8 @@ PROMPTS = ("I was charged twice this month.", "The app crashes when I upload a p
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's adapter; its calibration is one for torch."""
-    copy = Path(shutil.copytree(ADAPTER, tmp_path_factory.mktemp("adapter") / "triage"))
-    (copy / "calibration.json").unlink()
-    return copy
+    """An adapter with a posterior over a LoRA; vLLM serves no heads."""
+    return lora_of_the_demos_task(tmp_path_factory.mktemp("adapter") / "triage", load_base_model())
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +75,7 @@ async def test_many_at_once_get_what_one_gets_alone(vllm_server: Server) -> None
 def test_it_decides_and_counts_as_with_any_engine(vllm_server: Server) -> None:
     body = {"prompt": PROMPTS[0], "scoring": "label", "policy": {"min_confidence": 1.0}}
     answer = httpx.post(f"{vllm_server.url}/v1/predict", json=body, timeout=600).json()
-    assert (answer["answer"], answer["abstained"], answer["n_samples"]) == (None, True, 8)
+    assert (answer["answer"], answer["abstained"], answer["n_samples"]) == (None, True, 4)
     assert (
         'blora_abstentions_total{adapter="triage",reason="low_confidence"}'
         in httpx.get(f"{vllm_server.url}/metrics").text

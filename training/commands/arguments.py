@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 from blora.config import ChoiceEnd, NormalizationName, ScoringName
-from blora.training.config import NEW_PROMPT, SCALES, TOLERANCE_NATS
+from blora.training.config import N_SAMPLES, N_SAMPLES_HEAD, NEW_PROMPT, SCALES, TOLERANCE_NATS
 
 __all__ = [
     "add_columns",
@@ -152,13 +152,14 @@ def add_prompt(parser: ArgumentParser | _ArgumentGroup) -> None:
     )
 
 
-def add_sampling(parser: ArgumentParser | _ArgumentGroup, *, n_samples: int) -> None:
+def add_sampling(parser: ArgumentParser | _ArgumentGroup, *, n_samples: int | None) -> None:
     """Add the flags for the adapter's draws."""
     parser.add_argument(
         "--n-samples",
         type=positive,
         default=n_samples,
-        help="number of draws (posterior samples of the weights) for each answer",
+        help="number of draws (posterior samples of the weights) for each answer"
+        + ("" if n_samples else f" (default: {N_SAMPLES_HEAD} with a head, {N_SAMPLES} without)"),
     )
     parser.add_argument("--bank-seed", type=int, default=0, help="seed of the adapter's draws")
     parser.add_argument(

@@ -19,7 +19,7 @@ from blora.training.commands.arguments import (
     positive,
     settings_of,
 )
-from blora.training.config import N_SAMPLES, TRACKERS, TrainConfig
+from blora.training.config import TRACKERS, HeadChoice, TrainConfig
 
 __all__ = ["SUMMARY", "main"]
 
@@ -77,7 +77,19 @@ def _parser() -> ArgumentParser:
         type=names,
         help="names of the modules to adapt, separated by commas (default: PEFT's for this architecture)",
     )
-    model.add_argument("--layers", default="all", help="decoder layers to adapt: all, last:N, N or FIRST-LAST")
+    model.add_argument(
+        "--head",
+        choices=get_args(HeadChoice),
+        default="auto",
+        help="decision head on the base model's hidden states: linear reads the prompt, for fixed choices; pointer "
+        "reads each choice; none leaves the answer to the language model's scores; auto takes linear or pointer, and "
+        "with --layers the head or the LoRA, by the validation NLL",
+    )
+    model.add_argument(
+        "--layers",
+        help="decoder layers to adapt by a LoRA: all, last:N, N, FIRST-LAST, or none (default: all with --head none or "
+        "another setting of the LoRA, none otherwise)",
+    )
 
     posterior = parser.add_argument_group("posterior")
     posterior.add_argument(
@@ -117,7 +129,7 @@ def _parser() -> ArgumentParser:
 
     output = parser.add_argument_group("adapter")
     output.add_argument("--output", type=Path, required=True, help="adapter directory to write")
-    add_sampling(output, n_samples=N_SAMPLES)
+    add_sampling(output, n_samples=None)
     for score in SCORES.values():
         output.add_argument(score.flag, type=float, help=f"the adapter abstains if {score.failure}")
     return parser
@@ -145,8 +157,13 @@ def main(argv: list[str]) -> int:
         command=command_line("train", argv),
         **settings_of(arguments, but=("data", "output")),
     )
-    result = train_adapter(recipe, output).result
-    scores = result.metrics
+    trained = train_adapter(recipe, output)
+    result, scores = trained.result, trained.result.metrics
+    if trained.parts:
+        print(f"{'validation, recalibrated':<40}accuracy    NLL    ECE   AURC")
+    for part in trained.parts:
+        m = part.metrics
+        print(f"{part.name:<40}{m.accuracy:8.3f}{m.nll:7.3f}{m.ece:7.3f}{m.aurc:7.3f}")
     print(
         f"wrote {output}: validation accuracy {scores.accuracy:.3f}, NLL {scores.nll:.3f}, "
         f"ECE {scores.ece:.3f} at temperature {result.temperature:.2f}, "

@@ -105,7 +105,10 @@ async def test_what_does_not_load_is_told_once_and_the_old_one_stays(
     assert served(watched) == {"one": digest_of("1")}
     refused = [record.fields for record in caplog.records if record.message == "adapter_refused"]  # type: ignore[attr-defined]
     # Folders load side by side, so either may be refused first.
-    assert sorted((line["adapter"], line["by"]) for line in refused) == [("bad", "folder watch"), ("one", "folder watch")]
+    assert sorted((line["adapter"], line["by"]) for line in refused) == [
+        ("bad", "folder watch"),
+        ("one", "folder watch"),
+    ]
     write(root, "bad", "5")
     await watch.look()
     assert served(watched)["bad"] == digest_of("5")

@@ -1,0 +1,219 @@
+"""The decision head: a linear readout of a question's features, with a Gaussian posterior over its weights.
+
+The features of a question are `states`, hidden states of the language model averaged over tokens, and `counts`, further
+numbers. States are standardised and projected on the leading directions of the training rows' states:
+
+    z = directions ((states - center) / scale),   logits = z W + c V + bias
+
+c are the counts times `count_scale`; for fixed choices, where they are TF-IDF weights, they have unit length. The
+posterior over W is Gaussian: W = weight + (noise * deviation) basis^T, the form of a Kronecker-factored Laplace
+approximation in its eigenvectors. V and the bias are points.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from blora.config import HeadConfig, PromptConfig
+from blora.errors import ShapeError
+from blora.posterior.draws import Draws
+from blora.posterior.inducing import check_width
+from blora.posterior.noise import Noise, standard_normal
+from blora.posterior.posterior import Posterior
+
+__all__ = ["N_SCORES", "DecisionHead", "Features", "HeadDraws", "HeadPosterior", "head_bytes", "head_shapes"]
+
+# Numbers that a pointer head reads of a choice beside its states: log-probability, the same per token, log length.
+N_SCORES = 3
+FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Features of B questions, or of B questions with C choices each.
+
+    Attributes:
+        states: (B, F) or (B, C, F) mean hidden states at the head's depths, side by side.
+        counts: (B, M) or (B, C, M) further numbers.
+    """
+
+    states: Tensor
+    counts: Tensor
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionHead:
+    """The posterior over a head's weights, and how features are read: F states, K directions, M counts, O outputs.
+
+    O is the number of fixed choices, or 1 for a head that gives each choice of a question a number.
+
+    Attributes:
+        config: the settings of what is read.
+        center: (F,) mean of the training rows' states.
+        scale: (F,) their standard deviations.
+        directions: (K, F) projection of the standardised states, in float16.
+        count_scale: (M,) factors on the counts.
+        weight: (K, O) posterior mean of W.
+        deviation: (K, O) standard deviations of W in the basis.
+        basis: (O, O) orthonormal, one vector per column.
+        count_weight: (M, O) V.
+        bias: (O,).
+    """
+
+    config: HeadConfig
+    center: Tensor
+    scale: Tensor
+    directions: Tensor
+    count_scale: Tensor
+    weight: Tensor
+    deviation: Tensor
+    basis: Tensor
+    count_weight: Tensor
+    bias: Tensor
+
+    @property
+    def n_outputs(self) -> int:
+        """O, the number of outputs."""
+        return self.weight.shape[-1]
+
+    def project(self, states: Tensor) -> Tensor:
+        """Return z (..., K) float32 of states (..., F)."""
+        return ((states.float() - self.center) / self.scale) @ self.directions.float().T
+
+    def scaled(self, counts: Tensor) -> Tensor:
+        """Return c (..., M) of counts (..., M)."""
+        found = counts.float() * self.count_scale
+        return normalize(found, dim=-1) if self.n_outputs > 1 else found
+
+    def mean(self, lora: Draws) -> "HeadDraws":
+        """Return the posterior mean as one draw, on top of a LoRA."""
+        return HeadDraws(self, self.weight[None], lora)
+
+    def sample_from(self, noise: Noise, lora: Draws) -> "HeadDraws":
+        """Return exact posterior draws from the caller's noise, on top of a LoRA."""
+        return HeadDraws(self, self.weight + (noise.like(self.weight) * self.deviation) @ self.basis.T, lora)
+
+    def widen(self, factor: float) -> "DecisionHead":
+        """Return the posterior with its standard deviations multiplied by a factor."""
+        return replace(self, deviation=self.deviation * factor)
+
+    def to(self, device: torch.device) -> "DecisionHead":
+        """Return the head on another device."""
+        return DecisionHead(self.config, **{name: tensor.to(device) for name, tensor in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the head's tensors by name, as they are stored."""
+        return {field.name: getattr(self, field.name) for field in fields(self)[1:]}
+
+
+class HeadPosterior:
+    """A posterior over a head's weights, above a plain LoRA.
+
+    Args:
+        head: the head.
+        lora: the LoRA below it, a point; without modules if the base model is unchanged.
+    """
+
+    def __init__(self, head: DecisionHead, lora: Posterior) -> None:
+        self.head = head
+        self.lora = lora
+
+    def sample(self, n_samples: int, generator: torch.Generator) -> "HeadDraws":
+        """Return S exact posterior draws; the first k do not depend on S."""
+        return self.head.sample_from(standard_normal(n_samples, generator), self.lora.mean())
+
+    def mean(self) -> "HeadDraws":
+        """Return the posterior mean as one draw."""
+        return self.head.mean(self.lora.mean())
+
+    def widen(self, factor: float) -> None:
+        """Multiply the standard deviations by a factor, in place.
+
+        Raises:
+            ConfigError: if the factor is not positive and finite.
+        """
+        check_width(factor)
+        self.head = self.head.widen(factor)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadDraws:
+    """S immutable draws of a head's weights; the LoRA below is the same in every draw.
+
+    Attributes:
+        head: the head.
+        weights: (S, K, O) draws of W.
+        lora: the LoRA below the head, one draw; without modules if there is none.
+    """
+
+    head: DecisionHead
+    weights: Tensor
+    lora: Draws
+
+    @property
+    def n_samples(self) -> int:
+        """S, the number of draws."""
+        return len(self.weights)
+
+    def first(self, n_samples: int) -> "HeadDraws":
+        """Return the first draws, as `part(0, n_samples)`."""
+        return self.part(0, n_samples)
+
+    def part(self, start: int, stop: int) -> "HeadDraws":
+        """Return draws start to stop - 1, as views."""
+        return replace(self, weights=self.weights[start:stop])
+
+    def to(self, device: torch.device) -> "HeadDraws":
+        """Return the same draws on another device."""
+        return HeadDraws(self.head.to(device), self.weights.to(device), self.lora.to(device))
+
+    def logits(self, features: Features) -> Tensor:
+        """Return the logits (S, B, O) of questions, or (S, B, C) of the choices of questions.
+
+        Raises:
+            ShapeError: if the features are not those of this head.
+        """
+        head = self.head
+        sizes = features.states.shape[-1], features.counts.shape[-1]
+        if sizes != (expected := (len(head.center), len(head.count_scale))):
+            raise ShapeError(f"got {sizes} states and counts of a question, expected {expected}, as in training")
+        point = head.scaled(features.counts) @ head.count_weight + head.bias
+        found = torch.einsum("...k,sko->s...o", head.project(features.states), self.weights) + point
+        return found if features.states.ndim == 2 else found[..., 0]
+
+
+def head_shapes(config: HeadConfig, prompt: PromptConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor of a head by its name.
+
+    Args:
+        config: the head's settings.
+        prompt: the kind of the head, and its fixed choices.
+    """
+    n_states, n_directions = config.n_states, config.n_directions
+    linear = prompt.readout == "linear"
+    n_counts, n_outputs = (config.n_grams, len(prompt.choices or ())) if linear else (N_SCORES, 1)
+    return {
+        "center": (n_states,),
+        "scale": (n_states,),
+        "directions": (n_directions, n_states),
+        "count_scale": (n_counts,),
+        "weight": (n_directions, n_outputs),
+        "deviation": (n_directions, n_outputs),
+        "basis": (n_outputs, n_outputs),
+        "count_weight": (n_counts, n_outputs),
+        "bias": (n_outputs,),
+    }
+
+
+def head_bytes(shapes: Mapping[str, tuple[int, ...]], n_samples: int) -> int:
+    """Return the most memory of a head and its S draws, in bytes, while they are made and afterwards."""
+    drawn = n_samples * math.prod(shapes["weight"])
+    # Tensors twice: on the CPU and on the device. Draws with their noise, scaled and rotated.
+    return FLOAT_BYTES * (2 * sum(map(math.prod, shapes.values())) + 3 * drawn)

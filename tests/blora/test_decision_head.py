@@ -1,0 +1,88 @@
+"""A head's draws against closed forms."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from blora.config import HeadConfig, PosteriorConfig
+from blora.errors import ConfigError, ShapeError
+from blora.posterior.bank import SampleBank
+from blora.posterior.decision_head import DecisionHead, Features, HeadPosterior
+from blora.posterior.noise import generator_of
+from blora.posterior.posterior import Posterior
+from tests.heads import head_of
+
+CONFIG = HeadConfig(depths=(1, 2), n_states=6, n_directions=4, n_grams=5)
+
+
+def posterior(head: DecisionHead) -> HeadPosterior:
+    return HeadPosterior(head, Posterior({}, PosteriorConfig(method="lora"), seed=0))
+
+
+def features(*shape: int) -> Features:
+    generator = torch.Generator().manual_seed(3)
+    return Features(torch.randn(*shape, 6, generator=generator), torch.randn(*shape, 5, generator=generator))
+
+
+def by_hand(head: DecisionHead, weight: Tensor, states: Tensor, counts: Tensor) -> Tensor:
+    z = head.directions.double() @ ((states - head.center) / head.scale).double()
+    c = (counts * head.count_scale).double()
+    c = c / c.norm() if head.n_outputs > 1 else c
+    return weight.double().T @ z + head.count_weight.double().T @ c + head.bias.double()
+
+
+def test_logits_are_those_of_each_draw_by_hand() -> None:
+    head = head_of(CONFIG, 3)
+    draws = posterior(head).sample(2, generator_of(1))
+    asked = features(7)
+    found = draws.logits(asked)
+    assert found.shape == (2, 7, 3)
+    for s in range(2):
+        for b in range(7):
+            expected = by_hand(head, draws.weights[s], asked.states[b], asked.counts[b])
+            torch.testing.assert_close(found[s, b].double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_head_of_one_output_gives_each_choice_a_number() -> None:
+    head = head_of(CONFIG, 1)
+    draws = posterior(head).sample(2, generator_of(1))
+    asked = features(7, 4)
+    found = draws.logits(asked)
+    assert found.shape == (2, 7, 4)
+    expected = by_hand(head, draws.weights[1], asked.states[5, 2], asked.counts[5, 2])
+    torch.testing.assert_close(found[1, 5, 2].double(), expected[0], rtol=1e-4, atol=1e-4)
+
+
+def test_draws_have_the_mean_and_the_covariance_of_the_posterior() -> None:
+    head = head_of(CONFIG, 3)
+    draws = posterior(head).sample(40000, generator_of(0)).weights.double()
+    weight, deviation, basis = (part.double() for part in (head.weight, head.deviation, head.basis))
+    error = (draws.mean(0) - weight).abs() / deviation.square().sum(1, keepdim=True).sqrt()
+    assert error.max() < 0.03
+    for k in range(4):
+        expected = basis @ torch.diag(deviation[k].square()) @ basis.T
+        found = torch.cov(draws[:, k].T)
+        torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05 * float(expected.diagonal().max()))
+
+
+def test_draws_nest_and_are_the_same_again() -> None:
+    source = posterior(head_of(CONFIG, 3))
+    eight, three = (SampleBank.draw(source, "digest", n, 7).draws for n in (8, 3))
+    assert torch.equal(eight.part(0, 3).weights, three.weights)  # type: ignore[union-attr]
+
+
+def test_widening_moves_draws_away_from_the_mean_in_proportion() -> None:
+    source = posterior(head_of(CONFIG, 3))
+    near = source.sample(3, generator_of(0)).weights - source.head.weight
+    source.widen(2.0)
+    torch.testing.assert_close(source.sample(3, generator_of(0)).weights - source.head.weight, 2 * near)
+    with pytest.raises(ConfigError):
+        source.widen(0.0)
+
+
+def test_features_of_another_head_are_refused() -> None:
+    draws = posterior(head_of(CONFIG, 3)).mean()
+    with pytest.raises(ShapeError, match=r"got \(6, 4\) states and counts of a question, expected \(6, 5\)"):
+        draws.logits(replace(features(2), counts=torch.zeros(2, 4)))

@@ -1,0 +1,178 @@
+"""What a head reads in one packed pass, against plain forward passes of each text alone."""
+
+from dataclasses import replace
+from itertools import permutations
+
+import pytest
+import torch
+from torch import Tensor
+
+from blora.base_model import BaseModel
+from blora.config import HeadConfig, PromptConfig
+from blora.inference.branches import prefix_of, score_all
+from blora.inference.grams import gram_counts
+from blora.inference.packing import PackedRow, pack
+from blora.inference.prefix import MIN_PREFIX
+from blora.inference.reading import head_log_probs, read_rows
+from blora.posterior.decision_head import HeadDraws
+from blora.posterior.draws import Draws
+from blora.posterior.inject import inject
+from blora.posterior.noise import generator_of, standard_normal
+from tests.heads import LABELS, head_of
+from tests.scenarios import DECODERS, adapted_modules, log_prob_alone, random_draws, tiny_base
+
+TEXTS = ("Is it red?", "Why", "Was the long way home blue or green, and who says so?")
+DEPTHS = (1, 2)
+NO_LORA = Draws({}, 1.0, 1)
+
+
+def prompt_of(readout: str, **more: object) -> PromptConfig:
+    fixed = LABELS if readout == "linear" else None
+    return PromptConfig(
+        template="Q: {prompt}\nA:",
+        choices=fixed,
+        choice_end="newline",
+        readout=readout,
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def packed(base: BaseModel, text: str, readout: str, choices: tuple[str, ...] = LABELS) -> PackedRow:
+    return pack(base.tokenizer, prompt=text, choices=choices, config=prompt_of(readout), max_length=base.max_length)
+
+
+def config_of(base: BaseModel, readout: str) -> HeadConfig:
+    n_states = len(DEPTHS) * base.model.config.get_text_config().hidden_size
+    return HeadConfig(depths=DEPTHS, n_states=n_states, n_directions=8, n_grams=64 if readout == "linear" else 0)
+
+
+def draws_of(base: BaseModel, readout: str, lora: Draws = NO_LORA) -> HeadDraws:
+    head = head_of(config_of(base, readout), len(LABELS) if readout == "linear" else 1)
+    return head.sample_from(standard_normal(4, generator_of(0)), lora)
+
+
+@torch.no_grad()
+def states_alone(base: BaseModel, ids: tuple[int, ...]) -> Tensor:
+    """(T, F) hidden states of one text, by an ordinary forward pass."""
+    found = base.model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
+    return torch.cat([found[depth][0].float() for depth in DEPTHS], -1)
+
+
+@pytest.mark.parametrize("architecture", [name for name in DECODERS if name != "opt"])
+def test_a_linear_head_reads_the_mean_over_the_prompts_tokens(architecture: str) -> None:
+    base = tiny_base(architecture)
+    rows = [packed(base, text, "linear") for text in TEXTS]
+    assert all(row.n_tokens == row.prompt_tokens for row in rows)  # no choice is read
+    found = read_rows(base.model, rows, config_of(base, "linear"), NO_LORA)
+    for row, states in zip(rows, found.states, strict=True):
+        torch.testing.assert_close(states, states_alone(base, row.prompt).mean(0), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found.counts, gram_counts(TEXTS, 64))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt2", "gemma2"])
+def test_a_pointer_head_reads_each_choice_as_if_it_were_alone(architecture: str) -> None:
+    base = tiny_base(architecture)
+    rows = [packed(base, text, "pointer", ("a", "a longer one", "b c")) for text in TEXTS]
+    found = read_rows(base.model, rows, config_of(base, "pointer"), NO_LORA)
+    for b, row in enumerate(rows):
+        for c, tokens in enumerate(row.continuations):
+            own = states_alone(base, (*row.prompt, *tokens))[row.prompt_tokens : -1]
+            torch.testing.assert_close(found.states[b, c], own.mean(0), rtol=1e-3, atol=1e-4)
+            total = log_prob_alone(base.model, row.prompt, tokens)
+            expected = torch.stack([total, total / len(tokens), torch.tensor(len(tokens)).double().log()]).float()
+            torch.testing.assert_close(found.counts[b, c], expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("readout", ["linear", "pointer"])
+def test_states_after_a_prefix_are_those_of_the_whole_prompt(readout: str) -> None:
+    base = tiny_base()
+    shared = "x" * MIN_PREFIX
+    rows = [packed(base, f"{shared} {text}", readout) for text in TEXTS]
+    draws = draws_of(base, readout)
+    prefix = prefix_of(base.model, rows[0].prompt[: MIN_PREFIX + 4], draws, 4096)
+    assert all(row.prompt[: len(prefix.tokens)] == prefix.tokens for row in rows)
+    whole, after = (read_rows(base.model, rows, draws.head.config, NO_LORA, known) for known in (None, prefix))
+    torch.testing.assert_close(after.states, whole.states, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(after.counts, whole.counts, rtol=1e-3, atol=1e-3)
+
+
+def test_the_lora_below_a_head_changes_what_is_read() -> None:
+    base = tiny_base()
+    modules = adapted_modules(base.model)
+    inject(base.model, modules)
+    rows = [packed(base, text, "linear") for text in TEXTS]
+    config = config_of(base, "linear")
+    plain = read_rows(base.model, rows, config, NO_LORA)
+    moved = read_rows(base.model, rows, config, random_draws(modules, 1))
+    assert (plain.states - moved.states).abs().max() > 0.1
+    torch.testing.assert_close(read_rows(base.model, rows, config, NO_LORA).states, plain.states)
+
+
+@pytest.mark.parametrize("readout", ["linear", "pointer"])
+def test_the_order_of_the_choices_does_not_matter(readout: str) -> None:
+    base = tiny_base()
+    draws = draws_of(base, readout)
+    usual = score_all(base.model, [packed(base, TEXTS[0], readout)], draws, max_batch_tokens=512)[:, 0]
+    for order in permutations(range(3)):
+        row = packed(base, TEXTS[0], readout, tuple(LABELS[k] for k in order))
+        found = score_all(base.model, [row], draws, max_batch_tokens=512)[:, 0]
+        torch.testing.assert_close(found, usual[:, list(order)], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("readout", ["linear", "pointer"])
+def test_a_row_scores_the_same_in_a_batch_and_alone(readout: str) -> None:
+    base = tiny_base()
+    draws = draws_of(base, readout)
+    rows = [packed(base, text, readout, LABELS[: 2 + k % 2]) for k, text in enumerate(TEXTS)]
+    together = score_all(base.model, rows, draws, max_batch_tokens=512)
+    for b, row in enumerate(rows):
+        alone = score_all(base.model, [row], draws, max_batch_tokens=512)[:, 0]
+        torch.testing.assert_close(together[:, b, : row.n_choices], alone, rtol=1e-4, atol=1e-4)
+        assert together[:, b, row.n_choices :].isneginf().all()
+
+
+def test_some_of_the_fixed_choices_share_the_heads_probability() -> None:
+    base = tiny_base()
+    draws = draws_of(base, "linear")
+    features = read_rows(base.model, [packed(base, TEXTS[0], "linear")], draws.head.config, NO_LORA)
+    everything = head_log_probs(draws, [packed(base, TEXTS[0], "linear")], features)
+    two = head_log_probs(draws, [packed(base, TEXTS[0], "linear", ("maybe", "no"))], features)
+    torch.testing.assert_close(two, everything[..., [2, 0]].log_softmax(-1))
+
+
+def test_choices_that_a_linear_head_does_not_know_are_scored_by_the_language_model() -> None:
+    base = tiny_base()
+    draws = draws_of(base, "linear")
+    known, other = (packed(base, TEXTS[0], "linear", choices) for choices in (LABELS, ("red", "yes")))
+    assert (known.readout, other.readout, other.outputs) == ("linear", "scores", ())
+    found = score_all(base.model, [other, known], draws, max_batch_tokens=512)
+    expected = score_all(base.model, [replace(other, normalization="question")], None, max_batch_tokens=512)
+    torch.testing.assert_close(found[:, 0, :2], expected[:, 0].expand(4, -1), rtol=1e-4, atol=1e-4)
+    assert (found[0, 1] - found[1, 1]).abs().max() > 1e-3  # draws of the head differ
+
+
+def test_a_letter_is_never_read_by_a_head() -> None:
+    base = tiny_base()
+    row = pack(
+        base.tokenizer,
+        prompt=TEXTS[0],
+        choices=LABELS,
+        config=prompt_of("linear"),
+        scoring="label",
+        max_length=base.max_length,
+    )
+    assert (row.readout, row.scoring) == ("scores", "label")
+
+
+def test_draws_need_no_further_pass() -> None:
+    base = tiny_base()
+    passes = []
+    base.model.register_forward_pre_hook(lambda *_: passes.append(1))
+    inner = base.model.model.layers[0]
+    inner.register_forward_pre_hook(lambda *_: passes.append(1))
+    draws = draws_of(base, "linear")
+    score_all(base.model, [packed(base, TEXTS[0], "linear")], draws, max_batch_tokens=512)
+    once = len(passes)
+    more = draws.head.sample_from(standard_normal(64, generator_of(0)), NO_LORA)
+    score_all(base.model, [packed(base, TEXTS[0], "linear")], more, max_batch_tokens=512)
+    assert len(passes) == 2 * once > 0

@@ -1,0 +1,23 @@
+"""Heads with random weights, and labelled rows that one can be fitted to."""
+
+import torch
+
+from blora.config import HeadConfig, PromptConfig
+from blora.posterior.decision_head import DecisionHead, head_shapes
+
+LABELS = ("no", "yes", "maybe")
+
+
+def head_of(config: HeadConfig, n_outputs: int, *, seed: int = 0) -> DecisionHead:
+    """A head away from its start: every weight counts, and no two draws agree."""
+    generator = torch.Generator().manual_seed(seed)
+    prompt = PromptConfig(choices=LABELS[:n_outputs], readout="linear") if n_outputs > 1 else None
+    shapes = head_shapes(config, prompt or PromptConfig(readout="pointer", choice_end="newline"))
+    if n_outputs == 1 and config.n_grams:
+        shapes |= {"count_scale": (config.n_grams,), "count_weight": (config.n_grams, 1)}
+    tensors = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    for name in ("scale", "deviation", "count_scale"):
+        tensors[name] = tensors[name].abs() + 0.3
+    tensors["directions"] = tensors["directions"].half()
+    tensors["basis"] = torch.linalg.qr(tensors["basis"]).Q
+    return DecisionHead(config, **tensors)

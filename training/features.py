@@ -1,0 +1,43 @@
+"""Features of labelled rows for a decision head, read once in passes of similar length."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from blora.config import HeadConfig
+from blora.inference.packing import by_length
+from blora.inference.reading import read_rows
+from blora.posterior.decision_head import Features
+from blora.posterior.draws import Draws
+from blora.training.progress import rows_bar
+from blora.training.rows import LabelledRow
+
+__all__ = ["read_features"]
+
+BATCH_TOKENS = 2048
+
+
+@torch.no_grad()
+def read_features(
+    model: PreTrainedModel, rows: Sequence[LabelledRow], config: HeadConfig, lora: Draws, about: str
+) -> Features:
+    """Return the features of all rows on the CPU; a question with fewer choices than another has zeros beyond them."""
+    packed = [row.row for row in rows]
+    n_choices = max(row.n_choices for row in packed)
+    states: list[Tensor] = [torch.empty(0)] * len(rows)
+    counts = list(states)
+    with rows_bar(len(rows), about) as bar:
+        for picked in by_length(packed, BATCH_TOKENS):
+            found = read_rows(model, [packed[i] for i in picked], config, lora)
+            for place, i in enumerate(picked):
+                states[i], counts[i] = found.states[place].cpu(), found.counts[place].cpu()
+            bar.update(len(picked))
+    if states[0].ndim == 2:  # (C, F)
+        states, counts = ([_longer(part, n_choices) for part in parts] for parts in (states, counts))
+    return Features(torch.stack(states), torch.stack(counts))
+
+
+def _longer(values: Tensor, n_choices: int) -> Tensor:
+    return torch.cat([values, values.new_zeros(n_choices - len(values), values.shape[-1])])

@@ -1,0 +1,128 @@
+"""Training of a decision head on the frozen base model: features, weights, posterior width and recalibration."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from blora.base_model import BaseModel
+from blora.config import HeadConfig, PosteriorConfig, SamplingConfig
+from blora.decision.metrics import Metrics
+from blora.posterior.decision_head import Features, HeadPosterior
+from blora.posterior.posterior import Posterior
+from blora.training.config import HEAD_SCALES, TOLERANCE_NATS
+from blora.training.features import read_features
+from blora.training.head import PARTS, FittedHead, Regression, fit_head
+from blora.training.rows import LabelledRow
+from blora.training.tune import Trial, choose, head_scorer, try_scales
+
+__all__ = ["Part", "TrainedHead", "default_head", "fit_parts", "train_head"]
+
+logger = logging.getLogger(__name__)
+
+# A linear head has a weight for each direction and choice, a pointer head one for each direction.
+N_DIRECTIONS, N_DIRECTIONS_OF_POINTER = 512, 1024
+N_GRAMS = 8192
+# What a part of the inputs is called, for fixed choices and for choices that come with the question.
+NAMES = {
+    "counts": ("regression on character n-grams", "base model's log-probabilities"),
+    "states": ("regression on frozen states", "regression on frozen states"),
+    "both": ("head, posterior mean", "head, posterior mean"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a part of an adapter reaches on the validation rows, recalibrated on them."""
+
+    name: str
+    metrics: Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedHead:
+    """A head's posterior at the chosen width.
+
+    Attributes:
+        posterior: the posterior.
+        config: the head's settings.
+        trial: recalibration and metrics on the validation rows.
+        parts: what simpler methods reach, and the head itself last.
+        fitted: the head of each of `PARTS`, without draws.
+    """
+
+    posterior: HeadPosterior
+    config: HeadConfig
+    trial: Trial
+    parts: tuple[Part, ...]
+    fitted: dict[str, FittedHead]
+
+
+def default_head(n_layers: int, hidden_size: int, *, linear: bool) -> HeadConfig:
+    """Return the default settings of a head: states at five depths, from a third of the layers to the last one.
+
+    >>> default_head(30, 576, linear=True).depths
+    (10, 15, 20, 25, 30)
+    """
+    depths = tuple(sorted({round(n_layers * k / 6) for k in range(2, 7)}))
+    return HeadConfig(
+        depths=depths,
+        n_states=len(depths) * hidden_size,
+        n_directions=N_DIRECTIONS if linear else N_DIRECTIONS_OF_POINTER,
+        n_grams=N_GRAMS if linear else 0,
+    )
+
+
+def train_head(
+    base: BaseModel,
+    train: Sequence[LabelledRow],
+    validation: Sequence[LabelledRow],
+    sampling: SamplingConfig,
+) -> TrainedHead:
+    """Return the head that fits the training rows best on the frozen base model.
+
+    Args:
+        base: the base model.
+        train: rows packed for the head, all with one readout.
+        validation: rows that choose precisions, width and recalibration.
+        sampling: number and seed of the adapter's draws.
+    """
+    linear = train[0].row.readout == "linear"
+    text = base.model.config.get_text_config()
+    config = default_head(text.num_hidden_layers, text.hidden_size, linear=linear)
+    lora = Posterior({}, PosteriorConfig(method="lora"), seed=0)
+    read = [read_features(base.model, rows, config, lora.mean(), "reading states") for rows in (train, validation)]
+    return fit_parts(config, read[0], train, read[1], validation, sampling, lora)
+
+
+def fit_parts(
+    config: HeadConfig,
+    features: Features,
+    train: Sequence[LabelledRow],
+    validation_features: Features,
+    validation: Sequence[LabelledRow],
+    sampling: SamplingConfig,
+    lora: Posterior,
+) -> TrainedHead:
+    """Return the head that fits the training rows best, from features that have been read.
+
+    Args:
+        config: the head's settings.
+        features: features of the training rows.
+        train: the training rows.
+        validation_features: features of the validation rows.
+        validation: rows that choose precisions, width and recalibration.
+        sampling: number and seed of the adapter's draws.
+        lora: the LoRA below the head, under which the features were read.
+    """
+    regression = Regression.of(config, features, train)
+    fitted, parts = {}, []
+    for part in PARTS:
+        fitted[part] = fit_head(regression, validation_features, validation, lora.mean(), part)
+        parts.append(Part(NAMES[part][0 if regression.owner is None else 1], fitted[part].trial.metrics))
+        logger.info("%s: validation %s", parts[-1].name, fitted[part].trial)
+    posterior = HeadPosterior(fitted["both"].head, lora)
+    score = head_scorer(posterior, validation_features, validation, sampling.n_samples, sampling.seed)
+    trial = choose(try_scales(score, validation, HEAD_SCALES), TOLERANCE_NATS)
+    posterior.widen(trial.scale)
+    parts.append(Part(f"head, {sampling.n_samples} draws", trial.metrics))
+    return TrainedHead(posterior, posterior.head.config, trial, tuple(parts), fitted)
