@@ -93,9 +93,11 @@ bench: $(READY)  ## measure what the documents show, but for image and vLLM, the
 	$(BIN)/python -m benchmarks.calibration report benchmarks/results/calibration --output docs/calibration
 	$(BIN)/python -m benchmarks.bayesianize $(DATA)
 	$(BIN)/python -m benchmarks.training_time $(DATA)
-	$(BIN)/blora evaluate examples/triage/adapter --data examples/triage/test.jsonl --n-samples 1,8 \
-		--json 'benchmarks/results/triage/bayesian-s{n_samples}.json'
+	$(BIN)/blora evaluate examples/triage/adapter --data examples/triage/test.jsonl --n-samples 1,64 \
+		--json 'benchmarks/results/triage/head-s{n_samples}.json'
 	$(BIN)/python -m benchmarks.answers
+	$(BIN)/python -m benchmarks.heads
+	$(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.concurrent
 	$(BIN)/python -m benchmarks.serving $(DATA)
 	$(BIN)/python -m benchmarks.sizing $(DATA)

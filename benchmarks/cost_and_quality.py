@@ -14,7 +14,7 @@ DATASET = "arc_easy_test"
 # How each configuration is served, its cost in the result of benchmarks.serving, and its method in the comparison.
 CONFIGURATIONS = (
     ("LoRA of PEFT, one pass", None, "LoRA, best epoch"),
-    ("posterior in every adapted layer, the default: 16 draws", "everywhere_over_lora", "Bayesian-LoRA"),
+    ("posterior in every adapted layer, the default of a LoRA: 16 draws", "everywhere_over_lora", "Bayesian-LoRA"),
     ("posterior in the top 2 of 10: 16 draws", "cost_fixed16_over_lora", "Bayesian-LoRA, wide start, top 2 layers"),
     ("the same, stops early", "cost_early_over_lora", "Bayesian-LoRA, wide start, top 2 layers"),
 )

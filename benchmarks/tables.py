@@ -21,6 +21,7 @@ from benchmarks.markdown import Columns, record_table
 from benchmarks.peers.table import peers
 from benchmarks.processors import table as processors
 from benchmarks.score_table import scores
+from benchmarks.server_process import ADAPTER
 from benchmarks.serving import tables as serving
 from blora.scores import SCORES
 
@@ -35,7 +36,7 @@ DOCUMENTS = (
 
 Result = dict[str, Any]
 
-METHODS = {"base": "base model", "lora": "LoRA", "bayesian": "Bayesian-LoRA"}
+METHODS = {"base": "base model", "lora": "LoRA", "bayesian": "Bayesian-LoRA", "head": "decision head"}
 METRICS = {
     "accuracy": "{accuracy:.3f}",
     "NLL": "{nll:.3f}",
@@ -67,10 +68,9 @@ def _provenance(results: list[Result]) -> str:
     first = results[0]
     machine = first["machine"]
     seeds = sorted({r["training"]["settings"]["seed"] for r in results if "training" in r})
-    weights = sorted({r["training"]["settings"]["kl_weight"] for r in results if r["method"] == "bayesian"})
     return (
         f"{first['n_examples']} questions of {first['dataset']}; {first['base_model']}, {first['dtype']}; "
-        f"training seeds {', '.join(map(str, seeds))}; KL weight {', '.join(f'{w:g}' for w in weights)}; "
+        f"training seeds {', '.join(map(str, seeds))}; "
         f"{machine['cores']} cores of {machine['processor']}, torch {machine['torch']}. "
         "Seconds are those of all questions under all draws."
     )
@@ -106,6 +106,12 @@ def _answer(name: str) -> str:
     lines = ",\n ".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in shown.items())
     command = f"curl -s http://127.0.0.1:8000/v1/predict -H 'content-type: application/json' -d '{body}'"
     return f"```sh\n{command}\n```\n```json\n{{{lines}}}\n```"
+
+
+def _parts(name: str) -> str:
+    """Return what each part of the demo's adapter reaches, from its training record."""
+    parts = json.loads((ADAPTER / "bayesian_config.json").read_text())["training"]["parts"]
+    return record_table([figures | {"part": part} for part, figures in parts.items()], {"": "{part}", **METRICS})
 
 
 def _withheld(folder: str) -> str:
@@ -330,6 +336,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "memory": lambda name: faults.memory(_load("memory")),
     "together": _of("together", faults.together),
     "prefixes": _of("prefixes", _prefixes),
+    "heads": _of("heads", serving.heads),
     "image": _of("image", deploy.image),
     "sizing": _of("sizing", deploy.sizing),
     "depth": _depth,
@@ -349,6 +356,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "peers": lambda name: peers(_load("peers")),
     "scores": scores,
     "withheld": _withheld,
+    "demo_parts": _parts,
     "answer_sure": _answer,
     "answer_ambiguous": _answer,
     "answer_out_of_scope": _answer,

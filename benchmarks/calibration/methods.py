@@ -16,7 +16,6 @@ from benchmarks.calibration.baselines.tfb import isotropic_draws
 from benchmarks.calibration.bench import Bench
 from benchmarks.calibration.store import Trained, load_trained, save_trained
 from blora.config import PosteriorConfig
-from blora.posterior.bank import SampleBank
 from blora.posterior.inject import layer_index
 from blora.posterior.noise import generator_of
 from blora.posterior.posterior import MakeFactor, Posterior
@@ -149,7 +148,7 @@ def _posterior(
         form = replace(config, bayesian_layers=tuple(adapted[-top_layers:])) if top_layers is not None else config
         posterior = Posterior(bench.modules, form, seed, make=make(seed) if make is not None else None)
         fitted, about = _fit(bench, name, seed, posterior, settings)
-        draws = SampleBank.draw(posterior, "in a benchmark", bench.n_samples, seed).draws
+        draws = posterior.requires_grad_(False).sample(bench.n_samples, generator_of(seed))
         return {name: Trained(draws, fitted.seconds, _n_parameters(posterior), about)}
 
     return train

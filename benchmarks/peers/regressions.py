@@ -1,5 +1,9 @@
-"""The two cheapest classifiers: a logistic regression on words, and one on the frozen base model's states."""
+"""The cheapest classifiers for fixed labels: a logistic regression on words, and one on the frozen base model's states.
 
+Both are scikit-learn's. Of a few penalties the one with the lowest NLL on validation rows is kept.
+"""
+
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,43 +16,34 @@ from sklearn.pipeline import Pipeline, make_pipeline, make_union
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from blora.base_model import BaseModel
+from benchmarks.peers.figures import Scored
 from blora.decision.metrics import nll
-from blora.decision.temperature import fit_temperature, temper
+from blora.decision.temperature import fit_recalibration
 
-__all__ = ["Fitted", "Part", "mean_states", "on_states", "on_words"]
+__all__ = ["Parts", "on_states", "on_words"]
 
-# Depths of the layers whose states are read, as shares of all layers.
-DEPTHS = (1 / 3, 1 / 2, 2 / 3, 5 / 6, 1)
-AT_ONCE = 32
-
-
-class Part(NamedTuple):
-    """Texts, and the index of each one's label."""
-
-    texts: Sequence[str]
-    labels: Tensor
+# Candidates for C, the inverse of the penalty.
+FOR_WORDS = (3, 10, 30, 100)
+FOR_STATES = (0.001, 0.003, 0.01, 0.03)
+# Against log 0: a probability of 0 would mean a choice that the row does not have.
+LEAST = torch.finfo(torch.float32).tiny
 
 
-class Fitted(NamedTuple):
-    """A classifier's log-probabilities of test texts, and how they came about.
+class Parts(NamedTuple):
+    """Inputs of the rows of each part, the foreign rows' last if there are any, and labels of the first two.
 
     Attributes:
-        log_probs: (N, C) as fitted.
-        temperature: from validation texts.
-        inverse_penalty: C, with the lowest NLL on validation texts.
+        inputs: of training, validation, test and foreign rows: texts, or states (N, F).
+        train: (N,) labels of the training rows, every one of C labels among them.
+        validation: (V,) labels of the validation rows.
     """
 
-    log_probs: Tensor
-    temperature: float
-    inverse_penalty: float
-
-    def tempered(self) -> Tensor:
-        """Return probabilities (N, C) at the temperature."""
-        return temper(self.log_probs, self.temperature)
+    inputs: "Sequence[Sequence[str] | NDArray[np.float32]]"
+    train: Tensor
+    validation: Tensor
 
 
-def on_words(train: Part, validation: Part, test: Part) -> Fitted:
+def on_words(parts: Parts) -> Scored:
     """Return a regression on TF-IDF of words, pairs of words and two to five characters."""
 
     def pipeline(inverse_penalty: float) -> Pipeline:
@@ -56,55 +51,30 @@ def on_words(train: Part, validation: Part, test: Part) -> Fitted:
         characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True)
         return make_pipeline(make_union(words, characters), LogisticRegression(C=inverse_penalty, max_iter=1000))
 
-    inputs = [part.texts for part in (train, validation, test)]
-    return _fitted([pipeline(c) for c in (3, 10, 30, 100)], inputs, train.labels, validation.labels)
+    return _scored("TF-IDF regression", [pipeline(c) for c in FOR_WORDS], parts)
 
 
-def on_states(base: BaseModel, train: Part, validation: Part, test: Part) -> Fitted:
-    """Return a regression on the mean over a text's tokens of the states at five depths of a base model."""
+def on_states(parts: Parts) -> Scored:
+    """Return a regression on standardised states (N, F); its seconds do without the reading of the states."""
 
     def pipeline(inverse_penalty: float) -> Pipeline:
         return make_pipeline(StandardScaler(), LogisticRegression(C=inverse_penalty, max_iter=1000))
 
-    inputs = [mean_states(base, part.texts).numpy() for part in (train, validation, test)]
-    return _fitted([pipeline(c) for c in (0.001, 0.003, 0.01, 0.03)], inputs, train.labels, validation.labels)
+    return _scored("regression on frozen states", [pipeline(c) for c in FOR_STATES], parts)
 
 
-def _fitted(
-    pipelines: Sequence[Pipeline], inputs: Sequence[Sequence[str] | NDArray[np.float32]], train: Tensor, val: Tensor
-) -> Fitted:
-    texts, validation, test = inputs
+def _scored(method: str, pipelines: Sequence[Pipeline], parts: Parts) -> Scored:
+    began = time.perf_counter()
+    texts, validation, *others = parts.inputs
 
-    def log_probs(pipeline: Pipeline, of: Sequence[str] | NDArray[np.float32]) -> Tensor:
-        return torch.from_numpy(pipeline.predict_log_proba(of)).float()
+    def log_probs(pipeline: Pipeline, of: "Sequence[str] | NDArray[np.float32]") -> Tensor:
+        return torch.from_numpy(pipeline.predict_proba(of)).float().clamp_min(LEAST).log()[None]
 
     for pipeline in pipelines:
-        pipeline.fit(texts, train.numpy())
-    best = min(pipelines, key=lambda pipeline: nll(log_probs(pipeline, validation).exp(), val))
-    temperature = fit_temperature(log_probs(best, validation)[None], val)
-    return Fitted(log_probs(best, test), temperature, float(best[-1].C))
-
-
-@torch.inference_mode()
-def mean_states(base: BaseModel, texts: Sequence[str]) -> Tensor:
-    """Return the mean state of each text at every depth, (N, depths x D) float32."""
-    n_layers = base.model.config.get_text_config().num_hidden_layers
-    layers = [round(n_layers * depth) for depth in DEPTHS]
-    found = torch.empty(len(texts), 0)
-    ids = [torch.tensor(base.tokenizer(text)["input_ids"]) for text in texts]
-    order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
-    for start in range(0, len(order), AT_ONCE):
-        part = order[start : start + AT_ONCE]
-        tokens = torch.nn.utils.rnn.pad_sequence([ids[index] for index in part], batch_first=True)
-        mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(ids[index])) for index in part], batch_first=True)
-        states = base.model(
-            input_ids=tokens.to(base.device),
-            attention_mask=mask.to(base.device),
-            output_hidden_states=True,
-            use_cache=False,
-        ).hidden_states
-        read = torch.cat([states[layer].float().cpu() for layer in layers], -1)  # (rows, T, depths x D)
-        if not found.shape[1]:
-            found = torch.empty(len(texts), read.shape[-1])
-        found[part] = (read * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-    return found
+        pipeline.fit(texts, parts.train.numpy())
+    best = min(pipelines, key=lambda one: nll(log_probs(one, validation)[0].exp(), parts.validation))
+    ones = torch.ones(len(parts.validation))  # fixed labels have no lengths
+    recalibration = fit_recalibration(log_probs(best, validation), parts.validation, ones, powers=(0.0, 0.0))
+    seconds = time.perf_counter() - began
+    test, *foreign = (log_probs(best, of) for of in others)
+    return Scored(method, test, foreign[0] if foreign else None, recalibration, seconds)

@@ -1,43 +1,77 @@
-"""The peers' table for README.md."""
+"""The peers' tables for README.md."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.markdown import Columns, record_table
+from benchmarks.peers.sets import SETS
 
 __all__ = ["peers"]
 
+Row = dict[str, Any]
 
-def _clear(row: dict[str, Any]) -> str:
-    clear = row["accuracy_clear"]
-    return f"{row['accuracy']:.3f}" + (f" ({clear:.3f})" if clear is not None else "")
+
+def _figure(name: str, form: str = ".3f") -> Callable[[Row], str]:
+    """Return a column of a figure, with its spread over seeds if there is one."""
+
+    def column(row: Row) -> str:
+        value, spread = row[name], (row["spread"] or {}).get(name)
+        return "–" if value is None else f"{value:{form}}" + (f" ± {spread:{form}}" if spread is not None else "")
+
+    return column
+
+
+def _accuracy(row: Row) -> str:
+    shown = _figure("accuracy")(row)
+    return shown if row["accuracy_clear"] is None else f"{shown} ({row['accuracy_clear']:.3f})"
+
+
+def _foreign(row: Row) -> str:
+    confidence, information = row["foreign_confidence"], row["foreign_mutual_information"]
+    if confidence is None:
+        return "–"
+    return f"{confidence:.3f} / " + (f"{information:.3f}" if information is not None else "–")
 
 
 COLUMNS: Columns = {
-    "rows": "{set}",
     "method": "{method}",
-    "accuracy (clear)": _clear,
-    "NLL": "{nll:.3f}",
-    "ECE": "{ece:.3f}",
-    "Brier": "{brier:.3f}",
-    "AURC": "{aurc:.3f}",
-    "coverage at 5 % error": "{coverage_at_5:.2f}",
-    "at 10 %": "{coverage_at_10:.2f}",
+    "accuracy (clear)": _accuracy,
+    "NLL": _figure("nll"),
+    "ECE": _figure("ece"),
+    "Brier": _figure("brier"),
+    "AURC": _figure("aurc"),
+    "answered at proved 5 %": "{answered_at_5:.2f} ± {answered_at_5_std:.2f}",
+    "at proved 10 %": "{answered_at_10:.2f} ± {answered_at_10_std:.2f}",
+    "foreign AUROC": _foreign,
 }
 
 
-def peers(results: Sequence[dict[str, Any]]) -> str:
-    """Return every method's metrics on every set, and where they come from."""
-    rows = [{**row, "set": result["set"]} for result in results for row in result["rows"]]
-    sizes = "; ".join(
-        f"{result['set']}: {result['n_train']:,} training, {result['n_validation']:,} validation and "
-        f"{result['n_test']:,} test rows"
-        for result in results
+def peers(results: Sequence[Row]) -> str:
+    """Return a table for each set with every method's figures, recalibrated, and where they come from."""
+    ordered = sorted(results, key=lambda result: SETS.index(result["set"]))
+    first = ordered[0]
+    revisions = ", ".join(dict.fromkeys(result["revision"] for result in ordered))
+    about = (
+        f"Recalibrated on the validation rows. ± is the standard deviation over three seeds of the draws; what is "
+        f"answered is the mean over {first['n_divisions']} divisions of the test rows into halves, one to prove a "
+        f"threshold (delta {first['delta']:g}) and one to answer, ± the standard deviation over divisions. Foreign "
+        "AUROC: of 1 - confidence / of mutual information, for telling foreign rows from test rows. "
+        f"{first['base_model']}, {first['dtype']}; {first['machine']['cores']} cores of "
+        f"{first['machine']['processor']}, revision {revisions}; `python -m benchmarks.peers`."
     )
-    machine = results[0]["machine"]
-    revisions = ", ".join(dict.fromkeys(result["revision"] for result in results))
-    table = record_table(rows, COLUMNS, n_words=2)
-    return (
-        f"{table}\n\n{sizes}. Deterministic, so without a spread; {machine['cores']} cores of {machine['processor']}, "
-        f"revision {revisions}; `{results[0]['command']}`."
+    return "\n\n".join([*map(_table, ordered), about])
+
+
+def _table(result: Row) -> str:
+    foreign = f", {result['n_foreign']:,} foreign ({result['foreign']})" if result["foreign"] else ""
+    sizes = (
+        f"**{result['set']}**: {result['n_train']:,} training, {result['n_validation']:,} validation, "
+        f"{result['n_test']:,} test rows{foreign}."
     )
+    rows = [row for row in result["rows"] if row["treatment"] == "recalibrated"]
+    columns = COLUMNS if rows[0]["accuracy_clear"] is not None else _without_clear(COLUMNS)
+    return f"{sizes}\n\n{record_table(rows, columns)}"
+
+
+def _without_clear(columns: Columns) -> Columns:
+    return {name.removesuffix(" (clear)"): column for name, column in columns.items()}

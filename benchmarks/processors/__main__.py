@@ -36,11 +36,13 @@ def main() -> None:
         for dtype in variant.dtypes if variant.lacking is None else ():
             if (variant.name, dtype) in done:
                 continue
-            kept = json.loads(REFERENCE.read_text()) if REFERENCE.exists() else {"probabilities": {}, **about}
+            new = {"probabilities": {}, "certainty": {}, **about}
+            kept = json.loads(REFERENCE.read_text()) if REFERENCE.exists() else new
             if dtype not in kept["probabilities"]:
-                kept["probabilities"][dtype] = _ask(VARIANTS[0], dtype, 1)["alone"]
+                found = _ask(VARIANTS[0], dtype, 1)
+                kept["probabilities"][dtype], kept["certainty"][dtype] = found["alone"], found["alone_certainty"]
                 REFERENCE.write_text(json.dumps(kept) + "\n")
-            reference = torch.tensor(kept["probabilities"][dtype])[::STEP]
+            reference = {name: torch.tensor(kept[name][dtype])[::STEP] for name in ("probabilities", "certainty")}
             rows.append(_row(variant, dtype, _ask(variant, dtype, STEP), reference) | {"revision": revision()})
             output.write_text(json.dumps({"rows": rows, **about}, indent=1) + "\n")
             sys.stderr.write(f"{rows[-1]}\n")
@@ -53,19 +55,20 @@ def _ask(variant: Variant, dtype: str, step: int) -> dict[str, Any]:
     return found
 
 
-def _row(variant: Variant, dtype: str, found: dict[str, Any], reference: Tensor) -> dict[str, Any]:
+def _row(variant: Variant, dtype: str, found: dict[str, Any], reference: dict[str, Tensor]) -> dict[str, Any]:
     """How far answers move, by their batch and from the reference; how many decisions change, and how near."""
     alone, batched = torch.tensor(found["alone"]), torch.tensor(found["batched"])
     threshold = threshold_of(dtype)
-    answered = reference.amax(-1) >= threshold
-    changed = torch.stack([(probs.amax(-1) >= threshold) != answered for probs in (alone, batched)]).any(0)
-    nearness = (reference.amax(-1) - threshold).abs()[changed]
+    certainty = torch.stack([torch.tensor(found[f"{way}_certainty"]) for way in ("alone", "batched")])
+    changed = ((certainty >= threshold) != (reference["certainty"] >= threshold)).any(0)
+    nearness = (reference["certainty"] - threshold).abs()[changed]
     return {
         "variant": variant.name,
         "dtype": dtype,
         "n_tickets": len(alone),
         "moved_by_batch": (batched - alone).abs().max().item(),
-        "moved_from_reference": torch.stack([alone, batched]).sub(reference).abs().max().item(),
+        "moved_from_reference": torch.stack([alone, batched]).sub(reference["probabilities"]).abs().max().item(),
+        "certainty_moved": certainty.sub(reference["certainty"]).abs().max().item(),
         "threshold": threshold,
         "decisions_changed": int(changed.sum()),
         "furthest_changed": nearness.max().item() if len(nearness) else 0.0,

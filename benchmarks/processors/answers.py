@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,19 +17,28 @@ from blora.adapter import attach, load_adapter
 from blora.base_model import BaseModel, load_base_model
 from blora.calibration_file import read
 from blora.config import AdapterConfig
+from blora.decision.calibration import Level
 from blora.decision.temperature import temper
 from blora.inference.architecture import check_packing
 from blora.inference.branches import score_all
 from blora.inference.fork import why_whole
 from blora.inference.packing import PackedRow
 from blora.posterior.bank import SampleBank
+from blora.scores import SCORES
 from blora.training.data import read_examples
 from blora.training.rows import pack_examples
 
-__all__ = ["Demo", "threshold_of"]
+__all__ = ["Answers", "Demo", "threshold_of"]
 
 # Padded tokens x draws of a forward pass: the server's default.
 BATCH_TOKENS = 4096
+
+
+class Answers(NamedTuple):
+    """Probabilities (N, C), and certainty (N,): the score of the demo's policy, so that larger values are surer."""
+
+    probabilities: Tensor
+    certainty: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,29 +65,37 @@ class Demo:
         examples = read_examples(str(TRIAGE / "test.jsonl"), choices=prompt.choices)
         return [labelled.row for labelled in pack_examples(examples, self.base, prompt)][::step]
 
-    def probabilities(self, rows: list[PackedRow]) -> Tensor:
-        """Return what a server would answer to tickets that it gets together, (N, C)."""
+    def answers(self, rows: list[PackedRow]) -> Answers:
+        """Return what a server would answer to tickets that it gets together."""
         log_probs = score_all(self.base.model, rows, self.bank.draws, max_batch_tokens=BATCH_TOKENS)
-        return temper(log_probs, self.config.sampling.temperature, self.config.sampling.lapse).mean(0)
+        probs = temper(log_probs, self.config.sampling.temperature, self.config.sampling.lapse)
+        score = SCORES[_level(self.base.dtype_name).score]
+        return Answers(probs.mean(0), score.certainty(score.values(probs)))
 
 
 def threshold_of(dtype: str) -> float:
-    """Return the confidence from which the demo answers by its calibration for a dtype."""
+    """Return the certainty from which the demo answers by its calibration for a dtype."""
+    level = _level(dtype)
+    return SCORES[level.score].certainty(torch.tensor(level.threshold, dtype=torch.float64)).item()
+
+
+def _level(dtype: str) -> Level:
     [calibration] = [entry for entry in read(ADAPTER) if entry.binding.dtype == dtype]
-    threshold = calibration.default_level.policy().min_confidence
-    assert threshold is not None  # the demo's calibration is by confidence
-    return threshold
+    return calibration.default_level
 
 
 def _answers(dtype: str, step: int) -> dict[str, Any]:
     demo = Demo.on(load_base_model(device="cpu", dtype=dtype))
     rows = demo.tickets(step)
     began = time.perf_counter()
-    alone = torch.cat([demo.probabilities([row]) for row in rows])
+    alone = [demo.answers([row]) for row in rows]
     seconds = time.perf_counter() - began
+    together = demo.answers(rows)
     return {
-        "alone": _rounded(alone),
-        "batched": _rounded(demo.probabilities(rows)),
+        "alone": _rounded(torch.cat([one.probabilities for one in alone])),
+        "batched": _rounded(together.probabilities),
+        "alone_certainty": [round(value, 6) for one in alone for value in one.certainty.tolist()],
+        "batched_certainty": [round(value, 6) for value in together.certainty.tolist()],
         "seconds": seconds,
         "runs_whole_because": why_whole(demo.base.model),
     }

@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.markdown import markdown_table
 from benchmarks.server_process import ROOT
 
-__all__ = ["REFERENCE", "RESULTS", "between_dtypes", "bounds", "distance", "full"]
+__all__ = ["REFERENCE", "RESULTS", "between_dtypes", "bounds", "certainty_distance", "distance", "full"]
 
 RESULTS = ROOT / "benchmarks" / "results" / "processors"
 REFERENCE = RESULTS / "reference.json"
@@ -25,6 +25,11 @@ def _rows() -> list[Row]:
 def distance(dtype: str) -> float:
     """Return how far a probability of the demo was seen to move on any processor, noisy ones among them."""
     return max(row["moved_from_reference"] for row in _rows() if row["dtype"] == dtype)
+
+
+def certainty_distance(dtype: str) -> float:
+    """Return how far the score of the demo's policy was seen to move on any processor, noisy ones among them."""
+    return max(row["certainty_moved"] for row in _rows() if row["dtype"] == dtype)
 
 
 def between_dtypes() -> float:
@@ -91,7 +96,7 @@ def _about() -> str:
     kept = json.loads(REFERENCE.read_text())
     machine = kept["machine"]
     return (
-        "Largest movement of any probability of the demo's test tickets, 8 draws each: asked alone against asked in "
+        "Largest movement of any probability of the demo's test tickets, all draws each: asked alone against asked in "
         "one batch, and both against the reference, the same tickets asked alone in the same dtype on "
         f"{machine['cores']} cores of {machine['processor']}, torch {machine['torch']}. `{kept['command']}`."
     )

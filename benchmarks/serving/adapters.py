@@ -44,7 +44,7 @@ def prepare(data: Path) -> Adapters:
     known, others = _divide(data / "arc_easy_train.jsonl")
     common = ["train", "--data", str(known), "--train-examples", str(N_TRAIN), "--validation-examples"]
     common += [str(N_VALIDATION), "--layers", LAYERS, "--epochs", str(EPOCHS), "--n-samples", str(N_SAMPLES)]
-    common += POSTERIOR
+    common += [*POSTERIOR, "--head", "none"]
     if not adapters.late.is_dir():
         late = ["--bayesian-layers", FORK, "--stop-error", str(STOP_ERROR), "--output", str(adapters.late)]
         _run([*common, *late])

@@ -5,7 +5,7 @@ from typing import Any
 from benchmarks.markdown import Columns, markdown_table, record_table
 from benchmarks.serving.profile import FORWARD
 
-__all__ = ["agreement", "beginnings", "cost", "growth", "load", "ways"]
+__all__ = ["agreement", "beginnings", "cost", "growth", "heads", "load", "ways"]
 
 Result = dict[str, Any]
 
@@ -161,4 +161,31 @@ def profile(result: Result) -> str:
     return (
         f"{markdown_table(['stage', 'share of the busy time'], rows)}\n\nAll but the forward passes: "
         f"{(1 - computing) / computing:.1%} of these."
+    )
+
+
+def heads(result: Result) -> str:
+    """Return what a question costs by a head and by a LoRA."""
+    names = {
+        "lora": "plain LoRA in 20 layers, which scores the texts of the 7 choices",
+        "pass": "the base model's pass over the prompt alone",
+        "mean": "decision head, posterior mean",
+        "draws": f"decision head, {result['n_samples']} draws",
+    }
+    rows = [
+        {"way": shown, "ms": result["ms_a_question"][name]}
+        | {f"{over}_{key}": value for over in ("pass", "lora") for key, value in result[f"over_{over}"][name].items()}
+        for name, shown in names.items()
+    ]
+    columns: Columns = {
+        "way to answer": "{way}",
+        "ms a question": "{ms:.1f}",
+        "times the pass (quartiles)": "{pass_median:.2f} ({pass_low:.2f} to {pass_high:.2f})",
+        "times LoRA (quartiles)": "{lora_median:.2f} ({lora_low:.2f} to {lora_high:.2f})",
+    }
+    machine = result["machine"]
+    return (
+        f"{record_table(rows, columns)}\n\nThe demo's test tickets in batches of {result['questions_in_a_block']}, "
+        f"{result['blocks']} interleaved blocks, {result['dtype']}, {machine['cores']} cores of "
+        f"{machine['processor']}, revision {result['revision']}; `{result['command']}`."
     )

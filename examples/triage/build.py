@@ -1,10 +1,10 @@
 """Build the triage data set from the hand-written sentences in ``tickets/``.
 
-``python examples/triage/build.py`` writes ``train.jsonl``, ``validation.jsonl``,
-``calibration.jsonl``, ``test.jsonl``, ``proof.jsonl`` and ``out_of_scope.jsonl`` beside this
-file. Standard library only. The seed is fixed, so the same sentences always give the same bytes. The split
-is stratified: each queue's clear tickets and each pair of queues' ambiguous tickets are
-divided in the same proportions.
+``python examples/triage/build.py`` writes ``train.jsonl``, ``validation.jsonl``, ``test.jsonl``,
+``proof.jsonl`` and ``out_of_scope.jsonl`` beside this file. Standard library only. The seed is
+fixed, so the same sentences always give the same bytes. The split is stratified: each queue's
+clear tickets and each pair of queues' ambiguous tickets are divided in the same proportions.
+Training tickets are the first and the third part of the split, and the tickets written later.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ QUEUES = (
     "cancellation",
 )
 # Shares of every stratum; the test file takes what the others leave.
-SHARES = (("train", 0.50), ("validation", 0.11), ("calibration", 0.25), ("test", 0.14))
+SHARES = (("train", 0.50), ("validation", 0.11), ("more_train", 0.25), ("test", 0.14))
 
 Ticket = dict[str, Any]
 
@@ -81,10 +81,10 @@ def read_ambiguous() -> dict[str, list[Ticket]]:
     return dict(strata)
 
 
-def read_proof(rng: random.Random) -> list[Ticket]:
-    """Return the tickets that were written after the adapter was trained, clear and ambiguous."""
+def read_mixed(name: str, rng: random.Random) -> list[Ticket]:
+    """Return the tickets of a file that holds clear and ambiguous ones."""
     tickets: list[Ticket] = []
-    for line in lines(TICKETS / "proof.tsv"):
+    for line in lines(TICKETS / name):
         named, text = line.split("\t")
         queues = sorted(named.split(" / "), key=QUEUES.index)
         ticket: Ticket = {"prompt": text, "label": rng.choice(queues), "ambiguous": len(queues) > 1}
@@ -117,14 +117,14 @@ def write(name: str, tickets: list[Ticket]) -> None:
 
 
 def main() -> None:
-    """Read the sentences, check them, split them and write the six files."""
+    """Read the sentences, check them, split them and write the five files."""
     clear, ambiguous = read_clear(), read_ambiguous()
-    proof = read_proof(random.Random(SEED))
+    later, proof = (read_mixed(name, random.Random(SEED)) for name in ("later.tsv", "proof.tsv"))
     outside: list[Ticket] = []
     for line in lines(TICKETS / "out_of_scope.tsv"):
         kind, text = line.split("\t")
         outside.append({"prompt": text, "kind": kind})
-    everything = [*chain(*clear.values()), *chain(*ambiguous.values()), *proof, *outside]
+    everything = [*chain(*clear.values()), *chain(*ambiguous.values()), *later, *proof, *outside]
     refuse_duplicates([ticket["prompt"] for ticket in everything])
 
     rng = random.Random(SEED)
@@ -137,10 +137,12 @@ def main() -> None:
         for name, tickets in split(part, rng).items():
             files[name].extend(tickets)
     files["out_of_scope"] = outside
-    files["proof"] = proof  # last, so that the others keep their bytes
+    files["later"], files["proof"] = later, proof  # last, so that the others keep their bytes
+    for tickets in files.values():
+        rng.shuffle(tickets)
+    files["train"] += files.pop("more_train") + files.pop("later")
 
     for name, tickets in files.items():
-        rng.shuffle(tickets)
         # One order of the fields for every row.
         order = ("prompt", "label", "ambiguous", "queues", "kind")
         write(name, [{key: row[key] for key in order if key in row} for row in tickets])

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from benchmarks.faults.attacks.run import FAMILIES, attack, left_behind
-from benchmarks.faults.attacks.target import Case, Target, target
+from benchmarks.faults.attacks.spoilers import small_lora
+from benchmarks.faults.attacks.target import Case, Target, said, target
 
 pytestmark = pytest.mark.model
 
@@ -33,3 +34,10 @@ CASES = [
 def test_an_attack_is_met_as_expected(victim: Target, case: Case) -> None:
     found = attack(victim, case)
     assert found["as_expected"], found
+
+
+def test_the_lora_of_which_some_folders_are_spoiled_copies_answers(victim: Target) -> None:
+    path = victim.copy("whole", source=small_lora(victim))
+    assert said(victim.load("whole", path)) == "201"
+    assert said(victim.ask(adapter="whole")) == "200"
+    victim.unload("whole")

@@ -1,50 +1,119 @@
-"""The regressions of `benchmarks.peers` learn what words and states say, and states are the same alone and in a batch."""
+"""The methods of `benchmarks.peers` learn what texts and choices say; every one is held to the same figures."""
+
+from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
-from benchmarks.peers.__main__ import coverage_at
-from benchmarks.peers.regressions import Part, mean_states, on_states, on_words
-from blora.base_model import BaseModel, load_base_model
+from benchmarks.peers.__main__ import measure
+from benchmarks.peers.figures import N_DIVISIONS, Scored, answered_at, averaged, figures
+from benchmarks.peers.regressions import Parts, on_states, on_words
+from benchmarks.peers.sets import DATA, SETS, TaskSet, load_set
+from benchmarks.peers.table import peers
+from blora.base_model import load_base_model
+from blora.decision.temperature import Recalibration
+from blora.training.config import NEW_PROMPT
+from blora.training.data import Example
 
 COLOURS = ("red", "green", "blue")
+FOREIGN = ("a sum of money", "no rain today", "who called", "seven")
 
 
-def part(n: int) -> Part:
-    labels = [k % len(COLOURS) for k in range(n)]
-    return Part([f"the {COLOURS[label]} thing number {k}" for k, label in enumerate(labels)], torch.tensor(labels))
+def labels(n: int) -> Tensor:
+    return torch.arange(n) % len(COLOURS)
 
 
-@pytest.fixture(scope="module")
-def base() -> BaseModel:
-    return load_base_model("embedded", dtype="float32")
+def texts(n: int) -> list[str]:
+    return [f"the {COLOURS[k % len(COLOURS)]} thing number {k}" for k in range(n)]
 
 
 def test_a_regression_on_words_learns_them() -> None:
-    fitted = on_words(part(60), part(30), part(21))
-    assert fitted.log_probs.shape == (21, 3)
-    assert bool((fitted.tempered().argmax(-1) == part(21).labels).all())
-    assert fitted.inverse_penalty in (3, 10, 30, 100)
+    found = on_words(Parts([texts(60), texts(30), texts(21), FOREIGN], labels(60), labels(30)))
+    assert found.test.shape == (1, 21, 3)
+    assert found.foreign is not None
+    assert found.foreign.shape == (1, 4, 3)
+    assert bool((found.test[0].argmax(-1) == labels(21)).all())
+
+
+def test_a_regression_on_states_learns_them_and_does_without_foreign_rows() -> None:
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.eye(3)[labels(n)] + torch.randn(n, 3, generator=generator) / 20 for n in (60, 30, 21)]
+    found = on_states(Parts([part.numpy() for part in parts], labels(60), labels(30)))
+    assert found.foreign is None
+    assert bool((found.test[0].argmax(-1) == labels(21)).all())
+
+
+def test_a_sure_and_right_method_answers_everything_and_a_guess_nothing() -> None:
+    confidence = torch.linspace(0.5, 1, 400)
+    wrong = torch.zeros(400, dtype=torch.bool)
+    assert answered_at(confidence, wrong, 0.05) == pytest.approx([1.0] * N_DIVISIONS, abs=0.05)
+    assert answered_at(confidence, ~wrong, 0.05) == [0.0] * N_DIVISIONS
+
+
+def test_few_rows_prove_nothing() -> None:
+    assert answered_at(torch.ones(40), torch.zeros(40, dtype=torch.bool), 0.05) == [0.0] * N_DIVISIONS
+
+
+def test_recalibration_is_applied_to_every_draw_only_if_asked_for() -> None:
+    log_probs = torch.tensor([[[0.9, 0.1]], [[0.6, 0.4]]]).log()
+    scored = Scored("some", log_probs, None, Recalibration(2.0, lapse=0.1), 1.0)
+    torch.testing.assert_close(scored.probabilities(recalibrated=False)[0], log_probs.double().exp())
+    root = log_probs.double().exp().sqrt()
+    expected = 0.9 * root / root.sum(-1, keepdim=True) + 0.05
+    torch.testing.assert_close(scored.probabilities(recalibrated=True)[0], expected)
+
+
+def test_only_draws_have_mutual_information() -> None:
+    probs = torch.tensor([[[0.9, 0.1], [0.8, 0.2]] * 4, [[0.7, 0.3], [0.9, 0.1]] * 4]).double()
+    foreign = torch.tensor([[[0.9, 0.1]], [[0.1, 0.9]]]).double()
+    truth = torch.zeros(8, dtype=torch.long)
+    drawn, alone = figures(probs, truth, foreign, None), figures(probs[:1], truth, foreign[:1], None)
+    assert drawn["foreign_confidence"] == drawn["foreign_mutual_information"] == 1
+    assert alone["foreign_mutual_information"] is None
+    mean, spread = averaged([drawn, drawn])
+    assert mean == drawn
+    assert spread["nll"] == 0
+    assert spread["accuracy_clear"] is None
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not DATA.exists(), reason="needs the question-answering sets in ../shared/data")
+@pytest.mark.parametrize("name", SETS)
+def test_every_set_loads_with_no_training_row_among_the_others(name: str) -> None:
+    task = load_set(name)
+    ids = [{example.where for example in part} for part in (task.train, task.validation, task.test, task.foreign)]
+    assert sum(map(len, ids)) == len(set().union(*ids))
+    assert (task.prompt.choices is None) == (name == "arc_easy")
+    assert bool(task.foreign) == (name != "banking77")
 
 
 @pytest.mark.model
-def test_a_regression_on_states_learns_them(base: BaseModel) -> None:
-    fitted = on_states(base, part(60), part(30), part(21))
-    assert bool((fitted.tempered().argmax(-1) == part(21).labels).all())
+@pytest.mark.parametrize("kind", ["linear", "pointer"])
+def test_every_method_is_measured_and_shown(kind: str) -> None:
+    task = linear() if kind == "linear" else pointer()
+    result = measure(task, load_base_model("embedded", dtype="float32"))
+    names = [row["method"] for row in result["rows"]][::2]
+    first = "TF-IDF regression" if kind == "linear" else "base model's log-probabilities"
+    assert names == [first, "regression on frozen states", "head, posterior mean", "head, 64 draws"]
+    assert [row["seeds"] for row in result["rows"]] == [None] * 6 + [[0, 1, 2]] * 2
+    about = {"machine": {"cores": 2, "processor": "some"}, "revision": "abc", "base_model": "tiny", "dtype": "float32"}
+    shown = peers([result | about | {"set": "demo"}])
+    assert all(f"| {name} |" in shown for name in names)
 
 
-@pytest.mark.model
-def test_a_texts_states_do_not_depend_on_the_batch(base: BaseModel) -> None:
-    texts = ["short", "a text of some more words than the other one"]
-    together = mean_states(base, texts)
-    alone = torch.cat([mean_states(base, [text]) for text in texts])
-    assert together.shape == (2, 5 * base.model.config.hidden_size)
-    torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-3)
+def linear() -> TaskSet:
+    def examples(some: list[str]) -> tuple[Example, ...]:
+        return tuple(Example(text, "prompt", text, None, COLOURS, k % 3) for k, text in enumerate(some))
+
+    prompt = replace(NEW_PROMPT, choices=COLOURS, readout="linear")
+    parts = [examples(texts(n)) for n in (24, 12, 9)]
+    return TaskSet("toy", prompt, parts[0], parts[1], parts[2], examples(list(FOREIGN)), "toys", torch.arange(9) > 3)
 
 
-def test_coverage_is_the_largest_share_within_the_risk() -> None:
-    probs = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]])
-    labels = torch.tensor([0, 1, 0, 0])
-    assert coverage_at(probs, labels, 0.25) == 1
-    assert coverage_at(probs, labels, 0.2) == 0.25
-    assert coverage_at(probs, labels.flip(0) * 0 + 1, 0.5) == 0
+def pointer() -> TaskSet:
+    def examples(n: int) -> tuple[Example, ...]:
+        return tuple(Example(str(k), "question", f"Which of {k}?", None, COLOURS[: 2 + k % 2], k % 2) for k in range(n))
+
+    prompt = replace(NEW_PROMPT, readout="pointer")
+    return TaskSet("toy", prompt, examples(16), examples(12), examples(9), examples(5), "toys")

@@ -1,13 +1,14 @@
 """What the comparison of ways to answer rests on."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.draws import distance, herd, mirrored
 from benchmarks.processors import table as processors
-from benchmarks.server_process import ADAPTER, TRIAGE
+from benchmarks.server_process import TRIAGE
 from benchmarks.serving.__main__ import ratio, timed
 from benchmarks.serving.accuracy import decisions
 from benchmarks.serving.contenders import PlainLora
@@ -23,6 +24,7 @@ from blora.posterior.inject import eject, inject
 from blora.posterior.posterior import Posterior
 from blora.training.data import read_examples
 from blora.training.rows import pack_examples
+from tests.loras import lora_of_the_demos_task
 from tests.scenarios import random_rows, tiny_model
 
 
@@ -115,9 +117,11 @@ def test_mirrored_draws_lie_around_the_mean() -> None:
 @pytest.mark.model
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 def test_plain_lora_gives_the_same_packed_or_choice_by_choice_and_what_ours_gives_at_the_mean(
-    smollm2_bf16: BaseModel,
+    smollm2_bf16: BaseModel, tmp_path: Path
 ) -> None:
-    adapter = load_adapter(ADAPTER, smollm2_bf16)
+    folder = lora_of_the_demos_task(tmp_path / "lora", smollm2_bf16)
+    adapter = load_adapter(folder, smollm2_bf16)
+    assert isinstance(adapter.posterior, Posterior)
     prompt = adapter.config.prompt
     examples = read_examples(str(TRIAGE / "test.jsonl"), choices=prompt.choices)
     rows = [row.row for row in pack_examples(examples, smollm2_bf16, prompt)][:3]
@@ -125,7 +129,7 @@ def test_plain_lora_gives_the_same_packed_or_choice_by_choice_and_what_ours_give
     with torch.no_grad():
         ours = score_all(smollm2_bf16.model, rows, adapter.posterior.mean(), max_batch_tokens=1024).exp()[0]
     eject(smollm2_bf16.model)
-    lora = PlainLora(ADAPTER)
+    lora = PlainLora(folder)
     found = zip(ours, lora.packed(rows), lora.per_choice(rows), lora.ensemble(rows), strict=True)
     for row, packed, apart, members in found:
         torch.testing.assert_close(

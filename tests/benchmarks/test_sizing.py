@@ -1,12 +1,13 @@
-"""What is reckoned from a model's shape is what the embedded model and the demo's adapter really take."""
+"""What is reckoned from a model's shape is what the embedded model and a posterior on it really take."""
 
 import pytest
 
-from benchmarks.server_process import ADAPTER
 from benchmarks.sizing import MODELS, RANK, bank_bytes, skeleton, weight_bytes
-from blora.adapter import load_adapter
 from blora.base_model import BaseModel
-from blora.posterior.bank import SampleBank
+from blora.config import PosteriorConfig
+from blora.posterior.inject import default_targets, select_modules
+from blora.posterior.noise import generator_of
+from blora.posterior.posterior import Posterior
 
 
 @pytest.mark.model
@@ -16,13 +17,11 @@ def test_weights_are_those_that_are_loaded(smollm2_bf16: BaseModel) -> None:
 
 
 @pytest.mark.model
-def test_a_bank_is_as_large_as_that_of_the_demo(smollm2_bf16: BaseModel) -> None:
-    adapter = load_adapter(ADAPTER, smollm2_bf16)
-    assert adapter.config.posterior.rank == RANK
-    n_layers = len(adapter.config.modules) // 2  # q and v
-    bank = SampleBank.draw(adapter.posterior, adapter.digest, 8, 0)
-    held = sum(f.nbytes for factors in bank.draws.factors.values() for f in (factors.A, factors.B))
-    assert bank_bytes(skeleton(MODELS["SmolLM2-135M"]), n_layers, n_samples=8) == held
+def test_a_bank_is_as_large_as_that_of_a_posterior(smollm2_bf16: BaseModel) -> None:
+    modules = select_modules(smollm2_bf16.model, default_targets("llama"), range(10, 30))
+    draws = Posterior(modules, PosteriorConfig(rank=RANK), seed=0).sample(8, generator_of(0))
+    held = sum(f.nbytes for factors in draws.factors.values() for f in (factors.A, factors.B))
+    assert bank_bytes(skeleton(MODELS["SmolLM2-135M"]), 20, n_samples=8) == held
 
 
 def test_others_are_as_large_as_their_names_say() -> None:

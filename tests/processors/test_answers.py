@@ -6,11 +6,10 @@ import sys
 
 import pytest
 import torch
-from torch import Tensor
 
-from benchmarks.processors.answers import Demo, threshold_of
+from benchmarks.processors.answers import Answers, Demo, threshold_of
 from benchmarks.processors.noise import noisy_processor
-from benchmarks.processors.table import REFERENCE, RESULTS, distance
+from benchmarks.processors.table import REFERENCE, RESULTS, certainty_distance, distance
 from benchmarks.processors.variants import Variant
 from benchmarks.server_process import ROOT
 from blora.base_model import BaseModel
@@ -21,18 +20,19 @@ from tests.processors.pretended import PRETENDED, each
 STEP = 53
 
 
-def reference(dtype: str) -> Tensor:
-    """Return the probabilities (212, C) of the demo's test tickets on the machine that they were measured on."""
-    return torch.tensor(json.loads(REFERENCE.read_text())["probabilities"][dtype])
+def reference(dtype: str, step: int = 1) -> Answers:
+    """Return the answers to the demo's 212 test tickets on the machine that they were measured on."""
+    kept = json.loads(REFERENCE.read_text())
+    return Answers(*(torch.tensor(kept[name][dtype])[::step] for name in ("probabilities", "certainty")))
 
 
-def assert_decisions_hold(found: Tensor, expected: Tensor, dtype: str) -> None:
-    """No ticket is answered here and withheld there, unless it lies as near to the threshold as answers were seen to move."""
-    threshold, confidence = threshold_of(dtype), expected.amax(-1)
-    changed = (found.amax(-1) >= threshold) != (confidence >= threshold)
-    assert ((confidence - threshold).abs()[changed] <= distance(dtype)).all()
-    sure = confidence >= 0.5 + distance(dtype)
-    assert torch.equal(found.argmax(-1)[sure], expected.argmax(-1)[sure])
+def assert_decisions_hold(found: Answers, expected: Answers, dtype: str) -> None:
+    """No ticket is answered here and withheld there, unless it lies as near to the threshold as scores were seen to move."""
+    threshold = threshold_of(dtype)
+    changed = (found.certainty >= threshold) != (expected.certainty >= threshold)
+    assert ((expected.certainty - threshold).abs()[changed] <= certainty_distance(dtype)).all()
+    sure = expected.probabilities.amax(-1) >= 0.5 + distance(dtype)
+    assert torch.equal(found.probabilities.argmax(-1)[sure], expected.probabilities.argmax(-1)[sure])
 
 
 def test_the_table_is_of_the_demo_as_it_is_calibrated() -> None:
@@ -52,16 +52,18 @@ def test_the_demo_answers_as_elsewhere(variant: Variant, dtype: str) -> None:
     assert found["runs_whole_because"] is None
     allowed = 1e-4 if dtype == "float32" else 2 * distance(dtype)
     for way in ("alone", "batched"):
-        torch.testing.assert_close(torch.tensor(found[way]), reference(dtype)[::STEP], rtol=0, atol=allowed)
-        assert_decisions_hold(torch.tensor(found[way]), reference(dtype)[::STEP], dtype)
+        answers = Answers(torch.tensor(found[way]), torch.tensor(found[f"{way}_certainty"]))
+        expected = reference(dtype, STEP)
+        torch.testing.assert_close(answers.probabilities, expected.probabilities, rtol=0, atol=allowed)
+        assert_decisions_hold(answers, expected, dtype)
 
 
 @pytest.mark.model
 def test_no_decision_of_the_demo_changes_far_from_its_threshold_on_a_noisy_processor(smollm2_bf16: BaseModel) -> None:
     with noisy_processor(7):
         demo = Demo.on(smollm2_bf16)
-        found = demo.probabilities(demo.tickets())
+        found = demo.answers(demo.tickets())
     eject(smollm2_bf16.model)
     expected = reference("bfloat16")
-    assert not torch.equal(found, expected)
+    assert not torch.equal(found.probabilities, expected.probabilities)
     assert_decisions_hold(found, expected, "bfloat16")

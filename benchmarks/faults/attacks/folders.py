@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import torch
-from safetensors.torch import load_file, save_file
 
+from benchmarks.faults.attacks import spoilers as spoil
+from benchmarks.faults.attacks.spoilers import CALIBRATION, CARD, CONFIG, HEAD, POSTERIOR, WEIGHTS
 from benchmarks.faults.attacks.target import OWNER, Case, Target, said
 from benchmarks.server_process import ADAPTER
 from tests.blora.adapters import rewrite_json
@@ -21,8 +21,6 @@ from tests.blora.adapters import rewrite_json
 __all__ = ["CASES"]
 
 FAMILY = "folders"
-POSTERIOR, WEIGHTS = "posterior.safetensors", "adapter_model.safetensors"
-CONFIG, CALIBRATION, CARD = "bayesian_config.json", "calibration.json", "README.md"
 NONE = "422 invalid_adapter"
 # What may become of an adapter that others load, replace and take away at the same moment.
 IN_A_RACE = {"200", "201", "204", "404 unknown_adapter", "409 adapter_conflict"}
@@ -32,11 +30,16 @@ def _case(name: str, *expected: str) -> Callable[[Callable[[Target], str]], Case
     return lambda attack: Case(FAMILY, name, expected, attack)
 
 
-def _loaded(name: str, spoil: Callable[[Path], Any], *expected: str) -> Case:
-    """Load a spoiled copy, ask it if it loads, and unload it."""
+def _loaded(
+    name: str,
+    spoil: Callable[[Path], Any],
+    *expected: str,
+    source: Callable[[Target], Path] = lambda target: ADAPTER,
+) -> Case:
+    """Load a spoiled copy of the demo's adapter or another, ask it if it loads, and unload it."""
 
     def attack(target: Target) -> str:
-        path = target.copy(f"copy-{abs(hash(name))}", spoil)
+        path = target.copy(f"copy-{abs(hash(name))}", spoil, source=source(target))
         seen = said(target.load("copy", path))
         if seen in ("200", "201"):
             answered = said(target.ask(adapter="copy"))
@@ -58,113 +61,35 @@ def _at(shown: str, path: str, *expected: str) -> Case:
     return Case(FAMILY, f"an adapter at {shown}", expected, lambda target: said(target.load("there", path)))
 
 
-def _tensors(file: str, change: Callable[[str, torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
-    def spoil(folder: Path) -> None:
-        changed = {name: change(name, tensor).contiguous() for name, tensor in load_file(folder / file).items()}
-        save_file(changed, folder / file, metadata={"format": "pt"})
-        (folder / CALIBRATION).unlink()  # it is that of other contents
-
-    return spoil
-
-
-def _config(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
-    def spoil(folder: Path) -> None:
-        rewrite_json(change)(folder / CONFIG)
-        (folder / CALIBRATION).unlink()  # it is that of other contents
-
-    return spoil
-
-
-def _calibration(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
-    def each(raw: dict[str, Any]) -> None:
-        for calibration in raw["calibrations"]:
-            change(calibration)
-
-    return lambda folder: rewrite_json(each)(folder / CALIBRATION)
-
-
-def _threshold(value: float) -> Callable[[Path], None]:
-    def change(calibration: dict[str, Any]) -> None:
-        for level in calibration["levels"]:
-            level["threshold"] = value
-
-    return _calibration(change)
-
-
-def _written(file: str, content: str) -> Callable[[Path], Any]:
-    return lambda folder: (folder / file).write_text(content)
-
-
-def _linked(file: str, to: str | Path) -> Callable[[Path], None]:
-    def spoil(folder: Path) -> None:
-        (folder / file).unlink()
-        (folder / file).symlink_to(to)
-
-    return spoil
-
-
-def _hard_links(folder: Path) -> None:
-    for file in sorted(folder.iterdir()):
-        other = folder.with_name(f"{folder.name}-{file.name}")
-        other.unlink(missing_ok=True)
-        file.replace(other)
-        os.link(other, file)
-
-
-def _piped(folder: Path) -> None:
-    (folder / CARD).unlink()
-    os.mkfifo(folder / CARD)
-
-
-def _many_files(folder: Path) -> None:
-    for number in range(12_000):
-        (folder / f"{number}.txt").touch()
-
-
-def _deep(folder: Path) -> None:
-    inner = folder / "/".join(["d"] * 900)
-    inner.mkdir(parents=True)
-    (inner / "x.pkl").touch()
-
-
-def _twice(folder: Path) -> None:
-    """Return a header that names one tensor twice."""
-    content = (folder / POSTERIOR).read_bytes()
-    length = int.from_bytes(content[:8], "little")
-    header = content[8 : 8 + length].rstrip()
-    entry = header[header.index(b'"model.') : header.index(b"}") + 1] if b'"model.' in header else b'"x":{}'
-    header = header[:-1] + b"," + entry + b"}"
-    (folder / POSTERIOR).write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
-
-
-def _prompt(**fields: Any) -> Callable[[Path], None]:
-    return _config(lambda raw: raw["prompt"].update(fields))
-
-
 SPOILED = [
-    _loaded("hard links in the place of files", _hard_links, "201, answers"),
-    _loaded("a posterior of NaN", _tensors(POSTERIOR, lambda _, t: t * float("nan"))),
-    _loaded("weights of infinity", _tensors(WEIGHTS, lambda _, t: t / 0)),
-    _loaded("weights that are denormal", _tensors(WEIGHTS, lambda _, t: t * 0 + 1e-40)),
+    _loaded("hard links in the place of files", spoil.hard_links, "201, answers"),
+    _loaded("a posterior of NaN", spoil.tensors(HEAD, lambda _, t: t * float("nan"))),
+    _loaded("weights of infinity", spoil.tensors(HEAD, lambda _, t: t / 0)),
+    _loaded("weights that are denormal", spoil.tensors(WEIGHTS, lambda _, t: t * 0 + 1e-40), source=spoil.small_lora),
     _loaded(
         "scales of a posterior at minus 1e30",
-        _tensors(POSTERIOR, lambda name, t: t * 0 - 1e30 if "raw_" in name else t),
+        spoil.tensors(POSTERIOR, lambda name, t: t * 0 - 1e30 if "raw_" in name else t),
         NONE,
         "201, answers",
+        source=spoil.small_lora,
     ),
     _loaded(
-        "scales of a posterior at 1e30", _tensors(POSTERIOR, lambda name, t: t * 0 + 1e30 if "raw_" in name else t)
+        "scales of a posterior at 1e30",
+        spoil.tensors(POSTERIOR, lambda name, t: t * 0 + 1e30 if "raw_" in name else t),
+        source=spoil.small_lora,
     ),
     _loaded(
         "a sparse posterior of a terabyte",
-        lambda folder: os.truncate(folder / POSTERIOR, 2**40),
+        lambda folder: os.truncate(folder / HEAD, 2**40),
         "413 adapter_too_large",
     ),
-    _loaded("a posterior with a megabyte behind it", lambda folder: os.truncate(folder / POSTERIOR, 2**22)),
-    _loaded("a tensor twice in a header", _twice),
-    _loaded("another base model", _config(lambda raw: raw["base_model"].update(fingerprint="sha256:0", revision=None))),
-    _loaded("thresholds of minus one", _threshold(-1.0)),
-    _loaded("thresholds of two", _threshold(2e9), NONE, "201, answers"),
+    _loaded("a posterior with a megabyte behind it", spoil.longer),
+    _loaded("a tensor twice in a header", spoil.twice),
+    _loaded(
+        "another base model", spoil.config(lambda raw: raw["base_model"].update(fingerprint="sha256:0", revision=None))
+    ),
+    _loaded("thresholds of minus one", spoil.threshold(-1.0)),
+    _loaded("thresholds of two", spoil.threshold(2e9), NONE, "201, answers"),
     _loaded(
         "thresholds of NaN",
         lambda folder: (folder / CALIBRATION).write_text(
@@ -173,10 +98,10 @@ SPOILED = [
         NONE,
         "201, answers",
     ),
-    _loaded("each target twice", _calibration(lambda one: one["levels"].extend(one["levels"])), NONE),
+    _loaded("each target twice", spoil.calibration(lambda one: one["levels"].extend(one["levels"])), NONE),
     _loaded(
         "a calibration of another adapter",
-        _calibration(lambda one: one["binding"].update(adapter_digest="sha256:" + "0" * 64)),
+        spoil.calibration(lambda one: one["binding"].update(adapter_digest="sha256:" + "0" * 64)),
     ),
     _loaded(
         "each calibration twice",
@@ -184,33 +109,36 @@ SPOILED = [
     ),
     _loaded(
         "a template of a megabyte",
-        _prompt(template="a " * 500_000 + "{prompt}"),
+        spoil.prompt(template="a " * 500_000 + "{prompt}"),
         NONE,
         "201, answers 413 prompt_too_long",
     ),
     _loaded(
         "a template with fields of Python",
-        _prompt(template="{prompt}{0.__class__}{prompt.__init__}"),
+        spoil.prompt(template="{prompt}{0.__class__}{prompt.__init__}"),
         NONE,
         "201, answers",
     ),
-    _loaded("a template without a prompt", _prompt(template="no question")),
-    _loaded("fixed choices of control tokens", _prompt(choices=["<|im_end|>", "<|im_start|>"]), NONE, "201, answers"),
+    _loaded("a template without a prompt", spoil.prompt(template="no question")),
     _loaded(
-        "fixed choices of more than a line where a line ends one", _prompt(choices=["a\nb", "c"], choice_end="newline")
+        "fixed choices of control tokens", spoil.prompt(choices=["<|im_end|>", "<|im_start|>"]), NONE, "201, answers"
+    ),
+    _loaded(
+        "fixed choices of more than a line where a line ends one",
+        spoil.prompt(choices=["a\nb", "c"], choice_end="newline"),
     ),
     _loaded(
         "more draws than requests may ask for",
-        _config(lambda raw: raw["sampling"].update(n_samples=1024)),
+        spoil.config(lambda raw: raw["sampling"].update(n_samples=1024)),
         NONE,
         "201, answers 422 out_of_range",
     ),
-    _loaded("a card that is a device", _linked(CARD, "/dev/zero"), "403 forbidden"),
-    _loaded("a card that is a link to a file outside", _linked(CARD, "/etc/passwd"), "403 forbidden"),
-    _loaded("a card that is a pipe", _piped, "201, answers", NONE),
-    _loaded("a config that is a link to itself", _linked(CONFIG, CONFIG), NONE),
-    _loaded("12,000 files", _many_files, "413 adapter_too_large"),
-    _loaded("a pickle 900 folders deep", _deep, "413 adapter_too_large"),
+    _loaded("a card that is a device", spoil.linked(CARD, "/dev/zero"), "403 forbidden"),
+    _loaded("a card that is a link to a file outside", spoil.linked(CARD, "/etc/passwd"), "403 forbidden"),
+    _loaded("a card that is a pipe", spoil.piped, "201, answers", NONE),
+    _loaded("a config that is a link to itself", spoil.linked(CONFIG, CONFIG), NONE),
+    _loaded("12,000 files", spoil.many_files, "413 adapter_too_large"),
+    _loaded("a pickle 900 folders deep", spoil.deep, "413 adapter_too_large"),
     _loaded("a pickle in capitals", lambda folder: (folder / "X.PKL").touch()),
     _loaded("a model of PEFT's own beside it", lambda folder: (folder / "adapter_model.bin").write_bytes(b"\x80\x04")),
     _loaded(
@@ -264,7 +192,7 @@ def _while(change: Callable[[], None], load: Callable[[], str], n_loads: int) ->
 @_case("a file that is a link outside, a pipe and a good file by turns", "loaded whole, or refused")
 def _swapped(target: Target) -> str:
     path = target.copy("swapped")
-    file, good = target.root / path / POSTERIOR, ADAPTER / POSTERIOR
+    file, good = target.root / path / HEAD, ADAPTER / HEAD
     fresh = file.with_name("fresh")
 
     def swap() -> None:
@@ -287,7 +215,7 @@ def _swapped(target: Target) -> str:
 @_case("a file that grows while it is read", "loaded whole, or refused")
 def _grown(target: Target) -> str:
     path = target.copy("grown")
-    file = target.root / path / WEIGHTS
+    file = target.root / path / HEAD
     size = file.stat().st_size
 
     def grow() -> None:

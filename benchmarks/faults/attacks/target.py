@@ -76,11 +76,11 @@ class Target:
         """Return the response to a question."""
         return self.post({"prompt": "I was charged twice", **fields})
 
-    def copy(self, name: str, spoil: Callable[[Path], Any] = lambda folder: None) -> str:
+    def copy(self, name: str, spoil: Callable[[Path], Any] = lambda folder: None, *, source: Path = ADAPTER) -> str:
         """Put a spoiled copy of a good adapter where the server does not poll, and return its path below the root."""
         folder = self.root / ".copies" / name
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(ADAPTER, folder)
+        shutil.copytree(source, folder)
         spoil(folder)
         return f".copies/{name}"
 

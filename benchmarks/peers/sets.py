@@ -1,0 +1,102 @@
+"""The sets of rows that the methods are compared on: training, validation, test and foreign rows."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.server_process import ROOT, TRIAGE
+from blora.config import PromptConfig
+from blora.training.config import NEW_PROMPT
+from blora.training.data import DEFAULT_TEMPLATES, Example
+
+__all__ = ["DATA", "SETS", "TaskSet", "load_set"]
+
+DATA = ROOT.parent / "shared" / "data"
+SETS = ("demo", "banking77", "clinc150", "arc_easy")
+TICKET = "Support ticket: {prompt}\nQueue:"
+# One in seven training rows validates where a set has no validation rows.
+EVERY = 7
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSet:
+    """Rows of one set, and the settings of a head for it.
+
+    Attributes:
+        name: one of `SETS`.
+        prompt: template, fixed choices if there are any, and readout.
+        train: rows to train on.
+        validation: rows that choose settings and recalibration.
+        test: N rows that are scored.
+        foreign: rows that do not belong to the set, with a label that means nothing; may be empty.
+        foreign_source: file name of the foreign rows, None if there are none.
+        clear: (N,) mask of the test rows with one right answer, None if the set does not say.
+    """
+
+    name: str
+    prompt: PromptConfig
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+    foreign: tuple[Example, ...] = ()
+    foreign_source: str | None = None
+    clear: Tensor | None = None
+
+
+def load_set(name: str) -> TaskSet:
+    """Return a set by its name, one of `SETS`; all but the demo need the shared data."""
+    if name == "arc_easy":
+        return _questions(name, "openbookqa_test.jsonl")
+    if name == "demo":
+        parts = [_read(TRIAGE / f"{part}.jsonl") for part in ("train", "validation", "test")]
+        clear = torch.tensor([not row["ambiguous"] for row in parts[2]])
+        return replace(_texts(name, TICKET, parts, TRIAGE / "out_of_scope.jsonl"), clear=clear)
+    if name == "clinc150":
+        parts = [_read(DATA / f"clinc150_{part}.jsonl") for part in ("train", "val", "test")]
+        return _texts(name, "{prompt}", parts, DATA / "clinc150_out_of_scope_test.jsonl")
+    parts = [*_divided(_read(DATA / f"{name}_train.jsonl")), _read(DATA / f"{name}_test.jsonl")]
+    return _texts(name, "{prompt}", parts, None)
+
+
+def _texts(name: str, template: str, parts: list[list[dict[str, Any]]], foreign: Path | None) -> TaskSet:
+    """Return a set of texts with one fixed set of labels, which are those of the training rows."""
+    labels = tuple(sorted({row["label"] for row in parts[0]}))
+
+    def examples(rows: list[dict[str, Any]]) -> tuple[Example, ...]:
+        return tuple(
+            Example(row["id"], "prompt", row["prompt"], None, labels, labels.index(row.get("label", labels[0])))
+            for row in rows
+        )
+
+    prompt = replace(NEW_PROMPT, template=template, choices=labels, readout="linear")
+    train, validation, test = map(examples, parts)
+    if foreign is None:
+        return TaskSet(name, prompt, train, validation, test)
+    return TaskSet(name, prompt, train, validation, test, examples(_read(foreign)), foreign.name)
+
+
+def _questions(name: str, foreign: str) -> TaskSet:
+    """Return a set of questions that bring their own choices."""
+
+    def examples(rows: list[dict[str, Any]]) -> tuple[Example, ...]:
+        return tuple(
+            Example(row["id"], "question", row["question"], None, tuple(row["choices"]), row["label"]) for row in rows
+        )
+
+    prompt = replace(NEW_PROMPT, template=DEFAULT_TEMPLATES["question"], readout="pointer")
+    parts = [*_divided(_read(DATA / f"{name}_train.jsonl")), _read(DATA / f"{name}_test.jsonl")]
+    train, validation, test = map(examples, parts)
+    return TaskSet(name, prompt, train, validation, test, examples(_read(DATA / foreign)), foreign)
+
+
+def _divided(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return training rows without every seventh, and every seventh to validate with."""
+    return [row for k, row in enumerate(rows) if k % EVERY], rows[::EVERY]
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
