@@ -131,6 +131,7 @@ def save_adapter(
     with new_folder(folder, place=_put) as partial:
         if isinstance(posterior, HeadPosterior):
             head = {name: tensor.contiguous() for name, tensor in posterior.head.tensors().items()}
+            head["directions"] = head["directions"].half()
             save_file(head, partial / HEAD_FILE, metadata={"format": "pt"})
         if config.modules:
             _save_lora(partial, posterior.lora if isinstance(posterior, HeadPosterior) else posterior, config, base)
@@ -226,7 +227,7 @@ def _read_head(folder: Path, config: AdapterConfig, base: BaseModel) -> Decision
     file = TensorsFile(folder / HEAD_FILE, mend=MEND)
     check_tensors(file, shapes.items())
     tensors = read_tensors(file, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
-    return DecisionHead(head, **tensors)
+    return DecisionHead(head, **{name: tensor.float() for name, tensor in tensors.items()})
 
 
 def _files(folder: Path) -> tuple[str, ...]:

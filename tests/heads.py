@@ -18,6 +18,6 @@ def head_of(config: HeadConfig, n_outputs: int, *, seed: int = 0) -> DecisionHea
     tensors = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     for name in ("scale", "deviation", "count_scale"):
         tensors[name] = tensors[name].abs() + 0.3
-    tensors["directions"] = tensors["directions"].half()
+    tensors["directions"] = tensors["directions"].half().float()
     tensors["basis"] = torch.linalg.qr(tensors["basis"]).Q
     return DecisionHead(config, **tensors)

@@ -249,7 +249,7 @@ class Regression:
 
 
 def _directions(states: Tensor, n_directions: int) -> Tensor:
-    """Return the leading principal directions of standardised states (N, F) as (K, F) float16.
+    """Return the leading principal directions of standardised states (N, F) as (K, F), rounded to float16.
 
     Projected states have a standard deviation of 1 over all directions together. K is smaller than asked for if the
     rows span fewer directions.
@@ -267,4 +267,4 @@ def _directions(states: Tensor, n_directions: int) -> Tensor:
     kept = max(1, int((values > 1e-6 * values[0]).sum()))
     unit = (values[:kept].sum() / (n_rows * kept)).sqrt()
     directions: Tensor = vectors[:kept] / unit
-    return directions.half().contiguous()
+    return directions.half().float().contiguous()

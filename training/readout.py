@@ -32,7 +32,7 @@ NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What a part of an adapter reaches on the validation rows, recalibrated on them."""
+    """Metrics of a part of an adapter on the validation rows, recalibrated on them."""
 
     name: str
     metrics: Metrics

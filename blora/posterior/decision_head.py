@@ -58,7 +58,7 @@ class DecisionHead:
         config: the settings of what is read.
         center: (F,) mean of the training rows' states.
         scale: (F,) their standard deviations.
-        directions: (K, F) projection of the standardised states, in float16.
+        directions: (K, F) projection of the standardised states, rounded to float16, in which it is stored.
         count_scale: (M,) factors on the counts.
         weight: (K, O) posterior mean of W.
         deviation: (K, O) standard deviations of W in the basis.
@@ -85,7 +85,7 @@ class DecisionHead:
 
     def project(self, states: Tensor) -> Tensor:
         """Return z (..., K) float32 of states (..., F)."""
-        return ((states.float() - self.center) / self.scale) @ self.directions.float().T
+        return ((states.float() - self.center) / self.scale) @ self.directions.T
 
     def scaled(self, counts: Tensor) -> Tensor:
         """Return c (..., M) of counts (..., M)."""

@@ -80,7 +80,7 @@ class Row(Protocol):
 
     @property
     def readout(self) -> ReadoutName:
-        """What scores the choices."""
+        """Kind of the readout that scores the choices."""
 
     @property
     def choices(self) -> tuple[str, ...]:
