@@ -59,6 +59,9 @@ class TrainConfig:
     lora_learning_rate: float = _setting(1e-3, "peak learning rate of the plain LoRA factors, which have no posterior")
     input_learning_rate: float = _setting(4e-3, "peak learning rate of the inducing inputs")
     scale_learning_rate: float = _setting(1e-2, "peak learning rate of the posterior's standard deviations")
+    head_learning_rate: float = _setting(
+        5e-3, "peak learning rate of a head's weights while the LoRA below it is trained"
+    )
     warmup: float = _setting(0.06, "fraction of the steps over which the learning rates rise to their peak")
     max_grad_norm: float = _setting(1.0, "clip the gradients to this global norm; 0 turns clipping off")
     kl_weight: float = _setting(
@@ -84,7 +87,8 @@ class TrainConfig:
             raise ConfigError(f"got report_to = {self.report_to!r}, expected one of {', '.join(TRACKERS)}")
         for name in (
             *("epochs", "batch_size", "gradient_accumulation"),
-            *("learning_rate", "lora_learning_rate", "input_learning_rate", "scale_learning_rate"),
+            *("learning_rate", "lora_learning_rate", "input_learning_rate"),
+            *("scale_learning_rate", "head_learning_rate"),
             *("train_draws", "validation_draws", "patience"),
         ):
             if not 0 < getattr(self, name) < float("inf"):

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.linalg import eigh
-from scipy.optimize import minimize
 from scipy.sparse import csr_matrix
 from scipy.special import softmax
 from torch import Tensor
@@ -37,7 +36,9 @@ OFF = float("inf")
 PARTS = ("counts", "states", "both")
 # Rows from which the directions are computed, so that large data sets need no more time.
 MOST_ROWS_OF_DIRECTIONS = 4096
+# Most steps of a fit, and the fall of the loss per row at which it ends.
 MOST_STEPS = 300
+TOLERANCE = 1e-7
 
 Vector = NDArray[np.float64]
 Floats = NDArray[np.float32]
@@ -185,39 +186,69 @@ class Regression:
         blank = self.blank
         # The projected states have the standardised ones' variance on fewer directions.
         on_z = state_precision * len(blank.directions) / len(blank.center)
-        shapes = [tuple(part.shape) for part in (blank.weight, blank.count_weight, blank.bias)]
-        sizes = np.cumsum([np.prod(shape) for shape in shapes])[:-1]
-
-        def parts(values: Vector) -> list[Floats]:
-            return [
-                part.reshape(shape) for part, shape in zip(np.split(values.astype("f"), sizes), shapes, strict=True)
-            ]
-
-        def loss(values: Vector) -> tuple[float, Vector]:
-            weight, count_weight, bias = parts(values)
-            found, residual = self._cross_entropy(self.z @ weight + self.counts @ count_weight + bias)
-            gradient = [np.zeros_like(weight), np.zeros_like(count_weight), residual.sum(0)]
-            penalty = 0.0
-            for k, (inputs, part, precision) in enumerate(
-                [(self.z, weight, on_z), (self.counts, count_weight, count_precision)]
-            ):
-                if precision != OFF:
-                    gradient[k] = inputs.T @ residual + precision * part
-                    penalty += precision * float(np.square(part).sum())
-            n = len(self.labels)
-            flat = np.concatenate([np.ravel(part) for part in gradient]).astype("d")
-            return float(found + penalty / 2) / n, flat / n
-
-        first = start or blank
-        at = torch.cat([part.flatten() for part in (first.weight, first.count_weight, first.bias)]).double().numpy()
-        solved = minimize(loss, at, jac=True, method="L-BFGS-B", options={"maxiter": MOST_STEPS, "gtol": 1e-6})
-        weight, count_weight, bias = parts(solved.x)
-        probs = self._probabilities(self.z @ weight + self.counts @ count_weight + bias)
-        curvature, basis, fisher = self._curvature(probs)
+        weights = self._minimum(on_z, count_precision, start or blank)
+        curvature, basis, fisher = self._curvature(self._probabilities(self._logits(weights)))
         deviation = 1 / np.sqrt(np.outer(curvature, fisher) + on_z)
-        found = {"weight": weight, "count_weight": count_weight, "bias": bias, "deviation": deviation, "basis": basis}
+        weight, count_weight, bias = weights
+        found = {
+            "weight": weight,
+            "count_weight": count_weight,
+            "bias": bias[0],
+            "deviation": deviation,
+            "basis": basis,
+        }
         tensors = {name: torch.tensor(np.ascontiguousarray(value, "f")) for name, value in found.items()}
         return DecisionHead(blank.config, **blank.tensors() | tensors)
+
+    def _minimum(self, on_z: float, on_counts: float, start: DecisionHead) -> list[Floats]:
+        """Return W, V and the bias (1, O) at the minimum.
+
+        L-BFGS sees every weight in units of its curvature where all outcomes are equally probable. A part that is
+        switched off has units of zero.
+        """
+        n_rows = len(self.labels)
+        n_outcomes = self.blank.n_outputs if self.owner is None else len(self.z) / n_rows
+        fisher = (1 - 1 / n_outcomes) / n_outcomes
+        squares = np.square(self.z).sum(0), np.asarray(self.counts.power(2).sum(0))[0], np.full(1, n_rows)
+        precisions = on_z, on_counts, 0.0
+        units = [
+            (1 / np.sqrt(fisher * square + precision)).astype("f")[:, None]
+            for square, precision in zip(squares, precisions, strict=True)
+        ]
+        penalties = [precision if precision != OFF else 0.0 for precision in precisions]
+        scaled = [
+            (part / torch.from_numpy(unit)).nan_to_num()
+            for part, unit in zip((start.weight, start.count_weight, start.bias[None]), units, strict=True)
+        ]
+
+        def weights() -> list[Floats]:
+            return [part.numpy() * unit for part, unit in zip(scaled, units, strict=True)]
+
+        def loss() -> float:
+            found = weights()
+            total, residual = self._cross_entropy(self._logits(found))
+            gradients = self.z.T @ residual, self.counts.T @ residual, residual.sum(0, keepdims=True)
+            for part, weight, gradient, penalty, unit in zip(scaled, found, gradients, penalties, units, strict=True):
+                total += penalty * float(np.square(weight).sum()) / 2
+                part.grad = torch.from_numpy((gradient + penalty * weight) * unit / n_rows).float()
+            return total / n_rows
+
+        optimizer = torch.optim.LBFGS(
+            scaled,
+            max_iter=MOST_STEPS,
+            tolerance_grad=0,
+            tolerance_change=TOLERANCE,
+            history_size=10,
+            line_search_fn="strong_wolfe",
+        )
+        optimizer.step(loss)
+        return weights()
+
+    def _logits(self, weights: Sequence[Floats]) -> Floats:
+        """Return the logits of W, V and the bias."""
+        weight, count_weight, bias = weights
+        logits: Floats = self.z @ weight + self.counts @ count_weight + bias
+        return logits
 
     def _probabilities(self, logits: Floats) -> Floats:
         """Return the softmax over outputs, or over the choices of each question."""

@@ -15,10 +15,12 @@ INPUTS = ("Z_r", "Z_c")
 SCALES = ("raw_scale", "raw_row", "raw_col", "raw_D_r", "raw_D_c", "raw_lambda", "G")
 # Module of the flow family; all its parameters learn at the rate of the means, which it moves.
 NETWORK = "transform"
+# Weights of a decision head above the LoRA.
+HEAD = "head"
 
 
-def make_optimizer(posterior: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Return AdamW over a posterior's trainable parameters, without weight decay, as the KL already regularises.
+def make_optimizer(trained: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Return AdamW over the trainable parameters, without weight decay, as the objective already regularises.
 
     Raises:
         ConfigError: if the kind of a parameter, and so its learning rate, is unknown.
@@ -28,10 +30,11 @@ def make_optimizer(posterior: nn.Module, config: TrainConfig) -> torch.optim.Opt
         "point": config.lora_learning_rate,
         "inputs": config.input_learning_rate,
         "scale": config.scale_learning_rate,
+        "head": config.head_learning_rate,
     }
     groups: dict[str, list[nn.Parameter]] = {kind: [] for kind in rates}
-    points = {id(module.weight) for module in posterior.modules() if isinstance(module, PointFactor)}
-    for name, parameter in posterior.named_parameters():
+    points = {id(module.weight) for module in trained.modules() if isinstance(module, PointFactor)}
+    for name, parameter in trained.named_parameters():
         if parameter.requires_grad:
             groups["point" if id(parameter) in points else _kind(name)].append(parameter)
     return torch.optim.AdamW(
@@ -48,8 +51,10 @@ def _kind(name: str) -> str:
         return "inputs"
     if last in SCALES:
         return "scale"
+    if HEAD in modules:
+        return "head"
     known = ", ".join((*MEANS, *INPUTS, *SCALES))
     raise ConfigError(
-        f"got parameter {name}, which has no learning rate, expected one of {known}, or a part of `{NETWORK}`; "
-        "add its name to its kind in training/optimizer.py"
+        f"got parameter {name}, which has no learning rate, expected one of {known}, or a part of `{NETWORK}` or "
+        f"`{HEAD}`; add its name to its kind in training/optimizer.py"
     )

@@ -1,27 +1,37 @@
-"""Training of a decision head on the frozen base model: features, weights, posterior width and recalibration."""
+"""Training of a decision head, on the frozen base model or above a LoRA: features, weights, width and recalibration."""
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import TrainerCallback
 
 from blora.base_model import BaseModel
 from blora.config import HeadConfig, PosteriorConfig, SamplingConfig
 from blora.decision.metrics import Metrics
+from blora.inference.reading import trunk_of
 from blora.posterior.decision_head import Features, HeadPosterior
+from blora.posterior.inject import inject
 from blora.posterior.posterior import Posterior
-from blora.training.config import HEAD_SCALES, TOLERANCE_NATS
+from blora.training.config import HEAD_SCALES, TOLERANCE_NATS, TrainConfig
 from blora.training.features import read_features
 from blora.training.head import PARTS, FittedHead, Regression, fit_head
+from blora.training.head_objective import HeadObjective
 from blora.training.rows import LabelledRow
+from blora.training.trainer import minimize
+from blora.training.trunk import with_states
 from blora.training.tune import Trial, choose, head_scorer, try_scales
 
-__all__ = ["Part", "TrainedHead", "default_head", "fit_parts", "train_head"]
+__all__ = ["Part", "TrainedHead", "default_head", "fit_parts", "train_below", "train_head"]
 
 logger = logging.getLogger(__name__)
 
 # A linear head has a weight for each direction and choice, a pointer head one for each direction.
 N_DIRECTIONS, N_DIRECTIONS_OF_POINTER = 512, 1024
 N_GRAMS = 8192
+# Prior precision of the weights of the projected states while a LoRA below them is trained.
+PRECISION = 5.0
 # What a part of the inputs is called, for fixed choices and for choices that come with the question.
 NAMES = {
     "counts": ("regression on character n-grams", "base model's log-probabilities"),
@@ -94,6 +104,43 @@ def train_head(
     return fit_parts(config, read[0], train, read[1], validation, sampling, lora)
 
 
+def train_below(
+    base: BaseModel,
+    frozen: TrainedHead,
+    lora: Posterior,
+    train: Sequence[LabelledRow],
+    validation: Sequence[LabelledRow],
+    sampling: SamplingConfig,
+    training: TrainConfig,
+    checkpoint: Path | None,
+    callbacks: Sequence[TrainerCallback],
+) -> TrainedHead:
+    """Train a LoRA below a head, and return the head that fits best on the states under that LoRA.
+
+    Args:
+        base: the base model; LoRA layers are injected into it.
+        frozen: the head on the frozen base model, whose projection and weights of the counts the training starts from.
+        lora: the LoRA to train in place, a point.
+        train: rows packed for the head.
+        validation: rows that choose the epoch, precisions, width and recalibration.
+        sampling: number and seed of the adapter's draws.
+        training: the training settings.
+        checkpoint: folder of the checkpoint to resume from, None to start anew.
+        callbacks: additional callbacks for the Trainer.
+    """
+    inject(base.model, lora.modules_shape)
+    layer = trunk_of(frozen.config, lora.mean())
+    train, validation = (with_states(base.model, rows, layer, training.trunk_cache_gib) for rows in (train, validation))
+    objective = HeadObjective(
+        base.model, lora, frozen.fitted["both"].head.to(base.device), n_train=len(train), precision=PRECISION
+    )
+    minimize(objective, train, validation, training, base.device, checkpoint, callbacks)
+    lora.to("cpu")
+    below = lora.mean().to(base.device)
+    read = [read_features(base.model, rows, frozen.config, below, "reading states") for rows in (train, validation)]
+    return fit_parts(frozen.config, read[0], train, read[1], validation, sampling, lora, ("both",))
+
+
 def fit_parts(
     config: HeadConfig,
     features: Features,
@@ -102,6 +149,7 @@ def fit_parts(
     validation: Sequence[LabelledRow],
     sampling: SamplingConfig,
     lora: Posterior,
+    parts: Sequence[str] = PARTS,
 ) -> TrainedHead:
     """Return the head that fits the training rows best, from features that have been read.
 
@@ -113,16 +161,18 @@ def fit_parts(
         validation: rows that choose precisions, width and recalibration.
         sampling: number and seed of the adapter's draws.
         lora: the LoRA below the head, under which the features were read.
+        parts: some of `PARTS`, to be fitted by themselves; the last is the whole head.
     """
+    above = ", above a LoRA" if lora.modules_shape else ""
     regression = Regression.of(config, features, train)
-    fitted, parts = {}, []
-    for part in PARTS:
+    fitted, found = {}, []
+    for part in parts:
         fitted[part] = fit_head(regression, validation_features, validation, lora.mean(), part)
-        parts.append(Part(NAMES[part][0 if regression.owner is None else 1], fitted[part].trial.metrics))
-        logger.info("%s: validation %s", parts[-1].name, fitted[part].trial)
+        found.append(Part(NAMES[part][0 if regression.owner is None else 1] + above, fitted[part].trial.metrics))
+        logger.info("%s: validation %s", found[-1].name, fitted[part].trial)
     posterior = HeadPosterior(fitted["both"].head, lora)
     score = head_scorer(posterior, validation_features, validation, sampling.n_samples, sampling.seed)
     trial = choose(try_scales(score, validation, HEAD_SCALES), TOLERANCE_NATS)
     posterior.widen(trial.scale)
-    parts.append(Part(f"head, {sampling.n_samples} draws", trial.metrics))
-    return TrainedHead(posterior, posterior.head.config, trial, tuple(parts), fitted)
+    found.append(Part(f"head, {sampling.n_samples} draws{above}", trial.metrics))
+    return TrainedHead(posterior, posterior.head.config, trial, tuple(found), fitted)

@@ -28,8 +28,8 @@ from blora.training.labels import label_set
 from blora.training.overlap import SEEN, check_disjoint, fingerprints
 from blora.training.processes import claim_device
 from blora.training.provenance import machine, revision
-from blora.training.readout import Part, train_head
-from blora.training.rows import pack_examples
+from blora.training.readout import Part, TrainedHead, train_below, train_head
+from blora.training.rows import LabelledRow, pack_examples
 from blora.training.sources import Rows, read_table
 from blora.training.trainer import check_tracker, fit
 from blora.training.tune import Trial, scorer, trial_of
@@ -61,10 +61,11 @@ class Recipe:
         dtype: precision of the base model, as for `load_base_model`.
         target_modules: names of the modules to adapt, None for PEFT's default.
         head: decision head. `linear` reads the prompt, for fixed choices; `pointer` reads each choice; `none` leaves
-            the answer to the language model's own scores. `auto` takes linear or pointer, as the choices are fixed or
-            not, and if `layers` are given, the head or the posterior over their LoRA, by the validation NLL.
-        layers: decoder layers to adapt, as text that `parse_layers` reads, or "none" for a head alone; None adapts all
-            layers if there is no head or a setting of the LoRA is given, and none otherwise.
+            the answer to the language model's own scores, under a posterior over a LoRA. `auto` takes linear or
+            pointer, as the choices are fixed or not, and none if a setting of such a posterior is given.
+        layers: decoder layers to adapt, as text that `parse_layers` reads, or "none" for a head alone. Below a head
+            they get a plain LoRA, which stays only if the validation NLL is lower with it. None adapts all layers if
+            there is no head or a setting of the LoRA is given, and none otherwise.
         posterior: family, rank, prior and start of the posterior.
         bayesian_layers: layers that get a posterior, written like `layers`; the other adapted layers get plain LoRA.
             None gives all adapted layers a posterior.
@@ -138,14 +139,13 @@ def train_adapter(recipe: Recipe, output: Path, *, callbacks: Sequence[TrainerCa
     head, layers = _plan(recipe, prompt)
     processes, device = claim_device(recipe.device)
     base = open_base(recipe.base_model, device=device, dtype=recipe.dtype)
-    lora = _lora_of(recipe, base, layers) if layers != "none" else None
-    candidates = []
+    lora = _lora_of(recipe, base, layers, below=head != "none") if layers != "none" else None
+    run = _Run(recipe, base, train, validation, processes, callbacks)
     if head != "none":
-        readout = replace(prompt, readout=head)
-        sampling = replace(recipe.sampling, n_samples=recipe.n_samples or N_SAMPLES_HEAD, stop_error=None)
-        candidates.append(_with_head(base, train, validation, readout, sampling))
-    if lora is not None:
-        candidates.append(_with_lora(recipe, base, train, validation, prompt, *lora, processes, callbacks))
+        candidates = _with_head(run, replace(prompt, readout=head), lora)
+    else:
+        assert lora is not None  # `_plan` refuses neither
+        candidates = [_with_lora(run, prompt, *lora)]
     chosen = min(candidates, key=lambda one: one.result.metrics.nll)
     parts = tuple(part for one in candidates for part in one.parts) if head != "none" else ()
     config = AdapterConfig(
@@ -199,56 +199,99 @@ class _Candidate:
     modules: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What every candidate of a run is trained on, and how."""
+
+    recipe: Recipe
+    base: BaseModel
+    train: ExampleSet
+    validation: ExampleSet
+    processes: PartialState
+    callbacks: Sequence[TrainerCallback]
+
+    def packed(self, prompt: PromptConfig) -> tuple[list[LabelledRow], list[LabelledRow]]:
+        """Return the training and the validation rows as token rows."""
+        return pack_examples(self.train, self.base, prompt), pack_examples(self.validation, self.base, prompt)
+
+    def checkpoint(self, prompt: PromptConfig) -> Path | None:
+        """Claim the work folder, and return the checkpoint to resume from, if there is one."""
+        run = _settings(self.recipe) | {"prompt": asdict(prompt)}
+        run |= {"train": self.train.digest, "validation": self.validation.digest}
+        work_dir = self.recipe.training.work_dir
+        with self.processes.main_process_first():
+            if self.processes.is_main_process:
+                return claim(work_dir, run, resume=self.recipe.training.resume)
+            return last_complete(work_dir)
+
+
 def _plan(recipe: Recipe, prompt: PromptConfig) -> tuple[ReadoutName | Literal["none"], str]:
     """Return the kind of the head, and the layers to adapt.
 
     Raises:
         ConfigError: if they exclude each other.
     """
+    of_posterior = recipe.bayesian_layers is not None or recipe.posterior != PosteriorConfig(
+        method=recipe.posterior.method, rank=recipe.posterior.rank, alpha=recipe.posterior.alpha
+    )
     head: ReadoutName | Literal["none"]
     if recipe.head == "auto":
         readable = prompt.scoring == "text" and (prompt.choices is not None or prompt.choice_end != "none")
-        head = "none" if not readable else "linear" if prompt.choices is not None else "pointer"
+        head = "linear" if prompt.choices is not None else "pointer"
+        head = head if readable and not of_posterior else "none"
     else:
         head = recipe.head
+    if head != "none" and of_posterior:
+        raise ConfigError(
+            f"got a setting of a posterior over a LoRA with head {head}, whose LoRA is a point; use head none"
+        )
     wants_lora = recipe.posterior != PosteriorConfig() or any(
-        setting is not None for setting in (recipe.bayesian_layers, recipe.init_from, recipe.target_modules)
+        setting is not None for setting in (recipe.init_from, recipe.target_modules)
     )
     layers = recipe.layers or ("all" if head == "none" or wants_lora else "none")
     if head == "none" and layers == "none":
         raise ConfigError("got neither layers nor a head, expected one of them: leave --layers out")
-    if recipe.head not in ("auto", "none") and layers != "none":
-        raise ConfigError(
-            f"got layers {layers} with head {head}, expected layers none, because a head reads the base model's own "
-            "states; head auto trains both and keeps the better one"
-        )
     return head, layers
 
 
-def _with_head(
-    base: BaseModel, train: ExampleSet, validation: ExampleSet, prompt: PromptConfig, sampling: SamplingConfig
-) -> _Candidate:
-    """Return the adapter of a head alone."""
+def _with_head(run: _Run, prompt: PromptConfig, lora: tuple[tuple[str, ...], Posterior] | None) -> list[_Candidate]:
+    """Return the adapter of a head alone and, if there is a LoRA to train below it, of a head above that LoRA."""
+    recipe, base = run.recipe, run.base
+    sampling = replace(recipe.sampling, n_samples=recipe.n_samples or N_SAMPLES_HEAD, stop_error=None)
+    rows, validation_rows = run.packed(prompt)
     began = time.perf_counter()
-    rows, validation_rows = pack_examples(train, base, prompt), pack_examples(validation, base, prompt)
-    trained = train_head(base, rows, validation_rows, sampling)
-    return _Candidate(
-        posterior=trained.posterior,
-        form=trained.posterior.lora.config,
-        prompt=prompt,
-        sampling=sampling,
-        result=trained.trial,
-        seconds=time.perf_counter() - began,
-        parts=trained.parts,
-        head=trained.config,
-    )
+
+    def candidate(trained: TrainedHead, targets: tuple[str, ...] = ()) -> _Candidate:
+        return _Candidate(
+            posterior=trained.posterior,
+            form=trained.posterior.lora.config,
+            prompt=prompt,
+            sampling=sampling,
+            result=trained.trial,
+            seconds=time.perf_counter() - began,
+            parts=trained.parts,
+            head=trained.config,
+            targets=targets,
+            modules=trained.posterior.lora.modules_shape,
+        )
+
+    frozen = train_head(base, rows, validation_rows, sampling)
+    found = [candidate(frozen)]
+    if lora is not None:
+        targets, below = lora
+        checkpoint = run.checkpoint(prompt)
+        above = train_below(
+            base, frozen, below, rows, validation_rows, sampling, recipe.training, checkpoint, run.callbacks
+        )
+        found.append(candidate(above, targets))
+    return found
 
 
-def _lora_of(recipe: Recipe, base: BaseModel, layers: str) -> tuple[tuple[str, ...], Posterior]:
+def _lora_of(recipe: Recipe, base: BaseModel, layers: str, *, below: bool) -> tuple[tuple[str, ...], Posterior]:
     """Return the names of the modules to adapt, and the posterior over their LoRA before training."""
     targets = recipe.target_modules or default_targets(base.model.config.model_type)
     n_layers = base.model.config.get_text_config().num_hidden_layers
-    form = recipe.posterior
+    form = replace(recipe.posterior, method="lora") if below else recipe.posterior
     if recipe.bayesian_layers is not None:
         form = replace(form, bayesian_layers=parse_layers(recipe.bayesian_layers, n_layers))
     modules = select_modules(base.model, targets, parse_layers(layers, n_layers))
@@ -258,34 +301,18 @@ def _lora_of(recipe: Recipe, base: BaseModel, layers: str) -> tuple[tuple[str, .
     return tuple(targets), posterior
 
 
-def _with_lora(
-    recipe: Recipe,
-    base: BaseModel,
-    train: ExampleSet,
-    validation: ExampleSet,
-    prompt: PromptConfig,
-    targets: tuple[str, ...],
-    posterior: Posterior,
-    processes: PartialState,
-    callbacks: Sequence[TrainerCallback],
-) -> _Candidate:
+def _with_lora(run: _Run, prompt: PromptConfig, targets: tuple[str, ...], posterior: Posterior) -> _Candidate:
     """Return the adapter of a posterior over a LoRA, or of a plain LoRA."""
-    form = posterior.config
-    rows, validation_rows = pack_examples(train, base, prompt), pack_examples(validation, base, prompt)
-    work_dir = recipe.training.work_dir
-    run = _settings(recipe) | {"prompt": asdict(prompt), "train": train.digest, "validation": validation.digest}
-    with processes.main_process_first():
-        if processes.is_main_process:
-            checkpoint = claim(work_dir, run, resume=recipe.training.resume)
-        else:
-            checkpoint = last_complete(work_dir)
+    recipe, base, form = run.recipe, run.base, posterior.config
+    rows, validation_rows = run.packed(prompt)
+    checkpoint = run.checkpoint(prompt)
     logger.info(
         "training on %d rows with %d validation rows; the first row has %d choices",
         len(rows),
         len(validation_rows),
         rows[0].row.n_choices,
     )
-    fitted = fit(base, posterior, rows, validation_rows, recipe.training, checkpoint, callbacks)
+    fitted = fit(base, posterior, rows, validation_rows, recipe.training, checkpoint, run.callbacks)
     sampling = replace(recipe.sampling, n_samples=recipe.n_samples or N_SAMPLES)
     if form.method == "lora":  # one set of weights, so one draw
         sampling = replace(sampling, n_samples=1)

@@ -20,19 +20,17 @@ from blora.base_model import BaseModel
 from blora.decision.metrics import metrics
 from blora.errors import ConfigError
 from blora.inference.fork import first_layer
-from blora.posterior.bank import SampleBank
 from blora.posterior.inject import inject
 from blora.posterior.posterior import Posterior
 from blora.training.config import TrainConfig
-from blora.training.evaluate import predict_all
-from blora.training.objective import Elbo, Loss
+from blora.training.objective import Elbo, Loss, Objective
 from blora.training.optimizer import make_optimizer
-from blora.training.rows import LabelledRow, collate_labelled, labels_of
+from blora.training.rows import LabelledRow, labels_of
 from blora.training.sampler import LengthGroupedOrder
 from blora.training.trunk import with_states
 from blora.training.tune import trial_of
 
-__all__ = ["Fitted", "PosteriorTrainer", "check_tracker", "fit"]
+__all__ = ["Fitted", "PosteriorTrainer", "check_tracker", "fit", "minimize"]
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +64,7 @@ def fit(
     checkpoint: Path | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Fitted:
-    """Fit a posterior in place and restore the epoch with the lowest validation NLL after recalibration.
+    """Fit a posterior in place, as `minimize` does, with the layers below it run once per row.
 
     Args:
         base: the frozen base model; LoRA layers are injected into it.
@@ -88,9 +86,32 @@ def fit(
         n_draws=config.train_draws,
         seed=config.seed,
     )
-    trainer = PosteriorTrainer(elbo, train, validation, config, device=base.device, callbacks=callbacks)
+    return minimize(elbo, train, validation, config, base.device, checkpoint, callbacks)
+
+
+def minimize(
+    objective: Objective,
+    train: Sequence[LabelledRow],
+    validation: Sequence[LabelledRow],
+    config: TrainConfig,
+    device: torch.device,
+    checkpoint: Path | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Fitted:
+    """Train an objective's trained part and restore the epoch with the lowest validation NLL after recalibration.
+
+    Args:
+        objective: the objective.
+        train: the training rows.
+        validation: the validation rows, none of them in `train`.
+        config: the training settings.
+        device: the base model's device.
+        checkpoint: folder of the checkpoint to resume from, None to start anew.
+        callbacks: additional callbacks for the Trainer.
+    """
+    trainer = PosteriorTrainer(objective, train, validation, config, device=device, callbacks=callbacks)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
-    posterior.requires_grad_(False)
+    objective.trained.requires_grad_(False)
     validated = [entry for entry in trainer.state.log_history if CRITERION in entry]
     best = min(validated, key=lambda entry: entry[CRITERION], default={"epoch": 0.0})
     seconds = max(entry["training_seconds"] for entry in trainer.state.log_history)
@@ -119,11 +140,11 @@ def _tensorboard(work_dir: Path) -> TrainerCallback:
 
 
 class PosteriorTrainer(Trainer):
-    """The Trainer with the negative ELBO as loss and the recalibrated validation NLL for early stopping."""
+    """The Trainer with an objective as loss and the recalibrated validation NLL for early stopping."""
 
     def __init__(
         self,
-        elbo: Elbo,
+        objective: Objective,
         train: Sequence[LabelledRow],
         validation: Sequence[LabelledRow],
         config: TrainConfig,
@@ -164,11 +185,11 @@ class PosteriorTrainer(Trainer):
         if device.type == "cuda":
             torch.cuda.set_device(device)
         super().__init__(
-            model=elbo,
+            model=objective,
             args=arguments,
             train_dataset=train,
             eval_dataset=validation,
-            data_collator=collate_labelled,
+            data_collator=objective.collate,
             callbacks=[
                 EarlyStoppingCallback(early_stopping_patience=config.patience),
                 *([_tensorboard(config.work_dir)] if config.report_to == TENSORBOARD else []),
@@ -176,13 +197,13 @@ class PosteriorTrainer(Trainer):
             ],
         )
         self.remove_callback(PrinterCallback)  # `log` writes the same to the logger
-        self.elbo = elbo
+        self.objective: Objective = objective
         self.validation = validation
         self.config = config
         self.parts: list[Loss] = []
         self.seconds = 0.0
         self.last: dict[str, Tensor] = {}
-        elbo.rank = self.args.process_index
+        objective.rank = self.args.process_index
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows: Sequence[LabelledRow] = self.train_dataset  # type: ignore[assignment]
@@ -190,9 +211,9 @@ class PosteriorTrainer(Trainer):
         return LengthGroupedOrder([row.row.n_tokens for row in rows], together, self.args.seed)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Return AdamW with one learning rate for each kind of parameter of the posterior."""
+        """Return AdamW with one learning rate for each kind of parameter of the trained part."""
         if self.optimizer is None:
-            self.optimizer = make_optimizer(self.elbo.posterior, self.config)
+            self.optimizer = make_optimizer(self.objective.trained, self.config)
         return self.optimizer
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -201,7 +222,7 @@ class PosteriorTrainer(Trainer):
             earlier = [entry["training_seconds"] for entry in self.state.log_history if "training_seconds" in entry]
             self.seconds = max(earlier, default=0.0)
         steps_done = self.state.global_step * self.args.gradient_accumulation_steps
-        self.elbo.n_forwards = max(self.elbo.n_forwards, steps_done)
+        self.objective.n_forwards = max(self.objective.n_forwards, steps_done)
         began = time.perf_counter()
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.seconds += time.perf_counter() - began
@@ -210,7 +231,7 @@ class PosteriorTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
-        """Return the negative ELBO of a batch, with the KL weight of the current step of its warm-up."""
+        """Return the loss of a batch, with the KL weight of the current step of its warm-up."""
         warmup_steps = self.config.kl_warmup * self.state.max_steps
         share = min(1.0, (self.state.global_step + 1) / warmup_steps) if warmup_steps else 1.0
         loss: Loss = model(inputs["batch"], inputs["labels"], share)
@@ -241,21 +262,18 @@ class PosteriorTrainer(Trainer):
         return logs
 
     def validate(self) -> Tensor:
-        """Return the log-probabilities (S, N, C) of the validation rows under the current posterior."""
-        is_point = self.elbo.posterior.config.method == "lora"
-        n_samples = 1 if is_point else self.config.validation_draws
-        bank = SampleBank.draw(self.elbo.posterior, "in training", n_samples, self.config.seed)
-        return predict_all(self.elbo.model, self.validation, bank.draws)
+        """Return the log-probabilities (S, N, C) of the validation rows as training stands."""
+        return self.objective.log_probs(self.validation, self.config.validation_draws)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.elbo.posterior.state_dict(), folder / CHECKPOINT_FILE)
+        save_file(self.objective.trained.state_dict(), folder / CHECKPOINT_FILE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        self.elbo.posterior.load_state_dict(load_file(Path(resume_from_checkpoint) / CHECKPOINT_FILE))
+        self.objective.trained.load_state_dict(load_file(Path(resume_from_checkpoint) / CHECKPOINT_FILE))
 
     def _load_best_model(self) -> None:
-        self.last = {name: tensor.clone() for name, tensor in self.elbo.posterior.state_dict().items()}
+        self.last = {name: tensor.clone() for name, tensor in self.objective.trained.state_dict().items()}
         if self.state.best_model_checkpoint is not None:
             self._load_from_checkpoint(self.state.best_model_checkpoint)

@@ -116,22 +116,29 @@ def states_below(model: PreTrainedModel, layer: int, known: States | None, **inp
     raise BaseModelError(f"got {type(model).__name__}, which does not run its list of layers; use another model")
 
 
-def states_at(model: PreTrainedModel, depths: Iterable[int], **inputs: Any) -> dict[int, Tensor]:
+def states_at(
+    model: PreTrainedModel, depths: Iterable[int], known: States | None = None, **inputs: Any
+) -> dict[int, Tensor]:
     """Return the hidden states (B, T, D) at several depths, from one pass that ends at the deepest.
 
     Args:
         model: a causal language model.
         depths: indices of decoder layers, for the states that enter them; the number of layers stands for the states
             that enter the output head.
+        known: states that enter a layer that is above none of the depths, from which to continue; None starts at the
+            embeddings.
         inputs: as for `states_below`.
 
     Raises:
         BaseModelError: if the model has no list of decoder layers or no output head, or does not run them.
     """
     path, layers = decoder_layers(model)
-    *before, last = sorted(set(depths))
-    found: dict[int, Tensor] = {}
-    view = model
+    found = {known.layer: known.values} if known is not None else {}
+    deeper = sorted({*depths} - {*found})
+    if not deeper:
+        return found
+    *before, last = deeper
+    view = _from(model, known)
     for depth in before:
         view = _view(view, f"{path}.{depth}", _StandIn(layers[depth], _keep_in(found, depth, layers[depth])))
     stop = f"{path}.{last}" if last < len(layers) else _head_path(model)

@@ -12,16 +12,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from blora.config import HeadConfig
-from blora.inference.fork import decoder_layers, logits_at, states_at
+from blora.inference.fork import decoder_layers, first_layer, logits_at, states_at
 from blora.inference.grams import gram_counts
-from blora.inference.packing import PackedBatch, PackedRow, collate
+from blora.inference.packing import PackedBatch, PackedRow, States, collate
 from blora.inference.prefix import Prefix
 from blora.inference.scoring import inputs_of, log_normalizers
 from blora.inference.vocabulary import log_probs_of_each, plain_head
 from blora.posterior.decision_head import Features, HeadDraws
 from blora.posterior.draws import Draws, use_draws
 
-__all__ = ["head_log_probs", "read_rows"]
+__all__ = ["head_log_probs", "read_rows", "trunk_of"]
 
 
 def read_rows(
@@ -35,7 +35,7 @@ def read_rows(
 
     Args:
         model: a causal language model.
-        rows: B questions.
+        rows: B questions; the layers below the states that come with all of them are not run.
         config: the settings of the head.
         lora: the LoRA below the head, as one draw.
         prefix: a common prefix of all rows, under that LoRA; None for no prefix.
@@ -45,8 +45,11 @@ def read_rows(
     points = rows[0].readout == "pointer"
     n_layers = len(decoder_layers(model)[1])
     inputs = inputs_of(model, batch, prefix.memory(0, 1) if prefix is not None else None)
+    known = batch.states
+    if known is not None:
+        known = States(known.layer, known.values.to(model.device)) if known.layer <= trunk_of(config, lora) else None
     with use_draws(lora):
-        found = states_at(model, {*config.depths, n_layers} if points else config.depths, **inputs)
+        found = states_at(model, {*config.depths, n_layers} if points else config.depths, known, **inputs)
         if points:
             totals = _choice_log_probs(model, batch, found[n_layers], inputs)
     if not points:
@@ -62,6 +65,11 @@ def read_rows(
     lengths = batch.length.to(sums.device).clamp_min(1)  # the last token of a choice, which ends it, is not read
     counts = torch.stack([totals, totals / lengths, lengths.log()], -1)
     return Features(sums / (lengths - 1).clamp_min(1)[..., None], counts)
+
+
+def trunk_of(config: HeadConfig, lora: Draws) -> int:
+    """Return the layer whose input is the deepest state that every later reading can continue from, for any LoRA."""
+    return min([*config.depths, *([first_layer(lora.factors)] if lora.factors else [])])
 
 
 def head_log_probs(draws: HeadDraws, rows: Sequence[PackedRow], features: Features) -> Tensor:

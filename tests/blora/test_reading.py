@@ -10,14 +10,17 @@ from torch import Tensor
 from blora.base_model import BaseModel
 from blora.config import HeadConfig, PromptConfig
 from blora.inference.branches import prefix_of, score_all
+from blora.inference.fork import first_layer
 from blora.inference.grams import gram_counts
-from blora.inference.packing import PackedRow, pack
+from blora.inference.packing import PackedRow, States, pack
 from blora.inference.prefix import MIN_PREFIX
-from blora.inference.reading import head_log_probs, read_rows
+from blora.inference.reading import head_log_probs, read_rows, trunk_of
 from blora.posterior.decision_head import HeadDraws
 from blora.posterior.draws import Draws
 from blora.posterior.inject import inject
 from blora.posterior.noise import generator_of, standard_normal
+from blora.training.rows import LabelledRow
+from blora.training.trunk import with_states
 from tests.heads import LABELS, head_of
 from tests.scenarios import DECODERS, adapted_modules, log_prob_alone, random_draws, tiny_base
 
@@ -106,6 +109,28 @@ def test_the_lora_below_a_head_changes_what_is_read() -> None:
     moved = read_rows(base.model, rows, config, random_draws(modules, 1))
     assert (plain.states - moved.states).abs().max() > 0.1
     torch.testing.assert_close(read_rows(base.model, rows, config, NO_LORA).states, plain.states)
+
+
+@pytest.mark.parametrize("readout", ["linear", "pointer"])
+def test_known_states_are_continued_unless_the_lora_changes_them(readout: str) -> None:
+    base = tiny_base()
+    modules = adapted_modules(base.model)
+    inject(base.model, modules)
+    rows = [packed(base, text, readout) for text in TEXTS]
+    config = config_of(base, readout)
+    known = [row.row for row in with_states(base.model, [LabelledRow(row, 0) for row in rows], 1)]
+    every = random_draws(modules, 1)
+    above = random_draws({name: shape for name, shape in modules.items() if first_layer([name]) == 1}, 1)
+    assert (trunk_of(config, NO_LORA), trunk_of(config, every), trunk_of(config, above)) == (1, 0, 1)
+    for lora in (NO_LORA, every, above):
+        whole, continued = (read_rows(base.model, part, config, lora) for part in (rows, known))
+        torch.testing.assert_close(continued.states, whole.states, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(continued.counts, whole.counts, rtol=1e-3, atol=1e-3)
+    wrong = [replace(row, states=States(1, row.states.values + 1)) for row in known if row.states is not None]
+    assert (read_rows(base.model, wrong, config, above).states - whole.states).abs().max() > 0.1
+    torch.testing.assert_close(
+        read_rows(base.model, wrong, config, every).states, read_rows(base.model, rows, config, every).states
+    )
 
 
 @pytest.mark.parametrize("readout", ["linear", "pointer"])

@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 
 import blora
@@ -15,20 +17,27 @@ from blora.adapter import load_adapter, read_config
 from blora.base_model import BaseModel
 from blora.cli import main
 from blora.config import HeadConfig
+from blora.decision.temperature import temper
 from blora.errors import AdapterError, ConfigError
 from blora.inference.packing import PackedRow
 from blora.inference.reading import head_log_probs
 from blora.opening import open_adapter, open_base
 from blora.posterior.decision_head import Features
 from blora.posterior.draws import Draws
+from blora.posterior.inject import inject, layer_index
+from blora.posterior.noise import generator_of
 from blora.training.config import TOLERANCE_NATS
+from blora.training.data import read_examples
+from blora.training.evaluate import predict_all
 from blora.training.head import Regression, fit_head
-from blora.training.rows import LabelledRow
+from blora.training.readout import TrainedHead, train_head
+from blora.training.rows import LabelledRow, pack_examples
 from tests.blora.adapters import rewrite_json, rewrite_tensors
 from tests.scenarios import tiny_base
 from tests.training.toys import CHOICES, toy_data, train_arguments, write_jsonl
 
 NO_LORA = Draws({}, 1.0, 1)
+FAST = ("--epochs", "2", "--batch-size", "4")
 CONFIG = HeadConfig(depths=(1,), n_states=5, n_directions=5, n_grams=4)
 
 
@@ -186,22 +195,61 @@ def test_the_record_holds_what_each_part_reaches(base_folder: Path, tmp_path: Pa
     assert all(name in shown for name in parts)
 
 
-def test_with_layers_the_better_of_head_and_lora_is_kept(base_folder: Path, tmp_path: Path) -> None:
-    data = write_jsonl(tmp_path / "rows.jsonl", fixed(toy_data(60)))
-    line = train_arguments(base_folder, data, tmp_path / "toy", "--head", "auto", "--epochs", "1")
-    assert main(["train", *line]) == 0
+@pytest.mark.parametrize("readout", ["linear", "pointer"])
+def test_a_lora_below_the_head_stays_if_it_is_better(readout: str, base_folder: Path, tmp_path: Path) -> None:
+    rows = toy_data(60)
+    data = write_jsonl(tmp_path / "rows.jsonl", fixed(rows) if readout == "linear" else rows)
+    assert main(arguments(base_folder, data, tmp_path / "toy", "--layers", "all", *FAST)) == 0
     config = read_config(tmp_path / "toy")
     parts = config.training["parts"]
-    last = {"head": parts["head, 3 draws"]["nll"], "lora": parts["LoRA, bayesian, 3 draws"]["nll"]}
-    assert (config.head is not None) == (last["head"] < last["lora"])
-    assert config.training["validation"]["nll"] == min(last.values())
+    alone, above = (parts[f"head, 5 draws{name}"]["nll"] for name in ("", ", above a LoRA"))
+    assert bool(config.modules) == (above < alone)
+    assert config.training["validation"]["nll"] == min(alone, above)
+
+
+def test_an_adapter_with_a_lora_below_its_head_answers_as_it_was_evaluated(
+    base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def poor(*args: Any) -> TrainedHead:
+        found = train_head(*args)
+        return replace(found, trial=replace(found.trial, metrics=replace(found.trial.metrics, nll=9.0)))
+
+    monkeypatch.setattr("blora.training.recipe.train_head", poor)
+    data = write_jsonl(tmp_path / "rows.jsonl", fixed(toy_data(60)))
+    toy = tmp_path / "toy"
+    assert main(arguments(base_folder, data, toy, "--layers", "1", "--rank", "2", *FAST)) == 0
+    config = read_config(toy)
+    assert (config.posterior.method, config.posterior.rank) == ("lora", 2)
+    assert {layer_index(name) for name in config.modules} == {1}
+    assert not (tmp_path / "toy.work").exists()
+    assert any(part.any() for name, part in load_file(toy / "adapter_model.safetensors").items() if "lora_B" in name)
+    base = open_base(str(base_folder), device="cpu", dtype="float32")
+    adapter = load_adapter(toy, base)
+    rows = pack_examples(read_examples(data, choices=config.prompt.choices), base, config.prompt)
+    inject(base.model, config.modules)
+    found = predict_all(base.model, rows, adapter.posterior.sample(5, generator_of(config.sampling.seed)))
+    expected = temper(found, config.sampling.temperature, config.sampling.lapse).mean(0)
+    model = blora.load(toy, base_model=str(base_folder), dtype="float32")
+    answers = model.predict([row["prompt"] for row in fixed(toy_data(60))])
+    by_choice = [{one.choice: one.probability for one in answer.probabilities} for answer in answers]
+    probs = torch.tensor([[found[choice] for choice in config.prompt.choices or ()] for found in by_choice])
+    torch.testing.assert_close(probs.float(), expected.float(), rtol=1e-3, atol=1e-4)
+
+
+def test_a_setting_of_a_posterior_over_a_lora_means_no_head(base_folder: Path, tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "rows.jsonl", fixed(toy_data(30)))
+    assert (
+        main(["train", *train_arguments(base_folder, data, tmp_path / "toy", "--head", "auto", "--epochs", "1")]) == 0
+    )
+    config = read_config(tmp_path / "toy")
+    assert (config.head, config.posterior.method) == (None, "bayesian")
 
 
 @pytest.mark.parametrize(
     ("more", "said"),
     [
         (("--head", "none", "--layers", "none"), "got neither layers nor a head"),
-        (("--head", "linear", "--layers", "all"), "a head reads the base model's own states"),
+        (("--head", "linear", "--family", "flow"), "got a setting of a posterior over a LoRA with head linear"),
         (("--head", "linear", "--scoring", "label"), "scoring text, which a head needs"),
         (("--head", "pointer", "--choice-end", "none"), "newline or eos"),
     ],

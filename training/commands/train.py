@@ -82,13 +82,14 @@ def _parser() -> ArgumentParser:
         choices=get_args(HeadChoice),
         default="auto",
         help="decision head on the base model's hidden states: linear reads the prompt, for fixed choices; pointer "
-        "reads each choice; none leaves the answer to the language model's scores; auto takes linear or pointer, and "
-        "with --layers the head or the LoRA, by the validation NLL",
+        "reads each choice; none leaves the answer to the language model's scores, under a posterior over a LoRA; auto "
+        "takes linear or pointer, or none if a setting of such a posterior is given",
     )
     model.add_argument(
         "--layers",
-        help="decoder layers to adapt by a LoRA: all, last:N, N, FIRST-LAST, or none (default: all with --head none or "
-        "another setting of the LoRA, none otherwise)",
+        help="decoder layers to adapt by a LoRA: all, last:N, N, FIRST-LAST, or none; below a head the LoRA stays only "
+        "if the validation NLL is lower with it (default: all with --head none or another setting of the LoRA, none "
+        "otherwise)",
     )
 
     posterior = parser.add_argument_group("posterior")
