@@ -18,7 +18,7 @@ from blora.errors import ConfigError
 from blora.lora import read_lora
 from blora.opening import open_base
 from blora.posterior.decision_head import HeadPosterior
-from blora.posterior.inject import default_targets, parse_layers, select_modules
+from blora.posterior.inject import default_targets, linear_targets, parse_layers, select_modules
 from blora.posterior.posterior import Posterior
 from blora.training.caveats import warn_of_few_rows
 from blora.training.checkpoints import claim, last_complete, release
@@ -59,7 +59,7 @@ class Recipe:
         base_model: hub id, folder or file, as for `load_base_model`.
         device: device to train on, as for `load_base_model`.
         dtype: precision of the base model, as for `load_base_model`.
-        target_modules: names of the modules to adapt, None for PEFT's default.
+        target_modules: names of the modules to adapt; None for every linear one below a head, otherwise PEFT's default.
         head: decision head. `linear` reads the prompt, for fixed choices; `pointer` reads each choice; `none` leaves
             the answer to the language model's own scores, under a posterior over a LoRA. `auto` takes linear or
             pointer, as the choices are fixed or not, and none if a setting of such a posterior is given.
@@ -289,7 +289,8 @@ def _with_head(run: _Run, prompt: PromptConfig, lora: tuple[tuple[str, ...], Pos
 
 def _lora_of(recipe: Recipe, base: BaseModel, layers: str, *, below: bool) -> tuple[tuple[str, ...], Posterior]:
     """Return the names of the modules to adapt, and the posterior over their LoRA before training."""
-    targets = recipe.target_modules or default_targets(base.model.config.model_type)
+    usual = linear_targets(base.model) if below else default_targets(base.model.config.model_type)
+    targets = recipe.target_modules or usual
     n_layers = base.model.config.get_text_config().num_hidden_layers
     form = replace(recipe.posterior, method="lora") if below else recipe.posterior
     if recipe.bayesian_layers is not None:

@@ -1,10 +1,11 @@
 """What do a decision head and the cheapest methods get on the same rows?
 
 `python -m benchmarks.peers` trains, on every set: a logistic regression on the words of the texts, one on the frozen
-base model's states, and the head of `blora train`, whose posterior mean and draws are listed separately. Questions that
-bring their own choices have the base model's log-probabilities in place of the words. Validation rows come out of the
-training rows where a set has none of its own. Every method is listed as trained and recalibrated on the validation
-rows. Only the draws have seeds; all else is deterministic.
+base model's states, and the head of `blora train`, whose posterior mean and draws are listed separately; where labels
+are many, also the head above a LoRA, trained once with seed 0. Questions that bring their own choices have the base
+model's log-probabilities in place of the words. Validation rows come out of the training rows where a set has none of
+its own. Every method is listed as trained and recalibrated on the validation rows. Only the draws have seeds; all else
+but the LoRA's order of rows is deterministic.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from itertools import groupby
 from typing import Any
 
 from benchmarks.peers.figures import DELTA, DTYPE, N_DIVISIONS, Scored, averaged, figures
-from benchmarks.peers.heads import ReadSet, heads, read_set
+from benchmarks.peers.heads import ReadSet, heads, heads_above_lora, read_set
 from benchmarks.peers.regressions import Parts, on_states, on_words
 from benchmarks.peers.sets import DATA, SETS, TaskSet, load_set
 from benchmarks.server_process import ROOT
@@ -26,11 +27,13 @@ from blora.training.rows import labels_of
 RESULTS = ROOT / "benchmarks" / "results" / "peers"
 
 
-def methods(task: TaskSet, read: ReadSet) -> Iterator[Scored]:
+def methods(task: TaskSet, base: BaseModel, read: ReadSet) -> Iterator[Scored]:
     """Yield what each method says of the test and the foreign rows of a set; the draws of each seed are adjacent."""
     if task.prompt.readout == "linear":
         yield from regressions(task, read)
     yield from heads(read)
+    if task.with_lora:
+        yield from heads_above_lora(base, read)
 
 
 def regressions(task: TaskSet, read: ReadSet) -> Iterator[Scored]:
@@ -48,7 +51,7 @@ def measure(task: TaskSet, base: BaseModel) -> dict[str, Any]:
     read = read_set(base, task)
     labels = labels_of(read.test.rows)
     found = []
-    for method, scored in groupby(methods(task, read), lambda one: one.method):
+    for method, scored in groupby(methods(task, base, read), lambda one: one.method):
         runs = list(scored)
         for treatment in ("as trained", "recalibrated"):
             by_seed = []

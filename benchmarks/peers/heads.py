@@ -1,8 +1,10 @@
-"""The decision head, trained as `blora train` does, and the parts of its inputs as methods of their own."""
+"""The decision head as `blora train` trains it, alone and above a LoRA, and the parts of its inputs as methods."""
 
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
@@ -14,19 +16,24 @@ from blora.config import HeadConfig, PosteriorConfig, SamplingConfig
 from blora.decision.temperature import Recalibration
 from blora.inference.reading import head_log_probs
 from blora.posterior.decision_head import Features, HeadDraws
+from blora.posterior.inject import linear_targets, parse_layers, select_modules
 from blora.posterior.noise import generator_of
 from blora.posterior.posterior import Posterior
-from blora.training.config import N_SAMPLES_HEAD
+from blora.training.config import N_SAMPLES_HEAD, TrainConfig
 from blora.training.data import Example, ExampleSet
 from blora.training.features import read_features
-from blora.training.readout import default_head, fit_parts
+from blora.training.readout import TrainedHead, default_head, fit_parts, train_below
 from blora.training.rows import LabelledRow, pack_examples
 from blora.training.tune import Trial, trial_of
 
-__all__ = ["SEEDS", "ReadSet", "Rows", "heads", "read_set"]
+__all__ = ["SEEDS", "ReadSet", "Rows", "heads", "heads_above_lora", "read_set"]
 
 # Seeds of the draws; the first one is also the one that the head is trained with.
 SEEDS = (0, 1, 2)
+SAMPLING = SamplingConfig(n_samples=N_SAMPLES_HEAD, seed=SEEDS[0])
+NO_LORA = Posterior({}, PosteriorConfig(method="lora"), seed=0)
+# Training of a LoRA below the head.
+EPOCHS, BATCH_SIZE = 3.0, 16
 # What the parts of a head's inputs are called where choices come with the question.
 ALONE = {"counts": "base model's log-probabilities", "states": "regression on frozen states"}
 
@@ -66,7 +73,7 @@ def read_set(base: BaseModel, task: TaskSet) -> ReadSet:
     """Return the features of all rows of a set."""
     text = base.model.config.get_text_config()
     config = default_head(text.num_hidden_layers, text.hidden_size, linear=task.prompt.readout == "linear")
-    lora = _no_lora().mean()
+    lora = NO_LORA.mean()
 
     def read(name: str, examples: tuple[Example, ...]) -> Rows:
         rows = pack_examples(ExampleSet(f"{task.name}, {name}", "", examples), base, task.prompt)
@@ -83,35 +90,61 @@ def heads(read: ReadSet) -> Iterator[Scored]:
     """Yield the posterior mean of a trained head, and its draws for each of `SEEDS`.
 
     For choices that come with a question, the heads that are fitted on a part of the inputs alone come first: the base
-    model's own log-probabilities, and a regression on states. The mean is recalibrated on the validation rows by
-    itself. The draws of every seed have the temperature and the lapse rate of the training, which go with the draws of
-    the first seed, and are what an adapter is served with.
+    model's own log-probabilities, and a regression on states.
     """
     began = time.perf_counter()
-    sampling = SamplingConfig(n_samples=N_SAMPLES_HEAD, seed=SEEDS[0])
     train, validation = read.train, read.validation
     trained = fit_parts(
-        read.config, train.features, train.rows, validation.features, validation.rows, sampling, _no_lora()
+        read.config, train.features, train.rows, validation.features, validation.rows, SAMPLING, NO_LORA
     )
     seconds = read.seconds + time.perf_counter() - began
     if train.rows[0].row.readout == "pointer":
         for part, method in ALONE.items():
             fitted = trained.fitted[part]
-            yield _under(method, read, fitted.head.mean(_no_lora().mean()), fitted.trial, seconds)
+            yield _under(method, read, fitted.head.mean(NO_LORA.mean()), fitted.trial, seconds)
+    yield from _mean_and_draws("head", read, trained, seconds)
+
+
+def heads_above_lora(base: BaseModel, read: ReadSet) -> Iterator[Scored]:
+    """Yield the same of a head above a LoRA in the upper two thirds of the layers, trained once with seed 0."""
+    began = time.perf_counter()
+    train, validation = read.train, read.validation
+    frozen = fit_parts(
+        read.config, train.features, train.rows, validation.features, validation.rows, SAMPLING, NO_LORA, ("both",)
+    )
+    n_layers = base.model.config.get_text_config().num_hidden_layers
+    layers = parse_layers(f"last:{n_layers - n_layers // 3}", n_layers)
+    modules = select_modules(base.model, linear_targets(base.model), layers)
+    lora = Posterior(modules, PosteriorConfig(method="lora"), seed=0)
+    with tempfile.TemporaryDirectory() as work_dir:
+        training = TrainConfig(work_dir=Path(work_dir), epochs=EPOCHS, batch_size=BATCH_SIZE)
+        trained = train_below(base, frozen, lora, train.rows, validation.rows, SAMPLING, training, None, ())
+    seconds = read.seconds + time.perf_counter() - began
+
+    def again(part: Rows) -> Rows:
+        below = lora.mean().to(base.device)
+        return Rows(part.rows, read_features(base.model, [*part.rows], read.config, below, "reading above the LoRA"))
+
+    foreign = again(read.foreign) if read.foreign is not None else None
+    under = read._replace(validation=again(validation), test=again(read.test), foreign=foreign)
+    yield from _mean_and_draws("head above a LoRA", under, trained, seconds)
+
+
+def _mean_and_draws(name: str, read: ReadSet, trained: TrainedHead, seconds: float) -> Iterator[Scored]:
+    """Yield a head's posterior mean and its draws.
+
+    The mean is recalibrated on the validation rows by itself. The draws of every seed have the temperature and the
+    lapse rate of the training, which go with the draws of the first seed, and are what an adapter is served with.
+    """
     mean = trained.posterior.mean()
     trial = trial_of(0.0, read.validation.under(mean), read.validation.rows)
-    yield _under("head, posterior mean", read, mean, trial, seconds)
+    yield _under(f"{name}, posterior mean", read, mean, trial, seconds)
     for seed in SEEDS:
         draws = trained.posterior.sample(N_SAMPLES_HEAD, generator_of(seed))
-        found = _under(f"head, {N_SAMPLES_HEAD} draws", read, draws, trained.trial, seconds)
-        yield replace(found, seed=seed)
+        yield replace(_under(f"{name}, {N_SAMPLES_HEAD} draws", read, draws, trained.trial, seconds), seed=seed)
 
 
 def _under(method: str, read: ReadSet, draws: HeadDraws, trial: Trial, seconds: float) -> Scored:
     foreign = read.foreign.under(draws) if read.foreign is not None else None
     recalibration = Recalibration(trial.temperature, lapse=trial.lapse)  # a head's scores have no length
     return Scored(method, read.test.under(draws), foreign, recalibration, seconds)
-
-
-def _no_lora() -> Posterior:
-    return Posterior({}, PosteriorConfig(method="lora"), seed=0)

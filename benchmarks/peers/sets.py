@@ -35,6 +35,7 @@ class TaskSet:
         foreign: rows that do not belong to the set, with a label that means nothing; may be empty.
         foreign_source: file name of the foreign rows, None if there are none.
         clear: (N,) mask of the test rows with one right answer, None if the set does not say.
+        with_lora: whether a LoRA is trained below the head too.
     """
 
     name: str
@@ -45,6 +46,7 @@ class TaskSet:
     foreign: tuple[Example, ...] = ()
     foreign_source: str | None = None
     clear: Tensor | None = None
+    with_lora: bool = False
 
 
 def load_set(name: str) -> TaskSet:
@@ -57,9 +59,10 @@ def load_set(name: str) -> TaskSet:
         return replace(_texts(name, TICKET, parts, TRIAGE / "out_of_scope.jsonl"), clear=clear)
     if name == "clinc150":
         parts = [_read(DATA / f"clinc150_{part}.jsonl") for part in ("train", "val", "test")]
-        return _texts(name, "{prompt}", parts, DATA / "clinc150_out_of_scope_test.jsonl")
+        task = _texts(name, "{prompt}", parts, DATA / "clinc150_out_of_scope_test.jsonl")
+        return replace(task, with_lora=True)
     parts = [*_divided(_read(DATA / f"{name}_train.jsonl")), _read(DATA / f"{name}_test.jsonl")]
-    return _texts(name, "{prompt}", parts, None)
+    return replace(_texts(name, "{prompt}", parts, None), with_lora=True)
 
 
 def _texts(name: str, template: str, parts: list[list[dict[str, Any]]], foreign: Path | None) -> TaskSet:

@@ -9,7 +9,16 @@ from torch import nn
 from blora.errors import ConfigError
 from blora.posterior.layer import LoraLinear, linear_shape
 
-__all__ = ["default_targets", "eject", "inject", "layer_index", "linear_modules", "parse_layers", "select_modules"]
+__all__ = [
+    "default_targets",
+    "eject",
+    "inject",
+    "layer_index",
+    "linear_modules",
+    "linear_targets",
+    "parse_layers",
+    "select_modules",
+]
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|layer|block)\.(\d+)(?:\.|$)")
 
@@ -71,6 +80,11 @@ def linear_modules(model: nn.Module) -> dict[str, tuple[int, int]]:
         if shape is not None and not isinstance(_parent(model, name), LoraLinear):
             shapes[name] = shape
     return shapes
+
+
+def linear_targets(model: nn.Module) -> tuple[str, ...]:
+    """Return the names, without their place, of every linear module of the decoder layers, as PEFT's `all-linear`."""
+    return tuple(sorted({name.rsplit(".", 1)[-1] for name in linear_modules(model) if layer_index(name) is not None}))
 
 
 def select_modules(model: nn.Module, targets: Sequence[str], layers: Iterable[int]) -> dict[str, tuple[int, int]]:

@@ -9,7 +9,15 @@ from transformers import PreTrainedModel
 
 from blora.errors import ConfigError, ShapeError
 from blora.posterior.draws import Draws, use_draws
-from blora.posterior.inject import default_targets, eject, inject, layer_index, parse_layers, select_modules
+from blora.posterior.inject import (
+    default_targets,
+    eject,
+    inject,
+    layer_index,
+    linear_targets,
+    parse_layers,
+    select_modules,
+)
 from blora.posterior.layer import LoraLinear
 from tests.scenarios import (
     ARCHITECTURES,
@@ -90,6 +98,12 @@ def test_layers_that_do_not_exist_are_refused(spec: str) -> None:
 def test_default_targets_are_pefts() -> None:
     assert default_targets("llama") == ("q_proj", "v_proj")
     assert default_targets("gpt2") == ("c_attn",)
+
+
+def test_linear_targets_are_every_linear_module_of_the_layers() -> None:
+    assert linear_targets(tiny_model()) == (
+        *("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"),
+    )
 
 
 def test_an_architecture_without_default_targets_is_refused() -> None:

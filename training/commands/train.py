@@ -75,7 +75,8 @@ def _parser() -> ArgumentParser:
     model.add_argument(
         "--target-modules",
         type=names,
-        help="names of the modules to adapt, separated by commas (default: PEFT's for this architecture)",
+        help="names of the modules to adapt, separated by commas (default: every linear one below a head, "
+        "otherwise PEFT's for this architecture)",
     )
     model.add_argument(
         "--head",
