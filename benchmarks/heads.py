@@ -1,8 +1,9 @@
 """What do the draws of a decision head cost?
 
 `python -m benchmarks.heads` answers tickets of the demo's test file in turn by: a forward pass that ends at the head's
-deepest states; the head's posterior mean; all draws of its bank; and a plain LoRA of rank 8 in the last twenty layers,
-which scores the texts of the choices in one pass. Ratios are medians over interleaved blocks, in one process.
+deepest states; that pass and the distance behind the familiarity; the head's posterior mean; all draws of its bank; and
+a plain LoRA of rank 8 in the last twenty layers, which scores the texts of the choices in one pass. Ratios are medians
+over interleaved blocks, in one process.
 """
 
 import json
@@ -12,6 +13,7 @@ from statistics import median, quantiles
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.server_process import ADAPTER, ROOT, TRIAGE
 from blora.config import PosteriorConfig, PromptConfig
@@ -20,7 +22,7 @@ from blora.inference.packing import PackedRow
 from blora.inference.reading import read_rows
 from blora.opening import open_adapter
 from blora.posterior.bank import SampleBank
-from blora.posterior.decision_head import HeadPosterior
+from blora.posterior.decision_head import Features, HeadPosterior
 from blora.posterior.inject import default_targets, inject, parse_layers, select_modules
 from blora.posterior.posterior import Posterior
 from blora.training.data import read_examples
@@ -53,8 +55,10 @@ def ratios(seconds: dict[str, list[float]], over: str) -> dict[str, dict[str, fl
 def measure() -> dict[str, Any]:
     """Return the result object."""
     base, adapter = open_adapter(ADAPTER, base_model=None, device="cpu", dtype="auto")
-    posterior, config = adapter.posterior, adapter.config
+    posterior, familiarity, config = adapter.posterior, adapter.familiarity, adapter.config
     assert isinstance(posterior, HeadPosterior)  # the demo has a head
+    assert familiarity is not None
+    head = posterior.head.config
     examples = read_examples(str(TRIAGE / "test.jsonl"), choices=config.prompt.choices)
     rows = [row.row for row in pack_examples(examples, base, config.prompt)]
     as_text = PromptConfig(template=config.prompt.template, choices=config.prompt.choices, choice_end="newline")
@@ -72,9 +76,10 @@ def measure() -> dict[str, Any]:
         return lambda own, _: score_all(base.model, own, draws, max_batch_tokens=BATCH_TOKENS)
 
     ways: dict[str, Way] = {
-        "pass": lambda own, _: read_rows(base.model, own, posterior.head.config, empty),
+        "pass": lambda own, _: read_rows(base.model, own, head, empty),
         "mean": scored(mean),
         "draws": scored(bank.draws),
+        "familiarity": lambda own, _: familiarity.distance(_prompts(read_rows(base.model, own, head, empty))),
         "lora": lambda _, own: score_all(base.model, own, lora, max_batch_tokens=BATCH_TOKENS),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -100,6 +105,11 @@ def measure() -> dict[str, Any]:
         "revision": revision(),
         "command": "python -m benchmarks.heads",
     }
+
+
+def _prompts(features: Features) -> Tensor:
+    assert features.prompt is not None  # `read_rows` reads them
+    return features.prompt
 
 
 def main() -> None:

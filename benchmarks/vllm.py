@@ -43,7 +43,7 @@ async def answers(engine: Engine, examples: Sequence[Example], n_samples: int) -
     began = time.perf_counter()
     found: list[Tensor] = []
     for start in range(0, len(jobs), AT_ONCE):
-        found += [probs.mean(0) for probs in await engine.run(jobs[start : start + AT_ONCE])]
+        found += [each.probs.mean(0) for each in await engine.run(jobs[start : start + AT_ONCE])]
     return found, time.perf_counter() - began
 
 

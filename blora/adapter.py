@@ -4,6 +4,7 @@ bayesian_config.json                             the settings: everything needed
 adapter_config.json, adapter_model.safetensors   the posterior-mean LoRA, which PEFT and vLLM load
 posterior.safetensors                            the posterior over the LoRA
 head.safetensors                                 the decision head and its posterior
+familiarity.safetensors                          how familiar questions look in the head's states
 README.md                                        the model card
 calibration.json                                 the calibrations, see `blora.calibration_file`; not digested
 
@@ -20,23 +21,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import LoraConfig
 from safetensors.torch import save_file
-from torch import Tensor
 
 from blora.atomic import new_folder
 from blora.base_model import BaseModel
 from blora.calibration_file import CALIBRATION_FILE
 from blora.config import FORMAT_VERSION, AdapterConfig, BaseModelRef
 from blora.decision.abstention import Policy
-from blora.errors import AdapterError, ConfigError, NumericalError
+from blora.decision.familiarity import MOST_BYTES, Familiarity, familiarity_shapes, stored_bytes
+from blora.errors import AdapterError, ConfigError
 from blora.files import TensorsFile, file_digest, read_json
-from blora.lora import LORA_CONFIG_FILE, WEIGHTS_FILE, check_tensors, factor_shapes, read_tensors, tensor_name
+from blora.lora import LORA_CONFIG_FILE, WEIGHTS_FILE, check_tensors, factor_shapes, read_tensors
 from blora.model_card import model_card
+from blora.peft_files import check_mean, check_peft_config, peft_config, peft_tensors
 from blora.posterior.decision_head import DecisionHead, HeadPosterior, head_bytes, head_shapes
-from blora.posterior.draws import Draws
-from blora.posterior.inject import inject, layer_index, linear_modules
-from blora.posterior.layer import LoraLinear
+from blora.posterior.inject import inject, linear_modules
 from blora.posterior.posterior import Posterior
 from blora.posterior.sizes import memory_bytes, tensor_shapes
 
@@ -45,8 +44,6 @@ __all__ = [
     "attach",
     "check_output",
     "load_adapter",
-    "peft_config",
-    "peft_tensors",
     "read_config",
     "save_adapter",
 ]
@@ -55,7 +52,8 @@ CONFIG_FILE = "bayesian_config.json"
 POSTERIOR_FILE = "posterior.safetensors"
 CARD_FILE = "README.md"
 HEAD_FILE = "head.safetensors"
-DIGESTED = (LORA_CONFIG_FILE, WEIGHTS_FILE, CONFIG_FILE, POSTERIOR_FILE, HEAD_FILE)
+FAMILIARITY_FILE = "familiarity.safetensors"
+DIGESTED = (LORA_CONFIG_FILE, WEIGHTS_FILE, CONFIG_FILE, POSTERIOR_FILE, HEAD_FILE, FAMILIARITY_FILE)
 OF_LORA = (LORA_CONFIG_FILE, WEIGHTS_FILE, POSTERIOR_FILE)
 # A git commit, or the digest of a file or of the tensors in files: equal hashes mean equal weights.
 CONTENT_HASH = re.compile("[0-9a-f]{40}|sha256:[0-9a-f]{64}")
@@ -63,13 +61,6 @@ CONTENT_HASH = re.compile("[0-9a-f]{40}|sha256:[0-9a-f]{64}")
 UNFINISHED_FILE = f"{CONFIG_FILE}.old"
 # Formats that can run code when they are opened.
 UNSAFE_SUFFIXES = {".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"}
-# Settings that determine the update that PEFT computes from the weights.
-PEFT_SETTINGS = (
-    *("peft_type", "r", "lora_alpha", "target_modules", "layers_to_transform", "fan_in_fan_out"),
-    *("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "exclude_modules"),
-)
-# Largest allowed difference between PEFT's weights and the posterior's mean: float32 rounding on another processor.
-MEAN_TOLERANCE = 1e-4
 # Advice for error messages about a file that cannot be used.
 MEND = "restore it or train again"
 
@@ -84,6 +75,7 @@ class Adapter:
         digest: sha256:<hex> of the adapter's contents.
         config: settings of the adapter.
         posterior: posterior over the LoRA factors, or over the head above a LoRA, float32 on the CPU.
+        familiarity: distance from the training rows, float32 on the CPU; None without one.
     """
 
     name: str
@@ -91,6 +83,7 @@ class Adapter:
     digest: str
     config: AdapterConfig
     posterior: Posterior | HeadPosterior
+    familiarity: Familiarity | None = None
 
 
 def attach(base: BaseModel, adapter: Adapter) -> None:
@@ -115,7 +108,11 @@ def check_output(path: Path | str) -> None:
 
 
 def save_adapter(
-    path: Path | str, posterior: Posterior | HeadPosterior, config: AdapterConfig, base: BaseModel
+    path: Path | str,
+    posterior: Posterior | HeadPosterior,
+    config: AdapterConfig,
+    base: BaseModel,
+    familiarity: Familiarity | None = None,
 ) -> None:
     """Write an adapter directory; a new one appears complete or not at all.
 
@@ -133,6 +130,9 @@ def save_adapter(
             head = {name: tensor.contiguous() for name, tensor in posterior.head.tensors().items()}
             head["directions"] = head["directions"].half()
             save_file(head, partial / HEAD_FILE, metadata={"format": "pt"})
+        if familiarity is not None:
+            tensors = {name: tensor.contiguous() for name, tensor in familiarity.tensors().items()}
+            save_file(tensors, partial / FAMILIARITY_FILE, metadata={"format": "pt"})
         if config.modules:
             _save_lora(partial, posterior.lora if isinstance(posterior, HeadPosterior) else posterior, config, base)
         (partial / CONFIG_FILE).write_text(json.dumps(config.to_dict(), indent=2) + "\n")
@@ -202,9 +202,10 @@ def load_adapter(
     _check_memory(config, folder, max_memory_bytes)
     lora = _read_lora(folder, config, base) if config.modules else Posterior({}, config.posterior, seed=0)
     posterior = HeadPosterior(_read_head(folder, config, base), lora) if config.head is not None else lora
+    familiarity = _read_familiarity(folder, config) if config.familiarity is not None else None
     if _files(folder) != files or _digest(folder, files) != digest:
         raise AdapterError(f"got adapter {folder}, whose files were replaced while they were read; load it again")
-    return Adapter(name or folder.resolve().name, folder, digest, config, posterior)
+    return Adapter(name or folder.resolve().name, folder, digest, config, posterior, familiarity)
 
 
 def _read_lora(folder: Path, config: AdapterConfig, base: BaseModel) -> Posterior:
@@ -213,8 +214,8 @@ def _read_lora(folder: Path, config: AdapterConfig, base: BaseModel) -> Posterio
     check_tensors(tensors, shapes)
     check_tensors(weights, factor_shapes(config.modules, config.posterior.rank))
     posterior = _posterior(config, tensors)
-    _check_peft_config(folder / LORA_CONFIG_FILE, config, base)
-    _check_mean(weights, posterior)
+    check_peft_config(folder / LORA_CONFIG_FILE, config, base)
+    check_mean(weights, posterior)
     return posterior
 
 
@@ -230,6 +231,26 @@ def _read_head(folder: Path, config: AdapterConfig, base: BaseModel) -> Decision
     return DecisionHead(head, **{name: tensor.float() for name, tensor in tensors.items()})
 
 
+def _read_familiarity(folder: Path, config: AdapterConfig) -> Familiarity:
+    settings, head = config.familiarity, config.head
+    assert settings is not None  # the caller has checked it
+    assert head is not None  # a familiarity comes with one
+    if settings.n_states != head.n_states:
+        raise AdapterError(
+            f"got a familiarity of {settings.n_states} states, expected {head.n_states}, the head's; {MEND}"
+        )
+    if (size := stored_bytes(settings)) > MOST_BYTES:
+        raise AdapterError(f"got a familiarity of {size} bytes, expected at most {MOST_BYTES}; {MEND}")
+    shapes = familiarity_shapes(settings)
+    file = TensorsFile(folder / FAMILIARITY_FILE, mend=MEND)
+    check_tensors(file, shapes.items())
+    found = read_tensors(file, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
+    for name in ("scale", "variances", "residual", "spread"):
+        if not bool((found[name] > 0).all()):
+            raise AdapterError(f"got a familiarity whose {name} is not positive; {MEND}")
+    return Familiarity.of(settings, found)
+
+
 def _files(folder: Path) -> tuple[str, ...]:
     """Return the names of the digested files that an adapter's settings require, and check that they exist."""
     if not folder.is_dir():
@@ -238,7 +259,11 @@ def _files(folder: Path) -> tuple[str, ...]:
         raise AdapterError(f"got {', '.join(unsafe)} in adapter {folder}, expected safetensors only; remove the rest")
     _check_present(folder, (CONFIG_FILE,))
     config = read_config(folder)
-    absent = (*(() if config.modules else OF_LORA), *(() if config.head is not None else (HEAD_FILE,)))
+    absent = (
+        *(() if config.modules else OF_LORA),
+        *(() if config.head is not None else (HEAD_FILE,)),
+        *(() if config.familiarity is not None else (FAMILIARITY_FILE,)),
+    )
     files = tuple(name for name in DIGESTED if name not in absent)
     _check_present(folder, files)
     return files
@@ -280,6 +305,8 @@ def _check_memory(config: AdapterConfig, folder: Path, most: int | None) -> None
     needed = memory_bytes(config.modules, config.posterior, n_samples)
     if config.head is not None:
         needed += head_bytes(head_shapes(config.head, config.prompt), n_samples)
+    if config.familiarity is not None:
+        needed += 4 * stored_bytes(config.familiarity)  # in float32, on the CPU and on the device
     if most is not None and needed > most:
         raise AdapterError(
             f"got adapter {folder}, whose posterior and {config.sampling.n_samples} draws take {needed / 2**20:.0f} "
@@ -329,37 +356,6 @@ def _same_weights(wanted: BaseModelRef, found: BaseModelRef) -> bool:
     return wanted.revision == found.revision and CONTENT_HASH.fullmatch(wanted.revision or "") is not None
 
 
-def _check_peft_config(file: Path, config: AdapterConfig, base: BaseModel) -> None:
-    """Raise an error if PEFT, under its config, would compute something other than the posterior's mean."""
-    found = read_json(file, mend=MEND)
-    expected = peft_config(config, base).to_dict()  # type: ignore[no-untyped-call]
-    for name in PEFT_SETTINGS:
-        wanted, got = (_plain(values.get(name)) for values in (expected, found if isinstance(found, dict) else {}))
-        if wanted != got:
-            raise AdapterError(f"got {name} = {got!r} in {file}, expected {wanted!r}; restore the file or train again")
-
-
-def _plain(value: object) -> object:
-    """Return a setting as JSON would restore it, with sets as sorted lists."""
-    return sorted(value) if isinstance(value, set | list) else getattr(value, "value", value)
-
-
-def _check_mean(file: TensorsFile, posterior: Posterior) -> None:
-    try:
-        expected = peft_tensors(posterior.mean())
-    except NumericalError as exc:
-        raise AdapterError(f"got a posterior without a mean ({exc}); train again") from exc
-    for name, tensor in read_tensors(file, expected).items():
-        if not bool(expected[name].isfinite().all()):
-            raise AdapterError(f"got a posterior whose mean of {name} is not finite; train again")
-        difference = (tensor.float() - expected[name]).abs().max().item()
-        if difference > MEAN_TOLERANCE * max(1.0, expected[name].abs().max().item()):
-            raise AdapterError(
-                f"got {name} in {file.file.name} off the posterior's mean by {difference:.2g}; "
-                "the two files come from different adapters"
-            )
-
-
 def _digest(folder: Path, files: Sequence[str]) -> str:
     lines = [f"{file_digest(folder / name, mend=MEND)}  {name}\n" for name in files]
     return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
@@ -369,32 +365,3 @@ def _disk_name(key: str) -> str:
     """Return `A.model/layers/0/q_proj.Z_r` of the state dict as `model.layers.0.q_proj.A.Z_r`."""
     side, module, rest = key.split(".", 2)
     return f"{module.replace('/', '.')}.{side}.{rest}"
-
-
-def peft_tensors(draw: Draws) -> dict[str, Tensor]:
-    """Return the first draw of several, or a mean, under PEFT's tensor names."""
-    tensors = {}
-    for name, factors in draw.factors.items():
-        tensors[tensor_name(name, "A")] = factors.A[0].contiguous()
-        tensors[tensor_name(name, "B")] = factors.B[0].contiguous()
-    return tensors
-
-
-def peft_config(config: AdapterConfig, base: BaseModel) -> LoraConfig:
-    """Return PEFT's settings for the posterior's mean, or for a draw."""
-    layers = sorted({index for name in config.modules if (index := layer_index(name)) is not None})
-    whole = len(layers) == base.model.config.get_text_config().num_hidden_layers
-    first = base.model.get_submodule(next(iter(config.modules)))
-    wrapped = first.base if isinstance(first, LoraLinear) else first
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=config.base_model.id,
-        revision=config.base_model.revision,
-        r=config.posterior.rank,
-        lora_alpha=config.posterior.alpha,  # type: ignore[arg-type]  # alpha need not be an integer
-        lora_dropout=0.0,
-        target_modules=list(config.target_modules),
-        layers_to_transform=None if whole else layers,
-        fan_in_fan_out=not isinstance(wrapped, torch.nn.Linear),
-        inference_mode=True,
-    )

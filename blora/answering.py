@@ -17,10 +17,11 @@ from blora.client import answers
 from blora.decision.stopping import looks
 from blora.errors import BloraError, PromptError
 from blora.inference.packing import PackedRow, pack
+from blora.posterior.decision_head import Features
 from blora.server.batch.rows import question_of
 from blora.server.engines.handle import AdapterHandle
-from blora.server.engines.jobs import draws_suffice, probabilities
-from blora.server.engines.protocol import Job, Stop
+from blora.server.engines.jobs import draws_suffice, outcome
+from blora.server.engines.protocol import Job, Outcome, Stop
 from blora.server.errors import ServerError
 from blora.server.prediction.policies import InForce, policy_for
 from blora.server.prediction.response import answered
@@ -69,11 +70,18 @@ def answer_all(
     asked = [_caught(partial(_ask, base, handle, question, *more)) for question in questions]
     rows = [one.row for one in asked if isinstance(one, _Asked)]
     began = time.perf_counter()
-    scores = score_packed(base.model, rows, handle.bank.draws, about="predicting").unbind(1) if rows else ()
+    distances: list[float | None] = [None] * len(rows)
+
+    def measure(places: Sequence[int], features: Features) -> None:
+        for place, distance in zip(places, handle.distances(features), strict=True):
+            distances[place] = distance
+
+    draws = handle.bank.draws
+    scores = score_packed(base.model, rows, draws, about="predicting", read=measure).unbind(1) if rows else ()
     seconds = time.perf_counter() - began
-    scored = iter(scores)
+    scored = zip(scores, distances, strict=True)
     return [
-        one if isinstance(one, BloraError) else _caught(partial(_answer, base, handle, one, next(scored), seconds))
+        one if isinstance(one, BloraError) else _caught(partial(_answer, base, handle, one, *next(scored), seconds))
         for one in asked
     ]
 
@@ -123,9 +131,14 @@ def _ask(
 
 
 def _answer(
-    base: BaseModel, handle: AdapterHandle, asked: _Asked, log_probs: Tensor, seconds: float
+    base: BaseModel,
+    handle: AdapterHandle,
+    asked: _Asked,
+    log_probs: Tensor,
+    distance: float | None,
+    seconds: float,
 ) -> answers.Prediction:
-    """Return the prediction from a row's log-probabilities (S, C).
+    """Return the prediction from a row's log-probabilities (S, C), and its distance from the training rows.
 
     Raises:
         NumericalError: if a probability is not finite.
@@ -134,10 +147,11 @@ def _answer(
     policy, error = in_force.policy if in_force else None, handle.config.sampling.stop_error
     stop = Stop(policy, error) if policy is not None and error is not None else None
     job = Job(handle, row, len(log_probs), None, stop)
-    probs = probabilities(job, log_probs[:, : row.n_choices], f"{base.device} in {base.dtype}")
+    found = outcome(job, log_probs[:, : row.n_choices], distance, f"{base.device} in {base.dtype}")
+    probs = found.probs
     if stop is not None:  # drop the draws that the server would not have taken
         probs = probs[: next((n for n in looks(len(probs)) if draws_suffice(job, probs[:n])), len(probs))]
-    done = Completed(probs, queue_s=0.0, compute_s=seconds)
+    done = Completed(Outcome(probs, found.familiarity), queue_s=0.0, compute_s=seconds)
     return answered(asked.request, job, in_force, done, model=base.name).response
 
 

@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 from blora.checks import require
 from blora.errors import ConfigError
+from blora.head_config import MOST_CHOICES, FamiliarityConfig, FamiliarityKind, HeadConfig
 
 __all__ = [
     "FORMAT_VERSION",
@@ -16,6 +17,8 @@ __all__ = [
     "AdapterConfig",
     "BaseModelRef",
     "ChoiceEnd",
+    "FamiliarityConfig",
+    "FamiliarityKind",
     "FamilyName",
     "HeadConfig",
     "MethodName",
@@ -28,10 +31,6 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
-# Limit for a fixed label set.
-MOST_CHOICES = 255
-# Limits for what a head reads and stores.
-MOST_DEPTHS, MOST_STATES, MOST_DIRECTIONS, MOST_GRAMS = 64, 2**20, 4096, 2**20
 # Limit for the inducing weights of a flow, whose masks grow with the square of the number of weights.
 MOST_FLOW_WEIGHTS = 1024
 # Power 0 sums log-probabilities over tokens, 1 averages them; the range is symmetric around 1.
@@ -120,41 +119,6 @@ def _of_one_mode(posterior: Any) -> Any:
             "the adapter again"
         )
     return {name: value for name, value in posterior.items() if name != "modes"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeadConfig:
-    """Settings of a decision head, beside `PromptConfig.readout`, which names its kind.
-
-    Attributes:
-        depths: decoder layers whose inputs are read; the number of layers stands for the input of the output head.
-        n_states: number of values that are read at all depths together.
-        n_directions: number of directions on which the standardised states are projected.
-        n_grams: number of buckets into which the prompt's character n-grams are hashed, for a linear head; 0 for none.
-    """
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-
-    depths: tuple[int, ...]
-    n_states: int
-    n_directions: int
-    n_grams: int = 0
-
-    def __post_init__(self) -> None:
-        require(
-            0 < len(self.depths) <= MOST_DEPTHS
-            and self.depths[0] >= 0
-            and list(self.depths) == sorted(set(self.depths)),
-            f"depths = {list(self.depths)}",
-            f"1 to {MOST_DEPTHS} layers in rising order",
-        )
-        for name, least, most in (
-            ("n_states", 1, MOST_STATES),
-            ("n_directions", 1, MOST_DIRECTIONS),
-            ("n_grams", 0, MOST_GRAMS),
-        ):
-            value = getattr(self, name)
-            require(least <= value <= most, f"{name} = {value}", f"{least} to {most}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -301,6 +265,7 @@ class AdapterConfig:
         prompt: settings of prompts and scoring.
         sampling: settings of the sample bank.
         head: settings of the decision head, which has the posterior then, above a plain LoRA or none; None without one.
+        familiarity: settings of the familiarity, which reads the head's states; None without one.
         policy: the owner's thresholds for withholding answers, None for no policy.
         training: training record for the model card: settings, data digests, validation metrics.
         format_version: version of the file format.
@@ -315,6 +280,7 @@ class AdapterConfig:
     prompt: PromptConfig
     sampling: SamplingConfig
     head: HeadConfig | None = None
+    familiarity: FamiliarityConfig | None = None
     policy: dict[str, float] | None = None
     training: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
@@ -330,6 +296,17 @@ class AdapterConfig:
             self.head is None or (self.posterior.method == "lora" and self.sampling.stop_error is None),
             f"a head above method {self.posterior.method} with stop_error {self.sampling.stop_error}",
             "method lora and no stop_error: the head has the posterior, and all of its draws take one pass",
+        )
+
+        require(
+            self.familiarity is None or (self.head is not None and self.familiarity.depths == self.head.depths),
+            "a familiarity without a head at its depths",
+            "the head whose states it reads",
+        )
+        require(
+            self.familiarity is not None or "min_familiarity" not in (self.policy or {}),
+            "policy min_familiarity without a familiarity",
+            "another threshold",
         )
 
     def to_dict(self) -> dict[str, Any]:

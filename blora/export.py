@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from blora.adapter import Adapter, peft_config, peft_tensors
+from blora.adapter import Adapter
 from blora.atomic import new_folder
 from blora.base_model import BaseModel
 from blora.errors import AdapterError
 from blora.lora import WEIGHTS_FILE
+from blora.peft_files import peft_config, peft_tensors
 from blora.posterior.decision_head import HeadPosterior
 from blora.posterior.noise import generator_of
 

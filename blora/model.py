@@ -166,6 +166,7 @@ class Model:
         coverage: float = 0.9,
         seed: int = 0,
         score: "ScoreName | None" = None,
+        max_false_alarms: float = 0.05,
         columns: Mapping[str, str] | None = None,
         split: str = "test",
         limit: int | None = None,
@@ -182,6 +183,7 @@ class Model:
             seed: seed of the division into rows that choose thresholds and rows that prove them.
             score: score that gets the threshold; by default the score with the highest expected coverage on the
                 choosing rows.
+            max_false_alarms: largest share of familiar questions to withhold as unfamiliar; 1 withholds none.
             columns: the rows' names for columns with other names, as for `blora.train`.
             split: split of a hub data set.
             limit: number of rows to use, from the top; None for all.
@@ -194,7 +196,14 @@ class Model:
         from blora.training.calibrate import calibrate_adapter
         from blora.training.data import read_examples
 
-        goal = Goal(target_risk=target_risk, delta=delta, coverage=coverage, seed=seed, score=score)
+        goal = Goal(
+            target_risk=target_risk,
+            delta=delta,
+            coverage=coverage,
+            seed=seed,
+            score=score,
+            max_false_alarms=max_false_alarms,
+        )
         fixed = self.adapter.config.prompt.choices
         examples = read_examples(rows, choices=fixed, split=split, columns=columns, limit=limit)
         calibration = calibrate_adapter(self.adapter, self.base, examples, goal, split=split)

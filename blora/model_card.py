@@ -17,6 +17,9 @@ OF_HEAD = (
     "draws from the posterior and answers with calibrated probabilities, or abstains.",
 )
 
+# What a familiarity measures, by kind.
+KINDS = {"gaussian": "the distance", "direction": "the direction", "both": "the distance and the direction"}
+
 
 def model_card(config: AdapterConfig, name: str) -> str:
     """Return the model card as Markdown with the hub's front matter.
@@ -37,6 +40,10 @@ def model_card(config: AdapterConfig, name: str) -> str:
         f"{sampling.lapse:.3g}",
         "policy of the adapter": _policy(config.policy),
     }
+    if config.familiarity is not None:
+        facts["familiarity"] = (
+            f"by {KINDS[config.familiarity.kind]} of the prompt's states, among those of the training rows"
+        )
     if config.modules:
         facts["rank, alpha"] = f"{posterior.rank}, {posterior.alpha:g}"
         facts["target modules"] = f"{', '.join(config.target_modules)} ({len(config.modules)} modules)"

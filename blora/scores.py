@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "DRAWN",
     "SCORES",
     "TABLE",
     "Score",
@@ -40,12 +41,14 @@ class Score:
             score is an uncertainty with 0 at certainty.
         unit: unit of the values; empty for a share.
         range: function from the numbers of choices and draws to the smallest and the largest possible value.
-        of: function from recalibrated probabilities (S, B, C), one slice per posterior draw, to values (B,).
+        of: function from recalibrated probabilities (S, B, C), one slice per posterior draw, to values (B,); None for a
+            score of the question alone, which not every adapter has.
         parts: function from the same probabilities to numbers (S, B, K) for each draw. The score is the smallest of
             the K means over draws, so that the spread of these numbers bounds the effect of further draws; see
             `blora.decision.stopping`.
         rises_with_draws: whether few draws underestimate the score, by up to the mutual information / (S - 1).
         fewest_draws: smallest number of draws for which the score is defined.
+        why: name of the reason to abstain, if it is not the usual one.
         has_threshold: whether policies have a threshold on the score; if not, answers only report it.
         always_reported: whether the answers of every server version have the score; False for scores added later.
         meaning: a sentence for metrics and documents.
@@ -56,10 +59,11 @@ class Score:
     high_is_certain: bool
     unit: Literal["", "nats"] = ""
     range: Callable[[int, int], tuple[float, float]]
-    of: "Callable[[Tensor], Tensor]"
-    parts: "Callable[[Tensor], Tensor]"
+    of: "Callable[[Tensor], Tensor] | None" = None
+    parts: "Callable[[Tensor], Tensor] | None" = None
     rises_with_draws: bool = False
     fewest_draws: int = 1
+    why: str = ""
     has_threshold: bool = True
     always_reported: bool = False
     meaning: str
@@ -83,7 +87,7 @@ class Score:
     @property
     def reason(self) -> str:
         """The name of the reason to abstain when the threshold fails."""
-        return f"{'low' if self.high_is_certain else 'high'}_{self.name}"
+        return self.why or f"{'low' if self.high_is_certain else 'high'}_{self.name}"
 
     @property
     def failure(self) -> str:
@@ -102,6 +106,7 @@ class Score:
 
     def values(self, probs: "Tensor") -> "Tensor":
         """Return the score (B,) of probabilities (S, B, C), clamped to its range against rounding."""
+        assert self.of is not None  # a score in DRAWN
         return self.of(probs).clamp(0.0, self.greatest) + 0.0  # turns -0.0 into 0.0
 
     def certainty(self, values: "Tensor") -> "Tensor":
@@ -261,7 +266,18 @@ TABLE = (
         meaning="Difference in probability between the leading choice and the second one.",
         noun="margin between the two leading choices",
     ),
+    Score(
+        name="familiarity",
+        high_is_certain=True,
+        range=lambda *_: (0.0, 1.0),
+        why="unfamiliar_question",
+        meaning="Conformal p-value of the question: the share of familiar questions that are at least as unusual.",
+        noun="familiarity",
+    ),
 )
+
+DRAWN = {score.name: score for score in TABLE if score.of is not None}
+"""The scores that the draws of an answer determine, by name."""
 
 SCORES = {score.name: score for score in TABLE if score.has_threshold}
 """The scores on which policies have thresholds, by name."""
@@ -273,5 +289,9 @@ else:
 
 
 def scores_of(probs: "Tensor") -> "dict[ScoreName, Tensor]":
-    """Return the values (N,) of each score in `SCORES` that S draws suffice for, from probs (S, N, C)."""
-    return {name: score.values(probs) for name, score in SCORES.items() if len(probs) >= score.fewest_draws}
+    """Return the values (N,) of each score with a threshold that S draws suffice for, from probs (S, N, C)."""
+    return {
+        name: score.values(probs)
+        for name, score in DRAWN.items()
+        if score.has_threshold and len(probs) >= score.fewest_draws
+    }

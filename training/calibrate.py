@@ -1,6 +1,8 @@
 """Calibration of an adapter on labelled rows that it has not seen, written into the adapter's directory."""
 
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -11,6 +13,7 @@ from blora.decision.asks import AskedRows, earlier_asks
 from blora.decision.calibrate import calibrate
 from blora.decision.calibration import Binding, Calibration, FormName, Goal
 from blora.posterior.bank import SampleBank
+from blora.posterior.decision_head import Features
 from blora.training.data import ExampleSet
 from blora.training.evaluate import predict_all
 from blora.training.overlap import check_distinct, check_unseen, fingerprints
@@ -43,6 +46,8 @@ def calibrate_adapter(
     check_unseen(adapter.config.training, examples)
     check_distinct(examples)
     rows = pack_examples(examples, base, prompt)
+    if adapter.familiarity is None:
+        goal = replace(goal, max_false_alarms=1.0)
     goal.check_rows(len(rows))
     asked = AskedRows(
         adapter_digest=adapter.digest,
@@ -53,7 +58,14 @@ def calibrate_adapter(
     )
     earlier = earlier_asks(remembered, asked, goal.ask)
     bank = SampleBank.draw(adapter.posterior, adapter.digest, sampling.n_samples, sampling.seed)
-    log_probs = predict_all(base.model, rows, bank.draws, about="calibrating")
+    familiarity = adapter.familiarity.to(base.device) if adapter.familiarity is not None else None
+    distances = torch.zeros(len(rows))
+
+    def measure(places: Sequence[int], features: Features) -> None:
+        if familiarity is not None and features.prompt is not None:
+            distances[list(places)] = familiarity.distance(features.prompt).cpu()
+
+    log_probs = predict_all(base.model, rows, bank.draws, about="calibrating", read=measure)
     calibration_file.remember(path, asked)  # recorded before the result is known, so that a failed ask counts
     calibration = calibrate(
         log_probs,
@@ -65,6 +77,7 @@ def calibrate_adapter(
         split=split,
         forms=[_form(example.kind) for example in examples.examples],
         earlier=earlier,
+        distances=distances if familiarity is not None else None,
     )
     calibration_file.store(path, calibration)
     level = calibration.default_level

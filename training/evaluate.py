@@ -1,7 +1,7 @@
 """Evaluation of an adapter, or of the untouched base model, on labelled rows."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,13 +14,13 @@ from blora.decision.metrics import Metrics, metrics
 from blora.decision.temperature import temper
 from blora.inference.branches import score_all
 from blora.inference.packing import PackedRow
-from blora.posterior.decision_head import HeadDraws
+from blora.posterior.decision_head import Features, HeadDraws
 from blora.posterior.draws import Draws
 from blora.scores import mutual_information, predictive_mean
 from blora.training.progress import rows_bar
 from blora.training.rows import LabelledRow, labels_of
 
-__all__ = ["Evaluation", "evaluate", "evaluate_nested", "predict_all", "score_packed"]
+__all__ = ["Evaluation", "batch_tokens", "evaluate", "evaluate_nested", "predict_all", "score_packed"]
 
 # Most padded tokens per forward pass: on a CPU small batches of equal lengths are faster than large padded ones.
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 512, 16384
@@ -77,7 +77,12 @@ def evaluate_nested(
 
 
 def predict_all(
-    model: PreTrainedModel, rows: Sequence[LabelledRow], draws: Draws | HeadDraws | None, *, about: str = "scoring"
+    model: PreTrainedModel,
+    rows: Sequence[LabelledRow],
+    draws: Draws | HeadDraws | None,
+    *,
+    about: str = "scoring",
+    read: Callable[[Sequence[int], Features], object] = lambda places, features: None,
 ) -> Tensor:
     """Return the log-probabilities (S, N, C) of the choices under every draw, -inf beyond a row's last choice.
 
@@ -86,18 +91,28 @@ def predict_all(
         rows: N labelled rows.
         draws: S draws, or None for the base model.
         about: label of the progress bar.
+        read: called with the places of rows and the features that a head reads of them.
     """
-    return score_packed(model, [row.row for row in rows], draws, about=about)
+    return score_packed(model, [row.row for row in rows], draws, about=about, read=read)
 
 
 def score_packed(
-    model: PreTrainedModel, rows: Sequence[PackedRow], draws: Draws | HeadDraws | None, *, about: str
+    model: PreTrainedModel,
+    rows: Sequence[PackedRow],
+    draws: Draws | HeadDraws | None,
+    *,
+    about: str,
+    read: Callable[[Sequence[int], Features], object] = lambda places, features: None,
 ) -> Tensor:
     """Return the log-probabilities of rows without labels; see `predict_all`."""
     draws = draws.to(model.device) if draws is not None else None
-    budget = CPU_BATCH_TOKENS if model.device.type == "cpu" else GPU_BATCH_TOKENS
     with rows_bar(len(rows), about) as bar:
-        return score_all(model, rows, draws, max_batch_tokens=budget, done=bar.update)
+        return score_all(model, rows, draws, max_batch_tokens=batch_tokens(model), done=bar.update, read=read)
+
+
+def batch_tokens(model: PreTrainedModel) -> int:
+    """Return the most padded tokens of a forward pass that a model's device handles fast."""
+    return CPU_BATCH_TOKENS if model.device.type == "cpu" else GPU_BATCH_TOKENS
 
 
 def _summarize(log_probs: Tensor, labels: Tensor, sampling: SamplingConfig, seconds: float) -> Evaluation:

@@ -11,12 +11,11 @@ from blora.inference.packing import by_length
 from blora.inference.reading import read_rows
 from blora.posterior.decision_head import Features
 from blora.posterior.draws import Draws
+from blora.training.evaluate import batch_tokens
 from blora.training.progress import rows_bar
 from blora.training.rows import LabelledRow
 
 __all__ = ["read_features"]
-
-BATCH_TOKENS = 2048
 
 
 @torch.no_grad()
@@ -27,16 +26,18 @@ def read_features(
     packed = [row.row for row in rows]
     n_choices = max(row.n_choices for row in packed)
     states: list[Tensor] = [torch.empty(0)] * len(rows)
-    counts = list(states)
+    counts, prompts = list(states), list(states)
     with rows_bar(len(rows), about) as bar:
-        for picked in by_length(packed, BATCH_TOKENS):
+        for picked in by_length(packed, batch_tokens(model)):
             found = read_rows(model, [packed[i] for i in picked], config, lora)
+            assert found.prompt is not None  # `read_rows` reads it
             for place, i in enumerate(picked):
                 states[i], counts[i] = found.states[place].cpu(), found.counts[place].cpu()
+                prompts[i] = found.prompt[place].cpu()
             bar.update(len(picked))
     if states[0].ndim == 2:  # (C, F)
         states, counts = ([_longer(part, n_choices) for part in parts] for parts in (states, counts))
-    return Features(torch.stack(states), torch.stack(counts))
+    return Features(torch.stack(states), torch.stack(counts), torch.stack(prompts))
 
 
 def _longer(values: Tensor, n_choices: int) -> Tensor:

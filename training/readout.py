@@ -5,16 +5,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import Tensor
 from transformers import TrainerCallback
 
 from blora.base_model import BaseModel
 from blora.config import HeadConfig, PosteriorConfig, SamplingConfig
+from blora.decision.familiarity import Familiarity
 from blora.decision.metrics import Metrics
 from blora.inference.reading import trunk_of
 from blora.posterior.decision_head import Features, HeadPosterior
 from blora.posterior.inject import inject
 from blora.posterior.posterior import Posterior
 from blora.training.config import HEAD_SCALES, TOLERANCE_NATS, TrainConfig
+from blora.training.familiarity import fit_familiarity
 from blora.training.features import read_features
 from blora.training.head import PARTS, FittedHead, Regression, fit_head
 from blora.training.head_objective import HeadObjective
@@ -58,6 +62,7 @@ class TrainedHead:
         trial: recalibration and metrics on the validation rows.
         parts: what simpler methods reach, and the head itself last.
         fitted: the head of each of `PARTS`, without draws.
+        familiarity: distance from the training rows.
     """
 
     posterior: HeadPosterior
@@ -65,6 +70,7 @@ class TrainedHead:
     trial: Trial
     parts: tuple[Part, ...]
     fitted: dict[str, FittedHead]
+    familiarity: Familiarity
 
 
 def default_head(n_layers: int, hidden_size: int, *, linear: bool) -> HeadConfig:
@@ -175,4 +181,27 @@ def fit_parts(
     trial = choose(try_scales(score, validation, HEAD_SCALES), TOLERANCE_NATS)
     posterior.widen(trial.scale)
     found.append(Part(f"head, {sampling.n_samples} draws{above}", trial.metrics))
-    return TrainedHead(posterior, posterior.head.config, trial, tuple(found), fitted)
+    familiarity = _familiarity(config, features, train, validation_features, validation)
+    return TrainedHead(posterior, posterior.head.config, trial, tuple(found), fitted, familiarity)
+
+
+def _familiarity(
+    config: HeadConfig,
+    features: Features,
+    train: Sequence[LabelledRow],
+    validation_features: Features,
+    validation: Sequence[LabelledRow],
+) -> Familiarity:
+    """Return the familiarity of training rows, by labels where they are fixed."""
+    fixed = train[0].row.readout == "linear"
+
+    def labels(rows: Sequence[LabelledRow]) -> Tensor | None:
+        return torch.tensor([row.row.outputs[row.label] for row in rows]) if fixed else None
+
+    states, others = _prompts(features), _prompts(validation_features)
+    return fit_familiarity(config.depths, states, others, labels(train), labels(validation)).familiarity
+
+
+def _prompts(features: Features) -> Tensor:
+    assert features.prompt is not None  # `read_features` reads them
+    return features.prompt

@@ -14,6 +14,7 @@ from blora.adapter import check_output, save_adapter
 from blora.base_model import EMBEDDED, BaseModel
 from blora.config import AdapterConfig, HeadConfig, PosteriorConfig, PromptConfig, ReadoutName, SamplingConfig
 from blora.decision.abstention import Policy
+from blora.decision.familiarity import Familiarity
 from blora.errors import ConfigError
 from blora.lora import read_lora
 from blora.opening import open_base
@@ -156,6 +157,7 @@ def train_adapter(recipe: Recipe, output: Path, *, callbacks: Sequence[TrainerCa
         prompt=chosen.prompt,
         sampling=chosen.sampling,
         head=chosen.head,
+        familiarity=chosen.familiarity.config if chosen.familiarity is not None else None,
         policy=recipe.policy,
         training=_record(recipe, base, train)
         | {
@@ -173,7 +175,7 @@ def train_adapter(recipe: Recipe, output: Path, *, callbacks: Sequence[TrainerCa
     )
     processes.wait_for_everyone()
     if processes.is_main_process:
-        save_adapter(output, chosen.posterior, chosen.result.recalibrated(config), base)
+        save_adapter(output, chosen.posterior, chosen.result.recalibrated(config), base, chosen.familiarity)
         if lora is not None:
             release(recipe.training.work_dir)
         result = chosen.result
@@ -195,6 +197,7 @@ class _Candidate:
     seconds: float
     parts: tuple[Part, ...]
     head: HeadConfig | None = None
+    familiarity: Familiarity | None = None
     targets: tuple[str, ...] = ()
     modules: dict[str, tuple[int, int]] = field(default_factory=dict)
 
@@ -271,6 +274,7 @@ def _with_head(run: _Run, prompt: PromptConfig, lora: tuple[tuple[str, ...], Pos
             seconds=time.perf_counter() - began,
             parts=trained.parts,
             head=trained.config,
+            familiarity=trained.familiarity,
             targets=targets,
             modules=trained.posterior.lora.modules_shape,
         )

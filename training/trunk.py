@@ -22,6 +22,7 @@ from blora.inference.fork import runs_in_parts
 from blora.inference.packing import States, by_length, collate, spread_states
 from blora.inference.scoring import states_of
 from blora.training.config import CACHE_GIB
+from blora.training.evaluate import batch_tokens
 from blora.training.progress import rows_bar
 from blora.training.rows import LabelledRow
 
@@ -35,7 +36,6 @@ SPARE_BYTES = GIB
 VALUE_BYTES = 4  # float32
 # More values than this (4 GiB) go to a file instead of memory.
 MEMORY_VALUES = 2**30
-BATCH_TOKENS = 2048
 
 
 def with_states(
@@ -92,7 +92,7 @@ def trunk_states(model: PreTrainedModel, rows: Sequence[LabelledRow], layer: int
     ends = list(accumulate(row.n_tokens for row in packed))
     store = _store(ends[-1], model.config.get_text_config().hidden_size)
     with rows_bar(len(rows), "running the frozen layers") as bar:
-        for picked in by_length(packed, BATCH_TOKENS):
+        for picked in by_length(packed, batch_tokens(model)):
             batch = [packed[i] for i in picked]
             for i, row in zip(picked, spread_states(batch, states_of(model, collate(batch), layer)), strict=True):
                 assert row.states is not None  # it was just attached

@@ -244,7 +244,7 @@ def tune_adapter(
         posterior=config.posterior if isinstance(adapter.posterior, HeadPosterior) else adapter.posterior.config,
         training=config.training | {"tuning": found, SEEN: seen | {"tuning": fingerprints(examples)}},
     )
-    save_adapter(output, adapter.posterior, config, base)
+    save_adapter(output, adapter.posterior, config, base, adapter.familiarity)
     logger.info("wrote %s: %s", output, chosen)
     warn_of_few_rows(chosen.n_rows)
     return chosen, trials

@@ -39,10 +39,10 @@ def methods(task: TaskSet, base: BaseModel, read: ReadSet) -> Iterator[Scored]:
 def regressions(task: TaskSet, read: ReadSet) -> Iterator[Scored]:
     """Yield the regressions on words and on states."""
     labels = labels_of(read.train.rows), labels_of(read.validation.rows)
-    examples = [part for part in (task.train, task.validation, task.test, task.foreign) if part]
-    yield on_words(Parts([[example.prompt or "" for example in part] for part in examples], *labels))
-    rows = [part for part in (read.train, read.validation, read.test, read.foreign) if part is not None]
-    found = on_states(Parts([part.features.states.numpy() for part in rows], *labels))
+    texts = {name: [example.prompt or "" for example in part] for name, part in task.parts().items()}
+    yield on_words(Parts(texts, *labels))
+    states = {name: getattr(read, name).features.states.numpy() for name in texts}
+    found = on_states(Parts(states, *labels))
     yield replace(found, seconds=read.seconds + found.seconds)
 
 
@@ -56,8 +56,9 @@ def measure(task: TaskSet, base: BaseModel) -> dict[str, Any]:
         for treatment in ("as trained", "recalibrated"):
             by_seed = []
             for run in runs:
-                probs, foreign = run.probabilities(recalibrated=treatment == "recalibrated")
-                by_seed.append(figures(probs, labels, foreign, task.clear))
+                probs, foreign, proof = run.probabilities(recalibrated=treatment == "recalibrated")
+                proved = (proof, labels_of(read.proof.rows)) if proof is not None and read.proof is not None else None
+                by_seed.append(figures(probs, labels, foreign, task.clear, proved, run.distances))
             mean, spread = averaged(by_seed) if len(runs) > 1 else (by_seed[0], None)
             about = {"method": method, "treatment": treatment, "n_draws": len(runs[0].test)}
             recalibration = runs[0].recalibration
@@ -70,6 +71,7 @@ def measure(task: TaskSet, base: BaseModel) -> dict[str, Any]:
         "n_validation": len(task.validation),
         "n_test": len(task.test),
         "n_foreign": len(task.foreign),
+        "n_proof": len(task.proof),
         "foreign": task.foreign_source,
         "delta": DELTA,
         "n_divisions": N_DIVISIONS,

@@ -37,6 +37,8 @@ class Scored:
         recalibration: temperature and lapse rate from the validation rows.
         seconds: time to train, in seconds, with the reading of training and validation rows.
         seed: seed of the draws, None without draws.
+        proof: the same (S, P, C) of the rows that prove thresholds, None if the test rows do.
+        distances: distances from the training rows of the test and of the foreign rows, None if not measured.
     """
 
     method: str
@@ -45,15 +47,26 @@ class Scored:
     recalibration: Recalibration
     seconds: float
     seed: int | None = None
+    proof: Tensor | None = None
+    distances: tuple[Tensor, Tensor] | None = None
 
-    def probabilities(self, *, recalibrated: bool) -> tuple[Tensor, Tensor | None]:
-        """Return the probabilities of the test and the foreign rows under every draw, as trained or recalibrated."""
+    def probabilities(self, *, recalibrated: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return the probabilities of test, foreign and proof rows under every draw, as trained or recalibrated."""
         temperature, _, lapse = self.recalibration if recalibrated else Recalibration()
-        foreign = temper(self.foreign, temperature, lapse) if self.foreign is not None else None
-        return temper(self.test, temperature, lapse), foreign
+        foreign, proof = (
+            temper(part, temperature, lapse) if part is not None else None for part in (self.foreign, self.proof)
+        )
+        return temper(self.test, temperature, lapse), foreign, proof
 
 
-def figures(probs: Tensor, labels: Tensor, foreign: Tensor | None, clear: Tensor | None) -> dict[str, float | None]:
+def figures(
+    probs: Tensor,
+    labels: Tensor,
+    foreign: Tensor | None,
+    clear: Tensor | None,
+    proof: tuple[Tensor, Tensor] | None = None,
+    distances: tuple[Tensor, Tensor] | None = None,
+) -> dict[str, float | None]:
     """Return every figure of a method by name, None for those that are not defined.
 
     Args:
@@ -61,16 +74,20 @@ def figures(probs: Tensor, labels: Tensor, foreign: Tensor | None, clear: Tensor
         labels: (N,).
         foreign: probabilities (S, F, C) of the foreign rows, None if there are none.
         clear: (N,) mask of the test rows with one right answer, None if unknown.
+        proof: probabilities (S, P, C) and labels (P,) of the rows that prove thresholds, None if the test rows do.
+        distances: distances of the test rows (N,) and of the foreign rows (F,), None if not measured.
     """
     mean = predictive_mean(probs)
     confidence, top = mean.max(-1)
     found: dict[str, float | None] = {**metrics(mean, labels).to_dict()}
     found["accuracy_clear"] = (top == labels)[clear].double().mean().item() if clear is not None else None
     for name, target in TARGETS.items():
-        shares = answered_at(confidence, top != labels, target)
+        shares = answered_at(confidence, top != labels, target, proof)
         found[f"answered_at_{name}"] = fmean(shares)
         found[f"answered_at_{name}_std"] = stdev(shares)
-    found["foreign_confidence"] = found["foreign_mutual_information"] = None
+    found["foreign_confidence"] = found["foreign_mutual_information"] = found["foreign_familiarity"] = None
+    if distances is not None:
+        found["foreign_familiarity"] = _told_apart(*distances)
     if foreign is not None:
         found["foreign_confidence"] = _told_apart(1 - confidence, 1 - predictive_mean(foreign).max(-1).values)
         if len(probs) > 1:
@@ -78,24 +95,32 @@ def figures(probs: Tensor, labels: Tensor, foreign: Tensor | None, clear: Tensor
     return found
 
 
-def answered_at(confidence: Tensor, wrong: Tensor, target_risk: float) -> list[float]:
+def answered_at(
+    confidence: Tensor, wrong: Tensor, target_risk: float, proof: tuple[Tensor, Tensor] | None = None
+) -> list[float]:
     """Return the share of questions answered at a proved selective risk, for each of `N_DIVISIONS` divisions.
 
-    Seeds 0, 1, ... divide the rows at random into two halves. On the first half `certify` proves a threshold on the
-    confidence, as for any adapter: a quarter of that half, chosen by the same seed, orders the thresholds, the other
-    three quarters prove one at level `DELTA`. What counts is the share of the second half that the threshold answers;
-    it is 0 if nothing is proved. Every method is held to the same divisions and the same proof.
+    With rows for the proof, a division is one of these rows: a quarter, chosen by the seed, orders the thresholds, the
+    other three quarters prove one at level `DELTA`, as `certify` does for any adapter. What counts is the share of the
+    test rows that the threshold answers; it is 0 if nothing is proved. Without them, seeds 0, 1, ... divide the test
+    rows at random into two halves; the first takes the place of the rows for the proof, and the second is answered.
+    Every method is held to the same divisions and the same proof.
 
     Args:
         confidence: (N,) probability of the most probable choice.
         wrong: (N,) whether that choice is wrong.
         target_risk: largest allowed P(wrong | answered).
+        proof: probabilities (S, P, C) and labels (P,) of rows for the proof.
     """
     shares = []
     for seed in range(N_DIVISIONS):
-        order = torch.randperm(len(wrong), generator=generator_of(seed))
-        proof, held = order[: len(order) // 2], order[len(order) // 2 :]
-        stage = Stage({"confidence": confidence[proof]}, wrong[proof])
+        if proof is not None:
+            known, top = predictive_mean(proof[0]).max(-1)
+            stage, held = Stage({"confidence": known}, top != proof[1]), torch.arange(len(wrong))
+        else:
+            order = torch.randperm(len(wrong), generator=generator_of(seed))
+            first, held = order[: len(order) // 2], order[len(order) // 2 :]
+            stage = Stage({"confidence": confidence[first]}, wrong[first])
         evidence = Evidence.gather([stage], seed=seed, resolution=resolution_of(DTYPE))
         level = certify(evidence, target_risk=target_risk, delta=DELTA)
         shares.append(level.answers(confidence[held]).double().mean().item())

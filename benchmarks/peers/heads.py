@@ -20,7 +20,7 @@ from blora.posterior.inject import linear_targets, parse_layers, select_modules
 from blora.posterior.noise import generator_of
 from blora.posterior.posterior import Posterior
 from blora.training.config import N_SAMPLES_HEAD, TrainConfig
-from blora.training.data import Example, ExampleSet
+from blora.training.data import ExampleSet
 from blora.training.features import read_features
 from blora.training.readout import TrainedHead, default_head, fit_parts, train_below
 from blora.training.rows import LabelledRow, pack_examples
@@ -44,6 +44,12 @@ class Rows(NamedTuple):
     rows: Sequence[LabelledRow]
     features: Features
 
+    @property
+    def prompts(self) -> Tensor:
+        """(N, F) mean states of the prompts."""
+        assert self.features.prompt is not None  # `read_features` reads them
+        return self.features.prompt
+
     def under(self, draws: HeadDraws) -> Tensor:
         """Return the log-probabilities (S, N, C) of the rows under draws of a head."""
         return head_log_probs(draws, [row.row for row in self.rows], self.features)
@@ -58,6 +64,7 @@ class ReadSet(NamedTuple):
         validation: rows that choose settings and recalibration.
         test: rows that are scored.
         foreign: foreign rows, None if there are none.
+        proof: rows that prove thresholds, None if there are none.
         seconds: time to read the training and the validation rows, in seconds.
     """
 
@@ -66,6 +73,7 @@ class ReadSet(NamedTuple):
     validation: Rows
     test: Rows
     foreign: Rows | None
+    proof: Rows | None
     seconds: float
 
 
@@ -75,15 +83,16 @@ def read_set(base: BaseModel, task: TaskSet) -> ReadSet:
     config = default_head(text.num_hidden_layers, text.hidden_size, linear=task.prompt.readout == "linear")
     lora = NO_LORA.mean()
 
-    def read(name: str, examples: tuple[Example, ...]) -> Rows:
+    def read(name: str) -> Rows:
+        examples = task.parts()[name]
         rows = pack_examples(ExampleSet(f"{task.name}, {name}", "", examples), base, task.prompt)
         return Rows(rows, read_features(base.model, rows, config, lora, f"reading {task.name}, {name}"))
 
     began = time.perf_counter()
-    train, validation = read("train", task.train), read("validation", task.validation)
+    train, validation = read("train"), read("validation")
     seconds = time.perf_counter() - began
-    foreign = read("foreign", task.foreign) if task.foreign else None
-    return ReadSet(config, train, validation, read("test", task.test), foreign, seconds)
+    foreign, proof = (read(name) if name in task.parts() else None for name in ("foreign", "proof"))
+    return ReadSet(config, train, validation, read("test"), foreign, proof, seconds)
 
 
 def heads(read: ReadSet) -> Iterator[Scored]:
@@ -125,8 +134,8 @@ def heads_above_lora(base: BaseModel, read: ReadSet) -> Iterator[Scored]:
         below = lora.mean().to(base.device)
         return Rows(part.rows, read_features(base.model, [*part.rows], read.config, below, "reading above the LoRA"))
 
-    foreign = again(read.foreign) if read.foreign is not None else None
-    under = read._replace(validation=again(validation), test=again(read.test), foreign=foreign)
+    foreign, proof = (again(part) if part is not None else None for part in (read.foreign, read.proof))
+    under = read._replace(validation=again(validation), test=again(read.test), foreign=foreign, proof=proof)
     yield from _mean_and_draws("head above a LoRA", under, trained, seconds)
 
 
@@ -139,12 +148,17 @@ def _mean_and_draws(name: str, read: ReadSet, trained: TrainedHead, seconds: flo
     mean = trained.posterior.mean()
     trial = trial_of(0.0, read.validation.under(mean), read.validation.rows)
     yield _under(f"{name}, posterior mean", read, mean, trial, seconds)
+    distances = None
+    if read.foreign is not None:
+        distance = trained.familiarity.distance
+        distances = distance(read.test.prompts), distance(read.foreign.prompts)
     for seed in SEEDS:
         draws = trained.posterior.sample(N_SAMPLES_HEAD, generator_of(seed))
-        yield replace(_under(f"{name}, {N_SAMPLES_HEAD} draws", read, draws, trained.trial, seconds), seed=seed)
+        found = _under(f"{name}, {N_SAMPLES_HEAD} draws", read, draws, trained.trial, seconds)
+        yield replace(found, seed=seed, distances=distances)
 
 
 def _under(method: str, read: ReadSet, draws: HeadDraws, trial: Trial, seconds: float) -> Scored:
-    foreign = read.foreign.under(draws) if read.foreign is not None else None
+    foreign, proof = (part.under(draws) if part is not None else None for part in (read.foreign, read.proof))
     recalibration = Recalibration(trial.temperature, lapse=trial.lapse)  # a head's scores have no length
-    return Scored(method, read.test.under(draws), foreign, recalibration, seconds)
+    return Scored(method, read.test.under(draws), foreign, recalibration, seconds, proof=proof)

@@ -4,7 +4,7 @@ Both are scikit-learn's. Of a few penalties the one with the lowest NLL on valid
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,15 +30,15 @@ LEAST = torch.finfo(torch.float32).tiny
 
 
 class Parts(NamedTuple):
-    """Inputs of the rows of each part, the foreign rows' last if there are any, and labels of the first two.
+    """Inputs of the rows of each part, and labels of the training and the validation rows.
 
     Attributes:
-        inputs: of training, validation, test and foreign rows: texts, or states (N, F).
+        inputs: texts, or states (N, F), of train, validation and test, and of foreign and proof if there are any.
         train: (N,) labels of the training rows, every one of C labels among them.
         validation: (V,) labels of the validation rows.
     """
 
-    inputs: "Sequence[Sequence[str] | NDArray[np.float32]]"
+    inputs: "Mapping[str, Sequence[str] | NDArray[np.float32]]"
     train: Tensor
     validation: Tensor
 
@@ -65,16 +65,16 @@ def on_states(parts: Parts) -> Scored:
 
 def _scored(method: str, pipelines: Sequence[Pipeline], parts: Parts) -> Scored:
     began = time.perf_counter()
-    texts, validation, *others = parts.inputs
 
     def log_probs(pipeline: Pipeline, of: "Sequence[str] | NDArray[np.float32]") -> Tensor:
         return torch.from_numpy(pipeline.predict_proba(of)).float().clamp_min(LEAST).log()[None]
 
     for pipeline in pipelines:
-        pipeline.fit(texts, parts.train.numpy())
+        pipeline.fit(parts.inputs["train"], parts.train.numpy())
+    validation = parts.inputs["validation"]
     best = min(pipelines, key=lambda one: nll(log_probs(one, validation)[0].exp(), parts.validation))
     ones = torch.ones(len(parts.validation))  # fixed labels have no lengths
     recalibration = fit_recalibration(log_probs(best, validation), parts.validation, ones, powers=(0.0, 0.0))
     seconds = time.perf_counter() - began
-    test, *foreign = (log_probs(best, of) for of in others)
-    return Scored(method, test, foreign[0] if foreign else None, recalibration, seconds)
+    found = {name: log_probs(best, of) for name, of in parts.inputs.items() if name not in ("train", "validation")}
+    return Scored(method, found["test"], found.get("foreign"), recalibration, seconds, proof=found.get("proof"))

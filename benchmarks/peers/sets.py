@@ -36,6 +36,8 @@ class TaskSet:
         foreign_source: file name of the foreign rows, None if there are none.
         clear: (N,) mask of the test rows with one right answer, None if the set does not say.
         with_lora: whether a LoRA is trained below the head too.
+        proof: rows that prove thresholds, which are then applied to the test rows; without any, halves of the test rows
+            do both.
     """
 
     name: str
@@ -47,6 +49,12 @@ class TaskSet:
     foreign_source: str | None = None
     clear: Tensor | None = None
     with_lora: bool = False
+    proof: tuple[Example, ...] = ()
+
+    def parts(self) -> dict[str, tuple[Example, ...]]:
+        """Return the rows of every part that has some, by name."""
+        named = {"train": self.train, "validation": self.validation, "test": self.test}
+        return named | {name: rows for name, rows in (("foreign", self.foreign), ("proof", self.proof)) if rows}
 
 
 def load_set(name: str) -> TaskSet:
@@ -56,7 +64,9 @@ def load_set(name: str) -> TaskSet:
     if name == "demo":
         parts = [_read(TRIAGE / f"{part}.jsonl") for part in ("train", "validation", "test")]
         clear = torch.tensor([not row["ambiguous"] for row in parts[2]])
-        return replace(_texts(name, TICKET, parts, TRIAGE / "out_of_scope.jsonl"), clear=clear)
+        task = _texts(name, TICKET, parts, TRIAGE / "out_of_scope.jsonl")
+        proof = _examples(_read(TRIAGE / "proof.jsonl"), task.prompt.choices or ())
+        return replace(task, clear=clear, proof=proof)
     if name == "clinc150":
         parts = [_read(DATA / f"clinc150_{part}.jsonl") for part in ("train", "val", "test")]
         task = _texts(name, "{prompt}", parts, DATA / "clinc150_out_of_scope_test.jsonl")
@@ -68,18 +78,19 @@ def load_set(name: str) -> TaskSet:
 def _texts(name: str, template: str, parts: list[list[dict[str, Any]]], foreign: Path | None) -> TaskSet:
     """Return a set of texts with one fixed set of labels, which are those of the training rows."""
     labels = tuple(sorted({row["label"] for row in parts[0]}))
-
-    def examples(rows: list[dict[str, Any]]) -> tuple[Example, ...]:
-        return tuple(
-            Example(row["id"], "prompt", row["prompt"], None, labels, labels.index(row.get("label", labels[0])))
-            for row in rows
-        )
-
     prompt = replace(NEW_PROMPT, template=template, choices=labels, readout="linear")
-    train, validation, test = map(examples, parts)
+    train, validation, test = (_examples(rows, labels) for rows in parts)
     if foreign is None:
         return TaskSet(name, prompt, train, validation, test)
-    return TaskSet(name, prompt, train, validation, test, examples(_read(foreign)), foreign.name)
+    return TaskSet(name, prompt, train, validation, test, _examples(_read(foreign), labels), foreign.name)
+
+
+def _examples(rows: list[dict[str, Any]], labels: tuple[str, ...]) -> tuple[Example, ...]:
+    """Return texts with fixed labels; a row without a label gets the first one."""
+    return tuple(
+        Example(row["id"], "prompt", row["prompt"], None, labels, labels.index(row.get("label", labels[0])))
+        for row in rows
+    )
 
 
 def _questions(name: str, foreign: str) -> TaskSet:

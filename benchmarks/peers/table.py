@@ -27,10 +27,10 @@ def _accuracy(row: Row) -> str:
 
 
 def _foreign(row: Row) -> str:
-    confidence, information = row["foreign_confidence"], row["foreign_mutual_information"]
-    if confidence is None:
+    if row["foreign_confidence"] is None:
         return "–"
-    return f"{confidence:.3f} / " + (f"{information:.3f}" if information is not None else "–")
+    found = (row.get(f"foreign_{name}") for name in ("confidence", "mutual_information", "familiarity"))
+    return " / ".join("–" if value is None else f"{value:.3f}" for value in found)
 
 
 COLUMNS: Columns = {
@@ -52,10 +52,11 @@ def peers(results: Sequence[Row]) -> str:
     first = ordered[0]
     revisions = ", ".join(dict.fromkeys(result["revision"] for result in ordered))
     about = (
-        f"Recalibrated on the validation rows. ± is the standard deviation over three seeds of the draws; what is "
-        f"answered is the mean over {first['n_divisions']} divisions of the test rows into halves, one to prove a "
-        f"threshold (delta {first['delta']:g}) and one to answer, ± the standard deviation over divisions. Foreign "
-        "AUROC: of 1 - confidence / of mutual information, for telling foreign rows from test rows. "
+        "Recalibrated on the validation rows. ± is the standard deviation over three seeds of the draws; what is "
+        f"answered is the mean over {first['n_divisions']} divisions, ± their standard deviation, of the rows for the "
+        f"proof (delta {first['delta']:g}) or, without any, of the test rows into halves, one to prove a threshold and "
+        "one to answer. Foreign AUROC: of 1 - confidence / of mutual information / of the distance behind the "
+        "familiarity, for telling foreign rows from test rows. "
         f"{first['base_model']}, {first['dtype']}; {first['machine']['cores']} cores of "
         f"{first['machine']['processor']}, revision {revisions}; `python -m benchmarks.peers`."
     )
@@ -64,9 +65,10 @@ def peers(results: Sequence[Row]) -> str:
 
 def _table(result: Row) -> str:
     foreign = f", {result['n_foreign']:,} foreign ({result['foreign']})" if result["foreign"] else ""
+    proof = f", {result['n_proof']:,} for the proof" if result.get("n_proof") else ""
     sizes = (
         f"**{result['set']}**: {result['n_train']:,} training, {result['n_validation']:,} validation, "
-        f"{result['n_test']:,} test rows{foreign}."
+        f"{result['n_test']:,} test rows{proof}{foreign}."
     )
     rows = [row for row in result["rows"] if row["treatment"] == "recalibrated"]
     columns = COLUMNS if rows[0]["accuracy_clear"] is not None else _without_clear(COLUMNS)

@@ -88,7 +88,7 @@ class Engine:
         for picked in by_length(rows, BATCH_TOKENS):
             results = self._runner.run(self._engine.run([jobs[b] for b in picked]))
             for b, result in zip(picked, results, strict=True):
-                found[b] = result
+                found[b] = result.probs
         return found
 
 

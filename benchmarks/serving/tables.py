@@ -171,6 +171,7 @@ def heads(result: Result) -> str:
         "pass": "the base model's pass over the prompt alone",
         "mean": "decision head, posterior mean",
         "draws": f"decision head, {result['n_samples']} draws",
+        "familiarity": "the pass, and the distance behind the familiarity",
     }
     rows = [
         {"way": shown, "ms": result["ms_a_question"][name]}

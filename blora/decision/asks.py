@@ -33,6 +33,7 @@ class Ask:
         delta: the largest probability that this ask proves a false target.
         seed: seed of the division of the rows into tuning and proof part.
         score: the score for the threshold; None if the tuning part chose the score.
+        max_false_alarms: the largest allowed share of familiar questions beyond the gate; 1 for no gate.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -41,8 +42,11 @@ class Ask:
     delta: float
     seed: int
     score: ScoreName | None = None
+    max_false_alarms: float = 1.0
 
     def __post_init__(self) -> None:
+        alarms = self.max_false_alarms
+        require(0 < alarms <= 1, f"max_false_alarms = {alarms}", "a share above 0, at most 1")
         require(0 < self.target_risk < 1, f"target_risk = {self.target_risk}", "a number between 0 and 1")
         require(0 < self.delta <= 0.5, f"delta = {self.delta}", "a number above 0, at most 0.5")
         require(0 <= self.seed < 2**63, f"seed = {self.seed}", "0 to 2^63 - 1")

@@ -1,6 +1,7 @@
 """Calibration of an adapter from labelled rows: proved levels, conformal quantiles and descriptive curves."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from blora.decision.calibration import (
 )
 from blora.decision.conformal import conformal_quantile, nonconformity, proof_rows_needed
 from blora.decision.curves import reliability, risk_coverage
+from blora.decision.gate import Gate
 from blora.decision.histogram import entropy_histogram
 from blora.decision.resolution import resolution_of
 from blora.decision.selective import Evidence, Stage, certify, split_rows
@@ -43,6 +45,7 @@ def calibrate(
     split: str,
     forms: Sequence[FormName],
     earlier: Sequence[Ask] = (),
+    distances: Tensor | None = None,
 ) -> Calibration:
     """Return the calibration that labelled rows prove for an adapter.
 
@@ -56,6 +59,7 @@ def calibrate(
         split: name of the rows' split.
         forms: forms of requests for such questions.
         earlier: earlier asks of overlapping rows, whose deltas add to this ask's delta.
+        distances: (N,) distances from the training rows, and so a gate; None for an adapter without a familiarity.
 
     Raises:
         ShapeError: if the shapes do not fit, or the number of draws differs from the binding's n_samples.
@@ -64,19 +68,28 @@ def calibrate(
         ConfigError: if there are too few rows, or they do not prove the target.
     """
     n_choices = _check_rows(log_probs, labels, binding)
+    if distances is None:
+        goal = replace(goal, max_false_alarms=1.0)
     goal.check_rows(len(labels))
     asks = (*earlier, goal.ask)
+    tuning, proof = split_rows(len(labels), goal.seed)
+    gate, passing = None, None
+    if distances is not None and goal.max_false_alarms < 1:
+        gate = Gate.of(distances[proof], goal.max_false_alarms, goal.delta)
+        nearer = distances.double() < gate.distance
+        passing = tuning[nearer[tuning]], proof[nearer[proof]]
+        if not all(map(len, passing)):
+            raise ConfigError("got no row that passes the gate of the familiarity, expected some: bring more rows")
     probs = temper(log_probs, binding.temperature, binding.lapse)
     if not bool(probs.isfinite().all()):
         raise NumericalError("got probabilities that are not finite, expected finite ones: score in float32")
     stages = _stages(probs, labels, binding.stop_error, goal.score)
-    evidence = Evidence.gather(stages, seed=goal.seed, resolution=resolution_of(binding.dtype))
+    evidence = Evidence.gather(stages, seed=goal.seed, resolution=resolution_of(binding.dtype), passing=passing)
     targets = sorted({*STANDARD_TARGETS, goal.target_risk})
     levels = tuple(certify(evidence, target_risk=target, delta=goal.delta) for target in targets)
     default = levels[targets.index(goal.target_risk)]
     if default.threshold is None:
         raise ConfigError(_not_proved(len(labels), goal, total_delta(asks)))
-    _, proof = split_rows(len(labels), goal.seed)
     mean, scores = _answers(probs, default.policy(), binding.stop_error)
     right, certainty = mean.argmax(-1) == labels, SCORES[default.score].certainty
     most_choices = int(n_choices.max())
@@ -105,6 +118,7 @@ def calibrate(
             (kept, risk) for kept, risk in risk_coverage(certainty(scores[default.score]), right, CURVE_POINTS)
         ),
         entropy=entropy_histogram(scores["predictive_entropy"], most_choices),
+        gate=gate,
     )
 
 

@@ -13,13 +13,15 @@ from pydantic import ConfigDict, Field
 
 from blora.checks import require
 from blora.config import AdapterConfig, ScoringName
+from blora.decision.abstention import Policy
 from blora.decision.asks import Ask
 from blora.decision.conformal import proof_rows_needed
 from blora.decision.curves import ReliabilityBin
+from blora.decision.gate import Gate, rows_behind_gate
 from blora.decision.histogram import Histogram
 from blora.decision.selective import Level, rows_for_proof, rows_needed
 from blora.errors import ConfigError
-from blora.scores import ScoreName
+from blora.scores import DRAWN, ScoreName
 
 __all__ = ["CURVE_POINTS", "Binding", "Calibration", "CalibrationRows", "ConformalQuantile", "FormName", "Goal"]
 
@@ -48,6 +50,8 @@ class Goal:
         coverage: smallest probability that a default prediction set holds the right choice.
         seed: seed of the division of the rows into tuning and proof part.
         score: score for the thresholds; None lets the tuning part choose.
+        max_false_alarms: largest share of familiar questions to withhold as unfamiliar, for an adapter with a
+            familiarity; 1 withholds none.
     """
 
     target_risk: float = 0.05
@@ -55,15 +59,23 @@ class Goal:
     coverage: float = 0.9
     seed: int = 0
     score: ScoreName | None = None
+    max_false_alarms: float = 0.05
 
     def __post_init__(self) -> None:
+        require(self.score is None or self.score in DRAWN, f"score = {self.score}", f"one of {', '.join(DRAWN)}")
         require(0 < self.coverage < 1, f"coverage = {self.coverage}", "a number between 0 and 1")
-        _ = self.ask  # checks the ranges of target, delta and seed
+        _ = self.ask  # checks the ranges of its fields
 
     @property
     def ask(self) -> Ask:
         """The goal as an ask, without the coverage, which needs no proof."""
-        return Ask(target_risk=self.target_risk, delta=self.delta, seed=self.seed, score=self.score)
+        return Ask(
+            target_risk=self.target_risk,
+            delta=self.delta,
+            seed=self.seed,
+            score=self.score,
+            max_false_alarms=self.max_false_alarms,
+        )
 
     def check_rows(self, n_rows: int) -> None:
         """Raise an error if a number of rows is too small for the goal, even without wrong answers.
@@ -71,8 +83,11 @@ class Goal:
         Raises:
             ConfigError: if there are too few rows; the message names the number needed.
         """
+        at_once = f"target_risk {self.target_risk} at delta {self.delta}"
+        behind = f"max_false_alarms {self.max_false_alarms} and {at_once} behind that gate"
         for name, needed in (
-            (f"target_risk {self.target_risk} at delta {self.delta}", rows_needed(self.target_risk, self.delta)),
+            (at_once, rows_needed(self.target_risk, self.delta)),
+            (behind, rows_behind_gate(self.max_false_alarms, self.target_risk, self.delta)),
             (f"coverage {self.coverage}", rows_for_proof(proof_rows_needed(self.coverage))),
         ):
             if n_rows < needed:
@@ -193,6 +208,7 @@ class Calibration:
         reliability: 15 confidence bins of equal width.
         curve: (coverage, selective risk) by the default level's score, at most 100 points by rising coverage.
         entropy: histogram of the predictive entropy, in nats, for comparison with later questions.
+        gate: threshold on the familiarity, under which the levels are proved; None without one.
 
     Raises:
         ConfigError: if the default level or the default quantile is missing, since no question could be answered.
@@ -211,6 +227,7 @@ class Calibration:
     reliability: Annotated[tuple[ReliabilityBin, ...], Field(max_length=MAX_ENTRIES)]
     curve: Annotated[tuple[tuple[Share, Share], ...], Field(max_length=CURVE_POINTS)]
     entropy: Histogram
+    gate: Gate | None = None
 
     def __post_init__(self) -> None:
         if not self.asks:
@@ -239,6 +256,16 @@ class Calibration:
     def default_level(self) -> Level:
         """The level of the adapter's default policy."""
         return next(level for level in self.levels if level.target_risk == self.target_risk)
+
+    def policy(self, level: Level, source: Literal["request", "adapter"] = "adapter") -> Policy:
+        """Return the policy of a proved level, with the gate that it was proved behind.
+
+        Raises:
+            ConfigError: if nothing was proved.
+        """
+        policy = level.policy(source)
+        limits = policy.thresholds() | ({"min_familiarity": self.gate.min_familiarity} if self.gate is not None else {})
+        return Policy(**limits, source=source)
 
     @property
     def quantile(self) -> float:

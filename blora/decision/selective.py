@@ -109,13 +109,22 @@ class Evidence:
     candidates: tuple[Candidates, ...]
 
     @classmethod
-    def gather(cls, stages: Sequence[Stage], *, seed: int, resolution: Resolution | None = None) -> "Evidence":
+    def gather(
+        cls,
+        stages: Sequence[Stage],
+        *,
+        seed: int,
+        resolution: Resolution | None = None,
+        passing: tuple[Tensor, Tensor] | None = None,
+    ) -> "Evidence":
         """Return the evidence from divided and counted rows.
 
         Args:
             stages: stages of the same rows, by rising number of draws; a single stage without early stopping.
             seed: seed of the division into tuning and proof part.
             resolution: grid for the thresholds; None uses the tuning part's values as thresholds.
+            passing: the indices of the tuning and of the proof part's rows that pass a gate, the only ones that are
+                answered; None for all of them.
 
         Raises:
             ShapeError: if the shapes differ.
@@ -126,7 +135,10 @@ class Evidence:
             shapes = [tuple(values.shape) for values in (*stage.scores.values(), *stage.reach.values())]
             if rows.ndim != 1 or any(shape != rows.shape for shape in (*shapes, stage.wrong.shape)):
                 raise ShapeError(f"got scores {shapes} and answers {tuple(stage.wrong.shape)}, expected (N,) each")
-        tuning, proof = split_rows(len(rows), seed)
+        tuning, proof = split = split_rows(len(rows), seed)
+        n_tuning, n_proof = map(len, split)
+        if passing is not None:
+            tuning, proof = passing
         candidates = []
         for name, values in stages[-1].scores.items():
             score = SCORES[name]
@@ -140,7 +152,7 @@ class Evidence:
                     _count(stages, name, proof, limits),
                 )
             )
-        return cls(len(tuning), len(proof), tuple(candidates))
+        return cls(n_tuning, n_proof, tuple(candidates))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from blora.decision.abstention import Policy
 from blora.errors import ShapeError
-from blora.scores import SCORES, Score, ScoreName, leads, mutual_information
+from blora.scores import DRAWN, SCORES, Score, ScoreName, leads, mutual_information
 
 __all__ = ["draws_used", "looks", "reach", "settled"]
 
@@ -69,7 +69,9 @@ def reach(probs: Tensor, n_samples: int, error: float, n_limits: int = 1) -> dic
     leader_stays = (ahead.mean(0) > width * ahead.std(0)).all(-1)  # (N,)
     rise = mutual_information(probs) * (1 - s / n_samples) / (s - 1)
     reaches = {
-        name: _reach(score, probs, width) + (rise if score.rises_with_draws else 0) for name, score in SCORES.items()
+        name: _reach(score, probs, width) + (rise if score.rises_with_draws else 0)
+        for name, score in DRAWN.items()
+        if score.has_threshold
     }
     return {name: distance.masked_fill(~leader_stays, torch.inf) for name, distance in reaches.items()}
 
@@ -80,6 +82,7 @@ def _reach(score: Score, probs: Tensor, width: float) -> Tensor:
     The distance also bounds a rise of the score: the score never exceeds the part that is the smallest now, and that
     part rises by at most its own width.
     """
+    assert score.parts is not None  # the score is in DRAWN
     parts = score.parts(probs)  # (s, N, K)
     means = parts.mean(0)
     above = means - means.amin(-1, keepdim=True)
@@ -108,7 +111,7 @@ def settled(probs: Tensor, n_samples: int, policy: Policy, error: float) -> Tens
         return torch.full(probs.shape[1:2], s == n_samples)
     limits = policy.limits()
     reaches = reach(probs, n_samples, error, len(limits))
-    values = {name: SCORES[name].of(probs.double()) for name in limits}
+    values = {name: SCORES[name].values(probs.double()) for name in limits}
     clear = torch.stack([SCORES[name].certainty(values[name] - limit) for name, limit in limits.items()])  # (L, N)
     needed = torch.stack([reaches[name] for name in limits])
     return (clear > needed).all(0) | (clear < -needed).any(0)

@@ -6,11 +6,11 @@ from typing import Any
 from torch import Tensor
 
 from blora.errors import NumericalError, ShapeError
-from blora.scores import TABLE, predictive_mean
+from blora.scores import DRAWN, TABLE, predictive_mean
 
 __all__ = ["Prediction", "summarize"]
 
-_FIELDS = [(score.name, float) for score in TABLE]
+_FIELDS = [(score.name, float) for score in DRAWN.values()]
 _Scores: Any = make_dataclass("_Scores", _FIELDS, frozen=True, slots=True, kw_only=True)
 
 
@@ -19,25 +19,29 @@ class Prediction(_Scores):  # type: ignore[misc]  # a type checker cannot read t
     """The posterior predictive of one question, and a field for each score of `blora.scores.TABLE`.
 
     Attributes:
+        familiarity: conformal p-value of the question; None for an adapter without a familiarity.
         probabilities: probability of each of the C choices, summing to 1.
         std: population standard deviation of each probability over the draws.
         top: index of the most probable choice, the first one in a tie.
     """
 
+    familiarity: float | None = None
     probabilities: tuple[float, ...]
     std: tuple[float, ...]
     top: int
 
     def scores(self) -> dict[str, float]:
-        """Return the scores by name."""
-        return {score.name: getattr(self, score.name) for score in TABLE}
+        """Return the scores by name, without a familiarity that is unknown."""
+        values = {score.name: getattr(self, score.name) for score in TABLE}
+        return {name: value for name, value in values.items() if value is not None}
 
 
-def summarize(probs: Tensor) -> Prediction:
+def summarize(probs: Tensor, familiarity: float | None = None) -> Prediction:
     """Return the posterior predictive and the scores of one question, computed in float64.
 
     Args:
         probs: (S, C), one row per posterior draw.
+        familiarity: conformal p-value of the question, if it is known.
 
     Raises:
         ShapeError: if probs is not 2-D.
@@ -51,8 +55,9 @@ def summarize(probs: Tensor) -> Prediction:
     probs = (probs / probs.sum(-1, keepdim=True))[:, None]  # (S, 1, C)
     mean = predictive_mean(probs)[0]
     return Prediction(
+        familiarity=familiarity,
         probabilities=tuple(mean.tolist()),
         std=tuple(probs[:, 0].std(0, correction=0).tolist()),
         top=int(mean.argmax()),
-        **{score.name: score.values(probs).item() for score in TABLE},
+        **{name: score.values(probs).item() for name, score in DRAWN.items()},
     )

@@ -15,7 +15,7 @@ from blora.inference.packing import PackedBatch, PackedRow, States, by_length, c
 from blora.inference.prefix import MIN_PREFIX, Memory, Prefix, common_tokens
 from blora.inference.reading import head_log_probs, read_rows
 from blora.inference.scoring import score_draws, score_rows, states_of
-from blora.posterior.decision_head import HeadDraws
+from blora.posterior.decision_head import Features, HeadDraws
 from blora.posterior.draws import Draws
 from blora.posterior.joined import join
 
@@ -129,6 +129,7 @@ def score_all(
     *,
     max_batch_tokens: int,
     done: Callable[[int], object] = lambda n_rows: None,
+    read: Callable[[Sequence[int], Features], object] = lambda places, features: None,
 ) -> Tensor:
     """Return the log-probabilities of any number of rows, scored in batches of similar length.
 
@@ -138,6 +139,7 @@ def score_all(
         draws: S draws of a LoRA or a head, or None for the base model.
         max_batch_tokens: most padded tokens x draws in a forward pass.
         done: called with the number of rows of each batch once it is scored.
+        read: called with the places of rows and the features that a head reads of them.
 
     Returns:
         (S, N, C) float32 on the CPU, S = 1 without draws; normalised over the choices, -inf for choices that a row does
@@ -145,7 +147,7 @@ def score_all(
     """
     n_samples = draws.n_samples if draws is not None else 1
     if isinstance(draws, HeadDraws) and any(row.readout == "scores" for row in rows):
-        return _score_mixed(model, rows, draws, max_batch_tokens=max_batch_tokens, done=done)
+        return _score_mixed(model, rows, draws, max_batch_tokens=max_batch_tokens, done=done, read=read)
     prefix = common_prefix(model, rows, draws, max_batch_tokens)
     out = torch.full((n_samples, len(rows), max(row.n_choices for row in rows)), -torch.inf)
     for picked in by_length(rows, max_batch_tokens):
@@ -153,7 +155,9 @@ def score_all(
         if draws is None:
             log_probs = score_rows(model, collate(batch), None)[None]
         elif isinstance(draws, HeadDraws):
-            log_probs = head_log_probs(draws, batch, read_rows(model, batch, draws.head.config, draws.lora, prefix))
+            features = read_rows(model, batch, draws.head.config, draws.lora, prefix)
+            read(picked, features)
+            log_probs = head_log_probs(draws, batch, features)
         else:
             branches = Branches(model, batch, [draws], [0] * len(batch), prefix)
             log_probs = branches.score(range(len(batch)), 0, n_samples, max_batch_tokens=max_batch_tokens)
@@ -169,6 +173,7 @@ def _score_mixed(
     *,
     max_batch_tokens: int,
     done: Callable[[int], object],
+    read: Callable[[Sequence[int], Features], object],
 ) -> Tensor:
     """Score rows of a head's adapter of which the language model scores some, alike under every draw."""
     out = torch.full((draws.n_samples, len(rows), max(row.n_choices for row in rows)), -torch.inf)
@@ -176,8 +181,20 @@ def _score_mixed(
     by_head = [i for i, row in enumerate(rows) if row.readout != "scores"]
     for places, own in ((by_model, draws.lora), (by_head, draws)):
         if places:
-            part = score_all(model, [rows[i] for i in places], own, max_batch_tokens=max_batch_tokens, done=done)
+            those = [rows[i] for i in places]
+            part = score_all(
+                model,
+                those,
+                own,
+                max_batch_tokens=max_batch_tokens,
+                done=done,
+                read=lambda some, features: read([by_head[k] for k in some], features),
+            )
             out[:, places, : part.shape[-1]] = part
+    if by_model:
+        for picked in by_length([rows[i] for i in by_model], max_batch_tokens):
+            some = [by_model[k] for k in picked]
+            read(some, read_rows(model, [rows[i] for i in some], draws.head.config, draws.lora))
     return out
 
 

@@ -1,7 +1,8 @@
 """Reading of the features of a decision head: hidden states of one forward pass, averaged over tokens.
 
 A linear head reads the mean states of the prompt's tokens and the prompt's character n-grams, and no choices. A pointer
-head reads the mean states of each choice's own tokens, its log-probability and its length. No draw of a head changes
+head reads the mean states of each choice's own tokens, its log-probability and its length. The mean states of the
+prompt, which tell how familiar a question is, are read for both. No draw of a head changes
 the states, so that one pass serves every draw.
 """
 
@@ -52,19 +53,17 @@ def read_rows(
         found = states_at(model, {*config.depths, n_layers} if points else config.depths, known, **inputs)
         if points:
             totals = _choice_log_probs(model, batch, found[n_layers], inputs)
+    prompt = _sums(batch, found, config.depths, torch.zeros(1, dtype=torch.long))[:, 0]
+    if prefix is not None:
+        assert prefix.sums is not None  # prefixes of an adapter with a head are read at its depths
+        prompt = prompt + prefix.sums
+    prompt = prompt / torch.tensor([[row.prompt_tokens] for row in rows], device=prompt.device)
     if not points:
-        sums = _sums(batch, found, config.depths, torch.zeros(1, dtype=torch.long))[:, 0]
-        if prefix is not None:
-            assert prefix.sums is not None  # prefixes of an adapter with a head are read at its depths
-            sums = sums + prefix.sums
-        lengths = torch.tensor([row.prompt_tokens for row in rows], device=sums.device)
-        return Features(
-            sums / lengths[:, None], gram_counts([row.text for row in rows], config.n_grams).to(sums.device)
-        )
+        return Features(prompt, gram_counts([row.text for row in rows], config.n_grams).to(prompt.device), prompt)
     sums = _sums(batch, found, config.depths, torch.arange(1, batch.is_choice.shape[1] + 1))
     lengths = batch.length.to(sums.device).clamp_min(1)  # the last token of a choice, which ends it, is not read
     counts = torch.stack([totals, totals / lengths, lengths.log()], -1)
-    return Features(sums / (lengths - 1).clamp_min(1)[..., None], counts)
+    return Features(sums / (lengths - 1).clamp_min(1)[..., None], counts, prompt)
 
 
 def trunk_of(config: HeadConfig, lora: Draws) -> int:

@@ -39,10 +39,12 @@ class Features:
     Attributes:
         states: (B, F) or (B, C, F) mean hidden states at the head's depths, side by side.
         counts: (B, M) or (B, C, M) further numbers.
+        prompt: (B, F) the same states of the prompts, which tell how familiar a question is; None if not read.
     """
 
     states: Tensor
     counts: Tensor
+    prompt: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.states)

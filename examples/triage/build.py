@@ -82,10 +82,10 @@ def read_ambiguous() -> dict[str, list[Ticket]]:
 
 
 def read_mixed(name: str, rng: random.Random) -> list[Ticket]:
-    """Return the tickets of a file that holds clear and ambiguous ones."""
+    """Return the tickets of a file that holds clear and ambiguous ones; what stands between queues and text is left."""
     tickets: list[Ticket] = []
     for line in lines(TICKETS / name):
-        named, text = line.split("\t")
+        named, *_, text = line.split("\t")
         queues = sorted(named.split(" / "), key=QUEUES.index)
         ticket: Ticket = {"prompt": text, "label": rng.choice(queues), "ambiguous": len(queues) > 1}
         tickets.append(ticket | ({"queues": queues} if len(queues) > 1 else {}))
@@ -119,12 +119,12 @@ def write(name: str, tickets: list[Ticket]) -> None:
 def main() -> None:
     """Read the sentences, check them, split them and write the five files."""
     clear, ambiguous = read_clear(), read_ambiguous()
-    later, proof = (read_mixed(name, random.Random(SEED)) for name in ("later.tsv", "proof.tsv"))
+    later, moods, proof = (read_mixed(name, random.Random(SEED)) for name in ("later.tsv", "moods.tsv", "proof.tsv"))
     outside: list[Ticket] = []
     for line in lines(TICKETS / "out_of_scope.tsv"):
         kind, text = line.split("\t")
         outside.append({"prompt": text, "kind": kind})
-    everything = [*chain(*clear.values()), *chain(*ambiguous.values()), *later, *proof, *outside]
+    everything = [*chain(*clear.values()), *chain(*ambiguous.values()), *later, *moods, *proof, *outside]
     refuse_duplicates([ticket["prompt"] for ticket in everything])
 
     rng = random.Random(SEED)
@@ -137,7 +137,7 @@ def main() -> None:
         for name, tickets in split(part, rng).items():
             files[name].extend(tickets)
     files["out_of_scope"] = outside
-    files["later"], files["proof"] = later, proof  # last, so that the others keep their bytes
+    files["later"], files["proof"] = later + moods, proof  # last, so that the others keep their bytes
     for tickets in files.values():
         rng.shuffle(tickets)
     files["train"] += files.pop("more_train") + files.pop("later")

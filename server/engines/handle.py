@@ -6,11 +6,15 @@ it.
 
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
 from blora.config import AdapterConfig
 from blora.decision.abstention import Policy
 from blora.decision.calibration import Calibration
+from blora.decision.familiarity import Familiarity, p_value
 from blora.posterior.bank import SampleBank
-from blora.posterior.decision_head import HeadPosterior
+from blora.posterior.decision_head import Features, HeadPosterior
 from blora.posterior.posterior import Posterior
 from blora.server.engines.digests import calibration_digest
 
@@ -30,8 +34,10 @@ class AdapterHandle:
         posterior: the distribution of fresh draws.
         created: Unix time of loading, in seconds.
         calibration: the calibration that holds for the adapter as served, if there is one.
+        familiarity: distance from the training rows, on the device; None without one.
         not_calibrated: whether the adapter has a calibration that does not hold for it as served.
         calibration_digest: digest of the calibration and the policy, "sha256:...", which `digest` does not cover.
+        reference: (n,) distances of the calibration's rows, or else of the validation rows; None without a familiarity.
     """
 
     name: str
@@ -42,8 +48,26 @@ class AdapterHandle:
     posterior: Posterior | HeadPosterior
     created: int
     calibration: Calibration | None = None
+    familiarity: Familiarity | None = None
     not_calibrated: bool = False
     calibration_digest: str = field(init=False)
+    reference: Tensor | None = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "calibration_digest", calibration_digest(self.calibration, self.policy))
+        reference, gate = None, self.calibration.gate if self.calibration is not None else None
+        if self.familiarity is not None:
+            own = self.familiarity.reference.cpu()
+            reference = own if gate is None else torch.tensor(gate.reference, dtype=torch.float64)
+        object.__setattr__(self, "reference", reference)
+
+    def distances(self, features: Features) -> list[float | None]:
+        """Return the distance of each question from the training rows; None without a familiarity."""
+        if self.familiarity is None or features.prompt is None:
+            return [None] * len(features)
+        return [*self.familiarity.distance(features.prompt).tolist()]
+
+    def p_value(self, distance: float) -> float:
+        """Return a question's familiarity, its conformal p-value among the calibration's or the validation rows."""
+        assert self.reference is not None  # the distance is the familiarity's
+        return p_value(torch.tensor([distance]), self.reference).item()

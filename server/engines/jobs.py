@@ -23,7 +23,7 @@ from blora.decision.temperature import temper
 from blora.errors import ConfigError, NotCalibratedError, NumericalError
 from blora.posterior.bank import SampleBank
 from blora.server.engines.handle import AdapterHandle
-from blora.server.engines.protocol import Job, ModelInfo, Row
+from blora.server.engines.protocol import Job, ModelInfo, Outcome, Row
 
 if TYPE_CHECKING:
     from blora.server.settings import Settings  # predictions without a server do without pydantic-settings
@@ -38,6 +38,7 @@ __all__ = [
     "in_thread",
     "longest_token",
     "model_of",
+    "outcome",
     "probabilities",
     "read_adapter",
     "warn_of_shadowed",
@@ -121,6 +122,16 @@ def draws_suffice(job: Job, probs: Tensor) -> bool:
     return bool(settled(probs[:, None], job.n_samples, job.stop.policy, job.stop.error))
 
 
+def outcome(job: Job, log_probs: Tensor, distance: float | None, where: str) -> Outcome:
+    """Return what log-probabilities (S, C) and the question's distance from the training rows, if known, come to.
+
+    Raises:
+        NumericalError: if a probability is not finite.
+    """
+    known = job.handle.p_value(distance) if distance is not None else None
+    return Outcome(probabilities(job, log_probs, where), known)
+
+
 def probabilities(job: Job, log_probs: Tensor, where: str) -> Tensor:
     """Return probabilities (S, C), recalibrated for the adapter's own scoring and readout.
 
@@ -190,7 +201,7 @@ def handle_of(adapter: Adapter, *, device: torch.device, dtype: str, allow_uncal
         logger.warning("Adapter %s is served without a calibration: %s", adapter.name, exc)
         not_calibrated = True
         others = [entry for entry in read(adapter.path) if entry.binding.adapter_digest == adapter.digest]
-        policy = strictest([entry.default_level.policy() for entry in others]) or policy
+        policy = strictest([entry.policy(entry.default_level) for entry in others]) or policy
     bank = SampleBank.draw(adapter.posterior, adapter.digest, sampling.n_samples, sampling.seed)
     return AdapterHandle(
         name=adapter.name,
@@ -201,6 +212,7 @@ def handle_of(adapter: Adapter, *, device: torch.device, dtype: str, allow_uncal
         posterior=adapter.posterior,
         created=int(time.time()),
         calibration=calibration,
+        familiarity=adapter.familiarity.to(device) if adapter.familiarity is not None else None,
         not_calibrated=not_calibrated,
     )
 

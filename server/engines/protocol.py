@@ -13,7 +13,7 @@ from blora.decision.stopping import looks
 from blora.server.engines.handle import AdapterHandle
 from blora.server.scheduling.control import Control
 
-__all__ = ["Engine", "Job", "Loaded", "ModelInfo", "Row", "Stop"]
+__all__ = ["Engine", "Job", "Loaded", "ModelInfo", "Outcome", "Row", "Stop"]
 
 # Cost in tokens of one draw outside the adapter's bank: making it, and giving a row its own draws in the forward pass.
 # Measured as 8 to 46 tokens with the demo, depending on the load of the processor.
@@ -162,6 +162,19 @@ class Job:
         return self.kind, self.n_samples, self.at_once
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an engine computes for a job.
+
+    Attributes:
+        probs: (s, C) recalibrated probabilities under the job's first s draws.
+        familiarity: conformal p-value of the question; None for an adapter without a familiarity.
+    """
+
+    probs: Tensor
+    familiarity: float | None = None
+
+
 class Engine(Protocol):
     """A base model and its adapters. Of several `run` calls in progress, all but one wait at a checkpoint.
 
@@ -195,8 +208,8 @@ class Engine(Protocol):
             PromptError: naming the field that cannot be packed.
         """
 
-    async def run(self, jobs: Sequence[Job], control: Control | None = None) -> list[Tensor]:
-        """Compute the probabilities (s, C) of each job under its first s draws.
+    async def run(self, jobs: Sequence[Job], control: Control | None = None) -> list[Outcome]:
+        """Compute the probabilities (s, C) of each job under its first s draws, and the familiarity of its question.
 
         s is S, unless the job has a stopping condition or nobody wants its result any more. Probabilities are not
         finite where the model's output is not. All jobs belong to one group. Each job gets the numbers that it would

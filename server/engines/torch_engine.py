@@ -42,12 +42,13 @@ from blora.server.engines.jobs import (
     in_thread,
     longest_token,
     model_of,
+    outcome,
     probabilities,
     read_adapter,
     warn_of_shadowed,
 )
 from blora.server.engines.prefixes import Prefixes
-from blora.server.engines.protocol import Job, Loaded, Row
+from blora.server.engines.protocol import Job, Loaded, Outcome, Row
 from blora.server.engines.stack_scheduler import StackScheduler
 from blora.server.scheduling.control import Control
 from blora.server.scheduling.thread_per_task import ThreadPerTask
@@ -133,7 +134,7 @@ class TorchEngine:
             ),
         )
 
-    async def run(self, jobs: Sequence[Job], control: Control | None = None) -> list[Tensor]:
+    async def run(self, jobs: Sequence[Job], control: Control | None = None) -> list[Outcome]:
         """Implement Engine."""
         return await self._scheduler.run(partial(self._score_under, control or Control(), jobs))
 
@@ -227,11 +228,11 @@ class TorchEngine:
         fitting = max(1, self._settings.max_batch_tokens // row.n_tokens)
         self._score([Job(handle, row, min(handle.bank.n_samples, fitting), seed=None, stop=None)], Control())
 
-    def _score_under(self, control: Control, jobs: Sequence[Job]) -> list[Tensor]:
+    def _score_under(self, control: Control, jobs: Sequence[Job]) -> list[Outcome]:
         with checkpoints(partial(self._scheduler.checkpoint, control)):
             return self._score_what_fits(jobs, control)
 
-    def _score_what_fits(self, jobs: Sequence[Job], control: Control, *, notice: bool = True) -> list[Tensor]:
+    def _score_what_fits(self, jobs: Sequence[Job], control: Control, *, notice: bool = True) -> list[Outcome]:
         """Score jobs, and halve the batch while the device runs out of memory.
 
         Cached prefixes are dropped first, and no prefix is cached in the retries.
@@ -247,19 +248,18 @@ class TorchEngine:
             return self._score(jobs, control, notice=False)
         middle = len(jobs) // 2
         halves = (jobs[:middle], jobs[middle:])
-        return [probs for half in halves for probs in self._score_what_fits(half, control, notice=False)]
+        return [found for half in halves for found in self._score_what_fits(half, control, notice=False)]
 
-    def _score(self, jobs: Sequence[Job], control: Control, *, notice: bool = True) -> list[Tensor]:
-        """Return the probabilities (s, C) of each job, under all of its S draws or enough draws for its decision."""
-        seen: list[Tensor] = [torch.empty(0)] * len(jobs)
+    def _score(self, jobs: Sequence[Job], control: Control, *, notice: bool = True) -> list[Outcome]:
+        """Return the outcome of each job, under all of its S draws or enough draws for its decision."""
+        by_place: dict[int, Outcome] = {}
         for prefix, places in self._loaded_prefixes().split(jobs, notice=notice).items():
             found = self._score_after(prefix, [jobs[place] for place in places], control)
-            for place, probs in zip(places, found, strict=True):
-                seen[place] = probs
-        return seen
+            by_place |= dict(zip(places, found, strict=True))
+        return [by_place[place] for place in range(len(jobs))]
 
-    def _score_after(self, prefix: Prefix | None, jobs: Sequence[Job], control: Control) -> list[Tensor]:
-        """Return the probabilities (s, C) of jobs with a common prefix; unwanted jobs get no further draws."""
+    def _score_after(self, prefix: Prefix | None, jobs: Sequence[Job], control: Control) -> list[Outcome]:
+        """Return the outcomes of jobs with a common prefix; unwanted jobs get no further draws."""
         checkpoint()
         if jobs[0].kind == "head":
             return self._read_after(prefix, jobs)
@@ -287,27 +287,46 @@ class TorchEngine:
                 break
             for b in set(done) - set(waiting):
                 if draws_suffice(jobs[b], seen[b]):
-                    control.finished(jobs[b], seen[b])
-        return seen
+                    control.finished(jobs[b], Outcome(seen[b]))
+        known = self._familiarities(prefix, jobs)
+        return [Outcome(probs, familiarity) for probs, familiarity in zip(seen, known, strict=True)]
 
     @torch.no_grad()
-    def _read_after(self, prefix: Prefix | None, jobs: Sequence[Job]) -> list[Tensor]:
-        """Return the probabilities (S, C) of jobs for heads, from one pass for each adapter and seed."""
+    def _familiarities(self, prefix: Prefix | None, jobs: Sequence[Job]) -> list[float | None]:
+        """Return the familiarity of questions that the language model scores; reading their states takes a pass."""
+        found: list[float | None] = [None] * len(jobs)
+        places: dict[AdapterHandle, list[int]] = defaultdict(list)
+        for place, job in enumerate(jobs):
+            if job.handle.familiarity is not None:
+                places[job.handle].append(place)
+        for handle, own in between(places.items()):
+            draws = handle.bank.draws
+            assert isinstance(draws, HeadDraws)  # a familiarity reads a head's states
+            rows = [cast(PackedRow, jobs[place].row) for place in own]
+            features = read_rows(self._loaded_base().model, rows, draws.head.config, draws.lora, prefix)
+            for place, distance in zip(own, handle.distances(features), strict=True):
+                found[place] = handle.p_value(distance) if distance is not None else None
+        return found
+
+    @torch.no_grad()
+    def _read_after(self, prefix: Prefix | None, jobs: Sequence[Job]) -> list[Outcome]:
+        """Return the outcomes of jobs for heads, from one pass for each adapter and seed."""
         base = self._loaded_base()
         places: dict[tuple[str, int | None], list[int]] = defaultdict(list)
         for place, job in enumerate(jobs):
             places[_draws_key(job)].append(place)
-        seen: list[Tensor] = [torch.empty(0)] * len(jobs)
+        by_place: dict[int, Outcome] = {}
         for own in between(places.values()):
             rows = [cast(PackedRow, jobs[place].row) for place in own]
             draws = _draws(base, jobs[own[0]])
             assert isinstance(draws, HeadDraws)  # the adapter has a head
             features = read_rows(base.model, rows, draws.head.config, draws.lora, prefix)
             log_probs = head_log_probs(draws, rows, features).cpu()
-            for place, of_row in zip(own, log_probs.unbind(1), strict=True):
-                job = jobs[place]
-                seen[place] = probabilities(job, of_row[:, : job.row.n_choices], f"{base.device} in {base.dtype}")
-        return seen
+            distances = jobs[own[0]].handle.distances(features)
+            for place, of_row, distance in zip(own, log_probs.unbind(1), distances, strict=True):
+                job, scores = jobs[place], of_row[:, : jobs[place].row.n_choices]
+                by_place[place] = outcome(job, scores, distance, f"{base.device} in {base.dtype}")
+        return [by_place[place] for place in range(len(jobs))]
 
 
 def _still_waiting(jobs: Sequence[Job], seen: Sequence[Tensor], waiting: Sequence[int], control: Control) -> list[int]:

@@ -39,7 +39,7 @@ from blora.server.engines.jobs import (
     read_adapter,
     warn_of_shadowed,
 )
-from blora.server.engines.protocol import Job, Loaded, Row
+from blora.server.engines.protocol import Job, Loaded, Outcome, Row
 from blora.server.engines.vllm_client import UnknownLoraError, VllmClient, VllmError
 from blora.server.scheduling.control import Control
 from blora.server.scheduling.thread_per_task import ThreadPerTask
@@ -129,7 +129,7 @@ class VllmEngine:
         )
         return await in_thread(self._working, packing)
 
-    async def run(self, jobs: Sequence[Job], control: Control | None = None) -> list[Tensor]:
+    async def run(self, jobs: Sequence[Job], control: Control | None = None) -> list[Outcome]:
         """Implement Engine. Once no result is wanted any more, requests in progress are cancelled."""
         under = control or Control()
         answering = [asyncio.create_task(self._answer(job, under)) for job in jobs]
@@ -237,8 +237,8 @@ class VllmEngine:
                 f"here, where at most {PROBE_TOLERANCE} is allowed: let vLLM serve the same base model ({base.ref.id})"
             )
 
-    async def _answer(self, job: Job, control: Control) -> Tensor:
-        """Return the probabilities (s, C) under all draws, or enough draws for the decision; a failure raises."""
+    async def _answer(self, job: Job, control: Control) -> Outcome:
+        """Return the outcome under all draws, or enough draws for the decision; a failure raises."""
         row = cast(PackedRow, job.row)
         seen = torch.empty(0, row.n_choices)
         for start, stop in pairwise([0, *(looks(job.n_samples) if job.stop is not None else [job.n_samples])]):
@@ -249,8 +249,8 @@ class VllmEngine:
             if draws_suffice(job, seen) or not control.wants(job):
                 break
         if draws_suffice(job, seen):
-            control.finished(job, seen)
-        return seen
+            control.finished(job, Outcome(seen))
+        return Outcome(seen)
 
     async def _log_probs(self, handle: AdapterHandle, row: PackedRow, s: int, control: Control | None = None) -> Tensor:
         """Return the log-probabilities (C,) under one draw, normalised over the choices."""

@@ -224,7 +224,8 @@ class ServerMetrics:
         self._samples.observe(n_samples)
         values = prediction.scores()
         for name, histogram in self._scores.items():
-            histogram.labels(adapter).observe(values[name])
+            if name in values:  # an adapter without a familiarity has no such value
+                histogram.labels(adapter).observe(values[name])
 
     def failed(self, error: ServerError, adapter: str = UNKNOWN_ADAPTER) -> None:
         """Count an input that failed with an error; `adapter` is the name of a loaded adapter."""

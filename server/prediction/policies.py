@@ -38,7 +38,7 @@ def default_policy(handle: AdapterHandle) -> InForce | None:
     """Return the policy for requests without their own; None if the adapter has neither calibration nor policy."""
     if handle.calibration is not None:
         level = handle.calibration.default_level
-        return InForce(level.policy(), level.target_risk)
+        return InForce(handle.calibration.policy(level), level.target_risk)
     return InForce(handle.policy) if handle.policy is not None else None
 
 
@@ -56,6 +56,12 @@ def policy_for(question: PredictRequest, handle: AdapterHandle) -> InForce | Non
         chosen = InForce(Policy(**asked.thresholds(), source="request"))
     else:
         chosen = _proved(handle, asked.target_risk)
+    if chosen is not None and chosen.policy.min_familiarity is not None and handle.familiarity is None:
+        raise InvalidRequestError(
+            f"Adapter {handle.name!r} has no familiarity, which comes with a decision head: leave min_familiarity out.",
+            code="invalid_value",
+            param="policy.min_familiarity",
+        )
     if chosen is not None and chosen.target_risk is not None and (departure := _departure(question, handle)):
         raise InvalidRequestError(
             f"The request has {departure.asked}, but adapter {handle.name!r} was calibrated with "
@@ -81,8 +87,8 @@ def prediction_set(
 def _proved(handle: AdapterHandle, target_risk: float) -> InForce:
     calibration = handle.calibration
     level = calibration.level(target_risk) if calibration is not None else None
-    if level is not None:
-        return InForce(level.policy("request"), level.target_risk)
+    if calibration is not None and level is not None:
+        return InForce(calibration.policy(level, "request"), level.target_risk)
     if calibration is None:
         remedy = "It is not calibrated: send thresholds, or leave `policy` out."
     else:

@@ -6,13 +6,12 @@ import time
 from collections.abc import Sequence
 
 from opentelemetry.trace import StatusCode, Tracer, get_current_span
-from torch import Tensor
 
 from blora.client import answers
 from blora.errors import NumericalError, PromptError, PromptTooLongError
 from blora.server.adapters.registry import Registry
 from blora.server.engines.handle import AdapterHandle
-from blora.server.engines.protocol import Engine, Job, ModelInfo, Row, Stop
+from blora.server.engines.protocol import Engine, Job, ModelInfo, Outcome, Row, Stop
 from blora.server.errors import (
     DeadlineExceededError,
     DisconnectedError,
@@ -59,7 +58,7 @@ class Predictor:
         model: ModelInfo,
         registry: Registry,
         engine: Engine,
-        batcher: Batcher[Job, Tensor],
+        batcher: Batcher[Job, Outcome],
         metrics: ServerMetrics,
         feedback: Feedback,
         tracer: Tracer,
@@ -148,10 +147,14 @@ class Predictor:
             handle.name,
             prediction,
             reasons=(reason.name for reason in decision.reasons),
-            n_samples=len(done.result),
+            n_samples=len(done.result.probs),
         )
         get_current_span().set_attributes(
-            {"blora.digest": handle.digest, "blora.draws": len(done.result), "blora.abstained": decision.abstained}
+            {
+                "blora.digest": handle.digest,
+                "blora.draws": len(done.result.probs),
+                "blora.abstained": decision.abstained,
+            }
         )
         write_down(
             logger,
@@ -177,7 +180,7 @@ class Predictor:
         if self._settings.feedback_rate < 1:
             response = response.model_copy(update={"feedback_requested": self.feedback.requested(response.id)})
         if question.return_samples:
-            response = response.model_copy(update={"samples": done.result.tolist()})
+            response = response.model_copy(update={"samples": done.result.probs.tolist()})
         return response
 
     def _n_samples(self, question: PredictRequest, handle: AdapterHandle) -> int:
@@ -221,7 +224,7 @@ class Predictor:
         self._lengths.check_row(row, question, choices)
         return row
 
-    async def _compute(self, job: Job, deadline: float) -> Completed[Tensor]:
+    async def _compute(self, job: Job, deadline: float) -> Completed[Outcome]:
         prompt = job.row.prompt_tokens
         owner = CLIENT.get(), job.handle.name
         work = Work(
@@ -244,7 +247,7 @@ class Predictor:
             raise ModelFailureError(
                 "The model failed: try again, and report it to the operator if it fails again."
             ) from exc
-        if not bool(done.result.isfinite().all()):
+        if not bool(done.result.probs.isfinite().all()):
             raise _non_finite()
         return done
 

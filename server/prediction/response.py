@@ -3,12 +3,10 @@
 import time
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from blora.client import answers
 from blora.decision.abstention import Decision, decide
 from blora.decision.uncertainty import Prediction, summarize
-from blora.server.engines.protocol import Job
+from blora.server.engines.protocol import Job, Outcome
 from blora.server.prediction.cards import adapter_ref
 from blora.server.prediction.ids import prediction_id
 from blora.server.prediction.policies import InForce, prediction_set
@@ -36,7 +34,7 @@ class Answered:
 
 
 def answered(
-    question: PredictRequest, job: Job, in_force: InForce | None, done: Completed[Tensor], *, model: str
+    question: PredictRequest, job: Job, in_force: InForce | None, done: Completed[Outcome], *, model: str
 ) -> Answered:
     """Return the answer that draws make.
 
@@ -44,10 +42,10 @@ def answered(
         question: as asked.
         job: the question as the engine took it.
         in_force: the policy that decides, None for none.
-        done: probabilities (S, C), one row per posterior draw, with what they took.
+        done: what the engine computed, and what it took.
         model: name of the base model.
     """
-    prediction = summarize(done.result)
+    prediction = summarize(done.result.probs, done.result.familiarity)
     decision = decide(prediction, in_force.policy if in_force else None)
     choices = job.row.choices
     likely = prediction_set(question, job.handle, prediction, choices)
@@ -71,7 +69,7 @@ def answered(
             for reason in decision.reasons
         ],
         policy=in_force.shown() if in_force else None,
-        n_samples=len(done.result),
+        n_samples=len(done.result.probs),
         usage=answers.Usage(prompt_tokens=job.row.prompt_tokens, scored_tokens=job.row.scored_tokens),
         timing=answers.Timing(queue_ms=1e3 * done.queue_s, compute_ms=1e3 * done.compute_s),
     )

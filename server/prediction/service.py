@@ -5,13 +5,11 @@ import logging
 import time
 from pathlib import Path
 
-from torch import Tensor
-
 from blora.errors import BloraError, ConfigError
 from blora.server.adapters.folder_sync import FolderSync
 from blora.server.adapters.loader import Loader
 from blora.server.adapters.registry import Registry
-from blora.server.engines.protocol import Engine, Job
+from blora.server.engines.protocol import Engine, Job, Outcome
 from blora.server.errors import DrainingError, NotReadyError
 from blora.server.monitoring.build import Build
 from blora.server.monitoring.feedback import Feedback
@@ -53,7 +51,7 @@ class Service:
         """Reason for a failed loading, in one line."""
         self.draining = False
         self._engine = engine
-        self._batcher: Batcher[Job, Tensor] = Batcher(
+        self._batcher: Batcher[Job, Outcome] = Batcher(
             engine.run,
             max_batch_tokens=settings.max_batch_tokens,
             max_queue_tokens=settings.max_queue_tokens,

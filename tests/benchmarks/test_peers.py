@@ -29,7 +29,11 @@ def texts(n: int) -> list[str]:
 
 
 def test_a_regression_on_words_learns_them() -> None:
-    found = on_words(Parts([texts(60), texts(30), texts(21), FOREIGN], labels(60), labels(30)))
+    found = on_words(
+        Parts(
+            {"train": texts(60), "validation": texts(30), "test": texts(21), "foreign": FOREIGN}, labels(60), labels(30)
+        )
+    )
     assert found.test.shape == (1, 21, 3)
     assert found.foreign is not None
     assert found.foreign.shape == (1, 4, 3)
@@ -38,8 +42,13 @@ def test_a_regression_on_words_learns_them() -> None:
 
 def test_a_regression_on_states_learns_them_and_does_without_foreign_rows() -> None:
     generator = torch.Generator().manual_seed(0)
-    parts = [torch.eye(3)[labels(n)] + torch.randn(n, 3, generator=generator) / 20 for n in (60, 30, 21)]
-    found = on_states(Parts([part.numpy() for part in parts], labels(60), labels(30)))
+    parts = {
+        name: (torch.eye(3)[labels(n)] + torch.randn(n, 3, generator=generator) / 20).numpy()
+        for name, n in (("train", 60), ("validation", 30), ("test", 21), ("proof", 9))
+    }
+    found = on_states(Parts(parts, labels(60), labels(30)))
+    assert found.proof is not None
+    assert found.proof.shape == (1, 9, 3)
     assert found.foreign is None
     assert bool((found.test[0].argmax(-1) == labels(21)).all())
 
@@ -49,6 +58,17 @@ def test_a_sure_and_right_method_answers_everything_and_a_guess_nothing() -> Non
     wrong = torch.zeros(400, dtype=torch.bool)
     assert answered_at(confidence, wrong, 0.05) == pytest.approx([1.0] * N_DIVISIONS, abs=0.05)
     assert answered_at(confidence, ~wrong, 0.05) == [0.0] * N_DIVISIONS
+
+
+def test_rows_for_the_proof_leave_every_test_row_to_answer() -> None:
+    confidence, wrong = torch.linspace(0.5, 1, 40), torch.zeros(40, dtype=torch.bool)
+    sure = torch.tensor([0.9, 0.1]).double().expand(1, 400, 2)
+    right, mistaken = torch.zeros(400, dtype=torch.long), torch.ones(400, dtype=torch.long)
+    assert (
+        answered_at(confidence, wrong, 0.05, (sure, right))
+        == [(confidence >= 0.9).double().mean().item()] * N_DIVISIONS
+    )
+    assert answered_at(confidence, wrong, 0.05, (sure, mistaken)) == [0.0] * N_DIVISIONS
 
 
 def test_few_rows_prove_nothing() -> None:

@@ -84,7 +84,7 @@ def test_thresholds_of_zero_are_thresholds() -> None:
 
 
 def test_a_confidence_of_one_passes_the_strictest_policy() -> None:
-    sure = summarize(torch.tensor([[1.0, 0.0]] * 4))
+    sure = summarize(torch.tensor([[1.0, 0.0]] * 4), familiarity=1.0)
     strictest = Policy(**{score.threshold: 1.0 if score.high_is_certain else 0.0 for score in SCORES.values()})
     assert not decide(sure, strictest).abstained
 

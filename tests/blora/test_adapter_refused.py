@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from blora.adapter import DIGESTED, load_adapter, save_adapter
+from blora.adapter import DIGESTED, FAMILIARITY_FILE, load_adapter, save_adapter
 from blora.base_model import BaseModel
 from blora.config import FORMAT_VERSION, HeadConfig
 from blora.errors import AdapterError
@@ -194,7 +194,7 @@ def test_a_corrupted_adapter_is_refused(folder: Path, llama: BaseModel, name: st
 
 @pytest.fixture
 def complete(tmp_path: Path, llama: BaseModel) -> Path:
-    """An adapter with a head above a LoRA, which has every file that an adapter may have."""
+    """An adapter with a head above a LoRA, which has every file that an adapter without a familiarity may have."""
     config = adapter_config(llama, method="lora")
     settings = HeadConfig(depths=(1, 2), n_states=64, n_directions=4, n_grams=8)
     config = replace(config, head=settings, prompt=replace(config.prompt, readout="linear", choice_end="newline"))
@@ -206,7 +206,10 @@ def complete(tmp_path: Path, llama: BaseModel) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", DIGESTED)
+PRESENT = [name for name in DIGESTED if name != FAMILIARITY_FILE]
+
+
+@pytest.mark.parametrize("name", PRESENT)
 def test_an_adapter_without_one_of_its_files_is_refused(complete: Path, llama: BaseModel, name: str) -> None:
     (complete / name).unlink()
     with pytest.raises(AdapterError, match=f"got adapter .*complete without {name}; expected all of"):
@@ -214,10 +217,10 @@ def test_an_adapter_without_one_of_its_files_is_refused(complete: Path, llama: B
 
 
 def test_an_adapter_without_most_of_its_files_is_told_all_of_them(complete: Path, llama: BaseModel) -> None:
-    missing = [name for name in DIGESTED if name != "bayesian_config.json"]
+    missing = [name for name in PRESENT if name != "bayesian_config.json"]
     for name in missing:
         (complete / name).unlink()
-    with pytest.raises(AdapterError, match=f"without {', '.join(missing)}; expected all of {', '.join(DIGESTED)}"):
+    with pytest.raises(AdapterError, match=f"without {', '.join(missing)}; expected all of {', '.join(PRESENT)}"):
         load_adapter(complete, llama)
 
 
@@ -266,7 +269,7 @@ def test_a_pickle_beside_the_tensors_is_refused_unopened(
         load_adapter(folder, llama)
 
 
-@pytest.mark.parametrize("name", DIGESTED)
+@pytest.mark.parametrize("name", PRESENT)
 def test_a_pickle_in_the_place_of_a_file_is_refused_unopened(
     complete: Path, llama: BaseModel, bomb: bytes, name: str
 ) -> None:

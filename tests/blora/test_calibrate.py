@@ -1,25 +1,27 @@
 import dataclasses
 import math
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from blora.decision.abstention import decide
+from blora.decision.abstention import TOLERANCE, decide
 from blora.decision.asks import Ask
 from blora.decision.calibrate import calibrate
 from blora.decision.calibration import Binding, Calibration, FormName, Goal
 from blora.decision.conformal import conformal_quantile, nonconformity
+from blora.decision.familiarity import p_value
 from blora.decision.metrics import ece
 from blora.decision.selective import split_rows
 from blora.decision.stopping import draws_used
 from blora.decision.temperature import temper
 from blora.decision.uncertainty import summarize
 from blora.errors import ConfigError, DataError, NumericalError, ShapeError
-from blora.scores import ScoreName, predictive_mean, scores_of
+from blora.scores import DRAWN, SCORES, ScoreName, predictive_mean, scores_of
 
 DIGEST = "sha256:" + "a" * 64
+PLANNED = [name for name in SCORES if name in DRAWN]
 BINDING = Binding(
     adapter_digest=DIGEST, dtype="bfloat16", n_samples=5, seed=3, scoring="text", temperature=1.5, lapse=0.02,
     stop_error=None,
@@ -47,7 +49,7 @@ def made(goal: Goal | None = None, binding: Binding = BINDING, **shape: int) -> 
     return calibrate(log_probs, labels, binding=binding, goal=goal or Goal(), **SOURCE)
 
 
-@pytest.mark.parametrize("score", get_args(ScoreName))
+@pytest.mark.parametrize("score", PLANNED)
 def test_a_score_that_was_planned_gets_every_threshold(score: ScoreName) -> None:
     calibration = made(Goal(target_risk=0.1, score=score))
     assert {level.score for level in calibration.proved()} == {score}
@@ -185,7 +187,10 @@ def test_a_target_that_is_not_proved_uses_the_rows_up_and_no_other_is_read_from_
 def test_asks_before_it_add_to_the_delta_that_a_calibration_states_and_change_no_proof() -> None:
     log_probs, labels = answers()
     calibration = calibrate(log_probs, labels, binding=BINDING, goal=Goal(), earlier=EARLIER, **SOURCE)
-    assert (calibration.delta, calibration.asks) == (0.15, (*EARLIER, Goal().ask))
+    assert (calibration.delta, calibration.asks) == (
+        0.15,
+        (*EARLIER, dataclasses.replace(Goal(), max_false_alarms=1.0).ask),
+    )
     assert dataclasses.replace(calibration, delta=0.05, asks=()) == made()
 
 
@@ -270,3 +275,104 @@ def test_forms_are_those_that_were_seen() -> None:
     forms: list[FormName] = ["prompt", "messages", "prompt"]
     made_of_both = calibrate(log_probs, labels, binding=BINDING, goal=Goal(), **(SOURCE | {"forms": forms}))
     assert made_of_both.rows.forms == ("messages", "prompt")
+
+
+# Behind a gate
+
+
+def distances_of(n: int = 800, seed: int = 0) -> Tensor:
+    return torch.randn(n, generator=torch.Generator().manual_seed(seed))
+
+
+def gated(goal: Goal | None = None, **more: Any) -> Calibration:
+    log_probs, labels = answers()
+    more = {"distances": distances_of(), **more}
+    return calibrate(log_probs, labels, binding=BINDING, goal=goal or Goal(), **more, **SOURCE)
+
+
+def test_rows_beyond_the_gate_do_not_count() -> None:
+    log_probs, labels = answers()
+    calibration = gated()
+    gate, (_, proof) = calibration.gate, split_rows(800, 0)
+    assert gate is not None
+    assert gate.reference == tuple(distances_of()[proof].double().sort().values.tolist())
+    probs = temper(log_probs, BINDING.temperature, BINDING.lapse)
+    wrong = predictive_mean(probs).argmax(-1) != labels
+    for level in calibration.proved():
+        score, threshold = SCORES[level.score], level.threshold
+        assert threshold is not None
+        out = torch.tensor([not score.fails(value, threshold, TOLERANCE) for value in score.values(probs).tolist()])
+        out = (out & (distances_of() < gate.distance))[proof]
+        assert level.coverage == pytest.approx(float(out.double().mean()))
+        assert level.error == pytest.approx(float(wrong[proof][out].double().mean()))
+    # Whatever the rows beyond the gate are labelled, the levels are the same.
+    beyond = distances_of() > gate.distance
+    others = torch.where(beyond, predictive_mean(probs)[:, :2].argmin(-1), labels)
+    again = calibrate(log_probs, others, binding=BINDING, goal=Goal(), distances=distances_of(), **SOURCE)
+    assert again.levels == calibration.levels
+
+
+def test_another_share_of_false_alarms_is_another_ask() -> None:
+    assert Goal(max_false_alarms=0.05).ask != Goal(max_false_alarms=0.2).ask
+
+
+def test_a_share_of_one_gives_no_gate() -> None:
+    assert dataclasses.replace(gated(Goal(max_false_alarms=1)), asks=made().asks) == made()
+    assert made().policy(made().default_level) == made().default_level.policy()
+
+
+def test_a_policy_has_the_gate_that_its_level_was_proved_behind() -> None:
+    calibration = gated()
+    assert calibration.gate is not None
+    for level in calibration.proved():
+        expected = level.policy().thresholds() | {"min_familiarity": calibration.gate.min_familiarity}
+        policy = calibration.policy(level, "request")
+        assert (policy.thresholds(), policy.source) == (expected, "request")
+
+
+def test_too_few_rows_for_the_gate_are_told_with_the_number_needed() -> None:
+    (log_probs, labels), goal = answers(n=78), Goal(max_false_alarms=0.02)
+    with pytest.raises(ConfigError, match=r"got 78 rows for max_false_alarms 0\.02 and .*, expected at least 198"):
+        calibrate(log_probs, labels, binding=BINDING, goal=goal, distances=distances_of(78), **SOURCE)
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.1, math.nan])
+def test_a_share_of_false_alarms_is_above_0_and_at_most_1(share: float) -> None:
+    with pytest.raises(ConfigError, match="max_false_alarms"):
+        Goal(max_false_alarms=share)
+
+
+def with_unfamiliar_rows(n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities (1, N, 2), labels and distances; one row of nine is unfamiliar, and nearly always wrong."""
+    generator = torch.Generator().manual_seed(seed)
+    distances = torch.randn(n, generator=generator)
+    confidence = 0.5 + 0.5 * torch.rand(n, generator=generator)
+    wrong = torch.where(distances > 1.22, 0.9, 0.6 * (1 - confidence))
+    labels = (torch.rand(n, generator=generator) < wrong).long()
+    return torch.stack([confidence, 1 - confidence], -1).log()[None], labels, distances
+
+
+def test_the_risk_of_familiar_answers_exceeds_the_target_with_probability_delta_at_most() -> None:
+    binding = dataclasses.replace(BINDING, dtype="float32", n_samples=1, temperature=1.0, lapse=0.0)
+    goal = Goal(target_risk=0.15, delta=0.1, max_false_alarms=0.15, score="confidence")
+    everyone, labels, distances = with_unfamiliar_rows(50_000, seed=999)
+    confidence, wrong = everyone[0].exp().amax(-1), everyone[0].argmax(-1) != labels
+    exceeded, alarms, proved = 0, 0, 0
+    for seed in range(200):
+        rows, own, far = with_unfamiliar_rows(400, seed)
+        try:
+            calibration = calibrate(rows, own, binding=binding, goal=goal, distances=far, **SOURCE)
+        except ConfigError:  # nothing is proved, and so nothing exceeded
+            continue
+        gate, limits = calibration.gate, calibration.policy(calibration.default_level).limits()
+        assert gate is not None
+        known = p_value(distances, torch.tensor(gate.reference))
+        familiar = known >= limits["familiarity"] - TOLERANCE
+        answered = familiar & (confidence >= limits["confidence"] - TOLERANCE)
+        exceeded += float(wrong[answered].double().mean()) > goal.target_risk
+        alarms += float((~familiar).double().mean()) > goal.max_false_alarms
+        proved += 1
+    assert proved > 100
+    most = 200 * goal.delta + 3 * math.sqrt(200 * goal.delta * (1 - goal.delta))
+    assert exceeded <= most
+    assert alarms <= most

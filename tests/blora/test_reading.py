@@ -1,5 +1,6 @@
 """What a head reads in one packed pass, against plain forward passes of each text alone."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import permutations
 
@@ -15,7 +16,7 @@ from blora.inference.grams import gram_counts
 from blora.inference.packing import PackedRow, States, pack
 from blora.inference.prefix import MIN_PREFIX
 from blora.inference.reading import head_log_probs, read_rows, trunk_of
-from blora.posterior.decision_head import HeadDraws
+from blora.posterior.decision_head import Features, HeadDraws
 from blora.posterior.draws import Draws
 from blora.posterior.inject import inject
 from blora.posterior.noise import generator_of, standard_normal
@@ -174,6 +175,30 @@ def test_choices_that_a_linear_head_does_not_know_are_scored_by_the_language_mod
     expected = score_all(base.model, [replace(other, normalization="question")], None, max_batch_tokens=512)
     torch.testing.assert_close(found[:, 0, :2], expected[:, 0].expand(4, -1), rtol=1e-4, atol=1e-4)
     assert (found[0, 1] - found[1, 1]).abs().max() > 1e-3  # draws of the head differ
+
+
+def test_rows_that_the_language_model_scores_are_read_in_batches_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny_base()
+    draws = draws_of(base, "linear")
+    rows = [packed(base, f"{text} {k}", "linear", ("left", "right")) for k in range(20) for text in TEXTS]
+    assert {row.readout for row in rows} == {"scores"}
+    sizes, seen = list[int](), dict[int, Tensor]()
+
+    def counted(model: object, some: Sequence[PackedRow], *rest: object) -> Features:
+        sizes.append(len(some) * max(row.n_tokens for row in some))
+        return read_rows(model, some, *rest)  # type: ignore[arg-type]
+
+    def read(places: Sequence[int], features: Features) -> None:
+        assert features.prompt is not None
+        seen.update(zip(places, features.prompt, strict=True))
+
+    monkeypatch.setattr("blora.inference.branches.read_rows", counted)
+    score_all(base.model, rows, draws, max_batch_tokens=512, read=read)
+    assert max(sizes) <= 512
+    for place, row in enumerate(rows):
+        alone = read_rows(base.model, [row], draws.head.config, NO_LORA).prompt
+        assert alone is not None
+        torch.testing.assert_close(seen[place], alone[0], rtol=1e-4, atol=1e-4)
 
 
 def test_a_letter_is_never_read_by_a_head() -> None:

@@ -1,7 +1,6 @@
 """Thresholds lie where a batch does not move a score past them by rounding alone."""
 
 import dataclasses
-from typing import get_args
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from blora.decision.resolution import COARSE, FINE, Resolution, resolution_of
 from blora.decision.selective import Evidence, Stage, split_rows
 from blora.decision.temperature import temper
 from blora.scores import SCORES, ScoreName, scores_of
-from tests.blora.test_calibrate import BINDING, SOURCE, answers
+from tests.blora.test_calibrate import BINDING, PLANNED, SOURCE, answers
 
 LEAST = {"bfloat16": 1e-3, "float16": 1e-3, "float32": 1e-4}
 
@@ -31,7 +30,7 @@ def test_the_next_point_of_the_grid_is_at_most_a_step_looser(resolution: Resolut
 
 
 @pytest.mark.parametrize("dtype", LEAST)
-@pytest.mark.parametrize("score", get_args(ScoreName))
+@pytest.mark.parametrize("score", PLANNED)
 def test_no_threshold_is_below_what_rounding_moves(dtype: str, score: ScoreName) -> None:
     log_probs, labels = answers()
     log_probs = 40 * log_probs[:1].expand(5, -1, -1)  # draws that agree, and are as sure as can be

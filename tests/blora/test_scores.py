@@ -17,8 +17,9 @@ from blora.client.policies import AbstainAbove, AbstainBelow
 from blora.decision.abstention import Policy
 from blora.decision.calibration import Goal
 from blora.decision.uncertainty import Prediction
-from blora.errors import ShapeError
+from blora.errors import ConfigError, ShapeError
 from blora.scores import (
+    DRAWN,
     SCORES,
     TABLE,
     Score,
@@ -37,7 +38,7 @@ from blora.server.schemas import requests
 
 LOG_2 = math.log(2)
 
-per_row = pytest.mark.parametrize("score", TABLE, ids=lambda score: score.name)
+per_row = pytest.mark.parametrize("score", DRAWN.values(), ids=lambda score: score.name)
 per_threshold = pytest.mark.parametrize("score", SCORES.values(), ids=lambda score: score.name)
 
 
@@ -65,6 +66,7 @@ NAMES = {
         "max_mutual_information", "high_mutual_information", "blora_mutual_information_nats",
     ),
     "margin": ("min_margin", "low_margin", "blora_margin"),
+    "familiarity": ("min_familiarity", "unfamiliar_question", "blora_familiarity"),
 }  # fmt: skip
 
 
@@ -134,11 +136,18 @@ def test_choices_that_a_row_does_not_have_change_no_score(score: Score, probs: T
     torch.testing.assert_close(score.of(wide), score.of(probs))
 
 
+def test_only_the_familiarity_is_no_function_of_the_draws() -> None:
+    [score] = [score for score in TABLE if score.name not in DRAWN]
+    assert (score.name, score.of, score.parts, score.range(3, 5)) == ("familiarity", None, None, (0.0, 1.0))
+    assert score.fails(0.01, threshold=0.05)
+    assert not score.fails(0.05, threshold=0.05)
+
+
 @pytest.mark.parametrize("n_samples", [1, 2, 3])
 def test_few_draws_have_the_scores_that_they_allow(n_samples: int) -> None:
     probs = torch.rand(n_samples, 5, 2, generator=torch.Generator()).softmax(-1)
     found = scores_of(probs)
-    assert list(found) == [name for name, score in SCORES.items() if n_samples >= score.fewest_draws]
+    assert list(found) == [name for name in SCORES if name in DRAWN and n_samples >= DRAWN[name].fewest_draws]
     assert ("mutual_information" in found) == (n_samples > 1)
     for name, values in found.items():
         torch.testing.assert_close(values, SCORES[name].values(probs))
@@ -172,9 +181,18 @@ def test_a_threshold_is_a_policys_a_requests_and_an_answers(score: Score) -> Non
 
 
 @per_threshold
-def test_a_score_may_be_planned_and_is_measured(score: Score) -> None:
-    assert Goal(score=score.name).ask.score == score.name
+def test_a_score_is_measured(score: Score) -> None:
     assert f"# HELP {score.metric} {score.meaning}" in ServerMetrics(Build("1", "a")).render().decode()
+
+
+@pytest.mark.parametrize("name", [name for name in SCORES if name in DRAWN])
+def test_a_score_of_the_draws_may_be_planned(name: ScoreName) -> None:
+    assert Goal(score=name).ask.score == name
+
+
+def test_a_score_of_the_question_alone_may_not_be_planned() -> None:
+    with pytest.raises(ConfigError, match="got score = familiarity, expected"):
+        Goal(score="familiarity")
 
 
 # Values worked out by hand

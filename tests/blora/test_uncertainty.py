@@ -7,7 +7,7 @@ from torch import Tensor
 
 from blora.decision.uncertainty import summarize
 from blora.errors import NumericalError, ShapeError
-from blora.scores import TABLE, expected_entropy, mutual_information, predictive_entropy
+from blora.scores import DRAWN, TABLE, expected_entropy, mutual_information, predictive_entropy
 from tests.blora.test_scores import probabilities
 
 
@@ -31,9 +31,17 @@ def test_a_summary_is_the_row_of_the_batched_quantities(probs: Tensor) -> None:
     assert got.expected_entropy == pytest.approx(expected_entropy(probs)[0].item(), abs=1e-9)
     assert got.mutual_information == pytest.approx(mutual_information(probs)[0].item(), abs=1e-9)
     assert got.mutual_information >= 0
-    assert got.scores() == {score.name: getattr(got, score.name) for score in TABLE}
-    for score in TABLE:
-        assert got.scores()[score.name] == pytest.approx(score.values(probs)[0].item(), abs=1e-9)
+    assert got.scores() == {name: getattr(got, name) for name in DRAWN}
+    for name, score in DRAWN.items():
+        assert got.scores()[name] == pytest.approx(score.values(probs)[0].item(), abs=1e-9)
+
+
+def test_a_familiarity_is_a_score_where_it_is_known() -> None:
+    probs = torch.tensor([[0.2, 0.8]])
+    unknown, known = summarize(probs), summarize(probs, 0.25)
+    assert (unknown.familiarity, known.familiarity) == (None, 0.25)
+    assert list(known.scores()) == [score.name for score in TABLE]
+    assert known.scores() == unknown.scores() | {"familiarity": 0.25}
 
 
 def test_a_summary_of_float32_rows_sums_to_one_in_float64() -> None:

@@ -70,7 +70,7 @@ def test_grafana_finds_it_and_its_prometheus() -> None:
 
 async def be_busy(server: Listening) -> None:
     """Something of everything that is counted."""
-    answers = await asyncio.gather(*(server.ask(f"p=0.{50 + k % 50}") for k in range(250)))
+    answers = await asyncio.gather(*(server.ask(f"p=0.{50 + k % 50} f=0.{k % 10}") for k in range(250)))
     for k, response in enumerate(answers):
         answer = response.json()
         if not answer["abstained"]:

@@ -21,7 +21,7 @@ from blora.errors import AdapterError, PromptError
 from blora.server.app import create_app
 from blora.server.engines.handle import AdapterHandle
 from blora.server.engines.jobs import check_draws
-from blora.server.engines.protocol import Job, Loaded, ModelInfo
+from blora.server.engines.protocol import Job, Loaded, ModelInfo, Outcome
 from blora.server.scheduling.control import Control
 from blora.server.settings import Settings
 
@@ -53,7 +53,9 @@ def handle(
     )
     nothing: Any = None
     bank: Any = SimpleNamespace(seed=0, n_samples=n_samples)
-    return AdapterHandle(name, digest, config, policy, bank, nothing, 1_700_000_000, calibration, not_calibrated)
+    return AdapterHandle(
+        name, digest, config, policy, bank, nothing, 1_700_000_000, calibration, not_calibrated=not_calibrated
+    )
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,12 @@ def fake_probabilities(text: str, n_choices: int, n_samples: int, seed: int | No
     generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
     logits = torch.randn(n_samples, n_choices, generator=generator, dtype=torch.float64)
     return logits.softmax(-1)
+
+
+def fake_familiarity(text: str) -> float | None:
+    """Return 0.3 for a question with the word "f=0.3", and None for one without such a word."""
+    known = [word for word in text.split() if word.startswith("f=")]
+    return float(known[0].removeprefix("f=")) if known else None
 
 
 @dataclass
@@ -172,14 +180,14 @@ class FakeEngine:
     async def forget(self, handle: AdapterHandle) -> None:
         self.forgotten.append(handle.digest)
 
-    async def run(self, jobs: Sequence[Job], control: Control | None = None) -> list[Tensor]:
+    async def run(self, jobs: Sequence[Job], control: Control | None = None) -> list[Outcome]:
         texts = [job.row.text for job in jobs]  # type: ignore[attr-defined]
         self.batches.append(texts)
         self.computing.set()
         await self.gate.wait()
         if self.broken or any("POISON" in text for text in texts):
             raise RuntimeError("the device fell off the bus")
-        return [self._probabilities(job) for job in jobs]
+        return [Outcome(self._probabilities(job), fake_familiarity(job.row.text)) for job in jobs]  # type: ignore[attr-defined]
 
     async def probe(self) -> None:
         if self.broken:

@@ -301,7 +301,9 @@ def with_head(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
             "not finite",
         ),
         (
-            lambda folder: rewrite_json(lambda raw: raw["head"].update(depths=[1, 9]))(folder / "bayesian_config.json"),
+            lambda folder: rewrite_json(
+                lambda raw: [raw[part].update(depths=[1, 9]) for part in ("head", "familiarity")]
+            )(folder / "bayesian_config.json"),
             "reads at layer 9, expected at most 2",
         ),
         (

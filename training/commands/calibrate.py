@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from blora.command_help import CommandHelp
-from blora.scores import SCORES
+from blora.scores import DRAWN, SCORES
 from blora.training.commands.arguments import add_model, add_rows, parse
 
 if TYPE_CHECKING:
@@ -42,9 +42,16 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--score",
-        choices=tuple(SCORES),
+        choices=tuple(name for name in SCORES if name in DRAWN),
         help="score to threshold; set it before you see results (default: the score with the highest coverage on the "
         "rows that choose thresholds)",
+    )
+    parser.add_argument(
+        "--max-false-alarms",
+        type=float,
+        default=0.05,
+        help="upper limit on the share of familiar questions that are withheld as unfamiliar, proved with the same "
+        "delta; 1 withholds none",
     )
     add_model(parser, default=None)
     return parser
@@ -65,6 +72,7 @@ def main(argv: list[str]) -> int:
         coverage=arguments.coverage,
         seed=arguments.seed,
         score=arguments.score,
+        max_false_alarms=arguments.max_false_alarms,
     )
     base, adapter = open_adapter(
         arguments.adapter, base_model=arguments.base_model, device=arguments.device, dtype=arguments.dtype
@@ -99,6 +107,12 @@ def _table(calibration: "Calibration") -> str:
             if level.threshold is None
             else f"{head}{level.score:<20} {level.threshold:>11.6g} {level.coverage:>9.3f} {level.error:>7.3f}"
         )
+    if (gate := calibration.gate) is not None:
+        lines += [
+            "",
+            f"Withheld as unfamiliar below a familiarity of {gate.min_familiarity:.4g}: at most "
+            f"{gate.max_false_alarms:g} of questions like these, {gate.n_beyond} of {len(gate.reference)} rows.",
+        ]
     lines += [
         "",
         f"* the default policy. Prediction sets of coverage {calibration.coverage} with every answer.",

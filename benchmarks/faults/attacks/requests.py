@@ -8,13 +8,15 @@ from typing import Any
 import httpx
 
 from benchmarks.faults.attacks.target import Case, Target, said
-from blora.scores import SCORES
+from blora.scores import DRAWN
 
 __all__ = ["CASES"]
 
 FAMILY = "requests"
 ANY = {"min_confidence": 0}
 LONG = 1_000_000
+# Those that every adapter has: the one under attack has no familiarity.
+THRESHOLDS = [score for score in DRAWN.values() if score.has_threshold]
 
 
 def _case(name: str, *expected: str) -> Callable[[Callable[[Target], str]], Case]:
@@ -197,12 +199,12 @@ PROMPTS = [
     _asked("a prompt that nobody sees", {"prompt": "\u200b\u2060\ufeff", "policy": ANY}, "200", "422 invalid_prompt"),
     _asked(
         "thresholds of 1e-300",
-        {"policy": {score.threshold: 1e-300 for score in SCORES.values()}},
+        {"policy": {score.threshold: 1e-300 for score in THRESHOLDS}},
         "200 withheld",
     ),
     _asked(
         "thresholds of the largest number",
-        {"policy": {score.threshold: 0 if score.high_is_certain else 1.7e308 for score in SCORES.values()}},
+        {"policy": {score.threshold: 0 if score.high_is_certain else 1.7e308 for score in THRESHOLDS}},
         "200",
     ),
     _asked("a target of 5e-324", {"policy": {"target_risk": 5e-324}}, "422 not_calibrated", "422 invalid_value"),

@@ -1,7 +1,7 @@
 """A tiny model with two adapters on disk, an engine that serves them, and its answers."""
 
 import dataclasses
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from blora.posterior.posterior import Posterior
 from blora.server.engines.handle import AdapterHandle
 from blora.server.engines.protocol import Job, Loaded, Stop
 from blora.server.engines.torch_engine import TorchEngine
+from blora.server.scheduling.control import Control
 from blora.server.settings import Settings
 from tests.scenarios import adapted_modules
 from tests.server.calibrations import calibration
@@ -99,5 +100,9 @@ class Asking:
         return Job(handle, await self.engine.pack(handle, **asked), n_samples, seed, stop)
 
     async def probabilities(self, question: str, **more: Any) -> torch.Tensor:
-        [probs] = await self.engine.run([await self.job(question, **more)])
+        [probs] = await self.run([await self.job(question, **more)])
         return probs
+
+    async def run(self, jobs: Sequence[Job], control: Control | None = None) -> list[torch.Tensor]:
+        """Return the probabilities of each job."""
+        return [found.probs for found in await self.engine.run(jobs, control)]

@@ -29,7 +29,7 @@ class Counting:
 
 async def n_checkpoints(asking: Asking, job: Job) -> int:
     seen = Counting()
-    await asking.engine.run([job], seen.control)
+    await asking.run([job], seen.control)
     return seen.n_seen
 
 
@@ -50,17 +50,17 @@ async def test_draws_in_several_passes_have_checkpoints_in_each(
 
 async def test_what_nobody_waits_for_stops_anywhere_and_the_next_run_is_right(asking: Asking) -> None:
     jobs = [await asking.job(LONG + end) for end in "ab"]
-    expected = await asking.engine.run(jobs)
+    expected = await asking.run(jobs)
     asking.engine._loaded_prefixes().clear()
     asking.engine._loaded_prefixes()._last.clear()
     stopped = 0
     for enough in range(1, 60, 2):
         try:
-            await asking.engine.run(jobs, Counting(enough).control)
+            await asking.run(jobs, Counting(enough).control)
         except AbandonedError:
             stopped += 1
     assert stopped > 5
-    for probs, alone in zip(await asking.engine.run(jobs), expected, strict=True):
+    for probs, alone in zip(await asking.run(jobs), expected, strict=True):
         assert torch.allclose(probs, alone, atol=1e-5)
 
 
@@ -78,7 +78,7 @@ async def parked_at(
         return True
 
     control = Control(wants, waits.set)
-    running = asyncio.create_task(asking.engine.run(jobs, control))
+    running = asyncio.create_task(asking.run(jobs, control))
     while not waits.is_set() and not running.done():
         await asyncio.sleep(0.001)
     found = await meanwhile()
@@ -91,10 +91,10 @@ async def test_a_run_that_waits_and_those_that_go_first_get_their_own_numbers(as
     """Both runs compute the same prefix for the first time under one adapter; a further job uses another adapter."""
     first = [await asking.job(LONG + end) for end in "ab"]
     then = [await asking.job(LONG + end) for end in "cd"] + [await asking.job("why", adapter="two", seed=3)]
-    expected = [await asking.engine.run([job]) for job in (*first, *then)]
+    expected = [await asking.run([job]) for job in (*first, *then)]
     asking.engine._loaded_prefixes().clear()
     asking.engine._loaded_prefixes()._last.clear()
-    waited, went = await parked_at(asking, first, place, lambda: asyncio.ensure_future(asking.engine.run(then)))
+    waited, went = await parked_at(asking, first, place, lambda: asyncio.ensure_future(asking.run(then)))
     for probs, [alone] in zip([*waited, *went], expected, strict=True):
         assert probs is not None
         assert torch.allclose(probs, alone, atol=1e-5)
@@ -126,7 +126,7 @@ async def test_between_looks_what_is_settled_is_given_and_what_nobody_wants_is_d
         finished=lambda payload, result: finished.append(payload),
         dropped=dropped.append,
     )
-    found = await asking.engine.run(jobs, control)
+    found = await asking.run(jobs, control)
     assert dropped == [left]
     assert len(found[1]) < len(found[0]) == 16
     if len(found[2]) < 16:

@@ -13,7 +13,7 @@ async def test_a_batch_that_the_device_has_no_memory_for_goes_in_halves(
     asking: Asking, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     jobs = [await asking.job("x" * i) for i in range(1, 8)]
-    expected = await asking.engine.run(jobs)
+    expected = await asking.run(jobs)
     real, sizes = Branches.score, list[int]()
 
     def small(self: Branches, picked: Any, *args: Any, **options: Any) -> torch.Tensor:
@@ -23,7 +23,7 @@ async def test_a_batch_that_the_device_has_no_memory_for_goes_in_halves(
         return real(self, picked, *args, **options)
 
     monkeypatch.setattr(Branches, "score", small)
-    for probs, alone in zip(await asking.engine.run(jobs), expected, strict=True):
+    for probs, alone in zip(await asking.run(jobs), expected, strict=True):
         assert torch.allclose(probs, alone, atol=1e-5)
     assert sizes == [7, 3, 1, 2, 4, 2, 2]
     assert "too little memory for 7 inputs" in caplog.text
@@ -39,10 +39,10 @@ async def test_an_input_that_never_fits_is_tried_no_more_than_it_takes_to_know(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     jobs = [await asking.job("the same long beginning of every prompt here, and then " + text) for text in "ab"]
-    await asking.engine.run(jobs)  # the beginning is remembered
+    await asking.run(jobs)  # the beginning is remembered
     monkeypatch.setattr(Branches, "score", never)
     for _ in range(2):  # once with what is remembered, and once with that memory given back
         tries.clear()
         with pytest.raises(torch.OutOfMemoryError):
-            await asking.engine.run(jobs[:1])
+            await asking.run(jobs[:1])
         assert len(tries) == 2

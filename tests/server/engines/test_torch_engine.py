@@ -43,7 +43,7 @@ async def test_every_draw_is_recalibrated_as_the_adapter_says(asking: Asking) ->
     job = await asking.job("why")
     sampling = dataclasses.replace(job.handle.config.sampling, temperature=3.0, lapse=0.12)
     handle = dataclasses.replace(job.handle, config=dataclasses.replace(job.handle.config, sampling=sampling))
-    [plain], [tempered] = [await asking.engine.run([each]) for each in (job, dataclasses.replace(job, handle=handle))]
+    [plain], [tempered] = [await asking.run([each]) for each in (job, dataclasses.replace(job, handle=handle))]
     flatter = plain ** (1 / 3)
     assert torch.allclose(tempered, 0.88 * flatter / flatter.sum(-1, keepdim=True) + 0.04, atol=1e-9)
     assert (tempered - plain).abs().max() > 0.01
@@ -53,15 +53,15 @@ async def test_another_scoring_than_the_adapters_is_not_recalibrated(asking: Ask
     job = await asking.job("why", scoring="label")
     sampling = dataclasses.replace(job.handle.config.sampling, temperature=3.0, lapse=0.12)
     handle = dataclasses.replace(job.handle, config=dataclasses.replace(job.handle.config, sampling=sampling))
-    [plain], [same] = [await asking.engine.run([each]) for each in (job, dataclasses.replace(job, handle=handle))]
+    [plain], [same] = [await asking.run([each]) for each in (job, dataclasses.replace(job, handle=handle))]
     assert torch.allclose(plain, same, atol=1e-6)
 
 
 async def test_one_row_alone_equals_the_same_row_batched(asking: Asking) -> None:
     jobs = [await asking.job(question, choices=CHOICES[: 2 + i % 2]) for i, question in enumerate(QUESTIONS)]
-    together = await asking.engine.run(jobs)
+    together = await asking.run(jobs)
     for job, batched in zip(jobs, together, strict=True):
-        [alone] = await asking.engine.run([job])
+        [alone] = await asking.run([job])
         assert batched.shape == alone.shape
         assert torch.allclose(batched, alone, atol=1e-5)
 
@@ -97,9 +97,9 @@ async def test_rows_of_different_adapters_and_seeds_share_a_forward_pass(asking:
     asked = [(adapter, seed) for adapter in ("one", "two") for seed in (None, 3)]
     jobs = [await asking.job(f"why {i}", adapter=a, seed=seed) for i, (a, seed) in enumerate(asked * 2)]
     assert len({job.group for job in jobs}) == 1
-    together = await asking.engine.run(jobs)
+    together = await asking.run(jobs)
     for job, probs in zip(jobs, together, strict=True):
-        [alone] = await asking.engine.run([job])
+        [alone] = await asking.run([job])
         assert torch.allclose(probs, alone, atol=1e-5)
     assert asking.one.digest != asking.two.digest
 
@@ -108,11 +108,11 @@ async def test_draws_stop_where_the_decision_is_settled_and_are_the_first_of_all
     stop = Stop(Policy(min_confidence=0.999), 0.5)
     full = [await asking.job("x" * i, n_samples=16) for i in range(1, 25)]
     jobs = [dataclasses.replace(job, stop=stop if i % 4 else None) for i, job in enumerate(full)]
-    for job, every, probs in zip(jobs, await asking.engine.run(full), await asking.engine.run(jobs), strict=True):
+    for job, every, probs in zip(jobs, await asking.run(full), await asking.run(jobs), strict=True):
         expected = draws_used(every[:, None], stop.policy, stop.error) if job.stop else 16
         assert len(probs) == expected
         assert torch.allclose(probs, every[: len(probs)], atol=1e-5)
-    assert len({len(probs) for probs in await asking.engine.run(jobs)}) > 1
+    assert len({len(probs) for probs in await asking.run(jobs)}) > 1
 
 
 async def test_jobs_that_may_stop_early_are_planned_by_their_first_look(asking: Asking) -> None:
@@ -135,7 +135,7 @@ async def test_prompts_that_begin_alike_get_what_they_get_without_a_memory(folde
                 for adapter in ("one", "two")
             ]
             jobs.append(await asking.job("another beginning", adapter="two", stop=stop))
-            answers.append([await engine.run(jobs), await engine.run(jobs[::2])])
+            answers.append([await asking.run(jobs), await asking.run(jobs[::2])])
     remembered, read = answers
     for some, same in zip(remembered, read, strict=True):
         for probs, expected in zip(some, same, strict=True):
@@ -147,8 +147,8 @@ async def test_an_adapter_that_overflows_is_named_and_its_neighbour_can_be_asked
     bad = dataclasses.replace(asking.two, digest="sha256:bad", bank=poisoned(asking.two.bank))
     jobs = [await asking.job("why"), dataclasses.replace(await asking.job("why", adapter="two"), handle=bad)]
     with pytest.raises(NumericalError, match="from adapter 'two'"):
-        await asking.engine.run(jobs)
-    [alone] = await asking.engine.run(jobs[:1])
+        await asking.run(jobs)
+    [alone] = await asking.run(jobs[:1])
     assert alone.isfinite().all()
 
 

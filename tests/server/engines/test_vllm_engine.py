@@ -56,8 +56,8 @@ async def test_its_numbers_are_those_of_torch(engine: VllmEngine, asking: Asking
     jobs = [await job(engine, handle, question, scoring=scoring) for question in QUESTIONS[:2]]
     for question, found in zip(QUESTIONS, await engine.run(jobs), strict=False):
         expected = await asking.probabilities(question, scoring=scoring)
-        torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
-        assert found.std(0).max() > 0.01  # draws differ
+        torch.testing.assert_close(found.probs, expected, rtol=0, atol=TOLERANCE)
+        assert found.probs.std(0).max() > 0.01  # draws differ
 
 
 @pytest.mark.parametrize(("suffices", "made"), [(1, 2), (3, 4)])
@@ -69,7 +69,7 @@ async def test_it_makes_no_more_draws_than_the_decision_takes(
     [handle] = (await engine.load()).adapters
     asked = vllm.asked
     [found] = await engine.run([await job(engine, handle, "why", stop=Stop(Policy(min_confidence=0.5), 0.1))])
-    assert len(found) == made
+    assert len(found.probs) == made
     assert vllm.asked - asked == made * len(CHOICES)
 
 
@@ -106,7 +106,7 @@ async def test_adapters_are_told_apart_by_their_contents(
     assert len(vllm.loras) == 8
     [found] = await engine.run([await job(engine, two, "why", scoring="label")])
     expected = await asking.probabilities("why", adapter="two", scoring="label")
-    torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(found.probs, expected, rtol=0, atol=TOLERANCE)
     await engine.close()
 
 
@@ -118,12 +118,12 @@ async def test_requests_in_flight_finish_on_an_adapter_that_was_unloaded(
     late = await job(engine, one, "why")
     await engine.forget(one)
     [found] = await engine.run([late])
-    assert len(found) == 4
+    assert len(found.probs) == 4
     async with asyncio.timeout(10):
         while len(vllm.loras) > 4:
             await asyncio.sleep(0.05)
     [found] = await engine.run([await job(engine, two, "why")])
-    assert len(found) == 4
+    assert len(found.probs) == 4
     await engine.close()
 
 
@@ -137,7 +137,7 @@ async def test_an_adapter_that_is_served_twice_is_kept_until_the_last(
     await asyncio.sleep(0.5)
     assert len(vllm.loras) == 4
     vllm.loras.clear()  # whoever asks next would notice
-    assert len((await engine.run([await job(engine, handle, "why")]))[0]) == 4
+    assert len((await engine.run([await job(engine, handle, "why")]))[0].probs) == 4
     await engine.close()
 
 
@@ -146,7 +146,7 @@ async def test_a_vllm_that_was_started_again_is_given_the_draws_anew(engine: Vll
     vllm.loras.clear()
     await engine.probe()
     [found] = await engine.run([await job(engine, handle, "why")])
-    assert (len(found), len(vllm.loras)) == (4, 4)
+    assert (len(found.probs), len(vllm.loras)) == (4, 4)
 
 
 async def test_a_prompt_that_vllm_would_not_read_is_refused_before(engine: VllmEngine, vllm: FakeVllm) -> None:
@@ -192,7 +192,7 @@ async def test_a_draw_that_fails_fails_the_answer_and_never_thins_it_out(engine:
     with pytest.raises(VllmError, match="answered 500"):
         await engine.run([await job(engine, handle, "why", scoring="label")])
     [found] = await engine.run([await job(engine, handle, "why", scoring="label")])
-    assert len(found) == 4
+    assert len(found.probs) == 4
     await engine.probe()
 
 

@@ -1,0 +1,183 @@
+"""Familiarity: how far a question's hidden states are from the training rows', and the p-value of that distance.
+
+The states x of a question are mean hidden states at several depths, side by side, standardised by the training rows.
+Two parts of the distance look for different things:
+
+gaussian: another subject, language or form. -log p of one Gaussian of the states at the lower depths, whose covariance
+    is low-rank plus a multiple of the identity: K leading directions are whitened, the rest is divided by its variance
+    (Tipping and Bishop, 1999). g = |Q x|^2 by direction / variance + |x - Q^T Q x|^2 / residual variance.
+direction: a question that resembles none of the labels. On the R axes that separate the labels best, scaled to unit
+    variance within labels (linear discriminant analysis), the largest cosine between the question and a label's mean.
+    The length, which is not compared, tells how typical a question is, and not which label it resembles.
+
+With both, the cosine is multiplied by the share of the length that lies in the axes, sqrt(|A x|^2 / g). Each part is
+standardised by validation rows, so that a distance of 0 is typical and one of 3 is far. Larger is more foreign.
+
+Directions and axes are rounded to float16, in which they are stored. The p-value is conformal: for questions like the
+reference's, which must not be training rows, it is at most u with probability at most u.
+
+References:
+    Lee et al., 2018. arXiv:1807.03888
+    Ren et al., 2021. arXiv:2106.09022
+    Bates et al., 2023, "Testing for outliers with conformal p-values". arXiv:2104.08279
+"""
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from blora.config import FamiliarityConfig
+from blora.errors import ShapeError
+
+__all__ = [
+    "HALVES",
+    "MOST_BYTES",
+    "Familiarity",
+    "familiarity_shapes",
+    "p_value",
+    "stored_bytes",
+]
+
+# Tensors that are stored in float16.
+HALVES = ("directions", "axes")
+# Limit for the tensors as they are stored.
+MOST_BYTES = 4 * 2**20
+TINY = 1e-12
+
+
+def familiarity_shapes(config: FamiliarityConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors of a familiarity by name."""
+    return {
+        "center": (config.n_states,),
+        "scale": (config.n_states,),
+        "directions": (config.n_directions, config.n_low),
+        "variances": (config.n_directions,),
+        "residual": (1,),
+        "axes": (config.n_axes, config.n_states),
+        "labels": (config.n_labels, config.n_axes),
+        "middle": (2,),
+        "spread": (2,),
+        "reference": (config.n_reference,),
+    }
+
+
+def stored_bytes(config: FamiliarityConfig) -> int:
+    """Return the size of a familiarity's tensors as they are stored, in bytes."""
+    shapes = familiarity_shapes(config)
+    return sum((2 if name in HALVES else 4) * math.prod(shape) for name, shape in shapes.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Familiarity:
+    """A distance from the training rows: F states, K directions, R axes, C labels.
+
+    Attributes:
+        config: the sizes.
+        center: (F,) mean of the training rows' states.
+        scale: (F,) their standard deviations.
+        directions: (K, n_low) orthonormal rows Q, the leading principal directions.
+        variances: (K,) variances along them.
+        residual: (1,) mean variance along every other direction.
+        axes: (R, F) A, the axes that separate the labels.
+        labels: (C, R) the labels' means on the axes, of unit length.
+        middle: (2,) means of the two parts over validation rows.
+        spread: (2,) their standard deviations.
+        reference: (n,) distances of the validation rows, for p-values without a calibration.
+    """
+
+    config: FamiliarityConfig
+    center: Tensor
+    scale: Tensor
+    directions: Tensor
+    variances: Tensor
+    residual: Tensor
+    axes: Tensor
+    labels: Tensor
+    middle: Tensor
+    spread: Tensor
+    reference: Tensor
+
+    @classmethod
+    def of(cls, config: FamiliarityConfig, tensors: dict[str, Tensor]) -> "Familiarity":
+        """Return the familiarity of stored tensors, with directions and axes converted to float32 once.
+
+        Raises:
+            ShapeError: if a name or a shape is not that of `familiarity_shapes`.
+        """
+        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        expected = familiarity_shapes(config)
+        if found != expected:
+            raise ShapeError(f"got tensors {found}, expected {expected}")
+        return cls(config, **{name: tensor.float() for name, tensor in tensors.items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors by name, as they are stored."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
+        return {name: tensor.half() if name in HALVES else tensor for name, tensor in found.items()}
+
+    def to(self, device: torch.device) -> "Familiarity":
+        """Return the familiarity on another device."""
+        return Familiarity(self.config, *(getattr(self, field.name).to(device) for field in fields(self)[1:]))
+
+    def distance(self, states: Tensor) -> Tensor:
+        """Return the distances (B,) float32 of states (B, F); larger is more foreign.
+
+        Raises:
+            ShapeError: if the number of states is not F.
+        """
+        parts = self.parts(states)
+        return ((parts - self.middle) / self.spread)[:, self.used].sum(-1)
+
+    @property
+    def used(self) -> list[int]:
+        """Columns of `parts` that the distance adds up."""
+        return {"gaussian": [0], "direction": [1], "both": [0, 1]}[self.config.kind]
+
+    def parts(self, states: Tensor) -> Tensor:
+        """Return log g and minus the cosine, (B, 2), before they are standardised."""
+        x = self._standardised(states)
+        squared = self._mahalanobis(x).clamp_min(TINY)
+        if self.config.kind == "gaussian":
+            cosine = torch.zeros_like(squared)
+        else:
+            on_axes = x @ self.axes.T  # (B, R)
+            cosine = (normalize(on_axes, dim=-1) @ self.labels.T).amax(-1)
+            if self.config.kind == "both":
+                cosine = cosine * (on_axes.square().sum(-1) / squared).sqrt()
+        return torch.stack([squared.log(), -cosine], -1)
+
+    def mahalanobis(self, states: Tensor) -> Tensor:
+        """Return the squared Mahalanobis distance g (B,) under the Gaussian of the lower depths, of states (B, F)."""
+        return self._mahalanobis(self._standardised(states))
+
+    def _standardised(self, states: Tensor) -> Tensor:
+        if states.ndim != 2 or states.shape[-1] != self.config.n_states:
+            raise ShapeError(f"got states {tuple(states.shape)}, expected (B, {self.config.n_states})")
+        return (states.float() - self.center) / self.scale
+
+    def _mahalanobis(self, x: Tensor) -> Tensor:
+        low = x[:, : self.config.n_low]
+        along = low @ self.directions.T  # (B, K)
+        beyond = low - along @ self.directions  # not |x|^2 - |z|^2, which would cancel in float32
+        return (along.square() / self.variances).sum(-1) + beyond.square().sum(-1) / self.residual
+
+
+def p_value(distances: Tensor, reference: Tensor) -> Tensor:
+    """Return the conformal p-values (1 + number of reference distances at least as far) / (n + 1).
+
+    Args:
+        distances: (B,) distances of questions.
+        reference: (n,) distances of rows that were not trained on, in any order.
+
+    Returns:
+        (B,) float64 in (0, 1].
+
+    >>> p_value(torch.tensor([0.0, 5.0]), torch.tensor([1.0, 2.0, 3.0])).tolist()
+    [1.0, 0.25]
+    """
+    ascending = reference.double().sort().values
+    nearer = torch.searchsorted(ascending, distances.double())
+    return (1 + len(ascending) - nearer).double() / (len(ascending) + 1)

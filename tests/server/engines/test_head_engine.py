@@ -1,0 +1,165 @@
+"""A served adapter with a head and a familiarity: the same familiarity alone, in batches, after prefixes and over HTTP."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+import blora
+from blora.adapter import save_adapter
+from blora.base_model import load_base_model
+from blora.config import AdapterConfig, HeadConfig, PosteriorConfig, PromptConfig, SamplingConfig
+from blora.inference.packing import pack
+from blora.inference.reading import read_rows
+from blora.posterior.decision_head import HeadPosterior
+from blora.posterior.draws import Draws
+from blora.posterior.posterior import Posterior
+from blora.server.app import create_app
+from blora.server.engines.protocol import Job, Outcome
+from blora.training.familiarity import fit_familiarity
+from tests.heads import LABELS, head_of
+from tests.scenarios import tiny_model, tiny_tokenizer
+from tests.server.engines.asking import Asking, loaded, settings
+
+# A p-value of n reference rows is a multiple of 1 / (n + 1), which is far more than this.
+TOLERANCE = 1e-3
+BEGINNING = "the same long instructions before every question: "
+QUESTIONS = ("red 01", "is it blue 77?", "ZZZZ %%% @@@@ 0000", "why", BEGINNING + "red 02", BEGINNING + "blue 03")
+OTHER_CHOICES = ("left", "right")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base model, an adapter `one` with a head and a familiarity, and `two` without a familiarity."""
+    root = tmp_path_factory.mktemp("head")
+    tiny_model().save_pretrained(root / "tiny")
+    tiny_tokenizer().save_pretrained(root / "tiny")
+    base = load_base_model(str(root / "tiny"), device="cpu", dtype="float32")
+    head = head_of(HeadConfig(depths=(1, 2), n_states=64, n_directions=4, n_grams=8), len(LABELS))
+    posterior = HeadPosterior(head, Posterior({}, PosteriorConfig(method="lora"), seed=0))
+    prompt = PromptConfig(choices=LABELS, readout="linear", choice_end="newline")
+    asked = [f"{colour} {i:02}" for i in range(40) for colour in ("red", "is it blue?")]
+    rows = [pack(base.tokenizer, prompt=text, choices=LABELS, config=prompt, max_length=200) for text in asked]
+    with torch.no_grad():
+        states = read_rows(base.model, rows, head.config, Draws({}, 1.0, 1)).prompt
+    assert states is not None
+    familiarity = fit_familiarity(head.config.depths, states[::2], states[1::2]).familiarity
+    for name, own in (("one", familiarity), ("two", None)):
+        config = AdapterConfig(
+            base_model=base.ref,
+            target_modules=(),
+            modules={},
+            posterior=posterior.lora.config,
+            prompt=prompt,
+            sampling=SamplingConfig(n_samples=4, seed=7),
+            head=head.config,
+            familiarity=own.config if own is not None else None,
+        )
+        save_adapter(root / name, posterior, config, base, own)
+    return root
+
+
+@pytest.fixture
+async def asking(folder: Path) -> AsyncIterator[Asking]:
+    async with loaded(settings(folder)) as (engine, state):
+        yield Asking(engine, state)
+
+
+async def jobs_of(asking: Asking, questions: Sequence[str] = QUESTIONS, **more: Any) -> list[Job]:
+    return [await asking.job(question, **{"choices": LABELS, **more}) for question in questions]
+
+
+def check_same(found: Sequence[Outcome], expected: Sequence[Outcome]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert one.familiarity is not None
+        assert one.familiarity == pytest.approx(other.familiarity, abs=TOLERANCE)
+        torch.testing.assert_close(one.probs, other.probs, rtol=0, atol=TOLERANCE)
+
+
+async def alone(asking: Asking, jobs: Sequence[Job]) -> list[Outcome]:
+    return [outcome for job in jobs for outcome in await asking.engine.run([job])]
+
+
+@pytest.mark.parametrize("choices", [LABELS, OTHER_CHOICES])
+async def test_batches_and_prefixes_give_the_same_familiarity_as_alone(
+    folder: Path, asking: Asking, choices: tuple[str, ...]
+) -> None:
+    async with loaded(settings(folder, prefix_cache_mib=0)) as (engine, state):
+        plain = Asking(engine, state)
+        expected = await alone(plain, await jobs_of(plain, choices=choices))
+        check_same(await engine.run(await jobs_of(plain, choices=choices)), expected)
+    jobs = await jobs_of(asking, choices=choices)
+    check_same(await asking.engine.run(jobs), expected)
+    assert asking.engine._loaded_prefixes()._kept  # the beginning, which the second run reads
+    check_same(await asking.engine.run(jobs), expected)
+    check_same(await alone(asking, jobs), expected)
+    assert len({outcome.familiarity for outcome in expected}) > 1
+
+
+async def test_foreign_choices_leave_the_familiarity_of_a_question_as_it_is(asking: Asking) -> None:
+    own, other = await jobs_of(asking), await jobs_of(asking, choices=OTHER_CHOICES)
+    assert ({job.kind for job in own}, {job.kind for job in other}) == ({"head"}, {"below head"})
+    by_head, by_model = await asking.engine.run(own), await asking.engine.run(other)
+    assert [outcome.familiarity for outcome in by_model] == pytest.approx(
+        [outcome.familiarity for outcome in by_head], abs=TOLERANCE
+    )
+
+
+@pytest.mark.parametrize("choices", [LABELS, OTHER_CHOICES])
+async def test_questions_have_the_same_outcome_in_process(folder: Path, choices: tuple[str, ...]) -> None:
+    model = blora.load(folder / "one", base_model=folder / "tiny", dtype="float32")
+    async with loaded(settings(folder)) as (engine, state):
+        served = await engine.run(await jobs_of(Asking(engine, state), choices=choices))
+    for outcome, answer in zip(served, model.predict(QUESTIONS, choices=choices), strict=True):
+        found = {one.choice: one.probability for one in answer.probabilities}
+        assert outcome.probs.mean(0).tolist() == pytest.approx([found[choice] for choice in choices], abs=TOLERANCE)
+        assert outcome.familiarity == pytest.approx(answer.familiarity, abs=TOLERANCE)
+
+
+async def test_fresh_draws_leave_the_familiarity_of_a_question_as_it_is(asking: Asking) -> None:
+    bank, fresh = [await asking.engine.run(await jobs_of(asking, seed=seed)) for seed in (None, 3)]
+    assert [one.familiarity for one in fresh] == pytest.approx([one.familiarity for one in bank], abs=TOLERANCE)
+
+
+async def test_an_adapter_without_a_familiarity_has_none_beside_one_that_has(asking: Asking) -> None:
+    [job], [other] = await jobs_of(asking, ["why"]), await jobs_of(asking, ["why"], adapter="two")
+    assert job.group == other.group
+    one, two = await asking.engine.run([job, other])
+    assert one.familiarity is not None
+    assert two.familiarity is None
+
+
+async def test_over_http_answers_have_a_familiarity_and_its_histogram_is_exported(folder: Path) -> None:
+    app = create_app(settings(folder, default_adapter="one"))
+    transport = httpx.ASGITransport(app)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://t") as client:
+        await app.state.service.settled.wait()
+        assert app.state.service.failure is None
+
+        async def ask(**fields: Any) -> httpx.Response:
+            return await client.post("/v1/predict", json=fields)
+
+        asked = [{"prompt": question} for question in QUESTIONS]
+        asked += [{"prompt": question, "choices": list(OTHER_CHOICES)} for question in QUESTIONS]  # type: ignore[dict-item]
+        served = [response.json() for response in await asyncio.gather(*(ask(**fields) for fields in asked))]
+        in_process = await asyncio.to_thread(blora.load, folder / "one", base_model=folder / "tiny", dtype="float32")
+        for answer, expected in zip(served, in_process.predict(asked), strict=True):
+            assert answer["familiarity"] == pytest.approx(expected.familiarity, abs=TOLERANCE)
+            assert 0 < answer["familiarity"] <= 1
+            assert answer["top_choice"] == expected.top_choice
+        strict = (await ask(prompt=QUESTIONS[2], policy={"min_familiarity": 1.0})).json()
+        assert [reason["reason"] for reason in strict["abstain_reasons"]] == ["unfamiliar_question"]
+        assert (await ask(prompt="why", policy={"min_familiarity": 0.0})).json()["answer"] in LABELS
+        without = (await ask(prompt="why", adapter="two")).json()
+        assert without.get("familiarity") is None
+        refused = await ask(prompt="why", adapter="two", policy={"min_familiarity": 0.1})
+        error = refused.json()["error"]
+        assert (refused.status_code, error["param"]) == (422, "policy.min_familiarity")
+        assert "'two' has no familiarity" in error["message"]
+        metrics = (await client.get("/metrics")).text.splitlines()
+        assert f'blora_familiarity_count{{adapter="one"}} {len(asked) + 2}.0' in metrics
+        assert not any(line.startswith('blora_familiarity_count{adapter="two"') for line in metrics)
