@@ -18,7 +18,7 @@ __all__ = ["QUESTIONS", "RESULT"]
 RESULT = ROOT / "benchmarks" / "results" / "answers" / "answers.json"
 QUESTIONS = {
     "sure": "I need a full dump of our workspace in JSON for the archive.",
-    "ambiguous": "The invoice list is empty since the redesign.",
+    "ambiguous": "The button for ending the plan gives an error, so I'm stuck with it.",
     "out_of_scope": "Jak długo gotować ziemniaki na sałatkę?",
 }
 

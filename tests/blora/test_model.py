@@ -27,7 +27,7 @@ from tests.server.engines.asking import CHOICES, write_adapter
 # The tickets of the README, and others.
 TICKETS = (
     "I need a full dump of our workspace in JSON for the archive.",
-    "The invoice list is empty since the redesign.",
+    "The button for ending the plan gives an error, so I'm stuck with it.",
     "Jak długo gotować ziemniaki na sałatkę?",
     "Do you accept cheques?",
     "The search doesn't look inside attached PDFs.",
