@@ -18,7 +18,7 @@ __all__ = ["QUESTIONS", "RESULT"]
 RESULT = ROOT / "benchmarks" / "results" / "answers" / "answers.json"
 QUESTIONS = {
     "sure": "I need a full dump of our workspace in JSON for the archive.",
-    "ambiguous": "The button for ending the plan gives an error, so I'm stuck with it.",
+    "ambiguous": "Does a full backup of our workspace cost extra?",
     "out_of_scope": "Jak długo gotować ziemniaki na sałatkę?",
 }
 

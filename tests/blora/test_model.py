@@ -27,7 +27,7 @@ from tests.server.engines.asking import CHOICES, write_adapter
 # The tickets of the README, and others.
 TICKETS = (
     "I need a full dump of our workspace in JSON for the archive.",
-    "The button for ending the plan gives an error, so I'm stuck with it.",
+    "Does a full backup of our workspace cost extra?",
     "Jak długo gotować ziemniaki na sałatkę?",
     "Do you accept cheques?",
     "The search doesn't look inside attached PDFs.",
