@@ -50,7 +50,7 @@ def rows_behind_gate(max_false_alarms: float, target_risk: float, delta: float) 
     """Return the smallest number of rows that can prove a gate and, without a wrong answer, a target behind it.
 
     >>> rows_behind_gate(0.05, 0.05, 0.05), rows_behind_gate(1, 0.05, 0.05)
-    (80, 78)
+    (79, 78)
     """
     least = math.ceil(math.log(delta) / math.log1p(-target_risk))
     if max_false_alarms == 1:
