@@ -44,6 +44,7 @@ def lora_of_the_demos_task(folder: Path, base: BaseModel) -> Path:
         prompt=replace(demo.prompt, readout="scores"),
         sampling=replace(demo.sampling, n_samples=4),
         head=None,
+        familiarity=None,
         training={},
     )
     posterior = Posterior(modules, config.posterior, seed=0)

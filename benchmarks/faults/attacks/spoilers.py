@@ -59,6 +59,7 @@ def small_lora(target: Target) -> Path:
             prompt=replace(demo.prompt, readout="scores"),
             sampling=SamplingConfig(n_samples=4),
             head=None,
+            familiarity=None,
         )
         save_adapter(folder, trained(config), config, base)
     return folder
