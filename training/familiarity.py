@@ -47,7 +47,7 @@ LEAST_LABELS, LEAST_ROWS_PER_LABEL = 3, 3
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What a kind of distance earned: the mean AUROC of left-out labels against validation rows of the others."""
+    """Mean AUROC of a kind of distance for left-out labels against validation rows of the others."""
 
     kind: FamiliarityKind
     auroc: float

@@ -204,7 +204,7 @@ class _Candidate:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """What every candidate of a run is trained on, and how."""
+    """Data and settings that every candidate of a run shares."""
 
     recipe: Recipe
     base: BaseModel

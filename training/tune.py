@@ -92,7 +92,9 @@ def scorer(
 ) -> Callable[[float], Tensor]:
     """Return a function from a scale to the rows' log-probabilities (S, N, C), with the same noise at every scale."""
     if isinstance(posterior, HeadPosterior):
-        features = read_features(base.model, rows, posterior.head.config, posterior.lora.mean(), "reading states")
+        inject(base.model, posterior.lora.modules_shape)
+        lora = posterior.lora.mean().to(base.device)
+        features = read_features(base.model, rows, posterior.head.config, lora, "reading states")
         return head_scorer(posterior, features, rows, n_samples, seed)
     inject(base.model, posterior.modules_shape)
     known = with_states(base.model, rows, first_layer(posterior.modules_shape), cache_gib)

@@ -164,7 +164,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What an engine computes for a job.
+    """Result of a job.
 
     Attributes:
         probs: (s, C) recalibrated probabilities under the job's first s draws.
