@@ -7,6 +7,7 @@ the loss is the cross-entropy over the choices, as for plain LoRA.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ class Loss(NamedTuple):
     kl: Tensor
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """A loss per example, of which only the trained part has parameters that change.
 
     Args:
@@ -52,9 +53,9 @@ class Objective(nn.Module):
         self.n_forwards = 0
 
     @property
+    @abstractmethod
     def trained(self) -> nn.Module:
         """The part that is trained, saved and restored."""
-        raise NotImplementedError
 
     def train(self, mode: bool = True) -> "Objective":
         """Set the mode of the trained part; the frozen base model stays in eval mode, so that dropout is off."""
@@ -66,13 +67,13 @@ class Objective(nn.Module):
         """Return a batch and its labels as `forward` takes them."""
         return collate_labelled(rows)
 
+    @abstractmethod
     def forward(self, batch: Any, labels: Tensor, kl_share: float = 1.0) -> Loss:
         """Return the loss of a batch; `kl_share` is a factor on the KL weight, below 1 during warm-up."""
-        raise NotImplementedError
 
+    @abstractmethod
     def log_probs(self, rows: Sequence[LabelledRow], n_samples: int) -> Tensor:
         """Return the log-probabilities (S, N, C) of rows as training stands, under at most `n_samples` draws."""
-        raise NotImplementedError
 
 
 class Elbo(Objective):
