@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from blora.checks import require
 from blora.errors import ConfigError
 from blora.head_config import MOST_CHOICES, FamiliarityConfig, FamiliarityKind, HeadConfig
+from blora.question_config import QuestionConfig
 
 __all__ = [
     "FORMAT_VERSION",
@@ -25,6 +26,7 @@ __all__ = [
     "NormalizationName",
     "PosteriorConfig",
     "PromptConfig",
+    "QuestionConfig",
     "ReadoutName",
     "SamplingConfig",
     "ScoringName",
@@ -266,6 +268,7 @@ class AdapterConfig:
         sampling: settings of the sample bank.
         head: settings of the decision head, which has the posterior then, above a plain LoRA or none; None without one.
         familiarity: settings of the familiarity, which reads the head's states; None without one.
+        question: the question that the adapter answers, for applications that send questions; None if it has no name.
         policy: the owner's thresholds for withholding answers, None for no policy.
         training: training record for the model card: settings, data digests, validation metrics.
         format_version: version of the file format.
@@ -281,6 +284,7 @@ class AdapterConfig:
     sampling: SamplingConfig
     head: HeadConfig | None = None
     familiarity: FamiliarityConfig | None = None
+    question: QuestionConfig | None = None
     policy: dict[str, float] | None = None
     training: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
@@ -297,7 +301,8 @@ class AdapterConfig:
             f"a head above method {self.posterior.method} with stop_error {self.sampling.stop_error}",
             "method lora and no stop_error: the head has the posterior, and all of its draws take one pass",
         )
-
+        if self.question is not None:
+            self.question.check(self.prompt.choices)
         require(
             self.familiarity is None or (self.head is not None and self.familiarity.depths == self.head.depths),
             "a familiarity without a head at its depths",
