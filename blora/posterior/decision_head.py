@@ -11,7 +11,7 @@ approximation in its eigenvectors. V and the bias are points.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -48,6 +48,11 @@ class Features:
 
     def __len__(self) -> int:
         return len(self.states)
+
+    def at(self, places: Sequence[int]) -> "Features":
+        """Return the features of the questions at some places, which may recur."""
+        prompt = self.prompt[list(places)] if self.prompt is not None else None
+        return Features(self.states[list(places)], self.counts[list(places)], prompt)
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,14 @@ class AdapterHandle:
             reference = own if gate is None else torch.tensor(gate.reference, dtype=torch.float64)
         object.__setattr__(self, "reference", reference)
 
+    @property
+    def reading(self) -> str:
+        """The identity of what is computed of a question before any draw: handles with the same one share passes."""
+        head = self.config.head
+        if head is None or self.config.modules:
+            return self.digest
+        return f"{self.config.prompt.readout}: states at {head.depths}, {head.n_grams} n-grams"
+
     def distances(self, features: Features) -> list[float | None]:
         """Return the distance of each question from the training rows; None without a familiarity."""
         if self.familiarity is None or features.prompt is None:

@@ -22,6 +22,8 @@ from blora.decision.stopping import settled
 from blora.decision.temperature import temper
 from blora.errors import ConfigError, NotCalibratedError, NumericalError
 from blora.posterior.bank import SampleBank
+from blora.posterior.decision_head import HeadDraws
+from blora.posterior.draws import Draws
 from blora.server.engines.handle import AdapterHandle
 from blora.server.engines.protocol import Job, ModelInfo, Outcome, Row
 
@@ -33,6 +35,8 @@ __all__ = [
     "PROBE_PROMPT",
     "check_adapters",
     "check_draws",
+    "draws_key",
+    "draws_of",
     "draws_suffice",
     "handle_of",
     "in_thread",
@@ -113,6 +117,23 @@ def model_of(base: BaseModel, *, device: str, dtype: str, max_length: int, runs_
         max_length=max_length,
         runs_whole_because=runs_whole_because,
     )
+
+
+def draws_key(job: Job) -> tuple[str, int | None]:
+    """Return the key of a job's draws: jobs of one group with equal keys share their draws."""
+    return job.handle.digest, job.seed
+
+
+def draws_of(job: Job, device: torch.device) -> Draws | HeadDraws:
+    """Return a job's draws on a device: from the bank if it holds them, fresh ones otherwise.
+
+    Draws nest: the first draws do not depend on the number of draws.
+    """
+    bank = job.handle.bank
+    if job.in_bank:
+        return bank.first(job.n_samples)
+    seed = bank.seed if job.seed is None else job.seed
+    return SampleBank.draw(job.handle.posterior, job.handle.digest, job.n_samples, seed).draws.to(device)
 
 
 def draws_suffice(job: Job, probs: Tensor) -> bool:

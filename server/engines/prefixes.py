@@ -1,4 +1,4 @@
-"""Detection and caching of the prefixes that the prompts of an adapter share."""
+"""Detection and caching of the prefixes that the prompts of an adapter share, or of adapters with the same reading."""
 
 import threading
 from collections import Counter, OrderedDict, defaultdict
@@ -32,26 +32,26 @@ class Prefixes:
         self._model = model
         self._max_bytes = max_bytes if runs_in_parts(model) else 0
         self._max_batch_tokens = max_batch_tokens
-        self._served: Counter[str] = Counter()  # number of handles by digest
-        self._last: dict[str, tuple[int, ...]] = {}  # an adapter's most recent prompt
+        self._served: Counter[str] = Counter()  # number of handles by reading
+        self._last: dict[str, tuple[int, ...]] = {}  # the most recent prompt of a reading
         self._longest_kept: dict[str, int] = {}  # longest prefix, in tokens, once a longer one has exceeded the memory
         self._kept: OrderedDict[tuple[str, tuple[int, ...]], tuple[Prefix, int]] = OrderedDict()
         self._changing = threading.Lock()  # guards all of these; never held during a computation
 
-    def serve(self, digest: str) -> None:
-        """Begin to look for prefixes of an adapter's prompts."""
+    def serve(self, reading: str) -> None:
+        """Begin to look for prefixes of the prompts of an adapter with that reading, see `AdapterHandle`."""
         with self._changing:
-            self._served[digest] += 1
+            self._served[reading] += 1
 
-    def forget(self, digest: str) -> None:
-        """Undo one `serve`; the last one drops all prefixes of the adapter."""
+    def forget(self, reading: str) -> None:
+        """Undo one `serve`; the last one drops all prefixes of the reading."""
         with self._changing:
-            self._served[digest] -= 1
-            if self._served[digest] > 0:
+            self._served[reading] -= 1
+            if self._served[reading] > 0:
                 return
             for known in (self._served, self._last, self._longest_kept):
-                known.pop(digest, None)
-            for key in [key for key in self._kept if key[0] == digest]:
+                known.pop(reading, None)
+            for key in [key for key in self._kept if key[0] == reading]:
                 del self._kept[key]
 
     def clear(self) -> bool:
@@ -70,43 +70,45 @@ class Prefixes:
         own = [
             place
             for place, job in enumerate(jobs)
-            if self._max_bytes and job.in_bank and self._served[job.handle.digest] > 0
+            if self._max_bytes and job.in_bank and self._served[job.handle.reading] > 0
         ]
         for place in own if notice else ():
             self._notice(jobs[place].handle, _prompt(jobs[place]))
         found: dict[Prefix | None, list[int]] = defaultdict(list)
         for place, job in enumerate(jobs):
-            found[self._longest(job.handle.digest, _prompt(job)) if place in own else None].append(place)
+            found[self._longest(job.handle.reading, _prompt(job)) if place in own else None].append(place)
         return found
 
     def _notice(self, handle: AdapterHandle, prompt: tuple[int, ...]) -> None:
         """Cache the prefix that a prompt shares with the previous one, if it is much longer than the cached ones."""
-        digest, bank = handle.digest, handle.bank
+        reading, bank = handle.reading, handle.bank
         with self._changing:
-            last, self._last[digest] = self._last.get(digest, ()), prompt
-            n_tokens = min(common_tokens([last, prompt]), self._longest_kept.get(digest, len(prompt)))
-        known = self._longest(digest, prompt)
+            last, self._last[reading] = self._last.get(reading, ()), prompt
+            if prompt == last:  # several questions about one text
+                return
+            n_tokens = min(common_tokens([last, prompt]), self._longest_kept.get(reading, len(prompt)))
+        known = self._longest(reading, prompt)
         if n_tokens < MIN_PREFIX + (len(known.tokens) if known is not None else 0):
             return
         tokens = prompt[:n_tokens]
         prefix = prefix_of(self._model, tokens, bank.draws, self._max_batch_tokens)
         n_bytes = prefix.n_bytes(bank.n_samples)
         with self._changing:
-            if self._served[digest] <= 0:  # the adapter was unloaded while its prefix was computed
+            if self._served[reading] <= 0:  # the adapter was unloaded while its prefix was computed
                 return
             if n_bytes > self._max_bytes:
-                self._longest_kept[digest] = n_tokens * self._max_bytes // n_bytes
+                self._longest_kept[reading] = n_tokens * self._max_bytes // n_bytes
                 return
-            self._kept[digest, tokens] = prefix, n_bytes
+            self._kept[reading, tokens] = prefix, n_bytes
             while sum(n_bytes for _, n_bytes in self._kept.values()) > self._max_bytes:
                 self._kept.popitem(last=False)
 
-    def _longest(self, digest: str, prompt: tuple[int, ...]) -> Prefix | None:
+    def _longest(self, reading: str, prompt: tuple[int, ...]) -> Prefix | None:
         with self._changing:
             fits = [
                 (owner, tokens)
                 for owner, tokens in self._kept
-                if owner == digest and len(tokens) < len(prompt) and prompt[: len(tokens)] == tokens
+                if owner == reading and len(tokens) < len(prompt) and prompt[: len(tokens)] == tokens
             ]
             if not fits:
                 return None

@@ -5,7 +5,6 @@ A run that has to wait for others is parked at a checkpoint while the same threa
 
 import logging
 import os
-from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -28,9 +27,7 @@ from blora.inference.fork import why_whole
 from blora.inference.interruptible import make_interruptible
 from blora.inference.packing import PackedRow, pack
 from blora.inference.prefix import Prefix
-from blora.inference.reading import head_log_probs, read_rows
 from blora.opening import open_base, pick_dtype
-from blora.posterior.bank import SampleBank
 from blora.posterior.decision_head import HeadDraws
 from blora.posterior.draws import Draws
 from blora.server.engines.handle import AdapterHandle
@@ -38,17 +35,19 @@ from blora.server.engines.jobs import (
     PROBE_CHOICES,
     PROBE_PROMPT,
     check_adapters,
+    draws_key,
+    draws_of,
     draws_suffice,
     in_thread,
     longest_token,
     model_of,
-    outcome,
     probabilities,
     read_adapter,
     warn_of_shadowed,
 )
 from blora.server.engines.prefixes import Prefixes
 from blora.server.engines.protocol import Job, Loaded, Outcome, Row
+from blora.server.engines.readings import familiarities, head_outcomes
 from blora.server.engines.stack_scheduler import StackScheduler
 from blora.server.scheduling.control import Control
 from blora.server.scheduling.thread_per_task import ThreadPerTask
@@ -145,7 +144,7 @@ class TorchEngine:
     async def forget(self, handle: AdapterHandle) -> None:
         """Implement Engine."""
         self._handles.remove(handle)
-        await self._scheduler.run(partial(self._loaded_prefixes().forget, handle.digest))
+        await self._scheduler.run(partial(self._loaded_prefixes().forget, handle.reading))
 
     async def probe(self) -> None:
         """Implement Engine."""
@@ -194,7 +193,7 @@ class TorchEngine:
     def _prove(self, adapter: Adapter, handle: AdapterHandle, row: PackedRow) -> None:
         attach(self._loaded_base(), adapter)
         self._probe(handle, row)
-        self._loaded_prefixes().serve(handle.digest)
+        self._loaded_prefixes().serve(handle.reading)
         self._handles.append(handle)
 
     def _probe_row(self, handle: AdapterHandle) -> PackedRow:
@@ -262,17 +261,17 @@ class TorchEngine:
         """Return the outcomes of jobs with a common prefix; unwanted jobs get no further draws."""
         checkpoint()
         if jobs[0].kind == "head":
-            return self._read_after(prefix, jobs)
+            return head_outcomes(self._loaded_base(), prefix, jobs)
         base = self._loaded_base()
         n_samples = jobs[0].n_samples
-        adapters = {_draws_key(job): job for job in jobs}
+        adapters = {draws_key(job): job for job in jobs}
         owners = list(adapters)
         seen = [torch.empty(0, job.row.n_choices) for job in jobs]
         branches = Branches(
             base.model,
             [cast(PackedRow, job.row) for job in jobs],
-            [_lora(_draws(base, job)) for job in between(adapters.values())],
-            [owners.index(_draws_key(job)) for job in jobs],
+            [_lora(draws_of(job, base.device)) for job in between(adapters.values())],
+            [owners.index(draws_key(job)) for job in jobs],
             prefix,
         )
         waiting = list(range(len(jobs)))
@@ -288,45 +287,8 @@ class TorchEngine:
             for b in set(done) - set(waiting):
                 if draws_suffice(jobs[b], seen[b]):
                     control.finished(jobs[b], Outcome(seen[b]))
-        known = self._familiarities(prefix, jobs)
+        known = familiarities(base, prefix, jobs)
         return [Outcome(probs, familiarity) for probs, familiarity in zip(seen, known, strict=True)]
-
-    @torch.no_grad()
-    def _familiarities(self, prefix: Prefix | None, jobs: Sequence[Job]) -> list[float | None]:
-        """Return the familiarity of questions that the language model scores; reading their states takes a pass."""
-        found: list[float | None] = [None] * len(jobs)
-        places: dict[AdapterHandle, list[int]] = defaultdict(list)
-        for place, job in enumerate(jobs):
-            if job.handle.familiarity is not None:
-                places[job.handle].append(place)
-        for handle, own in between(places.items()):
-            draws = handle.bank.draws
-            assert isinstance(draws, HeadDraws)  # a familiarity reads a head's states
-            rows = [cast(PackedRow, jobs[place].row) for place in own]
-            features = read_rows(self._loaded_base().model, rows, draws.head.config, draws.lora, prefix)
-            for place, distance in zip(own, handle.distances(features), strict=True):
-                found[place] = handle.p_value(distance) if distance is not None else None
-        return found
-
-    @torch.no_grad()
-    def _read_after(self, prefix: Prefix | None, jobs: Sequence[Job]) -> list[Outcome]:
-        """Return the outcomes of jobs for heads, from one pass for each adapter and seed."""
-        base = self._loaded_base()
-        places: dict[tuple[str, int | None], list[int]] = defaultdict(list)
-        for place, job in enumerate(jobs):
-            places[_draws_key(job)].append(place)
-        by_place: dict[int, Outcome] = {}
-        for own in between(places.values()):
-            rows = [cast(PackedRow, jobs[place].row) for place in own]
-            draws = _draws(base, jobs[own[0]])
-            assert isinstance(draws, HeadDraws)  # the adapter has a head
-            features = read_rows(base.model, rows, draws.head.config, draws.lora, prefix)
-            log_probs = head_log_probs(draws, rows, features).cpu()
-            distances = jobs[own[0]].handle.distances(features)
-            for place, of_row, distance in zip(own, log_probs.unbind(1), distances, strict=True):
-                job, scores = jobs[place], of_row[:, : jobs[place].row.n_choices]
-                by_place[place] = outcome(job, scores, distance, f"{base.device} in {base.dtype}")
-        return [by_place[place] for place in range(len(jobs))]
 
 
 def _still_waiting(jobs: Sequence[Job], seen: Sequence[Tensor], waiting: Sequence[int], control: Control) -> list[int]:
@@ -338,24 +300,6 @@ def _still_waiting(jobs: Sequence[Job], seen: Sequence[Tensor], waiting: Sequenc
     return wanted
 
 
-def _draws_key(job: Job) -> tuple[str, int | None]:
-    """Return the key of a job's draws: jobs of one group with equal keys share their draws."""
-    return job.handle.digest, job.seed
-
-
 def _lora(draws: Draws | HeadDraws) -> Draws:
     """Return the draws of the LoRA factors: one draw below a head."""
     return draws.lora if isinstance(draws, HeadDraws) else draws
-
-
-def _draws(base: BaseModel, job: Job) -> Draws | HeadDraws:
-    """Return a job's draws: from the bank if it holds them, fresh ones otherwise.
-
-    Draws nest: the first draws do not depend on the number of draws.
-    """
-    bank = job.handle.bank
-    if job.in_bank:
-        return bank.first(job.n_samples)
-    seed = bank.seed if job.seed is None else job.seed
-    fresh = SampleBank.draw(job.handle.posterior, job.handle.digest, job.n_samples, seed)
-    return fresh.draws.to(base.device)

@@ -15,7 +15,7 @@ from blora.base_model import load_base_model
 from blora.config import AdapterConfig, HeadConfig, PosteriorConfig, PromptConfig, SamplingConfig
 from blora.inference.packing import pack
 from blora.inference.reading import read_rows
-from blora.posterior.decision_head import HeadPosterior
+from blora.posterior.decision_head import Features, HeadPosterior
 from blora.posterior.draws import Draws
 from blora.posterior.posterior import Posterior
 from blora.server.app import create_app
@@ -131,6 +131,32 @@ async def test_an_adapter_without_a_familiarity_has_none_beside_one_that_has(ask
     one, two = await asking.engine.run([job, other])
     assert one.familiarity is not None
     assert two.familiarity is None
+
+
+async def test_adapters_that_read_the_same_share_a_pass_over_each_text(
+    asking: Asking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [job for name in ("one", "two") for job in await jobs_of(asking, QUESTIONS[:3], adapter=name)]
+    jobs += await jobs_of(asking, QUESTIONS[:1], seed=5)
+    expected = await alone(asking, jobs)
+    sizes = []
+
+    def counting(model: Any, rows: Sequence[Any], *more: Any) -> Features:
+        sizes.append(len(rows))
+        return read_rows(model, rows, *more)
+
+    monkeypatch.setattr("blora.server.engines.readings.read_rows", counting)
+    together = await asking.engine.run(jobs)
+    assert sizes == [3]
+    for job, found, by_itself in zip(jobs, together, expected, strict=True):
+        torch.testing.assert_close(found.probs, by_itself.probs, rtol=0, atol=TOLERANCE)
+        assert (found.familiarity is None) == (job.handle.name == "two")
+
+
+async def test_one_text_for_several_adapters_is_no_beginning_to_remember(asking: Asking) -> None:
+    jobs = [job for name in ("one", "two") for job in await jobs_of(asking, QUESTIONS[-1:], adapter=name)]
+    await asking.engine.run(jobs)
+    assert not asking.engine._loaded_prefixes()._kept
 
 
 async def test_over_http_answers_have_a_familiarity_and_its_histogram_is_exported(folder: Path) -> None:

@@ -41,7 +41,7 @@ def prefixes(setup: Setup, max_tokens: int = 1000) -> Prefixes:
     model, *adapters = setup
     known = Prefixes(model, max_bytes=max_tokens * BYTES_PER_TOKEN, max_batch_tokens=4096)
     for adapter in adapters:
-        known.serve(adapter.digest)
+        known.serve(adapter.reading)
     return known
 
 
@@ -137,19 +137,19 @@ def test_an_adapter_that_is_unloaded_is_forgotten_and_no_other(setup: Setup) -> 
     known = prefixes(setup)
     for adapter in (one, two):
         assert lengths(known, job(adapter, *HEAD, 50), job(adapter, *HEAD, 51)) == [40, 40]
-    known.forget(one.digest)
+    known.forget(one.reading)
     late = [job(one, *HEAD, k) for k in (52, 53)]  # in flight when it was unloaded
     assert lengths(known, *late, job(two, *HEAD, 52)) == [0, 0, 40]
-    known.serve(one.digest)
+    known.serve(one.reading)
     assert lengths(known, job(one, *HEAD, 54)) == [0]
 
 
 def test_contents_under_two_names_are_remembered_until_both_are_gone(setup: Setup) -> None:
     _, one, _ = setup
     known = prefixes(setup)
-    known.serve(one.digest)
+    known.serve(one.reading)
     assert lengths(known, job(one, *HEAD, 50), job(one, *HEAD, 51)) == [40, 40]
-    known.forget(one.digest)
+    known.forget(one.reading)
     assert lengths(known, job(one, *HEAD, 52)) == [40]
 
 
@@ -169,7 +169,7 @@ def test_nothing_is_remembered(setup: Setup, why: str) -> None:
     if why == "kept whole":
         forbid_partial_runs(model, "a test")
     known = Prefixes(model, max_bytes=0 if why == "switched off" else 2**20, max_batch_tokens=4096)
-    known.serve(one.digest)
+    known.serve(one.reading)
     assert lengths(known, job(one, *HEAD, 50), job(one, *HEAD, 51)) == [0, 0]
 
 

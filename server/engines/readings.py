@@ -1,0 +1,85 @@
+"""What heads and familiarities read of a batch: one pass for all questions of adapters that read the same states.
+
+Adapters with a head on the frozen base model at the same depths read the same, so that several questions about one
+text, each with an adapter of its own, cost one pass over that text.
+"""
+
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from typing import cast
+
+import torch
+
+from blora.base_model import BaseModel
+from blora.inference.checkpoints import between
+from blora.inference.packing import PackedRow
+from blora.inference.prefix import Prefix
+from blora.inference.reading import head_log_probs, read_rows
+from blora.posterior.decision_head import Features, HeadDraws
+from blora.server.engines.handle import AdapterHandle
+from blora.server.engines.jobs import draws_key, draws_of, outcome
+from blora.server.engines.protocol import Job, Outcome
+
+__all__ = ["familiarities", "head_outcomes"]
+
+
+@torch.no_grad()
+def head_outcomes(base: BaseModel, prefix: Prefix | None, jobs: Sequence[Job]) -> list[Outcome]:
+    """Return the outcomes of jobs for heads, all with a common prefix or none.
+
+    Raises:
+        NumericalError: if a probability is not finite.
+    """
+    by_place: dict[int, Outcome] = {}
+    for read in between(_grouped(range(len(jobs)), [job.handle.reading for job in jobs])):
+        features = _features(base, prefix, [jobs[place] for place in read])
+        for same in _grouped(range(len(read)), [draws_key(jobs[place]) for place in read]):
+            own = [jobs[read[k]] for k in same]
+            draws = draws_of(own[0], base.device)
+            assert isinstance(draws, HeadDraws)  # the adapter has a head
+            found = features.at(same)
+            log_probs = head_log_probs(draws, [cast(PackedRow, job.row) for job in own], found).cpu()
+            distances = own[0].handle.distances(found)
+            for k, job, of_row, distance in zip(same, own, log_probs.unbind(1), distances, strict=True):
+                scores = of_row[:, : job.row.n_choices]
+                by_place[read[k]] = outcome(job, scores, distance, f"{base.device} in {base.dtype}")
+    return [by_place[place] for place in range(len(jobs))]
+
+
+@torch.no_grad()
+def familiarities(base: BaseModel, prefix: Prefix | None, jobs: Sequence[Job]) -> list[float | None]:
+    """Return the familiarity of questions that the language model scores; reading their states takes a pass."""
+    found: list[float | None] = [None] * len(jobs)
+    places: dict[AdapterHandle, list[int]] = defaultdict(list)
+    for place, job in enumerate(jobs):
+        if job.handle.familiarity is not None:
+            places[job.handle].append(place)
+    for handle, own in between(places.items()):
+        features = _features(base, prefix, [jobs[place] for place in own])
+        for place, distance in zip(own, handle.distances(features), strict=True):
+            found[place] = handle.p_value(distance) if distance is not None else None
+    return found
+
+
+def _features(base: BaseModel, prefix: Prefix | None, jobs: Sequence[Job]) -> Features:
+    """Return what the heads of jobs with one reading read, from a pass over the different questions among them."""
+    draws = jobs[0].handle.bank.draws
+    assert isinstance(draws, HeadDraws)  # only heads read states, and so does a familiarity
+    different: dict[Hashable, int] = {}
+    rows: list[PackedRow] = []
+    places = []
+    for job in jobs:
+        row = cast(PackedRow, job.row)
+        place = different.setdefault((row.prompt, row.continuations, row.text), len(rows))
+        if place == len(rows):
+            rows.append(row)
+        places.append(place)
+    return read_rows(base.model, rows, draws.head.config, draws.lora, prefix).at(places)
+
+
+def _grouped(places: Sequence[int], keys: Sequence[Hashable]) -> list[list[int]]:
+    """Return the places of each key."""
+    groups: dict[Hashable, list[int]] = defaultdict(list)
+    for place, key in zip(places, keys, strict=True):
+        groups[key].append(place)
+    return list(groups.values())
