@@ -1,14 +1,19 @@
 """The column names of a file of questions, and the message for a row without a question column."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 
-__all__ = ["QUESTION_COLUMNS", "no_question"]
+__all__ = ["QUESTION_COLUMNS", "is_request", "no_question"]
 
 QUESTION_COLUMNS = ("question", "prompt", "messages")
 OTHER_COLUMNS = ("choices", "label", "label_index", "label_text", "answerKey", "id")
 # Common names of text columns in other data sets.
 USUAL_NAMES = ("text", "input", "query", "sentence", "content", "instruction", "body", "utterance", "ticket")
+
+
+def is_request(columns: Collection[str]) -> bool:
+    """Return whether a row with these columns is a request with several questions: see `blora.training.questions`."""
+    return "input" in columns and "questions" in columns
 
 
 def no_question(columns: Iterable[str]) -> str:

@@ -66,7 +66,8 @@ def train(
 
     Args:
         rows: a list of dicts, a pandas or polars DataFrame, a `datasets.Dataset`, a .jsonl or .csv file, or a hub data
-            set. A row has a question, prompt or messages (or, except in files, a text), and a label.
+            set. A row has a question, prompt or messages (or, except in files, a text), and a label; or an input and
+            several labelled questions, as requests to /v1/decisions have them.
         output: the adapter directory to write.
         choices: the fixed label set; by default each row's own choices, or else the set of all labels in the rows.
         validation: rows for recalibration and early stopping; by default a tenth of `rows`, not used for training.
@@ -76,7 +77,7 @@ def train(
         dtype: see `load`.
         callbacks: callbacks for the Hugging Face Trainer.
         settings: any other flag of `blora train` with underscores, as in epochs=3, layers="last:10", n_samples=8,
-            template="Ticket: {prompt}", report_to="tensorboard".
+            template="Ticket: {prompt}", report_to="tensorboard". `question` may also be a dict.
 
     Raises:
         BloraError: for bad rows, a bad base model or bad settings, before training starts.

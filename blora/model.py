@@ -146,15 +146,15 @@ class Model:
         Raises:
             DataError: if rows are malformed; the message names each of them.
         """
-        from blora.training.data import read_examples
+        from blora.training.data import examples_for
         from blora.training.evaluate import evaluate_nested
         from blora.training.rows import pack_examples
 
-        prompt, sampling = self.adapter.config.prompt, self.adapter.config.sampling
-        examples = read_examples(rows, choices=prompt.choices, split=split, columns=columns, limit=limit)
-        packed = pack_examples(examples, self.base, prompt)
+        config = self.adapter.config
+        examples = examples_for(config, rows, split=split, columns=columns, limit=limit)
+        packed = pack_examples(examples, self.base, config.prompt)
         draws = self._handle.bank.draws
-        [found] = evaluate_nested(self.base.model, packed, draws, [draws.n_samples], sampling)
+        [found] = evaluate_nested(self.base.model, packed, draws, [draws.n_samples], config.sampling)
         return found
 
     def calibrate(
@@ -194,7 +194,7 @@ class Model:
         """
         from blora.decision.calibration import Goal
         from blora.training.calibrate import calibrate_adapter
-        from blora.training.data import read_examples
+        from blora.training.data import examples_for
 
         goal = Goal(
             target_risk=target_risk,
@@ -204,8 +204,7 @@ class Model:
             score=score,
             max_false_alarms=max_false_alarms,
         )
-        fixed = self.adapter.config.prompt.choices
-        examples = read_examples(rows, choices=fixed, split=split, columns=columns, limit=limit)
+        examples = examples_for(self.adapter.config, rows, split=split, columns=columns, limit=limit)
         calibration = calibrate_adapter(self.adapter, self.base, examples, goal, split=split)
         self._handle = self._served()
         return calibration

@@ -40,6 +40,8 @@ def model_card(config: AdapterConfig, name: str) -> str:
         f"{sampling.lapse:.3g}",
         "policy of the adapter": _policy(config.policy),
     }
+    if (question := config.question) is not None:
+        facts["question"] = f"{question.name}, a {question.type}: {question.instructions or 'without instructions'}"
     if config.familiarity is not None:
         facts["familiarity"] = (
             f"by {KINDS[config.familiarity.kind]} of the prompt's states, among those of the training rows"

@@ -29,6 +29,7 @@ from blora.training.evaluate import predict_all
 from blora.training.labels import label_set
 from blora.training.overlap import SEEN, fingerprints
 from blora.training.provenance import machine, revision
+from blora.training.questions import as_plain
 from blora.training.recipe import Trained
 from blora.training.rows import pack_examples
 from blora.training.settings import prompt_of, sampling_of
@@ -89,7 +90,7 @@ def bayesianize_lora(
     prompt, sampling = prompt_of(given), sampling_of(given, n_samples=given.pop("n_samples", N_SAMPLES_TUNED))
     if given:
         raise ConfigError(f"got unknown settings {', '.join(given)}, expected those of `blora bayesianize --help`")
-    table = read_table(data, split=split, columns=columns)
+    table = as_plain(read_table(data, split=split, columns=columns), None, training=True)
     choices = prompt.choices or label_set(table)
     examples = examples_of(table, choices)
     examples = replace(examples, examples=examples.examples[:limit])

@@ -1,7 +1,8 @@
 """Labelled questions from the rows of any source; errors name the place of each malformed row.
 
 A row has exactly one of question, prompt and messages; choices, unless the label set is fixed for all rows; and a
-label (see `blora.training.labels`). ARC's format on the hub (choices as {"text", "label"} and answerKey) works too.
+label (see `blora.training.labels`). ARC's format on the hub (choices as {"text", "label"} and answerKey) works too, and
+so do requests with several labelled questions (see `blora.training.questions`).
 """
 
 import hashlib
@@ -14,12 +15,14 @@ import torch
 
 from blora.columns import QUESTION_COLUMNS as KINDS
 from blora.columns import no_question
+from blora.config import AdapterConfig
 from blora.errors import DataError
 from blora.posterior.noise import generator_of
 from blora.training.labels import Label, RowError, read_label, settle
+from blora.training.questions import Question, as_plain
 from blora.training.sources import Rows, Table, read_table
 
-__all__ = ["Example", "ExampleSet", "examples_of", "read_examples", "split_examples"]
+__all__ = ["Example", "ExampleSet", "examples_for", "examples_of", "read_examples", "split_examples"]
 
 DEFAULT_TEMPLATES = {"question": "Question: {prompt}\nAnswer:", "prompt": "{prompt}", "messages": "{prompt}"}
 REPORTED = 10  # most malformed rows named in one message
@@ -76,6 +79,7 @@ def read_examples(
     source: Rows,
     *,
     choices: Sequence[str] | None = None,
+    question: Question | None = None,
     split: str = "train",
     columns: Mapping[str, str] | None = None,
     limit: int | None = None,
@@ -85,6 +89,7 @@ def read_examples(
     Args:
         source: a file, a hub data set or a table in memory: see `blora.training.sources.read_table`.
         choices: the label set of all rows, None if each row has its own choices.
+        question: the fixed question to take from rows that are requests, None for all of their questions.
         split: the split of a hub data set to load.
         columns: our column names, mapped to the source's own names.
         limit: number of questions to return from the top, None for all; every row is checked all the same.
@@ -92,8 +97,30 @@ def read_examples(
     Raises:
         DataError: if rows are malformed; the message names the place of each.
     """
-    examples = examples_of(read_table(source, split=split, columns=columns), choices)
+    examples = examples_of(as_plain(read_table(source, split=split, columns=columns), question), choices)
     return replace(examples, examples=examples.examples[:limit])
+
+
+def examples_for(
+    config: AdapterConfig,
+    source: Rows,
+    *,
+    split: str,
+    columns: Mapping[str, str] | None = None,
+    limit: int | None = None,
+) -> ExampleSet:
+    """Return the labelled questions of any source for an adapter, with its fixed choices and question, if any.
+
+    Arguments and errors are those of `read_examples`.
+    """
+    return read_examples(
+        source,
+        choices=config.prompt.choices,
+        question=Question.of(config),
+        split=split,
+        columns=columns,
+        limit=limit,
+    )
 
 
 def examples_of(table: Table, choices: Sequence[str] | None) -> ExampleSet:

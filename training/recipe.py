@@ -29,6 +29,7 @@ from blora.training.labels import label_set
 from blora.training.overlap import SEEN, check_disjoint, fingerprints
 from blora.training.processes import claim_device
 from blora.training.provenance import machine, revision
+from blora.training.questions import Question, as_plain
 from blora.training.readout import Part, TrainedHead, train_below, train_head
 from blora.training.rows import LabelledRow, pack_examples
 from blora.training.sources import Rows, read_table
@@ -71,6 +72,8 @@ class Recipe:
         bayesian_layers: layers that get a posterior, written like `layers`; the other adapted layers get plain LoRA.
             None gives all adapted layers a posterior.
         init_from: directory of a LoRA or adapter whose factors are the initial mean, None to start from zero.
+        question: the one question that the adapter answers, whose choices are fixed; it is taken from rows that are
+            requests. None to give the question no name, and to take all questions of such rows.
         prompt: how a question becomes text. If it has no choices, rows without choices get the labels that occur.
         default_template: whether the template follows the kind of the data instead of `prompt.template`.
         n_samples: number of the adapter's draws; None for 64 of a head, 16 of a LoRA, or one of a plain LoRA.
@@ -97,6 +100,7 @@ class Recipe:
     posterior: PosteriorConfig = field(default_factory=PosteriorConfig)
     bayesian_layers: str | None = None
     init_from: Path | None = None
+    question: Question | None = None
     prompt: PromptConfig = NEW_PROMPT
     default_template: bool = True
     n_samples: int | None = None
@@ -158,6 +162,7 @@ def train_adapter(recipe: Recipe, output: Path, *, callbacks: Sequence[TrainerCa
         sampling=chosen.sampling,
         head=chosen.head,
         familiarity=chosen.familiarity.config if chosen.familiarity is not None else None,
+        question=recipe.question.config if recipe.question is not None else None,
         policy=recipe.policy,
         training=_record(recipe, base, train)
         | {
@@ -339,8 +344,9 @@ def _with_lora(run: _Run, prompt: PromptConfig, targets: tuple[str, ...], poster
 
 def _read(recipe: Recipe) -> tuple[ExampleSet, ExampleSet, PromptConfig]:
     """Return the training rows, the validation rows, and the prompt settings for both."""
-    table = read_table(recipe.data, split=recipe.split, columns=recipe.columns)
-    choices = recipe.prompt.choices or label_set(table)
+    question = recipe.question
+    table = as_plain(read_table(recipe.data, split=recipe.split, columns=recipe.columns), question, training=True)
+    choices = question.choices if question is not None else recipe.prompt.choices or label_set(table)
     examples = examples_of(table, choices)
     template = examples.template if recipe.default_template else recipe.prompt.template
     prompt = replace(recipe.prompt, choices=choices, template=template)
@@ -350,6 +356,7 @@ def _read(recipe: Recipe) -> tuple[ExampleSet, ExampleSet, PromptConfig]:
     validation = read_examples(
         recipe.validation,
         choices=choices,
+        question=question,
         split=recipe.validation_split,
         columns=recipe.columns,
         limit=recipe.validation_examples,
@@ -364,6 +371,7 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     names = [f.name for f in fields(recipe) if f.name not in ("data", "validation", "command")]
     settings = {name: getattr(recipe, name) for name in names}
     settings |= {name: asdict(settings[name]) for name in ("posterior", "prompt", "sampling", "training")}
+    settings["question"] = asdict(recipe.question) if recipe.question is not None else None
     settings["columns"] = dict(recipe.columns) if recipe.columns is not None else None
     settings["init_from"] = str(recipe.init_from) if recipe.init_from is not None else None
     for name in INCIDENTAL:

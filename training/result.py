@@ -9,7 +9,7 @@ from blora.base_model import EMBEDDED, BaseModel
 from blora.config import PromptConfig
 from blora.opening import open_adapter, open_base
 from blora.posterior.bank import SampleBank
-from blora.training.data import read_examples
+from blora.training.data import examples_for, read_examples
 from blora.training.evaluate import Evaluation, evaluate_nested
 from blora.training.overlap import SEEN
 from blora.training.provenance import command_line, machine, revision
@@ -58,8 +58,10 @@ def results(
         argv: the arguments of the command, for the record.
     """
     base, adapter = subject.open()
-    choices = adapter.config.prompt.choices if adapter is not None else None
-    examples = read_examples(data, choices=choices, split=split, columns=columns, limit=limit)
+    if adapter is not None:
+        examples = examples_for(adapter.config, data, split=split, columns=columns, limit=limit)
+    else:
+        examples = read_examples(data, split=split, columns=columns, limit=limit)
     prompt = adapter.config.prompt if adapter is not None else PromptConfig(template=examples.template)
     rows = pack_examples(examples, base, prompt)
     draws = None

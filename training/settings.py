@@ -1,5 +1,6 @@
 """Conversion of flags and keyword arguments to the recipe of a training run."""
 
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -8,6 +9,7 @@ from blora.config import PosteriorConfig, PromptConfig, SamplingConfig
 from blora.errors import ConfigError
 from blora.scores import SCORES
 from blora.training.config import NEW_PROMPT, TrainConfig
+from blora.training.questions import question_given, read_question
 from blora.training.recipe import Recipe
 from blora.training.sources import Rows
 
@@ -42,6 +44,10 @@ def recipe_of(data: Rows, output: Path, *, command: str, **settings: Any) -> Rec
     given |= {
         name: kind(given[name]) for name, kind in {"init_from": Path, "target_modules": tuple}.items() if name in given
     }
+    if (asked := given.get("question")) is not None:
+        if "choices" in given:
+            raise ConfigError("got choices and a question, which brings its own; leave --choices out")
+        given["question"] = question_given(asked) if isinstance(asked, Mapping) else read_question(Path(asked))
     own = {name: given.pop(name) for name in _direct_names() & given.keys()}
     work_dir = Path(given.pop("work_dir", output.with_name(f"{output.name}.work")))
     default_template = "template" not in given

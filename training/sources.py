@@ -13,7 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
-from blora.columns import OTHER_COLUMNS, QUESTION_COLUMNS, no_question
+from blora.columns import OTHER_COLUMNS, QUESTION_COLUMNS, is_request, no_question
 from blora.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -231,5 +231,5 @@ def _plain(value: Any) -> Any:
 
 def _check_columns(columns: Collection[str], where: str, advice: str) -> None:
     """Refuse a source whose first row has no column for the question: one error instead of one for every row."""
-    if not set(QUESTION_COLUMNS) & set(columns):
+    if not set(QUESTION_COLUMNS) & set(columns) and not is_request(columns):
         raise DataError(f"{where}: {no_question(columns)}; {advice}")

@@ -29,7 +29,7 @@ from blora.posterior.noise import generator_of
 from blora.posterior.posterior import Posterior
 from blora.training.caveats import warn_of_few_rows
 from blora.training.config import CACHE_GIB
-from blora.training.data import ExampleSet, read_examples
+from blora.training.data import ExampleSet, examples_for
 from blora.training.evaluate import predict_all
 from blora.training.features import read_features
 from blora.training.overlap import SEEN, check_unseen, fingerprints
@@ -227,7 +227,7 @@ def tune_adapter(
     adapter = load_adapter(path, base)
     check_output(output)
     config = adapter.config
-    examples = read_examples(data, choices=config.prompt.choices, split=split, columns=columns, limit=limit)
+    examples = examples_for(config, data, split=split, columns=columns, limit=limit)
     seen = config.training.get(SEEN, {})
     check_unseen({"train": config.training.get("train"), SEEN: {"train": seen.get("train", "")}}, examples)
     chosen, trials = tune(

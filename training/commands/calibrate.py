@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
     from blora.decision.calibration import Goal
     from blora.opening import open_adapter
     from blora.training.calibrate import calibrate_adapter
-    from blora.training.data import read_examples
+    from blora.training.data import examples_for
 
     goal = Goal(
         target_risk=arguments.target_risk,
@@ -77,9 +77,9 @@ def main(argv: list[str]) -> int:
     base, adapter = open_adapter(
         arguments.adapter, base_model=arguments.base_model, device=arguments.device, dtype=arguments.dtype
     )
-    examples = read_examples(
+    examples = examples_for(
+        adapter.config,
         arguments.data,
-        choices=adapter.config.prompt.choices,
         split=arguments.split,
         columns=arguments.columns,
         limit=arguments.limit,

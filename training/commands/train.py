@@ -68,7 +68,15 @@ def _parser() -> ArgumentParser:
     )
     add_columns(data)
 
-    add_prompt(parser.add_argument_group("prompt"))
+    prompt = parser.add_argument_group("prompt")
+    add_prompt(prompt)
+    prompt.add_argument(
+        "--question",
+        type=Path,
+        help="JSON file of the one question that the adapter answers, with type, name, instructions and choices or "
+        "levels, as a request to /v1/decisions sends it (default: a question without a name, or all questions of rows "
+        "that are requests)",
+    )
 
     model = parser.add_argument_group("model")
     add_model(model)
