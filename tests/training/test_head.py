@@ -207,21 +207,26 @@ def test_a_lora_below_the_head_stays_if_it_is_better(readout: str, base_folder: 
     assert config.training["validation"]["nll"] == min(alone, above)
 
 
-def test_an_adapter_with_a_lora_below_its_head_answers_as_it_was_evaluated(
-    base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def above_lora(base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An adapter whose head is above a LoRA, though the head alone may be better."""
+
     def poor(*args: Any) -> TrainedHead:
         found = train_head(*args)
         return replace(found, trial=replace(found.trial, metrics=replace(found.trial.metrics, nll=9.0)))
 
     monkeypatch.setattr("blora.training.recipe.train_head", poor)
     data = write_jsonl(tmp_path / "rows.jsonl", fixed(toy_data(60)))
-    toy = tmp_path / "toy"
-    assert main(arguments(base_folder, data, toy, "--layers", "1", "--rank", "2", *FAST)) == 0
+    assert main(arguments(base_folder, data, tmp_path / "toy", "--layers", "1", "--rank", "2", *FAST)) == 0
+    return tmp_path / "toy"
+
+
+def test_an_adapter_with_a_lora_below_its_head_answers_as_it_was_evaluated(above_lora: Path, base_folder: Path) -> None:
+    toy, data = above_lora, above_lora.with_name("rows.jsonl")
     config = read_config(toy)
     assert (config.posterior.method, config.posterior.rank) == ("lora", 2)
     assert {layer_index(name) for name in config.modules} == {1}
-    assert not (tmp_path / "toy.work").exists()
+    assert not toy.with_name("toy.work").exists()
     assert any(part.any() for name, part in load_file(toy / "adapter_model.safetensors").items() if "lora_B" in name)
     base = open_base(str(base_folder), device="cpu", dtype="float32")
     adapter = load_adapter(toy, base)
@@ -234,6 +239,17 @@ def test_an_adapter_with_a_lora_below_its_head_answers_as_it_was_evaluated(
     by_choice = [{one.choice: one.probability for one in answer.probabilities} for answer in answers]
     probs = torch.tensor([[found[choice] for choice in config.prompt.choices or ()] for found in by_choice])
     torch.testing.assert_close(probs.float(), expected.float(), rtol=1e-3, atol=1e-4)
+
+
+def test_a_head_is_tuned_on_the_states_under_its_lora(above_lora: Path, base_folder: Path, tmp_path: Path) -> None:
+    rows = [row | {"prompt": row["prompt"] + "!"} for row in fixed(toy_data(60, seed=3))]
+    data = write_jsonl(tmp_path / "other.jsonl", rows)
+    common = ("--base-model", str(base_folder), "--dtype", "float32")
+    assert main(["tune", str(above_lora), "--data", str(data), "--scales", "0.5,1,2", *common]) == 0
+    tuning = read_config(above_lora).training["tuning"]
+    [trial] = [trial for trial in tuning["trials"] if trial["scale"] == tuning["scale"]]
+    served = blora.load(above_lora, base_model=str(base_folder), dtype="float32").evaluate(rows)
+    assert served.metrics.nll == pytest.approx(trial["nll"], abs=1e-4)
 
 
 def test_a_setting_of_a_posterior_over_a_lora_means_no_head(base_folder: Path, tmp_path: Path) -> None:
