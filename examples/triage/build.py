@@ -1,10 +1,11 @@
 """Build the triage data set from the hand-written sentences in ``tickets/``.
 
 ``python examples/triage/build.py`` writes ``train.jsonl``, ``validation.jsonl``, ``test.jsonl``,
-``proof.jsonl`` and ``out_of_scope.jsonl`` beside this file. Standard library only. The seed is
-fixed, so the same sentences always give the same bytes. The split is stratified: each queue's
-clear tickets and each pair of queues' ambiguous tickets are divided in the same proportions.
-Training tickets are the first and the third part of the split, and the tickets written later.
+``proof.jsonl`` and ``out_of_scope.jsonl`` beside this file, the tickets with urgency and mood into
+``moods/``, and the counts into README.md. Standard library only. The seed is fixed, so the same
+sentences always give the same bytes. The split is stratified: each queue's clear tickets and each
+pair of queues' ambiguous tickets are divided in the same proportions. Training tickets are the
+first and the third part of the split, and the tickets written later.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import random
 import re
 import sys
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,11 @@ QUEUES = (
 )
 # Shares of every stratum; the test file takes what the others leave.
 SHARES = (("train", 0.50), ("validation", 0.11), ("more_train", 0.25), ("test", 0.14))
+
+# Tickets with urgency and mood that validate, and those that prove; the others train and test.
+N_MOODS_VALIDATION, N_MOODS_PROOF = 100, 500
+MOODS = ("calm", "annoyed", "angry")
+BEGIN, END = "<!-- counts -->\n", "<!-- end -->"
 
 Ticket = dict[str, Any]
 
@@ -92,6 +98,18 @@ def read_mixed(name: str, rng: random.Random) -> list[Ticket]:
     return tickets
 
 
+def read_moods(name: str) -> list[Ticket]:
+    """Return the tickets of a file with urgency and mood, in a random order."""
+    tickets = []
+    for line in lines(TICKETS / name):
+        _, urgency, mood, text = line.split("\t")
+        if urgency not in ("urgent", "not urgent") or mood not in MOODS:
+            sys.exit(f"got {urgency!r} and {mood!r}, expected urgent or not, and one of {MOODS}: {text!r}")
+        tickets.append({"prompt": text, "urgent": urgency == "urgent", "mood": mood})
+    random.Random(SEED).shuffle(tickets)
+    return tickets
+
+
 def split(strata: list[list[Ticket]], rng: random.Random) -> dict[str, list[Ticket]]:
     """Divide the strata by SHARES, in one running order so that small strata add up."""
     files: dict[str, list[Ticket]] = {name: [] for name, _ in SHARES}
@@ -109,22 +127,68 @@ def split(strata: list[list[Ticket]], rng: random.Random) -> dict[str, list[Tick
 
 def write(name: str, tickets: list[Ticket]) -> None:
     """Write one JSON Lines file and number its tickets."""
-    stem = name.replace("_", "-")
+    stem = name.replace("_", "-").replace("/", "-")
     with (HERE / f"{name}.jsonl").open("w", encoding="utf-8", newline="\n") as out:
         for number, ticket in enumerate(tickets, start=1):
             row = {"id": f"triage-{stem}-{number:04d}", **ticket}
             out.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
+def table(rows: dict[str, dict[str, int]], corner: str) -> list[str]:
+    """Return a Markdown table of counts with their sums."""
+    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    summed = ["all"] if len(columns) > 1 else []
+    found = [f"| {corner} | {' | '.join([*columns, *summed])} |", f"|---|{'--:|' * len([*columns, *summed])}"]
+    rows = rows | {"**all**": {name: sum(row.get(name, 0) for row in rows.values()) for name in columns}}
+    for name, row in rows.items():
+        counts = [row.get(column, 0) for column in columns]
+        found.append(f"| {name} | {' | '.join(map(str, counts + [sum(counts)] * len(summed)))} |")
+    return found
+
+
+def of_queues(files: dict[str, list[Ticket]]) -> list[str]:
+    """Return the table of clear and ambiguous tickets by queue."""
+    counted = {
+        queue: {
+            f"{name} {'ambiguous' if doubtful else 'clear'}": sum(
+                row["label"] == queue and row["ambiguous"] == doubtful for row in files[name]
+            )
+            for name in ("train", "validation", "proof", "test")
+            for doubtful in (False, True)
+        }
+        for queue in QUEUES
+    }
+    return table(counted, "queue")
+
+
+def of_moods(files: dict[str, list[Ticket]]) -> list[str]:
+    """Return the table of tickets by urgency and mood."""
+    counted = {
+        f"{'urgent' if urgent else 'not urgent'}, {mood}": {
+            name: sum(row["urgent"] == urgent and row["mood"] == mood for row in rows) for name, rows in files.items()
+        }
+        for urgent in (True, False)
+        for mood in MOODS
+    }
+    return table(counted, "urgency, mood")
+
+
+def of_kinds(outside: list[Ticket]) -> list[str]:
+    """Return the table of out-of-scope tickets by kind, the most frequent first."""
+    kinds = Counter(ticket["kind"] for ticket in outside)
+    return table({kind: {"tickets": n} for kind, n in kinds.most_common()}, "`out_of_scope.jsonl`")
+
+
 def main() -> None:
-    """Read the sentences, check them, split them and write the five files."""
+    """Read the sentences, check them, split them and write the files."""
     clear, ambiguous = read_clear(), read_ambiguous()
     later, moods, proof = (read_mixed(name, random.Random(SEED)) for name in ("later.tsv", "moods.tsv", "proof.tsv"))
+    written = read_moods("moods_proof.tsv")
     outside: list[Ticket] = []
     for line in lines(TICKETS / "out_of_scope.tsv"):
         kind, text = line.split("\t")
         outside.append({"prompt": text, "kind": kind})
-    everything = [*chain(*clear.values()), *chain(*ambiguous.values()), *later, *moods, *proof, *outside]
+    everything = [*chain(*clear.values()), *chain(*ambiguous.values()), *later, *moods, *proof, *written, *outside]
     refuse_duplicates([ticket["prompt"] for ticket in everything])
 
     rng = random.Random(SEED)
@@ -146,8 +210,20 @@ def main() -> None:
         # One order of the fields for every row.
         order = ("prompt", "label", "ambiguous", "queues", "kind")
         write(name, [{key: row[key] for key in order if key in row} for row in tickets])
-        doubtful = sum(bool(row.get("ambiguous")) for row in tickets)
-        print(f"{name}: {len(tickets)} tickets, {doubtful} ambiguous")
+
+    asked = read_moods("moods.tsv")
+    moods_files = {
+        "moods/train": asked[N_MOODS_VALIDATION:],
+        "moods/validation": asked[:N_MOODS_VALIDATION],
+        "moods/proof": written[:N_MOODS_PROOF],
+        "moods/test": written[N_MOODS_PROOF:],
+    }
+    for name, tickets in moods_files.items():
+        write(name, tickets)
+    counts = [*of_queues(files), "", *of_moods(moods_files), "", *of_kinds(outside)]
+    before, _, rest = (HERE / "README.md").read_text(encoding="utf-8").partition(BEGIN)
+    readme = before + BEGIN + "\n".join(counts) + "\n" + END + rest.partition(END)[2]
+    (HERE / "README.md").write_text(readme, encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

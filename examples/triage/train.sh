@@ -1,13 +1,21 @@
 #!/usr/bin/env bash
-# Makes examples/triage/adapter, the adapter that `make run` serves, and proves when it may answer, in either precision.
+# Makes the three adapters that `make run` serves, one for each question about a ticket, and proves when each may
+# answer, in either precision. All three read the ticket in the same words, so that one pass serves them.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 blora=${BLORA:-.venv/bin/blora}
-$blora train \
-    --data examples/triage/train.jsonl --validation examples/triage/validation.jsonl \
-    --choices "billing|account access|bug report|feature request|data export|security|cancellation" \
-    --template $'Support ticket: {prompt}\nQueue:' --output examples/triage/adapter
-for dtype in bfloat16 float32; do
-    $blora calibrate examples/triage/adapter --data examples/triage/proof.jsonl --dtype "$dtype" \
-        --target-risk 0.10 --delta 0.05
-done
+demo=examples/triage
+
+make_adapter() {  # folder, question, rows, column of the label, target risk
+    local rows=$demo/$3 adapter=$demo/$1 template=$'Support ticket: {prompt}\nQueue:'
+    $blora train --data "$rows/train.jsonl" --validation "$rows/validation.jsonl" --columns "label=$4" \
+        --question "$demo/questions/$2.json" --template "$template" --output "$adapter"
+    for dtype in bfloat16 float32; do
+        $blora calibrate "$adapter" --data "$rows/proof.jsonl" --columns "label=$4" --dtype "$dtype" \
+            --target-risk "$5" --delta 0.05
+    done
+}
+
+make_adapter adapter queue . label 0.10
+make_adapter adapter.urgent urgent moods urgent 0.05
+make_adapter adapter.mood mood moods mood 0.10
