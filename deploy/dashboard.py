@@ -67,6 +67,11 @@ def _told() -> str:
     return f"{told} / {asked}"
 
 
+def _unfamiliar() -> str:
+    """Of the answers with a familiarity, those to unfamiliar questions."""
+    return " / ".join(_rate(metric, "adapter", OF) for metric in ("blora_unfamiliar_total", "blora_familiarity_count"))
+
+
 _OURS = "model_failure|non_finite|internal_error|deadline_exceeded"
 
 ROWS: dict[str, tuple[Panel, ...]] = {
@@ -123,9 +128,14 @@ ROWS: dict[str, tuple[Panel, ...]] = {
     ),
     "Trust": (
         Panel(
-            "Drift of the uncertainty (alarm at 0.25)",
+            "Share of unfamiliar questions",
+            "percentunit",
+            [(_unfamiliar(), "{{adapter}}")],
+        ),
+        Panel(
+            "Evidence of drift (alarm at 20)",
             "short",
-            [(f"max by (adapter) (blora_uncertainty_drift{{{OF}}})", "{{adapter}}")],
+            [(f"max by (adapter) (blora_drift_wealth{{{OF}}})", "{{adapter}}")],
         ),
         Panel(
             "Realised risk, and what it certainly exceeds",

@@ -20,7 +20,6 @@ from blora.decision.calibration import (
 from blora.decision.conformal import conformal_quantile, nonconformity, proof_rows_needed
 from blora.decision.curves import reliability, risk_coverage
 from blora.decision.gate import Gate
-from blora.decision.histogram import entropy_histogram
 from blora.decision.resolution import resolution_of
 from blora.decision.selective import Evidence, Stage, certify, split_rows
 from blora.decision.stopping import draws_used, looks, reach
@@ -92,7 +91,6 @@ def calibrate(
         raise ConfigError(_not_proved(len(labels), goal, total_delta(asks)))
     mean, scores = _answers(probs, default.policy(), binding.stop_error)
     right, certainty = mean.argmax(-1) == labels, SCORES[default.score].certainty
-    most_choices = int(n_choices.max())
     return Calibration(
         binding=binding,
         rows=CalibrationRows(
@@ -101,7 +99,7 @@ def calibrate(
             split=split,
             forms=tuple(sorted(set(forms))),
             fewest_choices=int(n_choices.min()),
-            most_choices=most_choices,
+            most_choices=int(n_choices.max()),
             n_rows=len(labels),
             n_tuning=evidence.n_tuning,
             n_proof=evidence.n_proof,
@@ -117,7 +115,6 @@ def calibrate(
         curve=tuple(
             (kept, risk) for kept, risk in risk_coverage(certainty(scores[default.score]), right, CURVE_POINTS)
         ),
-        entropy=entropy_histogram(scores["predictive_entropy"], most_choices),
         gate=gate,
     )
 

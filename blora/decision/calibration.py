@@ -18,7 +18,6 @@ from blora.decision.asks import Ask
 from blora.decision.conformal import proof_rows_needed
 from blora.decision.curves import ReliabilityBin
 from blora.decision.gate import Gate, rows_behind_gate
-from blora.decision.histogram import Histogram
 from blora.decision.selective import Level, rows_for_proof, rows_needed
 from blora.errors import ConfigError
 from blora.scores import DRAWN, ScoreName
@@ -192,8 +191,8 @@ class ConformalQuantile:
 class Calibration:
     """One entry of `calibration.json`.
 
-    Levels and quantiles come from the proof part, and each is a separate guarantee. The bins, the curve and the
-    histogram describe all rows.
+    Levels and quantiles come from the proof part, and each is a separate guarantee. The bins and the curve describe all
+    rows.
 
     Attributes:
         binding: the adapter and settings for which the calibration holds.
@@ -207,7 +206,6 @@ class Calibration:
         quantiles: quantiles by rising coverage.
         reliability: 15 confidence bins of equal width.
         curve: (coverage, selective risk) by the default level's score, at most 100 points by rising coverage.
-        entropy: histogram of the predictive entropy, in nats, for comparison with later questions.
         gate: threshold on the familiarity, under which the levels are proved; None without one.
 
     Raises:
@@ -226,7 +224,6 @@ class Calibration:
     quantiles: Annotated[tuple[ConformalQuantile, ...], Field(max_length=MAX_ENTRIES)]
     reliability: Annotated[tuple[ReliabilityBin, ...], Field(max_length=MAX_ENTRIES)]
     curve: Annotated[tuple[tuple[Share, Share], ...], Field(max_length=CURVE_POINTS)]
-    entropy: Histogram
     gate: Gate | None = None
 
     def __post_init__(self) -> None:

@@ -1,89 +1,100 @@
-"""Drift detection: comparison of recent predictive entropies with their distribution at calibration."""
+"""Test martingale that notices, without labels, that the questions are no longer those of the calibration.
+
+A question is unfamiliar if its familiarity is below the gate's `min_familiarity`. The calibration proved that at most a
+share r of the questions like its rows are (`blora.decision.gate`). A bet on a share theta > r multiplies its stake by
+theta / r for an unfamiliar question, and by (1 - theta) / (1 - r) for a familiar one: a fair or losing game as long as
+the questions are like the calibration's, whatever their order. The wealth of all bets together, which is 1 at the
+start, then ever reaches 1 / alpha with probability at most alpha (Ville's inequality), at any number of looks.
+
+The bets differ in theta, and in the observation at which they start: the k-th starts with the stake 1 / (k (k + 1)),
+and these stakes add up to 1. So a long time of familiar questions does not use up the wealth that notices the first
+unfamiliar ones. The bets that have the same theta are kept as one sum. A limit on this sum, which only lowers the
+wealth, lets the wealth fall soon after the questions are familiar again.
+
+The test takes the share of unfamiliar questions given the calibration's rows, which are always the same ones. A
+martingale on the p-values themselves would count the chance deviations of these rows from all familiar questions as
+evidence, more with each answer.
+
+References:
+    Ville, 1939. Vovk, Wang, 2021: E-values. arXiv:1912.06116. Waudby-Smith, Ramdas, 2024. arXiv:2010.09686.
+"""
 
 import math
-from collections import deque
+from dataclasses import dataclass
 
-import torch
+from blora.checks import require
 
-from blora.decision.histogram import Histogram, entropy_histogram
+__all__ = ["ALPHA", "DriftTest", "Seen"]
 
-__all__ = ["DriftWindow", "population_stability_index"]
+# Largest probability that the wealth ever reaches 1 / ALPHA without a drift.
+ALPHA = 0.05
+# The bets' theta lie these parts of the way from r to 1.
+PARTS = (0.8, 0.4, 0.2, 0.1, 0.05, 0.025)
+# Limit for the wealth.
+LOG_MOST = math.log(1e4)
 
-# Neighbouring bins are joined until each holds a tenth of the expected counts; emptier bins are mostly noise.
-LEAST_SHARE = 0.1
-WINDOW, LEAST, STEP = 1000, 200, 20
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Counts of answers to questions that the calibration speaks of.
 
-def population_stability_index(expected: tuple[int, ...], observed: tuple[int, ...]) -> float:
-    """Return the sum of (o - e) ln(o / e) over the shares of each bin; 0 means that the shares agree.
-
-    Half a count is added to each bin. By convention an index up to 0.1 means no notable shift, above 0.25 a large one.
-    For n and m counts of the same distribution in B bins, the expected index is about (B - 1)(1/n + 1/m).
-
-    >>> population_stability_index((50, 50), (500, 500))
-    0.0
-    >>> round(population_stability_index((50, 50), (90, 10)), 2)
-    0.85
+    Attributes:
+        n_answers: number of answers.
+        n_unfamiliar: number of these whose question was unfamiliar.
     """
-    pairs = zip(_shares(expected), _shares(observed), strict=True)
-    return math.fsum((o - e) * math.log(o / e) for e, o in pairs)
+
+    n_answers: int = 0
+    n_unfamiliar: int = 0
+
+    def __add__(self, other: "Seen") -> "Seen":
+        return Seen(self.n_answers + other.n_answers, self.n_unfamiliar + other.n_unfamiliar)
 
 
-class DriftWindow:
-    """Sliding window over the predictive entropies of the last thousand answers, compared with the calibration.
+class DriftTest:
+    """The wealth of bets that more questions are unfamiliar than the calibration allows.
 
     Args:
-        calibration: histogram of the predictive entropies at calibration.
+        max_share: r, the proved upper bound of the share of unfamiliar questions.
     """
 
-    def __init__(self, calibration: Histogram) -> None:
-        self._n_choices = round(math.exp(calibration.edges[-1]))
-        self._groups = _groups(calibration.counts)
-        self._expected = self._grouped(calibration.counts)
-        self._entropies: deque[float] = deque(maxlen=WINDOW)
-        self._n_added = 0
+    def __init__(self, max_share: float) -> None:
+        require(0 < max_share < 1, f"max_share = {max_share}", "a number between 0 and 1")
+        thetas = [max_share + part * (1 - max_share) for part in PARTS]
+        self._gains = [(math.log(theta / max_share), math.log((1 - theta) / (1 - max_share))) for theta in thetas]
+        self._logs = [-math.inf] * len(thetas)
+        self._seen = Seen()
+        self._n_looks = 0
 
-    def add(self, predictive_entropy: float) -> None:
-        """Add an answer's predictive entropy in nats; a full window drops the oldest."""
-        self._entropies.append(predictive_entropy)
-        self._n_added += 1
+    def observe(self, seen: Seen) -> None:
+        """Set the current counts, which may include answers that other processes counted.
+
+        All answers since the last call are one observation: bets start before it and see all of it. Counts that are
+        lower than before were forgotten, and began anew.
+        """
+        if seen.n_answers < self._seen.n_answers:
+            self._seen = Seen()
+        n_unfamiliar = seen.n_unfamiliar - self._seen.n_unfamiliar
+        n_familiar = seen.n_answers - self._seen.n_answers - n_unfamiliar
+        self._seen = seen
+        self._n_looks += 1
+        stake = -math.log(self._n_looks * (self._n_looks + 1))
+        for k, (gain, loss) in enumerate(self._gains):
+            wealth = _log_sum(self._logs[k], stake) + n_unfamiliar * gain + n_familiar * loss
+            self._logs[k] = min(wealth, LOG_MOST)
 
     @property
-    def due(self) -> bool:
-        """Return whether the index is due: after every twentieth answer, since single answers change it little."""
-        return self._n_added % STEP == 0
+    def wealth(self) -> float:
+        """The wealth of all bets, with the stakes of those that have not started."""
+        started = math.fsum(map(math.exp, self._logs)) / len(self._logs)
+        return started + 1 / (self._n_looks + 1)
 
-    def index(self) -> float | None:
-        """Return the population stability index, or None before there are 200 answers."""
-        if len(self._entropies) < LEAST:
-            return None
-        observed = entropy_histogram(torch.tensor(list(self._entropies)), self._n_choices)
-        return population_stability_index(self._expected, self._grouped(observed.counts))
-
-    def _grouped(self, counts: tuple[int, ...]) -> tuple[int, ...]:
-        joined = [0] * (max(self._groups) + 1)
-        for group, count in zip(self._groups, counts, strict=True):
-            joined[group] += count
-        return tuple(joined)
+    @property
+    def noticed(self) -> bool:
+        """Whether the wealth is evidence of a drift."""
+        return self.wealth >= 1 / ALPHA
 
 
-def _shares(counts: tuple[int, ...]) -> list[float]:
-    total = sum(counts) + 0.5 * len(counts)
-    return [(count + 0.5) / total for count in counts]
-
-
-def _groups(counts: tuple[int, ...]) -> list[int]:
-    """Return the group of each bin.
-
-    Groups are formed from the lowest bin up and closed at LEAST_SHARE of the counts, so the last one may hold less.
-    Empty bins at the low end are a group of their own, with no expected counts.
-    """
-    least = max(1.0, LEAST_SHARE * sum(counts))
-    first = next((index for index, count in enumerate(counts) if count), 0)
-    groups, current, held = [0] * first, int(first > 0), 0
-    for count in counts[first:]:
-        if held >= least:
-            current, held = current + 1, 0
-        groups.append(current)
-        held += count
-    return groups
+def _log_sum(a: float, b: float) -> float:
+    """Return log(exp(a) + exp(b)) of a number b that is finite."""
+    high, low = max(a, b), min(a, b)
+    return high + math.log1p(math.exp(low - high))

@@ -175,8 +175,10 @@ async def models(service: ServiceOf) -> ModelList:
 )
 async def adapters(service: ServiceOf) -> AdapterList:
     """List the cards of the adapters: training record, validation metrics and calibration."""
+    predictor = service.predictor()
+    seen = predictor.registry.seen(adapters_open())
     return AdapterList(
-        object="list", data=[adapter_card(handle) for handle in service.predictor().registry.seen(adapters_open())]
+        object="list", data=[adapter_card(handle, predictor.feedback.drift_since(handle)) for handle in seen]
     )
 
 
@@ -188,7 +190,9 @@ async def adapters(service: ServiceOf) -> AdapterList:
 )
 async def adapter(name: str, service: ServiceOf) -> AdapterCard:
     """Show an adapter's card: training record, validation metrics and calibration. The name may pin a digest."""
-    return adapter_card(service.predictor().registry.resolve(name, adapters_open()))
+    predictor = service.predictor()
+    handle = predictor.registry.resolve(name, adapters_open())
+    return adapter_card(handle, predictor.feedback.drift_since(handle))
 
 
 @router.post(

@@ -1,4 +1,4 @@
-"""Monitoring of answers: outcomes against the promised risk, and live uncertainty against the calibration's.
+"""Monitoring of answers: outcomes against the promised risk, and how familiar the questions are.
 
 Each prediction is kept only as its adapter, the name of the key that asked, the promised risk, and salted hashes of its
 choices.
@@ -16,11 +16,11 @@ import hashlib
 import secrets
 from collections.abc import Callable, Sequence
 
-from blora.decision.drift import DriftWindow
 from blora.decision.promise import Promise
 from blora.server.engines.handle import AdapterHandle
 from blora.server.errors import InvalidRequestError, UnknownPredictionError
 from blora.server.keys import Key
+from blora.server.monitoring.drift import DriftWatch
 from blora.server.monitoring.ledgers.protocol import Contents, Entry, Ledger, hashes
 from blora.server.monitoring.metrics import ServerMetrics
 
@@ -33,7 +33,7 @@ class Feedback:
     Args:
         metrics: shows the results.
         served: returns the adapter served under a name; outcomes of other adapters are ignored.
-        ledger: the store of predictions that wait for their outcomes.
+        ledger: the store of predictions that wait for their outcomes, and of counts.
         rate: share of predictions whose outcome is requested.
     """
 
@@ -45,7 +45,7 @@ class Feedback:
         self._ledger = ledger
         self._rate = rate
         self._promises: dict[tuple[Contents, float], Promise] = {}
-        self._windows: dict[Contents, DriftWindow] = {}
+        self._drift = DriftWatch(metrics, ledger)
 
     def requested(self, prediction_id: str) -> bool:
         """Return whether the outcome of a prediction is requested.
@@ -64,7 +64,7 @@ class Feedback:
         leader: int,
         client: str | None,
         target_risk: float | None,
-        predictive_entropy: float | None,
+        familiarity: float | None,
     ) -> None:
         """Record a prediction.
 
@@ -75,7 +75,8 @@ class Feedback:
             leader: position of the leading choice.
             client: name of the key that asked; None without keys.
             target_risk: the risk promised for the answer; None without an answer or a promise.
-            predictive_entropy: in nats; None if the question departs from the calibration.
+            familiarity: conformal p-value of the question; None without one, or if the question departs from the
+                calibration.
         """
         if self._handle_of(handle.name) is not handle:
             return
@@ -85,11 +86,9 @@ class Feedback:
         self._ledger.remember(prediction_id, entry)
         if target_risk is not None:
             self._metrics.promised(handle.name, target_risk, requested=requested)
-        if handle.calibration is not None and predictive_entropy is not None:
-            window = self._windows.setdefault(adapter, DriftWindow(handle.calibration.entropy))
-            window.add(predictive_entropy)
-            if window.due and (index := window.index()) is not None:
-                self._metrics.drifted(handle.name, index)
+        gate = handle.calibration.gate if handle.calibration is not None else None
+        if gate is not None and familiarity is not None:
+            self._drift.answered(adapter, gate, familiarity)
 
     async def told(self, prediction_id: str, label: str, by: Key | None) -> bool:
         """Record an outcome and return whether the leading choice was right; repeating an outcome changes nothing.
@@ -135,13 +134,22 @@ class Feedback:
                 self._metrics.held_against(name, promise)
         return correct
 
+    def drift_since(self, handle: AdapterHandle) -> int | None:
+        """Return the Unix time at which other questions than the calibration's were first noticed; None if never."""
+        return self._drift.since(_contents(handle))
+
     def forget(self, handle: AdapterHandle) -> None:
-        """Drop the predictions of an unloaded adapter."""
+        """Drop the predictions and the evidence of an unloaded adapter."""
         adapter = _contents(handle)
         self._ledger.forget(adapter)
-        self._windows.pop(adapter, None)
+        self._drift.forget(adapter)
         for key in [key for key in self._promises if key[0] == adapter]:
             del self._promises[key]
+
+    async def close(self) -> None:
+        """Finish pending writes."""
+        await self._drift.close()
+        await self._ledger.close()
 
     def _served(self, adapter: Contents) -> bool:
         handle = self._handle_of(adapter.name)

@@ -126,9 +126,16 @@ class ServerMetrics:
             ["adapter", "digest"],
             registry=registry,
         )
+        self._unfamiliar = Counter(
+            "blora_unfamiliar_total",
+            "Answers to questions whose familiarity is below that of the calibration's gate.",
+            ["adapter"],
+            registry=registry,
+        )
         self._drift = Gauge(
-            "blora_uncertainty_drift",
-            "Population stability index of the last 1000 predictive entropies against the calibration's entropies.",
+            "blora_drift_wealth",
+            "Wealth of bets that more questions are unfamiliar than the calibration allows: 1 at the start, at most "
+            "about 10,000. Without a drift it ever reaches 20 with probability 0.05 at most.",
             ["adapter"],
             registry=registry,
         )
@@ -180,7 +187,7 @@ class ServerMetrics:
         self._served: set[str] = set()
         self._by_adapter = (
             *(self._requests, self._abstentions, self._non_finite, self._adapter_info),
-            *(self._drift, self._promised, self._outcomes, self._corrections),
+            *(self._unfamiliar, self._drift, self._promised, self._outcomes, self._corrections),
             *(self._realised_risk, self._risk_bound, self._promise_broken),
             *self._scores.values(),
         )
@@ -208,6 +215,8 @@ class ServerMetrics:
         self._served.add(handle.name)
         self._adapter_info.labels(handle.name, handle.digest).set(1)
         self._non_finite.labels(handle.name)  # starts at 0, so that the first event shows as an increase
+        if handle.calibration is not None and handle.calibration.gate is not None:
+            self._unfamiliar.labels(handle.name)
 
     def adapter_unloaded(self, handle: AdapterHandle) -> None:
         """Remove the series of an unloaded adapter; its requests in flight count under the unknown adapter."""
@@ -234,10 +243,15 @@ class ServerMetrics:
         if error.code == "non_finite":
             self._non_finite.labels(adapter).inc()
 
-    def drifted(self, adapter: str, index: float) -> None:
-        """Show the drift index of an adapter's live uncertainty against its calibration."""
+    def unfamiliar(self, adapter: str) -> None:
+        """Count an answer to an unfamiliar question."""
         if adapter in self._served:
-            self._drift.labels(adapter).set(index)
+            self._unfamiliar.labels(adapter).inc()
+
+    def drift(self, adapter: str, wealth: float) -> None:
+        """Show the evidence that an adapter is asked other questions than it was calibrated on."""
+        if adapter in self._served:
+            self._drift.labels(adapter).set(wealth)
 
     def promised(self, adapter: str, target_risk: float, *, requested: bool) -> None:
         """Count an answer given under a promised risk, by whether its outcome was requested."""

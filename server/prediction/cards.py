@@ -11,8 +11,13 @@ __all__ = ["adapter_card", "adapter_ref"]
 PUBLIC_RECORD = ("dtype", "settings", "train", "tuning", "validation")
 
 
-def adapter_card(handle: AdapterHandle) -> AdapterCard:
-    """Return an adapter's card: training record, validation metrics and calibration."""
+def adapter_card(handle: AdapterHandle, drift_since: int | None = None) -> AdapterCard:
+    """Return an adapter's card: training record, validation metrics, calibration and drift.
+
+    Args:
+        handle: the adapter.
+        drift_since: Unix time at which other questions than the calibration's were noticed; None if never.
+    """
     config, policy = handle.config, default_policy(handle)
     return AdapterCard(
         name=handle.name,
@@ -27,6 +32,7 @@ def adapter_card(handle: AdapterHandle) -> AdapterCard:
         training={name: config.training[name] for name in PUBLIC_RECORD if name in config.training},
         policy=policy.shown() if policy is not None else None,
         calibration=handle.calibration,
+        drift_since=drift_since,
     )
 
 

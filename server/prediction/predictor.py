@@ -175,7 +175,7 @@ class Predictor:
             leader=prediction.top,
             client=CLIENT.get(),
             target_risk=in_force.target_risk if in_force is not None and not decision.abstained else None,
-            predictive_entropy=prediction.predictive_entropy if given.likely is not None else None,
+            familiarity=prediction.familiarity if given.likely is not None else None,
         )
         if self._settings.feedback_rate < 1:
             response = response.model_copy(update={"feedback_requested": self.feedback.requested(response.id)})

@@ -62,7 +62,7 @@ class Service:
         self.metrics.show_backlog(lambda: self._batcher.backlog_s)
         self._predictor: Predictor | None = None
         self._loader: Loader | None = None
-        self._ledger: Ledger | None = None
+        self._feedback: Feedback | None = None
         self._loading: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
 
@@ -85,8 +85,8 @@ class Service:
                 await asyncio.gather(task, return_exceptions=True)
         await self._batcher.drain(timeout_s)
         await self._engine.close()
-        if self._ledger is not None:
-            await self._ledger.close()
+        if self._feedback is not None:
+            await self._feedback.close()
         await self.traces.close()
 
     @property
@@ -162,8 +162,8 @@ class Service:
             registry = Registry(loaded.adapters, self.settings.default_adapter, may_come=root is not None)
             for handle in registry:
                 self.metrics.adapter_loaded(handle)
-            self._ledger = _ledger(self.settings)
-            feedback = Feedback(self.metrics, registry.get, self._ledger, self.settings.feedback_rate)
+            ledger = _ledger(self.settings)
+            self._feedback = feedback = Feedback(self.metrics, registry.get, ledger, self.settings.feedback_rate)
             predictor = Predictor(
                 model=loaded.model,
                 registry=registry,

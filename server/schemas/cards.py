@@ -35,6 +35,10 @@ class AdapterCard(Response):
         "probability 1 - delta over the draw of the rows, where delta is the sum over all uses of these rows; "
         "quantiles of prediction sets, reliability bins and the risk-coverage curve; null without a calibration."
     )
+    drift_since: int | None = Field(
+        description="Unix time at which the server first noticed that more questions are unfamiliar than the "
+        "calibration allows, in seconds; null if it never did, or if the calibration has no gate."
+    )
 
 
 class AdapterList(Response):

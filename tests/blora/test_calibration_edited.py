@@ -12,7 +12,6 @@ from blora.calibration_file import CALIBRATION_FILE, body_digest, read, store
 from blora.decision.asks import Ask
 from blora.decision.calibration import MAX_ENTRIES, MAX_ROWS, ConformalQuantile
 from blora.decision.curves import ReliabilityBin
-from blora.decision.histogram import Histogram
 from blora.decision.selective import Level
 from blora.errors import AdapterError
 from tests.blora.adapters import rewrite_json
@@ -101,9 +100,6 @@ PARTS: dict[str, dict[str, Any]] = {
     "a risk above one": {"curve": ((1.0, 1.5),)},
     "a curve out of order": {"curve": CALIBRATION.curve[::-1]},
     "a curve that stops": {"curve": CALIBRATION.curve[:-1]},
-    "entropies of fewer rows": {"entropy": Histogram(edges=CALIBRATION.entropy.edges, counts=(1,) * 20)},
-    "entropies in one bin": {"entropy": Histogram(edges=(0.0, 1.0), counts=(800,))},
-    "entropies of more choices": {"entropy": Histogram(edges=tuple(map(float, range(21))), counts=CALIBRATION.entropy.counts)},
 }  # fmt: skip
 EDITS: dict[str, Change] = {
     "no entries": (lambda raw: raw.update(calibrations=[])),
@@ -123,7 +119,6 @@ EDITS: dict[str, Change] = {
     "falling quantiles": entry(lambda c: c["quantiles"][2].update(quantile=0.0)),
     "a curve out of order": entry(lambda c: c["curve"].reverse()),
     "a bin without a confidence": entry(lambda c: c["reliability"][14].update(confidence=None)),
-    "a histogram without counts": entry(lambda c: c.update(entropy={"edges": [0.0], "counts": []})),
     "an unknown field": (lambda raw: raw.update(more=1)),
     "a missing field": entry(lambda c: c.pop("delta")),
     "an unknown field within": entry(lambda c: c["binding"].update(gpu=1)),
@@ -142,7 +137,6 @@ EDITS: dict[str, Change] = {
     "a bin below nothing": entry(lambda c: c["reliability"][0].update(count=-1)),
     "a bin of NaN": entry(lambda c: c["reliability"][14].update(accuracy=float("nan"))),
     "an unknown field of a bin": entry(lambda c: c["reliability"][0].update(x=1)),
-    "counts below nothing": entry(lambda c: c["entropy"]["counts"].__setitem__(0, -1)),
     "no such digest": entry(lambda c: c["binding"].update(adapter_digest="sha256:1")),
     "rows that do not add up": entry(lambda c: c["rows"].update(n_rows=804)),
 }  # fmt: skip
@@ -181,7 +175,7 @@ NONSENSE: dict[str, str] = {
     "no entries": "got 0 calibrations", "the same twice": "no two for", "the same dtype twice": "no two for the same",
     "no forms": "0.rows.forms", "another form": "0.rows.forms", "rows without end": "0.rows.n_rows",
     "choices without end": "0.rows.most_choices", "a count without end": "0.reliability.14.count",
-    "a bin without a confidence": "with confidence None", "a histogram without counts": "1 edges of 0 counts",
+    "a bin without a confidence": "with confidence None",
     "an unknown field": "bad value at more", "a missing field": "calibrations.0.delta",
     "an unknown field within": "0.binding.gpu", "a number in a string": "0.delta", "draws in a float": "n_samples",
     "an ask below nothing": "delta = -1.0, expected a number above 0", "no fingerprints": "12 hex digits a row",
@@ -189,7 +183,7 @@ NONSENSE: dict[str, str] = {
     "infinity": "levels.4.threshold", "a negative threshold": "-0.1", "a target above one": "target_risk = 1.2",
     "a quantile above one": "quantiles.0.quantile", "a bin below nothing": "a reliability bin of -1 answers",
     "a bin of NaN": "reliability.14", "an unknown field of a bin": "reliability.0.x",
-    "counts below nothing": "below 0", "no such digest": "binding.adapter_digest",
+    "no such digest": "binding.adapter_digest",
 }  # fmt: skip
 MORE_NONSENSE: dict[str, tuple[Change, str]] = {
     "one choice": (entry(lambda c: c["rows"].update(fewest_choices=1)), "0.rows.fewest_choices"),
@@ -202,7 +196,6 @@ MORE_NONSENSE: dict[str, tuple[Change, str]] = {
     "too long a curve": (entry(lambda c: c.update(curve=c["curve"] * 2)), "calibrations.0.curve"),
     "a risk above one": (entry(lambda c: c["curve"][0].__setitem__(1, 1.5)), "calibrations.0.curve.0"),
     "no delta": (entry(lambda c: c.update(delta=0.0)), "calibrations.0.delta"),
-    "a histogram without end": (entry(lambda c: c["entropy"]["counts"].__setitem__(0, 10**400)), "entropy.counts.0"),
     "an unproved default": (entry(lambda c: c.update(target_risk=0.03)), "default target_risk = 0.03"),
     "a coverage without a quantile": (entry(lambda c: c.update(coverage=0.5)), "default coverage = 0.5"),
 }

@@ -1,85 +1,112 @@
-"""The index against its definition, and how it behaves when questions change and when they do not."""
+"""The test of drift: how seldom it accuses familiar questions, how soon it notices others, and how it counts."""
 
 import math
+import random
+from statistics import median
 
 import pytest
 import torch
 
-from blora.decision.drift import LEAST, WINDOW, DriftWindow, population_stability_index
-from blora.decision.histogram import Histogram, entropy_edges, entropy_histogram
+from blora.decision.drift import ALPHA, DriftTest, Seen
+from blora.decision.gate import Gate
+from blora.errors import ConfigError
 
-N_CHOICES = 4
-
-
-def entropies(n: int, *, sharpness: float, seed: int) -> torch.Tensor:
-    """Of predictions that are the surer the larger `sharpness` is, in nats."""
-    generator = torch.Generator().manual_seed(seed)
-    probs = (sharpness * torch.randn(n, N_CHOICES, generator=generator)).softmax(-1)
-    return -(probs * probs.log()).sum(-1)
+N_ROWS, MAX_SHARE = 379, 0.05
 
 
-def calibrated(n: int = 256) -> DriftWindow:
-    return DriftWindow(entropy_histogram(entropies(n, sharpness=2.0, seed=0), N_CHOICES))
+def share_beyond(generator: torch.Generator) -> float:
+    """Share of familiar questions beyond a gate proved by rows of uniform distances."""
+    gate = Gate.of(torch.rand(N_ROWS, generator=generator, dtype=torch.float64), MAX_SHARE, 0.05)
+    return 1 - gate.distance
 
 
-def test_equal_shares_are_no_shift_and_unequal_ones_are_the_same_in_both_directions() -> None:
-    assert population_stability_index((10, 20, 30), (10, 20, 30)) == 0
-    there = population_stability_index((10, 20, 70), (70, 20, 10))
-    assert there == pytest.approx(population_stability_index((70, 20, 10), (10, 20, 70)))
-    e, o = 10.5 / 101.5, 70.5 / 101.5
-    assert there == pytest.approx(2 * (o - e) * math.log(o / e))
+def noticed_after(share: float, n: int, chance: random.Random, quiet: float = 0, n_quiet: int = 0) -> int | None:
+    """Answers after the quiet ones at which a stream is accused, None within n."""
+    test, n_unfamiliar = DriftTest(MAX_SHARE), 0
+    for k in range(n_quiet + n):
+        n_unfamiliar += chance.random() < (share if k >= n_quiet else quiet)
+        test.observe(Seen(k + 1, n_unfamiliar))
+        if test.noticed and k >= n_quiet:
+            return k + 1 - n_quiet
+    return None
 
 
-def test_an_empty_bin_is_finite() -> None:
-    assert 1 < population_stability_index((100, 0), (0, 100)) < 100
+def test_of_a_thousand_familiar_streams_at_most_one_in_twenty_is_accused() -> None:
+    generator, chance = torch.Generator().manual_seed(0), random.Random(0)
+    accused = [noticed_after(share_beyond(generator), 1000, chance) is not None for _ in range(1000)]
+    assert sum(accused) <= 50
 
 
-def test_there_is_no_index_before_there_is_evidence() -> None:
-    window = calibrated()
-    for value in entropies(LEAST - 1, sharpness=2.0, seed=1).tolist():
-        window.add(value)
-    assert window.index() is None
-    window.add(0.5)
-    assert window.index() is not None
+def test_a_share_at_the_limit_is_accused_once_in_twenty() -> None:
+    chance = random.Random(1)
+    accused = [noticed_after(MAX_SHARE, 2000, chance) is not None for _ in range(400)]
+    assert sum(accused) <= 20 + 3 * math.sqrt(400 * ALPHA * (1 - ALPHA))
 
 
-def test_twenty_thousand_answers_of_the_same_kind_raise_no_alarm() -> None:
-    window, highest = calibrated(), 0.0
-    for k, value in enumerate(entropies(20_000, sharpness=2.0, seed=2).tolist()):
-        window.add(value)
-        if k % 50 == 0:
-            highest = max(highest, window.index() or 0.0)
-    assert highest < 0.25
+# One question in five is foreign, of which the gate finds the demo's share or BoolQ's, at once or after 10,000 others.
+@pytest.mark.parametrize(
+    ("found", "n_quiet", "most"), [(0.68, 0, 60), (0.93, 0, 40), (0.68, 10_000, 300), (0.93, 10_000, 200)]
+)
+def test_one_foreign_question_in_five_is_noticed(found: float, n_quiet: int, most: int) -> None:
+    generator, chance = torch.Generator().manual_seed(2), random.Random(2)
+    times = []
+    for _ in range(101 if n_quiet == 0 else 21):
+        quiet = share_beyond(generator)
+        noticed = noticed_after(0.8 * quiet + 0.2 * found, 5000, chance, quiet, n_quiet)
+        assert noticed is not None
+        times.append(noticed)
+    assert median(times) <= most
 
 
-@pytest.mark.parametrize("sharpness", [0.5, 6.0])
-def test_answers_of_another_kind_raise_it_within_a_window(sharpness: float) -> None:
-    window = calibrated()
-    for value in entropies(WINDOW, sharpness=2.0, seed=3).tolist():
-        window.add(value)
-    assert (window.index() or 0.0) < 0.1
-    alarms = []
-    for k, value in enumerate(entropies(WINDOW, sharpness=sharpness, seed=4).tolist()):
-        window.add(value)
-        if k % 20 == 0 and (window.index() or 0.0) > 0.25:
-            alarms.append(k)
-    assert alarms
-    assert alarms[0] <= 500
+def test_the_wealth_is_a_supermartingale_where_the_share_is_at_most_the_limit() -> None:
+    for share in (0.01, MAX_SHARE):
+        test = DriftTest(MAX_SHARE)
+        seen = Seen()
+        for k in range(30):
+            after = []
+            for unfamiliar in (0, 1):
+                branch = DriftTest(MAX_SHARE)
+                branch._logs, branch._n_looks, branch._seen = list(test._logs), test._n_looks, seen
+                branch.observe(seen + Seen(1, unfamiliar))
+                after.append(branch.wealth)
+            expected = (1 - share) * after[0] + share * after[1]
+            assert expected <= test.wealth + 1e-12
+            assert expected == pytest.approx(test.wealth) or share < MAX_SHARE
+            seen += Seen(1, int(k % 7 == 0))
+            test.observe(seen)
 
 
-def test_a_calibration_that_knows_one_entropy_alone_still_compares() -> None:
-    counts = (100,) + (0,) * 19
-    window = DriftWindow(Histogram(edges=entropy_edges(2), counts=counts))
-    for _ in range(LEAST):
-        window.add(0.0)
-    assert (window.index() or 0.0) < 0.01
-    for _ in range(LEAST):
-        window.add(0.6)
-    assert (window.index() or 0.0) > 0.25
+def test_the_wealth_is_limited_and_falls_once_questions_are_familiar_again() -> None:
+    test, seen = DriftTest(MAX_SHARE), Seen()
+    for _ in range(5000):
+        seen += Seen(1, 1)
+        test.observe(seen)
+    assert 1e3 < test.wealth <= 1e4 + 1
+    for _ in range(600):
+        seen += Seen(1, 0)
+        test.observe(seen)
+    assert not test.noticed
 
 
-def test_a_shift_below_all_that_was_expected_shows_too() -> None:
-    window = DriftWindow(Histogram(edges=entropy_edges(2), counts=(0,) * 10 + (100,) + (0,) * 9))
-    for _ in range(LEAST):
-        window.add(0.0)
-    assert (window.index() or 0.0) > 0.25
+def test_a_block_is_what_its_answers_are_together_and_forgotten_counts_begin_anew() -> None:
+    one, other = DriftTest(MAX_SHARE), DriftTest(MAX_SHARE)
+    for test in (one, other):
+        test.observe(Seen(100, 4))
+    one.observe(Seen(110, 9))
+    other.observe(Seen(10, 5))
+    assert one.wealth == other.wealth
+
+
+def test_a_long_history_is_taken_at_once() -> None:
+    test = DriftTest(MAX_SHARE)
+    assert test.wealth == 1
+    test.observe(Seen(10_000_000, 5_000_000))
+    assert test.noticed
+    test.observe(Seen(1_000_000_000, 5_000_000))
+    assert test.wealth == pytest.approx(1 / 3, abs=0.2)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, math.nan])
+def test_a_share_that_is_none_is_refused(share: float) -> None:
+    with pytest.raises(ConfigError, match="a number between 0 and 1"):
+        DriftTest(share)

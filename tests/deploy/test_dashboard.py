@@ -16,7 +16,7 @@ from blora.server.monitoring.metrics import ServerMetrics
 from tests.prometheus import needs_prometheus, query, scraping
 from tests.server.commands.test_shutdown import Listening, listening, queued
 from tests.server.fakes import FakeEngine
-from tests.server.monitoring.test_feedback import CALIBRATED
+from tests.server.monitoring.test_drift import GATED
 
 
 def load() -> ModuleType:
@@ -82,7 +82,7 @@ async def be_busy(server: Listening) -> None:
 
 @needs_prometheus
 async def test_every_expression_has_data(tmp_path: Path) -> None:
-    engine = FakeEngine(handles=(CALIBRATED,))
+    engine = FakeEngine(handles=(GATED,))
     async with listening(engine) as server:
         with scraping(str(server.client.base_url).rstrip("/"), tmp_path) as prometheus:
             await asyncio.to_thread(query, prometheus, "blora_build_info")
@@ -91,9 +91,9 @@ async def test_every_expression_has_data(tmp_path: Path) -> None:
             await be_busy(server)
             engine.gate.clear()
             engine.computing.clear()
-            waiting = [server.ask("p=0.9")]
+            waiting = [server.ask("p=0.9 f=0.5")]
             await engine.computing.wait()
-            waiting += [server.ask("p=0.9") for _ in range(4)]
+            waiting += [server.ask("p=0.9 f=0.5") for _ in range(4)]
             await queued(server, 4)
             waiting.pop().cancel()
             await queued(server, 3)

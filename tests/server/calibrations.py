@@ -1,18 +1,21 @@
 """A calibration for adapters of the fake engine."""
 
-import torch
-
 from blora.decision.binomial import clopper_pearson
 from blora.decision.calibration import Binding, Calibration, CalibrationRows, ConformalQuantile, FormName
 from blora.decision.curves import ReliabilityBin
-from blora.decision.histogram import entropy_histogram
+from blora.decision.gate import Gate
 from blora.decision.selective import Level
 
 EMPTY = ReliabilityBin(0, None, None)
 
 
 def calibration(
-    digest: str, *, quantile: float = 0.8, forms: tuple[FormName, ...] = ("prompt",), most_choices: int = 3
+    digest: str,
+    *,
+    quantile: float = 0.8,
+    forms: tuple[FormName, ...] = ("prompt",),
+    most_choices: int = 3,
+    gate: Gate | None = None,
 ) -> Calibration:
     """Return a calibration proved at 0.05 (confidence 0.9, the default) and at 0.2 (entropy 0.7), but not at 0.01.
 
@@ -52,5 +55,5 @@ def calibration(
         quantiles=(ConformalQuantile(coverage=0.9, quantile=quantile),),
         reliability=(*[EMPTY] * 13, ReliabilityBin(400, 0.9, 0.9), EMPTY),
         curve=((0.5, 0.02), (1.0, 0.1)),
-        entropy=entropy_histogram(torch.full((400,), 0.3), most_choices),
+        gate=gate,
     )

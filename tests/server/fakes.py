@@ -17,6 +17,7 @@ from torch import Tensor
 from blora.config import AdapterConfig, BaseModelRef, PosteriorConfig, PromptConfig, SamplingConfig
 from blora.decision.abstention import Policy
 from blora.decision.calibration import Calibration
+from blora.decision.familiarity import Familiarity
 from blora.errors import AdapterError, PromptError
 from blora.server.app import create_app
 from blora.server.engines.handle import AdapterHandle
@@ -40,6 +41,7 @@ def handle(
     policy: Policy | None = None,
     calibration: Calibration | None = None,
     not_calibrated: bool = False,
+    familiarity: Familiarity | None = None,
 ) -> AdapterHandle:
     """Return a handle without weights, for the fake engine."""
     config = AdapterConfig(
@@ -54,7 +56,7 @@ def handle(
     nothing: Any = None
     bank: Any = SimpleNamespace(seed=0, n_samples=n_samples)
     return AdapterHandle(
-        name, digest, config, policy, bank, nothing, 1_700_000_000, calibration, not_calibrated=not_calibrated
+        name, digest, config, policy, bank, nothing, 1_700_000_000, calibration, familiarity, not_calibrated
     )
 
 

@@ -11,7 +11,6 @@ from benchmarks.server_process import serve
 
 pytestmark = pytest.mark.model
 
-# The drift of entropies is computed from the 200th answer on, of enough numbers for torch to use several threads.
 N_ASKED, AT_ONCE = 240, 20
 
 
@@ -29,5 +28,5 @@ async def test_answers_start_no_second_team(tmp_path: Path, monkeypatch: pytest.
                 if not first:
                     n_threads = process.num_threads()
             metrics = (await client.get("/metrics")).text
-            assert "\nblora_uncertainty_drift{" in metrics
+            assert "\nblora_drift_wealth{" in metrics
             assert process.num_threads() == n_threads

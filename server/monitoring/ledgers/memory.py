@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 
+from blora.decision.drift import Seen
 from blora.server.monitoring.ledgers.protocol import Contents, Entry, Settled, Tally
 
 __all__ = ["MemoryLedger"]
@@ -19,6 +20,8 @@ class MemoryLedger:
         self._waiting: OrderedDict[str, Entry] = OrderedDict()
         self._labels: dict[str, int] = {}
         self._tallies: dict[tuple[Contents, float, bool], Tally] = {}
+        self._seen: dict[Contents, Seen] = {}
+        self._noticed: dict[Contents, int] = {}
 
     def remember(self, prediction_id: str, entry: Entry) -> None:
         """Implement Ledger."""
@@ -47,12 +50,23 @@ class MemoryLedger:
         self._tallies[key] = tally
         return Settled(before, tally)
 
+    async def count(self, adapter: Contents, new: Seen) -> Seen:
+        """Implement Ledger."""
+        self._seen[adapter] = self._seen.get(adapter, Seen()) + new
+        return self._seen[adapter]
+
+    async def notice(self, adapter: Contents, at: int) -> int:
+        """Implement Ledger."""
+        return self._noticed.setdefault(adapter, at)
+
     def forget(self, adapter: Contents) -> None:
         """Implement Ledger."""
         for prediction_id in [one for one, entry in self._waiting.items() if entry.adapter == adapter]:
             self._drop(prediction_id)
         for key in [key for key in self._tallies if key[0] == adapter]:
             del self._tallies[key]
+        self._seen.pop(adapter, None)
+        self._noticed.pop(adapter, None)
 
     async def close(self) -> None:
         """Implement Ledger."""

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from blora.decision.drift import Seen
+
 __all__ = ["Contents", "Entry", "Ledger", "Settled", "Tally", "hashes"]
 
 # Length of a hash. A label that was not offered matches one of 64 offered choices with probability 4e-18.
@@ -84,7 +86,7 @@ class Settled(NamedTuple):
 
 
 class Ledger(Protocol):
-    """Bounded store of recent predictions and counts of their outcomes; old predictions are forgotten."""
+    """Bounded store of recent predictions, counts of their outcomes, and counts of unfamiliar questions."""
 
     def remember(self, prediction_id: str, entry: Entry) -> None:
         """Store a prediction without delaying the answer."""
@@ -108,8 +110,22 @@ class Ledger(Protocol):
             FeedbackUnavailableError: if the ledger cannot be written to.
         """
 
+    async def count(self, adapter: Contents, new: Seen) -> Seen:
+        """Add counts of answers, and return the sums of all replicas.
+
+        Raises:
+            FeedbackUnavailableError: if the ledger cannot be written to.
+        """
+
+    async def notice(self, adapter: Contents, at: int) -> int:
+        """Store the Unix time at which a drift was noticed unless an earlier one is stored, and return the stored one.
+
+        Raises:
+            FeedbackUnavailableError: if the ledger cannot be written to.
+        """
+
     def forget(self, adapter: Contents) -> None:
-        """Drop the predictions of an adapter that this replica unloaded."""
+        """Drop the predictions and counts of an adapter that this replica unloaded."""
 
     async def close(self) -> None:
         """Finish pending writes."""

@@ -13,6 +13,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from blora.decision.drift import Seen
 from blora.errors import ConfigError
 from blora.server.errors import FeedbackUnavailableError
 from blora.server.monitoring.ledgers.protocol import Contents, Entry, Settled, Tally
@@ -52,7 +53,8 @@ class RedisLedger:
 
     Keys are blora:2:prediction:ID, a hash that expires after `keep_s`, and
     blora:2:outcomes:NAME:DIGEST:CALIBRATION_DIGEST:RISK, three counts that expire `keep_s` after their last change.
-    Outcomes that were not requested are counted under keys that end in :volunteered. Answers never wait for Redis: a
+    Outcomes that were not requested are counted under keys that end in :volunteered. The counts of unfamiliar
+    questions, blora:2:familiarity:NAME:DIGEST:CALIBRATION_DIGEST, expire likewise. Answers never wait for Redis: a
     prediction that cannot be written is dropped with a log line.
 
     Args:
@@ -133,6 +135,21 @@ class RedisLedger:
         before, *counts = map(int, told)
         return Settled(None if before < 0 else before, Tally(*counts) if counts else None)
 
+    async def count(self, adapter: Contents, new: Seen) -> Seen:
+        """Implement Ledger."""
+        key = _familiarity(adapter)
+        async with self._redis.pipeline() as pipe:
+            pipe.hincrby(key, "answers", new.n_answers).hincrby(key, "unfamiliar", new.n_unfamiliar)
+            answers, unfamiliar, _ = await _tried(pipe.expire(key, self._keep_s).execute())
+        return Seen(answers, unfamiliar)
+
+    async def notice(self, adapter: Contents, at: int) -> int:
+        """Implement Ledger."""
+        key = _familiarity(adapter)
+        async with self._redis.pipeline() as pipe:
+            _, earliest = await _tried(pipe.hsetnx(key, "noticed", at).hget(key, "noticed").execute())
+        return int(earliest)
+
     def forget(self, adapter: Contents) -> None:
         """Do nothing: other replicas may still serve the adapter, and its entries expire."""
 
@@ -156,6 +173,10 @@ def _password(url: str, file: Path) -> str:
             "address"
         )
     return password
+
+
+def _familiarity(adapter: Contents) -> str:
+    return f"{_PREFIX}:familiarity:{':'.join(adapter)}"
 
 
 def _prediction(prediction_id: str) -> str:

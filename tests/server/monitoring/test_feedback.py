@@ -148,10 +148,9 @@ async def test_what_a_predecessor_said_is_not_held_against_the_successor(tmp_pat
             assert (await tell(server, answer["id"], "account")).status_code == 404
         text = (await server.client.get("/metrics")).text
         assert "blora_promise_broken{" not in text
-        assert "blora_uncertainty_drift{" not in text
         feedback = server.app.state.service.predictor().feedback
-        kept = (feedback._ledger._waiting, feedback._promises, feedback._windows)
-        assert [len(some) for some in kept] == [0, 0, 0]
+        kept = (feedback._ledger._waiting, feedback._promises)
+        assert [len(some) for some in kept] == [0, 0]
 
 
 async def test_nothing_of_the_question_is_kept(watched: Running) -> None:
@@ -210,9 +209,7 @@ async def test_a_new_calibration_of_the_same_weights_starts_with_no_outcomes(wat
 # Alarms
 
 
-def predicted(
-    feedback: Feedback, prediction_id: str, *, target_risk: float | None = 0.05, predictive_entropy: float | None = None
-) -> None:
+def predicted(feedback: Feedback, prediction_id: str) -> None:
     """Record an answer "a" of two choices."""
     feedback.predicted(
         CALIBRATED,
@@ -220,8 +217,8 @@ def predicted(
         ("a", "b"),
         leader=0,
         client=None,
-        target_risk=target_risk,
-        predictive_entropy=predictive_entropy,
+        target_risk=0.05,
+        familiarity=None,
     )
 
 
@@ -303,24 +300,3 @@ async def test_outcomes_that_nobody_asked_for_are_no_evidence() -> None:
             assert (await tell(server, (await ask(server))["id"], "account")).json() == {"correct": False}
         assert await server.metric("blora_outcomes_total", **TARGET, requested="false", outcome="wrong") == 20
         assert "blora_promise_broken{" not in (await server.client.get("/metrics")).text
-
-
-async def test_drift_shows_once_questions_change(watched: Running) -> None:
-    assert "blora_uncertainty_drift{" not in (await watched.client.get("/metrics")).text
-    chance = random.Random(0)
-    feedback = watched.app.state.service.predictor().feedback
-
-    async def drift(n: int, low: float, high: float) -> float:
-        for k in range(n):
-            entropy = chance.uniform(low, high)
-            predicted(feedback, f"{low}{k}", target_risk=None, predictive_entropy=entropy)
-        return await watched.metric("blora_uncertainty_drift", adapter="triage")
-
-    assert await drift(1000, 0.28, 0.32) < 0.1
-    assert await drift(500, 0.7, 1.0) > 0.25
-
-
-async def test_questions_unlike_those_of_the_calibration_are_no_drift(watched: Running) -> None:
-    for _ in range(220):
-        await ask(watched, seed=1, policy={"min_confidence": 0.5})
-    assert "blora_uncertainty_drift{" not in (await watched.client.get("/metrics")).text

@@ -12,7 +12,7 @@ NAMES = {
     "blora_queue_seconds", "blora_forward_seconds", "blora_batch_rows", "blora_batch_tokens",
     "blora_samples_per_request", "blora_confidence", "blora_predictive_entropy_nats",
     "blora_mutual_information_nats", "blora_margin", "blora_familiarity", "blora_queue_depth", "blora_backlog_seconds", "blora_model_runs_in_parts", "blora_adapter_info", "blora_build_info",
-    "blora_uncertainty_drift", "blora_promised_answers", "blora_outcomes", "blora_realised_risk", "blora_realised_risk_lower_bound",
+    "blora_unfamiliar", "blora_drift_wealth", "blora_promised_answers", "blora_outcomes", "blora_realised_risk", "blora_realised_risk_lower_bound",
     "blora_promise_broken", "blora_outcome_corrections",
     "process_virtual_memory_bytes", "process_resident_memory_bytes",
     "process_start_time_seconds", "process_cpu_seconds", "process_open_fds", "process_max_fds",

@@ -17,6 +17,8 @@ from redis.exceptions import ConnectionError as NoConnection
 
 from blora.server.keys import line_of
 from tests.server.fakes import FakeEngine, Running, running
+from tests.server.monitoring.test_drift import GATED, since
+from tests.server.monitoring.test_drift import ask as doubt
 from tests.server.monitoring.test_feedback import CALIBRATED, TARGET, ask, tell
 
 pytestmark = pytest.mark.skipif(
@@ -225,3 +227,45 @@ async def test_a_password_that_cannot_be_had_keeps_the_server_from_starting(
         failure = server.app.state.service.failure
         assert message in failure
         assert "a secret" not in failure
+
+
+async def test_a_drift_that_one_replica_sees_is_noticed_by_all_and_after_a_restart(store: Store) -> None:
+    def gated(**settings: Any) -> Any:
+        return running(FakeEngine(handles=(GATED,)), feedback_redis=store.url, **settings)
+
+    async def noticed(server: Running) -> int:
+        deadline = time.monotonic() + 5
+        while (found := await since(server)) is None and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+        assert found is not None
+        return found
+
+    async with gated() as one, gated() as other:
+        await doubt(one, [0.01] * 20)
+        first = await noticed(one)
+        while int(time.time()) == first:  # so that a later time would differ
+            await asyncio.sleep(0.05)
+        await doubt(other, [0.5])
+        assert await noticed(other) == first
+        assert await other.metric("blora_unfamiliar_total", adapter="triage") == 0
+    async with gated(feedback_keep_s=100) as again:
+        await doubt(again, [0.5])
+        assert await noticed(again) == first
+        [key] = [key for key in store.expiries() if key.startswith("blora:2:familiarity:")]
+        assert 0 < store.expiries()[key] <= 100
+        with Redis.from_url(store.url, decode_responses=True) as client:
+            counts = client.hgetall(key)
+        assert counts == {"answers": "22", "unfamiliar": "20", "noticed": str(first)}
+
+
+async def test_counts_of_the_time_without_redis_are_handed_on_afterwards(store: Store) -> None:
+    async with running(FakeEngine(handles=(GATED,)), feedback_redis=store.url) as server:
+        store.stop()
+        await doubt(server, [0.01] * 20)
+        await asyncio.sleep(0.2)
+        assert await since(server) is None
+        store.start()
+        deadline = time.monotonic() + 10
+        while await since(server) is None and time.monotonic() < deadline:
+            await doubt(server, [0.5])
+        assert await since(server) is not None

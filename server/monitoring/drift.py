@@ -1,0 +1,103 @@
+"""Drift without labels: the familiarity of every answer, and the evidence that the questions have changed.
+
+An adapter is watched if its calibration has a gate, which says when a question is unfamiliar and proves how many
+familiar questions are called so. The counts go through the ledger, so that replicas with a common one judge the sum of
+their answers. Answers never wait for the ledger: counts that it has not taken yet are handed on together.
+"""
+
+import asyncio
+import logging
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from blora.decision.drift import DriftTest, Seen
+from blora.decision.gate import Gate
+from blora.server.errors import FeedbackUnavailableError
+from blora.server.monitoring.ledgers.protocol import Contents, Ledger
+from blora.server.monitoring.logs import ThrottledLogger, write_down
+from blora.server.monitoring.metrics import ServerMetrics
+
+__all__ = ["DriftWatch"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _Watched:
+    """State of one adapter.
+
+    Attributes:
+        test: the evidence.
+        new: counts that the ledger has not taken yet.
+        telling: the task that hands them on.
+        since: Unix time at which a drift was first noticed.
+    """
+
+    test: DriftTest
+    new: Seen = field(default_factory=Seen)
+    telling: asyncio.Task[None] | None = None
+    since: int | None = None
+
+
+class DriftWatch:
+    """The evidence of drift about each watched adapter.
+
+    Args:
+        metrics: shows the evidence.
+        ledger: counts the answers.
+    """
+
+    def __init__(self, metrics: ServerMetrics, ledger: Ledger) -> None:
+        self._metrics = metrics
+        self._ledger = ledger
+        self._watched: dict[Contents, _Watched] = {}
+        self._failures = ThrottledLogger(logger)
+
+    def answered(self, adapter: Contents, gate: Gate, familiarity: float) -> None:
+        """Count an answer to a question that the calibration speaks of.
+
+        Args:
+            adapter: the adapter that answered.
+            gate: the gate of its calibration.
+            familiarity: conformal p-value of the question.
+        """
+        watched = self._watched.setdefault(adapter, _Watched(DriftTest(gate.max_false_alarms)))
+        unfamiliar = familiarity < gate.min_familiarity
+        if unfamiliar:
+            self._metrics.unfamiliar(adapter.name)
+        watched.new += Seen(1, int(unfamiliar))
+        if watched.telling is None or watched.telling.done():
+            watched.telling = asyncio.create_task(self._tell(adapter, watched))
+
+    def since(self, adapter: Contents) -> int | None:
+        """Return the Unix time at which a drift was first noticed, in seconds; None if none was."""
+        watched = self._watched.get(adapter)
+        return watched.since if watched is not None else None
+
+    def forget(self, adapter: Contents) -> None:
+        """Drop the evidence about an unloaded adapter."""
+        watched = self._watched.pop(adapter, None)
+        if watched is not None and watched.telling is not None:
+            watched.telling.cancel()
+
+    async def close(self) -> None:
+        """Hand the last counts to the ledger."""
+        await asyncio.gather(*(one.telling for one in self._watched.values() if one.telling), return_exceptions=True)
+
+    async def _tell(self, adapter: Contents, watched: _Watched) -> None:
+        while watched.new.n_answers:
+            new, watched.new = watched.new, Seen()
+            try:
+                seen = await self._ledger.count(adapter, new)
+            except FeedbackUnavailableError:
+                watched.new += new  # for the next answer to hand on
+                self._failures.warning("The store of predictions is unreachable: drift is not judged")
+                return
+            watched.test.observe(seen)
+            self._metrics.drift(adapter.name, watched.test.wealth)
+            if watched.since is None and watched.test.noticed:
+                watched.since = int(time.time())
+                write_down(logger, "drift_noticed", level=logging.WARNING, adapter=adapter.name, digest=adapter.digest)
+                with suppress(FeedbackUnavailableError):
+                    watched.since = await self._ledger.notice(adapter, watched.since)
