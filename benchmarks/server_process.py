@@ -13,11 +13,13 @@ from pathlib import Path
 import httpx
 import psutil
 
-__all__ = ["ADAPTER", "ROOT", "TRIAGE", "Server", "serve"]
+__all__ = ["ADAPTER", "QUESTIONS", "ROOT", "TRIAGE", "Server", "serve"]
 
 ROOT = Path(__file__).resolve().parent.parent
 TRIAGE = ROOT / "examples" / "triage"
 ADAPTER = TRIAGE / "adapter"
+# The adapters of the demo's three questions, by the name of the question.
+QUESTIONS = {"queue": ADAPTER, "urgent": TRIAGE / "adapter.urgent", "mood": TRIAGE / "adapter.mood"}
 START_TIMEOUT_S = 180.0
 
 

@@ -1,0 +1,1 @@
+"""Decision servers side by side: the same requests, rows and base model."""

@@ -1,0 +1,158 @@
+"""How well and how fast do decision servers answer the same requests, trained on the same rows and base model?
+
+`python -m benchmarks.decisions --any2jev PROGRAM` trains an adapter for each of the demo's three questions and any2jev
+0.1 for all three on the 540 tickets of `moods/train.jsonl`, asks both servers POST /v1/systemone about the test
+tickets, and times them in turn. Trained models stay in the work folder and are used again. any2jev has an environment
+of its own: `pip install 'any2jev[serve]==0.1.0' 'transformers<5'`. Without it, `blora serve` is measured alone.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import httpx
+import torch
+from torch import Tensor
+
+from benchmarks.decisions.asking import Row, answers, ask, labels, probabilities, questions_of, read_rows
+from benchmarks.decisions.servers import serve_any2jev, serve_blora, train_any2jev, train_blora
+from benchmarks.peers.figures import DELTA, TARGETS, answered_at
+from benchmarks.server_process import QUESTIONS, ROOT
+from blora.decision.metrics import ece, metrics
+from blora.posterior.noise import generator_of
+from blora.training.provenance import machine, revision
+
+__all__ = ["ece_floor", "quality"]
+
+RESULT = ROOT / "benchmarks" / "results" / "decisions" / "decisions.json"
+N_SIMULATED = 200
+N_TIMED, N_CLIENTS, N_REQUESTS = 20, 32, 128
+# Tickets in a text to time, about 300 tokens.
+N_TICKETS = 15
+SURE = (0.8, 0.9)
+
+
+def ece_floor(probs: Tensor) -> float:
+    """Return the mean ECE of these probabilities (N, C) if they were exactly right, by simulated labels."""
+    drawn = torch.multinomial(probs.clamp_min(1e-12), N_SIMULATED, replacement=True, generator=generator_of(0))
+    return fmean(ece(probs, of_all) for of_all in drawn.T)
+
+
+def quality(probs: Tensor, right: Tensor, proof: tuple[Tensor, Tensor]) -> dict[str, float]:
+    """Return the figures of a question's answers.
+
+    Args:
+        probs: probabilities (N, C) of the test rows.
+        right: their labels (N,).
+        proof: probabilities (P, C) and labels (P,) of the rows that prove thresholds.
+    """
+    confidence, top = probs.max(-1)
+    wrong = top != right
+    found = metrics(probs, right).to_dict() | {"ece_floor": ece_floor(probs)}
+    found |= {f"wrong_above_{sure}": (wrong & (confidence >= sure)).double().mean().item() for sure in SURE}
+    by_rows = proof[0][None], proof[1]
+    return found | {
+        f"answered_at_{name}": fmean(answered_at(confidence, wrong, target, by_rows))
+        for name, target in TARGETS.items()
+    }
+
+
+def judge(client: httpx.Client, rows: dict[str, list[Row]]) -> dict[str, Any]:
+    """Return a server's figures for each question, and how often it answers otherwise if choices are reversed."""
+    asked = questions_of(list(QUESTIONS))
+    test, proof = answers(client, rows["test"], asked), answers(client, rows["proof"], asked)
+    turned = answers(client, rows["test"], questions_of(["queue"], turned=True))
+    flips = [a["queue"]["choice"] != b["queue"]["choice"] for a, b in zip(test, turned, strict=True)]
+    return {
+        "flips": fmean(flips),
+        "questions": {
+            name: quality(
+                probabilities(test, name),
+                labels(rows["test"], name),
+                (probabilities(proof, name), labels(rows["proof"], name)),
+            )
+            for name in QUESTIONS
+        },
+    }
+
+
+def time_questions(clients: dict[str, httpx.Client], rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """Return the median milliseconds of requests with 1, 3 and 12 questions about one text, servers in turn."""
+    numbers = {1: ["queue"], 3: list(QUESTIONS), 12: [f"{name}{k}" for k in range(1, 5) for name in QUESTIONS]}
+    found: dict[str, dict[int, list[float]]] = {server: {n: [] for n in numbers} for server in clients}
+    for turn in range(-2, N_TIMED):
+        for server, client in clients.items():
+            for n, names in numbers.items():
+                text = " ".join(row.prompt for row in rows[(turn + 2) * 7 :][:N_TICKETS]) + f" [{turn} {n}]"
+                seconds = _timed(lambda client=client, text=text, names=names: ask(client, text, questions_of(names)))
+                if turn >= 0:  # the first ones warm up
+                    found[server][n].append(seconds)
+    return {server: {str(n): 1e3 * median(times) for n, times in of.items()} for server, of in found.items()}
+
+
+def throughput(client: httpx.Client, rows: Sequence[Row]) -> float:
+    """Return the questions a second that a server answers to 32 clients, three questions a request."""
+    asked = questions_of(list(QUESTIONS))
+    texts = [row.prompt for row in rows][:N_REQUESTS]
+    with ThreadPoolExecutor(N_CLIENTS) as threads:
+        seconds = _timed(lambda: list(threads.map(lambda text: ask(client, text, asked), texts)))
+    return len(texts) * len(asked) / seconds
+
+
+def _timed(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    """Train, ask, time and keep the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--any2jev", type=Path, help="the program any2jev of its own environment")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "decisions")
+    arguments = parser.parse_args()
+    work: Path = arguments.work
+    work.mkdir(parents=True, exist_ok=True)
+    rows = {name: read_rows(name) for name in ("train", "validation", "proof", "test")}
+    seconds = {"blora": train_blora(work)}
+    if arguments.any2jev:
+        seconds["any2jev"] = train_any2jev(
+            arguments.any2jev, work, {name: rows[name] for name in ("train", "validation")}
+        )
+    with ExitStack() as stack:
+        urls = {"blora": stack.enter_context(serve_blora(work))}
+        if arguments.any2jev:
+            urls["any2jev"] = stack.enter_context(serve_any2jev(arguments.any2jev, work))
+        limits = httpx.Limits(max_connections=N_CLIENTS)
+        clients = {
+            server: stack.enter_context(httpx.Client(base_url=url, timeout=600, limits=limits))
+            for server, url in urls.items()
+        }
+        judged = {server: judge(client, rows) for server, client in clients.items()}
+        times = time_questions(clients, rows["proof"])
+        rates = {server: throughput(client, rows["proof"]) for server, client in clients.items()}
+    servers = [
+        {
+            "server": server,
+            "seconds": seconds[server],
+            "ms": times[server],
+            "per_second": rates[server],
+            **judged[server],
+        }
+        for server in urls
+    ]
+    made = {"machine": machine(), "revision": revision(), "command": "python -m benchmarks.decisions --any2jev PROGRAM"}
+    sizes = {name: len(part) for name, part in rows.items()}
+    result = {"servers": servers, "rows": sizes, "delta": DELTA, "n_clients": N_CLIENTS, **made}
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

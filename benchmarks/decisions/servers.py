@@ -1,0 +1,123 @@
+"""The servers that are compared, trained on the same rows: `blora serve`, and any2jev in an environment of its own."""
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from benchmarks.decisions.asking import LEVELS, Row, questions_of
+from benchmarks.server_process import QUESTIONS, TRIAGE, serve
+from blora.base_model import load_base_model
+from blora.cli import main as blora
+
+__all__ = ["serve_any2jev", "serve_blora", "train_any2jev", "train_blora"]
+
+# As any2jev's users train small models: see its README.
+ANY2JEV = ("--epochs", "4", "--batch-size", "8", "--lr", "5e-4")
+START_TIMEOUT_S = 300.0
+
+
+def train_blora(folder: Path) -> float:
+    """Train an adapter for each question on the rows of `moods/`, unless it is there, and return the seconds."""
+    rows = TRIAGE / "moods"
+
+    def train(name: str) -> None:
+        command = ["train", "--data", str(rows / "train.jsonl"), "--validation", str(rows / "validation.jsonl")]
+        command += ["--columns", f"label={name}", "--question", str(TRIAGE / "questions" / f"{name}.json")]
+        command += ["--template", "Support ticket: {prompt}\nQueue:", "--dtype", "float32"]
+        if blora([*command, "--output", str(folder / name)]) != 0:
+            raise RuntimeError(f"the adapter for {name} was not trained: see the error above")
+
+    return sum(_once(folder / name, partial(train, name)) for name in QUESTIONS)
+
+
+@contextmanager
+def serve_blora(folder: Path) -> Iterator[str]:
+    """Serve the adapters as one model named triage, in float32, and return the address."""
+    names = [("triage" if name == "queue" else f"triage.{name}", folder / name) for name in QUESTIONS]
+    flags = {"adapters": ",".join(f"{name}={path}" for name, path in names), "dtype": "float32", "timeout_s": "600"}
+    with serve(folder / "blora.log", **flags) as server:
+        yield server.url
+
+
+def train_any2jev(program: Path, folder: Path, rows: dict[str, Sequence[Row]]) -> float:
+    """Train any2jev on the same rows and base model, unless it is there, and return the seconds.
+
+    Args:
+        program: the program any2jev 0.1.
+        folder: where the base model, the rows and the result go.
+        rows: the rows of train and validation.
+    """
+    base, out = folder / "base", folder / "any2jev"
+    if not base.exists():
+        _write_base(base)
+    for name, part in rows.items():
+        with (folder / f"{name}.jsonl").open("w") as file:
+            file.writelines(json.dumps(_labelled(row)) + "\n" for row in part)
+    data = ("--data", folder / "train.jsonl", "--val", folder / "validation.jsonl")
+    command = [program, "train", "--base", base, *data, "--out", out, *ANY2JEV]
+    return _once(out, lambda: subprocess.run(command, check=True))
+
+
+@contextmanager
+def serve_any2jev(program: Path, folder: Path) -> Iterator[str]:
+    """Serve the trained any2jev and return the address."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with (folder / "any2jev.log").open("wb") as log:
+        process = subprocess.Popen([program, "serve", folder / "any2jev", "--port", str(port)], stdout=log, stderr=log)
+    url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + START_TIMEOUT_S
+    try:
+        while not _is_up(url):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"any2jev did not start: see {folder / 'any2jev.log'}")
+            time.sleep(1)
+        yield url
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _once(output: Path, train: Callable[[], object]) -> float:
+    """Train what is not there yet, and return the seconds that it took, then or now."""
+    taken = output.with_name(f"{output.name}.seconds")
+    if not taken.exists():
+        shutil.rmtree(output, ignore_errors=True)  # of a run that was cut off
+        began = time.perf_counter()
+        train()
+        taken.write_text(str(time.perf_counter() - began))
+    return float(taken.read_text())
+
+
+def _is_up(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health").is_success
+    except httpx.TransportError:
+        return False
+
+
+def _write_base(folder: Path) -> None:
+    """Write the embedded base model with a tokenizer class that transformers 4 knows."""
+    unfinished = folder.with_name("base.part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    base = load_base_model(dtype="float32", device="cpu")
+    base.model.save_pretrained(unfinished)
+    base.tokenizer.save_pretrained(unfinished)
+    settings = unfinished / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}))
+    unfinished.rename(folder)
+
+
+def _labelled(row: Row) -> dict[str, Any]:
+    """Return a row as a request with labels, as any2jev trains on them."""
+    labels = {"queue": row.queue, "urgent": row.urgent, "mood": LEVELS.index(row.mood)}
+    questions = {name: question | {"label": labels[name]} for name, question in questions_of(list(labels)).items()}
+    return {"state": row.prompt, "questions": questions}
