@@ -62,7 +62,7 @@ def _usage(commands: dict[str, EntryPoint]) -> str:
         "",
     ]
     for name, entry in sorted(commands.items()):
-        lines.append(f"  {name:<10} {importlib.import_module(entry.value).SUMMARY}")
+        lines.append(f"  {name:<11} {importlib.import_module(entry.value).SUMMARY}")
     return "\n".join([*lines, "", "`blora COMMAND --help` describes a command."])
 
 

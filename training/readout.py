@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
 from transformers import TrainerCallback
 
 from blora.base_model import BaseModel
@@ -18,7 +16,7 @@ from blora.posterior.decision_head import Features, HeadPosterior
 from blora.posterior.inject import inject
 from blora.posterior.posterior import Posterior
 from blora.training.config import HEAD_SCALES, TOLERANCE_NATS, TrainConfig
-from blora.training.familiarity import fit_familiarity
+from blora.training.familiarize import familiarity_of
 from blora.training.features import read_features
 from blora.training.head import PARTS, FittedHead, Regression, fit_head
 from blora.training.head_objective import HeadObjective
@@ -181,27 +179,5 @@ def fit_parts(
     trial = choose(try_scales(score, validation, HEAD_SCALES), TOLERANCE_NATS)
     posterior.widen(trial.scale)
     found.append(Part(f"head, {sampling.n_samples} draws{above}", trial.metrics))
-    familiarity = _familiarity(config, features, train, validation_features, validation)
-    return TrainedHead(posterior, posterior.head.config, trial, tuple(found), fitted, familiarity)
-
-
-def _familiarity(
-    config: HeadConfig,
-    features: Features,
-    train: Sequence[LabelledRow],
-    validation_features: Features,
-    validation: Sequence[LabelledRow],
-) -> Familiarity:
-    """Return the familiarity of training rows, by labels where they are fixed."""
-    fixed = train[0].row.readout == "linear"
-
-    def labels(rows: Sequence[LabelledRow]) -> Tensor | None:
-        return torch.tensor([row.row.outputs[row.label] for row in rows]) if fixed else None
-
-    states, others = _prompts(features), _prompts(validation_features)
-    return fit_familiarity(config.depths, states, others, labels(train), labels(validation)).familiarity
-
-
-def _prompts(features: Features) -> Tensor:
-    assert features.prompt is not None  # `read_features` reads them
-    return features.prompt
+    familiarity = familiarity_of(config.depths, features, train, validation_features, validation)
+    return TrainedHead(posterior, posterior.head.config, trial, tuple(found), fitted, familiarity.familiarity)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
-from blora.adapter import Adapter, attach
+from blora.adapter import Adapter, attach, read_config
 from blora.base_model import BaseModel, load_base_model
 from blora.config import ScoringName
 from blora.decision.stopping import looks
@@ -184,7 +184,7 @@ class VllmEngine:
         return self._folder / digest.removeprefix("sha256:")
 
     async def _load(self, path: Path, name: str | None) -> AdapterHandle:
-        reading = partial(read_adapter, path, name, self._loaded_base(), self._settings, DTYPE)
+        reading = partial(self._read, path, name)
         logger.info("Reading adapter %s", name or path)
         adapter, handle = await self._reading.run(f"Reading adapter {name or path}", reading)
         try:
@@ -197,6 +197,18 @@ class VllmEngine:
         self._served[handle.digest] += 1
         self._proved.append(handle)
         return handle
+
+    def _read(self, path: Path, name: str | None) -> tuple[Adapter, AdapterHandle]:
+        """Return an adapter and its handle; raise AdapterError for one with a head, whose states vLLM does not give."""
+        config = read_config(path)
+        if config.head is not None:
+            gate = " and the policy's min_familiarity" if "min_familiarity" in (config.policy or {}) else ""
+            raise AdapterError(
+                f"got adapter {name or path.name!r} with a decision head, expected one without a head: the head{gate} "
+                "need hidden states, which vLLM does not give; serve it with --engine torch, or train one with "
+                "--head none"
+            )
+        return read_adapter(path, name, self._loaded_base(), self._settings, DTYPE)
 
     def _export(self, adapter: Adapter, n_samples: int) -> None:
         """Write the draws as LoRA folders, unless they exist; other servers may write them at the same time."""

@@ -29,6 +29,7 @@ def adapter_card(handle: AdapterHandle, drift_since: int | None = None) -> Adapt
         posterior=config.posterior,
         prompt=config.prompt,
         sampling=config.sampling,
+        familiarity=handle.familiarity.config if handle.familiarity is not None else None,
         training={name: config.training[name] for name in PUBLIC_RECORD if name in config.training},
         policy=policy.shown() if policy is not None else None,
         calibration=handle.calibration,

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from blora.client.answers import PolicyInForce
-from blora.config import PosteriorConfig, PromptConfig, SamplingConfig
+from blora.config import FamiliarityConfig, PosteriorConfig, PromptConfig, SamplingConfig
 from blora.decision.calibration import Calibration
 from blora.server.schemas.responses import Response
 
@@ -26,6 +26,10 @@ class AdapterCard(Response):
     posterior: PosteriorConfig
     prompt: PromptConfig
     sampling: SamplingConfig
+    familiarity: FamiliarityConfig | None = Field(
+        description="Sizes of the distance behind the familiarity; null if answers have no familiarity, as those of an "
+        "adapter without a decision head and those from vLLM."
+    )
     training: dict[str, Any] = Field(
         description="Training record: settings, data, and the metrics on the validation rows."
     )

@@ -15,6 +15,7 @@ COMMANDS = (
     "calibrate",
     "evaluate",
     "export",
+    "familiarize",
     "key",
     "predict",
     "serve",

@@ -186,6 +186,9 @@ async def test_over_http_answers_have_a_familiarity_and_its_histogram_is_exporte
         error = refused.json()["error"]
         assert (refused.status_code, error["param"]) == (422, "policy.min_familiarity")
         assert "'two' has no familiarity" in error["message"]
+        cards = {card["name"]: card for card in (await client.get("/v1/adapters")).json()["data"]}
+        assert cards["one"]["familiarity"]["depths"] == [1, 2]
+        assert cards["two"]["familiarity"] is None
         metrics = (await client.get("/metrics")).text.splitlines()
         assert f'blora_familiarity_count{{adapter="one"}} {len(asked) + 2}.0' in metrics
         assert not any(line.startswith('blora_familiarity_count{adapter="two"') for line in metrics)

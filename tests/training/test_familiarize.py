@@ -1,0 +1,101 @@
+"""`blora familiarize`: an adapter with a head gets the familiarity that its training would have given it."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from blora.adapter import FAMILIARITY_FILE, load_adapter, read_config
+from blora.calibration_file import CALIBRATION_FILE
+from blora.cli import main
+from blora.opening import open_base
+from tests.blora.adapters import rewrite_json, saved
+from tests.training.test_head import arguments, fixed
+from tests.training.test_head_familiarity import FOREIGN, opened, rows_of
+from tests.training.toys import toy_data, write_jsonl
+
+
+@pytest.fixture(scope="module")
+def made(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows, other rows, an adapter `toy` trained on both, and a copy `bare` without its familiarity."""
+    folder = tmp_path_factory.mktemp("familiarize")
+    write_jsonl(folder / "rows.jsonl", fixed(toy_data(60)))
+    write_jsonl(folder / "others.jsonl", rows_of(100, 160))
+    more = ("--validation", str(folder / "others.jsonl"))
+    assert main(arguments(base_folder, folder / "rows.jsonl", folder / "toy", *more)) == 0
+    shutil.copytree(folder / "toy", folder / "bare")
+    rewrite_json(lambda raw: raw.update(familiarity=None))(folder / "bare" / "bayesian_config.json")
+    (folder / "bare" / FAMILIARITY_FILE).unlink()
+    return folder
+
+
+def command(adapter: Path, base_folder: Path, data: Path, *more: str) -> list[str]:
+    model = ("--base-model", str(base_folder), "--device", "cpu", "--dtype", "float32")
+    return ["familiarize", str(adapter), "--data", str(data), *model, *more]
+
+
+def test_the_familiarity_is_that_of_a_training_on_the_same_rows(
+    made: Path, base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--validation", str(made / "others.jsonl"), "--output", str(tmp_path / "new"))
+    assert main(command(made / "bare", base_folder, made / "rows.jsonl", *more)) == 0
+    assert "p-values among 60 rows" in capsys.readouterr().out
+    base = open_base(str(base_folder), device="cpu", dtype="float32")
+    expected, found = (load_adapter(folder, base) for folder in (made / "toy", tmp_path / "new"))
+    assert expected.familiarity is not None
+    assert found.familiarity is not None
+    assert found.familiarity.config == expected.familiarity.config
+    for name, tensor in expected.familiarity.tensors().items():
+        torch.testing.assert_close(found.familiarity.tensors()[name], tensor, rtol=1e-3, atol=1e-4)
+    assert found.config.training["familiarity"]["n_examples"] == 60
+    assert found.config.head == expected.config.head
+    assert not (made / "bare" / FAMILIARITY_FILE).exists()
+
+
+def test_it_takes_the_place_of_the_adapter_and_drops_its_calibration(
+    made: Path, base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(made / "bare", tmp_path / "toy"))
+    common = ("--base-model", str(base_folder), "--device", "cpu", "--dtype", "float32", "--target-risk", "0.2")
+    rows = write_jsonl(tmp_path / "rest.jsonl", rows_of(200, 400))
+    assert main(["calibrate", str(folder), "--data", str(rows), *common]) == 0
+    more = write_jsonl(tmp_path / "more.jsonl", rows_of(400, 500))
+    assert main(command(folder, base_folder, more)) == 0
+    assert "run blora calibrate again" in capsys.readouterr().out
+    assert not (folder / CALIBRATION_FILE).exists()
+    familiarity = read_config(folder).familiarity
+    assert familiarity is not None
+    assert familiarity.n_reference == 10
+    model = opened(folder, base_folder)
+    assert all(answer.familiarity is not None and answer.familiarity < 0.3 for answer in model.predict(FOREIGN))
+
+
+def test_its_rows_are_refused_for_a_calibration(
+    made: Path, base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write_jsonl(tmp_path / "more.jsonl", rows_of(400, 600))
+    folder = tmp_path / "new"
+    assert main(command(made / "bare", base_folder, rows, "--output", str(folder))) == 0
+    model = ("--base-model", str(base_folder), "--device", "cpu", "--dtype", "float32")
+    for name, start, use in (("some", 400, "familiarity"), ("all", 300, "questions")):
+        again = write_jsonl(tmp_path / f"{name}.jsonl", rows_of(start, 580))
+        assert main(["calibrate", str(folder), "--data", str(again), "--target-risk", "0.2", *model]) == 1
+        assert use in capsys.readouterr().err
+
+
+def test_an_adapter_without_a_head_is_refused(
+    base_folder: Path, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved(tmp_path / "lora", open_base(str(base_folder), device="cpu", dtype="float32"))
+    rows = write_jsonl(tmp_path / "rows.jsonl", toy_data(20))
+    assert main(command(tmp_path / "lora", base_folder, rows)) == 1
+    assert "without a decision head, expected one with a head" in capsys.readouterr().err
+
+
+def test_rows_that_both_fit_and_judge_are_refused(
+    made: Path, base_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--validation", str(made / "rows.jsonl"))
+    assert main(command(made / "bare", base_folder, made / "rows.jsonl", *more)) == 1
+    assert "also trained on" in capsys.readouterr().err

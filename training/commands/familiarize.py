@@ -1,0 +1,61 @@
+"""`blora familiarize`: teach an adapter with a head which questions are familiar."""
+
+from argparse import ArgumentParser
+from pathlib import Path
+
+from blora.command_help import CommandHelp
+from blora.training.commands.arguments import add_model, add_rows, parse
+
+__all__ = ["SUMMARY", "main"]
+
+SUMMARY = "add the familiarity of labelled rows to an adapter with a head, without training"
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser("blora familiarize", description=SUMMARY, formatter_class=CommandHelp)
+    parser.add_argument("adapter", type=Path, help="adapter directory")
+    parser.add_argument("--output", type=Path, help="folder for the new adapter (default: replace the adapter)")
+    add_rows(parser, "rows of the kind that is familiar, such as the training rows", split="train")
+    parser.add_argument(
+        "--validation",
+        help="further such rows, which give the p-values until the adapter is calibrated (default: a tenth of --data)",
+    )
+    parser.add_argument(
+        "--validation-split", default="validation", help="split of a hub data set given with --validation"
+    )
+    add_model(parser, default=None)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Fit the familiarity, write the adapter, and print how well each kind of distance tells left-out labels."""
+    arguments = parse(_parser(), argv)
+
+    from blora.calibration_file import CALIBRATION_FILE
+    from blora.opening import open_base, own_base_model
+    from blora.training.familiarize import familiarize_adapter
+
+    base = open_base(
+        arguments.base_model or own_base_model(arguments.adapter), device=arguments.device, dtype=arguments.dtype
+    )
+    output = arguments.output or arguments.adapter
+    was_calibrated = (arguments.adapter / CALIBRATION_FILE).exists()
+    found = familiarize_adapter(
+        arguments.adapter,
+        output,
+        base,
+        arguments.data,
+        arguments.validation,
+        split=arguments.split,
+        validation_split=arguments.validation_split,
+        columns=arguments.columns,
+        limit=arguments.limit,
+    )
+    chosen = found.familiarity.config
+    for candidate in found.candidates:
+        mark = "  <- chosen" if candidate.kind == chosen.kind else ""
+        print(f"{candidate.kind:<10} AUROC {candidate.auroc:.3f} of labels that are left out{mark}")
+    print(f"wrote {output}: familiarity of kind {chosen.kind}, p-values among {chosen.n_reference} rows")
+    if was_calibrated:
+        print("calibration.json belonged to the adapter before and was not kept: run blora calibrate again")
+    return 0

@@ -1,0 +1,127 @@
+"""The familiarity of labelled rows: at the end of a training, and for an adapter that exists.
+
+The rows need not be those that the adapter was trained on, and labels serve to choose the kind of distance alone. An
+adapter keeps the fingerprints of the rows, because a calibration on them would call too few questions unfamiliar.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from blora.adapter import check_output, load_adapter, save_adapter
+from blora.base_model import BaseModel
+from blora.errors import AdapterError
+from blora.posterior.decision_head import Features, HeadPosterior
+from blora.posterior.inject import inject
+from blora.training.data import read_examples, split_examples
+from blora.training.familiarity import FittedFamiliarity, fit_familiarity
+from blora.training.features import read_features
+from blora.training.overlap import SEEN, check_disjoint, fingerprints
+from blora.training.rows import LabelledRow, pack_examples
+from blora.training.sources import Rows
+
+__all__ = ["familiarity_of", "familiarize_adapter"]
+
+logger = logging.getLogger(__name__)
+
+
+def familiarity_of(
+    depths: Sequence[int],
+    features: Features,
+    rows: Sequence[LabelledRow],
+    validation_features: Features,
+    validation: Sequence[LabelledRow],
+) -> FittedFamiliarity:
+    """Return the familiarity of rows, by labels where they are fixed.
+
+    Args:
+        depths: depths of the states, ascending.
+        features: features of the rows.
+        rows: the rows.
+        validation_features: features of the validation rows.
+        validation: rows that standardise the distance, help to choose its kind, and are the reference of p-values.
+    """
+    fixed = rows[0].row.readout == "linear"
+
+    def labels(of: Sequence[LabelledRow]) -> Tensor | None:
+        return torch.tensor([row.row.outputs[row.label] for row in of]) if fixed else None
+
+    states, others = _prompts(features), _prompts(validation_features)
+    return fit_familiarity(depths, states, others, labels(rows), labels(validation))
+
+
+def familiarize_adapter(
+    path: Path,
+    output: Path,
+    base: BaseModel,
+    data: Rows,
+    validation: Rows | None = None,
+    *,
+    split: str = "train",
+    validation_split: str = "validation",
+    columns: Mapping[str, str] | None = None,
+    limit: int | None = None,
+) -> FittedFamiliarity:
+    """Fit a familiarity to an adapter with a head, and write the adapter with it.
+
+    Args:
+        path: the adapter's directory.
+        output: the directory to write; if it is `path`, the adapter is replaced.
+        base: the adapter's base model.
+        data: labelled rows of the kind that is familiar, such as the training rows, in any form that `read_examples`
+            takes.
+        validation: further rows of this kind; None for a tenth of the rows, drawn with seed 0.
+        split: the split of a hub data set to load.
+        validation_split: the split of a hub data set given as `validation`.
+        columns: our column names, mapped to the data's own names.
+        limit: number of rows to use from the top, None for all.
+
+    Raises:
+        BloraError: if the adapter has no head, or the rows are unusable.
+    """
+    adapter = load_adapter(path, base)
+    check_output(output)
+    config, posterior = adapter.config, adapter.posterior
+    if config.head is None or not isinstance(posterior, HeadPosterior):
+        raise AdapterError(
+            f"got adapter {adapter.name!r} without a decision head, expected one with a head, whose states "
+            "a familiarity reads: train one with --head auto"
+        )
+    choices = config.prompt.choices
+    examples = read_examples(data, choices=choices, split=split, columns=columns, limit=limit)
+    if validation is None:
+        examples, held = split_examples(examples, None, None, seed=0)
+    else:
+        held = read_examples(validation, choices=choices, split=validation_split, columns=columns)
+        check_disjoint(examples, held)
+    inject(base.model, posterior.lora.modules_shape)
+    lora = posterior.lora.mean().to(base.device)
+    rows, others = (pack_examples(part, base, config.prompt) for part in (examples, held))
+    read = [read_features(base.model, part, config.head, lora, "reading states") for part in (rows, others)]
+    found = familiarity_of(config.head.depths, read[0], rows, read[1], others)
+    known = config.training.get(SEEN, {})
+    seen = {"familiarity": fingerprints(examples), "reference": fingerprints(held)}
+    record = {
+        "source": examples.source,
+        "digest": examples.digest,
+        "n_examples": len(examples.examples),
+        "n_reference": len(held.examples),
+        "candidates": {candidate.kind: candidate.auroc for candidate in found.candidates},
+    }
+    config = replace(
+        config,
+        familiarity=found.familiarity.config,
+        training=config.training | {"familiarity": record, SEEN: known | seen},
+    )
+    save_adapter(output, posterior, config, base, found.familiarity)
+    logger.info("wrote %s with the familiarity of %d rows", output, len(rows))
+    return found
+
+
+def _prompts(features: Features) -> Tensor:
+    assert features.prompt is not None  # `read_features` reads them
+    return features.prompt
