@@ -21,6 +21,7 @@ from blora.server.errors import (
     ServerError,
     UnauthorizedError,
 )
+from blora.server.http import pages
 from blora.server.http.authentication import KeyAuthentication, RateLimiter
 from blora.server.http.metrics_port import MetricsPort
 from blora.server.http.middleware import (
@@ -74,6 +75,8 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     app.state.service = service
     app.state.reader = Reader(settings.max_body_bytes)
     app.include_router(router)
+    if settings.playground:
+        app.include_router(pages.router)
     _handle_errors(app, service, audit_log)
     # The middleware added last is the outermost.
     app.add_middleware(HeadAsGet)
@@ -88,6 +91,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         keys=Keys(settings.api_keys) if settings.api_keys is not None else None,
         rate=RateLimiter(settings.requests_per_minute),
         refuse=lambda error, scope: _refuse_by_key(service, audit_log, error, scope),
+        pages=pages.PAGE_PATHS if settings.playground else frozenset(),
     )
     app.add_middleware(UnambiguousLength, refuse=lambda error: refuse(service, error))
     app.add_middleware(CatchAll, refuse=lambda error: refuse(service, error))

@@ -91,6 +91,7 @@ class Settings(BaseSettings):
         ge=0,
         le=65535,
     )
+    playground: bool = Field(True, description="Serve the playground at / and the API page at /docs.")
 
     api_keys: Path | None = Field(
         None, description="File of API keys, made with `blora key`; without it no key is needed."

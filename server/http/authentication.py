@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
@@ -59,19 +59,26 @@ class KeyAuthentication:
         keys: the accepted keys; with None every request is accepted, except changes of adapters.
         rate: the rate limit of each key.
         refuse: makes the response for an error.
+        pages: paths of pages, which are open too: the page asks for the key.
     """
 
     def __init__(
-        self, app: ASGIApp, keys: Keys | None, rate: RateLimiter, refuse: Callable[[ServerError, Scope], Response]
+        self,
+        app: ASGIApp,
+        keys: Keys | None,
+        rate: RateLimiter,
+        refuse: Callable[[ServerError, Scope], Response],
+        pages: Set[str] = frozenset(),
     ) -> None:
         self._app = app
         self._keys = keys
         self._rate = rate
         self._refuse = refuse
+        self._open = OPEN | pages
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
-        if scope["type"] == "http" and scope["path"] not in OPEN:
+        if scope["type"] == "http" and scope["path"] not in self._open:
             try:
                 self._admit(scope)
             except ServerError as error:

@@ -53,11 +53,14 @@ class RequestId:
 
 
 class SafeHeaders:
-    """Add headers that forbid content sniffing, caching and framing."""
+    """Add headers that forbid content sniffing, caching and framing.
 
+    A page keeps its own content security policy; every other response may load nothing.
+    """
+
+    POLICY: ClassVar[str] = "default-src 'none'; frame-ancestors 'none'"
     HEADERS: ClassVar[dict[str, str]] = {
         "cache-control": "no-store",
-        "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
         "referrer-policy": "no-referrer",
         "x-content-type-options": "nosniff",
     }
@@ -70,7 +73,9 @@ class SafeHeaders:
 
         async def send_safely(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(self.HEADERS)
+                headers = MutableHeaders(scope=message)
+                headers.update(self.HEADERS)
+                headers.setdefault("content-security-policy", self.POLICY)
             await send(message)
 
         await self._app(scope, receive, send_safely if scope["type"] == "http" else send)

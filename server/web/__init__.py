@@ -1,0 +1,1 @@
+"""Pages for the browser, as files: the playground and the API page. Stands on nothing."""

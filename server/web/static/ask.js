@@ -1,0 +1,90 @@
+// The view in which a text is asked about: every question of a model at once.
+
+import { json } from "./api.js";
+import { answerPanel } from "./answer.js";
+import { h, labelled } from "./dom.js";
+import { choicesOf, examplesFor, questionName, typedChoices } from "./models.js";
+
+/** Fill the view; `models` are those of modelsOf. */
+export function showAsk(view, models, given = {}) {
+  const model = h("select", { id: "model" }, models.map(({ name }) => h("option", { value: name }, name)));
+  const text = h("textarea", { id: "text", rows: "5", required: true, placeholder: "Write or paste a text" });
+  const choices = h("textarea", { id: "choices", rows: "4", placeholder: "One a line" });
+  const about = h("div", { class: "stacked" });
+  const button = h("button", { class: "primary", type: "submit" }, "Ask");
+  const results = h("div", { id: "results", "aria-live": "polite" }, emptyPanel());
+  const form = h("form", { class: "panel ask-form" },
+    labelled(models.some(({ questions }) => questions.length > 1) ? "Model" : "Adapter", model),
+    labelled("Text", text), about,
+    h("div", { class: "row" }, button, h("span", { class: "muted small" }, "Ctrl + Enter asks too")));
+  const chosen = () => models.find(({ name }) => name === model.value) ?? models[0];
+  const describe = () => about.replaceChildren(...aboutModel(chosen(), choices, (example) => { text.value = example; form.requestSubmit(); }));
+  model.addEventListener("change", describe);
+  text.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
+  });
+  let asked = 0;
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const mine = ++asked;
+    button.disabled = true;
+    results.setAttribute("aria-busy", "true");
+    const panels = await askAll(chosen(), text.value, typedChoices(choices.value));
+    if (mine !== asked) return;
+    results.replaceChildren(...panels);
+    results.removeAttribute("aria-busy");
+    button.disabled = false;
+  });
+  if (given.adapter && models.some(({ name }) => name === given.adapter)) model.value = given.adapter;
+  view.replaceChildren(
+    h("h1", { class: "unseen" }, "Ask"),
+    h("div", { class: "columns" }, form, results));
+  describe();
+  if (given.text) text.value = given.text;
+}
+
+function emptyPanel() {
+  return h("div", { class: "panel empty" },
+    h("h2", {}, "Ask, and see how sure it is"),
+    h("p", {}, "An answer shows the probability of each choice under every draw of the weights, whether the uncertainty lies in the text or in the model, and the line between an answer and none. You can move that line."));
+}
+
+function aboutModel(model, choices, ask) {
+  const fixed = model.questions.map((card) => [card, choicesOf(card)]);
+  const shown = fixed.filter(([, list]) => list !== null).map(([card, list]) =>
+    h("div", { class: "field" },
+      h("p", { class: "label" }, model.questions.length > 1 ? `Choices of ${questionName(card, model)}` : "Choices"),
+      card.question?.instructions ? h("p", { class: "hint" }, card.question.instructions) : null,
+      h("ul", { class: "tags" }, list.slice(0, 40).map((choice) => h("li", {}, choice)), list.length > 40 && h("li", {}, `and ${list.length - 40} more`))));
+  const free = fixed.some(([, list]) => list === null);
+  const examples = examplesFor(model);
+  return [
+    examples.length > 0 && h("div", { class: "field" },
+      h("p", { class: "label" }, "Texts to try"),
+      h("div", { class: "row" }, examples.map(([name, example]) => h("button", { type: "button", class: "small", on: { click: () => ask(example) } }, name)))),
+    ...shown,
+    free && labelled("Choices", choices, "2 to 64, one a line: this adapter has no fixed ones."),
+  ].filter(Boolean);
+}
+
+async function askAll(model, prompt, typed) {
+  const requests = model.questions.map((card) => ({
+    adapter: card.name,
+    prompt,
+    ...(choicesOf(card) === null && typed.length > 0 ? { choices: typed } : {}),
+  }));
+  try {
+    const { predictions } = await json("v1/predict", { inputs: requests, return_samples: true });
+    return predictions.map((answer, i) => {
+      const card = model.questions[i];
+      const name = model.questions.length > 1 ? questionName(card, model) : null;
+      return answer.error ? errorPanel(answer.error.message, name) : answerPanel({ answer, name, card, request: requests[i] });
+    });
+  } catch (error) {
+    return [errorPanel(error.message, null)];
+  }
+}
+
+function errorPanel(message, name) {
+  return h("div", { class: "panel error", role: "alert" }, h("h2", {}, name ? `${name}: no answer, an error` : "An error"), h("p", {}, message));
+}

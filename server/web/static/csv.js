@@ -1,0 +1,46 @@
+// CSV as spreadsheets write it: quotes, separators inside quotes, line breaks inside quotes.
+
+/** Return the header and the rows of a CSV file, whose separator is the most frequent of the header. */
+export function parseCsv(text) {
+  const source = text.replace(/^\uFEFF/, "");
+  const separator = separatorOf(source);
+  const lines = [];
+  let [line, cell, quoted] = [[], "", false];
+  const endCell = () => { line.push(cell); cell = ""; };
+  const endLine = () => {
+    endCell();
+    if (line.length > 1 || line[0].trim() !== "") lines.push(line);
+    line = [];
+  };
+  for (let i = 0; i < source.length; i++) {
+    const character = source[i];
+    if (quoted) {
+      if (character !== '"') cell += character;
+      else if (source[i + 1] === '"') { cell += '"'; i++; }
+      else quoted = false;
+    } else if (character === '"' && cell === "") quoted = true;
+    else if (character === separator) endCell();
+    else if (character === "\n") endLine();
+    else if (character !== "\r") cell += character;
+  }
+  if (cell !== "" || line.length > 0) endLine();
+  if (quoted) throw new Error("The file ends inside a quoted cell: see whether it is complete.");
+  if (lines.length < 2) throw new Error("The file has no rows: the first line has to name the columns, and rows follow.");
+  const [head, ...rows] = lines;
+  return { head: head.map((name, i) => name.trim() || `column ${i + 1}`), rows };
+}
+
+function separatorOf(text) {
+  const first = text.slice(0, text.indexOf("\n") < 0 ? text.length : text.indexOf("\n"));
+  const counts = [",", ";", "\t"].map((separator) => [first.split(separator).length, separator]);
+  return counts.sort((a, b) => b[0] - a[0])[0][1];
+}
+
+/** Return a CSV file of lines of cells. */
+export function writeCsv(lines) {
+  const quoted = (cell) => {
+    const text = cell === null || cell === undefined ? "" : String(cell);
+    return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  };
+  return lines.map((line) => `${line.map(quoted).join(",")}\r\n`).join("");
+}

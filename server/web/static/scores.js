@@ -1,0 +1,87 @@
+// The scores of an answer, and the decision of a policy: the rule of `blora.scores` and of the server.
+
+const LOG_DECADES = 3; // the familiarity's axis, from a thousandth
+
+/** One score: its threshold in a policy, its greatest value for C choices under S draws, and its words. */
+function score(name, highIsCertain, greatest, words) {
+  return { name, highIsCertain, greatest, threshold: `${highIsCertain ? "min" : "max"}_${name}`, ...words };
+}
+
+const nats = (value) => `${value < 0.0005 && value > 0 ? "< 0.001" : Number(value.toFixed(3))} nats`;
+const share = (value) => (value > 0 && value < 0.0005 ? "< 0.001" : String(Number(value.toFixed(3))));
+
+export const SCORES = [
+  score("confidence", true, () => 1, {
+    title: "Confidence",
+    meaning: "Probability of the leading choice.",
+    text: share,
+    why: "The leading choice is not probable enough",
+  }),
+  score("predictive_entropy", false, (choices) => Math.log(choices), {
+    title: "Predictive entropy",
+    meaning: "The whole uncertainty: 0 if one choice has all the probability.",
+    text: nats,
+    why: "The probability is spread over several choices",
+  }),
+  score("mutual_information", false, (choices, draws) => Math.log(Math.max(2, Math.min(choices, draws))), {
+    title: "Mutual information",
+    meaning: "The model's part of the uncertainty: how much the draws disagree.",
+    text: nats,
+    why: "The draws disagree: the model has not learnt enough to settle this",
+  }),
+  score("margin", true, () => 1, {
+    title: "Margin",
+    meaning: "Lead of the first choice over the second one.",
+    text: share,
+    why: "The first two choices are too close",
+  }),
+  score("familiarity", true, () => 1, {
+    title: "Familiarity",
+    meaning: "Share of familiar texts that are at least as unusual as this one.",
+    text: share,
+    why: "The text is unlike those that the adapter has learnt from",
+    logarithmic: true,
+  }),
+];
+
+/** Return the thresholds that an answer fails. Exactly at a threshold is no failure. */
+export function failures(answer, thresholds) {
+  return SCORES.filter(({ name, threshold, highIsCertain }) => {
+    const [value, limit] = [answer[name], thresholds[threshold]];
+    if (value === undefined || value === null || limit === undefined) return false;
+    return highIsCertain ? value < limit : value > limit;
+  }).map((failed) => ({ score: failed, value: answer[failed.name], limit: thresholds[failed.threshold] }));
+}
+
+/** Return a failure in words. */
+export function inWords({ score, value, limit }) {
+  const side = score.highIsCertain ? "below" : "above";
+  return `${score.why}: ${score.title.toLowerCase()} ${score.text(value)}, ${side} the limit of ${score.text(limit)}.`;
+}
+
+/** Return the thresholds of a policy, without its target and its source. */
+export function thresholdsOf(policy) {
+  const found = {};
+  for (const { threshold } of SCORES) {
+    const limit = policy?.[threshold];
+    if (limit !== undefined && limit !== null) found[threshold] = limit;
+  }
+  return found;
+}
+
+/** Return where a value lies on its axis, from 0 to 1. */
+export function placeOf(score, value, greatest) {
+  const place = score.logarithmic ? 1 + Math.log10(Math.max(value, 1e-9)) / LOG_DECADES : value / greatest;
+  return Math.min(1, Math.max(0, place));
+}
+
+/** Return the value at a place of the axis; the logarithmic axis begins with 0. */
+export function valueAt(score, place, greatest) {
+  if (!score.logarithmic) return place * greatest;
+  return place <= 0 ? 0 : 10 ** ((place - 1) * LOG_DECADES);
+}
+
+/** Return whether a threshold withholds nothing. */
+export function isOff(score, limit, greatest) {
+  return score.highIsCertain ? limit <= 0 : limit >= greatest;
+}
