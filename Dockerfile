@@ -56,6 +56,8 @@ COPY --from=builder /opt/models /opt/models
 # --chmod: a checkout made under a strict umask would be unreadable to this user.
 COPY --chmod=0755 deploy/healthcheck.py /opt/healthcheck.py
 COPY --chmod=0755 examples/triage/adapter /adapters/triage
+COPY --chmod=0755 examples/triage/adapter.urgent /adapters/triage.urgent
+COPY --chmod=0755 examples/triage/adapter.mood /adapters/triage.mood
 
 # HOME: whatever a library insists on caching goes where a tmpfs is mounted.
 ENV PATH=/opt/venv/bin:$PATH \
@@ -64,7 +66,8 @@ ENV PATH=/opt/venv/bin:$PATH \
     HOME=/tmp \
     BLORA_CACHE_DIR=/opt/models \
     BLORA_BASE_MODEL=embedded \
-    BLORA_ADAPTERS=triage=/adapters/triage \
+    BLORA_ADAPTERS=triage=/adapters/triage,triage.urgent=/adapters/triage.urgent,triage.mood=/adapters/triage.mood \
+    BLORA_DEFAULT_ADAPTER=triage \
     BLORA_HOST=0.0.0.0 \
     BLORA_PORT=8000
 

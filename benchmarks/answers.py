@@ -1,26 +1,36 @@
-"""What README.md shows of the demo: three answers, and how often the policy withholds one.
+"""Answers of the demo for README.md: to three tickets, to three questions about one, and to all test tickets.
 
-`python -m benchmarks.answers` asks a running server with the demo adapter and keeps what it said.
+`python -m benchmarks.answers` asks a running server with the demo's adapters and keeps its answers, with the metrics of
+each of the three questions.
 """
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
+import torch
 
-from benchmarks.server_process import ROOT, TRIAGE, serve
+from benchmarks.decisions.asking import labels, read_rows
+from benchmarks.decisions.figures import ece_floor
+from benchmarks.server_process import QUESTIONS, ROOT, TRIAGE, serve
+from blora.decision.metrics import metrics
 from blora.training.provenance import machine, revision
 
-__all__ = ["QUESTIONS", "RESULT"]
+__all__ = ["RESULT", "TICKETS"]
 
 RESULT = ROOT / "benchmarks" / "results" / "answers" / "answers.json"
-QUESTIONS = {
+TICKETS = {
     "sure": "I need a full dump of our workspace in JSON for the archive.",
     "ambiguous": "Does a full backup of our workspace cost extra?",
     "out_of_scope": "Jak długo gotować ziemniaki na sałatkę?",
 }
+
+
+# The ticket about which all three questions are asked.
+ASKED = "Our whole office has been locked out since eight, the client demo is at noon, and your bot is useless!"
 
 
 def ask(url: str, prompt: str) -> dict[str, Any]:
@@ -50,18 +60,66 @@ def withheld(url: str) -> dict[str, dict[str, float | int]]:
     return counts
 
 
+def decide(url: str, texts: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the server's response to the three questions about each text."""
+    questions = [json.loads((TRIAGE / "questions" / f"{name}.json").read_text()) for name in QUESTIONS]
+    with httpx.Client(base_url=url, timeout=600) as client:
+        found = [
+            client.post("/v1/decisions", json={"model": "triage", "input": text, "questions": questions})
+            for text in texts
+        ]
+    return [response.raise_for_status().json() for response in found]
+
+
+def judged(url: str) -> dict[str, dict[str, float | int]]:
+    """Return the metrics of each question on the test tickets of `moods/`, and how many of them are answered."""
+    rows = read_rows("test")
+    responses = decide(url, [row.prompt for row in rows])
+    found: dict[str, dict[str, float | int]] = {}
+    for place, name in enumerate(QUESTIONS):
+        answers = [response["answers"][place] for response in responses]
+        right = labels(rows, name)
+        if name == "urgent":
+            yes = torch.tensor([answer["probability"] for answer in answers], dtype=torch.float64)
+            probs = torch.stack([1 - yes, yes], -1)
+        else:
+            ordered = [sorted(answer["probabilities"], key=lambda one: str(one["value"])) for answer in answers]
+            probs = torch.tensor([[one["probability"] for one in row] for row in ordered], dtype=torch.float64)
+        given = torch.tensor([not answer["abstained"] for answer in answers])
+        correct = probs.argmax(-1) == right
+        policy = answers[0]["policy"]
+        found[name] = {
+            "n": len(rows),
+            **metrics(probs, right).to_dict(),
+            "ece_floor": ece_floor(probs),
+            "target_risk": policy["target_risk"],
+            "answered": int(given.sum()),
+            "right": int((given & correct).sum()),
+        }
+    return found
+
+
 def _tickets(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (TRIAGE / f"{name}.jsonl").read_text().splitlines()]
 
 
 def main() -> None:
     """Asks and keeps."""
-    with tempfile.TemporaryDirectory() as folder, serve(Path(folder) / "log", timeout_s="600") as server:
-        answers = {name: {"prompt": prompt, "answer": ask(server.url, prompt)} for name, prompt in QUESTIONS.items()}
+    adapters = {"triage" if name == "queue" else f"triage.{name}": path for name, path in QUESTIONS.items()}
+    flags = {"adapters": ",".join(f"{name}={path}" for name, path in adapters.items()), "default_adapter": "triage"}
+    with tempfile.TemporaryDirectory() as folder, serve(Path(folder) / "log", timeout_s="600", **flags) as server:
+        answers = {name: {"prompt": prompt, "answer": ask(server.url, prompt)} for name, prompt in TICKETS.items()}
         counts = withheld(server.url)
+        [asked] = decide(server.url, [ASKED])
+        questions = judged(server.url)
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     made = {"machine": machine(), "revision": revision(), "command": "python -m benchmarks.answers"}
-    RESULT.write_text(json.dumps({"answers": answers, "withheld": counts, **made}, indent=2) + "\n")
+    RESULT.write_text(
+        json.dumps(
+            {"answers": answers, "withheld": counts, "decisions": asked, "questions": questions, **made}, indent=2
+        )
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -17,50 +17,18 @@ from statistics import fmean, median
 from typing import Any
 
 import httpx
-import torch
-from torch import Tensor
 
 from benchmarks.decisions.asking import Row, answers, ask, labels, probabilities, questions_of, read_rows
+from benchmarks.decisions.figures import quality
 from benchmarks.decisions.servers import serve_any2jev, serve_blora, train_any2jev, train_blora
-from benchmarks.peers.figures import DELTA, TARGETS, answered_at
+from benchmarks.peers.figures import DELTA
 from benchmarks.server_process import QUESTIONS, ROOT
-from blora.decision.metrics import ece, metrics
-from blora.posterior.noise import generator_of
 from blora.training.provenance import machine, revision
 
-__all__ = ["ece_floor", "quality"]
-
 RESULT = ROOT / "benchmarks" / "results" / "decisions" / "decisions.json"
-N_SIMULATED = 200
 N_TIMED, N_CLIENTS, N_REQUESTS = 20, 32, 128
 # Tickets in a text to time, about 300 tokens.
 N_TICKETS = 15
-SURE = (0.8, 0.9)
-
-
-def ece_floor(probs: Tensor) -> float:
-    """Return the mean ECE of these probabilities (N, C) if they were exactly right, by simulated labels."""
-    drawn = torch.multinomial(probs.clamp_min(1e-12), N_SIMULATED, replacement=True, generator=generator_of(0))
-    return fmean(ece(probs, of_all) for of_all in drawn.T)
-
-
-def quality(probs: Tensor, right: Tensor, proof: tuple[Tensor, Tensor]) -> dict[str, float]:
-    """Return the figures of a question's answers.
-
-    Args:
-        probs: probabilities (N, C) of the test rows.
-        right: their labels (N,).
-        proof: probabilities (P, C) and labels (P,) of the rows that prove thresholds.
-    """
-    confidence, top = probs.max(-1)
-    wrong = top != right
-    found = metrics(probs, right).to_dict() | {"ece_floor": ece_floor(probs)}
-    found |= {f"wrong_above_{sure}": (wrong & (confidence >= sure)).double().mean().item() for sure in SURE}
-    by_rows = proof[0][None], proof[1]
-    return found | {
-        f"answered_at_{name}": fmean(answered_at(confidence, wrong, target, by_rows))
-        for name, target in TARGETS.items()
-    }
 
 
 def judge(client: httpx.Client, rows: dict[str, list[Row]]) -> dict[str, Any]:

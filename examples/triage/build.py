@@ -99,13 +99,14 @@ def read_mixed(name: str, rng: random.Random) -> list[Ticket]:
 
 
 def read_moods(name: str) -> list[Ticket]:
-    """Return the tickets of a file with urgency and mood, in a random order."""
-    tickets = []
+    """Return the tickets of a file with urgency and mood, in a random order; a coin decides between two queues."""
+    tickets, coin = [], random.Random(SEED)
     for line in lines(TICKETS / name):
-        _, urgency, mood, text = line.split("\t")
+        named, urgency, mood, text = line.split("\t")
         if urgency not in ("urgent", "not urgent") or mood not in MOODS:
             sys.exit(f"got {urgency!r} and {mood!r}, expected urgent or not, and one of {MOODS}: {text!r}")
-        tickets.append({"prompt": text, "urgent": urgency == "urgent", "mood": mood})
+        queue = coin.choice(sorted(named.split(" / "), key=QUEUES.index))
+        tickets.append({"prompt": text, "queue": queue, "urgent": urgency == "urgent", "mood": mood})
     random.Random(SEED).shuffle(tickets)
     return tickets
 

@@ -100,7 +100,10 @@ def test_every_variable_is_read(name):
 def test_every_value_is_accepted(name, settings_in):
     settings = settings_in(name)
     assert settings.host == "0.0.0.0"
-    assert [(a.name, str(a.path)) for a in settings.adapter_sources] == [("triage", "/adapters/triage")]
+    assert [(a.name, str(a.path)) for a in settings.adapter_sources] == [
+        (name, f"/adapters/{name}") for name in ("triage", "triage.urgent", "triage.mood")
+    ]
+    assert settings.default_adapter == "triage"
 
 
 def test_the_config_map_has_no_quotes():

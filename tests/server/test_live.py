@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.answers import QUESTIONS, RESULT
+from benchmarks.answers import RESULT, TICKETS
 from benchmarks.processors.table import between_dtypes, distance
 from benchmarks.server_process import ADAPTER, TRIAGE, Server, serve
 from blora.calibration_file import body_digest, read
@@ -77,12 +77,12 @@ async def test_it_says_how_to_try_it(live: Server) -> None:
     assert f"curl -s {live.url}/v1/predict" in live.log.read_text()
 
 
-@pytest.mark.parametrize("name", QUESTIONS)
+@pytest.mark.parametrize("name", TICKETS)
 async def test_the_readme_shows_what_the_server_says(live: Server, name: str) -> None:
     kept = json.loads(RESULT.read_text())["answers"][name]
     async with client_of(live) as client:
         answer = (await client.post("/v1/predict", json={"prompt": kept["prompt"]})).json()
-    assert kept["prompt"] == QUESTIONS[name]
+    assert kept["prompt"] == TICKETS[name]
     assert answer["answer"] == kept["answer"]["answer"]
     assert answer["abstained"] == (name != "sure")
     assert probabilities(answer) == pytest.approx(probabilities(kept["answer"]), abs=TOLERANCE)
@@ -139,7 +139,7 @@ def test_a_chat_is_not_what_the_demo_was_calibrated_for(live: Server) -> None:
 
 
 def test_a_threshold_edited_in_the_folder_is_noticed_by_who_pins_it(live: Server, tmp_path: Path) -> None:
-    body = {"prompt": QUESTIONS["sure"], "policy": {"target_risk": 0.1}}
+    body = {"prompt": TICKETS["sure"], "policy": {"target_risk": 0.1}}
     before = httpx.post(f"{live.url}/v1/predict", json=body, timeout=600).raise_for_status().json()
     weights, decides = before["adapter"]["digest"], before["adapter"]["calibration_digest"]
     folder = Path(shutil.copytree(ADAPTER, tmp_path / "adapter"))

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.decisions.__main__ import ece_floor, quality
 from benchmarks.decisions.asking import LEVELS, Row, labels, probabilities, questions_of
+from benchmarks.decisions.figures import ece_floor, quality
 from benchmarks.decisions.table import decisions
 from blora.decision.metrics import ece
 from blora.posterior.noise import generator_of
