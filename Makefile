@@ -13,7 +13,7 @@ export BLORA_CACHE_DIR ?= $(CURDIR)/$(VENV)/models
 SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-noisy test-vllm image test-image image-release pin sbom lint fix bench demo clean
+.PHONY: help setup run test test-noisy test-vllm image test-image image-release pin sbom lint fix bench pictures demo clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -113,6 +113,10 @@ bench: $(READY)  ## measure what the documents show, but for image and vLLM, the
 	$(BIN)/python -m benchmarks.faults.saturation
 	$(BIN)/python -m benchmarks.faults.killed
 	$(BIN)/python -m benchmarks.tables
+
+pictures: $(READY)  ## docs/pictures: the playground in Chromium (in Debian's fonts-inter, if it is installed)
+	tests/programs.sh
+	WRITE_PICTURES=1 OMP_NUM_THREADS=1 $(BIN)/pytest tests/web/test_pictures.py
 
 demo: $(READY)  ## train the demo adapter again
 	examples/triage/train.sh

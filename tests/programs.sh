@@ -3,7 +3,7 @@
 # the tests that need them are skipped and say so; in continuous integration they fail instead.
 set -euo pipefail
 missing=()
-for program in prometheus redis-server kustomize; do
+for program in prometheus redis-server kustomize chromium; do
     command -v "$program" > /dev/null || missing+=("$program") # Debian's packages have the programs' names
 done
 if [ ${#missing[@]} = 0 ]; then exit 0; fi

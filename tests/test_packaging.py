@@ -59,6 +59,7 @@ def python(site: Path, project: Path, *arguments: str) -> subprocess.CompletedPr
 def test_the_wheel_holds_one_package(site: Path) -> None:
     assert sorted(path.name for path in site.iterdir() if not path.name.endswith(".dist-info")) == ["blora"]
     sources = {path.relative_to(ROOT) for folder in ("server", "training") for path in (ROOT / folder).rglob("*.py")}
+    sources |= {path.relative_to(ROOT) for path in (ROOT / "server" / "web" / "static").iterdir()}
     assert {path for path in sources if not (site / "blora" / path).is_file()} == set()
 
 

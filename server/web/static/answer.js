@@ -1,4 +1,4 @@
-// One answer: the verdict, the choices under every draw, the uncertainty in its parts, and the thresholds.
+// One answer: the verdict, the thresholds that decide, the choices under every draw, and the uncertainty in its parts.
 
 import { json } from "./api.js";
 import { h, labelled, newId, number, percent, styled, svg } from "./dom.js";
@@ -30,9 +30,9 @@ export function answerPanel({ answer, name, card, request }) {
     name && h("p", { class: "kicker" }, name),
     verdict,
     warningsOf(answer),
+    thresholdLines({ answer, own, promise: promiseOf(answer, card), onChange: show }),
     choicesPart(answer, card),
     entropyPart(answer),
-    thresholdLines({ answer, own, promise: promiseOf(answer, card), onChange: show }),
     feedbackPart(answer),
     h("details", {},
       h("summary", {}, "As a request"),
@@ -48,14 +48,14 @@ function verdictOf(answer, thresholds, changed) {
   const nThresholds = Object.keys(thresholds).length;
   if (failed.length) {
     return [
-      h("p", { class: "headline" }, h("span", { class: "chip withheld solid" }, "Withheld"), h("span", { class: "said" }, "No answer")),
+      h("h2", { class: "headline" }, h("span", { class: "chip withheld solid" }, "Withheld"), h("span", { class: "said" }, "No answer")),
       h("p", { class: "leaning" }, "It leans to ", h("strong", {}, answer.top_choice), ` with probability ${number(answer.confidence)}.`),
       h("ul", { class: "reasons" }, failed.map((failure) => h("li", {}, inWords(failure)))),
     ];
   }
   const why = nThresholds === 0 ? "There is no threshold, so that it always answers." : changed ? "It meets your thresholds." : "It meets every threshold of the policy.";
   return [
-    h("p", { class: "headline" }, h("span", { class: "chip answered solid" }, "Answer"), h("span", { class: "said" }, answer.top_choice)),
+    h("h2", { class: "headline" }, h("span", { class: "chip answered solid" }, "Answer"), h("span", { class: "said" }, answer.top_choice)),
     h("p", { class: "leaning" }, `Probability ${number(answer.confidence)}. ${why}`),
   ];
 }
@@ -65,7 +65,7 @@ function promiseOf(answer, card) {
   if (!policy) return "This adapter has no policy: it always answers, until you draw a line.";
   if (policy.target_risk === undefined || policy.target_risk === null) return "Thresholds of the adapter's owner; nothing is proved about them.";
   const delta = card.calibration?.delta;
-  const sure = delta === undefined ? "" : `, with probability ${percent(1 - delta)} over samples of such texts`;
+  const sure = delta === undefined ? "" : `, with probability ${percent(1 - delta)} over samples of texts like the calibration's`;
   return `The adapter's policy. Proved: at most ${percent(policy.target_risk)} of its answers are wrong${sure}.`;
 }
 
@@ -96,7 +96,7 @@ function choicesPart(answer, card) {
     samples.length > 1 && h("p", { class: "small" }, h("strong", {}, "Leading choice by draw: "), led.join(", "), "."),
     answer.prediction_set
       ? h("p", { class: "small" }, h("strong", {}, "Prediction set: "), answer.prediction_set.join(", "),
-          coverage ? `. It holds the right choice with a calibrated probability of ${percent(coverage)}.` : ".")
+          coverage ? `. Of such sets, ${percent(coverage)} hold the right choice, over texts like the calibration's.` : ".")
       : null);
 }
 

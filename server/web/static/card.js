@@ -116,7 +116,7 @@ function levelInWords(level, { delta, rows }) {
   const side = score?.highIsCertain ? "at least" : "at most";
   return [
     h("p", { class: "headline" }, h("span", { class: "chip answered" }, "Proved"), h("span", { class: "said" }, `${percent(level.coverage)} answered`)),
-    h("p", {}, `With ${score?.title.toLowerCase() ?? level.score} ${side} ${score?.text(level.threshold) ?? number(level.threshold)}, at most ${target} of the answers are wrong, with probability ${percent(1 - delta)} over samples of such texts.`),
+    h("p", {}, `With ${score?.title.toLowerCase() ?? level.score} ${side} ${score?.text(level.threshold) ?? number(level.threshold)}, at most ${target} of the answers are wrong, with probability ${percent(1 - delta)} over samples of texts like these rows.`),
     shares(level),
     h("p", { class: "small muted" }, `${percent(level.error, 1)} of the answers in the proof rows were wrong; the upper confidence bound of that is ${percent(level.upper_bound, 1)}.`),
   ];

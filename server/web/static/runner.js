@@ -6,7 +6,7 @@ import { seconds } from "./dom.js";
 const AT_ONCE = 4;
 const TRIES = 30;
 
-/** Answers rows one by one; `onRow` is told of each row, and `onPause` of the seconds that the server asked for. */
+/** Answers rows one by one; `onRow` is told of each row, and `onPause` that `pausedUntil` has moved. */
 export class Runner {
   constructor({ bodyOf, onRow, onPause }) {
     Object.assign(this, { bodyOf, onRow, onPause });
@@ -39,7 +39,7 @@ export class Runner {
         const wait = error.retryAfterS;
         if (typeof wait === "number" && tries < TRIES) {
           this.pausedUntil = Math.max(this.pausedUntil, Date.now() + wait * 1000);
-          this.onPause(wait);
+          this.onPause();
           continue;
         }
         row.error = error.message;

@@ -68,12 +68,13 @@ export function showTable(view, cards, limits) {
     const runner = new Runner({
       bodyOf: (row) => ({ adapter: card().name, prompt: row.text, ...(choicesOf(card()) === null ? { choices: typedChoices(choices.value) } : {}) }),
       onRow: (row) => { grid.refresh(row); count(); },
-      onPause: (wait) => { told.textContent = `The server is full; going on in ${wait} s.`; },
+      onPause: () => count(),
     });
     const count = () => {
       const done = rows.filter(({ answer, error }) => answer || error);
       progress.value = done.length;
-      told.textContent = inShort(done, rows.length);
+      const waitS = Math.ceil((runner.pausedUntil - Date.now()) / 1000);
+      told.textContent = inShort(done, rows.length) + (waitS > 0 ? ` The server is full: going on in ${waitS} s.` : "");
     };
     [start.disabled, stop.hidden, progress.hidden, progress.max] = [true, false, false, rows.length];
     for (const input of [adapter, column, file]) input.disabled = true;
@@ -106,7 +107,7 @@ function inShort(done, total) {
   const judged = given.filter(({ label, answer }) => answer.probabilities.some(({ choice }) => choice === label));
   const right = judged.filter(({ label, answer }) => answer.answer === label);
   return [
-    `${number(done.length)} of ${number(total)} rows: ${number(given.length)} answered, ${number(answers.length - given.length)} withheld, ${number(done.length - answers.length)} errors.`,
+    `${number(done.length)} of ${number(total)} rows: ${number(given.length)} answered, ${number(answers.length - given.length)} withheld, ${number(done.length - answers.length)} failed.`,
     judged.length > 0 ? `${number(right.length)} of ${number(judged.length)} answers are those of the column label (${percent(right.length / judged.length)}).` : "",
   ].join(" ").trim();
 }

@@ -10,6 +10,7 @@ from blora.server.keys import line_of
 from blora.server.web.files import page_files
 from tests.server.fakes import FakeEngine, Running, running
 
+ROOT = Path(__file__).parents[3]
 FILES = page_files()
 PAGES = sorted(path for path, file in FILES.items() if file.media_type.startswith("text/html"))
 
@@ -48,6 +49,13 @@ def test_the_policy_of_the_pages_is_strict() -> None:
 
 def test_every_file_of_a_page_is_used() -> None:
     assert {path for file in FILES.values() for path in loads(file.content.decode())} | set(PAGES) == PAGE_PATHS
+
+
+def test_the_pages_are_as_small_as_documented() -> None:
+    total_kib = sum(len(file.content) for file in FILES.values()) / 1024
+    [documented] = re.findall(r"files of both pages have (\d+) KiB", (ROOT / "docs" / "playground.md").read_text())
+    assert total_kib == pytest.approx(int(documented), rel=0.1)
+    assert total_kib <= 300
 
 
 def test_scripts_never_read_a_text_as_html() -> None:

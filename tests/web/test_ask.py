@@ -1,0 +1,225 @@
+"""The view Ask: answers, abstentions, thresholds that are moved, several questions, and errors."""
+
+import json
+import re
+import shlex
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect
+
+from tests.server.fakes import FakeEngine
+from tests.web.browser import needs_chromium, open_page, serving
+from tests.web.conftest import HANDLES
+
+pytestmark = needs_chromium
+
+
+def ask(page: Page, text: str, adapter: str = "triage") -> Locator:
+    """Ask, and return the results."""
+    page.locator("#model").select_option(adapter)
+    page.get_by_label("Text", exact=True).fill(text)
+    page.get_by_role("button", name="Ask", exact=True).click()
+    results = page.locator("#results")
+    expect(results.locator(".answer, .error").first).to_be_visible()
+    return results
+
+
+def threshold(results: Locator, score: str = "confidence") -> Locator:
+    return results.get_by_role("slider", name=f"Threshold on {score}")
+
+
+def outcome(results: Locator) -> str:
+    return str(results.locator(".verdict").first.get_attribute("data-outcome"))
+
+
+def drag(slider: Locator, start: float, to: float) -> None:
+    """Drag the line of a threshold from one place of its axis to another, with the mouse."""
+    slider.scroll_into_view_if_needed()
+    box = slider.bounding_box()
+    assert box is not None
+    thumb = 24  # px, half of which lies outside the axis at each end
+    x = [box["x"] + thumb / 2 + place * (box["width"] - thumb) for place in (start, to)]
+    mouse = slider.page.mouse
+    mouse.move(x[0], box["y"] + box["height"] / 2)
+    mouse.down()
+    mouse.move(x[1], box["y"] + box["height"] / 2, steps=8)
+    mouse.up()
+
+
+def test_an_answer_shows_its_choice_and_everything_about_its_uncertainty(page: Page) -> None:
+    results = ask(page, "p=0.95 f=0.4")
+    expect(results.locator(".said")).to_have_text("billing")
+    assert outcome(results) == "answered"
+    rows = results.locator(".choices li")
+    assert rows.count() == 3
+    expect(rows.first).to_contain_text("billing")
+    expect(rows.first).to_contain_text("0.950 ± 0.000")
+    assert rows.first.locator(".ticks line").count() == 4  # one a draw
+    expect(results).to_contain_text("Leading choice by draw: billing 4.")
+    expect(results).to_contain_text("Prediction set: billing.")
+    for part in ("In the text", "In the model", "Together", "Familiarity"):
+        expect(results.get_by_text(part, exact=True).first).to_be_visible()
+    expect(results).to_contain_text("Proved: at most 5 % of its answers are wrong, with probability 95 %")
+
+
+def test_an_abstention_says_why_in_words(page: Page) -> None:
+    results = ask(page, "p=0.7")
+    assert outcome(results) == "withheld"
+    expect(results.locator(".said")).to_have_text("No answer")
+    expect(results.locator(".verdict")).to_contain_text("It leans to billing with probability 0.7.")
+    expect(results.locator(".reasons li")).to_have_text(
+        "The leading choice is not probable enough: confidence 0.7, below the limit of 0.9."
+    )
+
+
+def test_a_line_that_is_dragged_turns_an_abstention_into_an_answer_and_back(page: Page) -> None:
+    results = ask(page, "p=0.7")
+    slider = threshold(results)
+    drag(slider, 0.9, 0.5)
+    assert outcome(results) == "answered"
+    expect(results.locator(".said")).to_have_text("billing")
+    expect(results).to_contain_text("Your thresholds: a trial in this page, about which nothing is proved.")
+    drag(slider, 0.5, 0.8)
+    assert outcome(results) == "withheld"
+    results.get_by_role("button", name="Back to the policy").click()
+    expect(results).to_contain_text("below the limit of 0.9.")
+    expect(results).to_contain_text("Proved: at most 5 %")
+    expect(results.get_by_role("button", name="Back to the policy")).to_be_hidden()
+
+
+def test_the_keyboard_moves_a_line_and_a_screen_reader_hears_what_that_means(page: Page) -> None:
+    results = ask(page, "p=0.7")
+    slider = threshold(results)
+    slider.focus()
+    for _ in range(3):
+        page.keyboard.press("PageDown")  # a tenth of the axis
+    assert outcome(results) == "answered"
+    assert "this one has 0.7, so it is given" in str(slider.get_attribute("aria-valuetext"))
+    page.keyboard.press("End")
+    assert outcome(results) == "withheld"
+    assert "so it is withheld" in str(slider.get_attribute("aria-valuetext"))
+    page.keyboard.press("Home")
+    expect(results.locator(".line-limit").first).to_have_text("no limit")
+    assert outcome(results) == "answered"
+    assert results.locator(".verdict").get_attribute("role") == "status"
+
+
+@pytest.mark.parametrize(
+    ("score", "text"),
+    [("confidence", "p=0.7"), ("margin", "a"), ("predictive entropy", "p=0.7"), ("mutual information", "c d"), ("familiarity", "x f=0.02")],
+)  # fmt: skip
+def test_the_page_decides_as_the_server_does(page: Page, url: str, score: str, text: str) -> None:
+    results = ask(page, text, "desk")
+    page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    results = results.locator(".answer").first
+    slider = threshold(results, score)
+    seen = set()
+    for place in range(50, 1000, 95):
+        slider.evaluate(
+            "(input, place) => { input.value = place; input.dispatchEvent(new Event('input')); }", str(place)
+        )
+        words = shlex.split(results.get_by_label("The request for a shell").inner_text())
+        body = json.loads(words[-1])
+        assert body["policy"].keys() == {("min_" if score in ("confidence", "margin", "familiarity") else "max_") + score.replace(" ", "_")}  # fmt: skip
+        answer = httpx.post(words[2], json=body).json()
+        assert answer["abstained"] == (outcome(results) == "withheld"), (place, answer)
+        seen.add(answer["abstained"])
+    assert seen == {True, False}
+
+
+def test_the_questions_of_a_model_are_asked_at_once(page: Page) -> None:
+    with page.expect_request("**/v1/predict") as sent:
+        results = ask(page, "something happened", "desk")
+    asked = [item["adapter"] for item in json.loads(sent.value.post_data or "")["inputs"]]
+    assert asked == ["desk", "desk.urgent", "desk.mood"]
+    assert results.locator(".kicker").all_inner_texts() == ["DESK", "URGENT", "MOOD"]
+    assert page.locator("#model option").all_inner_texts() == ["triage", "desk", "open"]
+    expect(results.locator(".choices").nth(2)).to_contain_text("annoyed")
+
+
+def test_choices_are_typed_where_an_adapter_has_none(page: Page) -> None:
+    results = ask(page, "p=0.6", "open")
+    expect(results.get_by_role("alert")).to_contain_text("choices")
+    page.get_by_label("Choices", exact=True).fill("yes\nno | maybe")
+    results = ask(page, "p=0.6", "open")
+    expect(results.locator(".said")).to_have_text("yes")
+    assert results.locator(".choices li").count() == 3
+    expect(results).to_contain_text("This adapter has no policy")
+
+
+def test_an_error_is_said_in_the_servers_words(page: Page) -> None:
+    results = ask(page, "POISON")
+    expect(results.get_by_role("alert")).to_contain_text("An error")
+    results = ask(page, "UNPACKABLE")
+    expect(results.get_by_role("alert")).to_contain_text("got what cannot be packed, expected text")
+    assert outcome(ask(page, "p=0.95")) == "answered"
+
+
+def test_a_server_that_is_gone_is_an_error_too(browser: Browser) -> None:
+    with serving(FakeEngine(handles=HANDLES)) as address, open_page(browser, address) as watched:
+        page = watched.page
+        page.get_by_label("Text", exact=True).wait_for()
+        page.route("**/v1/predict", lambda route: route.abort("connectionrefused"))
+        expect(ask(page, "p=0.9").get_by_role("alert")).to_contain_text("The server cannot be reached")
+        watched.complaints.clear()  # Chromium tells of the refused connection
+
+
+def test_the_outcome_of_an_answer_is_reported(page: Page) -> None:
+    results = ask(page, "p=0.95")
+    results.get_by_role("button", name="Send feedback").click()
+    expect(results).to_contain_text("Choose the right one first.")
+    results.get_by_label("Which choice is right?").select_option("technical")
+    results.get_by_role("button", name="Send feedback").click()
+    expect(results).to_contain_text("Recorded: the leading choice was wrong.")
+
+
+def test_a_text_is_never_read_as_html(page: Page) -> None:
+    evil = "<img src=x onerror=\"document.title='pwned'\"><b>p</b>"
+    page.get_by_label("Text", exact=True).wait_for()
+    page.locator("#model").select_option("open")
+    page.get_by_label("Choices", exact=True).fill(f"{evil}\nno")
+    results = ask(page, evil, "open")
+    expect(results.locator(".choices")).to_contain_text("<img src=x")
+    assert page.locator("#results img, #results b").count() == 0
+    assert page.title() != "pwned"
+
+
+def test_the_browser_itself_refuses_to_read_a_text_as_html(browser: Browser, url: str) -> None:
+    with open_page(browser, url) as watched:
+        refused = watched.page.evaluate(
+            "() => { try { document.body.innerHTML = '<b>x'; } catch (e) { return e.name; } }"
+        )
+        assert refused == "TypeError"
+        assert "TrustedHTML" in " ".join(watched.complaints)
+        watched.complaints.clear()
+
+
+def test_an_address_fills_in_a_text_and_sends_nothing(page: Page, url: str) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"{url}/?again#ask?text=p%3D0.95%20hello&adapter=desk")
+    expect(page.get_by_label("Text", exact=True)).to_have_value("p=0.95 hello")
+    expect(page.locator("#model")).to_have_value("desk")
+    assert not [address for address in asked if "predict" in address or "hello" in address.partition("#")[0]]
+
+
+def test_a_page_that_is_opened_too_early_goes_on_by_itself(browser: Browser) -> None:
+    engine = FakeEngine(handles=HANDLES)
+    engine.load_gate.clear()
+    with serving(engine) as address, open_page(browser, address) as watched:
+        expect(watched.page.get_by_role("alert")).to_contain_text("The model is being loaded.")
+        engine.load_gate.set()
+        expect(watched.page.get_by_label("Text", exact=True)).to_be_visible()
+        expect(watched.page.locator("#problem")).to_be_empty()
+
+
+def test_the_request_for_a_shell_names_a_variable_and_not_the_key(page: Page) -> None:
+    page.evaluate("sessionStorage.setItem('blora-api-key', 'secret-key')")
+    results = ask(page, "it's p=0.95")
+    results.get_by_text("As a request").click()
+    command = results.get_by_label("The request for a shell").inner_text()
+    assert "secret-key" not in command
+    assert "$BLORA_API_KEY" in command
+    assert json.loads(shlex.split(command)[-1])["prompt"] == "it's p=0.95"
+    assert re.match(r"curl -s http://127\.0\.0\.1:\d+/v1/predict ", command)

@@ -1,0 +1,191 @@
+"""The view Table: a CSV answered row by row, sorted, labelled, and written back."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Locator, Page, Route, expect
+
+from tests.web.browser import needs_chromium
+
+pytestmark = needs_chromium
+
+ROWS = [
+    ("1", "p=0.95 first", "billing"),
+    ("2", 'p=0.7 "quoted", with a comma', ""),
+    ("3", "c d\nwith a line break", "account"),
+    ("4", "POISON", ""),
+    ("5", "<img src=x onerror=alert(1)>", "nonsense"),
+]
+PARSED = {
+    "a,b\n1,2\n": [["a", "b"], ["1", "2"]],
+    "\ufeffa;b\r\n1;2,5\r\n": [["a", "b"], ["1", "2,5"]],
+    'a\tb\n"x\ty"\t"say ""no"""\n': [["a", "b"], ["x\ty", 'say "no"']],
+    'a,b\n"1\n2",3': [["a", "b"], ["1\n2", "3"]],
+    "a,\n1,2\n\n \n": [["a", "column 2"], ["1", "2"]],
+}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "tickets.csv"
+    with path.open("w", newline="") as out:
+        csv.writer(out).writerows([("id", "prompt", "label"), *ROWS])
+    return path
+
+
+def answer(page: Page, file: Path, adapter: str = "triage") -> Locator:
+    """Choose a file, answer it, and return the rows of the table."""
+    page.get_by_role("link", name="Table").click()
+    page.locator("#table-adapter").select_option(adapter)
+    page.get_by_label("CSV file").set_input_files(file)
+    page.get_by_role("button", name="Answer the rows").click()
+    expect(page.locator("#view-table [role=status]")).to_contain_text(f"{len(ROWS)} of {len(ROWS)} rows")
+    return page.locator("#view-table tbody tr")
+
+
+def downloaded(page: Page, button: str) -> str:
+    with page.expect_download() as download:
+        page.get_by_role("button", name=button).click()
+    return download.value.path().read_text()
+
+
+def column(rows: Locator, name: str) -> list[str]:
+    heads = rows.page.locator("#view-table thead th").all_inner_texts()
+    position = next(i for i, head in enumerate(heads) if head.strip(" ↑↓") == name)
+    return [row.locator("td").nth(position).inner_text() for row in rows.all()]
+
+
+def test_each_row_gets_an_answer_an_abstention_or_its_error(page: Page, file: Path) -> None:
+    rows = answer(page, file)
+    page.get_by_role("button", name="Row", exact=True).click()
+    page.get_by_role("button", name="Row", exact=True).click()
+    answers = column(rows, "Answer")
+    assert answers[0] == "billing"
+    assert answers[1] == "withheld leans to billing"
+    assert "withheld" not in answers[3]
+    assert "model" in answers[3].lower()  # the error of the server, in the row
+    expect(page.locator("#view-table [role=status]")).to_contain_text(
+        "1 failed. 1 of 1 answers are those of the column label"
+    )
+    assert column(rows, "Text")[4] == ROWS[4][1]
+    assert page.locator("#view-table img").count() == 0
+
+
+def test_rows_are_sorted_by_uncertainty_and_by_every_column(page: Page, file: Path) -> None:
+    rows = answer(page, file)
+    heads = page.locator("#view-table thead th")
+    assert (
+        heads.locator("visible=true").filter(has_text="Mutual information").get_attribute("aria-sort") == "descending"
+    )
+    values = [float(value) for value in column(rows, "Mutual information") if value]
+    assert values == sorted(values, reverse=True)
+    assert column(rows, "Row")[-1] == "4"  # without an answer, at the end
+    page.get_by_role("button", name="Confidence").click()
+    page.get_by_role("button", name="Confidence").click()
+    values = [float(value) for value in column(rows, "Confidence") if value]
+    assert values == sorted(values)
+
+
+def test_answers_come_back_as_csv_with_the_files_own_columns(page: Page, file: Path) -> None:
+    answer(page, file)
+    lines = list(csv.DictReader(io.StringIO(downloaded(page, "Download answers as CSV"))))
+    assert [(line["id"], line["prompt"], line["label"]) for line in lines] == ROWS
+    assert [line["answer"] for line in lines][:2] == ["billing", ""]
+    assert (lines[1]["top_choice"], lines[1]["abstained"], lines[1]["reasons"]) == ("billing", "true", "low_confidence")
+    assert float(lines[0]["confidence"]) == pytest.approx(0.95)
+    assert lines[0]["blora_label"] == "billing"
+
+
+def test_labels_become_rows_to_train_on_and_outcomes(page: Page, file: Path) -> None:
+    rows = answer(page, file)
+    page.get_by_label("Label of row 2", exact=True).select_option("technical")
+    labelled = [json.loads(line) for line in downloaded(page, "Download labelled rows as JSONL").splitlines()]
+    assert labelled == [
+        {"prompt": ROWS[0][1], "label": "billing"},
+        {"prompt": ROWS[1][1], "label": "technical"},
+        {"prompt": ROWS[2][1], "label": "account"},
+    ]
+    told: list[Any] = []
+    page.on("request", lambda request: told.append(request.post_data_json) if "feedback" in request.url else None)
+    page.get_by_role("button", name="Send labels as feedback").click()
+    expect(page.locator("#view-table [role=status]")).to_have_text("3 outcomes reported.")
+    assert [body["label"] for body in told] == ["billing", "technical", "account"]
+    page.get_by_role("button", name="Send labels as feedback").click()
+    expect(page.locator("#view-table [role=status]")).to_have_text("0 outcomes reported.")
+    assert rows.count() == len(ROWS)
+
+
+def test_a_full_server_is_waited_for_as_long_as_it_asks(page: Page, file: Path) -> None:
+    refusals = 3
+    asked: list[str] = []
+
+    def refuse_at_first(route: Route) -> None:
+        asked.append(route.request.url)
+        if len(asked) > refusals:
+            route.continue_()
+            return
+        error = {"message": "The queue is full.", "type": "overloaded_error", "param": None, "code": "queue_full"}
+        route.fulfill(status=429, headers={"retry-after": "1"}, json={"error": error})
+
+    page.route("**/v1/predict", refuse_at_first)
+    page.get_by_role("link", name="Table").click()
+    page.get_by_label("CSV file").set_input_files(file)
+    page.get_by_role("button", name="Answer the rows").click()
+    expect(page.locator("#view-table [role=status]")).to_contain_text("The server is full: going on in 1 s.")
+    expect(page.locator("#view-table [role=status]")).to_contain_text("5 of 5 rows")
+    assert len(asked) == len(ROWS) + refusals
+
+
+def test_no_more_than_four_rows_are_asked_at_a_time_and_stopping_stops(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "many.csv").write_text("text\n" + "p=0.95\n" * 50)
+    held: list[Route] = []
+    page.route("**/v1/predict", lambda route: held.append(route))
+    page.get_by_role("link", name="Table").click()
+    page.get_by_label("CSV file").set_input_files(tmp_path / "many.csv")
+    page.get_by_role("button", name="Answer the rows").click()
+    page.wait_for_timeout(500)
+    assert len(held) == 4
+    page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_role("button", name="Answer the rows")).to_be_enabled()
+    assert len(held) == 4
+    expect(page.locator("#view-table [role=status]")).to_contain_text("0 of 50 rows")
+
+
+def test_a_dropped_file_is_taken(page: Page, file: Path) -> None:
+    page.get_by_role("link", name="Table").click()
+    data = page.evaluate_handle(
+        "(text) => { const data = new DataTransfer(); data.items.add(new File([text], 'dropped.csv')); return data; }",
+        file.read_text(),
+    )
+    page.locator(".drop").dispatch_event("drop", {"dataTransfer": data})
+    expect(page.locator("#view-table [role=status]")).to_have_text("dropped.csv: 5 rows.")
+    expect(page.get_by_label("Column with the texts")).to_have_value("1")
+
+
+def test_a_file_without_rows_is_refused_in_words(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "empty.csv").write_text("text\n")
+    page.get_by_role("link", name="Table").click()
+    page.get_by_label("CSV file").set_input_files(tmp_path / "empty.csv")
+    expect(page.locator("#view-table [role=status]")).to_contain_text("The file has no rows")
+
+
+def test_choices_are_typed_for_an_adapter_without_any(page: Page, file: Path) -> None:
+    page.get_by_role("link", name="Table").click()
+    page.locator("#table-adapter").select_option("open")
+    page.get_by_label("CSV file").set_input_files(file)
+    page.get_by_label("Choices, one a line").fill("good\nbad")
+    page.get_by_role("button", name="Answer the rows").click()
+    expect(page.locator("#view-table [role=status]")).to_contain_text("5 of 5 rows: 4 answered")
+    assert page.get_by_label("Label of row 1", exact=True).locator("option").all_inner_texts() == ["–", "good", "bad"]
+
+
+@pytest.mark.parametrize("text", PARSED)
+def test_csv_is_read_as_spreadsheets_write_it_and_written_so_that_others_read_it(page: Page, text: str) -> None:
+    script = "async (text) => { const { parseCsv } = await import('/web/csv.js'); const { head, rows } = parseCsv(text); return [head, ...rows]; }"
+    assert page.evaluate(script, text) == PARSED[text]
+    written = page.evaluate("async (lines) => (await import('/web/csv.js')).writeCsv(lines)", PARSED[text])
+    assert list(csv.reader(io.StringIO(written, newline=""))) == PARSED[text]

@@ -1,0 +1,204 @@
+"""The views Card and Live, API keys, and the API page."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, Route, expect
+
+from blora.server.keys import line_of
+from tests.server.fakes import FakeEngine
+from tests.web.browser import needs_chromium, open_page, serving
+from tests.web.conftest import HANDLES
+
+pytestmark = needs_chromium
+
+KEY = "key-of-the-shop"
+
+
+@pytest.fixture
+def locked(tmp_path: Path) -> Iterator[str]:
+    """The address of a server that wants a key."""
+    (tmp_path / "keys").write_text(line_of("shop", "predict", KEY) + "\n")
+    with serving(FakeEngine(handles=HANDLES), api_keys=tmp_path / "keys") as address:
+        yield address
+
+
+# The card
+
+
+def test_a_card_shows_what_is_proved_and_what_is_not(page: Page) -> None:
+    page.get_by_role("link", name="Card").click()
+    card = page.locator("#view-card")
+    expect(card.get_by_role("radio", name="5 % proved")).to_be_checked()
+    expect(card).to_contain_text("60 % answered")
+    expect(card).to_contain_text(
+        "With confidence at least 0.9, at most 5 % of the answers are wrong, with probability 95 %"
+    )
+    card.get_by_role("radio", name="1 % not proved").check()
+    expect(card).to_contain_text("These 300 rows do not prove that at most 1 % of the answers are wrong.")
+    card.get_by_role("radio", name="20 % proved", exact=True).check()
+    expect(card).to_contain_text("With predictive entropy at most 0.7 nats, at most 20 %")
+    expect(
+        card.get_by_role("img", name=re.compile("Risk by coverage: from 2 % wrong at 50 % answered"))
+    ).to_be_visible()
+    expect(card.get_by_role("img", name="Reliability: 90 % right at confidence 90 %")).to_be_visible()
+    expect(card).to_contain_text("NLL0.5")
+
+
+def test_a_card_without_a_calibration_says_what_to_do(page: Page) -> None:
+    page.get_by_role("link", name="Card").click()
+    page.locator("#card-adapter").select_option("open")
+    expect(page.locator("#view-card")).to_contain_text(
+        "Nothing is proved about this adapter's answers. Run blora calibrate"
+    )
+    expect(page.locator("#view-card")).to_contain_text("Each request brings its own choices.")
+
+
+# Live
+
+
+def test_the_live_view_counts_what_was_asked(browser: Browser) -> None:
+    with serving(FakeEngine(handles=HANDLES)) as address, open_page(browser, address) as watched:
+        page = watched.page
+        asking = "(body) => fetch('/v1/predict', { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(body) }).then((r) => r.json())"
+        answers = [
+            page.evaluate(asking, {"prompt": text}) for text in ("p=0.95 f=0.4", "p=0.99", "p=0.5 f=0.95", "POISON")
+        ]
+        told = {"prediction_id": answers[0]["id"], "label": "technical"}
+        page.evaluate(asking.replace("predict", "feedback"), told)
+        page.get_by_role("link", name="Live").click()
+        live = page.locator("#view-live")
+        for title, number in (("Inputs", "4"), ("Answered", "2"), ("Withheld", "1"), ("Errors", "1")):
+            expect(live.locator(".tiles > div", has=page.get_by_text(title, exact=True)).locator(".big")).to_have_text(
+                number
+            )
+        expect(live).to_contain_text("2 answered, 1 withheld: low confidence 1.")
+        expect(live.locator("table").first).to_contain_text("5 %")
+        expect(live.get_by_role("row").filter(has_text="1 of 2")).to_contain_text("100 %")
+        expect(live.get_by_role("img", name="Histogram of the familiarity of 2 texts")).to_be_visible()
+
+
+def test_metrics_on_another_port_are_explained(browser: Browser) -> None:
+    with serving(FakeEngine(handles=HANDLES), metrics_port=9) as address, open_page(browser, address) as watched:
+        watched.page.get_by_role("link", name="Live").click()
+        expect(watched.page.locator("#view-live")).to_contain_text("The metrics are on the port of --metrics-port.")
+
+
+def test_metrics_are_looked_at_only_while_they_are_on_the_screen(page: Page) -> None:
+    looked: list[str] = []
+    page.on("request", lambda request: looked.append(request.url) if request.url.endswith("/metrics") else None)
+    page.wait_for_timeout(300)
+    assert looked == []
+    page.clock.install()
+    page.get_by_role("link", name="Live").click()
+    expect(page.locator("#view-live .tiles")).to_be_visible()
+    page.clock.fast_forward(5_000)
+    expect(page.locator("#view-live")).to_contain_text("a second")
+    assert len(looked) == 2
+    page.get_by_role("link", name="Card").click()
+    page.clock.fast_forward(20_000)
+    assert len(looked) == 2
+
+
+# Keys
+
+
+def test_a_key_is_asked_for_and_stays_in_the_tab(browser: Browser, locked: str) -> None:
+    with open_page(browser, locked) as watched:
+        page = watched.page
+        dialog = page.get_by_role("dialog", name="API key")
+        expect(dialog).to_contain_text("This server answers only with a key")
+        page.get_by_label("Key", exact=True).fill("wrong")
+        page.get_by_role("button", name="Use this key").click()
+        expect(dialog).to_contain_text("The server did not accept the last key.")
+        page.get_by_label("Key", exact=True).fill(KEY)
+        page.keyboard.press("Enter")
+        expect(dialog).to_be_hidden()
+        page.get_by_label("Text", exact=True).fill("p=0.95")
+        page.get_by_role("button", name="Ask", exact=True).click()
+        expect(page.locator("#results .said")).to_have_text("billing")
+        stored = page.evaluate("[JSON.stringify(sessionStorage), JSON.stringify(localStorage), document.cookie]")
+        assert json.loads(stored[0]) == {"blora-api-key": KEY}
+        assert stored[1:] == ["{}", ""]
+        page.reload()
+        expect(page.get_by_label("Text", exact=True)).to_be_visible()
+        page.get_by_role("button", name="API key").click()
+        expect(page.get_by_role("dialog", name="API key")).to_be_visible()
+        assert page.evaluate("sessionStorage.length") == 0
+
+
+def test_without_a_key_nothing_is_shown_and_it_can_be_given_later(browser: Browser, locked: str) -> None:
+    with open_page(browser, locked) as watched:
+        page = watched.page
+        page.get_by_role("button", name="Cancel").click()
+        expect(page.get_by_role("alert")).to_contain_text("This server answers only with an API key.")
+        assert page.locator("#view-ask").inner_text() == ""
+        page.get_by_role("button", name="Enter a key").click()
+        page.get_by_label("Key", exact=True).fill(KEY)
+        page.get_by_role("button", name="Use this key").click()
+        expect(page.get_by_label("Text", exact=True)).to_be_visible()
+
+
+# The API page
+
+
+def test_the_api_page_shows_every_route_and_every_schema(page: Page) -> None:
+    document = page.request.get("/openapi.json").json()
+    page.goto("/docs")
+    expect(page.get_by_role("heading", name="Schemas").first).to_be_visible()
+    titles = {tuple(title.split()) for title in page.locator(".operation h2").all_inner_texts()}
+    assert titles == {(method.upper(), path) for path, item in document["paths"].items() for method in item}
+    assert set(page.locator(".schema h3").all_inner_texts()) == set(document["components"]["schemas"])
+    fields = page.get_by_role("region", name="Fields of PredictRequest in POST /v1/predict")
+    wanted = document["components"]["schemas"]["PredictRequest"]["properties"]
+    assert fields.locator("tbody tr td:first-child").all_inner_texts() == list(wanted)
+    expect(fields.get_by_role("row", name="n_samples integer")).to_contain_text("at least 1")
+    expect(fields.get_by_role("link", name="Policy").first).to_have_attribute("href", "#schema-Policy")
+
+
+def test_the_examples_of_the_api_page_run(page: Page) -> None:
+    page.goto("/docs")
+    runs = {
+        "POST /v1/predict": '"answer"',
+        "GET /v1/adapters/{name}": '"triage"',
+        "GET /metrics": "blora_requests_total",
+        "GET /livez": '"ok"',
+    }
+    for name, part in runs.items():
+        form = page.get_by_role("form", name=f"Try {name}")
+        form.get_by_role("button", name=f"Run {name}").click()
+        expect(form.get_by_role("status")).to_contain_text("200 OK")
+        expect(form.locator("pre")).to_contain_text(part)
+    form = page.get_by_role("form", name="Try POST /v1/feedback")
+    form.get_by_role("button").click()
+    expect(form.get_by_role("status")).to_contain_text("404")
+    expect(form.locator("pre")).to_contain_text("unknown_prediction")
+
+
+def test_the_api_page_opens_without_a_key_and_asks_for_one_to_run_something(browser: Browser, locked: str) -> None:
+    with open_page(browser, locked) as watched:
+        page = watched.page
+        page.goto("/docs")
+        form = page.get_by_role("form", name="Try GET /v1/adapters", exact=True)
+        form.get_by_role("button").click()
+        page.get_by_label("Key", exact=True).fill(KEY)
+        page.get_by_role("button", name="Use this key").click()
+        expect(form.get_by_role("status")).to_contain_text("200 OK")
+
+
+def test_the_pages_ask_nobody_but_their_server(page: Page, url: str) -> None:
+    asked: list[str] = []
+
+    def note(route: Route) -> None:
+        asked.append(route.request.url)
+        route.continue_()
+
+    page.context.route("**/*", note)
+    for path in ("/", "/docs"):
+        page.goto(path)
+        page.wait_for_load_state("networkidle")
+    assert len(asked) > 10
+    assert [address for address in asked if not address.startswith(url)] == []
