@@ -115,7 +115,7 @@ def _ask(
     offered = request.choices or config.choices
     if offered is None:
         raise PromptError(
-            f"got a question without choices, and adapter {handle.name!r} has no fixed ones, expected 2 to 64: give "
+            f"got a question without choices, and adapter {handle.name!r} has no fixed ones, expected 2 to 255: give "
             "choices=",
             param="choices",
         )

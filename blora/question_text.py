@@ -1,21 +1,21 @@
-"""The text of a question that an adapter has no fixed choices for, the same in training and in service."""
+"""The text of a question that a request brings: the model reads this form in training and in service."""
 
 __all__ = ["choice_text", "question_text"]
 
 
 def question_text(text: str, instructions: str) -> str:
-    r"""Return the prompt of a question about a text.
+    r"""Return the prompt for a question about a text: the text, a blank line, and the instructions.
 
-    >>> question_text("My card was charged twice.", "Is the customer angry?")
-    'My card was charged twice.\n\nIs the customer angry?'
+    >>> question_text("I was charged twice.", "Is it urgent?")
+    'I was charged twice.\n\nIs it urgent?'
     """
     return f"{text}\n\n{instructions}" if instructions else text
 
 
-def choice_text(value: str, description: str | None) -> str:
-    """Return a choice as it is offered.
+def choice_text(value: str, description: str = "") -> str:
+    """Return the text by which a choice or a level is offered: its value, and its description if it has one.
 
-    >>> choice_text("billing", "invoices and payments")
-    'billing: invoices and payments'
+    >>> choice_text("billing", "payments and refunds"), choice_text("other")
+    ('billing: payments and refunds', 'other')
     """
     return f"{value}: {description}" if description else value

@@ -23,6 +23,7 @@ from blora.server.errors import (
 )
 from blora.server.http import pages
 from blora.server.http.authentication import KeyAuthentication, RateLimiter
+from blora.server.http.dialects import decisions, systemone
 from blora.server.http.metrics_port import MetricsPort
 from blora.server.http.middleware import (
     BodyLimit,
@@ -33,7 +34,8 @@ from blora.server.http.middleware import (
     SafeHeaders,
     UnambiguousLength,
 )
-from blora.server.http.routes import error_response, refuse, router
+from blora.server.http.responses import error_response, refuse
+from blora.server.http.routes import router
 from blora.server.http.strict_json import Reader
 from blora.server.keys import Keys
 from blora.server.monitoring.audit_log import AuditLog
@@ -74,7 +76,8 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     )
     app.state.service = service
     app.state.reader = Reader(settings.max_body_bytes)
-    app.include_router(router)
+    for each in (router, decisions.router, systemone.router):
+        app.include_router(each)
     if settings.playground:
         app.include_router(pages.router)
     _handle_errors(app, service, audit_log)

@@ -148,7 +148,7 @@ def _asked(
             asked = question_of(given, unnamed="question")
             bare = rng is not None and rng.random() < BARE
             described = {} if bare else asked.config.descriptions
-            offered = [choice_text(choice, described.get(choice)) for choice in asked.choices]
+            offered = [choice_text(choice, described.get(choice, "")) for choice in asked.choices]
             prompt, label = question_text(text, asked.config.instructions), _index_of(given.get("label"), asked)
             yield place, {"prompt": prompt, "choices": offered, "label_index": label}
         elif isinstance(given, Mapping) and given.get("name") == fixed.config.name:

@@ -16,7 +16,7 @@ import uvicorn
 
 from blora.server.commands.open_files import connections_that_fit, hush_accept_errors
 from blora.server.http.connections import limited_protocol
-from blora.server.http.routes import refuse
+from blora.server.http.responses import refuse
 from blora.server.prediction.service import Service
 
 __all__ = ["DrainingServer", "leave"]

@@ -30,7 +30,10 @@ _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class RequestId:
-    """Add an x-request-id to each response: the request's own, or a new one if that is absent or malformed."""
+    """Add an x-request-id to each response: the request's own, or a new one if that is absent or malformed.
+
+    Responses of /v1/systemone have it as x-typesafe-request-id too, which clients of that protocol show in errors.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -45,7 +48,10 @@ class RequestId:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                if scope["path"] == "/v1/systemone":
+                    headers["x-typesafe-request-id"] = request_id
             await send(message)
 
         REQUEST_ID.set(request_id)

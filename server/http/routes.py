@@ -1,22 +1,19 @@
 """Routes of the HTTP API."""
 
-import logging
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Response
+from fastapi import APIRouter, Body, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
-from starlette.responses import JSONResponse
 
 from blora.client.answers import AdapterRef, ErrorBody, Outcome, Prediction
-from blora.server.errors import TABLE, ServerError, TooLargeError, TryLaterError, UnauthorizedError
+from blora.server.errors import ServerError, TooLargeError
 from blora.server.http.disconnect import unless_disconnected
+from blora.server.http.responses import ServiceOf, documented_errors, error_response
 from blora.server.http.strict_json import Reader, StrictJsonRoute
 from blora.server.keys import CLIENT, KEY, adapters_open
-from blora.server.monitoring.logs import write_down
-from blora.server.prediction.cards import adapter_card, adapter_ref
-from blora.server.prediction.service import Service
+from blora.server.prediction.cards import adapter_card, adapter_ref, model_metadata
 from blora.server.schemas.cards import AdapterCard, AdapterList
 from blora.server.schemas.requests import BatchRequest, LoadAdapter, PredictBody, PutAdapter, TellOutcome
 from blora.server.schemas.responses import (
@@ -30,37 +27,9 @@ from blora.server.schemas.responses import (
     error_body,
 )
 
-__all__ = ["error_response", "refuse", "router"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["router"]
 
 router = APIRouter(route_class=StrictJsonRoute)
-
-
-def error_response(error: ServerError) -> JSONResponse:
-    """Return the JSON response for an error, with the HTTP status of its code."""
-    headers = {}
-    if isinstance(error, TryLaterError):
-        headers["retry-after"] = str(error.retry_after_s)
-    if isinstance(error, UnauthorizedError):
-        headers["www-authenticate"] = "Bearer"
-    return JSONResponse(error_body(error).model_dump(), status_code=error.status, headers=headers)
-
-
-def refuse(service: Service, error: ServerError) -> JSONResponse:
-    """Count an error of a request that did not reach the predictor, and return its response."""
-    service.metrics.failed(error)
-    write_down(logger, error.code)
-    return error_response(error)
-
-
-# Asynchronous, because FastAPI runs synchronous dependencies in a thread.
-async def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
-
-
-ServiceOf = Annotated[Service, Depends(_service)]
 
 
 def _client() -> str:
@@ -92,28 +61,13 @@ _CHANGES: dict[int | str, dict[str, Any]] = _UNAVAILABLE | {
     504: {"model": ErrorBody, "description": "adapter_stalled"},
 }
 
-_NOT_OF_PREDICTIONS = {
-    *("disconnected", "not_found", "method_not_allowed", "forbidden"),
-    *("adapter_conflict", "adapter_stalled", "adapter_too_large", "invalid_adapter", "too_many_adapters"),
-    *("feedback_unavailable", "label_not_offered", "unknown_prediction"),
-}
-
-
-def _documented_errors() -> dict[int | str, dict[str, Any]]:
-    """Return the errors of a prediction for /openapi.json: the codes of each status."""
-    codes: dict[int, list[str]] = {}
-    for code, row in TABLE.items():
-        if code not in _NOT_OF_PREDICTIONS:
-            codes.setdefault(row.status, []).append(code)
-    return {status: {"model": ErrorBody, "description": ", ".join(names)} for status, names in codes.items()}
-
 
 @router.post(
     "/v1/predict",
     summary="Answer one question or several, or abstain",
     response_model=Prediction | BatchResponse,
     response_model_exclude_unset=True,
-    responses=_documented_errors(),
+    responses=documented_errors(),
 )
 async def predict(
     request: Request, body: Annotated[PredictBody, Body()], service: ServiceOf
@@ -149,9 +103,9 @@ async def feedback(body: TellOutcome, service: ServiceOf) -> Outcome:
 
 @router.get("/v1/models", summary="List the base model and its adapters", responses=_UNAVAILABLE)
 async def models(service: ServiceOf) -> ModelList:
-    """List the models in OpenAI's format; each adapter has the base model as its parent."""
+    """List the models in OpenAI's format, where each adapter has the base model as its parent, and in TypeSafe's."""
     predictor = service.predictor()
-    base = predictor.model
+    base, handles = predictor.model, predictor.registry.seen(adapters_open())
     adapters = [
         ModelCard(
             id=handle.name,
@@ -161,10 +115,10 @@ async def models(service: ServiceOf) -> ModelList:
             digest=handle.digest,
             calibration_digest=handle.calibration_digest,
         )
-        for handle in predictor.registry.seen(adapters_open())
+        for handle in handles
     ]
     card = ModelCard(id=base.name, created=service.started, root=base.id, parent=None, digest=base.fingerprint)
-    return ModelList(data=[card, *adapters])
+    return ModelList(data=[card, *adapters], models=[model_metadata(handle) for handle in handles])
 
 
 @router.get(

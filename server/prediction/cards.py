@@ -1,11 +1,14 @@
 """Cards and references of loaded adapters."""
 
+from datetime import UTC, datetime
+
 from blora.client.answers import AdapterRef
 from blora.server.engines.handle import AdapterHandle
 from blora.server.prediction.policies import default_policy
 from blora.server.schemas.cards import AdapterCard
+from blora.server.schemas.responses import ModelMetadata
 
-__all__ = ["adapter_card", "adapter_ref"]
+__all__ = ["adapter_card", "adapter_ref", "model_metadata"]
 
 # Public entries of the training record, without the command and other facts about the machine.
 PUBLIC_RECORD = ("dtype", "settings", "train", "tuning", "validation")
@@ -40,3 +43,16 @@ def adapter_card(handle: AdapterHandle, drift_since: int | None = None) -> Adapt
 def adapter_ref(handle: AdapterHandle) -> AdapterRef:
     """Return the adapter's name and digests."""
     return AdapterRef(name=handle.name, digest=handle.digest, calibration_digest=handle.calibration_digest)
+
+
+def model_metadata(handle: AdapterHandle) -> ModelMetadata:
+    """Return the adapter's entry in a list of models: its name, the question that it answers, and its day."""
+    question, choices = handle.config.question, handle.config.prompt.choices
+    if question is not None:
+        description = f"Answers the {question.type} {question.name!r}. {question.instructions}".strip()
+    elif choices is not None:
+        description = f"Answers with one of {len(choices)} fixed choices."
+    else:
+        description = "Answers questions that bring their choices."
+    day = datetime.fromtimestamp(handle.created, UTC).date()
+    return ModelMetadata(name=handle.name, description=description, release_date=day.isoformat())

@@ -18,7 +18,7 @@ from blora.server.engines.handle import AdapterHandle
 from blora.server.errors import InvalidRequestError
 from blora.server.schemas.requests import PredictRequest
 
-__all__ = ["InForce", "default_policy", "policy_for", "prediction_set"]
+__all__ = ["InForce", "default_policy", "policy_for", "prediction_set", "uncalibrated_because"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,17 @@ def prediction_set(
     probs = torch.tensor([prediction.probabilities], dtype=torch.float64)
     [members] = prediction_sets(probs, handle.calibration.quantile)
     return [choice for choice, member in zip(choices, members.tolist(), strict=True) if member]
+
+
+def uncalibrated_because(question: PredictRequest, handle: AdapterHandle) -> str | None:
+    """Return the reason why the adapter's calibration does not cover a request; None if it does."""
+    if handle.not_calibrated:
+        return f"The calibration of adapter {handle.name!r} does not hold for the way it is served."
+    if handle.calibration is None:
+        return f"Adapter {handle.name!r} has no calibration."
+    if departure := _departure(question, handle):
+        return f"Adapter {handle.name!r} was calibrated with {departure.calibrated}; the request has {departure.asked}."
+    return None
 
 
 def _proved(handle: AdapterHandle, target_risk: float) -> InForce:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from opentelemetry.trace import StatusCode, Tracer, get_current_span
 
 from blora.client import answers
+from blora.config import MOST_CHOICES
 from blora.errors import NumericalError, PromptError, PromptTooLongError
 from blora.server.adapters.registry import Registry
 from blora.server.engines.handle import AdapterHandle
@@ -87,14 +88,30 @@ class Predictor:
         """Return the prediction or the error for each question, in order; questions do not affect one another."""
         return list(await asyncio.gather(*map(self.predict, questions)))
 
-    async def predict(self, question: PredictRequest | InvalidRequestError) -> answers.Prediction | ServerError:
-        """Return the prediction or the error for one question, and count the outcome."""
+    def deadline(self) -> float:
+        """Return the time of the event loop by which a question asked now is answered."""
+        return asyncio.get_running_loop().time() + self._settings.timeout_s
+
+    async def predict(
+        self,
+        question: PredictRequest | InvalidRequestError,
+        *,
+        handle: AdapterHandle | None = None,
+        deadline: float | None = None,
+    ) -> answers.Prediction | ServerError:
+        """Return the prediction or the error for one question, and count the outcome.
+
+        Args:
+            question: the question, or the error of one that cannot be read.
+            handle: the adapter that answers; by default the one that the question names, if the key opens it.
+            deadline: time of the event loop by which it is answered; by default the server's timeout from now.
+        """
         started = time.perf_counter()
         adapter = UNKNOWN_ADAPTER
         try:
             if isinstance(question, InvalidRequestError):
                 raise question
-            handle = self.registry.resolve(question.adapter, adapters_open())
+            handle = handle or self.registry.resolve(question.adapter, adapters_open())
             adapter = handle.name
             with self._tracer.start_as_current_span(
                 "predict",
@@ -103,7 +120,7 @@ class Predictor:
                 set_status_on_exception=False,
             ) as span:
                 try:
-                    return await self._answer(question, handle)
+                    return await self._answer(question, handle, deadline or self.deadline())
                 except ServerError as error:
                     span.set_status(StatusCode.ERROR, error.code)
                     raise
@@ -125,8 +142,7 @@ class Predictor:
         self._metrics.failed(error, adapter)
         write_down(logger, error.code, adapter=adapter)
 
-    async def _answer(self, question: PredictRequest, handle: AdapterHandle) -> answers.Prediction:
-        deadline = asyncio.get_running_loop().time() + self._settings.timeout_s
+    async def _answer(self, question: PredictRequest, handle: AdapterHandle, deadline: float) -> answers.Prediction:
         n_samples = self._n_samples(question, handle)
         choices = _choices(question, handle)
         in_force = policy_for(question, handle)
@@ -256,8 +272,8 @@ def _choices(question: PredictRequest, handle: AdapterHandle) -> Sequence[str]:
     choices = question.choices or handle.config.prompt.choices
     if not choices:
         raise InvalidRequestError(
-            f"The request has no choices, and adapter {handle.name!r} has no fixed ones: list 2 to 64 possible "
-            "answers.",
+            f"The request has no choices, and adapter {handle.name!r} has no fixed ones: list 2 to {MOST_CHOICES} "
+            "possible answers.",
             code="missing",
             param="choices",
         )

@@ -24,6 +24,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from blora.config import MOST_CHOICES
 from blora.scores import SCORES, Score
 from blora.server.errors import InvalidRequestError
 from blora.server.schemas.validation import invalid_request
@@ -32,11 +33,14 @@ __all__ = [
     "BatchRequest",
     "LoadAdapter",
     "Message",
+    "NonEmpty",
     "Policy",
     "PredictBody",
     "PredictRequest",
     "PutAdapter",
+    "Request",
     "TellOutcome",
+    "seen",
 ]
 
 NonEmpty = Annotated[str, Field(min_length=1)]
@@ -144,7 +148,7 @@ class Question(Request):
     choices: list[NonEmpty] | None = Field(
         default=None,
         min_length=2,
-        max_length=64,
+        max_length=MOST_CHOICES,
         description="The possible answers, all different; the adapter's fixed labels by default.",
     )
     scoring: Literal["text", "label"] | None = Field(
@@ -171,7 +175,7 @@ class Question(Request):
     @field_validator("choices")
     @classmethod
     def _all_different(cls, choices: list[str] | None) -> list[str] | None:
-        stripped = [_seen(choice) for choice in choices or []]
+        stripped = [seen(choice) for choice in choices or []]
         if "" in stripped:
             raise PydanticCustomError("blank_choice", "A choice is blank: fill it or remove it.")
         if len(set(stripped)) < len(stripped):
@@ -259,7 +263,7 @@ def _check_question(question: Question) -> None:
         )
 
 
-def _seen(choice: str) -> str:
+def seen(choice: str) -> str:
     """Return a choice in the form used for comparison: Unicode NFC, without zero-width characters and outer space."""
     if not _has_many_marks(choice):
         choice = unicodedata.normalize("NFC", choice)

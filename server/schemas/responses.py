@@ -14,6 +14,7 @@ __all__ = [
     "ModelCard",
     "ModelDescription",
     "ModelList",
+    "ModelMetadata",
     "Response",
     "Status",
     "error_body",
@@ -47,11 +48,20 @@ class ModelCard(Response):
     )
 
 
+class ModelMetadata(Response):
+    """Entry of the model list in TypeSafe's format: an adapter."""
+
+    name: str
+    description: str
+    release_date: str = Field(description="Day of loading in UTC, as YYYY-MM-DD.")
+
+
 class ModelList(Response):
-    """List of the base model and its adapters."""
+    """List of the base model and its adapters in OpenAI's format, and of the adapters in TypeSafe's."""
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
+    models: list[ModelMetadata]
 
 
 class ModelDescription(Response):

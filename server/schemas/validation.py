@@ -6,14 +6,16 @@ from typing import Any
 
 from blora.server.errors import InvalidRequestError
 
-__all__ = ["invalid_request"]
+__all__ = ["describe", "field_name", "invalid_request"]
 
 # Codes of the errors that our own validators raise with our own messages.
 _OWN_CODES = {
     "blank_choice": "empty_string",
     "duplicate_choices": "duplicate_choices",
     "empty_policy": "empty_policy",
+    "no_criteria": "missing",
     "no_question": "missing",
+    "not_text": "not_text",
     "target_and_thresholds": "conflict",
     "too_many_fields": "unknown_field",
     "two_questions": "conflict",
@@ -40,18 +42,23 @@ _SCAFFOLD = frozenset({"body", "single", "batch"})
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 
 
-def invalid_request(details: Sequence[Mapping[str, Any]]) -> InvalidRequestError:
+def invalid_request(details: Sequence[Mapping[str, Any]], *, at: str | None = None) -> InvalidRequestError:
     """Return the first validation error as an InvalidRequestError whose message counts the others.
 
     Args:
         details: the result of ValidationError.errors() or RequestValidationError.errors().
+        at: path of the value that was validated, as in `questions[2]`, which the error's path then continues; None for
+            the body.
     """
     first = details[0]
     code = _code(first["type"])
     message = _message(first)
     if len(details) > 1:
         message += f" (the first of {len(details)} problems)"
-    param = None if code == "invalid_json" else _param(first)
+    if at is not None:
+        param: str | None = at + "".join(map(_step, _location(first)))
+    else:
+        param = None if code == "invalid_json" else _param(first)
     return InvalidRequestError(message, code=code, param=param)
 
 
@@ -62,26 +69,41 @@ def _code(kind: str) -> str:
 
 
 def _param(detail: Mapping[str, Any]) -> str | None:
+    return ".".join(_name(name) for name in _location(detail)) or None
+
+
+def _location(detail: Mapping[str, Any]) -> list[str | int]:
+    """Return the names and numbers that lead to the wrong value."""
     location = list(detail["loc"])
     if location[:1] == ["body"]:
         location = location[1:]
         if location[:1] and location[0] in _SCAFFOLD:
             location = location[1:]
     own = detail.get("ctx", {}).get("param")
-    names = [*location, own] if own else location
-    return ".".join(_name(name) for name in names) or None
+    if not own:
+        return location
+    return [*location, *(own if isinstance(own, tuple) else (own,))]
+
+
+def _step(part: str | int) -> str:
+    """Return the piece of a path that leads to an item of a list, or to a field."""
+    return f"[{part}]" if isinstance(part, int) else f".{_name(part)}"
+
+
+def field_name(name: str) -> str | None:
+    """Return a name if it looks like a field's; None for another, which may hold anything, even a customer's text."""
+    return name if _FIELD_NAME.fullmatch(name) else None
 
 
 def _name(part: object) -> str:
-    # A name that is not a field's may contain anything, even a customer's text.
-    if isinstance(part, int) or _FIELD_NAME.fullmatch(str(part)):
+    if isinstance(part, int):
         return str(part)
-    return "(a name that is not a field's)"
+    return field_name(str(part)) or "(a name that is not a field's)"
 
 
 def _message(detail: Mapping[str, Any]) -> str:
     context = detail.get("ctx", {})
-    got = _describe(detail.get("input"))
+    got = describe(detail.get("input"))
     match detail["type"]:
         case "json_invalid":
             return f"The body is not JSON ({context.get('error')}): send one JSON object in UTF-8, with finite numbers."
@@ -113,7 +135,12 @@ def _message(detail: Mapping[str, Any]) -> str:
     return f"got {got}, expected {expected}: correct the field"
 
 
-def _describe(value: object) -> str:
+def describe(value: object) -> str:
+    """Return a description of a value for an error message, without any text of it.
+
+    >>> describe("secret"), describe([1, 2])
+    ('a string of 6 characters', 'a list of 2 items')
+    """
     match value:
         case None:
             return "null"

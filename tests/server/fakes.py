@@ -14,7 +14,14 @@ import torch
 from fastapi import FastAPI
 from torch import Tensor
 
-from blora.config import AdapterConfig, BaseModelRef, PosteriorConfig, PromptConfig, SamplingConfig
+from blora.config import (
+    AdapterConfig,
+    BaseModelRef,
+    PosteriorConfig,
+    PromptConfig,
+    QuestionConfig,
+    SamplingConfig,
+)
 from blora.decision.abstention import Policy
 from blora.decision.calibration import Calibration
 from blora.decision.familiarity import Familiarity
@@ -42,6 +49,7 @@ def handle(
     calibration: Calibration | None = None,
     not_calibrated: bool = False,
     familiarity: Familiarity | None = None,
+    question: QuestionConfig | None = None,
 ) -> AdapterHandle:
     """Return a handle without weights, for the fake engine."""
     config = AdapterConfig(
@@ -51,6 +59,7 @@ def handle(
         posterior=PosteriorConfig(),
         prompt=PromptConfig(choices=choices),
         sampling=SamplingConfig(n_samples=n_samples, stop_error=stop_error),
+        question=question,
         training={"command": "blora train --data /home/me", "settings": {"epochs": 4}, "validation": {"nll": 0.5}},
     )
     nothing: Any = None

@@ -9,7 +9,7 @@ import pytest
 from blora import server
 from blora.server import errors
 from blora.server.errors import TABLE, QueueFullError, ServerError
-from blora.server.http.routes import error_response
+from blora.server.http.responses import error_response
 from blora.server.schemas.validation import _CODES
 
 SOURCES = sorted(Path(server.__file__).parent.rglob("*.py"))

@@ -81,7 +81,7 @@ BAD_BODIES = {
     # choices
     "one choice": Bad(_with(choices=["a"]), 422, "invalid_length", "choices", "at least 2"),
     "no choice": Bad(_with(choices=[]), 422, "invalid_length", "choices", "list of 0"),
-    "65 choices": Bad(_with(choices=[str(i) for i in range(65)]), 422, "invalid_length", "choices", "at most 64"),
+    "256 choices": Bad(_with(choices=[str(i) for i in range(256)]), 422, "invalid_length", "choices", "at most 255"),
     "equal choices": Bad(_with(choices=[SECRET, SECRET]), 422, "duplicate_choices", "choices", "choices are the same"),
     "choices equal but for spaces": Bad(
         _with(choices=["a", " a\n"]), 422, "duplicate_choices", "choices", "white space"

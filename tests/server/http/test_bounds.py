@@ -71,13 +71,13 @@ async def test_no_input_is_looked_at_before_it_is_known_that_there_are_not_too_m
 
 def test_defaults_are_validated_once_for_all_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at: list[str] = []
-    seen = requests._seen
+    seen = requests.seen
 
     def counting(choice: str) -> str:
         looked_at.append(choice)
         return seen(choice)
 
-    monkeypatch.setattr(requests, "_seen", counting)
+    monkeypatch.setattr(requests, "seen", counting)
     batch = requests.BatchRequest(inputs=[{"prompt": "x"}] * 256, choices=["a", "b"])  # type: ignore[list-item]
     assert len(batch.questions()) == 256
     assert looked_at == ["a", "b"]

@@ -1,0 +1,1 @@
+"""Dialects of the decision protocols: each translates its requests to the core of `prediction.decisions`, and back."""

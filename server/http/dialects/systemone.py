@@ -1,0 +1,144 @@
+"""TypeSafe's dialect: POST /v1/systemone."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Request, Response
+
+from blora.server.errors import InvalidRequestError, ServerError
+from blora.server.http.dialects.own_fields import own_fields, scored_fields
+from blora.server.http.dialects.reading import read_kind
+from blora.server.http.disconnect import unless_disconnected
+from blora.server.http.responses import ServiceOf, documented_errors, error_response
+from blora.server.http.strict_json import Reader, StrictJsonRoute
+from blora.server.prediction.decisions.answering import Answer, Answered, answer_questions
+from blora.server.prediction.decisions.question import Option, Question, predicate_options
+from blora.server.prediction.decisions.statistics import concentration, expected_level, level_confidence
+from blora.server.schemas.decisions.requests import MOST_NAME, as_text
+from blora.server.schemas.decisions.systemone import (
+    NoulAnswer,
+    NoulCriteria,
+    RefusedAnswer,
+    SystemOneAnswer,
+    SystemOneChoice,
+    SystemOneChoiceAnswer,
+    SystemOneNoul,
+    SystemOneRequest,
+    SystemOneResponse,
+    SystemOneScore,
+    SystemOneScoreAnswer,
+    SystemOneUsage,
+)
+from blora.server.schemas.validation import field_name
+
+__all__ = ["router"]
+
+router = APIRouter(route_class=StrictJsonRoute)
+
+_QUESTIONS: dict[str, type[SystemOneNoul | SystemOneChoice | SystemOneScore]] = {
+    "noul": SystemOneNoul,
+    "choice": SystemOneChoice,
+    "score": SystemOneScore,
+}
+
+
+@router.post(
+    "/v1/systemone",
+    summary="Answer typed questions about one state, in TypeSafe's shape",
+    response_model=SystemOneResponse,
+    response_model_exclude_unset=True,
+    responses=documented_errors(of_decisions=True),
+)
+async def systemone(
+    request: Request, body: Annotated[SystemOneRequest, Body()], service: ServiceOf
+) -> SystemOneResponse | Response:
+    """Answer up to 400 nouls, choices and scores about one state, each with its uncertainty."""
+    predictor = service.predictor()
+    text = as_text(body.state)
+    if not text.strip():
+        raise InvalidRequestError("This text is empty: fill it.", code="empty_string", param="state")
+    reader: Reader = request.app.state.reader
+    questions = await reader.run_in_thread(lambda: _questions(body.questions))
+    asking = answer_questions(predictor, body.model, text, questions, policy=body.policy, text_field="state")
+    outcome = await unless_disconnected(request, asking)
+    return error_response(outcome) if isinstance(outcome, ServerError) else _response(outcome, body)
+
+
+def _questions(given: Mapping[str, object]) -> list[Question]:
+    """Return the questions of a request.
+
+    Raises:
+        InvalidRequestError: naming the path of the first wrong value; a question whose name is not like a field's is
+            named by its place.
+    """
+    questions = []
+    for index, (name, item) in enumerate(given.items()):
+        field = field_name(name)
+        at = f"questions.{field}" if field is not None else f"questions[{index}]"
+        if not 1 <= len(name) <= MOST_NAME:
+            raise InvalidRequestError(
+                f"got a name of {len(name)} characters, expected 1 to {MOST_NAME}: change it",
+                code="invalid_length",
+                param=at,
+            )
+        questions.append(_question(name, item, at))
+    return questions
+
+
+def _question(name: str, item: object, at: str) -> Question:
+    read = read_kind(item, _QUESTIONS, at)
+    instructions = _text(read.instructions)
+    match read:
+        case SystemOneNoul():
+            criteria = read.criteria or NoulCriteria()
+            options = predicate_options(_text(criteria.true), _text(criteria.false))
+            return Question(path=at, type="predicate", instructions=instructions, options=options, name=name)
+        case SystemOneChoice():
+            options = tuple(Option(label, _text(meaning)) for label, meaning in read.criteria.items())
+        case SystemOneScore():
+            options = tuple(Option(as_text(level)) for level in read.criteria)
+    return Question(path=at, type=read.type, instructions=instructions, options=options, name=name)
+
+
+def _text(content: Any) -> str:
+    return "" if content is None else as_text(content)
+
+
+def _response(answered: Answered, body: SystemOneRequest) -> SystemOneResponse:
+    asked: Mapping[str, Any] = body.questions
+    pairs = zip(asked.items(), answered.answers, strict=True)
+    return SystemOneResponse(
+        model=answered.model,
+        answers={name: _answer(answer, question, refuse=body.refuse) for (name, question), answer in pairs},
+        usage=SystemOneUsage(input_tokens=answered.input_tokens, output_tokens=0),
+    )
+
+
+def _answer(answer: Answer, question: Mapping[str, Any], *, refuse: bool) -> SystemOneAnswer:
+    if refuse and answer.prediction.abstained:
+        return RefusedAnswer(type="refusal", **own_fields(answer))
+    probs, stds, scored = answer.probabilities, answer.stds, scored_fields(answer)
+    values = [str(option.value) for option in answer.question.options]
+    match answer.question.type:
+        case "predicate":
+            return NoulAnswer(type="noul", noul=probs[0], std=stds[0], **scored)
+        case "choice":
+            return SystemOneChoiceAnswer(
+                type="choice",
+                choice=str(answer.top),
+                probabilities=dict(zip(values, probs, strict=True)),
+                stds=dict(zip(values, stds, strict=True)),
+                confidence=concentration(probs),
+                **scored,
+            )
+        case "score":
+            levels = [str(level) for level in range(len(values))]
+            return SystemOneScoreAnswer(
+                type="score",
+                score=expected_level(probs),
+                legend=dict(zip(levels, question["criteria"], strict=True)),
+                probabilities=dict(zip(levels, probs, strict=True)),
+                stds=dict(zip(levels, stds, strict=True)),
+                confidence=level_confidence(probs),
+                **scored,
+            )

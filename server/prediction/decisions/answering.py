@@ -1,0 +1,182 @@
+"""Answers to the questions of one request, from the adapters of a model."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from blora.client import answers
+from blora.question_text import choice_text, question_text
+from blora.server.engines.handle import AdapterHandle
+from blora.server.errors import InvalidRequestError, ServerError
+from blora.server.keys import adapters_open
+from blora.server.prediction.decisions.question import Question, spelled
+from blora.server.prediction.decisions.recognition import family, recognise, unknown_question
+from blora.server.prediction.policies import uncalibrated_because
+from blora.server.prediction.predictor import Predictor
+from blora.server.schemas.requests import Policy, PredictRequest
+from blora.server.schemas.validation import invalid_request
+
+__all__ = ["Answer", "Answered", "answer_questions"]
+
+# Most questions of a request that are in work at the same time, so that a long request leaves room in the queues.
+_MOST_AT_ONCE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer to one question.
+
+    Attributes:
+        question: the question.
+        prediction: the answer as of /v1/predict, in the adapter's words and order.
+        places: for each option of the question, its place among the prediction's choices.
+        uncalibrated_because: why the adapter's calibration does not cover the answer; None if it does.
+    """
+
+    question: Question
+    prediction: answers.Prediction
+    places: tuple[int, ...]
+    uncalibrated_because: str | None
+
+    @property
+    def probabilities(self) -> list[float]:
+        """The probability of each option, in the question's order."""
+        return [self.prediction.probabilities[place].probability for place in self.places]
+
+    @property
+    def stds(self) -> list[float]:
+        """The standard deviation of each option's probability over the draws, in the question's order."""
+        return [self.prediction.probabilities[place].std for place in self.places]
+
+    @property
+    def top(self) -> str | bool:
+        """The value of the leading option."""
+        return next(value for value, text in self._texts() if text == self.prediction.top_choice)
+
+    @property
+    def prediction_set(self) -> list[str | bool] | None:
+        """The values of the prediction set, in the question's order; None where the calibration gives none."""
+        likely = self.prediction.prediction_set
+        return None if likely is None else [value for value, text in self._texts() if text in likely]
+
+    def _texts(self) -> list[tuple[str | bool, str]]:
+        """Return each option's value and the adapter's text for it."""
+        texts = [self.prediction.probabilities[place].choice for place in self.places]
+        return [(option.value, text) for option, text in zip(self.question.options, texts, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The answers to the questions of a request, in their order.
+
+    Attributes:
+        model: the model's name.
+        answers: the answers.
+        input_tokens: tokens of the different texts that were read.
+    """
+
+    model: str
+    answers: list[Answer]
+    input_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A question as an adapter reads it."""
+
+    question: Question
+    handle: AdapterHandle
+    request: PredictRequest
+    places: tuple[int, ...]
+
+
+async def answer_questions(
+    predictor: Predictor,
+    model: str,
+    text: str,
+    questions: Sequence[Question],
+    *,
+    policy: Policy | None = None,
+    text_field: str,
+) -> Answered | ServerError:
+    """Return the answers, or the first error of a question, which the predictor has counted.
+
+    Args:
+        predictor: answers single questions.
+        model: the adapter whose questions they are, as in /v1/predict.
+        text: the text that the questions are about.
+        questions: the questions.
+        policy: the request's policy for all of them; None for the adapters' own.
+        text_field: the text's field in the request, for error messages.
+
+    Raises:
+        ServerError: before a question is asked: the model is unknown, or does not answer one of the questions.
+    """
+    try:
+        asked = family(predictor.registry, model, adapters_open())
+    except ServerError as error:
+        error.param = "model"
+        raise
+    plans = []
+    for question in questions:
+        if (recognised := recognise(question, asked.members)) is not None:
+            request = PredictRequest(prompt=text, policy=policy)
+            plans.append(_Plan(question, recognised.handle, request, recognised.places))
+        elif asked.own is not None and asked.own.config.prompt.choices is None:
+            request = _open_request(question, text, policy)
+            plans.append(_Plan(question, asked.own, request, tuple(range(len(question.options)))))
+        else:
+            raise unknown_question(question, asked)
+    turns, deadline = asyncio.Semaphore(_MOST_AT_ONCE), predictor.deadline()
+
+    async def ask(plan: _Plan) -> answers.Prediction | ServerError:
+        async with turns:
+            return await predictor.predict(plan.request, handle=plan.handle, deadline=deadline)
+
+    outcomes = await asyncio.gather(*map(ask, plans))
+    found: list[Answer] = []
+    read: dict[tuple[str | None, str], int] = {}
+    for plan, outcome in zip(plans, outcomes, strict=True):
+        if isinstance(outcome, ServerError):
+            outcome.param = _param(outcome.param, plan.question, text_field)
+            return outcome
+        why = uncalibrated_because(plan.request, plan.handle)
+        found.append(Answer(plan.question, outcome, plan.places, why))
+        read[plan.request.prompt, plan.handle.config.prompt.template] = outcome.usage.prompt_tokens
+    return Answered(asked.name, found, sum(read.values()))
+
+
+def _open_request(question: Question, text: str, policy: Policy | None) -> PredictRequest:
+    """Return the request to an adapter that takes the choices of a request.
+
+    Raises:
+        InvalidRequestError: if two options read the same.
+    """
+    booleans = {spelled(option.value) for option in question.options if isinstance(option.value, bool)}
+    choices = []
+    for option in question.options:
+        value = spelled(option.value)
+        if isinstance(option.value, str) and value in booleans:
+            value = f'"{value}"'  # the text "true" beside the boolean true
+        choices.append(choice_text(value, option.description))
+    try:
+        return PredictRequest(prompt=question_text(text, question.instructions), choices=choices, policy=policy)
+    except ValidationError as exc:
+        error = invalid_request(exc.errors(include_url=False))
+        raise InvalidRequestError(error.message, code=error.code, param=question.path) from exc
+
+
+def _param(param: str | None, question: Question, text_field: str) -> str | None:
+    """Return the field of the request that a field of a prediction's request comes from."""
+    match param:
+        case "prompt":
+            return text_field
+        case "adapter":
+            return "model"
+        case None:
+            return None
+        case _ if param.startswith("policy"):
+            return param
+    return question.path
