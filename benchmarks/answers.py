@@ -30,7 +30,7 @@ TICKETS = {
 
 
 # The ticket about which all three questions are asked.
-ASKED = "Our whole office has been locked out since eight, the client demo is at noon, and your bot is useless!"
+ASKED = "I reset my password twice and still cannot sign in, and payroll has to go out at noon!"
 
 
 def ask(url: str, prompt: str) -> dict[str, Any]:
