@@ -17,8 +17,10 @@ from blora.server.errors import (
     ServerError,
     SlowRequestError,
     TooLargeError,
+    UnsupportedMediaTypeError,
 )
 from blora.server.http.body_pacer import BodyPacer
+from blora.server.http.compression import ENCODINGS, decompress
 from blora.server.keys import CLIENT
 from blora.server.monitoring.logs import REQUEST_ID
 
@@ -189,11 +191,11 @@ class HeadAsGet:
 
 
 class BodyLimit:
-    """Read each body in full before it is parsed, and refuse it once it is too long or too slow.
+    """Read each body in full before it is parsed, decompress it, and refuse it once it is too long or too slow.
 
     Args:
         app: the wrapped ASGI application.
-        max_bytes: largest body, in bytes.
+        max_bytes: largest body, in bytes, before and after decompression.
         timeout_s: seconds for a body to arrive.
         refuse: makes the response for an error.
     """
@@ -215,11 +217,14 @@ class BodyLimit:
         try:
             async with asyncio.timeout(self._timeout_s):
                 body = await self._read(scope, receive)
+                if body and (encoding := _encoding(scope)) is not None:
+                    body = await self._decompress(body, encoding)
+                    scope = _without_encoding(scope, len(body))
         except TimeoutError:
             error: ServerError = SlowRequestError(
                 f"The body took more than {self._timeout_s:g} s to arrive, which is the limit: send it at once."
             )
-        except TooLargeError as exc:
+        except (TooLargeError, UnsupportedMediaTypeError) as exc:
             error = exc
         else:
             if body is not None:
@@ -249,6 +254,24 @@ class BodyLimit:
             if delay_s := self._pacer.delay(CLIENT.get(), len(body) - len(piece), len(piece)):
                 await asyncio.sleep(delay_s)
         return bytes(body)
+
+    async def _decompress(self, body: bytes, encoding: str) -> bytes:
+        result = await asyncio.to_thread(decompress, body, encoding, self._max_bytes)
+        if delay_s := self._pacer.delay(CLIENT.get(), min(len(body), len(result)), max(0, len(result) - len(body))):
+            await asyncio.sleep(delay_s)
+        return result
+
+
+def _encoding(scope: Scope) -> str | None:
+    """Return the encoding that a body has to be decompressed from; None for another one, or for none."""
+    encoding = Headers(scope=scope).get("content-encoding", "").strip().lower()
+    return encoding if encoding in ENCODINGS else None
+
+
+def _without_encoding(scope: Scope, n_bytes: int) -> Scope:
+    """Return the scope of a request whose body has been decompressed to so many bytes."""
+    kept = [pair for pair in scope["headers"] if pair[0] not in (b"content-encoding", b"content-length")]
+    return {**scope, "headers": [*kept, (b"content-length", str(n_bytes).encode())]}
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -93,8 +93,8 @@ class StrictJsonRoute(APIRoute):
     Raises:
         InvalidRequestError: if the body is not JSON.
         TooLargeError: if the body has too many values.
-        UnsupportedMediaTypeError: if the body is not declared as application/json, is compressed, or begins with a
-            byte order mark.
+        UnsupportedMediaTypeError: if the body is not declared as application/json, has a content-encoding other
+            than gzip and zstd, or begins with a byte order mark.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -133,5 +133,5 @@ def _check_headers(request: Request) -> None:
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", ""):
         raise UnsupportedMediaTypeError(
-            "The body has a content-encoding, and this server does not decompress: send it without one."
+            "The body has a content-encoding that this server cannot read: send it as gzip or zstd, or without one."
         )
