@@ -36,10 +36,27 @@ run: $(READY)  ## serve the embedded model and the demo adapters on HOST:PORT
 
 test: $(READY) lint  ## lint, types, architecture, and every test
 	tests/programs.sh
+	$(MAKE) clients || echo "Without $(CLIENTS) the tests of other projects' clients are skipped."
 	$(SIDE_BY_SIDE)
 
 test-noisy: $(READY)  ## every test on a processor that rounds at random
 	NOISY_PROCESSOR_SEED=0 PYTHONPATH=benchmarks/processors/noisy_site $(SIDE_BY_SIDE)
+
+CLIENTS := .venv-clients
+
+.PHONY: clients clients-newest
+clients: $(CLIENTS)/.ready  ## other projects' clients, for tests/clients, in an environment of their own
+
+$(CLIENTS)/.ready: tests/clients/requirements.txt
+	$(PYTHON) -m venv --clear $(CLIENTS)
+	$(CLIENTS)/bin/pip install --quiet --requirement tests/clients/requirements.txt
+	touch $@
+
+clients-newest:  ## pin the newest versions of the clients in tests/clients/requirements.txt
+	$(PYTHON) -m venv --clear $(CLIENTS)
+	$(CLIENTS)/bin/pip install --quiet --requirement tests/clients/requirements.in
+	$(CLIENTS)/bin/pip freeze > tests/clients/requirements.txt
+	touch $(CLIENTS)/.ready
 
 VLLM := .venv-vllm
 
@@ -122,4 +139,4 @@ demo: $(READY)  ## train the demo adapter again
 	examples/triage/train.sh
 
 clean:  ## remove .venv and caches
-	rm -rf $(VENV) $(VLLM) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache runs
+	rm -rf $(VENV) $(VLLM) $(CLIENTS) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache runs

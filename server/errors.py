@@ -72,6 +72,7 @@ class ErrorRow(NamedTuple):
 
 TABLE: dict[str, ErrorRow] = {
     "invalid_http": ErrorRow(400, "invalid_request_error"),
+    "not_text": ErrorRow(400, "invalid_request_error"),  # for 400 a client asks again without its images
     "conflict": ErrorRow(422, "invalid_request_error"),
     "duplicate_choices": ErrorRow(422, "invalid_request_error"),
     "empty_policy": ErrorRow(422, "invalid_request_error"),
@@ -86,7 +87,6 @@ TABLE: dict[str, ErrorRow] = {
     "missing": ErrorRow(422, "invalid_request_error"),
     "not_calibrated": ErrorRow(422, "invalid_request_error"),
     "not_finite": ErrorRow(422, "invalid_request_error"),
-    "not_text": ErrorRow(422, "invalid_request_error"),
     "out_of_range": ErrorRow(422, "invalid_request_error"),
     "unknown_field": ErrorRow(422, "invalid_request_error"),
     "unknown_question": ErrorRow(422, "invalid_request_error"),

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from benchmarks.server_process import ADAPTER
 from blora.adapter import read_config, save_adapter
 from blora.base_model import BaseModel
-from blora.config import PosteriorConfig
+from blora.config import PosteriorConfig, QuestionConfig
 from blora.posterior.inject import default_targets, parse_layers, select_modules
 from blora.posterior.posterior import Posterior
 from tests.scenarios import tiny_model
@@ -33,6 +33,13 @@ def make_lora(folder: Path, *, rank: int = 3, zero: bool = False, architecture: 
 
 def lora_of_the_demos_task(folder: Path, base: BaseModel) -> Path:
     """An adapter of the embedded model for the demo's choices: a posterior over a random LoRA in the last two layers."""
+    return random_lora(folder, base, read_config(ADAPTER).prompt.choices)
+
+
+def random_lora(
+    folder: Path, base: BaseModel, choices: tuple[str, ...] | None, question: QuestionConfig | None = None
+) -> Path:
+    """An adapter of the embedded model for some choices: a posterior over a random LoRA in the last two layers."""
     demo = read_config(ADAPTER)
     targets = default_targets(base.model.config.model_type)
     modules = select_modules(base.model, targets, parse_layers("last:2", base.model.config.num_hidden_layers))
@@ -41,10 +48,11 @@ def lora_of_the_demos_task(folder: Path, base: BaseModel) -> Path:
         target_modules=targets,
         modules=modules,
         posterior=PosteriorConfig(),
-        prompt=replace(demo.prompt, readout="scores"),
+        prompt=replace(demo.prompt, readout="scores", choices=choices),
         sampling=replace(demo.sampling, n_samples=4),
         head=None,
         familiarity=None,
+        question=question,
         training={},
     )
     posterior = Posterior(modules, config.posterior, seed=0)
