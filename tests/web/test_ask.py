@@ -59,7 +59,7 @@ def test_an_answer_shows_its_choice_and_everything_about_its_uncertainty(page: P
     expect(results).to_contain_text("Leading choice by draw: billing 4.")
     expect(results).to_contain_text("Prediction set: billing.")
     for part in ("In the text", "In the model", "Together", "Familiarity"):
-        expect(results.get_by_text(part, exact=True).first).to_be_visible()
+        expect(results.locator(".legend").get_by_text(part, exact=True)).to_be_visible()
     expect(results).to_contain_text("Proved: at most 5 % of its answers are wrong, with probability 95 %")
 
 
@@ -136,6 +136,9 @@ def test_the_questions_of_a_model_are_asked_at_once(page: Page) -> None:
     assert results.locator(".kicker").all_inner_texts() == ["DESK", "URGENT", "MOOD"]
     assert page.locator("#model option").all_inner_texts() == ["triage", "desk", "open"]
     expect(results.locator(".choices").nth(2)).to_contain_text("annoyed")
+    given = [panel.inner_text() for panel in results.locator(".answer .said").all()]
+    shown = results.get_by_role("region", name="All questions").locator("dd").all_inner_texts()
+    assert shown == given  # no policy withholds one
 
 
 def test_choices_are_typed_where_an_adapter_has_none(page: Page) -> None:

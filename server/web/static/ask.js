@@ -2,7 +2,7 @@
 
 import { json } from "./api.js";
 import { answerPanel } from "./answer.js";
-import { h, labelled } from "./dom.js";
+import { facts, h, labelled } from "./dom.js";
 import { choicesOf, examplesFor, questionName, typedChoices } from "./models.js";
 
 /** Fill the view; `models` are those of modelsOf. */
@@ -75,14 +75,26 @@ async function askAll(model, prompt, typed) {
   }));
   try {
     const { predictions } = await json("v1/predict", { inputs: requests, return_samples: true });
-    return predictions.map((answer, i) => {
+    const panels = predictions.map((answer, i) => {
       const card = model.questions[i];
       const name = model.questions.length > 1 ? questionName(card, model) : null;
       return answer.error ? errorPanel(answer.error.message, name) : answerPanel({ answer, name, card, request: requests[i] });
     });
+    return panels.length > 1 ? [overview(model, predictions), ...panels] : panels;
   } catch (error) {
     return [errorPanel(error.message, null)];
   }
+}
+
+/** Return what the server decided on each question, in short. */
+function overview(model, predictions) {
+  const verdict = (answer) => {
+    if (answer.error) return [h("span", { class: "chip withheld" }, "error")];
+    if (!answer.abstained) return [h("span", { class: "chip answered" }, answer.answer)];
+    return [h("span", { class: "chip withheld" }, "withheld"), h("span", { class: "small muted" }, ` leans to ${answer.top_choice}`)];
+  };
+  return h("section", { class: "panel", "aria-label": "All questions" },
+    facts(model.questions.map((card, i) => [questionName(card, model), h("span", {}, verdict(predictions[i]))])));
 }
 
 function errorPanel(message, name) {

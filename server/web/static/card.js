@@ -27,7 +27,7 @@ function cardOf(card) {
   return [
     h("div", { class: "columns even" },
       h("section", { class: "panel" }, h("h2", {}, card.name), aboutIt(card)),
-      h("section", { class: "panel" }, h("h2", {}, "On validation rows"), ...validation(training.validation))),
+      h("section", { class: "panel" }, h("h2", {}, "On validation rows"), validation(training.validation))),
     calibration
       ? h("section", { class: "blocks" }, h("h2", { class: "apart" }, "What its calibration proves"), ...proofs(calibration))
       : h("section", { class: "panel" }, h("h2", {}, "No calibration"),
@@ -60,7 +60,7 @@ function validation(record) {
   const known = METRICS.filter(([name]) => typeof record[name] === "number");
   return [
     h("dl", { class: "tiles" }, known.map(([name, title, text, meaning]) => h("div", {}, h("dt", {}, title), h("dd", { class: "big" }, text(record[name])), h("dd", { class: "muted small" }, meaning)))),
-    h("p", { class: "small muted" }, [record.n_examples && `${number(record.n_examples)} rows of ${record.source}`, record.n_samples && `${record.n_samples} draws`].filter(Boolean).join(", "), "."),
+    record.n_examples !== undefined && h("p", { class: "small muted" }, `${number(record.n_examples)} rows of ${record.source}, ${record.n_samples ?? "one"} draws.`),
   ];
 }
 

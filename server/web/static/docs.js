@@ -1,7 +1,7 @@
 // The API page: routes and schemas of /openapi.json, with requests that run from the page.
 
 import { askForKey, json, key, send } from "./api.js";
-import { h, labelled, number, tableOf } from "./dom.js";
+import { h, labelled, number, tableOf, withCode } from "./dom.js";
 import { exampleOf, fieldsOf, nameOf, typeOf } from "./schema.js";
 
 const METHODS = ["get", "post", "put", "delete"];
@@ -34,10 +34,10 @@ function draw(main, openapi, cards) {
   const operations = Object.entries(openapi.paths).flatMap(([path, item]) =>
     METHODS.filter((method) => item[method]).map((method) => ({ path, method: method.toUpperCase(), id: `${method}-${path.replaceAll(/[^a-z0-9]+/gi, "-")}`, ...item[method] })));
   main.replaceChildren(
-    h("div", {},
+    h("div", { class: "intro" },
       h("h1", {}, `${openapi.info.title} ${openapi.info.version}`),
       h("p", {}, openapi.info.summary ?? ""),
-      h("p", { class: "muted" }, "JSON in, JSON out. An unknown field is refused. With --api-keys each request carries ", h("code", {}, "authorization: Bearer KEY"), "; requests from this page carry the key that the tab keeps.")),
+      h("p", { class: "muted" }, "JSON in, JSON out. An unknown field is refused. With ", h("code", {}, "--api-keys"), " each request carries ", h("code", {}, "authorization: Bearer KEY"), "; requests from this page carry the key that the tab keeps.")),
     ...operations.map((operation) => operationPart(operation, schemas, cards)),
     h("h2", { id: "schemas" }, "Schemas"),
     ...Object.entries(schemas).sort().map(([name, schema]) => schemaPart(name, schema)));
@@ -58,7 +58,7 @@ function fieldTable(caption, fields) {
     h("code", {}, name),
     h("span", {}, typeCell(type), limits ? h("span", { class: "muted small" }, `, ${limits}`) : ""),
     required ? h("strong", { class: "small" }, "required") : h("code", {}, standard),
-    description,
+    h("span", {}, withCode(description)),
   ]));
 }
 
@@ -66,7 +66,7 @@ function schemaPart(name, schema) {
   const fields = fieldsOf(schema);
   return h("section", { class: "panel schema", id: `schema-${name}` },
     h("h3", {}, name),
-    schema.description && h("p", {}, firstPart(schema.description)),
+    schema.description && h("p", {}, withCode(firstPart(schema.description))),
     fields.length > 0 ? fieldTable(`Fields of ${name}`, fields) : h("p", {}, typeCell(typeOf(schema))));
 }
 
@@ -82,7 +82,7 @@ function operationPart(operation, schemas, cards) {
   return h("section", { class: "panel operation", id, "aria-labelledby": `${id}-title` },
     h("h2", { id: `${id}-title` }, h("span", { class: `method ${method}` }, method), path),
     h("p", { class: "summary" }, summary ?? ""),
-    description && h("p", {}, firstPart(description)),
+    description && h("p", {}, withCode(firstPart(description))),
     ...alternatives.map((name) => h("details", { open: alternatives[0] === name },
       h("summary", {}, alternatives.length > 1 ? `Fields of the body, as ${name}` : "Fields of the body"),
       fieldTable(`Fields of ${name} in ${method} ${path}`, fieldsOf(schemas[name])))),

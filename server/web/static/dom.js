@@ -61,6 +61,11 @@ export function tableOf(caption, heads, rows, numeric = []) {
       h("tbody", {}, rows.map((row) => h("tr", {}, row.map((cell, i) => h("td", { class: side(i) }, cell)))))));
 }
 
+/** Return a text whose parts between backquotes are code. */
+export function withCode(text) {
+  return text.split("`").map((part, i) => (i % 2 ? h("code", {}, part) : part));
+}
+
 /** Return a number with three significant digits, at least down to the thousandth. */
 export function number(value) {
   if (value === null || value === undefined) return "–";

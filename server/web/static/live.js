@@ -85,6 +85,7 @@ function errorTable(requests) {
 function adapterPart(series, adapter) {
   const of = { adapter };
   const count = (outcome) => total(series, "blora_requests_total", { adapter, outcome });
+  const requestsOf = total(series, "blora_requests_total", of);
   const reasons = matching(series, "blora_abstentions_total", of).filter(({ value }) => value > 0);
   const familiar = buckets(series, "blora_familiarity", of);
   const seen = familiar.counts.reduce((all, each) => all + each, 0);
@@ -100,6 +101,7 @@ function adapterPart(series, adapter) {
     return [percent(Number(target)), percent(value, 1), percent(bound, 1), `${number(outcomes)} of ${number(promised)}`,
       h("span", { class: `chip ${broken ? "withheld" : "answered"}` }, broken ? "broken" : "not refuted")];
   });
+  if (requestsOf === 0) return h("section", { class: "panel row spread" }, h("h2", {}, adapter), h("p", { class: "muted small" }, "Nothing asked yet."));
   return h("section", { class: "panel" },
     h("h2", {}, adapter),
     h("p", {}, `${number(count("answered"))} answered, ${number(count("abstained"))} withheld`,
@@ -110,6 +112,6 @@ function adapterPart(series, adapter) {
         seen > 0 ? histogram(tenths, [0, 1], `Histogram of the familiarity of ${number(seen)} texts`) : h("p", { class: "muted small" }, "No text with a familiarity yet.")),
       h("div", {}, h("h3", {}, "The promise, by reported outcomes"),
         promise.length > 0
-          ? tableOf("The promise, by reported outcomes", ["Promised", "Wrong so far", "Surely above", "Outcomes", "Verdict"], promise, [0, 1, 2, 3])
+          ? tableOf("The promise, by reported outcomes", ["Promised", "Wrong so far", "Lower bound (95 %)", "Outcomes", "Verdict"], promise, [0, 1, 2, 3])
           : h("p", { class: "muted small" }, "No outcome reported yet. Send some to /v1/feedback, from the views Ask and Table too."))));
 }

@@ -29,17 +29,18 @@ export function limitsOf(schema) {
   const parts = [schema, ...(schema.anyOf ?? [])];
   const first = (key) => parts.map((part) => part[key]).find((value) => value !== undefined);
   const text = (value) => (Math.abs(value) > Number.MAX_SAFE_INTEGER ? value.toExponential(1) : value);
-  const range = (low, high, of) => {
-    if (low !== undefined && high !== undefined) return `${text(low)} to ${text(high)}${of}`;
-    if (low !== undefined) return `at least ${text(low)}${of}`;
-    return high === undefined ? null : `at most ${text(high)}${of}`;
+  const range = (low, high, one = "", several = "") => {
+    const counted = (value) => `${text(value)}${value === 1 ? one : several}`;
+    if (low !== undefined && high !== undefined) return `${text(low)} to ${counted(high)}`;
+    if (low !== undefined) return `at least ${counted(low)}`;
+    return high === undefined ? null : `at most ${counted(high)}`;
   };
   return [
-    range(first("minimum"), first("maximum"), ""),
+    range(first("minimum"), first("maximum")),
     first("exclusiveMinimum") === undefined ? null : `above ${first("exclusiveMinimum")}`,
     first("exclusiveMaximum") === undefined ? null : `below ${first("exclusiveMaximum")}`,
-    range(first("minItems"), first("maxItems"), " entries"),
-    range(first("minLength"), first("maxLength"), " characters"),
+    range(first("minItems"), first("maxItems"), " entry", " entries"),
+    range(first("minLength"), first("maxLength"), " character", " characters"),
     first("pattern") === undefined ? null : `like ${first("pattern")}`,
   ].filter(Boolean).join(", ");
 }
