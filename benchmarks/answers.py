@@ -15,11 +15,11 @@ import torch
 
 from benchmarks.decisions.asking import labels, read_rows
 from benchmarks.decisions.figures import ece_floor
-from benchmarks.server_process import QUESTIONS, ROOT, TRIAGE, serve
+from benchmarks.server_process import QUESTIONS, ROOT, TRIAGE, demo, serve
 from blora.decision.metrics import metrics
 from blora.training.provenance import machine, revision
 
-__all__ = ["RESULT", "TICKETS"]
+__all__ = ["ASKED", "RESULT", "TICKETS", "request_of"]
 
 RESULT = ROOT / "benchmarks" / "results" / "answers" / "answers.json"
 TICKETS = {
@@ -60,14 +60,16 @@ def withheld(url: str) -> dict[str, dict[str, float | int]]:
     return counts
 
 
+def request_of(text: str) -> dict[str, Any]:
+    """Return the body of a request to POST /v1/decisions with the three questions about a text."""
+    questions = [json.loads((TRIAGE / "questions" / f"{name}.json").read_text()) for name in QUESTIONS]
+    return {"model": "triage", "input": text, "questions": questions}
+
+
 def decide(url: str, texts: Sequence[str]) -> list[dict[str, Any]]:
     """Return the server's response to the three questions about each text."""
-    questions = [json.loads((TRIAGE / "questions" / f"{name}.json").read_text()) for name in QUESTIONS]
     with httpx.Client(base_url=url, timeout=600) as client:
-        found = [
-            client.post("/v1/decisions", json={"model": "triage", "input": text, "questions": questions})
-            for text in texts
-        ]
+        found = [client.post("/v1/decisions", json=request_of(text)) for text in texts]
     return [response.raise_for_status().json() for response in found]
 
 
@@ -105,9 +107,8 @@ def _tickets(name: str) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Asks and keeps."""
-    adapters = {"triage" if name == "queue" else f"triage.{name}": path for name, path in QUESTIONS.items()}
-    flags = {"adapters": ",".join(f"{name}={path}" for name, path in adapters.items()), "default_adapter": "triage"}
-    with tempfile.TemporaryDirectory() as folder, serve(Path(folder) / "log", timeout_s="600", **flags) as server:
+    flags = demo() | {"timeout_s": "600"}
+    with tempfile.TemporaryDirectory() as folder, serve(Path(folder) / "log", **flags) as server:
         answers = {name: {"prompt": prompt, "answer": ask(server.url, prompt)} for name, prompt in TICKETS.items()}
         counts = withheld(server.url)
         [asked] = decide(server.url, [ASKED])

@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-__all__ = ["ADAPTER", "QUESTIONS", "ROOT", "TRIAGE", "Server", "serve"]
+__all__ = ["ADAPTER", "QUESTIONS", "ROOT", "TRIAGE", "Server", "demo", "serve"]
 
 ROOT = Path(__file__).resolve().parent.parent
 TRIAGE = ROOT / "examples" / "triage"
@@ -21,6 +21,12 @@ ADAPTER = TRIAGE / "adapter"
 # The adapters of the demo's three questions, by the name of the question.
 QUESTIONS = {"queue": ADAPTER, "urgent": TRIAGE / "adapter.urgent", "mood": TRIAGE / "adapter.mood"}
 START_TIMEOUT_S = 180.0
+
+
+def demo(adapters: Mapping[str, Path] = QUESTIONS) -> dict[str, str]:
+    """Return the flags that serve an adapter for each of the demo's questions as one model named triage."""
+    names = [("triage" if name == "queue" else f"triage.{name}", path) for name, path in adapters.items()]
+    return {"adapters": ",".join(f"{name}={path}" for name, path in names), "default_adapter": "triage"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import answer_tables
 from benchmarks import deploy_tables as deploy
 from benchmarks.calibration.report.records import RECALIBRATED, read_results
 from benchmarks.calibration.report.study import studies
@@ -23,7 +24,6 @@ from benchmarks.processors import table as processors
 from benchmarks.score_table import scores
 from benchmarks.server_process import ADAPTER
 from benchmarks.serving import tables as serving
-from blora.scores import SCORES
 
 __all__ = ["render"]
 
@@ -91,41 +91,10 @@ def _concurrent(folder: str) -> str:
     return f"{record_table([result], columns)}\n\n{machine_line}"
 
 
-def _answer(name: str) -> str:
-    """One question as a line to paste, and what the server said, without the numbers of each choice."""
-    [result] = _load("answers")
-    kept = result["answers"][name.removeprefix("answer_")]
-    answer = kept["answer"]
-    body = json.dumps({"prompt": kept["prompt"]}, ensure_ascii=False)
-    shown = {key: answer[key] for key in ("answer", "top_choice")}
-    shown |= {name: round(answer[name], 3) for name in SCORES if name in answer}
-    shown["abstain_reasons"] = [
-        {key: round(value, 3) if isinstance(value, float) else value for key, value in reason.items()}
-        for reason in answer["abstain_reasons"]
-    ]
-    lines = ",\n ".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in shown.items())
-    command = f"curl -s http://127.0.0.1:8000/v1/predict -H 'content-type: application/json' -d '{body}'"
-    return f"```sh\n{command}\n```\n```json\n{{{lines}}}\n```"
-
-
 def _parts(name: str) -> str:
     """Return what each part of the demo's adapter reaches, from its training record."""
     parts = json.loads((ADAPTER / "bayesian_config.json").read_text())["training"]["parts"]
     return record_table([figures | {"part": part} for part, figures in parts.items()], {"": "{part}", **METRICS})
-
-
-def _withheld(folder: str) -> str:
-    """Return the table of the tickets of each kind that the demo's policy answers."""
-    [result] = _load("answers")
-    columns: Columns = {
-        "tickets": "{kind}",
-        "number": "{n}",
-        "answered": lambda c: f"{c['answered'] / c['n']:.0%}",
-        "of these right": lambda c: (
-            "none can be" if c["kind"] == "out of scope" else f"{c['right'] / c['answered']:.0%}"
-        ),
-    }
-    return record_table([count | {"kind": kind} for kind, count in result["withheld"].items()], columns)
 
 
 def _calibration(folder: str) -> str:
@@ -355,11 +324,12 @@ TABLES: dict[str, Callable[[str], str]] = {
     "concurrent": _concurrent,
     "peers": lambda name: peers(_load("peers")),
     "scores": scores,
-    "withheld": _withheld,
+    "withheld": answer_tables.withheld,
     "demo_parts": _parts,
-    "answer_sure": _answer,
-    "answer_ambiguous": _answer,
-    "answer_out_of_scope": _answer,
+    "answer_ambiguous": answer_tables.answer,
+    "answer_out_of_scope": answer_tables.answer,
+    "answer_decisions": answer_tables.decisions,
+    "questions": answer_tables.questions,
 }
 
 

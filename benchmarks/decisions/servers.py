@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from benchmarks.decisions.asking import LEVELS, Row, questions_of
-from benchmarks.server_process import QUESTIONS, TRIAGE, serve
+from benchmarks.server_process import QUESTIONS, TRIAGE, demo, serve
 from blora.base_model import load_base_model
 from blora.cli import main as blora
 
@@ -42,8 +42,7 @@ def train_blora(folder: Path) -> float:
 @contextmanager
 def serve_blora(folder: Path) -> Iterator[str]:
     """Serve the adapters as one model named triage, in float32, and return the address."""
-    names = [("triage" if name == "queue" else f"triage.{name}", folder / name) for name in QUESTIONS]
-    flags = {"adapters": ",".join(f"{name}={path}" for name, path in names), "dtype": "float32", "timeout_s": "600"}
+    flags = demo({name: folder / name for name in QUESTIONS}) | {"dtype": "float32", "timeout_s": "600"}
     with serve(folder / "blora.log", **flags) as server:
         yield server.url
 

@@ -15,9 +15,9 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.answers import RESULT, TICKETS
+from benchmarks.answers import ASKED, RESULT, TICKETS, request_of
 from benchmarks.processors.table import between_dtypes, distance
-from benchmarks.server_process import ADAPTER, TRIAGE, Server, serve
+from benchmarks.server_process import ADAPTER, TRIAGE, Server, demo, serve
 from blora.calibration_file import body_digest, read
 from blora.decision.binomial import binomial_cdf
 from blora.errors import AdapterError
@@ -34,7 +34,7 @@ PATIENT = {"timeout_s": "600", "drain_timeout_s": "600"}
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serve(tmp_path_factory.mktemp("live") / "log", **PATIENT) as running:
+    with serve(tmp_path_factory.mktemp("live") / "log", **demo(), **PATIENT) as running:
         yield running
 
 
@@ -86,6 +86,18 @@ async def test_the_readme_shows_what_the_server_says(live: Server, name: str) ->
     assert answer["answer"] == kept["answer"]["answer"]
     assert answer["abstained"] == (name != "sure")
     assert probabilities(answer) == pytest.approx(probabilities(kept["answer"]), abs=TOLERANCE)
+
+
+async def test_the_readme_shows_what_the_server_says_of_three_questions(live: Server) -> None:
+    kept = json.loads(RESULT.read_text())["decisions"]["answers"]
+    async with client_of(live) as client:
+        response = await client.post("/v1/decisions", json=request_of(ASKED))
+    found = response.raise_for_status().json()["answers"]
+    assert [answer["name"] for answer in found] == ["queue", "urgent", "mood"]
+    assert [answer["abstained"] for answer in found] == [answer["abstained"] for answer in kept]
+    assert found[0]["choice"] == kept[0]["choice"]
+    assert found[1]["probability"] == pytest.approx(kept[1]["probability"], abs=TOLERANCE)
+    assert found[2]["score"] == pytest.approx(kept[2]["score"], abs=2 * TOLERANCE)
 
 
 @pytest.fixture(scope="module")
