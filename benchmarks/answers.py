@@ -30,7 +30,7 @@ TICKETS = {
 
 
 # The ticket about which all three questions are asked.
-ASKED = "I reset my password twice and still cannot sign in, and payroll has to go out at noon!"
+ASKED = "You charged our card twice for March, and I have asked you three times to refund it."
 
 
 def ask(url: str, prompt: str) -> dict[str, Any]:
