@@ -41,6 +41,7 @@ from blora.posterior.sizes import memory_bytes, tensor_shapes
 
 __all__ = [
     "Adapter",
+    "adapter_digest",
     "attach",
     "check_output",
     "load_adapter",
@@ -206,6 +207,15 @@ def load_adapter(
     if _files(folder) != files or _digest(folder, files) != digest:
         raise AdapterError(f"got adapter {folder}, whose files were replaced while they were read; load it again")
     return Adapter(name or folder.resolve().name, folder, digest, config, posterior, familiarity)
+
+
+def adapter_digest(folder: Path) -> str:
+    """Return the digest sha256:<hex> of the adapter in a folder, which needs no base model.
+
+    Raises:
+        AdapterError: if a file is missing, unsafe or unreadable, or the config is invalid.
+    """
+    return _digest(folder, _files(folder))
 
 
 def _read_lora(folder: Path, config: AdapterConfig, base: BaseModel) -> Posterior:

@@ -28,6 +28,7 @@ __all__ = [
     "EMBEDDED_HUB_ID",
     "EMBEDDED_ID",
     "BaseModel",
+    "cache_folder",
     "fingerprint",
     "load_base_model",
     "native_dtypes",
@@ -237,8 +238,12 @@ def _resolve(spec: str) -> tuple[str, str, str | None]:
     return model_id, model_id, revision or None
 
 
-def _cache_folder() -> Path:
-    """Return the cache folder for converted models, and create it if it is missing."""
+def cache_folder() -> Path:
+    """Return the cache folder, BLORA_CACHE_DIR or ~/.cache/blora, and create it if it is missing.
+
+    Raises:
+        BaseModelError: if the folder cannot be made.
+    """
     cache = Path(os.environ.get("BLORA_CACHE_DIR") or os.path.expanduser("~/.cache/blora"))
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -254,7 +259,7 @@ def _convert(gguf: Path, model_id: str) -> tuple[str, str, str]:
     """Dequantise a GGUF file into the cache folder, unless that was done before."""
     with gguf.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    cache = _cache_folder()
+    cache = cache_folder()
     target = cache / f"{model_id}-{digest[:16]}"
     if not target.is_dir():
         for left in cache.glob(".partial-*"):  # left behind by a process that was killed

@@ -13,6 +13,7 @@ COMMANDS = (
     "ask",
     "bayesianize",
     "calibrate",
+    "doctor",
     "evaluate",
     "export",
     "familiarize",

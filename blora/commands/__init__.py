@@ -1,0 +1,1 @@
+"""Commands that belong to neither training nor the server."""
