@@ -40,6 +40,8 @@ from blora.posterior.posterior import Posterior
 from blora.posterior.sizes import memory_bytes, tensor_shapes
 
 __all__ = [
+    "CARD_FILE",
+    "OWN_FILES",
     "Adapter",
     "adapter_digest",
     "attach",
@@ -55,6 +57,8 @@ CARD_FILE = "README.md"
 HEAD_FILE = "head.safetensors"
 FAMILIARITY_FILE = "familiarity.safetensors"
 DIGESTED = (LORA_CONFIG_FILE, WEIGHTS_FILE, CONFIG_FILE, POSTERIOR_FILE, HEAD_FILE, FAMILIARITY_FILE)
+# Names of all files that an adapter may consist of.
+OWN_FILES = (*DIGESTED, CARD_FILE, CALIBRATION_FILE)
 OF_LORA = (LORA_CONFIG_FILE, WEIGHTS_FILE, POSTERIOR_FILE)
 # A git commit, or the digest of a file or of the tensors in files: equal hashes mean equal weights.
 CONTENT_HASH = re.compile("[0-9a-f]{40}|sha256:[0-9a-f]{64}")
@@ -104,7 +108,7 @@ def check_output(path: Path | str) -> None:
     ours = any((path / name).is_file() for name in (CONFIG_FILE, UNFINISHED_FILE))
     if path.is_dir() and any(path.iterdir()) and not ours:
         raise AdapterError(f"got output folder {path}, which holds other files; expected a new or an adapter's folder")
-    if taken := [name for name in (*DIGESTED, CARD_FILE, CALIBRATION_FILE) if (path / name).is_dir()]:
+    if taken := [name for name in OWN_FILES if (path / name).is_dir()]:
         raise AdapterError(f"got folders {', '.join(taken)} in {path}, where the adapter's files go; move them away")
 
 

@@ -9,6 +9,8 @@ from blora.errors import BloraError
 __all__ = ["main"]
 
 GROUP = "blora.commands"
+# The extra that a command needs, by the beginning of its module's name; train for the others.
+EXTRAS = {"blora.server.": "serve", "blora.commands.": "model"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _install_hint(entry: EntryPoint) -> str:
-    extra = "serve" if entry.value.startswith("blora.server") else "train"
+    extra = next((extra for package, extra in EXTRAS.items() if entry.value.startswith(package)), "train")
     return f"install it with `pip install 'blora[{extra}]'`"
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from blora.adapter import load_adapter
 from blora.base_model import EMBEDDED, BaseModel, pick_device
+from blora.hub.fetch import local_folder
+from blora.hub.name import HubName, place_of
 from blora.model import Model
 from blora.opening import open_adapter, pick_dtype
 from blora.training.sources import Rows
@@ -29,22 +31,26 @@ def load(
     """Return an adapter that answers questions in this process as `blora serve` would.
 
     Args:
-        path: the adapter's folder.
+        path: the adapter's folder, or its name on the Hugging Face hub, "hf://owner/name@revision".
         base_model: `embedded`, a folder, a .gguf file, or a hub id with an optional @revision; by default the
             model that the adapter was trained on.
         device: a torch device, or auto: cuda, else cpu.
         dtype: float32, bfloat16, float16, or auto: the device's first dtype that the adapter is calibrated for.
-        name: name of the adapter in answers; the folder's name by default.
+        name: name of the adapter in answers; the folder's name by default, or the repository's.
         allow_uncalibrated: whether to answer, with a warning in every prediction, if the adapter's calibration is for
             another dtype or other contents. Required to calibrate for a further dtype.
 
     Raises:
-        AdapterError: if the folder holds no adapter of that base model.
+        ConfigError: if a name on the hub is malformed.
+        AdapterError: if the folder holds no adapter of that base model, or the hub does not give it.
         NotCalibratedError: if the adapter's calibration does not hold, unless allow_uncalibrated is set.
         BaseModelError: if the base model, the device or the dtype cannot be used.
     """
-    folder = Path(path)
+    place = place_of(path)
+    folder = local_folder(place)
     picked = pick_dtype(dtype, pick_device(device), [folder], allow_uncalibrated=allow_uncalibrated)
+    if name is None and isinstance(place, HubName):
+        name = place.name
     base, adapter = open_adapter(folder, base_model=base_model, device=device, dtype=picked, name=name)
     return Model(base, adapter, allow_uncalibrated=allow_uncalibrated)
 

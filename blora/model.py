@@ -13,6 +13,7 @@ from blora.client.answers import Prediction
 from blora.client.shown import html_table
 from blora.errors import BloraError
 from blora.export import export_draws
+from blora.hub.fetch import check_own
 from blora.server.engines.handle import AdapterHandle
 from blora.server.engines.jobs import handle_of
 from blora.server.prediction.policies import InForce, default_policy
@@ -189,6 +190,7 @@ class Model:
             limit: number of rows to use, from the top; None for all.
 
         Raises:
+            AdapterError: if the adapter was loaded from the hub: pull it into a folder of your own first.
             DataError: if rows are malformed, are duplicates, or were used to make the adapter.
             ConfigError: if there are too few rows, or they do not prove the target.
         """
@@ -196,6 +198,7 @@ class Model:
         from blora.training.calibrate import calibrate_adapter
         from blora.training.data import examples_for
 
+        check_own(self.adapter.path)
         goal = Goal(
             target_risk=target_risk,
             delta=delta,

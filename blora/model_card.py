@@ -1,5 +1,6 @@
 """The README.md of an adapter directory, generated from its config."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,9 +21,12 @@ OF_HEAD = (
 # What a familiarity measures, by kind.
 KINDS = {"gaussian": "the distance", "direction": "the direction", "both": "the distance and the direction"}
 
+# Metrics of the hub's record, by their names in the training record.
+METRICS = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE", "brier": "Brier score", "aurc": "AURC"}
+
 
 def model_card(config: AdapterConfig, name: str) -> str:
-    """Return the model card as Markdown with the hub's front matter.
+    """Return the model card as Markdown with the hub's front matter: base model, tags and metrics.
 
     Args:
         config: the adapter's settings and training record.
@@ -59,7 +63,8 @@ def model_card(config: AdapterConfig, name: str) -> str:
         "---",
         *([f"base_model: {hub_id}"] if hub_id else []),
         *(["library_name: peft"] if config.modules else []),
-        f"tags: [{', '.join(['lora', 'bayesian-lora'] if config.modules else ['decision-head'])}, uncertainty]",
+        f"tags: [{', '.join(_tags(config))}]",
+        *_model_index(config, name),
         "---",
         "",
         f"# {name}",
@@ -75,6 +80,29 @@ def model_card(config: AdapterConfig, name: str) -> str:
     if command := config.training.get("command"):
         lines += ["", "## Made with", "", "```", command, "```"]
     return "\n".join(lines) + "\n"
+
+
+def _tags(config: AdapterConfig) -> list[str]:
+    lora = ["lora", "bayesian-lora"] if config.modules else []
+    return ["blora", *lora, *(["decision-head"] if config.head is not None else []), "uncertainty", "abstention"]
+
+
+def _model_index(config: AdapterConfig, name: str) -> list[str]:
+    """Return the hub's record of metrics, from the rows that fitted the recalibration, which it says."""
+    figures = _figures(config.training)
+    metrics = {key: figures[key] for key in METRICS if isinstance(figures.get(key), float)}
+    if not metrics:
+        return []
+    source = figures.get("source", "rows of the owner")
+    entries = [
+        {"type": key, "name": f"{METRICS[key]}, validation rows", "value": round(value, 4), "verified": False}
+        for key, value in metrics.items()
+    ]
+    about = f"{source}: validation rows, which the recalibration was fitted on, {figures.get('n_examples')} of them"
+    dataset = {"type": str(source), "name": about, "split": "validation"}
+    task = {"type": "text-classification"}
+    index = [{"name": name, "results": [{"task": task, "dataset": dataset, "metrics": entries}]}]
+    return [f"model-index: {json.dumps(index, ensure_ascii=False)}"]  # JSON is YAML as well
 
 
 def _hub_id(base_model: str) -> str | None:
@@ -137,20 +165,24 @@ def _scoring(prompt: PromptConfig) -> str:
     return f"text, normalized by {prompt.normalization}{end}"
 
 
+def _figures(training: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the latest metrics on validation rows: after tuning, the metrics from training are out of date."""
+    if (tuning := training.get("tuning")) is None:
+        return dict(training.get("validation", {}))
+    trial = next(trial for trial in tuning["trials"] if trial["scale"] == tuning["scale"])
+    fitted = ("temperature", "length_power", "lapse")  # already in the first table
+    figures = {name: tuning[name] for name in ("source", "digest", "n_examples")}
+    return figures | {name: value for name, value in trial.items() if name not in fitted}
+
+
 def _validation(training: Mapping[str, Any]) -> list[str]:
-    """Return the section with the latest metrics: after tuning, the metrics from training are out of date."""
-    figures = training.get("validation", {})
-    about: list[str] = []
-    if tuning := training.get("tuning"):
-        trial = next(trial for trial in tuning["trials"] if trial["scale"] == tuning["scale"])
-        fitted = ("temperature", "length_power", "lapse")  # already in the first table
-        figures = {name: tuning[name] for name in ("source", "digest", "n_examples")}
-        figures |= {name: value for name, value in trial.items() if name not in fitted}
-        about = ["", "After tuning, on the rows that chose the scale and the recalibration:"]
+    """Return the section with the latest metrics."""
+    figures = _figures(training)
     if not figures:
         return []
+    tuned = ["", "After tuning, on the rows that chose the scale and the recalibration:"]
     cells = {k: f"{v:.4f}" if isinstance(v, float) else str(v) for k, v in figures.items()}
-    return ["", "## Validation", *about, "", *_table(cells)]
+    return ["", "## Validation", *(tuned if training.get("tuning") else []), "", *_table(cells)]
 
 
 def _policy(policy: Mapping[str, float] | None) -> str:

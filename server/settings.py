@@ -6,13 +6,16 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from blora.errors import ConfigError
+from blora.hub.name import HubName, place_of
+
 __all__ = ["AdapterSource", "Settings"]
 
 
 class AdapterSource(NamedTuple):
-    """Folder of one adapter, and the name it is served under; None for its folder's name."""
+    """Place of one adapter, and the name it is served under; None for its folder's name."""
 
-    path: Path
+    path: Path | HubName
     name: str | None
 
 
@@ -58,7 +61,9 @@ class Settings(BaseSettings):
     )
     engine_concurrency: int = Field(32, description="Most requests to vLLM at the same time.", ge=1)
     adapters: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="Adapters to serve, each PATH or NAME=PATH, separated by commas."
+        (),
+        description="Adapters to serve, each PATH or NAME=PATH, separated by commas; a path is a folder, or "
+        "hf://owner/name[@revision] on the Hugging Face hub.",
     )
     adapter_root: Path | None = Field(
         None,
@@ -195,6 +200,14 @@ class Settings(BaseSettings):
         return value
 
     @model_validator(mode="after")
+    def _adapters_are_places(self) -> "Settings":
+        try:
+            _ = self.adapter_sources
+        except ConfigError as exc:
+            raise ValueError(str(exc)) from exc
+        return self
+
+    @model_validator(mode="after")
     def _one_full_batch_fits_the_queue(self) -> "Settings":
         if self.max_queue_tokens < self.max_batch_tokens:
             raise ValueError(
@@ -245,5 +258,6 @@ class Settings(BaseSettings):
 
 
 def _parse_source(entry: str) -> AdapterSource:
-    name, equals, path = entry.partition("=")
-    return AdapterSource(Path(path), name) if equals else AdapterSource(Path(entry), None)
+    name, equals, place = entry.partition("=")
+    found = place_of(place if equals else entry)
+    return AdapterSource(found, name if equals else found.name if isinstance(found, HubName) else None)

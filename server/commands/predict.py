@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from blora.client.command import add_policy, read_policy
 from blora.command_help import CommandHelp
 from blora.errors import ConfigError
+from blora.hub.name import HubName, place_of
 
 if TYPE_CHECKING:
     from blora.server.batch.rows import QuestionRow
@@ -39,8 +40,10 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "output", type=Path, help=".jsonl file to write, in the order of the rows; each line has its row's id"
     )
-    parser.add_argument("--adapter", required=True, help="adapter directory")
-    parser.add_argument("--name", help="name of the adapter in the answers (default: the directory's name)")
+    parser.add_argument("--adapter", required=True, help="adapter directory, or hf://owner/name[@revision]")
+    parser.add_argument(
+        "--name", help="name of the adapter in the answers (default: the directory's or the repository's name)"
+    )
     parser.add_argument(
         "--choices", help="choices, separated by |, for rows without any if the adapter has no fixed ones"
     )
@@ -63,12 +66,15 @@ def main(argv: list[str]) -> int:
     from pydantic import ValidationError
     from tqdm import tqdm
 
+    from blora.hub.fetch import local_folder
     from blora.server.batch.offline import answer_file, patient
     from blora.server.batch.rows import read_questions
     from blora.server.engines.torch_engine import TorchEngine
     from blora.server.schemas.requests import PredictRequest
 
     next(read_questions(arguments.input), None)  # reports a file without questions before the model is loaded
+    arguments.name = _name(arguments)
+    arguments.adapter = local_folder(arguments.adapter)
     fields = _fields(arguments)
     try:
         PredictRequest.model_validate({"prompt": "?", **fields})
@@ -79,7 +85,7 @@ def main(argv: list[str]) -> int:
         base_model=arguments.base_model,
         device=arguments.device,
         dtype=arguments.dtype,
-        adapters=(f"{_name(arguments)}={arguments.adapter}",),
+        adapters=(f"{arguments.name}={arguments.adapter}",),
         max_batch_tokens=arguments.max_batch_tokens,
     )
     with tqdm(unit=" rows", disable=None) as progress:
@@ -103,8 +109,10 @@ def _fields(arguments: Namespace) -> dict[str, Any]:
 
 
 def _name(arguments: Namespace) -> str:
-    """Return the given name, or the directory's name without invalid characters."""
-    folder = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(arguments.adapter).resolve().name).strip("._-")
+    """Return the given name, or the directory's or the repository's without invalid characters."""
+    place = place_of(arguments.adapter)
+    folder = place.name if isinstance(place, HubName) else place.resolve().name
+    folder = re.sub(r"[^A-Za-z0-9._-]+", "-", folder).strip("._-")
     return arguments.name or folder[:64] or "adapter"
 
 
@@ -123,14 +131,14 @@ def _claim(arguments: Namespace, fields: dict[str, Any]) -> None:
     """
     if not arguments.input.is_file():
         raise ConfigError(f"got {arguments.input}, expected an existing file")
-    if not Path(arguments.adapter).is_dir():
+    if not arguments.adapter.is_dir():
         raise ConfigError(f"got adapter {arguments.adapter}, expected an existing directory")
     about = {
         "input": [arguments.input.name, arguments.input.stat().st_size],
-        "adapter": hashlib.sha256(b"".join(sorted(map(_content, Path(arguments.adapter).glob("*"))))).hexdigest(),
+        "adapter": hashlib.sha256(b"".join(sorted(map(_content, arguments.adapter.glob("*"))))).hexdigest(),
         "base_model": arguments.base_model,
         "dtype": arguments.dtype,
-        "name": _name(arguments),
+        "name": arguments.name,
         "choices": arguments.choices,
         **fields,
     }

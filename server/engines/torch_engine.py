@@ -48,6 +48,7 @@ from blora.server.engines.jobs import (
 from blora.server.engines.prefixes import Prefixes
 from blora.server.engines.protocol import Job, Loaded, Outcome, Row
 from blora.server.engines.readings import familiarities, head_outcomes
+from blora.server.engines.sources import local_adapters
 from blora.server.engines.stack_scheduler import StackScheduler
 from blora.server.scheduling.control import Control
 from blora.server.scheduling.thread_per_task import ThreadPerTask
@@ -88,17 +89,18 @@ class TorchEngine:
         disable_progress_bar()
         settings = self._settings
         check_adapters(settings)
+        sources = await in_thread(self._computing, partial(local_adapters, settings))
         device = pick_device(settings.device)
         pick = partial(
             pick_dtype,
             settings.dtype,
             device,
-            [source.path for source in settings.adapter_sources],
+            [path for path, _ in sources],
             allow_uncalibrated=settings.allow_uncalibrated,
         )
         dtype = await self._reading.run("Reading the calibrations", pick)
         base = await in_thread(self._computing, partial(self._load_base, device, dtype))
-        adapters = tuple([await self._load_adapter(source.path, source.name) for source in settings.adapter_sources])
+        adapters = tuple([await self._load_adapter(path, name) for path, name in sources])
         model = model_of(
             base,
             device=str(base.device),

@@ -40,6 +40,7 @@ from blora.server.engines.jobs import (
     warn_of_shadowed,
 )
 from blora.server.engines.protocol import Job, Loaded, Outcome, Row
+from blora.server.engines.sources import local_adapters
 from blora.server.engines.vllm_client import UnknownLoraError, VllmClient, VllmError
 from blora.server.scheduling.control import Control
 from blora.server.scheduling.thread_per_task import ThreadPerTask
@@ -96,7 +97,8 @@ class VllmEngine:
             self._max_length = min(base.max_length, await self._vllm.max_length() - 1)
         except VllmError as exc:
             raise ConfigError(str(exc)) from exc
-        adapters = [await self._load(source.path, source.name) for source in settings.adapter_sources]
+        sources = await in_thread(self._working, partial(local_adapters, settings))
+        adapters = [await self._load(path, name) for path, name in sources]
         model = model_of(
             base,
             device="vllm",

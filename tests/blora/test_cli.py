@@ -19,6 +19,8 @@ COMMANDS = (
     "familiarize",
     "key",
     "predict",
+    "pull",
+    "push",
     "serve",
     "train",
     "tune",
@@ -124,7 +126,7 @@ def test_an_interrupt_is_no_error(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 @pytest.mark.parametrize(
     ("name", "extra"),
-    [("train", "train"), ("evaluate", "train"), ("serve", "serve")],
+    [("train", "train"), ("evaluate", "train"), ("serve", "serve"), ("push", "model")],
 )
 def test_a_missing_package_is_named_with_what_installs_it(
     name: str, extra: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
 from blora.config import AdapterConfig, BaseModelRef, PosteriorConfig, PromptConfig, SamplingConfig
 from blora.model_card import model_card
@@ -34,7 +35,23 @@ def test_the_front_matter_is_the_hubs() -> None:
     front = yaml.safe_load(model_card(CONFIG, "triage").split("---\n")[1])
     assert front["base_model"] == "owner/model"
     assert front["library_name"] == "peft"
-    assert "bayesian-lora" in front["tags"]
+    assert front["tags"] == ["blora", "lora", "bayesian-lora", "uncertainty", "abstention"]
+
+
+def test_the_hubs_metrics_are_those_of_the_validation_rows_and_say_so() -> None:
+    [entry] = yaml.safe_load(model_card(CONFIG, "triage").split("---\n")[1])["model-index"]
+    [result] = entry["results"]
+    assert entry["name"] == "triage"
+    assert result["task"] == {"type": "text-classification"}
+    assert "validation rows, which the recalibration was fitted on, 40 of them" in result["dataset"]["name"]
+    assert result["metrics"] == [{"type": "nll", "name": "NLL, validation rows", "value": 0.1235, "verified": False}]
+    assert ModelCard(model_card(CONFIG, "triage")).data.eval_results[0].metric_value == 0.1235
+
+
+@pytest.mark.parametrize("training", [{}, {"validation": {"n_examples": 3}}])
+def test_without_metrics_the_hub_gets_none(training: dict[str, Any]) -> None:
+    front = yaml.safe_load(model_card(replace(CONFIG, training=training), "triage").split("---\n")[1])
+    assert "model-index" not in front
 
 
 @pytest.mark.parametrize(
@@ -102,6 +119,7 @@ def test_after_tuning_the_figures_are_those_of_the_chosen_trial_and_its_rows(tra
     assert (found["scale"], found["nll"], found["accuracy"]) == ("2.0000", "0.6000", "0.5000")
     assert "## Validation\n\nAfter tuning, on the rows that chose the scale and the recalibration:\n\n| | |" in card
     assert "0.1235" not in card  # the NLL before tuning
+    assert ModelCard(card).data.eval_results[0].metric_value == 0.5  # the accuracy
 
 
 def test_plain_lora_has_no_prior() -> None:

@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
+from blora.hub.name import HubName
 from blora.server.settings import AdapterSource, Settings
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "settings.md"
@@ -63,6 +64,14 @@ def test_adapters_are_paths_with_or_without_names(flags: list[str]) -> None:
 def test_a_path_may_hold_an_equals_sign_after_the_name() -> None:
     [source] = Settings(adapters=("x=a=b",)).adapter_sources
     assert source == AdapterSource(Path("a=b"), "x")
+
+
+def test_an_adapter_of_the_hub_has_the_repositorys_name_unless_it_gets_another() -> None:
+    name = HubName("acme/tickets", "v2")
+    sources = Settings(adapters=("hf://acme/tickets@v2", "support=hf://acme/tickets@v2")).adapter_sources
+    assert sources == (AdapterSource(name, "tickets"), AdapterSource(name, "support"))
+    with pytest.raises(ValidationError, match="expected hf://owner/name"):
+        Settings(adapters=("support=hf://tickets",))
 
 
 @pytest.mark.parametrize(

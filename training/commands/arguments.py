@@ -9,9 +9,11 @@ from argparse import (
     _ArgumentGroup,
 )
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 from blora.config import ChoiceEnd, NormalizationName, ScoringName
+from blora.hub.name import HubName, place_of
 from blora.training.config import N_SAMPLES, N_SAMPLES_HEAD, NEW_PROMPT, SCALES, TOLERANCE_NATS
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "add_tuning",
     "names",
     "numbers",
+    "own_folder",
     "parse",
     "positive",
     "settings_of",
@@ -184,6 +187,13 @@ def _labels(text: str) -> tuple[str, ...]:
 def names(text: str) -> tuple[str, ...]:
     """Return the names in a text that separates them by commas."""
     return tuple(name.strip() for name in text.split(","))
+
+
+def own_folder(text: str) -> Path:
+    """Return a text as the path of an adapter that may be changed; a name on the hub is refused."""
+    if isinstance(place_of(text), HubName):
+        raise ArgumentTypeError(f"got {text!r} to change, expected a folder: copy it with `blora pull {text} FOLDER`")
+    return Path(text)
 
 
 def positive(text: str) -> int:

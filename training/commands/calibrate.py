@@ -1,12 +1,11 @@
 """`blora calibrate`: prove a threshold on labelled rows that the adapter has not seen."""
 
 from argparse import ArgumentParser
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from blora.command_help import CommandHelp
 from blora.scores import DRAWN, SCORES
-from blora.training.commands.arguments import add_model, add_rows, parse
+from blora.training.commands.arguments import add_model, add_rows, own_folder, parse
 
 if TYPE_CHECKING:
     from blora.decision.calibration import Calibration
@@ -18,7 +17,7 @@ SUMMARY = "find and prove an adapter's abstention threshold on a labelled data s
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser("blora calibrate", description=SUMMARY, formatter_class=CommandHelp)
-    parser.add_argument("adapter", type=Path, help="adapter directory; calibration.json is written into it")
+    parser.add_argument("adapter", type=own_folder, help="adapter directory; calibration.json is written into it")
     add_rows(parser, "labelled rows that the adapter has not seen", split="test")
     parser.add_argument(
         "--target-risk", type=float, default=0.05, help="upper limit on P(wrong | answered) under the default policy"

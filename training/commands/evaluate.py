@@ -16,7 +16,10 @@ BASE = "base"
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser("blora evaluate", description=SUMMARY, formatter_class=CommandHelp)
-    parser.add_argument("adapter", help=f"adapter directory, or `{BASE}` for the base model without an adapter")
+    parser.add_argument(
+        "adapter",
+        help=f"adapter directory, hf://owner/name[@revision], or `{BASE}` for the base model without an adapter",
+    )
     add_rows(parser, "labelled rows", split="test")
     parser.add_argument(
         "--n-samples",
@@ -47,10 +50,11 @@ def main(argv: list[str]) -> int:
             f"got one file {arguments.json} for {len(counts)} results, expected {{n_samples}} in its name"
         )
 
+    from blora.hub.fetch import local_folder
     from blora.training.result import Subject, results
 
     subject = Subject(
-        adapter=None if arguments.adapter == BASE else Path(arguments.adapter),
+        adapter=None if arguments.adapter == BASE else local_folder(arguments.adapter),
         base_model=arguments.base_model,
         device=arguments.device,
         dtype=arguments.dtype,

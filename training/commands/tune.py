@@ -4,7 +4,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 from blora.command_help import CommandHelp
-from blora.training.commands.arguments import add_model, add_tuning, parse
+from blora.training.commands.arguments import add_model, add_tuning, own_folder, parse
 
 __all__ = ["SUMMARY", "main"]
 
@@ -13,7 +13,7 @@ SUMMARY = "find the scale and recalibration of an adapter's posterior on validat
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser("blora tune", description=SUMMARY, formatter_class=CommandHelp)
-    parser.add_argument("adapter", type=Path, help="adapter directory")
+    parser.add_argument("adapter", type=own_folder, help="adapter directory")
     parser.add_argument("--output", type=Path, help="folder for the tuned adapter (default: replace the adapter)")
     add_tuning(parser)
     add_model(parser, default=None)

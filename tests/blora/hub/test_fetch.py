@@ -1,0 +1,203 @@
+import logging
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from blora.adapter import OWN_FILES, adapter_digest
+from blora.errors import AdapterError
+from blora.hub.fetch import check_own, fetch, local_folder, pull
+from blora.hub.name import HubName
+from tests.blora.adapters import contents
+from tests.hub import Hub, Repository
+
+NAME = HubName("acme/tickets")
+
+
+def published(remote: Hub, adapter: Path, *, private: bool = False, **more: bytes) -> str:
+    """Put an adapter on the hub, with further files beside it, and return the commit."""
+    files = {file.name: file.read_bytes() for file in adapter.iterdir() if file.is_file()}
+    repository = remote.repositories.setdefault(NAME.repo, Repository(private=private))
+    return repository.commit(files | more)
+
+
+def own(folder: Path) -> dict[str, bytes]:
+    return {name: content for name, content in contents(folder).items() if name in OWN_FILES}
+
+
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+def test_an_adapter_is_fetched_as_it_is(remote: Hub, adapter: Path) -> None:
+    commit = published(remote, adapter)
+    folder = fetch(NAME)
+    assert folder.name == commit
+    assert own(folder) == own(adapter)
+    assert adapter_digest(folder) == adapter_digest(adapter)
+
+
+def test_nothing_but_an_adapters_own_files_is_downloaded(remote: Hub, adapter: Path) -> None:
+    published(remote, adapter, **{"evil.pkl": b"cos\nsystem\n", "run.py": b"1/0", "sub/head.safetensors": b"x"})
+    folder = fetch(NAME)
+    assert set(remote.downloads()) == set(own(adapter))
+    assert set(contents(folder)) == {*own(adapter), "origin.json"}
+
+
+def test_a_commit_is_fetched_once_and_then_needs_no_hub(remote: Hub, adapter: Path) -> None:
+    commit = HubName(NAME.repo, published(remote, adapter))
+    folder = fetch(commit)
+    asked = len(remote.requests)
+    assert fetch(commit) == folder
+    assert len(remote.requests) == asked
+
+
+def test_a_branch_is_looked_up_each_time(remote: Hub, adapter: Path) -> None:
+    before = published(remote, adapter)
+    assert fetch(NAME).name == before
+    downloads = len(remote.downloads())
+    assert fetch(NAME).name == before
+    assert len(remote.downloads()) == downloads
+    (adapter / "README.md").write_text("# another card\n")
+    after = published(remote, adapter)
+    assert fetch(NAME).name == after
+    assert fetch(HubName(NAME.repo, before)).name == before
+
+
+def test_offline_the_last_commit_of_a_branch_is_used(
+    remote: Hub, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = fetch(HubName(NAME.repo, published(remote, adapter)))
+    offline(monkeypatch)
+    with pytest.raises(AdapterError, match="never fetched, with HF_HUB_OFFLINE set"):
+        fetch(NAME)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    fetch(NAME)
+    offline(monkeypatch)
+    asked = len(remote.requests)
+    assert fetch(NAME) == folder
+    assert len(remote.requests) == asked
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_a_hub_that_is_down_is_replaced_by_the_cache_with_a_warning(
+    status: int, remote: Hub, adapter: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    published(remote, adapter)
+    folder = fetch(NAME)
+    remote.failing = status
+    with caplog.at_level(logging.WARNING):
+        assert fetch(NAME) == folder
+    assert "The hub cannot be reached" in caplog.text
+
+
+def test_a_hub_that_cannot_be_reached_is_replaced_by_the_cache(
+    remote: Hub, adapter: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    published(remote, adapter)
+    folder = fetch(NAME)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert fetch(NAME) == folder
+    assert "The hub cannot be reached" in caplog.text
+
+
+def test_a_hub_that_refuses_is_no_reason_to_use_the_cache(remote: Hub, adapter: Path) -> None:
+    published(remote, adapter)
+    fetch(NAME)
+    remote.repositories[NAME.repo].private = True
+    with pytest.raises(AdapterError, match="needs HF_TOKEN"):
+        fetch(NAME)
+
+
+@pytest.mark.parametrize("name", [NAME, HubName("acme/tickets", "v2")])
+def test_what_does_not_exist_is_named(name: HubName, remote: Hub, adapter: Path) -> None:
+    if name.revision != "main":
+        published(remote, adapter)
+    with pytest.raises(AdapterError, match=f"got {name}, which the hub does not give"):
+        fetch(name)
+
+
+def test_a_download_that_breaks_off_leaves_nothing(remote: Hub, adapter: Path, tmp_path: Path) -> None:
+    published(remote, adapter)
+    remote.corrupted = {"head.safetensors"}
+    with pytest.raises(AdapterError, match="head.safetensors of hash .*, which the hub lists"):
+        fetch(NAME)
+    assert list((tmp_path / "cache/hub/acme/tickets").iterdir()) == []
+    remote.corrupted = {"calibration.json"}
+    with pytest.raises(AdapterError, match="calibration.json of hash"):
+        fetch(NAME)
+    remote.corrupted = set()
+    fetch(NAME)
+
+
+def test_a_repository_without_an_adapter_is_refused(remote: Hub, adapter: Path) -> None:
+    (adapter / "head.safetensors").unlink()
+    published(remote, adapter)
+    with pytest.raises(AdapterError, match="hf://acme/tickets@main: got adapter acme/tickets without head.safetensors"):
+        fetch(NAME)
+
+
+def test_a_pinned_digest_is_checked(remote: Hub, adapter: Path) -> None:
+    published(remote, adapter)
+    digest = adapter_digest(adapter)
+    assert fetch(HubName(NAME.repo, "main", digest)).is_dir()
+    with pytest.raises(AdapterError, match=f"has the digest {digest}, expected sha256:00"):
+        fetch(HubName(NAME.repo, "main", f"sha256:{'00' * 32}"))
+
+
+@pytest.mark.parametrize("change", ["edit", "add", "remove"])
+def test_a_cached_file_that_changed_is_noticed(change: str, remote: Hub, adapter: Path) -> None:
+    calibration = (adapter / "calibration.json").read_text()
+    if change == "add":
+        (adapter / "calibration.json").unlink()
+    published(remote, adapter)
+    file = fetch(NAME) / "calibration.json"
+    if change == "remove":
+        file.unlink()
+    else:
+        file.write_text(calibration + "\n")
+    with pytest.raises(AdapterError, match="files have changed since they were downloaded"):
+        fetch(NAME)
+
+
+def test_a_private_adapter_needs_the_token_of_the_environment(
+    remote: Hub, adapter: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    published(remote, adapter, private=True)
+    (tmp_path / "token").write_text(remote.token)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))  # where `hf auth login` leaves one
+    with pytest.raises(AdapterError, match="needs HF_TOKEN"):
+        fetch(NAME)
+    assert {given for _, _, given in remote.requests} == {None}
+    monkeypatch.setenv("HF_TOKEN", remote.token)
+    caplog.set_level(logging.DEBUG)
+    fetch(NAME)
+    assert remote.token not in caplog.text
+    sent = {path.split("/")[1]: given for _, path, given in remote.requests[1:]}
+    assert sent["lfs"] is None  # another host gets no token
+    assert sent["acme"] == f"Bearer {remote.token}"
+
+
+def test_a_wrong_token_is_not_shown(remote: Hub, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    published(remote, adapter, private=True)
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong_one")
+    with pytest.raises(AdapterError) as caught:
+        fetch(NAME)
+    assert "hf_wrong_one" not in str(caught.value)
+
+
+def test_a_local_folder_is_taken_as_it_is(remote: Hub, adapter: Path) -> None:
+    published(remote, adapter)
+    assert local_folder(str(adapter)) == adapter
+    assert local_folder("hf://acme/tickets") == fetch(NAME)
+
+
+def test_a_copy_is_ones_own(remote: Hub, adapter: Path, tmp_path: Path) -> None:
+    published(remote, adapter)
+    pull(NAME, tmp_path / "copy")
+    assert contents(tmp_path / "copy") == own(adapter)
+    check_own(tmp_path / "copy")
+    with pytest.raises(AdapterError, match="blora pull"):
+        check_own(fetch(NAME))
+    with pytest.raises(AdapterError, match="expected a new folder"):
+        pull(NAME, tmp_path / "copy")

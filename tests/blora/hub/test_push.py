@@ -1,0 +1,112 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from blora.adapter import OWN_FILES, adapter_digest
+from blora.errors import AdapterError, ConfigError
+from blora.hub.fetch import fetch
+from blora.hub.name import HubName
+from blora.hub.push import push
+from tests.blora.adapters import contents, rewrite_json
+from tests.hub import Hub, Repository
+
+# The hub's client hands files to its HTTP library in a way that the library will no longer take.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def _token(remote: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", remote.token)
+
+
+def files(remote: Hub, branch: str = "main") -> dict[str, bytes]:
+    repository = remote.repositories["acme/tickets"]
+    return repository.commits[repository.branches[branch]]
+
+
+def test_what_is_pushed_can_be_fetched(remote: Hub, adapter: Path) -> None:
+    name = push(adapter, "acme/tickets")
+    assert name == HubName(
+        "acme/tickets", remote.repositories["acme/tickets"].branches["main"], adapter_digest(adapter)
+    )
+    fetched = contents(fetch(name))
+    for file in OWN_FILES:
+        if (adapter / file).exists() and file != "README.md":
+            assert fetched[file] == (adapter / file).read_bytes()
+
+
+def test_only_an_adapters_own_files_are_pushed(remote: Hub, adapter: Path) -> None:
+    push(adapter, "acme/tickets")
+    assert set(files(remote)) - {".gitattributes"} == set(contents(adapter)) - {"notes.txt"}
+
+
+def test_the_card_has_the_repositorys_name_and_the_hubs_front_matter(remote: Hub, adapter: Path) -> None:
+    push(adapter, "acme/tickets")
+    card = files(remote)["README.md"].decode()
+    assert "\n# tickets\n" in card
+    [entry] = yaml.safe_load(card.split("---\n")[1])["model-index"]
+    assert entry["name"] == "tickets"
+
+
+def test_an_edited_card_stays(remote: Hub, adapter: Path) -> None:
+    (adapter / "README.md").write_text("# mine\n")
+    push(adapter, "acme/tickets")
+    assert files(remote)["README.md"] == b"# mine\n"
+
+
+def test_files_of_an_earlier_adapter_are_deleted_and_others_stay(remote: Hub, adapter: Path) -> None:
+    push(adapter, "acme/tickets")
+    files(remote)["LICENSE"] = b"Apache-2.0"
+    (adapter / "calibration.json").unlink()
+    push(adapter, "acme/tickets")
+    assert "calibration.json" not in files(remote)
+    assert "LICENSE" in files(remote)
+
+
+def test_a_branch_is_made_and_leaves_main_alone(remote: Hub, adapter: Path) -> None:
+    for _ in range(2):
+        name = push(adapter, "acme/tickets", revision="v2")
+    assert set(files(remote)) == {".gitattributes"}
+    assert remote.repositories["acme/tickets"].branches["v2"] == name.revision
+    assert "head.safetensors" in files(remote, "v2")
+
+
+def test_a_private_repository_is_private(remote: Hub, adapter: Path) -> None:
+    push(adapter, "acme/tickets", private=True)
+    assert remote.repositories["acme/tickets"].private
+    push(adapter, "acme/tickets", private=True)
+
+
+def test_what_should_be_private_is_not_pushed_to_a_public_repository(remote: Hub, adapter: Path) -> None:
+    remote.repositories["acme/tickets"] = Repository()
+    remote.repositories["acme/tickets"].commit({})
+    with pytest.raises(ConfigError, match="exists and is public"):
+        push(adapter, "acme/tickets", private=True)
+    assert files(remote) == {}
+
+
+def test_without_a_token_the_hub_is_not_asked(remote: Hub, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(ConfigError, match="got no HF_TOKEN in the environment"):
+        push(adapter, "acme/tickets")
+    assert remote.requests == []
+
+
+def test_a_hub_that_refuses_is_named(remote: Hub, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong_one")
+    with pytest.raises(ConfigError, match="from the hub for acme/tickets") as caught:
+        push(adapter, "acme/tickets")
+    assert "hf_wrong_one" not in str(caught.value)
+
+
+def test_what_is_no_adapter_is_not_pushed(remote: Hub, adapter: Path) -> None:
+    rewrite_json(lambda raw: raw.update(policy={"min_confidence": 0.5}))(adapter / "bayesian_config.json")
+    with pytest.raises(AdapterError, match="calibration of other contents"):
+        push(adapter, "acme/tickets")
+    (adapter / "head.safetensors").unlink()
+    with pytest.raises(AdapterError, match=r"without head\.safetensors"):
+        push(adapter, "acme/tickets")
+    with pytest.raises(ConfigError, match="expected owner/name"):
+        push(adapter, "tickets")
+    assert remote.requests == []
