@@ -5,15 +5,16 @@ from typing import Annotated, Any
 
 from fastapi import Depends
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
 from blora.client.answers import ErrorBody
 from blora.server.errors import TABLE, ServerError, TryLaterError, UnauthorizedError
 from blora.server.monitoring.logs import write_down
 from blora.server.prediction.service import Service
+from blora.server.schemas.responses import Response as Answer
 from blora.server.schemas.responses import error_body
 
-__all__ = ["ServiceOf", "documented_errors", "error_response", "refuse"]
+__all__ = ["ServiceOf", "documented_errors", "error_response", "json_response", "refuse"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,11 @@ def error_response(error: ServerError) -> JSONResponse:
     if isinstance(error, UnauthorizedError):
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(error_body(error).model_dump(), status_code=error.status, headers=headers)
+
+
+def json_response(answer: Answer) -> Response:
+    """Return the JSON response for an answer, with the fields that are set; for long answers, off the event loop."""
+    return Response(answer.model_dump_json(exclude_unset=True), media_type="application/json")
 
 
 def refuse(service: Service, error: ServerError) -> JSONResponse:

@@ -10,7 +10,7 @@ from blora.server.http.dialects.decisions_input import input_text, instructions_
 from blora.server.http.dialects.own_fields import own_fields, scored_fields
 from blora.server.http.dialects.reading import read_kind
 from blora.server.http.disconnect import unless_disconnected
-from blora.server.http.responses import ServiceOf, documented_errors, error_response
+from blora.server.http.responses import ServiceOf, documented_errors, error_response, json_response
 from blora.server.http.strict_json import Reader, StrictJsonRoute
 from blora.server.prediction.decisions.answering import Answer, Answered, answer_questions
 from blora.server.prediction.decisions.question import Option, Question, predicate_options
@@ -50,19 +50,18 @@ _QUESTIONS: dict[str, type[PredicateQuestion | ChoiceQuestion | ScoreQuestion]] 
     "/v1/decisions",
     summary="Answer typed questions about one input, in OpenAI's shape",
     response_model=DecisionsResponse,
-    response_model_exclude_unset=True,
     responses=documented_errors(of_decisions=True),
 )
-async def decisions(
-    request: Request, body: Annotated[DecisionsRequest, Body()], service: ServiceOf
-) -> DecisionsResponse | Response:
+async def decisions(request: Request, body: Annotated[DecisionsRequest, Body()], service: ServiceOf) -> Response:
     """Answer up to 400 predicates, choices and scores about one input, each with its uncertainty."""
     predictor = service.predictor()
     reader: Reader = request.app.state.reader
     text, questions = await reader.run_in_thread(lambda: (input_text(body.input), _questions(body.questions)))
     asking = answer_questions(predictor, body.model, text, questions, policy=body.policy, text_field="input")
     outcome = await unless_disconnected(request, asking)
-    return error_response(outcome) if isinstance(outcome, ServerError) else _response(outcome, refuse=body.refuse)
+    if isinstance(outcome, ServerError):
+        return error_response(outcome)
+    return await reader.run_in_thread(lambda: json_response(_response(outcome, refuse=body.refuse)))
 
 
 def _questions(given: Sequence[object]) -> list[Question]:

@@ -9,7 +9,7 @@ from blora.server.errors import InvalidRequestError, ServerError
 from blora.server.http.dialects.own_fields import own_fields, scored_fields
 from blora.server.http.dialects.reading import read_kind
 from blora.server.http.disconnect import unless_disconnected
-from blora.server.http.responses import ServiceOf, documented_errors, error_response
+from blora.server.http.responses import ServiceOf, documented_errors, error_response, json_response
 from blora.server.http.strict_json import Reader, StrictJsonRoute
 from blora.server.prediction.decisions.answering import Answer, Answered, answer_questions
 from blora.server.prediction.decisions.question import Option, Question, predicate_options
@@ -46,22 +46,30 @@ _QUESTIONS: dict[str, type[SystemOneNoul | SystemOneChoice | SystemOneScore]] = 
     "/v1/systemone",
     summary="Answer typed questions about one state, in TypeSafe's shape",
     response_model=SystemOneResponse,
-    response_model_exclude_unset=True,
     responses=documented_errors(of_decisions=True),
 )
-async def systemone(
-    request: Request, body: Annotated[SystemOneRequest, Body()], service: ServiceOf
-) -> SystemOneResponse | Response:
+async def systemone(request: Request, body: Annotated[SystemOneRequest, Body()], service: ServiceOf) -> Response:
     """Answer up to 400 nouls, choices and scores about one state, each with its uncertainty."""
     predictor = service.predictor()
-    text = as_text(body.state)
-    if not text.strip():
-        raise InvalidRequestError("This text is empty: fill it.", code="empty_string", param="state")
     reader: Reader = request.app.state.reader
-    questions = await reader.run_in_thread(lambda: _questions(body.questions))
+    text, questions = await reader.run_in_thread(lambda: (_state(body.state), _questions(body.questions)))
     asking = answer_questions(predictor, body.model, text, questions, policy=body.policy, text_field="state")
     outcome = await unless_disconnected(request, asking)
-    return error_response(outcome) if isinstance(outcome, ServerError) else _response(outcome, body)
+    if isinstance(outcome, ServerError):
+        return error_response(outcome)
+    return await reader.run_in_thread(lambda: json_response(_response(outcome, body)))
+
+
+def _state(given: Any) -> str:
+    """Return the state of a request as one text.
+
+    Raises:
+        InvalidRequestError: if it is empty.
+    """
+    text = as_text(given)
+    if not text.strip():
+        raise InvalidRequestError("This text is empty: fill it.", code="empty_string", param="state")
+    return text
 
 
 def _questions(given: Mapping[str, object]) -> list[Question]:

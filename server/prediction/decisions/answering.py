@@ -125,6 +125,7 @@ async def answer_questions(
             request = PredictRequest(prompt=text, policy=policy)
             plans.append(_Plan(question, recognised.handle, request, recognised.places))
         elif asked.own is not None and asked.own.config.prompt.choices is None:
+            await asyncio.sleep(0)  # checking the choices of many questions takes time that other requests need
             request = _open_request(question, text, policy)
             plans.append(_Plan(question, asked.own, request, tuple(range(len(question.options)))))
         else:
