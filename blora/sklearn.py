@@ -95,6 +95,7 @@ class BloraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         rows = [{"prompt": text, "label": names[place]} for text, place in zip(texts, places, strict=True)]
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         folder = self._new_folder()
+        settings: dict[str, Any] = {"seed": seed, "bank_seed": seed, "template": self.template or "{prompt}"}
         self.model_ = train(
             rows,
             output=folder,
@@ -102,7 +103,7 @@ class BloraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
             base_model=self.base_model,
             device=self.device,
             dtype=self.dtype,
-            **{"seed": seed, "bank_seed": seed, "template": self.template or "{prompt}"} | dict(self.settings or {}),
+            **settings | dict(self.settings or {}),
         )
         self.classes_, self.adapter_path_ = classes, str(folder)
         return self
