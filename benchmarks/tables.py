@@ -1,6 +1,6 @@
 """Writes the tables of the documentation from the committed result files, between the markers that name them.
 
-`python -m benchmarks.tables` rewrites README.md and five pages of docs; `--check` exits 1 if that would change one.
+`python -m benchmarks.tables` rewrites README.md and six pages of docs; `--check` exits 1 if that would change one.
 """
 
 import json
@@ -17,6 +17,7 @@ from benchmarks.calibration.report.study import studies
 from benchmarks.calibration.report.tables import metric_table, missing
 from benchmarks.calibration.report.verdicts import verdict_table
 from benchmarks.cost_and_quality import cost_and_quality
+from benchmarks.elsewhere import table as elsewhere
 from benchmarks.faults import tables as faults
 from benchmarks.markdown import Columns, record_table
 from benchmarks.peers.table import peers
@@ -31,7 +32,10 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("calibration", "serving", "faults", "security", "deploy")),
+    *(
+        ROOT / "docs" / f"{name}.md"
+        for name in ("calibration", "familiarity", "serving", "faults", "security", "deploy")
+    ),
 )
 
 Result = dict[str, Any]
@@ -323,6 +327,8 @@ TABLES: dict[str, Callable[[str], str]] = {
     "processors": processors.full,
     "concurrent": _concurrent,
     "peers": lambda name: peers(_load("peers")),
+    "foreign_signals": lambda name: elsewhere.foreign_signals(_load("elsewhere")),
+    "foreign_probabilities": lambda name: elsewhere.foreign_probabilities(_load("elsewhere")),
     "scores": scores,
     "withheld": answer_tables.withheld,
     "demo_parts": _parts,

@@ -1,0 +1,74 @@
+"""The tables of docs/familiarity.md: signals beside each other, and the probabilities of foreign questions."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.elsewhere.modesty import WAYS
+from benchmarks.elsewhere.sets import SETS
+from benchmarks.markdown import markdown_table
+
+__all__ = ["foreign_probabilities", "foreign_signals"]
+
+Result = dict[str, Any]
+
+TITLES = {"demo": "demo", "clinc150": "CLINC150", "arc_easy": "ARC-Easy"}
+
+
+def foreign_signals(results: Sequence[Result]) -> str:
+    """Return the table of signals by foreign set, and where the figures come from."""
+    ordered = _ordered(results)
+    columns = [(result, name) for result in ordered for name in result["foreign"]]
+    names = dict.fromkeys(signal for result, name in columns for signal in result["foreign"][name]["signals"])
+    header = ["signal", *(f"{TITLES[result['set']]}: {name}" for result, name in columns)]
+    rows = [
+        [signal, *(_told(result["foreign"][name]["signals"].get(signal)) for result, name in columns)]
+        for signal in names
+    ]
+    sizes = "; ".join(
+        f"{TITLES[result['set']]}: {result['n_train']:,} training rows, {result['n_test']:,} test rows, "
+        + ", ".join(f"{found['n']:,} of {name}" for name, found in result["foreign"].items())
+        for result in ordered
+    )
+    about = (
+        f"AUROC / share of the foreign rows found at {ordered[0]['false_alarms']:.0%} false alarms. {sizes}. "
+        f"{_provenance(ordered)}"
+    )
+    return f"{markdown_table(header, rows)}\n\n{about}"
+
+
+def foreign_probabilities(results: Sequence[Result]) -> str:
+    """Return the table of probabilities as served and in modest forms, on rows with a right answer."""
+    rows = []
+    for result in _ordered(results):
+        parts = {"test": result["test"]} | {name: found["ways"] for name, found in result["foreign"].items()}
+        for name, ways in parts.items():
+            rows.append([f"{TITLES[result['set']]}: {name}", *(_modest(ways[way]) for way in WAYS)])
+    budget, references = results[0]["budget"], {r["set"]: r["n_reference"] for r in _ordered(results)}
+    among = ", ".join(f"{n:,} ({TITLES[name]})" for name, n in references.items())
+    about = (
+        "NLL / ECE / mean confidence; out-of-scope rows have no right answer, and their mean confidence alone. Guesses "
+        f"may cost {budget:g} nats in distribution. Reference rows of the p-values: {among}."
+    )
+    return f"{markdown_table(['rows', *WAYS], rows)}\n\n{about}"
+
+
+def _ordered(results: Sequence[Result]) -> list[Result]:
+    return sorted(results, key=lambda result: SETS.index(result["set"]))
+
+
+def _told(figures: dict[str, float] | None) -> str:
+    return "–" if figures is None else f"{figures['auroc']:.3f} / {figures['found']:.0%}"
+
+
+def _modest(figures: dict[str, float]) -> str:
+    confidence = f"{figures['confidence']:.2f}"
+    return f"{figures['nll']:.3f} / {figures['ece']:.3f} / {confidence}" if "nll" in figures else confidence
+
+
+def _provenance(results: Sequence[Result]) -> str:
+    first = results[0]
+    revisions = ", ".join(dict.fromkeys(result["revision"] for result in results))
+    return (
+        f"{first['base_model']}, {first['dtype']}, {first['n_draws']} draws; {first['machine']['cores']} cores of "
+        f"{first['machine']['processor']}, revision {revisions}; `python -m benchmarks.elsewhere`."
+    )
