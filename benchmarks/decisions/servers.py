@@ -1,6 +1,7 @@
 """The servers that are compared, trained on the same rows: `blora serve`, and any2jev in an environment of its own."""
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -26,7 +27,7 @@ START_TIMEOUT_S = 300.0
 
 
 def train_blora(folder: Path) -> float:
-    """Train an adapter for each question on the rows of `moods/`, unless it is there, and return the seconds."""
+    """Train an adapter for each question on the rows of `moods/`, unless it is there, and return the processor time."""
     rows = TRIAGE / "moods"
 
     def train(name: str) -> None:
@@ -48,7 +49,7 @@ def serve_blora(folder: Path) -> Iterator[str]:
 
 
 def train_any2jev(program: Path, folder: Path, rows: dict[str, Sequence[Row]]) -> float:
-    """Train any2jev on the same rows and base model, unless it is there, and return the seconds.
+    """Train any2jev on the same rows and base model, unless it is there, and return the processor time.
 
     Args:
         program: the program any2jev 0.1.
@@ -86,14 +87,20 @@ def serve_any2jev(program: Path, folder: Path) -> Iterator[str]:
 
 
 def _once(output: Path, train: Callable[[], object]) -> float:
-    """Train what is not there yet, and return the seconds that it took, then or now."""
+    """Train what is not there yet, and return the seconds of processor time that it took, then or now."""
     taken = output.with_name(f"{output.name}.seconds")
     if not taken.exists():
         shutil.rmtree(output, ignore_errors=True)  # of a run that was cut off
-        began = time.perf_counter()
+        began = _cpu_seconds()
         train()
-        taken.write_text(str(time.perf_counter() - began))
+        taken.write_text(str(_cpu_seconds() - began))
     return float(taken.read_text())
+
+
+def _cpu_seconds() -> float:
+    """Return the processor time of this process and of the programs that it has run, on all cores together."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
 
 
 def _is_up(url: str) -> bool:

@@ -25,7 +25,7 @@ QUALITY: Columns = {
 }
 COST: Columns = {
     "server": "{server}",
-    "training": "{seconds:.0f} s",
+    "training, processor time": "{seconds:.0f} s",
     "1 question": _ms("1"),
     "3 questions": _ms("3"),
     "12 questions": _ms("12"),
