@@ -10,7 +10,7 @@ __all__ = ["main"]
 
 GROUP = "blora.commands"
 # The extra that a command needs, by the beginning of its module's name; train for the others.
-EXTRAS = {"blora.server.": "serve", "blora.commands.": "model"}
+EXTRAS = {"blora.server.": "serve", "blora.commands.": "model", "blora.client.mcp": "mcp"}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -18,6 +18,7 @@ COMMANDS = (
     "export",
     "familiarize",
     "key",
+    "mcp",
     "predict",
     "pull",
     "push",
@@ -126,7 +127,7 @@ def test_an_interrupt_is_no_error(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 @pytest.mark.parametrize(
     ("name", "extra"),
-    [("train", "train"), ("evaluate", "train"), ("serve", "serve"), ("push", "model")],
+    [("train", "train"), ("evaluate", "train"), ("serve", "serve"), ("push", "model"), ("mcp", "mcp")],
 )
 def test_a_missing_package_is_named_with_what_installs_it(
     name: str, extra: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -9,13 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mcp import Client as McpClient
+from mcp import StdioServerParameters
 
 from benchmarks.server_process import TRIAGE, Server, serve
 from blora.client import Client, Prediction, Retries
+from blora.client.mcp import PROMISE
 
 pytestmark = pytest.mark.model
 
 SURE = "I need a full dump of our workspace in JSON for the archive."
+UNSURE = "blue seven"
 PATIENT = {"timeout_s": "600", "drain_timeout_s": "600"}
 
 
@@ -28,10 +33,24 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def test_a_shell_gets_an_answer_and_an_exit_code(live: Server) -> None:
     asked = [sys.executable, "-m", "blora.cli", "ask", "--url", live.url]
     sure, unsure = (
-        subprocess.run([*asked, prompt], capture_output=True, text=True, timeout=120) for prompt in (SURE, "blue seven")
+        subprocess.run([*asked, prompt], capture_output=True, text=True, timeout=120) for prompt in (SURE, UNSURE)
     )
     assert (sure.returncode, sure.stdout.splitlines()[0]) == (0, "data export")
     assert (unsure.returncode, unsure.stdout.splitlines()[0]) == (3, "abstains")
+
+
+async def test_a_language_model_gets_an_answer_or_the_reasons_for_none(live: Server) -> None:
+    asked = ["-m", "blora.cli", "mcp", "--url", live.url]
+    command = StdioServerParameters(command=sys.executable, args=asked, env=dict(os.environ))
+    async with McpClient(command) as host:
+        sure, unsure = [
+            (await host.call_tool("ask", {"question": asked})).structured_content for asked in (SURE, UNSURE)
+        ]
+    assert sure is not None
+    assert (sure["answer"], sure["promise"]) == ("data export", PROMISE.format(0.1))
+    assert unsure is not None
+    assert (unsure["answered"], unsure["answer"]) == (False, None)
+    assert "than the threshold" in unsure["explanation"]
 
 
 def test_the_example_worker_loses_no_ticket(live: Server, tmp_path: Path) -> None:
