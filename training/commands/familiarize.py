@@ -4,7 +4,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 from blora.command_help import CommandHelp
-from blora.training.commands.arguments import add_model, add_rows, parse
+from blora.training.commands.arguments import add_model, add_rows, own_folder, parse
 
 __all__ = ["SUMMARY", "main"]
 
@@ -13,7 +13,7 @@ SUMMARY = "add the familiarity of labelled rows to an adapter with a head, witho
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser("blora familiarize", description=SUMMARY, formatter_class=CommandHelp)
-    parser.add_argument("adapter", type=Path, help="adapter directory")
+    parser.add_argument("adapter", type=own_folder, help="adapter directory")
     parser.add_argument("--output", type=Path, help="folder for the new adapter (default: replace the adapter)")
     add_rows(parser, "rows of the kind that is familiar, such as the training rows", split="train")
     parser.add_argument(

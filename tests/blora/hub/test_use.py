@@ -14,7 +14,7 @@ from benchmarks.server_process import serve
 from blora.errors import AdapterError
 from blora.server.engines.torch_engine import TorchEngine
 from blora.server.settings import Settings
-from blora.training.commands import calibrate, evaluate, export, tune
+from blora.training.commands import calibrate, evaluate, export, familiarize, tune
 from tests.hub import Hub, Repository
 from tests.scenarios import tiny_model, tiny_tokenizer
 from tests.server.engines.asking import CHOICES, write_adapter
@@ -56,7 +56,7 @@ def test_what_is_in_the_cache_is_not_calibrated(root: Path, base: str) -> None:
         model.calibrate(str(root / "rows.jsonl"))
 
 
-@pytest.mark.parametrize("command", [calibrate, tune])
+@pytest.mark.parametrize("command", [calibrate, familiarize, tune])
 def test_commands_that_change_an_adapter_refuse_it(command: object, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command.main([NAME, "--data", "rows.jsonl"])  # type: ignore[attr-defined]
