@@ -21,7 +21,7 @@ def ask(page: Page, text: str, adapter: str = "triage") -> Locator:
     page.get_by_label("Text", exact=True).fill(text)
     page.get_by_role("button", name="Ask", exact=True).click()
     results = page.locator("#results")
-    expect(results.locator(".answer, .error").first).to_be_visible()
+    expect(page.locator("#results:not([aria-busy])").locator(".answer, .error").first).to_be_visible()
     return results
 
 
@@ -66,6 +66,8 @@ def test_an_answer_shows_its_choice_and_everything_about_its_uncertainty(page: P
 def test_an_abstention_says_why_in_words(page: Page) -> None:
     results = ask(page, "p=0.7")
     assert outcome(results) == "withheld"
+    expect(page.locator("#view-ask > [role=status]")).to_have_text("Withheld, leaning to billing")
+    expect(page.get_by_role("button", name="Ask", exact=True)).to_be_focused()
     expect(results.locator(".said")).to_have_text("No answer")
     expect(results.locator(".verdict")).to_contain_text("It leans to billing with probability 0.7.")
     expect(results.locator(".reasons li")).to_have_text(
@@ -139,6 +141,10 @@ def test_the_questions_of_a_model_are_asked_at_once(page: Page) -> None:
     given = [panel.inner_text() for panel in results.locator(".answer .said").all()]
     shown = results.get_by_role("region", name="All questions").locator("dd").all_inner_texts()
     assert shown == given  # no policy withholds one
+    said = ". ".join(
+        f"{name}: Answer: {answer}" for name, answer in zip(("desk", "urgent", "mood"), given, strict=True)
+    )
+    expect(page.locator("#view-ask > [role=status]")).to_have_text(said)
 
 
 def test_choices_are_typed_where_an_adapter_has_none(page: Page) -> None:

@@ -150,7 +150,7 @@ def test_no_more_than_four_rows_are_asked_at_a_time_and_stopping_stops(page: Pag
     page.wait_for_timeout(500)
     assert len(held) == 4
     page.get_by_role("button", name="Stop").click()
-    expect(page.get_by_role("button", name="Answer the rows")).to_be_enabled()
+    expect(page.get_by_role("button", name="Answer the rows")).to_be_focused()
     assert len(held) == 4
     expect(page.locator("#view-table [role=status]")).to_contain_text("0 of 50 rows")
 

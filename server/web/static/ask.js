@@ -12,7 +12,8 @@ export function showAsk(view, models, given = {}) {
   const choices = h("textarea", { id: "choices", rows: "4", placeholder: "One a line" });
   const about = h("div", { class: "stacked" });
   const button = h("button", { class: "primary", type: "submit" }, "Ask");
-  const results = h("div", { id: "results", "aria-live": "polite" }, emptyPanel());
+  const results = h("div", { id: "results" }, emptyPanel());
+  const spoken = h("p", { class: "unseen", role: "status" });
   const form = h("form", { class: "panel ask-form" },
     labelled(models.some(({ questions }) => questions.length > 1) ? "Model" : "Adapter", model),
     labelled("Text", text), about,
@@ -27,18 +28,17 @@ export function showAsk(view, models, given = {}) {
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     const mine = ++asked;
-    button.disabled = true;
     results.setAttribute("aria-busy", "true");
-    const panels = await askAll(chosen(), text.value, typedChoices(choices.value));
+    const { panels, words } = await askAll(chosen(), text.value, typedChoices(choices.value));
     if (mine !== asked) return;
     results.replaceChildren(...panels);
+    spoken.textContent = words;
     results.removeAttribute("aria-busy");
-    button.disabled = false;
   });
   if (given.adapter && models.some(({ name }) => name === given.adapter)) model.value = given.adapter;
   view.replaceChildren(
     h("h1", { class: "unseen" }, "Ask"),
-    h("div", { class: "columns" }, form, results));
+    h("div", { class: "columns" }, form, results), spoken);
   describe();
   if (given.text) text.value = given.text;
 }
@@ -80,9 +80,12 @@ async function askAll(model, prompt, typed) {
       const name = model.questions.length > 1 ? questionName(card, model) : null;
       return answer.error ? errorPanel(answer.error.message, name) : answerPanel({ answer, name, card, request: requests[i] });
     });
-    return panels.length > 1 ? [overview(model, predictions), ...panels] : panels;
+    const words = predictions.map((answer) => (answer.error ? "An error" : answer.abstained ? `Withheld, leaning to ${answer.top_choice}` : `Answer: ${answer.answer}`));
+    if (panels.length === 1) return { panels, words: words[0] };
+    const named = words.map((word, i) => `${questionName(model.questions[i], model)}: ${word}`);
+    return { panels: [overview(model, predictions), ...panels], words: named.join(". ") };
   } catch (error) {
-    return [errorPanel(error.message, null)];
+    return { panels: [errorPanel(error.message, null)], words: "" }; // the panel is an alert, which is read out
   }
 }
 

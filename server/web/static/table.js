@@ -76,14 +76,17 @@ export function showTable(view, cards, limits) {
       const waitS = Math.ceil((runner.pausedUntil - Date.now()) / 1000);
       told.textContent = inShort(done, rows.length) + (waitS > 0 ? ` The server is full: going on in ${waitS} s.` : "");
     };
-    [start.disabled, stop.hidden, progress.hidden, progress.max] = [true, false, false, rows.length];
+    [start.hidden, stop.hidden, progress.hidden, progress.max] = [true, false, false, rows.length];
+    stop.focus();
     for (const input of [adapter, column, file]) input.disabled = true;
     stop.onclick = () => runner.stop();
     count();
     await runner.run(rows);
     count();
     grid.sortBy("mutual_information", "descending");
-    [start.disabled, stop.hidden, progress.hidden] = [false, true, true];
+    const wasOnStop = document.activeElement === stop;
+    [start.hidden, stop.hidden, progress.hidden] = [false, true, true];
+    if (wasOnStop) start.focus();
     for (const input of [adapter, column, file]) input.disabled = false;
   }
 
