@@ -161,4 +161,5 @@ def _example(service: "Service", port: int) -> str:
     question: dict[str, Any] = {"adapter": handle.name, "prompt": "Where is my order?"}
     if handle.config.prompt.choices is None:
         question["choices"] = ["yes", "no"]
-    return f"Ready. Try:\n  {curl}/predict {json_of} '{json.dumps(question)}'\n"
+    page = f" Open http://{where}:{port}/ or try" if service.settings.playground else " Try"
+    return f"Ready.{page}:\n  {curl}/predict {json_of} '{json.dumps(question)}'\n"

@@ -11,7 +11,7 @@ from blora.server.schemas.responses import ModelMetadata
 __all__ = ["adapter_card", "adapter_ref", "model_metadata"]
 
 # Public entries of the training record, without the command and other facts about the machine.
-PUBLIC_RECORD = ("dtype", "settings", "train", "tuning", "validation")
+PUBLIC_RECORD = ("dtype", "parts", "settings", "train", "tuning", "validation")
 
 
 def adapter_card(handle: AdapterHandle, drift_since: int | None = None) -> AdapterCard:
@@ -32,6 +32,7 @@ def adapter_card(handle: AdapterHandle, drift_since: int | None = None) -> Adapt
         posterior=config.posterior,
         prompt=config.prompt,
         sampling=config.sampling,
+        question=config.question,
         familiarity=handle.familiarity.config if handle.familiarity is not None else None,
         training={name: config.training[name] for name in PUBLIC_RECORD if name in config.training},
         policy=policy.shown() if policy is not None else None,

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from blora.client.answers import PolicyInForce
-from blora.config import FamiliarityConfig, PosteriorConfig, PromptConfig, SamplingConfig
+from blora.config import FamiliarityConfig, PosteriorConfig, PromptConfig, QuestionConfig, SamplingConfig
 from blora.decision.calibration import Calibration
 from blora.server.schemas.responses import Response
 
@@ -26,6 +26,9 @@ class AdapterCard(Response):
     posterior: PosteriorConfig
     prompt: PromptConfig
     sampling: SamplingConfig
+    question: QuestionConfig | None = Field(
+        description="The question that the adapter answers in /v1/decisions; null if it has no name."
+    )
     familiarity: FamiliarityConfig | None = Field(
         description="Sizes of the distance behind the familiarity; null if answers have no familiarity, as those of an "
         "adapter without a decision head and those from vLLM."

@@ -48,6 +48,15 @@ def test_a_card_shows_what_is_proved_and_what_is_not(page: Page) -> None:
     expect(card).to_contain_text("NLL0.5")
 
 
+def test_a_card_shows_the_question_and_the_cheapest_methods(page: Page) -> None:
+    page.get_by_role("link", name="Card").click()
+    page.locator("#card-adapter").select_option("desk.urgent")
+    expect(page.locator("#view-card")).to_contain_text("urgent, a predicate: Is it urgent?")
+    page.locator("#card-adapter").select_option("desk")
+    row = page.get_by_role("row", name="regression on frozen states")
+    expect(row).to_contain_text("71 %")
+
+
 def test_a_card_without_a_calibration_says_what_to_do(page: Page) -> None:
     page.get_by_role("link", name="Card").click()
     page.locator("#card-adapter").select_option("open")

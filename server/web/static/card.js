@@ -1,6 +1,6 @@
 // The card of an adapter: what it is, what its calibration proves, and where it can be trusted.
 
-import { figure, histogram, path, plane } from "./charts.js";
+import { figure, path, plane } from "./charts.js";
 import { facts, h, labelled, newId, number, percent, styled, svg, tableOf } from "./dom.js";
 import { SCORES } from "./scores.js";
 
@@ -27,7 +27,7 @@ function cardOf(card) {
   return [
     h("div", { class: "columns even" },
       h("section", { class: "panel" }, h("h2", {}, card.name), aboutIt(card)),
-      h("section", { class: "panel" }, h("h2", {}, "On validation rows"), validation(training.validation))),
+      h("section", { class: "panel" }, h("h2", {}, "On validation rows"), validation(training.validation, training.parts))),
     calibration
       ? h("section", { class: "blocks" }, h("h2", { class: "apart" }, "What its calibration proves"), ...proofs(calibration))
       : h("section", { class: "panel" }, h("h2", {}, "No calibration"),
@@ -43,7 +43,7 @@ function aboutIt(card) {
   return h("div", { class: "stacked" },
     facts([
       ["Base model", card.base_model],
-      ["Question", card.question?.instructions],
+      ["Question", card.question ? `${card.question.name}, a ${card.question.type}: ${card.question.instructions || "no instructions"}` : null],
       ["Adapted", card.target_modules.length > 0 ? `${card.target_modules.join(", ")}, rank ${posterior.rank}` : "a decision head alone"],
       ["Training rows", rows === undefined ? null : `${number(rows)} of ${training.train.source}`],
       ["Draws", `${sampling.n_samples}${sampling.stop_error ? ", fewer if they settle it" : ""}`],
@@ -55,12 +55,15 @@ function aboutIt(card) {
     prompt.choices ? h("ul", { class: "tags" }, prompt.choices.map((choice) => h("li", {}, choice))) : h("p", { class: "small" }, "Each request brings its own choices."));
 }
 
-function validation(record) {
+function validation(record, parts) {
   if (!record) return [h("p", {}, "The card has no validation metrics.")];
   const known = METRICS.filter(([name]) => typeof record[name] === "number");
   return [
     h("dl", { class: "tiles" }, known.map(([name, title, text, meaning]) => h("div", {}, h("dt", {}, title), h("dd", { class: "big" }, text(record[name])), h("dd", { class: "muted small" }, meaning)))),
     record.n_examples !== undefined && h("p", { class: "small muted" }, `${number(record.n_examples)} rows of ${record.source}, ${record.n_samples ?? "one"} draws.`),
+    parts ? h("h3", {}, "Beside the cheapest methods") : null,
+    parts ? tableOf("Methods on the validation rows", ["Method", "Accuracy", "NLL", "AURC"],
+      Object.entries(parts).map(([name, part]) => [name, percent(part.accuracy, 1), number(part.nll), number(part.aurc)]), [1, 2, 3]) : null,
   ];
 }
 
@@ -98,9 +101,7 @@ function proofs(calibration) {
         ]),
         h("h3", {}, "Prediction sets"),
         tableOf("Prediction sets", ["Holds the right choice", "Takes choices of probability"],
-          calibration.quantiles.map(({ coverage, quantile }) => [percent(coverage), quantile === null ? "too few rows" : `at least ${number(1 - quantile)}`]), [0, 1]),
-        h("h3", {}, "Entropy of these rows"),
-        histogram(calibration.entropy.counts, calibration.entropy.edges, `Histogram of the predictive entropy of ${rows.n_rows} rows`, (edge) => `${number(edge)} nats`))),
+          calibration.quantiles.map(({ coverage, quantile }) => [percent(coverage), quantile === null ? "too few rows" : `at least ${number(1 - quantile)}`]), [0, 1]))),
   ];
 }
 

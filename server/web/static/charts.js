@@ -45,11 +45,11 @@ export function spark(values, label) {
 }
 
 /** Return bars of counts between edges. */
-export function histogram(counts, edges, label, edgeText = number) {
+export function histogram(counts, edges, label) {
   const most = Math.max(...counts, 1);
   const width = 100 / counts.length;
   return h("div", { class: "histogram" },
     svg("svg", { viewBox: "0 0 100 30", preserveAspectRatio: "none", role: "img", "aria-label": label },
       counts.map((count, i) => svg("rect", { x: i * width + width * 0.06, width: width * 0.88, y: 30 - (29 * count) / most, height: (29 * count) / most }))),
-    h("div", { class: "row spread small muted" }, h("span", {}, edgeText(edges[0])), h("span", {}, edgeText(edges[edges.length - 1]))));
+    h("div", { class: "row spread small muted" }, h("span", {}, number(edges[0])), h("span", {}, number(edges[edges.length - 1]))));
 }

@@ -81,7 +81,7 @@ def test_what_it_says_until_it_is_ready_is_little(
 ) -> None:
     serve_with(monkeypatch, SelfEndingEngine())
     assert main(["--port", "0", "--default-adapter", "triage"]) == 0
-    before, _ = capsys.readouterr().err.split("Ready. Try:")
+    before, _ = capsys.readouterr().err.split("Ready. ")
     [line] = before.splitlines()
     assert "Loading base model embedded, to serve it on 127.0.0.1 port" in line
 
