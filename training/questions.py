@@ -169,11 +169,18 @@ def _check_same(asked: Question, fixed: Question) -> None:
 
 
 def _labelled(row: dict[str, Any], question: Question) -> dict[str, Any]:
-    """Return a plain row with the label of a predicate as text."""
+    """Return a plain row with the label of a predicate as text.
+
+    Raises:
+        RowError: if that label is neither true nor false; as positions of the choices, 0 would be true and 1 false.
+    """
     label = row.get("label")
-    if question.config.type != "predicate" or not isinstance(label, bool | str):
+    if question.config.type != "predicate" or label is None:
         return row
-    return row | {"label": str(label).lower()}
+    text = str(label).lower() if isinstance(label, bool | str) else ""
+    if text not in PREDICATE_CHOICES:
+        raise _wrong_label(label, question)
+    return row | {"label": text}
 
 
 def _index_of(label: Any, question: Question) -> int:
@@ -185,8 +192,13 @@ def _index_of(label: Any, question: Question) -> int:
         return label
     if isinstance(label, str) and label in choices:
         return choices.index(label)
+    raise _wrong_label(label, question)
+
+
+def _wrong_label(label: Any, question: Question) -> RowError:
+    kind, name = question.config.type, question.config.name
     expected = {"predicate": "true or false", "choice": "one of its values", "score": "a level or its number from 0"}
-    raise RowError(f"got label {label!r:.80} of the {kind} {question.config.name!r}, expected {expected[kind]}")
+    return RowError(f"got label {label!r:.80} of the {kind} {name!r}, expected {expected[kind]}")
 
 
 def _described(given: Any, field: str, key: str) -> dict[str, str]:

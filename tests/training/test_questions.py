@@ -84,6 +84,20 @@ def test_a_plain_row_may_label_a_predicate_with_true_and_false() -> None:
     assert [example.choices[example.label] for example in read] == ["true", "false"]
 
 
+@pytest.mark.parametrize(("written", "shown"), [("1", "'1'"), ("0", "'0'"), ("yes", "'yes'")])
+def test_a_plain_row_may_not_label_a_predicate_with_numbers(tmp_path: Path, written: str, shown: str) -> None:
+    (tmp_path / "rows.csv").write_text(f"prompt,label\nHelp!,true\nIt burns!,{written}\n")
+    asked = fixed(URGENT)
+    message = f"got label {shown} of the predicate 'urgent', expected true or false"
+    with pytest.raises(DataError, match=message):
+        read_examples(tmp_path / "rows.csv", choices=asked.choices, question=asked)
+    if written.isdecimal():  # positions of the choices, by which 1 is false
+        with pytest.raises(DataError, match=f"got label {written} of the predicate"):
+            read_examples([{"prompt": "It burns!", "label": int(written)}], choices=asked.choices, question=asked)
+        read = read_examples([{"prompt": "It burns!", "label_index": 0}], choices=asked.choices, question=asked)
+        assert read.examples[0].choices[read.examples[0].label] == "true"
+
+
 def test_some_training_rows_do_without_descriptions_and_no_other_rows() -> None:
     from blora.training.questions import as_plain
     from blora.training.sources import read_table
