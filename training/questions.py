@@ -189,6 +189,11 @@ def _index_of(label: Any, question: Question) -> int:
     if kind == "predicate" and isinstance(label, bool):
         label = str(label).lower()
     if kind == "score" and type(label) is int and 0 <= label < len(choices):
+        if choices[label] != str(label) in choices:
+            raise RowError(
+                f"got label {label} of the score {question.config.name!r}, which is the number of {choices[label]!r} "
+                f"and also the level {str(label)!r}, expected the level as text"
+            )
         return label
     if isinstance(label, str) and label in choices:
         return choices.index(label)

@@ -109,6 +109,17 @@ def test_some_training_rows_do_without_descriptions_and_no_other_rows() -> None:
     assert "billing" not in [row["choices"][1] for _, row in as_plain(read_table(rows), None).rows]  # type: ignore[index]
 
 
+def test_the_number_of_a_level_that_is_another_levels_text_is_refused() -> None:
+    stars = {"type": "score", "name": "stars", "levels": [{"label": str(level)} for level in range(1, 6)]}
+    for asked in (None, fixed(stars)):
+        with pytest.raises(DataError, match="got label 3 of the score 'stars', which is the number of '4' and also"):
+            read_examples([request("Fine.", stars | {"label": 3})], question=asked)
+    from_zero = stars | {"levels": [{"label": str(level)} for level in range(5)]}
+    for row in (request("Fine.", stars | {"label": "3"}), request("Fine.", from_zero | {"label": 3})):
+        [read] = read_examples([row]).examples
+        assert read.choices[read.label] == "3"
+
+
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
