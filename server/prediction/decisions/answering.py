@@ -84,12 +84,21 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """A question as an adapter reads it."""
+    """A question as an adapter reads it.
+
+    Attributes:
+        question: the question.
+        handle: the adapter.
+        request: the text, and the question's choices if they are not the adapter's own.
+        places: see `Answer`.
+        instructions: text that follows in the prompt; empty for the adapter's own question.
+    """
 
     question: Question
     handle: AdapterHandle
     request: PredictRequest
     places: tuple[int, ...]
+    instructions: str = ""
 
 
 async def answer_questions(
@@ -121,36 +130,44 @@ async def answer_questions(
         raise
     plans = []
     for question in questions:
+        await asyncio.sleep(0)  # recognising and checking many questions takes time that other requests need
         if (recognised := recognise(question, asked.members)) is not None:
             request = PredictRequest(prompt=text, policy=policy)
             plans.append(_Plan(question, recognised.handle, request, recognised.places))
         elif asked.own is not None and asked.own.config.prompt.choices is None:
-            await asyncio.sleep(0)  # checking the choices of many questions takes time that other requests need
-            request = _open_request(question, text, policy)
-            plans.append(_Plan(question, asked.own, request, tuple(range(len(question.options)))))
+            request, places = _open_request(question, text, policy), tuple(range(len(question.options)))
+            plans.append(_Plan(question, asked.own, request, places, question.instructions))
         else:
             raise unknown_question(question, asked)
     turns, deadline = asyncio.Semaphore(_MOST_AT_ONCE), predictor.deadline()
+    failed: list[ServerError] = []
 
     async def ask(plan: _Plan) -> answers.Prediction | ServerError:
         async with turns:
-            return await predictor.predict(plan.request, handle=plan.handle, deadline=deadline)
+            if failed:  # turns come in the questions' order, so that an error before this question's is reported
+                return failed[0]
+            # Only now, because each prompt with instructions is a copy of the text.
+            request = plan.request.model_copy(update={"prompt": question_text(text, plan.instructions)})
+            outcome = await predictor.predict(request, handle=plan.handle, deadline=deadline)
+        if isinstance(outcome, ServerError):
+            failed.append(outcome)
+        return outcome
 
     outcomes = await asyncio.gather(*map(ask, plans))
     found: list[Answer] = []
-    read: dict[tuple[str | None, str], int] = {}
+    read: dict[tuple[str, str], int] = {}  # tokens by instructions and template
     for plan, outcome in zip(plans, outcomes, strict=True):
         if isinstance(outcome, ServerError):
             outcome.param = _param(outcome.param, plan.question, text_field)
             return outcome
         why = uncalibrated_because(plan.request, plan.handle)
         found.append(Answer(plan.question, outcome, plan.places, why))
-        read[plan.request.prompt, plan.handle.config.prompt.template] = outcome.usage.prompt_tokens
+        read[plan.instructions, plan.handle.config.prompt.template] = outcome.usage.prompt_tokens
     return Answered(asked.name, found, sum(read.values()))
 
 
 def _open_request(question: Question, text: str, policy: Policy | None) -> PredictRequest:
-    """Return the request to an adapter that takes the choices of a request.
+    """Return the request to an adapter that takes the choices of a request, without the question's instructions.
 
     Raises:
         InvalidRequestError: if two options read the same.
@@ -163,7 +180,7 @@ def _open_request(question: Question, text: str, policy: Policy | None) -> Predi
             value = f'"{value}"'  # the text "true" beside the boolean true
         choices.append(choice_text(value, option.description))
     try:
-        return PredictRequest(prompt=question_text(text, question.instructions), choices=choices, policy=policy)
+        return PredictRequest(prompt=text, choices=choices, policy=policy)
     except ValidationError as exc:
         error = invalid_request(exc.errors(include_url=False))
         raise InvalidRequestError(error.message, code=error.code, param=question.path) from exc

@@ -105,9 +105,9 @@ def _match(question: Question, handle: AdapterHandle) -> tuple[int, Recognised] 
 
 def _places(question: Question, choices: tuple[str, ...], config: QuestionConfig | None) -> tuple[int, ...] | None:
     """Return the place of each option among the choices; None if they are not the same ones."""
-    offered = [choice.strip() for choice in choices]
-    if len(question.options) != len(offered):
+    if len(question.options) != len(choices):
         return None
+    offered = [choice.strip() for choice in choices]
     match question.type:
         case "predicate":
             return 0, 1

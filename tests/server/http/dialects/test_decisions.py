@@ -1,12 +1,17 @@
 """POST /v1/decisions: answers, their fields, and their dependence on the request."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import tracemalloc
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
 
 from blora.decision.abstention import Policy
+from blora.server.engines.handle import AdapterHandle
+from blora.server.prediction.decisions import answering
+from blora.server.prediction.decisions.question import Question
+from blora.server.prediction.decisions.recognition import Recognised, recognise
 from blora.server.prediction.decisions.statistics import concentration, level_confidence
 from tests.server.calibrations import calibration
 from tests.server.decision_models import LEVELS, choice, digest, engine, predicate, score
@@ -219,3 +224,47 @@ async def test_a_request_is_answered_by_one_deadline() -> None:
         assert asyncio.get_running_loop().time() - started < 2
         assert (response.status_code, response.json()["error"]["code"]) == (504, "deadline_exceeded")
         slow.gate.set()
+
+
+async def test_after_an_error_no_further_question_is_asked(server: Running) -> None:
+    questions = [predicate(instructions=f"{i}?") for i in range(200)]
+    response = await server.client.post(
+        "/v1/decisions", json={"model": "open", "input": "POISON", "questions": questions}
+    )
+    assert response.json()["error"]["code"] == "model_failure"
+    assert 1 <= await server.metric("blora_requests_total", adapter="open", outcome="model_failure") <= 32
+
+
+async def test_a_long_text_is_not_copied_for_every_question(server: Running) -> None:
+    text = "a" * 500_000 + "\N{GRINNING FACE}"  # four bytes for each character in memory
+    body = {"model": "open", "input": text, "questions": [predicate() for _ in range(400)]}
+    tracemalloc.start()
+    try:
+        response = await server.client.post("/v1/decisions", json=body)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (response.status_code, response.json()["error"]["param"]) == (413, "input")
+    assert peak < 150 * 2**20  # 400 copies would take 800 MB
+
+
+async def test_other_requests_get_a_turn_between_two_questions(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_turns, seen = 0, []
+
+    async def take_turns() -> None:
+        nonlocal n_turns
+        while True:
+            n_turns += 1
+            await asyncio.sleep(0)
+
+    def counting(question: Question, members: Sequence[AdapterHandle]) -> Recognised | None:
+        seen.append(n_turns)
+        return recognise(question, members)
+
+    monkeypatch.setattr(answering, "recognise", counting)
+    others = asyncio.create_task(take_turns())
+    await ask(server, *[predicate(name="urgent")] * 20)
+    others.cancel()
+    assert len(set(seen)) == 20
