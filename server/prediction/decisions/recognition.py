@@ -14,6 +14,8 @@ __all__ = ["Family", "Recognised", "family", "recognise", "unknown_question"]
 
 # Most questions of a model, and most choices of a question, that an error message lists.
 _MOST_LISTED = 8
+# Sureness of a match by the choices alone; smaller numbers are surer.
+_BY_CHOICES = 2
 
 
 class Recognised(NamedTuple):
@@ -62,11 +64,19 @@ def family(registry: Registry, model: str, only: Collection[str] | None) -> Fami
 def recognise(question: Question, members: Sequence[AdapterHandle]) -> Recognised | None:
     """Return the adapter whose own question this is; None for none.
 
-    The name counts first, then the instructions; last comes an adapter with the same choices and no instructions. A
-    predicate, whose choices say nothing, is never recognised by its choices alone.
+    The name counts first, then the instructions. Last come the choices alone, where one side has no instructions and
+    all adapters with these choices answer the same question. A predicate, whose choices say nothing, is never
+    recognised by them alone.
     """
     matches = [match for handle in members if (match := _match(question, handle)) is not None]
-    return min(matches, key=lambda match: match[0])[1] if matches else None
+    if not matches:
+        return None
+    surest = min(sureness for sureness, _ in matches)
+    found = [recognised for sureness, recognised in matches if sureness == surest]
+    first = found[0].handle.config.question
+    if surest == _BY_CHOICES and any(other.handle.config.question != first for other in found):
+        return None
+    return found[0]
 
 
 def unknown_question(question: Question, asked: Family) -> InvalidRequestError:
@@ -99,7 +109,7 @@ def _match(question: Question, handle: AdapterHandle) -> tuple[int, Recognised] 
     if asked and asked == own:
         return 1, Recognised(handle, places)
     if question.type != "predicate" and not (asked and own):
-        return 2, Recognised(handle, places)
+        return _BY_CHOICES, Recognised(handle, places)
     return None
 
 

@@ -5,6 +5,7 @@ import pytest
 from blora.config import QuestionConfig
 from blora.question_config import QuestionType
 from blora.server.adapters.registry import Registry
+from blora.server.engines.handle import AdapterHandle
 from blora.server.errors import DigestMismatchError, UnknownAdapterError
 from blora.server.prediction.decisions.question import Option, Question, predicate_options
 from blora.server.prediction.decisions.recognition import family, recognise, unknown_question
@@ -87,6 +88,23 @@ def test_a_name_counts_before_instructions_and_instructions_before_choices() -> 
         match = recognise(asked, members)
         assert match is not None
         assert match.handle is expected
+
+
+def test_choices_that_two_different_questions_have_say_nothing() -> None:
+    def mood(of: str, number: int) -> AdapterHandle:
+        config = QuestionConfig(name=of, type="score", instructions=f"How angry is the {of}?")
+        return handle(f"m.{of}{number}", digest(number), choices=LEVELS, question=config)
+
+    agent, customer, customer_again = mood("agent", 1), mood("customer", 2), mood("customer", 3)
+    asked = question("score", *LEVELS, name="mood", instructions="")
+    assert recognise(asked, [agent, customer]) is None
+    for members in ([customer], [customer, customer_again]):
+        match = recognise(asked, members)
+        assert match is not None
+        assert match.handle is customer
+    named = recognise(question("score", *LEVELS, name="customer", instructions=""), [agent, customer])
+    assert named is not None
+    assert named.handle is customer
 
 
 def test_a_models_adapters_are_its_own_and_those_below_its_name() -> None:
