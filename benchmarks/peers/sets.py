@@ -69,8 +69,7 @@ def load_set(name: str) -> TaskSet:
         return replace(task, clear=clear, proof=proof)
     if name == "clinc150":
         parts = [_read(DATA / f"clinc150_{part}.jsonl") for part in ("train", "val", "test")]
-        task = _texts(name, "{prompt}", parts, DATA / "clinc150_out_of_scope_test.jsonl")
-        return replace(task, with_lora=True)
+        return _texts(name, "{prompt}", parts, DATA / "clinc150_out_of_scope_test.jsonl")
     parts = [*_divided(_read(DATA / f"{name}_train.jsonl")), _read(DATA / f"{name}_test.jsonl")]
     return replace(_texts(name, "{prompt}", parts, None), with_lora=True)
 
