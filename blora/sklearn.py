@@ -37,19 +37,20 @@ class BloraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
 
     Args:
         class_names: texts for the classes in the order of `classes_`, which the language model reads; by default the
-            labels as texts.
+            labels as texts. White space at their ends does not count.
         base_model: see `blora.load`; the embedded model by default.
         device: see `blora.load`.
         dtype: see `blora.load`.
         template: text around each text, with {prompt} in it; by default the text alone.
         policy: thresholds to abstain by, such as {"min_confidence": 0.8}, for an adapter without a calibration.
-        abstain_label: label of a withheld answer in `predict_or_abstain`.
+        abstain_label: label of a withheld answer in `predict_or_abstain`, none of the classes.
         output: folder to write the adapter to; by default a temporary one that is removed with the classifier.
         settings: further settings of `blora.train`, such as {"layers": "last:20"} or {"validation": rows}.
         random_state: seed of the training and the draws.
 
     Attributes:
         classes_: (C,) the labels in sorted order, the columns of `predict_proba`.
+        class_names_: the texts of the classes that the adapter was trained with.
         model_: the trained adapter, a `blora.Model`.
         adapter_path_: folder of the trained adapter.
     """
@@ -105,7 +106,7 @@ class BloraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
             dtype=self.dtype,
             **settings | dict(self.settings or {}),
         )
-        self.classes_, self.adapter_path_ = classes, str(folder)
+        self.classes_, self.class_names_, self.adapter_path_ = classes, names, str(folder)
         return self
 
     def predict(self, X: Any) -> Any:
@@ -116,7 +117,7 @@ class BloraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
     def predict_proba(self, X: Any) -> Any:
         """Return the probabilities (N, C) of the classes, the mean over the posterior draws."""
         check_is_fitted(self)
-        column = {name: place for place, name in enumerate(self._names(self.classes_))}
+        column = {name: place for place, name in enumerate(self.class_names_)}
         found = np.zeros((len(predictions := self.predictions(X)), len(column)))
         for row, prediction in enumerate(predictions):
             for entry in prediction.probabilities:
@@ -127,9 +128,16 @@ class BloraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         """Return the label (N,) of each text, or `abstain_label` where the policy withholds the answer.
 
         The array holds objects, unless `abstain_label` is of the labels' type.
+
+        Raises:
+            ValueError: if `abstain_label` is one of the classes.
         """
         check_is_fitted(self)
-        label = dict(zip(self._names(self.classes_), self.classes_.tolist(), strict=True))
+        if self.abstain_label in self.classes_.tolist():
+            raise ValueError(
+                f"got abstain_label {self.abstain_label!r}, which is one of the classes, expected another label"
+            )
+        label = dict(zip(self.class_names_, self.classes_.tolist(), strict=True))
         found = [label.get(prediction.answer, self.abstain_label) for prediction in self.predictions(X)]
         same = isinstance(self.abstain_label, type(self.classes_.tolist()[0]))
         return np.array(found, dtype=None if same else object)
@@ -150,13 +158,17 @@ class BloraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
             goal: further arguments of `blora.Model.calibrate`.
 
         Raises:
-            ValueError: if a label is of no known class.
+            ValueError: if a label is of no known class, or `policy` is set, which would decide in place of the proof.
             BloraError: if there are too few rows, they were seen, or they do not prove the target.
         """
         check_is_fitted(self)
+        if self.policy is not None:
+            raise ValueError(
+                f"got policy {self.policy!r}, which would decide in place of the proved threshold: set policy=None"
+            )
         texts, labels = _texts(X), _labels(y)
         check_consistent_length(texts, labels)
-        name = dict(zip(self.classes_.tolist(), self._names(self.classes_), strict=True))
+        name = dict(zip(self.classes_.tolist(), self.class_names_, strict=True))
         if unknown := sorted({str(label) for label in labels.tolist() if label not in name}):
             raise ValueError(f"got labels {', '.join(unknown)}, expected those of fit: {', '.join(map(str, name))}")
         rows = [{"prompt": text, "label": name[label]} for text, label in zip(texts, labels.tolist(), strict=True)]
@@ -205,7 +217,7 @@ class BloraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
 
     def _names(self, classes: Any) -> list[str]:
         """Return the texts of the classes, which must be distinct."""
-        names = [str(label) for label in (classes if self.class_names is None else self.class_names)]
+        names = [str(label).strip() for label in (classes if self.class_names is None else self.class_names)]
         if len(names) != len(classes) or len(set(names)) < len(names):
             raise ValueError(f"got class names {names}, expected {len(classes)} distinct ones, in the labels' order")
         return names

@@ -177,6 +177,31 @@ def test_what_the_policy_withholds_gets_the_label_of_abstention(abstain_label: A
 
 
 @pytest.mark.usefixtures("_stand_in")
+@pytest.mark.parametrize(("abstain_label", "labels"), [(-1, [-1, 1]), (True, [0, 1]), ("odd", ["even", "odd"])])
+def test_the_label_of_abstention_is_none_of_the_classes(abstain_label: Any, labels: list[Any]) -> None:
+    classifier = BloraClassifier(abstain_label=abstain_label).fit(TEXTS, labels * 6)
+    with pytest.raises(ValueError, match="which is one of the classes"):
+        classifier.predict_or_abstain(TEXTS)
+
+
+@pytest.mark.usefixtures("_stand_in")
+def test_names_of_the_classes_stay_those_of_the_training() -> None:
+    classifier = BloraClassifier(class_names=["even", "odd"]).fit(TEXTS, [0, 1] * 6)
+    before = [one(TEXTS).tolist() for one in (classifier.predict, classifier.predict_or_abstain)]
+    classifier.set_params(class_names=["odd", "even"])
+    assert [one(TEXTS).tolist() for one in (classifier.predict, classifier.predict_or_abstain)] == before
+    assert classifier.calibrate(["1 1"], [1]).model_.calibrated == [{"prompt": "1 1", "label": "odd"}]
+
+
+@pytest.mark.usefixtures("_stand_in")
+def test_a_policy_of_its_own_and_a_proof_exclude_each_other() -> None:
+    classifier = BloraClassifier(policy={"min_confidence": 0.1}).fit(TEXTS, LABELS)
+    with pytest.raises(ValueError, match="would decide in place of the proved threshold"):
+        classifier.calibrate(TEXTS, LABELS)
+    assert classifier.set_params(policy=None).calibrate(TEXTS[:1], LABELS[:1]).model_.calibrated
+
+
+@pytest.mark.usefixtures("_stand_in")
 def test_its_temporary_folder_goes_with_it_and_another_stays(tmp_path: Path) -> None:
     classifier = BloraClassifier().fit(TEXTS, LABELS)
     folder = Path(classifier.adapter_path_)
@@ -220,6 +245,13 @@ def test_a_trained_classifier_has_learned_its_task(fitted: BloraClassifier, data
     assert fitted.model_.adapter.config.prompt.template == "Q: {prompt}"
     assert fitted.model_.adapter.config.sampling.seed == fitted.model_.adapter.config.training["settings"]["seed"]
     assert {one.answer for one in fitted.predictions(texts)} == {"cold", "warm"}
+
+
+def test_white_space_at_the_ends_of_labels_does_not_count(base: str, data: tuple[list[str], list[str]]) -> None:
+    labels = [f" {label}\n" for label in data[1][:80]]
+    classifier = BloraClassifier(base_model=base, device="cpu", dtype="float32").fit(data[0][:80], labels)
+    assert set(classifier.predict(data[0][:80])) <= set(labels)
+    assert set(classifier.predict_or_abstain(data[0][:80])) <= set(labels)  # without a policy, all are answered
 
 
 def test_a_copy_by_pickle_answers_the_same(fitted: BloraClassifier, data: tuple[list[str], list[str]]) -> None:
