@@ -19,7 +19,7 @@ from blora.config import AdapterConfig
 from blora.errors import DataError
 from blora.posterior.noise import generator_of
 from blora.training.labels import Label, RowError, read_label, settle
-from blora.training.questions import Question, as_plain
+from blora.training.questions import DESCRIBED, Question, as_plain
 from blora.training.sources import Rows, Table, read_table
 
 __all__ = ["Example", "ExampleSet", "examples_for", "examples_of", "read_examples", "split_examples"]
@@ -39,6 +39,7 @@ class Example:
         messages: the chat, None if the question is a text.
         choices: two or more distinct texts.
         label: index of the correct choice.
+        described: the choices with their descriptions, if they are offered without; None if they are not.
     """
 
     where: str
@@ -47,12 +48,16 @@ class Example:
     messages: tuple[Mapping[str, str], ...] | None
     choices: tuple[str, ...]
     label: int
+    described: tuple[str, ...] | None = None
 
     @property
     def identity(self) -> str:
-        """Text that is equal for equal questions; the order of choices, white space and the label do not count."""
+        """Text that is equal for equal questions.
+
+        The order of choices, white space, the label, and whether descriptions are offered do not count.
+        """
         turns = [[turn["role"], _plain(turn["content"])] for turn in self.messages or ()]
-        return json.dumps([_plain(self.prompt or ""), turns, sorted(map(_plain, self.choices))])
+        return json.dumps([_plain(self.prompt or ""), turns, sorted(map(_plain, self.described or self.choices))])
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +223,8 @@ def _parse(row: Mapping[str, Any], where: str, fixed: Sequence[str] | None, *, u
             raise RowError(f"got {kind} {prompt!r}, expected non-empty text")
     choices, letters = _choices(row.get("choices"), fixed)
     label = read_label(row, choices, letters, untyped=untyped)
-    return Example(where, kind, prompt, messages, choices, label=-1), label
+    described = tuple(row[DESCRIBED]) if DESCRIBED in row else None
+    return Example(where, kind, prompt, messages, choices, label=-1, described=described), label
 
 
 def _undecided(example: Example, label: Label) -> str:

@@ -25,8 +25,10 @@ from blora.question_text import choice_text, question_text
 from blora.training.labels import RowError
 from blora.training.sources import Table
 
-__all__ = ["Question", "as_plain", "question_given", "question_of", "read_question"]
+__all__ = ["DESCRIBED", "Question", "as_plain", "question_given", "question_of", "read_question"]
 
+# Key of a plain row for its choices with their descriptions, where they are offered without.
+DESCRIBED = "choices with descriptions"
 # Share of the questions of a training row whose choices are offered without their descriptions.
 BARE = 0.25
 
@@ -147,10 +149,10 @@ def _asked(
         if fixed is None:
             asked = question_of(given, unnamed="question")
             bare = rng is not None and rng.random() < BARE
-            described = {} if bare else asked.config.descriptions
-            offered = [choice_text(choice, described.get(choice, "")) for choice in asked.choices]
+            described = [choice_text(choice, asked.config.descriptions.get(choice, "")) for choice in asked.choices]
             prompt, label = question_text(text, asked.config.instructions), _index_of(given.get("label"), asked)
-            yield place, {"prompt": prompt, "choices": offered, "label_index": label}
+            plain: dict[str, Any] = {"prompt": prompt, "choices": described, "label_index": label}
+            yield place, plain | ({"choices": list(asked.choices), DESCRIBED: described} if bare else {})
         elif isinstance(given, Mapping) and given.get("name") == fixed.config.name:
             asked = question_of(given)
             _check_same(asked, fixed)

@@ -10,8 +10,10 @@ import blora
 from blora.config import AdapterConfig
 from blora.errors import ConfigError, DataError
 from blora.training.commands import train
-from blora.training.data import examples_for, read_examples
-from blora.training.questions import Question, question_given, read_question
+from blora.training.data import examples_for, examples_of, read_examples
+from blora.training.overlap import SEEN, check_disjoint, check_unseen, fingerprints
+from blora.training.questions import Question, as_plain, question_given, read_question
+from blora.training.sources import read_table
 from tests.training.toys import train_arguments, write_jsonl
 
 URGENT = {"type": "predicate", "name": "urgent", "instructions": "Must somebody act today?"}
@@ -99,14 +101,23 @@ def test_a_plain_row_may_not_label_a_predicate_with_numbers(tmp_path: Path, writ
 
 
 def test_some_training_rows_do_without_descriptions_and_no_other_rows() -> None:
-    from blora.training.questions import as_plain
-    from blora.training.sources import read_table
-
     rows = [request(f"Ticket {number}", QUEUE | {"label": "bug"}) for number in range(400)]
     offered = [row["choices"][1] for _, row in as_plain(read_table(rows), None, training=True).rows]  # type: ignore[index]
     assert 60 < offered.count("billing") < 140
     assert offered.count("billing") + offered.count("billing: invoices and payments") == 400
     assert "billing" not in [row["choices"][1] for _, row in as_plain(read_table(rows), None).rows]  # type: ignore[index]
+
+
+def test_a_training_row_is_known_again_whether_or_not_its_descriptions_were_offered() -> None:
+    rows = [request(f"Ticket {number}", QUEUE | {"label": "bug"}) for number in range(40)]
+    trained = examples_of(as_plain(read_table(rows), None, training=True), None)
+    assert len({example.choices for example in trained.examples}) == 2
+    again = read_examples(rows)
+    assert fingerprints(again) == fingerprints(trained)
+    with pytest.raises(DataError, match="got 40 of 40 questions .* that the adapter was made with"):
+        check_unseen({SEEN: {"train": fingerprints(trained)}}, again)
+    with pytest.raises(DataError, match="got 40 of 40 validation questions that are also trained on"):
+        check_disjoint(trained, again)
 
 
 def test_the_number_of_a_level_that_is_another_levels_text_is_refused() -> None:
