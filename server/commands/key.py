@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
         metavar="NAME,NAME",
         type=lambda names: [name.strip() for name in names.split(",")],
         default=[],
-        help="let the key use and list these adapters only (default: all)",
+        help="let the key use and list these adapters only, and ask NAME.SOMETHING in typed questions (default: all)",
     )
     arguments = parser.parse_args(argv)
 
