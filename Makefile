@@ -108,6 +108,12 @@ fix: $(READY)  ## mend what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(READY)  ## dist/site: the documentation as a folder of pages; warnings are errors
+	$(BIN)/python -m docs.site.reference
+	$(BIN)/python -m docs.site.pictures
+	$(BIN)/python -m docs.site.stage
+	$(BIN)/zensical build --strict --clean
+
 bench: $(READY)  ## measure what the documents show, but for image and vLLM, then rebuild their tables (a day)
 	benchmarks/calibration.sh
 	$(BIN)/python -m benchmarks.calibration report benchmarks/results/calibration --output docs/calibration
@@ -139,4 +145,4 @@ demo: $(READY)  ## train the demo adapter again
 	examples/triage/train.sh
 
 clean:  ## remove .venv and caches
-	rm -rf $(VENV) $(VLLM) $(CLIENTS) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache runs
+	rm -rf $(VENV) $(VLLM) $(CLIENTS) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .cache dist runs

@@ -14,7 +14,7 @@ from benchmarks import tables
 from benchmarks.calibration.report.write import write_report
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("blora", "server", "training", "benchmarks", "deploy", "examples", "tests")
+SOURCES = ("blora", "server", "training", "benchmarks", "deploy", "docs", "examples", "tests")
 MAX_LINES = 400
 
 TABLES = {

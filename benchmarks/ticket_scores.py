@@ -1,0 +1,43 @@
+"""Scores of the demo's answers to its test tickets and to foreign ones, ticket by ticket, for docs/pictures.
+
+`python -m benchmarks.ticket_scores` answers them in this process and keeps the scores.
+"""
+
+import json
+
+import blora
+from benchmarks.server_process import ADAPTER, ROOT, TRIAGE
+from blora.scores import SCORES
+from blora.training.provenance import machine, revision
+
+__all__ = ["RESULT"]
+
+RESULT = ROOT / "benchmarks" / "results" / "ticket_scores" / "demo.json"
+
+
+def main() -> None:
+    """Answer every ticket and write the result."""
+    model = blora.load(ADAPTER)
+    kept = []
+    for name in ("test", "out_of_scope"):
+        tickets = [json.loads(line) for line in (TRIAGE / f"{name}.jsonl").read_text().splitlines()]
+        for ticket, answer in zip(tickets, model.predict([t["prompt"] for t in tickets]), strict=True):
+            kind = "out of scope" if "label" not in ticket else "ambiguous" if ticket["ambiguous"] else "clear"
+            scores = {score: float(f"{getattr(answer, score):.4g}") for score in SCORES}
+            right = answer.top_choice == ticket.get("label")
+            kept.append({"kind": kind, "right": right, "answered": not answer.abstained} | scores)
+    result = {
+        "policy": model.predict("Where is my invoice?").policy.model_dump(exclude_none=True),
+        "tickets": kept,
+        "base_model": model.base.name,
+        "dtype": model.base.dtype_name,
+        "machine": machine(),
+        "revision": revision(),
+        "command": "python -m benchmarks.ticket_scores",
+    }
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
