@@ -2,11 +2,12 @@
 
 An adapter is watched if its calibration has a gate, which says when a question is unfamiliar and proves how many
 familiar questions are called so. The counts go through the ledger, so that replicas with a common one judge the sum of
-their answers. Answers never wait for the ledger: counts that it has not taken yet are handed on together.
+their answers. Answers never wait for the ledger: what it has not taken yet goes with the next answer.
 """
 
 import asyncio
 import logging
+import secrets
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -29,13 +30,17 @@ class _Watched:
 
     Attributes:
         test: the evidence.
-        new: counts that the ledger has not taken yet.
+        counter: name of the counts in the ledger.
+        own: counts of all answers since the adapter was loaded.
+        told: the counts that the ledger has taken.
         telling: the task that hands them on.
         since: Unix time at which a drift was first noticed.
     """
 
     test: DriftTest
-    new: Seen = field(default_factory=Seen)
+    counter: str = field(default_factory=lambda: secrets.token_hex(8))
+    own: Seen = field(default_factory=Seen)
+    told: Seen = field(default_factory=Seen)
     telling: asyncio.Task[None] | None = None
     since: int | None = None
 
@@ -66,7 +71,7 @@ class DriftWatch:
         unfamiliar = familiarity < gate.min_familiarity
         if unfamiliar:
             self._metrics.unfamiliar(adapter.name)
-        watched.new += Seen(1, int(unfamiliar))
+        watched.own += Seen(1, int(unfamiliar))
         if watched.telling is None or watched.telling.done():
             watched.telling = asyncio.create_task(self._tell(adapter, watched))
 
@@ -86,14 +91,14 @@ class DriftWatch:
         await asyncio.gather(*(one.telling for one in self._watched.values() if one.telling), return_exceptions=True)
 
     async def _tell(self, adapter: Contents, watched: _Watched) -> None:
-        while watched.new.n_answers:
-            new, watched.new = watched.new, Seen()
+        while watched.told != watched.own:
+            own = watched.own
             try:
-                seen = await self._ledger.count(adapter, new)
-            except FeedbackUnavailableError:
-                watched.new += new  # for the next answer to hand on
+                seen = await self._ledger.count(adapter, watched.counter, own)
+            except FeedbackUnavailableError:  # the next answer tries again
                 self._failures.warning("The store of predictions is unreachable: drift is not judged")
                 return
+            watched.told = own
             watched.test.observe(seen)
             self._metrics.drift(adapter.name, watched.test.wealth)
             if watched.since is None and watched.test.noticed:

@@ -20,7 +20,6 @@ class MemoryLedger:
         self._waiting: OrderedDict[str, Entry] = OrderedDict()
         self._labels: dict[str, int] = {}
         self._tallies: dict[tuple[Contents, float, bool], Tally] = {}
-        self._seen: dict[Contents, Seen] = {}
         self._noticed: dict[Contents, int] = {}
 
     def remember(self, prediction_id: str, entry: Entry) -> None:
@@ -50,10 +49,9 @@ class MemoryLedger:
         self._tallies[key] = tally
         return Settled(before, tally)
 
-    async def count(self, adapter: Contents, new: Seen) -> Seen:
+    async def count(self, adapter: Contents, counter: str, own: Seen) -> Seen:
         """Implement Ledger."""
-        self._seen[adapter] = self._seen.get(adapter, Seen()) + new
-        return self._seen[adapter]
+        return own
 
     async def notice(self, adapter: Contents, at: int) -> int:
         """Implement Ledger."""
@@ -65,7 +63,6 @@ class MemoryLedger:
             self._drop(prediction_id)
         for key in [key for key in self._tallies if key[0] == adapter]:
             del self._tallies[key]
-        self._seen.pop(adapter, None)
         self._noticed.pop(adapter, None)
 
     async def close(self) -> None:

@@ -110,8 +110,15 @@ class Ledger(Protocol):
             FeedbackUnavailableError: if the ledger cannot be written to.
         """
 
-    async def count(self, adapter: Contents, new: Seen) -> Seen:
-        """Add counts of answers, and return the sums of all replicas.
+    async def count(self, adapter: Contents, counter: str, own: Seen) -> Seen:
+        """Store the counts so far of one counter of answers, and return the sums over all counters.
+
+        Storing the same counts again changes nothing.
+
+        Args:
+            adapter: the adapter that answered.
+            counter: a name that no other counter has.
+            own: all answers that it has counted.
 
         Raises:
             FeedbackUnavailableError: if the ledger cannot be written to.

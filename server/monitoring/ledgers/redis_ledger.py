@@ -54,7 +54,8 @@ class RedisLedger:
     Keys are blora:2:prediction:ID, a hash that expires after `keep_s`, and
     blora:2:outcomes:NAME:DIGEST:CALIBRATION_DIGEST:RISK, three counts that expire `keep_s` after their last change.
     Outcomes that were not requested are counted under keys that end in :volunteered. The counts of unfamiliar
-    questions, blora:2:familiarity:NAME:DIGEST:CALIBRATION_DIGEST, expire likewise. Answers never wait for Redis: a
+    questions, blora:2:familiarity:NAME:DIGEST:CALIBRATION_DIGEST, hold what each counter has counted, so that
+    writing twice changes nothing, and expire likewise. Answers never wait for Redis: a
     prediction that cannot be written is dropped with a log line.
 
     Args:
@@ -135,13 +136,14 @@ class RedisLedger:
         before, *counts = map(int, told)
         return Settled(None if before < 0 else before, Tally(*counts) if counts else None)
 
-    async def count(self, adapter: Contents, new: Seen) -> Seen:
+    async def count(self, adapter: Contents, counter: str, own: Seen) -> Seen:
         """Implement Ledger."""
         key = _familiarity(adapter)
         async with self._redis.pipeline() as pipe:
-            pipe.hincrby(key, "answers", new.n_answers).hincrby(key, "unfamiliar", new.n_unfamiliar)
-            answers, unfamiliar, _ = await _tried(pipe.expire(key, self._keep_s).execute())
-        return Seen(answers, unfamiliar)
+            pipe.hset(key, f"counter:{counter}", f"{own.n_answers} {own.n_unfamiliar}")
+            _, fields, _ = await _tried(pipe.hgetall(key).expire(key, self._keep_s).execute())
+        counts = (value for name, value in fields.items() if name.startswith(b"counter:"))
+        return sum((Seen(*map(int, count.split())) for count in counts), Seen())
 
     async def notice(self, adapter: Contents, at: int) -> int:
         """Implement Ledger."""

@@ -15,7 +15,10 @@ from redis import Redis
 from redis.exceptions import AuthenticationError
 from redis.exceptions import ConnectionError as NoConnection
 
+from blora.decision.drift import Seen
 from blora.server.keys import line_of
+from blora.server.monitoring.ledgers.protocol import Contents
+from blora.server.monitoring.ledgers.redis_ledger import RedisLedger
 from tests.server.fakes import FakeEngine, Running, running
 from tests.server.monitoring.test_drift import GATED, since
 from tests.server.monitoring.test_drift import ask as doubt
@@ -254,8 +257,21 @@ async def test_a_drift_that_one_replica_sees_is_noticed_by_all_and_after_a_resta
         [key] = [key for key in store.expiries() if key.startswith("blora:2:familiarity:")]
         assert 0 < store.expiries()[key] <= 100
         with Redis.from_url(store.url, decode_responses=True) as client:
-            counts = client.hgetall(key)
-        assert counts == {"answers": "22", "unfamiliar": "20", "noticed": str(first)}
+            fields = client.hgetall(key)
+        assert fields.pop("noticed") == str(first)
+        counts = [list(map(int, count.split())) for count in fields.values()]
+        assert [sum(column) for column in zip(*counts, strict=True)] == [22, 20]
+
+
+async def test_counts_that_are_stored_twice_count_once(store: Store) -> None:
+    ledger = RedisLedger(store.url, 100)
+    adapter = Contents("triage", "sha256:1", "sha256:2")
+    try:
+        assert await ledger.count(adapter, "one", Seen(5, 2)) == Seen(5, 2)
+        assert await ledger.count(adapter, "one", Seen(5, 2)) == Seen(5, 2)  # its reply was lost
+        assert await ledger.count(adapter, "two", Seen(10, 0)) == Seen(15, 2)
+    finally:
+        await ledger.close()
 
 
 async def test_counts_of_the_time_without_redis_are_handed_on_afterwards(store: Store) -> None:
