@@ -14,7 +14,7 @@ from blora.decision.calibrate import calibrate
 from blora.decision.calibration import Binding, Calibration, FormName, Goal
 from blora.posterior.bank import SampleBank
 from blora.posterior.decision_head import Features
-from blora.training.data import ExampleSet
+from blora.training.data import ExampleSet, one_for_each_text
 from blora.training.evaluate import predict_all
 from blora.training.overlap import check_distinct, check_unseen, fingerprints
 from blora.training.rows import pack_examples
@@ -45,6 +45,12 @@ def calibrate_adapter(
     remembered = calibration_file.asked(path)  # fails before the scoring if the file is unusable
     check_unseen(adapter.config.training, examples)
     check_distinct(examples)
+    n_questions, examples = len(examples.examples), one_for_each_text(examples, seed=goal.seed)
+    if len(examples.examples) < n_questions:
+        logger.warning(
+            "calibrating on %d of %d questions, one for each text: several about one text are not independent",
+            *(len(examples.examples), n_questions),
+        )
     rows = pack_examples(examples, base, prompt)
     if adapter.familiarity is None:
         goal = replace(goal, max_false_alarms=1.0)

@@ -19,10 +19,18 @@ from blora.config import AdapterConfig
 from blora.errors import DataError
 from blora.posterior.noise import generator_of
 from blora.training.labels import Label, RowError, read_label, settle
-from blora.training.questions import DESCRIBED, Question, as_plain
+from blora.training.questions import ABOUT, DESCRIBED, Question, as_plain
 from blora.training.sources import Rows, Table, read_table
 
-__all__ = ["Example", "ExampleSet", "examples_for", "examples_of", "read_examples", "split_examples"]
+__all__ = [
+    "Example",
+    "ExampleSet",
+    "examples_for",
+    "examples_of",
+    "one_for_each_text",
+    "read_examples",
+    "split_examples",
+]
 
 DEFAULT_TEMPLATES = {"question": "Question: {prompt}\nAnswer:", "prompt": "{prompt}", "messages": "{prompt}"}
 REPORTED = 10  # most malformed rows named in one message
@@ -40,6 +48,7 @@ class Example:
         choices: two or more distinct texts.
         label: index of the correct choice.
         described: the choices with their descriptions, if they are offered without; None if they are not.
+        about: the text that it is one of several questions about; None for a question by itself.
     """
 
     where: str
@@ -49,6 +58,7 @@ class Example:
     choices: tuple[str, ...]
     label: int
     described: tuple[str, ...] | None = None
+    about: str | None = None
 
     @property
     def identity(self) -> str:
@@ -58,6 +68,11 @@ class Example:
         """
         turns = [[turn["role"], _plain(turn["content"])] for turn in self.messages or ()]
         return json.dumps([_plain(self.prompt or ""), turns, sorted(map(_plain, self.described or self.choices))])
+
+    @property
+    def text(self) -> str:
+        """Text that is equal for questions about the same text, whose answers are not independent."""
+        return _plain(self.about) if self.about is not None else self.identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,13 +178,29 @@ def examples_of(table: Table, choices: Sequence[str] | None) -> ExampleSet:
     return ExampleSet(table.name, f"sha256:{digest.hexdigest()}", tuple(examples))
 
 
+def one_for_each_text(examples: ExampleSet, *, seed: int) -> ExampleSet:
+    """Return one example for each text, chosen at random; the others are not independent of it.
+
+    Args:
+        examples: the examples.
+        seed: seed of the choice.
+    """
+    by_text: dict[str, list[Example]] = {}
+    for example in examples.examples:
+        by_text.setdefault(example.text, []).append(example)
+    draws = torch.rand(len(by_text), generator=generator_of(seed)).tolist()
+    kept = tuple(group[int(draw * len(group))] for draw, group in zip(draws, by_text.values(), strict=True))
+    return replace(examples, examples=kept)
+
+
 def split_examples(
     examples: ExampleSet, n_train: int | None, n_validation: int | None, *, seed: int
 ) -> tuple[ExampleSet, ExampleSet]:
     """Divide examples at random into a training and a validation part, with no question in both.
 
-    Rows with the same question (see `Example.identity`) go to the same part: the training part if all of them still
-    fit, else the validation part. A part may get fewer rows than requested if only larger groups are left.
+    Rows with the same question or about the same text (see `Example.text`) go to the same part: the training part if
+    all of them still fit, else the validation part. A part may get fewer rows than requested if only larger groups are
+    left.
 
     Args:
         examples: two or more examples.
@@ -189,7 +220,7 @@ def split_examples(
     if n_train >= 1 and n_validation >= 1 and n_train + n_validation <= total:
         copies: dict[str, list[Example]] = {}
         for i in torch.randperm(total, generator=generator_of(seed)).tolist():
-            copies.setdefault(examples.examples[i].identity, []).append(examples.examples[i])
+            copies.setdefault(examples.examples[i].text, []).append(examples.examples[i])
         for group in copies.values():
             if len(train) + len(group) <= n_train:
                 train += group
@@ -224,7 +255,8 @@ def _parse(row: Mapping[str, Any], where: str, fixed: Sequence[str] | None, *, u
     choices, letters = _choices(row.get("choices"), fixed)
     label = read_label(row, choices, letters, untyped=untyped)
     described = tuple(row[DESCRIBED]) if DESCRIBED in row else None
-    return Example(where, kind, prompt, messages, choices, label=-1, described=described), label
+    about = row.get(ABOUT)
+    return Example(where, kind, prompt, messages, choices, label=-1, described=described, about=about), label
 
 
 def _undecided(example: Example, label: Label) -> str:

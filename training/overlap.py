@@ -25,8 +25,8 @@ _FINGERPRINTS = re.compile(f"([0-9a-f]{{{DIGITS}}})*")
 
 
 def fingerprints(examples: ExampleSet) -> str:
-    """Return the fingerprints of all questions, 12 hex digits each, sorted and concatenated."""
-    return "".join(sorted({_fingerprint(example) for example in examples.examples}))
+    """Return the fingerprints of all questions and texts, 12 hex digits each, sorted and concatenated."""
+    return "".join(sorted({one for example in examples.examples for one in _fingerprints_of(example)}))
 
 
 def check_unseen(record: Mapping[str, Any], examples: ExampleSet) -> None:
@@ -48,7 +48,8 @@ def check_unseen(record: Mapping[str, Any], examples: ExampleSet) -> None:
                 "making it; calibrate on rows the adapter was not trained on"
             )
     used_for = _read(record.get(SEEN, {}))
-    seen = [(e.where, use) for e in examples.examples if (use := used_for.get(_fingerprint(e))) is not None]
+    found = ((e.where, [used_for[one] for one in _fingerprints_of(e) if one in used_for]) for e in examples.examples)
+    seen = [(where, uses[0]) for where, uses in found if uses]
     if seen:
         named = ", ".join(f"{where} ({use})" for where, use in seen[:REPORTED])
         more = f" and {len(seen) - REPORTED} more" if len(seen) > REPORTED else ""
@@ -59,13 +60,13 @@ def check_unseen(record: Mapping[str, Any], examples: ExampleSet) -> None:
 
 
 def check_disjoint(train: ExampleSet, validation: ExampleSet) -> None:
-    """Refuse validation rows whose question is also trained on, with the same label or another.
+    """Refuse validation rows whose question or text is also trained on, with the same label or another.
 
     Raises:
         DataError: if there are such rows; the message names both places of the first ones.
     """
-    trained = {example.identity: example.where for example in train.examples}
-    shared = [f"{e.where} and {trained[e.identity]}" for e in validation.examples if e.identity in trained]
+    trained = {example.text: example.where for example in train.examples}
+    shared = [f"{e.where} and {trained[e.text]}" for e in validation.examples if e.text in trained]
     if shared:
         more = f"; and {len(shared) - REPORTED} more" if len(shared) > REPORTED else ""
         raise DataError(
@@ -109,5 +110,7 @@ def _read(seen: object) -> dict[str, str]:
     return {text[i : i + DIGITS]: use for use, text in seen.items() for i in range(0, len(text), DIGITS)}
 
 
-def _fingerprint(example: Example) -> str:
-    return hashlib.sha256(example.identity.encode()).hexdigest()[:DIGITS]
+def _fingerprints_of(example: Example) -> list[str]:
+    """Return the fingerprints of a question and of the text that it is about, which for most is the question."""
+    texts = dict.fromkeys((example.identity, example.text))
+    return [hashlib.sha256(text.encode()).hexdigest()[:DIGITS] for text in texts]

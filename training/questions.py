@@ -25,10 +25,12 @@ from blora.question_text import choice_text, question_text
 from blora.training.labels import RowError
 from blora.training.sources import Table
 
-__all__ = ["DESCRIBED", "Question", "as_plain", "question_given", "question_of", "read_question"]
+__all__ = ["ABOUT", "DESCRIBED", "Question", "as_plain", "question_given", "question_of", "read_question"]
 
 # Key of a plain row for its choices with their descriptions, where they are offered without.
 DESCRIBED = "choices with descriptions"
+# Key of a plain row for the input of the request that it is a question of.
+ABOUT = "input of the request"
 # Share of the questions of a training row whose choices are offered without their descriptions.
 BARE = 0.25
 
@@ -151,7 +153,7 @@ def _asked(
             bare = rng is not None and rng.random() < BARE
             described = [choice_text(choice, asked.config.descriptions.get(choice, "")) for choice in asked.choices]
             prompt, label = question_text(text, asked.config.instructions), _index_of(given.get("label"), asked)
-            plain: dict[str, Any] = {"prompt": prompt, "choices": described, "label_index": label}
+            plain: dict[str, Any] = {ABOUT: text, "prompt": prompt, "choices": described, "label_index": label}
             yield place, plain | ({"choices": list(asked.choices), DESCRIBED: described} if bare else {})
         elif isinstance(given, Mapping) and given.get("name") == fixed.config.name:
             asked = question_of(given)

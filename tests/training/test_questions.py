@@ -10,7 +10,7 @@ import blora
 from blora.config import AdapterConfig
 from blora.errors import ConfigError, DataError
 from blora.training.commands import train
-from blora.training.data import examples_for, examples_of, read_examples
+from blora.training.data import examples_for, examples_of, one_for_each_text, read_examples, split_examples
 from blora.training.overlap import SEEN, check_disjoint, check_unseen, fingerprints
 from blora.training.questions import Question, as_plain, question_given, read_question
 from blora.training.sources import read_table
@@ -183,3 +183,31 @@ def test_an_adapter_is_trained_for_one_question_and_takes_it_from_requests(tmp_p
 def test_a_question_and_choices_of_one_s_own_exclude_each_other(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="leave --choices out"):
         blora.train(ROWS, output=tmp_path / "adapter", question=URGENT, choices=["a", "b"])
+
+
+def test_questions_about_one_text_stay_on_one_side_of_the_split() -> None:
+    rows = [request(f"Ticket {n}", URGENT | {"label": n % 2 == 0}, QUEUE | {"label": "bug"}) for n in range(40)]
+    train, validation = split_examples(read_examples(rows), None, None, seed=0)
+    assert len(validation.examples) == 8
+    assert not {example.about for example in train.examples} & {example.about for example in validation.examples}
+
+
+def test_a_text_that_was_trained_on_is_not_unseen_with_another_question() -> None:
+    trained = read_examples([request("Help!", URGENT | {"label": True})])
+    asked = read_examples([request("Help!", MOOD | {"label": 0}), request("Later.", MOOD | {"label": 0})])
+    record = {SEEN: {"train": fingerprints(trained)}}
+    with pytest.raises(DataError, match=r"got 1 of 2 questions .* rows\[0\], question 0 \(train\)"):
+        check_unseen(record, asked)
+    with pytest.raises(DataError, match="that are also trained on"):
+        check_disjoint(trained, asked)
+
+
+def test_one_question_for_each_text_is_left_for_a_proof() -> None:
+    rows = [request(f"Ticket {n}", URGENT | {"label": True}, QUEUE | {"label": "bug"}) for n in range(200)]
+    examples = read_examples(rows)
+    kept = one_for_each_text(examples, seed=3)
+    assert [example.about for example in kept.examples] == [f"Ticket {n}" for n in range(200)]
+    assert 60 < sum(example.choices == ("true", "false") for example in kept.examples) < 140
+    assert one_for_each_text(examples, seed=3) == kept != one_for_each_text(examples, seed=4)
+    plain = read_examples([{"prompt": "a", "label": "x", "choices": ["x", "y"]}] * 2)
+    assert len(one_for_each_text(plain, seed=0).examples) == 1
