@@ -97,6 +97,11 @@ class Settings(BaseSettings):
         le=65535,
     )
     playground: bool = Field(True, description="Serve the playground at / and the API page at /docs.")
+    refuse_abstentions: bool = Field(
+        False,
+        description="Answer /v1/decisions and /v1/systemone with a refusal, without probabilities, where the policy "
+        "abstains; without it with the full answer and `abstained: true`. A request's own `refuse` comes first.",
+    )
 
     api_keys: Path | None = Field(
         None, description="File of API keys, made with `blora key`; without it no key is needed."

@@ -189,3 +189,9 @@ def test_csv_is_read_as_spreadsheets_write_it_and_written_so_that_others_read_it
     assert page.evaluate(script, text) == PARSED[text]
     written = page.evaluate("async (lines) => (await import('/web/csv.js')).writeCsv(lines)", PARSED[text])
     assert list(csv.reader(io.StringIO(written, newline=""))) == PARSED[text]
+
+
+def test_a_text_that_a_spreadsheet_would_run_is_written_as_a_text(page: Page) -> None:
+    cells = ["=HYPERLINK(1)", "@sum", "+1 for this", "-0.5", "plain", "a=b"]
+    written = page.evaluate("async (lines) => (await import('/web/csv.js')).writeCsv(lines)", [cells])
+    assert written == "'=HYPERLINK(1),'@sum,'+1 for this,-0.5,plain,a=b\r\n"

@@ -61,7 +61,8 @@ async def decisions(request: Request, body: Annotated[DecisionsRequest, Body()],
     outcome = await unless_disconnected(request, asking)
     if isinstance(outcome, ServerError):
         return error_response(outcome)
-    return await reader.run_in_thread(lambda: json_response(_response(outcome, refuse=body.refuse)))
+    refuse = body.refuse if body.refuse is not None else service.settings.refuse_abstentions
+    return await reader.run_in_thread(lambda: json_response(_response(outcome, refuse=refuse)))
 
 
 def _questions(given: Sequence[object]) -> list[Question]:

@@ -57,7 +57,8 @@ async def systemone(request: Request, body: Annotated[SystemOneRequest, Body()],
     outcome = await unless_disconnected(request, asking)
     if isinstance(outcome, ServerError):
         return error_response(outcome)
-    return await reader.run_in_thread(lambda: json_response(_response(outcome, body)))
+    refuse = body.refuse if body.refuse is not None else service.settings.refuse_abstentions
+    return await reader.run_in_thread(lambda: json_response(_response(outcome, body, refuse=refuse)))
 
 
 def _state(given: Any) -> str:
@@ -112,12 +113,12 @@ def _text(content: Any) -> str:
     return "" if content is None else as_text(content)
 
 
-def _response(answered: Answered, body: SystemOneRequest) -> SystemOneResponse:
+def _response(answered: Answered, body: SystemOneRequest, *, refuse: bool) -> SystemOneResponse:
     asked: Mapping[str, Any] = body.questions
     pairs = zip(asked.items(), answered.answers, strict=True)
     return SystemOneResponse(
         model=answered.model,
-        answers={name: _answer(answer, question, refuse=body.refuse) for (name, question), answer in pairs},
+        answers={name: _answer(answer, question, refuse=refuse) for (name, question), answer in pairs},
         usage=SystemOneUsage(input_tokens=answered.input_tokens, output_tokens=0),
     )
 

@@ -123,7 +123,7 @@ class _Refusal(Response):
 
 
 class RefusalAnswer(Own, _Refusal):
-    """An abstention, where the request has `refuse`."""
+    """An abstention, where the request or the server asks for refusals."""
 
 
 DecisionAnswer = PredicateAnswer | ChoiceAnswer | ScoreAnswer | RefusalAnswer

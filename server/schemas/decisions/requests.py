@@ -154,8 +154,8 @@ class DecisionsRequest(Request):
     policy: Policy | None = Field(
         default=None, description="Ours: policy for abstention of all questions; the adapters' own by default."
     )
-    refuse: bool = Field(
-        default=False,
-        description="Ours: whether an abstention is an answer of type `refusal`, without probabilities; by default it "
-        "is the full answer with `abstained: true`.",
+    refuse: bool | None = Field(
+        default=None,
+        description="Ours: whether an abstention is an answer of type `refusal`, without probabilities, or the full "
+        "answer with `abstained: true`; by default the full answer, or as --refuse-abstentions says.",
     )

@@ -36,10 +36,11 @@ function separatorOf(text) {
   return counts.sort((a, b) => b[0] - a[0])[0][1];
 }
 
-/** Return a CSV file of lines of cells. */
+/** Return a CSV file of lines of cells. A text that a spreadsheet would run as a formula begins with an apostrophe. */
 export function writeCsv(lines) {
   const quoted = (cell) => {
-    const text = cell === null || cell === undefined ? "" : String(cell);
+    const plain = cell === null || cell === undefined ? "" : String(cell);
+    const text = typeof cell === "string" && /^[=+\-@\t]/.test(plain) && Number.isNaN(Number(plain)) ? `'${plain}` : plain;
     return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
   return lines.map((line) => `${line.map(quoted).join(",")}\r\n`).join("");

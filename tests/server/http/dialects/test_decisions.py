@@ -161,6 +161,15 @@ async def test_an_abstention_is_beside_the_full_answer_unless_a_refusal_is_asked
         assert sure["choice"] == "billing"
 
 
+async def test_a_server_may_refuse_unless_the_request_wants_the_full_answer() -> None:
+    async with running(engine(policy=Policy(min_confidence=0.8)), refuse_abstentions=True) as server:
+        question = choice(*CHOICES, name="queue")
+        [refused] = (await ask(server, question, input="p=0.7 x"))["answers"]
+        assert refused["type"] == "refusal"
+        [full] = (await ask(server, question, input="p=0.7 x", refuse=False))["answers"]
+        assert (full["type"], full["abstained"]) == ("choice", True)
+
+
 async def test_the_requests_policy_holds_for_all_questions(server: Running) -> None:
     questions = (choice(*CHOICES, name="queue"), predicate(name="urgent"))
     answers = (await ask(server, *questions, input="p=0.7 x", policy={"min_confidence": 0.8}))["answers"]
