@@ -115,7 +115,7 @@ def _text(doc: str) -> str:
         if title in ("Args", "Attributes", "Raises") and len(entries) > 1:
             rows = zip(entries[1::2], entries[2::2], strict=True)
             lines = "".join(f"| `{name}` | {_cell(text)} |\n" for name, text in rows)
-            parts.append(f"| {title} | |\n|---|---|\n{lines}")
+            parts.append(f"| {title} | meaning |\n|---|---|\n{lines}")
         else:
             parts.append(f"**{title}:** {_paragraphs(body)}")
     return "\n".join(parts)

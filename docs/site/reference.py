@@ -54,7 +54,7 @@ def commands_page() -> str:
             if shown:
                 title = "arguments" if group.title == "positional arguments" else group.title
                 rows = "".join(f"| {_name(action)} | {_help(parser, action)} |\n" for action in shown)
-                parts.append(f"| {title} | |\n|---|---|\n{rows}")
+                parts.append(f"| {title} | meaning |\n|---|---|\n{rows}")
         if parser.epilog:
             parts.append(f"{_sentence(parser.epilog)}\n")
     return "\n".join(parts)
