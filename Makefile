@@ -13,7 +13,7 @@ export BLORA_CACHE_DIR ?= $(CURDIR)/$(VENV)/models
 SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-noisy test-vllm image test-image image-release pin sbom lint fix bench pictures demo clean
+.PHONY: help setup run test test-noisy test-vllm image test-image image-release pin sbom lint fix docs bench pictures demo clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10

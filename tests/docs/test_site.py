@@ -98,6 +98,11 @@ def test_the_outside_pages_exist() -> None:
     assert all((ROOT / name).is_file() for name in OUTSIDE)
 
 
+def test_make_builds_it_though_a_folder_has_the_name() -> None:
+    phony = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert "docs" in " ".join(phony).split()
+
+
 # Links of the sources, for those who read them without the site
 
 
