@@ -26,7 +26,7 @@ def foreign_signals(results: Sequence[Result]) -> str:
     ]
     sizes = "; ".join(
         f"{TITLES[result['set']]}: {result['n_train']:,} training rows, {result['n_test']:,} test rows, "
-        + ", ".join(f"{found['n']:,} of {name}" for name, found in result["foreign"].items())
+        + ", ".join(f"{found['n']:,} foreign ({name})" for name, found in result["foreign"].items())
         for result in ordered
     )
     about = (
