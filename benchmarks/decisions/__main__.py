@@ -57,7 +57,7 @@ def time_questions(clients: dict[str, httpx.Client], rows: Sequence[Row]) -> dic
     for turn in range(-2, N_TIMED):
         for server, client in clients.items():
             for n, names in numbers.items():
-                text = " ".join(row.prompt for row in rows[(turn + 2) * 7 :][:N_TICKETS]) + f" [{turn} {n}]"
+                text = f"[{turn} {n}] " + " ".join(row.prompt for row in rows[(turn + 2) * 7 :][:N_TICKETS])
                 seconds = _timed(lambda client=client, text=text, names=names: ask(client, text, questions_of(names)))
                 if turn >= 0:  # the first ones warm up
                     found[server][n].append(seconds)

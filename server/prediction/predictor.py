@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from opentelemetry.trace import StatusCode, Tracer, get_current_span
 
@@ -29,6 +29,7 @@ from blora.server.monitoring.metrics import UNKNOWN_ADAPTER, ServerMetrics
 from blora.server.monitoring.tracing import record_stages
 from blora.server.prediction.policies import policy_for
 from blora.server.prediction.response import answered
+from blora.server.prediction.together import Together
 from blora.server.prediction.tokenizing import Lengths, TokenizerQueue
 from blora.server.scheduling.batcher import Batcher, Completed, Work
 from blora.server.schemas.requests import PredictRequest
@@ -98,6 +99,7 @@ class Predictor:
         *,
         handle: AdapterHandle | None = None,
         deadline: float | None = None,
+        together: Together | None = None,
     ) -> answers.Prediction | ServerError:
         """Return the prediction or the error for one question, and count the outcome.
 
@@ -105,8 +107,16 @@ class Predictor:
             question: the question, or the error of one that cannot be read.
             handle: the adapter that answers; by default the one that the question names, if the key opens it.
             deadline: time of the event loop by which it is answered; by default the server's timeout from now.
+            together: other questions that it waits for before it is queued; None for none.
         """
-        started = time.perf_counter()
+        started, arrived = time.perf_counter(), False
+
+        async def meet() -> None:
+            nonlocal arrived
+            arrived = True
+            if together is not None:
+                await together.arrive()
+
         adapter = UNKNOWN_ADAPTER
         try:
             if isinstance(question, InvalidRequestError):
@@ -120,7 +130,7 @@ class Predictor:
                 set_status_on_exception=False,
             ) as span:
                 try:
-                    return await self._answer(question, handle, deadline or self.deadline())
+                    return await self._answer(question, handle, deadline or self.deadline(), meet)
                 except ServerError as error:
                     span.set_status(StatusCode.ERROR, error.code)
                     raise
@@ -136,13 +146,17 @@ class Predictor:
             self._failed(bug, adapter)
             return bug
         finally:
+            if together is not None and not arrived:
+                together.leave()
             self._metrics.finished(time.perf_counter() - started)
 
     def _failed(self, error: ServerError, adapter: str) -> None:
         self._metrics.failed(error, adapter)
         write_down(logger, error.code, adapter=adapter)
 
-    async def _answer(self, question: PredictRequest, handle: AdapterHandle, deadline: float) -> answers.Prediction:
+    async def _answer(
+        self, question: PredictRequest, handle: AdapterHandle, deadline: float, meet: Callable[[], Awaitable[None]]
+    ) -> answers.Prediction:
         n_samples = self._n_samples(question, handle)
         choices = _choices(question, handle)
         in_force = policy_for(question, handle)
@@ -155,6 +169,7 @@ class Predictor:
         stop = Stop(policy, stop_error) if policy is not None and stop_error is not None else None
         job = Job(handle, row, n_samples, question.seed, stop)
         self._check_draws(job)
+        await meet()
         done = await self._compute(job, deadline)
         record_stages(self._tracer, queue_s=done.queue_s, compute_s=done.compute_s)
         given = answered(question, job, in_force, done, model=self.model.name)

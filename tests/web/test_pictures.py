@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from benchmarks.answers import QUESTIONS
+from benchmarks.answers import TICKETS
 from benchmarks.server_process import ROOT, TRIAGE, serve
 from tests.web.browser import needs_chromium, open_page, violations
 
@@ -60,7 +60,7 @@ def test_the_demos_answers(browser: Browser, url: str, theme: str, name: str, tm
         page = watched.page
         ask(page, ASKED[name])
         question = {"answered": "sure", "withheld": "ambiguous", "foreign": "out_of_scope"}[name]
-        expect(page.get_by_label("Text", exact=True)).to_have_value(QUESTIONS[question])
+        expect(page.get_by_label("Text", exact=True)).to_have_value(TICKETS[question])
         assert page.locator(".verdict").get_attribute("data-outcome") == OUTCOMES[name]
         take(page, name, theme, tmp_path)
 

@@ -150,7 +150,7 @@ CHOSEN = [
         {"choices": [f"{k} " + "a" * 15_000 for k in range(64)], "policy": ANY},
         "413 prompt_too_long",
     ),
-    _asked("65 choices", {"choices": [str(k) for k in range(65)]}, "422 invalid_length"),
+    _asked("256 choices", {"choices": [str(k) for k in range(256)]}, "422 invalid_length"),
     _asked(
         "64 choices scored by label",
         {"choices": [str(k) for k in range(64)], "scoring": "label", "policy": ANY},

@@ -1,7 +1,7 @@
 """Answers to the questions of one request, from the adapters of a model."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -15,12 +15,14 @@ from blora.server.prediction.decisions.question import Question, spelled
 from blora.server.prediction.decisions.recognition import family, recognise, unknown_question
 from blora.server.prediction.policies import uncalibrated_because
 from blora.server.prediction.predictor import Predictor
+from blora.server.prediction.together import Together
 from blora.server.schemas.requests import Policy, PredictRequest
 from blora.server.schemas.validation import invalid_request
 
 __all__ = ["Answer", "Answered", "answer_questions"]
 
-# Most questions of a request that are in work at the same time, so that a long request leaves room in the queues.
+# Most questions of a request that are in work at the same time, so that a long request leaves room in the queues. They
+# are queued together, so that those about one text share the pass over it.
 _MOST_AT_ONCE = 32
 
 
@@ -139,24 +141,23 @@ async def answer_questions(
             plans.append(_Plan(question, asked.own, request, places, question.instructions))
         else:
             raise unknown_question(question, asked)
-    turns, deadline = asyncio.Semaphore(_MOST_AT_ONCE), predictor.deadline()
-    failed: list[ServerError] = []
+    deadline = predictor.deadline()
 
-    async def ask(plan: _Plan) -> answers.Prediction | ServerError:
-        async with turns:
-            if failed:  # turns come in the questions' order, so that an error before this question's is reported
-                return failed[0]
-            # Only now, because each prompt with instructions is a copy of the text.
-            request = plan.request.model_copy(update={"prompt": question_text(text, plan.instructions)})
-            outcome = await predictor.predict(request, handle=plan.handle, deadline=deadline)
-        if isinstance(outcome, ServerError):
-            failed.append(outcome)
-        return outcome
+    def ask(plan: _Plan, together: Together) -> Coroutine[None, None, answers.Prediction | ServerError]:
+        # Only now, because each prompt with instructions is a copy of the text.
+        request = plan.request.model_copy(update={"prompt": question_text(text, plan.instructions)})
+        return predictor.predict(request, handle=plan.handle, deadline=deadline, together=together)
 
-    outcomes = await asyncio.gather(*map(ask, plans))
+    outcomes: list[answers.Prediction | ServerError] = []
+    for start in range(0, len(plans), _MOST_AT_ONCE):
+        part = plans[start : start + _MOST_AT_ONCE]
+        together = Together(len(part))
+        outcomes += await asyncio.gather(*(ask(plan, together) for plan in part))
+        if any(isinstance(outcome, ServerError) for outcome in outcomes):
+            break  # the request has failed
     found: list[Answer] = []
     read: dict[tuple[str, str], int] = {}  # tokens by instructions and template
-    for plan, outcome in zip(plans, outcomes, strict=True):
+    for plan, outcome in zip(plans, outcomes, strict=False):  # fewer outcomes than plans end with an error
         if isinstance(outcome, ServerError):
             outcome.param = _param(outcome.param, plan.question, text_field)
             return outcome

@@ -74,6 +74,18 @@ async def test_three_questions_have_the_answers_of_three_adapters(server: Runnin
     assert queue["confidence"] == pytest.approx(concentration([p["probability"] for p in queue["probabilities"]]))
 
 
+async def test_questions_about_one_text_share_a_pass(server: Running) -> None:
+    server.engine.batches.clear()
+    await ask(server, choice(*CHOICES, name="queue"), predicate(name="urgent"), score(*LEVELS, name="mood"))
+    assert server.engine.batches == [[TEXT] * 3]
+
+
+async def test_a_question_that_cannot_be_packed_holds_up_no_other(server: Running) -> None:
+    body = {"model": "triage", "input": "UNPACKABLE", "questions": [predicate(name="urgent"), predicate(name="urgent")]}
+    response = await asyncio.wait_for(server.client.post("/v1/decisions", json=body), 10)
+    assert (response.status_code, response.json()["error"]["param"]) == (422, "input")
+
+
 async def test_usage_counts_a_text_once(server: Running) -> None:
     body = await ask(server, predicate(name="urgent"), predicate(name="urgent"), score(*LEVELS, name="mood"))
     assert body["usage"] == {
