@@ -1,6 +1,6 @@
 """Writes the tables of the documentation from the committed result files, between the markers that name them.
 
-`python -m benchmarks.tables` rewrites README.md and six pages of docs; `--check` exits 1 if that would change one.
+`python -m benchmarks.tables` rewrites README.md and seven pages of docs; `--check` exits 1 if that would change one.
 """
 
 import json
@@ -17,6 +17,7 @@ from benchmarks.calibration.report.study import studies
 from benchmarks.calibration.report.tables import metric_table, missing
 from benchmarks.calibration.report.verdicts import verdict_table
 from benchmarks.cost_and_quality import cost_and_quality
+from benchmarks.decisions.table import decisions
 from benchmarks.elsewhere import table as elsewhere
 from benchmarks.faults import tables as faults
 from benchmarks.markdown import Columns, record_table
@@ -34,7 +35,7 @@ DOCUMENTS = (
     ROOT / "README.md",
     *(
         ROOT / "docs" / f"{name}.md"
-        for name in ("calibration", "familiarity", "serving", "faults", "security", "deploy")
+        for name in ("calibration", "decisions", "familiarity", "serving", "faults", "security", "deploy")
     ),
 )
 
@@ -336,6 +337,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "answer_out_of_scope": answer_tables.answer,
     "answer_decisions": answer_tables.decisions,
     "questions": answer_tables.questions,
+    "decisions": _of("decisions", decisions),
 }
 
 

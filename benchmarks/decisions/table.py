@@ -44,7 +44,7 @@ def decisions(result: Mapping[str, Any]) -> str:
         for figures in [one["questions"][question]]
     ]
     about = (
-        f"Both trained on the same {rows['train']} tickets of `moods/train.jsonl`, three questions each, on the "
+        f"Trained on the {rows['train']} tickets of `moods/train.jsonl`, three questions each, on the "
         f"embedded base model in float32; {rows['validation']} tickets recalibrate, {rows['test']} test, "
         f"{rows['proof']} prove thresholds (delta {result['delta']:g}). The floor of an ECE is its mean if the "
         "probabilities were exactly right. Milliseconds: medians of requests about one text of 15 tickets, servers in "
