@@ -90,7 +90,7 @@ class DriftTest:
 
     @property
     def noticed(self) -> bool:
-        """Whether the wealth is evidence of a drift."""
+        """Return whether the wealth is evidence of a drift."""
         return self.wealth >= 1 / ALPHA
 
 

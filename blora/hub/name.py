@@ -57,7 +57,7 @@ class HubName:
 
     @property
     def is_commit(self) -> bool:
-        """Whether the revision is a commit, whose contents cannot change."""
+        """Return whether the revision is a commit, whose contents cannot change."""
         return _COMMIT.fullmatch(self.revision) is not None
 
     def __str__(self) -> str:

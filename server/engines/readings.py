@@ -1,4 +1,4 @@
-"""What heads and familiarities read of a batch: one pass for all questions of adapters that read the same states.
+"""Reading of hidden states for heads and familiarities: one pass for all adapters that read the same states.
 
 Adapters with a head on the frozen base model at the same depths read the same, so that several questions about one
 text, each with an adapter of its own, cost one pass over that text.
