@@ -102,7 +102,8 @@ class DriftWatch:
             watched.test.observe(seen)
             self._metrics.drift(adapter.name, watched.test.wealth)
             if watched.since is None and watched.test.noticed:
-                watched.since = int(time.time())
                 write_down(logger, "drift_noticed", level=logging.WARNING, adapter=adapter.name, digest=adapter.digest)
+                noticed = int(time.time())
                 with suppress(FeedbackUnavailableError):
-                    watched.since = await self._ledger.notice(adapter, watched.since)
+                    noticed = await self._ledger.notice(adapter, noticed)
+                watched.since = noticed

@@ -6,7 +6,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -227,14 +226,6 @@ def _grown(target: Target) -> str:
     return _while(grow, lambda: said(target.load("grown", path)), 8)
 
 
-def _race(target: Target, act: Callable[[int, httpx.Client], httpx.Response], n: int) -> Counter[str]:
-    headers = {"authorization": f"Bearer {OWNER}"}
-    limits = httpx.Limits(max_connections=20)
-    owner = httpx.Client(base_url=target.server.url, headers=headers, limits=limits, timeout=60)
-    with owner, ThreadPoolExecutor(20) as pool:
-        return Counter(pool.map(lambda number: said(act(number, owner)), range(n)))
-
-
 @_case("20 clients load, replace, unload and ask one name at once", "served or gone, and nothing else")
 def _raced(target: Target) -> str:
     paths = [target.copy("one"), target.copy("two", lambda folder: (folder / CALIBRATION).unlink())]
@@ -251,7 +242,7 @@ def _raced(target: Target) -> str:
             case _:
                 return owner.post("/v1/predict", json={"prompt": "a", "adapter": "raced"})
 
-    found = _race(target, act, 60)
+    found = target.at_once(act, 60, OWNER)
     target.unload("raced")
     odd = sorted(set(found) - IN_A_RACE)
     return f"also {odd}" if odd else "served or gone, and nothing else"
@@ -260,7 +251,7 @@ def _raced(target: Target) -> str:
 @_case("20 clients put one adapter under one name at once", "1 of 201, 19 of 200")
 def _put(target: Target) -> str:
     path = target.copy("put")
-    found = _race(target, lambda number, owner: owner.put("/v1/adapters/put", json={"path": path}), 20)
+    found = target.at_once(lambda number, http: http.put("/v1/adapters/put", json={"path": path}), 20, OWNER)
     target.unload("put")
     return ", ".join(f"{count} of {status}" for status, count in sorted(found.items(), reverse=True))
 
@@ -268,7 +259,7 @@ def _put(target: Target) -> str:
 @_case("more adapters than there may be, by 20 clients at once", "6 loaded at most, the others refused")
 def _too_many(target: Target) -> str:
     path = target.copy("many")
-    found = _race(target, lambda number, owner: owner.put(f"/v1/adapters/many-{number}", json={"path": path}), 12)
+    found = target.at_once(lambda number, http: http.put(f"/v1/adapters/many-{number}", json={"path": path}), 12, OWNER)
     n_loaded = len(target.http.get("/v1/adapters").json()["data"])
     for number in range(12):
         target.unload(f"many-{number}")

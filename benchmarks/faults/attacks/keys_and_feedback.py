@@ -5,8 +5,9 @@ import threading
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import httpx
 
 from benchmarks.faults.attacks.target import BOUND, CLIENT, KEYS, OTHER, OWNER, Case, Target, said, statuses
 from blora.server.keys import line_of
@@ -122,11 +123,10 @@ def _rewritten(target: Target) -> str:
 def _guessed(target: Target) -> str:
     before = target.server.log.stat().st_size
 
-    def guess(number: int) -> str:
-        return said(target.http.get("/v1/models", headers={"authorization": f"Bearer {number}"}))
+    def guess(number: int, http: httpx.Client) -> httpx.Response:
+        return http.get("/v1/models", headers={"authorization": f"Bearer {number}"})
 
-    with ThreadPoolExecutor(20) as pool:
-        found = Counter(pool.map(guess, range(2000)))
+    found = target.at_once(guess, 2000)
     written = target.server.log.stat().st_size - before
     counts = ", ".join(f"{count} of {status}" for status, count in found.items())
     return f"{counts}, " + ("less than 100 KB of log" if written < 100_000 else f"{written} bytes of log")
@@ -201,8 +201,8 @@ def _told(target: Target) -> str:
 def _told_at_once(target: Target) -> str:
     answer = target.ask(prompt="I was charged twice for my subscription").json()
     before = target.metrics("blora_outcomes_total")
-    with ThreadPoolExecutor(20) as pool:
-        found = Counter(pool.map(lambda number: _tell(target, answer["id"], "billing"), range(20)))
+    outcome = {"prediction_id": answer["id"], "label": "billing"}
+    found = target.at_once(lambda number, http: http.post("/v1/feedback", json=outcome), 20)
     counted = target.metrics("blora_outcomes_total") - before
     counts = ", ".join(f"{count} of {status}" for status, count in found.items())
     return f"{counts}, counted {'once' if counted == 1 else f'{counted:g} times'}"

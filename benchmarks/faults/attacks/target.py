@@ -4,7 +4,9 @@ import json
 import re
 import shutil
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -92,6 +94,24 @@ class Target:
         """Unload an adapter if it is loaded."""
         self.http.delete(f"/v1/adapters/{name}", headers={"authorization": f"Bearer {OWNER}"})
 
+    def at_once(self, act: Callable[[int, httpx.Client], httpx.Response], n: int, key: str = CLIENT) -> Counter[str]:
+        """Count what n requests of 20 clients get.
+
+        Each thread has a client of its own: threads that share one may find a connection closed by another thread.
+
+        Args:
+            act: sends the request of a number with a client.
+            n: number of requests.
+            key: of all clients.
+        """
+
+        def client(first: int) -> Counter[str]:
+            with _client(self.server, key) as http:
+                return Counter(said(act(number, http)) for number in range(first, n, 20))
+
+        with ThreadPoolExecutor(20) as pool:
+            return sum(pool.map(client, range(20)), Counter[str]())
+
     def connect(self, *, receive_buffer: int | None = None) -> socket.socket:
         """Return a connection, with a small receive buffer for a client that does not read."""
         made = socket.socket()
@@ -174,13 +194,11 @@ def target(folder: Path) -> Iterator[Target]:
         "read_timeout_s": str(READ_TIMEOUT_S),
         "timeout_s": "60",
     }
-    with (
-        serve(folder / "log", **flags) as server,
-        httpx.Client(
-            base_url=server.url,
-            headers={"authorization": f"Bearer {CLIENT}"},
-            timeout=120,
-            limits=httpx.Limits(max_keepalive_connections=1),
-        ) as http,
-    ):
+    with serve(folder / "log", **flags) as server, _client(server, CLIENT) as http:
         yield Target(server, http, folder)
+
+
+def _client(server: Server, key: str) -> httpx.Client:
+    headers = {"authorization": f"Bearer {key}"}
+    limits = httpx.Limits(max_keepalive_connections=1)
+    return httpx.Client(base_url=server.url, headers=headers, timeout=120, limits=limits)
