@@ -42,7 +42,7 @@ def ask(page: Page, text: str, adapter: str) -> None:
 
 def test_nothing_is_wrong_with_the_playground(sized: Page, tmp_path: Path) -> None:
     check(sized)
-    for text, adapter in (("p=0.95 f=0.4", "triage"), ("p=0.7", "triage"), ("three", "desk"), ("free", "open")):
+    for text, adapter in (("p=0.95 f=0.4", "triage"), ("p=0.7", "triage"), ("three f=0.01", "desk"), ("free", "open")):
         ask(sized, text, adapter)
         check(sized)
     for view in ("Card", "Live"):
@@ -50,6 +50,11 @@ def test_nothing_is_wrong_with_the_playground(sized: Page, tmp_path: Path) -> No
         expect(sized.locator(f"#view-{view.lower()} .panel").first).to_be_visible()
         open_all(sized)
         check(sized)
+    sized.get_by_role("link", name="Card", exact=True).click()
+    sized.locator("#card-adapter").select_option("desk")
+    expect(sized.get_by_role("img", name="Familiarity of the texts asked")).to_be_visible()
+    open_all(sized)
+    check(sized)
     (tmp_path / "rows.csv").write_text("text,label\np=0.95,billing\np=0.5,\nPOISON,\n")
     sized.get_by_role("link", name="Table").click()
     sized.get_by_label("CSV file").set_input_files(tmp_path / "rows.csv")

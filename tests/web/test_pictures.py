@@ -26,7 +26,7 @@ WIDE = {"viewport": {"width": 1200, "height": 960}}
 # The examples of the page, by the name of the picture; they are the questions that README.md shows the answers to.
 ASKED = {"answered": "A clear one", "withheld": "Two queues could claim it", "foreign": "From elsewhere"}
 OUTCOMES = {"answered": "answered", "withheld": "withheld", "foreign": "withheld"}
-NAMES = {*ASKED, "card", "table", "phone"}
+NAMES = {*ASKED, "card", "familiar", "table", "phone"}
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,12 @@ def take(page: Page, name: str, theme: str, tmp_path: Path) -> None:
     folder = FOLDER if os.environ.get("WRITE_PICTURES") else tmp_path
     folder.mkdir(exist_ok=True)
     page.screenshot(path=folder / f"{name}-{theme}.png", animations="disabled")
+
+
+def tickets(name: str, n: int) -> list[str]:
+    """Return the first texts of a file of tickets."""
+    lines = (TRIAGE / f"{name}.jsonl").read_text().splitlines()[:n]
+    return [json.loads(line)["prompt"] for line in lines]
 
 
 def ask(page: Page, example: str) -> None:
@@ -74,10 +80,26 @@ def test_the_demos_card(browser: Browser, url: str, theme: str, tmp_path: Path) 
         take(watched.page, "card", theme, tmp_path)
 
 
+def test_familiar_and_foreign_texts_on_its_card(browser: Browser, url: str, theme: str, tmp_path: Path) -> None:
+    with open_page(browser, url, color_scheme=theme, **WIDE) as watched:
+        page = watched.page
+        for prompts in (tickets("test", 80), tickets("out_of_scope", 20)):
+            sent = page.request.post("/v1/predict", data={"inputs": [{"prompt": prompt} for prompt in prompts]})
+            assert sent.ok
+        page.get_by_role("link", name="Card").click()
+        unfamiliar = page.get_by_text(re.compile(r"\d+ of [\d,]+ texts so far are unfamiliar"))
+        expect(unfamiliar).to_be_visible()
+        found, asked = re.findall(r"\d+", unfamiliar.inner_text())
+        assert 10 * int(asked) < 100 * int(found) < 30 * int(asked)  # a fifth of the texts is foreign
+        heading = page.get_by_role("heading", name="Familiar and foreign texts")
+        heading.evaluate("(heading) => scrollTo(0, heading.getBoundingClientRect().top + scrollY - 80)")
+        take(page, "familiar", theme, tmp_path)
+
+
 def test_a_table_of_its_tickets(browser: Browser, url: str, theme: str, tmp_path: Path) -> None:
-    files = [(TRIAGE / f"{name}.jsonl").read_text().splitlines()[:9] for name in ("test", "out_of_scope")]
     with (tmp_path / "tickets.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["prompt"], *([json.loads(line)["prompt"]] for lines in files for line in lines)])
+        prompts = [*tickets("test", 9), *tickets("out_of_scope", 9)]
+        csv.writer(file).writerows([["prompt"], *([prompt] for prompt in prompts)])
     with open_page(browser, url, color_scheme=theme, **WIDE) as watched:
         page = watched.page
         page.get_by_role("link", name="Table").click()

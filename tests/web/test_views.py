@@ -3,12 +3,16 @@
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
+from blora.decision.gate import Gate
 from blora.server.keys import line_of
+from tests.server.calibrations import calibration
 from tests.server.fakes import FakeEngine
 from tests.web.browser import needs_chromium, open_page, serving
 from tests.web.conftest import HANDLES
@@ -24,6 +28,13 @@ def locked(tmp_path: Path) -> Iterator[str]:
     (tmp_path / "keys").write_text(line_of("shop", "predict", KEY) + "\n")
     with serving(FakeEngine(handles=HANDLES), api_keys=tmp_path / "keys") as address:
         yield address
+
+
+def ask(page: Page, *texts: str) -> list[dict[str, Any]]:
+    """Ask the default adapter about texts from within the page, and return the answers or errors."""
+    asking = "(body) => fetch('/v1/predict', { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(body) }).then((r) => r.json())"
+    found: list[dict[str, Any]] = page.evaluate(asking, {"inputs": [{"prompt": text} for text in texts]})["predictions"]
+    return found
 
 
 # The card
@@ -66,18 +77,67 @@ def test_a_card_without_a_calibration_says_what_to_do(page: Page) -> None:
     expect(page.locator("#view-card")).to_contain_text("Each request brings its own choices.")
 
 
+def test_a_card_shows_familiar_and_foreign_texts_as_they_are_asked(browser: Browser) -> None:
+    gate = Gate(max_false_alarms=0.05, n_beyond=1, reference=tuple(i / 100 for i in range(99)))
+    desk = replace(HANDLES[1], calibration=calibration(HANDLES[1].digest, gate=gate))
+    with (
+        serving(FakeEngine(handles=(desk, HANDLES[0])), default_adapter="desk") as address,
+        open_page(browser, address) as watched,
+    ):
+        page, card = watched.page, watched.page.locator("#view-card")
+        page.get_by_role("link", name="Card").click()
+        expect(card).to_contain_text("Texts with a familiarity below 0.03 are withheld as unfamiliar: ")
+        expect(card).to_contain_text(
+            "1 of 99 familiar rows of the calibration (1 %), and at most 5 % of all familiar texts"
+        )
+        expect(card).to_contain_text("with probability 95 %.")
+        expect(card).to_contain_text("No text has been asked yet.")
+        ask(page, *["p=0.95 f=0.01"] * 2, *["p=0.95 f=0.55"] * 48)
+        page.get_by_role("link", name="Live").click()
+        page.get_by_role("link", name="Card").click()
+        expect(card).to_contain_text("2 of 50 texts so far are unfamiliar")
+        expect(card).to_contain_text("Of 50 texts like the calibration's rows, about 1 would be.")
+        expect(card).to_contain_text("Unfamiliar2 (4 %)Familiar48 (96 %)")
+        expect(card).to_contain_text(re.compile(r"than the calibration allows: [\d.]+\. From 20 on"))
+        chart = card.get_by_role("img", name="4 % of 50 lie below 0.1, where 10 % of familiar texts do")
+        expect(chart).to_be_visible()
+        assert chart.locator("rect.unlike").count() == 1
+        assert chart.locator("rect.alike").count() == 1
+        assert chart.locator("line.gate").count() == 1
+        details = card.locator(
+            "details",
+            has=page.get_by_role("region", name="Familiarity of the texts asked: the numbers", include_hidden=True),
+        )
+        details.locator("summary").click()
+        expect(details.get_by_role("row", name="0 to 0.1")).to_contain_text("25")
+        page.clock.install()
+        page.get_by_role("link", name="Live").click()
+        page.get_by_role("link", name="Card").click()
+        ask(page, "p=0.95 f=0.02")
+        page.clock.fast_forward(5_000)
+        expect(card).to_contain_text("3 of 51 texts so far are unfamiliar")
+        expect(details.get_by_role("row", name="0 to 0.1")).to_contain_text("35.1")
+        page.locator("#card-adapter").select_option("triage")
+        expect(card).to_contain_text("Answers of this adapter have no familiarity")
+
+
+def test_a_card_shows_the_gate_even_if_the_metrics_are_on_another_port(browser: Browser) -> None:
+    with serving(FakeEngine(handles=HANDLES), metrics_port=9) as address, open_page(browser, address) as watched:
+        watched.page.get_by_role("link", name="Card").click()
+        watched.page.locator("#card-adapter").select_option("desk")
+        card = watched.page.locator("#view-card")
+        expect(card).to_contain_text("Without a calibration there is no gate")
+        expect(card).to_contain_text("The texts asked so far cannot be shown, because the metrics cannot be read")
+
+
 # Live
 
 
 def test_the_live_view_counts_what_was_asked(browser: Browser) -> None:
     with serving(FakeEngine(handles=HANDLES)) as address, open_page(browser, address) as watched:
         page = watched.page
-        asking = "(body) => fetch('/v1/predict', { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(body) }).then((r) => r.json())"
-        answers = [
-            page.evaluate(asking, {"prompt": text}) for text in ("p=0.95 f=0.4", "p=0.99", "p=0.5 f=0.95", "POISON")
-        ]
-        told = {"prediction_id": answers[0]["id"], "label": "technical"}
-        page.evaluate(asking.replace("predict", "feedback"), told)
+        first, *_ = ask(page, "p=0.95 f=0.4", "p=0.99", "p=0.5 f=0.95", "POISON")
+        page.request.post("/v1/feedback", data={"prediction_id": first["id"], "label": "technical"})
         page.get_by_role("link", name="Live").click()
         live = page.locator("#view-live")
         for title, number in (("Inputs", "4"), ("Answered", "2"), ("Withheld", "1"), ("Errors", "1")):
@@ -107,7 +167,7 @@ def test_metrics_are_looked_at_only_while_they_are_on_the_screen(page: Page) -> 
     page.clock.fast_forward(5_000)
     expect(page.locator("#view-live")).to_contain_text("a second")
     assert len(looked) >= 2
-    page.get_by_role("link", name="Card").click()
+    page.get_by_role("link", name="Table").click()
     expect(page.locator("#view-live")).to_be_hidden()
     before = len(looked)
     page.clock.fast_forward(20_000)

@@ -2,6 +2,8 @@
 
 import { figure, path, plane } from "./charts.js";
 import { facts, h, labelled, newId, number, percent, styled, svg, tableOf } from "./dom.js";
+import { familiarPart } from "./familiar.js";
+import { polling } from "./polling.js";
 import { SCORES } from "./scores.js";
 
 const METRICS = [
@@ -12,17 +14,28 @@ const METRICS = [
   ["aurc", "AURC", number, "mean error over all coverages"],
 ];
 
-/** Fill the view with the card of a chosen adapter. */
-export function showCard(view, cards) {
-  const select = h("select", { id: "card-adapter" }, cards.map(({ name }) => h("option", { value: name }, name)));
-  const body = h("div", { class: "blocks" });
-  const show = () => body.replaceChildren(...cardOf(cards.find(({ name }) => name === select.value)));
-  select.addEventListener("change", show);
-  view.replaceChildren(h("h1", { class: "unseen" }, "Card"), h("div", { class: "chooser", hidden: cards.length < 2 }, labelled("Adapter", select)), body);
-  show();
+/** Make the view; `fill` takes the cards, one of which is chosen, and `visible` starts and stops its look at the metrics. */
+export function showCard(view) {
+  let look = null;
+  const visible = polling(() => look?.());
+  function fill(cards) {
+    const select = h("select", { id: "card-adapter" }, cards.map(({ name }) => h("option", { value: name }, name)));
+    const body = h("div", { class: "blocks" });
+    const show = () => {
+      const card = cards.find(({ name }) => name === select.value);
+      const familiar = familiarPart(card);
+      look = familiar.look;
+      body.replaceChildren(...cardOf(card, familiar.element));
+      if (!view.hidden) look?.();
+    };
+    select.addEventListener("change", show);
+    view.replaceChildren(h("h1", { class: "unseen" }, "Card"), h("div", { class: "chooser", hidden: cards.length < 2 }, labelled("Adapter", select)), body);
+    show();
+  }
+  return { fill, visible };
 }
 
-function cardOf(card) {
+function cardOf(card, familiar) {
   const { calibration, training } = card;
   return [
     h("div", { class: "columns even" },
@@ -32,6 +45,7 @@ function cardOf(card) {
       ? h("section", { class: "blocks" }, h("h2", { class: "apart" }, "What its calibration proves"), ...proofs(calibration))
       : h("section", { class: "panel" }, h("h2", {}, "No calibration"),
           h("p", {}, "Nothing is proved about this adapter's answers. Run ", h("code", {}, "blora calibrate"), " on labelled rows that it has not seen, and serve it again.")),
+    familiar,
     h("details", { class: "panel" }, h("summary", {}, "The whole card as JSON"),
       h("pre", { class: "code", tabindex: "0", "aria-label": "The card as JSON" }, JSON.stringify(card, null, 2))),
   ];
@@ -82,7 +96,7 @@ function proofs(calibration) {
       h("label", { for: input.id }, percent(level.target_risk), h("span", { class: "small" }, level.threshold === null ? "not proved" : "proved")));
   });
   pick(calibration.levels.find((level) => level.target_risk === calibration.target_risk));
-  const { rows, gate } = calibration;
+  const { rows } = calibration;
   return [
     h("div", { class: "columns even" },
       h("section", { class: "panel" },
@@ -97,7 +111,6 @@ function proofs(calibration) {
           ["Rows", `${number(rows.n_rows)} of ${rows.source}: ${number(rows.n_tuning)} chose the threshold, ${number(rows.n_proof)} proved it`],
           ["Asked", calibration.asks?.length ? calibration.asks.length === 1 ? "once on these rows" : `${calibration.asks.length} times on these rows` : null],
           ["Holds for", `${calibration.binding.dtype}, ${calibration.binding.n_samples} draws, ${rows.forms.join(" and ")}`],
-          ["Unfamiliar texts", gate ? `withheld; at most ${percent(gate.max_false_alarms)} of texts like these rows are` : null],
         ]),
         h("h3", {}, "Prediction sets"),
         tableOf("Prediction sets", ["Holds the right choice", "Takes choices of probability"],

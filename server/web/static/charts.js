@@ -32,8 +32,12 @@ export function figure(title, caption, chart, heads, rows) {
     h("h3", {}, title),
     chart,
     h("figcaption", { class: "hint" }, caption),
-    h("details", {}, h("summary", {}, "The numbers"),
-      tableOf(`${title}: the numbers`, heads, rows.map((row) => row.map((cell) => (typeof cell === "number" ? number(cell) : cell))), heads.map((_, i) => i))));
+    h("details", {}, h("summary", {}, "The numbers"), numbersOf(title, heads, rows)));
+}
+
+/** Return a table of a chart's numbers. */
+export function numbersOf(title, heads, rows) {
+  return tableOf(`${title}: the numbers`, heads, rows.map((row) => row.map((cell) => (typeof cell === "number" ? number(cell) : cell))), heads.map((_, i) => i));
 }
 
 /** Return a small line of values over time, or an empty one for fewer than two. */

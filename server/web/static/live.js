@@ -3,9 +3,9 @@
 import { send } from "./api.js";
 import { histogram, spark } from "./charts.js";
 import { h, number, percent, tableOf } from "./dom.js";
-import { buckets, matching, parseMetrics, quantile, total } from "./metrics.js";
+import { buckets, matching, parseMetrics, quantile, tenths, total } from "./metrics.js";
+import { INTERVAL_S, polling } from "./polling.js";
 
-const INTERVAL_S = 5;
 const KEPT = 120;
 const REASON_WORDS = {
   low_confidence: "low confidence",
@@ -20,7 +20,7 @@ export function showLive(view) {
   const told = h("p", { class: "small muted", role: "status" }, "Looking …");
   const body = h("div", { class: "blocks" });
   view.replaceChildren(h("h1", { class: "unseen" }, "Live"), body, told);
-  let [timer, onScreen, last] = [null, false, null];
+  let last = null;
   const rates = [];
 
   async function look() {
@@ -37,19 +37,7 @@ export function showLive(view) {
       told.textContent = error.status === 404 ? "With --metrics-port, /metrics has a port of its own, which a page of this port may not read: open it there, or in Prometheus." : "";
     }
   }
-  function schedule() {
-    const wanted = onScreen && document.visibilityState === "visible";
-    if (wanted && timer === null) {
-      look();
-      timer = setInterval(look, INTERVAL_S * 1000);
-    } else if (!wanted && timer !== null) {
-      clearInterval(timer);
-      timer = null;
-      last = null;
-    }
-  }
-  document.addEventListener("visibilitychange", schedule);
-  return { visible: (is) => { onScreen = is; schedule(); } };
+  return { visible: polling(look, () => { last = null; }) };
 }
 
 function picture(series, rates) {
@@ -87,10 +75,8 @@ function adapterPart(series, adapter) {
   const count = (outcome) => total(series, "blora_requests_total", { adapter, outcome });
   const requestsOf = total(series, "blora_requests_total", of);
   const reasons = matching(series, "blora_abstentions_total", of).filter(({ value }) => value > 0);
-  const familiar = buckets(series, "blora_familiarity", of);
-  const seen = familiar.counts.reduce((all, each) => all + each, 0);
-  // The buckets above 0.9 are narrower than the others; together they are as wide.
-  const tenths = Array.from({ length: 10 }, (_, i) => familiar.counts.filter((_, j) => Math.min(9, Math.ceil(familiar.edges[j] * 10 - 1e-9) - 1) === i).reduce((all, each) => all + each, 0));
+  const familiar = tenths(buckets(series, "blora_familiarity", of));
+  const seen = familiar.reduce((all, each) => all + each, 0);
   const drift = matching(series, "blora_uncertainty_drift", of)[0]?.value;
   const risks = matching(series, "blora_realised_risk", of);
   const promise = risks.map(({ labels: { target_risk: target }, value }) => {
@@ -109,7 +95,7 @@ function adapterPart(series, adapter) {
       drift === undefined ? "" : ` Drift of the uncertainty since the calibration: ${number(drift)}.`),
     h("div", { class: "columns even" },
       h("div", {}, h("h3", {}, "Familiarity of its texts"),
-        seen > 0 ? histogram(tenths, [0, 1], `Histogram of the familiarity of ${number(seen)} texts`) : h("p", { class: "muted small" }, "No text with a familiarity yet.")),
+        seen > 0 ? histogram(familiar, [0, 1], `Histogram of the familiarity of ${number(seen)} texts`) : h("p", { class: "muted small" }, "No text with a familiarity yet.")),
       h("div", {}, h("h3", {}, "The promise, by reported outcomes"),
         promise.length > 0
           ? tableOf("The promise, by reported outcomes", ["Promised", "Wrong so far", "Lower bound (95 %)", "Outcomes", "Verdict"], promise, [0, 1, 2, 3])

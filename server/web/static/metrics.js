@@ -37,6 +37,13 @@ export function buckets(series, name, labels = {}) {
   return { edges, counts };
 }
 
+/** Return the counts of a histogram of probabilities by tenths; its buckets above 0.9, which are narrower, fill the last one. */
+export function tenths({ edges, counts }) {
+  const found = new Array(10).fill(0);
+  edges.forEach((edge, i) => { found[Math.min(9, Math.ceil(edge * 10 - 1e-9) - 1)] += counts[i]; });
+  return found;
+}
+
 /** Return the smallest edge below which a share of a histogram lies, or null without values. */
 export function quantile({ edges, counts }, share) {
   const all = counts.reduce((sum, count) => sum + count, 0);

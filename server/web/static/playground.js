@@ -13,6 +13,7 @@ const RETRY_S = 2;
 
 const problem = document.getElementById("problem");
 const keyButton = document.getElementById("key-button");
+const card = showCard(document.getElementById("view-card"));
 const live = showLive(document.getElementById("view-live"));
 
 function wanted() {
@@ -30,6 +31,7 @@ function turn() {
     else link.removeAttribute("aria-current");
   }
   document.title = `${name[0].toUpperCase()}${name.slice(1)} · blora playground`;
+  card.visible(name === "card");
   live.visible(name === "live");
 }
 
@@ -44,7 +46,7 @@ async function start() {
     }
     const models = modelsOf(data);
     showAsk(document.getElementById("view-ask"), models, wanted().given);
-    showCard(document.getElementById("view-card"), data);
+    card.fill(data);
     showTable(document.getElementById("view-table"), data, info.limits);
   } catch (error) {
     if (error.code === "not_ready") {
