@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.server_process import Server, serve
+from benchmarks.server_process import ADAPTER, Server, serve
 from blora.base_model import BaseModel
 from blora.config import QuestionConfig
 from blora.server.keys import line_of, new_key
@@ -33,6 +33,13 @@ pytestmark = [
 ]
 
 DOCUMENTED = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "decisions.md").read_text(), re.DOTALL)
+# The blocks of the sections of docs/frameworks.md about clients, which ask the demo of `make run`.
+_FRAMEWORKS = (ROOT / "docs" / "frameworks.md").read_text()
+LANGCHAIN, LITELLM = (
+    re.findall(r"```python\n(.*?)```", _FRAMEWORKS.split(f"## {name}\n")[1].split("\n## ")[0], re.DOTALL)[0]
+    for name in ("LangChain", "LiteLLM")
+)
+[PROXY] = re.findall(r"```yaml\n(.*?)```", _FRAMEWORKS, re.DOTALL)
 KEY = new_key()
 TEXT = "Stripe has failed to connect for three days. Help ASAP."
 # Nothing of the tests' own environment, and no look-up of prices or keys elsewhere.
@@ -191,11 +198,10 @@ def test_litellm(server: Server, tmp_path: Path) -> None:
 
 
 @contextmanager
-def proxy(server: Server, folder: Path) -> Iterator[tuple[str, str]]:
-    """Start litellm's proxy in front of the server, and give its address and key."""
+def proxy(text: str, folder: Path) -> Iterator[tuple[str, str]]:
+    """Start litellm's proxy with the text of a config, and give its address and key."""
     config = folder / "config.yaml"
-    params = {"model": "openai/open", "api_base": f"{server.url}/v1", "api_key": KEY}
-    config.write_text(json.dumps({"model_list": [{"model_name": "ours", "litellm_params": params}]}))
+    config.write_text(text)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     url, key, log = f"http://127.0.0.1:{port}", "sk-of-the-proxy", folder / "log"
@@ -223,11 +229,47 @@ def _answers(url: str) -> bool:
 
 
 def test_litellm_as_a_proxy(server: Server, tmp_path: Path) -> None:
-    with proxy(server, tmp_path) as (url, key):
+    params = {"model": "openai/open", "api_base": f"{server.url}/v1", "api_key": KEY}
+    config = json.dumps({"model_list": [{"model_name": "ours", "litellm_params": params}]})
+    with proxy(config, tmp_path) as (url, key):
         found = run("litellm_proxy_client", url, key, "ours", tmp_path)
     [answer] = found["answers"]
     assert (answer["type"], answer["name"]) == ("predicate", "urgent")
     question = {"type": "predicate", "name": "urgent", "instructions": "Is this request urgent?"}
     text = "Stripe has failed to connect for three days."
     [raw] = post(server, "/v1/decisions", model="open", input=text, questions=[question])
+    assert answer["probability"] == close(raw["probability"])
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The server of `make run`, without keys, on a free port."""
+    adapters = ",".join(f"triage{part}={ADAPTER}{part}" for part in ("", ".urgent", ".mood"))
+    with serve(tmp_path_factory.mktemp("demo") / "log", adapters=adapters, timeout_s="600") as running:
+        yield running
+
+
+@pytest.mark.parametrize(("program", "n_numbers"), [(LANGCHAIN, 2), (LITELLM, 1)], ids=["langchain", "litellm"])
+def test_the_programs_of_the_frameworks_page(demo: Server, tmp_path: Path, program: str, n_numbers: int) -> None:
+    done = subprocess.run(
+        [str(CLIENTS / "bin" / "python"), "-c", program.replace("http://127.0.0.1:8000", demo.url)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**ENVIRONMENT, "HOME": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    numbers = re.findall(r"\d\.\d+(?:e-\d+)?", done.stdout)
+    assert len(numbers) == n_numbers, done.stdout
+    assert 0.5 < float(numbers[0]) <= 1  # the adapter for urgency says yes
+
+
+def test_the_proxy_of_the_frameworks_page(demo: Server, tmp_path: Path) -> None:
+    with proxy(PROXY.replace("http://127.0.0.1:8000", demo.url), tmp_path) as (url, key):
+        found = run("litellm_proxy_client", url, key, "triage", tmp_path)
+    [answer] = found["answers"]
+    question = {"type": "predicate", "name": "urgent", "instructions": "Is this request urgent?"}
+    text = "Stripe has failed to connect for three days."
+    [raw] = post(demo, "/v1/decisions", model="triage", input=text, questions=[question])
+    assert raw["adapter"]["name"] == "triage.urgent"
     assert answer["probability"] == close(raw["probability"])
