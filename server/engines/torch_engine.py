@@ -41,6 +41,7 @@ from blora.server.engines.jobs import (
     in_thread,
     longest_token,
     model_of,
+    of_similar_length,
     probabilities,
     read_adapter,
     warn_of_shadowed,
@@ -254,9 +255,13 @@ class TorchEngine:
     def _score(self, jobs: Sequence[Job], control: Control, *, notice: bool = True) -> list[Outcome]:
         """Return the outcome of each job, under all of its S draws or enough draws for its decision."""
         by_place: dict[int, Outcome] = {}
-        for prefix, places in self._loaded_prefixes().split(jobs, notice=notice).items():
-            found = self._score_after(prefix, [jobs[place] for place in places], control)
-            by_place |= dict(zip(places, found, strict=True))
+        on_processor = self._loaded_base().device.type == "cpu"  # on a GPU, short passes take as long as longer ones
+        for prefix, after in self._loaded_prefixes().split(jobs, notice=notice).items():
+            groups = of_similar_length([jobs[place] for place in after]) if on_processor else [range(len(after))]
+            for group in groups:
+                places = [after[k] for k in group]
+                found = self._score_after(prefix, [jobs[place] for place in places], control)
+                by_place |= dict(zip(places, found, strict=True))
         return [by_place[place] for place in range(len(jobs))]
 
     def _score_after(self, prefix: Prefix | None, jobs: Sequence[Job], control: Control) -> list[Outcome]:
