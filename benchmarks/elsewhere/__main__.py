@@ -20,7 +20,7 @@ from benchmarks.elsewhere.reading import Read, read
 from benchmarks.elsewhere.sets import SETS, Elsewhere, load
 from benchmarks.elsewhere.signals import FALSE_ALARMS, found_at, signals, told_apart
 from benchmarks.peers.figures import DTYPE
-from benchmarks.peers.heads import NO_LORA, SAMPLING, SEEDS, ReadSet, Rows
+from benchmarks.peers.reading import NO_LORA, SAMPLING, SEEDS, ReadSet, Rows
 from benchmarks.peers.sets import DATA
 from benchmarks.server_process import ROOT
 from blora.base_model import load_base_model

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.elsewhere.sets import Elsewhere
-from benchmarks.peers.heads import ReadSet, read_set
+from benchmarks.peers.reading import ReadSet, read_set
 from blora.base_model import BaseModel
 from blora.inference.packing import PackedRow, by_length
 from blora.training.progress import rows_bar

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from benchmarks.elsewhere.reading import Read
-from benchmarks.peers.heads import Rows
+from benchmarks.peers.reading import Rows
 from blora.decision.curves import auroc
 from blora.decision.temperature import temper
 from blora.posterior.decision_head import HeadDraws

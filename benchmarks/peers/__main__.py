@@ -1,11 +1,11 @@
 """What do a decision head and the cheapest methods get on the same rows?
 
 `python -m benchmarks.peers` trains, on every set: a logistic regression on the words of the texts, one on the frozen
-base model's states, and the head of `blora train`, whose posterior mean and draws are listed separately; where labels
-are many, also the head above a LoRA, trained once with seed 0. Questions that bring their own choices have the base
-model's log-probabilities in place of the words. Validation rows come out of the training rows where a set has none of
-its own. Every method is listed as trained and recalibrated on the validation rows. Only the draws have seeds; all else
-but the LoRA's order of rows is deterministic.
+base model's states, and the head of `blora train`, whose posterior mean and draws are listed separately, beside other
+posteriors over the same weights; where labels are many, also the head above a LoRA, trained once with seed 0. Questions
+that bring their own choices have the base model's log-probabilities in place of the words. Validation rows come out of
+the training rows where a set has none of its own. Every method is listed as trained and recalibrated on the validation
+rows. Only what is drawn has seeds; all else but the LoRA's order of rows is deterministic.
 """
 
 import argparse
@@ -16,7 +16,8 @@ from itertools import groupby
 from typing import Any
 
 from benchmarks.peers.figures import DELTA, DTYPE, N_DIVISIONS, Scored, averaged, figures
-from benchmarks.peers.heads import ReadSet, heads, heads_above_lora, read_set
+from benchmarks.peers.heads import heads, heads_above_lora
+from benchmarks.peers.reading import ReadSet, read_set
 from benchmarks.peers.regressions import Parts, on_states, on_words
 from benchmarks.peers.sets import DATA, SETS, TaskSet, load_set
 from benchmarks.server_process import ROOT

@@ -2,101 +2,33 @@
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
-
-from torch import Tensor
 
 from benchmarks.peers.figures import Scored
-from benchmarks.peers.sets import TaskSet
+from benchmarks.peers.posteriors import other_posteriors
+from benchmarks.peers.reading import NO_LORA, SAMPLING, SEEDS, ReadSet, Rows
 from blora.base_model import BaseModel
-from blora.config import HeadConfig, PosteriorConfig, SamplingConfig
-from blora.decision.temperature import Recalibration
-from blora.inference.reading import head_log_probs
-from blora.posterior.decision_head import Features, HeadDraws
+from blora.config import PosteriorConfig
 from blora.posterior.inject import linear_targets, parse_layers, select_modules
 from blora.posterior.noise import generator_of
 from blora.posterior.posterior import Posterior
 from blora.training.config import N_SAMPLES_HEAD, TrainConfig
-from blora.training.data import ExampleSet
 from blora.training.features import read_features
-from blora.training.readout import TrainedHead, default_head, fit_parts, train_below
-from blora.training.rows import LabelledRow, pack_examples
-from blora.training.tune import Trial, trial_of
+from blora.training.readout import TrainedHead, fit_parts, train_below
+from blora.training.tune import trial_of
 
-__all__ = ["SEEDS", "ReadSet", "Rows", "heads", "heads_above_lora", "read_set"]
+__all__ = ["heads", "heads_above_lora"]
 
-# Seeds of the draws; the first one is also the one that the head is trained with.
-SEEDS = (0, 1, 2)
-SAMPLING = SamplingConfig(n_samples=N_SAMPLES_HEAD, seed=SEEDS[0])
-NO_LORA = Posterior({}, PosteriorConfig(method="lora"), seed=0)
 # Training of a LoRA below the head.
 EPOCHS, BATCH_SIZE = 3.0, 16
 # What the parts of a head's inputs are called where choices come with the question.
 ALONE = {"counts": "base model's log-probabilities", "states": "regression on frozen states"}
 
 
-class Rows(NamedTuple):
-    """Packed rows and their features, read once for all methods."""
-
-    rows: Sequence[LabelledRow]
-    features: Features
-
-    @property
-    def prompts(self) -> Tensor:
-        """(N, F) mean states of the prompts."""
-        assert self.features.prompt is not None  # `read_features` reads them
-        return self.features.prompt
-
-    def under(self, draws: HeadDraws) -> Tensor:
-        """Return the log-probabilities (S, N, C) of the rows under draws of a head."""
-        return head_log_probs(draws, [row.row for row in self.rows], self.features)
-
-
-class ReadSet(NamedTuple):
-    """The rows of a set, with the settings that they were read by.
-
-    Attributes:
-        config: settings of the head.
-        train: rows to train on.
-        validation: rows that choose settings and recalibration.
-        test: rows that are scored.
-        foreign: foreign rows, None if there are none.
-        proof: rows that prove thresholds, None if there are none.
-        seconds: time to read the training and the validation rows, in seconds.
-    """
-
-    config: HeadConfig
-    train: Rows
-    validation: Rows
-    test: Rows
-    foreign: Rows | None
-    proof: Rows | None
-    seconds: float
-
-
-def read_set(base: BaseModel, task: TaskSet) -> ReadSet:
-    """Return the features of all rows of a set."""
-    text = base.model.config.get_text_config()
-    config = default_head(text.num_hidden_layers, text.hidden_size, linear=task.prompt.readout == "linear")
-    lora = NO_LORA.mean()
-
-    def read(name: str) -> Rows:
-        examples = task.parts()[name]
-        rows = pack_examples(ExampleSet(f"{task.name}, {name}", "", examples), base, task.prompt)
-        return Rows(rows, read_features(base.model, rows, config, lora, f"reading {task.name}, {name}"))
-
-    began = time.perf_counter()
-    train, validation = read("train"), read("validation")
-    seconds = time.perf_counter() - began
-    foreign, proof = (read(name) if name in task.parts() else None for name in ("foreign", "proof"))
-    return ReadSet(config, train, validation, read("test"), foreign, proof, seconds)
-
-
 def heads(read: ReadSet) -> Iterator[Scored]:
-    """Yield the posterior mean of a trained head, and its draws for each of `SEEDS`.
+    """Yield the posterior mean of a trained head, and its draws and those of other posteriors for each of `SEEDS`.
 
     For choices that come with a question, the heads that are fitted on a part of the inputs alone come first: the base
     model's own log-probabilities, and a regression on states.
@@ -110,8 +42,9 @@ def heads(read: ReadSet) -> Iterator[Scored]:
     if train.rows[0].row.readout == "pointer":
         for part, method in ALONE.items():
             fitted = trained.fitted[part]
-            yield _under(method, read, fitted.head.mean(NO_LORA.mean()), fitted.trial, seconds)
+            yield read.under(method, fitted.head.mean(NO_LORA.mean()), fitted.trial, seconds)
     yield from _mean_and_draws("head", read, trained, seconds)
+    yield from other_posteriors(read, trained, seconds)
 
 
 def heads_above_lora(base: BaseModel, read: ReadSet) -> Iterator[Scored]:
@@ -147,18 +80,12 @@ def _mean_and_draws(name: str, read: ReadSet, trained: TrainedHead, seconds: flo
     """
     mean = trained.posterior.mean()
     trial = trial_of(0.0, read.validation.under(mean), read.validation.rows)
-    yield _under(f"{name}, posterior mean", read, mean, trial, seconds)
+    yield read.under(f"{name}, posterior mean", mean, trial, seconds)
     distances = None
     if read.foreign is not None:
         distance = trained.familiarity.distance
         distances = distance(read.test.prompts), distance(read.foreign.prompts)
     for seed in SEEDS:
         draws = trained.posterior.sample(N_SAMPLES_HEAD, generator_of(seed))
-        found = _under(f"{name}, {N_SAMPLES_HEAD} draws", read, draws, trained.trial, seconds)
+        found = read.under(f"{name}, {N_SAMPLES_HEAD} draws", draws, trained.trial, seconds)
         yield replace(found, seed=seed, distances=distances)
-
-
-def _under(method: str, read: ReadSet, draws: HeadDraws, trial: Trial, seconds: float) -> Scored:
-    foreign, proof = (part.under(draws) if part is not None else None for part in (read.foreign, read.proof))
-    recalibration = Recalibration(trial.temperature, lapse=trial.lapse)  # a head's scores have no length
-    return Scored(method, read.test.under(draws), foreign, recalibration, seconds, proof=proof)

@@ -115,8 +115,10 @@ def test_every_method_is_measured_and_shown(kind: str) -> None:
     result = measure(task, load_base_model("embedded", dtype="float32"))
     names = [row["method"] for row in result["rows"]][::2]
     first = "TF-IDF regression" if kind == "linear" else "base model's log-probabilities"
-    assert names == [first, "regression on frozen states", "head, posterior mean", "head, 64 draws"]
-    assert [row["seeds"] for row in result["rows"]] == [None] * 6 + [[0, 1, 2]] * 2
+    ours = ["regression on frozen states", "head, posterior mean", "head, 64 draws"]
+    others = ["head, isotropic Gaussian, 64 draws", "head, dropout, 64 draws"]
+    assert names == [first, *ours, *others, *(["heads on 5 bootstraps"] if kind == "linear" else [])]
+    assert [row["seeds"] for row in result["rows"]] == [None] * 6 + [[0, 1, 2]] * (2 * len(names) - 6)
     about = {"machine": {"cores": 2, "processor": "some"}, "revision": "abc", "base_model": "tiny", "dtype": "float32"}
     shown = peers([result | about | {"set": "demo"}])
     assert all(f"| {name} |" in shown for name in names)

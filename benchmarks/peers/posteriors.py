@@ -1,0 +1,97 @@
+"""Other posteriors over the weights of the same head, held to the rules that the served one is held to.
+
+- An isotropic Gaussian about the fitted weights, training-free Bayesianization (Shi et al., 2024, arXiv:2412.05723).
+- Dropout of the projected states, every draw with a mask of its own (Gal and Ghahramani, 2016, arXiv:1506.02142).
+- An ensemble of heads, each fitted on rows drawn with replacement; for fixed labels alone.
+
+The width of the Gaussian and the rate of the dropout are chosen as the width of the served posterior is: the largest
+whose recalibrated validation NLL is within 0.005 nats of the best.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from benchmarks.peers.figures import Scored
+from benchmarks.peers.reading import NO_LORA, SEEDS, ReadSet, Rows
+from blora.decision.temperature import Recalibration
+from blora.posterior.decision_head import DecisionHead, HeadDraws
+from blora.posterior.noise import generator_of, standard_normal
+from blora.training.config import HEAD_SCALES, N_SAMPLES_HEAD, TOLERANCE_NATS
+from blora.training.head import Regression
+from blora.training.readout import TrainedHead
+from blora.training.tune import choose, trial_of, try_scales
+
+__all__ = ["other_posteriors"]
+
+DROPOUT_RATES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
+N_MEMBERS = 5
+
+
+def other_posteriors(read: ReadSet, trained: TrainedHead, seconds: float) -> Iterator[Scored]:
+    """Yield what each posterior says of the rows, for each of `SEEDS`; the draws of a method are adjacent.
+
+    Args:
+        read: the rows.
+        trained: the head, whose precisions and fitted weights they start from.
+        seconds: time of its training.
+    """
+    head = trained.fitted["both"].head
+    isotropic = replace(
+        head,
+        deviation=torch.full_like(head.deviation, head.deviation.square().mean().sqrt().item()),
+        basis=torch.eye(head.n_outputs),
+    )
+
+    def gaussian(width: float, seed: int) -> HeadDraws:
+        noise = standard_normal(N_SAMPLES_HEAD, generator_of(seed))
+        return isotropic.widen(width).sample_from(noise, NO_LORA.mean())
+
+    def dropout(rate: float, seed: int) -> HeadDraws:
+        uniform = torch.rand(N_SAMPLES_HEAD, len(head.weight), 1, generator=generator_of(seed))
+        return HeadDraws(head, head.weight * (uniform >= rate) / (1 - rate), NO_LORA.mean())
+
+    yield from _chosen(f"head, isotropic Gaussian, {N_SAMPLES_HEAD} draws", read, gaussian, HEAD_SCALES, seconds)
+    yield from _chosen(f"head, dropout, {N_SAMPLES_HEAD} draws", read, dropout, DROPOUT_RATES, seconds)
+    if read.train.rows[0].row.readout == "linear":
+        yield from _ensembles(read, trained, seconds)
+
+
+def _chosen(
+    method: str, read: ReadSet, draws: Callable[[float, int], HeadDraws], scales: tuple[float, ...], seconds: float
+) -> Iterator[Scored]:
+    """Yield a posterior at the scale that the draws of the first seed choose."""
+    validation = read.validation
+    trials = try_scales(lambda scale: validation.under(draws(scale, SEEDS[0])), validation.rows, scales)
+    trial = choose(trials, TOLERANCE_NATS)
+    for seed in SEEDS:
+        yield replace(read.under(method, draws(trial.scale, seed), trial, seconds), seed=seed)
+
+
+def _ensembles(read: ReadSet, trained: TrainedHead, seconds: float) -> Iterator[Scored]:
+    """Yield ensembles of heads at the precisions of the trained one, which is where their fits start."""
+    fitted = trained.fitted["both"]
+    regression = Regression.of(read.config, read.train.features, read.train.rows)
+
+    def member(generator: torch.Generator) -> DecisionHead:
+        n_rows = len(regression.labels)
+        rows = torch.randint(n_rows, (n_rows,), generator=generator).numpy()
+        sampled = replace(
+            regression, z=regression.z[rows], counts=regression.counts[rows], labels=regression.labels[rows]
+        )
+        return sampled.solve(*fitted.precisions, fitted.head)
+
+    for seed in SEEDS:
+        generator = generator_of(seed)
+        members = [member(generator).mean(NO_LORA.mean()) for _ in range(N_MEMBERS)]
+
+        def under(part: Rows, members: list[HeadDraws] = members) -> Tensor:
+            return torch.cat([part.under(one) for one in members])
+
+        trial = trial_of(0.0, under(read.validation), read.validation.rows)
+        foreign, proof = (under(part) if part is not None else None for part in (read.foreign, read.proof))
+        recalibration = Recalibration(trial.temperature, lapse=trial.lapse)
+        method = f"heads on {N_MEMBERS} bootstraps"
+        yield Scored(method, under(read.test), foreign, recalibration, seconds, seed, proof)

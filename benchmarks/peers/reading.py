@@ -1,0 +1,92 @@
+"""The rows of a set with the states that a head reads, computed once for all methods."""
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from benchmarks.peers.figures import Scored
+from benchmarks.peers.sets import TaskSet
+from blora.base_model import BaseModel
+from blora.config import HeadConfig, PosteriorConfig, SamplingConfig
+from blora.decision.temperature import Recalibration
+from blora.inference.reading import head_log_probs
+from blora.posterior.decision_head import Features, HeadDraws
+from blora.posterior.posterior import Posterior
+from blora.training.config import N_SAMPLES_HEAD
+from blora.training.data import ExampleSet
+from blora.training.features import read_features
+from blora.training.readout import default_head
+from blora.training.rows import LabelledRow, pack_examples
+from blora.training.tune import Trial
+
+__all__ = ["NO_LORA", "SAMPLING", "SEEDS", "ReadSet", "Rows", "read_set"]
+
+# Seeds of the draws; the first one is also the one that the head is trained with.
+SEEDS = (0, 1, 2)
+SAMPLING = SamplingConfig(n_samples=N_SAMPLES_HEAD, seed=SEEDS[0])
+NO_LORA = Posterior({}, PosteriorConfig(method="lora"), seed=0)
+
+
+class Rows(NamedTuple):
+    """Packed rows and their features, read once for all methods."""
+
+    rows: Sequence[LabelledRow]
+    features: Features
+
+    @property
+    def prompts(self) -> Tensor:
+        """(N, F) mean states of the prompts."""
+        assert self.features.prompt is not None  # `read_features` reads them
+        return self.features.prompt
+
+    def under(self, draws: HeadDraws) -> Tensor:
+        """Return the log-probabilities (S, N, C) of the rows under draws of a head."""
+        return head_log_probs(draws, [row.row for row in self.rows], self.features)
+
+
+class ReadSet(NamedTuple):
+    """The rows of a set, with the settings that they were read by.
+
+    Attributes:
+        config: settings of the head.
+        train: rows to train on.
+        validation: rows that choose settings and recalibration.
+        test: rows that are scored.
+        foreign: foreign rows, None if there are none.
+        proof: rows that prove thresholds, None if there are none.
+        seconds: time to read the training and the validation rows, in seconds.
+    """
+
+    config: HeadConfig
+    train: Rows
+    validation: Rows
+    test: Rows
+    foreign: Rows | None
+    proof: Rows | None
+    seconds: float
+
+    def under(self, method: str, draws: HeadDraws, trial: Trial, seconds: float) -> Scored:
+        """Return what draws of a head say of the test, foreign and proof rows, with a trial's recalibration."""
+        foreign, proof = (part.under(draws) if part is not None else None for part in (self.foreign, self.proof))
+        recalibration = Recalibration(trial.temperature, lapse=trial.lapse)  # a head's scores have no length
+        return Scored(method, self.test.under(draws), foreign, recalibration, seconds, proof=proof)
+
+
+def read_set(base: BaseModel, task: TaskSet) -> ReadSet:
+    """Return the features of all rows of a set."""
+    text = base.model.config.get_text_config()
+    config = default_head(text.num_hidden_layers, text.hidden_size, linear=task.prompt.readout == "linear")
+    lora = NO_LORA.mean()
+
+    def read(name: str) -> Rows:
+        examples = task.parts()[name]
+        rows = pack_examples(ExampleSet(f"{task.name}, {name}", "", examples), base, task.prompt)
+        return Rows(rows, read_features(base.model, rows, config, lora, f"reading {task.name}, {name}"))
+
+    began = time.perf_counter()
+    train, validation = read("train"), read("validation")
+    seconds = time.perf_counter() - began
+    foreign, proof = (read(name) if name in task.parts() else None for name in ("foreign", "proof"))
+    return ReadSet(config, train, validation, read("test"), foreign, proof, seconds)
