@@ -128,6 +128,7 @@ def _answer(answer: Answer, *, refuse: bool) -> DecisionAnswer:
                 type="score",
                 name=name,
                 score=expected_level(probs),
+                score_std=answer.score_std,
                 probabilities=[
                     LevelProbability(value=level, label=str(option.value), probability=probability, std=std)
                     for level, (option, probability, std) in enumerate(options)

@@ -145,6 +145,7 @@ def _answer(answer: Answer, question: Mapping[str, Any], *, refuse: bool) -> Sys
             return SystemOneScoreAnswer(
                 type="score",
                 score=expected_level(probs),
+                score_std=answer.score_std,
                 legend=dict(zip(levels, question["criteria"], strict=True)),
                 probabilities=dict(zip(levels, probs, strict=True)),
                 stds=dict(zip(levels, stds, strict=True)),

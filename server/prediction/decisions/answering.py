@@ -13,6 +13,7 @@ from blora.server.errors import InvalidRequestError, ServerError
 from blora.server.keys import adapters_open
 from blora.server.prediction.decisions.question import Question, spelled
 from blora.server.prediction.decisions.recognition import family, recognise, unknown_question
+from blora.server.prediction.decisions.statistics import level_std
 from blora.server.prediction.policies import uncalibrated_because
 from blora.server.prediction.predictor import Predictor
 from blora.server.prediction.together import Together
@@ -35,12 +36,14 @@ class Answer:
         prediction: the answer as of /v1/predict, in the adapter's words and order.
         places: for each option of the question, its place among the prediction's choices.
         uncalibrated_because: why the adapter's calibration does not cover the answer; None if it does.
+        score_std: standard deviation of a score's mean level over the draws; 0 for other questions.
     """
 
     question: Question
     prediction: answers.Prediction
     places: tuple[int, ...]
     uncalibrated_because: str | None
+    score_std: float
 
     @property
     def probabilities(self) -> list[float]:
@@ -134,7 +137,7 @@ async def answer_questions(
     for question in questions:
         await asyncio.sleep(0)  # recognising and checking many questions takes time that other requests need
         if (recognised := recognise(question, asked.members)) is not None:
-            request = PredictRequest(prompt=text, policy=policy)
+            request = PredictRequest(prompt=text, policy=policy, return_samples=question.type == "score")
             plans.append(_Plan(question, recognised.handle, request, recognised.places))
         elif asked.own is not None and asked.own.config.prompt.choices is None:
             request, places = _open_request(question, text, policy), tuple(range(len(question.options)))
@@ -148,23 +151,33 @@ async def answer_questions(
         request = plan.request.model_copy(update={"prompt": question_text(text, plan.instructions)})
         return predictor.predict(request, handle=plan.handle, deadline=deadline, together=together)
 
-    outcomes: list[answers.Prediction | ServerError] = []
+    outcomes: list[tuple[answers.Prediction | ServerError, float]] = []
     for start in range(0, len(plans), _MOST_AT_ONCE):
         part = plans[start : start + _MOST_AT_ONCE]
         together = Together(len(part))
-        outcomes += await asyncio.gather(*(ask(plan, together) for plan in part))
-        if any(isinstance(outcome, ServerError) for outcome in outcomes):
+        asked_now = await asyncio.gather(*(ask(plan, together) for plan in part))
+        outcomes += [_summed_up(outcome, plan.places) for plan, outcome in zip(part, asked_now, strict=True)]
+        if any(isinstance(outcome, ServerError) for outcome in asked_now):
             break  # the request has failed
     found: list[Answer] = []
     read: dict[tuple[str, str], int] = {}  # tokens by instructions and template
-    for plan, outcome in zip(plans, outcomes, strict=False):  # fewer outcomes than plans end with an error
+    for plan, (outcome, score_std) in zip(plans, outcomes, strict=False):  # fewer outcomes than plans end with an error
         if isinstance(outcome, ServerError):
             outcome.param = _param(outcome.param, plan.question, text_field)
             return outcome
         why = uncalibrated_because(plan.request, plan.handle)
-        found.append(Answer(plan.question, outcome, plan.places, why))
+        found.append(Answer(plan.question, outcome, plan.places, why, score_std))
         read[plan.instructions, plan.handle.config.prompt.template] = outcome.usage.prompt_tokens
     return Answered(asked.name, found, sum(read.values()))
+
+
+def _summed_up(
+    outcome: answers.Prediction | ServerError, places: Sequence[int]
+) -> tuple[answers.Prediction | ServerError, float]:
+    """Return an outcome without its samples, of which many would fill the memory, and the spread of the mean level."""
+    if isinstance(outcome, ServerError) or outcome.samples is None:
+        return outcome, 0.0
+    return outcome.model_copy(update={"samples": None}), level_std(outcome.samples, places)
 
 
 def _open_request(question: Question, text: str, policy: Policy | None) -> PredictRequest:
@@ -181,7 +194,7 @@ def _open_request(question: Question, text: str, policy: Policy | None) -> Predi
             value = f'"{value}"'  # the text "true" beside the boolean true
         choices.append(choice_text(value, option.description))
     try:
-        return PredictRequest(prompt=text, choices=choices, policy=policy)
+        return PredictRequest(prompt=text, choices=choices, policy=policy, return_samples=question.type == "score")
     except ValidationError as exc:
         error = invalid_request(exc.errors(include_url=False))
         raise InvalidRequestError(error.message, code=error.code, param=question.path) from exc

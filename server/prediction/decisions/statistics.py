@@ -1,8 +1,10 @@
 """Summaries of a distribution over choices or levels, as the decision protocols define them."""
 
 from collections.abc import Sequence
+from math import sqrt
+from statistics import fmean
 
-__all__ = ["concentration", "expected_level", "level_confidence"]
+__all__ = ["concentration", "expected_level", "level_confidence", "level_std"]
 
 
 def concentration(probs: Sequence[float]) -> float:
@@ -22,6 +24,21 @@ def expected_level(probs: Sequence[float]) -> float:
     1.0
     """
     return sum(level * probability for level, probability in enumerate(probs))
+
+
+def level_std(samples: Sequence[Sequence[float]], places: Sequence[int]) -> float:
+    """Return the population standard deviation over draws of the mean level.
+
+    Args:
+        samples: (S, K) probabilities under each draw.
+        places: the place of each level among the K probabilities, from level 0 up.
+
+    >>> level_std([[1.0, 0.0], [0.0, 1.0]], [0, 1])
+    0.5
+    """
+    levels = [expected_level([draw[place] for place in places]) for draw in samples]
+    mean = fmean(levels)
+    return sqrt(fmean((level - mean) ** 2 for level in levels))
 
 
 def level_confidence(probs: Sequence[float]) -> float:

@@ -105,6 +105,7 @@ class _Score(Response):
     type: Literal["score"]
     name: str | None
     score: float
+    score_std: float = Field(ge=0, description="Ours: standard deviation of the score over the draws.")
     probabilities: list[LevelProbability]
     confidence: float = Field(
         ge=0,

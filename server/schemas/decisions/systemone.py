@@ -157,6 +157,7 @@ class SystemOneChoiceAnswer(Scored, _Choice):
 class _Score(Response):
     type: Literal["score"]
     score: float
+    score_std: float = Field(ge=0, description="Ours: standard deviation of the score over the draws.")
     legend: dict[str, Content]
     probabilities: dict[str, float]
     stds: dict[str, float] = Field(description="Ours: standard deviations of the probabilities over the draws.")

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
+import torch
 
 from blora.decision.abstention import Policy
 from blora.server.engines.handle import AdapterHandle
@@ -52,7 +53,7 @@ async def test_three_questions_have_the_answers_of_three_adapters(server: Runnin
     queue, urgent, mood = body["answers"]
     assert queue.keys() == {"type", "name", "choice", "probabilities", "confidence"} | OURS
     assert urgent.keys() == {"type", "name", "probability", "std"} | OURS
-    assert mood.keys() == {"type", "name", "score", "probabilities", "confidence"} | OURS
+    assert mood.keys() == {"type", "name", "score", "score_std", "probabilities", "confidence"} | OURS
     assert [answer["name"] for answer in body["answers"]] == ["queue", "urgent", "mood"]
     for answer, adapter in zip(body["answers"], ("triage", "triage.urgent", "triage.mood"), strict=True):
         alone = await predicted(server, adapter)
@@ -72,6 +73,17 @@ async def test_three_questions_have_the_answers_of_three_adapters(server: Runnin
     assert mood["score"] == pytest.approx(levels[1] + 2 * levels[2])
     assert mood["confidence"] == pytest.approx(level_confidence(levels))
     assert queue["confidence"] == pytest.approx(concentration([p["probability"] for p in queue["probabilities"]]))
+
+
+async def test_a_score_has_its_spread_over_the_draws_in_the_order_of_its_levels(server: Running) -> None:
+    [mood] = (await ask(server, score(*LEVELS, name="mood")))["answers"]
+    asked = {"model": "triage", "state": TEXT, "questions": {"mood": {"type": "score", "criteria": list(LEVELS)}}}
+    other = (await server.client.post("/v1/systemone", json=asked)).json()["answers"]["mood"]
+    samples = torch.tensor((await predicted(server, "triage.mood", return_samples=True))["samples"]).double()
+    scores = samples @ torch.arange(3).double()
+    assert mood["score_std"] == other["score_std"] == pytest.approx(scores.std(correction=0).item())
+    assert mood["score_std"] > 0
+    assert "samples" not in mood.keys() | other.keys()
 
 
 async def test_questions_about_one_text_share_a_pass(server: Running) -> None:
