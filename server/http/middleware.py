@@ -263,8 +263,8 @@ class BodyLimit:
 
 
 def _encoding(scope: Scope) -> str | None:
-    """Return the encoding that a body has to be decompressed from; None for another one, or for none."""
-    encoding = Headers(scope=scope).get("content-encoding", "").strip().lower()
+    """Return the encoding that a body has to be decompressed from; None for another one, several or none."""
+    encoding = ", ".join(Headers(scope=scope).getlist("content-encoding")).strip().lower()
     return encoding if encoding in ENCODINGS else None
 
 

@@ -85,3 +85,10 @@ async def test_the_contents_are_checked_as_usual(server: Running, encoding: str)
 
 async def test_an_empty_body_needs_no_decompression(server: Running) -> None:
     assert (await server.client.get("/v1/models", headers={"content-encoding": "zstd"})).status_code == 200
+
+
+async def test_two_headers_of_encoding_are_refused(server: Running) -> None:
+    for encodings in (("gzip", "gzip"), ("gzip", "identity"), ("identity", "gzip")):
+        headers = [("content-type", "application/json"), *(("content-encoding", encoding) for encoding in encodings)]
+        response = await server.client.post("/v1/predict", content=gzip.compress(BODY), headers=headers)
+        assert (response.status_code, response.json()["error"]["code"]) == (415, "unsupported_media_type")

@@ -22,6 +22,9 @@ BAD_JSON = {
     "NaN": (b'{"prompt": "x", "policy": {"min_confidence": NaN}}', "invalid_json"),
     "Infinity": (b'{"prompt": "x", "policy": {"min_confidence": Infinity}}', "invalid_json"),
     "a number beyond all": (b'{"prompt": "x", "policy": {"min_confidence": 1e999}}', "not_finite"),
+    "a key twice": (b'{"prompt": "x", "prompt": "y"}', "invalid_json"),
+    "a key twice, spelt otherwise": (b'{"prompt": "x", "p\\u0072ompt": "y"}', "invalid_json"),
+    "a key twice, deep inside": (b'{"inputs": [{"prompt": "x"}, {"prompt": "{\\":", "prompt": ""}]}', "invalid_json"),
     "no UTF-8": (b'{"prompt": "\xff"}', "invalid_json"),
     "UTF-16": ('{"prompt": "x"}'.encode("utf-16"), "invalid_json"),
     "half a character": (b'{"prompt": "\\ud800"}', "invalid_json"),
@@ -35,6 +38,19 @@ async def test_bad_json_is_refused(server: Running, name: str) -> None:
     content, code = BAD_JSON[name]
     response = await server.client.post("/v1/predict", content=content, headers={"content-type": "application/json"})
     assert (response.status_code, response.json()["error"]["code"]) == (422, code)
+
+
+async def test_a_question_twice_is_refused_and_not_lost(server: Running) -> None:
+    body = b'{"model": "m", "state": "x", "questions": {"a": {"type": "noul"}, "a": {"type": "noul"}}}'
+    response = await server.client.post("/v1/systemone", content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 422
+    assert "a key twice" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("text", ['"a": "b"', "C:\\\\", ":::", "\\", '{"a": {"a": 1}}'])
+async def test_colons_in_a_text_are_not_keys(server: Running, text: str) -> None:
+    response = await server.client.post("/v1/predict", json={"prompt": text, "policy": {"min_confidence": 0}})
+    assert response.status_code == 200
 
 
 @pytest.mark.parametrize("media_type", ["text/plain", "application/x-www-form-urlencoded", "", None])
