@@ -73,7 +73,7 @@ PARSED = [
         "422 invalid_json",
     ),
     _posted(
-        "a field twice, the second time out of range", b'{"prompt":"a","n_samples":1,"n_samples":0}', "422 out_of_range"
+        "a field twice, the second time out of range", b'{"prompt":"a","n_samples":1,"n_samples":0}', "422 invalid_json"
     ),
     _posted("a field whose name has a megabyte", b'{"prompt":"a","' + b"k" * LONG + b'":0}', "422 unknown_field"),
     _posted("fields of a Python object", _raw("__class__", '{"__init__": {"__globals__": 1}}'), "422 unknown_field"),
