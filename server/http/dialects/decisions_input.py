@@ -7,7 +7,7 @@ item begins with its role, as `user: ...`, `call NAME: ...` or `result of NAME: 
 from typing import cast
 
 from blora.server.errors import InvalidRequestError
-from blora.server.http.dialects.reading import read_content, read_kind
+from blora.server.http.dialects.reading import read_content, read_kind, text_at
 from blora.server.schemas.decisions.input import (
     AssistantMessage,
     CustomToolCall,
@@ -22,7 +22,6 @@ from blora.server.schemas.decisions.input import (
     ToolOutput,
     UserMessage,
 )
-from blora.server.schemas.decisions.requests import as_text
 from blora.server.schemas.requests import Request
 from blora.server.schemas.validation import describe
 
@@ -114,10 +113,10 @@ def _entry(item: object, at: str, names: dict[str, str]) -> tuple[str, str]:
             return f"result of {names[read.call_id]}", text
 
 
-def _part_text(part: Request) -> str:
+def _part_text(part: Request, at: str) -> str:
     match part:
         case InputJson():
-            return as_text(part.data)
+            return text_at(part.data, f"{at}.data")
         case Refusal():
             return part.refusal
         case InputText() | InstructionsText() | OutputText():

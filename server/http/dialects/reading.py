@@ -1,15 +1,17 @@
 """Reading of the parts of a request one at a time, with errors that name the path of the first wrong value."""
 
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
+from pydantic_core import PydanticCustomError
 
 from blora.server.errors import InvalidRequestError
+from blora.server.schemas.decisions.requests import as_text
 from blora.server.schemas.requests import Request
 from blora.server.schemas.validation import describe, invalid_request
 
-__all__ = ["no_images", "read", "read_content", "read_kind"]
+__all__ = ["no_images", "read", "read_content", "read_kind", "text_at"]
 
 T = TypeVar("T", bound=Request)
 
@@ -61,13 +63,29 @@ def read_kind(item: object, kinds: Mapping[str, type[T]], at: str, field: str = 
     return read(item, kinds[name], at)
 
 
-def read_content(content: object, kinds: Mapping[str, type[T]], text_of: Callable[[T], str], at: str) -> str:
+def text_at(content: Any, at: str) -> str:
+    """Return a text as it is, and other JSON in its usual notation.
+
+    Args:
+        content: the text or the JSON.
+        at: its path in the request.
+
+    Raises:
+        InvalidRequestError: if a number in it is not finite.
+    """
+    try:
+        return as_text(content)
+    except PydanticCustomError as exc:
+        raise InvalidRequestError(exc.message(), code="not_finite", param=at) from exc
+
+
+def read_content(content: object, kinds: Mapping[str, type[T]], text_of: Callable[[T, str], str], at: str) -> str:
     """Return the text of a content, which is a text or a list of parts, one on each line.
 
     Args:
         content: the content, as parsed from JSON.
         kinds: the classes of its parts, by their types.
-        text_of: returns the text of a part.
+        text_of: returns the text of a part, which has a path.
         at: its path in the request.
 
     Raises:
@@ -76,7 +94,8 @@ def read_content(content: object, kinds: Mapping[str, type[T]], text_of: Callabl
     if isinstance(content, str):
         text = content
     elif isinstance(content, list):
-        text = "\n".join(text_of(read_kind(part, kinds, f"{at}[{index}]")) for index, part in enumerate(content))
+        paths = (f"{at}[{index}]" for index in range(len(content)))
+        text = "\n".join(text_of(read_kind(part, kinds, of), of) for part, of in zip(content, paths, strict=True))
     else:
         raise _wrong(content, "a string or a list of parts", at)
     if not text.strip():

@@ -7,14 +7,14 @@ from fastapi import APIRouter, Body, Request, Response
 
 from blora.server.errors import InvalidRequestError, ServerError
 from blora.server.http.dialects.own_fields import own_fields, scored_fields
-from blora.server.http.dialects.reading import read_kind
+from blora.server.http.dialects.reading import read_kind, text_at
 from blora.server.http.disconnect import unless_disconnected
 from blora.server.http.responses import ServiceOf, documented_errors, error_response, json_response
 from blora.server.http.strict_json import Reader, StrictJsonRoute
 from blora.server.prediction.decisions.answering import Answer, Answered, answer_questions
 from blora.server.prediction.decisions.question import Option, Question, predicate_options
 from blora.server.prediction.decisions.statistics import concentration, expected_level, level_confidence
-from blora.server.schemas.decisions.requests import MOST_NAME, as_text
+from blora.server.schemas.decisions.requests import MOST_NAME
 from blora.server.schemas.decisions.systemone import (
     NoulAnswer,
     NoulCriteria,
@@ -65,9 +65,9 @@ def _state(given: Any) -> str:
     """Return the state of a request as one text.
 
     Raises:
-        InvalidRequestError: if it is empty.
+        InvalidRequestError: if it is empty, or a number in it is not finite.
     """
-    text = as_text(given)
+    text = text_at(given, "state")
     if not text.strip():
         raise InvalidRequestError("This text is empty: fill it.", code="empty_string", param="state")
     return text
@@ -96,21 +96,23 @@ def _questions(given: Mapping[str, object]) -> list[Question]:
 
 def _question(name: str, item: object, at: str) -> Question:
     read = read_kind(item, _QUESTIONS, at)
-    instructions = _text(read.instructions)
+    instructions = _text(read.instructions, f"{at}.instructions")
     match read:
         case SystemOneNoul():
             criteria = read.criteria or NoulCriteria()
-            options = predicate_options(_text(criteria.true), _text(criteria.false))
+            options = predicate_options(
+                _text(criteria.true, f"{at}.criteria.true"), _text(criteria.false, f"{at}.criteria.false")
+            )
             return Question(path=at, type="predicate", instructions=instructions, options=options, name=name)
         case SystemOneChoice():
-            options = tuple(Option(label, _text(meaning)) for label, meaning in read.criteria.items())
+            options = tuple(Option(label, _text(meaning, f"{at}.criteria")) for label, meaning in read.criteria.items())
         case SystemOneScore():
-            options = tuple(Option(as_text(level)) for level in read.criteria)
+            options = tuple(Option(text_at(level, f"{at}.criteria")) for level in read.criteria)
     return Question(path=at, type=read.type, instructions=instructions, options=options, name=name)
 
 
-def _text(content: Any) -> str:
-    return "" if content is None else as_text(content)
+def _text(content: Any, at: str) -> str:
+    return "" if content is None else text_at(content, at)
 
 
 def _response(answered: Answered, body: SystemOneRequest, *, refuse: bool) -> SystemOneResponse:

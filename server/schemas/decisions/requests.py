@@ -68,8 +68,16 @@ def as_text(content: Any) -> str:
 
     >>> as_text({"subject": "Überweisung", "amounts": [1, 2]})
     '{"subject": "Überweisung", "amounts": [1, 2]}'
+
+    Raises:
+        PydanticCustomError: if a number is not finite, such as 1e999, which is parsed as infinity.
     """
-    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+    if isinstance(content, str):
+        return content
+    try:
+        return json.dumps(content, ensure_ascii=False, allow_nan=False)
+    except ValueError as exc:
+        raise PydanticCustomError("finite_number", "A number in this JSON is not finite: send a finite one.") from exc
 
 
 class _Question(Request):

@@ -319,3 +319,39 @@ async def test_a_bad_body_is_refused_with_its_path(server: Running, path: str, b
         await server.metric("blora_requests_total", adapter=name, outcome=bad.code) for name in ("open", "unknown")
     ]
     assert sum(counted) == 1
+
+
+PART = '{"type": "input_json", "data": [HUGE]}'
+NOT_FINITE = {
+    "state": ("/v1/systemone", '"state": {"a": [HUGE]}, "questions": {"q": {"type": "noul"}}'),
+    "questions.q.instructions": (
+        "/v1/systemone",
+        '"state": "x", "questions": {"q": {"type": "noul", "instructions": [HUGE]}}',
+    ),
+    "questions.q.criteria.false": (
+        "/v1/systemone",
+        '"state": "x", "questions": {"q": {"type": "noul", "criteria": {"false": [HUGE]}}}',
+    ),
+    "questions.q.criteria": (
+        "/v1/systemone",
+        '"state": "x", "questions": {"q": {"type": "score", "criteria": ["a", [HUGE]]}}',
+    ),
+    "input[0].content[0].data": (
+        "/v1/decisions",
+        f'"input": [{{"role": "user", "content": [{PART}]}}], "questions": [{{"type": "predicate", "instructions": "?"}}]',
+    ),
+    "questions[0].instructions[0].data": (
+        "/v1/decisions",
+        f'"input": "x", "questions": [{{"type": "predicate", "instructions": [{PART}]}}]',
+    ),
+}
+
+
+@pytest.mark.parametrize("param", NOT_FINITE)
+async def test_a_number_beyond_all_in_free_json_is_refused_with_its_path(server: Running, param: str) -> None:
+    path, fields = NOT_FINITE[param]
+    body = f'{{"model": "open", {fields.replace("HUGE", "-1e999")}}}'
+    response = await server.client.post(path, content=body, headers={"content-type": "application/json"})
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (422, "not_finite", param)
+    assert "send a finite one" in error["message"]
