@@ -38,7 +38,7 @@ def cost_and_quality(name: str) -> str:
         f"{markdown_table(['way to answer', 'times LoRA', 'accuracy', 'NLL', 'ECE', 'AURC'], rows)}\n\n"
         f"Costs: ratios in one process, {cost['dtype']}, {machine['cores']} cores of {machine['processor']}, revision "
         f"{cost['revision']}, posteriors with a wide start; `{cost['command']}`. Quality: {DATASET}, three seeds, with "
-        f"a temperature, from the table under Results. Answers that stop early decide as all 16 draws do on "
+        f"a temperature, from the calibration report. Answers that stop early decide as all 16 draws do on "
         f"{cost['answers']['early_agreement_fixed']:.1%} of the questions."
     )
 

@@ -12,10 +12,6 @@ from typing import Any
 
 from benchmarks import answer_tables
 from benchmarks import deploy_tables as deploy
-from benchmarks.calibration.report.records import RECALIBRATED, read_results
-from benchmarks.calibration.report.study import studies
-from benchmarks.calibration.report.tables import metric_table, missing
-from benchmarks.calibration.report.verdicts import verdict_table
 from benchmarks.cost_and_quality import cost_and_quality
 from benchmarks.decisions.table import decisions
 from benchmarks.elsewhere import table as elsewhere
@@ -100,23 +96,6 @@ def _parts(name: str) -> str:
     """Return what each part of the demo's adapter reaches, from its training record."""
     parts = json.loads((ADAPTER / "bayesian_config.json").read_text())["training"]["parts"]
     return record_table([figures | {"part": part} for part, figures in parts.items()], {"": "{part}", **METRICS})
-
-
-def _calibration(folder: str) -> str:
-    """Every method on the test set of ARC-Easy, and the verdicts on what is served."""
-    [study] = [s for s in studies(read_results(RESULTS / folder)) if s.trained_on == "arc_easy"]
-    shown = metric_table(study, "arc_easy_test").markdown(), verdict_table(study, [RECALIBRATED]).markdown()
-    absent = "; ".join(
-        f"not measured {treatment}, so that nothing is marked best there: {', '.join(labels)}"
-        for treatment, labels in missing(study, "arc_easy_test").items()
-    )
-    revisions: dict[str, set[str]] = {}
-    for entry in study.entries:
-        for run in entry.runs:
-            revisions.setdefault(run.revision, set()).add(entry.label)
-    made = "; ".join(f"{revision} ({', '.join(sorted(labels))})" for revision, labels in sorted(revisions.items()))
-    notes = f"{absent[:1].upper()}{absent[1:]}. Rows come from these revisions, which differ in the rule for the best "
-    return "\n\n".join([*shown, f"{notes}epoch too: {made}."])
 
 
 def _guarantee(folder: str) -> str:
@@ -296,7 +275,6 @@ def _of(folder: str, make: Callable[[Result], str]) -> Callable[[str], str]:
 
 TABLES: dict[str, Callable[[str], str]] = {
     "triage": _evaluations,
-    "calibration": _calibration,
     "guarantee": _guarantee,
     "bayesianize": _bayesianize,
     "training_time": _training_time,

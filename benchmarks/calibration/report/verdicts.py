@@ -1,6 +1,5 @@
 """The criteria that Bayesian-LoRA is held to, and whether the numbers meet them."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -70,19 +69,19 @@ class _Case:
         return _Comparison(means[0], means[1], f"{baseline.label}, {treatment}")
 
 
-def verdict_table(study: Study, treatments: Sequence[str] | None = None) -> Table:
-    """Return the verdicts in some treatments, by default in all, in a row each: met, missed, or cannot tell."""
+def verdict_table(study: Study) -> Table:
+    """Return the verdicts in a row each: met, missed, or cannot tell."""
     words = {True: "met", False: "missed", None: "cannot tell"}
     header = ("criterion", "of", "ours", "limit", "verdict")
-    rows = [(v.criterion, v.subject, v.ours, v.limit, words[v.met]) for v in verdicts(study, treatments)]
+    rows = [(v.criterion, v.subject, v.ours, v.limit, words[v.met]) for v in verdicts(study)]
     return Table(header, rows, n_words=len(header))
 
 
-def verdicts(study: Study, treatments: Sequence[str] | None = None) -> list[Verdict]:
-    """Return the verdicts on every Bayesian-LoRA of a study, in some treatments, by default in all."""
+def verdicts(study: Study) -> list[Verdict]:
+    """Return the verdicts on every Bayesian-LoRA of a study, in every treatment."""
     found = []
     for entry in study.named(BAYESIAN):
-        for treatment in treatments or study.treatments:
+        for treatment in study.treatments:
             for case in (_Case(study, entry, dataset, treatment) for dataset in study.in_distribution):
                 found.append(_calibrated(case))
                 found += [_best(case, name, heading) for name, heading in RIVALLED.items()]
