@@ -80,9 +80,10 @@ class PolicyInForce(_Thresholds):  # type: ignore[misc]  # a type checker cannot
 
 
 class Usage(Answer):
-    """Numbers of prompt tokens and scored tokens."""
+    """Numbers of tokens: of the prompt, of these from the cache of prefixes, and of the choices that were scored."""
 
     prompt_tokens: int
+    cached_tokens: int = 0
     scored_tokens: int
 
 

@@ -4,6 +4,7 @@ import threading
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Sequence
 from typing import cast
+from weakref import WeakSet
 
 from transformers import PreTrainedModel
 
@@ -36,6 +37,7 @@ class Prefixes:
         self._last: dict[str, tuple[int, ...]] = {}  # the most recent prompt of a reading
         self._longest_kept: dict[str, int] = {}  # longest prefix, in tokens, once a longer one has exceeded the memory
         self._kept: OrderedDict[tuple[str, tuple[int, ...]], tuple[Prefix, int]] = OrderedDict()
+        self._unused: WeakSet[Prefix] = WeakSet()  # prefixes that no batch has begun with yet
         self._changing = threading.Lock()  # guards all of these; never held during a computation
 
     def serve(self, reading: str) -> None:
@@ -79,6 +81,16 @@ class Prefixes:
             found[self._longest(job.handle.reading, _prompt(job)) if place in own else None].append(place)
         return found
 
+    def cached_tokens(self, prefix: Prefix | None) -> int:
+        """Return the tokens of a prefix, none for the first batch that begins with it, which has computed them."""
+        if prefix is None:
+            return 0
+        with self._changing:
+            if prefix in self._unused:
+                self._unused.discard(prefix)
+                return 0
+        return len(prefix.tokens)
+
     def _notice(self, handle: AdapterHandle, prompt: tuple[int, ...]) -> None:
         """Cache the prefix that a prompt shares with the previous one, if it is much longer than the cached ones."""
         reading, bank = handle.reading, handle.bank
@@ -100,6 +112,7 @@ class Prefixes:
                 self._longest_kept[reading] = n_tokens * self._max_bytes // n_bytes
                 return
             self._kept[reading, tokens] = prefix, n_bytes
+            self._unused.add(prefix)
             while sum(n_bytes for _, n_bytes in self._kept.values()) > self._max_bytes:
                 self._kept.popitem(last=False)
 

@@ -169,10 +169,12 @@ class Outcome:
     Attributes:
         probs: (s, C) recalibrated probabilities under the job's first s draws.
         familiarity: conformal p-value of the question; None for an adapter without a familiarity.
+        cached_tokens: tokens of the prompt whose computation an earlier batch had left behind.
     """
 
     probs: Tensor
     familiarity: float | None = None
+    cached_tokens: int = 0
 
 
 class Engine(Protocol):

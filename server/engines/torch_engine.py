@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -256,19 +257,28 @@ class TorchEngine:
         """Return the outcome of each job, under all of its S draws or enough draws for its decision."""
         by_place: dict[int, Outcome] = {}
         on_processor = self._loaded_base().device.type == "cpu"  # on a GPU, short passes take as long as longer ones
-        for prefix, after in self._loaded_prefixes().split(jobs, notice=notice).items():
+        prefixes = self._loaded_prefixes()
+        for prefix, after in prefixes.split(jobs, notice=notice).items():
+            cached = prefixes.cached_tokens(prefix)
             groups = of_similar_length([jobs[place] for place in after]) if on_processor else [range(len(after))]
             for group in groups:
                 places = [after[k] for k in group]
-                found = self._score_after(prefix, [jobs[place] for place in places], control)
+                found = self._score_after(prefix, [jobs[place] for place in places], control, cached)
                 by_place |= dict(zip(places, found, strict=True))
         return [by_place[place] for place in range(len(jobs))]
 
-    def _score_after(self, prefix: Prefix | None, jobs: Sequence[Job], control: Control) -> list[Outcome]:
-        """Return the outcomes of jobs with a common prefix; unwanted jobs get no further draws."""
+    def _score_after(self, prefix: Prefix | None, jobs: Sequence[Job], control: Control, cached: int) -> list[Outcome]:
+        """Return the outcomes of jobs with a common prefix; unwanted jobs get no further draws.
+
+        Args:
+            prefix: the prefix, None for none.
+            jobs: the jobs.
+            control: see `Engine.run`.
+            cached: tokens of the prefix that count as cached.
+        """
         checkpoint()
         if jobs[0].kind == "head":
-            return head_outcomes(self._loaded_base(), prefix, jobs)
+            return [replace(found, cached_tokens=cached) for found in head_outcomes(self._loaded_base(), prefix, jobs)]
         base = self._loaded_base()
         n_samples = jobs[0].n_samples
         adapters = {draws_key(job): job for job in jobs}
@@ -293,9 +303,9 @@ class TorchEngine:
                 break
             for b in set(done) - set(waiting):
                 if draws_suffice(jobs[b], seen[b]):
-                    control.finished(jobs[b], Outcome(seen[b]))
+                    control.finished(jobs[b], Outcome(seen[b], cached_tokens=cached))
         known = familiarities(base, prefix, jobs)
-        return [Outcome(probs, familiarity) for probs, familiarity in zip(seen, known, strict=True)]
+        return [Outcome(probs, familiarity, cached) for probs, familiarity in zip(seen, known, strict=True)]
 
 
 def _still_waiting(jobs: Sequence[Job], seen: Sequence[Tensor], waiting: Sequence[int], control: Control) -> list[int]:

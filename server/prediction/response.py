@@ -70,7 +70,11 @@ def answered(
         ],
         policy=in_force.shown() if in_force else None,
         n_samples=len(done.result.probs),
-        usage=answers.Usage(prompt_tokens=job.row.prompt_tokens, scored_tokens=job.row.scored_tokens),
+        usage=answers.Usage(
+            prompt_tokens=job.row.prompt_tokens,
+            cached_tokens=done.result.cached_tokens,
+            scored_tokens=job.row.scored_tokens,
+        ),
         timing=answers.Timing(queue_ms=1e3 * done.queue_s, compute_ms=1e3 * done.compute_s),
     )
     warnings = [

@@ -109,6 +109,11 @@ def fake_probabilities(text: str, n_choices: int, n_samples: int, seed: int | No
     return logits.softmax(-1)
 
 
+def fake_cached(text: str) -> int:
+    """Return 2 for a question with the word "cached=2", and 0 for one without such a word."""
+    return sum(int(word.removeprefix("cached=")) for word in text.split() if word.startswith("cached="))
+
+
 def fake_familiarity(text: str) -> float | None:
     """Return 0.3 for a question with the word "f=0.3", and None for one without such a word."""
     known = [word for word in text.split() if word.startswith("f=")]
@@ -198,7 +203,10 @@ class FakeEngine:
         await self.gate.wait()
         if self.broken or any("POISON" in text for text in texts):
             raise RuntimeError("the device fell off the bus")
-        return [Outcome(self._probabilities(job), fake_familiarity(job.row.text)) for job in jobs]  # type: ignore[attr-defined]
+        return [
+            Outcome(self._probabilities(job), fake_familiarity(text), fake_cached(text))
+            for job, text in zip(jobs, texts, strict=True)
+        ]
 
     async def probe(self) -> None:
         if self.broken:

@@ -5,14 +5,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Request, Response
 
-from blora.server.errors import ServerError
 from blora.server.http.dialects.decisions_input import input_text, instructions_text
+from blora.server.http.dialects.exchange import exchange
 from blora.server.http.dialects.own_fields import own_fields, scored_fields
 from blora.server.http.dialects.reading import read_kind
-from blora.server.http.disconnect import unless_disconnected
-from blora.server.http.responses import ServiceOf, documented_errors, error_response, json_response
-from blora.server.http.strict_json import Reader, StrictJsonRoute
-from blora.server.prediction.decisions.answering import Answer, Answered, answer_questions
+from blora.server.http.responses import ServiceOf, documented_errors
+from blora.server.http.strict_json import StrictJsonRoute
+from blora.server.prediction.decisions.answering import Answer, Answered
 from blora.server.prediction.decisions.question import Option, Question, predicate_options
 from blora.server.prediction.decisions.statistics import concentration, expected_level, level_confidence
 from blora.server.schemas.decisions.answers import (
@@ -54,15 +53,14 @@ _QUESTIONS: dict[str, type[PredicateQuestion | ChoiceQuestion | ScoreQuestion]] 
 )
 async def decisions(request: Request, body: Annotated[DecisionsRequest, Body()], service: ServiceOf) -> Response:
     """Answer up to 400 predicates, choices and scores about one input, each with its uncertainty."""
-    predictor = service.predictor()
-    reader: Reader = request.app.state.reader
-    text, questions = await reader.run_in_thread(lambda: (input_text(body.input), _questions(body.questions)))
-    asking = answer_questions(predictor, body.model, text, questions, policy=body.policy, text_field="input")
-    outcome = await unless_disconnected(request, asking)
-    if isinstance(outcome, ServerError):
-        return error_response(outcome)
-    refuse = body.refuse if body.refuse is not None else service.settings.refuse_abstentions
-    return await reader.run_in_thread(lambda: json_response(_response(outcome, refuse=refuse)))
+    return await exchange(
+        request,
+        service,
+        body,
+        text_field="input",
+        read=lambda: (input_text(body.input), _questions(body.questions)),
+        shape=_response,
+    )
 
 
 def _questions(given: Sequence[object]) -> list[Question]:
@@ -87,14 +85,14 @@ def _question(item: object, at: str) -> Question:
     return Question(path=at, type=read.type, instructions=instructions, options=options, name=read.name)
 
 
-def _response(answered: Answered, *, refuse: bool) -> DecisionsResponse:
+def _response(answered: Answered, refuse: bool) -> DecisionsResponse:
     n_tokens = answered.input_tokens
     return DecisionsResponse(
         model=answered.model,
         answers=[_answer(answer, refuse=refuse) for answer in answered.answers],
         usage=Usage(
             input_tokens=n_tokens,
-            input_tokens_details=InputTokens(cached_tokens=0, cache_write_tokens=0),
+            input_tokens_details=InputTokens(cached_tokens=answered.cached_tokens, cache_write_tokens=0),
             output_tokens=0,
             output_tokens_details=OutputTokens(reasoning_tokens=0),
             total_tokens=n_tokens,

@@ -1,17 +1,18 @@
 """TypeSafe's dialect: POST /v1/systemone."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request, Response
 
-from blora.server.errors import InvalidRequestError, ServerError
+from blora.server.errors import InvalidRequestError
+from blora.server.http.dialects.exchange import exchange
 from blora.server.http.dialects.own_fields import own_fields, scored_fields
 from blora.server.http.dialects.reading import read_kind, text_at
-from blora.server.http.disconnect import unless_disconnected
-from blora.server.http.responses import ServiceOf, documented_errors, error_response, json_response
-from blora.server.http.strict_json import Reader, StrictJsonRoute
-from blora.server.prediction.decisions.answering import Answer, Answered, answer_questions
+from blora.server.http.responses import ServiceOf, documented_errors
+from blora.server.http.strict_json import StrictJsonRoute
+from blora.server.prediction.decisions.answering import Answer, Answered
 from blora.server.prediction.decisions.question import Option, Question, predicate_options
 from blora.server.prediction.decisions.statistics import concentration, expected_level, level_confidence
 from blora.server.schemas.decisions.requests import MOST_NAME
@@ -50,15 +51,14 @@ _QUESTIONS: dict[str, type[SystemOneNoul | SystemOneChoice | SystemOneScore]] = 
 )
 async def systemone(request: Request, body: Annotated[SystemOneRequest, Body()], service: ServiceOf) -> Response:
     """Answer up to 400 nouls, choices and scores about one state, each with its uncertainty."""
-    predictor = service.predictor()
-    reader: Reader = request.app.state.reader
-    text, questions = await reader.run_in_thread(lambda: (_state(body.state), _questions(body.questions)))
-    asking = answer_questions(predictor, body.model, text, questions, policy=body.policy, text_field="state")
-    outcome = await unless_disconnected(request, asking)
-    if isinstance(outcome, ServerError):
-        return error_response(outcome)
-    refuse = body.refuse if body.refuse is not None else service.settings.refuse_abstentions
-    return await reader.run_in_thread(lambda: json_response(_response(outcome, body, refuse=refuse)))
+    return await exchange(
+        request,
+        service,
+        body,
+        text_field="state",
+        read=lambda: (_state(body.state), _questions(body.questions)),
+        shape=partial(_response, body.questions),
+    )
 
 
 def _state(given: Any) -> str:
@@ -115,8 +115,7 @@ def _text(content: Any, at: str) -> str:
     return "" if content is None else text_at(content, at)
 
 
-def _response(answered: Answered, body: SystemOneRequest, *, refuse: bool) -> SystemOneResponse:
-    asked: Mapping[str, Any] = body.questions
+def _response(asked: Mapping[str, Any], answered: Answered, refuse: bool) -> SystemOneResponse:
     pairs = zip(asked.items(), answered.answers, strict=True)
     return SystemOneResponse(
         model=answered.model,

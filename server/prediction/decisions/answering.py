@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from pydantic import ValidationError
 
@@ -80,11 +81,13 @@ class Answered:
         model: the model's name.
         answers: the answers.
         input_tokens: tokens of the different texts that were read.
+        cached_tokens: those of them that an earlier batch had computed.
     """
 
     model: str
     answers: list[Answer]
     input_tokens: int
+    cached_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,15 +163,16 @@ async def answer_questions(
         if any(isinstance(outcome, ServerError) for outcome in asked_now):
             break  # the request has failed
     found: list[Answer] = []
-    read: dict[tuple[str, str], int] = {}  # tokens by instructions and template
+    read: dict[tuple[str, str], answers.Usage] = {}  # by instructions and template
     for plan, (outcome, score_std) in zip(plans, outcomes, strict=False):  # fewer outcomes than plans end with an error
         if isinstance(outcome, ServerError):
             outcome.param = _param(outcome.param, plan.question, text_field)
             return outcome
         why = uncalibrated_because(plan.request, plan.handle)
         found.append(Answer(plan.question, outcome, plan.places, why, score_std))
-        read[plan.instructions, plan.handle.config.prompt.template] = outcome.usage.prompt_tokens
-    return Answered(asked.name, found, sum(read.values()))
+        read[plan.instructions, plan.handle.config.prompt.template] = outcome.usage
+    n_tokens, cached = (sum(map(attrgetter(name), read.values())) for name in ("prompt_tokens", "cached_tokens"))
+    return Answered(asked.name, found, n_tokens, cached)
 
 
 def _summed_up(

@@ -27,7 +27,7 @@ def body(**fields: Any) -> dict[str, Any]:
         "abstain_reasons": [],
         "policy": None,
         "n_samples": 4,
-        "usage": {"prompt_tokens": 4, "scored_tokens": 2},
+        "usage": {"prompt_tokens": 4, "cached_tokens": 0, "scored_tokens": 2},
         "timing": {"queue_ms": 1.0, "compute_ms": 2.0},
     } | fields
 

@@ -70,6 +70,14 @@ def test_what_two_prompts_share_is_remembered_from_the_second_on(setup: Setup) -
     assert lengths(known, job(one, *HEAD)) == [0]  # a row keeps at least one token
 
 
+def test_tokens_count_as_cached_from_the_batch_after_the_one_that_computes_them(setup: Setup) -> None:
+    _, one, _ = setup
+    known = prefixes(setup)
+    jobs = [job(one, *HEAD, k) for k in (50, 51)] + [job(one, 60, 61)]
+    counted = [{known.cached_tokens(prefix) for prefix in known.split(jobs)} for _ in range(3)]
+    assert counted == [{0}, {40, 0}, {40, 0}]
+
+
 def test_jobs_of_one_batch_teach_each_other(setup: Setup) -> None:
     _, one, _ = setup
     assert lengths(prefixes(setup), *(job(one, *HEAD, k) for k in (50, 51, 52))) == [40, 40, 40]

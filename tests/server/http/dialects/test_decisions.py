@@ -111,6 +111,15 @@ async def test_usage_counts_a_text_once(server: Running) -> None:
     assert two["usage"]["input_tokens"] == (4 + 2) + (4 + 3)
 
 
+@pytest.mark.parametrize(("model", "n_texts"), [("triage", 1), ("open", 2)])
+async def test_usage_counts_cached_tokens_of_each_text_once(server: Running, model: str, n_texts: int) -> None:
+    questions = [predicate(name="urgent", instructions="Is it?"), predicate(name="urgent2", instructions="Was it so?")]
+    asked = questions if model == "open" else questions[:1] * 2
+    body = {"model": model, "input": f"{TEXT} cached=2", "questions": asked}
+    usage = (await server.client.post("/v1/decisions", json=body)).json()["usage"]
+    assert usage["input_tokens_details"]["cached_tokens"] == 2 * n_texts
+
+
 async def test_the_order_of_choices_is_the_requests_and_their_probabilities_the_adapters(server: Running) -> None:
     shuffled = ("account", "billing", "technical")
     [[one], [other]] = [(await ask(server, choice(*values, name="queue")))["answers"] for values in (CHOICES, shuffled)]
