@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.elsewhere.sets import Elsewhere
-from benchmarks.peers.reading import ReadSet, read_set
+from benchmarks.peers.reading import ReadSet, kept_in, read_set
 from blora.base_model import BaseModel
 from blora.inference.packing import PackedRow, by_length
 from blora.training.progress import rows_bar
@@ -40,19 +40,16 @@ def read(base: BaseModel, elsewhere: Elsewhere, kept: Path | None) -> Read:
     Args:
         base: the base model.
         elsewhere: the set and its foreign rows.
-        kept: file that holds the rows if they have been read before, and is written otherwise; None for no file.
+        kept: file of an earlier run, see `kept_in`; None for none.
     """
-    if kept is not None and kept.exists():
-        found: Read = torch.load(kept, weights_only=False)
-        return found
-    rows = read_set(base, elsewhere.task)
-    assert rows.foreign is not None  # every set has foreign rows
-    test, foreign = ([row.row for row in part.rows] for part in (rows.test, rows.foreign))
-    found = Read(rows, log_perplexities(base, test), log_perplexities(base, foreign))
-    if kept is not None:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(found, kept)
-    return found
+
+    def anew() -> Read:
+        rows = read_set(base, elsewhere.task)
+        assert rows.foreign is not None  # every set has foreign rows
+        test, foreign = ([row.row for row in part.rows] for part in (rows.test, rows.foreign))
+        return Read(rows, log_perplexities(base, test), log_perplexities(base, foreign))
+
+    return kept_in(kept, anew)
 
 
 @torch.no_grad()

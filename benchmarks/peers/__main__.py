@@ -2,22 +2,24 @@
 
 `python -m benchmarks.peers` trains, on every set: a logistic regression on the words of the texts, one on the frozen
 base model's states, and the head of `blora train`, whose posterior mean and draws are listed separately, beside other
-posteriors over the same weights; where labels are many, also the head above a LoRA, trained once with seed 0. Questions
-that bring their own choices have the base model's log-probabilities in place of the words. Validation rows come out of
-the training rows where a set has none of its own. Every method is listed as trained and recalibrated on the validation
-rows. Only what is drawn has seeds; all else but the LoRA's order of rows is deterministic.
+posteriors over the same weights; on every set but the demo, also the head above a LoRA, trained once with seed 0.
+Questions that bring their own choices have the base model's log-probabilities in place of the words. Validation rows
+come out of the training rows where a set has none of its own. Every method is listed as trained and recalibrated on the
+validation rows. Only what is drawn has seeds; all else but the LoRA's order of rows is deterministic.
 """
 
 import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.figures import DELTA, DTYPE, N_DIVISIONS, Scored, averaged, figures
 from benchmarks.peers.heads import heads, heads_above_lora
-from benchmarks.peers.reading import ReadSet, read_set
+from benchmarks.peers.reading import ReadSet, kept_in, read_set
 from benchmarks.peers.regressions import Parts, on_states, on_words
 from benchmarks.peers.sets import DATA, SETS, TaskSet, load_set
 from benchmarks.server_process import ROOT
@@ -47,9 +49,8 @@ def regressions(task: TaskSet, read: ReadSet) -> Iterator[Scored]:
     yield replace(found, seconds=read.seconds + found.seconds)
 
 
-def measure(task: TaskSet, base: BaseModel) -> dict[str, Any]:
+def measure(task: TaskSet, base: BaseModel, read: ReadSet) -> dict[str, Any]:
     """Return every method's figures on a set, as trained and recalibrated."""
-    read = read_set(base, task)
     labels = labels_of(read.test.rows)
     found = []
     for method, scored in groupby(methods(task, base, read), lambda one: one.method):
@@ -84,12 +85,14 @@ def main() -> None:
     """Measure every set, or one, and write its result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=SETS, help="name of one set; by default all, but only the demo without data")
-    only = parser.parse_args().set
-    names = [only] if only else SETS if DATA.exists() else SETS[:1]
+    parser.add_argument("--keep", type=Path, help="folder in which the states of each set are kept for further runs")
+    arguments = parser.parse_args()
+    names = [arguments.set] if arguments.set else SETS if DATA.exists() else SETS[:1]
     base = load_base_model("embedded", dtype=DTYPE)
     RESULTS.mkdir(parents=True, exist_ok=True)
     for name in names:
-        result = measure(load_set(name), base)
+        task, kept = load_set(name), arguments.keep / f"{name}.pt" if arguments.keep is not None else None
+        result = measure(task, base, kept_in(kept, partial(read_set, base, task)))
         result |= {"base_model": base.ref.id, "dtype": base.dtype_name, "machine": machine(base.device)}
         result |= {"revision": revision(), "command": f"python -m benchmarks.peers --set {name}"}
         (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")

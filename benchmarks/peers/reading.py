@@ -1,9 +1,11 @@
 """The rows of a set with the states that a head reads, computed once for all methods."""
 
 import time
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
 from benchmarks.peers.figures import Scored
@@ -21,7 +23,9 @@ from blora.training.readout import default_head
 from blora.training.rows import LabelledRow, pack_examples
 from blora.training.tune import Trial
 
-__all__ = ["NO_LORA", "SAMPLING", "SEEDS", "ReadSet", "Rows", "read_set"]
+__all__ = ["NO_LORA", "SAMPLING", "SEEDS", "ReadSet", "Rows", "kept_in", "read_set"]
+
+T = TypeVar("T")
 
 # Seeds of the draws; the first one is also the one that the head is trained with.
 SEEDS = (0, 1, 2)
@@ -72,6 +76,23 @@ class ReadSet(NamedTuple):
         foreign, proof = (part.under(draws) if part is not None else None for part in (self.foreign, self.proof))
         recalibration = Recalibration(trial.temperature, lapse=trial.lapse)  # a head's scores have no length
         return Scored(method, self.test.under(draws), foreign, recalibration, seconds, proof=proof)
+
+
+def kept_in(file: Path | None, read: Callable[[], T]) -> T:
+    """Return what a file of an earlier run holds; if there is none, what `read` returns, and keep it there.
+
+    Args:
+        file: the file; None for no file.
+        read: reads the rows, which takes minutes.
+    """
+    if file is not None and file.exists():
+        kept: T = torch.load(file, weights_only=False)
+        return kept
+    found = read()
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(found, file)
+    return found
 
 
 def read_set(base: BaseModel, task: TaskSet) -> ReadSet:

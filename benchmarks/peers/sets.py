@@ -69,7 +69,7 @@ def load_set(name: str) -> TaskSet:
         return replace(task, clear=clear, proof=proof)
     if name == "clinc150":
         parts = [_read(DATA / f"clinc150_{part}.jsonl") for part in ("train", "val", "test")]
-        return _texts(name, "{prompt}", parts, DATA / "clinc150_out_of_scope_test.jsonl")
+        return replace(_texts(name, "{prompt}", parts, DATA / "clinc150_out_of_scope_test.jsonl"), with_lora=True)
     parts = [*_divided(_read(DATA / f"{name}_train.jsonl")), _read(DATA / f"{name}_test.jsonl")]
     return replace(_texts(name, "{prompt}", parts, None), with_lora=True)
 
@@ -103,7 +103,7 @@ def _questions(name: str, foreign: str) -> TaskSet:
     prompt = replace(NEW_PROMPT, template=DEFAULT_TEMPLATES["question"], readout="pointer")
     parts = [*_divided(_read(DATA / f"{name}_train.jsonl")), _read(DATA / f"{name}_test.jsonl")]
     train, validation, test = map(examples, parts)
-    return TaskSet(name, prompt, train, validation, test, examples(_read(DATA / foreign)), foreign)
+    return TaskSet(name, prompt, train, validation, test, examples(_read(DATA / foreign)), foreign, with_lora=True)
 
 
 def _divided(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

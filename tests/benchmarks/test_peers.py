@@ -1,6 +1,7 @@
 """The methods of `benchmarks.peers` learn what texts and choices say; every one is held to the same figures."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from benchmarks.peers.__main__ import measure
 from benchmarks.peers.figures import N_DIVISIONS, Scored, answered_at, averaged, figures
+from benchmarks.peers.reading import kept_in, read_set
 from benchmarks.peers.regressions import Parts, on_states, on_words
 from benchmarks.peers.sets import DATA, SETS, TaskSet, load_set
 from benchmarks.peers.table import peers
@@ -108,11 +110,19 @@ def test_every_set_loads_with_no_training_row_among_the_others(name: str) -> Non
     assert bool(task.foreign) == (name != "banking77")
 
 
+def test_what_was_read_is_kept(tmp_path: Path) -> None:
+    file = tmp_path / "states" / "toy.pt"
+    for given in (None, file):
+        assert kept_in(given, lambda: 5) == 5
+    assert kept_in(file, pytest.fail) == 5  # type: ignore[arg-type]
+
+
 @pytest.mark.model
 @pytest.mark.parametrize("kind", ["linear", "pointer"])
 def test_every_method_is_measured_and_shown(kind: str) -> None:
     task = linear() if kind == "linear" else pointer()
-    result = measure(task, load_base_model("embedded", dtype="float32"))
+    base = load_base_model("embedded", dtype="float32")
+    result = measure(task, base, read_set(base, task))
     names = [row["method"] for row in result["rows"]][::2]
     first = "TF-IDF regression" if kind == "linear" else "base model's log-probabilities"
     ours = ["regression on frozen states", "head, posterior mean", "head, 64 draws"]
