@@ -15,6 +15,8 @@ MOST_CHOICES = 255
 MOST_DEPTHS, MOST_STATES, MOST_DIRECTIONS, MOST_GRAMS = 64, 2**20, 4096, 2**20
 # Limit for the reference distances of a familiarity.
 MOST_REFERENCE = 4096
+# Limit for the sharpness of a familiarity, beyond which a soft maximum is the maximum.
+MOST_SHARPNESS = 1000
 
 FamiliarityKind = Literal["gaussian", "direction", "both"]
 
@@ -68,6 +70,7 @@ class FamiliarityConfig:
         n_directions: K, the number of the Gaussian's directions.
         n_axes: R, the number of axes that separate the labels; 0 without labels.
         n_labels: C, the number of labels; 0 without labels.
+        sharpness: k of the soft maximum log(sum(exp(k * cosine))) / k over the labels; None for the maximum itself.
         n_reference: number of reference distances.
     """
 
@@ -80,6 +83,7 @@ class FamiliarityConfig:
     n_directions: int
     n_axes: int = 0
     n_labels: int = 0
+    sharpness: float | None = None
     n_reference: int = 1
 
     def __post_init__(self) -> None:
@@ -94,6 +98,11 @@ class FamiliarityConfig:
         ):
             value = getattr(self, name)
             require(least <= value <= most, f"{name} = {value}", f"{least} to {most}")
+        require(
+            self.sharpness is None or 1 <= self.sharpness <= MOST_SHARPNESS,
+            f"sharpness = {self.sharpness}",
+            f"1 to {MOST_SHARPNESS}",
+        )
         require(
             bool(self.depths) and self.n_states % len(self.depths) == 0,
             f"{self.n_states} states at depths {list(self.depths)}",

@@ -34,8 +34,11 @@ KINDS: tuple[FamiliarityKind, ...] = get_args(FamiliarityKind)
 # The Gaussian reads the states at the lower two depths, which know subject, language and form best.
 N_LOW_DEPTHS = 2
 N_DIRECTIONS, N_AXES = 256, 96
+# Sharpness of the soft maximum over the labels, for the direction alone: both parts together scale the cosines down, and
+# a soft maximum of small cosines counts labels.
+SHARPNESS = 7.0
 # Shrinkage of the covariance within labels to its diagonal.
-SHRINKAGE = 0.3
+SHRINKAGE = 0.2
 # The most directions in which labels are separated, and rows from which covariances are computed.
 MOST_DIMENSIONS, MOST_ROWS = 3072, 8192
 MOST_FOLDS = 5
@@ -119,7 +122,7 @@ def _enough(labels: Tensor) -> bool:
 
 def _of_kind(fitted: Familiarity, kind: FamiliarityKind, validation: Tensor) -> Familiarity:
     """Return a familiarity as one of a kind, standardised by validation rows, without tensors that it does not need."""
-    config = replace(fitted.config, kind=kind)
+    config = replace(fitted.config, kind=kind, sharpness=SHARPNESS if kind == "direction" else None)
     if kind == "gaussian":
         config = replace(config, n_axes=0, n_labels=0)
         fitted = replace(fitted, axes=fitted.axes[:0], labels=fitted.labels[:0, :0])

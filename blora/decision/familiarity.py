@@ -7,10 +7,11 @@ gaussian: another subject, language or form. -log p of one Gaussian of the state
     is low-rank plus a multiple of the identity: K leading directions are whitened, the rest is divided by its variance
     (Tipping and Bishop, 1999). g = |Q x|^2 by direction / variance + |x - Q^T Q x|^2 / residual variance.
 direction: a question that resembles none of the labels. On the R axes that separate the labels best, scaled to unit
-    variance within labels (linear discriminant analysis), the largest cosine between the question and a label's mean.
+    variance within labels (linear discriminant analysis), the cosines between the question and the labels' means, and
+    of these a soft maximum, log(sum(exp(k cosine))) / k, so that a question between several labels is familiar as well.
     The length, which is not compared, tells how typical a question is, and not which label it resembles.
 
-With both, the cosine is multiplied by the share of the length that lies in the axes, sqrt(|A x|^2 / g). Each part is
+With both, the cosines are multiplied by the share of the length that lies in the axes, sqrt(|A x|^2 / g). Each part is
 standardised by validation rows, so that a distance of 0 is typical and one of 3 is far. Larger is more foreign.
 
 Directions and axes are rounded to float16, in which they are stored. The p-value is conformal: for questions like the
@@ -137,17 +138,19 @@ class Familiarity:
         return {"gaussian": [0], "direction": [1], "both": [0, 1]}[self.config.kind]
 
     def parts(self, states: Tensor) -> Tensor:
-        """Return log g and minus the cosine, (B, 2), before they are standardised."""
+        """Return log g and minus the soft maximum of the cosines, (B, 2), before they are standardised."""
         x = self._standardised(states)
         squared = self._mahalanobis(x).clamp_min(TINY)
         if self.config.kind == "gaussian":
-            cosine = torch.zeros_like(squared)
+            resemblance = torch.zeros_like(squared)
         else:
             on_axes = x @ self.axes.T  # (B, R)
-            cosine = (normalize(on_axes, dim=-1) @ self.labels.T).amax(-1)
+            cosines = normalize(on_axes, dim=-1) @ self.labels.T  # (B, C)
             if self.config.kind == "both":
-                cosine = cosine * (on_axes.square().sum(-1) / squared).sqrt()
-        return torch.stack([squared.log(), -cosine], -1)
+                cosines = cosines * (on_axes.square().sum(-1) / squared).sqrt()[:, None]
+            k = self.config.sharpness
+            resemblance = cosines.amax(-1) if k is None else (k * cosines).logsumexp(-1) / k
+        return torch.stack([squared.log(), -resemblance], -1)
 
     def mahalanobis(self, states: Tensor) -> Tensor:
         """Return the squared Mahalanobis distance g (B,) under the Gaussian of the lower depths, of states (B, F)."""

@@ -16,14 +16,14 @@ from blora.errors import ConfigError, ShapeError
 CONFIG = FamiliarityConfig(kind="both", depths=(1, 2), n_states=12, n_low=6, n_directions=2, n_axes=3, n_labels=4)
 
 
-def familiarity(kind: FamiliarityKind = "both", seed: int = 0) -> Familiarity:
-    generator = torch.Generator().manual_seed(seed)
+def familiarity(kind: FamiliarityKind = "both", sharpness: float | None = None) -> Familiarity:
+    generator = torch.Generator().manual_seed(0)
 
     def noise(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
     return Familiarity(
-        replace(CONFIG, kind=kind),
+        replace(CONFIG, kind=kind, sharpness=sharpness),
         center=noise(12),
         scale=noise(12).abs() + 0.5,
         directions=torch.linalg.qr(noise(6, 2))[0].T.half().float(),
@@ -51,12 +51,16 @@ def test_the_distance_of_the_gaussian_is_the_dense_mahalanobis_distance() -> Non
     torch.testing.assert_close(found.distance(states(50)).double(), (dense.log() - 1) / 0.5, rtol=5e-3, atol=5e-3)
 
 
-def test_the_distance_of_the_direction_is_the_cosine_to_the_nearest_label() -> None:
-    found = familiarity("direction")
+@pytest.mark.parametrize("sharpness", [None, 1.0, 7.0, 1000.0])
+def test_the_distance_of_the_direction_is_a_soft_maximum_of_the_cosines_with_labels(sharpness: float | None) -> None:
+    found = familiarity("direction", sharpness)
     for row, distance in zip(states(20), found.distance(states(20)), strict=True):
         on_axes = found.axes @ ((row - found.center) / found.scale)
         cosines = [float(on_axes @ label / on_axes.norm()) for label in found.labels]
-        assert float(distance) == pytest.approx((-max(cosines) + 0.5) / 0.2, abs=1e-4)
+        most = max(cosines)
+        k = sharpness if sharpness is not None else 1e6
+        expected = most + math.log(sum(math.exp(k * (cosine - most)) for cosine in cosines)) / k
+        assert float(distance) == pytest.approx((-expected + 0.5) / 0.2, abs=1e-4)
 
 
 def test_both_parts_add_up_and_the_cosine_is_that_of_the_share_on_the_axes() -> None:
@@ -97,6 +101,9 @@ def test_stored_tensors_give_the_same_distances() -> None:
         {"n_axes": 0},
         {"n_labels": 0},
         {"n_labels": 2**20},
+        {"sharpness": 0.0},
+        {"sharpness": math.nan},
+        {"sharpness": 1e9},
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(change: dict[str, object]) -> None:
