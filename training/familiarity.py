@@ -34,8 +34,8 @@ KINDS: tuple[FamiliarityKind, ...] = get_args(FamiliarityKind)
 # The Gaussian reads the states at the lower two depths, which know subject, language and form best.
 N_LOW_DEPTHS = 2
 N_DIRECTIONS, N_AXES = 256, 96
-# Sharpness of the soft maximum over the labels, for the direction alone: both parts together scale the cosines down, and
-# a soft maximum of small cosines counts labels.
+# Sharpness of the soft maximum over the labels, for the direction alone: both parts together scale the cosines down,
+# and a soft maximum of small cosines counts labels.
 SHARPNESS = 7.0
 # Shrinkage of the covariance within labels to its diagonal.
 SHRINKAGE = 0.2
