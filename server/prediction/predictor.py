@@ -29,7 +29,6 @@ from blora.server.monitoring.metrics import UNKNOWN_ADAPTER, ServerMetrics
 from blora.server.monitoring.tracing import record_stages
 from blora.server.prediction.policies import policy_for
 from blora.server.prediction.response import answered
-from blora.server.prediction.together import Together
 from blora.server.prediction.tokenizing import Lengths, TokenizerQueue
 from blora.server.scheduling.batcher import Batcher, Completed, Work
 from blora.server.schemas.requests import PredictRequest
@@ -99,7 +98,7 @@ class Predictor:
         *,
         handle: AdapterHandle | None = None,
         deadline: float | None = None,
-        together: Together | None = None,
+        meet: Callable[[], Awaitable[None]] | None = None,
     ) -> answers.Prediction | ServerError:
         """Return the prediction or the error for one question, and count the outcome.
 
@@ -107,16 +106,9 @@ class Predictor:
             question: the question, or the error of one that cannot be read.
             handle: the adapter that answers; by default the one that the question names, if the key opens it.
             deadline: time of the event loop by which it is answered; by default the server's timeout from now.
-            together: other questions that it waits for before it is queued; None for none.
+            meet: waits for other questions before this one is queued; None for none.
         """
-        started, arrived = time.perf_counter(), False
-
-        async def meet() -> None:
-            nonlocal arrived
-            arrived = True
-            if together is not None:
-                await together.arrive()
-
+        started = time.perf_counter()
         adapter = UNKNOWN_ADAPTER
         try:
             if isinstance(question, InvalidRequestError):
@@ -146,8 +138,6 @@ class Predictor:
             self._failed(bug, adapter)
             return bug
         finally:
-            if together is not None and not arrived:
-                together.leave()
             self._metrics.finished(time.perf_counter() - started)
 
     def _failed(self, error: ServerError, adapter: str) -> None:
@@ -155,7 +145,11 @@ class Predictor:
         write_down(logger, error.code, adapter=adapter)
 
     async def _answer(
-        self, question: PredictRequest, handle: AdapterHandle, deadline: float, meet: Callable[[], Awaitable[None]]
+        self,
+        question: PredictRequest,
+        handle: AdapterHandle,
+        deadline: float,
+        meet: Callable[[], Awaitable[None]] | None,
     ) -> answers.Prediction:
         n_samples = self._n_samples(question, handle)
         choices = _choices(question, handle)
@@ -169,7 +163,8 @@ class Predictor:
         stop = Stop(policy, stop_error) if policy is not None and stop_error is not None else None
         job = Job(handle, row, n_samples, question.seed, stop)
         self._check_draws(job)
-        await meet()
+        if meet is not None:
+            await meet()
         done = await self._compute(job, deadline)
         record_stages(self._tracer, queue_s=done.queue_s, compute_s=done.compute_s)
         given = answered(question, job, in_force, done, model=self.model.name)

@@ -1,7 +1,7 @@
 """Answers to the questions of one request, from the adapters of a model."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -149,10 +149,11 @@ async def answer_questions(
             raise unknown_question(question, asked)
     deadline = predictor.deadline()
 
-    def ask(plan: _Plan, together: Together) -> Coroutine[None, None, answers.Prediction | ServerError]:
+    async def ask(plan: _Plan, together: Together) -> answers.Prediction | ServerError:
         # Only now, because each prompt with instructions is a copy of the text.
         request = plan.request.model_copy(update={"prompt": question_text(text, plan.instructions)})
-        return predictor.predict(request, handle=plan.handle, deadline=deadline, together=together)
+        with together.expected() as meet:
+            return await predictor.predict(request, handle=plan.handle, deadline=deadline, meet=meet)
 
     outcomes: list[tuple[answers.Prediction | ServerError, float]] = []
     for start in range(0, len(plans), _MOST_AT_ONCE):
