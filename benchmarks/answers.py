@@ -14,7 +14,7 @@ import httpx
 import torch
 
 from benchmarks.decisions.asking import labels, read_rows
-from benchmarks.decisions.figures import ece_floor
+from benchmarks.peers.figures import ece_floor
 from benchmarks.server_process import QUESTIONS, ROOT, TRIAGE, demo, serve
 from blora.decision.metrics import metrics
 from blora.training.provenance import machine, revision

@@ -2,23 +2,14 @@
 
 from statistics import fmean
 
-import torch
 from torch import Tensor
 
-from benchmarks.peers.figures import TARGETS, answered_at
-from blora.decision.metrics import ece, metrics
-from blora.posterior.noise import generator_of
+from benchmarks.peers.figures import TARGETS, answered_at, ece_floor
+from blora.decision.metrics import metrics
 
-__all__ = ["ece_floor", "quality"]
+__all__ = ["quality"]
 
-N_SIMULATED = 200
 SURE = (0.8, 0.9)
-
-
-def ece_floor(probs: Tensor) -> float:
-    """Return the mean ECE of these probabilities (N, C) if they were exactly right, by simulated labels."""
-    drawn = torch.multinomial(probs.clamp_min(1e-12), N_SIMULATED, replacement=True, generator=generator_of(0))
-    return fmean(ece(probs, of_all) for of_all in drawn.T)
 
 
 def quality(probs: Tensor, right: Tensor, proof: tuple[Tensor, Tensor]) -> dict[str, float]:

@@ -8,18 +8,20 @@ import torch
 from torch import Tensor
 
 from blora.decision.curves import auroc
-from blora.decision.metrics import metrics
+from blora.decision.metrics import ece, metrics
 from blora.decision.resolution import resolution_of
 from blora.decision.selective import Evidence, Stage, certify
 from blora.decision.temperature import Recalibration, temper
 from blora.posterior.noise import generator_of
 from blora.scores import mutual_information, predictive_mean
 
-__all__ = ["DELTA", "DTYPE", "N_DIVISIONS", "Figures", "Scored", "answered_at", "averaged", "figures"]
+__all__ = ["DELTA", "DTYPE", "N_DIVISIONS", "Figures", "Scored", "answered_at", "averaged", "ece_floor", "figures"]
 
 DELTA = 0.05
 TARGETS = {"5": 0.05, "10": 0.10}
 N_DIVISIONS = 20
+# Sets of labels from which the floor of an ECE is computed.
+N_SIMULATED = 200
 # Precision of the base model, which sets how finely thresholds are spaced.
 DTYPE = "float32"
 
@@ -67,7 +69,7 @@ def figures(
     proof: tuple[Tensor, Tensor] | None = None,
     distances: tuple[Tensor, Tensor] | None = None,
 ) -> dict[str, float | None]:
-    """Return every figure of a method by name, None for those that are not defined.
+    """Return every figure of a method by name, None for those that are not defined; `proof_` are those of proof rows.
 
     Args:
         probs: probabilities (S, N, C) of the test rows.
@@ -80,6 +82,10 @@ def figures(
     mean = predictive_mean(probs)
     confidence, top = mean.max(-1)
     found: dict[str, float | None] = {**metrics(mean, labels).to_dict()}
+    if proof is not None:
+        unseen = predictive_mean(proof[0])
+        of_proof = metrics(unseen, proof[1]).to_dict() | {"ece_floor": ece_floor(unseen)}
+        found |= {f"proof_{name}": value for name, value in of_proof.items()}
     found["accuracy_clear"] = (top == labels)[clear].double().mean().item() if clear is not None else None
     for name, target in TARGETS.items():
         shares = answered_at(confidence, top != labels, target, proof)
@@ -125,6 +131,12 @@ def answered_at(
         level = certify(evidence, target_risk=target_risk, delta=DELTA)
         shares.append(level.answers(confidence[held]).double().mean().item())
     return shares
+
+
+def ece_floor(probs: Tensor) -> float:
+    """Return the mean ECE of these probabilities (N, C) if they were exactly right, by simulated labels."""
+    drawn = torch.multinomial(probs.clamp_min(1e-12), N_SIMULATED, replacement=True, generator=generator_of(0))
+    return fmean(ece(probs, of_all) for of_all in drawn.T)
 
 
 def averaged(found: Sequence[Figures]) -> tuple[dict[str, float | None], dict[str, float | None]]:

@@ -45,6 +45,17 @@ COLUMNS: Columns = {
     "foreign AUROC": _foreign,
 }
 
+FLOOR = "The floor of an ECE is its mean if the probabilities were exactly right."
+# Metrics of the rows that prove thresholds.
+UNSEEN: Columns = {
+    "method": "{method}",
+    "accuracy": _figure("proof_accuracy"),
+    "NLL": _figure("proof_nll"),
+    "ECE (its floor)": lambda row: f"{_figure('proof_ece')(row)} ({row['proof_ece_floor']:.3f})",
+    "Brier": _figure("proof_brier"),
+    "AURC": _figure("proof_aurc"),
+}
+
 
 def peers(results: Sequence[Row]) -> str:
     """Return a table for each set with every method's figures, recalibrated, and where they come from."""
@@ -72,7 +83,11 @@ def _table(result: Row) -> str:
     )
     rows = [row for row in result["rows"] if row["treatment"] == "recalibrated"]
     columns = COLUMNS if rows[0]["accuracy_clear"] is not None else _without_clear(COLUMNS)
-    return f"{sizes}\n\n{record_table(rows, columns)}"
+    tables = [record_table(rows, columns)]
+    if "proof_ece" in rows[0]:
+        of = f"The same on the {result['n_proof']:,} rows for the proof, of which no method has seen any."
+        tables += [f"{of} {FLOOR}", record_table(rows, UNSEEN)]
+    return "\n\n".join([sizes, *tables])
 
 
 def _without_clear(columns: Columns) -> Columns:

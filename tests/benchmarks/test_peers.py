@@ -1,5 +1,6 @@
 """The methods of `benchmarks.peers` learn what texts and choices say; every one is held to the same figures."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,6 +72,16 @@ def test_rows_for_the_proof_leave_every_test_row_to_answer() -> None:
         == [(confidence >= 0.9).double().mean().item()] * N_DIVISIONS
     )
     assert answered_at(confidence, wrong, 0.05, (sure, mistaken)) == [0.0] * N_DIVISIONS
+
+
+def test_rows_for_the_proof_have_metrics_of_their_own() -> None:
+    probs = torch.tensor([[0.9, 0.1], [0.2, 0.8]]).double()[None]
+    unseen, truth = torch.tensor([[0.7, 0.3]] * 400).double(), torch.arange(400) % 10 // 7
+    found = figures(probs, torch.tensor([0, 1]), None, None, (unseen[None], truth))
+    assert (found["accuracy"], found["proof_accuracy"]) == (1, pytest.approx(0.7))
+    assert found["proof_nll"] == pytest.approx(-0.7 * math.log(0.7) - 0.3 * math.log(0.3))
+    assert found["proof_ece"] == pytest.approx(0, abs=1e-6)
+    assert found["proof_ece_floor"] == pytest.approx(math.sqrt(2 / math.pi * 0.7 * 0.3 / 400), rel=0.2)
 
 
 def test_few_rows_prove_nothing() -> None:

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from benchmarks.decisions.asking import LEVELS, Row, labels, probabilities, questions_of
-from benchmarks.decisions.figures import ece_floor, quality
+from benchmarks.decisions.figures import quality
 from benchmarks.decisions.table import decisions
+from benchmarks.peers.figures import ece_floor
 from blora.decision.metrics import ece
 from blora.posterior.noise import generator_of
 
