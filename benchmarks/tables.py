@@ -12,6 +12,8 @@ from typing import Any
 
 from benchmarks import answer_tables
 from benchmarks import deploy_tables as deploy
+from benchmarks.calibration.report.records import read_results
+from benchmarks.calibration.report.study import studies
 from benchmarks.cost_and_quality import cost_and_quality
 from benchmarks.decisions.table import decisions
 from benchmarks.elsewhere import table as elsewhere
@@ -273,6 +275,11 @@ def _of(folder: str, make: Callable[[Result], str]) -> Callable[[str], str]:
     return table
 
 
+def _beside_lora(name: str) -> str:
+    [study] = [study for study in studies(read_results(RESULTS / "calibration")) if study.trained_on == "arc_easy"]
+    return elsewhere.foreign_beside_lora(_load("elsewhere"), study)
+
+
 TABLES: dict[str, Callable[[str], str]] = {
     "triage": _evaluations,
     "guarantee": _guarantee,
@@ -308,6 +315,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "peers": lambda name: peers(_load("peers")),
     "foreign_signals": lambda name: elsewhere.foreign_signals(_load("elsewhere")),
     "foreign_probabilities": lambda name: elsewhere.foreign_probabilities(_load("elsewhere")),
+    "foreign_beside_lora": _beside_lora,
     "scores": scores,
     "withheld": answer_tables.withheld,
     "demo_parts": _parts,

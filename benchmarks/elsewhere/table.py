@@ -3,14 +3,19 @@
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.calibration.report.records import TEMPERATURE
+from benchmarks.calibration.report.study import Study, spread
 from benchmarks.elsewhere.modesty import WAYS
 from benchmarks.elsewhere.sets import SETS
 from benchmarks.markdown import markdown_table
 
-__all__ = ["foreign_probabilities", "foreign_signals"]
+__all__ = ["foreign_beside_lora", "foreign_probabilities", "foreign_signals"]
 
 Result = dict[str, Any]
 
+# The rows of ARC-Easy's adapter, as the comparison of methods names their sets.
+COMPARED = {"test": "arc_easy_test", "OpenBookQA": "openbookqa", "BoolQ": "boolq", "ARC-Challenge": "arc_challenge"}
+LORA = "LoRA, best epoch"
 TITLES = {"demo": "demo", "clinc150": "CLINC150", "arc_easy": "ARC-Easy"}
 
 
@@ -50,6 +55,29 @@ def foreign_probabilities(results: Sequence[Result]) -> str:
         f"may cost {budget:g} nats in distribution. Reference rows of the p-values: {among}."
     )
     return f"{markdown_table(['rows', *WAYS], rows)}\n\n{about}"
+
+
+def foreign_beside_lora(results: Sequence[Result], study: Study) -> str:
+    """Return the table of a head's probabilities as served beside those of plain LoRA, both trained on ARC-Easy.
+
+    Args:
+        results: results of this benchmark.
+        study: the comparison of methods that were trained on ARC-Easy.
+    """
+    [result] = (result for result in results if result["set"] == "arc_easy")
+    [lora] = (entry for entry in study.entries if entry.label == LORA)
+    parts = {"test": result["test"]} | {name: found["ways"] for name, found in result["foreign"].items()}
+    rows = []
+    for name, dataset in COMPARED.items():
+        means = [spread(lora.values(dataset, TEMPERATURE, metric).values()) for metric in ("nll", "ece")]
+        of_lora = " / ".join(f"{found.mean:.3f}" for found in means if found is not None)
+        served = parts[name][WAYS[0]]
+        rows.append([name, f"{served['nll']:.3f} / {served['ece']:.3f}", of_lora])
+    about = (
+        f"NLL / ECE. The head was trained on {result['n_train']:,} questions, the LoRA on 800, with three seeds. "
+        "The head was asked the first 600 test questions and 400 of each other set, the LoRA all and 300."
+    )
+    return f"{markdown_table(['rows', 'head', f'{LORA}, with a temperature'], rows)}\n\n{about}"
 
 
 def _ordered(results: Sequence[Result]) -> list[Result]:
