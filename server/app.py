@@ -134,7 +134,7 @@ def _handle_errors(app: FastAPI, service: Service, audit_log: AuditLog) -> None:
 
     @app.exception_handler(DisconnectedError)
     async def disconnected(request: Request, error: DisconnectedError) -> Response:
-        return error_response(error)  # no client reads it, and the predictor has counted it
+        return error_response(error)  # no client reads it, and the predictor has counted the questions in work
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

@@ -13,7 +13,7 @@ import httpx
 
 from blora.client.answers import Answer, Outcome, Prediction
 from blora.client.errors import ClientError, DeadlineError, MalformedAnswerError, RefusedError, UnreachableError
-from blora.client.exchange import Messages, address, check, question, questions, read_answer
+from blora.client.exchange import Messages, address, check, closed, question, questions, read_answer
 from blora.client.policies import AbstainPolicy
 from blora.client.retries import Retries
 
@@ -157,6 +157,8 @@ class AsyncClient:
 
     async def ready(self, *, deadline_s: float = 1.0) -> bool:
         """Return whether the server is ready to answer."""
+        if self._http.is_closed:
+            return False
         try:
             async with asyncio.timeout(deadline_s):
                 return (await self._http.get("/readyz")).is_success
@@ -228,6 +230,8 @@ class AsyncClient:
             await asyncio.sleep(wait_s)
 
     async def _send(self, path: str, body: dict[str, Any], kind: type[A]) -> A:
+        if self._http.is_closed:
+            raise closed()
         try:
             request = self._http.build_request("POST", path, json=body)
         except (TypeError, ValueError) as exc:

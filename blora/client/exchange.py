@@ -17,11 +17,16 @@ from blora.client.errors import (
 )
 from blora.errors import ConfigError
 
-__all__ = ["address", "check", "question", "questions", "read_answer"]
+__all__ = ["address", "check", "closed", "question", "questions", "read_answer"]
 
 A = TypeVar("A", bound=Answer)
 T = TypeVar("T")
 Messages = Sequence[Mapping[str, str]]
+
+
+def closed() -> ClientError:
+    """Return the error of a call on a closed client."""
+    return ClientError("This client is closed: make a new one")
 
 
 def address(url: str) -> httpx.URL:

@@ -21,7 +21,7 @@ import httpx
 from blora.client.answers import Prediction
 from blora.client.asynchronous import AsyncClient
 from blora.client.errors import ClientError, DeadlineError
-from blora.client.exchange import Messages, questions
+from blora.client.exchange import Messages, closed, questions
 from blora.client.policies import AbstainPolicy
 from blora.client.retries import Retries
 
@@ -183,7 +183,7 @@ class Client:
     def _begin(self, work: Callable[[AsyncClient], Coroutine[Any, Any, T]]) -> Future[T]:
         with self._lock:  # no call begins after close()
             if self._closed:
-                raise _closed()
+                raise closed()
             if self._worker is None:
                 self._worker = _Worker(self._client or self._make())
             return asyncio.run_coroutine_threadsafe(work(self._worker.client), self._worker.loop)
@@ -192,7 +192,7 @@ class Client:
         try:
             return call.result(min(deadline_s + SLACK_S, threading.TIMEOUT_MAX))
         except CancelledError:
-            raise _closed() from None
+            raise closed() from None
         except TimeoutError as exc:
             if not call.cancel():  # the call has ended in the meantime, perhaps with a TimeoutError
                 return call.result()
@@ -220,10 +220,6 @@ def _detach_all() -> None:
 
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_detach_all)
-
-
-def _closed() -> ClientError:
-    return ClientError("This client is closed: make a new one")
 
 
 async def _awaited(result: Awaitable[T]) -> T:

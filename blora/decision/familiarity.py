@@ -152,10 +152,6 @@ class Familiarity:
             resemblance = cosines.amax(-1) if k is None else (k * cosines).logsumexp(-1) / k
         return torch.stack([squared.log(), -resemblance], -1)
 
-    def mahalanobis(self, states: Tensor) -> Tensor:
-        """Return the squared Mahalanobis distance g (B,) under the Gaussian of the lower depths, of states (B, F)."""
-        return self._mahalanobis(self._standardised(states))
-
     def _standardised(self, states: Tensor) -> Tensor:
         if states.ndim != 2 or states.shape[-1] != self.config.n_states:
             raise ShapeError(f"got states {tuple(states.shape)}, expected (B, {self.config.n_states})")

@@ -18,7 +18,6 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
@@ -113,7 +112,3 @@ class Gate:
     def min_familiarity(self) -> float:
         """The p-value below which a question lies beyond the gate."""
         return (self.n_beyond + 2) / (len(self.reference) + 1)
-
-    def passes(self, distances: Tensor) -> Tensor:
-        """Return a mask (N,) of the questions that are not beyond the gate."""
-        return distances.double() <= torch.tensor(self.distance, dtype=torch.float64)

@@ -5,6 +5,7 @@ The answers to a file are appended in the order of the rows, so that an interrup
 
 import asyncio
 import json
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -145,7 +146,8 @@ async def answer_file(
 
 
 async def _line(answer: Answer, row: int, question: QuestionRow, fields: Mapping[str, Any]) -> str:
-    own = {"id": question.id} if question.id is not None else {}
+    absent = question.id is None or (isinstance(question.id, float) and not math.isfinite(question.id))  # as in Parquet
+    own = {} if absent else {"id": question.id}
     if question.error is not None:
         told = error_body(question.error).model_dump()
     else:

@@ -78,7 +78,7 @@ def _parsed(text: str) -> object:
     """Return the value of a JSON text, or the text itself if it is not JSON."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 

@@ -7,12 +7,12 @@ check adapters against them and to test at the start that vLLM gives the same an
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -49,6 +49,8 @@ from blora.server.settings import Settings
 __all__ = ["DTYPE", "VllmEngine"]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # dtype in calibrations for this engine: vLLM's arithmetic differs from ours in any precision.
 DTYPE = "vllm"
@@ -134,12 +136,7 @@ class VllmEngine:
     async def run(self, jobs: Sequence[Job], control: Control | None = None) -> list[Outcome]:
         """Implement Engine. Once no result is wanted any more, requests in progress are cancelled."""
         under = control or Control()
-        answering = [asyncio.create_task(self._answer(job, under)) for job in jobs]
-        try:
-            return list(await asyncio.gather(*answering))
-        finally:
-            for task in answering:
-                task.cancel()
+        return await _all(self._answer(job, under) for job in jobs)
 
     async def load_adapter(self, path: Path, name: str) -> AdapterHandle:
         """Implement Engine."""
@@ -256,14 +253,14 @@ class VllmEngine:
         row = cast(PackedRow, job.row)
         seen = torch.empty(0, row.n_choices)
         for start, stop in pairwise([0, *(looks(job.n_samples) if job.stop is not None else [job.n_samples])]):
-            log_probs = await asyncio.gather(
-                *(self._log_probs(job.handle, row, s, control) for s in range(start, stop))
-            )
+            log_probs = await _all(self._log_probs(job.handle, row, s, control) for s in range(start, stop))
             seen = torch.cat([seen, probabilities(job, torch.stack(log_probs), DTYPE)])
             if draws_suffice(job, seen) or not control.wants(job):
                 break
         if draws_suffice(job, seen):
             control.finished(job, Outcome(seen))
+        else:
+            control.dropped(job)
         return Outcome(seen)
 
     async def _log_probs(self, handle: AdapterHandle, row: PackedRow, s: int, control: Control | None = None) -> Tensor:
@@ -282,6 +279,17 @@ class VllmEngine:
         if all(len(tokens) == 1 for tokens in row.continuations):
             return await self._vllm.next_token(lora, row.prompt, [token for (token,) in row.continuations], look)
         return [await self._vllm.continuation(lora, row.prompt, tokens, look) for tokens in row.continuations]
+
+
+async def _all(work: Iterable[Coroutine[None, None, T]]) -> list[T]:
+    """Return the results of all work, or raise its first error once the rest is cancelled."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _lora(digest: str, s: int) -> str:

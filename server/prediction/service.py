@@ -57,6 +57,7 @@ class Service:
             max_queue_tokens=settings.max_queue_tokens,
             max_queue_requests=settings.max_queue_requests,
             max_input_passes=settings.max_input_passes,
+            timeout_s=settings.timeout_s,
             observer=self.metrics,
         )
         self.metrics.show_backlog(lambda: self._batcher.backlog_s)

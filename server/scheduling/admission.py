@@ -46,27 +46,31 @@ class Admission:
         max_queue_tokens: most waiting tokens x draws.
         max_queue_requests: most waiting inputs.
         max_input_passes: most forward passes for one input.
+        timeout_s: seconds within which an input has to be answered on an idle server.
     """
 
     def __init__(
-        self, *, max_batch_tokens: int, max_queue_tokens: int, max_queue_requests: int, max_input_passes: int
+        self,
+        *,
+        max_batch_tokens: int,
+        max_queue_tokens: int,
+        max_queue_requests: int,
+        max_input_passes: int,
+        timeout_s: float,
     ) -> None:
         self.pace = Pace(max_batch_tokens)
         self._max_batch_tokens = max_batch_tokens
         self._max_queue_tokens = max_queue_tokens
         self._max_queue_requests = max_queue_requests
+        self._timeout_s = timeout_s
         self._max_input_tokens = max_input_passes * max_batch_tokens
 
-    def check_size(self, work: Work[P], seconds_left: float) -> None:
+    def check_size(self, work: Work[P]) -> None:
         """Raise an error if an input could not be answered even on an idle server.
-
-        Args:
-            work: the input.
-            seconds_left: seconds until its deadline.
 
         Raises:
             TooLargeError: if one draw exceeds a forward pass, if all draws exceed the queue or the limit of one
-                input, or if the input would miss its deadline at the recent pace.
+                input, or if the input takes longer than the timeout at the recent pace.
         """
         if work.n_tokens > self._max_batch_tokens:
             raise TooLargeError(
@@ -85,10 +89,11 @@ class Admission:
                 code="too_much_work",
             )
         expected = self.pace.seconds(work.cost)
-        if self.pace.known and expected > seconds_left:
+        if self.pace.known and expected > self._timeout_s:
             raise TooLargeError(
                 f"This input takes about {expected:.0f} s on this server even if nothing else runs "
-                f"({work.n_tokens} tokens x {work.n_draws} draws), and its answer is due within {seconds_left:.0f} s: "
+                f"({work.n_tokens} tokens x {work.n_draws} draws), and its answer is due within "
+                f"{self._timeout_s:.0f} s: "
                 "ask for fewer draws (n_samples), or shorten the prompt or the choices.",
                 code="too_much_work",
             )

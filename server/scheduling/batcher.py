@@ -11,8 +11,9 @@ and then gets a fifth of the worker's time. So even the largest input does not b
 
 import asyncio
 import contextlib
+import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Generic, Protocol, TypeVar, cast
 
 from blora.server.errors import DeadlineExceededError, DrainingError, QueueFullError
@@ -64,6 +65,7 @@ class Batcher(Generic[P, R]):
         max_queue_tokens: most waiting tokens x draws.
         max_queue_requests: most waiting inputs.
         max_input_passes: most forward passes for one input.
+        timeout_s: seconds within which an input has to be answered on an idle server.
         observer: receives reports of runs and of the queue.
     """
 
@@ -75,6 +77,7 @@ class Batcher(Generic[P, R]):
         max_queue_tokens: int,
         max_queue_requests: int,
         max_input_passes: int,
+        timeout_s: float,
         observer: BatchObserver,
     ) -> None:
         self._run = run
@@ -84,6 +87,7 @@ class Batcher(Generic[P, R]):
             max_queue_tokens=max_queue_tokens,
             max_queue_requests=max_queue_requests,
             max_input_passes=max_input_passes,
+            timeout_s=timeout_s,
         )
         self._observer = observer
         self._queue: dict[Item[P, R], None] = {}  # in order of arrival
@@ -106,19 +110,24 @@ class Batcher(Generic[P, R]):
 
     @property
     def silent_s(self) -> float:
-        """Seconds since the active run last showed progress; 0 without an active run."""
+        """Seconds since the active run last showed progress; 0 without an active run, endless without a worker."""
+        if self._worker is not None and self._worker.done():
+            return math.inf
         return asyncio.get_running_loop().time() - self._active.control.last_sign if self._active is not None else 0.0
 
     @property
     def backlog_s(self) -> float:
         """Seconds of work that waits, has begun, or was refused within the last 30 s."""
-        now = asyncio.get_running_loop().time()
-        while self._refused and self._refused[0][0] < now - _REFUSED_S:
-            self._refused.popleft()
+        self._forget_refused()
         waiting = self.pace.seconds(sum(item.work.cost for item in self._queue))
         # A run that is overdue by some time is expected to take that time again.
         begun = sum(abs(self.pace.seconds(run.cost) - run.worker_s) for run in self._begun())
         return waiting + begun + sum(seconds for _, seconds in self._refused)
+
+    def _forget_refused(self) -> None:
+        since = asyncio.get_running_loop().time() - _REFUSED_S
+        while self._refused and self._refused[0][0] < since:
+            self._refused.popleft()
 
     def start(self) -> None:
         """Start the worker on the running event loop."""
@@ -133,7 +142,7 @@ class Batcher(Generic[P, R]):
 
         Raises:
             TooLargeError: if one draw exceeds a forward pass, if all draws exceed the queue or the limit of one
-                input, or if the input would miss its deadline even on an idle server.
+                input, or if the input takes longer than the timeout even on an idle server.
             QueueFullError: if the queue has no room, or the input would wait too long.
             DrainingError: if the batcher admits no more inputs.
             DeadlineExceededError: if the deadline passes first.
@@ -175,11 +184,9 @@ class Batcher(Generic[P, R]):
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
         except TimeoutError:
-            begun = self._begun()
-            for item in [*(item for run in begun for item in run.items), *self._queue]:
-                if not item.future.done():
-                    item.future.set_exception(self._draining_error())
-            for run in begun:
+            self._give_up(self._queue)
+            for run in self._begun():
+                self._give_up(run.items)
                 run.control.go_on()  # lets its thread reach a checkpoint, where it is abandoned
         tasks = [self._worker, *(run.task for run in self._begun())]
         self._worker = None
@@ -187,13 +194,18 @@ class Batcher(Generic[P, R]):
             task.cancel()
         await asyncio.gather(*filter(None, tasks), return_exceptions=True)
 
+    def _give_up(self, items: Iterable[Item[P, R]]) -> None:
+        for item in items:
+            if not item.future.done():
+                item.future.set_exception(self._draining_error())
+
     def _begun(self) -> list[Run[P, R]]:
         return [*self._parked, *([self._active] if self._active is not None else [])]
 
     def _admit(self, work: Work[P], seconds_left: float) -> None:
         if self._draining:
             raise self._draining_error()
-        self._admission.check_size(work, seconds_left)
+        self._admission.check_size(work)
         waiting = [item.work for item in self._queue]
         own = [other for other in waiting if other.owner == work.owner]
         *turns, turn = self._fair_share.turns([*waiting, work])
@@ -208,6 +220,7 @@ class Batcher(Generic[P, R]):
         try:
             self._admission.check_room(work.cost, found, seconds_left)
         except QueueFullError:
+            self._forget_refused()
             self._refused.append((asyncio.get_running_loop().time(), self.pace.seconds(work.cost)))
             raise
 
@@ -250,7 +263,8 @@ class Batcher(Generic[P, R]):
 
     def _next(self) -> Run[P, R] | None:
         """Return the next run, a new or a parked one; None if there is no work."""
-        first = self._first(self._parked)
+        now = asyncio.get_running_loop().time()
+        first = self._first(self._parked, now)
         gone = [run for run in self._parked if not run.is_wanted]
         if gone or (self._parked and (self._guaranteed_s > 0 or first is None)):
             run = gone[0] if gone else min(self._parked, key=lambda run: run.worker_s)
@@ -260,34 +274,35 @@ class Batcher(Generic[P, R]):
         if first is None:
             self._fair_share.reset()
             return None
-        return self._begin(self._take(first))
+        return self._begin(self._take(first, now))
 
     def _should_park(self, run: Run[P, R]) -> bool:
         if run.current_turn_s < self._guaranteed_s:
             return False
-        if self._first([*self._parked, run]) is not None:
+        if self._first([*self._parked, run], asyncio.get_running_loop().time()) is not None:
             return True
         return any(run.is_ahead_of(other) or not other.is_wanted for other in self._parked)
 
-    def _first(self, begun: Sequence[Run[P, R]]) -> Item[P, R] | None:
-        """Return the wanted input whose turn is next and to which all given runs give way, if there is one."""
-        now = asyncio.get_running_loop().time()
+    def _turns(self, now: float) -> dict[Item[P, R], float]:
+        """Return the turns of the inputs that are wanted at a time, in order."""
         wanted = [item for item in self._queue if item.wanted(now)]
-        turns = dict(zip(wanted, self._fair_share.turns(item.work for item in wanted), strict=True))
-        for item in sorted(wanted, key=lambda item: turns[item]):
+        turns = zip(wanted, self._fair_share.turns(item.work for item in wanted), strict=True)
+        return dict(sorted(turns, key=lambda pair: pair[1]))
+
+    def _first(self, begun: Sequence[Run[P, R]], now: float) -> Item[P, R] | None:
+        """Return the wanted input whose turn is next and to which all given runs give way, if there is one."""
+        for item in self._turns(now):
             takes_long = item.work.cost > self._max_batch_tokens
             if len(begun) < _MAX_RUNS - takes_long and all(run.gives_way_to(item.work, self.pace) for run in begun):
                 return item
         return None
 
-    def _take(self, first: Item[P, R]) -> list[Item[P, R]]:
+    def _take(self, first: Item[P, R], now: float) -> list[Item[P, R]]:
         """Remove an input, and the inputs of its group that fit beside it, from the queue and return them."""
-        now = asyncio.get_running_loop().time()
-        wanted = [item for item in self._queue if item.wanted(now)]
-        turns = dict(zip(wanted, self._fair_share.turns(item.work for item in wanted), strict=True))
+        turns = self._turns(now)
         peers = [
             item
-            for item in sorted(wanted, key=lambda item: turns[item])
+            for item in turns
             if item is not first
             and item.work.group == first.work.group
             and all(run.gives_way_to(item.work, self.pace) for run in self._parked)
@@ -344,9 +359,14 @@ class Batcher(Generic[P, R]):
                 return
             # One by one, so that a failing input does not fail the others.
             for item in items:
+                run.items = [item]
                 if item.wanted(run.clock()):
-                    run.items = [item]
                     await self._attempt(run)
+                else:
+                    self._count_dropped(run, None)
+        except asyncio.CancelledError:
+            self._give_up(items)
+            raise
         finally:
             if run in self._parked:  # a parked run only ends by being cancelled
                 self._parked.remove(run)
@@ -378,9 +398,9 @@ class Batcher(Generic[P, R]):
     def _count_dropped(self, run: Run[P, R], payload: object) -> None:
         """Report the items of a payload, or of all payloads (None), that ended without a result."""
         for item in run.items:
-            if (payload is None or payload is item.work.payload) and (
-                item.future.cancelled() or not item.future.done()
-            ):
+            meant = payload is None or payload is item.work.payload
+            if meant and not item.is_counted and (item.future.cancelled() or not item.future.done()):
+                item.is_counted = True
                 self._observer.dropped(item.left)
 
     def _answer(self, run: Run[P, R], payload: object, result: object) -> None:

@@ -79,6 +79,8 @@ class Item(Generic[P, R]):
     deadline: float
     left: DropReason = "expired"
     """Reason for dropping the input, once it is dropped."""
+    is_counted: bool = False
+    """Whether the input has been reported as dropped."""
 
     def wanted(self, now: float) -> bool:
         """Return whether the result is still wanted; safe to call in any thread."""

@@ -7,6 +7,7 @@ been checked, so that an invalid input fails alone and the others are answered.
 
 import string
 import unicodedata
+from collections.abc import Sequence
 from math import isfinite
 from typing import Annotated, Any, Literal
 
@@ -40,6 +41,7 @@ __all__ = [
     "PutAdapter",
     "Request",
     "TellOutcome",
+    "check_different",
     "seen",
 ]
 
@@ -175,14 +177,7 @@ class Question(Request):
     @field_validator("choices")
     @classmethod
     def _all_different(cls, choices: list[str] | None) -> list[str] | None:
-        stripped = [seen(choice) for choice in choices or []]
-        if "" in stripped:
-            raise PydanticCustomError("blank_choice", "A choice is blank: fill it or remove it.")
-        if len(set(stripped)) < len(stripped):
-            raise PydanticCustomError(
-                "duplicate_choices",
-                "Two choices are the same (white space at the ends and invisible characters do not count): remove one.",
-            )
+        check_different(choices or [], by_name=True)
         return choices
 
 
@@ -268,6 +263,29 @@ def seen(choice: str) -> str:
     if not _has_many_marks(choice):
         choice = unicodedata.normalize("NFC", choice)
     return choice.translate(_NO_WIDTH).strip().strip(_ENDS)
+
+
+def check_different(values: Sequence[str | bool], field: str | None = None, *, by_name: bool = False) -> None:
+    """Raise a validation error that names the second of two equal values.
+
+    Args:
+        values: texts and booleans, which are never equal to each other.
+        field: the field of an item that has the value; None if the item itself is the value.
+        by_name: whether the values are names of fields, which error paths do not number.
+    """
+    known: set[str | bool] = set()
+    for index, value in enumerate(values):
+        key = value if isinstance(value, bool) else seen(value)
+        path = tuple(part for part in (None if by_name else index, field) if part is not None)
+        if key == "":
+            raise PydanticCustomError("blank_choice", "A choice is blank: fill it or remove it.", {"param": path})
+        if key in known:
+            raise PydanticCustomError(
+                "duplicate_choices",
+                "Two choices are the same (white space at the ends and invisible characters do not count): remove one.",
+                {"param": path},
+            )
+        known.add(key)
 
 
 def _has_many_marks(text: str) -> bool:

@@ -75,9 +75,10 @@ def _param(detail: Mapping[str, Any]) -> str | None:
 def _location(detail: Mapping[str, Any]) -> list[str | int]:
     """Return the names and numbers that lead to the wrong value."""
     location = list(detail["loc"])
-    if location[:1] == ["body"]:
+    least = 1 if detail["type"] == "extra_forbidden" else 0  # then the last part is a field's name, whatever it is
+    if location[:1] == ["body"] and len(location) > least:
         location = location[1:]
-        if location[:1] and location[0] in _SCAFFOLD:
+        if location[:1] and location[0] in _SCAFFOLD and len(location) > least:
             location = location[1:]
     own = detail.get("ctx", {}).get("param")
     if not own:

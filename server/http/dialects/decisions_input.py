@@ -95,7 +95,9 @@ def _entry(item: object, at: str, names: dict[str, str]) -> tuple[str, str]:
     read = cast(InputItem, read_kind(item, _ROLES, at, "role") if is_message else read_kind(item, _OTHERS, at))
     match read:
         case UserMessage() | InstructionMessage() | AssistantMessage():
-            return read.role, read_content(read.content, _PARTS[read.role], _part_text, f"{at}.content")
+            silent = isinstance(read, AssistantMessage)  # as one is that only calls
+            path = f"{at}.content"
+            return read.role, read_content(read.content, _PARTS[read.role], _part_text, path, may_be_blank=silent)
         case FunctionCall():
             names[read.call_id] = read.name
             return f"call {read.name}", read.arguments
@@ -109,7 +111,7 @@ def _entry(item: object, at: str, names: dict[str, str]) -> tuple[str, str]:
                     code="invalid_value",
                     param=f"{at}.call_id",
                 )
-            text = read_content(read.output, _PARTS["system"], _part_text, f"{at}.output")
+            text = read_content(read.output, _PARTS["system"], _part_text, f"{at}.output", may_be_blank=True)
             return f"result of {names[read.call_id]}", text
 
 

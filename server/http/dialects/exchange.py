@@ -1,11 +1,12 @@
 """The steps that a request of every dialect takes: it is read, its questions are answered, the answers are shaped."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
 from fastapi import Request, Response
 
-from blora.server.errors import ServerError
+from blora.server.errors import DeadlineExceededError, ServerError
 from blora.server.http.disconnect import unless_disconnected
 from blora.server.http.responses import error_response, json_response
 from blora.server.http.strict_json import Reader
@@ -50,8 +51,15 @@ async def exchange(
     """
     predictor = service.predictor()
     reader: Reader = request.app.state.reader
-    text, questions = await reader.run_in_thread(read)
-    asking = answer_questions(predictor, body.model, text, questions, policy=body.policy, text_field=text_field)
+    deadline = predictor.deadline()
+    try:
+        async with asyncio.timeout_at(deadline):
+            text, questions = await reader.run_in_thread(read)
+    except TimeoutError as exc:
+        raise DeadlineExceededError("The request was not read before its deadline: try again later.") from exc
+    asking = answer_questions(
+        predictor, body.model, text, questions, policy=body.policy, deadline=deadline, text_field=text_field
+    )
     outcome = await unless_disconnected(request, asking)
     if isinstance(outcome, ServerError):
         return error_response(outcome)

@@ -21,6 +21,8 @@ def own_fields(answer: Answer) -> dict[str, Any]:
         "adapter": prediction.adapter,
         "n_samples": prediction.n_samples,
     }
+    if prediction.feedback_requested is not None:
+        fields["feedback_requested"] = prediction.feedback_requested
     if prediction.warnings:
         fields["warnings"] = prediction.warnings
     return fields

@@ -11,7 +11,7 @@ from blora.server.schemas.decisions.requests import as_text
 from blora.server.schemas.requests import Request
 from blora.server.schemas.validation import describe, invalid_request
 
-__all__ = ["no_images", "read", "read_content", "read_kind", "text_at"]
+__all__ = ["read_content", "read_kind", "text_at"]
 
 T = TypeVar("T", bound=Request)
 
@@ -79,7 +79,14 @@ def text_at(content: Any, at: str) -> str:
         raise InvalidRequestError(exc.message(), code="not_finite", param=at) from exc
 
 
-def read_content(content: object, kinds: Mapping[str, type[T]], text_of: Callable[[T, str], str], at: str) -> str:
+def read_content(
+    content: object,
+    kinds: Mapping[str, type[T]],
+    text_of: Callable[[T, str], str],
+    at: str,
+    *,
+    may_be_blank: bool = False,
+) -> str:
     """Return the text of a content, which is a text or a list of parts, one on each line.
 
     Args:
@@ -87,9 +94,10 @@ def read_content(content: object, kinds: Mapping[str, type[T]], text_of: Callabl
         kinds: the classes of its parts, by their types.
         text_of: returns the text of a part, which has a path.
         at: its path in the request.
+        may_be_blank: whether the text may be empty.
 
     Raises:
-        InvalidRequestError: if it is empty, or naming the path of the first wrong value.
+        InvalidRequestError: if it is empty and may not be, or naming the path of the first wrong value.
     """
     if isinstance(content, str):
         text = content
@@ -98,7 +106,7 @@ def read_content(content: object, kinds: Mapping[str, type[T]], text_of: Callabl
         text = "\n".join(text_of(read_kind(part, kinds, of), of) for part, of in zip(content, paths, strict=True))
     else:
         raise _wrong(content, "a string or a list of parts", at)
-    if not text.strip():
+    if not may_be_blank and not text.strip():
         raise InvalidRequestError("This text is empty: fill it.", code="empty_string", param=at)
     return text
 

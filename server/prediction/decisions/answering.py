@@ -1,7 +1,7 @@
 """Answers to the questions of one request, from the adapters of a model."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -108,6 +108,13 @@ class _Plan:
     places: tuple[int, ...]
     instructions: str = ""
 
+    @property
+    def text(self) -> Hashable:
+        """A key of the text that the adapter reads, which differs between questions that are read apart."""
+        prompt = self.handle.config.prompt
+        listed = self.request.choices or prompt.choices if prompt.scoring == "label" else None
+        return self.instructions, prompt.template, tuple(listed or ())
+
 
 async def answer_questions(
     predictor: Predictor,
@@ -116,6 +123,7 @@ async def answer_questions(
     questions: Sequence[Question],
     *,
     policy: Policy | None = None,
+    deadline: float,
     text_field: str,
 ) -> Answered | ServerError:
     """Return the answers, or the first error of a question, which the predictor has counted.
@@ -126,6 +134,7 @@ async def answer_questions(
         text: the text that the questions are about.
         questions: the questions.
         policy: the request's policy for all of them; None for the adapters' own.
+        deadline: time of the event loop by which they are answered.
         text_field: the text's field in the request, for error messages.
 
     Raises:
@@ -147,7 +156,6 @@ async def answer_questions(
             plans.append(_Plan(question, asked.own, request, places, question.instructions))
         else:
             raise unknown_question(question, asked)
-    deadline = predictor.deadline()
 
     async def ask(plan: _Plan, together: Together) -> answers.Prediction | ServerError:
         # Only now, because each prompt with instructions is a copy of the text.
@@ -164,14 +172,14 @@ async def answer_questions(
         if any(isinstance(outcome, ServerError) for outcome in asked_now):
             break  # the request has failed
     found: list[Answer] = []
-    read: dict[tuple[str, str], answers.Usage] = {}  # by instructions and template
+    read: dict[Hashable, answers.Usage] = {}  # by text
     for plan, (outcome, score_std) in zip(plans, outcomes, strict=False):  # fewer outcomes than plans end with an error
         if isinstance(outcome, ServerError):
             outcome.param = _param(outcome.param, plan.question, text_field)
             return outcome
         why = uncalibrated_because(plan.request, plan.handle)
         found.append(Answer(plan.question, outcome, plan.places, why, score_std))
-        read[plan.instructions, plan.handle.config.prompt.template] = outcome.usage
+        read.setdefault(plan.text, outcome.usage)
     n_tokens, cached = (sum(map(attrgetter(name), read.values())) for name in ("prompt_tokens", "cached_tokens"))
     return Answered(asked.name, found, n_tokens, cached)
 

@@ -39,6 +39,9 @@ class Own(Response):
     policy: PolicyInForce | None = Field(description="Ours: the policy that was applied.")
     adapter: AdapterRef = Field(description="Ours: the adapter that answered.")
     n_samples: int = Field(description="Ours: posterior draws behind the answer.")
+    feedback_requested: bool | None = Field(
+        default=None, description="Ours: whether the outcome is asked for; absent unless the server samples."
+    )
     warnings: list[str] = Field(default=[], description="Ours: as in answers of /v1/predict; absent without any.")
 
 

@@ -5,7 +5,6 @@ first wrong value and a long body takes bounded time.
 """
 
 import json
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, SkipValidation, field_validator
@@ -13,7 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from blora.config import MOST_CHOICES
 from blora.server.schemas.decisions.input import Identifier, InputItem, InputJson, InstructionsText
-from blora.server.schemas.requests import NonEmpty, Policy, Request, seen
+from blora.server.schemas.requests import NonEmpty, Policy, Request, check_different, seen
 
 __all__ = [
     "MOST_QUESTIONS",
@@ -23,7 +22,6 @@ __all__ = [
     "PredicateQuestion",
     "ScoreQuestion",
     "as_text",
-    "check_different",
 ]
 
 MOST_QUESTIONS = 400
@@ -38,29 +36,6 @@ def _value(value: object) -> str | bool:
     if isinstance(value, str):
         raise PydanticCustomError("blank_choice", "A choice is blank: fill it or remove it.")
     raise PydanticCustomError("value_type", "Input should be a string or a boolean")
-
-
-def check_different(values: Sequence[str | bool], field: str | None = None, *, by_name: bool = False) -> None:
-    """Raise a validation error that names the second of two equal values.
-
-    Args:
-        values: texts and booleans, which are never equal to each other.
-        field: the field of an item that has the value; None if the item itself is the value.
-        by_name: whether the values are names of fields, which error paths do not number.
-    """
-    known: set[str | bool] = set()
-    for index, value in enumerate(values):
-        key = value if isinstance(value, bool) else seen(value)
-        path = tuple(part for part in (None if by_name else index, field) if part is not None)
-        if key == "":
-            raise PydanticCustomError("blank_choice", "A choice is blank: fill it or remove it.", {"param": path})
-        if key in known:
-            raise PydanticCustomError(
-                "duplicate_choices",
-                "Two choices are the same (white space at the ends and invisible characters do not count): remove one.",
-                {"param": path},
-            )
-        known.add(key)
 
 
 def as_text(content: Any) -> str:

@@ -10,8 +10,8 @@ from pydantic_core import PydanticCustomError
 
 from blora.config import MOST_CHOICES
 from blora.server.schemas.decisions.answers import Own, Scored
-from blora.server.schemas.decisions.requests import MOST_QUESTIONS, as_text, check_different
-from blora.server.schemas.requests import NonEmpty, Policy, Request
+from blora.server.schemas.decisions.requests import MOST_QUESTIONS, as_text
+from blora.server.schemas.requests import NonEmpty, Policy, Request, check_different, seen
 from blora.server.schemas.responses import Response
 
 __all__ = [
@@ -58,7 +58,9 @@ class SystemOneNoul(_Question):
 
     @model_validator(mode="after")
     def _says_something(self) -> "SystemOneNoul":
-        if self.instructions is None and (self.criteria is None or self.criteria == NoulCriteria()):
+        criteria = self.criteria or NoulCriteria()
+        said = self.instructions, criteria.true, criteria.false
+        if all(part is None or (isinstance(part, str) and not seen(part)) for part in said):
             raise PydanticCustomError(
                 "no_criteria",
                 "The question has neither instructions nor criteria: send one of them.",

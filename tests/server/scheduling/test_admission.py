@@ -13,8 +13,9 @@ from tests.server.scheduling.test_batcher import bench, settle
 NOBODY = QueueState(inputs=0, cost=0, own_inputs=0, own_cost=0, ahead=0)
 
 
-def admission() -> Admission:
-    return Admission(max_batch_tokens=100, max_queue_tokens=1000, max_queue_requests=50, max_input_passes=9)
+def admission(timeout_s: float = 30) -> Admission:
+    limits = {"max_batch_tokens": 100, "max_queue_tokens": 1000, "max_queue_requests": 50, "max_input_passes": 9}
+    return Admission(**limits, timeout_s=timeout_s)
 
 
 def input_of(n_tokens: int, n_draws: int = 1, **more: int) -> Work[str]:
@@ -24,32 +25,33 @@ def input_of(n_tokens: int, n_draws: int = 1, **more: int) -> Work[str]:
 @pytest.mark.parametrize(("n_tokens", "n_draws"), [(101, 1), (100, 11)])
 def test_what_never_fits_is_told_so(n_tokens: int, n_draws: int) -> None:
     with pytest.raises(TooLargeError):
-        admission().check_size(input_of(n_tokens, n_draws), 30)
+        admission().check_size(input_of(n_tokens, n_draws))
 
 
 def test_what_just_fits_is_let_in() -> None:
-    admission().check_size(input_of(100, 9), 30)
+    admission().check_size(input_of(100, 9))
     admission().check_room(1000, NOBODY, 30)
 
 
 @pytest.mark.parametrize("asked", [input_of(91, 10), input_of(91, 4, most_draws=10), input_of(10, 1, overhead=900)])
 def test_an_input_has_a_bound_of_all_the_work_it_may_come_to(asked: Work[str]) -> None:
     with pytest.raises(TooLargeError, match="expected at most 900 in one input: ask for fewer draws") as info:
-        admission().check_size(asked, 30)
+        admission().check_size(asked)
     assert (info.value.status, info.value.code) == (413, "too_much_work")
 
 
 def test_what_cannot_be_done_in_time_even_by_an_idle_server_is_refused_with_the_estimate() -> None:
     """At 100 tokens per second, 900 take 9 s."""
-    some = admission()
-    for _ in range(4):
-        for tokens in (50, 100):
-            some.check_size(input_of(90, 10), 5)  # nothing is refused on a guess
-            some.pace.measure(tokens, tokens / 100, full=False)
+    quick, patient = admission(timeout_s=5), admission(timeout_s=10)
+    for some in (quick, patient):
+        for _ in range(4):
+            for tokens in (50, 100):
+                some.check_size(input_of(90, 10))  # nothing is refused on a guess
+                some.pace.measure(tokens, tokens / 100, full=False)
     with pytest.raises(TooLargeError, match=r"takes about 9 s .*90 tokens x 10 draws.* within 5 s.* fewer draws"):
-        some.check_size(input_of(90, 10), 5)
-    some.check_size(input_of(90, 10), 10)
-    some.check_size(input_of(90, 5, most_draws=10), 5)  # it may well stop early
+        quick.check_size(input_of(90, 10))
+    patient.check_size(input_of(90, 10))
+    quick.check_size(input_of(90, 5, most_draws=10))  # it may well stop early
 
 
 @pytest.mark.parametrize(
@@ -74,7 +76,9 @@ def test_another_finds_the_room_that_the_greedy_one_had_to_leave() -> None:
 
 def test_what_would_be_late_is_refused_until_it_would_not() -> None:
     """At 100 tokens per second, 3000 ahead take 30 s; three quarters of 20 s are allowed, so 15 s have to pass first."""
-    some = Admission(max_batch_tokens=100, max_queue_tokens=10_000, max_queue_requests=50, max_input_passes=9)
+    some = Admission(
+        max_batch_tokens=100, max_queue_tokens=10_000, max_queue_requests=50, max_input_passes=9, timeout_s=30
+    )
     for tokens in (50, 100):
         some.pace.measure(tokens, tokens / 100, full=False)
     late = replace(NOBODY, inputs=1, cost=3000, ahead=3000)

@@ -1,6 +1,7 @@
 """The batcher alone, with a worker that records its payloads."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Hashable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,7 +12,13 @@ from blora.server.errors import DeadlineExceededError, DrainingError, QueueFullE
 from blora.server.scheduling.batcher import Batcher, Completed, Work
 from blora.server.scheduling.control import Control
 
-LIMITS = {"max_batch_tokens": 100, "max_queue_tokens": 10_000, "max_queue_requests": 100, "max_input_passes": 100}
+LIMITS = {
+    "max_batch_tokens": 100,
+    "max_queue_tokens": 10_000,
+    "max_queue_requests": 100,
+    "max_input_passes": 100,
+    "timeout_s": 60,
+}
 
 
 class Worker:
@@ -381,6 +388,65 @@ async def test_drain_is_bounded_and_tells_those_it_leaves() -> None:
         for task in (held, waiting):
             with pytest.raises(DrainingError):
                 await task
+
+
+async def test_drain_tells_the_rest_of_a_batch_that_failed_together() -> None:
+    async with bench() as b:
+        asked = [b.submit(name) for name in ("bad", "held", "other")]
+        retried = asyncio.Event()
+
+        async def run(payloads: Sequence[str], control: Control) -> list[str]:
+            if len(payloads) > 1:
+                raise RuntimeError("one of them is bad")
+            retried.set()
+            await asyncio.Event().wait()
+            return []
+
+        b.batcher._run = run
+        await retried.wait()
+        await b.batcher.drain(0.01)
+        for task in asked:
+            with pytest.raises(DrainingError):
+                await asyncio.wait_for(task, 1)
+
+
+async def test_a_deadline_may_pass_while_the_next_run_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    b = Bench()  # its worker has not begun
+    asked = b.submit("late", timeout_s=5)
+    await settle()
+    loop = asyncio.get_running_loop()
+    now, jumps = loop.time, iter([0])
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "time", lambda: now() + next(jumps, 10))  # ten seconds pass after the first look at it
+        run = b.batcher._next()
+    assert run is not None
+    assert (await asked).result == "LATE"
+    await b.batcher.drain(1)
+
+
+async def test_a_batcher_without_a_worker_is_silent_for_ever() -> None:
+    async with bench() as b:
+        assert b.batcher.silent_s == 0
+        assert b.batcher._worker is not None
+        b.batcher._worker.cancel()
+        await settle()
+        assert b.batcher.silent_s == math.inf
+
+
+async def test_refusals_are_forgotten_though_nobody_asks_for_the_backlog(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with bench(max_queue_requests=1) as b:
+        held = await b.hold()
+        waiting = b.submit("waiting")
+        await settle()
+        loop = asyncio.get_running_loop()
+        now, later = loop.time, 0.0
+        monkeypatch.setattr(loop, "time", lambda: now() + later)
+        for later in (0.0, 0.1, 31.0):  # noqa: B007
+            with pytest.raises(QueueFullError):
+                await b.submit("refused", timeout_s=1000)
+        assert len(b.batcher._refused) == 1
+        later = 0.0
+        await b.release(held, waiting)
 
 
 async def test_many_inputs_none_lost() -> None:
