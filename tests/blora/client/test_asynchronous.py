@@ -39,6 +39,17 @@ async def test_a_question_goes_out_whole_and_comes_back_as_a_prediction() -> Non
     assert (request.url.path, request.headers["authorization"]) == ("/v1/predict", "Bearer secret")
 
 
+async def test_a_closed_client_says_so() -> None:
+    script, seen = in_turn(httpx.Response(200, json=body()))
+    async with client_of(script) as client:
+        pass
+    for call in (client.predict("why?"), client.feedback("pred_1", "billing")):
+        with pytest.raises(ClientError, match="client is closed"):
+            await call
+    assert not await client.ready()
+    assert not seen
+
+
 @pytest.mark.parametrize(
     "trouble", [error(429), error(503), error(502), httpx.ConnectError("no"), httpx.ReadError("no")]
 )

@@ -1,6 +1,7 @@
 """Files of questions answered without HTTP, interrupted and continued."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,11 @@ async def test_a_row_keeps_its_own_id(tmp_path: Path) -> None:
     assert [row.get("id") for row in found] == ["x-1", None, None, "\ud800"]
     assert found[2]["error"]["code"] == "invalid_json"
     assert rows_done(tmp_path / "out") == 4
+
+
+async def test_an_id_that_is_no_number_is_left_out(tmp_path: Path) -> None:
+    await answer(tmp_path / "out", [QuestionRow({"prompt": "p=0.9"}, given) for given in (math.nan, 2.5)])
+    assert [row.get("id") for row in rows(tmp_path / "out")] == [None, 2.5]
 
 
 async def test_a_policy_withholds_as_in_the_server(tmp_path: Path) -> None:

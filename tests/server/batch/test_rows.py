@@ -80,6 +80,13 @@ def test_what_training_reads_is_read(tmp_path: Path) -> None:
     assert asked(jsonl) == [{"prompt": "x"}, {"prompt": "y"}]
 
 
+@pytest.mark.parametrize("cell", ["[" * 100_000, f"[{'9' * 5000}]"])
+def test_a_cell_that_no_parser_takes_is_a_text(tmp_path: Path, cell: str) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text(f"prompt,choices\nx,{cell}\n")
+    assert asked(file) == [{"prompt": "x", "choices": [cell]}]
+
+
 def test_parquet(tmp_path: Path) -> None:
     file = tmp_path / "rows.PARQUET"
     columns = {name: [row.get(name) for row in ROWS] for name in ("prompt", "question")}

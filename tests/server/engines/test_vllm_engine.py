@@ -198,6 +198,26 @@ async def test_a_draw_that_fails_fails_the_answer_and_never_thins_it_out(engine:
     await engine.probe()
 
 
+async def test_the_other_draws_of_an_answer_that_failed_are_called_off(
+    engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [handle] = (await engine.load()).adapters
+    under_way: list[asyncio.Future[None]] = []
+
+    async def draw(handle: Any, row: Any, s: int, control: Any = None) -> Any:
+        if s == 3:
+            raise VllmError("no such LoRA")
+        under_way.append(asyncio.get_running_loop().create_future())
+        await under_way[-1]
+        raise AssertionError("nobody waits for this draw")
+
+    monkeypatch.setattr(engine, "_log_probs", draw)
+    with pytest.raises(VllmError, match="no such LoRA"):
+        await engine.run([await job(engine, handle, "why", scoring="label")])
+    assert len(under_way) == 3
+    assert all(one.cancelled() for one in under_way)
+
+
 async def test_over_http_it_answers_decides_and_refuses_draws_that_it_has_not(
     folder: Path, vllm: FakeVllm, tmp_path: Path
 ) -> None:

@@ -424,6 +424,30 @@ async def test_a_deadline_may_pass_while_the_next_run_is_chosen(monkeypatch: pyt
     await b.batcher.drain(1)
 
 
+async def test_an_input_that_nobody_wants_is_counted_once() -> None:
+    began, go_on = asyncio.Event(), asyncio.Event()
+
+    async def run(payloads: Sequence[str], control: Control) -> list[str]:
+        began.set()
+        await go_on.wait()
+        control.dropped(payloads[0])
+        await settle()
+        control.look()
+        return []
+
+    b = Bench()
+    b.batcher = Batcher(run, observer=b.notes, **LIMITS)
+    b.batcher.start()
+    asked = [b.submit(name) for name in ("one", "other")]
+    await began.wait()
+    for task in asked:
+        task.cancel()
+    await settle()
+    go_on.set()
+    await b.batcher.drain(1)
+    assert b.notes.drops == ["cancelled"] * 2
+
+
 async def test_a_batcher_without_a_worker_is_silent_for_ever() -> None:
     async with bench() as b:
         assert b.batcher.silent_s == 0

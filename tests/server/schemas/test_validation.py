@@ -22,8 +22,10 @@ def test_a_kind_that_we_do_not_know_is_an_invalid_value() -> None:
 
 
 def test_a_field_may_be_called_like_a_part_of_the_scaffold() -> None:
-    assert invalid_request([detail("extra_forbidden", "body", "single", "body")]).param == "body"
-    assert invalid_request([detail("extra_forbidden", "batch")]).param == "batch"
+    for name in ("batch", "single", "body"):
+        for loc in ((name,), ("body", name), ("body", "single", name), ("body", "batch", name)):
+            assert invalid_request([detail("extra_forbidden", *loc)]).param == name
+    assert invalid_request([detail("missing", "body")]).param is None
 
 
 @pytest.mark.parametrize(

@@ -259,6 +259,12 @@ SYSTEMONE = {
     "a noul of empty criteria": Bad(
         _states(q={"type": "noul", "criteria": {"true": None}}), "missing", "questions.q.instructions", "neither"
     ),
+    "a noul of blank texts": Bad(
+        _states(q={"type": "noul", "instructions": " ", "criteria": {"true": ""}}),
+        "missing",
+        "questions.q.instructions",
+        "neither",
+    ),
     "instructions of a number": Bad(
         _states(q={**NOUL, "instructions": 1}), "invalid_type", "questions.q.instructions", "got 1"
     ),

@@ -3,11 +3,13 @@
 import asyncio
 import tracemalloc
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from blora.config import PromptConfig
 from blora.decision.abstention import Policy
 from blora.server.engines.handle import AdapterHandle
 from blora.server.prediction.decisions import answering
@@ -16,7 +18,7 @@ from blora.server.prediction.decisions.recognition import Recognised, recognise
 from blora.server.prediction.decisions.statistics import concentration, level_confidence
 from tests.server.calibrations import calibration
 from tests.server.decision_models import LEVELS, choice, digest, engine, predicate, score
-from tests.server.fakes import CHOICES, Running, fake_probabilities, running
+from tests.server.fakes import CHOICES, FakeEngine, Running, fake_probabilities, running
 
 OURS = {
     *("id", "abstained", "abstain_reasons", "calibrated", "uncalibrated_because", "policy", "adapter", "n_samples"),
@@ -127,6 +129,34 @@ async def test_the_order_of_choices_is_the_requests_and_their_probabilities_the_
     by_value = [{entry["value"]: entry["probability"] for entry in answer["probabilities"]} for answer in (one, other)]
     assert by_value[0] == by_value[1]
     assert one["choice"] == other["choice"]
+
+
+async def test_texts_that_list_different_letters_count_apart() -> None:
+    prompt = PromptConfig(scoring="label")
+    family = [
+        replace(h, config=replace(h.config, prompt=replace(prompt, choices=h.config.prompt.choices)))
+        for h in engine().handles
+    ]
+    async with running(FakeEngine(handles=tuple(family))) as server:
+        asked = [choice(*CHOICES, name="queue"), predicate(name="urgent"), predicate(name="urgent")]
+        assert (await ask(server, *asked))["usage"]["input_tokens"] == 4 + 4
+
+
+@pytest.mark.parametrize("path", ["/v1/decisions", "/v1/systemone"])
+async def test_answers_say_whether_their_outcome_is_asked_for(path: str) -> None:
+    async with running(engine(), feedback_rate=0.5) as server:
+        bodies = {
+            "/v1/decisions": {"input": TEXT, "questions": [predicate(name="urgent")] * 40},
+            "/v1/systemone": {
+                "state": TEXT,
+                "questions": {
+                    f"q{k}": {"type": "noul", "instructions": "Does it have to be answered today?"} for k in range(40)
+                },
+            },
+        }
+        found = (await server.client.post(path, json={"model": "triage", **bodies[path]})).json()["answers"]
+        answers = found if isinstance(found, list) else [*found.values()]
+        assert {answer["feedback_requested"] for answer in answers} == {True, False}
 
 
 async def test_siblings_change_nothing(server: Running) -> None:

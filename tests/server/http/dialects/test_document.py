@@ -23,6 +23,8 @@ TURNS = [
     {"type": "message", "role": "user", "content": [{"type": "input_json", "data": {"a": 1}}]},
     {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
     {"type": "function_call_output", "call_id": "c", "output": "x"},
+    {"type": "function_call_output", "call_id": "c", "output": ""},
+    {"role": "assistant", "content": ""},
     {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}], "phase": "final_answer"},
 ]
 GOOD: list[tuple[str, dict[str, Any]]] = [
@@ -56,7 +58,7 @@ BEYOND_SCHEMAS = {
         "empty state",
     ),
     *("assets", "images", "a long name", "a blank label", "a noul without a question", "a noul of empty criteria"),
-    "an empty policy",
+    *("a noul of blank texts", "an empty policy"),
 }
 
 
