@@ -21,6 +21,8 @@ from blora.training.tune import trial_of
 
 __all__ = ["heads", "heads_above_lora"]
 
+# Labels beyond which other posteriors, which are fitted and recalibrated many times, are left out.
+MOST_LABELS = 20
 # Training of a LoRA below the head.
 EPOCHS, BATCH_SIZE = 3.0, 16
 # What the parts of a head's inputs are called where choices come with the question.
@@ -28,7 +30,7 @@ ALONE = {"counts": "base model's log-probabilities", "states": "regression on fr
 
 
 def heads(read: ReadSet) -> Iterator[Scored]:
-    """Yield the posterior mean of a trained head, and its draws and those of other posteriors for each of `SEEDS`.
+    """Yield the posterior mean of a trained head, and its draws for each of `SEEDS`; other posteriors with few labels.
 
     For choices that come with a question, the heads that are fitted on a part of the inputs alone come first: the base
     model's own log-probabilities, and a regression on states.
@@ -44,7 +46,8 @@ def heads(read: ReadSet) -> Iterator[Scored]:
             fitted = trained.fitted[part]
             yield read.under(method, fitted.head.mean(NO_LORA.mean()), fitted.trial, seconds)
     yield from _mean_and_draws("head", read, trained, seconds)
-    yield from other_posteriors(read, trained, seconds)
+    if trained.posterior.head.n_outputs <= MOST_LABELS:
+        yield from other_posteriors(read, trained, seconds)
 
 
 def heads_above_lora(base: BaseModel, read: ReadSet) -> Iterator[Scored]:
