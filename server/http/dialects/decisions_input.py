@@ -95,8 +95,7 @@ def _entry(item: object, at: str, names: dict[str, str]) -> tuple[str, str]:
     read = cast(InputItem, read_kind(item, _ROLES, at, "role") if is_message else read_kind(item, _OTHERS, at))
     match read:
         case UserMessage() | InstructionMessage() | AssistantMessage():
-            silent = isinstance(read, AssistantMessage)  # as one is that only calls
-            path = f"{at}.content"
+            path, silent = f"{at}.content", isinstance(read, AssistantMessage)  # who only calls a function says nothing
             return read.role, read_content(read.content, _PARTS[read.role], _part_text, path, may_be_blank=silent)
         case FunctionCall():
             names[read.call_id] = read.name
