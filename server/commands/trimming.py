@@ -16,5 +16,5 @@ async def trim_memory(every_s: float = EVERY_S) -> None:
     """Return freed pages to the operating system at intervals, until cancelled; does nothing without glibc."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     while trim is not None:
-        await asyncio.sleep(every_s)
         await asyncio.to_thread(trim, 0)
+        await asyncio.sleep(every_s)

@@ -12,18 +12,19 @@ and then gets a fifth of the worker's time. So even the largest input does not b
 import asyncio
 import contextlib
 import math
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Generic, Protocol, TypeVar, cast
+from typing import Generic, TypeVar, cast
 
 from blora.server.errors import DeadlineExceededError, DrainingError, QueueFullError
 from blora.server.scheduling.admission import Admission, QueueState
 from blora.server.scheduling.control import AbandonedError, Control
+from blora.server.scheduling.demand import RefusedWork
 from blora.server.scheduling.fair_share import FairShare
+from blora.server.scheduling.observer import BatchObserver
 from blora.server.scheduling.pace import Pace
 from blora.server.scheduling.runs import OWN_SHARE, Completed, DropReason, Item, Run, Work, batch_tokens
 
-__all__ = ["BatchObserver", "Batcher", "Completed", "Work"]
+__all__ = ["Batcher", "Completed", "Work"]
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -34,24 +35,6 @@ _MAX_RUNS = 4
 _GUARANTEED_SHARE = 0.25
 # Seconds between checks whether the active run should be parked.
 _POLL_S = 0.05
-# Seconds for which a refused input counts as demand.
-_REFUSED_S = 30.0
-
-
-class BatchObserver(Protocol):
-    """Observer that the batcher reports to."""
-
-    def forward_done(self, *, rows: int, tokens: int, seconds: float) -> None:
-        """Record a successful run of `rows` inputs and `tokens` padded tokens x draws."""
-
-    def waited(self, seconds: float) -> None:
-        """Record the seconds that a computed input waited."""
-
-    def dropped(self, reason: DropReason) -> None:
-        """Record an input that was dropped before it was computed."""
-
-    def queue_changed(self, depth: int) -> None:
-        """Record the number of waiting inputs."""
 
 
 class Batcher(Generic[P, R]):
@@ -94,7 +77,7 @@ class Batcher(Generic[P, R]):
         self._active: Run[P, R] | None = None
         self._parked: list[Run[P, R]] = []
         self._guaranteed_s = 0.0  # worker time of the active run before it may be parked
-        self._refused: deque[tuple[float, float]] = deque()  # time of refusal, seconds of work
+        self._refused = RefusedWork()
         self._fair_share = FairShare()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -118,16 +101,10 @@ class Batcher(Generic[P, R]):
     @property
     def backlog_s(self) -> float:
         """Seconds of work that waits, has begun, or was refused within the last 30 s."""
-        self._forget_refused()
         waiting = self.pace.seconds(sum(item.work.cost for item in self._queue))
         # A run that is overdue by some time is expected to take that time again.
         begun = sum(abs(self.pace.seconds(run.cost) - run.worker_s) for run in self._begun())
-        return waiting + begun + sum(seconds for _, seconds in self._refused)
-
-    def _forget_refused(self) -> None:
-        since = asyncio.get_running_loop().time() - _REFUSED_S
-        while self._refused and self._refused[0][0] < since:
-            self._refused.popleft()
+        return waiting + begun + self._refused.seconds(asyncio.get_running_loop().time())
 
     def start(self) -> None:
         """Start the worker on the running event loop."""
@@ -220,8 +197,7 @@ class Batcher(Generic[P, R]):
         try:
             self._admission.check_room(work.cost, found, seconds_left)
         except QueueFullError:
-            self._forget_refused()
-            self._refused.append((asyncio.get_running_loop().time(), self.pace.seconds(work.cost)))
+            self._refused.add(asyncio.get_running_loop().time(), self.pace.seconds(work.cost))
             raise
 
     def _delay(self, costs: Sequence[int], work: Work[P]) -> int:

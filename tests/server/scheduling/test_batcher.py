@@ -1,14 +1,13 @@
 """The batcher alone, with a worker that records its payloads."""
 
 import asyncio
-import math
 from collections.abc import AsyncIterator, Hashable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
-from blora.server.errors import DeadlineExceededError, DrainingError, QueueFullError, TooLargeError
+from blora.server.errors import DeadlineExceededError, QueueFullError, TooLargeError
 from blora.server.scheduling.batcher import Batcher, Completed, Work
 from blora.server.scheduling.control import Control
 
@@ -317,160 +316,6 @@ async def test_retry_after_is_the_waiting_work_over_the_measured_speed() -> None
             await b.submit("x")
         assert 3 <= info.value.retry_after_s <= 6
         await b.release(held, *tasks)
-
-
-async def test_a_poisoned_input_fails_alone() -> None:
-    async with bench() as b:
-        held = await b.hold()
-        tasks = [b.submit(name) for name in ("one", "bad", "two")]
-        await settle()
-        _, one, bad, two = await b.release(held, *tasks)
-        assert (one.result, two.result) == ("ONE", "TWO")
-        assert isinstance(bad, RuntimeError)
-        assert b.worker.batches == [["one", "bad", "two"], ["one"], ["bad"], ["two"]]
-        assert not b.batcher.last_forward_failed
-
-
-async def test_a_failure_is_remembered_until_a_success() -> None:
-    async with bench() as b:
-        with pytest.raises(RuntimeError, match="poisoned"):
-            await b.submit("bad")
-        assert b.batcher.last_forward_failed
-        await b.submit("good")
-        assert not b.batcher.last_forward_failed
-
-
-async def test_a_timeout_of_the_worker_is_no_deadline() -> None:
-    async def run(payloads: Sequence[str], control: Control) -> list[str]:
-        raise TimeoutError("the device is slow")
-
-    b = Bench()
-    b.batcher = Batcher(run, observer=b.notes, **dict.fromkeys(LIMITS, 9))
-    b.batcher.start()
-    with pytest.raises(TimeoutError, match="the device is slow"):
-        await b.submit("x", n_tokens=1)
-    await b.batcher.drain(1)
-
-
-async def test_a_worker_that_loses_results_fails_the_batch_and_not_the_batcher() -> None:
-    async def run(payloads: Sequence[str], control: Control) -> list[str]:
-        return []
-
-    b = Bench()
-    b.batcher = Batcher(run, observer=b.notes, **dict.fromkeys(LIMITS, 9))
-    b.batcher.start()
-    for _ in range(2):
-        with pytest.raises(ValueError, match="shorter"):
-            await b.submit("x", n_tokens=1)
-    await b.batcher.drain(1)
-
-
-async def test_drain_refuses_newcomers_and_finishes_the_waiting() -> None:
-    async with bench(max_batch_tokens=10) as b:
-        held = await b.hold()
-        tasks = [b.submit(str(i)) for i in range(3)]
-        await settle()
-        draining = asyncio.create_task(b.batcher.drain(5))
-        await settle()
-        with pytest.raises(DrainingError, match="another replica"):
-            await b.submit("late")
-        results = await b.release(held, *tasks)
-        await draining
-        assert [done.result for done in results] == ["HOLDER", "0", "1", "2"]
-
-
-async def test_drain_is_bounded_and_tells_those_it_leaves() -> None:
-    async with bench() as b:
-        held = await b.hold()
-        waiting = b.submit("waiting")
-        await settle()
-        await b.batcher.drain(0.01)
-        for task in (held, waiting):
-            with pytest.raises(DrainingError):
-                await task
-
-
-async def test_drain_tells_the_rest_of_a_batch_that_failed_together() -> None:
-    async with bench() as b:
-        asked = [b.submit(name) for name in ("bad", "held", "other")]
-        retried = asyncio.Event()
-
-        async def run(payloads: Sequence[str], control: Control) -> list[str]:
-            if len(payloads) > 1:
-                raise RuntimeError("one of them is bad")
-            retried.set()
-            await asyncio.Event().wait()
-            return []
-
-        b.batcher._run = run
-        await retried.wait()
-        await b.batcher.drain(0.01)
-        for task in asked:
-            with pytest.raises(DrainingError):
-                await asyncio.wait_for(task, 1)
-
-
-async def test_a_deadline_may_pass_while_the_next_run_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    b = Bench()  # its worker has not begun
-    asked = b.submit("late", timeout_s=5)
-    await settle()
-    loop = asyncio.get_running_loop()
-    now, jumps = loop.time, iter([0])
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "time", lambda: now() + next(jumps, 10))  # ten seconds pass after the first look at it
-        run = b.batcher._next()
-    assert run is not None
-    assert (await asked).result == "LATE"
-    await b.batcher.drain(1)
-
-
-async def test_an_input_that_nobody_wants_is_counted_once() -> None:
-    began, go_on = asyncio.Event(), asyncio.Event()
-
-    async def run(payloads: Sequence[str], control: Control) -> list[str]:
-        began.set()
-        await go_on.wait()
-        control.dropped(payloads[0])
-        await settle()
-        control.look()
-        return []
-
-    b = Bench()
-    b.batcher = Batcher(run, observer=b.notes, **LIMITS)
-    b.batcher.start()
-    asked = [b.submit(name) for name in ("one", "other")]
-    await began.wait()
-    for task in asked:
-        task.cancel()
-    await settle()
-    go_on.set()
-    await b.batcher.drain(1)
-    assert b.notes.drops == ["cancelled"] * 2
-
-
-async def test_a_batcher_without_a_worker_is_silent_for_ever() -> None:
-    async with bench() as b:
-        assert b.batcher.silent_s == 0
-        assert b.batcher._worker is not None
-        b.batcher._worker.cancel()
-        await settle()
-        assert b.batcher.silent_s == math.inf
-
-
-async def test_refusals_are_forgotten_though_nobody_asks_for_the_backlog(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with bench(max_queue_requests=1) as b:
-        held = await b.hold()
-        waiting = b.submit("waiting")
-        await settle()
-        loop = asyncio.get_running_loop()
-        now, later = loop.time, 0.0
-        monkeypatch.setattr(loop, "time", lambda: now() + later)
-        for later in (0.0, 0.1, 31.0):  # noqa: B007
-            with pytest.raises(QueueFullError):
-                await b.submit("refused", timeout_s=1000)
-        assert len(b.batcher._refused) == 1
-        later = 0.0
-        await b.release(held, waiting)
 
 
 async def test_many_inputs_none_lost() -> None:
