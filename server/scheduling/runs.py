@@ -80,7 +80,7 @@ class Item(Generic[P, R]):
     left: DropReason = "expired"
     """Reason for dropping the input, once it is dropped."""
     is_counted: bool = False
-    """Whether the input has been reported as dropped."""
+    """True once the input has been reported as dropped."""
 
     def wanted(self, now: float) -> bool:
         """Return whether the result is still wanted; safe to call in any thread."""
