@@ -380,9 +380,12 @@ class Batcher(Generic[P, R]):
                 self._observer.dropped(item.left)
 
     def _answer(self, run: Run[P, R], payload: object, result: object) -> None:
-        """Set the result of an input; all time in which its run did not have the worker counts as waiting."""
+        """Set the result of an input; all time in which its run did not have the worker counts as waiting.
+
+        A result that comes after the deadline may be cut short, because the engine makes no draws that nobody wants.
+        """
         for item in run.items:
-            if item.work.payload is payload and not item.future.done():
+            if item.work.payload is payload and item.wanted(run.clock()):
                 in_all = run.clock() - item.queued_at
                 compute_s = min(run.worker_s, in_all)
                 self._observer.waited(in_all - compute_s)

@@ -2,11 +2,12 @@
 
 import asyncio
 import math
+import time
 from collections.abc import Sequence
 
 import pytest
 
-from blora.server.errors import DrainingError
+from blora.server.errors import DeadlineExceededError, DrainingError
 from blora.server.scheduling.batcher import Batcher
 from blora.server.scheduling.control import Control
 from tests.server.scheduling.test_batcher import LIMITS, Bench, bench, settle
@@ -108,12 +109,26 @@ async def test_a_deadline_may_pass_while_the_next_run_is_chosen(monkeypatch: pyt
     asked = b.submit("late", timeout_s=5)
     await settle()
     loop = asyncio.get_running_loop()
-    now, jumps = loop.time, iter([0])
+    now, jumps = loop.time, iter([0, 10])
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "time", lambda: now() + next(jumps, 10))  # ten seconds pass after the first look at it
+        patch.setattr(loop, "time", lambda: now() + next(jumps, 0))  # the second look at it is too late
         run = b.batcher._next()
     assert run is not None
     assert (await asked).result == "LATE"
+    await b.batcher.drain(1)
+
+
+async def test_a_result_after_the_deadline_is_none() -> None:
+    async def run(payloads: Sequence[str], control: Control) -> list[str]:
+        while control.wants(payloads[0]):
+            time.sleep(0.01)  # no other task sees the deadline pass
+        return ["CUT SHORT"]
+
+    b = Bench()
+    b.batcher = Batcher(run, observer=b.notes, **LIMITS)
+    b.batcher.start()
+    with pytest.raises(DeadlineExceededError):
+        await b.submit("late", timeout_s=0.05)
     await b.batcher.drain(1)
 
 
