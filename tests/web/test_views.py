@@ -214,6 +214,22 @@ def test_without_a_key_nothing_is_shown_and_it_can_be_given_later(browser: Brows
         expect(page.get_by_label("Text", exact=True)).to_be_visible()
 
 
+def test_a_person_who_declines_is_not_asked_again_by_a_slower_request(browser: Browser, locked: str) -> None:
+    with open_page(browser, locked) as watched:
+        page = watched.page
+        held: list[Route] = []
+        page.route("**/info", lambda route: held.append(route))
+        page.reload()
+        page.get_by_role("button", name="Cancel").click()
+        expect(page.get_by_role("alert")).to_contain_text("This server answers only with an API key.")
+        with page.expect_response("**/info"):
+            held[0].continue_()
+        page.wait_for_timeout(200)
+        expect(page.get_by_role("dialog")).to_have_count(0)
+        page.get_by_role("button", name="Enter a key").click()
+        expect(page.get_by_role("dialog", name="API key")).to_be_visible()
+
+
 # The API page
 
 

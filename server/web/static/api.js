@@ -25,6 +25,7 @@ export const key = {
  * ask: ask for a key where the server wants one.
  */
 export async function send(path, { method = "GET", body = null, raw = false, ask = true, signal = null } = {}) {
+  const refusals = declined;
   for (;;) {
     const used = key.get();
     const headers = body === null ? {} : { "content-type": "application/json" };
@@ -33,7 +34,9 @@ export async function send(path, { method = "GET", body = null, raw = false, ask
       if (error.name === "AbortError") throw error;
       throw new ApiError(0, { message: "The server cannot be reached: see whether it still runs.", code: "unreachable" });
     });
-    if (response.status === 401 && ask && (key.get() !== used || (await askForKey(used !== null)))) continue;
+    // A person who declined while this request was on its way is not asked a second time for it.
+    const mayAsk = declined === refusals;
+    if (response.status === 401 && ask && (key.get() !== used || (mayAsk && (await askForKey(used !== null))))) continue;
     if (response.ok || raw) return response;
     throw await errorOf(response);
   }
@@ -53,6 +56,7 @@ async function errorOf(response) {
 }
 
 let asking = null;
+let declined = 0;
 
 /** Ask for a key in a dialog and keep it in this tab; return whether there is one. */
 export function askForKey(refused = false) {
@@ -74,6 +78,7 @@ export function askForKey(refused = false) {
     dialog.addEventListener("close", () => {
       const given = dialog.returnValue === "use" && field.value.trim();
       if (given) key.keep(given);
+      else declined += 1;
       dialog.remove();
       asking = null;
       document.dispatchEvent(new Event("key-changed"));
