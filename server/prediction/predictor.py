@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from opentelemetry.trace import StatusCode, Tracer, get_current_span
 
@@ -99,6 +100,7 @@ class Predictor:
         handle: AdapterHandle | None = None,
         deadline: float | None = None,
         meet: Callable[[], Awaitable[None]] | None = None,
+        records: list[Callable[[], None]] | None = None,
     ) -> answers.Prediction | ServerError:
         """Return the prediction or the error for one question, and count the outcome.
 
@@ -107,6 +109,8 @@ class Predictor:
             handle: the adapter that answers; by default the one that the question names, if the key opens it.
             deadline: time of the event loop by which it is answered; by default the server's timeout from now.
             meet: waits for other questions before this one is queued; None for none.
+            records: takes what records the prediction for its feedback, to be called once the client is given it; None
+                to record it at once.
         """
         started = time.perf_counter()
         adapter = UNKNOWN_ADAPTER
@@ -122,7 +126,7 @@ class Predictor:
                 set_status_on_exception=False,
             ) as span:
                 try:
-                    return await self._answer(question, handle, deadline or self.deadline(), meet)
+                    return await self._answer(question, handle, deadline or self.deadline(), meet, records)
                 except ServerError as error:
                     span.set_status(StatusCode.ERROR, error.code)
                     raise
@@ -150,6 +154,7 @@ class Predictor:
         handle: AdapterHandle,
         deadline: float,
         meet: Callable[[], Awaitable[None]] | None,
+        records: list[Callable[[], None]] | None,
     ) -> answers.Prediction:
         n_samples = self._n_samples(question, handle)
         choices = _choices(question, handle)
@@ -194,7 +199,8 @@ class Predictor:
             queue_ms=round(response.timing.queue_ms, 1),
             compute_ms=round(response.timing.compute_ms, 1),
         )
-        self.feedback.predicted(
+        record = partial(
+            self.feedback.predicted,
             handle,
             response.id,
             choices,
@@ -203,6 +209,10 @@ class Predictor:
             target_risk=in_force.target_risk if in_force is not None and not decision.abstained else None,
             familiarity=prediction.familiarity if given.likely is not None else None,
         )
+        if records is None:
+            record()
+        else:
+            records.append(record)
         if self._settings.feedback_rate < 1:
             response = response.model_copy(update={"feedback_requested": self.feedback.requested(response.id)})
         if question.return_samples:

@@ -1,7 +1,7 @@
 """Answers to the questions of one request, from the adapters of a model."""
 
 import asyncio
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -157,11 +157,13 @@ async def answer_questions(
         else:
             raise unknown_question(question, asked)
 
+    records: list[Callable[[], None]] = []  # of answers that are given only if no question fails
+
     async def ask(plan: _Plan, together: Together) -> answers.Prediction | ServerError:
         # Only now, because each prompt with instructions is a copy of the text.
         request = plan.request.model_copy(update={"prompt": question_text(text, plan.instructions)})
         with together.expected() as meet:
-            return await predictor.predict(request, handle=plan.handle, deadline=deadline, meet=meet)
+            return await predictor.predict(request, handle=plan.handle, deadline=deadline, meet=meet, records=records)
 
     outcomes: list[tuple[answers.Prediction | ServerError, float]] = []
     for start in range(0, len(plans), _MOST_AT_ONCE):
@@ -180,6 +182,8 @@ async def answer_questions(
         why = uncalibrated_because(plan.request, plan.handle)
         found.append(Answer(plan.question, outcome, plan.places, why, score_std))
         read.setdefault(plan.text, outcome.usage)
+    for record in records:
+        record()
     n_tokens, cached = (sum(map(attrgetter(name), read.values())) for name in ("prompt_tokens", "cached_tokens"))
     return Answered(asked.name, found, n_tokens, cached)
 

@@ -286,6 +286,21 @@ async def test_a_failing_question_fails_the_request_once(server: Running) -> Non
     assert await server.metric("blora_requests_total", adapter="unknown", outcome="model_failure") == 0
 
 
+async def test_answers_of_a_failed_request_wait_for_no_outcome(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = []
+    feedback = server.app.state.service.predictor().feedback
+    monkeypatch.setattr(feedback, "predicted", lambda _, prediction_id, *rest, **named: waiting.append(prediction_id))
+    questions = [predicate(instructions="Is it so?"), predicate(instructions="Is it POISON?")]
+    body = {"model": "open", "input": TEXT, "questions": questions}
+    assert (await server.client.post("/v1/decisions", json=body)).status_code == 500
+    assert await server.metric("blora_requests_total", adapter="open", outcome="answered") == 1
+    assert waiting == []
+    given = (await ask(server, questions[0], questions[0], model="open"))["answers"]
+    assert sorted(waiting) == sorted(answer["id"] for answer in given)
+
+
 async def test_a_request_is_answered_by_one_deadline() -> None:
     slow = engine()
     async with running(slow, timeout_s=0.1) as server:
