@@ -7,7 +7,9 @@ which this is at most delta. In terms of conformal p-values, a question lies bey
 
 The selective risk behind the gate is proved from the same rows. Given t, the rows nearer than t are independent draws
 of the questions that pass the gate, as the order statistics of a sample are; they alone are counted, without the row
-at t itself.
+at t itself. Where t is a distance that many questions have, as those with one prompt and different choices do, not
+counting the rows at t would leave these questions out of the proof. The gate is therefore at a distance that one
+reference row alone has: a larger one, if need be, beyond which lie fewer than k rows.
 
 References:
     Wilks, 1941: tolerance limits from order statistics.
@@ -18,6 +20,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
@@ -28,6 +31,9 @@ from blora.errors import ConfigError
 from blora.head_config import MOST_REFERENCE
 
 __all__ = ["Gate", "alarms_allowed", "rows_behind_gate"]
+
+# Distances that differ by less may be those of one prompt; in float32 they are computed to about 1e-6.
+_EQUAL = 1e-4
 
 
 def alarms_allowed(n: int, max_false_alarms: float, delta: float) -> int:
@@ -91,7 +97,7 @@ class Gate:
             delta: largest probability that the gate withholds more.
 
         Raises:
-            ConfigError: if there are too few rows.
+            ConfigError: if there are too few rows, or the rows that could be the gate share their distances.
         """
         reference = distances[:MOST_REFERENCE].double().sort().values
         n = len(reference)
@@ -101,6 +107,16 @@ class Gate:
                 f"got {n} rows to prove max_false_alarms {max_false_alarms} at delta {delta}, expected at least "
                 f"{needed}: bring more, or allow more; 1 withholds no question as unfamiliar"
             )
+        gaps = reference.diff() > _EQUAL
+        alone = torch.cat([gaps, gaps.new_ones(1)]) & torch.cat([gaps.new_ones(1), gaps])
+        if not bool(alone[n - 1 - n_beyond :].any()):
+            raise ConfigError(
+                f"got {n_beyond + 1} rows, the farthest ones, that share their distances, as questions with the same "
+                "prompt do, expected one with a distance of its own to place the gate at: allow max_false_alarms 1, "
+                "which withholds no question as unfamiliar"
+            )
+        while not alone[n - 1 - n_beyond]:
+            n_beyond -= 1
         return cls(max_false_alarms=max_false_alarms, n_beyond=n_beyond, reference=tuple(reference.tolist()))
 
     @property

@@ -26,8 +26,10 @@ def test_the_share_that_is_withheld_exceeds_its_limit_with_probability_delta(
     n: int, max_false_alarms: float, delta: float
 ) -> None:
     generator = torch.Generator().manual_seed(0)
-    gates = [Gate.of(torch.rand(n, generator=generator), max_false_alarms, delta) for _ in range(2000)]
-    exceeds = torch.tensor([1 - gate.distance > max_false_alarms for gate in gates])  # of uniform distances
+    wide = 1e4  # no two distances are close to one another
+    drawn = (wide * torch.rand(n, generator=generator, dtype=torch.float64) for _ in range(2000))
+    gates = [Gate.of(distances, max_false_alarms, delta) for distances in drawn]
+    exceeds = torch.tensor([1 - gate.distance / wide > max_false_alarms for gate in gates])  # of uniform distances
     [k] = {gate.n_beyond for gate in gates}
     exact = binom.cdf(k, n, max_false_alarms)
     assert exact <= delta < binom.cdf(k + 1, n, max_false_alarms)
@@ -54,6 +56,18 @@ def test_a_question_is_unfamiliar_exactly_where_it_is_beyond_the_gate(step: floa
     assert fails == (asked > gate.distance).tolist()
     assert 0 < sum(fails) < len(fails)
     assert sum(fails[:150]) <= gate.n_beyond
+
+
+def test_the_gate_is_at_a_distance_that_one_row_alone_has() -> None:
+    distances = torch.arange(200.0)
+    assert Gate.of(distances, 0.1, 0.05).distance == 187
+    distances[183:191] = 183  # eight questions with one prompt
+    distances[191] = 192 - 1e-5
+    gate = Gate.of(distances, 0.1, 0.05)
+    assert (gate.n_beyond, gate.distance) == (6, 193)
+    shared = torch.cat([torch.rand(100, generator=torch.Generator().manual_seed(0)), torch.full((100,), 2.0)])
+    with pytest.raises(ConfigError, match="share their distances.*expected one .*: allow max_false_alarms 1"):
+        Gate.of(shared, 0.1, 0.05)
 
 
 @pytest.mark.parametrize(("max_false_alarms", "delta", "needed"), [(0.05, 0.05, 59), (0.1, 0.05, 29), (0.01, 0.1, 230)])
