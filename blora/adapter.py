@@ -41,6 +41,7 @@ from blora.posterior.sizes import memory_bytes, tensor_shapes
 
 __all__ = [
     "CARD_FILE",
+    "CONFIG_FILE",
     "OWN_FILES",
     "Adapter",
     "adapter_digest",
@@ -140,8 +141,8 @@ def save_adapter(
             save_file(tensors, partial / FAMILIARITY_FILE, metadata={"format": "pt"})
         if config.modules:
             _save_lora(partial, posterior.lora if isinstance(posterior, HeadPosterior) else posterior, config, base)
-        (partial / CONFIG_FILE).write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-        (partial / CARD_FILE).write_text(model_card(config, path.name))
+        (partial / CONFIG_FILE).write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        (partial / CARD_FILE).write_text(model_card(config, path.name), encoding="utf-8")
 
 
 def _save_lora(folder: Path, posterior: Posterior, config: AdapterConfig, base: BaseModel) -> None:

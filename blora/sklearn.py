@@ -20,7 +20,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
-from blora.adapter import OWN_FILES
+from blora.adapter import OWN_FILES, adapter_digest
 from blora.client.answers import Prediction
 from blora.front_door import load, train
 from blora.model import Model
@@ -188,6 +188,11 @@ class BloraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         state = dict(super().__getstate__())
         if "adapter_path_" in state:
             folder = Path(state["adapter_path_"])
+            if "model_" in state and adapter_digest(folder) != state["model_"].adapter.digest:
+                raise ValueError(
+                    f"got adapter folder {folder}, which another fit has written since, expected this fit's: give each "
+                    "classifier an output of its own, or none"
+                )
             state["_files"] = {name: (folder / name).read_bytes() for name in OWN_FILES if (folder / name).exists()}
         return {name: value for name, value in state.items() if name not in ("model_", "adapter_path_")}
 

@@ -27,7 +27,7 @@ from blora.training.config import N_SAMPLES_TUNED, SCALES, TOLERANCE_NATS
 from blora.training.data import ExampleSet, examples_of
 from blora.training.evaluate import predict_all
 from blora.training.labels import label_set
-from blora.training.overlap import SEEN, fingerprints
+from blora.training.overlap import SEEN, check_unseen, fingerprints, seen_by
 from blora.training.provenance import machine, revision
 from blora.training.questions import as_plain
 from blora.training.recipe import Trained
@@ -133,9 +133,12 @@ def _bayesianize(
     Raises:
         AdapterError: if the directory holds no plain LoRA, or the LoRA does not fit the base model.
         ConfigError: if the LoRA's update is zero everywhere.
+        DataError: if the LoRA is an adapter that was made with some of the examples.
     """
     check_output(output)
     began = time.perf_counter()
+    seen = {"init": by_lora} if (by_lora := seen_by(path)) else {}
+    check_unseen({SEEN: seen}, examples)
     posterior = posterior_around(path, START, sampling.seed)
     linear = linear_modules(base.model)
     for name, shape in posterior.modules_shape.items():
@@ -164,7 +167,7 @@ def _bayesianize(
             "init_from": str(path),
             "seconds": time.perf_counter() - began,
             "tuning": record(examples, chosen, [lora, *trials], tolerance),
-            SEEN: {"tuning": fingerprints(examples)},
+            SEEN: seen | {"tuning": fingerprints(examples)},
         },
     )
     save_adapter(output, posterior, chosen.recalibrated(config), base)

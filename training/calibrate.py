@@ -7,11 +7,12 @@ from dataclasses import replace
 import torch
 
 from blora import calibration_file
-from blora.adapter import Adapter
+from blora.adapter import Adapter, adapter_digest
 from blora.base_model import BaseModel
 from blora.decision.asks import AskedRows, earlier_asks
 from blora.decision.calibrate import calibrate
 from blora.decision.calibration import Binding, Calibration, FormName, Goal
+from blora.errors import AdapterError
 from blora.posterior.bank import SampleBank
 from blora.posterior.decision_head import Features
 from blora.training.data import ExampleSet, one_for_each_text
@@ -38,9 +39,11 @@ def calibrate_adapter(
 
     Raises:
         BloraError: if the adapter was made with this data or some of these questions, if a question comes twice, if
-            earlier asks have used up the rows, or if the rows do not prove the goal. A failed proof adds its ask to
-            `calibration.json` and changes nothing else there.
+            earlier asks have used up the rows, if the rows do not prove the goal, or if the adapter's files have
+            changed since it was loaded. A failed proof adds its ask to `calibration.json` and changes nothing else
+            there.
     """
+    _check_current(adapter)
     path, prompt, sampling = adapter.path, adapter.config.prompt, adapter.config.sampling
     remembered = calibration_file.asked(path)  # fails before the scoring if the file is unusable
     check_unseen(adapter.config.training, examples)
@@ -62,7 +65,7 @@ def calibrate_adapter(
         fingerprints=fingerprints(examples),
         asks=(goal.ask,),
     )
-    earlier = earlier_asks(remembered, asked, goal.ask)
+    earlier_asks(remembered, asked, goal.ask)  # fails before the scoring if the rows are used up
     bank = SampleBank.draw(adapter.posterior, adapter.digest, sampling.n_samples, sampling.seed)
     familiarity = adapter.familiarity.to(base.device) if adapter.familiarity is not None else None
     distances = torch.zeros(len(rows))
@@ -72,6 +75,8 @@ def calibrate_adapter(
             distances[list(places)] = familiarity.distance(features.prompt).cpu()
 
     log_probs = predict_all(base.model, rows, bank.draws, about="calibrating", read=measure)
+    _check_current(adapter)
+    earlier = earlier_asks(calibration_file.asked(path), asked, goal.ask)  # with those of the meantime
     calibration_file.remember(path, asked)  # recorded before the result is known, so that a failed ask counts
     calibration = calibrate(
         log_probs,
@@ -85,6 +90,7 @@ def calibrate_adapter(
         earlier=earlier,
         distances=distances if familiarity is not None else None,
     )
+    _check_current(adapter)
     calibration_file.store(path, calibration)
     level = calibration.default_level
     logger.info(
@@ -93,6 +99,15 @@ def calibrate_adapter(
         100 * (level.coverage or 0),
     )
     return calibration
+
+
+def _check_current(adapter: Adapter) -> None:
+    """Raise an error unless the adapter's files are those that were loaded, so that the calibration is theirs."""
+    if adapter_digest(adapter.path) != adapter.digest:
+        raise AdapterError(
+            f"got adapter {adapter.path}, whose files have changed since it was loaded, expected the same: load it "
+            "again and calibrate that"
+        )
 
 
 def _form(kind: str) -> FormName:

@@ -25,6 +25,7 @@ from blora.decision.curves import auroc
 from blora.decision.familiarity import MOST_BYTES, Familiarity
 from blora.errors import ShapeError
 from blora.head_config import MOST_REFERENCE
+from blora.posterior.noise import generator_of
 
 __all__ = ["Candidate", "FittedFamiliarity", "fit_familiarity"]
 
@@ -129,7 +130,9 @@ def _of_kind(fitted: Familiarity, kind: FamiliarityKind, validation: Tensor) -> 
     fitted = replace(fitted, config=config)
     parts = fitted.parts(validation)
     fitted = replace(fitted, middle=parts.mean(0), spread=parts.std(0, correction=0).clamp_min(LEAST_SPREAD))
-    reference = fitted.distance(validation)[:MOST_REFERENCE]
+    # Of very many rows any will do, but the first ones may be those of some labels only.
+    some = torch.randperm(len(validation), generator=generator_of(0))[:MOST_REFERENCE]
+    reference = fitted.distance(validation)[some]
     return replace(fitted, config=replace(config, n_reference=len(reference)), reference=reference)
 
 

@@ -17,7 +17,7 @@ from blora.base_model import BaseModel
 from blora.errors import AdapterError
 from blora.posterior.decision_head import Features, HeadPosterior
 from blora.posterior.inject import inject
-from blora.training.data import read_examples, split_examples
+from blora.training.data import examples_for, split_examples
 from blora.training.familiarity import FittedFamiliarity, fit_familiarity
 from blora.training.features import read_features
 from blora.training.overlap import SEEN, check_disjoint, fingerprints
@@ -91,12 +91,11 @@ def familiarize_adapter(
             f"got adapter {adapter.name!r} without a decision head, expected one with a head, whose states "
             "a familiarity reads: train one with --head auto"
         )
-    choices = config.prompt.choices
-    examples = read_examples(data, choices=choices, split=split, columns=columns, limit=limit)
+    examples = examples_for(config, data, split=split, columns=columns, limit=limit)
     if validation is None:
         examples, held = split_examples(examples, None, None, seed=0)
     else:
-        held = read_examples(validation, choices=choices, split=validation_split, columns=columns)
+        held = examples_for(config, validation, split=validation_split, columns=columns)
         check_disjoint(examples, held)
     inject(base.model, posterior.lora.modules_shape)
     lora = posterior.lora.mean().to(base.device)

@@ -19,6 +19,7 @@ from scipy.special import softmax
 from torch import Tensor
 
 from blora.config import HeadConfig
+from blora.errors import DataError
 from blora.inference.reading import head_log_probs
 from blora.posterior.decision_head import DecisionHead, Features
 from blora.posterior.draws import Draws
@@ -295,6 +296,8 @@ def _directions(states: Tensor, n_directions: int) -> Tensor:
     values, vectors = torch.from_numpy(found).flip(0), torch.from_numpy(basis).flip(1).T
     if wide:
         vectors = vectors @ states.double() / values.clamp_min(1e-9).sqrt()[:, None]
+    if values[0] <= 0:
+        raise DataError("got training rows that the model cannot tell apart, expected at least two different texts")
     kept = max(1, int((values > 1e-6 * values[0]).sum()))
     unit = (values[:kept].sum() / (n_rows * kept)).sqrt()
     directions: Tensor = vectors[:kept] / unit

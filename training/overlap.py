@@ -9,12 +9,14 @@ probability below 10^-8.
 import hashlib
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from blora.adapter import CONFIG_FILE, read_config
 from blora.errors import AdapterError, ConfigError, DataError
 from blora.training.data import Example, ExampleSet
 
-__all__ = ["SEEN", "check_disjoint", "check_distinct", "check_unseen", "fingerprints"]
+__all__ = ["SEEN", "check_disjoint", "check_distinct", "check_unseen", "fingerprints", "joined", "seen_by"]
 
 # Key of the training record for the fingerprints by use, as in {"train": "...", "validation": "..."}.
 SEEN = "seen"
@@ -27,6 +29,28 @@ _FINGERPRINTS = re.compile(f"([0-9a-f]{{{DIGITS}}})*")
 def fingerprints(examples: ExampleSet) -> str:
     """Return the fingerprints of all questions and texts, 12 hex digits each, sorted and concatenated."""
     return "".join(sorted({one for example in examples.examples for one in _fingerprints_of(example)}))
+
+
+def joined(*known: str) -> str:
+    """Return the fingerprints of several such texts as one.
+
+    >>> joined("0123456789ab", "", "00000000000b0123456789ab")
+    '00000000000b0123456789ab'
+    """
+    return "".join(sorted({text[i : i + DIGITS] for text in known for i in range(0, len(text), DIGITS)}))
+
+
+def seen_by(folder: Path) -> str:
+    """Return the fingerprints of the questions that the adapter in a folder was made with; none for a plain LoRA.
+
+    Raises:
+        AdapterError: if the adapter's config is unusable.
+    """
+    if not (folder / CONFIG_FILE).exists():
+        return ""
+    seen = read_config(folder).training.get(SEEN, {})
+    _read(seen)
+    return joined(*seen.values())
 
 
 def check_unseen(record: Mapping[str, Any], examples: ExampleSet) -> None:

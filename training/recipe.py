@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from blora.config import AdapterConfig, HeadConfig, PosteriorConfig, PromptConfi
 from blora.decision.abstention import Policy
 from blora.decision.familiarity import Familiarity
 from blora.errors import ConfigError
-from blora.lora import read_lora
+from blora.lora import WEIGHTS_FILE, read_lora
 from blora.opening import open_base
 from blora.posterior.decision_head import HeadPosterior
 from blora.posterior.inject import default_targets, linear_targets, parse_layers, select_modules
@@ -26,7 +27,7 @@ from blora.training.checkpoints import claim, last_complete, release
 from blora.training.config import N_SAMPLES, N_SAMPLES_HEAD, NEW_PROMPT, HeadChoice, TrainConfig
 from blora.training.data import ExampleSet, examples_of, read_examples, split_examples
 from blora.training.labels import label_set
-from blora.training.overlap import SEEN, check_disjoint, fingerprints
+from blora.training.overlap import SEEN, check_disjoint, fingerprints, seen_by
 from blora.training.processes import claim_device
 from blora.training.provenance import machine, revision
 from blora.training.questions import Question, as_plain
@@ -40,6 +41,8 @@ __all__ = ["Recipe", "Trained", "train_adapter"]
 
 logger = logging.getLogger(__name__)
 
+# Settings of the adapter that do not affect its training.
+OF_THE_ADAPTER = ("policy", "n_samples", "command")
 # Training settings that do not affect the result.
 INCIDENTAL = ("work_dir", "resume", "trunk_cache_gib", "report_to")
 
@@ -138,10 +141,14 @@ def train_adapter(recipe: Recipe, output: Path, *, callbacks: Sequence[TrainerCa
     """
     if recipe.policy is not None:
         Policy.from_mapping(recipe.policy)
+    SamplingConfig(n_samples=recipe.n_samples or N_SAMPLES)
     check_output(output)
     check_tracker(recipe.training.report_to)
     train, validation, prompt = _read(recipe)
     head, layers = _plan(recipe, prompt)
+    seen = {"train": fingerprints(train), "validation": fingerprints(validation)}
+    if recipe.init_from is not None and (by_init := seen_by(recipe.init_from)):
+        seen["init"] = by_init
     processes, device = claim_device(recipe.device)
     base = open_base(recipe.base_model, device=device, dtype=recipe.dtype)
     lora = _lora_of(recipe, base, layers, below=head != "none") if layers != "none" else None
@@ -167,7 +174,7 @@ def train_adapter(recipe: Recipe, output: Path, *, callbacks: Sequence[TrainerCa
         training=_record(recipe, base, train)
         | {
             "seconds": chosen.seconds,
-            SEEN: {"train": fingerprints(train), "validation": fingerprints(validation)},
+            SEEN: seen,
             "parts": {part.name: part.metrics.to_dict() for part in parts},
             "validation": {
                 "source": validation.source,
@@ -224,8 +231,10 @@ class _Run:
 
     def checkpoint(self, prompt: PromptConfig) -> Path | None:
         """Claim the work folder, and return the checkpoint to resume from, if there is one."""
-        run = _settings(self.recipe) | {"prompt": asdict(prompt)}
+        run = _settings(self.recipe) | {"prompt": asdict(prompt), "base": self.base.ref.fingerprint}
         run |= {"train": self.train.digest, "validation": self.validation.digest}
+        if self.recipe.init_from is not None:
+            run["init"] = sha256((self.recipe.init_from / WEIGHTS_FILE).read_bytes()).hexdigest()
         work_dir = self.recipe.training.work_dir
         with self.processes.main_process_first():
             if self.processes.is_main_process:
@@ -237,7 +246,7 @@ def _plan(recipe: Recipe, prompt: PromptConfig) -> tuple[ReadoutName | Literal["
     """Return the kind of the head, and the layers to adapt.
 
     Raises:
-        ConfigError: if they exclude each other.
+        ConfigError: if they exclude each other, or the policy needs a head and there is none.
     """
     of_posterior = recipe.bayesian_layers is not None or recipe.posterior != PosteriorConfig(
         method=recipe.posterior.method, rank=recipe.posterior.rank, alpha=recipe.posterior.alpha
@@ -250,15 +259,15 @@ def _plan(recipe: Recipe, prompt: PromptConfig) -> tuple[ReadoutName | Literal["
     else:
         head = recipe.head
     if head != "none" and of_posterior:
-        raise ConfigError(
-            f"got a setting of a posterior over a LoRA with head {head}, whose LoRA is a point; use head none"
-        )
+        raise ConfigError(f"got a setting of a posterior over a LoRA with head {head}, whose LoRA is a point; use none")
     wants_lora = recipe.posterior != PosteriorConfig() or any(
         setting is not None for setting in (recipe.init_from, recipe.target_modules)
     )
     layers = recipe.layers or ("all" if head == "none" or wants_lora else "none")
     if head == "none" and layers == "none":
         raise ConfigError("got neither layers nor a head, expected one of them: leave --layers out")
+    if head == "none" and "min_familiarity" in (recipe.policy or {}):
+        raise ConfigError("got --min-familiarity without a head, whose states a familiarity reads: leave it out")
     return head, layers
 
 
@@ -367,8 +376,8 @@ def _read(recipe: Recipe) -> tuple[ExampleSet, ExampleSet, PromptConfig]:
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe as JSON, without its rows, command and settings that do not affect the result."""
-    names = [f.name for f in fields(recipe) if f.name not in ("data", "validation", "command")]
+    """Return the recipe as JSON, without its rows and settings that do not affect the training."""
+    names = [f.name for f in fields(recipe) if f.name not in ("data", "validation", *OF_THE_ADAPTER)]
     settings = {name: getattr(recipe, name) for name in names}
     settings |= {name: asdict(settings[name]) for name in ("posterior", "prompt", "sampling", "training")}
     settings["question"] = asdict(recipe.question) if recipe.question is not None else None

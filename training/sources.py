@@ -123,6 +123,8 @@ def _csv_rows(path: Path, text: str, columns: Mapping[str, str]) -> Iterator[Pla
                 continue  # a blank line
             if header is None:
                 header = cells
+                if twice := sorted({name for name in header if name and header.count(name) > 1}):
+                    raise DataError(f"{where}: got the column {twice[0]!r} twice, expected it once: rename one of them")
                 _check_columns(_renamed(dict.fromkeys(header), columns, where), where, TEMPLATE_ADVICE)
             elif len(cells) != len(header):
                 yield where, f"got {len(cells)} columns, expected the header's {len(header)}"

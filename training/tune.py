@@ -8,6 +8,7 @@ mean alone does not widen the posterior.
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from blora.adapter import check_output, load_adapter, save_adapter
 from blora.base_model import BaseModel
+from blora.checks import require
 from blora.config import MOST_LENGTH_POWER, AdapterConfig, SamplingConfig
 from blora.decision.metrics import Metrics, metrics
 from blora.decision.temperature import fit_recalibration
@@ -32,7 +34,7 @@ from blora.training.config import CACHE_GIB
 from blora.training.data import ExampleSet, examples_for
 from blora.training.evaluate import predict_all
 from blora.training.features import read_features
-from blora.training.overlap import SEEN, check_unseen, fingerprints
+from blora.training.overlap import SEEN, check_unseen, fingerprints, joined
 from blora.training.rows import LabelledRow, labels_of, lengths_of, pack_examples
 from blora.training.sources import Rows
 from blora.training.trunk import with_states
@@ -186,7 +188,11 @@ def tune(
 
     Returns:
         The chosen trial, and all trials.
+
+    Raises:
+        ConfigError: if the tolerance is negative or not finite.
     """
+    require(0 <= tolerance < math.inf, f"tolerance = {tolerance}", "nats of at least 0")
     trials = try_scales(scorer(base, posterior, rows, sampling.n_samples, sampling.seed), rows, scales)
     chosen = choose(trials, tolerance)
     posterior.widen(chosen.scale)
@@ -229,7 +235,8 @@ def tune_adapter(
     config = adapter.config
     examples = examples_for(config, data, split=split, columns=columns, limit=limit)
     seen = config.training.get(SEEN, {})
-    check_unseen({"train": config.training.get("train"), SEEN: {"train": seen.get("train", "")}}, examples)
+    trained = {use: seen[use] for use in ("train", "init") if use in seen}
+    check_unseen({"train": config.training.get("train"), SEEN: trained}, examples)
     chosen, trials = tune(
         base,
         adapter.posterior,
@@ -241,10 +248,11 @@ def tune_adapter(
     found = record(examples, chosen, trials, tolerance)
     if "tuning" in config.training:
         found["before"] = config.training["tuning"]
+    tuned_on = joined(seen.get("tuning", ""), fingerprints(examples))
     config = replace(
         chosen.recalibrated(config),
         posterior=config.posterior if isinstance(adapter.posterior, HeadPosterior) else adapter.posterior.config,
-        training=config.training | {"tuning": found, SEEN: seen | {"tuning": fingerprints(examples)}},
+        training=config.training | {"tuning": found, SEEN: seen | {"tuning": tuned_on}},
     )
     save_adapter(output, adapter.posterior, config, base, adapter.familiarity)
     logger.info("wrote %s: %s", output, chosen)

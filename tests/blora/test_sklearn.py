@@ -34,6 +34,7 @@ class Centroids:
     def __init__(self, means: dict[str, list[float]]) -> None:
         self.means = means
         self.calibrated: list[dict[str, str]] = []
+        self.adapter = SimpleNamespace(digest=json.dumps(means))
 
     def predict(self, texts: list[str], *, policy: dict[str, float] | None = None) -> list[Any]:
         return [
@@ -70,6 +71,7 @@ def load(path: str, **where: Any) -> Centroids:
 def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blora.sklearn, "train", train)
     monkeypatch.setattr(blora.sklearn, "load", load)
+    monkeypatch.setattr(blora.sklearn, "adapter_digest", lambda folder: (folder / CARD).read_text())
 
 
 class OfNumbers(BloraClassifier):
@@ -261,6 +263,16 @@ def test_a_copy_by_pickle_answers_the_same(fitted: BloraClassifier, data: tuple[
     assert np.allclose(copy.predict_proba(data[0][:5]), before, atol=1e-5)
     with pytest.raises(NotFittedError):
         clone(fitted).predict(data[0][:5])
+
+
+def test_a_folder_that_another_fit_has_written_is_not_copied(
+    base: str, data: tuple[list[str], list[str]], tmp_path: Path
+) -> None:
+    first = BloraClassifier(base_model=base, device="cpu", dtype="float32", output=tmp_path / "mine")
+    first.fit(data[0][:40], data[1][:40]).predict(data[0][:1])
+    clone(first).fit(data[0][:30], data[1][:30])
+    with pytest.raises(ValueError, match="mine, which another fit has written since, expected this fit's"):
+        pickle.dumps(first)
 
 
 def test_a_calibration_proves_the_threshold(fitted: BloraClassifier, data: tuple[list[str], list[str]]) -> None:

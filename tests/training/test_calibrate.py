@@ -10,15 +10,17 @@ import pytest
 from blora.adapter import attach, load_adapter
 from blora.base_model import load_base_model
 from blora.calibration_file import CALIBRATION_FILE, read
-from blora.decision.calibration import Calibration
+from blora.decision.calibration import Calibration, Goal
 from blora.decision.temperature import temper
 from blora.errors import AdapterError, ConfigError, DataError
 from blora.posterior.bank import SampleBank
 from blora.scores import DRAWN, SCORES
+from blora.training.calibrate import calibrate_adapter
 from blora.training.commands import calibrate, train
 from blora.training.data import read_examples
 from blora.training.evaluate import predict_all
 from blora.training.rows import pack_examples
+from tests.blora.adapters import rewrite_json
 from tests.training.toys import toy_row, train_arguments, write_jsonl
 
 GOAL = ("--target-risk", "0.2", "--delta", "0.1")
@@ -244,6 +246,32 @@ def test_goals_that_make_no_sense_are_refused_before_anything_loads(
 ) -> None:
     with pytest.raises(ConfigError, match=flag.removeprefix("--").replace("-", "_")):
         run(tmp_path / "nowhere", tmp_path / "nothing.jsonl", base_folder, flag, value)
+
+
+def test_an_adapter_that_was_replaced_since_it_was_loaded_is_not_calibrated(
+    adapter: Path, unseen: Path, base_folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(adapter, tmp_path / "toy"))
+    base = load_base_model(str(base_folder), device="cpu", dtype="float32")
+    old = load_adapter(folder, base)
+    rewrite_json(lambda raw: raw["training"].update(command="another"))(folder / "bayesian_config.json")
+    [current] = run(folder, unseen, base_folder)
+    with pytest.raises(AdapterError, match="whose files have changed since it was loaded, expected the same: load it"):
+        calibrate_adapter(old, base, read_examples(str(unseen)), Goal(target_risk=0.2, delta=0.1))
+    assert read(folder) == (current,)
+
+
+def test_an_ask_during_the_scoring_counts(
+    adapter: Path, unseen: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def meanwhile(*args: Any, **named: Any) -> Any:
+        monkeypatch.undo()
+        run(adapter, unseen, base_folder, "--target-risk", "0.3")
+        return predict_all(*args, **named)
+
+    monkeypatch.setattr("blora.training.calibrate.predict_all", meanwhile)
+    [calibration] = run(adapter, unseen, base_folder)
+    assert calibration.delta == pytest.approx(0.2)
 
 
 def test_the_file_is_json_that_others_can_read(adapter: Path, unseen: Path, base_folder: Path) -> None:

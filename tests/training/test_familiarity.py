@@ -9,6 +9,7 @@ from torch import Tensor
 from blora.decision.curves import auroc
 from blora.decision.familiarity import MOST_BYTES, p_value, stored_bytes
 from blora.errors import ShapeError
+from blora.head_config import MOST_REFERENCE
 from blora.training.familiarity import _fit, _of_kind, fit_familiarity
 
 DEPTHS = (3, 5, 9)
@@ -23,6 +24,16 @@ def rows(n: int, n_labels: int, *, spread: float, seed: int, of: int = 7) -> tup
     labels = torch.arange(n) % n_labels
     noise = torch.randn(n, F, generator=generator) * torch.linspace(2, 0.2, F)
     return means[labels] + noise, labels
+
+
+def test_of_very_many_validation_rows_the_reference_has_some_of_every_label() -> None:
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(60, 8, generator=generator)
+    sorted_by_label = torch.cat([torch.zeros(MOST_REFERENCE, 8), torch.full((500, 8), 9.0)])
+    found = fit_familiarity((1, 2), states, sorted_by_label).familiarity
+    assert found.config.n_reference == MOST_REFERENCE
+    far = int((found.reference > found.reference.min() + 1).sum())
+    assert 300 < far < 600
 
 
 def test_with_many_labels_the_direction_notices_what_resembles_none(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,5 +1,6 @@
 """`blora familiarize`: an adapter with a head gets the familiarity that its training would have given it."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from blora.adapter import FAMILIARITY_FILE, load_adapter, read_config
 from blora.calibration_file import CALIBRATION_FILE
 from blora.cli import main
 from blora.opening import open_base
+from blora.training.overlap import DIGITS
 from tests.blora.adapters import rewrite_json, saved
 from tests.training.test_head import arguments, fixed
 from tests.training.test_head_familiarity import FOREIGN, opened, rows_of
@@ -28,6 +30,10 @@ def made(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     rewrite_json(lambda raw: raw.update(familiarity=None))(folder / "bare" / "bayesian_config.json")
     (folder / "bare" / FAMILIARITY_FILE).unlink()
     return folder
+
+
+def _parts(fingerprints: str) -> list[str]:
+    return [fingerprints[i : i + DIGITS] for i in range(0, len(fingerprints), DIGITS)]
 
 
 def command(adapter: Path, base_folder: Path, data: Path, *more: str) -> list[str]:
@@ -51,6 +57,25 @@ def test_the_familiarity_is_that_of_a_training_on_the_same_rows(
     assert found.config.training["familiarity"]["n_examples"] == 60
     assert found.config.head == expected.config.head
     assert not (made / "bare" / FAMILIARITY_FILE).exists()
+
+
+def test_it_reads_requests_as_the_adapter_is_asked_them(base_folder: Path, tmp_path: Path) -> None:
+    instructions = "Which of the two colours does this text speak of?"
+    choices = [{"value": "warm", "description": "red"}, {"value": "cold"}]
+    question = {"type": "choice", "name": "colour", "instructions": instructions, "choices": choices}
+    (tmp_path / "question.json").write_text(json.dumps(question))
+    rows = [{"input": row["prompt"], "questions": [question | {"label": row["label"]}]} for row in fixed(toy_data(60))]
+    data = write_jsonl(tmp_path / "rows.jsonl", rows)
+    more = ("--question", str(tmp_path / "question.json"))
+    assert main(arguments(base_folder, data, tmp_path / "toy", *more)) == 0
+    assert main(command(tmp_path / "toy", base_folder, data, "--output", str(tmp_path / "again"))) == 0
+    base = open_base(str(base_folder), device="cpu", dtype="float32")
+    before, after = (load_adapter(tmp_path / name, base).familiarity for name in ("toy", "again"))
+    assert before is not None
+    assert after is not None
+    torch.testing.assert_close(after.center, before.center, rtol=0.1, atol=0.1)  # means of nearly the same rows
+    seen = read_config(tmp_path / "again").training["seen"]
+    assert set(_parts(seen["familiarity"])) <= set(_parts(seen["train"] + seen["validation"]))
 
 
 def test_it_takes_the_place_of_the_adapter_and_drops_its_calibration(

@@ -162,6 +162,15 @@ def fixed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"prompt": row["question"], "label": CHOICES[row["label"]]} for row in rows]
 
 
+def test_rows_that_the_model_cannot_tell_apart_are_refused(
+    base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_jsonl(tmp_path / "rows.jsonl", fixed(toy_data(2)))
+    labels = ("--choices", "|".join(CHOICES))
+    assert main(arguments(base_folder, data, tmp_path / "toy", *labels)) == 1
+    assert "got training rows that the model cannot tell apart, expected at least two" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("readout", ["linear", "pointer"])
 def test_training_writes_a_head_that_answers(readout: str, base_folder: Path, tmp_path: Path) -> None:
     rows = toy_data(80)

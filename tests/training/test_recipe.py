@@ -1,6 +1,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from blora.adapter import load_adapter
 from blora.base_model import load_base_model
@@ -138,6 +139,12 @@ REFUSED: dict[str, tuple[tuple[str, ...], type[BloraError], str]] = {
     "policy": (("--min-confidence", "1.5"), ConfigError, "got policy min_confidence = 1.5"),
     "rank": (("--rank", "0"), ConfigError, "rank = 0"),
     "bank": (("--n-samples", "0"), SystemExit, "2"),
+    "too many draws": (("--n-samples", "2000"), ConfigError, "n_samples = 2000"),
+    "a familiarity without a head": (
+        ("--min-familiarity", "0.05"),
+        ConfigError,
+        "got --min-familiarity without a head",
+    ),
     "early stopping": (("--stop-error", "0.6"), ConfigError, "stop_error = 0.6"),
     "epochs": (("--epochs", "0"), ConfigError, "got epochs = 0"),
     "learning rate": (("--learning-rate", "0"), ConfigError, "got learning_rate = 0"),
@@ -303,6 +310,29 @@ def test_a_killed_command_resumes_to_the_same_adapter(tmp_path: Path, base_folde
     for name, tensor in first.items():
         torch.testing.assert_close(second[name], tensor, rtol=0, atol=1e-5)
     assert parts.training["validation"] == pytest.approx(whole.training["validation"], abs=1e-5)
+
+
+def test_an_unfinished_run_goes_on_with_the_same_weights_and_any_number_of_draws(
+    tmp_path: Path, base_folder: Path, toy_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise AdapterError("the disk is full")
+
+    base = Path(shutil.copytree(base_folder, tmp_path / "base"))
+    with monkeypatch.context() as patch:
+        patch.setattr("blora.training.recipe.save_adapter", broken)
+        with pytest.raises(AdapterError, match="full"):
+            trained(base, toy_file, tmp_path / "toy", "--epochs", "1")
+    weights = (base / "model.safetensors").read_bytes()
+    save_file({name: 2 * tensor for name, tensor in load_file(base / "model.safetensors").items()}, base / "other")
+    (base / "other").rename(base / "model.safetensors")
+    with pytest.raises(ConfigError, match="of a run with other settings"):
+        trained(base, toy_file, tmp_path / "toy", "--epochs", "1", "--resume")
+    (base / "model.safetensors").write_bytes(weights)
+    assert (
+        trained(base, toy_file, tmp_path / "toy", "--epochs", "1", "--resume", "--n-samples", "5").sampling.n_samples
+        == 5
+    )
 
 
 @pytest.mark.model

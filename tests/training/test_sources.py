@@ -190,6 +190,13 @@ def test_rows_that_are_none_are_refused(rows: Any, message: str) -> None:
         read_examples(rows, choices=None if rows and rows != ["a", "b"] and isinstance(rows, list) else NAMES)
 
 
+def test_a_column_that_comes_twice_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "joined.csv"
+    file.write_text("prompt,label,,,label\nHelp!,a,,,b\n")
+    with pytest.raises(DataError, match="joined.csv:1: got the column 'label' twice, expected it once: rename one"):
+        read_examples(str(file))
+
+
 def test_a_column_that_we_do_not_have_is_refused() -> None:
     with pytest.raises(ConfigError, match="got columns for text, expected some of question, prompt, messages, choices"):
         read_table([GOOD], columns={"text": "question"})

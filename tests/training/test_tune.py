@@ -18,6 +18,7 @@ from blora.inference.packing import PackedRow
 from blora.posterior.noise import generator_of
 from blora.training.rows import LabelledRow
 from blora.training.tune import Trial, choose, trial_of, try_scales
+from tests.loras import make_lora
 from tests.training.toys import toy_row, train_arguments, write_jsonl
 
 
@@ -98,6 +99,16 @@ def test_the_length_power_goes_on_from_that_of_the_rows() -> None:
 
 def test_choices_that_are_all_as_long_leave_the_length_power() -> None:
     assert trial_of(1.0, log_probs(0.1), rows_of(LABELS, power=0.7)).length_power == 0.7
+
+
+@pytest.mark.parametrize("tolerance", ["-1", "nan", "inf"])
+def test_a_tolerance_that_is_none_is_refused_before_the_work(
+    base_folder: Path, toy_file: Path, tolerance: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lora, arguments = make_lora(tmp_path / "lora"), ("--base-model", str(base_folder), "--device", "cpu")
+    command = ["bayesianize", str(lora), "--data", str(toy_file), "--output", str(tmp_path / "toy"), *arguments]
+    assert main([*command, f"--tolerance={tolerance}"]) == 1
+    assert f"got tolerance = {float(tolerance)}, expected nats of at least 0" in capsys.readouterr().err
 
 
 @pytest.fixture

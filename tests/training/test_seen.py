@@ -1,0 +1,57 @@
+"""An adapter remembers every row that it was made with, whichever commands made it."""
+
+from pathlib import Path
+
+import pytest
+
+from blora.adapter import read_config
+from blora.cli import main
+from blora.errors import DataError
+from blora.training.data import read_examples
+from blora.training.overlap import check_unseen
+from tests.training.toys import toy_row, train_arguments, write_jsonl
+
+
+def rows(folder: Path, start: int) -> Path:
+    return write_jsonl(folder / f"from{start}.jsonl", [toy_row(start + index, index % 2) for index in range(20)])
+
+
+def check_refused(adapter: Path, data: Path, use: str) -> None:
+    some = data.with_name("some.jsonl")  # whose digest is that of no data set
+    some.write_text("".join(data.read_text().splitlines(keepends=True)[:10]))
+    with pytest.raises(DataError, match=rf"got 10 of 10 questions .*\({use}\)"):
+        check_unseen(read_config(adapter).training, read_examples(str(some)))
+
+
+def model(base_folder: Path) -> tuple[str, ...]:
+    return ("--base-model", str(base_folder), "--device", "cpu", "--dtype", "float32")
+
+
+def test_a_second_tuning_does_not_forget_the_rows_of_the_first(base_folder: Path, tmp_path: Path) -> None:
+    trained, first, second, unseen = (rows(tmp_path, start) for start in (100, 200, 300, 400))
+    adapter = tmp_path / "toy"
+    assert main(["train", *train_arguments(base_folder, trained, adapter, "--epochs", "1")]) == 0
+    for data in (first, second):
+        assert main(["tune", str(adapter), "--data", str(data), *model(base_folder), "--scales", "1"]) == 0
+        check_refused(adapter, data, "tuning")
+    check_refused(adapter, first, "tuning")
+    check_unseen(read_config(adapter).training, read_examples(str(unseen)))
+
+
+def test_the_rows_of_the_adapter_that_it_starts_from_are_its_own(
+    base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    earlier, later = rows(tmp_path, 100), rows(tmp_path, 200)
+    plain = ("--method", "lora", "--lora-learning-rate", "0.05", "--epochs", "1")
+    assert main(["train", *train_arguments(base_folder, earlier, tmp_path / "lora", *plain)]) == 0
+    start = ("--init-from", str(tmp_path / "lora"), "--epochs", "1")
+    assert main(["train", *train_arguments(base_folder, later, tmp_path / "toy", *start)]) == 0
+    check_refused(tmp_path / "toy", earlier, "init")
+    assert main(["tune", str(tmp_path / "toy"), "--data", str(earlier), *model(base_folder)]) == 1
+    command = ["bayesianize", str(tmp_path / "lora"), "--output", str(tmp_path / "wide"), *model(base_folder)]
+    capsys.readouterr()
+    assert main([*command, "--data", str(earlier)]) == 1
+    assert "got 20 of 20 questions in from100.jsonl that the adapter was made with" in capsys.readouterr().err
+    assert main([*command, "--data", str(later), "--scales", "0.5"]) == 0
+    check_refused(tmp_path / "wide", earlier, "init")
+    check_refused(tmp_path / "wide", later, "tuning")
