@@ -21,7 +21,7 @@ entropy and a non-negative mutual information.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +36,9 @@ from blora.errors import ShapeError
 
 __all__ = ["FEW_ROWS", "MOST_LAPSE", "Recalibration", "fit_recalibration", "fit_temperature", "temper"]
 
+# A function of (log T, power, lapse rate) with its gradient.
+Loss = Callable[[NDArray[np.float64]], tuple[float, NDArray[np.float64]]]
+
 LOG_TEMPERATURE = math.log(MOST_TEMPERATURE)
 MOST_LAPSE = 0.5
 # The prior of log T and of the power is a Cauchy density of this half width times a standard normal one.
@@ -45,6 +48,9 @@ FEW_ROWS = 100
 # The prior of the lapse rate is Beta(1, LAPSE_PRIOR), whose mean is a tenth.
 LAPSE_PRIOR = 9
 LAPSE_STARTS = (0.0, 0.1)  # initial rates of the search
+# Most log-probabilities of the search from every start: of more, evenly spaced rows find the place from which all rows
+# go on. With 64 draws of 150 choices it takes a tenth of the time.
+MOST_SEARCHED = 2**21
 
 
 def temper(log_probs: Tensor, temperature: float | Tensor, lapse: float = 0.0, present: Tensor | None = None) -> Tensor:
@@ -128,11 +134,40 @@ def fit_recalibration(log_probs: Tensor, labels: Tensor, lengths: Tensor, powers
         ShapeError: if the shapes do not fit.
         NumericalError: as in `fit_temperature`.
     """
-    alone = math.log(fit_temperature(log_probs, labels))
+    _check(log_probs, labels)
     if lengths.shape != labels.shape:
         raise ShapeError(f"got lengths {tuple(lengths.shape)}, expected {tuple(labels.shape)}, one a row")
     logs = lengths.double().log()
-    middle = logs.mean()
+    at_one_length = torch.allclose(logs, logs.mean())
+    bounds = ((-LOG_TEMPERATURE, LOG_TEMPERATURE), (0.0, 0.0) if at_one_length else powers, (0.0, MOST_LAPSE))
+    every = -(-log_probs.numel() // MOST_SEARCHED)
+    some = log_probs[:, ::every], labels[::every]
+    alone = math.log(fit_temperature(*some))
+    starts = [(log_temperature, 0.0, lapse) for log_temperature in {0.0, alone} for lapse in LAPSE_STARTS]
+
+    def search(loss: Loss, starts: Sequence[Sequence[float]]) -> list[float]:
+        tried = [minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds) for start in starts]
+        found: list[float] = min(tried, key=lambda result: float(result.fun)).x.tolist()
+        return found
+
+    found = search(_loss(*some, logs[::every], logs.mean(), len(labels)), starts)
+    if every > 1:
+        found = search(_loss(log_probs, labels, logs, logs.mean(), len(labels)), [found])
+    log_temperature, power, lapse = found
+    temperature = min(MOST_TEMPERATURE, max(1 / MOST_TEMPERATURE, math.exp(log_temperature)))  # rounding may exceed it
+    return Recalibration(temperature, power, lapse)
+
+
+def _loss(log_probs: Tensor, labels: Tensor, logs: Tensor, middle: Tensor, n_rows: int) -> Loss:
+    """Return the penalised NLL of rows and its gradient as a function of log T at a length of 1, power and lapse rate.
+
+    Args:
+        log_probs: (S, B, C) of some or all of the rows.
+        labels: (B,).
+        logs: (B,) logarithms of the lengths.
+        middle: mean logarithm of the lengths of all rows, where the temperature has its prior.
+        n_rows: number of all rows.
+    """
     absent = log_probs.isneginf()
     finite = log_probs.double().masked_fill(absent, 0.0)  # a gradient through -inf would be NaN
     present = ~absent.all(0)
@@ -140,7 +175,6 @@ def fit_recalibration(log_probs: Tensor, labels: Tensor, lengths: Tensor, powers
     picked = labels.long().expand(len(log_probs), -1)[..., None]
 
     def loss(values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        """Return the penalised NLL and its gradient in log T at a length of 1, the power and the lapse rate."""
         at = torch.tensor(values, dtype=torch.float64, requires_grad=True)
         log_temperature, power, lapse = at
         scaled = finite * (-log_temperature - power * logs).exp()[:, None]
@@ -150,18 +184,12 @@ def fit_recalibration(log_probs: Tensor, labels: Tensor, lengths: Tensor, powers
         found = -((1 - lapse) * mean + lapse * guess).clamp_min(tiny).log().mean()
         at_middle = log_temperature + power * middle
         prior = _penalty(at_middle) + _penalty(power) - (LAPSE_PRIOR - 1) * (1 - lapse).log()
-        total = found + prior / len(labels)
+        total = found + prior / n_rows
         total.backward()
         assert at.grad is not None
         return float(total.detach()), at.grad.numpy()
 
-    at_one_length = torch.allclose(logs, middle)
-    bounds = ((-LOG_TEMPERATURE, LOG_TEMPERATURE), (0.0, 0.0) if at_one_length else powers, (0.0, MOST_LAPSE))
-    starts = [(log_temperature, 0.0, lapse) for log_temperature in {0.0, alone} for lapse in LAPSE_STARTS]
-    tried = [minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds) for start in starts]
-    log_temperature, power, lapse = min(tried, key=lambda result: float(result.fun)).x.tolist()
-    temperature = min(MOST_TEMPERATURE, max(1 / MOST_TEMPERATURE, math.exp(log_temperature)))  # rounding may exceed it
-    return Recalibration(temperature, power, lapse)
+    return loss
 
 
 def _penalty(value: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from blora.config import SamplingConfig
+from blora.decision import temperature
 from blora.decision.metrics import ece, nll
 from blora.decision.temperature import MOST_LAPSE, Recalibration, fit_recalibration, fit_temperature, temper
 from blora.errors import NumericalError, ShapeError
@@ -124,6 +125,16 @@ def test_what_was_put_in_is_found(put_in: Recalibration) -> None:
     at_the_middle = [r.temperature * middle**r.power for r in (found, put_in)]
     assert float(at_the_middle[0] / at_the_middle[1]) == pytest.approx(1, abs=0.08)
     assert ece(found.of(log_probs, lengths).mean(0), labels) < 0.03
+
+
+@pytest.mark.parametrize("put_in", [Recalibration(0.5, 0.8, 0.0), Recalibration(3.0, -0.3, 0.1)])
+def test_a_search_that_begins_with_some_rows_ends_where_that_of_all_rows_does(
+    put_in: Recalibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_probs, labels, lengths = distorted(put_in, n_draws=4)
+    of_all = fit_recalibration(log_probs, labels, lengths, POWERS)
+    monkeypatch.setattr(temperature, "MOST_SEARCHED", log_probs.numel() // 10)
+    assert fit_recalibration(log_probs, labels, lengths, POWERS) == pytest.approx(of_all, abs=2e-3)
 
 
 def test_it_is_a_minimum_and_better_than_one_temperature() -> None:
