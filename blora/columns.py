@@ -3,10 +3,12 @@
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 
-__all__ = ["QUESTION_COLUMNS", "is_request", "no_question"]
+__all__ = ["MOST_CELL_CHARACTERS", "QUESTION_COLUMNS", "is_request", "no_question"]
 
 QUESTION_COLUMNS = ("question", "prompt", "messages")
 OTHER_COLUMNS = ("choices", "label", "label_index", "label_text", "answerKey", "id")
+# Bound on the memory that one CSV cell takes, a thousand times that of Python's csv.
+MOST_CELL_CHARACTERS = 2**27
 # Common names of text columns in other data sets.
 USUAL_NAMES = ("text", "input", "query", "sentence", "content", "instruction", "body", "utterance", "ticket")
 

@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from blora.errors import ConfigError
 from blora.hub.name import HubName, place_of
 
-__all__ = ["AdapterSource", "Settings"]
+__all__ = ["AdapterSource", "OfflineSettings", "Settings", "first_problem"]
 
 
 class AdapterSource(NamedTuple):
@@ -260,6 +260,29 @@ class Settings(BaseSettings):
     def adapter_sources(self) -> tuple[AdapterSource, ...]:
         """Entries of `adapters`, split at the first '='."""
         return tuple(_parse_source(entry) for entry in self.adapters)
+
+
+class OfflineSettings(Settings):
+    """Settings of a run without a server, which ignores the variables BLORA_* of a server on the same machine."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return the constructor's arguments as the only source."""
+        return (init_settings,)
+
+
+def first_problem(exc: ValidationError) -> str:
+    """Return the first problem of invalid settings in one line, with its flag."""
+    problem = exc.errors(include_url=False)[0]
+    where = "".join(f"--{str(part).replace('_', '-')}: " for part in problem["loc"][:1])
+    return where + problem["msg"].removeprefix("Value error, ")
 
 
 def _parse_source(entry: str) -> AdapterSource:

@@ -13,7 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
-from blora.columns import OTHER_COLUMNS, QUESTION_COLUMNS, is_request, no_question
+from blora.columns import MOST_CELL_CHARACTERS, OTHER_COLUMNS, QUESTION_COLUMNS, is_request, no_question
 from blora.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -113,6 +113,7 @@ def _json_rows(path: Path, text: str, columns: Mapping[str, str]) -> Iterator[Pl
 
 
 def _csv_rows(path: Path, text: str, columns: Mapping[str, str]) -> Iterator[Place]:
+    csv.field_size_limit(MOST_CELL_CHARACTERS)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] | None = None
     first_line = 1  # of the row being read, which may span several

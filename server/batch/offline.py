@@ -24,7 +24,7 @@ from blora.server.prediction.service import Service
 from blora.server.schemas.requests import PredictRequest
 from blora.server.schemas.responses import error_body
 from blora.server.schemas.validation import invalid_request
-from blora.server.settings import Settings
+from blora.server.settings import OfflineSettings, Settings, first_problem
 
 __all__ = ["answer_file", "answering", "patient", "rows_done"]
 
@@ -72,10 +72,18 @@ def rows_done(output: Path) -> int:
 def patient(**given: Any) -> Settings:
     """Return settings for offline use, without the limits that protect a server from single requests.
 
+    The variables BLORA_* that configure a server have no effect.
+
     Args:
         given: settings as for a server: `adapters`, `base_model`, `device`, ...
+
+    Raises:
+        ConfigError: if a value is out of range or of the wrong type.
     """
-    return Settings(**PATIENT, **given)  # type: ignore[arg-type]
+    try:
+        return OfflineSettings(**PATIENT, **given)  # type: ignore[arg-type]
+    except ValidationError as exc:
+        raise ConfigError(first_problem(exc)) from exc
 
 
 @asynccontextmanager

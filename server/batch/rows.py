@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from blora.columns import QUESTION_COLUMNS, no_question
+from blora.columns import MOST_CELL_CHARACTERS, QUESTION_COLUMNS, no_question
 from blora.errors import DataError
 from blora.server.errors import InvalidRequestError
 
@@ -38,7 +38,8 @@ def read_questions(file: Path) -> Iterator[QuestionRow]:
     In formats that hold only text, `choices` may be separated by |, and `choices` and `messages` may be JSON.
 
     Raises:
-        DataError: if the file cannot be read in the format of its suffix, or its first row has no question column.
+        DataError: if the file cannot be read in the format of its suffix, has an unclosed quote, or its first row has
+            no question column.
     """
     readers = {".jsonl": _json_lines, ".csv": _csv, ".parquet": _parquet}
     reader = readers.get(file.suffix.lower())
@@ -49,7 +50,7 @@ def read_questions(file: Path) -> Iterator[QuestionRow]:
             if number == 0 and isinstance(row, Mapping) and not set(QUESTION_COLUMNS) & set(row):
                 raise DataError(f"{file}: {no_question(row)}")
             yield row if isinstance(row, QuestionRow) else question_of(row)
-    except (OSError, UnicodeDecodeError, csv.Error) as exc:
+    except (OSError, UnicodeDecodeError) as exc:
         raise DataError(f"{file} cannot be read as a {file.suffix} file: {exc}") from exc
 
 
@@ -94,8 +95,30 @@ def _json_lines(file: Path) -> Iterator[object]:
 
 
 def _csv(file: Path) -> Iterator[object]:
+    csv.field_size_limit(MOST_CELL_CHARACTERS)
     with file.open(encoding="utf-8-sig", newline="") as lines:
-        yield from csv.DictReader(lines)
+        rows = csv.DictReader(lines, strict=True)
+        first_line = 1  # of the row being read, which may span several
+        try:
+            header = rows.fieldnames or ()
+            first_line = rows.line_num + 1
+            for row in rows:
+                first_line = rows.line_num + 1
+                yield _too_long(row, len(header)) if None in row else row
+        except csv.Error as exc:
+            raise DataError(
+                f"{file}:{first_line}: this row is not CSV ({exc}): close each quote, and double the quotes within a "
+                "quoted cell"
+            ) from exc
+
+
+def _too_long(row: Mapping[str | None, Any], n_columns: int) -> QuestionRow:
+    """Return the error of a row whose cells beyond the header are listed under None."""
+    n_cells = n_columns + len(row[None])
+    return _unusable(
+        f"got {n_cells} cells, expected the header's {n_columns}: put double quotes around cells that contain a comma",
+        code="invalid_length",
+    )
 
 
 def _parquet(file: Path) -> Iterator[object]:

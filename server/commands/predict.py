@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from argparse import ArgumentParser, Namespace
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,7 +73,7 @@ def main(argv: list[str]) -> int:
     from blora.server.engines.torch_engine import TorchEngine
     from blora.server.schemas.requests import PredictRequest
 
-    next(read_questions(arguments.input), None)  # reports a file without questions before the model is loaded
+    deque(read_questions(arguments.input), maxlen=0)  # reports a file that cannot be read before the model is loaded
     arguments.name = _name(arguments)
     arguments.adapter = local_folder(arguments.adapter)
     fields = _fields(arguments)
@@ -80,7 +81,6 @@ def main(argv: list[str]) -> int:
         PredictRequest.model_validate({"prompt": "?", **fields})
     except ValidationError as exc:
         raise ConfigError(exc.errors(include_url=False)[0]["msg"]) from exc
-    _claim(arguments, fields)
     settings = patient(
         base_model=arguments.base_model,
         device=arguments.device,
@@ -88,6 +88,7 @@ def main(argv: list[str]) -> int:
         adapters=(f"{arguments.name}={arguments.adapter}",),
         max_batch_tokens=arguments.max_batch_tokens,
     )
+    _claim(arguments, fields)
     with tqdm(unit=" rows", disable=None) as progress:
         questions = (_with_choices(row, arguments) for row in read_questions(arguments.input))
         n_rows = asyncio.run(
@@ -134,7 +135,7 @@ def _claim(arguments: Namespace, fields: dict[str, Any]) -> None:
     if not arguments.adapter.is_dir():
         raise ConfigError(f"got adapter {arguments.adapter}, expected an existing directory")
     about = {
-        "input": [arguments.input.name, arguments.input.stat().st_size],
+        "input": [arguments.input.name, _digest(arguments.input)],
         "adapter": hashlib.sha256(b"".join(sorted(map(_content, arguments.adapter.glob("*"))))).hexdigest(),
         "base_model": arguments.base_model,
         "dtype": arguments.dtype,
@@ -152,4 +153,9 @@ def _claim(arguments: Namespace, fields: dict[str, Any]) -> None:
 
 
 def _content(file: Path) -> bytes:
-    return file.name.encode() + hashlib.sha256(file.read_bytes()).digest() if file.is_file() else b""
+    return file.name.encode() + bytes.fromhex(_digest(file)) if file.is_file() else b""
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

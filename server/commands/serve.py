@@ -11,8 +11,6 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pydantic import ValidationError
-
     from blora.server.commands.shutdown import DrainingServer
     from blora.server.prediction.service import Service
     from blora.server.settings import Settings
@@ -46,14 +44,14 @@ def main(argv: list[str]) -> int:
     from blora.server.commands.flags import read_flags
     from blora.server.commands.open_files import raise_soft_limit
     from blora.server.monitoring.logs import configure
-    from blora.server.settings import Settings
+    from blora.server.settings import Settings, first_problem
 
     drop_service_port(os.environ)
     try:
         settings = read_flags(argv)
         check_environment(os.environ, frozenset(Settings.model_fields))
     except ValidationError as exc:
-        return _give_up(_first_problem(exc))
+        return _give_up(first_problem(exc))
     except ConfigError as exc:
         return _give_up(str(exc))
     ports = {"port": settings.port}
@@ -82,12 +80,6 @@ def main(argv: list[str]) -> int:
     from blora.server.commands.shutdown import leave
 
     return leave(code, besides=before)
-
-
-def _first_problem(exc: "ValidationError") -> str:
-    problem = exc.errors(include_url=False)[0]
-    where = "".join(f"--{str(part).replace('_', '-')}: " for part in problem["loc"][:1])
-    return where + problem["msg"].removeprefix("Value error, ")
 
 
 def _give_up(message: str) -> int:
@@ -161,5 +153,6 @@ def _example(service: "Service", port: int) -> str:
     question: dict[str, Any] = {"adapter": handle.name, "prompt": "Where is my order?"}
     if handle.config.prompt.choices is None:
         question["choices"] = ["yes", "no"]
+    key = "" if service.settings.api_keys is None else ' -H "authorization: Bearer $BLORA_API_KEY"'
     page = f" Open http://{where}:{port}/ or try" if service.settings.playground else " Try"
-    return f"Ready.{page}:\n  {curl}/predict {json_of} '{json.dumps(question)}'\n"
+    return f"Ready.{page}:\n  {curl}/predict{key} {json_of} '{json.dumps(question)}'\n"

@@ -190,6 +190,12 @@ def test_rows_that_are_none_are_refused(rows: Any, message: str) -> None:
         read_examples(rows, choices=None if rows and rows != ["a", "b"] and isinstance(rows, list) else NAMES)
 
 
+def test_a_cell_may_be_long(tmp_path: Path) -> None:
+    file = tmp_path / "long.csv"
+    file.write_text(f"prompt,label,page\nHelp!,a,{'<p>' * 100_000}\nWhy?,b,\n")
+    assert len(read_examples(str(file), choices=("a", "b")).examples) == 2
+
+
 def test_a_column_that_comes_twice_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "joined.csv"
     file.write_text("prompt,label,,,label\nHelp!,a,,,b\n")

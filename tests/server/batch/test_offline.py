@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from blora.errors import AdapterError, ConfigError
-from blora.server.batch.offline import AHEAD, answer_file, rows_done
+from blora.server.batch.offline import AHEAD, answer_file, patient, rows_done
 from blora.server.batch.rows import QuestionRow
 from blora.server.errors import InvalidRequestError
 from blora.server.settings import Settings
@@ -126,3 +126,17 @@ async def test_what_cannot_be_loaded_is_told(tmp_path: Path) -> None:
     engine = FakeEngine(load_error=AdapterError("got no such folder"))
     with pytest.raises(ConfigError, match="got no such folder"):
         await answer_file(SETTINGS, engine, questions(1), tmp_path / "out", fields={})
+
+
+def test_a_servers_environment_has_no_effect_on_offline_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BLORA_DEFAULT_ADAPTER", "triage")
+    monkeypatch.setenv("BLORA_FEEDBACK_REDIS", "redis://live:6379/0")
+    monkeypatch.setenv("BLORA_MAX_PROMPT_TOKENS", "none")
+    given = patient(adapters=("mine=/adapters/mine",), max_batch_tokens=512)
+    assert (given.default_adapter, given.feedback_redis, given.max_batch_tokens) == (None, None, 512)
+    assert Settings(max_prompt_tokens=1).feedback_redis == "redis://live:6379/0"
+
+
+def test_an_offline_setting_out_of_range_is_told_in_a_line() -> None:
+    with pytest.raises(ConfigError, match=r"^--max-batch-tokens: Input should be greater than or equal to 1$"):
+        patient(max_batch_tokens=0)

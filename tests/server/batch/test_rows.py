@@ -69,6 +69,33 @@ def test_csv(tmp_path: Path) -> None:
     assert asked(file) == EXPECTED
 
 
+def test_a_row_with_more_cells_than_the_header_is_told_and_not_cut_off(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text('id,question\n1,plain\n2,My invoice is wrong, please refund\n3,"quoted, with a comma"\n')
+    plain, cut, quoted = read_questions(file)
+    assert [plain.asked, quoted.asked] == [{"prompt": "plain"}, {"prompt": "quoted, with a comma"}]
+    assert cut.asked == {}
+    assert cut.error is not None
+    assert str(cut.error) == (
+        "got 3 cells, expected the header's 2: put double quotes around cells that contain a comma"
+    )
+
+
+@pytest.mark.parametrize(("rows", "line"), [('"Hello,1\nsecond,2\n', 2), ('first,1\n"sec"ond,2\nthird,3\n', 3)])
+def test_a_quote_that_is_not_closed_takes_no_other_rows_in(tmp_path: Path, rows: str, line: int) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text(f"question,id\n{rows}")
+    with pytest.raises(DataError, match=rf"^{file}:{line}: this row is not CSV \(.*\): close each quote"):
+        list(read_questions(file))
+
+
+def test_a_long_cell_is_a_question_as_any_other(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    text = "a " * 100_000 + "a"
+    file.write_text(f"question\n{text}\nshort\n")
+    assert asked(file) == [{"prompt": text}, {"prompt": "short"}]
+
+
 def test_what_training_reads_is_read(tmp_path: Path) -> None:
     csv, jsonl = tmp_path / "rows.csv", tmp_path / "rows.jsonl"
     csv.write_text('prompt,choices\nx,"[""a"", ""b|c""]"\ny,"[not json"\n', encoding="utf-8-sig")

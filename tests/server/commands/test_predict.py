@@ -76,10 +76,22 @@ def test_another_run_does_not_go_on_with_it(folder: Path, tmp_path: Path) -> Non
     assert output.read_bytes() == before
 
 
+def test_a_run_does_not_go_on_with_questions_that_were_changed(folder: Path, tmp_path: Path) -> None:
+    questions, output = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    arguments = command(folder, output)
+    arguments[arguments.index(str(folder / "rows.jsonl"))] = str(questions)
+    codes: list[int] = []
+    for prompt in ("first", "other", "first"):  # of the same size
+        questions.write_text(json.dumps({"prompt": prompt}) + "\n")
+        codes.append(subprocess.run(arguments, capture_output=True, text=True, timeout=300).returncode)
+    assert codes == [0, 1, 0]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (("--min-confidence", "2"), "blora predict: Input should be less than or equal to 1"),
+        (("--max-batch-tokens", "0"), "blora predict: --max-batch-tokens: Input should be greater than or equal to 1"),
         (("--target-risk", "0.1"), None),
         (("--adapter", "/no/where"), "blora predict: got adapter /no/where, expected an existing directory"),
     ],
@@ -117,4 +129,15 @@ def test_a_file_without_questions_is_told_before_the_work(folder: Path, tmp_path
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].endswith("rename text to question or prompt")
+    assert not output.exists()
+
+
+def test_a_file_that_breaks_off_is_told_before_the_work(folder: Path, tmp_path: Path) -> None:
+    questions, output = tmp_path / "rows.csv", tmp_path / "out.jsonl"
+    questions.write_text("question\n" + "fine\n" * 9 + '"not closed\nfine\n')
+    arguments = command(folder, output)
+    arguments[arguments.index(str(folder / "rows.jsonl"))] = str(questions)
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert f"{questions}:11: this row is not CSV" in done.stderr.splitlines()[-1]
     assert not output.exists()

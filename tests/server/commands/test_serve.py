@@ -16,6 +16,7 @@ from blora.errors import AdapterError
 from blora.server import app as app_module
 from blora.server.commands.serve import SUMMARY, _listen, main
 from blora.server.engines.protocol import Loaded
+from blora.server.keys import line_of
 from blora.server.settings import Settings
 from tests.server.fakes import OPEN_DIGEST, FakeEngine, handle
 
@@ -54,6 +55,16 @@ def test_the_line_has_choices_where_the_adapter_has_none(
     [line] = re.findall(r"^  (curl .*)$", capsys.readouterr().err, re.MULTILINE)
     assert "http://127.0.0.1:" in line
     assert json.loads(shlex.split(line)[-1])["choices"] == ["yes", "no"]
+
+
+def test_the_line_has_the_key_that_the_server_needs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    serve_with(monkeypatch, SelfEndingEngine())
+    (tmp_path / "keys").write_text(line_of("shop", "predict", "key") + "\n")
+    assert main(["--port", "0", "--default-adapter", "triage", "--api-keys", str(tmp_path / "keys")]) == 0
+    [line] = re.findall(r"^  (curl .*)$", capsys.readouterr().err, re.MULTILINE)
+    assert ' -H "authorization: Bearer $BLORA_API_KEY" ' in line  # in quotes in which a shell puts the variable's value
 
 
 def test_without_an_adapter_the_line_loads_one(
