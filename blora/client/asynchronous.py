@@ -13,7 +13,7 @@ import httpx
 
 from blora.client.answers import Answer, Outcome, Prediction
 from blora.client.errors import ClientError, DeadlineError, MalformedAnswerError, RefusedError, UnreachableError
-from blora.client.exchange import Messages, address, check, closed, question, questions, read_answer
+from blora.client.exchange import Messages, address, authorization, check, closed, question, questions, read_answer
 from blora.client.policies import AbstainPolicy
 from blora.client.retries import Retries
 
@@ -28,7 +28,7 @@ class AsyncClient:
 
     Args:
         url: address of the server, http:// or https://.
-        api_key: API key, sent as a bearer token.
+        api_key: API key, sent as a bearer token without surrounding whitespace.
         deadline_s: seconds that a call may take, including its retries.
         abstain: policy of further abstentions beside the server's.
         retries: policy of retries.
@@ -36,7 +36,8 @@ class AsyncClient:
         transport: httpx transport, for tests.
 
     Raises:
-        ConfigError: if the address does not begin with http:// or https:// and a host.
+        ConfigError: if the address is malformed or does not begin with http:// or https:// and a host, or if the API
+            key is empty or is not printable ASCII.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class AsyncClient:
         self._retries = retries or Retries()
         self._http = httpx.AsyncClient(
             base_url=address(url),
-            headers={"authorization": f"Bearer {api_key}"} if api_key is not None else None,
+            headers=authorization(api_key),
             timeout=None,  # the deadline of a call applies instead
             limits=httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
             transport=transport,
@@ -246,6 +247,12 @@ class AsyncClient:
                 f"The answer from {self._http.base_url} cannot be decoded ({exc}): check that a blora server is "
                 "at this address, and any proxy in between"
             ) from exc
+        except httpx.LocalProtocolError:
+            # Without the cause, whose text may hold the API key.
+            raise RefusedError(
+                f"The request to {self._http.base_url} breaks the rules of HTTP and was not sent: check the client's "
+                "address and API key"
+            ) from None
         except httpx.RequestError as exc:
             raise UnreachableError(
                 f"{self._http.base_url} cannot be reached, or closed the connection ({type(exc).__name__}: {exc}): "

@@ -1,6 +1,7 @@
 """Translation of questions to request bodies, and of responses to predictions or exceptions."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import httpx
@@ -17,7 +18,7 @@ from blora.client.errors import (
 )
 from blora.errors import ConfigError
 
-__all__ = ["address", "check", "closed", "question", "questions", "read_answer"]
+__all__ = ["address", "authorization", "check", "closed", "question", "questions", "read_answer"]
 
 A = TypeVar("A", bound=Answer)
 T = TypeVar("T")
@@ -33,15 +34,33 @@ def address(url: str) -> httpx.URL:
     """Return the parsed address of a server.
 
     Raises:
-        ConfigError: if the address does not begin with http:// or https:// and a host.
+        ConfigError: if the address is malformed, or does not begin with http:// or https:// and a host.
     """
-    parsed = httpx.URL(url)
-    if parsed.scheme not in ("http", "https") or not parsed.host:
+    with suppress(httpx.InvalidURL, UnicodeError):  # UnicodeError: the host is not an internationalised name
+        parsed = httpx.URL(url)
+        if parsed.scheme in ("http", "https") and parsed.host:
+            return parsed
+    raise ConfigError(
+        f"got the address {url!r} of a server, expected http:// or https://, a host and, if any, a port number: write "
+        "it like http://127.0.0.1:8000"
+    )
+
+
+def authorization(api_key: str | None) -> dict[str, str]:
+    """Return the headers for an API key, from which surrounding whitespace is removed; none for None.
+
+    Raises:
+        ConfigError: if the key is empty or is not printable ASCII; the message does not show the key.
+    """
+    if api_key is None:
+        return {}
+    key = api_key.strip()
+    if not key or not key.isascii() or not key.isprintable():
         raise ConfigError(
-            f"got the address {url!r} of a server, expected http:// or https:// and a host: write it like "
-            "http://127.0.0.1:8000"
+            f"got an API key of {len(key)} characters, expected printable ASCII characters: pass the key as "
+            "`blora key` printed it, or None for a server without keys"
         )
-    return parsed
+    return {"authorization": f"Bearer {key}"}
 
 
 def question(asked: str | Messages, fields: Mapping[str, Any]) -> dict[str, Any]:

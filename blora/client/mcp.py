@@ -75,7 +75,8 @@ def main(argv: list[str]) -> int:
         "n_samples": arguments.n_samples,
         "policy": read_policy(arguments) or None,
     }
-    client = AsyncClient(arguments.url, api_key=os.environ.get("BLORA_API_KEY"), deadline_s=arguments.deadline_s)
+    api_key = os.environ.get("BLORA_API_KEY") or None
+    client = AsyncClient(arguments.url, api_key=api_key, deadline_s=arguments.deadline_s)
     server_of(client, about=arguments.about, fields=fields).run("stdio")
     return 0
 

@@ -60,7 +60,7 @@ class Client:
 
     Args:
         url: address of the server, http:// or https://.
-        api_key: API key, sent as a bearer token.
+        api_key: API key, sent as a bearer token without surrounding whitespace.
         deadline_s: seconds that a call may take, including its retries.
         abstain: policy of further abstentions beside the server's.
         retries: policy of retries.
@@ -68,7 +68,8 @@ class Client:
         transport: httpx transport, for tests; forked processes share it.
 
     Raises:
-        ConfigError: if the address does not begin with http:// or https:// and a host.
+        ConfigError: if the address is malformed or does not begin with http:// or https:// and a host, or if the API
+            key is empty or is not printable ASCII.
     """
 
     def __init__(

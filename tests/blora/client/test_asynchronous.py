@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import re
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,6 +26,7 @@ from blora.client.errors import (
 )
 from blora.client.policies import AbstainBelow
 from blora.client.retries import Retries
+from blora.client.synchronous import Client
 from blora.errors import ConfigError
 from tests.blora.client.predictions import body, withheld
 from tests.blora.client.scripts import FAST, SLACK_S, client_of, error, in_turn
@@ -114,10 +117,46 @@ async def test_what_cannot_be_decoded_is_no_answer_and_takes_no_other_along() ->
     assert [type(outcome) for outcome in found] == [Prediction, MalformedAnswerError, Prediction]
 
 
-@pytest.mark.parametrize("url", ["ftp://host", "localhost:8000", "127.0.0.1:8000", "//host", "http://", ""])
-def test_an_address_that_is_none_of_a_web_server_is_refused_before_any_call(url: str) -> None:
-    with pytest.raises(ConfigError, match=f"got the address '{url}' of a server, expected http:// or https://"):
-        AsyncClient(url)
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("ftp://host", "localhost:8000", "127.0.0.1:8000", "//host", "http://", ""),
+        *("http://localhost:80o0", "http://[::1", "http://xn--/"),
+    ],
+)
+@pytest.mark.parametrize("kind", [AsyncClient, Client])
+def test_an_address_that_is_none_of_a_web_server_is_refused_before_any_call(
+    url: str, kind: type[AsyncClient | Client]
+) -> None:
+    expected = re.escape(f"got the address '{url}' of a server, expected http:// or https://")
+    with pytest.raises(ConfigError, match=expected):
+        kind(url)
+
+
+async def test_a_key_from_a_file_is_sent_without_its_newline() -> None:
+    script, seen = in_turn(httpx.Response(200, json=body()))
+    async with client_of(script, api_key=" secret\r\n") as client:
+        await client.predict("why?")
+    assert seen[0].headers["authorization"] == "Bearer secret"
+
+
+@pytest.mark.parametrize("key", ["", "\n", "schlüssel", "two\nlines", "bell\a"])
+@pytest.mark.parametrize("kind", [AsyncClient, Client])
+def test_a_key_that_no_header_can_hold_is_refused_before_any_call_and_not_shown(
+    key: str, kind: type[AsyncClient | Client]
+) -> None:
+    with pytest.raises(ConfigError, match="got an API key of .* expected printable ASCII") as info:
+        kind("http://host", api_key=key)
+    assert not key.strip() or key not in str(info.value)
+
+
+async def test_a_request_that_breaks_http_is_sent_once_and_its_headers_are_not_shown() -> None:
+    script, seen = in_turn(httpx.LocalProtocolError("Illegal header value b'Bearer secret'"))
+    async with client_of(script) as client:
+        with pytest.raises(RefusedError, match="was not sent: check") as info:
+            await client.predict("why?")
+    assert len(seen) == 1
+    assert "secret" not in "".join(traceback.format_exception(info.value))
 
 
 async def test_a_field_that_json_cannot_hold_is_refused_before_it_is_sent() -> None:

@@ -2,11 +2,13 @@
 
 import io
 import json
+import re
 from typing import Any
 
 import httpx
 import pytest
 
+from blora import cli
 from blora.client import synchronous
 from blora.client.command import main
 from blora.client.errors import RefusedError
@@ -84,3 +86,19 @@ def test_help_shows_no_key(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 def test_what_is_refused_is_told() -> None:
     with pytest.raises(RefusedError, match="HTTP 422"):
         main(["bad"])
+
+
+def test_an_empty_variable_is_no_key(asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BLORA_API_KEY", "")
+    assert main(["why?"]) == 0
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(("variable", "value"), [("BLORA_API_KEY", "schlüssel"), ("BLORA_URL", "http://host:80o0")])
+def test_a_variable_that_is_wrong_gives_one_line(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(variable, value)
+    assert cli.main(["ask", "why?"]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert re.fullmatch("blora ask: got .*, expected .*: .*", line)
