@@ -1,7 +1,7 @@
 # The server with its embedded base model and the demo adapter: runs offline,
 # as a non-root user, on a read-only root file system. See docs/deploy.md.
 
-# Replaceable by a mirror of the same image, and at a release by its digest (`make digests`). Both stages use it: the virtual
+# Replaceable by a mirror of the same image, and at a release by its digest (`make image-release`). Both stages use it: the virtual
 # environment is copied between them and points at this very interpreter.
 ARG PYTHON_IMAGE=python:3.11.14-slim-trixie
 

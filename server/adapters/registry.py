@@ -46,7 +46,7 @@ class Registry:
         if default is not None and default not in self._handles and not may_come:
             raise ConfigError(
                 f"got default adapter {default!r}, expected one of the loaded ones, {_listed(self._handles)}: load "
-                "it, or choose another default"
+                "it, or choose another default with --default-adapter or BLORA_DEFAULT_ADAPTER"
                 if self._handles
                 else f"The default adapter {default!r} is not loaded, and no other is: load it."
             )

@@ -106,6 +106,15 @@ def test_every_value_is_accepted(name, settings_in):
     assert settings.default_adapter == "triage"
 
 
+def test_the_docs_replace_the_demos_default_where_they_replace_its_adapters():
+    passages = re.split(r"\n\n|```", (ROOT / "docs/deploy.md").read_text())
+    replaced = [passage for passage in passages if re.search(r"BLORA_ADAPTERS=\w", passage)]
+    assert replaced
+    for passage in replaced:
+        names = re.findall(r"(\w+)=", re.search(r"BLORA_ADAPTERS=(\S+)", passage)[1])
+        assert re.search(r"BLORA_DEFAULT_ADAPTER=(\w+)", passage)[1] in names
+
+
 def test_the_config_map_has_no_quotes():
     # kustomize keeps them as part of the value.
     assert not [v for v in config_map().values() if v[:1] in "\"'"]

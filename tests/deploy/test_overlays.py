@@ -67,7 +67,9 @@ def test_every_variable_is_a_setting(target):
 def test_every_value_is_accepted(target, monkeypatch):
     found = settings(target, monkeypatch)
     assert found.host == "0.0.0.0"
-    assert len(found.adapter_sources) in (1, 3)  # an own adapter, or one for each of the demo's questions
+    names = [source.name for source in found.adapter_sources]
+    assert len(names) in (1, 3)  # an own adapter, or one for each of the demo's questions
+    assert found.default_adapter in names  # a server with a default that it does not have does not start
     ports = {entry["name"]: entry["containerPort"] for entry in container(target)["ports"]}
     assert ports == {"http": found.port, "metrics": found.metrics_port}
 
