@@ -130,6 +130,17 @@ def test_the_page_decides_as_the_server_does(page: Page, url: str, score: str, t
     assert seen == {True, False}
 
 
+def test_an_answer_without_any_line_is_a_request_that_the_server_answers(page: Page) -> None:
+    results = ask(page, "p=0.7")
+    threshold(results).focus()
+    page.keyboard.press("Home")
+    assert outcome(results) == "answered"
+    results.get_by_text("As a request").click()
+    words = shlex.split(results.get_by_label("The request for a shell").inner_text())
+    answer = httpx.post(words[2], json=json.loads(words[-1]))
+    assert (answer.status_code, answer.json()["abstained"]) == (200, False)
+
+
 def test_the_questions_of_a_model_are_asked_at_once(page: Page) -> None:
     with page.expect_request("**/v1/predict") as sent:
         results = ask(page, "something happened", "desk")
@@ -150,6 +161,7 @@ def test_the_questions_of_a_model_are_asked_at_once(page: Page) -> None:
 def test_choices_are_typed_where_an_adapter_has_none(page: Page) -> None:
     results = ask(page, "p=0.6", "open")
     expect(results.get_by_role("alert")).to_contain_text("choices")
+    expect(page.locator(".ask-form")).to_contain_text("2 to 255, one a line")
     page.get_by_label("Choices", exact=True).fill("yes\nno | maybe")
     results = ask(page, "p=0.6", "open")
     expect(results.locator(".said")).to_have_text("yes")
@@ -211,6 +223,20 @@ def test_an_address_fills_in_a_text_and_sends_nothing(page: Page, url: str) -> N
     expect(page.get_by_label("Text", exact=True)).to_have_value("p=0.95 hello")
     expect(page.locator("#model")).to_have_value("desk")
     assert not [address for address in asked if "predict" in address or "hello" in address.partition("#")[0]]
+
+
+def test_an_address_fills_in_an_open_page_too_and_says_if_its_adapter_is_not_there(page: Page, url: str) -> None:
+    notice = page.locator("#view-ask .notice")
+    for number, (adapter, model) in enumerate((("desk.urgent", "desk"), ("open", "open"), ("nonesuch", "open"))):
+        page.evaluate("(hash) => { location.hash = hash; }", f"#ask?text=again+{number}&adapter={adapter}")
+        expect(page.get_by_label("Text", exact=True)).to_have_value(f"again {number}")
+        expect(page.locator("#model")).to_have_value(model)
+        expect(notice).to_be_visible(visible=adapter == "nonesuch")
+    expect(notice).to_contain_text('The address names the adapter "nonesuch", which is not loaded here')
+    page.reload()
+    expect(notice).to_be_visible()
+    page.locator("#model").select_option("desk")
+    expect(notice).to_be_hidden()
 
 
 def test_a_page_that_is_opened_too_early_goes_on_by_itself(browser: Browser) -> None:

@@ -55,17 +55,25 @@ def test_nothing_is_wrong_with_the_playground(sized: Page, tmp_path: Path) -> No
     expect(sized.get_by_role("img", name="Familiarity of the texts asked")).to_be_visible()
     open_all(sized)
     check(sized)
-    (tmp_path / "rows.csv").write_text("text,label\np=0.95,billing\np=0.5,\nPOISON,\n")
+    sized.evaluate("location.hash = '#ask?adapter=nonesuch'")
+    expect(sized.locator("#view-ask .notice")).to_be_visible()
+    check(sized)
+    (tmp_path / "rows.csv").write_text("text,label\np=0.95 für,billing\np=0.5,\nPOISON,\n", encoding="cp1252")
     sized.get_by_role("link", name="Table").click()
     sized.get_by_label("CSV file").set_input_files(tmp_path / "rows.csv")
     sized.get_by_role("button", name="Answer the rows").click()
     expect(sized.locator("#view-table [role=status]")).to_contain_text("3 of 3 rows")
+    expect(sized.locator("#view-table .notice")).to_be_visible()
     check(sized)
 
 
 def test_nothing_is_wrong_with_the_dialog_for_a_key(sized: Page) -> None:
     sized.evaluate("import('/web/api.js').then(({ askForKey }) => { askForKey(); })")
     sized.get_by_role("dialog").wait_for()
+    check(sized)
+    sized.get_by_label("Key", exact=True).fill("schlüssel")
+    sized.get_by_role("button", name="Use this key").click()
+    expect(sized.get_by_role("dialog")).to_contain_text("not printable ASCII")
     check(sized)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Locator, Page, Route, expect
+from playwright.sync_api import Locator, Page, expect
 
 from tests.web.browser import needs_chromium
 
@@ -26,6 +26,11 @@ PARSED = {
     'a\tb\n"x\ty"\t"say ""no"""\n': [["a", "b"], ["x\ty", 'say "no"']],
     'a,b\n"1\n2",3': [["a", "b"], ["1\n2", "3"]],
     "a,\n1,2\n\n \n": [["a", "column 2"], ["1", "2"]],
+    "a,b\n1,2,,\n": [["a", "b"], ["1", "2"]],
+}
+RAGGED = {
+    "text\nplain\nHello, my invoice is wrong, please\n": 'Line 3: got 3 cells, expected the one cell of the header. Put a text with a "," in it between double quotes.',
+    'a\tb\r\n"1\n\n2"\t3\r\n\r\n4\t5\t6': "Line 6: got 3 cells, expected the 2 cells of the header. Put a text with a tab in it",
 }
 
 
@@ -100,6 +105,25 @@ def test_answers_come_back_as_csv_with_the_files_own_columns(page: Page, file: P
     assert lines[0]["blora_label"] == "billing"
 
 
+def test_labels_come_back_from_an_export_and_later_exports_repeat_no_column(page: Page, file: Path) -> None:
+    answer(page, file)
+    for number, label in enumerate(("technical", "account", "")):
+        page.get_by_label("Label of row 1", exact=True).select_option(label)
+        text = downloaded(page, "Download answers as CSV")
+        head, *lines = csv.reader(io.StringIO(text))
+        assert len(set(head)) == len(head) == len(lines[0])
+        assert (lines[0][head.index("label")], lines[0][head.index("blora_label")]) == ("billing", label)
+        export = file.with_name(f"export-{number}.csv")
+        export.write_text(text, newline="")
+        answer(page, export)
+        expect(page.get_by_label("Label of row 1", exact=True)).to_have_value(label)
+    file.write_text("text,Blora_label\np=0.95,billing\n")
+    page.get_by_label("CSV file").set_input_files(file)
+    page.get_by_label("Label of row 1", exact=True).select_option("technical")
+    (line,) = csv.DictReader(io.StringIO(downloaded(page, "Download answers as CSV")))
+    assert {name: text for name, text in line.items() if "label" in name.lower()} == {"blora_label": "technical"}
+
+
 def test_labels_become_rows_to_train_on_and_outcomes(page: Page, file: Path) -> None:
     rows = answer(page, file)
     page.get_by_label("Label of row 2", exact=True).select_option("technical")
@@ -119,42 +143,6 @@ def test_labels_become_rows_to_train_on_and_outcomes(page: Page, file: Path) -> 
     assert rows.count() == len(ROWS)
 
 
-def test_a_full_server_is_waited_for_as_long_as_it_asks(page: Page, file: Path) -> None:
-    refusals = 3
-    asked: list[str] = []
-
-    def refuse_at_first(route: Route) -> None:
-        asked.append(route.request.url)
-        if len(asked) > refusals:
-            route.continue_()
-            return
-        error = {"message": "The queue is full.", "type": "overloaded_error", "param": None, "code": "queue_full"}
-        route.fulfill(status=429, headers={"retry-after": "1"}, json={"error": error})
-
-    page.route("**/v1/predict", refuse_at_first)
-    page.get_by_role("link", name="Table").click()
-    page.get_by_label("CSV file").set_input_files(file)
-    page.get_by_role("button", name="Answer the rows").click()
-    expect(page.locator("#view-table [role=status]")).to_contain_text("The server is full: going on in 1 s.")
-    expect(page.locator("#view-table [role=status]")).to_contain_text("5 of 5 rows")
-    assert len(asked) == len(ROWS) + refusals
-
-
-def test_no_more_than_four_rows_are_asked_at_a_time_and_stopping_stops(page: Page, tmp_path: Path) -> None:
-    (tmp_path / "many.csv").write_text("text\n" + "p=0.95\n" * 50)
-    held: list[Route] = []
-    page.route("**/v1/predict", lambda route: held.append(route))
-    page.get_by_role("link", name="Table").click()
-    page.get_by_label("CSV file").set_input_files(tmp_path / "many.csv")
-    page.get_by_role("button", name="Answer the rows").click()
-    page.wait_for_timeout(500)
-    assert len(held) == 4
-    page.get_by_role("button", name="Stop").click()
-    expect(page.get_by_role("button", name="Answer the rows")).to_be_focused()
-    assert len(held) == 4
-    expect(page.locator("#view-table [role=status]")).to_contain_text("0 of 50 rows")
-
-
 def test_a_dropped_file_is_taken(page: Page, file: Path) -> None:
     page.get_by_role("link", name="Table").click()
     data = page.evaluate_handle(
@@ -164,6 +152,23 @@ def test_a_dropped_file_is_taken(page: Page, file: Path) -> None:
     page.locator(".drop").dispatch_event("drop", {"dataTransfer": data})
     expect(page.locator("#view-table [role=status]")).to_have_text("dropped.csv: 5 rows.")
     expect(page.get_by_label("Column with the texts")).to_have_value("1")
+
+
+def test_a_file_of_windows_1252_is_read_as_such_with_a_notice(page: Page, tmp_path: Path) -> None:
+    text = "Rückerstattung für März über 20 €"
+    notice = page.locator("#view-table .notice")
+    page.get_by_role("link", name="Table").click()
+    for encoding in ("cp1252", "utf-8"):
+        (tmp_path / "excel.csv").write_text(f"id;text\n1;{text}\n", encoding=encoding)
+        with page.expect_file_chooser() as chooser:
+            page.get_by_label("CSV file").click()
+        chooser.value.set_files(tmp_path / "excel.csv")
+        expect(page.locator("#view-table [role=status]")).to_have_text("excel.csv: 1 rows.")
+        expect(page.locator("#view-table .cell-text")).to_have_text(text)
+        if encoding == "cp1252":
+            expect(notice).to_contain_text("This file is not UTF-8 and was read as Windows-1252")
+        else:
+            expect(notice).to_be_hidden()
 
 
 def test_a_file_without_rows_is_refused_in_words(page: Page, tmp_path: Path) -> None:
@@ -189,6 +194,15 @@ def test_csv_is_read_as_spreadsheets_write_it_and_written_so_that_others_read_it
     assert page.evaluate(script, text) == PARSED[text]
     written = page.evaluate("async (lines) => (await import('/web/csv.js')).writeCsv(lines)", PARSED[text])
     assert list(csv.reader(io.StringIO(written, newline=""))) == PARSED[text]
+
+
+@pytest.mark.parametrize("text", RAGGED)
+def test_a_row_with_more_cells_than_the_header_is_refused_in_words(page: Page, tmp_path: Path, text: str) -> None:
+    (tmp_path / "ragged.csv").write_text(text, newline="")
+    page.get_by_role("link", name="Table").click()
+    page.get_by_label("CSV file").set_input_files(tmp_path / "ragged.csv")
+    expect(page.locator("#view-table [role=status]")).to_contain_text(RAGGED[text])
+    expect(page.locator("#view-table tbody tr")).to_have_count(0)
 
 
 def test_a_text_that_a_spreadsheet_would_run_is_written_as_a_text(page: Page) -> None:

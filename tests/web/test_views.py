@@ -37,6 +37,12 @@ def ask(page: Page, *texts: str) -> list[dict[str, Any]]:
     return found
 
 
+def give_key(page: Page, key: str) -> None:
+    """Give a key in the dialog."""
+    page.get_by_label("Key", exact=True).fill(key)
+    page.get_by_role("button", name="Use this key").click()
+
+
 # The card
 
 
@@ -57,6 +63,34 @@ def test_a_card_shows_what_is_proved_and_what_is_not(page: Page) -> None:
     ).to_be_visible()
     expect(card.get_by_role("img", name="Reliability: 90 % right at confidence 90 %")).to_be_visible()
     expect(card).to_contain_text("NLL0.5")
+
+
+def test_a_promise_is_never_shown_as_more_than_is_proved(browser: Browser) -> None:
+    proved = calibration(HANDLES[1].digest)
+    gate = Gate(max_false_alarms=0.015, n_beyond=1, reference=tuple(i / 100 for i in range(99)))
+    levels = tuple(replace(level, target_risk=0.024, upper_bound=0.01612) for level in proved.levels[1:2])
+    quantiles = tuple(replace(each, coverage=0.994) for each in proved.quantiles)
+    proved = replace(
+        proved, levels=levels, target_risk=0.024, delta=0.004, quantiles=quantiles, coverage=0.994, gate=gate
+    )
+    desk = replace(HANDLES[1], calibration=proved)
+    with (
+        serving(FakeEngine(handles=(desk,)), default_adapter="desk") as address,
+        open_page(browser, address) as watched,
+    ):
+        page, card = watched.page, watched.page.locator("#view-card")
+        page.get_by_label("Text", exact=True).fill("p=0.95 f=0.55")
+        page.get_by_role("button", name="Ask", exact=True).click()
+        results = page.locator("#results")
+        expect(results).to_contain_text("Proved: at most 2.4 % of its answers are wrong, with probability 99.6 %")
+        expect(results).to_contain_text("Of such sets, 99.4 % hold the right choice")
+        page.get_by_role("link", name="Card").click()
+        expect(card.get_by_role("radio", name="2.4 % proved")).to_be_checked()
+        expect(card).to_contain_text("at most 2.4 % of the answers are wrong, with probability 99.6 %")
+        expect(card).to_contain_text("the upper confidence bound of that is 1.7 %.")
+        expect(card).to_contain_text("target 2.4 %")
+        expect(card.get_by_role("region", name="Prediction sets")).to_contain_text("99.4 %")
+        expect(card).to_contain_text("at most 1.5 % of all familiar texts, with probability 99.6 %")
 
 
 def test_a_card_shows_the_question_and_the_cheapest_methods(page: Page) -> None:
@@ -94,6 +128,9 @@ def test_a_card_shows_familiar_and_foreign_texts_as_they_are_asked(browser: Brow
         expect(card).to_contain_text("No text has been asked yet.")
         ask(page, *["p=0.95 f=0.01"] * 2, *["p=0.95 f=0.55"] * 48)
         page.get_by_role("link", name="Live").click()
+        expect(page.locator("#view-live")).to_contain_text(
+            re.compile(r"than the calibration allows: [\d.]+\. From 20 on")
+        )
         page.get_by_role("link", name="Card").click()
         expect(card).to_contain_text("2 of 50 texts so far are unfamiliar")
         expect(card).to_contain_text("Of 50 texts like the calibration's rows, about 1 would be.")
@@ -150,6 +187,19 @@ def test_the_live_view_counts_what_was_asked(browser: Browser) -> None:
         expect(live.get_by_role("img", name="Histogram of the familiarity of 2 texts")).to_be_visible()
 
 
+def test_the_outcomes_of_a_promise_are_those_that_the_server_asked_for(browser: Browser) -> None:
+    with serving(FakeEngine(handles=HANDLES), feedback_rate=0.5) as address, open_page(browser, address) as watched:
+        page = watched.page
+        answers = ask(page, *["p=0.95"] * 60)
+        wanted = [answer for answer in answers if answer["feedback_requested"]]
+        assert 0 < len(wanted) < 60
+        for answer in [*[each for each in answers if each not in wanted], *wanted[:-1]]:
+            page.request.post("/v1/feedback", data={"prediction_id": answer["id"], "label": "billing"})
+        page.get_by_role("link", name="Live").click()
+        row = page.locator("#view-live").get_by_role("row").filter(has_text="not refuted")
+        expect(row).to_contain_text(f"{len(wanted) - 1} of {len(wanted)}")
+
+
 def test_metrics_on_another_port_are_explained(browser: Browser) -> None:
     with serving(FakeEngine(handles=HANDLES), metrics_port=9) as address, open_page(browser, address) as watched:
         watched.page.get_by_role("link", name="Live").click()
@@ -198,8 +248,50 @@ def test_a_key_is_asked_for_and_stays_in_the_tab(browser: Browser, locked: str) 
         page.reload()
         expect(page.get_by_label("Text", exact=True)).to_be_visible()
         page.get_by_role("button", name="API key").click()
-        expect(page.get_by_role("dialog", name="API key")).to_be_visible()
+        dialog.get_by_role("button", name="Cancel").click()
+        assert page.evaluate("sessionStorage.getItem('blora-api-key')") == KEY
+        expect(page.get_by_role("button", name="API key")).to_be_visible()
+
+
+def test_another_key_leaves_the_texts_answers_and_rows_of_the_page(
+    browser: Browser, locked: str, tmp_path: Path
+) -> None:
+    with (tmp_path / "keys").open("a") as file:
+        file.write(line_of("desk", "predict", "key-of-the-desk", ["desk"]) + "\n")
+        file.write(line_of("other", "predict", "another-key") + "\n")
+    (tmp_path / "rows.csv").write_text("text\np=0.95\np=0.7\n")
+    with open_page(browser, locked) as watched:
+        page = watched.page
+        give_key(page, KEY)
+        page.get_by_label("Text", exact=True).fill("p=0.95")
+        page.get_by_role("button", name="Ask", exact=True).click()
+        expect(page.locator("#results .said")).to_have_text("billing")
+        page.get_by_role("link", name="Table").click()
+        page.get_by_label("CSV file").set_input_files(tmp_path / "rows.csv")
+        page.get_by_role("button", name="Answer the rows").click()
+        expect(page.locator("#view-table [role=status]")).to_contain_text("2 of 2 rows")
+        page.get_by_label("Label of row 2", exact=True).select_option("technical")
+        for key, models in (("another-key", ["triage", "desk", "open"]), ("key-of-the-desk", ["desk"])):
+            page.get_by_role("button", name="API key").click()
+            with page.expect_response("**/v1/adapters"):
+                give_key(page, key)
+            page.wait_for_timeout(200)
+            expect(page.locator("#model option")).to_have_text(models)
+            expect(page.locator("#results .said")).to_have_count(1 if len(models) > 1 else 0)
+            expect(page.locator("#view-table tbody .chip")).to_have_text(["billing", "withheld"])
+            expect(page.get_by_label("Label of row 2", exact=True)).to_have_value("technical")
+
+
+def test_a_key_that_no_header_can_have_is_refused_in_the_dialog(browser: Browser, locked: str) -> None:
+    with open_page(browser, locked) as watched:
+        page = watched.page
+        give_key(page, "schlüssel")
+        dialog = page.get_by_role("dialog", name="API key")
+        expect(dialog).to_contain_text("Got a key whose character 5 is not printable ASCII, expected letters, digits")
+        expect(page.get_by_label("Key", exact=True)).to_be_focused()
         assert page.evaluate("sessionStorage.length") == 0
+        give_key(page, KEY)
+        expect(page.get_by_label("Text", exact=True)).to_be_visible()
 
 
 def test_without_a_key_nothing_is_shown_and_it_can_be_given_later(browser: Browser, locked: str) -> None:

@@ -1,7 +1,7 @@
 // One answer: the verdict, the thresholds that decide, the choices under every draw, and the uncertainty in its parts.
 
 import { json } from "./api.js";
-import { h, labelled, newId, number, percent, styled, svg } from "./dom.js";
+import { h, labelled, newId, number, percent, provedPercent, styled, svg } from "./dom.js";
 import { thresholdLines } from "./thresholds.js";
 import { failures, inWords, thresholdsOf } from "./scores.js";
 
@@ -23,7 +23,9 @@ export function answerPanel({ answer, name, card, request }) {
     const changed = JSON.stringify(thresholds) !== JSON.stringify(own);
     verdict.replaceChildren(...verdictOf(answer, thresholds, changed));
     verdict.dataset.outcome = failures(answer, thresholds).length ? "withheld" : "answered";
-    command.textContent = shellCommand(changed ? { ...request, policy: thresholds } : request);
+    // The server refuses an empty policy; a confidence of 0 is one that every answer has.
+    const policy = Object.keys(thresholds).length > 0 ? thresholds : { min_confidence: 0 };
+    command.textContent = shellCommand(changed ? { ...request, policy } : request);
   };
   show(own);
   return h("article", { class: "panel answer", "aria-label": name ? `Answer to ${name}` : "Answer" },
@@ -65,8 +67,8 @@ function promiseOf(answer, card) {
   if (!policy) return "This adapter has no policy: it always answers, until you draw a line.";
   if (policy.target_risk === undefined || policy.target_risk === null) return "Thresholds of the adapter's owner; nothing is proved about them.";
   const delta = card.calibration?.delta;
-  const sure = delta === undefined ? "" : `, with probability ${percent(1 - delta)} over samples of texts like the calibration's`;
-  return `The adapter's policy. Proved: at most ${percent(policy.target_risk)} of its answers are wrong${sure}.`;
+  const sure = delta === undefined ? "" : `, with probability ${provedPercent(1 - delta)} over samples of texts like the calibration's`;
+  return `The adapter's policy. Proved: at most ${provedPercent(policy.target_risk)} of its answers are wrong${sure}.`;
 }
 
 function warningsOf(answer) {
@@ -96,7 +98,7 @@ function choicesPart(answer, card) {
     samples.length > 1 && h("p", { class: "small" }, h("strong", {}, "Leading choice by draw: "), led.join(", "), "."),
     answer.prediction_set
       ? h("p", { class: "small" }, h("strong", {}, "Prediction set: "), answer.prediction_set.join(", "),
-          coverage ? `. Of such sets, ${percent(coverage)} hold the right choice, over texts like the calibration's.` : ".")
+          coverage ? `. Of such sets, ${provedPercent(coverage)} hold the right choice, over texts like the calibration's.` : ".")
       : null);
 }
 

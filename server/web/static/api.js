@@ -15,7 +15,6 @@ export class ApiError extends Error {
 export const key = {
   get: () => sessionStorage.getItem(KEPT),
   keep: (value) => sessionStorage.setItem(KEPT, value),
-  forget: () => sessionStorage.removeItem(KEPT),
 };
 
 /**
@@ -50,9 +49,11 @@ export async function json(path, body = undefined, options = {}) {
 
 async function errorOf(response) {
   const told = await response.json().catch(() => null);
-  const detail = told?.error ?? { message: `The server answered ${response.status}.`, code: `http_${response.status}` };
+  const described = typeof told?.error?.message === "string"; // a proxy's error may be of another form
+  const { status } = response;
+  const detail = described ? told.error : { message: `The server answered ${status}.`, code: `http_${status}` };
   const after = Number(response.headers.get("retry-after") ?? NaN);
-  return new ApiError(response.status, detail, Number.isFinite(after) ? after : null);
+  return new ApiError(status, detail, Number.isFinite(after) ? after : null);
 }
 
 let asking = null;
@@ -65,10 +66,20 @@ export function askForKey(refused = false) {
     const hint = refused
       ? ["The server did not accept the last key."]
       : ["This server answers only with a key: whoever runs it makes one with ", h("code", {}, "blora key"), "."];
+    const told = h("p", { id: "key-hint" }, ...hint);
+    const check = (event) => {
+      const place = field.value.trim().search(/[^\x20-\x7e]/);
+      if (place < 0) return;
+      event.preventDefault();
+      told.textContent =
+        `Got a key whose character ${place + 1} is not printable ASCII, expected letters, digits, "-" and "_": ` +
+        "copy the key again as blora key printed it.";
+      field.setAttribute("aria-invalid", "true");
+      field.focus();
+    };
     const dialog = h("dialog", { "aria-labelledby": "key-title" },
-      h("form", { method: "dialog" },
-        h("h2", { id: "key-title" }, "API key"),
-        h("p", { id: "key-hint" }, ...hint),
+      h("form", { method: "dialog", on: { submit: check } },
+        h("h2", { id: "key-title" }, "API key"), told,
         h("div", { class: "field" }, h("label", { for: "key" }, "Key"), field),
         h("p", { class: "muted small" }, "It stays in this tab and is gone once the tab is closed."),
         h("div", { class: "row" },

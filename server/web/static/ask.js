@@ -5,21 +5,26 @@ import { answerPanel } from "./answer.js";
 import { facts, h, labelled } from "./dom.js";
 import { choicesOf, examplesFor, questionName, typedChoices } from "./models.js";
 
-/** Fill the view; `models` are those of modelsOf. */
-export function showAsk(view, models, given = {}) {
+/** Fill the view; `models` are those of modelsOf. Return a function that takes the text and the adapter of an address. */
+export function showAsk(view, models) {
   const model = h("select", { id: "model" }, models.map(({ name }) => h("option", { value: name }, name)));
   const text = h("textarea", { id: "text", rows: "5", required: true, placeholder: "Write or paste a text" });
   const choices = h("textarea", { id: "choices", rows: "4", placeholder: "One a line" });
   const about = h("div", { class: "stacked" });
+  const notice = h("p", { class: "notice", role: "alert", hidden: true });
   const button = h("button", { class: "primary", type: "submit" }, "Ask");
   const results = h("div", { id: "results" }, emptyPanel());
   const spoken = h("p", { class: "unseen", role: "status" });
   const form = h("form", { class: "panel ask-form" },
-    labelled(models.some(({ questions }) => questions.length > 1) ? "Model" : "Adapter", model),
+    labelled(models.some(({ questions }) => questions.length > 1) ? "Model" : "Adapter", model), notice,
     labelled("Text", text), about,
     h("div", { class: "row" }, button, h("span", { class: "muted small" }, "Ctrl + Enter asks too")));
   const chosen = () => models.find(({ name }) => name === model.value) ?? models[0];
-  const describe = () => about.replaceChildren(...aboutModel(chosen(), choices, (example) => { text.value = example; form.requestSubmit(); }));
+  const describe = () => {
+    notice.hidden = true;
+    const ask = (example) => { text.value = example; form.requestSubmit(); };
+    about.replaceChildren(...aboutModel(chosen(), choices, ask));
+  };
   model.addEventListener("change", describe);
   text.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
@@ -35,12 +40,20 @@ export function showAsk(view, models, given = {}) {
     spoken.textContent = words;
     results.removeAttribute("aria-busy");
   });
-  if (given.adapter && models.some(({ name }) => name === given.adapter)) model.value = given.adapter;
   view.replaceChildren(
     h("h1", { class: "unseen" }, "Ask"),
     h("div", { class: "columns" }, form, results), spoken);
   describe();
-  if (given.text) text.value = given.text;
+  return (given) => {
+    if (given.text) text.value = given.text;
+    if (!given.adapter) return;
+    const meant = models.find(({ questions }) => questions.some(({ name }) => name === given.adapter));
+    model.value = (meant ?? chosen()).name;
+    describe();
+    notice.hidden = meant !== undefined;
+    notice.textContent =
+      `The address names the adapter "${given.adapter}", which is not loaded here: choose one of the list.`;
+  };
 }
 
 function emptyPanel() {
@@ -63,7 +76,7 @@ function aboutModel(model, choices, ask) {
       h("p", { class: "label" }, "Texts to try"),
       h("div", { class: "row" }, examples.map(([name, example]) => h("button", { type: "button", class: "small", on: { click: () => ask(example) } }, name)))),
     ...shown,
-    free && labelled("Choices", choices, "2 to 64, one a line: this adapter has no fixed ones."),
+    free && labelled("Choices", choices, "2 to 255, one a line: this adapter has no fixed ones."),
   ].filter(Boolean);
 }
 

@@ -1,7 +1,7 @@
 // The card of an adapter: what it is, what its calibration proves, and where it can be trusted.
 
 import { figure, path, plane } from "./charts.js";
-import { facts, h, labelled, newId, number, percent, styled, svg, tableOf } from "./dom.js";
+import { facts, h, labelled, newId, number, percent, provedPercent, styled, svg, tableOf } from "./dom.js";
 import { familiarPart } from "./familiar.js";
 import { polling } from "./polling.js";
 import { SCORES } from "./scores.js";
@@ -93,7 +93,7 @@ function proofs(calibration) {
     const isDefault = level.target_risk === calibration.target_risk;
     const input = h("input", { type: "radio", name, id: newId("level"), checked: isDefault, on: { change: () => pick(level) } });
     return h("div", { class: "radio", "data-proved": String(level.threshold !== null) }, input,
-      h("label", { for: input.id }, percent(level.target_risk), h("span", { class: "small" }, level.threshold === null ? "not proved" : "proved")));
+      h("label", { for: input.id }, provedPercent(level.target_risk), h("span", { class: "small" }, level.threshold === null ? "not proved" : "proved")));
   });
   pick(calibration.levels.find((level) => level.target_risk === calibration.target_risk));
   const { rows } = calibration;
@@ -114,12 +114,12 @@ function proofs(calibration) {
         ]),
         h("h3", {}, "Prediction sets"),
         tableOf("Prediction sets", ["Holds the right choice", "Takes choices of probability"],
-          calibration.quantiles.map(({ coverage, quantile }) => [percent(coverage), quantile === null ? "too few rows" : `at least ${number(1 - quantile)}`]), [0, 1]))),
+          calibration.quantiles.map(({ coverage, quantile }) => [provedPercent(coverage), quantile === null ? "too few rows" : `at least ${number(1 - quantile)}`]), [0, 1]))),
   ];
 }
 
 function levelInWords(level, { delta, rows }) {
-  const target = percent(level.target_risk);
+  const target = provedPercent(level.target_risk);
   if (level.threshold === null) {
     return [
       h("p", { class: "headline" }, h("span", { class: "chip withheld" }, "Not proved")),
@@ -130,9 +130,9 @@ function levelInWords(level, { delta, rows }) {
   const side = score?.highIsCertain ? "at least" : "at most";
   return [
     h("p", { class: "headline" }, h("span", { class: "chip answered" }, "Proved"), h("span", { class: "said" }, `${percent(level.coverage)} answered`)),
-    h("p", {}, `With ${score?.title.toLowerCase() ?? level.score} ${side} ${score?.text(level.threshold) ?? number(level.threshold)}, at most ${target} of the answers are wrong, with probability ${percent(1 - delta)} over samples of texts like these rows.`),
+    h("p", {}, `With ${score?.title.toLowerCase() ?? level.score} ${side} ${score?.text(level.threshold) ?? number(level.threshold)}, at most ${target} of the answers are wrong, with probability ${provedPercent(1 - delta)} over samples of texts like these rows.`),
     shares(level),
-    h("p", { class: "small muted" }, `${percent(level.error, 1)} of the answers in the proof rows were wrong; the upper confidence bound of that is ${percent(level.upper_bound, 1)}.`),
+    h("p", { class: "small muted" }, `${percent(level.error, 1)} of the answers in the proof rows were wrong; the upper confidence bound of that is ${percent(Math.ceil(1000 * level.upper_bound) / 1000, 1)}.`),
   ];
 }
 
@@ -159,7 +159,7 @@ function riskByCoverage({ curve, rows, levels, target_risk: ownTarget }, level) 
   });
   at.element.append(
     svg("line", { class: "target", x1: at.px(0), x2: at.px(1), y1: at.py(level.target_risk), y2: at.py(level.target_risk) }),
-    svg("text", { class: "target-text", x: at.px(0) + 4, y: at.py(level.target_risk) - 5 }, `target ${percent(level.target_risk)}`),
+    svg("text", { class: "target-text", x: at.px(0) + 4, y: at.py(level.target_risk) - 5 }, `target ${provedPercent(level.target_risk)}`),
     path(curve, at, { class: "curve" }));
   if (level.threshold !== null) {
     at.element.append(svg("circle", { class: "chosen", cx: at.px(level.coverage), cy: at.py(level.error), r: 5.5 }));

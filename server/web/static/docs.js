@@ -1,6 +1,6 @@
 // The API page: routes and schemas of /openapi.json, with requests that run from the page.
 
-import { askForKey, json, key, send } from "./api.js";
+import { askForKey, json, send } from "./api.js";
 import { h, labelled, number, tableOf, withCode } from "./dom.js";
 import { exampleOf, fieldsOf, nameOf, typeOf } from "./schema.js";
 
@@ -135,7 +135,6 @@ function pretty(text) {
 }
 
 document.getElementById("key-button").addEventListener("click", async () => {
-  key.forget();
   if (await askForKey()) start();
 });
 start();

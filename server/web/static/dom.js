@@ -82,6 +82,11 @@ export function percent(share, digits = 0) {
   return `${Number(shown.toFixed(digits))} %`;
 }
 
+/** Return a target or a probability of a proof as a percentage, without rounding it to more than is proved. */
+export function provedPercent(share) {
+  return `${Number((100 * share).toPrecision(12))} %`;
+}
+
 /** Offer a text as a file. */
 export function download(name, type, text) {
   const url = URL.createObjectURL(new Blob([text], { type }));

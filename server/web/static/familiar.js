@@ -2,7 +2,7 @@
 
 import { send } from "./api.js";
 import { numbersOf, plane } from "./charts.js";
-import { h, number, percent, svg } from "./dom.js";
+import { h, number, percent, provedPercent, svg } from "./dom.js";
 import { buckets, matching, parseMetrics, tenths, total } from "./metrics.js";
 
 const TITLE = "Familiarity of the texts asked";
@@ -55,7 +55,13 @@ function gateOf(calibration) {
 
 function gateInWords(gate, calibration) {
   if (gate === null) return `${calibration ? "The calibration has no gate" : "Without a calibration there is no gate"}: no text is withheld as unfamiliar unless a request sets min_familiarity.`;
-  return `Texts with a familiarity below ${number(gate.level)} are withheld as unfamiliar: ${number(gate.beyond)} of ${number(gate.rows)} familiar rows of the calibration (${percent(gate.beyond / gate.rows, 1)}), and at most ${percent(gate.atMost)} of all familiar texts, with probability ${percent(1 - calibration.delta)}. Nothing is proved about foreign texts.`;
+  return `Texts with a familiarity below ${number(gate.level)} are withheld as unfamiliar: ${number(gate.beyond)} of ${number(gate.rows)} familiar rows of the calibration (${percent(gate.beyond / gate.rows, 1)}), and at most ${provedPercent(gate.atMost)} of all familiar texts, with probability ${provedPercent(1 - calibration.delta)}. Nothing is proved about foreign texts.`;
+}
+
+/** Return in words what the wealth of bets on a drift says. */
+export function driftInWords(wealth) {
+  return `Evidence that more texts are unfamiliar than the calibration allows: ${number(wealth)}. ` +
+    "From 20 on, the server reports a drift.";
 }
 
 function seenOf(series, adapter) {
@@ -78,7 +84,7 @@ function inWords({ asked, unfamiliar, drift }, gate) {
     h("p", {}, `Of ${texts(asked)} like the calibration's rows, ${expected === 0 ? "fewer than 1" : `about ${number(expected)}`} would be.`),
     h("dl", { class: "legend" }, [["unlike", "Unfamiliar", unfamiliar], ["alike", "Familiar", asked - unfamiliar]].map(([kind, title, count]) =>
       h("div", { class: kind }, h("dt", {}, title), h("dd", {}, `${number(count)} (${percent(count / asked, 1)})`)))),
-    drift !== undefined && h("p", { class: "small muted" }, `Evidence that more texts are unfamiliar than the calibration allows: ${number(drift)}. From 20 on, the server reports a drift.`),
+    drift !== undefined && h("p", { class: "small muted" }, driftInWords(drift)),
   ].filter(Boolean);
 }
 

@@ -2,7 +2,8 @@
 
 import { send } from "./api.js";
 import { histogram, spark } from "./charts.js";
-import { h, number, percent, tableOf } from "./dom.js";
+import { h, number, percent, provedPercent, tableOf } from "./dom.js";
+import { driftInWords } from "./familiar.js";
 import { buckets, matching, parseMetrics, quantile, tenths, total } from "./metrics.js";
 import { INTERVAL_S, polling } from "./polling.js";
 
@@ -77,14 +78,16 @@ function adapterPart(series, adapter) {
   const reasons = matching(series, "blora_abstentions_total", of).filter(({ value }) => value > 0);
   const familiar = tenths(buckets(series, "blora_familiarity", of));
   const seen = familiar.reduce((all, each) => all + each, 0);
-  const drift = matching(series, "blora_uncertainty_drift", of)[0]?.value;
+  const drift = matching(series, "blora_drift_wealth", of)[0]?.value;
   const risks = matching(series, "blora_realised_risk", of);
   const promise = risks.map(({ labels: { target_risk: target }, value }) => {
     const broken = total(series, "blora_promise_broken", { adapter, target_risk: target }) > 0;
     const bound = total(series, "blora_realised_risk_lower_bound", { adapter, target_risk: target });
-    const outcomes = total(series, "blora_outcomes_total", { adapter, target_risk: target });
-    const promised = total(series, "blora_promised_answers_total", { adapter, target_risk: target });
-    return [percent(Number(target)), percent(value, 1), percent(bound, 1), `${number(outcomes)} of ${number(promised)}`,
+    // The verdict counts the outcomes alone that the server asked for.
+    const requested = { adapter, target_risk: target, requested: "true" };
+    const outcomes = total(series, "blora_outcomes_total", requested);
+    const promised = total(series, "blora_promised_answers_total", requested);
+    return [provedPercent(Number(target)), percent(value, 1), percent(bound, 1), `${number(outcomes)} of ${number(promised)}`,
       h("span", { class: `chip ${broken ? "withheld" : "answered"}` }, broken ? "broken" : "not refuted")];
   });
   if (requestsOf === 0) return h("section", { class: "panel row spread" }, h("h2", {}, adapter), h("p", { class: "muted small" }, "Nothing asked yet."));
@@ -92,7 +95,7 @@ function adapterPart(series, adapter) {
     h("h2", {}, adapter),
     h("p", {}, `${number(count("answered"))} answered, ${number(count("abstained"))} withheld`,
       reasons.length > 0 ? `: ${reasons.map(({ labels, value }) => `${REASON_WORDS[labels.reason] ?? labels.reason} ${number(value)}`).join(", ")}.` : ".",
-      drift === undefined ? "" : ` Drift of the uncertainty since the calibration: ${number(drift)}.`),
+      drift === undefined ? "" : ` ${driftInWords(drift)}`),
     h("div", { class: "columns even" },
       h("div", {}, h("h3", {}, "Familiarity of its texts"),
         seen > 0 ? histogram(familiar, [0, 1], `Histogram of the familiarity of ${number(seen)} texts`) : h("p", { class: "muted small" }, "No text with a familiarity yet.")),

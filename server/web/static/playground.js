@@ -15,6 +15,9 @@ const problem = document.getElementById("problem");
 const keyButton = document.getElementById("key-button");
 const card = showCard(document.getElementById("view-card"));
 const live = showLive(document.getElementById("view-live"));
+let fillIn = null;
+let table = null;
+let shown = null;
 
 function wanted() {
   const [name, ...rest] = location.hash.slice(1).split("?");
@@ -44,10 +47,14 @@ async function start() {
       say("No adapter is loaded. Start the server with --adapters NAME=FOLDER, or load one with POST /v1/adapters.");
       return;
     }
+    const loaded = JSON.stringify([data, info.limits]);
+    if (loaded === shown) return; // another key for the same adapters: texts, answers and rows stay
+    shown = loaded;
     const models = modelsOf(data);
-    showAsk(document.getElementById("view-ask"), models, wanted().given);
+    fillIn = showAsk(document.getElementById("view-ask"), models);
+    fillIn(wanted().given);
     card.fill(data);
-    showTable(document.getElementById("view-table"), data, info.limits);
+    if (!table?.hasRows()) table = showTable(document.getElementById("view-table"), data, info.limits);
   } catch (error) {
     if (error.code === "not_ready") {
       say("The model is being loaded. This page goes on by itself.");
@@ -67,9 +74,11 @@ function say(text, action = null) {
 document.addEventListener("key-changed", () => { keyButton.hidden = key.get() === null; });
 keyButton.hidden = key.get() === null;
 keyButton.addEventListener("click", async () => {
-  key.forget();
   if (await askForKey()) start();
 });
-window.addEventListener("hashchange", turn);
+window.addEventListener("hashchange", () => {
+  turn();
+  fillIn?.(wanted().given);
+});
 turn();
 start();

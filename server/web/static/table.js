@@ -1,7 +1,7 @@
 // The view of a CSV file: each row answered, sorted by uncertainty, labelled by a person, and written back.
 
 import { json } from "./api.js";
-import { parseCsv, writeCsv } from "./csv.js";
+import { decoded, parseCsv, writeCsv } from "./csv.js";
 import { download, h, labelled, number, percent } from "./dom.js";
 import { choicesOf, typedChoices } from "./models.js";
 import { Runner } from "./runner.js";
@@ -9,9 +9,10 @@ import { SCORES, failures, inWords, thresholdsOf } from "./scores.js";
 
 const PAGE = 100;
 const TEXT_COLUMNS = ["prompt", "text", "question"];
+const LABEL_COLUMNS = ["blora_label", "label"]; // the first holds labels corrected here, as the view exports them
 const SHOWN = ["confidence", "mutual_information", "predictive_entropy", "familiarity"];
 
-/** Fill the view; `cards` are the adapters'. */
+/** Fill the view; `cards` are the adapters'. Return `hasRows`, which says whether filling it anew would drop rows. */
 export function showTable(view, cards, limits) {
   const adapter = h("select", { id: "table-adapter" }, cards.map(({ name }) => h("option", { value: name }, name)));
   const column = h("select", { id: "table-column" });
@@ -19,6 +20,9 @@ export function showTable(view, cards, limits) {
   const file = h("input", { type: "file", id: "table-file", accept: ".csv,text/csv" });
   const drop = h("div", { class: "drop" }, labelled("CSV file", file, "Choose a file or drop it here. It is read by this page, and only its texts are sent to the server."));
   const told = h("p", { class: "small", role: "status" });
+  const notice = h("p", { class: "notice", role: "alert", hidden: true },
+    "This file is not UTF-8 and was read as Windows-1252: see whether letters such as ä and é are right. ",
+    "If not, save it as UTF-8 and choose it again.");
   const start = h("button", { type: "button", class: "primary" }, "Answer the rows");
   const stop = h("button", { type: "button", hidden: true }, "Stop");
   const progress = h("progress", { value: 0, max: 1, "aria-label": "Rows answered", hidden: true });
@@ -27,6 +31,7 @@ export function showTable(view, cards, limits) {
   let rows = [];
   let head = [];
   let grid = null;
+  let asked = null;
 
   const card = () => cards.find(({ name }) => name === adapter.value);
   const offered = (row) => row.answer?.probabilities.map(({ choice }) => choice) ?? choicesOf(card()) ?? typedChoices(choices.value);
@@ -35,17 +40,27 @@ export function showTable(view, cards, limits) {
     settings.replaceChildren(labelled("Column with the texts", column), choicesOf(card()) === null ? labelled("Choices, one a line", choices) : "", h("div", { class: "row" }, start, stop));
   }
 
+  function lock(locked) {
+    for (const input of [adapter, column, choices, file]) input.disabled = locked;
+  }
+
   async function take(chosen) {
-    if (!chosen) return;
+    if (!chosen || file.disabled) return;
+    start.disabled = true;
     try {
-      const parsed = parseCsv(await chosen.text());
+      const { text, isUtf8 } = decoded(await chosen.arrayBuffer());
+      const parsed = parseCsv(text);
+      notice.hidden = isUtf8;
       head = parsed.head;
-      rows = parsed.rows.map((cells, index) => ({ cells, index, answer: null, error: null, label: "", reported: null }));
+      const labels = LABEL_COLUMNS.map((name) => lowered(head).indexOf(name)).find((place) => place >= 0);
+      rows = parsed.rows.map((cells, index) => ({ cells, index, label: cells[labels] ?? "" }));
     } catch (error) {
       told.textContent = error.message;
       return;
+    } finally {
+      start.disabled = false;
     }
-    const found = head.findIndex((name) => TEXT_COLUMNS.includes(name.toLowerCase()));
+    const found = lowered(head).findIndex((name) => TEXT_COLUMNS.includes(name));
     column.replaceChildren(...head.map((name, i) => h("option", { value: String(i), selected: i === Math.max(0, found) }, name)));
     told.textContent = `${chosen.name}: ${number(rows.length)} rows.`;
     describe();
@@ -53,45 +68,63 @@ export function showTable(view, cards, limits) {
   }
 
   function build() {
-    const labels = head.findIndex((name) => name.toLowerCase() === "label");
     for (const row of rows) {
       row.text = row.cells[Number(column.value)] ?? "";
-      if (labels >= 0 && !row.label) row.label = row.cells[labels] ?? "";
       Object.assign(row, { answer: null, error: null, reported: null });
     }
     grid = gridOf({ rows, offered });
     result.replaceChildren(grid.element, exportsOf({ rows, head, told, offered }));
   }
 
+  /** Ask about the rows without an answer; answers stay for as long as the question and the column do. */
   async function run() {
-    build();
+    const typed = choicesOf(card()) === null ? { choices: typedChoices(choices.value) } : {};
+    const question = { adapter: card().name, ...typed };
+    const wanted = JSON.stringify([question, column.value]);
+    if (wanted !== asked) build();
+    asked = wanted;
+    const left = rows.filter(({ answer }) => !answer);
+    if (left.length === 0) {
+      told.textContent = "Every row has an answer. Choose the file again to ask about all of them anew.";
+      return;
+    }
+    for (const row of left.filter(({ error }) => error)) {
+      row.error = null;
+      grid.refresh(row);
+    }
     const runner = new Runner({
-      bodyOf: (row) => ({ adapter: card().name, prompt: row.text, ...(choicesOf(card()) === null ? { choices: typedChoices(choices.value) } : {}) }),
+      bodyOf: (row) => ({ ...question, prompt: row.text }),
       onRow: (row) => { grid.refresh(row); count(); },
       onPause: () => count(),
     });
     const count = () => {
       const done = rows.filter(({ answer, error }) => answer || error);
       progress.value = done.length;
-      const waitS = Math.ceil((runner.pausedUntil - Date.now()) / 1000);
-      told.textContent = inShort(done, rows.length) + (waitS > 0 ? ` The server is full: going on in ${waitS} s.` : "");
+      const pause = runner.waitS > 0 ? `${runner.why}: going on in ${runner.waitS} s.` : "";
+      const end = runner.ended === null ? "" : `The run has stopped: ${runner.ended} Press "Answer the rows" to go on.`;
+      told.textContent = `${inShort(done, rows.length)} ${pause}${end}`.trim();
     };
     [start.hidden, stop.hidden, progress.hidden, progress.max] = [true, false, false, rows.length];
     stop.focus();
-    for (const input of [adapter, column, file]) input.disabled = true;
+    lock(true);
     stop.onclick = () => runner.stop();
     count();
-    await runner.run(rows);
+    await runner.run(left);
     count();
     grid.sortBy("mutual_information", "descending");
     const wasOnStop = document.activeElement === stop;
     [start.hidden, stop.hidden, progress.hidden] = [false, true, true];
     if (wasOnStop) start.focus();
-    for (const input of [adapter, column, file]) input.disabled = false;
+    lock(false);
   }
 
+  file.addEventListener("click", () => { file.value = ""; }); // so that a file can be chosen again once it was mended
   file.addEventListener("change", () => take(file.files[0]));
-  drop.addEventListener("dragover", (event) => { event.preventDefault(); drop.classList.add("over"); });
+  drop.addEventListener("dragover", (event) => {
+    event.preventDefault();
+    if (file.disabled) event.dataTransfer.dropEffect = "none";
+    else drop.classList.add("over");
+  });
   drop.addEventListener("dragleave", () => drop.classList.remove("over"));
   drop.addEventListener("drop", (event) => { event.preventDefault(); drop.classList.remove("over"); take(event.dataTransfer.files[0]); });
   for (const input of [adapter, column]) input.addEventListener("change", () => { if (rows.length) { describe(); build(); } });
@@ -100,8 +133,13 @@ export function showTable(view, cards, limits) {
     h("h1", { class: "unseen" }, "Table"),
     h("div", { class: "panel" },
       h("div", { class: "columns even" }, labelled("Adapter", adapter, `At most ${number(limits.max_prompt_tokens)} tokens a text.`), drop),
-      settings, progress, told),
+      notice, settings, progress, told),
     result);
+  return { hasRows: () => rows.length > 0 };
+}
+
+function lowered(head) {
+  return head.map((name) => name.toLowerCase());
 }
 
 function inShort(done, total) {
@@ -196,13 +234,16 @@ function exportsOf({ rows, head, told, offered }) {
   const isLabelled = (row) => offered(row).includes(row.label);
   const asCsv = () => {
     const names = ["answer", "top_choice", "abstained", "reasons", ...SCORES.map(({ name }) => name), "label"];
+    const known = lowered(head);
+    const renamed = names.map((name) => (known.includes(name) || known.includes(`blora_${name}`) ? `blora_${name}` : name));
+    // Columns of an earlier export are replaced.
+    const kept = head.map((_, i) => i).filter((i) => !renamed.includes(known[i]));
     const line = ({ cells, answer, error, label }) => [
-      ...head.map((_, i) => cells[i]),
+      ...kept.map((i) => cells[i]),
       answer?.answer, answer?.top_choice, answer?.abstained, answer ? answer.abstain_reasons.map(({ reason }) => reason).join(" ") : error,
       ...SCORES.map(({ name }) => answer?.[name]), label,
     ];
-    const renamed = names.map((name) => (head.includes(name) ? `blora_${name}` : name));
-    download("answers.csv", "text/csv", writeCsv([[...head, ...renamed], ...rows.map(line)]));
+    download("answers.csv", "text/csv", writeCsv([[...kept.map((i) => head[i]), ...renamed], ...rows.map(line)]));
   };
   const asJsonl = () => {
     const chosen = rows.filter(isLabelled);
@@ -220,6 +261,7 @@ function exportsOf({ rows, head, told, offered }) {
         sent += 1;
       } catch (error) {
         last = error.message;
+        if (error.status === 401) break;
       }
     }
     told.textContent = `${number(sent)} outcomes reported.${last ? ` ${number(chosen.length - sent)} failed: ${last}` : ""}`;
