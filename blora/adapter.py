@@ -14,6 +14,7 @@ card. Writing an adapter again replaces these files and leaves every other entry
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -51,6 +52,8 @@ __all__ = [
     "read_config",
     "save_adapter",
 ]
+
+logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "bayesian_config.json"
 POSTERIOR_FILE = "posterior.safetensors"
@@ -171,7 +174,13 @@ def _put(new: Path, folder: Path) -> None:
         config.replace(unfinished)
     else:
         unfinished.touch()
-    (folder / CALIBRATION_FILE).unlink(missing_ok=True)  # the calibration belongs to the old files
+    if (folder / CALIBRATION_FILE).exists():
+        (folder / CALIBRATION_FILE).unlink()
+        logger.warning(
+            "removed %s of the earlier adapter, with its record of asks: run blora calibrate again, on rows that no "
+            "ask has used",
+            folder / CALIBRATION_FILE,
+        )
     for name in (*(name for name in DIGESTED if name != CONFIG_FILE), CARD_FILE, CONFIG_FILE):  # the config last
         if (new / name).exists():
             (new / name).replace(folder / name)

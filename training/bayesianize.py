@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from blora.adapter import check_output, save_adapter
+from blora.adapter import CONFIG_FILE, check_output, read_config, save_adapter
 from blora.base_model import EMBEDDED, BaseModel
 from blora.config import AdapterConfig, PosteriorConfig, PromptConfig, SamplingConfig
 from blora.errors import AdapterError, ConfigError
@@ -86,20 +86,39 @@ def bayesianize_lora(
         BloraError: if the data, the base model, the LoRA or a setting is unusable.
     """
     given = {name: value for name, value in settings.items() if value is not None}
-    own_template = "template" in given
+    template_given = "template" in given
     prompt, sampling = prompt_of(given), sampling_of(given, n_samples=given.pop("n_samples", N_SAMPLES_TUNED))
     if given:
         raise ConfigError(f"got unknown settings {', '.join(given)}, expected those of `blora bayesianize --help`")
+    own = _own_prompt(path)
     table = as_plain(read_table(data, split=split, columns=columns), None, training=True)
-    choices = prompt.choices or label_set(table)
+    choices = prompt.choices or (own.choices if own is not None else label_set(table))
     examples = examples_of(table, choices)
     examples = replace(examples, examples=examples.examples[:limit])
-    prompt = replace(prompt, choices=choices, template=prompt.template if own_template else examples.template)
+    template = own.template if own is not None else examples.template
+    prompt = replace(prompt, choices=choices, template=prompt.template if template_given else template)
     base = open_base(base_model, device=device, dtype=dtype)
     chosen, trials = _bayesianize(
         path, output, base, examples, prompt, sampling, scales=scales, tolerance=tolerance, command=command
     )
     return Trained(base, chosen), trials
+
+
+def _own_prompt(path: Path) -> PromptConfig | None:
+    """Return the prompt settings of a LoRA that `blora train` made, whose choices are more than those of a few rows.
+
+    Raises:
+        AdapterError: if the directory holds an adapter that has a posterior already.
+    """
+    if not (path / CONFIG_FILE).exists():
+        return None
+    config = read_config(path)
+    if config.head is not None or config.posterior.method != "lora":
+        raise AdapterError(
+            f"got {path}, an adapter that has a posterior already, expected a plain LoRA: widen its posterior with "
+            "blora tune"
+        )
+    return config.prompt
 
 
 def _bayesianize(

@@ -1,10 +1,18 @@
-"""Warnings about an adapter that was just written."""
+"""Warnings about the rows of an adapter."""
 
 import logging
+from collections import Counter
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 from blora.decision.temperature import FEW_ROWS
 
-__all__ = ["warn_of_few_rows"]
+__all__ = ["CLOSE", "warn_of_few_rows", "warn_of_odd_labels"]
+
+# Likeness, of at most 1, from which two texts may be one text that is misspelt.
+CLOSE = 0.8
+# A label of at most so many rows may be a misspelling of another that has ten times as many.
+FEW, MANY_TIMES = 2, 10
 
 logger = logging.getLogger(__name__)
 
@@ -17,3 +25,19 @@ def warn_of_few_rows(n_rows: int) -> None:
             "accuracy, NLL and ECE are unreliable; use at least %d, better several hundred",
             *(n_rows, FEW_ROWS),
         )
+
+
+def warn_of_odd_labels(labels: Iterable[str]) -> None:
+    """Log a warning for each label that may be a misspelling of another one, which would train a choice of its own."""
+    counts = Counter(labels)
+    plain: dict[str, str] = {}
+    for label, count in counts.most_common():
+        usual = plain.setdefault(" ".join(label.split()).casefold(), label)
+        if usual == label and count <= FEW:
+            usual = next(iter(get_close_matches(label, [one for one in counts if one != label], 1, CLOSE)), label)
+            usual = usual if counts[usual] >= MANY_TIMES * count else label
+        if usual != label:
+            logger.warning(
+                "the label %r, of %d rows, may be a misspelling of %r, of %d: as it is, it is a choice of its own",
+                *(label, count, usual, counts[usual]),
+            )

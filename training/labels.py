@@ -12,14 +12,17 @@ answerKey     ARC's format: the letter of the correct choice, where choices is {
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from blora.config import MOST_CHOICES
 from blora.errors import DataError
+from blora.training.caveats import CLOSE, warn_of_odd_labels
 from blora.training.sources import Table
 
 __all__ = ["Label", "RowError", "label_set", "read_label", "settle"]
 
+REPORTED = 10  # choices named in a message
 FIELDS = ("label_index", "label_text", "label", "answerKey")
 
 
@@ -75,7 +78,13 @@ def label_set(table: Table) -> tuple[str, ...] | None:
         texts = {label for label in labels if isinstance(label, str) and not (table.untyped and _is_digits(label))}
         if not rows or any(label is not None and label not in texts for label in labels):
             return None
+        if not texts and not any(row.get(field) is not None for row in rows for field in FIELDS):
+            raise DataError(
+                f"got no label in any row of {table.name}, with the columns {', '.join(rows[0])}, expected one each: "
+                "name the column of the labels (--columns label=NAME, or columns= in Python)"
+            )
         found = tuple(sorted(texts))
+        warn_of_odd_labels([label for label in labels if label is not None])
     if not 2 <= len(found) <= MOST_CHOICES:
         raise DataError(
             f"got {len(found)} different labels in {table.name}, expected 2 to {MOST_CHOICES}; check the labels, or "
@@ -114,7 +123,7 @@ def _explicit(given: Mapping[str, Any], choices: Sequence[str], *, untyped: bool
         _check_range("label_index", index, choices)
     if (value := given.get("label_text")) is not None:
         if value not in choices:
-            raise RowError(f"got label_text {value!r:.80}, expected one of {list(choices)!r}")
+            raise RowError(f"got label_text {value!r:.80}, expected one of {_listed(choices)}{_near(value, choices)}")
         text = choices.index(value)
     if index is not None and text is not None and index != text:
         raise RowError(
@@ -134,13 +143,27 @@ def _index_or_text(value: Any, choices: Sequence[str], namings: Sequence[Sequenc
             return Label(named, named)
         if not _is_digits(value):
             expected = list(namings[0] or namings[1])
-            raise RowError(f"got label {value[:80]!r}, expected one of {expected!r} or an index")
+            raise RowError(
+                f"got label {value[:80]!r}, expected one of {_listed(expected)} or an index{_near(value, expected)}"
+            )
         value = int(value)
     if not _is_number(value):
         raise RowError(f"got label {value!r:.80}, expected the index or the text of the right choice")
     if named is None:
         _check_range("label", value, choices)
     return Label(value if 0 <= value < len(choices) else None, named)
+
+
+def _listed(choices: Sequence[str]) -> str:
+    """Return the choices as a list for an error message, of many only the first ones."""
+    more = len(choices) - REPORTED
+    return f"{list(choices)!r}" if more <= 0 else f"{list(choices[:REPORTED])!r} and {more} more"
+
+
+def _near(value: object, choices: Sequence[str]) -> str:
+    """Return the question whether a choice that reads nearly like the value is meant; empty if none does."""
+    near = get_close_matches(str(value), choices, 1, CLOSE)
+    return f"; is {near[0]!r} meant?" if near else ""
 
 
 def _check_range(field: str, index: int, choices: Sequence[str]) -> None:

@@ -16,7 +16,16 @@ from blora.adapter import CONFIG_FILE, read_config
 from blora.errors import AdapterError, ConfigError, DataError
 from blora.training.data import Example, ExampleSet
 
-__all__ = ["SEEN", "check_disjoint", "check_distinct", "check_unseen", "fingerprints", "joined", "seen_by"]
+__all__ = [
+    "SEEN",
+    "check_disjoint",
+    "check_distinct",
+    "check_unseen",
+    "fingerprints",
+    "joined",
+    "seen_among",
+    "seen_by",
+]
 
 # Key of the training record for the fingerprints by use, as in {"train": "...", "validation": "..."}.
 SEEN = "seen"
@@ -53,6 +62,17 @@ def seen_by(folder: Path) -> str:
     return joined(*seen.values())
 
 
+def seen_among(examples: ExampleSet, record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the place and the use of each question that the adapter with this training record was made with.
+
+    Raises:
+        AdapterError: if the record's fingerprints are malformed.
+    """
+    used_for = _read(record.get(SEEN, {}))
+    found = ((e.where, [used_for[one] for one in _fingerprints_of(e) if one in used_for]) for e in examples.examples)
+    return [(where, uses[0]) for where, uses in found if uses]
+
+
 def check_unseen(record: Mapping[str, Any], examples: ExampleSet) -> None:
     """Refuse questions that the adapter was trained, tuned or validated on.
 
@@ -69,17 +89,14 @@ def check_unseen(record: Mapping[str, Any], examples: ExampleSet) -> None:
         if isinstance(data, dict) and data.get("digest") == examples.digest:
             raise ConfigError(
                 f"got {examples.source}, which is the adapter's {part} data, expected rows that played no part in "
-                "making it; calibrate on rows the adapter was not trained on"
+                "making it; use other rows"
             )
-    used_for = _read(record.get(SEEN, {}))
-    found = ((e.where, [used_for[one] for one in _fingerprints_of(e) if one in used_for]) for e in examples.examples)
-    seen = [(where, uses[0]) for where, uses in found if uses]
-    if seen:
+    if seen := seen_among(examples, record):
         named = ", ".join(f"{where} ({use})" for where, use in seen[:REPORTED])
         more = f" and {len(seen) - REPORTED} more" if len(seen) > REPORTED else ""
         raise DataError(
             f"got {len(seen)} of {len(examples.examples)} questions in {examples.source} that the adapter was made "
-            f"with, expected none: {named}{more}; remove them, or calibrate on other rows"
+            f"with, expected none: {named}{more}; remove them, or use other rows"
         )
 
 

@@ -1,7 +1,8 @@
 """Result objects of an evaluation: the metrics, and everything needed to reproduce them."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from blora.adapter import Adapter
@@ -9,13 +10,18 @@ from blora.base_model import EMBEDDED, BaseModel
 from blora.config import PromptConfig
 from blora.opening import open_adapter, open_base
 from blora.posterior.bank import SampleBank
-from blora.training.data import examples_for, read_examples
+from blora.training.data import ExampleSet, examples_for, examples_of
 from blora.training.evaluate import Evaluation, evaluate_nested
-from blora.training.overlap import SEEN
+from blora.training.labels import label_set
+from blora.training.overlap import SEEN, seen_among
 from blora.training.provenance import command_line, machine, revision
+from blora.training.questions import as_plain
 from blora.training.rows import pack_examples
+from blora.training.sources import read_table
 
 __all__ = ["Subject", "results"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +67,9 @@ def results(
     if adapter is not None:
         examples = examples_for(adapter.config, data, split=split, columns=columns, limit=limit)
     else:
-        examples = read_examples(data, split=split, columns=columns, limit=limit)
+        table = as_plain(read_table(data, split=split, columns=columns), None)
+        examples = examples_of(table, label_set(table))
+        examples = replace(examples, examples=examples.examples[:limit])
     prompt = adapter.config.prompt if adapter is not None else PromptConfig(template=examples.template)
     rows = pack_examples(examples, base, prompt)
     draws = None
@@ -78,6 +86,7 @@ def results(
             "method": "head" if head is not None else posterior.method,
             "family": posterior.family if posterior.method == "bayesian" else None,
             "adapter_digest": adapter.digest,
+            "n_seen": _warn_of_seen(examples, adapter),
             "training": {name: value for name, value in adapter.config.training.items() if name != SEEN},
         }
     common: dict[str, object] = {
@@ -98,6 +107,17 @@ def results(
     served = adapter.config.sampling if adapter is not None else None
     for result in evaluate_nested(base.model, rows, draws, counts, served):
         yield record | common | _figures(result, len(rows))
+
+
+def _warn_of_seen(examples: ExampleSet, adapter: Adapter) -> int:
+    """Return the number of rows that the adapter was made with, and log a warning if there are any."""
+    seen = seen_among(examples, adapter.config.training)
+    if seen:
+        logger.warning(
+            "the adapter was made with %d of these %d rows, such as %s (%s): it does worse on new ones",
+            *(len(seen), len(examples.examples), *seen[0]),
+        )
+    return len(seen)
 
 
 def _figures(result: Evaluation, n_examples: int) -> dict[str, object]:

@@ -171,7 +171,7 @@ def test_rows_that_made_the_adapter_are_refused(
 ) -> None:
     renamed = write_jsonl(tmp_path / "renamed.jsonl", [json.loads(line) for line in toy_file.read_text().splitlines()])
     for data in (toy_file, renamed):
-        with pytest.raises(ConfigError, match="calibrate on rows the adapter was not trained on"):
+        with pytest.raises(ConfigError, match="played no part in making it; use other rows"):
             run(adapter, data, base_folder, "--limit", "15")
     assert not (adapter / CALIBRATION_FILE).exists()
 
@@ -219,7 +219,7 @@ def test_an_adapter_that_remembers_no_rows_is_calibrated_all_the_same(
     del config["training"]["seen"]
     (old / "bayesian_config.json").write_text(json.dumps(config))
     run(old, labelled_by(old, base_folder, tmp_path / "unseen.jsonl"), base_folder)
-    with pytest.raises(ConfigError, match="calibrate on rows the adapter was not trained on"):
+    with pytest.raises(ConfigError, match="played no part in making it; use other rows"):
         run(old, toy_file, base_folder)
 
 

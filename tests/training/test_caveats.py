@@ -1,11 +1,11 @@
-"""Warnings about few validation rows, in the log and from the commands."""
+"""Warnings about rows, in the log and from the commands."""
 
 from argparse import ArgumentParser
 
 import pytest
 
 from blora.decision.temperature import FEW_ROWS
-from blora.training.caveats import warn_of_few_rows
+from blora.training.caveats import warn_of_few_rows, warn_of_odd_labels
 from blora.training.commands.arguments import parse
 
 
@@ -16,6 +16,16 @@ def test_few_validation_rows_are_told_with_their_number(caplog: pytest.LogCaptur
     assert record.getMessage().startswith("there are only 6 validation rows: ")
     warn_of_few_rows(FEW_ROWS)
     assert caplog.records == [record]
+
+
+def test_labels_that_may_be_misspelt_are_named_with_what_is_meant(caplog: pytest.LogCaptureFixture) -> None:
+    warn_of_odd_labels(["card arrival"] * 40 + ["Card arrival "] + ["card arival"] * 2 + ["card lost"] * 9 + ["fraud"])
+    told = sorted(record.getMessage() for record in caplog.records)
+    assert [text.split(" may")[0] for text in told] == [
+        "the label 'Card arrival ', of 1 rows,",
+        "the label 'card arival', of 2 rows,",
+    ]
+    assert all("may be a misspelling of 'card arrival', of 40: as it is, it is a choice of its own" in t for t in told)
 
 
 @pytest.mark.parametrize(("level", "told"), [("warning", True), ("error", False)])

@@ -55,6 +55,11 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
     "index out of range": (row(label_index=2), "got label_index 2, expected an index from 0 to 1"),
     "index as text": (row(label_index="1"), "got label_index '1', expected the index of the right choice"),
     "index as bool": (row(label_index=True), "got label_index True, expected the index of the right choice"),
+    "misspelt label": (row(label="fir"), r"got label 'fir', .* or an index; is 'fire' meant\?"),
+    "one of many labels": (
+        row(choices=[f"choice {number}" for number in range(77)], label="none"),
+        r"got label 'none', expected one of \['choice 0', .*, 'choice 9'\] and 67 more or an index",
+    ),
     "unknown label text": (row(label_text="1"), r"got label_text '1', expected one of \['ice', 'fire'\]"),
     "label text that is no text": (row(label_text=1), r"got label_text 1, expected one of \['ice', 'fire'\]"),
     "index and text apart": (

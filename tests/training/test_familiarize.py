@@ -87,7 +87,7 @@ def test_it_takes_the_place_of_the_adapter_and_drops_its_calibration(
     assert main(["calibrate", str(folder), "--data", str(rows), *common]) == 0
     more = write_jsonl(tmp_path / "more.jsonl", rows_of(400, 500))
     assert main(command(folder, base_folder, more)) == 0
-    assert "run blora calibrate again" in capsys.readouterr().out
+    assert "run blora calibrate again" in capsys.readouterr().err
     assert not (folder / CALIBRATION_FILE).exists()
     familiarity = read_config(folder).familiarity
     assert familiarity is not None

@@ -12,7 +12,7 @@ from blora.base_model import load_base_model
 from blora.errors import AdapterError, BloraError, ConfigError, DataError
 from blora.training.commands import evaluate, train
 from tests.training.conftest import REVISION
-from tests.training.toys import toy_data, train_arguments, write_jsonl
+from tests.training.toys import toy_data, toy_row, train_arguments, write_jsonl
 
 REQUIRED = (
     *("method", "base_model", "dataset", "split", "seed", "n_examples", "n_samples"),
@@ -103,6 +103,30 @@ def test_the_base_model_alone_is_a_subject(tmp_path: Path, held_out: Path, base_
     assert (result["method"], result["n_samples"], result["seed"]) == ("base", 1, None)
     assert result["adapter_digest"] is None
     assert "training" not in result
+
+
+def test_rows_with_fixed_labels_are_asked_of_the_base_model_as_of_an_adapter(tmp_path: Path, base_folder: Path) -> None:
+    rows = [{"prompt": row["question"], "label": row["choices"][row["label"]]} for row in toy_data(9)]
+    data = write_jsonl(tmp_path / "fixed.jsonl", rows)
+    [result] = results(tmp_path, "base", data, base_folder, "--limit", "5")
+    assert result["n_examples"] == 5
+
+
+def test_rows_that_made_the_adapter_are_counted_with_a_warning(
+    tmp_path: Path,
+    adapters: dict[str, Path],
+    base_folder: Path,
+    toy_file: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    capsys.readouterr()
+    new = write_jsonl(tmp_path / "new.jsonl", [toy_row(60 + index, index % 2) for index in range(8)])
+    [result] = results(tmp_path / "new", adapters["bayesian"], new, base_folder)
+    assert result["n_seen"] == 0
+    assert "made with" not in capsys.readouterr().err
+    [result] = results(tmp_path / "own", adapters["bayesian"], toy_file, base_folder, "--limit", "8")
+    assert result["n_seen"] == 8
+    assert "the adapter was made with 8 of these 8 rows, such as " in capsys.readouterr().err
 
 
 def test_the_first_rows_may_be_enough(tmp_path: Path, held_out: Path, base_folder: Path) -> None:

@@ -190,6 +190,22 @@ def test_rows_that_are_none_are_refused(rows: Any, message: str) -> None:
         read_examples(rows, choices=None if rows and rows != ["a", "b"] and isinstance(rows, list) else NAMES)
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_columns_that_are_not_separated_by_commas_are_refused(tmp_path: Path, separator: str) -> None:
+    file = tmp_path / "sheet.csv"
+    file.write_text(f"prompt{separator}label\nHelp!{separator}a\n")
+    with pytest.raises(DataError, match="sheet.csv:1: got columns that are separated by .*, expected commas: save"):
+        read_examples(str(file), columns={"prompt": "prompt"})
+
+
+def test_where_no_row_has_a_label_the_columns_are_named() -> None:
+    rows = [{"prompt": f"{number}", "intent": "a"} for number in range(20)]
+    with pytest.raises(
+        DataError, match="got no label in any row of rows, with the columns prompt, intent, .* label=NAME"
+    ):
+        label_set(read_table(rows))
+
+
 def test_a_cell_may_be_long(tmp_path: Path) -> None:
     file = tmp_path / "long.csv"
     file.write_text(f"prompt,label,page\nHelp!,a,{'<p>' * 100_000}\nWhy?,b,\n")

@@ -166,7 +166,7 @@ def test_without_an_output_the_adapter_is_replaced(
     (adapter / "calibration.json").write_text("{}")
     capsys.readouterr()
     assert main(["tune", str(adapter), "--scales", "2", *arguments]) == 0
-    assert "run blora calibrate again" in capsys.readouterr().out
+    assert "run blora calibrate again" in capsys.readouterr().err
     twice = load_adapter(adapter, base)
     assert twice.config.training["tuning"]["before"] == once
     assert twice.config.posterior.lambda_max == 2 * once["scale"]

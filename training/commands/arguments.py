@@ -70,7 +70,11 @@ def add_rows(parser: ArgumentParser, about: str, *, split: str) -> None:
     """
     parser.add_argument("--data", required=True, help=f"{about}: .jsonl, .csv, or hub data set owner/name[:config]")
     parser.add_argument("--split", default=split, help="name of the split; of a hub data set, the one to load")
-    parser.add_argument("--limit", type=positive, help="use this many rows from the top (default: all)")
+    parser.add_argument(
+        "--limit",
+        type=positive,
+        help="use this many rows from the top (default: all); every row is checked all the same",
+    )
     add_columns(parser)
 
 

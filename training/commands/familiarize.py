@@ -31,7 +31,6 @@ def main(argv: list[str]) -> int:
     """Fit the familiarity, write the adapter, and print how well each kind of distance tells left-out labels."""
     arguments = parse(_parser(), argv)
 
-    from blora.calibration_file import CALIBRATION_FILE
     from blora.opening import open_base, own_base_model
     from blora.training.familiarize import familiarize_adapter
 
@@ -39,7 +38,6 @@ def main(argv: list[str]) -> int:
         arguments.base_model or own_base_model(arguments.adapter), device=arguments.device, dtype=arguments.dtype
     )
     output = arguments.output or arguments.adapter
-    was_calibrated = (arguments.adapter / CALIBRATION_FILE).exists()
     found = familiarize_adapter(
         arguments.adapter,
         output,
@@ -56,6 +54,4 @@ def main(argv: list[str]) -> int:
         mark = "  <- chosen" if candidate.kind == chosen.kind else ""
         print(f"{candidate.kind:<10} AUROC {candidate.auroc:.3f} of labels that are left out{mark}")
     print(f"wrote {output}: familiarity of kind {chosen.kind}, p-values among {chosen.n_reference} rows")
-    if was_calibrated:
-        print("calibration.json belonged to the adapter before and was not kept: run blora calibrate again")
     return 0

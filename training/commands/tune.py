@@ -24,7 +24,6 @@ def main(argv: list[str]) -> int:
     """Tune the adapter, write it, and print every trial."""
     arguments = parse(_parser(), argv)
 
-    from blora.calibration_file import CALIBRATION_FILE
     from blora.opening import open_base, own_base_model
     from blora.training.tune import tune_adapter
 
@@ -32,7 +31,6 @@ def main(argv: list[str]) -> int:
         arguments.base_model or own_base_model(arguments.adapter), device=arguments.device, dtype=arguments.dtype
     )
     output = arguments.output or arguments.adapter
-    was_calibrated = (arguments.adapter / CALIBRATION_FILE).exists()
     chosen, trials = tune_adapter(
         arguments.adapter,
         output,
@@ -47,6 +45,4 @@ def main(argv: list[str]) -> int:
     for trial in trials:
         print(f"{trial}{'  <- chosen' if trial is chosen else ''}")
     print(f"wrote {output}")
-    if was_calibrated:
-        print("calibration.json belonged to the adapter before tuning and was not kept: run blora calibrate again")
     return 0
