@@ -1,9 +1,19 @@
-"""The column names of a file of questions, and the message for a row without a question column."""
+"""The column names of a file of questions, the flag that maps them, and the message for a row without a question."""
 
+from argparse import ArgumentParser, ArgumentTypeError, _ArgumentGroup
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 
-__all__ = ["MOST_CELL_CHARACTERS", "QUESTION_COLUMNS", "is_request", "no_question"]
+from blora.errors import ConfigError
+
+__all__ = [
+    "MOST_CELL_CHARACTERS",
+    "QUESTION_COLUMNS",
+    "add_columns",
+    "check_mapped",
+    "is_request",
+    "no_question",
+]
 
 QUESTION_COLUMNS = ("question", "prompt", "messages")
 OTHER_COLUMNS = ("choices", "label", "label_index", "label_text", "answerKey", "id")
@@ -11,6 +21,27 @@ OTHER_COLUMNS = ("choices", "label", "label_index", "label_text", "answerKey", "
 MOST_CELL_CHARACTERS = 2**27
 # Common names of text columns in other data sets.
 USUAL_NAMES = ("text", "input", "query", "sentence", "content", "instruction", "body", "utterance", "ticket")
+
+
+def add_columns(parser: ArgumentParser | _ArgumentGroup) -> None:
+    """Add the flag that maps our column names to the names in the data."""
+    parser.add_argument(
+        "--columns",
+        type=_mapping,
+        metavar="NAME=THEIRS,...",
+        help="names of our columns, each mapped to its name in the data, as in prompt=text,label=intent",
+    )
+
+
+def check_mapped(columns: Iterable[str]) -> None:
+    """Raise an error unless all mapped names are names of our columns.
+
+    Raises:
+        ConfigError: if one is not.
+    """
+    ours = (*QUESTION_COLUMNS, *OTHER_COLUMNS)
+    if unknown := sorted(set(columns) - set(ours)):
+        raise ConfigError(f"got columns for {', '.join(unknown)}, expected some of {', '.join(ours)}")
 
 
 def is_request(columns: Collection[str]) -> bool:
@@ -30,6 +61,13 @@ def no_question(columns: Iterable[str]) -> str:
         f"got the columns {', '.join(names) or 'of an empty row'}, expected one of {', '.join(QUESTION_COLUMNS)}: "
         f"rename {meant or 'the one that holds the text'} to question or prompt"
     )
+
+
+def _mapping(text: str) -> dict[str, str]:
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    if not all(ours.strip() and theirs.strip() for ours, _, theirs in pairs):
+        raise ArgumentTypeError(f"got {text!r}, expected NAME=THEIRS, separated by commas, as in prompt=text")
+    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
 
 
 def _meant(names: list[str]) -> str | None:

@@ -13,8 +13,8 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
-from blora.columns import MOST_CELL_CHARACTERS, OTHER_COLUMNS, QUESTION_COLUMNS, is_request, no_question
-from blora.errors import ConfigError, DataError
+from blora.columns import MOST_CELL_CHARACTERS, QUESTION_COLUMNS, check_mapped, is_request, no_question
+from blora.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,10 +27,12 @@ Rows: TypeAlias = Union[str, PathLike[str], Iterable[Mapping[str, Any]], "Pandas
 Place: TypeAlias = tuple[str, dict[str, Any] | str]  # the place of a row, and the row or the error in it
 
 FILES = (".jsonl", ".csv")
-COLUMNS = (*QUESTION_COLUMNS, *OTHER_COLUMNS)
 # Usual name of the text column in published data sets.
 TEXT_COLUMN = "text"
-TEMPLATE_ADVICE = 'a question is asked as "Question: ... Answer:" unless --template says otherwise, a prompt as it is'
+TEMPLATE_ADVICE = (
+    "or say with --columns prompt=NAME which one holds it; "
+    'a question is asked as "Question: ... Answer:" unless --template says otherwise, a prompt as it is'
+)
 MAPPING_ADVICE = "or say which column holds it, as in columns={'prompt': 'review'}"
 EXPECTED = (
     "expected a .jsonl or .csv file, a hub data set, a list of dicts, a pandas or polars DataFrame, or a "
@@ -69,8 +71,7 @@ def read_table(source: Rows, *, split: str = "train", columns: Mapping[str, str]
         ConfigError: if a key of `columns` is not one of our column names.
     """
     columns = columns or {}
-    if unknown := sorted(set(columns) - set(COLUMNS)):
-        raise ConfigError(f"got columns for {', '.join(unknown)}, expected some of {', '.join(COLUMNS)}")
+    check_mapped(columns)
     if not isinstance(source, str | PathLike):
         return _table_in_memory(source, columns)
     path = Path(source)
@@ -240,4 +241,4 @@ def _plain(value: Any) -> Any:
 def _check_columns(columns: Collection[str], where: str, advice: str) -> None:
     """Refuse a source whose first row has no column for the question: one error instead of one for every row."""
     if not set(QUESTION_COLUMNS) & set(columns) and not is_request(columns):
-        raise DataError(f"{where}: {no_question(columns)}; {advice}")
+        raise DataError(f"{where}: {no_question(columns)}, {advice}")

@@ -36,8 +36,8 @@ class AsyncClient:
         transport: httpx transport, for tests.
 
     Raises:
-        ConfigError: if the address is malformed or does not begin with http:// or https:// and a host, or if the API
-            key is empty or is not printable ASCII.
+        ConfigError: if the address is malformed, does not begin with http:// or https:// and a host, or ends in /v1, or
+            if the API key is empty or is not printable ASCII.
     """
 
     def __init__(
@@ -109,6 +109,7 @@ class AsyncClient:
 
         Raises:
             ClientError: if there is no answer by the deadline; the subclass says why.
+            ConfigError: if `asked` is a list of texts.
         """
         prediction = await self._ask(question(asked, fields), self._deadline_s if deadline_s is None else deadline_s)
         if on_abstain is None or not prediction.abstained:

@@ -10,6 +10,8 @@ ClientError
 └── MalformedAnswerError  the response is not one of a blora server
 """
 
+import re
+
 from blora.errors import BloraError
 
 __all__ = [
@@ -28,7 +30,7 @@ class ClientError(BloraError):
     """A call that ended without an answer.
 
     Args:
-        message: description of the failure.
+        message: description of the failure. The name of the invalid field is put in front if the description lacks it.
         status: HTTP status; None without a response.
         code: the server's error code.
         param: the invalid field, if the server names one.
@@ -44,7 +46,8 @@ class ClientError(BloraError):
         param: str | None = None,
         retry_after_s: float | None = None,
     ) -> None:
-        super().__init__(message)
+        named = param is None or re.search(rf"(?<!\w){re.escape(param)}(?!\w)", message)
+        super().__init__(message if named else f"{param}: {message}")
         self.status = status
         self.code = code
         self.param = param

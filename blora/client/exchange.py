@@ -34,11 +34,13 @@ def address(url: str) -> httpx.URL:
     """Return the parsed address of a server.
 
     Raises:
-        ConfigError: if the address is malformed, or does not begin with http:// or https:// and a host.
+        ConfigError: if the address is malformed, does not begin with http:// or https:// and a host, or ends in /v1.
     """
     with suppress(httpx.InvalidURL, UnicodeError):  # UnicodeError: the host is not an internationalised name
         parsed = httpx.URL(url)
         if parsed.scheme in ("http", "https") and parsed.host:
+            if parsed.path.rstrip("/").endswith("/v1"):
+                raise ConfigError(f"got the address {url!r}, expected that of the server: leave /v1 out")
             return parsed
     raise ConfigError(
         f"got the address {url!r} of a server, expected http:// or https://, a host and, if any, a port number: write "
@@ -64,8 +66,12 @@ def authorization(api_key: str | None) -> dict[str, str]:
 
 
 def question(asked: str | Messages, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the body of a request: a prompt or a chat, and the fields that are not None."""
-    form = {"prompt": asked} if isinstance(asked, str) else {"messages": [dict(message) for message in asked]}
+    """Return the body of a request: a prompt or a chat, and the fields that are not None.
+
+    Raises:
+        ConfigError: if a message of the chat is a text, as in a list of questions.
+    """
+    form = {"prompt": asked} if isinstance(asked, str) else {"messages": list(map(_message, asked))}
     return form | {name: value for name, value in fields.items() if value is not None}
 
 
@@ -108,6 +114,15 @@ def check(prediction: Prediction) -> Prediction:
             "not act on it"
         )
     return prediction
+
+
+def _message(given: Mapping[str, str]) -> dict[str, str]:
+    if isinstance(given, str):
+        raise ConfigError(
+            "got a list of texts, expected one text, or a chat as messages with role and content: ask several "
+            "questions by predict_many"
+        )
+    return dict(given)
 
 
 def _until_failure(asked: Iterable[T]) -> Iterator[T | ClientError]:

@@ -68,8 +68,8 @@ class Client:
         transport: httpx transport, for tests; forked processes share it.
 
     Raises:
-        ConfigError: if the address is malformed or does not begin with http:// or https:// and a host, or if the API
-            key is empty or is not printable ASCII.
+        ConfigError: if the address is malformed, does not begin with http:// or https:// and a host, or ends in /v1, or
+            if the API key is empty or is not printable ASCII.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ def _parser() -> ArgumentParser:
         "blora doctor",
         description=f"{SUMMARY}. Nothing is sent anywhere. The home folder is shown as ~, and of environment variables "
         "only the names.",
-        epilog="Exit code: 0 if every part could be described, 1 if one has an error.",
+        epilog="Exit code: 0 if every part could be described, 1 if one has an error or a path leads to no adapter.",
         formatter_class=CommandHelp,
     )
     parser.add_argument("adapters", nargs="*", type=Path, help="adapter folders, or folders of adapter folders")
@@ -34,7 +34,7 @@ def _parser() -> ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
-    """Print the facts; return 1 if a part has an error."""
+    """Print the facts; return 1 if a part has an error or a path leads to no adapter."""
     arguments = _parser().parse_args(argv)
 
     from blora.diagnosis import diagnose
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
         dtype=arguments.dtype,
     )
     print(json.dumps(facts, indent=1) if arguments.json else _text(facts))
-    return 1 if _has_error(facts) else 0
+    return 1 if facts["without_adapters"] or _has_error(facts) else 0
 
 
 def _has_error(facts: Any) -> bool:
@@ -109,7 +109,7 @@ def _adapters(facts: dict[str, Any]) -> "Iterator[tuple[str, str]]":
     for found in facts["adapters"]:
         yield "adapter", f"{found['folder']}: {_or_error(found, _adapter)}"
     for folder in facts["without_adapters"]:
-        yield "adapter", f"{folder}: none there"
+        yield "adapter", f"{folder}: ERROR: no adapter is in this folder or directly below it: check the path"
 
 
 def _adapter(facts: dict[str, Any]) -> str:

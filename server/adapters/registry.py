@@ -1,5 +1,6 @@
 """The registry of served adapters: immutable handles, looked up by name and digest."""
 
+import logging
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
@@ -8,6 +9,8 @@ from blora.server.engines.handle import AdapterHandle
 from blora.server.errors import DigestMismatchError, InvalidRequestError, UnknownAdapterError
 
 __all__ = ["Registry", "check_name"]
+
+logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -72,10 +75,12 @@ class Registry:
         if handle.name in self._handles:
             raise ConfigError(f"Two adapters are named {handle.name!r}: give them different names with NAME=PATH.")
         self._handles[handle.name] = handle
+        _warn_without_policy(handle)
 
     def replace(self, handle: AdapterHandle) -> AdapterHandle:
         """Replace the adapter of the same name in one step, and return the replaced one."""
         old, self._handles[handle.name] = self._handles[handle.name], handle
+        _warn_without_policy(handle)
         return old
 
     def get(self, name: str) -> AdapterHandle | None:
@@ -125,7 +130,7 @@ class Registry:
         name, at, pin = spec.partition("@")
         handle = seen.get(name)
         if handle is None:
-            raise _unknown(seen)
+            raise _unknown(seen, bound=only is not None)
         if at:
             _check_pin(handle, pin)
         return handle
@@ -140,7 +145,7 @@ class Registry:
         raise InvalidRequestError(
             f"The request names no adapter, and there is no default: name one of {_listed(seen)}."
             if seen
-            else "No adapter is loaded: load one, or try again later.",
+            else _none_to_use(bound=only is not None),
             code="missing",
             param="adapter",
         )
@@ -162,14 +167,28 @@ def _check_pin(handle: AdapterHandle, pin: str) -> None:
         )
 
 
-def _unknown(known: Collection[str]) -> UnknownAdapterError:
+def _unknown(known: Collection[str], *, bound: bool = False) -> UnknownAdapterError:
     return UnknownAdapterError(
-        f"No adapter of that name is loaded: name one of {_listed(known)}."
-        if known
-        else "No adapter is loaded: load one first.",
+        f"No adapter of that name is loaded: name one of {_listed(known)}." if known else _none_to_use(bound=bound),
         param="adapter",
     )
 
 
+def _none_to_use(*, bound: bool) -> str:
+    """Return the message for a requester without any adapter to use, whose key is perhaps bound to some adapters."""
+    if bound:
+        return "The API key may use none of the loaded adapters: use another key, or load one that this key may use."
+    return "No adapter is loaded: load one, or try again later."
+
+
 def _listed(names: Collection[str]) -> str:
     return ", ".join(sorted(names))
+
+
+def _warn_without_policy(handle: AdapterHandle) -> None:
+    if handle.calibration is None and handle.policy is None:
+        logger.warning(
+            "Adapter %s has no calibration and no policy, so that it never abstains unless a request says when: run "
+            "blora calibrate",
+            handle.name,
+        )

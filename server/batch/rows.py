@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from blora.columns import MOST_CELL_CHARACTERS, QUESTION_COLUMNS, no_question
+from blora.columns import MOST_CELL_CHARACTERS, QUESTION_COLUMNS, check_mapped, no_question
 from blora.errors import DataError
 from blora.server.errors import InvalidRequestError
 
@@ -15,6 +15,7 @@ __all__ = ["QuestionRow", "question_of", "read_questions"]
 
 # Columns of a row that become fields of the request; other columns are ignored. Training calls a prompt `question`.
 ASKED = ("prompt", "messages", "choices")
+READ = (*QUESTION_COLUMNS, "choices", "id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,24 +33,37 @@ class QuestionRow:
     error: InvalidRequestError | None = None
 
 
-def read_questions(file: Path) -> Iterator[QuestionRow]:
+def read_questions(file: Path, columns: Mapping[str, str] | None = None) -> Iterator[QuestionRow]:
     """Read the question of each row.
 
     In formats that hold only text, `choices` may be separated by |, and `choices` and `messages` may be JSON.
 
+    Args:
+        file: the file.
+        columns: our column names, mapped to the file's own names. The file may lack columns that are not read, such as
+            the label.
+
     Raises:
+        ConfigError: if a key of `columns` is not one of our column names.
         DataError: if the file cannot be read in the format of its suffix, has an unclosed quote, or its first row has
-            no question column.
+            no question column or lacks a mapped column.
     """
+    columns = columns or {}
+    check_mapped(columns)
     readers = {".jsonl": _json_lines, ".csv": _csv, ".parquet": _parquet}
     reader = readers.get(file.suffix.lower())
     if reader is None:
         raise DataError(f"got {file}, expected a name that ends in {', '.join(readers)}")
     try:
         for number, row in enumerate(reader(file)):
-            if number == 0 and isinstance(row, Mapping) and not set(QUESTION_COLUMNS) & set(row):
-                raise DataError(f"{file}: {no_question(row)}")
-            yield row if isinstance(row, QuestionRow) else question_of(row)
+            if isinstance(row, QuestionRow):
+                yield row
+                continue
+            if isinstance(row, Mapping):
+                if number == 0:
+                    _check_first(file, row, columns)
+                row = _renamed(row, columns)
+            yield question_of(row)
     except (OSError, UnicodeDecodeError) as exc:
         raise DataError(f"{file} cannot be read as a {file.suffix} file: {exc}") from exc
 
@@ -69,6 +83,24 @@ def question_of(row: object) -> QuestionRow:
     if isinstance(found.get("choices"), str):
         found["choices"] = [choice.strip() for choice in found["choices"].split("|")]
     return QuestionRow(found, row.get("id"))
+
+
+def _renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """Return a row under our column names."""
+    moved = {*columns, *columns.values()}
+    own = {name: value for name, value in row.items() if name not in moved}
+    return own | {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
+
+
+def _check_first(file: Path, row: Mapping[str, Any], columns: Mapping[str, str]) -> None:
+    """Raise DataError if a file's first row lacks a mapped column or has no question column."""
+    if missing := [theirs for ours, theirs in columns.items() if ours in READ and theirs not in row]:
+        raise DataError(
+            f"{file}: got the columns {', '.join(row)}, expected {', '.join(missing)}, which --columns names: correct "
+            "the name"
+        )
+    if not set(QUESTION_COLUMNS) & set(_renamed(row, columns)):
+        raise DataError(f"{file}: {no_question(row)}, or say with --columns prompt=NAME which one holds it")
 
 
 def _unusable(message: str, *, code: str) -> QuestionRow:

@@ -38,8 +38,11 @@ def main(argv: list[str]) -> int:
     key = new_key()
     line = line_of(arguments.name, "admin" if arguments.admin else "predict", key, arguments.adapters)
     before = arguments.file.read_text() if arguments.file.exists() else ""
+    if any(known.name == arguments.name for known in read_keys(before, arguments.file).values()):
+        raise ConfigError(
+            f"a key named {arguments.name!r} is in {arguments.file} already: choose another name, or remove its line"
+        )
     after = before + ("" if before.endswith("\n") or not before else "\n") + line + "\n"
-    read_keys(after, arguments.file)  # a file that the server would refuse must not replace a valid one
     _replace(arguments.file, after)
     print(key)
     sys.stderr.write(f"added {arguments.name} to {arguments.file}\n")

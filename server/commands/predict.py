@@ -5,12 +5,14 @@ import hashlib
 import json
 import re
 from argparse import ArgumentParser, Namespace
-from collections import deque
+from collections import Counter, deque
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blora.client.command import add_policy, read_policy
+from blora.columns import add_columns
 from blora.command_help import CommandHelp
 from blora.errors import ConfigError
 from blora.hub.name import HubName, place_of
@@ -41,6 +43,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "output", type=Path, help=".jsonl file to write, in the order of the rows; each line has its row's id"
     )
+    add_columns(parser)
     parser.add_argument("--adapter", required=True, help="adapter directory, or hf://owner/name[@revision]")
     parser.add_argument(
         "--name", help="name of the adapter in the answers (default: the directory's or the repository's name)"
@@ -73,7 +76,8 @@ def main(argv: list[str]) -> int:
     from blora.server.engines.torch_engine import TorchEngine
     from blora.server.schemas.requests import PredictRequest
 
-    deque(read_questions(arguments.input), maxlen=0)  # reports a file that cannot be read before the model is loaded
+    read = partial(read_questions, arguments.input, arguments.columns)
+    deque(read(), maxlen=0)  # reports a file that cannot be read before the model is loaded
     arguments.name = _name(arguments)
     arguments.adapter = local_folder(arguments.adapter)
     fields = _fields(arguments)
@@ -90,16 +94,29 @@ def main(argv: list[str]) -> int:
     )
     _claim(arguments, fields)
     with tqdm(unit=" rows", disable=None) as progress:
-        questions = (_with_choices(row, arguments) for row in read_questions(arguments.input))
+        questions = (_with_choices(row, arguments) for row in read())
         n_rows = asyncio.run(
             answer_file(
                 settings, TorchEngine(settings), questions, arguments.output, fields=fields, done=progress.update
             )
         )
-    with arguments.output.open(encoding="utf-8") as lines:
-        n_errors = sum("error" in json.loads(line) for line in lines)
+    n_errors, errors = _errors(arguments.output)
     print(f"{arguments.output} has the answers to {n_rows - n_errors} of {n_rows} rows, and errors for {n_errors}")
+    print(*errors, sep="\n", end="\n" if errors else "")
     return INCOMPLETE if n_errors else 0
+
+
+def _errors(output: Path) -> tuple[int, list[str]]:
+    """Return the number of errors in a file of answers, and a line for each code with its number and first message."""
+    numbers: Counter[str] = Counter()
+    firsts: dict[str, str] = {}
+    with output.open(encoding="utf-8") as lines:
+        for answer in map(json.loads, lines):
+            if "error" in answer:
+                code, param, message = (answer["error"][name] for name in ("code", "param", "message"))
+                numbers[code] += 1
+                firsts.setdefault(code, f"in row {answer['row']}: {f'{param}: ' if param else ''}{message}")
+    return numbers.total(), [f"  {n} {code}, first {firsts[code]}" for code, n in numbers.most_common()]
 
 
 def _fields(arguments: Namespace) -> dict[str, Any]:
@@ -140,6 +157,7 @@ def _claim(arguments: Namespace, fields: dict[str, Any]) -> None:
         "base_model": arguments.base_model,
         "dtype": arguments.dtype,
         "name": arguments.name,
+        "columns": arguments.columns,
         "choices": arguments.choices,
         **fields,
     }

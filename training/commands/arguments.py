@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from blora.columns import add_columns
 from blora.config import ChoiceEnd, NormalizationName, ScoringName
 from blora.hub.name import HubName, place_of
 from blora.training.config import N_SAMPLES, N_SAMPLES_HEAD, NEW_PROMPT, SCALES, TOLERANCE_NATS
 
 __all__ = [
-    "add_columns",
     "add_model",
     "add_prompt",
     "add_rows",
@@ -76,16 +76,6 @@ def add_rows(parser: ArgumentParser, about: str, *, split: str) -> None:
         help="use this many rows from the top (default: all); every row is checked all the same",
     )
     add_columns(parser)
-
-
-def add_columns(parser: ArgumentParser | _ArgumentGroup) -> None:
-    """Add the flag that maps our column names to the names in the data."""
-    parser.add_argument(
-        "--columns",
-        type=_mapping,
-        metavar="NAME=THEIRS,...",
-        help="names of our columns, each mapped to its name in the data, as in prompt=text,label=intent",
-    )
 
 
 def add_model(parser: ArgumentParser | _ArgumentGroup, *, default: str | None = "embedded") -> None:
@@ -175,13 +165,6 @@ def add_sampling(parser: ArgumentParser | _ArgumentGroup, *, n_samples: int | No
         help="stop early once the policy's decision is settled, with at most this probability, such as 0.01, that the "
         "remaining draws would have changed the decision (default: take all draws)",
     )
-
-
-def _mapping(text: str) -> dict[str, str]:
-    pairs = [pair.partition("=") for pair in text.split(",")]
-    if not all(ours.strip() and theirs.strip() for ours, _, theirs in pairs):
-        raise ArgumentTypeError(f"got {text!r}, expected NAME=THEIRS, separated by commas, as in prompt=text")
-    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
 
 
 def _labels(text: str) -> tuple[str, ...]:

@@ -6,11 +6,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
+from blora.columns import add_columns
 from blora.command_help import CommandHelp
 from blora.config import FamilyName, MethodName, PosteriorConfig
 from blora.scores import SCORES
 from blora.training.commands.arguments import (
-    add_columns,
     add_model,
     add_prompt,
     add_sampling,

@@ -133,6 +133,13 @@ def test_an_address_that_is_none_of_a_web_server_is_refused_before_any_call(
         kind(url)
 
 
+@pytest.mark.parametrize("kind", [AsyncClient, Client])
+@pytest.mark.parametrize("url", ["http://host/v1", "https://host/below/v1/"])
+def test_the_address_of_the_openai_protocol_is_not_the_servers(url: str, kind: type[AsyncClient | Client]) -> None:
+    with pytest.raises(ConfigError, match=f"got the address '{url}', expected that of the server: leave /v1 out"):
+        kind(url)
+
+
 async def test_a_key_from_a_file_is_sent_without_its_newline() -> None:
     script, seen = in_turn(httpx.Response(200, json=body()))
     async with client_of(script, api_key=" secret\r\n") as client:
@@ -167,6 +174,14 @@ async def test_a_field_that_json_cannot_hold_is_refused_before_it_is_sent() -> N
         ):
             await client.predict("why?", adapter=Path("triage"))
     assert seen == []
+
+
+async def test_a_list_of_texts_is_not_one_question() -> None:
+    script, seen = in_turn(httpx.Response(200, json=body()))
+    async with client_of(script) as client:
+        with pytest.raises(ConfigError, match="got a list of texts, expected one text, or a chat .* by predict_many"):
+            await client.predict(["a", "b"])  # type: ignore[list-item]
+    assert not seen
 
 
 async def test_nobody_asks_nothing_at_once() -> None:

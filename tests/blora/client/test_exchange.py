@@ -1,5 +1,6 @@
 """Bodies that are sent, and what becomes of responses."""
 
+import pickle
 from typing import Any
 
 import httpx
@@ -31,6 +32,28 @@ def test_a_prompt_and_a_chat_are_sent_as_such_without_what_is_not_set() -> None:
     assert question("why?", fields) == {"prompt": "why?", "n_samples": 4, "seed": 0}
     turns = ({"role": "user", "content": "why?"},)
     assert question(turns, {}) == {"messages": [{"role": "user", "content": "why?"}]}
+
+
+@pytest.mark.parametrize(
+    ("message", "param", "told"),
+    [
+        ("There is no field of this name: remove it.", "adpter", "adpter: There is no field of this name: remove it."),
+        ("There is no field of this name: remove it.", "i", "i: There is no field of this name: remove it."),
+        (
+            "got policy.target_risk=2, expected 0 to 1",
+            "policy.target_risk",
+            "got policy.target_risk=2, expected 0 to 1",
+        ),
+        ("got no text", None, "got no text"),
+    ],
+)
+def test_a_refusal_names_the_field_once(message: str, param: str | None, told: str) -> None:
+    error = {"message": message, "type": "some_error", "param": param, "code": "a_code"}
+    with pytest.raises(RefusedError) as info:
+        read_prediction(response(422, {"error": error}))
+    assert (str(info.value), info.value.param) == (told, param)
+    again = pickle.loads(pickle.dumps(info.value))
+    assert (str(again), again.param) == (told, param)
 
 
 def test_an_answer_is_read_and_what_a_newer_server_adds_is_not_minded() -> None:

@@ -41,6 +41,11 @@ def test_an_exception_is_that_of_the_other_client() -> None:
         client.predict("why?")
 
 
+def test_a_list_of_texts_is_not_one_question() -> None:
+    with client_of(httpx.Response(200, json=body())) as client, pytest.raises(ConfigError, match="by predict_many"):
+        client.predict(["a", "b"])  # type: ignore[list-item]
+
+
 async def aside(prediction: Prediction) -> str:
     await asyncio.sleep(0)
     return f"a person, about {prediction.top_choice}"

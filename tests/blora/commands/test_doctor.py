@@ -83,8 +83,11 @@ def test_a_broken_adapter_is_an_error_beside_the_others(folder: Path, capsys: py
     assert "ERROR: got adapter" in text(capsys, str(folder), "--no-base-model", code=1)
 
 
-def test_a_folder_without_adapters_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert f"{tmp_path}: none there" in text(capsys, str(tmp_path), "--no-base-model")
+@pytest.mark.parametrize("name", ["", "mistyped"])
+def test_a_path_without_adapters_is_an_error(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(tmp_path / name)
+    assert f"{folder}: ERROR: no adapter is in this" in text(capsys, folder, "--no-base-model", code=1)
+    assert facts(capsys, folder, code=1)["without_adapters"] == [folder]
 
 
 def test_the_base_model_is_loaded_and_tested(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,12 +4,22 @@ import dataclasses
 
 import pytest
 
+from blora.decision.abstention import Policy
 from blora.errors import ConfigError
 from blora.server.adapters.registry import Registry
 from blora.server.errors import DigestMismatchError, InvalidRequestError, UnknownAdapterError
 from tests.server.fakes import OPEN_DIGEST, TRIAGE_DIGEST, handle
 
 TRIAGE, OPEN = handle("triage", TRIAGE_DIGEST), handle("open", OPEN_DIGEST)
+
+
+def test_an_adapter_that_never_abstains_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    held, free = handle("held", TRIAGE_DIGEST, policy=Policy(min_confidence=0.5)), handle("free", OPEN_DIGEST)
+    registry = Registry([held, free])
+    registry.replace(handle("held", OPEN_DIGEST))
+    warned = [record.getMessage() for record in caplog.records]
+    assert [text.split(" has ")[0] for text in warned] == ["Adapter free", "Adapter held"]
+    assert "no calibration and no policy, so that it never abstains" in warned[0]
 
 
 def test_names_and_pins_resolve() -> None:
@@ -80,6 +90,13 @@ def test_a_default_that_is_gone_is_not_remembered() -> None:
     assert registry.resolve(None) is OPEN
     registry.add(TRIAGE)
     assert registry.default is None
+
+
+@pytest.mark.parametrize("spec", [None, "other", "triage"])
+def test_a_key_without_a_loaded_adapter_is_told_so_and_no_names(spec: str | None) -> None:
+    message = "^The API key may use none of the loaded adapters: use another key, or load one that this key may use.$"
+    with pytest.raises((InvalidRequestError, UnknownAdapterError), match=message):
+        Registry([TRIAGE]).resolve(spec, {"other"})
 
 
 def test_the_only_one_at_the_start_stays_the_default_beside_others() -> None:

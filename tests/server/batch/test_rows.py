@@ -8,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from blora.errors import DataError
+from blora.errors import ConfigError, DataError
 from blora.server.batch.rows import read_questions
 
 
@@ -48,6 +48,21 @@ def test_a_file_without_a_column_for_the_question_is_told_once(tmp_path: Path, n
     file.write_text("text,label\n" + "hello,1\n" * 9 if name == "rows.csv" else '{"text": "hello", "label": 1}\n' * 9)
     with pytest.raises(DataError, match=f"^{file}: got the columns text, label, .*: rename text to question"):
         next(read_questions(file))
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
+def test_mapped_columns_take_the_place_of_ours(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    row = {"text": "hello", "prompt": "not this", "options": "a|b", "number": "7"}
+    file.write_text(f"{','.join(row)}\n{','.join(row.values())}\n" if name == "rows.csv" else json.dumps(row) + "\n")
+    [found] = read_questions(file, {"prompt": "text", "choices": "options", "id": "number", "label": "intent"})
+    assert (found.asked, found.id) == ({"prompt": "hello", "choices": ["a", "b"]}, "7")
+    with pytest.raises(
+        DataError, match="got the columns text, prompt, options, number, expected body, which --columns"
+    ):
+        next(read_questions(file, {"prompt": "body"}))
+    with pytest.raises(ConfigError, match="got columns for promt, expected some of question, prompt"):
+        next(read_questions(file, {"promt": "text"}))
 
 
 def test_a_row_without_a_question_among_others_is_told_in_its_place(tmp_path: Path) -> None:

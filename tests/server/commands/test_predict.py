@@ -100,9 +100,12 @@ def test_what_makes_no_sense_is_told(folder: Path, tmp_path: Path, flags: tuple[
     done = answer(folder, tmp_path / "out.jsonl", *flags)
     if message is None:  # every row says why
         assert done.returncode == 3
-        assert done.stdout.endswith(f"the answers to 0 of {N_ROWS} rows, and errors for {N_ROWS}\n")
+        summary, why = done.stdout.splitlines()
+        assert summary.endswith(f"the answers to 0 of {N_ROWS} rows, and errors for {N_ROWS}")
         first = json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])
         assert first["error"]["code"] == "not_calibrated"
+        told = f"{first['error']['param']}: {first['error']['message']}"
+        assert why == f"  {N_ROWS} not_calibrated, first in row 0: {told}"
     else:
         assert done.returncode == 1
         assert done.stderr.splitlines()[-1].startswith(message)
@@ -111,14 +114,34 @@ def test_what_makes_no_sense_is_told(folder: Path, tmp_path: Path, flags: tuple[
 
 def test_the_adapter_has_the_name_that_is_given_and_bad_lines_their_errors(folder: Path, tmp_path: Path) -> None:
     questions, output = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
-    questions.write_text('{"prompt": "x", "id": 7}\nnonsense\n')
+    questions.write_text('{"prompt": "x", "id": 7}\nnonsense\n{"label": 1}\n[\n')
     arguments = command(folder, output, "--name", "mine")
     arguments[arguments.index(str(folder / "rows.jsonl"))] = str(questions)
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
-    assert (done.returncode, done.stdout) == (3, f"{output} has the answers to 1 of 2 rows, and errors for 1\n")
-    good, bad = map(json.loads, output.read_text().splitlines())
+    summary, *why = done.stdout.splitlines()
+    assert (done.returncode, summary) == (3, f"{output} has the answers to 1 of 4 rows, and errors for 3")
+    good, bad, empty, _ = map(json.loads, output.read_text().splitlines())
+    assert why == [
+        f"  2 invalid_json, first in row 1: {bad['error']['message']}",
+        f"  1 missing, first in row 2: {empty['error']['message']}",
+    ]
     assert (good["id"], good["prediction"]["adapter"]["name"]) == (7, "mine")
     assert bad["error"]["message"].startswith("This line is not JSON")
+
+
+def test_the_columns_of_a_file_may_be_mapped_and_are_part_of_the_run(folder: Path, tmp_path: Path) -> None:
+    questions, output = tmp_path / "rows.csv", tmp_path / "out.jsonl"
+    questions.write_text("text,number,other\nhello,t-1,bye\n")
+    arguments = command(folder, output, "--columns", "prompt=text,id=number,label=intent")
+    arguments[arguments.index(str(folder / "rows.jsonl"))] = str(questions)
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    [row] = map(json.loads, output.read_text().splitlines())
+    assert (row["id"], row["prediction"]["usage"]["prompt_tokens"] > 0) == ("t-1", True)
+    arguments[-1] = "prompt=other,id=number"
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert "which was made with other questions, another adapter or other flags" in done.stderr
 
 
 def test_a_file_without_questions_is_told_before_the_work(folder: Path, tmp_path: Path) -> None:
