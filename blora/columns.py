@@ -1,15 +1,16 @@
 """The column names of a file of questions, the flag that maps them, and the message for a row without a question."""
 
 from argparse import ArgumentParser, ArgumentTypeError, _ArgumentGroup
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
 
-from blora.errors import ConfigError
+from blora.errors import ConfigError, DataError
 
 __all__ = [
     "MOST_CELL_CHARACTERS",
     "QUESTION_COLUMNS",
     "add_columns",
+    "check_commas",
     "check_mapped",
     "is_request",
     "no_question",
@@ -42,6 +43,18 @@ def check_mapped(columns: Iterable[str]) -> None:
     ours = (*QUESTION_COLUMNS, *OTHER_COLUMNS)
     if unknown := sorted(set(columns) - set(ours)):
         raise ConfigError(f"got columns for {', '.join(unknown)}, expected some of {', '.join(ours)}")
+
+
+def check_commas(header: Sequence[str], where: str) -> None:
+    """Raise an error if the header of a CSV file is one cell that holds another separator.
+
+    Raises:
+        DataError: if it is; the message begins with `where`.
+    """
+    if len(header) == 1 and (other := next((one for one in (";", "\t") if one in header[0]), None)):
+        raise DataError(
+            f"{where}: got columns that are separated by {other!r}, expected commas: save the file as CSV with commas"
+        )
 
 
 def is_request(columns: Collection[str]) -> bool:

@@ -13,7 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
-from blora.columns import MOST_CELL_CHARACTERS, QUESTION_COLUMNS, check_mapped, is_request, no_question
+from blora.columns import MOST_CELL_CHARACTERS, QUESTION_COLUMNS, check_commas, check_mapped, is_request, no_question
 from blora.errors import DataError
 
 if TYPE_CHECKING:
@@ -125,11 +125,7 @@ def _csv_rows(path: Path, text: str, columns: Mapping[str, str]) -> Iterator[Pla
                 continue  # a blank line
             if header is None:
                 header = cells
-                if len(header) == 1 and (other := next((one for one in (";", "\t") if one in header[0]), None)):
-                    raise DataError(
-                        f"{where}: got columns that are separated by {other!r}, expected commas: save the file as CSV "
-                        "with commas"
-                    )
+                check_commas(header, where)
                 if twice := sorted({name for name in header if name and header.count(name) > 1}):
                     raise DataError(f"{where}: got the column {twice[0]!r} twice, expected it once: rename one of them")
                 _check_columns(_renamed(dict.fromkeys(header), columns, where), where, TEMPLATE_ADVICE)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from blora.columns import MOST_CELL_CHARACTERS, QUESTION_COLUMNS, check_mapped, no_question
+from blora.columns import MOST_CELL_CHARACTERS, QUESTION_COLUMNS, check_commas, check_mapped, no_question
 from blora.errors import DataError
 from blora.server.errors import InvalidRequestError
 
@@ -133,6 +133,7 @@ def _csv(file: Path) -> Iterator[object]:
         first_line = 1  # of the row being read, which may span several
         try:
             header = rows.fieldnames or ()
+            check_commas(header, f"{file}:1")
             first_line = rows.line_num + 1
             for row in rows:
                 first_line = rows.line_num + 1

@@ -152,6 +152,7 @@ def test_a_row_is_read_when_it_is_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
+        ("sheet.csv", b"prompt;id\nHelp!;3\n", "sheet.csv:1: got columns that are separated by ';', expected commas"),
         ("rows.txt", b"", r"expected a name that ends in \.jsonl, \.csv, \.parquet"),
         ("rows.parquet", b"nonsense", r"cannot be read as a \.parquet file"),
         ("rows.jsonl", b"\xff\xfe", r"cannot be read as a \.jsonl file"),
