@@ -174,8 +174,9 @@ def _put(new: Path, folder: Path) -> None:
         config.replace(unfinished)
     else:
         unfinished.touch()
-    if (folder / CALIBRATION_FILE).exists():
-        (folder / CALIBRATION_FILE).unlink()
+    was_calibrated = (folder / CALIBRATION_FILE).exists()
+    (folder / CALIBRATION_FILE).unlink(missing_ok=True)  # the calibration belongs to the old files
+    if was_calibrated:
         logger.warning(
             "removed %s of the earlier adapter, with its record of asks: run blora calibrate again, on rows that no "
             "ask has used",

@@ -230,7 +230,9 @@ def keep_own_things(folder: Path) -> dict[str, bytes]:
     return {name: data for name, data in contents(folder).items() if name not in (*OF_LORA, "README.md")}
 
 
-def test_what_else_is_in_the_folder_survives_and_a_stale_calibration_does_not(folder: Path, llama: BaseModel) -> None:
+def test_what_else_is_in_the_folder_survives_and_a_stale_calibration_does_not(
+    folder: Path, llama: BaseModel, caplog: pytest.LogCaptureFixture
+) -> None:
     own = keep_own_things(folder)
     (folder / "calibration.json").write_text("{}")
     card = (folder / "README.md").write_text("old")
@@ -246,6 +248,9 @@ def test_what_else_is_in_the_folder_survives_and_a_stale_calibration_does_not(fo
     assert folder.stat().st_ino == inode  # a shell, a mount or a watch on it still sees it
     assert [path.name for path in folder.parent.iterdir()] == ["triage"]
     assert load_adapter(folder, llama).config.posterior.method == "lora"
+    saved(folder, llama, method="lora")
+    [told] = [record.getMessage() for record in caplog.records]
+    assert told.startswith(f"removed {folder / 'calibration.json'} of the earlier adapter")
 
 
 def test_a_link_to_an_adapter_stays_a_link(tmp_path: Path, folder: Path, llama: BaseModel) -> None:

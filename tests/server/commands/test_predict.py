@@ -151,7 +151,7 @@ def test_a_file_without_questions_is_told_before_the_work(folder: Path, tmp_path
     arguments[arguments.index(str(folder / "rows.jsonl"))] = str(questions)
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].endswith("rename text to question or prompt")
+    assert done.stderr.splitlines()[-1].endswith(", or say with --columns prompt=NAME which one holds it")
     assert not output.exists()
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from blora.decision.abstention import Policy
 from blora.errors import AdapterError
 from blora.server import app as app_module
 from blora.server.commands.serve import SUMMARY, _listen, main
@@ -90,7 +91,8 @@ def test_an_adapter_that_does_not_load_gives_one_line(
 def test_what_it_says_until_it_is_ready_is_little(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    serve_with(monkeypatch, SelfEndingEngine())
+    held = handle("triage", OPEN_DIGEST, policy=Policy(min_confidence=0.5))
+    serve_with(monkeypatch, SelfEndingEngine(handles=(held,)))
     assert main(["--port", "0", "--default-adapter", "triage"]) == 0
     before, _ = capsys.readouterr().err.split("Ready. ")
     [line] = before.splitlines()

@@ -148,6 +148,7 @@ async def test_who_reads_slowly_gets_all() -> None:
 
 async def test_what_is_not_http_gets_the_one_shape_of_every_error(caplog: pytest.LogCaptureFixture) -> None:
     async with listening(FakeEngine()) as server:
+        caplog.clear()
         status, headers, body = parts(await say(server, b"hello\r\n\r\n"))
         assert (status, headers["connection"]) == (400, "close")
         assert body.keys() == {"error"}
@@ -160,6 +161,7 @@ async def test_what_is_not_http_gets_the_one_shape_of_every_error(caplog: pytest
 
 async def test_a_body_that_stops_being_http_is_refused_and_nothing_fails(caplog: pytest.LogCaptureFixture) -> None:
     async with listening(FakeEngine()) as server:
+        caplog.clear()
         heard = await say(server, POST + b"transfer-encoding: chunked\r\n\r\nnonsense\r\n")
         assert parts(heard)[2]["error"]["code"] == "invalid_http"
         assert (await server.client.get("/livez")).status_code == 200
@@ -178,6 +180,7 @@ async def test_a_body_with_two_lengths_is_refused_and_the_connection_closed() ->
 
 async def test_an_upgrade_that_there_is_none_of_is_ignored_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
     async with listening(FakeEngine()) as server:
+        caplog.clear()
         upgrade = {"connection": "upgrade", "upgrade": "websocket"}
         assert (await server.client.get("/livez", headers=upgrade)).status_code == 200
         assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
