@@ -1,8 +1,9 @@
 """The column names of a file of questions, the flag that maps them, and the message for a row without a question."""
 
 from argparse import ArgumentParser, ArgumentTypeError, _ArgumentGroup
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 from blora.errors import ConfigError, DataError
 
@@ -14,6 +15,7 @@ __all__ = [
     "check_mapped",
     "is_request",
     "no_question",
+    "renamed",
 ]
 
 QUESTION_COLUMNS = ("question", "prompt", "messages")
@@ -43,6 +45,17 @@ def check_mapped(columns: Iterable[str]) -> None:
     ours = (*QUESTION_COLUMNS, *OTHER_COLUMNS)
     if unknown := sorted(set(columns) - set(ours)):
         raise ConfigError(f"got columns for {', '.join(unknown)}, expected some of {', '.join(ours)}")
+
+
+def renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """Return a row under our column names.
+
+    >>> renamed({"text": "Help!", "prompt": "old", "id": 3}, {"prompt": "text"})
+    {'id': 3, 'prompt': 'Help!'}
+    """
+    moved = {*columns, *columns.values()}
+    own = {name: value for name, value in row.items() if name not in moved}
+    return own | {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
 
 
 def check_commas(header: Sequence[str], where: str) -> None:

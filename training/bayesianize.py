@@ -156,7 +156,7 @@ def _bayesianize(
     """
     check_output(output)
     began = time.perf_counter()
-    seen = {"init": by_lora} if (by_lora := seen_by(path)) else {}
+    seen = seen_by(path)
     check_unseen({SEEN: seen}, examples)
     posterior = posterior_around(path, START, sampling.seed)
     linear = linear_modules(base.model)

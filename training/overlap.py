@@ -49,17 +49,17 @@ def joined(*known: str) -> str:
     return "".join(sorted({text[i : i + DIGITS] for text in known for i in range(0, len(text), DIGITS)}))
 
 
-def seen_by(folder: Path) -> str:
-    """Return the fingerprints of the questions that the adapter in a folder was made with; none for a plain LoRA.
+def seen_by(folder: Path | None) -> dict[str, str]:
+    """Return what an adapter has seen by beginning with the one in a folder; nothing for a plain LoRA or None.
 
     Raises:
         AdapterError: if the adapter's config is unusable.
     """
-    if not (folder / CONFIG_FILE).exists():
-        return ""
+    if folder is None or not (folder / CONFIG_FILE).exists():
+        return {}
     seen = read_config(folder).training.get(SEEN, {})
     _read(seen)
-    return joined(*seen.values())
+    return {"init": joined(*seen.values())}
 
 
 def seen_among(examples: ExampleSet, record: Mapping[str, Any]) -> list[tuple[str, str]]:

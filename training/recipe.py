@@ -141,14 +141,12 @@ def train_adapter(recipe: Recipe, output: Path, *, callbacks: Sequence[TrainerCa
     """
     if recipe.policy is not None:
         Policy.from_mapping(recipe.policy)
-    SamplingConfig(n_samples=recipe.n_samples or N_SAMPLES)
+    SamplingConfig(n_samples=recipe.n_samples or N_SAMPLES)  # checked here, as the policy is
     check_output(output)
     check_tracker(recipe.training.report_to)
     train, validation, prompt = _read(recipe)
     head, layers = _plan(recipe, prompt)
-    seen = {"train": fingerprints(train), "validation": fingerprints(validation)}
-    if recipe.init_from is not None and (by_init := seen_by(recipe.init_from)):
-        seen["init"] = by_init
+    seen = {"train": fingerprints(train), "validation": fingerprints(validation)} | seen_by(recipe.init_from)
     processes, device = claim_device(recipe.device)
     base = open_base(recipe.base_model, device=device, dtype=recipe.dtype)
     lora = _lora_of(recipe, base, layers, below=head != "none") if layers != "none" else None
@@ -259,7 +257,9 @@ def _plan(recipe: Recipe, prompt: PromptConfig) -> tuple[ReadoutName | Literal["
     else:
         head = recipe.head
     if head != "none" and of_posterior:
-        raise ConfigError(f"got a setting of a posterior over a LoRA with head {head}, whose LoRA is a point; use none")
+        raise ConfigError(
+            f"got a setting of a posterior over a LoRA with head {head}, whose LoRA is a point; use head none"
+        )
     wants_lora = recipe.posterior != PosteriorConfig() or any(
         setting is not None for setting in (recipe.init_from, recipe.target_modules)
     )

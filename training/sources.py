@@ -13,7 +13,15 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
-from blora.columns import MOST_CELL_CHARACTERS, QUESTION_COLUMNS, check_commas, check_mapped, is_request, no_question
+from blora.columns import (
+    MOST_CELL_CHARACTERS,
+    QUESTION_COLUMNS,
+    check_commas,
+    check_mapped,
+    is_request,
+    no_question,
+    renamed,
+)
 from blora.errors import DataError
 
 if TYPE_CHECKING:
@@ -224,9 +232,7 @@ def _renamed(row: Mapping[str, Any], columns: Mapping[str, str], where: str, *, 
             f"{where}: got the columns {', '.join(map(str, row))}, expected {', '.join(missing)}, which `columns` "
             "names; correct the name"
         )
-    moved = {*columns, *columns.values()}
-    own = {str(name): _plain(value) for name, value in row.items() if name not in moved}
-    return own | {ours: _plain(row[theirs]) for ours, theirs in columns.items() if theirs in row}
+    return {str(name): _plain(value) for name, value in renamed(row, columns).items()}
 
 
 def _plain(value: Any) -> Any:

@@ -49,7 +49,7 @@ FEW_ROWS = 100
 LAPSE_PRIOR = 9
 LAPSE_STARTS = (0.0, 0.1)  # initial rates of the search
 # Most log-probabilities of the search from every start: of more, evenly spaced rows find the place from which all rows
-# go on. With 64 draws of 150 choices it takes a tenth of the time.
+# go on. With 64 draws of 150 choices it takes a sixth of the time.
 MOST_SEARCHED = 2**21
 
 

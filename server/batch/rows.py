@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from blora.columns import MOST_CELL_CHARACTERS, QUESTION_COLUMNS, check_commas, check_mapped, no_question
+from blora.columns import MOST_CELL_CHARACTERS, QUESTION_COLUMNS, check_commas, check_mapped, no_question, renamed
 from blora.errors import DataError
 from blora.server.errors import InvalidRequestError
 
@@ -62,7 +62,7 @@ def read_questions(file: Path, columns: Mapping[str, str] | None = None) -> Iter
             if isinstance(row, Mapping):
                 if number == 0:
                     _check_first(file, row, columns)
-                row = _renamed(row, columns)
+                row = renamed(row, columns)
             yield question_of(row)
     except (OSError, UnicodeDecodeError) as exc:
         raise DataError(f"{file} cannot be read as a {file.suffix} file: {exc}") from exc
@@ -85,13 +85,6 @@ def question_of(row: object) -> QuestionRow:
     return QuestionRow(found, row.get("id"))
 
 
-def _renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """Return a row under our column names."""
-    moved = {*columns, *columns.values()}
-    own = {name: value for name, value in row.items() if name not in moved}
-    return own | {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
-
-
 def _check_first(file: Path, row: Mapping[str, Any], columns: Mapping[str, str]) -> None:
     """Raise DataError if a file's first row lacks a mapped column or has no question column."""
     if missing := [theirs for ours, theirs in columns.items() if ours in READ and theirs not in row]:
@@ -99,7 +92,7 @@ def _check_first(file: Path, row: Mapping[str, Any], columns: Mapping[str, str])
             f"{file}: got the columns {', '.join(row)}, expected {', '.join(missing)}, which --columns names: correct "
             "the name"
         )
-    if not set(QUESTION_COLUMNS) & set(_renamed(row, columns)):
+    if not set(QUESTION_COLUMNS) & set(renamed(row, columns)):
         raise DataError(f"{file}: {no_question(row)}, or say with --columns prompt=NAME which one holds it")
 
 

@@ -43,6 +43,7 @@ def main(argv: list[str]) -> int:
             f"a key named {arguments.name!r} is in {arguments.file} already: choose another name, or remove its line"
         )
     after = before + ("" if before.endswith("\n") or not before else "\n") + line + "\n"
+    read_keys(after, arguments.file)  # a file that the server would refuse must not replace a valid one
     _replace(arguments.file, after)
     print(key)
     sys.stderr.write(f"added {arguments.name} to {arguments.file}\n")

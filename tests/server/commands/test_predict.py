@@ -26,9 +26,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def command(folder: Path, output: Path, *flags: str) -> list[str]:
+def command(folder: Path, output: Path, *flags: str, questions: Path | None = None) -> list[str]:
     return [
-        *(sys.executable, "-m", "blora.cli", "predict", str(folder / "rows.jsonl"), str(output)),
+        *(sys.executable, "-m", "blora.cli", "predict", str(questions or folder / "rows.jsonl"), str(output)),
         *("--adapter", str(folder / "tickets v2"), "--base-model", str(folder / "tiny"), "--device", "cpu", *flags),
     ]
 
@@ -78,8 +78,7 @@ def test_another_run_does_not_go_on_with_it(folder: Path, tmp_path: Path) -> Non
 
 def test_a_run_does_not_go_on_with_questions_that_were_changed(folder: Path, tmp_path: Path) -> None:
     questions, output = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
-    arguments = command(folder, output)
-    arguments[arguments.index(str(folder / "rows.jsonl"))] = str(questions)
+    arguments = command(folder, output, questions=questions)
     codes: list[int] = []
     for prompt in ("first", "other", "first"):  # of the same size
         questions.write_text(json.dumps({"prompt": prompt}) + "\n")
@@ -115,8 +114,7 @@ def test_what_makes_no_sense_is_told(folder: Path, tmp_path: Path, flags: tuple[
 def test_the_adapter_has_the_name_that_is_given_and_bad_lines_their_errors(folder: Path, tmp_path: Path) -> None:
     questions, output = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
     questions.write_text('{"prompt": "x", "id": 7}\nnonsense\n{"label": 1}\n[\n')
-    arguments = command(folder, output, "--name", "mine")
-    arguments[arguments.index(str(folder / "rows.jsonl"))] = str(questions)
+    arguments = command(folder, output, "--name", "mine", questions=questions)
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
     summary, *why = done.stdout.splitlines()
     assert (done.returncode, summary) == (3, f"{output} has the answers to 1 of 4 rows, and errors for 3")
@@ -132,8 +130,7 @@ def test_the_adapter_has_the_name_that_is_given_and_bad_lines_their_errors(folde
 def test_the_columns_of_a_file_may_be_mapped_and_are_part_of_the_run(folder: Path, tmp_path: Path) -> None:
     questions, output = tmp_path / "rows.csv", tmp_path / "out.jsonl"
     questions.write_text("text,number,other\nhello,t-1,bye\n")
-    arguments = command(folder, output, "--columns", "prompt=text,id=number,label=intent")
-    arguments[arguments.index(str(folder / "rows.jsonl"))] = str(questions)
+    arguments = command(folder, output, "--columns", "prompt=text,id=number,label=intent", questions=questions)
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     [row] = map(json.loads, output.read_text().splitlines())
@@ -147,8 +144,7 @@ def test_the_columns_of_a_file_may_be_mapped_and_are_part_of_the_run(folder: Pat
 def test_a_file_without_questions_is_told_before_the_work(folder: Path, tmp_path: Path) -> None:
     questions, output = tmp_path / "rows.csv", tmp_path / "out.jsonl"
     questions.write_text("text,label\nhello,1\n")
-    arguments = command(folder, output)
-    arguments[arguments.index(str(folder / "rows.jsonl"))] = str(questions)
+    arguments = command(folder, output, questions=questions)
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].endswith(", or say with --columns prompt=NAME which one holds it")
@@ -158,8 +154,7 @@ def test_a_file_without_questions_is_told_before_the_work(folder: Path, tmp_path
 def test_a_file_that_breaks_off_is_told_before_the_work(folder: Path, tmp_path: Path) -> None:
     questions, output = tmp_path / "rows.csv", tmp_path / "out.jsonl"
     questions.write_text("question\n" + "fine\n" * 9 + '"not closed\nfine\n')
-    arguments = command(folder, output)
-    arguments[arguments.index(str(folder / "rows.jsonl"))] = str(questions)
+    arguments = command(folder, output, questions=questions)
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert f"{questions}:11: this row is not CSV" in done.stderr.splitlines()[-1]
