@@ -1,9 +1,10 @@
 """How well and how fast do decision servers answer the same requests, trained on the same rows and base model?
 
-`python -m benchmarks.decisions --any2jev PROGRAM` trains an adapter for each of the demo's three questions and any2jev
-0.1 for all three on the 540 tickets of `moods/train.jsonl`, asks both servers POST /v1/systemone about the test
-tickets, and times them in turn. Trained models stay in the work folder and are used again. any2jev has an environment
-of its own: `pip install 'any2jev[serve]==0.1.0' 'transformers<5'`. Without it, `blora serve` is measured alone.
+`python -m benchmarks.decisions --any2jev PROGRAM` trains an adapter for each of the demo's three questions, one adapter
+for any question, and any2jev 0.1 for all three on the 540 tickets of `moods/train.jsonl`, asks each server POST
+/v1/systemone about the test tickets, and times them in turn. Trained models stay in the work folder and are used again.
+any2jev has an environment of its own: `pip install 'any2jev[serve]==0.1.0' 'transformers<5'`. Without it, `blora serve`
+is measured alone.
 """
 
 import argparse
@@ -20,11 +21,13 @@ import httpx
 
 from benchmarks.decisions.asking import Row, answers, ask, labels, probabilities, questions_of, read_rows
 from benchmarks.decisions.figures import quality
-from benchmarks.decisions.servers import serve_any2jev, serve_blora, train_any2jev, train_blora
+from benchmarks.decisions.servers import serve_any2jev, serve_blora, serve_open, train_any2jev, train_blora, train_open
 from benchmarks.peers.figures import DELTA
 from benchmarks.server_process import QUESTIONS, ROOT
 from blora.training.provenance import machine, revision
 
+# Name of `blora serve` with one adapter for any question.
+OPEN = "blora, open"
 RESULT = ROOT / "benchmarks" / "results" / "decisions" / "decisions.json"
 N_TIMED, N_CLIENTS, N_REQUESTS = 20, 32, 128
 # Tickets in a text to time, about 300 tokens.
@@ -88,13 +91,12 @@ def main() -> None:
     work: Path = arguments.work
     work.mkdir(parents=True, exist_ok=True)
     rows = {name: read_rows(name) for name in ("train", "validation", "proof", "test")}
-    seconds = {"blora": train_blora(work)}
+    labelled = {name: rows[name] for name in ("train", "validation")}
+    seconds = {"blora": train_blora(work), OPEN: train_open(work, labelled)}
     if arguments.any2jev:
-        seconds["any2jev"] = train_any2jev(
-            arguments.any2jev, work, {name: rows[name] for name in ("train", "validation")}
-        )
+        seconds["any2jev"] = train_any2jev(arguments.any2jev, work, labelled)
     with ExitStack() as stack:
-        urls = {"blora": stack.enter_context(serve_blora(work))}
+        urls = {"blora": stack.enter_context(serve_blora(work)), OPEN: stack.enter_context(serve_open(work))}
         if arguments.any2jev:
             urls["any2jev"] = stack.enter_context(serve_any2jev(arguments.any2jev, work))
         limits = httpx.Limits(max_connections=N_CLIENTS)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.server_process import TRIAGE
 
-__all__ = ["LEVELS", "Row", "answers", "ask", "labels", "probabilities", "questions_of", "read_rows"]
+__all__ = ["LEVELS", "Row", "answers", "ask", "labels", "probabilities", "questions_of", "read_rows", "request_of"]
 
 LEVELS = ("calm", "annoyed", "angry")
 
@@ -42,8 +42,20 @@ def questions_of(names: Sequence[str], *, turned: bool = False) -> dict[str, Any
     return {name: _question(name.rstrip("0123456789"), turned=turned) for name in names}
 
 
+def request_of(row: Row) -> dict[str, Any]:
+    """Return a ticket as a row that is a request, with a label in each question, for `blora train`."""
+    labels = {"queue": row.queue, "urgent": row.urgent, "mood": row.mood}
+    return {"input": row.prompt, "questions": [_own(name) | {"label": label} for name, label in labels.items()]}
+
+
+def _own(name: str) -> dict[str, Any]:
+    """Return a question of the demo in OpenAI's shape."""
+    found: dict[str, Any] = json.loads((TRIAGE / "questions" / f"{name}.json").read_text())
+    return found
+
+
 def _question(name: str, *, turned: bool) -> dict[str, Any]:
-    asked = json.loads((TRIAGE / "questions" / f"{name}.json").read_text())
+    asked = _own(name)
     instructions = asked["instructions"]
     if asked["type"] == "predicate":
         return {"type": "noul", "instructions": instructions}
@@ -85,5 +97,5 @@ def labels(rows: Sequence[Row], name: str) -> Tensor:
         return torch.tensor([int(row.urgent) for row in rows])
     if name == "mood":
         return torch.tensor([LEVELS.index(row.mood) for row in rows])
-    order = sorted({one["value"] for one in json.loads((TRIAGE / "questions" / "queue.json").read_text())["choices"]})
+    order = sorted({one["value"] for one in _own("queue")["choices"]})
     return torch.tensor([order.index(row.queue) for row in rows])

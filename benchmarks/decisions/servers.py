@@ -1,4 +1,8 @@
-"""The servers that are compared, trained on the same rows: `blora serve`, and any2jev in an environment of its own."""
+"""The servers that are compared, trained on the same rows.
+
+`blora serve` with an adapter for each question, `blora serve` with one adapter for any question, and any2jev, in an
+environment of its own.
+"""
 
 import json
 import os
@@ -6,7 +10,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,12 +18,19 @@ from typing import Any
 
 import httpx
 
-from benchmarks.decisions.asking import LEVELS, Row, questions_of
+from benchmarks.decisions.asking import LEVELS, Row, questions_of, request_of
 from benchmarks.server_process import QUESTIONS, TRIAGE, demo, serve
 from blora.base_model import load_base_model
 from blora.cli import main as blora
 
-__all__ = ["serve_any2jev", "serve_blora", "train_any2jev", "train_blora"]
+__all__ = [
+    "serve_any2jev",
+    "serve_blora",
+    "serve_open",
+    "train_any2jev",
+    "train_blora",
+    "train_open",
+]
 
 # As any2jev's users train small models: see its README.
 ANY2JEV = ("--epochs", "4", "--batch-size", "8", "--lr", "5e-4")
@@ -48,6 +59,33 @@ def serve_blora(folder: Path) -> Iterator[str]:
         yield server.url
 
 
+def train_open(folder: Path, rows: dict[str, Sequence[Row]]) -> float:
+    """Train one adapter that answers any question on the same rows, unless it is there, and return the processor time.
+
+    Args:
+        folder: where the rows and the adapter go.
+        rows: the rows of train and validation.
+    """
+    files = {name: folder / f"requests-{name}.jsonl" for name in rows}
+    for name, part in rows.items():
+        _write(files[name], map(request_of, part))
+    command = ["train", "--data", str(files["train"]), "--validation", str(files["validation"]), "--dtype", "float32"]
+
+    def train() -> None:
+        if blora([*command, "--output", str(folder / "open")]) != 0:
+            raise RuntimeError("the adapter for any question was not trained: see the error above")
+
+    return _once(folder / "open", train)
+
+
+@contextmanager
+def serve_open(folder: Path) -> Iterator[str]:
+    """Serve the adapter for any question as the model triage, in float32, and return the address."""
+    flags = {"adapters": f"triage={folder / 'open'}", "dtype": "float32", "timeout_s": "600"}
+    with serve(folder / "open.log", **flags) as server:
+        yield server.url
+
+
 def train_any2jev(program: Path, folder: Path, rows: dict[str, Sequence[Row]]) -> float:
     """Train any2jev on the same rows and base model, unless it is there, and return the processor time.
 
@@ -60,8 +98,7 @@ def train_any2jev(program: Path, folder: Path, rows: dict[str, Sequence[Row]]) -
     if not base.exists():
         _write_base(base)
     for name, part in rows.items():
-        with (folder / f"{name}.jsonl").open("w") as file:
-            file.writelines(json.dumps(_labelled(row)) + "\n" for row in part)
+        _write(folder / f"{name}.jsonl", map(_labelled, part))
     data = ("--data", folder / "train.jsonl", "--val", folder / "validation.jsonl")
     command = [program, "train", "--base", base, *data, "--out", out, *ANY2JEV]
     return _once(out, lambda: subprocess.run(command, check=True))
@@ -120,6 +157,10 @@ def _write_base(folder: Path) -> None:
     settings = unfinished / "tokenizer_config.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}))
     unfinished.rename(folder)
+
+
+def _write(file: Path, rows: Iterable[dict[str, Any]]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def _labelled(row: Row) -> dict[str, Any]:

@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.decisions.asking import LEVELS, Row, labels, probabilities, questions_of
+from benchmarks.decisions.asking import LEVELS, Row, labels, probabilities, questions_of, request_of
 from benchmarks.decisions.figures import quality
 from benchmarks.decisions.table import decisions
 from benchmarks.peers.figures import ece_floor
 from blora.decision.metrics import ece
 from blora.posterior.noise import generator_of
+from blora.training.data import read_examples
 
 ROWS = [Row("a", "security", True, "angry"), Row("b", "account access", False, "calm")]
 
@@ -42,6 +43,19 @@ def test_a_question_with_a_number_is_the_same_one_and_choices_may_be_turned() ->
     plain, turned = (questions_of(["queue"], turned=turned)["queue"]["criteria"] for turned in (False, True))
     assert list(plain) == list(turned)[::-1]
     assert plain == turned
+
+
+def test_a_ticket_trains_an_open_adapter_on_the_questions_that_are_asked() -> None:
+    examples = read_examples([request_of(row) for row in ROWS]).examples
+    assert [example.choices[example.label] for example in examples if len(example.choices) == 7] == [
+        "security: phishing, leaks, permissions, audits",
+        "account access: logging in, passwords, single sign-on, invitations",
+    ]
+    asked = questions_of(["queue", "urgent", "mood"])
+    for example, (name, question) in zip(examples, list(asked.items()) * 2, strict=True):
+        assert question["instructions"] in (example.prompt or ""), name
+        if name == "queue":
+            assert list(example.choices) == [": ".join(one) for one in question["criteria"].items()]
 
 
 def test_the_floor_is_the_ece_of_labels_that_follow_the_probabilities() -> None:
