@@ -130,15 +130,21 @@ class BloraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         The array holds objects, unless `abstain_label` is of the labels' type.
 
         Raises:
-            ValueError: if `abstain_label` is one of the classes.
+            ValueError: if `abstain_label` is one of the classes, or there is neither a calibration nor a policy.
         """
         check_is_fitted(self)
         if self.abstain_label in self.classes_.tolist():
             raise ValueError(
                 f"got abstain_label {self.abstain_label!r}, which is one of the classes, expected another label"
             )
+        predictions = self.predictions(X)
+        if any(prediction.policy is None for prediction in predictions):
+            raise ValueError(
+                "got neither a calibration nor a policy, expected one of them to withhold answers by: calibrate with "
+                "texts that fit has not seen, or set policy; predict answers every text"
+            )
         label = dict(zip(self.class_names_, self.classes_.tolist(), strict=True))
-        found = [label.get(prediction.answer, self.abstain_label) for prediction in self.predictions(X)]
+        found = [label.get(prediction.answer, self.abstain_label) for prediction in predictions]
         same = isinstance(self.abstain_label, type(self.classes_.tolist()[0]))
         return np.array(found, dtype=None if same else object)
 

@@ -176,6 +176,11 @@ class Regression:
             owner.numpy() if owner is not None else None,
         )
 
+    def precision_of(self, state_precision: float) -> float:
+        """Return the prior precision of the projected states' weights, of a precision per standardised state."""
+        # The projected states have the standardised ones' variance on fewer directions.
+        return state_precision * len(self.blank.directions) / len(self.blank.center)
+
     def solve(self, state_precision: float, count_precision: float, start: DecisionHead | None) -> DecisionHead:
         """Return the head at the minimum, with its deviations.
 
@@ -184,9 +189,7 @@ class Regression:
             count_precision: prior precision per unit of a count.
             start: a head to start from.
         """
-        blank = self.blank
-        # The projected states have the standardised ones' variance on fewer directions.
-        on_z = state_precision * len(blank.directions) / len(blank.center)
+        blank, on_z = self.blank, self.precision_of(state_precision)
         weights = self._minimum(on_z, count_precision, start or blank)
         curvature, basis, fisher = self._curvature(self._probabilities(self._logits(weights)))
         deviation = 1 / np.sqrt(np.outer(curvature, fisher) + on_z)

@@ -2,17 +2,20 @@
 
 - An isotropic Gaussian about the fitted weights, training-free Bayesianization (Shi et al., 2024, arXiv:2412.05723).
 - Dropout of the projected states, every draw with a mask of its own (Gal and Ghahramani, 2016, arXiv:1506.02142).
+- Independent Gaussians whose means and deviations are trained together, as BLoB's are (Wang et al., 2024,
+  arXiv:2406.11675); for fixed labels alone.
 - An ensemble of heads, each fitted on rows drawn with replacement; for fixed labels alone.
 
-The width of the Gaussian and the rate of the dropout are chosen as the width of the served posterior is: the largest
-whose recalibrated validation NLL is within 0.005 nats of the best.
+The width of the isotropic Gaussian and the rate of the dropout are chosen as the width of the served posterior is: the
+largest whose recalibrated validation NLL is within 0.005 nats of the best.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.peers.figures import Scored
 from benchmarks.peers.reading import NO_LORA, SEEDS, ReadSet, Rows
@@ -24,10 +27,12 @@ from blora.training.head import Regression
 from blora.training.readout import TrainedHead
 from blora.training.tune import choose, trial_of, try_scales
 
-__all__ = ["other_posteriors"]
+__all__ = ["mean_field", "other_posteriors"]
 
 DROPOUT_RATES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 N_MEMBERS = 5
+# Steps of the variational training, and its learning rates in units of the prior's deviation and of log deviations.
+N_STEPS, MEAN_RATE, DEVIATION_RATE = 1000, 0.03, 0.09
 
 
 def other_posteriors(read: ReadSet, trained: TrainedHead, seconds: float) -> Iterator[Scored]:
@@ -56,6 +61,7 @@ def other_posteriors(read: ReadSet, trained: TrainedHead, seconds: float) -> Ite
     yield from _chosen(f"head, isotropic Gaussian, {N_SAMPLES_HEAD} draws", read, gaussian, HEAD_SCALES, seconds)
     yield from _chosen(f"head, dropout, {N_SAMPLES_HEAD} draws", read, dropout, DROPOUT_RATES, seconds)
     if read.train.rows[0].row.readout == "linear":
+        yield from _variational(read, trained, seconds)
         yield from _ensembles(read, trained, seconds)
 
 
@@ -68,6 +74,57 @@ def _chosen(
     trial = choose(trials, TOLERANCE_NATS)
     for seed in SEEDS:
         yield replace(read.under(method, draws(trial.scale, seed), trial, seconds), seed=seed)
+
+
+def _variational(read: ReadSet, trained: TrainedHead, seconds: float) -> Iterator[Scored]:
+    """Yield a mean-field Gaussian over the weights of the states that maximises the ELBO, trained once."""
+    fitted = trained.fitted["both"]
+    head = fitted.head
+    regression = Regression.of(read.config, read.train.features, read.train.rows)
+    z, labels = torch.from_numpy(regression.z), torch.from_numpy(regression.labels)
+    point = torch.from_numpy(regression.counts @ head.count_weight.numpy()) + head.bias
+    mean, deviation = mean_field(z, point, labels, head.weight, regression.precision_of(fitted.precisions[0]))
+
+    def draws(seed: int) -> HeadDraws:
+        noise = standard_normal(N_SAMPLES_HEAD, generator_of(seed))
+        return HeadDraws(head, mean + noise.like(mean) * deviation, NO_LORA.mean())
+
+    trial = trial_of(0.0, read.validation.under(draws(SEEDS[0])), read.validation.rows)
+    for seed in SEEDS:
+        method = f"head, mean-field variational, {N_SAMPLES_HEAD} draws"
+        yield replace(read.under(method, draws(seed), trial, seconds), seed=seed)
+
+
+def mean_field(z: Tensor, point: Tensor, labels: Tensor, start: Tensor, precision: float) -> tuple[Tensor, Tensor]:
+    """Return the means and deviations (K, O) of independent Gaussian weights that maximise the ELBO of a regression.
+
+    Every row has noise of its own in its logits, which for independent weights has the distribution that the weights'
+    noise gives it (the local reparametrisation of Kingma et al., 2015, arXiv:1506.02557).
+
+    Args:
+        z: (N, K) projected states.
+        point: (N, O) the part of the logits that is known.
+        labels: (N,).
+        start: (K, O) means to start from.
+        precision: precision of the Gaussian prior about zero.
+    """
+    mean = nn.Parameter(start.clone())
+    log_deviation = nn.Parameter(torch.full_like(start, -math.log(precision) / 2 - 1))
+    rates = ((mean, MEAN_RATE / math.sqrt(precision)), (log_deviation, DEVIATION_RATE))
+    optimizer = torch.optim.Adam([{"params": [weights], "lr": rate} for weights, rate in rates])
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, N_STEPS)
+    squares, generator = z.square(), generator_of(SEEDS[0])
+    for _ in range(N_STEPS):
+        variance = (2 * log_deviation).exp()
+        noise = torch.randn(point.shape, generator=generator)
+        logits = point + z @ mean + (squares @ variance).sqrt() * noise
+        nll = nn.functional.cross_entropy(logits, labels, reduction="sum")
+        kl = (precision * (mean.square() + variance) / 2 - log_deviation).sum()  # up to a constant
+        optimizer.zero_grad()
+        ((nll + kl) / len(z)).backward()
+        optimizer.step()
+        schedule.step()
+    return mean.detach(), log_deviation.detach().exp()
 
 
 def _ensembles(read: ReadSet, trained: TrainedHead, seconds: float) -> Iterator[Scored]:

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from benchmarks.peers.__main__ import measure
 from benchmarks.peers.figures import N_DIVISIONS, Scored, answered_at, averaged, figures
+from benchmarks.peers.posteriors import mean_field
 from benchmarks.peers.reading import kept_in, read_set
 from benchmarks.peers.regressions import Parts, on_states, on_words
 from benchmarks.peers.sets import DATA, SETS, TaskSet, load_set
 from benchmarks.peers.table import peers
 from blora.base_model import load_base_model
 from blora.decision.temperature import Recalibration
+from blora.posterior.noise import generator_of
 from blora.training.config import NEW_PROMPT
 from blora.training.data import Example
 
@@ -54,6 +56,20 @@ def test_a_regression_on_states_learns_them_and_does_without_foreign_rows() -> N
     assert found.proof.shape == (1, 9, 3)
     assert found.foreign is None
     assert bool((found.test[0].argmax(-1) == labels(21)).all())
+
+
+def test_a_mean_field_is_wide_where_rows_say_nothing_and_narrow_where_they_do() -> None:
+    n, precision = 3000, 4.0
+    z = torch.randn(n, 2, generator=generator_of(0)) * torch.tensor([1.0, 0.0])  # nothing varies along the second one
+    truth = torch.tensor([[0.5, -0.5], [0.0, 0.0]])
+    right = torch.multinomial((z @ truth).softmax(-1), 1, generator=generator_of(1))[:, 0]
+    mean, deviation = mean_field(z, torch.zeros(n, 2), right, torch.zeros(2, 2), precision)
+    torch.testing.assert_close(mean, truth, atol=0.08, rtol=0)
+    torch.testing.assert_close(deviation[1], torch.full((2,), precision**-0.5), atol=0.03, rtol=0)
+    # The mean-field optimum: 1 / deviation^2 is the curvature along each weight, the sum of p (1 - p) z^2, plus the prior.
+    probs = (z @ truth).softmax(-1)
+    curvature = (probs * (1 - probs) * z[:, :1].square()).sum(0) + precision
+    torch.testing.assert_close(deviation[0], curvature.rsqrt(), atol=0, rtol=0.1)
 
 
 def test_a_sure_and_right_method_answers_everything_and_a_guess_nothing() -> None:

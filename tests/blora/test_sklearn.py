@@ -38,16 +38,20 @@ class Centroids:
 
     def predict(self, texts: list[str], *, policy: dict[str, float] | None = None) -> list[Any]:
         return [
-            self._one(np.array(text.split(), dtype=float), (policy or {}).get("min_confidence", 0)) for text in texts
+            self._one(
+                np.array(text.split(), dtype=float), policy or ({"min_confidence": 0} if self.calibrated else None)
+            )
+            for text in texts
         ]
 
-    def _one(self, vector: Any, least: float) -> Any:
+    def _one(self, vector: Any, policy: dict[str, float] | None) -> Any:
         scores = np.array([-np.square(vector - mean).sum() for mean in self.means.values()])
         probs = np.exp(scores - scores.max())
         probs /= probs.sum()
         entries = [SimpleNamespace(choice=name, probability=p) for name, p in zip(self.means, probs, strict=True)]
+        least = policy["min_confidence"] if policy is not None else 0
         answer = list(self.means)[probs.argmax()] if probs.max() >= least else None
-        return SimpleNamespace(probabilities=entries, answer=answer)
+        return SimpleNamespace(probabilities=entries, answer=answer, policy=policy)
 
     def calibrate(self, rows: list[dict[str, str]], **goal: Any) -> None:
         self.calibrated += rows
@@ -175,7 +179,9 @@ def test_what_the_policy_withholds_gets_the_label_of_abstention(abstain_label: A
     assert found.tolist() == [abstain_label] * 12
     assert set(classifier.predict(TEXTS)) <= {0, 1}
     classifier.set_params(policy=None)
-    assert set(classifier.predict_or_abstain(TEXTS)) == {0, 1}
+    with pytest.raises(ValueError, match="got neither a calibration nor a policy"):
+        classifier.predict_or_abstain(TEXTS)
+    assert set(classifier.calibrate(["1 1"], [1]).predict_or_abstain(TEXTS)) == {0, 1}
 
 
 @pytest.mark.usefixtures("_stand_in")
@@ -188,10 +194,12 @@ def test_the_label_of_abstention_is_none_of_the_classes(abstain_label: Any, labe
 
 @pytest.mark.usefixtures("_stand_in")
 def test_names_of_the_classes_stay_those_of_the_training() -> None:
-    classifier = BloraClassifier(class_names=["even", "odd"]).fit(TEXTS, [0, 1] * 6)
+    policy = {"min_confidence": 0.1}
+    classifier = BloraClassifier(class_names=["even", "odd"], policy=policy).fit(TEXTS, [0, 1] * 6)
     before = [one(TEXTS).tolist() for one in (classifier.predict, classifier.predict_or_abstain)]
     classifier.set_params(class_names=["odd", "even"])
     assert [one(TEXTS).tolist() for one in (classifier.predict, classifier.predict_or_abstain)] == before
+    classifier.set_params(policy=None)
     assert classifier.calibrate(["1 1"], [1]).model_.calibrated == [{"prompt": "1 1", "label": "odd"}]
 
 
@@ -253,7 +261,10 @@ def test_white_space_at_the_ends_of_labels_does_not_count(base: str, data: tuple
     labels = [f" {label}\n" for label in data[1][:80]]
     classifier = BloraClassifier(base_model=base, device="cpu", dtype="float32").fit(data[0][:80], labels)
     assert set(classifier.predict(data[0][:80])) <= set(labels)
-    assert set(classifier.predict_or_abstain(data[0][:80])) <= set(labels)  # without a policy, all are answered
+    with pytest.raises(ValueError, match="calibrate with texts that fit has not seen, or set policy"):
+        classifier.predict_or_abstain(data[0][:80])
+    classifier.set_params(policy={"min_confidence": 0.1})
+    assert set(classifier.predict_or_abstain(data[0][:80])) <= set(labels)
 
 
 def test_a_copy_by_pickle_answers_the_same(fitted: BloraClassifier, data: tuple[list[str], list[str]]) -> None:
