@@ -19,7 +19,7 @@ from benchmarks.decisions.table import decisions
 from benchmarks.elsewhere import table as elsewhere
 from benchmarks.faults import tables as faults
 from benchmarks.markdown import Columns, record_table
-from benchmarks.peers.table import peers
+from benchmarks.peers.table import peers, peers_of_questions
 from benchmarks.processors import table as processors
 from benchmarks.score_table import scores
 from benchmarks.server_process import ADAPTER
@@ -313,6 +313,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "processors": processors.full,
     "concurrent": _concurrent,
     "peers": lambda name: peers(_load("peers")),
+    "peers_of_questions": lambda name: peers_of_questions(_load("peers")),
     "foreign_signals": lambda name: elsewhere.foreign_signals(_load("elsewhere")),
     "foreign_probabilities": lambda name: elsewhere.foreign_probabilities(_load("elsewhere")),
     "foreign_beside_lora": _beside_lora,

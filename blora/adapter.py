@@ -45,6 +45,7 @@ __all__ = [
     "CONFIG_FILE",
     "OWN_FILES",
     "Adapter",
+    "adapter_bytes",
     "adapter_digest",
     "attach",
     "check_output",
@@ -325,13 +326,18 @@ def read_config(folder: Path) -> AdapterConfig:
     return config
 
 
-def _check_memory(config: AdapterConfig, folder: Path, most: int | None) -> None:
-    n_samples = config.sampling.n_samples
+def adapter_bytes(config: AdapterConfig, n_samples: int) -> int:
+    """Return the most memory of an adapter's posterior, familiarity and `n_samples` draws, in bytes."""
     needed = memory_bytes(config.modules, config.posterior, n_samples)
     if config.head is not None:
         needed += head_bytes(head_shapes(config.head, config.prompt), n_samples)
     if config.familiarity is not None:
         needed += 4 * stored_bytes(config.familiarity)  # in float32, on the CPU and on the device
+    return needed
+
+
+def _check_memory(config: AdapterConfig, folder: Path, most: int | None) -> None:
+    needed = adapter_bytes(config, config.sampling.n_samples)
     if most is not None and needed > most:
         raise AdapterError(
             f"got adapter {folder}, whose posterior and {config.sampling.n_samples} draws take {needed / 2**20:.0f} "

@@ -2,11 +2,11 @@
 
 `python -m benchmarks.peers` trains, on every set: a logistic regression on the words of the texts, one on the frozen
 base model's states, and the head of `blora train`, whose posterior mean and draws are listed separately; where labels
-are few, other posteriors over the same weights; on every set but the demo, also the head above a LoRA, trained once
-with seed 0. Questions that bring their own choices have the base model's log-probabilities in place of the words.
-Validation rows come out of the training rows where a set has none of its own. Every method is listed as trained and
-recalibrated on the validation rows. Only what is drawn has seeds; all else but the LoRA's order of rows is
-deterministic.
+are few, other posteriors over the same weights; where they are levels, a cumulative link; on every set but the demo's,
+also the head above a LoRA, trained once with seed 0. Questions that bring their own choices have the base model's
+log-probabilities in place of the words. Validation rows come out of the training rows where a set has none of its own.
+Every method is listed as trained and recalibrated on the validation rows. Only what is drawn has seeds; all else but
+the LoRA's order of rows is deterministic.
 """
 
 import argparse
@@ -18,11 +18,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from benchmarks.peers.cumulative import cumulative_link
 from benchmarks.peers.figures import DELTA, DTYPE, N_DIVISIONS, Scored, averaged, figures
 from benchmarks.peers.heads import heads, heads_above_lora
 from benchmarks.peers.reading import ReadSet, kept_in, read_set
 from benchmarks.peers.regressions import Parts, on_states, on_words
-from benchmarks.peers.sets import DATA, SETS, TaskSet, load_set
+from benchmarks.peers.sets import DATA, QUESTIONS, SETS, TaskSet, load_set
 from benchmarks.server_process import ROOT
 from blora.base_model import BaseModel, load_base_model
 from blora.training.provenance import machine, revision
@@ -35,6 +36,8 @@ def methods(task: TaskSet, base: BaseModel, read: ReadSet) -> Iterator[Scored]:
     """Yield what each method says of the test and the foreign rows of a set; the draws of each seed are adjacent."""
     if task.prompt.readout == "linear":
         yield from regressions(task, read)
+    if task.ordered:
+        yield from cumulative_link(read)
     yield from heads(read)
     if task.with_lora:
         yield from heads_above_lora(base, read)
@@ -85,10 +88,10 @@ def measure(task: TaskSet, base: BaseModel, read: ReadSet) -> dict[str, Any]:
 def main() -> None:
     """Measure every set, or one, and write its result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--set", choices=SETS, help="name of one set; by default all, but only the demo without data")
+    parser.add_argument("--set", choices=SETS, help="name of one set; by default all, but only the demo's without data")
     parser.add_argument("--keep", type=Path, help="folder in which the states of each set are kept for further runs")
     arguments = parser.parse_args()
-    names = [arguments.set] if arguments.set else SETS if DATA.exists() else SETS[:1]
+    names = [arguments.set] if arguments.set else SETS if DATA.exists() else ("demo", *QUESTIONS)
     base = load_base_model("embedded", dtype=DTYPE)
     RESULTS.mkdir(parents=True, exist_ok=True)
     for name in names:

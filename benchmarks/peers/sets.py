@@ -13,10 +13,12 @@ from blora.config import PromptConfig
 from blora.training.config import NEW_PROMPT
 from blora.training.data import DEFAULT_TEMPLATES, Example
 
-__all__ = ["DATA", "SETS", "TaskSet", "load_set"]
+__all__ = ["DATA", "QUESTIONS", "SETS", "TaskSet", "load_set"]
 
 DATA = ROOT.parent / "shared" / "data"
-SETS = ("demo", "banking77", "clinc150", "arc_easy")
+SETS = ("demo", "banking77", "clinc150", "arc_easy", "urgent", "mood")
+# The sets of the demo's two other questions, with the labels of each, levels from the lowest to the highest.
+QUESTIONS = {"urgent": ("false", "true"), "mood": ("calm", "annoyed", "angry")}
 TICKET = "Support ticket: {prompt}\nQueue:"
 # One in seven training rows validates where a set has no validation rows.
 EVERY = 7
@@ -36,6 +38,7 @@ class TaskSet:
         foreign_source: file name of the foreign rows, None if there are none.
         clear: (N,) mask of the test rows with one right answer, None if the set does not say.
         with_lora: whether a LoRA is trained below the head too.
+        ordered: whether the labels are levels, in order.
         proof: rows that prove thresholds, which are then applied to the test rows; without any, halves of the test rows
             do both.
     """
@@ -49,6 +52,7 @@ class TaskSet:
     foreign_source: str | None = None
     clear: Tensor | None = None
     with_lora: bool = False
+    ordered: bool = False
     proof: tuple[Example, ...] = ()
 
     def parts(self) -> dict[str, tuple[Example, ...]]:
@@ -58,7 +62,7 @@ class TaskSet:
 
 
 def load_set(name: str) -> TaskSet:
-    """Return a set by its name, one of `SETS`; all but the demo need the shared data."""
+    """Return a set by its name, one of `SETS`; all but the demo's need the shared data."""
     if name == "arc_easy":
         return _questions(name, "openbookqa_test.jsonl")
     if name == "demo":
@@ -67,6 +71,10 @@ def load_set(name: str) -> TaskSet:
         task = _texts(name, TICKET, parts, TRIAGE / "out_of_scope.jsonl")
         proof = _examples(_read(TRIAGE / "proof.jsonl"), task.prompt.choices or ())
         return replace(task, clear=clear, proof=proof)
+    if name in QUESTIONS:
+        parts = [_about(name, part) for part in ("train", "validation", "test", "proof")]
+        task = _texts(name, TICKET, parts[:3], None, QUESTIONS[name])
+        return replace(task, proof=_examples(parts[3], QUESTIONS[name]), ordered=name == "mood")
     if name == "clinc150":
         parts = [_read(DATA / f"clinc150_{part}.jsonl") for part in ("train", "val", "test")]
         return replace(_texts(name, "{prompt}", parts, DATA / "clinc150_out_of_scope_test.jsonl"), with_lora=True)
@@ -74,14 +82,26 @@ def load_set(name: str) -> TaskSet:
     return replace(_texts(name, "{prompt}", parts, None), with_lora=True)
 
 
-def _texts(name: str, template: str, parts: list[list[dict[str, Any]]], foreign: Path | None) -> TaskSet:
-    """Return a set of texts with one fixed set of labels, which are those of the training rows."""
-    labels = tuple(sorted({row["label"] for row in parts[0]}))
+def _texts(
+    name: str,
+    template: str,
+    parts: list[list[dict[str, Any]]],
+    foreign: Path | None,
+    labels: tuple[str, ...] = (),
+) -> TaskSet:
+    """Return a set of texts with one fixed set of labels, by default those of the training rows."""
+    labels = labels or tuple(sorted({row["label"] for row in parts[0]}))
     prompt = replace(NEW_PROMPT, template=template, choices=labels, readout="linear")
     train, validation, test = (_examples(rows, labels) for rows in parts)
     if foreign is None:
         return TaskSet(name, prompt, train, validation, test)
     return TaskSet(name, prompt, train, validation, test, _examples(_read(foreign), labels), foreign.name)
+
+
+def _about(question: str, part: str) -> list[dict[str, Any]]:
+    """Return tickets with the label of one question."""
+    rows = _read(TRIAGE / "moods" / f"{part}.jsonl")
+    return [row | {"label": str(row[question]).lower()} for row in rows]
 
 
 def _examples(rows: list[dict[str, Any]], labels: tuple[str, ...]) -> tuple[Example, ...]:

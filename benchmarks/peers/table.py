@@ -1,12 +1,12 @@
-"""The peers' tables for README.md."""
+"""The peers' tables for README.md and docs/decisions.md."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.markdown import Columns, record_table
-from benchmarks.peers.sets import SETS
+from benchmarks.peers.sets import QUESTIONS, SETS
 
-__all__ = ["peers"]
+__all__ = ["peers", "peers_of_questions"]
 
 Row = dict[str, Any]
 
@@ -45,6 +45,10 @@ COLUMNS: Columns = {
     "foreign AUROC": _foreign,
 }
 
+FOREIGN = (
+    "Foreign AUROC: of 1 - confidence / of mutual information / of the distance behind the familiarity, for telling "
+    "foreign rows from test rows. "
+)
 FLOOR = "The floor of an ECE is its mean if the probabilities were exactly right."
 # Metrics of the rows that prove thresholds.
 UNSEEN: Columns = {
@@ -58,7 +62,16 @@ UNSEEN: Columns = {
 
 
 def peers(results: Sequence[Row]) -> str:
-    """Return a table for each set with every method's figures, recalibrated, and where they come from."""
+    """Return a table for each set but those of the demo's other questions, recalibrated, and where they come from."""
+    return _tables([result for result in results if result["set"] not in QUESTIONS])
+
+
+def peers_of_questions(results: Sequence[Row]) -> str:
+    """Return the same for the demo's other questions."""
+    return _tables([result for result in results if result["set"] in QUESTIONS])
+
+
+def _tables(results: Sequence[Row]) -> str:
     ordered = sorted(results, key=lambda result: SETS.index(result["set"]))
     first = ordered[0]
     revisions = ", ".join(dict.fromkeys(result["revision"] for result in ordered))
@@ -66,8 +79,7 @@ def peers(results: Sequence[Row]) -> str:
         "Recalibrated on the validation rows. ± is the standard deviation over three seeds of the draws; what is "
         f"answered is the mean over {first['n_divisions']} divisions, ± their standard deviation, of the rows for the "
         f"proof (delta {first['delta']:g}) or, without any, of the test rows into halves, one to prove a threshold and "
-        "one to answer. Foreign AUROC: of 1 - confidence / of mutual information / of the distance behind the "
-        "familiarity, for telling foreign rows from test rows. "
+        f"one to answer. {FOREIGN if any(result['foreign'] for result in ordered) else ''}"
         f"{first['base_model']}, {first['dtype']}; {first['machine']['cores']} cores of "
         f"{first['machine']['processor']}, revision {revisions}; `python -m benchmarks.peers`."
     )
@@ -82,13 +94,18 @@ def _table(result: Row) -> str:
         f"{result['n_test']:,} test rows{proof}{foreign}."
     )
     rows = [row for row in result["rows"] if row["treatment"] == "recalibrated"]
-    columns = COLUMNS if rows[0]["accuracy_clear"] is not None else _without_clear(COLUMNS)
-    tables = [record_table(rows, columns)]
+    tables = [record_table(rows, _columns(rows[0]))]
     if "proof_ece" in rows[0]:
         of = f"The same on the {result['n_proof']:,} rows for the proof, of which no method has seen any."
         tables += [f"{of} {FLOOR}", record_table(rows, UNSEEN)]
     return "\n\n".join([sizes, *tables])
 
 
-def _without_clear(columns: Columns) -> Columns:
-    return {name.removesuffix(" (clear)"): column for name, column in columns.items()}
+def _columns(row: Row) -> Columns:
+    """Return the columns of the figures that a set has."""
+    found = (
+        COLUMNS if row["foreign_confidence"] is not None else {k: v for k, v in COLUMNS.items() if v is not _foreign}
+    )
+    if row["accuracy_clear"] is not None:
+        return found
+    return {name.removesuffix(" (clear)"): column for name, column in found.items()}

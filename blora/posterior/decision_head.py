@@ -134,7 +134,11 @@ class HeadPosterior:
 
     def sample(self, n_samples: int, generator: torch.Generator) -> "HeadDraws":
         """Return S exact posterior draws; the first k do not depend on S."""
-        return self.head.sample_from(standard_normal(n_samples, generator), self.lora.mean())
+        return self.sample_from(standard_normal(n_samples, generator))
+
+    def sample_from(self, noise: Noise) -> "HeadDraws":
+        """Return exact posterior draws from the caller's noise."""
+        return self.head.sample_from(noise, self.lora.mean())
 
     def mean(self) -> "HeadDraws":
         """Return the posterior mean as one draw."""

@@ -6,7 +6,7 @@ on the CPU, so that a seed gives the same draw on every device.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -25,10 +25,16 @@ def generator_of(*seeds: int) -> torch.Generator:
 
 
 class Noise:
-    """A stream of standard-normal tensors with a leading draw dimension S."""
+    """A stream of standard-normal tensors with a leading draw dimension S.
 
-    def __init__(self, generators: Sequence[torch.Generator]) -> None:
+    Args:
+        generators: one of each draw.
+        before: called before each tensor is made, because those of many draws take seconds.
+    """
+
+    def __init__(self, generators: Sequence[torch.Generator], before: Callable[[], None] | None = None) -> None:
         self._generators = generators
+        self._before = before
 
     @property
     def n_samples(self) -> int:
@@ -37,6 +43,8 @@ class Noise:
 
     def normal(self, *shape: int, like: Tensor) -> Tensor:
         """Return (S, *shape) standard normals with the dtype and device of `like`."""
+        if self._before is not None:
+            self._before()
         draws = [torch.randn(shape, generator=g, dtype=like.dtype) for g in self._generators]
         return torch.stack(draws).to(like.device)
 
@@ -45,7 +53,7 @@ class Noise:
         return self.normal(*tensor.shape, like=tensor)
 
 
-def standard_normal(n_samples: int, generator: torch.Generator) -> Noise:
-    """Return noise for `n_samples` draws; the generator advances by one seed per draw."""
+def standard_normal(n_samples: int, generator: torch.Generator, before: Callable[[], None] | None = None) -> Noise:
+    """Return noise for `n_samples` draws, see `Noise`; the generator advances by one seed per draw."""
     seeds = [int(torch.randint(2**62, (), generator=generator)) for _ in range(n_samples)]
-    return Noise([generator_of(seed) for seed in seeds])
+    return Noise([generator_of(seed) for seed in seeds], before)

@@ -21,6 +21,7 @@ from blora.decision.calibration import Binding
 from blora.decision.stopping import settled
 from blora.decision.temperature import temper
 from blora.errors import ConfigError, NotCalibratedError, NumericalError
+from blora.inference.checkpoints import checkpoint
 from blora.inference.packing import PackedRow
 from blora.posterior.bank import SampleBank
 from blora.posterior.decision_head import HeadDraws
@@ -130,7 +131,7 @@ def draws_key(job: Job) -> tuple[str, int | None]:
 
 
 def draws_of(job: Job, device: torch.device) -> Draws | HeadDraws:
-    """Return a job's draws on a device: from the bank if it holds them, fresh ones otherwise.
+    """Return a job's draws on a device: from the bank if it holds them, otherwise fresh ones, made between checkpoints.
 
     Draws nest: the first draws do not depend on the number of draws.
     """
@@ -138,7 +139,8 @@ def draws_of(job: Job, device: torch.device) -> Draws | HeadDraws:
     if job.in_bank:
         return bank.first(job.n_samples)
     seed = bank.seed if job.seed is None else job.seed
-    return SampleBank.draw(job.handle.posterior, job.handle.digest, job.n_samples, seed).draws.to(device)
+    made = SampleBank.draw(job.handle.posterior, job.handle.digest, job.n_samples, seed, checkpoint)
+    return made.draws.to(device)
 
 
 def draws_suffice(job: Job, probs: Tensor) -> bool:

@@ -20,6 +20,8 @@ __all__ = ["Engine", "Job", "Loaded", "ModelInfo", "Outcome", "Row", "Stop"]
 _FRESH_DRAW_TOKENS = 32
 # The same for a draw of a head's weights.
 _FRESH_HEAD_TOKENS = 1
+# Weights whose draw takes as long as a token's pass through the embedded base model.
+_WEIGHTS_PER_TOKEN = 80_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +155,10 @@ class Job:
     @property
     def overhead(self) -> int:
         """Cost of making the draws, as the number of tokens x draws that take equally long."""
+        if self.in_bank:
+            return 0
         per_draw = _FRESH_DRAW_TOKENS if self.kind == "draws" else _FRESH_HEAD_TOKENS
-        return 0 if self.in_bank else per_draw * self.n_samples
+        return (per_draw + self.handle.bank.n_weights // _WEIGHTS_PER_TOKEN) * self.n_samples
 
     @property
     def group(self) -> tuple[str, int, int]:

@@ -8,6 +8,7 @@ from functools import partial
 
 from opentelemetry.trace import StatusCode, Tracer, get_current_span
 
+from blora.adapter import adapter_bytes
 from blora.client import answers
 from blora.config import MOST_CHOICES
 from blora.errors import NumericalError, PromptError, PromptTooLongError
@@ -231,9 +232,22 @@ class Predictor:
         return n_samples
 
     def _check_draws(self, job: Job) -> None:
-        if self._engine.fresh_draws or job.in_bank:
+        if job.in_bank:
             return
         bank = job.handle.bank
+        if self._engine.fresh_draws:
+            needed, most = (
+                adapter_bytes(job.handle.config, job.n_samples) / 2**20,
+                self._settings.max_adapter_memory_mib,
+            )
+            if needed > most:
+                raise InvalidRequestError(
+                    f"got {job.n_samples} draws of adapter {job.handle.name!r}, which take {needed:.0f} MiB of memory, "
+                    f"expected at most {most}, the server's --max-adapter-memory-mib: ask for fewer",
+                    code="out_of_range",
+                    param="n_samples",
+                )
+            return
         raise InvalidRequestError(
             f"This server's engine has only {bank.n_samples} draws, of seed {bank.seed}: leave the seed out, and ask "
             f"for at most {bank.n_samples} draws.",

@@ -1,5 +1,6 @@
 """The methods of `benchmarks.peers` learn what texts and choices say; every one is held to the same figures."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -9,14 +10,18 @@ import torch
 from torch import Tensor
 
 from benchmarks.peers.__main__ import measure
+from benchmarks.peers.cumulative import Cumulative
 from benchmarks.peers.figures import N_DIVISIONS, Scored, answered_at, averaged, figures
 from benchmarks.peers.posteriors import mean_field
 from benchmarks.peers.reading import kept_in, read_set
 from benchmarks.peers.regressions import Parts, on_states, on_words
 from benchmarks.peers.sets import DATA, SETS, TaskSet, load_set
 from benchmarks.peers.table import peers
+from benchmarks.server_process import TRIAGE
 from blora.base_model import load_base_model
+from blora.config import HeadConfig
 from blora.decision.temperature import Recalibration
+from blora.posterior.decision_head import DecisionHead, Features
 from blora.posterior.noise import generator_of
 from blora.training.config import NEW_PROMPT
 from blora.training.data import Example
@@ -56,6 +61,33 @@ def test_a_regression_on_states_learns_them_and_does_without_foreign_rows() -> N
     assert found.proof.shape == (1, 9, 3)
     assert found.foreign is None
     assert bool((found.test[0].argmax(-1) == labels(21)).all())
+
+
+def test_a_cumulative_link_finds_the_weights_and_the_thresholds_of_its_own_model() -> None:
+    config = HeadConfig(depths=(1,), n_states=2, n_directions=2, n_grams=0)
+    head = {"center": torch.zeros(2), "scale": torch.ones(2), "directions": torch.eye(2), "count_scale": torch.ones(1)}
+    zero = {name: torch.zeros(2, 4) for name in ("weight", "deviation")} | {"basis": torch.eye(4)}
+    blank = DecisionHead(config, **head, **zero, count_weight=torch.zeros(1, 4), bias=torch.zeros(4))
+    generator = generator_of(0)
+    states, uniform = torch.randn(4000, 2, generator=generator), torch.rand(4000, generator=generator)
+    noise = (uniform / (1 - uniform)).log()  # logistic
+    level = torch.bucketize(states @ torch.tensor([1.5, 0.0]) + noise, torch.tensor([-1.0, 0.0, 2.0]))
+    features = Features(states, torch.zeros(4000, 1), states)
+    found = Cumulative(blank, 4).fit(features, level, 1.0, 1.0)
+    torch.testing.assert_close(found.weight.detach(), torch.tensor([1.5, 0.0]), atol=0.1, rtol=0)
+    torch.testing.assert_close(found.lowest.detach(), torch.tensor([-1.0]), atol=0.1, rtol=0)
+    torch.testing.assert_close(found.log_gaps.detach().exp(), torch.tensor([1.0, 2.0]), atol=0.15, rtol=0)
+    torch.testing.assert_close(found.of(features).exp().sum(-1), torch.ones(1, 4000), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "levels"), [("urgent", ("false", "true")), ("mood", ("calm", "annoyed", "angry"))])
+def test_the_other_questions_of_the_demo_are_sets(name: str, levels: tuple[str, ...]) -> None:
+    task = load_set(name)
+    assert task.prompt.choices == levels
+    assert task.ordered == (name == "mood")
+    first = json.loads((TRIAGE / "moods" / "train.jsonl").read_text().splitlines()[0])
+    assert levels[task.train[0].label] == str(first[name]).lower()
+    assert tuple(map(len, task.parts().values())) == (540, 100, 300, 500)
 
 
 def test_a_mean_field_is_wide_where_rows_say_nothing_and_narrow_where_they_do() -> None:

@@ -50,12 +50,13 @@ def handle(
     not_calibrated: bool = False,
     familiarity: Familiarity | None = None,
     question: QuestionConfig | None = None,
+    width: int = 2,
 ) -> AdapterHandle:
     """Return a handle without weights, for the fake engine."""
     config = AdapterConfig(
         base_model=BaseModelRef(id="fake/fake", revision=None, fingerprint="sha256:" + "0" * 64),
         target_modules=("q_proj",),
-        modules={"q_proj": (2, 2)},
+        modules={"q_proj": (width, width)},
         posterior=PosteriorConfig(),
         prompt=PromptConfig(choices=choices),
         sampling=SamplingConfig(n_samples=n_samples, stop_error=stop_error),
@@ -63,7 +64,7 @@ def handle(
         training={"command": "blora train --data /home/me", "settings": {"epochs": 4}, "validation": {"nll": 0.5}},
     )
     nothing: Any = None
-    bank: Any = SimpleNamespace(seed=0, n_samples=n_samples)
+    bank: Any = SimpleNamespace(seed=0, n_samples=n_samples, n_weights=2 * PosteriorConfig().rank * width)
     return AdapterHandle(
         name, digest, config, policy, bank, nothing, 1_700_000_000, calibration, familiarity, not_calibrated
     )

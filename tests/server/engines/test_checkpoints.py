@@ -38,6 +38,11 @@ async def test_a_forward_pass_has_checkpoints_within_each_layer(asking: Asking) 
     assert await n_checkpoints(asking, await asking.job("why")) >= 4 * n_layers
 
 
+async def test_draws_of_a_request_are_made_between_checkpoints(asking: Asking) -> None:
+    ready, fresh = [await n_checkpoints(asking, await asking.job("why", seed=seed)) for seed in (None, 9)]
+    assert fresh >= ready + 2 * len(asking.one.config.modules)
+
+
 async def test_draws_in_several_passes_have_checkpoints_in_each(
     asking: Asking, monkeypatch: pytest.MonkeyPatch
 ) -> None:

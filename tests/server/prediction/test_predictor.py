@@ -221,6 +221,25 @@ async def test_draws_that_the_adapter_has_not_ready_count_what_they_cost(engine:
         assert await server.metric("blora_batch_tokens_sum") == 8 + (8 + 4 * 32) + (10 + 5 * 32)
 
 
+async def test_draws_of_a_large_adapter_count_more() -> None:
+    width = 40_000  # 640,000 weights at rank 8, as many as 8 tokens take
+    async with running(FakeEngine((handle("triage", TRIAGE_DIGEST, choices=CHOICES, width=width),))) as server:
+        await ask(server, prompt="two words", n_samples=4, seed=1)
+        assert await server.metric("blora_batch_tokens_sum") == 8 + 4 * (32 + 8)
+
+
+async def test_draws_beyond_the_memory_of_an_adapter_are_refused() -> None:
+    engine = FakeEngine((handle("triage", TRIAGE_DIGEST, choices=CHOICES, width=2**15),))
+    async with running(engine, max_adapter_memory_mib=64) as server:
+        assert (await ask(server, prompt="x", n_samples=4, seed=1))["n_samples"] == 4
+        assert (await ask(server, prompt="x", n_samples=4))["n_samples"] == 4
+        refused = await server.client.post("/v1/predict", json={"prompt": "x", "n_samples": 64})
+    assert refused.status_code == 422
+    error = refused.json()["error"]
+    assert (error["code"], error["param"]) == ("out_of_range", "n_samples")
+    assert "expected at most 64, the server's --max-adapter-memory-mib: ask for fewer" in error["message"]
+
+
 async def test_a_deadline_gives_504(engine: FakeEngine) -> None:
     async with running(engine, timeout_s=0.05) as server:
         engine.gate.clear()
