@@ -16,7 +16,7 @@ from blora.training.data import DEFAULT_TEMPLATES, Example
 __all__ = ["DATA", "QUESTIONS", "SETS", "TaskSet", "load_set"]
 
 DATA = ROOT.parent / "shared" / "data"
-SETS = ("demo", "banking77", "clinc150", "arc_easy", "urgent", "mood")
+SETS = ("demo", "banking77", "clinc150", "arc_easy", "boolq", "urgent", "mood")
 # The sets of the demo's two other questions, with the labels of each, levels from the lowest to the highest.
 QUESTIONS = {"urgent": ("false", "true"), "mood": ("calm", "annoyed", "angry")}
 TICKET = "Support ticket: {prompt}\nQueue:"
@@ -71,6 +71,9 @@ def load_set(name: str) -> TaskSet:
         task = _texts(name, TICKET, parts, TRIAGE / "out_of_scope.jsonl")
         proof = _examples(_read(TRIAGE / "proof.jsonl"), task.prompt.choices or ())
         return replace(task, clear=clear, proof=proof)
+    if name == "boolq":
+        train, test = (_answered(DATA / f"{name}_{part}.jsonl") for part in ("train", "test"))
+        return _texts(name, DEFAULT_TEMPLATES["question"], [*_divided(train), test], None)
     if name in QUESTIONS:
         parts = [_about(name, part) for part in ("train", "validation", "test", "proof")]
         task = _texts(name, TICKET, parts[:3], None, QUESTIONS[name])
@@ -96,6 +99,11 @@ def _texts(
     if foreign is None:
         return TaskSet(name, prompt, train, validation, test)
     return TaskSet(name, prompt, train, validation, test, _examples(_read(foreign), labels), foreign.name)
+
+
+def _answered(file: Path) -> list[dict[str, Any]]:
+    """Return questions that all have the same choices as texts with a label."""
+    return [row | {"prompt": row["question"], "label": row["choices"][row["label"]]} for row in _read(file)]
 
 
 def _about(question: str, part: str) -> list[dict[str, Any]]:

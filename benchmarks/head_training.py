@@ -1,0 +1,66 @@
+"""How long is it from labelled rows to an answer?
+
+`python -m benchmarks.head_training` trains a decision head with `blora train`, as a user does, on the first 250, the
+first 759 and all tickets of the demo, starts `blora serve` on the new adapter, and asks it a question. Times begin with
+the command.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from benchmarks.server_process import ROOT, TRIAGE, serve
+from blora.adapter import read_config
+from blora.training.provenance import machine, revision
+
+__all__ = ["RESULT"]
+
+RESULT = ROOT / "benchmarks" / "results" / "head_training" / "result.json"
+# Numbers of training tickets; None for all.
+SIZES = (250, 759, None)
+QUESTION = "I was charged twice this month."
+
+
+def measure(folder: Path, n_rows: int | None) -> dict[str, Any]:
+    """Train on the first tickets in a new folder, serve and ask, and return the seconds until each is done."""
+    with (TRIAGE / "train.jsonl").open(encoding="utf-8") as file:
+        lines = list(islice(file, n_rows))
+    (folder / "train.jsonl").write_text("".join(lines), encoding="utf-8")
+    rows = ["--data", folder / "train.jsonl", "--validation", TRIAGE / "validation.jsonl"]
+    question = ["--question", TRIAGE / "questions" / "queue.json", "--template", "Support ticket: {prompt}\nQueue:"]
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "blora.cli", "train", *rows, *question, "--output", folder / "adapter"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    training_s = time.perf_counter() - began
+    with serve(folder / "serve.log", adapters=f"triage={folder / 'adapter'}") as server:
+        httpx.post(f"{server.url}/v1/predict", json={"prompt": QUESTION}, timeout=60).raise_for_status()
+    answered_s = time.perf_counter() - began
+    record = read_config(folder / "adapter").training
+    return {"n_rows": len(lines), "training_s": training_s, "answered_s": answered_s, "dtype": record["dtype"]}
+
+
+def main() -> None:
+    """Measure every size and write the result."""
+    found = []
+    for n_rows in SIZES:
+        with tempfile.TemporaryDirectory() as folder:
+            found.append(measure(Path(folder), n_rows))
+    result = {
+        "sizes": found,
+        "machine": machine(),
+        "revision": revision(),
+        "command": "python -m benchmarks.head_training",
+    }
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
