@@ -9,7 +9,7 @@ from blora.config import ChoiceEnd
 from blora.errors import PromptError
 from blora.inference.text import inside
 
-__all__ = ["check_choices", "encode_choices", "end_token", "ended"]
+__all__ = ["check_choices", "check_tokens", "encode_choices", "end_token", "ended"]
 
 
 def check_choices(choices: Sequence[str]) -> None:
@@ -35,6 +35,29 @@ def encode_choices(
     """Return the tokens of each answer as they stand inside a text, not as they open one."""
     anchor = "a" if glue else "\n"  # neither anchor merges with the following text
     return tuple(inside(tokenizer, glue + answer, anchor) for answer in answers)
+
+
+def check_tokens(choices: Sequence[str], continuations: Sequence[tuple[int, ...]]) -> None:
+    """Raise an error if a choice has no tokens, or the same tokens as another, so that no model can tell them apart.
+
+    Args:
+        choices: the choices.
+        continuations: the tokens by which each choice is scored; empty if a linear head scores the choices.
+
+    Raises:
+        PromptError: naming the choices.
+    """
+    seen: dict[tuple[int, ...], str] = {}
+    for choice, tokens in zip(choices, continuations, strict=False):
+        if not tokens:
+            raise PromptError(f"got choice {choice!r}, which has no tokens", param="choices")
+        if tokens in seen:
+            raise PromptError(
+                f"got choices {seen[tokens]!a} and {choice!a}, which are the same tokens to the base model, expected "
+                "choices that it can tell apart; rename or drop one of them",
+                param="choices",
+            )
+        seen[tokens] = choice
 
 
 @lru_cache(maxsize=8)  # called for every question

@@ -22,6 +22,8 @@ def gram_counts(texts: Sequence[str], n_buckets: int) -> Tensor:
 
     A bit of the hash gives each n-gram its sign, so that n-grams which share a bucket cancel in expectation.
     """
+    if not n_buckets:
+        return torch.zeros(len(texts), 0)
     found = torch.zeros(len(texts), n_buckets)
     for row, text in zip(found, texts, strict=True):
         hashes = torch.tensor([zlib.crc32(gram.encode()) for gram in _grams(text)], dtype=torch.long)

@@ -6,7 +6,7 @@ row of a forward pass scores all choices exactly as scoring each choice alone wo
 """
 
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from blora.config import NormalizationName, PromptConfig, ReadoutName, ScoringName
 from blora.errors import PromptError, PromptTooLongError, ShapeError
 from blora.inference.checkpoints import checkpoint
-from blora.inference.choices import check_choices, encode_choices, ended
+from blora.inference.choices import check_choices, check_tokens, encode_choices, ended
 from blora.inference.text import encode, guard
 
 __all__ = [
@@ -203,8 +203,9 @@ def pack(
         raise PromptError("got a blank prompt, expected some text", param="prompt")
     choices = tuple(choice.strip() for choice in choices)
     check_choices(choices)
-    for part, param in ((prompt, "prompt"), (messages, "messages"), (choices, "choices")):
-        _check_unicode(part, param)
+    said = [text for turn in messages or () for text in turn.values()]
+    for texts, param in (([prompt or ""], "prompt"), (said, "messages"), (choices, "choices")):
+        _check_unicode(texts, param)
     by_label = (scoring or config.scoring) == "label"
     if by_label and len(choices) > len(LABELS):
         raise PromptError(
@@ -224,9 +225,7 @@ def pack(
     glue = "" if not text or text[-1].isspace() else " "
     answers = LABELS[: len(choices)] if by_label else [guard(tokenizer, choice) for choice in choices]
     continuations = encode_choices(tokenizer, glue, answers) if not outputs else ()
-    for answer, tokens in zip(choices, continuations, strict=False):  # a linear head has no continuations
-        if not tokens:
-            raise PromptError(f"got choice {answer!r}, which has no tokens", param="choices")
+    check_tokens(choices, continuations)
     if continuations and not by_label and config.choice_end != "none":
         continuations = ended(tokenizer, choices, continuations, config.choice_end)
     longest = len(prompt_ids) + max(map(len, continuations), default=0)
@@ -258,10 +257,10 @@ def _readout(config: PromptConfig, choices: tuple[str, ...], *, by_label: bool) 
     return "linear", tuple(place[choice] for choice in choices)
 
 
-def _check_unicode(part: object, param: str) -> None:
+def _check_unicode(texts: Iterable[str], param: str) -> None:
     """Refuse half a surrogate pair, which JSON can contain but no tokenizer can read."""
     try:
-        str(part).encode()
+        "".join(texts).encode()
     except UnicodeEncodeError as exc:
         raise PromptError("got half of a surrogate pair, expected whole Unicode characters", param=param) from exc
 

@@ -79,6 +79,7 @@ def head_log_probs(draws: HeadDraws, rows: Sequence[PackedRow], features: Featur
     if rows[0].readout == "linear":
         places = torch.tensor([[*row.outputs, *[0] * (n_choices - row.n_choices)] for row in rows])
         logits = logits.gather(-1, places.to(logits.device).expand(len(logits), -1, -1))
+    logits = logits[..., :n_choices]  # a pointer head may have read these rows beside rows with more choices
     return logits.masked_fill(~present.to(logits.device), -torch.inf).log_softmax(-1)
 
 

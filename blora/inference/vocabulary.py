@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from blora.inference.checkpoints import between
+from blora.inference.checkpoints import between, checkpoints
 from blora.inference.fork import logits_at
 from blora.posterior.draws import use_draws
 from blora.posterior.inject import layer_index
@@ -106,9 +106,11 @@ def _is_plain(model: PreTrainedModel, module: nn.Linear) -> bool:
     at = (torch.tensor([0, 0], device=model.device), ids[0])
     seen: list[Tensor] = []  # from the same pass, since another pass may round differently
     handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    with use_draws(None):
-        logits = logits_at(model, None, *at, **inputs)
-    handle.remove()
+    try:
+        with checkpoints(lambda: None), use_draws(None):  # a pass that ran at a checkpoint would be seen too
+            logits = logits_at(model, None, *at, **inputs)
+    finally:
+        handle.remove()
     return len(seen) == 1 and torch.allclose(module(seen[0])[0], logits, rtol=1e-3, atol=1e-3)
 
 

@@ -24,6 +24,8 @@ __all__ = ["Draws", "Factors", "active_draws", "use_draws"]
 class Factors:
     """The two LoRA factors of one module, each with one slice per draw or one slice for all draws.
 
+    Joined draws of several adapters may have one slice per adapter instead: see `blora.posterior.joined`.
+
     Attributes:
         A: (S or 1, rank, d_in).
         B: (S or 1, d_out, rank).

@@ -54,10 +54,11 @@ class LoraLinear(nn.Module):
                     else f"the {len(draws.rows)} whose draws are given"
                 )
             )
-        n_slices = draws.n_samples if factors.differ else 1
+        n_slices = max(len(factors.A), len(factors.B))
         A, B = (factor.expand(n_slices, -1, -1) for factor in (factors.A, factors.B))
         if factors.differ and draws.rows is not None:
-            A, B = A[draws.rows], B[draws.rows]
+            slices = draws.rows // (draws.n_samples // n_slices)  # of joined draws, several may share a slice
+            A, B = A[slices], B[slices]
         rows = x.reshape(len(A), -1, x.shape[-1]).to(A.dtype)  # (slices, tokens, d_in)
         delta = torch.bmm(torch.bmm(rows, A.mT), B.mT)  # (slices, tokens, d_out)
         return out + (draws.scaling * delta).to(out.dtype).view_as(out)

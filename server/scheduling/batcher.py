@@ -11,6 +11,7 @@ and then gets a fifth of the worker's time. So even the largest input does not b
 
 import asyncio
 import contextlib
+import logging
 import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Generic, TypeVar, cast
@@ -25,6 +26,8 @@ from blora.server.scheduling.pace import Pace
 from blora.server.scheduling.runs import OWN_SHARE, Completed, DropReason, Item, Run, Work, batch_tokens
 
 __all__ = ["Batcher", "Completed", "Work"]
+
+logger = logging.getLogger(__name__)
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -360,7 +363,9 @@ class Batcher(Generic[P, R]):
             return True
         except Exception as exc:
             self.last_forward_failed = True
-            if len(run.items) == 1 and not run.items[0].future.done():
+            if len(run.items) > 1:
+                logger.warning("A forward pass of %d inputs failed; each runs alone now", len(run.items), exc_info=exc)
+            elif not run.items[0].future.done():
                 run.items[0].future.set_exception(exc)
             return False
         seconds = run.worker_s - began_s

@@ -91,6 +91,15 @@ def test_layers_below_every_draw_run_once_for_all_of_them() -> None:
     assert seen == [[4], [4 * 2, N_SAMPLES - 2]]
 
 
+def test_factors_that_no_adapter_draws_anew_are_joined_once_for_each_adapter() -> None:
+    _, modules = injected()
+    joined = join(adapters(modules)[1:3])  # the first has plain LoRA in layer 0, the second has none there
+    slices = {layer_index(name): {len(f.A), len(f.B)} for name, f in joined.factors.items()}
+    assert slices == {0: {2}, 1: {2 * N_SAMPLES}}
+    with pytest.raises(ShapeError, match="bound to 10 rows"):
+        joined.part(0, 2)
+
+
 def test_adapters_with_other_numbers_of_draws_are_not_joined() -> None:
     _, modules = injected()
     with pytest.raises(ShapeError, match=r"\[2, 3\] draws to join"):

@@ -6,6 +6,8 @@ from typing import get_args
 
 import pytest
 import torch
+from tokenizers import normalizers
+from transformers import PreTrainedTokenizerBase
 
 from blora.base_model import BaseModel
 from blora.config import ChoiceEnd, PromptConfig
@@ -21,9 +23,12 @@ WORDS = (
 )
 
 
-def make(*choices: str, end: str = "newline", **settings: object) -> PackedRow:
+def make(
+    *choices: str, end: str = "newline", tokenizer: PreTrainedTokenizerBase | None = None, **settings: object
+) -> PackedRow:
     config = PromptConfig(choice_end=end, **settings)  # type: ignore[arg-type]
-    return pack(tiny_tokenizer(), prompt="Is it?", choices=choices, config=config, max_length=MAX_LENGTH)
+    tokenizer = tokenizer or tiny_tokenizer()
+    return pack(tokenizer, prompt="Is it?", choices=choices, config=config, max_length=MAX_LENGTH)
 
 
 def test_an_end_stands_after_the_last_token_of_every_choice() -> None:
@@ -64,6 +69,21 @@ def test_white_space_at_the_ends_of_a_choice_does_not_count() -> None:
     assert row.choices == ("yes", "no")
     with pytest.raises(PromptError, match="same choice twice"):
         make("yes", " yes")
+
+
+@pytest.mark.parametrize("readout", ["scores", "pointer"])
+def test_choices_that_a_tokenizer_cannot_tell_apart_are_refused_where_their_texts_are_scored(readout: str) -> None:
+    composing = copy.deepcopy(tiny_tokenizer())
+    composing.backend_tokenizer.normalizer = normalizers.NFC()  # as in the tokenizers of Qwen
+    choices = ("x\u00e9", "office", "xe\u0301")
+    with pytest.raises(
+        PromptError, match=r"got choices 'x\\xe9' and 'xe\\u0301', .* expected choices .*; rename"
+    ) as info:
+        make(*choices, readout=readout, tokenizer=composing)
+    assert info.value.param == "choices"
+    assert make(*choices, readout=readout).n_choices == 3  # a tokenizer that tells them apart
+    assert make(*choices, scoring="label", tokenizer=composing).n_choices == 3
+    assert make(*choices, readout="linear", choices=choices, tokenizer=composing).n_choices == 3
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from blora.base_model import BaseModel
 from blora.config import PosteriorConfig, PromptConfig
 from blora.inference import scoring, vocabulary
+from blora.inference.checkpoints import checkpoints
 from blora.inference.fork import hidden_at
+from blora.inference.interruptible import make_interruptible
 from blora.inference.packing import PackedRow, collate, pack
 from blora.inference.scoring import at_positions
 from blora.inference.vocabulary import Head, log_probs_along_draws, log_probs_of_each, plain_head
@@ -164,6 +166,29 @@ def test_a_head_that_is_no_linear_layer_is_not_plain() -> None:
     model = tiny_model()
     model.lm_head = nn.Sequential(model.lm_head)
     assert plain_head(model) is None
+
+
+@pytest.mark.usefixtures("small_vocabularies")
+def test_no_other_pass_runs_while_a_head_is_tested() -> None:
+    model = tiny_model()
+    make_interruptible(model)
+
+    def other() -> None:
+        raise AssertionError("another pass runs")
+
+    with checkpoints(other):
+        assert plain_head(model) is not None
+
+
+@pytest.mark.usefixtures("small_vocabularies")
+def test_a_test_of_a_head_that_fails_leaves_no_hook() -> None:
+    model = tiny_model()
+    embedding, model.model.embed_tokens = model.model.embed_tokens, nn.Module()
+    with pytest.raises(NotImplementedError):
+        plain_head(model)
+    model.model.embed_tokens = embedding
+    assert not model.lm_head._forward_pre_hooks
+    assert plain_head(model) is not None
 
 
 # The embedded model

@@ -56,9 +56,27 @@ def test_a_row_with_too_many_choices_for_labels_is_named(base: BaseModel) -> Non
         pack_examples(example_set(many), base, PromptConfig(scoring="label"))
 
 
-def test_a_row_that_the_tokenizer_cannot_encode_is_named(base: BaseModel) -> None:
-    with pytest.raises(DataError, match=r"^toy\.jsonl:3: got "):
-        pack_examples(example_set(example("half a pair: \ud800")), base, PromptConfig())
+HALF = "half a pair: \ud800"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        example(HALF),
+        example(None, kind="messages", messages=({"role": "user", "content": HALF},)),
+        example(choices=("warm", HALF)),
+    ],
+)
+def test_a_row_that_the_tokenizer_cannot_encode_is_named(base: BaseModel, row: Example) -> None:
+    with pytest.raises(DataError, match=r"^toy\.jsonl:3: got half of a surrogate pair"):
+        pack_examples(example_set(row), base, PromptConfig())
+
+
+def test_a_row_with_choices_that_are_the_same_tokens_is_named(base: BaseModel) -> None:
+    with pytest.raises(
+        DataError, match=r"^toy\.jsonl:3: got choices '\\u2600' and '\\u2601', which are the same tokens"
+    ):
+        pack_examples(example_set(example(choices=("\u2600", "\u2601"))), base, PromptConfig())
 
 
 def test_a_batch_is_the_collated_rows_and_their_labels() -> None:

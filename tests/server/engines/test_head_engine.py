@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -13,7 +13,8 @@ import blora
 from blora.adapter import save_adapter
 from blora.base_model import load_base_model
 from blora.config import AdapterConfig, HeadConfig, PosteriorConfig, PromptConfig, SamplingConfig
-from blora.inference.packing import pack
+from blora.inference.branches import score_all
+from blora.inference.packing import PackedRow, pack
 from blora.inference.reading import read_rows
 from blora.posterior.decision_head import Features, HeadPosterior
 from blora.posterior.draws import Draws
@@ -34,7 +35,7 @@ OTHER_CHOICES = ("left", "right")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base model, an adapter `one` with a head and a familiarity, and `two` without a familiarity."""
+    """A base model, an adapter `one` with a linear head and a familiarity, `two` without, `three` with a pointer head."""
     root = tmp_path_factory.mktemp("head")
     tiny_model().save_pretrained(root / "tiny")
     tiny_tokenizer().save_pretrained(root / "tiny")
@@ -48,18 +49,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         states = read_rows(base.model, rows, head.config, Draws({}, 1.0, 1)).prompt
     assert states is not None
     familiarity = fit_familiarity(head.config.depths, states[::2], states[1::2]).familiarity
-    for name, own in (("one", familiarity), ("two", None)):
+    pointer = HeadPosterior(head_of(HeadConfig(depths=(1, 2), n_states=64, n_directions=4), 1), posterior.lora)
+    pointing = PromptConfig(readout="pointer", choice_end="newline")
+    for name, heads, asks, own in (
+        ("one", posterior, prompt, familiarity),
+        ("two", posterior, prompt, None),
+        ("three", pointer, pointing, familiarity),
+    ):
         config = AdapterConfig(
             base_model=base.ref,
             target_modules=(),
             modules={},
             posterior=posterior.lora.config,
-            prompt=prompt,
+            prompt=asks,
             sampling=SamplingConfig(n_samples=4, seed=7),
-            head=head.config,
+            head=heads.head.config,
             familiarity=own.config if own is not None else None,
         )
-        save_adapter(root / name, posterior, config, base, own)
+        save_adapter(root / name, heads, config, base, own)
     return root
 
 
@@ -153,6 +160,26 @@ async def test_adapters_that_read_the_same_share_a_pass_over_each_text(
     for job, found, by_itself in zip(jobs, together, expected, strict=True):
         torch.testing.assert_close(found.probs, by_itself.probs, rtol=0, atol=TOLERANCE)
         assert (found.familiarity is None) == (job.handle.name == "two")
+
+
+async def test_letters_in_place_of_the_choices_of_a_pointer_head_are_scored_by_the_model_with_a_familiarity(
+    folder: Path,
+) -> None:
+    async with loaded(settings(folder, "three")) as (engine, state):
+        jobs = await jobs_of(Asking(engine, state), adapter="three", scoring="label")
+        found, model = await engine.run(jobs), engine._loaded_base().model
+        check_same(found, await alone(Asking(engine, state), jobs))
+        expected = score_all(model, [cast(PackedRow, job.row) for job in jobs], None, max_batch_tokens=4096)[0].exp()
+    for outcome, probs in zip(found, expected, strict=True):
+        torch.testing.assert_close(outcome.probs.mean(0).float(), probs, rtol=0, atol=TOLERANCE)
+
+
+async def test_questions_to_a_pointer_head_with_other_draws_and_more_choices_share_a_batch(folder: Path) -> None:
+    async with loaded(settings(folder, "three")) as (engine, state):
+        asking = Asking(engine, state)
+        few = await jobs_of(asking, adapter="three", choices=OTHER_CHOICES)
+        many = await jobs_of(asking, adapter="three", choices=("a", "b", "c", "d"), seed=3)
+        check_same(await engine.run([*few, *many]), await alone(asking, [*few, *many]))
 
 
 async def test_one_text_for_several_adapters_is_no_beginning_to_remember(asking: Asking) -> None:

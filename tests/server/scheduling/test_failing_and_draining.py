@@ -13,7 +13,7 @@ from blora.server.scheduling.control import Control
 from tests.server.scheduling.test_batcher import LIMITS, Bench, bench, settle
 
 
-async def test_a_poisoned_input_fails_alone() -> None:
+async def test_a_poisoned_input_fails_alone(caplog: pytest.LogCaptureFixture) -> None:
     async with bench() as b:
         held = await b.hold()
         tasks = [b.submit(name) for name in ("one", "bad", "two")]
@@ -23,6 +23,9 @@ async def test_a_poisoned_input_fails_alone() -> None:
         assert isinstance(bad, RuntimeError)
         assert b.worker.batches == [["one", "bad", "two"], ["one"], ["bad"], ["two"]]
         assert not b.batcher.last_forward_failed
+    [record] = caplog.records  # the caller logs the failure of an input alone
+    assert record.message == "A forward pass of 3 inputs failed; each runs alone now"
+    assert "poisoned" in caplog.text
 
 
 async def test_a_failure_is_remembered_until_a_success() -> None:
