@@ -3,11 +3,15 @@
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["new_folder", "write_file"]
+__all__ = ["new_folder", "remove_abandoned", "write_file"]
+
+# Age at which a hidden folder counts as abandoned; no conversion or download takes a day.
+STALE_S = 24 * 3600
 
 
 def _readable(descriptor: int) -> None:
@@ -58,3 +62,11 @@ def new_folder(folder: Path, *, place: Callable[[Path, Path], None] | None = Non
         raise
     if place is not None:
         place(partial, folder)
+
+
+def remove_abandoned(parent: Path) -> None:
+    """Remove the hidden folders of `new_folder` that processes left behind when they were killed, a day later."""
+    for partial in parent.glob(".partial-*"):
+        with suppress(FileNotFoundError):  # another process has just completed it
+            if partial.stat().st_mtime < time.time() - STALE_S:
+                shutil.rmtree(partial, ignore_errors=True)

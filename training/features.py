@@ -1,4 +1,7 @@
-"""Features of labelled rows for a decision head, read once in passes of similar length."""
+"""Features of labelled rows for a decision head, read once in passes of similar length.
+
+What all rows begin with, such as the instructions of a template, is computed once.
+"""
 
 from collections.abc import Sequence
 
@@ -7,7 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from blora.config import HeadConfig
+from blora.inference.branches import n_shared
 from blora.inference.packing import by_length
+from blora.inference.prefix import Prefix
 from blora.inference.reading import read_rows
 from blora.posterior.decision_head import Features
 from blora.posterior.draws import Draws
@@ -27,9 +32,11 @@ def read_features(
     n_choices = max(row.n_choices for row in packed)
     states: list[Tensor] = [torch.empty(0)] * len(rows)
     counts, prompts = list(states), list(states)
+    n_tokens = n_shared(model, packed)
+    prefix = Prefix(model, packed[0].prompt[:n_tokens], lora, depths=config.depths) if n_tokens else None
     with rows_bar(len(rows), about) as bar:
-        for picked in by_length(packed, batch_tokens(model)):
-            found = read_rows(model, [packed[i] for i in picked], config, lora)
+        for picked in by_length([row.after(n_tokens) for row in packed], batch_tokens(model)):
+            found = read_rows(model, [packed[i] for i in picked], config, lora, prefix)
             assert found.prompt is not None  # `read_rows` reads it
             for place, i in enumerate(picked):
                 states[i], counts[i] = found.states[place].cpu(), found.counts[place].cpu()

@@ -10,6 +10,8 @@ __all__ = ["TIMEOUT_S", "TOKEN", "hub_api", "hub_errors", "is_out_of_service", "
 
 TOKEN = "HF_TOKEN"
 TIMEOUT_S = 30.0
+# Errors of the client that an answer of another form than the hub's causes.
+_OF_ANSWERS = (KeyError, TypeError)
 # Statuses of a hub that is down or overloaded, for which an earlier download may stand in.
 _OUT_OF_SERVICE = frozenset({429, 500, 502, 503, 504})
 # Statuses of a hub that tells only those with a token that a repository exists.
@@ -32,7 +34,7 @@ def hub_errors() -> tuple[type[Exception], ...]:
     from huggingface_hub.errors import EntryNotFoundError, FileMetadataError, HfHubHTTPError, XetDownloadError
 
     of_http = HfHubHTTPError.__bases__[0]  # the client changes its HTTP library from release to release
-    return (of_http, EntryNotFoundError, FileMetadataError, XetDownloadError, ValueError, RuntimeError)
+    return (of_http, EntryNotFoundError, FileMetadataError, XetDownloadError, ValueError, RuntimeError, *_OF_ANSWERS)
 
 
 def is_out_of_service(error: Exception) -> bool:
@@ -48,6 +50,8 @@ def is_private_answer(error: Exception) -> bool:
 
 def why(error: Exception) -> str:
     """Return the first line of an error's message, or the name of its type without one."""
+    if isinstance(error, _OF_ANSWERS):
+        return "the answer is not a hub's"
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 

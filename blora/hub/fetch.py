@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from blora.adapter import OWN_FILES, adapter_digest, check_output
-from blora.atomic import new_folder, write_file
+from blora.atomic import new_folder, remove_abandoned, write_file
 from blora.base_model import cache_folder
 from blora.errors import AdapterError
 from blora.files import file_digest, read_json
@@ -27,6 +27,8 @@ __all__ = ["check_own", "fetch", "local_folder", "pull"]
 logger = logging.getLogger(__name__)
 
 ORIGIN_FILE = "origin.json"
+# Longest name of a file with a branch's commit; the name of a file being written is a little longer.
+MOST_CHARACTERS = 200
 MEND = "remove the folder, to download it again"
 
 
@@ -101,7 +103,7 @@ def _look_up(name: HubName, cached: Path) -> str:
     """
     from huggingface_hub.constants import is_offline_mode
 
-    known = cached / "refs" / quote(name.revision, safe="")
+    known = cached / "refs" / _file_name(name.revision)
     before = known.read_text() if known.is_file() else None
     usable = before is not None and (cached / before).is_dir()
     if is_offline_mode():
@@ -110,6 +112,8 @@ def _look_up(name: HubName, cached: Path) -> str:
         return before
     try:
         commit = _download(name, cached)
+        known.parent.mkdir(parents=True, exist_ok=True)
+        write_file(known, commit)
     except hub_errors() as exc:
         if before is not None and usable and is_out_of_service(exc):
             logger.warning("The hub cannot be reached (%s): using %s as it was fetched before", why(exc), name)
@@ -119,9 +123,19 @@ def _look_up(name: HubName, cached: Path) -> str:
             f"got {name}, which the hub does not give ({why(exc)}), expected an adapter that it has: check the name "
             f"and the revision{hint}"
         ) from exc
-    known.parent.mkdir(parents=True, exist_ok=True)
-    write_file(known, commit)
+    except OSError as exc:
+        raise AdapterError(
+            f"got {name}, which cannot be written to {cached} ({why(exc)}), expected a folder that can be written; set "
+            "BLORA_CACHE_DIR"
+        ) from exc
     return commit
+
+
+def _file_name(revision: str) -> str:
+    """Return a name for the file with a revision's commit, which never leads out of its folder."""
+    quoted = quote(revision, safe="")
+    fits = quoted.strip(".") and len(quoted) <= MOST_CHARACTERS
+    return quoted if fits else hashlib.sha256(revision.encode()).hexdigest()
 
 
 def _download(name: HubName, cached: Path) -> str:
@@ -138,6 +152,7 @@ def _download(name: HubName, cached: Path) -> str:
     folder = cached / commit
     if folder.is_dir():
         return commit
+    remove_abandoned(cached)
     listed = {file.rfilename: file for file in info.siblings or () if file.rfilename in OWN_FILES}
     try:
         with new_folder(folder) as partial:

@@ -19,7 +19,7 @@ from blora.posterior.decision_head import Features, HeadDraws
 from blora.posterior.draws import Draws
 from blora.posterior.joined import join
 
-__all__ = ["Branches", "common_prefix", "prefix_of", "score_all"]
+__all__ = ["Branches", "common_prefix", "n_shared", "prefix_of", "score_all"]
 
 
 class Branches:
@@ -150,7 +150,8 @@ def score_all(
         return _score_mixed(model, rows, draws, max_batch_tokens=max_batch_tokens, done=done, read=read)
     prefix = common_prefix(model, rows, draws, max_batch_tokens)
     out = torch.full((n_samples, len(rows), max(row.n_choices for row in rows)), -torch.inf)
-    for picked in by_length(rows, max_batch_tokens):
+    after = rows if prefix is None else [row.after(len(prefix.tokens)) for row in rows]
+    for picked in by_length(after, max_batch_tokens):
         batch = [rows[i] for i in picked]
         if draws is None:
             log_probs = score_rows(model, collate(batch), None)[None]
@@ -202,10 +203,16 @@ def common_prefix(
     model: PreTrainedModel, rows: Sequence[PackedRow], draws: Draws | HeadDraws | None, max_batch_tokens: int
 ) -> Prefix | None:
     """Return the common prefix of all rows, if it is long enough to be worth caching."""
-    n_tokens = common_tokens([row.prompt for row in rows])
-    if draws is None or len(rows) == 1 or n_tokens < MIN_PREFIX or not runs_in_parts(model):
+    n_tokens = n_shared(model, rows)
+    if draws is None or n_tokens == 0:
         return None
     return prefix_of(model, rows[0].prompt[:n_tokens], draws, max_batch_tokens)
+
+
+def n_shared(model: PreTrainedModel, rows: Sequence[PackedRow]) -> int:
+    """Return the number of tokens that all rows begin with; 0 if it is too small to be worth caching."""
+    n_tokens = common_tokens([row.prompt for row in rows])
+    return n_tokens if len(rows) > 1 and n_tokens >= MIN_PREFIX and runs_in_parts(model) else 0
 
 
 def prefix_of(model: PreTrainedModel, tokens: Sequence[int], draws: Draws | HeadDraws, max_batch_tokens: int) -> Prefix:

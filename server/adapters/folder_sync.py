@@ -10,6 +10,7 @@ from pathlib import Path
 from blora.errors import BloraError
 from blora.server.adapters.loader import MOST_ENTRIES, Loader
 from blora.server.adapters.registry import Registry
+from blora.server.engines.handle import AdapterHandle
 from blora.server.errors import DeadlineExceededError, ServerError
 from blora.server.scheduling.thread_per_task import StalledError, ThreadPerTask
 
@@ -52,7 +53,8 @@ class FolderSync:
         self._looking = asyncio.Semaphore(AT_ONCE)
         self._readable = True
         self._seen: dict[str, Signature] = {}
-        self._kept: set[str] = set()  # names served from this folder
+        # By name: the adapter loaded from this folder; None after an admin has unloaded or replaced it.
+        self._kept: dict[str, AdapterHandle | None] = {}
         self._stalled: dict[str, float] = {}  # by name: time of the next try
         self._silent: set[str] = set()  # names whose folders timed out
 
@@ -78,12 +80,15 @@ class FolderSync:
         for name in found.keys() & self._seen.keys():
             if found[name] == UNREADABLE:
                 found[name] = self._seen[name]
+        for name in self._kept:
+            if not self._serves(name):
+                self._kept[name] = None
         for name in self._seen.keys() - set(folders):
             del self._seen[name]
             self._stalled.pop(name, None)
-            if name in self._kept:
-                self._kept.discard(name)
+            if self._serves(name):
                 await self._unload(name)
+            self._kept.pop(name, None)
         due = [name for name, signature in found.items() if self._is_due(name, signature)]
         self._seen.update(found)
         await asyncio.gather(*map(self._load, due))
@@ -108,10 +113,15 @@ class FolderSync:
         again = name in self._stalled and time.monotonic() >= self._stalled[name]
         return (changed or again) and (name in self._kept or self._registry.get(name) is None)
 
+    def _serves(self, name: str) -> bool:
+        """Return whether the adapter of a name is the one that was loaded from this folder."""
+        served = self._registry.get(name)
+        return served is not None and served is self._kept.get(name)
+
     async def _load(self, name: str) -> None:
         self._stalled.pop(name, None)
         try:
-            await self._loader.load(name, name, by=BY, replace=True)
+            handle, _ = await self._loader.load(name, name, by=BY, replace=self._serves(name))
         except DeadlineExceededError:
             self._stalled[name] = time.monotonic() + self._timeout_s
         except ServerError:
@@ -119,14 +129,13 @@ class FolderSync:
         except Exception:  # any other error must not keep the other adapters from being tried
             logger.exception("Adapter %r in %s is not loaded", name, self._root)
         else:
-            self._kept.add(name)
+            self._kept[name] = handle
 
     async def _unload(self, name: str) -> None:
-        if self._registry.get(name) is not None:  # an admin may have unloaded it already
-            try:
-                await self._loader.unload(name, by=BY)
-            except Exception:
-                logger.exception("Adapter %r in %s is not unloaded", name, self._root)
+        try:
+            await self._loader.unload(name, by=BY)
+        except Exception:
+            logger.exception("Adapter %r in %s is not unloaded", name, self._root)
 
 
 def _folders(root: Path) -> list[str]:

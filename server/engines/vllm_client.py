@@ -48,7 +48,7 @@ class VllmClient:
         try:
             models = (await self._http.get("/v1/models")).json()["data"]
             return min(int(model["max_model_len"]) for model in models if model.get("max_model_len") is not None)
-        except (httpx.HTTPError, KeyError, TypeError, ValueError) as exc:
+        except (httpx.HTTPError, AttributeError, KeyError, TypeError, ValueError) as exc:
             raise VllmError(
                 f"No vLLM answers at {self._http.base_url} ({type(exc).__name__}): start it, or correct --engine-url"
             ) from exc
@@ -113,7 +113,7 @@ class VllmClient:
             raise VllmError(f"vLLM answered {_summary(response)} in place of a completion")
         try:
             [choice] = response.json()["choices"]
-        except (KeyError, ValueError) as exc:
+        except (KeyError, TypeError, ValueError) as exc:
             raise VllmError(f"vLLM answered {_summary(response)} in place of a completion") from exc
         found: dict[str, Any] = choice
         return found

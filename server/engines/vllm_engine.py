@@ -152,13 +152,17 @@ class VllmEngine:
 
     async def _release(self, handle: AdapterHandle) -> None:
         await asyncio.sleep(self._settings.timeout_s)
+        await self._unload(handle)
+
+    async def _unload(self, handle: AdapterHandle) -> None:
+        """Unload an adapter's draws from vLLM, unless another handle serves them."""
         if self._served[handle.digest] > 0:
             return
-        for s in range(handle.bank.n_samples):
-            try:
+        try:
+            for s in range(handle.bank.n_samples):
                 await self._vllm.unload(_lora(handle.digest, s))
-            except VllmError as exc:
-                logger.warning("vLLM does not unload adapter %s: %s", handle.name, exc)
+        except VllmError as exc:
+            logger.warning("vLLM does not unload adapter %s: %s", handle.name, exc)
 
     async def probe(self) -> None:
         """Implement Engine."""
@@ -191,8 +195,11 @@ class VllmEngine:
             for s in range(handle.bank.n_samples):
                 await self._load_draw(adapter.digest, s)
             await self._prove(adapter, handle)
-        except (OSError, VllmError) as exc:
-            raise AdapterError(f"vLLM cannot serve adapter {adapter.name!r}: {exc}") from exc
+        except Exception as exc:
+            await self._unload(handle)
+            if isinstance(exc, OSError | VllmError):
+                raise AdapterError(f"vLLM cannot serve adapter {adapter.name!r}: {exc}") from exc
+            raise
         self._served[handle.digest] += 1
         self._proved.append(handle)
         return handle

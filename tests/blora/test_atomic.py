@@ -2,11 +2,12 @@
 
 import os
 import stat
+from glob import glob
 from pathlib import Path
 
 import pytest
 
-from blora.atomic import new_folder, write_file
+from blora.atomic import new_folder, remove_abandoned, write_file
 
 
 def modes(folder: Path) -> dict[str, int]:
@@ -65,3 +66,14 @@ def test_a_place_of_its_own_gets_the_complete_folder_and_keeps_it_where_it_fails
     ):
         (partial / "file").touch()
     assert (partial / "file").is_file()
+
+
+def test_a_folder_left_behind_is_removed_a_day_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (".partial-old", ".partial-at-work", "old"):
+        (tmp_path / name).mkdir()
+        if name.endswith("old"):
+            os.utime(tmp_path / name, (0, 0))
+    completed = tmp_path / ".partial-completed"
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: [completed, *map(Path, glob(f"{self}/{pattern}"))])
+    remove_abandoned(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".partial-at-work", "old"]

@@ -1,4 +1,3 @@
-import os
 import shutil
 from pathlib import Path
 
@@ -6,7 +5,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import LlamaConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    Gemma3TextConfig,
+    Llama4TextConfig,
+    LlamaConfig,
+    Phi3Config,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from benchmarks.processors.noise import seed_from_environment
 from blora import base_model
@@ -169,82 +177,55 @@ def test_loading_leaves_the_global_generator_alone(folder: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-# Refusals
+def test_a_model_without_its_buffers_loads(tmp_path: Path) -> None:
+    path, name = saved(tmp_path / "tiny"), "model.layers.0.mlp.gate.e_score_correction_bias"
+    config = DeepseekV3Config(
+        vocab_size=128,
+        hidden_size=32,
+        moe_intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=0,
+        kv_lora_rank=8,
+        q_lora_rank=8,
+    )
+    with torch.random.fork_rng(devices=[]):
+        AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    tensors = load_file(path / "model.safetensors")
+    del tensors[name]
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    base = load_base_model(str(path), device="cpu", dtype="float32")
+    assert not base.model.get_buffer(name).any()
 
 
-@pytest.mark.parametrize("spec", ["/no/such/folder", "./none", "not a name!"])
-def test_a_model_that_does_not_exist_is_refused(spec: str) -> None:
-    with pytest.raises(BaseModelError, match=f"got base model '{spec}', which does not load.*expected embedded"):
-        load_base_model(spec, device="cpu", dtype="float32")
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "rope_theta": 1e4}
+SMALL = {"hidden_size": 32, "num_attention_heads": 4, "max_position_embeddings": 1024}
 
 
-def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BaseModelError, match="which does not load"):
-        load_base_model(str(tmp_path), device="cpu", dtype="float32")
-
-
-def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
-    path = saved(tmp_path / "tiny")
-    (path / "model.safetensors").unlink()
-    with pytest.raises(BaseModelError, match="which does not load"):
-        load_base_model(str(path), device="cpu", dtype="float32")
-
-
-def test_a_folder_with_broken_weights_is_refused(tmp_path: Path) -> None:
-    path = saved(tmp_path / "tiny")
-    (path / "model.safetensors").write_bytes(b"broken")
-    with pytest.raises(BaseModelError, match="which does not load"):
-        load_base_model(str(path), device="cpu", dtype="float32")
-
-
-def test_pickled_weights_are_never_read(tmp_path: Path) -> None:
-    path = saved(tmp_path / "tiny")
-    (path / "model.safetensors").unlink()
-    torch.save(tiny_model().state_dict(), path / "pytorch_model.bin")
-    with pytest.raises(BaseModelError, match="which does not load"):
-        load_base_model(str(path), device="cpu", dtype="float32")
-
-
-def test_a_gguf_file_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(BaseModelError, match=r"got base model '/no/such\.gguf', expected a file that exists"):
-        load_base_model("/no/such.gguf", device="cpu", dtype="float32")
-
-
-def test_a_broken_gguf_file_is_refused_and_leaves_nothing_in_the_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cache = tmp_path / "cache"
-    monkeypatch.setenv("BLORA_CACHE_DIR", str(cache))
-    gguf = tmp_path / "broken.gguf"
-    gguf.write_bytes(b"no model")
-    with pytest.raises(BaseModelError, match=r"broken\.gguf"):
-        load_base_model(str(gguf), device="cpu", dtype="float32")
-    assert list(cache.iterdir()) == []
-
-
-def test_what_a_killed_conversion_left_is_cleared_away_a_day_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("BLORA_CACHE_DIR", str(tmp_path))
-    for name in (".partial-old", ".partial-at-work"):
-        (tmp_path / name).mkdir()
-    os.utime(tmp_path / ".partial-old", (0, 0))
-    (tmp_path / "broken.gguf").write_bytes(b"no model")
-    with pytest.raises(BaseModelError):
-        load_base_model(str(tmp_path / "broken.gguf"), device="cpu", dtype="float32")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".partial-at-work", "broken.gguf"]
-
-
-@pytest.mark.parametrize("dtype", ["float64", "int8", "half", ""])
-def test_an_unknown_dtype_is_refused(dtype: str) -> None:
-    with pytest.raises(BaseModelError, match=f"got dtype '{dtype}', expected auto or one of float32"):
-        load_base_model("embedded", device="cpu", dtype=dtype)
-
-
-@pytest.mark.parametrize("device", ["gpu", "cpu:x", "cuda:99"])
-def test_a_device_that_cannot_be_used_is_refused(device: str) -> None:
-    with pytest.raises(BaseModelError, match=f"got device '{device}', which torch cannot use here"):
-        load_base_model("embedded", device=device, dtype="float32")
+@pytest.mark.parametrize(
+    "config",
+    [
+        Phi3Config(**SMALL, original_max_position_embeddings=64, rope_parameters=LONGROPE, pad_token_id=0),
+        Gemma3TextConfig(
+            **SMALL,
+            head_dim=8,
+            rope_parameters={
+                "full_attention": LONGROPE | {"original_max_position_embeddings": 64},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        ),
+        Llama4TextConfig(**SMALL, head_dim=8, attention_chunk_size=64),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_a_row_is_no_longer_than_what_every_layer_reads_alike(config: PreTrainedConfig) -> None:
+    model = tiny_model()
+    model.config = config
+    assert base_model._max_length(model) == 64
 
 
 # Fingerprints

@@ -1,5 +1,7 @@
 import logging
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
@@ -101,6 +103,25 @@ def test_a_hub_that_cannot_be_reached_is_replaced_by_the_cache(
     assert "The hub cannot be reached" in caplog.text
 
 
+@pytest.mark.parametrize("answer", [{"hello": 1}, [1], "text"])
+def test_an_answer_that_is_not_a_hubs_is_an_error_or_replaced_by_the_cache(
+    answer: Any,
+    remote: Hub,
+    adapter: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    published(remote, adapter)
+    with monkeypatch.context() as patched:
+        patched.setattr("tests.hub._Handler.info", lambda self, *_: self.answer(200, answer))
+        with pytest.raises(AdapterError, match="which the hub does not give"):
+            fetch(NAME)
+    folder = fetch(NAME)
+    monkeypatch.setattr("tests.hub._Handler.info", lambda self, *_: self.answer(200, answer))
+    assert fetch(NAME) == folder
+    assert "The hub cannot be reached" in caplog.text
+
+
 def test_a_hub_that_refuses_is_no_reason_to_use_the_cache(remote: Hub, adapter: Path) -> None:
     published(remote, adapter)
     fetch(NAME)
@@ -128,6 +149,36 @@ def test_a_download_that_breaks_off_leaves_nothing(remote: Hub, adapter: Path, t
         fetch(NAME)
     remote.corrupted = set()
     fetch(NAME)
+
+
+def test_what_a_killed_download_left_is_removed_a_day_later(remote: Hub, adapter: Path, tmp_path: Path) -> None:
+    cached = tmp_path / "cache/hub/acme/tickets"
+    for name in (".partial-old", ".partial-at-work"):
+        (cached / name).mkdir(parents=True)
+    os.utime(cached / ".partial-old", (0, 0))
+    commit = published(remote, adapter)
+    fetch(NAME)
+    assert {path.name for path in cached.iterdir()} == {".partial-at-work", commit, "refs"}
+
+
+@pytest.mark.parametrize("revision", ["..", "x/../../y", "long" * 100, "ü" * 60])
+def test_any_revision_that_the_hub_has_is_fetched_and_found_again(
+    revision: str, remote: Hub, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = published(remote, adapter)
+    remote.repositories[NAME.repo].branches[revision] = commit
+    folder = fetch(HubName(NAME.repo, revision))
+    assert len(list((tmp_path / "cache/hub/acme/tickets/refs").iterdir())) == 1
+    offline(monkeypatch)
+    assert fetch(HubName(NAME.repo, revision)) == folder
+
+
+def test_a_cache_that_cannot_be_written_is_told(remote: Hub, adapter: Path, tmp_path: Path) -> None:
+    published(remote, adapter)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/hub").write_text("a file")
+    with pytest.raises(AdapterError, match="cannot be written to .*; set BLORA_CACHE_DIR"):
+        fetch(NAME)
 
 
 def test_a_repository_without_an_adapter_is_refused(remote: Hub, adapter: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import shutil
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -123,6 +124,39 @@ async def test_adapters_from_elsewhere_are_left_alone(watched: Running, root: Pa
     registry = watched.app.state.service.predictor().registry
     assert registry.get("triage") is not None
     assert registry.get("triage").digest != digest_of("6")
+
+
+async def test_one_that_an_admin_has_put_in_its_place_is_left_alone(watched: Running, root: Path) -> None:
+    loader = watched.app.state.service.loader()
+    await loader.unload("one", by="a test")
+    watch = watch_of(watched, root)
+    await watch.look()
+    (root / ".mine").mkdir()
+    write(root / ".mine", "other", "333")
+    await loader.unload("one", by="an admin")
+    await loader.load("one", ".mine/other", by="an admin")
+    write(root, "one", "4")
+    await watch.look()
+    assert served(watched) == {"one": digest_of("333")}
+    shutil.rmtree(root / "one")
+    await watch.look()
+    assert served(watched) == {"one": digest_of("333")}
+
+
+async def test_one_that_an_admin_was_faster_to_replace_is_followed_further(watched: Running, root: Path) -> None:
+    loader = watched.app.state.service.loader()
+    await loader.unload("one", by="a test")
+    watch = watch_of(watched, root)
+    await watch.look()
+    write(root, "one", "22")
+    await loader.load("one", "one", by="an admin", replace=True)
+    await watch.look()
+    write(root, "one", "333")
+    await watch.look()
+    assert served(watched) == {"one": digest_of("333")}
+    shutil.rmtree(root / "one")
+    await watch.look()
+    assert served(watched) == {}
 
 
 async def test_one_that_fails_in_an_unforeseen_way_does_not_end_the_watch(

@@ -180,6 +180,34 @@ async def test_a_vllm_of_another_model_is_noticed(engine: VllmEngine, vllm: Fake
         await engine.load()
 
 
+async def test_an_adapter_that_is_refused_leaves_nothing_in_vllm(
+    folder: Path, vllm: FakeVllm, engine: VllmEngine
+) -> None:
+    await engine.load()
+    served = set(vllm.loras)
+    vllm.scale = 4.0
+    for path in (folder / "two", folder / "one"):  # the second one is served already
+        with pytest.raises(AdapterError, match="let vLLM serve the same base model"):
+            await engine.load_adapter(path, "again")
+        assert set(vllm.loras) == served
+
+
+async def test_a_draw_that_does_not_load_takes_the_earlier_ones_along(
+    engine: VllmEngine, vllm: FakeVllm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = VllmClient.load
+
+    async def load(self: VllmClient, name: str, folder: Path) -> None:
+        if name.endswith("-003"):
+            raise VllmError("no room for another LoRA")
+        await real(self, name, folder)
+
+    monkeypatch.setattr(VllmClient, "load", load)
+    with pytest.raises(AdapterError, match="no room for another LoRA"):
+        await engine.load()
+    assert vllm.loras == {}
+
+
 async def test_a_vllm_that_is_not_there_is_named(folder: Path, vllm: FakeVllm, tmp_path: Path) -> None:
     gone = chosen(folder, vllm, tmp_path, "one").model_copy(update={"engine_url": "http://127.0.0.1:9"})
     engine = VllmEngine(gone)
@@ -268,6 +296,17 @@ async def test_an_answer_without_what_was_asked_is_an_error(vllm: FakeVllm, odd:
     client._complete = complete  # type: ignore[method-assign]
     with pytest.raises(VllmError, match="left out log-probabilities"):
         await client.next_token("x", [1], [1])
+    await client.close()
+
+
+@pytest.mark.parametrize("odd", [[1], "text", {"choices": None}, {"choices": [None]}, {"data": ["base"]}])
+async def test_an_answer_that_is_not_vllms_is_an_error(odd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = VllmClient("http://vllm", timeout_s=10, concurrency=3)
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, json=odd))
+    monkeypatch.setattr(client, "_http", httpx.AsyncClient(base_url="http://vllm", transport=transport))
+    for asking in (client.next_token("x", [1], [1]), client.continuation("x", [1], [1]), client.max_length()):
+        with pytest.raises(VllmError):
+            await asking
     await client.close()
 
 
