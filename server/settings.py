@@ -81,7 +81,9 @@ class Settings(BaseSettings):
         1073741824, description="Largest adapter that may be loaded while the server runs, in bytes.", ge=1
     )
     max_adapter_memory_mib: int = Field(
-        2048, description="Most memory for one adapter's posterior and draws, also those a request asks for, in MiB.", ge=1
+        2048,
+        description="Most memory for an adapter's posterior and draws, also those a request asks for, in MiB.",
+        ge=1,
     )
     adapter_load_timeout_s: float = Field(60.0, description="Seconds that reading an adapter's files may take.", gt=0)
     default_adapter: str | None = Field(
