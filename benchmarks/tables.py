@@ -160,18 +160,6 @@ def _treatment(found: Result) -> str:
     return "recalibrated" if found.get("recalibrated") else "with temperature" if found["tempered"] else "as it is"
 
 
-def _head_training(name: str) -> str:
-    """Return a sentence with the seconds from rows to an answer by number of rows, and where they come from."""
-    result = _load(name)[0]
-    times = [f"{size['n_rows']:,} in {size['answered_s']:.0f} s" for size in result["sizes"]]
-    machine = result["machine"]
-    return (
-        f"From labelled tickets to the first answer of a server: {', '.join(times[:-1])} and {times[-1]} "
-        f"({machine['cores']} cores of {machine['processor']}, {result['sizes'][0]['dtype']}, revision "
-        f"{result['revision']}; `{result['command']}`)."
-    )
-
-
 def _training_time(folder: str) -> str:
     """Return the table of our training step beside one of plain LoRA."""
     [result] = _load(folder)
@@ -297,7 +285,6 @@ TABLES: dict[str, Callable[[str], str]] = {
     "guarantee": _guarantee,
     "bayesianize": _bayesianize,
     "training_time": _training_time,
-    "head_training": _head_training,
     "search": _search,
     "choice": _choice,
     "attacks": _of("attacks", faults.attacks),
@@ -337,7 +324,8 @@ TABLES: dict[str, Callable[[str], str]] = {
     "answer_out_of_scope": answer_tables.answer,
     "answer_decisions": answer_tables.decisions,
     "questions": answer_tables.questions,
-    "decisions": _of("decisions", decisions),
+    "decisions_alone": lambda name: decisions(_load("decisions")[0]),
+    "decisions_beside_any2jev": lambda name: decisions(_load("decisions")[1]),
 }
 
 

@@ -3,8 +3,8 @@
 `python -m benchmarks.decisions --any2jev PROGRAM` trains an adapter for each of the demo's three questions, one adapter
 for any question, and any2jev 0.1 for all three on the 540 tickets of `moods/train.jsonl`, asks each server POST
 /v1/systemone about the test tickets, and times them in turn. Trained models stay in the work folder and are used again.
-any2jev has an environment of its own: `pip install 'any2jev[serve]==0.1.0' 'transformers<5'`. Without it, `blora serve`
-is measured alone.
+any2jev has an environment of its own: `pip install 'any2jev[serve]==0.1.0' 'transformers<5'`. Without it, the two
+ways to serve blora are measured alone, in a result of their own.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from blora.training.provenance import machine, revision
 
 # Name of `blora serve` with one adapter for any question.
 OPEN = "blora, open"
-RESULT = ROOT / "benchmarks" / "results" / "decisions" / "decisions.json"
+RESULTS = ROOT / "benchmarks" / "results" / "decisions"
 N_TIMED, N_CLIENTS, N_REQUESTS = 20, 32, 128
 # Tickets in a text to time, about 300 tokens.
 N_TICKETS = 15
@@ -117,11 +117,13 @@ def main() -> None:
         }
         for server in urls
     ]
-    made = {"machine": machine(), "revision": revision(), "command": "python -m benchmarks.decisions --any2jev PROGRAM"}
+    command = "python -m benchmarks.decisions" + (" --any2jev PROGRAM" if arguments.any2jev else "")
+    made = {"machine": machine(), "revision": revision(), "command": command}
     sizes = {name: len(part) for name, part in rows.items()}
     result = {"servers": servers, "rows": sizes, "delta": DELTA, "n_clients": N_CLIENTS, **made}
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    file = RESULTS / ("beside_any2jev.json" if arguments.any2jev else "alone.json")
+    file.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -203,13 +203,13 @@ async def test_two_hundred_at_once(live: Server, capsys: pytest.CaptureFixture[s
 
 async def test_clients_that_leave_under_load_cost_nothing_more(live: Server) -> None:
     prompts = [row["prompt"] for row in tickets("test", 20)]
-    async with client_of(live) as client:
+    async with client_of(live) as client, client_of(live) as watching:  # the questions use all connections of one
         alone = probabilities(await ask(client, prompts[0]))
         dropped_before = await metric(client, 'blora_dropped_total{reason="cancelled"}')
         long = [" ".join(prompts[k:] + prompts[:k]) for k in range(len(prompts))]
         leaving = [asyncio.create_task(ask(client, prompt)) for prompt in long * 10]
         staying = [asyncio.create_task(ask(client, prompts[0])) for _ in range(10)]
-        await until_queued(client, 20)
+        await until_queued(watching, 20)
         for task in leaving:
             task.cancel()
         for answer in await asyncio.gather(*staying):
