@@ -160,6 +160,18 @@ def _treatment(found: Result) -> str:
     return "recalibrated" if found.get("recalibrated") else "with temperature" if found["tempered"] else "as it is"
 
 
+def _head_training(name: str) -> str:
+    """Return a sentence with the seconds from rows to an answer by number of rows, and where they come from."""
+    result = _load(name)[0]
+    times = [f"{size['n_rows']:,} in {size['answered_s']:.0f} s" for size in result["sizes"]]
+    machine = result["machine"]
+    return (
+        f"From labelled tickets to the first answer of a server: {', '.join(times[:-1])} and {times[-1]} "
+        f"({machine['cores']} cores of {machine['processor']}, {result['sizes'][0]['dtype']}, revision "
+        f"{result['revision']}; `{result['command']}`)."
+    )
+
+
 def _training_time(folder: str) -> str:
     """Return the table of our training step beside one of plain LoRA."""
     [result] = _load(folder)
@@ -285,6 +297,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "guarantee": _guarantee,
     "bayesianize": _bayesianize,
     "training_time": _training_time,
+    "head_training": _head_training,
     "search": _search,
     "choice": _choice,
     "attacks": _of("attacks", faults.attacks),
