@@ -49,8 +49,8 @@ METRICS = {
 }
 
 
-def _load(folder: str) -> list[Result]:
-    return [json.loads(file.read_text()) for file in sorted((RESULTS / folder).glob("*.json"))]
+def _load(folder: str, name: str = "*") -> list[Result]:
+    return [json.loads(file.read_text()) for file in sorted((RESULTS / folder).glob(f"{name}.json"))]
 
 
 def _label(result: Result) -> str:
@@ -277,11 +277,11 @@ def _prefixes(result: Result) -> str:
     )
 
 
-def _of(folder: str, make: Callable[[Result], str]) -> Callable[[str], str]:
-    """Return a function that makes the table of the one result in a folder."""
+def _of(folder: str, make: Callable[[Result], str], file: str = "*") -> Callable[[str], str]:
+    """Return a function that makes the table of the one result in a folder, or of one of its files."""
 
     def table(name: str) -> str:
-        [result] = _load(folder)
+        [result] = _load(folder, file)
         return make(result)
 
     return table
@@ -337,8 +337,8 @@ TABLES: dict[str, Callable[[str], str]] = {
     "answer_out_of_scope": answer_tables.answer,
     "answer_decisions": answer_tables.decisions,
     "questions": answer_tables.questions,
-    "decisions_alone": lambda name: decisions(_load("decisions")[0]),
-    "decisions_beside_any2jev": lambda name: decisions(_load("decisions")[1]),
+    "decisions_alone": _of("decisions", decisions, "alone"),
+    "decisions_beside_any2jev": _of("decisions", decisions, "beside_any2jev"),
 }
 
 
