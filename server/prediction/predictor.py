@@ -236,10 +236,8 @@ class Predictor:
             return
         bank = job.handle.bank
         if self._engine.fresh_draws:
-            needed, most = (
-                adapter_bytes(job.handle.config, job.n_samples) / 2**20,
-                self._settings.max_adapter_memory_mib,
-            )
+            needed = adapter_bytes(job.handle.config, job.n_samples) / 2**20
+            most = self._settings.max_adapter_memory_mib
             if needed > most:
                 raise InvalidRequestError(
                     f"got {job.n_samples} draws of adapter {job.handle.name!r}, which take {needed:.0f} MiB of memory, "
