@@ -12,8 +12,7 @@ from transformers import PreTrainedModel
 from blora.config import HeadConfig
 from blora.inference.branches import n_shared
 from blora.inference.packing import by_length
-from blora.inference.prefix import Prefix
-from blora.inference.reading import read_rows
+from blora.inference.reading import read_prefix, read_rows
 from blora.posterior.decision_head import Features
 from blora.posterior.draws import Draws
 from blora.training.evaluate import batch_tokens
@@ -33,7 +32,8 @@ def read_features(
     states: list[Tensor] = [torch.empty(0)] * len(rows)
     counts, prompts = list(states), list(states)
     n_tokens = n_shared(model, packed)
-    prefix = Prefix(model, packed[0].prompt[:n_tokens], lora, depths=config.depths) if n_tokens else None
+    shortest = min(packed, key=lambda row: row.n_tokens)
+    prefix = read_prefix(model, shortest, n_tokens, config, lora) if n_tokens else None
     with rows_bar(len(rows), about) as bar:
         for picked in by_length([row.after(n_tokens) for row in packed], batch_tokens(model)):
             found = read_rows(model, [packed[i] for i in picked], config, lora, prefix)

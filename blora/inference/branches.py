@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from blora.inference.fork import branching_layer, runs_in_parts
 from blora.inference.packing import PackedBatch, PackedRow, States, by_length, collate, padded_tokens, spread_states
-from blora.inference.prefix import MIN_PREFIX, Memory, Prefix, common_tokens
-from blora.inference.reading import head_log_probs, read_rows
+from blora.inference.prefix import MIN_PREFIX, HeadPrefix, Memory, Prefix, common_tokens
+from blora.inference.reading import head_log_probs, read_prefix, read_rows
 from blora.inference.scoring import score_draws, score_rows, states_of
 from blora.posterior.decision_head import Features, HeadDraws
 from blora.posterior.draws import Draws
@@ -40,7 +40,7 @@ class Branches:
         rows: Sequence[PackedRow],
         adapters: Sequence[Draws],
         owner: Sequence[int],
-        prefix: Prefix | None = None,
+        prefix: Prefix | HeadPrefix | None = None,
     ) -> None:
         self._model = model
         self._n_samples = adapters[0].n_samples
@@ -156,6 +156,7 @@ def score_all(
         if draws is None:
             log_probs = score_rows(model, collate(batch), None)[None]
         elif isinstance(draws, HeadDraws):
+            assert not isinstance(prefix, Prefix)  # see `prefix_of`
             features = read_rows(model, batch, draws.head.config, draws.lora, prefix)
             read(picked, features)
             log_probs = head_log_probs(draws, batch, features)
@@ -201,23 +202,24 @@ def _score_mixed(
 
 def common_prefix(
     model: PreTrainedModel, rows: Sequence[PackedRow], draws: Draws | HeadDraws | None, max_batch_tokens: int
-) -> Prefix | None:
+) -> Prefix | HeadPrefix | None:
     """Return the common prefix of all rows, if it is long enough to be worth caching."""
     n_tokens = n_shared(model, rows)
     if draws is None or n_tokens == 0:
         return None
-    return prefix_of(model, rows[0].prompt[:n_tokens], draws, max_batch_tokens)
+    return prefix_of(model, min(rows, key=lambda row: row.n_tokens), n_tokens, draws, max_batch_tokens)
+
+
+def prefix_of(
+    model: PreTrainedModel, row: PackedRow, n_tokens: int, draws: Draws | HeadDraws, max_batch_tokens: int
+) -> Prefix | HeadPrefix:
+    """Return a cached prefix of a row under draws of a LoRA, or for a head, which reads the whole row."""
+    if isinstance(draws, HeadDraws):
+        return read_prefix(model, row, n_tokens, draws.head.config, draws.lora)
+    return Prefix(model, row.prompt[:n_tokens], draws, max_batch_tokens=max_batch_tokens)
 
 
 def n_shared(model: PreTrainedModel, rows: Sequence[PackedRow]) -> int:
     """Return the number of tokens that all rows begin with; 0 if it is too small to be worth caching."""
     n_tokens = common_tokens([row.prompt for row in rows])
     return n_tokens if len(rows) > 1 and n_tokens >= MIN_PREFIX and runs_in_parts(model) else 0
-
-
-def prefix_of(model: PreTrainedModel, tokens: Sequence[int], draws: Draws | HeadDraws, max_batch_tokens: int) -> Prefix:
-    """Return a cached prefix under draws of a LoRA, or for the head that reads above one."""
-    if isinstance(draws, HeadDraws):
-        depths = draws.head.config.depths
-        return Prefix(model, tokens, draws.lora, max_batch_tokens=max_batch_tokens, depths=depths)
-    return Prefix(model, tokens, draws, max_batch_tokens=max_batch_tokens)

@@ -6,7 +6,7 @@ row of a forward pass scores all choices exactly as scoring each choice alone wo
 """
 
 import string
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -123,6 +123,11 @@ class PackedRow:
     def n_tokens(self) -> int:
         """Number of tokens that the model reads: the length of the packed row."""
         return self.prompt_tokens + self.scored_tokens - len(self.continuations)
+
+    @property
+    def read_key(self) -> Hashable:
+        """What a head reads of the row: rows with equal keys have equal features."""
+        return self.prompt, self.continuations, self.text, self.readout
 
     def after(self, n_tokens: int) -> "PackedRow":
         """Return the row without its first tokens, whose keys and values are cached."""

@@ -5,7 +5,7 @@ of a shared prefix are cached: once below the layer in which draws begin to diff
 Rows then contain only the tokens after the prefix.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,12 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from blora.inference.checkpoints import checkpoint
-from blora.inference.fork import branching_layer, decoder_layers, hidden_at, states_at, states_below
-from blora.inference.packing import States
+from blora.inference.fork import branching_layer, hidden_at, states_below
+from blora.inference.packing import PackedRow, States
+from blora.posterior.decision_head import Features
 from blora.posterior.draws import Draws, use_draws
 
-__all__ = ["MIN_PREFIX", "Memory", "Prefix", "common_tokens"]
+__all__ = ["MIN_PREFIX", "HeadPrefix", "Memory", "Prefix", "RecordingCache", "common_tokens"]
 
 KeysValues = tuple[Tensor, Tensor]
 Layers = dict[int, KeysValues]
@@ -51,7 +52,6 @@ class Prefix:
         tokens: p token ids.
         draws: draws of the adapter; None for the base model.
         max_batch_tokens: most tokens x draws in a forward pass; None for no limit.
-        depths: decoder layers at which a head reads states, for draws that do not differ; none without a head.
     """
 
     @torch.no_grad()
@@ -62,7 +62,6 @@ class Prefix:
         draws: Draws | None,
         *,
         max_batch_tokens: int | None = None,
-        depths: Sequence[int] = (),
     ) -> None:
         self.tokens = tuple(tokens)
         self._model = model
@@ -72,18 +71,12 @@ class Prefix:
         self._made = 0  # number of draws in `_above`
         self._above: Layers = {}
         self._below: Layers = {}
-        self.sums: Tensor | None = None
-        """(F,) float32 sums over the tokens of the states at the depths, side by side; None without depths."""
         layer = branching_layer(draws) if draws is not None else None
         self._branches = layer is not None
         if layer != 0:
-            record = _RecordingCache()
+            record = RecordingCache()
             with use_draws(draws.first(1) if draws is not None else None):
-                if depths:
-                    wanted = {*depths, len(decoder_layers(model)[1])}  # the whole model, for the keys of every layer
-                    found = states_at(model, wanted, **self._inputs(1), cache=record)
-                    self.sums = torch.cat([found[depth][0].float().sum(0) for depth in depths])
-                elif layer is None:
+                if layer is None:
                     self._run_to_head(record, None, 1)
                 else:
                     self._states = States(layer, states_below(model, layer, None, **self._inputs(1), cache=record))
@@ -117,7 +110,7 @@ class Prefix:
         start = self._made
         if start >= stop:
             return
-        record, repeats = _RecordingCache(), stop - start
+        record, repeats = RecordingCache(), stop - start
         known = self._states
         if known is not None:
             known = States(known.layer, known.values.expand(repeats, -1, -1))
@@ -129,7 +122,7 @@ class Prefix:
         above = {layer: _concatenate(before[layer], pair, 0) if before else pair for layer, pair in record.kept.items()}
         self._above, self._made = above, stop  # both or, if the memory runs out, neither
 
-    def _run_to_head(self, record: "_RecordingCache", known: States | None, repeats: int) -> None:
+    def _run_to_head(self, record: "RecordingCache", known: States | None, repeats: int) -> None:
         """Run every layer from known states on; of the last layer's output only one position per row is computed."""
         row = torch.arange(repeats, device=self._model.device)
         hidden_at(self._model, known, row, torch.zeros_like(row), **self._inputs(repeats), cache=record)
@@ -144,6 +137,54 @@ class Prefix:
         }
 
 
+class HeadPrefix:
+    """Cached prefix of the rows that a head reads; no draw of a head changes its keys and values.
+
+    The prefix is part of a row that was read as a whole, so that this row is not read again.
+
+    Args:
+        row: the row.
+        n_tokens: p, the length of the prefix: that many of the first tokens of the row's prompt.
+        layers: keys and values of the row's T tokens in each decoder layer, both (1, heads, T, head size).
+        sums: (F,) float32 sums over the prefix of the states at the head's depths, side by side.
+        features: features of the row.
+    """
+
+    def __init__(self, row: PackedRow, n_tokens: int, layers: Layers, sums: Tensor, features: Features) -> None:
+        self.tokens = row.prompt[:n_tokens]
+        self.sums = sums
+        self.below = Memory(
+            {
+                layer: (keys[:, :, :n_tokens].clone(), values[:, :, :n_tokens].clone())
+                for layer, (keys, values) in layers.items()
+            }
+        )
+        self._read: tuple[Hashable, Features] | None = (row.read_key, features)
+
+    def n_bytes(self, n_samples: int) -> int:
+        """Return the memory of the keys and values, in bytes, for any number of draws."""
+        return sum(map(_size, self.below.layers.values()))
+
+    def memory(self, start: int, stop: int) -> Memory:
+        """Return the cached keys and values, for any draws."""
+        return self.below
+
+    def has_read(self, row: PackedRow) -> bool:
+        """Return whether the prefix has the features of a row, until they are taken."""
+        return self._read is not None and row.read_key == self._read[0]
+
+    def take(self) -> Features:
+        """Return the features of the row that was read, and keep them no longer.
+
+        Raises:
+            RuntimeError: if they were taken before.
+        """
+        if self._read is None:
+            raise RuntimeError("got a prefix whose row was taken before, expected one take")
+        (_, features), self._read = self._read, None
+        return features
+
+
 def common_tokens(prompts: Sequence[tuple[int, ...]]) -> int:
     """Return the length of the longest common prefix that leaves each prompt at least one token."""
     first, last = min(prompts), max(prompts)  # in lexicographic order: a prefix of these two is a prefix of all
@@ -151,14 +192,15 @@ def common_tokens(prompts: Sequence[tuple[int, ...]]) -> int:
     return next((k for k in range(most) if first[k] != last[k]), most)
 
 
-class _RecordingCache(DynamicCache):
-    """Cache that keeps the keys and values of every layer."""
+class RecordingCache(DynamicCache):
+    """Cache of one forward pass that keeps the keys and values of every layer."""
 
     def __init__(self) -> None:
         super().__init__()
         self.kept: Layers = {}
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> KeysValues:
+        """Keep a layer's keys and values, and return them as they are."""
         self.kept[layer_idx] = key_states, value_states
         return key_states, value_states
 

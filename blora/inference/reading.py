@@ -7,22 +7,23 @@ the states, so that one pass serves every draw.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from blora.config import HeadConfig
-from blora.inference.fork import decoder_layers, first_layer, logits_at, states_at
+from blora.inference.fork import decoder_layers, first_layer, logits_at, runs_in_parts, states_at
 from blora.inference.grams import gram_counts
 from blora.inference.packing import PackedBatch, PackedRow, States, collate
-from blora.inference.prefix import Prefix
+from blora.inference.prefix import HeadPrefix, RecordingCache
 from blora.inference.scoring import inputs_of, log_normalizers
 from blora.inference.vocabulary import log_probs_of_each, plain_head
 from blora.posterior.decision_head import Features, HeadDraws
 from blora.posterior.draws import Draws, use_draws
 
-__all__ = ["head_log_probs", "read_rows", "trunk_of"]
+__all__ = ["head_log_probs", "read_prefix", "read_rows", "trunk_of"]
 
 
 def read_rows(
@@ -30,7 +31,7 @@ def read_rows(
     rows: Sequence[PackedRow],
     config: HeadConfig,
     lora: Draws,
-    prefix: Prefix | None = None,
+    prefix: HeadPrefix | None = None,
 ) -> Features:
     """Return the features of rows of one readout, `linear` or `pointer`, differentiable in the LoRA.
 
@@ -43,23 +44,61 @@ def read_rows(
     """
     after = rows if prefix is None else [row.after(len(prefix.tokens)) for row in rows]
     batch = collate(after)
-    points = rows[0].readout == "pointer"
-    n_layers = len(decoder_layers(model)[1])
     inputs = inputs_of(model, batch, prefix.memory(0, 1) if prefix is not None else None)
     known = batch.states
     if known is not None:
         known = States(known.layer, known.values.to(model.device)) if known.layer <= trunk_of(config, lora) else None
     with use_draws(lora):
-        found = states_at(model, {*config.depths, n_layers} if points else config.depths, known, **inputs)
-        if points:
-            totals = _choice_log_probs(model, batch, found[n_layers], inputs)
-    prompt = _sums(batch, found, config.depths, torch.zeros(1, dtype=torch.long))[:, 0]
-    if prefix is not None:
-        assert prefix.sums is not None  # prefixes of an adapter with a head are read at its depths
-        prompt = prompt + prefix.sums
+        found = states_at(model, _depths(model, rows[0], config), known, **inputs)
+        return _features(model, rows, batch, config, found, inputs, prefix.sums if prefix is not None else 0.0)
+
+
+@torch.no_grad()
+def read_prefix(model: PreTrainedModel, row: PackedRow, n_tokens: int, config: HeadConfig, lora: Draws) -> HeadPrefix:
+    """Read a row and return the cached prefix of its first tokens, which has the features of the whole row.
+
+    Args:
+        model: as in `read_rows`.
+        row: a question.
+        n_tokens: length of the prefix, less than the length of the row's prompt.
+        config: the settings of the head.
+        lora: the LoRA below the head, as one draw.
+    """
+    batch = collate([row])
+    inputs, record = inputs_of(model, batch), RecordingCache()
+    every = {*_depths(model, row, config), len(decoder_layers(model)[1])}  # for the keys of every layer
+    with use_draws(lora):
+        found = states_at(model, every, **inputs, cache=record)
+        features = _features(model, [row], batch, config, found, inputs)
+    sums = torch.cat([found[depth][0, :n_tokens].float().sum(0) for depth in config.depths])
+    return HeadPrefix(row, n_tokens, record.kept, sums, features)
+
+
+def _features(
+    model: PreTrainedModel,
+    rows: Sequence[PackedRow],
+    batch: PackedBatch,
+    config: HeadConfig,
+    found: dict[int, Tensor],
+    inputs: dict[str, Any],
+    before: Tensor | float = 0.0,
+) -> Features:
+    """Return the features of rows from their states.
+
+    Args:
+        model: as in `read_rows`.
+        rows: the whole rows.
+        batch: the rows after their prefix.
+        config: the settings of the head.
+        found: the states of the batch at several depths.
+        inputs: the model's arguments for the batch.
+        before: (F,) sums of the states over the prefix.
+    """
+    prompt = _sums(batch, found, config.depths, torch.zeros(1, dtype=torch.long))[:, 0] + before
     prompt = prompt / torch.tensor([[row.prompt_tokens] for row in rows], device=prompt.device)
-    if not points:
+    if rows[0].readout != "pointer":
         return Features(prompt, gram_counts([row.text for row in rows], config.n_grams).to(prompt.device), prompt)
+    totals = _choice_log_probs(model, batch, found, inputs)
     sums = _sums(batch, found, config.depths, torch.arange(1, batch.is_choice.shape[1] + 1))
     lengths = batch.length.to(sums.device).clamp_min(1)  # the last token of a choice, which ends it, is not read
     counts = torch.stack([totals, totals / lengths, lengths.log()], -1)
@@ -83,6 +122,18 @@ def head_log_probs(draws: HeadDraws, rows: Sequence[PackedRow], features: Featur
     return logits.masked_fill(~present.to(logits.device), -torch.inf).log_softmax(-1)
 
 
+def _depths(model: PreTrainedModel, row: PackedRow, config: HeadConfig) -> set[int]:
+    """Return the depths of the states that are read of a row; a pointer head also reads log-probabilities.
+
+    These follow from the states that enter the output head, or the last layer if the model does more with its logits
+    than a linear layer.
+    """
+    if row.readout != "pointer":
+        return {*config.depths}
+    end = len(decoder_layers(model)[1])
+    return {*config.depths, end if plain_head(model) is not None else end - 1}
+
+
 def _sums(batch: PackedBatch, states: dict[int, Tensor], depths: Sequence[int], segments: Tensor) -> Tensor:
     """Return the sums of the states over the tokens of segments, the depths side by side: (B, len(segments), F)."""
     device = states[depths[0]].device
@@ -90,18 +141,21 @@ def _sums(batch: PackedBatch, states: dict[int, Tensor], depths: Sequence[int], 
     return torch.cat([members @ states[depth].float() for depth in depths], -1)
 
 
-def _choice_log_probs(model: PreTrainedModel, batch: PackedBatch, final: Tensor, inputs: dict[str, object]) -> Tensor:
-    """Return the summed log-probabilities of each choice's tokens, (B, C), given the states that enter the output head.
+def _choice_log_probs(
+    model: PreTrainedModel, batch: PackedBatch, states: dict[int, Tensor], inputs: dict[str, object]
+) -> Tensor:
+    """Return the summed log-probabilities of each choice's tokens, (B, C), given the states at the depths of `_depths`.
 
-    A model that does more with its logits than a linear layer runs once more.
+    For a model that does more with its logits than a linear layer, the last layer runs here, if layers can run alone.
     """
-    device = final.device
+    device, end = model.device, len(decoder_layers(model)[1])
     row, column, place, token = (part.to(device) for part in (batch.row, batch.column, batch.place, batch.token))
     plain = plain_head(model)
     if plain is not None:
-        found = log_probs_of_each(plain, final[row, column].float()[None], place, token)[0]
+        found = log_probs_of_each(plain, states[end][row, column].float()[None], place, token)[0]
     else:
-        logits = logits_at(model, None, row, column, **inputs)[None]
+        known = States(end - 1, states[end - 1]) if runs_in_parts(model) else None
+        logits = logits_at(model, known, row, column, **inputs)[None]
         found = (logits[:, place, token].float() - log_normalizers(logits)[:, place])[0]
     totals = torch.zeros(batch.is_choice.numel(), device=device).index_add(0, batch.choice.to(device), found)
     return totals.view(batch.is_choice.shape)

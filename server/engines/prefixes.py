@@ -11,11 +11,12 @@ from transformers import PreTrainedModel
 from blora.inference.branches import prefix_of
 from blora.inference.fork import runs_in_parts
 from blora.inference.packing import PackedRow
-from blora.inference.prefix import MIN_PREFIX, Prefix, common_tokens
-from blora.server.engines.handle import AdapterHandle
+from blora.inference.prefix import MIN_PREFIX, HeadPrefix, Prefix, common_tokens
 from blora.server.engines.protocol import Job
 
-__all__ = ["Prefixes"]
+__all__ = ["AnyPrefix", "Prefixes"]
+
+AnyPrefix = Prefix | HeadPrefix
 
 
 class Prefixes:
@@ -36,8 +37,8 @@ class Prefixes:
         self._served: Counter[str] = Counter()  # number of handles by reading
         self._last: dict[str, tuple[int, ...]] = {}  # the most recent prompt of a reading
         self._longest_kept: dict[str, int] = {}  # longest prefix, in tokens, once a longer one has exceeded the memory
-        self._kept: OrderedDict[tuple[str, tuple[int, ...]], tuple[Prefix, int]] = OrderedDict()
-        self._unused: WeakSet[Prefix] = WeakSet()  # prefixes that no batch has begun with yet
+        self._kept: OrderedDict[tuple[str, tuple[int, ...]], tuple[AnyPrefix, int]] = OrderedDict()
+        self._unused: WeakSet[AnyPrefix] = WeakSet()  # prefixes that no batch has begun with yet
         self._changing = threading.Lock()  # guards all of these; never held during a computation
 
     def serve(self, reading: str) -> None:
@@ -63,7 +64,7 @@ class Prefixes:
             self._kept.clear()
             return had_any
 
-    def split(self, jobs: Sequence[Job], *, notice: bool = True) -> dict[Prefix | None, list[int]]:
+    def split(self, jobs: Sequence[Job], *, notice: bool = True) -> dict[AnyPrefix | None, list[int]]:
         """Return the indices of the jobs that begin with each cached prefix, by the longest match; None: no match.
 
         Only jobs under draws of the adapter's bank, which recur, can match. With `notice`, a prefix that recurs for the
@@ -75,13 +76,13 @@ class Prefixes:
             if self._max_bytes and job.in_bank and self._served[job.handle.reading] > 0
         ]
         for place in own if notice else ():
-            self._notice(jobs[place].handle, _prompt(jobs[place]))
-        found: dict[Prefix | None, list[int]] = defaultdict(list)
+            self._notice(jobs[place], [jobs[other] for other in own])
+        found: dict[AnyPrefix | None, list[int]] = defaultdict(list)
         for place, job in enumerate(jobs):
             found[self._longest(job.handle.reading, _prompt(job)) if place in own else None].append(place)
         return found
 
-    def cached_tokens(self, prefix: Prefix | None) -> int:
+    def cached_tokens(self, prefix: AnyPrefix | None) -> int:
         """Return the tokens of a prefix, none for the first batch that begins with it, which has computed them."""
         if prefix is None:
             return 0
@@ -91,9 +92,12 @@ class Prefixes:
                 return 0
         return len(prefix.tokens)
 
-    def _notice(self, handle: AdapterHandle, prompt: tuple[int, ...]) -> None:
-        """Cache the prefix that a prompt shares with the previous one, if it is much longer than the cached ones."""
-        reading, bank = handle.reading, handle.bank
+    def _notice(self, job: Job, batch: Sequence[Job]) -> None:
+        """Cache the prefix that a prompt shares with the previous one, if it is much longer than the cached ones.
+
+        For a head, it is read with the longest row of the batch that begins with it, which then needs no other pass.
+        """
+        reading, bank, prompt = job.handle.reading, job.handle.bank, _prompt(job)
         with self._changing:
             last, self._last[reading] = self._last.get(reading, ()), prompt
             if prompt == last:  # several questions about one text
@@ -103,7 +107,10 @@ class Prefixes:
         if n_tokens < MIN_PREFIX + (len(known.tokens) if known is not None else 0):
             return
         tokens = prompt[:n_tokens]
-        prefix = prefix_of(self._model, tokens, bank.draws, self._max_batch_tokens)
+        alike = [_row(other) for other in batch if other.handle.reading == reading]
+        begun = [row for row in alike if len(row.prompt) > n_tokens and row.prompt[:n_tokens] == tokens]
+        longest = max(begun, key=lambda row: row.n_tokens)
+        prefix = prefix_of(self._model, longest, n_tokens, bank.draws, self._max_batch_tokens)
         n_bytes = prefix.n_bytes(bank.n_samples)
         with self._changing:
             if self._served[reading] <= 0:  # the adapter was unloaded while its prefix was computed
@@ -116,7 +123,7 @@ class Prefixes:
             while sum(n_bytes for _, n_bytes in self._kept.values()) > self._max_bytes:
                 self._kept.popitem(last=False)
 
-    def _longest(self, reading: str, prompt: tuple[int, ...]) -> Prefix | None:
+    def _longest(self, reading: str, prompt: tuple[int, ...]) -> AnyPrefix | None:
         with self._changing:
             fits = [
                 (owner, tokens)
@@ -131,4 +138,8 @@ class Prefixes:
 
 
 def _prompt(job: Job) -> tuple[int, ...]:
-    return cast(PackedRow, job.row).prompt
+    return _row(job).prompt
+
+
+def _row(job: Job) -> PackedRow:
+    return cast(PackedRow, job.row)

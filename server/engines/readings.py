@@ -13,25 +13,25 @@ import torch
 from blora.base_model import BaseModel
 from blora.inference.checkpoints import between
 from blora.inference.packing import PackedRow
-from blora.inference.prefix import Prefix
+from blora.inference.prefix import HeadPrefix, Prefix
 from blora.inference.reading import head_log_probs, read_rows
 from blora.posterior.decision_head import Features, HeadDraws
-from blora.server.engines.handle import AdapterHandle
 from blora.server.engines.jobs import draws_key, draws_of, outcome
+from blora.server.engines.prefixes import AnyPrefix
 from blora.server.engines.protocol import Job, Outcome
 
 __all__ = ["familiarities", "head_outcomes"]
 
 
 @torch.no_grad()
-def head_outcomes(base: BaseModel, prefix: Prefix | None, jobs: Sequence[Job]) -> list[Outcome]:
+def head_outcomes(base: BaseModel, prefix: AnyPrefix | None, jobs: Sequence[Job]) -> list[Outcome]:
     """Return the outcomes of jobs for heads, all with a common prefix or none.
 
     Raises:
         NumericalError: if a probability is not finite.
     """
     by_place: dict[int, Outcome] = {}
-    for read in between(_grouped(range(len(jobs)), [job.handle.reading for job in jobs])):
+    for read in between(_grouped(range(len(jobs)), [(job.handle.reading, _is_read(prefix, job)) for job in jobs])):
         features = _features(base, prefix, [jobs[place] for place in read])
         for same in _grouped(range(len(read)), [draws_key(jobs[place]) for place in read]):
             own = [jobs[read[k]] for k in same]
@@ -47,34 +47,40 @@ def head_outcomes(base: BaseModel, prefix: Prefix | None, jobs: Sequence[Job]) -
 
 
 @torch.no_grad()
-def familiarities(base: BaseModel, prefix: Prefix | None, jobs: Sequence[Job]) -> list[float | None]:
+def familiarities(base: BaseModel, prefix: AnyPrefix | None, jobs: Sequence[Job]) -> list[float | None]:
     """Return the familiarity of questions that the language model scores; reading their states takes a pass."""
     found: list[float | None] = [None] * len(jobs)
-    places: dict[AdapterHandle, list[int]] = defaultdict(list)
-    for place, job in enumerate(jobs):
-        if job.handle.familiarity is not None:
-            places[job.handle].append(place)
-    for handle, own in between(places.items()):
-        features = _features(base, prefix, [jobs[place] for place in own])
+    asked = [place for place, job in enumerate(jobs) if job.handle.familiarity is not None]
+    keys = [(jobs[place].handle, _is_read(prefix, jobs[place])) for place in asked]
+    for own in between(_grouped(asked, keys)):
+        handle, features = jobs[own[0]].handle, _features(base, prefix, [jobs[place] for place in own])
         for place, distance in zip(own, handle.distances(features), strict=True):
             found[place] = handle.p_value(distance) if distance is not None else None
     return found
 
 
-def _features(base: BaseModel, prefix: Prefix | None, jobs: Sequence[Job]) -> Features:
+def _features(base: BaseModel, prefix: AnyPrefix | None, jobs: Sequence[Job]) -> Features:
     """Return what the heads of jobs with one reading read, from a pass over the different questions among them."""
     draws = jobs[0].handle.bank.draws
     assert isinstance(draws, HeadDraws)  # only heads read states, and so does a familiarity
+    assert not isinstance(prefix, Prefix)  # a head's
+    if prefix is not None and _is_read(prefix, jobs[0]):
+        return prefix.take().at([0] * len(jobs))
     different: dict[Hashable, int] = {}
     rows: list[PackedRow] = []
     places = []
     for job in jobs:
         row = cast(PackedRow, job.row)
-        place = different.setdefault((row.prompt, row.continuations, row.text), len(rows))
+        place = different.setdefault(row.read_key, len(rows))
         if place == len(rows):
             rows.append(row)
         places.append(place)
     return read_rows(base.model, rows, draws.head.config, draws.lora, prefix).at(places)
+
+
+def _is_read(prefix: AnyPrefix | None, job: Job) -> bool:
+    """Return whether a job's row was read with the prefix, and its features are still there."""
+    return isinstance(prefix, HeadPrefix) and prefix.has_read(cast(PackedRow, job.row))
 
 
 def _grouped(places: Sequence[int], keys: Sequence[Hashable]) -> list[list[int]]:

@@ -27,7 +27,6 @@ from blora.inference.checkpoints import between, checkpoint, checkpoints
 from blora.inference.fork import why_whole
 from blora.inference.interruptible import make_interruptible
 from blora.inference.packing import PackedRow, pack
-from blora.inference.prefix import Prefix
 from blora.opening import open_base, pick_dtype
 from blora.posterior.decision_head import HeadDraws
 from blora.posterior.draws import Draws
@@ -47,7 +46,7 @@ from blora.server.engines.jobs import (
     read_adapter,
     warn_of_shadowed,
 )
-from blora.server.engines.prefixes import Prefixes
+from blora.server.engines.prefixes import AnyPrefix, Prefixes
 from blora.server.engines.protocol import Job, Loaded, Outcome, Row
 from blora.server.engines.readings import familiarities, head_outcomes
 from blora.server.engines.sources import local_adapters
@@ -267,7 +266,9 @@ class TorchEngine:
                 by_place |= dict(zip(places, found, strict=True))
         return [by_place[place] for place in range(len(jobs))]
 
-    def _score_after(self, prefix: Prefix | None, jobs: Sequence[Job], control: Control, cached: int) -> list[Outcome]:
+    def _score_after(
+        self, prefix: AnyPrefix | None, jobs: Sequence[Job], control: Control, cached: int
+    ) -> list[Outcome]:
         """Return the outcomes of jobs with a common prefix; unwanted jobs get no further draws.
 
         Args:

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from blora.base_model import BaseModel
 from blora.config import HeadConfig, PromptConfig
-from blora.inference.branches import prefix_of, score_all
+from blora.inference.branches import score_all
 from blora.inference.fork import first_layer
 from blora.inference.grams import gram_counts
 from blora.inference.packing import PackedRow, States, pack
 from blora.inference.prefix import MIN_PREFIX
-from blora.inference.reading import head_log_probs, read_rows, trunk_of
+from blora.inference.reading import head_log_probs, read_prefix, read_rows, trunk_of
 from blora.posterior.decision_head import Features, HeadDraws
 from blora.posterior.draws import Draws
 from blora.posterior.inject import inject
@@ -93,11 +93,18 @@ def test_states_after_a_prefix_are_those_of_the_whole_prompt(readout: str) -> No
     shared = "x" * MIN_PREFIX
     rows = [packed(base, f"{shared} {text}", readout) for text in TEXTS]
     draws = draws_of(base, readout)
-    prefix = prefix_of(base.model, rows[0].prompt[: MIN_PREFIX + 4], draws, 4096)
+    prefix = read_prefix(base.model, rows[0], MIN_PREFIX + 4, draws.head.config, NO_LORA)
     assert all(row.prompt[: len(prefix.tokens)] == prefix.tokens for row in rows)
     whole, after = (read_rows(base.model, rows, draws.head.config, NO_LORA, known) for known in (None, prefix))
     torch.testing.assert_close(after.states, whole.states, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(after.counts, whole.counts, rtol=1e-3, atol=1e-3)
+    assert prefix.has_read(rows[0])
+    assert not prefix.has_read(rows[1])
+    first, alone = prefix.take(), read_rows(base.model, rows[:1], draws.head.config, NO_LORA)
+    torch.testing.assert_close((first.states, first.counts, first.prompt), (alone.states, alone.counts, alone.prompt))
+    assert not prefix.has_read(rows[0])
+    with pytest.raises(RuntimeError, match="expected one take"):
+        prefix.take()
 
 
 def test_the_lora_below_a_head_changes_what_is_read() -> None:

@@ -182,6 +182,26 @@ async def test_questions_to_a_pointer_head_with_other_draws_and_more_choices_sha
         check_same(await engine.run([*few, *many]), await alone(asking, [*few, *many]))
 
 
+@pytest.mark.parametrize("scoring", [None, "label"])
+async def test_questions_about_one_text_read_the_text_once_with_the_longest_question(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, scoring: str | None
+) -> None:
+    asked = [BEGINNING + "red 02?", BEGINNING + "is it blue 03, or another colour?", BEGINNING + "red 04?"]
+    read: list[str] = []
+
+    def counting(model: Any, rows: Sequence[PackedRow], *more: Any) -> Features:
+        read.extend(row.text for row in rows)
+        return read_rows(model, rows, *more)
+
+    async with loaded(settings(folder, "three")) as (engine, state):
+        jobs = await jobs_of(Asking(engine, state), asked, adapter="three", scoring=scoring)
+        monkeypatch.setattr("blora.server.engines.readings.read_rows", counting)
+        together = await engine.run(jobs)
+        assert sorted(read) == [asked[0], asked[2]]  # the second question was read with what all begin with
+        check_same(together, await alone(Asking(engine, state), jobs))
+        assert len(read) == len(asked) * 2 - 1  # alone, every question is read after it
+
+
 async def test_one_text_for_several_adapters_is_no_beginning_to_remember(asking: Asking) -> None:
     jobs = [job for name in ("one", "two") for job in await jobs_of(asking, QUESTIONS[-1:], adapter=name)]
     await asking.engine.run(jobs)

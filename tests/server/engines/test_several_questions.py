@@ -87,10 +87,9 @@ async def test_a_text_is_read_once_for_all_questions_and_they_get_what_they_get_
             together = await asking.run(jobs)
     shared = len(TEXT)
     own = sum(job.row.n_tokens - shared for job in jobs)
-    # Each draw has a pass; a pointer head reads choices a second time, for the log-probabilities of this model.
-    n_text, n_own = (4, 4) if adapter == "one" else (1, 2)
+    n_passes = 4 if adapter == "one" else 1  # one for each draw of a LoRA, and one for all draws of a head
     assert own < shared
-    assert sum(tokens) <= n_text * shared + n_own * (own + 2 * 32)
+    assert sum(tokens) <= n_passes * (shared + own + 2 * 32)
     for one, other in zip(together, apart, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=TOLERANCE)
 
