@@ -13,7 +13,17 @@ import httpx
 
 from blora.client.answers import Answer, Outcome, Prediction
 from blora.client.errors import ClientError, DeadlineError, MalformedAnswerError, RefusedError, UnreachableError
-from blora.client.exchange import Messages, address, authorization, check, closed, question, questions, read_answer
+from blora.client.exchange import (
+    Messages,
+    address,
+    authorization,
+    check,
+    closed,
+    deadline,
+    question,
+    questions,
+    read_answer,
+)
 from blora.client.policies import AbstainPolicy
 from blora.client.retries import Retries
 
@@ -26,18 +36,21 @@ A = TypeVar("A", bound=Answer)
 class AsyncClient:
     """Asynchronous client of a blora server; use one for the whole application, since it keeps connections open.
 
+    Each event loop that uses the client opens its own connections.
+
     Args:
         url: address of the server, http:// or https://.
         api_key: API key, sent as a bearer token without surrounding whitespace.
         deadline_s: seconds that a call may take, including its retries.
         abstain: policy of further abstentions beside the server's.
         retries: policy of retries.
-        max_connections: most open connections; further calls wait for one.
-        transport: httpx transport, for tests.
+        max_connections: most open connections of an event loop; further calls wait for one.
+        transport: httpx transport, for tests; event loops share it.
 
     Raises:
-        ConfigError: if the address is malformed, does not begin with http:// or https:// and a host, or ends in /v1, or
-            if the API key is empty or is not printable ASCII.
+        ConfigError: if the address is malformed, does not begin with http:// or https:// and a host, has a user name or
+            password, or ends in /v1; if the API key is empty or is not printable ASCII; or if the deadline is negative
+            or NaN.
     """
 
     def __init__(
@@ -51,16 +64,22 @@ class AsyncClient:
         max_connections: int = 64,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._deadline_s = deadline_s
+        self._deadline_s = deadline(deadline_s)
         self._abstain = abstain
         self._retries = retries or Retries()
-        self._http = httpx.AsyncClient(
-            base_url=address(url),
+        self._url = address(url)
+        self._open = partial(
+            httpx.AsyncClient,
+            base_url=self._url,
             headers=authorization(api_key),
             timeout=None,  # the deadline of a call applies instead
             limits=httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
             transport=transport,
+            verify=httpx.create_ssl_context(),  # one for all event loops, because reading the certificates takes time
         )
+        self._open()  # now, to refuse an invalid proxy in the environment at once
+        self._http: dict[asyncio.AbstractEventLoop, httpx.AsyncClient] = {}
+        self._closed = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -71,8 +90,12 @@ class AsyncClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connections."""
-        await self._http.aclose()
+        """Close the connections of the running event loop; calls on a closed client raise ClientError."""
+        self._closed = True
+        http = self._http.get(asyncio.get_running_loop())
+        self._http = {}
+        if http is not None:
+            await http.aclose()
 
     @overload
     async def predict(
@@ -109,9 +132,9 @@ class AsyncClient:
 
         Raises:
             ClientError: if there is no answer by the deadline; the subclass says why.
-            ConfigError: if `asked` is a list of texts.
+            ConfigError: if `asked` is a list of texts, or the deadline is negative or NaN.
         """
-        prediction = await self._ask(question(asked, fields), self._deadline_s if deadline_s is None else deadline_s)
+        prediction = await self._ask(question(asked, fields), deadline(self._deadline_s, deadline_s))
         if on_abstain is None or not prediction.abstained:
             return prediction
         result = on_abstain(prediction)
@@ -136,7 +159,11 @@ class AsyncClient:
             max_in_flight: most questions in flight.
             deadline_s: seconds for each question from the time it is sent.
             fields: fields of all questions, as for `predict`; the fields of a body take precedence.
+
+        Raises:
+            ConfigError: if `asked` is a single text or body, or the deadline is negative or NaN.
         """
+        seconds = deadline(self._deadline_s, deadline_s)
         found: dict[int, Prediction | ClientError] = {}
         take = partial(next, enumerate(questions(asked, max_in_flight)), None)
         loop, context = asyncio.get_running_loop(), copy_context()
@@ -147,7 +174,7 @@ class AsyncClient:
         async def work() -> None:  # all workers take questions from one iterator
             while (taken := await loop.run_in_executor(reader, context.run, take)) is not None:
                 place, one = taken
-                found[place] = await self._outcome(one, fields, deadline_s)
+                found[place] = await self._outcome(one, fields, seconds)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -159,11 +186,12 @@ class AsyncClient:
 
     async def ready(self, *, deadline_s: float = 1.0) -> bool:
         """Return whether the server is ready to answer."""
-        if self._http.is_closed:
+        seconds = deadline(deadline_s)
+        if self._closed:
             return False
         try:
-            async with asyncio.timeout(deadline_s):
-                return (await self._http.get("/readyz")).is_success
+            async with asyncio.timeout(seconds):
+                return (await self._connections().get("/readyz")).is_success
         except (TimeoutError, httpx.RequestError):
             return False
 
@@ -178,25 +206,36 @@ class AsyncClient:
         Raises:
             ClientError: RefusedError if the server knows no such prediction of this client, or did not offer the
                 label.
+            ConfigError: if the deadline is negative or NaN.
         """
         prediction_id = prediction if isinstance(prediction, str) else prediction.id
         told = await self._exchange(
             "/v1/feedback",
             {"prediction_id": prediction_id, "label": label},
             Outcome,
-            self._deadline_s if deadline_s is None else deadline_s,
+            deadline(self._deadline_s, deadline_s),
         )
         return told.correct
 
+    def _connections(self) -> httpx.AsyncClient:
+        """Return the connections of the running event loop, because a connection works in one loop only."""
+        loop = asyncio.get_running_loop()
+        http = self._http.get(loop)
+        if http is None:
+            http = self._open()
+            in_use = {one: its for one, its in self._http.items() if not one.is_closed()}
+            self._http = in_use | {loop: http}  # a new dict, because another thread may be reading the old one
+        return http
+
     async def _outcome(
-        self, asked: str | Messages | Mapping[str, Any] | ClientError, fields: dict[str, Any], deadline_s: float | None
+        self, asked: str | Messages | Mapping[str, Any] | ClientError, fields: dict[str, Any], deadline_s: float
     ) -> Prediction | ClientError:
         """Return the entry of one question in the result of `predict_many`."""
         if isinstance(asked, ClientError):
             return asked
         try:
             form = {**fields, **asked} if isinstance(asked, Mapping) else question(asked, fields)
-            return await self._ask(form, self._deadline_s if deadline_s is None else deadline_s)
+            return await self._ask(form, deadline_s)
         except ClientError as failure:
             return failure
         except Exception as exc:
@@ -219,11 +258,9 @@ class AsyncClient:
                 async with asyncio.timeout_at(ends):
                     return await self._send(path, body, kind)
             except TimeoutError as exc:
-                if failure is not None:  # the failure that used up the time
-                    raise failure from exc
                 raise DeadlineError(
-                    f"{self._http.base_url} gave no answer within {deadline_s:g} s: allow more time, or reduce the work"
-                ) from exc
+                    f"{self._url} gave no answer within {deadline_s:g} s: allow more time, or reduce the work"
+                ) from failure or exc
             except ClientError as exc:
                 failure = exc
             wait_s = self._retries.wait_s(failure, n_tries)
@@ -232,31 +269,32 @@ class AsyncClient:
             await asyncio.sleep(wait_s)
 
     async def _send(self, path: str, body: dict[str, Any], kind: type[A]) -> A:
-        if self._http.is_closed:
+        if self._closed:
             raise closed()
+        http = self._connections()
         try:
-            request = self._http.build_request("POST", path, json=body)
+            request = http.build_request("POST", path, json=body)
         except (TypeError, ValueError) as exc:
             raise RefusedError(
                 f"The request cannot be written as JSON ({exc}): convert its fields to strings, finite numbers, lists "
                 "and dicts"
             ) from exc
         try:
-            response = await self._http.send(request)
+            response = await http.send(request)
         except httpx.DecodingError as exc:
             raise MalformedAnswerError(
-                f"The answer from {self._http.base_url} cannot be decoded ({exc}): check that a blora server is "
+                f"The answer from {self._url} cannot be decoded ({exc}): check that a blora server is "
                 "at this address, and any proxy in between"
             ) from exc
         except httpx.LocalProtocolError:
             # Without the cause, whose text may hold the API key.
             raise RefusedError(
-                f"The request to {self._http.base_url} breaks the rules of HTTP and was not sent: check the client's "
+                f"The request to {self._url} breaks the rules of HTTP and was not sent: check the client's "
                 "address and API key"
             ) from None
         except httpx.RequestError as exc:
             raise UnreachableError(
-                f"{self._http.base_url} cannot be reached, or closed the connection ({type(exc).__name__}: {exc}): "
+                f"{self._url} cannot be reached, or closed the connection ({type(exc).__name__}: {exc}): "
                 "check the address, and that the server runs"
             ) from exc
         return read_answer(response, kind)

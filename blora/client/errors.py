@@ -3,11 +3,11 @@
 ClientError
 ├── RefusedError          the server refuses the request, and would refuse it again
 ├── FailedError           the server accepted the request and failed
-├── OverloadedError       the queue stayed full until the deadline
-├── UnavailableError      the server was starting or shutting down until the deadline
+├── OverloadedError       the queue was full at the last try
+├── UnavailableError      the server was starting or shutting down at the last try
 ├── UnreachableError      there was no connection, or it broke
-├── DeadlineError         no answer arrived by the deadline
-└── MalformedAnswerError  the response is not one of a blora server
+├── DeadlineError         the deadline passed during a try
+└── MalformedAnswerError  the response is not one of a blora server, or contradicts itself
 """
 
 import re
@@ -63,11 +63,11 @@ class FailedError(ClientError):
 
 
 class OverloadedError(ClientError):
-    """The server's queue is full."""
+    """The server's queue was full at the last try, and no retry or no time was left for another one."""
 
 
 class UnavailableError(ClientError):
-    """The server is starting or shutting down."""
+    """The server was starting or shutting down at the last try, and no retry or no time was left for another one."""
 
 
 class UnreachableError(ClientError):
@@ -75,8 +75,8 @@ class UnreachableError(ClientError):
 
 
 class DeadlineError(ClientError):
-    """No answer arrived by the deadline."""
+    """The deadline passed during a try; the cause is the failure of the try before, if there was one."""
 
 
 class MalformedAnswerError(ClientError):
-    """The response is not one of a blora server."""
+    """The response is not one of a blora server, or contradicts itself."""

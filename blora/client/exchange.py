@@ -1,5 +1,6 @@
 """Translation of questions to request bodies, and of responses to predictions or exceptions."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -17,8 +18,9 @@ from blora.client.errors import (
     UnavailableError,
 )
 from blora.errors import ConfigError
+from blora.scores import TABLE
 
-__all__ = ["address", "authorization", "check", "closed", "question", "questions", "read_answer"]
+__all__ = ["address", "authorization", "check", "closed", "deadline", "question", "questions", "read_answer"]
 
 A = TypeVar("A", bound=Answer)
 T = TypeVar("T")
@@ -34,17 +36,24 @@ def address(url: str) -> httpx.URL:
     """Return the parsed address of a server.
 
     Raises:
-        ConfigError: if the address is malformed, does not begin with http:// or https:// and a host, or ends in /v1.
+        ConfigError: if the address is malformed, does not begin with http:// or https:// and a host, has a user name or
+            password, or ends in /v1; the message does not show the user name and password.
     """
     with suppress(httpx.InvalidURL, UnicodeError):  # UnicodeError: the host is not an internationalised name
         parsed = httpx.URL(url)
         if parsed.scheme in ("http", "https") and parsed.host:
+            if parsed.userinfo:  # httpx would send it in place of the API key
+                raise ConfigError(
+                    f"got an address of {parsed.host} with a user name or password, expected none: leave them out, and "
+                    "pass the API key as api_key"
+                )
             if parsed.path.rstrip("/").endswith("/v1"):
                 raise ConfigError(f"got the address {url!r}, expected that of the server: leave /v1 out")
             return parsed
+    shown = re.sub(".*@", "...@", url, flags=re.DOTALL)  # what precedes an @ may be a password
     raise ConfigError(
-        f"got the address {url!r} of a server, expected http:// or https://, a host and, if any, a port number: write "
-        "it like http://127.0.0.1:8000"
+        f"got the address {shown!r} of a server, expected http:// or https://, a host and, if any, a port number: "
+        "write it like http://127.0.0.1:8000"
     )
 
 
@@ -65,6 +74,18 @@ def authorization(api_key: str | None) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
 
 
+def deadline(usual: float, given: float | None = None) -> float:
+    """Return the seconds that a call may take: those given, or else the usual ones.
+
+    Raises:
+        ConfigError: if the number is negative or NaN.
+    """
+    seconds = usual if given is None else given
+    if not seconds >= 0:  # true for NaN too
+        raise ConfigError(f"got deadline_s={seconds}, expected 0 or more seconds: give the time that a call may take")
+    return seconds
+
+
 def question(asked: str | Messages, fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the body of a request: a prompt or a chat, and the fields that are not None.
 
@@ -76,7 +97,16 @@ def question(asked: str | Messages, fields: Mapping[str, Any]) -> dict[str, Any]
 
 
 def questions(asked: Iterable[T], max_in_flight: int) -> Iterator[T | ClientError]:
-    """Return an iterator over questions that ends with a ClientError if reading the questions fails."""
+    """Return an iterator over questions that ends with a ClientError if reading the questions fails.
+
+    Raises:
+        ConfigError: if a single question is given: a text, or a mapping.
+    """
+    if isinstance(asked, str | bytes | Mapping):
+        raise ConfigError(
+            f"got a {type(asked).__name__} in place of the questions, expected a list or another iterable of them: ask "
+            "one question by predict, or put it into a list"
+        )
     if max_in_flight < 1:
         raise ValueError(f"got max_in_flight={max_in_flight}, expected at least 1")
     return _until_failure(asked)
@@ -106,13 +136,25 @@ def check(prediction: Prediction) -> Prediction:
     """Return the prediction, after checking that it is consistent.
 
     Raises:
-        MalformedAnswerError: if it both abstains and answers, or does neither.
+        MalformedAnswerError: if the answer is not the leading choice, or null with reasons for an abstention; if the
+            leading choice is not one of the choices; or if a score is out of its range.
     """
-    if prediction.abstained != (prediction.answer is None):
+    answer, leader, abstained = prediction.answer, prediction.top_choice, prediction.abstained
+    n_reasons = len(prediction.abstain_reasons)
+    known = any(entry.choice == leader for entry in prediction.probabilities)
+    if not known or abstained != bool(n_reasons) or answer != (None if abstained else leader):
         raise MalformedAnswerError(
-            f"The answer contradicts itself: abstained={prediction.abstained} with answer={prediction.answer!r}; do "
-            "not act on it"
+            f"The answer contradicts itself: answer={answer!r} and top_choice={leader!r}, which is "
+            f"{'one' if known else 'none'} of the choices, with abstained={abstained} and {n_reasons} reasons to "
+            "abstain; do not act on it"
         )
+    for score in TABLE:
+        value = getattr(prediction, score.name)
+        if value is not None and not 0 <= value <= score.greatest:
+            raise MalformedAnswerError(
+                f"The answer contradicts itself: got {score.name}={value}, expected 0 to {score.greatest:g}; do not "
+                "act on it"
+            )
     return prediction
 
 

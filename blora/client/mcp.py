@@ -30,6 +30,7 @@ ABOUT = (
     "trusted. If `answered` is false there is no answer: say so or ask a person, and do not choose one yourself."
 )
 PROMISE = "The calibration proved that at most {:.3g} of the answers to questions like its own are wrong."
+MOST_SHOWN = 0.999  # above this, rounding would make a certainty of a probability
 FAILURES = {score.reason: score.failure for score in SCORES.values()}
 
 
@@ -126,11 +127,13 @@ def _asked(prediction: Prediction) -> Asked:
 def _explanation(prediction: Prediction) -> str:
     """Return the answer or the abstention as a sentence."""
     if prediction.answer is not None:
-        return f"{prediction.answer}, with a probability of {prediction.confidence:.3g}."
+        confidence: float = prediction.confidence
+        shown = f"{confidence:.3g}" if confidence <= MOST_SHOWN else f"more than {MOST_SHOWN}"
+        return f"{prediction.answer}, with a probability of {shown}."
     reasons = "; ".join(map(_in_words, prediction.abstain_reasons)) or "the policy withholds the answer"
     return f"The model abstains, so there is no answer: {reasons}."
 
 
 def _in_words(reason: AbstainReason) -> str:
     failure = FAILURES.get(reason.reason, reason.reason)
-    return f"{failure} ({reason.value:.3g}) than the threshold ({reason.threshold:.3g})"
+    return f"{failure} ({reason.value:.6g}) than the threshold ({reason.threshold:.6g})"

@@ -14,14 +14,14 @@ from concurrent.futures import CancelledError, Future
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
 import httpx
 
 from blora.client.answers import Prediction
 from blora.client.asynchronous import AsyncClient
 from blora.client.errors import ClientError, DeadlineError
-from blora.client.exchange import Messages, closed, questions
+from blora.client.exchange import Messages, closed, deadline, questions
 from blora.client.policies import AbstainPolicy
 from blora.client.retries import Retries
 
@@ -32,20 +32,35 @@ SLACK_S = 1.0  # seconds after its deadline at which a call ends if the event lo
 
 
 class _Worker:
-    """An AsyncClient and the thread that runs its event loop."""
+    """An AsyncClient and the thread that runs its event loop.
 
-    def __init__(self, client: AsyncClient) -> None:
+    The thread ends when the worker is closed or its owner is garbage.
+    """
+
+    def __init__(self, client: AsyncClient, owner: "Client") -> None:
         self.client = client
         self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self.loop.run_forever, name="blora-client", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name="blora-client", daemon=True)
         self._thread.start()
+        self._finalizer = finalize(owner, self.loop.call_soon_threadsafe, self.loop.stop)
+        self._finalizer.atexit = False
 
     def close(self) -> None:
-        """Cancel all calls, close the connections and end the thread."""
-        asyncio.run_coroutine_threadsafe(self._end(), self.loop).result()
+        """Cancel all calls, close the connections and wait for the end of the thread."""
+        self.abandon()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
-        self.loop.close()
+
+    def abandon(self) -> None:
+        """Leave the thread alone even if the owner becomes garbage: after a fork, the parent process has the thread."""
+        self._finalizer.detach()
+
+    def _serve(self) -> None:
+        try:
+            self.loop.run_forever()
+            self.loop.run_until_complete(self._end())
+        finally:
+            self.loop.close()
 
     async def _end(self) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
@@ -68,8 +83,9 @@ class Client:
         transport: httpx transport, for tests; forked processes share it.
 
     Raises:
-        ConfigError: if the address is malformed, does not begin with http:// or https:// and a host, or ends in /v1, or
-            if the API key is empty or is not printable ASCII.
+        ConfigError: if the address is malformed, does not begin with http:// or https:// and a host, has a user name or
+            password, or ends in /v1; if the API key is empty or is not printable ASCII; or if the deadline is negative
+            or NaN.
     """
 
     def __init__(
@@ -156,11 +172,11 @@ class Client:
     ) -> list[Prediction | ClientError]:
         """Ask many questions, as AsyncClient.predict_many; the questions are read in the caller's thread."""
         calls: list[Future[Prediction | ClientError]] = []
-        waiting = questions(asked, max_in_flight)
+        waiting, seconds = questions(asked, max_in_flight), deadline(self._deadline_s, deadline_s)
         room = threading.Semaphore(max_in_flight - 1)  # for further calls beside the one that has just begun
         try:
             for one in waiting:
-                call = self._begin(partial(AsyncClient._outcome, asked=one, fields=fields, deadline_s=deadline_s))
+                call = self._begin(partial(AsyncClient._outcome, asked=one, fields=fields, deadline_s=seconds))
                 call.add_done_callback(lambda _: room.release())
                 calls.append(call)
                 room.acquire()
@@ -179,14 +195,15 @@ class Client:
         return self._run(lambda client: client.ready(deadline_s=deadline_s), deadline_s)
 
     def _run(self, work: Callable[[AsyncClient], Coroutine[Any, Any, T]], deadline_s: float | None) -> T:
-        return self._result(self._begin(work), self._deadline_s if deadline_s is None else deadline_s)
+        seconds = deadline(self._deadline_s, deadline_s)
+        return self._result(self._begin(work), seconds)
 
     def _begin(self, work: Callable[[AsyncClient], Coroutine[Any, Any, T]]) -> Future[T]:
         with self._lock:  # no call begins after close()
             if self._closed:
                 raise closed()
             if self._worker is None:
-                self._worker = _Worker(self._client or self._make())
+                self._worker = _Worker(self._client or self._make(), owner=self)
             return asyncio.run_coroutine_threadsafe(work(self._worker.client), self._worker.loop)
 
     def _result(self, call: Future[T], deadline_s: float = math.inf) -> T:
@@ -208,6 +225,8 @@ class Client:
     def _detach(self) -> None:
         """Drop the thread and the connections, which belong to the parent process, after a fork."""
         self._lock = threading.Lock()  # another thread may have held the old lock at the fork
+        if self._worker is not None:
+            self._worker.abandon()
         self._client = self._worker = None
 
 

@@ -1,6 +1,7 @@
 """The client against a server whose behaviour is scripted, in process and on sockets that misbehave."""
 
 import asyncio
+import gc
 import json
 import re
 import time
@@ -30,6 +31,7 @@ from blora.client.synchronous import Client
 from blora.errors import ConfigError
 from tests.blora.client.predictions import body, withheld
 from tests.blora.client.scripts import FAST, SLACK_S, client_of, error, in_turn
+from tests.blora.client.serving import serving
 
 
 async def test_a_question_goes_out_whole_and_comes_back_as_a_prediction() -> None:
@@ -109,6 +111,43 @@ async def test_a_wait_beyond_the_deadline_is_not_begun() -> None:
     assert info.value.retry_after_s == 60
 
 
+async def test_a_try_that_outlasts_the_deadline_is_not_told_as_the_failure_before_it() -> None:
+    n_tries = 0
+
+    async def script(request: httpx.Request) -> httpx.Response:
+        nonlocal n_tries
+        n_tries += 1
+        if n_tries > 1:
+            await asyncio.sleep(60)
+        return error(429)
+
+    async with AsyncClient("http://test", transport=httpx.MockTransport(script), retries=FAST) as client:
+        with pytest.raises(DeadlineError, match="gave no answer within 0.2 s") as info:
+            await client.predict("why?", deadline_s=0.2)
+    assert n_tries == 2
+    assert isinstance(info.value.__cause__, OverloadedError)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # connections of a loop that ended without aclose()
+def test_each_event_loop_has_connections_of_its_own() -> None:
+    async def many(client: AsyncClient) -> list[Prediction | ClientError]:
+        found = await client.predict_many(["why?", "how?", "when?"], max_in_flight=1)
+        await client.aclose()
+        return found
+
+    with serving() as server:
+        client = AsyncClient(server.url, deadline_s=5)
+        for _ in range(2):
+            assert asyncio.run(client.predict("why?")).answer == "billing"
+        assert [type(outcome) for outcome in asyncio.run(many(client))] == [Prediction] * 3
+        with pytest.raises(ClientError, match="client is closed"):
+            asyncio.run(client.predict("why?"))
+        gc.collect()
+    first, second, *of_many = server.callers
+    assert len({first, second, *of_many}) == 3
+    assert len(of_many) == 3
+
+
 async def test_what_cannot_be_decoded_is_no_answer_and_takes_no_other_along() -> None:
     garbled = httpx.Response(200, headers={"content-encoding": "gzip"}, stream=httpx.ByteStream(b"no gzip"))
     script, _ = in_turn(httpx.Response(200, json=body()), garbled, httpx.Response(200, json=body()))
@@ -138,6 +177,38 @@ def test_an_address_that_is_none_of_a_web_server_is_refused_before_any_call(
 def test_the_address_of_the_openai_protocol_is_not_the_servers(url: str, kind: type[AsyncClient | Client]) -> None:
     with pytest.raises(ConfigError, match=f"got the address '{url}', expected that of the server: leave /v1 out"):
         kind(url)
+
+
+@pytest.mark.parametrize("kind", [AsyncClient, Client])
+@pytest.mark.parametrize(
+    "url",
+    ["http://joe:pw@host", "https://joe:pw@host/v1", "http://joe:pw@host:80o0", "ftp://joe:pw@host", "joe:pw@host"],
+)
+def test_an_address_with_a_password_is_refused_and_the_password_not_shown(
+    url: str, kind: type[AsyncClient | Client]
+) -> None:
+    with pytest.raises(ConfigError, match="got .*host.*, expected") as info:
+        kind(url, api_key="secret")
+    shown = "".join(traceback.format_exception_only(info.value))
+    assert "joe" not in shown
+    assert "pw" not in shown
+
+
+@pytest.mark.parametrize("deadline_s", [-1, float("nan")])
+@pytest.mark.parametrize("kind", [AsyncClient, Client])
+async def test_a_deadline_that_is_no_time_is_refused(deadline_s: float, kind: type[AsyncClient | Client]) -> None:
+    expected = f"got deadline_s={deadline_s}, expected 0 or more seconds"
+    with pytest.raises(ConfigError, match=expected):
+        kind("http://host", deadline_s=deadline_s)
+    async with client_of(in_turn(httpx.Response(200, json=body()))[0]) as client:
+        for call in (
+            client.predict("why?", deadline_s=deadline_s),
+            client.predict_many(["why?"], deadline_s=deadline_s),
+            client.feedback("pred_1", "billing", deadline_s=deadline_s),
+            client.ready(deadline_s=deadline_s),
+        ):
+            with pytest.raises(ConfigError, match=expected):
+                await call
 
 
 async def test_a_key_from_a_file_is_sent_without_its_newline() -> None:

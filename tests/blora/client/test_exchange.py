@@ -112,7 +112,22 @@ def test_what_is_no_answer_is_not_acted_on(content: bytes) -> None:
         read_prediction(response(200, content=content))
 
 
-@pytest.mark.parametrize("fields", [{"abstained": True}, {"answer": None}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"abstained": True},
+        {"answer": None},
+        {"answer": "sales"},
+        {"answer": "zzz"},
+        {"answer": "zzz", "top_choice": "zzz"},
+        {"abstain_reasons": withheld()["abstain_reasons"]},
+        {"answer": None, "abstained": True},
+        {"confidence": 7.0},
+        {"confidence": -0.1},
+        {"mutual_information": -0.1},
+        {"margin": 1.5},
+    ],
+)
 def test_an_answer_that_contradicts_itself_is_not_acted_on(fields: dict[str, Any]) -> None:
     with pytest.raises(MalformedAnswerError, match="contradicts itself"):
         read_prediction(response(200, body(**fields)))

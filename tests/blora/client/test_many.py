@@ -21,6 +21,8 @@ from blora.client.errors import (
     RefusedError,
 )
 from blora.client.policies import AbstainPolicy
+from blora.client.synchronous import Client
+from blora.errors import ConfigError
 from tests.blora.client.predictions import body
 from tests.blora.client.scripts import client_of, error, in_turn
 
@@ -48,6 +50,23 @@ async def test_many_questions_keep_their_order_and_a_bad_one_its_place() -> None
     assert isinstance(found.pop(7), RefusedError)
     ids = [outcome.id for outcome in found if isinstance(outcome, Prediction)]
     assert ids == [f"{k}/{5 if k == 3 else 1}" for k in range(40) if k != 7]
+
+
+@pytest.mark.parametrize("asked", ["refund", b"refund", {"prompt": "refund"}])
+async def test_one_question_is_not_many(asked: Any) -> None:
+    script, seen = in_turn(httpx.Response(200, json=body()))
+    expected = (
+        f"got a {type(asked).__name__} in place of the questions, expected a list .*: ask one question by predict"
+    )
+    async with client_of(script) as client:
+        with pytest.raises(ConfigError, match=expected):
+            await client.predict_many(asked)
+    with (
+        Client("http://test", transport=httpx.MockTransport(script)) as other,
+        pytest.raises(ConfigError, match=expected),
+    ):
+        other.predict_many(asked)
+    assert not seen
 
 
 async def test_no_questions_have_no_answers() -> None:
@@ -86,7 +105,9 @@ async def test_a_policy_that_fails_takes_no_other_answer_along() -> None:
                 raise ZeroDivisionError
             return ()
 
-    script, _ = in_turn(*(httpx.Response(200, json=body(top_choice=choice)) for choice in ("billing", "sales")))
+    script, _ = in_turn(
+        *(httpx.Response(200, json=body(top_choice=choice, answer=choice)) for choice in ("billing", "sales"))
+    )
     async with client_of(script, abstain=Moody()) as client:
         answer, failure = await client.predict_many(["a", "b"], max_in_flight=1)
     assert isinstance(answer, Prediction)

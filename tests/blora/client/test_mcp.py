@@ -49,6 +49,21 @@ async def test_an_answer_comes_with_its_probability_and_its_promise() -> None:
     assert seen == [{"prompt": "why?"}]
 
 
+@pytest.mark.parametrize(
+    ("confidence", "told"),
+    [(0.87654, "0.877"), (0.999, "0.999"), (0.99951, "more than 0.999"), (1.0, "more than 0.999")],
+)
+async def test_no_answer_is_told_as_certain(confidence: float, told: str) -> None:
+    result = await call(answering(body(confidence=confidence), []), {"question": "why?"})
+    assert result.structured_content["explanation"] == f"billing, with a probability of {told}."
+
+
+async def test_a_score_just_beyond_its_threshold_is_not_told_as_equal() -> None:
+    reasons = [{"reason": "low_confidence", "value": 0.99951, "threshold": 0.9999}]
+    result = await call(answering(withheld() | {"abstain_reasons": reasons}, []), {"question": "why?"})
+    assert "lower (0.99951) than the threshold (0.9999)" in result.structured_content["explanation"]
+
+
 async def test_an_abstention_says_why_and_names_no_choice() -> None:
     result = await call(answering(withheld(), []), {"question": "why?"})
     assert not result.is_error

@@ -11,7 +11,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,9 @@ from blora.client.errors import ClientError, DeadlineError, RefusedError
 from blora.client.policies import AbstainBelow
 from blora.client.synchronous import SLACK_S, Client
 from blora.errors import ConfigError
+from tests.blora.client import serving as servers
 from tests.blora.client.predictions import body, withheld
+from tests.blora.client.serving import Serving
 
 
 def client_of(response: httpx.Response, **options: Any) -> Client:
@@ -190,6 +191,19 @@ def test_a_deadline_may_be_far_away() -> None:
         assert client.predict("why?", deadline_s=float("inf")).answer == "billing"
 
 
+@pytest.mark.parametrize("deadline_s", [-1, float("nan")])
+def test_a_deadline_that_is_no_time_is_refused_before_the_call(deadline_s: float) -> None:
+    with client_of(httpx.Response(200, json=body())) as client:
+        for call in (
+            lambda: client.predict("why?", deadline_s=deadline_s),
+            lambda: client.predict_many(["why?"], deadline_s=deadline_s),
+            lambda: client.feedback("pred_1", "billing", deadline_s=deadline_s),
+            lambda: client.ready(deadline_s=deadline_s),
+        ):
+            with pytest.raises(ConfigError, match=f"got deadline_s={deadline_s}, expected 0 or more seconds"):
+                call()
+
+
 def test_closing_twice_does_no_harm() -> None:
     client = client_of(httpx.Response(200, json=body()))
     client.close()
@@ -230,51 +244,29 @@ def test_a_client_that_nobody_closed_does_not_keep_the_program_alive() -> None:
     assert (done.returncode, done.stdout) == (0, "done\n")
 
 
+def test_a_client_that_is_dropped_ends_its_thread_and_closes_its_event_loop() -> None:
+    others = set(threading.enumerate())
+    client = client_of(httpx.Response(200, json=body()))
+    client.predict("why?")
+    [thread] = set(threading.enumerate()) - others
+    del client
+    gc.collect()
+    thread.join(5)
+    assert not thread.is_alive()
+    gc.collect()  # an event loop that is still open would warn
+
+
 # Processes
-
-
-class Serving(ThreadingHTTPServer):
-    """A server that keeps connections, and their callers' ports in the order of their questions."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Answering)
-        self.callers: list[int] = []
-        self.may_answer = threading.Event()
-        self.may_answer.set()
-
-
-class Answering(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Serving
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["content-length"]))
-        self.server.callers.append(self.client_address[1])
-        self.server.may_answer.wait(10)
-        answer = httpx.Response(200, json=body()).content
-        self.send_response(200)
-        self.send_header("content-length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
 
 
 @pytest.fixture
 def serving() -> Iterator[Serving]:
-    with Serving() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
+    with servers.serving() as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def client_to(serving: Serving) -> Client:
-    return Client(f"http://127.0.0.1:{serving.server_port}", deadline_s=5)
+    return Client(serving.url, deadline_s=5)
 
 
 def in_a_fork(work: Callable[[], bool], limit_s: float = 10) -> bool:
@@ -343,6 +335,18 @@ def test_a_fork_in_the_middle_of_a_call_leaves_the_call_alone(serving: Serving) 
         assert in_a_fork(work)
         serving.may_answer.set()
         assert asking.result(timeout=5).answer == "billing"
+
+
+@needs_fork
+def test_a_client_that_a_forked_process_drops_leaves_the_event_loop_of_the_first_process_alone(
+    serving: Serving,
+) -> None:
+    with client_to(serving) as client:
+        client.predict("why?")
+        assert client._worker is not None
+        finalizer = client._worker._finalizer
+        assert in_a_fork(lambda: not finalizer.alive)
+        assert finalizer.alive
 
 
 @needs_fork
