@@ -1,14 +1,17 @@
 """Atomic writes of files and folders: after a crash at any time the result is complete or absent."""
 
+import fcntl
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
-__all__ = ["new_folder", "remove_abandoned", "write_file"]
+from blora.errors import AdapterError
+
+__all__ = ["locked", "new_folder", "remove_abandoned", "write_file"]
 
 # Age at which a hidden folder counts as abandoned; no conversion or download takes a day.
 STALE_S = 24 * 3600
@@ -16,6 +19,16 @@ STALE_S = 24 * 3600
 
 def _readable(descriptor: int) -> None:
     os.fchmod(descriptor, 0o644)  # temporary files are private; a server may run as another user
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError) if path.is_dir() else nullcontext():  # some file systems flush no folders
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_file(file: Path, text: str, *, prepare: Callable[[int], None] = _readable) -> None:
@@ -41,27 +54,58 @@ def write_file(file: Path, text: str, *, prepare: Callable[[int], None] = _reada
 
 
 @contextmanager
+def locked(folder: Path, *, required: bool = True) -> Iterator[None]:
+    """Hold the only lock on a folder, so that a file in it is read, changed and written without others in between.
+
+    The lock is on the folder itself, not on a file in it, so that nothing is left behind. It ends with the process.
+
+    Args:
+        folder: the folder.
+        required: whether a file system without locks is an error; if not, there is no lock on one.
+
+    Raises:
+        AdapterError: if the file system has no locks, and one is required.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as exc:
+            if required:
+                raise AdapterError(
+                    f"got folder {folder}, which cannot be locked ({exc.strerror}), expected one on a file system with "
+                    "locks: copy the adapter to a local disk and calibrate it there"
+                ) from exc
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def new_folder(folder: Path, *, place: Callable[[Path, Path], None] | None = None) -> Iterator[Path]:
     """Yield an empty hidden folder, which becomes the target folder when the context ends without an error.
 
     Args:
         folder: the target folder, beside the hidden one; missing parents are created.
-        place: moves the finished folder to the target, and handles a target that exists and failures of the move; by
-            default the folder is renamed.
+        place: moves the finished folder to the target, while no other does, and handles a target that exists and
+            failures of the move; by default the folder is renamed.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".partial-{folder.name}-"))
     try:
         yield partial
-        for written in (partial, *partial.rglob("*")):
+        for written in (*partial.rglob("*"), partial):
             written.chmod(0o755 if written.is_dir() else 0o644)
+            _flush(written)
         if place is None:
             partial.replace(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     if place is not None:
-        place(partial, folder)
+        with locked(folder.parent, required=False):
+            place(partial, folder)
+    _flush(folder.parent)
 
 
 def remove_abandoned(parent: Path) -> None:

@@ -10,6 +10,9 @@ the adapter's answers.
 
 The file also records every ask of calibration rows, refused asks included. Asks in all dtypes count together, because
 an adapter is nearly the same predictor in each dtype, so that a refusal in one dtype tells about the others.
+
+Every change is made under a lock on the folder, so that calibrations that run at once lose nothing of each other's, and
+a text is written only if the reader accepts it.
 """
 
 import hashlib
@@ -21,18 +24,30 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from blora.atomic import write_file
-from blora.decision.asks import AskedRows
+from blora.atomic import locked, write_file
+from blora.decision.asks import Ask, AskedRows, earlier_asks
 from blora.decision.calibration import Binding, Calibration
 from blora.errors import AdapterError, ConfigError, NotCalibratedError
 from blora.files import read_json
 
-__all__ = ["CALIBRATION_FILE", "asked", "body_digest", "calibrated_dtypes", "for_serving", "read", "remember", "store"]
+__all__ = [
+    "CALIBRATION_FILE",
+    "asked",
+    "body_digest",
+    "calibrated_dtypes",
+    "check_ask",
+    "for_serving",
+    "read",
+    "remember",
+    "store",
+]
 
 CALIBRATION_FILE = "calibration.json"
 FORMAT_VERSION = 3
 # The fingerprint of an asked row takes twelve bytes, so this is room for a million rows.
 MOST_BYTES = 16 * 2**20
+# Kept free by asks, for the calibrations that follow.
+ROOM_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +91,11 @@ def _read(folder: Path | str) -> _Contents:
     again = "remove it and calibrate again"
     if not os.path.lexists(file):
         return _Contents(format_version=FORMAT_VERSION, calibrations=())
-    raw = read_json(file, most_bytes=MOST_BYTES, mend=again)
+    return _parsed(read_json(file, most_bytes=MOST_BYTES, mend=again), file, again)
+
+
+def _parsed(raw: Any, file: Path, again: str) -> _Contents:
+    """Return the contents that a file's JSON states; `again` is the advice for the error message."""
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if version != FORMAT_VERSION:
         raise AdapterError(
@@ -135,35 +154,82 @@ def _added(known: tuple[AskedRows, ...], rows: AskedRows) -> tuple[AskedRows, ..
     return tuple(replace(rows, asks=asks) if one is old else one for one in known)
 
 
-def remember(folder: Path | str, rows: AskedRows) -> None:
-    """Record rows and their asks; the file changes atomically.
+def check_ask(folder: Path | str, rows: AskedRows, known: str | None = None) -> None:
+    """Raise the error that `remember` would raise, before the work on the rows begins.
 
     Raises:
-        AdapterError: see `read`.
+        ConfigError: see `remember`.
+        AdapterError: see `remember`.
     """
+    with locked(Path(folder)):
+        _with_ask(folder, rows, known)
+
+
+def remember(folder: Path | str, rows: AskedRows, known: str | None = None) -> tuple[Ask, ...]:
+    """Record rows and their ask, and return the earlier asks of overlapping rows.
+
+    Args:
+        folder: the adapter's folder.
+        rows: the rows, whose last ask is the new one.
+        known: fingerprints by which asks of the rows are found, those of earlier versions among them; by default those
+            of `rows`.
+
+    Raises:
+        ConfigError: if the deltas add up to 1 or more, or the rows are too many to be recorded; the file stays then.
+        AdapterError: if the file cannot be read, see `read`, or the folder cannot be locked.
+    """
+    with locked(Path(folder)):
+        earlier, text = _with_ask(folder, rows, known)
+        write_file(Path(folder) / CALIBRATION_FILE, text)
+    return earlier
+
+
+def _with_ask(folder: Path | str, rows: AskedRows, known: str | None) -> tuple[tuple[Ask, ...], str]:
+    """Return the earlier asks of overlapping rows, and the file's text with the new ask."""
     contents = _read(folder)
-    _write(folder, replace(contents, asked=_added(contents.asked, rows)))
+    sought = rows if known is None else replace(rows, fingerprints=known)
+    earlier = earlier_asks(contents.asked, sought, rows.asks[-1])
+    asked = _added(contents.asked, rows)
+    return earlier, _text(folder, replace(contents, asked=asked), most_bytes=MOST_BYTES - ROOM_BYTES)
 
 
 def store(folder: Path | str, calibration: Calibration) -> None:
     """Add a calibration, in place of the one for the same dtype; the file changes atomically.
 
     Calibrations and asks for other adapter contents are dropped, since these contents can no longer be served.
+
+    Raises:
+        ConfigError: see `remember`.
+        AdapterError: if a value would not be read back, the file cannot be read, or the folder cannot be locked.
     """
-    new, old = calibration.binding, _read(folder)
-    kept = [
-        entry
-        for entry in old.calibrations
-        if entry.binding.adapter_digest == new.adapter_digest and entry.binding.dtype != new.dtype
-    ]
-    own = tuple(rows for rows in old.asked if rows.adapter_digest == new.adapter_digest)
-    _write(folder, replace(old, calibrations=(*kept, calibration), asked=own))
+    with locked(Path(folder)):
+        new, old = calibration.binding, _read(folder)
+        kept = [
+            entry
+            for entry in old.calibrations
+            if entry.binding.adapter_digest == new.adapter_digest and entry.binding.dtype != new.dtype
+        ]
+        own = tuple(rows for rows in old.asked if rows.adapter_digest == new.adapter_digest)
+        text = _text(folder, replace(old, calibrations=(*kept, calibration), asked=own))
+        write_file(Path(folder) / CALIBRATION_FILE, text)
 
 
-def _write(folder: Path | str, contents: _Contents) -> None:
-    raw = asdict(contents)
+def _text(folder: Path | str, contents: _Contents, *, most_bytes: int = MOST_BYTES) -> str:
+    """Return contents as a file's text, which the reader accepts.
+
+    Raises:
+        ConfigError: if the text is larger than allowed.
+        AdapterError: if the reader refuses a value.
+    """
+    file, raw = Path(folder) / CALIBRATION_FILE, asdict(contents)
     text = json.dumps({"format_version": FORMAT_VERSION, "digest": body_digest(raw)} | raw, indent=1) + "\n"
-    write_file(Path(folder) / CALIBRATION_FILE, text)
+    if len(text) > most_bytes:  # ASCII, so these are bytes
+        raise ConfigError(
+            f"got {len(text)} bytes for {file}, which remembers each row of every ask, expected at most {most_bytes}: "
+            "calibrate on fewer rows, at most a million in all asks; nothing was written"
+        )
+    _parsed(json.loads(text), file, "nothing was written: correct the value and calibrate again")
+    return text
 
 
 def for_serving(folder: Path | str, binding: Binding) -> Calibration | None:

@@ -9,7 +9,7 @@ import torch
 from blora import calibration_file
 from blora.adapter import Adapter, adapter_digest
 from blora.base_model import BaseModel
-from blora.decision.asks import AskedRows, earlier_asks
+from blora.decision.asks import AskedRows
 from blora.decision.calibrate import calibrate
 from blora.decision.calibration import Binding, Calibration, FormName, Goal
 from blora.errors import AdapterError
@@ -41,11 +41,10 @@ def calibrate_adapter(
         BloraError: if the adapter was made with this data or some of these questions, if a question comes twice, if
             earlier asks have used up the rows, if the rows do not prove the goal, or if the adapter's files have
             changed since it was loaded. A failed proof adds its ask to `calibration.json` and changes nothing else
-            there.
+            there; an error that comes before any label is compared with an answer adds none.
     """
     _check_current(adapter)
     path, prompt, sampling = adapter.path, adapter.config.prompt, adapter.config.sampling
-    remembered = calibration_file.asked(path)  # fails before the scoring if the file is unusable
     check_unseen(adapter.config.training, examples)
     check_distinct(examples)
     n_questions, examples = len(examples.examples), one_for_each_text(examples, seed=goal.seed)
@@ -58,14 +57,16 @@ def calibrate_adapter(
     if adapter.familiarity is None:
         goal = replace(goal, max_false_alarms=1.0)
     goal.check_rows(len(rows))
+    goal.check_draws(sampling.n_samples)
     asked = AskedRows(
         adapter_digest=adapter.digest,
         digest=examples.digest,
         n_rows=len(rows),
         fingerprints=fingerprints(examples),
-        asks=(goal.ask,),
+        asks=(goal.ask_in(base.dtype_name),),
     )
-    earlier_asks(remembered, asked, goal.ask)  # fails before the scoring if the rows are used up
+    known = fingerprints(examples, earlier=True)  # asks of earlier versions are found too
+    calibration_file.check_ask(path, asked, known)  # fails before the scoring if the rows are used up
     bank = SampleBank.draw(adapter.posterior, adapter.digest, sampling.n_samples, sampling.seed)
     familiarity = adapter.familiarity.to(base.device) if adapter.familiarity is not None else None
     distances = torch.zeros(len(rows))
@@ -76,8 +77,6 @@ def calibrate_adapter(
 
     log_probs = predict_all(base.model, rows, bank.draws, about="calibrating", read=measure)
     _check_current(adapter)
-    earlier = earlier_asks(calibration_file.asked(path), asked, goal.ask)  # with those of the meantime
-    calibration_file.remember(path, asked)  # recorded before the result is known, so that a failed ask counts
     calibration = calibrate(
         log_probs,
         torch.tensor([row.label for row in rows]),
@@ -87,7 +86,7 @@ def calibrate_adapter(
         digest=examples.digest,
         split=split,
         forms=[_form(example.kind) for example in examples.examples],
-        earlier=earlier,
+        earlier=lambda: calibration_file.remember(path, asked, known),  # before the result: a failed ask counts
         distances=distances if familiarity is not None else None,
     )
     _check_current(adapter)

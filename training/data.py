@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from blora.checks import require
 from blora.columns import QUESTION_COLUMNS as KINDS
 from blora.columns import no_question
 from blora.config import AdapterConfig
@@ -70,9 +71,19 @@ class Example:
         return json.dumps([_plain(self.prompt or ""), turns, sorted(map(_plain, self.described or self.choices))])
 
     @property
+    def wording(self) -> str:
+        """Question without its choices; equal for a prompt and for a chat of that one turn."""
+        turns = " ".join(turn["content"] for turn in self.messages or ())
+        return _plain(turns if self.prompt is None else self.prompt)
+
+    @property
     def text(self) -> str:
-        """Text that is equal for questions about the same text, whose answers are not independent."""
-        return _plain(self.about) if self.about is not None else self.identity
+        """Text that is equal for questions about the same text, whose answers are not independent.
+
+        It is the input of the request that the question is from, or else the question without its choices: the rows of
+        a prompt such as "Which of these is true?" count as one text, whatever their choices are.
+        """
+        return self.wording if self.about is None else _plain(self.about)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +127,9 @@ def read_examples(
 
     Raises:
         DataError: if rows are malformed; the message names the place of each.
+        ConfigError: if the limit is below 1.
     """
+    require(limit is None or limit >= 1, f"limit {limit}", "1 or more, or None for all rows")
     examples = examples_of(as_plain(read_table(source, split=split, columns=columns), question), choices)
     return replace(examples, examples=examples.examples[:limit])
 
@@ -160,7 +173,7 @@ def examples_of(table: Table, choices: Sequence[str] | None) -> ExampleSet:
         try:
             if isinstance(row, str):
                 raise RowError(row)
-            digest.update(json.dumps(row, sort_keys=True, default=str).encode())
+            digest.update(_bytes_of(row))
             read.append(_parse(row, where, choices, untyped=table.untyped))
         except RowError as exc:
             problems.append(f"{where}: {exc}")
@@ -179,7 +192,7 @@ def examples_of(table: Table, choices: Sequence[str] | None) -> ExampleSet:
 
 
 def one_for_each_text(examples: ExampleSet, *, seed: int) -> ExampleSet:
-    """Return one example for each text, chosen at random; the others are not independent of it.
+    """Return one example for each text (see `Example.text`), chosen at random; the others are not independent of it.
 
     Args:
         examples: the examples.
@@ -196,11 +209,10 @@ def one_for_each_text(examples: ExampleSet, *, seed: int) -> ExampleSet:
 def split_examples(
     examples: ExampleSet, n_train: int | None, n_validation: int | None, *, seed: int
 ) -> tuple[ExampleSet, ExampleSet]:
-    """Divide examples at random into a training and a validation part, with no question in both.
+    """Divide examples at random into a training and a validation part, with no text in both.
 
-    Rows with the same question or about the same text (see `Example.text`) go to the same part: the training part if
-    all of them still fit, else the validation part. A part may get fewer rows than requested if only larger groups are
-    left.
+    Rows about the same text (see `Example.text`) go to the same part: the training part if all of them still fit, else
+    the validation part. A part may get fewer rows than requested if only larger groups are left.
 
     Args:
         examples: two or more examples.
@@ -229,7 +241,7 @@ def split_examples(
     if not train or not validation:
         raise DataError(
             f"got {total} rows in {examples.source}, expected {n_train} to train and {n_validation} to validate on "
-            "without a question in both; lower --train-examples or --validation-examples, or give validation rows"
+            "without a text in both; lower --train-examples or --validation-examples, or give validation rows"
         )
     return (
         ExampleSet(examples.source, examples.digest, tuple(train)),
@@ -255,6 +267,7 @@ def _parse(row: Mapping[str, Any], where: str, fixed: Sequence[str] | None, *, u
     choices, letters = _choices(row.get("choices"), fixed)
     label = read_label(row, choices, letters, untyped=untyped)
     described = tuple(row[DESCRIBED]) if DESCRIBED in row else None
+    _check_unicode(prompt or "", *(turn["content"] for turn in messages or ()), *choices, *(described or ()))
     about = row.get(ABOUT)
     return Example(where, kind, prompt, messages, choices, label=-1, described=described, about=about), label
 
@@ -304,6 +317,26 @@ def _choices(value: Any, fixed: Sequence[str] | None) -> tuple[tuple[str, ...], 
     if letters and len(letters) != len(value):
         raise RowError(f"got {len(letters)} labels for {len(value)} choices, expected one each")
     return tuple(value), letters
+
+
+def _check_unicode(*texts: str) -> None:
+    """Refuse half a surrogate pair, which JSON can contain but no tokenizer can read."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as exc:
+            raise RowError(
+                f"got half of a surrogate pair, {text[exc.start]!r}, at character {exc.start} of {text!r:.80}, "
+                "expected whole Unicode characters; correct the text"
+            ) from exc
+
+
+def _bytes_of(row: Mapping[str, Any]) -> bytes:
+    """Return the content of a row for a digest, independent of the order of its columns."""
+    try:
+        return json.dumps(row, sort_keys=True, default=str).encode()
+    except TypeError:  # keys in a value that JSON does not have, or that have no order
+        return json.dumps({name: repr(value) for name, value in row.items()}, sort_keys=True).encode()
 
 
 def _plain(text: str) -> str:

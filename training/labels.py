@@ -7,7 +7,8 @@ label         the index of a choice, from 0, or its text. A number (in CSV: digi
               data set. If the other rows do not decide, the row is refused.
 label_index   the index, a whole number from 0
 label_text    the text; label_index and label_text take precedence over label, and must agree if a row has both
-answerKey     ARC's format: the letter of the correct choice, where choices is {"text": [...], "label": [...]}
+answerKey     ARC's format: the letter of the correct choice, where choices is {"text": [...], "label": [...]}, or its
+              text; a number that is neither is refused, as ARC counts from 1
 """
 
 from collections.abc import Mapping, Sequence
@@ -58,7 +59,13 @@ def read_label(row: Mapping[str, Any], choices: Sequence[str], letters: Sequence
         return Label(explicit, explicit)
     if "label" in given:
         return _index_or_text(given["label"], choices, (choices, letters), untyped=untyped)
-    return _index_or_text(given["answerKey"], choices, (letters, choices), untyped=untyped)
+    key, names = given["answerKey"], letters or choices
+    if str(key) not in (*letters, *choices):
+        raise RowError(
+            f"got answerKey {key!r:.80}, expected one of {_listed(names)}{_near(key, names)}; send a position as "
+            'label_index, counted from 0, or the letters beside the choices, as {"text": [...], "label": [...]}'
+        )
+    return _index_or_text(key, choices, (letters, choices), untyped=untyped)
 
 
 def label_set(table: Table) -> tuple[str, ...] | None:

@@ -1,9 +1,10 @@
 """Checks that questions are distinct, and that an adapter was not made with them.
 
 A calibration on rows that the adapter was made with would prove too low a risk. The adapter's training record
-therefore keeps a fingerprint of every question that the adapter was made with: 12 hex digits of a sha256, sorted, which
-reveal neither the text nor the order of the rows. Two disjoint sets of a thousand questions share a fingerprint with
-probability below 10^-8.
+therefore keeps a fingerprint of every text that the adapter was made with: 12 hex digits of a sha256, sorted, which
+reveal neither the text nor the order of the rows. The choices do not count, nor whether the text was the input of a
+request, a prompt or a chat of one turn. Two disjoint sets of a thousand texts share a fingerprint with probability
+below 10^-8.
 """
 
 import hashlib
@@ -35,9 +36,15 @@ REPORTED = 5  # rows named in one message
 _FINGERPRINTS = re.compile(f"([0-9a-f]{{{DIGITS}}})*")
 
 
-def fingerprints(examples: ExampleSet) -> str:
-    """Return the fingerprints of all questions and texts, 12 hex digits each, sorted and concatenated."""
-    return "".join(sorted({one for example in examples.examples for one in _fingerprints_of(example)}))
+def fingerprints(examples: ExampleSet, *, earlier: bool = False) -> str:
+    """Return the fingerprints of all texts, 12 hex digits each, sorted and concatenated.
+
+    Args:
+        examples: the examples.
+        earlier: whether to add those of earlier versions, for a comparison with their records.
+    """
+    found = {one for example in examples.examples for one in _fingerprints_of(example, earlier=earlier)}
+    return "".join(sorted(found))
 
 
 def joined(*known: str) -> str:
@@ -69,12 +76,13 @@ def seen_among(examples: ExampleSet, record: Mapping[str, Any]) -> list[tuple[st
         AdapterError: if the record's fingerprints are malformed.
     """
     used_for = _read(record.get(SEEN, {}))
-    found = ((e.where, [used_for[one] for one in _fingerprints_of(e) if one in used_for]) for e in examples.examples)
+    known = ((e.where, _fingerprints_of(e, earlier=True)) for e in examples.examples)
+    found = ((where, [used_for[one] for one in ones if one in used_for]) for where, ones in known)
     return [(where, uses[0]) for where, uses in found if uses]
 
 
 def check_unseen(record: Mapping[str, Any], examples: ExampleSet) -> None:
-    """Refuse questions that the adapter was trained, tuned or validated on.
+    """Refuse questions whose text the adapter was trained, tuned or validated on, with these choices or others.
 
     Args:
         record: the adapter's training record. If it has no fingerprints, only the digests of its data are compared.
@@ -101,13 +109,19 @@ def check_unseen(record: Mapping[str, Any], examples: ExampleSet) -> None:
 
 
 def check_disjoint(train: ExampleSet, validation: ExampleSet) -> None:
-    """Refuse validation rows whose question or text is also trained on, with the same label or another.
+    """Refuse validation rows whose question, or the text of whose request, is also trained on, whatever the label.
+
+    A prompt may be trained on with other choices: it is a general one, such as "Which of these is true?".
 
     Raises:
         DataError: if there are such rows; the message names both places of the first ones.
     """
-    trained = {example.text: example.where for example in train.examples}
-    shared = [f"{e.where} and {trained[e.text]}" for e in validation.examples if e.text in trained]
+
+    def key(example: Example) -> str:
+        return example.identity if example.about is None else example.text
+
+    trained = {key(example): example.where for example in train.examples}
+    shared = [f"{e.where} and {trained[key(e)]}" for e in validation.examples if key(e) in trained]
     if shared:
         more = f"; and {len(shared) - REPORTED} more" if len(shared) > REPORTED else ""
         raise DataError(
@@ -151,7 +165,10 @@ def _read(seen: object) -> dict[str, str]:
     return {text[i : i + DIGITS]: use for use, text in seen.items() for i in range(0, len(text), DIGITS)}
 
 
-def _fingerprints_of(example: Example) -> list[str]:
-    """Return the fingerprints of a question and of the text that it is about, which for most is the question."""
-    texts = dict.fromkeys((example.identity, example.text))
+def _fingerprints_of(example: Example, *, earlier: bool) -> list[str]:
+    """Return the fingerprints of the text that a question is about, and of its wording, which for most is the text.
+
+    Earlier versions recorded the question with its choices in place of its wording.
+    """
+    texts = dict.fromkeys((example.text, example.wording, *([example.identity] if earlier else ())))
     return [hashlib.sha256(text.encode()).hexdigest()[:DIGITS] for text in texts]

@@ -2,7 +2,8 @@
 
 Each ask proves a false target with probability at most delta. By the union bound, the probability that any of several
 asks of the same rows does is at most the sum of their deltas, provided that the targets were planned and not chosen
-after looking at these rows. A refused ask counts like any other. A repeated ask has the same result and counts once.
+after looking at these rows. A refused ask counts like any other. A repeated ask has the same result and counts once; in
+another dtype the result may differ, so that the same target in another dtype is another ask.
 """
 
 import math
@@ -34,6 +35,7 @@ class Ask:
         seed: seed of the division of the rows into tuning and proof part.
         score: the score for the threshold; None if the tuning part chose the score.
         max_false_alarms: the largest allowed share of familiar questions beyond the gate; 1 for no gate.
+        dtype: dtype of the base model; empty if an earlier version recorded the ask, which equals no new ask then.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -43,6 +45,7 @@ class Ask:
     seed: int
     score: ScoreName | None = None
     max_false_alarms: float = 1.0
+    dtype: str = ""
 
     def __post_init__(self) -> None:
         alarms = self.max_false_alarms

@@ -1,6 +1,6 @@
 """Calibration of an adapter from labelled rows: proved levels, conformal quantiles and descriptive curves."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -43,7 +43,7 @@ def calibrate(
     digest: str,
     split: str,
     forms: Sequence[FormName],
-    earlier: Sequence[Ask] = (),
+    earlier: Callable[[], Sequence[Ask]] = tuple,
     distances: Tensor | None = None,
 ) -> Calibration:
     """Return the calibration that labelled rows prove for an adapter.
@@ -57,20 +57,21 @@ def calibrate(
         digest: digest of the rows as read.
         split: name of the rows' split.
         forms: forms of requests for such questions.
-        earlier: earlier asks of overlapping rows, whose deltas add to this ask's delta.
+        earlier: returns the earlier asks of overlapping rows, whose deltas add to this ask's delta. Called once, before
+            a label is compared with an answer: what fails without that is no ask, so a caller can record the ask here.
         distances: (N,) distances from the training rows, and so a gate; None for an adapter without a familiarity.
 
     Raises:
         ShapeError: if the shapes do not fit, or the number of draws differs from the binding's n_samples.
         DataError: if a row has fewer than two choices, or its label is not one of its choices.
         NumericalError: if a probability is not finite.
-        ConfigError: if there are too few rows, or they do not prove the target.
+        ConfigError: if there are too few rows or draws, or the rows do not prove the gate or the target.
     """
     n_choices = _check_rows(log_probs, labels, binding)
     if distances is None:
         goal = replace(goal, max_false_alarms=1.0)
     goal.check_rows(len(labels))
-    asks = (*earlier, goal.ask)
+    goal.check_draws(binding.n_samples)
     tuning, proof = split_rows(len(labels), goal.seed)
     gate, passing = None, None
     if distances is not None and goal.max_false_alarms < 1:
@@ -82,6 +83,7 @@ def calibrate(
     probs = temper(log_probs, binding.temperature, binding.lapse)
     if not bool(probs.isfinite().all()):
         raise NumericalError("got probabilities that are not finite, expected finite ones: score in float32")
+    asks = (*earlier(), goal.ask_in(binding.dtype))
     stages = _stages(probs, labels, binding.stop_error, goal.score)
     evidence = Evidence.gather(stages, seed=goal.seed, resolution=resolution_of(binding.dtype), passing=passing)
     targets = sorted({*STANDARD_TARGETS, goal.target_risk})
@@ -150,8 +152,6 @@ def _check_rows(log_probs: Tensor, labels: Tensor, binding: Binding) -> Tensor:
 
 def _stages(probs: Tensor, labels: Tensor, stop_error: float | None, score: ScoreName | None) -> list[Stage]:
     """Return the rows' scores and errors at every look, from probs (S, N, C), for the given score or for all."""
-    if score is not None and score not in scores_of(probs):
-        raise ConfigError(f"got score {score} for a single draw, expected one that a single draw has: use confidence")
 
     def kept(scores: dict[ScoreName, Tensor]) -> dict[ScoreName, Tensor]:
         return {name: values for name, values in scores.items() if score in (None, name)}

@@ -6,8 +6,10 @@ draws, another dtype or other contents. The proofs are not repeated when the fil
 would break a server.
 """
 
+import operator
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from numbers import Real
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -20,7 +22,7 @@ from blora.decision.curves import ReliabilityBin
 from blora.decision.gate import Gate, rows_behind_gate
 from blora.decision.selective import Level, rows_for_proof, rows_needed
 from blora.errors import ConfigError
-from blora.scores import DRAWN, ScoreName
+from blora.scores import DRAWN, SCORES, ScoreName
 
 __all__ = ["CURVE_POINTS", "Binding", "Calibration", "CalibrationRows", "ConformalQuantile", "FormName", "Goal"]
 
@@ -30,6 +32,8 @@ CURVE_POINTS = 100
 # Limit for levels, quantiles or bins, so that a calibration card stays readable.
 MAX_ENTRIES = 100
 MAX_ROWS = 10_000_000
+# Scores that a goal may name: those that draws determine, and on which policies have thresholds.
+PLANNED = tuple(name for name in SCORES if name in DRAWN)
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -61,20 +65,35 @@ class Goal:
     max_false_alarms: float = 0.05
 
     def __post_init__(self) -> None:
-        require(self.score is None or self.score in DRAWN, f"score = {self.score}", f"one of {', '.join(DRAWN)}")
+        for name in ("target_risk", "delta", "coverage", "max_false_alarms"):
+            object.__setattr__(self, name, _number(name, getattr(self, name)))
+        object.__setattr__(self, "seed", _whole("seed", self.seed))
+        require(self.score is None or self.score in PLANNED, f"score = {self.score}", f"one of {', '.join(PLANNED)}")
         require(0 < self.coverage < 1, f"coverage = {self.coverage}", "a number between 0 and 1")
-        _ = self.ask  # checks the ranges of its fields
+        self.ask_in("")  # checks the ranges of its fields
 
-    @property
-    def ask(self) -> Ask:
-        """The goal as an ask, without the coverage, which needs no proof."""
+    def ask_in(self, dtype: str) -> Ask:
+        """Return the goal as an ask in a dtype, without the coverage, which needs no proof."""
         return Ask(
             target_risk=self.target_risk,
             delta=self.delta,
             seed=self.seed,
             score=self.score,
             max_false_alarms=self.max_false_alarms,
+            dtype=dtype,
         )
+
+    def check_draws(self, n_samples: int) -> None:
+        """Raise an error if a number of draws is too small for the goal's score.
+
+        Raises:
+            ConfigError: if the score needs more draws.
+        """
+        if self.score is not None and n_samples < (fewest := SCORES[self.score].fewest_draws):
+            raise ConfigError(
+                f"got score {self.score} with n_samples = {n_samples}, expected at least {fewest} for it: use another "
+                "score, such as confidence, or an adapter with more draws"
+            )
 
     def check_rows(self, n_rows: int) -> None:
         """Raise an error if a number of rows is too small for the goal, even without wrong answers.
@@ -93,6 +112,21 @@ class Goal:
                 raise ConfigError(
                     f"got {n_rows} rows for {name}, expected at least {needed}: bring more or ask for less"
                 )
+
+
+def _number(name: str, value: Any) -> float:
+    """Return a number of any library as a float; a bool is no number."""
+    require(isinstance(value, Real) and not isinstance(value, bool), f"{name} = {value!r}", "a number")
+    return float(value)
+
+
+def _whole(name: str, value: Any) -> int:
+    """Return a whole number of any library as an int; a bool is none, nor is a float."""
+    try:
+        require(not isinstance(value, bool), f"{name} = {value!r}", "a whole number")
+        return operator.index(value)
+    except TypeError as exc:
+        raise ConfigError(f"got {name} = {value!r}, expected a whole number") from exc
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,7 +262,7 @@ class Calibration:
 
     def __post_init__(self) -> None:
         if not self.asks:
-            own = Ask(target_risk=self.target_risk, delta=self.delta, seed=self.rows.seed)
+            own = Ask(target_risk=self.target_risk, delta=self.delta, seed=self.rows.seed, dtype=self.binding.dtype)
             object.__setattr__(self, "asks", (own,))
         require(
             any(level.target_risk == self.target_risk for level in self.proved()),

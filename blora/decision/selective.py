@@ -267,7 +267,8 @@ def _plan(candidates: Candidates, evidence: Evidence, target_risk: float, delta:
     """
     scale = evidence.n_proof / evidence.n_tuning
     everything = candidates.tuning[-1]
-    prior = PRIOR_ROWS * everything.wrong / everything.answered
+    # Early stopping may withhold every row at an early look, under each of the thresholds; then nothing is expected.
+    prior = PRIOR_ROWS * everything.wrong / max(1, everything.answered)
     expected = []
     for counts in candidates.tuning:
         answered = round(counts.answered * scale)

@@ -2,6 +2,7 @@ import copy
 import shutil
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from torch import Tensor
 
-from blora.adapter import attach, check_output, load_adapter, save_adapter
+from blora.adapter import adapter_digest, attach, check_output, load_adapter, save_adapter
 from blora.base_model import BaseModel
 from blora.errors import AdapterError
 from blora.posterior.draws import use_draws
@@ -292,6 +293,20 @@ def test_a_save_that_is_interrupted_leaves_no_mix_that_loads_and_may_be_repeated
     saved(folder, llama, method="lora")
     assert load_adapter(folder, llama).config.posterior.method == "lora"
     assert sorted(contents(folder)) == sorted([*own, *OF_LORA, "README.md"])
+
+
+def test_two_saves_at_once_leave_the_files_of_one(tmp_path: Path, llama: BaseModel) -> None:
+    configs = [adapter_config(llama, method="lora", rank=rank) for rank in (2, 3)]
+    alone = set()
+    for config in configs:
+        save_adapter(tmp_path / "alone", trained(config), config, llama)
+        alone.add(adapter_digest(tmp_path / "alone"))
+    with ThreadPoolExecutor(2) as threads:
+        for _ in range(20):
+            saves = [threads.submit(save_adapter, tmp_path / "both", trained(one), one, llama) for one in configs]
+            for save in saves:
+                save.result()
+            assert adapter_digest(tmp_path / "both") in alone
 
 
 def test_an_adapter_that_is_replaced_while_it_is_read_is_refused(

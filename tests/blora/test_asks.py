@@ -1,6 +1,7 @@
 """Asks of calibration rows: which of them add up, and what is remembered of the rows."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from blora.decision.selective import Evidence, Stage, certify
 from blora.errors import ConfigError
 from blora.scores import ScoreName
 
-FIRST, SECOND, THIRD = (Ask(target_risk=target, delta=0.05, seed=0) for target in (0.15, 0.2, 0.25))
+FIRST, SECOND, THIRD = (Ask(target_risk=target, delta=0.05, seed=0, dtype="bfloat16") for target in (0.15, 0.2, 0.25))
 ROWS = AskedRows(
     adapter_digest="sha256:" + "a" * 64,
     digest="sha256:" + "b" * 64,
@@ -47,9 +48,9 @@ def test_the_same_ask_again_is_no_other_chance() -> None:
     assert earlier_asks([ROWS], ROWS, FIRST) == (SECOND,)
 
 
-@pytest.mark.parametrize("change", [{"delta": 0.1}, {"seed": 1}, {"target_risk": 0.16}])
-def test_an_ask_that_differs_in_anything_is_another_one(change: dict[str, float]) -> None:
-    assert earlier_asks([ROWS], ROWS, dataclasses.replace(FIRST, **change)) == (FIRST, SECOND)  # type: ignore[arg-type]
+@pytest.mark.parametrize("change", [{"delta": 0.1}, {"seed": 1}, {"target_risk": 0.16}, {"dtype": "float32"}])
+def test_an_ask_that_differs_in_anything_is_another_one(change: dict[str, Any]) -> None:
+    assert earlier_asks([ROWS], ROWS, dataclasses.replace(FIRST, **change)) == (FIRST, SECOND)
 
 
 def test_the_same_ask_of_more_rows_is_another_one() -> None:

@@ -41,6 +41,20 @@ def test_a_folder_is_hidden_until_it_is_complete(tmp_path: Path) -> None:
     assert modes(tmp_path / "some") == {"folder": 0o755, "folder/inner": 0o755, "folder/inner/file": 0o644}
 
 
+def test_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[tuple[int, bool]] = []
+    monkeypatch.setattr(
+        os, "fsync", lambda opened: flushed.append((os.fstat(opened).st_ino, (tmp_path / "folder").exists()))
+    )
+    with new_folder(tmp_path / "folder") as partial:
+        (partial / "inner").mkdir()
+        (partial / "inner" / "file").write_text("text")
+    folder = tmp_path / "folder"
+    written = {path.stat().st_ino for path in (folder / "inner" / "file", folder / "inner", folder)}
+    assert {inode for inode, named in flushed if not named} == written
+    assert [inode for inode, named in flushed if named] == [tmp_path.stat().st_ino]
+
+
 def test_a_folder_that_fails_leaves_nothing(tmp_path: Path) -> None:
     def interrupted() -> None:
         with new_folder(tmp_path / "folder") as partial:

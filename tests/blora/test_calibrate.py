@@ -57,9 +57,7 @@ def test_a_score_that_was_planned_gets_every_threshold(score: ScoreName) -> None
 
 
 def test_a_single_draw_has_no_mutual_information_to_plan_with() -> None:
-    with pytest.raises(
-        ConfigError, match="got score mutual_information for a single draw, expected .*: use confidence"
-    ):
+    with pytest.raises(ConfigError, match="got score mutual_information with n_samples = 1, expected at least 2 for"):
         made(Goal(target_risk=0.1, score="mutual_information"), n_draws=1)
 
 
@@ -171,23 +169,44 @@ def test_two_choices_are_enough() -> None:
 EARLIER = tuple(Ask(target_risk=target, delta=0.05, seed=0) for target in (0.01, 0.02))
 
 
-def test_a_target_that_is_not_proved_uses_the_rows_up_and_no_other_is_read_from_them() -> None:
+@pytest.mark.parametrize(("earlier", "spent"), [((), "0.05"), (EARLIER, "0.15")])
+def test_a_target_that_is_not_proved_uses_the_rows_up_and_no_other_is_read_from_them(
+    earlier: tuple[Ask, ...], spent: str
+) -> None:
     log_probs, labels = answers()
-    for earlier, spent in (((), "0.05"), (EARLIER, "0.15")):
-        with pytest.raises(ConfigError, match=r"got target_risk 0.005, which these 800 rows do not prove") as info:
-            calibrate(log_probs, labels, binding=BINDING, goal=Goal(target_risk=0.005), earlier=earlier, **SOURCE)
-        message = str(info.value)
-        assert f"The rows are used up at delta {spent}: another ask of them adds its delta to that" in message
-        assert "rows that no ask has used start anew" in message
-        assert "one like" not in message
+    with pytest.raises(ConfigError, match=r"got target_risk 0.005, which these 800 rows do not prove") as info:
+        calibrate(log_probs, labels, binding=BINDING, goal=Goal(target_risk=0.005), earlier=lambda: earlier, **SOURCE)
+    message = str(info.value)
+    assert f"The rows are used up at delta {spent}: another ask of them adds its delta to that" in message
+    assert "rows that no ask has used start anew" in message
+    assert "one like" not in message
+
+
+@pytest.mark.parametrize(
+    ("cause", "message"),
+    [
+        ({"n": 77}, "got 77 rows"),
+        ({"n_draws": 1, "score": "mutual_information"}, "with n_samples = 1"),
+        ({"log_prob": math.nan}, "not finite"),
+        ({"distances": torch.zeros(800)}, "share their distances"),
+    ],
+)
+def test_an_error_that_no_label_takes_part_in_is_no_ask(cause: dict[str, Any], message: str) -> None:
+    log_probs, labels = answers(cause.get("n", 800), n_draws=cause.get("n_draws", 5))
+    log_probs[0, 0, 0] = cause.get("log_prob", log_probs[0, 0, 0])
+    goal = Goal(target_risk=0.05, score=cause.get("score"))
+    more = SOURCE | {"distances": cause.get("distances"), "earlier": lambda: pytest.fail("this is an ask")}
+    binding = dataclasses.replace(BINDING, n_samples=len(log_probs))
+    with pytest.raises((ConfigError, NumericalError), match=message):
+        calibrate(log_probs, labels, binding=binding, goal=goal, **more)
 
 
 def test_asks_before_it_add_to_the_delta_that_a_calibration_states_and_change_no_proof() -> None:
     log_probs, labels = answers()
-    calibration = calibrate(log_probs, labels, binding=BINDING, goal=Goal(), earlier=EARLIER, **SOURCE)
+    calibration = calibrate(log_probs, labels, binding=BINDING, goal=Goal(), earlier=lambda: EARLIER, **SOURCE)
     assert (calibration.delta, calibration.asks) == (
         0.15,
-        (*EARLIER, dataclasses.replace(Goal(), max_false_alarms=1.0).ask),
+        (*EARLIER, Goal(max_false_alarms=1.0).ask_in("bfloat16")),
     )
     assert dataclasses.replace(calibration, delta=0.05, asks=()) == made()
 
@@ -311,7 +330,7 @@ def test_rows_beyond_the_gate_do_not_count() -> None:
 
 
 def test_another_share_of_false_alarms_is_another_ask() -> None:
-    assert Goal(max_false_alarms=0.05).ask != Goal(max_false_alarms=0.2).ask
+    assert Goal(max_false_alarms=0.05).ask_in("float32") != Goal(max_false_alarms=0.2).ask_in("float32")
 
 
 def test_a_share_of_one_gives_no_gate() -> None:

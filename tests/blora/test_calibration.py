@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from blora.decision.asks import Ask
@@ -19,7 +20,8 @@ ROWS = CALIBRATION.rows
     "goal",
     [
         {"target_risk": 0.0}, {"target_risk": 1.0}, {"target_risk": math.nan}, {"delta": 0.0}, {"delta": 0.6},
-        {"coverage": 1.0}, {"coverage": -1.0}, {"seed": -1},
+        {"coverage": 1.0}, {"coverage": -1.0}, {"seed": -1}, {"seed": 1.0}, {"seed": True}, {"seed": "1"},
+        {"target_risk": "0.1"}, {"delta": True}, {"coverage": None}, {"max_false_alarms": True},
     ],
 )  # fmt: skip
 def test_goals_that_make_no_sense_are_refused(goal: dict[str, Any]) -> None:
@@ -27,8 +29,23 @@ def test_goals_that_make_no_sense_are_refused(goal: dict[str, Any]) -> None:
         Goal(**goal)
 
 
+@pytest.mark.parametrize("score", ["expected_entropy", "familiarity", "luck"])
+def test_a_score_without_a_threshold_of_its_own_is_refused_and_the_others_are_named(score: str) -> None:
+    others = "confidence, predictive_entropy, mutual_information, margin"
+    with pytest.raises(ConfigError, match=f"got score = {score}, expected one of {others}$"):
+        Goal(score=score)
+
+
+def test_numbers_of_other_libraries_become_pythons_own() -> None:
+    given: Any = {"seed": np.int64(3), "delta": np.float32(0.25), "target_risk": np.float64(0.5), "max_false_alarms": 1}
+    goal = Goal(**given)
+    assert goal == Goal(seed=3, delta=0.25, target_risk=0.5, max_false_alarms=1.0)
+    assert {type(value) for value in (goal.delta, goal.target_risk, goal.max_false_alarms)} == {float}
+    assert type(goal.seed) is int
+
+
 def ask(target_risk: float, delta: float = 0.05, seed: int = 0) -> Ask:
-    return Ask(target_risk=target_risk, delta=delta, seed=seed)
+    return Ask(target_risk=target_risk, delta=delta, seed=seed, dtype="bfloat16")
 
 
 def test_earlier_asks_add_to_delta_and_the_levels_are_proved_at_their_own() -> None:

@@ -40,7 +40,7 @@ def other_seed(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def ask(target_risk: float, delta: float = 0.05, seed: int = 0) -> Ask:
-    return Ask(target_risk=target_risk, delta=delta, seed=seed)
+    return Ask(target_risk=target_risk, delta=delta, seed=seed, dtype="bfloat16")
 
 
 def levels(default: dict[str, Any], **all_of_them: Any) -> tuple[Level, ...]:

@@ -1,17 +1,30 @@
 import dataclasses
+import errno
 import json
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from blora.adapter import load_adapter
+from blora.atomic import write_file
 from blora.base_model import BaseModel
-from blora.calibration_file import CALIBRATION_FILE, asked, body_digest, for_serving, read, remember, store
-from blora.decision.asks import AskedRows
+from blora.calibration_file import (
+    CALIBRATION_FILE,
+    ROOM_BYTES,
+    asked,
+    body_digest,
+    check_ask,
+    for_serving,
+    read,
+    remember,
+    store,
+)
+from blora.decision.asks import Ask, AskedRows
 from blora.decision.calibration import Goal
-from blora.errors import AdapterError
+from blora.errors import AdapterError, ConfigError
 from tests.blora.adapters import contents, rewrite_json, saved
 from tests.blora.test_calibrate import BINDING, DIGEST, made
 
@@ -65,8 +78,9 @@ def test_a_calibration_of_other_contents_does_not_outlive_them(tmp_path: Path) -
     assert read(tmp_path) == (new,)
 
 
+ASK = Goal().ask_in("bfloat16")
 ROWS = AskedRows(
-    adapter_digest=DIGEST, digest=CALIBRATION.rows.digest, n_rows=800, fingerprints="0123456789ab" * 2, asks=(Goal().ask,)
+    adapter_digest=DIGEST, digest=CALIBRATION.rows.digest, n_rows=800, fingerprints="0123456789ab" * 2, asks=(ASK,)
 )  # fmt: skip
 
 
@@ -79,10 +93,10 @@ def test_asks_are_remembered_without_a_calibration_too(tmp_path: Path) -> None:
 
 
 def test_the_same_rows_are_remembered_once_with_every_ask_of_them(tmp_path: Path) -> None:
-    other, fewer = Goal(target_risk=0.2).ask, dataclasses.replace(ROWS, n_rows=700)
+    other, fewer = Goal(target_risk=0.2).ask_in("bfloat16"), dataclasses.replace(ROWS, n_rows=700)
     for rows in (ROWS, dataclasses.replace(ROWS, asks=(other,)), ROWS, fewer):
         remember(tmp_path, rows)
-    assert asked(tmp_path) == (dataclasses.replace(ROWS, asks=(Goal().ask, other)), fewer)
+    assert asked(tmp_path) == (dataclasses.replace(ROWS, asks=(ASK, other)), fewer)
 
 
 def test_asks_of_other_contents_do_not_outlive_them(tmp_path: Path) -> None:
@@ -90,6 +104,103 @@ def test_asks_of_other_contents_do_not_outlive_them(tmp_path: Path) -> None:
         remember(tmp_path, dataclasses.replace(ROWS, adapter_digest=digest))
     store(tmp_path, CALIBRATION)
     assert asked(tmp_path) == (ROWS,)
+
+
+def test_asks_at_the_same_time_are_all_recorded_and_each_but_the_first_knows_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asks = [Goal(seed=seed).ask_in("bfloat16") for seed in range(2)]
+    with ThreadPoolExecutor(1) as pool:
+        others: list[Future[tuple[Ask, ...]]] = []
+
+        def meanwhile(file: Path, text: str) -> None:
+            monkeypatch.undo()
+            others.append(pool.submit(remember, tmp_path, dataclasses.replace(ROWS, asks=(asks[1],))))
+            wait(others, timeout=0.3)  # enough for another one that does not wait
+            write_file(file, text)
+
+        monkeypatch.setattr("blora.calibration_file.write_file", meanwhile)
+        assert remember(tmp_path, dataclasses.replace(ROWS, asks=(asks[0],))) == ()
+        assert others[0].result() == (asks[0],)
+    assert [rows.asks for rows in asked(tmp_path)] == [tuple(asks)]
+
+
+def test_a_calibration_and_an_ask_at_the_same_time_are_both_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ThreadPoolExecutor(1) as pool:
+
+        def meanwhile(file: Path, text: str) -> None:
+            monkeypatch.undo()
+            wait([pool.submit(remember, tmp_path, ROWS)], timeout=0.3)
+            write_file(file, text)
+
+        monkeypatch.setattr("blora.calibration_file.write_file", meanwhile)
+        store(tmp_path, CALIBRATION)
+    assert (asked(tmp_path), read(tmp_path)) == ((ROWS,), (CALIBRATION,))
+
+
+def test_a_file_system_without_locks_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int, kind: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", fail)
+    for change in (check_ask, remember):
+        with pytest.raises(AdapterError, match=r"which cannot be locked \(No locks available\), .* to a local disk"):
+            change(tmp_path, ROWS)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "where"),
+    [({"seed": 1.0}, "seed"), ({"seed": True}, "seed"), ({"score": "expected_entropy"}, "score")],
+)
+def test_what_could_not_be_read_back_is_not_written(tmp_path: Path, wrong: dict[str, Any], where: str) -> None:
+    store(tmp_path, CALIBRATION)
+    before, ask = contents(tmp_path), dataclasses.replace(ASK, **wrong)
+    for change in (check_ask, remember):
+        with pytest.raises(AdapterError, match=rf"at asked\.0\.asks\.0\.{where} .*; nothing was written: correct the"):
+            change(tmp_path, dataclasses.replace(ROWS, asks=(ask,)))
+    with pytest.raises(AdapterError, match=r"at calibrations\.0\.rows\.seed .*; nothing was written"):
+        store(tmp_path, dataclasses.replace(CALIBRATION, rows=dataclasses.replace(CALIBRATION.rows, seed=1.0)))
+    assert contents(tmp_path) == before
+
+
+def test_more_rows_than_the_file_may_hold_are_refused_and_the_file_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blora.calibration_file.MOST_BYTES", ROOM_BYTES + 36_000)
+    remember(tmp_path, ROWS)
+    before, many = contents(tmp_path), dataclasses.replace(ROWS, n_rows=3000, fingerprints="0123456789ab" * 3000)
+    for change in (check_ask, remember):
+        with pytest.raises(ConfigError, match=r"expected at most 36000: calibrate on fewer rows, .* nothing was writ"):
+            change(tmp_path, many)
+    assert contents(tmp_path) == before
+    store(tmp_path, CALIBRATION)  # there is room for it
+
+
+def test_an_ask_of_an_earlier_version_has_no_dtype_and_counts_beside_every_other(tmp_path: Path) -> None:
+    def aged(raw: dict[str, Any]) -> None:
+        del raw["digest"]
+        del raw["asked"][0]["asks"][0]["dtype"]
+        del raw["calibrations"][0]["asks"][0]["dtype"]
+        raw["digest"] = body_digest(raw)
+
+    remember(tmp_path, ROWS)
+    store(tmp_path, CALIBRATION)
+    rewrite_json(aged)(tmp_path / CALIBRATION_FILE)
+    old = dataclasses.replace(ASK, dtype="")
+    assert asked(tmp_path)[0].asks == (old,)
+    assert read(tmp_path)[0].asks == (dataclasses.replace(CALIBRATION.asks[0], dtype=""),)
+    assert remember(tmp_path, ROWS) == (old,)
+    assert asked(tmp_path)[0].asks == (old, ASK)
+
+
+def test_asks_are_found_by_the_fingerprints_of_earlier_versions_too(tmp_path: Path) -> None:
+    remember(tmp_path, ROWS)
+    other = dataclasses.replace(ROWS, digest="sha256:" + "c" * 64, fingerprints="0" * 12)
+    assert remember(tmp_path, other, "0" * 12 + "0123456789ab") == (ASK,)
+    assert asked(tmp_path) == (ROWS, other)
 
 
 @pytest.mark.parametrize("version", [1, 2])

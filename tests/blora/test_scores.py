@@ -187,7 +187,7 @@ def test_a_score_is_measured(score: Score) -> None:
 
 @pytest.mark.parametrize("name", [name for name in SCORES if name in DRAWN])
 def test_a_score_of_the_draws_may_be_planned(name: ScoreName) -> None:
-    assert Goal(score=name).ask.score == name
+    assert Goal(score=name).ask_in("float32").score == name
 
 
 def test_a_score_of_the_question_alone_may_not_be_planned() -> None:

@@ -256,6 +256,14 @@ def test_many_values_become_candidates_evenly() -> None:
     assert set(steps) <= {4, 5, 6}
 
 
+def test_where_an_early_look_withholds_every_row_nothing_is_proved() -> None:
+    doubtful, certain, wrong = torch.full((8,), 0.1), torch.full((8,), 0.9), torch.zeros(8, dtype=torch.bool)
+    early = Stage({"confidence": doubtful}, wrong, {"confidence": torch.full((8,), 0.01)})
+    evidence = Evidence.gather([early, Stage({"confidence": certain}, wrong)], seed=0)
+    level = certify(evidence, target_risk=0.5, delta=0.5)
+    assert (level.threshold, level.expected_coverage) == (None, 0)
+
+
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ShapeError, match=r"expected \(N,\) each"):
         Evidence.gather([Stage({"confidence": torch.rand(5)}, torch.zeros(6, dtype=torch.bool))], seed=0)

@@ -1,6 +1,7 @@
 """`blora calibrate` on a tiny base model, and the calibration.json that it writes."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,12 @@ from blora.base_model import load_base_model
 from blora.calibration_file import CALIBRATION_FILE, read
 from blora.decision.calibration import Calibration, Goal
 from blora.decision.temperature import temper
-from blora.errors import AdapterError, ConfigError, DataError
+from blora.errors import AdapterError, ConfigError, DataError, NumericalError
 from blora.posterior.bank import SampleBank
 from blora.scores import DRAWN, SCORES
 from blora.training.calibrate import calibrate_adapter
 from blora.training.commands import calibrate, train
-from blora.training.data import read_examples
+from blora.training.data import Example, read_examples
 from blora.training.evaluate import predict_all
 from blora.training.rows import pack_examples
 from tests.blora.adapters import rewrite_json
@@ -121,6 +122,28 @@ def test_each_ask_of_the_same_rows_adds_to_delta_and_a_refused_one_is_remembered
         assert (name, len(other.asks)) == (name, asks)
 
 
+def test_an_ask_that_an_earlier_version_remembers_counts(
+    adapter: Path, unseen: Path, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as old:
+        old.setattr(Example, "text", Example.identity)
+        old.setattr(Example, "wording", Example.identity)
+        run(adapter, unseen, base_folder)
+    lines = unseen.read_text().splitlines()
+    [calibration] = run(adapter, write_jsonl(tmp_path / "part.jsonl", map(json.loads, lines[:55])), base_folder)
+    assert calibration.delta == 0.2
+
+
+def test_plain_rows_about_one_text_are_thinned_to_one(
+    adapter: Path, unseen: Path, base_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [json.loads(line) for line in unseen.read_text().splitlines()]
+    more = [row | {"choices": [*row["choices"], "mild"]} for row in rows[:5]]
+    [calibration] = run(adapter, write_jsonl(tmp_path / "more.jsonl", rows + more), base_folder, "--target-risk", "0.9")
+    assert calibration.rows.n_rows == 60
+    assert "calibrating on 60 of 65 questions, one for each text" in caplog.text
+
+
 def test_rows_whose_delta_is_spent_are_refused_before_the_work(
     adapter: Path, unseen: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +154,26 @@ def test_rows_whose_delta_is_spent_are_refused_before_the_work(
     with pytest.raises(ConfigError, match="got 3 asks of the same rows with a delta of 1 in total"):
         run(adapter, unseen, base_folder, "--delta", "0.2", "--seed", "2")
     assert (adapter / CALIBRATION_FILE).read_bytes() == before
+
+
+def test_a_score_that_needs_more_draws_is_refused_before_the_work(
+    adapter: Path, unseen: Path, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    single = Path(shutil.copytree(adapter, tmp_path / "single"))
+    rewrite_json(lambda raw: raw["sampling"].update(n_samples=1))(single / "bayesian_config.json")
+    monkeypatch.setattr("blora.training.calibrate.predict_all", None)
+    with pytest.raises(ConfigError, match="got score mutual_information with n_samples = 1, .* such as confidence"):
+        run(single, unseen, base_folder, "--score", "mutual_information")
+    assert not (single / CALIBRATION_FILE).exists()
+
+
+def test_scores_that_are_not_finite_use_no_rows_up(
+    adapter: Path, unseen: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blora.training.calibrate.predict_all", lambda *args, **named: predict_all(*args) * math.nan)
+    with pytest.raises(NumericalError, match="score in float32"):
+        run(adapter, unseen, base_folder)
+    assert not (adapter / CALIBRATION_FILE).exists()
 
 
 def test_the_seed_divides_the_rows_and_the_limit_cuts_them(adapter: Path, unseen: Path, base_folder: Path) -> None:
@@ -145,10 +188,11 @@ def test_each_dtype_has_its_own(adapter: Path, unseen: Path, base_folder: Path) 
     run(adapter, unseen, base_folder)
     both = run(adapter, unseen, base_folder, "--dtype", "bfloat16", "--target-risk", "0.7")
     assert [calibration.binding.dtype for calibration in both] == ["float32", "bfloat16"]
-    # Whoever chose 0.7 may have seen what the other dtype proved; the same goal in both is one ask.
+    # Whoever chose 0.7 may have seen what the other dtype proved; so may whoever asks for the same in both.
     assert [calibration.delta for calibration in both] == [0.1, 0.2]
     both = run(adapter, unseen, base_folder, "--dtype", "bfloat16")
-    assert [len(calibration.asks) for calibration in both] == [1, 2]
+    assert [len(calibration.asks) for calibration in both] == [1, 3]
+    assert [ask.dtype for ask in both[1].asks] == ["float32", "bfloat16", "bfloat16"]
 
 
 def test_an_impossible_target_is_refused_and_leaves_the_calibration(

@@ -9,7 +9,7 @@ import datasets
 import pytest
 import torch
 
-from blora.errors import DataError
+from blora.errors import ConfigError, DataError
 from blora.posterior.noise import generator_of
 from blora.training.data import Example, ExampleSet, read_examples, split_examples
 from tests.training.toys import GOOD, row, toy_data, toy_row, write_jsonl
@@ -139,6 +139,21 @@ def test_a_csv_row_after_a_blank_line_is_named_by_its_own_line(tmp_path: Path) -
     assert [example.where for example in read_examples(str(file)).examples] == [f"{file}:2", f"{file}:4"]
 
 
+def test_a_limit_takes_rows_from_the_top_and_is_1_at_least() -> None:
+    rows = toy_data(5)
+    assert [example.where for example in read_examples(rows, limit=2).examples] == ["rows[0]", "rows[1]"]
+    for limit in (0, -5):
+        with pytest.raises(ConfigError, match=f"got limit {limit}, expected 1 or more, or None for all rows"):
+            read_examples(rows, limit=limit)
+
+
+@pytest.mark.parametrize("meta", [{1: 2, "b": 3}, {(1, 2): 3}])
+def test_a_column_that_json_cannot_hold_counts_in_the_digest(meta: dict[Any, int]) -> None:
+    read = read_examples([GOOD | {"meta": meta}])
+    assert read.digest == read_examples([{"meta": meta} | GOOD]).digest
+    assert read.digest != read_examples([GOOD | {"meta": meta | {1: 4}}]).digest
+
+
 # Hub data sets, from a local folder
 
 
@@ -265,6 +280,14 @@ def test_rows_with_the_same_question_are_on_one_side_of_a_split(
     assert len(validation.examples) == (30 - len(train.examples) if n_validation is None else n_validation)
     assert not {e.identity for e in train.examples} & {e.identity for e in validation.examples}
     assert (train, validation) == split_examples(both, n_train, n_validation, seed=seed)
+
+
+def test_rows_about_one_text_with_other_choices_are_on_one_side_of_a_split() -> None:
+    sets = (["urgent", "later"], ["bug", "billing"], ["calm", "angry"])
+    rows = [{"prompt": f"Ticket {n}", "choices": choices, "label": 0} for n in range(20) for choices in sets]
+    train, validation = split_examples(read_examples(rows), 45, None, seed=0)
+    assert (len(train.examples), len(validation.examples)) == (45, 15)
+    assert not {example.prompt for example in train.examples} & {example.prompt for example in validation.examples}
 
 
 def test_copies_of_one_question_cannot_be_split(tmp_path: Path) -> None:

@@ -60,6 +60,23 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
         row(choices=[f"choice {number}" for number in range(77)], label="none"),
         r"got label 'none', expected one of \['choice 0', .*, 'choice 9'\] and 67 more or an index",
     ),
+    "key that is a number": (
+        row(label=None, answerKey="1"),
+        r"got answerKey '1', expected one of \['ice', 'fire'\]; send a position as label_index, counted from 0, or the letters",
+    ),
+    "key that is no letter": (
+        row(choices={"text": ["ice", "fire"], "label": ["A", "B"]}, label=None, answerKey=1),
+        r"got answerKey 1, expected one of \['A', 'B'\]; send a position as label_index",
+    ),
+    "half a surrogate pair": (
+        row(question="a \ud800 b"),
+        r"got half of a surrogate pair, '\\ud800', at character 2 of 'a \\ud800 b', expected whole Unicode",
+    ),
+    "half a pair in a choice": (row(choices=["ice", "fire", "\udc00"]), "got half of a surrogate pair"),
+    "half a pair in a message": (
+        row(question=None, messages=[{"role": "user", "content": "\ud800"}]),
+        "got half of a surrogate pair",
+    ),
     "unknown label text": (row(label_text="1"), r"got label_text '1', expected one of \['ice', 'fire'\]"),
     "label text that is no text": (row(label_text=1), r"got label_text 1, expected one of \['ice', 'fire'\]"),
     "index and text apart": (

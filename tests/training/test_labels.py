@@ -80,6 +80,16 @@ def test_arcs_letters_may_be_digits_but_a_number_is_no_letter(
         assert read_examples(str(file)).examples[0].label == label
 
 
+@pytest.mark.parametrize("key", ["1", "0"])
+def test_a_number_as_key_without_letters_is_refused_unless_it_is_a_choice(tmp_path: Path, key: str) -> None:
+    rows: Rows = [(["a", "b", "c", "d"], {"answerKey": key})]
+    for file in both_formats(tmp_path, rows):
+        with pytest.raises(DataError, match=rf":[12]: got answerKey '{key}', expected one of \['a', .*label_index"):
+            read_examples(str(file))
+    for file in both_formats(tmp_path, [(["3", "4"], {"answerKey": "4"})]):
+        assert read_examples(str(file)).examples[0].label == 1
+
+
 def test_text_in_jsonl_is_no_index_of_another_choice(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "rows.jsonl", [row(choices=DIGITS, label="2"), row(label="1")])
     assert [example.label for example in read_examples(str(file)).examples] == [1, 1]

@@ -1,15 +1,17 @@
 """Refusal of questions that an adapter has seen, recognised by fingerprints."""
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from blora.adapter import read_config
 from blora.errors import AdapterError, ConfigError, DataError
-from blora.training.data import ExampleSet, read_examples
-from blora.training.overlap import DIGITS, check_disjoint, check_distinct, check_unseen, fingerprints
+from blora.training.data import ExampleSet, examples_for, read_examples
+from blora.training.overlap import DIGITS, check_disjoint, check_distinct, check_unseen, fingerprints, seen_among
 from tests.training.toys import row, write_jsonl
 
 NAMES = ("one", "two", "three", "four", "five", "six", "seven")
@@ -38,30 +40,32 @@ SAME: dict[str, dict[str, Any]] = {
     "other white space": {"question": " Which  is\nwarm? "},
     "a prompt": {"question": None, "prompt": "Which is warm?"},
     "choices in another order": {"choices": ["fire", "ice"], "label": 0},
+    "other choices": {"choices": ["ice", "tea"]},
+    "one choice more": {"choices": ["ice", "fire", "tea"]},
+    "a chat": {"question": None, "messages": [{"role": "user", "content": "Which is  warm?"}]},
 }
 OTHER: dict[str, dict[str, Any]] = {
     "another question": {"question": "Which is cold?"},
-    "other choices": {"choices": ["ice", "tea"]},
-    "one choice more": {"choices": ["ice", "fire", "tea"]},
-    "a chat": {"question": None, "messages": [{"role": "user", "content": "Which is warm?"}]},
+    "a longer chat": {"question": None, "messages": [{"role": "user", "content": "Which is warm?"}] * 2},
 }
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_the_same_question_has_the_same_fingerprint(tmp_path: Path, name: str) -> None:
+def test_the_same_text_has_the_same_fingerprint(tmp_path: Path, name: str) -> None:
     assert fingerprints(examples(tmp_path, row(**SAME[name]))) == fingerprints(examples(tmp_path, row()))
 
 
 @pytest.mark.parametrize("name", OTHER)
-def test_another_question_has_another(tmp_path: Path, name: str) -> None:
+def test_another_text_has_another(tmp_path: Path, name: str) -> None:
     assert fingerprints(examples(tmp_path, row(**OTHER[name]))) != fingerprints(examples(tmp_path, row()))
 
 
 def test_chats_differ_by_role_and_by_turn(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     chats = [turns, turns[:1], turns[::-1], [turns[0], turns[1] | {"role": "user"}]]
-    found = {fingerprints(examples(tmp_path, row(question=None, messages=chat))) for chat in chats}
-    assert len(found) == len(chats)
+    found = [examples(tmp_path, row(question=None, messages=chat)) for chat in chats]
+    assert len({one.examples[0].identity for one in found}) == len(chats)
+    assert len({fingerprints(one) for one in found}) == len(chats) - 1  # the text is that of all turns, without roles
 
 
 def record(train: ExampleSet, validation: ExampleSet) -> dict[str, Any]:
@@ -93,6 +97,53 @@ def test_only_the_first_of_many_are_named(tmp_path: Path) -> None:
     validation = examples(tmp_path, *asked("nine"), name="validation")
     with pytest.raises(DataError, match=r"got 7 of 8 .*again.jsonl:5 \(train\) and 2 more; remove"):
         check_unseen(record(train, validation), again)
+
+
+TURN = {"role": "user", "content": "Is tea warm?"}
+ASKED = {"type": "choice", "name": "q", "choices": [{"value": "ice"}, {"value": "fire"}], "label": "ice"}
+FORMS: dict[str, dict[str, Any]] = {
+    "a prompt": {"prompt": "Is tea warm?", "choices": ["yes", "no"], "label": 0},
+    "a prompt with other choices": {"prompt": "Is  tea warm?", "choices": ["hot", "cold", "mild"], "label": 2},
+    "a question": {"question": "Is tea warm?", "choices": ["yes", "no"], "label": 1},
+    "a chat of one turn": {"messages": [TURN], "choices": ["a", "b"], "label": 0},
+    "a request": {"input": "Is tea warm?\n", "questions": [ASKED]},
+    "a request with instructions": {"input": "Is tea warm?", "questions": [ASKED | {"instructions": "Answer."}]},
+}
+
+
+@pytest.mark.parametrize("trained", FORMS)
+@pytest.mark.parametrize("given", FORMS)
+def test_a_text_is_recognised_in_every_form(trained: str, given: str) -> None:
+    made = {"seen": {"train": fingerprints(read_examples([FORMS[trained]]))}}
+    with pytest.raises(DataError, match="got 1 of 1 questions in rows that the adapter was made with"):
+        check_unseen(made, read_examples([FORMS[given]]))
+
+
+def test_a_request_written_out_as_a_prompt_is_recognised() -> None:
+    request, prompt = FORMS["a request with instructions"], {"prompt": "Is tea warm?\n\nAnswer."}
+    written = read_examples([prompt | {"choices": ["a", "b"], "label": 0}])
+    asked = read_examples([request])
+    for one, other in ((asked, written), (written, asked)):
+        with pytest.raises(DataError, match="that the adapter was made with"):
+            check_unseen({"seen": {"train": fingerprints(one)}}, other)
+    assert len(fingerprints(asked)) == 2 * DIGITS
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_in_a_record_of_an_earlier_version_are_recognised(form: str) -> None:
+    same = read_examples([FORMS[form]])
+    old = hashlib.sha256(same.examples[0].identity.encode()).hexdigest()[:DIGITS]
+    assert old not in fingerprints(same)
+    assert old in fingerprints(same, earlier=True)
+    with pytest.raises(DataError, match="that the adapter was made with"):
+        check_unseen({"seen": {"train": old}}, same)
+
+
+def test_the_demo_recognises_its_own_rows_and_no_others() -> None:
+    demo = Path("examples/triage")
+    config = read_config(demo / "adapter")
+    for name, n_seen in (("train", 3512), ("validation", 168), ("proof", 0)):
+        assert len(seen_among(examples_for(config, demo / f"{name}.jsonl", split=""), config.training)) == n_seen
 
 
 def test_without_fingerprints_the_digest_of_the_whole_data_decides(tmp_path: Path) -> None:
@@ -131,3 +182,4 @@ def test_validation_questions_that_are_trained_on_are_refused_with_both_places(t
     assert f"none: {places[0]}:2 and {places[1]}:2; {places[0]}:3 and {places[1]}:6. Remove" in str(info.value)
     with pytest.raises(DataError, match=r"train.jsonl:5 and .*train.jsonl:5; and 2 more\. Remove"):
         check_disjoint(train, train)
+    check_disjoint(train, examples(tmp_path, *asked("three", choices=["tea", "ice"]), name="choices"))

@@ -152,6 +152,13 @@ def test_a_malformed_request_is_refused_with_its_place(row: dict[str, Any], expe
         read_examples([ROWS[0], row])
 
 
+def test_half_a_surrogate_pair_in_a_request_is_refused_with_its_place() -> None:
+    with pytest.raises(
+        DataError, match=r"^rows\[1\], question 0: got half of a surrogate pair, '\\ud800', at character 2"
+    ):
+        read_examples([ROWS[0], request("a \ud800 b", MOOD | {"label": 1})])
+
+
 @pytest.mark.parametrize(
     ("text", "expected"), [(None, "cannot be read"), ("{", "got no JSON"), ("[]", "expected an object")]
 )
@@ -209,5 +216,8 @@ def test_one_question_for_each_text_is_left_for_a_proof() -> None:
     assert [example.about for example in kept.examples] == [f"Ticket {n}" for n in range(200)]
     assert 60 < sum(example.choices == ("true", "false") for example in kept.examples) < 140
     assert one_for_each_text(examples, seed=3) == kept != one_for_each_text(examples, seed=4)
-    plain = read_examples([{"prompt": "a", "label": "x", "choices": ["x", "y"]}] * 2)
-    assert len(one_for_each_text(plain, seed=0).examples) == 1
+    sets = (["x", "y"], ["bug", "billing"], ["calm", "angry"])
+    plain = [{"prompt": f"Ticket {n}", "label": 0, "choices": choices} for n in range(100) for choices in sets]
+    chats = [row | {"prompt": None, "messages": [{"role": "user", "content": row["prompt"]}]} for row in plain]
+    for rows in (plain, chats):
+        assert len(one_for_each_text(read_examples(rows), seed=0).examples) == 100
