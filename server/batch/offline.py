@@ -5,7 +5,6 @@ The answers to a file are appended in the order of the rows, so that an interrup
 
 import asyncio
 import json
-import math
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -154,13 +153,24 @@ async def answer_file(
 
 
 async def _line(answer: Answer, row: int, question: QuestionRow, fields: Mapping[str, Any]) -> str:
-    absent = question.id is None or (isinstance(question.id, float) and not math.isfinite(question.id))  # as in Parquet
-    own = {} if absent else {"id": question.id}
+    own = _own_id(question)
     if question.error is not None:
         told = error_body(question.error).model_dump()
     else:
         told = await answer(question.asked | dict(fields))
     return json.dumps({"row": row, **own, **told}, ensure_ascii=False, default=str) + "\n"
+
+
+def _own_id(question: QuestionRow) -> dict[str, object]:
+    """Return the field for the row's own id; no field if there is no id, or JSON cannot hold it, as NaN in Parquet."""
+    if question.id is None:
+        return {}
+    own = {"id": question.id}
+    try:
+        json.dumps(own, allow_nan=False, default=str)
+    except (ValueError, RecursionError):
+        return {}
+    return own
 
 
 async def _answer(service: Service, asked: dict[str, Any]) -> dict[str, Any]:

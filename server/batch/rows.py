@@ -2,8 +2,9 @@
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,11 @@ def read_questions(file: Path, columns: Mapping[str, str] | None = None) -> Iter
     """
     columns = columns or {}
     check_mapped(columns)
-    readers = {".jsonl": _json_lines, ".csv": _csv, ".parquet": _parquet}
+    readers: dict[str, Callable[[Path], Iterator[object]]] = {
+        ".jsonl": _json_lines,
+        ".csv": partial(_csv, columns=columns),
+        ".parquet": _parquet,
+    }
     reader = readers.get(file.suffix.lower())
     if reader is None:
         raise DataError(f"got {file}, expected a name that ends in {', '.join(readers)}")
@@ -73,7 +78,7 @@ def question_of(row: object) -> QuestionRow:
     if not isinstance(row, Mapping):
         return _unusable(f"got {type(row).__name__}, expected a JSON object", code="invalid_type")
     if not set(QUESTION_COLUMNS) & set(row):
-        return _unusable(no_question(row), code="missing")
+        return _unusable(no_question(row), code="missing", own=row.get("id"))
     found = {name: row[name] for name in ASKED if row.get(name) not in (None, "")}
     if "question" in row and not {"prompt", "messages"} & found.keys():
         found["prompt"] = row["question"]
@@ -96,8 +101,9 @@ def _check_first(file: Path, row: Mapping[str, Any], columns: Mapping[str, str])
         raise DataError(f"{file}: {no_question(row)}, or say with --columns prompt=NAME which one holds it")
 
 
-def _unusable(message: str, *, code: str) -> QuestionRow:
-    return QuestionRow(error=InvalidRequestError(message, code=code))
+def _unusable(message: str, *, code: str, own: object = None) -> QuestionRow:
+    """Return a row with an error and the row's own id."""
+    return QuestionRow(id=own, error=InvalidRequestError(message, code=code))
 
 
 def _parsed(text: str) -> object:
@@ -119,7 +125,7 @@ def _json_lines(file: Path) -> Iterator[object]:
                 yield _unusable(f"This line is not JSON ({exc}): write one JSON object per line.", code="invalid_json")
 
 
-def _csv(file: Path) -> Iterator[object]:
+def _csv(file: Path, columns: Mapping[str, str]) -> Iterator[object]:
     csv.field_size_limit(MOST_CELL_CHARACTERS)
     with file.open(encoding="utf-8-sig", newline="") as lines:
         rows = csv.DictReader(lines, strict=True)
@@ -130,7 +136,7 @@ def _csv(file: Path) -> Iterator[object]:
             first_line = rows.line_num + 1
             for row in rows:
                 first_line = rows.line_num + 1
-                yield _too_long(row, len(header)) if None in row else row
+                yield _too_long(row, header, columns) if None in row else row
         except csv.Error as exc:
             raise DataError(
                 f"{file}:{first_line}: this row is not CSV ({exc}): close each quote, and double the quotes within a "
@@ -138,12 +144,17 @@ def _csv(file: Path) -> Iterator[object]:
             ) from exc
 
 
-def _too_long(row: Mapping[str | None, Any], n_columns: int) -> QuestionRow:
-    """Return the error of a row whose cells beyond the header are listed under None."""
-    n_cells = n_columns + len(row[None])
+def _too_long(row: Mapping[str | None, Any], header: Sequence[str], columns: Mapping[str, str]) -> QuestionRow:
+    """Return the error of a row whose cells beyond the header are listed under None.
+
+    The row's id is read from the first column alone, since a comma without quotes moves the cells behind it.
+    """
+    n_cells = len(header) + len(row[None])
     return _unusable(
-        f"got {n_cells} cells, expected the header's {n_columns}: put double quotes around cells that contain a comma",
+        f"got {n_cells} cells, expected the header's {len(header)}: put double quotes around cells that contain a "
+        "comma",
         code="invalid_length",
+        own=renamed({header[0]: row[header[0]]}, columns).get("id"),
     )
 
 

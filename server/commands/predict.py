@@ -3,13 +3,16 @@
 import asyncio
 import hashlib
 import json
+import logging
 import re
 from argparse import ArgumentParser, Namespace
 from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from blora.client.command import add_policy, read_policy
 from blora.columns import add_columns
@@ -92,18 +95,42 @@ def main(argv: list[str]) -> int:
         adapters=(f"{arguments.name}={arguments.adapter}",),
         max_batch_tokens=arguments.max_batch_tokens,
     )
-    _claim(arguments, fields)
-    with tqdm(unit=" rows", disable=None) as progress:
-        questions = (_with_choices(row, arguments) for row in read())
-        n_rows = asyncio.run(
-            answer_file(
-                settings, TorchEngine(settings), questions, arguments.output, fields=fields, done=progress.update
+    with _claimed(arguments, fields), _drifts() as drifts:
+        with tqdm(unit=" rows", disable=None) as progress:
+            questions = (_with_choices(row, arguments) for row in read())
+            n_rows = asyncio.run(
+                answer_file(
+                    settings, TorchEngine(settings), questions, arguments.output, fields=fields, done=progress.update
+                )
             )
-        )
-    n_errors, errors = _errors(arguments.output)
+        n_errors, errors = _errors(arguments.output)
     print(f"{arguments.output} has the answers to {n_rows - n_errors} of {n_rows} rows, and errors for {n_errors}")
     print(*errors, sep="\n", end="\n" if errors else "")
+    if drifts:
+        print(
+            f"Adapter {arguments.name}: more of these questions are unfamiliar than its calibration allows, so that "
+            "its guarantee does not hold for them: look at the rows with the lowest familiarity"
+        )
     return INCOMPLETE if n_errors else 0
+
+
+@contextmanager
+def _drifts() -> Iterator[list[logging.LogRecord]]:
+    """Move the server's log lines about a drift to the list that is yielded, for the summary."""
+    found: list[logging.LogRecord] = []
+
+    def is_other(record: logging.LogRecord) -> bool:
+        if record.getMessage() != "drift_noticed":
+            return True
+        found.append(record)
+        return False
+
+    log = logging.getLogger("blora.server.monitoring.drift")
+    log.addFilter(is_other)
+    try:
+        yield found
+    finally:
+        log.removeFilter(is_other)
 
 
 def _errors(output: Path) -> tuple[int, list[str]]:
@@ -141,17 +168,56 @@ def _with_choices(row: "QuestionRow", arguments: Namespace) -> "QuestionRow":
     return replace(row, asked=row.asked | {"choices": [choice.strip() for choice in arguments.choices.split("|")]})
 
 
-def _claim(arguments: Namespace, fields: dict[str, Any]) -> None:
-    """Raise an error if the output was begun with other questions, another adapter or other flags.
+@contextmanager
+def _claimed(arguments: Namespace, fields: dict[str, Any]) -> Iterator[None]:
+    """Keep other runs away from the output, by a lock on its record, which ends with the process at the latest.
 
     Raises:
-        ConfigError: if the output was begun differently.
+        ConfigError: if another run is writing the output, or it was begun with other questions, another adapter or
+            other flags.
     """
     if not arguments.input.is_file():
         raise ConfigError(f"got {arguments.input}, expected an existing file")
     if not arguments.adapter.is_dir():
         raise ConfigError(f"got adapter {arguments.adapter}, expected an existing directory")
-    about = {
+    output: Path = arguments.output
+    note = output.with_name(f"{output.name}.run.json")
+    if output.exists() and not note.is_file():
+        raise _begun_differently(output)
+    with note.open("a") as record:
+        _lock(record, output)
+        about = _about(arguments, fields)
+        if not output.exists():
+            note.write_text(json.dumps(about) + "\n")
+        elif json.loads(note.read_text() or "null") != about:
+            raise _begun_differently(output)
+        yield
+
+
+def _lock(record: IO[str], output: Path) -> None:
+    try:
+        import fcntl
+
+        fcntl.flock(record, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # Windows has no such lock
+        return
+    except BlockingIOError as exc:
+        raise ConfigError(
+            f"got {output}, which another run is writing, expected one run at a time: wait until that run has ended, "
+            "or name another output"
+        ) from exc
+
+
+def _begun_differently(output: Path) -> ConfigError:
+    return ConfigError(
+        f"got {output}, which was made with other questions, another adapter or other flags, expected an output of the "
+        "same command: name another output, or remove this one"
+    )
+
+
+def _about(arguments: Namespace, fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the parts of the command on which the answers depend."""
+    return {
         "input": [arguments.input.name, _digest(arguments.input)],
         "adapter": hashlib.sha256(b"".join(sorted(map(_content, arguments.adapter.glob("*"))))).hexdigest(),
         "base_model": arguments.base_model,
@@ -161,13 +227,6 @@ def _claim(arguments: Namespace, fields: dict[str, Any]) -> None:
         "choices": arguments.choices,
         **fields,
     }
-    note = arguments.output.with_name(f"{arguments.output.name}.run.json")
-    if arguments.output.exists() and (not note.is_file() or json.loads(note.read_text()) != about):
-        raise ConfigError(
-            f"got {arguments.output}, which was made with other questions, another adapter or other flags, expected "
-            "an output of the same command: name another output, or remove this one"
-        )
-    note.write_text(json.dumps(about) + "\n")
 
 
 def _content(file: Path) -> bytes:

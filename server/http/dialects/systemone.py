@@ -82,8 +82,7 @@ def _questions(given: Mapping[str, object]) -> list[Question]:
     """
     questions = []
     for index, (name, item) in enumerate(given.items()):
-        field = field_name(name)
-        at = f"questions.{field}" if field is not None else f"questions[{index}]"
+        at = _below("questions", name, index)
         if not 1 <= len(name) <= MOST_NAME:
             raise InvalidRequestError(
                 f"got a name of {len(name)} characters, expected 1 to {MOST_NAME}: change it",
@@ -105,10 +104,21 @@ def _question(name: str, item: object, at: str) -> Question:
             )
             return Question(path=at, type="predicate", instructions=instructions, options=options, name=name)
         case SystemOneChoice():
-            options = tuple(Option(label, _text(meaning, f"{at}.criteria")) for label, meaning in read.criteria.items())
+            options = tuple(
+                Option(label, _text(meaning, _below(f"{at}.criteria", label, index)))
+                for index, (label, meaning) in enumerate(read.criteria.items())
+            )
         case SystemOneScore():
-            options = tuple(Option(text_at(level, f"{at}.criteria")) for level in read.criteria)
+            options = tuple(
+                Option(text_at(level, f"{at}.criteria[{index}]")) for index, level in enumerate(read.criteria)
+            )
     return Question(path=at, type=read.type, instructions=instructions, options=options, name=name)
+
+
+def _below(at: str, name: str, index: int) -> str:
+    """Return the path of a named value, by its place if the name is not like a field's."""
+    field = field_name(name)
+    return f"{at}.{field}" if field is not None else f"{at}[{index}]"
 
 
 def _text(content: Any, at: str) -> str:

@@ -84,6 +84,13 @@ class SystemOneChoice(_Question):
         return criteria
 
 
+def _level_text(index: int, level: Any) -> str:
+    try:
+        return as_text(level)
+    except PydanticCustomError as exc:
+        raise PydanticCustomError(exc.type, exc.message_template, {"param": (index,)}) from exc
+
+
 class SystemOneScore(_Question):
     """Question whose answer is one of several levels, counted from 0."""
 
@@ -95,7 +102,7 @@ class SystemOneScore(_Question):
     @field_validator("criteria")
     @classmethod
     def _all_different(cls, criteria: list[Any]) -> list[Any]:
-        check_different([as_text(level) for level in criteria])
+        check_different([_level_text(index, level) for index, level in enumerate(criteria)])
         return criteria
 
 

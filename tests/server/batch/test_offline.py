@@ -69,9 +69,13 @@ async def test_a_row_keeps_its_own_id(tmp_path: Path) -> None:
     assert rows_done(tmp_path / "out") == 4
 
 
-async def test_an_id_that_is_no_number_is_left_out(tmp_path: Path) -> None:
-    await answer(tmp_path / "out", [QuestionRow({"prompt": "p=0.9"}, given) for given in (math.nan, 2.5)])
-    assert [row.get("id") for row in rows(tmp_path / "out")] == [None, 2.5]
+async def test_an_id_that_is_not_json_is_left_out(tmp_path: Path) -> None:
+    deep: list[object] = []
+    for _ in range(10_000):
+        deep = [deep]
+    bad: list[object] = [math.nan, {"a": [math.inf]}, [math.nan], deep]
+    await answer(tmp_path / "out", [QuestionRow({"prompt": "p=0.9"}, given) for given in (*bad, 2.5, {"a": [1]})])
+    assert [row.get("id") for row in rows(tmp_path / "out")] == [None] * 4 + [2.5, {"a": [1]}]
 
 
 async def test_a_policy_withholds_as_in_the_server(tmp_path: Path) -> None:

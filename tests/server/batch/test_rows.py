@@ -67,10 +67,11 @@ def test_mapped_columns_take_the_place_of_ours(tmp_path: Path, name: str) -> Non
 
 def test_a_row_without_a_question_among_others_is_told_in_its_place(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
-    file.write_text('{"prompt": "x"}\n{"text": "y"}\n' + "[" * 100_000 + "\n")
+    file.write_text('{"prompt": "x"}\n{"text": "y", "id": 2}\n' + "[" * 100_000 + "\n")
     first, second, third = read_questions(file)
     assert first.error is None
     assert second.error is not None
+    assert second.id == 2
     assert (second.error.code, str(second.error)[:21]) == ("missing", "got the columns text,")
     assert third.error is not None
     assert third.error.code == "invalid_json"
@@ -89,11 +90,20 @@ def test_a_row_with_more_cells_than_the_header_is_told_and_not_cut_off(tmp_path:
     file.write_text('id,question\n1,plain\n2,My invoice is wrong, please refund\n3,"quoted, with a comma"\n')
     plain, cut, quoted = read_questions(file)
     assert [plain.asked, quoted.asked] == [{"prompt": "plain"}, {"prompt": "quoted, with a comma"}]
-    assert cut.asked == {}
+    assert (cut.id, cut.asked) == ("2", {})
     assert cut.error is not None
     assert str(cut.error) == (
         "got 3 cells, expected the header's 2: put double quotes around cells that contain a comma"
     )
+
+
+@pytest.mark.parametrize(("header", "found"), [("number,question,id", "1"), ("question,number,id", None)])
+def test_a_row_with_more_cells_has_the_id_that_no_comma_moved(tmp_path: Path, header: str, found: str | None) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text(f"{header}\n1,wrong, please,refund\n")
+    [cut] = read_questions(file, {"id": "number"})
+    assert cut.error is not None
+    assert cut.id == found
 
 
 @pytest.mark.parametrize(("rows", "line"), [('"Hello,1\nsecond,2\n', 2), ('first,1\n"sec"ond,2\nthird,3\n', 3)])

@@ -1,6 +1,7 @@
 """`blora predict` in a subprocess, on a tiny model."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.server_process import ADAPTER, TRIAGE
 from tests.scenarios import tiny_model, tiny_tokenizer
 from tests.server.engines.asking import CHOICES, write_adapter
 
@@ -62,6 +64,43 @@ def test_a_run_that_is_killed_twice_has_each_row_once(folder: Path, tmp_path: Pa
     assert {row["prediction"]["adapter"]["name"] for row in found} == {"tickets-v2"}
     prompts = [row["prediction"]["usage"]["prompt_tokens"] for row in found]
     assert [b - a for a, b in pairwise(prompts[100:140])] == [1] * 19 + [-39] + [1] * 19
+
+
+def test_a_second_run_on_an_output_ends_at_once_and_the_first_one_goes_on(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    first = subprocess.Popen(command(folder, output), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not output.exists() or output.read_bytes().count(b"\n") < 100:
+            assert first.poll() is None, "it ended by itself"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        first.send_signal(signal.SIGSTOP)
+        second = answer(folder, output)
+        assert (second.returncode, second.stderr) == (
+            1,
+            f"blora predict: got {output}, which another run is writing, expected one run at a time: wait until that run "
+            "has ended, or name another output\n",
+        )
+        first.send_signal(signal.SIGCONT)
+        assert first.wait(timeout=300) == 0
+    finally:
+        first.kill()
+        first.wait()
+    assert [json.loads(line)["row"] for line in output.read_text().splitlines()] == list(range(N_ROWS))
+
+
+@pytest.mark.model
+def test_a_drift_is_told_in_a_sentence_at_the_end(tmp_path: Path) -> None:
+    rows, output = TRIAGE / "out_of_scope.jsonl", tmp_path / "out.jsonl"
+    arguments = [sys.executable, "-m", "blora.cli", "predict", str(rows), str(output), "--adapter", str(ADAPTER)]
+    done = subprocess.run([*arguments, "--name", "mine"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1:] == [
+        "Adapter mine: more of these questions are unfamiliar than its calibration allows, so that its guarantee does not "
+        "hold for them: look at the rows with the lowest familiarity"
+    ]
+    assert "drift" not in done.stderr
 
 
 def test_another_run_does_not_go_on_with_it(folder: Path, tmp_path: Path) -> None:

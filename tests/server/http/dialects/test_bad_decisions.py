@@ -338,9 +338,17 @@ NOT_FINITE = {
         "/v1/systemone",
         '"state": "x", "questions": {"q": {"type": "noul", "criteria": {"false": [HUGE]}}}',
     ),
-    "questions.q.criteria": (
+    "questions.q.criteria[1]": (
         "/v1/systemone",
         '"state": "x", "questions": {"q": {"type": "score", "criteria": ["a", [HUGE]]}}',
+    ),
+    "questions.q.criteria.b": (
+        "/v1/systemone",
+        '"state": "x", "questions": {"q": {"type": "choice", "criteria": {"a": null, "b": [HUGE]}}}',
+    ),
+    "questions.q.criteria[0]": (
+        "/v1/systemone",
+        '"state": "x", "questions": {"q": {"type": "choice", "criteria": {"not a field": [HUGE], "b": null}}}',
     ),
     "input[0].content[0].data": (
         "/v1/decisions",
