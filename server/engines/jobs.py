@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -48,6 +48,7 @@ __all__ = [
     "outcome",
     "probabilities",
     "read_adapter",
+    "shared_reading",
     "warn_of_shadowed",
 ]
 
@@ -141,6 +142,15 @@ def draws_of(job: Job, device: torch.device) -> Draws | HeadDraws:
     seed = bank.seed if job.seed is None else job.seed
     made = SampleBank.draw(job.handle.posterior, job.handle.digest, job.n_samples, seed, checkpoint)
     return made.draws.to(device)
+
+
+def shared_reading(job: Job) -> tuple[Hashable, tuple[int, ...]]:
+    """Return what several jobs of a run may share: the identity of what is computed of a prompt, and its tokens.
+
+    Only what a head reads of a prompt is the same for all of its draws. There are no tokens for other jobs.
+    """
+    reads_once = job.kind == "head" and job.in_bank
+    return job.handle.reading, cast(PackedRow, job.row).prompt if reads_once else ()
 
 
 def draws_suffice(job: Job, probs: Tensor) -> bool:

@@ -5,14 +5,14 @@ text, each with an adapter of its own, cost one pass over that text.
 """
 
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import cast
 
 import torch
 
 from blora.base_model import BaseModel
 from blora.inference.checkpoints import between
-from blora.inference.packing import PackedRow
+from blora.inference.packing import PackedRow, by_length
 from blora.inference.prefix import HeadPrefix, Prefix
 from blora.inference.reading import head_log_probs, read_rows
 from blora.posterior.decision_head import Features, HeadDraws
@@ -24,14 +24,23 @@ __all__ = ["familiarities", "head_outcomes"]
 
 
 @torch.no_grad()
-def head_outcomes(base: BaseModel, prefix: AnyPrefix | None, jobs: Sequence[Job]) -> list[Outcome]:
-    """Return the outcomes of jobs for heads, all with a common prefix or none.
+def head_outcomes(
+    base: BaseModel, prefix: AnyPrefix | None, jobs: Sequence[Job], max_batch_tokens: int
+) -> list[Outcome]:
+    """Return the outcomes of jobs for heads.
+
+    Args:
+        base: the base model.
+        prefix: a common prefix of all jobs, None for none.
+        jobs: the jobs.
+        max_batch_tokens: most padded tokens in a forward pass.
 
     Raises:
         NumericalError: if a probability is not finite.
     """
     by_place: dict[int, Outcome] = {}
-    for read in between(_grouped(range(len(jobs)), [(job.handle.reading, _is_read(prefix, job)) for job in jobs])):
+    alike = _grouped(range(len(jobs)), [(job.handle.reading, _is_read(prefix, job)) for job in jobs])
+    for read in between(part for places in alike for part in _fitting(jobs, places, prefix, max_batch_tokens)):
         features = _features(base, prefix, [jobs[place] for place in read])
         for same in _grouped(range(len(read)), [draws_key(jobs[place]) for place in read]):
             own = [jobs[read[k]] for k in same]
@@ -76,6 +85,17 @@ def _features(base: BaseModel, prefix: AnyPrefix | None, jobs: Sequence[Job]) ->
             rows.append(row)
         places.append(place)
     return read_rows(base.model, rows, draws.head.config, draws.lora, prefix).at(places)
+
+
+def _fitting(
+    jobs: Sequence[Job], places: Sequence[int], prefix: AnyPrefix | None, max_batch_tokens: int
+) -> Iterator[list[int]]:
+    """Yield the places of jobs in parts whose different questions fit into a forward pass after the prefix."""
+    n_past = len(prefix.tokens) if prefix is not None else 0
+    same = _grouped(places, [cast(PackedRow, jobs[place].row).read_key for place in places])
+    rows = [cast(PackedRow, jobs[own[0]].row).after(n_past) for own in same]
+    for picked in by_length(rows, max_batch_tokens):
+        yield [place for i in picked for place in same[i]]
 
 
 def _is_read(prefix: AnyPrefix | None, job: Job) -> bool:

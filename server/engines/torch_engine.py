@@ -278,9 +278,10 @@ class TorchEngine:
             cached: tokens of the prefix that count as cached.
         """
         checkpoint()
-        if jobs[0].kind == "head":
-            return [replace(found, cached_tokens=cached) for found in head_outcomes(self._loaded_base(), prefix, jobs)]
         base = self._loaded_base()
+        if jobs[0].kind == "head":
+            outcomes = head_outcomes(base, prefix, jobs, self._settings.max_batch_tokens)
+            return [replace(found, cached_tokens=cached) for found in outcomes]
         n_samples = jobs[0].n_samples
         adapters = {draws_key(job): job for job in jobs}
         owners = list(adapters)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from opentelemetry.trace import StatusCode, Tracer, get_current_span
@@ -14,6 +14,7 @@ from blora.config import MOST_CHOICES
 from blora.errors import NumericalError, PromptError, PromptTooLongError
 from blora.server.adapters.registry import Registry
 from blora.server.engines.handle import AdapterHandle
+from blora.server.engines.jobs import shared_reading
 from blora.server.engines.protocol import Engine, Job, ModelInfo, Outcome, Row, Stop
 from blora.server.errors import (
     DeadlineExceededError,
@@ -31,6 +32,7 @@ from blora.server.monitoring.metrics import UNKNOWN_ADAPTER, ServerMetrics
 from blora.server.monitoring.tracing import record_stages
 from blora.server.prediction.policies import policy_for
 from blora.server.prediction.response import answered
+from blora.server.prediction.together import Member, Text
 from blora.server.prediction.tokenizing import Lengths, TokenizerQueue
 from blora.server.scheduling.batcher import Batcher, Completed, Work
 from blora.server.schemas.requests import PredictRequest
@@ -100,8 +102,7 @@ class Predictor:
         *,
         handle: AdapterHandle | None = None,
         deadline: float | None = None,
-        meet: Callable[[], Awaitable[None]] | None = None,
-        records: list[Callable[[], None]] | None = None,
+        member: Member | None = None,
     ) -> answers.Prediction | ServerError:
         """Return the prediction or the error for one question, and count the outcome.
 
@@ -109,9 +110,8 @@ class Predictor:
             question: the question, or the error of one that cannot be read.
             handle: the adapter that answers; by default the one that the question names, if the key opens it.
             deadline: time of the event loop by which it is answered; by default the server's timeout from now.
-            meet: waits for other questions before this one is queued; None for none.
-            records: takes what records the prediction for its feedback, to be called once the client is given it; None
-                to record it at once.
+            member: the question's place among those of a request that are answered together; None for a question alone,
+                whose prediction is recorded at once.
         """
         started = time.perf_counter()
         adapter = UNKNOWN_ADAPTER
@@ -127,12 +127,13 @@ class Predictor:
                 set_status_on_exception=False,
             ) as span:
                 try:
-                    return await self._answer(question, handle, deadline or self.deadline(), meet, records)
+                    return await self._answer(question, handle, deadline or self.deadline(), member)
                 except ServerError as error:
                     span.set_status(StatusCode.ERROR, error.code)
                     raise
         except asyncio.CancelledError:
-            self._failed(DisconnectedError("the client left"), adapter)
+            failure = member.together.failure if member is not None else None
+            self._failed(failure or DisconnectedError("the client left"), adapter)
             raise
         except ServerError as error:
             self._failed(error, adapter)
@@ -154,8 +155,7 @@ class Predictor:
         question: PredictRequest,
         handle: AdapterHandle,
         deadline: float,
-        meet: Callable[[], Awaitable[None]] | None,
-        records: list[Callable[[], None]] | None,
+        member: Member | None,
     ) -> answers.Prediction:
         n_samples = self._n_samples(question, handle)
         choices = _choices(question, handle)
@@ -169,9 +169,8 @@ class Predictor:
         stop = Stop(policy, stop_error) if policy is not None and stop_error is not None else None
         job = Job(handle, row, n_samples, question.seed, stop)
         self._check_draws(job)
-        if meet is not None:
-            await meet()
-        done = await self._compute(job, deadline)
+        text = await member.meet(*shared_reading(job)) if member is not None else None
+        done = await self._compute(job, deadline, text)
         record_stages(self._tracer, queue_s=done.queue_s, compute_s=done.compute_s)
         given = answered(question, job, in_force, done, model=self.model.name)
         prediction, decision, response = given.prediction, given.decision, given.response
@@ -210,10 +209,10 @@ class Predictor:
             target_risk=in_force.target_risk if in_force is not None and not decision.abstained else None,
             familiarity=prediction.familiarity if given.likely is not None else None,
         )
-        if records is None:
+        if member is None:
             record()
         else:
-            records.append(record)
+            member.together.records.append(record)
         if self._settings.feedback_rate < 1:
             response = response.model_copy(update={"feedback_requested": self.feedback.requested(response.id)})
         if question.return_samples:
@@ -272,7 +271,7 @@ class Predictor:
         self._lengths.check_row(row, question, choices)
         return row
 
-    async def _compute(self, job: Job, deadline: float) -> Completed[Outcome]:
+    async def _compute(self, job: Job, deadline: float, text: Text | None) -> Completed[Outcome]:
         prompt = job.row.prompt_tokens
         owner = CLIENT.get(), job.handle.name
         work = Work(
@@ -283,6 +282,8 @@ class Predictor:
             owner,
             most_draws=job.most_passes,
             overhead=job.overhead,
+            text=text.key if text is not None else None,
+            text_tokens=text.n_tokens if text is not None else 0,
         )
         try:
             done = await self._batcher.submit(work, deadline=deadline)

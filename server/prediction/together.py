@@ -1,41 +1,94 @@
-"""A meeting point of questions, so that they reach the queue at the same time and may share a forward pass."""
+"""The questions of one request: they reach the queue at the same time, share the reading of a text and fail as one."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
-__all__ = ["Together"]
+from blora.inference.prefix import MIN_PREFIX, common_tokens
+from blora.server.errors import ServerError
+
+__all__ = ["Member", "Text", "Together"]
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """What the prompts of several questions begin with.
+
+    Attributes:
+        key: equal for questions with the same text.
+        n_tokens: length of the text, in tokens.
+    """
+
+    key: Hashable
+    n_tokens: int
 
 
 class Together:
-    """Wait of several questions for one another.
+    """Several questions of one request.
 
     Args:
         n_questions: number of questions, each of which has to be `expected` once.
+
+    Attributes:
+        failure: the error of a question, because of which the others are not answered; None while there is none.
+        records: record the predictions for their feedback; to be called once the client is given all of them.
     """
 
     def __init__(self, n_questions: int) -> None:
+        self.failure: ServerError | None = None
+        self.records: list[Callable[[], None]] = []
         self._missing = n_questions
         self._complete = asyncio.Event()
+        self._prompts: dict[Hashable, list[tuple[int, ...]]] = defaultdict(list)
+        self._texts: dict[Hashable, Text | None] = {}
 
     @contextmanager
-    def expected(self) -> Iterator[Callable[[], Awaitable[None]]]:
-        """Yield a function that waits until no question is missing; a question that ends without it keeps no other."""
-        arrived = False
-
-        async def arrive() -> None:
-            nonlocal arrived
-            arrived = True
-            self._one_less()
-            await self._complete.wait()
-
+    def expected(self) -> Iterator["Member"]:
+        """Yield a question's place among the others; a question that ends without a meeting keeps no other waiting."""
+        member = Member(self)
         try:
-            yield arrive
+            yield member
         finally:
-            if not arrived:
+            if not member.has_met:
                 self._one_less()
+
+    async def meet(self, reading: Hashable, prompt: tuple[int, ...]) -> Text | None:
+        """Wait until no question is missing, and return the text that this one shares with others; None for none.
+
+        Args:
+            reading: identity of what is computed of a prompt; only questions with the same one share a text.
+            prompt: the tokens of the question's prompt; none for a prompt that is read anew for each question.
+        """
+        if prompt:
+            self._prompts[reading].append(prompt)
+        self._one_less()
+        await self._complete.wait()
+        if reading not in self._texts:
+            prompts = self._prompts[reading]
+            n_tokens = common_tokens(prompts) if len(prompts) > 1 else 0
+            self._texts[reading] = Text((self, reading), n_tokens) if n_tokens >= MIN_PREFIX else None
+        return self._texts[reading] if prompt else None
 
     def _one_less(self) -> None:
         self._missing -= 1
         if self._missing <= 0:
             self._complete.set()
+
+
+class Member:
+    """One question of a request.
+
+    Args:
+        together: all questions of the request.
+    """
+
+    def __init__(self, together: Together) -> None:
+        self.together = together
+        self.has_met = False
+
+    async def meet(self, reading: Hashable, prompt: tuple[int, ...]) -> Text | None:
+        """Wait for the other questions: see `Together.meet`."""
+        self.has_met = True
+        return await self.together.meet(reading, prompt)

@@ -23,7 +23,7 @@ from blora.server.scheduling.demand import RefusedWork
 from blora.server.scheduling.fair_share import FairShare
 from blora.server.scheduling.observer import BatchObserver
 from blora.server.scheduling.pace import Pace
-from blora.server.scheduling.runs import OWN_SHARE, Completed, DropReason, Item, Run, Work, batch_tokens
+from blora.server.scheduling.runs import OWN_SHARE, Completed, DropReason, Item, Run, Work, batch_tokens, shares
 
 __all__ = ["Batcher", "Completed", "Work"]
 
@@ -104,7 +104,7 @@ class Batcher(Generic[P, R]):
     @property
     def backlog_s(self) -> float:
         """Seconds of work that waits, has begun, or was refused within the last 30 s."""
-        waiting = self.pace.seconds(sum(item.work.cost for item in self._queue))
+        waiting = self.pace.seconds(sum(share.cost for share in shares(item.work for item in self._queue)))
         # A run that is overdue by some time is expected to take that time again.
         begun = sum(abs(self.pace.seconds(run.cost) - run.worker_s) for run in self._begun())
         return waiting + begun + self._refused.seconds(asyncio.get_running_loop().time())
@@ -186,26 +186,27 @@ class Batcher(Generic[P, R]):
         if self._draining:
             raise self._draining_error()
         self._admission.check_size(work)
-        waiting = [item.work for item in self._queue]
-        own = [other for other in waiting if other.owner == work.owner]
-        *turns, turn = self._fair_share.turns([*waiting, work])
-        ahead = [other.cost for other, its in zip(waiting, turns, strict=True) if its <= turn]
+        every = shares([*(item.work for item in self._queue), work])
+        *waiting, new = every
+        own = [share.cost for share in waiting if share.owner == new.owner]
+        *turns, turn = self._fair_share.turns(every)
+        ahead = [share.cost for share, its in zip(waiting, turns, strict=True) if its <= turn]
         found = QueueState(
             inputs=len(waiting),
-            cost=sum(other.cost for other in waiting),
+            cost=sum(share.cost for share in waiting),
             own_inputs=len(own),
-            own_cost=sum(other.cost for other in own),
-            ahead=self._delay([*ahead, *(run.cost for run in self._begun())], work),
+            own_cost=sum(own),
+            ahead=self._delay([*ahead, *(run.cost for run in self._begun())], new.cost),
         )
         try:
-            self._admission.check_room(work.cost, found, seconds_left)
+            self._admission.check_room(new.cost, found, seconds_left)
         except QueueFullError:
-            self._refused.add(asyncio.get_running_loop().time(), self.pace.seconds(work.cost))
+            self._refused.add(asyncio.get_running_loop().time(), self.pace.seconds(new.cost))
             raise
 
-    def _delay(self, costs: Sequence[int], work: Work[P]) -> int:
+    def _delay(self, costs: Sequence[int], cost: int) -> int:
         """Return the cost of the work done before a new input; long runs count only until they give way."""
-        most = max(self._max_batch_tokens, round(work.cost / OWN_SHARE))
+        most = max(self._max_batch_tokens, round(cost / OWN_SHARE))
         return sum(cost for cost in costs if cost <= most) + (most if any(cost > most for cost in costs) else 0)
 
     @staticmethod
@@ -265,7 +266,7 @@ class Batcher(Generic[P, R]):
     def _turns(self, now: float) -> dict[Item[P, R], float]:
         """Return the turns of the inputs that are wanted at a time, in order."""
         wanted = [item for item in self._queue if item.wanted(now)]
-        turns = zip(wanted, self._fair_share.turns(item.work for item in wanted), strict=True)
+        turns = zip(wanted, self._fair_share.turns(shares(item.work for item in wanted)), strict=True)
         return dict(sorted(turns, key=lambda pair: pair[1]))
 
     def _first(self, begun: Sequence[Run[P, R]], now: float) -> Item[P, R] | None:
@@ -294,7 +295,7 @@ class Batcher(Generic[P, R]):
                 batch.append(item)
         for item in batch:
             del self._queue[item]
-        self._fair_share.served(turns[first], [item.work for item in batch])
+        self._fair_share.served(turns[first], shares(item.work for item in batch))
         return batch
 
     def _begin(self, batch: list[Item[P, R]]) -> Run[P, R]:

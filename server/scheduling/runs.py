@@ -8,7 +8,7 @@ from typing import Generic, Literal, TypeVar
 from blora.server.scheduling.control import Control
 from blora.server.scheduling.pace import Pace
 
-__all__ = ["OWN_SHARE", "Completed", "DropReason", "Item", "Run", "Work", "batch_tokens"]
+__all__ = ["OWN_SHARE", "Completed", "DropReason", "Item", "Run", "Share", "Work", "batch_tokens", "shares"]
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -34,6 +34,8 @@ class Work(Generic[P]):
         owner: the owner; owners take turns.
         most_draws: largest number of draws that may be made; 0 for n_draws.
         overhead: additional work, as the number of tokens x draws that take equally long.
+        text: key of the inputs whose rows begin with the same text, which a run reads once; None for no such inputs.
+        text_tokens: length of that text, in tokens of the first part of the row.
     """
 
     payload: P
@@ -43,6 +45,8 @@ class Work(Generic[P]):
     owner: Hashable = None
     most_draws: int = 0
     overhead: int = 0
+    text: Hashable = None
+    text_tokens: int = 0
 
     @property
     def n_tokens(self) -> int:
@@ -58,6 +62,25 @@ class Work(Generic[P]):
     def most(self) -> int:
         """Largest possible work, in tokens x draws."""
         return self.n_tokens * max(self.n_draws, self.most_draws) + self.overhead
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The part of an input in the work of several, in tokens x draws, and its owner."""
+
+    owner: Hashable
+    cost: int
+
+
+def shares(works: Iterable[Work[P]]) -> list[Share]:
+    """Return the share of each input in the work of all of them; a text counts for the first input that reads it."""
+    read: set[Hashable] = set()
+    found = []
+    for work in works:
+        again = work.text is not None and work.text in read
+        found.append(Share(work.owner, work.cost - (work.text_tokens * work.n_draws if again else 0)))
+        read.add(work.text)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +111,14 @@ class Item(Generic[P, R]):
 
 
 def batch_tokens(batch: Sequence[Item[P, R]]) -> int:
-    """Return the tokens x draws of a forward pass, including padding and overhead."""
-    parts: Iterable[tuple[int, ...]] = zip(*(item.work.lengths for item in batch), strict=True)
-    return len(batch) * sum(map(max, parts)) * batch[0].work.n_draws + sum(item.work.overhead for item in batch)
+    """Return the tokens x draws of a forward pass, including padding and overhead; shared texts count once."""
+    works = [item.work for item in batch]
+    texts = {work.text: work.text_tokens for work in works}  # of no tokens for inputs that share none
+    parts: Iterable[tuple[int, ...]] = zip(
+        *((work.lengths[0] - work.text_tokens, *work.lengths[1:]) for work in works), strict=True
+    )
+    n_tokens = len(batch) * sum(map(max, parts)) + sum(texts.values())
+    return n_tokens * works[0].n_draws + sum(work.overhead for work in works)
 
 
 @dataclass(eq=False, slots=True)
@@ -118,7 +146,7 @@ class Run(Generic[P, R]):
     @property
     def cost(self) -> int:
         """Tokens x draws of all items."""
-        return sum(item.work.cost for item in self.items)
+        return sum(share.cost for share in shares(item.work for item in self.items))
 
     @property
     def current_turn_s(self) -> float:

@@ -157,42 +157,45 @@ async def answer_questions(
         else:
             raise unknown_question(question, asked)
 
-    records: list[Callable[[], None]] = []  # of answers that are given only if no question fails
-
-    async def ask(plan: _Plan, together: Together) -> answers.Prediction | ServerError:
+    async def ask(plan: _Plan, together: Together) -> answers.Prediction:
         # Only now, because each prompt with instructions is a copy of the text.
         request = plan.request.model_copy(update={"prompt": question_text(text, plan.instructions)})
-        with together.expected() as meet:
-            return await predictor.predict(request, handle=plan.handle, deadline=deadline, meet=meet, records=records)
+        with together.expected() as member:
+            outcome = await predictor.predict(request, handle=plan.handle, deadline=deadline, member=member)
+        if isinstance(outcome, ServerError):
+            outcome.param = _param(outcome.param, plan.question, text_field)
+            together.failure = together.failure or outcome
+            raise outcome
+        return outcome
 
-    outcomes: list[tuple[answers.Prediction | ServerError, float]] = []
+    records: list[Callable[[], None]] = []  # of answers that are given only if no question fails
+    found: list[Answer] = []
+    read: dict[Hashable, answers.Usage] = {}  # by text
     for start in range(0, len(plans), _MOST_AT_ONCE):
         part = plans[start : start + _MOST_AT_ONCE]
         together = Together(len(part))
-        asked_now = await asyncio.gather(*(ask(plan, together) for plan in part))
-        outcomes += [_summed_up(outcome, plan.places) for plan, outcome in zip(part, asked_now, strict=True)]
-        if any(isinstance(outcome, ServerError) for outcome in asked_now):
-            break  # the request has failed
-    found: list[Answer] = []
-    read: dict[Hashable, answers.Usage] = {}  # by text
-    for plan, (outcome, score_std) in zip(plans, outcomes, strict=False):  # fewer outcomes than plans end with an error
-        if isinstance(outcome, ServerError):
-            outcome.param = _param(outcome.param, plan.question, text_field)
-            return outcome
-        why = uncalibrated_because(plan.request, plan.handle)
-        found.append(Answer(plan.question, outcome, plan.places, why, score_std))
-        read.setdefault(plan.text, outcome.usage)
+        try:
+            async with asyncio.TaskGroup() as group:  # the first error cancels the other questions
+                tasks = [group.create_task(ask(plan, together)) for plan in part]
+        except* ServerError:
+            pass  # the first one is the failure of them all
+        if together.failure is not None:
+            return together.failure
+        for plan, task in zip(part, tasks, strict=True):
+            outcome, score_std = _summed_up(task.result(), plan.places)
+            why = uncalibrated_because(plan.request, plan.handle)
+            found.append(Answer(plan.question, outcome, plan.places, why, score_std))
+            read.setdefault(plan.text, outcome.usage)
+        records += together.records
     for record in records:
         record()
     n_tokens, cached = (sum(map(attrgetter(name), read.values())) for name in ("prompt_tokens", "cached_tokens"))
     return Answered(asked.name, found, n_tokens, cached)
 
 
-def _summed_up(
-    outcome: answers.Prediction | ServerError, places: Sequence[int]
-) -> tuple[answers.Prediction | ServerError, float]:
+def _summed_up(outcome: answers.Prediction, places: Sequence[int]) -> tuple[answers.Prediction, float]:
     """Return an outcome without its samples, of which many would fill the memory, and the spread of the mean level."""
-    if isinstance(outcome, ServerError) or outcome.samples is None:
+    if outcome.samples is None:
         return outcome, 0.0
     return outcome.model_copy(update={"samples": None}), level_std(outcome.samples, places)
 

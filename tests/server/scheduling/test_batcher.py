@@ -78,9 +78,10 @@ class Bench:
         group: Hashable = "a",
         owner: Hashable = None,
         timeout_s: float = 10,
+        **shared: Any,
     ) -> asyncio.Task[Completed[str]]:
         deadline = asyncio.get_running_loop().time() + timeout_s
-        work = Work(payload, (n_tokens, n_choice_tokens), n_draws, group, owner)
+        work = Work(payload, (n_tokens, n_choice_tokens), n_draws, group, owner, **shared)
         return asyncio.create_task(self.batcher.submit(work, deadline=deadline))
 
     async def hold(self) -> asyncio.Task[Completed[str]]:
@@ -167,6 +168,20 @@ async def test_padding_counts_part_by_part() -> None:
         await settle()
         await b.release(held, *tasks)
         assert b.worker.batches == [["p"], ["c"]]
+
+
+async def test_a_text_that_inputs_share_counts_once_in_a_batch_and_in_the_queue() -> None:
+    """Three rows of 40 tokens, 30 of them shared, are 60 tokens; a fourth without that text does not fit."""
+    async with bench(max_batch_tokens=90, max_queue_tokens=100) as b:
+        held = await b.hold()
+        tasks = [b.submit(str(i), n_tokens=40, text="read", text_tokens=30) for i in range(3)]
+        tasks.append(b.submit("other", n_tokens=40))
+        await settle()
+        with pytest.raises(QueueFullError, match="and 100 of at most 100 tokens x draws"):
+            await b.submit("x", n_tokens=1)
+        await b.release(held, *tasks)
+        assert b.worker.batches == [["0", "1", "2"], ["other"]]
+        assert b.notes.forwards[1:] == [(3, 60), (1, 40)]
 
 
 async def test_groups_do_not_mix_and_the_oldest_chooses() -> None:

@@ -268,6 +268,16 @@ async def test_an_open_models_calibration_covers_what_it_was_made_for(server: Ru
     assert second["prediction_set"] is None
 
 
+async def test_a_question_that_fails_ends_the_others_at_once(server: Running) -> None:
+    server.engine.gate.clear()  # no pass ends
+    body = {"model": "open2to3", "input": TEXT, "questions": [predicate(), choice("a", "b", "c", "d")]}
+    async with asyncio.timeout(5):
+        refused = await server.client.post("/v1/decisions", json=body)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "not_calibrated")
+    assert await server.metric("blora_requests_total", adapter="open2to3", outcome="not_calibrated") == 2
+    assert await server.metric("blora_requests_total", adapter="open2to3", outcome="disconnected") == 0
+
+
 async def test_questions_are_computed_together(server: Running) -> None:
     server.engine.batches.clear()
     await ask(server, *[predicate(instructions=f"Is it {i}?") for i in range(12)], model="open")
