@@ -138,7 +138,7 @@ def save_adapter(
     with new_folder(folder, place=_put) as partial:
         if isinstance(posterior, HeadPosterior):
             head = {name: tensor.contiguous() for name, tensor in posterior.head.tensors().items()}
-            head["directions"] = head["directions"].half()
+            head |= {name: tensor.half() for name, tensor in head.items() if name.endswith("directions")}
             save_file(head, partial / HEAD_FILE, metadata={"format": "pt"})
         if familiarity is not None:
             tensors = {name: tensor.contiguous() for name, tensor in familiarity.tensors().items()}

@@ -12,7 +12,7 @@ __all__ = ["MOST_CHOICES", "MOST_REFERENCE", "FamiliarityConfig", "FamiliarityKi
 # Limit for a fixed label set.
 MOST_CHOICES = 255
 # Limits for what a head reads and stores.
-MOST_DEPTHS, MOST_STATES, MOST_DIRECTIONS, MOST_GRAMS = 64, 2**20, 4096, 2**20
+MOST_DEPTHS, MOST_STATES, MOST_DIRECTIONS, MOST_GRAMS, MOST_PRODUCTS = 64, 2**20, 4096, 2**20, 2**16
 # Limit for the reference distances of a familiarity.
 MOST_REFERENCE = 4096
 # Limit for the sharpness of a familiarity, beyond which a soft maximum is the maximum.
@@ -32,6 +32,8 @@ class HeadConfig:
         n_states: number of values that are read at all depths together.
         n_directions: number of directions on which the standardised states are projected.
         n_grams: number of buckets into which the prompt's character n-grams are hashed, for a linear head; 0 for none.
+        n_products: number of directions of the prompt's states and of leading directions of a choice's states whose
+            products a pointer head reads; (0, 0) for no products.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -40,6 +42,7 @@ class HeadConfig:
     n_states: int
     n_directions: int
     n_grams: int = 0
+    n_products: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         require(
@@ -56,6 +59,14 @@ class HeadConfig:
         ):
             value = getattr(self, name)
             require(least <= value <= most, f"{name} = {value}", f"{least} to {most}")
+        of_prompt, of_choice = self.n_products
+        most = 0 if self.n_grams else MOST_PRODUCTS
+        require(
+            self.n_products == (0, 0)
+            or (of_prompt > 0 and 0 < of_choice <= self.n_directions and of_prompt * of_choice <= most),
+            f"n_products = {[*self.n_products]}, n_directions = {self.n_directions}, n_grams = {self.n_grams}",
+            f"n_products of [0, 0], or of 1 to {MOST_PRODUCTS} in all, the second at most n_directions, and no n-grams",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

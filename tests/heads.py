@@ -16,8 +16,10 @@ def head_of(config: HeadConfig, n_outputs: int, *, seed: int = 0) -> DecisionHea
     if n_outputs == 1 and config.n_grams:
         shapes |= {"count_scale": (config.n_grams,), "count_weight": (config.n_grams, 1)}
     tensors = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-    for name in ("scale", "deviation", "count_scale"):
-        tensors[name] = tensors[name].abs() + 0.3
-    tensors["directions"] = tensors["directions"].half().float()
+    for name in tensors:
+        if name.endswith(("scale", "deviation")):
+            tensors[name] = tensors[name].abs() + 0.3
+        elif name.endswith("directions"):
+            tensors[name] = tensors[name].half().float()
     tensors["basis"] = torch.linalg.qr(tensors["basis"]).Q
     return DecisionHead(config, **tensors)

@@ -1,13 +1,14 @@
 """Fitting of a decision head on states that are computed once: regularised regression, then a Laplace approximation.
 
 The weights minimise the cross-entropy plus precision / 2 times their squared norm, which is convex. The precisions of
-the states' and the counts' weights are those with the lowest recalibrated NLL on validation rows. The posterior's
+the weights of states, counts and products are those with the lowest recalibrated NLL on validation rows; a pointer head
+has products only if these lower that NLL clearly. The posterior's
 covariance is the Kronecker-factored Laplace approximation (Ritter et al., 2018) at that minimum. Its inputs' factor is
 diagonal, a_i = sum over rows of z_i^2, because the directions are principal ones; its outputs' factor is the mean
 Fisher information of the logits. A pointer head, which has one output, uses the Fisher information's exact diagonal.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from scipy.linalg import eigh
 from scipy.sparse import csr_matrix
-from scipy.special import softmax
 from torch import Tensor
 
 from blora.config import HeadConfig
@@ -23,6 +23,7 @@ from blora.errors import DataError
 from blora.inference.reading import head_log_probs
 from blora.posterior.decision_head import DecisionHead, Features
 from blora.posterior.draws import Draws
+from blora.training.head_inputs import Floats, HeadInputs
 from blora.training.rows import LabelledRow, labels_of
 from blora.training.tune import Trial, trial_of
 
@@ -31,6 +32,11 @@ __all__ = ["PARTS", "FittedHead", "Regression", "fit_head"]
 # Prior precisions to try, per unit of a standardised state and of a count.
 STATE_PRECISIONS = (30.0, 100.0, 300.0, 1000.0, 3000.0)
 COUNT_PRECISIONS = (0.03, 0.1, 0.3, 1.0)
+# The same per unit of a product of two projected states, and the most directions of prompts and choices in products.
+PRODUCT_PRECISIONS = (100.0, 300.0, 1000.0, 3000.0)
+N_PRODUCTS = (128, 64)
+# Fall of the validation NLL for which products are taken: with them a head has several times as many weights.
+LEAST_GAIN_NATS = 0.01
 # Precision that switches a part of the inputs off.
 OFF = float("inf")
 # Parts of the inputs that a head can be fitted on.
@@ -41,8 +47,8 @@ MOST_ROWS_OF_DIRECTIONS = 4096
 MOST_STEPS = 300
 TOLERANCE = 1e-7
 
-Vector = NDArray[np.float64]
-Floats = NDArray[np.float32]
+# Prior precisions of the weights of states, counts and products.
+Precisions = tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +57,12 @@ class FittedHead:
 
     Attributes:
         head: the head, with the Laplace approximation's deviations.
-        precisions: prior precisions of the states' and the counts' weights.
+        precisions: prior precisions of the weights of states, counts and products.
         trial: recalibration and metrics of the posterior mean on the validation rows.
     """
 
     head: DecisionHead
-    precisions: tuple[float, float]
+    precisions: Precisions
     trial: Trial
 
 
@@ -76,36 +82,37 @@ def fit_head(
         lora: the LoRA below the head, for the validation.
         part: one of `PARTS`; the head's weights of the other inputs are zero.
     """
-    tried: dict[tuple[float, float], FittedHead] = {}
+    tried: dict[Precisions, FittedHead] = {}
 
-    def fitted(precisions: tuple[float, float], start: FittedHead | None) -> FittedHead:
+    def fitted(precisions: Precisions, start: FittedHead | None) -> FittedHead:
         if precisions not in tried:
             head = regression.solve(*precisions, start.head if start is not None else None)
             log_probs = head_log_probs(head.mean(lora), [row.row for row in validation_rows], validation)
             tried[precisions] = FittedHead(head, precisions, trial_of(0.0, log_probs, validation_rows))
         return tried[precisions]
 
+    def search(best: FittedHead, *sweeps: tuple[int, Sequence[float]]) -> FittedHead:
+        for place, grid in sweeps:
+            found = [fitted(_with(best.precisions, place, precision), best) for precision in grid]
+            best = min(found, key=lambda one: one.trial.metrics.nll)
+        return best
+
     states = (OFF,) if part == "counts" else STATE_PRECISIONS
     counts = (OFF,) if part == "states" else COUNT_PRECISIONS if regression.owner is None else (1.0,)
-    best = fitted((states[len(states) // 2], counts[len(counts) // 2]), None)
-    for candidates in _sweeps(states, counts):
-        found = [fitted(precisions, best) for precisions in candidates(best)]
-        best = min(found, key=lambda one: one.trial.metrics.nll)
-    return best
+    middle = states[len(states) // 2]
+    plain = search(fitted((middle, counts[len(counts) // 2], OFF), None), (0, states), (1, counts), (0, states))
+    if part != "both" or not regression.prompts.shape[1]:
+        return plain
+    products, beside = (2, PRODUCT_PRECISIONS), (0, states)
+    rich = search(fitted(_with(plain.precisions, 0, middle), plain), products, beside, products, beside)
+    return rich if rich.trial.metrics.nll < plain.trial.metrics.nll - LEAST_GAIN_NATS else plain
 
 
-def _sweeps(
-    states: Sequence[float], counts: Sequence[float]
-) -> Iterator[Callable[[FittedHead], list[tuple[float, float]]]]:
-    """Yield searches over the precision of the states, of the counts, and of the states again."""
-
-    def over_states(best: FittedHead) -> list[tuple[float, float]]:
-        return [(state, best.precisions[1]) for state in states]
-
-    def over_counts(best: FittedHead) -> list[tuple[float, float]]:
-        return [(best.precisions[0], count) for count in counts]
-
-    yield from (over_states, over_counts, over_states)
+def _with(precisions: Precisions, place: int, precision: float) -> Precisions:
+    """Return the precisions with another one at a place."""
+    changed = [*precisions]
+    changed[place] = precision
+    return changed[0], changed[1], changed[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +125,7 @@ class Regression:
         counts: (N or R, M) scaled counts.
         labels: (N,) the right output; or (N,) the row of the right choice.
         owner: (R,) the question of each choice; None for fixed choices.
+        prompts: (N, P) float32 projected states of the prompts, for products; P = 0 for fixed choices.
     """
 
     blank: DecisionHead
@@ -125,6 +133,7 @@ class Regression:
     counts: csr_matrix
     labels: NDArray[np.int64]
     owner: NDArray[np.int64] | None
+    prompts: Floats
 
     @classmethod
     def of(cls, config: HeadConfig, features: Features, rows: Sequence[LabelledRow]) -> "Regression":
@@ -156,17 +165,22 @@ class Regression:
         scale = (states - center).square().mean(0).sqrt().clamp_min(1e-6)
         directions = _directions((states - center) / scale, config.n_directions)
         n_directions, n_counts = len(directions), counts.shape[-1]
+        prompts = features.prompt if owner is not None else None
+        of_prompt = _of_prompt(prompts) if prompts is not None else {}
+        products = (len(of_prompt["prompt_directions"]), min(N_PRODUCTS[1], n_directions)) if of_prompt else (0, 0)
+        n_weights = n_directions + products[0] * products[1]
         blank = DecisionHead(
-            replace(config, n_states=states.shape[-1], n_directions=n_directions),
+            replace(config, n_states=states.shape[-1], n_directions=n_directions, n_products=products),
             center=center,
             scale=scale,
             directions=directions,
             count_scale=count_scale,
-            weight=torch.zeros(n_directions, n_outputs),
-            deviation=torch.zeros(n_directions, n_outputs),
+            weight=torch.zeros(n_weights, n_outputs),
+            deviation=torch.zeros(n_weights, n_outputs),
             basis=torch.eye(n_outputs),
             count_weight=torch.zeros(n_counts, n_outputs),
             bias=torch.zeros(n_outputs),
+            **of_prompt,
         )
         return cls(
             blank,
@@ -174,6 +188,7 @@ class Regression:
             csr_matrix(blank.scaled(counts).numpy()),
             labels.numpy(),
             owner.numpy() if owner is not None else None,
+            blank.project_prompt(prompts).numpy() if prompts is not None else np.zeros((len(rows), 0), "f"),
         )
 
     def precision_of(self, state_precision: float) -> float:
@@ -181,21 +196,28 @@ class Regression:
         # The projected states have the standardised ones' variance on fewer directions.
         return state_precision * len(self.blank.directions) / len(self.blank.center)
 
-    def solve(self, state_precision: float, count_precision: float, start: DecisionHead | None) -> DecisionHead:
+    def solve(
+        self, state_precision: float, count_precision: float, product_precision: float, start: DecisionHead | None
+    ) -> DecisionHead:
         """Return the head at the minimum, with its deviations.
 
         Args:
             state_precision: prior precision per unit of a standardised state.
             count_precision: prior precision per unit of a count.
+            product_precision: prior precision per unit of a product of two projected states.
             start: a head to start from.
         """
-        blank, on_z = self.blank, self.precision_of(state_precision)
-        weights = self._minimum(on_z, count_precision, start or blank)
-        curvature, basis, fisher = self._curvature(self._probabilities(self._logits(weights)))
-        deviation = 1 / np.sqrt(np.outer(curvature, fisher) + on_z)
-        weight, count_weight, bias = weights
+        blank = self.blank if product_precision != OFF else self.blank.without_products()
+        n_prompt, n_choice = blank.config.n_products
+        inputs = HeadInputs(self.z, self.counts, self.owner, self.prompts[:, :n_prompt], n_choice)
+        precisions = self.precision_of(state_precision), product_precision * inputs.unit_of_products, count_precision
+        weights = self._minimum(inputs, precisions, start or blank)
+        curvature, basis, fisher = inputs.curvature(inputs.probabilities(inputs.logits(weights)))
+        of_weights = np.repeat(precisions[:2], [len(weights[0]), len(weights[1])])[:, None]
+        deviation = 1 / np.sqrt(np.outer(curvature, fisher) + of_weights)
+        weight, of_products, count_weight, bias = weights
         found = {
-            "weight": weight,
+            "weight": np.concatenate([weight, of_products]),
             "count_weight": count_weight,
             "bias": bias[0],
             "deviation": deviation,
@@ -204,34 +226,32 @@ class Regression:
         tensors = {name: torch.tensor(np.ascontiguousarray(value, "f")) for name, value in found.items()}
         return DecisionHead(blank.config, **blank.tensors() | tensors)
 
-    def _minimum(self, on_z: float, on_counts: float, start: DecisionHead) -> list[Floats]:
-        """Return W, V and the bias (1, O) at the minimum.
+    def _minimum(self, inputs: HeadInputs, precisions: Precisions, start: DecisionHead) -> list[Floats]:
+        """Return the weights at the minimum, part by part.
 
         L-BFGS sees every weight in units of its curvature where all outcomes are equally probable. A part that is
         switched off has units of zero.
         """
-        n_rows = len(self.labels)
+        n_rows, own = len(self.labels), self.z.shape[1]
         n_outcomes = self.blank.n_outputs if self.owner is None else len(self.z) / n_rows
         fisher = (1 - 1 / n_outcomes) / n_outcomes
-        squares = np.square(self.z).sum(0), np.asarray(self.counts.power(2).sum(0))[0], np.full(1, n_rows)
-        precisions = on_z, on_counts, 0.0
         units = [
             (1 / np.sqrt(fisher * square + precision)).astype("f")[:, None]
-            for square, precision in zip(squares, precisions, strict=True)
+            for square, precision in zip(inputs.squares(), (*precisions, 0.0), strict=True)
         ]
-        penalties = [precision if precision != OFF else 0.0 for precision in precisions]
-        scaled = [
-            (part / torch.from_numpy(unit)).nan_to_num()
-            for part, unit in zip((start.weight, start.count_weight, start.bias[None]), units, strict=True)
-        ]
+        penalties = [precision if precision != OFF else 0.0 for precision in (*precisions, 0.0)]
+        of_products = torch.zeros(len(units[1]), self.blank.n_outputs)
+        of_products[: len(start.weight) - own] = start.weight[own:][: len(of_products)]
+        parts = start.weight[:own], of_products, start.count_weight, start.bias[None]
+        scaled = [(part / torch.from_numpy(unit)).nan_to_num() for part, unit in zip(parts, units, strict=True)]
 
         def weights() -> list[Floats]:
             return [part.numpy() * unit for part, unit in zip(scaled, units, strict=True)]
 
         def loss() -> float:
             found = weights()
-            total, residual = self._cross_entropy(self._logits(found))
-            gradients = self.z.T @ residual, self.counts.T @ residual, residual.sum(0, keepdims=True)
+            total, residual = self._cross_entropy(inputs.probabilities(inputs.logits(found)))
+            gradients = inputs.gradients(residual)
             for part, weight, gradient, penalty, unit in zip(scaled, found, gradients, penalties, units, strict=True):
                 total += penalty * float(np.square(weight).sum()) / 2
                 part.grad = torch.from_numpy((gradient + penalty * weight) * unit / n_rows).float()
@@ -248,39 +268,19 @@ class Regression:
         optimizer.step(loss)
         return weights()
 
-    def _logits(self, weights: Sequence[Floats]) -> Floats:
-        """Return the logits of W, V and the bias."""
-        weight, count_weight, bias = weights
-        logits: Floats = self.z @ weight + self.counts @ count_weight + bias
-        return logits
-
-    def _probabilities(self, logits: Floats) -> Floats:
-        """Return the softmax over outputs, or over the choices of each question."""
-        if self.owner is None:
-            probs: Floats = softmax(logits, 1)
-            return probs
-        starts = np.flatnonzero(np.diff(self.owner, prepend=-1))
-        shifted: Floats = np.exp(logits - np.maximum.reduceat(logits, starts)[self.owner])
-        return np.asarray(shifted / np.add.reduceat(shifted, starts)[self.owner], "f")
-
-    def _cross_entropy(self, logits: Floats) -> tuple[float, Floats]:
-        """Return the summed cross-entropy and its gradient in the logits."""
-        probs = self._probabilities(logits)
+    def _cross_entropy(self, probs: Floats) -> tuple[float, Floats]:
+        """Return the summed cross-entropy of probabilities, and its gradient in the logits."""
         at = (np.arange(len(self.labels)), self.labels) if self.owner is None else (self.labels, 0)
         found = -np.log(np.maximum(probs[at], 1e-30)).sum(dtype="d")
         probs[at] -= 1
         return float(found), probs
 
-    def _curvature(self, probs: Floats) -> tuple[Vector, Vector, Vector]:
-        """Return a (K,), the basis (O, O) and g (O,) of the Laplace approximation."""
-        if self.owner is None:
-            fisher = np.diag(probs.mean(0)) - probs.T @ probs / len(probs)
-            values, vectors = np.linalg.eigh(fisher.astype("d"))
-            return np.square(self.z).sum(0, dtype="d"), vectors, np.maximum(values, 0)
-        starts = np.flatnonzero(np.diff(self.owner, prepend=-1))
-        mean = np.add.reduceat(probs * self.z, starts)
-        curvature: Vector = (probs * np.square(self.z - mean[self.owner])).sum(0, dtype="d")
-        return curvature, np.eye(1), np.ones(1)
+
+def _of_prompt(states: Tensor) -> dict[str, Tensor]:
+    """Return the standardisation and the projection of prompts' states (N, F) for products."""
+    center, scale = states.mean(0), states.std(0).clamp_min(1e-6)
+    directions = _directions((states - center) / scale, N_PRODUCTS[0])
+    return {"prompt_center": center, "prompt_scale": scale, "prompt_directions": directions}
 
 
 def _directions(states: Tensor, n_directions: int) -> Tensor:

@@ -5,14 +5,16 @@ numbers. States are standardised and projected on the leading directions of the 
 
     z = directions ((states - center) / scale),   logits = z W + c V + bias
 
-c are the counts times `count_scale`; for fixed choices, where they are TF-IDF weights, they have unit length. The
+c are the counts times `count_scale`; for fixed choices, where they are TF-IDF weights, they have unit length. Where
+choices come with the question, z may be followed by products: of each direction p of the prompt's states, projected as
+those of a choice are, with each leading direction of z, so that a choice is read in the light of the prompt. The
 posterior over W is Gaussian: W = weight + (noise * deviation) basis^T, the form of a Kronecker-factored Laplace
 approximation in its eigenvectors. V and the bias are points.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -67,11 +69,14 @@ class DecisionHead:
         scale: (F,) their standard deviations.
         directions: (K, F) projection of the standardised states, rounded to float16, in which it is stored.
         count_scale: (M,) factors on the counts.
-        weight: (K, O) posterior mean of W.
-        deviation: (K, O) standard deviations of W in the basis.
+        weight: (K + P * Q, O) posterior mean of W, for K directions and the products of P x Q directions.
+        deviation: (K + P * Q, O) standard deviations of W in the basis.
         basis: (O, O) orthonormal, one vector per column.
         count_weight: (M, O) V.
         bias: (O,).
+        prompt_center: (F,) mean of the training rows' prompts; empty without products, as the other two.
+        prompt_scale: (F,) their standard deviations.
+        prompt_directions: (P, F) projection of a prompt's standardised states, rounded to float16.
     """
 
     config: HeadConfig
@@ -84,6 +89,9 @@ class DecisionHead:
     basis: Tensor
     count_weight: Tensor
     bias: Tensor
+    prompt_center: Tensor = field(default_factory=lambda: torch.zeros(0))
+    prompt_scale: Tensor = field(default_factory=lambda: torch.zeros(0))
+    prompt_directions: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
 
     @property
     def n_outputs(self) -> int:
@@ -93,6 +101,17 @@ class DecisionHead:
     def project(self, states: Tensor) -> Tensor:
         """Return z (..., K) float32 of states (..., F)."""
         return ((states.float() - self.center) / self.scale) @ self.directions.T
+
+    def project_prompt(self, states: Tensor) -> Tensor:
+        """Return p (..., P) float32 of a prompt's states (..., F)."""
+        return ((states.float() - self.prompt_center) / self.prompt_scale) @ self.prompt_directions.T
+
+    def without_products(self) -> "DecisionHead":
+        """Return a head of the same projection that reads no products."""
+        own = len(self.directions)
+        kept = {name: value for name, value in self.tensors().items() if not name.startswith("prompt_")}
+        kept |= {"weight": self.weight[:own], "deviation": self.deviation[:own]}
+        return DecisionHead(replace(self.config, n_products=(0, 0)), **kept)
 
     def scaled(self, counts: Tensor) -> Tensor:
         """Return c (..., M) of counts (..., M)."""
@@ -117,7 +136,8 @@ class DecisionHead:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the head's tensors by name, as they are stored."""
-        return {field.name: getattr(self, field.name) for field in fields(self)[1:]}
+        shapes = fields(self)[1:] if self.config.n_products[0] else fields(self)[1:-3]
+        return {field.name: getattr(self, field.name) for field in shapes}
 
 
 class HeadPosterior:
@@ -196,8 +216,17 @@ class HeadDraws:
         if sizes != (expected := (len(head.center), len(head.count_scale))):
             raise ShapeError(f"got {sizes} states and counts of a question, expected {expected}, as in training")
         point = head.scaled(features.counts) @ head.count_weight + head.bias
-        found = torch.einsum("...k,sko->s...o", head.project(features.states), self.weights) + point
-        return found if features.states.ndim == 2 else found[..., 0]
+        z, own = head.project(features.states), len(head.directions)
+        found = torch.einsum("...k,sko->s...o", z, self.weights[:, :own]) + point
+        if features.states.ndim == 2:
+            return found
+        n_prompt, n_choice = head.config.n_products
+        if n_prompt:
+            assert features.prompt is not None  # whoever reads choices reads the prompt
+            of_products = self.weights[:, own:, 0].view(-1, n_prompt, n_choice)
+            on_choice = torch.einsum("bp,spq->sbq", head.project_prompt(features.prompt), of_products)
+            found = found + torch.einsum("bcq,sbq->sbc", z[..., :n_choice], on_choice)[..., None]
+        return found[..., 0]
 
 
 def head_shapes(config: HeadConfig, prompt: PromptConfig) -> dict[str, tuple[int, ...]]:
@@ -207,7 +236,13 @@ def head_shapes(config: HeadConfig, prompt: PromptConfig) -> dict[str, tuple[int
         config: the head's settings.
         prompt: the kind of the head, and its fixed choices.
     """
-    n_states, n_directions = config.n_states, config.n_directions
+    n_states, n_directions, (n_prompt, n_choice) = config.n_states, config.n_directions, config.n_products
+    n_weights = n_directions + n_prompt * n_choice
+    of_products = {
+        "prompt_center": (n_states,),
+        "prompt_scale": (n_states,),
+        "prompt_directions": (n_prompt, n_states),
+    }
     linear = prompt.readout == "linear"
     n_counts, n_outputs = (config.n_grams, len(prompt.choices or ())) if linear else (N_SCORES, 1)
     return {
@@ -215,11 +250,12 @@ def head_shapes(config: HeadConfig, prompt: PromptConfig) -> dict[str, tuple[int
         "scale": (n_states,),
         "directions": (n_directions, n_states),
         "count_scale": (n_counts,),
-        "weight": (n_directions, n_outputs),
-        "deviation": (n_directions, n_outputs),
+        "weight": (n_weights, n_outputs),
+        "deviation": (n_weights, n_outputs),
         "basis": (n_outputs, n_outputs),
         "count_weight": (n_counts, n_outputs),
         "bias": (n_outputs,),
+        **(of_products if n_prompt else {}),
     }
 
 

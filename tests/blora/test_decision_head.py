@@ -55,6 +55,34 @@ def test_a_head_of_one_output_gives_each_choice_a_number() -> None:
     torch.testing.assert_close(found[1, 5, 2].double(), expected[0], rtol=1e-4, atol=1e-4)
 
 
+def test_a_choice_is_read_in_the_light_of_the_prompt() -> None:
+    head = head_of(replace(CONFIG, n_grams=0, n_products=(3, 2)), 1)
+    draws = posterior(head).sample(2, generator_of(1))
+    asked = features(7, 4)
+    asked = replace(asked, counts=asked.counts[..., :3], prompt=features(7).states)
+    found = draws.logits(asked)
+    prompt = asked.prompt[5].double()  # type: ignore[index]
+    p = head.prompt_directions.double() @ ((prompt - head.prompt_center) / head.prompt_scale)
+    z = head.directions.double() @ ((asked.states[5, 2] - head.center) / head.scale).double()
+    own, of_products = draws.weights[1, :4, 0].double(), draws.weights[1, 4:, 0].double()
+    c = (asked.counts[5, 2] * head.count_scale).double()
+    expected = own @ z + of_products @ torch.kron(p, z[:2]) + head.count_weight[:, 0].double() @ c + head.bias[0]
+    torch.testing.assert_close(found[1, 5, 2].double(), expected, rtol=1e-4, atol=1e-4)
+    without = replace(draws, head=head.without_products(), weights=draws.weights[:, :4])
+    assert without.head.tensors().keys() == head_of(replace(CONFIG, n_grams=0), 1).tensors().keys()
+    torch.testing.assert_close(
+        without.logits(asked)[1, 5, 2].double(), expected - of_products @ torch.kron(p, z[:2]), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("n_products", [(0, 2), (3, 0), (3, 5), (-1, -2), (2**15, 4)])
+def test_products_of_directions_that_are_not_there_are_refused(n_products: tuple[int, int]) -> None:
+    with pytest.raises(ConfigError, match="got n_products = "):
+        replace(CONFIG, n_grams=0, n_products=n_products)
+    with pytest.raises(ConfigError, match="no n-grams"):
+        replace(CONFIG, n_products=(3, 2))
+
+
 def test_draws_have_the_mean_and_the_covariance_of_the_posterior() -> None:
     head = head_of(CONFIG, 3)
     draws = posterior(head).sample(40000, generator_of(0)).weights.double()

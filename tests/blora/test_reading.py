@@ -47,7 +47,8 @@ def packed(base: BaseModel, text: str, readout: str, choices: tuple[str, ...] = 
 
 def config_of(base: BaseModel, readout: str) -> HeadConfig:
     n_states = len(DEPTHS) * base.model.config.get_text_config().hidden_size
-    return HeadConfig(depths=DEPTHS, n_states=n_states, n_directions=8, n_grams=64 if readout == "linear" else 0)
+    more = {"n_grams": 64} if readout == "linear" else {"n_products": (4, 3)}
+    return HeadConfig(depths=DEPTHS, n_states=n_states, n_directions=8, **more)  # type: ignore[arg-type]
 
 
 def draws_of(base: BaseModel, readout: str, lora: Draws = NO_LORA) -> HeadDraws:

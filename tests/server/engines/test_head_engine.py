@@ -14,7 +14,8 @@ from blora.adapter import save_adapter
 from blora.base_model import load_base_model
 from blora.config import AdapterConfig, HeadConfig, PosteriorConfig, PromptConfig, SamplingConfig
 from blora.inference.branches import score_all
-from blora.inference.packing import PackedRow, pack
+from blora.inference.packing import PackedRow, pack, padded_tokens
+from blora.inference.prefix import HeadPrefix
 from blora.inference.reading import read_rows
 from blora.posterior.decision_head import Features, HeadPosterior
 from blora.posterior.draws import Draws
@@ -49,7 +50,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         states = read_rows(base.model, rows, head.config, Draws({}, 1.0, 1)).prompt
     assert states is not None
     familiarity = fit_familiarity(head.config.depths, states[::2], states[1::2]).familiarity
-    pointer = HeadPosterior(head_of(HeadConfig(depths=(1, 2), n_states=64, n_directions=4), 1), posterior.lora)
+    config = HeadConfig(depths=(1, 2), n_states=64, n_directions=4, n_products=(3, 2))
+    pointer = HeadPosterior(head_of(config, 1), posterior.lora)
     pointing = PromptConfig(readout="pointer", choice_end="newline")
     for name, heads, asks, own in (
         ("one", posterior, prompt, familiarity),
@@ -180,6 +182,28 @@ async def test_questions_to_a_pointer_head_with_other_draws_and_more_choices_sha
         few = await jobs_of(asking, adapter="three", choices=OTHER_CHOICES)
         many = await jobs_of(asking, adapter="three", choices=("a", "b", "c", "d"), seed=3)
         check_same(await engine.run([*few, *many]), await alone(asking, [*few, *many]))
+
+
+async def test_a_pass_over_many_questions_stays_within_the_tokens_of_a_batch(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = 256
+    asked = [f"{BEGINNING}{number:02}" for number in range(12)] * 2
+    sizes = []
+
+    def counting(model: Any, rows: Sequence[PackedRow], config: Any, lora: Any, prefix: HeadPrefix | None) -> Features:
+        sizes.append(padded_tokens([row.after(len(prefix.tokens) if prefix is not None else 0) for row in rows]))
+        return read_rows(model, rows, config, lora, prefix)
+
+    monkeypatch.setattr("blora.server.engines.readings.read_rows", counting)
+    for cache_mib in (0, 256):
+        async with loaded(settings(folder, max_batch_tokens=most, prefix_cache_mib=cache_mib)) as (engine, state):
+            asking = Asking(engine, state)
+            sizes.clear()
+            found = await engine.run(await jobs_of(asking, asked))
+            assert len(sizes) > 1
+            assert max(sizes) <= most
+            check_same(found, await alone(asking, await jobs_of(asking, asked)))
 
 
 @pytest.mark.parametrize("scoring", [None, "label"])
