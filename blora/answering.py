@@ -64,7 +64,7 @@ def answer_all(
         policy: policy for all questions; None for the adapter's own.
     """
     more = (
-        ({"choices": list(choices)} if choices is not None else {}),
+        ({"choices": choices if isinstance(choices, str) else [*choices]} if choices is not None else {}),
         ({"policy": dict(policy)} if policy is not None else {}),
     )
     asked = [_caught(partial(_ask, base, handle, question, *more)) for question in questions]

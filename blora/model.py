@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, overload
 from blora.adapter import Adapter, attach
 from blora.answering import Question, answer_all
 from blora.base_model import BaseModel
+from blora.checks import require
 from blora.client.answers import Prediction
 from blora.client.shown import html_table
 from blora.errors import BloraError
@@ -113,9 +114,11 @@ class Model:
             A prediction, of the same type as the server's and its client's; for several questions a list in order.
 
         Raises:
+            ConfigError: if `errors` is neither of the two.
             PromptError: if a question is invalid; `param` names the part at fault.
             NumericalError: if the model returns numbers that are not finite.
         """
+        require(errors in ("raise", "return"), f"errors {errors!r}", "raise or return")
         if isinstance(questions, str | Mapping):
             [outcome] = answer_all(self.base, self._handle, [questions], choices=choices, policy=policy)
             if isinstance(outcome, BloraError):

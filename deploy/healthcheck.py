@@ -10,8 +10,12 @@ import sys
 
 
 def main(path: str) -> int:
-    """Asks for the path on this container's own port."""
-    port = int(os.environ.get("BLORA_PORT", "8000"))
+    """Asks for the path on this container's own port, which a flag of `blora serve` does not tell this program.
+
+    Kubernetes sets the variable to tcp://ADDRESS:PORT beside a service of that name, which the server ignores too.
+    """
+    given = os.environ.get("BLORA_PORT", "")
+    port = int(given) if given.isdecimal() else 8000
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=4)
     try:
         connection.request("GET", path)

@@ -23,8 +23,11 @@ OWN = ("blora", "models")
 
 
 def run(*command: str) -> str:
-    """Return a command's output; if the command fails, exit with its message."""
-    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    """Return a command's output; if the command fails or is not installed, exit with its message."""
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        sys.exit(f"{command[0]} is not installed, expected it on the path; install it")
     if told.returncode:
         sys.exit(f"{shlex.join(command)}: {told.stderr.strip()}")
     return told.stdout

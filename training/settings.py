@@ -5,6 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from blora.checks import require
 from blora.config import PosteriorConfig, PromptConfig, SamplingConfig
 from blora.errors import ConfigError
 from blora.scores import SCORES
@@ -71,6 +72,8 @@ def prompt_of(given: dict[str, Any]) -> PromptConfig:
     """Return the prompt settings, and remove them from `given`."""
     chosen: dict[str, Any] = {name: given.pop(name, getattr(NEW_PROMPT, name)) for name in PROMPT}
     if chosen["choices"] is not None:
+        text = isinstance(chosen["choices"], str)
+        require(not text, f"the text {chosen['choices']!r} as choices", "a list of texts")
         chosen["choices"] = tuple(chosen["choices"])
     return PromptConfig(template=given.pop("template", NEW_PROMPT.template), **chosen)
 

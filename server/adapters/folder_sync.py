@@ -121,7 +121,8 @@ class FolderSync:
     async def _load(self, name: str) -> None:
         self._stalled.pop(name, None)
         try:
-            handle, _ = await self._loader.load(name, name, by=BY, replace=self._serves(name))
+            replace = self._serves(name)
+            handle, _ = await self._loader.load(name, name, by=BY, replace=replace, keep_policy=True)
         except DeadlineExceededError:
             self._stalled[name] = time.monotonic() + self._timeout_s
         except ServerError:

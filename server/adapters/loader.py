@@ -64,7 +64,9 @@ class Loader:
         self._reading = asyncio.Semaphore(AT_ONCE)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def load(self, name: str, path: str, *, by: str, replace: bool = False) -> tuple[AdapterHandle, bool]:
+    async def load(
+        self, name: str, path: str, *, by: str, replace: bool = False, keep_policy: bool = False
+    ) -> tuple[AdapterHandle, bool]:
         """Load an adapter, and return its handle and whether the name was free.
 
         Loading the same contents again is no error.
@@ -74,6 +76,8 @@ class Loader:
             path: path of its folder, below the root.
             by: name of whoever requested it, for the log.
             replace: whether the adapter may replace other contents of that name.
+            keep_policy: whether an adapter without a calibration and a policy, which answers everything, may not
+                replace one that has either.
 
         Raises:
             ForbiddenError: if the server has no adapter root, or the path leads out of it.
@@ -90,7 +94,7 @@ class Loader:
                 raise InvalidRequestError(f"{exc}: choose another name", param="name") from exc
             write_down(logger, "adapter_loading", by=by, adapter=name, path=path)
             async with self._locks.setdefault(name, asyncio.Lock()):
-                handle, outcome, old = await self._load(root, name, path, replace=replace)
+                handle, outcome, old = await self._load(root, name, path, replace=replace, keep_policy=keep_policy)
         except ServerError as exc:
             self._refused(exc, by=by, adapter=name, path=path)
             raise
@@ -122,7 +126,7 @@ class Loader:
         await self._engine.forget(handle)
 
     async def _load(
-        self, root: Path, name: str, path: str, *, replace: bool
+        self, root: Path, name: str, path: str, *, replace: bool, keep_policy: bool
     ) -> tuple[AdapterHandle, str, AdapterHandle | None]:
         """Return the handle now served under the name, the outcome for the log, and the handle served before."""
         self._check_room(name)
@@ -141,6 +145,13 @@ class Loader:
                     f"Another adapter, or the same with another calibration, is loaded as {name!r} ({old.digest}): "
                     f"replace it with PUT /v1/adapters/{name}, unload it first, or choose another name.",
                     param="name",
+                )
+            if keep_policy and old.may_abstain and not handle.may_abstain:
+                raise AdapterConflictError(
+                    f"got an adapter {name!r} without a calibration or a policy, which would answer everything, "
+                    "expected one that abstains, as the adapter that is served does: run blora calibrate, or replace "
+                    f"the adapter with PUT /v1/adapters/{name}.",
+                    param="path",
                 )
             self._registry.replace(handle)
             self._release(old)

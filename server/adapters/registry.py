@@ -186,7 +186,7 @@ def _listed(names: Collection[str]) -> str:
 
 
 def _warn_without_policy(handle: AdapterHandle) -> None:
-    if handle.calibration is None and handle.policy is None:
+    if not handle.may_abstain:
         logger.warning(
             "Adapter %s has no calibration and no policy, so that it never abstains unless a request says when: run "
             "blora calibrate",

@@ -69,6 +69,11 @@ class AdapterHandle:
             return self.digest
         return f"{self.config.prompt.readout}: states at {head.depths}, {head.n_grams} n-grams"
 
+    @property
+    def may_abstain(self) -> bool:
+        """Return whether there is a calibration or a policy; without, every question that brings none is answered."""
+        return self.calibration is not None or self.policy is not None
+
     def distances(self, features: Features) -> list[float | None]:
         """Return the distance of each question from the training rows; None without a familiarity."""
         if self.familiarity is None or features.prompt is None:

@@ -40,7 +40,14 @@ def _client() -> str:
 _UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": ErrorBody, "description": "not_ready, draining"}}
 # As 4XX: with a bare 404 FastAPI would document a 422 that never occurs.
 _UNKNOWN: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": ErrorBody, "description": "404: unknown_adapter, digest_mismatch"}
+    "4XX": {
+        "model": ErrorBody,
+        "description": "401: unauthorized; 404: unknown_adapter, digest_mismatch; 429: rate_limited",
+    }
+}
+# Responses of the routes that need a key, where the server has keys, and nothing else of a request.
+_KEYED: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorBody, "description": "401: unauthorized; 429: rate_limited"}
 }
 
 _FEEDBACK: dict[int | str, dict[str, Any]] = {
@@ -56,7 +63,7 @@ _CHANGES: dict[int | str, dict[str, Any]] = _UNAVAILABLE | {
     "4XX": {
         "model": ErrorBody,
         "description": "401: unauthorized; 403: forbidden; 404: unknown_adapter; 409: adapter_conflict, "
-        "too_many_adapters; 413: adapter_too_large; 422: invalid_adapter and the like",
+        "too_many_adapters; 413: adapter_too_large; 422: invalid_adapter and the like; 429: rate_limited",
     },
     504: {"model": ErrorBody, "description": "adapter_stalled"},
 }
@@ -101,7 +108,7 @@ async def feedback(body: TellOutcome, service: ServiceOf) -> Outcome:
     return Outcome(correct=await service.predictor().feedback.told(body.prediction_id, body.label, KEY.get()))
 
 
-@router.get("/v1/models", summary="List the base model and its adapters", responses=_UNAVAILABLE)
+@router.get("/v1/models", summary="List the base model and its adapters", responses=_UNAVAILABLE | _KEYED)
 async def models(service: ServiceOf) -> ModelList:
     """List the models in OpenAI's format, where each adapter has the base model as its parent, and in TypeSafe's."""
     predictor = service.predictor()
@@ -125,7 +132,7 @@ async def models(service: ServiceOf) -> ModelList:
     "/v1/adapters",
     summary="Show the cards of the adapters",
     response_model_exclude_unset=True,
-    responses=_UNAVAILABLE,
+    responses=_UNAVAILABLE | _KEYED,
 )
 async def adapters(service: ServiceOf) -> AdapterList:
     """List the cards of the adapters: training record, validation metrics and calibration."""
@@ -210,7 +217,7 @@ async def metrics(service: ServiceOf) -> Response:
     return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
-@router.get("/info", summary="Say what is running")
+@router.get("/info", summary="Say what is running", responses=_KEYED)
 async def info(service: ServiceOf) -> Info:
     """Return the version, the model and the limits."""
     predictor = service.loaded

@@ -144,6 +144,7 @@ def test_settings_are_those_of_the_command(tmp_path: Path, small: dict[str, Any]
         ({"epoch": 3}, ConfigError, "got unknown settings epoch, expected those of `blora train --help`"),
         ({"rank": 0}, ConfigError, "rank = 0"),
         ({"report_to": "clipboard"}, ConfigError, "got report_to = 'clipboard', expected one of none, tensorboard"),
+        ({"choices": "up|down"}, ConfigError, "got the text 'up|down' as choices, expected a list of texts"),
         ({"choices": ("up", "down")}, DataError, "expected none or the fixed label set"),
         (
             {"columns": {"prompt": "body"}},

@@ -156,6 +156,12 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str, str]] = {
     "empty": ("", {}, "prompt", "has neither prompt nor messages"),
     "no question": ({"text": "why"}, {}, "prompt", "rename text to question or prompt"),
     "one choice": ("why", {"choices": ["up"]}, "choices", "got a list of 1 item, expected at least 2"),
+    "choices as a text": (
+        "why",
+        {"choices": "yes|no"},
+        "choices",
+        "got a string of 6 characters, expected a valid list",
+    ),
     "the same choice twice": ("why", {"choices": ["up", " up"]}, "choices", "Two choices are the same"),
     "too long": ("x" * 1000, {}, "prompt", "tokens of prompt and longest choice, expected at most"),
     "no such threshold": ("why", {"policy": {"patience": 1.0}}, "policy.patience", "no field of this name"),
@@ -178,6 +184,11 @@ def test_a_question_that_cannot_be_asked_is_named_with_its_part(tiny: Path, name
         assert isinstance(first, Prediction)
         assert isinstance(third, Prediction)
         assert isinstance(second, PromptError)
+
+
+def test_errors_are_raised_or_returned_and_nothing_else(tiny: Path) -> None:
+    with pytest.raises(ConfigError, match="got errors 'ignore', expected raise or return"):
+        loaded(tiny).predict(["why", ""], errors="ignore")  # type: ignore[call-overload]
 
 
 # Evaluation, calibration, export

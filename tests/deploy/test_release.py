@@ -113,6 +113,12 @@ def test_the_base_of_a_release_is_named_by_its_digest(registry: None, capsys: py
     assert re.fullmatch(r"python:3\.11\.14-slim-trixie@sha256:[0-9a-f]{64}\n", capsys.readouterr().out)
 
 
+def test_a_program_that_is_not_installed_ends_the_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONTAINER", "no-such-program")
+    with pytest.raises(SystemExit, match="no-such-program is not installed"):
+        load("pin_images").main(["base"])
+
+
 def test_an_image_that_is_not_there_ends_the_release(registry: None) -> None:
     with pytest.raises(SystemExit, match="not found"):
         load("pin_images").digest("absent:1")

@@ -77,6 +77,10 @@ def test_healthcheck_fails_without_a_server():
     assert run_healthcheck(port).returncode == 1
 
 
+def test_healthcheck_asks_the_default_port_beside_a_service_named_blora():
+    assert "refused" in run_healthcheck("tcp://10.0.0.1:80").stderr
+
+
 def run_healthcheck(port):
     # The proxy is unusable: the check passes only if it is not used.
     environment = os.environ | {"BLORA_PORT": str(port), "http_proxy": "http://127.0.0.1:1"}

@@ -1,6 +1,7 @@
 """Changes of the adapter root under a running app."""
 
 import asyncio
+import dataclasses
 import logging
 import os
 import shutil
@@ -14,6 +15,7 @@ from blora.server.adapters.folder_sync import FolderSync
 from blora.server.engines.handle import AdapterHandle
 from blora.server.scheduling.thread_per_task import StalledError
 from tests.server.adapters.test_loader import digest_of
+from tests.server.calibrations import calibration
 from tests.server.fakes import FakeEngine, Running, running
 
 
@@ -113,6 +115,38 @@ async def test_what_does_not_load_is_told_once_and_the_old_one_stays(
     write(root, "bad", "5")
     await watch.look()
     assert served(watched)["bad"] == digest_of("5")
+
+
+async def test_an_adapter_that_has_lost_its_calibration_does_not_replace_one_that_abstains(
+    watched: Running, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    loader = watched.app.state.service.loader()
+    await loader.unload("one", by="a test")
+    real = FakeEngine.load_adapter
+
+    async def calibrated(self: FakeEngine, path: Path, name: str) -> AdapterHandle:
+        handle = await real(self, path, name)
+        known = (path / "calibration.json").exists()
+        return dataclasses.replace(handle, calibration=calibration(handle.digest)) if known else handle
+
+    monkeypatch.setattr(FakeEngine, "load_adapter", calibrated)
+    (root / "one" / "calibration.json").touch()
+    watch = watch_of(watched, root)
+    await watch.look()
+    (root / "one" / "calibration.json").unlink()
+    with caplog.at_level(logging.WARNING):
+        await watch.look()
+    [refused] = [record.fields for record in caplog.records if record.message == "adapter_refused"]  # type: ignore[attr-defined]
+    assert "would answer everything" in refused["reason"]
+    registry = watched.app.state.service.predictor().registry
+    assert registry.get("one").may_abstain
+    write(root, "one", "2")
+    (root / "one" / "calibration.json").touch()
+    await watch.look()
+    assert served(watched) == {"one": digest_of("2")}
+    (root / "one" / "calibration.json").unlink()
+    await loader.load("one", "one", by="an admin", replace=True)
+    assert not registry.get("one").may_abstain
 
 
 async def test_adapters_from_elsewhere_are_left_alone(watched: Running, root: Path) -> None:

@@ -63,6 +63,16 @@ async def test_probes_and_prometheus_need_none(engine: FakeEngine, file: Path, p
         assert (await server.client.get(path)).status_code == 200
 
 
+async def test_every_route_that_needs_a_key_documents_the_refusal(engine: FakeEngine, file: Path) -> None:
+    async with running(engine, api_keys=file) as server:
+        paths = (await server.client.get("/openapi.json")).json()["paths"]
+        routes = [(method, path, route) for path, of in paths.items() for method, route in of.items()]
+        assert len(routes) > 10
+        for method, path, route in routes:
+            refused = (await server.client.request(method, path)).status_code == 401
+            assert refused == ("401" in route["responses"].get("4XX", {}).get("description", "")), (method, path)
+
+
 @pytest.mark.parametrize("headers", [bearing("key-of-the-shop"), bearing("key-of-ops")])
 async def test_only_an_admin_changes_adapters(engine: FakeEngine, file: Path, headers: dict[str, str]) -> None:
     async with running(engine, api_keys=file, adapter_root=file.parent) as server:
