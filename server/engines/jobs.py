@@ -145,12 +145,12 @@ def draws_of(job: Job, device: torch.device) -> Draws | HeadDraws:
 
 
 def shared_reading(job: Job) -> tuple[Hashable, tuple[int, ...]]:
-    """Return what several jobs of a run may share: the identity of what is computed of a prompt, and its tokens.
+    """Return what jobs may share: a key of the jobs whose prompts a run reads alike, and the tokens of the prompt.
 
     Only what a head reads of a prompt is the same for all of its draws. There are no tokens for other jobs.
     """
     reads_once = job.kind == "head" and job.in_bank
-    return job.handle.reading, cast(PackedRow, job.row).prompt if reads_once else ()
+    return (job.handle.reading, job.group), cast(PackedRow, job.row).prompt if reads_once else ()
 
 
 def draws_suffice(job: Job, probs: Tensor) -> bool:
