@@ -1,12 +1,11 @@
 """Atomic writes of files and folders: after a crash at any time the result is complete or absent."""
 
-import fcntl
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from blora.errors import AdapterError
@@ -66,19 +65,30 @@ def locked(folder: Path, *, required: bool = True) -> Iterator[None]:
     Raises:
         AdapterError: if the file system has no locks, and one is required.
     """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError as exc:
-            if required:
-                raise AdapterError(
-                    f"got folder {folder}, which cannot be locked ({exc.strerror}), expected one on a file system with "
-                    "locks: copy the adapter to a local disk and calibrate it there"
-                ) from exc
+        _lock(descriptor, folder, required=required)
+        while not os.path.samestat(os.fstat(descriptor), os.stat(folder)):  # another folder has taken its place
+            os.close(descriptor)
+            descriptor = os.open(folder, os.O_RDONLY)
+            _lock(descriptor, folder, required=required)
         yield
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path, *, required: bool) -> None:
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except (ImportError, OSError) as exc:  # Windows has no such locks
+        if required:
+            why = exc.strerror if isinstance(exc, OSError) else "the system has no locks"
+            raise AdapterError(
+                f"got folder {folder}, which cannot be locked ({why}), expected one on a file system with locks: copy "
+                "the adapter to a local disk and calibrate it there"
+            ) from exc
 
 
 @contextmanager
@@ -103,7 +113,9 @@ def new_folder(folder: Path, *, place: Callable[[Path, Path], None] | None = Non
         shutil.rmtree(partial, ignore_errors=True)
         raise
     if place is not None:
-        with locked(folder.parent, required=False):
+        with ExitStack() as locks:
+            for held in (folder.parent, *([folder] if folder.is_dir() else [])):
+                locks.enter_context(locked(held, required=False))
             place(partial, folder)
     _flush(folder.parent)
 

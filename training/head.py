@@ -35,6 +35,8 @@ COUNT_PRECISIONS = (0.03, 0.1, 0.3, 1.0)
 # The same per unit of a product of two projected states, and the most directions of prompts and choices in products.
 PRODUCT_PRECISIONS = (100.0, 300.0, 1000.0, 3000.0)
 N_PRODUCTS = (128, 64)
+# Spread of a state among prompts, relative to its mean, below which the prompts differ by rounding alone.
+LEAST_SPREAD = 1e-4
 # Fall of the validation NLL for which products are taken: with them a head has several times as many weights.
 LEAST_GAIN_NATS = 0.01
 # Precision that switches a part of the inputs off.
@@ -125,7 +127,7 @@ class Regression:
         counts: (N or R, M) scaled counts.
         labels: (N,) the right output; or (N,) the row of the right choice.
         owner: (R,) the question of each choice; None for fixed choices.
-        prompts: (N, P) float32 projected states of the prompts, for products; P = 0 for fixed choices.
+        prompts: (N, P) float32 projected states of the prompts, for products; (0, 0) without products.
     """
 
     blank: DecisionHead
@@ -188,7 +190,7 @@ class Regression:
             csr_matrix(blank.scaled(counts).numpy()),
             labels.numpy(),
             owner.numpy() if owner is not None else None,
-            blank.project_prompt(prompts).numpy() if prompts is not None else np.zeros((len(rows), 0), "f"),
+            blank.project_prompt(prompts).numpy() if prompts is not None and of_prompt else np.zeros((0, 0), "f"),
         )
 
     def precision_of(self, state_precision: float) -> float:
@@ -277,9 +279,13 @@ class Regression:
 
 
 def _of_prompt(states: Tensor) -> dict[str, Tensor]:
-    """Return the standardisation and the projection of prompts' states (N, F) for products."""
-    center, scale = states.mean(0), states.std(0).clamp_min(1e-6)
-    directions = _directions((states - center) / scale, N_PRODUCTS[0])
+    """Return the standardisation and projection of prompts' states (N, F) for products; nothing for equal prompts."""
+    center, scale = states.mean(0), states.std(0, correction=0)
+    varies = scale > LEAST_SPREAD * center.abs()
+    if not varies.any():
+        return {}
+    scale = torch.where(varies, scale, 1.0)
+    directions = _directions((states - center) / scale * varies, N_PRODUCTS[0])
     return {"prompt_center": center, "prompt_scale": scale, "prompt_directions": directions}
 
 

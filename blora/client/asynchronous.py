@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -79,6 +80,7 @@ class AsyncClient:
         )
         self._open()  # now, to refuse an invalid proxy in the environment at once
         self._http: dict[asyncio.AbstractEventLoop, httpx.AsyncClient] = {}
+        self._opening = threading.Lock()
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -220,11 +222,12 @@ class AsyncClient:
     def _connections(self) -> httpx.AsyncClient:
         """Return the connections of the running event loop, because a connection works in one loop only."""
         loop = asyncio.get_running_loop()
-        http = self._http.get(loop)
-        if http is None:
-            http = self._open()
-            in_use = {one: its for one, its in self._http.items() if not one.is_closed()}
-            self._http = in_use | {loop: http}  # a new dict, because another thread may be reading the old one
+        with self._opening:  # loops of several threads may make their first calls at the same time
+            http = self._http.get(loop)
+            if http is None:
+                http = self._open()
+                in_use = {one: its for one, its in self._http.items() if not one.is_closed()}
+                self._http = in_use | {loop: http}  # a new dict, because `aclose` may be reading the old one
         return http
 
     async def _outcome(

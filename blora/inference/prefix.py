@@ -162,8 +162,11 @@ class HeadPrefix:
         self._read: tuple[Hashable, Features] | None = (row.read_key, features)
 
     def n_bytes(self, n_samples: int) -> int:
-        """Return the memory of the keys and values, in bytes, for any number of draws."""
-        return sum(map(_size, self.below.layers.values()))
+        """Return the memory of the prefix, in bytes, for any number of draws."""
+        pairs = [*self.below.layers.values()]
+        if self._read is not None:
+            pairs.append((self._read[1].states, self._read[1].counts))
+        return sum(map(_size, pairs))
 
     def memory(self, start: int, stop: int) -> Memory:
         """Return the cached keys and values, for any draws."""

@@ -206,6 +206,8 @@ def _lock(record: IO[str], output: Path) -> None:
             f"got {output}, which another run is writing, expected one run at a time: wait until that run has ended, "
             "or name another output"
         ) from exc
+    except OSError:  # nor has this file system
+        return
 
 
 def _begun_differently(output: Path) -> ConfigError:

@@ -75,7 +75,8 @@ class Prefixes:
             for place, job in enumerate(jobs)
             if self._max_bytes and job.in_bank and self._served[job.handle.reading] > 0
         ]
-        for place in own if notice else ():
+        # In this order prompts with the same beginning follow one another.
+        for place in sorted(own, key=lambda place: _prompt(jobs[place])) if notice else ():
             self._notice(jobs[place], [jobs[other] for other in own])
         found: dict[AnyPrefix | None, list[int]] = defaultdict(list)
         for place, job in enumerate(jobs):
@@ -98,16 +99,16 @@ class Prefixes:
         For a head, it is read with the longest row of the batch that begins with it, which then needs no other pass.
         """
         reading, bank, prompt = job.handle.reading, job.handle.bank, _prompt(job)
+        alike = [_row(other) for other in batch if other.handle.reading == reading]
         with self._changing:
             last, self._last[reading] = self._last.get(reading, ()), prompt
-            if prompt == last:  # several questions about one text
-                return
+            if prompt == last and len({row.read_key for row in alike if row.prompt == prompt}) == 1:
+                return  # one question, perhaps to several adapters
             n_tokens = min(common_tokens([last, prompt]), self._longest_kept.get(reading, len(prompt)))
         known = self._longest(reading, prompt)
         if n_tokens < MIN_PREFIX + (len(known.tokens) if known is not None else 0):
             return
         tokens = prompt[:n_tokens]
-        alike = [_row(other) for other in batch if other.handle.reading == reading]
         begun = [row for row in alike if len(row.prompt) > n_tokens and row.prompt[:n_tokens] == tokens]
         longest = max(begun, key=lambda row: row.n_tokens)
         prefix = prefix_of(self._model, longest, n_tokens, bank.draws, self._max_batch_tokens)

@@ -86,6 +86,11 @@ class Predictor:
             max_inputs=settings.max_queue_requests, max_characters=settings.max_queue_characters
         )
 
+    @property
+    def reads_beginnings_once(self) -> bool:
+        """Return whether what different prompts begin with is computed once."""
+        return self._settings.prefix_cache_mib > 0 and self.model.runs_whole_because is None
+
     async def predict_batch(
         self, questions: Sequence[PredictRequest | InvalidRequestError]
     ) -> list[answers.Prediction | ServerError]:

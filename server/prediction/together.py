@@ -30,13 +30,15 @@ class Together:
 
     Args:
         n_questions: number of questions, each of which has to be `expected` once.
+        beginnings: whether a run reads once what different prompts begin with.
 
     Attributes:
         failure: the error of a question, because of which the others are not answered; None while there is none.
         records: record the predictions for their feedback; to be called once the client is given all of them.
     """
 
-    def __init__(self, n_questions: int) -> None:
+    def __init__(self, n_questions: int, *, beginnings: bool = True) -> None:
+        self._beginnings = beginnings
         self.failure: ServerError | None = None
         self.records: list[Callable[[], None]] = []
         self._missing = n_questions
@@ -67,7 +69,8 @@ class Together:
         await self._complete.wait()
         if reading not in self._texts:
             prompts = self._prompts[reading]
-            n_tokens = common_tokens(prompts) if len(prompts) > 1 else 0
+            shared = len(prompts) > 1 and (self._beginnings or len(set(prompts)) == 1)
+            n_tokens = common_tokens(prompts) if shared else 0
             self._texts[reading] = Text((self, reading), n_tokens) if n_tokens >= MIN_PREFIX else None
         return self._texts[reading] if prompt else None
 

@@ -58,6 +58,16 @@ def test_a_pointer_head_reads_a_choice_in_the_light_of_the_prompt() -> None:
     assert -found.item() == pytest.approx(nll(weight).item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("n_rows", [1, 2, 30, 100])
+@pytest.mark.parametrize("value", [0.0, 0.7, 134.2])
+def test_equal_prompts_enter_no_products(n_rows: int, value: float) -> None:
+    train, rows = pointer_task(n_rows, 1)
+    train = replace(train, prompt=torch.full((n_rows, 5), value))
+    config = HeadConfig(depths=(1,), n_states=5, n_directions=5)
+    assert Regression.of(config, train, rows).blank.config.n_products == (0, 0)
+    assert fit_head(Regression.of(config, train, rows), train, rows, NO_LORA).head.config.n_products == (0, 0)
+
+
 def test_products_that_tell_nothing_are_left_out() -> None:
     (train, rows), (validation, held_out) = pointer_task(200, 1), pointer_task(200, 2)
     noise = [torch.randn(200, 5, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]

@@ -173,7 +173,7 @@ async def answer_questions(
     read: dict[Hashable, answers.Usage] = {}  # by text
     for start in range(0, len(plans), _MOST_AT_ONCE):
         part = plans[start : start + _MOST_AT_ONCE]
-        together = Together(len(part))
+        together = Together(len(part), beginnings=predictor.reads_beginnings_once)
         try:
             async with asyncio.TaskGroup() as group:  # the first error cancels the other questions
                 tasks = [group.create_task(ask(plan, together)) for plan in part]

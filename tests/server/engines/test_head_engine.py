@@ -226,6 +226,25 @@ async def test_questions_about_one_text_read_the_text_once_with_the_longest_ques
         assert len(read) == len(asked) * 2 - 1  # alone, every question is read after it
 
 
+async def test_texts_are_read_once_in_any_order_of_questions_and_for_other_choices(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [BEGINNING + "first of all", "quite another beginning of a text, and as long: "]
+    asked = [(text, choices) for choices in (LABELS, OTHER_CHOICES, ("a", "b")) for text in texts]
+    read: list[int] = []
+
+    def counting(model: Any, rows: Sequence[PackedRow], *more: Any) -> Features:
+        read.extend(row.after(len(more[2].tokens) if more[2] is not None else 0).prompt_tokens for row in rows)
+        return read_rows(model, rows, *more)
+
+    async with loaded(settings(folder, "three")) as (engine, state):
+        asking = Asking(engine, state)
+        jobs = [await asking.job(text, choices=choices, adapter="three") for text, choices in asked]
+        monkeypatch.setattr("blora.server.engines.readings.read_rows", counting)
+        check_same(await engine.run(jobs), await alone(asking, jobs))
+    assert read[:4] == [1] * 4  # all but the last token of a text are read with the longest of its questions
+
+
 async def test_one_text_for_several_adapters_is_no_beginning_to_remember(asking: Asking) -> None:
     jobs = [job for name in ("one", "two") for job in await jobs_of(asking, QUESTIONS[-1:], adapter=name)]
     await asking.engine.run(jobs)

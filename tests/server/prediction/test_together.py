@@ -8,9 +8,9 @@ from blora.server.prediction.together import Text, Together
 BEGINNING = tuple(range(MIN_PREFIX))
 
 
-async def met(*prompts: tuple[str, tuple[int, ...]]) -> list[Text | None]:
+async def met(*prompts: tuple[str, tuple[int, ...]], beginnings: bool = True) -> list[Text | None]:
     """Return what questions share, given the reading and the tokens of each."""
-    together = Together(len(prompts))
+    together = Together(len(prompts), beginnings=beginnings)
 
     async def ask(reading: str, prompt: tuple[int, ...]) -> Text | None:
         with together.expected() as member:
@@ -35,6 +35,12 @@ async def test_equal_prompts_share_all_but_a_token_and_short_beginnings_nothing(
     assert one is not None
     assert one.n_tokens == MIN_PREFIX
     assert await met(("a", (1, 2, 3)), ("a", (1, 2, 4))) == [None, None]
+
+
+async def test_where_beginnings_are_not_remembered_only_equal_prompts_are_shared() -> None:
+    one, _ = await met(("a", (*BEGINNING, 1)), ("a", (*BEGINNING, 1)), beginnings=False)
+    assert one is not None
+    assert await met(("a", (*BEGINNING, 1)), ("a", (*BEGINNING, 2)), beginnings=False) == [None, None]
 
 
 async def test_questions_of_two_requests_share_nothing() -> None:
