@@ -337,7 +337,6 @@ TABLES: dict[str, Callable[[str], str]] = {
     "answer_out_of_scope": answer_tables.answer,
     "answer_decisions": answer_tables.decisions,
     "questions": answer_tables.questions,
-    "decisions_alone": _of("decisions", decisions, "alone"),
     "decisions_beside_any2jev": _of("decisions", decisions, "beside_any2jev"),
 }
 
