@@ -1,4 +1,4 @@
-"""What a decision head reads of labelled rows, as a linear map from its weights to logits.
+"""Inputs of a decision head on labelled rows, as a linear map from its weights to logits.
 
 The weights are those of projected states, of products, of counts, and the bias. A product is that of one direction of
 the prompt's states and one leading direction of a choice's: there are too many to be kept for each choice.

@@ -126,7 +126,7 @@ class PackedRow:
 
     @property
     def read_key(self) -> Hashable:
-        """What a head reads of the row: rows with equal keys have equal features."""
+        """Key of the row's features: a head reads the same of rows with equal keys."""
         return self.prompt, self.continuations, self.text, self.readout
 
     def after(self, n_tokens: int) -> "PackedRow":

@@ -14,7 +14,7 @@ __all__ = ["Member", "Text", "Together"]
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """What the prompts of several questions begin with.
+    """Common beginning of the prompts of several questions.
 
     Attributes:
         key: equal for questions with the same text.
