@@ -32,7 +32,6 @@ from blora.files import read_json
 
 __all__ = [
     "CALIBRATION_FILE",
-    "asked",
     "body_digest",
     "calibrated_dtypes",
     "check_ask",
@@ -75,15 +74,6 @@ def calibrated_dtypes(folder: Path | str) -> frozenset[str]:
         AdapterError: see `read`.
     """
     return frozenset(entry.binding.dtype for entry in read(folder))
-
-
-def asked(folder: Path | str) -> tuple[AskedRows, ...]:
-    """Return all rows that earlier calibrations of the adapter used; without a file, an empty tuple.
-
-    Raises:
-        AdapterError: see `read`.
-    """
-    return _read(folder).asked
 
 
 def _read(folder: Path | str) -> _Contents:

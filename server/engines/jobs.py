@@ -46,6 +46,7 @@ __all__ = [
     "model_of",
     "of_similar_length",
     "outcome",
+    "packed",
     "probabilities",
     "read_adapter",
     "shared_reading",
@@ -144,13 +145,18 @@ def draws_of(job: Job, device: torch.device) -> Draws | HeadDraws:
     return made.draws.to(device)
 
 
+def packed(job: Job) -> PackedRow:
+    """Return a job's row as the engine in this process packs it."""
+    return cast(PackedRow, job.row)
+
+
 def shared_reading(job: Job) -> tuple[Hashable, tuple[int, ...]]:
     """Return what jobs may share: a key of the jobs whose prompts a run reads alike, and the tokens of the prompt.
 
     Only what a head reads of a prompt is the same for all of its draws. There are no tokens for other jobs.
     """
     reads_once = job.kind == "head" and job.in_bank
-    return (job.handle.reading, job.group), cast(PackedRow, job.row).prompt if reads_once else ()
+    return (job.handle.reading, job.group), packed(job).prompt if reads_once else ()
 
 
 def draws_suffice(job: Job, probs: Tensor) -> bool:
@@ -165,7 +171,7 @@ def of_similar_length(jobs: Sequence[Job]) -> list[list[int]]:
 
     The rows of a group have at most 32 tokens of padding in all. A question that several adapters answer counts once.
     """
-    rows = [cast(PackedRow, job.row) for job in jobs]
+    rows = [packed(job) for job in jobs]
     groups: list[list[int]] = []
     different: set[tuple[object, ...]] = set()
     prompt = choices = total = 0  # longest parts of the different rows of the last group, and all of their tokens

@@ -3,7 +3,6 @@
 import threading
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Sequence
-from typing import cast
 from weakref import WeakSet
 
 from transformers import PreTrainedModel
@@ -12,6 +11,8 @@ from blora.inference.branches import prefix_of
 from blora.inference.fork import runs_in_parts
 from blora.inference.packing import PackedRow
 from blora.inference.prefix import MIN_PREFIX, HeadPrefix, Prefix, common_tokens
+from blora.server.engines.handle import AdapterHandle
+from blora.server.engines.jobs import packed
 from blora.server.engines.protocol import Job
 
 __all__ = ["AnyPrefix", "Prefixes"]
@@ -75,12 +76,16 @@ class Prefixes:
             for place, job in enumerate(jobs)
             if self._max_bytes and job.in_bank and self._served[job.handle.reading] > 0
         ]
+        alike: dict[str, list[PackedRow]] = defaultdict(list)
+        for place in own:
+            alike[jobs[place].handle.reading].append(packed(jobs[place]))
         # In this order prompts with the same beginning follow one another.
-        for place in sorted(own, key=lambda place: _prompt(jobs[place])) if notice else ():
-            self._notice(jobs[place], [jobs[other] for other in own])
+        for place in sorted(own, key=lambda place: packed(jobs[place]).prompt) if notice else ():
+            handle = jobs[place].handle
+            self._notice(handle, packed(jobs[place]).prompt, alike[handle.reading])
         found: dict[AnyPrefix | None, list[int]] = defaultdict(list)
         for place, job in enumerate(jobs):
-            found[self._longest(job.handle.reading, _prompt(job)) if place in own else None].append(place)
+            found[self._longest(job.handle.reading, packed(job).prompt) if place in own else None].append(place)
         return found
 
     def cached_tokens(self, prefix: AnyPrefix | None) -> int:
@@ -93,13 +98,13 @@ class Prefixes:
                 return 0
         return len(prefix.tokens)
 
-    def _notice(self, job: Job, batch: Sequence[Job]) -> None:
+    def _notice(self, handle: AdapterHandle, prompt: tuple[int, ...], alike: Sequence[PackedRow]) -> None:
         """Cache the prefix that a prompt shares with the previous one, if it is much longer than the cached ones.
 
-        For a head, it is read with the longest row of the batch that begins with it, which then needs no other pass.
+        For a head, it is read with the longest of the batch's rows alike that begins with it, which then needs no other
+        pass.
         """
-        reading, bank, prompt = job.handle.reading, job.handle.bank, _prompt(job)
-        alike = [_row(other) for other in batch if other.handle.reading == reading]
+        reading, bank = handle.reading, handle.bank
         with self._changing:
             last, self._last[reading] = self._last.get(reading, ()), prompt
             if prompt == last and len({row.read_key for row in alike if row.prompt == prompt}) == 1:
@@ -136,11 +141,3 @@ class Prefixes:
             best = max(fits, key=lambda fit: len(fit[1]))
             self._kept.move_to_end(best)
             return self._kept[best][0]
-
-
-def _prompt(job: Job) -> tuple[int, ...]:
-    return _row(job).prompt
-
-
-def _row(job: Job) -> PackedRow:
-    return cast(PackedRow, job.row)

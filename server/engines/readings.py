@@ -6,7 +6,6 @@ text, each with an adapter of its own, cost one pass over that text.
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
-from typing import cast
 
 import torch
 
@@ -16,7 +15,7 @@ from blora.inference.packing import PackedRow, by_length
 from blora.inference.prefix import HeadPrefix, Prefix
 from blora.inference.reading import head_log_probs, read_rows
 from blora.posterior.decision_head import Features, HeadDraws
-from blora.server.engines.jobs import draws_key, draws_of, outcome
+from blora.server.engines.jobs import draws_key, draws_of, outcome, packed
 from blora.server.engines.prefixes import AnyPrefix
 from blora.server.engines.protocol import Job, Outcome
 
@@ -47,7 +46,7 @@ def head_outcomes(
             draws = draws_of(own[0], base.device)
             assert isinstance(draws, HeadDraws)  # the adapter has a head
             found = features.at(same)
-            log_probs = head_log_probs(draws, [cast(PackedRow, job.row) for job in own], found).cpu()
+            log_probs = head_log_probs(draws, [packed(job) for job in own], found).cpu()
             distances = own[0].handle.distances(found)
             for k, job, of_row, distance in zip(same, own, log_probs.unbind(1), distances, strict=True):
                 scores = of_row[:, : job.row.n_choices]
@@ -79,7 +78,7 @@ def _features(base: BaseModel, prefix: AnyPrefix | None, jobs: Sequence[Job]) ->
     rows: list[PackedRow] = []
     places = []
     for job in jobs:
-        row = cast(PackedRow, job.row)
+        row = packed(job)
         place = different.setdefault(row.read_key, len(rows))
         if place == len(rows):
             rows.append(row)
@@ -92,15 +91,15 @@ def _fitting(
 ) -> Iterator[list[int]]:
     """Yield the places of jobs in parts whose different questions fit into a forward pass after the prefix."""
     n_past = len(prefix.tokens) if prefix is not None else 0
-    same = _grouped(places, [cast(PackedRow, jobs[place].row).read_key for place in places])
-    rows = [cast(PackedRow, jobs[own[0]].row).after(n_past) for own in same]
+    same = _grouped(places, [packed(jobs[place]).read_key for place in places])
+    rows = [packed(jobs[own[0]]).after(n_past) for own in same]
     for picked in by_length(rows, max_batch_tokens):
         yield [place for i in picked for place in same[i]]
 
 
 def _is_read(prefix: AnyPrefix | None, job: Job) -> bool:
     """Return whether a job's row was read with the prefix, and its features are still there."""
-    return isinstance(prefix, HeadPrefix) and prefix.has_read(cast(PackedRow, job.row))
+    return isinstance(prefix, HeadPrefix) and prefix.has_read(packed(job))
 
 
 def _grouped(places: Sequence[int], keys: Sequence[Hashable]) -> list[list[int]]:

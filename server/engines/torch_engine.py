@@ -42,6 +42,7 @@ from blora.server.engines.jobs import (
     longest_token,
     model_of,
     of_similar_length,
+    packed,
     probabilities,
     read_adapter,
     warn_of_shadowed,
@@ -288,7 +289,7 @@ class TorchEngine:
         seen = [torch.empty(0, job.row.n_choices) for job in jobs]
         branches = Branches(
             base.model,
-            [cast(PackedRow, job.row) for job in jobs],
+            [packed(job) for job in jobs],
             [_lora(draws_of(job, base.device)) for job in between(adapters.values())],
             [owners.index(draws_key(job)) for job in jobs],
             prefix,

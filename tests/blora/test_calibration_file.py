@@ -14,7 +14,7 @@ from blora.base_model import BaseModel
 from blora.calibration_file import (
     CALIBRATION_FILE,
     ROOM_BYTES,
-    asked,
+    _read,
     body_digest,
     check_ask,
     for_serving,
@@ -29,6 +29,10 @@ from tests.blora.adapters import contents, rewrite_json, saved
 from tests.blora.test_calibrate import BINDING, DIGEST, made
 
 CALIBRATION = made()
+
+
+def asked(folder: Path) -> tuple[AskedRows, ...]:
+    return _read(folder).asked
 
 
 def bound(**changes: Any) -> Any:
