@@ -32,6 +32,8 @@ __all__ = ["N_SCORES", "DecisionHead", "Features", "HeadDraws", "HeadPosterior",
 # Numbers that a pointer head reads of a choice beside its states: log-probability, the same per token, log length.
 N_SCORES = 3
 FLOAT_BYTES = 4
+# Tensors that only a head with products has.
+OF_PRODUCTS = ("prompt_center", "prompt_scale", "prompt_directions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ class DecisionHead:
     def without_products(self) -> "DecisionHead":
         """Return a head of the same projection that reads no products."""
         own = len(self.directions)
-        kept = {name: value for name, value in self.tensors().items() if not name.startswith("prompt_")}
+        kept = {name: tensor for name, tensor in self.tensors().items() if name not in OF_PRODUCTS}
         kept |= {"weight": self.weight[:own], "deviation": self.deviation[:own]}
         return DecisionHead(replace(self.config, n_products=(0, 0)), **kept)
 
@@ -136,8 +138,10 @@ class DecisionHead:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the head's tensors by name, as they are stored."""
-        shapes = fields(self)[1:] if self.config.n_products[0] else fields(self)[1:-3]
-        return {field.name: getattr(self, field.name) for field in shapes}
+        found = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
+        if not self.config.n_products[0]:
+            return {name: tensor for name, tensor in found.items() if name not in OF_PRODUCTS}
+        return found
 
 
 class HeadPosterior:
@@ -238,11 +242,7 @@ def head_shapes(config: HeadConfig, prompt: PromptConfig) -> dict[str, tuple[int
     """
     n_states, n_directions, (n_prompt, n_choice) = config.n_states, config.n_directions, config.n_products
     n_weights = n_directions + n_prompt * n_choice
-    of_products = {
-        "prompt_center": (n_states,),
-        "prompt_scale": (n_states,),
-        "prompt_directions": (n_prompt, n_states),
-    }
+    of_products = dict(zip(OF_PRODUCTS, ((n_states,), (n_states,), (n_prompt, n_states)), strict=True))
     linear = prompt.readout == "linear"
     n_counts, n_outputs = (config.n_grams, len(prompt.choices or ())) if linear else (N_SCORES, 1)
     return {
