@@ -279,12 +279,9 @@ def _read_familiarity(folder: Path, config: AdapterConfig) -> Familiarity:
 
 def _files(folder: Path) -> tuple[str, ...]:
     """Return the names of the digested files that an adapter's settings require, and check that they exist."""
-    if not folder.is_dir():
-        raise AdapterError(f"got adapter {folder}, expected an existing directory")
+    config = read_config(folder)
     if unsafe := sorted(file.name for file in folder.rglob("*") if file.suffix.lower() in UNSAFE_SUFFIXES):
         raise AdapterError(f"got {', '.join(unsafe)} in adapter {folder}, expected safetensors only; remove the rest")
-    _check_present(folder, (CONFIG_FILE,))
-    config = read_config(folder)
     absent = (
         *(() if config.modules else OF_LORA),
         *(() if config.head is not None else (HEAD_FILE,)),
@@ -304,8 +301,11 @@ def read_config(folder: Path) -> AdapterConfig:
     """Return the settings of the adapter in a folder.
 
     Raises:
-        AdapterError: if the config is missing or invalid.
+        AdapterError: if the folder or its config is missing, or the config is invalid.
     """
+    if not folder.is_dir():
+        raise AdapterError(f"got adapter {folder}, expected an existing directory")
+    _check_present(folder, (CONFIG_FILE,))
     file = folder / CONFIG_FILE
     raw = read_json(file, mend=MEND)
     version = raw.get("format_version") if isinstance(raw, dict) else None

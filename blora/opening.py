@@ -56,8 +56,6 @@ def own_base_model(path: Path) -> str:
     Raises:
         AdapterError: if the folder holds no adapter, or the base model came from a folder or a file.
     """
-    if not path.is_dir():
-        raise AdapterError(f"got adapter {path}, expected an existing directory")
     ref = read_config(path).base_model
     if ref.id == EMBEDDED_ID:
         return EMBEDDED

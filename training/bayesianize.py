@@ -93,8 +93,7 @@ def bayesianize_lora(
     own = _own_prompt(path)
     table = as_plain(read_table(data, split=split, columns=columns), None, training=True)
     choices = prompt.choices or (own.choices if own is not None else label_set(table))
-    examples = examples_of(table, choices)
-    examples = replace(examples, examples=examples.examples[:limit])
+    examples = examples_of(table, choices, limit)
     template = own.template if own is not None else examples.template
     prompt = replace(prompt, choices=choices, template=prompt.template if template_given else template)
     base = open_base(base_model, device=device, dtype=dtype)

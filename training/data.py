@@ -129,9 +129,7 @@ def read_examples(
         DataError: if rows are malformed; the message names the place of each.
         ConfigError: if the limit is below 1.
     """
-    require(limit is None or limit >= 1, f"limit {limit}", "1 or more, or None for all rows")
-    examples = examples_of(as_plain(read_table(source, split=split, columns=columns), question), choices)
-    return replace(examples, examples=examples.examples[:limit])
+    return examples_of(as_plain(read_table(source, split=split, columns=columns), question), choices, limit)
 
 
 def examples_for(
@@ -156,16 +154,19 @@ def examples_for(
     )
 
 
-def examples_of(table: Table, choices: Sequence[str] | None) -> ExampleSet:
+def examples_of(table: Table, choices: Sequence[str] | None, limit: int | None = None) -> ExampleSet:
     """Return the labelled questions of a table.
 
     Args:
         table: the rows under our column names.
         choices: the label set of all rows, None if each row has its own choices.
+        limit: as for `read_examples`.
 
     Raises:
         DataError: if rows are malformed; the message names the place of each.
+        ConfigError: if the limit is below 1.
     """
+    require(limit is None or limit >= 1, f"limit {limit}", "1 or more, or None for all rows")
     digest = hashlib.sha256()
     read: list[tuple[Example, Label]] = []
     problems: list[str] = []
@@ -188,7 +189,7 @@ def examples_of(table: Table, choices: Sequence[str] | None) -> ExampleSet:
         raise DataError(f"got no rows in {table.name}, expected at least one")
     if len(kinds := {example.kind: example.where for example in examples}) > 1:
         raise DataError(f"got rows of different kinds ({kinds}), expected one of {', '.join(KINDS)} throughout")
-    return ExampleSet(table.name, f"sha256:{digest.hexdigest()}", tuple(examples))
+    return ExampleSet(table.name, f"sha256:{digest.hexdigest()}", tuple(examples[:limit]))
 
 
 def one_for_each_text(examples: ExampleSet, *, seed: int) -> ExampleSet:

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from blora.adapter import check_output, load_adapter, save_adapter
-from blora.base_model import BaseModel
+from blora.adapter import check_output, load_adapter, read_config, save_adapter
 from blora.errors import AdapterError
+from blora.opening import open_base, own_base_model
 from blora.posterior.decision_head import Features, HeadPosterior
 from blora.posterior.inject import inject
 from blora.training.data import examples_for, split_examples
@@ -57,10 +57,12 @@ def familiarity_of(
 def familiarize_adapter(
     path: Path,
     output: Path,
-    base: BaseModel,
     data: Rows,
     validation: Rows | None = None,
     *,
+    base_model: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
     split: str = "train",
     validation_split: str = "validation",
     columns: Mapping[str, str] | None = None,
@@ -71,10 +73,12 @@ def familiarize_adapter(
     Args:
         path: the adapter's directory.
         output: the directory to write; if it is `path`, the adapter is replaced.
-        base: the adapter's base model.
         data: labelled rows of the kind that is familiar, such as the training rows, in any form that `read_examples`
-            takes.
+            takes; they are checked before the base model is loaded.
         validation: further rows of this kind; None for a tenth of the rows, drawn with seed 0.
+        base_model: as for `open_adapter`.
+        device: as for `load_base_model`.
+        dtype: as for `load_base_model`.
         split: the split of a hub data set to load.
         validation_split: the split of a hub data set given as `validation`.
         columns: our column names, mapped to the data's own names.
@@ -83,13 +87,12 @@ def familiarize_adapter(
     Raises:
         BloraError: if the adapter has no head, or the rows are unusable.
     """
-    adapter = load_adapter(path, base)
     check_output(output)
-    config, posterior = adapter.config, adapter.posterior
-    if config.head is None or not isinstance(posterior, HeadPosterior):
+    config = read_config(path)
+    if config.head is None:
         raise AdapterError(
-            f"got adapter {adapter.name!r} without a decision head, expected one with a head, whose states "
-            "a familiarity reads: train one with --head auto"
+            f"got adapter {path} without a decision head, expected one with a head, whose states a familiarity reads: "
+            "train one with --head auto"
         )
     examples = examples_for(config, data, split=split, columns=columns, limit=limit)
     if validation is None:
@@ -97,6 +100,9 @@ def familiarize_adapter(
     else:
         held = examples_for(config, validation, split=validation_split, columns=columns)
         check_disjoint(examples, held)
+    base = open_base(base_model or own_base_model(path), device=device, dtype=dtype)
+    posterior = load_adapter(path, base).posterior
+    assert isinstance(posterior, HeadPosterior)  # its config has a head
     inject(base.model, posterior.lora.modules_shape)
     lora = posterior.lora.mean().to(base.device)
     rows, others = (pack_examples(part, base, config.prompt) for part in (examples, held))

@@ -2,10 +2,10 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from blora.adapter import Adapter
+from blora.adapter import Adapter, read_config
 from blora.base_model import EMBEDDED, BaseModel
 from blora.config import PromptConfig
 from blora.opening import open_adapter, open_base
@@ -34,7 +34,7 @@ class Subject:
     dtype: str
 
     def open(self) -> tuple[BaseModel, Adapter | None]:
-        """Return the base model (by default the adapter's own) and the adapter."""
+        """Load the base model (by default the adapter's own) and the adapter."""
         if self.adapter is None:
             return open_base(self.base_model or EMBEDDED, device=self.device, dtype=self.dtype), None
         return open_adapter(self.adapter, base_model=self.base_model, device=self.device, dtype=self.dtype)
@@ -55,7 +55,7 @@ def results(
 
     Args:
         subject: the adapter or base model to evaluate.
-        data: a file or hub data set.
+        data: a file or hub data set; the rows are checked before the base model is loaded.
         split: name of the split; of a hub data set, the one to load.
         columns: our column names, mapped to the data's own names.
         limit: number of rows to use from the top, None for all.
@@ -63,13 +63,12 @@ def results(
         seed: seed of the draws, None for the adapter's.
         argv: the arguments of the command, for the record.
     """
-    base, adapter = subject.open()
-    if adapter is not None:
-        examples = examples_for(adapter.config, data, split=split, columns=columns, limit=limit)
+    if subject.adapter is not None:
+        examples = examples_for(read_config(subject.adapter), data, split=split, columns=columns, limit=limit)
     else:
         table = as_plain(read_table(data, split=split, columns=columns), None)
-        examples = examples_of(table, label_set(table))
-        examples = replace(examples, examples=examples.examples[:limit])
+        examples = examples_of(table, label_set(table), limit)
+    base, adapter = subject.open()
     prompt = adapter.config.prompt if adapter is not None else PromptConfig(template=examples.template)
     rows = pack_examples(examples, base, prompt)
     draws = None

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from blora.adapter import check_output, load_adapter, save_adapter
+from blora.adapter import check_output, load_adapter, read_config, save_adapter
 from blora.base_model import BaseModel
 from blora.checks import require
 from blora.config import MOST_LENGTH_POWER, AdapterConfig, SamplingConfig
@@ -24,6 +24,7 @@ from blora.decision.temperature import fit_recalibration
 from blora.errors import NumericalError
 from blora.inference.fork import first_layer
 from blora.inference.reading import head_log_probs
+from blora.opening import open_base, own_base_model
 from blora.posterior.bank import SampleBank
 from blora.posterior.decision_head import Features, HeadPosterior
 from blora.posterior.inject import inject
@@ -202,9 +203,11 @@ def tune(
 def tune_adapter(
     path: Path,
     output: Path,
-    base: BaseModel,
     data: Rows,
     *,
+    base_model: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
     split: str = "validation",
     columns: Mapping[str, str] | None = None,
     limit: int | None = None,
@@ -216,8 +219,11 @@ def tune_adapter(
     Args:
         path: the adapter's directory.
         output: the directory to write; if it is `path`, the adapter is replaced.
-        base: the adapter's base model.
-        data: labelled rows that the adapter was not trained on, in any form that `read_examples` takes.
+        data: labelled rows that the adapter was not trained on, in any form that `read_examples` takes; they are
+            checked before the base model is loaded.
+        base_model: as for `open_adapter`.
+        device: as for `load_base_model`.
+        dtype: as for `load_base_model`.
         split: the split of a hub data set to load.
         columns: our column names, mapped to the data's own names.
         limit: number of rows to use from the top, None for all.
@@ -230,13 +236,14 @@ def tune_adapter(
     Raises:
         BloraError: if the adapter was trained on one of the questions.
     """
-    adapter = load_adapter(path, base)
     check_output(output)
-    config = adapter.config
+    config = read_config(path)
     examples = examples_for(config, data, split=split, columns=columns, limit=limit)
     seen = config.training.get(SEEN, {})
     trained = {use: seen[use] for use in ("train", "init") if use in seen}
     check_unseen({"train": config.training.get("train"), SEEN: trained}, examples)
+    base = open_base(base_model or own_base_model(path), device=device, dtype=dtype)
+    adapter = load_adapter(path, base)
     chosen, trials = tune(
         base,
         adapter.posterior,

@@ -60,6 +60,7 @@ def main(argv: list[str]) -> int:
     """Calibrate the adapter, and print the proved thresholds."""
     arguments = parse(_parser(), argv)
 
+    from blora.adapter import read_config
     from blora.decision.calibration import Goal
     from blora.opening import open_adapter
     from blora.training.calibrate import calibrate_adapter
@@ -73,15 +74,15 @@ def main(argv: list[str]) -> int:
         score=arguments.score,
         max_false_alarms=arguments.max_false_alarms,
     )
-    base, adapter = open_adapter(
-        arguments.adapter, base_model=arguments.base_model, device=arguments.device, dtype=arguments.dtype
-    )
     examples = examples_for(
-        adapter.config,
+        read_config(arguments.adapter),
         arguments.data,
         split=arguments.split,
         columns=arguments.columns,
         limit=arguments.limit,
+    )
+    base, adapter = open_adapter(
+        arguments.adapter, base_model=arguments.base_model, device=arguments.device, dtype=arguments.dtype
     )
     calibration = calibrate_adapter(adapter, base, examples, goal, split=arguments.split)
     print(_table(calibration))

@@ -31,19 +31,17 @@ def main(argv: list[str]) -> int:
     """Fit the familiarity, write the adapter, and print how well each kind of distance tells left-out labels."""
     arguments = parse(_parser(), argv)
 
-    from blora.opening import open_base, own_base_model
     from blora.training.familiarize import familiarize_adapter
 
-    base = open_base(
-        arguments.base_model or own_base_model(arguments.adapter), device=arguments.device, dtype=arguments.dtype
-    )
     output = arguments.output or arguments.adapter
     found = familiarize_adapter(
         arguments.adapter,
         output,
-        base,
         arguments.data,
         arguments.validation,
+        base_model=arguments.base_model,
+        device=arguments.device,
+        dtype=arguments.dtype,
         split=arguments.split,
         validation_split=arguments.validation_split,
         columns=arguments.columns,

@@ -24,18 +24,16 @@ def main(argv: list[str]) -> int:
     """Tune the adapter, write it, and print every trial."""
     arguments = parse(_parser(), argv)
 
-    from blora.opening import open_base, own_base_model
     from blora.training.tune import tune_adapter
 
-    base = open_base(
-        arguments.base_model or own_base_model(arguments.adapter), device=arguments.device, dtype=arguments.dtype
-    )
     output = arguments.output or arguments.adapter
     chosen, trials = tune_adapter(
         arguments.adapter,
         output,
-        base,
         arguments.data,
+        base_model=arguments.base_model,
+        device=arguments.device,
+        dtype=arguments.dtype,
         split=arguments.split,
         columns=arguments.columns,
         limit=arguments.limit,
