@@ -52,7 +52,7 @@ def questions(name: str) -> str:
         "ECE (its floor)": "{ece:.3f} ({ece_floor:.3f})",
         "Brier": "{brier:.3f}",
         "AURC": "{aurc:.3f}",
-        "proved P(wrong \\| answered)": "{target_risk:.0%}",
+        "target for P(wrong \\| answered)": "{target_risk:.0%}",
         "answered": lambda row: f"{row['answered'] / row['n']:.0%}",
         "of these wrong": lambda row: f"{1 - row['right'] / row['answered']:.1%}",
     }

@@ -4,7 +4,7 @@ import importlib
 import sys
 from importlib.metadata import EntryPoint, entry_points
 
-from blora.errors import BloraError
+from blora.errors import BloraError, install_hint
 
 __all__ = ["main"]
 
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     except ImportError as exc:
         if exc.name is None or exc.name.partition(".")[0] == "blora":
             raise
-        print(f"`blora {entry.name}` needs the package {exc.name}; {_install_hint(entry)}", file=sys.stderr)
+        print(f"`blora {entry.name}` needs the package {exc.name}; {install_hint(_extra(entry))}", file=sys.stderr)
         return 2
     except BloraError as exc:
         print(f"blora {entry.name}: {exc}", file=sys.stderr)
@@ -51,16 +51,15 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def _install_hint(entry: EntryPoint) -> str:
-    extra = next((extra for package, extra in EXTRAS.items() if entry.value.startswith(package)), "train")
-    return f"install it with `pip install 'blora[{extra}]'`"
+def _extra(entry: EntryPoint) -> str:
+    return next((extra for package, extra in EXTRAS.items() if entry.value.startswith(package)), "train")
 
 
 def _usage(commands: dict[str, EntryPoint]) -> str:
     lines = [
         "usage: blora COMMAND ...",
         "",
-        "Bayesian-LoRA adapters, and a server that knows when it does not know.",
+        "Adapters with a posterior, and a server that knows when it does not know.",
         "",
     ]
     for name, entry in sorted(commands.items()):

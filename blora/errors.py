@@ -25,6 +25,7 @@ __all__ = [
     "PromptError",
     "PromptTooLongError",
     "ShapeError",
+    "install_hint",
 ]
 
 
@@ -74,3 +75,12 @@ class ShapeError(BloraError):
 
 class NumericalError(BloraError):
     """A factorisation that failed, or a number that is not finite."""
+
+
+def install_hint(extra: str) -> str:
+    """Return the advice for a package that is missing; blora is on no package index, where anyone may take its name.
+
+    Args:
+        extra: the extra of blora that brings the package.
+    """
+    return f"install it with `pip install '.[{extra}]'` in a checkout of blora"

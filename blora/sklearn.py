@@ -4,7 +4,7 @@
     classifier.calibrate(unseen_texts, unseen_labels, target_risk=0.05)
     classifier.predict_or_abstain(new_texts)
 
-Needs `pip install 'blora[sklearn]'`. Unlike the rest of blora it is not imported by `import blora`.
+Needs `pip install '.[sklearn]'` in a checkout. Unlike the rest of blora it is not imported by `import blora`.
 """
 
 from collections.abc import Mapping, Sequence

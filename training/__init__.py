@@ -1,1 +1,1 @@
-"""Training, tuning, calibration and evaluation of Bayesian-LoRA adapters on labelled rows."""
+"""Training, tuning, calibration and evaluation of adapters on labelled rows."""

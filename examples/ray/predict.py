@@ -1,6 +1,6 @@
 """A table of questions through Ray Data: an engine for each GPU (or process), and no server.
 
-    pip install 'blora[model]' 'ray[data]'
+    pip install '.[model]' 'ray[data]'
     python examples/ray/predict.py examples/triage/adapter examples/triage/test.jsonl answers
 
 A row has a `prompt`; answers/ gets Parquet files with the row's columns, and with `answer`, `confidence` and

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from opentelemetry.trace import NoOpTracerProvider, Tracer
 
-from blora.errors import ConfigError
+from blora.errors import ConfigError, install_hint
 from blora.server.monitoring.build import Build
 
 __all__ = ["Traces", "record_stages"]
@@ -83,8 +83,7 @@ def _exporting(endpoint: str, build: Build) -> Any:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as exc:
         raise ConfigError(
-            "--otlp-endpoint needs the packages that send traces: install them with `pip install 'blora[otel]'`, or "
-            "leave it out"
+            f"--otlp-endpoint needs the package opentelemetry: {install_hint('otel')}, or leave it out"
         ) from exc
     resource = Resource.create(
         {"service.name": "blora", "service.version": build.version, "vcs.ref.head.revision": build.revision}

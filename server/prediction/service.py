@@ -5,7 +5,7 @@ import logging
 import time
 from pathlib import Path
 
-from blora.errors import BloraError, ConfigError
+from blora.errors import BloraError, ConfigError, install_hint
 from blora.server.adapters.folder_sync import FolderSync
 from blora.server.adapters.loader import Loader
 from blora.server.adapters.registry import Registry
@@ -212,6 +212,6 @@ def _ledger(settings: Settings) -> Ledger:
         from blora.server.monitoring.ledgers.redis_ledger import RedisLedger
     except ImportError as exc:
         raise ConfigError(
-            "--feedback-redis needs the package redis: install it with `pip install 'blora[redis]'`, or leave it out"
+            f"--feedback-redis needs the package redis: {install_hint('redis')}, or leave it out"
         ) from exc
     return RedisLedger(settings.feedback_redis, settings.feedback_keep_s, settings.feedback_redis_password_file)

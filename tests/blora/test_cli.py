@@ -134,7 +134,7 @@ def test_a_missing_package_is_named_with_what_installs_it(
 ) -> None:
     command(monkeypatch, ModuleNotFoundError("No module named 'torch.nn'", name="torch.nn"))
     assert cli.main([name]) == 2
-    expected = f"`blora {name}` needs the package torch.nn; install it with `pip install 'blora[{extra}]'`\n"
+    expected = f"`blora {name}` needs the package torch.nn; install it with `pip install '.[{extra}]'` in a checkout of blora\n"
     assert capsys.readouterr().err == expected
 
 
@@ -202,5 +202,5 @@ def test_a_bare_install_still_lists_the_commands() -> None:
 def test_a_command_on_a_bare_install_says_what_it_needs(argv: list[str], extra: str) -> None:
     done = python(f"from blora.cli import main; sys.exit(main({argv}))", without=BARE)
     assert done.returncode == 2
-    assert done.stderr.endswith(f"install it with `pip install 'blora[{extra}]'`\n")
+    assert done.stderr.endswith(f"install it with `pip install '.[{extra}]'` in a checkout of blora\n")
     assert "Traceback" not in done.stderr

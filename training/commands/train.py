@@ -23,7 +23,7 @@ from blora.training.config import TRACKERS, HeadChoice, TrainConfig
 
 __all__ = ["SUMMARY", "main"]
 
-SUMMARY = "train a Bayesian-LoRA adapter on a labelled data set"
+SUMMARY = "train an adapter, a decision head or a posterior over a LoRA, on a labelled data set"
 
 POSTERIOR = {
     "rank": "LoRA rank",
