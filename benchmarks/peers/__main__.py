@@ -3,10 +3,10 @@
 `python -m benchmarks.peers` trains, on every set: a logistic regression on the words of the texts, one on the frozen
 base model's states, and the head of `blora train`, whose posterior mean and draws are listed separately; where labels
 are few, other posteriors over the same weights; where they are levels, a cumulative link; on BANKING77, CLINC150 and
-ARC-Easy also the head above a LoRA, trained once with seed 0. Questions that bring their own choices have the base
+ARC-Easy also heads above a LoRA, one for each seed. Questions that bring their own choices have the base
 model's log-probabilities in place of the words. Validation rows come out of the training rows where a set has none of
-its own. Every method is listed as trained and recalibrated on the validation rows. Only what is drawn has seeds; all
-else but the LoRA's order of rows is deterministic.
+its own. Every method is listed as trained and recalibrated on the validation rows. Draws and LoRAs have seeds; all
+else is deterministic.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from benchmarks.peers.cumulative import cumulative_link
@@ -32,15 +33,15 @@ from blora.training.rows import labels_of
 RESULTS = ROOT / "benchmarks" / "results" / "peers"
 
 
-def methods(task: TaskSet, base: BaseModel, read: ReadSet) -> Iterator[Scored]:
-    """Yield what each method says of the test and the foreign rows of a set; the draws of each seed are adjacent."""
+def methods(task: TaskSet, base: BaseModel, read: ReadSet, keep: Path | None) -> Iterator[Scored]:
+    """Yield what each method says of the test and the foreign rows of a set; the seeds of each method are adjacent."""
     if task.prompt.readout == "linear":
         yield from regressions(task, read)
     if task.ordered:
         yield from cumulative_link(read)
     yield from heads(read)
     if task.with_lora:
-        yield from heads_above_lora(base, read)
+        yield from heads_above_lora(base, read, lambda seed: keep and keep / f"{task.name}-lora-{seed}.pt")
 
 
 def regressions(task: TaskSet, read: ReadSet) -> Iterator[Scored]:
@@ -53,11 +54,18 @@ def regressions(task: TaskSet, read: ReadSet) -> Iterator[Scored]:
     yield replace(found, seconds=read.seconds + found.seconds)
 
 
-def measure(task: TaskSet, base: BaseModel, read: ReadSet) -> dict[str, Any]:
-    """Return every method's figures on a set, as trained and recalibrated."""
+def measure(task: TaskSet, base: BaseModel, read: ReadSet, keep: Path | None = None) -> dict[str, Any]:
+    """Return every method's figures on a set, as trained and recalibrated.
+
+    Args:
+        task: the set.
+        base: the base model.
+        read: the set's rows.
+        keep: folder in which trained LoRAs are kept for further runs, None to keep none.
+    """
     labels = labels_of(read.test.rows)
     found = []
-    for method, scored in groupby(methods(task, base, read), lambda one: one.method):
+    for method, scored in groupby(methods(task, base, read, keep), lambda one: one.method):
         runs = list(scored)
         for treatment in ("as trained", "recalibrated"):
             by_seed = []
@@ -70,7 +78,7 @@ def measure(task: TaskSet, base: BaseModel, read: ReadSet) -> dict[str, Any]:
             recalibration = runs[0].recalibration
             about |= {"temperature": recalibration.temperature, "lapse": recalibration.lapse}
             about |= {"seeds": [run.seed for run in runs] if spread is not None else None}
-            found.append(about | mean | {"spread": spread, "training_s": runs[0].seconds})
+            found.append(about | mean | {"spread": spread, "training_s": fmean(run.seconds for run in runs)})
     return {
         "set": task.name,
         "n_train": len(task.train),
@@ -89,14 +97,16 @@ def main() -> None:
     """Measure every set, or one, and write its result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=SETS, help="name of one set; by default all, but only the demo's without data")
-    parser.add_argument("--keep", type=Path, help="folder in which the states of each set are kept for further runs")
+    parser.add_argument(
+        "--keep", type=Path, help="folder that keeps the states and the LoRAs of each set for further runs"
+    )
     arguments = parser.parse_args()
     names = [arguments.set] if arguments.set else SETS if DATA.exists() else ("demo", *QUESTIONS)
     base = load_base_model("embedded", dtype=DTYPE)
     RESULTS.mkdir(parents=True, exist_ok=True)
     for name in names:
         task, kept = load_set(name), arguments.keep / f"{name}.pt" if arguments.keep is not None else None
-        result = measure(task, base, kept_in(kept, partial(read_set, base, task)))
+        result = measure(task, base, kept_in(kept, partial(read_set, base, task)), arguments.keep)
         result |= {"base_model": base.ref.id, "dtype": base.dtype_name, "machine": machine(base.device)}
         result |= {"revision": revision(), "command": f"python -m benchmarks.peers --set {name}"}
         (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")

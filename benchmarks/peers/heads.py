@@ -2,13 +2,15 @@
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.peers.figures import Scored
 from benchmarks.peers.posteriors import other_posteriors
-from benchmarks.peers.reading import NO_LORA, SAMPLING, SEEDS, ReadSet, Rows
+from benchmarks.peers.reading import NO_LORA, SAMPLING, SEEDS, ReadSet, Rows, kept_in
 from blora.base_model import BaseModel
 from blora.config import PosteriorConfig
 from blora.posterior.inject import linear_targets, parse_layers, select_modules
@@ -45,25 +47,58 @@ def heads(read: ReadSet) -> Iterator[Scored]:
         for part, method in ALONE.items():
             fitted = trained.fitted[part]
             yield read.under(method, fitted.head.mean(NO_LORA.mean()), fitted.trial, seconds)
-    yield from _mean_and_draws("head", read, trained, seconds)
+    yield _mean("head", read, trained, seconds)
+    for seed in SEEDS:
+        yield _draws("head", read, trained, seconds, seed)
     if trained.posterior.head.n_outputs <= MOST_LABELS:
         yield from other_posteriors(read, trained, seconds)
 
 
-def heads_above_lora(base: BaseModel, read: ReadSet) -> Iterator[Scored]:
-    """Yield the same of a head above a LoRA in the upper two thirds of the layers, trained once with seed 0."""
+def heads_above_lora(base: BaseModel, read: ReadSet, kept: Callable[[int], Path | None]) -> Iterator[Scored]:
+    """Yield the same of heads above a LoRA in the upper two thirds of the layers, each of `SEEDS` training its own.
+
+    Args:
+        base: the base model; LoRA layers are injected into it.
+        read: the set, as read under the frozen model.
+        kept: for a seed the file that keeps its training for further runs, None to keep nothing.
+    """
+    runs = [kept_in(kept(seed), partial(_train_above, base, read, seed)) for seed in SEEDS]
+    name = "head above a LoRA"
+    for seed, run in zip(SEEDS, runs, strict=True):
+        yield replace(_mean(name, run.read, run.trained, run.seconds), seed=seed)
+    for seed, run in zip(SEEDS, runs, strict=True):
+        yield _draws(name, run.read, run.trained, run.seconds, seed)
+
+
+class _Above(NamedTuple):
+    """A head above a LoRA, and a set as read above it.
+
+    Attributes:
+        trained: the head.
+        read: the set; its training rows are still those of the frozen model.
+        seconds: time of the training, in seconds, with the reading of training and validation rows.
+    """
+
+    trained: TrainedHead
+    read: ReadSet
+    seconds: float
+
+
+def _train_above(base: BaseModel, read: ReadSet, seed: int) -> _Above:
+    """Train a LoRA with a seed and the head above it, and read the set again."""
     began = time.perf_counter()
     train, validation = read.train, read.validation
+    sampling = replace(SAMPLING, seed=seed)
     frozen = fit_parts(
-        read.config, train.features, train.rows, validation.features, validation.rows, SAMPLING, NO_LORA, ("both",)
+        read.config, train.features, train.rows, validation.features, validation.rows, sampling, NO_LORA, ("both",)
     )
     n_layers = base.model.config.get_text_config().num_hidden_layers
     layers = parse_layers(f"last:{n_layers - n_layers // 3}", n_layers)
     modules = select_modules(base.model, linear_targets(base.model), layers)
-    lora = Posterior(modules, PosteriorConfig(method="lora"), seed=0)
+    lora = Posterior(modules, PosteriorConfig(method="lora"), seed)
     with tempfile.TemporaryDirectory() as work_dir:
-        training = TrainConfig(work_dir=Path(work_dir), epochs=EPOCHS, batch_size=BATCH_SIZE)
-        trained = train_below(base, frozen, lora, train.rows, validation.rows, SAMPLING, training, None, ())
+        training = TrainConfig(work_dir=Path(work_dir), epochs=EPOCHS, batch_size=BATCH_SIZE, seed=seed)
+        trained = train_below(base, frozen, lora, train.rows, validation.rows, sampling, training, None, ())
     seconds = read.seconds + time.perf_counter() - began
 
     def again(part: Rows) -> Rows:
@@ -72,23 +107,22 @@ def heads_above_lora(base: BaseModel, read: ReadSet) -> Iterator[Scored]:
 
     foreign, proof = (again(part) if part is not None else None for part in (read.foreign, read.proof))
     under = read._replace(validation=again(validation), test=again(read.test), foreign=foreign, proof=proof)
-    yield from _mean_and_draws("head above a LoRA", under, trained, seconds)
+    return _Above(trained, under, seconds)
 
 
-def _mean_and_draws(name: str, read: ReadSet, trained: TrainedHead, seconds: float) -> Iterator[Scored]:
-    """Yield a head's posterior mean and its draws.
-
-    The mean is recalibrated on the validation rows by itself. The draws of every seed have the temperature and the
-    lapse rate of the training, which go with the draws of the first seed, and are what an adapter is served with.
-    """
+def _mean(name: str, read: ReadSet, trained: TrainedHead, seconds: float) -> Scored:
+    """Return a head's posterior mean, recalibrated on the validation rows by itself."""
     mean = trained.posterior.mean()
     trial = trial_of(0.0, read.validation.under(mean), read.validation.rows)
-    yield read.under(f"{name}, posterior mean", mean, trial, seconds)
+    return read.under(f"{name}, posterior mean", mean, trial, seconds)
+
+
+def _draws(name: str, read: ReadSet, trained: TrainedHead, seconds: float, seed: int) -> Scored:
+    """Return a head's draws of a seed, recalibrated as the training did for the draws that it is served with."""
     distances = None
     if read.foreign is not None:
         distance = trained.familiarity.distance
         distances = distance(read.test.prompts), distance(read.foreign.prompts)
-    for seed in SEEDS:
-        draws = trained.posterior.sample(N_SAMPLES_HEAD, generator_of(seed))
-        found = read.under(f"{name}, {N_SAMPLES_HEAD} draws", draws, trained.trial, seconds)
-        yield replace(found, seed=seed, distances=distances)
+    draws = trained.posterior.sample(N_SAMPLES_HEAD, generator_of(seed))
+    found = read.under(f"{name}, {N_SAMPLES_HEAD} draws", draws, trained.trial, seconds)
+    return replace(found, seed=seed, distances=distances)

@@ -49,6 +49,8 @@ FOREIGN = (
     "Foreign AUROC: of 1 - confidence / of mutual information / of the distance behind the familiarity, for telling "
     "foreign rows from test rows. "
 )
+# The method whose rows have seeds if several LoRAs were trained.
+ABOVE_LORA = "head above a LoRA, posterior mean"
 FLOOR = "The floor of an ECE is its mean if the probabilities were exactly right."
 # Metrics of the rows that prove thresholds.
 UNSEEN: Columns = {
@@ -76,7 +78,8 @@ def _tables(results: Sequence[Row]) -> str:
     first = ordered[0]
     revisions = ", ".join(dict.fromkeys(result["revision"] for result in ordered))
     about = (
-        "Recalibrated on the validation rows. ± is the standard deviation over three seeds of the draws; what is "
+        "Recalibrated on the validation rows. ± is the standard deviation over three seeds of the draws and, above "
+        "a LoRA, of its training; what is "
         f"answered is the mean over {first['n_divisions']} divisions, ± their standard deviation, of the rows for the "
         f"proof (delta {first['delta']:g}) or, without any, of the test rows into halves, one to prove a threshold and "
         f"one to answer. {FOREIGN if any(result['foreign'] for result in ordered) else ''}"
@@ -93,6 +96,8 @@ def _table(result: Row) -> str:
         f"**{result['set']}**: {result['n_train']:,} training, {result['n_validation']:,} validation, "
         f"{result['n_test']:,} test rows{proof}{foreign}."
     )
+    if any(row["method"] == ABOVE_LORA and row["seeds"] is None for row in result["rows"]):
+        sizes += " The LoRA was trained with one seed."
     rows = [row for row in result["rows"] if row["treatment"] == "recalibrated"]
     tables = [record_table(rows, _columns(rows[0]))]
     if "proof_ece" in rows[0]:
