@@ -1,6 +1,6 @@
 """Writes the tables of the documentation from the committed result files, between the markers that name them.
 
-`python -m benchmarks.tables` rewrites README.md and seven pages of docs; `--check` exits 1 if that would change one.
+`python -m benchmarks.tables` rewrites README.md and eight pages of docs; `--check` exits 1 if that would change one.
 """
 
 import json
@@ -33,7 +33,7 @@ DOCUMENTS = (
     ROOT / "README.md",
     *(
         ROOT / "docs" / f"{name}.md"
-        for name in ("calibration", "decisions", "familiarity", "serving", "faults", "security", "deploy")
+        for name in ("calibration", "decisions", "familiarity", "heads", "serving", "faults", "security", "deploy")
     ),
 )
 
@@ -172,6 +172,29 @@ def _head_training(name: str) -> str:
     )
 
 
+def _few_rows(name: str) -> str:
+    """Return the table of heads from few rows, recalibrated without and with training rows out of fold."""
+    [result] = _load(name)
+    columns: Columns = {
+        "set": "{set}",
+        "rows": "{n_rows}",
+        "of these to validate": "{n_validation}",
+        **{
+            f"{metric.upper()}, {way}": lambda row, metric=metric, key=key: f"{row[key][metric]:.3f}"
+            for metric in ("nll", "ece")
+            for way, key in (("validation rows alone", "alone"), ("with rows out of fold", "out_of_fold"))
+        },
+        "fall of the NLL": "{gain:.3f} ± {gain_std:.3f}",
+    }
+    machine = result["machine"]
+    return (
+        f"{record_table(result['sizes'], columns, n_words=2)}\n\n"
+        f"Means over {result['n_divisions']} choices of the rows, ± the standard deviation; {result['base_model']}, "
+        f"{result['dtype']}; {machine['cores']} cores of {machine['processor']}, revision {result['revision']}; "
+        f"`{result['command']}`."
+    )
+
+
 def _training_time(folder: str) -> str:
     """Return the table of our training step beside one of plain LoRA."""
     [result] = _load(folder)
@@ -298,6 +321,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "bayesianize": _bayesianize,
     "training_time": _training_time,
     "head_training": _head_training,
+    "few_rows": _few_rows,
     "search": _search,
     "choice": _choice,
     "attacks": _of("attacks", faults.attacks),

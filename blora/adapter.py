@@ -17,12 +17,13 @@ import json
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from blora.atomic import new_folder
 from blora.base_model import BaseModel
@@ -36,7 +37,7 @@ from blora.lora import LORA_CONFIG_FILE, WEIGHTS_FILE, check_tensors, factor_sha
 from blora.model_card import model_card
 from blora.peft_files import check_mean, check_peft_config, peft_config, peft_tensors
 from blora.posterior.decision_head import DecisionHead, HeadPosterior, head_bytes, head_shapes
-from blora.posterior.inject import inject, linear_modules
+from blora.posterior.inject import check_modules, inject
 from blora.posterior.posterior import Posterior
 from blora.posterior.sizes import memory_bytes, tensor_shapes
 
@@ -254,7 +255,9 @@ def _read_head(folder: Path, config: AdapterConfig, base: BaseModel) -> Decision
     file = TensorsFile(folder / HEAD_FILE, mend=MEND)
     check_tensors(file, shapes.items())
     tensors = read_tensors(file, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
-    return DecisionHead(head, **{name: tensor.float() for name, tensor in tensors.items()})
+    tensors = {name: tensor.float() for name, tensor in tensors.items()}
+    _check_positive("head", tensors, ("scale", "prompt_scale"))
+    return DecisionHead(head, **tensors)
 
 
 def _read_familiarity(folder: Path, config: AdapterConfig) -> Familiarity:
@@ -271,10 +274,14 @@ def _read_familiarity(folder: Path, config: AdapterConfig) -> Familiarity:
     file = TensorsFile(folder / FAMILIARITY_FILE, mend=MEND)
     check_tensors(file, shapes.items())
     found = read_tensors(file, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
-    for name in ("scale", "variances", "residual", "spread"):
-        if not bool((found[name] > 0).all()):
-            raise AdapterError(f"got a familiarity whose {name} is not positive; {MEND}")
+    _check_positive("familiarity", found, ("scale", "variances", "residual", "spread"))
     return Familiarity.of(settings, found)
+
+
+def _check_positive(what: str, tensors: Mapping[str, Tensor], names: Sequence[str]) -> None:
+    for name in names:
+        if name in tensors and not bool((tensors[name] > 0).all()):
+            raise AdapterError(f"got a {what} whose {name} is not positive; {MEND}")
 
 
 def _files(folder: Path) -> tuple[str, ...]:
@@ -366,14 +373,7 @@ def _check_base(config: AdapterConfig, base: BaseModel) -> None:
             f"{wanted.revision or 'unknown'}; if only transformers was upgraded since, install the release that the "
             f"adapter's {CONFIG_FILE} names"
         )
-    linear = linear_modules(base.model)
-    for name, shape in config.modules.items():
-        found = linear.get(name)
-        if found != tuple(shape):
-            raise AdapterError(
-                f"got adapted module {name} of shape {tuple(shape)}, "
-                f"but the base model has {found or 'no such linear module'}"
-            )
+    check_modules(base.model, config.modules)
 
 
 def _same_weights(wanted: BaseModelRef, found: BaseModelRef) -> bool:

@@ -20,10 +20,11 @@ from blora.inference.packing import PackedRow, pack
 from blora.posterior.decision_head import Features
 from blora.server.batch.rows import question_of
 from blora.server.engines.handle import AdapterHandle
-from blora.server.engines.jobs import draws_suffice, outcome
-from blora.server.engines.protocol import Job, Outcome, Stop
+from blora.server.engines.outcomes import draws_suffice, outcome
+from blora.server.engines.protocol import Job, Outcome
 from blora.server.errors import ServerError
-from blora.server.prediction.policies import InForce, policy_for
+from blora.server.prediction.choices import choices_of
+from blora.server.prediction.policies import InForce, policy_for, stop_of
 from blora.server.prediction.response import answered
 from blora.server.scheduling.batcher import Completed
 from blora.server.schemas.requests import PredictRequest
@@ -107,22 +108,15 @@ def _ask(
             raise read.error
         request = PredictRequest.model_validate({**usual, **read.asked, **policy})
         in_force = policy_for(request, handle)
+        choices = choices_of(request, handle)
     except ValidationError as exc:
         raise _refused(invalid_request(exc.errors(include_url=False))) from exc
     except ServerError as exc:
         raise _refused(exc) from exc
-    config = handle.config.prompt
-    offered = request.choices or config.choices
-    if offered is None:
-        raise PromptError(
-            f"got a question without choices, and adapter {handle.name!r} has no fixed ones, expected 2 to 255: give "
-            "choices=",
-            param="choices",
-        )
     row = pack(
         base.tokenizer,
-        choices=offered,
-        config=config,
+        choices=choices,
+        config=handle.config.prompt,
         prompt=request.prompt,
         messages=[turn.model_dump() for turn in request.messages] if request.messages else None,
         max_length=base.max_length,
@@ -144,12 +138,10 @@ def _answer(
         NumericalError: if a probability is not finite.
     """
     row, in_force = asked.row, asked.in_force
-    policy, error = in_force.policy if in_force else None, handle.config.sampling.stop_error
-    stop = Stop(policy, error) if policy is not None and error is not None else None
-    job = Job(handle, row, len(log_probs), None, stop)
+    job = Job(handle, row, len(log_probs), None, stop_of(in_force, handle))
     found = outcome(job, log_probs[:, : row.n_choices], distance, f"{base.device} in {base.dtype}")
     probs = found.probs
-    if stop is not None:  # drop the draws that the server would not have taken
+    if job.stop is not None:  # drop the draws that the server would not have taken
         probs = probs[: next((n for n in looks(len(probs)) if draws_suffice(job, probs[:n])), len(probs))]
     done = Completed(Outcome(probs, found.familiarity), queue_s=0.0, compute_s=seconds)
     return answered(asked.request, job, in_force, done, model=base.name).response

@@ -96,7 +96,6 @@ def _parsed(raw: Any, file: Path, again: str) -> _Contents:
             f"got {file}, which is not as `blora calibrate` wrote it, expected contents of its own digest: it was "
             f"edited; restore it, or {again}"
         )
-    _drop_entropies(raw)
     try:
         contents = TypeAdapter(_Contents).validate_json(json.dumps(raw))
     except ValidationError as exc:
@@ -115,14 +114,6 @@ def _parsed(raw: Any, file: Path, again: str) -> _Contents:
             f"same contents and dtype; {again}"
         )
     return contents
-
-
-def _drop_entropies(raw: dict[str, Any]) -> None:
-    """Remove the histograms of entropies that earlier versions wrote, and that nothing reads any more."""
-    entries = raw.get("calibrations")
-    for entry in entries if isinstance(entries, list) else ():
-        if isinstance(entry, dict):
-            entry.pop("entropy", None)
 
 
 def body_digest(raw: dict[str, Any]) -> str:

@@ -1,18 +1,17 @@
 """The column names of a file of questions, the flag that maps them, and the message for a row without a question."""
 
 from argparse import ArgumentParser, ArgumentTypeError, _ArgumentGroup
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from blora.errors import ConfigError, DataError
+from blora.errors import ConfigError
 
 __all__ = [
-    "MOST_CELL_CHARACTERS",
     "QUESTION_COLUMNS",
     "add_columns",
-    "check_commas",
     "check_mapped",
+    "choices_of",
     "is_request",
     "no_question",
     "renamed",
@@ -20,8 +19,6 @@ __all__ = [
 
 QUESTION_COLUMNS = ("question", "prompt", "messages")
 OTHER_COLUMNS = ("choices", "label", "label_index", "label_text", "answerKey", "id")
-# Bound on the memory that one CSV cell takes, a thousand times that of Python's csv.
-MOST_CELL_CHARACTERS = 2**27
 # Common names of text columns in other data sets.
 USUAL_NAMES = ("text", "input", "query", "sentence", "content", "instruction", "body", "utterance", "ticket")
 
@@ -58,16 +55,13 @@ def renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any
     return own | {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
 
 
-def check_commas(header: Sequence[str], where: str) -> None:
-    """Raise an error if the header of a CSV file is one cell that holds another separator.
+def choices_of(text: str) -> tuple[str, ...]:
+    """Return the choices in a text that separates them by |.
 
-    Raises:
-        DataError: if it is; the message begins with `where`.
+    >>> choices_of("bug | billing|other")
+    ('bug', 'billing', 'other')
     """
-    if len(header) == 1 and (other := next((one for one in (";", "\t") if one in header[0]), None)):
-        raise DataError(
-            f"{where}: got columns that are separated by {other!r}, expected commas: save the file as CSV with commas"
-        )
+    return tuple(choice.strip() for choice in text.split("|"))
 
 
 def is_request(columns: Collection[str]) -> bool:

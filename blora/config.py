@@ -1,9 +1,9 @@
 """The settings of an adapter, as frozen dataclasses; `bayesian_config.json` is their JSON form."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
-from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from blora.checks import require
 from blora.errors import ConfigError
@@ -109,18 +109,6 @@ class PosteriorConfig:
             f"lambda_init = {self.lambda_init}",
             f"a positive number below lambda_max = {self.lambda_max}",
         )
-
-
-def _of_one_mode(posterior: Any) -> Any:
-    """Return a file's posterior settings without `modes`, the number of mixture components in earlier versions."""
-    if not isinstance(posterior, dict) or "modes" not in posterior:
-        return posterior
-    if posterior["modes"] != 1:
-        raise ConfigError(
-            f"got modes = {posterior['modes']!r}, expected 1: mixtures of posteriors are no longer supported; train "
-            "the adapter again"
-        )
-    return {name: value for name, value in posterior.items() if name != "modes"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,7 +267,7 @@ class AdapterConfig:
     base_model: BaseModelRef
     target_modules: tuple[str, ...]
     modules: dict[str, tuple[int, int]]
-    posterior: Annotated[PosteriorConfig, BeforeValidator(_of_one_mode)]
+    posterior: PosteriorConfig
     prompt: PromptConfig
     sampling: SamplingConfig
     head: HeadConfig | None = None

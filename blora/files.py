@@ -122,11 +122,6 @@ class TensorInfo:
     shape: tuple[int, ...]
     dtype: str
 
-    @property
-    def is_floating(self) -> bool:
-        """Return whether the tensor holds floating-point numbers."""
-        return self.dtype not in ("I64", "BOOL")
-
 
 class TensorsFile:
     """A safetensors file that is read in two steps: the header first, the tensors after the caller has checked it.

@@ -71,9 +71,9 @@ def train(
     """Train an adapter on labelled rows, write it, and return it ready to answer.
 
     Args:
-        rows: a list of dicts, a pandas or polars DataFrame, a `datasets.Dataset`, a .jsonl or .csv file, or a hub data
-            set. A row has a question, prompt or messages (or, except in files, a text), and a label; or an input and
-            several labelled questions, as requests to /v1/decisions have them.
+        rows: a list of dicts, a pandas or polars DataFrame, a `datasets.Dataset`, a .jsonl, .csv or .parquet file, or a
+            hub data set. A row has a question, prompt or messages (or, except in files, a text), and a label; or an
+            input and several labelled questions, as requests to /v1/decisions have them.
         output: the adapter directory to write.
         choices: the fixed label set; by default each row's own choices, or else the set of all labels in the rows.
         validation: rows for recalibration and early stopping; by default a tenth of `rows`, not used for training.

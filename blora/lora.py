@@ -1,5 +1,6 @@
 """Reading of a plain LoRA from PEFT's two files: its adapted modules and its factors."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -72,8 +73,11 @@ def lora_shape(path: Path) -> LoraShape:
     settings = _settings(path)
     _check_plain(path, settings)
     rank, alpha = settings.get("r"), settings.get("lora_alpha")
-    if not isinstance(rank, int) or not isinstance(alpha, int | float):
-        raise AdapterError(f"got r = {rank!r} and lora_alpha = {alpha!r} in {path}, expected numbers; check the file")
+    if not isinstance(rank, int) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
+        raise AdapterError(
+            f"got r = {rank!r} and lora_alpha = {alpha!r} in {path}, expected a whole number and a finite "
+            "positive one; check the file"
+        )
     sides: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, info in TensorsFile(path / WEIGHTS_FILE, mend="check the path").tensors.items():
         if not (match := _TENSOR.fullmatch(name)):
@@ -88,6 +92,8 @@ def lora_shape(path: Path) -> LoraShape:
                 f"with rank {rank}; start from a plain LoRA"
             )
         modules[module] = (B[0], A[1])
+    if not modules:
+        raise AdapterError(f"got {path}, which holds no factors, expected those of a LoRA; check the path")
     return LoraShape(rank, float(alpha), modules)
 
 
@@ -186,14 +192,14 @@ def check_tensors(file: TensorsFile, expected: Iterable[tuple[str, tuple[int, ..
 def read_tensors(file: TensorsFile, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a file's tensors, which must match the expected ones in name, shape and kind, and must be finite.
 
-    The values of the expected tensors are ignored.
+    Every value must be finite in float32, in which it is used. The values of the expected tensors are ignored.
     """
     check_tensors(file, ((name, tuple(tensor.shape)) for name, tensor in expected.items()))
     tensors = file.read()
     for name, tensor in tensors.items():
         if tensor.is_floating_point() != expected[name].is_floating_point():
             raise AdapterError(f"got {name} of {tensor.dtype} in {file.file.name}, expected {expected[name].dtype}")
-        if not bool(tensor.isfinite().all()):
+        if not bool(tensor.float().isfinite().all()):
             raise AdapterError(f"got {name} in {file.file.name} with values that are not finite; train again")
     return tensors
 

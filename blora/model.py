@@ -16,7 +16,7 @@ from blora.errors import BloraError
 from blora.export import export_draws
 from blora.hub.fetch import check_own
 from blora.server.engines.handle import AdapterHandle
-from blora.server.engines.jobs import handle_of
+from blora.server.engines.loading import handle_of
 from blora.server.prediction.policies import InForce, default_policy
 
 if TYPE_CHECKING:

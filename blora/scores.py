@@ -8,7 +8,7 @@ is given.
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, log
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, overload
 
 from blora.errors import ShapeError
 
@@ -19,6 +19,7 @@ __all__ = [
     "DRAWN",
     "SCORES",
     "TABLE",
+    "TOLERANCE",
     "Score",
     "ScoreName",
     "entropy",
@@ -29,6 +30,9 @@ __all__ = [
     "predictive_mean",
     "scores_of",
 ]
+
+# Probabilities come from float32; a value this close to its threshold counts as equal to it, which is no failure.
+TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,13 +117,17 @@ class Score:
         """Return values with the sign at which higher is more certain; applied twice, this returns the values."""
         return values if self.high_is_certain else -values
 
-    def fails(self, value: float, threshold: float, tolerance: float = 0.0) -> bool:
-        """Return whether a value is less certain than a threshold by more than a tolerance.
+    @overload
+    def fails(self, value: float, threshold: float) -> bool: ...
+    @overload
+    def fails(self, value: "Tensor", threshold: "float | Tensor") -> "Tensor": ...
+    def fails(self, value: "float | Tensor", threshold: "float | Tensor") -> "bool | Tensor":
+        """Return whether a value is less certain than a threshold; every policy, proof and count is by this comparison.
 
         >>> SCORES["confidence"].fails(0.7, threshold=0.8), SCORES["mutual_information"].fails(0.7, threshold=0.8)
         (True, False)
         """
-        return value < threshold - tolerance if self.high_is_certain else value > threshold + tolerance
+        return value < threshold - TOLERANCE if self.high_is_certain else value > threshold + TOLERANCE
 
 
 # Functions for the rows of the table

@@ -8,6 +8,7 @@ Needs `pip install '.[sklearn]'` in a checkout. Unlike the rest of blora it is n
 """
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
@@ -26,6 +27,8 @@ from blora.front_door import load, train
 from blora.model import Model
 
 __all__ = ["BloraClassifier"]
+
+REPORTED = 10  # positions of missing labels in a message
 
 
 class BloraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -256,12 +259,24 @@ def _labels(y: Any) -> Any:
     """Return y as an array (N,).
 
     Raises:
-        ValueError: if y is not labels of classes.
+        ValueError: if y is not labels of classes, or a label is missing.
     """
     if y is None:
         raise ValueError("got y = None, expected labels: this classifier requires y to be passed")
+    given = np.asarray(y, dtype=object)  # as an array of texts, None and NaN would be texts too
+    if given.ndim == 1 and (missing := [str(place) for place, label in enumerate(given) if _is_missing(label)]):
+        more = f" and {len(missing) - REPORTED} more" if len(missing) > REPORTED else ""
+        raise ValueError(
+            f"got no label at the positions {', '.join(missing[:REPORTED])}{more} of y, expected one for each text: "
+            "leave out the texts without a label"
+        )
     check_classification_targets(y)
     labels = np.asarray(y)
     if labels.ndim != 1:
         raise ValueError(f"got y of {labels.ndim} dimensions, expected one: a label for each text")
     return labels
+
+
+def _is_missing(label: object) -> bool:
+    """Return whether a label is None, NaN, or the NA of pandas, which need not be installed."""
+    return label is None or (isinstance(label, Real) and label != label) or type(label).__name__ == "NAType"

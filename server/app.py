@@ -34,9 +34,9 @@ from blora.server.http.middleware import (
     SafeHeaders,
     UnambiguousLength,
 )
+from blora.server.http.reading import Reader
 from blora.server.http.responses import error_response, refuse
 from blora.server.http.routes import router
-from blora.server.http.strict_json import Reader
 from blora.server.keys import Keys
 from blora.server.monitoring.audit_log import AuditLog
 from blora.server.prediction.service import Service

@@ -14,7 +14,7 @@ ServerError
 ├── SlowRequestError        the body did not arrive in time
 ├── TryLaterError           try again in `retry_after_s`
 │   ├── QueueFullError      the queue is full
-│   ├── RateLimitedError    the key has sent too many requests
+│   ├── RateLimitedError    the client has sent too many requests or bytes
 │   └── TooManyConnectionsError  all connections are in use
 ├── ModelFailureError       the forward pass raised
 ├── NonFiniteError          the forward pass returned NaN or infinity
@@ -254,7 +254,7 @@ class QueueFullError(TryLaterError):
 
 
 class RateLimitedError(TryLaterError):
-    """The key has sent too many requests."""
+    """The client has sent too many requests or bytes."""
 
     code = "rate_limited"
 

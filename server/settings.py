@@ -245,6 +245,20 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _settings_given_have_an_effect(self) -> "Settings":
+        vllm, redis = self.engine == "vllm", self.feedback_redis is not None
+        for name, without_effect, why in (
+            ("engine_concurrency", not vllm, "with --engine torch"),
+            ("device", vllm and self.device not in ("auto", "cpu"), "with --engine vllm, which has its own device"),
+            ("prefix_cache_mib", vllm, "with --engine vllm, which has its own cache"),
+            ("max_feedback_predictions", redis, "with --feedback-redis, where --feedback-keep-s limits what is kept"),
+            ("feedback_keep_s", not redis, "without --feedback-redis"),
+        ):
+            if without_effect and name in self.model_fields_set:
+                raise ValueError(f"got --{name.replace('_', '-')}, which has no effect {why}: leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _a_password_is_one_for_redis(self) -> "Settings":
         if self.feedback_redis_password_file is not None and self.feedback_redis is None:
             raise ValueError(

@@ -1,9 +1,11 @@
 """Heads with random weights, and labelled rows that one can be fitted to."""
 
+from collections.abc import Sequence
+
 import torch
 
 from blora.config import HeadConfig, PromptConfig
-from blora.posterior.decision_head import DecisionHead, head_shapes
+from blora.posterior.decision_head import DecisionHead, Features, head_shapes
 
 LABELS = ("no", "yes", "maybe")
 
@@ -23,3 +25,11 @@ def head_of(config: HeadConfig, n_outputs: int, *, seed: int = 0) -> DecisionHea
             tensors[name] = tensors[name].half().float()
     tensors["basis"] = torch.linalg.qr(tensors["basis"]).Q
     return DecisionHead(config, **tensors)
+
+
+def row_after_row(features: Features, sizes: Sequence[int]) -> Features:
+    """The same features without what stands beyond each question's choices."""
+    n_choices = torch.tensor(sizes)
+    present = torch.arange(features.states.shape[1]) < n_choices[:, None]
+    owner = torch.arange(len(sizes)).repeat_interleave(n_choices)
+    return Features(features.states[present], features.counts[present], features.prompt, owner)

@@ -20,16 +20,16 @@ from blora.errors import AdapterError, ConfigError
 from blora.lora import balanced, lora_shape, read_lora
 from blora.opening import open_base
 from blora.posterior.draws import Factors
-from blora.posterior.inject import inject, linear_modules
+from blora.posterior.inject import check_modules, inject
 from blora.posterior.posterior import Posterior
 from blora.training.caveats import warn_of_few_rows
-from blora.training.config import N_SAMPLES_TUNED, SCALES, TOLERANCE_NATS
+from blora.training.config import N_SAMPLES_TUNED, NEW_PROMPT, SCALES, TOLERANCE_NATS
 from blora.training.data import ExampleSet, examples_of
 from blora.training.evaluate import predict_all
 from blora.training.labels import label_set
 from blora.training.overlap import SEEN, check_unseen, fingerprints, seen_by
 from blora.training.provenance import machine, revision
-from blora.training.questions import as_plain
+from blora.training.questions import Question, as_plain
 from blora.training.recipe import Trained
 from blora.training.rows import pack_examples
 from blora.training.settings import prompt_of, sampling_of
@@ -77,7 +77,8 @@ def bayesianize_lora(
         dtype: precision of the base model, as for `load_base_model`.
         scales: factors to try on the posterior's standard deviations.
         tolerance: see `blora.training.tune.choose`, in nats.
-        settings: settings of the prompt and the draws, by flag name of `blora bayesianize`, with underscores.
+        settings: settings of the prompt and the draws, by flag name of `blora bayesianize`, with underscores; by
+            default those of a LoRA that `blora train` made, or else those of `blora train`.
 
     Returns:
         The base model with the chosen trial, and all trials; the first is the LoRA itself, at scale 0.
@@ -86,25 +87,34 @@ def bayesianize_lora(
         BloraError: if the data, the base model, the LoRA or a setting is unusable.
     """
     given = {name: value for name, value in settings.items() if value is not None}
-    template_given = "template" in given
-    prompt, sampling = prompt_of(given), sampling_of(given, n_samples=given.pop("n_samples", N_SAMPLES_TUNED))
+    own = _own_config(path)
+    question = Question.of(own) if own is not None else None
+    if question is not None and "choices" in given:
+        raise ConfigError(
+            f"got choices for a LoRA that answers the question {question.config.name!r}, which brings its own; leave "
+            "--choices out"
+        )
+    default_template = own is None and "template" not in given
+    prompt = prompt_of(given, own.prompt if own is not None else NEW_PROMPT)
+    sampling = sampling_of(given, own.sampling if own is not None else SamplingConfig())
+    sampling = replace(sampling, n_samples=given.pop("n_samples", N_SAMPLES_TUNED))  # a plain LoRA has one draw
     if given:
         raise ConfigError(f"got unknown settings {', '.join(given)}, expected those of `blora bayesianize --help`")
-    own = _own_prompt(path)
-    table = as_plain(read_table(data, split=split, columns=columns), None, training=True)
-    choices = prompt.choices or (own.choices if own is not None else label_set(table))
-    examples = examples_of(table, choices, limit)
-    template = own.template if own is not None else examples.template
-    prompt = replace(prompt, choices=choices, template=prompt.template if template_given else template)
+    table = as_plain(read_table(data, split=split, columns=columns), question, training=True)
+    if own is None and prompt.choices is None:
+        prompt = replace(prompt, choices=label_set(table))
+    examples = examples_of(table, prompt.choices, limit)
+    if default_template:
+        prompt = replace(prompt, template=examples.template)
     base = open_base(base_model, device=device, dtype=dtype)
     chosen, trials = _bayesianize(
-        path, output, base, examples, prompt, sampling, scales=scales, tolerance=tolerance, command=command
+        path, output, base, examples, own, prompt, sampling, scales=scales, tolerance=tolerance, command=command
     )
     return Trained(base, chosen), trials
 
 
-def _own_prompt(path: Path) -> PromptConfig | None:
-    """Return the prompt settings of a LoRA that `blora train` made, whose choices are more than those of a few rows.
+def _own_config(path: Path) -> AdapterConfig | None:
+    """Return the config of a LoRA that `blora train` made, None for any other.
 
     Raises:
         AdapterError: if the directory holds an adapter that has a posterior already.
@@ -117,7 +127,7 @@ def _own_prompt(path: Path) -> PromptConfig | None:
             f"got {path}, an adapter that has a posterior already, expected a plain LoRA: widen its posterior with "
             "blora tune"
         )
-    return config.prompt
+    return config
 
 
 def _bayesianize(
@@ -125,6 +135,7 @@ def _bayesianize(
     output: Path,
     base: BaseModel,
     examples: ExampleSet,
+    own: AdapterConfig | None,
     prompt: PromptConfig,
     sampling: SamplingConfig,
     *,
@@ -139,6 +150,7 @@ def _bayesianize(
         output: the adapter directory to write.
         base: the base model that the LoRA was trained on.
         examples: labelled rows that the LoRA was not trained on; they choose the width and the recalibration.
+        own: config of a LoRA that `blora train` made, whose question and policy are kept.
         prompt: how a question becomes text.
         sampling: number and seed of the adapter's draws.
         scales: factors to try on the posterior's standard deviations.
@@ -158,13 +170,7 @@ def _bayesianize(
     seen = seen_by(path)
     check_unseen({SEEN: seen}, examples)
     posterior = posterior_around(path, START, sampling.seed)
-    linear = linear_modules(base.model)
-    for name, shape in posterior.modules_shape.items():
-        if linear.get(name) != shape:
-            raise AdapterError(
-                f"got LoRA {path} that adapts {name} {shape}, but the base model has {linear.get(name) or 'no such'} "
-                "linear module; give the base model it was trained on"
-            )
+    check_modules(base.model, posterior.modules_shape)
     rows = pack_examples(examples, base, prompt)
     inject(base.model, posterior.modules_shape)
     lora = trial_of(0.0, predict_all(base.model, rows, posterior.mean(), about="scoring the LoRA"), rows)
@@ -177,6 +183,8 @@ def _bayesianize(
         posterior=posterior.config,
         prompt=prompt,
         sampling=sampling,
+        question=own.question if own is not None else None,
+        policy=own.policy if own is not None else None,
         training={
             "command": command,
             "revision": revision(),
@@ -190,7 +198,7 @@ def _bayesianize(
     )
     save_adapter(output, posterior, chosen.recalibrated(config), base)
     logger.info("wrote %s: %s", output, chosen)
-    warn_of_few_rows(chosen.n_rows)
+    warn_of_few_rows(chosen.n_rows, chosen.n_recalibrating)
     return chosen, [lora, *trials]
 
 

@@ -17,13 +17,14 @@ FEW, MANY_TIMES = 2, 10
 logger = logging.getLogger(__name__)
 
 
-def warn_of_few_rows(n_rows: int) -> None:
-    """Log a warning if there are few validation rows."""
+def warn_of_few_rows(n_rows: int, n_recalibrating: int) -> None:
+    """Log a warning if there are few validation rows, or few rows that recalibrate."""
     if n_rows < FEW_ROWS:
+        weak = "the recalibration stays weak unless all of them agree, and " if n_recalibrating < FEW_ROWS else ""
         logger.warning(
-            "there are only %d validation rows: the recalibration stays weak unless all of them agree, and their "
-            "accuracy, NLL and ECE are unreliable; use at least %d, better several hundred",
-            *(n_rows, FEW_ROWS),
+            "there are only %d validation rows: %stheir accuracy, NLL and ECE are unreliable; use at least %d, better "
+            "several hundred",
+            *(n_rows, weak, FEW_ROWS),
         )
 
 

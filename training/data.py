@@ -7,7 +7,7 @@ so do requests with several labelled questions (see `blora.training.questions`).
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from blora.columns import no_question
 from blora.config import AdapterConfig
 from blora.errors import DataError
 from blora.posterior.noise import generator_of
+from blora.spelling import seen
 from blora.training.labels import Label, RowError, read_label, settle
 from blora.training.questions import ABOUT, DESCRIBED, Question, as_plain
 from blora.training.sources import Rows, Table, read_table
@@ -65,16 +66,15 @@ class Example:
     def identity(self) -> str:
         """Text that is equal for equal questions.
 
-        The order of choices, white space, the label, and whether descriptions are offered do not count.
+        The order of choices, white space, the Unicode form, zero-width characters, the label, and whether descriptions
+        are offered do not count.
         """
-        turns = [[turn["role"], _plain(turn["content"])] for turn in self.messages or ()]
-        return json.dumps([_plain(self.prompt or ""), turns, sorted(map(_plain, self.described or self.choices))])
+        return self._identity(_plain)
 
     @property
     def wording(self) -> str:
         """Question without its choices; equal for a prompt and for a chat of that one turn."""
-        turns = " ".join(turn["content"] for turn in self.messages or ())
-        return _plain(turns if self.prompt is None else self.prompt)
+        return self._wording(_plain)
 
     @property
     def text(self) -> str:
@@ -84,6 +84,20 @@ class Example:
         a prompt such as "Which of these is true?" count as one text, whatever their choices are.
         """
         return self.wording if self.about is None else _plain(self.about)
+
+    @property
+    def recorded_earlier(self) -> tuple[str, ...]:
+        """Identity, wording and text as earlier versions recorded them, in the Unicode form of the row."""
+        about = () if self.about is None else (_spaced(self.about),)
+        return self._identity(_spaced), self._wording(_spaced), *about
+
+    def _identity(self, plain: Callable[[str], str]) -> str:
+        turns = [[turn["role"], plain(turn["content"])] for turn in self.messages or ()]
+        return json.dumps([plain(self.prompt or ""), turns, sorted(map(plain, self.described or self.choices))])
+
+    def _wording(self, plain: Callable[[str], str]) -> str:
+        turns = " ".join(turn["content"] for turn in self.messages or ())
+        return plain(turns if self.prompt is None else self.prompt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,11 +194,11 @@ def examples_of(table: Table, choices: Sequence[str] | None, limit: int | None =
             problems.append(f"{where}: {exc}")
     settled = list(zip(read, settle([label for _, label in read]), strict=True))
     # Ambiguous labels are decided by the other rows, so a malformed row would hide the evidence.
-    problems = problems or [_undecided(example, label) for (example, label), meant in settled if meant is None]
+    problems = problems or [f"{example.where}: {meant}" for (example, _), meant in settled if isinstance(meant, str)]
     if problems:
         more = f"\nand {len(problems) - REPORTED} more" if len(problems) > REPORTED else ""
         raise DataError("\n".join(problems[:REPORTED]) + more)
-    examples = [replace(example, label=meant) for (example, _), meant in settled if meant is not None]
+    examples = [replace(example, label=meant) for (example, _), meant in settled if isinstance(meant, int)]
     if not examples:
         raise DataError(f"got no rows in {table.name}, expected at least one")
     if len(kinds := {example.kind: example.where for example in examples}) > 1:
@@ -273,16 +287,6 @@ def _parse(row: Mapping[str, Any], where: str, fixed: Sequence[str] | None, *, u
     return Example(where, kind, prompt, messages, choices, label=-1, described=described, about=about), label
 
 
-def _undecided(example: Example, label: Label) -> str:
-    assert label.index is not None
-    assert label.text is not None
-    return (
-        f"{example.where}: got label {label.index}, which is the index of {example.choices[label.index]!r} and also "
-        f"stands for {example.choices[label.text]!r}, and the other rows do not say which is meant; expected "
-        "label_index or label_text"
-    )
-
-
 def _messages(value: Any) -> tuple[Mapping[str, str], ...]:
     if not isinstance(value, list) or not value:
         raise RowError("got messages that are not a non-empty list of {role, content}")
@@ -341,4 +345,10 @@ def _bytes_of(row: Mapping[str, Any]) -> bytes:
 
 
 def _plain(text: str) -> str:
+    """Return a text in the form in which spellings that look the same are equal."""
+    return _spaced(seen(text))
+
+
+def _spaced(text: str) -> str:
+    """Return a text with one space for each white space, and none at the ends."""
     return " ".join(text.split())

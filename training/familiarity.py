@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 import torch
-from scipy.linalg import eigh
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -26,6 +25,7 @@ from blora.decision.familiarity import MOST_BYTES, Familiarity
 from blora.errors import ShapeError
 from blora.head_config import MOST_REFERENCE
 from blora.posterior.noise import generator_of
+from blora.training.principal import principal_directions
 
 __all__ = ["Candidate", "FittedFamiliarity", "fit_familiarity"]
 
@@ -146,7 +146,7 @@ def _fit(depths: Sequence[int], states: Tensor, labels: Tensor | None) -> Famili
     n_low = n_states // len(depths) * min(N_LOW_DEPTHS, len(depths))
     low = x[:, :n_low]
     n_directions = max(1, min(N_DIRECTIONS, n_rows // 4, n_low - 1, MOST_BYTES // 4 // (2 * n_low)))
-    directions = _principal(low, n_directions).half().float()
+    directions = principal_directions(low, n_directions, MOST_ROWS)[0].half().float()
     variances = (low @ directions.T).square().mean(0).clamp_min(LEAST_VARIANCE)
     beyond = low - low @ directions.T @ directions
     residual = beyond.square().sum() / (n_rows * (n_low - len(directions)))
@@ -177,7 +177,9 @@ def _axes(x: Tensor, labels: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """
     _, label = labels.unique(return_inverse=True)
     counts = label.bincount().double()
-    basis = None if x.shape[1] <= MOST_DIMENSIONS else _principal(x, min(MOST_DIMENSIONS, len(x) - 1))
+    basis = None
+    if x.shape[1] > MOST_DIMENSIONS:
+        basis = principal_directions(x, min(MOST_DIMENSIONS, len(x) - 1), MOST_ROWS)[0].float()
     z = x if basis is None else x @ basis.T
     means = torch.zeros(len(counts), z.shape[1]).index_add(0, label, z) / counts[:, None].float()
     within = z - means[label]
@@ -190,20 +192,6 @@ def _axes(x: Tensor, labels: Tensor, most: int) -> tuple[Tensor, Tensor]:
     axes = (axes if basis is None else axes @ basis).half().float()
     on_axes = torch.zeros(len(counts), len(axes)).index_add(0, label, x @ axes.T)
     return axes, normalize(on_axes, dim=-1)
-
-
-def _principal(x: Tensor, n_directions: int) -> Tensor:
-    """Return the leading principal directions (K, F) of centred rows (N, F), orthonormal, fewer if they span fewer."""
-    x = x[:: max(1, -(-len(x) // MOST_ROWS))]
-    wide = x.shape[1] > x.shape[0]
-    gram = (x @ x.T if wide else x.T @ x).double().numpy()
-    found, basis = eigh(gram, subset_by_index=[max(0, len(gram) - n_directions), len(gram) - 1])  # in rising order
-    values, vectors = torch.from_numpy(found).flip(0), torch.from_numpy(basis).flip(1).T
-    kept = max(1, int((values > 1e-6 * values[0]).sum()))
-    vectors = vectors[:kept]
-    if wide:
-        vectors = normalize(vectors @ x.double(), dim=-1)
-    return vectors.float().contiguous()
 
 
 def _folds(states: Tensor, labels: Tensor) -> Iterator[Tensor]:

@@ -26,9 +26,9 @@ __all__ = ["read_features"]
 def read_features(
     model: PreTrainedModel, rows: Sequence[LabelledRow], config: HeadConfig, lora: Draws, about: str
 ) -> Features:
-    """Return the features of all rows on the CPU; a question with fewer choices than another has zeros beyond them."""
+    """Return the features of all rows on the CPU, those of a pointer head row after row: see `Features.owner`."""
     packed = [row.row for row in rows]
-    n_choices = max(row.n_choices for row in packed)
+    pointer = packed[0].readout == "pointer"
     states: list[Tensor] = [torch.empty(0)] * len(rows)
     counts, prompts = list(states), list(states)
     n_tokens = n_shared(model, packed)
@@ -39,13 +39,13 @@ def read_features(
             found = read_rows(model, [packed[i] for i in picked], config, lora, prefix)
             assert found.prompt is not None  # `read_rows` reads it
             for place, i in enumerate(picked):
-                states[i], counts[i] = found.states[place].cpu(), found.counts[place].cpu()
+                states[i], counts[i] = (
+                    (part[place, : packed[i].n_choices] if pointer else part[place]).to("cpu", copy=True)
+                    for part in (found.states, found.counts)
+                )
                 prompts[i] = found.prompt[place].cpu()
             bar.update(len(picked))
-    if states[0].ndim == 2:  # (C, F)
-        states, counts = ([_longer(part, n_choices) for part in parts] for parts in (states, counts))
-    return Features(torch.stack(states), torch.stack(counts), torch.stack(prompts))
-
-
-def _longer(values: Tensor, n_choices: int) -> Tensor:
-    return torch.cat([values, values.new_zeros(n_choices - len(values), values.shape[-1])])
+    if not pointer:
+        return Features(torch.stack(states), torch.stack(counts), torch.stack(prompts))
+    owner = torch.arange(len(rows)).repeat_interleave(torch.tensor([row.n_choices for row in packed]))
+    return Features(torch.cat(states), torch.cat(counts), torch.stack(prompts), owner)

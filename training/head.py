@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg import eigh
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from blora.inference.reading import head_log_probs
 from blora.posterior.decision_head import DecisionHead, Features
 from blora.posterior.draws import Draws
 from blora.training.head_inputs import Floats, HeadInputs
+from blora.training.principal import principal_directions
 from blora.training.rows import LabelledRow, labels_of
 from blora.training.tune import Trial, trial_of
 
@@ -43,7 +43,7 @@ LEAST_GAIN_NATS = 0.01
 OFF = float("inf")
 # Parts of the inputs that a head can be fitted on.
 PARTS = ("counts", "states", "both")
-# Rows from which the directions are computed, so that large data sets need no more time.
+# The most rows from which the directions are computed.
 MOST_ROWS_OF_DIRECTIONS = 4096
 # Most steps of a fit, and the fall of the loss per row at which it ends.
 MOST_STEPS = 300
@@ -147,7 +147,7 @@ class Regression:
             rows: the labelled rows.
         """
         labels = labels_of(rows)
-        if features.states.ndim == 2:
+        if features.owner is None:
             n_outputs = 1 + max(max(row.row.outputs) for row in rows)
             labels = torch.tensor([row.row.outputs[row.label] for row in rows])
             states, counts, owner = features.states, features.counts, None
@@ -156,11 +156,10 @@ class Regression:
             center = states.mean(0)
         else:
             n_outputs = 1
-            sizes = torch.tensor([row.row.n_choices for row in rows])
-            mask = torch.arange(features.states.shape[1]) < sizes[:, None]
-            states = features.states * mask[..., None]
-            states = (states - (states.sum(1) / sizes[:, None])[:, None])[mask]  # a constant per question cancels
-            counts, owner = features.counts[mask], torch.arange(len(rows)).repeat_interleave(sizes)
+            states, counts, owner = features.states, features.counts, features.owner
+            sizes = owner.bincount()
+            sums = torch.zeros(len(rows), states.shape[-1]).index_add(0, owner, states)
+            states = states - (sums / sizes[:, None])[owner]  # a constant per question cancels
             count_scale = 1 / counts.std(0).clamp_min(1e-6)
             center = torch.zeros(states.shape[-1])
             labels = labels + sizes.cumsum(0) - sizes
@@ -295,19 +294,7 @@ def _directions(states: Tensor, n_directions: int) -> Tensor:
     Projected states have a standard deviation of 1 over all directions together. K is smaller than asked for if the
     rows span fewer directions.
     """
-    every = max(1, -(-len(states) // MOST_ROWS_OF_DIRECTIONS))
-    states = states[::every]
-    n_rows, n_states = states.shape
-    wide = n_states > n_rows
-    gram = (states @ states.T if wide else states.T @ states).double().numpy()
-    wanted = [max(0, len(gram) - n_directions), len(gram) - 1]
-    found, basis = eigh(gram, subset_by_index=wanted)  # in rising order
-    values, vectors = torch.from_numpy(found).flip(0), torch.from_numpy(basis).flip(1).T
-    if wide:
-        vectors = vectors @ states.double() / values.clamp_min(1e-9).sqrt()[:, None]
-    if values[0] <= 0:
+    directions, variances = principal_directions(states, n_directions, MOST_ROWS_OF_DIRECTIONS)
+    if variances[0] <= 0:
         raise DataError("got training rows that the model cannot tell apart, expected at least two different texts")
-    kept = max(1, int((values > 1e-6 * values[0]).sum()))
-    unit = (values[:kept].sum() / (n_rows * kept)).sqrt()
-    directions: Tensor = vectors[:kept] / unit
-    return directions.half().float().contiguous()
+    return (directions / variances.mean().sqrt()).half().float().contiguous()

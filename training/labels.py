@@ -4,7 +4,8 @@ A row names its correct choice in one of these fields:
 
 label         the index of a choice, from 0, or its text. A number (in CSV: digits) may be the index of one choice and
               the text of another. The other rows then decide, as numbers are either indices or texts in all rows of a
-              data set. If the other rows do not decide, the row is refused.
+              data set. If the other rows do not decide, the row is refused. If some numbers can only be texts, and
+              others can only be indices although choices of the row are numbers, the rarer ones are refused.
 label_index   the index, a whole number from 0
 label_text    the text; label_index and label_text take precedence over label, and must agree if a row has both
 answerKey     ARC's format: the letter of the correct choice, where choices is {"text": [...], "label": [...]}, or its
@@ -37,6 +38,12 @@ class Label:
 
     index: int | None
     text: int | None
+    choices: Sequence[str]
+
+    @property
+    def is_doubtful_index(self) -> bool:
+        """Whether the label can only be an index, but the choices are numbers, of which it may be a missing one."""
+        return self.text is None and any(map(_is_digits, self.choices))
 
 
 def read_label(row: Mapping[str, Any], choices: Sequence[str], letters: Sequence[str], *, untyped: bool) -> Label:
@@ -56,7 +63,7 @@ def read_label(row: Mapping[str, Any], choices: Sequence[str], letters: Sequence
         raise RowError("got no label, expected the index or the text of the right choice")
     if "label_index" in given or "label_text" in given:
         explicit = _explicit(given, choices, untyped=untyped)
-        return Label(explicit, explicit)
+        return Label(explicit, explicit, choices)
     if "label" in given:
         return _index_or_text(given["label"], choices, (choices, letters), untyped=untyped)
     key, names = given["answerKey"], letters or choices
@@ -81,7 +88,7 @@ def label_set(table: Table) -> tuple[str, ...] | None:
         return None
     found = table.label_names
     if found is None:
-        labels = [row.get("label_text", row.get("label")) for row in rows]
+        labels = [row["label_text"] if row.get("label_text") is not None else row.get("label") for row in rows]
         texts = {label for label in labels if isinstance(label, str) and not (table.untyped and _is_digits(label))}
         if not rows or any(label is not None and label not in texts for label in labels):
             return None
@@ -100,25 +107,42 @@ def label_set(table: Table) -> tuple[str, ...] | None:
     return found
 
 
-def settle(labels: Sequence[Label]) -> list[int | None]:
-    """Return the choice of each label of a data set, None if the label is ambiguous and the other rows do not decide.
+def settle(labels: Sequence[Label]) -> list[int | str]:
+    """Return the choice of each label of a data set, or the reason why the label is refused.
 
-    >>> settle([Label(2, 1), Label(0, None)])  # the second is not a text, so numbers are indices
+    >>> digits = ["1", "2", "3", "4"]
+    >>> settle([Label(2, 1, digits), Label(0, None, digits)])  # the second is not a text, so numbers are indices
     [2, 0]
-    >>> settle([Label(2, 1), Label(None, 3)])
+    >>> settle([Label(2, 1, digits), Label(None, 3, digits)])
     [1, 3]
-    >>> settle([Label(2, 1), Label(1, 1)])
-    [None, 1]
     """
-    indices = any(label.text is None for label in labels)
-    texts = any(label.index is None for label in labels)
+    n_texts = sum(label.index is None for label in labels)
+    n_indices = sum(label.text is None for label in labels)
+    n_doubtful = sum(label.is_doubtful_index for label in labels)
+    are_texts = 0 < n_texts >= n_doubtful
+    # Where both kinds occur and the choices are numbers, one kind is refused, and the other rows need no message.
+    decided = (n_texts > 0) != (n_indices > 0) or (n_texts > 0 and n_doubtful > 0)
 
-    def meant(label: Label) -> int | None:
-        if label.index is None or label.text is None or label.index == label.text:
-            return label.text if label.index is None else label.index
-        return None if indices == texts else label.index if indices else label.text
+    def meant(label: Label) -> int | str:
+        index, text, choices = label.index, label.text, label.choices
+        if index is None:
+            assert text is not None
+            return text if are_texts else _refused(choices[text], f"an index from 0 to {len(choices) - 1}", "indices")
+        if text is None:
+            wrong = are_texts and label.is_doubtful_index
+            return _refused(str(index), f"one of {_listed(choices)}", "texts") if wrong else index
+        if index == text or decided:
+            return text if are_texts else index
+        return (
+            f"got label {index}, which is the index of {choices[index]!r} and also stands for {choices[text]!r}, and "
+            "the other rows do not say which is meant; expected label_index or label_text"
+        )
 
     return [meant(label) for label in labels]
+
+
+def _refused(label: str, expected: str, kind: str) -> str:
+    return f"got label {label!r}, expected {expected}, as numbers in other rows can only be {kind}; correct the label"
 
 
 def _explicit(given: Mapping[str, Any], choices: Sequence[str], *, untyped: bool) -> int:
@@ -143,11 +167,14 @@ def _explicit(given: Mapping[str, Any], choices: Sequence[str], *, untyped: bool
 
 
 def _index_or_text(value: Any, choices: Sequence[str], namings: Sequence[Sequence[str]], *, untyped: bool) -> Label:
-    """Return the possible meanings of a value: a number as an index, and any value by the first naming that has it."""
+    """Return the possible meanings of a value: a number as an index, and any value by the first naming that has it.
+
+    Digits that arrive as text although numbers do not are no index if a naming has them.
+    """
     named = next((names.index(str(value)) for names in namings if str(value) in names), None)
     if isinstance(value, str):
         if named is not None and not (untyped and _is_digits(value)):
-            return Label(named, named)
+            return Label(None if _is_digits(value) else named, named, choices)
         if not _is_digits(value):
             expected = list(namings[0] or namings[1])
             raise RowError(
@@ -158,7 +185,7 @@ def _index_or_text(value: Any, choices: Sequence[str], namings: Sequence[Sequenc
         raise RowError(f"got label {value!r:.80}, expected the index or the text of the right choice")
     if named is None:
         _check_range("label", value, choices)
-    return Label(value if 0 <= value < len(choices) else None, named)
+    return Label(value if 0 <= value < len(choices) else None, named, choices)
 
 
 def _listed(choices: Sequence[str]) -> str:
@@ -183,5 +210,5 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_digits(value: Any) -> bool:
-    """Return whether a value is text of at most nine digits."""
-    return isinstance(value, str) and value.isdecimal() and len(value) <= 9
+    """Return whether a value is text of at most nine digits from 0 to 9."""
+    return isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) <= 9

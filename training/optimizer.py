@@ -11,8 +11,8 @@ __all__ = ["make_optimizer"]
 
 MEANS = ("inducing_mean",)
 INPUTS = ("Z_r", "Z_c")
-# Each parameter is the log, the inverse softplus or (BLoB's G) the square root of a standard deviation.
-SCALES = ("raw_scale", "raw_row", "raw_col", "raw_D_r", "raw_D_c", "raw_lambda", "G")
+# Each parameter is a standard deviation before the function that makes it positive.
+SCALES = ("raw_scale", "raw_row", "raw_col", "raw_D_r", "raw_D_c", "raw_lambda")
 # Module of the flow family; all its parameters learn at the rate of the means, which it moves.
 NETWORK = "transform"
 # Weights of a decision head above the LoRA.

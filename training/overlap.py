@@ -168,7 +168,7 @@ def _read(seen: object) -> dict[str, str]:
 def _fingerprints_of(example: Example, *, earlier: bool) -> list[str]:
     """Return the fingerprints of the text that a question is about, and of its wording, which for most is the text.
 
-    Earlier versions recorded the question with its choices in place of its wording.
+    Earlier versions recorded them in the Unicode form of the row, or the question with its choices.
     """
-    texts = dict.fromkeys((example.text, example.wording, *([example.identity] if earlier else ())))
+    texts = dict.fromkeys((example.text, example.wording, *(example.recorded_earlier if earlier else ())))
     return [hashlib.sha256(text.encode()).hexdigest()[:DIGITS] for text in texts]

@@ -2,20 +2,24 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from torch import Tensor
 from transformers import TrainerCallback
 
 from blora.base_model import BaseModel
 from blora.config import HeadConfig, PosteriorConfig, SamplingConfig
 from blora.decision.familiarity import Familiarity
 from blora.decision.metrics import Metrics
+from blora.decision.temperature import FEW_ROWS
 from blora.inference.reading import trunk_of
 from blora.posterior.decision_head import Features, HeadPosterior
 from blora.posterior.inject import inject
+from blora.posterior.noise import generator_of
 from blora.posterior.posterior import Posterior
 from blora.training.config import HEAD_SCALES, TOLERANCE_NATS, TrainConfig
+from blora.training.crossfit import Held, answers, folds_of
 from blora.training.familiarize import familiarity_of
 from blora.training.features import read_features
 from blora.training.head import PARTS, FittedHead, Regression, fit_head
@@ -23,7 +27,7 @@ from blora.training.head_objective import HeadObjective
 from blora.training.rows import LabelledRow
 from blora.training.trainer import minimize
 from blora.training.trunk import with_states
-from blora.training.tune import Trial, choose, head_scorer, try_scales
+from blora.training.tune import Trial, choose, trial_of, try_scales
 
 __all__ = ["Part", "TrainedHead", "default_head", "fit_parts", "train_below", "train_head"]
 
@@ -162,21 +166,36 @@ def fit_parts(
         features: features of the training rows.
         train: the training rows.
         validation_features: features of the validation rows.
-        validation: rows that choose precisions, width and recalibration.
+        validation: rows that choose precisions, width and recalibration; for the latter, fewer than `FEW_ROWS` are
+            helped out by training rows out of fold.
         sampling: number and seed of the adapter's draws.
         lora: the LoRA below the head, under which the features were read.
         parts: some of `PARTS`, to be fitted by themselves; the last is the whole head.
     """
     above = ", above a LoRA" if lora.modules_shape else ""
     regression = Regression.of(config, features, train)
+    held = [Held(regression, validation_features, validation)]
+    if len(validation) < FEW_ROWS and not lora.modules_shape:  # a LoRA has fitted the rows of every fold
+        held += folds_of(config, features, train, sampling.seed)
+    rows = [row for one in held for row in one.rows]
     fitted, found = {}, []
     for part in parts:
-        fitted[part] = fit_head(regression, validation_features, validation, lora.mean(), part)
+        best = fit_head(regression, validation_features, validation, lora.mean(), part)
+        heads = [best.head, *(fold.regression.solve(*best.precisions, None) for fold in held[1:])]
+        posteriors = [HeadPosterior(head, lora) for head in heads]
+        if held[1:]:
+            log_probs = answers(held, [one.mean() for one in posteriors])
+            best = replace(best, trial=trial_of(0.0, log_probs, rows, len(validation)))
+        fitted[part] = best
         found.append(Part(NAMES[part][0 if regression.owner is None else 1] + above, fitted[part].trial.metrics))
         logger.info("%s: validation %s", found[-1].name, fitted[part].trial)
-    posterior = HeadPosterior(fitted["both"].head, lora)
-    score = head_scorer(posterior, validation_features, validation, sampling.n_samples, sampling.seed)
-    trial = choose(try_scales(score, validation, HEAD_SCALES), TOLERANCE_NATS)
+
+    def score(scale: float) -> Tensor:
+        widened = [HeadPosterior(one.head.widen(scale), lora) for one in posteriors]
+        return answers(held, [one.sample(sampling.n_samples, generator_of(sampling.seed)) for one in widened])
+
+    trial = choose(try_scales(score, rows, HEAD_SCALES, len(validation)), TOLERANCE_NATS)
+    posterior = posteriors[0]
     posterior.widen(trial.scale)
     found.append(Part(f"head, {sampling.n_samples} draws{above}", trial.metrics))
     familiarity = familiarity_of(config.depths, features, train, validation_features, validation)

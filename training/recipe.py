@@ -178,6 +178,7 @@ def train_adapter(recipe: Recipe, output: Path, *, callbacks: Sequence[TrainerCa
                 "source": validation.source,
                 "digest": validation.digest,
                 "n_examples": len(validation.examples),
+                "n_recalibrating": chosen.result.n_recalibrating,
                 "n_samples": chosen.sampling.n_samples,
                 **chosen.result.metrics.to_dict(),
             },
@@ -190,7 +191,7 @@ def train_adapter(recipe: Recipe, output: Path, *, callbacks: Sequence[TrainerCa
             release(recipe.training.work_dir)
         result = chosen.result
         logger.info("wrote %s: validation NLL %.3f, accuracy %.3f", output, result.metrics.nll, result.metrics.accuracy)
-        warn_of_few_rows(result.n_rows)
+        warn_of_few_rows(result.n_rows, result.n_recalibrating)
     processes.wait_for_everyone()  # no process reads the adapter before the main one has written it
     return Trained(base, chosen.result, parts)
 

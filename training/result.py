@@ -2,11 +2,10 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from blora.adapter import Adapter, read_config
-from blora.base_model import EMBEDDED, BaseModel
+from blora.base_model import EMBEDDED
 from blora.config import PromptConfig
 from blora.opening import open_adapter, open_base
 from blora.posterior.bank import SampleBank
@@ -19,31 +18,18 @@ from blora.training.questions import as_plain
 from blora.training.rows import pack_examples
 from blora.training.sources import read_table
 
-__all__ = ["Subject", "results"]
+__all__ = ["results"]
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """The subject of an evaluation: an adapter on its base model or, if `adapter` is None, the base model alone."""
-
-    adapter: Path | None
-    base_model: str | None
-    device: str
-    dtype: str
-
-    def open(self) -> tuple[BaseModel, Adapter | None]:
-        """Load the base model (by default the adapter's own) and the adapter."""
-        if self.adapter is None:
-            return open_base(self.base_model or EMBEDDED, device=self.device, dtype=self.dtype), None
-        return open_adapter(self.adapter, base_model=self.base_model, device=self.device, dtype=self.dtype)
-
-
 def results(
-    subject: Subject,
+    folder: Path | None,
     *,
     data: str,
+    base_model: str | None,
+    device: str,
+    dtype: str,
     split: str,
     columns: Mapping[str, str] | None,
     limit: int | None,
@@ -54,8 +40,11 @@ def results(
     """Yield one result object for each number of draws.
 
     Args:
-        subject: the adapter or base model to evaluate.
+        folder: the adapter to evaluate, None for the base model alone.
         data: a file or hub data set; the rows are checked before the base model is loaded.
+        base_model: as for `load_base_model`, None for the adapter's own.
+        device: as for `load_base_model`.
+        dtype: as for `load_base_model`.
         split: name of the split; of a hub data set, the one to load.
         columns: our column names, mapped to the data's own names.
         limit: number of rows to use from the top, None for all.
@@ -63,12 +52,14 @@ def results(
         seed: seed of the draws, None for the adapter's.
         argv: the arguments of the command, for the record.
     """
-    if subject.adapter is not None:
-        examples = examples_for(read_config(subject.adapter), data, split=split, columns=columns, limit=limit)
+    adapter: Adapter | None = None
+    if folder is not None:
+        examples = examples_for(read_config(folder), data, split=split, columns=columns, limit=limit)
+        base, adapter = open_adapter(folder, base_model=base_model, device=device, dtype=dtype)
     else:
         table = as_plain(read_table(data, split=split, columns=columns), None)
         examples = examples_of(table, label_set(table), limit)
-    base, adapter = subject.open()
+        base = open_base(base_model or EMBEDDED, device=device, dtype=dtype)
     prompt = adapter.config.prompt if adapter is not None else PromptConfig(template=examples.template)
     rows = pack_examples(examples, base, prompt)
     draws = None

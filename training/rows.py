@@ -21,10 +21,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LabelledRow:
-    """A packed question and the index of its correct choice."""
+    """A packed question and the index of its correct choice.
+
+    Attributes:
+        row: the question.
+        label: index of the correct choice.
+        text: text that is equal for questions about the same text, empty if it is not known.
+    """
 
     row: PackedRow
     label: int
+    text: str = ""
 
 
 def pack_examples(examples: ExampleSet, base: BaseModel, prompt: PromptConfig) -> list[LabelledRow]:
@@ -46,7 +53,7 @@ def pack_examples(examples: ExampleSet, base: BaseModel, prompt: PromptConfig) -
             )
         except PromptError as exc:
             raise DataError(f"{example.where}: {exc}") from exc
-        rows.append(LabelledRow(row, example.label))
+        rows.append(LabelledRow(row, example.label, example.text))
     shadowed = [pair for row in rows if (pair := row.row.shadowed) is not None]
     if shadowed:
         logger.warning(

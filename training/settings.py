@@ -1,7 +1,7 @@
 """Conversion of flags and keyword arguments to the recipe of a training run."""
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ __all__ = ["prompt_of", "recipe_of", "sampling_of"]
 T = TypeVar("T")
 
 # Prompt settings that the user chooses; the length power is found on validation rows.
-PROMPT = ("choices", "scoring", "normalization", "choice_end")
+PROMPT = ("choices", "template", "scoring", "normalization", "choice_end")
 THRESHOLDS = tuple(score.threshold for score in SCORES.values())
 
 
@@ -56,9 +56,9 @@ def recipe_of(data: Rows, output: Path, *, command: str, **settings: Any) -> Rec
         data=data,
         posterior=_take(PosteriorConfig, given),
         training=_take(TrainConfig, given, work_dir=work_dir),
-        prompt=prompt_of(given),
+        prompt=prompt_of(given, NEW_PROMPT),
         default_template=default_template,
-        sampling=sampling_of(given),
+        sampling=sampling_of(given, SamplingConfig()),
         policy={name: given.pop(name) for name in THRESHOLDS if name in given} or None,
         command=command,
         **own,
@@ -68,27 +68,22 @@ def recipe_of(data: Rows, output: Path, *, command: str, **settings: Any) -> Rec
     return recipe
 
 
-def prompt_of(given: dict[str, Any]) -> PromptConfig:
-    """Return the prompt settings, and remove them from `given`."""
-    chosen: dict[str, Any] = {name: given.pop(name, getattr(NEW_PROMPT, name)) for name in PROMPT}
-    if chosen["choices"] is not None:
+def prompt_of(given: dict[str, Any], start: PromptConfig) -> PromptConfig:
+    """Return prompt settings with those that are given in place of the ones at the start, and remove these."""
+    chosen: dict[str, Any] = {name: given.pop(name) for name in PROMPT if name in given}
+    if "choices" in chosen:
         text = isinstance(chosen["choices"], str)
         require(not text, f"the text {chosen['choices']!r} as choices", "a list of texts")
         chosen["choices"] = tuple(chosen["choices"])
-    return PromptConfig(template=given.pop("template", NEW_PROMPT.template), **chosen)
+    return replace(start, **chosen)
 
 
-def sampling_of(given: dict[str, Any], **more: Any) -> SamplingConfig:
-    """Return the settings of an adapter's draws, and remove them from `given`.
-
-    Args:
-        given: settings by name.
-        more: further fields of the config.
-    """
-    return SamplingConfig(
-        **more,
-        seed=given.pop("bank_seed", 0),
-        stop_error=given.pop("stop_error", None),
+def sampling_of(given: dict[str, Any], start: SamplingConfig) -> SamplingConfig:
+    """Return settings of an adapter's draws, as `prompt_of` does; the number of draws is left to the caller."""
+    return replace(
+        start,
+        seed=given.pop("bank_seed", start.seed),
+        stop_error=given.pop("stop_error", start.stop_error),
     )
 
 

@@ -4,25 +4,15 @@ Files must use our column names or map them. Hub data sets and tables in memory 
 question, `text` becomes the prompt, and numeric labels with names (ClassLabel) become these names.
 """
 
-import csv
-import io
-import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
-from blora.columns import (
-    MOST_CELL_CHARACTERS,
-    QUESTION_COLUMNS,
-    check_commas,
-    check_mapped,
-    is_request,
-    no_question,
-    renamed,
-)
+from blora.columns import QUESTION_COLUMNS, check_mapped, is_request, no_question, renamed
 from blora.errors import DataError
+from blora.tables import FORMATS, Malformed, read_rows, typed
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -34,7 +24,10 @@ __all__ = ["Rows", "Table", "read_table"]
 Rows: TypeAlias = Union[str, PathLike[str], Iterable[Mapping[str, Any]], "PandasFrame", "PolarsFrame", "Dataset"]
 Place: TypeAlias = tuple[str, dict[str, Any] | str]  # the place of a row, and the row or the error in it
 
-FILES = (".jsonl", ".csv")
+MESSAGES = {
+    "invalid_json": "this line is not JSON ({0}); write one JSON object per line",
+    "invalid_length": "got {0} columns, expected the header's {1}",
+}
 # Usual name of the text column in published data sets.
 TEXT_COLUMN = "text"
 TEMPLATE_ADVICE = (
@@ -43,8 +36,8 @@ TEMPLATE_ADVICE = (
 )
 MAPPING_ADVICE = "or say which column holds it, as in columns={'prompt': 'review'}"
 EXPECTED = (
-    "expected a .jsonl or .csv file, a hub data set, a list of dicts, a pandas or polars DataFrame, or a "
-    "datasets.Dataset"
+    "expected a .jsonl or .csv file, a hub data set, a list of dicts, a pandas or polars DataFrame, a "
+    "datasets.Dataset, or a .parquet file"
 )
 
 
@@ -69,8 +62,8 @@ def read_table(source: Rows, *, split: str = "train", columns: Mapping[str, str]
     """Return the rows of any source.
 
     Args:
-        source: a .jsonl or .csv file; a hub data set, as owner/name or owner/name:config; a list of dicts; a pandas or
-            polars DataFrame; or a `datasets.Dataset`.
+        source: a .jsonl, .csv or .parquet file; a hub data set, as owner/name or owner/name:config; a list of dicts; a
+            pandas or polars DataFrame; or a `datasets.Dataset`.
         split: the split of a hub data set to load.
         columns: our column names, mapped to the source's own names, as in {"prompt": "review"}.
 
@@ -83,81 +76,23 @@ def read_table(source: Rows, *, split: str = "train", columns: Mapping[str, str]
     if not isinstance(source, str | PathLike):
         return _table_in_memory(source, columns)
     path = Path(source)
-    if path.suffix.lower() in FILES:
+    if path.suffix.lower() in FORMATS:
         return Table(path.name, list(_file_rows(path, columns)), untyped=path.suffix.lower() == ".csv")
     return _hub_table(str(source), split, columns)
 
 
 def _file_rows(path: Path, columns: Mapping[str, str]) -> Iterator[Place]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as exc:
-        raise DataError(f"data file {path} cannot be read ({exc.strerror}); check the path") from exc
-    except UnicodeDecodeError as exc:
-        line = exc.object[: exc.start].count(b"\n") + 1
-        raise DataError(f"{path}:{line}: got bytes that are not UTF-8; save the file as UTF-8") from exc
-    read = _csv_rows if path.suffix.lower() == ".csv" else _json_rows
-    yield from read(path, text, columns)
+    def check(where: str, found: Collection[str]) -> None:
+        _check_columns(_renamed(dict.fromkeys(found), columns, where), where, TEMPLATE_ADVICE)
 
-
-def _json_rows(path: Path, text: str, columns: Mapping[str, str]) -> Iterator[Place]:
-    checked = False
-    for number, content in enumerate(text.split("\n"), start=1):
-        if not content.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            row = json.loads(content)
-        except (ValueError, RecursionError) as exc:
-            yield where, f"this line is not JSON ({exc}); write one JSON object per line"
+    for where, row in read_rows(path, check):
+        if isinstance(row, Malformed):
+            yield where, MESSAGES[row.code].format(*row.found)
+        elif not isinstance(row, dict):
+            yield where, f"got {type(row).__name__}, expected a JSON object"
         else:
-            if not isinstance(row, dict):
-                yield where, f"got {type(row).__name__}, expected a JSON object"
-            else:
-                row = _renamed(row, columns, where, known=checked)
-                if not checked:
-                    _check_columns(row, where, TEMPLATE_ADVICE)
-                yield where, row
-        checked = True  # if the first line is malformed, each later line reports its own error
-
-
-def _csv_rows(path: Path, text: str, columns: Mapping[str, str]) -> Iterator[Place]:
-    csv.field_size_limit(MOST_CELL_CHARACTERS)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header: list[str] | None = None
-    first_line = 1  # of the row being read, which may span several
-    try:
-        for cells in reader:
-            where, first_line = f"{path}:{first_line}", reader.line_num + 1
-            if not cells:
-                continue  # a blank line
-            if header is None:
-                header = cells
-                check_commas(header, where)
-                if twice := sorted({name for name in header if name and header.count(name) > 1}):
-                    raise DataError(f"{where}: got the column {twice[0]!r} twice, expected it once: rename one of them")
-                _check_columns(_renamed(dict.fromkeys(header), columns, where), where, TEMPLATE_ADVICE)
-            elif len(cells) != len(header):
-                yield where, f"got {len(cells)} columns, expected the header's {len(header)}"
-            else:
-                yield where, _csv_types(_renamed(dict(zip(header, cells, strict=True)), columns, where))
-    except csv.Error as exc:
-        yield f"{path}:{first_line}", f"this row is not CSV ({exc})"
-
-
-def _csv_types(row: Mapping[str, str]) -> dict[str, Any]:
-    """Return a row without empty cells, its choices and messages parsed as JSON or as a list separated by |."""
-    typed: dict[str, Any] = {key: value for key, value in row.items() if value != ""}
-    for key in ("choices", "messages"):
-        if isinstance(text := typed.get(key), str):
-            if not text.lstrip().startswith("["):
-                typed[key] = [part.strip() for part in text.split("|")]
-                continue
-            try:
-                typed[key] = json.loads(text)
-            except (ValueError, RecursionError):
-                continue  # stays text, which training/data.py refuses
-    return typed
+            own = _renamed(row, columns, where, known=True)
+            yield where, typed(own) if path.suffix.lower() == ".csv" else own
 
 
 def _hub_table(source: str, split: str, columns: Mapping[str, str]) -> Table:

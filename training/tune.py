@@ -59,6 +59,7 @@ class Trial:
         lapse: the best lapse rate.
         metrics: metrics of the recalibrated predictive mean.
         n_rows: number of validation rows.
+        n_recalibrating: number of rows that recalibrate, with a head's training rows out of fold.
     """
 
     scale: float
@@ -67,6 +68,7 @@ class Trial:
     lapse: float
     metrics: Metrics
     n_rows: int
+    n_recalibrating: int
 
     def recalibrated(self, config: AdapterConfig) -> AdapterConfig:
         """Return the adapter's settings with this trial's recalibration."""
@@ -125,27 +127,41 @@ def head_scorer(
     return score
 
 
-def trial_of(scale: float, log_probs: Tensor, rows: Sequence[LabelledRow]) -> Trial:
-    """Return a scale's trial, computed from the rows' log-probabilities (S, N, C) at this scale."""
+def trial_of(scale: float, log_probs: Tensor, rows: Sequence[LabelledRow], n_validation: int | None = None) -> Trial:
+    """Return a scale's trial, computed from log-probabilities at this scale.
+
+    Args:
+        scale: the scale.
+        log_probs: (S, N, C) log-probabilities of the rows.
+        rows: the rows, all of which recalibrate.
+        n_validation: number of rows, from the first, for the metrics; None for all.
+    """
     labels, lengths = labels_of(rows), lengths_of(rows)
     power = rows[0].row.length_power
     found = fit_recalibration(log_probs, labels, lengths, powers=(-power, MOST_LENGTH_POWER - power))
-    mean = found.of(log_probs, lengths).mean(0)
-    return Trial(scale, found.temperature, power + found.power, found.lapse, metrics(mean, labels), len(labels))
+    mean = found.of(log_probs, lengths).mean(0)[:n_validation]
+    judged = metrics(mean, labels[:n_validation])
+    return Trial(scale, found.temperature, power + found.power, found.lapse, judged, len(mean), len(labels))
 
 
-def try_scales(score: Callable[[float], Tensor], rows: Sequence[LabelledRow], scales: Sequence[float]) -> list[Trial]:
+def try_scales(
+    score: Callable[[float], Tensor],
+    rows: Sequence[LabelledRow],
+    scales: Sequence[float],
+    n_validation: int | None = None,
+) -> list[Trial]:
     """Return one trial per scale, from the narrowest to the widest, until the NLL is clearly worse than the best.
 
     Args:
         score: the function that `scorer` returned for these rows.
-        rows: the validation rows.
+        rows: the validation rows, and further rows that recalibrate.
         scales: the candidates, in any order.
+        n_validation: number of validation rows, which come first; None for all.
     """
     trials: list[Trial] = []
     for scale in sorted(scales):
         try:
-            trials.append(trial_of(scale, score(scale), rows))
+            trials.append(trial_of(scale, score(scale), rows, n_validation))
             logger.info("%s", trials[-1])
         except NumericalError:
             if not trials:
@@ -160,7 +176,7 @@ def try_scales(score: Callable[[float], Tensor], rows: Sequence[LabelledRow], sc
 def choose(trials: Sequence[Trial], tolerance: float) -> Trial:
     """Return the trial with the largest scale whose NLL is within a tolerance, in nats, of the best.
 
-    >>> def trial(scale, nll): return Trial(scale, 1.0, 1.0, 0.0, Metrics(0.5, nll, 0, 0, 0, 0), 400)
+    >>> def trial(scale, nll): return Trial(scale, 1.0, 1.0, 0.0, Metrics(0.5, nll, 0, 0, 0, 0), 400, 400)
     >>> choose([trial(0.5, 1.02), trial(1.0, 1.00), trial(2.0, 1.004), trial(4.0, 1.3)], 0.005).scale
     2.0
     """
@@ -191,8 +207,9 @@ def tune(
         The chosen trial, and all trials.
 
     Raises:
-        ConfigError: if the tolerance is negative or not finite.
+        ConfigError: if there are no scales, or the tolerance is negative or not finite.
     """
+    require(len(scales) > 0, "no scales", "at least one")
     require(0 <= tolerance < math.inf, f"tolerance = {tolerance}", "nats of at least 0")
     trials = try_scales(scorer(base, posterior, rows, sampling.n_samples, sampling.seed), rows, scales)
     chosen = choose(trials, tolerance)
@@ -263,7 +280,7 @@ def tune_adapter(
     )
     save_adapter(output, adapter.posterior, config, base, adapter.familiarity)
     logger.info("wrote %s: %s", output, chosen)
-    warn_of_few_rows(chosen.n_rows)
+    warn_of_few_rows(chosen.n_rows, chosen.n_recalibrating)
     return chosen, trials
 
 

@@ -5,6 +5,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 
 from blora.client.answers import Prediction
+from blora.columns import choices_of
 from blora.command_help import CommandHelp
 from blora.scores import SCORES
 
@@ -69,7 +70,7 @@ def main(argv: list[str]) -> int:
         prediction = client.predict(
             sys.stdin.read() if arguments.prompt == "-" else arguments.prompt,
             adapter=arguments.adapter,
-            choices=arguments.choices.split("|") if arguments.choices else None,
+            choices=choices_of(arguments.choices) if arguments.choices else None,
             n_samples=arguments.n_samples,
             policy=read_policy(arguments) or None,
         )

@@ -10,9 +10,6 @@ from blora.scores import SCORES, ScoreName
 
 __all__ = ["AbstainReason", "Decision", "Policy", "decide", "strictest"]
 
-# Probabilities come from float32; a value this close to its threshold counts as equal to it, which is no abstention.
-TOLERANCE = 1e-6
-
 _Thresholds: Any = make_dataclass(
     "_Thresholds",
     [(score.threshold, float | None, None) for score in SCORES.values()],
@@ -113,6 +110,6 @@ def decide(prediction: Prediction, policy: Policy | None) -> Decision:
     reasons = tuple(
         AbstainReason(SCORES[name].reason, values[name], limit)
         for name, limit in limits.items()
-        if SCORES[name].fails(values[name], limit, TOLERANCE)
+        if SCORES[name].fails(values[name], limit)
     )
     return Decision(bool(reasons), reasons)

@@ -14,8 +14,8 @@ import math
 import torch
 from torch import Tensor
 
-from blora.decision.abstention import TOLERANCE
 from blora.errors import ConfigError, ShapeError
+from blora.scores import TOLERANCE
 
 __all__ = ["conformal_quantile", "nonconformity", "prediction_sets", "proof_rows_needed"]
 

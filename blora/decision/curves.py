@@ -8,9 +8,9 @@ from pydantic import Field
 from torch import Tensor
 
 from blora.checks import require
-from blora.decision.abstention import TOLERANCE
 from blora.decision.metrics import N_BINS
 from blora.errors import ConfigError, NumericalError, ShapeError
+from blora.scores import TOLERANCE
 
 __all__ = ["ReliabilityBin", "auroc", "reliability", "risk_coverage"]
 

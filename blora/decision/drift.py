@@ -15,6 +15,9 @@ The test takes the share of unfamiliar questions given the calibration's rows, w
 martingale on the p-values themselves would count the chance deviations of these rows from all familiar questions as
 evidence, more with each answer.
 
+The counted answers have to be about different texts, as the calibration's rows are. Several questions about one text
+are familiar or unfamiliar together, so that their answers would bet several times on one observation.
+
 References:
     Ville, 1939. Vovk, Wang, 2021: E-values. arXiv:1912.06116. Waudby-Smith, Ramdas, 2024. arXiv:2010.09686.
 """
@@ -39,7 +42,7 @@ class Seen:
     """Counts of answers to questions that the calibration speaks of.
 
     Attributes:
-        n_answers: number of answers.
+        n_answers: number of answers, each about another text.
         n_unfamiliar: number of these whose question was unfamiliar.
     """
 
@@ -68,14 +71,15 @@ class DriftTest:
     def observe(self, seen: Seen) -> None:
         """Set the current counts, which may include answers that other processes counted.
 
-        All answers since the last call are one observation: bets start before it and see all of it. Counts that are
-        lower than before were forgotten, and began anew.
+        All answers since the last call are one observation: bets start before it and see all of it. If there are fewer
+        familiar or unfamiliar questions than before, some answers were lost: no bet is made, because nobody can tell
+        which of the others are new, and the next call starts from these counts.
         """
-        if seen.n_answers < self._seen.n_answers:
-            self._seen = Seen()
         n_unfamiliar = seen.n_unfamiliar - self._seen.n_unfamiliar
         n_familiar = seen.n_answers - self._seen.n_answers - n_unfamiliar
         self._seen = seen
+        if n_unfamiliar < 0 or n_familiar < 0:
+            return
         self._n_looks += 1
         stake = -math.log(self._n_looks * (self._n_looks + 1))
         for k, (gain, loss) in enumerate(self._gains):

@@ -9,6 +9,10 @@ The test assumes that an outcome is reported with the same probability, and with
 right or wrong: report all outcomes, or all outcomes of a random sample of the answers. If mostly complaints are
 reported, the test calls a kept promise broken.
 
+The test also assumes outcomes of answers about different texts. Answers to several questions about one text tend to be
+wrong together, so that one error would count several times: add the outcome of one of them, chosen independently of the
+answers.
+
 Outcomes may be corrected. The counts are then the counts of the corrected sequence, and the product is the same as if
 each outcome had been reported correctly at first, so the bound also holds for corrected outcomes at any number of
 evaluations. A correction from wrong to right drops an earlier rejection, since its counts held an error that never
@@ -33,7 +37,7 @@ PRIOR = 0.5
 class Promise:
     """Outcomes of answers under one promise, and the evidence against the promise.
 
-    The test assumes outcomes of all answers, or of a random sample of them.
+    The test assumes outcomes of all answers, or of a random sample of them, with one answer for each text.
 
     Args:
         target_risk: r, the promised upper bound of the probability of a wrong answer.

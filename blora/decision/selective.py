@@ -28,11 +28,11 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from blora.checks import require
-from blora.decision.abstention import TOLERANCE, Policy
+from blora.decision.abstention import Policy
 from blora.decision.binomial import binomial_cdf, clopper_pearson
 from blora.decision.resolution import Resolution
 from blora.errors import ShapeError
-from blora.scores import SCORES, Score, ScoreName
+from blora.scores import SCORES, TOLERANCE, Score, ScoreName
 
 __all__ = ["Evidence", "Level", "ScoreName", "Stage", "certify", "rows_for_proof", "rows_needed", "split_rows"]
 
@@ -143,15 +143,9 @@ class Evidence:
         for name, values in stages[-1].scores.items():
             score = SCORES[name]
             uncertainty = -score.certainty(values.double())
-            limits = _spread(_limits(score, uncertainty[tuning], resolution))
-            candidates.append(
-                Candidates(
-                    name,
-                    tuple(score.certainty(-limits).tolist()),
-                    _count(stages, name, tuning, limits),
-                    _count(stages, name, proof, limits),
-                )
-            )
+            thresholds = score.certainty(-_spread(_limits(score, uncertainty[tuning], resolution)))
+            counts = (_count(stages, score, rows, thresholds) for rows in (tuning, proof))
+            candidates.append(Candidates(name, tuple(thresholds.tolist()), *counts))
         return cls(n_tuning, n_proof, tuple(candidates))
 
 
@@ -218,9 +212,7 @@ class Level:
         """
         if self.threshold is None:
             return torch.zeros_like(values, dtype=torch.bool)
-        limit = torch.tensor(self.threshold, dtype=torch.float64)
-        certainty = SCORES[self.score].certainty
-        return certainty(values.double()) >= certainty(limit) - TOLERANCE
+        return ~SCORES[self.score].fails(values.double(), self.threshold)
 
 
 def certify(evidence: Evidence, *, target_risk: float, delta: float) -> Level:
@@ -303,17 +295,17 @@ def _spread(values: Tensor) -> Tensor:
     return values[torch.linspace(0, len(values) - 1, MAX_CANDIDATES).round().long()]
 
 
-def _count(stages: Sequence[Stage], name: ScoreName, rows: Tensor, limits: Tensor) -> tuple[Counts, ...]:
-    """Return the counts of the given rows under each limit; a value equal to the limit is answered, as in `decide`."""
+def _count(stages: Sequence[Stage], score: Score, rows: Tensor, thresholds: Tensor) -> tuple[Counts, ...]:
+    """Return the counts of the given rows under each threshold."""
     counts: list[Counts] = []
-    for some in limits[:, None].split(max(1, CHUNK_ELEMENTS // len(rows))):
+    for some in thresholds[:, None].split(max(1, CHUNK_ELEMENTS // len(rows))):
         waiting = torch.ones(len(some), len(rows), dtype=torch.bool)
         answered = torch.zeros(len(some), dtype=torch.long)
         mistaken = answered.clone()
         for stage in stages:
-            uncertainty = -SCORES[name].certainty(stage.scores[name].double())[rows]
-            decided = waiting & ((uncertainty - some).abs() > stage.reach[name][rows]) if stage.reach else waiting
-            out = decided & (uncertainty <= some + TOLERANCE)
+            values = stage.scores[score.name].double()[rows]
+            decided = waiting & ((values - some).abs() > stage.reach[score.name][rows]) if stage.reach else waiting
+            out = decided & ~score.fails(values, some)
             answered += out.sum(1)
             mistaken += (out & stage.wrong[rows]).sum(1)
             waiting = waiting & ~decided

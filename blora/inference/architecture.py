@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from blora.base_model import BaseModel
+from blora.base_model import LIMITS, BaseModel
 from blora.errors import BaseModelError
 from blora.inference.fork import allow_partial_runs, forbid_partial_runs, logits_at
 from blora.inference.packing import PackedBatch, PackedRow, collate
@@ -32,6 +32,8 @@ OTHER_SHAPE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 MARGIN = 3.0
 # Bound above which the test could not tell an unsuitable architecture.
 MAX_BOUND = 0.35
+# Most columns in the test of a window that a setting of the model names.
+WIDEST = 4096
 # Logits below this belong to tokens that a model rules out.
 RULED_OUT = -1e4
 
@@ -74,15 +76,22 @@ class _Example:
         )
         return cls(row, longer, exchanged, 0, n_vocabulary // 2)
 
+    def wider(self, n_columns: int) -> PackedRow:
+        """Return `row` with its middle choice repeated over at least this number of columns."""
+        first, between, last = self.row.continuations
+        n_copies = -(-n_columns // (len(between) - 1))  # the last token of a choice has no column
+        return replace(self.row, continuations=(first, *[between] * n_copies, last))
+
 
 @torch.no_grad()
 def check_packing(base: BaseModel) -> None:
     """Test on a small example that an architecture scores packed choices as it scores each choice alone.
 
     Three tests: exchanging tokens that a choice must not see (other choices, padding, other rows) does not change its
-    logits; a choice that occurs twice in a row has equal logits both times; and these equal the logits of the choice
-    alone behind its prompt, in a plain forward pass. The tests also find out whether the model can be run in parts; if
-    not, every layer runs for every draw, and a warning is logged.
+    logits; a choice that occurs twice in a row has equal logits both times, also in a row that is wider than a window
+    which a setting of the model names; and these equal the logits of the choice alone behind its prompt, in a plain
+    forward pass. The tests also find out whether the model can be run in parts; if not, every layer runs for every
+    draw, and a warning is logged.
 
     Raises:
         BaseModelError: if a test fails, for example for models that ignore attention masks or position ids.
@@ -135,9 +144,33 @@ def _displacements(
     both = torch.cat([first, last])
     yield "exchanging tokens hidden from a choice", _distance(exchanged[both], together[both]), SAME_SHAPE
     yield "the position of a choice in its row", _distance(together[last], together[first]), other_shape
+    if window := _window(model):
+        row = example.wider(window)
+        far = _ends(model, row)
+        yield f"the position of a choice in a row of {row.n_tokens} tokens", _distance(*far), other_shape
     ids = torch.tensor([[*example.row.prompt, *example.row.continuations[0]]], device=model.device)
     alone = _centered(model(input_ids=ids, use_cache=False).logits[0, len(example.row.prompt) - 1 : -1])
     yield "packing", _distance(together[first], alone), other_shape
+
+
+def _window(model: PreTrainedModel) -> int:
+    """Return the largest window that a setting of the model names, 0 if none does.
+
+    Settings in `LIMITS` are left out, because these limit the positions of a row. A layer with another window may hide
+    a distant column of a packed row, although its position is near.
+    """
+    settings = model.config.get_text_config().to_dict()
+    found = [value for name, value in settings.items() if "window" in name and name not in LIMITS]
+    return min(max([value for value in found if type(value) is int], default=0), WIDEST)
+
+
+def _ends(model: PreTrainedModel, row: PackedRow) -> tuple[Tensor, Tensor]:
+    """Return the centered logits of the last and the first choice of a row."""
+    batch = collate([row])
+    first, last = _predicting_positions(batch, 0), _predicting_positions(batch, row.n_choices - 1)
+    both = torch.cat([last, first])  # the output head computes no others
+    logits = _logits(model, replace(batch, row=batch.row[both], column=batch.column[both]))
+    return logits[: len(last)], logits[len(last) :]
 
 
 def _rounding(model: PreTrainedModel, batch: PackedBatch, together: Tensor, row: PackedRow) -> float:

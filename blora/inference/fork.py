@@ -23,12 +23,11 @@ from transformers import PreTrainedModel
 from blora.errors import BaseModelError
 from blora.inference.packing import States
 from blora.posterior.draws import Draws
-from blora.posterior.inject import layer_index
+from blora.posterior.inject import decoder_layers, layer_index
 
 __all__ = [
     "allow_partial_runs",
     "branching_layer",
-    "decoder_layers",
     "first_layer",
     "forbid_partial_runs",
     "hidden_at",
@@ -75,25 +74,6 @@ def branching_layer(draws: Draws) -> int | None:
     """Return the index of the lowest decoder layer whose factors differ among draws, or None if all draws agree."""
     differing = [name for name, factors in draws.factors.items() if factors.differ]
     return first_layer(differing) if differing else None
-
-
-def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """Return the name of the decoder's list of layers, and the list.
-
-    Raises:
-        BaseModelError: if no list of layers has a known name.
-    """
-    lists = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and layer_index(f"{name}.0") == 0
-    ]
-    if not lists:
-        raise BaseModelError(
-            f"got {type(model).__name__}, whose decoder layers have an unknown name; use another model"
-        )
-    decoder = set(model.get_decoder().modules())
-    return max(lists, key=lambda item: item[1] in decoder)  # a multimodal model has lists of other layers too
 
 
 def states_below(model: PreTrainedModel, layer: int, known: States | None, **inputs: Any) -> Tensor:

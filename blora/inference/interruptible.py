@@ -15,7 +15,7 @@ from transformers.masking_utils import sdpa_mask
 
 from blora.errors import BaseModelError
 from blora.inference.checkpoints import between, checkpoint
-from blora.inference.fork import decoder_layers
+from blora.posterior.inject import decoder_layers
 from blora.posterior.layer import linear_shape
 
 __all__ = ["make_interruptible"]

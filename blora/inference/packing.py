@@ -109,11 +109,10 @@ class PackedRow:
     @property
     def shadowed(self) -> tuple[str, str] | None:
         """A choice that can never win, and the choice that it begins with; None if there is no such pair."""
-        if self.normalization == "choice" or self.readout != "scores":  # a longer choice has a larger divisor
+        by_length = self.normalization == "choice" and self.length_power > 0  # a longer choice has a larger divisor
+        if by_length or self.readout != "scores":
             return None
-        order = sorted(
-            range(len(self.continuations)), key=lambda i: self.continuations[i]
-        )  # sorts a prefix before the choices that begin with it
+        order = sorted(range(self.n_choices), key=self.continuations.__getitem__)  # a prefix before what begins with it
         for i, j in pairwise(order):
             if self.continuations[j][: len(self.continuations[i])] == self.continuations[i]:
                 return self.choices[j], self.choices[i]

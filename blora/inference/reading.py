@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from blora.config import HeadConfig
-from blora.inference.fork import decoder_layers, first_layer, logits_at, runs_in_parts, states_at
+from blora.inference.fork import first_layer, logits_at, runs_in_parts, states_at
 from blora.inference.grams import gram_counts
 from blora.inference.packing import PackedBatch, PackedRow, States, collate
 from blora.inference.prefix import HeadPrefix, RecordingCache
@@ -22,6 +22,7 @@ from blora.inference.scoring import inputs_of, log_normalizers
 from blora.inference.vocabulary import log_probs_of_each, plain_head
 from blora.posterior.decision_head import Features, HeadDraws
 from blora.posterior.draws import Draws, use_draws
+from blora.posterior.inject import decoder_layers
 
 __all__ = ["head_log_probs", "read_prefix", "read_rows", "trunk_of"]
 
@@ -114,12 +115,15 @@ def head_log_probs(draws: HeadDraws, rows: Sequence[PackedRow], features: Featur
     """Return log-probabilities (S, B, C) float32 over the choices of every row; -inf for choices that a row lacks."""
     logits = draws.logits(features)
     n_choices = max(row.n_choices for row in rows)
-    present = torch.arange(n_choices) < torch.tensor([[row.n_choices] for row in rows])
-    if rows[0].readout == "linear":
+    present = (torch.arange(n_choices) < torch.tensor([[row.n_choices] for row in rows])).to(logits.device)
+    if features.owner is not None:
+        choices, logits = logits, logits.new_zeros(len(logits), *present.shape)
+        logits[:, present] = choices
+    elif rows[0].readout == "linear":
         places = torch.tensor([[*row.outputs, *[0] * (n_choices - row.n_choices)] for row in rows])
         logits = logits.gather(-1, places.to(logits.device).expand(len(logits), -1, -1))
     logits = logits[..., :n_choices]  # a pointer head may have read these rows beside rows with more choices
-    return logits.masked_fill(~present.to(logits.device), -torch.inf).log_softmax(-1)
+    return logits.masked_fill(~present, -torch.inf).log_softmax(-1)
 
 
 def _depths(model: PreTrainedModel, row: PackedRow, config: HeadConfig) -> set[int]:

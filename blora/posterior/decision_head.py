@@ -38,25 +38,36 @@ OF_PRODUCTS = ("prompt_center", "prompt_scale", "prompt_directions")
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """Features of B questions, or of B questions with C choices each.
+    """Features of B questions, of B questions with C choices each, or of the R choices of B questions, row after row.
 
     Attributes:
-        states: (B, F) or (B, C, F) mean hidden states at the head's depths, side by side.
-        counts: (B, M) or (B, C, M) further numbers.
+        states: (B, F), (B, C, F) or (R, F) mean hidden states at the head's depths, side by side.
+        counts: (B, M), (B, C, M) or (R, M) further numbers.
         prompt: (B, F) the same states of the prompts, which tell how familiar a question is; None if not read.
+        owner: (R,) the question of each choice, for choices row after row, which need no padding; None otherwise.
     """
 
     states: Tensor
     counts: Tensor
     prompt: Tensor | None = None
+    owner: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.states)
+        return len(self.states) if self.owner is None else 1 + int(self.owner[-1])
 
     def at(self, places: Sequence[int]) -> "Features":
         """Return the features of the questions at some places, which may recur."""
-        prompt = self.prompt[list(places)] if self.prompt is not None else None
-        return Features(self.states[list(places)], self.counts[list(places)], prompt)
+        rows = picked = torch.tensor(list(places), device=self.states.device)
+        owner = None
+        if self.owner is not None:
+            sizes = self.owner.bincount()
+            choices = torch.arange(len(self.owner)).split(sizes.tolist())
+            rows, owner = (
+                torch.cat([choices[i] for i in places]),
+                torch.arange(len(picked)).repeat_interleave(sizes[picked]),
+            )
+        prompt = self.prompt[picked] if self.prompt is not None else None
+        return Features(self.states[rows], self.counts[rows], prompt, owner)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +221,7 @@ class HeadDraws:
         return HeadDraws(self.head.to(device), self.weights.to(device), self.lora.to(device))
 
     def logits(self, features: Features) -> Tensor:
-        """Return the logits (S, B, O) of questions, or (S, B, C) of the choices of questions.
+        """Return the logits (S, B, O) of questions, or (S, B, C) or (S, R) of the choices of questions.
 
         Raises:
             ShapeError: if the features are not those of this head.
@@ -220,16 +231,20 @@ class HeadDraws:
         if sizes != (expected := (len(head.center), len(head.count_scale))):
             raise ShapeError(f"got {sizes} states and counts of a question, expected {expected}, as in training")
         point = head.scaled(features.counts) @ head.count_weight + head.bias
-        z, own = head.project(features.states), len(head.directions)
+        z, own, owner = head.project(features.states), len(head.directions), features.owner
         found = torch.einsum("...k,sko->s...o", z, self.weights[:, :own]) + point
-        if features.states.ndim == 2:
+        if features.states.ndim == 2 and owner is None:
             return found
         n_prompt, n_choice = head.config.n_products
         if n_prompt:
             assert features.prompt is not None  # whoever reads choices reads the prompt
             of_products = self.weights[:, own:, 0].view(-1, n_prompt, n_choice)
             on_choice = torch.einsum("bp,spq->sbq", head.project_prompt(features.prompt), of_products)
-            found = found + torch.einsum("bcq,sbq->sbc", z[..., :n_choice], on_choice)[..., None]
+            if owner is None:
+                products = torch.einsum("bcq,sbq->sbc", z[..., :n_choice], on_choice)
+            else:
+                products = torch.stack([(z[:, :n_choice] * of_draw[owner]).sum(-1) for of_draw in on_choice])
+            found = found + products[..., None]
         return found[..., 0]
 
 

@@ -4,7 +4,7 @@ Whitening (U = L_r V L_c^T) moves the geometry of the prior into `inducing.py`; 
 """
 
 import math
-from typing import Protocol, get_args
+from typing import Protocol
 
 import torch
 import zuko
@@ -12,17 +12,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blora.config import FamilyName
-from blora.errors import ConfigError
 from blora.posterior.noise import Noise, standard_normal
 
-__all__ = ["FAMILY_NAMES", "Diagonal", "Family", "FamilyName", "Flow", "MatrixNormal", "make_family"]
+__all__ = ["FAMILIES", "Diagonal", "Family", "Flow", "MatrixNormal", "Shape"]
 
-
-FAMILY_NAMES: tuple[FamilyName, ...] = get_args(FamilyName)
+Shape = tuple[int, ...]
 
 
 class Family(Protocol):
-    """Protocol of a variational family over (m, n) inducing weights."""
+    """Protocol of a variational family over (m, n) inducing weights, made from a mean and a deviation."""
+
+    def __init__(self, mean: Tensor, scale: float, generator: torch.Generator) -> None: ...
+
+    @staticmethod
+    def shapes(m: int, n: int) -> dict[str, Shape]:
+        """Return the shape of each tensor in the state, by name, before there is one."""
+        ...
 
     def sample(self, noise: Noise) -> Tensor:
         """Return draws of V, (S, m, n), differentiable in the parameters."""
@@ -58,10 +63,15 @@ def _inverse_softplus(value: Tensor) -> Tensor:
 class Diagonal(nn.Module):
     """Independent Gaussians: V_ij ~ N(mean_ij, scale_ij^2)."""
 
-    def __init__(self, mean: Tensor, scale: float) -> None:
+    def __init__(self, mean: Tensor, scale: float, generator: torch.Generator) -> None:
         super().__init__()
         self.inducing_mean = nn.Parameter(mean.clone())
         self.raw_scale = nn.Parameter(torch.full_like(mean, inverse_softplus(scale)))
+
+    @staticmethod
+    def shapes(m: int, n: int) -> dict[str, Shape]:
+        """Return the shape of each tensor in the state, by name."""
+        return {"inducing_mean": (m, n), "raw_scale": (m, n)}
 
     @property
     def scale(self) -> Tensor:
@@ -95,13 +105,18 @@ class Diagonal(nn.Module):
 class MatrixNormal(nn.Module):
     """Matrix normal V ~ MN(mean, R R^T, C C^T) with lower-triangular R (m, m) and C (n, n)."""
 
-    def __init__(self, mean: Tensor, scale: float) -> None:
+    def __init__(self, mean: Tensor, scale: float, generator: torch.Generator) -> None:
         super().__init__()
         m, n = mean.shape
         raw_diagonal = inverse_softplus(math.sqrt(scale))
         self.inducing_mean = nn.Parameter(mean.clone())
         self.raw_row = nn.Parameter(raw_diagonal * torch.eye(m, dtype=mean.dtype))
         self.raw_col = nn.Parameter(raw_diagonal * torch.eye(n, dtype=mean.dtype))
+
+    @staticmethod
+    def shapes(m: int, n: int) -> dict[str, Shape]:
+        """Return the shape of each tensor in the state, by name."""
+        return {"inducing_mean": (m, n), "raw_row": (m, m), "raw_col": (n, n)}
 
     @staticmethod
     def _cholesky_factor(raw: Tensor) -> Tensor:
@@ -159,7 +174,7 @@ class Flow(nn.Module):
 
     def __init__(self, mean: Tensor, scale: float, generator: torch.Generator) -> None:
         super().__init__()
-        self.base = Diagonal(mean, scale)
+        self.base = Diagonal(mean, scale, generator)
         with torch.random.fork_rng(devices=[]):  # zuko initialises from the global generator
             torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             self.transform = zuko.flows.MaskedAutoregressiveTransform(mean.numel(), hidden_features=self.HIDDEN).to(
@@ -168,6 +183,17 @@ class Flow(nn.Module):
         last = [layer for layer in self.transform.modules() if isinstance(layer, nn.Linear)][-1]
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
+
+    @staticmethod
+    def shapes(m: int, n: int) -> dict[str, Shape]:
+        """Return the shape of each tensor in the state, by name."""
+        [hidden] = Flow.HIDDEN
+        found: dict[str, Shape] = {"transform.order": (m * n,)}
+        found |= {f"base.{name}": shape for name, shape in Diagonal.shapes(m, n).items()}
+        for place, shape in {0: (hidden, m * n), 2: (2 * m * n, hidden)}.items():
+            layer = f"transform.hyper.{place}"
+            found |= {f"{layer}.weight": shape, f"{layer}.bias": shape[:1], f"{layer}.mask": shape}
+        return found
 
     def _push(self, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
         """Return base draws (S, m, n), their images (S, m, n) and log |det df/dV_0| (S,)."""
@@ -204,16 +230,5 @@ class Flow(nn.Module):
         return (log_q - log_p).mean()
 
 
-def make_family(name: FamilyName, mean: Tensor, scale: float, generator: torch.Generator) -> Family:
-    """Return a family by its name, initialised with a mean (m, n) and a standard deviation.
-
-    Raises:
-        ConfigError: if the name is not one of FAMILY_NAMES.
-    """
-    if name == "diagonal":
-        return Diagonal(mean, scale)
-    if name == "matrix_normal":
-        return MatrixNormal(mean, scale)
-    if name == "flow":
-        return Flow(mean, scale, generator)
-    raise ConfigError(f"got family {name!r}, expected one of {', '.join(FAMILY_NAMES)}")
+FAMILIES: dict[FamilyName, type[Family]] = {"diagonal": Diagonal, "matrix_normal": MatrixNormal, "flow": Flow}
+"""The class of each family."""

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from blora.config import PosteriorConfig
 from blora.errors import ConfigError, NumericalError, ShapeError
-from blora.posterior.families import inverse_softplus, make_family
+from blora.posterior.families import FAMILIES, inverse_softplus
 from blora.posterior.noise import Noise, standard_normal
 
 __all__ = ["InducingFactor", "check_width"]
@@ -82,7 +82,7 @@ class InducingFactor(nn.Module):
         # T_r L_r and L_c^T T_c have singular values just below one: |W| is about sigma |V|.
         spread = mean_std * math.sqrt(p * q / (m * n)) / config.prior_std
         mean = spread * torch.randn(m, n, generator=generator)
-        self.family = make_family(config.family, mean, config.scale_init, generator)
+        self.family = FAMILIES[config.family](mean, config.scale_init, generator)
 
     @property
     def lambda_(self) -> Tensor:
@@ -126,19 +126,12 @@ class InducingFactor(nn.Module):
         return self.sample_from(standard_normal(n_samples, generator))
 
     def sample_from(self, noise: Noise) -> Tensor:
-        """Return exact posterior draws of W, (S, p, q), from the caller's noise."""
-        geometry = self._geometry()
-        return self._assemble(self.family.sample(noise), self.lambda_, geometry, noise)
+        """Return exact posterior draws of W, (S, p, q), from the caller's noise.
 
-    def sample_prior(self, n_samples: int, generator: torch.Generator) -> Tensor:
-        """Return exact prior draws of W, (S, p, q): V from N(0, I) and lambda_ = 1."""
-        noise = standard_normal(n_samples, generator)
-        V = noise.normal(*self.family.mean().shape, like=self.Z_r)
-        return self._assemble(V, torch.ones_like(self.raw_lambda), self._geometry(), noise)
-
-    def _assemble(self, V: Tensor, lambda_: Tensor, geometry: _Geometry, noise: Noise) -> Tensor:
-        """Apply Matheron's rule with one white matrix G: W = sigma (T_r U T_c + lambda_ (E - T_r U_bar T_c))."""
-        L_r, L_c, T_r, T_c, D_r, D_c = geometry
+        This is Matheron's rule with one white matrix G: W = sigma (T_r U T_c + lambda_ (E - T_r U_bar T_c)).
+        """
+        L_r, L_c, T_r, T_c, D_r, D_c = self._geometry()
+        V, lambda_ = self.family.sample(noise), self.lambda_
         (m, p), (n, q) = self.Z_r.shape, self.Z_c.shape
         G = noise.normal(p + m, q + n, like=self.Z_r)  # (S, p + m, q + n)
         rows = self.Z_r @ G[:, :p] + D_r[:, None] * G[:, p:]  # Phi_r G

@@ -1,15 +1,18 @@
 """Selection of the linear modules of a causal language model that get a LoRA, and wrapping of these modules."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_TARGETS
 from torch import nn
+from transformers import PreTrainedModel
 
-from blora.errors import ConfigError
+from blora.errors import AdapterError, BaseModelError, ConfigError
 from blora.posterior.layer import LoraLinear, linear_shape
 
 __all__ = [
+    "check_modules",
+    "decoder_layers",
     "default_targets",
     "eject",
     "inject",
@@ -72,22 +75,58 @@ def default_targets(model_type: str) -> tuple[str, ...]:
     return tuple(sorted(targets))
 
 
-def linear_modules(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Return (d_out, d_in) of every linear module by name, wrapped in `LoraLinear` or not."""
+def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """Return the name of the decoder's list of layers, and the list.
+
+    Raises:
+        BaseModelError: if no list of layers has a known name.
+    """
+    lists = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and layer_index(f"{name}.0") == 0
+    ]
+    if not lists:
+        raise BaseModelError(
+            f"got {type(model).__name__}, whose decoder layers have an unknown name; use another model"
+        )
+    decoder = set(model.get_decoder().modules())
+    return max(lists, key=lambda item: item[1] in decoder)  # a multimodal model has lists of other layers too
+
+
+def linear_modules(model: PreTrainedModel) -> dict[str, tuple[int, int]]:
+    """Return (d_out, d_in) of every linear module of the decoder layers by name, wrapped in `LoraLinear` or not."""
     shapes: dict[str, tuple[int, int]] = {}
-    for name, module in model.named_modules():
+    path, layers = decoder_layers(model)
+    for name, module in layers.named_modules(prefix=path):
         shape = linear_shape(module.base if isinstance(module, LoraLinear) else module)
         if shape is not None and not isinstance(_parent(model, name), LoraLinear):
             shapes[name] = shape
     return shapes
 
 
-def linear_targets(model: nn.Module) -> tuple[str, ...]:
+def check_modules(model: PreTrainedModel, modules: Mapping[str, tuple[int, int]]) -> None:
+    """Raise an error unless adapted modules are linear modules of the decoder layers, of these (d_out, d_in).
+
+    Raises:
+        AdapterError: naming the first other module.
+    """
+    linear = linear_modules(model)
+    for name, shape in modules.items():
+        if (found := linear.get(name)) != tuple(shape):
+            raise AdapterError(
+                f"got adapted module {name} of shape {tuple(shape)}, but the base model has "
+                f"{found or 'no such linear module in its decoder layers'}; give the base model it was trained on, or "
+                "train again with other target modules"
+            )
+
+
+def linear_targets(model: PreTrainedModel) -> tuple[str, ...]:
     """Return the names, without their place, of every linear module of the decoder layers, as PEFT's `all-linear`."""
-    return tuple(sorted({name.rsplit(".", 1)[-1] for name in linear_modules(model) if layer_index(name) is not None}))
+    return tuple(sorted({name.rsplit(".", 1)[-1] for name in linear_modules(model)}))
 
 
-def select_modules(model: nn.Module, targets: Sequence[str], layers: Iterable[int]) -> dict[str, tuple[int, int]]:
+def select_modules(model: PreTrainedModel, targets: Sequence[str], layers: Iterable[int]) -> dict[str, tuple[int, int]]:
     """Return (d_out, d_in) of the linear modules in the given layers whose name is or ends in a target, by name.
 
     Raises:

@@ -35,7 +35,7 @@ class LoraLinear(nn.Module):
         self.name = name
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map rows (R, ..., d_in) to (R, ..., d_out), each under its draw.
+        """Map rows (R, ..., d_in) to (R, ..., d_out), each under its draw; R counts tokens if the rows are flattened.
 
         Raises:
             ShapeError: if the rows cannot be divided among the draws.
@@ -45,13 +45,13 @@ class LoraLinear(nn.Module):
         factors = draws.factors.get(self.name) if draws is not None else None
         if draws is None or factors is None:
             return out
-        if x.shape[0] % draws.n_samples if draws.rows is None else x.shape[0] != len(draws.rows):
+        if x.shape[0] % draws.n_samples if draws.rows is None else x.shape[0] % len(draws.rows):
             raise ShapeError(
                 f"got {x.shape[0]} rows, expected "
                 + (
                     f"a multiple of {draws.n_samples} draws; repeat the rows for each draw"
                     if draws.rows is None
-                    else f"the {len(draws.rows)} whose draws are given"
+                    else f"a multiple of the {len(draws.rows)} whose draws are given"
                 )
             )
         n_slices = max(len(factors.A), len(factors.B))

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 from blora.config import PosteriorConfig
-from blora.posterior.families import Flow
+from blora.posterior.families import FAMILIES, Shape
 from blora.posterior.inject import layer_index
 from blora.posterior.posterior import module_key
 
@@ -15,8 +15,6 @@ FLOAT_BYTES = 4
 OBJECT_BYTES = 4096
 # Copies of a factor's noise, and of products of its size, during the making of draws.
 NOISE_COPIES = 3
-
-Shape = tuple[int, ...]
 
 
 def tensor_shapes(modules: Mapping[str, tuple[int, int]], config: PosteriorConfig) -> Iterator[tuple[str, Shape]]:
@@ -70,23 +68,4 @@ def _factor_shapes(name: str, p: int, q: int, config: PosteriorConfig) -> dict[s
         return {"weight": (p, q)}
     m, n = config.inducing_rows, config.inducing_cols
     own: dict[str, Shape] = {"Z_r": (m, p), "Z_c": (n, q), "raw_D_r": (m,), "raw_D_c": (n,), "raw_lambda": ()}
-    return own | {f"family.{rest}": shape for rest, shape in _family_shapes(m, n, config).items()}
-
-
-def _family_shapes(m: int, n: int, config: PosteriorConfig) -> dict[str, Shape]:
-    diagonal: dict[str, Shape] = {"inducing_mean": (m, n), "raw_scale": (m, n)}
-    if config.family == "diagonal":
-        return diagonal
-    if config.family == "matrix_normal":
-        return {"inducing_mean": (m, n), "raw_row": (m, m), "raw_col": (n, n)}
-    [hidden] = Flow.HIDDEN
-    transform: dict[str, Shape] = {"order": (m * n,)}
-    for place, (d_out, d_in) in {0: (hidden, m * n), 2: (2 * m * n, hidden)}.items():
-        transform |= {
-            f"hyper.{place}.weight": (d_out, d_in),
-            f"hyper.{place}.bias": (d_out,),
-            f"hyper.{place}.mask": (d_out, d_in),
-        }
-    return {f"base.{rest}": shape for rest, shape in diagonal.items()} | {
-        f"transform.{rest}": shape for rest, shape in transform.items()
-    }
+    return own | {f"family.{rest}": shape for rest, shape in FAMILIES[config.family].shapes(m, n).items()}

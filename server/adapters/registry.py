@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from blora.errors import ConfigError
 from blora.server.engines.handle import AdapterHandle
 from blora.server.errors import DigestMismatchError, InvalidRequestError, UnknownAdapterError
+from blora.server.monitoring.metrics import UNKNOWN_ADAPTER
 
 __all__ = ["Registry", "check_name"]
 
@@ -25,13 +26,18 @@ def check_name(name: str) -> None:
         raise ConfigError(
             f"got adapter name {name!r}, expected up to 64 letters, digits and '._-', starting with a letter or digit"
         )
+    if name == UNKNOWN_ADAPTER:
+        raise ConfigError(
+            f"got adapter name {name!r}, expected another one: the metrics count requests without a loaded adapter "
+            "under this name"
+        )
 
 
 class Registry:
     """The served adapters by name.
 
-    Requests that name no adapter go to the default: the configured one; otherwise the only adapter at the start, while
-    it is loaded; otherwise the only adapter loaded.
+    Requests that name no adapter go to the default: the configured one and no other, if one is configured; otherwise
+    the only adapter at the start, while it is loaded; otherwise the only adapter loaded.
 
     Args:
         handles: handles with distinct names.
@@ -55,6 +61,15 @@ class Registry:
             )
         self._configured = default
         self._first = handles[0].name if len(handles) == 1 else None
+
+    def warn_of_missing_default(self) -> None:
+        """Log a warning if the configured default is not loaded."""
+        if self._configured is not None and self.default is None:
+            logger.warning(
+                "The default adapter %r is not loaded, so that requests that name no adapter are refused: load it, or "
+                "correct --default-adapter",
+                self._configured,
+            )
 
     def __iter__(self) -> Iterator[AdapterHandle]:
         return iter(self._handles.values())
@@ -102,9 +117,9 @@ class Registry:
     @property
     def default(self) -> AdapterHandle | None:
         """The adapter for requests that name no adapter."""
-        for name in (self._configured, self._first):
-            if name is not None and name in self._handles:
-                return self._handles[name]
+        name = self._first if self._configured is None else self._configured
+        if name is not None:
+            return self._handles.get(name)
         return next(iter(self._handles.values())) if len(self._handles) == 1 else None
 
     def seen(self, only: Collection[str] | None) -> list[AdapterHandle]:
@@ -140,10 +155,12 @@ class Registry:
         default = self.default
         if default is not None and default.name in seen:
             return default
-        if only is not None and len(seen) == 1:
+        configured = self._configured if only is None or self._configured in only else None
+        if configured is None and only is not None and len(seen) == 1:
             return next(iter(seen.values()))
+        why = "there is no default" if configured is None else "the default adapter is not loaded"
         raise InvalidRequestError(
-            f"The request names no adapter, and there is no default: name one of {_listed(seen)}."
+            f"The request names no adapter, and {why}: name one of {_listed(seen)}."
             if seen
             else _none_to_use(bound=only is not None),
             code="missing",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from blora.client.command import add_policy, read_policy
-from blora.columns import add_columns
+from blora.columns import add_columns, choices_of
 from blora.command_help import CommandHelp
 from blora.errors import ConfigError
 from blora.hub.name import HubName, place_of
@@ -165,7 +165,7 @@ def _with_choices(row: "QuestionRow", arguments: Namespace) -> "QuestionRow":
     """Return the row, with the command's choices if it has no choices."""
     if "choices" in row.asked or arguments.choices is None:
         return row
-    return replace(row, asked=row.asked | {"choices": [choice.strip() for choice in arguments.choices.split("|")]})
+    return replace(row, asked=row.asked | {"choices": list(choices_of(arguments.choices))})
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 import threading
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Sequence
-from weakref import WeakSet
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedModel
 
@@ -11,7 +12,6 @@ from blora.inference.branches import prefix_of
 from blora.inference.fork import runs_in_parts
 from blora.inference.packing import PackedRow
 from blora.inference.prefix import MIN_PREFIX, HeadPrefix, Prefix, common_tokens
-from blora.server.engines.handle import AdapterHandle
 from blora.server.engines.jobs import packed
 from blora.server.engines.protocol import Job
 
@@ -20,8 +20,20 @@ __all__ = ["AnyPrefix", "Prefixes"]
 AnyPrefix = Prefix | HeadPrefix
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A cached prefix, its memory, and the clients for whom it is used."""
+
+    prefix: AnyPrefix
+    n_bytes: int
+    clients: set[str | None]
+
+
 class Prefixes:
-    """Cache of the prefixes that two prompts of an adapter had in common, with least-recently-used eviction.
+    """Cache of the prefixes that two prompts of a client had in common, with least-recently-used eviction.
+
+    A prefix is used for the clients whose own prompts had it in common, so that its length tells a client nothing about
+    the prompts of another one; clients with the same prefix share its memory.
 
     Safe for several threads: only one run at a time splits jobs, but adapters are loaded and unloaded meanwhile.
 
@@ -36,10 +48,10 @@ class Prefixes:
         self._max_bytes = max_bytes if runs_in_parts(model) else 0
         self._max_batch_tokens = max_batch_tokens
         self._served: Counter[str] = Counter()  # number of handles by reading
-        self._last: dict[str, tuple[int, ...]] = {}  # the most recent prompt of a reading
+        self._last: dict[str, dict[str | None, tuple[int, ...]]] = defaultdict(dict)  # latest prompts by client
         self._longest_kept: dict[str, int] = {}  # longest prefix, in tokens, once a longer one has exceeded the memory
-        self._kept: OrderedDict[tuple[str, tuple[int, ...]], tuple[AnyPrefix, int]] = OrderedDict()
-        self._unused: WeakSet[AnyPrefix] = WeakSet()  # prefixes that no batch has begun with yet
+        self._kept: OrderedDict[tuple[str, tuple[int, ...]], _Kept] = OrderedDict()
+        self._begun: WeakKeyDictionary[AnyPrefix, set[str | None]] = WeakKeyDictionary()  # clients with earlier batches
         self._changing = threading.Lock()  # guards all of these; never held during a computation
 
     def serve(self, reading: str) -> None:
@@ -76,44 +88,48 @@ class Prefixes:
             for place, job in enumerate(jobs)
             if self._max_bytes and job.in_bank and self._served[job.handle.reading] > 0
         ]
-        alike: dict[str, list[PackedRow]] = defaultdict(list)
+        alike: dict[tuple[str, str | None], list[PackedRow]] = defaultdict(list)
         for place in own:
-            alike[jobs[place].handle.reading].append(packed(jobs[place]))
+            alike[jobs[place].handle.reading, jobs[place].client].append(packed(jobs[place]))
         # In this order prompts with the same beginning follow one another.
         for place in sorted(own, key=lambda place: packed(jobs[place]).prompt) if notice else ():
-            handle = jobs[place].handle
-            self._notice(handle, packed(jobs[place]).prompt, alike[handle.reading])
+            job = jobs[place]
+            self._notice(job, alike[job.handle.reading, job.client])
         found: dict[AnyPrefix | None, list[int]] = defaultdict(list)
         for place, job in enumerate(jobs):
-            found[self._longest(job.handle.reading, packed(job).prompt) if place in own else None].append(place)
+            found[self._longest(job) if place in own else None].append(place)
         return found
 
-    def cached_tokens(self, prefix: AnyPrefix | None) -> int:
-        """Return the tokens of a prefix, none for the first batch that begins with it, which has computed them."""
+    def cached_tokens(self, prefix: AnyPrefix | None, jobs: Sequence[Job]) -> list[int]:
+        """Return the tokens of a prefix for each job of a batch, none for jobs of the client's first such batch."""
         if prefix is None:
-            return 0
+            return [0] * len(jobs)
         with self._changing:
-            if prefix in self._unused:
-                self._unused.discard(prefix)
-                return 0
-        return len(prefix.tokens)
+            begun = self._begun.get(prefix, set())
+            self._begun[prefix] = begun | {job.client for job in jobs}
+        return [len(prefix.tokens) if job.client in begun else 0 for job in jobs]
 
-    def _notice(self, handle: AdapterHandle, prompt: tuple[int, ...], alike: Sequence[PackedRow]) -> None:
-        """Cache the prefix that a prompt shares with the previous one, if it is much longer than the cached ones.
+    def _notice(self, job: Job, alike: Sequence[PackedRow]) -> None:
+        """Cache the prefix that a prompt shares with the client's last one, if it is much longer than the cached ones.
 
         For a head, it is read with the longest of the batch's rows alike that begins with it, which then needs no other
         pass.
         """
-        reading, bank = handle.reading, handle.bank
+        reading, bank, prompt = job.handle.reading, job.handle.bank, packed(job).prompt
         with self._changing:
-            last, self._last[reading] = self._last.get(reading, ()), prompt
+            prompts = self._last[reading]
+            last, prompts[job.client] = prompts.get(job.client, ()), prompt
             if prompt == last and len({row.read_key for row in alike if row.prompt == prompt}) == 1:
                 return  # one question, perhaps to several adapters
             n_tokens = min(common_tokens([last, prompt]), self._longest_kept.get(reading, len(prompt)))
-        known = self._longest(reading, prompt)
+        known = self._longest(job)
         if n_tokens < MIN_PREFIX + (len(known.tokens) if known is not None else 0):
             return
         tokens = prompt[:n_tokens]
+        with self._changing:
+            if (kept := self._kept.get((reading, tokens))) is not None:
+                kept.clients.add(job.client)
+                return
         begun = [row for row in alike if len(row.prompt) > n_tokens and row.prompt[:n_tokens] == tokens]
         longest = max(begun, key=lambda row: row.n_tokens)
         prefix = prefix_of(self._model, longest, n_tokens, bank.draws, self._max_batch_tokens)
@@ -124,20 +140,24 @@ class Prefixes:
             if n_bytes > self._max_bytes:
                 self._longest_kept[reading] = n_tokens * self._max_bytes // n_bytes
                 return
-            self._kept[reading, tokens] = prefix, n_bytes
-            self._unused.add(prefix)
-            while sum(n_bytes for _, n_bytes in self._kept.values()) > self._max_bytes:
+            self._kept[reading, tokens] = _Kept(prefix, n_bytes, {job.client})
+            while sum(kept.n_bytes for kept in self._kept.values()) > self._max_bytes:
                 self._kept.popitem(last=False)
 
-    def _longest(self, reading: str, prompt: tuple[int, ...]) -> AnyPrefix | None:
+    def _longest(self, job: Job) -> AnyPrefix | None:
+        """Return the longest cached prefix of a job's prompt that the client's own prompts had in common."""
+        reading, prompt = job.handle.reading, packed(job).prompt
         with self._changing:
             fits = [
                 (owner, tokens)
-                for owner, tokens in self._kept
-                if owner == reading and len(tokens) < len(prompt) and prompt[: len(tokens)] == tokens
+                for (owner, tokens), kept in self._kept.items()
+                if owner == reading
+                and job.client in kept.clients
+                and len(tokens) < len(prompt)
+                and prompt[: len(tokens)] == tokens
             ]
             if not fits:
                 return None
             best = max(fits, key=lambda fit: len(fit[1]))
             self._kept.move_to_end(best)
-            return self._kept[best][0]
+            return self._kept[best].prefix

@@ -36,6 +36,7 @@ class ModelInfo:
         device: device that it runs on.
         dtype: precision that it runs in.
         max_length: most positions of a row.
+        longest_token: length of the longest token, in characters.
         runs_whole_because: reason why every layer runs for every draw; None if shared layers run once per question.
     """
 
@@ -46,6 +47,7 @@ class ModelInfo:
     device: str
     dtype: str
     max_length: int
+    longest_token: int
     runs_whole_because: str | None
 
 
@@ -116,6 +118,7 @@ class Job:
         n_samples: S.
         seed: seed of fresh draws; None for the adapter's bank.
         stop: condition for stopping early; None for never.
+        client: name of the key that asked; None without keys.
     """
 
     handle: AdapterHandle
@@ -123,6 +126,7 @@ class Job:
     n_samples: int
     seed: int | None
     stop: Stop | None
+    client: str | None = None
 
     @property
     def kind(self) -> Literal["draws", "head", "below head"]:
@@ -173,7 +177,7 @@ class Outcome:
     Attributes:
         probs: (s, C) recalibrated probabilities under the job's first s draws.
         familiarity: conformal p-value of the question; None for an adapter without a familiarity.
-        cached_tokens: tokens of the prompt whose computation an earlier batch had left behind.
+        cached_tokens: tokens of the prompt that the same client's earlier prompts had left computed.
     """
 
     probs: Tensor
@@ -186,11 +190,9 @@ class Engine(Protocol):
 
     Attributes:
         fresh_draws: whether the engine can make draws beyond an adapter's bank: more draws, or draws of another seed.
-        longest_token: length of the longest token in characters, once the base model is loaded.
     """
 
     fresh_draws: bool
-    longest_token: int
 
     async def load(self) -> Loaded:
         """Load the base model and the adapters, and test each adapter with a forward pass.

@@ -15,7 +15,8 @@ from blora.inference.packing import PackedRow, by_length
 from blora.inference.prefix import HeadPrefix, Prefix
 from blora.inference.reading import head_log_probs, read_rows
 from blora.posterior.decision_head import Features, HeadDraws
-from blora.server.engines.jobs import draws_key, draws_of, outcome, packed
+from blora.server.engines.jobs import draws_key, draws_of, packed
+from blora.server.engines.outcomes import outcome
 from blora.server.engines.prefixes import AnyPrefix
 from blora.server.engines.protocol import Job, Outcome
 

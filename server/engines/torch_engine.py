@@ -11,7 +11,6 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -19,36 +18,23 @@ from transformers.utils.logging import disable_progress_bar
 
 from blora.adapter import Adapter, attach
 from blora.base_model import BaseModel, pick_device
-from blora.config import ScoringName
 from blora.decision.stopping import looks
 from blora.errors import AdapterError
 from blora.inference.branches import Branches
 from blora.inference.checkpoints import between, checkpoint, checkpoints
 from blora.inference.fork import why_whole
 from blora.inference.interruptible import make_interruptible
-from blora.inference.packing import PackedRow, pack
+from blora.inference.packing import PackedRow
 from blora.opening import open_base, pick_dtype
 from blora.posterior.decision_head import HeadDraws
 from blora.posterior.draws import Draws
 from blora.server.engines.handle import AdapterHandle
-from blora.server.engines.jobs import (
-    PROBE_CHOICES,
-    PROBE_PROMPT,
-    check_adapters,
-    draws_key,
-    draws_of,
-    draws_suffice,
-    in_thread,
-    longest_token,
-    model_of,
-    of_similar_length,
-    packed,
-    probabilities,
-    read_adapter,
-    warn_of_shadowed,
-)
+from blora.server.engines.jobs import draws_key, draws_of, of_similar_length, packed
+from blora.server.engines.loading import check_adapters, model_of, probe_row, read_adapter, warn_of_shadowed
+from blora.server.engines.outcomes import draws_suffice, probabilities
+from blora.server.engines.packing_engine import PackingEngine, in_thread
 from blora.server.engines.prefixes import AnyPrefix, Prefixes
-from blora.server.engines.protocol import Job, Loaded, Outcome, Row
+from blora.server.engines.protocol import Job, Loaded, Outcome
 from blora.server.engines.readings import familiarities, head_outcomes
 from blora.server.engines.sources import local_adapters
 from blora.server.engines.stack_scheduler import StackScheduler
@@ -61,29 +47,27 @@ __all__ = ["TorchEngine"]
 logger = logging.getLogger(__name__)
 
 
-class TorchEngine:
+class TorchEngine(PackingEngine):
     """Implementation of `blora.server.engines.protocol.Engine` with torch on one device.
 
     Args:
         settings: the base model, the device, the dtype and the adapters.
     """
 
+    fresh_draws = True
+
     def __init__(self, settings: Settings) -> None:
+        super().__init__(ThreadPoolExecutor(1, "pack"))
         self._settings = settings
         # oneDNN caches compiled kernels for 1,024 shapes by default, so that memory grows for days of traffic. 64 cover
         # the shapes of the last few batches, which recur layer by layer within a batch.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-        self._packing = ThreadPoolExecutor(1, "pack")
         threads = partial(torch.set_num_threads, torch.get_num_threads())
         self._computing = ThreadPoolExecutor(1, "compute", initializer=threads)
         self._scheduler = StackScheduler(self._computing)
         self._reading = ThreadPerTask(settings.adapter_load_timeout_s)
-        self._base: BaseModel | None = None
         self._prefixes: Prefixes | None = None
         self._handles: list[AdapterHandle] = []
-
-    fresh_draws = True
-    longest_token = 1
 
     async def load(self) -> Loaded:
         """Implement Engine."""
@@ -102,7 +86,7 @@ class TorchEngine:
         )
         dtype = await self._reading.run("Reading the calibrations", pick)
         base = await in_thread(self._computing, partial(self._load_base, device, dtype))
-        adapters = tuple([await self._load_adapter(path, name) for path, name in sources])
+        adapters = tuple([await self.load_adapter(path, name) for path, name in sources])
         model = model_of(
             base,
             device=str(base.device),
@@ -112,38 +96,16 @@ class TorchEngine:
         )
         return Loaded(model=model, adapters=adapters)
 
-    async def pack(
-        self,
-        handle: AdapterHandle,
-        *,
-        prompt: str | None,
-        messages: list[dict[str, str]] | None,
-        choices: Sequence[str],
-        scoring: str | None,
-    ) -> Row:
-        """Implement Engine."""
-        base = self._loaded_base()
-        return await in_thread(
-            self._packing,
-            partial(
-                pack,
-                base.tokenizer,
-                prompt=prompt,
-                messages=messages,
-                choices=choices,
-                config=handle.config.prompt,
-                scoring=cast(ScoringName | None, scoring),
-                max_length=base.max_length,
-            ),
-        )
-
     async def run(self, jobs: Sequence[Job], control: Control | None = None) -> list[Outcome]:
         """Implement Engine."""
         return await self._scheduler.run(partial(self._score_under, control or Control(), jobs))
 
-    async def load_adapter(self, path: Path, name: str) -> AdapterHandle:
-        """Implement Engine."""
-        return await self._load_adapter(path, name)
+    async def load_adapter(self, path: Path, name: str | None) -> AdapterHandle:
+        """Implement Engine; without a name, serve the adapter under its folder's."""
+        reading = partial(self._read_adapter, path, name)
+        adapter, handle, row = await self._reading.run(f"Reading adapter {name or path}", reading)
+        await self._scheduler.run(partial(self._prove, adapter, handle, row))
+        return handle
 
     async def forget(self, handle: AdapterHandle) -> None:
         """Implement Engine."""
@@ -161,11 +123,6 @@ class TorchEngine:
         self._packing.shutdown(wait=False, cancel_futures=True)
         self._scheduler.close()
 
-    def _loaded_base(self) -> BaseModel:
-        if self._base is None:
-            raise RuntimeError("got work before load() returned, expected it afterwards")
-        return self._base
-
     def _loaded_prefixes(self) -> Prefixes:
         assert self._prefixes is not None  # set by _load_base, before any adapter is loaded
         return self._prefixes
@@ -176,17 +133,11 @@ class TorchEngine:
         if base.device.type == "cpu":  # on a GPU a pass is short, and a parked one would hold scarce memory
             make_interruptible(base.model)
         self._base = base
-        self.longest_token = longest_token(base.tokenizer)
+        self._max_length = base.max_length
         self._prefixes = Prefixes(
             base.model, max_bytes=settings.prefix_cache_mib * 2**20, max_batch_tokens=settings.max_batch_tokens
         )
         return base
-
-    async def _load_adapter(self, path: Path, name: str | None) -> AdapterHandle:
-        reading = partial(self._read_adapter, path, name)
-        adapter, handle, row = await self._reading.run(f"Reading adapter {name or path}", reading)
-        await self._scheduler.run(partial(self._prove, adapter, handle, row))
-        return handle
 
     def _read_adapter(self, path: Path, name: str | None) -> tuple[Adapter, AdapterHandle, PackedRow]:
         base = self._loaded_base()
@@ -206,14 +157,7 @@ class TorchEngine:
         Raises:
             AdapterError: if the row exceeds the tokens of a forward pass.
         """
-        base, most = self._loaded_base(), self._settings.max_batch_tokens
-        row = pack(
-            base.tokenizer,
-            prompt=PROBE_PROMPT,
-            choices=handle.config.prompt.choices or PROBE_CHOICES,
-            config=handle.config.prompt,
-            max_length=base.max_length,
-        )
+        row, most = probe_row(self._loaded_base(), handle, self._max_length), self._settings.max_batch_tokens
         warn_of_shadowed(handle, row)
         if row.n_tokens > most:
             raise AdapterError(
@@ -259,16 +203,18 @@ class TorchEngine:
         on_processor = self._loaded_base().device.type == "cpu"  # on a GPU, short passes take as long as longer ones
         prefixes = self._loaded_prefixes()
         for prefix, after in prefixes.split(jobs, notice=notice).items():
-            cached = prefixes.cached_tokens(prefix)
+            cached = dict(zip(after, prefixes.cached_tokens(prefix, [jobs[place] for place in after]), strict=True))
             groups = of_similar_length([jobs[place] for place in after]) if on_processor else [range(len(after))]
             for group in groups:
                 places = [after[k] for k in group]
-                found = self._score_after(prefix, [jobs[place] for place in places], control, cached)
+                found = self._score_after(
+                    prefix, [jobs[place] for place in places], control, [cached[place] for place in places]
+                )
                 by_place |= dict(zip(places, found, strict=True))
         return [by_place[place] for place in range(len(jobs))]
 
     def _score_after(
-        self, prefix: AnyPrefix | None, jobs: Sequence[Job], control: Control, cached: int
+        self, prefix: AnyPrefix | None, jobs: Sequence[Job], control: Control, cached: Sequence[int]
     ) -> list[Outcome]:
         """Return the outcomes of jobs with a common prefix; unwanted jobs get no further draws.
 
@@ -276,13 +222,13 @@ class TorchEngine:
             prefix: the prefix, None for none.
             jobs: the jobs.
             control: see `Engine.run`.
-            cached: tokens of the prefix that count as cached.
+            cached: tokens of the prefix that count as cached for each job.
         """
         checkpoint()
         base = self._loaded_base()
         if jobs[0].kind == "head":
             outcomes = head_outcomes(base, prefix, jobs, self._settings.max_batch_tokens)
-            return [replace(found, cached_tokens=cached) for found in outcomes]
+            return [replace(found, cached_tokens=tokens) for found, tokens in zip(outcomes, cached, strict=True)]
         n_samples = jobs[0].n_samples
         adapters = {draws_key(job): job for job in jobs}
         owners = list(adapters)
@@ -306,9 +252,9 @@ class TorchEngine:
                 break
             for b in set(done) - set(waiting):
                 if draws_suffice(jobs[b], seen[b]):
-                    control.finished(jobs[b], Outcome(seen[b], cached_tokens=cached))
+                    control.finished(jobs[b], Outcome(seen[b], cached_tokens=cached[b]))
         known = familiarities(base, prefix, jobs)
-        return [Outcome(probs, familiarity, cached) for probs, familiarity in zip(seen, known, strict=True)]
+        return [Outcome(*parts) for parts in zip(seen, known, cached, strict=True)]
 
 
 def _still_waiting(jobs: Sequence[Job], seen: Sequence[Tensor], waiting: Sequence[int], control: Control) -> list[int]:

@@ -38,8 +38,9 @@ class VllmClient:
     """
 
     def __init__(self, url: str, *, timeout_s: float, concurrency: int) -> None:
-        limits = httpx.Limits(max_connections=concurrency)
-        self._http = httpx.AsyncClient(base_url=url, timeout=timeout_s, limits=limits)
+        # A transport of its own, because httpx would send prompts through a proxy that the environment names.
+        transport = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=concurrency))
+        self._http = httpx.AsyncClient(base_url=url, timeout=timeout_s, transport=transport)
         self._room = asyncio.Semaphore(concurrency)
         self._alone = asyncio.Lock()
 

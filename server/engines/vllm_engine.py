@@ -12,34 +12,24 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
 from blora.adapter import Adapter, attach, read_config
-from blora.base_model import BaseModel, load_base_model
-from blora.config import ScoringName
+from blora.base_model import load_base_model
 from blora.decision.stopping import looks
 from blora.errors import AdapterError, ConfigError
 from blora.export import export_draws
 from blora.inference.branches import score_all
-from blora.inference.packing import PackedRow, pack
+from blora.inference.packing import PackedRow
 from blora.server.engines.handle import AdapterHandle
-from blora.server.engines.jobs import (
-    PROBE_CHOICES,
-    PROBE_PROMPT,
-    check_adapters,
-    draws_suffice,
-    in_thread,
-    longest_token,
-    model_of,
-    probabilities,
-    read_adapter,
-    warn_of_shadowed,
-)
-from blora.server.engines.protocol import Job, Loaded, Outcome, Row
+from blora.server.engines.loading import check_adapters, model_of, probe_row, read_adapter, warn_of_shadowed
+from blora.server.engines.outcomes import draws_suffice, probabilities
+from blora.server.engines.packing_engine import PackingEngine, in_thread
+from blora.server.engines.protocol import Job, Loaded, Outcome
 from blora.server.engines.sources import local_adapters
 from blora.server.engines.vllm_client import UnknownLoraError, VllmClient, VllmError
 from blora.server.scheduling.control import Control
@@ -58,7 +48,7 @@ DTYPE = "vllm"
 PROBE_TOLERANCE = 0.1
 
 
-class VllmEngine:
+class VllmEngine(PackingEngine):
     """Implementation of `blora.server.engines.protocol.Engine` with the LoRAs of a running vLLM.
 
     Args:
@@ -66,23 +56,21 @@ class VllmEngine:
     """
 
     fresh_draws = False
-    longest_token = 1
 
     def __init__(self, settings: Settings) -> None:
         assert settings.engine_url is not None  # checked by the settings
         assert settings.engine_folder is not None
+        # Not the event loop's default executor, which delays the loop's shutdown until a loading model is ready.
+        self._working = ThreadPoolExecutor(4, "work")
+        super().__init__(self._working)
         self._settings = settings
         self._folder = settings.engine_folder
         self._vllm = VllmClient(
             settings.engine_url, timeout_s=settings.timeout_s, concurrency=settings.engine_concurrency
         )
-        # Not the event loop's default executor, which delays the loop's shutdown until a loading model is ready.
-        self._working = ThreadPoolExecutor(4, "work")
         self._reading = ThreadPerTask(settings.adapter_load_timeout_s)
-        self._base: BaseModel | None = None
         self._served: Counter[str] = Counter()  # number of handles by digest
         self._proved: list[AdapterHandle] = []
-        self._max_length = 0
         self._leaving: set[asyncio.Task[None]] = set()
 
     async def load(self) -> Loaded:
@@ -93,14 +81,13 @@ class VllmEngine:
         reading = partial(load_base_model, settings.base_model, device="cpu", dtype=settings.dtype)
         base = await in_thread(self._working, reading)
         self._base = base
-        self.longest_token = longest_token(base.tokenizer)
         try:
             # The one token of an answer counts too.
             self._max_length = min(base.max_length, await self._vllm.max_length() - 1)
         except VllmError as exc:
             raise ConfigError(str(exc)) from exc
         sources = await in_thread(self._working, partial(local_adapters, settings))
-        adapters = [await self._load(path, name) for path, name in sources]
+        adapters = [await self.load_adapter(path, name) for path, name in sources]
         model = model_of(
             base,
             device="vllm",
@@ -110,37 +97,29 @@ class VllmEngine:
         )
         return Loaded(model=model, adapters=tuple(adapters))
 
-    async def pack(
-        self,
-        handle: AdapterHandle,
-        *,
-        prompt: str | None,
-        messages: list[dict[str, str]] | None,
-        choices: Sequence[str],
-        scoring: str | None,
-    ) -> Row:
-        """Implement Engine."""
-        base = self._loaded_base()
-        packing = partial(
-            pack,
-            base.tokenizer,
-            prompt=prompt,
-            messages=messages,
-            choices=choices,
-            config=handle.config.prompt,
-            scoring=cast(ScoringName | None, scoring),
-            max_length=self._max_length,
-        )
-        return await in_thread(self._working, packing)
-
     async def run(self, jobs: Sequence[Job], control: Control | None = None) -> list[Outcome]:
         """Implement Engine. Once no result is wanted any more, requests in progress are cancelled."""
         under = control or Control()
         return await _all(self._answer(job, under) for job in jobs)
 
-    async def load_adapter(self, path: Path, name: str) -> AdapterHandle:
-        """Implement Engine."""
-        return await self._load(path, name)
+    async def load_adapter(self, path: Path, name: str | None) -> AdapterHandle:
+        """Implement Engine; without a name, serve the adapter under its folder's."""
+        reading = partial(self._read, path, name)
+        logger.info("Reading adapter %s", name or path)
+        adapter, handle = await self._reading.run(f"Reading adapter {name or path}", reading)
+        try:
+            await in_thread(self._working, partial(self._export, adapter, handle.bank.n_samples))
+            for s in range(handle.bank.n_samples):
+                await self._load_draw(adapter.digest, s)
+            await self._prove(adapter, handle)
+        except Exception as exc:
+            await self._unload(handle)
+            if isinstance(exc, OSError | VllmError):
+                raise AdapterError(f"vLLM cannot serve adapter {adapter.name!r}: {exc}") from exc
+            raise
+        self._served[handle.digest] += 1
+        self._proved.append(handle)
+        return handle
 
     async def forget(self, handle: AdapterHandle) -> None:
         """Implement Engine. vLLM keeps the draws while a request may still need them."""
@@ -167,8 +146,7 @@ class VllmEngine:
     async def probe(self) -> None:
         """Implement Engine."""
         for handle in self._proved[:1]:
-            row = await self.pack(handle, **_question(handle))
-            await self._log_probs(handle, cast(PackedRow, row), 0)
+            await self._log_probs(handle, await self._probe_row(handle), 0)
 
     async def close(self) -> None:
         """Implement Engine."""
@@ -178,31 +156,11 @@ class VllmEngine:
         await self._vllm.close()
         self._working.shutdown(wait=False, cancel_futures=True)
 
-    def _loaded_base(self) -> BaseModel:
-        if self._base is None:
-            raise RuntimeError("got work before load() returned, expected it afterwards")
-        return self._base
+    async def _probe_row(self, handle: AdapterHandle) -> PackedRow:
+        return await in_thread(self._working, partial(probe_row, self._loaded_base(), handle, self._max_length))
 
     def _exported(self, digest: str) -> Path:
         return self._folder / digest.removeprefix("sha256:")
-
-    async def _load(self, path: Path, name: str | None) -> AdapterHandle:
-        reading = partial(self._read, path, name)
-        logger.info("Reading adapter %s", name or path)
-        adapter, handle = await self._reading.run(f"Reading adapter {name or path}", reading)
-        try:
-            await in_thread(self._working, partial(self._export, adapter, handle.bank.n_samples))
-            for s in range(handle.bank.n_samples):
-                await self._load_draw(adapter.digest, s)
-            await self._prove(adapter, handle)
-        except Exception as exc:
-            await self._unload(handle)
-            if isinstance(exc, OSError | VllmError):
-                raise AdapterError(f"vLLM cannot serve adapter {adapter.name!r}: {exc}") from exc
-            raise
-        self._served[handle.digest] += 1
-        self._proved.append(handle)
-        return handle
 
     def _read(self, path: Path, name: str | None) -> tuple[Adapter, AdapterHandle]:
         """Return an adapter and its handle; raise AdapterError for one with a head, whose states vLLM does not give."""
@@ -237,7 +195,7 @@ class VllmEngine:
             AdapterError: if they differ by more than rounding explains.
         """
         base = self._loaded_base()
-        row = cast(PackedRow, await self.pack(handle, **_question(handle)))
+        row = await self._probe_row(handle)
         warn_of_shadowed(handle, row)
 
         def here() -> Tensor:
@@ -302,8 +260,3 @@ async def _all(work: Iterable[Coroutine[None, None, T]]) -> list[T]:
 def _lora(digest: str, s: int) -> str:
     """Return the LoRA name of a draw, which contains the digest and so identifies the contents."""
     return f"{digest.removeprefix('sha256:')[:24]}-{s:03d}"
-
-
-def _question(handle: AdapterHandle) -> dict[str, Any]:
-    choices = handle.config.prompt.choices or PROBE_CHOICES
-    return {"prompt": PROBE_PROMPT, "messages": None, "choices": choices, "scoring": None}

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Set
+from collections.abc import Callable, Hashable, Set
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from blora.server.errors import ForbiddenError, RateLimitedError, ServerError, UnauthorizedError
 from blora.server.keys import CLIENT, KEY, Key, Keys
 
-__all__ = ["KeyAuthentication", "RateLimiter"]
+__all__ = ["KeyAuthentication", "RateLimiter", "owner"]
 
 # Paths for probes, Prometheus and code generators; none of them shows a request or an adapter's contents.
 OPEN = frozenset({"/livez", "/readyz", "/metrics", "/openapi.json"})
@@ -105,6 +105,12 @@ class KeyAuthentication:
                 "The request has no API key, or an unknown one: send it in the header `authorization: Bearer KEY`."
             )
         return key
+
+
+def owner(scope: Scope) -> Hashable:
+    """Return the owner of a request: the name of its key, or the peer's address on a server without keys."""
+    peer = scope.get("client")
+    return CLIENT.get() or (peer[0] if peer else None)
 
 
 def _set_key(key: Key | None) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Any
 
@@ -13,6 +13,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from blora.server.errors import InvalidHttpError, ServerError, TooManyConnectionsError
 from blora.server.http.middleware import SafeHeaders
+from blora.server.http.reserve import Reserve
 from blora.server.monitoring.logs import REQUEST_ID, ThrottledLogger
 
 __all__ = ["limited_protocol"]
@@ -26,6 +27,9 @@ _uvicorn.setLevel(logging.ERROR)
 
 # Bytes of a pending response that a client has to read in each `read_timeout_s`.
 _MIN_READ_BYTES = 65536
+# Connections beyond the limit, for probes and Prometheus, and the seconds in which the request has to arrive on one.
+_RESERVE = 16
+_RESERVE_READ_S = 1.0
 
 
 class _LimitedProtocol(H11Protocol):
@@ -35,13 +39,16 @@ class _LimitedProtocol(H11Protocol):
     client that does not read its responses loses its connection as well.
 
     There are at most `max_connections`. A further connection replaces the one on which the server has waited longest
-    for the client; if the server is working on a response for every connection, it refuses the further one.
+    for the client; if the server is working on a response for every connection, the further one joins a small reserve,
+    where probes and Prometheus are answered and all other requests refused. In a full reserve a further connection
+    replaces another one by the same rule.
     """
 
     read_timeout_s: float
     max_connections: int
     refuse: Callable[[ServerError], Response]
     throttled_log: ThrottledLogger
+    reserve: set["_LimitedProtocol"]
     _limit: asyncio.TimerHandle | None = None
     _reading: asyncio.TimerHandle | None = None  # checks that the client has read more of a response
     _heard = 0.0  # time of the connection's start, or of the start or end of its latest request
@@ -53,14 +60,8 @@ class _LimitedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._heard = self.loop.time()
-        if len(self.connections) > self.max_connections and not self._make_room():
-            self._answer(
-                TooManyConnectionsError(
-                    f"The server has {self.max_connections} connections and is answering all of them: try again later.",
-                    retry_after_s=1,
-                )
-            )
-            return
+        if len(self.connections) - len(self.reserve) > self.max_connections and not self._make_room():
+            self._join_reserve()
         self._start()
 
     def data_received(self, data: bytes) -> None:
@@ -82,6 +83,7 @@ class _LimitedProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop()
         self._unwatch()
+        self.reserve.discard(self)
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -121,17 +123,44 @@ class _LimitedProtocol(H11Protocol):
 
     def _make_room(self) -> bool:
         """Close the connection on which the server has waited longest for the client; return whether there was one."""
-        others = (other for other in self.connections if other is not self)
-        waiting = [other for other in others if isinstance(other, _LimitedProtocol) and other._waits_for_client()]
-        if not waiting:
+        longest = self._waited_for_longest(self.connections - self.reserve)
+        if longest is None:
             return False
-        longest = min(waiting, key=lambda other: other._heard)
         self.connections.discard(longest)
         longest.transport.abort()  # abort, not close: an unread response would keep it open
         self.throttled_log.warning(
             f"Closed idle connections to make room: the limit of {self.max_connections} was reached"
         )
         return True
+
+    def _waited_for_longest(self, connections: Iterable[asyncio.Protocol]) -> "_LimitedProtocol | None":
+        """Return the other connection on which the server has waited longest for the client, if there is one."""
+        others = (other for other in connections if isinstance(other, _LimitedProtocol) and other is not self)
+        return min(
+            (other for other in others if other._waits_for_client()), key=lambda other: other._heard, default=None
+        )
+
+    def _join_reserve(self) -> None:
+        """Make this connection one of the reserve; if the reserve is full, refuse another one of it, or this one."""
+        self.app = Reserve(self.app, lambda: self.refuse(self._too_many()))
+        self.reserve.add(self)
+        if len(self.reserve) > _RESERVE:
+            (self._waited_for_longest(self.reserve) or self)._leave_reserve()
+
+    def _leave_reserve(self) -> None:
+        """Refuse a request that has not arrived, or abort a connection whose client does not read."""
+        self.reserve.discard(self)
+        self.connections.discard(self)
+        if self.conn.our_state is h11.IDLE:
+            self._answer(self._too_many())
+        else:
+            self.transport.abort()
+
+    def _too_many(self) -> TooManyConnectionsError:
+        return TooManyConnectionsError(
+            f"The server has {self.max_connections} connections and is answering all of them: try again later.",
+            retry_after_s=1,
+        )
 
     def _answer(self, error: ServerError) -> None:
         """Refuse a request that never reached the application, and close the connection."""
@@ -157,7 +186,8 @@ class _LimitedProtocol(H11Protocol):
 
     def _start(self) -> None:
         if self._limit is None:
-            self._limit = self.loop.call_later(self.read_timeout_s, self._hang_up)
+            limit_s = min(self.read_timeout_s, _RESERVE_READ_S) if self in self.reserve else self.read_timeout_s
+            self._limit = self.loop.call_later(limit_s, self._hang_up)
 
     def _stop(self) -> None:
         if self._limit is not None:
@@ -185,7 +215,10 @@ class _LimitedProtocol(H11Protocol):
 
     def _hang_up(self) -> None:
         self._limit = None
-        self.transport.close()
+        if self in self.reserve:
+            self._leave_reserve()
+        else:
+            self.transport.close()
 
 
 def limited_protocol(
@@ -195,7 +228,7 @@ def limited_protocol(
 
     Args:
         read_timeout_s: seconds for a request's headers to arrive, and for a client to read 64 KiB of a response.
-        max_connections: most simultaneous connections.
+        max_connections: most simultaneous connections, besides the reserve.
         refuse: counts an error and makes its response.
     """
     fields = {
@@ -203,5 +236,6 @@ def limited_protocol(
         "max_connections": max_connections,
         "refuse": staticmethod(refuse),
         "throttled_log": ThrottledLogger(logger),
+        "reserve": set(),
     }
     return type("LimitedProtocol", (_LimitedProtocol,), fields)

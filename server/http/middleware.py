@@ -4,7 +4,8 @@ import asyncio
 import logging
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import ClassVar
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -14,20 +15,23 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from blora.server.errors import (
     InternalError,
     InvalidHttpError,
+    RateLimitedError,
     ServerError,
     SlowRequestError,
     TooLargeError,
     UnsupportedMediaTypeError,
 )
+from blora.server.http.authentication import owner
 from blora.server.http.body_pacer import BodyPacer
 from blora.server.http.compression import ENCODINGS, decompress
-from blora.server.keys import CLIENT
 from blora.server.monitoring.logs import REQUEST_ID
 
 __all__ = ["BodyLimit", "CatchAll", "CloseWhileDraining", "HeadAsGet", "RequestId", "SafeHeaders", "UnambiguousLength"]
 
 logger = logging.getLogger(__name__)
 
+# Waits after bytes of a body: takes the number of bytes received before, and of those received now.
+_Pace = Callable[[int, int], Awaitable[None]]
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -196,7 +200,7 @@ class BodyLimit:
     Args:
         app: the wrapped ASGI application.
         max_bytes: largest body, in bytes, before and after decompression.
-        timeout_s: seconds for a body to arrive.
+        timeout_s: seconds for a body to arrive, without the time for which the server itself makes it wait.
         refuse: makes the response for an error.
     """
 
@@ -215,16 +219,17 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         try:
-            async with asyncio.timeout(self._timeout_s):
-                body = await self._read(scope, receive)
+            async with asyncio.timeout(self._timeout_s) as limit:
+                pace = partial(self._pace, scope, limit)
+                body = await self._read(scope, receive, pace)
                 if body and (encoding := _encoding(scope)) is not None:
-                    body = await self._decompress(body, encoding)
+                    body = await self._decompress(body, encoding, pace)
                     scope = _without_encoding(scope, len(body))
         except TimeoutError:
             error: ServerError = SlowRequestError(
                 f"The body took more than {self._timeout_s:g} s to arrive, which is the limit: send it at once."
             )
-        except (TooLargeError, UnsupportedMediaTypeError) as exc:
+        except (RateLimitedError, TooLargeError, UnsupportedMediaTypeError) as exc:
             error = exc
         else:
             if body is not None:
@@ -232,7 +237,7 @@ class BodyLimit:
             return
         await self._refuse(error)(scope, receive, send)
 
-    async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
+    async def _read(self, scope: Scope, receive: Receive, pace: _Pace) -> bytes | None:
         """Return the body, or None if the client disconnected before its end."""
         too_long = TooLargeError(
             f"The body is longer than {self._max_bytes} bytes, which is the limit: shorten it or send fewer inputs.",
@@ -251,15 +256,22 @@ class BodyLimit:
             more = message.get("more_body", False)
             if len(body) > self._max_bytes:
                 raise too_long
-            if delay_s := self._pacer.delay(CLIENT.get(), len(body) - len(piece), len(piece)):
-                await asyncio.sleep(delay_s)
+            await pace(len(body) - len(piece), len(piece))
         return bytes(body)
 
-    async def _decompress(self, body: bytes, encoding: str) -> bytes:
+    async def _decompress(self, body: bytes, encoding: str, pace: _Pace) -> bytes:
         result = await asyncio.to_thread(decompress, body, encoding, self._max_bytes)
-        if delay_s := self._pacer.delay(CLIENT.get(), min(len(body), len(result)), max(0, len(result) - len(body))):
-            await asyncio.sleep(delay_s)
+        await pace(min(len(body), len(result)), max(0, len(result) - len(body)))
         return result
+
+    async def _pace(self, scope: Scope, limit: asyncio.Timeout, had: int, n_bytes: int) -> None:
+        """Wait until the owner's bytes are paid for; the limit on the body's time is put off by the wait."""
+        ends = limit.when()
+        assert ends is not None  # the limit is in force
+        left_s = max(0.0, ends - asyncio.get_running_loop().time())
+        if delay_s := self._pacer.delay(owner(scope), had, n_bytes, most_s=left_s):
+            limit.reschedule(ends + delay_s)
+            await asyncio.sleep(delay_s)
 
 
 def _encoding(scope: Scope) -> str | None:

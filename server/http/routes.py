@@ -1,6 +1,5 @@
 """Routes of the HTTP API."""
 
-from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Response
@@ -10,8 +9,9 @@ from starlette.requests import Request
 from blora.client.answers import AdapterRef, ErrorBody, Outcome, Prediction
 from blora.server.errors import ServerError, TooLargeError
 from blora.server.http.disconnect import unless_disconnected
+from blora.server.http.reading import Reading
 from blora.server.http.responses import ServiceOf, documented_errors, error_response
-from blora.server.http.strict_json import Reader, StrictJsonRoute
+from blora.server.http.strict_json import StrictJsonRoute
 from blora.server.keys import CLIENT, KEY, adapters_open
 from blora.server.prediction.cards import adapter_card, adapter_ref, model_metadata
 from blora.server.schemas.cards import AdapterCard, AdapterList
@@ -81,6 +81,7 @@ async def predict(
 ) -> Prediction | BatchResponse | Response:
     """Answer one question, or a batch {"inputs": [...]} whose other fields are defaults, with uncertainty."""
     predictor = service.predictor()
+    reading: Reading = request.state.reading
     if isinstance(body, BatchRequest):
         most = service.settings.max_inputs
         if len(body.inputs) > most:
@@ -89,13 +90,12 @@ async def predict(
                 code="too_many_inputs",
                 param="inputs",
             )
-        reader: Reader = request.app.state.reader
-        questions = await reader.run_in_thread(body.questions)
-        outcomes = await unless_disconnected(request, predictor.predict_batch(questions))
+        questions = await reading.run(request, body.questions)
+        outcomes = await unless_disconnected(request, predictor.predict_batch(questions, deadline=reading.deadline))
         return BatchResponse(
             predictions=[error_body(outcome) if isinstance(outcome, ServerError) else outcome for outcome in outcomes]
         )
-    outcome = await unless_disconnected(request, predictor.predict(body))
+    outcome = await unless_disconnected(request, predictor.predict(body, deadline=reading.deadline))
     return error_response(outcome) if isinstance(outcome, ServerError) else outcome
 
 
@@ -224,6 +224,6 @@ async def info(service: ServiceOf) -> Info:
     return Info(
         version=service.build.version,
         revision=service.build.revision,
-        model=ModelDescription(**asdict(predictor.model)) if predictor else None,
+        model=ModelDescription.model_validate(predictor.model, from_attributes=True) if predictor else None,
         limits=Limits(**service.settings.model_dump(include=set(Limits.model_fields))),
     )

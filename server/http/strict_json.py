@@ -2,8 +2,8 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
@@ -11,64 +11,43 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from blora.server.errors import TooLargeError, UnsupportedMediaTypeError
+from blora.server.http.reading import Reading
 from blora.server.schemas.validation import invalid_request
+from blora.server.settings import Settings
 
-__all__ = ["Reader", "StrictJsonRoute"]
-
-T = TypeVar("T")
+__all__ = ["StrictJsonRoute", "parse"]
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-# Longest body, in bytes, that the event loop parses itself: waking a thread would take longer.
-_SHORT = 16384
 # A body may hold one JSON value for every 16 bytes of the largest allowed body.
 _BYTES_PER_VALUE = 16
 _LEAST_VALUES = 1024
 
 
-class Reader:
-    """A parser that handles long bodies in one thread, one after the other, to keep the event loop free.
+def parse(body: bytes, max_body_bytes: int) -> Any:
+    """Return parsed JSON.
 
     Args:
+        body: the body.
         max_body_bytes: the largest body, in bytes; the limit on values in a body follows from it.
+
+    Raises:
+        TooLargeError: if it has too many values.
+        ValueError: if it is not JSON, or an object in it has a key twice.
     """
-
-    def __init__(self, max_body_bytes: int) -> None:
-        self._max_values = max(_LEAST_VALUES, max_body_bytes // _BYTES_PER_VALUE)
-        self._reading = ThreadPoolExecutor(1, "read")
-
-    async def json(self, body: bytes) -> Any:
-        """Return the parsed body.
-
-        Raises:
-            TooLargeError: if it has too many values.
-            ValueError: if it is not JSON, or an object in it has a key twice.
-        """
-        if len(body) <= _SHORT:
-            return self._parse(body)
-        return await self.run_in_thread(lambda: self._parse(body))
-
-    async def run_in_thread(self, work: Callable[[], T]) -> T:
-        """Run a function in the reading thread and return its result."""
-        return await asyncio.get_running_loop().run_in_executor(self._reading, work)
-
-    def close(self) -> None:
-        """Shut the thread down."""
-        self._reading.shutdown(wait=False, cancel_futures=True)
-
-    def _parse(self, body: bytes) -> Any:
-        bare = _without_strings(body)
-        # The parser cannot be interrupted, and takes most of a second for a megabyte of half a million empty lists.
-        if len(body) > self._max_values:
-            n_values = bare.count(b",") + bare.count(b"[") + bare.count(b"{")
-            if n_values > self._max_values:
-                raise TooLargeError(
-                    f"The body holds more than {self._max_values} values, which is the limit: send fewer inputs.",
-                    code="body_too_large",
-                )
-        parsed = from_json(body, allow_inf_nan=False)
-        if bare.count(b":") > _n_keys(parsed):  # the parser keeps the last of two equal keys
-            raise ValueError("an object has a key twice")
-        return parsed
+    bare = _without_strings(body)
+    max_values = max(_LEAST_VALUES, max_body_bytes // _BYTES_PER_VALUE)
+    # The parser cannot be interrupted, and takes most of a second for a megabyte of half a million empty lists.
+    if len(body) > max_values:
+        n_values = bare.count(b",") + bare.count(b"[") + bare.count(b"{")
+        if n_values > max_values:
+            raise TooLargeError(
+                f"The body holds more than {max_values} values, which is the limit: send fewer inputs.",
+                code="body_too_large",
+            )
+    parsed = from_json(body, allow_inf_nan=False)
+    if bare.count(b":") > _n_keys(parsed):  # the parser keeps the last of two equal keys
+        raise ValueError("an object has a key twice")
+    return parsed
 
 
 def _n_keys(parsed: Any) -> int:
@@ -104,7 +83,7 @@ class _ParsedRequest(Request):
 
 
 class StrictJsonRoute(APIRoute):
-    """A route that parses its body strictly.
+    """A route that parses its body strictly, and leaves in the request's state how its further steps are run.
 
     Raises:
         InvalidRequestError: if the body is not JSON, or an object in it has a key twice.
@@ -120,17 +99,21 @@ class StrictJsonRoute(APIRoute):
             return handler
 
         async def strict(request: Request) -> Response:
+            settings: Settings = request.app.state.service.settings
+            deadline = asyncio.get_running_loop().time() + settings.timeout_s
             _check_headers(request)
             parsed = _ParsedRequest(request.scope, request.receive)
             body = await parsed.body()
+            parsed.state.reading = reading = Reading(len(body), deadline)
             if body.startswith(_BYTE_ORDER_MARK):
                 raise UnsupportedMediaTypeError(
                     "The body begins with a byte order mark: send JSON in UTF-8 without one."
                 )
             if body:
-                reader: Reader = request.app.state.reader
                 try:
-                    parsed.parsed = await reader.json(body)
+                    parsed.parsed = await reading.run(
+                        parsed, partial(parse, body, settings.max_body_bytes), admitted=False
+                    )
                 except ValueError as exc:
                     # The parser's message carries no request text.
                     detail = {"type": "json_invalid", "loc": ("body",), "ctx": {"error": str(exc)}}

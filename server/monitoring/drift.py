@@ -1,8 +1,9 @@
 """Drift without labels: the familiarity of every answer, and the evidence that the questions have changed.
 
 An adapter is watched if its calibration has a gate, which says when a question is unfamiliar and proves how many
-familiar questions are called so. The counts go through the ledger, so that replicas with a common one judge the sum of
-their answers. Answers never wait for the ledger: what it has not taken yet goes with the next answer.
+familiar questions are called so. One answer about each of the recent texts is counted, as a calibration counts one row
+for each text. The counts go through the ledger, so that replicas with a common one judge the sum of their answers.
+Answers never wait for the ledger: what it has not taken yet goes with the next answer.
 """
 
 import asyncio
@@ -11,13 +12,16 @@ import secrets
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from blora.decision.drift import DriftTest, Seen
 from blora.decision.gate import Gate
+from blora.scores import SCORES
 from blora.server.errors import FeedbackUnavailableError
 from blora.server.monitoring.ledgers.protocol import Contents, Ledger
 from blora.server.monitoring.logs import ThrottledLogger, write_down
 from blora.server.monitoring.metrics import ServerMetrics
+from blora.server.monitoring.recent_texts import RecentTexts
 
 __all__ = ["DriftWatch"]
 
@@ -31,16 +35,20 @@ class _Watched:
     Attributes:
         test: the evidence.
         counter: name of the counts in the ledger.
-        own: counts of all answers since the adapter was loaded.
+        texts: the texts whose answers do not count again.
+        own: counts of the answers since the adapter was loaded.
         told: the counts that the ledger has taken.
+        counters: the latest counts of each counter in the ledger, kept in case the ledger loses them.
         telling: the task that hands them on.
         since: Unix time at which a drift was first noticed.
     """
 
     test: DriftTest
     counter: str = field(default_factory=lambda: secrets.token_hex(8))
+    texts: RecentTexts = field(default_factory=RecentTexts)
     own: Seen = field(default_factory=Seen)
     told: Seen = field(default_factory=Seen)
+    counters: dict[str, Seen] = field(default_factory=dict)
     telling: asyncio.Task[None] | None = None
     since: int | None = None
 
@@ -59,18 +67,21 @@ class DriftWatch:
         self._watched: dict[Contents, _Watched] = {}
         self._failures = ThrottledLogger(logger)
 
-    def answered(self, adapter: Contents, gate: Gate, familiarity: float) -> None:
-        """Count an answer to a question that the calibration speaks of.
+    def answered(self, adapter: Contents, gate: Gate, familiarity: float, text: int) -> None:
+        """Count an answer to a question that the calibration speaks of, unless one about the same text was counted.
 
         Args:
             adapter: the adapter that answered.
             gate: the gate of its calibration.
             familiarity: conformal p-value of the question.
+            text: key of the text that the question is about.
         """
         watched = self._watched.setdefault(adapter, _Watched(DriftTest(gate.max_false_alarms)))
-        unfamiliar = familiarity < gate.min_familiarity
+        unfamiliar = SCORES["familiarity"].fails(familiarity, gate.min_familiarity)
         if unfamiliar:
             self._metrics.unfamiliar(adapter.name)
+        if not watched.texts.add(text):
+            return
         watched.own += Seen(1, int(unfamiliar))
         if watched.telling is None or watched.telling.done():
             watched.telling = asyncio.create_task(self._tell(adapter, watched))
@@ -94,16 +105,19 @@ class DriftWatch:
         while watched.told != watched.own:
             own = watched.own
             try:
-                seen = await self._ledger.count(adapter, watched.counter, own)
+                counters, noticed = await self._ledger.count(adapter, watched.counter, own)
             except FeedbackUnavailableError:  # the next answer tries again
                 self._failures.warning("The store of predictions is unreachable: drift is not judged")
                 return
             watched.told = own
-            watched.test.observe(seen)
+            for name, seen in counters.items():
+                watched.counters[name] = max(watched.counters.get(name, Seen()), seen, key=attrgetter("n_answers"))
+            watched.test.observe(sum(watched.counters.values(), Seen()))
             self._metrics.drift(adapter.name, watched.test.wealth)
-            if watched.since is None and watched.test.noticed:
+            if watched.since is None and noticed is None and watched.test.noticed:
                 write_down(logger, "drift_noticed", level=logging.WARNING, adapter=adapter.name, digest=adapter.digest)
-                noticed = int(time.time())
+            if noticed is None and (watched.since is not None or watched.test.noticed):  # also if the ledger lost it
+                noticed = watched.since or int(time.time())
                 with suppress(FeedbackUnavailableError):
                     noticed = await self._ledger.notice(adapter, noticed)
-                watched.since = noticed
+            watched.since = noticed

@@ -5,7 +5,8 @@ choices.
 
 The alarm assumes that outcomes are reported whether or not the answer was wrong (see `blora.decision.promise`). It uses
 the requested outcomes only, of all answers or of a random sample; outcomes of other answers are counted but do not
-affect it. The metrics show how many requested outcomes are missing.
+affect it. The metrics show how many requested outcomes are missing. Answers about one text are not independent, so that
+only the first of them whose outcome is requested counts as such.
 
 An outcome may be reported with the key that asked or an admin's key, and must be an offered choice. A later outcome
 replaces an earlier one. Prometheus counters cannot fall, so corrections have their own counter; all other numbers are
@@ -23,6 +24,7 @@ from blora.server.keys import Key
 from blora.server.monitoring.drift import DriftWatch
 from blora.server.monitoring.ledgers.protocol import Contents, Entry, Ledger, hashes
 from blora.server.monitoring.metrics import ServerMetrics
+from blora.server.monitoring.recent_texts import RecentTexts
 
 __all__ = ["Feedback"]
 
@@ -45,6 +47,7 @@ class Feedback:
         self._ledger = ledger
         self._rate = rate
         self._promises: dict[tuple[Contents, float], Promise] = {}
+        self._promised_texts: dict[tuple[Contents, float], RecentTexts] = {}
         self._drift = DriftWatch(metrics, ledger)
 
     def requested(self, prediction_id: str) -> bool:
@@ -61,6 +64,7 @@ class Feedback:
         prediction_id: str,
         choices: Sequence[str],
         *,
+        text: int,
         leader: int,
         client: str | None,
         target_risk: float | None,
@@ -72,6 +76,7 @@ class Feedback:
             handle: the adapter.
             prediction_id: the id under which its outcome will be reported.
             choices: the offered choices.
+            text: key of the text that the question is about (see `text_key`).
             leader: position of the leading choice.
             client: name of the key that asked; None without keys.
             target_risk: the risk promised for the answer; None without an answer or a promise.
@@ -82,13 +87,15 @@ class Feedback:
             return
         adapter, salt = _contents(handle), secrets.token_bytes(16)
         requested = self.requested(prediction_id)
+        if requested and target_risk is not None:
+            requested = self._promised_texts.setdefault((adapter, target_risk), RecentTexts()).add(text)
         entry = Entry(adapter, client, salt, hashes(choices, salt), leader, target_risk, requested)
         self._ledger.remember(prediction_id, entry)
         if target_risk is not None:
             self._metrics.promised(handle.name, target_risk, requested=requested)
         gate = handle.calibration.gate if handle.calibration is not None else None
         if gate is not None and familiarity is not None:
-            self._drift.answered(adapter, gate, familiarity)
+            self._drift.answered(adapter, gate, familiarity, text)
 
     async def told(self, prediction_id: str, label: str, by: Key | None) -> bool:
         """Record an outcome and return whether the leading choice was right; repeating an outcome changes nothing.
@@ -145,6 +152,8 @@ class Feedback:
         self._drift.forget(adapter)
         for key in [key for key in self._promises if key[0] == adapter]:
             del self._promises[key]
+        for key in [key for key in self._promised_texts if key[0] == adapter]:
+            del self._promised_texts[key]
 
     async def close(self) -> None:
         """Finish pending writes."""

@@ -141,7 +141,8 @@ class ServerMetrics:
         )
         self._promised = Counter(
             "blora_promised_answers_total",
-            "Answers given under a promised risk, by whether their outcome was requested.",
+            "Answers given under a promised risk, by whether their outcome was requested; of the answers about one "
+            "text, at most one counts as requested.",
             ["adapter", "target_risk", "requested"],
             registry=registry,
         )

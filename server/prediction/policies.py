@@ -15,10 +15,11 @@ from blora.decision.calibration import FormName
 from blora.decision.conformal import prediction_sets
 from blora.decision.uncertainty import Prediction
 from blora.server.engines.handle import AdapterHandle
+from blora.server.engines.protocol import Stop
 from blora.server.errors import InvalidRequestError
 from blora.server.schemas.requests import PredictRequest
 
-__all__ = ["InForce", "default_policy", "policy_for", "prediction_set", "uncalibrated_because"]
+__all__ = ["InForce", "default_policy", "policy_for", "prediction_set", "stop_of", "uncalibrated_because"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,12 @@ def default_policy(handle: AdapterHandle) -> InForce | None:
         level = handle.calibration.default_level
         return InForce(handle.calibration.policy(level), level.target_risk)
     return InForce(handle.policy) if handle.policy is not None else None
+
+
+def stop_of(in_force: InForce | None, handle: AdapterHandle) -> Stop | None:
+    """Return the condition under which a request's draws end early; None if all of them are made."""
+    error = handle.config.sampling.stop_error
+    return Stop(in_force.policy, error) if in_force is not None and error is not None else None
 
 
 def policy_for(question: PredictRequest, handle: AdapterHandle) -> InForce | None:

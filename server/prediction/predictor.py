@@ -10,12 +10,11 @@ from opentelemetry.trace import StatusCode, Tracer, get_current_span
 
 from blora.adapter import adapter_bytes
 from blora.client import answers
-from blora.config import MOST_CHOICES
 from blora.errors import NumericalError, PromptError, PromptTooLongError
 from blora.server.adapters.registry import Registry
 from blora.server.engines.handle import AdapterHandle
 from blora.server.engines.jobs import shared_reading
-from blora.server.engines.protocol import Engine, Job, ModelInfo, Outcome, Row, Stop
+from blora.server.engines.protocol import Engine, Job, ModelInfo, Outcome, Row
 from blora.server.errors import (
     DeadlineExceededError,
     DisconnectedError,
@@ -29,12 +28,16 @@ from blora.server.keys import CLIENT, adapters_open
 from blora.server.monitoring.feedback import Feedback
 from blora.server.monitoring.logs import write_down
 from blora.server.monitoring.metrics import UNKNOWN_ADAPTER, ServerMetrics
+from blora.server.monitoring.recent_texts import text_key
 from blora.server.monitoring.tracing import record_stages
-from blora.server.prediction.policies import policy_for
+from blora.server.prediction.choices import choices_of
+from blora.server.prediction.policies import policy_for, stop_of
 from blora.server.prediction.response import answered
 from blora.server.prediction.together import Member, Text
-from blora.server.prediction.tokenizing import Lengths, TokenizerQueue
+from blora.server.prediction.tokenizing import Lengths
+from blora.server.scheduling.admission import Room
 from blora.server.scheduling.batcher import Batcher, Completed, Work
+from blora.server.scheduling.turns import Turns
 from blora.server.schemas.requests import PredictRequest
 from blora.server.settings import Settings
 
@@ -80,10 +83,12 @@ class Predictor:
         self._lengths = Lengths(
             prompt=min(settings.max_prompt_tokens, settings.max_batch_tokens, model.max_length),
             row=settings.max_batch_tokens,
-            longest_token=engine.longest_token,
+            longest_token=model.longest_token,
         )
-        self._tokenizer_queue = TokenizerQueue(
-            max_inputs=settings.max_queue_requests, max_characters=settings.max_queue_characters
+        self._tokenizer_queue = Turns(
+            Room(settings.max_queue_requests, settings.max_queue_characters),
+            what="texts to be tokenised",
+            unit="characters",
         )
 
     @property
@@ -92,10 +97,10 @@ class Predictor:
         return self._settings.prefix_cache_mib > 0 and self.model.runs_whole_because is None
 
     async def predict_batch(
-        self, questions: Sequence[PredictRequest | InvalidRequestError]
+        self, questions: Sequence[PredictRequest | InvalidRequestError], *, deadline: float
     ) -> list[answers.Prediction | ServerError]:
         """Return the prediction or the error for each question, in order; questions do not affect one another."""
-        return list(await asyncio.gather(*map(self.predict, questions)))
+        return list(await asyncio.gather(*map(partial(self.predict, deadline=deadline), questions)))
 
     def deadline(self) -> float:
         """Return the time of the event loop by which a question asked now is answered."""
@@ -163,16 +168,14 @@ class Predictor:
         member: Member | None,
     ) -> answers.Prediction:
         n_samples = self._n_samples(question, handle)
-        choices = _choices(question, handle)
+        choices = choices_of(question, handle)
         in_force = policy_for(question, handle)
         try:
             async with asyncio.timeout_at(deadline):
                 row = await self._pack(question, handle, choices)
         except TimeoutError as exc:
             raise DeadlineExceededError("The question was not tokenised before its deadline: try again later.") from exc
-        policy, stop_error = in_force.policy if in_force else None, handle.config.sampling.stop_error
-        stop = Stop(policy, stop_error) if policy is not None and stop_error is not None else None
-        job = Job(handle, row, n_samples, question.seed, stop)
+        job = Job(handle, row, n_samples, question.seed, stop_of(in_force, handle), CLIENT.get())
         self._check_draws(job)
         text = await member.meet(*shared_reading(job)) if member is not None else None
         done = await self._compute(job, deadline, text)
@@ -209,6 +212,7 @@ class Predictor:
             handle,
             response.id,
             choices,
+            text=member.together.about if member is not None else text_key(_wording(question)),
             leader=prediction.top,
             client=CLIENT.get(),
             target_risk=in_force.target_risk if in_force is not None and not decision.abstained else None,
@@ -306,16 +310,9 @@ class Predictor:
         return done
 
 
-def _choices(question: PredictRequest, handle: AdapterHandle) -> Sequence[str]:
-    choices = question.choices or handle.config.prompt.choices
-    if not choices:
-        raise InvalidRequestError(
-            f"The request has no choices, and adapter {handle.name!r} has no fixed ones: list 2 to {MOST_CHOICES} "
-            "possible answers.",
-            code="missing",
-            param="choices",
-        )
-    return choices
+def _wording(question: PredictRequest) -> str:
+    """Return a question without its choices; equal for a prompt and for a chat of that one turn."""
+    return question.prompt or " ".join(turn.content for turn in question.messages or ())
 
 
 def _non_finite() -> NonFiniteError:

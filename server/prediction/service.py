@@ -178,6 +178,7 @@ class Service:
             self._loader = Loader(self.settings, self._engine, registry, self.metrics, feedback)
             if root is not None:
                 await self._watch(root, registry, self._loader)
+            registry.warn_of_missing_default()
             self._predictor = predictor
         except BloraError as exc:
             self.failure = str(exc)

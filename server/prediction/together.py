@@ -30,15 +30,18 @@ class Together:
 
     Args:
         n_questions: number of questions, each of which has to be `expected` once.
+        about: key of the text that they are about (see `blora.server.monitoring.recent_texts.text_key`).
         beginnings: whether a run reads once what different prompts begin with.
 
     Attributes:
+        about: the key of the text.
         failure: the error of a question, because of which the others are not answered; None while there is none.
         records: record the predictions for their feedback; to be called once the client is given all of them.
     """
 
-    def __init__(self, n_questions: int, *, beginnings: bool = True) -> None:
+    def __init__(self, n_questions: int, *, about: int, beginnings: bool = True) -> None:
         self._beginnings = beginnings
+        self.about = about
         self.failure: ServerError | None = None
         self.records: list[Callable[[], None]] = []
         self._missing = n_questions

@@ -2,13 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from blora.server.errors import QueueFullError, TooLargeError
 from blora.server.scheduling.pace import Pace
 from blora.server.scheduling.runs import Work
 
-__all__ = ["Admission", "QueueState"]
+__all__ = ["Admission", "QueueState", "Room"]
 
 P = TypeVar("P")
 
@@ -21,7 +21,7 @@ _DEADLINE_SHARE = 0.75
 
 @dataclass(frozen=True, slots=True)
 class QueueState:
-    """State of the queue when a new input arrives; costs are in tokens x draws.
+    """State of a queue when a new input arrives; the batcher's costs are in tokens x draws.
 
     Attributes:
         inputs: number of waiting inputs.
@@ -36,6 +36,29 @@ class QueueState:
     own_inputs: int
     own_cost: int
     ahead: int
+
+
+class Room(NamedTuple):
+    """Limits on what waits in a queue, of which one owner leaves a fifth to the others.
+
+    Attributes:
+        inputs: most waiting inputs.
+        cost: most cost of the waiting inputs; an input that waits alone may cost more.
+    """
+
+    inputs: int
+    cost: int
+
+    def is_full(self, cost: int, waiting: QueueState) -> bool:
+        """Return whether there is no room for an input beside the waiting ones."""
+        return waiting.inputs >= self.inputs or (waiting.inputs > 0 and waiting.cost + cost > self.cost)
+
+    def exceeds_share(self, cost: int, waiting: QueueState) -> bool:
+        """Return whether an owner with waiting inputs would hold too much of the room with another one."""
+        if not waiting.own_inputs:
+            return False
+        free_inputs, free = self.inputs - waiting.inputs, self.cost - waiting.cost
+        return waiting.own_inputs >= _SHARE * free_inputs or waiting.own_cost + cost > _SHARE * free
 
 
 class Admission:
@@ -60,8 +83,7 @@ class Admission:
     ) -> None:
         self.pace = Pace(max_batch_tokens)
         self._max_batch_tokens = max_batch_tokens
-        self._max_queue_tokens = max_queue_tokens
-        self._max_queue_requests = max_queue_requests
+        self._room = Room(max_queue_requests, max_queue_tokens)
         self._timeout_s = timeout_s
         self._max_input_tokens = max_input_passes * max_batch_tokens
 
@@ -77,10 +99,9 @@ class Admission:
                 f"got {work.n_tokens} tokens, expected at most {self._max_batch_tokens}: shorten the prompt"
             )
         asked = f"{work.n_tokens} tokens x {max(work.n_draws, work.most_draws)} draws"
-        if work.cost > self._max_queue_tokens:
+        if work.cost > self._room.cost:
             raise TooLargeError(
-                f"got {asked}, expected at most {self._max_queue_tokens} in all: shorten the prompt or ask for fewer "
-                "draws"
+                f"got {asked}, expected at most {self._room.cost} in all: shorten the prompt or ask for fewer draws"
             )
         if work.most > self._max_input_tokens:
             raise TooLargeError(
@@ -109,14 +130,14 @@ class Admission:
         Raises:
             QueueFullError: if the queue or the owner's share is full, or the input would miss its deadline.
         """
-        if waiting.cost + cost > self._max_queue_tokens or waiting.inputs >= self._max_queue_requests:
+        if self._room.is_full(cost, waiting):
             raise QueueFullError(
-                f"The queue is full: it holds {waiting.inputs} of at most {self._max_queue_requests} inputs, and "
-                f"{waiting.cost} of at most {self._max_queue_tokens} tokens x draws. Try again after the seconds in "
+                f"The queue is full: it holds {waiting.inputs} of at most {self._room.inputs} inputs, and "
+                f"{waiting.cost} of at most {self._room.cost} tokens x draws. Try again after the seconds in "
                 "Retry-After.",
                 retry_after_s=self._retry_after_s(waiting.ahead),
             )
-        if self._takes_too_much(cost, waiting):
+        if self._room.exceeds_share(cost, waiting):
             raise QueueFullError(
                 f"Your {waiting.own_inputs} waiting inputs, with {waiting.own_cost} tokens x draws, have reached your "
                 "share of the queue: try again after the seconds in Retry-After.",
@@ -130,13 +151,6 @@ class Admission:
                 "Retry-After.",
                 retry_after_s=max(1, math.ceil(expected - _DEADLINE_SHARE * seconds_left)),
             )
-
-    def _takes_too_much(self, cost: int, waiting: QueueState) -> bool:
-        if not waiting.own_inputs:
-            return False
-        free_inputs = self._max_queue_requests - waiting.inputs
-        free = self._max_queue_tokens - waiting.cost
-        return waiting.own_inputs >= _SHARE * free_inputs or waiting.own_cost + cost > _SHARE * free
 
     def _retry_after_s(self, ahead: int) -> int:
         return max(1, math.ceil(self.pace.seconds(ahead)))

@@ -5,8 +5,6 @@ validated together with the batch: `BatchRequest.questions` validates them one a
 been checked, so that an invalid input fails alone and the others are answered.
 """
 
-import string
-import unicodedata
 from collections.abc import Sequence
 from math import isfinite
 from typing import Annotated, Any, Literal
@@ -29,6 +27,7 @@ from blora.config import MOST_CHOICES
 from blora.scores import SCORES, Score
 from blora.server.errors import InvalidRequestError
 from blora.server.schemas.validation import invalid_request
+from blora.spelling import seen
 
 __all__ = [
     "BatchRequest",
@@ -48,12 +47,6 @@ __all__ = [
 NonEmpty = Annotated[str, Field(min_length=1)]
 MAX_SEED = 2**63 - 1
 MAX_MESSAGES = 256
-# Zero-width characters that never change how a text looks. Those in _ENDS can, by joining or reordering letters, except
-# at the ends of a text.
-_NO_WIDTH = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))
-_ENDS = string.whitespace + "\u200c\u200d\u200e\u200f"
-# Limit for combining marks on one letter, as in the Stream-Safe Text Format of Unicode (UAX #15, section 13).
-_MOST_MARKS = 30
 # Limit for the characters of a label, longer than any sensible choice.
 MAX_LABEL = 32_768
 
@@ -258,13 +251,6 @@ def _check_question(question: Question) -> None:
         )
 
 
-def seen(choice: str) -> str:
-    """Return a choice in the form used for comparison: Unicode NFC, without zero-width characters and outer space."""
-    if not _has_many_marks(choice):
-        choice = unicodedata.normalize("NFC", choice)
-    return choice.translate(_NO_WIDTH).strip().strip(_ENDS)
-
-
 def check_different(values: Sequence[str | bool], field: str | None = None, *, by_name: bool = False) -> None:
     """Raise a validation error that names the second of two equal values.
 
@@ -286,18 +272,6 @@ def check_different(values: Sequence[str | bool], field: str | None = None, *, b
                 {"param": path},
             )
         known.add(key)
-
-
-def _has_many_marks(text: str) -> bool:
-    """Return whether a letter has more combining marks than in any language; NFC takes quadratic time for these."""
-    if text.isascii():
-        return False
-    n_marks = 0
-    for character in text:
-        n_marks = n_marks + 1 if unicodedata.combining(character) else 0
-        if n_marks > _MOST_MARKS:
-            return True
-    return False
 
 
 def _kind(body: object) -> str:

@@ -80,7 +80,6 @@ EVIL: dict[str, tuple[Callable[[Path], Any], str]] = {
         posterior(family="flow", inducing_rows=1024, inducing_cols=1024),
         "inducing_rows x inducing_cols = 1048576 with family flow, expected at most 1024",
     ),
-    "a mixture of posteriors": (posterior(modes=2), "got modes = 2, expected 1"),
     "rank bomb": (posterior(rank=1024), r"of shape \(.*\) in posterior.safetensors, expected"),
     "5000 choices": (choices(*map(str, range(5000))), "got 5000 fixed choices, expected 2 to 255"),
     "one choice": (choices("a"), "got 1 fixed choices, expected 2 to 255"),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from blora.adapter import DIGESTED, FAMILIARITY_FILE, load_adapter, save_adapter
 from blora.base_model import BaseModel
-from blora.config import FORMAT_VERSION, HeadConfig
+from blora.config import FORMAT_VERSION, HeadConfig, ReadoutName
 from blora.errors import AdapterError
 from blora.posterior.decision_head import HeadPosterior
 from tests.blora.adapters import adapter_config, rewrite_json, rewrite_tensors, trained
@@ -133,6 +133,10 @@ BAD_ADAPTERS: dict[str, tuple[Callable[[Path], Any], str]] = {
         config_with(lambda c: c["modules"].update({"model.norm": [32, 32]})),
         "got adapted module model.norm .*, but the base model has no such linear module",
     ),
+    "module outside the decoder layers": (
+        config_with(lambda c: c["modules"].update(lm_head=[128, 32])),
+        r"module lm_head of shape \(128, 32\), but the base model has no such linear module in its decoder layers",
+    ),
     "module of another shape": (
         config_with(lambda c: c["modules"].update({Q_PROJ: [32, 31]})),
         r"q_proj of shape \(32, 31\), but the base model has \(32, 32\)",
@@ -159,6 +163,10 @@ BAD_ADAPTERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "infinity": (
         posterior_with(lambda t: poison(t, float("inf"))),
+        "in posterior.safetensors with values that are not",
+    ),
+    "number beyond float32": (
+        posterior_with(lambda t: t.update({name: 1e300 * (1 + tensor.double() ** 2) for name, tensor in t.items()})),
         "in posterior.safetensors with values that are not",
     ),
     "mean that overflows": (overflow, "not finite|off the posterior's mean"),
@@ -195,14 +203,20 @@ def test_a_corrupted_adapter_is_refused(folder: Path, llama: BaseModel, name: st
 @pytest.fixture
 def complete(tmp_path: Path, llama: BaseModel) -> Path:
     """An adapter with a head above a LoRA, which has every file that an adapter without a familiarity may have."""
-    config = adapter_config(llama, method="lora")
-    settings = HeadConfig(depths=(1, 2), n_states=64, n_directions=4, n_grams=8)
-    config = replace(config, head=settings, prompt=replace(config.prompt, readout="linear", choice_end="newline"))
-    head = head_of(settings, 2)
-    head = replace(head, basis=head.basis.contiguous())
-    folder = tmp_path / "complete"
-    save_adapter(folder, HeadPosterior(head, trained(config)), config, llama)
+    folder = save_head(tmp_path / "complete", llama)
     assert isinstance(load_adapter(folder, llama).posterior, HeadPosterior)
+    return folder
+
+
+def save_head(folder: Path, base: BaseModel, readout: ReadoutName = "linear") -> Path:
+    linear = readout == "linear"
+    sizes: dict[str, Any] = {"n_grams": 8} if linear else {"n_products": (3, 2)}
+    settings = HeadConfig(depths=(1, 2), n_states=64, n_directions=4, **sizes)
+    config = adapter_config(base, method="lora")
+    config = replace(config, head=settings, prompt=replace(config.prompt, readout=readout, choice_end="newline"))
+    head = head_of(settings, 2 if linear else 1)
+    head = replace(head, basis=head.basis.contiguous())
+    save_adapter(folder, HeadPosterior(head, trained(config)), config, base)
     return folder
 
 
@@ -222,6 +236,28 @@ def test_an_adapter_without_most_of_its_files_is_told_all_of_them(complete: Path
         (complete / name).unlink()
     with pytest.raises(AdapterError, match=f"without {', '.join(missing)}; expected all of {', '.join(PRESENT)}"):
         load_adapter(complete, llama)
+
+
+@pytest.mark.parametrize(
+    ("readout", "change", "message"),
+    [
+        ("linear", lambda t: t["scale"][:1].zero_(), "got a head whose scale is not positive"),
+        ("pointer", lambda t: t["prompt_scale"][:1].neg_(), "got a head whose prompt_scale is not positive"),
+        (
+            "linear",
+            lambda t: t.update(bias=t["bias"].double() * 1e300),
+            "bias in head.safetensors with values that are",
+        ),
+    ],
+)
+def test_a_head_whose_answers_are_no_numbers_is_refused(
+    tmp_path: Path, llama: BaseModel, readout: Any, change: Callable[[dict[str, Tensor]], Any], message: str
+) -> None:
+    folder = save_head(tmp_path / "head", llama, readout)
+    load_adapter(folder, llama)
+    rewrite_tensors(change)(folder / "head.safetensors")
+    with pytest.raises(AdapterError, match=message):
+        load_adapter(folder, llama)
 
 
 def test_a_format_version_is_written(folder: Path) -> None:

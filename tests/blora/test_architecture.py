@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
 
 from benchmarks.processors.noise import noisy_processor
 from blora.base_model import BaseModel
@@ -102,6 +103,15 @@ def test_a_model_that_ignores_what_packing_needs_is_refused(
     base = tiny_base(architecture, dtype)
     spoil(base, change, monkeypatch)
     with pytest.raises(BaseModelError, match=f"got tiny/{architecture}, in which .* changes the logits by"):
+        check_packing(base)
+
+
+def test_a_model_whose_window_hides_distant_columns_is_refused(dtype: torch.dtype) -> None:
+    base = tiny_base("gpt_neo", dtype)
+    base.model.config.attention_layers = ["global", "local"]
+    local = GPTNeoSelfAttention(base.model.config, "local", layer_id=1)
+    base.model.transformer.h[1].attn.attention.bias = local.bias
+    with pytest.raises(BaseModelError, match=r"position of a choice in a row of \d+ tokens changes the logits by"):
         check_packing(base)
 
 

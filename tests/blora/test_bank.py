@@ -7,7 +7,7 @@ from blora.config import PosteriorConfig
 from blora.errors import ConfigError, NumericalError
 from blora.posterior.bank import SampleBank
 from blora.posterior.draws import Draws
-from blora.posterior.families import FAMILY_NAMES
+from blora.posterior.families import FAMILIES
 from blora.posterior.noise import generator_of
 from blora.posterior.posterior import Posterior
 
@@ -27,7 +27,7 @@ def close(first: Draws, second: Draws, tolerance: float) -> bool:
     )
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_first_four_of_a_bank_of_sixteen_are_a_bank_of_four(family: str) -> None:
     posterior = make(family)
     sixteen, four = (SampleBank.draw(posterior, "digest", n, seed=3) for n in (16, 4))

@@ -3,15 +3,16 @@
 import pytest
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from blora.errors import ShapeError
 from blora.inference.branches import Branches
 from blora.inference.fork import forbid_partial_runs
 from blora.inference.packing import collate
 from blora.posterior.draws import Draws
-from blora.posterior.inject import layer_index
+from blora.posterior.inject import inject, layer_index, linear_modules
 from blora.posterior.joined import join
-from tests.scenarios import DECODERS, injected, random_draws, random_rows, score
+from tests.scenarios import DECODERS, injected, random_draws, random_rows, score, tiny_model
 
 N_SAMPLES = 5
 OWNER = (2, 0, 1, 2, 0, 3)
@@ -39,7 +40,20 @@ def adapters(modules: dict[str, tuple[int, int]]) -> list[Draws]:
 def test_rows_get_what_their_own_adapter_gives_alone(
     architecture: str, bound: int | None, chosen: tuple[int, ...]
 ) -> None:
-    model, modules = injected(architecture)
+    assert_each_row_as_alone(*injected(architecture), chosen, bound)
+
+
+@torch.no_grad()
+def test_rows_get_the_same_where_a_module_flattens_them() -> None:
+    model = tiny_model("opt")  # fc1 and fc2 read (rows * tokens, D)
+    modules = linear_modules(model)
+    inject(model, modules)
+    assert_each_row_as_alone(model, modules, (0, 1, 2, 3))
+
+
+def assert_each_row_as_alone(
+    model: PreTrainedModel, modules: dict[str, tuple[int, int]], chosen: tuple[int, ...], bound: int | None = None
+) -> None:
     known = [adapters(modules)[u] for u in chosen]
     rows = random_rows(len(OWNER))
     owner = [u % len(chosen) for u in OWNER]

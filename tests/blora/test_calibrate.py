@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from blora.decision.abstention import TOLERANCE, decide
+from blora.decision.abstention import decide
 from blora.decision.asks import Ask
 from blora.decision.calibrate import calibrate
 from blora.decision.calibration import Binding, Calibration, FormName, Goal
@@ -18,7 +18,7 @@ from blora.decision.stopping import draws_used
 from blora.decision.temperature import temper
 from blora.decision.uncertainty import summarize
 from blora.errors import ConfigError, DataError, NumericalError, ShapeError
-from blora.scores import DRAWN, SCORES, ScoreName, predictive_mean, scores_of
+from blora.scores import DRAWN, SCORES, TOLERANCE, ScoreName, predictive_mean, scores_of
 
 DIGEST = "sha256:" + "a" * 64
 PLANNED = [name for name in SCORES if name in DRAWN]
@@ -318,7 +318,7 @@ def test_rows_beyond_the_gate_do_not_count() -> None:
     for level in calibration.proved():
         score, threshold = SCORES[level.score], level.threshold
         assert threshold is not None
-        out = torch.tensor([not score.fails(value, threshold, TOLERANCE) for value in score.values(probs).tolist()])
+        out = torch.tensor([not score.fails(value, threshold) for value in score.values(probs).tolist()])
         out = (out & (distances_of() < gate.distance))[proof]
         assert level.coverage == pytest.approx(float(out.double().mean()))
         assert level.error == pytest.approx(float(wrong[proof][out].double().mean()))

@@ -51,19 +51,6 @@ def test_what_is_stored_is_read_back_to_the_last_bit(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == [CALIBRATION_FILE]
 
 
-def test_a_file_with_the_histograms_of_earlier_versions_is_read_and_written_without_them(tmp_path: Path) -> None:
-    def aged(raw: dict[str, Any]) -> None:
-        del raw["digest"]
-        raw["calibrations"][0]["entropy"] = {"edges": [0.0, 1.0], "counts": [800]}
-        raw["digest"] = body_digest(raw)
-
-    store(tmp_path, CALIBRATION)
-    rewrite_json(aged)(tmp_path / CALIBRATION_FILE)
-    assert read(tmp_path) == (CALIBRATION,)
-    store(tmp_path, bound(dtype="float32"))
-    assert 'entropy":' not in (tmp_path / CALIBRATION_FILE).read_text()
-
-
 def test_each_dtype_has_its_own_and_a_new_one_takes_the_place_of_the_old(tmp_path: Path) -> None:
     store(tmp_path, CALIBRATION)
     other = bound(dtype="float32")

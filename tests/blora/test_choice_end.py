@@ -39,6 +39,12 @@ def test_without_an_end_rows_are_as_they_were() -> None:
     assert [spell(tokens) for tokens in make("yes", "no", end="none").continuations] == [" yes", " no"]
 
 
+def test_normalized_or_not_a_longer_choice_is_shadowed_where_its_length_counts_nothing() -> None:
+    found = {power: make("yes", "yes sir", end="none", normalization="choice", length_power=power) for power in (0, 1)}
+    assert found[0].shadowed == ("yes sir", "yes")
+    assert found[1].shadowed is None
+
+
 def test_labels_are_single_letters_without_an_end() -> None:
     assert [spell(tokens) for tokens in make("yes", "yes sir", scoring="label").continuations] == [" A", " B"]
 

@@ -106,13 +106,6 @@ def test_a_value_out_of_range_in_a_file_is_refused() -> None:
         AdapterConfig.from_json(edited(lambda d: d["posterior"].update(rank=0)))
 
 
-def test_a_file_of_one_mode_is_read_and_a_mixture_is_refused() -> None:
-    """Earlier versions mixed posteriors, and wrote of every adapter how many."""
-    assert AdapterConfig.from_json(edited(lambda d: d["posterior"].update(modes=1))) == make()
-    with pytest.raises(ConfigError, match="got modes = 3, expected 1: mixtures .* train the adapter again"):
-        AdapterConfig.from_json(edited(lambda d: d["posterior"].update(modes=3)))
-
-
 # Ranges
 
 

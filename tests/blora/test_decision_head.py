@@ -12,7 +12,7 @@ from blora.posterior.bank import SampleBank
 from blora.posterior.decision_head import DecisionHead, Features, HeadPosterior
 from blora.posterior.noise import generator_of
 from blora.posterior.posterior import Posterior
-from tests.heads import head_of
+from tests.heads import head_of, row_after_row
 
 CONFIG = HeadConfig(depths=(1, 2), n_states=6, n_directions=4, n_grams=5)
 
@@ -108,6 +108,16 @@ def test_widening_moves_draws_away_from_the_mean_in_proportion() -> None:
     torch.testing.assert_close(source.sample(3, generator_of(0)).weights - source.head.weight, 2 * near)
     with pytest.raises(ConfigError):
         source.widen(0.0)
+
+
+def test_choices_row_after_row_are_counted_and_picked_by_question() -> None:
+    found = features(3, 4)
+    flat = row_after_row(found, [4, 2, 3])
+    assert len(flat) == 3
+    picked, expected = flat.at([2, 0, 2]), row_after_row(found.at([2, 0, 2]), [3, 4, 3])
+    assert len(picked) == 3
+    for name in ("states", "counts", "owner"):
+        torch.testing.assert_close(getattr(picked, name), getattr(expected, name))
 
 
 def test_features_of_another_head_are_refused() -> None:

@@ -88,12 +88,16 @@ def test_the_wealth_is_limited_and_falls_once_questions_are_familiar_again() -> 
     assert not test.noticed
 
 
-def test_a_block_is_what_its_answers_are_together_and_forgotten_counts_begin_anew() -> None:
+@pytest.mark.parametrize("lost", [Seen(10, 5), Seen(10, 1), Seen(250, 0), Seen(101, 6)])
+def test_a_block_is_what_its_answers_are_together_and_lost_counts_are_no_bet(lost: Seen) -> None:
     one, other = DriftTest(MAX_SHARE), DriftTest(MAX_SHARE)
     for test in (one, other):
         test.observe(Seen(100, 4))
+    before = other.wealth
+    other.observe(lost)
+    assert other.wealth == before
     one.observe(Seen(110, 9))
-    other.observe(Seen(10, 5))
+    other.observe(lost + Seen(10, 5))
     assert one.wealth == other.wealth
 
 

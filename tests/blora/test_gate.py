@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from blora.calibration_file import read, store
-from blora.decision.abstention import TOLERANCE
 from blora.decision.familiarity import p_value
 from blora.decision.gate import Gate, alarms_allowed
 from blora.errors import ConfigError
@@ -52,7 +51,7 @@ def test_a_question_is_unfamiliar_exactly_where_it_is_beyond_the_gate(step: floa
     gate = Gate.of(reference, 0.1, 0.05)
     asked = torch.cat([reference, torch.linspace(-4, 4, 501)])
     known = p_value(asked, torch.tensor(gate.reference))
-    fails = [SCORES["familiarity"].fails(value, gate.min_familiarity, TOLERANCE) for value in known.tolist()]
+    fails = [SCORES["familiarity"].fails(value, gate.min_familiarity) for value in known.tolist()]
     assert fails == (asked > gate.distance).tolist()
     assert 0 < sum(fails) < len(fails)
     assert sum(fails[:150]) <= gate.n_beyond

@@ -5,7 +5,7 @@ import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3TextConfig, PreTrainedModel, SiglipVisionConfig
 
 from blora.errors import ConfigError, ShapeError
 from blora.posterior.draws import Draws, use_draws
@@ -145,6 +145,19 @@ def test_a_target_that_matches_nothing_is_refused_and_the_possible_ones_are_name
 def test_a_target_outside_the_decoder_layers_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"\['lm_head'\]"):
         select_modules(tiny_model(), ["lm_head"], range(N_LAYERS))
+
+
+def test_only_the_text_decoder_of_a_multimodal_model_is_adapted() -> None:
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": N_LAYERS, "num_attention_heads": 2}
+    text = Gemma3TextConfig(**small, vocab_size=VOCAB_SIZE, num_key_value_heads=2, head_dim=8)
+    vision = SiglipVisionConfig(**small, image_size=28, patch_size=14)
+    config = Gemma3Config(text_config=text.to_dict(), vision_config=vision.to_dict(), mm_tokens_per_image=4)
+    with torch.random.fork_rng(devices=[]):
+        model = AutoModelForCausalLM.from_config(config)
+    assert linear_targets(model) == linear_targets(tiny_model())
+    assert list(select_modules(model, ["q_proj"], [1])) == ["model.language_model.layers.1.self_attn.q_proj"]
+    with pytest.raises(ConfigError, match=r"\['fc1'\] that match no linear module"):  # of the images' encoder
+        select_modules(model, ["fc1"], [1])
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

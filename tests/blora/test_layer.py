@@ -55,6 +55,15 @@ def test_without_active_draws_it_is_the_base_layer_bit_for_bit(kind: str) -> Non
         assert torch.equal(layer(x), base(x))
 
 
+def test_flattened_rows_are_each_under_the_draw_of_their_row() -> None:
+    draws = random_draws({NAME: (D_OUT, D_IN)}, 3).for_rows(torch.tensor([2, 0, 2, 1]))
+    layer, x = LoraLinear(linear(), NAME), torch.randn(4, 7, D_IN, generator=generator(1))
+    with use_draws(draws):
+        assert torch.equal(layer(x.flatten(0, 1)), layer(x).flatten(0, 1))
+        with pytest.raises(ShapeError, match="got 27 rows, expected a multiple of the 4 whose draws are given"):
+            layer(x.flatten(0, 1)[1:])
+
+
 @pytest.mark.parametrize("kind", BASES)
 @pytest.mark.parametrize("shape", [(6, D_IN), (6, 7, D_IN), (6, 2, 7, D_IN)])
 def test_each_draw_is_applied_to_its_own_consecutive_rows(shape: tuple[int, ...], kind: str) -> None:

@@ -83,7 +83,9 @@ def test_what_peft_saved_is_described_and_read(lora: Path) -> None:
         ({"use_rslora": True}, "use_rslora"),
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
         ({"bias": "all"}, "bias"),
-        ({"r": "three"}, "expected numbers"),
+        ({"r": "three"}, "r = 'three' .*expected a whole number and a finite positive one"),
+        ({"lora_alpha": float("nan")}, "lora_alpha = nan .*expected a whole number and a finite positive one"),
+        ({"lora_alpha": 0}, "lora_alpha = 0 in"),
         ({"r": 4}, "with rank 4"),
         ({"peft_type": "LOHA"}, "got peft_type = 'LOHA' .* expected 'LORA'"),
         ({"init_lora_weights": "corda"}, "init_lora_weights = 'corda' .* one of True, False"),
@@ -163,6 +165,9 @@ def test_other_tensors_and_other_files_are_refused(lora: Path, tmp_path: Path) -
     tensors = load_file(lora / "adapter_model.safetensors")
     save_file(tensors | {"base_model.model.lm_head.weight": torch.zeros(2)}, lora / "adapter_model.safetensors")
     with pytest.raises(AdapterError, match=r"lm_head\.weight"):
+        lora_shape(lora)
+    save_file({}, lora / "adapter_model.safetensors")
+    with pytest.raises(AdapterError, match=r"got .*lora, which holds no factors"):
         lora_shape(lora)
     (lora / "adapter_model.safetensors").write_text("pickle")
     with pytest.raises(AdapterError, match="not a safetensors file"):

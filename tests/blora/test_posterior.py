@@ -8,7 +8,7 @@ from blora.config import PosteriorConfig
 from blora.errors import ConfigError
 from blora.posterior.bank import SampleBank
 from blora.posterior.draws import Draws, use_draws
-from blora.posterior.families import FAMILY_NAMES
+from blora.posterior.families import FAMILIES
 from blora.posterior.inducing import InducingFactor
 from blora.posterior.posterior import Posterior
 from tests.scenarios import injected, merged, tiny_model
@@ -33,7 +33,7 @@ def equal(first: Draws, second: Draws) -> bool:
     return all(torch.equal(a, b) for a, b in zip(factors_of(first), factors_of(second), strict=True))
 
 
-@pytest.fixture(params=FAMILY_NAMES)
+@pytest.fixture(params=FAMILIES)
 def posterior(request: pytest.FixtureRequest) -> Posterior:
     """Away from its initial values, where the mean of B is zero."""
     made = make(family=request.param)
@@ -84,7 +84,7 @@ def test_construction_and_sampling_leave_the_global_generator_alone(posterior: P
 
 
 @pytest.mark.parametrize("method", ["bayesian", "lora"])
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_mean_update_is_zero_at_the_start(family: str, method: str) -> None:
     for factors in make(family=family, method=method).mean().factors.values():
         assert (factors.B @ factors.A).abs().max() < 1e-7

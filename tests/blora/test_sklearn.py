@@ -150,6 +150,11 @@ def test_it_takes_part_in_pipelines_and_searches() -> None:
         (TEXTS, None, "requires y to be passed"),
         (TEXTS, np.linspace(0, 1, 12), "Unknown label type"),
         (TEXTS, ["odd"] * 12, "got labels of 1 class"),
+        (TEXTS, [*LABELS[:-2], float("nan"), None], "got no label at the positions 10, 11 of y, expected one"),
+        (TEXTS, np.array([*LABELS[:-1], None], dtype=object), "got no label at the positions 11 of y"),
+        (TEXTS, pd.Series([pd.NA, *LABELS[1:]], dtype="string"), "got no label at the positions 0 of y"),
+        (TEXTS, [0, 1, *[np.nan] * 10], "the positions 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 of y"),
+        (TEXTS, [0, *[np.nan] * 11], "the positions 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 1 more of y"),
     ],
 )
 def test_what_is_no_text_or_label_is_refused(X: Any, y: Any, message: str) -> None:

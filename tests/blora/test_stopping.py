@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from blora.decision.abstention import TOLERANCE, Policy, decide
+from blora.decision.abstention import Policy, decide
 from blora.decision.binomial import binomial_cdf
 from blora.decision.selective import Evidence, Stage, split_rows
 from blora.decision.stopping import draws_used, looks, reach, settled
 from blora.decision.uncertainty import summarize
 from blora.errors import ShapeError
-from blora.scores import SCORES, scores_of
+from blora.scores import SCORES, TOLERANCE, scores_of
 
 POLICIES = (
     Policy(min_confidence=0.7),

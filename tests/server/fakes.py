@@ -28,7 +28,7 @@ from blora.decision.familiarity import Familiarity
 from blora.errors import AdapterError, PromptError
 from blora.server.app import create_app
 from blora.server.engines.handle import AdapterHandle
-from blora.server.engines.jobs import check_draws
+from blora.server.engines.loading import check_draws
 from blora.server.engines.protocol import Job, Loaded, ModelInfo, Outcome
 from blora.server.scheduling.control import Control
 from blora.server.settings import Settings
@@ -161,6 +161,7 @@ class FakeEngine:
             device="cpu",
             dtype="float64",
             max_length=8192,
+            longest_token=self.longest_token,
             runs_whole_because=self.runs_whole_because,
         )
         for each in self.handles:

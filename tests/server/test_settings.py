@@ -101,6 +101,37 @@ def test_a_queue_smaller_than_a_batch_is_refused() -> None:
         Settings(max_batch_tokens=20, max_queue_tokens=10)
 
 
+VLLM = {"engine": "vllm", "engine_url": "http://127.0.0.1:8001", "engine_folder": "/draws"}
+REDIS = {"feedback_redis": "redis://127.0.0.1:6379/0"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "without_effect", "with_effect"),
+    [
+        ("engine_concurrency", 32, {}, VLLM),
+        ("device", "cuda", VLLM, {}),
+        ("prefix_cache_mib", 256, VLLM, {}),
+        ("max_feedback_predictions", 10, REDIS, {}),
+        ("feedback_keep_s", 60, {}, REDIS),
+    ],
+)
+def test_a_setting_that_has_no_effect_is_refused(
+    name: str,
+    value: object,
+    without_effect: dict[str, str],
+    with_effect: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(f"BLORA_{name.upper()}", str(value))
+    assert getattr(Settings(**with_effect), name) == value  # type: ignore[arg-type]
+    with pytest.raises(ValidationError, match=f"got --{name.replace('_', '-')}, which has no effect with"):
+        Settings(**without_effect)  # type: ignore[arg-type]
+
+
+def test_the_device_on_which_vllms_base_model_is_checked_may_be_named() -> None:
+    assert Settings(device="cpu", **VLLM).device == "cpu"  # type: ignore[arg-type]
+
+
 def test_settings_cannot_be_changed() -> None:
     settings = Settings()
     with pytest.raises(ValidationError, match="frozen"):

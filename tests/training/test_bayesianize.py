@@ -1,8 +1,10 @@
 """A posterior around LoRAs that PEFT itself made."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +15,17 @@ from blora.base_model import load_base_model
 from blora.cli import main
 from blora.config import PosteriorConfig
 from blora.errors import ConfigError
-from blora.lora import read_lora
+from blora.lora import read_lora, tensor_name
 from blora.training.bayesianize import posterior_around
+from blora.training.data import examples_for
+from blora.training.overlap import SEEN, fingerprints
 from tests.loras import make_lora
+from tests.scenarios import VOCAB_SIZE
 from tests.training.toys import train_arguments, write_jsonl
+
+CPU = ("--device", "cpu", "--dtype", "float32", "--scales", "0.5")
+URGENT = {"type": "predicate", "name": "urgent", "instructions": "Must somebody act today?"}
+QUEUE = {"type": "choice", "name": "queue", "choices": [{"value": "bug"}, {"value": "bill"}], "label": "bug"}
 
 
 @pytest.mark.parametrize("rank", [3, 12])
@@ -82,6 +91,65 @@ def test_the_choices_of_a_lora_that_was_trained_here_are_kept(base_folder: Path,
     assert (prompt.choices, prompt.template) == (("a", "b", "c"), "Text: {prompt}\nLabel:")
 
 
+def plain(start: int) -> list[Mapping[str, Any]]:
+    """Plain rows of a predicate."""
+    return [{"prompt": f"App {start + i} down", "label": i % 2 == 0} for i in range(20)]
+
+
+def requests(start: int) -> list[Mapping[str, Any]]:
+    """Requests with the same predicate and a second question."""
+    return [{"input": row["prompt"], "questions": [URGENT | {"label": row["label"]}, QUEUE]} for row in plain(start)]
+
+
+@pytest.fixture(scope="module")
+def urgent(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plain LoRA from `blora train` that answers one question and has a policy and settings of its own."""
+    folder = tmp_path_factory.mktemp("urgent")
+    (folder / "question.json").write_text(json.dumps(URGENT))
+    settings = [
+        *("--method", "lora", "--lora-learning-rate", "0.05", "--epochs", "1", "--min-confidence", "0.6"),
+        *("--question", str(folder / "question.json"), "--template", "Text: {prompt}\nUrgent:", "--bank-seed", "7"),
+        *("--scoring", "label", "--normalization", "none", "--choice-end", "eos", "--stop-error", "0.1"),
+    ]
+    rows = write_jsonl(folder / "rows.jsonl", requests(100))
+    assert main(["train", *train_arguments(base_folder, rows, folder / "lora", *settings)]) == 0
+    return folder / "lora"
+
+
+@pytest.mark.parametrize("rows", [plain(200), requests(200)], ids=["plain", "requests"])
+def test_a_lora_that_was_trained_here_keeps_its_settings(
+    urgent: Path, base_folder: Path, tmp_path: Path, rows: list[Mapping[str, Any]]
+) -> None:
+    data = write_jsonl(tmp_path / "rows.jsonl", rows)
+    command = ["bayesianize", str(urgent), "--data", str(data), "--base-model", str(base_folder), *CPU]
+    assert main([*command, "--output", str(tmp_path / "wide")]) == 0
+    lora, wide = read_config(urgent), read_config(tmp_path / "wide")
+    assert replace(wide.prompt, length_power=lora.prompt.length_power) == lora.prompt
+    assert (wide.question, wide.policy) == (lora.question, {"min_confidence": 0.6})
+    assert (wide.sampling.seed, wide.sampling.stop_error, wide.sampling.n_samples) == (7, 0.1, 8)
+    assert wide.training[SEEN]["tuning"] == fingerprints(examples_for(lora, str(data), split="train"))
+
+
+def test_only_given_flags_override_the_settings_of_a_lora(urgent: Path, base_folder: Path, tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "rows.jsonl", plain(300))
+    command = ["bayesianize", str(urgent), "--data", str(data), "--base-model", str(base_folder), *CPU]
+    flags = ("--scoring", "text", "--choice-end", "newline", "--bank-seed", "0", "--n-samples", "3")
+    assert main([*command, *flags, "--output", str(tmp_path / "wide")]) == 0
+    config = read_config(tmp_path / "wide")
+    assert (config.prompt.scoring, config.prompt.choice_end) == ("text", "newline")
+    assert (config.prompt.normalization, config.prompt.template) == ("none", "Text: {prompt}\nUrgent:")
+    assert (config.sampling.seed, config.sampling.stop_error, config.sampling.n_samples) == (0, 0.1, 3)
+
+
+def test_choices_beside_a_question_are_refused(
+    urgent: Path, base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_jsonl(tmp_path / "rows.jsonl", plain(400))
+    command = ["bayesianize", str(urgent), "--data", str(data), "--base-model", str(base_folder), *CPU]
+    assert main([*command, "--choices", "false|true", "--output", str(tmp_path / "wide")]) == 1
+    assert "the question 'urgent', which brings its own; leave --choices out" in capsys.readouterr().err
+
+
 def test_an_adapter_with_a_posterior_is_not_made_bayesian_again(
     base_folder: Path, toy_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,14 +160,16 @@ def test_an_adapter_with_a_posterior_is_not_made_bayesian_again(
     assert "an adapter that has a posterior already, expected a plain LoRA" in capsys.readouterr().err
 
 
-def test_a_lora_of_another_model_is_refused(
-    base_folder: Path, toy_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("module", ["model.layers.9.self_attn.q_proj", "lm_head"])
+def test_a_lora_of_another_model_or_of_its_head_is_refused(
+    module: str, base_folder: Path, toy_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lora = make_lora(tmp_path / "lora")
     weights = lora / "adapter_model.safetensors"
-    deeper = {name.replace("layers.1", "layers.9"): tensor for name, tensor in load_file(weights).items()}
-    save_file(deeper, weights)
+    factors = {tensor_name(module, "A"): torch.ones(3, 32), tensor_name(module, "B"): torch.ones(VOCAB_SIZE, 3)}
+    save_file(load_file(weights) | factors, weights)
     arguments = ["--data", str(toy_file), "--output", str(tmp_path / "adapter"), "--base-model", str(base_folder)]
     assert main(["bayesianize", str(lora), *arguments, "--device", "cpu", "--dtype", "float32"]) != 0
-    assert "give the base model it was trained on" in capsys.readouterr().err
+    assert f"got adapted module {module} of shape" in (err := capsys.readouterr().err)
+    assert "give the base model it was trained on" in err
     assert not (tmp_path / "adapter").exists()

@@ -10,12 +10,16 @@ from blora.training.commands.arguments import parse
 
 
 def test_few_validation_rows_are_told_with_their_number(caplog: pytest.LogCaptureFixture) -> None:
-    warn_of_few_rows(6)
-    [record] = caplog.records
-    assert record.levelname == "WARNING"
-    assert record.getMessage().startswith("there are only 6 validation rows: ")
-    warn_of_few_rows(FEW_ROWS)
-    assert caplog.records == [record]
+    warn_of_few_rows(6, 6)
+    warn_of_few_rows(6, FEW_ROWS)
+    alone, helped = caplog.records
+    assert alone.levelname == "WARNING"
+    assert alone.getMessage().startswith("there are only 6 validation rows: the recalibration stays weak")
+    assert helped.getMessage().startswith(
+        "there are only 6 validation rows: their accuracy, NLL and ECE are unreliable"
+    )
+    warn_of_few_rows(FEW_ROWS, FEW_ROWS)
+    assert caplog.records == [alone, helped]
 
 
 def test_labels_that_may_be_misspelt_are_named_with_what_is_meant(caplog: pytest.LogCaptureFixture) -> None:
@@ -34,6 +38,6 @@ def test_a_command_writes_log_lines_of_its_level_to_standard_error(
 ) -> None:
     for _ in range(2):  # a second command in one process does not say everything twice
         parse(ArgumentParser(), ["--log-level", level])
-    warn_of_few_rows(6)
+    warn_of_few_rows(6, 6)
     said = capsys.readouterr().err
     assert said.count("warning: there are only 6 validation rows") == told

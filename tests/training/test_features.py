@@ -32,6 +32,23 @@ def rows_of(base: BaseModel, readout: str) -> list[LabelledRow]:
     return pack_examples(ExampleSet("toy", "sha256:0", examples), base, prompt)
 
 
+def test_a_question_with_many_choices_does_not_widen_the_others(base: BaseModel) -> None:
+    config = default_head(2, base.model.config.hidden_size, linear=False)
+    few, many = (
+        LabelledRow(PackedRow((3, 4), tuple((5, 6 + k) for k in range(n)), "none", readout="pointer"), 0)
+        for n in (2, 30)
+    )
+    draw = Posterior({}, PosteriorConfig(), seed=0).sample(1, generator_of(0))
+    found = features.read_features(base.model, [few, many, few], config, draw, "")
+    assert len(found) == 3
+    assert len(found.states) == len(found.counts) == 2 + 30 + 2
+    assert found.owner is not None
+    assert found.owner.tolist() == [0] * 2 + [1] * 30 + [2] * 2
+    torch.testing.assert_close(found.states[:2], found.states[-2:])
+    alone = features.read_features(base.model, [many], config, draw, "")
+    torch.testing.assert_close(found.states[2:-2], alone.states, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("readout", ["linear", "pointer"])
 @pytest.mark.parametrize("below", ["nothing", "a LoRA"])
 def test_a_common_beginning_is_read_once(

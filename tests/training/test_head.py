@@ -29,10 +29,11 @@ from blora.posterior.noise import generator_of
 from blora.training.config import TOLERANCE_NATS
 from blora.training.data import read_examples
 from blora.training.evaluate import predict_all
-from blora.training.head import Regression, fit_head
+from blora.training.head import FittedHead, Regression, fit_head
 from blora.training.readout import TrainedHead, train_head
 from blora.training.rows import LabelledRow, pack_examples
 from tests.blora.adapters import rewrite_json, rewrite_tensors
+from tests.heads import row_after_row
 from tests.scenarios import tiny_base
 from tests.training.toys import CHOICES, toy_data, train_arguments, write_jsonl
 
@@ -71,6 +72,17 @@ def pointer_task(n_rows: int, seed: int) -> tuple[Features, list[LabelledRow]]:
     return Features(states, counts), rows
 
 
+def fit_pointer(
+    config: HeadConfig,
+    train: tuple[Features, list[LabelledRow]],
+    validation: tuple[Features, list[LabelledRow]],
+    part: str = "both",
+) -> FittedHead:
+    """Fit a head to rows whose features are read as in training, without padding."""
+    read = [row_after_row(features, [row.row.n_choices for row in rows]) for features, rows in (train, validation)]
+    return fit_head(Regression.of(config, read[0], train[1]), read[1], validation[1], NO_LORA, part)
+
+
 def test_a_linear_head_is_the_minimum_that_scikit_learn_finds() -> None:
     (train, rows), (validation, held_out) = linear_task(300, 1), linear_task(100, 2)
     fitted = fit_head(Regression.of(CONFIG, train, rows), validation, held_out, NO_LORA, "states")
@@ -100,9 +112,9 @@ def test_the_posterior_of_a_linear_head_is_the_kronecker_factored_laplace_approx
 
 
 def test_the_posterior_of_a_pointer_head_has_the_exact_diagonal_of_the_hessian() -> None:
-    (train, rows), (validation, held_out) = pointer_task(200, 1), pointer_task(60, 2)
+    train, rows = pointer_task(200, 1)
     config = HeadConfig(depths=(1,), n_states=5, n_directions=5)
-    fitted = fit_head(Regression.of(config, train, rows), validation, held_out, NO_LORA)
+    fitted = fit_pointer(config, (train, rows), pointer_task(60, 2))
     head = fitted.head
     labels = torch.tensor([row.label for row in rows])
 
@@ -122,10 +134,9 @@ def test_the_posterior_of_a_pointer_head_has_the_exact_diagonal_of_the_hessian()
 
 
 def test_a_pointer_head_finds_what_tells_the_right_choice() -> None:
-    (train, rows), (validation, held_out) = pointer_task(400, 1), pointer_task(200, 2)
     config = HeadConfig(depths=(1,), n_states=5, n_directions=5)
     by_part = {
-        part: fit_head(Regression.of(config, train, rows), validation, held_out, NO_LORA, part).trial.metrics.nll
+        part: fit_pointer(config, pointer_task(400, 1), pointer_task(200, 2), part).trial.metrics.nll
         for part in ("counts", "states", "both")
     }
     assert by_part["states"] < 0.75 * by_part["counts"]

@@ -8,9 +8,10 @@ import torch
 from blora.config import HeadConfig, PromptConfig
 from blora.inference.reading import head_log_probs
 from blora.posterior.decision_head import Features, head_shapes
-from blora.training.head import Regression, fit_head
+from blora.training.head import Regression
 from blora.training.rows import LabelledRow
-from tests.training.test_head import NO_LORA, pointer_task
+from tests.heads import row_after_row
+from tests.training.test_head import NO_LORA, fit_pointer, pointer_task
 
 
 def test_a_pointer_head_reads_a_choice_in_the_light_of_the_prompt() -> None:
@@ -27,8 +28,8 @@ def test_a_pointer_head_reads_a_choice_in_the_light_of_the_prompt() -> None:
         return replace(features, prompt=prompt), rows
 
     (train, rows), (validation, held_out) = task(1500, 1), task(300, 2)
-    with_prompt = fit_head(Regression.of(config, train, rows), validation, held_out, NO_LORA)
-    without = fit_head(Regression.of(config, replace(train, prompt=None), rows), validation, held_out, NO_LORA)
+    with_prompt = fit_pointer(config, (train, rows), (validation, held_out))
+    without = fit_pointer(config, (replace(train, prompt=None), rows), (validation, held_out))
     assert with_prompt.head.config.n_products == (5, 5)
     assert without.head.config.n_products == (0, 0)
     assert with_prompt.trial.metrics.nll < 0.8 * without.trial.metrics.nll
@@ -47,15 +48,18 @@ def test_a_pointer_head_reads_a_choice_in_the_light_of_the_prompt() -> None:
     weight = head.weight[:, 0].double()
     hessian = torch.autograd.functional.hessian(nll, weight).diagonal()  # type: ignore[no-untyped-call]
     own, _, on_products = with_prompt.precisions
-    unit = torch.from_numpy(Regression.of(config, train, rows).z).square().mean().double()
+    flat = row_after_row(train, [row.row.n_choices for row in rows])
+    unit = torch.from_numpy(Regression.of(config, flat, rows).z).square().mean().double()
     precision = torch.cat([torch.full((5,), own).double(), torch.full((25,), on_products) * unit])
     torch.testing.assert_close(head.deviation[:, 0].double(), (hessian + precision).rsqrt(), rtol=1e-3, atol=1e-5)
     gradient = torch.autograd.functional.jacobian(nll, weight) + precision * weight  # type: ignore[no-untyped-call]
     at_zero = torch.autograd.functional.jacobian(nll, 0 * weight).abs().max()  # type: ignore[no-untyped-call]
     assert gradient.abs().max() < 0.01 * at_zero
     packed = [row.row for row in rows]
-    found = head_log_probs(head.mean(NO_LORA), packed, train)[0].gather(1, labels[:, None]).sum()
+    padded, unpadded = (head_log_probs(head.mean(NO_LORA), packed, features) for features in (train, flat))
+    found = padded[0].gather(1, labels[:, None]).sum()
     assert -found.item() == pytest.approx(nll(weight).item(), rel=1e-4)
+    torch.testing.assert_close(unpadded, padded, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("n_rows", [1, 2, 30, 100])
@@ -64,8 +68,9 @@ def test_equal_prompts_enter_no_products(n_rows: int, value: float) -> None:
     train, rows = pointer_task(n_rows, 1)
     train = replace(train, prompt=torch.full((n_rows, 5), value))
     config = HeadConfig(depths=(1,), n_states=5, n_directions=5)
-    assert Regression.of(config, train, rows).blank.config.n_products == (0, 0)
-    assert fit_head(Regression.of(config, train, rows), train, rows, NO_LORA).head.config.n_products == (0, 0)
+    regression = Regression.of(config, row_after_row(train, [row.row.n_choices for row in rows]), rows)
+    assert regression.blank.config.n_products == (0, 0)
+    assert fit_pointer(config, (train, rows), (train, rows)).head.config.n_products == (0, 0)
 
 
 def test_products_that_tell_nothing_are_left_out() -> None:
@@ -73,6 +78,6 @@ def test_products_that_tell_nothing_are_left_out() -> None:
     noise = [torch.randn(200, 5, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
     train, validation = replace(train, prompt=noise[0]), replace(validation, prompt=noise[1])
     config = HeadConfig(depths=(1,), n_states=5, n_directions=5)
-    head = fit_head(Regression.of(config, train, rows), validation, held_out, NO_LORA).head
+    head = fit_pointer(config, (train, rows), (validation, held_out)).head
     assert head.config.n_products == (0, 0)
     assert head.tensors().keys() == head_shapes(head.config, PromptConfig(readout="pointer", choice_end="eos")).keys()

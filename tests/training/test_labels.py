@@ -95,6 +95,43 @@ def test_text_in_jsonl_is_no_index_of_another_choice(tmp_path: Path) -> None:
     assert [example.label for example in read_examples(str(file)).examples] == [1, 1]
 
 
+MIXED: dict[str, tuple[list[Any], str]] = {
+    "a text that is no choice": (
+        ["1", "2", "4", "5", "3"],
+        r"rows\[4\]: got label '3', expected one of \['1', '2', '4', '5'\]",
+    ),
+    "numbers": ([5, 4, 0], r"rows\[2\]: got label '0', expected one of \['1', "),
+    "as many of either": ([5, 0], r"rows\[1\]: got label '0', expected one of"),
+    "one text among texts and a number": (["5", "1", 3], r"rows\[2\]: got label '3', expected one of"),
+    "a number beyond the indices": ([0, 0, 2, 5], r"rows\[3\]: got label '5', expected an index from 0 to 3"),
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_numbers_that_are_indices_in_some_rows_and_texts_in_others_are_refused(name: str) -> None:
+    labels, message = MIXED[name]
+    rows = [row(choices=["1", "2", "4", "5"], label=label) for label in labels]
+    with pytest.raises(DataError, match=f"^{message}[^\n]*correct the label$"):
+        read_examples(rows)
+
+
+def test_a_number_in_csv_that_is_no_choice_is_no_index_of_another(tmp_path: Path) -> None:
+    sets = ["10", "20", "30"]
+    _, file = both_formats(tmp_path, [(sets, {"label": label}) for label in (10, 20, 1)])
+    with pytest.raises(DataError, match=r"rows.csv:4: got label '1', expected one of \['10', '20', '30'\]"):
+        read_examples(str(file))
+
+
+def test_a_text_says_that_numbers_are_texts() -> None:
+    rows = [row(choices=DIGITS, label=label) for label in ("2", 3)]
+    assert [example.label for example in read_examples(rows).examples] == [1, 2]
+
+
+def test_digits_of_other_scripts_are_no_index() -> None:
+    with pytest.raises(DataError, match="got label '\u0661', expected one of"):
+        read_examples([row(label="\u0661")])
+
+
 def test_malformed_rows_are_told_before_any_doubt(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "rows.jsonl", [row(choices=DIGITS, label=2), row(label=9)])
     with pytest.raises(DataError, match=r"^[^\n]*:2: got label 9, expected an index from 0 to 1$"):

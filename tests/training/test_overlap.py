@@ -10,7 +10,7 @@ import pytest
 
 from blora.adapter import read_config
 from blora.errors import AdapterError, ConfigError, DataError
-from blora.training.data import ExampleSet, examples_for, read_examples
+from blora.training.data import ExampleSet, examples_for, one_for_each_text, read_examples
 from blora.training.overlap import DIGITS, check_disjoint, check_distinct, check_unseen, fingerprints, seen_among
 from tests.training.toys import row, write_jsonl
 
@@ -44,6 +44,13 @@ SAME: dict[str, dict[str, Any]] = {
     "one choice more": {"choices": ["ice", "fire", "tea"]},
     "a chat": {"question": None, "messages": [{"role": "user", "content": "Which is  warm?"}]},
 }
+SPELLINGS = (
+    "Caf\u00e9 soda?",
+    "Cafe\u0301 soda?",
+    "Caf\u00e9 so\u00adda?",
+    "Cafe\u200b\u0301 soda?",
+    "Caf\u00e9 \u200b soda? \ufeff",
+)
 OTHER: dict[str, dict[str, Any]] = {
     "another question": {"question": "Which is cold?"},
     "a longer chat": {"question": None, "messages": [{"role": "user", "content": "Which is warm?"}] * 2},
@@ -58,6 +65,25 @@ def test_the_same_text_has_the_same_fingerprint(tmp_path: Path, name: str) -> No
 @pytest.mark.parametrize("name", OTHER)
 def test_another_text_has_another(tmp_path: Path, name: str) -> None:
     assert fingerprints(examples(tmp_path, row(**OTHER[name]))) != fingerprints(examples(tmp_path, row()))
+
+
+@pytest.mark.parametrize("question", SPELLINGS)
+def test_spellings_that_look_the_same_are_the_same_text(tmp_path: Path, question: str) -> None:
+    trained, same = (examples(tmp_path, row(question=text)) for text in (SPELLINGS[0], question))
+    assert fingerprints(trained) == fingerprints(same)
+    assert (
+        len(one_for_each_text(read_examples([row(question=SPELLINGS[0]), row(question=question)]), seed=0).examples)
+        == 1
+    )
+    with pytest.raises(DataError, match="got the same question twice"):
+        check_distinct(read_examples([row(question=SPELLINGS[0]), row(question=question)]))
+
+
+@pytest.mark.parametrize("question", SPELLINGS)
+def test_a_spelling_in_a_record_of_an_earlier_version_is_recognised(question: str) -> None:
+    old = hashlib.sha256(" ".join(question.split()).encode()).hexdigest()[:DIGITS]
+    with pytest.raises(DataError, match="that the adapter was made with"):
+        check_unseen({"seen": {"train": old}}, read_examples([row(question=question)]))
 
 
 def test_chats_differ_by_role_and_by_turn(tmp_path: Path) -> None:

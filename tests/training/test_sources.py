@@ -62,6 +62,17 @@ def test_a_path_is_as_good_as_its_text(tmp_path: Path) -> None:
     assert read_examples(file) == read_examples(str(file))
 
 
+def test_a_parquet_file_reads_as_the_jsonl_file_does(tmp_path: Path) -> None:
+    rows = toy_data(6)
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "toy.parquet")
+    found = read_examples(tmp_path / "toy.parquet")
+    expected = read_examples(write_jsonl(tmp_path / "toy.jsonl", rows))
+    assert (plain(found), found.digest) == (plain(expected), expected.digest)
+    assert found.examples[1].where == f"{tmp_path / 'toy.parquet'}:2"
+    with pytest.raises(DataError, match="toy.parquet: got the columns .*, expected rating, which `columns` names"):
+        read_examples(tmp_path / "toy.parquet", columns={"label": "rating"})
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_columns_that_are_called_otherwise_are_mapped(kind: str) -> None:
     rows = [{"review": "Fine.", "mood": "good", "prompt": 7}, {"review": "Bad.", "mood": "bad", "prompt": 8}]
@@ -123,6 +134,11 @@ def test_a_row_of_a_data_set_without_a_label_is_named() -> None:
 def test_the_label_set_of_texts_is_what_occurs_sorted(kind: str) -> None:
     rows = [{"prompt": f"q{n}", "label": label} for n, label in enumerate(["b", "a", "c", "a"])]
     assert label_set(read_table(KINDS[kind](rows))) == ("a", "b", "c")
+
+
+def test_the_label_set_is_of_the_labels_where_there_is_no_label_text() -> None:
+    rows = [{"prompt": "q", "label": "b", "label_text": None}, {"prompt": "r", "label": None, "label_text": "a"}]
+    assert label_set(read_table(rows)) == ("a", "b")
 
 
 @pytest.mark.parametrize(
@@ -210,6 +226,12 @@ def test_a_cell_may_be_long(tmp_path: Path) -> None:
     file = tmp_path / "long.csv"
     file.write_text(f"prompt,label,page\nHelp!,a,{'<p>' * 100_000}\nWhy?,b,\n")
     assert len(read_examples(str(file), choices=("a", "b")).examples) == 2
+
+
+def test_a_choice_may_begin_with_a_bracket(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("prompt,choices,label\nReady?,[draft] | final,final\n")
+    assert plain(read_examples(str(file))) == [("prompt", "Ready?", ("[draft]", "final"), 1)]
 
 
 def test_a_column_that_comes_twice_is_refused(tmp_path: Path) -> None:

@@ -9,21 +9,23 @@ import torch
 from torch import Tensor
 
 from blora.adapter import load_adapter
-from blora.base_model import load_base_model
+from blora.base_model import BaseModel, load_base_model
 from blora.cli import main
-from blora.config import AdapterConfig
+from blora.config import AdapterConfig, PosteriorConfig, SamplingConfig
 from blora.decision.metrics import Metrics
-from blora.errors import NumericalError
+from blora.errors import ConfigError, NumericalError
 from blora.inference.packing import PackedRow
 from blora.posterior.noise import generator_of
+from blora.posterior.posterior import Posterior
 from blora.training.rows import LabelledRow
-from blora.training.tune import Trial, choose, trial_of, try_scales
+from blora.training.tune import Trial, choose, trial_of, try_scales, tune
 from tests.loras import make_lora
+from tests.scenarios import adapted_modules
 from tests.training.toys import toy_row, train_arguments, write_jsonl
 
 
 def trial(scale: float, nll: float) -> Trial:
-    return Trial(scale, 1.0, 1.0, 0.0, Metrics(accuracy=0.5, nll=nll, ece=0, ece_adaptive=0, brier=0, aurc=0), 400)
+    return Trial(scale, 1.0, 1.0, 0.0, Metrics(accuracy=0.5, nll=nll, ece=0, ece_adaptive=0, brier=0, aurc=0), 400, 400)
 
 
 def test_the_widest_within_the_tolerance_of_the_best_wins() -> None:
@@ -109,6 +111,12 @@ def test_a_tolerance_that_is_none_is_refused_before_the_work(
     command = ["bayesianize", str(lora), "--data", str(toy_file), "--output", str(tmp_path / "toy"), *arguments]
     assert main([*command, f"--tolerance={tolerance}"]) == 1
     assert f"got tolerance = {float(tolerance)}, expected nats of at least 0" in capsys.readouterr().err
+
+
+def test_no_scales_are_refused(base: BaseModel) -> None:
+    posterior = Posterior(adapted_modules(base.model), PosteriorConfig(), seed=0)
+    with pytest.raises(ConfigError, match="got no scales, expected at least one"):
+        tune(base, posterior, ROWS, SamplingConfig(), scales=[], tolerance=0.005)
 
 
 @pytest.fixture

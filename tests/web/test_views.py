@@ -190,7 +190,7 @@ def test_the_live_view_counts_what_was_asked(browser: Browser) -> None:
 def test_the_outcomes_of_a_promise_are_those_that_the_server_asked_for(browser: Browser) -> None:
     with serving(FakeEngine(handles=HANDLES), feedback_rate=0.5) as address, open_page(browser, address) as watched:
         page = watched.page
-        answers = ask(page, *["p=0.95"] * 60)
+        answers = ask(page, *(f"p=0.95 text {k}" for k in range(60)))
         wanted = [answer for answer in answers if answer["feedback_requested"]]
         assert 0 < len(wanted) < 60
         for answer in [*[each for each in answers if each not in wanted], *wanted[:-1]]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from blora.columns import add_columns
+from blora.columns import add_columns, choices_of
 from blora.config import ChoiceEnd, NormalizationName, ScoringName
 from blora.hub.name import HubName, place_of
 from blora.training.config import N_SAMPLES, N_SAMPLES_HEAD, NEW_PROMPT, SCALES, TOLERANCE_NATS
@@ -68,7 +68,9 @@ def add_rows(parser: ArgumentParser, about: str, *, split: str) -> None:
         about: description of the rows, for the help text.
         split: the default split.
     """
-    parser.add_argument("--data", required=True, help=f"{about}: .jsonl, .csv, or hub data set owner/name[:config]")
+    parser.add_argument(
+        "--data", required=True, help=f"{about}: .jsonl, .csv, .parquet, or hub data set owner/name[:config]"
+    )
     parser.add_argument("--split", default=split, help="name of the split; of a hub data set, the one to load")
     parser.add_argument(
         "--limit",
@@ -117,7 +119,7 @@ def add_prompt(parser: ArgumentParser | _ArgumentGroup) -> None:
     defaults = NEW_PROMPT
     parser.add_argument(
         "--choices",
-        type=_labels,
+        type=choices_of,
         help="fixed label set, separated by | (default: every row and request has its own choices; if no row "
         "has choices, the set of all labels)",
     )
@@ -165,10 +167,6 @@ def add_sampling(parser: ArgumentParser | _ArgumentGroup, *, n_samples: int | No
         help="stop early once the policy's decision is settled, with at most this probability, such as 0.01, that the "
         "remaining draws would have changed the decision (default: take all draws)",
     )
-
-
-def _labels(text: str) -> tuple[str, ...]:
-    return tuple(label.strip() for label in text.split("|"))
 
 
 def names(text: str) -> tuple[str, ...]:

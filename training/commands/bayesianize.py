@@ -14,11 +14,17 @@ SUMMARY = "make a Bayesian adapter from a trained LoRA, without training"
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser("blora bayesianize", description=SUMMARY, formatter_class=CommandHelp)
-    parser.add_argument("lora", type=Path, help="directory of the LoRA, as PEFT saved it")
+    parser.add_argument(
+        "lora",
+        type=Path,
+        help="directory of the LoRA, as PEFT saved it; one that blora train made keeps its question and policy, and "
+        "where no flag is given its prompt, seed and --stop-error; for others the defaults are those of blora train",
+    )
     parser.add_argument("--output", type=Path, required=True, help="adapter directory to write")
     add_sampling(parser, n_samples=N_SAMPLES_TUNED)
     add_tuning(parser)
     add_prompt(parser)
+    parser.set_defaults(**dict.fromkeys(("bank_seed", "scoring", "normalization", "choice_end")))  # the LoRA's own
     add_model(parser)
     return parser
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from blora.command_help import CommandHelp
 from blora.errors import ConfigError
-from blora.training.commands.arguments import add_model, add_rows, parse, positive
+from blora.training.commands.arguments import add_model, add_rows, parse, positive, settings_of
 
 __all__ = ["SUMMARY", "main"]
 
@@ -51,24 +51,10 @@ def main(argv: list[str]) -> int:
         )
 
     from blora.hub.fetch import local_folder
-    from blora.training.result import Subject, results
+    from blora.training.result import results
 
-    subject = Subject(
-        adapter=None if arguments.adapter == BASE else local_folder(arguments.adapter),
-        base_model=arguments.base_model,
-        device=arguments.device,
-        dtype=arguments.dtype,
-    )
-    for result in results(
-        subject,
-        data=arguments.data,
-        split=arguments.split,
-        columns=arguments.columns,
-        limit=arguments.limit,
-        n_samples=counts,
-        seed=arguments.seed,
-        argv=argv,
-    ):
+    adapter = None if arguments.adapter == BASE else local_folder(arguments.adapter)
+    for result in results(adapter, argv=argv, **settings_of(arguments, but=("adapter", "json"))):
         figures = "  ".join(f"{name} {result[name]:.4f}" for name in ("accuracy", "nll", "ece", "brier", "aurc"))
         print(f"{result['n_samples']:>4} draws: {figures}  ({result['seconds']:.0f} s)", flush=True)
         if arguments.json:

@@ -4,7 +4,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 from blora.command_help import CommandHelp
-from blora.training.commands.arguments import add_model, add_rows, own_folder, parse
+from blora.training.commands.arguments import add_model, add_rows, own_folder, parse, settings_of
 
 __all__ = ["SUMMARY", "main"]
 
@@ -37,15 +37,7 @@ def main(argv: list[str]) -> int:
     found = familiarize_adapter(
         arguments.adapter,
         output,
-        arguments.data,
-        arguments.validation,
-        base_model=arguments.base_model,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        split=arguments.split,
-        validation_split=arguments.validation_split,
-        columns=arguments.columns,
-        limit=arguments.limit,
+        **settings_of(arguments, but=("adapter", "output")),
     )
     chosen = found.familiarity.config
     for candidate in found.candidates:

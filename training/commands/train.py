@@ -45,7 +45,9 @@ TRAINING = {
 def _parser() -> ArgumentParser:
     parser = ArgumentParser("blora train", description=SUMMARY, formatter_class=CommandHelp)
     data = parser.add_argument_group("data")
-    data.add_argument("--data", required=True, help="training rows: .jsonl, .csv, or hub data set owner/name[:config]")
+    data.add_argument(
+        "--data", required=True, help="training rows: .jsonl, .csv, .parquet, or hub data set owner/name[:config]"
+    )
     data.add_argument(
         "--validation", help="validation rows, in the same forms (default: rows of --data that are not trained on)"
     )

@@ -4,7 +4,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 from blora.command_help import CommandHelp
-from blora.training.commands.arguments import add_model, add_tuning, own_folder, parse
+from blora.training.commands.arguments import add_model, add_tuning, own_folder, parse, settings_of
 
 __all__ = ["SUMMARY", "main"]
 
@@ -30,15 +30,7 @@ def main(argv: list[str]) -> int:
     chosen, trials = tune_adapter(
         arguments.adapter,
         output,
-        arguments.data,
-        base_model=arguments.base_model,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        split=arguments.split,
-        columns=arguments.columns,
-        limit=arguments.limit,
-        scales=arguments.scales,
-        tolerance=arguments.tolerance,
+        **settings_of(arguments, but=("adapter", "output")),
     )
     for trial in trials:
         print(f"{trial}{'  <- chosen' if trial is chosen else ''}")

@@ -47,15 +47,15 @@ class MeanFieldFactor(PointFactor):
         super().__init__(p, q, mean_std, generator)
         self.prior_std = prior_std
         low = g_init / math.sqrt(2)
-        self.G = nn.Parameter(low + (g_init - low) * torch.rand(p, q, generator=generator))
+        self.raw_scale = nn.Parameter(low + (g_init - low) * torch.rand(p, q, generator=generator))
 
     @property
     def std(self) -> Tensor:
-        """Standard deviations, (p, q)."""
-        return self.G.square()
+        """Standard deviations, (p, q): the squares of the paper's G."""
+        return self.raw_scale.square()
 
     def sample_from(self, noise: Noise) -> Tensor:
-        """Draws of W, (S, p, q), differentiable in means and G."""
+        """Draws of W, (S, p, q), differentiable in means and standard deviations."""
         return self.weight + self.std * noise.like(self.weight)
 
     def kl_divergence(self, generator: torch.Generator) -> Tensor:

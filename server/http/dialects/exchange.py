@@ -1,17 +1,18 @@
 """The steps that a request of every dialect takes: it is read, its questions are answered, the answers are shaped."""
 
-import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
 from fastapi import Request, Response
 
-from blora.server.errors import DeadlineExceededError, ServerError
+from blora.server.errors import ServerError
 from blora.server.http.disconnect import unless_disconnected
+from blora.server.http.reading import Reading
 from blora.server.http.responses import error_response, json_response
-from blora.server.http.strict_json import Reader
+from blora.server.keys import adapters_open
 from blora.server.prediction.decisions.answering import Answered, answer_questions
 from blora.server.prediction.decisions.question import Question
+from blora.server.prediction.decisions.recognition import family
 from blora.server.prediction.service import Service
 from blora.server.schemas.requests import Policy
 from blora.server.schemas.responses import Response as Answer
@@ -43,25 +44,26 @@ async def exchange(
         service: the service that answers.
         body: the request's body.
         text_field: the body's field with the text, for error messages.
-        read: returns the text and the questions of the body; it runs in a thread.
-        shape: returns the response of the answers, with abstentions as refusals or not; it runs in a thread.
+        read: returns the text and the questions of the body; for a long body it runs in a thread.
+        shape: returns the response of the answers, with abstentions as refusals or not; it runs where `read` does.
 
     Raises:
-        ServerError: if the body cannot be read, or its model does not answer one of the questions.
+        ServerError: if the model is unknown or does not answer one of the questions, the body cannot be read, or the
+            deadline has passed.
     """
     predictor = service.predictor()
-    reader: Reader = request.app.state.reader
-    deadline = predictor.deadline()
+    reading: Reading = request.state.reading
     try:
-        async with asyncio.timeout_at(deadline):
-            text, questions = await reader.run_in_thread(read)
-    except TimeoutError as exc:
-        raise DeadlineExceededError("The request was not read before its deadline: try again later.") from exc
+        asked = family(predictor.registry, body.model, adapters_open())
+    except ServerError as error:
+        error.param = "model"
+        raise
+    text, questions = await reading.run(request, read)
     asking = answer_questions(
-        predictor, body.model, text, questions, policy=body.policy, deadline=deadline, text_field=text_field
+        predictor, asked, text, questions, policy=body.policy, deadline=reading.deadline, text_field=text_field
     )
     outcome = await unless_disconnected(request, asking)
     if isinstance(outcome, ServerError):
         return error_response(outcome)
     refuse = body.refuse if body.refuse is not None else service.settings.refuse_abstentions
-    return await reader.run_in_thread(lambda: json_response(shape(outcome, refuse)))
+    return await reading.run(request, lambda: json_response(shape(outcome, refuse)))

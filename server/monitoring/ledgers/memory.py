@@ -3,7 +3,7 @@
 from collections import OrderedDict
 
 from blora.decision.drift import Seen
-from blora.server.monitoring.ledgers.protocol import Contents, Entry, Settled, Tally
+from blora.server.monitoring.ledgers.protocol import Contents, Counted, Entry, Settled, Tally
 
 __all__ = ["MemoryLedger"]
 
@@ -49,9 +49,9 @@ class MemoryLedger:
         self._tallies[key] = tally
         return Settled(before, tally)
 
-    async def count(self, adapter: Contents, counter: str, own: Seen) -> Seen:
+    async def count(self, adapter: Contents, counter: str, own: Seen) -> Counted:
         """Implement Ledger."""
-        return own
+        return Counted({counter: own}, self._noticed.get(adapter))
 
     async def notice(self, adapter: Contents, at: int) -> int:
         """Implement Ledger."""

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 from blora.decision.drift import Seen
 
-__all__ = ["Contents", "Entry", "Ledger", "Settled", "Tally", "hashes"]
+__all__ = ["Contents", "Counted", "Entry", "Ledger", "Settled", "Tally", "hashes"]
 
 # Length of a hash. A label that was not offered matches one of 64 offered choices with probability 4e-18.
 _HASH_BYTES = 8
@@ -32,7 +32,7 @@ class Entry:
         choices: concatenated salted hashes of the offered choices.
         leader: position of the leading choice.
         target_risk: the promised risk; None without an answer or a promise.
-        requested: whether its outcome was requested.
+        requested: whether its outcome was requested, and counts in the test of the promise.
     """
 
     adapter: Contents
@@ -85,6 +85,18 @@ class Settled(NamedTuple):
     tally: Tally | None
 
 
+class Counted(NamedTuple):
+    """What a ledger holds about an adapter's drift.
+
+    Attributes:
+        counters: the counts of each counter.
+        noticed: Unix time at which a drift was first noticed; None if none was.
+    """
+
+    counters: dict[str, Seen]
+    noticed: int | None
+
+
 class Ledger(Protocol):
     """Bounded store of recent predictions, counts of their outcomes, and counts of unfamiliar questions."""
 
@@ -110,8 +122,8 @@ class Ledger(Protocol):
             FeedbackUnavailableError: if the ledger cannot be written to.
         """
 
-    async def count(self, adapter: Contents, counter: str, own: Seen) -> Seen:
-        """Store the counts so far of one counter of answers, and return the sums over all counters.
+    async def count(self, adapter: Contents, counter: str, own: Seen) -> Counted:
+        """Store the counts so far of one counter of answers, and return the counts of all counters.
 
         Storing the same counts again changes nothing.
 

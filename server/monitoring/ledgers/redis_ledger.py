@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from blora.decision.drift import Seen
 from blora.errors import ConfigError
 from blora.server.errors import FeedbackUnavailableError
-from blora.server.monitoring.ledgers.protocol import Contents, Entry, Settled, Tally
+from blora.server.monitoring.ledgers.protocol import Contents, Counted, Entry, Settled, Tally
 
 __all__ = ["RedisLedger"]
 
@@ -136,14 +136,15 @@ class RedisLedger:
         before, *counts = map(int, told)
         return Settled(None if before < 0 else before, Tally(*counts) if counts else None)
 
-    async def count(self, adapter: Contents, counter: str, own: Seen) -> Seen:
+    async def count(self, adapter: Contents, counter: str, own: Seen) -> Counted:
         """Implement Ledger."""
         key = _familiarity(adapter)
         async with self._redis.pipeline() as pipe:
             pipe.hset(key, f"counter:{counter}", f"{own.n_answers} {own.n_unfamiliar}")
             _, fields, _ = await _tried(pipe.hgetall(key).expire(key, self._keep_s).execute())
-        counts = (value for name, value in fields.items() if name.startswith(b"counter:"))
-        return sum((Seen(*map(int, count.split())) for count in counts), Seen())
+        noticed = fields.pop(b"noticed", None)
+        counters = {name.decode(): Seen(*map(int, counts.split())) for name, counts in fields.items()}
+        return Counted(counters, int(noticed) if noticed is not None else None)
 
     async def notice(self, adapter: Contents, at: int) -> int:
         """Implement Ledger."""

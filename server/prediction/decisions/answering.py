@@ -1,6 +1,7 @@
 """Answers to the questions of one request, from the adapters of a model."""
 
 import asyncio
+import random
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -11,9 +12,9 @@ from blora.client import answers
 from blora.question_text import choice_text, question_text
 from blora.server.engines.handle import AdapterHandle
 from blora.server.errors import InvalidRequestError, ServerError
-from blora.server.keys import adapters_open
+from blora.server.monitoring.recent_texts import text_key
 from blora.server.prediction.decisions.question import Question, spelled
-from blora.server.prediction.decisions.recognition import family, recognise, unknown_question
+from blora.server.prediction.decisions.recognition import Family, recognise, unknown_question
 from blora.server.prediction.decisions.statistics import level_std
 from blora.server.prediction.policies import uncalibrated_because
 from blora.server.prediction.predictor import Predictor
@@ -118,7 +119,7 @@ class _Plan:
 
 async def answer_questions(
     predictor: Predictor,
-    model: str,
+    asked: Family,
     text: str,
     questions: Sequence[Question],
     *,
@@ -130,7 +131,7 @@ async def answer_questions(
 
     Args:
         predictor: answers single questions.
-        model: the adapter whose questions they are, as in /v1/predict.
+        asked: the adapters of the model whose questions they are.
         text: the text that the questions are about.
         questions: the questions.
         policy: the request's policy for all of them; None for the adapters' own.
@@ -138,13 +139,8 @@ async def answer_questions(
         text_field: the text's field in the request, for error messages.
 
     Raises:
-        ServerError: before a question is asked: the model is unknown, or does not answer one of the questions.
+        ServerError: before a question is asked: the model does not answer one of the questions.
     """
-    try:
-        asked = family(predictor.registry, model, adapters_open())
-    except ServerError as error:
-        error.param = "model"
-        raise
     plans = []
     for question in questions:
         await asyncio.sleep(0)  # recognising and checking many questions takes time that other requests need
@@ -169,11 +165,12 @@ async def answer_questions(
         return outcome
 
     records: list[Callable[[], None]] = []  # of answers that are given only if no question fails
+    about = text_key(text)
     found: list[Answer] = []
     read: dict[Hashable, answers.Usage] = {}  # by text
     for start in range(0, len(plans), _MOST_AT_ONCE):
         part = plans[start : start + _MOST_AT_ONCE]
-        together = Together(len(part), beginnings=predictor.reads_beginnings_once)
+        together = Together(len(part), about=about, beginnings=predictor.reads_beginnings_once)
         try:
             async with asyncio.TaskGroup() as group:  # the first error cancels the other questions
                 tasks = [group.create_task(ask(plan, together)) for plan in part]
@@ -187,7 +184,9 @@ async def answer_questions(
             found.append(Answer(plan.question, outcome, plan.places, why, score_std))
             read.setdefault(plan.text, outcome.usage)
         records += together.records
-    for record in records:
+    # One answer about the text will count in the tests of drift and of the promise: in a random order this is a random
+    # one, as in calibrations, and whether it was answered early, which depends on the answer, does not matter.
+    for record in random.SystemRandom().sample(records, len(records)):
         record()
     n_tokens, cached = (sum(map(attrgetter(name), read.values())) for name in ("prompt_tokens", "cached_tokens"))
     return Answered(asked.name, found, n_tokens, cached)

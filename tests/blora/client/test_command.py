@@ -65,6 +65,11 @@ def test_flags_become_fields(asked: list[dict[str, Any]]) -> None:
     ]
 
 
+def test_white_space_around_choices_does_not_count(asked: list[dict[str, Any]]) -> None:
+    main(["why?", "--choices", "a | b"])
+    assert asked[0]["choices"] == ["a", "b"]
+
+
 def test_the_question_may_come_from_standard_input_and_the_answer_be_json(
     asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

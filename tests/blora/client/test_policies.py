@@ -3,9 +3,12 @@
 from typing import Any
 
 import pytest
+import torch
 
 from blora.client.errors import ClientError
 from blora.client.policies import AbstainAbove, AbstainBelow, AbstainPolicy
+from blora.decision.abstention import Policy, decide
+from blora.decision.uncertainty import summarize
 from tests.blora.client.predictions import prediction, withheld
 
 SURE, SPLIT = AbstainBelow(0.8), AbstainAbove(mutual_information=0.1)
@@ -49,6 +52,15 @@ def test_an_answer_is_withheld_where_the_condition_holds(
 def test_reasons_tell_value_and_threshold() -> None:
     [reason] = AbstainBelow(0.95).reasons(prediction())
     assert (reason.value, reason.threshold) == (0.9, 0.95)
+
+
+@pytest.mark.parametrize("off", [-2e-6, -5e-7, 0.0, 5e-7])
+def test_client_and_server_compare_alike(off: float) -> None:
+    """A value within the rounding of float32 of its threshold fails neither, since both ask `Score.fails`."""
+    given = prediction(confidence=0.9 + off)
+    row = torch.tensor([[0.9 + off, 0.1 - off]], dtype=torch.float64)
+    here = bool(AbstainBelow(0.9).reasons(given))
+    assert here == decide(summarize(row), Policy(min_confidence=0.9)).abstained == (off == -2e-6)
 
 
 def test_the_servers_reasons_stay() -> None:

@@ -262,13 +262,16 @@ async def test_a_root_that_cannot_be_read_is_told_of_once_until_it_can(
         await watch.look()
 
 
-async def test_the_server_looks_by_itself_and_may_start_with_nothing(root: Path) -> None:
+async def test_the_server_looks_by_itself_and_may_start_with_nothing(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (root / "one").rename(root / ".one")
     engine = FakeEngine(handles=())
     async with running(engine, default_adapter="one", adapter_root=root, adapter_poll_s=0.02) as server:
         unready = await server.client.get("/readyz")
         assert (unready.status_code, unready.json()["error"]["code"]) == (503, "not_ready")
         assert "No adapter is loaded" in unready.json()["error"]["message"]
+        assert "The default adapter 'one' is not loaded" in caplog.text
         missing = await server.client.post("/v1/predict", json={"prompt": "p=0.9"})
         assert missing.status_code == 422
         (root / ".one").rename(root / "one")

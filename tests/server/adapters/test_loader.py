@@ -212,8 +212,10 @@ async def test_without_adapters_the_server_is_not_ready_and_with_the_next_it_is(
     assert (unready.status_code, unready.json()["error"]["code"]) == (503, "not_ready")
     assert (await load(open_server)).status_code == 201
     assert (await open_server.client.get("/readyz")).status_code == 200
-    ask_any = {"prompt": "p=0.9", "choices": ["a", "b"]}
-    assert (await open_server.client.post("/v1/predict", json=ask_any)).json()["adapter"]["name"] == "new"
+    assert await ask(open_server, "new") == (200, digest_of("1"))
+    unnamed = await open_server.client.post("/v1/predict", json={"prompt": "p=0.9", "choices": ["a", "b"]})
+    assert (unnamed.status_code, unnamed.json()["error"]["code"]) == (422, "missing")
+    assert "the default adapter is not loaded: name one of new." in unnamed.json()["error"]["message"]
 
 
 async def test_there_are_bounds_of_number_and_size(open_server: Running, root: Path) -> None:

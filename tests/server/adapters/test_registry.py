@@ -8,6 +8,7 @@ from blora.decision.abstention import Policy
 from blora.errors import ConfigError
 from blora.server.adapters.registry import Registry
 from blora.server.errors import DigestMismatchError, InvalidRequestError, UnknownAdapterError
+from blora.server.monitoring.metrics import UNKNOWN_ADAPTER
 from tests.server.fakes import OPEN_DIGEST, TRIAGE_DIGEST, handle
 
 TRIAGE, OPEN = handle("triage", TRIAGE_DIGEST), handle("open", OPEN_DIGEST)
@@ -64,6 +65,11 @@ def test_unusable_names_are_refused(name: str) -> None:
         Registry([handle(name, TRIAGE_DIGEST)])
 
 
+def test_the_label_of_requests_without_a_loaded_adapter_is_no_name() -> None:
+    with pytest.raises(ConfigError, match="got adapter name 'unknown', expected another one: the metrics"):
+        Registry([handle(UNKNOWN_ADAPTER, TRIAGE_DIGEST)])
+
+
 def test_a_name_serves_once() -> None:
     with pytest.raises(ConfigError, match="Two adapters are named 'triage'"):
         Registry([TRIAGE, handle("triage", OPEN_DIGEST)])
@@ -109,9 +115,28 @@ def test_the_only_one_at_the_start_stays_the_default_beside_others() -> None:
     assert list(registry) == [new, OPEN]
 
 
-def test_a_configured_default_that_comes_back_is_the_default_again() -> None:
+@pytest.mark.parametrize("only", [None, {"open", "triage"}])
+def test_no_other_adapter_replaces_a_configured_default_until_it_comes_back(only: set[str] | None) -> None:
     registry = Registry([TRIAGE, OPEN], default="open")
     registry.remove("open")
-    assert registry.default is TRIAGE
+    assert registry.default is None
+    with pytest.raises(InvalidRequestError, match="the default adapter is not loaded: name one of triage") as info:
+        registry.resolve(None, only)
+    assert (info.value.code, info.value.param) == ("missing", "adapter")
     registry.add(OPEN)
-    assert registry.default is OPEN
+    assert registry.resolve(None, only) is OPEN
+
+
+def test_a_key_without_the_configured_default_asks_its_only_adapter() -> None:
+    registry = Registry([TRIAGE, OPEN], default="open")
+    assert registry.resolve(None, {"triage"}) is TRIAGE
+    registry.remove("open")
+    assert registry.resolve(None, {"triage"}) is TRIAGE
+
+
+def test_a_configured_default_that_is_missing_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    for registry in (Registry([TRIAGE]), Registry([TRIAGE], default="triage")):
+        registry.warn_of_missing_default()
+    assert "default" not in caplog.text
+    Registry([TRIAGE], default="triagee", may_come=True).warn_of_missing_default()
+    assert "The default adapter 'triagee' is not loaded" in caplog.text

@@ -14,6 +14,7 @@ from blora.server.batch.rows import QuestionRow
 from blora.server.errors import InvalidRequestError
 from blora.server.settings import Settings
 from tests.server.fakes import FakeEngine
+from tests.server.monitoring.test_drift import GATED
 
 SETTINGS = Settings(default_adapter="triage", max_queue_tokens=2**30, max_queue_requests=2**20)
 
@@ -144,3 +145,12 @@ def test_a_servers_environment_has_no_effect_on_offline_settings(monkeypatch: py
 def test_an_offline_setting_out_of_range_is_told_in_a_line() -> None:
     with pytest.raises(ConfigError, match=r"^--max-batch-tokens: Input should be greater than or equal to 1$"):
         patient(max_batch_tokens=0)
+
+
+@pytest.mark.parametrize(("texts", "drifts"), [(["one text"] * 20, 0), ([f"text {k}" for k in range(20)], 1)])
+async def test_rows_about_one_text_are_one_sign_of_drift(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, texts: list[str], drifts: int
+) -> None:
+    asked = (QuestionRow({"prompt": f"p=0.95 f=0.01 {text}"}) for text in texts)
+    await answer_file(SETTINGS, FakeEngine(handles=(GATED,)), asked, tmp_path / "out", fields={})
+    assert sum(record.message == "drift_noticed" for record in caplog.records) == drifts

@@ -97,6 +97,25 @@ def test_a_row_with_more_cells_than_the_header_is_told_and_not_cut_off(tmp_path:
     )
 
 
+def test_a_row_with_fewer_cells_than_the_header_is_told_as_in_training(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("id,question\n1\n")
+    [cut] = read_questions(file)
+    assert cut.error is not None
+    assert (cut.id, cut.error.code, str(cut.error)[:39]) == (
+        "1",
+        "invalid_length",
+        "got 1 cells, expected the header's 2: p",
+    )
+
+
+@pytest.mark.parametrize("cell", ["[ice|fire]", " [ice | fire] "])
+def test_brackets_around_choices_that_are_not_json_are_no_part_of_them(tmp_path: Path, cell: str) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text(f"prompt,choices\nx,{cell}\ny,[ice]|[fire]\n")
+    assert [one["choices"] for one in asked(file)] == [cell, ["[ice]", "[fire]"]]
+
+
 @pytest.mark.parametrize(("header", "found"), [("number,question,id", "1"), ("question,number,id", None)])
 def test_a_row_with_more_cells_has_the_id_that_no_comma_moved(tmp_path: Path, header: str, found: str | None) -> None:
     file = tmp_path / "rows.csv"
@@ -163,6 +182,7 @@ def test_a_row_is_read_when_it_is_asked_for(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("sheet.csv", b"prompt;id\nHelp!;3\n", "sheet.csv:1: got columns that are separated by ';', expected commas"),
+        ("twice.csv", b"prompt,id,id\nHelp!,3,4\n", "twice.csv:1: got the column 'id' twice, expected it once"),
         ("rows.txt", b"", r"expected a name that ends in \.jsonl, \.csv, \.parquet"),
         ("rows.parquet", b"nonsense", r"cannot be read as a \.parquet file"),
         ("rows.jsonl", b"\xff\xfe", r"cannot be read as a \.jsonl file"),

@@ -45,8 +45,19 @@ def prefixes(setup: Setup, max_tokens: int = 1000) -> Prefixes:
     return known
 
 
-def job(adapter: AdapterHandle, *prompt: int, n_samples: int = 4, seed: int | None = None) -> Job:
-    return Job(adapter, PackedRow(prompt, ((1,), (2,)), "none"), n_samples, seed, None)
+def job(
+    adapter: AdapterHandle, *prompt: int, n_samples: int = 4, seed: int | None = None, client: str | None = None
+) -> Job:
+    return Job(adapter, PackedRow(prompt, ((1,), (2,)), "none"), n_samples, seed, None, client)
+
+
+def counted(known: Prefixes, *jobs: Job) -> list[int]:
+    """Return the tokens of each job of a batch that count as cached."""
+    found = [0] * len(jobs)
+    for prefix, places in known.split(jobs).items():
+        for place, tokens in zip(places, known.cached_tokens(prefix, [jobs[at] for at in places]), strict=True):
+            found[place] = tokens
+    return found
 
 
 def lengths(known: Prefixes, *jobs: Job) -> list[int]:
@@ -74,8 +85,27 @@ def test_tokens_count_as_cached_from_the_batch_after_the_one_that_computes_them(
     _, one, _ = setup
     known = prefixes(setup)
     jobs = [job(one, *HEAD, k) for k in (50, 51)] + [job(one, 60, 61)]
-    counted = [{known.cached_tokens(prefix) for prefix in known.split(jobs)} for _ in range(3)]
-    assert counted == [{0}, {40, 0}, {40, 0}]
+    assert [counted(known, *jobs) for _ in range(3)] == [[0, 0, 0], [40, 40, 0], [40, 40, 0]]
+
+
+@pytest.mark.parametrize("n_known", [0, 36, 40])
+def test_what_counts_as_cached_tells_a_client_nothing_of_another_ones_prompts(setup: Setup, n_known: int) -> None:
+    _, one, _ = setup
+    known = prefixes(setup)
+    for k in (1, 2, 3):
+        counted(known, job(one, *HEAD[:n_known], *range(60, 100), k, client="victim"))
+        counted(known, job(one, *HEAD[:n_known], k, client="victim"))
+    guesses = [counted(known, job(one, *HEAD, k, client="guesser")) for k in (50, 51, 52)]
+    assert guesses == [[0], [0], [40]]
+
+
+def test_clients_with_the_same_prefix_share_its_memory(setup: Setup) -> None:
+    _, one, _ = setup
+    known = prefixes(setup, max_tokens=60)
+    jobs = [job(one, *HEAD, k, client=client) for client in ("a", "b") for k in (50, 51)]
+    assert counted(known, *jobs[:2]) == counted(known, *jobs[2:]) == [0, 0]
+    assert counted(known, *jobs, job(one, *HEAD, 52, client="c")) == [40] * 4 + [0]
+    assert len(known.split(jobs)) == 1
 
 
 def test_jobs_of_one_batch_teach_each_other(setup: Setup) -> None:

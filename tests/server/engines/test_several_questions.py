@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from blora.adapter import save_adapter
 from blora.base_model import load_base_model
 from blora.config import AdapterConfig, HeadConfig, PosteriorConfig, PromptConfig, SamplingConfig
-from blora.inference.fork import decoder_layers
 from blora.inference.packing import PackedRow
 from blora.posterior.decision_head import HeadPosterior
+from blora.posterior.inject import decoder_layers
 from blora.posterior.posterior import Posterior
 from blora.server.engines.jobs import of_similar_length
 from blora.server.engines.protocol import Job

@@ -75,6 +75,19 @@ async def test_it_makes_no_more_draws_than_the_decision_takes(
     assert vllm.asked - asked == made * len(CHOICES)
 
 
+async def test_prompts_do_not_go_to_the_proxy_of_the_environment(
+    folder: Path, vllm: FakeVllm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    engine = VllmEngine(chosen(folder, vllm, tmp_path, "one"))
+    [handle] = (await engine.load()).adapters
+    assert len(await engine.run([await job(engine, handle, "why")])) == 1
+    await engine.close()
+
+
 async def test_requests_that_nobody_waits_for_are_not_sent(engine: VllmEngine, vllm: FakeVllm) -> None:
     [handle] = (await engine.load()).adapters
     asked, seen = vllm.asked, 0

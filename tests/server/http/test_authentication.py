@@ -1,12 +1,15 @@
 """Authentication: keys, scopes, limits, and paths that need no key."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from blora.server.engines.protocol import Job, Outcome
 from blora.server.errors import RateLimitedError
 from blora.server.http.authentication import RateLimiter
 from blora.server.keys import line_of
+from blora.server.scheduling.control import Control
 from tests.server.fakes import FakeEngine, running
 
 ASK = {"prompt": "p=0.9"}
@@ -28,6 +31,23 @@ async def test_a_key_gets_an_answer(engine: FakeEngine, file: Path) -> None:
         for headers in (bearing("key-of-the-shop"), {"authorization": "bearer key-of-ops"}):
             response = await server.client.post("/v1/predict", json=ASK, headers=headers)
             assert (response.status_code, response.json()["answer"]) == (200, "billing")
+
+
+async def test_the_engine_learns_whose_key_asks(
+    engine: FakeEngine, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clients: list[str | None] = []
+    real = FakeEngine.run
+
+    async def run(self: FakeEngine, jobs: Sequence[Job], control: Control | None = None) -> list[Outcome]:
+        clients.extend(job.client for job in jobs)
+        return await real(self, jobs, control)
+
+    monkeypatch.setattr(FakeEngine, "run", run)
+    async with running(engine, api_keys=file) as server:
+        for key in ("key-of-the-shop", "key-of-ops"):
+            await server.client.post("/v1/predict", json=ASK, headers=bearing(key))
+    assert clients == ["shop", "ops"]
 
 
 @pytest.mark.parametrize(

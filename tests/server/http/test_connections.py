@@ -5,6 +5,8 @@ import contextlib
 import json
 import logging
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -97,6 +99,53 @@ async def test_where_all_are_being_answered_one_more_is_refused_and_counted() ->
         engine.gate.set()
         assert [response.status_code for response in await asyncio.gather(*asked)] == [200, 200]
         assert 'outcome="too_many_connections"} 1.0' in server.service.metrics.render().decode()
+
+
+@asynccontextmanager
+async def in_use(n: int) -> AsyncIterator[Listening]:
+    """Yield a server that allows a number of connections and is answering on all of them."""
+    engine = FakeEngine()
+    async with listening(engine, max_connections=n) as server:
+        engine.gate.clear()
+        asked = [server.ask(str(i)) for i in range(n)]
+        async with asyncio.timeout(5):
+            while sum(one._busy() for one in server.server.server_state.connections) < n:  # type: ignore[union-attr]
+                await asyncio.sleep(0.01)
+        yield server
+        engine.gate.set()
+        assert [response.status_code for response in await asyncio.gather(*asked)] == [200] * n
+
+
+@pytest.mark.parametrize("path", [b"/livez", b"/readyz", b"/metrics"])
+async def test_probes_and_metrics_are_answered_while_all_connections_are_in_use(path: bytes) -> None:
+    async with in_use(2) as server:
+        for _ in range(20):
+            heard = await say(server, GET.replace(b"/livez", path) + GET)
+            assert heard.startswith(b"HTTP/1.1 200")
+            assert heard.count(b"HTTP/1.1 ") == 1
+            assert b"connection: close" in heard
+
+
+@pytest.mark.parametrize("request_line", [b"POST /v1/predict", b"GET /v1/models", b"GET //livez"])
+async def test_other_requests_are_refused_while_all_connections_are_in_use(request_line: bytes) -> None:
+    async with in_use(2) as server:
+        status, headers, body = parts(await say(server, request_line + b" HTTP/1.1\r\nhost: x\r\n\r\n" + GET))
+        assert (status, body["error"]["code"]) == (503, "too_many_connections")
+        assert (headers["retry-after"], headers["connection"]) == ("1", "close")
+        assert headers["x-content-type-options"] == "nosniff"
+        assert len(headers["x-request-id"]) == 32
+
+
+async def test_silent_connections_beyond_the_limit_are_few_and_keep_no_probe_out() -> None:
+    async with in_use(2) as server:
+        silent = [await connect(server) for _ in range(100)]
+        async with asyncio.timeout(5):
+            heard = [parts(await reader.read())[2]["error"]["code"] for reader, _ in silent[:84]]
+        assert set(heard) == {"too_many_connections"}
+        assert (await say(server, GET)).startswith(b"HTTP/1.1 200")
+        assert len(server.server.server_state.connections) <= 2 + 16
+        for _, writer in silent:
+            writer.close()
 
 
 def asks_without_reading(server: Listening) -> socket.socket:

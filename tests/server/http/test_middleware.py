@@ -1,9 +1,15 @@
 """Request ids, limits on bodies, and closing of connections while draining."""
 
-from collections.abc import AsyncIterator
+import gzip
+import json
+from collections.abc import AsyncIterator, Hashable
+from typing import Any
 
+import httpx
 import pytest
 
+from blora.server.http import body_pacer
+from blora.server.http.body_pacer import BodyPacer
 from tests.server.fakes import FakeEngine, Running, running
 
 JSON = {"content-type": "application/json"}
@@ -74,6 +80,48 @@ async def test_a_false_length_is_not(engine: FakeEngine) -> None:
                 "/v1/predict", content=pieces(2000), headers={**JSON, "content-length": length}
             )
             assert response.status_code == 413
+
+
+async def test_waits_that_the_server_imposes_do_not_make_a_client_slow(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BodyPacer, "delay", lambda *args, **kwargs: 0.3)
+    async with running(engine, read_timeout_s=1) as server:
+        response = await server.client.post("/v1/predict", content=pieces(300), headers=JSON)
+        assert response.status_code == 200  # after five pieces
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+async def test_long_bodies_too_fast_for_their_owner_are_told_when_to_come_back(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, compressed: bool
+) -> None:
+    monkeypatch.setattr(body_pacer, "_BYTES_PER_S", 100)
+    body = json.dumps({"prompt": "x", "seed": 1}).encode() + b" " * (2**16 + 1000)
+    content, headers = (gzip.compress(body), {**JSON, "content-encoding": "gzip"}) if compressed else (body, JSON)
+    async with running(engine, read_timeout_s=2) as server:
+        for _ in range(2):  # what is refused makes nobody wait longer
+            response = await server.client.post("/v1/predict", content=content, headers=headers)
+            assert (response.status_code, response.json()["error"]["code"]) == (429, "rate_limited")
+            assert response.headers["retry-after"] == "11"
+        assert (await server.client.post("/v1/predict", json={"prompt": "x"})).status_code == 200
+
+
+async def test_without_keys_the_owner_of_a_body_is_its_peer(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owners: list[Hashable] = []
+
+    def delay(self: BodyPacer, owner: Hashable, *args: Any, **kwargs: Any) -> float:
+        owners.append(owner)
+        return 0.0
+
+    monkeypatch.setattr(BodyPacer, "delay", delay)
+    async with running(engine) as server:
+        for address in ("10.0.0.1", "10.0.0.2"):
+            transport = httpx.ASGITransport(server.app, client=(address, 1))
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                assert (await client.post("/v1/predict", json={"prompt": "x"})).status_code == 200
+    assert list(dict.fromkeys(owners)) == ["10.0.0.1", "10.0.0.2"]
 
 
 async def test_connections_close_only_while_draining(server: Running) -> None:

@@ -2,13 +2,12 @@
 
 import gzip
 import json
-import threading
 import time
 
 import pytest
 
 from blora.server.errors import TooLargeError
-from blora.server.http.strict_json import Reader
+from blora.server.http.strict_json import parse
 from tests.server.fakes import Running
 
 GOOD = {"prompt": "x"}
@@ -95,36 +94,17 @@ async def test_a_body_that_is_encoded_as_itself_is_fine(server: Running) -> None
     assert response.status_code == 200
 
 
-async def test_a_long_body_is_parsed_in_the_reading_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads: list[str] = []
-
-    def parse(body: bytes, **options: bool) -> object:
-        threads.append(threading.current_thread().name)
-        return json.loads(body)
-
-    monkeypatch.setattr("blora.server.http.strict_json.from_json", parse)
-    reader = Reader(2**20)
-    assert await reader.json(b'{"prompt": "x"}') == GOOD
-    assert await reader.json(b'{"prompt": "x"}' + b" " * 20_000) == GOOD
-    assert [name.startswith("read") for name in threads] == [False, True]
-    reader.close()
-
-
-async def test_a_string_that_never_ends_takes_no_longer_than_another() -> None:
-    reader = Reader(2**20)
+def test_a_string_that_never_ends_takes_no_longer_than_another() -> None:
     body = b'{"prompt": "' + rb"\"" * 500_000
     started = time.perf_counter()
     with pytest.raises(ValueError, match="EOF while parsing a string"):
-        await reader.json(body)
+        parse(body, 2**20)
     assert time.perf_counter() - started < 10  # 0.02 s; in quadratic time an hour
-    reader.close()
 
 
 @pytest.mark.parametrize("text", ["[", r"\\", r"a\\\"[,{", r"\"", r"{,\\\\", r"\u005c\u0022[[["])
-async def test_what_stands_in_strings_is_no_value(text: str) -> None:
-    reader = Reader(2**20)
+def test_what_stands_in_strings_is_no_value(text: str) -> None:
     many = b"[" + b",".join([b'"' + text.encode() + b'"'] * 1000) + b"]"
-    assert len(await reader.json(many + b" " * 70_000)) == 1000
+    assert len(parse(many + b" " * 70_000, 2**20)) == 1000
     with pytest.raises(TooLargeError):
-        await reader.json(b"[" + b",".join([b"0"] * 66_000) + b"]")
-    reader.close()
+        parse(b"[" + b",".join([b"0"] * 66_000) + b"]", 2**20)

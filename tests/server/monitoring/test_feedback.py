@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ import pytest
 from blora.client import AsyncClient, RefusedError
 from blora.server.keys import line_of
 from blora.server.monitoring.feedback import Feedback
+from blora.server.monitoring.recent_texts import text_key
 from tests.server.calibrations import calibration
 from tests.server.fakes import CHOICES, TRIAGE_DIGEST, FakeEngine, Running, handle, running
 
 CALIBRATED = handle("triage", TRIAGE_DIGEST, choices=CHOICES, calibration=calibration(TRIAGE_DIGEST))
 TARGET = {"adapter": "triage", "target_risk": "0.05"}
+# Different texts, since one answer about each is held against the promise.
+SURE = (f"p=0.95 text {k}" for k in count())
 
 
 @pytest.fixture
@@ -25,8 +29,9 @@ async def watched() -> AsyncIterator[Running]:
         yield server
 
 
-async def ask(server: Running, prompt: str = "p=0.95", **fields: Any) -> dict[str, Any]:
-    answer: dict[str, Any] = (await server.client.post("/v1/predict", json={"prompt": prompt, **fields})).json()
+async def ask(server: Running, prompt: str | None = None, **fields: Any) -> dict[str, Any]:
+    body = {"prompt": prompt or next(SURE), **fields}
+    answer: dict[str, Any] = (await server.client.post("/v1/predict", json=body)).json()
     return answer
 
 
@@ -149,8 +154,8 @@ async def test_what_a_predecessor_said_is_not_held_against_the_successor(tmp_pat
         text = (await server.client.get("/metrics")).text
         assert "blora_promise_broken{" not in text
         feedback = server.app.state.service.predictor().feedback
-        kept = (feedback._ledger._waiting, feedback._promises)
-        assert [len(some) for some in kept] == [0, 0]
+        kept = (feedback._ledger._waiting, feedback._promises, feedback._promised_texts)
+        assert [len(some) for some in kept] == [0, 0, 0]
 
 
 async def test_nothing_of_the_question_is_kept(watched: Running) -> None:
@@ -209,12 +214,25 @@ async def test_a_new_calibration_of_the_same_weights_starts_with_no_outcomes(wat
 # Alarms
 
 
+async def test_of_the_outcomes_about_one_text_one_is_held_against_the_promise(watched: Running) -> None:
+    for text in ("p=0.95 an odd text", "p=0.95  an odd text "):
+        for _ in range(10):
+            await tell(watched, (await ask(watched, text))["id"], "account")
+    assert await watched.metric("blora_promised_answers_total", **TARGET, requested="true") == 1
+    assert await watched.metric("blora_outcomes_total", **TARGET, requested="true", outcome="wrong") == 1
+    assert await watched.metric("blora_outcomes_total", **TARGET, requested="false", outcome="wrong") == 19
+    assert await watched.metric("blora_promise_broken", **TARGET) == 0
+    await tell(watched, (await ask(watched))["id"], "billing")
+    assert await watched.metric("blora_realised_risk", **TARGET) == 0.5
+
+
 def predicted(feedback: Feedback, prediction_id: str) -> None:
     """Record an answer "a" of two choices."""
     feedback.predicted(
         CALIBRATED,
         prediction_id,
         ("a", "b"),
+        text=text_key(prediction_id),
         leader=0,
         client=None,
         target_risk=0.05,
@@ -252,7 +270,7 @@ async def test_a_kept_one_is_silent_for_twenty_thousand(watched: Running) -> Non
 
 
 async def test_of_answers_under_a_promise_the_share_whose_outcome_was_told_is_shown(watched: Running) -> None:
-    asked = [await ask(watched, prompt) for prompt in ("p=0.95", "p=0.95", "p=0.95", "p=0.95", "p=0.7")]
+    asked = [await ask(watched, prompt) for prompt in (None, None, None, None, "p=0.7")]
     await tell(watched, asked[0]["id"], "billing")
     await tell(watched, asked[4]["id"], "billing")  # withheld, so nothing was promised of it
     assert await watched.metric("blora_promised_answers_total", **TARGET, requested="true") == 4
@@ -283,7 +301,7 @@ async def test_complaints_do_not_ring_the_alarm_where_a_random_sample_is_told_in
 
 async def test_an_answer_says_whether_its_outcome_is_asked_for() -> None:
     async with running(FakeEngine(handles=(CALIBRATED,)), feedback_rate=0.3) as server:
-        body = {"inputs": [{"prompt": "p=0.95"}] * 200}
+        body = {"inputs": [{"prompt": next(SURE)} for _ in range(200)]}
         answers = (await server.client.post("/v1/predict", json=body)).json()["predictions"]
         requested = [answer["feedback_requested"] for answer in answers]
         assert 30 <= sum(requested) <= 90

@@ -22,7 +22,7 @@ from blora.server.monitoring.ledgers.redis_ledger import RedisLedger
 from tests.server.fakes import FakeEngine, Running, running
 from tests.server.monitoring.test_drift import GATED, since
 from tests.server.monitoring.test_drift import ask as doubt
-from tests.server.monitoring.test_feedback import CALIBRATED, TARGET, ask, tell
+from tests.server.monitoring.test_feedback import CALIBRATED, SURE, TARGET, ask, tell
 
 pytestmark = pytest.mark.skipif(
     shutil.which("redis-server") is None and "CI" not in os.environ,
@@ -107,7 +107,7 @@ async def test_any_replica_is_told_of_any_others_prediction_and_all_count_togeth
 
 async def test_no_prediction_of_a_large_batch_is_lost(store: Store) -> None:
     async with replica(store) as server:
-        body = {"inputs": [{"prompt": "p=0.95"}] * 256}
+        body = {"inputs": [{"prompt": next(SURE)} for _ in range(256)]}
         answers = (await server.client.post("/v1/predict", json=body)).json()["predictions"]
         told = await asyncio.gather(*(settled(server, answer["id"], "billing") for answer in answers))
         assert {response.status_code for response in told} == {200}
@@ -267,9 +267,12 @@ async def test_counts_that_are_stored_twice_count_once(store: Store) -> None:
     ledger = RedisLedger(store.url, 100)
     adapter = Contents("triage", "sha256:1", "sha256:2")
     try:
-        assert await ledger.count(adapter, "one", Seen(5, 2)) == Seen(5, 2)
-        assert await ledger.count(adapter, "one", Seen(5, 2)) == Seen(5, 2)  # its reply was lost
-        assert await ledger.count(adapter, "two", Seen(10, 0)) == Seen(15, 2)
+        one, two = {"counter:one": Seen(5, 2)}, {"counter:two": Seen(10, 0)}
+        assert await ledger.count(adapter, "one", Seen(5, 2)) == (one, None)
+        assert await ledger.count(adapter, "one", Seen(5, 2)) == (one, None)  # its reply was lost
+        assert await ledger.count(adapter, "two", Seen(10, 0)) == (one | two, None)
+        assert await ledger.notice(adapter, 7) == 7
+        assert await ledger.count(adapter, "one", Seen(5, 2)) == (one | two, 7)
     finally:
         await ledger.close()
 

@@ -10,7 +10,7 @@ BEGINNING = tuple(range(MIN_PREFIX))
 
 async def met(*prompts: tuple[str, tuple[int, ...]], beginnings: bool = True) -> list[Text | None]:
     """Return what questions share, given the reading and the tokens of each."""
-    together = Together(len(prompts), beginnings=beginnings)
+    together = Together(len(prompts), about=0, beginnings=beginnings)
 
     async def ask(reading: str, prompt: tuple[int, ...]) -> Text | None:
         with together.expected() as member:
@@ -51,7 +51,7 @@ async def test_questions_of_two_requests_share_nothing() -> None:
 
 
 async def test_a_question_that_fails_before_the_meeting_keeps_no_other() -> None:
-    together = Together(2)
+    together = Together(2, about=0)
 
     async def fail() -> None:
         with together.expected():

@@ -1,119 +1,19 @@
-"""Order of tokenising, and texts that are refused without it."""
+"""Texts that are too long, most of which are refused without being tokenised."""
 
-import asyncio
 from typing import Any
 
 import pytest
 
 from blora.errors import PromptTooLongError
-from blora.server.engines.jobs import longest_token
-from blora.server.errors import QueueFullError, TooLargeError
-from blora.server.prediction.tokenizing import Lengths, TokenizerQueue
+from blora.server.engines.loading import longest_token
+from blora.server.errors import TooLargeError
+from blora.server.prediction.tokenizing import Lengths
 from blora.server.schemas.requests import PredictRequest
 from tests.scenarios import tiny_tokenizer
 from tests.server.fakes import FakeEngine, FakeRow, Running, running
 
 LENGTHS = Lengths(prompt=10, row=12, longest_token=5)
 CHOICES = ("a", "b")
-
-
-class Order:
-    """Recorder of the order of tokenising, one step of the loop at a time."""
-
-    def __init__(self, tokenizing: TokenizerQueue) -> None:
-        self.tokenizing = tokenizing
-        self.done: list[str] = []
-        self.gate = asyncio.Event()
-
-    async def one(self, name: str, owner: str, characters: int) -> None:
-        async with self.tokenizing.turn(owner, characters):
-            await self.gate.wait()
-            self.done.append(name)
-
-
-def tokenizing(max_inputs: int = 100, max_characters: int = 10**9) -> TokenizerQueue:
-    return TokenizerQueue(max_inputs=max_inputs, max_characters=max_characters)
-
-
-async def started(*waiting: "asyncio.Task[None]") -> None:
-    for _ in range(3):
-        await asyncio.sleep(0)
-    assert not any(task.done() for task in waiting)
-
-
-async def test_forty_long_texts_of_one_owner_let_another_owners_short_one_go_second() -> None:
-    order = Order(tokenizing())
-    flood = [asyncio.create_task(order.one(f"flood {i}", "one", 980_000)) for i in range(40)]
-    await started(*flood)
-    asked = asyncio.create_task(order.one("asked", "other", 50))
-    await started(asked)
-    order.gate.set()
-    await asyncio.gather(*flood, asked)
-    assert order.done.index("asked") == 1
-    assert len(order.done) == 41
-
-
-async def test_who_left_is_not_tokenised() -> None:
-    order = Order(tokenizing())
-    tasks = [asyncio.create_task(order.one(str(i), "one", 10)) for i in range(3)]
-    await started(*tasks)
-    tasks[1].cancel()
-    await asyncio.gather(tasks[1], return_exceptions=True)
-    order.gate.set()
-    await asyncio.gather(tasks[0], tasks[2])
-    assert order.done == ["0", "2"]
-
-
-async def test_who_leaves_while_being_tokenised_lets_the_next_go() -> None:
-    order = Order(tokenizing())
-    tasks = [asyncio.create_task(order.one(str(i), "one", 10)) for i in range(2)]
-    await started(*tasks)
-    tasks[0].cancel()
-    order.gate.set()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    assert order.done == ["1"]
-
-
-@pytest.mark.parametrize(("max_inputs", "max_characters"), [(10, 10**9), (100, 1000)])
-async def test_one_owner_holds_four_fifths_of_the_room_at_most(max_inputs: int, max_characters: int) -> None:
-    order = Order(tokenizing(max_inputs, max_characters))
-    flood = [asyncio.create_task(order.one("flood", "one", 100)) for _ in range(30)]
-    for _ in range(3):
-        await asyncio.sleep(0)
-    refused = [task for task in flood if task.done()]
-    assert len(flood) - len(refused) == 9  # one that is tokenised, and eight that wait
-    for task in refused:
-        assert isinstance(task.exception(), QueueFullError)
-    asked = asyncio.create_task(order.one("asked", "other", 100))
-    await started(asked)
-    order.gate.set()
-    await asyncio.gather(asked, *(task for task in flood if task not in refused))
-
-
-async def test_a_text_that_is_longer_than_the_whole_room_waits_alone() -> None:
-    order = Order(tokenizing(max_characters=10))
-    tasks = [asyncio.create_task(order.one(str(i), str(i), 100)) for i in range(2)]
-    await started(*tasks)
-    with pytest.raises(QueueFullError, match="try again"):
-        await order.one("2", "2", 100)
-    order.gate.set()
-    await asyncio.gather(*tasks)
-
-
-async def test_retry_after_follows_the_measured_speed() -> None:
-    now = iter([0.0, 20.0, 20.0])
-    waiting = TokenizerQueue(max_inputs=1, max_characters=10**6, clock=lambda: next(now))
-    async with waiting.turn("one", 1000):  # 0.02 s a character
-        pass
-    order = Order(waiting)
-    tasks = [asyncio.create_task(order.one(str(i), "one", 500)) for i in range(2)]
-    await started(*tasks)
-    with pytest.raises(QueueFullError) as info:
-        await order.one("late", "other", 1)
-    assert info.value.retry_after_s == 10
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def test_the_longest_token_is_no_shorter_than_any_token_of_a_text() -> None:

@@ -29,7 +29,7 @@ def test_the_moments_of_draws() -> None:
     field = factor()
     draws = field.sample_from(standard_normal(20000, generator_of(1)))
     assert draws.shape == (20000, 3, 5)
-    std = field.G.square()
+    std = field.raw_scale.square()
     assert ((draws.mean(0) - field.weight).abs() < 5 * std / 20000**0.5).all()
     torch.testing.assert_close(draws.std(0), std, rtol=0.03, atol=0)
     correlation = torch.corrcoef(draws.flatten(1).T) - torch.eye(15)
@@ -47,7 +47,7 @@ def test_the_kl_is_zero_at_the_prior() -> None:
     field = factor()
     field.set_mean(torch.zeros(3, 5))
     with torch.no_grad():
-        field.G.fill_(field.prior_std**0.5)
+        field.raw_scale.fill_(field.prior_std**0.5)
     assert field.kl_divergence(generator_of(0)).abs() < 1e-12
 
 
@@ -62,7 +62,7 @@ def test_the_kl_alone_leads_to_the_prior() -> None:
 
 
 def test_g_starts_where_the_paper_has_it() -> None:
-    G = MeanFieldFactor(8, 200, 0.2, 0.2, 0.05, generator_of(0)).G
+    G = MeanFieldFactor(8, 200, 0.2, 0.2, 0.05, generator_of(0)).raw_scale
     assert G.min() >= 0.05 / 2**0.5
     assert G.max() <= 0.05
     assert G.std() > 0.003

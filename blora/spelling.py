@@ -1,0 +1,37 @@
+"""The form of a text in which spellings that look the same are equal."""
+
+import string
+import unicodedata
+
+__all__ = ["seen"]
+
+# Zero-width characters that never change how a text looks. Those in _ENDS can, by joining or reordering letters, except
+# at the ends of a text.
+_NO_WIDTH = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))
+_ENDS = string.whitespace + "\u200c\u200d\u200e\u200f"
+# Limit for combining marks on one letter, as in the Stream-Safe Text Format of Unicode (UAX #15, section 13).
+_MOST_MARKS = 30
+
+
+def seen(text: str) -> str:
+    r"""Return a text in the form used for comparison: Unicode NFC, without zero-width characters and outer space.
+
+    >>> seen("cafe\u0301\u200b ") == "caf\u00e9"
+    True
+    """
+    text = text.translate(_NO_WIDTH)
+    if not _has_many_marks(text):
+        text = unicodedata.normalize("NFC", text)
+    return text.strip().strip(_ENDS)
+
+
+def _has_many_marks(text: str) -> bool:
+    """Return whether a letter has more combining marks than in any language; NFC takes quadratic time for these."""
+    if text.isascii():
+        return False
+    n_marks = 0
+    for character in text:
+        n_marks = n_marks + 1 if unicodedata.combining(character) else 0
+        if n_marks > _MOST_MARKS:
+            return True
+    return False

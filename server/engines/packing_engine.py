@@ -1,0 +1,61 @@
+"""The part that both engines share: a loaded base model, and threads that pack questions for it."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar, cast
+
+from blora.base_model import BaseModel
+from blora.config import ScoringName
+from blora.inference.packing import PackedRow, pack
+from blora.server.engines.handle import AdapterHandle
+
+__all__ = ["PackingEngine", "in_thread"]
+
+T = TypeVar("T")
+
+
+async def in_thread(executor: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+    """Run a function in a thread of the executor and return its result."""
+    return await asyncio.get_running_loop().run_in_executor(executor, work)
+
+
+class PackingEngine:
+    """Base class of the engines.
+
+    Args:
+        packing: threads that pack questions.
+    """
+
+    def __init__(self, packing: ThreadPoolExecutor) -> None:
+        self._packing = packing
+        self._base: BaseModel | None = None
+        self._max_length = 0
+
+    async def pack(
+        self,
+        handle: AdapterHandle,
+        *,
+        prompt: str | None,
+        messages: list[dict[str, str]] | None,
+        choices: Sequence[str],
+        scoring: str | None,
+    ) -> PackedRow:
+        """Implement Engine."""
+        packing = partial(
+            pack,
+            self._loaded_base().tokenizer,
+            prompt=prompt,
+            messages=messages,
+            choices=choices,
+            config=handle.config.prompt,
+            scoring=cast(ScoringName | None, scoring),
+            max_length=self._max_length,
+        )
+        return await in_thread(self._packing, packing)
+
+    def _loaded_base(self) -> BaseModel:
+        if self._base is None:
+            raise RuntimeError("got work before load() returned, expected it afterwards")
+        return self._base

@@ -1,0 +1,103 @@
+"""A bounded queue for work that is done one piece at a time, in which owners take turns by cost."""
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Hashable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from blora.server.errors import QueueFullError
+from blora.server.scheduling.admission import QueueState, Room
+from blora.server.scheduling.fair_share import FairShare
+
+__all__ = ["Turns"]
+
+# Weight of the newest piece in the running mean of the time per unit of cost.
+_SMOOTHING = 0.05
+
+
+@dataclass(eq=False, slots=True)
+class _Ticket:
+    owner: Hashable
+    cost: int
+    called: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Turns:
+    """Queue of pieces of work that are done one at a time; owners take turns by cost.
+
+    Args:
+        room: the limits on what waits.
+        what: what waits, in the plural, for error messages.
+        unit: unit of the costs, for error messages.
+        clock: a monotonic clock, in seconds.
+    """
+
+    def __init__(self, room: Room, *, what: str, unit: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._room = room
+        self._what = what
+        self._unit = unit
+        self._clock = clock
+        self._fair_share = FairShare()
+        self._waiting: list[_Ticket] = []
+        self._busy = False
+        self._pace: float | None = None  # seconds per unit of cost
+
+    @asynccontextmanager
+    async def turn(self, owner: Hashable, cost: int, *, admitted: bool = False) -> AsyncIterator[None]:
+        """Wait for a turn, which lasts as long as the context; a cancelled task leaves the queue.
+
+        Args:
+            owner: owner of the work.
+            cost: cost of the work.
+            admitted: whether the work is a further step of something that had a turn, and is never refused.
+
+        Raises:
+            QueueFullError: if there is no room to wait.
+        """
+        ticket = _Ticket(owner, max(cost, 1))
+        if self._busy and not admitted:
+            self._check_room(ticket)
+        self._waiting.append(ticket)
+        self._call_next()
+        try:
+            await ticket.called.wait()
+            started = self._clock()
+            yield
+            self._measure(ticket.cost, self._clock() - started)
+        finally:
+            if ticket.called.is_set():
+                self._busy = False
+            else:
+                self._waiting.remove(ticket)
+            self._call_next()
+
+    def _call_next(self) -> None:
+        if self._busy:
+            return
+        if not self._waiting:
+            self._fair_share.reset()
+            return
+        turns = self._fair_share.turns(self._waiting)
+        first = min(range(len(turns)), key=turns.__getitem__)
+        ticket = self._waiting.pop(first)
+        self._fair_share.served(turns[first], [ticket])
+        self._busy = True
+        ticket.called.set()
+
+    def _check_room(self, ticket: _Ticket) -> None:
+        own = [other.cost for other in self._waiting if other.owner == ticket.owner]
+        cost = sum(other.cost for other in self._waiting)
+        waiting = QueueState(len(self._waiting), cost, own_inputs=len(own), own_cost=sum(own), ahead=cost)
+        if self._room.is_full(ticket.cost, waiting) or self._room.exceeds_share(ticket.cost, waiting):
+            raise QueueFullError(
+                f"{waiting.inputs} {self._what} wait, with {cost} {self._unit}, {len(own)} of them yours. The limits "
+                f"are {self._room.inputs} and {self._room.cost} {self._unit}, of which one client may use four fifths: "
+                "try again after the seconds in Retry-After.",
+                retry_after_s=max(1, math.ceil(waiting.ahead * (self._pace or 0.0))),
+            )
+
+    def _measure(self, cost: int, seconds: float) -> None:
+        pace = seconds / cost
+        self._pace = pace if self._pace is None else self._pace + _SMOOTHING * (pace - self._pace)

@@ -1,0 +1,32 @@
+"""Principal directions of rows, by the smaller of their two Gram matrices."""
+
+import torch
+from scipy.linalg import eigh
+from torch import Tensor
+from torch.nn.functional import normalize
+
+__all__ = ["principal_directions"]
+
+# Variance of a direction, relative to that of the first, up to which it is rounding.
+LEAST_SHARE = 1e-6
+
+
+def principal_directions(rows: Tensor, n_directions: int, most_rows: int) -> tuple[Tensor, Tensor]:
+    """Return the leading principal directions of centred rows, and the rows' variances on them, in float64.
+
+    Args:
+        rows: (N, F) rows.
+        n_directions: largest number of directions; they are fewer if the rows span fewer.
+        most_rows: largest number of rows to compute with, evenly spaced, so that more need no more time.
+
+    Returns:
+        Orthonormal directions (K, F), and falling variances (K,).
+    """
+    rows = rows[:: max(1, -(-len(rows) // most_rows))]
+    wide = rows.shape[1] > rows.shape[0]
+    gram = (rows @ rows.T if wide else rows.T @ rows).double().numpy()
+    found, basis = eigh(gram, subset_by_index=[max(0, len(gram) - n_directions), len(gram) - 1])  # in rising order
+    values, vectors = torch.from_numpy(found).flip(0), torch.from_numpy(basis).flip(1).T
+    kept = max(1, int((values > LEAST_SHARE * values[0]).sum()))
+    values, vectors = values[:kept], vectors[:kept]
+    return normalize(vectors @ rows.double(), dim=-1) if wide else vectors, values / len(rows)
