@@ -27,10 +27,10 @@ from blora.posterior.bank import SampleBank
 from blora.posterior.draws import Draws
 from blora.posterior.inject import eject, inject
 from blora.training.bayesianize import posterior_around
-from blora.training.data import ExampleSet, read_examples, split_examples
 from blora.training.evaluate import predict_all
 from blora.training.provenance import machine, revision
-from blora.training.rows import labels_of, lengths_of, pack_examples
+from blora.training.rows.examples import ExampleSet, read_examples, split_examples
+from blora.training.rows.packed import labels_of, lengths_of, pack_examples
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "runs" / "bayesianize"

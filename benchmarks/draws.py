@@ -25,10 +25,10 @@ from blora.decision.temperature import temper
 from blora.posterior.draws import Draws
 from blora.posterior.noise import Noise, generator_of, standard_normal
 from blora.posterior.posterior import Posterior
-from blora.training.data import read_examples
 from blora.training.evaluate import predict_all
 from blora.training.provenance import machine, revision
-from blora.training.rows import pack_examples
+from blora.training.rows.examples import read_examples
+from blora.training.rows.packed import pack_examples
 
 __all__ = ["distance", "herd", "mirrored"]
 

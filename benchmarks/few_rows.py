@@ -25,10 +25,10 @@ from blora.decision.metrics import metrics
 from blora.decision.temperature import temper
 from blora.posterior.noise import generator_of
 from blora.training.config import N_SAMPLES_HEAD
+from blora.training.head.train import fit_parts
 from blora.training.provenance import machine, revision
-from blora.training.readout import fit_parts
-from blora.training.rows import labels_of
-from blora.training.tune import trial_of
+from blora.training.rows.packed import labels_of
+from blora.training.trials import trial_of
 
 __all__ = ["RESULT"]
 

@@ -25,9 +25,9 @@ from blora.posterior.bank import SampleBank
 from blora.posterior.decision_head import Features, HeadPosterior
 from blora.posterior.inject import default_targets, inject, parse_layers, select_modules
 from blora.posterior.posterior import Posterior
-from blora.training.data import read_examples
 from blora.training.provenance import machine, revision
-from blora.training.rows import pack_examples
+from blora.training.rows.examples import read_examples
+from blora.training.rows.packed import pack_examples
 
 __all__ = ["RESULT", "ratios"]
 

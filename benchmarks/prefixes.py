@@ -18,12 +18,12 @@ from blora.posterior.bank import SampleBank
 from blora.posterior.inject import default_targets, eject, inject, parse_layers, select_modules
 from blora.posterior.posterior import Posterior
 from blora.training.config import TrainConfig
-from blora.training.data import Example, ExampleSet, read_examples
 from blora.training.evaluate import predict_all
+from blora.training.lora.trainer import fit
+from blora.training.lora.trunk import with_states
 from blora.training.provenance import machine, revision
-from blora.training.rows import LabelledRow, labels_of, pack_examples
-from blora.training.trainer import fit
-from blora.training.trunk import with_states
+from blora.training.rows.examples import Example, ExampleSet, read_examples
+from blora.training.rows.packed import LabelledRow, labels_of, pack_examples
 
 __all__ = ["label_sets", "renamed"]
 

@@ -25,12 +25,12 @@ from blora.posterior.inject import eject, inject, parse_layers, select_modules
 from blora.posterior.point import PointFactor
 from blora.posterior.posterior import Posterior
 from blora.training.config import TrainConfig
-from blora.training.data import ExampleSet, read_examples, split_examples
 from blora.training.evaluate import predict_all
+from blora.training.lora.trainer import fit
+from blora.training.lora.trunk import with_states
 from blora.training.provenance import machine, revision
-from blora.training.rows import LabelledRow, labels_of, lengths_of, pack_examples
-from blora.training.trainer import fit
-from blora.training.trunk import with_states
+from blora.training.rows.examples import ExampleSet, read_examples, split_examples
+from blora.training.rows.packed import LabelledRow, labels_of, lengths_of, pack_examples
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "search" / "search.jsonl"

@@ -21,9 +21,9 @@ from blora.config import PromptConfig
 from blora.inference.packing import PackedRow
 from blora.posterior.inject import select_modules
 from blora.precision import rounded_modules
-from blora.training.data import read_examples
 from blora.training.provenance import machine, revision
-from blora.training.rows import pack_examples
+from blora.training.rows.examples import read_examples
+from blora.training.rows.packed import pack_examples
 
 __all__ = ["MODELS", "Shape", "bank_bytes", "skeleton", "weight_bytes"]
 

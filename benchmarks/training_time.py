@@ -18,12 +18,12 @@ from blora.config import PosteriorConfig, PromptConfig
 from blora.posterior.inject import inject, select_modules
 from blora.posterior.posterior import Posterior
 from blora.training.config import TrainConfig
-from blora.training.data import read_examples, split_examples
-from blora.training.objective import Elbo
-from blora.training.optimizer import make_optimizer
+from blora.training.lora.objective import Elbo
+from blora.training.lora.optimizer import make_optimizer
+from blora.training.lora.trunk import with_states
 from blora.training.provenance import machine, revision
-from blora.training.rows import LabelledRow, collate_labelled, pack_examples
-from blora.training.trunk import with_states
+from blora.training.rows.examples import read_examples, split_examples
+from blora.training.rows.packed import LabelledRow, collate_labelled, pack_examples
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "training_time" / "result.json"

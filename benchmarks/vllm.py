@@ -25,8 +25,8 @@ from blora.server.engines.protocol import Engine, Job
 from blora.server.engines.torch_engine import TorchEngine
 from blora.server.engines.vllm_engine import VllmEngine
 from blora.server.settings import Settings
-from blora.training.data import Example, read_examples
 from blora.training.provenance import machine, revision
+from blora.training.rows.examples import Example, read_examples
 
 RESULT = ROOT / "benchmarks" / "results" / "vllm" / "result.json"
 N_QUESTIONS, AT_ONCE = 200, 8

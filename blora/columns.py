@@ -65,7 +65,7 @@ def choices_of(text: str) -> tuple[str, ...]:
 
 
 def is_request(columns: Collection[str]) -> bool:
-    """Return whether a row with these columns is a request with several questions: see `blora.training.questions`."""
+    """Return whether a row with these columns is a request with questions: see `blora.training.rows.questions`."""
     return "input" in columns and "questions" in columns
 
 

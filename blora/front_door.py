@@ -11,7 +11,7 @@ from blora.hub.fetch import local_folder
 from blora.hub.name import HubName, place_of
 from blora.model import Model
 from blora.opening import open_adapter, pick_dtype
-from blora.training.sources import Rows
+from blora.training.rows.sources import Rows
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -88,8 +88,8 @@ def train(
     Raises:
         BloraError: for bad rows, a bad base model or bad settings, before training starts.
     """
-    from blora.training.recipe import train_adapter
-    from blora.training.settings import recipe_of
+    from blora.training.recipe import recipe_of
+    from blora.training.run import train_adapter
 
     given = settings | {
         name: value

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from blora.decision.calibration import Calibration
     from blora.decision.selective import ScoreName
     from blora.training.evaluate import Evaluation
-    from blora.training.sources import Rows
+    from blora.training.rows.sources import Rows
 
 __all__ = ["Model"]
 
@@ -150,9 +150,9 @@ class Model:
         Raises:
             DataError: if rows are malformed; the message names each of them.
         """
-        from blora.training.data import examples_for
         from blora.training.evaluate import evaluate_nested
-        from blora.training.rows import pack_examples
+        from blora.training.rows.examples import examples_for
+        from blora.training.rows.packed import pack_examples
 
         config = self.adapter.config
         examples = examples_for(config, rows, split=split, columns=columns, limit=limit)
@@ -199,7 +199,7 @@ class Model:
         """
         from blora.decision.calibration import Goal
         from blora.training.calibrate import calibrate_adapter
-        from blora.training.data import examples_for
+        from blora.training.rows.examples import examples_for
 
         check_own(self.adapter.path)
         goal = Goal(

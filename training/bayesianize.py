@@ -24,17 +24,18 @@ from blora.posterior.inject import check_modules, inject
 from blora.posterior.posterior import Posterior
 from blora.training.caveats import warn_of_few_rows
 from blora.training.config import N_SAMPLES_TUNED, NEW_PROMPT, SCALES, TOLERANCE_NATS
-from blora.training.data import ExampleSet, examples_of
 from blora.training.evaluate import predict_all
-from blora.training.labels import label_set
-from blora.training.overlap import SEEN, check_unseen, fingerprints, seen_by
 from blora.training.provenance import machine, revision
-from blora.training.questions import Question, as_plain
-from blora.training.recipe import Trained
-from blora.training.rows import pack_examples
-from blora.training.settings import prompt_of, sampling_of
-from blora.training.sources import Rows, read_table
-from blora.training.tune import Trial, record, trial_of, tune
+from blora.training.recipe import prompt_of, sampling_of
+from blora.training.rows.examples import ExampleSet, examples_of
+from blora.training.rows.labels import label_set
+from blora.training.rows.overlap import SEEN, check_unseen, fingerprints, seen_by
+from blora.training.rows.packed import pack_examples
+from blora.training.rows.questions import Question, as_plain
+from blora.training.rows.sources import Rows, read_table
+from blora.training.run import Trained
+from blora.training.trials import Trial, trial_of
+from blora.training.tune import record, tune
 
 __all__ = ["bayesianize_lora", "posterior_around"]
 
@@ -76,7 +77,7 @@ def bayesianize_lora(
         device: device to compute on, as for `load_base_model`.
         dtype: precision of the base model, as for `load_base_model`.
         scales: factors to try on the posterior's standard deviations.
-        tolerance: see `blora.training.tune.choose`, in nats.
+        tolerance: see `blora.training.trials.choose`, in nats.
         settings: settings of the prompt and the draws, by flag name of `blora bayesianize`, with underscores; by
             default those of a LoRA that `blora train` made, or else those of `blora train`.
 
@@ -154,7 +155,7 @@ def _bayesianize(
         prompt: how a question becomes text.
         sampling: number and seed of the adapter's draws.
         scales: factors to try on the posterior's standard deviations.
-        tolerance: see `blora.training.tune.choose`, in nats.
+        tolerance: see `blora.training.trials.choose`, in nats.
         command: the command that started the conversion, for the training record.
 
     Returns:

@@ -15,10 +15,10 @@ from blora.decision.calibration import Binding, Calibration, FormName, Goal
 from blora.errors import AdapterError
 from blora.posterior.bank import SampleBank
 from blora.posterior.decision_head import Features
-from blora.training.data import ExampleSet, one_for_each_text
 from blora.training.evaluate import predict_all
-from blora.training.overlap import check_distinct, check_unseen, fingerprints
-from blora.training.rows import pack_examples
+from blora.training.rows.examples import ExampleSet, one_for_each_text
+from blora.training.rows.overlap import check_distinct, check_unseen, fingerprints
+from blora.training.rows.packed import pack_examples
 
 __all__ = ["calibrate_adapter"]
 

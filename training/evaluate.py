@@ -18,7 +18,7 @@ from blora.posterior.decision_head import Features, HeadDraws
 from blora.posterior.draws import Draws
 from blora.scores import mutual_information, predictive_mean
 from blora.training.progress import rows_bar
-from blora.training.rows import LabelledRow, labels_of
+from blora.training.rows.packed import LabelledRow, labels_of
 
 __all__ = ["Evaluation", "batch_tokens", "evaluate", "evaluate_nested", "predict_all", "score_packed"]
 

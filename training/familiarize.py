@@ -1,57 +1,29 @@
-"""The familiarity of labelled rows: at the end of a training, and for an adapter that exists.
+"""The familiarity of labelled rows, for an adapter that exists.
 
 The rows need not be those that the adapter was trained on, and labels serve to choose the kind of distance alone. An
 adapter keeps the fingerprints of the rows, because a calibration on them would call too few questions unfamiliar.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from blora.adapter import check_output, load_adapter, read_config, save_adapter
 from blora.errors import AdapterError
 from blora.opening import open_base, own_base_model
-from blora.posterior.decision_head import Features, HeadPosterior
+from blora.posterior.decision_head import HeadPosterior
 from blora.posterior.inject import inject
-from blora.training.data import examples_for, split_examples
-from blora.training.familiarity import FittedFamiliarity, fit_familiarity
-from blora.training.features import read_features
-from blora.training.overlap import SEEN, check_disjoint, fingerprints
-from blora.training.rows import LabelledRow, pack_examples
-from blora.training.sources import Rows
+from blora.training.head.familiarity import FittedFamiliarity, familiarity_of
+from blora.training.head.features import read_features
+from blora.training.rows.examples import examples_for, split_examples
+from blora.training.rows.overlap import SEEN, check_disjoint, fingerprints
+from blora.training.rows.packed import pack_examples
+from blora.training.rows.sources import Rows
 
-__all__ = ["familiarity_of", "familiarize_adapter"]
+__all__ = ["familiarize_adapter"]
 
 logger = logging.getLogger(__name__)
-
-
-def familiarity_of(
-    depths: Sequence[int],
-    features: Features,
-    rows: Sequence[LabelledRow],
-    validation_features: Features,
-    validation: Sequence[LabelledRow],
-) -> FittedFamiliarity:
-    """Return the familiarity of rows, by labels where they are fixed.
-
-    Args:
-        depths: depths of the states, ascending.
-        features: features of the rows.
-        rows: the rows.
-        validation_features: features of the validation rows.
-        validation: rows that standardise the distance, help to choose its kind, and are the reference of p-values.
-    """
-    fixed = rows[0].row.readout == "linear"
-
-    def labels(of: Sequence[LabelledRow]) -> Tensor | None:
-        return torch.tensor([row.row.outputs[row.label] for row in of]) if fixed else None
-
-    states, others = _prompts(features), _prompts(validation_features)
-    return fit_familiarity(depths, states, others, labels(rows), labels(validation))
 
 
 def familiarize_adapter(
@@ -125,8 +97,3 @@ def familiarize_adapter(
     save_adapter(output, posterior, config, base, found.familiarity)
     logger.info("wrote %s with the familiarity of %d rows", output, len(rows))
     return found
-
-
-def _prompts(features: Features) -> Tensor:
-    assert features.prompt is not None  # `read_features` reads them
-    return features.prompt

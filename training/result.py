@@ -9,14 +9,14 @@ from blora.base_model import EMBEDDED
 from blora.config import PromptConfig
 from blora.opening import open_adapter, open_base
 from blora.posterior.bank import SampleBank
-from blora.training.data import ExampleSet, examples_for, examples_of
 from blora.training.evaluate import Evaluation, evaluate_nested
-from blora.training.labels import label_set
-from blora.training.overlap import SEEN, seen_among
 from blora.training.provenance import command_line, machine, revision
-from blora.training.questions import as_plain
-from blora.training.rows import pack_examples
-from blora.training.sources import read_table
+from blora.training.rows.examples import ExampleSet, examples_for, examples_of
+from blora.training.rows.labels import label_set
+from blora.training.rows.overlap import SEEN, seen_among
+from blora.training.rows.packed import pack_examples
+from blora.training.rows.questions import as_plain
+from blora.training.rows.sources import read_table
 
 __all__ = ["results"]
 

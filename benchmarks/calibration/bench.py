@@ -12,9 +12,9 @@ from blora.errors import ConfigError
 from blora.inference.fork import runs_in_parts
 from blora.posterior.inject import default_targets, inject, parse_layers, select_modules
 from blora.training.config import TrainConfig
-from blora.training.data import ExampleSet, read_examples, split_examples
-from blora.training.rows import LabelledRow, pack_examples
-from blora.training.trunk import attach_states, trunk_states
+from blora.training.lora.trunk import attach_states, trunk_states
+from blora.training.rows.examples import ExampleSet, read_examples, split_examples
+from blora.training.rows.packed import LabelledRow, pack_examples
 
 __all__ = ["Bench", "Source", "TestSet", "set_up"]
 

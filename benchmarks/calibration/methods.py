@@ -19,10 +19,10 @@ from blora.config import PosteriorConfig
 from blora.posterior.inject import layer_index
 from blora.posterior.noise import generator_of
 from blora.posterior.posterior import MakeFactor, Posterior
-from blora.training.checkpoints import claim, release
 from blora.training.config import TrainConfig
 from blora.training.evaluate import evaluate
-from blora.training.trainer import Fitted, fit
+from blora.training.lora.checkpoints import claim, release
+from blora.training.lora.trainer import Fitted, fit
 
 __all__ = ["METHODS", "WIDE", "WIDE_KL_WEIGHT", "WIDE_LEARNING_RATE", "Method", "obtain"]
 

@@ -17,7 +17,7 @@ from blora.decision.metrics import metrics
 from blora.posterior.draws import Draws
 from blora.training.evaluate import predict_all
 from blora.training.provenance import machine, revision
-from blora.training.rows import LabelledRow, labels_of, lengths_of
+from blora.training.rows.packed import LabelledRow, labels_of, lengths_of
 
 __all__ = ["run"]
 

@@ -29,9 +29,9 @@ from blora.decision.metrics import metrics
 from blora.decision.temperature import temper
 from blora.posterior.decision_head import HeadDraws
 from blora.posterior.noise import generator_of
+from blora.training.head.train import TrainedHead, fit_parts
 from blora.training.provenance import machine, revision
-from blora.training.readout import TrainedHead, fit_parts
-from blora.training.rows import labels_of
+from blora.training.rows.packed import labels_of
 
 RESULTS = ROOT / "benchmarks" / "results" / "elsewhere"
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 from benchmarks.peers.sets import DATA, TaskSet, load_set
-from blora.training.data import Example, read_examples
+from blora.training.rows.examples import Example, read_examples
 
 __all__ = ["SETS", "Elsewhere", "load"]
 

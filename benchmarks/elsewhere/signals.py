@@ -12,7 +12,7 @@ from blora.decision.curves import auroc
 from blora.decision.temperature import temper
 from blora.posterior.decision_head import HeadDraws
 from blora.scores import SCORES
-from blora.training.readout import TrainedHead
+from blora.training.head.train import TrainedHead
 
 __all__ = ["FALSE_ALARMS", "found_at", "signals", "told_apart"]
 

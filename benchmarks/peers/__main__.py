@@ -28,7 +28,7 @@ from benchmarks.peers.sets import DATA, QUESTIONS, SETS, TaskSet, load_set
 from benchmarks.server_process import ROOT
 from blora.base_model import BaseModel, load_base_model
 from blora.training.provenance import machine, revision
-from blora.training.rows import labels_of
+from blora.training.rows.packed import labels_of
 
 RESULTS = ROOT / "benchmarks" / "results" / "peers"
 

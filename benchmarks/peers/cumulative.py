@@ -17,9 +17,9 @@ from benchmarks.peers.figures import Scored
 from benchmarks.peers.reading import ReadSet
 from blora.decision.temperature import Recalibration
 from blora.posterior.decision_head import DecisionHead, Features
-from blora.training.head import COUNT_PRECISIONS, MOST_STEPS, STATE_PRECISIONS, TOLERANCE, Regression
-from blora.training.rows import labels_of
-from blora.training.tune import trial_of
+from blora.training.head.fit import COUNT_PRECISIONS, MOST_STEPS, STATE_PRECISIONS, TOLERANCE, Regression
+from blora.training.rows.packed import labels_of
+from blora.training.trials import trial_of
 
 __all__ = ["Cumulative", "cumulative_link"]
 

@@ -17,9 +17,9 @@ from blora.posterior.inject import linear_targets, parse_layers, select_modules
 from blora.posterior.noise import generator_of
 from blora.posterior.posterior import Posterior
 from blora.training.config import N_SAMPLES_HEAD, TrainConfig
-from blora.training.features import read_features
-from blora.training.readout import TrainedHead, fit_parts, train_below
-from blora.training.tune import trial_of
+from blora.training.head.features import read_features
+from blora.training.head.train import TrainedHead, fit_parts, train_below
+from blora.training.trials import trial_of
 
 __all__ = ["heads", "heads_above_lora"]
 

@@ -23,9 +23,9 @@ from blora.decision.temperature import Recalibration
 from blora.posterior.decision_head import DecisionHead, HeadDraws
 from blora.posterior.noise import generator_of, standard_normal
 from blora.training.config import HEAD_SCALES, N_SAMPLES_HEAD, TOLERANCE_NATS
-from blora.training.head import Regression
-from blora.training.readout import TrainedHead
-from blora.training.tune import choose, trial_of, try_scales
+from blora.training.head.fit import Regression
+from blora.training.head.train import TrainedHead
+from blora.training.trials import choose, trial_of, try_scales
 
 __all__ = ["mean_field", "other_posteriors"]
 

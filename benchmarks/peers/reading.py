@@ -17,11 +17,11 @@ from blora.inference.reading import head_log_probs
 from blora.posterior.decision_head import Features, HeadDraws
 from blora.posterior.posterior import Posterior
 from blora.training.config import N_SAMPLES_HEAD
-from blora.training.data import ExampleSet
-from blora.training.features import read_features
-from blora.training.readout import default_head
-from blora.training.rows import LabelledRow, pack_examples
-from blora.training.tune import Trial
+from blora.training.head.features import read_features
+from blora.training.head.train import default_head
+from blora.training.rows.examples import ExampleSet
+from blora.training.rows.packed import LabelledRow, pack_examples
+from blora.training.trials import Trial
 
 __all__ = ["NO_LORA", "SAMPLING", "SEEDS", "ReadSet", "Rows", "kept_in", "read_set"]
 

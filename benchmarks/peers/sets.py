@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.server_process import ROOT, TRIAGE
 from blora.config import PromptConfig
 from blora.training.config import NEW_PROMPT
-from blora.training.data import DEFAULT_TEMPLATES, Example
+from blora.training.rows.examples import DEFAULT_TEMPLATES, Example
 
 __all__ = ["DATA", "QUESTIONS", "SETS", "TaskSet", "load_set"]
 

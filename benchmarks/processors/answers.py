@@ -25,8 +25,8 @@ from blora.inference.fork import why_whole
 from blora.inference.packing import PackedRow
 from blora.posterior.bank import SampleBank
 from blora.scores import SCORES
-from blora.training.data import read_examples
-from blora.training.rows import pack_examples
+from blora.training.rows.examples import read_examples
+from blora.training.rows.packed import pack_examples
 
 __all__ = ["Answers", "Demo", "threshold_of"]
 

@@ -30,8 +30,8 @@ from blora.base_model import load_base_model
 from blora.inference.fork import branching_layer
 from blora.inference.packing import PackedRow
 from blora.posterior.inject import inject
-from blora.training.data import ExampleSet, read_examples
 from blora.training.provenance import machine, revision
+from blora.training.rows.examples import ExampleSet, read_examples
 
 N_SAMPLES = 16
 # Questions of a round; of the published way, which takes longest, fewer.

@@ -8,7 +8,7 @@ from benchmarks.serving.contenders import Engine, PlainLora
 from benchmarks.serving.growth import FILLER, in_turn
 from blora.inference.packing import PackedRow
 from blora.inference.prefix import common_tokens
-from blora.training.data import ExampleSet
+from blora.training.rows.examples import ExampleSet
 
 __all__ = ["measure_beginnings"]
 

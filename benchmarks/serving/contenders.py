@@ -29,7 +29,7 @@ from blora.server.engines.protocol import Job, Stop
 from blora.server.engines.torch_engine import TorchEngine
 from blora.server.prediction.policies import default_policy
 from blora.server.settings import Settings
-from blora.training.data import ExampleSet
+from blora.training.rows.examples import ExampleSet
 
 __all__ = ["BATCH_TOKENS", "MOST_DRAWS", "Engine", "PlainLora", "Published"]
 

@@ -19,7 +19,7 @@ from blora.scores import ScoreName
 
 __all__ = ["Ask", "AskedRows", "check_total", "earlier_asks", "total_delta"]
 
-DIGITS = 12  # length of a row's fingerprint, see `blora.training.overlap`
+DIGITS = 12  # length of a row's fingerprint, see `blora.training.rows.overlap`
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _FINGERPRINTS = re.compile(f"([0-9a-f]{{{DIGITS}}})*")

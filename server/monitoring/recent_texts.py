@@ -9,7 +9,7 @@ _MOST = 4096
 
 
 def text_key(text: str) -> int:
-    """Return a number that is equal for equal texts; white space counts as in `blora.training.data.Example.text`.
+    """Return a number that is equal for equal texts; white space counts as in `Example.text` of the training.
 
     Python salts the hash in each process, so that the number says nothing about the text elsewhere.
     """

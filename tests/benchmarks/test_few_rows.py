@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.few_rows import measure, summary
 from benchmarks.peers.reading import ReadSet, Rows
-from tests.training.test_head import CONFIG, linear_task
+from tests.training.head.test_fit import CONFIG, linear_task
 
 
 def rows(n: int, seed: int) -> Rows:

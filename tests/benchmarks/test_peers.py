@@ -24,7 +24,7 @@ from blora.decision.temperature import Recalibration
 from blora.posterior.decision_head import DecisionHead, Features
 from blora.posterior.noise import generator_of
 from blora.training.config import NEW_PROMPT
-from blora.training.data import Example
+from blora.training.rows.examples import Example
 
 COLOURS = ("red", "green", "blue")
 FOREIGN = ("a sum of money", "no rain today", "who called", "seven")

@@ -7,7 +7,7 @@ from benchmarks.calibration.treatments import Predictions, Treatments
 from benchmarks.search import N_TRAIN, N_VALIDATION, VARIANTS, judge, parts_of
 from blora.decision.metrics import metrics
 from blora.decision.temperature import Recalibration, temper
-from blora.training.data import Example, ExampleSet
+from blora.training.rows.examples import Example, ExampleSet
 
 
 def test_every_variant_has_a_label_of_its_own() -> None:

@@ -22,8 +22,8 @@ from blora.inference.branches import score_all
 from blora.inference.packing import PackedRow
 from blora.posterior.inject import eject, inject
 from blora.posterior.posterior import Posterior
-from blora.training.data import read_examples
-from blora.training.rows import pack_examples
+from blora.training.rows.examples import read_examples
+from blora.training.rows.packed import pack_examples
 from tests.loras import lora_of_the_demos_task
 from tests.scenarios import random_rows, tiny_model
 

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 import blora
 from blora.adapter import read_config
 from blora.errors import AdapterError, BloraError, ConfigError, DataError, NotCalibratedError
-from blora.training import trainer
+from blora.training.lora import trainer
 from tests.loras import make_lora
 from tests.scenarios import tiny_model, tiny_tokenizer
 from tests.training.toys import CHOICES, toy_data, toy_row

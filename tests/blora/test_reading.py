@@ -20,8 +20,8 @@ from blora.posterior.decision_head import Features, HeadDraws
 from blora.posterior.draws import Draws
 from blora.posterior.inject import inject
 from blora.posterior.noise import generator_of, standard_normal
-from blora.training.rows import LabelledRow
-from blora.training.trunk import with_states
+from blora.training.lora.trunk import with_states
+from blora.training.rows.packed import LabelledRow
 from tests.heads import LABELS, head_of
 from tests.scenarios import DECODERS, adapted_modules, log_prob_alone, random_draws, tiny_base
 

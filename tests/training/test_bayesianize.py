@@ -17,8 +17,8 @@ from blora.config import PosteriorConfig
 from blora.errors import ConfigError
 from blora.lora import read_lora, tensor_name
 from blora.training.bayesianize import posterior_around
-from blora.training.data import examples_for
-from blora.training.overlap import SEEN, fingerprints
+from blora.training.rows.examples import examples_for
+from blora.training.rows.overlap import SEEN, fingerprints
 from tests.loras import make_lora
 from tests.scenarios import VOCAB_SIZE
 from tests.training.toys import train_arguments, write_jsonl

@@ -18,9 +18,9 @@ from blora.posterior.bank import SampleBank
 from blora.scores import DRAWN, SCORES
 from blora.training.calibrate import calibrate_adapter
 from blora.training.commands import calibrate, train
-from blora.training.data import Example, read_examples
 from blora.training.evaluate import predict_all
-from blora.training.rows import pack_examples
+from blora.training.rows.examples import Example, read_examples
+from blora.training.rows.packed import pack_examples
 from tests.blora.adapters import rewrite_json
 from tests.training.toys import toy_row, train_arguments, write_jsonl
 

@@ -11,10 +11,10 @@ from blora.adapter import FAMILIARITY_FILE, load_adapter, read_config
 from blora.calibration_file import CALIBRATION_FILE
 from blora.cli import main
 from blora.opening import open_base
-from blora.training.overlap import DIGITS
+from blora.training.rows.overlap import DIGITS
 from tests.blora.adapters import rewrite_json, saved
-from tests.training.test_head import arguments, fixed
-from tests.training.test_head_familiarity import FOREIGN, opened, rows_of
+from tests.training.head.test_fit import arguments, fixed
+from tests.training.head.test_head_familiarity import FOREIGN, opened, rows_of
 from tests.training.toys import toy_data, write_jsonl
 
 

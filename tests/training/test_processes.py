@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from blora.errors import ConfigError
 from blora.inference.vocabulary import MIN_VOCABULARY, plain_head
-from blora.training import processes, recipe
+from blora.training import processes, run
 from blora.training.commands import train
 from blora.training.processes import claim_device
 from tests.scenarios import CONFIGS, tiny_tokenizer
@@ -60,7 +60,7 @@ def test_the_device_is_claimed_before_the_base_model_is_loaded(
     tmp_path: Path, base_folder: Path, toy_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     claimed: list[object] = []
-    load = recipe.open_base
+    load = run.open_base
 
     def spy(*args: object, device: str, **kwargs: object) -> object:
         assert PartialState._shared_state, "the base model was loaded before the process had its device"
@@ -68,8 +68,8 @@ def test_the_device_is_claimed_before_the_base_model_is_loaded(
         return load(*args, device="cpu", **kwargs)  # type: ignore[arg-type]
 
     PartialState._reset_state()
-    monkeypatch.setattr(recipe, "open_base", spy)
-    monkeypatch.setattr(recipe, "claim_device", lambda device: (PartialState(cpu=True), "the device of this rank"))
+    monkeypatch.setattr(run, "open_base", spy)
+    monkeypatch.setattr(run, "claim_device", lambda device: (PartialState(cpu=True), "the device of this rank"))
     assert train.main(train_arguments(base_folder, toy_file, tmp_path / "out")) == 0
     assert claimed == ["the device of this rank"]
 

@@ -12,9 +12,9 @@ from blora.cli import main
 from blora.config import NormalizationName
 from blora.decision.temperature import Recalibration, fit_recalibration
 from blora.posterior.bank import SampleBank
-from blora.training.data import read_examples
 from blora.training.evaluate import evaluate_nested
-from blora.training.rows import labels_of, pack_examples
+from blora.training.rows.examples import read_examples
+from blora.training.rows.packed import labels_of, pack_examples
 from tests.loras import make_lora
 from tests.training.toys import toy_data, train_arguments, write_jsonl
 
@@ -28,7 +28,7 @@ def lapse(monkeypatch: pytest.MonkeyPatch) -> float:
     def fit(*given: Any, **settings: Any) -> Recalibration:
         return fit_recalibration(*given, **settings)._replace(lapse=0.2)
 
-    monkeypatch.setattr("blora.training.tune.fit_recalibration", fit)
+    monkeypatch.setattr("blora.training.trials.fit_recalibration", fit)
     return 0.2
 
 

@@ -20,8 +20,8 @@ from blora.config import AdapterConfig, PosteriorConfig
 from blora.errors import AdapterError, BaseModelError, BloraError, ConfigError, DataError
 from blora.training.commands import train
 from blora.training.config import TrainConfig
-from blora.training.data import read_examples
-from blora.training.overlap import fingerprints
+from blora.training.rows.examples import read_examples
+from blora.training.rows.overlap import fingerprints
 from tests.training.conftest import REVISION
 from tests.training.toys import toy_data, toy_row, train_arguments, write_jsonl
 
@@ -320,7 +320,7 @@ def test_an_unfinished_run_goes_on_with_the_same_weights_and_any_number_of_draws
 
     base = Path(shutil.copytree(base_folder, tmp_path / "base"))
     with monkeypatch.context() as patch:
-        patch.setattr("blora.training.recipe.save_adapter", broken)
+        patch.setattr("blora.training.run.save_adapter", broken)
         with pytest.raises(AdapterError, match="full"):
             trained(base, toy_file, tmp_path / "toy", "--epochs", "1")
     weights = (base / "model.safetensors").read_bytes()

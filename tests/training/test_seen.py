@@ -7,8 +7,8 @@ import pytest
 from blora.adapter import read_config
 from blora.cli import main
 from blora.errors import DataError
-from blora.training.data import read_examples
-from blora.training.overlap import check_unseen
+from blora.training.rows.examples import read_examples
+from blora.training.rows.overlap import check_unseen
 from tests.training.toys import toy_row, train_arguments, write_jsonl
 
 

@@ -17,8 +17,9 @@ from blora.errors import ConfigError, NumericalError
 from blora.inference.packing import PackedRow
 from blora.posterior.noise import generator_of
 from blora.posterior.posterior import Posterior
-from blora.training.rows import LabelledRow
-from blora.training.tune import Trial, choose, trial_of, try_scales, tune
+from blora.training.rows.packed import LabelledRow
+from blora.training.trials import Trial, choose, trial_of, try_scales
+from blora.training.tune import tune
 from tests.loras import make_lora
 from tests.scenarios import adapted_modules
 from tests.training.toys import toy_row, train_arguments, write_jsonl

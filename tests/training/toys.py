@@ -10,8 +10,8 @@ from blora.base_model import BaseModel
 from blora.config import PosteriorConfig, PromptConfig
 from blora.posterior.posterior import Posterior
 from blora.training.config import TrainConfig
-from blora.training.data import Example, ExampleSet
-from blora.training.rows import LabelledRow, pack_examples
+from blora.training.rows.examples import Example, ExampleSet
+from blora.training.rows.packed import LabelledRow, pack_examples
 from tests.scenarios import adapted_modules
 
 CHOICES = ("warm", "cold")

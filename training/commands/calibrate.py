@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
     from blora.decision.calibration import Goal
     from blora.opening import open_adapter
     from blora.training.calibrate import calibrate_adapter
-    from blora.training.data import examples_for
+    from blora.training.rows.examples import examples_for
 
     goal = Goal(
         target_risk=arguments.target_risk,

@@ -159,8 +159,8 @@ def main(argv: list[str]) -> int:
     arguments = parse(_parser(), argv)
 
     from blora.training.provenance import command_line
-    from blora.training.recipe import train_adapter
-    from blora.training.settings import recipe_of
+    from blora.training.recipe import recipe_of
+    from blora.training.run import train_adapter
 
     output: Path = arguments.output
     recipe = recipe_of(

@@ -28,8 +28,8 @@ from blora.inference.scoring import score_rows
 from blora.posterior.draws import Draws, Factors
 from blora.posterior.inject import inject
 from blora.posterior.noise import standard_normal
-from blora.training.rows import LabelledRow, collate_labelled
-from blora.training.trunk import with_states
+from blora.training.lora.trunk import with_states
+from blora.training.rows.packed import LabelledRow, collate_labelled
 
 with warnings.catch_warnings():
     # Parts of its dependencies, not used here, are written in torch.jit.script, which is deprecated.

@@ -12,7 +12,7 @@ from benchmarks.decisions.table import decisions
 from benchmarks.peers.figures import ece_floor
 from blora.decision.metrics import ece
 from blora.posterior.noise import generator_of
-from blora.training.data import read_examples
+from blora.training.rows.examples import read_examples
 
 ROWS = [Row("a", "security", True, "angry"), Row("b", "account access", False, "calm")]
 

@@ -22,7 +22,7 @@ from blora.posterior.draws import Draws
 from blora.posterior.posterior import Posterior
 from blora.server.app import create_app
 from blora.server.engines.protocol import Job, Outcome
-from blora.training.familiarity import fit_familiarity
+from blora.training.head.familiarity import fit_familiarity
 from tests.heads import LABELS, head_of
 from tests.scenarios import tiny_model, tiny_tokenizer
 from tests.server.engines.asking import Asking, loaded, settings

@@ -21,7 +21,7 @@ from blora.server.monitoring.drift import DriftWatch
 from blora.server.monitoring.ledgers.memory import MemoryLedger
 from blora.server.monitoring.ledgers.protocol import Contents, Counted
 from blora.server.monitoring.metrics import ServerMetrics
-from blora.training.familiarity import fit_familiarity
+from blora.training.head.familiarity import fit_familiarity
 from tests.server.calibrations import calibration
 from tests.server.decision_models import predicate
 from tests.server.fakes import CHOICES, OPEN_DIGEST, TRIAGE_DIGEST, FakeEngine, Running, handle, running

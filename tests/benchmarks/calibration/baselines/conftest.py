@@ -6,8 +6,8 @@ import pytest
 
 from blora.base_model import BaseModel
 from blora.posterior.draws import Draws
-from blora.training.rows import LabelledRow
-from blora.training.trainer import fit
+from blora.training.lora.trainer import fit
+from blora.training.rows.packed import LabelledRow
 from tests.scenarios import tiny_base
 from tests.training.toys import labelled, toy_config, toy_data, toy_posterior
 

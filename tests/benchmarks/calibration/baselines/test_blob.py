@@ -10,7 +10,7 @@ from blora.posterior.bank import SampleBank
 from blora.posterior.noise import generator_of, standard_normal
 from blora.posterior.posterior import Posterior
 from blora.training.evaluate import evaluate
-from blora.training.trainer import fit
+from blora.training.lora.trainer import fit
 from tests.scenarios import adapted_modules, tiny_base
 from tests.training.toys import labelled, toy_config, toy_data, toy_posterior
 

@@ -4,7 +4,7 @@ import torch
 from benchmarks.calibration.baselines.ensemble import ensemble
 from blora.errors import ConfigError, ShapeError
 from blora.training.evaluate import predict_all
-from blora.training.rows import LabelledRow
+from blora.training.rows.packed import LabelledRow
 from tests.scenarios import injected, random_draws, random_rows
 
 MODULES = {"layers.0.q": (4, 6), "layers.1.v": (2, 6)}

@@ -1,0 +1,120 @@
+"""A distance fitted on toy states notices what its kind looks for, and the kind is chosen without foreign rows."""
+
+import logging
+
+import pytest
+import torch
+from torch import Tensor
+
+from blora.decision.curves import auroc
+from blora.decision.familiarity import MOST_BYTES, p_value, stored_bytes
+from blora.errors import ShapeError
+from blora.head_config import MOST_REFERENCE
+from blora.training.head.familiarity import _fit, _of_kind, fit_familiarity
+
+DEPTHS = (3, 5, 9)
+F = 60
+
+
+def rows(n: int, n_labels: int, *, spread: float, seed: int, of: int = 7) -> tuple[Tensor, Tensor]:
+    """Return states of labels whose means are `spread` apart in ten of sixty dimensions, and the labels."""
+    means = torch.zeros(n_labels, F)
+    means[:, -10:] = spread * torch.randn(n_labels, 10, generator=torch.Generator().manual_seed(of))
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % n_labels
+    noise = torch.randn(n, F, generator=generator) * torch.linspace(2, 0.2, F)
+    return means[labels] + noise, labels
+
+
+def test_of_very_many_validation_rows_the_reference_has_some_of_every_label() -> None:
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(60, 8, generator=generator)
+    sorted_by_label = torch.cat([torch.zeros(MOST_REFERENCE, 8), torch.full((500, 8), 9.0)])
+    found = fit_familiarity((1, 2), states, sorted_by_label).familiarity
+    assert found.config.n_reference == MOST_REFERENCE
+    far = int((found.reference > found.reference.min() + 1).sum())
+    assert 300 < far < 600
+
+
+def test_with_many_labels_the_direction_notices_what_resembles_none(caplog: pytest.LogCaptureFixture) -> None:
+    train, labels = rows(1500, 40, spread=1.0, seed=0)
+    validation, validation_labels = rows(400, 40, spread=1.0, seed=1)
+    with caplog.at_level(logging.INFO, "blora.training.head.familiarity"):
+        fitted = fit_familiarity(DEPTHS, train, validation, labels, validation_labels)
+    assert [candidate.kind for candidate in fitted.candidates] == ["gaussian", "direction", "both"]
+    assert caplog.text.count("of labels that are left out") == 3
+    earned = {candidate.kind: candidate.auroc for candidate in fitted.candidates}
+    assert fitted.familiarity.config.kind == max(earned, key=lambda kind: earned[kind])
+    assert earned["direction"] > earned["gaussian"]
+    fresh, _ = rows(400, 40, spread=1.0, seed=2)
+    foreign, _ = rows(400, 40, spread=1.0, seed=3, of=8)  # other means
+    told = auroc(fitted.familiarity.distance(torch.cat([fresh, foreign])), torch.arange(800) >= 400)
+    assert told is not None
+    assert told > 0.8
+
+
+def test_without_labels_the_gaussian_notices_another_distribution() -> None:
+    train, _ = rows(400, 3, spread=1.0, seed=0)
+    validation, _ = rows(300, 3, spread=1.0, seed=1)
+    fitted = fit_familiarity(DEPTHS, train, validation)
+    found = fitted.familiarity
+    assert (fitted.candidates, found.config.kind, found.config.n_axes) == ((), "gaussian", 0)
+    fresh = p_value(found.distance(rows(300, 3, spread=1.0, seed=2)[0]), found.distance(validation))
+    assert float((fresh <= 0.05).double().mean()) == pytest.approx(0.05, abs=0.04)
+    foreign = found.distance(torch.randn(300, F, generator=torch.Generator().manual_seed(3)).flip(1) * 2)
+    assert float((p_value(foreign, found.distance(validation)) <= 0.05).double().mean()) > 0.9
+
+
+def test_validation_rows_have_a_mean_of_0_and_a_deviation_of_1() -> None:
+    train, _ = rows(400, 3, spread=1.0, seed=0)
+    validation, _ = rows(300, 3, spread=1.0, seed=1)
+    distances = fit_familiarity(DEPTHS, train, validation).familiarity.distance(validation)
+    assert float(distances.mean()) == pytest.approx(0, abs=1e-3)
+    assert float(distances.std(correction=0)) == pytest.approx(1, abs=1e-3)
+
+
+def test_the_fit_is_the_same_twice_and_needs_no_order_of_labels() -> None:
+    train, labels = rows(300, 10, spread=1.0, seed=0)
+    validation, validation_labels = rows(100, 10, spread=1.0, seed=1)
+    one = fit_familiarity(DEPTHS, train, validation, labels, validation_labels)
+    two = fit_familiarity(DEPTHS, train, validation, labels, validation_labels)
+    renamed = fit_familiarity(DEPTHS, train, validation, 3 * labels + 5, 3 * validation_labels + 5)
+    expected = one.familiarity.distance(validation)
+    assert torch.equal(two.familiarity.distance(validation), expected)
+    torch.testing.assert_close(renamed.familiarity.distance(validation), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("n", [8, 40])
+@pytest.mark.parametrize("n_labels", [1, 2, 7])
+def test_few_rows_give_finite_distances(n: int, n_labels: int) -> None:
+    train, labels = rows(n, n_labels, spread=1.0, seed=0)
+    validation, validation_labels = rows(8, n_labels, spread=1.0, seed=1)
+    found = fit_familiarity(DEPTHS, train, validation, labels, validation_labels).familiarity
+    assert found.distance(validation).isfinite().all()
+    assert found.distance(100 * validation).isfinite().all()
+
+
+def test_constant_states_are_no_trouble() -> None:
+    train, labels = rows(60, 4, spread=1.0, seed=0)
+    train[:, 5:25] = 1.0
+    found = fit_familiarity(DEPTHS, train, train[:20], labels, labels[:20]).familiarity
+    assert found.distance(train).isfinite().all()
+
+
+def test_a_wide_model_with_many_labels_stays_within_the_limit() -> None:
+    generator = torch.Generator().manual_seed(0)
+    train, labels = torch.randn(765, 5 * 4096, generator=generator), torch.arange(765) % 255
+    fitted = _fit((1, 2, 3, 4, 5), train, labels)
+    assert (fitted.config.kind, fitted.config.n_directions) == ("both", 64)
+    assert 64 <= fitted.config.n_axes < 96
+    complete = _of_kind(fitted, "both", torch.randn(2000, 5 * 4096, generator=generator))
+    assert complete.config.n_reference == 2000
+    assert 0.9 * MOST_BYTES < stored_bytes(complete.config) <= MOST_BYTES
+
+
+def test_wrong_shapes_are_refused() -> None:
+    train, labels = rows(60, 4, spread=1.0, seed=0)
+    with pytest.raises(ShapeError, match="expected"):
+        fit_familiarity(DEPTHS, train, train[:, :30])
+    with pytest.raises(ShapeError, match="expected"):
+        fit_familiarity(DEPTHS, train, train, labels[:59], labels)

@@ -1,0 +1,175 @@
+"""The familiarity of a trained adapter with a head: in its files, its answers and its calibration."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import blora
+from blora.adapter import FAMILIARITY_FILE, load_adapter, read_config
+from blora.calibration_file import read
+from blora.cli import main
+from blora.decision.familiarity import p_value
+from blora.errors import AdapterError, ConfigError, PromptError
+from blora.inference.packing import pack
+from blora.opening import open_adapter, open_base
+from tests.blora.adapters import rewrite_json, rewrite_tensors
+from tests.training.head.test_fit import arguments, fixed
+from tests.training.toys import CHOICES, toy_data, toy_row, write_jsonl
+
+FOREIGN = ("%%%% &&&& @@@@", "ZZZZZZZZZZZZZZZZ", "0101010101010101", "!?!?!?!?!?!?!?")
+
+
+def rows_of(start: int, stop: int) -> list[dict[str, Any]]:
+    """Rows like the training rows, which are the first ones."""
+    return fixed([toy_row(index, index % 2) for index in range(start, stop)])
+
+
+def of_file(folder: Path, change: Any) -> None:
+    rewrite_tensors(change)(folder / FAMILIARITY_FILE)
+
+
+def of_settings(folder: Path, **changes: Any) -> None:
+    rewrite_json(lambda raw: raw["familiarity"].update(changes))(folder / "bayesian_config.json")
+
+
+@pytest.fixture(scope="module")
+def familiar(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter with a head and sixty validation rows, which are the reference of its familiarity."""
+    folder = tmp_path_factory.mktemp("familiar")
+    data = write_jsonl(folder / "rows.jsonl", fixed(toy_data(60)))
+    others = write_jsonl(folder / "others.jsonl", rows_of(100, 160))
+    assert main(arguments(base_folder, data, folder / "toy", "--validation", str(others))) == 0
+    return folder / "toy"
+
+
+@pytest.fixture(scope="module")
+def gated(familiar: Path, base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same adapter, calibrated."""
+    folder = tmp_path_factory.mktemp("gated")
+    rows = write_jsonl(folder / "rest.jsonl", rows_of(200, 400))
+    toy = Path(shutil.copytree(familiar, folder / "toy"))
+    common = ("--base-model", str(base_folder), "--device", "cpu", "--dtype", "float32")
+    flags = ("--target-risk", "0.2", "--max-false-alarms", "0.1")
+    assert main(["calibrate", str(toy), "--data", str(rows), *flags, *common]) == 0
+    return toy
+
+
+def opened(folder: Path, base_folder: Path) -> blora.Model:
+    return blora.load(folder, base_model=str(base_folder), dtype="float32")
+
+
+def test_training_writes_a_familiarity_of_the_heads_states(familiar: Path) -> None:
+    config = read_config(familiar)
+    assert (familiar / FAMILIARITY_FILE).exists()
+    assert config.head is not None
+    assert config.familiarity is not None
+    assert (config.familiarity.depths, config.familiarity.n_reference) == (config.head.depths, 60)
+
+
+def test_foreign_texts_are_less_familiar_than_texts_like_the_training_rows(familiar: Path, base_folder: Path) -> None:
+    model = opened(familiar, base_folder)
+    like = model.predict([row["prompt"] for row in rows_of(500, 530)])
+    foreign = model.predict(FOREIGN)
+    known, unknown = ([answer.familiarity for answer in answers] for answers in (like, foreign))
+    assert all(value is not None and 0 < value <= 1 for value in (*known, *unknown))
+    assert np.mean(known) > 0.3 > 0.1 > np.mean(unknown)  # type: ignore[arg-type]  # none is None
+
+
+def test_the_familiarity_of_an_answer_is_the_p_value_of_plain_forward_passes(
+    familiar: Path, gated: Path, base_folder: Path
+) -> None:
+    base = open_base(str(base_folder), device="cpu", dtype="float32")
+    asked = [*(row["question"] for row in toy_data(20, seed=9)), *FOREIGN]
+    for folder in (familiar, gated):
+        adapter = load_adapter(folder, base)
+        calibrations, familiarity = read(folder), adapter.familiarity
+        assert familiarity is not None
+        gate = calibrations[0].gate if calibrations else None
+        reference = torch.tensor(gate.reference) if gate is not None else familiarity.reference
+        for question, answer in zip(asked, opened(folder, base_folder).predict(asked), strict=True):
+            row = pack(base.tokenizer, prompt=question, choices=CHOICES, config=adapter.config.prompt, max_length=200)
+            with torch.no_grad():
+                found = base.model(input_ids=torch.tensor([row.prompt]), output_hidden_states=True).hidden_states
+            states = torch.cat([found[depth][0].float().mean(0) for depth in familiarity.config.depths])
+            distance = familiarity.distance(states[None])
+            least, most = (float(p_value(distance + rounding, reference)) for rounding in (1e-3, -1e-3))
+            assert answer.familiarity is not None
+            assert least - 1e-6 <= answer.familiarity <= most + 1e-6
+
+
+def test_beyond_the_gate_of_a_calibration_questions_get_no_answer(gated: Path, base_folder: Path) -> None:
+    [calibration] = read(gated)
+    gate = calibration.gate
+    assert gate is not None
+    assert (gate.max_false_alarms, len(gate.reference)) == (0.1, calibration.rows.n_proof)
+    model = opened(gated, base_folder)
+    for answer in model.predict(FOREIGN):
+        assert answer.policy is not None
+        assert answer.policy.min_familiarity == gate.min_familiarity
+        assert answer.abstained
+        assert "unfamiliar_question" in {reason.reason for reason in answer.abstain_reasons}
+    like = model.predict([row["prompt"] for row in rows_of(500, 530)])
+    assert np.mean([answer.abstained for answer in like]) < 0.3
+
+
+def test_a_share_of_one_calibrates_without_a_gate(gated: Path, base_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(gated, tmp_path / "toy"))
+    rows = write_jsonl(tmp_path / "rest.jsonl", rows_of(600, 700))
+    common = ("--base-model", str(base_folder), "--device", "cpu", "--dtype", "float32", "--target-risk", "0.2")
+    assert main(["calibrate", str(folder), "--data", str(rows), "--max-false-alarms", "1", *common]) == 0
+    [calibration] = read(folder)
+    assert calibration.gate is None
+    answer = opened(folder, base_folder).predict("red 01")
+    assert answer.familiarity is not None
+    assert answer.policy is not None
+    assert answer.policy.min_familiarity is None
+
+
+def test_a_threshold_on_a_familiarity_that_an_adapter_lacks_is_refused(
+    familiar: Path, base_folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(familiar, tmp_path / "toy"))
+    rewrite_json(lambda raw: raw.update(familiarity=None))(folder / "bayesian_config.json")
+    (folder / FAMILIARITY_FILE).unlink()
+    model = opened(folder, base_folder)
+    assert model.predict("red 01").familiarity is None
+    with pytest.raises(
+        PromptError, match="has no familiarity, which comes with a decision head: leave min_familiarity out"
+    ):
+        model.predict("red 01", policy={"min_familiarity": 0.1})
+
+
+def test_an_owners_threshold_on_a_familiarity_that_the_adapter_lacks_is_refused_on_loading(
+    familiar: Path, base_folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(familiar, tmp_path / "toy"))
+    changes = {"familiarity": None, "policy": {"min_familiarity": 0.1}}
+    rewrite_json(lambda raw: raw.update(changes))(folder / "bayesian_config.json")
+    with pytest.raises((AdapterError, ConfigError), match="min_familiarity"):
+        opened(folder, base_folder)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda folder: (folder / FAMILIARITY_FILE).unlink(), f"without {FAMILIARITY_FILE}"),
+        (lambda folder: of_file(folder, lambda t: t.update(center=torch.zeros(3))), r"got center of shape \(3,\)"),
+        (lambda folder: of_file(folder, lambda t: t["scale"][:1].zero_()), "familiarity whose scale is not positive"),
+        (lambda folder: of_file(folder, lambda t: t["spread"][:1].neg_()), "whose spread is not positive"),
+        (lambda folder: of_file(folder, lambda t: t["middle"].fill_(float("nan"))), "not finite"),
+        (lambda folder: of_settings(folder, n_states=6144), "familiarity of 6144 states, expected .*, the head's"),
+        (lambda folder: of_settings(folder, depths=[0]), "a familiarity without a head at its depths"),
+        (lambda folder: of_settings(folder, kind="cosine"), "kind"),
+    ],
+)
+def test_a_spoilt_familiarity_is_refused(
+    spoil: Any, said: str, familiar: Path, base_folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(familiar, tmp_path / "toy"))
+    spoil(folder)
+    with pytest.raises((AdapterError, ConfigError), match=said):
+        open_adapter(folder, base_model=str(base_folder), device="cpu", dtype="float32")

@@ -1,0 +1,35 @@
+"""Principal directions, against the singular value decomposition of the rows."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from blora.posterior.noise import generator_of
+from blora.training.head.principal import principal_directions
+
+
+def rows_of(n_rows: int, n_columns: int, rank: int) -> Tensor:
+    left, right = (torch.randn(size, rank, generator=generator_of(size)) for size in (n_rows, n_columns))
+    rows = left @ right.T
+    return rows - rows.mean(0)
+
+
+@pytest.mark.parametrize("shape", [(60, 20), (20, 60)], ids=["tall", "wide"])
+def test_directions_and_variances_are_those_of_the_singular_values(shape: tuple[int, int]) -> None:
+    rows = rows_of(*shape, rank=9)
+    directions, variances = principal_directions(rows, 4, 1000)
+    _, singular, right = torch.linalg.svd(rows.double(), full_matrices=False)
+    torch.testing.assert_close(variances, singular[:4].square() / len(rows), rtol=1e-5, atol=0)
+    torch.testing.assert_close((directions @ right[:4].T).abs(), torch.eye(4, dtype=torch.float64), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(60, 20), (20, 60)], ids=["tall", "wide"])
+def test_rows_that_span_fewer_directions_have_fewer(shape: tuple[int, int]) -> None:
+    directions, variances = principal_directions(rows_of(*shape, rank=3), 10, 1000)
+    assert (directions.shape, variances.shape) == ((3, shape[1]), (3,))
+
+
+def test_of_many_rows_evenly_spaced_ones_serve() -> None:
+    rows = rows_of(60, 20, rank=9)
+    for found, expected in zip(principal_directions(rows, 4, 25), principal_directions(rows[::3], 4, 60), strict=True):
+        assert torch.equal(found, expected)

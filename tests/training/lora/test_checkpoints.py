@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import pytest
+
+from blora.errors import ConfigError
+from blora.training.lora.checkpoints import claim, last_complete, release
+
+RUN = {"seed": 0, "epochs": 2}
+
+
+def checkpoint(work_dir: Path, step: int, state: str | None = "{}") -> Path:
+    folder = work_dir / f"checkpoint-{step}"
+    folder.mkdir()
+    if state is not None:
+        (folder / "trainer_state.json").write_text(state)
+    return folder
+
+
+def test_a_new_run_begins(tmp_path: Path) -> None:
+    assert claim(tmp_path / "work", RUN, resume=False) is None
+    assert claim(tmp_path / "other", RUN, resume=True) is None
+
+
+def test_a_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
+    claim(tmp_path / "work", RUN, resume=False)
+    checkpoint(tmp_path / "work", 9)
+    newest = checkpoint(tmp_path / "work", 10)
+    assert claim(tmp_path / "work", RUN, resume=True) == newest
+
+
+@pytest.mark.parametrize("state", [None, '{"step": 1'])
+def test_a_checkpoint_in_pieces_is_passed_over(tmp_path: Path, state: str | None) -> None:
+    whole = checkpoint(tmp_path, 4)
+    checkpoint(tmp_path, 8, state)
+    assert last_complete(tmp_path) == whole
+
+
+def test_without_a_whole_checkpoint_there_is_nothing_to_go_on_from(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 8, None)
+    assert last_complete(tmp_path) is None
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_the_checkpoints_of_another_run_are_refused(tmp_path: Path, resume: bool) -> None:
+    claim(tmp_path / "work", RUN, resume=False)
+    with pytest.raises(ConfigError, match="work of a run with other settings"):
+        claim(tmp_path / "work", RUN | {"epochs": 3}, resume=resume)
+
+
+def test_an_unfinished_run_is_not_begun_again_by_accident(tmp_path: Path) -> None:
+    claim(tmp_path / "work", RUN, resume=False)
+    with pytest.raises(ConfigError, match="unfinished run; pass --resume"):
+        claim(tmp_path / "work", RUN, resume=False)
+
+
+def test_a_folder_with_other_things_is_refused_and_untouched(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("irreplaceable")
+    with pytest.raises(ConfigError, match="which holds other files"):
+        claim(tmp_path, RUN, resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_finished_run_leaves_nothing(tmp_path: Path) -> None:
+    claim(tmp_path / "work", RUN, resume=False)
+    checkpoint(tmp_path / "work", 1)
+    release(tmp_path / "work")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,138 @@
+"""Numbers as labels, read as an index or as the text of a choice, alike in JSONL and CSV."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blora.errors import DataError
+from blora.training.rows.examples import read_examples
+from tests.training.toys import row, write_jsonl
+
+DIGITS = ["1", "2", "3", "4"]
+Rows = Sequence[tuple[Sequence[str], dict[str, Any]]]
+
+
+def both_formats(tmp_path: Path, rows: Rows) -> tuple[Path, Path]:
+    """The same choices and label fields as JSONL and as CSV."""
+    jsonl = write_jsonl(tmp_path / "rows.jsonl", [row(choices=list(c), label=None) | fields for c, fields in rows])
+    names = list(dict.fromkeys(name for _, fields in rows for name in fields))
+    with (tmp_path / "rows.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["question", "choices", *names])
+        writer.writerows(["Which?", "|".join(c), *(fields.get(name, "") for name in names)] for c, fields in rows)
+    return jsonl, tmp_path / "rows.csv"
+
+
+ALIKE: dict[str, tuple[Rows, list[int]]] = {
+    "an index": ([(["ice", "fire"], {"label": 1})], [1]),
+    "the text of a choice where there is no such index": ([(["10", "20", "30"], {"label": 20})], [1]),
+    "the same either way": ([(["0", "1", "2"], {"label": 2})], [2]),
+    "indices, as another row says": ([(DIGITS, {"label": 2}), (["ice", "fire"], {"label": 0})], [2, 0]),
+    "indices, as a zero says": ([(DIGITS, {"label": 2}), (DIGITS, {"label": 0})], [2, 0]),
+    "texts, as the last choice says": ([(DIGITS, {"label": 2}), (DIGITS, {"label": 4})], [1, 3]),
+    "texts say nothing about numbers": ([(["ice", "fire"], {"label": "fire"}), (DIGITS, {"label": 4})], [1, 3]),
+    "an explicit index": ([(DIGITS, {"label_index": 2})], [2]),
+    "an explicit text": ([(DIGITS, {"label_text": "3"})], [2]),
+    "explicit fields that agree": ([(DIGITS, {"label_index": 2, "label_text": "3"})], [2]),
+    "a label that counts otherwise": ([(DIGITS, {"label_index": 2, "label": 1})], [2]),
+    "a letter beside the text": ([(DIGITS, {"label_text": "3", "answerKey": "1"})], [2]),
+}
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_both_formats_read_a_label_alike(tmp_path: Path, name: str) -> None:
+    rows, labels = ALIKE[name]
+    for file in both_formats(tmp_path, rows):
+        assert [example.label for example in read_examples(str(file)).examples] == labels, file.suffix
+
+
+REFUSED: dict[str, Rows] = {
+    "one row alone": [(DIGITS, {"label": 2})],
+    "rows that say nothing": [(DIGITS, {"label": 2}), (["ice", "fire"], {"label": "fire"})],
+    "rows that disagree": [(DIGITS, {"label": 2}), (DIGITS, {"label": 4}), (["ice", "fire"], {"label": 0})],
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_number_that_may_be_either_is_refused(tmp_path: Path, name: str) -> None:
+    message = (
+        ":[12]: got label 2, which is the index of '3' and also stands for '2', and the other rows do not say which is "
+        "meant; expected label_index or label_text$"
+    )
+    for file in both_formats(tmp_path, REFUSED[name]):
+        with pytest.raises(DataError, match=message):
+            read_examples(str(file))
+
+
+@pytest.mark.parametrize(("key", "label"), [("2", 1), (2, None)])
+def test_arcs_letters_may_be_digits_but_a_number_is_no_letter(
+    tmp_path: Path, key: str | int, label: int | None
+) -> None:
+    arc = {"text": ["a", "b", "c"], "label": ["1", "2", "3"]}
+    file = write_jsonl(tmp_path / "rows.jsonl", [row(choices=arc, label=None, answerKey=key)])
+    if label is None:
+        with pytest.raises(DataError, match="got label 2, which is the index of 'c' and also stands for 'b'"):
+            read_examples(str(file))
+    else:
+        assert read_examples(str(file)).examples[0].label == label
+
+
+@pytest.mark.parametrize("key", ["1", "0"])
+def test_a_number_as_key_without_letters_is_refused_unless_it_is_a_choice(tmp_path: Path, key: str) -> None:
+    rows: Rows = [(["a", "b", "c", "d"], {"answerKey": key})]
+    for file in both_formats(tmp_path, rows):
+        with pytest.raises(DataError, match=rf":[12]: got answerKey '{key}', expected one of \['a', .*label_index"):
+            read_examples(str(file))
+    for file in both_formats(tmp_path, [(["3", "4"], {"answerKey": "4"})]):
+        assert read_examples(str(file)).examples[0].label == 1
+
+
+def test_text_in_jsonl_is_no_index_of_another_choice(tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "rows.jsonl", [row(choices=DIGITS, label="2"), row(label="1")])
+    assert [example.label for example in read_examples(str(file)).examples] == [1, 1]
+
+
+MIXED: dict[str, tuple[list[Any], str]] = {
+    "a text that is no choice": (
+        ["1", "2", "4", "5", "3"],
+        r"rows\[4\]: got label '3', expected one of \['1', '2', '4', '5'\]",
+    ),
+    "numbers": ([5, 4, 0], r"rows\[2\]: got label '0', expected one of \['1', "),
+    "as many of either": ([5, 0], r"rows\[1\]: got label '0', expected one of"),
+    "one text among texts and a number": (["5", "1", 3], r"rows\[2\]: got label '3', expected one of"),
+    "a number beyond the indices": ([0, 0, 2, 5], r"rows\[3\]: got label '5', expected an index from 0 to 3"),
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_numbers_that_are_indices_in_some_rows_and_texts_in_others_are_refused(name: str) -> None:
+    labels, message = MIXED[name]
+    rows = [row(choices=["1", "2", "4", "5"], label=label) for label in labels]
+    with pytest.raises(DataError, match=f"^{message}[^\n]*correct the label$"):
+        read_examples(rows)
+
+
+def test_a_number_in_csv_that_is_no_choice_is_no_index_of_another(tmp_path: Path) -> None:
+    sets = ["10", "20", "30"]
+    _, file = both_formats(tmp_path, [(sets, {"label": label}) for label in (10, 20, 1)])
+    with pytest.raises(DataError, match=r"rows.csv:4: got label '1', expected one of \['10', '20', '30'\]"):
+        read_examples(str(file))
+
+
+def test_a_text_says_that_numbers_are_texts() -> None:
+    rows = [row(choices=DIGITS, label=label) for label in ("2", 3)]
+    assert [example.label for example in read_examples(rows).examples] == [1, 2]
+
+
+def test_digits_of_other_scripts_are_no_index() -> None:
+    with pytest.raises(DataError, match="got label '\u0661', expected one of"):
+        read_examples([row(label="\u0661")])
+
+
+def test_malformed_rows_are_told_before_any_doubt(tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "rows.jsonl", [row(choices=DIGITS, label=2), row(label=9)])
+    with pytest.raises(DataError, match=r"^[^\n]*:2: got label 9, expected an index from 0 to 1$"):
+        read_examples(str(file))

@@ -1,0 +1,250 @@
+"""Fitting of a familiarity on states that have been read, with its kind chosen by labels that are held out.
+
+Without labels the distance is that of the Gaussian. With them there are three candidates, `KINDS`, which labels that
+they have not seen judge: groups of similar labels are left out in turn, the other training rows fit the distance, and
+the AUROC says how well it tells the left-out rows from validation rows of the other labels.
+No foreign question takes part. With many labels the direction tends to win, because a foreign question resembles none
+of them; with few, whose axes span little, both parts together do.
+
+A left-out label is of the same subject as the others, so that this judge favours what tells labels apart over what
+notices another subject: on BANKING77 it chooses the direction, where both parts would notice CLINC150's rows better.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import get_args
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from blora.config import FamiliarityConfig, FamiliarityKind
+from blora.decision.curves import auroc
+from blora.decision.familiarity import MOST_BYTES, Familiarity
+from blora.errors import ShapeError
+from blora.head_config import MOST_REFERENCE
+from blora.posterior.decision_head import Features
+from blora.posterior.noise import generator_of
+from blora.training.head.principal import principal_directions
+from blora.training.rows.packed import LabelledRow
+
+__all__ = ["Candidate", "FittedFamiliarity", "familiarity_of", "fit_familiarity"]
+
+logger = logging.getLogger(__name__)
+
+KINDS: tuple[FamiliarityKind, ...] = get_args(FamiliarityKind)
+# The Gaussian reads the states at the lower two depths, which know subject, language and form best.
+N_LOW_DEPTHS = 2
+N_DIRECTIONS, N_AXES = 256, 96
+# Sharpness of the soft maximum over the labels, for the direction alone: both parts together scale the cosines down,
+# and a soft maximum of small cosines counts labels.
+SHARPNESS = 7.0
+# Shrinkage of the covariance within labels to its diagonal.
+SHRINKAGE = 0.2
+# The most directions in which labels are separated, and rows from which covariances are computed.
+MOST_DIMENSIONS, MOST_ROWS = 3072, 8192
+MOST_FOLDS = 5
+K_MEANS_STEPS = 20
+LEAST_VARIANCE, LEAST_SPREAD = 1e-6, 1e-6
+# Labels need rows to have means and a covariance; with fewer the Gaussian alone is fitted.
+LEAST_LABELS, LEAST_ROWS_PER_LABEL = 3, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Mean AUROC of a kind of distance for left-out labels against validation rows of the others."""
+
+    kind: FamiliarityKind
+    auroc: float
+
+
+@dataclass(frozen=True, slots=True)
+class FittedFamiliarity:
+    """A familiarity of the kind that tells left-out labels best.
+
+    Attributes:
+        familiarity: the familiarity.
+        candidates: every kind that was tried; empty if there was no choice.
+    """
+
+    familiarity: Familiarity
+    candidates: tuple[Candidate, ...]
+
+
+def familiarity_of(
+    depths: Sequence[int],
+    features: Features,
+    rows: Sequence[LabelledRow],
+    validation_features: Features,
+    validation: Sequence[LabelledRow],
+) -> FittedFamiliarity:
+    """Return the familiarity of rows, by labels where they are fixed.
+
+    Args:
+        depths: depths of the states, ascending.
+        features: features of the rows.
+        rows: the rows.
+        validation_features: features of the validation rows.
+        validation: rows that standardise the distance, help to choose its kind, and are the reference of p-values.
+    """
+    fixed = rows[0].row.readout == "linear"
+
+    def labels(of: Sequence[LabelledRow]) -> Tensor | None:
+        return torch.tensor([row.row.outputs[row.label] for row in of]) if fixed else None
+
+    assert features.prompt is not None
+    assert validation_features.prompt is not None  # `read_features` reads them
+    return fit_familiarity(depths, features.prompt, validation_features.prompt, labels(rows), labels(validation))
+
+
+def fit_familiarity(
+    depths: Sequence[int],
+    states: Tensor,
+    validation: Tensor,
+    labels: Tensor | None = None,
+    validation_labels: Tensor | None = None,
+) -> FittedFamiliarity:
+    """Return the familiarity of training rows.
+
+    Args:
+        depths: depths of the states, ascending.
+        states: (N, F) mean states of the training rows at these depths, side by side.
+        validation: (M, F) of rows that were not trained on, which standardise the distance and help to choose.
+        labels: (N,) labels of the training rows, of fixed choices; None if choices come with the question.
+        validation_labels: (M,) labels of the validation rows.
+
+    Raises:
+        ShapeError: if the shapes do not fit.
+    """
+    for rows, found in ((states, labels), (validation, validation_labels)):
+        if rows.ndim != 2 or rows.shape[1] != states.shape[1] or (found is not None and len(found) != len(rows)):
+            shapes = f"states {tuple(rows.shape)} and labels {None if found is None else tuple(found.shape)}"
+            raise ShapeError(f"got {shapes}, expected (N, {states.shape[-1]}) and (N,)")
+    if labels is None or validation_labels is None or not _enough(labels):
+        return FittedFamiliarity(_of_kind(_fit(depths, states, None), "gaussian", validation), ())
+    earned: dict[FamiliarityKind, list[float]] = {kind: [] for kind in KINDS}
+    for held in _folds(states, labels):
+        train, familiar = ~torch.isin(labels, held), ~torch.isin(validation_labels, held)
+        if familiar.sum() < 2 or not _enough(labels[train]):
+            continue
+        fitted = _fit(depths, states[train], labels[train])
+        foreign = torch.cat([states[~train], validation[~familiar]])
+        for kind in KINDS:
+            one = _of_kind(fitted, kind, validation[familiar])
+            distances = one.distance(torch.cat([validation[familiar], foreign]))
+            told = auroc(distances, torch.arange(len(distances)) >= familiar.sum())
+            assert told is not None  # there are rows of both
+            earned[kind].append(told)
+    fitted = _fit(depths, states, labels)
+    candidates = tuple(Candidate(kind, sum(found) / len(found)) for kind, found in earned.items() if found)
+    for candidate in candidates:
+        logger.info("familiarity, %s: AUROC %.3f of labels that are left out", candidate.kind, candidate.auroc)
+    best: FamiliarityKind = max(candidates, key=lambda candidate: candidate.auroc).kind if candidates else "gaussian"
+    return FittedFamiliarity(_of_kind(fitted, best, validation), candidates)
+
+
+def _enough(labels: Tensor) -> bool:
+    counts = labels.unique(return_counts=True)[1]
+    return len(counts) >= LEAST_LABELS and len(labels) >= LEAST_ROWS_PER_LABEL * len(counts)
+
+
+def _of_kind(fitted: Familiarity, kind: FamiliarityKind, validation: Tensor) -> Familiarity:
+    """Return a familiarity as one of a kind, standardised by validation rows, without tensors that it does not need."""
+    config = replace(fitted.config, kind=kind, sharpness=SHARPNESS if kind == "direction" else None)
+    if kind == "gaussian":
+        config = replace(config, n_axes=0, n_labels=0)
+        fitted = replace(fitted, axes=fitted.axes[:0], labels=fitted.labels[:0, :0])
+    fitted = replace(fitted, config=config)
+    parts = fitted.parts(validation)
+    fitted = replace(fitted, middle=parts.mean(0), spread=parts.std(0, correction=0).clamp_min(LEAST_SPREAD))
+    # Of very many rows any will do, but the first ones may be those of some labels only.
+    some = torch.randperm(len(validation), generator=generator_of(0))[:MOST_REFERENCE]
+    reference = fitted.distance(validation)[some]
+    return replace(fitted, config=replace(config, n_reference=len(reference)), reference=reference)
+
+
+def _fit(depths: Sequence[int], states: Tensor, labels: Tensor | None) -> Familiarity:
+    """Return a familiarity of training rows, with every part that they allow, not yet standardised."""
+    states = states.float()
+    n_rows, n_states = states.shape
+    center = states.mean(0)
+    scale = states.std(0, correction=0).clamp_min(1e-6)
+    x = (states - center) / scale
+    n_low = n_states // len(depths) * min(N_LOW_DEPTHS, len(depths))
+    low = x[:, :n_low]
+    n_directions = max(1, min(N_DIRECTIONS, n_rows // 4, n_low - 1, MOST_BYTES // 4 // (2 * n_low)))
+    directions = principal_directions(low, n_directions, MOST_ROWS)[0].half().float()
+    variances = (low @ directions.T).square().mean(0).clamp_min(LEAST_VARIANCE)
+    beyond = low - low @ directions.T @ directions
+    residual = beyond.square().sum() / (n_rows * (n_low - len(directions)))
+    axes, means = torch.zeros(0, n_states), torch.zeros(0, 0)
+    if labels is not None:
+        n_labels = len(labels.unique())
+        left = MOST_BYTES - 8 * n_states - 2 * len(directions) * n_low - 4 * (len(directions) + MOST_REFERENCE) - 64
+        most = min(N_AXES, n_labels - 1, left // (2 * n_states + 4 * n_labels))
+        axes, means = _axes(x, labels, most)
+    config = FamiliarityConfig(
+        kind="both" if len(axes) else "gaussian",
+        depths=tuple(depths),
+        n_states=n_states,
+        n_low=n_low,
+        n_directions=len(directions),
+        n_axes=len(axes),
+        n_labels=len(means),
+    )
+    residual = residual.clamp_min(LEAST_VARIANCE)[None]
+    zero = torch.zeros(2)
+    return Familiarity(config, center, scale, directions, variances, residual, axes, means, zero, zero + 1, zero[:1])
+
+
+def _axes(x: Tensor, labels: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Return the axes (R, F) that separate labels, rounded to float16, and the labels' means on them, of unit length.
+
+    On the axes rows of one label have about unit variance in every direction.
+    """
+    _, label = labels.unique(return_inverse=True)
+    counts = label.bincount().double()
+    basis = None
+    if x.shape[1] > MOST_DIMENSIONS:
+        basis = principal_directions(x, min(MOST_DIMENSIONS, len(x) - 1), MOST_ROWS)[0].float()
+    z = x if basis is None else x @ basis.T
+    means = torch.zeros(len(counts), z.shape[1]).index_add(0, label, z) / counts[:, None].float()
+    within = z - means[label]
+    covariance = (within.T @ within / len(z)).double()
+    diagonal = covariance.diagonal().clone().clamp_min(LEAST_VARIANCE)
+    factor = torch.linalg.cholesky((1 - SHRINKAGE) * covariance + SHRINKAGE * diagonal.diag())
+    whitened = torch.linalg.solve_triangular(factor, means.double().T, upper=False).T  # (C, F)
+    leading = torch.linalg.svd((counts / counts.sum()).sqrt()[:, None] * whitened, full_matrices=False).Vh[:most]
+    axes = torch.linalg.solve_triangular(factor.T, leading.T, upper=True).T.float()
+    axes = (axes if basis is None else axes @ basis).half().float()
+    on_axes = torch.zeros(len(counts), len(axes)).index_add(0, label, x @ axes.T)
+    return axes, normalize(on_axes, dim=-1)
+
+
+def _folds(states: Tensor, labels: Tensor) -> Iterator[Tensor]:
+    """Yield the labels that are left out together: each alone if there are few, otherwise groups of similar ones."""
+    present, label = labels.unique(return_inverse=True)
+    if len(present) <= MOST_FOLDS + 2:
+        yield from present.split(1)
+        return
+    x = states.float() - states.float().mean(0)
+    sums = torch.zeros(len(present), x.shape[1]).index_add(0, label, x / x.std(0).clamp_min(1e-6))
+    means = normalize(sums, dim=-1)
+    group = _k_means(means, MOST_FOLDS)
+    for fold in group.unique():
+        yield present[group == fold]
+
+
+def _k_means(points: Tensor, k: int) -> Tensor:
+    """Return the group (N,) of each point; starting from points far from one another, without chance."""
+    centers = points[:1]
+    while len(centers) < k:
+        farthest = torch.cdist(points, centers).amin(1).argmax()
+        centers = torch.cat([centers, points[farthest][None]])
+    for _ in range(K_MEANS_STEPS):
+        group = torch.cdist(points, centers).argmin(1)
+        sums = torch.zeros_like(centers).index_add(0, group, points)
+        counts = group.bincount(minlength=k)[:, None]
+        centers = torch.where(counts > 0, sums / counts.clamp_min(1), centers)
+    return group

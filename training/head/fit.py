@@ -1,0 +1,300 @@
+"""Fitting of a decision head on states that are computed once: regularised regression, then a Laplace approximation.
+
+The weights minimise the cross-entropy plus precision / 2 times their squared norm, which is convex. The precisions of
+the weights of states, counts and products are those with the lowest recalibrated NLL on validation rows; a pointer head
+has products only if these lower that NLL clearly. The posterior's
+covariance is the Kronecker-factored Laplace approximation (Ritter et al., 2018) at that minimum. Its inputs' factor is
+diagonal, a_i = sum over rows of z_i^2, because the directions are principal ones; its outputs' factor is the mean
+Fisher information of the logits. A pointer head, which has one output, uses the Fisher information's exact diagonal.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+from torch import Tensor
+
+from blora.config import HeadConfig
+from blora.errors import DataError
+from blora.inference.reading import head_log_probs
+from blora.posterior.decision_head import DecisionHead, Features
+from blora.posterior.draws import Draws
+from blora.training.head.inputs import Floats, HeadInputs
+from blora.training.head.principal import principal_directions
+from blora.training.rows.packed import LabelledRow, labels_of
+from blora.training.trials import Trial, trial_of
+
+__all__ = ["PARTS", "FittedHead", "Regression", "fit_head"]
+
+# Prior precisions to try, per unit of a standardised state and of a count.
+STATE_PRECISIONS = (30.0, 100.0, 300.0, 1000.0, 3000.0)
+COUNT_PRECISIONS = (0.03, 0.1, 0.3, 1.0)
+# The same per unit of a product of two projected states, and the most directions of prompts and choices in products.
+PRODUCT_PRECISIONS = (100.0, 300.0, 1000.0, 3000.0)
+N_PRODUCTS = (128, 64)
+# Spread of a state among prompts, relative to its mean, below which the prompts differ by rounding alone.
+LEAST_SPREAD = 1e-4
+# Fall of the validation NLL for which products are taken: with them a head has several times as many weights.
+LEAST_GAIN_NATS = 0.01
+# Precision that switches a part of the inputs off.
+OFF = float("inf")
+# Parts of the inputs that a head can be fitted on.
+PARTS = ("counts", "states", "both")
+# The most rows from which the directions are computed.
+MOST_ROWS_OF_DIRECTIONS = 4096
+# Most steps of a fit, and the fall of the loss per row at which it ends.
+MOST_STEPS = 300
+TOLERANCE = 1e-7
+
+# Prior precisions of the weights of states, counts and products.
+Precisions = tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class FittedHead:
+    """A head at the precisions with the lowest recalibrated validation NLL.
+
+    Attributes:
+        head: the head, with the Laplace approximation's deviations.
+        precisions: prior precisions of the weights of states, counts and products.
+        trial: recalibration and metrics of the posterior mean on the validation rows.
+    """
+
+    head: DecisionHead
+    precisions: Precisions
+    trial: Trial
+
+
+def fit_head(
+    regression: "Regression",
+    validation: Features,
+    validation_rows: Sequence[LabelledRow],
+    lora: Draws,
+    part: str = "both",
+) -> FittedHead:
+    """Return the head that a part of the inputs gives, at the best precisions.
+
+    Args:
+        regression: the training rows.
+        validation: features of the validation rows, which choose the precisions.
+        validation_rows: the validation rows.
+        lora: the LoRA below the head, for the validation.
+        part: one of `PARTS`; the head's weights of the other inputs are zero.
+    """
+    tried: dict[Precisions, FittedHead] = {}
+
+    def fitted(precisions: Precisions, start: FittedHead | None) -> FittedHead:
+        if precisions not in tried:
+            head = regression.solve(*precisions, start.head if start is not None else None)
+            log_probs = head_log_probs(head.mean(lora), [row.row for row in validation_rows], validation)
+            tried[precisions] = FittedHead(head, precisions, trial_of(0.0, log_probs, validation_rows))
+        return tried[precisions]
+
+    def search(best: FittedHead, *sweeps: tuple[int, Sequence[float]]) -> FittedHead:
+        for place, grid in sweeps:
+            found = [fitted(_with(best.precisions, place, precision), best) for precision in grid]
+            best = min(found, key=lambda one: one.trial.metrics.nll)
+        return best
+
+    states = (OFF,) if part == "counts" else STATE_PRECISIONS
+    counts = (OFF,) if part == "states" else COUNT_PRECISIONS if regression.owner is None else (1.0,)
+    middle = states[len(states) // 2]
+    plain = search(fitted((middle, counts[len(counts) // 2], OFF), None), (0, states), (1, counts), (0, states))
+    if part != "both" or not regression.prompts.shape[1]:
+        return plain
+    products, beside = (2, PRODUCT_PRECISIONS), (0, states)
+    rich = search(fitted(_with(plain.precisions, 0, middle), plain), products, beside, products, beside)
+    return rich if rich.trial.metrics.nll < plain.trial.metrics.nll - LEAST_GAIN_NATS else plain
+
+
+def _with(precisions: Precisions, place: int, precision: float) -> Precisions:
+    """Return the precisions with another one at a place."""
+    changed = [*precisions]
+    changed[place] = precision
+    return changed[0], changed[1], changed[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Regression:
+    """The regression of labels on inputs: N questions, or the R choices of N questions, row after row.
+
+    Attributes:
+        blank: the head with its standardisation, and weights of zero.
+        z: (N or R, K) float32 projected states.
+        counts: (N or R, M) scaled counts.
+        labels: (N,) the right output; or (N,) the row of the right choice.
+        owner: (R,) the question of each choice; None for fixed choices.
+        prompts: (N, P) float32 projected states of the prompts, for products; (0, 0) without products.
+    """
+
+    blank: DecisionHead
+    z: Floats
+    counts: csr_matrix
+    labels: NDArray[np.int64]
+    owner: NDArray[np.int64] | None
+    prompts: Floats
+
+    @classmethod
+    def of(cls, config: HeadConfig, features: Features, rows: Sequence[LabelledRow]) -> "Regression":
+        """Return the regression of labelled rows on their features.
+
+        Args:
+            config: the head's settings; fewer directions are used if the rows span fewer.
+            features: the rows' features.
+            rows: the labelled rows.
+        """
+        labels = labels_of(rows)
+        if features.owner is None:
+            n_outputs = 1 + max(max(row.row.outputs) for row in rows)
+            labels = torch.tensor([row.row.outputs[row.label] for row in rows])
+            states, counts, owner = features.states, features.counts, None
+            present = counts != 0
+            count_scale = ((1 + len(counts)) / (1 + present.sum(0))).log() + 1  # inverse document frequency
+            center = states.mean(0)
+        else:
+            n_outputs = 1
+            states, counts, owner = features.states, features.counts, features.owner
+            sizes = owner.bincount()
+            sums = torch.zeros(len(rows), states.shape[-1]).index_add(0, owner, states)
+            states = states - (sums / sizes[:, None])[owner]  # a constant per question cancels
+            count_scale = 1 / counts.std(0).clamp_min(1e-6)
+            center = torch.zeros(states.shape[-1])
+            labels = labels + sizes.cumsum(0) - sizes
+        scale = (states - center).square().mean(0).sqrt().clamp_min(1e-6)
+        directions = _directions((states - center) / scale, config.n_directions)
+        n_directions, n_counts = len(directions), counts.shape[-1]
+        prompts = features.prompt if owner is not None else None
+        of_prompt = _of_prompt(prompts) if prompts is not None else {}
+        products = (len(of_prompt["prompt_directions"]), min(N_PRODUCTS[1], n_directions)) if of_prompt else (0, 0)
+        n_weights = n_directions + products[0] * products[1]
+        blank = DecisionHead(
+            replace(config, n_states=states.shape[-1], n_directions=n_directions, n_products=products),
+            center=center,
+            scale=scale,
+            directions=directions,
+            count_scale=count_scale,
+            weight=torch.zeros(n_weights, n_outputs),
+            deviation=torch.zeros(n_weights, n_outputs),
+            basis=torch.eye(n_outputs),
+            count_weight=torch.zeros(n_counts, n_outputs),
+            bias=torch.zeros(n_outputs),
+            **of_prompt,
+        )
+        return cls(
+            blank,
+            blank.project(states).numpy(),
+            csr_matrix(blank.scaled(counts).numpy()),
+            labels.numpy(),
+            owner.numpy() if owner is not None else None,
+            blank.project_prompt(prompts).numpy() if prompts is not None and of_prompt else np.zeros((0, 0), "f"),
+        )
+
+    def precision_of(self, state_precision: float) -> float:
+        """Return the prior precision of the projected states' weights, of a precision per standardised state."""
+        # The projected states have the standardised ones' variance on fewer directions.
+        return state_precision * len(self.blank.directions) / len(self.blank.center)
+
+    def solve(
+        self, state_precision: float, count_precision: float, product_precision: float, start: DecisionHead | None
+    ) -> DecisionHead:
+        """Return the head at the minimum, with its deviations.
+
+        Args:
+            state_precision: prior precision per unit of a standardised state.
+            count_precision: prior precision per unit of a count.
+            product_precision: prior precision per unit of a product of two projected states.
+            start: a head to start from.
+        """
+        blank = self.blank if product_precision != OFF else self.blank.without_products()
+        n_prompt, n_choice = blank.config.n_products
+        inputs = HeadInputs(self.z, self.counts, self.owner, self.prompts[:, :n_prompt], n_choice)
+        precisions = self.precision_of(state_precision), product_precision * inputs.unit_of_products, count_precision
+        weights = self._minimum(inputs, precisions, start or blank)
+        curvature, basis, fisher = inputs.curvature(inputs.probabilities(inputs.logits(weights)))
+        of_weights = np.repeat(precisions[:2], [len(weights[0]), len(weights[1])])[:, None]
+        deviation = 1 / np.sqrt(np.outer(curvature, fisher) + of_weights)
+        weight, of_products, count_weight, bias = weights
+        found = {
+            "weight": np.concatenate([weight, of_products]),
+            "count_weight": count_weight,
+            "bias": bias[0],
+            "deviation": deviation,
+            "basis": basis,
+        }
+        tensors = {name: torch.tensor(np.ascontiguousarray(value, "f")) for name, value in found.items()}
+        return DecisionHead(blank.config, **blank.tensors() | tensors)
+
+    def _minimum(self, inputs: HeadInputs, precisions: Precisions, start: DecisionHead) -> list[Floats]:
+        """Return the weights at the minimum, part by part.
+
+        L-BFGS sees every weight in units of its curvature where all outcomes are equally probable. A part that is
+        switched off has units of zero.
+        """
+        n_rows, own = len(self.labels), self.z.shape[1]
+        n_outcomes = self.blank.n_outputs if self.owner is None else len(self.z) / n_rows
+        fisher = (1 - 1 / n_outcomes) / n_outcomes
+        units = [
+            (1 / np.sqrt(fisher * square + precision)).astype("f")[:, None]
+            for square, precision in zip(inputs.squares(), (*precisions, 0.0), strict=True)
+        ]
+        penalties = [precision if precision != OFF else 0.0 for precision in (*precisions, 0.0)]
+        of_products = torch.zeros(len(units[1]), self.blank.n_outputs)
+        of_products[: len(start.weight) - own] = start.weight[own:][: len(of_products)]
+        parts = start.weight[:own], of_products, start.count_weight, start.bias[None]
+        scaled = [(part / torch.from_numpy(unit)).nan_to_num() for part, unit in zip(parts, units, strict=True)]
+
+        def weights() -> list[Floats]:
+            return [part.numpy() * unit for part, unit in zip(scaled, units, strict=True)]
+
+        def loss() -> float:
+            found = weights()
+            total, residual = self._cross_entropy(inputs.probabilities(inputs.logits(found)))
+            gradients = inputs.gradients(residual)
+            for part, weight, gradient, penalty, unit in zip(scaled, found, gradients, penalties, units, strict=True):
+                total += penalty * float(np.square(weight).sum()) / 2
+                part.grad = torch.from_numpy((gradient + penalty * weight) * unit / n_rows).float()
+            return total / n_rows
+
+        optimizer = torch.optim.LBFGS(
+            scaled,
+            max_iter=MOST_STEPS,
+            tolerance_grad=0,
+            tolerance_change=TOLERANCE,
+            history_size=10,
+            line_search_fn="strong_wolfe",
+        )
+        optimizer.step(loss)
+        return weights()
+
+    def _cross_entropy(self, probs: Floats) -> tuple[float, Floats]:
+        """Return the summed cross-entropy of probabilities, and its gradient in the logits."""
+        at = (np.arange(len(self.labels)), self.labels) if self.owner is None else (self.labels, 0)
+        found = -np.log(np.maximum(probs[at], 1e-30)).sum(dtype="d")
+        probs[at] -= 1
+        return float(found), probs
+
+
+def _of_prompt(states: Tensor) -> dict[str, Tensor]:
+    """Return the standardisation and projection of prompts' states (N, F) for products; nothing for equal prompts."""
+    center, scale = states.mean(0), states.std(0, correction=0)
+    varies = scale > LEAST_SPREAD * center.abs()
+    if not varies.any():
+        return {}
+    scale = torch.where(varies, scale, 1.0)
+    directions = _directions((states - center) / scale * varies, N_PRODUCTS[0])
+    return {"prompt_center": center, "prompt_scale": scale, "prompt_directions": directions}
+
+
+def _directions(states: Tensor, n_directions: int) -> Tensor:
+    """Return the leading principal directions of standardised states (N, F) as (K, F), rounded to float16.
+
+    Projected states have a standard deviation of 1 over all directions together. K is smaller than asked for if the
+    rows span fewer directions.
+    """
+    directions, variances = principal_directions(states, n_directions, MOST_ROWS_OF_DIRECTIONS)
+    if variances[0] <= 0:
+        raise DataError("got training rows that the model cannot tell apart, expected at least two different texts")
+    return (directions / variances.mean().sqrt()).half().float().contiguous()

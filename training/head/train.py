@@ -1,0 +1,202 @@
+"""Training of a decision head, on the frozen base model or above a LoRA: features, weights, width and recalibration."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+from transformers import TrainerCallback
+
+from blora.base_model import BaseModel
+from blora.config import HeadConfig, PosteriorConfig, SamplingConfig
+from blora.decision.familiarity import Familiarity
+from blora.decision.metrics import Metrics
+from blora.decision.temperature import FEW_ROWS
+from blora.inference.reading import trunk_of
+from blora.posterior.decision_head import Features, HeadPosterior
+from blora.posterior.inject import inject
+from blora.posterior.noise import generator_of
+from blora.posterior.posterior import Posterior
+from blora.training.config import HEAD_SCALES, TOLERANCE_NATS, TrainConfig
+from blora.training.head.crossfit import Held, answers, folds_of
+from blora.training.head.familiarity import familiarity_of
+from blora.training.head.features import read_features
+from blora.training.head.fit import PARTS, FittedHead, Regression, fit_head
+from blora.training.head.objective import HeadObjective
+from blora.training.lora.trainer import minimize
+from blora.training.lora.trunk import with_states
+from blora.training.rows.packed import LabelledRow
+from blora.training.trials import Trial, choose, trial_of, try_scales
+
+__all__ = ["Part", "TrainedHead", "default_head", "fit_parts", "train_below", "train_head"]
+
+logger = logging.getLogger(__name__)
+
+# A linear head has a weight for each direction and choice, a pointer head one for each direction.
+N_DIRECTIONS, N_DIRECTIONS_OF_POINTER = 512, 1024
+N_GRAMS = 8192
+# Prior precision of the weights of the projected states while a LoRA below them is trained.
+PRECISION = 5.0
+# What a part of the inputs is called, for fixed choices and for choices that come with the question.
+NAMES = {
+    "counts": ("regression on character n-grams", "base model's log-probabilities"),
+    "states": ("regression on frozen states", "regression on frozen states"),
+    "both": ("head, posterior mean", "head, posterior mean"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Metrics of a part of an adapter on the validation rows, recalibrated on them."""
+
+    name: str
+    metrics: Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedHead:
+    """A head's posterior at the chosen width.
+
+    Attributes:
+        posterior: the posterior.
+        config: the head's settings.
+        trial: recalibration and metrics on the validation rows.
+        parts: what simpler methods reach, and the head itself last.
+        fitted: the head of each of `PARTS`, without draws.
+        familiarity: distance from the training rows.
+    """
+
+    posterior: HeadPosterior
+    config: HeadConfig
+    trial: Trial
+    parts: tuple[Part, ...]
+    fitted: dict[str, FittedHead]
+    familiarity: Familiarity
+
+
+def default_head(n_layers: int, hidden_size: int, *, linear: bool) -> HeadConfig:
+    """Return the default settings of a head: states at five depths, from a third of the layers to the last one.
+
+    >>> default_head(30, 576, linear=True).depths
+    (10, 15, 20, 25, 30)
+    """
+    depths = tuple(sorted({round(n_layers * k / 6) for k in range(2, 7)}))
+    return HeadConfig(
+        depths=depths,
+        n_states=len(depths) * hidden_size,
+        n_directions=N_DIRECTIONS if linear else N_DIRECTIONS_OF_POINTER,
+        n_grams=N_GRAMS if linear else 0,
+    )
+
+
+def train_head(
+    base: BaseModel,
+    train: Sequence[LabelledRow],
+    validation: Sequence[LabelledRow],
+    sampling: SamplingConfig,
+) -> TrainedHead:
+    """Return the head that fits the training rows best on the frozen base model.
+
+    Args:
+        base: the base model.
+        train: rows packed for the head, all with one readout.
+        validation: rows that choose precisions, width and recalibration.
+        sampling: number and seed of the adapter's draws.
+    """
+    linear = train[0].row.readout == "linear"
+    text = base.model.config.get_text_config()
+    config = default_head(text.num_hidden_layers, text.hidden_size, linear=linear)
+    lora = Posterior({}, PosteriorConfig(method="lora"), seed=0)
+    read = [read_features(base.model, rows, config, lora.mean(), "reading states") for rows in (train, validation)]
+    return fit_parts(config, read[0], train, read[1], validation, sampling, lora)
+
+
+def train_below(
+    base: BaseModel,
+    frozen: TrainedHead,
+    lora: Posterior,
+    train: Sequence[LabelledRow],
+    validation: Sequence[LabelledRow],
+    sampling: SamplingConfig,
+    training: TrainConfig,
+    checkpoint: Path | None,
+    callbacks: Sequence[TrainerCallback],
+) -> TrainedHead:
+    """Train a LoRA below a head, and return the head that fits best on the states under that LoRA.
+
+    Args:
+        base: the base model; LoRA layers are injected into it.
+        frozen: the head on the frozen base model, whose projection and weights of the counts the training starts from.
+        lora: the LoRA to train in place, a point.
+        train: rows packed for the head.
+        validation: rows that choose the epoch, precisions, width and recalibration.
+        sampling: number and seed of the adapter's draws.
+        training: the training settings.
+        checkpoint: folder of the checkpoint to resume from, None to start anew.
+        callbacks: additional callbacks for the Trainer.
+    """
+    inject(base.model, lora.modules_shape)
+    layer = trunk_of(frozen.config, lora.mean())
+    train, validation = (with_states(base.model, rows, layer, training.trunk_cache_gib) for rows in (train, validation))
+    objective = HeadObjective(
+        base.model, lora, frozen.fitted["both"].head.to(base.device), n_train=len(train), precision=PRECISION
+    )
+    minimize(objective, train, validation, training, base.device, checkpoint, callbacks)
+    lora.to("cpu")
+    below = lora.mean().to(base.device)
+    read = [read_features(base.model, rows, frozen.config, below, "reading states") for rows in (train, validation)]
+    return fit_parts(frozen.config, read[0], train, read[1], validation, sampling, lora, ("both",))
+
+
+def fit_parts(
+    config: HeadConfig,
+    features: Features,
+    train: Sequence[LabelledRow],
+    validation_features: Features,
+    validation: Sequence[LabelledRow],
+    sampling: SamplingConfig,
+    lora: Posterior,
+    parts: Sequence[str] = PARTS,
+) -> TrainedHead:
+    """Return the head that fits the training rows best, from features that have been read.
+
+    Args:
+        config: the head's settings.
+        features: features of the training rows.
+        train: the training rows.
+        validation_features: features of the validation rows.
+        validation: rows that choose precisions, width and recalibration; for the latter, fewer than `FEW_ROWS` are
+            helped out by training rows out of fold.
+        sampling: number and seed of the adapter's draws.
+        lora: the LoRA below the head, under which the features were read.
+        parts: some of `PARTS`, to be fitted by themselves; the last is the whole head.
+    """
+    above = ", above a LoRA" if lora.modules_shape else ""
+    regression = Regression.of(config, features, train)
+    held = [Held(regression, validation_features, validation)]
+    if len(validation) < FEW_ROWS and not lora.modules_shape:  # a LoRA has fitted the rows of every fold
+        held += folds_of(config, features, train, sampling.seed)
+    rows = [row for one in held for row in one.rows]
+    fitted, found = {}, []
+    for part in parts:
+        best = fit_head(regression, validation_features, validation, lora.mean(), part)
+        heads = [best.head, *(fold.regression.solve(*best.precisions, None) for fold in held[1:])]
+        posteriors = [HeadPosterior(head, lora) for head in heads]
+        if held[1:]:
+            log_probs = answers(held, [one.mean() for one in posteriors])
+            best = replace(best, trial=trial_of(0.0, log_probs, rows, len(validation)))
+        fitted[part] = best
+        found.append(Part(NAMES[part][0 if regression.owner is None else 1] + above, fitted[part].trial.metrics))
+        logger.info("%s: validation %s", found[-1].name, fitted[part].trial)
+
+    def score(scale: float) -> Tensor:
+        widened = [HeadPosterior(one.head.widen(scale), lora) for one in posteriors]
+        return answers(held, [one.sample(sampling.n_samples, generator_of(sampling.seed)) for one in widened])
+
+    trial = choose(try_scales(score, rows, HEAD_SCALES, len(validation)), TOLERANCE_NATS)
+    posterior = posteriors[0]
+    posterior.widen(trial.scale)
+    found.append(Part(f"head, {sampling.n_samples} draws{above}", trial.metrics))
+    familiarity = familiarity_of(config.depths, features, train, validation_features, validation)
+    return TrainedHead(posterior, posterior.head.config, trial, tuple(found), fitted, familiarity.familiarity)

@@ -1,0 +1,1 @@
+"""Training of a LoRA, with a posterior or below a head, by gradient descent."""

@@ -1,0 +1,214 @@
+"""Labels of rows, read as the index of the correct choice.
+
+A row names its correct choice in one of these fields:
+
+label         the index of a choice, from 0, or its text. A number (in CSV: digits) may be the index of one choice and
+              the text of another. The other rows then decide, as numbers are either indices or texts in all rows of a
+              data set. If the other rows do not decide, the row is refused. If some numbers can only be texts, and
+              others can only be indices although choices of the row are numbers, the rarer ones are refused.
+label_index   the index, a whole number from 0
+label_text    the text; label_index and label_text take precedence over label, and must agree if a row has both
+answerKey     ARC's format: the letter of the correct choice, where choices is {"text": [...], "label": [...]}, or its
+              text; a number that is neither is refused, as ARC counts from 1
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from blora.config import MOST_CHOICES
+from blora.errors import DataError
+from blora.training.caveats import CLOSE, warn_of_odd_labels
+from blora.training.rows.sources import Table
+
+__all__ = ["Label", "RowError", "label_set", "read_label", "settle"]
+
+REPORTED = 10  # choices named in a message
+FIELDS = ("label_index", "label_text", "label", "answerKey")
+
+
+class RowError(Exception):
+    """An error in one row; the message does not name the place of the row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """The two readings of a label: the choice with this index and the choice with this text, None if there is none."""
+
+    index: int | None
+    text: int | None
+    choices: Sequence[str]
+
+    @property
+    def is_doubtful_index(self) -> bool:
+        """Whether the label can only be an index, but the choices are numbers, of which it may be a missing one."""
+        return self.text is None and any(map(_is_digits, self.choices))
+
+
+def read_label(row: Mapping[str, Any], choices: Sequence[str], letters: Sequence[str], *, untyped: bool) -> Label:
+    """Return the possible meanings of a row's label.
+
+    Args:
+        row: the row under our column names.
+        choices: the row's choices.
+        letters: the letters of the choices in ARC's format, otherwise empty.
+        untyped: whether numbers arrive as text, as in CSV.
+
+    Raises:
+        RowError: if the label is missing or matches no choice.
+    """
+    given = {name: row[name] for name in FIELDS if row.get(name) is not None}
+    if not given:
+        raise RowError("got no label, expected the index or the text of the right choice")
+    if "label_index" in given or "label_text" in given:
+        explicit = _explicit(given, choices, untyped=untyped)
+        return Label(explicit, explicit, choices)
+    if "label" in given:
+        return _index_or_text(given["label"], choices, (choices, letters), untyped=untyped)
+    key, names = given["answerKey"], letters or choices
+    if str(key) not in (*letters, *choices):
+        raise RowError(
+            f"got answerKey {key!r:.80}, expected one of {_listed(names)}{_near(key, names)}; send a position as "
+            'label_index, counted from 0, or the letters beside the choices, as {"text": [...], "label": [...]}'
+        )
+    return _index_or_text(key, choices, (letters, choices), untyped=untyped)
+
+
+def label_set(table: Table) -> tuple[str, ...] | None:
+    """Return the label set of rows without choices: the class names of their labels, or the distinct texts, sorted.
+
+    The result is None if any row has choices, or if a label is a number without a class name.
+
+    Raises:
+        DataError: if the number of labels is not a permitted number of choices.
+    """
+    rows = [row for _, row in table.rows if isinstance(row, dict)]
+    if any(row.get("choices") is not None for row in rows):
+        return None
+    found = table.label_names
+    if found is None:
+        labels = [row["label_text"] if row.get("label_text") is not None else row.get("label") for row in rows]
+        texts = {label for label in labels if isinstance(label, str) and not (table.untyped and _is_digits(label))}
+        if not rows or any(label is not None and label not in texts for label in labels):
+            return None
+        if not texts and not any(row.get(field) is not None for row in rows for field in FIELDS):
+            raise DataError(
+                f"got no label in any row of {table.name}, with the columns {', '.join(rows[0])}, expected one each: "
+                "name the column of the labels (--columns label=NAME, or columns= in Python)"
+            )
+        found = tuple(sorted(texts))
+        warn_of_odd_labels([label for label in labels if label is not None])
+    if not 2 <= len(found) <= MOST_CHOICES:
+        raise DataError(
+            f"got {len(found)} different labels in {table.name}, expected 2 to {MOST_CHOICES}; check the labels, or "
+            "name the choices (--choices, or choices= in Python)"
+        )
+    return found
+
+
+def settle(labels: Sequence[Label]) -> list[int | str]:
+    """Return the choice of each label of a data set, or the reason why the label is refused.
+
+    >>> digits = ["1", "2", "3", "4"]
+    >>> settle([Label(2, 1, digits), Label(0, None, digits)])  # the second is not a text, so numbers are indices
+    [2, 0]
+    >>> settle([Label(2, 1, digits), Label(None, 3, digits)])
+    [1, 3]
+    """
+    n_texts = sum(label.index is None for label in labels)
+    n_indices = sum(label.text is None for label in labels)
+    n_doubtful = sum(label.is_doubtful_index for label in labels)
+    are_texts = 0 < n_texts >= n_doubtful
+    # Where both kinds occur and the choices are numbers, one kind is refused, and the other rows need no message.
+    decided = (n_texts > 0) != (n_indices > 0) or (n_texts > 0 and n_doubtful > 0)
+
+    def meant(label: Label) -> int | str:
+        index, text, choices = label.index, label.text, label.choices
+        if index is None:
+            assert text is not None
+            return text if are_texts else _refused(choices[text], f"an index from 0 to {len(choices) - 1}", "indices")
+        if text is None:
+            wrong = are_texts and label.is_doubtful_index
+            return _refused(str(index), f"one of {_listed(choices)}", "texts") if wrong else index
+        if index == text or decided:
+            return text if are_texts else index
+        return (
+            f"got label {index}, which is the index of {choices[index]!r} and also stands for {choices[text]!r}, and "
+            "the other rows do not say which is meant; expected label_index or label_text"
+        )
+
+    return [meant(label) for label in labels]
+
+
+def _refused(label: str, expected: str, kind: str) -> str:
+    return f"got label {label!r}, expected {expected}, as numbers in other rows can only be {kind}; correct the label"
+
+
+def _explicit(given: Mapping[str, Any], choices: Sequence[str], *, untyped: bool) -> int:
+    index = text = None
+    if (value := given.get("label_index")) is not None:
+        index = int(value) if untyped and _is_digits(value) else value
+        if not _is_number(index):
+            raise RowError(f"got label_index {value!r:.80}, expected the index of the right choice")
+        _check_range("label_index", index, choices)
+    if (value := given.get("label_text")) is not None:
+        if value not in choices:
+            raise RowError(f"got label_text {value!r:.80}, expected one of {_listed(choices)}{_near(value, choices)}")
+        text = choices.index(value)
+    if index is not None and text is not None and index != text:
+        raise RowError(
+            f"got label_index {index}, which is {choices[index]!r}, and label_text {choices[text]!r}; "
+            "expected the same choice, or one of the two"
+        )
+    found = index if index is not None else text
+    assert found is not None  # one of the two was given
+    return found
+
+
+def _index_or_text(value: Any, choices: Sequence[str], namings: Sequence[Sequence[str]], *, untyped: bool) -> Label:
+    """Return the possible meanings of a value: a number as an index, and any value by the first naming that has it.
+
+    Digits that arrive as text although numbers do not are no index if a naming has them.
+    """
+    named = next((names.index(str(value)) for names in namings if str(value) in names), None)
+    if isinstance(value, str):
+        if named is not None and not (untyped and _is_digits(value)):
+            return Label(None if _is_digits(value) else named, named, choices)
+        if not _is_digits(value):
+            expected = list(namings[0] or namings[1])
+            raise RowError(
+                f"got label {value[:80]!r}, expected one of {_listed(expected)} or an index{_near(value, expected)}"
+            )
+        value = int(value)
+    if not _is_number(value):
+        raise RowError(f"got label {value!r:.80}, expected the index or the text of the right choice")
+    if named is None:
+        _check_range("label", value, choices)
+    return Label(value if 0 <= value < len(choices) else None, named, choices)
+
+
+def _listed(choices: Sequence[str]) -> str:
+    """Return the choices as a list for an error message, of many only the first ones."""
+    more = len(choices) - REPORTED
+    return f"{list(choices)!r}" if more <= 0 else f"{list(choices[:REPORTED])!r} and {more} more"
+
+
+def _near(value: object, choices: Sequence[str]) -> str:
+    """Return the question whether a choice that reads nearly like the value is meant; empty if none does."""
+    near = get_close_matches(str(value), choices, 1, CLOSE)
+    return f"; is {near[0]!r} meant?" if near else ""
+
+
+def _check_range(field: str, index: int, choices: Sequence[str]) -> None:
+    if not 0 <= index < len(choices):
+        raise RowError(f"got {field} {index}, expected an index from 0 to {len(choices) - 1}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_digits(value: Any) -> bool:
+    """Return whether a value is text of at most nine digits from 0 to 9."""
+    return isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) <= 9

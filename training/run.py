@@ -1,0 +1,337 @@
+"""A complete training run, from a recipe to an adapter directory."""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+from accelerate import PartialState
+from transformers import TrainerCallback
+
+from blora.adapter import check_output, save_adapter
+from blora.base_model import BaseModel
+from blora.config import AdapterConfig, HeadConfig, PosteriorConfig, PromptConfig, ReadoutName, SamplingConfig
+from blora.decision.abstention import Policy
+from blora.decision.familiarity import Familiarity
+from blora.errors import ConfigError
+from blora.lora import WEIGHTS_FILE, read_lora
+from blora.opening import open_base
+from blora.posterior.decision_head import HeadPosterior
+from blora.posterior.inject import default_targets, linear_targets, parse_layers, select_modules
+from blora.posterior.posterior import Posterior
+from blora.training.caveats import warn_of_few_rows
+from blora.training.config import N_SAMPLES, N_SAMPLES_HEAD
+from blora.training.head.train import Part, TrainedHead, train_below, train_head
+from blora.training.lora.checkpoints import claim, last_complete, release
+from blora.training.lora.trainer import check_tracker, fit
+from blora.training.processes import claim_device
+from blora.training.provenance import machine, revision
+from blora.training.recipe import Recipe
+from blora.training.rows.examples import ExampleSet, examples_of, read_examples, split_examples
+from blora.training.rows.labels import label_set
+from blora.training.rows.overlap import SEEN, check_disjoint, fingerprints, seen_by
+from blora.training.rows.packed import LabelledRow, pack_examples
+from blora.training.rows.questions import as_plain
+from blora.training.rows.sources import read_table
+from blora.training.trials import Trial, trial_of
+from blora.training.tune import scorer
+
+__all__ = ["Trained", "train_adapter"]
+
+logger = logging.getLogger(__name__)
+
+# Settings of the adapter that do not affect its training.
+OF_THE_ADAPTER = ("policy", "n_samples", "command")
+# Training settings that do not affect the result.
+INCIDENTAL = ("work_dir", "resume", "trunk_cache_gib", "report_to")
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The base model of a run, and the validation results of the adapter that was written.
+
+    Attributes:
+        base: the base model.
+        result: recalibration and metrics of the adapter.
+        parts: what simpler methods reach on the same rows, and the candidates for the adapter; none without a head.
+    """
+
+    base: BaseModel
+    result: Trial
+    parts: tuple[Part, ...] = ()
+
+
+def train_adapter(recipe: Recipe, output: Path, *, callbacks: Sequence[TrainerCallback] = ()) -> Trained:
+    """Train a posterior, recalibrate it, and write its adapter directory.
+
+    Args:
+        recipe: the settings of the run.
+        output: the adapter directory to write.
+        callbacks: additional callbacks for the Trainer.
+
+    Raises:
+        BloraError: if the data, the base model or a setting is unusable; raised before training starts.
+    """
+    if recipe.policy is not None:
+        Policy.from_mapping(recipe.policy)
+    SamplingConfig(n_samples=recipe.n_samples or N_SAMPLES)  # checked here, as the policy is
+    check_output(output)
+    check_tracker(recipe.training.report_to)
+    train, validation, prompt = _read(recipe)
+    head, layers = _plan(recipe, prompt)
+    seen = {"train": fingerprints(train), "validation": fingerprints(validation)} | seen_by(recipe.init_from)
+    processes, device = claim_device(recipe.device)
+    base = open_base(recipe.base_model, device=device, dtype=recipe.dtype)
+    lora = _lora_of(recipe, base, layers, below=head != "none") if layers != "none" else None
+    run = _Run(recipe, base, train, validation, processes, callbacks)
+    if head != "none":
+        candidates = _with_head(run, replace(prompt, readout=head), lora)
+    else:
+        assert lora is not None  # `_plan` refuses neither
+        candidates = [_with_lora(run, prompt, *lora)]
+    chosen = min(candidates, key=lambda one: one.result.metrics.nll)
+    parts = tuple(part for one in candidates for part in one.parts) if head != "none" else ()
+    config = AdapterConfig(
+        base_model=base.ref,
+        target_modules=chosen.targets,
+        modules=chosen.modules,
+        posterior=chosen.form,
+        prompt=chosen.prompt,
+        sampling=chosen.sampling,
+        head=chosen.head,
+        familiarity=chosen.familiarity.config if chosen.familiarity is not None else None,
+        question=recipe.question.config if recipe.question is not None else None,
+        policy=recipe.policy,
+        training=_record(recipe, base, train)
+        | {
+            "seconds": chosen.seconds,
+            SEEN: seen,
+            "parts": {part.name: part.metrics.to_dict() for part in parts},
+            "validation": {
+                "source": validation.source,
+                "digest": validation.digest,
+                "n_examples": len(validation.examples),
+                "n_recalibrating": chosen.result.n_recalibrating,
+                "n_samples": chosen.sampling.n_samples,
+                **chosen.result.metrics.to_dict(),
+            },
+        },
+    )
+    processes.wait_for_everyone()
+    if processes.is_main_process:
+        save_adapter(output, chosen.posterior, chosen.result.recalibrated(config), base, chosen.familiarity)
+        if lora is not None:
+            release(recipe.training.work_dir)
+        result = chosen.result
+        logger.info("wrote %s: validation NLL %.3f, accuracy %.3f", output, result.metrics.nll, result.metrics.accuracy)
+        warn_of_few_rows(result.n_rows, result.n_recalibrating)
+    processes.wait_for_everyone()  # no process reads the adapter before the main one has written it
+    return Trained(base, chosen.result, parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Candidate:
+    """An adapter that could be written, with its results on the validation rows."""
+
+    posterior: Posterior | HeadPosterior
+    form: PosteriorConfig
+    prompt: PromptConfig
+    sampling: SamplingConfig
+    result: Trial
+    seconds: float
+    parts: tuple[Part, ...]
+    head: HeadConfig | None = None
+    familiarity: Familiarity | None = None
+    targets: tuple[str, ...] = ()
+    modules: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Data and settings that every candidate of a run shares."""
+
+    recipe: Recipe
+    base: BaseModel
+    train: ExampleSet
+    validation: ExampleSet
+    processes: PartialState
+    callbacks: Sequence[TrainerCallback]
+
+    def packed(self, prompt: PromptConfig) -> tuple[list[LabelledRow], list[LabelledRow]]:
+        """Return the training and the validation rows as token rows."""
+        return pack_examples(self.train, self.base, prompt), pack_examples(self.validation, self.base, prompt)
+
+    def checkpoint(self, prompt: PromptConfig) -> Path | None:
+        """Claim the work folder, and return the checkpoint to resume from, if there is one."""
+        run = _settings(self.recipe) | {"prompt": asdict(prompt), "base": self.base.ref.fingerprint}
+        run |= {"train": self.train.digest, "validation": self.validation.digest}
+        if self.recipe.init_from is not None:
+            run["init"] = sha256((self.recipe.init_from / WEIGHTS_FILE).read_bytes()).hexdigest()
+        work_dir = self.recipe.training.work_dir
+        with self.processes.main_process_first():
+            if self.processes.is_main_process:
+                return claim(work_dir, run, resume=self.recipe.training.resume)
+            return last_complete(work_dir)
+
+
+def _plan(recipe: Recipe, prompt: PromptConfig) -> tuple[ReadoutName | Literal["none"], str]:
+    """Return the kind of the head, and the layers to adapt.
+
+    Raises:
+        ConfigError: if they exclude each other, or the policy needs a head and there is none.
+    """
+    of_posterior = recipe.bayesian_layers is not None or recipe.posterior != PosteriorConfig(
+        method=recipe.posterior.method, rank=recipe.posterior.rank, alpha=recipe.posterior.alpha
+    )
+    head: ReadoutName | Literal["none"]
+    if recipe.head == "auto":
+        readable = prompt.scoring == "text" and (prompt.choices is not None or prompt.choice_end != "none")
+        head = "linear" if prompt.choices is not None else "pointer"
+        head = head if readable and not of_posterior else "none"
+    else:
+        head = recipe.head
+    if head != "none" and of_posterior:
+        raise ConfigError(
+            f"got a setting of a posterior over a LoRA with head {head}, whose LoRA is a point; use head none"
+        )
+    wants_lora = recipe.posterior != PosteriorConfig() or any(
+        setting is not None for setting in (recipe.init_from, recipe.target_modules)
+    )
+    layers = recipe.layers or ("all" if head == "none" or wants_lora else "none")
+    if head == "none" and layers == "none":
+        raise ConfigError("got neither layers nor a head, expected one of them: leave --layers out")
+    if head == "none" and "min_familiarity" in (recipe.policy or {}):
+        raise ConfigError("got --min-familiarity without a head, whose states a familiarity reads: leave it out")
+    return head, layers
+
+
+def _with_head(run: _Run, prompt: PromptConfig, lora: tuple[tuple[str, ...], Posterior] | None) -> list[_Candidate]:
+    """Return the adapter of a head alone and, if there is a LoRA to train below it, of a head above that LoRA."""
+    recipe, base = run.recipe, run.base
+    sampling = replace(recipe.sampling, n_samples=recipe.n_samples or N_SAMPLES_HEAD, stop_error=None)
+    rows, validation_rows = run.packed(prompt)
+    began = time.perf_counter()
+
+    def candidate(trained: TrainedHead, targets: tuple[str, ...] = ()) -> _Candidate:
+        return _Candidate(
+            posterior=trained.posterior,
+            form=trained.posterior.lora.config,
+            prompt=prompt,
+            sampling=sampling,
+            result=trained.trial,
+            seconds=time.perf_counter() - began,
+            parts=trained.parts,
+            head=trained.config,
+            familiarity=trained.familiarity,
+            targets=targets,
+            modules=trained.posterior.lora.modules_shape,
+        )
+
+    frozen = train_head(base, rows, validation_rows, sampling)
+    found = [candidate(frozen)]
+    if lora is not None:
+        targets, below = lora
+        checkpoint = run.checkpoint(prompt)
+        above = train_below(
+            base, frozen, below, rows, validation_rows, sampling, recipe.training, checkpoint, run.callbacks
+        )
+        found.append(candidate(above, targets))
+    return found
+
+
+def _lora_of(recipe: Recipe, base: BaseModel, layers: str, *, below: bool) -> tuple[tuple[str, ...], Posterior]:
+    """Return the names of the modules to adapt, and the posterior over their LoRA before training."""
+    usual = linear_targets(base.model) if below else default_targets(base.model.config.model_type)
+    targets = recipe.target_modules or usual
+    n_layers = base.model.config.get_text_config().num_hidden_layers
+    form = replace(recipe.posterior, method="lora") if below else recipe.posterior
+    if recipe.bayesian_layers is not None:
+        form = replace(form, bayesian_layers=parse_layers(recipe.bayesian_layers, n_layers))
+    modules = select_modules(base.model, targets, parse_layers(layers, n_layers))
+    posterior = Posterior(modules, form, recipe.training.seed)
+    if recipe.init_from is not None:
+        posterior.set_mean(read_lora(recipe.init_from, modules, form.rank, form.alpha))
+    return tuple(targets), posterior
+
+
+def _with_lora(run: _Run, prompt: PromptConfig, targets: tuple[str, ...], posterior: Posterior) -> _Candidate:
+    """Return the adapter of a posterior over a LoRA, or of a plain LoRA."""
+    recipe, base, form = run.recipe, run.base, posterior.config
+    rows, validation_rows = run.packed(prompt)
+    checkpoint = run.checkpoint(prompt)
+    logger.info(
+        "training on %d rows with %d validation rows; the first row has %d choices",
+        len(rows),
+        len(validation_rows),
+        rows[0].row.n_choices,
+    )
+    fitted = fit(base, posterior, rows, validation_rows, recipe.training, checkpoint, run.callbacks)
+    sampling = replace(recipe.sampling, n_samples=recipe.n_samples or N_SAMPLES)
+    if form.method == "lora":  # one set of weights, so one draw
+        sampling = replace(sampling, n_samples=1)
+    cache_gib = recipe.training.trunk_cache_gib
+    score = scorer(base, posterior, validation_rows, sampling.n_samples, sampling.seed, cache_gib=cache_gib)
+    result = trial_of(1.0, score(1.0), validation_rows)
+    return _Candidate(
+        posterior=posterior,
+        form=form,
+        prompt=prompt,
+        sampling=sampling,
+        result=result,
+        seconds=fitted.seconds,
+        parts=(Part(f"LoRA, {form.method}, {sampling.n_samples} draws", result.metrics),),
+        targets=targets,
+        modules=posterior.modules_shape,
+    )
+
+
+def _read(recipe: Recipe) -> tuple[ExampleSet, ExampleSet, PromptConfig]:
+    """Return the training rows, the validation rows, and the prompt settings for both."""
+    question = recipe.question
+    table = as_plain(read_table(recipe.data, split=recipe.split, columns=recipe.columns), question, training=True)
+    choices = question.choices if question is not None else recipe.prompt.choices or label_set(table)
+    examples = examples_of(table, choices)
+    template = examples.template if recipe.default_template else recipe.prompt.template
+    prompt = replace(recipe.prompt, choices=choices, template=template)
+    if recipe.validation is None:
+        parts = split_examples(examples, recipe.train_examples, recipe.validation_examples, seed=recipe.split_seed)
+        return *parts, prompt
+    validation = read_examples(
+        recipe.validation,
+        choices=choices,
+        question=question,
+        split=recipe.validation_split,
+        columns=recipe.columns,
+        limit=recipe.validation_examples,
+    )
+    examples = replace(examples, examples=examples.examples[: recipe.train_examples])
+    check_disjoint(examples, validation)
+    return examples, validation, prompt
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe as JSON, without its rows and settings that do not affect the training."""
+    names = [f.name for f in fields(recipe) if f.name not in ("data", "validation", *OF_THE_ADAPTER)]
+    settings = {name: getattr(recipe, name) for name in names}
+    settings |= {name: asdict(settings[name]) for name in ("posterior", "prompt", "sampling", "training")}
+    settings["question"] = asdict(recipe.question) if recipe.question is not None else None
+    settings["columns"] = dict(recipe.columns) if recipe.columns is not None else None
+    settings["init_from"] = str(recipe.init_from) if recipe.init_from is not None else None
+    for name in INCIDENTAL:
+        settings["training"].pop(name)
+    return settings
+
+
+def _record(recipe: Recipe, base: BaseModel, train: ExampleSet) -> dict[str, object]:
+    return {
+        "command": recipe.command,
+        "revision": revision(),
+        "machine": machine(base.device),
+        "dtype": base.dtype_name,
+        "settings": _settings(recipe)["training"],
+        "init_from": str(recipe.init_from) if recipe.init_from is not None else None,
+        "train": {"source": train.source, "digest": train.digest, "n_examples": len(train.examples)},
+    }
