@@ -28,7 +28,6 @@ from blora.training.config import N_SAMPLES_HEAD
 from blora.training.head.train import fit_parts
 from blora.training.provenance import machine, revision
 from blora.training.rows.packed import labels_of
-from blora.training.trials import trial_of
 
 __all__ = ["RESULT"]
 
@@ -62,10 +61,9 @@ def measure(read: ReadSet, n_rows: int, seed: int) -> dict[str, dict[str, float]
         read.config, train.features, train.rows, validation.features, validation.rows, SAMPLING, NO_LORA, ("both",)
     )
     draws = trained.posterior.sample(N_SAMPLES_HEAD, generator_of(SEEDS[0]))
-    alone = trial_of(trained.trial.scale, validation.under(draws), validation.rows)
     log_probs, labels = read.test.under(draws), labels_of(read.test.rows)
     found = {}
-    for name, trial in (("alone", alone), ("out_of_fold", trained.trial)):
+    for name, trial in (("alone", trained.trial), ("out_of_fold", trained.served)):
         judged = metrics(temper(log_probs, trial.temperature, trial.lapse).mean(0), labels)
         found[name] = {"nll": judged.nll, "ece": judged.ece}
     return found

@@ -98,7 +98,10 @@ def _model_index(config: AdapterConfig, name: str) -> list[str]:
         {"type": key, "name": f"{METRICS[key]}, validation rows", "value": round(value, 4), "verified": False}
         for key, value in metrics.items()
     ]
-    about = f"{source}: validation rows, which the recalibration was fitted on, {figures.get('n_examples')} of them"
+    n_rows = figures.get("n_examples")
+    helping = figures.get("n_recalibrating", n_rows) - n_rows if n_rows is not None else 0
+    beside = f" with {helping} training rows out of fold" if helping else ""
+    about = f"{source}: validation rows, which the recalibration was fitted on{beside}, {n_rows} of them"
     dataset = {"type": str(source), "name": about, "split": "validation"}
     task = {"type": "text-classification"}
     index = [{"name": name, "results": [{"task": task, "dataset": dataset, "metrics": entries}]}]

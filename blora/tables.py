@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +47,7 @@ def read_rows(file: Path, check: Check) -> Iterator[tuple[str, object]]:
         the place and the value of each row: a dict, another JSON value, or `Malformed`.
 
     Raises:
-        DataError: if the file cannot be read in the format of its suffix, or a column of a CSV file comes twice.
+        DataError: if the file cannot be read in the format of its suffix, or a column of it comes twice.
     """
     read = FORMATS.get(file.suffix.lower())
     if read is None:
@@ -55,6 +55,8 @@ def read_rows(file: Path, check: Check) -> Iterator[tuple[str, object]]:
     try:
         yield from read(file, check)
     except OSError as exc:
+        if exc.errno is None:  # raised by pyarrow for the contents
+            raise DataError(f"{file} cannot be read as a {file.suffix} file: {exc}") from exc
         raise DataError(f"data file {file} cannot be read ({exc.strerror or exc}); check the path") from exc
     except UnicodeDecodeError as exc:
         with file.open("rb") as lines:
@@ -132,7 +134,11 @@ def _check_header(header: list[str], where: str) -> None:
         raise DataError(
             f"{where}: got columns that are separated by {other!r}, expected commas: save the file as CSV with commas"
         )
-    if twice := sorted({name for name in header if name and header.count(name) > 1}):
+    _check_names(header, where)
+
+
+def _check_names(names: Sequence[str], where: str) -> None:
+    if twice := sorted({name for name in names if name and names.count(name) > 1}):
         raise DataError(f"{where}: got the column {twice[0]!r} twice, expected it once: rename one of them")
 
 
@@ -144,10 +150,11 @@ def _parquet_rows(file: Path, check: Check) -> Iterator[tuple[str, object]]:
         raise DataError(f"Reading {file} needs pyarrow: pip install pyarrow") from exc
     try:
         with ParquetFile(file) as table:
+            _check_names(table.schema_arrow.names, str(file))
             check(str(file), table.schema_arrow.names)
             rows = (row for batch in table.iter_batches(batch_size=256) for row in batch.to_pylist())
             yield from ((f"{file}:{number}", row) for number, row in enumerate(rows, start=1))
-    except pyarrow.ArrowInvalid as exc:
+    except (pyarrow.ArrowInvalid, UnicodeDecodeError) as exc:
         raise DataError(f"{file} cannot be read as a .parquet file: {exc}") from exc
 
 

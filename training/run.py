@@ -92,7 +92,7 @@ def train_adapter(recipe: Recipe, output: Path, *, callbacks: Sequence[TrainerCa
     else:
         assert lora is not None  # `_plan` refuses neither
         candidates = [_with_lora(run, prompt, *lora)]
-    chosen = min(candidates, key=lambda one: one.result.metrics.nll)
+    chosen = min(candidates, key=lambda one: one.judged.metrics.nll)
     parts = tuple(part for one in candidates for part in one.parts) if head != "none" else ()
     config = AdapterConfig(
         base_model=base.ref,
@@ -134,13 +134,17 @@ def train_adapter(recipe: Recipe, output: Path, *, callbacks: Sequence[TrainerCa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Candidate:
-    """An adapter that could be written, with its results on the validation rows."""
+    """An adapter that could be written, with its results on the validation rows.
+
+    Candidates are compared by `judged`, whose recalibration is that of the validation rows alone.
+    """
 
     posterior: Posterior | HeadPosterior
     form: PosteriorConfig
     prompt: PromptConfig
     sampling: SamplingConfig
     result: Trial
+    judged: Trial
     seconds: float
     parts: tuple[Part, ...]
     head: HeadConfig | None = None
@@ -221,7 +225,8 @@ def _with_head(run: _Run, prompt: PromptConfig, lora: tuple[tuple[str, ...], Pos
             form=trained.posterior.lora.config,
             prompt=prompt,
             sampling=sampling,
-            result=trained.trial,
+            result=trained.served,
+            judged=trained.trial,
             seconds=time.perf_counter() - began,
             parts=trained.parts,
             head=trained.config,
@@ -281,6 +286,7 @@ def _with_lora(run: _Run, prompt: PromptConfig, targets: tuple[str, ...], poster
         prompt=prompt,
         sampling=sampling,
         result=result,
+        judged=result,
         seconds=fitted.seconds,
         parts=(Part(f"LoRA, {form.method}, {sampling.n_samples} draws", result.metrics),),
         targets=targets,

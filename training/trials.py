@@ -81,24 +81,18 @@ def trial_of(scale: float, log_probs: Tensor, rows: Sequence[LabelledRow], n_val
     return Trial(scale, found.temperature, power + found.power, found.lapse, judged, len(mean), len(labels))
 
 
-def try_scales(
-    score: Callable[[float], Tensor],
-    rows: Sequence[LabelledRow],
-    scales: Sequence[float],
-    n_validation: int | None = None,
-) -> list[Trial]:
+def try_scales(score: Callable[[float], Tensor], rows: Sequence[LabelledRow], scales: Sequence[float]) -> list[Trial]:
     """Return one trial per scale, from the narrowest to the widest, until the NLL is clearly worse than the best.
 
     Args:
         score: the function that `scorer` returned for these rows.
-        rows: the validation rows, and further rows that recalibrate.
+        rows: the validation rows.
         scales: the candidates, in any order.
-        n_validation: number of validation rows, which come first; None for all.
     """
     trials: list[Trial] = []
     for scale in sorted(scales):
         try:
-            trials.append(trial_of(scale, score(scale), rows, n_validation))
+            trials.append(trial_of(scale, score(scale), rows))
             logger.info("%s", trials[-1])
         except NumericalError:
             if not trials:

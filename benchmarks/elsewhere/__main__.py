@@ -87,14 +87,14 @@ class Modest:
         self.reference = self._distance(rows.proof or rows.validation)
         validation = rows.validation
         self._fitted = density_aware(
-            validation.under(draws), self._distance(validation), labels_of(validation.rows), trained.trial.lapse
+            validation.under(draws), self._distance(validation), labels_of(validation.rows), trained.served.lapse
         )
 
     def of(self, part: Rows) -> dict[str, Tensor]:
         """Return the predictive means (N, C) of rows by name of the form, one of `WAYS`."""
-        log_probs, distances, lapse = part.under(self._draws), self._distance(part), self._trained.trial.lapse
+        log_probs, distances, lapse = part.under(self._draws), self._distance(part), self._trained.served.lapse
         present, p_values = ~log_probs.isneginf().all(0), p_value(distances, self.reference)
-        served = temper(log_probs, self._trained.trial.temperature, lapse)
+        served = temper(log_probs, self._trained.served.temperature, lapse)
         forms = [served, temper(log_probs, temperatures(distances, *self._fitted), lapse)]
         for spread in (False, True):
             forms.append(guessed(served, p_values, guess_shares(len(self.reference), spread=spread), present))

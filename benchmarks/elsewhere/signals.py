@@ -35,7 +35,7 @@ def signals(read: Read, trained: TrainedHead, draws: HeadDraws) -> dict[str, tup
     assert rows.foreign is not None  # every set has foreign rows
     parts = rows.test, rows.foreign
     found: dict[str, list[Tensor]] = {"familiarity": [trained.familiarity.distance(part.prompts) for part in parts]}
-    probs = [temper(part.under(draws), trained.trial.temperature, trained.trial.lapse) for part in parts]
+    probs = [temper(part.under(draws), trained.served.temperature, trained.served.lapse) for part in parts]
     for name, sign in (("confidence", -1), ("predictive_entropy", 1), ("mutual_information", 1)):
         found[name.replace("_", " ")] = [sign * SCORES[name].values(one) for one in probs]
     if rows.train.rows[0].row.readout == "linear":  # the logits of a pointer head have no common zero

@@ -124,5 +124,5 @@ def _draws(name: str, read: ReadSet, trained: TrainedHead, seconds: float, seed:
         distance = trained.familiarity.distance
         distances = distance(read.test.prompts), distance(read.foreign.prompts)
     draws = trained.posterior.sample(N_SAMPLES_HEAD, generator_of(seed))
-    found = read.under(f"{name}, {N_SAMPLES_HEAD} draws", draws, trained.trial, seconds)
+    found = read.under(f"{name}, {N_SAMPLES_HEAD} draws", draws, trained.served, seconds)
     return replace(found, seed=seed, distances=distances)

@@ -34,6 +34,8 @@ MARGIN = 3.0
 MAX_BOUND = 0.35
 # Most columns in the test of a window that a setting of the model names.
 WIDEST = 4096
+# Ends of settings that name layers with a window, and not the width of one.
+OF_LAYERS = ("_layers", "_pattern")
 # Logits below this belong to tokens that a model rules out.
 RULED_OUT = -1e4
 
@@ -160,8 +162,9 @@ def _window(model: PreTrainedModel) -> int:
     a distant column of a packed row, although its position is near.
     """
     settings = model.config.get_text_config().to_dict()
-    found = [value for name, value in settings.items() if "window" in name and name not in LIMITS]
-    return min(max([value for value in found if type(value) is int], default=0), WIDEST)
+    named = {name: value for name, value in settings.items() if "window" in name and name not in LIMITS}
+    found = [value for name, value in named.items() if type(value) is int and not name.endswith(OF_LAYERS)]
+    return min(max(found, default=0), WIDEST)
 
 
 def _ends(model: PreTrainedModel, row: PackedRow) -> tuple[Tensor, Tensor]:

@@ -57,7 +57,7 @@ class Features:
 
     def at(self, places: Sequence[int]) -> "Features":
         """Return the features of the questions at some places, which may recur."""
-        rows = picked = torch.tensor(list(places), device=self.states.device)
+        rows = picked = torch.tensor(list(places), dtype=torch.long, device=self.states.device)
         owner = None
         if self.owner is not None:
             sizes = self.owner.bincount()

@@ -45,7 +45,9 @@ class LoraLinear(nn.Module):
         factors = draws.factors.get(self.name) if draws is not None else None
         if draws is None or factors is None:
             return out
-        if x.shape[0] % draws.n_samples if draws.rows is None else x.shape[0] % len(draws.rows):
+        wanted = draws.n_samples if draws.rows is None else len(draws.rows)
+        exact = draws.rows is not None and x.ndim > 2  # a matrix may be rows that are flattened to tokens
+        if x.shape[0] != wanted if exact else x.shape[0] % wanted:
             raise ShapeError(
                 f"got {x.shape[0]} rows, expected "
                 + (

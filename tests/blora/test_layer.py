@@ -62,6 +62,8 @@ def test_flattened_rows_are_each_under_the_draw_of_their_row() -> None:
         assert torch.equal(layer(x.flatten(0, 1)), layer(x).flatten(0, 1))
         with pytest.raises(ShapeError, match="got 27 rows, expected a multiple of the 4 whose draws are given"):
             layer(x.flatten(0, 1)[1:])
+        with pytest.raises(ShapeError, match="got 8 rows, expected a multiple of the 4 whose draws are given"):
+            layer(torch.cat([x, x]))
 
 
 @pytest.mark.parametrize("kind", BASES)

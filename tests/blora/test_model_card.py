@@ -38,6 +38,12 @@ def test_the_front_matter_is_the_hubs() -> None:
     assert front["tags"] == ["blora", "lora", "bayesian-lora", "uncertainty", "abstention"]
 
 
+def test_training_rows_that_recalibrate_are_told_by_their_number() -> None:
+    training = CONFIG.training | {"validation": CONFIG.training["validation"] | {"n_recalibrating": 340}}
+    said = "validation rows, which the recalibration was fitted on with 300 training rows out of fold, 40 of them"
+    assert said in model_card(replace(CONFIG, training=training), "triage")
+
+
 def test_the_hubs_metrics_are_those_of_the_validation_rows_and_say_so() -> None:
     [entry] = yaml.safe_load(model_card(CONFIG, "triage").split("---\n")[1])["model-index"]
     [result] = entry["results"]

@@ -12,42 +12,61 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blora.config import HeadConfig
+from blora.config import HeadConfig, SamplingConfig
 from blora.inference.reading import head_log_probs
-from blora.posterior.decision_head import Features, HeadDraws
+from blora.posterior.decision_head import DecisionHead, Features, HeadPosterior
 from blora.posterior.noise import generator_of
-from blora.training.head.fit import Regression
+from blora.posterior.posterior import Posterior
+from blora.training.head.fit import Precisions, Regression
 from blora.training.rows.packed import LabelledRow
+from blora.training.trials import Trial, trial_of
 
-__all__ = ["Held", "answers", "folds_of"]
+__all__ = ["Held", "folds_of", "recalibrated"]
 
 N_FOLDS = 5
+# With fewer texts a head that has not seen a fifth of them is another head.
+LEAST_TEXTS = 20
 
 
 class Held(NamedTuple):
-    """Rows that a regression has not seen.
+    """Rows that a head has not been fitted to.
 
     Attributes:
-        regression: the regression.
+        head: the head, with the deviations of its Laplace approximation.
         features: features of the rows.
         rows: the rows.
     """
 
-    regression: Regression
+    head: DecisionHead
     features: Features
     rows: Sequence[LabelledRow]
 
+    def log_probs(self, scale: float, lora: Posterior, sampling: SamplingConfig) -> Tensor:
+        """Return log-probabilities (S, N, C) of the rows under draws of the head's posterior.
 
-def folds_of(config: HeadConfig, features: Features, rows: Sequence[LabelledRow], seed: int) -> list[Held]:
-    """Return the folds of training rows, each with the regression on the other folds; rows about one text share a fold.
+        Args:
+            scale: factor on the deviations.
+            lora: the LoRA below the head.
+            sampling: number and seed of the draws.
+        """
+        posterior = HeadPosterior(self.head.widen(scale), lora)
+        draws = posterior.sample(sampling.n_samples, generator_of(sampling.seed))
+        return head_log_probs(draws, [row.row for row in self.rows], self.features)
+
+
+def folds_of(
+    config: HeadConfig, features: Features, rows: Sequence[LabelledRow], precisions: Precisions, seed: int
+) -> list[Held]:
+    """Return the folds of training rows, each with a head fitted to the other folds; rows about one text share a fold.
 
     Fixed labels are spread evenly. A row is in no fold if all rows with its label are about its text, because no head
-    that has not seen the row knows the label.
+    that has not seen the row knows the label. Rows about fewer than `LEAST_TEXTS` texts have no folds.
 
     Args:
         config: the head's settings.
         features: features of the rows.
         rows: the training rows.
+        precisions: prior precisions of the heads.
         seed: seed of the random order in which texts are dealt to the folds.
     """
     linear = rows[0].row.readout == "linear"
@@ -55,6 +74,8 @@ def folds_of(config: HeadConfig, features: Features, rows: Sequence[LabelledRow]
     texts: dict[object, list[int]] = {}
     for i in torch.randperm(len(rows), generator=generator_of(seed)).tolist():
         texts.setdefault(rows[i].text or i, []).append(i)
+    if len(texts) < LEAST_TEXTS:
+        return []
     dealt = sorted(texts.values(), key=lambda group: outputs[group[0]])
     folds = []
     for k in range(N_FOLDS):
@@ -63,19 +84,21 @@ def folds_of(config: HeadConfig, features: Features, rows: Sequence[LabelledRow]
         known = {outputs[i] for i in others}
         if answered := [i for i in sorted(fold) if outputs[i] in known]:
             regression = Regression.of(config, features.at(others), [rows[i] for i in others])
-            folds.append(Held(regression, features.at(answered), [rows[i] for i in answered]))
+            head = regression.solve(*precisions, None)
+            folds.append(Held(head, features.at(answered), [rows[i] for i in answered]))
     return folds
 
 
-def answers(held: Sequence[Held], draws: Sequence[HeadDraws]) -> Tensor:
-    """Return log-probabilities (S, N, C) of all held rows, each under the draws of its own regression's head.
+def recalibrated(scale: float, held: Sequence[Held], lora: Posterior, sampling: SamplingConfig) -> Trial:
+    """Return the trial of a scale that is recalibrated on several sets of rows, with the metrics of the first set.
 
     Args:
-        held: several sets of rows.
-        draws: for each set S draws of the head that its regression gave.
+        scale: factor on the deviations of every head.
+        held: the sets, each with its head.
+        lora: the LoRA below the heads.
+        sampling: number and seed of the draws.
     """
-    found = [
-        head_log_probs(own, [row.row for row in one.rows], one.features) for one, own in zip(held, draws, strict=True)
-    ]
+    found = [one.log_probs(scale, lora, sampling) for one in held]
     most = max(part.shape[-1] for part in found)
-    return torch.cat([F.pad(part, (0, most - part.shape[-1]), value=-torch.inf) for part in found], 1)
+    log_probs = torch.cat([F.pad(part, (0, most - part.shape[-1]), value=-torch.inf) for part in found], 1)
+    return trial_of(scale, log_probs, [row for one in held for row in one.rows], len(held[0].rows))

@@ -2,10 +2,9 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
 from transformers import TrainerCallback
 
 from blora.base_model import BaseModel
@@ -16,10 +15,9 @@ from blora.decision.temperature import FEW_ROWS
 from blora.inference.reading import trunk_of
 from blora.posterior.decision_head import Features, HeadPosterior
 from blora.posterior.inject import inject
-from blora.posterior.noise import generator_of
 from blora.posterior.posterior import Posterior
 from blora.training.config import HEAD_SCALES, TOLERANCE_NATS, TrainConfig
-from blora.training.head.crossfit import Held, answers, folds_of
+from blora.training.head.crossfit import Held, folds_of, recalibrated
 from blora.training.head.familiarity import familiarity_of
 from blora.training.head.features import read_features
 from blora.training.head.fit import PARTS, FittedHead, Regression, fit_head
@@ -27,7 +25,7 @@ from blora.training.head.objective import HeadObjective
 from blora.training.lora.trainer import minimize
 from blora.training.lora.trunk import with_states
 from blora.training.rows.packed import LabelledRow
-from blora.training.trials import Trial, choose, trial_of, try_scales
+from blora.training.trials import Trial, choose, try_scales
 
 __all__ = ["Part", "TrainedHead", "default_head", "fit_parts", "train_below", "train_head"]
 
@@ -61,7 +59,8 @@ class TrainedHead:
     Attributes:
         posterior: the posterior.
         config: the head's settings.
-        trial: recalibration and metrics on the validation rows.
+        trial: recalibration and metrics on the validation rows, as `parts` have them.
+        served: the same with the recalibration to serve with, for which training rows help few validation rows out.
         parts: what simpler methods reach, and the head itself last.
         fitted: the head of each of `PARTS`, without draws.
         familiarity: distance from the training rows.
@@ -70,6 +69,7 @@ class TrainedHead:
     posterior: HeadPosterior
     config: HeadConfig
     trial: Trial
+    served: Trial
     parts: tuple[Part, ...]
     fitted: dict[str, FittedHead]
     familiarity: Familiarity
@@ -166,37 +166,27 @@ def fit_parts(
         features: features of the training rows.
         train: the training rows.
         validation_features: features of the validation rows.
-        validation: rows that choose precisions, width and recalibration; for the latter, fewer than `FEW_ROWS` are
-            helped out by training rows out of fold.
+        validation: rows that choose precisions, width and recalibration, the last with training rows out of fold if
+            there are fewer than `FEW_ROWS`.
         sampling: number and seed of the adapter's draws.
         lora: the LoRA below the head, under which the features were read.
         parts: some of `PARTS`, to be fitted by themselves; the last is the whole head.
     """
     above = ", above a LoRA" if lora.modules_shape else ""
     regression = Regression.of(config, features, train)
-    held = [Held(regression, validation_features, validation)]
-    if len(validation) < FEW_ROWS and not lora.modules_shape:  # a LoRA has fitted the rows of every fold
-        held += folds_of(config, features, train, sampling.seed)
-    rows = [row for one in held for row in one.rows]
     fitted, found = {}, []
     for part in parts:
-        best = fit_head(regression, validation_features, validation, lora.mean(), part)
-        heads = [best.head, *(fold.regression.solve(*best.precisions, None) for fold in held[1:])]
-        posteriors = [HeadPosterior(head, lora) for head in heads]
-        if held[1:]:
-            log_probs = answers(held, [one.mean() for one in posteriors])
-            best = replace(best, trial=trial_of(0.0, log_probs, rows, len(validation)))
-        fitted[part] = best
+        fitted[part] = fit_head(regression, validation_features, validation, lora.mean(), part)
         found.append(Part(NAMES[part][0 if regression.owner is None else 1] + above, fitted[part].trial.metrics))
         logger.info("%s: validation %s", found[-1].name, fitted[part].trial)
-
-    def score(scale: float) -> Tensor:
-        widened = [HeadPosterior(one.head.widen(scale), lora) for one in posteriors]
-        return answers(held, [one.sample(sampling.n_samples, generator_of(sampling.seed)) for one in widened])
-
-    trial = choose(try_scales(score, rows, HEAD_SCALES, len(validation)), TOLERANCE_NATS)
-    posterior = posteriors[0]
-    posterior.widen(trial.scale)
+    best = fitted["both"]
+    held = Held(best.head, validation_features, validation)
+    trials = try_scales(lambda scale: held.log_probs(scale, lora, sampling), validation, HEAD_SCALES)
+    trial = served = choose(trials, TOLERANCE_NATS)
     found.append(Part(f"head, {sampling.n_samples} draws{above}", trial.metrics))
+    if len(validation) < FEW_ROWS and not lora.modules_shape:  # a LoRA has been trained on the rows of every fold
+        folds = folds_of(config, features, train, best.precisions, sampling.seed)
+        served = recalibrated(trial.scale, [held, *folds], lora, sampling)
+    posterior = HeadPosterior(best.head.widen(trial.scale), lora)
     familiarity = familiarity_of(config.depths, features, train, validation_features, validation)
-    return TrainedHead(posterior, posterior.head.config, trial, tuple(found), fitted, familiarity.familiarity)
+    return TrainedHead(posterior, best.head.config, trial, served, tuple(found), fitted, familiarity.familiarity)

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from blora.errors import ConfigError, DataError
@@ -71,6 +73,24 @@ def test_a_parquet_file_reads_as_the_jsonl_file_does(tmp_path: Path) -> None:
     assert found.examples[1].where == f"{tmp_path / 'toy.parquet'}:2"
     with pytest.raises(DataError, match="toy.parquet: got the columns .*, expected rating, which `columns` names"):
         read_examples(tmp_path / "toy.parquet", columns={"label": "rating"})
+
+
+def test_a_parquet_file_that_cannot_be_read_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "toy.parquet"
+    twice = pyarrow.table([["a"], ["b"]], names=["prompt", "prompt"])
+    pyarrow.parquet.write_table(twice, file)
+    with pytest.raises(DataError, match=r"toy\.parquet: got the column 'prompt' twice, expected it once"):
+        read_examples(file)
+    datasets.Dataset.from_list(toy_data(200)).to_parquet(file)
+    contents = bytearray(file.read_bytes())
+    contents[8:200] = bytes(192)
+    file.write_bytes(contents)
+    with pytest.raises(DataError, match=r"toy\.parquet cannot be read as a \.parquet file: "):
+        read_examples(file)
+    with pytest.raises(
+        DataError, match=r"none\.parquet cannot be read \(.*No such file or directory\); check the path"
+    ):
+        read_examples(tmp_path / "none.parquet")
 
 
 @pytest.mark.parametrize("kind", KINDS)
