@@ -118,16 +118,22 @@ class Score:
         return values if self.high_is_certain else -values
 
     @overload
-    def fails(self, value: float, threshold: float) -> bool: ...
+    def passes(self, value: float, threshold: float) -> bool: ...
     @overload
-    def fails(self, value: "Tensor", threshold: "float | Tensor") -> "Tensor": ...
-    def fails(self, value: "float | Tensor", threshold: "float | Tensor") -> "bool | Tensor":
-        """Return whether a value is less certain than a threshold; every policy, proof and count is by this comparison.
+    def passes(self, value: "Tensor", threshold: "float | Tensor") -> "Tensor": ...
+    def passes(self, value: "float | Tensor", threshold: "float | Tensor") -> "bool | Tensor":
+        """Return whether a value is at least as certain as a threshold, which NaN never is.
 
-        >>> SCORES["confidence"].fails(0.7, threshold=0.8), SCORES["mutual_information"].fails(0.7, threshold=0.8)
-        (True, False)
+        Every policy, proof and count is by this comparison.
+
+        >>> SCORES["confidence"].passes(0.7, threshold=0.8), SCORES["mutual_information"].passes(0.7, threshold=0.8)
+        (False, True)
         """
-        return value < threshold - TOLERANCE if self.high_is_certain else value > threshold + TOLERANCE
+        return value >= threshold - TOLERANCE if self.high_is_certain else value <= threshold + TOLERANCE
+
+    def fails(self, value: float, threshold: float) -> bool:
+        """Return whether a value is less certain than a threshold, or NaN."""
+        return not self.passes(value, threshold)
 
 
 # Functions for the rows of the table

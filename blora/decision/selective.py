@@ -212,7 +212,7 @@ class Level:
         """
         if self.threshold is None:
             return torch.zeros_like(values, dtype=torch.bool)
-        return ~SCORES[self.score].fails(values.double(), self.threshold)
+        return SCORES[self.score].passes(values.double(), self.threshold)
 
 
 def certify(evidence: Evidence, *, target_risk: float, delta: float) -> Level:
@@ -305,7 +305,7 @@ def _count(stages: Sequence[Stage], score: Score, rows: Tensor, thresholds: Tens
         for stage in stages:
             values = stage.scores[score.name].double()[rows]
             decided = waiting & ((values - some).abs() > stage.reach[score.name][rows]) if stage.reach else waiting
-            out = decided & ~score.fails(values, some)
+            out = decided & score.passes(values, some)
             answered += out.sum(1)
             mistaken += (out & stage.wrong[rows]).sum(1)
             waiting = waiting & ~decided

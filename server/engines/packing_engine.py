@@ -10,6 +10,7 @@ from blora.base_model import BaseModel
 from blora.config import ScoringName
 from blora.inference.packing import PackedRow, pack
 from blora.server.engines.handle import AdapterHandle
+from blora.server.scheduling.turns import to_the_end
 
 __all__ = ["PackingEngine", "in_thread"]
 
@@ -53,7 +54,7 @@ class PackingEngine:
             scoring=cast(ScoringName | None, scoring),
             max_length=self._max_length,
         )
-        return await in_thread(self._packing, packing)
+        return await to_the_end(self._packing, packing)
 
     def _loaded_base(self) -> BaseModel:
         if self._base is None:

@@ -19,6 +19,9 @@ __all__ = ["AnyPrefix", "Prefixes"]
 
 AnyPrefix = Prefix | HeadPrefix
 
+# Most clients, each counted once per reading, whose latest prompts are remembered.
+_MOST_CLIENTS = 256
+
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
@@ -48,7 +51,8 @@ class Prefixes:
         self._max_bytes = max_bytes if runs_in_parts(model) else 0
         self._max_batch_tokens = max_batch_tokens
         self._served: Counter[str] = Counter()  # number of handles by reading
-        self._last: dict[str, dict[str | None, tuple[int, ...]]] = defaultdict(dict)  # latest prompts by client
+        # Latest prompts by reading and client, the least recent first.
+        self._last: OrderedDict[tuple[str, str | None], tuple[int, ...]] = OrderedDict()
         self._longest_kept: dict[str, int] = {}  # longest prefix, in tokens, once a longer one has exceeded the memory
         self._kept: OrderedDict[tuple[str, tuple[int, ...]], _Kept] = OrderedDict()
         self._begun: WeakKeyDictionary[AnyPrefix, set[str | None]] = WeakKeyDictionary()  # clients with earlier batches
@@ -65,14 +69,17 @@ class Prefixes:
             self._served[reading] -= 1
             if self._served[reading] > 0:
                 return
-            for known in (self._served, self._last, self._longest_kept):
-                known.pop(reading, None)
+            self._served.pop(reading, None)
+            self._longest_kept.pop(reading, None)
+            for prompt in [prompt for prompt in self._last if prompt[0] == reading]:
+                del self._last[prompt]
             for key in [key for key in self._kept if key[0] == reading]:
                 del self._kept[key]
 
     def clear(self) -> bool:
-        """Drop all prefixes and return whether there were any."""
+        """Drop all prefixes and the clients' latest prompts, and return whether there were any prefixes."""
         with self._changing:
+            self._last.clear()
             had_any = bool(self._kept)
             self._kept.clear()
             return had_any
@@ -117,8 +124,10 @@ class Prefixes:
         """
         reading, bank, prompt = job.handle.reading, job.handle.bank, packed(job).prompt
         with self._changing:
-            prompts = self._last[reading]
-            last, prompts[job.client] = prompts.get(job.client, ()), prompt
+            last = self._last.pop((reading, job.client), ())
+            self._last[reading, job.client] = prompt
+            if len(self._last) > _MOST_CLIENTS:
+                self._last.popitem(last=False)
             if prompt == last and len({row.read_key for row in alike if row.prompt == prompt}) == 1:
                 return  # one question, perhaps to several adapters
             n_tokens = min(common_tokens([last, prompt]), self._longest_kept.get(reading, len(prompt)))

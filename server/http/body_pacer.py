@@ -12,8 +12,8 @@ __all__ = ["BodyPacer"]
 _FREE_BYTES = 2**16
 _BYTES_PER_S = 2**24
 _BURST_S = 0.1
-# Owners above which those without a debt are forgotten.
-_MOST_OWNERS = 1024
+# Fewest owners among whom those without a debt are looked for, to be forgotten.
+_MIN_OWNERS = 1024
 
 
 class BodyPacer:
@@ -29,6 +29,7 @@ class BodyPacer:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._paid_until: dict[Hashable, float] = {}
+        self._forget_at = _MIN_OWNERS  # number of owners
 
     def delay(self, owner: Hashable, had: int, n_bytes: int, *, most_s: float) -> float:
         """Return the seconds to wait before reading more of a body.
@@ -55,7 +56,8 @@ class BodyPacer:
                 f"try again in {wait_s} s.",
                 retry_after_s=wait_s,
             )
-        if len(self._paid_until) >= _MOST_OWNERS:
+        if len(self._paid_until) >= self._forget_at:
             self._paid_until = {other: until for other, until in self._paid_until.items() if until > now - _BURST_S}
+            self._forget_at = max(_MIN_OWNERS, 2 * len(self._paid_until))
         self._paid_until[owner] = paid_until
         return delay_s

@@ -145,7 +145,8 @@ class _LimitedProtocol(H11Protocol):
         self.app = Reserve(self.app, lambda: self.refuse(self._too_many()))
         self.reserve.add(self)
         if len(self.reserve) > _RESERVE:
-            (self._waited_for_longest(self.reserve) or self)._leave_reserve()
+            leaving = self._waited_for_longest(self.reserve) or self
+            leaving._leave_reserve()
 
     def _leave_reserve(self) -> None:
         """Refuse a request that has not arrived, or abort a connection whose client does not read."""

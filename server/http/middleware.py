@@ -200,7 +200,8 @@ class BodyLimit:
     Args:
         app: the wrapped ASGI application.
         max_bytes: largest body, in bytes, before and after decompression.
-        timeout_s: seconds for a body to arrive, without the time for which the server itself makes it wait.
+        timeout_s: seconds for a body to arrive, without the time for which the server itself makes it wait, and most
+            seconds of these waits together.
         refuse: makes the response for an error.
     """
 
@@ -219,8 +220,9 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         try:
-            async with asyncio.timeout(self._timeout_s) as limit:
-                pace = partial(self._pace, scope, limit)
+            ends = asyncio.get_running_loop().time() + self._timeout_s
+            async with asyncio.timeout_at(ends) as limit:
+                pace = partial(self._pace, scope, limit, ends)
                 body = await self._read(scope, receive, pace)
                 if body and (encoding := _encoding(scope)) is not None:
                     body = await self._decompress(body, encoding, pace)
@@ -264,12 +266,13 @@ class BodyLimit:
         await pace(min(len(body), len(result)), max(0, len(result) - len(body)))
         return result
 
-    async def _pace(self, scope: Scope, limit: asyncio.Timeout, had: int, n_bytes: int) -> None:
-        """Wait until the owner's bytes are paid for; the limit on the body's time is put off by the wait."""
+    async def _pace(self, scope: Scope, limit: asyncio.Timeout, first_ends: float, had: int, n_bytes: int) -> None:
+        """Wait until the owner's bytes are paid for; each wait puts off the body's limit, which was `first_ends`."""
         ends = limit.when()
         assert ends is not None  # the limit is in force
-        left_s = max(0.0, ends - asyncio.get_running_loop().time())
-        if delay_s := self._pacer.delay(owner(scope), had, n_bytes, most_s=left_s):
+        waited_s = ends - first_ends
+        most_s = max(0.0, self._timeout_s - waited_s)
+        if delay_s := self._pacer.delay(owner(scope), had, n_bytes, most_s=most_s):
             limit.reschedule(ends + delay_s)
             await asyncio.sleep(delay_s)
 

@@ -12,7 +12,7 @@ from blora.server.errors import DeadlineExceededError
 from blora.server.http.authentication import owner
 from blora.server.http.disconnect import unless_disconnected
 from blora.server.scheduling.admission import Room
-from blora.server.scheduling.turns import Turns
+from blora.server.scheduling.turns import Turns, to_the_end
 
 __all__ = ["Reader", "Reading"]
 
@@ -37,20 +37,20 @@ class Reader:
         self._turns = Turns(room, what="bodies to be read", unit="bytes")
         self._thread = ThreadPoolExecutor(1, "read")
 
-    async def run(self, work: Callable[[], T], client: Hashable, n_bytes: int, *, admitted: bool) -> T:
+    async def run(self, work: Callable[[], T], client: Hashable, n_bytes: int, *, first_step: bool) -> T:
         """Run a function in the thread when it is the client's turn, and return its result.
 
         Args:
             work: the function.
             client: owner of the body.
             n_bytes: length of the body.
-            admitted: whether the body had a turn before, so that the work is never refused.
+            first_step: whether the work may be refused; a further step with the same body never is.
 
         Raises:
             QueueFullError: if there is no room to wait.
         """
-        async with self._turns.turn(client, n_bytes, admitted=admitted):
-            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        async with self._turns.turn(client, n_bytes, first_step=first_step):
+            return await to_the_end(self._thread, work)
 
     def close(self) -> None:
         """Shut the thread down."""
@@ -59,7 +59,7 @@ class Reader:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The steps in which a request's body is read and its answer shaped.
+    """Length and deadline of a request, for the steps that read its body and write its answer.
 
     Attributes:
         n_bytes: length of the body.
@@ -69,13 +69,13 @@ class Reading:
     n_bytes: int
     deadline: float
 
-    async def run(self, request: Request, work: Callable[[], T], *, admitted: bool = True) -> T:
+    async def run(self, request: Request, work: Callable[[], T], *, first_step: bool = False) -> T:
         """Run a step, on the event loop for a short body and in the reader's thread for a long one.
 
         Args:
             request: the request, whose state has this object.
             work: the step.
-            admitted: whether the body had a step before, so that the step is never refused.
+            first_step: whether the step is the body's first one, which may be refused.
 
         Raises:
             DeadlineExceededError: if the deadline passes first.
@@ -85,7 +85,7 @@ class Reading:
         if self.n_bytes <= _SHORT:
             return work()
         reader: Reader = request.app.state.reader
-        running = reader.run(work, owner(request.scope), self.n_bytes, admitted=admitted)
+        running = reader.run(work, owner(request.scope), self.n_bytes, first_step=first_step)
         try:
             async with asyncio.timeout_at(self.deadline):
                 return await unless_disconnected(request, running)

@@ -112,7 +112,7 @@ class StrictJsonRoute(APIRoute):
             if body:
                 try:
                     parsed.parsed = await reading.run(
-                        parsed, partial(parse, body, settings.max_body_bytes), admitted=False
+                        parsed, partial(parse, body, settings.max_body_bytes), first_step=True
                     )
                 except ValueError as exc:
                     # The parser's message carries no request text.

@@ -114,10 +114,11 @@ class DriftWatch:
                 watched.counters[name] = max(watched.counters.get(name, Seen()), seen, key=attrgetter("n_answers"))
             watched.test.observe(sum(watched.counters.values(), Seen()))
             self._metrics.drift(adapter.name, watched.test.wealth)
-            if watched.since is None and noticed is None and watched.test.noticed:
+            known = [at for at in (watched.since, noticed) if at is not None]
+            if not known and watched.test.noticed:
                 write_down(logger, "drift_noticed", level=logging.WARNING, adapter=adapter.name, digest=adapter.digest)
-            if noticed is None and (watched.since is not None or watched.test.noticed):  # also if the ledger lost it
-                noticed = watched.since or int(time.time())
+                known = [int(time.time())]
+            watched.since = min(known, default=None)
+            if watched.since is not None and watched.since != noticed:  # also if the ledger lost it
                 with suppress(FeedbackUnavailableError):
-                    noticed = await self._ledger.notice(adapter, noticed)
-            watched.since = noticed
+                    watched.since = await self._ledger.notice(adapter, watched.since)

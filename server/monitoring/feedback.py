@@ -6,7 +6,7 @@ choices.
 The alarm assumes that outcomes are reported whether or not the answer was wrong (see `blora.decision.promise`). It uses
 the requested outcomes only, of all answers or of a random sample; outcomes of other answers are counted but do not
 affect it. The metrics show how many requested outcomes are missing. Answers about one text are not independent, so that
-only the first of them whose outcome is requested counts as such.
+under each promise one outcome is requested about each of the recent texts.
 
 An outcome may be reported with the key that asked or an admin's key, and must be an offered choice. A later outcome
 replaces an earlier one. Prometheus counters cannot fall, so corrections have their own counter; all other numbers are
@@ -24,7 +24,7 @@ from blora.server.keys import Key
 from blora.server.monitoring.drift import DriftWatch
 from blora.server.monitoring.ledgers.protocol import Contents, Entry, Ledger, hashes
 from blora.server.monitoring.metrics import ServerMetrics
-from blora.server.monitoring.recent_texts import RecentTexts
+from blora.server.monitoring.recent_texts import AskedText, RecentTexts
 
 __all__ = ["Feedback"]
 
@@ -36,7 +36,7 @@ class Feedback:
         metrics: shows the results.
         served: returns the adapter served under a name; outcomes of other adapters are ignored.
         ledger: the store of predictions that wait for their outcomes, and of counts.
-        rate: share of predictions whose outcome is requested.
+        rate: share of predictions whose outcome may be requested.
     """
 
     def __init__(
@@ -50,33 +50,25 @@ class Feedback:
         self._promised_texts: dict[tuple[Contents, float], RecentTexts] = {}
         self._drift = DriftWatch(metrics, ledger)
 
-    def requested(self, prediction_id: str) -> bool:
-        """Return whether the outcome of a prediction is requested.
-
-        A hash of the id decides, so that all replicas agree and the choice does not depend on the answer.
-        """
-        digest = hashlib.blake2b(prediction_id.encode(), digest_size=8).digest()
-        return int.from_bytes(digest) < self._rate * 2**64
-
     def predicted(
         self,
         handle: AdapterHandle,
         prediction_id: str,
         choices: Sequence[str],
         *,
-        text: int,
+        text: AskedText,
         leader: int,
         client: str | None,
         target_risk: float | None,
         familiarity: float | None,
-    ) -> None:
-        """Record a prediction.
+    ) -> bool:
+        """Record a prediction, and return whether its outcome is requested.
 
         Args:
             handle: the adapter.
             prediction_id: the id under which its outcome will be reported.
             choices: the offered choices.
-            text: key of the text that the question is about (see `text_key`).
+            text: the text that the question is about.
             leader: position of the leading choice.
             client: name of the key that asked; None without keys.
             target_risk: the risk promised for the answer; None without an answer or a promise.
@@ -84,18 +76,19 @@ class Feedback:
                 calibration.
         """
         if self._handle_of(handle.name) is not handle:
-            return
+            return False
         adapter, salt = _contents(handle), secrets.token_bytes(16)
-        requested = self.requested(prediction_id)
+        requested = self._drawn(prediction_id)
         if requested and target_risk is not None:
-            requested = self._promised_texts.setdefault((adapter, target_risk), RecentTexts()).add(text)
+            requested = self._promised_texts.setdefault((adapter, target_risk), RecentTexts()).add(text.key)
         entry = Entry(adapter, client, salt, hashes(choices, salt), leader, target_risk, requested)
         self._ledger.remember(prediction_id, entry)
         if target_risk is not None:
             self._metrics.promised(handle.name, target_risk, requested=requested)
         gate = handle.calibration.gate if handle.calibration is not None else None
         if gate is not None and familiarity is not None:
-            self._drift.answered(adapter, gate, familiarity, text)
+            self._drift.answered(adapter, gate, familiarity, text.key)
+        return requested
 
     async def told(self, prediction_id: str, label: str, by: Key | None) -> bool:
         """Record an outcome and return whether the leading choice was right; repeating an outcome changes nothing.
@@ -159,6 +152,14 @@ class Feedback:
         """Finish pending writes."""
         await self._drift.close()
         await self._ledger.close()
+
+    def _drawn(self, prediction_id: str) -> bool:
+        """Return whether a prediction is in the random sample.
+
+        A hash of the id decides, so that the choice does not depend on the answer.
+        """
+        digest = hashlib.blake2b(prediction_id.encode(), digest_size=8).digest()
+        return int.from_bytes(digest) < self._rate * 2**64
 
     def _served(self, adapter: Contents) -> bool:
         handle = self._handle_of(adapter.name)

@@ -1,19 +1,34 @@
 """Recently asked texts: answers to questions about one text are not independent, so that a test counts one of them."""
 
 from collections import OrderedDict
+from functools import cached_property
 
-__all__ = ["RecentTexts", "text_key"]
+from blora.spelling import seen
+
+__all__ = ["AskedText", "RecentTexts"]
 
 # Most texts that are remembered; they take about 0.5 MB.
 _MOST = 4096
 
 
-def text_key(text: str) -> int:
-    """Return a number that is equal for equal texts; white space counts as in `Example.text` of the training.
+class AskedText:
+    """A text that questions are about.
 
-    Python salts the hash in each process, so that the number says nothing about the text elsewhere.
+    Args:
+        text: the text.
     """
-    return hash(" ".join(text.split()))
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    @cached_property
+    def key(self) -> int:
+        """A number that is equal for texts that are equal in `Example.text` of the training.
+
+        It is computed only when it is needed, because that takes long for a long text. Python salts the hash in each
+        process, so that the number says nothing about the text elsewhere.
+        """
+        return hash(" ".join(seen(self._text).split()))
 
 
 class RecentTexts:
@@ -26,7 +41,7 @@ class RecentTexts:
         """Remember a text as the most recent one, and return whether it is new.
 
         Args:
-            key: the text's number, see `text_key`.
+            key: the text's number, see `AskedText`.
         """
         new = key not in self._keys
         self._keys[key] = None

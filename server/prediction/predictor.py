@@ -28,7 +28,7 @@ from blora.server.keys import CLIENT, adapters_open
 from blora.server.monitoring.feedback import Feedback
 from blora.server.monitoring.logs import write_down
 from blora.server.monitoring.metrics import UNKNOWN_ADAPTER, ServerMetrics
-from blora.server.monitoring.recent_texts import text_key
+from blora.server.monitoring.recent_texts import AskedText
 from blora.server.monitoring.tracing import record_stages
 from blora.server.prediction.choices import choices_of
 from blora.server.prediction.policies import policy_for, stop_of
@@ -156,6 +156,13 @@ class Predictor:
         finally:
             self._metrics.finished(time.perf_counter() - started)
 
+    def asking(self, response: answers.Prediction, requested: bool) -> answers.Prediction:
+        """Return a prediction that says whether its outcome is requested, if the server requests a share of them."""
+        if self._settings.feedback_rate == 1:
+            return response
+        asking: answers.Prediction = response.model_copy(update={"feedback_requested": requested})
+        return asking
+
     def _failed(self, error: ServerError, adapter: str) -> None:
         self._metrics.failed(error, adapter)
         write_down(logger, error.code, adapter=adapter)
@@ -212,20 +219,17 @@ class Predictor:
             handle,
             response.id,
             choices,
-            text=member.together.about if member is not None else text_key(_wording(question)),
+            text=member.together.about if member is not None else AskedText(_wording(question)),
             leader=prediction.top,
             client=CLIENT.get(),
             target_risk=in_force.target_risk if in_force is not None and not decision.abstained else None,
             familiarity=prediction.familiarity if given.likely is not None else None,
         )
-        if member is None:
-            record()
-        else:
-            member.together.records.append(record)
-        if self._settings.feedback_rate < 1:
-            response = response.model_copy(update={"feedback_requested": self.feedback.requested(response.id)})
         if question.return_samples:
             response = response.model_copy(update={"samples": done.result.probs.tolist()})
+        if member is None:
+            return self.asking(response, record())
+        member.together.records[response.id] = record
         return response
 
     def _n_samples(self, question: PredictRequest, handle: AdapterHandle) -> int:

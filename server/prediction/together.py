@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from blora.inference.prefix import MIN_PREFIX, common_tokens
 from blora.server.errors import ServerError
+from blora.server.monitoring.recent_texts import AskedText
 
 __all__ = ["Member", "Text", "Together"]
 
@@ -30,20 +31,21 @@ class Together:
 
     Args:
         n_questions: number of questions, each of which has to be `expected` once.
-        about: key of the text that they are about (see `blora.server.monitoring.recent_texts.text_key`).
+        about: the text that they are about.
         beginnings: whether a run reads once what different prompts begin with.
 
     Attributes:
-        about: the key of the text.
+        about: the text.
         failure: the error of a question, because of which the others are not answered; None while there is none.
-        records: record the predictions for their feedback; to be called once the client is given all of them.
+        records: by prediction id, functions that record a prediction for its feedback and return whether its outcome is
+            requested; to be called once the client is given all of them.
     """
 
-    def __init__(self, n_questions: int, *, about: int, beginnings: bool = True) -> None:
+    def __init__(self, n_questions: int, *, about: AskedText, beginnings: bool = True) -> None:
         self._beginnings = beginnings
         self.about = about
         self.failure: ServerError | None = None
-        self.records: list[Callable[[], None]] = []
+        self.records: dict[str, Callable[[], bool]] = {}
         self._missing = n_questions
         self._complete = asyncio.Event()
         self._prompts: dict[Hashable, list[tuple[int, ...]]] = defaultdict(list)

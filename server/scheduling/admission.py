@@ -39,7 +39,7 @@ class QueueState:
 
 
 class Room(NamedTuple):
-    """Limits on what waits in a queue, of which one owner leaves a fifth to the others.
+    """Limits on the number of waiting inputs and on their cost, of which one owner may hold four fifths.
 
     Attributes:
         inputs: most waiting inputs.

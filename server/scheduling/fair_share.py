@@ -1,9 +1,14 @@
 """Fair sharing of the worker: owners take turns by the work done for them."""
 
+import heapq
 from collections.abc import Hashable, Iterable
+from operator import itemgetter
 from typing import Protocol
 
 __all__ = ["FairShare", "Owned"]
+
+# Most owners whose next turns are remembered.
+_MOST_OWNERS = 4096
 
 
 class Owned(Protocol):
@@ -23,7 +28,7 @@ class FairShare:
 
     A turn is a virtual start time in tokens x draws; the smallest goes first. An input's turn comes after the turns of
     its owner's earlier inputs. Work counts from the time at which the owner began to wait, so that idle owners gain no
-    advantage.
+    advantage. Of very many owners, those with the earliest next turns are forgotten.
     """
 
     def __init__(self) -> None:
@@ -51,6 +56,8 @@ class FairShare:
         self._now = turn
         for work in batch:
             self._next[work.owner] = self._first(work.owner) + work.cost
+        if len(self._next) > _MOST_OWNERS:  # half of them, so that this happens rarely
+            self._next = dict(heapq.nlargest(_MOST_OWNERS // 2, self._next.items(), key=itemgetter(1)))
 
     def reset(self) -> None:
         """Forget all turns, once nobody waits."""

@@ -4,14 +4,18 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from blora.server.errors import QueueFullError
 from blora.server.scheduling.admission import QueueState, Room
 from blora.server.scheduling.fair_share import FairShare
 
-__all__ = ["Turns"]
+__all__ = ["Turns", "to_the_end"]
+
+T = TypeVar("T")
 
 # Weight of the newest piece in the running mean of the time per unit of cost.
 _SMOOTHING = 0.05
@@ -45,27 +49,29 @@ class Turns:
         self._pace: float | None = None  # seconds per unit of cost
 
     @asynccontextmanager
-    async def turn(self, owner: Hashable, cost: int, *, admitted: bool = False) -> AsyncIterator[None]:
+    async def turn(self, owner: Hashable, cost: int, *, first_step: bool = True) -> AsyncIterator[None]:
         """Wait for a turn, which lasts as long as the context; a cancelled task leaves the queue.
 
         Args:
             owner: owner of the work.
             cost: cost of the work.
-            admitted: whether the work is a further step of something that had a turn, and is never refused.
+            first_step: whether the work may be refused; a further step of something that had a turn never is.
 
         Raises:
             QueueFullError: if there is no room to wait.
         """
         ticket = _Ticket(owner, max(cost, 1))
-        if self._busy and not admitted:
+        if self._busy and first_step:
             self._check_room(ticket)
         self._waiting.append(ticket)
         self._call_next()
         try:
             await ticket.called.wait()
             started = self._clock()
-            yield
-            self._measure(ticket.cost, self._clock() - started)
+            try:
+                yield
+            finally:
+                self._measure(ticket.cost, self._clock() - started)
         finally:
             if ticket.called.is_set():
                 self._busy = False
@@ -101,3 +107,16 @@ class Turns:
     def _measure(self, cost: int, seconds: float) -> None:
         pace = seconds / cost
         self._pace = pace if self._pace is None else self._pace + _SMOOTHING * (pace - self._pace)
+
+
+async def to_the_end(executor: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+    """Run a function in a thread and return its result; a cancelled caller waits for the end too.
+
+    A thread cannot be interrupted. If its caller left at once, the next turn would begin while the thread is occupied.
+    """
+    future = asyncio.get_running_loop().run_in_executor(executor, work)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        await asyncio.gather(future, return_exceptions=True)
+        raise

@@ -47,6 +47,13 @@ def test_well_within_a_threshold_answers(threshold: str, quantity: str, reason: 
     assert not decide(prediction(**{quantity: 0.4 - bad_direction * 0.2}), Policy(**{threshold: 0.4})).abstained
 
 
+@per_threshold
+def test_nan_abstains(threshold: str, quantity: str, reason: str, bad_direction: int) -> None:
+    decision = decide(prediction(**{quantity: math.nan}), Policy(**{threshold: 0.4}))
+    assert decision.abstained
+    assert [found.name for found in decision.reasons] == [reason]
+
+
 @pytest.mark.parametrize("confidence", [0.6, 0.7, 0.8, 0.9])
 def test_a_float32_probability_at_its_threshold_answers(confidence: float) -> None:
     # 0.7 in float32 is 0.69999999: below the threshold by rounding alone.

@@ -121,6 +121,16 @@ def test_a_score_is_certain_where_its_direction_says(score: Score) -> None:
     assert score.fails(0.2, threshold=0.7) == score.high_is_certain
     assert score.fails(0.7, threshold=0.2) != score.high_is_certain
     assert not score.fails(0.2, threshold=0.2)
+    limits = torch.tensor([0.2, 0.7, 0.45])
+    assert score.passes(limits, 0.45).tolist() == [not score.high_is_certain, score.high_is_certain, True]
+
+
+@per_row
+def test_nan_passes_no_threshold(score: Score) -> None:
+    for value, threshold in ((math.nan, 0.5), (0.5, math.nan)):
+        assert score.fails(value, threshold)
+        assert not score.passes(value, threshold)
+        assert not score.passes(torch.tensor([value]), threshold).any()
 
 
 @per_row

@@ -1,4 +1,5 @@
 import hashlib
+import math
 from collections.abc import Callable
 
 import pytest
@@ -197,6 +198,15 @@ def test_a_level_counts_what_its_policy_answers() -> None:
     assert level.upper_bound == pytest.approx(clopper_pearson(errors, len(answered), 0.05))
     assert level.error < level.upper_bound <= 0.1
     assert level.expected_coverage == pytest.approx(level.coverage, abs=0.2)
+
+
+def test_nan_is_not_answered() -> None:
+    confidence = torch.tensor([0.9] * 400)
+    level = certify(evidence_of(confidence, confidence < 0), target_risk=0.05, delta=0.05)
+    assert level.answers(torch.tensor([math.nan, 0.9])).tolist() == [False, True]
+    stage = Stage({"confidence": torch.tensor([math.nan, 0.9])}, torch.tensor([True, False]))
+    thresholds = torch.tensor([0.8], dtype=torch.float64)
+    assert selective._count([stage], SCORES["confidence"], torch.arange(2), thresholds) == ((1, 0),)
 
 
 def test_exactly_at_a_threshold_is_answered() -> None:

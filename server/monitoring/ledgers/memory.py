@@ -55,7 +55,8 @@ class MemoryLedger:
 
     async def notice(self, adapter: Contents, at: int) -> int:
         """Implement Ledger."""
-        return self._noticed.setdefault(adapter, at)
+        earliest = self._noticed[adapter] = min(at, self._noticed.get(adapter, at))
+        return earliest
 
     def forget(self, adapter: Contents) -> None:
         """Implement Ledger."""

@@ -137,7 +137,7 @@ class Ledger(Protocol):
         """
 
     async def notice(self, adapter: Contents, at: int) -> int:
-        """Store the Unix time at which a drift was noticed unless an earlier one is stored, and return the stored one.
+        """Store the Unix time at which a drift was noticed unless an earlier one is stored, and return the earlier one.
 
         Raises:
             FeedbackUnavailableError: if the ledger cannot be written to.

@@ -44,6 +44,12 @@ local cleared = redis.call('HINCRBY', KEYS[2], 'cleared', was_wrong > is_wrong a
 redis.call('EXPIRE', KEYS[2], keep_s)
 return {before, outcomes, wrong, cleared}
 """
+# Stores a time unless an earlier one is stored, and returns the earlier one.
+_NOTICE = """
+local earliest = math.min(tonumber(ARGV[1]), tonumber(redis.call('HGET', KEYS[1], 'noticed') or ARGV[1]))
+redis.call('HSET', KEYS[1], 'noticed', earliest)
+return earliest
+"""
 # Most pending writes; beyond them Redis is too slow, and predictions are not stored.
 _MAX_WRITING = 1000
 
@@ -148,10 +154,7 @@ class RedisLedger:
 
     async def notice(self, adapter: Contents, at: int) -> int:
         """Implement Ledger."""
-        key = _familiarity(adapter)
-        async with self._redis.pipeline() as pipe:
-            _, earliest = await _tried(pipe.hsetnx(key, "noticed", at).hget(key, "noticed").execute())
-        return int(earliest)
+        return int(await _tried(self._redis.eval(_NOTICE, 1, _familiarity(adapter), at)))
 
     def forget(self, adapter: Contents) -> None:
         """Do nothing: other replicas may still serve the adapter, and its entries expire."""

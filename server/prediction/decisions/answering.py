@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 
 from pydantic import ValidationError
@@ -12,7 +12,7 @@ from blora.client import answers
 from blora.question_text import choice_text, question_text
 from blora.server.engines.handle import AdapterHandle
 from blora.server.errors import InvalidRequestError, ServerError
-from blora.server.monitoring.recent_texts import text_key
+from blora.server.monitoring.recent_texts import AskedText
 from blora.server.prediction.decisions.question import Question, spelled
 from blora.server.prediction.decisions.recognition import Family, recognise, unknown_question
 from blora.server.prediction.decisions.statistics import level_std
@@ -164,8 +164,8 @@ async def answer_questions(
             raise outcome
         return outcome
 
-    records: list[Callable[[], None]] = []  # of answers that are given only if no question fails
-    about = text_key(text)
+    records: dict[str, Callable[[], bool]] = {}  # of answers that are given only if no question fails
+    about = AskedText(text)
     found: list[Answer] = []
     read: dict[Hashable, answers.Usage] = {}  # by text
     for start in range(0, len(plans), _MOST_AT_ONCE):
@@ -183,11 +183,12 @@ async def answer_questions(
             why = uncalibrated_because(plan.request, plan.handle)
             found.append(Answer(plan.question, outcome, plan.places, why, score_std))
             read.setdefault(plan.text, outcome.usage)
-        records += together.records
+        records |= together.records
     # One answer about the text will count in the tests of drift and of the promise: in a random order this is a random
     # one, as in calibrations, and whether it was answered early, which depends on the answer, does not matter.
-    for record in random.SystemRandom().sample(records, len(records)):
-        record()
+    for place in random.SystemRandom().sample(range(len(found)), len(found)):
+        prediction = found[place].prediction
+        found[place] = replace(found[place], prediction=predictor.asking(prediction, records[prediction.id]()))
     n_tokens, cached = (sum(map(attrgetter(name), read.values())) for name in ("prompt_tokens", "cached_tokens"))
     return Answered(asked.name, found, n_tokens, cached)
 

@@ -1,9 +1,11 @@
 """Conditions of an application, alone and combined."""
 
+import math
 from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from blora.client.errors import ClientError
 from blora.client.policies import AbstainAbove, AbstainBelow, AbstainPolicy
@@ -47,6 +49,14 @@ def test_an_answer_is_withheld_where_the_condition_holds(
     assert found.abstained == bool(expected)
     assert found.answer == (None if expected else "billing")
     assert (given.answer, given.abstained) == ("billing", False)  # it is another object
+
+
+@pytest.mark.parametrize(("policy", "name"), [(SURE, "confidence"), (SPLIT, "mutual_information")])
+def test_an_answer_with_nan_is_not_given(policy: AbstainPolicy, name: str) -> None:
+    with pytest.raises(ValidationError, match="finite number"):
+        prediction(**{name: math.nan})
+    with pytest.raises(ValidationError, match="finite number"):  # of the reason to withhold it
+        policy.apply(prediction().model_copy(update={name: math.nan}))
 
 
 def test_reasons_tell_value_and_threshold() -> None:

@@ -10,6 +10,7 @@ from blora.inference.fork import forbid_partial_runs
 from blora.inference.packing import PackedRow
 from blora.inference.prefix import MIN_PREFIX
 from blora.posterior.bank import SampleBank
+from blora.server.engines import prefixes as module
 from blora.server.engines.handle import AdapterHandle
 from blora.server.engines.prefixes import Prefixes
 from blora.server.engines.protocol import Job
@@ -197,7 +198,19 @@ def test_all_memory_is_given_back_when_it_is_needed_elsewhere(setup: Setup) -> N
     lengths(known, job(one, *HEAD, 50), job(one, *HEAD, 51))
     assert known.clear()
     assert not known.clear()
-    assert lengths(known, job(one, *HEAD, 52)) == [40]  # and is taken again
+    assert [lengths(known, job(one, *HEAD, k)) for k in (52, 53)] == [[0], [40]]  # prompts are forgotten as well
+
+
+def test_only_the_clients_that_asked_last_are_remembered(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, one, two = setup
+    monkeypatch.setattr(module, "_MOST_CLIENTS", 3)
+    known = prefixes(setup)
+    for k, client in enumerate("abcad"):
+        lengths(known, job(one, *range(30 * k, 30 * k + 30), k, client=client))
+    assert [client for _, client in known._last] == ["c", "a", "d"]
+    lengths(known, job(two, *HEAD, 50, client="e"))
+    known.forget(one.reading)
+    assert [client for _, client in known._last] == ["e"]
 
 
 @pytest.mark.parametrize("why", ["switched off", "kept whole"])

@@ -1,5 +1,8 @@
 """Pacing of bodies: short ones are not paced, and an owner's long ones are read one after another."""
 
+from collections.abc import Hashable
+from typing import Any
+
 import pytest
 
 from blora.server.errors import RateLimitedError
@@ -66,7 +69,7 @@ def test_what_would_wait_too_long_is_told_when_to_come_back_and_counts_for_nothi
 
 
 def test_owners_without_a_debt_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(body_pacer, "_MOST_OWNERS", 10)
+    monkeypatch.setattr(body_pacer, "_MIN_OWNERS", 10)
     clock = Clock()
     inflow = BodyPacer(clock)
     for owner in range(100):
@@ -74,3 +77,20 @@ def test_owners_without_a_debt_are_forgotten(monkeypatch: pytest.MonkeyPatch) ->
         inflow.delay(owner, 0, 40 * MIB, most_s=20)
     assert len(inflow._paid_until) <= 10
     assert inflow.delay(99, 0, MIB, most_s=20) > 2
+
+
+def test_debts_are_looked_through_rarely_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Debts(dict[Hashable, float]):
+        looks = 0
+
+        def items(self) -> Any:
+            Debts.looks += 1
+            return super().items()
+
+    monkeypatch.setattr(body_pacer, "_MIN_OWNERS", 10)
+    inflow = BodyPacer(Clock())
+    for owner in range(1000):
+        inflow._paid_until = Debts(inflow._paid_until)
+        inflow.delay(owner, 0, 40 * MIB, most_s=20)
+    assert len(inflow._paid_until) == 1000
+    assert Debts.looks == 7  # at 10, 20, 40 and so on

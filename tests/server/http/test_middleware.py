@@ -1,5 +1,7 @@
 """Request ids, limits on bodies, and closing of connections while draining."""
 
+import asyncio
+import contextlib
 import gzip
 import json
 from collections.abc import AsyncIterator, Hashable
@@ -7,9 +9,13 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.responses import Response
+from starlette.types import Message
 
+from blora.server.errors import RateLimitedError, ServerError
 from blora.server.http import body_pacer
 from blora.server.http.body_pacer import BodyPacer
+from blora.server.http.middleware import BodyLimit
 from tests.server.fakes import FakeEngine, Running, running
 
 JSON = {"content-type": "application/json"}
@@ -104,6 +110,36 @@ async def test_long_bodies_too_fast_for_their_owner_are_told_when_to_come_back(
             assert (response.status_code, response.json()["error"]["code"]) == (429, "rate_limited")
             assert response.headers["retry-after"] == "11"
         assert (await server.client.post("/v1/predict", json={"prompt": "x"})).status_code == 200
+
+
+async def test_all_waits_of_a_body_together_take_the_read_timeout_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, waits, refused = 0.0, list[float](), list[ServerError]()
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        waits.append(seconds)
+
+    async def receive() -> Message:
+        with contextlib.suppress(RateLimitedError):
+            while pacer.delay("peer", 2**16, 2**16, most_s=3) < 2.9:  # other bodies of the same owner
+                pass
+        return {"type": "http.request", "body": b" " * 2**16, "more_body": len(waits) < 20}
+
+    async def send(message: Message) -> None:
+        pass
+
+    def refuse(error: ServerError) -> Response:
+        refused.append(error)
+        return Response()
+
+    pacer = BodyPacer(lambda: now)
+    limited = BodyLimit(Response(), 2**30, 10, refuse)
+    monkeypatch.setattr(limited, "_pacer", pacer)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    await limited({"type": "http", "headers": [], "client": ("peer", 1)}, receive, send)
+    assert [type(error) for error in refused] == [RateLimitedError]
+    assert 6 < sum(waits) <= 10  # three waits of about 3 s
 
 
 async def test_without_keys_the_owner_of_a_body_is_its_peer(

@@ -51,13 +51,13 @@ async def read(
     n_bytes: int = MIB,
     receive: Any = stays,
     left_s: float = 60,
-    admitted: bool = True,
+    first_step: bool = False,
 ) -> T:
     """Run a step of a client's request, which has some time left."""
     app = SimpleNamespace(state=SimpleNamespace(reader=reader))
     request = Request({"type": "http", "app": app, "client": (client, 1)}, receive)
     reading = Reading(n_bytes, asyncio.get_running_loop().time() + left_s)
-    return await reading.run(request, work, admitted=admitted)
+    return await reading.run(request, work, first_step=first_step)
 
 
 @asynccontextmanager
@@ -69,7 +69,7 @@ async def held(reader: Reader) -> AsyncIterator[None]:
         loop.call_soon_threadsafe(begun.set)
         gate.wait(60)
 
-    holding = asyncio.create_task(reader.run(work, "somebody", 1, admitted=False))
+    holding = asyncio.create_task(reader.run(work, "somebody", 1, first_step=True))
     await begun.wait()
     try:
         yield
@@ -100,11 +100,11 @@ async def test_forty_long_bodies_of_one_client_let_another_clients_go_second() -
 async def test_one_client_leaves_a_fifth_of_the_room_to_others() -> None:
     reader, done = Reader(MIB), list[str]()
     async with held(reader):
-        flood = [read(reader, "one", partial(done.append, "flood"), admitted=False) for _ in range(200)]
+        flood = [read(reader, "one", partial(done.append, "flood"), first_step=True) for _ in range(200)]
         tasks = await begun([asyncio.create_task(each) for each in flood])
         refused = [task for task in tasks if task.done()]
         assert 140 < len(refused) < 150  # there is room for 64 bodies of the largest size
-        asked = read(reader, "other", partial(done.append, "asked"), admitted=False)
+        asked = read(reader, "other", partial(done.append, "asked"), first_step=True)
         tasks += await begun([asyncio.create_task(asked)])
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     assert sum(isinstance(outcome, QueueFullError) for outcome in outcomes) == len(refused)

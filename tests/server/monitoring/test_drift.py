@@ -229,6 +229,19 @@ async def test_a_replica_that_starts_later_says_since_when() -> None:
     assert late.since(CONTENTS) == 1_000
 
 
+async def test_the_earliest_time_that_a_replica_or_the_ledger_knows_stands() -> None:
+    ledger = MemoryLedger(1)
+    watched = watch(ledger)
+    await answered(watched, [0.0] * 20)
+    first = watched.since(CONTENTS)
+    assert first is not None
+    ledger._noticed[CONTENTS] = first + 5_000  # as another replica noticed after the ledger had lost everything
+    await answered(watched, [1.0])
+    assert watched.since(CONTENTS) == ledger._noticed[CONTENTS] == first
+    assert await ledger.notice(CONTENTS, first + 1) == first
+    assert await ledger.notice(CONTENTS, first - 1) == ledger._noticed[CONTENTS] == first - 1
+
+
 async def test_counts_that_the_ledger_lost_are_no_evidence_a_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
     ledger, now = MemoryLedger(1), int(time.time())
     others = [{"other": Seen(200, 9)}, {}, {"other": Seen(100, 5)}, {"other": Seen(210, 9)}]

@@ -12,10 +12,12 @@ import pytest
 
 from blora.client import AsyncClient, RefusedError
 from blora.server.keys import line_of
+from blora.server.monitoring import recent_texts
 from blora.server.monitoring.feedback import Feedback
-from blora.server.monitoring.recent_texts import text_key
+from blora.server.monitoring.recent_texts import AskedText
 from tests.server.calibrations import calibration
-from tests.server.fakes import CHOICES, TRIAGE_DIGEST, FakeEngine, Running, handle, running
+from tests.server.decision_models import predicate
+from tests.server.fakes import CHOICES, OPEN_DIGEST, TRIAGE_DIGEST, FakeEngine, Running, handle, running
 
 CALIBRATED = handle("triage", TRIAGE_DIGEST, choices=CHOICES, calibration=calibration(TRIAGE_DIGEST))
 TARGET = {"adapter": "triage", "target_risk": "0.05"}
@@ -215,8 +217,14 @@ async def test_a_new_calibration_of_the_same_weights_starts_with_no_outcomes(wat
 
 
 async def test_of_the_outcomes_about_one_text_one_is_held_against_the_promise(watched: Running) -> None:
-    for text in ("p=0.95 an odd text", "p=0.95  an odd text "):
-        for _ in range(10):
+    spellings = (
+        "p=0.95 an odd caf\u00e9",
+        "p=0.95  an odd cafe\u0301 ",
+        "p=0.95 an odd\u00a0caf\u00e9\u200b",
+        "p=0.95 an \u2060odd caf\u00e9",
+    )
+    for text in spellings:
+        for _ in range(5):
             await tell(watched, (await ask(watched, text))["id"], "account")
     assert await watched.metric("blora_promised_answers_total", **TARGET, requested="true") == 1
     assert await watched.metric("blora_outcomes_total", **TARGET, requested="true", outcome="wrong") == 1
@@ -226,13 +234,13 @@ async def test_of_the_outcomes_about_one_text_one_is_held_against_the_promise(wa
     assert await watched.metric("blora_realised_risk", **TARGET) == 0.5
 
 
-def predicted(feedback: Feedback, prediction_id: str) -> None:
-    """Record an answer "a" of two choices."""
-    feedback.predicted(
+def predicted(feedback: Feedback, prediction_id: str) -> bool:
+    """Record an answer "a" of two choices, and return whether its outcome is requested."""
+    return feedback.predicted(
         CALIBRATED,
         prediction_id,
         ("a", "b"),
-        text=text_key(prediction_id),
+        text=AskedText(prediction_id),
         leader=0,
         client=None,
         target_risk=0.05,
@@ -285,8 +293,7 @@ async def volunteered(risk: float, rate: float, seed: int) -> bool:
         feedback = server.app.state.service.predictor().feedback
         for k in range(1500):
             prediction_id, wrong = f"pred_{seed}_{k}", chance.random() < risk
-            predicted(feedback, prediction_id)
-            if feedback.requested(prediction_id) or chance.random() < (0.9 if wrong else 0.1):
+            if predicted(feedback, prediction_id) or chance.random() < (0.9 if wrong else 0.1):
                 await feedback.told(prediction_id, "b" if wrong else "a", None)
         assert await server.metric("blora_outcomes_total", **TARGET, requested="false", outcome="wrong") > 20
         return bool(await server.metric("blora_promise_broken", **TARGET))
@@ -310,6 +317,43 @@ async def test_an_answer_says_whether_its_outcome_is_asked_for() -> None:
         for asked_for, count in (("true", sum(requested)), ("false", 200 - sum(requested))):
             assert await server.metric("blora_promised_answers_total", **TARGET, requested=asked_for) == count
             assert await server.metric("blora_outcomes_total", **TARGET, requested=asked_for) == count
+
+
+async def test_of_answers_about_one_text_the_outcome_that_counts_is_asked_for() -> None:
+    async with running(FakeEngine(handles=(CALIBRATED,)), feedback_rate=0.5) as server:
+        answers = [await ask(server, "p=0.95 the same") for _ in range(40)]
+        assert sum(answer["feedback_requested"] for answer in answers) == 1
+        for answer in answers:
+            await tell(server, answer["id"], "billing" if answer["feedback_requested"] else "account")
+        assert await server.metric("blora_outcomes_total", **TARGET, requested="true", outcome="correct") == 1
+        assert await server.metric("blora_outcomes_total", **TARGET, requested="false", outcome="wrong") == 39
+
+
+async def test_of_a_requests_questions_the_outcome_of_one_drawn_at_random_is_asked_for() -> None:
+    opened = handle("open", OPEN_DIGEST, calibration=calibration(OPEN_DIGEST))
+    counted, places = {"adapter": "open", "target_risk": "0.05", "requested": "true"}, set()
+    async with running(FakeEngine(handles=(opened,)), default_adapter="open", feedback_rate=1 - 1e-9) as server:
+        for _ in range(40):
+            body = {"model": "open", "input": next(SURE), "questions": [predicate()] * 3}
+            answers = (await server.client.post("/v1/decisions", json=body)).json()["answers"]
+            [place] = [place for place, answer in enumerate(answers) if answer["feedback_requested"]]
+            places.add(place)
+            for answer in answers:
+                await tell(server, answer["id"], "true" if answer is answers[place] else "false")
+        outcomes = [
+            await server.metric("blora_outcomes_total", **counted, outcome=each) for each in ("correct", "wrong")
+        ]
+        assert sorted(outcomes) == [0, 40]
+    assert places == {0, 1, 2}
+
+
+async def test_a_text_is_recognised_only_for_what_counts_it(watched: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    recognised: list[str] = []
+    monkeypatch.setattr(recent_texts, "seen", lambda text: recognised.append(text) or text)
+    await ask(watched, "p=0.95 a text", policy={"min_confidence": 0.5})  # without a promise, and without a gate
+    assert recognised == []
+    await ask(watched, "p=0.95 a text")
+    assert recognised == ["p=0.95 a text"]
 
 
 async def test_outcomes_that_nobody_asked_for_are_no_evidence() -> None:

@@ -271,7 +271,11 @@ async def test_counts_that_are_stored_twice_count_once(store: Store) -> None:
         assert await ledger.count(adapter, "one", Seen(5, 2)) == (one, None)
         assert await ledger.count(adapter, "one", Seen(5, 2)) == (one, None)  # its reply was lost
         assert await ledger.count(adapter, "two", Seen(10, 0)) == (one | two, None)
-        assert await ledger.notice(adapter, 7) == 7
+        assert [await ledger.notice(adapter, at) for at in (1_790_000_007, 1_790_000_009, 7)] == [
+            1_790_000_007,
+            1_790_000_007,
+            7,
+        ]
         assert await ledger.count(adapter, "one", Seen(5, 2)) == (one | two, 7)
     finally:
         await ledger.close()

@@ -3,6 +3,7 @@
 import asyncio
 
 from blora.inference.prefix import MIN_PREFIX
+from blora.server.monitoring.recent_texts import AskedText
 from blora.server.prediction.together import Text, Together
 
 BEGINNING = tuple(range(MIN_PREFIX))
@@ -10,7 +11,7 @@ BEGINNING = tuple(range(MIN_PREFIX))
 
 async def met(*prompts: tuple[str, tuple[int, ...]], beginnings: bool = True) -> list[Text | None]:
     """Return what questions share, given the reading and the tokens of each."""
-    together = Together(len(prompts), about=0, beginnings=beginnings)
+    together = Together(len(prompts), about=AskedText(""), beginnings=beginnings)
 
     async def ask(reading: str, prompt: tuple[int, ...]) -> Text | None:
         with together.expected() as member:
@@ -51,7 +52,7 @@ async def test_questions_of_two_requests_share_nothing() -> None:
 
 
 async def test_a_question_that_fails_before_the_meeting_keeps_no_other() -> None:
-    together = Together(2, about=0)
+    together = Together(2, about=AskedText(""))
 
     async def fail() -> None:
         with together.expected():

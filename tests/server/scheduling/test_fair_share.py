@@ -3,6 +3,9 @@
 from collections.abc import Hashable
 from dataclasses import dataclass
 
+import pytest
+
+from blora.server.scheduling import fair_share
 from blora.server.scheduling.fair_share import FairShare
 
 
@@ -35,3 +38,16 @@ def test_once_nobody_waits_all_are_equal_again() -> None:
     shares.served(0.0, [Piece("a", 10)])
     shares.reset()
     assert shares.turns([Piece("a", 1), Piece("b", 1)]) == [0, 0]
+
+
+@pytest.mark.parametrize("moves_on", [False, True])
+def test_of_very_many_owners_those_who_were_served_most_are_remembered(
+    monkeypatch: pytest.MonkeyPatch, moves_on: bool
+) -> None:
+    monkeypatch.setattr(fair_share, "_MOST_OWNERS", 10)
+    shares = FairShare()
+    shares.served(0.0, [Piece("a", 10_000)])
+    for owner in range(1000):
+        shares.served(float(owner * moves_on), [Piece(owner, 1)])
+    assert len(shares._next) <= 10
+    assert shares.turns([Piece("a", 1)]) == [10_000]

@@ -1,12 +1,14 @@
 """Turns of owners at work that is done one piece at a time, and the bounded queue for them."""
 
 import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from blora.server.errors import QueueFullError
 from blora.server.scheduling.admission import Room
-from blora.server.scheduling.turns import Turns
+from blora.server.scheduling.turns import Turns, to_the_end
 
 
 class Order:
@@ -17,10 +19,17 @@ class Order:
         self.done: list[str] = []
         self.gate = asyncio.Event()
 
-    async def one(self, name: str, owner: str, cost: int, *, admitted: bool = False) -> None:
-        async with self.turns.turn(owner, cost, admitted=admitted):
+    async def one(self, name: str, owner: str, cost: int, *, first_step: bool = True) -> None:
+        async with self.turns.turn(owner, cost, first_step=first_step):
             await self.gate.wait()
             self.done.append(name)
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 def turns(max_inputs: int = 100, max_cost: int = 10**9) -> Turns:
@@ -66,6 +75,47 @@ async def test_who_leaves_during_a_turn_lets_the_next_go() -> None:
     assert order.done == ["1"]
 
 
+async def test_who_leaves_at_the_moment_of_the_call_lets_the_next_go() -> None:
+    order = Order(turns())
+    order.gate.set()
+
+    async def work() -> None:
+        async with order.turns.turn("one", 10):
+            tasks[0].cancel()
+
+    working = asyncio.create_task(work())
+    tasks = [asyncio.create_task(order.one(str(i), "one", 10)) for i in range(2)]
+    await asyncio.gather(working, *tasks, return_exceptions=True)
+    assert order.done == ["1"]
+
+
+async def test_the_seconds_of_a_thread_whose_client_left_are_not_the_next_clients() -> None:
+    clock, loop, begun, gate = Clock(), asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+    order = Order(Turns(Room(1, 10**6), what="texts", unit="characters", clock=clock))
+    order.gate.set()
+
+    def in_thread() -> None:
+        loop.call_soon_threadsafe(begun.set)
+        gate.wait(60)
+
+    async def work() -> None:
+        async with order.turns.turn("one", 1000):
+            await to_the_end(thread, in_thread)
+
+    with ThreadPoolExecutor(1) as thread:
+        leaving = asyncio.create_task(work())
+        await begun.wait()
+        leaving.cancel()
+        following = asyncio.create_task(order.one("next", "other", 1))
+        await started(leaving, following)
+        assert order.done == []  # the thread is occupied
+        clock.now = 20.0
+        gate.set()
+        await following
+    assert leaving.cancelled()
+    assert await retry_after_s(order, 500) == 10  # 20 s for 1000 characters, and none for one
+
+
 @pytest.mark.parametrize(("max_inputs", "max_cost"), [(10, 10**9), (100, 1000)])
 async def test_one_owner_holds_four_fifths_of_the_room_at_most(max_inputs: int, max_cost: int) -> None:
     order = Order(turns(max_inputs, max_cost))
@@ -94,20 +144,32 @@ async def test_a_text_that_is_longer_than_the_whole_room_waits_alone() -> None:
     await asyncio.gather(*tasks)
 
 
-async def test_retry_after_follows_the_measured_speed() -> None:
-    now = iter([0.0, 20.0, 20.0])
-    waiting = Turns(Room(1, 10**6), what="texts", unit="characters", clock=lambda: next(now))
-    async with waiting.turn("one", 1000):  # 0.02 s a character
-        pass
-    order = Order(waiting)
-    tasks = [asyncio.create_task(order.one(str(i), "one", 500)) for i in range(2)]
+async def retry_after_s(order: Order, cost: int) -> int | None:
+    """Return the Retry-After of one who finds a full queue, in which work of a given cost waits."""
+    order.gate.clear()
+    tasks = [asyncio.create_task(order.one(str(i), "one", cost)) for i in range(2)]
     await started(*tasks)
     with pytest.raises(QueueFullError) as info:
         await order.one("late", "other", 1)
-    assert info.value.retry_after_s == 10
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    order.gate.set()
+    await asyncio.gather(*tasks)
+    return info.value.retry_after_s
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_retry_after_follows_the_measured_speed(fails: bool) -> None:
+    clock = Clock()
+    waiting = Turns(Room(1, 10**6), what="texts", unit="characters", clock=clock)
+
+    async def work() -> None:
+        async with waiting.turn("one", 1000):
+            clock.now += 20.0
+            if fails:
+                raise ValueError("no text")
+
+    outcomes = await asyncio.gather(work(), return_exceptions=True)
+    assert isinstance(outcomes[0], ValueError) == fails
+    assert await retry_after_s(Order(waiting), 500) == 10  # 0.02 s a character
 
 
 async def test_a_further_step_is_never_refused() -> None:
@@ -116,7 +178,7 @@ async def test_a_further_step_is_never_refused() -> None:
     await started(*tasks)
     with pytest.raises(QueueFullError):
         await order.one("2", "2", 1)
-    further = asyncio.create_task(order.one("3", "3", 1, admitted=True))
+    further = asyncio.create_task(order.one("3", "3", 1, first_step=False))
     await started(further)
     order.gate.set()
     await asyncio.gather(*tasks, further)
