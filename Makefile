@@ -124,6 +124,7 @@ bench: $(READY)  ## measure what the documents show, but for image and vLLM, the
 	$(BIN)/python -m benchmarks.answers
 	$(BIN)/python -m benchmarks.heads
 	$(BIN)/python -m benchmarks.peers
+	$(BIN)/python -m benchmarks.few_rows
 	$(BIN)/python -m benchmarks.concurrent
 	$(BIN)/python -m benchmarks.serving $(DATA)
 	$(BIN)/python -m benchmarks.sizing $(DATA)
