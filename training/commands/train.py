@@ -176,9 +176,11 @@ def main(argv: list[str]) -> int:
     for part in trained.parts:
         m = part.metrics
         print(f"{part.name:<40}{m.accuracy:8.3f}{m.nll:7.3f}{m.ece:7.3f}{m.aurc:7.3f}")
+    n_folded = result.n_recalibrating - result.n_rows
     print(
         f"wrote {output}: validation accuracy {scores.accuracy:.3f}, NLL {scores.nll:.3f}, "
         f"ECE {scores.ece:.3f} at temperature {result.temperature:.2f}, "
         f"length power {result.length_power:.2f}, lapse {result.lapse:.3f}"
+        + (f", recalibrated with {n_folded} training rows out of fold" if n_folded else "")
     )
     return 0

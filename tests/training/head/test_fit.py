@@ -216,7 +216,9 @@ def test_the_record_holds_what_each_part_reaches(base_folder: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("readout", ["linear", "pointer"])
-def test_a_lora_below_the_head_stays_if_it_is_better(readout: str, base_folder: Path, tmp_path: Path) -> None:
+def test_a_lora_below_the_head_stays_if_it_is_better(
+    readout: str, base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = toy_data(60)
     data = write_jsonl(tmp_path / "rows.jsonl", fixed(rows) if readout == "linear" else rows)
     assert main(arguments(base_folder, data, tmp_path / "toy", "--layers", "all", *FAST)) == 0
@@ -228,6 +230,7 @@ def test_a_lora_below_the_head_stays_if_it_is_better(readout: str, base_folder: 
     # Six validation rows recalibrate the head alone with its training rows out of fold.
     assert validation["n_recalibrating"] == (6 if config.modules else 60)
     assert validation["nll"] == (above if config.modules else pytest.approx(alone, abs=0.05))
+    assert ("recalibrated with 54 training rows out of fold" in capsys.readouterr().out) == (not config.modules)
 
 
 @pytest.fixture
