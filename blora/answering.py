@@ -23,7 +23,7 @@ from blora.server.engines.handle import AdapterHandle
 from blora.server.engines.outcomes import draws_suffice, outcome
 from blora.server.engines.protocol import Job, Outcome
 from blora.server.errors import ServerError
-from blora.server.prediction.choices import choices_of
+from blora.server.prediction.choices import offered_choices
 from blora.server.prediction.policies import InForce, policy_for, stop_of
 from blora.server.prediction.response import answered
 from blora.server.scheduling.batcher import Completed
@@ -108,7 +108,7 @@ def _ask(
             raise read.error
         request = PredictRequest.model_validate({**usual, **read.asked, **policy})
         in_force = policy_for(request, handle)
-        choices = choices_of(request, handle)
+        choices = offered_choices(request, handle)
     except ValidationError as exc:
         raise _refused(invalid_request(exc.errors(include_url=False))) from exc
     except ServerError as exc:

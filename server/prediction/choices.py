@@ -7,10 +7,10 @@ from blora.server.engines.handle import AdapterHandle
 from blora.server.errors import InvalidRequestError
 from blora.server.schemas.requests import PredictRequest
 
-__all__ = ["choices_of"]
+__all__ = ["offered_choices"]
 
 
-def choices_of(question: PredictRequest, handle: AdapterHandle) -> Sequence[str]:
+def offered_choices(question: PredictRequest, handle: AdapterHandle) -> Sequence[str]:
     """Return the choices of a question to an adapter.
 
     Raises:

@@ -30,7 +30,7 @@ from blora.server.monitoring.logs import write_down
 from blora.server.monitoring.metrics import UNKNOWN_ADAPTER, ServerMetrics
 from blora.server.monitoring.recent_texts import AskedText
 from blora.server.monitoring.tracing import record_stages
-from blora.server.prediction.choices import choices_of
+from blora.server.prediction.choices import offered_choices
 from blora.server.prediction.policies import policy_for, stop_of
 from blora.server.prediction.response import answered
 from blora.server.prediction.together import Member, Text
@@ -175,7 +175,7 @@ class Predictor:
         member: Member | None,
     ) -> answers.Prediction:
         n_samples = self._n_samples(question, handle)
-        choices = choices_of(question, handle)
+        choices = offered_choices(question, handle)
         in_force = policy_for(question, handle)
         try:
             async with asyncio.timeout_at(deadline):

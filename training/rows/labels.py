@@ -42,7 +42,7 @@ class Label:
 
     @property
     def is_doubtful_index(self) -> bool:
-        """Whether the label can only be an index, but the choices are numbers, of which it may be a missing one."""
+        """Return whether the label is no choice's text although choices are numbers: a text by mistake, or an index."""
         return self.text is None and any(map(_is_digits, self.choices))
 
 

@@ -86,7 +86,7 @@ class Settled(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """What a ledger holds about an adapter's drift.
+    """Counts and time of an adapter's drift, as a ledger holds them.
 
     Attributes:
         counters: the counts of each counter.
