@@ -20,7 +20,12 @@ from benchmarks.peers.figures import Scored
 from blora.decision.metrics import nll
 from blora.decision.temperature import fit_recalibration
 
-__all__ = ["Parts", "on_states", "on_words"]
+__all__ = ["Parts", "best_of", "on_states", "on_words"]
+
+# Texts, or states (N, F), of one part, and of all parts by name.
+Input = Sequence[str] | NDArray[np.float32]
+Inputs = Mapping[str, Input]
+Classifier = Pipeline | LogisticRegression
 
 # Candidates for C, the inverse of the penalty.
 FOR_WORDS = (3, 10, 30, 100)
@@ -38,7 +43,7 @@ class Parts(NamedTuple):
         validation: (V,) labels of the validation rows.
     """
 
-    inputs: "Mapping[str, Sequence[str] | NDArray[np.float32]]"
+    inputs: Inputs
     train: Tensor
     validation: Tensor
 
@@ -65,16 +70,29 @@ def on_states(parts: Parts) -> Scored:
 
 def _scored(method: str, pipelines: Sequence[Pipeline], parts: Parts) -> Scored:
     began = time.perf_counter()
+    fitted = [pipeline.fit(parts.inputs["train"], parts.train.numpy()) for pipeline in pipelines]
+    return best_of(method, [(one, parts.inputs) for one in fitted], parts.validation, began)
 
-    def log_probs(pipeline: Pipeline, of: "Sequence[str] | NDArray[np.float32]") -> Tensor:
-        return torch.from_numpy(pipeline.predict_proba(of)).float().clamp_min(LEAST).log()[None]
 
-    for pipeline in pipelines:
-        pipeline.fit(parts.inputs["train"], parts.train.numpy())
-    validation = parts.inputs["validation"]
-    best = min(pipelines, key=lambda one: nll(log_probs(one, validation)[0].exp(), parts.validation))
-    ones = torch.ones(len(parts.validation))  # fixed labels have no lengths
-    recalibration = fit_recalibration(log_probs(best, validation), parts.validation, ones, powers=(0.0, 0.0))
+def best_of(method: str, candidates: Sequence[tuple[Classifier, Inputs]], labels: Tensor, began: float) -> Scored:
+    """Return what the candidate with the lowest NLL on validation rows says, recalibrated on them.
+
+    Args:
+        method: name of the method.
+        candidates: fitted classifiers, each with the inputs of every part as it reads them.
+        labels: (V,) labels of the validation rows.
+        began: when training began, by `time.perf_counter`.
+    """
+
+    def log_probs(classifier: Classifier, of: Input) -> Tensor:
+        return torch.from_numpy(classifier.predict_proba(of)).float().clamp_min(LEAST).log()[None]
+
+    def loss(candidate: tuple[Classifier, Inputs]) -> float:
+        return nll(log_probs(candidate[0], candidate[1]["validation"])[0].exp(), labels)
+
+    best, inputs = min(candidates, key=loss)
+    ones = torch.ones(len(labels))  # fixed labels have no lengths
+    recalibration = fit_recalibration(log_probs(best, inputs["validation"]), labels, ones, powers=(0.0, 0.0))
     seconds = time.perf_counter() - began
-    found = {name: log_probs(best, of) for name, of in parts.inputs.items() if name not in ("train", "validation")}
+    found = {name: log_probs(best, of) for name, of in inputs.items() if name not in ("train", "validation")}
     return Scored(method, found["test"], found.get("foreign"), recalibration, seconds, proof=found.get("proof"))

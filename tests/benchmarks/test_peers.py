@@ -2,6 +2,8 @@
 
 import json
 import math
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.peers import training_free
 from benchmarks.peers.__main__ import measure
+from benchmarks.peers.contrast import contrast
 from benchmarks.peers.cumulative import Cumulative
 from benchmarks.peers.figures import N_DIVISIONS, Scored, answered_at, averaged, figures
 from benchmarks.peers.posteriors import mean_field
@@ -50,13 +54,14 @@ def test_a_regression_on_words_learns_them() -> None:
     assert bool((found.test[0].argmax(-1) == labels(21)).all())
 
 
-def test_a_regression_on_states_learns_them_and_does_without_foreign_rows() -> None:
+@pytest.mark.parametrize("method", [on_states, contrast])
+def test_a_regression_on_states_learns_them_and_does_without_foreign_rows(method: Callable[[Parts], Scored]) -> None:
     generator = torch.Generator().manual_seed(0)
     parts = {
         name: (torch.eye(3)[labels(n)] + torch.randn(n, 3, generator=generator) / 20).numpy()
         for name, n in (("train", 60), ("validation", 30), ("test", 21), ("proof", 9))
     }
-    found = on_states(Parts(parts, labels(60), labels(30)))
+    found = method(Parts(parts, labels(60), labels(30)))
     assert found.proof is not None
     assert found.proof.shape == (1, 9, 3)
     assert found.foreign is None
@@ -187,7 +192,7 @@ def test_every_method_is_measured_and_shown(kind: str) -> None:
     ours = ["regression on frozen states", "head, posterior mean", "head, 64 draws"]
     others = ["head, isotropic Gaussian, 64 draws", "head, dropout, 64 draws"]
     if kind == "linear":
-        ours.insert(1, "cumulative link")
+        ours[1:1] = ["contrast on frozen states", "cumulative link"]
         others += ["head, mean-field variational, 64 draws", "heads on 5 bootstraps"]
     assert names == [first, *ours, *others]
     alone = 2 * len(ours)  # without draws: the first one, and all of ours but the last
@@ -195,6 +200,47 @@ def test_every_method_is_measured_and_shown(kind: str) -> None:
     about = {"machine": {"cores": 2, "processor": "some"}, "revision": "abc", "base_model": "tiny", "dtype": "float32"}
     shown = peers([result | about | {"set": "demo"}])
     assert all(f"| {name} |" in shown for name in names)
+
+
+# An AnyJev that gives an option a probability by its length, so that a test can tell options apart.
+STUB = """
+from types import SimpleNamespace as Made
+import numpy
+class Question:
+    choice = staticmethod(lambda text, options: Made(kind="choice", text=text, options=options))
+    noul = staticmethod(lambda text: Made(kind="noul", text=text, options=["Yes", "No"]))
+    score = staticmethod(lambda text, levels: Made(kind="score", text=text, options=levels))
+class Decider:
+    def __init__(self, backend, shared_prefix): pass
+    def decide_batch(self, states, question):
+        lengths = numpy.array([len(option) for option in question.options], float)
+        return [Made(probs=lengths / lengths.sum()) for state in states]
+"""
+
+
+@pytest.mark.model
+def test_anyjev_is_asked_in_an_environment_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "anyjev" / "backends").mkdir(parents=True)
+    (tmp_path / "anyjev" / "__init__.py").write_text(STUB)
+    (tmp_path / "anyjev" / "backends" / "hf.py").write_text("def HFBackend(folder, device, dtype): pass")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    base = load_base_model("embedded", dtype="float32")
+    found = training_free.answers(pointer(), base, Path(sys.executable))
+    assert {name: tuple(part.shape) for name, part in found.items()} == {
+        "validation": (1, 12, 3),
+        "test": (1, 9, 3),
+        "foreign": (1, 5, 3),
+    }
+    torch.testing.assert_close(found["test"][0, 0].exp(), torch.tensor([3 / 8, 5 / 8, 0]))
+    torch.testing.assert_close(found["test"][0, 1].exp(), torch.tensor([3 / 12, 5 / 12, 4 / 12]))
+    scored = training_free.scored(found, pointer())
+    assert scored.proof is None
+    nouls = replace(linear(), test=(Example("1", "prompt", "is it?", None, ("no", "yes"), 0),))
+    torch.testing.assert_close(
+        training_free.answers(nouls, base, Path(sys.executable))["test"][0, 0].exp(), torch.tensor([2 / 5, 3 / 5, 0])
+    )
+    asked = replace(linear(), name="mood")
+    assert training_free.answers(asked, base, Path(sys.executable))["test"].shape == (1, 9, 3)
 
 
 def linear() -> TaskSet:
