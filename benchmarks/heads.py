@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.server_process import ADAPTER, ROOT, TRIAGE
+from blora.adapter.opening import open_adapter
 from blora.config import PosteriorConfig, PromptConfig
 from blora.inference.branches import score_all
 from blora.inference.packing import PackedRow
 from blora.inference.reading import read_rows
-from blora.opening import open_adapter
 from blora.posterior.bank import SampleBank
 from blora.posterior.decision_head import Features, HeadPosterior
 from blora.posterior.inject import default_targets, inject, parse_layers, select_modules

@@ -17,10 +17,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from benchmarks.server_process import ROOT
 from benchmarks.serving.cost import work_of
 from blora.base_model import load_base_model
+from blora.base_model.precision import rounded_modules
 from blora.config import PromptConfig
 from blora.inference.packing import PackedRow
 from blora.posterior.inject import select_modules
-from blora.precision import rounded_modules
 from blora.training.provenance import machine, revision
 from blora.training.rows.examples import read_examples
 from blora.training.rows.packed import pack_examples

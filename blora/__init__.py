@@ -1,25 +1,24 @@
 """Bayesian-LoRA adapters for language models that abstain when they are uncertain.
 
-    model = blora.load("adapters/triage")      # ask, calibrate, evaluate, export: see `blora.model`
+    model = blora.load("adapters/triage")      # ask, calibrate, evaluate, export: see `blora.Model`
     model = blora.train(rows, output="adapters/triage")
     model = blora.bayesianize("loras/triage", rows, output="adapters/triage")
 
-Three subpackages: `blora.posterior` (the distribution over weights), `blora.inference` (the computation of an answer)
-and `blora.decision` (calibration and abstention). Heavy modules are imported on first use.
+`blora.posterior` is the distribution over weights, `blora.inference` the computation of an answer, and `blora.decision`
+calibration and abstention. Heavy modules are imported on first use.
 """
 
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from blora.front_door import bayesianize, load, train
-    from blora.model import Model
+    from blora.front_door import Model, bayesianize, load, train
 
 __all__ = ["Model", "__version__", "bayesianize", "load", "train"]
 
 __version__ = version("blora")
 
-LAZY = {"Model": "model", "bayesianize": "front_door", "load": "front_door", "train": "front_door"}
+LAZY = ("Model", "bayesianize", "load", "train")
 
 
 def __getattr__(name: str) -> Any:
@@ -28,7 +27,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'blora' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"blora.{LAZY[name]}"), name)
+    return getattr(import_module("blora.front_door"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,12 +1,13 @@
-"""The `blora` command. Its sub-commands are entry points, and only the chosen one is imported."""
+"""The `blora` command, whose sub-commands are entry points of which only the chosen one is imported."""
 
 import importlib
 import sys
-from importlib.metadata import EntryPoint, entry_points
+from argparse import Action, ArgumentDefaultsHelpFormatter
+from importlib.metadata import EntryPoint, entry_points, version
 
 from blora.errors import BloraError, install_hint
 
-__all__ = ["main"]
+__all__ = ["CommandHelp", "main"]
 
 GROUP = "blora.commands"
 # The extra that a command needs, by the beginning of its module's name; train for the others.
@@ -21,9 +22,7 @@ def main(argv: list[str] | None = None) -> int:
         print(_usage(commands))
         return 0 if arguments else 2
     if arguments[0] == "--version":
-        from blora import __version__
-
-        print(f"blora {__version__}")
+        print(f"blora {version('blora')}")
         return 0
     entry = commands.get(arguments[0])
     if entry is None:
@@ -65,6 +64,16 @@ def _usage(commands: dict[str, EntryPoint]) -> str:
     for name, entry in sorted(commands.items()):
         lines.append(f"  {name:<11} {importlib.import_module(entry.value).SUMMARY}")
     return "\n".join([*lines, "", "`blora COMMAND --help` describes a command."])
+
+
+class CommandHelp(ArgumentDefaultsHelpFormatter):
+    """Help formatter that appends each option's default, unless the option has none or its help names it."""
+
+    def _get_help_string(self, action: Action) -> str | None:
+        nothing = action.default is None or action.default is False or action.default == []
+        if nothing or "(default: " in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from blora.adapter import OWN_FILES, adapter_digest
 from blora.client.answers import Prediction
-from blora.front_door import load, train
-from blora.model import Model
+from blora.front_door.functions import load, train
+from blora.front_door.model import Model
 
 __all__ = ["BloraClassifier"]
 

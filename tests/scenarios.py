@@ -29,13 +29,13 @@ from transformers import (
 )
 
 from blora.base_model import BaseModel, fingerprint
+from blora.base_model.precision import set_precision
 from blora.config import BaseModelRef, NormalizationName
 from blora.inference.fork import branching_layer, runs_in_parts
 from blora.inference.packing import PackedBatch, PackedRow
 from blora.inference.scoring import score_draws, score_rows, states_of
 from blora.posterior.draws import Draws, Factors
 from blora.posterior.inject import default_targets, inject, select_modules
-from blora.precision import set_precision
 
 VOCAB_SIZE = 128
 N_LAYERS = 2

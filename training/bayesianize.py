@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from blora.adapter import CONFIG_FILE, check_output, read_config, save_adapter
+from blora.adapter.lora import balanced, lora_shape, read_lora
+from blora.adapter.opening import open_base
 from blora.base_model import EMBEDDED, BaseModel
 from blora.config import AdapterConfig, PosteriorConfig, PromptConfig, SamplingConfig
 from blora.errors import AdapterError, ConfigError
-from blora.lora import balanced, lora_shape, read_lora
-from blora.opening import open_base
 from blora.posterior.draws import Factors
 from blora.posterior.inject import check_modules, inject
 from blora.posterior.posterior import Posterior

@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from blora import calibration_file
-from blora.adapter import Adapter, adapter_digest
+from blora.adapter import Adapter, adapter_digest, calibration_file
 from blora.base_model import BaseModel
 from blora.decision.asks import AskedRows
 from blora.decision.calibrate import calibrate
@@ -31,7 +30,7 @@ def calibrate_adapter(
     """Prove thresholds on rows scored with the adapter's own draws, and write them into its `calibration.json`.
 
     Args:
-        adapter: the adapter, as `blora.opening.open_adapter` returns it.
+        adapter: the adapter, as `blora.adapter.opening.open_adapter` returns it.
         base: the adapter's base model; the calibration holds only for this dtype.
         examples: labelled questions that played no part in making the adapter.
         goal: the guarantee to prove.

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from blora.adapter import check_output, load_adapter, read_config, save_adapter
+from blora.adapter.opening import open_base, own_base_model
 from blora.errors import AdapterError
-from blora.opening import open_base, own_base_model
 from blora.posterior.decision_head import HeadPosterior
 from blora.posterior.inject import inject
 from blora.training.head.familiarity import FittedFamiliarity, familiarity_of

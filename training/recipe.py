@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from blora.base_model import EMBEDDED
-from blora.checks import require
 from blora.config import PosteriorConfig, PromptConfig, SamplingConfig
+from blora.config.checks import require
 from blora.errors import ConfigError
 from blora.scores import SCORES
 from blora.training.config import NEW_PROMPT, HeadChoice, TrainConfig

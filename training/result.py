@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from blora.adapter import Adapter, read_config
+from blora.adapter.opening import open_adapter, open_base
 from blora.base_model import EMBEDDED
 from blora.config import PromptConfig
-from blora.opening import open_adapter, open_base
 from blora.posterior.bank import SampleBank
 from blora.training.evaluate import Evaluation, evaluate_nested
 from blora.training.provenance import command_line, machine, revision

@@ -12,13 +12,13 @@ from accelerate import PartialState
 from transformers import TrainerCallback
 
 from blora.adapter import check_output, save_adapter
+from blora.adapter.lora import WEIGHTS_FILE, read_lora
+from blora.adapter.opening import open_base
 from blora.base_model import BaseModel
 from blora.config import AdapterConfig, HeadConfig, PosteriorConfig, PromptConfig, ReadoutName, SamplingConfig
 from blora.decision.abstention import Policy
 from blora.decision.familiarity import Familiarity
 from blora.errors import ConfigError
-from blora.lora import WEIGHTS_FILE, read_lora
-from blora.opening import open_base
 from blora.posterior.decision_head import HeadPosterior
 from blora.posterior.inject import default_targets, linear_targets, parse_layers, select_modules
 from blora.posterior.posterior import Posterior

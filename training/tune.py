@@ -10,12 +10,12 @@ from pathlib import Path
 from torch import Tensor
 
 from blora.adapter import check_output, load_adapter, read_config, save_adapter
+from blora.adapter.opening import open_base, own_base_model
 from blora.base_model import BaseModel
-from blora.checks import require
 from blora.config import SamplingConfig
+from blora.config.checks import require
 from blora.inference.fork import first_layer
 from blora.inference.reading import head_log_probs
-from blora.opening import open_base, own_base_model
 from blora.posterior.bank import SampleBank
 from blora.posterior.decision_head import HeadPosterior
 from blora.posterior.inject import inject

@@ -9,7 +9,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace, _SubParsersAc
 from collections.abc import Iterator
 from pathlib import Path
 
-from blora.command_help import CommandHelp
+from blora.cli import CommandHelp
 from blora.errors import BloraError, ConfigError
 from blora.training.commands.arguments import add_model, positive
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from benchmarks.server_process import ADAPTER, TRIAGE
 from blora.adapter import attach, load_adapter
+from blora.adapter.calibration_file import read
 from blora.base_model import BaseModel, load_base_model
-from blora.calibration_file import read
 from blora.config import AdapterConfig
 from blora.decision.calibration import Level
 from blora.decision.temperature import temper

@@ -4,9 +4,9 @@ import os
 import sys
 from argparse import ArgumentParser, Namespace
 
+from blora.cli import CommandHelp
 from blora.client.answers import Prediction
-from blora.columns import choices_of
-from blora.command_help import CommandHelp
+from blora.questions.columns import choices_of
 from blora.scores import SCORES
 
 __all__ = ["SUMMARY", "add_policy", "main", "read_policy"]

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field
 
+from blora.cli import CommandHelp
 from blora.client.answers import AbstainReason, Prediction
 from blora.client.command import add_policy, read_policy
-from blora.command_help import CommandHelp
 from blora.errors import BloraError
 from blora.scores import SCORES
 

@@ -5,7 +5,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blora.command_help import CommandHelp
+from blora.cli import CommandHelp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     """Print the facts; return 1 if a part has an error or a path leads to no adapter."""
     arguments = _parser().parse_args(argv)
 
-    from blora.diagnosis import diagnose
+    from blora.commands.diagnosis import diagnose
 
     facts = diagnose(
         arguments.adapters,

@@ -3,7 +3,7 @@
 from argparse import ArgumentParser
 from pathlib import Path
 
-from blora.command_help import CommandHelp
+from blora.cli import CommandHelp
 
 __all__ = ["SUMMARY", "main"]
 

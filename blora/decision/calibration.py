@@ -13,8 +13,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from blora.checks import require
 from blora.config import AdapterConfig, ScoringName
+from blora.config.checks import require
 from blora.decision.abstention import Policy
 from blora.decision.asks import Ask
 from blora.decision.conformal import proof_rows_needed

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from blora.checks import require
+from blora.config.checks import require
 from blora.decision.metrics import N_BINS
 from blora.errors import ConfigError, NumericalError, ShapeError
 from blora.scores import TOLERANCE

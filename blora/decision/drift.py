@@ -25,7 +25,7 @@ References:
 import math
 from dataclasses import dataclass
 
-from blora.checks import require
+from blora.config.checks import require
 
 __all__ = ["ALPHA", "DriftTest", "Seen"]
 

@@ -24,11 +24,11 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
-from blora.checks import require
+from blora.config.checks import require
+from blora.config.head import MOST_REFERENCE
 from blora.decision.binomial import binomial_cdf
 from blora.decision.selective import rows_for_proof
 from blora.errors import ConfigError
-from blora.head_config import MOST_REFERENCE
 
 __all__ = ["Gate", "alarms_allowed", "rows_behind_gate"]
 

@@ -27,7 +27,7 @@ import math
 
 from scipy.special import betaincc, betaln
 
-from blora.checks import require
+from blora.config.checks import require
 
 __all__ = ["Promise"]
 

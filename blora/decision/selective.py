@@ -27,7 +27,7 @@ import torch
 from pydantic import ConfigDict
 from torch import Tensor
 
-from blora.checks import require
+from blora.config.checks import require
 from blora.decision.abstention import Policy
 from blora.decision.binomial import binomial_cdf, clopper_pearson
 from blora.decision.resolution import Resolution

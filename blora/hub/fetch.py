@@ -15,10 +15,10 @@ from typing import Any
 from urllib.parse import quote
 
 from blora.adapter import OWN_FILES, adapter_digest, check_output
-from blora.atomic import new_folder, remove_abandoned, write_file
-from blora.base_model import cache_folder
+from blora.disk.atomic import new_folder, remove_abandoned, write_file
+from blora.disk.cache import cache_folder
+from blora.disk.files import file_digest, read_json
 from blora.errors import AdapterError
-from blora.files import file_digest, read_json
 from blora.hub.client import TIMEOUT_S, TOKEN, hub_api, hub_errors, is_out_of_service, is_private_answer, why
 from blora.hub.name import HubName, place_of
 
@@ -52,6 +52,7 @@ def fetch(name: HubName) -> Path:
     Raises:
         AdapterError: if the hub has no such adapter or cannot be reached, a file's hash is not the listed one, a cached
             file has changed, or the adapter's digest is not the name's.
+        ConfigError: if the cache folder cannot be created.
     """
     cached = cache_folder() / "hub" / name.repo
     commit = name.revision if name.is_commit and (cached / name.revision).is_dir() else _look_up(name, cached)

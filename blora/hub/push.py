@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 
 from blora.adapter import CARD_FILE, OWN_FILES, adapter_digest, read_config
-from blora.calibration_file import read
+from blora.adapter.calibration_file import read
+from blora.adapter.card import model_card
 from blora.errors import AdapterError, ConfigError
 from blora.hub.client import TOKEN, hub_api, hub_errors, why
 from blora.hub.name import HubName, repository
-from blora.model_card import model_card
 
 __all__ = ["push"]
 

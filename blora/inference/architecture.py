@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from blora.base_model import LIMITS, BaseModel
+from blora.base_model import BaseModel
+from blora.base_model.loading import LIMITS
 from blora.errors import BaseModelError
 from blora.inference.fork import allow_partial_runs, forbid_partial_runs, logits_at
 from blora.inference.packing import PackedBatch, PackedRow, collate

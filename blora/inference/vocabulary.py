@@ -30,11 +30,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from blora.base_model.precision import pad_rows
 from blora.inference.checkpoints import between, checkpoints
 from blora.inference.fork import logits_at
 from blora.posterior.draws import use_draws
 from blora.posterior.inject import layer_index
-from blora.precision import pad_rows
 
 __all__ = ["MIN_DRAWS", "Head", "log_probs_along_draws", "log_probs_of_each", "plain_head"]
 

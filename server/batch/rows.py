@@ -6,10 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from blora.columns import QUESTION_COLUMNS, check_mapped, no_question, renamed
 from blora.errors import DataError
+from blora.questions.columns import QUESTION_COLUMNS, check_mapped, no_question, renamed
+from blora.questions.tables import Malformed, read_rows, typed
 from blora.server.errors import InvalidRequestError
-from blora.tables import Malformed, read_rows, typed
 
 __all__ = ["QuestionRow", "question_of", "read_questions"]
 
@@ -49,8 +49,8 @@ def read_questions(file: Path, columns: Mapping[str, str] | None = None) -> Iter
 
     Raises:
         ConfigError: if a key of `columns` is not one of our column names.
-        DataError: if the file cannot be read, see `blora.tables.read_rows`, has no question column, or lacks a mapped
-            column.
+        DataError: if the file cannot be read, see `blora.questions.tables.read_rows`, has no question column, or lacks
+            a mapped column.
     """
     columns = columns or {}
     check_mapped(columns)

@@ -5,7 +5,7 @@ import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
-from blora.atomic import write_file
+from blora.disk.atomic import write_file
 from blora.errors import ConfigError
 
 __all__ = ["SUMMARY", "main"]

@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from blora.cli import CommandHelp
 from blora.client.command import add_policy, read_policy
-from blora.columns import add_columns, choices_of
-from blora.command_help import CommandHelp
 from blora.errors import ConfigError
 from blora.hub.name import HubName, place_of
+from blora.questions.columns import add_columns, choices_of
 
 if TYPE_CHECKING:
     from blora.server.batch.rows import QuestionRow

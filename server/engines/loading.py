@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from blora.adapter import Adapter, load_adapter
+from blora.adapter.calibration_file import for_serving, read
 from blora.base_model import BaseModel
-from blora.calibration_file import for_serving, read
 from blora.decision.abstention import Policy, strictest
 from blora.decision.calibration import Binding
 from blora.errors import ConfigError, NotCalibratedError

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
 from blora.adapter import Adapter, attach
+from blora.adapter.opening import open_base, pick_dtype
 from blora.base_model import BaseModel, pick_device
 from blora.decision.stopping import looks
 from blora.errors import AdapterError
@@ -25,7 +26,6 @@ from blora.inference.checkpoints import between, checkpoint, checkpoints
 from blora.inference.fork import why_whole
 from blora.inference.interruptible import make_interruptible
 from blora.inference.packing import PackedRow
-from blora.opening import open_base, pick_dtype
 from blora.posterior.decision_head import HeadDraws
 from blora.posterior.draws import Draws
 from blora.server.engines.handle import AdapterHandle

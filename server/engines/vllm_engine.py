@@ -19,10 +19,10 @@ from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
 from blora.adapter import Adapter, attach, read_config
+from blora.adapter.export import export_draws
 from blora.base_model import load_base_model
 from blora.decision.stopping import looks
 from blora.errors import AdapterError, ConfigError
-from blora.export import export_draws
 from blora.inference.branches import score_all
 from blora.inference.packing import PackedRow
 from blora.server.engines.handle import AdapterHandle

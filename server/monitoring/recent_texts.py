@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from functools import cached_property
 
-from blora.spelling import seen
+from blora.questions.spelling import seen
 
 __all__ = ["AskedText", "RecentTexts"]
 

@@ -24,10 +24,10 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from blora.config import MOST_CHOICES
+from blora.questions.spelling import seen
 from blora.scores import SCORES, Score
 from blora.server.errors import InvalidRequestError
 from blora.server.schemas.validation import invalid_request
-from blora.spelling import seen
 
 __all__ = [
     "BatchRequest",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from blora.calibration_file import CALIBRATION_FILE
+from blora.adapter.calibration_file import CALIBRATION_FILE
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NOTEBOOK = EXAMPLES / "quickstart.ipynb"

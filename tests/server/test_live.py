@@ -18,7 +18,7 @@ import pytest
 from benchmarks.answers import ASKED, RESULT, TICKETS, request_of
 from benchmarks.processors.table import between_dtypes, distance
 from benchmarks.server_process import ADAPTER, TRIAGE, Server, demo, serve
-from blora.calibration_file import body_digest, read
+from blora.adapter.calibration_file import body_digest, read
 from blora.decision.binomial import binomial_cdf
 from blora.errors import AdapterError
 

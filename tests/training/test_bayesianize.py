@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from blora.adapter import load_adapter, read_config
+from blora.adapter.lora import read_lora, tensor_name
 from blora.base_model import load_base_model
 from blora.cli import main
 from blora.config import PosteriorConfig
 from blora.errors import ConfigError
-from blora.lora import read_lora, tensor_name
 from blora.training.bayesianize import posterior_around
 from blora.training.rows.examples import examples_for
 from blora.training.rows.overlap import SEEN, fingerprints

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from blora.adapter import attach, load_adapter
+from blora.adapter.calibration_file import CALIBRATION_FILE, read
 from blora.base_model import load_base_model
-from blora.calibration_file import CALIBRATION_FILE, read
 from blora.decision.calibration import Calibration, Goal
 from blora.decision.temperature import temper
 from blora.errors import AdapterError, ConfigError, DataError, NumericalError

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from blora.adapter import FAMILIARITY_FILE, load_adapter, read_config
-from blora.calibration_file import CALIBRATION_FILE
+from blora.adapter import load_adapter, read_config
+from blora.adapter.calibration_file import CALIBRATION_FILE
+from blora.adapter.folder import FAMILIARITY_FILE
+from blora.adapter.opening import open_base
 from blora.cli import main
-from blora.opening import open_base
 from blora.training.rows.overlap import DIGITS
 from tests.blora.adapters import rewrite_json, saved
 from tests.training.head.test_fit import arguments, fixed

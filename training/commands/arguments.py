@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from blora.columns import add_columns, choices_of
 from blora.config import ChoiceEnd, NormalizationName, ScoringName
 from blora.hub.name import HubName, place_of
+from blora.questions.columns import add_columns, choices_of
 from blora.training.config import N_SAMPLES, N_SAMPLES_HEAD, NEW_PROMPT, SCALES, TOLERANCE_NATS
 
 __all__ = [

@@ -3,7 +3,7 @@
 from argparse import ArgumentParser
 from typing import TYPE_CHECKING
 
-from blora.command_help import CommandHelp
+from blora.cli import CommandHelp
 from blora.scores import DRAWN, SCORES
 from blora.training.commands.arguments import add_model, add_rows, own_folder, parse
 
@@ -61,8 +61,8 @@ def main(argv: list[str]) -> int:
     arguments = parse(_parser(), argv)
 
     from blora.adapter import read_config
+    from blora.adapter.opening import open_adapter
     from blora.decision.calibration import Goal
-    from blora.opening import open_adapter
     from blora.training.calibrate import calibrate_adapter
     from blora.training.rows.examples import examples_for
 

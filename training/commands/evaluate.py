@@ -4,7 +4,7 @@ import json
 from argparse import ArgumentParser
 from pathlib import Path
 
-from blora.command_help import CommandHelp
+from blora.cli import CommandHelp
 from blora.errors import ConfigError
 from blora.training.commands.arguments import add_model, add_rows, parse, positive, settings_of
 

@@ -3,7 +3,7 @@
 from argparse import ArgumentParser
 from pathlib import Path
 
-from blora.command_help import CommandHelp
+from blora.cli import CommandHelp
 from blora.training.commands.arguments import add_model, parse, positive
 
 __all__ = ["SUMMARY", "main"]
@@ -20,9 +20,9 @@ def main(argv: list[str]) -> int:
     add_model(parser, default=None)
     arguments = parse(parser, argv)
 
-    from blora.export import export_draws
+    from blora.adapter.export import export_draws
+    from blora.adapter.opening import open_adapter
     from blora.hub.fetch import local_folder
-    from blora.opening import open_adapter
 
     base, adapter = open_adapter(
         local_folder(arguments.adapter),

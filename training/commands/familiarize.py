@@ -3,7 +3,7 @@
 from argparse import ArgumentParser
 from pathlib import Path
 
-from blora.command_help import CommandHelp
+from blora.cli import CommandHelp
 from blora.training.commands.arguments import add_model, add_rows, own_folder, parse, settings_of
 
 __all__ = ["SUMMARY", "main"]

@@ -6,9 +6,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
-from blora.columns import add_columns
-from blora.command_help import CommandHelp
+from blora.cli import CommandHelp
 from blora.config import FamilyName, MethodName, PosteriorConfig
+from blora.questions.columns import add_columns
 from blora.scores import SCORES
 from blora.training.commands.arguments import (
     add_model,

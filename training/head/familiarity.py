@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from blora.config import FamiliarityConfig, FamiliarityKind
+from blora.config.head import MOST_REFERENCE
 from blora.decision.curves import auroc
 from blora.decision.familiarity import MOST_BYTES, Familiarity
 from blora.errors import ShapeError
-from blora.head_config import MOST_REFERENCE
 from blora.posterior.decision_head import Features
 from blora.posterior.noise import generator_of
 from blora.training.head.principal import principal_directions

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from blora.atomic import write_file
+from blora.disk.atomic import write_file
 from blora.errors import ConfigError
 
 __all__ = ["claim", "last_complete", "release"]

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from blora.checks import require
-from blora.columns import QUESTION_COLUMNS as KINDS
-from blora.columns import no_question
 from blora.config import AdapterConfig
+from blora.config.checks import require
 from blora.errors import DataError
 from blora.posterior.noise import generator_of
-from blora.spelling import seen
+from blora.questions.columns import QUESTION_COLUMNS as KINDS
+from blora.questions.columns import no_question
+from blora.questions.spelling import seen
 from blora.training.rows.labels import Label, RowError, read_label, settle
 from blora.training.rows.questions import ABOUT, DESCRIBED, Question, as_plain
 from blora.training.rows.sources import Rows, Table, read_table

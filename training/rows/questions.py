@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from blora.columns import is_request
 from blora.config import AdapterConfig, QuestionConfig
+from blora.config.question import PREDICATE_CHOICES
 from blora.errors import ConfigError, DataError
-from blora.question_config import PREDICATE_CHOICES
-from blora.question_text import choice_text, question_text
+from blora.questions.columns import is_request
+from blora.questions.wording import choice_text, question_text
 from blora.training.rows.labels import RowError
 from blora.training.rows.sources import Table
 

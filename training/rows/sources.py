@@ -10,9 +10,9 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
-from blora.columns import QUESTION_COLUMNS, check_mapped, is_request, no_question, renamed
 from blora.errors import DataError
-from blora.tables import FORMATS, Malformed, read_rows, typed
+from blora.questions.columns import QUESTION_COLUMNS, check_mapped, is_request, no_question, renamed
+from blora.questions.tables import FORMATS, Malformed, read_rows, typed
 
 if TYPE_CHECKING:
     from datasets import Dataset

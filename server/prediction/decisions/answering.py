@@ -9,7 +9,7 @@ from operator import attrgetter
 from pydantic import ValidationError
 
 from blora.client import answers
-from blora.question_text import choice_text, question_text
+from blora.questions.wording import choice_text, question_text
 from blora.server.engines.handle import AdapterHandle
 from blora.server.errors import InvalidRequestError, ServerError
 from blora.server.monitoring.recent_texts import AskedText

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from blora.question_config import QuestionType
+from blora.config.question import QuestionType
 
 __all__ = ["Option", "Question", "predicate_options", "spelled"]
 

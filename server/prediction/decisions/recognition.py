@@ -3,8 +3,8 @@
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from blora.question_config import QuestionConfig
-from blora.question_text import choice_text
+from blora.config.question import QuestionConfig
+from blora.questions.wording import choice_text
 from blora.server.adapters.registry import Registry
 from blora.server.engines.handle import AdapterHandle
 from blora.server.errors import InvalidRequestError

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from blora import diagnosis
+from blora.commands import diagnosis
 from blora.commands.doctor import main
 from tests.blora.adapters import rewrite_json
 from tests.scenarios import tiny_model, tiny_tokenizer
@@ -50,13 +50,13 @@ def test_the_machine_and_the_packages_are_described(capsys: pytest.CaptureFixtur
 def test_the_dtype_is_the_one_that_the_adapters_are_calibrated_for(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("blora.opening.native_dtypes", lambda device: ("float16", "float32"))
+    monkeypatch.setattr("blora.adapter.opening.native_dtypes", lambda device: ("float16", "float32"))
     found = facts(capsys, str(folder / "demo"))
     assert found["dtype"]["in_use"] == "float32"
     [adapter] = found["adapters"]
     assert adapter["calibrated_for_dtype_in_use"]
     assert adapter["calibrated"]["float32"] == "P(wrong | answered) <= 0.1 with probability 0.95"
-    monkeypatch.setattr("blora.opening.native_dtypes", lambda device: ("float16",))
+    monkeypatch.setattr("blora.adapter.opening.native_dtypes", lambda device: ("float16",))
     found = facts(capsys, str(folder / "demo"), code=1)
     assert "no calibration in a common dtype" in found["dtype"]["error"]
     assert "not for the dtype above" in text(

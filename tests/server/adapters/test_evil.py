@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.faults.tiny_server import KEY, tiny_server
 from benchmarks.server_process import Server
-from tests.blora.evil import EVIL
+from tests.blora.adapter.evil import EVIL
 
 # What the largest of the folders' files takes, several times over; a bomb would take GiB.
 MOST_MIB = 400

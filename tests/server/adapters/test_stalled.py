@@ -22,16 +22,16 @@ from tests.server.engines.asking import write_adapter
 STALLING = """
 import sys, time
 from pathlib import Path
-import blora.files
+import blora.disk.files
 
-real = blora.files._check_regular
+real = blora.disk.files._check_regular
 
 def stalling(found, file, mend):
     while "stalled" in str(file) and Path(sys.argv[1]).exists():
         time.sleep(0.05)
     real(found, file, mend)
 
-blora.files._check_regular = stalling
+blora.disk.files._check_regular = stalling
 from blora.server.commands.serve import main
 sys.exit(main(sys.argv[2:]))
 """

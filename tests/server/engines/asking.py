@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from blora.adapter import save_adapter
+from blora.adapter.calibration_file import store
 from blora.base_model import load_base_model
-from blora.calibration_file import store
 from blora.config import AdapterConfig, PosteriorConfig, PromptConfig, SamplingConfig
 from blora.posterior.posterior import Posterior
 from blora.server.engines.handle import AdapterHandle

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from blora.calibration_file import CALIBRATION_FILE
+from blora.adapter.calibration_file import CALIBRATION_FILE
 from tests.scenarios import tiny_model, tiny_tokenizer
 from tests.server.engines.asking import Asking, loaded, settings, write_adapter
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from blora.calibration_file import body_digest
+from blora.adapter.calibration_file import body_digest
 from blora.decision.abstention import Policy
 from blora.decision.stopping import draws_used
 from blora.errors import AdapterError, BloraError, ConfigError, NumericalError, PromptError

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from blora.calibration_file import read, store
+from blora.adapter.calibration_file import read, store
 from blora.errors import NotCalibratedError
 from tests.server.engines.asking import calibrated, loaded, settings
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from blora.config.head import MOST_REFERENCE
 from blora.decision.curves import auroc
 from blora.decision.familiarity import MOST_BYTES, p_value, stored_bytes
 from blora.errors import ShapeError
-from blora.head_config import MOST_REFERENCE
 from blora.training.head.familiarity import _fit, _of_kind, fit_familiarity
 
 DEPTHS = (3, 5, 9)

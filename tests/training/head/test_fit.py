@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 
 import blora
 from blora.adapter import load_adapter, read_config
+from blora.adapter.opening import open_adapter, open_base
 from blora.base_model import BaseModel
 from blora.cli import main
 from blora.config import HeadConfig
@@ -21,7 +22,6 @@ from blora.decision.temperature import temper
 from blora.errors import AdapterError, ConfigError
 from blora.inference.packing import PackedRow
 from blora.inference.reading import head_log_probs
-from blora.opening import open_adapter, open_base
 from blora.posterior.decision_head import Features
 from blora.posterior.draws import Draws
 from blora.posterior.inject import inject, layer_index

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 import blora
-from blora.adapter import FAMILIARITY_FILE, load_adapter, read_config
-from blora.calibration_file import read
+from blora.adapter import load_adapter, read_config
+from blora.adapter.calibration_file import read
+from blora.adapter.folder import FAMILIARITY_FILE
+from blora.adapter.opening import open_adapter, open_base
 from blora.cli import main
 from blora.decision.familiarity import p_value
 from blora.errors import AdapterError, ConfigError, PromptError
 from blora.inference.packing import pack
-from blora.opening import open_adapter, open_base
 from tests.blora.adapters import rewrite_json, rewrite_tensors
 from tests.training.head.test_fit import arguments, fixed
 from tests.training.toys import CHOICES, toy_data, toy_row, write_jsonl

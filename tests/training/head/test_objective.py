@@ -16,7 +16,7 @@ from blora.training.head.objective import HeadObjective
 from blora.training.lora.optimizer import make_optimizer
 from blora.training.lora.trunk import with_states
 from blora.training.rows.packed import LabelledRow
-from tests.blora.test_reading import TEXTS, config_of, packed
+from tests.blora.inference.test_reading import TEXTS, config_of, packed
 from tests.heads import LABELS, head_of
 from tests.scenarios import tiny_base
 from tests.training.toys import toy_config, toy_posterior

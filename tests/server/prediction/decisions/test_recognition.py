@@ -3,7 +3,7 @@
 import pytest
 
 from blora.config import QuestionConfig
-from blora.question_config import QuestionType
+from blora.config.question import QuestionType
 from blora.server.adapters.registry import Registry
 from blora.server.engines.handle import AdapterHandle
 from blora.server.errors import DigestMismatchError, UnknownAdapterError

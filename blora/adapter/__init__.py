@@ -1,0 +1,29 @@
+"""An adapter as a folder on disk: its files, and how it is opened and exported."""
+
+from blora.adapter.folder import (
+    CARD_FILE,
+    CONFIG_FILE,
+    OWN_FILES,
+    Adapter,
+    adapter_bytes,
+    adapter_digest,
+    attach,
+    check_output,
+    load_adapter,
+    read_config,
+    save_adapter,
+)
+
+__all__ = [
+    "CARD_FILE",
+    "CONFIG_FILE",
+    "OWN_FILES",
+    "Adapter",
+    "adapter_bytes",
+    "adapter_digest",
+    "attach",
+    "check_output",
+    "load_adapter",
+    "read_config",
+    "save_adapter",
+]

@@ -1,0 +1,248 @@
+"""`calibration.json`, beside an adapter's files: one calibration for each dtype in which the adapter is served.
+
+The adapter's digest does not cover this file, and each calibration names that digest: a calibration changes nothing
+about the adapter, and writing the adapter again removes the file. Since the adapter's digest covers its settings, with
+draws and recalibration among them, two calibrations of the same contents can differ only in the base model's dtype.
+
+The file has a digest of its own, which reveals edits; the proofs are not repeated on reading. The digest does not
+protect against forgery: a forger would compute it anew, and anyone with write access to an adapter's folder controls
+the adapter's answers.
+
+The file also records every ask of calibration rows, refused asks included. Asks in all dtypes count together, because
+an adapter is nearly the same predictor in each dtype, so that a refusal in one dtype tells about the others.
+
+Every change is made under a lock on the folder, so that calibrations that run at once lose nothing of each other's, and
+a text is written only if the reader accepts it.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from blora.decision.asks import Ask, AskedRows, earlier_asks
+from blora.decision.calibration import Binding, Calibration
+from blora.disk.atomic import locked, write_file
+from blora.disk.files import read_json
+from blora.errors import AdapterError, ConfigError, NotCalibratedError
+
+__all__ = [
+    "CALIBRATION_FILE",
+    "body_digest",
+    "calibrated_dtypes",
+    "check_ask",
+    "for_serving",
+    "read",
+    "remember",
+    "store",
+]
+
+CALIBRATION_FILE = "calibration.json"
+FORMAT_VERSION = 3
+# The fingerprint of an asked row takes twelve bytes, so this is room for a million rows.
+MOST_BYTES = 16 * 2**20
+# Kept free by asks, for the calibrations that follow.
+ROOM_BYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Contents:
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    format_version: int
+    calibrations: tuple[Calibration, ...]
+    asked: tuple[AskedRows, ...] = ()
+
+
+def read(folder: Path | str) -> tuple[Calibration, ...]:
+    """Return every calibration in an adapter's folder; without a file, an empty tuple.
+
+    Raises:
+        AdapterError: naming the first field that is missing, unknown or wrong.
+    """
+    return _read(folder).calibrations
+
+
+def calibrated_dtypes(folder: Path | str) -> frozenset[str]:
+    """Return the dtypes for which an adapter's folder has a calibration; without a file, an empty set.
+
+    Raises:
+        AdapterError: see `read`.
+    """
+    return frozenset(entry.binding.dtype for entry in read(folder))
+
+
+def _read(folder: Path | str) -> _Contents:
+    file = Path(folder) / CALIBRATION_FILE
+    again = "remove it and calibrate again"
+    if not os.path.lexists(file):
+        return _Contents(format_version=FORMAT_VERSION, calibrations=())
+    return _parsed(read_json(file, most_bytes=MOST_BYTES, mend=again), file, again)
+
+
+def _parsed(raw: Any, file: Path, again: str) -> _Contents:
+    """Return the contents that a file's JSON states; `again` is the advice for the error message."""
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if version != FORMAT_VERSION:
+        raise AdapterError(
+            f"got format_version {version!r} in {file}, expected {FORMAT_VERSION}; upgrade blora or {again}"
+        )
+    if raw.pop("digest", None) != body_digest(raw):
+        raise AdapterError(
+            f"got {file}, which is not as `blora calibrate` wrote it, expected contents of its own digest: it was "
+            f"edited; restore it, or {again}"
+        )
+    try:
+        contents = TypeAdapter(_Contents).validate_json(json.dumps(raw))
+    except ValidationError as exc:
+        first = exc.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise AdapterError(
+            f"got a bad value at {where} of {file} ({first['msg']}), expected a valid calibration; {again}"
+        ) from exc
+    except ConfigError as exc:
+        raise AdapterError(f"{file}: {exc}; {again}") from exc
+    calibrations = contents.calibrations
+    served = {(entry.binding.adapter_digest, entry.binding.dtype) for entry in calibrations}
+    if not (calibrations or contents.asked) or len(served) < len(calibrations):
+        raise AdapterError(
+            f"got {len(calibrations)} calibrations in {file}, expected at least one, or asks alone, and no two for the "
+            f"same contents and dtype; {again}"
+        )
+    return contents
+
+
+def body_digest(raw: dict[str, Any]) -> str:
+    """Return the SHA-256 of a file's contents, "sha256:...", independent of layout and order of names.
+
+    Args:
+        raw: the contents without the digest.
+    """
+    canonical = json.dumps(raw, sort_keys=True, separators=(",", ":"))
+    return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
+
+
+def _added(known: tuple[AskedRows, ...], rows: AskedRows) -> tuple[AskedRows, ...]:
+    """Return the known rows with the new ones added; equal rows are merged, with all their distinct asks."""
+    old = next((one for one in known if one.same(rows)), None)
+    if old is None:
+        return (*known, rows)
+    asks = tuple(dict.fromkeys((*old.asks, *rows.asks)))
+    return tuple(replace(rows, asks=asks) if one is old else one for one in known)
+
+
+def check_ask(folder: Path | str, rows: AskedRows, known: str | None = None) -> None:
+    """Raise the error that `remember` would raise, before the work on the rows begins.
+
+    Raises:
+        ConfigError: see `remember`.
+        AdapterError: see `remember`.
+    """
+    with locked(Path(folder)):
+        _with_ask(folder, rows, known)
+
+
+def remember(folder: Path | str, rows: AskedRows, known: str | None = None) -> tuple[Ask, ...]:
+    """Record rows and their ask, and return the earlier asks of overlapping rows.
+
+    Args:
+        folder: the adapter's folder.
+        rows: the rows, whose last ask is the new one.
+        known: fingerprints by which asks of the rows are found, those of earlier versions among them; by default those
+            of `rows`.
+
+    Raises:
+        ConfigError: if the deltas add up to 1 or more, or the rows are too many to be recorded; the file stays then.
+        AdapterError: if the file cannot be read, see `read`, or the folder cannot be locked.
+    """
+    with locked(Path(folder)):
+        earlier, text = _with_ask(folder, rows, known)
+        write_file(Path(folder) / CALIBRATION_FILE, text)
+    return earlier
+
+
+def _with_ask(folder: Path | str, rows: AskedRows, known: str | None) -> tuple[tuple[Ask, ...], str]:
+    """Return the earlier asks of overlapping rows, and the file's text with the new ask."""
+    contents = _read(folder)
+    sought = rows if known is None else replace(rows, fingerprints=known)
+    earlier = earlier_asks(contents.asked, sought, rows.asks[-1])
+    asked = _added(contents.asked, rows)
+    return earlier, _text(folder, replace(contents, asked=asked), most_bytes=MOST_BYTES - ROOM_BYTES)
+
+
+def store(folder: Path | str, calibration: Calibration) -> None:
+    """Add a calibration, in place of the one for the same dtype; the file changes atomically.
+
+    Calibrations and asks for other adapter contents are dropped, since these contents can no longer be served.
+
+    Raises:
+        ConfigError: see `remember`.
+        AdapterError: if a value would not be read back, the file cannot be read, or the folder cannot be locked.
+    """
+    with locked(Path(folder)):
+        new, old = calibration.binding, _read(folder)
+        kept = [
+            entry
+            for entry in old.calibrations
+            if entry.binding.adapter_digest == new.adapter_digest and entry.binding.dtype != new.dtype
+        ]
+        own = tuple(rows for rows in old.asked if rows.adapter_digest == new.adapter_digest)
+        text = _text(folder, replace(old, calibrations=(*kept, calibration), asked=own))
+        write_file(Path(folder) / CALIBRATION_FILE, text)
+
+
+def _text(folder: Path | str, contents: _Contents, *, most_bytes: int = MOST_BYTES) -> str:
+    """Return contents as a file's text, which the reader accepts.
+
+    Raises:
+        ConfigError: if the text is larger than allowed.
+        AdapterError: if the reader refuses a value.
+    """
+    file, raw = Path(folder) / CALIBRATION_FILE, asdict(contents)
+    text = json.dumps({"format_version": FORMAT_VERSION, "digest": body_digest(raw)} | raw, indent=1) + "\n"
+    if len(text) > most_bytes:  # ASCII, so these are bytes
+        raise ConfigError(
+            f"got {len(text)} bytes for {file}, which remembers each row of every ask, expected at most {most_bytes}: "
+            "calibrate on fewer rows, at most a million in all asks; nothing was written"
+        )
+    _parsed(json.loads(text), file, "nothing was written: correct the value and calibrate again")
+    return text
+
+
+def for_serving(folder: Path | str, binding: Binding) -> Calibration | None:
+    """Return the calibration whose binding equals that of the served adapter; None without a file.
+
+    Raises:
+        NotCalibratedError: if every calibration is for other contents or other dtypes; the message names them.
+        AdapterError: if the file cannot be read, or was edited.
+    """
+    calibrations = read(folder)
+    if not calibrations:
+        return None
+    file = Path(folder) / CALIBRATION_FILE
+    if not (own := [entry for entry in calibrations if entry.binding.adapter_digest == binding.adapter_digest]):
+        found = ", ".join(sorted({entry.binding.adapter_digest for entry in calibrations}))
+        raise NotCalibratedError(
+            f"got calibration for adapter_digest {found} in {file}, expected {binding.adapter_digest}: the adapter has "
+            "changed since; run `blora calibrate` for it, or remove the file"
+        )
+    entry = next((entry for entry in own if entry.binding.dtype == binding.dtype), None)
+    if entry is None:
+        found = ", ".join(sorted(entry.binding.dtype for entry in own))
+        raise NotCalibratedError(
+            f"got calibration for dtype {found} in {file}, expected {binding.dtype}, in which the adapter is served; "
+            f"serve it with --dtype {sorted(entry.binding.dtype for entry in own)[0]}, run `blora calibrate {folder} "
+            f"--dtype {binding.dtype} --data ...`, or start with --allow-uncalibrated"
+        )
+    for field in fields(Binding):
+        found, expected = getattr(entry.binding, field.name), getattr(binding, field.name)
+        if found != expected:
+            raise AdapterError(
+                f"got calibration for {field.name} {found} in {file}, expected {expected}, as contents of this "
+                "digest say: the file was edited; restore it, or remove it and calibrate again"
+            )
+    return entry

@@ -1,0 +1,398 @@
+"""The adapter directory: two PEFT files hold the posterior-mean LoRA, further files the posterior and the head.
+
+bayesian_config.json                             the settings: everything needed to use the other files
+adapter_config.json, adapter_model.safetensors   the posterior-mean LoRA, which PEFT and vLLM load
+posterior.safetensors                            the posterior over the LoRA
+head.safetensors                                 the decision head and its posterior
+familiarity.safetensors                          how familiar questions look in the head's states
+README.md                                        the model card
+calibration.json                                 the calibrations, see `blora.adapter.calibration_file`; not digested
+
+An adapter has a LoRA, a head or both. Its digest is the SHA-256 of the output of `sha256sum` for the files above the
+card. Writing an adapter again replaces these files and leaves every other entry of the folder alone.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from blora.adapter.calibration_file import CALIBRATION_FILE
+from blora.adapter.card import model_card
+from blora.adapter.lora import LORA_CONFIG_FILE, WEIGHTS_FILE, check_tensors, factor_shapes, read_tensors
+from blora.adapter.peft_files import check_mean, check_peft_config, peft_config, peft_tensors
+from blora.base_model import BaseModel
+from blora.config import FORMAT_VERSION, AdapterConfig, BaseModelRef
+from blora.decision.abstention import Policy
+from blora.decision.familiarity import MOST_BYTES, Familiarity, familiarity_shapes, stored_bytes
+from blora.disk.atomic import new_folder
+from blora.disk.files import TensorsFile, file_digest, read_json
+from blora.errors import AdapterError, ConfigError
+from blora.posterior.decision_head import DecisionHead, HeadPosterior, head_bytes, head_shapes
+from blora.posterior.inject import check_modules, inject
+from blora.posterior.posterior import Posterior
+from blora.posterior.sizes import memory_bytes, tensor_shapes
+
+__all__ = [
+    "CARD_FILE",
+    "CONFIG_FILE",
+    "OWN_FILES",
+    "Adapter",
+    "adapter_bytes",
+    "adapter_digest",
+    "attach",
+    "check_output",
+    "load_adapter",
+    "read_config",
+    "save_adapter",
+]
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE = "bayesian_config.json"
+POSTERIOR_FILE = "posterior.safetensors"
+CARD_FILE = "README.md"
+HEAD_FILE = "head.safetensors"
+FAMILIARITY_FILE = "familiarity.safetensors"
+DIGESTED = (LORA_CONFIG_FILE, WEIGHTS_FILE, CONFIG_FILE, POSTERIOR_FILE, HEAD_FILE, FAMILIARITY_FILE)
+# Names of all files that an adapter may consist of.
+OWN_FILES = (*DIGESTED, CARD_FILE, CALIBRATION_FILE)
+OF_LORA = (LORA_CONFIG_FILE, WEIGHTS_FILE, POSTERIOR_FILE)
+# A git commit, or the digest of a file or of the tensors in files: equal hashes mean equal weights.
+CONTENT_HASH = re.compile("[0-9a-f]{40}|sha256:[0-9a-f]{64}")
+# The old config while a folder is being rewritten. A folder in which a crash left this file may be written again.
+UNFINISHED_FILE = f"{CONFIG_FILE}.old"
+# Formats that can run code when they are opened.
+UNSAFE_SUFFIXES = {".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"}
+# Advice for error messages about a file that cannot be used.
+MEND = "restore it or train again"
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """An adapter that has passed every check against its base model.
+
+    Attributes:
+        name: name of the adapter in requests.
+        path: directory that the adapter was read from.
+        digest: sha256:<hex> of the adapter's contents.
+        config: settings of the adapter.
+        posterior: posterior over the LoRA factors, or over the head above a LoRA, float32 on the CPU.
+        familiarity: distance from the training rows, float32 on the CPU; None without one.
+    """
+
+    name: str
+    path: Path
+    digest: str
+    config: AdapterConfig
+    posterior: Posterior | HeadPosterior
+    familiarity: Familiarity | None = None
+
+
+def attach(base: BaseModel, adapter: Adapter) -> None:
+    """Prepare the base model's modules for this adapter's draws; without draws the model is unchanged."""
+    inject(base.model, adapter.config.modules)
+
+
+def check_output(path: Path | str) -> None:
+    """Raise an error unless an adapter may be written to a path.
+
+    Raises:
+        AdapterError: if the path is taken by something that is not an adapter.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise AdapterError(f"got output {path}, which is a file; expected a new or an adapter's folder")
+    ours = any((path / name).is_file() for name in (CONFIG_FILE, UNFINISHED_FILE))
+    if path.is_dir() and any(path.iterdir()) and not ours:
+        raise AdapterError(f"got output folder {path}, which holds other files; expected a new or an adapter's folder")
+    if taken := [name for name in OWN_FILES if (path / name).is_dir()]:
+        raise AdapterError(f"got folders {', '.join(taken)} in {path}, where the adapter's files go; move them away")
+
+
+def save_adapter(
+    path: Path | str,
+    posterior: Posterior | HeadPosterior,
+    config: AdapterConfig,
+    base: BaseModel,
+    familiarity: Familiarity | None = None,
+) -> None:
+    """Write an adapter directory; a new one appears complete or not at all.
+
+    In the folder of an earlier adapter its files are replaced, its calibration.json is removed, and everything else
+    stays. Until the last file is in place the folder has no config, and `load_adapter` refuses it.
+
+    Raises:
+        AdapterError: if the path is taken by something that is not an adapter.
+    """
+    path = Path(path)
+    check_output(path)
+    folder = path.resolve()  # a link to a folder stays, and the folder is written
+    with new_folder(folder, place=_put) as partial:
+        if isinstance(posterior, HeadPosterior):
+            head = {name: tensor.contiguous() for name, tensor in posterior.head.tensors().items()}
+            head |= {name: tensor.half() for name, tensor in head.items() if name.endswith("directions")}
+            save_file(head, partial / HEAD_FILE, metadata={"format": "pt"})
+        if familiarity is not None:
+            tensors = {name: tensor.contiguous() for name, tensor in familiarity.tensors().items()}
+            save_file(tensors, partial / FAMILIARITY_FILE, metadata={"format": "pt"})
+        if config.modules:
+            _save_lora(partial, posterior.lora if isinstance(posterior, HeadPosterior) else posterior, config, base)
+        (partial / CONFIG_FILE).write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        (partial / CARD_FILE).write_text(model_card(config, path.name), encoding="utf-8")
+
+
+def _save_lora(folder: Path, posterior: Posterior, config: AdapterConfig, base: BaseModel) -> None:
+    tensors = {_disk_name(key): tensor.contiguous() for key, tensor in posterior.state_dict().items()}
+    save_file(tensors, folder / POSTERIOR_FILE, metadata={"format": "pt"})
+    with torch.no_grad():
+        mean = posterior.mean()
+    save_file(peft_tensors(mean), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    peft_config(config, base).save_pretrained(str(folder))
+
+
+def _put(new: Path, folder: Path) -> None:
+    """Move the files of a complete adapter into the adapter's folder.
+
+    Files are replaced one by one rather than the folder as a whole, for two reasons: the owner's other files (.git,
+    LICENSE, links, nested folders) are never moved, so no crash can misplace them; and the folder exists at every
+    moment, since a watching server would unload the adapter of a missing folder. A crash half-way leaves a folder
+    without a config, never a mix that loads; the old config and all new files still exist, in the folder and in the
+    hidden one beside it.
+    """
+    if not folder.exists():
+        new.replace(folder)
+        return
+    config, unfinished = folder / CONFIG_FILE, folder / UNFINISHED_FILE
+    if config.exists():
+        config.replace(unfinished)
+    else:
+        unfinished.touch()
+    was_calibrated = (folder / CALIBRATION_FILE).exists()
+    (folder / CALIBRATION_FILE).unlink(missing_ok=True)  # the calibration belongs to the old files
+    if was_calibrated:
+        logger.warning(
+            "removed %s of the earlier adapter, with its record of asks: run blora calibrate again, on rows that no "
+            "ask has used",
+            folder / CALIBRATION_FILE,
+        )
+    for name in (*(name for name in DIGESTED if name != CONFIG_FILE), CARD_FILE, CONFIG_FILE):  # the config last
+        if (new / name).exists():
+            (new / name).replace(folder / name)
+        else:  # a file that only the earlier adapter had
+            (folder / name).unlink(missing_ok=True)
+    unfinished.unlink()
+    new.rmdir()
+
+
+def load_adapter(
+    path: str | Path, base: BaseModel, *, name: str | None = None, max_memory_bytes: int | None = None
+) -> Adapter:
+    """Read an adapter directory and check that it is complete and belongs to the base model.
+
+    The headers of the tensor files are compared with the config before any tensor is created, so a config cannot make
+    the process allocate more memory than the files contain.
+
+    Args:
+        path: the directory.
+        base: the model that the adapter must have been trained on.
+        name: name of the adapter in requests; the directory's name by default.
+        max_memory_bytes: limit for the memory of the posterior and the adapter's own draws; None for no limit.
+
+    Raises:
+        AdapterError: for a missing or unsafe file, one that is not regular, an unknown version, another base model,
+            more memory than allowed, tensors that are missing, match no module, have another shape or are not finite,
+            PEFT weights that are not the posterior's mean, or files that were replaced during the call.
+    """
+    folder = Path(path)
+    files = _files(folder)
+    digest = _digest(folder, files)
+    config = read_config(folder)
+    _check_base(config, base)
+    _check_memory(config, folder, max_memory_bytes)
+    lora = _read_lora(folder, config, base) if config.modules else Posterior({}, config.posterior, seed=0)
+    posterior = HeadPosterior(_read_head(folder, config, base), lora) if config.head is not None else lora
+    familiarity = _read_familiarity(folder, config) if config.familiarity is not None else None
+    if _files(folder) != files or _digest(folder, files) != digest:
+        raise AdapterError(f"got adapter {folder}, whose files were replaced while they were read; load it again")
+    return Adapter(name or folder.resolve().name, folder, digest, config, posterior, familiarity)
+
+
+def adapter_digest(folder: Path) -> str:
+    """Return the digest sha256:<hex> of the adapter in a folder, which needs no base model.
+
+    Raises:
+        AdapterError: if a file is missing, unsafe or unreadable, or the config is invalid.
+    """
+    return _digest(folder, _files(folder))
+
+
+def _read_lora(folder: Path, config: AdapterConfig, base: BaseModel) -> Posterior:
+    tensors, weights = (TensorsFile(folder / file, mend=MEND) for file in (POSTERIOR_FILE, WEIGHTS_FILE))
+    shapes = ((_disk_name(key), shape) for key, shape in tensor_shapes(config.modules, config.posterior))
+    check_tensors(tensors, shapes)
+    check_tensors(weights, factor_shapes(config.modules, config.posterior.rank))
+    posterior = _posterior(config, tensors)
+    check_peft_config(folder / LORA_CONFIG_FILE, config, base)
+    check_mean(weights, posterior)
+    return posterior
+
+
+def _read_head(folder: Path, config: AdapterConfig, base: BaseModel) -> DecisionHead:
+    head = config.head
+    assert head is not None  # the caller has checked it
+    if head.depths[-1] > (n_layers := base.model.config.get_text_config().num_hidden_layers):
+        raise AdapterError(f"got a head that reads at layer {head.depths[-1]}, expected at most {n_layers}; {MEND}")
+    shapes = head_shapes(head, config.prompt)
+    file = TensorsFile(folder / HEAD_FILE, mend=MEND)
+    check_tensors(file, shapes.items())
+    tensors = read_tensors(file, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
+    tensors = {name: tensor.float() for name, tensor in tensors.items()}
+    _check_positive("head", tensors, ("scale", "prompt_scale"))
+    return DecisionHead(head, **tensors)
+
+
+def _read_familiarity(folder: Path, config: AdapterConfig) -> Familiarity:
+    settings, head = config.familiarity, config.head
+    assert settings is not None  # the caller has checked it
+    assert head is not None  # a familiarity comes with one
+    if settings.n_states != head.n_states:
+        raise AdapterError(
+            f"got a familiarity of {settings.n_states} states, expected {head.n_states}, the head's; {MEND}"
+        )
+    if (size := stored_bytes(settings)) > MOST_BYTES:
+        raise AdapterError(f"got a familiarity of {size} bytes, expected at most {MOST_BYTES}; {MEND}")
+    shapes = familiarity_shapes(settings)
+    file = TensorsFile(folder / FAMILIARITY_FILE, mend=MEND)
+    check_tensors(file, shapes.items())
+    found = read_tensors(file, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
+    _check_positive("familiarity", found, ("scale", "variances", "residual", "spread"))
+    return Familiarity.of(settings, found)
+
+
+def _check_positive(what: str, tensors: Mapping[str, Tensor], names: Sequence[str]) -> None:
+    for name in names:
+        if name in tensors and not bool((tensors[name] > 0).all()):
+            raise AdapterError(f"got a {what} whose {name} is not positive; {MEND}")
+
+
+def _files(folder: Path) -> tuple[str, ...]:
+    """Return the names of the digested files that an adapter's settings require, and check that they exist."""
+    config = read_config(folder)
+    if unsafe := sorted(file.name for file in folder.rglob("*") if file.suffix.lower() in UNSAFE_SUFFIXES):
+        raise AdapterError(f"got {', '.join(unsafe)} in adapter {folder}, expected safetensors only; remove the rest")
+    absent = (
+        *(() if config.modules else OF_LORA),
+        *(() if config.head is not None else (HEAD_FILE,)),
+        *(() if config.familiarity is not None else (FAMILIARITY_FILE,)),
+    )
+    files = tuple(name for name in DIGESTED if name not in absent)
+    _check_present(folder, files)
+    return files
+
+
+def _check_present(folder: Path, files: Sequence[str]) -> None:
+    if missing := [name for name in files if not os.path.lexists(folder / name)]:
+        raise AdapterError(f"got adapter {folder} without {', '.join(missing)}; expected all of {', '.join(files)}")
+
+
+def read_config(folder: Path) -> AdapterConfig:
+    """Return the settings of the adapter in a folder.
+
+    Raises:
+        AdapterError: if the folder or its config is missing, or the config is invalid.
+    """
+    if not folder.is_dir():
+        raise AdapterError(f"got adapter {folder}, expected an existing directory")
+    _check_present(folder, (CONFIG_FILE,))
+    file = folder / CONFIG_FILE
+    raw = read_json(file, mend=MEND)
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if version != FORMAT_VERSION:
+        raise AdapterError(
+            f"got format_version {version!r} in {file}, expected {FORMAT_VERSION}; upgrade blora or retrain"
+        )
+    try:
+        text = json.dumps(raw, allow_nan=False)
+    except ValueError as exc:
+        raise AdapterError(f"got {file} with a number that is not finite, which no answer could carry; {MEND}") from exc
+    try:
+        config = AdapterConfig.from_json(text)
+        if config.policy is not None:
+            Policy.from_mapping(config.policy)
+    except ConfigError as exc:
+        raise AdapterError(f"{file}: {exc}") from exc
+    return config
+
+
+def adapter_bytes(config: AdapterConfig, n_samples: int) -> int:
+    """Return the most memory of an adapter's posterior, familiarity and `n_samples` draws, in bytes."""
+    needed = memory_bytes(config.modules, config.posterior, n_samples)
+    if config.head is not None:
+        needed += head_bytes(head_shapes(config.head, config.prompt), n_samples)
+    if config.familiarity is not None:
+        needed += 4 * stored_bytes(config.familiarity)  # in float32, on the CPU and on the device
+    return needed
+
+
+def _check_memory(config: AdapterConfig, folder: Path, most: int | None) -> None:
+    needed = adapter_bytes(config, config.sampling.n_samples)
+    if most is not None and needed > most:
+        raise AdapterError(
+            f"got adapter {folder}, whose posterior and {config.sampling.n_samples} draws take {needed / 2**20:.0f} "
+            f"MiB of memory, expected at most {most / 2**20:.0f}; train it smaller, or raise --max-adapter-memory-mib"
+        )
+
+
+def _posterior(config: AdapterConfig, file: TensorsFile) -> Posterior:
+    """Return the posterior that a config describes, with the tensors of a file."""
+    try:
+        posterior = Posterior(config.modules, config.posterior, seed=0)
+    except ConfigError as exc:
+        raise AdapterError(f"{CONFIG_FILE}: {exc}; {MEND}") from exc
+    expected = {_disk_name(key): (key, tensor) for key, tensor in posterior.state_dict().items()}
+    tensors = read_tensors(file, {disk: tensor for disk, (_, tensor) in expected.items()})
+    posterior.load_state_dict({key: tensors[disk] for disk, (key, _) in expected.items()})
+    return posterior.eval().requires_grad_(False)
+
+
+def _check_base(config: AdapterConfig, base: BaseModel) -> None:
+    wanted = config.base_model
+    if not _same_weights(wanted, base.ref):
+        raise AdapterError(
+            f"got base model {base.ref.id} ({base.ref.fingerprint[:19]}), expected {wanted.id} "
+            f"({wanted.fingerprint[:19]}), which the adapter was trained on; load that base model, revision "
+            f"{wanted.revision or 'unknown'}; if only transformers was upgraded since, install the release that the "
+            f"adapter's {CONFIG_FILE} names"
+        )
+    check_modules(base.model, config.modules)
+
+
+def _same_weights(wanted: BaseModelRef, found: BaseModelRef) -> bool:
+    """Return whether two references name the same weights.
+
+    A release of transformers may rename or fuse parameters, which changes the fingerprint of a loaded model but not
+    the files. The revision of a folder is therefore the digest of its files, under the names in these files.
+    """
+    if wanted.fingerprint in (found.fingerprint, found.revision):
+        return True
+    return wanted.revision == found.revision and CONTENT_HASH.fullmatch(wanted.revision or "") is not None
+
+
+def _digest(folder: Path, files: Sequence[str]) -> str:
+    lines = [f"{file_digest(folder / name, mend=MEND)}  {name}\n" for name in files]
+    return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
+
+
+def _disk_name(key: str) -> str:
+    """Return `A.model/layers/0/q_proj.Z_r` of the state dict as `model.layers.0.q_proj.A.Z_r`."""
+    side, module, rest = key.split(".", 2)
+    return f"{module.replace('/', '.')}.{side}.{rest}"

@@ -1,0 +1,16 @@
+"""The frozen base model: its loading, its identity, and the device and precision that it computes in."""
+
+from blora.base_model.devices import native_dtypes, pick_device
+from blora.base_model.identity import fingerprint
+from blora.base_model.loading import EMBEDDED, EMBEDDED_HUB_ID, EMBEDDED_ID, BaseModel, load_base_model
+
+__all__ = [
+    "EMBEDDED",
+    "EMBEDDED_HUB_ID",
+    "EMBEDDED_ID",
+    "BaseModel",
+    "fingerprint",
+    "load_base_model",
+    "native_dtypes",
+    "pick_device",
+]

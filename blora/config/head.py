@@ -1,0 +1,121 @@
+"""The settings of what reads hidden states: the decision head, and the familiarity beside it."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+from pydantic import ConfigDict
+
+from blora.config.checks import require
+
+__all__ = ["MOST_CHOICES", "MOST_REFERENCE", "FamiliarityConfig", "FamiliarityKind", "HeadConfig"]
+
+# Limit for a fixed label set.
+MOST_CHOICES = 255
+# Limits for what a head reads and stores.
+MOST_DEPTHS, MOST_STATES, MOST_DIRECTIONS, MOST_GRAMS, MOST_PRODUCTS = 64, 2**20, 4096, 2**20, 2**16
+# Limit for the reference distances of a familiarity.
+MOST_REFERENCE = 4096
+# Limit for the sharpness of a familiarity, beyond which a soft maximum is the maximum.
+MOST_SHARPNESS = 1000
+
+FamiliarityKind = Literal["gaussian", "direction", "both"]
+
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadConfig:
+    """Settings of a decision head, beside `PromptConfig.readout`, which names its kind.
+
+    Attributes:
+        depths: decoder layers whose inputs are read; the number of layers stands for the input of the output head.
+        n_states: number of values that are read at all depths together.
+        n_directions: number of directions on which the standardised states are projected.
+        n_grams: number of buckets into which the prompt's character n-grams are hashed, for a linear head; 0 for none.
+        n_products: number of directions of the prompt's states and of leading directions of a choice's states whose
+            products a pointer head reads; (0, 0) for no products.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    depths: tuple[int, ...]
+    n_states: int
+    n_directions: int
+    n_grams: int = 0
+    n_products: tuple[int, int] = (0, 0)
+
+    def __post_init__(self) -> None:
+        require(
+            0 < len(self.depths) <= MOST_DEPTHS
+            and self.depths[0] >= 0
+            and list(self.depths) == sorted(set(self.depths)),
+            f"depths = {list(self.depths)}",
+            f"1 to {MOST_DEPTHS} layers in rising order",
+        )
+        for name, least, most in (
+            ("n_states", 1, MOST_STATES),
+            ("n_directions", 1, MOST_DIRECTIONS),
+            ("n_grams", 0, MOST_GRAMS),
+        ):
+            value = getattr(self, name)
+            require(least <= value <= most, f"{name} = {value}", f"{least} to {most}")
+        of_prompt, of_choice = self.n_products
+        most = 0 if self.n_grams else MOST_PRODUCTS
+        require(
+            self.n_products == (0, 0)
+            or (of_prompt > 0 and 0 < of_choice <= self.n_directions and of_prompt * of_choice <= most),
+            f"n_products = {[*self.n_products]}, n_directions = {self.n_directions}, n_grams = {self.n_grams}",
+            f"n_products of [0, 0], or of 1 to {MOST_PRODUCTS} in all, the second at most n_directions, and no n-grams",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FamiliarityConfig:
+    """Settings of a familiarity, which tells how far a question is from the training rows.
+
+    Attributes:
+        kind: the parts of the distance: the Gaussian, the direction, or both.
+        depths: depths of the states, those of the head.
+        n_states: F, the number of states at all depths together.
+        n_low: number of the leading states that the Gaussian reads.
+        n_directions: K, the number of the Gaussian's directions.
+        n_axes: R, the number of axes that separate the labels; 0 without labels.
+        n_labels: C, the number of labels; 0 without labels.
+        sharpness: k of the soft maximum log(sum(exp(k * cosine))) / k over the labels; None for the maximum itself.
+        n_reference: number of reference distances.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    kind: FamiliarityKind
+    depths: tuple[int, ...]
+    n_states: int
+    n_low: int
+    n_directions: int
+    n_axes: int = 0
+    n_labels: int = 0
+    sharpness: float | None = None
+    n_reference: int = 1
+
+    def __post_init__(self) -> None:
+        require(self.kind in get_args(FamiliarityKind), f"kind = {self.kind!r}", "gaussian, direction or both")
+        for name, least, most in (
+            ("n_states", 1, MOST_STATES),
+            ("n_low", 2, self.n_states),
+            ("n_directions", 1, self.n_low - 1),
+            ("n_axes", int(self.kind != "gaussian"), MOST_CHOICES),
+            ("n_labels", int(self.kind != "gaussian"), MOST_CHOICES),
+            ("n_reference", 1, MOST_REFERENCE),
+        ):
+            value = getattr(self, name)
+            require(least <= value <= most, f"{name} = {value}", f"{least} to {most}")
+        require(
+            self.sharpness is None or 1 <= self.sharpness <= MOST_SHARPNESS,
+            f"sharpness = {self.sharpness}",
+            f"1 to {MOST_SHARPNESS}",
+        )
+        require(
+            bool(self.depths) and self.n_states % len(self.depths) == 0,
+            f"{self.n_states} states at depths {list(self.depths)}",
+            "equally many at each depth",
+        )

@@ -1,0 +1,1 @@
+"""Questions as text: their columns in files and tables, their wording and their spelling."""

@@ -1,0 +1,178 @@
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from blora.adapter.card import model_card
+from blora.config import AdapterConfig, BaseModelRef, PosteriorConfig, PromptConfig, SamplingConfig
+
+CONFIG = AdapterConfig(
+    base_model=BaseModelRef(id="owner/model", revision="abc123", fingerprint="sha256:00"),
+    target_modules=("q_proj", "v_proj"),
+    modules={"layers.0.q_proj": (4, 4), "layers.0.v_proj": (2, 4), "layers.1.q_proj": (4, 4)},
+    posterior=PosteriorConfig(rank=4, alpha=8.0, prior_std=0.3, lambda_max=0.25, lambda_init=0.1),
+    prompt=PromptConfig(template="Q: {prompt}\nA:", choices=("billing", "sales"), normalization="choice"),
+    sampling=SamplingConfig(n_samples=12, seed=7),
+    policy={"min_confidence": 0.8, "max_mutual_information": 0.05},
+    training={
+        "command": "blora train --data t.jsonl",
+        "validation": {"n_examples": 40, "nll": 0.123456, "source": "v"},
+    },
+)
+
+
+def facts(config: AdapterConfig = CONFIG, name: str = "triage") -> dict[str, str]:
+    """The rows of the card's tables."""
+    rows = re.findall(r"^\| (.*?) \| (.*) \|$", model_card(config, name), re.MULTILINE)
+    return {key: value for key, value in rows if key.strip()}
+
+
+def test_the_front_matter_is_the_hubs() -> None:
+    front = yaml.safe_load(model_card(CONFIG, "triage").split("---\n")[1])
+    assert front["base_model"] == "owner/model"
+    assert front["library_name"] == "peft"
+    assert front["tags"] == ["blora", "lora", "bayesian-lora", "uncertainty", "abstention"]
+
+
+def test_training_rows_that_recalibrate_are_told_by_their_number() -> None:
+    training = CONFIG.training | {"validation": CONFIG.training["validation"] | {"n_recalibrating": 340}}
+    said = "validation rows, which the recalibration was fitted on with 300 training rows out of fold, 40 of them"
+    assert said in model_card(replace(CONFIG, training=training), "triage")
+
+
+def test_the_hubs_metrics_are_those_of_the_validation_rows_and_say_so() -> None:
+    [entry] = yaml.safe_load(model_card(CONFIG, "triage").split("---\n")[1])["model-index"]
+    [result] = entry["results"]
+    assert entry["name"] == "triage"
+    assert result["task"] == {"type": "text-classification"}
+    assert "validation rows, which the recalibration was fitted on, 40 of them" in result["dataset"]["name"]
+    assert result["metrics"] == [{"type": "nll", "name": "NLL, validation rows", "value": 0.1235, "verified": False}]
+    assert ModelCard(model_card(CONFIG, "triage")).data.eval_results[0].metric_value == 0.1235
+
+
+@pytest.mark.parametrize("training", [{}, {"validation": {"n_examples": 3}}])
+def test_without_metrics_the_hub_gets_none(training: dict[str, Any]) -> None:
+    front = yaml.safe_load(model_card(replace(CONFIG, training=training), "triage").split("---\n")[1])
+    assert "model-index" not in front
+
+
+@pytest.mark.parametrize(
+    ("base_model", "hub_id", "loaded"),
+    [
+        ("owner/model", "owner/model", "owner/model"),
+        ("smollm2-135m-instruct", "HuggingFaceTB/SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+        ("my-folder", None, "the folder of my-folder"),  # what is no hub id, the hub would take for one
+    ],
+)
+def test_the_base_model_is_named_as_the_hub_and_peft_find_it(base_model: str, hub_id: str | None, loaded: str) -> None:
+    card = model_card(replace(CONFIG, base_model=replace(CONFIG.base_model, id=base_model)), "triage")
+    assert yaml.safe_load(card.split("---\n")[1]).get("base_model") == hub_id
+    code = card.split("```python\n")[1].split("```")[0]
+    compile(code, "card", "exec")
+    assert f'AutoModelForCausalLM.from_pretrained("{loaded}")' in code
+
+
+def test_the_title_is_the_adapters_name() -> None:
+    assert "\n# triage\n" in model_card(CONFIG, "triage")
+
+
+def test_the_facts_are_those_of_the_config() -> None:
+    found = facts()
+    assert found["base model"] == "owner/model (revision abc123)"
+    assert found["method"] == "bayesian, diagonal family"
+    assert found["rank, alpha"] == "4, 8"
+    assert found["target modules"] == "q_proj, v_proj (3 modules)"
+    assert found["scoring"] == "text, normalized by choice"
+    assert found["recalibration"] == "temperature 1, length power 1, lapse rate 0"
+    assert found["prompt template"] == r"`'Q: {prompt}\nA:'`"
+    assert found["choices"] == "billing, sales"
+    assert found["posterior draws"] == "12, seed 7"
+    assert found["policy of the adapter"] == (
+        "min_confidence 0.8, max_mutual_information 0.05; thresholds in calibration.json take precedence"
+    )
+    assert found["prior_std, lambda_max"] == "0.3, 0.25"
+    assert found["inducing weights"] == "9 x 9 a factor"
+
+
+def test_validation_and_command_are_shown() -> None:
+    found = facts()
+    assert (found["n_examples"], found["nll"], found["source"]) == ("40", "0.1235", "v")
+    assert model_card(CONFIG, "triage").endswith("## Made with\n\n```\nblora train --data t.jsonl\n```\n")
+
+
+TUNING = {
+    "source": "other.jsonl",
+    "digest": "sha256:11",
+    "n_examples": 20,
+    "tolerance": 0.005,
+    "scale": 2.0,
+    "trials": [
+        {"scale": scale, "temperature": 1.5, "length_power": 1.0, "lapse": 0.0, "accuracy": 0.5, "nll": nll}
+        for scale, nll in ((1.0, 0.7), (2.0, 0.6), (4.0, 0.9))
+    ],
+}
+
+
+@pytest.mark.parametrize("training", [CONFIG.training | {"tuning": TUNING}, {"tuning": TUNING}])
+def test_after_tuning_the_figures_are_those_of_the_chosen_trial_and_its_rows(training: dict[str, Any]) -> None:
+    config = replace(CONFIG, training=training)
+    card, found = model_card(config, "triage"), facts(config)
+    assert (found["source"], found["digest"], found["n_examples"]) == ("other.jsonl", "sha256:11", "20")
+    assert (found["scale"], found["nll"], found["accuracy"]) == ("2.0000", "0.6000", "0.5000")
+    assert "## Validation\n\nAfter tuning, on the rows that chose the scale and the recalibration:\n\n| | |" in card
+    assert "0.1235" not in card  # the NLL before tuning
+    assert ModelCard(card).data.eval_results[0].metric_value == 0.5  # the accuracy
+
+
+def test_plain_lora_has_no_prior() -> None:
+    found = facts(replace(CONFIG, posterior=PosteriorConfig(method="lora")))
+    assert found["method"] == "lora"
+    assert "prior_std, lambda_max" not in found
+    assert "inducing weights" not in found
+
+
+@pytest.mark.parametrize(
+    ("changes", "fact", "value"),
+    [
+        ({"policy": None}, "policy of the adapter", "none; thresholds may come from calibration.json"),
+        ({"prompt": PromptConfig()}, "choices", "with each question"),
+        ({"prompt": PromptConfig(scoring="label")}, "scoring", "label"),
+        (
+            {"base_model": BaseModelRef(id="tiny", revision=None, fingerprint="sha256:00")},
+            "base model",
+            "tiny (revision unknown)",
+        ),
+    ],
+)
+def test_what_is_absent_is_said(changes: dict[str, Any], fact: str, value: str) -> None:
+    assert facts(replace(CONFIG, **changes))[fact] == value
+
+
+def test_the_card_of_the_demo_is_the_one_that_would_be_written() -> None:
+    folder = Path(__file__).parents[3] / "examples/triage/adapter"
+    config = AdapterConfig.from_json((folder / "bayesian_config.json").read_text())
+    assert (folder / "README.md").read_text() == model_card(config, folder.name)
+
+
+def test_without_a_record_of_training_there_are_no_such_sections() -> None:
+    card = model_card(replace(CONFIG, training={}), "triage")
+    assert "## Validation" not in card
+    assert "## Made with" not in card
+
+
+def test_a_bar_in_a_text_ends_no_cell() -> None:
+    prompt = PromptConfig(template="a|b {prompt}", choices=("yes|no", "maybe"))
+    found = facts(replace(CONFIG, prompt=prompt))
+    assert found["choices"] == r"yes\|no, maybe"
+    assert found["prompt template"] == r"`'a\|b {prompt}'`"
+
+
+def test_a_line_break_in_a_choice_ends_no_row() -> None:
+    prompt = PromptConfig(choices=("yes", "no\nway"))
+    card = model_card(replace(CONFIG, prompt=prompt), "triage")
+    [row] = [line for line in card.splitlines() if line.startswith("| choices ")]
+    assert row.endswith(" |")
