@@ -72,7 +72,7 @@ def calibrate_adapter(
 
     def measure(places: Sequence[int], features: Features) -> None:
         if familiarity is not None and features.prompt is not None:
-            distances[list(places)] = familiarity.distance(features.prompt).cpu()
+            distances[list(places)] = familiarity.distance(features.prompt, features.choices).cpu()
 
     log_probs = predict_all(base.model, rows, bank.draws, about="calibrating", read=measure)
     _check_current(adapter)

@@ -101,7 +101,7 @@ class Modest:
         return {name: probs.mean(0) for name, probs in zip(WAYS, forms, strict=True)}
 
     def _distance(self, part: Rows) -> Tensor:
-        return self._trained.familiarity.distance(part.prompts)
+        return part.distances(self._trained.familiarity)
 
 
 def _figures(ways: dict[str, Tensor], labels: Tensor, place: slice, *, labelled: bool) -> dict[str, dict[str, float]]:

@@ -34,7 +34,7 @@ def signals(read: Read, trained: TrainedHead, draws: HeadDraws) -> dict[str, tup
     rows = read.rows
     assert rows.foreign is not None  # every set has foreign rows
     parts = rows.test, rows.foreign
-    found: dict[str, list[Tensor]] = {"familiarity": [trained.familiarity.distance(part.prompts) for part in parts]}
+    found: dict[str, list[Tensor]] = {"familiarity": [part.distances(trained.familiarity) for part in parts]}
     probs = [temper(part.under(draws), trained.served.temperature, trained.served.lapse) for part in parts]
     for name, sign in (("confidence", -1), ("predictive_entropy", 1), ("mutual_information", 1)):
         found[name.replace("_", " ")] = [sign * SCORES[name].values(one) for one in probs]

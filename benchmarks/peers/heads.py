@@ -121,8 +121,7 @@ def _draws(name: str, read: ReadSet, trained: TrainedHead, seconds: float, seed:
     """Return a head's draws of a seed, recalibrated as the training did for the draws that it is served with."""
     distances = None
     if read.foreign is not None:
-        distance = trained.familiarity.distance
-        distances = distance(read.test.prompts), distance(read.foreign.prompts)
+        distances = read.test.distances(trained.familiarity), read.foreign.distances(trained.familiarity)
     draws = trained.posterior.sample(N_SAMPLES_HEAD, generator_of(seed))
     found = read.under(f"{name}, {N_SAMPLES_HEAD} draws", draws, trained.served, seconds)
     return replace(found, seed=seed, distances=distances)

@@ -12,6 +12,7 @@ from benchmarks.peers.figures import Scored
 from benchmarks.peers.sets import TaskSet
 from blora.base_model import BaseModel
 from blora.config import HeadConfig, PosteriorConfig, SamplingConfig
+from blora.decision.familiarity import Familiarity
 from blora.decision.temperature import Recalibration
 from blora.inference.reading import head_log_probs
 from blora.posterior.decision_head import Features, HeadDraws
@@ -44,6 +45,10 @@ class Rows(NamedTuple):
         """(N, F) mean states of the prompts."""
         assert self.features.prompt is not None  # `read_features` reads them
         return self.features.prompt
+
+    def distances(self, familiarity: Familiarity) -> Tensor:
+        """Return the distances (N,) of the rows from those that a familiarity was fitted on."""
+        return familiarity.distance(self.prompts, self.features.choices)
 
     def under(self, draws: HeadDraws) -> Tensor:
         """Return the log-probabilities (S, N, C) of the rows under draws of a head."""

@@ -19,7 +19,12 @@ OF_HEAD = (
 )
 
 # What a familiarity measures, by kind.
-KINDS = {"gaussian": "the distance", "direction": "the direction", "both": "the distance and the direction"}
+KINDS = {
+    "gaussian": "the distance of the prompt's states",
+    "direction": "the direction of the prompt's states",
+    "both": "the distance and the direction of the prompt's states",
+    "choices": "the distances of the prompt's and of the choices' states",
+}
 
 # Metrics of the hub's record, by their names in the training record.
 METRICS = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE", "brier": "Brier score", "aurc": "AURC"}
@@ -47,9 +52,7 @@ def model_card(config: AdapterConfig, name: str) -> str:
     if (question := config.question) is not None:
         facts["question"] = f"{question.name}, a {question.type}: {question.instructions or 'without instructions'}"
     if config.familiarity is not None:
-        facts["familiarity"] = (
-            f"by {KINDS[config.familiarity.kind]} of the prompt's states, among those of the training rows"
-        )
+        facts["familiarity"] = f"by {KINDS[config.familiarity.kind]}, among those of the training rows"
     if config.modules:
         facts["rank, alpha"] = f"{posterior.rank}, {posterior.alpha:g}"
         facts["target modules"] = f"{', '.join(config.target_modules)} ({len(config.modules)} modules)"

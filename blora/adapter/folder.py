@@ -274,7 +274,8 @@ def _read_familiarity(folder: Path, config: AdapterConfig) -> Familiarity:
     file = TensorsFile(folder / FAMILIARITY_FILE, mend=MEND)
     check_tensors(file, shapes.items())
     found = read_tensors(file, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
-    _check_positive("familiarity", found, ("scale", "variances", "residual", "spread"))
+    of_choices = ("choice_scale", "choice_variances", "choice_residual")
+    _check_positive("familiarity", found, ("scale", "variances", "residual", "spread", *of_choices))
     return Familiarity.of(settings, found)
 
 

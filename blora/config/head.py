@@ -18,7 +18,7 @@ MOST_REFERENCE = 4096
 # Limit for the sharpness of a familiarity, beyond which a soft maximum is the maximum.
 MOST_SHARPNESS = 1000
 
-FamiliarityKind = Literal["gaussian", "direction", "both"]
+FamiliarityKind = Literal["gaussian", "direction", "both", "choices"]
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -74,11 +74,12 @@ class FamiliarityConfig:
     """Settings of a familiarity, which tells how far a question is from the training rows.
 
     Attributes:
-        kind: the parts of the distance: the Gaussian, the direction, or both.
+        kind: the parts of the distance: the Gaussian of the prompt, the direction, both, or the Gaussians of the prompt
+            and of the question's own choices.
         depths: depths of the states, those of the head.
         n_states: F, the number of states at all depths together.
         n_low: number of the leading states that the Gaussian reads.
-        n_directions: K, the number of the Gaussian's directions.
+        n_directions: K, the number of the Gaussian's directions, the same for both Gaussians.
         n_axes: R, the number of axes that separate the labels; 0 without labels.
         n_labels: C, the number of labels; 0 without labels.
         sharpness: k of the soft maximum log(sum(exp(k * cosine))) / k over the labels; None for the maximum itself.
@@ -98,13 +99,14 @@ class FamiliarityConfig:
     n_reference: int = 1
 
     def __post_init__(self) -> None:
-        require(self.kind in get_args(FamiliarityKind), f"kind = {self.kind!r}", "gaussian, direction or both")
+        require(self.kind in get_args(FamiliarityKind), f"kind = {self.kind!r}", "gaussian, direction, both or choices")
+        has_axes = int(self.kind in ("direction", "both"))
         for name, least, most in (
             ("n_states", 1, MOST_STATES),
             ("n_low", 2, self.n_states),
             ("n_directions", 1, self.n_low - 1),
-            ("n_axes", int(self.kind != "gaussian"), MOST_CHOICES),
-            ("n_labels", int(self.kind != "gaussian"), MOST_CHOICES),
+            ("n_axes", has_axes, MOST_CHOICES),
+            ("n_labels", has_axes, MOST_CHOICES),
             ("n_reference", 1, MOST_REFERENCE),
         ):
             value = getattr(self, name)

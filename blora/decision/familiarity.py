@@ -1,7 +1,7 @@
 """Familiarity: how far a question's hidden states are from the training rows', and the p-value of that distance.
 
 The states x of a question are mean hidden states at several depths, side by side, standardised by the training rows.
-Two parts of the distance look for different things:
+Parts of the distance look for different things:
 
 gaussian: another subject, language or form. -log p of one Gaussian of the states at the lower depths, whose covariance
     is low-rank plus a multiple of the identity: K leading directions are whitened, the rest is divided by its variance
@@ -10,9 +10,12 @@ direction: a question that resembles none of the labels. On the R axes that sepa
     variance within labels (linear discriminant analysis), the cosines between the question and the labels' means, and
     of these a soft maximum, log(sum(exp(k cosine))) / k, so that a question between several labels is familiar as well.
     The length, which is not compared, tells how typical a question is, and not which label it resembles.
+choices: choices of another kind, for questions that bring their own. g of a second Gaussian, of the mean of the states
+    of the question's choices.
 
-With both, the cosines are multiplied by the share of the length that lies in the axes, sqrt(|A x|^2 / g). Each part is
-standardised by validation rows, so that a distance of 0 is typical and one of 3 is far. Larger is more foreign.
+With gaussian and direction, the cosines are multiplied by the share of the length that lies in the axes, sqrt(|A x|^2 /
+g). Each part is standardised by validation rows, so that a distance of 0 is typical and one of 3 is far. Larger is more
+foreign.
 
 Directions and axes are rounded to float16, in which they are stored. The p-value is conformal: for questions like the
 reference's, which must not be training rows, it is at most u with probability at most u.
@@ -24,7 +27,7 @@ References:
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -43,7 +46,7 @@ __all__ = [
 ]
 
 # Tensors that are stored in float16.
-HALVES = ("directions", "axes")
+HALVES = ("directions", "axes", "choice_directions")
 # Limit for the tensors as they are stored.
 MOST_BYTES = 4 * 2**20
 TINY = 1e-12
@@ -51,7 +54,14 @@ TINY = 1e-12
 
 def familiarity_shapes(config: FamiliarityConfig) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the tensors of a familiarity by name."""
-    return {
+    of_choices = {
+        "choice_center": (config.n_low,),
+        "choice_scale": (config.n_low,),
+        "choice_directions": (config.n_directions, config.n_low),
+        "choice_variances": (config.n_directions,),
+        "choice_residual": (1,),
+    }
+    return (of_choices if config.kind == "choices" else {}) | {
         "center": (config.n_states,),
         "scale": (config.n_states,),
         "directions": (config.n_directions, config.n_low),
@@ -84,9 +94,15 @@ class Familiarity:
         residual: (1,) mean variance along every other direction.
         axes: (R, F) A, the axes that separate the labels.
         labels: (C, R) the labels' means on the axes, of unit length.
-        middle: (2,) means of the two parts over validation rows.
+        middle: (2,) means of two parts over validation rows: the Gaussian, and the direction or the choices.
         spread: (2,) their standard deviations.
         reference: (n,) distances of the validation rows, for p-values without a calibration.
+        choice_center: (n_low,) mean of the states of the training rows' choices; empty, as all of the choices, for any
+            other kind.
+        choice_scale: (n_low,) their standard deviations.
+        choice_directions: (K, n_low) as `directions`.
+        choice_variances: (K,) as `variances`.
+        choice_residual: (1,) as `residual`.
     """
 
     config: FamiliarityConfig
@@ -100,6 +116,11 @@ class Familiarity:
     middle: Tensor
     spread: Tensor
     reference: Tensor
+    choice_center: Tensor = field(default_factory=lambda: torch.zeros(0))
+    choice_scale: Tensor = field(default_factory=lambda: torch.zeros(0))
+    choice_directions: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    choice_variances: Tensor = field(default_factory=lambda: torch.zeros(0))
+    choice_residual: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     @classmethod
     def of(cls, config: FamiliarityConfig, tensors: dict[str, Tensor]) -> "Familiarity":
@@ -116,52 +137,66 @@ class Familiarity:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors by name, as they are stored."""
-        found = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
+        found = {name: getattr(self, name) for name in familiarity_shapes(self.config)}
         return {name: tensor.half() if name in HALVES else tensor for name, tensor in found.items()}
 
     def to(self, device: torch.device) -> "Familiarity":
         """Return the familiarity on another device."""
         return Familiarity(self.config, *(getattr(self, field.name).to(device) for field in fields(self)[1:]))
 
-    def distance(self, states: Tensor) -> Tensor:
-        """Return the distances (B,) float32 of states (B, F); larger is more foreign.
+    def distance(self, states: Tensor, choices: Tensor | None = None) -> Tensor:
+        """Return the distances (B,) float32 of questions; larger is more foreign.
+
+        Args:
+            states: (B, F) mean states of the prompts.
+            choices: (B, F) mean states of the questions' own choices. Without them, choices are taken to be typical.
 
         Raises:
             ShapeError: if the number of states is not F.
         """
-        parts = self.parts(states)
+        parts = self.parts(states, choices)
         return ((parts - self.middle) / self.spread)[:, self.used].sum(-1)
 
     @property
     def used(self) -> list[int]:
         """Columns of `parts` that the distance adds up."""
-        return {"gaussian": [0], "direction": [1], "both": [0, 1]}[self.config.kind]
+        return {"gaussian": [0], "direction": [1], "both": [0, 1], "choices": [0, 1]}[self.config.kind]
 
-    def parts(self, states: Tensor) -> Tensor:
-        """Return log g and minus the soft maximum of the cosines, (B, 2), before they are standardised."""
-        x = self._standardised(states)
-        squared = self._mahalanobis(x).clamp_min(TINY)
+    def parts(self, states: Tensor, choices: Tensor | None = None) -> Tensor:
+        """Return log g, and minus the soft maximum of the cosines or log g of the choices, (B, 2), not standardised."""
+        x = (self._checked(states) - self.center) / self.scale
+        low = x[:, : self.config.n_low]
+        squared = _mahalanobis(low, self.directions, self.variances, self.residual)
         if self.config.kind == "gaussian":
-            resemblance = torch.zeros_like(squared)
+            second = torch.zeros_like(squared)
+        elif self.config.kind == "choices":
+            second = self._of_choices(choices) if choices is not None else self.middle[1].expand_as(squared)
         else:
             on_axes = x @ self.axes.T  # (B, R)
             cosines = normalize(on_axes, dim=-1) @ self.labels.T  # (B, C)
             if self.config.kind == "both":
                 cosines = cosines * (on_axes.square().sum(-1) / squared).sqrt()[:, None]
             k = self.config.sharpness
-            resemblance = cosines.amax(-1) if k is None else (k * cosines).logsumexp(-1) / k
-        return torch.stack([squared.log(), -resemblance], -1)
+            second = -(cosines.amax(-1) if k is None else (k * cosines).logsumexp(-1) / k)
+        return torch.stack([squared.log(), second], -1)
 
-    def _standardised(self, states: Tensor) -> Tensor:
+    def _of_choices(self, choices: Tensor) -> Tensor:
+        """Return log g (B,) of the mean states (B, F) of choices."""
+        low = (self._checked(choices)[:, : self.config.n_low] - self.choice_center) / self.choice_scale
+        return _mahalanobis(low, self.choice_directions, self.choice_variances, self.choice_residual).log()
+
+    def _checked(self, states: Tensor) -> Tensor:
+        """Return states in float32, once their number is F."""
         if states.ndim != 2 or states.shape[-1] != self.config.n_states:
             raise ShapeError(f"got states {tuple(states.shape)}, expected (B, {self.config.n_states})")
-        return (states.float() - self.center) / self.scale
+        return states.float()
 
-    def _mahalanobis(self, x: Tensor) -> Tensor:
-        low = x[:, : self.config.n_low]
-        along = low @ self.directions.T  # (B, K)
-        beyond = low - along @ self.directions  # not |x|^2 - |z|^2, which would cancel in float32
-        return (along.square() / self.variances).sum(-1) + beyond.square().sum(-1) / self.residual
+
+def _mahalanobis(low: Tensor, directions: Tensor, variances: Tensor, residual: Tensor) -> Tensor:
+    """Return g (B,) of standardised states (B, n_low)."""
+    along = low @ directions.T  # (B, K)
+    beyond = low - along @ directions  # not |x|^2 - |z|^2, which would cancel in float32
+    return ((along.square() / variances).sum(-1) + beyond.square().sum(-1) / residual).clamp_min(TINY)
 
 
 def p_value(distances: Tensor, reference: Tensor) -> Tensor:

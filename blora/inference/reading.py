@@ -2,8 +2,8 @@
 
 A linear head reads the mean states of the prompt's tokens and the prompt's character n-grams, and no choices. A pointer
 head reads the mean states of each choice's own tokens, its log-probability and its length. The mean states of the
-prompt, which tell how familiar a question is, are read for both. No draw of a head changes
-the states, so that one pass serves every draw.
+prompt are read for both, and their mean over the choices for a pointer head: these tell how familiar a question is. No
+draw of a head changes the states, so that one pass serves every draw.
 """
 
 from collections.abc import Sequence
@@ -103,7 +103,9 @@ def _features(
     sums = _sums(batch, found, config.depths, torch.arange(1, batch.is_choice.shape[1] + 1))
     lengths = batch.length.to(sums.device).clamp_min(1)  # the last token of a choice, which ends it, is not read
     counts = torch.stack([totals, totals / lengths, lengths.log()], -1)
-    return Features(sums / (lengths - 1).clamp_min(1)[..., None], counts, prompt)
+    states = sums / (lengths - 1).clamp_min(1)[..., None]  # 0 for choices that a row does not have
+    n_choices = torch.tensor([[row.n_choices] for row in rows], device=states.device)
+    return Features(states, counts, prompt, choices=states.sum(1) / n_choices)
 
 
 def trunk_of(config: HeadConfig, lora: Draws) -> int:

@@ -45,12 +45,15 @@ class Features:
         counts: (B, M), (B, C, M) or (R, M) further numbers.
         prompt: (B, F) the same states of the prompts, which tell how familiar a question is; None if not read.
         owner: (R,) the question of each choice, for choices row after row, which need no padding; None otherwise.
+        choices: (B, F) mean of the states of a question's choices, which tells how familiar these are; None without
+            choices of the question's own.
     """
 
     states: Tensor
     counts: Tensor
     prompt: Tensor | None = None
     owner: Tensor | None = None
+    choices: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.states) if self.owner is None else 1 + int(self.owner[-1])
@@ -66,8 +69,8 @@ class Features:
                 torch.cat([choices[i] for i in places]),
                 torch.arange(len(picked)).repeat_interleave(sizes[picked]),
             )
-        prompt = self.prompt[picked] if self.prompt is not None else None
-        return Features(self.states[rows], self.counts[rows], prompt, owner)
+        prompt, offered = (part[picked] if part is not None else None for part in (self.prompt, self.choices))
+        return Features(self.states[rows], self.counts[rows], prompt, owner, offered)
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,7 @@ class AdapterHandle:
         """Return the distance of each question from the training rows; None without a familiarity."""
         if self.familiarity is None or features.prompt is None:
             return [None] * len(features)
-        return [*self.familiarity.distance(features.prompt).tolist()]
+        return [*self.familiarity.distance(features.prompt, features.choices).tolist()]
 
     def p_value(self, distance: float) -> float:
         """Return a question's familiarity, its conformal p-value among the calibration's or the validation rows."""

@@ -1,10 +1,10 @@
 """Fitting of a familiarity on states that have been read, with its kind chosen by labels that are held out.
 
-Without labels the distance is that of the Gaussian. With them there are three candidates, `KINDS`, which labels that
-they have not seen judge: groups of similar labels are left out in turn, the other training rows fit the distance, and
-the AUROC says how well it tells the left-out rows from validation rows of the other labels.
-No foreign question takes part. With many labels the direction tends to win, because a foreign question resembles none
-of them; with few, whose axes span little, both parts together do.
+Where choices come with the question, the distance is that of the Gaussians of the prompt and of the choices. With
+labels there are three candidates, `KINDS`, which labels that they have not seen judge: groups of similar labels are
+left out in turn, the other training rows fit the distance, and the AUROC says how well it tells the left-out rows from
+validation rows of the other labels. No foreign question takes part. With many labels the direction tends to win,
+because a foreign question resembles none of them; with few, whose axes span little, both parts together do.
 
 A left-out label is of the same subject as the others, so that this judge favours what tells labels apart over what
 notices another subject: on BANKING77 it chooses the direction, where both parts would notice CLINC150's rows better.
@@ -13,11 +13,11 @@ notices another subject: on BANKING77 it chooses the direction, where both parts
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
 from blora.config import FamiliarityConfig, FamiliarityKind
 from blora.config.head import MOST_REFERENCE
@@ -33,7 +33,8 @@ __all__ = ["Candidate", "FittedFamiliarity", "familiarity_of", "fit_familiarity"
 
 logger = logging.getLogger(__name__)
 
-KINDS: tuple[FamiliarityKind, ...] = get_args(FamiliarityKind)
+# The kinds that labels choose between.
+KINDS: tuple[FamiliarityKind, ...] = ("gaussian", "direction", "both")
 # The Gaussian reads the states at the lower two depths, which know subject, language and form best.
 N_LOW_DEPTHS = 2
 N_DIRECTIONS, N_AXES = 256, 96
@@ -95,7 +96,11 @@ def familiarity_of(
 
     assert features.prompt is not None
     assert validation_features.prompt is not None  # `read_features` reads them
-    return fit_familiarity(depths, features.prompt, validation_features.prompt, labels(rows), labels(validation))
+    choices = None
+    if features.choices is not None and validation_features.choices is not None:
+        choices = features.choices, validation_features.choices
+    prompts = features.prompt, validation_features.prompt
+    return fit_familiarity(depths, *prompts, labels(rows), labels(validation), choices)
 
 
 def fit_familiarity(
@@ -104,6 +109,7 @@ def fit_familiarity(
     validation: Tensor,
     labels: Tensor | None = None,
     validation_labels: Tensor | None = None,
+    choices: tuple[Tensor, Tensor] | None = None,
 ) -> FittedFamiliarity:
     """Return the familiarity of training rows.
 
@@ -113,6 +119,8 @@ def fit_familiarity(
         validation: (M, F) of rows that were not trained on, which standardise the distance and help to choose.
         labels: (N,) labels of the training rows, of fixed choices; None if choices come with the question.
         validation_labels: (M,) labels of the validation rows.
+        choices: (N, F) and (M, F) mean states of the choices of training and validation rows, if questions bring their
+            own; None otherwise.
 
     Raises:
         ShapeError: if the shapes do not fit.
@@ -121,6 +129,8 @@ def fit_familiarity(
         if rows.ndim != 2 or rows.shape[1] != states.shape[1] or (found is not None and len(found) != len(rows)):
             shapes = f"states {tuple(rows.shape)} and labels {None if found is None else tuple(found.shape)}"
             raise ShapeError(f"got {shapes}, expected (N, {states.shape[-1]}) and (N,)")
+    if choices is not None:
+        return FittedFamiliarity(_of_choices(_fit(depths, states, None), choices, validation), ())
     if labels is None or validation_labels is None or not _enough(labels):
         return FittedFamiliarity(_of_kind(_fit(depths, states, None), "gaussian", validation), ())
     earned: dict[FamiliarityKind, list[float]] = {kind: [] for kind in KINDS}
@@ -155,13 +165,35 @@ def _of_kind(fitted: Familiarity, kind: FamiliarityKind, validation: Tensor) -> 
     if kind == "gaussian":
         config = replace(config, n_axes=0, n_labels=0)
         fitted = replace(fitted, axes=fitted.axes[:0], labels=fitted.labels[:0, :0])
-    fitted = replace(fitted, config=config)
-    parts = fitted.parts(validation)
+    return _standardised(replace(fitted, config=config), validation)
+
+
+def _of_choices(fitted: Familiarity, choices: tuple[Tensor, Tensor], validation: Tensor) -> Familiarity:
+    """Return a familiarity with a Gaussian of the choices' states too, standardised by validation rows."""
+    train, of_validation = choices
+    config = replace(fitted.config, kind="choices")
+    found = _gaussian(train.float()[:, : config.n_low], config.n_directions)
+    missing = config.n_directions - len(found.directions)  # the choices' states may span fewer
+    fitted = replace(
+        fitted,
+        config=config,
+        choice_center=found.center,
+        choice_scale=found.scale,
+        choice_directions=pad(found.directions, (0, 0, 0, missing)),
+        choice_variances=pad(found.variances, (0, missing), value=1.0),
+        choice_residual=found.residual,
+    )
+    return _standardised(fitted, validation, of_validation)
+
+
+def _standardised(fitted: Familiarity, validation: Tensor, choices: Tensor | None = None) -> Familiarity:
+    """Return a familiarity whose parts are standardised by validation rows, with these rows as its reference."""
+    parts = fitted.parts(validation, choices)
     fitted = replace(fitted, middle=parts.mean(0), spread=parts.std(0, correction=0).clamp_min(LEAST_SPREAD))
     # Of very many rows any will do, but the first ones may be those of some labels only.
     some = torch.randperm(len(validation), generator=generator_of(0))[:MOST_REFERENCE]
-    reference = fitted.distance(validation)[some]
-    return replace(fitted, config=replace(config, n_reference=len(reference)), reference=reference)
+    reference = fitted.distance(validation, choices)[some]
+    return replace(fitted, config=replace(fitted.config, n_reference=len(reference)), reference=reference)
 
 
 def _fit(depths: Sequence[int], states: Tensor, labels: Tensor | None) -> Familiarity:
@@ -172,12 +204,8 @@ def _fit(depths: Sequence[int], states: Tensor, labels: Tensor | None) -> Famili
     scale = states.std(0, correction=0).clamp_min(1e-6)
     x = (states - center) / scale
     n_low = n_states // len(depths) * min(N_LOW_DEPTHS, len(depths))
-    low = x[:, :n_low]
     n_directions = max(1, min(N_DIRECTIONS, n_rows // 4, n_low - 1, MOST_BYTES // 4 // (2 * n_low)))
-    directions = principal_directions(low, n_directions, MOST_ROWS)[0].half().float()
-    variances = (low @ directions.T).square().mean(0).clamp_min(LEAST_VARIANCE)
-    beyond = low - low @ directions.T @ directions
-    residual = beyond.square().sum() / (n_rows * (n_low - len(directions)))
+    _, _, directions, variances, residual = _gaussian(states[:, :n_low], n_directions)
     axes, means = torch.zeros(0, n_states), torch.zeros(0, 0)
     if labels is not None:
         n_labels = len(labels.unique())
@@ -193,9 +221,29 @@ def _fit(depths: Sequence[int], states: Tensor, labels: Tensor | None) -> Famili
         n_axes=len(axes),
         n_labels=len(means),
     )
-    residual = residual.clamp_min(LEAST_VARIANCE)[None]
     zero = torch.zeros(2)
     return Familiarity(config, center, scale, directions, variances, residual, axes, means, zero, zero + 1, zero[:1])
+
+
+class _Gaussian(NamedTuple):
+    """One Gaussian of states (N, n_low): see the attributes of `Familiarity`."""
+
+    center: Tensor
+    scale: Tensor
+    directions: Tensor
+    variances: Tensor
+    residual: Tensor
+
+
+def _gaussian(states: Tensor, n_directions: int) -> _Gaussian:
+    """Return the Gaussian of states (N, n_low), with at most a number of leading directions."""
+    center, scale = states.mean(0), states.std(0, correction=0).clamp_min(1e-6)
+    low = (states - center) / scale
+    directions = principal_directions(low, n_directions, MOST_ROWS)[0].half().float()
+    variances = (low @ directions.T).square().mean(0).clamp_min(LEAST_VARIANCE)
+    beyond = low - low @ directions.T @ directions
+    residual = beyond.square().sum() / (len(low) * (low.shape[1] - len(directions)))
+    return _Gaussian(center, scale, directions, variances, residual.clamp_min(LEAST_VARIANCE)[None])
 
 
 def _axes(x: Tensor, labels: Tensor, most: int) -> tuple[Tensor, Tensor]:

@@ -73,6 +73,43 @@ def test_both_parts_add_up_and_the_cosine_is_that_of_the_share_on_the_axes() -> 
     torch.testing.assert_close(both.distance(asked), expected, rtol=1e-4, atol=1e-4)
 
 
+def with_choices() -> Familiarity:
+    """Return a familiarity whose choices have a Gaussian of their own, in other directions."""
+    generator = torch.Generator().manual_seed(9)
+    return replace(
+        familiarity("choices"),
+        choice_center=torch.randn(6, generator=generator),
+        choice_scale=torch.rand(6, generator=generator) + 0.5,
+        choice_directions=torch.linalg.qr(torch.randn(6, 2, generator=generator))[0].T.half().float(),
+        choice_variances=torch.tensor([4.0, 1.0]),
+        choice_residual=torch.tensor([0.25]),
+    )
+
+
+def test_choices_of_the_question_s_own_add_the_distance_of_theirs() -> None:
+    found, prompts, choices = with_choices(), states(20), states(20, seed=2)
+    Q = found.choice_directions.double()
+    covariance = Q.T @ torch.diag(found.choice_variances.double()) @ Q + 0.25 * (torch.eye(6) - Q.T @ Q)
+    x = ((choices[:, :6] - found.choice_center) / found.choice_scale).double()
+    dense = (x @ torch.linalg.inv(covariance) * x).sum(-1).log()
+    expected = familiarity("gaussian").distance(prompts) + (dense + 0.5) / 0.2
+    torch.testing.assert_close(found.distance(prompts, choices).double(), expected, rtol=5e-3, atol=5e-3)
+    # Without the states of its choices, as where the language model scores letters, these are typical.
+    torch.testing.assert_close(found.distance(prompts), familiarity("gaussian").distance(prompts))
+    with pytest.raises(ShapeError, match="11"):
+        found.distance(prompts, choices[:, :11])
+
+
+def test_a_familiarity_of_choices_is_restored_from_what_is_stored() -> None:
+    found = with_choices()
+    stored = found.tensors()
+    assert {name: tuple(tensor.shape) for name, tensor in stored.items()} == familiarity_shapes(found.config)
+    assert stored["choice_directions"].dtype == torch.float16
+    again = Familiarity.of(found.config, stored)
+    torch.testing.assert_close(again.distance(states(9), states(9, 2)), found.distance(states(9), states(9, 2)))
+    assert "choice_center" not in familiarity("gaussian").tensors()
+
+
 def test_a_question_has_the_same_distance_alone_and_in_a_batch() -> None:
     found = familiarity()
     together = found.distance(states(16))

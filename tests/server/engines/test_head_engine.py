@@ -53,10 +53,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = HeadConfig(depths=(1, 2), n_states=64, n_directions=4, n_products=(3, 2))
     pointer = HeadPosterior(head_of(config, 1), posterior.lora)
     pointing = PromptConfig(readout="pointer", choice_end="newline")
+    rows = [
+        pack(base.tokenizer, prompt=text, choices=LABELS[: 2 + i // 2 % 2], config=pointing, max_length=200)
+        for i, text in enumerate(asked)
+    ]
+    with torch.no_grad():
+        found = read_rows(base.model, rows, config, Draws({}, 1.0, 1))
+    assert found.prompt is not None
+    assert found.choices is not None
+    choices = found.choices[:60], found.choices[60:]
+    of_choices = fit_familiarity(config.depths, found.prompt[:60], found.prompt[60:], choices=choices).familiarity
     for name, heads, asks, own in (
         ("one", posterior, prompt, familiarity),
         ("two", posterior, prompt, None),
-        ("three", pointer, pointing, familiarity),
+        ("three", pointer, pointing, of_choices),
     ):
         config = AdapterConfig(
             base_model=base.ref,
@@ -118,6 +128,22 @@ async def test_foreign_choices_leave_the_familiarity_of_a_question_as_it_is(aski
     assert [outcome.familiarity for outcome in by_model] == pytest.approx(
         [outcome.familiarity for outcome in by_head], abs=TOLERANCE
     )
+
+
+async def test_a_question_that_brings_its_choices_is_as_familiar_as_they_are(folder: Path) -> None:
+    offered = [LABELS, LABELS[:2], OTHER_CHOICES, (*OTHER_CHOICES, "ZZZZ %%% @@@@"), ("####", "%%%% &&&& 0101")]
+    async with loaded(settings(folder, "three")) as (engine, state):
+        asking = Asking(engine, state)
+        jobs = [await asking.job("red 01", choices=choices, adapter="three") for choices in offered]
+        expected = await alone(asking, jobs)
+        check_same(await engine.run(jobs), expected)  # beside questions with more or fewer choices
+        turned = await alone(asking, [await asking.job("red 01", choices=LABELS[::-1], adapter="three")])
+    familiar = [outcome.familiarity or 0.0 for outcome in expected]
+    assert min(familiar[:2]) > 0.1 > max(familiar[2:]) > 0
+    assert turned[0].familiarity == pytest.approx(familiar[0], abs=TOLERANCE)
+    model = blora.load(folder / "three", base_model=folder / "tiny", dtype="float32")
+    for choices, known in zip(offered, familiar, strict=True):
+        assert model.predict("red 01", choices=choices).familiarity == pytest.approx(known, abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("choices", [LABELS, OTHER_CHOICES])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from blora.config.head import MOST_REFERENCE
 from blora.decision.curves import auroc
-from blora.decision.familiarity import MOST_BYTES, p_value, stored_bytes
+from blora.decision.familiarity import MOST_BYTES, Familiarity, p_value, stored_bytes
 from blora.errors import ShapeError
 from blora.training.head.familiarity import _fit, _of_kind, fit_familiarity
 
@@ -51,6 +51,22 @@ def test_with_many_labels_the_direction_notices_what_resembles_none(caplog: pyte
     told = auroc(fitted.familiarity.distance(torch.cat([fresh, foreign])), torch.arange(800) >= 400)
     assert told is not None
     assert told > 0.8
+
+
+def test_each_judge_is_standardised_by_the_validation_rows_of_the_labels_that_it_knows() -> None:
+    (train, labels), (validation, own) = rows(120, 4, spread=1.0, seed=0), rows(80, 4, spread=1.0, seed=1)
+    judged: dict[bool, list[float]] = {True: [], False: []}
+    for held in range(4):
+        familiar, fitted = own != held, _fit(DEPTHS, train[labels != held], labels[labels != held])
+        asked = torch.cat([validation, train[labels == held]])
+        foreign = torch.cat([~familiar, torch.ones(30, dtype=torch.bool)])
+        for known_only, rows_of_reference in ((True, validation[familiar]), (False, validation)):
+            told = auroc(_of_kind(fitted, "both", rows_of_reference).distance(asked), foreign)
+            assert told is not None
+            judged[known_only].append(told)
+    [both] = [one for one in fit_familiarity(DEPTHS, train, validation, labels, own).candidates if one.kind == "both"]
+    assert both.auroc == pytest.approx(sum(judged[True]) / 4, abs=1e-6)
+    assert both.auroc != pytest.approx(sum(judged[False]) / 4, abs=1e-4)
 
 
 def test_without_labels_the_gaussian_notices_another_distribution() -> None:
@@ -118,3 +134,28 @@ def test_wrong_shapes_are_refused() -> None:
         fit_familiarity(DEPTHS, train, train[:, :30])
     with pytest.raises(ShapeError, match="expected"):
         fit_familiarity(DEPTHS, train, train, labels[:59], labels)
+
+
+def test_choices_of_another_kind_are_noticed_behind_familiar_prompts() -> None:
+    (train, _), (validation, _), (fresh, _) = (rows(400, 3, spread=1.0, seed=seed) for seed in (0, 1, 2))
+    own = [rows(400, 2, spread=0.5, seed=seed, of=11)[0] for seed in (3, 4, 5)]
+    found = fit_familiarity(DEPTHS, train, validation, choices=(own[0], own[1])).familiarity
+    assert found.config.kind == "choices"
+    assert stored_bytes(found.config) <= MOST_BYTES
+    torch.testing.assert_close(found.reference.sort().values, found.distance(validation, own[1]).sort().values)
+    usual = p_value(found.distance(fresh, own[2]), found.reference)
+    assert 0.02 < float((usual <= 0.05).double().mean()) < 0.09
+    other = 2 * rows(400, 2, spread=0.5, seed=6, of=12)[0]
+    assert float((p_value(found.distance(fresh, other), found.reference) <= 0.05).double().mean()) > 0.9
+    # A prompt from elsewhere is noticed behind familiar choices too.
+    assert float((p_value(found.distance(2 * fresh, own[2]), found.reference) <= 0.05).double().mean()) > 0.9
+
+
+def test_choices_that_span_few_directions_have_the_prompt_s_number_of_them() -> None:
+    (train, _), (validation, _) = (rows(400, 3, spread=1.0, seed=seed) for seed in (0, 1))
+    flat = torch.zeros(400, F)
+    flat[:, :2] = torch.randn(400, 2, generator=torch.Generator().manual_seed(7))
+    found = fit_familiarity(DEPTHS, train, validation, choices=(flat, flat)).familiarity
+    assert found.choice_directions.shape == found.directions.shape
+    assert found.distance(validation, flat).isfinite().all()
+    assert Familiarity.of(found.config, found.tensors()).distance(validation, flat).isfinite().all()

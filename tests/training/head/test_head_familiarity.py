@@ -7,14 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 import blora
 from blora.adapter import load_adapter, read_config
 from blora.adapter.calibration_file import read
 from blora.adapter.folder import FAMILIARITY_FILE
 from blora.adapter.opening import open_adapter, open_base
+from blora.base_model import BaseModel
 from blora.cli import main
-from blora.decision.familiarity import p_value
+from blora.decision.familiarity import Familiarity, p_value
 from blora.errors import AdapterError, ConfigError, PromptError
 from blora.inference.packing import pack
 from tests.blora.adapters import rewrite_json, rewrite_tensors
@@ -27,6 +29,14 @@ FOREIGN = ("%%%% &&&& @@@@", "ZZZZZZZZZZZZZZZZ", "0101010101010101", "!?!?!?!?!?
 def rows_of(start: int, stop: int) -> list[dict[str, Any]]:
     """Rows like the training rows, which are the first ones."""
     return fixed([toy_row(index, index % 2) for index in range(start, stop)])
+
+
+def distance_alone(base: BaseModel, familiarity: Familiarity, prompt: tuple[int, ...]) -> Tensor:
+    """Return the distance (1,) of a prompt by a plain forward pass of it alone."""
+    with torch.no_grad():
+        found = base.model(input_ids=torch.tensor([prompt]), output_hidden_states=True).hidden_states
+    states = torch.cat([found[depth][0].float().mean(0) for depth in familiarity.config.depths])
+    return familiarity.distance(states[None])
 
 
 def of_file(folder: Path, change: Any) -> None:
@@ -93,10 +103,7 @@ def test_the_familiarity_of_an_answer_is_the_p_value_of_plain_forward_passes(
         reference = torch.tensor(gate.reference) if gate is not None else familiarity.reference
         for question, answer in zip(asked, opened(folder, base_folder).predict(asked), strict=True):
             row = pack(base.tokenizer, prompt=question, choices=CHOICES, config=adapter.config.prompt, max_length=200)
-            with torch.no_grad():
-                found = base.model(input_ids=torch.tensor([row.prompt]), output_hidden_states=True).hidden_states
-            states = torch.cat([found[depth][0].float().mean(0) for depth in familiarity.config.depths])
-            distance = familiarity.distance(states[None])
+            distance = distance_alone(base, familiarity, row.prompt)
             least, most = (float(p_value(distance + rounding, reference)) for rounding in (1e-3, -1e-3))
             assert answer.familiarity is not None
             assert least - 1e-6 <= answer.familiarity <= most + 1e-6
