@@ -59,9 +59,9 @@ def _share(part: str, whole: str, by: str, where: str) -> str:
 
 
 def _told() -> str:
-    """Of the answers under a promise whose outcome was asked for, those whose outcome was reported."""
+    """Of a week's answers under a promise whose outcome was asked for, those whose outcome was reported."""
     told, asked = (
-        f'sum by (adapter, target_risk) ({metric}{{requested="true",{OF}}})'
+        f'sum by (adapter, target_risk) (increase({metric}{{requested="true",{OF}}}[7d]))'
         for metric in ("blora_outcomes_total", "blora_promised_answers_total")
     )
     return f"{told} / {asked}"

@@ -1,7 +1,8 @@
 """API keys, whose hashes are in a key file that may change while the server runs.
 
 A line of the file is `NAME SCOPE sha256:HEX`, followed by `adapters=NAME,NAME` if the key is bound to some adapters;
-`blora key` adds a line. Keys are long and random, so that a plain hash reveals nothing about them.
+`blora key` adds a line. While an owner's key is replaced, the owner has two lines, which differ in the hash alone. Keys
+are long and random, so that a plain hash reveals nothing about them.
 """
 
 import hashlib
@@ -18,18 +19,18 @@ from pathlib import Path
 from typing import Literal, cast, get_args
 
 from blora.errors import ConfigError
+from blora.server.names import NAME, check_name
 
-__all__ = ["CLIENT", "KEY", "Key", "Keys", "Scope", "adapters_open", "line_of", "new_key", "read_keys"]
+__all__ = ["KEY", "Key", "Keys", "Scope", "adapters_open", "client_name", "line_of", "new_key", "read_keys"]
 
 logger = logging.getLogger(__name__)
 
 Scope = Literal["predict", "admin"]
 # Largest key file, about ten thousand keys.
 _MOST_BYTES = 2**20
-_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _LINE = re.compile(
-    rf"(?P<name>{_NAME})\s+(?P<scope>\w+)\s+sha256:(?P<digest>[0-9a-f]{{64}})"
-    rf"(?:\s+adapters=(?P<adapters>{_NAME}(?:,{_NAME})*))?"
+    rf"(?P<name>{NAME})\s+(?P<scope>\w+)\s+sha256:(?P<digest>[0-9a-f]{{64}})"
+    rf"(?:\s+adapters=(?P<adapters>{NAME}(?:,{NAME})*))?"
 )
 
 
@@ -48,10 +49,14 @@ class Key:
     adapters: frozenset[str] | None = None
 
 
-CLIENT: ContextVar[str | None] = ContextVar("blora_client", default=None)
-"""Name of the current request's key."""
 KEY: ContextVar[Key | None] = ContextVar("blora_key", default=None)
 """Current request's key."""
+
+
+def client_name() -> str | None:
+    """Return the name of the current request's key, or None without a key."""
+    key = KEY.get()
+    return key.name if key is not None else None
 
 
 def adapters_open() -> frozenset[str] | None:
@@ -67,7 +72,7 @@ class Keys:
         file: the key file, one line for each key; empty lines and lines that begin with # are ignored.
 
     Raises:
-        ConfigError: if the file cannot be read, names a key twice, or has no key.
+        ConfigError: if the file cannot be read, has no key, or is otherwise invalid.
     """
 
     def __init__(self, file: Path) -> None:
@@ -116,11 +121,7 @@ def line_of(name: str, scope: Scope, key: str, adapters: Iterable[str] = ()) -> 
     """
     adapters = tuple(adapters)
     for kind, given in (("key", name), *(("adapter", adapter) for adapter in adapters)):
-        if not re.fullmatch(_NAME, given):
-            raise ConfigError(
-                f"got {kind} name {given!r}, expected up to 64 letters, digits and '._-', starting with a letter or "
-                "digit"
-            )
+        check_name(kind, given)
     if scope == "admin" and adapters:
         raise ConfigError(
             f"Key {name!r} cannot be both an admin's and bound to adapters: an admin's key may use all of them."
@@ -168,10 +169,10 @@ def read_keys(text: str, file: Path) -> dict[str, Key]:
         file: the file's path, for messages.
 
     Raises:
-        ConfigError: if a line is not a key, or a name occurs twice.
+        ConfigError: if a line is not a key, a key occurs twice, or keys of one name differ in scope or adapters.
     """
     keys: dict[str, Key] = {}
-    names: set[str] = set()
+    owners: dict[str, Key] = {}
     for number, line in enumerate(map(str.strip, text.splitlines()), start=1):
         if not line or line.startswith("#"):
             continue
@@ -182,9 +183,14 @@ def read_keys(text: str, file: Path) -> dict[str, Key]:
                 f"Line {number} of {file} is not a key, which is written NAME predict|admin sha256:HEX, followed by "
                 "adapters=NAME,NAME if it is bound to some adapters: make keys with `blora key`"
             )
-        if found["digest"] in keys or found["name"] in names:
+        if found["digest"] in keys:
             raise ConfigError(f"Key {found['name']!r} is in {file} twice: remove one of the lines")
-        names.add(found["name"])
         adapters = frozenset(found["adapters"].split(",")) if bound else None
-        keys[found["digest"]] = Key(found["name"], cast(Scope, found["scope"]), adapters)
+        key = Key(found["name"], cast(Scope, found["scope"]), adapters)
+        if owners.setdefault(key.name, key) != key:
+            raise ConfigError(
+                f"got keys named {key.name!r} in {file} with different scopes or adapters, expected all keys of one "
+                "name to have the same: correct one of the lines, or change its name"
+            )
+        keys[found["digest"]] = key
     return keys

@@ -108,7 +108,9 @@ class Settings(BaseSettings):
     api_keys: Path | None = Field(
         None, description="File of API keys, made with `blora key`; without it no key is needed."
     )
-    requests_per_minute: int = Field(0, description="Most requests per minute and API key; 0 for no limit.", ge=0)
+    requests_per_minute: int = Field(
+        0, description="Most requests per minute and API key, on average and for each replica; 0 for no limit.", ge=0
+    )
 
     n_samples_cap: int = Field(64, description="Most draws (posterior samples) that one request may ask for.", ge=1)
     max_batch_tokens: int = Field(4096, description="Most padded tokens x draws in one forward pass.", ge=1)

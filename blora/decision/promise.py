@@ -42,6 +42,10 @@ class Promise:
     Args:
         target_risk: r, the promised upper bound of the probability of a wrong answer.
         alpha: the largest probability that a kept promise is ever called broken.
+
+    Attributes:
+        rejected_at: number of corrections from wrong to right when the test last rejected the promise; -1 if it never
+            did.
     """
 
     def __init__(self, target_risk: float, alpha: float = 0.05) -> None:
@@ -52,28 +56,30 @@ class Promise:
         self.n_outcomes = 0
         self.n_wrong = 0
         self.n_cleared = 0
-        self._broken = False
+        self.rejected_at = -1
 
     def add(self, *, wrong: bool) -> None:
         """Add one outcome."""
         self.observe(self.n_outcomes + 1, self.n_wrong + wrong, self.n_cleared)
 
-    def observe(self, n_outcomes: int, n_wrong: int, n_cleared: int) -> None:
+    def observe(self, n_outcomes: int, n_wrong: int, n_cleared: int, rejected_at: int = -1) -> None:
         """Set the current counts, which may include outcomes that other processes counted.
 
         Args:
             n_outcomes: number of answers with a known outcome.
             n_wrong: number of wrong answers, after corrections.
             n_cleared: number of corrections from wrong to right.
+            rejected_at: value of `n_cleared` at the last rejection by other processes; -1 without one.
         """
-        cleared = n_cleared > self.n_cleared
         self.n_outcomes, self.n_wrong, self.n_cleared = n_outcomes, n_wrong, n_cleared
-        self._broken = (self._broken and not cleared) or self._rejected(self.target_risk)
+        self.rejected_at = max(self.rejected_at, rejected_at)
+        if self.broken or self._rejected(self.target_risk):
+            self.rejected_at = n_cleared
 
     @property
     def broken(self) -> bool:
         """Return whether the test has rejected the promise since the last correction from wrong to right."""
-        return self._broken
+        return self.rejected_at >= self.n_cleared
 
     @property
     def realised_risk(self) -> float | None:

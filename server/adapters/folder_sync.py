@@ -33,7 +33,8 @@ class FolderSync:
 
     New adapters are loaded, removed ones unloaded, and changed ones replaced once the new version has loaded. An
     adapter that fails to load is logged once and tried again when it changes, or after a while if reading it timed
-    out. Adapters from other folders stay as they are.
+    out. All adapters stay while the folder cannot be read or has lost all its folders, as when its volume is unmounted.
+    Adapters from other folders stay as they are.
 
     Args:
         root: the folder; entries whose names begin with a dot are ignored, as they are being written.
@@ -51,7 +52,7 @@ class FolderSync:
         self._timeout_s = timeout_s
         self._threads = ThreadPerTask(timeout_s)
         self._looking = asyncio.Semaphore(AT_ONCE)
-        self._readable = True
+        self._is_lost = False
         self._seen: dict[str, Signature] = {}
         # By name: the adapter loaded from this folder; None after an admin has unloaded or replaced it.
         self._kept: dict[str, AdapterHandle | None] = {}
@@ -68,13 +69,19 @@ class FolderSync:
     async def look(self) -> None:
         """Load, replace and unload adapters to match the folder's present contents."""
         try:
-            folders = await self._threads.run("Reading the adapter root", partial(_folders, self._root))
+            all_folders = await self._threads.run("Reading the adapter root", partial(_folders, self._root))
         except (OSError, BloraError) as exc:
-            if self._readable:
-                logger.error("The adapters stay as they are, because %s cannot be read: %s", self._root, exc)
-            self._readable = False
+            self._stay(logging.ERROR, f"cannot be read: {exc}")
             return
-        self._readable = True
+        if not all_folders and any(map(self._serves, self._kept)):
+            self._stay(
+                logging.WARNING,
+                "has no folders any more, as if its volume were not mounted: mount it, or unload them with DELETE "
+                "/v1/adapters/NAME",
+            )
+            return
+        self._is_lost = False
+        folders = [name for name in all_folders if not name.startswith(".")]
         signatures = await asyncio.gather(*map(self._signature, folders))
         found = {name: signature for name, signature in zip(folders, signatures, strict=True) if signature is not None}
         for name in found.keys() & self._seen.keys():
@@ -92,6 +99,12 @@ class FolderSync:
         due = [name for name, signature in found.items() if self._is_due(name, signature)]
         self._seen.update(found)
         await asyncio.gather(*map(self._load, due))
+
+    def _stay(self, level: int, why: str) -> None:
+        """Log that the adapters stay as they are, unless the last poll has ended in the same way."""
+        if not self._is_lost:
+            logger.log(level, "The adapters stay as they are, because %s %s", self._root, why)
+        self._is_lost = True
 
     async def _signature(self, name: str) -> Signature | None:
         """Return the signature of an adapter's folder, or None if reading it timed out."""
@@ -140,7 +153,7 @@ class FolderSync:
 
 
 def _folders(root: Path) -> list[str]:
-    return [folder.name for folder in sorted(root.iterdir()) if not folder.name.startswith(".") and folder.is_dir()]
+    return [folder.name for folder in sorted(root.iterdir()) if folder.is_dir()]
 
 
 def _signature(folder: Path) -> Signature:

@@ -12,7 +12,7 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 from blora.errors import BloraError, ConfigError
-from blora.server.adapters.registry import Registry, check_name
+from blora.server.adapters.registry import Registry, check_adapter_name
 from blora.server.engines.handle import AdapterHandle
 from blora.server.engines.protocol import Engine
 from blora.server.errors import (
@@ -89,7 +89,7 @@ class Loader:
         try:
             root = self._enabled()
             try:
-                check_name(name)
+                check_adapter_name(name)
             except ConfigError as exc:
                 raise InvalidRequestError(f"{exc}: choose another name", param="name") from exc
             write_down(logger, "adapter_loading", by=by, adapter=name, path=path)
@@ -136,7 +136,7 @@ class Loader:
             old = self._registry.get(name)
             if old is None:
                 self._registry.add(handle)
-                self._metrics.adapter_loaded(handle)
+                self._watch(handle)
                 return handle, "adapter_loaded", None
             if (old.digest, old.calibration_digest) == (handle.digest, handle.calibration_digest):
                 return old, "adapter_kept", old
@@ -155,7 +155,7 @@ class Loader:
                 )
             self._registry.replace(handle)
             self._release(old)
-            self._metrics.adapter_loaded(handle)
+            self._watch(handle)
             return handle, "adapter_replaced", old
         finally:
             if self._registry.get(name) is not handle:
@@ -180,6 +180,10 @@ class Loader:
                 f"The server has {most} adapters, which is the limit: unload one, or raise --max-adapters.",
                 code="too_many_adapters",
             )
+
+    def _watch(self, handle: AdapterHandle) -> None:
+        self._metrics.adapter_loaded(handle)
+        self._feedback.watch(handle)
 
     def _release(self, handle: AdapterHandle) -> None:
         self._metrics.adapter_unloaded(handle)

@@ -1,31 +1,26 @@
 """The registry of served adapters: immutable handles, looked up by name and digest."""
 
 import logging
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from blora.errors import ConfigError
 from blora.server.engines.handle import AdapterHandle
 from blora.server.errors import DigestMismatchError, InvalidRequestError, UnknownAdapterError
 from blora.server.monitoring.metrics import UNKNOWN_ADAPTER
+from blora.server.names import check_name
 
-__all__ = ["Registry", "check_name"]
+__all__ = ["Registry", "check_adapter_name"]
 
 logger = logging.getLogger(__name__)
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
-
-def check_name(name: str) -> None:
+def check_adapter_name(name: str) -> None:
     """Raise an error if a name cannot be an adapter's name.
 
     Raises:
         ConfigError: if the name is invalid.
     """
-    if not _NAME.fullmatch(name):
-        raise ConfigError(
-            f"got adapter name {name!r}, expected up to 64 letters, digits and '._-', starting with a letter or digit"
-        )
+    check_name("adapter", name)
     if name == UNKNOWN_ADAPTER:
         raise ConfigError(
             f"got adapter name {name!r}, expected another one: the metrics count requests without a loaded adapter "
@@ -84,7 +79,7 @@ class Registry:
             ConfigError: if its name is invalid or taken.
         """
         try:
-            check_name(handle.name)
+            check_adapter_name(handle.name)
         except ConfigError as exc:
             raise ConfigError(f"{exc}: name it with NAME=PATH") from exc
         if handle.name in self._handles:

@@ -2,7 +2,8 @@
 
 Unless `enableServiceLinks` is false, Kubernetes sets variables for each Service in the containers of its namespace: for
 a Service named blora they are BLORA_SERVICE_HOST, BLORA_SERVICE_PORT, BLORA_PORT=tcp://..., BLORA_PORT_80_TCP and the
-like, for a Service named blora-x the same with BLORA_X. These are not errors, and such a BLORA_PORT is not the setting.
+like, for a Service named blora-metrics the same with BLORA_METRICS. These are not errors, and such a BLORA_PORT or
+BLORA_METRICS_PORT is not the setting.
 """
 
 import re
@@ -11,7 +12,7 @@ from difflib import get_close_matches
 
 from blora.errors import ConfigError
 
-__all__ = ["check_environment", "drop_service_port"]
+__all__ = ["check_environment", "drop_service_ports"]
 
 PREFIX = "BLORA_"
 # Variables of the base model's cache, the build, the client and the tests of the image.
@@ -22,11 +23,11 @@ _LINK = r"(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?|PORT|PORT_[0-9]+_(?:TCP|U
 _ADDRESS = re.compile(r"(?:tcp|udp|sctp)://.+")
 
 
-def drop_service_port(environ: MutableMapping[str, str]) -> None:
-    """Remove BLORA_PORT if Kubernetes has set it for a Service."""
-    port = f"{PREFIX}PORT"
-    if f"{PREFIX}SERVICE_HOST" in environ and _ADDRESS.fullmatch(environ.get(port, "")):
-        del environ[port]
+def drop_service_ports(environ: MutableMapping[str, str]) -> None:
+    """Remove each variable BLORA_..._PORT that Kubernetes has set to a Service's address."""
+    for service in _services(environ):
+        if _ADDRESS.fullmatch(environ.get(f"{service}_PORT", "")):
+            del environ[f"{service}_PORT"]
 
 
 def check_environment(environ: Mapping[str, str], settings: frozenset[str]) -> None:
@@ -48,10 +49,15 @@ def check_environment(environ: Mapping[str, str], settings: frozenset[str]) -> N
         raise ConfigError(f"unknown environment variables {listed}: correct or unset them")
 
 
+def _services(environ: Mapping[str, str]) -> list[str]:
+    """Return the prefixes of the variables that Kubernetes sets for Services whose names begin with blora."""
+    return [found[1] for found in filter(None, map(_SERVICE.fullmatch, environ))]
+
+
 def _service_links(environ: Mapping[str, str]) -> Iterator[str]:
     """Yield the variables that Kubernetes sets for Services whose names begin with blora."""
-    for service in filter(None, map(_SERVICE.fullmatch, environ)):
-        link = re.compile(rf"{service[1]}_{_LINK}")
+    for service in _services(environ):
+        link = re.compile(rf"{service}_{_LINK}")
         yield from filter(link.fullmatch, environ)
 
 

@@ -18,7 +18,8 @@ def main(argv: list[str]) -> int:
     parser = ArgumentParser(
         "blora key",
         description=f"{SUMMARY}. The key is printed once; the file, which `blora serve --api-keys FILE` reads, gets "
-        "its hash. Remove its line to revoke a key. A running server notices both.",
+        "its hash. Remove its line to revoke a key. A running server notices both. To replace a key, make another one "
+        "of its name with --again, hand that out, and remove the older line.",
     )
     parser.add_argument("name", help="name of the key's owner, for logs and rate limits")
     parser.add_argument("--file", type=Path, required=True, help="key file of the server")
@@ -31,17 +32,29 @@ def main(argv: list[str]) -> int:
         default=[],
         help="let the key use and list these adapters only, and ask NAME.SOMETHING in typed questions (default: all)",
     )
+    opens.add_argument(
+        "--again",
+        action="store_true",
+        help="make a further key for an owner that has one, with the same permissions and outstanding feedback",
+    )
     arguments = parser.parse_args(argv)
 
     from blora.server.keys import line_of, new_key, read_keys
 
     key = new_key()
-    line = line_of(arguments.name, "admin" if arguments.admin else "predict", key, arguments.adapters)
     before = arguments.file.read_text() if arguments.file.exists() else ""
-    if any(known.name == arguments.name for known in read_keys(before, arguments.file).values()):
+    old = {known.name: known for known in read_keys(before, arguments.file).values()}.get(arguments.name)
+    if old is not None and not arguments.again:
         raise ConfigError(
-            f"a key named {arguments.name!r} is in {arguments.file} already: choose another name, or remove its line"
+            f"a key named {arguments.name!r} is in {arguments.file} already: choose another name, or make a further "
+            "key for the same owner with --again"
         )
+    if old is None and arguments.again:
+        raise ConfigError(f"no key named {arguments.name!r} is in {arguments.file} yet: leave --again out")
+    if old is not None:
+        line = line_of(old.name, old.scope, key, sorted(old.adapters or ()))
+    else:
+        line = line_of(arguments.name, "admin" if arguments.admin else "predict", key, arguments.adapters)
     after = before + ("" if before.endswith("\n") or not before else "\n") + line + "\n"
     read_keys(after, arguments.file)  # a file that the server would refuse must not replace a valid one
     _replace(arguments.file, after)

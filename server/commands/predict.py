@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import json
 import logging
-import re
 from argparse import ArgumentParser, Namespace
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from blora.client.command import add_policy, read_policy
 from blora.errors import ConfigError
 from blora.hub.name import HubName, place_of
 from blora.questions.columns import add_columns, choices_of
+from blora.server.names import name_from
 
 if TYPE_CHECKING:
     from blora.server.batch.rows import QuestionRow
@@ -157,8 +157,7 @@ def _name(arguments: Namespace) -> str:
     """Return the given name, or the directory's or the repository's without invalid characters."""
     place = place_of(arguments.adapter)
     folder = place.name if isinstance(place, HubName) else place.resolve().name
-    folder = re.sub(r"[^A-Za-z0-9._-]+", "-", folder).strip("._-")
-    return arguments.name or folder[:64] or "adapter"
+    return arguments.name or name_from(folder) or "adapter"
 
 
 def _with_choices(row: "QuestionRow", arguments: Namespace) -> "QuestionRow":

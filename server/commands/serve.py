@@ -39,14 +39,14 @@ def main(argv: list[str]) -> int:
     from pydantic import ValidationError
 
     from blora.errors import ConfigError
-    from blora.server.commands.environment import check_environment, drop_service_port
+    from blora.server.commands.environment import check_environment, drop_service_ports
     from blora.server.commands.exposure import check_exposure
     from blora.server.commands.flags import read_flags
     from blora.server.commands.open_files import raise_soft_limit
     from blora.server.monitoring.logs import configure
     from blora.server.settings import Settings, first_problem
 
-    drop_service_port(os.environ)
+    drop_service_ports(os.environ)
     try:
         settings = read_flags(argv)
         check_environment(os.environ, frozenset(Settings.model_fields))
@@ -118,7 +118,9 @@ async def _serve(settings: "Settings", listeners: list[socket.socket]) -> int:
     service: Service = app.state.service
     host, port = listeners[0].getsockname()[:2]
     logger.info("Loading base model %s, to serve it on %s port %d", settings.base_model, host, port)
-    server = DrainingServer(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on"), service)
+    # Without proxy headers: a client on this machine could otherwise name any address as its own.
+    config = uvicorn.Config(app, log_config=None, access_log=False, proxy_headers=False, lifespan="on")
+    server = DrainingServer(config, service)
     beside = [asyncio.create_task(_announce(service, server, port)), asyncio.create_task(trim_memory())]
     await server.serve(sockets=listeners)
     for task in beside:

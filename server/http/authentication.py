@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from blora.server.errors import ForbiddenError, RateLimitedError, ServerError, UnauthorizedError
-from blora.server.keys import CLIENT, KEY, Key, Keys
+from blora.server.keys import KEY, Key, Keys, client_name
 
 __all__ = ["KeyAuthentication", "RateLimiter", "owner"]
 
@@ -18,10 +18,10 @@ OPEN = frozenset({"/livez", "/readyz", "/metrics", "/openapi.json"})
 
 
 class RateLimiter:
-    """A limit on the requests per minute of each key; a key may send a full minute's requests at once.
+    """A limit on the average requests per minute of each key; after a pause a key may send a minute's requests at once.
 
     Args:
-        per_minute: requests per minute and key; 0 for no limit.
+        per_minute: average requests per minute and key; 0 for no limit.
         clock: a monotonic clock, in seconds.
     """
 
@@ -87,9 +87,9 @@ class KeyAuthentication:
         await self._app(scope, receive, send)
 
     def _admit(self, scope: Scope) -> None:
-        _set_key(None)
+        KEY.set(None)
         key = self._key(scope) if self._keys is not None else None
-        _set_key(key)
+        KEY.set(key)
         if key is not None:
             self._rate.take(key.name)
         changes = scope["path"].startswith("/v1/adapters") and scope["method"] not in ("GET", "HEAD")
@@ -110,9 +110,4 @@ class KeyAuthentication:
 def owner(scope: Scope) -> Hashable:
     """Return the owner of a request: the name of its key, or the peer's address on a server without keys."""
     peer = scope.get("client")
-    return CLIENT.get() or (peer[0] if peer else None)
-
-
-def _set_key(key: Key | None) -> None:
-    KEY.set(key)
-    CLIENT.set(key.name if key is not None else None)
+    return client_name() or (peer[0] if peer else None)

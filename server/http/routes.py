@@ -12,7 +12,7 @@ from blora.server.http.disconnect import unless_disconnected
 from blora.server.http.reading import Reading
 from blora.server.http.responses import ServiceOf, documented_errors, error_response
 from blora.server.http.strict_json import StrictJsonRoute
-from blora.server.keys import CLIENT, KEY, adapters_open
+from blora.server.keys import KEY, adapters_open, client_name
 from blora.server.prediction.cards import adapter_card, adapter_ref, model_metadata
 from blora.server.schemas.cards import AdapterCard, AdapterList
 from blora.server.schemas.requests import BatchRequest, LoadAdapter, PredictBody, PutAdapter, TellOutcome
@@ -34,7 +34,7 @@ router = APIRouter(route_class=StrictJsonRoute)
 
 def _client() -> str:
     """Return the name of the request's key, for log lines about changes of adapters."""
-    return CLIENT.get() or "nobody"
+    return client_name() or "nobody"
 
 
 _UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": ErrorBody, "description": "not_ready, draining"}}

@@ -8,7 +8,7 @@ from urllib.parse import quote
 from starlette.types import Scope
 
 from blora.server.errors import ServerError
-from blora.server.keys import CLIENT
+from blora.server.keys import client_name
 from blora.server.monitoring.logs import write_down
 
 __all__ = ["AuditLog"]
@@ -50,7 +50,7 @@ class AuditLog:
             error.code,
             level=logging.WARNING,
             peer=_plain(peer[0]) if peer else None,
-            client=CLIENT.get(),
+            client=client_name(),
             method=scope["method"],
             path=_plain(scope["path"]),
             unlogged=self._unlogged or None,

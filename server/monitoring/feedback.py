@@ -13,20 +13,25 @@ replaces an earlier one. Prometheus counters cannot fall, so corrections have th
 computed from the latest outcomes.
 """
 
+import asyncio
 import hashlib
 import secrets
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from blora.decision.promise import Promise
 from blora.server.engines.handle import AdapterHandle
-from blora.server.errors import InvalidRequestError, UnknownPredictionError
+from blora.server.errors import FeedbackUnavailableError, InvalidRequestError, UnknownPredictionError
 from blora.server.keys import Key
 from blora.server.monitoring.drift import DriftWatch
-from blora.server.monitoring.ledgers.protocol import Contents, Entry, Ledger, hashes
+from blora.server.monitoring.ledgers.protocol import Contents, Entry, Ledger, Tally, hashes
 from blora.server.monitoring.metrics import ServerMetrics
 from blora.server.monitoring.recent_texts import AskedText, RecentTexts
 
 __all__ = ["Feedback"]
+
+# Seconds between attempts to read the counts of a newly loaded adapter.
+_RETRY_S = 5.0
 
 
 class Feedback:
@@ -47,8 +52,15 @@ class Feedback:
         self._ledger = ledger
         self._rate = rate
         self._promises: dict[tuple[Contents, float], Promise] = {}
+        self._looking: dict[Contents, asyncio.Task[None]] = {}
         self._promised_texts: dict[tuple[Contents, float], RecentTexts] = {}
         self._drift = DriftWatch(metrics, ledger)
+
+    def watch(self, handle: AdapterHandle) -> None:
+        """Show the evidence that the ledger holds about an adapter that was just loaded, once it can be read."""
+        if handle.calibration is not None:
+            adapter, targets = _contents(handle), [level.target_risk for level in handle.calibration.proved()]
+            self._looking[adapter] = asyncio.create_task(self._look(adapter, targets), name="feedback")
 
     def predicted(
         self,
@@ -82,9 +94,7 @@ class Feedback:
         if requested and target_risk is not None:
             requested = self._promised_texts.setdefault((adapter, target_risk), RecentTexts()).add(text.key)
         entry = Entry(adapter, client, salt, hashes(choices, salt), leader, target_risk, requested)
-        self._ledger.remember(prediction_id, entry)
-        if target_risk is not None:
-            self._metrics.promised(handle.name, target_risk, requested=requested)
+        self._ledger.remember(prediction_id, entry, partial(self._stored, entry))
         gate = handle.calibration.gate if handle.calibration is not None else None
         if gate is not None and familiarity is not None:
             self._drift.answered(adapter, gate, familiarity, text.key)
@@ -129,9 +139,9 @@ class Feedback:
             elif (before == entry.leader) != correct:
                 self._metrics.corrected(name, target_risk, correct=correct, requested=entry.requested)
             if entry.requested:
-                promise = self._promises.setdefault((entry.adapter, target_risk), Promise(target_risk))
-                promise.observe(*tally)
-                self._metrics.held_against(name, promise)
+                promise = self._held_against(entry.adapter, target_risk, tally)
+                if promise.rejected_at > tally.rejected_at:
+                    await self._ledger.reject(entry.adapter, target_risk, promise.rejected_at)
         return correct
 
     def drift_since(self, handle: AdapterHandle) -> int | None:
@@ -145,13 +155,41 @@ class Feedback:
         self._drift.forget(adapter)
         for key in [key for key in self._promises if key[0] == adapter]:
             del self._promises[key]
+        looking = self._looking.pop(adapter, None)
+        if looking is not None:
+            looking.cancel()
         for key in [key for key in self._promised_texts if key[0] == adapter]:
             del self._promised_texts[key]
 
     async def close(self) -> None:
         """Finish pending writes."""
+        for looking in self._looking.values():
+            looking.cancel()
+        await asyncio.gather(*self._looking.values(), return_exceptions=True)
         await self._drift.close()
         await self._ledger.close()
+
+    async def _look(self, adapter: Contents, targets: Sequence[float]) -> None:
+        for target_risk in targets:
+            while True:
+                try:
+                    tally = await self._ledger.tally(adapter, target_risk)
+                    break
+                except FeedbackUnavailableError:
+                    await asyncio.sleep(_RETRY_S)
+            if tally is not None and self._served(adapter):
+                self._held_against(adapter, target_risk, tally)
+
+    def _stored(self, entry: Entry) -> None:
+        if entry.target_risk is not None and self._served(entry.adapter):
+            self._metrics.promised(entry.adapter.name, entry.target_risk, requested=entry.requested)
+
+    def _held_against(self, adapter: Contents, target_risk: float, tally: Tally) -> Promise:
+        """Return the promise with these outcomes, after showing it in the metrics."""
+        promise = self._promises.setdefault((adapter, target_risk), Promise(target_risk))
+        promise.observe(*tally)
+        self._metrics.held_against(adapter.name, promise)
+        return promise
 
     def _drawn(self, prediction_id: str) -> bool:
         """Return whether a prediction is in the random sample.

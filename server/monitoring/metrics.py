@@ -87,7 +87,7 @@ class ServerMetrics:
         )
         self._forward_seconds = Histogram(
             "blora_forward_seconds",
-            "Time of a forward pass.",
+            "Time of a forward pass that succeeded, failed, or was abandoned.",
             buckets=_SECONDS,
             registry=registry,
         )
@@ -141,8 +141,8 @@ class ServerMetrics:
         )
         self._promised = Counter(
             "blora_promised_answers_total",
-            "Answers given under a promised risk, by whether their outcome was requested; of the answers about one "
-            "text, at most one counts as requested.",
+            "Answers given under a promised risk that were stored for feedback, by whether their outcome was "
+            "requested; of the answers about one text, at most one counts as requested.",
             ["adapter", "target_risk", "requested"],
             registry=registry,
         )
@@ -286,11 +286,14 @@ class ServerMetrics:
         """Record the total time of an input that was answered or failed."""
         self._request_seconds.observe(seconds)
 
-    def forward_done(self, *, rows: int, tokens: int, seconds: float) -> None:
-        """Record a forward pass: its inputs, its padded tokens x draws, and its time."""
+    def worked(self, seconds: float) -> None:
+        """Record the time of a forward pass that succeeded, failed, or was abandoned."""
+        self._forward_seconds.observe(seconds)
+
+    def forward_done(self, *, rows: int, tokens: int) -> None:
+        """Record the inputs and the padded tokens x draws of a successful forward pass."""
         self._batch_rows.observe(rows)
         self._batch_tokens.observe(tokens)
-        self._forward_seconds.observe(seconds)
 
     def waited(self, seconds: float) -> None:
         """Record the seconds that a computed input waited."""

@@ -24,7 +24,7 @@ from blora.server.errors import (
     NonFiniteError,
     ServerError,
 )
-from blora.server.keys import CLIENT, adapters_open
+from blora.server.keys import adapters_open, client_name
 from blora.server.monitoring.feedback import Feedback
 from blora.server.monitoring.logs import write_down
 from blora.server.monitoring.metrics import UNKNOWN_ADAPTER, ServerMetrics
@@ -35,7 +35,7 @@ from blora.server.prediction.policies import policy_for, stop_of
 from blora.server.prediction.response import answered
 from blora.server.prediction.together import Member, Text
 from blora.server.prediction.tokenizing import Lengths
-from blora.server.scheduling.admission import Room
+from blora.server.scheduling.admission import Owner, Room
 from blora.server.scheduling.batcher import Batcher, Completed, Work
 from blora.server.scheduling.turns import Turns
 from blora.server.schemas.requests import PredictRequest
@@ -182,7 +182,7 @@ class Predictor:
                 row = await self._pack(question, handle, choices)
         except TimeoutError as exc:
             raise DeadlineExceededError("The question was not tokenised before its deadline: try again later.") from exc
-        job = Job(handle, row, n_samples, question.seed, stop_of(in_force, handle), CLIENT.get())
+        job = Job(handle, row, n_samples, question.seed, stop_of(in_force, handle), client_name())
         self._check_draws(job)
         text = await member.meet(*shared_reading(job)) if member is not None else None
         done = await self._compute(job, deadline, text)
@@ -208,7 +208,7 @@ class Predictor:
             prediction_id=response.id,
             adapter=handle.name,
             digest=handle.digest,
-            client=CLIENT.get(),
+            client=client_name(),
             n_samples=response.n_samples,
             tokens=row.n_tokens,
             queue_ms=round(response.timing.queue_ms, 1),
@@ -221,7 +221,7 @@ class Predictor:
             choices,
             text=member.together.about if member is not None else AskedText(_wording(question)),
             leader=prediction.top,
-            client=CLIENT.get(),
+            client=client_name(),
             target_risk=in_force.target_risk if in_force is not None and not decision.abstained else None,
             familiarity=prediction.familiarity if given.likely is not None else None,
         )
@@ -269,7 +269,7 @@ class Predictor:
         characters = self._lengths.check_characters(question, choices)
         messages = question.messages
         try:
-            async with self._tokenizer_queue.turn((CLIENT.get(), handle.name), characters):
+            async with self._tokenizer_queue.turn(Owner(client_name(), handle.name), characters):
                 row = await self._engine.pack(
                     handle,
                     prompt=question.prompt,
@@ -286,7 +286,7 @@ class Predictor:
 
     async def _compute(self, job: Job, deadline: float, text: Text | None) -> Completed[Outcome]:
         prompt = job.row.prompt_tokens
-        owner = CLIENT.get(), job.handle.name
+        owner = Owner(client_name(), job.handle.name)
         work = Work(
             job,
             (prompt, job.row.n_tokens - prompt),

@@ -161,10 +161,11 @@ class Service:
             self.metrics.model_loaded(loaded.model)
             root = self.settings.adapter_root
             registry = Registry(loaded.adapters, self.settings.default_adapter, may_come=root is not None)
-            for handle in registry:
-                self.metrics.adapter_loaded(handle)
             ledger = _ledger(self.settings)
             self._feedback = feedback = Feedback(self.metrics, registry.get, ledger, self.settings.feedback_rate)
+            for handle in registry:
+                self.metrics.adapter_loaded(handle)
+                feedback.watch(handle)
             predictor = Predictor(
                 model=loaded.model,
                 registry=registry,

@@ -1,22 +1,32 @@
-"""Admission to the queue: refuses inputs that would miss their deadline or leave no room for other owners."""
+"""Admission to the queue: refuses inputs that would miss their deadline or leave no room for other clients."""
 
 import math
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from blora.server.errors import QueueFullError, TooLargeError
+from blora.server.scheduling.fair_share import Owned
 from blora.server.scheduling.pace import Pace
 from blora.server.scheduling.runs import Work
 
-__all__ = ["Admission", "QueueState", "Room"]
+__all__ = ["Admission", "Owner", "QueueState", "Room"]
 
 P = TypeVar("P")
 
-# An owner may hold this many times the free room, so a lone owner four fifths of the queue
-# (dynamic thresholds: Choudhury, Hahne, 1998).
-_SHARE = 4
+# A client, and an adapter of a client, may hold this many times the free room: if alone, four fifths and three quarters
+# of the queue (dynamic thresholds: Choudhury, Hahne, 1998).
+_CLIENT_SHARE = 4
+_ADAPTER_SHARE = 3
 # Share of the time to the deadline that an answer may be expected to take; the rest allows for errors of the estimate.
 _DEADLINE_SHARE = 0.75
+
+
+class Owner(NamedTuple):
+    """Owner of an input: the client that asks, None for all clients without a key, and the adapter that it asks."""
+
+    client: str | None
+    adapter: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,20 +36,44 @@ class QueueState:
     Attributes:
         inputs: number of waiting inputs.
         cost: cost of the waiting inputs.
-        own_inputs: number of waiting inputs of the new input's owner.
-        own_cost: cost of the owner's waiting inputs.
+        client_inputs: number of waiting inputs of the new input's client.
+        client_cost: cost of the client's waiting inputs.
+        adapter_inputs: number of the client's waiting inputs for the new input's adapter.
+        adapter_cost: cost of these.
         ahead: cost of the work that is running or will be done before the new input.
     """
 
     inputs: int
     cost: int
-    own_inputs: int
-    own_cost: int
+    client_inputs: int
+    client_cost: int
+    adapter_inputs: int
+    adapter_cost: int
     ahead: int
+
+    @classmethod
+    def of(cls, waiting: Sequence[Owned], owner: Hashable, *, ahead: int) -> "QueueState":
+        """Return the state of a queue for a new input.
+
+        Args:
+            waiting: the waiting inputs.
+            owner: owner of the new input, an Owner or, in a queue that knows no adapters, a client.
+            ahead: cost of the work that is running or will be done before the new input.
+        """
+        costs = [work.cost for work in waiting]
+        of_client = [work.cost for work in waiting if _client(work.owner) == _client(owner)]
+        of_adapter = [work.cost for work in waiting if isinstance(owner, Owner) and work.owner == owner]
+        return cls(
+            len(costs), sum(costs), len(of_client), sum(of_client), len(of_adapter), sum(of_adapter), ahead=ahead
+        )
+
+
+def _client(owner: Hashable) -> Hashable:
+    return owner.client if isinstance(owner, Owner) else owner
 
 
 class Room(NamedTuple):
-    """Limits on the number of waiting inputs and on their cost, of which one owner may hold four fifths.
+    """Limits on the number of waiting inputs and on their cost, of which one client may hold four fifths.
 
     Attributes:
         inputs: most waiting inputs.
@@ -54,11 +88,15 @@ class Room(NamedTuple):
         return waiting.inputs >= self.inputs or (waiting.inputs > 0 and waiting.cost + cost > self.cost)
 
     def exceeds_share(self, cost: int, waiting: QueueState) -> bool:
-        """Return whether an owner with waiting inputs would hold too much of the room with another one."""
-        if not waiting.own_inputs:
-            return False
+        """Return whether a client, or one of its adapters, would hold too much of the room with another input."""
         free_inputs, free = self.inputs - waiting.inputs, self.cost - waiting.cost
-        return waiting.own_inputs >= _SHARE * free_inputs or waiting.own_cost + cost > _SHARE * free
+        return any(
+            held_inputs and (held_inputs >= share * free_inputs or held + cost > share * free)
+            for share, held_inputs, held in (
+                (_CLIENT_SHARE, waiting.client_inputs, waiting.client_cost),
+                (_ADAPTER_SHARE, waiting.adapter_inputs, waiting.adapter_cost),
+            )
+        )
 
 
 class Admission:
@@ -128,7 +166,8 @@ class Admission:
             seconds_left: seconds until the input's deadline.
 
         Raises:
-            QueueFullError: if the queue or the owner's share is full, or the input would miss its deadline.
+            QueueFullError: if the queue or the share of the client or its adapter is full, or the input would miss its
+                deadline.
         """
         if self._room.is_full(cost, waiting):
             raise QueueFullError(
@@ -139,8 +178,9 @@ class Admission:
             )
         if self._room.exceeds_share(cost, waiting):
             raise QueueFullError(
-                f"Your {waiting.own_inputs} waiting inputs, with {waiting.own_cost} tokens x draws, have reached your "
-                "share of the queue: try again after the seconds in Retry-After.",
+                f"Your {waiting.client_inputs} waiting inputs, with {waiting.client_cost} tokens x draws, "
+                f"{waiting.adapter_inputs} of them for this adapter, have reached your share of the queue: try again "
+                "after the seconds in Retry-After.",
                 retry_after_s=self._retry_after_s(waiting.ahead),
             )
         expected = self.pace.seconds(waiting.ahead + cost)

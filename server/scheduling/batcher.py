@@ -188,16 +188,10 @@ class Batcher(Generic[P, R]):
         self._admission.check_size(work)
         every = shares([*(item.work for item in self._queue), work])
         *waiting, new = every
-        own = [share.cost for share in waiting if share.owner == new.owner]
         *turns, turn = self._fair_share.turns(every)
         ahead = [share.cost for share, its in zip(waiting, turns, strict=True) if its <= turn]
-        found = QueueState(
-            inputs=len(waiting),
-            cost=sum(share.cost for share in waiting),
-            own_inputs=len(own),
-            own_cost=sum(own),
-            ahead=self._delay([*ahead, *(run.cost for run in self._begun())], new.cost),
-        )
+        delay = self._delay([*ahead, *(run.cost for run in self._begun())], new.cost)
+        found = QueueState.of(waiting, new.owner, ahead=delay)
         try:
             self._admission.check_room(new.cost, found, seconds_left)
         except QueueFullError:
@@ -369,10 +363,12 @@ class Batcher(Generic[P, R]):
             elif not run.items[0].future.done():
                 run.items[0].future.set_exception(exc)
             return False
-        seconds = run.worker_s - began_s
+        finally:
+            seconds = run.worker_s - began_s
+            self._observer.worked(seconds)
         self.last_forward_failed = False
         self.pace.measure(run.cost, seconds, full=run.is_full)
-        self._observer.forward_done(rows=len(run.items), tokens=batch_tokens(run.items), seconds=seconds)
+        self._observer.forward_done(rows=len(run.items), tokens=batch_tokens(run.items))
         for item, result in finished:
             self._answer(run, item.work.payload, result)
         return True

@@ -10,7 +10,10 @@ __all__ = ["BatchObserver"]
 class BatchObserver(Protocol):
     """Observer that the batcher reports to."""
 
-    def forward_done(self, *, rows: int, tokens: int, seconds: float) -> None:
+    def worked(self, seconds: float) -> None:
+        """Record the worker time of a run that succeeded, failed, or was abandoned."""
+
+    def forward_done(self, *, rows: int, tokens: int) -> None:
         """Record a successful run of `rows` inputs and `tokens` padded tokens x draws."""
 
     def waited(self, seconds: float) -> None:

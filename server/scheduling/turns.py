@@ -93,14 +93,13 @@ class Turns:
         ticket.called.set()
 
     def _check_room(self, ticket: _Ticket) -> None:
-        own = [other.cost for other in self._waiting if other.owner == ticket.owner]
-        cost = sum(other.cost for other in self._waiting)
-        waiting = QueueState(len(self._waiting), cost, own_inputs=len(own), own_cost=sum(own), ahead=cost)
+        ahead = sum(other.cost for other in self._waiting)
+        waiting = QueueState.of(self._waiting, ticket.owner, ahead=ahead)
         if self._room.is_full(ticket.cost, waiting) or self._room.exceeds_share(ticket.cost, waiting):
             raise QueueFullError(
-                f"{waiting.inputs} {self._what} wait, with {cost} {self._unit}, {len(own)} of them yours. The limits "
-                f"are {self._room.inputs} and {self._room.cost} {self._unit}, of which one client may use four fifths: "
-                "try again after the seconds in Retry-After.",
+                f"{waiting.inputs} {self._what} wait, with {ahead} {self._unit}, {waiting.client_inputs} of them "
+                f"yours. The limits are {self._room.inputs} and {self._room.cost} {self._unit}, of which one client "
+                "may use four fifths: try again after the seconds in Retry-After.",
                 retry_after_s=max(1, math.ceil(waiting.ahead * (self._pace or 0.0))),
             )
 

@@ -68,9 +68,9 @@ def test_grafana_finds_it_and_its_prometheus() -> None:
     assert "prometheus" in services
 
 
-async def be_busy(server: Listening) -> None:
-    """Something of everything that is counted."""
-    answers = await asyncio.gather(*(server.ask(f"p=0.{50 + k % 50} f=0.{k % 10}") for k in range(250)))
+async def be_busy(server: Listening, about: str) -> None:
+    """Something of everything that is counted, with texts of its own."""
+    answers = await asyncio.gather(*(server.ask(f"p=0.{50 + k % 50} f=0.{k % 10} {about}") for k in range(250)))
     for k, response in enumerate(answers):
         answer = response.json()
         if not answer["abstained"]:
@@ -86,9 +86,9 @@ async def test_every_expression_has_data(tmp_path: Path) -> None:
     async with listening(engine) as server:
         with scraping(str(server.client.base_url).rstrip("/"), tmp_path) as prometheus:
             await asyncio.to_thread(query, prometheus, "blora_build_info")
-            await be_busy(server)
+            await be_busy(server, "first")
             await asyncio.sleep(2.5)  # a series is first seen, and then grows
-            await be_busy(server)
+            await be_busy(server, "then")
             engine.gate.clear()
             engine.computing.clear()
             waiting = [server.ask("p=0.9 f=0.5")]

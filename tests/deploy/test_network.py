@@ -5,7 +5,10 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.kustomize import TARGETS, built, needs_kustomize, pod
+from blora.server.app import create_app
+from blora.server.settings import Settings
+from tests.deploy.kustomize import TARGETS, built, needs_kustomize, one, pod
+from tests.server.fakes import FakeEngine
 
 pytestmark = needs_kustomize
 
@@ -82,6 +85,15 @@ def test_the_namespace_asks_and_others_do_not(target):
 def test_a_gateway_asks_from_its_namespace():
     assert allowed("components/gateway", SERVER, "Ingress", "http", ("gateway", {}))
     assert not allowed("components/gateway", SERVER, "Ingress", "metrics", ("gateway", {}))
+
+
+def test_a_gateway_passes_questions_and_outcomes_and_no_change_of_adapters():
+    [rule] = one("components/gateway", "HTTPRoute")["spec"]["rules"]
+    passed = {match["path"]["value"] for match in rule["matches"] if match["path"]["type"] == "Exact"}
+    paths = create_app(Settings(), FakeEngine()).openapi()["paths"]
+    posted = {path for path, methods in paths.items() if "post" in methods}
+    assert len(rule["matches"]) == len(passed)
+    assert passed == posted - {"/v1/adapters"}
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -14,12 +14,13 @@ def calibration(
     *,
     quantile: float = 0.8,
     forms: tuple[FormName, ...] = ("prompt",),
+    fewest_choices: int = 2,
     most_choices: int = 3,
     gate: Gate | None = None,
 ) -> Calibration:
     """Return a calibration proved at 0.05 (confidence 0.9, the default) and at 0.2 (entropy 0.7), but not at 0.01.
 
-    Its 400 rows have 2 choices or more, all of confidence 0.9; of 300 proof rows 180 are answered, all rightly.
+    Its 400 rows are all of confidence 0.9; of 300 proof rows 180 are answered, all rightly.
     """
     proof = {"expected_coverage": 0.6, "coverage": 0.6, "error": 0.0, "upper_bound": clopper_pearson(0, 180, 0.05)}
     return Calibration(
@@ -37,7 +38,7 @@ def calibration(
             digest="sha256:" + "5" * 64,
             split="test",
             forms=forms,
-            fewest_choices=2,
+            fewest_choices=fewest_choices,
             most_choices=most_choices,
             n_rows=400,
             n_tuning=100,

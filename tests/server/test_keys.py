@@ -47,6 +47,14 @@ def test_a_new_line_opens_and_a_removed_one_closes_without_a_restart(tmp_path: P
     assert keys.find(new) is not None
 
 
+def test_an_owner_has_two_keys_while_one_is_replaced(tmp_path: Path) -> None:
+    old, new = new_key(), new_key()
+    keys = Keys(
+        write(tmp_path / "keys", line_of("a", "predict", old, ["x", "y"]), line_of("a", "predict", new, ["y", "x"]))
+    )
+    assert keys.find(old) == keys.find(new) == Key("a", "predict", frozenset({"x", "y"}))
+
+
 @pytest.mark.parametrize("trouble", ["gone", "garbled"])
 def test_a_file_that_turns_bad_changes_nothing(tmp_path: Path, trouble: str, caplog: pytest.LogCaptureFixture) -> None:
     key = new_key()
@@ -100,7 +108,12 @@ def test_a_file_without_keys_lets_nobody_in(tmp_path: Path) -> None:
         (["# one", "shop root sha256:" + "0" * 64], "Line 2 of .* is not a key"),
         (["shop predict sha256:" + "0" * 63], "Line 1 of .* is not a key"),
         (["-shop predict sha256:" + "0" * 64], "Line 1 of .* is not a key"),
-        (["a predict sha256:" + "0" * 64, "a predict sha256:" + "1" * 64], "Key 'a' is in .* twice"),
+        (["a predict sha256:" + "0" * 64, "a predict sha256:" + "0" * 64], "Key 'a' is in .* twice"),
+        (["a predict sha256:" + "0" * 64, "a admin sha256:" + "1" * 64], "keys named 'a' .* different scopes"),
+        (
+            ["a predict sha256:" + "0" * 64 + " adapters=x", "a predict sha256:" + "1" * 64],
+            "keys named 'a' .* or adapters",
+        ),
         (["a predict sha256:" + "0" * 64, "b predict sha256:" + "0" * 64], "Key 'b' is in .* twice"),
     ],
 )

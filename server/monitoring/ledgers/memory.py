@@ -1,6 +1,7 @@
 """A ledger in memory, lost with the process and not shared with other replicas."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 from blora.decision.drift import Seen
 from blora.server.monitoring.ledgers.protocol import Contents, Counted, Entry, Settled, Tally
@@ -22,9 +23,10 @@ class MemoryLedger:
         self._tallies: dict[tuple[Contents, float, bool], Tally] = {}
         self._noticed: dict[Contents, int] = {}
 
-    def remember(self, prediction_id: str, entry: Entry) -> None:
+    def remember(self, prediction_id: str, entry: Entry, stored: Callable[[], None]) -> None:
         """Implement Ledger."""
         self._waiting[prediction_id] = entry
+        stored()
         while len(self._waiting) > self._capacity:
             self._drop(next(iter(self._waiting)))
 
@@ -39,15 +41,26 @@ class MemoryLedger:
         if entry.target_risk is None:
             return Settled(before, None)
         key = entry.adapter, entry.target_risk, entry.requested
-        n_outcomes, n_wrong, n_cleared = self._tallies.get(key, Tally(0, 0, 0))
+        n_outcomes, n_wrong, n_cleared, rejected_at = self._tallies.get(key, Tally(0, 0, 0, -1))
         wrong, was_wrong = label != entry.leader, before not in (None, entry.leader)
         tally = Tally(
             n_outcomes + (before is None),
             n_wrong + wrong - was_wrong,
             n_cleared + (was_wrong and not wrong),
+            rejected_at,
         )
         self._tallies[key] = tally
         return Settled(before, tally)
+
+    async def tally(self, adapter: Contents, target_risk: float) -> Tally | None:
+        """Implement Ledger."""
+        return self._tallies.get((adapter, target_risk, True))
+
+    async def reject(self, adapter: Contents, target_risk: float, n_cleared: int) -> None:
+        """Implement Ledger."""
+        key = adapter, target_risk, True
+        tally = self._tallies[key]
+        self._tallies[key] = tally._replace(rejected_at=max(tally.rejected_at, n_cleared))
 
     async def count(self, adapter: Contents, counter: str, own: Seen) -> Counted:
         """Implement Ledger."""

@@ -1,7 +1,7 @@
 """The protocol of ledgers, and the entries that they store."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -66,11 +66,13 @@ class Tally(NamedTuple):
         n_outcomes: number of answers whose outcome was reported.
         n_wrong: number of answers whose latest outcome says wrong.
         n_cleared: number of corrections from wrong to right.
+        rejected_at: value of `n_cleared` when the promise was last called broken; -1 if it never was.
     """
 
     n_outcomes: int
     n_wrong: int
     n_cleared: int
+    rejected_at: int
 
 
 class Settled(NamedTuple):
@@ -100,8 +102,8 @@ class Counted(NamedTuple):
 class Ledger(Protocol):
     """Bounded store of recent predictions, counts of their outcomes, and counts of unfamiliar questions."""
 
-    def remember(self, prediction_id: str, entry: Entry) -> None:
-        """Store a prediction without delaying the answer."""
+    def remember(self, prediction_id: str, entry: Entry, stored: Callable[[], None]) -> None:
+        """Store a prediction without delaying the answer, and call `stored` once it is stored."""
 
     async def find(self, prediction_id: str) -> Entry | None:
         """Return a stored prediction, or None.
@@ -117,6 +119,20 @@ class Ledger(Protocol):
             prediction_id: id of the prediction.
             entry: the stored prediction.
             label: position of the right choice.
+
+        Raises:
+            FeedbackUnavailableError: if the ledger cannot be written to.
+        """
+
+    async def tally(self, adapter: Contents, target_risk: float) -> Tally | None:
+        """Return the counts of requested outcomes under a promise; None if none was reported.
+
+        Raises:
+            FeedbackUnavailableError: if the ledger cannot be read.
+        """
+
+    async def reject(self, adapter: Contents, target_risk: float, n_cleared: int) -> None:
+        """Store that a promise was called broken after this number of corrections, unless a larger one is stored.
 
         Raises:
             FeedbackUnavailableError: if the ledger cannot be written to.

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -17,6 +17,7 @@ from blora.decision.drift import Seen
 from blora.errors import ConfigError
 from blora.server.errors import FeedbackUnavailableError
 from blora.server.monitoring.ledgers.protocol import Contents, Counted, Entry, Settled, Tally
+from blora.server.monitoring.logs import ThrottledLogger
 
 __all__ = ["RedisLedger"]
 
@@ -42,7 +43,13 @@ local outcomes = redis.call('HINCRBY', KEYS[2], 'outcomes', before < 0 and 1 or 
 local wrong = redis.call('HINCRBY', KEYS[2], 'wrong', is_wrong - was_wrong)
 local cleared = redis.call('HINCRBY', KEYS[2], 'cleared', was_wrong > is_wrong and 1 or 0)
 redis.call('EXPIRE', KEYS[2], keep_s)
-return {before, outcomes, wrong, cleared}
+return {before, outcomes, wrong, cleared, tonumber(redis.call('HGET', KEYS[2], 'rejected_at') or -1)}
+"""
+# Stores a number of corrections unless a larger one is stored.
+_REJECT = """
+local latest = math.max(tonumber(ARGV[1]), tonumber(redis.call('HGET', KEYS[1], 'rejected_at') or -1))
+redis.call('HSET', KEYS[1], 'rejected_at', latest)
+redis.call('EXPIRE', KEYS[1], ARGV[2])
 """
 # Stores a time unless an earlier one is stored, and returns the earlier one.
 _NOTICE = """
@@ -58,7 +65,8 @@ class RedisLedger:
     """Ledger in Redis.
 
     Keys are blora:2:prediction:ID, a hash that expires after `keep_s`, and
-    blora:2:outcomes:NAME:DIGEST:CALIBRATION_DIGEST:RISK, three counts that expire `keep_s` after their last change.
+    blora:2:outcomes:NAME:DIGEST:CALIBRATION_DIGEST:RISK, the counts of a tally, which expire `keep_s` after their last
+    change.
     Outcomes that were not requested are counted under keys that end in :volunteered. The counts of unfamiliar
     questions, blora:2:familiarity:NAME:DIGEST:CALIBRATION_DIGEST, hold what each counter has counted, so that
     writing twice changes nothing, and expire likewise. Answers never wait for Redis: a
@@ -87,17 +95,18 @@ class RedisLedger:
         self._redis: Any = Redis.from_pool(pool)
         self._keep_s = max(1, int(keep_s))
         self._writing: set[asyncio.Task[None]] = set()
+        self._failures = ThrottledLogger(logger)
 
-    def remember(self, prediction_id: str, entry: Entry) -> None:
+    def remember(self, prediction_id: str, entry: Entry, stored: Callable[[], None]) -> None:
         """Implement Ledger."""
         if len(self._writing) >= _MAX_WRITING:
-            logger.warning("Redis is too slow: a prediction is not remembered for feedback")
+            self._failures.warning("Redis is too slow: a prediction is not remembered for feedback")
             return
-        task = asyncio.create_task(self._write(prediction_id, entry))
+        task = asyncio.create_task(self._write(prediction_id, entry, stored))
         self._writing.add(task)
         task.add_done_callback(self._writing.discard)
 
-    async def _write(self, prediction_id: str, entry: Entry) -> None:
+    async def _write(self, prediction_id: str, entry: Entry, stored: Callable[[], None]) -> None:
         contents = json.dumps(
             {
                 "adapter": entry.adapter,
@@ -114,7 +123,9 @@ class RedisLedger:
             async with self._redis.pipeline() as pipe:
                 await pipe.hset(key, "entry", contents).expire(key, self._keep_s).execute()
         except RedisError as exc:
-            logger.warning("Redis failed (%s): a prediction is not remembered for feedback", type(exc).__name__)
+            self._failures.warning(f"Redis failed ({type(exc).__name__}): a prediction is not remembered for feedback")
+        else:
+            stored()
 
     async def find(self, prediction_id: str) -> Entry | None:
         """Implement Ledger."""
@@ -137,10 +148,20 @@ class RedisLedger:
         keys = [_prediction(prediction_id)]
         if entry.target_risk is not None:
             volunteered = "" if entry.requested else ":volunteered"
-            keys.append(f"{_PREFIX}:outcomes:{':'.join(entry.adapter)}:{entry.target_risk:g}{volunteered}")
+            keys.append(_outcomes(entry.adapter, entry.target_risk) + volunteered)
         told = await _tried(self._redis.eval(_SETTLE, len(keys), *keys, label, entry.leader, self._keep_s))
         before, *counts = map(int, told)
         return Settled(None if before < 0 else before, Tally(*counts) if counts else None)
+
+    async def tally(self, adapter: Contents, target_risk: float) -> Tally | None:
+        """Implement Ledger."""
+        fields = "outcomes", "wrong", "cleared", "rejected_at"
+        counts = await _tried(self._redis.hmget(_outcomes(adapter, target_risk), fields))
+        return Tally(*(-1 if count is None else int(count) for count in counts)) if counts[0] is not None else None
+
+    async def reject(self, adapter: Contents, target_risk: float, n_cleared: int) -> None:
+        """Implement Ledger."""
+        await _tried(self._redis.eval(_REJECT, 1, _outcomes(adapter, target_risk), n_cleared, self._keep_s))
 
     async def count(self, adapter: Contents, counter: str, own: Seen) -> Counted:
         """Implement Ledger."""
@@ -179,6 +200,10 @@ def _password(url: str, file: Path) -> str:
             "address"
         )
     return password
+
+
+def _outcomes(adapter: Contents, target_risk: float) -> str:
+    return f"{_PREFIX}:outcomes:{':'.join(adapter)}:{target_risk:g}"
 
 
 def _familiarity(adapter: Contents) -> str:

@@ -90,6 +90,14 @@ def test_the_same_rows_are_remembered_once_with_every_ask_of_them(tmp_path: Path
     assert asked(tmp_path) == (dataclasses.replace(ROWS, asks=(ASK, other)), fewer)
 
 
+def test_asks_of_the_same_rows_are_kept_apart_by_contents(tmp_path: Path) -> None:
+    other = dataclasses.replace(
+        ROWS, adapter_digest="sha256:" + "c" * 64, asks=(Goal(target_risk=0.2).ask_in("bfloat16"),)
+    )
+    assert [remember(tmp_path, rows) for rows in (ROWS, other)] == [(), ()]
+    assert asked(tmp_path) == (ROWS, other)
+
+
 def test_asks_of_other_contents_do_not_outlive_them(tmp_path: Path) -> None:
     for digest in ("sha256:" + "c" * 64, DIGEST):
         remember(tmp_path, dataclasses.replace(ROWS, adapter_digest=digest))

@@ -73,6 +73,24 @@ def test_what_was_broken_by_an_answer_that_was_right_after_all_is_judged_anew() 
     assert promise.broken
 
 
+def test_counts_that_were_lost_are_no_correction() -> None:
+    promise = Promise(0.1)
+    promise.observe(1000, 999, 2)
+    assert promise.broken
+    promise.observe(10, 0, 0)
+    assert promise.broken
+
+
+def test_what_another_process_called_broken_is_broken_until_a_correction() -> None:
+    promise = Promise(0.1)
+    promise.observe(1000, 100, 2, rejected_at=1)
+    assert not promise.broken
+    promise.observe(1000, 100, 2, rejected_at=2)
+    assert (promise.broken, promise.rejected_at) == (True, 2)
+    promise.observe(1000, 99, 3, rejected_at=2)
+    assert not promise.broken
+
+
 def test_a_kept_promise_is_not_called_broken_more_often_where_reports_are_corrected() -> None:
     """Each outcome is first reported wrong with probability 0.3 whatever it was, and corrected before the next ten."""
     n_runs, alpha = 200, 0.1

@@ -81,6 +81,16 @@ def test_one_threshold_that_surely_fails_settles_the_others() -> None:
     assert settled(probs, 16, Policy(max_predictive_entropy=entropy, min_confidence=1.0), 0.2).all()
 
 
+def test_one_threshold_that_is_surely_met_does_not_settle_another_that_is_open() -> None:
+    probs = questions(100)[:8]
+    scores = scores_of(probs)
+    met = (scores["confidence"] - 0.01 > reach(probs, 16, 0.05, 2)["confidence"]).nonzero()[:, 0].tolist()
+    assert len(met) > 50
+    for row in met:
+        at_limit = Policy(min_confidence=0.01, max_mutual_information=float(scores["mutual_information"][row]))
+        assert not settled(probs[:, row : row + 1], 16, at_limit, 0.05).any()
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_choices_that_a_row_does_not_have_change_nothing(policy: Policy) -> None:
     probs = questions(200)

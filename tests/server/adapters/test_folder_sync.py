@@ -188,7 +188,7 @@ async def test_one_that_an_admin_was_faster_to_replace_is_followed_further(watch
     write(root, "one", "333")
     await watch.look()
     assert served(watched) == {"one": digest_of("333")}
-    shutil.rmtree(root / "one")
+    (root / "one").rename(root / ".one-gone")
     await watch.look()
     assert served(watched) == {}
 
@@ -260,6 +260,29 @@ async def test_a_root_that_cannot_be_read_is_told_of_once_until_it_can(
         assert caplog.text.count("The adapters stay as they are") == n_outages
         elsewhere.rename(root)
         await watch.look()
+
+
+async def test_a_root_without_a_folder_is_told_of_once_and_unloads_nothing(
+    watched: Running, root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    loader = watched.app.state.service.loader()
+    await loader.unload("one", by="a test")
+    watch = watch_of(watched, root)
+    await watch.look()
+    for n_outages in (1, 2):
+        shutil.rmtree(root / "one")
+        for _ in range(3):
+            await watch.look()
+        assert served(watched) == {"one": digest_of("1")}
+        assert caplog.text.count("has no folders any more, as if its volume were not mounted") == n_outages
+        write(root, "one", "1")
+        await watch.look()
+    shutil.rmtree(root / "one")
+    await loader.unload("one", by="an admin")
+    await watch.look()
+    write(root, "one", "1")
+    await watch.look()
+    assert served(watched) == {"one": digest_of("1")}
 
 
 async def test_the_server_looks_by_itself_and_may_start_with_nothing(

@@ -127,6 +127,18 @@ async def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "out").read_text() == "important\n"
 
 
+@pytest.mark.parametrize(("kept", "line"), [([0, 2, 3], 2), ([0, 1, 1, 2], 3)])
+async def test_a_file_with_a_line_lost_or_doubled_is_left_alone(tmp_path: Path, kept: list[int], line: int) -> None:
+    output = tmp_path / "out"
+    await answer(output, questions(4))
+    lines = output.read_bytes().splitlines(keepends=True)
+    before = b"".join(lines[row] for row in kept)
+    output.write_bytes(before)
+    with pytest.raises(ConfigError, match=f"got {output}, whose line {line} is not an answer to row {line - 1}, exp"):
+        await answer(output, questions(6))
+    assert output.read_bytes() == before
+
+
 async def test_what_cannot_be_loaded_is_told(tmp_path: Path) -> None:
     engine = FakeEngine(load_error=AdapterError("got no such folder"))
     with pytest.raises(ConfigError, match="got no such folder"):

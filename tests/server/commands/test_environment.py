@@ -5,13 +5,13 @@ import re
 import pytest
 
 from blora.errors import ConfigError
-from blora.server.commands.environment import OTHERS, check_environment, drop_service_port
+from blora.server.commands.environment import OTHERS, check_environment, drop_service_ports
 from blora.server.settings import Settings
 from tests.server.commands.test_serve import SelfEndingEngine, main, serve_with
 from tests.test_project import ROOT, source_files
 
 SETTINGS = frozenset(Settings.model_fields)
-# As `kubectl exec POD -- env` shows them beside Services named blora and blora-redis.
+# As `kubectl exec POD -- env` shows them beside Services named blora and blora-metrics.
 SERVICE_LINKS = {
     "BLORA_SERVICE_HOST": "10.0.0.5",
     "BLORA_SERVICE_PORT": "80",
@@ -21,13 +21,13 @@ SERVICE_LINKS = {
     "BLORA_PORT_80_TCP_PROTO": "tcp",
     "BLORA_PORT_80_TCP_PORT": "80",
     "BLORA_PORT_80_TCP_ADDR": "10.0.0.5",
-    "BLORA_REDIS_SERVICE_HOST": "10.0.0.6",
-    "BLORA_REDIS_SERVICE_PORT": "6379",
-    "BLORA_REDIS_PORT": "tcp://10.0.0.6:6379",
-    "BLORA_REDIS_PORT_6379_TCP": "tcp://10.0.0.6:6379",
-    "BLORA_REDIS_PORT_6379_TCP_PROTO": "tcp",
-    "BLORA_REDIS_PORT_6379_TCP_PORT": "6379",
-    "BLORA_REDIS_PORT_6379_TCP_ADDR": "10.0.0.6",
+    "BLORA_METRICS_SERVICE_HOST": "10.0.0.6",
+    "BLORA_METRICS_SERVICE_PORT": "9464",
+    "BLORA_METRICS_PORT": "tcp://10.0.0.6:9464",
+    "BLORA_METRICS_PORT_9464_TCP": "tcp://10.0.0.6:9464",
+    "BLORA_METRICS_PORT_9464_TCP_PROTO": "tcp",
+    "BLORA_METRICS_PORT_9464_TCP_PORT": "9464",
+    "BLORA_METRICS_PORT_9464_TCP_ADDR": "10.0.0.6",
 }
 
 
@@ -76,21 +76,29 @@ def test_every_variable_that_the_project_reads_is_known() -> None:
 
 def test_services_of_kubernetes_are_no_error_and_no_port() -> None:
     environ = dict(SERVICE_LINKS)
-    drop_service_port(environ)
-    assert environ.keys() == SERVICE_LINKS.keys() - {"BLORA_PORT"}
+    drop_service_ports(environ)
+    assert environ.keys() == SERVICE_LINKS.keys() - {"BLORA_PORT", "BLORA_METRICS_PORT"}
     check_environment(environ, SETTINGS)
 
 
-@pytest.mark.parametrize("name", ["BLORA_REDIS_PORTS", "BLORA_REDIS_HOST", "BLORA_PORT_80", "BLORA_OTHER_PORT"])
+@pytest.mark.parametrize("name", ["BLORA_METRICS_PORTS", "BLORA_METRICS_HOST", "BLORA_PORT_80", "BLORA_OTHER_PORT"])
 def test_what_only_looks_like_a_service_is(name: str) -> None:
     with pytest.raises(ConfigError, match=name):
         check_environment({**SERVICE_LINKS, name: "80"}, SETTINGS)
 
 
-def test_a_port_beside_a_service_is_kept() -> None:
-    environ = {**SERVICE_LINKS, "BLORA_PORT": "9000"}
-    drop_service_port(environ)
-    assert environ["BLORA_PORT"] == "9000"
+@pytest.mark.parametrize("name", ["BLORA_PORT", "BLORA_METRICS_PORT"])
+def test_a_port_beside_a_service_is_kept(name: str) -> None:
+    environ = {**SERVICE_LINKS, name: "9000"}
+    drop_service_ports(environ)
+    assert environ[name] == "9000"
+
+
+@pytest.mark.parametrize("name", ["BLORA_PORT", "BLORA_METRICS_PORT"])
+def test_an_address_in_the_place_of_a_port_is_kept_without_its_service(name: str) -> None:
+    environ = {name: "tcp://10.0.0.5:80", "BLORA_OTHER_SERVICE_HOST": "10.0.0.7"}
+    drop_service_ports(environ)
+    assert environ[name] == "tcp://10.0.0.5:80"
 
 
 def test_a_server_beside_such_services_starts(

@@ -31,7 +31,7 @@ def test_the_command_shows_a_key_and_keeps_its_hash(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("first", "^a key named 'first' is in .*keys already: choose another name, or remove its line$"),
+        ("first", "^a key named 'first' is in .*keys already: choose another name, or make a further key .* --again$"),
         ("no name", "got key name 'no name'"),
     ],
 )
@@ -45,6 +45,21 @@ def test_what_the_server_would_refuse_is_not_written_and_nothing_is_left_behind(
         main([name, "--file", str(file)])
     assert file.read_text() == before
     assert os.listdir(tmp_path) == ["keys"]
+
+
+@pytest.mark.parametrize("flags", [[], ["--admin"], ["--adapters", "b,a"]])
+def test_a_further_key_of_an_owner_may_do_the_same(
+    tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "keys"
+    main(["first", "--file", str(file), *flags])
+    main(["first", "--file", str(file), "--again"])
+    keys = Keys(file)
+    old, new = map(keys.find, capsys.readouterr().out.split())
+    assert old is not None
+    assert old == new
+    with pytest.raises(ConfigError, match="^no key named 'second' is in .*keys yet: leave --again out$"):
+        main(["second", "--file", str(file), "--again"])
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o444, 0o600])

@@ -10,8 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
+from benchmarks.faults.tiny_server import tiny_server
 from blora.decision.abstention import Policy
 from blora.errors import AdapterError
 from blora.server import app as app_module
@@ -164,3 +166,11 @@ async def test_an_answer_does_not_wait_for_the_acknowledgement_of_its_headers(ho
         _, writer = await asyncio.open_connection(*listener.getsockname()[:2])
         assert await accepted
         writer.close()
+
+
+def test_a_header_does_not_forge_the_address_of_a_client(tmp_path: Path) -> None:
+    with tiny_server(tmp_path) as server:
+        refused = httpx.get(f"{server.url}/v1/adapters", headers={"x-forwarded-for": "203.0.113.66"})
+        assert refused.status_code == 401
+    [line] = [line for line in server.log.read_text().splitlines() if " unauthorized " in line]
+    assert "peer=127.0.0.1 " in line

@@ -120,6 +120,17 @@ async def test_a_key_that_asks_too_often_is_told_when_to_come_back(engine: FakeE
         assert other.status_code == 200
 
 
+async def test_the_next_key_of_an_owner_reports_the_outcomes_and_shares_the_limit(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    (tmp_path / "keys").write_text("".join(line_of("shop", "predict", key) + "\n" for key in ("old", "new")))
+    async with running(engine, api_keys=tmp_path / "keys", requests_per_minute=2) as server:
+        answer = (await server.client.post("/v1/predict", json=ASK, headers=bearing("old"))).json()
+        outcome = {"prediction_id": answer["id"], "label": "billing"}
+        assert (await server.client.post("/v1/feedback", json=outcome, headers=bearing("new"))).status_code == 200
+        assert (await server.client.post("/v1/predict", json=ASK, headers=bearing("new"))).status_code == 429
+
+
 def taken(rate: RateLimiter) -> int:
     """Return the number of requests that are allowed now."""
     for count in range(1000):

@@ -150,6 +150,24 @@ async def test_counts_that_the_ledger_did_not_take_are_handed_on_later(
     assert told == [Seen(11, 5)]
 
 
+async def test_answers_given_while_the_ledger_counts_are_handed_on_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger, free, told = MemoryLedger(1), asyncio.Event(), list[Seen]()
+
+    async def counts(adapter: object, counter: str, own: Seen) -> Counted:
+        told.append(own)
+        await free.wait()
+        return Counted({counter: own}, None)
+
+    monkeypatch.setattr(ledger, "count", counts)
+    watched = watch(ledger)
+    for _ in range(3):
+        watched.answered(CONTENTS, GATE, 1.0, next(NUMBERS))
+        await asyncio.sleep(0)
+    free.set()
+    await watched.close()
+    assert told == [Seen(1, 0), Seen(3, 0)]
+
+
 # What counts once
 
 
@@ -185,6 +203,19 @@ async def test_one_rare_text_asked_again_and_again_is_no_drift(watched: Running)
     assert await since(watched) is None
     await ask(watched, [0.01] * 20)
     assert await since(watched) is not None
+
+
+async def test_a_chat_is_one_text_and_equal_to_a_prompt_where_it_has_one_turn() -> None:
+    both = calibration(TRIAGE_DIGEST, gate=GATE, forms=("messages", "prompt"))
+    chats = handle("triage", TRIAGE_DIGEST, choices=CHOICES, calibration=both, familiarity=GATED.familiarity)
+    turns = [{"role": "user", "content": f"p=0.95 f=0.5 text {k}"} for k in range(3)]
+    async with running(FakeEngine(handles=(chats,))) as server:
+        inputs: list[dict[str, Any]] = [{"messages": [turn]} for turn in turns]
+        inputs += [{"prompt": turn["content"]} for turn in turns]
+        inputs += [{"messages": [turns[0], turn]} for turn in turns[1:]]
+        assert (await server.client.post("/v1/predict", json={"inputs": inputs * 2})).status_code == 200
+        [watched] = server.app.state.service.predictor().feedback._drift._watched.values()
+        assert watched.own == Seen(3 + 2, 0)
 
 
 async def test_the_texts_remembered_are_the_4096_asked_most_recently() -> None:

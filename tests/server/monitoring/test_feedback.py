@@ -14,6 +14,7 @@ from blora.client import AsyncClient, RefusedError
 from blora.server.keys import line_of
 from blora.server.monitoring import recent_texts
 from blora.server.monitoring.feedback import Feedback
+from blora.server.monitoring.ledgers.protocol import Settled
 from blora.server.monitoring.recent_texts import AskedText
 from tests.server.calibrations import calibration
 from tests.server.decision_models import predicate
@@ -158,6 +159,26 @@ async def test_what_a_predecessor_said_is_not_held_against_the_successor(tmp_pat
         feedback = server.app.state.service.predictor().feedback
         kept = (feedback._ledger._waiting, feedback._promises, feedback._promised_texts)
         assert [len(some) for some in kept] == [0, 0, 0]
+
+
+async def test_an_outcome_that_is_stored_while_its_adapter_is_replaced_is_not_shown(
+    watched: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = watched.app.state.service.predictor()
+    ledger, answer = predictor.feedback._ledger, await ask(watched)
+    settle = ledger.settle
+
+    async def replaced(*args: Any) -> Settled:
+        settled: Settled = await settle(*args)
+        predictor.registry.remove("triage")
+        predictor.registry.add(handle("triage", OPEN_DIGEST, choices=CHOICES))
+        return settled
+
+    monkeypatch.setattr(ledger, "settle", replaced)
+    assert (await tell(watched, answer["id"], "account")).json() == {"correct": False}
+    text = (await watched.client.get("/metrics")).text
+    assert not any(f"{name}{{" in text for name in ("blora_outcomes_total", "blora_realised_risk"))
+    assert not predictor.feedback._promises
 
 
 async def test_nothing_of_the_question_is_kept(watched: Running) -> None:

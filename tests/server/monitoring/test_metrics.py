@@ -56,6 +56,14 @@ async def test_outcomes_are_counted(server: Running) -> None:
     assert await server.metric("blora_queue_depth") == 0
 
 
+async def test_each_threshold_that_fails_is_counted(server: Running) -> None:
+    policy = {"min_confidence": 0.95, "min_margin": 0.9, "max_mutual_information": 1}
+    await server.client.post("/v1/predict", json={"prompt": "p=0.9 x", "policy": policy})
+    for reason, count in {"low_confidence": 1, "low_margin": 1, "high_mutual_information": 0}.items():
+        assert await server.metric("blora_abstentions_total", adapter="triage", reason=reason) == count
+    assert await server.metric("blora_requests_total", adapter="triage", outcome="abstained") == 1
+
+
 async def test_forward_passes_are_measured(server: Running) -> None:
     inputs = [{"prompt": "two words"}] * 3
     await server.client.post("/v1/predict", json={"inputs": inputs})

@@ -16,8 +16,11 @@ from redis.exceptions import AuthenticationError
 from redis.exceptions import ConnectionError as NoConnection
 
 from blora.decision.drift import Seen
+from blora.server.engines.handle import AdapterHandle
+from blora.server.errors import FeedbackUnavailableError
 from blora.server.keys import line_of
-from blora.server.monitoring.ledgers.protocol import Contents
+from blora.server.monitoring.ledgers.memory import MemoryLedger
+from blora.server.monitoring.ledgers.protocol import Contents, Entry, Tally
 from blora.server.monitoring.ledgers.redis_ledger import RedisLedger
 from tests.server.fakes import FakeEngine, Running, running
 from tests.server.monitoring.test_drift import GATED, since
@@ -169,6 +172,89 @@ async def test_counts_outlive_a_restart_of_the_server(store: Store) -> None:
             assert await server.metric("blora_realised_risk", **TARGET) == expected
 
 
+async def shown(server: Running, value: float) -> bool:
+    """Return whether the alarm shows a value soon; the server reads it in the background."""
+    line = f'blora_promise_broken{{adapter="triage",target_risk="0.05"}} {value}'
+    deadline = time.monotonic() + 10
+    while line not in (await server.client.get("/metrics")).text and time.monotonic() < deadline:
+        await asyncio.sleep(0.02)
+    return line in (await server.client.get("/metrics")).text
+
+
+async def test_an_alarm_outlives_a_restart_of_the_server_and_outcomes_that_alone_would_not_raise_it(
+    store: Store,
+) -> None:
+    async with replica(store) as server:
+        first = await ask(server)
+        for answer in (first, await ask(server)):
+            await settled(server, answer["id"], "account")
+        for _ in range(60):
+            await settled(server, (await ask(server))["id"], "billing")
+    async with replica(store) as again, replica(store) as other:
+        assert await shown(again, 1.0)  # before any outcome is told
+        await settled(again, (await ask(again))["id"], "billing")
+        assert await shown(again, 1.0)
+        await settled(other, first["id"], "billing")
+        assert await shown(other, 0.0)
+    async with replica(store) as corrected:
+        assert await shown(corrected, 0.0)
+
+
+async def test_an_alarm_is_shown_again_once_its_adapter_is_loaded_again(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def load_adapter(path: Path, name: str) -> AdapterHandle:
+        return CALIBRATED
+
+    engine = FakeEngine(handles=(CALIBRATED,))
+    monkeypatch.setattr(engine, "load_adapter", load_adapter)
+    (tmp_path / "keys").write_text(line_of("ops", "admin", "ops"))
+    (tmp_path / "triage").mkdir()
+    settings = {"feedback_redis": store.url, "adapter_root": tmp_path, "api_keys": tmp_path / "keys"}
+    async with running(engine, **settings) as server:
+        server.client.headers["authorization"] = "Bearer ops"
+        for _ in range(3):
+            await settled(server, (await ask(server))["id"], "account")
+        await server.client.delete("/v1/adapters/triage")
+        assert "blora_promise_broken{" not in (await server.client.get("/metrics")).text
+        await server.client.post("/v1/adapters", json={"name": "triage", "path": "triage"})
+        assert await shown(server, 1.0)
+
+
+async def test_an_alarm_is_read_once_redis_is_there(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with replica(store) as server:
+        for _ in range(3):
+            await settled(server, (await ask(server))["id"], "account")
+    monkeypatch.setattr("blora.server.monitoring.feedback._RETRY_S", 0.05)
+    reading = RedisLedger.tally
+    failures = [FeedbackUnavailableError("unreachable")] * 3
+
+    async def failing(ledger: RedisLedger, *key: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return await reading(ledger, *key)
+
+    monkeypatch.setattr(RedisLedger, "tally", failing)
+    async with replica(store) as again:
+        assert await shown(again, 1.0)
+
+
+async def test_what_is_not_stored_is_not_counted_as_promised_and_the_log_says_so_once(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with replica(store) as server:
+        stored = await ask(server)
+        await settled(server, stored["id"], "billing")
+        store.stop()
+        body = {"inputs": [{"prompt": next(SURE)} for _ in range(20)]}
+        await server.client.post("/v1/predict", json=body)
+        ledger = server.app.state.service.predictor().feedback._ledger
+        await asyncio.wait(ledger._writing)
+        assert await server.metric("blora_promised_answers_total", **TARGET, requested="true") == 1
+    lines = [line for line in caplog.messages if "is not remembered" in line]
+    assert 1 <= len(lines) < 5
+
+
 async def test_everything_expires_and_no_text_is_kept(store: Store) -> None:
     async with replica(store, feedback_keep_s=100) as server:
         await settled(server, (await ask(server, "p=0.95 a secret"))["id"], "billing")
@@ -279,6 +365,21 @@ async def test_counts_that_are_stored_twice_count_once(store: Store) -> None:
         assert await ledger.count(adapter, "one", Seen(5, 2)) == (one | two, 7)
     finally:
         await ledger.close()
+
+
+async def test_the_latest_rejection_of_a_promise_is_kept_in_any_ledger(store: Store) -> None:
+    adapter = Contents("triage", "sha256:1", "sha256:2")
+    entry = Entry(adapter, None, b"", b"", leader=0, target_risk=0.05, requested=True)
+    for ledger in (MemoryLedger(10), RedisLedger(store.url, 100)):
+        assert await ledger.tally(adapter, 0.05) is None
+        await ledger.settle("pred_1", entry, 1)
+        assert await ledger.tally(adapter, 0.05) == Tally(1, 1, 0, rejected_at=-1)
+        for n_cleared in (0, 2, 1):
+            await ledger.reject(adapter, 0.05, n_cleared)
+        assert await ledger.tally(adapter, 0.05) == Tally(1, 1, 0, rejected_at=2)
+        assert await ledger.settle("pred_1", entry, 0) == (1, Tally(1, 0, 1, rejected_at=2))
+        await ledger.close()
+    assert all(0 < seconds <= 100 for seconds in store.expiries().values())
 
 
 async def test_counts_of_the_time_without_redis_are_handed_on_afterwards(store: Store) -> None:

@@ -10,12 +10,13 @@ from tests.server.calibrations import calibration
 from tests.server.fakes import CHOICES, OPEN_DIGEST, TRIAGE_DIGEST, FakeEngine, Running, handle, running
 from tests.server.prediction.test_predictor import ask
 
+SEVERAL = "sha256:" + "4" * 64
 DEFAULT = {"min_confidence": 0.9, "target_risk": 0.05, "source": "adapter"}
 
 
 @pytest.fixture
 def engine() -> FakeEngine:
-    """`triage` is calibrated and has its owner's policy too; `open` is calibrated without fixed labels, on 2 to 4."""
+    """`triage` is calibrated and has its owner's policy too; `open` and `several` are calibrated without fixed labels."""
     return FakeEngine(
         handles=(
             handle(
@@ -26,6 +27,7 @@ def engine() -> FakeEngine:
                 calibration=calibration(TRIAGE_DIGEST),
             ),
             handle("open", OPEN_DIGEST, calibration=calibration(OPEN_DIGEST, most_choices=4)),
+            handle("several", SEVERAL, calibration=calibration(SEVERAL, fewest_choices=3, most_choices=4)),
             handle("plain", "sha256:" + "3" * 64, choices=CHOICES),
         )
     )
@@ -113,6 +115,11 @@ OTHER_KINDS: list[tuple[dict[str, Any], str, str]] = [
         "choices",
         "64 choices, but adapter 'open' was calibrated with 2 to 4 choices",
     ),
+    (
+        {"adapter": "several", "prompt": "p=0.9 x", "choices": WORDS[:2]},
+        "choices",
+        "The request has 2 choices, but adapter 'several' was calibrated with 3 to 4 choices",
+    ),
     ({"adapter": "open", "messages": MESSAGES, "choices": WORDS[:2]}, "messages", "ask it as prompt, or send policy"),
 ]
 
@@ -136,9 +143,9 @@ async def test_questions_of_another_kind_are_answered_under_thresholds_of_their_
     assert "target_risk" not in answer["policy"]
 
 
-@pytest.mark.parametrize("n_choices", [2, 3, 4])
-async def test_any_number_of_choices_that_was_seen_is_covered(server: Running, n_choices: int) -> None:
-    answer = await ask(server, adapter="open", prompt="p=0.9 x", choices=WORDS[:n_choices])
+@pytest.mark.parametrize(("adapter", "n_choices"), [("open", 2), ("open", 3), ("open", 4), ("several", 3)])
+async def test_any_number_of_choices_that_was_seen_is_covered(server: Running, adapter: str, n_choices: int) -> None:
+    answer = await ask(server, adapter=adapter, prompt="p=0.9 x", choices=WORDS[:n_choices])
     assert (answer["policy"], answer["prediction_set"]) == (DEFAULT, ["word 0"])
 
 

@@ -2,12 +2,14 @@
 
 import asyncio
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from blora.decision.abstention import Policy
 from blora.server.engines.digests import calibration_digest
+from blora.server.keys import line_of
 from tests.server.fakes import (
     CHOICES,
     OPEN_DIGEST,
@@ -263,6 +265,29 @@ async def test_a_full_queue_gives_429_and_stays_alive(engine: FakeEngine) -> Non
             assert (await server.client.get(path)).status_code == 200
         engine.gate.set()
         await asyncio.gather(first, *waiting)
+
+
+async def flood(engine: FakeEngine, keys: Path, **settings: Any) -> None:
+    """Ask "flood0" to "flood7" with one key, then "rare" with another one, all of which wait until the gate opens."""
+    keys.write_text("\n".join(line_of(name, "predict", name) for name in ("flood", "rare")))
+    asked = [("flood", f"flood{k}") for k in range(8)] + [("rare", "rare")]
+    async with running(engine, api_keys=keys, **settings) as server:
+        engine.gate.clear()
+        tasks = []
+        for key, prompt in asked:
+            headers = {"authorization": f"Bearer {key}"}
+            posted = server.client.post("/v1/predict", json={"prompt": prompt}, headers=headers)
+            tasks.append(asyncio.create_task(posted))
+            for _ in range(100):
+                await asyncio.sleep(0)
+        engine.gate.set()
+        assert {response.status_code for response in await asyncio.gather(*tasks)} == {200}
+
+
+async def test_clients_of_one_adapter_take_turns_at_being_computed(engine: FakeEngine, tmp_path: Path) -> None:
+    await flood(engine, tmp_path / "keys", max_batch_tokens=4)
+    assert [texts for texts in engine.batches if "flood" in texts[0]] == [[f"flood{k}"] for k in range(8)]
+    assert ["rare"] in engine.batches[:3]
 
 
 async def test_answers_of_an_adapter_whose_calibration_does_not_hold_say_so() -> None:

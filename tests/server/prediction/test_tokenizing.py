@@ -1,5 +1,8 @@
 """Texts that are too long, most of which are refused without being tokenised."""
 
+import asyncio
+from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ from blora.server.prediction.tokenizing import Lengths
 from blora.server.schemas.requests import PredictRequest
 from tests.scenarios import tiny_tokenizer
 from tests.server.fakes import FakeEngine, FakeRow, Running, running
+from tests.server.prediction.test_predictor import flood
 
 LENGTHS = Lengths(prompt=10, row=12, longest_token=5)
 CHOICES = ("a", "b")
@@ -138,3 +142,39 @@ async def test_what_has_more_characters_than_its_tokens_could_is_refused_unread(
 async def test_white_space_around_a_prompt_does_not_make_it_long(server: Running) -> None:
     response = await server.client.post("/v1/predict", json={"prompt": "x" + " " * 900_000})
     assert response.status_code == 200
+
+
+class StuckEngine(FakeEngine):
+    """Engine whose gate holds the tokenising too, and that remembers the prompts in the order of their turns."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.tokenised: list[str] = []
+
+    async def pack(self, *args: object, **kwargs: object) -> FakeRow:  # type: ignore[override]
+        await self.gate.wait()
+        row = await super().pack(*args, **kwargs)  # type: ignore[arg-type]
+        self.tokenised.append(row.text)
+        return row
+
+
+@pytest.mark.parametrize("held", ["the tokenising", "the turn"])
+async def test_a_text_that_is_not_tokenised_in_time_gets_504(held: str) -> None:
+    engine = StuckEngine()
+    async with running(engine, timeout_s=0.05) as server, AsyncExitStack() as stack:
+        if held == "the tokenising":
+            engine.gate.clear()
+        else:
+            await stack.enter_async_context(server.app.state.service.predictor()._tokenizer_queue.turn("another", 1))
+        async with asyncio.timeout(5):
+            late = await server.client.post("/v1/predict", json={"prompt": "x"})
+        assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+        assert "not tokenised before its deadline" in late.json()["error"]["message"]
+        engine.gate.set()
+
+
+async def test_clients_of_one_adapter_take_turns_at_being_tokenised(tmp_path: Path) -> None:
+    engine = StuckEngine()
+    await flood(engine, tmp_path / "keys")
+    assert [prompt for prompt in engine.tokenised if prompt != "rare"] == [f"flood{k}" for k in range(8)]
+    assert "rare" in engine.tokenised[:3]

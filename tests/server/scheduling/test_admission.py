@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 
 from blora.server.errors import QueueFullError, TooLargeError
-from blora.server.scheduling.admission import Admission, QueueState
+from blora.server.scheduling.admission import Admission, Owner, QueueState
 from blora.server.scheduling.runs import Work
 from tests.server.scheduling.test_batcher import bench, settle
 
-NOBODY = QueueState(inputs=0, cost=0, own_inputs=0, own_cost=0, ahead=0)
+NOBODY = QueueState.of([], None, ahead=0)
 
 
 def admission(timeout_s: float = 30) -> Admission:
@@ -60,9 +60,13 @@ def test_what_cannot_be_done_in_time_even_by_an_idle_server_is_refused_with_the_
         replace(NOBODY, inputs=50, cost=50),
         replace(NOBODY, inputs=1, cost=991),
         # Of 50, 10 are free, and four times these are held already.
-        replace(NOBODY, inputs=40, cost=40, own_inputs=40, own_cost=40),
+        replace(NOBODY, inputs=40, cost=40, client_inputs=40, client_cost=40),
         # Four times 199 is less than 801.
-        replace(NOBODY, inputs=1, cost=801, own_inputs=1, own_cost=801),
+        replace(NOBODY, inputs=1, cost=801, client_inputs=1, client_cost=801),
+        # Of 50, 12 are free, and an adapter may hold three times these.
+        replace(NOBODY, inputs=38, cost=38, adapter_inputs=38, adapter_cost=38),
+        # Three times 250 is less than 760.
+        replace(NOBODY, inputs=1, cost=750, adapter_inputs=1, adapter_cost=750),
     ],
 )
 def test_a_full_queue_and_a_greedy_owner_are_refused(waiting: QueueState) -> None:
@@ -122,3 +126,25 @@ async def test_an_owner_with_little_waiting_is_not_refused_for_another_ones_floo
         await asyncio.sleep(0)
         answers = await b.release(held, *flood, rare)
         assert not any(isinstance(answer, Exception) for answer in answers)
+
+
+async def test_a_flood_over_five_adapters_leaves_room_for_another_client() -> None:
+    async with bench(max_queue_requests=50) as b:
+        held = await b.hold()
+        flood = [b.submit(f"flood{i}", n_tokens=1, owner=Owner("flood", f"adapter{i % 5}")) for i in range(60)]
+        await settle()
+        rare = b.submit("rare", owner=Owner("rare", "adapter0"))
+        answers = await b.release(held, *flood, rare)
+        assert sum(isinstance(answer, QueueFullError) for answer in answers) == 20
+        assert answers[-1].result == "RARE"
+
+
+async def test_a_flood_at_one_adapter_leaves_room_for_its_clients_other_adapters() -> None:
+    async with bench(max_queue_requests=50) as b:
+        held = await b.hold()
+        flood = [b.submit(f"flood{i}", n_tokens=1, owner=Owner("shop", "flooded")) for i in range(60)]
+        await settle()
+        rare = b.submit("rare", owner=Owner("shop", "rare"))
+        answers = await b.release(held, *flood, rare)
+        assert sum(isinstance(answer, QueueFullError) for answer in answers) == 22
+        assert answers[-1].result == "RARE"

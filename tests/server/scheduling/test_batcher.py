@@ -43,11 +43,15 @@ class Notes:
 
     def __init__(self) -> None:
         self.forwards: list[tuple[int, int]] = []
+        self.worked_s: list[float] = []
         self.drops: list[str] = []
         self.waits = 0
         self.depth = 0
 
-    def forward_done(self, *, rows: int, tokens: int, seconds: float) -> None:
+    def worked(self, seconds: float) -> None:
+        self.worked_s.append(seconds)
+
+    def forward_done(self, *, rows: int, tokens: int) -> None:
         self.forwards.append((rows, tokens))
 
     def waited(self, seconds: float) -> None:

@@ -30,11 +30,13 @@ async def test_a_poisoned_input_fails_alone(caplog: pytest.LogCaptureFixture) ->
 
 async def test_a_failure_is_remembered_until_a_success() -> None:
     async with bench() as b:
+        b.worker.seconds = 0.01
         with pytest.raises(RuntimeError, match="poisoned"):
             await b.submit("bad")
         assert b.batcher.last_forward_failed
         await b.submit("good")
         assert not b.batcher.last_forward_failed
+        assert [seconds >= 0.009 for seconds in b.notes.worked_s] == [True, True]
 
 
 async def test_a_timeout_of_the_worker_is_no_deadline() -> None:

@@ -80,6 +80,7 @@ async def test_a_run_stops_once_its_client_has_left() -> None:
         await until_stopped(b)
         assert len(b.worker.steps) < 500
         assert (b.notes.drops, b.notes.forwards) == (["cancelled"], [])
+        assert [seconds >= STEP_S for seconds in b.notes.worked_s] == [True]
         assert not b.batcher.last_forward_failed
         assert (await b.submit("next", 10)).result == "NEXT"
 
@@ -92,6 +93,7 @@ async def test_a_run_stops_once_its_deadline_has_passed() -> None:
         await until_stopped(b)
         assert len(b.worker.steps) < 500
         assert (b.notes.drops, b.notes.forwards) == (["expired"], [])
+        assert [seconds >= 0.15 for seconds in b.notes.worked_s] == [True]
         assert not b.batcher.last_forward_failed
 
 

@@ -7,14 +7,14 @@ import time
 
 import pytest
 
-from blora.server.keys import CLIENT
+from blora.server.keys import KEY, Key, client_name
 from blora.server.scheduling.thread_per_task import MOST_GIVEN_UP, StalledError, ThreadPerTask
 
 
 async def test_it_returns_what_the_work_returns_and_raises_what_it_raises() -> None:
     threads = ThreadPerTask(10)
-    CLIENT.set("ops")
-    assert await threads.run("a name", lambda: (CLIENT.get(), threading.current_thread().name)) == ("ops", "a name")
+    KEY.set(Key("ops", "admin"))
+    assert await threads.run("a name", lambda: (client_name(), threading.current_thread().name)) == ("ops", "a name")
     with pytest.raises(TimeoutError, match="of its own"):
         await threads.run("an error", lambda: raising(TimeoutError("of its own")))
 

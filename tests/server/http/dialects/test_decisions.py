@@ -254,6 +254,15 @@ async def test_a_calibrated_question_says_so_in_any_order_of_its_choices() -> No
         )
 
 
+async def test_a_calibration_that_does_not_hold_as_it_is_served_is_told_so() -> None:
+    async with running(engine(not_calibrated=True)) as server:
+        [answer] = (await ask(server, choice(*CHOICES, name="queue")))["answers"]
+    assert (answer["calibrated"], answer["uncalibrated_because"]) == (
+        False,
+        "The calibration of adapter 'triage' does not hold for the way it is served.",
+    )
+
+
 async def test_an_open_models_calibration_covers_what_it_was_made_for(server: Running) -> None:
     [covered] = (await ask(server, choice("a", "b", "c"), model="open2to3"))["answers"]
     assert covered["calibrated"]
