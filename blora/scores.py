@@ -47,6 +47,8 @@ class Score:
         range: function from the numbers of choices and draws to the smallest and the largest possible value.
         of: function from recalibrated probabilities (S, B, C), one slice per posterior draw, to values (B,); None for a
             score of the question alone, which not every adapter has.
+        with_guesses: the same for answers with guesses (`blora.decision.guesses`), from the probabilities and those
+            before; None if the probabilities alone count.
         parts: function from the same probabilities to numbers (S, B, K) for each draw. The score is the smallest of
             the K means over draws, so that the spread of these numbers bounds the effect of further draws; see
             `blora.decision.stopping`.
@@ -64,6 +66,7 @@ class Score:
     unit: Literal["", "nats"] = ""
     range: Callable[[int, int], tuple[float, float]]
     of: "Callable[[Tensor], Tensor] | None" = None
+    with_guesses: "Callable[[Tensor, Tensor], Tensor] | None" = None
     parts: "Callable[[Tensor], Tensor] | None" = None
     rises_with_draws: bool = False
     fewest_draws: int = 1
@@ -108,10 +111,19 @@ class Score:
         """The largest value for any number of choices; the smallest is 0."""
         return 1.0 if self.high_is_certain else inf
 
-    def values(self, probs: "Tensor") -> "Tensor":
-        """Return the score (B,) of probabilities (S, B, C), clamped to its range against rounding."""
+    def values(self, probs: "Tensor", draws: "Tensor | None" = None) -> "Tensor":
+        """Return the score (B,) of probabilities, clamped to its range against rounding.
+
+        Args:
+            probs: (S, B, C).
+            draws: the same before guesses were added; None if none were.
+        """
         assert self.of is not None  # a score in DRAWN
-        return self.of(probs).clamp(0.0, self.greatest) + 0.0  # turns -0.0 into 0.0
+        if draws is not None and self.with_guesses is not None:
+            found = self.with_guesses(probs, draws)
+        else:
+            found = self.of(probs)
+        return found.clamp(0.0, self.greatest) + 0.0  # turns -0.0 into 0.0
 
     def certainty(self, values: "Tensor") -> "Tensor":
         """Return values with the sign at which higher is more certain; applied twice, this returns the values."""
@@ -251,6 +263,7 @@ TABLE = (
         unit="nats",
         range=lambda n_choices, _: (0.0, log(n_choices)),
         of=expected_entropy,
+        with_guesses=lambda probs, draws: predictive_entropy(probs) - mutual_information(draws),
         parts=lambda probs: entropy(probs)[..., None],
         has_threshold=False,
         always_reported=True,
@@ -264,6 +277,7 @@ TABLE = (
         # The mutual information is the Jensen-Shannon divergence of the draws, which is also at most ln S.
         range=lambda n_choices, n_samples: (0.0, log(min(n_choices, n_samples))),
         of=mutual_information,
+        with_guesses=lambda _, draws: mutual_information(draws),
         parts=lambda probs: (_cross_entropy(probs) - entropy(probs))[..., None],
         rises_with_draws=True,
         fewest_draws=2,
@@ -302,10 +316,10 @@ else:
     ScoreName = Literal[tuple(SCORES)]  # pydantic refuses other names; a type checker cannot read the table
 
 
-def scores_of(probs: "Tensor") -> "dict[ScoreName, Tensor]":
-    """Return the values (N,) of each score with a threshold that S draws suffice for, from probs (S, N, C)."""
+def scores_of(probs: "Tensor", draws: "Tensor | None" = None) -> "dict[ScoreName, Tensor]":
+    """Return the values (N,) of each score with a threshold that S draws suffice for; see `Score.values`."""
     return {
-        name: score.values(probs)
+        name: score.values(probs, draws)
         for name, score in DRAWN.items()
         if score.has_threshold and len(probs) >= score.fewest_draws
     }

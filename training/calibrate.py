@@ -1,7 +1,6 @@
 """Calibration of an adapter on labelled rows that it has not seen, written into the adapter's directory."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -13,8 +12,7 @@ from blora.decision.calibrate import calibrate
 from blora.decision.calibration import Binding, Calibration, FormName, Goal
 from blora.errors import AdapterError
 from blora.posterior.bank import SampleBank
-from blora.posterior.decision_head import Features
-from blora.training.evaluate import predict_all
+from blora.training.evaluate import predict_far
 from blora.training.rows.examples import ExampleSet, one_for_each_text
 from blora.training.rows.overlap import check_distinct, check_unseen, fingerprints
 from blora.training.rows.packed import pack_examples
@@ -67,14 +65,7 @@ def calibrate_adapter(
     known = fingerprints(examples, earlier=True)  # asks of earlier versions are found too
     calibration_file.check_ask(path, asked, known)  # fails before the scoring if the rows are used up
     bank = SampleBank.draw(adapter.posterior, adapter.digest, sampling.n_samples, sampling.seed)
-    familiarity = adapter.familiarity.to(base.device) if adapter.familiarity is not None else None
-    distances = torch.zeros(len(rows))
-
-    def measure(places: Sequence[int], features: Features) -> None:
-        if familiarity is not None and features.prompt is not None:
-            distances[list(places)] = familiarity.distance(features.prompt, features.choices).cpu()
-
-    log_probs = predict_all(base.model, rows, bank.draws, about="calibrating", read=measure)
+    log_probs, distances = predict_far(base.model, rows, bank.draws, adapter.familiarity, about="calibrating")
     _check_current(adapter)
     calibration = calibrate(
         log_probs,
@@ -86,7 +77,8 @@ def calibrate_adapter(
         split=split,
         forms=[_form(example.kind) for example in examples.examples],
         earlier=lambda: calibration_file.remember(path, asked, known),  # before the result: a failed ask counts
-        distances=distances if familiarity is not None else None,
+        distances=distances,
+        guesses=adapter.familiarity.guesses(distances) if adapter.familiarity and distances is not None else None,
     )
     _check_current(adapter)
     calibration_file.store(path, calibration)

@@ -10,6 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from blora.config import SamplingConfig
+from blora.decision.familiarity import Familiarity
+from blora.decision.guesses import modest
 from blora.decision.metrics import Metrics, metrics
 from blora.decision.temperature import temper
 from blora.inference.branches import score_all
@@ -20,7 +22,7 @@ from blora.scores import mutual_information, predictive_mean
 from blora.training.progress import rows_bar
 from blora.training.rows.packed import LabelledRow, labels_of
 
-__all__ = ["Evaluation", "batch_tokens", "evaluate", "evaluate_nested", "predict_all", "score_packed"]
+__all__ = ["Evaluation", "batch_tokens", "evaluate", "evaluate_nested", "predict_all", "predict_far", "score_packed"]
 
 # Most padded tokens per forward pass: on a CPU small batches of equal lengths are faster than large padded ones.
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 512, 16384
@@ -48,6 +50,7 @@ def evaluate_nested(
     draws: Draws | HeadDraws | None,
     n_samples: Sequence[int],
     sampling: SamplingConfig | None = None,
+    familiarity: Familiarity | None = None,
 ) -> Iterator[Evaluation]:
     """Yield the metrics over the first n draws for each n, in rising order; every draw is computed once.
 
@@ -57,16 +60,18 @@ def evaluate_nested(
         draws: the draws, or None for the base model.
         n_samples: the numbers of draws.
         sampling: the recalibration to apply, None for none.
+        familiarity: the familiarity of a head's adapter, for the guesses in its answers; None without one.
     """
     labels = labels_of(rows)
     seconds = 0.0
     parts: list[Tensor] = []
     if isinstance(draws, HeadDraws):  # all draws share one pass
         began = time.perf_counter()
-        log_probs = predict_all(model, rows, draws.first(max(n_samples)), about="evaluating")
+        log_probs, distances = predict_far(model, rows, draws.first(max(n_samples)), familiarity, about="evaluating")
+        guesses = familiarity.guesses(distances) if familiarity is not None and distances is not None else None
         seconds = time.perf_counter() - began
         for n in sorted(set(n_samples)):
-            yield _summarize(log_probs[:n], labels, sampling or SamplingConfig(), seconds)
+            yield _summarize(log_probs[:n], labels, sampling or SamplingConfig(), seconds, guesses)
         return
     for start, stop in pairwise([0, *sorted(set(n_samples))]):
         began = time.perf_counter()
@@ -96,6 +101,34 @@ def predict_all(
     return score_packed(model, [row.row for row in rows], draws, about=about, read=read)
 
 
+def predict_far(
+    model: PreTrainedModel,
+    rows: Sequence[LabelledRow],
+    draws: Draws | HeadDraws,
+    familiarity: Familiarity | None,
+    *,
+    about: str,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the log-probabilities (S, N, C) of `predict_all`, and the distances (N,) of the rows.
+
+    Args:
+        model: as in `predict_all`.
+        rows: N labelled rows.
+        draws: S draws.
+        familiarity: what measures the distances, on the CPU; None for no distances.
+        about: label of the progress bar.
+    """
+    if familiarity is None:
+        return predict_all(model, rows, draws, about=about), None
+    measured, distances = familiarity.to(model.device), torch.zeros(len(rows))
+
+    def measure(places: Sequence[int], features: Features) -> None:
+        assert features.prompt is not None  # a head reads it
+        distances[list(places)] = measured.distance(features.prompt, features.choices).cpu()
+
+    return predict_all(model, rows, draws, about=about, read=measure), distances
+
+
 def score_packed(
     model: PreTrainedModel,
     rows: Sequence[PackedRow],
@@ -115,9 +148,11 @@ def batch_tokens(model: PreTrainedModel) -> int:
     return CPU_BATCH_TOKENS if model.device.type == "cpu" else GPU_BATCH_TOKENS
 
 
-def _summarize(log_probs: Tensor, labels: Tensor, sampling: SamplingConfig, seconds: float) -> Evaluation:
+def _summarize(
+    log_probs: Tensor, labels: Tensor, sampling: SamplingConfig, seconds: float, guesses: Tensor | None = None
+) -> Evaluation:
     probs = temper(log_probs, sampling.temperature, sampling.lapse)
-    mean = predictive_mean(probs)
+    mean = predictive_mean(probs if guesses is None else modest(probs, guesses))
     return Evaluation(
         n_samples=len(probs),
         metrics=metrics(mean, labels),

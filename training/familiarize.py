@@ -11,10 +11,13 @@ from pathlib import Path
 
 from blora.adapter import check_output, load_adapter, read_config, save_adapter
 from blora.adapter.opening import open_base, own_base_model
+from blora.decision.temperature import temper
 from blora.errors import AdapterError
+from blora.inference.reading import head_log_probs
 from blora.posterior.decision_head import HeadPosterior
 from blora.posterior.inject import inject
-from blora.training.head.familiarity import FittedFamiliarity, familiarity_of
+from blora.posterior.noise import generator_of
+from blora.training.head.familiarity import FittedFamiliarity, familiarity_of, with_guesses
 from blora.training.head.features import read_features
 from blora.training.rows.examples import examples_for, split_examples
 from blora.training.rows.overlap import SEEN, check_disjoint, fingerprints
@@ -79,7 +82,10 @@ def familiarize_adapter(
     lora = posterior.lora.mean().to(base.device)
     rows, others = (pack_examples(part, base, config.prompt) for part in (examples, held))
     read = [read_features(base.model, part, config.head, lora, "reading states") for part in (rows, others)]
-    found = familiarity_of(config.head.depths, read[0], rows, read[1], others)
+    draws = posterior.sample(config.sampling.n_samples, generator_of(config.sampling.seed))
+    log_probs = head_log_probs(draws, [row.row for row in others], read[1])
+    probs = temper(log_probs, config.sampling.temperature, config.sampling.lapse)
+    found = with_guesses(familiarity_of(config.head.depths, read[0], rows, read[1], others), probs, others)
     known = config.training.get(SEEN, {})
     seen = {"familiarity": fingerprints(examples), "reference": fingerprints(held)}
     record = {

@@ -94,8 +94,8 @@ def results(
         "command": command_line("evaluate", list(argv)),
         "revision": revision(),
     }
-    served = adapter.config.sampling if adapter is not None else None
-    for result in evaluate_nested(base.model, rows, draws, counts, served):
+    served, familiarity = (adapter.config.sampling, adapter.familiarity) if adapter is not None else (None, None)
+    for result in evaluate_nested(base.model, rows, draws, counts, served, familiarity):
         yield record | common | _figures(result, len(rows))
 
 

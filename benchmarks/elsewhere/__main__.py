@@ -2,9 +2,9 @@
 
 `python -m benchmarks.elsewhere` trains the decision head of `blora train` on every set and asks it the set's test rows
 and foreign rows. Signals are compared by their AUROC, and by the share of foreign rows beyond the threshold that 5 % of
-the test rows exceed. The probabilities of rows that have a right answer are compared as served and in three modest
-forms. Everything is fitted on training and validation rows, or on the rows for the proof where a set has some; foreign
-rows are counted and nothing else.
+the test rows exceed. The probabilities of rows that have a right answer are compared without guesses, with a
+temperature that rises with the distance, and as served. Everything is fitted on training and validation rows, or on the
+rows for the proof where a set has some; foreign rows are counted and nothing else.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.elsewhere.modesty import BUDGET, WAYS, density_aware, guess_shares, guessed, temperatures
+from benchmarks.elsewhere.modesty import WAYS, density_aware, temperatures
 from benchmarks.elsewhere.reading import Read, read
 from benchmarks.elsewhere.sets import SETS, Elsewhere, load
 from benchmarks.elsewhere.signals import FALSE_ALARMS, found_at, signals, told_apart
@@ -24,7 +24,7 @@ from benchmarks.peers.reading import NO_LORA, SAMPLING, SEEDS, ReadSet, Rows
 from benchmarks.peers.sets import DATA
 from benchmarks.server_process import ROOT
 from blora.base_model import load_base_model
-from blora.decision.familiarity import p_value
+from blora.decision.guesses import BUDGET, modest
 from blora.decision.metrics import metrics
 from blora.decision.temperature import temper
 from blora.posterior.decision_head import HeadDraws
@@ -53,7 +53,8 @@ def measure(elsewhere: Elsewhere, read: Read) -> dict[str, Any]:
         "n_train": len(train.rows),
         "n_validation": len(validation.rows),
         "n_test": len(rows.test.rows),
-        "n_reference": len(probabilities.reference),
+        "n_reference": trained.familiarity.config.n_reference,
+        "guesses": trained.familiarity.config.guesses,
         "n_draws": SAMPLING.n_samples,
         "kind": trained.familiarity.config.kind,
         "false_alarms": FALSE_ALARMS,
@@ -84,7 +85,6 @@ class Modest:
 
     def __init__(self, rows: ReadSet, trained: TrainedHead, draws: HeadDraws) -> None:
         self._trained, self._draws = trained, draws
-        self.reference = self._distance(rows.proof or rows.validation)
         validation = rows.validation
         self._fitted = density_aware(
             validation.under(draws), self._distance(validation), labels_of(validation.rows), trained.served.lapse
@@ -93,12 +93,10 @@ class Modest:
     def of(self, part: Rows) -> dict[str, Tensor]:
         """Return the predictive means (N, C) of rows by name of the form, one of `WAYS`."""
         log_probs, distances, lapse = part.under(self._draws), self._distance(part), self._trained.served.lapse
-        present, p_values = ~log_probs.isneginf().all(0), p_value(distances, self.reference)
-        served = temper(log_probs, self._trained.served.temperature, lapse)
-        forms = [served, temper(log_probs, temperatures(distances, *self._fitted), lapse)]
-        for spread in (False, True):
-            forms.append(guessed(served, p_values, guess_shares(len(self.reference), spread=spread), present))
-        return {name: probs.mean(0) for name, probs in zip(WAYS, forms, strict=True)}
+        probs = temper(log_probs, self._trained.served.temperature, lapse)
+        aware = temper(log_probs, temperatures(distances, *self._fitted), lapse)
+        forms = probs, aware, modest(probs, self._trained.familiarity.guesses(distances))
+        return {name: form.mean(0) for name, form in zip(WAYS, forms, strict=True)}
 
     def _distance(self, part: Rows) -> Tensor:
         return part.distances(self._trained.familiarity)

@@ -5,7 +5,7 @@ from typing import Any
 
 from benchmarks.calibration.report.records import TEMPERATURE
 from benchmarks.calibration.report.study import Study, spread
-from benchmarks.elsewhere.modesty import WAYS
+from benchmarks.elsewhere.modesty import SERVED, WAYS
 from benchmarks.elsewhere.sets import SETS
 from benchmarks.markdown import markdown_table
 
@@ -48,11 +48,12 @@ def foreign_probabilities(results: Sequence[Result]) -> str:
         parts = {"test": result["test"]} | {name: found["ways"] for name, found in result["foreign"].items()}
         for name, ways in parts.items():
             rows.append([f"{TITLES[result['set']]}: {name}", *(_modest(ways[way]) for way in WAYS)])
-    budget, references = results[0]["budget"], {r["set"]: r["n_reference"] for r in _ordered(results)}
-    among = ", ".join(f"{n:,} ({TITLES[name]})" for name, n in references.items())
+    shares = ", ".join(
+        f"{one['guesses']:.2f} beyond {one['n_reference']:,} rows ({TITLES[one['set']]})" for one in _ordered(results)
+    )
     about = (
         "NLL / ECE / mean confidence; out-of-scope rows have no right answer, and their mean confidence alone. Guesses "
-        f"may cost {budget:g} nats in distribution. Reference rows of the p-values: {among}."
+        f"may cost {results[0]['budget']:g} nats in distribution; their share is {shares}."
     )
     return f"{markdown_table(['rows', *WAYS], rows)}\n\n{about}"
 
@@ -71,7 +72,7 @@ def foreign_beside_lora(results: Sequence[Result], study: Study) -> str:
     for name, dataset in COMPARED.items():
         means = [spread(lora.values(dataset, TEMPERATURE, metric).values()) for metric in ("nll", "ece")]
         of_lora = " / ".join(f"{found.mean:.3f}" for found in means if found is not None)
-        served = parts[name][WAYS[0]]
+        served = parts[name][SERVED]
         rows.append([name, f"{served['nll']:.3f} / {served['ece']:.3f}", of_lora])
     about = (
         f"NLL / ECE. The head was trained on {result['n_train']:,} questions, the LoRA on 800, with three seeds. "

@@ -20,6 +20,7 @@ from blora.decision.calibration import (
 from blora.decision.conformal import conformal_quantile, nonconformity, proof_rows_needed
 from blora.decision.curves import reliability, risk_coverage
 from blora.decision.gate import Gate
+from blora.decision.guesses import modest
 from blora.decision.resolution import resolution_of
 from blora.decision.selective import Evidence, Stage, certify, split_rows
 from blora.decision.stopping import draws_used, looks, reach
@@ -45,6 +46,7 @@ def calibrate(
     forms: Sequence[FormName],
     earlier: Callable[[], Sequence[Ask]] = tuple,
     distances: Tensor | None = None,
+    guesses: Tensor | None = None,
 ) -> Calibration:
     """Return the calibration that labelled rows prove for an adapter.
 
@@ -60,6 +62,7 @@ def calibrate(
         earlier: returns the earlier asks of overlapping rows, whose deltas add to this ask's delta. Called once, before
             a label is compared with an answer: what fails without that is no ask, so a caller can record the ask here.
         distances: (N,) distances from the training rows, and so a gate; None for an adapter without a familiarity.
+        guesses: (N,) share of guesses in each answer; None for an adapter without a familiarity.
 
     Raises:
         ShapeError: if the shapes do not fit, or the number of draws differs from the binding's n_samples.
@@ -80,18 +83,19 @@ def calibrate(
         passing = tuning[nearer[tuning]], proof[nearer[proof]]
         if not all(map(len, passing)):
             raise ConfigError("got no row that passes the gate of the familiarity, expected some: bring more rows")
-    probs = temper(log_probs, binding.temperature, binding.lapse)
-    if not bool(probs.isfinite().all()):
+    draws = temper(log_probs, binding.temperature, binding.lapse)
+    if not bool(draws.isfinite().all()):
         raise NumericalError("got probabilities that are not finite, expected finite ones: score in float32")
+    probs = draws if guesses is None else modest(draws, guesses)
     asks = (*earlier(), goal.ask_in(binding.dtype))
-    stages = _stages(probs, labels, binding.stop_error, goal.score)
+    stages = _stages(probs, draws, labels, binding.stop_error, goal.score)
     evidence = Evidence.gather(stages, seed=goal.seed, resolution=resolution_of(binding.dtype), passing=passing)
     targets = sorted({*STANDARD_TARGETS, goal.target_risk})
     levels = tuple(certify(evidence, target_risk=target, delta=goal.delta) for target in targets)
     default = levels[targets.index(goal.target_risk)]
     if default.threshold is None:
         raise ConfigError(_not_proved(len(labels), goal, total_delta(asks)))
-    mean, scores = _answers(probs, default.policy(), binding.stop_error)
+    mean, scores = _answers(probs, draws, default.policy(), binding.stop_error)
     right, certainty = mean.argmax(-1) == labels, SCORES[default.score].certainty
     return Calibration(
         binding=binding,
@@ -150,8 +154,18 @@ def _check_rows(log_probs: Tensor, labels: Tensor, binding: Binding) -> Tensor:
     return n_choices
 
 
-def _stages(probs: Tensor, labels: Tensor, stop_error: float | None, score: ScoreName | None) -> list[Stage]:
-    """Return the rows' scores and errors at every look, from probs (S, N, C), for the given score or for all."""
+def _stages(
+    probs: Tensor, draws: Tensor, labels: Tensor, stop_error: float | None, score: ScoreName | None
+) -> list[Stage]:
+    """Return the rows' scores and errors at every look, for the given score or for all.
+
+    Args:
+        probs: (S, N, C) probabilities of the answers.
+        draws: the same before guesses, which decide when draws stop.
+        labels: (N,).
+        stop_error: error of early stopping, None for none.
+        score: the score, None for all.
+    """
 
     def kept(scores: dict[ScoreName, Tensor]) -> dict[ScoreName, Tensor]:
         return {name: values for name, values in scores.items() if score in (None, name)}
@@ -159,21 +173,24 @@ def _stages(probs: Tensor, labels: Tensor, stop_error: float | None, score: Scor
     stages = []
     for look in _looks(len(probs), stop_error):
         seen = probs[:look]
-        unsettled = reach(seen, len(probs), stop_error) if stop_error is not None and look < len(probs) else {}
-        stages.append(Stage(kept(scores_of(seen)), predictive_mean(seen).argmax(-1) != labels, kept(unsettled)))
+        unsettled = reach(draws[:look], len(probs), stop_error) if stop_error is not None and look < len(probs) else {}
+        wrong = predictive_mean(seen).argmax(-1) != labels
+        stages.append(Stage(kept(scores_of(seen, draws[:look])), wrong, kept(unsettled)))
     return stages
 
 
-def _answers(probs: Tensor, policy: Policy, stop_error: float | None) -> tuple[Tensor, dict[ScoreName, Tensor]]:
+def _answers(
+    probs: Tensor, draws: Tensor, policy: Policy, stop_error: float | None
+) -> tuple[Tensor, dict[ScoreName, Tensor]]:
     """Return the posterior predictive (N, C) and the scores (N,), each row under the draws taken until it stops."""
-    mean, scores = predictive_mean(probs), scores_of(probs)
+    mean, scores = predictive_mean(probs), scores_of(probs, draws)
     if stop_error is None:
         return mean, scores
-    used = draws_used(probs, policy, stop_error)
+    used = draws_used(draws, policy, stop_error)
     for look in looks(len(probs)):
         rows = used == look
         mean[rows] = predictive_mean(probs[:look, rows])
-        for name, values in scores_of(probs[:look, rows]).items():
+        for name, values in scores_of(probs[:look, rows], draws[:look, rows]).items():
             scores[name][rows] = values
     return mean, scores
 

@@ -157,6 +157,10 @@ class Familiarity:
         parts = self.parts(states, choices)
         return ((parts - self.middle) / self.spread)[:, self.used].sum(-1)
 
+    def guesses(self, distances: Tensor) -> Tensor:
+        """Return the share of guesses (B,) in the answers to questions at distances (B,)."""
+        return self.config.guesses * (distances > self.reference.max())
+
     @property
     def used(self) -> list[int]:
         """Columns of `parts` that the distance adds up."""

@@ -34,7 +34,7 @@ from blora.config import MOST_TEMPERATURE
 from blora.decision.metrics import nll, refuse_rows
 from blora.errors import ShapeError
 
-__all__ = ["FEW_ROWS", "MOST_LAPSE", "Recalibration", "fit_recalibration", "fit_temperature", "temper"]
+__all__ = ["FEW_ROWS", "MOST_LAPSE", "Recalibration", "fit_recalibration", "fit_temperature", "guessed", "temper"]
 
 # A function of (log T, power, lapse rate) with its gradient.
 Loss = Callable[[NDArray[np.float64]], tuple[float, NDArray[np.float64]]]
@@ -73,8 +73,19 @@ def temper(log_probs: Tensor, temperature: float | Tensor, lapse: float = 0.0, p
     if lapse:
         if present is None:
             present = ~log_probs.isneginf().all(0)  # under a single draw a choice may have probability 0
-        probs = (1 - lapse) * probs + lapse * present / present.sum(-1, keepdim=True)
+        probs = guessed(probs, lapse, present)
     return probs
+
+
+def guessed(probs: Tensor, share: float | Tensor, present: Tensor) -> Tensor:
+    """Return probabilities of which a share are guesses, (1 - share) * p + share / C for questions of C choices.
+
+    Args:
+        probs: (..., C).
+        share: one number, or numbers that broadcast with the probabilities.
+        present: (..., C) mask of the choices of each question.
+    """
+    return (1 - share) * probs + share * present / present.sum(-1, keepdim=True)
 
 
 class Recalibration(NamedTuple):

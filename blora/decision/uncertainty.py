@@ -3,8 +3,10 @@
 from dataclasses import dataclass, make_dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from blora.decision.temperature import guessed
 from blora.errors import NumericalError, ShapeError
 from blora.scores import DRAWN, TABLE, predictive_mean
 
@@ -36,12 +38,13 @@ class Prediction(_Scores):  # type: ignore[misc]  # a type checker cannot read t
         return {name: value for name, value in values.items() if value is not None}
 
 
-def summarize(probs: Tensor, familiarity: float | None = None) -> Prediction:
+def summarize(probs: Tensor, familiarity: float | None = None, guesses: float = 0.0) -> Prediction:
     """Return the posterior predictive and the scores of one question, computed in float64.
 
     Args:
         probs: (S, C), one row per posterior draw.
         familiarity: conformal p-value of the question, if it is known.
+        guesses: share of guesses that is added to every draw; the mutual information stays that of `probs`.
 
     Raises:
         ShapeError: if probs is not 2-D.
@@ -52,12 +55,13 @@ def summarize(probs: Tensor, familiarity: float | None = None) -> Prediction:
     if not bool(probs.isfinite().all()):
         raise NumericalError("got probabilities that are not finite, expected finite ones")
     probs = probs.detach().cpu().double()
-    probs = (probs / probs.sum(-1, keepdim=True))[:, None]  # (S, 1, C)
+    draws = (probs / probs.sum(-1, keepdim=True))[:, None]  # (S, 1, C)
+    probs = guessed(draws, guesses, torch.ones(draws.shape[-1:]))
     mean = predictive_mean(probs)[0]
     return Prediction(
         familiarity=familiarity,
         probabilities=tuple(mean.tolist()),
         std=tuple(probs[:, 0].std(0, correction=0).tolist()),
         top=int(mean.argmax()),
-        **{name: score.values(probs).item() for name, score in DRAWN.items()},
+        **{name: score.values(probs, draws).item() for name, score in DRAWN.items()},
     )

@@ -5,7 +5,7 @@ This process and a server therefore give the same answers, up to rounding, which
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
@@ -21,7 +21,7 @@ from blora.posterior.decision_head import Features
 from blora.server.batch.rows import question_of
 from blora.server.engines.handle import AdapterHandle
 from blora.server.engines.outcomes import draws_suffice, outcome
-from blora.server.engines.protocol import Job, Outcome
+from blora.server.engines.protocol import Job
 from blora.server.errors import ServerError
 from blora.server.prediction.choices import offered_choices
 from blora.server.prediction.policies import InForce, policy_for, stop_of
@@ -143,7 +143,7 @@ def _answer(
     probs = found.probs
     if job.stop is not None:  # drop the draws that the server would not have taken
         probs = probs[: next((n for n in looks(len(probs)) if draws_suffice(job, probs[:n])), len(probs))]
-    done = Completed(Outcome(probs, found.familiarity), queue_s=0.0, compute_s=seconds)
+    done = Completed(replace(found, probs=probs), queue_s=0.0, compute_s=seconds)
     return answered(asked.request, job, in_force, done, model=base.name).response
 
 

@@ -158,7 +158,8 @@ class Model:
         examples = examples_for(config, rows, split=split, columns=columns, limit=limit)
         packed = pack_examples(examples, self.base, config.prompt)
         draws = self._handle.bank.draws
-        [found] = evaluate_nested(self.base.model, packed, draws, [draws.n_samples], config.sampling)
+        counts, familiarity = [draws.n_samples], self.adapter.familiarity
+        [found] = evaluate_nested(self.base.model, packed, draws, counts, config.sampling, familiarity)
         return found
 
     def calibrate(

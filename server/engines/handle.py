@@ -80,6 +80,11 @@ class AdapterHandle:
             return [None] * len(features)
         return [*self.familiarity.distance(features.prompt, features.choices).tolist()]
 
+    def guesses(self, distance: float) -> float:
+        """Return the share of guesses in the answer to a question at a distance from the training rows."""
+        assert self.familiarity is not None  # the distance is the familiarity's
+        return self.familiarity.guesses(torch.tensor([distance], device=self.familiarity.reference.device)).item()
+
     def p_value(self, distance: float) -> float:
         """Return a question's familiarity, its conformal p-value among the calibration's or the validation rows."""
         assert self.reference is not None  # the distance is the familiarity's

@@ -25,8 +25,11 @@ def outcome(job: Job, log_probs: Tensor, distance: float | None, where: str) -> 
     Raises:
         NumericalError: if a probability is not finite.
     """
-    known = job.handle.p_value(distance) if distance is not None else None
-    return Outcome(probabilities(job, log_probs, where), known)
+    probs = probabilities(job, log_probs, where)
+    if distance is None:
+        return Outcome(probs)
+    guesses = job.handle.guesses(distance) if job.as_trained else 0.0
+    return Outcome(probs, job.handle.p_value(distance), guesses=guesses)
 
 
 def probabilities(job: Job, log_probs: Tensor, where: str) -> Tensor:
@@ -40,9 +43,7 @@ def probabilities(job: Job, log_probs: Tensor, where: str) -> Tensor:
     Raises:
         NumericalError: if a probability is not finite.
     """
-    config = job.handle.config
-    own = job.row.scoring == config.prompt.scoring and job.row.readout == config.prompt.readout
-    sampling = config.sampling if own else SamplingConfig()
+    sampling = job.handle.config.sampling if job.as_trained else SamplingConfig()
     present = torch.ones(log_probs.shape[-1:], dtype=torch.bool)
     probs = temper(log_probs, sampling.temperature, sampling.lapse, present)
     if not bool(probs.isfinite().all()):

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from blora.config import ReadoutName, ScoringName
 from blora.decision.abstention import Policy
 from blora.decision.stopping import looks
+from blora.decision.temperature import guessed
 from blora.server.engines.handle import AdapterHandle
 from blora.server.scheduling.control import Control
 
@@ -136,6 +138,12 @@ class Job:
         return "below head" if self.row.readout == "scores" else "head"
 
     @property
+    def as_trained(self) -> bool:
+        """Return whether the row is read and scored as the adapter's training rows were."""
+        prompt = self.handle.config.prompt
+        return (self.row.scoring, self.row.readout) == (prompt.scoring, prompt.readout)
+
+    @property
     def at_once(self) -> int:
         """Draws made before the first check of the stopping condition; all draws without a condition."""
         return looks(self.n_samples)[0] if self.stop is not None else self.n_samples
@@ -175,14 +183,21 @@ class Outcome:
     """Result of a job.
 
     Attributes:
-        probs: (s, C) recalibrated probabilities under the job's first s draws.
+        probs: (s, C) recalibrated probabilities under the job's first s draws, without guesses.
         familiarity: conformal p-value of the question; None for an adapter without a familiarity.
         cached_tokens: tokens of the prompt that the same client's earlier prompts had left computed.
+        guesses: share of guesses in the answer, above 0 for a question far from every reference row.
     """
 
     probs: Tensor
     familiarity: float | None = None
     cached_tokens: int = 0
+    guesses: float = 0.0
+
+    def samples(self) -> list[list[float]]:
+        """Return the probabilities (s, C) of the answer under each draw, guesses included."""
+        found: list[list[float]] = guessed(self.probs, self.guesses, torch.ones(self.probs.shape[-1:])).tolist()
+        return found
 
 
 class Engine(Protocol):

@@ -226,7 +226,7 @@ class Predictor:
             familiarity=prediction.familiarity if given.likely is not None else None,
         )
         if question.return_samples:
-            response = response.model_copy(update={"samples": done.result.probs.tolist()})
+            response = response.model_copy(update={"samples": done.result.samples()})
         if member is None:
             return self.asking(response, record())
         member.together.records[response.id] = record

@@ -45,7 +45,7 @@ def answered(
         done: what the engine computed, and what it took.
         model: name of the base model.
     """
-    prediction = summarize(done.result.probs, done.result.familiarity)
+    prediction = summarize(done.result.probs, done.result.familiarity, done.result.guesses)
     decision = decide(prediction, in_force.policy if in_force else None)
     choices = job.row.choices
     likely = prediction_set(question, job.handle, prediction, choices)

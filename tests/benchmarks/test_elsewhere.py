@@ -8,37 +8,16 @@ import pytest
 import torch
 
 from benchmarks.elsewhere.__main__ import measure
-from benchmarks.elsewhere.modesty import BUDGET, density_aware, guess_shares, guessed, temperatures
+from benchmarks.elsewhere.modesty import density_aware, temperatures
 from benchmarks.elsewhere.reading import log_perplexities, read
 from benchmarks.elsewhere.sets import SETS, Elsewhere, load
 from benchmarks.elsewhere.signals import found_at, told_apart
 from benchmarks.elsewhere.table import foreign_probabilities, foreign_signals
 from benchmarks.peers.sets import DATA
 from blora.base_model import load_base_model
-from blora.decision.familiarity import p_value
 from blora.inference.packing import PackedRow
 from tests.benchmarks.test_peers import linear, pointer
 from tests.scenarios import tiny_base
-
-
-@pytest.mark.parametrize("spread", [False, True])
-@pytest.mark.parametrize("n", [10, 379, 4096])
-def test_guesses_cost_their_budget_on_uniform_p_values_and_rise_with_unfamiliarity(n: int, spread: bool) -> None:
-    shares = guess_shares(n, spread=spread)
-    assert float(-(1 - shares).log().mean()) == pytest.approx(BUDGET)
-    assert bool((shares.diff() <= 0).all())
-    assert shares[-1] == 0
-
-
-def test_a_guess_is_mixed_into_every_draw_over_the_choices_that_a_row_has() -> None:
-    probs = torch.tensor([[[0.9, 0.1, 0.0], [0.2, 0.3, 0.5]], [[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]]]).double()
-    present = torch.tensor([[True, True, False], [True, True, True]])
-    reference = torch.tensor([1.0, 2.0, 3.0])
-    p_values = p_value(torch.tensor([9.0, 0.0]), reference)
-    found = guessed(probs, p_values, torch.tensor([0.5, 0.0, 0.0, 0.0]).double(), present)
-    torch.testing.assert_close(found[0, 0], torch.tensor([0.7, 0.3, 0.0]).double())
-    torch.testing.assert_close(found[:, 1], probs[:, 1])
-    torch.testing.assert_close(found.sum(-1), torch.ones(2, 2).double())
 
 
 def test_a_density_aware_temperature_finds_that_distant_rows_are_overconfident() -> None:

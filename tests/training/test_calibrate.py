@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from blora.adapter import attach, load_adapter
 from blora.adapter.calibration_file import CALIBRATION_FILE, read
 from blora.base_model import load_base_model
+from blora.decision.calibrate import calibrate as prove
 from blora.decision.calibration import Calibration, Goal
 from blora.decision.temperature import temper
 from blora.errors import AdapterError, ConfigError, DataError, NumericalError
@@ -18,9 +20,10 @@ from blora.posterior.bank import SampleBank
 from blora.scores import DRAWN, SCORES
 from blora.training.calibrate import calibrate_adapter
 from blora.training.commands import calibrate, train
-from blora.training.evaluate import predict_all
+from blora.training.evaluate import predict_all, predict_far
 from blora.training.rows.examples import Example, read_examples
 from blora.training.rows.packed import pack_examples
+from tests.blora.adapter.test_calibration_file import asked
 from tests.blora.adapters import rewrite_json
 from tests.training.toys import toy_row, train_arguments, write_jsonl
 
@@ -150,7 +153,7 @@ def test_rows_whose_delta_is_spent_are_refused_before_the_work(
     for seed in "01":
         run(adapter, unseen, base_folder, "--delta", "0.4", "--seed", seed)
     before = (adapter / CALIBRATION_FILE).read_bytes()
-    monkeypatch.setattr("blora.training.calibrate.predict_all", None)
+    monkeypatch.setattr("blora.training.calibrate.predict_far", None)
     with pytest.raises(ConfigError, match="got 3 asks of the same rows with a delta of 1 in total"):
         run(adapter, unseen, base_folder, "--delta", "0.2", "--seed", "2")
     assert (adapter / CALIBRATION_FILE).read_bytes() == before
@@ -161,7 +164,7 @@ def test_a_score_that_needs_more_draws_is_refused_before_the_work(
 ) -> None:
     single = Path(shutil.copytree(adapter, tmp_path / "single"))
     rewrite_json(lambda raw: raw["sampling"].update(n_samples=1))(single / "bayesian_config.json")
-    monkeypatch.setattr("blora.training.calibrate.predict_all", None)
+    monkeypatch.setattr("blora.training.calibrate.predict_far", None)
     with pytest.raises(ConfigError, match="got score mutual_information with n_samples = 1, .* such as confidence"):
         run(single, unseen, base_folder, "--score", "mutual_information")
     assert not (single / CALIBRATION_FILE).exists()
@@ -170,7 +173,10 @@ def test_a_score_that_needs_more_draws_is_refused_before_the_work(
 def test_scores_that_are_not_finite_use_no_rows_up(
     adapter: Path, unseen: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("blora.training.calibrate.predict_all", lambda *args, **named: predict_all(*args) * math.nan)
+    def spoilt(*args: Any, **named: Any) -> Any:
+        return predict_all(*args[:3]) * math.nan, None
+
+    monkeypatch.setattr("blora.training.calibrate.predict_far", spoilt)
     with pytest.raises(NumericalError, match="score in float32"):
         run(adapter, unseen, base_folder)
     assert not (adapter / CALIBRATION_FILE).exists()
@@ -305,15 +311,38 @@ def test_an_adapter_that_was_replaced_since_it_was_loaded_is_not_calibrated(
     assert read(folder) == (current,)
 
 
+@pytest.mark.parametrize(("step", "work", "n_asks"), [("SampleBank.draw", SampleBank.draw, 0), ("calibrate", prove, 1)])
+def test_an_adapter_that_changes_during_the_work_is_not_calibrated(
+    adapter: Path,
+    unseen: Path,
+    base_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    work: Callable[..., Any],
+    n_asks: int,
+) -> None:
+    folder = Path(shutil.copytree(adapter, tmp_path / "toy"))
+
+    def meanwhile(*args: Any, **named: Any) -> Any:
+        rewrite_json(lambda raw: raw["training"].update(command="another"))(folder / "bayesian_config.json")
+        return work(*args, **named)
+
+    monkeypatch.setattr(f"blora.training.calibrate.{step}", meanwhile)
+    with pytest.raises(AdapterError, match="whose files have changed since it was loaded, expected the same: load it"):
+        run(folder, unseen, base_folder)
+    assert (read(folder), len(asked(folder))) == ((), n_asks)
+
+
 def test_an_ask_during_the_scoring_counts(
     adapter: Path, unseen: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def meanwhile(*args: Any, **named: Any) -> Any:
         monkeypatch.undo()
         run(adapter, unseen, base_folder, "--target-risk", "0.3")
-        return predict_all(*args, **named)
+        return predict_far(*args, **named)
 
-    monkeypatch.setattr("blora.training.calibrate.predict_all", meanwhile)
+    monkeypatch.setattr("blora.training.calibrate.predict_far", meanwhile)
     [calibration] = run(adapter, unseen, base_folder)
     assert calibration.delta == pytest.approx(0.2)
 

@@ -2,20 +2,29 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from blora.adapter import load_adapter, read_config
 from blora.adapter.calibration_file import CALIBRATION_FILE
 from blora.adapter.folder import FAMILIARITY_FILE
-from blora.adapter.opening import open_base
+from blora.adapter.opening import open_adapter, open_base
 from blora.cli import main
+from blora.decision.calibrate import calibrate
+from blora.decision.calibration import Calibration, Goal
+from blora.training.calibrate import calibrate_adapter
+from blora.training.evaluate import CPU_BATCH_TOKENS
+from blora.training.rows.examples import examples_for
 from blora.training.rows.overlap import DIGITS
+from blora.training.rows.packed import pack_examples
 from tests.blora.adapters import rewrite_json, saved
 from tests.training.head.test_fit import arguments, fixed
-from tests.training.head.test_head_familiarity import FOREIGN, opened, rows_of
+from tests.training.head.test_head_familiarity import FOREIGN, distance_alone, opened, rows_of
 from tests.training.toys import toy_data, write_jsonl
 
 
@@ -52,7 +61,9 @@ def test_the_familiarity_is_that_of_a_training_on_the_same_rows(
     expected, found = (load_adapter(folder, base) for folder in (made / "toy", tmp_path / "new"))
     assert expected.familiarity is not None
     assert found.familiarity is not None
-    assert found.familiarity.config == expected.familiarity.config
+    guesses = expected.familiarity.config.guesses
+    assert found.familiarity.config.guesses == pytest.approx(guesses, abs=1e-3)
+    assert replace(found.familiarity.config, guesses=guesses) == expected.familiarity.config
     for name, tensor in expected.familiarity.tensors().items():
         torch.testing.assert_close(found.familiarity.tensors()[name], tensor, rtol=1e-3, atol=1e-4)
     assert found.config.training["familiarity"]["n_examples"] == 60
@@ -95,6 +106,28 @@ def test_it_takes_the_place_of_the_adapter_and_drops_its_calibration(
     assert familiarity.n_reference == 10
     model = opened(folder, base_folder)
     assert all(answer.familiarity is not None and answer.familiarity < 0.3 for answer in model.predict(FOREIGN))
+
+
+def test_each_row_of_a_calibration_has_its_own_distance(
+    made: Path, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Tensor] = []
+
+    def measured(*args: Any, distances: Tensor, **named: Any) -> Calibration:
+        given.append(distances)
+        return calibrate(*args, distances=distances, **named)
+
+    monkeypatch.setattr("blora.training.calibrate.calibrate", measured)
+    rows = [row | {"prompt": row["prompt"] + " again" * (7 * k % 10)} for k, row in enumerate(rows_of(200, 300))]
+    data, folder = write_jsonl(tmp_path / "rest.jsonl", rows), shutil.copytree(made / "toy", tmp_path / "toy")
+    base, adapter = open_adapter(folder, base_model=str(base_folder), device="cpu", dtype="float32")
+    familiarity, examples = adapter.familiarity, examples_for(adapter.config, str(data), split="test")
+    assert familiarity is not None
+    calibrate_adapter(adapter, base, examples, Goal(target_risk=0.5))
+    packed = [labelled.row for labelled in pack_examples(examples, base, adapter.config.prompt)]
+    assert sum(row.n_tokens for row in packed) > 2 * CPU_BATCH_TOKENS  # several forward passes, the longest rows first
+    alone = torch.cat([distance_alone(base, familiarity, row.prompt) for row in packed])
+    torch.testing.assert_close(given[0], alone, rtol=1e-3, atol=1e-3)
 
 
 def test_its_rows_are_refused_for_a_calibration(

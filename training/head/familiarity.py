@@ -23,13 +23,14 @@ from blora.config import FamiliarityConfig, FamiliarityKind
 from blora.config.head import MOST_REFERENCE
 from blora.decision.curves import auroc
 from blora.decision.familiarity import MOST_BYTES, Familiarity
+from blora.decision.guesses import guess_share
 from blora.errors import ShapeError
 from blora.posterior.decision_head import Features
 from blora.posterior.noise import generator_of
 from blora.training.head.principal import principal_directions
-from blora.training.rows.packed import LabelledRow
+from blora.training.rows.packed import LabelledRow, labels_of
 
-__all__ = ["Candidate", "FittedFamiliarity", "familiarity_of", "fit_familiarity"]
+__all__ = ["Candidate", "FittedFamiliarity", "familiarity_of", "fit_familiarity", "with_guesses"]
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,19 @@ def familiarity_of(
         choices = features.choices, validation_features.choices
     prompts = features.prompt, validation_features.prompt
     return fit_familiarity(depths, *prompts, labels(rows), labels(validation), choices)
+
+
+def with_guesses(fitted: FittedFamiliarity, probs: Tensor, rows: Sequence[LabelledRow]) -> FittedFamiliarity:
+    """Return a familiarity with the share of guesses that validation rows allow.
+
+    Args:
+        fitted: the familiarity.
+        probs: (S, N, C) recalibrated probabilities of validation rows under the adapter's draws.
+        rows: the N rows.
+    """
+    config = fitted.familiarity.config
+    share = guess_share(probs, labels_of(rows), config.n_reference)
+    return replace(fitted, familiarity=replace(fitted.familiarity, config=replace(config, guesses=share)))
 
 
 def fit_familiarity(

@@ -11,14 +11,14 @@ from blora.base_model import BaseModel
 from blora.config import HeadConfig, PosteriorConfig, SamplingConfig
 from blora.decision.familiarity import Familiarity
 from blora.decision.metrics import Metrics
-from blora.decision.temperature import FEW_ROWS
+from blora.decision.temperature import FEW_ROWS, temper
 from blora.inference.reading import trunk_of
 from blora.posterior.decision_head import Features, HeadPosterior
 from blora.posterior.inject import inject
 from blora.posterior.posterior import Posterior
 from blora.training.config import HEAD_SCALES, TOLERANCE_NATS, TrainConfig
 from blora.training.head.crossfit import Held, folds_of, recalibrated
-from blora.training.head.familiarity import familiarity_of
+from blora.training.head.familiarity import familiarity_of, with_guesses
 from blora.training.head.features import read_features
 from blora.training.head.fit import PARTS, FittedHead, Regression, fit_head
 from blora.training.head.objective import HeadObjective
@@ -189,4 +189,6 @@ def fit_parts(
         served = recalibrated(trial.scale, [held, *folds], lora, sampling)
     posterior = HeadPosterior(best.head.widen(trial.scale), lora)
     familiarity = familiarity_of(config.depths, features, train, validation_features, validation)
-    return TrainedHead(posterior, best.head.config, trial, served, tuple(found), fitted, familiarity.familiarity)
+    probs = temper(held.log_probs(trial.scale, lora, sampling), served.temperature, served.lapse)
+    modest = with_guesses(familiarity, probs, validation).familiarity
+    return TrainedHead(posterior, best.head.config, trial, served, tuple(found), fitted, modest)

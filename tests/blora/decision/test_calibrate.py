@@ -11,6 +11,7 @@ from blora.decision.asks import Ask
 from blora.decision.calibrate import calibrate
 from blora.decision.calibration import Binding, Calibration, FormName, Goal
 from blora.decision.conformal import conformal_quantile, nonconformity
+from blora.decision.curves import reliability, risk_coverage
 from blora.decision.familiarity import p_value
 from blora.decision.metrics import ece
 from blora.decision.selective import split_rows
@@ -95,13 +96,12 @@ def test_a_target_that_is_not_the_default_may_go_unproved() -> None:
 
 def test_what_is_proved_of_answers_that_stop_early_is_counted_as_they_go_out() -> None:
     log_probs, labels = answers(n_draws=16)
-    binding = dataclasses.replace(BINDING, n_samples=16, stop_error=0.05)
+    binding = dataclasses.replace(BINDING, n_samples=16, stop_error=0.5)
     calibration = calibrate(log_probs, labels, binding=binding, goal=Goal(), **SOURCE)
-    probs = temper(log_probs, binding.temperature, binding.lapse)
-    _, proof = split_rows(len(labels), 0)
+    probs, (_, proof) = temper(log_probs, binding.temperature, binding.lapse), split_rows(len(labels), 0)
     for level in calibration.proved():
         policy = level.policy()
-        used = draws_used(probs, policy, 0.05)
+        used = draws_used(probs, policy, 0.5)
         assert 4 <= used.double().mean() < 12
         seen = [summarize(probs[: int(used[row]), row]) for row in range(len(labels))]
         out = [row for row in proof.tolist() if not decide(seen[row], policy).abstained]
@@ -109,9 +109,14 @@ def test_what_is_proved_of_answers_that_stop_early_is_counted_as_they_go_out() -
         assert level.error == sum(seen[row].top != labels[row] for row in out) / len(out)
     # The default level's answers are those of the pictures; prediction sets hold at every look.
     level = calibration.default_level
-    used = draws_used(probs, level.policy(), 0.05)
-    right = sum(summarize(probs[: int(used[row]), row]).top == labels[row] for row in range(len(labels)))
-    assert calibration.curve[-1][1] == pytest.approx(1 - right / len(labels))
+    taken = [probs[:used, row, None] for row, used in enumerate(draws_used(probs, level.policy(), 0.5).tolist())]
+    mean, score = (torch.cat([*map(read, taken)]) for read in (predictive_mean, SCORES[level.score].values))
+    right = mean.argmax(-1) == labels
+    assert right.sum() != (predictive_mean(probs).argmax(-1) == labels).sum()
+    curve = risk_coverage(SCORES[level.score].certainty(score), right)
+    assert list(map(list, calibration.curve)) == [pytest.approx(point) for point in curve]
+    bins = map(dataclasses.astuple, reliability(mean, labels))
+    assert [*map(dataclasses.astuple, calibration.reliability)] == [pytest.approx(one) for one in bins]
     missed = torch.stack([nonconformity(predictive_mean(probs[:look, proof]), labels[proof]) for look in (4, 8, 16)])
     assert calibration.quantile == conformal_quantile(missed.amax(0), 0.9)
 

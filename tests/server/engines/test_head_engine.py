@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from blora.inference.reading import read_rows
 from blora.posterior.decision_head import Features, HeadPosterior
 from blora.posterior.draws import Draws
 from blora.posterior.posterior import Posterior
+from blora.scores import mutual_information
 from blora.server.app import create_app
 from blora.server.engines.protocol import Job, Outcome
 from blora.training.head.familiarity import fit_familiarity
@@ -63,6 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert found.choices is not None
     choices = found.choices[:60], found.choices[60:]
     of_choices = fit_familiarity(config.depths, found.prompt[:60], found.prompt[60:], choices=choices).familiarity
+    of_choices = replace(of_choices, config=replace(of_choices.config, guesses=0.9))
     for name, heads, asks, own in (
         ("one", posterior, prompt, familiarity),
         ("two", posterior, prompt, None),
@@ -141,9 +144,17 @@ async def test_a_question_that_brings_its_choices_is_as_familiar_as_they_are(fol
     familiar = [outcome.familiarity or 0.0 for outcome in expected]
     assert min(familiar[:2]) > 0.1 > max(familiar[2:]) > 0
     assert turned[0].familiarity == pytest.approx(familiar[0], abs=TOLERANCE)
+    assert [outcome.guesses for outcome in expected] == pytest.approx([0, 0, 0.9, 0.9, 0.9])
     model = blora.load(folder / "three", base_model=folder / "tiny", dtype="float32")
-    for choices, known in zip(offered, familiar, strict=True):
-        assert model.predict("red 01", choices=choices).familiarity == pytest.approx(known, abs=TOLERANCE)
+    for choices, known, outcome in zip(offered, familiar, expected, strict=True):
+        answer = model.predict("red 01", choices=choices)
+        assert answer.familiarity == pytest.approx(known, abs=TOLERANCE)
+        shown = torch.tensor([one.probability for one in answer.probabilities])
+        torch.testing.assert_close(torch.tensor(outcome.samples()).mean(0), shown, atol=TOLERANCE, rtol=0)
+        even = (1 - outcome.guesses) * outcome.probs.mean(0) + outcome.guesses / len(choices)
+        torch.testing.assert_close(even.float(), shown, atol=TOLERANCE, rtol=0)
+        information = float(mutual_information(outcome.probs[:, None]))
+        assert answer.mutual_information == pytest.approx(information, abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("choices", [LABELS, OTHER_CHOICES])

@@ -109,6 +109,24 @@ def test_the_familiarity_of_an_answer_is_the_p_value_of_plain_forward_passes(
             assert least - 1e-6 <= answer.familiarity <= most + 1e-6
 
 
+def test_an_evaluation_is_of_the_answers_with_their_guesses(familiar: Path, base_folder: Path, tmp_path: Path) -> None:
+    assert 0 < (config := read_config(familiar).familiarity).guesses < 0.5  # type: ignore[union-attr]  # sixty rows
+    assert config is not None
+    folder = Path(shutil.copytree(familiar, tmp_path / "toy"))
+    of_settings(folder, guesses=0.9)
+    rows = [*rows_of(500, 510), *({"prompt": text, "label": CHOICES[0]} for text in FOREIGN)]
+    data = write_jsonl(tmp_path / "rows.jsonl", rows)
+    model, unaware = opened(folder, base_folder), opened(familiar, base_folder)
+    given = [
+        {one.choice: one.probability for one in answer.probabilities}
+        for answer in model.predict([row["prompt"] for row in rows])
+    ]
+    nll = -np.mean([np.log(probs[row["label"]]) for probs, row in zip(given, rows, strict=True)])
+    assert model.evaluate(str(data)).metrics.nll == pytest.approx(nll, abs=1e-4)
+    assert all(abs(probs[CHOICES[0]] - 0.5) <= 0.05 for probs in given[-len(FOREIGN) :])
+    assert unaware.evaluate(str(data)).metrics.nll != pytest.approx(nll, abs=1e-3)
+
+
 def test_beyond_the_gate_of_a_calibration_questions_get_no_answer(gated: Path, base_folder: Path) -> None:
     [calibration] = read(gated)
     gate = calibration.gate
