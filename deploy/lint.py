@@ -13,7 +13,6 @@ from pathlib import Path
 DEPLOY = Path(__file__).resolve().parent
 # Kinds of others, whose schemas Kubernetes does not have.
 OTHERS = ("monitoring.coreos.com/v1", "gateway.networking.k8s.io/v1")
-DOCKERFILE = DEPLOY.parent / "Dockerfile"
 
 try:
     import kubernetes_validate as schemas
@@ -65,16 +64,16 @@ def patches_of(manifests: list[Path]) -> set[Path]:
     return found
 
 
-def lint(dockerfile: Path = DOCKERFILE, deploy: Path = DEPLOY) -> list[str]:
+def lint() -> list[str]:
     """Every finding, empty where all is well."""
-    findings = lint_dockerfile(dockerfile)
-    manifests = sorted((deploy / "k8s").rglob("*.yaml"))
+    findings = lint_dockerfile(DEPLOY.parent / "Dockerfile")
+    manifests = sorted((DEPLOY / "k8s").rglob("*.yaml"))
     if not manifests:
-        findings.append(f"{deploy / 'k8s'}: no manifest found")
+        findings.append(f"{DEPLOY / 'k8s'}: no manifest found")
     # What they make of a resource is held against its schema in the tests, which build the overlays.
     for path in sorted(set(manifests) - patches_of(manifests)):
         findings += lint_manifest(path)
-    for path in sorted((*deploy.glob("*.yaml"), *deploy.glob("*.yml"))):
+    for path in sorted((*DEPLOY.glob("*.yaml"), *DEPLOY.glob("*.yml"))):
         try:
             yaml.safe_load(path.read_text())
         except (OSError, yaml.YAMLError) as exc:

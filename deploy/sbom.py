@@ -63,13 +63,13 @@ def component(requirement: Requirement, hashes: list[str]) -> dict[str, Any]:
     }
 
 
-def bill(root: Path = ROOT) -> dict[str, Any]:
+def bill() -> dict[str, Any]:
     """Return the document."""
-    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     components = [
         component(requirement, hashes)
         for name in LOCKS
-        for requirement, hashes in locked((root / "deploy" / "locks" / name).read_text())
+        for requirement, hashes in locked((ROOT / "deploy" / "locks" / name).read_text())
     ]
     components.sort(key=lambda entry: str(entry["purl"]))
     image = {

@@ -21,7 +21,7 @@ from typing import Literal, cast, get_args
 from blora.errors import ConfigError
 from blora.server.names import NAME, check_name
 
-__all__ = ["KEY", "Key", "Keys", "Scope", "adapters_open", "client_name", "line_of", "new_key", "read_keys"]
+__all__ = ["KEY", "Key", "Keys", "Scope", "allowed_adapters", "client_name", "line_of", "new_key", "read_keys"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def client_name() -> str | None:
     return key.name if key is not None else None
 
 
-def adapters_open() -> frozenset[str] | None:
+def allowed_adapters() -> frozenset[str] | None:
     """Return the names of the adapters that the current request's key may use, or None for all."""
     key = KEY.get()
     return key.adapters if key is not None else None

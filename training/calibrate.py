@@ -76,12 +76,12 @@ def calibrate_adapter(
         digest=examples.digest,
         split=split,
         forms=[_form(example.kind) for example in examples.examples],
-        earlier=lambda: calibration_file.remember(path, asked, known),  # before the result: a failed ask counts
+        earlier=lambda: calibration_file.record_ask(path, asked, known),  # before the result: a failed ask counts
         distances=distances,
         guesses=adapter.familiarity.guesses(distances) if adapter.familiarity and distances is not None else None,
     )
     _check_current(adapter)
-    calibration_file.store(path, calibration)
+    calibration_file.store_calibration(path, calibration)
     level = calibration.default_level
     logger.info(
         "%d rows prove for %s in %s: P(wrong | answered) <= %g, with a threshold of %.6g on %s and %.1f %% answered",

@@ -124,7 +124,7 @@ def predict_far(
 
     def measure(places: Sequence[int], features: Features) -> None:
         assert features.prompt is not None  # a head reads it
-        distances[list(places)] = measured.distance(features.prompt, features.choices).cpu()
+        distances[list(places)] = measured.distance(features.prompt, features.choices()).cpu()
 
     return predict_all(model, rows, draws, about=about, read=measure), distances
 
@@ -152,7 +152,8 @@ def _summarize(
     log_probs: Tensor, labels: Tensor, sampling: SamplingConfig, seconds: float, guesses: Tensor | None = None
 ) -> Evaluation:
     probs = temper(log_probs, sampling.temperature, sampling.lapse)
-    mean = predictive_mean(probs if guesses is None else modest(probs, guesses))
+    present = ~log_probs.isneginf().all(0)
+    mean = predictive_mean(probs if guesses is None else modest(probs, guesses, present))
     return Evaluation(
         n_samples=len(probs),
         metrics=metrics(mean, labels),

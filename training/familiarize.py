@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from blora.adapter import check_output, load_adapter, read_config, save_adapter
-from blora.adapter.opening import open_base, own_base_model
+from blora.adapter import check_output, read_config, save_adapter
+from blora.adapter.opening import open_adapter
 from blora.decision.temperature import temper
 from blora.errors import AdapterError
 from blora.inference.reading import head_log_probs
 from blora.posterior.decision_head import HeadPosterior
-from blora.posterior.inject import inject
 from blora.posterior.noise import generator_of
 from blora.training.head.familiarity import FittedFamiliarity, familiarity_of, with_guesses
 from blora.training.head.features import read_features
@@ -75,17 +74,17 @@ def familiarize_adapter(
     else:
         held = examples_for(config, validation, split=validation_split, columns=columns)
         check_disjoint(examples, held)
-    base = open_base(base_model or own_base_model(path), device=device, dtype=dtype)
-    posterior = load_adapter(path, base).posterior
+    base, adapter = open_adapter(path, base_model=base_model, device=device, dtype=dtype)
+    posterior = adapter.posterior
     assert isinstance(posterior, HeadPosterior)  # its config has a head
-    inject(base.model, posterior.lora.modules_shape)
     lora = posterior.lora.mean().to(base.device)
     rows, others = (pack_examples(part, base, config.prompt) for part in (examples, held))
     read = [read_features(base.model, part, config.head, lora, "reading states") for part in (rows, others)]
     draws = posterior.sample(config.sampling.n_samples, generator_of(config.sampling.seed))
     log_probs = head_log_probs(draws, [row.row for row in others], read[1])
     probs = temper(log_probs, config.sampling.temperature, config.sampling.lapse)
-    found = with_guesses(familiarity_of(config.head.depths, read[0], rows, read[1], others), probs, others)
+    found = familiarity_of(config.head.depths, read[0], rows, read[1], others)
+    found = replace(found, familiarity=with_guesses(found.familiarity, probs, others))
     known = config.training.get(SEEN, {})
     seen = {"familiarity": fingerprints(examples), "reference": fingerprints(held)}
     record = {

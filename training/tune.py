@@ -9,11 +9,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from blora.adapter import check_output, load_adapter, read_config, save_adapter
-from blora.adapter.opening import open_base, own_base_model
+from blora.adapter import Adapter, check_output, read_config, save_adapter
+from blora.adapter.opening import open_adapter
 from blora.base_model import BaseModel
 from blora.config import SamplingConfig
 from blora.config.checks import require
+from blora.decision.familiarity import Familiarity
+from blora.decision.temperature import temper
 from blora.inference.fork import first_layer
 from blora.inference.reading import head_log_probs
 from blora.posterior.bank import SampleBank
@@ -21,13 +23,15 @@ from blora.posterior.decision_head import HeadPosterior
 from blora.posterior.inject import inject
 from blora.posterior.noise import generator_of
 from blora.posterior.posterior import Posterior
+from blora.questions.fingerprints import joined
 from blora.training.caveats import warn_of_few_rows
 from blora.training.config import CACHE_GIB
-from blora.training.evaluate import predict_all
+from blora.training.evaluate import predict_all, predict_far
+from blora.training.head.familiarity import with_guesses
 from blora.training.head.features import read_features
 from blora.training.lora.trunk import with_states
 from blora.training.rows.examples import ExampleSet, examples_for
-from blora.training.rows.overlap import SEEN, check_unseen, fingerprints, joined
+from blora.training.rows.overlap import SEEN, check_unseen, fingerprints
 from blora.training.rows.packed import LabelledRow, pack_examples
 from blora.training.rows.sources import Rows
 from blora.training.trials import Trial, choose, try_scales
@@ -136,29 +140,37 @@ def tune_adapter(
     seen = config.training.get(SEEN, {})
     trained = {use: seen[use] for use in ("train", "init") if use in seen}
     check_unseen({"train": config.training.get("train"), SEEN: trained}, examples)
-    base = open_base(base_model or own_base_model(path), device=device, dtype=dtype)
-    adapter = load_adapter(path, base)
-    chosen, trials = tune(
-        base,
-        adapter.posterior,
-        pack_examples(examples, base, config.prompt),
-        config.sampling,
-        scales=scales,
-        tolerance=tolerance,
-    )
+    base, adapter = open_adapter(path, base_model=base_model, device=device, dtype=dtype)
+    rows = pack_examples(examples, base, config.prompt)
+    chosen, trials = tune(base, adapter.posterior, rows, config.sampling, scales=scales, tolerance=tolerance)
     found = record(examples, chosen, trials, tolerance)
     if "tuning" in config.training:
         found["before"] = config.training["tuning"]
     tuned_on = joined(seen.get("tuning", ""), fingerprints(examples))
+    config = chosen.recalibrated(config)
+    familiarity = _familiar_too(adapter, base, rows, config.sampling)
     config = replace(
-        chosen.recalibrated(config),
+        config,
+        familiarity=familiarity.config if familiarity is not None else None,
         posterior=config.posterior if isinstance(adapter.posterior, HeadPosterior) else adapter.posterior.config,
         training=config.training | {"tuning": found, SEEN: seen | {"tuning": tuned_on}},
     )
-    save_adapter(output, adapter.posterior, config, base, adapter.familiarity)
+    save_adapter(output, adapter.posterior, config, base, familiarity)
     logger.info("wrote %s: %s", output, chosen)
     warn_of_few_rows(chosen.n_rows, chosen.n_recalibrating)
     return chosen, trials
+
+
+def _familiar_too(
+    adapter: Adapter, base: BaseModel, rows: Sequence[LabelledRow], sampling: SamplingConfig
+) -> Familiarity | None:
+    """Return the adapter's familiarity with guesses that begin beyond these rows too, as recalibrated on them."""
+    if adapter.familiarity is None:
+        return None
+    draws = SampleBank.draw(adapter.posterior, "in tuning", sampling.n_samples, sampling.seed).draws
+    log_probs, distances = predict_far(base.model, rows, draws, adapter.familiarity, about="measuring distances")
+    probs = temper(log_probs, sampling.temperature, sampling.lapse)
+    return with_guesses(adapter.familiarity, probs, rows, distances)
 
 
 def record(data: ExampleSet, chosen: Trial, trials: Sequence[Trial], tolerance: float) -> dict[str, object]:

@@ -24,7 +24,7 @@ from benchmarks.peers.reading import NO_LORA, SAMPLING, SEEDS, ReadSet, Rows
 from benchmarks.peers.sets import DATA
 from benchmarks.server_process import ROOT
 from blora.base_model import load_base_model
-from blora.decision.guesses import BUDGET, modest
+from blora.decision.guesses import BUDGET, SHARE, modest
 from blora.decision.metrics import metrics
 from blora.decision.temperature import temper
 from blora.posterior.decision_head import HeadDraws
@@ -54,7 +54,7 @@ def measure(elsewhere: Elsewhere, read: Read) -> dict[str, Any]:
         "n_validation": len(validation.rows),
         "n_test": len(rows.test.rows),
         "n_reference": trained.familiarity.config.n_reference,
-        "guesses": trained.familiarity.config.guesses,
+        "share_of_guesses": SHARE,
         "n_draws": SAMPLING.n_samples,
         "kind": trained.familiarity.config.kind,
         "false_alarms": FALSE_ALARMS,
@@ -95,7 +95,7 @@ class Modest:
         log_probs, distances, lapse = part.under(self._draws), self._distance(part), self._trained.served.lapse
         probs = temper(log_probs, self._trained.served.temperature, lapse)
         aware = temper(log_probs, temperatures(distances, *self._fitted), lapse)
-        forms = probs, aware, modest(probs, self._trained.familiarity.guesses(distances))
+        forms = probs, aware, modest(probs, self._trained.familiarity.guesses(distances), ~log_probs.isneginf().all(0))
         return {name: form.mean(0) for name, form in zip(WAYS, forms, strict=True)}
 
     def _distance(self, part: Rows) -> Tensor:

@@ -48,12 +48,11 @@ def foreign_probabilities(results: Sequence[Result]) -> str:
         parts = {"test": result["test"]} | {name: found["ways"] for name, found in result["foreign"].items()}
         for name, ways in parts.items():
             rows.append([f"{TITLES[result['set']]}: {name}", *(_modest(ways[way]) for way in WAYS)])
-    shares = ", ".join(
-        f"{one['guesses']:.2f} beyond {one['n_reference']:,} rows ({TITLES[one['set']]})" for one in _ordered(results)
-    )
+    references = ", ".join(f"{one['n_reference']:,} ({TITLES[one['set']]})" for one in _ordered(results))
     about = (
         "NLL / ECE / mean confidence; out-of-scope rows have no right answer, and their mean confidence alone. Guesses "
-        f"may cost {results[0]['budget']:g} nats in distribution; their share is {shares}."
+        f"have a share of {results[0]['share_of_guesses']:g} and an expected cost of {results[0]['budget']:g} nats in "
+        f"distribution. Rows that they begin beyond: {references}."
     )
     return f"{markdown_table(['rows', *WAYS], rows)}\n\n{about}"
 

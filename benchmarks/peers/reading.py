@@ -48,7 +48,7 @@ class Rows(NamedTuple):
 
     def distances(self, familiarity: Familiarity) -> Tensor:
         """Return the distances (N,) of the rows from those that a familiarity was fitted on."""
-        return familiarity.distance(self.prompts, self.features.choices)
+        return familiarity.distance(self.prompts, self.features.choices())
 
     def under(self, draws: HeadDraws) -> Tensor:
         """Return the log-probabilities (S, N, C) of the rows under draws of a head."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.server_process import ADAPTER, TRIAGE
 from blora.adapter import attach, load_adapter
-from blora.adapter.calibration_file import read
+from blora.adapter.calibration_file import read_calibrations
 from blora.base_model import BaseModel, load_base_model
 from blora.config import AdapterConfig
 from blora.decision.calibration import Level
@@ -80,7 +80,7 @@ def threshold_of(dtype: str) -> float:
 
 
 def _level(dtype: str) -> Level:
-    [calibration] = [entry for entry in read(ADAPTER) if entry.binding.dtype == dtype]
+    [calibration] = [entry for entry in read_calibrations(ADAPTER) if entry.binding.dtype == dtype]
     return calibration.default_level
 
 

@@ -36,9 +36,9 @@ __all__ = [
     "calibrated_dtypes",
     "check_ask",
     "for_serving",
-    "read",
-    "remember",
-    "store",
+    "read_calibrations",
+    "record_ask",
+    "store_calibration",
 ]
 
 CALIBRATION_FILE = "calibration.json"
@@ -58,7 +58,7 @@ class _Contents:
     asked: tuple[AskedRows, ...] = ()
 
 
-def read(folder: Path | str) -> tuple[Calibration, ...]:
+def read_calibrations(folder: Path | str) -> tuple[Calibration, ...]:
     """Return every calibration in an adapter's folder; without a file, an empty tuple.
 
     Raises:
@@ -71,9 +71,9 @@ def calibrated_dtypes(folder: Path | str) -> frozenset[str]:
     """Return the dtypes for which an adapter's folder has a calibration; without a file, an empty set.
 
     Raises:
-        AdapterError: see `read`.
+        AdapterError: see `read_calibrations`.
     """
-    return frozenset(entry.binding.dtype for entry in read(folder))
+    return frozenset(entry.binding.dtype for entry in read_calibrations(folder))
 
 
 def _read(folder: Path | str) -> _Contents:
@@ -81,7 +81,7 @@ def _read(folder: Path | str) -> _Contents:
     again = "remove it and calibrate again"
     if not os.path.lexists(file):
         return _Contents(format_version=FORMAT_VERSION, calibrations=())
-    return _parsed(read_json(file, most_bytes=MOST_BYTES, mend=again), file, again)
+    return _parsed(read_json(file, most_bytes=MOST_BYTES, advice=again), file, again)
 
 
 def _parsed(raw: Any, file: Path, again: str) -> _Contents:
@@ -110,8 +110,8 @@ def _parsed(raw: Any, file: Path, again: str) -> _Contents:
     served = {(entry.binding.adapter_digest, entry.binding.dtype) for entry in calibrations}
     if not (calibrations or contents.asked) or len(served) < len(calibrations):
         raise AdapterError(
-            f"got {len(calibrations)} calibrations in {file}, expected at least one, or asks alone, and no two for the "
-            f"same contents and dtype; {again}"
+            f"got {len(calibrations)} calibrations in {file}, expected at least one, or attempts alone, and no two for "
+            f"the same contents and dtype; {again}"
         )
     return contents
 
@@ -136,17 +136,17 @@ def _added(known: tuple[AskedRows, ...], rows: AskedRows) -> tuple[AskedRows, ..
 
 
 def check_ask(folder: Path | str, rows: AskedRows, known: str | None = None) -> None:
-    """Raise the error that `remember` would raise, before the work on the rows begins.
+    """Raise the error that `record_ask` would raise, before the work on the rows begins.
 
     Raises:
-        ConfigError: see `remember`.
-        AdapterError: see `remember`.
+        ConfigError: see `record_ask`.
+        AdapterError: see `record_ask`.
     """
     with locked(Path(folder)):
         _with_ask(folder, rows, known)
 
 
-def remember(folder: Path | str, rows: AskedRows, known: str | None = None) -> tuple[Ask, ...]:
+def record_ask(folder: Path | str, rows: AskedRows, known: str | None = None) -> tuple[Ask, ...]:
     """Record rows and their ask, and return the earlier asks of overlapping rows.
 
     Args:
@@ -157,7 +157,7 @@ def remember(folder: Path | str, rows: AskedRows, known: str | None = None) -> t
 
     Raises:
         ConfigError: if the deltas add up to 1 or more, or the rows are too many to be recorded; the file stays then.
-        AdapterError: if the file cannot be read, see `read`, or the folder cannot be locked.
+        AdapterError: if the file cannot be read, see `read_calibrations`, or the folder cannot be locked.
     """
     with locked(Path(folder)):
         earlier, text = _with_ask(folder, rows, known)
@@ -174,13 +174,13 @@ def _with_ask(folder: Path | str, rows: AskedRows, known: str | None) -> tuple[t
     return earlier, _text(folder, replace(contents, asked=asked), most_bytes=MOST_BYTES - ROOM_BYTES)
 
 
-def store(folder: Path | str, calibration: Calibration) -> None:
+def store_calibration(folder: Path | str, calibration: Calibration) -> None:
     """Add a calibration, in place of the one for the same dtype; the file changes atomically.
 
     Calibrations and asks for other adapter contents are dropped, since these contents can no longer be served.
 
     Raises:
-        ConfigError: see `remember`.
+        ConfigError: see `record_ask`.
         AdapterError: if a value would not be read back, the file cannot be read, or the folder cannot be locked.
     """
     with locked(Path(folder)):
@@ -206,8 +206,8 @@ def _text(folder: Path | str, contents: _Contents, *, most_bytes: int = MOST_BYT
     text = json.dumps({"format_version": FORMAT_VERSION, "digest": body_digest(raw)} | raw, indent=1) + "\n"
     if len(text) > most_bytes:  # ASCII, so these are bytes
         raise ConfigError(
-            f"got {len(text)} bytes for {file}, which remembers each row of every ask, expected at most {most_bytes}: "
-            "calibrate on fewer rows, at most a million in all asks; nothing was written"
+            f"got {len(text)} bytes for {file}, which remembers each row of every calibration attempt, expected at "
+            f"most {most_bytes}: calibrate on fewer rows, at most a million in all attempts; nothing was written"
         )
     _parsed(json.loads(text), file, "nothing was written: correct the value and calibrate again")
     return text
@@ -220,7 +220,7 @@ def for_serving(folder: Path | str, binding: Binding) -> Calibration | None:
         NotCalibratedError: if every calibration is for other contents or other dtypes; the message names them.
         AdapterError: if the file cannot be read, or was edited.
     """
-    calibrations = read(folder)
+    calibrations = read_calibrations(folder)
     if not calibrations:
         return None
     file = Path(folder) / CALIBRATION_FILE

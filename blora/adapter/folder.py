@@ -73,7 +73,7 @@ UNFINISHED_FILE = f"{CONFIG_FILE}.old"
 # Formats that can run code when they are opened.
 UNSAFE_SUFFIXES = {".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"}
 # Advice for error messages about a file that cannot be used.
-MEND = "restore it or train again"
+ADVICE = "restore it or train again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +180,8 @@ def _put(new: Path, folder: Path) -> None:
     (folder / CALIBRATION_FILE).unlink(missing_ok=True)  # the calibration belongs to the old files
     if was_calibrated:
         logger.warning(
-            "removed %s of the earlier adapter, with its record of asks: run blora calibrate again, on rows that no "
-            "ask has used",
+            "removed %s of the earlier adapter, with its record of calibration attempts: run blora calibrate again, on "
+            "rows that no attempt has used",
             folder / CALIBRATION_FILE,
         )
     for name in (*(name for name in DIGESTED if name != CONFIG_FILE), CARD_FILE, CONFIG_FILE):  # the config last
@@ -236,7 +236,7 @@ def adapter_digest(folder: Path) -> str:
 
 
 def _read_lora(folder: Path, config: AdapterConfig, base: BaseModel) -> Posterior:
-    tensors, weights = (TensorsFile(folder / file, mend=MEND) for file in (POSTERIOR_FILE, WEIGHTS_FILE))
+    tensors, weights = (TensorsFile(folder / file, advice=ADVICE) for file in (POSTERIOR_FILE, WEIGHTS_FILE))
     shapes = ((_disk_name(key), shape) for key, shape in tensor_shapes(config.modules, config.posterior))
     check_tensors(tensors, shapes)
     check_tensors(weights, factor_shapes(config.modules, config.posterior.rank))
@@ -250,9 +250,9 @@ def _read_head(folder: Path, config: AdapterConfig, base: BaseModel) -> Decision
     head = config.head
     assert head is not None  # the caller has checked it
     if head.depths[-1] > (n_layers := base.model.config.get_text_config().num_hidden_layers):
-        raise AdapterError(f"got a head that reads at layer {head.depths[-1]}, expected at most {n_layers}; {MEND}")
+        raise AdapterError(f"got a head that reads at layer {head.depths[-1]}, expected at most {n_layers}; {ADVICE}")
     shapes = head_shapes(head, config.prompt)
-    file = TensorsFile(folder / HEAD_FILE, mend=MEND)
+    file = TensorsFile(folder / HEAD_FILE, advice=ADVICE)
     check_tensors(file, shapes.items())
     tensors = read_tensors(file, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
     tensors = {name: tensor.float() for name, tensor in tensors.items()}
@@ -266,12 +266,12 @@ def _read_familiarity(folder: Path, config: AdapterConfig) -> Familiarity:
     assert head is not None  # a familiarity comes with one
     if settings.n_states != head.n_states:
         raise AdapterError(
-            f"got a familiarity of {settings.n_states} states, expected {head.n_states}, the head's; {MEND}"
+            f"got a familiarity of {settings.n_states} states, expected {head.n_states}, the head's; {ADVICE}"
         )
     if (size := stored_bytes(settings)) > MOST_BYTES:
-        raise AdapterError(f"got a familiarity of {size} bytes, expected at most {MOST_BYTES}; {MEND}")
+        raise AdapterError(f"got a familiarity of {size} bytes, expected at most {MOST_BYTES}; {ADVICE}")
     shapes = familiarity_shapes(settings)
-    file = TensorsFile(folder / FAMILIARITY_FILE, mend=MEND)
+    file = TensorsFile(folder / FAMILIARITY_FILE, advice=ADVICE)
     check_tensors(file, shapes.items())
     found = read_tensors(file, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
     of_choices = ("choice_scale", "choice_variances", "choice_residual")
@@ -282,7 +282,7 @@ def _read_familiarity(folder: Path, config: AdapterConfig) -> Familiarity:
 def _check_positive(what: str, tensors: Mapping[str, Tensor], names: Sequence[str]) -> None:
     for name in names:
         if name in tensors and not bool((tensors[name] > 0).all()):
-            raise AdapterError(f"got a {what} whose {name} is not positive; {MEND}")
+            raise AdapterError(f"got a {what} whose {name} is not positive; {ADVICE}")
 
 
 def _files(folder: Path) -> tuple[str, ...]:
@@ -315,7 +315,7 @@ def read_config(folder: Path) -> AdapterConfig:
         raise AdapterError(f"got adapter {folder}, expected an existing directory")
     _check_present(folder, (CONFIG_FILE,))
     file = folder / CONFIG_FILE
-    raw = read_json(file, mend=MEND)
+    raw = read_json(file, advice=ADVICE)
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if version != FORMAT_VERSION:
         raise AdapterError(
@@ -324,7 +324,7 @@ def read_config(folder: Path) -> AdapterConfig:
     try:
         text = json.dumps(raw, allow_nan=False)
     except ValueError as exc:
-        raise AdapterError(f"got {file} with a number that is not finite, which no answer could carry; {MEND}") from exc
+        raise AdapterError(f"got {file} with a number that is not finite, expected finite ones; {ADVICE}") from exc
     try:
         config = AdapterConfig.from_json(text)
         if config.policy is not None:
@@ -358,7 +358,7 @@ def _posterior(config: AdapterConfig, file: TensorsFile) -> Posterior:
     try:
         posterior = Posterior(config.modules, config.posterior, seed=0)
     except ConfigError as exc:
-        raise AdapterError(f"{CONFIG_FILE}: {exc}; {MEND}") from exc
+        raise AdapterError(f"{CONFIG_FILE}: {exc}; {ADVICE}") from exc
     expected = {_disk_name(key): (key, tensor) for key, tensor in posterior.state_dict().items()}
     tensors = read_tensors(file, {disk: tensor for disk, (_, tensor) in expected.items()})
     posterior.load_state_dict({key: tensors[disk] for disk, (key, _) in expected.items()})
@@ -389,7 +389,7 @@ def _same_weights(wanted: BaseModelRef, found: BaseModelRef) -> bool:
 
 
 def _digest(folder: Path, files: Sequence[str]) -> str:
-    lines = [f"{file_digest(folder / name, mend=MEND)}  {name}\n" for name in files]
+    lines = [f"{file_digest(folder / name, advice=ADVICE)}  {name}\n" for name in files]
     return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
 
 

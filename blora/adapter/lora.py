@@ -79,7 +79,7 @@ def lora_shape(path: Path) -> LoraShape:
             "positive one; check the file"
         )
     sides: dict[str, dict[str, tuple[int, ...]]] = {}
-    for name, info in TensorsFile(path / WEIGHTS_FILE, mend="check the path").tensors.items():
+    for name, info in TensorsFile(path / WEIGHTS_FILE, advice="check the path").tensors.items():
         if not (match := _TENSOR.fullmatch(name)):
             raise AdapterError(f"got tensor {name} in {path}, expected LoRA factors only; start from a plain LoRA")
         sides.setdefault(match.group(1), {})[match.group(2)] = info.shape
@@ -120,7 +120,7 @@ def read_lora(path: Path, modules: Mapping[str, tuple[int, int]], rank: int, alp
                 f"got {name} = {settings.get(name)!r} in {path}, expected {wanted}; start from a LoRA of that size"
             )
     expected = {name: torch.empty(shape, device="meta") for name, shape in factor_shapes(modules, rank)}
-    tensors = read_tensors(TensorsFile(path / WEIGHTS_FILE, mend="check the path"), expected)
+    tensors = read_tensors(TensorsFile(path / WEIGHTS_FILE, advice="check the path"), expected)
     return {
         name: Factors(tensors[tensor_name(name, "A")].float()[None], tensors[tensor_name(name, "B")].float()[None])
         for name in modules
@@ -205,7 +205,7 @@ def read_tensors(file: TensorsFile, expected: Mapping[str, Tensor]) -> dict[str,
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    found = read_json(path / LORA_CONFIG_FILE, mend="check the path")
+    found = read_json(path / LORA_CONFIG_FILE, advice="check the path")
     return found if isinstance(found, dict) else {}
 
 

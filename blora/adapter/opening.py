@@ -12,7 +12,7 @@ from blora.base_model import EMBEDDED, EMBEDDED_ID, BaseModel, load_base_model, 
 from blora.errors import AdapterError, NotCalibratedError
 from blora.inference.architecture import check_packing
 
-__all__ = ["open_adapter", "open_base", "own_base_model", "pick_dtype"]
+__all__ = ["open_adapter", "open_base", "pick_dtype"]
 
 COMMIT = re.compile("[0-9a-f]{40}")
 
@@ -44,13 +44,13 @@ def open_adapter(
         AdapterError: if the folder holds no adapter of that base model.
         BaseModelError: if the base model does not load.
     """
-    base = open_base(base_model or own_base_model(path), device=device, dtype=dtype)
+    base = open_base(base_model or _own_base_model(path), device=device, dtype=dtype)
     adapter = load_adapter(path, base, name=name)
     attach(base, adapter)
     return base, adapter
 
 
-def own_base_model(path: Path) -> str:
+def _own_base_model(path: Path) -> str:
     """Return the `load_base_model` spec of the base model that an adapter was trained on.
 
     Raises:

@@ -62,7 +62,7 @@ def check_peft_config(file: Path, config: AdapterConfig, base: BaseModel) -> Non
     Raises:
         AdapterError: if a setting that determines the update differs.
     """
-    found = read_json(file, mend="restore it or train again")
+    found = read_json(file, advice="restore it or train again")
     expected = peft_config(config, base).to_dict()  # type: ignore[no-untyped-call]
     for name in PEFT_SETTINGS:
         wanted, got = (_plain(values.get(name)) for values in (expected, found if isinstance(found, dict) else {}))

@@ -167,10 +167,10 @@ def _adapter_folders(path: Path) -> list[Path]:
 def _adapter(folder: Path, in_use: str | None) -> Facts:
     """Return an adapter's identity, and the dtypes for which its calibrations hold."""
     from blora.adapter import adapter_digest, read_config
-    from blora.adapter.calibration_file import read
+    from blora.adapter.calibration_file import read_calibrations
 
     config, digest = read_config(folder), adapter_digest(folder)
-    calibrations = read(folder)
+    calibrations = read_calibrations(folder)
     own = {entry.binding.dtype: entry for entry in calibrations if entry.binding.adapter_digest == digest}
     return {
         "digest": digest,

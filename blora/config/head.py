@@ -1,13 +1,14 @@
 """The settings of what reads hidden states: the decision head, and the familiarity beside it."""
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import ClassVar, Literal, get_args
 
 from pydantic import ConfigDict
 
 from blora.config.checks import require
 
-__all__ = ["MOST_CHOICES", "MOST_GUESSES", "MOST_REFERENCE", "FamiliarityConfig", "FamiliarityKind", "HeadConfig"]
+__all__ = ["MOST_CHOICES", "MOST_REFERENCE", "FamiliarityConfig", "FamiliarityKind", "HeadConfig"]
 
 # Limit for a fixed label set.
 MOST_CHOICES = 255
@@ -17,8 +18,6 @@ MOST_DEPTHS, MOST_STATES, MOST_DIRECTIONS, MOST_GRAMS, MOST_PRODUCTS = 64, 2**20
 MOST_REFERENCE = 4096
 # Limit for the sharpness of a familiarity, beyond which a soft maximum is the maximum.
 MOST_SHARPNESS = 1000
-# Limit for the share of guesses in an answer, below which the choices keep their order.
-MOST_GUESSES = 0.95
 
 FamiliarityKind = Literal["gaussian", "direction", "both", "choices"]
 
@@ -86,7 +85,7 @@ class FamiliarityConfig:
         n_labels: C, the number of labels; 0 without labels.
         sharpness: k of the soft maximum log(sum(exp(k * cosine))) / k over the labels; None for the maximum itself.
         n_reference: number of reference distances.
-        guesses: share of guesses in the answer to a question that is farther than every reference row.
+        guesses_beyond: distance beyond which answers are mostly guesses; None for no guesses.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -100,10 +99,11 @@ class FamiliarityConfig:
     n_labels: int = 0
     sharpness: float | None = None
     n_reference: int = 1
-    guesses: float = 0.0
+    guesses_beyond: float | None = None
 
     def __post_init__(self) -> None:
-        require(0 <= self.guesses <= MOST_GUESSES, f"guesses = {self.guesses}", f"0 to {MOST_GUESSES}")
+        beyond = self.guesses_beyond
+        require(beyond is None or isfinite(beyond), f"guesses_beyond = {beyond}", "a finite distance, or none")
         require(self.kind in get_args(FamiliarityKind), f"kind = {self.kind!r}", "gaussian, direction, both or choices")
         has_axes = int(self.kind in ("direction", "both"))
         for name, least, most in (

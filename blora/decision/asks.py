@@ -7,7 +7,6 @@ another dtype the result may differ, so that the same target in another dtype is
 """
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,14 +14,12 @@ from typing import ClassVar
 from pydantic import ConfigDict
 
 from blora.config.checks import require
+from blora.questions.fingerprints import DIGITS, are_fingerprints, parts
 from blora.scores import ScoreName
 
 __all__ = ["Ask", "AskedRows", "check_total", "earlier_asks", "total_delta"]
 
-DIGITS = 12  # length of a row's fingerprint, see `blora.training.rows.overlap`
-
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-_FINGERPRINTS = re.compile(f"([0-9a-f]{{{DIGITS}}})*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +60,7 @@ class AskedRows:
         adapter_digest: digest of the adapter's contents.
         digest: digest of the data as read.
         n_rows: number of rows used, from the start of the data.
-        fingerprints: fingerprints of the rows' questions, 12 hex digits each without a separator; empty if unknown.
+        fingerprints: fingerprints of the rows' questions, see `blora.questions.fingerprints`; empty if unknown.
         asks: the asks in order.
     """
 
@@ -76,9 +73,7 @@ class AskedRows:
     asks: tuple[Ask, ...]
 
     def __post_init__(self) -> None:
-        require(
-            bool(_FINGERPRINTS.fullmatch(self.fingerprints)), "bad fingerprints of rows", f"{DIGITS} hex digits a row"
-        )
+        require(are_fingerprints(self.fingerprints), "bad fingerprints of rows", f"{DIGITS} hex digits a row")
 
     def same(self, other: "AskedRows") -> bool:
         """Return whether the other record has the same rows and the same adapter."""
@@ -88,11 +83,8 @@ class AskedRows:
     def overlaps(self, other: "AskedRows") -> bool:
         """Return whether the other record has the same adapter and shares a row."""
         return self.adapter_digest == other.adapter_digest and (
-            self.digest == other.digest or not self._questions().isdisjoint(other._questions())
+            self.digest == other.digest or not set(parts(self.fingerprints)).isdisjoint(parts(other.fingerprints))
         )
-
-    def _questions(self) -> set[str]:
-        return {self.fingerprints[at : at + DIGITS] for at in range(0, len(self.fingerprints), DIGITS)}
 
 
 def total_delta(asks: Iterable[Ask]) -> float:
@@ -130,6 +122,6 @@ def check_total(asks: Sequence[Ask]) -> None:
     """
     require(
         total_delta(asks) < 1,
-        f"{len(asks)} asks of the same rows with a delta of {total_delta(asks):g} in total",
-        "a total below 1: calibrate on rows that no ask has used",
+        f"{len(asks)} calibration attempts on the same rows with a delta of {total_delta(asks):g} in total",
+        "a total below 1: calibrate on rows that no attempt has used",
     )

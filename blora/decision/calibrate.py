@@ -86,7 +86,7 @@ def calibrate(
     draws = temper(log_probs, binding.temperature, binding.lapse)
     if not bool(draws.isfinite().all()):
         raise NumericalError("got probabilities that are not finite, expected finite ones: score in float32")
-    probs = draws if guesses is None else modest(draws, guesses)
+    probs = draws if guesses is None else modest(draws, guesses, ~log_probs.isneginf().all(0))
     asks = (*earlier(), goal.ask_in(binding.dtype))
     stages = _stages(probs, draws, labels, binding.stop_error, goal.score)
     evidence = Evidence.gather(stages, seed=goal.seed, resolution=resolution_of(binding.dtype), passing=passing)
@@ -161,7 +161,7 @@ def _stages(
 
     Args:
         probs: (S, N, C) probabilities of the answers.
-        draws: the same before guesses, which decide when draws stop.
+        draws: the same before guesses.
         labels: (N,).
         stop_error: error of early stopping, None for none.
         score: the score, None for all.
@@ -173,7 +173,7 @@ def _stages(
     stages = []
     for look in _looks(len(probs), stop_error):
         seen = probs[:look]
-        unsettled = reach(draws[:look], len(probs), stop_error) if stop_error is not None and look < len(probs) else {}
+        unsettled = reach(seen, len(probs), stop_error) if stop_error is not None and look < len(probs) else {}
         wrong = predictive_mean(seen).argmax(-1) != labels
         stages.append(Stage(kept(scores_of(seen, draws[:look])), wrong, kept(unsettled)))
     return stages
@@ -186,7 +186,7 @@ def _answers(
     mean, scores = predictive_mean(probs), scores_of(probs, draws)
     if stop_error is None:
         return mean, scores
-    used = draws_used(draws, policy, stop_error)
+    used = draws_used(probs, policy, stop_error)
     for look in looks(len(probs)):
         rows = used == look
         mean[rows] = predictive_mean(probs[:look, rows])
@@ -229,7 +229,7 @@ def _not_proved(n_rows: int, goal: Goal, spent: float) -> str:
     # chosen after looking at the rows.
     return (
         f"got target_risk {goal.target_risk}, which these {n_rows} rows do not prove at delta {goal.delta}, expected "
-        f"one that they prove. The rows are used up at delta {spent:g}: another ask of them adds its delta to that, "
-        "and rows that no ask has used start anew. Calibrate on new rows, more of them for the same target, or train "
-        "a better adapter"
+        f"one that they prove. The rows are used up at delta {spent:g}: another calibration attempt on them adds its "
+        "delta to that, and rows that no attempt has used start anew. Calibrate on new rows, more of them for the same "
+        "target, or train a better adapter"
     )

@@ -10,8 +10,8 @@ direction: a question that resembles none of the labels. On the R axes that sepa
     variance within labels (linear discriminant analysis), the cosines between the question and the labels' means, and
     of these a soft maximum, log(sum(exp(k cosine))) / k, so that a question between several labels is familiar as well.
     The length, which is not compared, tells how typical a question is, and not which label it resembles.
-choices: choices of another kind, for questions that bring their own. g of a second Gaussian, of the mean of the states
-    of the question's choices.
+choices: choices of another kind, for questions that bring their own. log g of a second Gaussian, of the states of a
+    choice, in the mean over the question's choices, so that their number does not matter.
 
 With gaussian and direction, the cosines are multiplied by the share of the length that lies in the axes, sqrt(|A x|^2 /
 g). Each part is standardised by validation rows, so that a distance of 0 is typical and one of 3 is far. Larger is more
@@ -34,6 +34,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from blora.config import FamiliarityConfig
+from blora.decision.guesses import SHARE
 from blora.errors import ShapeError
 
 __all__ = [
@@ -144,12 +145,12 @@ class Familiarity:
         """Return the familiarity on another device."""
         return Familiarity(self.config, *(getattr(self, field.name).to(device) for field in fields(self)[1:]))
 
-    def distance(self, states: Tensor, choices: Tensor | None = None) -> Tensor:
+    def distance(self, states: Tensor, choices: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Return the distances (B,) float32 of questions; larger is more foreign.
 
         Args:
             states: (B, F) mean states of the prompts.
-            choices: (B, F) mean states of the questions' own choices. Without them, choices are taken to be typical.
+            choices: mean states (R, F) of the questions' own choices, and the question (R,) of each.
 
         Raises:
             ShapeError: if the number of states is not F.
@@ -159,14 +160,15 @@ class Familiarity:
 
     def guesses(self, distances: Tensor) -> Tensor:
         """Return the share of guesses (B,) in the answers to questions at distances (B,)."""
-        return self.config.guesses * (distances > self.reference.max())
+        beyond = self.config.guesses_beyond
+        return torch.zeros_like(distances) if beyond is None else SHARE * (distances.double() > beyond)
 
     @property
     def used(self) -> list[int]:
         """Columns of `parts` that the distance adds up."""
         return {"gaussian": [0], "direction": [1], "both": [0, 1], "choices": [0, 1]}[self.config.kind]
 
-    def parts(self, states: Tensor, choices: Tensor | None = None) -> Tensor:
+    def parts(self, states: Tensor, choices: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Return log g, and minus the soft maximum of the cosines or log g of the choices, (B, 2), not standardised."""
         x = (self._checked(states) - self.center) / self.scale
         low = x[:, : self.config.n_low]
@@ -174,7 +176,9 @@ class Familiarity:
         if self.config.kind == "gaussian":
             second = torch.zeros_like(squared)
         elif self.config.kind == "choices":
-            second = self._of_choices(choices) if choices is not None else self.middle[1].expand_as(squared)
+            if choices is None:
+                raise ShapeError("got a question without the states of its choices, expected these too")
+            second = self._of_choices(*choices, torch.zeros_like(squared))
         else:
             on_axes = x @ self.axes.T  # (B, R)
             cosines = normalize(on_axes, dim=-1) @ self.labels.T  # (B, C)
@@ -184,10 +188,11 @@ class Familiarity:
             second = -(cosines.amax(-1) if k is None else (k * cosines).logsumexp(-1) / k)
         return torch.stack([squared.log(), second], -1)
 
-    def _of_choices(self, choices: Tensor) -> Tensor:
-        """Return log g (B,) of the mean states (B, F) of choices."""
+    def _of_choices(self, choices: Tensor, owner: Tensor, zeros: Tensor) -> Tensor:
+        """Return the mean log g (B,) of each question's choices (R, F)."""
         low = (self._checked(choices)[:, : self.config.n_low] - self.choice_center) / self.choice_scale
-        return _mahalanobis(low, self.choice_directions, self.choice_variances, self.choice_residual).log()
+        found = _mahalanobis(low, self.choice_directions, self.choice_variances, self.choice_residual).log()
+        return zeros.index_add(0, owner, found) / zeros.index_add(0, owner, torch.ones_like(found))
 
     def _checked(self, states: Tensor) -> Tensor:
         """Return states in float32, once their number is F."""

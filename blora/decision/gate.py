@@ -7,7 +7,7 @@ which this is at most delta. In terms of conformal p-values, a question lies bey
 
 The selective risk behind the gate is proved from the same rows. Given t, the rows nearer than t are independent draws
 of the questions that pass the gate, as the order statistics of a sample are; they alone are counted, without the row
-at t itself. Where t is a distance that many questions have, as those with one prompt and different choices do, not
+at t itself. Where t is a distance that many questions have, as those with one prompt and fixed choices do, not
 counting the rows at t would leave these questions out of the proof. The gate is therefore at a distance that one
 reference row alone has: a larger one, if need be, beyond which lie fewer than k rows.
 

@@ -1,61 +1,60 @@
-"""Guesses: modest probabilities for a question that is farther from the training rows than every reference row.
+"""Guesses: modest probabilities for a question that is far beyond the rows whose distances are known.
 
-Its answer is (1 - g) p + g / C under every draw, for C choices. The mutual information stays that of p: guesses say
-that the choices are not told apart, and must not look like agreement of the draws. The familiarity of such a question
-is the smallest that there is, 1 / (n + 1) for n reference rows, which is also how often a familiar question has it.
-So the share costs at most `BUDGET` in distribution: g is the largest share, up to `MOST_GUESSES`, whose mean cost on
-validation rows, over n + 1, is at most that.
+Its answer is (1 - g) p + g / C under every draw, for C choices and g = `SHARE`. The mutual information stays that of p:
+guesses say that the choices are not told apart, and must not look like agreement of the draws.
+
+Guesses begin at a distance that hardly any familiar question has, so that they cost `BUDGET` of NLL in distribution:
+what they would cost on every validation row, times the probability of such a distance. One familiar question in n + 1
+is farther than n reference rows; beyond, the probability is taken to fall exponentially, as the farthest tenth of the
+rows does. The distance is never nearer than the farthest row.
 """
 
+import math
+
 import torch
-from scipy.optimize import brentq
 from torch import Tensor
 
-from blora.config.head import MOST_GUESSES
 from blora.decision.temperature import guessed
 from blora.scores import predictive_mean
 
-__all__ = ["BUDGET", "guess_share", "modest"]
+__all__ = ["BUDGET", "SHARE", "beginning_of_guesses", "modest"]
 
-# The NLL, in nats, that guesses may cost in distribution.
-BUDGET = 0.002
+# The share of guesses; the rest keeps the choices in their order.
+SHARE = 0.95
+# The NLL, in nats, that guesses are expected to cost in distribution.
+BUDGET = 0.001
 LEAST = torch.finfo(torch.float32).tiny  # against log 0
 
 
-def guess_share(probs: Tensor, labels: Tensor, n_reference: int) -> float:
-    """Return the share of guesses for questions that are farther than every reference row.
+def beginning_of_guesses(reference: Tensor, probs: Tensor, labels: Tensor) -> float:
+    """Return the distance beyond which answers are guesses.
 
     Args:
+        reference: (n,) distances of rows that were not trained on.
         probs: (S, N, C) recalibrated probabilities of validation rows, 0 for choices that a row does not have.
         labels: (N,).
-        n_reference: n, the number of reference rows.
 
     >>> sure = torch.tensor([[[0.9, 0.1], [0.8, 0.2]]])
-    >>> guess_share(sure, torch.tensor([0, 0]), 10_000)
-    0.95
-    >>> round(guess_share(sure, torch.tensor([0, 0]), 20), 3)  # few rows: 0.042 nats for one question in 21
-    0.1
+    >>> far = torch.arange(100.0) / 10  # the farthest tenth is 0.55 beyond the others in the mean
+    >>> round(beginning_of_guesses(far, sure, torch.tensor([0, 0])), 2), float(far.max())
+    (10.77, 9.899999618530273)
     """
     mean = predictive_mean(probs.double())
-    present = mean > 0
-    before = mean.gather(1, labels.long()[:, None]).clamp_min(LEAST).log()
-
-    def over_budget(share: float) -> float:
-        after = guessed(mean, share, present).gather(1, labels.long()[:, None]).clamp_min(LEAST).log()
-        return float((before - after).mean()) / (n_reference + 1) - BUDGET
-
-    if over_budget(MOST_GUESSES) <= 0:
-        return MOST_GUESSES
-    return float(brentq(over_budget, 0.0, MOST_GUESSES))
+    own = labels.long()[:, None]
+    before, after = (one.gather(1, own).clamp_min(LEAST).log() for one in (mean, guessed(mean, SHARE, mean > 0)))
+    cost = float((before - after).mean()) / (len(reference) + 1)
+    descending = reference.double().sort(descending=True).values
+    k = max(1, len(reference) // 10)
+    excess = float((descending[:k] - descending[min(k, len(reference) - 1)]).mean())
+    return float(descending[0]) + excess * max(0.0, math.log(max(cost, LEAST) / BUDGET))
 
 
-def modest(probs: Tensor, shares: Tensor) -> Tensor:
+def modest(probs: Tensor, shares: Tensor, present: Tensor) -> Tensor:
     """Return probabilities (S, B, C) with each question's share of guesses, (B,).
 
     Args:
-        probs: (S, B, C), 0 under every draw for choices that a question does not have.
+        probs: (S, B, C).
         shares: (B,), 0 for questions that are answered without guesses.
+        present: (B, C) mask of the choices of each question.
     """
-    if not bool(shares.any()):
-        return probs
-    return guessed(probs, shares[:, None], (probs > 0).any(0))
+    return guessed(probs, shares[:, None], present) if bool(shares.any()) else probs

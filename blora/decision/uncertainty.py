@@ -23,7 +23,7 @@ class Prediction(_Scores):  # type: ignore[misc]  # a type checker cannot read t
     Attributes:
         familiarity: conformal p-value of the question; None for an adapter without a familiarity.
         probabilities: probability of each of the C choices, summing to 1.
-        std: population standard deviation of each probability over the draws.
+        std: population standard deviation of each probability over the draws, before guesses.
         top: index of the most probable choice, the first one in a tie.
     """
 
@@ -44,7 +44,7 @@ def summarize(probs: Tensor, familiarity: float | None = None, guesses: float = 
     Args:
         probs: (S, C), one row per posterior draw.
         familiarity: conformal p-value of the question, if it is known.
-        guesses: share of guesses that is added to every draw; the mutual information stays that of `probs`.
+        guesses: share of guesses that is added to every draw; mutual information and spread stay those of `probs`.
 
     Raises:
         ShapeError: if probs is not 2-D.
@@ -56,12 +56,12 @@ def summarize(probs: Tensor, familiarity: float | None = None, guesses: float = 
         raise NumericalError("got probabilities that are not finite, expected finite ones")
     probs = probs.detach().cpu().double()
     draws = (probs / probs.sum(-1, keepdim=True))[:, None]  # (S, 1, C)
-    probs = guessed(draws, guesses, torch.ones(draws.shape[-1:]))
+    probs = guessed(draws, guesses, torch.ones(draws.shape[-1:])) if guesses else draws
     mean = predictive_mean(probs)[0]
     return Prediction(
         familiarity=familiarity,
         probabilities=tuple(mean.tolist()),
-        std=tuple(probs[:, 0].std(0, correction=0).tolist()),
+        std=tuple(draws[:, 0].std(0, correction=0).tolist()),
         top=int(mean.argmax()),
-        **{name: score.values(probs, draws).item() for name, score in DRAWN.items()},
+        **{name: score.values(probs, draws if guesses else None).item() for name, score in DRAWN.items()},
     )

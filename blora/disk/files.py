@@ -38,59 +38,59 @@ _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "BOOL": 1}
 
 
 @contextmanager
-def _opened(file: Path, mend: str) -> Iterator[BufferedReader]:
+def _opened(file: Path, advice: str) -> Iterator[BufferedReader]:
     """Open a regular file; anything else, such as a pipe, a device or a folder, is refused before it is opened.
 
     Raises:
         AdapterError: if the file is not regular, or cannot be opened or read.
     """
     try:
-        _check_regular(os.stat(file), file, mend)
+        _check_regular(os.stat(file), file, advice)
         # O_NONBLOCK: should a pipe replace the file after the check, opening it must not wait for a writer.
         descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as opened:
-            _check_regular(os.fstat(descriptor), file, mend)
+            _check_regular(os.fstat(descriptor), file, advice)
             yield opened
     except OSError as exc:
-        raise AdapterError(f"got {file}, which cannot be read ({exc.strerror}); {mend}") from exc
+        raise AdapterError(f"got {file}, which cannot be read ({exc.strerror}); {advice}") from exc
 
 
-def _check_regular(found: os.stat_result, file: Path, mend: str) -> None:
+def _check_regular(found: os.stat_result, file: Path, advice: str) -> None:
     if not stat.S_ISREG(found.st_mode):
-        raise AdapterError(f"got {file}, which cannot be read (not a regular file); {mend}")
+        raise AdapterError(f"got {file}, which cannot be read (not a regular file); {advice}")
 
 
-def _read(file: Path, most: int, mend: str) -> bytes:
-    with _opened(file, mend) as opened:
+def _read(file: Path, most: int, advice: str) -> bytes:
+    with _opened(file, advice) as opened:
         content = opened.read(most + 1)
     if len(content) > most:
-        raise AdapterError(f"got {file} of more than {most} bytes, expected at most that many; {mend}")
+        raise AdapterError(f"got {file} of more than {most} bytes, expected at most that many; {advice}")
     return content
 
 
-def read_json(file: Path, *, most_bytes: int = MOST_JSON_BYTES, mend: str) -> Any:
+def read_json(file: Path, *, most_bytes: int = MOST_JSON_BYTES, advice: str) -> Any:
     """Return the parsed contents of a JSON file.
 
     Args:
         file: a regular file.
         most_bytes: largest allowed size.
-        mend: advice for the error message, for a file that cannot be used.
+        advice: advice for the error message, for a file that cannot be used.
 
     Raises:
         AdapterError: if the file cannot be read, is too large, is not JSON, or has more than MOST_JSON_DEPTH levels.
     """
-    content = _read(file, most_bytes, mend)
+    content = _read(file, most_bytes, advice)
     try:
         found = from_json(content)
     except ValueError as exc:
-        raise AdapterError(f"got {file}, which is not JSON ({exc}); {mend}") from exc
+        raise AdapterError(f"got {file}, which is not JSON ({exc}); {advice}") from exc
     level = [found]
     for _ in range(MOST_JSON_DEPTH):
         level = [inner for value in level for inner in _inside(value)]
         if not level:
             return found
     raise AdapterError(
-        f"got {file} with more than {MOST_JSON_DEPTH} levels of lists and objects, expected at most that many; {mend}"
+        f"got {file} with more than {MOST_JSON_DEPTH} levels of lists and objects, expected at most that many; {advice}"
     )
 
 
@@ -100,13 +100,13 @@ def _inside(value: Any) -> Iterable[Any]:
     return value if isinstance(value, list) else ()
 
 
-def file_digest(file: Path, *, mend: str) -> str:
+def file_digest(file: Path, *, advice: str) -> str:
     """Return the SHA-256 of a regular file in hexadecimal digits, without loading the whole file into memory.
 
     Raises:
         AdapterError: if the file cannot be read.
     """
-    with _opened(file, mend) as opened:
+    with _opened(file, advice) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
@@ -128,16 +128,16 @@ class TensorsFile:
 
     Args:
         file: a regular file.
-        mend: advice for error messages, for a file that cannot be used.
+        advice: advice for error messages, for a file that cannot be used.
 
     Raises:
         AdapterError: if the file cannot be read, is not a safetensors file, or has a tensor of an unsupported dtype.
     """
 
-    def __init__(self, file: Path, *, mend: str) -> None:
+    def __init__(self, file: Path, *, advice: str) -> None:
         self.file = file
-        self._mend = mend
-        with _opened(file, mend) as opened:
+        self._advice = advice
+        with _opened(file, advice) as opened:
             self._size = os.fstat(opened.fileno()).st_size
             length = int.from_bytes(opened.read(_LENGTH_BYTES), "little")
             if self._size < _LENGTH_BYTES or length > min(MOST_HEADER_BYTES, self._size - _LENGTH_BYTES):
@@ -170,7 +170,7 @@ class TensorsFile:
         Raises:
             AdapterError: if the file has changed since the header was read, or is inconsistent.
         """
-        with _opened(self.file, self._mend) as opened:
+        with _opened(self.file, self._advice) as opened:
             content = opened.read(self._size + 1)
         try:
             found = load(content)
@@ -183,4 +183,4 @@ class TensorsFile:
         return found
 
     def _wrong(self, why: str) -> AdapterError:
-        return AdapterError(f"got {self.file}, which is not a safetensors file ({why}); {self._mend}")
+        return AdapterError(f"got {self.file}, which is not a safetensors file ({why}); {self._advice}")

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 ORIGIN_FILE = "origin.json"
 # Longest name of a file with a branch's commit; the name of a file being written is a little longer.
 MOST_CHARACTERS = 200
-MEND = "remove the folder, to download it again"
+ADVICE = "remove the folder, to download it again"
 
 
 def local_folder(place: str | PathLike[str] | HubName) -> Path:
@@ -162,7 +162,7 @@ def _download(name: HubName, cached: Path) -> str:
                 _check_hash(partial / file, entry)
             shutil.rmtree(partial / ".cache", ignore_errors=True)  # the client keeps its notes there
             adapter_digest(partial)  # fails if a file is missing
-            hashes = {file: file_digest(partial / file, mend=MEND) for file in listed}
+            hashes = {file: file_digest(partial / file, advice=ADVICE) for file in listed}
             origin = {"repo": name.repo, "commit": commit, "files": hashes}
             (partial / ORIGIN_FILE).write_text(json.dumps(origin, indent=1) + "\n")
     except AdapterError as exc:
@@ -180,7 +180,7 @@ def _check_hash(file: Path, listed: Any) -> None:
         AdapterError: if they differ, or the hub lists no hash.
     """
     if listed.lfs is not None:
-        expected, found = listed.lfs.sha256, file_digest(file, mend="try again")
+        expected, found = listed.lfs.sha256, file_digest(file, advice="try again")
     else:
         content = file.read_bytes()
         expected = listed.blob_id
@@ -195,8 +195,8 @@ def _check_unchanged(folder: Path) -> None:
     Raises:
         AdapterError: if a file was changed, added or removed.
     """
-    origin = read_json(folder / ORIGIN_FILE, mend=MEND)
+    origin = read_json(folder / ORIGIN_FILE, advice=ADVICE)
     recorded = origin.get("files") if isinstance(origin, dict) else None
-    found = {file: file_digest(folder / file, mend=MEND) for file in OWN_FILES if (folder / file).exists()}
+    found = {file: file_digest(folder / file, advice=ADVICE) for file in OWN_FILES if (folder / file).exists()}
     if found != recorded:
-        raise AdapterError(f"got {folder}, whose files have changed since they were downloaded; {MEND}")
+        raise AdapterError(f"got {folder}, whose files have changed since they were downloaded; {ADVICE}")

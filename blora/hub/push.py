@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from blora.adapter import CARD_FILE, OWN_FILES, adapter_digest, read_config
-from blora.adapter.calibration_file import read
+from blora.adapter.calibration_file import read_calibrations
 from blora.adapter.card import model_card
 from blora.errors import AdapterError, ConfigError
 from blora.hub.client import TOKEN, hub_api, hub_errors, why
@@ -67,7 +67,7 @@ def push(folder: Path, repo: str, *, revision: str | None = None, private: bool 
 
 
 def _check_calibration(folder: Path, digest: str) -> None:
-    calibrations = read(folder)
+    calibrations = read_calibrations(folder)
     if calibrations and all(entry.binding.adapter_digest != digest for entry in calibrations):
         raise AdapterError(
             f"got a calibration of other contents in {folder}, expected one of {digest}: run `blora calibrate` again, "

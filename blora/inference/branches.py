@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from blora.inference.fork import branching_layer, runs_in_parts
 from blora.inference.packing import PackedBatch, PackedRow, States, by_length, collate, padded_tokens, spread_states
 from blora.inference.prefix import MIN_PREFIX, HeadPrefix, Memory, Prefix, common_tokens
-from blora.inference.reading import head_log_probs, read_prefix, read_rows
+from blora.inference.reading import as_read, head_log_probs, read_prefix, read_rows
 from blora.inference.scoring import score_draws, score_rows, states_of
 from blora.posterior.decision_head import Features, HeadDraws
 from blora.posterior.draws import Draws
@@ -196,7 +196,8 @@ def _score_mixed(
     if by_model:
         for picked in by_length([rows[i] for i in by_model], max_batch_tokens):
             some = [by_model[k] for k in picked]
-            read(some, read_rows(model, [rows[i] for i in some], draws.head.config, draws.lora))
+            those = [as_read(rows[i], draws.head) for i in some]
+            read(some, read_rows(model, those, draws.head.config, draws.lora))
     return out
 
 
@@ -215,7 +216,7 @@ def prefix_of(
 ) -> Prefix | HeadPrefix:
     """Return a cached prefix of a row under draws of a LoRA, or for a head, which reads the whole row."""
     if isinstance(draws, HeadDraws):
-        return read_prefix(model, row, n_tokens, draws.head.config, draws.lora)
+        return read_prefix(model, as_read(row, draws.head), n_tokens, draws.head.config, draws.lora)
     return Prefix(model, row.prompt[:n_tokens], draws, max_batch_tokens=max_batch_tokens)
 
 

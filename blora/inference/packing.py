@@ -6,7 +6,7 @@ row of a forward pass scores all choices exactly as scoring each choice alone wo
 """
 
 import string
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -19,6 +19,7 @@ from blora.errors import PromptError, PromptTooLongError, ShapeError
 from blora.inference.checkpoints import checkpoint
 from blora.inference.choices import check_choices, check_tokens, encode_choices, ended
 from blora.inference.text import encode, guard
+from blora.questions.spelling import half_pair
 
 __all__ = [
     "LABELS",
@@ -209,7 +210,8 @@ def pack(
     check_choices(choices)
     said = [text for turn in messages or () for text in turn.values()]
     for texts, param in (([prompt or ""], "prompt"), (said, "messages"), (choices, "choices")):
-        _check_unicode(texts, param)
+        if problem := half_pair(texts):
+            raise PromptError(problem, param=param)
     by_label = (scoring or config.scoring) == "label"
     if by_label and len(choices) > len(LABELS):
         raise PromptError(
@@ -259,14 +261,6 @@ def _readout(config: PromptConfig, choices: tuple[str, ...], *, by_label: bool) 
     if not set(choices) <= set(place):
         return "scores", ()
     return "linear", tuple(place[choice] for choice in choices)
-
-
-def _check_unicode(texts: Iterable[str], param: str) -> None:
-    """Refuse half a surrogate pair, which JSON can contain but no tokenizer can read."""
-    try:
-        "".join(texts).encode()
-    except UnicodeEncodeError as exc:
-        raise PromptError("got half of a surrogate pair, expected whole Unicode characters", param=param) from exc
 
 
 def _listing(choices: Sequence[str]) -> str:

@@ -2,11 +2,12 @@
 
 A linear head reads the mean states of the prompt's tokens and the prompt's character n-grams, and no choices. A pointer
 head reads the mean states of each choice's own tokens, its log-probability and its length. The mean states of the
-prompt are read for both, and their mean over the choices for a pointer head: these tell how familiar a question is. No
-draw of a head changes the states, so that one pass serves every draw.
+prompt, which tell how familiar a question is, are read for both. No draw of a head changes the states, so that one pass
+serves every draw.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,11 +21,11 @@ from blora.inference.packing import PackedBatch, PackedRow, States, collate
 from blora.inference.prefix import HeadPrefix, RecordingCache
 from blora.inference.scoring import inputs_of, log_normalizers
 from blora.inference.vocabulary import log_probs_of_each, plain_head
-from blora.posterior.decision_head import Features, HeadDraws
+from blora.posterior.decision_head import DecisionHead, Features, HeadDraws
 from blora.posterior.draws import Draws, use_draws
 from blora.posterior.inject import decoder_layers
 
-__all__ = ["head_log_probs", "read_prefix", "read_rows", "trunk_of"]
+__all__ = ["as_read", "head_log_probs", "read_prefix", "read_rows", "trunk_of"]
 
 
 def read_rows(
@@ -103,14 +104,18 @@ def _features(
     sums = _sums(batch, found, config.depths, torch.arange(1, batch.is_choice.shape[1] + 1))
     lengths = batch.length.to(sums.device).clamp_min(1)  # the last token of a choice, which ends it, is not read
     counts = torch.stack([totals, totals / lengths, lengths.log()], -1)
-    states = sums / (lengths - 1).clamp_min(1)[..., None]  # 0 for choices that a row does not have
-    n_choices = torch.tensor([[row.n_choices] for row in rows], device=states.device)
-    return Features(states, counts, prompt, choices=states.sum(1) / n_choices)
+    sizes = torch.tensor([row.n_choices for row in rows], device=sums.device)
+    return Features(sums / (lengths - 1).clamp_min(1)[..., None], counts, prompt, sizes=sizes)
 
 
 def trunk_of(config: HeadConfig, lora: Draws) -> int:
     """Return the layer whose input is the deepest state that every later reading can continue from, for any LoRA."""
     return min([*config.depths, *([first_layer(lora.factors)] if lora.factors else [])])
+
+
+def as_read(row: PackedRow, head: DecisionHead) -> PackedRow:
+    """Return a row as a pointer head reads it, with its choices, even if the language model scores it."""
+    return replace(row, readout="pointer") if head.n_outputs == 1 else row
 
 
 def head_log_probs(draws: HeadDraws, rows: Sequence[PackedRow], features: Features) -> Tensor:

@@ -45,15 +45,14 @@ class Features:
         counts: (B, M), (B, C, M) or (R, M) further numbers.
         prompt: (B, F) the same states of the prompts, which tell how familiar a question is; None if not read.
         owner: (R,) the question of each choice, for choices row after row, which need no padding; None otherwise.
-        choices: (B, F) mean of the states of a question's choices, which tells how familiar these are; None without
-            choices of the question's own.
+        sizes: (B,) number of choices of each question, for states (B, C, F); None otherwise.
     """
 
     states: Tensor
     counts: Tensor
     prompt: Tensor | None = None
     owner: Tensor | None = None
-    choices: Tensor | None = None
+    sizes: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.states) if self.owner is None else 1 + int(self.owner[-1])
@@ -69,8 +68,17 @@ class Features:
                 torch.cat([choices[i] for i in places]),
                 torch.arange(len(picked)).repeat_interleave(sizes[picked]),
             )
-        prompt, offered = (part[picked] if part is not None else None for part in (self.prompt, self.choices))
-        return Features(self.states[rows], self.counts[rows], prompt, owner, offered)
+        prompt, n_choices = (part[picked] if part is not None else None for part in (self.prompt, self.sizes))
+        return Features(self.states[rows], self.counts[rows], prompt, owner, n_choices)
+
+    def choices(self) -> tuple[Tensor, Tensor] | None:
+        """Return the states (R, F) of the questions' own choices, row after row, and the question (R,) of each."""
+        if self.owner is not None:
+            return self.states, self.owner
+        if self.sizes is None:
+            return None
+        present = torch.arange(self.states.shape[1], device=self.sizes.device) < self.sizes[:, None]
+        return self.states[present], present.nonzero()[:, 0]
 
 
 @dataclass(frozen=True, slots=True)

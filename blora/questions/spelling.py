@@ -1,9 +1,10 @@
-"""The form of a text in which spellings that look the same are equal."""
+"""Forms of a text in which spellings that look the same are equal."""
 
 import re
 import unicodedata
+from collections.abc import Iterable
 
-__all__ = ["seen"]
+__all__ = ["half_pair", "plain", "seen"]
 
 # Zero-width characters that never change how a text looks. Those in _ENDS can, by joining or reordering letters, except
 # at the ends of a text.
@@ -29,6 +30,28 @@ def seen(text: str) -> str:
     if not _has_many_marks(text):
         text = unicodedata.normalize("NFC", text)
     return text.strip(_ENDS)
+
+
+def plain(text: str) -> str:
+    r"""Return a text in the form `seen`, with one space for each white space: the form that fingerprints are made of.
+
+    >>> plain("I was\n charged\u200b  twice. ")
+    'I was charged twice.'
+    """
+    return " ".join(seen(text).split())
+
+
+def half_pair(texts: Iterable[str]) -> str | None:
+    """Return an error message for half a surrogate pair, which JSON can contain but no tokenizer can read; or None."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as exc:
+            return (
+                f"got half of a surrogate pair, {text[exc.start]!r}, at character {exc.start} of {text!r:.80}, "
+                "expected whole Unicode characters; correct the text"
+            )
+    return None
 
 
 def _has_many_marks(text: str) -> bool:

@@ -1,6 +1,8 @@
 """The text of a question that a request brings: the model reads this form in training and in service."""
 
-__all__ = ["choice_text", "question_text"]
+from collections.abc import Iterable
+
+__all__ = ["choice_text", "question_text", "wording"]
 
 
 def question_text(text: str, instructions: str) -> str:
@@ -19,3 +21,16 @@ def choice_text(value: str, description: str = "") -> str:
     ('billing: payments and refunds', 'other')
     """
     return f"{value}: {description}" if description else value
+
+
+def wording(prompt: str | None, turns: Iterable[str]) -> str:
+    """Return a question without its choices; equal for a prompt and for a chat of that one turn.
+
+    Args:
+        prompt: the text of the question, None if it is a chat.
+        turns: the contents of the chat's turns.
+
+    >>> wording("Is it urgent?", []) == wording(None, ["Is it urgent?"])
+    True
+    """
+    return " ".join(turns) if prompt is None else prompt

@@ -24,7 +24,7 @@ from blora.server.errors import (
     TooLargeError,
 )
 from blora.server.monitoring.feedback import Feedback
-from blora.server.monitoring.logs import write_down
+from blora.server.monitoring.logs import log_outcome
 from blora.server.monitoring.metrics import ServerMetrics
 from blora.server.scheduling.thread_per_task import StalledError, ThreadPerTask
 from blora.server.settings import Settings
@@ -92,14 +92,14 @@ class Loader:
                 check_adapter_name(name)
             except ConfigError as exc:
                 raise InvalidRequestError(f"{exc}: choose another name", param="name") from exc
-            write_down(logger, "adapter_loading", by=by, adapter=name, path=path)
+            log_outcome(logger, "adapter_loading", by=by, adapter=name, path=path)
             async with self._locks.setdefault(name, asyncio.Lock()):
                 handle, outcome, old = await self._load(root, name, path, replace=replace, keep_policy=keep_policy)
         except ServerError as exc:
             self._refused(exc, by=by, adapter=name, path=path)
             raise
         was = old.digest if old is not None and old.digest != handle.digest else None
-        write_down(logger, outcome, by=by, adapter=name, path=path, digest=handle.digest, was=was)
+        log_outcome(logger, outcome, by=by, adapter=name, path=path, digest=handle.digest, was=was)
         if old is not None and old is not handle:  # last, because the engine may be busy
             await self._engine.forget(old)
         return handle, old is None
@@ -122,7 +122,7 @@ class Loader:
             self._refused(exc, by=by, adapter=name)
             raise
         self._release(handle)
-        write_down(logger, "adapter_unloaded", by=by, adapter=name, digest=handle.digest)
+        log_outcome(logger, "adapter_unloaded", by=by, adapter=name, digest=handle.digest)
         await self._engine.forget(handle)
 
     async def _load(
@@ -190,7 +190,7 @@ class Loader:
         self._feedback.forget(handle)
 
     def _refused(self, error: ServerError, **known: str) -> None:
-        write_down(logger, "adapter_refused", level=logging.WARNING, **known, code=error.code, reason=str(error))
+        log_outcome(logger, "adapter_refused", level=logging.WARNING, **known, code=error.code, reason=str(error))
 
     def _enabled(self) -> Path:
         """Return the adapter root; raise ForbiddenError without one."""

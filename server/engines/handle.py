@@ -13,6 +13,7 @@ from blora.config import AdapterConfig
 from blora.decision.abstention import Policy
 from blora.decision.calibration import Calibration
 from blora.decision.familiarity import Familiarity, p_value
+from blora.decision.guesses import SHARE
 from blora.posterior.bank import SampleBank
 from blora.posterior.decision_head import Features, HeadPosterior
 from blora.posterior.posterior import Posterior
@@ -78,12 +79,12 @@ class AdapterHandle:
         """Return the distance of each question from the training rows; None without a familiarity."""
         if self.familiarity is None or features.prompt is None:
             return [None] * len(features)
-        return [*self.familiarity.distance(features.prompt, features.choices).tolist()]
+        return [*self.familiarity.distance(features.prompt, features.choices()).tolist()]
 
     def guesses(self, distance: float) -> float:
         """Return the share of guesses in the answer to a question at a distance from the training rows."""
-        assert self.familiarity is not None  # the distance is the familiarity's
-        return self.familiarity.guesses(torch.tensor([distance], device=self.familiarity.reference.device)).item()
+        beyond = self.config.familiarity.guesses_beyond if self.config.familiarity is not None else None
+        return SHARE if beyond is not None and distance > beyond else 0.0
 
     def p_value(self, distance: float) -> float:
         """Return a question's familiarity, its conformal p-value among the calibration's or the validation rows."""

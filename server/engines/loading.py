@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from blora.adapter import Adapter, load_adapter
-from blora.adapter.calibration_file import for_serving, read
+from blora.adapter.calibration_file import for_serving, read_calibrations
 from blora.base_model import BaseModel
 from blora.decision.abstention import Policy, strictest
 from blora.decision.calibration import Binding
@@ -105,7 +105,7 @@ def handle_of(adapter: Adapter, *, device: torch.device, dtype: str, allow_uncal
             raise
         logger.warning("Adapter %s is served without a calibration: %s", adapter.name, exc)
         not_calibrated = True
-        others = [entry for entry in read(adapter.path) if entry.binding.adapter_digest == adapter.digest]
+        others = [entry for entry in read_calibrations(adapter.path) if entry.binding.adapter_digest == adapter.digest]
         policy = strictest([entry.policy(entry.default_level) for entry in others]) or policy
     bank = SampleBank.draw(adapter.posterior, adapter.digest, sampling.n_samples, sampling.seed)
     return AdapterHandle(

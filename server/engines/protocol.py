@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-import torch
 from torch import Tensor
 
 from blora.config import ReadoutName, ScoringName
 from blora.decision.abstention import Policy
 from blora.decision.stopping import looks
-from blora.decision.temperature import guessed
 from blora.server.engines.handle import AdapterHandle
 from blora.server.scheduling.control import Control
 
@@ -193,11 +191,6 @@ class Outcome:
     familiarity: float | None = None
     cached_tokens: int = 0
     guesses: float = 0.0
-
-    def samples(self) -> list[list[float]]:
-        """Return the probabilities (s, C) of the answer under each draw, guesses included."""
-        found: list[list[float]] = guessed(self.probs, self.guesses, torch.ones(self.probs.shape[-1:])).tolist()
-        return found
 
 
 class Engine(Protocol):

@@ -13,7 +13,7 @@ from blora.base_model import BaseModel
 from blora.inference.checkpoints import between
 from blora.inference.packing import PackedRow, by_length
 from blora.inference.prefix import HeadPrefix, Prefix
-from blora.inference.reading import head_log_probs, read_rows
+from blora.inference.reading import as_read, head_log_probs, read_rows
 from blora.posterior.decision_head import Features, HeadDraws
 from blora.server.engines.jobs import draws_key, draws_of, packed
 from blora.server.engines.outcomes import outcome
@@ -79,7 +79,7 @@ def _features(base: BaseModel, prefix: AnyPrefix | None, jobs: Sequence[Job]) ->
     rows: list[PackedRow] = []
     places = []
     for job in jobs:
-        row = packed(job)
+        row = _row(job)
         place = different.setdefault(row.read_key, len(rows))
         if place == len(rows):
             rows.append(row)
@@ -100,7 +100,13 @@ def _fitting(
 
 def _is_read(prefix: AnyPrefix | None, job: Job) -> bool:
     """Return whether a job's row was read with the prefix, and its features are still there."""
-    return isinstance(prefix, HeadPrefix) and prefix.has_read(packed(job))
+    return isinstance(prefix, HeadPrefix) and prefix.has_read(_row(job))
+
+
+def _row(job: Job) -> PackedRow:
+    """Return a job's row as the head of its adapter reads it."""
+    draws = job.handle.bank.draws
+    return as_read(packed(job), draws.head) if isinstance(draws, HeadDraws) else packed(job)
 
 
 def _grouped(places: Sequence[int], keys: Sequence[Hashable]) -> list[list[int]]:

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from blora.client.answers import ErrorBody
 from blora.server.errors import TABLE, ServerError, TryLaterError, UnauthorizedError
-from blora.server.monitoring.logs import write_down
+from blora.server.monitoring.logs import log_outcome
 from blora.server.prediction.service import Service
 from blora.server.schemas.responses import Response as Answer
 from blora.server.schemas.responses import error_body
@@ -44,7 +44,7 @@ def json_response(answer: Answer) -> Response:
 def refuse(service: Service, error: ServerError) -> JSONResponse:
     """Count an error of a request that did not reach the predictor, and return its response."""
     service.metrics.failed(error)
-    write_down(logger, error.code)
+    log_outcome(logger, error.code)
     return error_response(error)
 
 

@@ -12,7 +12,7 @@ from blora.server.http.disconnect import unless_disconnected
 from blora.server.http.reading import Reading
 from blora.server.http.responses import ServiceOf, documented_errors, error_response
 from blora.server.http.strict_json import StrictJsonRoute
-from blora.server.keys import KEY, adapters_open, client_name
+from blora.server.keys import KEY, allowed_adapters, client_name
 from blora.server.prediction.cards import adapter_card, adapter_ref, model_metadata
 from blora.server.schemas.cards import AdapterCard, AdapterList
 from blora.server.schemas.requests import BatchRequest, LoadAdapter, PredictBody, PutAdapter, TellOutcome
@@ -112,7 +112,7 @@ async def feedback(body: TellOutcome, service: ServiceOf) -> Outcome:
 async def models(service: ServiceOf) -> ModelList:
     """List the models in OpenAI's format, where each adapter has the base model as its parent, and in TypeSafe's."""
     predictor = service.predictor()
-    base, handles = predictor.model, predictor.registry.seen(adapters_open())
+    base, handles = predictor.model, predictor.registry.seen(allowed_adapters())
     adapters = [
         ModelCard(
             id=handle.name,
@@ -137,7 +137,7 @@ async def models(service: ServiceOf) -> ModelList:
 async def adapters(service: ServiceOf) -> AdapterList:
     """List the cards of the adapters: training record, validation metrics and calibration."""
     predictor = service.predictor()
-    seen = predictor.registry.seen(adapters_open())
+    seen = predictor.registry.seen(allowed_adapters())
     return AdapterList(
         object="list", data=[adapter_card(handle, predictor.feedback.drift_since(handle)) for handle in seen]
     )
@@ -152,7 +152,7 @@ async def adapters(service: ServiceOf) -> AdapterList:
 async def adapter(name: str, service: ServiceOf) -> AdapterCard:
     """Show an adapter's card: training record, validation metrics and calibration. The name may pin a digest."""
     predictor = service.predictor()
-    handle = predictor.registry.resolve(name, adapters_open())
+    handle = predictor.registry.resolve(name, allowed_adapters())
     return adapter_card(handle, predictor.feedback.drift_since(handle))
 
 

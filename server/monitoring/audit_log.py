@@ -9,7 +9,7 @@ from starlette.types import Scope
 
 from blora.server.errors import ServerError
 from blora.server.keys import client_name
-from blora.server.monitoring.logs import write_down
+from blora.server.monitoring.logs import log_outcome
 
 __all__ = ["AuditLog"]
 
@@ -45,7 +45,7 @@ class AuditLog:
             return
         self._lines += 1
         peer = scope.get("client")
-        write_down(
+        log_outcome(
             logger,
             error.code,
             level=logging.WARNING,

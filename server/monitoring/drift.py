@@ -19,7 +19,7 @@ from blora.decision.gate import Gate
 from blora.scores import SCORES
 from blora.server.errors import FeedbackUnavailableError
 from blora.server.monitoring.ledgers.protocol import Contents, Ledger
-from blora.server.monitoring.logs import ThrottledLogger, write_down
+from blora.server.monitoring.logs import ThrottledLogger, log_outcome
 from blora.server.monitoring.metrics import ServerMetrics
 from blora.server.monitoring.recent_texts import RecentTexts
 
@@ -116,7 +116,7 @@ class DriftWatch:
             self._metrics.drift(adapter.name, watched.test.wealth)
             known = [at for at in (watched.since, noticed) if at is not None]
             if not known and watched.test.noticed:
-                write_down(logger, "drift_noticed", level=logging.WARNING, adapter=adapter.name, digest=adapter.digest)
+                log_outcome(logger, "drift_noticed", level=logging.WARNING, adapter=adapter.name, digest=adapter.digest)
                 known = [int(time.time())]
             watched.since = min(known, default=None)
             if watched.since is not None and watched.since != noticed:  # also if the ledger lost it

@@ -139,7 +139,7 @@ class Feedback:
             elif (before == entry.leader) != correct:
                 self._metrics.corrected(name, target_risk, correct=correct, requested=entry.requested)
             if entry.requested:
-                promise = self._held_against(entry.adapter, target_risk, tally)
+                promise = self._show_promise(entry.adapter, target_risk, tally)
                 if promise.rejected_at > tally.rejected_at:
                     await self._ledger.reject(entry.adapter, target_risk, promise.rejected_at)
         return correct
@@ -178,17 +178,17 @@ class Feedback:
                 except FeedbackUnavailableError:
                     await asyncio.sleep(_RETRY_S)
             if tally is not None and self._served(adapter):
-                self._held_against(adapter, target_risk, tally)
+                self._show_promise(adapter, target_risk, tally)
 
     def _stored(self, entry: Entry) -> None:
         if entry.target_risk is not None and self._served(entry.adapter):
             self._metrics.promised(entry.adapter.name, entry.target_risk, requested=entry.requested)
 
-    def _held_against(self, adapter: Contents, target_risk: float, tally: Tally) -> Promise:
+    def _show_promise(self, adapter: Contents, target_risk: float, tally: Tally) -> Promise:
         """Return the promise with these outcomes, after showing it in the metrics."""
         promise = self._promises.setdefault((adapter, target_risk), Promise(target_risk))
         promise.observe(*tally)
-        self._metrics.held_against(adapter.name, promise)
+        self._metrics.show_promise(adapter.name, promise)
         return promise
 
     def _drawn(self, prediction_id: str) -> bool:

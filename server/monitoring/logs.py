@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from opentelemetry.trace import format_trace_id, get_current_span
 
-__all__ = ["REQUEST_ID", "Form", "ThrottledLogger", "configure", "write_down"]
+__all__ = ["REQUEST_ID", "Form", "ThrottledLogger", "configure", "log_outcome"]
 
 Form = Literal["text", "json"]
 
@@ -36,7 +36,7 @@ def configure(level: str, form: Form) -> None:
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
 
 
-def write_down(logger: logging.Logger, outcome: str, *, level: int = logging.INFO, **fields: Any) -> None:
+def log_outcome(logger: logging.Logger, outcome: str, *, level: int = logging.INFO, **fields: Any) -> None:
     """Log the outcome and the fields of a request or of a change of adapters, in one line."""
     known = {"request_id": REQUEST_ID.get()} | fields
     known = {name: value for name, value in known.items() if value is not None}

@@ -271,7 +271,7 @@ class ServerMetrics:
             outcome = "correct" if correct else "wrong"
             self._corrections.labels(adapter, f"{target_risk:g}", outcome, str(requested).lower()).inc()
 
-    def held_against(self, adapter: str, promise: Promise) -> None:
+    def show_promise(self, adapter: str, promise: Promise) -> None:
         """Show the realised risk, its lower bound and the test result of a promise."""
         if adapter in self._served:
             labels = adapter, f"{promise.target_risk:g}"

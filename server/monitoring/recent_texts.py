@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from functools import cached_property
 
-from blora.questions.spelling import seen
+from blora.questions.spelling import plain
 
 __all__ = ["AskedText", "RecentTexts"]
 
@@ -28,7 +28,7 @@ class AskedText:
         It is computed only when it is needed, because that takes long for a long text. Python salts the hash in each
         process, so that the number says nothing about the text elsewhere.
         """
-        return hash(" ".join(seen(self._text).split()))
+        return hash(plain(self._text))
 
 
 class RecentTexts:

@@ -81,11 +81,26 @@ def policy_for(question: PredictRequest, handle: AdapterHandle) -> InForce | Non
 
 
 def prediction_set(
-    question: PredictRequest, handle: AdapterHandle, prediction: Prediction, choices: Sequence[str]
+    question: PredictRequest,
+    handle: AdapterHandle,
+    prediction: Prediction,
+    choices: Sequence[str],
+    *,
+    guesses: bool = False,
 ) -> list[str] | None:
-    """Return the choices of the prediction set; None if the adapter's calibration does not cover the request."""
+    """Return the choices of the prediction set; None if the adapter's calibration does not cover the request.
+
+    Args:
+        question: the request.
+        handle: the adapter.
+        prediction: the answer.
+        choices: all choices.
+        guesses: whether the answer is mostly guesses, which hold all choices.
+    """
     if handle.calibration is None or _departure(question, handle) is not None:
         return None
+    if guesses:
+        return [*choices]
     probs = torch.tensor([prediction.probabilities], dtype=torch.float64)
     [members] = prediction_sets(probs, handle.calibration.quantile)
     return [choice for choice, member in zip(choices, members.tolist(), strict=True) if member]

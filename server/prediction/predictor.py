@@ -11,6 +11,7 @@ from opentelemetry.trace import StatusCode, Tracer, get_current_span
 from blora.adapter import adapter_bytes
 from blora.client import answers
 from blora.errors import NumericalError, PromptError, PromptTooLongError
+from blora.questions.wording import wording
 from blora.server.adapters.registry import Registry
 from blora.server.engines.handle import AdapterHandle
 from blora.server.engines.jobs import shared_reading
@@ -24,9 +25,9 @@ from blora.server.errors import (
     NonFiniteError,
     ServerError,
 )
-from blora.server.keys import adapters_open, client_name
+from blora.server.keys import allowed_adapters, client_name
 from blora.server.monitoring.feedback import Feedback
-from blora.server.monitoring.logs import write_down
+from blora.server.monitoring.logs import log_outcome
 from blora.server.monitoring.metrics import UNKNOWN_ADAPTER, ServerMetrics
 from blora.server.monitoring.recent_texts import AskedText
 from blora.server.monitoring.tracing import record_stages
@@ -128,7 +129,7 @@ class Predictor:
         try:
             if isinstance(question, InvalidRequestError):
                 raise question
-            handle = handle or self.registry.resolve(question.adapter, adapters_open())
+            handle = handle or self.registry.resolve(question.adapter, allowed_adapters())
             adapter = handle.name
             with self._tracer.start_as_current_span(
                 "predict",
@@ -165,7 +166,7 @@ class Predictor:
 
     def _failed(self, error: ServerError, adapter: str) -> None:
         self._metrics.failed(error, adapter)
-        write_down(logger, error.code, adapter=adapter)
+        log_outcome(logger, error.code, adapter=adapter)
 
     async def _answer(
         self,
@@ -202,7 +203,7 @@ class Predictor:
                 "blora.abstained": decision.abstained,
             }
         )
-        write_down(
+        log_outcome(
             logger,
             "abstained" if decision.abstained else "answered",
             prediction_id=response.id,
@@ -219,14 +220,14 @@ class Predictor:
             handle,
             response.id,
             choices,
-            text=member.together.about if member is not None else AskedText(_wording(question)),
+            text=member.together.about if member is not None else AskedText(_asked_text(question)),
             leader=prediction.top,
             client=client_name(),
             target_risk=in_force.target_risk if in_force is not None and not decision.abstained else None,
             familiarity=prediction.familiarity if given.likely is not None else None,
         )
         if question.return_samples:
-            response = response.model_copy(update={"samples": done.result.samples()})
+            response = response.model_copy(update={"samples": done.result.probs.tolist()})
         if member is None:
             return self.asking(response, record())
         member.together.records[response.id] = record
@@ -314,9 +315,8 @@ class Predictor:
         return done
 
 
-def _wording(question: PredictRequest) -> str:
-    """Return a question without its choices; equal for a prompt and for a chat of that one turn."""
-    return question.prompt or " ".join(turn.content for turn in question.messages or ())
+def _asked_text(question: PredictRequest) -> str:
+    return wording(question.prompt, (turn.content for turn in question.messages or ()))
 
 
 def _non_finite() -> NonFiniteError:

@@ -48,7 +48,7 @@ def answered(
     prediction = summarize(done.result.probs, done.result.familiarity, done.result.guesses)
     decision = decide(prediction, in_force.policy if in_force else None)
     choices = job.row.choices
-    likely = prediction_set(question, job.handle, prediction, choices)
+    likely = prediction_set(question, job.handle, prediction, choices, guesses=done.result.guesses > 0)
     leader = choices[prediction.top]
     response = answers.Prediction(
         id=prediction_id(),

@@ -18,7 +18,7 @@ import pytest
 from benchmarks.answers import ASKED, RESULT, TICKETS, request_of
 from benchmarks.processors.table import between_dtypes, distance
 from benchmarks.server_process import ADAPTER, TRIAGE, Server, demo, serve
-from blora.adapter.calibration_file import body_digest, read
+from blora.adapter.calibration_file import body_digest, read_calibrations
 from blora.decision.binomial import binomial_cdf
 from blora.errors import AdapterError
 
@@ -162,7 +162,7 @@ def test_a_threshold_edited_in_the_folder_is_noticed_by_who_pins_it(live: Server
         level["threshold"] -= 0.01
     file.write_text(json.dumps(contents))
     with pytest.raises(AdapterError, match="it was edited"):  # who edits it on purpose makes its digest anew
-        read(folder)
+        read_calibrations(folder)
     del contents["digest"]
     file.write_text(json.dumps(contents | {"digest": body_digest(contents)}))
     with serve(tmp_path / "log", adapters=f"triage={folder}", **PATIENT) as other:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from blora.adapter import attach, load_adapter
-from blora.adapter.calibration_file import CALIBRATION_FILE, read
+from blora.adapter.calibration_file import CALIBRATION_FILE, read_calibrations
 from blora.base_model import load_base_model
 from blora.decision.calibrate import calibrate as prove
 from blora.decision.calibration import Calibration, Goal
@@ -68,7 +68,7 @@ def unseen(tmp_path_factory: pytest.TempPathFactory, trained: Path, base_folder:
 def run(adapter: Path, data: Path, base_folder: Path, *more: str) -> tuple[Calibration, ...]:
     common = ("--base-model", str(base_folder), "--device", "cpu", "--dtype", "float32")
     assert calibrate.main([str(adapter), "--data", str(data), *common, *GOAL, *more]) == 0
-    return read(adapter)
+    return read_calibrations(adapter)
 
 
 def test_what_is_written_is_of_the_adapters_own_bank(adapter: Path, unseen: Path, base_folder: Path) -> None:
@@ -106,9 +106,9 @@ def test_each_ask_of_the_same_rows_adds_to_delta_and_a_refused_one_is_remembered
         tmp_path / "noisy.jsonl", [r | {"label": r["label"] ^ (k % 5 == 0)} for k, r in enumerate(rows)]
     )
     for target, spent in (("0.15", "0.1"), ("0.18", "0.2")):
-        with pytest.raises(ConfigError, match=f"The rows are used up at delta {spent}: another ask"):
+        with pytest.raises(ConfigError, match=f"The rows are used up at delta {spent}: another calibration attempt"):
             run(adapter, noisy, base_folder, "--target-risk", target)
-        assert read(adapter) == ()
+        assert read_calibrations(adapter) == ()
     [calibration] = run(adapter, noisy, base_folder, "--target-risk", "0.5")
     assert [ask.target_risk for ask in calibration.asks] == [0.15, 0.18, 0.5]
     assert calibration.delta == 0.3
@@ -154,7 +154,7 @@ def test_rows_whose_delta_is_spent_are_refused_before_the_work(
         run(adapter, unseen, base_folder, "--delta", "0.4", "--seed", seed)
     before = (adapter / CALIBRATION_FILE).read_bytes()
     monkeypatch.setattr("blora.training.calibrate.predict_far", None)
-    with pytest.raises(ConfigError, match="got 3 asks of the same rows with a delta of 1 in total"):
+    with pytest.raises(ConfigError, match="got 3 calibration attempts on the same rows with a delta of 1 in total"):
         run(adapter, unseen, base_folder, "--delta", "0.2", "--seed", "2")
     assert (adapter / CALIBRATION_FILE).read_bytes() == before
 
@@ -205,7 +205,7 @@ def test_an_impossible_target_is_refused_and_leaves_the_calibration(
     adapter: Path, unseen: Path, base_folder: Path, tmp_path: Path
 ) -> None:
     run(adapter, unseen, base_folder)
-    before = read(adapter)
+    before = read_calibrations(adapter)
     wrong = labelled_by(adapter, base_folder, tmp_path / "wrong.jsonl", wrongly=True)
     with pytest.raises(
         ConfigError, match="got target_risk 0.2, which these 60 rows do not prove at delta 0.1, expected"
@@ -213,7 +213,7 @@ def test_an_impossible_target_is_refused_and_leaves_the_calibration(
         run(adapter, wrong, base_folder)
     with pytest.raises(ConfigError, match="got 60 rows for target_risk 0.01 .* expected at least 306"):
         run(adapter, unseen, base_folder, "--target-risk", "0.01")
-    assert read(adapter) == before
+    assert read_calibrations(adapter) == before
 
 
 def test_rows_that_made_the_adapter_are_refused(
@@ -308,7 +308,7 @@ def test_an_adapter_that_was_replaced_since_it_was_loaded_is_not_calibrated(
     [current] = run(folder, unseen, base_folder)
     with pytest.raises(AdapterError, match="whose files have changed since it was loaded, expected the same: load it"):
         calibrate_adapter(old, base, read_examples(str(unseen)), Goal(target_risk=0.2, delta=0.1))
-    assert read(folder) == (current,)
+    assert read_calibrations(folder) == (current,)
 
 
 @pytest.mark.parametrize(("step", "work", "n_asks"), [("SampleBank.draw", SampleBank.draw, 0), ("calibrate", prove, 1)])
@@ -331,7 +331,7 @@ def test_an_adapter_that_changes_during_the_work_is_not_calibrated(
     monkeypatch.setattr(f"blora.training.calibrate.{step}", meanwhile)
     with pytest.raises(AdapterError, match="whose files have changed since it was loaded, expected the same: load it"):
         run(folder, unseen, base_folder)
-    assert (read(folder), len(asked(folder))) == ((), n_asks)
+    assert (read_calibrations(folder), len(asked(folder))) == ((), n_asks)
 
 
 def test_an_ask_during_the_scoring_counts(

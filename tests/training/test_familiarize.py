@@ -17,10 +17,10 @@ from blora.adapter.opening import open_adapter, open_base
 from blora.cli import main
 from blora.decision.calibrate import calibrate
 from blora.decision.calibration import Calibration, Goal
+from blora.questions.fingerprints import parts
 from blora.training.calibrate import calibrate_adapter
 from blora.training.evaluate import CPU_BATCH_TOKENS
 from blora.training.rows.examples import examples_for
-from blora.training.rows.overlap import DIGITS
 from blora.training.rows.packed import pack_examples
 from tests.blora.adapters import rewrite_json, saved
 from tests.training.head.test_fit import arguments, fixed
@@ -42,10 +42,6 @@ def made(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _parts(fingerprints: str) -> list[str]:
-    return [fingerprints[i : i + DIGITS] for i in range(0, len(fingerprints), DIGITS)]
-
-
 def command(adapter: Path, base_folder: Path, data: Path, *more: str) -> list[str]:
     model = ("--base-model", str(base_folder), "--device", "cpu", "--dtype", "float32")
     return ["familiarize", str(adapter), "--data", str(data), *model, *more]
@@ -61,9 +57,9 @@ def test_the_familiarity_is_that_of_a_training_on_the_same_rows(
     expected, found = (load_adapter(folder, base) for folder in (made / "toy", tmp_path / "new"))
     assert expected.familiarity is not None
     assert found.familiarity is not None
-    guesses = expected.familiarity.config.guesses
-    assert found.familiarity.config.guesses == pytest.approx(guesses, abs=1e-3)
-    assert replace(found.familiarity.config, guesses=guesses) == expected.familiarity.config
+    beyond = expected.familiarity.config.guesses_beyond
+    assert found.familiarity.config.guesses_beyond == pytest.approx(beyond, abs=1e-2)
+    assert replace(found.familiarity.config, guesses_beyond=beyond) == expected.familiarity.config
     for name, tensor in expected.familiarity.tensors().items():
         torch.testing.assert_close(found.familiarity.tensors()[name], tensor, rtol=1e-3, atol=1e-4)
     assert found.config.training["familiarity"]["n_examples"] == 60
@@ -87,7 +83,7 @@ def test_it_reads_requests_as_the_adapter_is_asked_them(base_folder: Path, tmp_p
     assert after is not None
     torch.testing.assert_close(after.center, before.center, rtol=0.1, atol=0.1)  # means of nearly the same rows
     seen = read_config(tmp_path / "again").training["seen"]
-    assert set(_parts(seen["familiarity"])) <= set(_parts(seen["train"] + seen["validation"]))
+    assert set(parts(seen["familiarity"])) <= set(parts(seen["train"] + seen["validation"]))
 
 
 def test_it_takes_the_place_of_the_adapter_and_drops_its_calibration(

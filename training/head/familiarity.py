@@ -23,7 +23,7 @@ from blora.config import FamiliarityConfig, FamiliarityKind
 from blora.config.head import MOST_REFERENCE
 from blora.decision.curves import auroc
 from blora.decision.familiarity import MOST_BYTES, Familiarity
-from blora.decision.guesses import guess_share
+from blora.decision.guesses import beginning_of_guesses
 from blora.errors import ShapeError
 from blora.posterior.decision_head import Features
 from blora.posterior.noise import generator_of
@@ -97,24 +97,26 @@ def familiarity_of(
 
     assert features.prompt is not None
     assert validation_features.prompt is not None  # `read_features` reads them
-    choices = None
-    if features.choices is not None and validation_features.choices is not None:
-        choices = features.choices, validation_features.choices
+    own, of_validation = features.choices(), validation_features.choices()
+    choices = (own[0], of_validation) if own is not None and of_validation is not None else None
     prompts = features.prompt, validation_features.prompt
     return fit_familiarity(depths, *prompts, labels(rows), labels(validation), choices)
 
 
-def with_guesses(fitted: FittedFamiliarity, probs: Tensor, rows: Sequence[LabelledRow]) -> FittedFamiliarity:
-    """Return a familiarity with the share of guesses that validation rows allow.
+def with_guesses(
+    familiarity: Familiarity, probs: Tensor, rows: Sequence[LabelledRow], further: Tensor | None = None
+) -> Familiarity:
+    """Return a familiarity with the distance beyond which answers are guesses.
 
     Args:
-        fitted: the familiarity.
+        familiarity: the familiarity.
         probs: (S, N, C) recalibrated probabilities of validation rows under the adapter's draws.
         rows: the N rows.
+        further: distances of familiar rows beside those of the reference, None for none.
     """
-    config = fitted.familiarity.config
-    share = guess_share(probs, labels_of(rows), config.n_reference)
-    return replace(fitted, familiarity=replace(fitted.familiarity, config=replace(config, guesses=share)))
+    known = familiarity.reference if further is None else torch.cat([familiarity.reference, further])
+    beyond = beginning_of_guesses(known, probs, labels_of(rows))
+    return replace(familiarity, config=replace(familiarity.config, guesses_beyond=beyond))
 
 
 def fit_familiarity(
@@ -123,7 +125,7 @@ def fit_familiarity(
     validation: Tensor,
     labels: Tensor | None = None,
     validation_labels: Tensor | None = None,
-    choices: tuple[Tensor, Tensor] | None = None,
+    choices: tuple[Tensor, tuple[Tensor, Tensor]] | None = None,
 ) -> FittedFamiliarity:
     """Return the familiarity of training rows.
 
@@ -133,8 +135,8 @@ def fit_familiarity(
         validation: (M, F) of rows that were not trained on, which standardise the distance and help to choose.
         labels: (N,) labels of the training rows, of fixed choices; None if choices come with the question.
         validation_labels: (M,) labels of the validation rows.
-        choices: (N, F) and (M, F) mean states of the choices of training and validation rows, if questions bring their
-            own; None otherwise.
+        choices: the states (R, F) of the training rows' own choices, and of the validation rows' choices with the row
+            of each, as `Familiarity.distance` takes them; None for fixed choices.
 
     Raises:
         ShapeError: if the shapes do not fit.
@@ -182,7 +184,7 @@ def _of_kind(fitted: Familiarity, kind: FamiliarityKind, validation: Tensor) -> 
     return _standardised(replace(fitted, config=config), validation)
 
 
-def _of_choices(fitted: Familiarity, choices: tuple[Tensor, Tensor], validation: Tensor) -> Familiarity:
+def _of_choices(fitted: Familiarity, choices: tuple[Tensor, tuple[Tensor, Tensor]], validation: Tensor) -> Familiarity:
     """Return a familiarity with a Gaussian of the choices' states too, standardised by validation rows."""
     train, of_validation = choices
     config = replace(fitted.config, kind="choices")
@@ -200,7 +202,7 @@ def _of_choices(fitted: Familiarity, choices: tuple[Tensor, Tensor], validation:
     return _standardised(fitted, validation, of_validation)
 
 
-def _standardised(fitted: Familiarity, validation: Tensor, choices: Tensor | None = None) -> Familiarity:
+def _standardised(fitted: Familiarity, validation: Tensor, choices: tuple[Tensor, Tensor] | None = None) -> Familiarity:
     """Return a familiarity whose parts are standardised by validation rows, with these rows as its reference."""
     parts = fitted.parts(validation, choices)
     fitted = replace(fitted, middle=parts.mean(0), spread=parts.std(0, correction=0).clamp_min(LEAST_SPREAD))

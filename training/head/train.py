@@ -190,5 +190,5 @@ def fit_parts(
     posterior = HeadPosterior(best.head.widen(trial.scale), lora)
     familiarity = familiarity_of(config.depths, features, train, validation_features, validation)
     probs = temper(held.log_probs(trial.scale, lora, sampling), served.temperature, served.lapse)
-    modest = with_guesses(familiarity, probs, validation).familiarity
+    modest = with_guesses(familiarity.familiarity, probs, validation)
     return TrainedHead(posterior, best.head.config, trial, served, tuple(found), fitted, modest)

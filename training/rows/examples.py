@@ -19,7 +19,8 @@ from blora.errors import DataError
 from blora.posterior.noise import generator_of
 from blora.questions.columns import QUESTION_COLUMNS as KINDS
 from blora.questions.columns import no_question
-from blora.questions.spelling import seen
+from blora.questions.spelling import half_pair, plain
+from blora.questions.wording import wording
 from blora.training.rows.labels import Label, RowError, read_label, settle
 from blora.training.rows.questions import ABOUT, DESCRIBED, Question, as_plain
 from blora.training.rows.sources import Rows, Table, read_table
@@ -69,12 +70,12 @@ class Example:
         The order of choices, white space, the Unicode form, zero-width characters, the label, and whether descriptions
         are offered do not count.
         """
-        return self._identity(_plain)
+        return self._identity(plain)
 
     @property
     def wording(self) -> str:
         """Question without its choices; equal for a prompt and for a chat of that one turn."""
-        return self._wording(_plain)
+        return self._wording(plain)
 
     @property
     def text(self) -> str:
@@ -83,7 +84,7 @@ class Example:
         It is the input of the request that the question is from, or else the question without its choices: the rows of
         a prompt such as "Which of these is true?" count as one text, whatever their choices are.
         """
-        return self.wording if self.about is None else _plain(self.about)
+        return self.wording if self.about is None else plain(self.about)
 
     @property
     def recorded_earlier(self) -> tuple[str, ...]:
@@ -91,13 +92,12 @@ class Example:
         about = () if self.about is None else (_spaced(self.about),)
         return self._identity(_spaced), self._wording(_spaced), *about
 
-    def _identity(self, plain: Callable[[str], str]) -> str:
-        turns = [[turn["role"], plain(turn["content"])] for turn in self.messages or ()]
-        return json.dumps([plain(self.prompt or ""), turns, sorted(map(plain, self.described or self.choices))])
+    def _identity(self, form: Callable[[str], str]) -> str:
+        turns = [[turn["role"], form(turn["content"])] for turn in self.messages or ()]
+        return json.dumps([form(self.prompt or ""), turns, sorted(map(form, self.described or self.choices))])
 
-    def _wording(self, plain: Callable[[str], str]) -> str:
-        turns = " ".join(turn["content"] for turn in self.messages or ())
-        return plain(turns if self.prompt is None else self.prompt)
+    def _wording(self, form: Callable[[str], str]) -> str:
+        return form(wording(self.prompt, (turn["content"] for turn in self.messages or ())))
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +282,9 @@ def _parse(row: Mapping[str, Any], where: str, fixed: Sequence[str] | None, *, u
     choices, letters = _choices(row.get("choices"), fixed)
     label = read_label(row, choices, letters, untyped=untyped)
     described = tuple(row[DESCRIBED]) if DESCRIBED in row else None
-    _check_unicode(prompt or "", *(turn["content"] for turn in messages or ()), *choices, *(described or ()))
+    said = [turn["content"] for turn in messages or ()]
+    if problem := half_pair((prompt or "", *said, *choices, *(described or ()))):
+        raise RowError(problem)
     about = row.get(ABOUT)
     return Example(where, kind, prompt, messages, choices, label=-1, described=described, about=about), label
 
@@ -324,18 +326,6 @@ def _choices(value: Any, fixed: Sequence[str] | None) -> tuple[tuple[str, ...], 
     return tuple(value), letters
 
 
-def _check_unicode(*texts: str) -> None:
-    """Refuse half a surrogate pair, which JSON can contain but no tokenizer can read."""
-    for text in texts:
-        try:
-            text.encode()
-        except UnicodeEncodeError as exc:
-            raise RowError(
-                f"got half of a surrogate pair, {text[exc.start]!r}, at character {exc.start} of {text!r:.80}, "
-                "expected whole Unicode characters; correct the text"
-            ) from exc
-
-
 def _bytes_of(row: Mapping[str, Any]) -> bytes:
     """Return the content of a row for a digest, independent of the order of its columns."""
     try:
@@ -344,11 +334,6 @@ def _bytes_of(row: Mapping[str, Any]) -> bytes:
         return json.dumps({name: repr(value) for name, value in row.items()}, sort_keys=True).encode()
 
 
-def _plain(text: str) -> str:
-    """Return a text in the form in which spellings that look the same are equal."""
-    return _spaced(seen(text))
-
-
 def _spaced(text: str) -> str:
-    """Return a text with one space for each white space, and none at the ends."""
+    """Return a text in the form that earlier versions recorded: one space for each white space, none at the ends."""
     return " ".join(text.split())

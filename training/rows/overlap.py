@@ -1,20 +1,19 @@
 """Checks that questions are distinct, and that an adapter was not made with them.
 
 A calibration on rows that the adapter was made with would prove too low a risk. The adapter's training record
-therefore keeps a fingerprint of every text that the adapter was made with: 12 hex digits of a sha256, sorted, which
+therefore keeps a fingerprint of every text that the adapter was made with, see `blora.questions.fingerprints`; they
 reveal neither the text nor the order of the rows. The choices do not count, nor whether the text was the input of a
 request, a prompt or a chat of one turn. Two disjoint sets of a thousand texts share a fingerprint with probability
 below 10^-8.
 """
 
-import hashlib
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from blora.adapter import CONFIG_FILE, read_config
 from blora.errors import AdapterError, ConfigError, DataError
+from blora.questions.fingerprints import DIGITS, are_fingerprints, fingerprint, joined, parts
 from blora.training.rows.examples import Example, ExampleSet
 
 __all__ = [
@@ -23,37 +22,23 @@ __all__ = [
     "check_distinct",
     "check_unseen",
     "fingerprints",
-    "joined",
     "seen_among",
     "seen_by",
 ]
 
 # Key of the training record for the fingerprints by use, as in {"train": "...", "validation": "..."}.
 SEEN = "seen"
-DIGITS = 12
 REPORTED = 5  # rows named in one message
-
-_FINGERPRINTS = re.compile(f"([0-9a-f]{{{DIGITS}}})*")
 
 
 def fingerprints(examples: ExampleSet, *, earlier: bool = False) -> str:
-    """Return the fingerprints of all texts, 12 hex digits each, sorted and concatenated.
+    """Return the fingerprints of all texts as one text, see `blora.questions.fingerprints`.
 
     Args:
         examples: the examples.
         earlier: whether to add those of earlier versions, for a comparison with their records.
     """
-    found = {one for example in examples.examples for one in _fingerprints_of(example, earlier=earlier)}
-    return "".join(sorted(found))
-
-
-def joined(*known: str) -> str:
-    """Return the fingerprints of several such texts as one.
-
-    >>> joined("0123456789ab", "", "00000000000b0123456789ab")
-    '00000000000b0123456789ab'
-    """
-    return "".join(sorted({text[i : i + DIGITS] for text in known for i in range(0, len(text), DIGITS)}))
+    return joined(*(one for example in examples.examples for one in _fingerprints_of(example, earlier=earlier)))
 
 
 def seen_by(folder: Path | None) -> dict[str, str]:
@@ -157,12 +142,12 @@ def _read(seen: object) -> dict[str, str]:
     Raises:
         AdapterError: if the fingerprints are malformed.
     """
-    if not isinstance(seen, dict) or not all(isinstance(v, str) and _FINGERPRINTS.fullmatch(v) for v in seen.values()):
+    if not isinstance(seen, dict) or not all(map(are_fingerprints, seen.values())):
         raise AdapterError(
             f"got a training record whose {SEEN!r} is not a list of fingerprints, expected {DIGITS} hex digits a row; "
             "restore bayesian_config.json or train again"
         )
-    return {text[i : i + DIGITS]: use for use, text in seen.items() for i in range(0, len(text), DIGITS)}
+    return {one: use for use, text in seen.items() for one in parts(text)}
 
 
 def _fingerprints_of(example: Example, *, earlier: bool) -> list[str]:
@@ -171,4 +156,4 @@ def _fingerprints_of(example: Example, *, earlier: bool) -> list[str]:
     Earlier versions recorded them in the Unicode form of the row, or the question with its choices.
     """
     texts = dict.fromkeys((example.text, example.wording, *(example.recorded_earlier if earlier else ())))
-    return [hashlib.sha256(text.encode()).hexdigest()[:DIGITS] for text in texts]
+    return list(map(fingerprint, texts))

@@ -9,7 +9,7 @@ from blora.server.errors import ServerError
 from blora.server.http.disconnect import unless_disconnected
 from blora.server.http.reading import Reading
 from blora.server.http.responses import error_response, json_response
-from blora.server.keys import adapters_open
+from blora.server.keys import allowed_adapters
 from blora.server.prediction.decisions.answering import Answered, answer_questions
 from blora.server.prediction.decisions.question import Question
 from blora.server.prediction.decisions.recognition import family
@@ -54,7 +54,7 @@ async def exchange(
     predictor = service.predictor()
     reading: Reading = request.state.reading
     try:
-        asked = family(predictor.registry, body.model, adapters_open())
+        asked = family(predictor.registry, body.model, allowed_adapters())
     except ServerError as error:
         error.param = "model"
         raise

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from blora.adapter import load_adapter
-from blora.adapter.calibration_file import read
+from blora.adapter.calibration_file import read_calibrations
 from blora.base_model import BaseModel
 from blora.errors import AdapterError
 from tests.blora.adapter.evil import CALIBRATION, EVIL
@@ -20,7 +20,7 @@ MOST_MIB = 300
 
 def loaded_with_calibration(folder: Path, base: BaseModel) -> None:
     load_adapter(folder, base)
-    read(folder)
+    read_calibrations(folder)
 
 
 @pytest.mark.parametrize("name", EVIL)
@@ -54,7 +54,7 @@ def test_a_pipe_is_refused_even_where_somebody_writes_into_it(tmp_path: Path) ->
     try:
         os.write(writer, b"{}")
         with pytest.raises(AdapterError, match="not a regular file"):
-            read(tmp_path)
+            read_calibrations(tmp_path)
     finally:
         os.close(writer)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from blora.adapter.calibration_file import CALIBRATION_FILE, body_digest, read, store
+from blora.adapter.calibration_file import CALIBRATION_FILE, body_digest, read_calibrations, store_calibration
 from blora.decision.asks import Ask
 from blora.decision.calibration import MAX_ENTRIES, MAX_ROWS, ConformalQuantile
 from blora.decision.curves import ReliabilityBin
@@ -149,25 +149,25 @@ def with_parts(name: str) -> Change:
 
 @pytest.mark.parametrize("change", [*map(with_parts, PARTS), *EDITS.values()], ids=[*PARTS, *EDITS])
 def test_a_file_that_was_edited_is_refused(tmp_path: Path, change: Change) -> None:
-    store(tmp_path, CALIBRATION)
+    store_calibration(tmp_path, CALIBRATION)
     rewrite_json(change)(tmp_path / CALIBRATION_FILE)
     with pytest.raises(AdapterError, match=f"{CALIBRATION_FILE}, which is not as .* it was edited; .* calibrate again"):
-        read(tmp_path)
+        read_calibrations(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["digest", "asked"])
 def test_a_file_without_its_digest_or_its_asks_is_refused(tmp_path: Path, name: str) -> None:
-    store(tmp_path, CALIBRATION)
+    store_calibration(tmp_path, CALIBRATION)
     rewrite_json(lambda raw: raw.pop(name))(tmp_path / CALIBRATION_FILE)
     with pytest.raises(AdapterError, match="it was edited"):
-        read(tmp_path)
+        read_calibrations(tmp_path)
 
 
 def test_layout_and_the_order_of_names_are_no_edit(tmp_path: Path) -> None:
-    store(tmp_path, CALIBRATION)
+    store_calibration(tmp_path, CALIBRATION)
     raw = json.loads((tmp_path / CALIBRATION_FILE).read_text())
     (tmp_path / CALIBRATION_FILE).write_text(json.dumps(dict(reversed(raw.items())), indent=3))
-    assert read(tmp_path) == (CALIBRATION,)
+    assert read_calibrations(tmp_path) == (CALIBRATION,)
 
 
 # What a server could not work with, and the refusal.
@@ -210,9 +210,9 @@ def test_numbers_that_no_server_can_work_with_are_refused_whatever_the_digest(tm
         change(raw)
         raw["digest"] = body_digest(raw)
 
-    store(tmp_path, CALIBRATION)
+    store_calibration(tmp_path, CALIBRATION)
     rewrite_json(sealed)(tmp_path / CALIBRATION_FILE)
     with pytest.raises(AdapterError, match=message) as info:
-        read(tmp_path)
+        read_calibrations(tmp_path)
     assert CALIBRATION_FILE in str(info.value)
     assert "calibrate again" in str(info.value)

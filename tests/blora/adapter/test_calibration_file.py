@@ -16,9 +16,9 @@ from blora.adapter.calibration_file import (
     body_digest,
     check_ask,
     for_serving,
-    read,
-    remember,
-    store,
+    read_calibrations,
+    record_ask,
+    store_calibration,
 )
 from blora.base_model import BaseModel
 from blora.decision.asks import Ask, AskedRows
@@ -40,33 +40,33 @@ def bound(**changes: Any) -> Any:
 
 
 def test_without_a_file_there_is_no_calibration(tmp_path: Path) -> None:
-    assert read(tmp_path) == ()
+    assert read_calibrations(tmp_path) == ()
     assert for_serving(tmp_path, BINDING) is None
 
 
 def test_what_is_stored_is_read_back_to_the_last_bit(tmp_path: Path) -> None:
-    store(tmp_path, CALIBRATION)
-    assert read(tmp_path) == (CALIBRATION,)
+    store_calibration(tmp_path, CALIBRATION)
+    assert read_calibrations(tmp_path) == (CALIBRATION,)
     assert for_serving(tmp_path, BINDING) == CALIBRATION
     assert [file.name for file in tmp_path.iterdir()] == [CALIBRATION_FILE]
 
 
 def test_each_dtype_has_its_own_and_a_new_one_takes_the_place_of_the_old(tmp_path: Path) -> None:
-    store(tmp_path, CALIBRATION)
+    store_calibration(tmp_path, CALIBRATION)
     other = bound(dtype="float32")
-    store(tmp_path, other)
-    assert read(tmp_path) == (CALIBRATION, other)
+    store_calibration(tmp_path, other)
+    assert read_calibrations(tmp_path) == (CALIBRATION, other)
     again = bound(temperature=2.0)
-    store(tmp_path, again)
-    assert read(tmp_path) == (other, again)
+    store_calibration(tmp_path, again)
+    assert read_calibrations(tmp_path) == (other, again)
     assert for_serving(tmp_path, other.binding) == other
 
 
 def test_a_calibration_of_other_contents_does_not_outlive_them(tmp_path: Path) -> None:
-    store(tmp_path, CALIBRATION)
+    store_calibration(tmp_path, CALIBRATION)
     new = bound(adapter_digest="sha256:" + "c" * 64, dtype="float32")
-    store(tmp_path, new)
-    assert read(tmp_path) == (new,)
+    store_calibration(tmp_path, new)
+    assert read_calibrations(tmp_path) == (new,)
 
 
 ASK = Goal().ask_in("bfloat16")
@@ -76,17 +76,17 @@ ROWS = AskedRows(
 
 
 def test_asks_are_remembered_without_a_calibration_too(tmp_path: Path) -> None:
-    remember(tmp_path, ROWS)
-    assert (asked(tmp_path), read(tmp_path)) == ((ROWS,), ())
+    record_ask(tmp_path, ROWS)
+    assert (asked(tmp_path), read_calibrations(tmp_path)) == ((ROWS,), ())
     assert for_serving(tmp_path, BINDING) is None
-    store(tmp_path, CALIBRATION)
-    assert (asked(tmp_path), read(tmp_path)) == ((ROWS,), (CALIBRATION,))
+    store_calibration(tmp_path, CALIBRATION)
+    assert (asked(tmp_path), read_calibrations(tmp_path)) == ((ROWS,), (CALIBRATION,))
 
 
 def test_the_same_rows_are_remembered_once_with_every_ask_of_them(tmp_path: Path) -> None:
     other, fewer = Goal(target_risk=0.2).ask_in("bfloat16"), dataclasses.replace(ROWS, n_rows=700)
     for rows in (ROWS, dataclasses.replace(ROWS, asks=(other,)), ROWS, fewer):
-        remember(tmp_path, rows)
+        record_ask(tmp_path, rows)
     assert asked(tmp_path) == (dataclasses.replace(ROWS, asks=(ASK, other)), fewer)
 
 
@@ -94,14 +94,14 @@ def test_asks_of_the_same_rows_are_kept_apart_by_contents(tmp_path: Path) -> Non
     other = dataclasses.replace(
         ROWS, adapter_digest="sha256:" + "c" * 64, asks=(Goal(target_risk=0.2).ask_in("bfloat16"),)
     )
-    assert [remember(tmp_path, rows) for rows in (ROWS, other)] == [(), ()]
+    assert [record_ask(tmp_path, rows) for rows in (ROWS, other)] == [(), ()]
     assert asked(tmp_path) == (ROWS, other)
 
 
 def test_asks_of_other_contents_do_not_outlive_them(tmp_path: Path) -> None:
     for digest in ("sha256:" + "c" * 64, DIGEST):
-        remember(tmp_path, dataclasses.replace(ROWS, adapter_digest=digest))
-    store(tmp_path, CALIBRATION)
+        record_ask(tmp_path, dataclasses.replace(ROWS, adapter_digest=digest))
+    store_calibration(tmp_path, CALIBRATION)
     assert asked(tmp_path) == (ROWS,)
 
 
@@ -114,12 +114,12 @@ def test_asks_at_the_same_time_are_all_recorded_and_each_but_the_first_knows_of_
 
         def meanwhile(file: Path, text: str) -> None:
             monkeypatch.undo()
-            others.append(pool.submit(remember, tmp_path, dataclasses.replace(ROWS, asks=(asks[1],))))
+            others.append(pool.submit(record_ask, tmp_path, dataclasses.replace(ROWS, asks=(asks[1],))))
             wait(others, timeout=0.3)  # enough for another one that does not wait
             write_file(file, text)
 
         monkeypatch.setattr("blora.adapter.calibration_file.write_file", meanwhile)
-        assert remember(tmp_path, dataclasses.replace(ROWS, asks=(asks[0],))) == ()
+        assert record_ask(tmp_path, dataclasses.replace(ROWS, asks=(asks[0],))) == ()
         assert others[0].result() == (asks[0],)
     assert [rows.asks for rows in asked(tmp_path)] == [tuple(asks)]
 
@@ -131,12 +131,12 @@ def test_a_calibration_and_an_ask_at_the_same_time_are_both_kept(
 
         def meanwhile(file: Path, text: str) -> None:
             monkeypatch.undo()
-            wait([pool.submit(remember, tmp_path, ROWS)], timeout=0.3)
+            wait([pool.submit(record_ask, tmp_path, ROWS)], timeout=0.3)
             write_file(file, text)
 
         monkeypatch.setattr("blora.adapter.calibration_file.write_file", meanwhile)
-        store(tmp_path, CALIBRATION)
-    assert (asked(tmp_path), read(tmp_path)) == ((ROWS,), (CALIBRATION,))
+        store_calibration(tmp_path, CALIBRATION)
+    assert (asked(tmp_path), read_calibrations(tmp_path)) == ((ROWS,), (CALIBRATION,))
 
 
 def test_a_file_system_without_locks_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +144,7 @@ def test_a_file_system_without_locks_is_told_before_the_work(tmp_path: Path, mon
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", fail)
-    for change in (check_ask, remember):
+    for change in (check_ask, record_ask):
         with pytest.raises(AdapterError, match=r"which cannot be locked \(No locks available\), .* to a local disk"):
             change(tmp_path, ROWS)
     assert list(tmp_path.iterdir()) == []
@@ -155,13 +155,15 @@ def test_a_file_system_without_locks_is_told_before_the_work(tmp_path: Path, mon
     [({"seed": 1.0}, "seed"), ({"seed": True}, "seed"), ({"score": "expected_entropy"}, "score")],
 )
 def test_what_could_not_be_read_back_is_not_written(tmp_path: Path, wrong: dict[str, Any], where: str) -> None:
-    store(tmp_path, CALIBRATION)
+    store_calibration(tmp_path, CALIBRATION)
     before, ask = contents(tmp_path), dataclasses.replace(ASK, **wrong)
-    for change in (check_ask, remember):
+    for change in (check_ask, record_ask):
         with pytest.raises(AdapterError, match=rf"at asked\.0\.asks\.0\.{where} .*; nothing was written: correct the"):
             change(tmp_path, dataclasses.replace(ROWS, asks=(ask,)))
     with pytest.raises(AdapterError, match=r"at calibrations\.0\.rows\.seed .*; nothing was written"):
-        store(tmp_path, dataclasses.replace(CALIBRATION, rows=dataclasses.replace(CALIBRATION.rows, seed=1.0)))
+        store_calibration(
+            tmp_path, dataclasses.replace(CALIBRATION, rows=dataclasses.replace(CALIBRATION.rows, seed=1.0))
+        )
     assert contents(tmp_path) == before
 
 
@@ -169,13 +171,13 @@ def test_more_rows_than_the_file_may_hold_are_refused_and_the_file_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("blora.adapter.calibration_file.MOST_BYTES", ROOM_BYTES + 36_000)
-    remember(tmp_path, ROWS)
+    record_ask(tmp_path, ROWS)
     before, many = contents(tmp_path), dataclasses.replace(ROWS, n_rows=3000, fingerprints="0123456789ab" * 3000)
-    for change in (check_ask, remember):
+    for change in (check_ask, record_ask):
         with pytest.raises(ConfigError, match=r"expected at most 36000: calibrate on fewer rows, .* nothing was writ"):
             change(tmp_path, many)
     assert contents(tmp_path) == before
-    store(tmp_path, CALIBRATION)  # there is room for it
+    store_calibration(tmp_path, CALIBRATION)  # there is room for it
 
 
 def test_an_ask_of_an_earlier_version_has_no_dtype_and_counts_beside_every_other(tmp_path: Path) -> None:
@@ -185,36 +187,36 @@ def test_an_ask_of_an_earlier_version_has_no_dtype_and_counts_beside_every_other
         del raw["calibrations"][0]["asks"][0]["dtype"]
         raw["digest"] = body_digest(raw)
 
-    remember(tmp_path, ROWS)
-    store(tmp_path, CALIBRATION)
+    record_ask(tmp_path, ROWS)
+    store_calibration(tmp_path, CALIBRATION)
     rewrite_json(aged)(tmp_path / CALIBRATION_FILE)
     old = dataclasses.replace(ASK, dtype="")
     assert asked(tmp_path)[0].asks == (old,)
-    assert read(tmp_path)[0].asks == (dataclasses.replace(CALIBRATION.asks[0], dtype=""),)
-    assert remember(tmp_path, ROWS) == (old,)
+    assert read_calibrations(tmp_path)[0].asks == (dataclasses.replace(CALIBRATION.asks[0], dtype=""),)
+    assert record_ask(tmp_path, ROWS) == (old,)
     assert asked(tmp_path)[0].asks == (old, ASK)
 
 
 def test_asks_are_found_by_the_fingerprints_of_earlier_versions_too(tmp_path: Path) -> None:
-    remember(tmp_path, ROWS)
+    record_ask(tmp_path, ROWS)
     other = dataclasses.replace(ROWS, digest="sha256:" + "c" * 64, fingerprints="0" * 12)
-    assert remember(tmp_path, other, "0" * 12 + "0123456789ab") == (ASK,)
+    assert record_ask(tmp_path, other, "0" * 12 + "0123456789ab") == (ASK,)
     assert asked(tmp_path) == (ROWS, other)
 
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_file_of_an_earlier_version_is_refused(tmp_path: Path, version: int) -> None:
     """It has no digest that would tell whether it was edited."""
-    store(tmp_path, CALIBRATION)
+    store_calibration(tmp_path, CALIBRATION)
     raw = json.loads((tmp_path / CALIBRATION_FILE).read_text())
     old = {"format_version": version, "calibrations": raw["calibrations"], "asked": raw["asked"]}
     (tmp_path / CALIBRATION_FILE).write_text(json.dumps(old))
     with pytest.raises(AdapterError, match=f"got format_version {version} in .*, expected 3; .* calibrate again"):
-        read(tmp_path)
+        read_calibrations(tmp_path)
 
 
 def test_an_adapter_that_has_changed_since_is_refused(tmp_path: Path) -> None:
-    store(tmp_path, CALIBRATION)
+    store_calibration(tmp_path, CALIBRATION)
     changed = "sha256:" + "c" * 64
     with pytest.raises(AdapterError, match=f"for adapter_digest {DIGEST} in .* expected {changed}: the adapter has"):
         for_serving(tmp_path, dataclasses.replace(BINDING, adapter_digest=changed))
@@ -224,7 +226,7 @@ def test_an_adapter_that_has_changed_since_is_refused(tmp_path: Path) -> None:
     ("field", "value"), [("n_samples", 6), ("seed", 4), ("scoring", "label"), ("temperature", 1.0), ("lapse", 0.1)]
 )
 def test_settings_that_the_digest_rules_out_are_refused_as_edited(tmp_path: Path, field: str, value: Any) -> None:
-    store(tmp_path, bound(**{field: value}))
+    store_calibration(tmp_path, bound(**{field: value}))
     with pytest.raises(AdapterError) as info:
         for_serving(tmp_path, BINDING)
     message = str(info.value)
@@ -233,8 +235,8 @@ def test_settings_that_the_digest_rules_out_are_refused_as_edited(tmp_path: Path
 
 
 def test_every_dtype_there_is_is_named(tmp_path: Path) -> None:
-    store(tmp_path, CALIBRATION)
-    store(tmp_path, bound(dtype="float32"))
+    store_calibration(tmp_path, CALIBRATION)
+    store_calibration(tmp_path, bound(dtype="float32"))
     with pytest.raises(AdapterError, match="for dtype bfloat16, float32 in .* expected float16, in which"):
         for_serving(tmp_path, dataclasses.replace(BINDING, dtype="float16"))
 
@@ -251,17 +253,17 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 @pytest.mark.parametrize("name", SPOILT)
 def test_a_spoilt_file_is_refused(tmp_path: Path, name: str) -> None:
-    store(tmp_path, CALIBRATION)
+    store_calibration(tmp_path, CALIBRATION)
     spoil, message = SPOILT[name]
     spoil(tmp_path / CALIBRATION_FILE)
     with pytest.raises(AdapterError, match=message) as info:
-        read(tmp_path)
+        read_calibrations(tmp_path)
     assert CALIBRATION_FILE in str(info.value)
     assert "calibrate again" in str(info.value)
 
 
 def test_a_file_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store(tmp_path, CALIBRATION)
+    store_calibration(tmp_path, CALIBRATION)
     before = contents(tmp_path)
 
     def fail(self: Path, target: Path) -> None:
@@ -269,7 +271,7 @@ def test_a_file_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(OSError, match="no room"):
-        store(tmp_path, bound(dtype="float32"))
+        store_calibration(tmp_path, bound(dtype="float32"))
     assert contents(tmp_path) == before
 
 
@@ -277,24 +279,24 @@ def test_an_adapter_loads_with_a_calibration_beside_it_and_under_the_same_digest
     folder: Path, llama: BaseModel
 ) -> None:
     before = load_adapter(folder, llama)
-    store(folder, bound(adapter_digest=before.digest))
+    store_calibration(folder, bound(adapter_digest=before.digest))
     assert load_adapter(folder, llama).digest == before.digest
 
 
 def test_writing_the_adapter_again_leaves_no_calibration(folder: Path, llama: BaseModel) -> None:
-    store(folder, CALIBRATION)
+    store_calibration(folder, CALIBRATION)
     saved(folder, llama)
-    assert read(folder) == ()
+    assert read_calibrations(folder) == ()
 
 
 def test_the_file_says_its_version_first(tmp_path: Path) -> None:
-    store(tmp_path, CALIBRATION)
+    store_calibration(tmp_path, CALIBRATION)
     raw = json.loads((tmp_path / CALIBRATION_FILE).read_text())
     assert list(raw) == ["format_version", "digest", "calibrations", "asked"]
     assert len((tmp_path / CALIBRATION_FILE).read_text()) < 30_000
 
 
 def test_a_folder_may_be_text(tmp_path: Path) -> None:
-    store(str(tmp_path), CALIBRATION)
-    assert read(str(tmp_path)) == (CALIBRATION,)
+    store_calibration(str(tmp_path), CALIBRATION)
+    assert read_calibrations(str(tmp_path)) == (CALIBRATION,)
     assert for_serving(str(tmp_path), BINDING) == CALIBRATION

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.server_process import ADAPTER
 from blora.adapter import opening
-from blora.adapter.calibration_file import read
+from blora.adapter.calibration_file import read_calibrations
 from blora.adapter.opening import pick_dtype
 from blora.errors import NotCalibratedError
 
@@ -38,7 +38,7 @@ def test_the_demo_starts_on_every_device(device: str, monkeypatch: pytest.Monkey
     monkeypatch.setattr(opening, "native_dtypes", lambda _: DEVICES[device])
     dtype = picked(ADAPTER)
     assert dtype in DEVICES[device]
-    assert dtype in {entry.binding.dtype for entry in read(ADAPTER)}
+    assert dtype in {entry.binding.dtype for entry in read_calibrations(ADAPTER)}
     assert dtype == ("bfloat16" if "bfloat16" in DEVICES[device] else "float32")
 
 

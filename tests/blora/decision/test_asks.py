@@ -61,7 +61,10 @@ def test_the_same_ask_of_more_rows_is_another_one() -> None:
 def test_rows_that_guarantee_nothing_any_more_are_refused() -> None:
     asks = tuple(Ask(target_risk=0.1, delta=0.25, seed=seed) for seed in range(3))
     rows = dataclasses.replace(ROWS, asks=asks)
-    with pytest.raises(ConfigError, match=r"got 4 asks of the same rows with a delta of 1 in total.*no ask has used"):
+    with pytest.raises(
+        ConfigError,
+        match=r"got 4 calibration attempts on the same rows with a delta of 1 in total.*no attempt has used",
+    ):
         earlier_asks([rows], rows, Ask(target_risk=0.1, delta=0.25, seed=3))
     assert earlier_asks([rows], rows, Ask(target_risk=0.1, delta=0.24, seed=3)) == asks
 

@@ -181,10 +181,10 @@ def test_a_target_that_is_not_proved_uses_the_rows_up_and_no_other_is_read_from_
     log_probs, labels = answers()
     with pytest.raises(ConfigError, match=r"got target_risk 0.005, which these 800 rows do not prove") as info:
         calibrate(log_probs, labels, binding=BINDING, goal=Goal(target_risk=0.005), earlier=lambda: earlier, **SOURCE)
-    message = str(info.value)
-    assert f"The rows are used up at delta {spent}: another ask of them adds its delta to that" in message
-    assert "rows that no ask has used start anew" in message
-    assert "one like" not in message
+    told = str(info.value)
+    assert f"The rows are used up at delta {spent}: another calibration attempt on them adds its delta to that" in told
+    assert "rows that no attempt has used start anew" in told
+    assert "one like" not in told
 
 
 @pytest.mark.parametrize(

@@ -87,17 +87,19 @@ def with_choices() -> Familiarity:
 
 
 def test_choices_of_the_question_s_own_add_the_distance_of_theirs() -> None:
-    found, prompts, choices = with_choices(), states(20), states(20, seed=2)
+    found, prompts, choices = with_choices(), states(20), states(50, seed=2)
+    owner = torch.arange(50) % 20  # two or three each
     Q = found.choice_directions.double()
     covariance = Q.T @ torch.diag(found.choice_variances.double()) @ Q + 0.25 * (torch.eye(6) - Q.T @ Q)
     x = ((choices[:, :6] - found.choice_center) / found.choice_scale).double()
     dense = (x @ torch.linalg.inv(covariance) * x).sum(-1).log()
-    expected = familiarity("gaussian").distance(prompts) + (dense + 0.5) / 0.2
-    torch.testing.assert_close(found.distance(prompts, choices).double(), expected, rtol=5e-3, atol=5e-3)
-    # Without the states of its choices, as where the language model scores letters, these are typical.
-    torch.testing.assert_close(found.distance(prompts), familiarity("gaussian").distance(prompts))
+    mean = torch.stack([dense[owner == k].mean() for k in range(20)])
+    expected = familiarity("gaussian").distance(prompts) + (mean + 0.5) / 0.2
+    torch.testing.assert_close(found.distance(prompts, (choices, owner)).double(), expected, rtol=5e-3, atol=5e-3)
     with pytest.raises(ShapeError, match="11"):
-        found.distance(prompts, choices[:, :11])
+        found.distance(prompts, (choices[:, :11], owner))
+    with pytest.raises(ShapeError, match="without the states of its choices"):
+        found.distance(prompts)
 
 
 def test_a_familiarity_of_choices_is_restored_from_what_is_stored() -> None:
@@ -105,8 +107,8 @@ def test_a_familiarity_of_choices_is_restored_from_what_is_stored() -> None:
     stored = found.tensors()
     assert {name: tuple(tensor.shape) for name, tensor in stored.items()} == familiarity_shapes(found.config)
     assert stored["choice_directions"].dtype == torch.float16
-    again = Familiarity.of(found.config, stored)
-    torch.testing.assert_close(again.distance(states(9), states(9, 2)), found.distance(states(9), states(9, 2)))
+    again, choices = Familiarity.of(found.config, stored), (states(9, 2), torch.arange(9))
+    torch.testing.assert_close(again.distance(states(9), choices), found.distance(states(9), choices))
     assert "choice_center" not in familiarity("gaussian").tensors()
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from blora.adapter.calibration_file import read, store
+from blora.adapter.calibration_file import read_calibrations, store_calibration
 from blora.config.head import MOST_REFERENCE
 from blora.decision.familiarity import p_value
 from blora.decision.gate import Gate, alarms_allowed
@@ -84,8 +84,8 @@ def test_of_very_many_rows_the_first_ones_serve() -> None:
 
 def test_a_gate_is_stored_and_read_back_to_the_last_bit(tmp_path: Path) -> None:
     gate = Gate.of(torch.randn(300, generator=torch.Generator().manual_seed(0)), 0.05, 0.05)
-    store(tmp_path, dataclasses.replace(made(), gate=gate))
-    [known] = read(tmp_path)
+    store_calibration(tmp_path, dataclasses.replace(made(), gate=gate))
+    [known] = read_calibrations(tmp_path)
     assert known.gate == gate
 
 

@@ -9,10 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from blora.config.head import MOST_GUESSES
 from blora.decision.calibrate import calibrate
 from blora.decision.calibration import Goal
-from blora.decision.guesses import BUDGET, guess_share, modest
+from blora.decision.guesses import BUDGET, SHARE, beginning_of_guesses, modest
 from blora.decision.temperature import guessed
 from blora.decision.uncertainty import summarize
 from blora.scores import SCORES, mutual_information, scores_of
@@ -25,38 +24,56 @@ def drawn(n_draws: int, n_rows: int, n_choices: int, *, seed: int = 0) -> Tensor
     return (2 * torch.randn(n_draws, n_rows, n_choices, generator=generator, dtype=torch.float64)).softmax(-1)
 
 
-@given(st.integers(1, 2000), st.integers(2, 6), st.integers(0, 99))
-def test_the_share_is_the_largest_whose_expected_cost_is_in_the_budget(n: int, n_choices: int, seed: int) -> None:
+@given(st.integers(5, 3000), st.integers(2, 6), st.integers(0, 99))
+def test_guesses_begin_where_a_tail_that_falls_exponentially_leaves_them_their_budget(
+    n: int, n_choices: int, seed: int
+) -> None:
     probs = drawn(4, 30, n_choices, seed=seed)
     labels = probs.mean(0).argmax(-1)
-    share = guess_share(probs, labels, n)
+    reference = -torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).log()  # mean 1
+    begin = beginning_of_guesses(reference, probs, labels)
+    after = guessed(probs.mean(0), SHARE, torch.ones(n_choices))
+    before, later = (float(part.gather(1, labels[:, None]).log().mean()) for part in (probs.mean(0), after))
+    farthest, k = float(reference.max()), max(1, n // 10)
+    rate = float((reference.sort().values[-k:] - reference.sort().values[-k - 1]).mean())
+    cost = (before - later) / (n + 1)
+    assert begin >= farthest
+    if begin > farthest:
+        assert cost * math.exp(-(begin - farthest) / rate) == pytest.approx(BUDGET)
+    else:
+        assert cost <= BUDGET
 
-    def cost(share: float) -> float:
-        after = guessed(probs.mean(0), share, torch.ones(n_choices))
-        picked = (part.gather(1, labels[:, None]).log().mean() for part in (probs.mean(0), after))
-        before, later = picked
-        return float(before - later) / (n + 1)
 
-    assert 0 < share <= MOST_GUESSES
-    assert cost(share) <= BUDGET + 1e-9
-    assert share == MOST_GUESSES or cost(share + 1e-3) > BUDGET
+def test_of_familiar_questions_guesses_cost_about_the_budget() -> None:
+    generator, spent = torch.Generator().manual_seed(0), []
+    for seed in range(300):
+        probs = drawn(2, 200, 4, seed=seed)
+        labels = torch.multinomial(probs.mean(0), 1, generator=generator)[:, 0]
+        reference, fresh = (torch.randn(n, generator=generator) for n in (200, 4000))
+        begin = beginning_of_guesses(reference, probs, labels)
+        after = guessed(probs.mean(0), SHARE, torch.ones(4))
+        lost = (probs.mean(0) / after).gather(1, labels[:, None]).log().mean()
+        spent.append(float(lost) * float((fresh > begin).double().mean()))
+    assert 0.2 * BUDGET < sum(spent) / len(spent) < 1.5 * BUDGET
 
 
-def test_a_label_that_was_thought_impossible_and_absent_choices_leave_the_share_finite() -> None:
+def test_a_label_that_was_thought_impossible_and_rows_at_one_distance_leave_it_finite() -> None:
     probs = torch.tensor([[[1.0, 0.0, 0.0], [0.5, 0.5, 0.0]]])
-    assert 0 < guess_share(probs, torch.tensor([1, 0]), 50) <= MOST_GUESSES
+    assert beginning_of_guesses(torch.ones(7), probs, torch.tensor([1, 0])) == 1
+    assert beginning_of_guesses(torch.ones(1), probs, torch.tensor([0, 0])) == 1
 
 
 def test_far_questions_alone_get_guesses_over_their_own_choices() -> None:
     probs = torch.tensor([[[0.9, 0.1, 0.0], [0.9, 0.1, 0.0]]])
-    found = modest(probs, torch.tensor([0.0, 0.8]))
+    present = torch.tensor([[True, True, False]] * 2)
+    found = modest(probs, torch.tensor([0.0, 0.8]), present)
     torch.testing.assert_close(found, torch.tensor([[[0.9, 0.1, 0.0], [0.58, 0.42, 0.0]]]))
-    assert modest(probs, torch.zeros(2)) is probs
+    assert modest(probs, torch.zeros(2), present) is probs
 
 
 def test_guesses_make_every_score_less_certain_but_leave_the_mutual_information() -> None:
     draws = drawn(8, 50, 4)
-    probs = modest(draws, torch.full((50,), 0.7))
+    probs = modest(draws, torch.full((50,), 0.7), torch.ones(50, 4))
     before, after = scores_of(draws), scores_of(probs, draws)
     torch.testing.assert_close(after["mutual_information"], before["mutual_information"])
     assert bool((mutual_information(probs) < before["mutual_information"]).all())  # what would look like agreement
@@ -71,6 +88,7 @@ def test_an_answer_with_guesses_has_modest_probabilities_and_its_entropies_add_u
     assert shy.top == sure.top
     for one, other in zip(shy.probabilities, sure.probabilities, strict=True):
         assert one == pytest.approx(0.1 * other + 0.9 / 4)
+    assert shy.std == sure.std
     scores, before = shy.scores(), sure.scores()
     assert scores["mutual_information"] == pytest.approx(before["mutual_information"], abs=1e-12)
     assert scores["predictive_entropy"] == pytest.approx(-sum(p * math.log(p) for p in shy.probabilities))
@@ -84,7 +102,9 @@ def test_a_calibration_is_of_answers_with_their_guesses() -> None:
     binding = replace(BINDING, n_samples=1, temperature=1.0, lapse=0.0)
     common = {"binding": binding, "goal": Goal(target_risk=0.1, score="confidence"), **SOURCE}
     found = calibrate(log_probs, labels, guesses=shares, **common)
-    mixed = modest(log_probs.double().exp(), shares).log()  # with one draw, guesses are like any other probabilities
+    mixed = modest(
+        log_probs.double().exp(), shares, ~log_probs.isneginf()[0]
+    ).log()  # with one draw, guesses are like any other probabilities
     for one, other in zip(found.levels, calibrate(mixed, labels, **common).levels, strict=True):
         assert (one.threshold, one.coverage, one.error) == pytest.approx((other.threshold, other.coverage, other.error))
     quantiles = [

@@ -12,7 +12,7 @@ import pytest
 import blora
 from benchmarks.server_process import ADAPTER
 from blora.adapter import load_adapter, save_adapter
-from blora.adapter.calibration_file import CALIBRATION_FILE, for_serving, read
+from blora.adapter.calibration_file import CALIBRATION_FILE, for_serving, read_calibrations
 from blora.base_model import BaseModel, load_base_model
 from blora.client import AbstainBelow, Prediction
 from blora.decision.calibration import Binding
@@ -241,7 +241,7 @@ def test_a_calibration_is_that_of_the_command_and_decides_from_then_on(
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in goal.items()]
     common = ["--base-model", str(tiny / "base"), "--device", "cpu", "--dtype", "float32"]
     assert calibrate.main([str(adapter), "--data", str(file), *common, *flags]) == 0
-    [by_command] = read(adapter)
+    [by_command] = read_calibrations(adapter)
     assert by_command.levels == proved.levels
     assert by_command.rows.digest == proved.rows.digest
     # It decides: answers show its target, have prediction sets, and are for its own choices alone.

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blora.questions.spelling import _has_many_marks, seen
+from blora.questions.spelling import _has_many_marks, plain, seen
 
 # White space, zero-width characters, and letters with marks that Unicode composes, decomposes or reorders.
 NASTY = "ab \t\n\x1c\x85\u00a0\u2003\u2028\u3000\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff\u0301\u0302\u0323\u00e9\u1ed1\u0958\u1100\u1161"
@@ -16,6 +16,7 @@ NASTY = "ab \t\n\x1c\x85\u00a0\u2003\u2028\u3000\u00ad\u200b\u200c\u200d\u200e\u
 @given(st.text(NASTY) | st.text() | st.builds(str.__mul__, st.text(NASTY, max_size=3), st.integers(25, 40)))
 def test_the_form_of_a_form_is_itself(text: str) -> None:
     assert seen(seen(text)) == seen(text)
+    assert plain(plain(text)) == plain(text)
 
 
 @pytest.mark.parametrize(

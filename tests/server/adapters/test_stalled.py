@@ -26,10 +26,10 @@ import blora.disk.files
 
 real = blora.disk.files._check_regular
 
-def stalling(found, file, mend):
+def stalling(found, file, advice):
     while "stalled" in str(file) and Path(sys.argv[1]).exists():
         time.sleep(0.05)
-    real(found, file, mend)
+    real(found, file, advice)
 
 blora.disk.files._check_regular = stalling
 from blora.server.commands.serve import main

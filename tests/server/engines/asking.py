@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from blora.adapter import save_adapter
-from blora.adapter.calibration_file import store
+from blora.adapter.calibration_file import store_calibration
 from blora.base_model import load_base_model
 from blora.config import AdapterConfig, PosteriorConfig, PromptConfig, SamplingConfig
 from blora.posterior.posterior import Posterior
@@ -66,7 +66,7 @@ async def calibrated(folder: Path, **changes: Any) -> str:
         digest = state.adapters[0].digest
     bound = {"adapter_digest": digest, "dtype": "float32", "n_samples": 4, "seed": 7, **changes}
     made = calibration(bound["adapter_digest"])
-    store(folder / "one", dataclasses.replace(made, binding=dataclasses.replace(made.binding, **bound)))
+    store_calibration(folder / "one", dataclasses.replace(made, binding=dataclasses.replace(made.binding, **bound)))
     return digest
 
 

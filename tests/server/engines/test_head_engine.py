@@ -14,6 +14,7 @@ import blora
 from blora.adapter import save_adapter
 from blora.base_model import load_base_model
 from blora.config import AdapterConfig, HeadConfig, PosteriorConfig, PromptConfig, SamplingConfig
+from blora.decision.guesses import SHARE
 from blora.inference.branches import score_all
 from blora.inference.packing import PackedRow, pack, padded_tokens
 from blora.inference.prefix import HeadPrefix
@@ -62,10 +63,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         found = read_rows(base.model, rows, config, Draws({}, 1.0, 1))
     assert found.prompt is not None
-    assert found.choices is not None
-    choices = found.choices[:60], found.choices[60:]
-    of_choices = fit_familiarity(config.depths, found.prompt[:60], found.prompt[60:], choices=choices).familiarity
-    of_choices = replace(of_choices, config=replace(of_choices.config, guesses=0.9))
+    first, last = found.at(range(60)).choices(), found.at(range(60, len(rows))).choices()
+    assert first is not None
+    assert last is not None
+    own = first[0], last
+    of_choices = fit_familiarity(config.depths, found.prompt[:60], found.prompt[60:], choices=own).familiarity
+    beyond = float(of_choices.reference.max())
+    of_choices = replace(of_choices, config=replace(of_choices.config, guesses_beyond=beyond))
     for name, heads, asks, own in (
         ("one", posterior, prompt, familiarity),
         ("two", posterior, prompt, None),
@@ -144,13 +148,16 @@ async def test_a_question_that_brings_its_choices_is_as_familiar_as_they_are(fol
     familiar = [outcome.familiarity or 0.0 for outcome in expected]
     assert min(familiar[:2]) > 0.1 > max(familiar[2:]) > 0
     assert turned[0].familiarity == pytest.approx(familiar[0], abs=TOLERANCE)
-    assert [outcome.guesses for outcome in expected] == pytest.approx([0, 0, 0.9, 0.9, 0.9])
+    assert [outcome.guesses for outcome in expected] == pytest.approx([0, 0, SHARE, SHARE, SHARE])
     model = blora.load(folder / "three", base_model=folder / "tiny", dtype="float32")
     for choices, known, outcome in zip(offered, familiar, expected, strict=True):
         answer = model.predict("red 01", choices=choices)
         assert answer.familiarity == pytest.approx(known, abs=TOLERANCE)
         shown = torch.tensor([one.probability for one in answer.probabilities])
-        torch.testing.assert_close(torch.tensor(outcome.samples()).mean(0), shown, atol=TOLERANCE, rtol=0)
+        spread = outcome.probs.std(0, correction=0).float()  # of the draws, as the mutual information
+        torch.testing.assert_close(
+            torch.tensor([one.std for one in answer.probabilities]), spread, atol=TOLERANCE, rtol=0
+        )
         even = (1 - outcome.guesses) * outcome.probs.mean(0) + outcome.guesses / len(choices)
         torch.testing.assert_close(even.float(), shown, atol=TOLERANCE, rtol=0)
         information = float(mutual_information(outcome.probs[:, None]))

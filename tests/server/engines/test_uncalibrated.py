@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from blora.adapter.calibration_file import read, store
+from blora.adapter.calibration_file import read_calibrations, store_calibration
 from blora.errors import NotCalibratedError
 from tests.server.engines.asking import calibrated, loaded, settings
 
@@ -26,11 +26,11 @@ async def test_uncalibrated_answers_are_allowed_on_request_and_thresholds_still_
 
 async def test_of_several_other_dtypes_the_strictest_threshold_decides(calibratable: Path) -> None:
     await calibrated(calibratable, dtype="bfloat16")
-    [known] = read(calibratable / "one")
+    [known] = read_calibrations(calibratable / "one")
     level = replace(known.default_level, threshold=0.95)
     levels = tuple(level if old == known.default_level else old for old in known.levels)
     binding = replace(known.binding, dtype="float16")
-    store(calibratable / "one", replace(known, binding=binding, levels=levels))
+    store_calibration(calibratable / "one", replace(known, binding=binding, levels=levels))
     async with loaded(settings(calibratable, allow_uncalibrated=True)) as (_, state):
         assert state.adapters[0].policy is not None
         assert state.adapters[0].policy.min_confidence == 0.95

@@ -370,7 +370,7 @@ async def test_of_a_requests_questions_the_outcome_of_one_drawn_at_random_is_ask
 
 async def test_a_text_is_recognised_only_for_what_counts_it(watched: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     recognised: list[str] = []
-    monkeypatch.setattr(recent_texts, "seen", lambda text: recognised.append(text) or text)
+    monkeypatch.setattr(recent_texts, "plain", lambda text: recognised.append(text) or text)
     await ask(watched, "p=0.95 a text", policy={"min_confidence": 0.5})  # without a promise, and without a gate
     assert recognised == []
     await ask(watched, "p=0.95 a text")

@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from blora.server.monitoring.logs import Form, configure, write_down
+from blora.server.monitoring.logs import Form, configure, log_outcome
 from tests.server.fakes import TRIAGE_DIGEST, FakeEngine, running
 
 SECRET = "p=0.9 a secret"
@@ -69,7 +69,7 @@ FORGED = "evil\n2026-01-01 00:00:00,000 INFO blora.server.prediction.predictor: 
 def test_a_name_cannot_write_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     configure("info", "text")
     logging.getLogger("x").info("Adapter %s is served", FORGED)
-    write_down(logging.getLogger("x"), "answered", adapter=FORGED)
+    log_outcome(logging.getLogger("x"), "answered", adapter=FORGED)
     for line in capsys.readouterr().err.splitlines():
         assert "\\n2026-01-01" in line
         assert "\x1b" not in line

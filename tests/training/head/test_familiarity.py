@@ -136,26 +136,46 @@ def test_wrong_shapes_are_refused() -> None:
         fit_familiarity(DEPTHS, train, train, labels[:59], labels)
 
 
+def four_each(choices: Tensor) -> tuple[Tensor, Tensor]:
+    """Choices of four to a question, as `Familiarity.distance` takes them."""
+    return choices, torch.arange(len(choices) // 4).repeat_interleave(4)
+
+
 def test_choices_of_another_kind_are_noticed_behind_familiar_prompts() -> None:
     (train, _), (validation, _), (fresh, _) = (rows(400, 3, spread=1.0, seed=seed) for seed in (0, 1, 2))
-    own = [rows(400, 2, spread=0.5, seed=seed, of=11)[0] for seed in (3, 4, 5)]
-    found = fit_familiarity(DEPTHS, train, validation, choices=(own[0], own[1])).familiarity
+    own = [rows(1600, 2, spread=0.5, seed=seed, of=11)[0] for seed in (3, 4, 5)]
+    found = fit_familiarity(DEPTHS, train, validation, choices=(own[0], four_each(own[1]))).familiarity
     assert found.config.kind == "choices"
     assert stored_bytes(found.config) <= MOST_BYTES
-    torch.testing.assert_close(found.reference.sort().values, found.distance(validation, own[1]).sort().values)
-    usual = p_value(found.distance(fresh, own[2]), found.reference)
+    again = found.distance(validation, four_each(own[1]))
+    torch.testing.assert_close(found.reference.sort().values, again.sort().values)
+    usual = p_value(found.distance(fresh, four_each(own[2])), found.reference)
     assert 0.02 < float((usual <= 0.05).double().mean()) < 0.09
-    other = 2 * rows(400, 2, spread=0.5, seed=6, of=12)[0]
-    assert float((p_value(found.distance(fresh, other), found.reference) <= 0.05).double().mean()) > 0.9
+    other = 2 * rows(1600, 2, spread=0.5, seed=6, of=12)[0]
+    assert float((p_value(found.distance(fresh, four_each(other)), found.reference) <= 0.05).double().mean()) > 0.9
     # A prompt from elsewhere is noticed behind familiar choices too.
-    assert float((p_value(found.distance(2 * fresh, own[2]), found.reference) <= 0.05).double().mean()) > 0.9
+    far = found.distance(2 * fresh, four_each(own[2]))
+    assert float((p_value(far, found.reference) <= 0.05).double().mean()) > 0.9
+
+
+def test_more_choices_make_a_question_neither_more_familiar_nor_less() -> None:
+    (train, _), (validation, _), (fresh, _) = (rows(400, 3, spread=1.0, seed=seed) for seed in (0, 1, 2))
+    own = [rows(1600, 2, spread=0.5, seed=seed, of=11)[0] for seed in (3, 4)]
+    found = fit_familiarity(DEPTHS, train, validation, choices=(own[0], four_each(own[1]))).familiarity
+    for n in (2, 4, 60):
+        choices = rows(400 * n, 2, spread=0.5, seed=n, of=11)[0]
+        distances = found.distance(fresh, (choices, torch.arange(400).repeat_interleave(n)))
+        foreign = found.distance(2 * fresh, (choices, torch.arange(400).repeat_interleave(n)))
+        assert float((p_value(distances, found.reference) <= 0.05).double().mean()) < 0.1
+        assert float((p_value(foreign, found.reference) <= 0.05).double().mean()) > 0.9
 
 
 def test_choices_that_span_few_directions_have_the_prompt_s_number_of_them() -> None:
     (train, _), (validation, _) = (rows(400, 3, spread=1.0, seed=seed) for seed in (0, 1))
     flat = torch.zeros(400, F)
     flat[:, :2] = torch.randn(400, 2, generator=torch.Generator().manual_seed(7))
-    found = fit_familiarity(DEPTHS, train, validation, choices=(flat, flat)).familiarity
+    choices = flat, torch.arange(400)
+    found = fit_familiarity(DEPTHS, train, validation, choices=(flat, choices)).familiarity
     assert found.choice_directions.shape == found.directions.shape
-    assert found.distance(validation, flat).isfinite().all()
-    assert Familiarity.of(found.config, found.tensors()).distance(validation, flat).isfinite().all()
+    assert found.distance(validation, choices).isfinite().all()
+    assert Familiarity.of(found.config, found.tensors()).distance(validation, choices).isfinite().all()

@@ -18,6 +18,7 @@ from blora.adapter.opening import open_adapter, open_base
 from blora.base_model import BaseModel
 from blora.cli import main
 from blora.config import HeadConfig
+from blora.decision.guesses import modest
 from blora.decision.temperature import temper
 from blora.errors import AdapterError, ConfigError
 from blora.inference.packing import PackedRow
@@ -27,7 +28,7 @@ from blora.posterior.draws import Draws
 from blora.posterior.inject import inject, layer_index
 from blora.posterior.noise import generator_of
 from blora.training.config import TOLERANCE_NATS
-from blora.training.evaluate import predict_all
+from blora.training.evaluate import predict_far
 from blora.training.head.fit import FittedHead, Regression, fit_head
 from blora.training.head.train import TrainedHead, train_head
 from blora.training.rows.examples import read_examples
@@ -258,8 +259,12 @@ def test_an_adapter_with_a_lora_below_its_head_answers_as_it_was_evaluated(above
     adapter = load_adapter(toy, base)
     rows = pack_examples(read_examples(data, choices=config.prompt.choices), base, config.prompt)
     inject(base.model, config.modules)
-    found = predict_all(base.model, rows, adapter.posterior.sample(5, generator_of(config.sampling.seed)))
-    expected = temper(found, config.sampling.temperature, config.sampling.lapse).mean(0)
+    draws = adapter.posterior.sample(5, generator_of(config.sampling.seed))
+    found, distances = predict_far(base.model, rows, draws, adapter.familiarity, about="")
+    probs = temper(found, config.sampling.temperature, config.sampling.lapse)
+    assert adapter.familiarity is not None
+    assert distances is not None
+    expected = modest(probs, adapter.familiarity.guesses(distances), torch.ones(2)).mean(0)
     model = blora.load(toy, base_model=str(base_folder), dtype="float32")
     answers = model.predict([row["prompt"] for row in fixed(toy_data(60))])
     by_choice = [{one.choice: one.probability for one in answer.probabilities} for answer in answers]

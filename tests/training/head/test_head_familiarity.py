@@ -11,7 +11,7 @@ from torch import Tensor
 
 import blora
 from blora.adapter import load_adapter, read_config
-from blora.adapter.calibration_file import read
+from blora.adapter.calibration_file import read_calibrations
 from blora.adapter.folder import FAMILIARITY_FILE
 from blora.adapter.opening import open_adapter, open_base
 from blora.base_model import BaseModel
@@ -97,7 +97,7 @@ def test_the_familiarity_of_an_answer_is_the_p_value_of_plain_forward_passes(
     asked = [*(row["question"] for row in toy_data(20, seed=9)), *FOREIGN]
     for folder in (familiar, gated):
         adapter = load_adapter(folder, base)
-        calibrations, familiarity = read(folder), adapter.familiarity
+        calibrations, familiarity = read_calibrations(folder), adapter.familiarity
         assert familiarity is not None
         gate = calibrations[0].gate if calibrations else None
         reference = torch.tensor(gate.reference) if gate is not None else familiarity.reference
@@ -110,13 +110,19 @@ def test_the_familiarity_of_an_answer_is_the_p_value_of_plain_forward_passes(
 
 
 def test_an_evaluation_is_of_the_answers_with_their_guesses(familiar: Path, base_folder: Path, tmp_path: Path) -> None:
-    assert 0 < (config := read_config(familiar).familiarity).guesses < 0.5  # type: ignore[union-attr]  # sixty rows
-    assert config is not None
+    base = open_base(str(base_folder), device="cpu", dtype="float32")
+    own = load_adapter(familiar, base).familiarity
+    assert own is not None
+    farthest = float(own.reference.max())
+    assert own.config.guesses_beyond is not None
+    assert own.config.guesses_beyond > farthest  # sixty rows say little about the tail
     folder = Path(shutil.copytree(familiar, tmp_path / "toy"))
-    of_settings(folder, guesses=0.9)
+    of_settings(folder, guesses_beyond=farthest)
+    bare = Path(shutil.copytree(familiar, tmp_path / "bare"))
+    of_settings(bare, guesses_beyond=None)
     rows = [*rows_of(500, 510), *({"prompt": text, "label": CHOICES[0]} for text in FOREIGN)]
     data = write_jsonl(tmp_path / "rows.jsonl", rows)
-    model, unaware = opened(folder, base_folder), opened(familiar, base_folder)
+    model, unaware = opened(folder, base_folder), opened(bare, base_folder)
     given = [
         {one.choice: one.probability for one in answer.probabilities}
         for answer in model.predict([row["prompt"] for row in rows])
@@ -128,7 +134,7 @@ def test_an_evaluation_is_of_the_answers_with_their_guesses(familiar: Path, base
 
 
 def test_beyond_the_gate_of_a_calibration_questions_get_no_answer(gated: Path, base_folder: Path) -> None:
-    [calibration] = read(gated)
+    [calibration] = read_calibrations(gated)
     gate = calibration.gate
     assert gate is not None
     assert (gate.max_false_alarms, len(gate.reference)) == (0.1, calibration.rows.n_proof)
@@ -147,7 +153,7 @@ def test_a_share_of_one_calibrates_without_a_gate(gated: Path, base_folder: Path
     rows = write_jsonl(tmp_path / "rest.jsonl", rows_of(600, 700))
     common = ("--base-model", str(base_folder), "--device", "cpu", "--dtype", "float32", "--target-risk", "0.2")
     assert main(["calibrate", str(folder), "--data", str(rows), "--max-false-alarms", "1", *common]) == 0
-    [calibration] = read(folder)
+    [calibration] = read_calibrations(folder)
     assert calibration.gate is None
     answer = opened(folder, base_folder).predict("red 01")
     assert answer.familiarity is not None

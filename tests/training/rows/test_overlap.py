@@ -1,7 +1,6 @@
 """Refusal of questions that an adapter has seen, recognised by fingerprints."""
 
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,9 @@ import pytest
 
 from blora.adapter import read_config
 from blora.errors import AdapterError, ConfigError, DataError
+from blora.questions.fingerprints import DIGITS, fingerprint, parts
 from blora.training.rows.examples import ExampleSet, examples_for, one_for_each_text, read_examples
-from blora.training.rows.overlap import DIGITS, check_disjoint, check_distinct, check_unseen, fingerprints, seen_among
+from blora.training.rows.overlap import check_disjoint, check_distinct, check_unseen, fingerprints, seen_among
 from tests.training.toys import row, write_jsonl
 
 NAMES = ("one", "two", "three", "four", "five", "six", "seven")
@@ -30,8 +30,7 @@ def test_a_record_is_small_and_tells_neither_text_nor_order(tmp_path: Path) -> N
     assert one == fingerprints(examples(tmp_path, *reversed(asked(*NAMES))))
     assert len(one) == DIGITS * len(NAMES)
     assert set(one) <= set("0123456789abcdef")
-    parts = [one[i : i + DIGITS] for i in range(0, len(one), DIGITS)]
-    assert parts == sorted(set(parts))
+    assert parts(one) == sorted(set(parts(one)))
 
 
 SAME: dict[str, dict[str, Any]] = {
@@ -81,7 +80,7 @@ def test_spellings_that_look_the_same_are_the_same_text(tmp_path: Path, question
 
 @pytest.mark.parametrize("question", SPELLINGS)
 def test_a_spelling_in_a_record_of_an_earlier_version_is_recognised(question: str) -> None:
-    old = hashlib.sha256(" ".join(question.split()).encode()).hexdigest()[:DIGITS]
+    old = fingerprint(" ".join(question.split()))
     with pytest.raises(DataError, match="that the adapter was made with"):
         check_unseen({"seen": {"train": old}}, read_examples([row(question=question)]))
 
@@ -158,7 +157,7 @@ def test_a_request_written_out_as_a_prompt_is_recognised() -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_rows_in_a_record_of_an_earlier_version_are_recognised(form: str) -> None:
     same = read_examples([FORMS[form]])
-    old = hashlib.sha256(same.examples[0].identity.encode()).hexdigest()[:DIGITS]
+    old = fingerprint(same.examples[0].identity)
     assert old not in fingerprints(same)
     assert old in fingerprints(same, earlier=True)
     with pytest.raises(DataError, match="that the adapter was made with"):

@@ -68,7 +68,7 @@ HALF = "half a pair: \ud800"
     ],
 )
 def test_a_row_that_the_tokenizer_cannot_encode_is_named(base: BaseModel, row: Example) -> None:
-    with pytest.raises(DataError, match=r"^toy\.jsonl:3: got half of a surrogate pair"):
+    with pytest.raises(DataError, match=r"^toy\.jsonl:3: got half of a surrogate pair, .*; correct the text$"):
         pack_examples(example_set(row), base, PromptConfig())
 
 
