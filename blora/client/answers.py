@@ -51,7 +51,7 @@ class AdapterRef(Answer):
 
 
 class ChoiceProbability(Answer):
-    """A choice, with the mean and the standard deviation of its probability over the draws."""
+    """A choice, with its probability, and the standard deviation of that over the draws, before guesses."""
 
     choice: str
     probability: float = Field(ge=0, le=1)
@@ -144,7 +144,7 @@ class Prediction(_Scores):  # type: ignore[misc]  # a type checker cannot read t
         "a share of all outcomes.",
     )
     samples: list[list[float]] | None = Field(
-        default=None, description="Probabilities by draw and choice; only with `return_samples`."
+        default=None, description="Probabilities by draw and choice, before guesses; only with `return_samples`."
     )
 
     def __repr__(self) -> str:

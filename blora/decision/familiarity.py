@@ -150,7 +150,8 @@ class Familiarity:
 
         Args:
             states: (B, F) mean states of the prompts.
-            choices: mean states (R, F) of the questions' own choices, and the question (R,) of each.
+            choices: mean states (R, F) of the questions' own choices, and the question (R,) of each; without them, as
+                where letters stand for the choices, these are taken to be typical.
 
         Raises:
             ShapeError: if the number of states is not F.
@@ -176,9 +177,8 @@ class Familiarity:
         if self.config.kind == "gaussian":
             second = torch.zeros_like(squared)
         elif self.config.kind == "choices":
-            if choices is None:
-                raise ShapeError("got a question without the states of its choices, expected these too")
-            second = self._of_choices(*choices, torch.zeros_like(squared))
+            typical = self.middle[1].expand_as(squared)
+            second = self._of_choices(*choices, torch.zeros_like(squared)) if choices is not None else typical
         else:
             on_axes = x @ self.axes.T  # (B, R)
             cosines = normalize(on_axes, dim=-1) @ self.labels.T  # (B, C)

@@ -71,6 +71,8 @@ class Promise:
             n_cleared: number of corrections from wrong to right.
             rejected_at: value of `n_cleared` at the last rejection by other processes; -1 without one.
         """
+        if n_cleared < self.n_cleared:  # the counts were lost
+            self.rejected_at = n_cleared if self.broken else -1
         self.n_outcomes, self.n_wrong, self.n_cleared = n_outcomes, n_wrong, n_cleared
         self.rejected_at = max(self.rejected_at, rejected_at)
         if self.broken or self._rejected(self.target_risk):

@@ -114,8 +114,12 @@ def trunk_of(config: HeadConfig, lora: Draws) -> int:
 
 
 def as_read(row: PackedRow, head: DecisionHead) -> PackedRow:
-    """Return a row as a pointer head reads it, with its choices, even if the language model scores it."""
-    return replace(row, readout="pointer") if head.n_outputs == 1 else row
+    """Return a row as a pointer head reads it, with its choices, even if the language model scores these.
+
+    Letters stay as they are: a head reads no letters, so that their states would say nothing about the choices.
+    """
+    by_text = row.readout == "scores" and row.scoring == "text"
+    return replace(row, readout="pointer") if by_text and head.n_outputs == 1 else row
 
 
 def head_log_probs(draws: HeadDraws, rows: Sequence[PackedRow], features: Features) -> Tensor:

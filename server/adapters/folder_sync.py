@@ -52,7 +52,7 @@ class FolderSync:
         self._timeout_s = timeout_s
         self._threads = ThreadPerTask(timeout_s)
         self._looking = asyncio.Semaphore(AT_ONCE)
-        self._is_lost = False
+        self._stays_because: int | None = None
         self._seen: dict[str, Signature] = {}
         # By name: the adapter loaded from this folder; None after an admin has unloaded or replaced it.
         self._kept: dict[str, AdapterHandle | None] = {}
@@ -80,7 +80,7 @@ class FolderSync:
                 "/v1/adapters/NAME",
             )
             return
-        self._is_lost = False
+        self._stays_because = None
         folders = [name for name in all_folders if not name.startswith(".")]
         signatures = await asyncio.gather(*map(self._signature, folders))
         found = {name: signature for name, signature in zip(folders, signatures, strict=True) if signature is not None}
@@ -102,9 +102,9 @@ class FolderSync:
 
     def _stay(self, level: int, why: str) -> None:
         """Log that the adapters stay as they are, unless the last poll has ended in the same way."""
-        if not self._is_lost:
+        if level != self._stays_because:
             logger.log(level, "The adapters stay as they are, because %s %s", self._root, why)
-        self._is_lost = True
+        self._stays_because = level
 
     async def _signature(self, name: str) -> Signature | None:
         """Return the signature of an adapter's folder, or None if reading it timed out."""

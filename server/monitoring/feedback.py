@@ -15,6 +15,7 @@ computed from the latest outcomes.
 
 import asyncio
 import hashlib
+import logging
 import secrets
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -25,13 +26,17 @@ from blora.server.errors import FeedbackUnavailableError, InvalidRequestError, U
 from blora.server.keys import Key
 from blora.server.monitoring.drift import DriftWatch
 from blora.server.monitoring.ledgers.protocol import Contents, Entry, Ledger, Tally, hashes
+from blora.server.monitoring.logs import ThrottledLogger
 from blora.server.monitoring.metrics import ServerMetrics
 from blora.server.monitoring.recent_texts import AskedText, RecentTexts
 
 __all__ = ["Feedback"]
 
-# Seconds between attempts to read the counts of a newly loaded adapter.
-_RETRY_S = 5.0
+logger = logging.getLogger(__name__)
+
+# Seconds between readings of an adapter's counts, and between attempts while the ledger cannot be read.
+_LOOK_S, _RETRY_S = 30.0, 5.0
+_CLOSE_S = 1.0
 
 
 class Feedback:
@@ -53,11 +58,12 @@ class Feedback:
         self._rate = rate
         self._promises: dict[tuple[Contents, float], Promise] = {}
         self._looking: dict[Contents, asyncio.Task[None]] = {}
+        self._failures = ThrottledLogger(logger)
         self._promised_texts: dict[tuple[Contents, float], RecentTexts] = {}
         self._drift = DriftWatch(metrics, ledger)
 
     def watch(self, handle: AdapterHandle) -> None:
-        """Show the evidence that the ledger holds about an adapter that was just loaded, once it can be read."""
+        """Show the evidence that the ledger holds about an adapter, from its loading on, once it can be read."""
         if handle.calibration is not None:
             adapter, targets = _contents(handle), [level.target_risk for level in handle.calibration.proved()]
             self._looking[adapter] = asyncio.create_task(self._look(adapter, targets), name="feedback")
@@ -163,22 +169,33 @@ class Feedback:
 
     async def close(self) -> None:
         """Finish pending writes."""
-        for looking in self._looking.values():
-            looking.cancel()
-        await asyncio.gather(*self._looking.values(), return_exceptions=True)
+        looking = [*self._looking.values()]
+        self._looking.clear()
+        for task in looking:
+            task.cancel()
+        if looking:  # a client of Redis may turn the cancellation into an error, which ends the task later
+            await asyncio.wait(looking, timeout=_CLOSE_S)
         await self._drift.close()
         await self._ledger.close()
 
     async def _look(self, adapter: Contents, targets: Sequence[float]) -> None:
-        for target_risk in targets:
-            while True:
-                try:
+        """Show what other replicas were told, as long as the adapter is served."""
+        while adapter in self._looking:
+            try:
+                for target_risk in targets:
                     tally = await self._ledger.tally(adapter, target_risk)
-                    break
-                except FeedbackUnavailableError:
-                    await asyncio.sleep(_RETRY_S)
-            if tally is not None and self._served(adapter):
-                self._show_promise(adapter, target_risk, tally)
+                    if tally is not None and self._served(adapter) and not self._is_older(adapter, target_risk, tally):
+                        self._show_promise(adapter, target_risk, tally)
+                pause = _LOOK_S
+            except FeedbackUnavailableError as exc:
+                self._failures.warning(f"The outcomes about adapter {adapter.name!r} cannot be read yet: {exc.message}")
+                pause = _RETRY_S
+            await asyncio.sleep(pause)
+
+    def _is_older(self, adapter: Contents, target_risk: float, tally: Tally) -> bool:
+        """Return whether counts were read before an outcome that has been told since."""
+        promise = self._promises.get((adapter, target_risk))
+        return promise is not None and tally.n_outcomes < promise.n_outcomes
 
     def _stored(self, entry: Entry) -> None:
         if entry.target_risk is not None and self._served(entry.adapter):

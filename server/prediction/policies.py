@@ -95,7 +95,7 @@ def prediction_set(
         handle: the adapter.
         prediction: the answer.
         choices: all choices.
-        guesses: whether the answer is mostly guesses, which hold all choices.
+        guesses: whether the answer is mostly guesses; its set then holds all choices.
     """
     if handle.calibration is None or _departure(question, handle) is not None:
         return None

@@ -99,7 +99,7 @@ class Turns:
             raise QueueFullError(
                 f"{waiting.inputs} {self._what} wait, with {ahead} {self._unit}, {waiting.client_inputs} of them "
                 f"yours. The limits are {self._room.inputs} and {self._room.cost} {self._unit}, of which one client "
-                "may use four fifths: try again after the seconds in Retry-After.",
+                "may use four fifths, with one adapter three quarters: try again after the seconds in Retry-After.",
                 retry_after_s=max(1, math.ceil(waiting.ahead * (self._pace or 0.0))),
             )
 

@@ -15,16 +15,16 @@ from benchmarks.server_process import ROOT
 from tests.processors.pretended import NOISY, PRETENDED, each
 
 NUMERICAL = (
-    "bank",
-    "posterior",
-    "layer",
-    "inducing",
-    "families",
-    "scoring",
-    "fork",
-    "prefix",
-    "architecture",
-    "vocabulary",
+    "posterior/test_bank",
+    "posterior/test_posterior",
+    "posterior/test_layer",
+    "posterior/test_inducing",
+    "posterior/test_families",
+    "inference/test_scoring",
+    "inference/test_fork",
+    "inference/test_prefix",
+    "inference/test_architecture",
+    "inference/test_vocabulary",
 )
 
 
@@ -52,7 +52,7 @@ def test_a_process_with_noise_computes_with_noise() -> None:
 
 @each([*PRETENDED, *NOISY[:1]])
 def test_numerical_tests_pass(variant: Variant) -> None:
-    files = [f"tests/blora/test_{name}.py" for name in NUMERICAL]
+    files = [f"tests/blora/{name}.py" for name in NUMERICAL]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not model", *files]
     done = subprocess.run(command, cwd=ROOT, env=variant.variables(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-3000:]

@@ -104,7 +104,7 @@ def familiarity_of(
 
 
 def with_guesses(
-    familiarity: Familiarity, probs: Tensor, rows: Sequence[LabelledRow], further: Tensor | None = None
+    familiarity: Familiarity, probs: Tensor, rows: Sequence[LabelledRow], distances: Tensor | None = None
 ) -> Familiarity:
     """Return a familiarity with the distance beyond which answers are guesses.
 
@@ -112,10 +112,10 @@ def with_guesses(
         familiarity: the familiarity.
         probs: (S, N, C) recalibrated probabilities of validation rows under the adapter's draws.
         rows: the N rows.
-        further: distances of familiar rows beside those of the reference, None for none.
+        distances: (N,) distances of these rows; None if they are the reference.
     """
-    known = familiarity.reference if further is None else torch.cat([familiarity.reference, further])
-    beyond = beginning_of_guesses(known, probs, labels_of(rows))
+    known = familiarity.reference if distances is None else distances
+    beyond = max(beginning_of_guesses(known, probs, labels_of(rows)), float(familiarity.reference.max()))
     return replace(familiarity, config=replace(familiarity.config, guesses_beyond=beyond))
 
 

@@ -81,6 +81,15 @@ def test_counts_that_were_lost_are_no_correction() -> None:
     assert promise.broken
 
 
+def test_a_promise_that_was_mended_stays_kept_if_its_counts_are_lost() -> None:
+    promise = Promise(0.1)
+    promise.observe(1000, 999, 2)
+    promise.observe(1000, 99, 3)
+    assert not promise.broken
+    promise.observe(1, 0, 0)
+    assert not promise.broken
+
+
 def test_what_another_process_called_broken_is_broken_until_a_correction() -> None:
     promise = Promise(0.1)
     promise.observe(1000, 100, 2, rejected_at=1)

@@ -1,99 +1,25 @@
 """Feedback through a real Redis that two replicas share."""
 
 import asyncio
-import os
-import shutil
-import socket
-import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from redis import Redis
-from redis.exceptions import AuthenticationError
-from redis.exceptions import ConnectionError as NoConnection
 
 from blora.decision.drift import Seen
-from blora.server.engines.handle import AdapterHandle
-from blora.server.errors import FeedbackUnavailableError
 from blora.server.keys import line_of
 from blora.server.monitoring.ledgers.memory import MemoryLedger
 from blora.server.monitoring.ledgers.protocol import Contents, Entry, Tally
 from blora.server.monitoring.ledgers.redis_ledger import RedisLedger
 from tests.server.fakes import FakeEngine, Running, running
+from tests.server.monitoring.redis_store import Store, needs_redis, replica, settled
 from tests.server.monitoring.test_drift import GATED, since
 from tests.server.monitoring.test_drift import ask as doubt
 from tests.server.monitoring.test_feedback import CALIBRATED, SURE, TARGET, ask, tell
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("redis-server") is None and "CI" not in os.environ,
-    reason="redis-server is not installed; tests/programs.sh installs it on Debian",
-)
-
-
-class Store:
-    """A Redis that can be stopped and started again."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self._port = free.getsockname()[1]
-        self.url = f"redis://127.0.0.1:{self._port}/0"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self, *more: str) -> None:
-        command = ["redis-server", "--port", str(self._port), "--bind", "127.0.0.1", "--save", "", "--dir", ".", *more]
-        with (self._folder / "log").open("wb") as log:
-            self._process = subprocess.Popen(command, cwd=self._folder, stdout=log, stderr=log)
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            try:
-                with Redis.from_url(self.url) as client:
-                    client.ping()
-            except AuthenticationError:
-                return
-            except NoConnection:
-                time.sleep(0.05)
-            else:
-                return
-        raise TimeoutError("Redis did not start")
-
-    def stop(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    def expiries(self) -> dict[str, int]:
-        """Return every key with its remaining seconds."""
-        with Redis.from_url(self.url, decode_responses=True) as client:
-            return {key: client.ttl(key) for key in client.keys("*")}
-
-    def contents(self) -> str:
-        with Redis.from_url(self.url) as client:
-            return "".join(str(client.hgetall(key)) for key in client.keys("*"))
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    made = Store(tmp_path)
-    made.start()
-    yield made
-    made.stop()
-
-
-def replica(store: Store, **settings: Any) -> Any:
-    return running(FakeEngine(handles=(CALIBRATED,)), feedback_redis=store.url, **settings)
-
-
-async def settled(server: Running, prediction_id: str, label: str) -> Any:
-    """Report an outcome, repeatedly until the prediction has been written, since answers do not wait for that."""
-    deadline = time.monotonic() + 5
-    while (told := await tell(server, prediction_id, label)).status_code == 404 and time.monotonic() < deadline:
-        pass
-    return told
+pytestmark = needs_redis
 
 
 async def test_any_replica_is_told_of_any_others_prediction_and_all_count_together(store: Store) -> None:
@@ -170,73 +96,6 @@ async def test_counts_outlive_a_restart_of_the_server(store: Store) -> None:
         async with replica(store) as server:
             await settled(server, (await ask(server))["id"], "account" if expected == 1 else "billing")
             assert await server.metric("blora_realised_risk", **TARGET) == expected
-
-
-async def shown(server: Running, value: float) -> bool:
-    """Return whether the alarm shows a value soon; the server reads it in the background."""
-    line = f'blora_promise_broken{{adapter="triage",target_risk="0.05"}} {value}'
-    deadline = time.monotonic() + 10
-    while line not in (await server.client.get("/metrics")).text and time.monotonic() < deadline:
-        await asyncio.sleep(0.02)
-    return line in (await server.client.get("/metrics")).text
-
-
-async def test_an_alarm_outlives_a_restart_of_the_server_and_outcomes_that_alone_would_not_raise_it(
-    store: Store,
-) -> None:
-    async with replica(store) as server:
-        first = await ask(server)
-        for answer in (first, await ask(server)):
-            await settled(server, answer["id"], "account")
-        for _ in range(60):
-            await settled(server, (await ask(server))["id"], "billing")
-    async with replica(store) as again, replica(store) as other:
-        assert await shown(again, 1.0)  # before any outcome is told
-        await settled(again, (await ask(again))["id"], "billing")
-        assert await shown(again, 1.0)
-        await settled(other, first["id"], "billing")
-        assert await shown(other, 0.0)
-    async with replica(store) as corrected:
-        assert await shown(corrected, 0.0)
-
-
-async def test_an_alarm_is_shown_again_once_its_adapter_is_loaded_again(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def load_adapter(path: Path, name: str) -> AdapterHandle:
-        return CALIBRATED
-
-    engine = FakeEngine(handles=(CALIBRATED,))
-    monkeypatch.setattr(engine, "load_adapter", load_adapter)
-    (tmp_path / "keys").write_text(line_of("ops", "admin", "ops"))
-    (tmp_path / "triage").mkdir()
-    settings = {"feedback_redis": store.url, "adapter_root": tmp_path, "api_keys": tmp_path / "keys"}
-    async with running(engine, **settings) as server:
-        server.client.headers["authorization"] = "Bearer ops"
-        for _ in range(3):
-            await settled(server, (await ask(server))["id"], "account")
-        await server.client.delete("/v1/adapters/triage")
-        assert "blora_promise_broken{" not in (await server.client.get("/metrics")).text
-        await server.client.post("/v1/adapters", json={"name": "triage", "path": "triage"})
-        assert await shown(server, 1.0)
-
-
-async def test_an_alarm_is_read_once_redis_is_there(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with replica(store) as server:
-        for _ in range(3):
-            await settled(server, (await ask(server))["id"], "account")
-    monkeypatch.setattr("blora.server.monitoring.feedback._RETRY_S", 0.05)
-    reading = RedisLedger.tally
-    failures = [FeedbackUnavailableError("unreachable")] * 3
-
-    async def failing(ledger: RedisLedger, *key: Any) -> Any:
-        if failures:
-            raise failures.pop()
-        return await reading(ledger, *key)
-
-    monkeypatch.setattr(RedisLedger, "tally", failing)
-    async with replica(store) as again:
-        assert await shown(again, 1.0)
 
 
 async def test_what_is_not_stored_is_not_counted_as_promised_and_the_log_says_so_once(

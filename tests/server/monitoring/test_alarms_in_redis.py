@@ -1,0 +1,97 @@
+"""A broken promise is remembered in Redis: by a restarted server, a reloaded adapter and every other replica."""
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blora.server.engines.handle import AdapterHandle
+from blora.server.errors import FeedbackUnavailableError
+from blora.server.keys import line_of
+from blora.server.monitoring.ledgers.redis_ledger import RedisLedger
+from tests.server.fakes import FakeEngine, Running, running
+from tests.server.monitoring.redis_store import Store, needs_redis, replica, settled
+from tests.server.monitoring.test_feedback import CALIBRATED, ask
+
+pytestmark = needs_redis
+
+
+async def shown(server: Running, value: float) -> bool:
+    """Return whether the alarm shows a value soon; the server reads it in the background."""
+    line = f'blora_promise_broken{{adapter="triage",target_risk="0.05"}} {value}'
+    deadline = time.monotonic() + 10
+    while line not in (await server.client.get("/metrics")).text and time.monotonic() < deadline:
+        await asyncio.sleep(0.02)
+    return line in (await server.client.get("/metrics")).text
+
+
+async def test_an_alarm_outlives_a_restart_of_the_server_and_outcomes_that_alone_would_not_raise_it(
+    store: Store,
+) -> None:
+    async with replica(store) as server:
+        first = await ask(server)
+        for answer in (first, await ask(server)):
+            await settled(server, answer["id"], "account")
+        for _ in range(60):
+            await settled(server, (await ask(server))["id"], "billing")
+    async with replica(store) as again, replica(store) as other:
+        assert await shown(again, 1.0)  # before any outcome is told
+        await settled(again, (await ask(again))["id"], "billing")
+        assert await shown(again, 1.0)
+        await settled(other, first["id"], "billing")
+        assert await shown(other, 0.0)
+    async with replica(store) as corrected:
+        assert await shown(corrected, 0.0)
+
+
+async def test_a_replica_shows_what_another_one_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blora.server.monitoring.feedback._LOOK_S", 0.05)
+    async with replica(store) as told, replica(store) as other:
+        answers = [await ask(told) for _ in range(3)]
+        for answer in answers:
+            await settled(told, answer["id"], "account")
+        assert await shown(other, 1.0)
+        for answer in answers:
+            await settled(told, answer["id"], "billing")
+        assert await shown(other, 0.0)
+
+
+async def test_an_alarm_is_shown_again_once_its_adapter_is_loaded_again(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def load_adapter(path: Path, name: str) -> AdapterHandle:
+        return CALIBRATED
+
+    engine = FakeEngine(handles=(CALIBRATED,))
+    monkeypatch.setattr(engine, "load_adapter", load_adapter)
+    (tmp_path / "keys").write_text(line_of("ops", "admin", "ops"))
+    (tmp_path / "triage").mkdir()
+    settings = {"feedback_redis": store.url, "adapter_root": tmp_path, "api_keys": tmp_path / "keys"}
+    async with running(engine, **settings) as server:
+        server.client.headers["authorization"] = "Bearer ops"
+        for _ in range(3):
+            await settled(server, (await ask(server))["id"], "account")
+        await server.client.delete("/v1/adapters/triage")
+        assert "blora_promise_broken{" not in (await server.client.get("/metrics")).text
+        await server.client.post("/v1/adapters", json={"name": "triage", "path": "triage"})
+        assert await shown(server, 1.0)
+
+
+async def test_an_alarm_is_read_once_redis_is_there(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with replica(store) as server:
+        for _ in range(3):
+            await settled(server, (await ask(server))["id"], "account")
+    monkeypatch.setattr("blora.server.monitoring.feedback._RETRY_S", 0.05)
+    reading = RedisLedger.tally
+    failures = [FeedbackUnavailableError("unreachable")] * 3
+
+    async def failing(ledger: RedisLedger, *key: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return await reading(ledger, *key)
+
+    monkeypatch.setattr(RedisLedger, "tally", failing)
+    async with replica(store) as again:
+        assert await shown(again, 1.0)
