@@ -12,7 +12,7 @@ from blora.decision.calibrate import calibrate
 from blora.decision.calibration import Binding, Calibration, FormName, Goal
 from blora.errors import AdapterError
 from blora.posterior.bank import SampleBank
-from blora.training.evaluate import predict_far
+from blora.training.evaluate import predict_with_distances
 from blora.training.rows.examples import ExampleSet, one_for_each_text
 from blora.training.rows.overlap import check_distinct, check_unseen, fingerprints
 from blora.training.rows.packed import pack_examples
@@ -65,7 +65,9 @@ def calibrate_adapter(
     known = fingerprints(examples, earlier=True)  # asks of earlier versions are found too
     calibration_file.check_ask(path, asked, known)  # fails before the scoring if the rows are used up
     bank = SampleBank.draw(adapter.posterior, adapter.digest, sampling.n_samples, sampling.seed)
-    log_probs, distances = predict_far(base.model, rows, bank.draws, adapter.familiarity, about="calibrating")
+    log_probs, distances = predict_with_distances(
+        base.model, rows, bank.draws, adapter.familiarity, about="calibrating"
+    )
     _check_current(adapter)
     calibration = calibrate(
         log_probs,

@@ -22,7 +22,15 @@ from blora.scores import mutual_information, predictive_mean
 from blora.training.progress import rows_bar
 from blora.training.rows.packed import LabelledRow, labels_of
 
-__all__ = ["Evaluation", "batch_tokens", "evaluate", "evaluate_nested", "predict_all", "predict_far", "score_packed"]
+__all__ = [
+    "Evaluation",
+    "batch_tokens",
+    "evaluate",
+    "evaluate_nested",
+    "predict_all",
+    "predict_with_distances",
+    "score_packed",
+]
 
 # Most padded tokens per forward pass: on a CPU small batches of equal lengths are faster than large padded ones.
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 512, 16384
@@ -67,7 +75,9 @@ def evaluate_nested(
     parts: list[Tensor] = []
     if isinstance(draws, HeadDraws):  # all draws share one pass
         began = time.perf_counter()
-        log_probs, distances = predict_far(model, rows, draws.first(max(n_samples)), familiarity, about="evaluating")
+        log_probs, distances = predict_with_distances(
+            model, rows, draws.first(max(n_samples)), familiarity, about="evaluating"
+        )
         guesses = familiarity.guesses(distances) if familiarity is not None and distances is not None else None
         seconds = time.perf_counter() - began
         for n in sorted(set(n_samples)):
@@ -101,7 +111,7 @@ def predict_all(
     return score_packed(model, [row.row for row in rows], draws, about=about, read=read)
 
 
-def predict_far(
+def predict_with_distances(
     model: PreTrainedModel,
     rows: Sequence[LabelledRow],
     draws: Draws | HeadDraws,

@@ -26,7 +26,7 @@ from blora.posterior.posterior import Posterior
 from blora.questions.fingerprints import joined
 from blora.training.caveats import warn_of_few_rows
 from blora.training.config import CACHE_GIB
-from blora.training.evaluate import predict_all, predict_far
+from blora.training.evaluate import predict_all, predict_with_distances
 from blora.training.head.familiarity import with_guesses
 from blora.training.head.features import read_features
 from blora.training.lora.trunk import with_states
@@ -148,7 +148,7 @@ def tune_adapter(
         found["before"] = config.training["tuning"]
     tuned_on = joined(seen.get("tuning", ""), fingerprints(examples))
     config = chosen.recalibrated(config)
-    familiarity = _familiar_too(adapter, base, rows, config.sampling)
+    familiarity = _guessing_beyond(adapter, base, rows, config.sampling)
     config = replace(
         config,
         familiarity=familiarity.config if familiarity is not None else None,
@@ -161,14 +161,16 @@ def tune_adapter(
     return chosen, trials
 
 
-def _familiar_too(
+def _guessing_beyond(
     adapter: Adapter, base: BaseModel, rows: Sequence[LabelledRow], sampling: SamplingConfig
 ) -> Familiarity | None:
     """Return the adapter's familiarity with guesses that begin beyond these rows too, as recalibrated on them."""
     if adapter.familiarity is None:
         return None
     draws = SampleBank.draw(adapter.posterior, "in tuning", sampling.n_samples, sampling.seed).draws
-    log_probs, distances = predict_far(base.model, rows, draws, adapter.familiarity, about="measuring distances")
+    log_probs, distances = predict_with_distances(
+        base.model, rows, draws, adapter.familiarity, about="measuring distances"
+    )
     probs = temper(log_probs, sampling.temperature, sampling.lapse)
     return with_guesses(adapter.familiarity, probs, rows, distances)
 

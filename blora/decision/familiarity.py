@@ -177,8 +177,7 @@ class Familiarity:
         if self.config.kind == "gaussian":
             second = torch.zeros_like(squared)
         elif self.config.kind == "choices":
-            typical = self.middle[1].expand_as(squared)
-            second = self._of_choices(*choices, torch.zeros_like(squared)) if choices is not None else typical
+            second = self._of_choices(choices, len(x))
         else:
             on_axes = x @ self.axes.T  # (B, R)
             cosines = normalize(on_axes, dim=-1) @ self.labels.T  # (B, C)
@@ -188,11 +187,14 @@ class Familiarity:
             second = -(cosines.amax(-1) if k is None else (k * cosines).logsumexp(-1) / k)
         return torch.stack([squared.log(), second], -1)
 
-    def _of_choices(self, choices: Tensor, owner: Tensor, zeros: Tensor) -> Tensor:
-        """Return the mean log g (B,) of each question's choices (R, F)."""
-        low = (self._checked(choices)[:, : self.config.n_low] - self.choice_center) / self.choice_scale
+    def _of_choices(self, choices: tuple[Tensor, Tensor] | None, n_questions: int) -> Tensor:
+        """Return the mean log g (B,) of each question's choices, a typical one if they are not known."""
+        if choices is None:
+            return self.middle[1].expand(n_questions)
+        states, owner = choices
+        low = (self._checked(states)[:, : self.config.n_low] - self.choice_center) / self.choice_scale
         found = _mahalanobis(low, self.choice_directions, self.choice_variances, self.choice_residual).log()
-        return zeros.index_add(0, owner, found) / zeros.index_add(0, owner, torch.ones_like(found))
+        return found.new_zeros(n_questions).index_add(0, owner, found) / owner.bincount(minlength=n_questions)
 
     def _checked(self, states: Tensor) -> Tensor:
         """Return states in float32, once their number is F."""

@@ -1,4 +1,4 @@
-"""What `import blora` offers: training, loading, and a model that answers in this process."""
+"""Training, loading, and a model that answers in this process: the names that `import blora` offers."""
 
 from blora.front_door.functions import bayesianize, load, train
 from blora.front_door.model import Model

@@ -20,7 +20,7 @@ from blora.posterior.bank import SampleBank
 from blora.scores import DRAWN, SCORES
 from blora.training.calibrate import calibrate_adapter
 from blora.training.commands import calibrate, train
-from blora.training.evaluate import predict_all, predict_far
+from blora.training.evaluate import predict_all, predict_with_distances
 from blora.training.rows.examples import Example, read_examples
 from blora.training.rows.packed import pack_examples
 from tests.blora.adapter.test_calibration_file import asked
@@ -153,7 +153,7 @@ def test_rows_whose_delta_is_spent_are_refused_before_the_work(
     for seed in "01":
         run(adapter, unseen, base_folder, "--delta", "0.4", "--seed", seed)
     before = (adapter / CALIBRATION_FILE).read_bytes()
-    monkeypatch.setattr("blora.training.calibrate.predict_far", None)
+    monkeypatch.setattr("blora.training.calibrate.predict_with_distances", None)
     with pytest.raises(ConfigError, match="got 3 calibration attempts on the same rows with a delta of 1 in total"):
         run(adapter, unseen, base_folder, "--delta", "0.2", "--seed", "2")
     assert (adapter / CALIBRATION_FILE).read_bytes() == before
@@ -164,7 +164,7 @@ def test_a_score_that_needs_more_draws_is_refused_before_the_work(
 ) -> None:
     single = Path(shutil.copytree(adapter, tmp_path / "single"))
     rewrite_json(lambda raw: raw["sampling"].update(n_samples=1))(single / "bayesian_config.json")
-    monkeypatch.setattr("blora.training.calibrate.predict_far", None)
+    monkeypatch.setattr("blora.training.calibrate.predict_with_distances", None)
     with pytest.raises(ConfigError, match="got score mutual_information with n_samples = 1, .* such as confidence"):
         run(single, unseen, base_folder, "--score", "mutual_information")
     assert not (single / CALIBRATION_FILE).exists()
@@ -176,7 +176,7 @@ def test_scores_that_are_not_finite_use_no_rows_up(
     def spoilt(*args: Any, **named: Any) -> Any:
         return predict_all(*args[:3]) * math.nan, None
 
-    monkeypatch.setattr("blora.training.calibrate.predict_far", spoilt)
+    monkeypatch.setattr("blora.training.calibrate.predict_with_distances", spoilt)
     with pytest.raises(NumericalError, match="score in float32"):
         run(adapter, unseen, base_folder)
     assert not (adapter / CALIBRATION_FILE).exists()
@@ -340,9 +340,9 @@ def test_an_ask_during_the_scoring_counts(
     def meanwhile(*args: Any, **named: Any) -> Any:
         monkeypatch.undo()
         run(adapter, unseen, base_folder, "--target-risk", "0.3")
-        return predict_far(*args, **named)
+        return predict_with_distances(*args, **named)
 
-    monkeypatch.setattr("blora.training.calibrate.predict_far", meanwhile)
+    monkeypatch.setattr("blora.training.calibrate.predict_with_distances", meanwhile)
     [calibration] = run(adapter, unseen, base_folder)
     assert calibration.delta == pytest.approx(0.2)
 

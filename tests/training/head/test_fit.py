@@ -28,7 +28,7 @@ from blora.posterior.draws import Draws
 from blora.posterior.inject import inject, layer_index
 from blora.posterior.noise import generator_of
 from blora.training.config import TOLERANCE_NATS
-from blora.training.evaluate import predict_far
+from blora.training.evaluate import predict_with_distances
 from blora.training.head.fit import FittedHead, Regression, fit_head
 from blora.training.head.train import TrainedHead, train_head
 from blora.training.rows.examples import read_examples
@@ -260,7 +260,7 @@ def test_an_adapter_with_a_lora_below_its_head_answers_as_it_was_evaluated(above
     rows = pack_examples(read_examples(data, choices=config.prompt.choices), base, config.prompt)
     inject(base.model, config.modules)
     draws = adapter.posterior.sample(5, generator_of(config.sampling.seed))
-    found, distances = predict_far(base.model, rows, draws, adapter.familiarity, about="")
+    found, distances = predict_with_distances(base.model, rows, draws, adapter.familiarity, about="")
     probs = temper(found, config.sampling.temperature, config.sampling.lapse)
     assert adapter.familiarity is not None
     assert distances is not None
