@@ -48,10 +48,8 @@ def methods(
     if task.ordered:
         yield from cumulative_link(read)
     yield from heads(read)
-    if task.lora_epochs:
-        yield from heads_above_lora(
-            base, read, task.lora_epochs, lambda seed: keep and keep / f"{task.name}-lora-{seed}.pt"
-        )
+    if task.with_lora:
+        yield from heads_above_lora(base, read, lambda seed: keep and keep / f"{task.name}-lora-{seed}.pt")
 
 
 def regressions(task: TaskSet, read: ReadSet) -> Iterator[Scored]:
@@ -101,7 +99,6 @@ def measure(
         "n_foreign": len(task.foreign),
         "n_proof": len(task.proof),
         "foreign": task.foreign_source,
-        "lora_epochs": task.lora_epochs or None,
         "delta": DELTA,
         "n_divisions": N_DIVISIONS,
         "rows": found,

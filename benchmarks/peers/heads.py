@@ -25,8 +25,8 @@ __all__ = ["heads", "heads_above_lora"]
 
 # Labels beyond which other posteriors, which are fitted and recalibrated many times, are left out.
 MOST_LABELS = 20
-# Rows per step when a LoRA is trained below the head.
-BATCH_SIZE = 16
+# Training of a LoRA below the head.
+EPOCHS, BATCH_SIZE = 3.0, 16
 # What the parts of a head's inputs are called where choices come with the question.
 ALONE = {"counts": "base model's log-probabilities", "states": "regression on frozen states"}
 
@@ -54,18 +54,15 @@ def heads(read: ReadSet) -> Iterator[Scored]:
         yield from other_posteriors(read, trained, seconds)
 
 
-def heads_above_lora(
-    base: BaseModel, read: ReadSet, epochs: float, kept: Callable[[int], Path | None]
-) -> Iterator[Scored]:
+def heads_above_lora(base: BaseModel, read: ReadSet, kept: Callable[[int], Path | None]) -> Iterator[Scored]:
     """Yield the same of heads above a LoRA in the upper two thirds of the layers, each of `SEEDS` training its own.
 
     Args:
         base: the base model; LoRA layers are injected into it.
         read: the set, as read under the frozen model.
-        epochs: passes over the training rows for each LoRA.
         kept: for a seed the file that keeps its training for further runs, None to keep nothing.
     """
-    runs = [kept_in(kept(seed), partial(_train_above, base, read, epochs, seed)) for seed in SEEDS]
+    runs = [kept_in(kept(seed), partial(_train_above, base, read, seed)) for seed in SEEDS]
     name = "head above a LoRA"
     for seed, run in zip(SEEDS, runs, strict=True):
         yield replace(_mean(name, run.read, run.trained, run.seconds), seed=seed)
@@ -87,7 +84,7 @@ class _Above(NamedTuple):
     seconds: float
 
 
-def _train_above(base: BaseModel, read: ReadSet, epochs: float, seed: int) -> _Above:
+def _train_above(base: BaseModel, read: ReadSet, seed: int) -> _Above:
     """Train a LoRA with a seed and the head above it, and read the set again."""
     began = time.perf_counter()
     train, validation = read.train, read.validation
@@ -100,7 +97,7 @@ def _train_above(base: BaseModel, read: ReadSet, epochs: float, seed: int) -> _A
     modules = select_modules(base.model, linear_targets(base.model), layers)
     lora = Posterior(modules, PosteriorConfig(method="lora"), seed)
     with tempfile.TemporaryDirectory() as work_dir:
-        training = TrainConfig(work_dir=Path(work_dir), epochs=epochs, batch_size=BATCH_SIZE, seed=seed)
+        training = TrainConfig(work_dir=Path(work_dir), epochs=EPOCHS, batch_size=BATCH_SIZE, seed=seed)
         trained = train_below(base, frozen, lora, train.rows, validation.rows, sampling, training, None, ())
     seconds = read.seconds + time.perf_counter() - began
 

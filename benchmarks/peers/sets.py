@@ -37,7 +37,7 @@ class TaskSet:
         foreign: rows that do not belong to the set, with a label that means nothing; may be empty.
         foreign_source: file name of the foreign rows, None if there are none.
         clear: (N,) mask of the test rows with one right answer, None if the set does not say.
-        lora_epochs: passes over the training rows for a LoRA below the head, 0 to train none.
+        with_lora: whether a LoRA is trained below the head too.
         ordered: whether the labels are levels, in order.
         proof: rows that prove thresholds, which are then applied to the test rows; without any, halves of the test rows
             do both.
@@ -51,7 +51,7 @@ class TaskSet:
     foreign: tuple[Example, ...] = ()
     foreign_source: str | None = None
     clear: Tensor | None = None
-    lora_epochs: float = 0.0
+    with_lora: bool = False
     ordered: bool = False
     proof: tuple[Example, ...] = ()
 
@@ -80,10 +80,9 @@ def load_set(name: str) -> TaskSet:
         return replace(task, proof=_examples(parts[3], QUESTIONS[name]), ordered=name == "mood")
     if name == "clinc150":
         parts = [_read(DATA / f"clinc150_{part}.jsonl") for part in ("train", "val", "test")]
-        texts = _texts(name, "{prompt}", parts, DATA / "clinc150_out_of_scope_test.jsonl")
-        return replace(texts, lora_epochs=4.0)  # 150 labels: the validation NLL still falls in the third epoch
+        return replace(_texts(name, "{prompt}", parts, DATA / "clinc150_out_of_scope_test.jsonl"), with_lora=True)
     parts = [*_divided(_read(DATA / f"{name}_train.jsonl")), _read(DATA / f"{name}_test.jsonl")]
-    return replace(_texts(name, "{prompt}", parts, None), lora_epochs=3.0)
+    return replace(_texts(name, "{prompt}", parts, None), with_lora=True)
 
 
 def _texts(
@@ -132,7 +131,7 @@ def _questions(name: str, foreign: str) -> TaskSet:
     prompt = replace(NEW_PROMPT, template=DEFAULT_TEMPLATES["question"], readout="pointer")
     parts = [*_divided(_read(DATA / f"{name}_train.jsonl")), _read(DATA / f"{name}_test.jsonl")]
     train, validation, test = map(examples, parts)
-    return TaskSet(name, prompt, train, validation, test, examples(_read(DATA / foreign)), foreign, lora_epochs=3.0)
+    return TaskSet(name, prompt, train, validation, test, examples(_read(DATA / foreign)), foreign, with_lora=True)
 
 
 def _divided(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
