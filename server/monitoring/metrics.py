@@ -215,9 +215,21 @@ class ServerMetrics:
         """Add the series of an adapter that was loaded."""
         self._served.add(handle.name)
         self._adapter_info.labels(handle.name, handle.digest).set(1)
-        self._non_finite.labels(handle.name)  # starts at 0, so that the first event shows as an increase
-        if handle.calibration is not None and handle.calibration.gate is not None:
-            self._unfamiliar.labels(handle.name)
+        # Counters start at 0, so that the first event shows as an increase.
+        self._non_finite.labels(handle.name)
+        if handle.calibration is not None:
+            self._start_promise(handle.name, handle.calibration.target_risk)
+            if handle.calibration.gate is not None:
+                self._unfamiliar.labels(handle.name)
+
+    def _start_promise(self, adapter: str, target_risk: float) -> None:
+        """Add the series of the promise that an adapter makes by default."""
+        target = f"{target_risk:g}"
+        for requested in ("true", "false"):
+            self._promised.labels(adapter, target, requested)
+            for outcome in ("correct", "wrong"):
+                self._outcomes.labels(adapter, target, outcome, requested)
+                self._corrections.labels(adapter, target, outcome, requested)
 
     def adapter_unloaded(self, handle: AdapterHandle) -> None:
         """Remove the series of an unloaded adapter; its requests in flight count under the unknown adapter."""

@@ -3,9 +3,11 @@
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from blora.decision.calibration import Goal
 from blora.server.monitoring.build import Build
 from blora.server.monitoring.metrics import ServerMetrics
-from tests.server.fakes import OPEN_DIGEST, TRIAGE_DIGEST, FakeEngine, Running, running
+from tests.blora.decision.test_calibrate import made
+from tests.server.fakes import CHOICES, OPEN_DIGEST, TRIAGE_DIGEST, FakeEngine, Running, handle, running
 
 NAMES = {
     "blora_requests", "blora_abstentions", "blora_non_finite", "blora_dropped", "blora_request_seconds",
@@ -77,6 +79,18 @@ async def test_what_is_served_is_told(server: Running) -> None:
     assert await server.metric("blora_adapter_info", adapter="open", digest=OPEN_DIGEST) == 1
     build = Build.current()
     assert await server.metric("blora_build_info", version=build.version, revision=build.revision) == 1
+
+
+async def test_the_counters_of_a_promise_start_at_0() -> None:
+    """Without that, Prometheus sees no increase when the first outcome is reported."""
+    calibration = made(Goal(target_risk=0.1))
+    promising = handle("triage", TRIAGE_DIGEST, choices=CHOICES, calibration=calibration)
+    async with running(FakeEngine((promising, handle("open", OPEN_DIGEST)))) as server:
+        body = (await server.client.get("/metrics")).text
+        for name in ("blora_promised_answers_total", "blora_outcomes_total", "blora_outcome_corrections_total"):
+            found = [line for line in body.splitlines() if line.startswith(f"{name}{{")]
+            assert len(found) == (2 if "promised" in name else 4)
+            assert all('target_risk="0.1"' in line and line.endswith(" 0.0") for line in found)
 
 
 async def test_clients_cannot_mint_labels(server: Running) -> None:
