@@ -131,12 +131,14 @@ class Prediction(_Scores):  # type: ignore[misc]  # a type checker cannot read t
     n_samples: int = Field(description="Posterior draws behind this answer.")
     usage: Usage
     timing: Timing
-    warnings: list[Literal["not_calibrated", "shadowed_choice"]] = Field(
+    warnings: list[str] = Field(
         default=[],
         description="Reasons for caution. not_calibrated: the adapter's calibration does not hold for the way it is "
         "served, so nothing is proved about its threshold. shadowed_choice: one choice is the beginning of another, "
         "and the adapter scores choices without an end token, so that the longer one can never win: rename one of "
-        "them, or train the adapter again. Absent without warnings.",
+        "them, or train the adapter again. mostly_guesses: the question is farther from the training rows than "
+        "any row of the adapter's own, and nearly all of the probability is spread evenly over the choices. Newer "
+        "servers may have more. Absent without warnings.",
     )
     feedback_requested: bool | None = Field(
         default=None,

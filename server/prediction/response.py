@@ -80,6 +80,7 @@ def answered(
     warnings = [
         *(["not_calibrated"] if job.handle.not_calibrated else []),
         *(["shadowed_choice"] if job.row.shadowed else []),
+        *(["mostly_guesses"] if done.result.guesses else []),
     ]
     if warnings:
         response = response.model_copy(update={"warnings": warnings})

@@ -121,6 +121,11 @@ def fake_familiarity(text: str) -> float | None:
     return float(known[0].removeprefix("f=")) if known else None
 
 
+def fake_guesses(text: str) -> float:
+    """Return 0.9 for a question with the word "g=0.9", and 0 for one without such a word."""
+    return sum(float(word.removeprefix("g=")) for word in text.split() if word.startswith("g="))
+
+
 @dataclass
 class FakeEngine:
     """Engine without a model; words in a question make it misbehave.
@@ -206,7 +211,7 @@ class FakeEngine:
         if self.broken or any("POISON" in text for text in texts):
             raise RuntimeError("the device fell off the bus")
         return [
-            Outcome(self._probabilities(job), fake_familiarity(text), fake_cached(text))
+            Outcome(self._probabilities(job), fake_familiarity(text), fake_cached(text), fake_guesses(text))
             for job, text in zip(jobs, texts, strict=True)
         ]
 
@@ -233,14 +238,14 @@ class Running:
     engine: FakeEngine
 
     async def metric(self, name: str, **labels: str) -> float:
-        """Return the value of one series, or 0 if it does not exist."""
-        wanted = {f'{key}="{value}"' for key, value in labels.items()}
+        """Return the sum of the series with these labels, 0 if there are none."""
+        wanted, values = {f'{key}="{value}"' for key, value in labels.items()}, []
         for line in (await self.client.get("/metrics")).text.splitlines():
             series, _, value = line.rpartition(" ")
             found, _, rest = series.partition("{")
             if found == name and wanted <= set(rest.rstrip("}").split(",")) | {""}:
-                return float(value)
-        return 0.0
+                values.append(float(value))
+        return sum(values)
 
 
 @asynccontextmanager

@@ -303,3 +303,18 @@ async def test_answers_of_an_adapter_whose_calibration_does_not_hold_say_so() ->
             assert "target_risk" not in body["policy"]
         other = {"prompt": "p=0.9 x", "adapter": "open", "choices": list(CHOICES)}
         assert "warnings" not in (await server.client.post("/v1/predict", json=other)).json()
+
+
+async def test_an_answer_of_mostly_guesses_says_so_and_keeps_the_mutual_information_of_its_draws() -> None:
+    async with running(FakeEngine()) as server:
+
+        async def ask(prompt: str) -> dict[str, Any]:
+            asked = {"prompt": prompt, "adapter": "triage", "return_samples": True}
+            return (await server.client.post("/v1/predict", json=asked)).json()
+
+        plain, far = await ask("p=0.9 x"), await ask("p=0.9 g=0.95 x")
+        assert "warnings" not in plain
+        assert far["warnings"] == ["mostly_guesses"]
+        assert far["confidence"] == pytest.approx(0.05 * 0.9 + 0.95 / len(CHOICES))
+        assert far["predictive_entropy"] > plain["predictive_entropy"]
+        assert (far["mutual_information"], far["samples"]) == (plain["mutual_information"], plain["samples"])
