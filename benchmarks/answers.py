@@ -29,6 +29,8 @@ TICKETS = {
 }
 
 
+# Tickets in one request.
+AT_ONCE = 100
 # The ticket about which all three questions are asked.
 ASKED = "You charged our card twice for March, and I have asked you three times to refund it."
 
@@ -51,8 +53,11 @@ def withheld(url: str) -> dict[str, dict[str, float | int]]:
     }
     counts: dict[str, dict[str, float | int]] = {}
     for kind, rows in kinds.items():
-        body = {"inputs": [{"prompt": row["prompt"]} for row in rows]}
-        predictions = httpx.post(f"{url}/v1/predict", json=body, timeout=600).raise_for_status().json()["predictions"]
+        predictions = []
+        for start in range(0, len(rows), AT_ONCE):
+            body = {"inputs": [{"prompt": row["prompt"]} for row in rows[start : start + AT_ONCE]]}
+            response = httpx.post(f"{url}/v1/predict", json=body, timeout=600).raise_for_status()
+            predictions += response.json()["predictions"]
         right = [
             p["answer"] == row.get("label") for p, row in zip(predictions, rows, strict=True) if not p["abstained"]
         ]

@@ -62,8 +62,7 @@ def calibrate_adapter(
         fingerprints=fingerprints(examples),
         asks=(goal.ask_in(base.dtype_name),),
     )
-    known = fingerprints(examples, earlier=True)  # asks of earlier versions are found too
-    calibration_file.check_ask(path, asked, known)  # fails before the scoring if the rows are used up
+    calibration_file.check_ask(path, asked)  # fails before the scoring if the rows are used up
     bank = SampleBank.draw(adapter.posterior, adapter.digest, sampling.n_samples, sampling.seed)
     log_probs, distances = predict_with_distances(
         base.model, rows, bank.draws, adapter.familiarity, about="calibrating"
@@ -78,7 +77,7 @@ def calibrate_adapter(
         digest=examples.digest,
         split=split,
         forms=[_form(example.kind) for example in examples.examples],
-        earlier=lambda: calibration_file.record_ask(path, asked, known),  # before the result: a failed ask counts
+        earlier=lambda: calibration_file.record_ask(path, asked),  # before the result: a failed ask counts
         distances=distances,
         guesses=adapter.familiarity.guesses(distances) if adapter.familiarity and distances is not None else None,
     )

@@ -18,7 +18,7 @@ from benchmarks.processors.variants import VARIANTS, Variant
 from benchmarks.server_process import ROOT
 from blora.training.provenance import machine, revision
 
-# Every sixth ticket; the reference has every ticket.
+# Of the tickets, every sixth; the reference has all.
 STEP = 6
 
 

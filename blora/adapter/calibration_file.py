@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 CALIBRATION_FILE = "calibration.json"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 # The fingerprint of an asked row takes twelve bytes, so this is room for a million rows.
 MOST_BYTES = 16 * 2**20
 # Kept free by asks, for the calibrations that follow.
@@ -135,7 +135,7 @@ def _added(known: tuple[AskedRows, ...], rows: AskedRows) -> tuple[AskedRows, ..
     return tuple(replace(rows, asks=asks) if one is old else one for one in known)
 
 
-def check_ask(folder: Path | str, rows: AskedRows, known: str | None = None) -> None:
+def check_ask(folder: Path | str, rows: AskedRows) -> None:
     """Raise the error that `record_ask` would raise, before the work on the rows begins.
 
     Raises:
@@ -143,33 +143,30 @@ def check_ask(folder: Path | str, rows: AskedRows, known: str | None = None) -> 
         AdapterError: see `record_ask`.
     """
     with locked(Path(folder)):
-        _with_ask(folder, rows, known)
+        _with_ask(folder, rows)
 
 
-def record_ask(folder: Path | str, rows: AskedRows, known: str | None = None) -> tuple[Ask, ...]:
+def record_ask(folder: Path | str, rows: AskedRows) -> tuple[Ask, ...]:
     """Record rows and their ask, and return the earlier asks of overlapping rows.
 
     Args:
         folder: the adapter's folder.
         rows: the rows, whose last ask is the new one.
-        known: fingerprints by which asks of the rows are found, those of earlier versions among them; by default those
-            of `rows`.
 
     Raises:
         ConfigError: if the deltas add up to 1 or more, or the rows are too many to be recorded; the file stays then.
         AdapterError: if the file cannot be read, see `read_calibrations`, or the folder cannot be locked.
     """
     with locked(Path(folder)):
-        earlier, text = _with_ask(folder, rows, known)
+        earlier, text = _with_ask(folder, rows)
         write_file(Path(folder) / CALIBRATION_FILE, text)
     return earlier
 
 
-def _with_ask(folder: Path | str, rows: AskedRows, known: str | None) -> tuple[tuple[Ask, ...], str]:
+def _with_ask(folder: Path | str, rows: AskedRows) -> tuple[tuple[Ask, ...], str]:
     """Return the earlier asks of overlapping rows, and the file's text with the new ask."""
     contents = _read(folder)
-    sought = rows if known is None else replace(rows, fingerprints=known)
-    earlier = earlier_asks(contents.asked, sought, rows.asks[-1])
+    earlier = earlier_asks(contents.asked, rows, rows.asks[-1])
     asked = _added(contents.asked, rows)
     return earlier, _text(folder, replace(contents, asked=asked), most_bytes=MOST_BYTES - ROOM_BYTES)
 

@@ -32,7 +32,7 @@ class Ask:
         seed: seed of the division of the rows into tuning and proof part.
         score: the score for the threshold; None if the tuning part chose the score.
         max_false_alarms: the largest allowed share of familiar questions beyond the gate; 1 for no gate.
-        dtype: dtype of the base model; empty if an earlier version recorded the ask, which equals no new ask then.
+        dtype: dtype of the base model.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -40,9 +40,9 @@ class Ask:
     target_risk: float
     delta: float
     seed: int
+    dtype: str
     score: ScoreName | None = None
     max_false_alarms: float = 1.0
-    dtype: str = ""
 
     def __post_init__(self) -> None:
         alarms = self.max_false_alarms
@@ -90,7 +90,7 @@ class AskedRows:
 def total_delta(asks: Iterable[Ask]) -> float:
     """Return an upper bound of the probability that any of several asks proves a false target.
 
-    >>> total_delta([Ask(target_risk=0.15, delta=0.05, seed=0), Ask(target_risk=0.2, delta=0.05, seed=0)])
+    >>> total_delta([Ask(target_risk=risk, delta=0.05, seed=0, dtype="float32") for risk in (0.15, 0.2)])
     0.1
     """
     return round(math.fsum(ask.delta for ask in asks), 12)

@@ -5,7 +5,8 @@
 ``moods/``, and the counts into README.md. Standard library only. The seed is fixed, so the same
 sentences always give the same bytes. The split is stratified: each queue's clear tickets and each
 pair of queues' ambiguous tickets are divided in the same proportions. Training tickets are the
-first and the third part of the split, and the tickets written later.
+first and the third part of the split, and the tickets written later; the held-out ones validate
+and test.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ QUEUES = (
 # Shares of every stratum; the test file takes what the others leave.
 SHARES = (("train", 0.50), ("validation", 0.11), ("more_train", 0.25), ("test", 0.14))
 
-# Tickets with urgency and mood that validate, and those that prove; the others train and test.
-N_MOODS_VALIDATION, N_MOODS_PROOF = 100, 500
+# Tickets that validate: of either held-out file, whose others test, and of moods.tsv, whose others train.
+N_HELD_VALIDATION, N_MOODS_VALIDATION = 300, 100
 MOODS = ("calm", "annoyed", "angry")
 BEGIN, END = "<!-- counts -->\n", "<!-- end -->"
 
@@ -183,14 +184,15 @@ def of_kinds(outside: list[Ticket]) -> list[str]:
 def main() -> None:
     """Read the sentences, check them, split them and write the files."""
     clear, ambiguous = read_clear(), read_ambiguous()
-    later, moods, proof = (read_mixed(name, random.Random(SEED)) for name in ("later.tsv", "moods.tsv", "proof.tsv"))
-    written = read_moods("moods_proof.tsv")
+    names = ("later.tsv", "moods.tsv", "held_out.tsv", "proof.tsv")
+    later, moods, held, proof = (read_mixed(name, random.Random(SEED)) for name in names)
+    asked, moods_held, moods_proof = map(read_moods, ("moods.tsv", "moods_held_out.tsv", "moods_proof.tsv"))
     outside: list[Ticket] = []
     for line in lines(TICKETS / "out_of_scope.tsv"):
         kind, text = line.split("\t")
         outside.append({"prompt": text, "kind": kind})
-    everything = [*chain(*clear.values()), *chain(*ambiguous.values()), *later, *moods, *proof, *written, *outside]
-    refuse_duplicates([ticket["prompt"] for ticket in everything])
+    everything = [*chain(*clear.values()), *chain(*ambiguous.values()), *later, *moods, *held, *proof]
+    refuse_duplicates([ticket["prompt"] for ticket in (*everything, *moods_held, *moods_proof, *outside)])
 
     rng = random.Random(SEED)
     for pair in ambiguous.values():
@@ -202,22 +204,25 @@ def main() -> None:
         for name, tickets in split(part, rng).items():
             files[name].extend(tickets)
     files["out_of_scope"] = outside
-    files["later"], files["proof"] = later + moods, proof  # last, so that the others keep their bytes
+    # Last, so that the others keep their bytes.
+    files |= {"later": later + moods, "held_out": held, "proof": proof}
     for tickets in files.values():
         rng.shuffle(tickets)
     files["train"] += files.pop("more_train") + files.pop("later")
+    held = files.pop("held_out")
+    files["validation"] += held[:N_HELD_VALIDATION]
+    files["test"] += held[N_HELD_VALIDATION:]
 
     for name, tickets in files.items():
         # One order of the fields for every row.
         order = ("prompt", "label", "ambiguous", "queues", "kind")
         write(name, [{key: row[key] for key in order if key in row} for row in tickets])
 
-    asked = read_moods("moods.tsv")
     moods_files = {
         "moods/train": asked[N_MOODS_VALIDATION:],
-        "moods/validation": asked[:N_MOODS_VALIDATION],
-        "moods/proof": written[:N_MOODS_PROOF],
-        "moods/test": written[N_MOODS_PROOF:],
+        "moods/validation": asked[:N_MOODS_VALIDATION] + moods_held[:N_HELD_VALIDATION],
+        "moods/proof": moods_proof,
+        "moods/test": moods_held[N_HELD_VALIDATION:],
     }
     for name, tickets in moods_files.items():
         write(name, tickets)

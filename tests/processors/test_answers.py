@@ -16,12 +16,12 @@ from blora.base_model import BaseModel
 from blora.posterior.inject import eject
 from tests.processors.pretended import PRETENDED, each
 
-# Every 53rd ticket of the demo's test file.
+# Of the tickets, every 53rd.
 STEP = 53
 
 
 def reference(dtype: str, step: int = 1) -> Answers:
-    """Return the answers to the demo's 212 test tickets on the machine that they were measured on."""
+    """Return the answers to the demo's test tickets on the machine that they were measured on."""
     kept = json.loads(REFERENCE.read_text())
     return Answers(*(torch.tensor(kept[name][dtype])[::step] for name in ("probabilities", "certainty")))
 

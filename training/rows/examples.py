@@ -7,7 +7,7 @@ too, and so do requests with several labelled questions (see `blora.training.row
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,12 +70,13 @@ class Example:
         The order of choices, white space, the Unicode form, zero-width characters, the label, and whether descriptions
         are offered do not count.
         """
-        return self._identity(plain)
+        turns = [[turn["role"], plain(turn["content"])] for turn in self.messages or ()]
+        return json.dumps([plain(self.prompt or ""), turns, sorted(map(plain, self.described or self.choices))])
 
     @property
     def wording(self) -> str:
         """Question without its choices; equal for a prompt and for a chat of that one turn."""
-        return self._wording(plain)
+        return plain(wording(self.prompt, (turn["content"] for turn in self.messages or ())))
 
     @property
     def text(self) -> str:
@@ -85,19 +86,6 @@ class Example:
         a prompt such as "Which of these is true?" count as one text, whatever their choices are.
         """
         return self.wording if self.about is None else plain(self.about)
-
-    @property
-    def recorded_earlier(self) -> tuple[str, ...]:
-        """Identity, wording and text as earlier versions recorded them, in the Unicode form of the row."""
-        about = () if self.about is None else (_spaced(self.about),)
-        return self._identity(_spaced), self._wording(_spaced), *about
-
-    def _identity(self, form: Callable[[str], str]) -> str:
-        turns = [[turn["role"], form(turn["content"])] for turn in self.messages or ()]
-        return json.dumps([form(self.prompt or ""), turns, sorted(map(form, self.described or self.choices))])
-
-    def _wording(self, form: Callable[[str], str]) -> str:
-        return form(wording(self.prompt, (turn["content"] for turn in self.messages or ())))
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,8 +320,3 @@ def _bytes_of(row: Mapping[str, Any]) -> bytes:
         return json.dumps(row, sort_keys=True, default=str).encode()
     except TypeError:  # keys in a value that JSON does not have, or that have no order
         return json.dumps({name: repr(value) for name, value in row.items()}, sort_keys=True).encode()
-
-
-def _spaced(text: str) -> str:
-    """Return a text in the form that earlier versions recorded: one space for each white space, none at the ends."""
-    return " ".join(text.split())

@@ -31,14 +31,9 @@ SEEN = "seen"
 REPORTED = 5  # rows named in one message
 
 
-def fingerprints(examples: ExampleSet, *, earlier: bool = False) -> str:
-    """Return the fingerprints of all texts as one text, see `blora.questions.fingerprints`.
-
-    Args:
-        examples: the examples.
-        earlier: whether to add those of earlier versions, for a comparison with their records.
-    """
-    return joined(*(one for example in examples.examples for one in _fingerprints_of(example, earlier=earlier)))
+def fingerprints(examples: ExampleSet) -> str:
+    """Return the fingerprints of all texts as one text, see `blora.questions.fingerprints`."""
+    return joined(*(one for example in examples.examples for one in _fingerprints_of(example)))
 
 
 def seen_by(folder: Path | None) -> dict[str, str]:
@@ -61,7 +56,7 @@ def seen_among(examples: ExampleSet, record: Mapping[str, Any]) -> list[tuple[st
         AdapterError: if the record's fingerprints are malformed.
     """
     used_for = _read(record.get(SEEN, {}))
-    known = ((e.where, _fingerprints_of(e, earlier=True)) for e in examples.examples)
+    known = ((e.where, _fingerprints_of(e)) for e in examples.examples)
     found = ((where, [used_for[one] for one in ones if one in used_for]) for where, ones in known)
     return [(where, uses[0]) for where, uses in found if uses]
 
@@ -150,10 +145,6 @@ def _read(seen: object) -> dict[str, str]:
     return {one: use for use, text in seen.items() for one in parts(text)}
 
 
-def _fingerprints_of(example: Example, *, earlier: bool) -> list[str]:
-    """Return the fingerprints of the text that a question is about, and of its wording, which for most is the text.
-
-    Earlier versions recorded them in the Unicode form of the row, or the question with its choices.
-    """
-    texts = dict.fromkeys((example.text, example.wording, *(example.recorded_earlier if earlier else ())))
-    return list(map(fingerprint, texts))
+def _fingerprints_of(example: Example) -> list[str]:
+    """Return the fingerprints of the text that a question is about, and of its wording, which for most is the text."""
+    return [fingerprint(text) for text in dict.fromkeys((example.text, example.wording))]

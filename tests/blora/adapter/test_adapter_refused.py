@@ -99,10 +99,10 @@ BAD_ADAPTERS: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"posterior.safetensors, which cannot be read \(not a regular file\)",
     ),
     "newer format": (
-        config_with(lambda c: c.update(format_version=2)),
-        "got format_version 2 in .*, expected 1; upgrade",
+        config_with(lambda c: c.update(format_version=3)),
+        "got format_version 3 in .*, expected 2; upgrade",
     ),
-    "no format": (config_with(lambda c: c.pop("format_version")), "got format_version None in .*, expected 1"),
+    "no format": (config_with(lambda c: c.pop("format_version")), "got format_version None in .*, expected 2"),
     "config not JSON": (
         write("bayesian_config.json", b"{"),
         r"bayesian_config.json, which is not JSON \(.*\); restore",

@@ -13,7 +13,6 @@ from blora.adapter.calibration_file import (
     CALIBRATION_FILE,
     ROOM_BYTES,
     _read,
-    body_digest,
     check_ask,
     for_serving,
     read_calibrations,
@@ -180,38 +179,14 @@ def test_more_rows_than_the_file_may_hold_are_refused_and_the_file_stays(
     store_calibration(tmp_path, CALIBRATION)  # there is room for it
 
 
-def test_an_ask_of_an_earlier_version_has_no_dtype_and_counts_beside_every_other(tmp_path: Path) -> None:
-    def aged(raw: dict[str, Any]) -> None:
-        del raw["digest"]
-        del raw["asked"][0]["asks"][0]["dtype"]
-        del raw["calibrations"][0]["asks"][0]["dtype"]
-        raw["digest"] = body_digest(raw)
-
-    record_ask(tmp_path, ROWS)
-    store_calibration(tmp_path, CALIBRATION)
-    rewrite_json(aged)(tmp_path / CALIBRATION_FILE)
-    old = dataclasses.replace(ASK, dtype="")
-    assert asked(tmp_path)[0].asks == (old,)
-    assert read_calibrations(tmp_path)[0].asks == (dataclasses.replace(CALIBRATION.asks[0], dtype=""),)
-    assert record_ask(tmp_path, ROWS) == (old,)
-    assert asked(tmp_path)[0].asks == (old, ASK)
-
-
-def test_asks_are_found_by_the_fingerprints_of_earlier_versions_too(tmp_path: Path) -> None:
-    record_ask(tmp_path, ROWS)
-    other = dataclasses.replace(ROWS, digest="sha256:" + "c" * 64, fingerprints="0" * 12)
-    assert record_ask(tmp_path, other, "0" * 12 + "0123456789ab") == (ASK,)
-    assert asked(tmp_path) == (ROWS, other)
-
-
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_a_file_of_an_earlier_version_is_refused(tmp_path: Path, version: int) -> None:
     """It has no digest that would tell whether it was edited."""
     store_calibration(tmp_path, CALIBRATION)
     raw = json.loads((tmp_path / CALIBRATION_FILE).read_text())
     old = {"format_version": version, "calibrations": raw["calibrations"], "asked": raw["asked"]}
     (tmp_path / CALIBRATION_FILE).write_text(json.dumps(old))
-    with pytest.raises(AdapterError, match=f"got format_version {version} in .*, expected 3; .* calibrate again"):
+    with pytest.raises(AdapterError, match=f"got format_version {version} in .*, expected 4; .* calibrate again"):
         read_calibrations(tmp_path)
 
 
@@ -244,8 +219,8 @@ def test_every_dtype_there_is_is_named(tmp_path: Path) -> None:
 SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no JSON": (lambda file: file.write_text("{"), "not JSON"),
     "no UTF-8": (lambda file: file.write_bytes(b"\xff\xfe"), "not JSON"),
-    "a list": (lambda file: file.write_text("[]"), "format_version None .* expected 3; upgrade"),
-    "another version": (rewrite_json(lambda raw: raw.update(format_version=4)), "format_version 4"),
+    "a list": (lambda file: file.write_text("[]"), "format_version None .* expected 4; upgrade"),
+    "another version": (rewrite_json(lambda raw: raw.update(format_version=5)), "format_version 5"),
     "a folder": (lambda file: (file.unlink(), file.mkdir()), "which cannot be read"),
     "a link to nowhere": (lambda file: (file.unlink(), file.symlink_to("nowhere.json")), "which cannot be read \\(No such"),
 }  # fmt: skip

@@ -59,14 +59,14 @@ def test_the_same_ask_of_more_rows_is_another_one() -> None:
 
 
 def test_rows_that_guarantee_nothing_any_more_are_refused() -> None:
-    asks = tuple(Ask(target_risk=0.1, delta=0.25, seed=seed) for seed in range(3))
+    asks = tuple(Ask(target_risk=0.1, delta=0.25, seed=seed, dtype="bfloat16") for seed in range(3))
     rows = dataclasses.replace(ROWS, asks=asks)
     with pytest.raises(
         ConfigError,
         match=r"got 4 calibration attempts on the same rows with a delta of 1 in total.*no attempt has used",
     ):
-        earlier_asks([rows], rows, Ask(target_risk=0.1, delta=0.25, seed=3))
-    assert earlier_asks([rows], rows, Ask(target_risk=0.1, delta=0.24, seed=3)) == asks
+        earlier_asks([rows], rows, Ask(target_risk=0.1, delta=0.25, seed=3, dtype="bfloat16"))
+    assert earlier_asks([rows], rows, Ask(target_risk=0.1, delta=0.24, seed=3, dtype="bfloat16")) == asks
 
 
 @pytest.mark.parametrize("fingerprints", ["0123", "0" * 13, "x" * 12])
@@ -76,7 +76,7 @@ def test_fingerprints_are_twelve_hex_digits_a_row(fingerprints: str) -> None:
 
 
 def test_asking_again_until_it_is_proved_errs_more_often_than_one_ask_and_no_more_than_all_together() -> None:
-    asks = [Ask(target_risk=0.299, delta=0.1, seed=seed) for seed in range(5)]
+    asks = [Ask(target_risk=0.299, delta=0.1, seed=seed, dtype="bfloat16") for seed in range(5)]
     n_runs, proved = 400, 0
     for run in range(n_runs):
         generator = torch.Generator().manual_seed(run)

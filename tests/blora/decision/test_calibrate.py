@@ -171,7 +171,7 @@ def test_two_choices_are_enough() -> None:
     assert made(n_choices=2).default_level.coverage
 
 
-EARLIER = tuple(Ask(target_risk=target, delta=0.05, seed=0) for target in (0.01, 0.02))
+EARLIER = tuple(Ask(target_risk=target, delta=0.05, seed=0, dtype="bfloat16") for target in (0.01, 0.02))
 
 
 @pytest.mark.parametrize(("earlier", "spent"), [((), "0.05"), (EARLIER, "0.15")])

@@ -51,7 +51,7 @@ async def test_a_card_says_how_the_adapter_was_made_and_what_was_proved() -> Non
 
 
 async def test_a_card_states_the_delta_of_all_asks_of_the_rows() -> None:
-    asks = tuple(Ask(target_risk=target, delta=0.05, seed=0) for target in (0.01, 0.02, 0.05))
+    asks = tuple(Ask(target_risk=target, delta=0.05, seed=0, dtype="float32") for target in (0.01, 0.02, 0.05))
     proved = dataclasses.replace(calibration(TRIAGE_DIGEST), delta=0.15, asks=asks)
     engine = FakeEngine(handles=(handle("triage", TRIAGE_DIGEST, choices=CHOICES, calibration=proved),))
     async with running(engine) as server:
