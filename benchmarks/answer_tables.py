@@ -22,6 +22,7 @@ def answer(name: str) -> str:
     shown = {key: found[key] for key in ("answer", "top_choice")}
     shown |= {name: round(found[name], 3) for name in SCORES if name in found}
     shown["abstain_reasons"] = _reasons(found)
+    shown |= {"warnings": found["warnings"]} if "warnings" in found else {}
     lines = ",\n ".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in shown.items())
     body = json.dumps({"prompt": kept["prompt"]}, ensure_ascii=False)
     return f"{_command('predict', body)}\n```json\n{{{lines}}}\n```"
