@@ -104,8 +104,8 @@ async def test_the_readme_shows_what_the_server_says_of_three_questions(live: Se
 def judged(live: Server) -> dict[str, list[tuple[dict[str, Any], dict[str, Any]]]]:
     """Return tickets with the demo's answers under its own policy, by kind; clear and ambiguous ones are the test file."""
     kinds = {
-        "clear": tickets("test", 1000, ambiguous=False),
-        "ambiguous": tickets("test", 1000, ambiguous=True),
+        "clear": tickets("test", 256, ambiguous=False),
+        "ambiguous": tickets("test", 256, ambiguous=True),
         "foreign": tickets("out_of_scope", 20),
     }
     found = {}
