@@ -137,8 +137,8 @@ class Prediction(_Scores):  # type: ignore[misc]  # a type checker cannot read t
         "served, so nothing is proved about its threshold. shadowed_choice: one choice is the beginning of another, "
         "and the adapter scores choices without an end token, so that the longer one can never win: rename one of "
         "them, or train the adapter again. mostly_guesses: the question is farther from the training rows than "
-        "any row of the adapter's own, and nearly all of the probability is spread evenly over the choices. Newer "
-        "servers may have more. Absent without warnings.",
+        "every row that the adapter was validated on, so that nearly all of the probability is spread evenly over the "
+        "choices. Newer servers may have more. Absent without warnings.",
     )
     feedback_requested: bool | None = Field(
         default=None,

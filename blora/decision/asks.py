@@ -50,6 +50,7 @@ class Ask:
         require(0 < self.target_risk < 1, f"target_risk = {self.target_risk}", "a number between 0 and 1")
         require(0 < self.delta <= 0.5, f"delta = {self.delta}", "a number above 0, at most 0.5")
         require(0 <= self.seed < 2**63, f"seed = {self.seed}", "0 to 2^63 - 1")
+        require(bool(self.dtype), "dtype = ''", "the dtype of the base model")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -70,7 +70,7 @@ class Goal:
         object.__setattr__(self, "seed", _whole("seed", self.seed))
         require(self.score is None or self.score in PLANNED, f"score = {self.score}", f"one of {', '.join(PLANNED)}")
         require(0 < self.coverage < 1, f"coverage = {self.coverage}", "a number between 0 and 1")
-        self.ask_in("")  # checks the ranges of its fields
+        self.ask_in("float32")  # checks the ranges of its fields
 
     def ask_in(self, dtype: str) -> Ask:
         """Return the goal as an ask in a dtype, without the coverage, which needs no proof."""

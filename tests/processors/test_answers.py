@@ -21,7 +21,7 @@ STEP = 53
 
 
 def reference(dtype: str, step: int = 1) -> Answers:
-    """Return the answers to the demo's test tickets on the machine that they were measured on."""
+    """Return the answers to a third of the demo's test tickets on the machine that they were measured on."""
     kept = json.loads(REFERENCE.read_text())
     return Answers(*(torch.tensor(kept[name][dtype])[::step] for name in ("probabilities", "certainty")))
 

@@ -104,15 +104,18 @@ async def test_the_readme_shows_what_the_server_says_of_three_questions(live: Se
 def judged(live: Server) -> dict[str, list[tuple[dict[str, Any], dict[str, Any]]]]:
     """Return tickets with the demo's answers under its own policy, by kind; clear and ambiguous ones are the test file."""
     kinds = {
-        "clear": tickets("test", 256, ambiguous=False),
-        "ambiguous": tickets("test", 256, ambiguous=True),
+        "clear": tickets("test", 1000, ambiguous=False),
+        "ambiguous": tickets("test", 1000, ambiguous=True),
         "foreign": tickets("out_of_scope", 20),
     }
     found = {}
     for kind, rows in kinds.items():
-        body = {"inputs": [{"prompt": row["prompt"]} for row in rows]}
-        response = httpx.post(f"{live.url}/v1/predict", json=body, timeout=600).raise_for_status()
-        found[kind] = list(zip(rows, response.json()["predictions"], strict=True))
+        predictions = []
+        for start in range(0, len(rows), 256):
+            body = {"inputs": [{"prompt": row["prompt"]} for row in rows[start : start + 256]]}
+            response = httpx.post(f"{live.url}/v1/predict", json=body, timeout=600).raise_for_status()
+            predictions += response.json()["predictions"]
+        found[kind] = list(zip(rows, predictions, strict=True))
     return found
 
 

@@ -102,6 +102,10 @@ BAD_ADAPTERS: dict[str, tuple[Callable[[Path], Any], str]] = {
         config_with(lambda c: c.update(format_version=3)),
         "got format_version 3 in .*, expected 2; upgrade",
     ),
+    "an earlier format": (
+        config_with(lambda c: c.update(format_version=1)),
+        "got format_version 1 in .*, expected 2; .* retrain",
+    ),
     "no format": (config_with(lambda c: c.pop("format_version")), "got format_version None in .*, expected 2"),
     "config not JSON": (
         write("bayesian_config.json", b"{"),

@@ -13,6 +13,7 @@ from blora.adapter.calibration_file import (
     CALIBRATION_FILE,
     ROOM_BYTES,
     _read,
+    body_digest,
     check_ask,
     for_serving,
     read_calibrations,
@@ -181,7 +182,7 @@ def test_more_rows_than_the_file_may_hold_are_refused_and_the_file_stays(
 
 @pytest.mark.parametrize("version", [1, 2, 3])
 def test_a_file_of_an_earlier_version_is_refused(tmp_path: Path, version: int) -> None:
-    """It has no digest that would tell whether it was edited."""
+    """Its fields mean something else, or it has no digest that would tell whether it was edited."""
     store_calibration(tmp_path, CALIBRATION)
     raw = json.loads((tmp_path / CALIBRATION_FILE).read_text())
     old = {"format_version": version, "calibrations": raw["calibrations"], "asked": raw["asked"]}
@@ -216,10 +217,17 @@ def test_every_dtype_there_is_is_named(tmp_path: Path) -> None:
         for_serving(tmp_path, dataclasses.replace(BINDING, dtype="float16"))
 
 
+def without_dtype(raw: dict[str, Any]) -> None:
+    del raw["digest"]
+    del raw["calibrations"][0]["asks"][0]["dtype"]
+    raw["digest"] = body_digest(raw)
+
+
 SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no JSON": (lambda file: file.write_text("{"), "not JSON"),
     "no UTF-8": (lambda file: file.write_bytes(b"\xff\xfe"), "not JSON"),
     "a list": (lambda file: file.write_text("[]"), "format_version None .* expected 4; upgrade"),
+    "an attempt without a dtype": (rewrite_json(without_dtype), r"calibrations\.0\.asks\.0\.dtype"),
     "another version": (rewrite_json(lambda raw: raw.update(format_version=5)), "format_version 5"),
     "a folder": (lambda file: (file.unlink(), file.mkdir()), "which cannot be read"),
     "a link to nowhere": (lambda file: (file.unlink(), file.symlink_to("nowhere.json")), "which cannot be read \\(No such"),

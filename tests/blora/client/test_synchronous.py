@@ -37,6 +37,11 @@ def test_a_question_is_answered() -> None:
         assert client.ready()
 
 
+def test_a_warning_of_a_newer_server_is_passed_on() -> None:
+    with client_of(httpx.Response(200, json=body(warnings=["of_tomorrow"]))) as client:
+        assert client.predict("why?").warnings == ["of_tomorrow"]
+
+
 def test_an_exception_is_that_of_the_other_client() -> None:
     with client_of(httpx.Response(422)) as client, pytest.raises(RefusedError, match="HTTP 422"):
         client.predict("why?")

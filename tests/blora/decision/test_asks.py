@@ -69,6 +69,11 @@ def test_rows_that_guarantee_nothing_any_more_are_refused() -> None:
     assert earlier_asks([rows], rows, Ask(target_risk=0.1, delta=0.24, seed=3, dtype="bfloat16")) == asks
 
 
+def test_an_attempt_names_its_dtype() -> None:
+    with pytest.raises(ConfigError, match="got dtype = '', expected the dtype of the base model"):
+        dataclasses.replace(FIRST, dtype="")
+
+
 @pytest.mark.parametrize("fingerprints", ["0123", "0" * 13, "x" * 12])
 def test_fingerprints_are_twelve_hex_digits_a_row(fingerprints: str) -> None:
     with pytest.raises(ConfigError, match="12 hex digits a row"):

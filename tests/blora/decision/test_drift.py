@@ -43,7 +43,7 @@ def test_a_share_at_the_limit_is_accused_once_in_twenty() -> None:
     assert sum(accused) <= 20 + 3 * math.sqrt(400 * ALPHA * (1 - ALPHA))
 
 
-# One question in five is foreign, of which the gate finds the demo's share or BoolQ's, at once or after 10,000 others.
+# One question in five is foreign, of which the gate finds 68 % or 93 %, at once or after 10,000 others.
 @pytest.mark.parametrize(
     ("found", "n_quiet", "most"), [(0.68, 0, 60), (0.93, 0, 40), (0.68, 10_000, 300), (0.93, 10_000, 200)]
 )

@@ -156,11 +156,11 @@ def test_the_demo_recognises_its_own_rows_and_no_others() -> None:
 
 def test_without_fingerprints_the_digest_of_the_whole_data_decides(tmp_path: Path) -> None:
     train = examples(tmp_path, *asked(*NAMES))
-    old = record(train, train)
-    del old["seen"]
+    bare = record(train, train)
+    del bare["seen"]
     with pytest.raises(ConfigError, match="got rows.jsonl, which is the adapter's train data"):
-        check_unseen(old, train)
-    check_unseen(old, dataclasses.replace(train, digest="sha256:other"))
+        check_unseen(bare, train)
+    check_unseen(bare, dataclasses.replace(train, digest="sha256:other"))
 
 
 @pytest.mark.parametrize("seen", ["abc", {"train": 3}, {"train": "abc"}, {"train": "x" * DIGITS}, None, []])
