@@ -21,7 +21,7 @@ from blora.scores import DRAWN, SCORES
 from blora.training.calibrate import calibrate_adapter
 from blora.training.commands import calibrate, train
 from blora.training.evaluate import predict_all, predict_with_distances
-from blora.training.rows.examples import Example, read_examples
+from blora.training.rows.examples import read_examples
 from blora.training.rows.packed import pack_examples
 from tests.blora.adapter.test_calibration_file import asked
 from tests.blora.adapters import rewrite_json
@@ -123,18 +123,6 @@ def test_each_ask_of_the_same_rows_adds_to_delta_and_a_refused_one_is_remembered
     for name, data, asks in (("half", half, 5), ("fresh", fresh, 1)):
         [other] = run(adapter, write_jsonl(tmp_path / f"{name}.jsonl", data), base_folder, "--target-risk", "0.9")
         assert (name, len(other.asks)) == (name, asks)
-
-
-def test_an_ask_that_an_earlier_version_remembers_counts(
-    adapter: Path, unseen: Path, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as old:
-        old.setattr(Example, "text", Example.identity)
-        old.setattr(Example, "wording", Example.identity)
-        run(adapter, unseen, base_folder)
-    lines = unseen.read_text().splitlines()
-    [calibration] = run(adapter, write_jsonl(tmp_path / "part.jsonl", map(json.loads, lines[:55])), base_folder)
-    assert calibration.delta == 0.2
 
 
 def test_plain_rows_about_one_text_are_thinned_to_one(

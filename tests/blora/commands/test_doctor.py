@@ -55,7 +55,7 @@ def test_the_dtype_is_the_one_that_the_adapters_are_calibrated_for(
     assert found["dtype"]["in_use"] == "float32"
     [adapter] = found["adapters"]
     assert adapter["calibrated_for_dtype_in_use"]
-    assert adapter["calibrated"]["float32"] == "P(wrong | answered) <= 0.1 with probability 0.95"
+    assert adapter["calibrated"]["float32"] == "P(wrong | answered) <= 0.1 with probability 0.975"
     monkeypatch.setattr("blora.adapter.opening.native_dtypes", lambda device: ("float16",))
     found = facts(capsys, str(folder / "demo"), code=1)
     assert "no calibration in a common dtype" in found["dtype"]["error"]
