@@ -19,7 +19,7 @@ from benchmarks.server_process import QUESTIONS, ROOT, TRIAGE, demo, serve
 from blora.decision.metrics import metrics
 from blora.training.provenance import machine, revision
 
-__all__ = ["ASKED", "RESULT", "TICKETS", "request_of"]
+__all__ = ["ASKED", "RESULT", "TICKETS", "ask_all", "request_of"]
 
 RESULT = ROOT / "benchmarks" / "results" / "answers" / "answers.json"
 TICKETS = {
@@ -29,8 +29,8 @@ TICKETS = {
 }
 
 
-# Tickets in one request.
-AT_ONCE = 100
+# Tickets in one request: the default limit.
+AT_ONCE = 256
 # The ticket about which all three questions are asked.
 ASKED = "You charged our card twice for March, and I have asked you three times to refund it."
 
@@ -43,6 +43,16 @@ def ask(url: str, prompt: str) -> dict[str, Any]:
     return answer
 
 
+def ask_all(url: str, tickets: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the server's answers to tickets, which go in as few requests as the default limit allows."""
+    found: list[dict[str, Any]] = []
+    for start in range(0, len(tickets), AT_ONCE):
+        body = {"inputs": [{"prompt": ticket["prompt"]} for ticket in tickets[start : start + AT_ONCE]]}
+        response = httpx.post(f"{url}/v1/predict", json=body, timeout=600).raise_for_status()
+        found += response.json()["predictions"]
+    return found
+
+
 def withheld(url: str) -> dict[str, dict[str, float | int]]:
     """Of clear, ambiguous and out-of-scope tickets: how many are answered, and how many of those answers are right."""
     tickets = _tickets("test")
@@ -53,14 +63,8 @@ def withheld(url: str) -> dict[str, dict[str, float | int]]:
     }
     counts: dict[str, dict[str, float | int]] = {}
     for kind, rows in kinds.items():
-        predictions = []
-        for start in range(0, len(rows), AT_ONCE):
-            body = {"inputs": [{"prompt": row["prompt"]} for row in rows[start : start + AT_ONCE]]}
-            response = httpx.post(f"{url}/v1/predict", json=body, timeout=600).raise_for_status()
-            predictions += response.json()["predictions"]
-        right = [
-            p["answer"] == row.get("label") for p, row in zip(predictions, rows, strict=True) if not p["abstained"]
-        ]
+        pairs = zip(ask_all(url, rows), rows, strict=True)
+        right = [found["answer"] == row.get("label") for found, row in pairs if not found["abstained"]]
         counts[kind] = {"n": len(rows), "answered": len(right), "right": sum(right)}
     return counts
 

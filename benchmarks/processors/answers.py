@@ -65,7 +65,7 @@ class Demo:
         """Return every step-th of the tickets as tokens."""
         prompt = self.config.prompt
         examples = read_examples(str(TRIAGE / "test.jsonl"), choices=prompt.choices)
-        return [labelled.row for labelled in pack_examples(examples, self.base, prompt)][::EVERY][::step]
+        return [labelled.row for labelled in pack_examples(examples, self.base, prompt)][:: EVERY * step]
 
     def answers(self, rows: list[PackedRow]) -> Answers:
         """Return what a server would answer to tickets that it gets together, before guesses."""

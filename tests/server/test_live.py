@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.answers import ASKED, RESULT, TICKETS, request_of
+from benchmarks.answers import ASKED, RESULT, TICKETS, ask_all, request_of
 from benchmarks.processors.table import between_dtypes, distance
 from benchmarks.server_process import ADAPTER, TRIAGE, Server, demo, serve
 from blora.adapter.calibration_file import body_digest, read_calibrations
@@ -108,15 +108,7 @@ def judged(live: Server) -> dict[str, list[tuple[dict[str, Any], dict[str, Any]]
         "ambiguous": tickets("test", 1000, ambiguous=True),
         "foreign": tickets("out_of_scope", 20),
     }
-    found = {}
-    for kind, rows in kinds.items():
-        predictions = []
-        for start in range(0, len(rows), 256):
-            body = {"inputs": [{"prompt": row["prompt"]} for row in rows[start : start + 256]]}
-            response = httpx.post(f"{live.url}/v1/predict", json=body, timeout=600).raise_for_status()
-            predictions += response.json()["predictions"]
-        found[kind] = list(zip(rows, predictions, strict=True))
-    return found
+    return {kind: list(zip(rows, ask_all(live.url, rows), strict=True)) for kind, rows in kinds.items()}
 
 
 def test_the_policy_withholds_more_of_ambiguous_and_foreign_tickets_than_of_clear_ones(
