@@ -4,10 +4,9 @@
 base model's states, one on these after contrast, and the head of `blora train`, whose posterior mean and draws are
 listed separately; where labels are few, other posteriors over the same weights; where they are levels, a cumulative
 link; on BANKING77, CLINC150 and ARC-Easy also heads above a LoRA, one for each seed. Questions that bring their own
-choices have the base model's log-probabilities in place of words and contrast. With `--anyjev`, AnyJev 0.3 answers sets
-of at most 26 choices, without training, in an environment of its own: `pip install 'anyjev[hf]==0.3.0'`. Validation
-rows come out of the training rows where a set has none of its own. Every method is listed as trained and recalibrated
-on the validation rows. Draws and LoRAs have seeds; all else is deterministic.
+choices have the base model's log-probabilities in place of words and contrast. Validation rows come out of the training
+rows where a set has none of its own. Every method is listed as trained and recalibrated on the validation rows. Draws
+and LoRAs have seeds; all else is deterministic. `benchmarks.peers.training_free` asks AnyJev about the same sets.
 """
 
 import argparse
@@ -20,7 +19,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.peers import training_free
 from benchmarks.peers.contrast import contrast
 from benchmarks.peers.cumulative import cumulative_link
 from benchmarks.peers.figures import DELTA, DTYPE, N_DIVISIONS, Scored, averaged, figures
@@ -36,13 +34,8 @@ from blora.training.rows.packed import labels_of
 RESULTS = ROOT / "benchmarks" / "results" / "peers"
 
 
-def methods(
-    task: TaskSet, base: BaseModel, read: ReadSet, keep: Path | None, python: Path | None = None
-) -> Iterator[Scored]:
+def methods(task: TaskSet, base: BaseModel, read: ReadSet, keep: Path | None) -> Iterator[Scored]:
     """Yield what each method says of the test and the foreign rows of a set; the seeds of each method are adjacent."""
-    if python is not None and max(len(row.choices) for row in task.test) <= training_free.MOST_OPTIONS:
-        kept = keep and keep / f"{task.name}-anyjev.pt"
-        yield training_free.scored(kept_in(kept, partial(training_free.answers, task, base, python)), task)
     if task.prompt.readout == "linear":
         yield from regressions(task, read)
     if task.ordered:
@@ -63,21 +56,18 @@ def regressions(task: TaskSet, read: ReadSet) -> Iterator[Scored]:
         yield replace(found, seconds=read.seconds + found.seconds)
 
 
-def measure(
-    task: TaskSet, base: BaseModel, read: ReadSet, keep: Path | None = None, python: Path | None = None
-) -> dict[str, Any]:
+def measure(task: TaskSet, base: BaseModel, read: ReadSet, keep: Path | None = None) -> dict[str, Any]:
     """Return every method's figures on a set, as trained and recalibrated.
 
     Args:
         task: the set.
         base: the base model.
         read: the set's rows.
-        keep: folder in which trained LoRAs and AnyJev's answers are kept for further runs, None to keep none.
-        python: a Python with AnyJev 0.3, None to leave it out.
+        keep: folder in which trained LoRAs are kept for further runs, None to keep none.
     """
     labels = labels_of(read.test.rows)
     found = []
-    for method, scored in groupby(methods(task, base, read, keep, python), lambda one: one.method):
+    for method, scored in groupby(methods(task, base, read, keep), lambda one: one.method):
         runs = list(scored)
         for treatment in ("as trained", "recalibrated"):
             by_seed = []
@@ -109,22 +99,16 @@ def main() -> None:
     """Measure every set, or one, and write its result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=SETS, help="name of one set; by default all, but only the demo's without data")
-    parser.add_argument(
-        "--keep", type=Path, help="folder that keeps the states, the LoRAs and AnyJev's answers of each set"
-    )
-    parser.add_argument(
-        "--anyjev", type=Path, metavar="PYTHON", help="a Python with anyjev[hf] 0.3; without it AnyJev is left out"
-    )
+    parser.add_argument("--keep", type=Path, help="folder that keeps the states and the LoRAs of each set")
     arguments = parser.parse_args()
     names = [arguments.set] if arguments.set else SETS if DATA.exists() else ("demo", *QUESTIONS)
     base = load_base_model("embedded", dtype=DTYPE)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    beside = " --anyjev PYTHON" if arguments.anyjev else ""
     for name in names:
         task, kept = load_set(name), arguments.keep / f"{name}.pt" if arguments.keep is not None else None
-        result = measure(task, base, kept_in(kept, partial(read_set, base, task)), arguments.keep, arguments.anyjev)
+        result = measure(task, base, kept_in(kept, partial(read_set, base, task)), arguments.keep)
         result |= {"base_model": base.ref.id, "dtype": base.dtype_name, "machine": machine(base.device)}
-        result |= {"revision": revision(), "command": f"python -m benchmarks.peers --set {name}{beside}"}
+        result |= {"revision": revision(), "command": f"python -m benchmarks.peers --set {name}"}
         (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 

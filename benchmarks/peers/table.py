@@ -63,18 +63,24 @@ UNSEEN: Columns = {
 }
 
 
-def peers(results: Sequence[Row]) -> str:
-    """Return a table for each set but those of the demo's other questions, recalibrated, and where they come from."""
-    return _tables([result for result in results if result["set"] not in QUESTIONS])
+def peers(results: Sequence[Row], training_free: Sequence[Row]) -> str:
+    """Return a table for each set but those of the demo's other questions, recalibrated, and where they come from.
+
+    Args:
+        results: results of `benchmarks.peers`.
+        training_free: results of `benchmarks.peers.training_free`, for some of the same sets.
+    """
+    return _tables([result for result in results if result["set"] not in QUESTIONS], training_free)
 
 
-def peers_of_questions(results: Sequence[Row]) -> str:
+def peers_of_questions(results: Sequence[Row], training_free: Sequence[Row]) -> str:
     """Return the same for the demo's other questions."""
-    return _tables([result for result in results if result["set"] in QUESTIONS])
+    return _tables([result for result in results if result["set"] in QUESTIONS], training_free)
 
 
-def _tables(results: Sequence[Row]) -> str:
+def _tables(results: Sequence[Row], training_free: Sequence[Row]) -> str:
     ordered = sorted(results, key=lambda result: SETS.index(result["set"]))
+    beside = {result["set"]: result for result in training_free}
     first = ordered[0]
     revisions = ", ".join(dict.fromkeys(result["revision"] for result in ordered))
     about = (
@@ -86,10 +92,26 @@ def _tables(results: Sequence[Row]) -> str:
         f"{first['base_model']}, {first['dtype']}; {first['machine']['cores']} cores of "
         f"{first['machine']['processor']}, revision {revisions}; `python -m benchmarks.peers`."
     )
-    return "\n\n".join([*map(_table, ordered), about])
+    tables = [_table(result, beside.get(result["set"])) for result in ordered]
+    return "\n\n".join(
+        [*tables, about, *_about_training_free([beside[r["set"]] for r in ordered if r["set"] in beside])]
+    )
 
 
-def _table(result: Row) -> str:
+def _about_training_free(results: Sequence[Row]) -> list[str]:
+    """Return where the rows without training come from."""
+    if not results:
+        return []
+    revisions = ", ".join(dict.fromkeys(result["revision"] for result in results))
+    seconds = ", ".join(f"{result['set']} {result['seconds_per_row']:.1f}" for result in results)
+    return [
+        f"AnyJev 0.3 answers without training, and is asked the number of test rows beside its name, drawn at random, "
+        f"and at most as many of each other part. Seconds for one of its answers on a core: {seconds}. Revision "
+        f"{revisions}; `{results[0]['command']}`."
+    ]
+
+
+def _table(result: Row, training_free: Row | None) -> str:
     foreign = f", {result['n_foreign']:,} foreign ({result['foreign']})" if result["foreign"] else ""
     proof = f", {result['n_proof']:,} for the proof" if result.get("n_proof") else ""
     sizes = (
@@ -99,6 +121,9 @@ def _table(result: Row) -> str:
     if any(row["method"] == ABOVE_LORA and row["seeds"] is None for row in result["rows"]):
         sizes += " The LoRA was trained with one seed."
     rows = [row for row in result["rows"] if row["treatment"] == "recalibrated"]
+    if training_free is not None:
+        method = f"AnyJev on {training_free['n_test']} rows"
+        rows += [row | {"method": method} for row in training_free["rows"] if row["treatment"] == "recalibrated"]
     tables = [record_table(rows, _columns(rows[0]))]
     if "proof_ece" in rows[0]:
         of = f"The same on the {result['n_proof']:,} rows for the proof, of which no method has seen any."

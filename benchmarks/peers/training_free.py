@@ -1,13 +1,18 @@
-"""AnyJev 0.3 with the same base model: letters' probabilities over all rotations of the options, without training.
+"""What does AnyJev 0.3 get with the same base model: letters' probabilities over all rotations of the options?
 
-Its answers come from `anyjev_program`, run by a Python that has AnyJev. Letters end at 26 options. Validation rows are
-asked first, because it learns from the texts that it is asked what it takes for the bias towards an option.
+`python -m benchmarks.peers.training_free --python PYTHON` asks it about every set of at most 26 options, where letters
+end. It needs seconds a question, one pass for each rotation, so that of every part it is asked at most 200 rows, drawn
+at random. Its answers come from `anyjev_program`, run by a Python that has AnyJev: `pip install 'anyjev[hf]==0.3.0'`.
+Nothing is trained, but validation rows recalibrate it, as every other method. They are asked first, because it learns
+from the texts that it is asked what it takes for the bias towards an option.
 """
 
+import argparse
 import json
 import subprocess
 import tempfile
-from collections.abc import Mapping
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +20,22 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from benchmarks.peers.figures import Scored
-from benchmarks.peers.sets import TaskSet
-from benchmarks.server_process import TRIAGE
-from blora.base_model import BaseModel
+from benchmarks.peers.figures import DTYPE, Scored, figures
+from benchmarks.peers.sets import DATA, QUESTIONS, SETS, TaskSet, load_set
+from benchmarks.server_process import ROOT, TRIAGE
+from blora.base_model import BaseModel, load_base_model
 from blora.decision.temperature import fit_recalibration
+from blora.posterior.noise import generator_of
+from blora.training.provenance import machine, revision
 from blora.training.rows.examples import Example
 
-__all__ = ["MOST_OPTIONS", "answers", "scored"]
+__all__ = ["MOST_ROWS", "answers", "measure", "thinned"]
 
+RESULTS = ROOT / "benchmarks" / "results" / "training_free"
 PROGRAM = Path(__file__).with_name("anyjev_program.py")
 
 MOST_OPTIONS = 26
+MOST_ROWS = 200
 # Against log 0, as for the regressions.
 LEAST = torch.finfo(torch.float32).tiny
 # The questions that are asked about a text, by set.
@@ -58,12 +67,41 @@ def answers(task: TaskSet, base: BaseModel, python: Path) -> dict[str, Tensor]:
     return dict(zip(parts, every.split([len(rows) for rows in parts.values()], 1), strict=True))
 
 
-def scored(found: Mapping[str, Tensor], task: TaskSet) -> Scored:
-    """Return answers with their recalibration on the validation rows; nothing was trained."""
-    labels = torch.tensor([row.label for row in task.validation])
-    ones = torch.ones(len(labels))  # letters have one length
-    recalibration = fit_recalibration(found["validation"], labels, ones, powers=(0.0, 0.0))
-    return Scored("AnyJev", found["test"], found.get("foreign"), recalibration, 0.0, proof=found.get("proof"))
+def thinned(task: TaskSet) -> TaskSet:
+    """Return a set with at most `MOST_ROWS` random rows of every part that AnyJev is asked."""
+    kept, clear = {}, task.clear
+    for name, rows in task.parts().items():
+        picked = torch.randperm(len(rows), generator=generator_of(0))[:MOST_ROWS].sort().values
+        kept[name] = tuple(rows[i] for i in picked.tolist())
+        if name == "test" and clear is not None:
+            clear = clear[picked]
+    return replace(task, **kept, clear=clear)
+
+
+def measure(task: TaskSet, base: BaseModel, python: Path) -> dict[str, Any]:
+    """Return AnyJev's figures on a set, as it answers and recalibrated on the validation rows.
+
+    Args:
+        task: the set, with at most `MOST_OPTIONS` choices, and few rows: see `thinned`.
+        base: the base model.
+        python: a Python with AnyJev 0.3.
+    """
+    began = time.perf_counter()
+    found = answers(task, base, python)
+    seconds = time.perf_counter() - began
+    labels = {name: torch.tensor([row.label for row in rows]) for name, rows in task.parts().items()}
+    ones = torch.ones(len(task.validation))  # letters have one length
+    recalibration = fit_recalibration(found["validation"], labels["validation"], ones, powers=(0.0, 0.0))
+    scored = Scored("AnyJev", found["test"], found.get("foreign"), recalibration, 0.0, proof=found.get("proof"))
+    rows = []
+    for treatment in ("as trained", "recalibrated"):
+        probs, foreign, proof = scored.probabilities(recalibrated=treatment == "recalibrated")
+        proved = (proof, labels["proof"]) if proof is not None else None
+        of_treatment = figures(probs, labels["test"], foreign, task.clear, proved)
+        rows.append({"method": "AnyJev", "treatment": treatment, "seeds": None, "spread": None} | of_treatment)
+    sizes = {f"n_{name}": len(part) for name, part in task.parts().items() if name in found}
+    per_row = seconds / sum(sizes.values())
+    return {"set": task.name} | sizes | {"seconds_per_row": per_row, "rows": rows}
 
 
 def _asked(task: TaskSet, row: Example) -> dict[str, Any]:
@@ -75,3 +113,26 @@ def _asked(task: TaskSet, row: Example) -> dict[str, Any]:
         return {"kind": kind, "text": text, "options": options, "state": row.prompt}
     kind = "noul" if options == ["no", "yes"] else "choice"
     return {"kind": kind, "text": row.prompt, "options": options, "state": ""}
+
+
+def main() -> None:
+    """Ask AnyJev about every set, or one, and write its result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--python", type=Path, required=True, help="a Python with anyjev[hf] 0.3")
+    parser.add_argument("--set", choices=SETS, help="name of one set; by default all, but only the demo's without data")
+    arguments = parser.parse_args()
+    names = [arguments.set] if arguments.set else SETS if DATA.exists() else ("demo", *QUESTIONS)
+    base = load_base_model("embedded", dtype=DTYPE)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        task = thinned(load_set(name))
+        if max(len(row.choices) for row in task.test) > MOST_OPTIONS:
+            continue
+        result = measure(task, base, arguments.python)
+        result |= {"base_model": base.ref.id, "dtype": base.dtype_name, "machine": machine(base.device)}
+        result |= {"revision": revision(), "command": "python -m benchmarks.peers.training_free --python PYTHON"}
+        (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -198,7 +198,7 @@ def test_every_method_is_measured_and_shown(kind: str) -> None:
     alone = 2 * len(ours)  # without draws: the first one, and all of ours but the last
     assert [row["seeds"] for row in result["rows"]] == [None] * alone + [[0, 1, 2]] * (2 * len(names) - alone)
     about = {"machine": {"cores": 2, "processor": "some"}, "revision": "abc", "base_model": "tiny", "dtype": "float32"}
-    shown = peers([result | about | {"set": "demo"}])
+    shown = peers([result | about | {"set": "demo"}], [])
     assert all(f"| {name} |" in shown for name in names)
 
 
@@ -233,14 +233,26 @@ def test_anyjev_is_asked_in_an_environment_of_its_own(tmp_path: Path, monkeypatc
     }
     torch.testing.assert_close(found["test"][0, 0].exp(), torch.tensor([3 / 8, 5 / 8, 0]))
     torch.testing.assert_close(found["test"][0, 1].exp(), torch.tensor([3 / 12, 5 / 12, 4 / 12]))
-    scored = training_free.scored(found, pointer())
-    assert scored.proof is None
     nouls = replace(linear(), test=(Example("1", "prompt", "is it?", None, ("no", "yes"), 0),))
     torch.testing.assert_close(
         training_free.answers(nouls, base, Path(sys.executable))["test"][0, 0].exp(), torch.tensor([2 / 5, 3 / 5, 0])
     )
     asked = replace(linear(), name="mood")
     assert training_free.answers(asked, base, Path(sys.executable))["test"].shape == (1, 9, 3)
+    measured = training_free.measure(asked, base, Path(sys.executable))
+    assert [measured[f"n_{part}"] for part in ("validation", "test", "foreign")] == [12, 9, 4]
+    assert [row["treatment"] for row in measured["rows"]] == ["as trained", "recalibrated"]
+    assert measured["rows"][0]["accuracy"] == pytest.approx(3 / 9)  # the longest option, green, every time
+
+
+def test_a_set_is_thinned_with_its_mask() -> None:
+    rows = tuple(Example(str(k), "prompt", str(k), None, COLOURS, k % 3) for k in range(500))
+    task = replace(linear(), test=rows, clear=torch.arange(500) % 7 == 0)
+    thin = training_free.thinned(task)
+    assert len(thin.test) == training_free.MOST_ROWS
+    assert len(thin.validation) == 12
+    assert thin.clear is not None
+    assert thin.clear.tolist() == [int(row.prompt or "") % 7 == 0 for row in thin.test]
 
 
 def linear() -> TaskSet:
