@@ -103,11 +103,9 @@ def _about_training_free(results: Sequence[Row]) -> list[str]:
     if not results:
         return []
     revisions = ", ".join(dict.fromkeys(result["revision"] for result in results))
-    seconds = ", ".join(f"{result['set']} {result['seconds_per_row']:.1f}" for result in results)
     return [
         f"AnyJev 0.3 answers without training, and is asked the number of test rows beside its name, drawn at random, "
-        f"and at most as many of each other part. Seconds for one of its answers on a core: {seconds}. Revision "
-        f"{revisions}; `{results[0]['command']}`."
+        f"and at most as many of each other part. Revision {revisions}; `{results[0]['command']}`."
     ]
 
 

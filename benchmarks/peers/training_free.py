@@ -11,7 +11,6 @@ import argparse
 import json
 import subprocess
 import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -86,9 +85,7 @@ def measure(task: TaskSet, base: BaseModel, python: Path) -> dict[str, Any]:
         base: the base model.
         python: a Python with AnyJev 0.3.
     """
-    began = time.perf_counter()
     found = answers(task, base, python)
-    seconds = time.perf_counter() - began
     labels = {name: torch.tensor([row.label for row in rows]) for name, rows in task.parts().items()}
     ones = torch.ones(len(task.validation))  # letters have one length
     recalibration = fit_recalibration(found["validation"], labels["validation"], ones, powers=(0.0, 0.0))
@@ -100,8 +97,7 @@ def measure(task: TaskSet, base: BaseModel, python: Path) -> dict[str, Any]:
         of_treatment = figures(probs, labels["test"], foreign, task.clear, proved)
         rows.append({"method": "AnyJev", "treatment": treatment, "seeds": None, "spread": None} | of_treatment)
     sizes = {f"n_{name}": len(part) for name, part in task.parts().items() if name in found}
-    per_row = seconds / sum(sizes.values())
-    return {"set": task.name} | sizes | {"seconds_per_row": per_row, "rows": rows}
+    return {"set": task.name} | sizes | {"rows": rows}
 
 
 def _asked(task: TaskSet, row: Example) -> dict[str, Any]:
