@@ -5,8 +5,10 @@ guesses say that the choices are not told apart, and must not look like agreemen
 
 Guesses begin at a distance that hardly any familiar question has, so that they cost `BUDGET` of NLL in distribution:
 what they would cost on every validation row, times the probability of such a distance. One familiar question in n + 1
-is farther than n reference rows; beyond, the probability is taken to fall exponentially, as the farthest tenth of the
-rows does. The distance is never nearer than the farthest row.
+is farther than n reference rows; beyond the farthest row, the probability is taken to fall exponentially. The farthest
+twentieth of the rows, k of them, exceed the next row by m in the mean, which k rows tell only roughly: the predictive
+probability of a further x is (1 + x / (k m)) ** -k, which is more than exp(-x / m). The distance is never nearer than
+the farthest row. With fewer than 20 reference rows there are no guesses.
 """
 
 import math
@@ -23,11 +25,13 @@ __all__ = ["BUDGET", "SHARE", "beginning_of_guesses", "modest"]
 SHARE = 0.95
 # The NLL, in nats, that guesses are expected to cost in distribution.
 BUDGET = 0.001
+# One reference row in this number is of the tail; fewer rows have none.
+TAIL = 20
 LEAST = torch.finfo(torch.float32).tiny  # against log 0
 
 
-def beginning_of_guesses(reference: Tensor, probs: Tensor, labels: Tensor) -> float:
-    """Return the distance beyond which answers are guesses.
+def beginning_of_guesses(reference: Tensor, probs: Tensor, labels: Tensor) -> float | None:
+    """Return the distance beyond which answers are guesses; None with fewer than `TAIL` reference rows.
 
     Args:
         reference: (n,) distances of rows that were not trained on.
@@ -35,18 +39,20 @@ def beginning_of_guesses(reference: Tensor, probs: Tensor, labels: Tensor) -> fl
         labels: (N,).
 
     >>> sure = torch.tensor([[[0.9, 0.1], [0.8, 0.2]]])
-    >>> far = torch.arange(100.0) / 10  # the farthest tenth is 0.55 beyond the others in the mean
+    >>> far = torch.arange(100.0) / 10  # the farthest twentieth is 0.3 beyond the next one in the mean
     >>> round(beginning_of_guesses(far, sure, torch.tensor([0, 0])), 2), float(far.max())
-    (10.77, 9.899999618530273)
+    (10.46, 9.899999618530273)
     """
+    k = len(reference) // TAIL
+    if k == 0:
+        return None
     mean = predictive_mean(probs.double())
     own = labels.long()[:, None]
     before, after = (one.gather(1, own).clamp_min(LEAST).log() for one in (mean, guessed(mean, SHARE, mean > 0)))
     cost = float((before - after).mean()) / (len(reference) + 1)
     descending = reference.double().sort(descending=True).values
-    k = max(1, len(reference) // 10)
-    excess = float((descending[:k] - descending[min(k, len(reference) - 1)]).mean())
-    return float(descending[0]) + excess * max(0.0, math.log(max(cost, LEAST) / BUDGET))
+    excesses = float((descending[:k] - descending[k]).sum())
+    return float(descending[0]) + excesses * math.expm1(math.log(max(1.0, cost / BUDGET)) / k)
 
 
 def modest(probs: Tensor, shares: Tensor, present: Tensor) -> Tensor:

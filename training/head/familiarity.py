@@ -106,7 +106,7 @@ def familiarity_of(
 def with_guesses(
     familiarity: Familiarity, probs: Tensor, rows: Sequence[LabelledRow], distances: Tensor | None = None
 ) -> Familiarity:
-    """Return a familiarity with the distance beyond which answers are guesses.
+    """Return a familiarity with the distance beyond which answers are guesses, if there are enough rows to tell it.
 
     Args:
         familiarity: the familiarity.
@@ -115,7 +115,9 @@ def with_guesses(
         distances: (N,) distances of these rows; None if they are the reference.
     """
     known = familiarity.reference if distances is None else distances
-    beyond = max(beginning_of_guesses(known, probs, labels_of(rows)), float(familiarity.reference.max()))
+    beyond = beginning_of_guesses(known, probs, labels_of(rows))
+    if beyond is not None:
+        beyond = max(beyond, float(familiarity.reference.max()))
     return replace(familiarity, config=replace(familiarity.config, guesses_beyond=beyond))
 
 
