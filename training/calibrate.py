@@ -58,7 +58,7 @@ def calibrate_adapter(
     asked = AskedRows(
         adapter_digest=adapter.digest,
         digest=examples.digest,
-        n_rows=len(rows),
+        n_rows=n_questions,
         fingerprints=fingerprints(examples),
         asks=(goal.ask_in(base.dtype_name),),
     )

@@ -135,6 +135,17 @@ def test_plain_rows_about_one_text_are_thinned_to_one(
     assert "calibrating on 60 of 65 questions, one for each text" in caplog.text
 
 
+def test_a_second_question_about_every_text_makes_another_attempt(
+    adapter: Path, unseen: Path, base_folder: Path, tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in unseen.read_text().splitlines()]
+    data = write_jsonl(tmp_path / "two.jsonl", rows + [row | {"choices": [*row["choices"], "mild"]} for row in rows])
+    [first] = run(adapter, data, base_folder, "--target-risk", "0.9", "--limit", "60")
+    [both] = run(adapter, data, base_folder, "--target-risk", "0.9")
+    assert first.rows.n_rows == both.rows.n_rows == 60  # one for each text
+    assert (len(both.asks), both.delta) == (2, 2 * first.delta)
+
+
 def test_rows_whose_delta_is_spent_are_refused_before_the_work(
     adapter: Path, unseen: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
