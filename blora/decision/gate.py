@@ -17,6 +17,7 @@ References:
 """
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -60,10 +61,14 @@ def rows_behind_gate(max_false_alarms: float, target_risk: float, delta: float) 
     least = math.ceil(math.log(delta) / math.log1p(-target_risk))
     if max_false_alarms == 1:
         return rows_for_proof(least)
-    n = max(least, math.ceil(math.log(delta) / math.log1p(-max_false_alarms)))
-    while n - 1 - alarms_allowed(n, max_false_alarms, delta) < least:  # the row at the gate is not counted
-        n += 1
-    return rows_for_proof(n)
+
+    def behind(n: int) -> int:  # the row at the gate is not counted
+        return n - 1 - alarms_allowed(n, max_false_alarms, delta)
+
+    fewest = most = max(least, math.ceil(math.log(delta) / math.log1p(-max_false_alarms)))
+    while behind(most) < least:
+        most *= 2
+    return rows_for_proof(bisect_left(range(most), least, lo=fewest, key=behind))  # one more row adds 0 or 1 behind it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

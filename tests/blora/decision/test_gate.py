@@ -14,7 +14,7 @@ from scipy.stats import binom
 from blora.adapter.calibration_file import read_calibrations, store_calibration
 from blora.config.head import MOST_REFERENCE
 from blora.decision.familiarity import p_value
-from blora.decision.gate import Gate, alarms_allowed
+from blora.decision.gate import Gate, alarms_allowed, rows_behind_gate
 from blora.errors import ConfigError
 from blora.scores import SCORES
 from tests.blora.decision.test_calibrate import made
@@ -41,6 +41,20 @@ def test_the_alarms_allowed_are_those_of_the_exact_binomial(n: int, max_false_al
     assert -1 <= k < n
     assert k == -1 or binom.cdf(k, n, max_false_alarms) <= delta * (1 + 1e-9)
     assert binom.cdf(k + 1, n, max_false_alarms) > delta * (1 - 1e-9)
+
+
+def test_the_rows_behind_a_gate_that_withholds_nearly_everything_are_found_in_few_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried = []
+
+    def counted(n: int, *limits: float) -> int:
+        tried.append(n)
+        return alarms_allowed(n, *limits)
+
+    monkeypatch.setattr("blora.decision.gate.alarms_allowed", counted)
+    assert rows_behind_gate(0.9999, 0.05, 0.05) == 626129
+    assert len(tried) < 100
 
 
 @pytest.mark.parametrize("step", [0.0, 0.25])
