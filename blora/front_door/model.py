@@ -18,12 +18,13 @@ from blora.hub.fetch import check_own
 from blora.server.engines.handle import AdapterHandle
 from blora.server.engines.loading import handle_of
 from blora.server.prediction.policies import InForce, default_policy
+from blora.training.rows.sources import records
 
 if TYPE_CHECKING:
     from blora.decision.calibration import Calibration
     from blora.decision.selective import ScoreName
     from blora.training.evaluate import Evaluation
-    from blora.training.rows.sources import Rows
+    from blora.training.rows.sources import Frame, Rows
 
 __all__ = ["Model"]
 
@@ -75,7 +76,7 @@ class Model:
     @overload
     def predict(
         self,
-        questions: Iterable[Question],
+        questions: "Iterable[Question] | Frame",
         *,
         choices: Sequence[str] | None = None,
         policy: Mapping[str, float] | None = None,
@@ -85,7 +86,7 @@ class Model:
     @overload
     def predict(
         self,
-        questions: Iterable[Question],
+        questions: "Iterable[Question] | Frame",
         *,
         choices: Sequence[str] | None = None,
         policy: Mapping[str, float] | None = None,
@@ -94,7 +95,7 @@ class Model:
 
     def predict(
         self,
-        questions: Question | Iterable[Question],
+        questions: "Question | Iterable[Question] | Frame",
         *,
         choices: Sequence[str] | None = None,
         policy: Mapping[str, float] | None = None,
@@ -104,7 +105,7 @@ class Model:
 
         Args:
             questions: one question or several. A question is a text, or a dict with `prompt`, `question` or `messages`
-                and optionally `choices`; other fields are ignored.
+                and optionally `choices`; other fields are ignored. So is a row of a pandas or polars DataFrame.
             choices: choices for questions without any; by default the adapter's fixed ones.
             policy: policy in place of the adapter's own: a `target_risk` of its calibration, or thresholds such as
                 `min_confidence`.
@@ -124,7 +125,7 @@ class Model:
             if isinstance(outcome, BloraError):
                 raise outcome
             return outcome
-        outcomes = answer_all(self.base, self._handle, list(questions), choices=choices, policy=policy)
+        outcomes = answer_all(self.base, self._handle, list(records(questions)), choices=choices, policy=policy)
         for number, outcome in enumerate(outcomes):
             if errors == "raise" and isinstance(outcome, BloraError):
                 outcome.add_note(f"in questions[{number}]")

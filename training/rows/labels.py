@@ -86,7 +86,7 @@ def label_set(table: Table) -> tuple[str, ...] | None:
     rows = [row for _, row in table.rows if isinstance(row, dict)]
     if any(row.get("choices") is not None for row in rows):
         return None
-    found = table.label_names
+    found, given = table.label_names, []
     if found is None:
         labels = [row["label_text"] if row.get("label_text") is not None else row.get("label") for row in rows]
         texts = {label for label in labels if isinstance(label, str) and not (table.untyped and _is_digits(label))}
@@ -97,13 +97,13 @@ def label_set(table: Table) -> tuple[str, ...] | None:
                 f"got no label in any row of {table.name}, with the columns {', '.join(rows[0])}, expected one each: "
                 "name the column of the labels (--columns label=NAME, or columns= in Python)"
             )
-        found = tuple(sorted(texts))
-        warn_of_odd_labels([label for label in labels if label is not None])
+        found, given = tuple(sorted(texts)), [label for label in labels if label is not None]
     if not 2 <= len(found) <= MOST_CHOICES:
         raise DataError(
             f"got {len(found)} different labels in {table.name}, expected 2 to {MOST_CHOICES}; check the labels, or "
             "name the choices (--choices, or choices= in Python)"
         )
+    warn_of_odd_labels(given)  # whose time grows with the square of their number
     return found
 
 

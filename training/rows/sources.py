@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from pandas import DataFrame as PandasFrame
     from polars import DataFrame as PolarsFrame
 
-__all__ = ["Rows", "Table", "read_table"]
+__all__ = ["Frame", "Rows", "Table", "read_table", "records"]
 
-Rows: TypeAlias = Union[str, PathLike[str], Iterable[Mapping[str, Any]], "PandasFrame", "PolarsFrame", "Dataset"]
+Frame: TypeAlias = Union["PandasFrame", "PolarsFrame"]
+Rows: TypeAlias = Union[str, PathLike[str], Iterable[Mapping[str, Any]], Frame, "Dataset"]
 Place: TypeAlias = tuple[str, dict[str, Any] | str]  # the place of a row, and the row or the error in it
 
 MESSAGES = {
@@ -109,21 +110,29 @@ def _hub_table(source: str, split: str, columns: Mapping[str, str]) -> Table:
     return _mapped(place, ((f"{place}:{number}", row) for number, row in enumerate(rows, start=1)), columns, rows)
 
 
-def _table_in_memory(source: Any, columns: Mapping[str, str]) -> Table:
-    """Return the rows of a table; its kind is read from the name of its class, so that no library is imported."""
-    kind = f"{type(source).__module__.partition('.')[0]}.{type(source).__name__}"
-    if kind in ("datasets.DatasetDict", "datasets.IterableDatasetDict"):
-        raise DataError(f"got the splits {', '.join(source)}, expected one of them; pass rows[{next(iter(source))!r}]")
+def records(source: Any) -> Iterator[Any]:
+    """Yield the rows of a table in memory, those of a frame as dicts, with NumPy's values as Python's."""
+    kind = _kind(source)
     if kind == "pandas.DataFrame":
-        rows: Iterable[Any] = source.astype(object).where(source.notna(), None).to_dict("records")
+        source = source.astype(object).where(source.notna(), None).to_dict("records")
     elif kind == "polars.DataFrame":
-        rows = source.iter_rows(named=True)
-    elif isinstance(source, Iterable) and not isinstance(source, Mapping | bytes):
-        rows = source
-    else:
+        source = source.iter_rows(named=True)
+    return map(_plain, source)
+
+
+def _kind(source: object) -> str:
+    """Return a table's kind by the name of its class, so that no library is imported."""
+    return f"{type(source).__module__.partition('.')[0]}.{type(source).__name__}"
+
+
+def _table_in_memory(source: Any, columns: Mapping[str, str]) -> Table:
+    if _kind(source) in ("datasets.DatasetDict", "datasets.IterableDatasetDict"):
+        raise DataError(f"got the splits {', '.join(source)}, expected one of them; pass rows[{next(iter(source))!r}]")
+    if not isinstance(source, Iterable) or isinstance(source, Mapping | bytes):
         raise DataError(f"got rows of type {type(source).__name__}, {EXPECTED}")
     name = "rows" if isinstance(source, list | tuple) else type(source).__name__
-    return _mapped(name, ((f"{name}[{number}]", row) for number, row in enumerate(rows)), columns, source)
+    rows = ((f"{name}[{number}]", row) for number, row in enumerate(records(source)))
+    return _mapped(name, rows, columns, source)
 
 
 def _mapped(name: str, rows: Iterable[tuple[str, Any]], columns: Mapping[str, str], source: Any) -> Table:
@@ -167,12 +176,16 @@ def _renamed(row: Mapping[str, Any], columns: Mapping[str, str], where: str, *, 
             f"{where}: got the columns {', '.join(map(str, row))}, expected {', '.join(missing)}, which `columns` "
             "names; correct the name"
         )
-    return {str(name): _plain(value) for name, value in renamed(row, columns).items()}
+    return {str(name): value for name, value in renamed(row, columns).items()}
 
 
 def _plain(value: Any) -> Any:
-    """Return a value with NumPy numbers and arrays converted to Python numbers and lists."""
-    return value.tolist() if hasattr(value, "tolist") else value
+    """Return a value with NumPy numbers and arrays, nested ones too, converted to Python numbers and lists."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list) else value
 
 
 def _check_columns(columns: Collection[str], where: str, advice: str) -> None:

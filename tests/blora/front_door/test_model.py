@@ -133,6 +133,14 @@ def test_one_question_has_one_answer_and_several_a_list_in_order(tiny: Path) -> 
     assert_alike(shown(row), shown(alone[0]), 1e-5)
 
 
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_every_row_of_a_frame_is_a_question(tiny: Path, library: str) -> None:
+    model, rows = loaded(tiny), [{"prompt": text, "choices": ["up", "down"]} for text in ("why", "how", "q")]
+    found = model.predict(pytest.importorskip(library).DataFrame(rows))
+    for one, other in zip(found, model.predict(rows), strict=True):
+        assert_alike(shown(one), shown(other), 1e-5)
+
+
 def test_choices_are_the_questions_own_the_calls_or_the_adapters(tiny: Path) -> None:
     model = loaded(tiny)
     own = {"prompt": "why", "choices": ["up", "down"]}

@@ -181,8 +181,9 @@ def test_digits_in_csv_are_no_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("n_labels", [1, 256])
-def test_a_label_set_that_nobody_could_be_asked_is_refused(n_labels: int) -> None:
+def test_a_label_set_that_nobody_could_be_asked_is_refused(n_labels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"prompt": f"q{n}", "label": f"l{n}"} for n in range(n_labels)]
+    monkeypatch.setattr("blora.training.rows.labels.warn_of_odd_labels", None)  # too slow for very many labels
     with pytest.raises(DataError, match=f"got {n_labels} different labels in rows, expected 2 to 255"):
         label_set(read_table(rows))
 
@@ -194,6 +195,25 @@ def test_numbers_and_arrays_of_numpy_are_pythons() -> None:
     numpy = pytest.importorskip("numpy")
     rows = [{"question": "Warm?", "choices": numpy.array(["ice", "fire"]), "label": numpy.int64(1)}]
     assert read_examples(rows).examples[0].label == 1
+
+
+NESTED: dict[str, dict[str, Any]] = {
+    "ARC": {"question": "Warm?", "choices": {"text": ["ice", "fire"], "label": ["A", "B"]}, "answerKey": "B"},
+    "a request": {
+        "input": "The app is down!",
+        "questions": [
+            {"type": "choice", "name": "queue", "choices": [{"value": "bug"}, {"value": "bill"}], "label": "bug"}
+        ],
+    },
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_a_pandas_frame_from_parquet_with_nested_cells_reads_as_the_row_does(name: str, tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    pandas_frame([NESTED[name]]).to_parquet(tmp_path / "rows.parquet")
+    frame = pandas.read_parquet(tmp_path / "rows.parquet")
+    assert plain(read_examples(frame)) == plain(read_examples([NESTED[name]]))
 
 
 @pytest.mark.parametrize("kind", ["pandas", "polars"])
