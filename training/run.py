@@ -32,7 +32,7 @@ from blora.training.provenance import machine, revision
 from blora.training.recipe import Recipe
 from blora.training.rows.examples import ExampleSet, examples_of, read_examples, split_examples
 from blora.training.rows.labels import label_set
-from blora.training.rows.overlap import SEEN, check_disjoint, fingerprints, seen_by
+from blora.training.rows.overlap import SEEN, TRAINED, check_disjoint, check_unseen, fingerprints, seen_by
 from blora.training.rows.packed import LabelledRow, pack_examples
 from blora.training.rows.questions import as_plain
 from blora.training.rows.sources import read_table
@@ -81,6 +81,7 @@ def train_adapter(recipe: Recipe, output: Path, *, callbacks: Sequence[TrainerCa
     check_output(output)
     check_tracker(recipe.training.report_to)
     train, validation, prompt = _read(recipe)
+    check_unseen({SEEN: seen_by(recipe.init_from, TRAINED)}, validation)
     head, layers = _plan(recipe, prompt)
     seen = {"train": fingerprints(train), "validation": fingerprints(validation)} | seen_by(recipe.init_from)
     processes, device = claim_device(recipe.device)

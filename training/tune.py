@@ -31,7 +31,7 @@ from blora.training.head.familiarity import with_guesses
 from blora.training.head.features import read_features
 from blora.training.lora.trunk import with_states
 from blora.training.rows.examples import ExampleSet, examples_for
-from blora.training.rows.overlap import SEEN, check_unseen, fingerprints
+from blora.training.rows.overlap import SEEN, TRAINED, check_unseen, fingerprints
 from blora.training.rows.packed import LabelledRow, pack_examples
 from blora.training.rows.sources import Rows
 from blora.training.trials import Trial, choose, try_scales
@@ -138,7 +138,7 @@ def tune_adapter(
     config = read_config(path)
     examples = examples_for(config, data, split=split, columns=columns, limit=limit)
     seen = config.training.get(SEEN, {})
-    trained = {use: seen[use] for use in ("train", "init") if use in seen}
+    trained = {use: seen[use] for use in TRAINED if use in seen}
     check_unseen({"train": config.training.get("train"), SEEN: trained}, examples)
     base, adapter = open_adapter(path, base_model=base_model, device=device, dtype=dtype)
     rows = pack_examples(examples, base, config.prompt)

@@ -41,12 +41,17 @@ def test_a_second_tuning_does_not_forget_the_rows_of_the_first(base_folder: Path
 def test_the_rows_of_the_adapter_that_it_starts_from_are_its_own(
     base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    earlier, later = rows(tmp_path, 100), rows(tmp_path, 200)
-    plain = ("--method", "lora", "--lora-learning-rate", "0.05", "--epochs", "1")
+    earlier, later, judges = (rows(tmp_path, start) for start in (100, 200, 300))
+    plain = ("--method", "lora", "--lora-learning-rate", "0.05", "--epochs", "1", "--validation", str(judges))
     assert main(["train", *train_arguments(base_folder, earlier, tmp_path / "lora", *plain)]) == 0
     start = ("--init-from", str(tmp_path / "lora"), "--epochs", "1")
     assert main(["train", *train_arguments(base_folder, later, tmp_path / "toy", *start)]) == 0
     check_refused(tmp_path / "toy", earlier, "init")
+    again = ["train", *train_arguments(base_folder, later, tmp_path / "again", *start), "--validation"]
+    capsys.readouterr()
+    assert main([*again, str(earlier)]) == 1
+    assert "got 20 of 20 questions in from100.jsonl that the adapter was made with" in capsys.readouterr().err
+    assert main([*again, str(judges)]) == 0  # these rows determined no weights
     assert main(["tune", str(tmp_path / "toy"), "--data", str(earlier), *model(base_folder)]) == 1
     command = ["bayesianize", str(tmp_path / "lora"), "--output", str(tmp_path / "wide"), *model(base_folder)]
     capsys.readouterr()

@@ -7,7 +7,7 @@ request, a prompt or a chat of one turn. Two disjoint sets of a thousand texts s
 below 10^-8.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from blora.training.rows.examples import Example, ExampleSet
 
 __all__ = [
     "SEEN",
+    "TRAINED",
     "check_disjoint",
     "check_distinct",
     "check_unseen",
@@ -28,6 +29,8 @@ __all__ = [
 
 # Key of the training record for the fingerprints by use, as in {"train": "...", "validation": "..."}.
 SEEN = "seen"
+# The uses of rows that determined an adapter's weights; the other uses chose its settings.
+TRAINED = ("train", "init")
 REPORTED = 5  # rows named in one message
 
 
@@ -36,8 +39,12 @@ def fingerprints(examples: ExampleSet) -> str:
     return joined(*(one for example in examples.examples for one in _fingerprints_of(example)))
 
 
-def seen_by(folder: Path | None) -> dict[str, str]:
+def seen_by(folder: Path | None, uses: Collection[str] | None = None) -> dict[str, str]:
     """Return what an adapter has seen by beginning with the one in a folder; nothing for a plain LoRA or None.
+
+    Args:
+        folder: the folder.
+        uses: the uses of the rows that count; None for all.
 
     Raises:
         AdapterError: if the adapter's config is unusable.
@@ -46,7 +53,7 @@ def seen_by(folder: Path | None) -> dict[str, str]:
         return {}
     seen = read_config(folder).training.get(SEEN, {})
     _read(seen)
-    return {"init": joined(*seen.values())}
+    return {"init": joined(*(text for use, text in seen.items() if uses is None or use in uses))}
 
 
 def seen_among(examples: ExampleSet, record: Mapping[str, Any]) -> list[tuple[str, str]]:
