@@ -141,6 +141,8 @@ def prompt_of(given: dict[str, Any], start: PromptConfig) -> PromptConfig:
         text = isinstance(chosen["choices"], str)
         require(not text, f"the text {chosen['choices']!r} as choices", "a list of texts")
         chosen["choices"] = tuple(chosen["choices"])
+    if chosen.get("normalization", start.normalization) != start.normalization:
+        chosen["length_power"] = NEW_PROMPT.length_power  # the one at the start was fitted with another divisor
     return replace(start, **chosen)
 
 

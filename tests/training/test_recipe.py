@@ -16,10 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from blora.adapter import load_adapter
 from blora.base_model import load_base_model
-from blora.config import AdapterConfig, PosteriorConfig
+from blora.config import AdapterConfig, PosteriorConfig, PromptConfig
 from blora.errors import AdapterError, BaseModelError, BloraError, ConfigError, DataError
 from blora.training.commands import train
 from blora.training.config import TrainConfig
+from blora.training.recipe import prompt_of
 from blora.training.rows.examples import read_examples
 from blora.training.rows.overlap import fingerprints
 from tests.training.conftest import REVISION
@@ -123,6 +124,12 @@ def test_a_validation_file_leaves_all_rows_to_train_on(tmp_path: Path, base_fold
     assert (record["train"]["source"], record["train"]["n_examples"]) == ("toy.jsonl", 20)
     assert (record["validation"]["source"], record["validation"]["n_examples"]) == ("other.jsonl", 5)
     assert record["train"]["digest"] != record["validation"]["digest"]
+
+
+def test_another_normalization_does_not_keep_a_fitted_length_power() -> None:
+    fitted = PromptConfig(length_power=1.6)
+    assert prompt_of({"normalization": "choice"}, fitted).length_power == 1
+    assert prompt_of({"normalization": "question"}, fitted).length_power == 1.6
 
 
 # Refused before any training
