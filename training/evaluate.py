@@ -25,7 +25,6 @@ from blora.training.rows.packed import LabelledRow, labels_of
 __all__ = [
     "Evaluation",
     "batch_tokens",
-    "evaluate",
     "evaluate_nested",
     "predict_all",
     "predict_with_distances",
@@ -45,11 +44,6 @@ class Evaluation:
     mean_confidence: float
     mean_mutual_information: float
     seconds: float
-
-
-def evaluate(model: PreTrainedModel, rows: Sequence[LabelledRow], draws: Draws | HeadDraws | None) -> Evaluation:
-    """Return the metrics of the predictive mean over all draws or, if `draws` is None, of the base model."""
-    return next(evaluate_nested(model, rows, draws, [draws.n_samples if draws is not None else 1]))
 
 
 def evaluate_nested(

@@ -20,7 +20,7 @@ from blora.posterior.inject import layer_index
 from blora.posterior.noise import generator_of
 from blora.posterior.posterior import MakeFactor, Posterior
 from blora.training.config import TrainConfig
-from blora.training.evaluate import evaluate
+from blora.training.evaluate import evaluate_nested
 from blora.training.lora.checkpoints import claim, release
 from blora.training.lora.trainer import Fitted, fit
 
@@ -163,7 +163,8 @@ def _tfb(bench: Bench, seed: int) -> dict[str, Trained]:
     rows = bench.validation[:SEARCH_ROWS]
 
     def loss(scale: float) -> float:
-        return evaluate(model, rows, isotropic_draws(start, scale, SEARCH_DRAWS, generator_of(seed))).metrics.nll
+        draws = isotropic_draws(start, scale, SEARCH_DRAWS, generator_of(seed))
+        return next(evaluate_nested(model, rows, draws, [SEARCH_DRAWS])).metrics.nll
 
     scale = min(TFB_SCALES, key=loss)
     draws = isotropic_draws(start, scale, bench.n_samples, generator_of(seed))
@@ -182,7 +183,8 @@ def _laplace(bench: Bench, seed: int) -> dict[str, Trained]:
     rows = bench.validation[:SEARCH_ROWS]
 
     def loss(precision: float) -> float:
-        return evaluate(model, rows, laplace.sample(precision, SEARCH_DRAWS, generator_of(seed))).metrics.nll
+        draws = laplace.sample(precision, SEARCH_DRAWS, generator_of(seed))
+        return next(evaluate_nested(model, rows, draws, [SEARCH_DRAWS])).metrics.nll
 
     precision = choose_precision(loss, PRECISIONS[::2])
     draws = laplace.sample(precision, bench.n_samples, generator_of(seed))

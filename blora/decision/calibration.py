@@ -233,7 +233,7 @@ class Calibration:
         rows: the rows behind the calibration.
         delta: largest probability that a proved level does not hold, summed over all asks.
         asks: asks of these rows and of overlapping rows. The last one is this calibration's own, whose delta the levels
-            were proved at; by default this calibration's ask alone.
+            were proved at.
         target_risk: target of the default level, which is the default policy.
         coverage: coverage of the prediction sets in answers.
         levels: levels by rising target.
@@ -243,7 +243,8 @@ class Calibration:
         gate: threshold on the familiarity, under which the levels are proved; None without one.
 
     Raises:
-        ConfigError: if the default level or the default quantile is missing, since no question could be answered.
+        ConfigError: if the default level or the default quantile is missing, since no question could be answered, or
+            if two levels have the same target.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -251,7 +252,7 @@ class Calibration:
     binding: Binding
     rows: CalibrationRows
     delta: Annotated[float, Field(gt=0, lt=1)]
-    asks: tuple[Ask, ...] = ()
+    asks: Annotated[tuple[Ask, ...], Field(min_length=1)]
     target_risk: float
     coverage: float
     levels: Annotated[tuple[Level, ...], Field(max_length=MAX_ENTRIES)]
@@ -261,9 +262,12 @@ class Calibration:
     gate: Gate | None = None
 
     def __post_init__(self) -> None:
-        if not self.asks:
-            own = Ask(target_risk=self.target_risk, delta=self.delta, seed=self.rows.seed, dtype=self.binding.dtype)
-            object.__setattr__(self, "asks", (own,))
+        targets = [level.target_risk for level in self.levels]
+        require(
+            len(set(targets)) == len(targets),
+            f"levels for the targets {', '.join(map(str, targets))}",
+            "each once",
+        )
         require(
             any(level.target_risk == self.target_risk for level in self.proved()),
             f"default target_risk = {self.target_risk}",

@@ -3,12 +3,13 @@
 Those that take many seconds are made by `python -m benchmarks.faults.attacks` alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from benchmarks.faults.attacks.run import FAMILIES, attack, left_behind
-from benchmarks.faults.attacks.spoilers import small_lora
+from benchmarks.faults.attacks.spoilers import field_twice, longer, small_lora, threshold
 from benchmarks.faults.attacks.target import Case, Target, said, target
 
 pytestmark = pytest.mark.model
@@ -34,6 +35,23 @@ CASES = [
 def test_an_attack_is_met_as_expected(victim: Target, case: Case) -> None:
     found = attack(victim, case)
     assert found["as_expected"], found
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (threshold(-1.0), "= -1.0, expected a number from 0"),
+        (threshold(2.0), "= 2.0, expected a number from 0 to 1.0"),
+        (threshold(float("nan")), "Input should be a finite number"),
+        (longer, "head.safetensors, which is not a safetensors file"),
+        (field_twice, "got policy min_confidence = 2.0"),
+    ],
+)
+def test_a_spoiled_adapter_is_refused_for_what_was_spoiled(
+    victim: Target, spoil: Callable[[Path], None], message: str
+) -> None:
+    refused = victim.load("spoiled", victim.copy("spoiled", spoil))
+    assert message in refused.json()["error"]["message"]
 
 
 def test_the_lora_of_which_some_folders_are_spoiled_copies_answers(victim: Target) -> None:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from blora.adapter import save_adapter
+from blora.adapter.calibration_file import body_digest
 from blora.base_model import BaseModel
 from blora.config import AdapterConfig, PosteriorConfig, PromptConfig, SamplingConfig
 from blora.posterior.inject import default_targets, parse_layers, select_modules
@@ -65,6 +66,17 @@ def rewrite_json(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], An
         raw = json.loads(file.read_text())
         change(raw)
         file.write_text(json.dumps(raw))
+
+    return apply
+
+
+def sealed(change: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], None]:
+    """A change of a `calibration.json` that also renews its digest."""
+
+    def apply(raw: dict[str, Any]) -> None:
+        del raw["digest"]
+        change(raw)
+        raw["digest"] = body_digest(raw)
 
     return apply
 

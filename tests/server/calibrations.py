@@ -1,5 +1,6 @@
 """A calibration for adapters of the fake engine."""
 
+from blora.decision.asks import Ask
 from blora.decision.binomial import clopper_pearson
 from blora.decision.calibration import Binding, Calibration, CalibrationRows, ConformalQuantile, FormName
 from blora.decision.curves import ReliabilityBin
@@ -46,6 +47,7 @@ def calibration(
             seed=0,
         ),
         delta=0.05,
+        asks=(Ask(target_risk=0.05, delta=0.05, seed=0, dtype="float64"),),
         target_risk=0.05,
         coverage=0.9,
         levels=(

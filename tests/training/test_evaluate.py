@@ -7,9 +7,10 @@ from blora.inference.packing import PackedRow
 from blora.posterior.bank import SampleBank
 from blora.posterior.posterior import Posterior
 from blora.training import evaluate as module
-from blora.training.evaluate import evaluate, evaluate_nested, predict_all
+from blora.training.evaluate import evaluate_nested, predict_all
 from blora.training.rows.packed import LabelledRow
 from tests.scenarios import choices_alone, injected, merged, random_draws, random_rows, tiny_model
+from tests.training.toys import evaluate
 
 
 def rows(n_rows: int = 9) -> list[LabelledRow]:

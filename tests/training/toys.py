@@ -2,14 +2,18 @@
 
 import json
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from blora.base_model import BaseModel
 from blora.config import PosteriorConfig, PromptConfig
+from blora.posterior.draws import Draws
 from blora.posterior.posterior import Posterior
 from blora.training.config import TrainConfig
+from blora.training.evaluate import Evaluation, evaluate_nested
 from blora.training.rows.examples import Example, ExampleSet
 from blora.training.rows.packed import LabelledRow, pack_examples
 from tests.scenarios import adapted_modules
@@ -52,6 +56,11 @@ def labelled(base: BaseModel, rows: Iterable[Mapping[str, Any]]) -> list[Labelle
     return pack_examples(
         ExampleSet("toy", "sha256:0", examples), base, PromptConfig(template="{prompt}", normalization="none")
     )
+
+
+def evaluate(model: PreTrainedModel, rows: Sequence[LabelledRow], draws: Draws | None) -> Evaluation:
+    """Metrics of the predictive mean over all draws or, if `draws` is None, of the base model."""
+    return next(evaluate_nested(model, rows, draws, [draws.n_samples if draws is not None else 1]))
 
 
 def toy_posterior(base: BaseModel, *, seed: int = 0, **settings: Any) -> Posterior:

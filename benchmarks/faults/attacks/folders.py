@@ -15,7 +15,6 @@ from benchmarks.faults.attacks import spoilers as spoil
 from benchmarks.faults.attacks.spoilers import CALIBRATION, CARD, CONFIG, HEAD, POSTERIOR, WEIGHTS
 from benchmarks.faults.attacks.target import OWNER, Case, Target, said
 from benchmarks.server_process import ADAPTER
-from tests.blora.adapters import rewrite_json
 
 __all__ = ["CASES"]
 
@@ -68,8 +67,6 @@ SPOILED = [
     _loaded(
         "scales of a posterior at minus 1e30",
         spoil.tensors(POSTERIOR, lambda name, t: t * 0 - 1e30 if "raw_" in name else t),
-        NONE,
-        "201, answers",
         source=spoil.small_lora,
     ),
     _loaded(
@@ -83,45 +80,28 @@ SPOILED = [
         "413 adapter_too_large",
     ),
     _loaded("a posterior with a megabyte behind it", spoil.longer),
-    _loaded("a tensor twice in a header", spoil.twice),
+    _loaded("a tensor twice in a header, alike", spoil.twice, "201, answers"),
     _loaded(
         "another base model", spoil.config(lambda raw: raw["base_model"].update(fingerprint="sha256:0", revision=None))
     ),
+    _loaded("a calibration written anew, with thresholds of a half", spoil.threshold(0.5), "201, answers"),
     _loaded("thresholds of minus one", spoil.threshold(-1.0)),
-    _loaded("thresholds of two", spoil.threshold(2e9), NONE, "201, answers"),
-    _loaded(
-        "thresholds of NaN",
-        lambda folder: (folder / CALIBRATION).write_text(
-            (folder / CALIBRATION).read_text().replace('"threshold": 0', '"threshold": NaN')
-        ),
-        NONE,
-        "201, answers",
-    ),
-    _loaded("each target twice", spoil.calibration(lambda one: one["levels"].extend(one["levels"])), NONE),
+    _loaded("thresholds of two", spoil.threshold(2.0)),
+    _loaded("thresholds of NaN", spoil.threshold(float("nan"))),
+    _loaded("each target twice", spoil.calibration(lambda one: one["levels"].extend(one["levels"]))),
     _loaded(
         "a calibration of another adapter",
         spoil.calibration(lambda one: one["binding"].update(adapter_digest="sha256:" + "0" * 64)),
     ),
-    _loaded(
-        "each calibration twice",
-        lambda folder: rewrite_json(lambda raw: raw["calibrations"].extend(raw["calibrations"]))(folder / CALIBRATION),
-    ),
-    _loaded(
-        "a template of a megabyte",
-        spoil.prompt(template="a " * 500_000 + "{prompt}"),
-        NONE,
-        "201, answers 413 prompt_too_long",
-    ),
+    _loaded("each calibration twice", spoil.calibrations(lambda entries: entries.extend(entries))),
+    _loaded("a template of a megabyte", spoil.prompt(template="a " * 500_000 + "{prompt}")),
     _loaded(
         "a template with fields of Python",
         spoil.prompt(template="{prompt}{0.__class__}{prompt.__init__}"),
-        NONE,
         "201, answers",
     ),
     _loaded("a template without a prompt", spoil.prompt(template="no question")),
-    _loaded(
-        "fixed choices of control tokens", spoil.prompt(choices=["<|im_end|>", "<|im_start|>"]), NONE, "201, answers"
-    ),
+    _loaded("fixed choices of control tokens", spoil.prompt(choices=["<|im_end|>", "<|im_start|>"])),
     _loaded(
         "fixed choices of more than a line where a line ends one",
         spoil.prompt(choices=["a\nb", "c"], choice_end="newline"),
@@ -129,43 +109,30 @@ SPOILED = [
     _loaded(
         "more draws than requests may ask for",
         spoil.config(lambda raw: raw["sampling"].update(n_samples=1024)),
-        NONE,
-        "201, answers 422 out_of_range",
     ),
     _loaded("a card that is a device", spoil.linked(CARD, "/dev/zero"), "403 forbidden"),
     _loaded("a card that is a link to a file outside", spoil.linked(CARD, "/etc/passwd"), "403 forbidden"),
-    _loaded("a card that is a pipe", spoil.piped, "201, answers", NONE),
+    _loaded("a card that is a pipe", spoil.piped, "201, answers"),
     _loaded("a config that is a link to itself", spoil.linked(CONFIG, CONFIG), NONE),
     _loaded("12,000 files", spoil.many_files, "413 adapter_too_large"),
     _loaded("a pickle 900 folders deep", spoil.deep, "413 adapter_too_large"),
     _loaded("a pickle in capitals", lambda folder: (folder / "X.PKL").touch()),
     _loaded("a model of PEFT's own beside it", lambda folder: (folder / "adapter_model.bin").write_bytes(b"\x80\x04")),
-    _loaded(
-        "a config with a field twice",
-        lambda folder: (folder / CONFIG).write_text(
-            (folder / CONFIG).read_text().replace('"policy": null', '"policy": null, "policy": {"min_confidence": 2}')
-        ),
-    ),
+    _loaded("a config with a field twice", spoil.field_twice),
 ]
 
 NAMED = [
     _named("..", ".."),
-    _named("of 65 letters", "a" * 65, "422 invalid_length", "422 invalid_value"),
+    _named("of 65 letters", "a" * 65, "422 invalid_length"),
     _named("in letters that look like others", "tri\u0430ge"),
     _named("with a line break", "a\nb"),
     _named("with a slash", "a/b"),
-    _at("a path with NUL", "a\0b", "422 invalid_adapter", "422 invalid_value", "403 forbidden"),
-    _at("a path of 900 KB", "a" * 900_000, "422 invalid_adapter", "422 invalid_value"),
-    _at("the root itself", ".", "422 invalid_adapter", "413 adapter_too_large"),
+    _at("a path with NUL", "a\0b", NONE),
+    _at("a path of 900 KB", "a" * 900_000, NONE),
+    _at("the root itself", ".", "413 adapter_too_large"),
     _at("an absolute path outside", "/etc", "403 forbidden"),
-    _at(
-        "a path that leaves the root and comes back",
-        "../adapters/.copies/named",
-        "201",
-        "403 forbidden",
-        "422 invalid_adapter",
-    ),
-    _at("the home of somebody", "~root", "422 invalid_adapter"),
+    _at("a path that leaves the root and comes back", "../adapters/.copies/named", "201"),
+    _at("the home of somebody", "~root", NONE),
 ]
 
 

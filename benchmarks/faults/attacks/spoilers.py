@@ -15,7 +15,7 @@ from blora.adapter import read_config, save_adapter
 from blora.base_model import load_base_model
 from blora.config import PosteriorConfig, SamplingConfig
 from blora.posterior.inject import default_targets, parse_layers, select_modules
-from tests.blora.adapters import rewrite_json, trained
+from tests.blora.adapters import rewrite_json, sealed, trained
 
 __all__ = [
     "CALIBRATION",
@@ -25,8 +25,10 @@ __all__ = [
     "POSTERIOR",
     "WEIGHTS",
     "calibration",
+    "calibrations",
     "config",
     "deep",
+    "field_twice",
     "hard_links",
     "linked",
     "longer",
@@ -37,7 +39,6 @@ __all__ = [
     "tensors",
     "threshold",
     "twice",
-    "written",
 ]
 
 HEAD, POSTERIOR, WEIGHTS = "head.safetensors", "posterior.safetensors", "adapter_model.safetensors"
@@ -71,7 +72,7 @@ def tensors(file: str, change: Callable[[str, torch.Tensor], torch.Tensor]) -> C
     def spoil(folder: Path) -> None:
         changed = {name: change(name, tensor).contiguous() for name, tensor in load_file(folder / file).items()}
         save_file(changed, folder / file, metadata={"format": "pt"})
-        (folder / CALIBRATION).unlink(missing_ok=True)  # it is that of other contents
+        _uncalibrate(folder)
 
     return spoil
 
@@ -81,34 +82,30 @@ def config(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
 
     def spoil(folder: Path) -> None:
         rewrite_json(change)(folder / CONFIG)
-        (folder / CALIBRATION).unlink()  # it is that of other contents
+        _uncalibrate(folder)
 
     return spoil
 
 
+def calibrations(change: Callable[[list[dict[str, Any]]], Any]) -> Callable[[Path], None]:
+    """Return a spoiler that changes the list of calibrations, with a new digest that does not give the change away."""
+    return lambda folder: rewrite_json(sealed(lambda raw: change(raw["calibrations"])))(folder / CALIBRATION)
+
+
 def calibration(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
     """Return a spoiler that changes every calibration."""
-
-    def each(raw: dict[str, Any]) -> None:
-        for calibration in raw["calibrations"]:
-            change(calibration)
-
-    return lambda folder: rewrite_json(each)(folder / CALIBRATION)
+    return calibrations(lambda entries: [change(entry) for entry in entries])
 
 
 def threshold(value: float) -> Callable[[Path], None]:
-    """Return a spoiler that sets every threshold."""
+    """Return a spoiler that sets the threshold of every proved level."""
 
     def change(calibration: dict[str, Any]) -> None:
         for level in calibration["levels"]:
-            level["threshold"] = value
+            if level["threshold"] is not None:
+                level["threshold"] = value
 
     return calibration(change)
-
-
-def written(file: str, content: str) -> Callable[[Path], Any]:
-    """Return a spoiler that writes a text into a file."""
-    return lambda folder: (folder / file).write_text(content)
 
 
 def linked(file: str, to: str | Path) -> Callable[[Path], None]:
@@ -157,13 +154,27 @@ def twice(folder: Path) -> None:
     start = header.index(b'"weight":')
     header = header[:-1] + b"," + header[start : header.index(b"}", start) + 1] + b"}"
     (folder / HEAD).write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
+    _uncalibrate(folder)
 
 
 def longer(folder: Path) -> None:
     """Append a megabyte to the head."""
     os.truncate(folder / HEAD, (folder / HEAD).stat().st_size + 2**20)
+    _uncalibrate(folder)
+
+
+def field_twice(folder: Path) -> None:
+    """Make the config name its policy twice, the second time with a threshold out of range."""
+    once, twice = '"policy": null', '"policy": null, "policy": {"min_confidence": 2}'
+    (folder / CONFIG).write_text((folder / CONFIG).read_text().replace(once, twice))
+    _uncalibrate(folder)
 
 
 def prompt(**fields: Any) -> Callable[[Path], None]:
     """Return a spoiler that changes settings of the prompt."""
     return config(lambda raw: raw["prompt"].update(fields))
+
+
+def _uncalibrate(folder: Path) -> None:
+    """Remove the calibration, which is that of other contents, so that the contents are what is judged."""
+    (folder / CALIBRATION).unlink(missing_ok=True)

