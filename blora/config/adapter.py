@@ -9,6 +9,7 @@ from blora.config.checks import require
 from blora.config.head import MOST_CHOICES, FamiliarityConfig, HeadConfig
 from blora.config.question import QuestionConfig
 from blora.errors import ConfigError
+from blora.questions.spelling import seen
 
 __all__ = [
     "FORMAT_VERSION",
@@ -173,12 +174,12 @@ class PromptConfig:
 def _check_choices(choices: tuple[str, ...]) -> None:
     """Check a fixed label set by the rules for a request's choices."""
     require(2 <= len(choices) <= MOST_CHOICES, f"{len(choices)} fixed choices", f"2 to {MOST_CHOICES}")
-    stripped = [choice.strip() for choice in choices]
-    require(all(stripped), "a blank fixed choice", "some text in each of them")
-    twice = next((choice for choice in stripped if stripped.count(choice) > 1), None)
+    shown = [seen(choice) for choice in choices]
+    require(all(shown), "a blank fixed choice", "some text in each of them")
+    twice = next((choice for choice in shown if shown.count(choice) > 1), None)
     require(
         twice is None,
-        f"the fixed choice {twice!r} twice (white space at the ends does not count)",
+        f"the fixed choice {twice!r} twice (white space at the ends and invisible characters do not count)",
         "each of them once",
     )
 

@@ -19,7 +19,7 @@ from blora.errors import DataError
 from blora.posterior.noise import generator_of
 from blora.questions.columns import QUESTION_COLUMNS as KINDS
 from blora.questions.columns import no_question
-from blora.questions.spelling import half_pair, plain
+from blora.questions.spelling import half_pair, plain, seen
 from blora.questions.wording import wording
 from blora.training.rows.labels import Label, RowError, read_label, settle
 from blora.training.rows.questions import ABOUT, DESCRIBED, Question, as_plain
@@ -303,11 +303,13 @@ def _choices(value: Any, fixed: Sequence[str] | None) -> tuple[tuple[str, ...], 
         value = list(fixed)
     elif fixed is not None and value != list(fixed):
         raise RowError(f"got choices {value!r}, expected none or the fixed label set {list(fixed)!r}")
-    if not isinstance(value, list) or not all(isinstance(choice, str) and choice.strip() for choice in value):
+    texts = isinstance(value, list) and all(isinstance(choice, str) for choice in value)
+    shown = set(map(seen, value)) if texts else {""}
+    if "" in shown:
         raise RowError(f"got choices {value!r}, expected a list of non-empty texts")
     if len(value) < 2:
         raise RowError(f"got {'one choice' if value else 'no choices'}, expected at least 2")
-    if len({choice.strip() for choice in value}) < len(value):
+    if len(shown) < len(value):
         raise RowError(f"got choices {value!r}, expected distinct ones")
     if letters and len(letters) != len(value):
         raise RowError(f"got {len(letters)} labels for {len(value)} choices, expected one each")

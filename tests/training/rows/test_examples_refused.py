@@ -32,6 +32,8 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
     "one choice": (row(choices=["fire"], label=0), "got one choice, expected at least 2"),
     "duplicate choices": (row(choices=["ice", "ice"]), "expected distinct ones"),
     "choices equal but for spaces": (row(choices=["ice", " ice "]), "expected distinct ones"),
+    "choices in two spellings": (row(choices=["caf\u00e9", "cafe\u0301"]), "expected distinct ones"),
+    "invisible choice": (row(choices=["ice", "\u200b"]), "expected a list of non-empty texts"),
     "empty choice": (row(choices=["ice", ""]), r"got choices \['ice', ''\], expected a list of non-empty texts"),
     "blank choice": (row(choices=["ice", "  "]), "expected a list of non-empty texts"),
     "number as choice": (row(choices=["ice", 3]), "expected a list of non-empty texts"),
