@@ -50,6 +50,12 @@ class Seen:
         elif response.status_code == httpx.codes.TOO_MANY_REQUESTS:
             self.without_retry_after += int(response.headers.get("retry-after", 0)) < 1
 
+    def outcomes(self) -> dict[str, Any]:
+        """Return the count of each status, and median and 99th percentile of the seconds to an answer."""
+        percentiles = quantiles(self.seconds, n=100)
+        statuses = {str(status): count for status, count in sorted(self.statuses.items())}
+        return {"statuses": statuses, "p50_s": percentiles[49], "p99_s": percentiles[98]}
+
 
 def measure(seconds: float, clients: tuple[int, ...], **flags: str) -> dict[str, Any]:
     """Return the result object.
@@ -95,7 +101,7 @@ async def _waiting_clients(server: Server, n_clients: int, seconds: float) -> di
         began = time.perf_counter()
         await asyncio.gather(*(ask() for _ in range(n_clients)))
         wall = time.perf_counter() - began
-    return {"clients": n_clients, "answers_per_s": seen.statuses[200] / wall, **_latencies(seen)}
+    return {"clients": n_clients, "answers_per_s": seen.statuses[200] / wall, **seen.outcomes()}
 
 
 async def _flooded(server: Server, rate: float, seconds: float) -> dict[str, Any]:
@@ -134,16 +140,10 @@ async def _flooded(server: Server, rate: float, seconds: float) -> dict[str, Any
     return {
         "asked_per_s": rate,
         "answers_per_s": seen.statuses[200] / seconds,
-        "statuses": {str(status): count for status, count in sorted(seen.statuses.items())},
         "without_retry_after": seen.without_retry_after + late.without_retry_after,
         "probes": dict(sorted(probes.items())),
-        **_latencies(seen),
+        **seen.outcomes(),
     }
-
-
-def _latencies(seen: Seen) -> dict[str, float]:
-    percentiles = quantiles(seen.seconds, n=100)
-    return {"p50_s": percentiles[49], "p99_s": percentiles[98]}
 
 
 def main() -> None:

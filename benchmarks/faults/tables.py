@@ -93,10 +93,8 @@ def _failed(found: dict[str, int]) -> int:
 def saturation(result: Result) -> str:
     """Clients that wait, and a flood that does not."""
     flooded = result["flooded"]
-    rows = [[f"{row['clients']} clients, each waits", "–", *_speed(row), "0", "0"] for row in result["waiting_clients"]]
-    refused = flooded["statuses"].get("429", 0)
-    others = sum(n for status, n in flooded["statuses"].items() if status not in ("200", "429"))
-    rows.append(["nobody waits", f"{flooded['asked_per_s']:.1f}", *_speed(flooded), f"{refused:,}", str(others)])
+    rows = [[f"{row['clients']} clients, each waits", "–", *_outcomes(row)] for row in result["waiting_clients"]]
+    rows.append(["nobody waits", f"{flooded['asked_per_s']:.1f}", *_outcomes(flooded)])
     header = ["who asks", "asked a second", "answered a second", "p50 (s)", "p99 (s)", "refused, 429", "other errors"]
     probes = ", ".join(f"`{what}` {count} times" for what, count in flooded["probes"].items())
     calm = result["calm_after"]
@@ -145,8 +143,13 @@ def together(result: Result) -> str:
     return f"{record_table([found | {'shown': name} for name, found in shown.items()], columns)}\n\n{said}"
 
 
-def _speed(row: dict[str, Any]) -> list[str]:
-    return [f"{row[name]:.1f}" for name in ("answers_per_s", "p50_s", "p99_s")]
+def _outcomes(row: dict[str, Any]) -> list[str]:
+    """Return speed, latencies, refusals and other errors; dashes for errors that an older result did not count."""
+    speed = [f"{row[name]:.1f}" for name in ("answers_per_s", "p50_s", "p99_s")]
+    if "statuses" not in row:
+        return [*speed, "–", "–"]
+    others = sum(n for status, n in row["statuses"].items() if status not in ("200", "429"))
+    return [*speed, f"{row['statuses'].get('429', 0):,}", f"{others:,}"]
 
 
 def _machine(result: Result) -> str:

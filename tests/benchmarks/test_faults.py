@@ -5,9 +5,10 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
-from benchmarks.faults import churn, killed
+from benchmarks.faults import churn, killed, saturation, tables
 from benchmarks.faults.generated import made_up
 from benchmarks.faults.tiny_server import tiny_server
 from benchmarks.server_process import Server
@@ -55,3 +56,13 @@ def test_rows_that_are_lost_doubled_or_mixed_up_are_counted(tmp_path: Path) -> N
     (tmp_path / "output").write_text("".join(whole))
     found = killed.kept(tmp_path / "output", tmp_path / "undisturbed", 2 * n)
     assert found == {"once": 2 * n - 2, "never": 1, "more_than_once": 1, "anothers_answer": 1, "in_order": False}
+
+
+def test_the_errors_of_clients_that_wait_are_in_the_table() -> None:
+    seen = saturation.Seen()
+    for status, count in ((200, 90), (429, 7), (500, 1)):
+        for _ in range(count):
+            seen.add(httpx.Response(status), seconds=1.0)
+    result = json.loads(saturation.RESULT.read_text())
+    result["waiting_clients"] = [result["waiting_clients"][0] | seen.outcomes()]
+    assert tables.saturation(result).splitlines()[2].endswith("| 7 | 1 |")
