@@ -26,10 +26,11 @@ for set in ${SETS:-arc_easy openbookqa boolq}; do
     esac
 done
 
-# Does the guarantee hold on real probabilities?
+# Does the guarantee hold on real probabilities? They are here only after a run on this machine.
 run=arc_easy/bayesian-seed0
-if [ -f "$results/$run.json" ]; then
-    "$python" -m benchmarks.guarantee "runs/calibration/$run/arc_easy_test.safetensors" \
+probabilities=runs/calibration/$run/arc_easy_test.safetensors
+if [ -f "$probabilities" ]; then
+    "$python" -m benchmarks.guarantee "$probabilities" \
         --run "$results/$run.json" \
         --json benchmarks/results/guarantee/arc_easy.json
 fi

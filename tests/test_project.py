@@ -85,6 +85,27 @@ def test_a_committed_evaluation_says_everything_about_itself(file: Path) -> None
     assert all(0 <= result[name] < float("inf") for name in ("accuracy", "nll", "ece", "brier", "aurc", "seconds"))
 
 
+def benchmark_programs() -> list[str]:
+    """The modules of benchmarks/ that are run by name; one beside a `__main__.py` is a part of that program."""
+    files = (ROOT / "benchmarks").rglob("*.py")
+    programs = [
+        file.relative_to(ROOT).with_suffix("")
+        for file in files
+        if 'if __name__ == "__main__":' in file.read_text()
+        and (file.name == "__main__.py" or not file.with_name("__main__.py").exists())
+    ]
+    return sorted(".".join(path.parts).removesuffix(".__main__") for path in programs)
+
+
+@pytest.mark.parametrize("program", benchmark_programs())
+def test_make_bench_runs_each_benchmark_or_its_help_names_it_as_left_out(program: str) -> None:
+    help_line, recipe = re.search(r"^bench:.*## (.*)\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M).groups()
+    recipe += (ROOT / "benchmarks" / "calibration.sh").read_text()
+    left_out = re.findall(r"\w+", help_line.partition(", but for ")[2])
+    ran = re.search(rf"-m {re.escape(program)}\s", recipe) is not None
+    assert ran != (program.removeprefix("benchmarks.") in left_out)
+
+
 # Sources
 
 

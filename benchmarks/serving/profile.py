@@ -20,11 +20,18 @@ FORWARD = "forward passes"
 STAGES: dict[str, tuple[str, ...]] = {
     FORWARD: ("blora/inference/", "blora/posterior/", "server/engines/", "torch/", "transformers/"),
     "tokens and packing": ("blora/inference/packing", "transformers/token", "tokenizers/", "jinja2/"),
-    "HTTP": ("uvicorn/", "h11/", "asyncio/selector_events", "asyncio/streams", "server/middleware", "server/punctual"),
-    "JSON and validation": ("pydantic/", "fastapi/", "starlette/", "json/", "server/schemas/", "server/strict_json"),
-    "queue and batching": ("server/batcher", "server/turns", "server/admission"),
-    "uncertainty, policy, answer": ("blora/decision/", "blora/client/answers", "server/predictor", "server/policies"),
-    "metrics, log, feedback": ("prometheus_client/", "server/metrics", "server/logs", "server/feedback", "logging/"),
+    "HTTP": ("uvicorn/", "h11/", "asyncio/selector_events", "asyncio/streams", "server/http/"),
+    "JSON and validation": (
+        "pydantic/",
+        "fastapi/",
+        "starlette/",
+        "json/",
+        "server/schemas/",
+        "server/http/strict_json",
+    ),
+    "queue and batching": ("server/scheduling/",),
+    "uncertainty, policy, answer": ("blora/decision/", "blora/scores", "blora/client/answers", "server/prediction/"),
+    "metrics, log, feedback": ("prometheus_client/", "server/monitoring/", "logging/"),
 }
 _RATE = 200
 _MOST_SECONDS = 600

@@ -1,7 +1,10 @@
 """The benchmark of the guarantee, on probabilities whose behaviour is known."""
 
 import json
+import os
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.guarantee import binomial_limit, main, measure
+from benchmarks.server_process import ROOT
 from blora.decision.binomial import binomial_cdf
 from blora.decision.temperature import temper
 
@@ -83,3 +87,24 @@ def test_one_result_is_written_with_its_provenance(tmp_path: Path, capsys: pytes
     told = capsys.readouterr().out
     assert "target 0.05: exceeded in" in told
     assert "coverage 0.9:" in told
+
+
+def test_the_guarantee_is_measured_only_where_its_probabilities_are(tmp_path: Path) -> None:
+    script = tmp_path / "benchmarks" / "calibration.sh"
+    shutil.copytree(ROOT / "benchmarks" / "results" / "calibration", script.parent / "results" / "calibration")
+    shutil.copy(ROOT / "benchmarks" / "calibration.sh", script)
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text('#!/bin/sh\necho "$2" >> ran\n')
+    python.chmod(0o755)
+
+    def ran() -> list[str]:
+        (tmp_path / "ran").write_text("")
+        subprocess.run([script], env=os.environ | {"VENV": str(tmp_path)}, check=True)
+        return (tmp_path / "ran").read_text().split()
+
+    assert ran() == ["benchmarks.calibration"] * 3
+    probabilities = tmp_path / "runs" / "calibration" / "arc_easy" / "bayesian-seed0" / "arc_easy_test.safetensors"
+    probabilities.parent.mkdir(parents=True)
+    probabilities.touch()
+    assert ran() == ["benchmarks.calibration"] * 3 + ["benchmarks.guarantee"]

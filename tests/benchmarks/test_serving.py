@@ -8,12 +8,12 @@ import torch
 
 from benchmarks.draws import distance, herd, mirrored
 from benchmarks.processors import table as processors
-from benchmarks.server_process import TRIAGE
+from benchmarks.server_process import ROOT, TRIAGE
 from benchmarks.serving.__main__ import ratio, timed
 from benchmarks.serving.accuracy import decisions
 from benchmarks.serving.contenders import PlainLora
 from benchmarks.serving.cost import Speeds, Work, work_of
-from benchmarks.serving.profile import stage_of
+from benchmarks.serving.profile import STAGES, stage_of
 from blora.adapter import load_adapter
 from blora.base_model import BaseModel
 from blora.config import PosteriorConfig
@@ -83,12 +83,22 @@ def test_seconds_add_up_at_the_speed_of_each_part() -> None:
         ("work (thread.py:2);encode (site-packages/transformers/tokenization_utils.py:9)", "tokens and packing"),
         ("work (thread.py:2);pack (/x/blora/inference/packing.py:9);len (<built-in>)", "tokens and packing"),
         ("run (asyncio/base_events.py:1);read (uvicorn/protocols/http/h11_impl.py:2)", "HTTP"),
-        ("run (uvicorn/server.py:1);_take (/x/server/batcher.py:2);sorted (<built-in>)", "queue and batching"),
+        (
+            "run (uvicorn/server.py:1);_take (/x/blora/server/scheduling/batcher.py:2);sorted (<built-in>)",
+            "queue and batching",
+        ),
         ("run (threading.py:1)", "else"),
     ],
 )
 def test_a_sample_belongs_to_the_stage_of_its_innermost_known_frame(stack: str, stage: str) -> None:
     assert stage_of(stack.split(";")) == stage
+
+
+@pytest.mark.parametrize(
+    "part", [part for parts in STAGES.values() for part in parts if part.startswith(("blora/", "server/"))]
+)
+def test_a_stage_names_files_that_exist(part: str) -> None:
+    assert list(ROOT.glob(f"{part}*"))
 
 
 # Which draws
