@@ -34,10 +34,11 @@ def verdict(outcome: Prediction | ClientError) -> dict[str, Any]:
 
 def main(tickets: Path, filed: Path, for_a_person: Path, url: str) -> None:
     """Sorts a file of tickets."""
-    rows = [json.loads(line) for line in tickets.read_text().splitlines()]
+    with tickets.open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines if line.strip()]
     with Client(url, abstain=DISAGREEMENT, deadline_s=120) as client:
         outcomes = client.predict_many([row["prompt"] for row in rows])
-    with filed.open("w") as sure, for_a_person.open("w") as unsure:
+    with filed.open("w", encoding="utf-8") as sure, for_a_person.open("w", encoding="utf-8") as unsure:
         for row, outcome in zip(rows, outcomes, strict=True):
             found = verdict(outcome)
             file = unsure if found["queue"] is None else sure
