@@ -16,15 +16,16 @@ from blora.base_model import BaseModel
 from blora.client import answers
 from blora.decision.stopping import looks
 from blora.errors import BloraError, PromptError
-from blora.inference.packing import PackedRow, pack
+from blora.inference.packing import pack
 from blora.posterior.decision_head import Features
 from blora.server.batch.rows import question_of
 from blora.server.engines.handle import AdapterHandle
+from blora.server.engines.jobs import packed
 from blora.server.engines.outcomes import draws_suffice, outcome
 from blora.server.engines.protocol import Job
 from blora.server.errors import ServerError
 from blora.server.prediction.choices import offered_choices
-from blora.server.prediction.policies import InForce, policy_for, stop_of
+from blora.server.prediction.policies import InForce, check_policy, policy_for, stop_of
 from blora.server.prediction.response import answered
 from blora.server.scheduling.batcher import Completed
 from blora.server.schemas.requests import PredictRequest
@@ -43,7 +44,7 @@ class _Asked:
     """A question that is ready to be scored, and the policy for its answer."""
 
     request: PredictRequest
-    row: PackedRow
+    job: Job
     in_force: InForce | None
 
 
@@ -69,7 +70,7 @@ def answer_all(
         ({"policy": dict(policy)} if policy is not None else {}),
     )
     asked = [_caught(partial(_ask, base, handle, question, *more)) for question in questions]
-    rows = [one.row for one in asked if isinstance(one, _Asked)]
+    rows = [packed(one.job) for one in asked if isinstance(one, _Asked)]
     began = time.perf_counter()
     distances: list[float | None] = [None] * len(rows)
 
@@ -82,7 +83,7 @@ def answer_all(
     seconds = time.perf_counter() - began
     scored = zip(scores, distances, strict=True)
     return [
-        one if isinstance(one, BloraError) else _caught(partial(_answer, base, handle, one, *next(scored), seconds))
+        one if isinstance(one, BloraError) else _caught(partial(_answer, base, one, *next(scored), seconds))
         for one in asked
     ]
 
@@ -100,7 +101,8 @@ def _ask(
         policy: the `policy` field as a mapping; empty if none was given.
 
     Raises:
-        PromptError: if the question is invalid, or relies on a calibration that does not cover it.
+        PromptError: if the question is invalid, relies on a calibration that does not cover it, or lacks draws for a
+            threshold of its policy.
     """
     read = question_of({"prompt": question} if isinstance(question, str) else question)
     try:
@@ -108,25 +110,25 @@ def _ask(
             raise read.error
         request = PredictRequest.model_validate({**usual, **read.asked, **policy})
         in_force = policy_for(request, handle)
-        choices = offered_choices(request, handle)
+        row = pack(
+            base.tokenizer,
+            choices=offered_choices(request, handle),
+            config=handle.config.prompt,
+            prompt=request.prompt,
+            messages=[turn.model_dump() for turn in request.messages] if request.messages else None,
+            max_length=base.max_length,
+        )
+        job = Job(handle, row, handle.bank.n_samples, None, stop_of(in_force, handle))
+        check_policy(in_force, job)
     except ValidationError as exc:
         raise _refused(invalid_request(exc.errors(include_url=False))) from exc
     except ServerError as exc:
         raise _refused(exc) from exc
-    row = pack(
-        base.tokenizer,
-        choices=choices,
-        config=handle.config.prompt,
-        prompt=request.prompt,
-        messages=[turn.model_dump() for turn in request.messages] if request.messages else None,
-        max_length=base.max_length,
-    )
-    return _Asked(request, row, in_force)
+    return _Asked(request, job, in_force)
 
 
 def _answer(
     base: BaseModel,
-    handle: AdapterHandle,
     asked: _Asked,
     log_probs: Tensor,
     distance: float | None,
@@ -137,14 +139,13 @@ def _answer(
     Raises:
         NumericalError: if a probability is not finite.
     """
-    row, in_force = asked.row, asked.in_force
-    job = Job(handle, row, len(log_probs), None, stop_of(in_force, handle))
-    found = outcome(job, log_probs[:, : row.n_choices], distance, f"{base.device} in {base.dtype}")
+    job = asked.job
+    found = outcome(job, log_probs[:, : job.row.n_choices], distance, f"{base.device} in {base.dtype}")
     probs = found.probs
     if job.stop is not None:  # drop the draws that the server would not have taken
         probs = probs[: next((n for n in looks(len(probs)) if draws_suffice(job, probs[:n])), len(probs))]
     done = Completed(replace(found, probs=probs), queue_s=0.0, compute_s=seconds)
-    return answered(asked.request, job, in_force, done, model=base.name).response
+    return answered(asked.request, job, asked.in_force, done, model=base.name).response
 
 
 def _caught(work: Callable[[], T]) -> T | BloraError:

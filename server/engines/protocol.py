@@ -10,10 +10,11 @@ from torch import Tensor
 from blora.config import ReadoutName, ScoringName
 from blora.decision.abstention import Policy
 from blora.decision.stopping import looks
+from blora.errors import AdapterError
 from blora.server.engines.handle import AdapterHandle
 from blora.server.scheduling.control import Control
 
-__all__ = ["Engine", "Job", "Loaded", "ModelInfo", "Outcome", "Row", "Stop"]
+__all__ = ["Engine", "EngineUnavailableError", "Job", "Loaded", "ModelInfo", "Outcome", "Row", "Stop"]
 
 # Cost in tokens of one draw outside the adapter's bank: making it, and giving a row its own draws in the forward pass.
 # Measured as 8 to 46 tokens with the demo, depending on the load of the processor.
@@ -22,6 +23,10 @@ _FRESH_DRAW_TOKENS = 32
 _FRESH_HEAD_TOKENS = 1
 # Weights whose draw takes as long as a token's pass through the embedded base model.
 _WEIGHTS_PER_TOKEN = 80_000
+
+
+class EngineUnavailableError(AdapterError):
+    """An adapter that the engine cannot load at the moment, for lack of memory or of a connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +147,11 @@ class Job:
         return (self.row.scoring, self.row.readout) == (prompt.scoring, prompt.readout)
 
     @property
+    def draws_differ(self) -> bool:
+        """Return whether a posterior scores the choices; a LoRA below a head, or trained without one, has none."""
+        return self.kind == "head" or self.handle.config.posterior.method != "lora"
+
+    @property
     def at_once(self) -> int:
         """Draws made before the first check of the stopping condition; all draws without a condition."""
         return looks(self.n_samples)[0] if self.stop is not None else self.n_samples
@@ -244,6 +254,7 @@ class Engine(Protocol):
 
         Raises:
             StalledError: if the adapter's files cannot be read in time.
+            EngineUnavailableError: if the engine has no memory for it, or no connection to what computes.
             BloraError: if it is not an adapter of this base model, or exceeds a limit of memory, draws or tokens.
         """
 

@@ -62,8 +62,9 @@ class Reading:
     """Length and deadline of a request, for the steps that read its body and write its answer.
 
     Attributes:
-        n_bytes: length of the body.
-        deadline: time of the event loop by which the request is answered.
+        n_bytes: length of the body, or of an answer that is longer than the body tells.
+        deadline: time of the event loop by which the request is answered; infinity for an answer that is written later
+            too.
     """
 
     n_bytes: int

@@ -1,5 +1,6 @@
 """Routes of the HTTP API."""
 
+import math
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Response
@@ -10,7 +11,7 @@ from blora.client.answers import AdapterRef, ErrorBody, Outcome, Prediction
 from blora.server.errors import ServerError, TooLargeError
 from blora.server.http.disconnect import unless_disconnected
 from blora.server.http.reading import Reading
-from blora.server.http.responses import ServiceOf, documented_errors, error_response
+from blora.server.http.responses import ServiceOf, documented_errors, error_response, json_response
 from blora.server.http.strict_json import StrictJsonRoute
 from blora.server.keys import KEY, allowed_adapters, client_name
 from blora.server.prediction.cards import adapter_card, adapter_ref, model_metadata
@@ -30,6 +31,9 @@ from blora.server.schemas.responses import (
 __all__ = ["router"]
 
 router = APIRouter(route_class=StrictJsonRoute)
+
+# Bytes of a probability in an answer.
+_VALUE_BYTES = 23
 
 
 def _client() -> str:
@@ -76,9 +80,7 @@ _CHANGES: dict[int | str, dict[str, Any]] = _UNAVAILABLE | {
     response_model_exclude_unset=True,
     responses=documented_errors(),
 )
-async def predict(
-    request: Request, body: Annotated[PredictBody, Body()], service: ServiceOf
-) -> Prediction | BatchResponse | Response:
+async def predict(request: Request, body: Annotated[PredictBody, Body()], service: ServiceOf) -> Prediction | Response:
     """Answer one question, or a batch {"inputs": [...]} whose other fields are defaults, with uncertainty."""
     predictor = service.predictor()
     reading: Reading = request.state.reading
@@ -92,9 +94,13 @@ async def predict(
             )
         questions = await reading.run(request, body.questions)
         outcomes = await unless_disconnected(request, predictor.predict_batch(questions, deadline=reading.deadline))
-        return BatchResponse(
+        batch = BatchResponse(
             predictions=[error_body(outcome) if isinstance(outcome, ServerError) else outcome for outcome in outcomes]
         )
+        answered = [outcome for outcome in batch.predictions if isinstance(outcome, Prediction)]
+        n_values = sum(len(each.probabilities) * (1 + len(each.samples or ())) for each in answered)
+        writing = Reading(_VALUE_BYTES * n_values, math.inf)  # inputs that missed the deadline have errors of their own
+        return await writing.run(request, lambda: json_response(batch))
     outcome = await unless_disconnected(request, predictor.predict(body, deadline=reading.deadline))
     return error_response(outcome) if isinstance(outcome, ServerError) else outcome
 

@@ -14,12 +14,21 @@ from blora.decision.abstention import Policy
 from blora.decision.calibration import FormName
 from blora.decision.conformal import prediction_sets
 from blora.decision.uncertainty import Prediction
+from blora.scores import SCORES
 from blora.server.engines.handle import AdapterHandle
-from blora.server.engines.protocol import Stop
+from blora.server.engines.protocol import Job, Stop
 from blora.server.errors import InvalidRequestError
 from blora.server.schemas.requests import PredictRequest
 
-__all__ = ["InForce", "default_policy", "policy_for", "prediction_set", "stop_of", "uncalibrated_because"]
+__all__ = [
+    "InForce",
+    "check_policy",
+    "default_policy",
+    "policy_for",
+    "prediction_set",
+    "stop_of",
+    "uncalibrated_because",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +87,28 @@ def policy_for(question: PredictRequest, handle: AdapterHandle) -> InForce | Non
             param=departure.field,
         )
     return chosen
+
+
+def check_policy(in_force: InForce | None, job: Job) -> None:
+    """Raise an error if the policy limits a score that needs more draws that differ than the job has.
+
+    Raises:
+        InvalidRequestError: naming n_samples if the draws differ, and the threshold if they are all equal.
+    """
+    for name in in_force.policy.limits() if in_force is not None else ():
+        score = SCORES[name]
+        if (job.n_samples if job.draws_differ else 1) >= score.fewest_draws:
+            continue
+        if job.draws_differ:
+            param, got, remedy = "n_samples", f"n_samples {job.n_samples}", "ask for more draws"
+        else:
+            param, got = f"policy.{score.threshold}", "draws that are all equal"
+            remedy = "use scoring and choices for which the adapter has a posterior"
+        raise InvalidRequestError(
+            f"got {got} under a policy with {score.threshold}, expected at least {score.fewest_draws} different draws: "
+            f"{remedy}, or send policy thresholds without it",
+            param=param,
+        )
 
 
 def prediction_set(

@@ -24,6 +24,7 @@ from blora.server.errors import (
     ModelFailureError,
     NonFiniteError,
     ServerError,
+    TooLargeError,
 )
 from blora.server.keys import allowed_adapters, client_name
 from blora.server.monitoring.feedback import Feedback
@@ -32,14 +33,14 @@ from blora.server.monitoring.metrics import UNKNOWN_ADAPTER, ServerMetrics
 from blora.server.monitoring.recent_texts import AskedText
 from blora.server.monitoring.tracing import record_stages
 from blora.server.prediction.choices import offered_choices
-from blora.server.prediction.policies import policy_for, stop_of
+from blora.server.prediction.policies import check_policy, policy_for, stop_of
 from blora.server.prediction.response import answered
 from blora.server.prediction.together import Member, Text
 from blora.server.prediction.tokenizing import Lengths
 from blora.server.scheduling.admission import Owner, Room
 from blora.server.scheduling.batcher import Batcher, Completed, Work
 from blora.server.scheduling.turns import Turns
-from blora.server.schemas.requests import PredictRequest
+from blora.server.schemas.requests import MAX_SAMPLE_VALUES, PredictRequest
 from blora.server.settings import Settings
 
 __all__ = ["Predictor"]
@@ -97,10 +98,36 @@ class Predictor:
         """Return whether what different prompts begin with is computed once."""
         return self._settings.prefix_cache_mib > 0 and self.model.runs_whole_because is None
 
+    def leaves_room(self, n_inputs: int, characters: int, cost: int) -> bool:
+        """Return whether inputs take at most half of each queue, so that none is refused because of the others.
+
+        Args:
+            n_inputs: number of inputs.
+            characters: their characters.
+            cost: their tokens x draws.
+        """
+        queues = self._settings
+        return (
+            2 * n_inputs <= queues.max_queue_requests
+            and 2 * characters <= queues.max_queue_characters
+            and 2 * cost <= queues.max_queue_tokens
+        )
+
     async def predict_batch(
         self, questions: Sequence[PredictRequest | InvalidRequestError], *, deadline: float
     ) -> list[answers.Prediction | ServerError]:
-        """Return the prediction or the error for each question, in order; questions do not affect one another."""
+        """Return the prediction or the error for each question, in order; questions do not affect one another.
+
+        Raises:
+            TooLargeError: if the answers would have too many sample values.
+        """
+        n_values = sum(map(self._n_sample_values, questions))
+        if n_values > MAX_SAMPLE_VALUES:
+            raise TooLargeError(
+                f"got {n_values} sample values (inputs x draws x choices), expected at most {MAX_SAMPLE_VALUES}: send "
+                "several batches, or ask for fewer draws",
+                param="return_samples",
+            )
         return list(await asyncio.gather(*map(partial(self.predict, deadline=deadline), questions)))
 
     def deadline(self) -> float:
@@ -184,6 +211,7 @@ class Predictor:
         except TimeoutError as exc:
             raise DeadlineExceededError("The question was not tokenised before its deadline: try again later.") from exc
         job = Job(handle, row, n_samples, question.seed, stop_of(in_force, handle), client_name())
+        check_policy(in_force, job)
         self._check_draws(job)
         text = await member.meet(*shared_reading(job)) if member is not None else None
         done = await self._compute(job, deadline, text)
@@ -232,6 +260,16 @@ class Predictor:
             return self.asking(response, record())
         member.together.records[response.id] = record
         return response
+
+    def _n_sample_values(self, question: PredictRequest | InvalidRequestError) -> int:
+        """Return the number of sample values in the answer; 0 for a question that gets an error."""
+        if isinstance(question, InvalidRequestError) or not question.return_samples:
+            return 0
+        try:
+            handle = self.registry.resolve(question.adapter, allowed_adapters())
+            return self._n_samples(question, handle) * len(offered_choices(question, handle))
+        except ServerError:
+            return 0
 
     def _n_samples(self, question: PredictRequest, handle: AdapterHandle) -> int:
         cap = self._settings.n_samples_cap

@@ -47,6 +47,8 @@ __all__ = [
 NonEmpty = Annotated[str, Field(min_length=1)]
 MAX_SEED = 2**63 - 1
 MAX_MESSAGES = 256
+# Limit for the probabilities under each draw in all answers to a batch, which take about 23 bytes each.
+MAX_SAMPLE_VALUES = 2**18
 # Limit for the characters of a label, longer than any sensible choice.
 MAX_LABEL = 32_768
 
@@ -87,7 +89,8 @@ class Message(Request):
 def _threshold(score: Score) -> tuple[Any, Any]:
     """Return the type and the limits of a threshold's field in a policy."""
     greatest = score.greatest if isfinite(score.greatest) else None
-    return float | None, Field(default=None, ge=0, le=greatest, description=f"Abstain if {score.failure}.")
+    needs = f" Refused without {score.fewest_draws} or more draws that differ." if score.fewest_draws > 1 else ""
+    return float | None, Field(default=None, ge=0, le=greatest, description=f"Abstain if {score.failure}.{needs}")
 
 
 _THRESHOLDS: dict[str, Any] = {score.threshold: _threshold(score) for score in SCORES.values()}
@@ -165,7 +168,11 @@ class Question(Request):
         description="Seed for fresh draws; by default the adapter's own, so that equal requests get equal answers.",
     )
     policy: Policy | None = Field(default=None, description="Policy for abstention; the adapter's own by default.")
-    return_samples: bool = Field(default=False, description="Add the probabilities under each draw to the answer.")
+    return_samples: bool = Field(
+        default=False,
+        description="Add the probabilities under each draw to the answer. A batch whose answers would have more than "
+        f"{MAX_SAMPLE_VALUES:,} of them (inputs x draws x choices) gets 413.",
+    )
 
     @field_validator("choices")
     @classmethod

@@ -60,6 +60,13 @@ async def test_a_bad_row_has_its_error_and_no_other(tmp_path: Path) -> None:
     assert [row["row"] for row in found] == list(range(5))
 
 
+async def test_a_row_whose_policy_needs_more_draws_has_an_error(tmp_path: Path) -> None:
+    informed = {"max_mutual_information": 0.01}
+    await answer(tmp_path / "out", [QuestionRow({"prompt": "p=0.9"})], policy=informed, n_samples=1)
+    [row] = rows(tmp_path / "out")
+    assert row["error"]["param"] == "n_samples"
+
+
 async def test_a_row_keeps_its_own_id(tmp_path: Path) -> None:
     asked = {"prompt": "p=0.9"}
     bad = QuestionRow(error=InvalidRequestError("got a line that is not JSON", code="invalid_json"))

@@ -15,6 +15,7 @@ from blora.adapter import save_adapter
 from blora.base_model import load_base_model
 from blora.config import AdapterConfig, HeadConfig, PosteriorConfig, PromptConfig, SamplingConfig
 from blora.decision.guesses import SHARE
+from blora.errors import PromptError
 from blora.inference.branches import score_all
 from blora.inference.packing import PackedRow, pack, padded_tokens
 from blora.inference.prefix import HeadPrefix
@@ -317,7 +318,7 @@ async def test_over_http_answers_have_a_familiarity_and_its_histogram_is_exporte
         assert [reason["reason"] for reason in strict["abstain_reasons"]] == ["unfamiliar_question"]
         assert (await ask(prompt="why", policy={"min_familiarity": 0.0})).json()["answer"] in LABELS
         without = (await ask(prompt="why", adapter="two")).json()
-        assert without.get("familiarity") is None
+        assert "familiarity" not in without
         refused = await ask(prompt="why", adapter="two", policy={"min_familiarity": 0.1})
         error = refused.json()["error"]
         assert (refused.status_code, error["param"]) == (422, "policy.min_familiarity")
@@ -328,3 +329,28 @@ async def test_over_http_answers_have_a_familiarity_and_its_histogram_is_exporte
         metrics = (await client.get("/metrics")).text.splitlines()
         assert f'blora_familiarity_count{{adapter="one"}} {len(asked) + 2}.0' in metrics
         assert not any(line.startswith('blora_familiarity_count{adapter="two"') for line in metrics)
+
+
+@pytest.mark.parametrize("without_head", [{"scoring": "label"}, {"choices": list(OTHER_CHOICES)}])
+async def test_a_threshold_on_the_mutual_information_is_refused_where_the_head_does_not_answer(
+    folder: Path, without_head: dict[str, Any]
+) -> None:
+    app = create_app(settings(folder, default_adapter="one"))
+    transport = httpx.ASGITransport(app)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://t") as client:
+        await app.state.service.settled.wait()
+        asked = {"prompt": "why", "policy": {"max_mutual_information": 9.0}}
+        assert (await client.post("/v1/predict", json=asked)).json()["answer"] in LABELS
+        refused = await client.post("/v1/predict", json=asked | without_head)
+    error = refused.json()["error"]
+    assert (refused.status_code, error["param"]) == (422, "policy.max_mutual_information")
+    assert "got draws that are all equal" in error["message"]
+
+
+def test_in_process_a_threshold_on_the_mutual_information_is_refused_likewise(folder: Path) -> None:
+    model = blora.load(folder / "one", base_model=folder / "tiny", dtype="float32")
+    policy = {"max_mutual_information": 9.0}
+    assert model.predict("why", policy=policy).answer in LABELS
+    with pytest.raises(PromptError, match="got draws that are all equal") as refused:
+        model.predict("why", choices=OTHER_CHOICES, policy=policy)
+    assert refused.value.param == "policy.max_mutual_information"

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from blora.server.schemas import requests, validation
-from tests.server.fakes import FakeEngine, Running, running
+from tests.server.fakes import FakeEngine, Running, handle, running
 
 MEGABYTE = {
     "messages": (b'{"messages":[' + b"{}," * 340_000 + b"{}]}", "body_too_large"),
@@ -117,3 +117,33 @@ async def test_a_body_of_the_wrong_kind_is_told_in_words_of_json(server: Running
     )
     [prediction] = response.json()["predictions"]
     assert prediction["error"]["message"] == "got a string of 4 characters, expected an object: correct the field"
+
+
+# 2**12 probabilities for each input, under 64 draws.
+SAMPLED = handle("sampled", "sha256:" + "7" * 64, choices=tuple(map(str, range(64))), n_samples=64)
+
+
+async def asked(engine: FakeEngine, inputs: list[dict[str, Any]]) -> Any:
+    """Return the response to a batch with samples, after forgetting earlier passes."""
+    async with running(engine, default_adapter="sampled") as server:
+        engine.batches.clear()
+        return await server.client.post("/v1/predict", json={"inputs": inputs, "return_samples": True})
+
+
+@pytest.mark.parametrize(("n_inputs", "n_samples"), [(65, 64), (256, 17)])
+async def test_a_batch_with_too_many_sample_values_is_refused_before_any_pass(n_inputs: int, n_samples: int) -> None:
+    engine = FakeEngine(handles=(SAMPLED,))
+    response = await asked(engine, [{"prompt": "x", "n_samples": n_samples}] * n_inputs)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (413, "too_large", "return_samples")
+    assert f"got {n_inputs * n_samples * 64} sample values" in error["message"]
+    assert engine.batches == []
+
+
+async def test_a_batch_with_the_most_sample_values_is_answered_beside_inputs_without_any() -> None:
+    without: list[dict[str, Any]] = [{"return_samples": False}, {"adapter": "nobody"}, {"n_samples": 65}, {"seed": "x"}]
+    inputs = [{"prompt": "x"}] * 64 + [{"prompt": "x"} | more for more in without]
+    found = (await asked(FakeEngine(handles=(SAMPLED,)), inputs)).json()["predictions"]
+    assert [len(one["samples"]) for one in found[:64]] == [64] * 64
+    assert ["error" in one for one in found[64:]] == [False, True, True, True]
+    assert "samples" not in found[64]

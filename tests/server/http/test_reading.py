@@ -146,6 +146,16 @@ async def test_a_long_request_waits_until_its_deadline_at_most(path: str, body: 
         assert (response.status_code, response.json()["error"]["code"]) == (504, "deadline_exceeded")
 
 
+async def test_the_long_answer_to_a_short_batch_is_written_in_the_thread_after_the_deadline_too() -> None:
+    body = {"inputs": [{"prompt": "x", "n_samples": 64}] * 8, "return_samples": True}
+    async with running(FakeEngine(), timeout_s=0.5) as server:
+        async with held(server.app.state.reader):
+            asking = asyncio.create_task(server.client.post("/v1/predict", json=body))
+            assert not (await asyncio.wait({asking}, timeout=1))[0]
+        found = (await asking).json()["predictions"]
+    assert [len(one["samples"]) for one in found] == [64] * 8
+
+
 @pytest.mark.parametrize("body", [{"inputs": [{"prompt": "x"}]}, {"prompt": "x"}])
 async def test_the_deadline_counts_from_before_the_reading(
     monkeypatch: pytest.MonkeyPatch, body: dict[str, Any]

@@ -7,6 +7,7 @@ import pytest
 
 from blora.decision.abstention import Policy
 from tests.server.calibrations import calibration
+from tests.server.decision_models import URGENT, predicate
 from tests.server.fakes import CHOICES, OPEN_DIGEST, TRIAGE_DIGEST, FakeEngine, Running, handle, running
 from tests.server.prediction.test_predictor import ask
 
@@ -173,6 +174,42 @@ async def test_saying_what_holds_anyway_changes_nothing(server: Running, field: 
 async def test_an_adapter_that_is_not_calibrated_takes_any_request(server: Running) -> None:
     answer = await ask(server, adapter="plain", prompt="p=0.9 x", n_samples=2, seed=1, scoring="label")
     assert (answer["policy"], answer["prediction_set"]) == (None, None)
+
+
+# Scores that few draws do not define
+
+INFORMED = {"max_mutual_information": 0.01}
+
+
+async def test_a_threshold_on_the_mutual_information_of_one_draw_is_refused() -> None:
+    owned = handle("triage", TRIAGE_DIGEST, choices=CHOICES, policy=Policy(**INFORMED))
+    async with running(FakeEngine(handles=(owned,))) as server:
+        for policy in (None, INFORMED):
+            error = await refusal(server, prompt="p=0.9 x", n_samples=1, policy=policy)
+            assert (error["code"], error["param"]) == ("invalid_value", "n_samples")
+            assert "got n_samples 1 under a policy with max_mutual_information, expected at least 2" in error["message"]
+            assert (await ask(server, prompt="p=0.9 x", n_samples=2, policy=policy))["answer"] == "billing"
+        other = await ask(server, prompt="p=0.9 x", n_samples=1, policy={"min_confidence": 0.5})
+        assert other["answer"] == "billing"
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("decisions", {"input": "p=0.9 x", "questions": [predicate(name="urgent")]}),
+        ("systemone", {"state": "p=0.9 x", "questions": {"urgent": {"type": "noul", "instructions": "Is it?"}}}),
+    ],
+)
+async def test_a_question_in_another_shape_is_refused_for_the_same_lack_of_draws(
+    path: str, fields: dict[str, Any]
+) -> None:
+    one_draw = handle("triage", TRIAGE_DIGEST, choices=("true", "false"), question=URGENT, n_samples=1)
+    async with running(FakeEngine(handles=(one_draw,))) as server:
+        asked = {"model": "triage", **fields}
+        assert (await server.client.post(f"/v1/{path}", json=asked)).status_code == 200
+        refused = await server.client.post(f"/v1/{path}", json={**asked, "policy": INFORMED})
+        assert refused.status_code == 422
+        assert "expected at least 2 different draws" in refused.text
 
 
 # Prediction sets
