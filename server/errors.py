@@ -20,7 +20,7 @@ ServerError
 ├── NonFiniteError          the forward pass returned NaN or infinity
 ├── InternalError           a bug in the server
 ├── FeedbackUnavailableError  the store of predictions is unreachable
-├── NotReadyError           the model is not loaded
+├── NotReadyError           the model is not loaded, or cannot take an adapter at the moment
 ├── DrainingError           the server is shutting down
 ├── DeadlineExceededError   an answer or the reading of an adapter missed its deadline
 └── DisconnectedError       the client disconnected before the answer
@@ -282,7 +282,7 @@ class InternalError(ServerError):
 
 
 class NotReadyError(ServerError):
-    """The model is still loading, or could not be loaded."""
+    """The model is still loading, could not be loaded, or cannot take an adapter at the moment."""
 
     code = "not_ready"
 

@@ -2,16 +2,18 @@
 
 import asyncio
 import logging
+import stat
 import time
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from blora.errors import BloraError
 from blora.server.adapters.loader import MOST_ENTRIES, Loader
 from blora.server.adapters.registry import Registry
 from blora.server.engines.handle import AdapterHandle
-from blora.server.errors import DeadlineExceededError, ServerError
+from blora.server.errors import ServerError
 from blora.server.scheduling.thread_per_task import StalledError, ThreadPerTask
 
 __all__ = ["FolderSync"]
@@ -26,21 +28,31 @@ UNREADABLE: Signature = frozenset([("", 0, 0)])
 AT_ONCE = 8
 # Name in log lines of changes made here; names of keys contain no space.
 BY = "folder watch"
+# Codes of refusals whose reason may pass while the folder stays as it is.
+PASSING = ("adapter_stalled", "not_ready", "too_many_adapters")
+
+
+class _Retry(NamedTuple):
+    """The time of the next try to load an adapter, and the type of the error because of which there is one."""
+
+    at: float
+    error: type[Exception]
 
 
 class FolderSync:
     """Poller that serves each adapter directly below a folder under the name of the adapter's folder.
 
     New adapters are loaded, removed ones unloaded, and changed ones replaced once the new version has loaded. An
-    adapter that fails to load is logged once and tried again when it changes, or after a while if reading it timed
-    out. All adapters stay while the folder cannot be read or has lost all its folders, as when its volume is unmounted.
-    Adapters from other folders stay as they are.
+    adapter that fails to load is logged and tried again when it changes, or after a while if the reason may pass, such
+    as a timeout, an engine without memory or too many adapters. All adapters stay while the folder cannot be read or
+    has lost all its folders, as when its volume is unmounted. Adapters with other contents from elsewhere stay as they
+    are.
 
     Args:
         root: the folder; entries whose names begin with a dot are ignored, as they are being written.
         loader: loads and unloads adapters.
         registry: the served adapters.
-        timeout_s: seconds that reading a folder's entries may take, and after which a stalled folder is tried again.
+        timeout_s: seconds that reading a folder's entries may take, and after which a failed load is tried again.
     """
 
     def __init__(self, root: Path, loader: Loader, registry: Registry, *, timeout_s: float) -> None:
@@ -56,13 +68,16 @@ class FolderSync:
         self._seen: dict[str, Signature] = {}
         # By name: the adapter loaded from this folder; None after an admin has unloaded or replaced it.
         self._kept: dict[str, AdapterHandle | None] = {}
-        self._stalled: dict[str, float] = {}  # by name: time of the next try
+        self._retries: dict[str, _Retry] = {}  # by name
         self._silent: set[str] = set()  # names whose folders timed out
 
     async def run(self, every_s: float) -> None:
         """Poll the folder until cancelled."""
         while True:
-            await self.look()
+            try:
+                await self.look()
+            except Exception:  # a single failed look must not end the watch
+                logger.exception("The adapters in %s could not be compared with those served", self._root)
             self.looked.set()
             await asyncio.sleep(every_s)
 
@@ -92,7 +107,7 @@ class FolderSync:
                 self._kept[name] = None
         for name in self._seen.keys() - set(folders):
             del self._seen[name]
-            self._stalled.pop(name, None)
+            self._retries.pop(name, None)
             if self._serves(name):
                 await self._unload(name)
             self._kept.pop(name, None)
@@ -122,9 +137,12 @@ class FolderSync:
         return found
 
     def _is_due(self, name: str, signature: Signature) -> bool:
-        changed = self._seen.get(name) != signature
-        again = name in self._stalled and time.monotonic() >= self._stalled[name]
-        return (changed or again) and (name in self._kept or self._registry.get(name) is None)
+        retry, seen = self._retries.get(name), self._seen.get(name)
+        if retry is not None and time.monotonic() >= retry.at and self._loader.has_room(name):
+            return True
+        # One that was served before its folder was first read, as by --adapters, is followed if its contents are equal.
+        ours = name in self._kept or self._registry.get(name) is None or seen in (None, UNREADABLE)
+        return ours and seen != signature
 
     def _serves(self, name: str) -> bool:
         """Return whether the adapter of a name is the one that was loaded from this folder."""
@@ -132,18 +150,22 @@ class FolderSync:
         return served is not None and served is self._kept.get(name)
 
     async def _load(self, name: str) -> None:
-        self._stalled.pop(name, None)
+        before = self._retries.pop(name, None)
         try:
             replace = self._serves(name)
             handle, _ = await self._loader.load(name, name, by=BY, replace=replace, keep_policy=True)
-        except DeadlineExceededError:
-            self._stalled[name] = time.monotonic() + self._timeout_s
-        except ServerError:
-            pass  # the loader has logged it
-        except Exception:  # any other error must not keep the other adapters from being tried
-            logger.exception("Adapter %r in %s is not loaded", name, self._root)
+        except ServerError as exc:  # the loader has logged it
+            if exc.code in PASSING:
+                self._try_again(name, exc)
+        except Exception as exc:  # any other error must not keep the other adapters from being tried
+            if before is None or before.error is not type(exc):
+                logger.exception("Adapter %r in %s is not loaded", name, self._root)
+            self._try_again(name, exc)
         else:
             self._kept[name] = handle
+
+    def _try_again(self, name: str, error: Exception) -> None:
+        self._retries[name] = _Retry(time.monotonic() + self._timeout_s, type(error))
 
     async def _unload(self, name: str) -> None:
         try:
@@ -153,7 +175,16 @@ class FolderSync:
 
 
 def _folders(root: Path) -> list[str]:
-    return [folder.name for folder in sorted(root.iterdir()) if folder.is_dir()]
+    return [entry.name for entry in sorted(root.iterdir()) if _may_be_folder(entry)]
+
+
+def _may_be_folder(entry: Path) -> bool:
+    try:
+        return stat.S_ISDIR(entry.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # perhaps a folder that cannot be read at the moment, of which `Path.is_dir` says False or raises
+        return True
 
 
 def _signature(folder: Path) -> Signature:

@@ -14,12 +14,13 @@ from weakref import WeakValueDictionary
 from blora.errors import BloraError, ConfigError
 from blora.server.adapters.registry import Registry, check_adapter_name
 from blora.server.engines.handle import AdapterHandle
-from blora.server.engines.protocol import Engine
+from blora.server.engines.protocol import Engine, EngineUnavailableError
 from blora.server.errors import (
     AdapterConflictError,
     DeadlineExceededError,
     ForbiddenError,
     InvalidRequestError,
+    NotReadyError,
     ServerError,
     TooLargeError,
 )
@@ -85,6 +86,7 @@ class Loader:
             TooLargeError: if the adapter's files are too large.
             AdapterConflictError: if the name belongs to other contents, or there are too many adapters.
             DeadlineExceededError: if the files could not be read in time.
+            NotReadyError: if the engine cannot load an adapter at the moment.
         """
         try:
             root = self._enabled()
@@ -170,14 +172,20 @@ class Loader:
                 return await self._engine.load_adapter(folder, name)
         except StalledError as exc:
             raise DeadlineExceededError(str(exc), code="adapter_stalled", param="path") from exc
+        except EngineUnavailableError as exc:
+            raise NotReadyError(_below(folder, path, exc)) from exc
         except BloraError as exc:
             raise InvalidRequestError(_below(folder, path, exc), code="invalid_adapter", param="path") from exc
 
+    def has_room(self, name: str) -> bool:
+        """Return whether the limit on the number of adapters allows an adapter of a name."""
+        return self._registry.get(name) is not None or len(self._registry) < self._settings.max_adapters
+
     def _check_room(self, name: str) -> None:
-        most = self._settings.max_adapters
-        if self._registry.get(name) is None and len(self._registry) >= most:
+        if not self.has_room(name):
             raise AdapterConflictError(
-                f"The server has {most} adapters, which is the limit: unload one, or raise --max-adapters.",
+                f"The server has {self._settings.max_adapters} adapters, which is the limit: unload one, or raise "
+                "--max-adapters.",
                 code="too_many_adapters",
             )
 

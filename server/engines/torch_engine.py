@@ -34,7 +34,7 @@ from blora.server.engines.loading import check_adapters, model_of, probe_row, re
 from blora.server.engines.outcomes import draws_suffice, probabilities
 from blora.server.engines.packing_engine import PackingEngine, in_thread
 from blora.server.engines.prefixes import AnyPrefix, Prefixes
-from blora.server.engines.protocol import Job, Loaded, Outcome
+from blora.server.engines.protocol import EngineUnavailableError, Job, Loaded, Outcome
 from blora.server.engines.readings import familiarities, head_outcomes
 from blora.server.engines.sources import local_adapters
 from blora.server.engines.stack_scheduler import StackScheduler
@@ -103,8 +103,15 @@ class TorchEngine(PackingEngine):
     async def load_adapter(self, path: Path, name: str | None) -> AdapterHandle:
         """Implement Engine; without a name, serve the adapter under its folder's."""
         reading = partial(self._read_adapter, path, name)
-        adapter, handle, row = await self._reading.run(f"Reading adapter {name or path}", reading)
-        await self._scheduler.run(partial(self._prove, adapter, handle, row))
+        try:
+            adapter, handle, row = await self._reading.run(f"Reading adapter {name or path}", reading)
+            await self._scheduler.run(partial(self._prove, adapter, handle, row))
+        except torch.OutOfMemoryError as exc:
+            self._loaded_prefixes().clear()
+            raise EngineUnavailableError(
+                f"got adapter {name or path.name!r}, for which the device has too little memory, expected enough for "
+                "its draws and a forward pass: try again, unload another adapter, or lower --max-batch-tokens"
+            ) from exc
         return handle
 
     async def forget(self, handle: AdapterHandle) -> None:
@@ -173,7 +180,8 @@ class TorchEngine(PackingEngine):
             NumericalError: if a probability is not finite.
         """
         fitting = max(1, self._settings.max_batch_tokens // row.n_tokens)
-        self._score([Job(handle, row, min(handle.bank.n_samples, fitting), seed=None, stop=None)], Control())
+        job = Job(handle, row, min(handle.bank.n_samples, fitting), seed=None, stop=None)
+        self._score_what_fits([job], Control(), notice=False)
 
     def _score_under(self, control: Control, jobs: Sequence[Job]) -> list[Outcome]:
         with checkpoints(partial(self._scheduler.checkpoint, control)):

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-__all__ = ["UnknownLoraError", "VllmClient", "VllmError"]
+__all__ = ["UnknownLoraError", "VllmClient", "VllmError", "VllmUnreachableError"]
 
 # Two tries, because a kept-alive connection may have been lost.
 _TRIES = 2
@@ -22,6 +22,10 @@ def _nothing() -> None:
 
 class VllmError(Exception):
     """Failure of a request to vLLM, or an unexpected answer."""
+
+
+class VllmUnreachableError(VllmError):
+    """vLLM does not answer, for example while it starts."""
 
 
 class UnknownLoraError(VllmError):
@@ -125,7 +129,9 @@ class VllmClient:
                 return await self._http.post(path, json=body)
             except httpx.HTTPError as exc:
                 if attempt == _TRIES or isinstance(exc, httpx.TimeoutException):
-                    raise VllmError(f"vLLM at {self._http.base_url} does not answer ({type(exc).__name__})") from exc
+                    raise VllmUnreachableError(
+                        f"vLLM at {self._http.base_url} does not answer ({type(exc).__name__}): try again once it does"
+                    ) from exc
         raise AssertionError("unreachable")
 
 

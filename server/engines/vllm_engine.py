@@ -29,9 +29,9 @@ from blora.server.engines.handle import AdapterHandle
 from blora.server.engines.loading import check_adapters, model_of, probe_row, read_adapter, warn_of_shadowed
 from blora.server.engines.outcomes import draws_suffice, probabilities
 from blora.server.engines.packing_engine import PackingEngine, in_thread
-from blora.server.engines.protocol import Job, Loaded, Outcome
+from blora.server.engines.protocol import EngineUnavailableError, Job, Loaded, Outcome
 from blora.server.engines.sources import local_adapters
-from blora.server.engines.vllm_client import UnknownLoraError, VllmClient, VllmError
+from blora.server.engines.vllm_client import UnknownLoraError, VllmClient, VllmError, VllmUnreachableError
 from blora.server.scheduling.control import Control
 from blora.server.scheduling.thread_per_task import ThreadPerTask
 from blora.server.settings import Settings
@@ -115,7 +115,8 @@ class VllmEngine(PackingEngine):
         except Exception as exc:
             await self._unload(handle)
             if isinstance(exc, OSError | VllmError):
-                raise AdapterError(f"vLLM cannot serve adapter {adapter.name!r}: {exc}") from exc
+                kind = EngineUnavailableError if isinstance(exc, VllmUnreachableError) else AdapterError
+                raise kind(f"vLLM cannot serve adapter {adapter.name!r}: {exc}") from exc
             raise
         self._served[handle.digest] += 1
         self._proved.append(handle)

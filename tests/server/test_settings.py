@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp
 
 from blora.hub.name import HubName
+from blora.server.engines import protocol
 from blora.server.settings import AdapterSource, Settings
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "settings.md"
@@ -32,6 +33,12 @@ def test_every_setting_is_documented_with_its_default(name: str) -> None:
         assert float(default) == value
     else:
         assert default == str(value)
+
+
+def test_the_cost_of_a_fresh_draw_is_documented() -> None:
+    limits = DOCUMENT.read_text().partition("## Limits\n")[2].partition("|")[0]
+    costs = (protocol._FRESH_DRAW_TOKENS, protocol._FRESH_HEAD_TOKENS, 1, protocol._WEIGHTS_PER_TOKEN)
+    assert re.findall(r"\d[\d,]*", limits) == [f"{cost:,}" for cost in costs]
 
 
 def test_nothing_else_is_documented() -> None:

@@ -1,11 +1,13 @@
 """A device with too little memory."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from blora.inference.branches import Branches
+from blora.server.engines.protocol import EngineUnavailableError
 from tests.server.engines.asking import Asking
 
 
@@ -46,3 +48,34 @@ async def test_an_input_that_never_fits_is_tried_no_more_than_it_takes_to_know(
         with pytest.raises(torch.OutOfMemoryError):
             await asking.run(jobs[:1])
         assert len(tries) == n_tries
+
+
+async def test_an_adapter_is_loaded_with_the_memory_of_what_is_remembered(
+    asking: Asking, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, prefixes = Branches.score, asking.engine._loaded_prefixes()
+
+    def full(self: Branches, *args: Any, **options: Any) -> torch.Tensor:
+        if prefixes._kept:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, *args, **options)
+
+    await asking.run([await asking.job("the same long beginning of every prompt here, and " + text) for text in "ab"])
+    assert prefixes._kept
+    monkeypatch.setattr(Branches, "score", full)
+    handle = await asking.engine.load_adapter(folder / "two", "again")
+    assert handle.digest == asking.two.digest
+
+
+@pytest.mark.parametrize("where", ["server.engines.torch_engine.read_adapter", "inference.branches.Branches.score"])
+async def test_an_adapter_that_finds_no_memory_is_refused_and_what_is_remembered_given_back(
+    asking: Asking, folder: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def never(*args: Any, **options: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    await asking.run([await asking.job("the same long beginning of every prompt here, and " + text) for text in "ab"])
+    monkeypatch.setattr(f"blora.{where}", never)
+    with pytest.raises(EngineUnavailableError, match="'again', for which the device has too little memory"):
+        await asking.engine.load_adapter(folder / "two", "again")
+    assert not asking.engine._loaded_prefixes()._kept

@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from blora.server.app import create_app
 from blora.server.engines.protocol import Job, Stop
 from blora.server.engines.vllm_client import VllmClient, VllmError
 from blora.server.engines.vllm_engine import VllmEngine
+from blora.server.keys import line_of
 from blora.server.scheduling.control import AbandonedError, Control
 from blora.server.settings import Settings
 from tests.blora.adapters import rewrite_json
@@ -277,6 +279,23 @@ async def test_over_http_it_answers_decides_and_refuses_draws_that_it_has_not(
         vllm.fail = 1
         failed = await client.post("/v1/predict", json=asked)
         assert (failed.status_code, failed.json()["error"]["code"]) == (500, "model_failure")
+
+
+async def test_an_adapter_that_comes_while_vllm_is_away_is_answered_with_try_again(
+    folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "keys").write_text(line_of("ops", "admin", "key-of-ops") + "\n")
+    async with AsyncExitStack() as up:
+        async with fake_vllm(folder / "tiny") as vllm:
+            app = create_app(chosen(folder, vllm, tmp_path, "one", adapter_root=folder, api_keys=tmp_path / "keys"))
+            await up.enter_async_context(app.router.lifespan_context(app))
+            await app.state.service.settled.wait()
+        client = await up.enter_async_context(httpx.AsyncClient(transport=httpx.ASGITransport(app)))
+        body, headers = {"name": "two", "path": "two"}, {"authorization": "Bearer key-of-ops"}
+        refused = await client.post("http://t/v1/adapters", json=body, headers=headers)
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"]) == (503, "not_ready")
+    assert "does not answer (ConnectError): try again" in error["message"]
 
 
 async def test_no_more_requests_than_allowed_are_under_way(vllm: FakeVllm) -> None:

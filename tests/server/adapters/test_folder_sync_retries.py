@@ -1,0 +1,127 @@
+"""Looks at the adapter root that fail, adapters that are tried again, and adapters that were served before."""
+
+import asyncio
+import shutil
+from pathlib import Path
+
+import pytest
+
+from blora.server.adapters.folder_sync import FolderSync
+from blora.server.engines.handle import AdapterHandle
+from blora.server.engines.protocol import EngineUnavailableError
+from tests.server.adapters.test_folder_sync import served, watch_of, write
+from tests.server.adapters.test_loader import digest_of
+from tests.server.fakes import FakeEngine, handle, running
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time of the watch, which a test may change."""
+    time = [1000.0]
+    monkeypatch.setattr("blora.server.adapters.folder_sync.time.monotonic", lambda: time[0])
+    return time
+
+
+async def test_a_look_that_fails_in_an_unforeseen_way_does_not_end_the_watch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real, looks = FolderSync.look, list[None]()
+
+    async def failing(self: FolderSync) -> None:
+        looks.append(None)
+        if len(looks) == 1:
+            raise RuntimeError("a bug")
+        await real(self)
+
+    monkeypatch.setattr(FolderSync, "look", failing)
+    async with running(FakeEngine(), adapter_root=tmp_path, adapter_poll_s=0.01) as server, asyncio.timeout(10):
+        write(tmp_path, "late", "1")
+        while "late" not in served(server):
+            await asyncio.sleep(0.01)
+    assert caplog.text.count("RuntimeError: a bug") == 1
+
+
+async def test_an_adapter_beyond_the_limit_is_served_once_there_is_room(
+    tmp_path: Path, now: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(FakeEngine(), adapter_root=tmp_path, max_adapters=4) as server:
+        watch = watch_of(server, tmp_path)
+        for name in "abc":
+            write(tmp_path, name, name)
+            await watch.look()
+        for _ in range(3):
+            now[0] += 11  # the watch's timeout and a little
+            await watch.look()
+        assert served(server).keys() == {"a", "b"}
+        assert caplog.text.count("adapter_refused") == 1
+        shutil.rmtree(tmp_path / "a")
+        await watch.look()
+        assert served(server).keys() == {"b", "c"}
+
+
+@pytest.mark.parametrize("error", [EngineUnavailableError("vLLM does not answer"), MemoryError("no room")])
+async def test_an_adapter_that_could_not_be_loaded_for_a_passing_reason_is_tried_again(
+    tmp_path: Path,
+    now: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    real, tries = FakeEngine.load_adapter, list[str]()
+
+    async def failing(self: FakeEngine, path: Path, name: str) -> AdapterHandle:
+        tries.append(name)
+        if len(tries) < 3:
+            raise error
+        return await real(self, path, name)
+
+    monkeypatch.setattr(FakeEngine, "load_adapter", failing)
+    write(tmp_path, "one", "1")
+    async with running(FakeEngine(), adapter_root=tmp_path) as server:
+        watch = watch_of(server, tmp_path)
+        for n_tries in (1, 2, 3):
+            for _ in range(2):
+                await watch.look()
+            assert len(tries) == n_tries
+            now[0] += 11
+        assert served(server) == {"one": digest_of("1")}
+    assert caplog.text.count("is not loaded") == isinstance(error, MemoryError)
+
+
+async def test_an_adapter_that_was_served_before_the_first_look_is_followed(tmp_path: Path) -> None:
+    write(tmp_path, "one", "1")
+    ours = handle("one", digest_of("1"), n_samples=5)
+    async with running(FakeEngine(handles=(ours,)), default_adapter="one", adapter_root=tmp_path) as server:
+        watch = watch_of(server, tmp_path)
+        await watch.look()
+        assert served(server) == {"one": digest_of("1")}
+        write(tmp_path, "one", "22")
+        await watch.look()
+        assert served(server) == {"one": digest_of("22")}
+
+
+async def test_an_adapter_with_other_contents_than_its_folder_is_told_once_and_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path, "one", "1")
+    theirs = handle("one", digest_of("another"))
+    async with running(FakeEngine(handles=(theirs,)), default_adapter="one", adapter_root=tmp_path) as server:
+        watch = watch_of(server, tmp_path)
+        for contents in ("1", "22"):
+            write(tmp_path, "one", contents)
+            await watch.look()
+        assert served(server) == {"one": digest_of("another")}
+    assert caplog.text.count("adapter_refused") == 1
+
+
+async def test_an_entry_that_cannot_be_read_keeps_no_other_adapter_out(tmp_path: Path) -> None:
+    (tmp_path / "odd").symlink_to("x" * 300)
+    write(tmp_path, "one", "1")
+    async with running(FakeEngine(), adapter_root=tmp_path) as server:
+        watch = watch_of(server, tmp_path)
+        await watch.look()
+        assert served(server) == {"one": digest_of("1")}
+        (tmp_path / "odd").unlink()
+        write(tmp_path, "odd", "22")
+        await watch.look()
+        assert served(server) == {"one": digest_of("1"), "odd": digest_of("22")}
