@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
@@ -24,8 +24,8 @@ from blora.server.schemas.validation import invalid_request
 
 __all__ = ["Answer", "Answered", "answer_questions"]
 
-# Most questions of a request that are in work at the same time, so that a long request leaves room in the queues. They
-# are queued together, so that those about one text share the pass over it.
+# Most questions of a request that are in work at the same time. They are queued together, so that those about one text
+# share the pass over it.
 _MOST_AT_ONCE = 32
 
 
@@ -116,6 +116,26 @@ class _Plan:
         listed = self.request.choices or prompt.choices if prompt.scoring == "label" else None
         return self.instructions, prompt.template, tuple(listed or ())
 
+    @property
+    def beside(self) -> str:
+        """What the adapter reads beside the text."""
+        prompt = self.handle.config.prompt
+        return "".join([prompt.template, self.instructions, *(self.request.choices or prompt.choices or ())])
+
+    def costs(self, n_bytes: int, *, once: bool) -> dict[Hashable, int]:
+        """Return bounds of the tokens x draws, of which those with equal keys count once for several questions.
+
+        Args:
+            n_bytes: length of the text in UTF-8; each token has at least one byte.
+            once: whether what different prompts begin with is computed once for heads of one reading.
+        """
+        config, path = self.handle.config, self.question.path
+        text: Hashable = (path, "text")
+        n_draws = config.sampling.n_samples
+        if config.head is not None:
+            text, n_draws = (self.handle.reading, config.prompt.template if once else self.text), 1
+        return {text: n_draws * n_bytes, path: n_draws * len(self.beside.encode(errors="replace"))}
+
 
 async def answer_questions(
     predictor: Predictor,
@@ -168,8 +188,7 @@ async def answer_questions(
     about = AskedText(text)
     found: list[Answer] = []
     read: dict[Hashable, answers.Usage] = {}  # by text
-    for start in range(0, len(plans), _MOST_AT_ONCE):
-        part = plans[start : start + _MOST_AT_ONCE]
+    for part in _parts(plans, text, predictor):
         together = Together(len(part), about=about, beginnings=predictor.reads_beginnings_once)
         try:
             async with asyncio.TaskGroup() as group:  # the first error cancels the other questions
@@ -191,6 +210,25 @@ async def answer_questions(
         found[place] = replace(found[place], prediction=predictor.asking(prediction, records[prediction.id]()))
     n_tokens, cached = (sum(map(attrgetter(name), read.values())) for name in ("prompt_tokens", "cached_tokens"))
     return Answered(asked.name, found, n_tokens, cached)
+
+
+def _parts(plans: Iterable[_Plan], text: str, predictor: Predictor) -> Iterator[list[_Plan]]:
+    """Yield the questions in order, in parts that leave room in the queues, or of one question."""
+    n_bytes = len(text.encode(errors="replace"))
+    part: list[_Plan] = []
+    characters, costs = 0, dict[Hashable, int]()
+    for plan in plans:
+        more, added = len(text) + len(plan.beside), plan.costs(n_bytes, once=predictor.reads_beginnings_once)
+        if part and (
+            len(part) == _MOST_AT_ONCE
+            or not predictor.leaves_room(len(part) + 1, characters + more, sum((costs | added).values()))
+        ):
+            yield part
+            part, characters, costs = [], 0, {}
+        part.append(plan)
+        characters += more
+        costs |= added
+    yield part
 
 
 def _summed_up(outcome: answers.Prediction, places: Sequence[int]) -> tuple[answers.Prediction, float]:

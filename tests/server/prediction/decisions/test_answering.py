@@ -1,0 +1,71 @@
+"""Requests of many questions about a long text, which alone fill the queues of a server."""
+
+import asyncio
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from blora.config import HeadConfig
+from blora.server.prediction.decisions.answering import _parts, _Plan
+from blora.server.prediction.decisions.question import Question
+from blora.server.schemas.requests import PredictRequest
+from tests.server.decision_models import engine, family, predicate
+from tests.server.fakes import FakeEngine, FakeRow, Running, running
+
+N_QUESTIONS = 32
+
+
+@dataclass
+class SlowEngine(FakeEngine):
+    """An engine that takes a while to tokenise a text."""
+
+    async def pack(self, *args: Any, **options: Any) -> FakeRow:
+        await asyncio.sleep(0)
+        return await super().pack(*args, **options)
+
+
+async def asked(server: Running, text: str) -> int:
+    """Return the status of a request of 32 questions about a text."""
+    body = {"model": "triage", "input": text, "questions": [predicate(name="urgent")] * N_QUESTIONS}
+    response = await server.client.post("/v1/decisions", json=body)
+    return response.status_code
+
+
+@pytest.mark.parametrize("n_words", [40, 250, 900])
+async def test_many_questions_whose_draws_do_not_fit_the_queue_together_are_answered(n_words: int) -> None:
+    async with running(engine(), max_queue_tokens=4096) as server:  # each word is a token, under 4 draws
+        assert await asked(server, "word " * n_words) == 200
+
+
+async def test_many_questions_do_not_fill_the_queue_of_inputs() -> None:
+    async with running(engine(), max_queue_requests=16) as server:
+        assert await asked(server, "word") == 200
+
+
+@pytest.mark.parametrize(("length", "status"), [(200, 200), (3000, 200), (250_000, 413)])
+async def test_many_questions_about_a_text_get_the_status_of_one_however_long_it_is(length: int, status: int) -> None:
+    slow = SlowEngine(handles=family(), longest_token=10)
+    async with running(slow, max_queue_characters=6000) as server:
+        assert await asked(server, "a" * length) == status
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_what_heads_read_of_a_text_counts_once(head: bool) -> None:
+    text, (urgent, *_) = "word " * 900, family()
+    if head:
+        head_config = HeadConfig(depths=(1,), n_states=8, n_directions=2, n_grams=0)
+        prompt = replace(urgent.config.prompt, readout="linear", choice_end="newline")
+        lora = replace(urgent.config.posterior, method="lora")
+        config = replace(urgent.config, head=head_config, prompt=prompt, posterior=lora)
+        urgent = replace(urgent, config=config)
+    room: Any = SimpleNamespace(
+        reads_beginnings_once=True, leaves_room=lambda n_inputs, characters, cost: cost <= 2 * len(text)
+    )
+    request = PredictRequest(prompt=text)
+    plans = [
+        _Plan(Question(path=f"questions[{i}]", type="predicate", instructions="", options=()), urgent, request, ())
+        for i in range(10)
+    ]
+    assert [len(part) for part in _parts(plans, text, room)] == ([10] if head else [1] * 10)
