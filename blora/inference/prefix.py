@@ -176,14 +176,10 @@ class HeadPrefix:
         """Return whether the prefix has the features of a row, until they are taken."""
         return self._read is not None and row.read_key == self._read[0]
 
-    def take(self) -> Features:
-        """Return the features of the row that was read, and keep them no longer.
-
-        Raises:
-            RuntimeError: if they were taken before.
-        """
-        if self._read is None:
-            raise RuntimeError("got a prefix whose row was taken before, expected one take")
+    def take(self, row: PackedRow) -> Features | None:
+        """Return the features of a row, and keep them no longer; None for another row than the one that was read."""
+        if self._read is None or row.read_key != self._read[0]:
+            return None
         (_, features), self._read = self._read, None
         return features
 

@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -18,6 +18,8 @@ from blora.server.engines.protocol import Job
 __all__ = ["AnyPrefix", "Prefixes"]
 
 AnyPrefix = Prefix | HeadPrefix
+# Rows by prompt, of which those that a head reads alike count once.
+_Questions = dict[tuple[int, ...], dict[Hashable, PackedRow]]
 
 # Most clients, each counted once per reading, whose latest prompts are remembered.
 _MOST_CLIENTS = 256
@@ -54,7 +56,8 @@ class Prefixes:
         # Latest prompts by reading and client, the least recent first.
         self._last: OrderedDict[tuple[str, str | None], tuple[int, ...]] = OrderedDict()
         self._longest_kept: dict[str, int] = {}  # longest prefix, in tokens, once a longer one has exceeded the memory
-        self._kept: OrderedDict[tuple[str, tuple[int, ...]], _Kept] = OrderedDict()
+        # The least recently used first. No OrderedDict, which hashes every key, as long as it is, when it is walked.
+        self._kept: dict[tuple[str, tuple[int, ...]], _Kept] = {}
         self._begun: WeakKeyDictionary[AnyPrefix, set[str | None]] = WeakKeyDictionary()  # clients with earlier batches
         self._changing = threading.Lock()  # guards all of these; never held during a computation
 
@@ -90,17 +93,17 @@ class Prefixes:
         Only jobs under draws of the adapter's bank, which recur, can match. With `notice`, a prefix that recurs for the
         first time among these jobs is cached and used for all of them.
         """
-        own = [
-            place
+        own = {
+            place: job
             for place, job in enumerate(jobs)
             if self._max_bytes and job.in_bank and self._served[job.handle.reading] > 0
-        ]
-        alike: dict[tuple[str, str | None], list[PackedRow]] = defaultdict(list)
-        for place in own:
-            alike[jobs[place].handle.reading, jobs[place].client].append(packed(jobs[place]))
+        }
+        alike: dict[tuple[str, str | None], _Questions] = defaultdict(lambda: defaultdict(dict))
+        for job in own.values():
+            row = packed(job)
+            alike[job.handle.reading, job.client][row.prompt].setdefault(row.read_key, row)
         # In this order prompts with the same beginning follow one another.
-        for place in sorted(own, key=lambda place: packed(jobs[place]).prompt) if notice else ():
-            job = jobs[place]
+        for job in sorted(own.values(), key=lambda job: packed(job).prompt) if notice else ():
             self._notice(job, alike[job.handle.reading, job.client])
         found: dict[AnyPrefix | None, list[int]] = defaultdict(list)
         for place, job in enumerate(jobs):
@@ -116,7 +119,7 @@ class Prefixes:
             self._begun[prefix] = begun | {job.client for job in jobs}
         return [len(prefix.tokens) if job.client in begun else 0 for job in jobs]
 
-    def _notice(self, job: Job, alike: Sequence[PackedRow]) -> None:
+    def _notice(self, job: Job, alike: _Questions) -> None:
         """Cache the prefix that a prompt shares with the client's last one, if it is much longer than the cached ones.
 
         For a head, it is read with the longest of the batch's rows alike that begins with it, which then needs no other
@@ -128,19 +131,21 @@ class Prefixes:
             self._last[reading, job.client] = prompt
             if len(self._last) > _MOST_CLIENTS:
                 self._last.popitem(last=False)
-            if prompt == last and len({row.read_key for row in alike if row.prompt == prompt}) == 1:
+            if prompt == last and len(alike[prompt]) == 1:
                 return  # one question, perhaps to several adapters
             n_tokens = min(common_tokens([last, prompt]), self._longest_kept.get(reading, len(prompt)))
+            tokens = prompt[:n_tokens]
+            if (kept := self._kept.get((reading, tokens))) is not None and job.client in kept.clients:
+                return
         known = self._longest(job)
         if n_tokens < MIN_PREFIX + (len(known.tokens) if known is not None else 0):
             return
-        tokens = prompt[:n_tokens]
         with self._changing:
             if (kept := self._kept.get((reading, tokens))) is not None:
                 kept.clients.add(job.client)
                 return
-        begun = [row for row in alike if len(row.prompt) > n_tokens and row.prompt[:n_tokens] == tokens]
-        longest = max(begun, key=lambda row: row.n_tokens)
+        begun = [rows for asked, rows in alike.items() if len(asked) > n_tokens and asked[:n_tokens] == tokens]
+        longest = max((row for rows in begun for row in rows.values()), key=lambda row: row.n_tokens)
         prefix = prefix_of(self._model, longest, n_tokens, bank.draws, self._max_batch_tokens)
         n_bytes = prefix.n_bytes(bank.n_samples)
         with self._changing:
@@ -151,7 +156,7 @@ class Prefixes:
                 return
             self._kept[reading, tokens] = _Kept(prefix, n_bytes, {job.client})
             while sum(kept.n_bytes for kept in self._kept.values()) > self._max_bytes:
-                self._kept.popitem(last=False)
+                del self._kept[next(iter(self._kept))]
 
     def _longest(self, job: Job) -> AnyPrefix | None:
         """Return the longest cached prefix of a job's prompt that the client's own prompts had in common."""
@@ -163,10 +168,11 @@ class Prefixes:
                 if owner == reading
                 and job.client in kept.clients
                 and len(tokens) < len(prompt)
+                and prompt[len(tokens) - 1] == tokens[-1]  # most others differ here, and need no copy
                 and prompt[: len(tokens)] == tokens
             ]
             if not fits:
                 return None
             best = max(fits, key=lambda fit: len(fit[1]))
-            self._kept.move_to_end(best)
-            return self._kept[best].prefix
+            self._kept[best] = kept = self._kept.pop(best)  # as the last
+            return kept.prefix

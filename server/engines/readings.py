@@ -73,8 +73,8 @@ def _features(base: BaseModel, prefix: AnyPrefix | None, jobs: Sequence[Job]) ->
     draws = jobs[0].handle.bank.draws
     assert isinstance(draws, HeadDraws)  # only heads read states, and so does a familiarity
     assert not isinstance(prefix, Prefix)  # a head's
-    if prefix is not None and _is_read(prefix, jobs[0]):
-        return prefix.take().at([0] * len(jobs))
+    if prefix is not None and (read := prefix.take(_row(jobs[0]))) is not None:
+        return read.at([0] * len(jobs))
     different: dict[Hashable, int] = {}
     rows: list[PackedRow] = []
     places = []

@@ -23,7 +23,7 @@ from blora.server.scheduling.demand import RefusedWork
 from blora.server.scheduling.fair_share import FairShare
 from blora.server.scheduling.observer import BatchObserver
 from blora.server.scheduling.pace import Pace
-from blora.server.scheduling.runs import OWN_SHARE, Completed, DropReason, Item, Run, Work, batch_tokens, shares
+from blora.server.scheduling.runs import OWN_SHARE, Completed, DropReason, Item, PassSize, Run, Work, shares
 
 __all__ = ["Batcher", "Completed", "Work"]
 
@@ -283,10 +283,11 @@ class Batcher(Generic[P, R]):
         ]
         # Rows of similar length need the least padding; the sort is stable, so ties keep the order of turns.
         peers.sort(key=lambda item: abs(item.work.n_tokens - first.work.n_tokens))
-        batch = [first]
+        batch, size = [first], PassSize([first.work])
         for item in peers:
-            if batch_tokens([*batch, item]) <= self._max_batch_tokens:
+            if size.beside(item.work) <= self._max_batch_tokens:
                 batch.append(item)
+                size.add(item.work)
         for item in batch:
             del self._queue[item]
         self._fair_share.served(turns[first], shares(item.work for item in batch))
@@ -368,7 +369,8 @@ class Batcher(Generic[P, R]):
             self._observer.worked(seconds)
         self.last_forward_failed = False
         self.pace.measure(run.cost, seconds, full=run.is_full)
-        self._observer.forward_done(rows=len(run.items), tokens=batch_tokens(run.items))
+        tokens = PassSize(item.work for item in run.items).tokens
+        self._observer.forward_done(rows=len(run.items), tokens=tokens)
         for item, result in finished:
             self._answer(run, item.work.payload, result)
         return True

@@ -1,14 +1,14 @@
 """Inputs and runs of the engine: their cost, their worker time, and the rule by which runs give way to inputs."""
 
 import asyncio
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
 from blora.server.scheduling.control import Control
 from blora.server.scheduling.pace import Pace
 
-__all__ = ["OWN_SHARE", "Completed", "DropReason", "Item", "Run", "Share", "Work", "batch_tokens", "shares"]
+__all__ = ["OWN_SHARE", "Completed", "DropReason", "Item", "PassSize", "Run", "Share", "Work", "shares"]
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -110,15 +110,42 @@ class Item(Generic[P, R]):
         return not self.future.done() and now < self.deadline
 
 
-def batch_tokens(batch: Sequence[Item[P, R]]) -> int:
-    """Return the tokens x draws of a forward pass, including padding and overhead; shared texts count once."""
-    works = [item.work for item in batch]
-    texts = {work.text: work.text_tokens for work in works}  # of no tokens for inputs that share none
-    parts: Iterable[tuple[int, ...]] = zip(
-        *((work.lengths[0] - work.text_tokens, *work.lengths[1:]) for work in works), strict=True
-    )
-    n_tokens = len(batch) * sum(map(max, parts)) + sum(texts.values())
-    return n_tokens * works[0].n_draws + sum(work.overhead for work in works)
+class PassSize(Generic[P]):
+    """Size of a forward pass, which is known for one more input without a look at all others.
+
+    Args:
+        works: the first inputs.
+
+    Attributes:
+        tokens: the size in tokens x draws, including padding and overhead; a shared text counts once.
+    """
+
+    def __init__(self, works: Iterable[Work[P]]) -> None:
+        self.tokens = 0
+        self._n_rows = self._text_tokens = self._overhead = 0
+        self._longest: tuple[int, ...] = ()  # of each part of the rows, the first one without a shared text
+        self._texts: set[Hashable] = set()
+        for work in works:
+            self.add(work)
+
+    def add(self, work: Work[P]) -> None:
+        """Add an input."""
+        self.tokens = self.beside(work)
+        self._longest, self._text_tokens = self._padded(work)
+        self._n_rows += 1
+        self._overhead += work.overhead
+        self._texts.add(work.text)
+
+    def beside(self, work: Work[P]) -> int:
+        """Return the size with another input."""
+        longest, text_tokens = self._padded(work)
+        return ((self._n_rows + 1) * sum(longest) + text_tokens) * work.n_draws + self._overhead + work.overhead
+
+    def _padded(self, work: Work[P]) -> tuple[tuple[int, ...], int]:
+        """Return the longest parts and the tokens of all texts with another input."""
+        own = (work.lengths[0] - work.text_tokens, *work.lengths[1:])
+        longest = tuple(map(max, self._longest, own)) if self._n_rows else own
+        return longest, self._text_tokens + (0 if work.text in self._texts else work.text_tokens)
 
 
 @dataclass(eq=False, slots=True)

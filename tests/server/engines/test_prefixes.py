@@ -12,7 +12,7 @@ from blora.inference.prefix import MIN_PREFIX
 from blora.posterior.bank import SampleBank
 from blora.server.engines import prefixes as module
 from blora.server.engines.handle import AdapterHandle
-from blora.server.engines.prefixes import Prefixes
+from blora.server.engines.prefixes import AnyPrefix, Prefixes
 from blora.server.engines.protocol import Job
 from tests.scenarios import injected, random_draws
 from tests.server.fakes import handle
@@ -211,6 +211,46 @@ def test_only_the_clients_that_asked_last_are_remembered(setup: Setup, monkeypat
     lengths(known, job(two, *HEAD, 50, client="e"))
     known.forget(one.reading)
     assert [client for _, client in known._last] == ["e"]
+
+
+def test_prefixes_are_looked_through_once_for_each_prompt_that_begins_as_expected(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, one, _ = setup
+    known, real, lookups = prefixes(setup), Prefixes._longest, list[Job]()
+    lengths(known, job(one, *HEAD, 50), job(one, *HEAD, 51))
+
+    def counting(self: Prefixes, asked: Job) -> AnyPrefix | None:
+        lookups.append(asked)
+        return real(self, asked)
+
+    monkeypatch.setattr(Prefixes, "_longest", counting)
+    jobs = [job(one, *HEAD, k) for k in range(52, 82)]
+    assert lengths(known, *jobs) == [40] * len(jobs)
+    assert lookups == jobs
+
+
+class Token(int):
+    """A token that counts how often one is compared."""
+
+    comparisons = 0
+
+    def __eq__(self, other: object) -> bool:
+        Token.comparisons += 1
+        return int(self) == other
+
+    __hash__ = int.__hash__
+
+
+def test_a_batch_of_one_prompt_is_split_in_time_that_grows_with_its_jobs_alone(setup: Setup) -> None:
+    _, one, _ = setup
+
+    def comparisons(n_jobs: int) -> int:
+        Token.comparisons = 0
+        prefixes(setup).split([job(one, *map(Token, HEAD)) for _ in range(n_jobs)])
+        return Token.comparisons
+
+    assert 0 < comparisons(200) < 2.5 * comparisons(100)
 
 
 @pytest.mark.parametrize("why", ["switched off", "kept whole"])

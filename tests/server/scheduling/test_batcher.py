@@ -188,6 +188,39 @@ async def test_a_text_that_inputs_share_counts_once_in_a_batch_and_in_the_queue(
         assert b.notes.forwards[1:] == [(3, 60), (1, 40)]
 
 
+class Lengths(tuple[int, ...]):
+    """Lengths that count how often they are read."""
+
+    reads = 0
+
+    def __getitem__(self, place: Any) -> Any:
+        Lengths.reads += 1
+        return super().__getitem__(place)
+
+
+async def reads_for(n_inputs: int) -> int:
+    """Return how often lengths are read until a batch of all inputs is chosen."""
+    async with bench(max_batch_tokens=10 * n_inputs, max_queue_tokens=10**5, max_queue_requests=10**4) as b:
+        held = await b.hold()
+        works = [Work(str(i), Lengths((10, 0)), 1, "a") for i in range(n_inputs)]
+        deadline = asyncio.get_running_loop().time() + 60
+        tasks = [asyncio.create_task(b.batcher.submit(work, deadline=deadline)) for work in works]
+        await settle()
+        Lengths.reads = 0
+        b.worker.gate.set()
+        while not b.worker.batches:
+            await asyncio.sleep(0)
+        reads = Lengths.reads
+        assert reads > 0
+        assert len(b.worker.batches[0]) == n_inputs
+        await b.release(held, *tasks)
+        return reads
+
+
+async def test_a_batch_is_chosen_in_time_that_grows_with_the_waiting_inputs_alone() -> None:
+    assert await reads_for(400) < 2.5 * await reads_for(200)
+
+
 async def test_groups_do_not_mix_and_the_oldest_chooses() -> None:
     async with bench() as b:
         held = await b.hold()
