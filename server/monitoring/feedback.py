@@ -135,17 +135,19 @@ class Feedback:
                 code="label_not_offered",
                 param="label",
             )
+        target_risk = entry.target_risk
+        known = self._known(entry.adapter, target_risk)
         before, tally = await self._ledger.settle(prediction_id, entry, position)
         correct = position == entry.leader
         # The adapter may have been replaced in the meantime.
-        if tally is not None and entry.target_risk is not None and self._served(entry.adapter):
-            name, target_risk = entry.adapter.name, entry.target_risk
+        if target_risk is not None and self._served(entry.adapter):
+            name = entry.adapter.name
             if before is None:
                 self._metrics.outcome(name, target_risk, correct=correct, requested=entry.requested)
             elif (before == entry.leader) != correct:
                 self._metrics.corrected(name, target_risk, correct=correct, requested=entry.requested)
-            if entry.requested:
-                promise = self._show_promise(entry.adapter, target_risk, tally)
+            if tally is not None:
+                promise = self._show_promise(entry.adapter, target_risk, tally, known)
                 if promise.rejected_at > tally.rejected_at:
                     await self._ledger.reject(entry.adapter, target_risk, promise.rejected_at)
         return correct
@@ -183,29 +185,41 @@ class Feedback:
         while adapter in self._looking:
             try:
                 for target_risk in targets:
+                    known = self._known(adapter, target_risk)
                     tally = await self._ledger.tally(adapter, target_risk)
-                    if tally is not None and self._served(adapter) and not self._is_older(adapter, target_risk, tally):
-                        self._show_promise(adapter, target_risk, tally)
+                    if tally is not None and self._served(adapter):
+                        self._show_promise(adapter, target_risk, tally, known)
                 pause = _LOOK_S
             except FeedbackUnavailableError as exc:
                 self._failures.warning(f"The outcomes about adapter {adapter.name!r} cannot be read yet: {exc.message}")
                 pause = _RETRY_S
             await asyncio.sleep(pause)
 
-    def _is_older(self, adapter: Contents, target_risk: float, tally: Tally) -> bool:
-        """Return whether counts were read before an outcome that has been told since."""
-        promise = self._promises.get((adapter, target_risk))
-        return promise is not None and tally.n_outcomes < promise.n_outcomes
+    def _known(self, adapter: Contents, target_risk: float | None) -> tuple[int, int, int] | None:
+        """Return the counts that the metrics show; None before any."""
+        promise = self._promises.get((adapter, target_risk)) if target_risk is not None else None
+        return _counts(promise) if promise is not None else None
 
     def _stored(self, entry: Entry) -> None:
         if entry.target_risk is not None and self._served(entry.adapter):
             self._metrics.promised(entry.adapter.name, entry.target_risk, requested=entry.requested)
 
-    def _show_promise(self, adapter: Contents, target_risk: float, tally: Tally) -> Promise:
-        """Return the promise with these outcomes, after showing it in the metrics."""
+    def _show_promise(
+        self, adapter: Contents, target_risk: float, tally: Tally, known: tuple[int, int, int] | None
+    ) -> Promise:
+        """Return the promise with the latest outcomes, after showing it in the metrics.
+
+        Args:
+            adapter: the adapter.
+            target_risk: the promised risk.
+            tally: the ledger's reply, which is dropped if a reply with later outcomes came first.
+            known: the counts that the metrics showed before the ledger was asked. If they still do, a reply with fewer
+                outcomes is not an old one: the ledger has lost some.
+        """
         promise = self._promises.setdefault((adapter, target_risk), Promise(target_risk))
-        promise.observe(*tally)
-        self._metrics.show_promise(adapter.name, promise)
+        if _counts(tally) >= _counts(promise) or _counts(promise) == known:
+            promise.observe(*tally)
+            self._metrics.show_promise(adapter.name, promise)
         return promise
 
     def _drawn(self, prediction_id: str) -> bool:
@@ -223,6 +237,11 @@ class Feedback:
 
 def _contents(handle: AdapterHandle) -> Contents:
     return Contents(handle.name, handle.digest, handle.calibration_digest)
+
+
+def _counts(outcomes: Promise | Tally) -> tuple[int, int, int]:
+    """Return the counts in an order in which each outcome and each correction makes the tuple greater."""
+    return outcomes.n_outcomes, outcomes.n_cleared, outcomes.n_wrong
 
 
 def _may_tell(by: Key | None, entry: Entry) -> bool:

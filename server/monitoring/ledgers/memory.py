@@ -20,7 +20,7 @@ class MemoryLedger:
         self._capacity = capacity
         self._waiting: OrderedDict[str, Entry] = OrderedDict()
         self._labels: dict[str, int] = {}
-        self._tallies: dict[tuple[Contents, float, bool], Tally] = {}
+        self._tallies: dict[tuple[Contents, float], Tally] = {}
         self._noticed: dict[Contents, int] = {}
 
     def remember(self, prediction_id: str, entry: Entry, stored: Callable[[], None]) -> None:
@@ -38,9 +38,9 @@ class MemoryLedger:
         """Implement Ledger."""
         before = self._labels.get(prediction_id)
         self._labels[prediction_id] = label
-        if entry.target_risk is None:
+        if entry.target_risk is None or not entry.requested:
             return Settled(before, None)
-        key = entry.adapter, entry.target_risk, entry.requested
+        key = entry.adapter, entry.target_risk
         n_outcomes, n_wrong, n_cleared, rejected_at = self._tallies.get(key, Tally(0, 0, 0, -1))
         wrong, was_wrong = label != entry.leader, before not in (None, entry.leader)
         tally = Tally(
@@ -54,11 +54,11 @@ class MemoryLedger:
 
     async def tally(self, adapter: Contents, target_risk: float) -> Tally | None:
         """Implement Ledger."""
-        return self._tallies.get((adapter, target_risk, True))
+        return self._tallies.get((adapter, target_risk))
 
     async def reject(self, adapter: Contents, target_risk: float, n_cleared: int) -> None:
         """Implement Ledger."""
-        key = adapter, target_risk, True
+        key = adapter, target_risk
         tally = self._tallies[key]
         self._tallies[key] = tally._replace(rejected_at=max(tally.rejected_at, n_cleared))
 

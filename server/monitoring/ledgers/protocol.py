@@ -60,7 +60,7 @@ def _hash(text: str, salt: bytes) -> bytes:
 
 
 class Tally(NamedTuple):
-    """Counts of outcomes of answers under one promise, either the requested or the volunteered ones.
+    """Counts of requested outcomes of answers under one promise.
 
     Attributes:
         n_outcomes: number of answers whose outcome was reported.
@@ -80,7 +80,7 @@ class Settled(NamedTuple):
 
     Attributes:
         before: position of the previously reported choice; None if there was none.
-        tally: the counts including this outcome; None without a promise.
+        tally: the counts including this outcome; None without a promise, or if the outcome was not requested.
     """
 
     before: int | None

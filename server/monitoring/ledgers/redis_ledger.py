@@ -51,6 +51,19 @@ local latest = math.max(tonumber(ARGV[1]), tonumber(redis.call('HGET', KEYS[1], 
 redis.call('HSET', KEYS[1], 'rejected_at', latest)
 redis.call('EXPIRE', KEYS[1], ARGV[2])
 """
+# Stores the counts of a counter, drops the counters that have counted nothing for longer than a prediction is kept, and
+# returns the other fields.
+_COUNT = """
+local keep_s, now = tonumber(ARGV[3]), tonumber(redis.call('TIME')[1])
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2] .. ' ' .. now)
+redis.call('EXPIRE', KEYS[1], keep_s)
+local fields = redis.call('HGETALL', KEYS[1])
+for i = 1, #fields, 2 do
+  local at = fields[i + 1]:match(' (%d+)$')
+  if at and now - at > keep_s then redis.call('HDEL', KEYS[1], fields[i]) end
+end
+return redis.call('HGETALL', KEYS[1])
+"""
 # Stores a time unless an earlier one is stored, and returns the earlier one.
 _NOTICE = """
 local earliest = math.min(tonumber(ARGV[1]), tonumber(redis.call('HGET', KEYS[1], 'noticed') or ARGV[1]))
@@ -66,11 +79,10 @@ class RedisLedger:
 
     Keys are blora:2:prediction:ID, a hash that expires after `keep_s`, and
     blora:2:outcomes:NAME:DIGEST:CALIBRATION_DIGEST:RISK, the counts of a tally, which expire `keep_s` after their last
-    change.
-    Outcomes that were not requested are counted under keys that end in :volunteered. The counts of unfamiliar
-    questions, blora:2:familiarity:NAME:DIGEST:CALIBRATION_DIGEST, hold what each counter has counted, so that
-    writing twice changes nothing, and expire likewise. Answers never wait for Redis: a
-    prediction that cannot be written is dropped with a log line.
+    change. The counts of unfamiliar questions, blora:2:drift:NAME:DIGEST:CALIBRATION_DIGEST, hold what each counter has
+    counted, so that writing twice changes nothing, and when; each counter's expire likewise, so that the counters of
+    ended processes do not add up. Answers never wait for Redis: a prediction that cannot be written is dropped with a
+    log line.
 
     Args:
         url: redis://HOST:PORT/NUMBER, or redis://USER@HOST:PORT/NUMBER.
@@ -146,9 +158,8 @@ class RedisLedger:
     async def settle(self, prediction_id: str, entry: Entry, label: int) -> Settled:
         """Implement Ledger."""
         keys = [_prediction(prediction_id)]
-        if entry.target_risk is not None:
-            volunteered = "" if entry.requested else ":volunteered"
-            keys.append(_outcomes(entry.adapter, entry.target_risk) + volunteered)
+        if entry.target_risk is not None and entry.requested:
+            keys.append(_outcomes(entry.adapter, entry.target_risk))
         told = await _tried(self._redis.eval(_SETTLE, len(keys), *keys, label, entry.leader, self._keep_s))
         before, *counts = map(int, told)
         return Settled(None if before < 0 else before, Tally(*counts) if counts else None)
@@ -165,17 +176,16 @@ class RedisLedger:
 
     async def count(self, adapter: Contents, counter: str, own: Seen) -> Counted:
         """Implement Ledger."""
-        key = _familiarity(adapter)
-        async with self._redis.pipeline() as pipe:
-            pipe.hset(key, f"counter:{counter}", f"{own.n_answers} {own.n_unfamiliar}")
-            _, fields, _ = await _tried(pipe.hgetall(key).expire(key, self._keep_s).execute())
+        counts = f"{own.n_answers} {own.n_unfamiliar}"
+        kept = await _tried(self._redis.eval(_COUNT, 1, _drift(adapter), f"counter:{counter}", counts, self._keep_s))
+        fields = dict(zip(kept[::2], kept[1::2], strict=True))
         noticed = fields.pop(b"noticed", None)
-        counters = {name.decode(): Seen(*map(int, counts.split())) for name, counts in fields.items()}
+        counters = {name.decode(): Seen(*map(int, value.split()[:2])) for name, value in fields.items()}
         return Counted(counters, int(noticed) if noticed is not None else None)
 
     async def notice(self, adapter: Contents, at: int) -> int:
         """Implement Ledger."""
-        return int(await _tried(self._redis.eval(_NOTICE, 1, _familiarity(adapter), at)))
+        return int(await _tried(self._redis.eval(_NOTICE, 1, _drift(adapter), at)))
 
     def forget(self, adapter: Contents) -> None:
         """Do nothing: other replicas may still serve the adapter, and its entries expire."""
@@ -206,8 +216,8 @@ def _outcomes(adapter: Contents, target_risk: float) -> str:
     return f"{_PREFIX}:outcomes:{':'.join(adapter)}:{target_risk:g}"
 
 
-def _familiarity(adapter: Contents) -> str:
-    return f"{_PREFIX}:familiarity:{':'.join(adapter)}"
+def _drift(adapter: Contents) -> str:
+    return f"{_PREFIX}:drift:{':'.join(adapter)}"
 
 
 def _prediction(prediction_id: str) -> str:

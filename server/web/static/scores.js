@@ -1,6 +1,7 @@
 // The scores of an answer, and the decision of a policy: the rule of `blora.scores` and of the server.
 
 const LOG_DECADES = 3; // the familiarity's axis, from a thousandth
+const TOLERANCE = 1e-6; // a value this close to its threshold counts as equal to it
 
 /** One score: its threshold in a policy, its greatest value for C choices under S draws, and its words. */
 function score(name, highIsCertain, greatest, words) {
@@ -44,12 +45,12 @@ export const SCORES = [
   }),
 ];
 
-/** Return the thresholds that an answer fails. Exactly at a threshold is no failure. */
+/** Return the thresholds that an answer fails. Up to rounding, a value at its threshold is no failure. */
 export function failures(answer, thresholds) {
   return SCORES.filter(({ name, threshold, highIsCertain }) => {
     const [value, limit] = [answer[name], thresholds[threshold]];
     if (value === undefined || value === null || limit === undefined) return false;
-    return highIsCertain ? value < limit : value > limit;
+    return highIsCertain ? value < limit - TOLERANCE : value > limit + TOLERANCE;
   }).map((failed) => ({ score: failed, value: answer[failed.name], limit: thresholds[failed.threshold] }));
 }
 
