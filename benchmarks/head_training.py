@@ -1,8 +1,8 @@
 """How long is it from labelled rows to an answer?
 
 `python -m benchmarks.head_training` trains a decision head with `blora train`, as a user does, on the first 250,
-759 and 3,512 tickets of the demo, starts `blora serve` on the new adapter, and asks it a question. Times begin with
-the command.
+759 and 3,512 training tickets of the demo and on all its validation tickets, starts `blora serve` on the new adapter,
+and asks it a question. Times begin with the command.
 """
 
 import json
@@ -43,7 +43,13 @@ def measure(folder: Path, n_rows: int) -> dict[str, Any]:
         httpx.post(f"{server.url}/v1/predict", json={"prompt": QUESTION}, timeout=60).raise_for_status()
     answered_s = time.perf_counter() - began
     record = read_config(folder / "adapter").training
-    return {"n_rows": len(lines), "training_s": training_s, "answered_s": answered_s, "dtype": record["dtype"]}
+    return {
+        "n_rows": len(lines),
+        "n_validation": record["validation"]["n_examples"],
+        "training_s": training_s,
+        "answered_s": answered_s,
+        "dtype": record["dtype"],
+    }
 
 
 def main() -> None:
