@@ -163,13 +163,10 @@ def _treatment(found: Result) -> str:
 def _head_training(name: str) -> str:
     """Return a sentence with the seconds from rows to an answer by number of rows, and where they come from."""
     result = _load(name)[0]
-    times = [
-        f"{size['n_rows']:,} training and {size['n_validation']:,} validation tickets in {size['answered_s']:.0f} s"
-        for size in result["sizes"]
-    ]
+    times = [f"{size['n_rows']:,} in {size['answered_s']:.0f} s" for size in result["sizes"]]
     machine = result["machine"]
     return (
-        f"From labelled tickets to the first answer of a server: {'; '.join(times)} "
+        f"From labelled tickets to the first answer of a server: {', '.join(times[:-1])} and {times[-1]} "
         f"({machine['cores']} cores of {machine['processor']}, {result['sizes'][0]['dtype']}, revision "
         f"{result['revision']}; `{result['command']}`)."
     )
