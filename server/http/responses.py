@@ -1,20 +1,21 @@
 """Parts that the routes of every dialect share: the service, error responses, and their documentation."""
 
 import logging
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import Depends
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from blora.client.answers import ErrorBody
+from blora.client.answers import ErrorBody, Prediction
 from blora.server.errors import TABLE, ServerError, TryLaterError, UnauthorizedError
 from blora.server.monitoring.logs import log_outcome
 from blora.server.prediction.service import Service
 from blora.server.schemas.responses import Response as Answer
 from blora.server.schemas.responses import error_body
 
-__all__ = ["ServiceOf", "documented_errors", "error_response", "json_response", "refuse"]
+__all__ = ["ServiceOf", "batch_response", "documented_errors", "error_response", "json_response", "refuse"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,17 @@ def error_response(error: ServerError) -> JSONResponse:
 def json_response(answer: Answer) -> Response:
     """Return the JSON response for an answer, with the fields that are set; for long answers, off the event loop."""
     return Response(answer.model_dump_json(exclude_unset=True), media_type="application/json")
+
+
+def batch_response(outcomes: Sequence[Prediction | ServerError]) -> Response:
+    """Return the JSON response for a batch, as a BatchResponse; for long answers, off the event loop.
+
+    Each answer is written by itself, because pydantic holds Python's global lock, for which the event loop waits, until
+    an object is written.
+    """
+    bodies = (error_body(outcome) if isinstance(outcome, ServerError) else outcome for outcome in outcomes)
+    written = ",".join(body.model_dump_json(exclude_unset=True) for body in bodies)
+    return Response(f'{{"predictions":[{written}]}}', media_type="application/json")
 
 
 def refuse(service: Service, error: ServerError) -> JSONResponse:

@@ -11,7 +11,7 @@ from blora.client.answers import AdapterRef, ErrorBody, Outcome, Prediction
 from blora.server.errors import ServerError, TooLargeError
 from blora.server.http.disconnect import unless_disconnected
 from blora.server.http.reading import Reading
-from blora.server.http.responses import ServiceOf, documented_errors, error_response, json_response
+from blora.server.http.responses import ServiceOf, batch_response, documented_errors, error_response
 from blora.server.http.strict_json import StrictJsonRoute
 from blora.server.keys import KEY, allowed_adapters, client_name
 from blora.server.prediction.cards import adapter_card, adapter_ref, model_metadata
@@ -25,7 +25,6 @@ from blora.server.schemas.responses import (
     ModelDescription,
     ModelList,
     Status,
-    error_body,
 )
 
 __all__ = ["router"]
@@ -94,13 +93,10 @@ async def predict(request: Request, body: Annotated[PredictBody, Body()], servic
             )
         questions = await reading.run(request, body.questions)
         outcomes = await unless_disconnected(request, predictor.predict_batch(questions, deadline=reading.deadline))
-        batch = BatchResponse(
-            predictions=[error_body(outcome) if isinstance(outcome, ServerError) else outcome for outcome in outcomes]
-        )
-        answered = [outcome for outcome in batch.predictions if isinstance(outcome, Prediction)]
+        answered = [outcome for outcome in outcomes if isinstance(outcome, Prediction)]
         n_values = sum(len(each.probabilities) * (1 + len(each.samples or ())) for each in answered)
         writing = Reading(_VALUE_BYTES * n_values, math.inf)  # inputs that missed the deadline have errors of their own
-        return await writing.run(request, lambda: json_response(batch))
+        return await writing.run(request, lambda: batch_response(outcomes))
     outcome = await unless_disconnected(request, predictor.predict(body, deadline=reading.deadline))
     return error_response(outcome) if isinstance(outcome, ServerError) else outcome
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -14,9 +15,12 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
+from blora.client.answers import Prediction
 from blora.server.errors import DeadlineExceededError, DisconnectedError, QueueFullError
 from blora.server.http import strict_json
 from blora.server.http.reading import Reader, Reading
+from blora.server.http.responses import batch_response
+from blora.server.schemas.responses import BatchResponse
 from tests.server import decision_models
 from tests.server.fakes import FakeEngine, running
 from tests.server.http.test_disconnect import Caller
@@ -154,6 +158,21 @@ async def test_the_long_answer_to_a_short_batch_is_written_in_the_thread_after_t
             assert not (await asyncio.wait({asking}, timeout=1))[0]
         found = (await asking).json()["predictions"]
     assert [len(one["samples"]) for one in found] == [64] * 8
+
+
+async def test_the_event_loop_runs_between_the_answers_of_a_batch_that_are_written_in_the_thread() -> None:
+    body = {"prompt": "x", "adapter": "open", "choices": [str(k) for k in range(255)], "n_samples": 64}
+    async with running(FakeEngine()) as server:
+        answer = (await server.client.post("/v1/predict", json=body | {"return_samples": True})).json()
+    outcomes = [Prediction.model_validate(answer)] * 64
+    reader, turns = Reader(MIB), [time.perf_counter()]
+    writing = asyncio.create_task(read(reader, "one", partial(batch_response, outcomes)))
+    while not writing.done():
+        await asyncio.sleep(0)
+        turns.append(time.perf_counter())
+    assert max(later - turn for turn, later in pairwise(turns)) < (turns[-1] - turns[0]) / 2
+    assert (await writing).body == BatchResponse(predictions=outcomes).model_dump_json(exclude_unset=True).encode()
+    reader.close()
 
 
 @pytest.mark.parametrize("body", [{"inputs": [{"prompt": "x"}]}, {"prompt": "x"}])
