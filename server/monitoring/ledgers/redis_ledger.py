@@ -70,8 +70,8 @@ local earliest = math.min(tonumber(ARGV[1]), tonumber(redis.call('HGET', KEYS[1]
 redis.call('HSET', KEYS[1], 'noticed', earliest)
 return earliest
 """
-# Most pending writes; beyond them Redis is too slow, and predictions are not stored.
-_MAX_WRITING = 1000
+# Most predictions that wait to be written; beyond them Redis is too slow, and predictions are not stored.
+_MAX_WAITING = 1000
 
 
 class RedisLedger:
@@ -106,38 +106,35 @@ class RedisLedger:
         )
         self._redis: Any = Redis.from_pool(pool)
         self._keep_s = max(1, int(keep_s))
-        self._writing: set[asyncio.Task[None]] = set()
+        self._waiting: list[tuple[str, Entry, Callable[[], None]]] = []
+        self._writing: asyncio.Task[None] | None = None
         self._failures = ThrottledLogger(logger)
 
     def remember(self, prediction_id: str, entry: Entry, stored: Callable[[], None]) -> None:
         """Implement Ledger."""
-        if len(self._writing) >= _MAX_WRITING:
+        if len(self._waiting) >= _MAX_WAITING:
             self._failures.warning("Redis is too slow: a prediction is not remembered for feedback")
             return
-        task = asyncio.create_task(self._write(prediction_id, entry, stored))
-        self._writing.add(task)
-        task.add_done_callback(self._writing.discard)
+        self._waiting.append((_prediction(prediction_id), entry, stored))
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write())
 
-    async def _write(self, prediction_id: str, entry: Entry, stored: Callable[[], None]) -> None:
-        contents = json.dumps(
-            {
-                "adapter": entry.adapter,
-                "client": entry.client,
-                "salt": entry.salt.hex(),
-                "choices": entry.choices.hex(),
-                "leader": entry.leader,
-                "target_risk": entry.target_risk,
-                "requested": entry.requested,
-            }
-        )
-        key = _prediction(prediction_id)
-        try:
-            async with self._redis.pipeline() as pipe:
-                await pipe.hset(key, "entry", contents).expire(key, self._keep_s).execute()
-        except RedisError as exc:
-            self._failures.warning(f"Redis failed ({type(exc).__name__}): a prediction is not remembered for feedback")
-        else:
-            stored()
+    async def _write(self) -> None:
+        """Write the predictions that wait, all of them in one transaction, until none waits."""
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            try:
+                async with self._redis.pipeline() as pipe:
+                    for key, entry, _ in batch:
+                        pipe.hset(key, "entry", _json(entry)).expire(key, self._keep_s)
+                    await pipe.execute()
+            except RedisError as exc:
+                self._failures.warning(
+                    f"Redis failed ({type(exc).__name__}): {len(batch)} predictions are not remembered for feedback"
+                )
+            else:
+                for _, _, stored in batch:
+                    stored()
 
     async def find(self, prediction_id: str) -> Entry | None:
         """Implement Ledger."""
@@ -192,8 +189,8 @@ class RedisLedger:
 
     async def close(self) -> None:
         """Implement Ledger."""
-        if self._writing:
-            await asyncio.wait(self._writing, timeout=_TIMEOUT_S)
+        if self._writing is not None:
+            await asyncio.wait([self._writing], timeout=_TIMEOUT_S)
         await self._redis.aclose()
 
 
@@ -210,6 +207,21 @@ def _password(url: str, file: Path) -> str:
             "address"
         )
     return password
+
+
+def _json(entry: Entry) -> str:
+    """Return an entry as text, which `find` reads."""
+    return json.dumps(
+        {
+            "adapter": entry.adapter,
+            "client": entry.client,
+            "salt": entry.salt.hex(),
+            "choices": entry.choices.hex(),
+            "leader": entry.leader,
+            "target_risk": entry.target_risk,
+            "requested": entry.requested,
+        }
+    )
 
 
 def _outcomes(adapter: Contents, target_risk: float) -> str:

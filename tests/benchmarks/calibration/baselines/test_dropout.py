@@ -8,10 +8,9 @@ from blora.errors import ConfigError
 from blora.posterior.bank import SampleBank
 from blora.posterior.noise import generator_of, standard_normal
 from blora.posterior.posterior import Posterior
-from blora.training.evaluate import evaluate
 from blora.training.lora.trainer import fit
 from tests.scenarios import adapted_modules, tiny_base
-from tests.training.toys import labelled, toy_config, toy_data, toy_posterior
+from tests.training.toys import evaluate, labelled, toy_config, toy_data, toy_posterior
 
 RATE = 0.25
 

@@ -19,10 +19,11 @@ from blora.inference.packing import collate
 from blora.inference.scoring import score_rows
 from blora.posterior.draws import Draws, Factors
 from blora.posterior.noise import generator_of
-from blora.training.evaluate import evaluate, predict_all
+from blora.training.evaluate import predict_all
 from blora.training.rows.packed import LabelledRow, collate_labelled
 from tests.benchmarks.calibration.baselines.conftest import Trained
 from tests.scenarios import injected, random_draws, random_rows
+from tests.training.toys import evaluate
 
 
 def rows(n_rows: int = 6) -> list[LabelledRow]:
