@@ -5,6 +5,7 @@ import json
 import pkgutil
 import re
 import tomllib
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
@@ -21,6 +22,17 @@ TABLES = {
     name: found
     for document in tables.DOCUMENTS
     for found, name in re.findall(r"(<!-- table (\w+) -->\n.*?<!-- end -->)", document.read_text(), flags=re.DOTALL)
+}
+# What the reason of a skipped test names, by the words of its row in README.md.
+NEEDED = {
+    "question-answering sets": ("../shared/data",),
+    "Prometheus": ("prometheus", "promtool"),
+    "Redis": ("redis-server",),
+    "kustomize": ("kustomize",),
+    "Chromium": ("chromium",),
+    "other projects' clients": ("the clients",),
+    "a real vLLM": ("VLLM_PYTHON",),
+    "the image": ("no image",),
 }
 RESULTS = sorted((ROOT / "benchmarks" / "results").rglob("*.json"))
 
@@ -104,6 +116,22 @@ def test_make_bench_runs_each_benchmark_or_its_help_names_it_as_left_out(program
     left_out = re.findall(r"\w+", help_line.partition(", but for ")[2])
     ran = re.search(rf"-m {re.escape(program)}\s", recipe) is not None
     assert ran != (program.removeprefix("benchmarks.") in left_out)
+
+
+# Tests that may be skipped
+
+
+@pytest.mark.parametrize("row", NEEDED)
+def test_the_readme_counts_the_tests_that_need_something(row: str, request: pytest.FixtureRequest) -> None:
+    reasons = Counter(
+        str(mark.kwargs["reason"]) for item in request.session.items for mark in item.iter_markers("skipif")
+    )
+    counted = sum(count for reason, count in reasons.items() if any(name in reason for name in NEEDED[row]))
+    [stated] = re.findall(rf"^\| {re.escape(row)}.*? \| (\d+) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    options = request.config.option
+    files = {item.path for item in request.session.items if item.path.is_relative_to(ROOT / "tests")}
+    whole = not (options.keyword or options.markexpr) and files == {*(ROOT / "tests").rglob("test_*.py")}
+    assert counted == int(stated) if whole else counted <= int(stated)
 
 
 # Sources
