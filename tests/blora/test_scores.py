@@ -187,7 +187,12 @@ def test_a_threshold_is_a_policys_a_requests_and_an_answers(score: Score) -> Non
     shown = PolicyInForce(**{score.threshold: 0.25}, source="request")
     assert shown.model_dump(exclude_none=True) == {score.threshold: 0.25, "source": "request"}
     description = requests.Policy.model_fields[score.threshold].description
-    assert description == f"Abstain if {score.failure}."
+    needs = (
+        f" Refused without {score.fewest_draws} or more draws that differ."
+        if score.name == "mutual_information"
+        else ""
+    )
+    assert description == f"Abstain if {score.failure}.{needs}"
 
 
 @per_threshold

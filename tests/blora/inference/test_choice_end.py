@@ -89,7 +89,12 @@ def test_choices_that_a_tokenizer_cannot_tell_apart_are_refused_where_their_text
     assert info.value.param == "choices"
     assert make(*choices, readout=readout).n_choices == 3  # a tokenizer that tells them apart
     assert make(*choices, scoring="label", tokenizer=composing).n_choices == 3
-    assert make(*choices, readout="linear", choices=choices, tokenizer=composing).n_choices == 3
+    small = copy.deepcopy(tiny_tokenizer())
+    small.backend_tokenizer.normalizer = normalizers.Lowercase()
+    fixed = ("XE", "office", "xe")  # choices that look the same cannot be fixed
+    with pytest.raises(PromptError, match="got choices 'XE' and 'xe', .* expected choices .*; rename"):
+        make(*fixed, readout=readout, tokenizer=small)
+    assert make(*fixed, readout="linear", choices=fixed, tokenizer=small).n_choices == 3
 
 
 @pytest.mark.parametrize(
