@@ -10,7 +10,6 @@ and LoRAs have seeds; all else is deterministic. `benchmarks.peers.training_free
 """
 
 import argparse
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -21,14 +20,14 @@ from typing import Any
 
 from benchmarks.peers.contrast import contrast
 from benchmarks.peers.cumulative import cumulative_link
-from benchmarks.peers.figures import DELTA, DTYPE, N_DIVISIONS, Scored, averaged, figures
+from benchmarks.peers.figures import DELTA, N_DIVISIONS, Scored, averaged, figures
 from benchmarks.peers.heads import heads, heads_above_lora
 from benchmarks.peers.reading import ReadSet, kept_in, read_set
 from benchmarks.peers.regressions import Parts, on_states, on_words
-from benchmarks.peers.sets import DATA, QUESTIONS, SETS, TaskSet, load_set
+from benchmarks.peers.results import begin, write
+from benchmarks.peers.sets import SETS, TaskSet, load_set
 from benchmarks.server_process import ROOT
-from blora.base_model import BaseModel, load_base_model
-from blora.training.provenance import machine, revision
+from blora.base_model import BaseModel
 from blora.training.rows.packed import labels_of
 
 RESULTS = ROOT / "benchmarks" / "results" / "peers"
@@ -101,15 +100,11 @@ def main() -> None:
     parser.add_argument("--set", choices=SETS, help="name of one set; by default all, but only the demo's without data")
     parser.add_argument("--keep", type=Path, help="folder that keeps the states and the LoRAs of each set")
     arguments = parser.parse_args()
-    names = [arguments.set] if arguments.set else SETS if DATA.exists() else ("demo", *QUESTIONS)
-    base = load_base_model("embedded", dtype=DTYPE)
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    base, names = begin(RESULTS, arguments.set)
     for name in names:
         task, kept = load_set(name), arguments.keep / f"{name}.pt" if arguments.keep is not None else None
         result = measure(task, base, kept_in(kept, partial(read_set, base, task)), arguments.keep)
-        result |= {"base_model": base.ref.id, "dtype": base.dtype_name, "machine": machine(base.device)}
-        result |= {"revision": revision(), "command": f"python -m benchmarks.peers --set {name}"}
-        (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+        write(RESULTS, result, base, f"python -m benchmarks.peers --set {name}")
 
 
 if __name__ == "__main__":

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from benchmarks.peers.figures import DTYPE, Scored, figures
-from benchmarks.peers.sets import DATA, QUESTIONS, SETS, TaskSet, load_set
+from benchmarks.peers.figures import Scored, figures
+from benchmarks.peers.results import begin, write
+from benchmarks.peers.sets import SETS, TaskSet, load_set
 from benchmarks.server_process import ROOT, TRIAGE
-from blora.base_model import BaseModel, load_base_model
+from blora.base_model import BaseModel
 from blora.decision.temperature import fit_recalibration
 from blora.posterior.noise import generator_of
-from blora.training.provenance import machine, revision
 from blora.training.rows.examples import Example
 
 __all__ = ["MOST_ROWS", "answers", "measure", "thinned"]
@@ -117,17 +117,12 @@ def main() -> None:
     parser.add_argument("--python", type=Path, required=True, help="a Python with anyjev[hf] 0.3")
     parser.add_argument("--set", choices=SETS, help="name of one set; by default all, but only the demo's without data")
     arguments = parser.parse_args()
-    names = [arguments.set] if arguments.set else SETS if DATA.exists() else ("demo", *QUESTIONS)
-    base = load_base_model("embedded", dtype=DTYPE)
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    base, names = begin(RESULTS, arguments.set)
     for name in names:
         task = thinned(load_set(name))
-        if max(len(row.choices) for row in task.test) > MOST_OPTIONS:
-            continue
-        result = measure(task, base, arguments.python)
-        result |= {"base_model": base.ref.id, "dtype": base.dtype_name, "machine": machine(base.device)}
-        result |= {"revision": revision(), "command": "python -m benchmarks.peers.training_free --python PYTHON"}
-        (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+        if max(len(row.choices) for row in task.test) <= MOST_OPTIONS:
+            result = measure(task, base, arguments.python)
+            write(RESULTS, result, base, "python -m benchmarks.peers.training_free --python PYTHON")
 
 
 if __name__ == "__main__":

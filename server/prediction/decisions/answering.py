@@ -118,7 +118,7 @@ class _Plan:
 
     @property
     def beside(self) -> str:
-        """What the adapter reads beside the text."""
+        """The template, instructions and choices, which the adapter reads beside the text."""
         prompt = self.handle.config.prompt
         return "".join([prompt.template, self.instructions, *(self.request.choices or prompt.choices or ())])
 
