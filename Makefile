@@ -9,8 +9,9 @@ READY := $(VENV)/.ready
 # The converted base model lies here, so that a home folder that cannot be written is no obstacle.
 export BLORA_CACHE_DIR ?= $(CURDIR)/$(VENV)/models
 
-# Two processes of one thread each: most tests do not gain from a second thread.
-SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
+# Two processes of one thread each: most tests do not gain from a second thread. Where a test has two threads, the one that
+# waits leaves its core to the other process.
+SIDE_BY_SIDE := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-noisy test-vllm image test-image image-release pin sbom lint fix docs bench pictures demo clean

@@ -19,7 +19,7 @@ from benchmarks.decisions.table import decisions
 from benchmarks.elsewhere import table as elsewhere
 from benchmarks.faults import tables as faults
 from benchmarks.markdown import Columns, record_table
-from benchmarks.peers.table import peers, peers_of_questions
+from benchmarks.peers.table import headline, peers, peers_of_questions
 from benchmarks.processors import table as processors
 from benchmarks.score_table import scores
 from benchmarks.server_process import ADAPTER
@@ -349,6 +349,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "processor_bounds": processors.bounds,
     "processors": processors.full,
     "concurrent": _concurrent,
+    "headline": lambda name: headline(_load("peers"), _load("training_free")),
     "peers": lambda name: peers(_load("peers"), _load("training_free")),
     "peers_of_questions": lambda name: peers_of_questions(_load("peers"), _load("training_free")),
     "foreign_signals": lambda name: elsewhere.foreign_signals(_load("elsewhere")),

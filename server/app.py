@@ -89,6 +89,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         timeout_s=settings.read_timeout_s,
         refuse=lambda error: refuse(service, error),
     )
+    app.add_middleware(systemone.TextOnly, refuse=lambda error: refuse(service, error))
     app.add_middleware(
         KeyAuthentication,
         keys=Keys(settings.api_keys) if settings.api_keys is not None else None,

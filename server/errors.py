@@ -1,4 +1,4 @@
-"""Errors of the server, and the table that maps each error code to an HTTP status.
+"""Errors of the server, and the tables of their HTTP statuses and types.
 
 ServerError
 ├── InvalidRequestError     the body is invalid; one code for each kind of mistake
@@ -20,7 +20,8 @@ ServerError
 ├── NonFiniteError          the forward pass returned NaN or infinity
 ├── InternalError           a bug in the server
 ├── FeedbackUnavailableError  the store of predictions is unreachable
-├── NotReadyError           the model is not loaded, or cannot take an adapter at the moment
+├── NotReadyError           the model is not loaded
+├── AdapterUnavailableError  the engine cannot load an adapter at the moment
 ├── DrainingError           the server is shutting down
 ├── DeadlineExceededError   an answer or the reading of an adapter missed its deadline
 └── DisconnectedError       the client disconnected before the answer
@@ -29,16 +30,15 @@ Messages say what is wrong, what was expected and what to do: `got X, expected Y
 sentences elsewhere. They never repeat the prompt.
 """
 
-from typing import NamedTuple
-
 __all__ = [
-    "TABLE",
+    "STATUS",
+    "TYPES",
     "AdapterConflictError",
+    "AdapterUnavailableError",
     "DeadlineExceededError",
     "DigestMismatchError",
     "DisconnectedError",
     "DrainingError",
-    "ErrorRow",
     "FeedbackUnavailableError",
     "ForbiddenError",
     "InternalError",
@@ -63,63 +63,77 @@ __all__ = [
 ]
 
 
-class ErrorRow(NamedTuple):
-    """HTTP status and error type of one error code."""
-
-    status: int
-    type: str
-
-
-TABLE: dict[str, ErrorRow] = {
-    "invalid_http": ErrorRow(400, "invalid_request_error"),
-    "not_text": ErrorRow(400, "invalid_request_error"),  # for 400 a client asks again without its images
-    "conflict": ErrorRow(422, "invalid_request_error"),
-    "duplicate_choices": ErrorRow(422, "invalid_request_error"),
-    "empty_policy": ErrorRow(422, "invalid_request_error"),
-    "empty_string": ErrorRow(422, "invalid_request_error"),
-    "invalid_adapter": ErrorRow(422, "invalid_request_error"),
-    "invalid_json": ErrorRow(422, "invalid_request_error"),
-    "invalid_length": ErrorRow(422, "invalid_request_error"),
-    "invalid_prompt": ErrorRow(422, "invalid_request_error"),
-    "invalid_type": ErrorRow(422, "invalid_request_error"),
-    "invalid_value": ErrorRow(422, "invalid_request_error"),
-    "label_not_offered": ErrorRow(422, "invalid_request_error"),
-    "missing": ErrorRow(422, "invalid_request_error"),
-    "not_calibrated": ErrorRow(422, "invalid_request_error"),
-    "not_finite": ErrorRow(422, "invalid_request_error"),
-    "out_of_range": ErrorRow(422, "invalid_request_error"),
-    "unknown_field": ErrorRow(422, "invalid_request_error"),
-    "unknown_question": ErrorRow(422, "invalid_request_error"),
-    "unauthorized": ErrorRow(401, "authentication_error"),
-    "forbidden": ErrorRow(403, "permission_error"),
-    "unknown_adapter": ErrorRow(404, "not_found_error"),
-    "unknown_prediction": ErrorRow(404, "not_found_error"),
-    "digest_mismatch": ErrorRow(404, "not_found_error"),
-    "not_found": ErrorRow(404, "not_found_error"),
-    "method_not_allowed": ErrorRow(405, "invalid_request_error"),
-    "slow_request": ErrorRow(408, "client_error"),
-    "adapter_conflict": ErrorRow(409, "conflict_error"),
-    "too_many_adapters": ErrorRow(409, "conflict_error"),
-    "adapter_too_large": ErrorRow(413, "too_large_error"),
-    "body_too_large": ErrorRow(413, "too_large_error"),
-    "prompt_too_long": ErrorRow(413, "too_large_error"),
-    "too_many_inputs": ErrorRow(413, "too_large_error"),
-    "too_large": ErrorRow(413, "too_large_error"),
-    "too_much_work": ErrorRow(413, "too_large_error"),
-    "unsupported_media_type": ErrorRow(415, "invalid_request_error"),
-    "queue_full": ErrorRow(429, "rate_limit_error"),
-    "rate_limited": ErrorRow(429, "rate_limit_error"),
-    "disconnected": ErrorRow(499, "client_error"),
-    "model_failure": ErrorRow(500, "server_error"),
-    "non_finite": ErrorRow(500, "server_error"),
-    "internal_error": ErrorRow(500, "server_error"),
-    "feedback_unavailable": ErrorRow(503, "unavailable_error"),
-    "not_ready": ErrorRow(503, "unavailable_error"),
-    "too_many_connections": ErrorRow(503, "unavailable_error"),
-    "draining": ErrorRow(503, "unavailable_error"),
-    "adapter_stalled": ErrorRow(504, "timeout_error"),
-    "deadline_exceeded": ErrorRow(504, "timeout_error"),
+STATUS: dict[str, int] = {
+    "invalid_http": 400,
+    "not_text": 400,  # for 400 a client asks again without its images
+    "conflict": 422,
+    "duplicate_choices": 422,
+    "empty_policy": 422,
+    "empty_string": 422,
+    "invalid_adapter": 422,
+    "invalid_json": 422,
+    "invalid_length": 422,
+    "invalid_prompt": 422,
+    "invalid_type": 422,
+    "invalid_value": 422,
+    "label_not_offered": 422,
+    "missing": 422,
+    "not_calibrated": 422,
+    "not_finite": 422,
+    "out_of_range": 422,
+    "unknown_field": 422,
+    "unknown_question": 422,
+    "unauthorized": 401,
+    "forbidden": 403,
+    "unknown_adapter": 404,
+    "unknown_prediction": 404,
+    "digest_mismatch": 404,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "slow_request": 408,
+    "adapter_conflict": 409,
+    "too_many_adapters": 409,
+    "adapter_too_large": 413,
+    "body_too_large": 413,
+    "prompt_too_long": 413,
+    "too_many_inputs": 413,
+    "too_large": 413,
+    "too_much_work": 413,
+    "unsupported_media_type": 415,
+    "queue_full": 429,
+    "rate_limited": 429,
+    "disconnected": 499,
+    "model_failure": 500,
+    "non_finite": 500,
+    "internal_error": 500,
+    "adapter_unavailable": 503,
+    "feedback_unavailable": 503,
+    "not_ready": 503,
+    "too_many_connections": 503,
+    "draining": 503,
+    "adapter_stalled": 504,
+    "deadline_exceeded": 504,
 }
+"""HTTP status of each error code."""
+
+TYPES: dict[int, str] = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    408: "client_error",
+    409: "conflict_error",
+    413: "too_large_error",
+    415: "invalid_request_error",
+    422: "invalid_request_error",
+    429: "rate_limit_error",
+    499: "client_error",
+    500: "server_error",
+    503: "unavailable_error",
+    504: "timeout_error",
+}
+"""Error type of each HTTP status, which groups related codes."""
 
 
 class ServerError(Exception):
@@ -127,7 +141,7 @@ class ServerError(Exception):
 
     Args:
         message: what is wrong, what was expected, and what to do.
-        code: a key of TABLE; by default the code of the class.
+        code: a key of STATUS; by default the code of the class.
         param: dotted path of the invalid field, if there is one.
     """
 
@@ -142,12 +156,12 @@ class ServerError(Exception):
     @property
     def status(self) -> int:
         """HTTP status of the response."""
-        return TABLE[self.code].status
+        return STATUS[self.code]
 
     @property
     def type(self) -> str:
         """Error type in the response, which groups related codes."""
-        return TABLE[self.code].type
+        return TYPES[self.status]
 
 
 class InvalidRequestError(ServerError):
@@ -282,9 +296,15 @@ class InternalError(ServerError):
 
 
 class NotReadyError(ServerError):
-    """The model is still loading, could not be loaded, or cannot take an adapter at the moment."""
+    """The model is still loading, or could not be loaded."""
 
     code = "not_ready"
+
+
+class AdapterUnavailableError(ServerError):
+    """The engine cannot load an adapter at the moment, for lack of memory or of a connection."""
+
+    code = "adapter_unavailable"
 
 
 class DrainingError(ServerError):

@@ -28,7 +28,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from blora.base_model import BaseModel, fingerprint
+from blora.base_model import BaseModel, model_fingerprint, reading_digest
 from blora.base_model.precision import set_precision
 from blora.config import BaseModelRef, NormalizationName
 from blora.inference.fork import branching_layer, runs_in_parts
@@ -159,13 +159,13 @@ def spell(ids: Sequence[int]) -> str:
 
 def tiny_base(architecture: str = "llama", dtype: torch.dtype = torch.float32) -> BaseModel:
     """A tiny model as a base model, not yet injected."""
-    model = tiny_model(architecture)
-    identity = fingerprint(model)
+    model, tokenizer = tiny_model(architecture), tiny_tokenizer()
+    identity, reading = model_fingerprint(model), reading_digest(model, tokenizer)
     set_precision(model, dtype)
     return BaseModel(
         model=model,
-        tokenizer=tiny_tokenizer(),
-        ref=BaseModelRef(id=f"tiny/{architecture}", revision=None, fingerprint=identity),
+        tokenizer=tokenizer,
+        ref=BaseModelRef(id=f"tiny/{architecture}", revision=None, fingerprint=identity, reading=reading),
         device=torch.device("cpu"),
         dtype=dtype,
         max_length=MAX_LENGTH,

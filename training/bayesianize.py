@@ -7,7 +7,6 @@ rows how far the posterior can be widened before its predictions get worse.
 
 import logging
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +14,13 @@ from typing import Any
 
 from blora.adapter import CONFIG_FILE, check_output, read_config, save_adapter
 from blora.adapter.lora import balanced, lora_shape, read_lora
-from blora.adapter.opening import open_base
-from blora.base_model import EMBEDDED, BaseModel
+from blora.adapter.opening import base_model_of, check_lora_base, open_base
+from blora.base_model import BaseModel
 from blora.config import AdapterConfig, PosteriorConfig, PromptConfig, SamplingConfig
+from blora.decision.abstention import Policy
 from blora.errors import AdapterError, ConfigError
 from blora.posterior.draws import Factors
-from blora.posterior.inject import check_modules, inject
+from blora.posterior.inject import check_modules, inject, target_names
 from blora.posterior.posterior import Posterior
 from blora.training.caveats import warn_of_few_rows
 from blora.training.config import N_SAMPLES_TUNED, NEW_PROMPT, SCALES, TOLERANCE_NATS
@@ -56,7 +56,7 @@ def bayesianize_lora(
     split: str = "validation",
     columns: Mapping[str, str] | None = None,
     limit: int | None = None,
-    base_model: str = EMBEDDED,
+    base_model: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     scales: Sequence[float] = SCALES,
@@ -73,7 +73,8 @@ def bayesianize_lora(
         split: the split of a hub data set to load.
         columns: our column names, mapped to the data's own names.
         limit: number of rows to use from the top, None for all.
-        base_model: the base model that the LoRA was trained on, as for `load_base_model`.
+        base_model: the base model that the LoRA was trained on, as for `load_base_model`; by default that of a LoRA
+            that `blora train` made, and the embedded one for any other.
         device: device to compute on, as for `load_base_model`.
         dtype: precision of the base model, as for `load_base_model`.
         scales: factors to try on the posterior's standard deviations.
@@ -101,13 +102,15 @@ def bayesianize_lora(
     sampling = replace(sampling, n_samples=given.pop("n_samples", N_SAMPLES_TUNED))  # a plain LoRA has one draw
     if given:
         raise ConfigError(f"got unknown settings {', '.join(given)}, expected those of `blora bayesianize --help`")
+    if own is not None and own.policy is not None:
+        Policy.from_mapping(own.policy).check_draws(sampling.n_samples)
     table = as_plain(read_table(data, split=split, columns=columns), question, training=True)
     if own is None and prompt.choices is None:
         prompt = replace(prompt, choices=label_set(table))
     examples = examples_of(table, prompt.choices, limit)
     if default_template:
         prompt = replace(prompt, template=examples.template)
-    base = open_base(base_model, device=device, dtype=dtype)
+    base = open_base(base_model or base_model_of(path), device=device, dtype=dtype)
     chosen, trials = _bayesianize(
         path, output, base, examples, own, prompt, sampling, scales=scales, tolerance=tolerance, command=command
     )
@@ -162,24 +165,23 @@ def _bayesianize(
         The chosen trial, and all trials; the first is the LoRA itself, at scale 0.
 
     Raises:
-        AdapterError: if the directory holds no plain LoRA, or the LoRA does not fit the base model.
+        AdapterError: if the directory holds no plain LoRA, or the LoRA is not one of the base model.
         ConfigError: if the LoRA's update is zero everywhere.
         DataError: if the LoRA is an adapter that was made with some of the examples.
     """
     check_output(output)
-    began = time.perf_counter()
     seen = seen_by(path)
     check_unseen({SEEN: seen}, examples)
+    check_lora_base(path, base)
     posterior = posterior_around(path, START, sampling.seed)
     check_modules(base.model, posterior.modules_shape)
     rows = pack_examples(examples, base, prompt)
     inject(base.model, posterior.modules_shape)
     lora = trial_of(0.0, predict_all(base.model, rows, posterior.mean(), about="scoring the LoRA"), rows)
     chosen, trials = tune(base, posterior, rows, sampling, scales=scales, tolerance=tolerance)
-    targets = tuple(sorted({name.rsplit(".", 1)[-1] for name in posterior.modules_shape}))
     config = AdapterConfig(
         base_model=base.ref,
-        target_modules=targets,
+        target_modules=target_names(posterior.modules_shape),
         modules=posterior.modules_shape,
         posterior=posterior.config,
         prompt=prompt,
@@ -192,7 +194,6 @@ def _bayesianize(
             "machine": machine(base.device),
             "dtype": base.dtype_name,
             "init_from": str(path),
-            "seconds": time.perf_counter() - began,
             "tuning": record(examples, chosen, [lora, *trials], tolerance),
             SEEN: seen | {"tuning": fingerprints(examples)},
         },

@@ -10,6 +10,7 @@ from blora.base_model import BaseModel
 from blora.decision.asks import AskedRows
 from blora.decision.calibrate import calibrate
 from blora.decision.calibration import Binding, Calibration, FormName, Goal
+from blora.disk.cache import check_own
 from blora.errors import AdapterError
 from blora.posterior.bank import SampleBank
 from blora.training.evaluate import predict_with_distances
@@ -35,11 +36,12 @@ def calibrate_adapter(
         split: name of the examples' split, for the record.
 
     Raises:
-        BloraError: if the adapter was made with this data or some of these questions, if a question comes twice, if
-            earlier asks have used up the rows, if the rows do not prove the goal, or if the adapter's files have
-            changed since it was loaded. A failed proof adds its ask to `calibration.json` and changes nothing else
-            there; an error that comes before any label is compared with an answer adds none.
+        BloraError: if the adapter is in the hub's cache, if it was made with this data or some of these questions, if a
+            question comes twice, if earlier asks have used up the rows, if the rows do not prove the goal, or if the
+            adapter's files have changed since it was loaded. A failed proof adds its ask to `calibration.json` and
+            changes nothing else there; an error that comes before any label is compared with an answer adds none.
     """
+    check_own(adapter.path)
     _check_current(adapter)
     path, prompt, sampling = adapter.path, adapter.config.prompt, adapter.config.sampling
     check_unseen(adapter.config.training, examples)

@@ -2,16 +2,16 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from difflib import get_close_matches
 
 from blora.decision.temperature import FEW_ROWS
 
-__all__ = ["CLOSE", "warn_of_few_rows", "warn_of_odd_labels"]
+__all__ = ["CLOSE", "warn_of_few_rows", "warn_of_odd_labels", "warn_of_two_labels"]
 
 # Likeness, of at most 1, from which two texts may be one text that is misspelt.
 CLOSE = 0.8
-# A label of at most so many rows may be a misspelling of another that has ten times as many.
+# A label of at most FEW rows may be a misspelling of another that has MANY_TIMES as many.
 FEW, MANY_TIMES = 2, 10
 
 logger = logging.getLogger(__name__)
@@ -42,3 +42,24 @@ def warn_of_odd_labels(labels: Iterable[str]) -> None:
                 "the label %r, of %d rows, may be a misspelling of %r, of %d: as it is, it is a choice of its own",
                 *(label, count, usual, counts[usual]),
             )
+
+
+def warn_of_two_labels(rows: Iterable[tuple[str, Hashable, str]]) -> None:
+    """Log a warning if a question comes twice, with different labels.
+
+    Args:
+        rows: the place, the question and the label of each row.
+    """
+    firsts: dict[Hashable, tuple[str, str]] = {}
+    found: dict[Hashable, tuple[str, str, str, str]] = {}
+    for where, question, label in rows:
+        first, usual = firsts.setdefault(question, (where, label))
+        if label != usual:
+            found.setdefault(question, (first, usual, where, label))
+    if found:
+        logger.warning(
+            "%s has the label %r, and %s, with the same question, has %r: correct one of them, or remove both "
+            "(questions with several labels: %d)",
+            *next(iter(found.values())),
+            len(found),
+        )

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from blora.adapter.opening import base_model_of
 from blora.base_model import EMBEDDED
-from blora.config import PosteriorConfig, PromptConfig, SamplingConfig
+from blora.config import MethodName, PosteriorConfig, PromptConfig, SamplingConfig
 from blora.config.checks import require
 from blora.errors import ConfigError
 from blora.scores import SCORES
@@ -40,14 +41,18 @@ class Recipe:
         base_model: hub id, folder or file, as for `load_base_model`.
         device: device to train on, as for `load_base_model`.
         dtype: precision of the base model, as for `load_base_model`.
-        target_modules: names of the modules to adapt; None for every linear one below a head, otherwise PEFT's default.
+        target_modules: names of the modules to adapt; None for those of `init_from`, otherwise every linear one below a
+            head, or PEFT's default.
         head: decision head. `linear` reads the prompt, for fixed choices; `pointer` reads each choice; `none` leaves
             the answer to the language model's own scores, under a posterior over a LoRA. `auto` takes linear or
-            pointer, as the choices are fixed or not, and none if a setting of such a posterior is given.
+            pointer, as the choices are fixed or not, and none if a setting of such a posterior or of these scores is
+            given.
         layers: decoder layers to adapt, as text that `parse_layers` reads, or "none" for a head alone. Below a head
-            they get a plain LoRA, which stays only if the validation NLL is lower with it. None adapts all layers if
-            there is no head or a setting of the LoRA is given, and none otherwise.
-        posterior: family, rank, prior and start of the posterior.
+            they get a plain LoRA, which stays only if the validation NLL is lower with it. None adapts those of
+            `init_from`, otherwise all if there is no head or a setting of the LoRA is given, and none otherwise.
+        method: the method of the posterior if it was chosen, which is a setting of a posterior over a LoRA; None for
+            the default.
+        posterior: method, family, rank, prior and start of the posterior.
         bayesian_layers: layers that get a posterior, written like `layers`; the other adapted layers get plain LoRA.
             None gives all adapted layers a posterior.
         init_from: directory of a LoRA or adapter whose factors are the initial mean, None to start from zero.
@@ -76,6 +81,7 @@ class Recipe:
     target_modules: tuple[str, ...] | None = None
     head: HeadChoice = "auto"
     layers: str | None = None
+    method: MethodName | None = None
     posterior: PosteriorConfig = field(default_factory=PosteriorConfig)
     bayesian_layers: str | None = None
     init_from: Path | None = None
@@ -96,10 +102,12 @@ def recipe_of(data: Rows, output: Path, *, command: str, **settings: Any) -> Rec
         data: the rows to train on.
         output: the adapter directory to write; checkpoints go to OUTPUT.work unless `work_dir` is given.
         command: the command that started the run, for the training record.
-        settings: values by flag name of `blora train`, with underscores; None or missing means the default.
+        settings: values by flag name of `blora train`, with underscores; None or missing means the default, and for
+            base_model that of an init_from that `blora train` made, or else the embedded one.
 
     Raises:
         ConfigError: if a setting is unknown or out of range.
+        AdapterError: if the base model of init_from came from a folder or a file, and no base_model is given.
     """
     given = {name: value for name, value in settings.items() if value is not None}
     usual = TrainConfig(work_dir=output).learning_rate
@@ -118,8 +126,11 @@ def recipe_of(data: Rows, output: Path, *, command: str, **settings: Any) -> Rec
     own = {name: given.pop(name) for name in _direct_names() & given.keys()}
     work_dir = Path(given.pop("work_dir", output.with_name(f"{output.name}.work")))
     default_template = "template" not in given
+    if "base_model" not in own:
+        own["base_model"] = base_model_of(own.get("init_from"))
     recipe = Recipe(
         data=data,
+        method=given.get("method"),
         posterior=_take(PosteriorConfig, given),
         training=_take(TrainConfig, given, work_dir=work_dir),
         prompt=prompt_of(given, NEW_PROMPT),
@@ -157,7 +168,7 @@ def sampling_of(given: dict[str, Any], start: SamplingConfig) -> SamplingConfig:
 
 def _direct_names() -> set[str]:
     """Return the names of the settings that are fields of `Recipe` itself, not of one of its configs."""
-    nested = {"data", "posterior", "training", "prompt", "default_template", "sampling", "policy", "command"}
+    nested = {"data", "method", "posterior", "training", "prompt", "default_template", "sampling", "policy", "command"}
     return {field.name for field in fields(Recipe)} - nested
 
 

@@ -6,33 +6,42 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from accelerate import PartialState
 from transformers import TrainerCallback
 
 from blora.adapter import check_output, save_adapter
-from blora.adapter.lora import WEIGHTS_FILE, read_lora
-from blora.adapter.opening import open_base
+from blora.adapter.lora import WEIGHTS_FILE, lora_shape, read_lora
+from blora.adapter.opening import check_lora_base, open_base
 from blora.base_model import BaseModel
-from blora.config import AdapterConfig, HeadConfig, PosteriorConfig, PromptConfig, ReadoutName, SamplingConfig
+from blora.config import AdapterConfig, HeadConfig, PosteriorConfig, PromptConfig, SamplingConfig
 from blora.decision.abstention import Policy
 from blora.decision.familiarity import Familiarity
 from blora.errors import ConfigError
 from blora.posterior.decision_head import HeadPosterior
-from blora.posterior.inject import default_targets, linear_targets, parse_layers, select_modules
+from blora.posterior.inject import (
+    check_modules,
+    default_targets,
+    layer_index,
+    linear_targets,
+    parse_layers,
+    select_modules,
+    target_names,
+)
 from blora.posterior.posterior import Posterior
 from blora.training.caveats import warn_of_few_rows
-from blora.training.config import N_SAMPLES, N_SAMPLES_HEAD
+from blora.training.config import N_SAMPLES
 from blora.training.head.train import Part, TrainedHead, train_below, train_head
 from blora.training.lora.checkpoints import claim, last_complete, release
 from blora.training.lora.trainer import check_tracker, fit
+from blora.training.plan import n_samples_of, plan_of
 from blora.training.processes import claim_device
 from blora.training.provenance import machine, revision
 from blora.training.recipe import Recipe
 from blora.training.rows.examples import ExampleSet, examples_of, read_examples, split_examples
 from blora.training.rows.labels import label_set
-from blora.training.rows.overlap import SEEN, TRAINED, check_disjoint, check_unseen, fingerprints, seen_by
+from blora.training.rows.overlap import SEEN, check_disjoint, check_unseen, fingerprints, seen_by, trained_on
 from blora.training.rows.packed import LabelledRow, pack_examples
 from blora.training.rows.questions import as_plain
 from blora.training.rows.sources import read_table
@@ -81,9 +90,10 @@ def train_adapter(recipe: Recipe, output: Path, *, callbacks: Sequence[TrainerCa
     check_output(output)
     check_tracker(recipe.training.report_to)
     train, validation, prompt = _read(recipe)
-    check_unseen({SEEN: seen_by(recipe.init_from, TRAINED)}, validation)
-    head, layers = _plan(recipe, prompt)
-    seen = {"train": fingerprints(train), "validation": fingerprints(validation)} | seen_by(recipe.init_from)
+    before = seen_by(recipe.init_from)
+    check_unseen({SEEN: trained_on(before)}, validation)
+    head, layers = plan_of(recipe, prompt)
+    seen = before | {"train": fingerprints(train), "validation": fingerprints(validation)}
     processes, device = claim_device(recipe.device)
     base = open_base(recipe.base_model, device=device, dtype=recipe.dtype)
     lora = _lora_of(recipe, base, layers, below=head != "none") if layers != "none" else None
@@ -91,7 +101,7 @@ def train_adapter(recipe: Recipe, output: Path, *, callbacks: Sequence[TrainerCa
     if head != "none":
         candidates = _with_head(run, replace(prompt, readout=head), lora)
     else:
-        assert lora is not None  # `_plan` refuses neither
+        assert lora is not None  # `plan_of` refuses neither
         candidates = [_with_lora(run, prompt, *lora)]
     chosen = min(candidates, key=lambda one: one.judged.metrics.nll)
     parts = tuple(part for one in candidates for part in one.parts) if head != "none" else ()
@@ -108,7 +118,6 @@ def train_adapter(recipe: Recipe, output: Path, *, callbacks: Sequence[TrainerCa
         policy=recipe.policy,
         training=_record(recipe, base, train)
         | {
-            "seconds": chosen.seconds,
             SEEN: seen,
             "parts": {part.name: part.metrics.to_dict() for part in parts},
             "validation": {
@@ -127,7 +136,10 @@ def train_adapter(recipe: Recipe, output: Path, *, callbacks: Sequence[TrainerCa
         if lora is not None:
             release(recipe.training.work_dir)
         result = chosen.result
-        logger.info("wrote %s: validation NLL %.3f, accuracy %.3f", output, result.metrics.nll, result.metrics.accuracy)
+        logger.info(
+            "wrote %s: validation NLL %.3f, accuracy %.3f, trained for %.0f s",
+            *(output, result.metrics.nll, result.metrics.accuracy, chosen.seconds),
+        )
         warn_of_few_rows(result.n_rows, result.n_recalibrating)
     processes.wait_for_everyone()  # no process reads the adapter before the main one has written it
     return Trained(base, chosen.result, parts)
@@ -182,41 +194,10 @@ class _Run:
             return last_complete(work_dir)
 
 
-def _plan(recipe: Recipe, prompt: PromptConfig) -> tuple[ReadoutName | Literal["none"], str]:
-    """Return the kind of the head, and the layers to adapt.
-
-    Raises:
-        ConfigError: if they exclude each other, or the policy needs a head and there is none.
-    """
-    of_posterior = recipe.bayesian_layers is not None or recipe.posterior != PosteriorConfig(
-        method=recipe.posterior.method, rank=recipe.posterior.rank, alpha=recipe.posterior.alpha
-    )
-    head: ReadoutName | Literal["none"]
-    if recipe.head == "auto":
-        readable = prompt.scoring == "text" and (prompt.choices is not None or prompt.choice_end != "none")
-        head = "linear" if prompt.choices is not None else "pointer"
-        head = head if readable and not of_posterior else "none"
-    else:
-        head = recipe.head
-    if head != "none" and of_posterior:
-        raise ConfigError(
-            f"got a setting of a posterior over a LoRA with head {head}, whose LoRA is a point; use head none"
-        )
-    wants_lora = recipe.posterior != PosteriorConfig() or any(
-        setting is not None for setting in (recipe.init_from, recipe.target_modules)
-    )
-    layers = recipe.layers or ("all" if head == "none" or wants_lora else "none")
-    if head == "none" and layers == "none":
-        raise ConfigError("got neither layers nor a head, expected one of them: leave --layers out")
-    if head == "none" and "min_familiarity" in (recipe.policy or {}):
-        raise ConfigError("got --min-familiarity without a head, whose states a familiarity reads: leave it out")
-    return head, layers
-
-
 def _with_head(run: _Run, prompt: PromptConfig, lora: tuple[tuple[str, ...], Posterior] | None) -> list[_Candidate]:
     """Return the adapter of a head alone and, if there is a LoRA to train below it, of a head above that LoRA."""
     recipe, base = run.recipe, run.base
-    sampling = replace(recipe.sampling, n_samples=recipe.n_samples or N_SAMPLES_HEAD, stop_error=None)
+    sampling = replace(recipe.sampling, n_samples=n_samples_of(recipe, head=True))
     rows, validation_rows = run.packed(prompt)
     began = time.perf_counter()
 
@@ -236,11 +217,12 @@ def _with_head(run: _Run, prompt: PromptConfig, lora: tuple[tuple[str, ...], Pos
             modules=trained.posterior.lora.modules_shape,
         )
 
+    # Before the frozen head is trained, so that a work folder that cannot be used is refused at once.
+    checkpoint = run.checkpoint(prompt) if lora is not None else None
     frozen = train_head(base, rows, validation_rows, sampling)
     found = [candidate(frozen)]
     if lora is not None:
         targets, below = lora
-        checkpoint = run.checkpoint(prompt)
         above = train_below(
             base, frozen, below, rows, validation_rows, sampling, recipe.training, checkpoint, run.callbacks
         )
@@ -249,18 +231,52 @@ def _with_head(run: _Run, prompt: PromptConfig, lora: tuple[tuple[str, ...], Pos
 
 
 def _lora_of(recipe: Recipe, base: BaseModel, layers: str, *, below: bool) -> tuple[tuple[str, ...], Posterior]:
-    """Return the names of the modules to adapt, and the posterior over their LoRA before training."""
-    usual = linear_targets(base.model) if below else default_targets(base.model.config.model_type)
-    targets = recipe.target_modules or usual
+    """Return the names of the modules to adapt, and the posterior over their LoRA before training.
+
+    Raises:
+        AdapterError: if the LoRA to start from is not one of the base model, or has another size.
+        ConfigError: if the LoRA to start from adapts other modules than the settings ask for.
+    """
     n_layers = base.model.config.get_text_config().num_hidden_layers
     form = replace(recipe.posterior, method="lora") if below else recipe.posterior
     if recipe.bayesian_layers is not None:
         form = replace(form, bayesian_layers=parse_layers(recipe.bayesian_layers, n_layers))
-    modules = select_modules(base.model, targets, parse_layers(layers, n_layers))
+    if recipe.init_from is None:
+        usual = linear_targets(base.model) if below else default_targets(base.model.config.model_type)
+        targets = recipe.target_modules or usual
+        modules = select_modules(base.model, targets, parse_layers(layers, n_layers))
+    else:
+        targets, modules = _modules_of(recipe, recipe.init_from, base, n_layers)
     posterior = Posterior(modules, form, recipe.training.seed)
     if recipe.init_from is not None:
         posterior.set_mean(read_lora(recipe.init_from, modules, form.rank, form.alpha))
     return tuple(targets), posterior
+
+
+def _modules_of(
+    recipe: Recipe, lora: Path, base: BaseModel, n_layers: int
+) -> tuple[tuple[str, ...], dict[str, tuple[int, int]]]:
+    """Return the names of the modules that a LoRA to start from adapts, and (d_out, d_in) of each module.
+
+    Raises:
+        AdapterError: if the LoRA is not one of the base model.
+        ConfigError: if the settings ask for other modules.
+    """
+    check_lora_base(lora, base)
+    modules = lora_shape(lora).modules
+    check_modules(base.model, modules)
+    own = target_names(modules)
+    if recipe.target_modules is None and recipe.layers is None:
+        return own, modules
+    targets = recipe.target_modules or own
+    layers = {index for name in modules if (index := layer_index(name)) is not None}
+    wanted = layers if recipe.layers is None else parse_layers(recipe.layers, n_layers)
+    if select_modules(base.model, targets, wanted).keys() != modules.keys():
+        raise ConfigError(
+            f"got other --target-modules or --layers than those of the LoRA {lora}, which adapts {', '.join(own)} in "
+            f"layers {sorted(layers)}; leave both flags out, or start from a LoRA of the modules that they name"
+        )
+    return targets, modules
 
 
 def _with_lora(run: _Run, prompt: PromptConfig, targets: tuple[str, ...], posterior: Posterior) -> _Candidate:
@@ -275,11 +291,9 @@ def _with_lora(run: _Run, prompt: PromptConfig, targets: tuple[str, ...], poster
         rows[0].row.n_choices,
     )
     fitted = fit(base, posterior, rows, validation_rows, recipe.training, checkpoint, run.callbacks)
-    sampling = replace(recipe.sampling, n_samples=recipe.n_samples or N_SAMPLES)
-    if form.method == "lora":  # one set of weights, so one draw
-        sampling = replace(sampling, n_samples=1)
+    sampling = replace(recipe.sampling, n_samples=n_samples_of(recipe, head=False))
     cache_gib = recipe.training.trunk_cache_gib
-    score = scorer(base, posterior, validation_rows, sampling.n_samples, sampling.seed, cache_gib=cache_gib)
+    score = scorer(base, posterior, validation_rows, sampling, cache_gib=cache_gib)
     result = trial_of(1.0, score(1.0), validation_rows)
     return _Candidate(
         posterior=posterior,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from blora.adapter import Adapter, check_output, read_config, save_adapter
@@ -17,21 +18,20 @@ from blora.config.checks import require
 from blora.decision.familiarity import Familiarity
 from blora.decision.temperature import temper
 from blora.inference.fork import first_layer
-from blora.inference.reading import head_log_probs
 from blora.posterior.bank import SampleBank
 from blora.posterior.decision_head import HeadPosterior
 from blora.posterior.inject import inject
-from blora.posterior.noise import generator_of
 from blora.posterior.posterior import Posterior
 from blora.questions.fingerprints import joined
 from blora.training.caveats import warn_of_few_rows
 from blora.training.config import CACHE_GIB
 from blora.training.evaluate import predict_all, predict_with_distances
+from blora.training.head.crossfit import Held
 from blora.training.head.familiarity import with_guesses
 from blora.training.head.features import read_features
 from blora.training.lora.trunk import with_states
 from blora.training.rows.examples import ExampleSet, examples_for
-from blora.training.rows.overlap import SEEN, TRAINED, check_unseen, fingerprints
+from blora.training.rows.overlap import SEEN, check_unseen, fingerprints, seen_among, trained_on
 from blora.training.rows.packed import LabelledRow, pack_examples
 from blora.training.rows.sources import Rows
 from blora.training.trials import Trial, choose, try_scales
@@ -40,26 +40,28 @@ __all__ = ["record", "scorer", "tune", "tune_adapter"]
 
 logger = logging.getLogger(__name__)
 
+# The uses of rows that may be in the reference of an adapter's familiarity.
+REFERENCE = ("validation", "reference")
+
 
 def scorer(
     base: BaseModel,
     posterior: Posterior | HeadPosterior,
     rows: Sequence[LabelledRow],
-    n_samples: int,
-    seed: int,
+    sampling: SamplingConfig,
     *,
     cache_gib: float = CACHE_GIB,
 ) -> Callable[[float], Tensor]:
     """Return a function from a scale to the rows' log-probabilities (S, N, C), with the same noise at every scale."""
     if isinstance(posterior, HeadPosterior):
-        return _head_scorer(base, posterior, rows, n_samples, seed)
+        return _head_scorer(base, posterior, rows, sampling)
     inject(base.model, posterior.modules_shape)
     known = with_states(base.model, rows, first_layer(posterior.modules_shape), cache_gib)
 
     def score(scale: float) -> Tensor:
         scaled = copy.deepcopy(posterior)
         scaled.widen(scale)
-        bank = SampleBank.draw(scaled, "in tuning", n_samples, seed)
+        bank = SampleBank.draw(scaled, "in tuning", sampling.n_samples, sampling.seed)
         return predict_all(base.model, known, bank.draws, about=f"scoring at scale {scale:g}")
 
     return score
@@ -92,7 +94,7 @@ def tune(
     """
     require(len(scales) > 0, "no scales", "at least one")
     require(0 <= tolerance < math.inf, f"tolerance = {tolerance}", "nats of at least 0")
-    trials = try_scales(scorer(base, posterior, rows, sampling.n_samples, sampling.seed), rows, scales)
+    trials = try_scales(scorer(base, posterior, rows, sampling), rows, scales)
     chosen = choose(trials, tolerance)
     posterior.widen(chosen.scale)
     return chosen, trials
@@ -138,8 +140,7 @@ def tune_adapter(
     config = read_config(path)
     examples = examples_for(config, data, split=split, columns=columns, limit=limit)
     seen = config.training.get(SEEN, {})
-    trained = {use: seen[use] for use in TRAINED if use in seen}
-    check_unseen({"train": config.training.get("train"), SEEN: trained}, examples)
+    check_unseen({"train": config.training.get("train"), SEEN: trained_on(seen)}, examples)
     base, adapter = open_adapter(path, base_model=base_model, device=device, dtype=dtype)
     rows = pack_examples(examples, base, config.prompt)
     chosen, trials = tune(base, adapter.posterior, rows, config.sampling, scales=scales, tolerance=tolerance)
@@ -148,7 +149,10 @@ def tune_adapter(
         found["before"] = config.training["tuning"]
     tuned_on = joined(seen.get("tuning", ""), fingerprints(examples))
     config = chosen.recalibrated(config)
-    familiarity = _guessing_beyond(adapter, base, rows, config.sampling)
+    own = {use: seen[use] for use in REFERENCE if use in seen}
+    known = {where for where, _ in seen_among(examples, {SEEN: own})}
+    new = [example.where not in known for example in examples.examples]
+    familiarity = _guessing_beyond(adapter, base, rows, new, config.sampling)
     config = replace(
         config,
         familiarity=familiarity.config if familiarity is not None else None,
@@ -162,9 +166,13 @@ def tune_adapter(
 
 
 def _guessing_beyond(
-    adapter: Adapter, base: BaseModel, rows: Sequence[LabelledRow], sampling: SamplingConfig
+    adapter: Adapter, base: BaseModel, rows: Sequence[LabelledRow], new: Sequence[bool], sampling: SamplingConfig
 ) -> Familiarity | None:
-    """Return the adapter's familiarity with guesses that begin beyond these rows too, as recalibrated on them."""
+    """Return the adapter's familiarity with guesses that begin beyond these rows too, as recalibrated on them.
+
+    Rows that are not new are in the reference already: counted twice, they would bring the guesses too near. A row that
+    is farther than the reference is new in any case.
+    """
     if adapter.familiarity is None:
         return None
     draws = SampleBank.draw(adapter.posterior, "in tuning", sampling.n_samples, sampling.seed).draws
@@ -172,7 +180,9 @@ def _guessing_beyond(
         base.model, rows, draws, adapter.familiarity, about="measuring distances"
     )
     probs = temper(log_probs, sampling.temperature, sampling.lapse)
-    return with_guesses(adapter.familiarity, probs, rows, distances)
+    assert distances is not None  # the familiarity has measured them
+    further = torch.tensor(new) | (distances > adapter.familiarity.reference.max())
+    return with_guesses(adapter.familiarity, probs, rows, distances[further])
 
 
 def record(data: ExampleSet, chosen: Trial, trials: Sequence[Trial], tolerance: float) -> dict[str, object]:
@@ -197,15 +207,10 @@ def record(data: ExampleSet, chosen: Trial, trials: Sequence[Trial], tolerance: 
 
 
 def _head_scorer(
-    base: BaseModel, posterior: HeadPosterior, rows: Sequence[LabelledRow], n_samples: int, seed: int
+    base: BaseModel, posterior: HeadPosterior, rows: Sequence[LabelledRow], sampling: SamplingConfig
 ) -> Callable[[float], Tensor]:
     inject(base.model, posterior.lora.modules_shape)
     lora = posterior.lora.mean().to(base.device)
     features = read_features(base.model, rows, posterior.head.config, lora, "reading states")
-
-    def score(scale: float) -> Tensor:
-        scaled = copy.copy(posterior)
-        scaled.widen(scale)
-        return head_log_probs(scaled.sample(n_samples, generator_of(seed)), [row.row for row in rows], features)
-
-    return score
+    held = Held(posterior.head, features, rows)
+    return lambda scale: held.log_probs(scale, posterior.lora, sampling)

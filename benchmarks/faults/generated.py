@@ -83,7 +83,8 @@ def _ask(operation: schemathesis.APIOperation, count: int, url: str, wrong: list
         except FailureGroup as failures:
             found["against the document"] += 1
             if len(wrong) < 10:
-                wrong.append("\n".join(str(failure) for failure in failures.exceptions))
+                reasons = "; ".join(str(failure) for failure in failures.exceptions)
+                wrong.append(f"{case.method} {case.path}: {response.status_code}, {reasons}: {response.text[:500]}")
 
     ask()
     return found

@@ -13,10 +13,15 @@ import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from email.message import Message
+from http import HTTPStatus
+from http.client import parse_headers
+from io import BytesIO
 from itertools import cycle
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -36,25 +41,30 @@ PROBE_TIMEOUT_S = 2.0
 
 @dataclass
 class Seen:
-    """What came back to whoever asked."""
+    """What came back to whoever asked; `lost` counts connections that ended without a response."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
     without_retry_after: int = 0
+    lost: int = 0
 
-    def add(self, response: httpx.Response, seconds: float) -> None:
-        """One response, and how long it took."""
-        self.statuses[response.status_code] += 1
-        if response.status_code == httpx.codes.OK:
+    def add(self, response: tuple[int, Message] | None, seconds: float) -> None:
+        """Count one response and how long it took, or a connection that ended without one."""
+        if response is None:
+            self.lost += 1
+            return
+        status, headers = response
+        self.statuses[status] += 1
+        if status == HTTPStatus.OK:
             self.seconds.append(seconds)
-        elif response.status_code == httpx.codes.TOO_MANY_REQUESTS:
-            self.without_retry_after += int(response.headers.get("retry-after", 0)) < 1
+        elif status == HTTPStatus.TOO_MANY_REQUESTS:
+            self.without_retry_after += int(headers.get("retry-after", 0)) < 1
 
     def outcomes(self) -> dict[str, Any]:
         """Return the count of each status, and median and 99th percentile of the seconds to an answer."""
         percentiles = quantiles(self.seconds, n=100)
         statuses = {str(status): count for status, count in sorted(self.statuses.items())}
-        return {"statuses": statuses, "p50_s": percentiles[49], "p99_s": percentiles[98]}
+        return {"statuses": statuses, "lost": self.lost, "p50_s": percentiles[49], "p99_s": percentiles[98]}
 
 
 def measure(seconds: float, clients: tuple[int, ...], **flags: str) -> dict[str, Any]:
@@ -85,22 +95,41 @@ def measure(seconds: float, clients: tuple[int, ...], **flags: str) -> dict[str,
     }
 
 
+async def _ask(server: Server, body: dict[str, Any]) -> tuple[int, Message] | None:
+    """Return the status and the headers of the response to one question; None if the connection ends without one.
+
+    Each question has a connection of its own: a pool of a thousand would take the time that the server needs.
+    """
+    address = urlsplit(server.url)
+    content = json.dumps(body).encode()
+    head = f"POST /v1/predict HTTP/1.1\r\nhost: {address.netloc}\r\ncontent-type: application/json\r\n"
+    try:
+        reader, writer = await asyncio.open_connection(address.hostname, address.port)
+        writer.write(f"{head}connection: close\r\ncontent-length: {len(content)}\r\n\r\n".encode() + content)
+        received = await reader.read()
+        writer.close()
+    except OSError:
+        return None
+    if not received:
+        return None
+    status, _, headers = received.partition(b"\r\n")
+    return int(status.split()[1]), parse_headers(BytesIO(headers))
+
+
 async def _waiting_clients(server: Server, n_clients: int, seconds: float) -> dict[str, Any]:
     """Answers a second to clients that each ask one question after the other."""
     seen = Seen()
     bodies = cycle(questions(200))
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=server.url, timeout=120, limits=limits) as client:
-        end = time.perf_counter() + seconds
+    began = time.perf_counter()
+    end = began + seconds
 
-        async def ask() -> None:
-            while (began := time.perf_counter()) < end:
-                response = await client.post("/v1/predict", json=next(bodies))
-                seen.add(response, time.perf_counter() - began)
+    async def ask() -> None:
+        while (asked := time.perf_counter()) < end:
+            response = await _ask(server, next(bodies))
+            seen.add(response, time.perf_counter() - asked)
 
-        began = time.perf_counter()
-        await asyncio.gather(*(ask() for _ in range(n_clients)))
-        wall = time.perf_counter() - began
+    await asyncio.gather(*(ask() for _ in range(n_clients)))
+    wall = time.perf_counter() - began
     return {"clients": n_clients, "answers_per_s": seen.statuses[200] / wall, **seen.outcomes()}
 
 
@@ -109,10 +138,8 @@ async def _flooded(server: Server, rate: float, seconds: float) -> dict[str, Any
     seen, late, probes = Seen(), Seen(), Counter[str]()
     chance = random.Random(0)
     bodies = cycle(questions(200))
-    limits = httpx.Limits(max_connections=None)
     async with (
-        httpx.AsyncClient(base_url=server.url, timeout=120, limits=limits) as client,
-        httpx.AsyncClient(base_url=server.url, timeout=PROBE_TIMEOUT_S) as prober,
+        httpx.AsyncClient(base_url=server.url, timeout=PROBE_TIMEOUT_S, headers={"connection": "close"}) as prober,
         asyncio.TaskGroup() as group,
     ):
         began = time.perf_counter()
@@ -120,7 +147,7 @@ async def _flooded(server: Server, rate: float, seconds: float) -> dict[str, Any
 
         async def ask() -> None:
             asked = time.perf_counter()
-            response = await client.post("/v1/predict", json=next(bodies))
+            response = await _ask(server, next(bodies))
             now = time.perf_counter()
             (seen if counted_from <= now < end else late).add(response, now - asked)
 
@@ -130,6 +157,8 @@ async def _flooded(server: Server, rate: float, seconds: float) -> dict[str, Any
                     probes[f"{path} {(await prober.get(path)).status_code}"] += 1
                 except httpx.TimeoutException:
                     probes[f"{path} none in {PROBE_TIMEOUT_S:g} s"] += 1
+                except httpx.TransportError:
+                    probes[f"{path} lost"] += 1
                 await asyncio.sleep(PROBE_EVERY_S)
 
         for path in ("/livez", "/readyz"):

@@ -95,7 +95,16 @@ def saturation(result: Result) -> str:
     flooded = result["flooded"]
     rows = [[f"{row['clients']} clients, each waits", "–", *_outcomes(row)] for row in result["waiting_clients"]]
     rows.append(["nobody waits", f"{flooded['asked_per_s']:.1f}", *_outcomes(flooded)])
-    header = ["who asks", "asked a second", "answered a second", "p50 (s)", "p99 (s)", "refused, 429", "other errors"]
+    header = [
+        "who asks",
+        "asked a second",
+        "answered a second",
+        "p50 (s)",
+        "p99 (s)",
+        "refused, 429",
+        "other errors",
+        "lost",
+    ]
     probes = ", ".join(f"`{what}` {count} times" for what, count in flooded["probes"].items())
     calm = result["calm_after"]
     said = [
@@ -144,12 +153,10 @@ def together(result: Result) -> str:
 
 
 def _outcomes(row: dict[str, Any]) -> list[str]:
-    """Return speed, latencies, refusals and other errors; dashes for errors that an older result did not count."""
+    """Return speed, latencies, refusals, other errors and lost connections."""
     speed = [f"{row[name]:.1f}" for name in ("answers_per_s", "p50_s", "p99_s")]
-    if "statuses" not in row:
-        return [*speed, "–", "–"]
     others = sum(n for status, n in row["statuses"].items() if status not in ("200", "429"))
-    return [*speed, f"{row['statuses'].get('429', 0):,}", f"{others:,}"]
+    return [*speed, f"{row['statuses'].get('429', 0):,}", f"{others:,}", f"{row['lost']:,}"]
 
 
 def _machine(result: Result) -> str:

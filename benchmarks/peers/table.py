@@ -1,4 +1,4 @@
-"""The peers' tables for README.md and docs/decisions.md."""
+"""The peers' tables for README.md, docs/heads.md and docs/decisions.md."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from benchmarks.markdown import Columns, record_table
 from benchmarks.peers.sets import QUESTIONS, SETS
 
-__all__ = ["peers", "peers_of_questions"]
+__all__ = ["headline", "peers", "peers_of_questions"]
 
 Row = dict[str, Any]
 
@@ -51,6 +51,13 @@ FOREIGN = (
 )
 # The method whose rows have seeds if several LoRAs were trained.
 ABOVE_LORA = "head above a LoRA, posterior mean"
+# The sets of the headline by their titles, and the methods that it shows.
+TITLES = {"demo": "demo", "banking77": "BANKING77", "clinc150": "CLINC150", "arc_easy": "ARC-Easy", "boolq": "BoolQ"}
+HEADLINE = (
+    *("base model's log-probabilities", "TF-IDF regression", "regression on frozen states"),
+    *("contrast on frozen states", "head, posterior mean", "head, 64 draws", "head above a LoRA, 64 draws"),
+)
+ANYJEV = "AnyJev on {n_test} rows"
 FLOOR = "The floor of an ECE is its mean if the probabilities were exactly right."
 # Metrics of the rows that prove thresholds.
 UNSEEN: Columns = {
@@ -61,6 +68,30 @@ UNSEEN: Columns = {
     "Brier": _figure("proof_brier"),
     "AURC": _figure("proof_aurc"),
 }
+
+
+def headline(results: Sequence[Row], training_free: Sequence[Row]) -> str:
+    """Return one table of the share of questions that each method answers at a proved risk, on every set.
+
+    Args:
+        results: results of `benchmarks.peers`.
+        training_free: results of `benchmarks.peers.training_free`, for some of the same sets.
+    """
+    cells: dict[str, Row] = {method: {"method": method} for method in HEADLINE}
+    for result in (*results, *training_free):
+        title = TITLES.get(result["set"])
+        for row in _recalibrated(result):
+            method = ANYJEV.format_map(result) if result in training_free else row["method"]
+            if title is not None and (method in HEADLINE or result in training_free):
+                shown = "{accuracy:.3f}: {answered_at_5:.2f} / {answered_at_10:.2f}".format_map(row)
+                cells.setdefault(method, {"method": method})[title] = shown
+    none = dict.fromkeys(TITLES.values(), "–")
+    columns: Columns = {"method": "{method}"} | {title: f"{{{title}}}" for title in none}
+    return record_table([none | row for row in cells.values()], columns)
+
+
+def _recalibrated(result: Row) -> list[Row]:
+    return [row for row in result["rows"] if row["treatment"] == "recalibrated"]
 
 
 def peers(results: Sequence[Row], training_free: Sequence[Row]) -> str:
@@ -118,10 +149,9 @@ def _table(result: Row, training_free: Row | None) -> str:
     )
     if any(row["method"] == ABOVE_LORA and row["seeds"] is None for row in result["rows"]):
         sizes += " The LoRA was trained with one seed."
-    rows = [row for row in result["rows"] if row["treatment"] == "recalibrated"]
+    rows = _recalibrated(result)
     if training_free is not None:
-        method = f"AnyJev on {training_free['n_test']} rows"
-        rows += [row | {"method": method} for row in training_free["rows"] if row["treatment"] == "recalibrated"]
+        rows += [row | {"method": ANYJEV.format_map(training_free)} for row in _recalibrated(training_free)]
     tables = [record_table(rows, _columns(rows[0]))]
     if "proof_ece" in rows[0]:
         of = f"The same on the {result['n_proof']:,} rows for the proof, of which no method has seen any."

@@ -1,22 +1,23 @@
 """`calibration.json`, beside an adapter's files: one calibration for each dtype in which the adapter is served.
 
 The adapter's digest does not cover this file, and each calibration names that digest: a calibration changes nothing
-about the adapter, and writing the adapter again removes the file. Since the adapter's digest covers its settings, with
-draws and recalibration among them, two calibrations of the same contents can differ only in the base model's dtype.
+about the adapter, and writing other contents removes it. Since the adapter's digest covers its settings, with draws and
+recalibration among them, two calibrations of the same contents can differ only in the base model's dtype.
 
 The file has a digest of its own, which reveals edits; the proofs are not repeated on reading. The digest does not
 protect against forgery: a forger would compute it anew, and anyone with write access to an adapter's folder controls
 the adapter's answers.
 
-The file also records every ask of calibration rows, refused asks included. Asks in all dtypes count together, because
-an adapter is nearly the same predictor in each dtype, so that a refusal in one dtype tells about the others.
+The file also records every ask of calibration rows, refused asks included, and keeps this record when the adapter is
+written again. Asks in all dtypes and of all contents count together, because each is another chance to prove a target
+that does not hold.
 
 Every change is made under a lock on the folder, so that calibrations that run at once lose nothing of each other's, and
 a text is written only if the reader accepts it.
 """
 
-import hashlib
 import json
+import logging
 import os
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -27,19 +28,22 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from blora.decision.asks import Ask, AskedRows, earlier_asks
 from blora.decision.calibration import Binding, Calibration
 from blora.disk.atomic import locked, write_file
+from blora.disk.digests import canonical_digest
 from blora.disk.files import read_json
 from blora.errors import AdapterError, ConfigError, NotCalibratedError
 
 __all__ = [
     "CALIBRATION_FILE",
-    "body_digest",
     "calibrated_dtypes",
+    "carry_over",
     "check_ask",
     "for_serving",
     "read_calibrations",
     "record_ask",
     "store_calibration",
 ]
+
+logger = logging.getLogger(__name__)
 
 CALIBRATION_FILE = "calibration.json"
 FORMAT_VERSION = 4
@@ -91,7 +95,7 @@ def _parsed(raw: Any, file: Path, again: str) -> _Contents:
         raise AdapterError(
             f"got format_version {version!r} in {file}, expected {FORMAT_VERSION}; upgrade blora or {again}"
         )
-    if raw.pop("digest", None) != body_digest(raw):
+    if raw.pop("digest", None) != canonical_digest(raw):
         raise AdapterError(
             f"got {file}, which is not as `blora calibrate` wrote it, expected contents of its own digest: it was "
             f"edited; restore it, or {again}"
@@ -114,16 +118,6 @@ def _parsed(raw: Any, file: Path, again: str) -> _Contents:
             f"the same contents and dtype; {again}"
         )
     return contents
-
-
-def body_digest(raw: dict[str, Any]) -> str:
-    """Return the SHA-256 of a file's contents, "sha256:...", independent of layout and order of names.
-
-    Args:
-        raw: the contents without the digest.
-    """
-    canonical = json.dumps(raw, sort_keys=True, separators=(",", ":"))
-    return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
 
 
 def _added(known: tuple[AskedRows, ...], rows: AskedRows) -> tuple[AskedRows, ...]:
@@ -174,7 +168,8 @@ def _with_ask(folder: Path | str, rows: AskedRows) -> tuple[tuple[Ask, ...], str
 def store_calibration(folder: Path | str, calibration: Calibration) -> None:
     """Add a calibration, in place of the one for the same dtype; the file changes atomically.
 
-    Calibrations and asks for other adapter contents are dropped, since these contents can no longer be served.
+    Calibrations for other adapter contents are dropped, since these contents can no longer be served. Their asks stay
+    and count.
 
     Raises:
         ConfigError: see `record_ask`.
@@ -187,9 +182,47 @@ def store_calibration(folder: Path | str, calibration: Calibration) -> None:
             for entry in old.calibrations
             if entry.binding.adapter_digest == new.adapter_digest and entry.binding.dtype != new.dtype
         ]
-        own = tuple(rows for rows in old.asked if rows.adapter_digest == new.adapter_digest)
-        text = _text(folder, replace(old, calibrations=(*kept, calibration), asked=own))
+        text = _text(folder, replace(old, calibrations=(*kept, calibration)))
         write_file(Path(folder) / CALIBRATION_FILE, text)
+
+
+def carry_over(folder: Path, new: Path, adapter_digest: str) -> None:
+    """Write what an adapter's file keeps into the folder of the contents that are about to take the adapter's place.
+
+    The record of asks is kept, and so are calibrations for the new contents, which may be those of the adapter. Of a
+    file that cannot be read nothing is kept. A log message tells what is kept and what is not.
+
+    Args:
+        folder: the adapter's folder, whose lock the caller holds.
+        new: the folder of the new contents; it gets no file if nothing is kept.
+        adapter_digest: digest of the new contents.
+
+    Raises:
+        OSError: if the new file cannot be written.
+    """
+    file = folder / CALIBRATION_FILE
+    if not os.path.lexists(file):
+        return
+    try:
+        old = _read(folder)
+        kept = tuple(entry for entry in old.calibrations if entry.binding.adapter_digest == adapter_digest)
+        text = _text(folder, replace(old, calibrations=kept))
+    except (AdapterError, ConfigError):
+        logger.warning(
+            "removed %s of the earlier adapter, with its record of calibration attempts: run blora calibrate again, on "
+            "rows that no attempt has used",
+            file,
+        )
+        return
+    write_file(new / CALIBRATION_FILE, text)
+    if kept:
+        logger.info("kept %s, whose calibrations are of the same contents", file)
+    else:
+        logger.warning(
+            "kept the record of calibration attempts (%d) in %s, and removed calibrations of the earlier adapter (%d): "
+            "run blora calibrate again, on rows that no attempt has used, because attempts on the same rows add up",
+            *(sum(len(rows.asks) for rows in old.asked), file, len(old.calibrations)),
+        )
 
 
 def _text(folder: Path | str, contents: _Contents, *, most_bytes: int = MOST_BYTES) -> str:
@@ -200,7 +233,7 @@ def _text(folder: Path | str, contents: _Contents, *, most_bytes: int = MOST_BYT
         AdapterError: if the reader refuses a value.
     """
     file, raw = Path(folder) / CALIBRATION_FILE, asdict(contents)
-    text = json.dumps({"format_version": FORMAT_VERSION, "digest": body_digest(raw)} | raw, indent=1) + "\n"
+    text = json.dumps({"format_version": FORMAT_VERSION, "digest": canonical_digest(raw)} | raw, indent=1) + "\n"
     if len(text) > most_bytes:  # ASCII, so these are bytes
         raise ConfigError(
             f"got {len(text)} bytes for {file}, which remembers each row of every calibration attempt, expected at "
@@ -239,7 +272,7 @@ def for_serving(folder: Path | str, binding: Binding) -> Calibration | None:
         found, expected = getattr(entry.binding, field.name), getattr(binding, field.name)
         if found != expected:
             raise AdapterError(
-                f"got calibration for {field.name} {found} in {file}, expected {expected}, as contents of this "
-                "digest say: the file was edited; restore it, or remove it and calibrate again"
+                f"got calibration for {field.name} {found} in {file}, expected {expected}, which is what "
+                "the adapter with this digest has: the file was edited; restore it, or remove it and calibrate again"
             )
     return entry

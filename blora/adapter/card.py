@@ -7,7 +7,7 @@ from typing import Any
 from blora.base_model import EMBEDDED_HUB_ID, EMBEDDED_ID
 from blora.config import AdapterConfig, PromptConfig
 
-__all__ = ["model_card"]
+__all__ = ["model_card", "validation_figures"]
 
 OF_LORA = (
     "A Bayesian-LoRA adapter (arXiv:2601.21003). Plain PEFT loads its posterior mean; `blora serve` draws from the",
@@ -16,6 +16,11 @@ OF_LORA = (
 OF_HEAD = (
     "A decision head on the hidden states of a frozen language model, with a posterior over its weights; `blora serve`",
     "draws from the posterior and answers with calibrated probabilities, or abstains.",
+)
+OF_HEAD_ABOVE_LORA = (
+    "A decision head above a LoRA, on the hidden states of a language model, with a posterior over the head's weights;",
+    "`blora serve` draws from the posterior and answers with calibrated probabilities, or abstains. Plain PEFT loads",
+    "the LoRA but no head, so it does not give these answers.",
 )
 
 # What a familiarity measures, by kind.
@@ -62,21 +67,22 @@ def model_card(config: AdapterConfig, name: str) -> str:
             facts["Bayesian layers"] = ", ".join(map(str, posterior.bayesian_layers)) + "; the others plain LoRA"
         facts["inducing weights"] = f"{posterior.inducing_rows} x {posterior.inducing_cols} a factor"
     hub_id = _hub_id(config.base_model.id)
+    of_head = OF_HEAD_ABOVE_LORA if config.modules else OF_HEAD
     lines = [
         "---",
         *([f"base_model: {hub_id}"] if hub_id else []),
-        *(["library_name: peft"] if config.modules else []),
+        *(["library_name: peft"] if config.head is None else []),
         f"tags: [{', '.join(_tags(config))}]",
         *_model_index(config, name),
         "---",
         "",
         f"# {name}",
         "",
-        *(OF_LORA if config.modules else OF_HEAD),
+        *(OF_LORA if config.head is None else of_head),
         "",
         *_table(facts),
     ]
-    if config.modules:
+    if config.head is None:
         lines += _with_peft(hub_id, config.base_model.id)
     lines += _parts(config.training)
     lines += _validation(config.training)
@@ -86,13 +92,14 @@ def model_card(config: AdapterConfig, name: str) -> str:
 
 
 def _tags(config: AdapterConfig) -> list[str]:
-    lora = ["lora", "bayesian-lora"] if config.modules else []
-    return ["blora", *lora, *(["decision-head"] if config.head is not None else []), "uncertainty", "abstention"]
+    lora = ["lora"] if config.modules else []
+    kind = "bayesian-lora" if config.head is None else "decision-head"
+    return ["blora", *lora, kind, "uncertainty", "abstention"]
 
 
 def _model_index(config: AdapterConfig, name: str) -> list[str]:
     """Return the hub's record of metrics, from the rows that fitted the recalibration, which it says."""
-    figures = _figures(config.training)
+    figures = validation_figures(config.training)
     metrics = {key: figures[key] for key in METRICS if isinstance(figures.get(key), float)}
     if not metrics:
         return []
@@ -140,25 +147,32 @@ def _method(config: AdapterConfig) -> str:
     posterior, head = config.posterior, config.head
     if head is not None:
         layers = ", ".join(map(str, head.depths))
-        return f"{config.prompt.readout} decision head on the states at layers {layers}, Laplace posterior"
+        lora = " above a LoRA" if config.modules else ""
+        return f"{config.prompt.readout} decision head{lora} on the states at layers {layers}, Laplace posterior"
     if posterior.method == "lora":
         return "lora"
     return f"{posterior.method}, {posterior.family} family"
 
 
 def _parts(training: Mapping[str, Any]) -> list[str]:
-    """Return the section on what simpler methods reach, and a warning if the adapter does not beat them."""
+    """Return the section on what simpler methods reach, and a warning if the adapter does not beat them.
+
+    All of it is of the adapter as it was trained, which the section says of one that was tuned since.
+    """
     parts = training.get("parts")
     if not parts:
         return []
     names = ("accuracy", "nll", "ece", "aurc")
-    lines = ["", "## What each part earns", "", "On the validation rows, each recalibrated on them:", ""]
+    tuned = bool(training.get("tuning"))
+    rows = "Before tuning, on the validation rows of training" if tuned else "On the validation rows"
+    lines = ["", "## What each part earns", "", f"{rows}, each recalibrated on them:", ""]
     lines += ["| | accuracy | NLL | ECE | AURC |", "|---|--:|--:|--:|--:|"]
     for part, figures in parts.items():
         lines.append(f"| {part} | {' | '.join(f'{figures[name]:.3f}' for name in names)} |")
     best = min(parts, key=lambda part: parts[part]["nll"])
     if best.startswith(("regression", "base model")):
-        lines += ["", f"**The {best} has the lower NLL on these rows: this adapter does not beat it.**"]
+        had, beats = ("had", "did not beat it before tuning") if tuned else ("has", "does not beat it")
+        lines += ["", f"**The {best} {had} the lower NLL on these rows: this adapter {beats}.**"]
     return lines
 
 
@@ -171,19 +185,27 @@ def _scoring(prompt: PromptConfig) -> str:
     return f"text, normalized by {prompt.normalization}{end}"
 
 
-def _figures(training: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the latest metrics on validation rows: after tuning, the metrics from training are out of date."""
-    if (tuning := training.get("tuning")) is None:
-        return dict(training.get("validation", {}))
-    trial = next(trial for trial in tuning["trials"] if trial["scale"] == tuning["scale"])
-    fitted = ("temperature", "length_power", "lapse")  # already in the first table
-    figures = {name: tuning[name] for name in ("source", "digest", "n_examples")}
-    return figures | {name: value for name, value in trial.items() if name not in fitted}
+def validation_figures(training: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the latest metrics on validation rows: after tuning, the metrics from training are out of date.
+
+    Args:
+        training: an adapter's training record. One that blora did not write may hold anything, and then has no metrics.
+    """
+    tuning, validation = training.get("tuning"), training.get("validation")
+    if tuning is None:
+        return dict(validation) if isinstance(validation, dict) else {}
+    try:
+        trial = next(trial for trial in tuning["trials"] if trial["scale"] == tuning["scale"])
+        fitted = ("temperature", "length_power", "lapse")  # already among the settings
+        figures = {name: tuning[name] for name in ("source", "digest", "n_examples")}
+        return figures | {name: value for name, value in trial.items() if name not in fitted}
+    except (AttributeError, LookupError, StopIteration, TypeError):
+        return {}
 
 
 def _validation(training: Mapping[str, Any]) -> list[str]:
     """Return the section with the latest metrics."""
-    figures = _figures(training)
+    figures = validation_figures(training)
     if not figures:
         return []
     tuned = ["", "After tuning, on the rows that chose the scale and the recalibration:"]

@@ -6,7 +6,7 @@ posterior.safetensors                            the posterior over the LoRA
 head.safetensors                                 the decision head and its posterior
 familiarity.safetensors                          how familiar questions look in the head's states
 README.md                                        the model card
-calibration.json                                 the calibrations, see `blora.adapter.calibration_file`; not digested
+calibration.json                                 calibrations and attempts, see `calibration_file`; not digested
 
 An adapter has a LoRA, a head or both. Its digest is the SHA-256 of the output of `sha256sum` for the files above the
 card. Writing an adapter again replaces these files and leaves every other entry of the folder alone.
@@ -14,9 +14,7 @@ card. Writing an adapter again replaces these files and leaves every other entry
 
 import hashlib
 import json
-import logging
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,19 +23,21 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from blora.adapter.calibration_file import CALIBRATION_FILE
+from blora.adapter.base_check import check_base
+from blora.adapter.calibration_file import CALIBRATION_FILE, carry_over
 from blora.adapter.card import model_card
 from blora.adapter.lora import LORA_CONFIG_FILE, WEIGHTS_FILE, check_tensors, factor_shapes, read_tensors
 from blora.adapter.peft_files import check_mean, check_peft_config, peft_config, peft_tensors
 from blora.base_model import BaseModel
-from blora.config import FORMAT_VERSION, AdapterConfig, BaseModelRef
+from blora.config import FORMAT_VERSION, AdapterConfig
 from blora.decision.abstention import Policy
 from blora.decision.familiarity import MOST_BYTES, Familiarity, familiarity_shapes, stored_bytes
 from blora.disk.atomic import new_folder
+from blora.disk.cache import check_own
 from blora.disk.files import TensorsFile, file_digest, read_json
 from blora.errors import AdapterError, ConfigError
 from blora.posterior.decision_head import DecisionHead, HeadPosterior, head_bytes, head_shapes
-from blora.posterior.inject import check_modules, inject
+from blora.posterior.inject import inject
 from blora.posterior.posterior import Posterior
 from blora.posterior.sizes import memory_bytes, tensor_shapes
 
@@ -55,8 +55,6 @@ __all__ = [
     "save_adapter",
 ]
 
-logger = logging.getLogger(__name__)
-
 CONFIG_FILE = "bayesian_config.json"
 POSTERIOR_FILE = "posterior.safetensors"
 CARD_FILE = "README.md"
@@ -66,8 +64,6 @@ DIGESTED = (LORA_CONFIG_FILE, WEIGHTS_FILE, CONFIG_FILE, POSTERIOR_FILE, HEAD_FI
 # Names of all files that an adapter may consist of.
 OWN_FILES = (*DIGESTED, CARD_FILE, CALIBRATION_FILE)
 OF_LORA = (LORA_CONFIG_FILE, WEIGHTS_FILE, POSTERIOR_FILE)
-# A git commit, or the digest of a file or of the tensors in files: equal hashes mean equal weights.
-CONTENT_HASH = re.compile("[0-9a-f]{40}|sha256:[0-9a-f]{64}")
 # The old config while a folder is being rewritten. A folder in which a crash left this file may be written again.
 UNFINISHED_FILE = f"{CONFIG_FILE}.old"
 # Formats that can run code when they are opened.
@@ -106,12 +102,14 @@ def check_output(path: Path | str) -> None:
     """Raise an error unless an adapter may be written to a path.
 
     Raises:
-        AdapterError: if the path is taken by something that is not an adapter.
+        AdapterError: if the path is taken by something that is not an adapter, or by an adapter in the hub's cache.
     """
     path = Path(path)
+    check_own(path)
     if path.exists() and not path.is_dir():
         raise AdapterError(f"got output {path}, which is a file; expected a new or an adapter's folder")
-    ours = any((path / name).is_file() for name in (CONFIG_FILE, UNFINISHED_FILE))
+    # While a folder is written, the config has the second name, and between two looks it may have come back.
+    ours = any((path / name).is_file() for name in (CONFIG_FILE, UNFINISHED_FILE, CONFIG_FILE))
     if path.is_dir() and any(path.iterdir()) and not ours:
         raise AdapterError(f"got output folder {path}, which holds other files; expected a new or an adapter's folder")
     if taken := [name for name in OWN_FILES if (path / name).is_dir()]:
@@ -127,11 +125,12 @@ def save_adapter(
 ) -> None:
     """Write an adapter directory; a new one appears complete or not at all.
 
-    In the folder of an earlier adapter its files are replaced, its calibration.json is removed, and everything else
-    stays. Until the last file is in place the folder has no config, and `load_adapter` refuses it.
+    In the folder of an earlier adapter its files are replaced, of its calibration.json the record of asks stays (see
+    `calibration_file.carry_over`), and so does everything else. Until the last file is in place the folder has no
+    config, and `load_adapter` refuses it.
 
     Raises:
-        AdapterError: if the path is taken by something that is not an adapter.
+        AdapterError: see `check_output`.
     """
     path = Path(path)
     check_output(path)
@@ -171,20 +170,14 @@ def _put(new: Path, folder: Path) -> None:
     if not folder.exists():
         new.replace(folder)
         return
+    carry_over(folder, new, adapter_digest(new))
     config, unfinished = folder / CONFIG_FILE, folder / UNFINISHED_FILE
     if config.exists():
         config.replace(unfinished)
     else:
         unfinished.touch()
-    was_calibrated = (folder / CALIBRATION_FILE).exists()
-    (folder / CALIBRATION_FILE).unlink(missing_ok=True)  # the calibration belongs to the old files
-    if was_calibrated:
-        logger.warning(
-            "removed %s of the earlier adapter, with its record of calibration attempts: run blora calibrate again, on "
-            "rows that no attempt has used",
-            folder / CALIBRATION_FILE,
-        )
-    for name in (*(name for name in DIGESTED if name != CONFIG_FILE), CARD_FILE, CONFIG_FILE):  # the config last
+    files = (*(name for name in OWN_FILES if name != CONFIG_FILE), CONFIG_FILE)  # the config last
+    for name in files:
         if (new / name).exists():
             (new / name).replace(folder / name)
         else:  # a file that only the earlier adapter had
@@ -216,7 +209,7 @@ def load_adapter(
     files = _files(folder)
     digest = _digest(folder, files)
     config = read_config(folder)
-    _check_base(config, base)
+    check_base(config, base)
     _check_memory(config, folder, max_memory_bytes)
     lora = _read_lora(folder, config, base) if config.modules else Posterior({}, config.posterior, seed=0)
     posterior = HeadPosterior(_read_head(folder, config, base), lora) if config.head is not None else lora
@@ -363,29 +356,6 @@ def _posterior(config: AdapterConfig, file: TensorsFile) -> Posterior:
     tensors = read_tensors(file, {disk: tensor for disk, (_, tensor) in expected.items()})
     posterior.load_state_dict({key: tensors[disk] for disk, (key, _) in expected.items()})
     return posterior.eval().requires_grad_(False)
-
-
-def _check_base(config: AdapterConfig, base: BaseModel) -> None:
-    wanted = config.base_model
-    if not _same_weights(wanted, base.ref):
-        raise AdapterError(
-            f"got base model {base.ref.id} ({base.ref.fingerprint[:19]}), expected {wanted.id} "
-            f"({wanted.fingerprint[:19]}), which the adapter was trained on; load that base model, revision "
-            f"{wanted.revision or 'unknown'}; if only transformers was upgraded since, install the release that the "
-            f"adapter's {CONFIG_FILE} names"
-        )
-    check_modules(base.model, config.modules)
-
-
-def _same_weights(wanted: BaseModelRef, found: BaseModelRef) -> bool:
-    """Return whether two references name the same weights.
-
-    A release of transformers may rename or fuse parameters, which changes the fingerprint of a loaded model but not
-    the files. The revision of a folder is therefore the digest of its files, under the names in these files.
-    """
-    if wanted.fingerprint in (found.fingerprint, found.revision):
-        return True
-    return wanted.revision == found.revision and CONTENT_HASH.fullmatch(wanted.revision or "") is not None
 
 
 def _digest(folder: Path, files: Sequence[str]) -> str:

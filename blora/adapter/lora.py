@@ -24,6 +24,7 @@ __all__ = [
     "check_tensors",
     "factor_shapes",
     "lora_shape",
+    "named_base",
     "read_lora",
     "read_tensors",
     "tensor_name",
@@ -97,6 +98,16 @@ def lora_shape(path: Path) -> LoraShape:
     return LoraShape(rank, float(alpha), modules)
 
 
+def named_base(path: Path) -> str | None:
+    """Return the base model's name or path as a PEFT LoRA directory has it, None if there is none.
+
+    Raises:
+        AdapterError: if the LoRA is missing.
+    """
+    named = _settings(path).get("base_model_name_or_path")
+    return named if isinstance(named, str) and named else None
+
+
 def read_lora(path: Path, modules: Mapping[str, tuple[int, int]], rank: int, alpha: float) -> dict[str, Factors]:
     """Return the factors of a plain PEFT LoRA, or of an adapter's mean, for exactly the given modules.
 
@@ -114,10 +125,11 @@ def read_lora(path: Path, modules: Mapping[str, tuple[int, int]], rank: int, alp
     """
     settings = _settings(path)
     _check_plain(path, settings)
-    for name, wanted in {"r": rank, "lora_alpha": alpha}.items():
+    for name, wanted, flag in (("r", rank, "--rank"), ("lora_alpha", alpha, "--alpha")):
         if settings.get(name) != wanted:
             raise AdapterError(
-                f"got {name} = {settings.get(name)!r} in {path}, expected {wanted}; start from a LoRA of that size"
+                f"got {name} = {settings.get(name)!r} in {path}, expected {wanted}; start from a LoRA of that size, or "
+                f"pass {flag} {settings.get(name)}"
             )
     expected = {name: torch.empty(shape, device="meta") for name, shape in factor_shapes(modules, rank)}
     tensors = read_tensors(TensorsFile(path / WEIGHTS_FILE, advice="check the path"), expected)

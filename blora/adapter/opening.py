@@ -1,18 +1,23 @@
-"""Loading of an adapter together with its base model."""
+"""Loading of an adapter, or of the LoRA that a new adapter starts from, together with its base model."""
 
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from blora.adapter import Adapter, attach, load_adapter, read_config
+from blora.adapter import CONFIG_FILE, Adapter, attach, load_adapter, read_config
+from blora.adapter.base_check import check_base
 from blora.adapter.calibration_file import calibrated_dtypes
+from blora.adapter.lora import named_base
 from blora.base_model import EMBEDDED, EMBEDDED_ID, BaseModel, load_base_model, native_dtypes
 from blora.errors import AdapterError, NotCalibratedError
 from blora.inference.architecture import check_packing
 
-__all__ = ["open_adapter", "open_base", "pick_dtype"]
+__all__ = ["base_model_of", "check_lora_base", "dtype_for_adapters", "open_adapter", "open_base"]
+
+logger = logging.getLogger(__name__)
 
 COMMIT = re.compile("[0-9a-f]{40}")
 
@@ -50,6 +55,49 @@ def open_adapter(
     return base, adapter
 
 
+def base_model_of(lora: Path | None) -> str:
+    """Return the `load_base_model` spec of the base model that a new adapter gets by default.
+
+    Args:
+        lora: the LoRA or adapter that the new adapter starts from; None to start from zero.
+
+    Returns:
+        The base model of a LoRA that `blora train` made, and the embedded one for any other.
+
+    Raises:
+        AdapterError: if the LoRA's base model came from a folder or a file.
+    """
+    return _own_base_model(lora) if lora is not None and (lora / CONFIG_FILE).exists() else EMBEDDED
+
+
+def check_lora_base(lora: Path, base: BaseModel) -> None:
+    """Check that a LoRA was trained on a base model.
+
+    The base model of a LoRA that `blora train` made is known by its weights, as that of an adapter. Other LoRAs name
+    it at most, so that another name causes a warning only.
+
+    Raises:
+        AdapterError: if `blora train` made the LoRA on another base model.
+    """
+    if (lora / CONFIG_FILE).exists():
+        check_base(read_config(lora), base)
+    elif (named := named_base(lora)) is not None and not _same_name(named, base.ref.id):
+        logger.warning(
+            "the LoRA %s names the base model %s and is used on %s: on other weights its update means nothing, so "
+            "give its own base model, with --base-model or base_model=",
+            *(lora, named, base.ref.id),
+        )
+
+
+def _same_name(first: str, second: str) -> bool:
+    """Return whether two names may be those of one base model: hub ids, folders or files.
+
+    The owner counts if both names are hub ids. A folder or a file has none.
+    """
+    parts = [name.rstrip("/").lower().split("/") for name in (first, second)]
+    return parts[0] == parts[1] if all(len(part) == 2 for part in parts) else parts[0][-1] == parts[1][-1]
+
+
 def _own_base_model(path: Path) -> str:
     """Return the `load_base_model` spec of the base model that an adapter was trained on.
 
@@ -67,7 +115,7 @@ def _own_base_model(path: Path) -> str:
     return f"{ref.id}@{ref.revision}" if COMMIT.fullmatch(ref.revision or "") else ref.id
 
 
-def pick_dtype(dtype: str, device: torch.device, adapters: Sequence[Path], *, allow_uncalibrated: bool) -> str:
+def dtype_for_adapters(dtype: str, device: torch.device, adapters: Sequence[Path], *, allow_uncalibrated: bool) -> str:
     """Return the dtype to serve adapters in: the given one, or for auto the first one that suits all adapters.
 
     A dtype suits an adapter that is calibrated for it, and an adapter without any calibration.

@@ -1,7 +1,7 @@
 """The frozen base model: its loading, its identity, and the device and precision that it computes in."""
 
 from blora.base_model.devices import native_dtypes, pick_device
-from blora.base_model.identity import fingerprint
+from blora.base_model.identity import model_fingerprint, reading_digest
 from blora.base_model.loading import EMBEDDED, EMBEDDED_HUB_ID, EMBEDDED_ID, BaseModel, load_base_model
 
 __all__ = [
@@ -9,8 +9,9 @@ __all__ = [
     "EMBEDDED_HUB_ID",
     "EMBEDDED_ID",
     "BaseModel",
-    "fingerprint",
     "load_base_model",
+    "model_fingerprint",
     "native_dtypes",
     "pick_device",
+    "reading_digest",
 ]

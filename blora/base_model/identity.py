@@ -1,22 +1,56 @@
-"""The identity of a base model: a digest of its published weights, wherever they came from."""
+"""The identity of a base model: digests of its published weights and of how it reads text, wherever they came from."""
 
 import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from blora.posterior.layer import LoraLinear
 
-__all__ = ["digest_of_files", "fingerprint"]
+__all__ = ["digest_of_files", "model_fingerprint", "reading_digest"]
 
 # Values of each tensor that the digest covers.
 N_VALUES = 8
+# Settings of a model's config that change its states or scores, and that no parameter's shape shows.
+SETTINGS = (
+    *("num_attention_heads", "num_key_value_heads", "head_dim"),
+    *("hidden_act", "hidden_activation", "activation_function"),
+    *("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps"),
+    *("rope_parameters", "partial_rotary_factor", "no_rope_layers", "layer_types", "sliding_window"),
+    *("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"),
+    *("attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling", "logit_scale"),
+    *("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "clip_qkv", "alibi"),
+    *("use_parallel_residual", "parallel_attn", "do_layer_norm_before"),
+    *("num_experts_per_tok", "norm_topk_prob"),
+)
+# More such settings, each of a few architectures. A name counts only in a config that sets it, so a further name leaves
+# the digests of all other architectures as they are.
+RARE_SETTINGS = (
+    *("activation", "afn", "activation_sparsity_pattern", "swiglu_alpha", "swiglu_limit"),
+    *("norm_epsilon", "eps", "apply_residual_connection_post_layernorm", "use_qk_norm"),
+    *("rotary_dim", "rope_interleave", "layer_rope_theta"),
+    *("window_size", "sliding_window_size", "local_attention", "attention_layers", "attention_chunk_size"),
+    *("use_sliding_window", "use_bidirectional_attention", "index_topk", "num_kv_shared_layers"),
+    *("attn_scale", "attn_temperature_tuning", "floor_scale", "attention_value_scale"),
+    *("scale_embedding", "scale_emb", "scale_depth", "dim_model_base", "mup_enabled"),
+    *("altup_active_idx", "altup_coef_clip", "altup_correct_scale"),
+    *("n_group", "num_expert_group", "topk_group", "topk_method", "scoring_func", "expert_selection_fn"),
+    *("moe_k", "moe_topk", "top_k_experts", "num_experts_per_token", "moe_renormalize", "moe_norm_min"),
+    *("routed_scaling_factor", "moe_routed_scaling_factor", "router_scaling_factor", "route_scale"),
+    *("moe_router_logit_softcapping", "moe_apply_router_weight_on_input", "shared_expert_combination_strategy"),
+)
+# Kinds of rotary embedding that scale attention by the most positions, which otherwise only limit a text's length.
+SCALED_BY_LENGTH = ("yarn", "longrope")
+# Texts whose tokens show how a tokenizer normalises, splits and frames text, beyond its vocabulary.
+PROBES = ("a", " Two  words,\n\tA1 20,000 % it's", "Ünïcode: ﬁ é e\u0301 Ω 東京 العربية 🙂", "{x} <|im_start|> </s>")
 
 
-def fingerprint(model: PreTrainedModel) -> str:
+def model_fingerprint(model: PreTrainedModel) -> str:
     """Return a digest that identifies a model's published weights, independent of the folder they came from.
 
     The digest covers every parameter's name and shape, and a few of its values rounded to bfloat16. The digest
@@ -24,6 +58,51 @@ def fingerprint(model: PreTrainedModel) -> str:
     parameters changes the digest, but not the revision of a `BaseModelRef`.
     """
     return _digest(_original_parameters(model))
+
+
+def reading_digest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a digest of how a model reads text: what turns a text into scores, apart from the weights.
+
+    The digest covers the tokenizer's vocabulary, its tokens for the beginning and the end, its tokens of a few texts,
+    the chat template, and settings of the model's config, see `SETTINGS`. Numbers are rounded to six digits, because
+    formats of files store them in different precisions.
+    """
+    config = model.config.get_text_config()
+    contents = {
+        "vocabulary": sorted(tokenizer.get_vocab().items()),
+        "ends": [tokenizer.bos_token_id, tokenizer.eos_token_id],
+        "tokens": [_tokens(tokenizer, text) for text in PROBES],
+        "chat_template": tokenizer.chat_template,
+        "settings": _settings(config),
+    }
+    return f"sha256:{hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()}"
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int] | None:
+    """Return the tokens of a text; None from a tokenizer that refuses what its vocabulary lacks."""
+    try:
+        return [*tokenizer(text, verbose=False)["input_ids"]]
+    except Exception:  # the libraries behind tokenizers raise errors of any type
+        return None
+
+
+def _settings(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return the settings of a config that the digest covers."""
+    rope = str(getattr(config, "rope_parameters", None))
+    length = ["max_position_embeddings"] if any(kind in rope for kind in SCALED_BY_LENGTH) else []
+    rare = {name: getattr(config, name, None) for name in (*RARE_SETTINGS, *length)}
+    return {name: _rounded(getattr(config, name, None)) for name in SETTINGS} | {
+        name: _rounded(value) for name, value in rare.items() if value is not None and value is not False
+    }
+
+
+def _rounded(value: Any) -> Any:
+    """Return a setting as JSON holds it, with six digits of each number."""
+    if isinstance(value, dict):
+        return {str(key): _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    return f"{value:.6g}" if isinstance(value, int | float) else value
 
 
 def _digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
@@ -39,7 +118,7 @@ def _digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
 def digest_of_files(folder: Path) -> str | None:
     """Return the digest of the tensors in a folder's safetensors, under their published names.
 
-    The result equals the `fingerprint` if transformers keeps these names, and is None without safetensors files.
+    The result equals the `model_fingerprint` if transformers keeps these names, and is None without safetensors files.
     """
     tensors: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):

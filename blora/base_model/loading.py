@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTra
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from blora.base_model.devices import pick_device, pick_dtype
-from blora.base_model.identity import digest_of_files, fingerprint
+from blora.base_model.identity import digest_of_files, model_fingerprint, reading_digest
 from blora.base_model.precision import set_precision
 from blora.config import BaseModelRef
 from blora.disk.atomic import new_folder, remove_abandoned
@@ -40,7 +40,7 @@ class BaseModel:
     Attributes:
         model: the model in eval mode, without gradients.
         tokenizer: the model's tokenizer.
-        ref: id, revision and fingerprint.
+        ref: id, revision and digests.
         device: device of the model.
         dtype: dtype of the decoder's weights.
         max_length: largest number of positions in a row.
@@ -94,7 +94,7 @@ def load_base_model(spec: str = EMBEDDED, *, device: str = "auto", dtype: str = 
         ) from exc
     if getattr(model, "hf_quantizer", None) is not None:
         raise BaseModelError(f"got base model {spec!r} with quantised weights, expected plain ones; use the original")
-    identity = fingerprint(model)  # before rounding, of the published weights
+    identity = model_fingerprint(model)  # before rounding, of the published weights
     set_precision(model, torch_dtype)
     model.to(torch_device)  # type: ignore[arg-type]  # its stub wraps the method without self
     model.eval().requires_grad_(False)
@@ -102,7 +102,9 @@ def load_base_model(spec: str = EMBEDDED, *, device: str = "auto", dtype: str = 
     return BaseModel(
         model=model,
         tokenizer=tokenizer,
-        ref=BaseModelRef(id=model_id, revision=revision, fingerprint=identity),
+        ref=BaseModelRef(
+            id=model_id, revision=revision, fingerprint=identity, reading=reading_digest(model, tokenizer)
+        ),
         device=torch_device,
         dtype=torch_dtype,
         max_length=_max_length(model),

@@ -134,11 +134,17 @@ class Prediction(_Scores):  # type: ignore[misc]  # a type checker cannot read t
     warnings: list[str] = Field(
         default=[],
         description="Reasons for caution. not_calibrated: the adapter's calibration does not hold for the way it is "
-        "served, so nothing is proved about its threshold. shadowed_choice: one choice is the beginning of another, "
-        "and the adapter scores choices without an end token, so that the longer one can never win: rename one of "
-        "them, or train the adapter again. mostly_guesses: the question is farther from the training rows than "
-        "every row that the adapter was validated on, so that nearly all of the probability is spread evenly over the "
-        "choices. Newer servers may have more. Absent without warnings.",
+        "served, so nothing is proved about its threshold. without_head: the adapter's head had no part in "
+        "the answer, because of other choices than its own or of scoring by letters; the language model scored the "
+        "choices, and familiarity says nothing about such an answer. "
+        "shadowed_choice: one choice is the beginning of another, and the adapter scores choices without an end token, "
+        "so that the longer one can never win: rename one of them, or train the adapter again. mostly_guesses: the "
+        "question is farther from the training rows than every row that the adapter was validated on, so that nearly "
+        "all of the probability is spread evenly over the choices. other_instructions, other_descriptions: a typed "
+        "question has those of the adapter's own question in other words, which the adapter does not read, so that "
+        "nothing is proved about the answer. unchecked_wording: a typed question has instructions or descriptions, and "
+        "the adapter, which does not read them, has none of its own to compare them with. Newer servers may have more. "
+        "Absent without warnings.",
     )
     feedback_requested: bool | None = Field(
         default=None,

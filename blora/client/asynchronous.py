@@ -133,7 +133,8 @@ class AsyncClient:
                 return_samples.
 
         Raises:
-            ClientError: if there is no answer by the deadline; the subclass says why.
+            ClientError: if there is no answer by the deadline; the subclass says why. RefusedError also if `asked` is
+                neither a text nor a chat, as None or NaN for an empty cell.
             ConfigError: if `asked` is a list of texts, or the deadline is negative or NaN.
         """
         prediction = await self._ask(question(asked, fields), deadline(self._deadline_s, deadline_s))
@@ -197,12 +198,15 @@ class AsyncClient:
         except (TimeoutError, httpx.RequestError):
             return False
 
-    async def feedback(self, prediction: Prediction | str, label: str, *, deadline_s: float | None = None) -> bool:
+    async def feedback(
+        self, prediction: Prediction | str, label: str | bool | int, *, deadline_s: float | None = None
+    ) -> bool:
         """Report the right choice to the server, and return whether the leading choice was right.
 
         Args:
             prediction: the answer, or its id.
-            label: the right choice as offered; it replaces an earlier report.
+            label: the right choice as offered, or the boolean or the level's number of a typed question; it replaces an
+                earlier report.
             deadline_s: seconds for this call; by default the client's.
 
         Raises:

@@ -4,7 +4,7 @@ ClientError
 ├── RefusedError          the server refuses the request, and would refuse it again
 ├── FailedError           the server accepted the request and failed
 ├── OverloadedError       the queue was full at the last try
-├── UnavailableError      the server was starting or shutting down at the last try
+├── UnavailableError      the server was starting, shutting down or too slow at the last try
 ├── UnreachableError      there was no connection, or it broke
 ├── DeadlineError         the deadline passed during a try
 └── MalformedAnswerError  the response is not one of a blora server, or contradicts itself
@@ -67,7 +67,7 @@ class OverloadedError(ClientError):
 
 
 class UnavailableError(ClientError):
-    """The server was starting or shutting down at the last try, and no retry or no time was left for another one."""
+    """The server was starting, shutting down or too slow at the last try, and no retry or no time was left."""
 
 
 class UnreachableError(ClientError):

@@ -22,6 +22,9 @@ from blora.scores import TABLE
 
 __all__ = ["address", "authorization", "check", "closed", "deadline", "question", "questions", "read_answer"]
 
+# Statuses of a request that got no answer this time: its body was slow, or the server or a proxy was.
+_OUT_OF_SERVICE = frozenset({408, 502, 503, 504})
+
 A = TypeVar("A", bound=Answer)
 T = TypeVar("T")
 Messages = Sequence[Mapping[str, str]]
@@ -90,9 +93,10 @@ def question(asked: str | Messages, fields: Mapping[str, Any]) -> dict[str, Any]
     """Return the body of a request: a prompt or a chat, and the fields that are not None.
 
     Raises:
+        RefusedError: if it is neither a text nor a chat, as None or NaN for an empty cell.
         ConfigError: if a message of the chat is a text, as in a list of questions.
     """
-    form = {"prompt": asked} if isinstance(asked, str) else {"messages": list(map(_message, asked))}
+    form = {"prompt": asked} if isinstance(asked, str) else {"messages": _messages(asked)}
     return form | {name: value for name, value in fields.items() if value is not None}
 
 
@@ -158,6 +162,16 @@ def check(prediction: Prediction) -> Prediction:
     return prediction
 
 
+def _messages(given: Messages) -> list[dict[str, str]]:
+    try:
+        return list(map(_message, given))
+    except (TypeError, ValueError) as exc:
+        raise RefusedError(
+            f"got the question {given!r:.80}, expected a text, or a chat as messages with role and content: leave out "
+            "questions that are empty, such as None or NaN"
+        ) from exc
+
+
 def _message(given: Mapping[str, str]) -> dict[str, str]:
     if isinstance(given, str):
         raise ConfigError(
@@ -189,7 +203,7 @@ def _failure(response: httpx.Response) -> ClientError:
     kind: type[ClientError] = FailedError
     if status == httpx.codes.TOO_MANY_REQUESTS:
         kind = OverloadedError
-    elif status in (httpx.codes.BAD_GATEWAY, httpx.codes.SERVICE_UNAVAILABLE):
+    elif status in _OUT_OF_SERVICE:
         kind = UnavailableError
     elif httpx.codes.is_client_error(status):
         kind = RefusedError

@@ -1,7 +1,7 @@
 """The synchronous client: an AsyncClient on an event loop in a background thread.
 
-Both clients so behave alike, and a deadline ends a call even if the server sends its response slowly. Threads may share
-a client. Forked processes may too: each one starts its own thread and opens its own connections at its first call.
+So both clients behave alike. A deadline ends a call even if the server sends its response slowly. Threads may share a
+client. Forked processes may too: each one starts its own thread and opens its own connections at its first call.
 """
 
 import asyncio
@@ -186,7 +186,9 @@ class Client:
                 call.cancel()
             raise
 
-    def feedback(self, prediction: Prediction | str, label: str, *, deadline_s: float | None = None) -> bool:
+    def feedback(
+        self, prediction: Prediction | str, label: str | bool | int, *, deadline_s: float | None = None
+    ) -> bool:
         """Report the right choice, as AsyncClient.feedback."""
         return self._run(lambda client: client.feedback(prediction, label, deadline_s=deadline_s), deadline_s)
 

@@ -119,14 +119,14 @@ def _gpus() -> list[Facts]:
 def _dtype(device: str, dtype: str, adapters: Sequence[Path]) -> Facts:
     """Return the device's dtypes, and the one that `blora serve` would take for these adapters."""
     from blora.adapter.calibration_file import calibrated_dtypes
-    from blora.adapter.opening import pick_dtype
+    from blora.adapter.opening import dtype_for_adapters
     from blora.base_model import native_dtypes, pick_device
 
     picked = pick_device(device)
     found = {"device": str(picked), "native": list(native_dtypes(picked)), "asked": dtype}
     try:
         readable = [folder for folder in adapters if "error" not in _or_error(partial(calibrated_dtypes, folder))]
-        return found | {"in_use": pick_dtype(dtype, picked, readable, allow_uncalibrated=False)}
+        return found | {"in_use": dtype_for_adapters(dtype, picked, readable, allow_uncalibrated=False)}
     except BloraError as exc:
         return found | {"error": str(exc)}
 

@@ -230,6 +230,7 @@ class BaseModelRef:
         revision: commit or content hash of the loaded weights, None if unknown.
         fingerprint: digest of the parameters' names, shapes and sampled values. A base model matches if its
             fingerprint is equal, or its revision is the same content hash.
+        reading: digest of the tokenizer, the chat template and the config's settings, which must be equal too.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -237,6 +238,7 @@ class BaseModelRef:
     id: str
     revision: str | None
     fingerprint: str
+    reading: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,7 +252,8 @@ class AdapterConfig:
         posterior: settings of the posterior.
         prompt: settings of prompts and scoring.
         sampling: settings of the sample bank.
-        head: settings of the decision head, which has the posterior then, above a plain LoRA or none; None without one.
+        head: settings of the decision head; None for no head. With a head, the posterior is over the head's weights,
+            and the adapted modules, if any, have a plain LoRA.
         familiarity: settings of the familiarity, which reads the head's states; None without one.
         question: the question that the adapter answers, for applications that send questions; None if it has no name.
         policy: the owner's thresholds for withholding answers, None for no policy.

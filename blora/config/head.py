@@ -33,8 +33,8 @@ class HeadConfig:
         n_states: number of values that are read at all depths together.
         n_directions: number of directions on which the standardised states are projected.
         n_grams: number of buckets into which the prompt's character n-grams are hashed, for a linear head; 0 for none.
-        n_products: number of directions of the prompt's states and of leading directions of a choice's states whose
-            products a pointer head reads; (0, 0) for no products.
+        n_products: (P, Q): a pointer head reads the products of P directions of the prompt's states and the first Q
+            directions of a choice's; (0, 0) for no products.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT

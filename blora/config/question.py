@@ -41,7 +41,8 @@ class QuestionConfig:
         """Raise an error if these are not the choices of such a question.
 
         Raises:
-            ConfigError: if there are none, if a predicate's are not true and false, or a description is of none.
+            ConfigError: if there are none, if a predicate's are not true and false, or if a description belongs to
+                no choice.
         """
         require(choices is not None, f"the question {self.name!r} without fixed choices", "fixed choices with it")
         require(

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from blora.decision.uncertainty import Prediction
 from blora.errors import ConfigError
-from blora.scores import SCORES, ScoreName
+from blora.scores import SCORES, Score, ScoreName
 
 __all__ = ["AbstainReason", "Decision", "Policy", "decide", "strictest"]
 
@@ -40,9 +40,9 @@ class Policy(_Thresholds):  # type: ignore[misc]  # a type checker cannot read t
         for name, value in self.limits().items():
             score = SCORES[name]
             if not 0 <= value <= score.greatest or value == float("inf"):
-                raise ConfigError(
-                    f"got policy {score.threshold} = {value}, expected a number from 0 to {score.greatest}"
-                )
+                unlimited = score.greatest == float("inf")
+                numbers = "a finite number of at least 0" if unlimited else f"a number from 0 to {score.greatest}"
+                raise ConfigError(f"got policy {score.threshold} = {value}, expected {numbers}")
 
     def limits(self) -> dict[ScoreName, float]:
         """Return the thresholds that are set, by score name."""
@@ -52,6 +52,22 @@ class Policy(_Thresholds):  # type: ignore[misc]  # a type checker cannot read t
     def thresholds(self) -> dict[str, float]:
         """Return the thresholds that are set, by threshold name, such as min_confidence."""
         return {SCORES[name].threshold: value for name, value in self.limits().items()}
+
+    def check_draws(self, n_samples: int) -> None:
+        """Raise an error if the policy limits a score that needs more different draws than there are.
+
+        Raises:
+            ConfigError: if a score needs more draws; the message names its threshold.
+        """
+        if (score := self.short_of_draws(n_samples)) is not None:
+            raise ConfigError(
+                f"got policy {score.threshold} with n_samples = {n_samples}, expected at least {score.fewest_draws} "
+                "different draws: leave the threshold out, or take more draws of a posterior, which a plain LoRA lacks"
+            )
+
+    def short_of_draws(self, n_samples: int) -> Score | None:
+        """Return the first limited score that needs more different draws than there are; None for none."""
+        return next((SCORES[name] for name in self.limits() if n_samples < SCORES[name].fewest_draws), None)
 
     @classmethod
     def from_mapping(cls, thresholds: Mapping[str, float]) -> "Policy":

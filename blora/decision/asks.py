@@ -3,7 +3,7 @@
 Each ask proves a false target with probability at most delta. By the union bound, the probability that any of several
 asks of the same rows does is at most the sum of their deltas, provided that the targets were planned and not chosen
 after looking at these rows. A refused ask counts like any other. A repeated ask has the same result and counts once; in
-another dtype the result may differ, so that the same target in another dtype is another ask.
+another dtype, or of other contents of the adapter, the result may differ, so that the same target is another ask there.
 """
 
 import math
@@ -55,7 +55,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AskedRows:
-    """Calibration rows of an adapter, and the asks that used them.
+    """Calibration rows, and the asks of an adapter's contents that used them.
 
     Attributes:
         adapter_digest: digest of the adapter's contents.
@@ -77,15 +77,13 @@ class AskedRows:
         require(are_fingerprints(self.fingerprints), "bad fingerprints of rows", f"{DIGITS} hex digits a row")
 
     def same(self, other: "AskedRows") -> bool:
-        """Return whether the other record has the same rows and the same adapter."""
+        """Return whether the other record has the same rows and the same contents of the adapter."""
         mine, others = ((rows.adapter_digest, rows.digest, rows.n_rows) for rows in (self, other))
         return mine == others
 
     def overlaps(self, other: "AskedRows") -> bool:
-        """Return whether the other record has the same adapter and shares a row."""
-        return self.adapter_digest == other.adapter_digest and (
-            self.digest == other.digest or not set(parts(self.fingerprints)).isdisjoint(parts(other.fingerprints))
-        )
+        """Return whether the other record, of whatever contents of the adapter, shares a row."""
+        return self.digest == other.digest or not set(parts(self.fingerprints)).isdisjoint(parts(other.fingerprints))
 
 
 def total_delta(asks: Iterable[Ask]) -> float:

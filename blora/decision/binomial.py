@@ -1,12 +1,14 @@
-"""Exact binomial statistics: the lower tail probability, and the upper confidence bound that follows from it.
+"""Exact binomial statistics: the lower tail probability, and what follows from it for bounds of a probability.
 
 References:
     Clopper and Pearson, 1934.
 """
 
+import math
+
 from scipy.special import betaincc, betainccinv
 
-__all__ = ["binomial_cdf", "clopper_pearson"]
+__all__ = ["binomial_cdf", "clopper_pearson", "trials_without_event"]
 
 
 def binomial_cdf(k: int, n: int, p: float) -> float:
@@ -27,3 +29,12 @@ def clopper_pearson(k: int, n: int, delta: float) -> float:
     0.0495
     """
     return float(betainccinv(k + 1, n - k, delta)) if k < n else 1.0
+
+
+def trials_without_event(bound: float, delta: float) -> int:
+    """Return the smallest number of trials that prove a bound of a probability at level delta if no event occurs.
+
+    >>> trials_without_event(0.05, 0.05), trials_without_event(0.05, 0.01)
+    (59, 90)
+    """
+    return math.ceil(math.log(delta) / math.log1p(-bound))

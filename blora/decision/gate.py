@@ -16,7 +16,6 @@ References:
     Bates et al., 2023, "Testing for outliers with conformal p-values". arXiv:2104.08279
 """
 
-import math
 from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from blora.config.checks import require
 from blora.config.head import MOST_REFERENCE
-from blora.decision.binomial import binomial_cdf
+from blora.decision.binomial import binomial_cdf, trials_without_event
 from blora.decision.selective import rows_for_proof
 from blora.errors import ConfigError
 
@@ -58,14 +57,14 @@ def rows_behind_gate(max_false_alarms: float, target_risk: float, delta: float) 
     >>> rows_behind_gate(0.05, 0.05, 0.05), rows_behind_gate(1, 0.05, 0.05)
     (79, 78)
     """
-    least = math.ceil(math.log(delta) / math.log1p(-target_risk))
+    least = trials_without_event(target_risk, delta)
     if max_false_alarms == 1:
         return rows_for_proof(least)
 
     def behind(n: int) -> int:  # the row at the gate is not counted
         return n - 1 - alarms_allowed(n, max_false_alarms, delta)
 
-    fewest = most = max(least, math.ceil(math.log(delta) / math.log1p(-max_false_alarms)))
+    fewest = most = max(least, trials_without_event(max_false_alarms, delta))
     while behind(most) < least:
         most *= 2
     return rows_for_proof(bisect_left(range(most), least, lo=fewest, key=behind))  # one more row adds 0 or 1 behind it
@@ -107,7 +106,7 @@ class Gate:
         reference = distances[:MOST_REFERENCE].double().sort().values
         n = len(reference)
         if (n_beyond := alarms_allowed(n, max_false_alarms, delta)) < 0:
-            needed = math.ceil(math.log(delta) / math.log1p(-max_false_alarms))
+            needed = trials_without_event(max_false_alarms, delta)
             raise ConfigError(
                 f"got {n} rows to prove max_false_alarms {max_false_alarms} at delta {delta}, expected at least "
                 f"{needed}: bring more, or allow more; 1 withholds no question as unfamiliar"

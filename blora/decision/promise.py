@@ -32,6 +32,8 @@ from blora.config.checks import require
 __all__ = ["Promise"]
 
 PRIOR = 0.5
+# The largest probability that a kept promise is ever called broken.
+ALPHA = 0.05
 
 
 class Promise:
@@ -41,26 +43,19 @@ class Promise:
 
     Args:
         target_risk: r, the promised upper bound of the probability of a wrong answer.
-        alpha: the largest probability that a kept promise is ever called broken.
 
     Attributes:
         rejected_at: number of corrections from wrong to right when the test last rejected the promise; -1 if it never
             did.
     """
 
-    def __init__(self, target_risk: float, alpha: float = 0.05) -> None:
+    def __init__(self, target_risk: float) -> None:
         require(0 < target_risk < 1, f"target_risk = {target_risk}", "a number between 0 and 1")
-        require(0 < alpha < 1, f"alpha = {alpha}", "a number between 0 and 1")
         self.target_risk = target_risk
-        self.alpha = alpha
         self.n_outcomes = 0
         self.n_wrong = 0
         self.n_cleared = 0
         self.rejected_at = -1
-
-    def add(self, *, wrong: bool) -> None:
-        """Add one outcome."""
-        self.observe(self.n_outcomes + 1, self.n_wrong + wrong, self.n_cleared)
 
     def observe(self, n_outcomes: int, n_wrong: int, n_cleared: int, rejected_at: int = -1) -> None:
         """Set the current counts, which may include outcomes that other processes counted.
@@ -90,7 +85,7 @@ class Promise:
 
     @property
     def lower_bound(self) -> float:
-        """A lower confidence bound of the true risk, valid at all times together with probability 1 - alpha.
+        """A lower confidence bound of the true risk, valid at all times together with probability 1 - ALPHA.
 
         The bound assumes that every answer is wrong with the same probability.
         """
@@ -101,12 +96,16 @@ class Promise:
         return low
 
     def _rejected(self, risk: float) -> bool:
-        """Return whether the mixture has reached 1 / alpha against this risk."""
+        """Return whether the mixture has reached 1 / ALPHA against this risk."""
+        return self._log_mixture(risk) >= -math.log(ALPHA)
+
+    def _log_mixture(self, risk: float) -> float:
+        """Return the logarithm of the mixture against this risk."""
         wrong, right = self.n_wrong, self.n_outcomes - self.n_wrong
         beyond = betaincc(PRIOR + wrong, PRIOR + right, risk)
         if beyond == 0:  # to float precision the posterior lies below the risk
-            return False
+            return -math.inf
         mixed = betaln(PRIOR + wrong, PRIOR + right) + math.log(beyond)
         prior = betaln(PRIOR, PRIOR) + math.log(betaincc(PRIOR, PRIOR, risk))
         under = wrong * math.log(risk) + right * math.log1p(-risk)
-        return bool(mixed - prior - under >= -math.log(self.alpha))
+        return float(mixed - prior - under)

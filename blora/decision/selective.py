@@ -17,7 +17,6 @@ References:
 """
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
@@ -29,7 +28,7 @@ from torch import Tensor
 
 from blora.config.checks import require
 from blora.decision.abstention import Policy
-from blora.decision.binomial import binomial_cdf, clopper_pearson
+from blora.decision.binomial import binomial_cdf, clopper_pearson, trials_without_event
 from blora.decision.resolution import Resolution
 from blora.errors import ShapeError
 from blora.scores import SCORES, TOLERANCE, Score, ScoreName
@@ -50,7 +49,7 @@ def rows_for_proof(n_proof: int) -> int:
 
 def rows_needed(target_risk: float, delta: float) -> int:
     """Return the smallest number of rows that can prove a target, if no answer is wrong."""
-    return rows_for_proof(math.ceil(math.log(delta) / math.log1p(-target_risk)))
+    return rows_for_proof(trials_without_event(target_risk, delta))
 
 
 def split_rows(n_rows: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -3,9 +3,12 @@
 import os
 from pathlib import Path
 
-from blora.errors import ConfigError
+from blora.errors import AdapterError, ConfigError
 
-__all__ = ["cache_folder"]
+__all__ = ["ORIGIN_FILE", "cache_folder", "check_own"]
+
+# Where an adapter of the hub is from; only in its folder in the cache.
+ORIGIN_FILE = "origin.json"
 
 
 def cache_folder() -> Path:
@@ -23,3 +26,16 @@ def cache_folder() -> Path:
             "written; set BLORA_CACHE_DIR"
         ) from exc
     return cache
+
+
+def check_own(folder: Path) -> None:
+    """Raise an error if a folder is that of a cached adapter, which must stay as it was downloaded.
+
+    Raises:
+        AdapterError: if the folder is in the cache.
+    """
+    if (folder / ORIGIN_FILE).exists():
+        raise AdapterError(
+            f"got {folder} to change, an adapter of the hub in the cache, expected a folder of your own: copy it with "
+            f"`blora pull NAME FOLDER`; if it is a copy already, remove its {ORIGIN_FILE}"
+        )

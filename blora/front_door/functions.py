@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blora.adapter import load_adapter
-from blora.adapter.opening import open_adapter, pick_dtype
-from blora.base_model import EMBEDDED, BaseModel, pick_device
+from blora.adapter.opening import dtype_for_adapters, open_adapter
+from blora.base_model import BaseModel, pick_device
 from blora.front_door.model import Model
 from blora.hub.fetch import local_folder
 from blora.hub.name import HubName, place_of
@@ -48,7 +48,7 @@ def load(
     """
     place = place_of(path)
     folder = local_folder(place)
-    picked = pick_dtype(dtype, pick_device(device), [folder], allow_uncalibrated=allow_uncalibrated)
+    picked = dtype_for_adapters(dtype, pick_device(device), [folder], allow_uncalibrated=allow_uncalibrated)
     if name is None and isinstance(place, HubName):
         name = place.name
     base, adapter = open_adapter(folder, base_model=base_model, device=device, dtype=picked, name=name)
@@ -62,7 +62,7 @@ def train(
     choices: Sequence[str] | None = None,
     validation: Rows | None = None,
     columns: Mapping[str, str] | None = None,
-    base_model: str = EMBEDDED,
+    base_model: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     callbacks: Sequence["TrainerCallback"] = (),
@@ -78,7 +78,7 @@ def train(
         choices: the fixed label set; by default each row's own choices, or else the set of all labels in the rows.
         validation: rows for recalibration and early stopping; by default a tenth of `rows`, not used for training.
         columns: the rows' names for columns with other names, as in {"prompt": "review"}.
-        base_model: see `load`; the embedded model by default.
+        base_model: see `load`; by default that of an `init_from` that `train` made, or else the embedded model.
         device: see `load`.
         dtype: see `load`.
         callbacks: callbacks for the Hugging Face Trainer.
@@ -112,7 +112,7 @@ def bayesianize(
     output: str | PathLike[str],
     choices: Sequence[str] | None = None,
     columns: Mapping[str, str] | None = None,
-    base_model: str = EMBEDDED,
+    base_model: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     **settings: Any,
@@ -125,7 +125,8 @@ def bayesianize(
         output: the adapter directory to write.
         choices: see `train`.
         columns: see `train`.
-        base_model: the model that the LoRA was trained on; see `load`.
+        base_model: the model that the LoRA was trained on, see `load`; by default that of a LoRA that `train` made, or
+            else the embedded model.
         device: see `load`.
         dtype: see `load`.
         settings: any other flag of `blora bayesianize` with underscores, as in n_samples=16, scales=(0.5, 1.0).

@@ -14,7 +14,6 @@ from blora.client.shown import html_table
 from blora.config.checks import require
 from blora.errors import BloraError
 from blora.front_door.answering import Question, answer_all
-from blora.hub.fetch import check_own
 from blora.server.engines.handle import AdapterHandle
 from blora.server.engines.loading import handle_of
 from blora.server.prediction.policies import InForce, default_policy
@@ -203,7 +202,6 @@ class Model:
         from blora.training.calibrate import calibrate_adapter
         from blora.training.rows.examples import examples_for
 
-        check_own(self.adapter.path)
         goal = Goal(
             target_risk=target_risk,
             delta=delta,
@@ -259,6 +257,6 @@ def _shown(in_force: InForce | None) -> str:
     """Return a description of a policy."""
     if in_force is None:
         return "no policy: every question is answered"
-    limits = [f"{name} {value:.3g}" for name, value in in_force.policy.thresholds().items() if value is not None]
+    limits = [f"{name} {value:.3g}" for name, value in in_force.policy.thresholds().items()]
     proved = f"P(wrong | answered) <= {in_force.target_risk:g} by " if in_force.target_risk is not None else ""
     return proved + " and ".join(limits)

@@ -16,17 +16,16 @@ from urllib.parse import quote
 
 from blora.adapter import OWN_FILES, adapter_digest, check_output
 from blora.disk.atomic import new_folder, remove_abandoned, write_file
-from blora.disk.cache import cache_folder
+from blora.disk.cache import ORIGIN_FILE, cache_folder
 from blora.disk.files import file_digest, read_json
 from blora.errors import AdapterError
 from blora.hub.client import TIMEOUT_S, TOKEN, hub_api, hub_errors, is_out_of_service, is_private_answer, why
 from blora.hub.name import HubName, place_of
 
-__all__ = ["check_own", "fetch", "local_folder", "pull"]
+__all__ = ["fetch", "local_folder", "pull"]
 
 logger = logging.getLogger(__name__)
 
-ORIGIN_FILE = "origin.json"
 # Longest name of a file with a branch's commit; the name of a file being written is a little longer.
 MOST_CHARACTERS = 200
 ADVICE = "remove the folder, to download it again"
@@ -82,18 +81,6 @@ def pull(name: HubName, output: Path) -> None:
         for file in OWN_FILES:
             if (cached / file).exists():
                 shutil.copyfile(cached / file, partial / file)
-
-
-def check_own(folder: Path) -> None:
-    """Raise an error if a folder is that of a cached adapter, which must stay as it was downloaded.
-
-    Raises:
-        AdapterError: if the folder is in the cache.
-    """
-    if (folder / ORIGIN_FILE).exists():
-        raise AdapterError(
-            "got an adapter of the hub to change, expected a folder of your own: copy it with `blora pull NAME FOLDER`"
-        )
 
 
 def _look_up(name: HubName, cached: Path) -> str:

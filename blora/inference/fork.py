@@ -34,7 +34,6 @@ __all__ = [
     "logits_at",
     "runs_in_parts",
     "states_at",
-    "states_below",
     "why_whole",
 ]
 
@@ -76,26 +75,6 @@ def branching_layer(draws: Draws) -> int | None:
     return first_layer(differing) if differing else None
 
 
-def states_below(model: PreTrainedModel, layer: int, known: States | None, **inputs: Any) -> Tensor:
-    """Return the hidden states that enter a decoder layer, (B, T, D).
-
-    Args:
-        model: a causal language model.
-        layer: index of the decoder layer, which is not run.
-        known: states (B, T, D) that enter a lower layer, from which to continue; None starts at the embeddings.
-        inputs: input_ids, position_ids and attention_mask, as for the model.
-
-    Raises:
-        BaseModelError: if the model has no list of decoder layers, or does not run them.
-    """
-    path, layers = decoder_layers(model)
-    try:
-        _view(_from(model, known), f"{path}.{layer}", _StandIn(layers[layer], _arrive))(**inputs, use_cache=False)
-    except _ArrivedError as arrived:
-        return arrived.states
-    raise BaseModelError(f"got {type(model).__name__}, which does not run its list of layers; use another model")
-
-
 def states_at(
     model: PreTrainedModel, depths: Iterable[int], known: States | None = None, **inputs: Any
 ) -> dict[int, Tensor]:
@@ -107,7 +86,7 @@ def states_at(
             that enter the output head.
         known: states that enter a layer that is above none of the depths, from which to continue; None starts at the
             embeddings.
-        inputs: as for `states_below`.
+        inputs: input_ids, position_ids and attention_mask, as for the model.
 
     Raises:
         BaseModelError: if the model has no list of decoder layers or no output head, or does not run them.
@@ -144,10 +123,10 @@ def logits_at(model: PreTrainedModel, known: States | None, row: Tensor, column:
 
     Args:
         model: a causal language model.
-        known: states (B, T, D) from `states_below`, from which to continue; None runs every layer.
+        known: states (B, T, D) from `states_at`, from which to continue; None runs every layer.
         row: (P,) row of each position; the output head computes no other positions.
         column: (P,) column of each position.
-        inputs: as for `states_below`.
+        inputs: as for `states_at`.
 
     Raises:
         BaseModelError: if the model has no output embeddings.

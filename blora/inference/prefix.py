@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from blora.inference.checkpoints import checkpoint
-from blora.inference.fork import branching_layer, hidden_at, states_below
+from blora.inference.fork import branching_layer, hidden_at, states_at
 from blora.inference.packing import PackedRow, States
 from blora.posterior.decision_head import Features
 from blora.posterior.draws import Draws, use_draws
@@ -79,7 +79,8 @@ class Prefix:
                 if layer is None:
                     self._run_to_head(record, None, 1)
                 else:
-                    self._states = States(layer, states_below(model, layer, None, **self._inputs(1), cache=record))
+                    found = states_at(model, [layer], **self._inputs(1), cache=record)
+                    self._states = States(layer, found[layer])
             self._below = record.kept
 
     def n_bytes(self, n_samples: int) -> int:

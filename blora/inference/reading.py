@@ -109,7 +109,10 @@ def _features(
 
 
 def trunk_of(config: HeadConfig, lora: Draws) -> int:
-    """Return the layer whose input is the deepest state that every later reading can continue from, for any LoRA."""
+    """Return the index of the deepest layer that is not above any depth of the head or any module of the LoRA.
+
+    Cached inputs of this layer serve every reading, whatever the LoRA's weights.
+    """
     return min([*config.depths, *([first_layer(lora.factors)] if lora.factors else [])])
 
 

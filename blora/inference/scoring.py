@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from blora.inference.checkpoints import between, checkpoint
-from blora.inference.fork import first_layer, hidden_at, logits_at, states_below
+from blora.inference.fork import first_layer, hidden_at, logits_at, states_at
 from blora.inference.packing import PackedBatch, States
 from blora.inference.prefix import Memory
 from blora.inference.vocabulary import MIN_DRAWS, log_probs_along_draws, log_probs_of_each, plain_head
@@ -116,12 +116,10 @@ def states_of(
 ) -> States:
     """Return the hidden states (B, T, D) that enter a layer below which the draws do not differ."""
     known = _untouched(batch, draws)
-    if known is not None and known.layer == layer:
-        return known
     if known is not None and known.layer > layer:
         known = None
     with use_draws(draws.first(1) if draws is not None and draws.rows is None else draws):
-        return States(layer, states_below(model, layer, known, **inputs_of(model, batch, memory)))
+        return States(layer, states_at(model, [layer], known, **inputs_of(model, batch, memory))[layer])
 
 
 def score_draws(

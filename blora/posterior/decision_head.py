@@ -151,7 +151,12 @@ class DecisionHead:
         return HeadDraws(self, self.weight + (noise.like(self.weight) * self.deviation) @ self.basis.T, lora)
 
     def widen(self, factor: float) -> "DecisionHead":
-        """Return the posterior with its standard deviations multiplied by a factor."""
+        """Return the posterior with its standard deviations multiplied by a factor.
+
+        Raises:
+            ConfigError: if the factor is not positive and finite.
+        """
+        check_width(factor)
         return replace(self, deviation=self.deviation * factor)
 
     def to(self, device: torch.device) -> "DecisionHead":
@@ -196,7 +201,6 @@ class HeadPosterior:
         Raises:
             ConfigError: if the factor is not positive and finite.
         """
-        check_width(factor)
         self.head = self.head.widen(factor)
 
 

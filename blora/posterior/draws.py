@@ -45,35 +45,26 @@ class Factors:
         return Factors(A, B)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class Draws:
     """S immutable draws of a whole adapter.
 
     In a forward pass each draw applies to an equal share of the rows, draws outermost, unless `rows` is given.
 
-    Args:
+    Attributes:
         factors: the factors of each adapted module, by the module's name in the base model.
         scaling: alpha / rank, applied to B @ A.
         n_samples: S.
         rows: (R,) the index of the draw of each row of the forward pass; None for equal shares.
     """
 
-    __slots__ = ("factors", "n_samples", "rows", "scaling")
-
     factors: Mapping[str, Factors]
     scaling: float
     n_samples: int
-    rows: Tensor | None
+    rows: Tensor | None = None
 
-    def __init__(
-        self, factors: Mapping[str, Factors], scaling: float, n_samples: int, rows: Tensor | None = None
-    ) -> None:
-        object.__setattr__(self, "factors", MappingProxyType(dict(factors)))
-        object.__setattr__(self, "scaling", scaling)
-        object.__setattr__(self, "n_samples", n_samples)
-        object.__setattr__(self, "rows", rows)
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"got an assignment to {name!r}, but draws are immutable; make new ones")
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "factors", MappingProxyType(dict(self.factors)))
 
     def first(self, n_samples: int) -> "Draws":
         """Return the first draws, as `part(0, n_samples)`."""

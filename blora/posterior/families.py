@@ -60,12 +60,28 @@ def _inverse_softplus(value: Tensor) -> Tensor:
     return value + torch.log(-torch.expm1(-value))
 
 
-class Diagonal(nn.Module):
+class _Gaussian(nn.Module):
+    """Base of the Gaussian families, whose mean is a parameter (m, n)."""
+
+    def __init__(self, mean: Tensor) -> None:
+        super().__init__()
+        self.inducing_mean = nn.Parameter(mean.clone())
+
+    def mean(self) -> Tensor:
+        """Return E_q[V], (m, n)."""
+        return self.inducing_mean
+
+    @torch.no_grad()
+    def shift(self, by: Tensor) -> None:
+        """Move every draw by a matrix (m, n), in place."""
+        self.inducing_mean.add_(by)
+
+
+class Diagonal(_Gaussian):
     """Independent Gaussians: V_ij ~ N(mean_ij, scale_ij^2)."""
 
     def __init__(self, mean: Tensor, scale: float, generator: torch.Generator) -> None:
-        super().__init__()
-        self.inducing_mean = nn.Parameter(mean.clone())
+        super().__init__(mean)
         self.raw_scale = nn.Parameter(torch.full_like(mean, inverse_softplus(scale)))
 
     @staticmethod
@@ -82,15 +98,6 @@ class Diagonal(nn.Module):
         """Return draws of V, (S, m, n)."""
         return self.inducing_mean + self.scale * noise.like(self.inducing_mean)
 
-    def mean(self) -> Tensor:
-        """Return E_q[V], (m, n)."""
-        return self.inducing_mean
-
-    @torch.no_grad()
-    def shift(self, by: Tensor) -> None:
-        """Move every draw by a matrix (m, n), in place."""
-        self.inducing_mean.add_(by)
-
     @torch.no_grad()
     def widen(self, factor: float) -> None:
         """Multiply every standard deviation by a factor, in place."""
@@ -102,14 +109,13 @@ class Diagonal(nn.Module):
         return 0.5 * (variance + self.inducing_mean.square() - 1 - variance.log()).sum()
 
 
-class MatrixNormal(nn.Module):
+class MatrixNormal(_Gaussian):
     """Matrix normal V ~ MN(mean, R R^T, C C^T) with lower-triangular R (m, m) and C (n, n)."""
 
     def __init__(self, mean: Tensor, scale: float, generator: torch.Generator) -> None:
-        super().__init__()
+        super().__init__(mean)
         m, n = mean.shape
         raw_diagonal = inverse_softplus(math.sqrt(scale))
-        self.inducing_mean = nn.Parameter(mean.clone())
         self.raw_row = nn.Parameter(raw_diagonal * torch.eye(m, dtype=mean.dtype))
         self.raw_col = nn.Parameter(raw_diagonal * torch.eye(n, dtype=mean.dtype))
 
@@ -135,15 +141,6 @@ class MatrixNormal(nn.Module):
     def sample(self, noise: Noise) -> Tensor:
         """Return draws of V, (S, m, n)."""
         return self.inducing_mean + self.row_factor @ noise.like(self.inducing_mean) @ self.col_factor.mT
-
-    def mean(self) -> Tensor:
-        """Return E_q[V], (m, n)."""
-        return self.inducing_mean
-
-    @torch.no_grad()
-    def shift(self, by: Tensor) -> None:
-        """Move every draw by a matrix (m, n), in place."""
-        self.inducing_mean.add_(by)
 
     @torch.no_grad()
     def widen(self, factor: float) -> None:

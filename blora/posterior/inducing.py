@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from blora.config import PosteriorConfig
 from blora.errors import ConfigError, NumericalError, ShapeError
 from blora.posterior.families import FAMILIES, inverse_softplus
-from blora.posterior.noise import Noise, standard_normal
+from blora.posterior.noise import Noise
 
 __all__ = ["InducingFactor", "check_width"]
 
@@ -121,12 +121,8 @@ class InducingFactor(nn.Module):
         T_c = torch.cholesky_solve(self.Z_c, L_c)
         return _Geometry(L_r, L_c, T_r, T_c, D_r, D_c)
 
-    def sample(self, n_samples: int, generator: torch.Generator) -> Tensor:
-        """Return exact posterior draws of W, (S, p, q), differentiable in every parameter."""
-        return self.sample_from(standard_normal(n_samples, generator))
-
     def sample_from(self, noise: Noise) -> Tensor:
-        """Return exact posterior draws of W, (S, p, q), from the caller's noise.
+        """Return exact posterior draws of W, (S, p, q), from the caller's noise, differentiable in every parameter.
 
         This is Matheron's rule with one white matrix G: W = sigma (T_r U T_c + lambda_ (E - T_r U_bar T_c)).
         """

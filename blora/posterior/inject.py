@@ -21,6 +21,7 @@ __all__ = [
     "linear_targets",
     "parse_layers",
     "select_modules",
+    "target_names",
 ]
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|layer|block)\.(\d+)(?:\.|$)")
@@ -123,7 +124,16 @@ def check_modules(model: PreTrainedModel, modules: Mapping[str, tuple[int, int]]
 
 def linear_targets(model: PreTrainedModel) -> tuple[str, ...]:
     """Return the names, without their place, of every linear module of the decoder layers, as PEFT's `all-linear`."""
-    return tuple(sorted({name.rsplit(".", 1)[-1] for name in linear_modules(model)}))
+    return target_names(linear_modules(model))
+
+
+def target_names(modules: Iterable[str]) -> tuple[str, ...]:
+    """Return the names of modules without their place, sorted, each once.
+
+    >>> target_names(["model.layers.0.self_attn.v_proj", "model.layers.1.self_attn.v_proj"])
+    ('v_proj',)
+    """
+    return tuple(sorted({name.rsplit(".", 1)[-1] for name in modules}))
 
 
 def select_modules(model: PreTrainedModel, targets: Sequence[str], layers: Iterable[int]) -> dict[str, tuple[int, int]]:
@@ -142,10 +152,9 @@ def select_modules(model: PreTrainedModel, targets: Sequence[str], layers: Itera
             selected[name] = shape
             matched.add(target)
     if missing := sorted(set(targets) - matched):
-        names = sorted({name.rsplit(".", 1)[-1] for name in linear})
         raise ConfigError(
             f"got target modules {missing} that match no linear module in layers {sorted(wanted)}, "
-            f"expected some of {names}"
+            f"expected some of {list(target_names(linear))}"
         )
     return selected
 

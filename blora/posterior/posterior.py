@@ -15,7 +15,7 @@ from blora.posterior.inject import layer_index
 from blora.posterior.noise import Noise, generator_of, standard_normal
 from blora.posterior.point import PointFactor
 
-__all__ = ["MakeFactor", "Posterior", "module_key"]
+__all__ = ["MakeFactor", "Posterior", "is_point", "module_key"]
 
 # Makes a factor of its rows, its columns, the standard deviation of its mean at the start and its name, which ends in
 # .A or .B.
@@ -131,10 +131,15 @@ def module_key(name: str) -> str:
     return name.replace(".", "/")
 
 
+def is_point(name: str, config: PosteriorConfig) -> bool:
+    """Return whether the factors of a module are points, for plain LoRA or in a layer that is not Bayesian."""
+    layers = config.bayesian_layers
+    return config.method == "lora" or (layers is not None and layer_index(name) not in layers)
+
+
 def _factor_maker(config: PosteriorConfig, generator: torch.Generator) -> MakeFactor:
     def make(p: int, q: int, mean_std: float, name: str) -> InducingFactor | PointFactor:
-        layers = config.bayesian_layers
-        if config.method == "lora" or (layers is not None and layer_index(name) not in layers):
+        if is_point(name, config):
             return PointFactor(p, q, mean_std, generator)
         return InducingFactor(p, q, config, mean_std, generator, name)
 

@@ -5,8 +5,7 @@ from collections.abc import Iterator, Mapping
 
 from blora.config import PosteriorConfig
 from blora.posterior.families import FAMILIES, Shape
-from blora.posterior.inject import layer_index
-from blora.posterior.posterior import module_key
+from blora.posterior.posterior import is_point, module_key
 
 __all__ = ["memory_bytes", "tensor_shapes"]
 
@@ -42,7 +41,7 @@ def memory_bytes(modules: Mapping[str, tuple[int, int]], config: PosteriorConfig
         shapes = _factor_shapes(name, p, q, config).values()
         n_tensors += len(shapes)
         n_parameters += sum(map(math.prod, shapes))
-        if _is_point(name, config):
+        if is_point(name, config):
             n_drawn += p * q
         else:
             n_drawn += n_samples * p * q
@@ -58,13 +57,8 @@ def _factors(modules: Mapping[str, tuple[int, int]], rank: int) -> Iterator[tupl
         yield "B", name, d_out, rank
 
 
-def _is_point(name: str, config: PosteriorConfig) -> bool:
-    layers = config.bayesian_layers
-    return config.method == "lora" or (layers is not None and layer_index(name) not in layers)
-
-
 def _factor_shapes(name: str, p: int, q: int, config: PosteriorConfig) -> dict[str, Shape]:
-    if _is_point(name, config):
+    if is_point(name, config):
         return {"weight": (p, q)}
     m, n = config.inducing_rows, config.inducing_cols
     own: dict[str, Shape] = {"Z_r": (m, p), "Z_c": (n, q), "raw_D_r": (m,), "raw_D_c": (n,), "raw_lambda": ()}

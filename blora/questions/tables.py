@@ -51,7 +51,9 @@ def read_rows(file: Path, check: Check) -> Iterator[tuple[str, object]]:
     """
     read = FORMATS.get(file.suffix.lower())
     if read is None:
-        raise DataError(f"got {file}, expected a name that ends in {', '.join(FORMATS)}")
+        raise DataError(
+            f"got {file}, expected a name that ends in {', '.join(FORMATS)}: save the file in one of these formats"
+        )
     try:
         yield from read(file, check)
     except OSError as exc:

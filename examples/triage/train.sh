@@ -2,6 +2,9 @@
 # Makes the three adapters that `make run` serves, one for each question about a ticket, and proves when each may
 # answer, in either precision: at delta 0.025 each, so that both proofs hold with probability 95 %. All three read the
 # ticket in the same words, so that one pass serves them.
+#
+# The folders keep the record of their calibration attempts, and attempts on the same proof tickets add up. So a further
+# run states a larger delta: write new proof tickets first.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 blora=${BLORA:-.venv/bin/blora}

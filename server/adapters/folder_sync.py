@@ -29,7 +29,7 @@ AT_ONCE = 8
 # Name in log lines of changes made here; names of keys contain no space.
 BY = "folder watch"
 # Codes of refusals whose reason may pass while the folder stays as it is.
-PASSING = ("adapter_stalled", "not_ready", "too_many_adapters")
+PASSING = ("adapter_stalled", "adapter_unavailable", "too_many_adapters")
 
 
 class _Retry(NamedTuple):
@@ -98,10 +98,12 @@ class FolderSync:
         self._stays_because = None
         folders = [name for name in all_folders if not name.startswith(".")]
         signatures = await asyncio.gather(*map(self._signature, folders))
-        found = {name: signature for name, signature in zip(folders, signatures, strict=True) if signature is not None}
-        for name in found.keys() & self._seen.keys():
-            if found[name] == UNREADABLE:
-                found[name] = self._seen[name]
+        found = {
+            name: signature
+            for name, signature in zip(folders, signatures, strict=True)
+            # A known folder that cannot be read at the moment counts as unchanged, and its adapter is not tried again.
+            if signature is not None and not (signature == UNREADABLE and name in self._seen)
+        }
         for name in self._kept:
             if not self._serves(name):
                 self._kept[name] = None

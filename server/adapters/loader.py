@@ -17,10 +17,10 @@ from blora.server.engines.handle import AdapterHandle
 from blora.server.engines.protocol import Engine, EngineUnavailableError
 from blora.server.errors import (
     AdapterConflictError,
+    AdapterUnavailableError,
     DeadlineExceededError,
     ForbiddenError,
     InvalidRequestError,
-    NotReadyError,
     ServerError,
     TooLargeError,
 )
@@ -86,7 +86,7 @@ class Loader:
             TooLargeError: if the adapter's files are too large.
             AdapterConflictError: if the name belongs to other contents, or there are too many adapters.
             DeadlineExceededError: if the files could not be read in time.
-            NotReadyError: if the engine cannot load an adapter at the moment.
+            AdapterUnavailableError: if the engine cannot load an adapter at the moment.
         """
         try:
             root = self._enabled()
@@ -173,7 +173,7 @@ class Loader:
         except StalledError as exc:
             raise DeadlineExceededError(str(exc), code="adapter_stalled", param="path") from exc
         except EngineUnavailableError as exc:
-            raise NotReadyError(_below(folder, path, exc)) from exc
+            raise AdapterUnavailableError(_below(folder, path, exc)) from exc
         except BloraError as exc:
             raise InvalidRequestError(_below(folder, path, exc), code="invalid_adapter", param="path") from exc
 

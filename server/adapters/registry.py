@@ -87,11 +87,10 @@ class Registry:
         self._handles[handle.name] = handle
         _warn_without_policy(handle)
 
-    def replace(self, handle: AdapterHandle) -> AdapterHandle:
-        """Replace the adapter of the same name in one step, and return the replaced one."""
-        old, self._handles[handle.name] = self._handles[handle.name], handle
+    def replace(self, handle: AdapterHandle) -> None:
+        """Replace the adapter of the same name in one step."""
+        self._handles[handle.name] = handle
         _warn_without_policy(handle)
-        return old
 
     def get(self, name: str) -> AdapterHandle | None:
         """Return the adapter of exactly that name, or None."""

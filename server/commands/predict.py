@@ -6,10 +6,11 @@ import json
 import logging
 from argparse import ArgumentParser, Namespace
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from blora.client.command import add_policy, read_policy
 from blora.errors import ConfigError
 from blora.hub.name import HubName, place_of
 from blora.questions.columns import add_columns, choices_of
+from blora.questions.tables import read_rows
 from blora.server.names import name_from
 
 if TYPE_CHECKING:
@@ -73,6 +75,8 @@ def main(argv: list[str]) -> int:
     from pydantic import ValidationError
     from tqdm import tqdm
 
+    from blora.adapter.opening import dtype_for_adapters
+    from blora.base_model import pick_device
     from blora.hub.fetch import local_folder
     from blora.server.batch.offline import answer_file, patient
     from blora.server.batch.rows import read_questions
@@ -83,6 +87,8 @@ def main(argv: list[str]) -> int:
     deque(read(), maxlen=0)  # reports a file that cannot be read before the model is loaded
     arguments.name = _name(arguments)
     arguments.adapter = local_folder(arguments.adapter)
+    device = pick_device(arguments.device)
+    arguments.dtype = dtype_for_adapters(arguments.dtype, device, [arguments.adapter], allow_uncalibrated=False)
     fields = _fields(arguments)
     try:
         PredictRequest.model_validate({"prompt": "?", **fields})
@@ -103,7 +109,7 @@ def main(argv: list[str]) -> int:
                     settings, TorchEngine(settings), questions, arguments.output, fields=fields, done=progress.update
                 )
             )
-        n_errors, errors = _errors(arguments.output)
+        n_errors, errors = _errors(arguments.output, arguments.input)
     print(f"{arguments.output} has the answers to {n_rows - n_errors} of {n_rows} rows, and errors for {n_errors}")
     print(*errors, sep="\n", end="\n" if errors else "")
     if drifts:
@@ -133,17 +139,25 @@ def _drifts() -> Iterator[list[logging.LogRecord]]:
         log.removeFilter(is_other)
 
 
-def _errors(output: Path) -> tuple[int, list[str]]:
+def _errors(output: Path, questions: Path) -> tuple[int, list[str]]:
     """Return the number of errors in a file of answers, and a line for each code with its number and first message."""
     numbers: Counter[str] = Counter()
-    firsts: dict[str, str] = {}
+    firsts: dict[str, tuple[int, str]] = {}
     with output.open(encoding="utf-8") as lines:
         for answer in map(json.loads, lines):
             if "error" in answer:
                 code, param, message = (answer["error"][name] for name in ("code", "param", "message"))
                 numbers[code] += 1
-                firsts.setdefault(code, f"in row {answer['row']}: {f'{param}: ' if param else ''}{message}")
-    return numbers.total(), [f"  {n} {code}, first {firsts[code]}" for code, n in numbers.most_common()]
+                firsts.setdefault(code, (answer["row"], f"{param}: {message}" if param else message))
+    places = _places(questions, {row for row, _ in firsts.values()})
+    told = ((n, code, *firsts[code]) for code, n in numbers.most_common())
+    return numbers.total(), [f"  {n} {code}, first in {places[row]}: {message}" for n, code, row, message in told]
+
+
+def _places(questions: Path, rows: Collection[int]) -> dict[int, str]:
+    """Return the file and line of some rows of a file, which are counted from 0."""
+    read = islice(read_rows(questions, lambda where, columns: None), max(rows, default=-1) + 1)
+    return {row: where for row, (where, _) in enumerate(read) if row in rows}
 
 
 def _fields(arguments: Namespace) -> dict[str, Any]:
@@ -172,24 +186,29 @@ def _claimed(arguments: Namespace, fields: dict[str, Any]) -> Iterator[None]:
     """Keep other runs away from the output, by a lock on its record, which ends with the process at the latest.
 
     Raises:
-        ConfigError: if another run is writing the output, or it was begun with other questions, another adapter or
-            other flags.
+        ConfigError: if the output is the input, another run is writing the output, or it was begun with other
+            questions, another adapter, another dtype or other flags.
     """
     if not arguments.input.is_file():
         raise ConfigError(f"got {arguments.input}, expected an existing file")
     if not arguments.adapter.is_dir():
         raise ConfigError(f"got adapter {arguments.adapter}, expected an existing directory")
     output: Path = arguments.output
+    if output.exists() and output.samefile(arguments.input):
+        raise ConfigError(
+            f"got {output} as output, which is the file of questions, expected another file: name one for the answers, "
+            "such as answers.jsonl"
+        )
     note = output.with_name(f"{output.name}.run.json")
     if output.exists() and not note.is_file():
-        raise _begun_differently(output)
+        raise _begun_differently(output, arguments.dtype)
     with note.open("a") as record:
         _lock(record, output)
         about = _about(arguments, fields)
         if not output.exists():
             note.write_text(json.dumps(about) + "\n")
         elif json.loads(note.read_text() or "null") != about:
-            raise _begun_differently(output)
+            raise _begun_differently(output, arguments.dtype)
         yield
 
 
@@ -209,10 +228,10 @@ def _lock(record: IO[str], output: Path) -> None:
         return
 
 
-def _begun_differently(output: Path) -> ConfigError:
+def _begun_differently(output: Path, dtype: str) -> ConfigError:
     return ConfigError(
-        f"got {output}, which was made with other questions, another adapter or other flags, expected an output of the "
-        "same command: name another output, or remove this one"
+        f"got {output}, which was made with other questions, another adapter, another dtype or other flags, expected "
+        f"an output of the same command in {dtype}: name another output, or remove this one"
     )
 
 

@@ -1,6 +1,7 @@
 """`blora serve`: runs the server; a failed start ends with one line that says why."""
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -133,6 +134,10 @@ async def _announce(service: "Service", server: "DrainingServer", port: int) -> 
     if service.failure:
         server.stop()
     else:
+        # A full collection holds the event loop while it looks at every object: a quarter of a second for the model and
+        # its libraries, which are never garbage.
+        gc.collect()
+        gc.freeze()
         with suppress(OSError):  # standard error may be closed
             sys.stderr.write(_example(service, port))
 

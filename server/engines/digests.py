@@ -1,19 +1,20 @@
 """The digest of an adapter's calibration and policy, which the adapter's own digest does not cover."""
 
-import hashlib
-import json
+import dataclasses
 
 from pydantic import TypeAdapter
 
 from blora.decision.abstention import Policy
 from blora.decision.calibration import Calibration
+from blora.decision.gate import Gate
+from blora.disk.digests import canonical_digest
 
 __all__ = ["calibration_digest"]
 
 _CALIBRATION = TypeAdapter(Calibration)
 
 
-def calibration_digest(calibration: Calibration | None, policy: Policy | None) -> str:
+def calibration_digest(calibration: Calibration | None, policy: Policy | None, gate: Gate | None = None) -> str:
     """Return the SHA-256 over the calibration and the thresholds in force, "sha256:...".
 
     The hash covers canonical JSON without the fields at their defaults, so that the same contents have the same digest
@@ -23,12 +24,12 @@ def calibration_digest(calibration: Calibration | None, policy: Policy | None) -
     Args:
         calibration: the calibration that holds for the adapter as served, if there is one.
         policy: the adapter's own thresholds, or the fallback thresholds for a calibration that does not hold.
+        gate: the gate of the fallback thresholds, if they have one.
     """
     in_force = {
         "calibration": _CALIBRATION.dump_python(calibration, mode="json", exclude_defaults=True)
         if calibration is not None
         else None,
         "policy": policy.thresholds() if policy is not None else None,
-    }
-    canonical = json.dumps(in_force, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
+    } | ({"gate": dataclasses.asdict(gate)} if gate is not None else {})
+    return canonical_digest(in_force)

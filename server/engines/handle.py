@@ -13,7 +13,7 @@ from blora.config import AdapterConfig
 from blora.decision.abstention import Policy
 from blora.decision.calibration import Calibration
 from blora.decision.familiarity import Familiarity, p_value
-from blora.decision.guesses import SHARE
+from blora.decision.gate import Gate
 from blora.posterior.bank import SampleBank
 from blora.posterior.decision_head import Features, HeadPosterior
 from blora.posterior.posterior import Posterior
@@ -37,8 +37,12 @@ class AdapterHandle:
         calibration: the calibration that holds for the adapter as served, if there is one.
         familiarity: distance from the training rows, on the device; None without one.
         not_calibrated: whether the adapter has a calibration that does not hold for it as served.
-        calibration_digest: digest of the calibration and the policy, "sha256:...", which `digest` does not cover.
-        reference: (n,) distances of the calibration's rows, or else of the validation rows; None without a familiarity.
+        gate: the gate whose threshold is the policy's, of a calibration that does not hold for it as served; None for a
+            policy without such a gate.
+        calibration_digest: digest of the calibration, the policy and its gate, "sha256:...", which `digest` does not
+            cover.
+        reference: (n,) distances of the rows of the calibration's gate or else of the policy's, or, without a gate, of
+            the validation rows; None without a familiarity.
     """
 
     name: str
@@ -51,12 +55,13 @@ class AdapterHandle:
     calibration: Calibration | None = None
     familiarity: Familiarity | None = None
     not_calibrated: bool = False
+    gate: Gate | None = None
     calibration_digest: str = field(init=False)
     reference: Tensor | None = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "calibration_digest", calibration_digest(self.calibration, self.policy))
-        reference, gate = None, self.calibration.gate if self.calibration is not None else None
+        object.__setattr__(self, "calibration_digest", calibration_digest(self.calibration, self.policy, self.gate))
+        reference, gate = None, self.calibration.gate if self.calibration is not None else self.gate
         if self.familiarity is not None:
             own = self.familiarity.reference.cpu()
             reference = own if gate is None else torch.tensor(gate.reference, dtype=torch.float64)
@@ -72,7 +77,10 @@ class AdapterHandle:
 
     @property
     def may_abstain(self) -> bool:
-        """Return whether there is a calibration or a policy; without, every question that brings none is answered."""
+        """Return whether there is a calibration or a policy.
+
+        Without either, every question is answered unless its request has a policy.
+        """
         return self.calibration is not None or self.policy is not None
 
     def distances(self, features: Features) -> list[float | None]:
@@ -83,10 +91,9 @@ class AdapterHandle:
 
     def guesses(self, distance: float) -> float:
         """Return the share of guesses in the answer to a question at a distance from the training rows."""
-        beyond = self.config.familiarity.guesses_beyond if self.config.familiarity is not None else None
-        return SHARE if beyond is not None and distance > beyond else 0.0
+        return self.familiarity.guesses(torch.tensor([distance])).item() if self.familiarity is not None else 0.0
 
     def p_value(self, distance: float) -> float:
-        """Return a question's familiarity, its conformal p-value among the calibration's or the validation rows."""
+        """Return a question's familiarity, its conformal p-value among the rows of the reference."""
         assert self.reference is not None  # the distance is the familiarity's
         return p_value(torch.tensor([distance]), self.reference).item()

@@ -87,8 +87,8 @@ def handle_of(adapter: Adapter, *, device: torch.device, dtype: str, allow_uncal
         device: the device of the bank.
         dtype: the dtype that the calibration has to be bound to.
         allow_uncalibrated: whether to serve an adapter whose calibration is for another dtype or for earlier contents.
-            The strictest thresholds of the calibrations for other dtypes then decide, without a guarantee; thresholds
-            for earlier contents are ignored.
+            The strictest thresholds of the calibrations for other dtypes then decide, without a guarantee, the one on
+            the familiarity among the reference rows of its own gate; thresholds for earlier contents are ignored.
 
     Raises:
         NotCalibratedError: if the adapter's calibration does not hold for it as served and that is not allowed.
@@ -97,7 +97,7 @@ def handle_of(adapter: Adapter, *, device: torch.device, dtype: str, allow_uncal
     sampling, thresholds = adapter.config.sampling, adapter.config.policy
     policy = Policy.from_mapping(thresholds) if thresholds else None
     binding = Binding.of(adapter.config, adapter_digest=adapter.digest, dtype=dtype)
-    calibration, not_calibrated = None, False
+    calibration, gate, not_calibrated = None, None, False
     try:
         calibration = for_serving(adapter.path, binding)
     except NotCalibratedError as exc:
@@ -107,6 +107,10 @@ def handle_of(adapter: Adapter, *, device: torch.device, dtype: str, allow_uncal
         not_calibrated = True
         others = [entry for entry in read_calibrations(adapter.path) if entry.binding.adapter_digest == adapter.digest]
         policy = strictest([entry.policy(entry.default_level) for entry in others]) or policy
+        gates = [entry.gate for entry in others if entry.gate is not None]
+        gate = max(gates, key=lambda one: (one.min_familiarity, -one.distance), default=None)
+    if calibration is None and policy is not None:
+        _warn_of_draws(adapter, policy)
     bank = SampleBank.draw(adapter.posterior, adapter.digest, sampling.n_samples, sampling.seed)
     return AdapterHandle(
         name=adapter.name,
@@ -119,7 +123,18 @@ def handle_of(adapter: Adapter, *, device: torch.device, dtype: str, allow_uncal
         calibration=calibration,
         familiarity=adapter.familiarity.to(device) if adapter.familiarity is not None else None,
         not_calibrated=not_calibrated,
+        gate=gate,
     )
+
+
+def _warn_of_draws(adapter: Adapter, policy: Policy) -> None:
+    """Log a warning if an adapter has too few draws that differ for its own policy."""
+    config = adapter.config
+    differ = config.head is not None or config.posterior.method != "lora"
+    try:
+        policy.check_draws(config.sampling.n_samples if differ else 1)
+    except ConfigError as exc:
+        logger.warning("Adapter %s refuses every question that brings no policy: %s", adapter.name, exc)
 
 
 def probe_row(base: BaseModel, handle: AdapterHandle, max_length: int) -> PackedRow:

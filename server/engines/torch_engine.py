@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
 from blora.adapter import Adapter, attach
-from blora.adapter.opening import open_base, pick_dtype
+from blora.adapter.opening import dtype_for_adapters, open_base
 from blora.base_model import BaseModel, pick_device
 from blora.decision.stopping import looks
 from blora.errors import AdapterError
@@ -78,7 +78,7 @@ class TorchEngine(PackingEngine):
         sources = await in_thread(self._computing, partial(local_adapters, settings))
         device = pick_device(settings.device)
         pick = partial(
-            pick_dtype,
+            dtype_for_adapters,
             settings.dtype,
             device,
             [path for path, _ in sources],

@@ -32,13 +32,14 @@ logger = logging.getLogger(__name__)
 
 # Waits after bytes of a body: takes the number of bytes received before, and of those received now.
 _Pace = Callable[[int, int], Awaitable[None]]
+_TYPESAFE_PATHS = frozenset({"/v1/systemone", "/v1/models"})
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class RequestId:
     """Add an x-request-id to each response: the request's own, or a new one if that is absent or malformed.
 
-    Responses of /v1/systemone have it as x-typesafe-request-id too, which clients of that protocol show in errors.
+    Responses of TypeSafe's routes have it as x-typesafe-request-id too, which clients of that protocol show in errors.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -56,7 +57,7 @@ class RequestId:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
-                if scope["path"] == "/v1/systemone":
+                if scope["path"] in _TYPESAFE_PATHS:
                     headers["x-typesafe-request-id"] = request_id
             await send(message)
 
@@ -284,7 +285,7 @@ def _encoding(scope: Scope) -> str | None:
 
 
 def _without_encoding(scope: Scope, n_bytes: int) -> Scope:
-    """Return the scope of a request whose body has been decompressed to so many bytes."""
+    """Return the scope of a request whose body has been decompressed to `n_bytes` bytes."""
     kept = [pair for pair in scope["headers"] if pair[0] not in (b"content-encoding", b"content-length")]
     return {**scope, "headers": [*kept, (b"content-length", str(n_bytes).encode())]}
 

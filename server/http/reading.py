@@ -91,6 +91,4 @@ class Reading:
             async with asyncio.timeout_at(self.deadline):
                 return await unless_disconnected(request, running)
         except TimeoutError as exc:
-            raise DeadlineExceededError(
-                "The request waited until its deadline to be read, or its answer to be written: try again later."
-            ) from exc
+            raise DeadlineExceededError("The request waited until its deadline to be read: try again later.") from exc

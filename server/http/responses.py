@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from blora.client.answers import ErrorBody, Prediction
-from blora.server.errors import TABLE, ServerError, TryLaterError, UnauthorizedError
+from blora.server.errors import STATUS, ServerError, TryLaterError, UnauthorizedError
 from blora.server.monitoring.logs import log_outcome
 from blora.server.prediction.service import Service
 from blora.server.schemas.responses import Response as Answer
@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 
 _NOT_OF_PREDICTIONS = {
     *("disconnected", "not_found", "method_not_allowed", "forbidden"),
-    *("adapter_conflict", "adapter_stalled", "adapter_too_large", "invalid_adapter", "too_many_adapters"),
+    *("adapter_conflict", "adapter_stalled", "adapter_too_large", "adapter_unavailable"),
+    *("invalid_adapter", "too_many_adapters"),
     *("feedback_unavailable", "label_not_offered", "unknown_prediction"),
 }
 _OF_DECISIONS = {"not_text", "unknown_question"}
@@ -45,12 +46,14 @@ def json_response(answer: Answer) -> Response:
 def batch_response(outcomes: Sequence[Prediction | ServerError]) -> Response:
     """Return the JSON response for a batch, as a BatchResponse; for long answers, off the event loop.
 
-    Each answer is written by itself, because pydantic holds Python's global lock, for which the event loop waits, until
-    an object is written.
+    Its Retry-After is the longest wait of the inputs that are to be asked again. Each answer is written by itself,
+    because pydantic holds Python's global lock, for which the event loop waits, until an object is written.
     """
     bodies = (error_body(outcome) if isinstance(outcome, ServerError) else outcome for outcome in outcomes)
     written = ",".join(body.model_dump_json(exclude_unset=True) for body in bodies)
-    return Response(f'{{"predictions":[{written}]}}', media_type="application/json")
+    waits = [outcome.retry_after_s for outcome in outcomes if isinstance(outcome, TryLaterError)]
+    headers = {"retry-after": str(max(waits))} if waits else {}
+    return Response(f'{{"predictions":[{written}]}}', media_type="application/json", headers=headers)
 
 
 def refuse(service: Service, error: ServerError) -> JSONResponse:
@@ -73,7 +76,7 @@ def documented_errors(*, of_decisions: bool = False) -> dict[int | str, dict[str
     """Return the errors of a prediction, or of a request of typed questions, for /openapi.json: the codes by status."""
     others = _NOT_OF_PREDICTIONS if of_decisions else _NOT_OF_PREDICTIONS | _OF_DECISIONS
     codes: dict[int, list[str]] = {}
-    for code, row in TABLE.items():
+    for code, status in STATUS.items():
         if code not in others:
-            codes.setdefault(row.status, []).append(code)
+            codes.setdefault(status, []).append(code)
     return {status: {"model": ErrorBody, "description": ", ".join(names)} for status, names in codes.items()}

@@ -15,6 +15,7 @@ from blora.server.http.responses import ServiceOf, batch_response, documented_er
 from blora.server.http.strict_json import StrictJsonRoute
 from blora.server.keys import KEY, allowed_adapters, client_name
 from blora.server.prediction.cards import adapter_card, adapter_ref, model_metadata
+from blora.server.prediction.decisions.recognition import family
 from blora.server.schemas.cards import AdapterCard, AdapterList
 from blora.server.schemas.requests import BatchRequest, LoadAdapter, PredictBody, PutAdapter, TellOutcome
 from blora.server.schemas.responses import (
@@ -62,12 +63,13 @@ _FEEDBACK: dict[int | str, dict[str, Any]] = {
     },
 }
 # Responses of the routes that change adapters.
-_CHANGES: dict[int | str, dict[str, Any]] = _UNAVAILABLE | {
+_CHANGES: dict[int | str, dict[str, Any]] = {
     "4XX": {
         "model": ErrorBody,
         "description": "401: unauthorized; 403: forbidden; 404: unknown_adapter; 409: adapter_conflict, "
         "too_many_adapters; 413: adapter_too_large; 422: invalid_adapter and the like; 429: rate_limited",
     },
+    503: {"model": ErrorBody, "description": "not_ready, draining, adapter_unavailable"},
     504: {"model": ErrorBody, "description": "adapter_stalled"},
 }
 
@@ -80,7 +82,10 @@ _CHANGES: dict[int | str, dict[str, Any]] = _UNAVAILABLE | {
     responses=documented_errors(),
 )
 async def predict(request: Request, body: Annotated[PredictBody, Body()], service: ServiceOf) -> Prediction | Response:
-    """Answer one question, or a batch {"inputs": [...]} whose other fields are defaults, with uncertainty."""
+    """Answer one question, or a batch {"inputs": [...]} whose other fields are defaults, with uncertainty.
+
+    If inputs of a batch are to be asked again later, the response's Retry-After is the longest of their waits.
+    """
     predictor = service.predictor()
     reading: Reading = request.state.reading
     if isinstance(body, BatchRequest):
@@ -152,9 +157,13 @@ async def adapters(service: ServiceOf) -> AdapterList:
     responses=_UNAVAILABLE | _UNKNOWN,
 )
 async def adapter(name: str, service: ServiceOf) -> AdapterCard:
-    """Show an adapter's card: training record, validation metrics and calibration. The name may pin a digest."""
+    """Show an adapter's card: training record, validation metrics and calibration. The name may pin a digest.
+
+    A key for NAME opens the cards of the adapters NAME.SOMETHING too, which answer questions of the model NAME.
+    """
     predictor = service.predictor()
-    handle = predictor.registry.resolve(name, allowed_adapters())
+    registry, opened = predictor.registry, allowed_adapters()
+    handle = family(registry, name, opened).own or registry.resolve(name, opened)
     return adapter_card(handle, predictor.feedback.drift_since(handle))
 
 

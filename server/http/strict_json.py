@@ -15,7 +15,7 @@ from blora.server.http.reading import Reading
 from blora.server.schemas.validation import invalid_request
 from blora.server.settings import Settings
 
-__all__ = ["StrictJsonRoute", "parse"]
+__all__ = ["StrictJsonRoute", "media_type", "parse"]
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # A body may hold one JSON value for every 16 bytes of the largest allowed body.
@@ -123,9 +123,13 @@ class StrictJsonRoute(APIRoute):
         return strict
 
 
+def media_type(request: Request) -> str:
+    """Return the media type of a request's body in small letters, without parameters; empty if it has none."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 def _check_headers(request: Request) -> None:
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
+    if media_type(request) != "application/json":
         raise UnsupportedMediaTypeError(
             "The body is not declared as JSON: send the header `content-type: application/json`."
         )

@@ -27,6 +27,8 @@ __all__ = ["DriftWatch"]
 
 logger = logging.getLogger(__name__)
 
+_CLOSE_S = 1.0
+
 
 @dataclass
 class _Watched:
@@ -98,8 +100,12 @@ class DriftWatch:
             watched.telling.cancel()
 
     async def close(self) -> None:
-        """Hand the last counts to the ledger."""
-        await asyncio.gather(*(one.telling for one in self._watched.values() if one.telling), return_exceptions=True)
+        """Hand the last counts to the ledger, unless that takes too long."""
+        telling = [one.telling for one in self._watched.values() if one.telling is not None]
+        if telling:
+            _, late = await asyncio.wait(telling, timeout=_CLOSE_S)
+            for task in late:
+                task.cancel()
 
     async def _tell(self, adapter: Contents, watched: _Watched) -> None:
         while watched.told != watched.own:

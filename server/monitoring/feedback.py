@@ -1,7 +1,7 @@
 """Monitoring of answers: outcomes against the promised risk, and how familiar the questions are.
 
 Each prediction is kept only as its adapter, the name of the key that asked, the promised risk, and salted hashes of its
-choices.
+choices and of their other labels.
 
 The alarm assumes that outcomes are reported whether or not the answer was wrong (see `blora.decision.promise`). It uses
 the requested outcomes only, of all answers or of a random sample; outcomes of other answers are counted but do not
@@ -17,7 +17,7 @@ import asyncio
 import hashlib
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from blora.decision.promise import Promise
@@ -25,7 +25,15 @@ from blora.server.engines.handle import AdapterHandle
 from blora.server.errors import FeedbackUnavailableError, InvalidRequestError, UnknownPredictionError
 from blora.server.keys import Key
 from blora.server.monitoring.drift import DriftWatch
-from blora.server.monitoring.ledgers.protocol import Contents, Entry, Ledger, Tally, hashes
+from blora.server.monitoring.ledgers.protocol import (
+    Contents,
+    Entry,
+    Label,
+    Ledger,
+    Tally,
+    hashes,
+    labels_with_positions,
+)
 from blora.server.monitoring.logs import ThrottledLogger
 from blora.server.monitoring.metrics import ServerMetrics
 from blora.server.monitoring.recent_texts import AskedText, RecentTexts
@@ -79,6 +87,7 @@ class Feedback:
         client: str | None,
         target_risk: float | None,
         familiarity: float | None,
+        labels: Mapping[Label, int] | None = None,
     ) -> bool:
         """Record a prediction, and return whether its outcome is requested.
 
@@ -92,6 +101,8 @@ class Feedback:
             target_risk: the risk promised for the answer; None without an answer or a promise.
             familiarity: conformal p-value of the question; None without one, or if the question departs from the
                 calibration.
+            labels: further labels of the choices, with the position of each label's choice; they count before the
+                choices themselves.
         """
         if self._handle_of(handle.name) is not handle:
             return False
@@ -99,14 +110,15 @@ class Feedback:
         requested = self._drawn(prediction_id)
         if requested and target_risk is not None:
             requested = self._promised_texts.setdefault((adapter, target_risk), RecentTexts()).add(text.key)
-        entry = Entry(adapter, client, salt, hashes(choices, salt), leader, target_risk, requested)
+        others = labels_with_positions(labels or {}, salt)
+        entry = Entry(adapter, client, salt, hashes(choices, salt), leader, target_risk, requested, others)
         self._ledger.remember(prediction_id, entry, partial(self._stored, entry))
         gate = handle.calibration.gate if handle.calibration is not None else None
         if gate is not None and familiarity is not None:
             self._drift.answered(adapter, gate, familiarity, text.key)
         return requested
 
-    async def told(self, prediction_id: str, label: str, by: Key | None) -> bool:
+    async def told(self, prediction_id: str, label: Label, by: Key | None) -> bool:
         """Record an outcome and return whether the leading choice was right; repeating an outcome changes nothing.
 
         Args:
@@ -131,7 +143,8 @@ class Feedback:
         position = entry.position(label)
         if position is None:
             raise InvalidRequestError(
-                "This label is not one of the choices that were offered: send one of them in the same spelling.",
+                "This label is not one of the choices that were offered: send one of them in the same spelling, or the "
+                "number of a score's level.",
                 code="label_not_offered",
                 param="label",
             )
@@ -170,15 +183,17 @@ class Feedback:
             del self._promised_texts[key]
 
     async def close(self) -> None:
-        """Finish pending writes."""
+        """Finish pending writes, within about two seconds."""
+        await asyncio.gather(self._stop_looking(), self._drift.close())
+        await self._ledger.close()
+
+    async def _stop_looking(self) -> None:
         looking = [*self._looking.values()]
         self._looking.clear()
         for task in looking:
             task.cancel()
         if looking:  # a client of Redis may turn the cancellation into an error, which ends the task later
             await asyncio.wait(looking, timeout=_CLOSE_S)
-        await self._drift.close()
-        await self._ledger.close()
 
     async def _look(self, adapter: Contents, targets: Sequence[float]) -> None:
         """Show what other replicas were told, as long as the adapter is served."""

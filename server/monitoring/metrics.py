@@ -23,13 +23,15 @@ from blora.server.engines.protocol import ModelInfo
 from blora.server.errors import ServerError
 from blora.server.monitoring.build import Build
 
-__all__ = ["UNKNOWN_ADAPTER", "ServerMetrics"]
+__all__ = ["SIBLING_FAILED", "UNKNOWN_ADAPTER", "ServerMetrics"]
 
 # Without the *_created series, one per counter with its start time, which Prometheus ignores.
 disable_created_metrics()
 
 # Label for requests that name an unknown adapter, so that clients cannot create labels.
 UNKNOWN_ADAPTER = "unknown"
+# Outcome of a question that was not answered because another one of its request failed.
+SIBLING_FAILED = "sibling_failed"
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -51,7 +53,8 @@ class ServerMetrics:
         ProcessCollector(registry=registry)  # memory, open files and start time, for alerts on restarts
         self._requests = Counter(
             "blora_requests_total",
-            "Inputs by outcome: answered, abstained or an error code.",
+            "Inputs by outcome: answered, abstained, an error code, or sibling_failed for a question that is not "
+            "answered because another one of its request failed.",
             ["adapter", "outcome"],
             registry=registry,
         )
@@ -255,6 +258,10 @@ class ServerMetrics:
         self._requests.labels(adapter, error.code).inc()
         if error.code == "non_finite":
             self._non_finite.labels(adapter).inc()
+
+    def sibling_failed(self, adapter: str) -> None:
+        """Count a question that was not answered because another one of its request failed."""
+        self._requests.labels(self._label(adapter), SIBLING_FAILED).inc()
 
     def unfamiliar(self, adapter: str) -> None:
         """Count an answer to an unfamiliar question."""

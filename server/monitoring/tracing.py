@@ -16,6 +16,8 @@ __all__ = ["Traces", "record_stages"]
 
 # Paths without traces: probes and scrapes would outnumber all other requests.
 _UNTRACED = "livez,readyz,metrics"
+# Seconds for sending the remaining spans when the server stops.
+_LAST_SEND_S = 2.0
 
 
 class Traces:
@@ -47,8 +49,8 @@ class Traces:
                 exclude_spans=["receive", "send"],
             )
 
-    async def close(self, timeout_s: float = 2.0) -> None:
-        """Send the remaining spans, for at most `timeout_s` seconds."""
+    async def close(self) -> None:
+        """Send the remaining spans, for at most `_LAST_SEND_S` seconds."""
         if self._provider is None:
             return
         sent, loop = asyncio.Event(), asyncio.get_running_loop()
@@ -62,7 +64,7 @@ class Traces:
         # Not an executor's thread, because the process would wait for it.
         threading.Thread(target=send, daemon=True).start()
         with suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(_LAST_SEND_S):
                 await sent.wait()
 
 

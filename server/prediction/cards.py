@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 
+from blora.adapter.card import validation_figures
 from blora.client.answers import AdapterRef
 from blora.server.engines.handle import AdapterHandle
 from blora.server.prediction.policies import default_policy
@@ -35,6 +36,7 @@ def adapter_card(handle: AdapterHandle, drift_since: int | None = None) -> Adapt
         question=config.question,
         familiarity=handle.familiarity.config if handle.familiarity is not None else None,
         training={name: config.training[name] for name in PUBLIC_RECORD if name in config.training},
+        validation=validation_figures(config.training),
         policy=policy.shown() if policy is not None else None,
         calibration=handle.calibration,
         drift_since=drift_since,

@@ -1,4 +1,4 @@
-"""The choices that a question is answered with: its own, or else the adapter's."""
+"""The choices that a question is answered with, its own or else the adapter's, and lists of them in messages."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,10 @@ from blora.server.engines.handle import AdapterHandle
 from blora.server.errors import InvalidRequestError
 from blora.server.schemas.requests import PredictRequest
 
-__all__ = ["offered_choices"]
+__all__ = ["listed", "offered_choices"]
+
+# Most choices, or questions of a model, that an error message lists.
+_MOST_LISTED = 8
 
 
 def offered_choices(question: PredictRequest, handle: AdapterHandle) -> Sequence[str]:
@@ -25,3 +28,9 @@ def offered_choices(question: PredictRequest, handle: AdapterHandle) -> Sequence
             param="choices",
         )
     return choices
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names as an error message lists them, of many only the first ones."""
+    more = len(names) - _MOST_LISTED
+    return ", ".join(names[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "") if names else "none"

@@ -5,23 +5,25 @@ The request's own policy comes first, then the adapter's calibrated level, then 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
 from blora.client.answers import PolicyInForce
+from blora.config import PromptConfig
 from blora.decision.abstention import Policy
 from blora.decision.calibration import FormName
 from blora.decision.conformal import prediction_sets
 from blora.decision.uncertainty import Prediction
-from blora.scores import SCORES
 from blora.server.engines.handle import AdapterHandle
 from blora.server.engines.protocol import Job, Stop
 from blora.server.errors import InvalidRequestError
+from blora.server.prediction.choices import listed
 from blora.server.schemas.requests import PredictRequest
 
 __all__ = [
     "InForce",
+    "Wording",
     "check_policy",
     "default_policy",
     "policy_for",
@@ -29,6 +31,9 @@ __all__ = [
     "stop_of",
     "uncalibrated_because",
 ]
+
+# The part of a typed question that may be worded differently from the question of the adapter that answers it.
+Wording = Literal["instructions", "descriptions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +63,16 @@ def stop_of(in_force: InForce | None, handle: AdapterHandle) -> Stop | None:
     return Stop(in_force.policy, error) if in_force is not None and error is not None else None
 
 
-def policy_for(question: PredictRequest, handle: AdapterHandle) -> InForce | None:
+def policy_for(question: PredictRequest, handle: AdapterHandle, other_wording: Wording | None = None) -> InForce | None:
     """Return the policy for a request; None for no policy.
+
+    The calibrated policy of an adapter whose question the request words differently keeps its thresholds and loses its
+    target risk.
+
+    Args:
+        question: the request.
+        handle: the adapter.
+        other_wording: what the request words differently from the adapter's own question; None for nothing.
 
     Raises:
         InvalidRequestError: if the request relies on a calibration that the adapter does not have, that lacks the
@@ -78,7 +91,10 @@ def policy_for(question: PredictRequest, handle: AdapterHandle) -> InForce | Non
             code="invalid_value",
             param="policy.min_familiarity",
         )
-    if chosen is not None and chosen.target_risk is not None and (departure := _departure(question, handle)):
+    departure = _departure(question, handle, other_wording)
+    if chosen is not None and chosen.target_risk is not None and departure is not None:
+        if asked is None and departure.field == other_wording:
+            return InForce(chosen.policy)
         raise InvalidRequestError(
             f"The request has {departure.asked}, but adapter {handle.name!r} was calibrated with "
             f"{departure.calibrated}, and the guarantee of its policy covers nothing else: {departure.remedy}, or send "
@@ -95,20 +111,21 @@ def check_policy(in_force: InForce | None, job: Job) -> None:
     Raises:
         InvalidRequestError: naming n_samples if the draws differ, and the threshold if they are all equal.
     """
-    for name in in_force.policy.limits() if in_force is not None else ():
-        score = SCORES[name]
-        if (job.n_samples if job.draws_differ else 1) >= score.fewest_draws:
-            continue
-        if job.draws_differ:
-            param, got, remedy = "n_samples", f"n_samples {job.n_samples}", "ask for more draws"
-        else:
-            param, got = f"policy.{score.threshold}", "draws that are all equal"
-            remedy = "use scoring and choices for which the adapter has a posterior"
-        raise InvalidRequestError(
-            f"got {got} under a policy with {score.threshold}, expected at least {score.fewest_draws} different draws: "
-            f"{remedy}, or send policy thresholds without it",
-            param=param,
-        )
+    different = job.n_samples if job.draws_differ else 1
+    score = in_force.policy.short_of_draws(different) if in_force is not None else None
+    if score is None:
+        return
+    if job.draws_differ:
+        param, got, remedy = "n_samples", f"n_samples {job.n_samples}", "ask for more draws, or "
+    else:
+        param, got = f"policy.{score.threshold}", "draws that are all equal"
+        has_head = job.handle.config.head is not None
+        remedy = "use scoring and choices for which the adapter has a posterior, or " if has_head else ""
+    raise InvalidRequestError(
+        f"got {got} under a policy with {score.threshold}, expected at least {score.fewest_draws} different draws: "
+        f"{remedy}send policy thresholds without it",
+        param=param,
+    )
 
 
 def prediction_set(
@@ -118,6 +135,7 @@ def prediction_set(
     choices: Sequence[str],
     *,
     guesses: bool = False,
+    other_wording: Wording | None = None,
 ) -> list[str] | None:
     """Return the choices of the prediction set; None if the adapter's calibration does not cover the request.
 
@@ -127,8 +145,9 @@ def prediction_set(
         prediction: the answer.
         choices: all choices.
         guesses: whether the answer is mostly guesses; its set then holds all choices.
+        other_wording: see `policy_for`.
     """
-    if handle.calibration is None or _departure(question, handle) is not None:
+    if handle.calibration is None or _departure(question, handle, other_wording) is not None:
         return None
     if guesses:
         return [*choices]
@@ -137,13 +156,15 @@ def prediction_set(
     return [choice for choice, member in zip(choices, members.tolist(), strict=True) if member]
 
 
-def uncalibrated_because(question: PredictRequest, handle: AdapterHandle) -> str | None:
+def uncalibrated_because(
+    question: PredictRequest, handle: AdapterHandle, other_wording: Wording | None = None
+) -> str | None:
     """Return the reason why the adapter's calibration does not cover a request; None if it does."""
     if handle.not_calibrated:
         return f"The calibration of adapter {handle.name!r} does not hold for the way it is served."
     if handle.calibration is None:
         return f"Adapter {handle.name!r} has no calibration."
-    if departure := _departure(question, handle):
+    if departure := _departure(question, handle, other_wording):
         return f"Adapter {handle.name!r} was calibrated with {departure.calibrated}; the request has {departure.asked}."
     return None
 
@@ -165,6 +186,12 @@ def _proved(handle: AdapterHandle, target_risk: float) -> InForce:
     )
 
 
+def _same_choices(asked: Sequence[str], prompt: PromptConfig) -> bool:
+    """Return whether choices are the adapter's fixed ones; their order counts where the model reads them as a list."""
+    found, own = ([choice.strip() for choice in choices] for choices in (asked, prompt.choices or ()))
+    return found == own if prompt.scoring == "label" else sorted(found) == sorted(own)
+
+
 class _Departure(NamedTuple):
     """A difference of a request from the calibration: the field, and phrases for the error message."""
 
@@ -174,7 +201,7 @@ class _Departure(NamedTuple):
     remedy: str
 
 
-def _departure(question: PredictRequest, handle: AdapterHandle) -> _Departure | None:
+def _departure(question: PredictRequest, handle: AdapterHandle, other_wording: Wording | None) -> _Departure | None:
     """Return the first difference of a request from the adapter's calibration, or None."""
     if handle.calibration is None:
         return None
@@ -183,15 +210,14 @@ def _departure(question: PredictRequest, handle: AdapterHandle) -> _Departure | 
         "n_samples": sampling.n_samples,
         "seed": sampling.seed,
         "scoring": prompt.scoring,
-        "choices": list(prompt.choices) if prompt.choices else question.choices,
     }
     for field, value in usual.items():
         asked = getattr(question, field)
-        if asked in (None, value):
-            continue
-        if field == "choices":
-            return _Departure(field, "other choices", "its fixed ones", "leave choices out")
-        return _Departure(field, f"{field} {asked}", str(value), f"leave {field} out")
+        if asked not in (None, value):
+            return _Departure(field, f"{field} {asked}", str(value), f"leave {field} out")
+    if question.choices and prompt.choices and not _same_choices(question.choices, prompt):
+        own = f"its fixed ones, {listed(list(map(repr, prompt.choices)))}"
+        return _Departure("choices", "other choices", own, "send these, or leave choices out")
     form: FormName = "messages" if question.messages is not None else "prompt"
     if form not in rows.forms:
         [expected] = rows.forms
@@ -199,4 +225,7 @@ def _departure(question: PredictRequest, handle: AdapterHandle) -> _Departure | 
     choices = question.choices or prompt.choices
     if choices is not None and not rows.fewest_choices <= len(choices) <= rows.most_choices:
         return _Departure("choices", f"{len(choices)} choices", f"{rows.n_choices} choices", f"offer {rows.n_choices}")
+    if other_wording is not None:
+        own = f"its own {other_wording}"
+        return _Departure(other_wording, f"other {other_wording}", own, "send those of the adapter's card")
     return None

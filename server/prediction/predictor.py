@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from opentelemetry.trace import StatusCode, Tracer, get_current_span
@@ -28,13 +28,16 @@ from blora.server.errors import (
 )
 from blora.server.keys import allowed_adapters, client_name
 from blora.server.monitoring.feedback import Feedback
+from blora.server.monitoring.ledgers.protocol import Label
 from blora.server.monitoring.logs import log_outcome
-from blora.server.monitoring.metrics import UNKNOWN_ADAPTER, ServerMetrics
+from blora.server.monitoring.metrics import SIBLING_FAILED, UNKNOWN_ADAPTER, ServerMetrics
 from blora.server.monitoring.recent_texts import AskedText
 from blora.server.monitoring.tracing import record_stages
 from blora.server.prediction.choices import offered_choices
-from blora.server.prediction.policies import check_policy, policy_for, stop_of
+from blora.server.prediction.decisions.labels import own_labels
+from blora.server.prediction.policies import Wording, check_policy, policy_for, stop_of
 from blora.server.prediction.response import answered
+from blora.server.prediction.siblings import Siblings
 from blora.server.prediction.together import Member, Text
 from blora.server.prediction.tokenizing import Lengths
 from blora.server.scheduling.admission import Owner, Room
@@ -128,7 +131,13 @@ class Predictor:
                 "several batches, or ask for fewer draws",
                 param="return_samples",
             )
-        return list(await asyncio.gather(*map(partial(self.predict, deadline=deadline), questions)))
+        siblings = Siblings()
+        outcomes = await asyncio.gather(*map(partial(self.predict, deadline=deadline, siblings=siblings), questions))
+        requested = await siblings.record()
+        return [
+            outcome if isinstance(outcome, ServerError) else self.asking(outcome, requested[outcome.id])
+            for outcome in outcomes
+        ]
 
     def deadline(self) -> float:
         """Return the time of the event loop by which a question asked now is answered."""
@@ -140,7 +149,10 @@ class Predictor:
         *,
         handle: AdapterHandle | None = None,
         deadline: float | None = None,
+        siblings: Siblings | None = None,
         member: Member | None = None,
+        labels: Mapping[Label, int] | None = None,
+        other_wording: Wording | None = None,
     ) -> answers.Prediction | ServerError:
         """Return the prediction or the error for one question, and count the outcome.
 
@@ -148,10 +160,15 @@ class Predictor:
             question: the question, or the error of one that cannot be read.
             handle: the adapter that answers; by default the one that the question names, if the key opens it.
             deadline: time of the event loop by which it is answered; by default the server's timeout from now.
-            member: the question's place among those of a request that are answered together; None for a question alone,
+            siblings: the answers to the same request, with which the prediction is recorded; None for a question alone,
                 whose prediction is recorded at once.
+            member: the question's place among those of a request that share a text and fail as one; None for a question
+                that does neither.
+            labels: further labels of the choices for feedback, with the position of each label's choice; by default
+                those of the adapter's own question.
+            other_wording: what the request words differently from the adapter's own question; None for nothing.
         """
-        started = time.perf_counter()
+        started: float | None = time.perf_counter()
         adapter = UNKNOWN_ADAPTER
         try:
             if isinstance(question, InvalidRequestError):
@@ -165,13 +182,18 @@ class Predictor:
                 set_status_on_exception=False,
             ) as span:
                 try:
-                    return await self._answer(question, handle, deadline or self.deadline(), member)
+                    deadline = deadline or self.deadline()
+                    return await self._answer(question, handle, deadline, siblings, member, labels, other_wording)
                 except ServerError as error:
                     span.set_status(StatusCode.ERROR, error.code)
                     raise
         except asyncio.CancelledError:
-            failure = member.together.failure if member is not None else None
-            self._failed(failure or DisconnectedError("the client left"), adapter)
+            if member is not None and member.together.failure is not None:
+                self._metrics.sibling_failed(adapter)
+                log_outcome(logger, SIBLING_FAILED, adapter=adapter)
+                started = None  # neither an answer nor a failure that took this long
+            else:
+                self._failed(DisconnectedError("the client left"), adapter)
             raise
         except ServerError as error:
             self._failed(error, adapter)
@@ -182,7 +204,8 @@ class Predictor:
             self._failed(bug, adapter)
             return bug
         finally:
-            self._metrics.finished(time.perf_counter() - started)
+            if started is not None:
+                self._metrics.finished(time.perf_counter() - started)
 
     def asking(self, response: answers.Prediction, requested: bool) -> answers.Prediction:
         """Return a prediction that says whether its outcome is requested, if the server requests a share of them."""
@@ -200,11 +223,14 @@ class Predictor:
         question: PredictRequest,
         handle: AdapterHandle,
         deadline: float,
+        siblings: Siblings | None,
         member: Member | None,
+        labels: Mapping[Label, int] | None,
+        other_wording: Wording | None,
     ) -> answers.Prediction:
         n_samples = self._n_samples(question, handle)
         choices = offered_choices(question, handle)
-        in_force = policy_for(question, handle)
+        in_force = policy_for(question, handle, other_wording)
         try:
             async with asyncio.timeout_at(deadline):
                 row = await self._pack(question, handle, choices)
@@ -215,8 +241,10 @@ class Predictor:
         self._check_draws(job)
         text = await member.meet(*shared_reading(job)) if member is not None else None
         done = await self._compute(job, deadline, text)
+        if siblings is not None:
+            await siblings.turn()
         record_stages(self._tracer, queue_s=done.queue_s, compute_s=done.compute_s)
-        given = answered(question, job, in_force, done, model=self.model.name)
+        given = answered(question, job, in_force, done, model=self.model.name, other_wording=other_wording)
         prediction, decision, response = given.prediction, given.decision, given.response
         self._metrics.predicted(
             handle.name,
@@ -253,12 +281,13 @@ class Predictor:
             client=client_name(),
             target_risk=in_force.target_risk if in_force is not None and not decision.abstained else None,
             familiarity=prediction.familiarity if given.likely is not None else None,
+            labels=labels if labels is not None else own_labels(handle, choices),
         )
         if question.return_samples:
             response = response.model_copy(update={"samples": done.result.probs.tolist()})
-        if member is None:
+        if siblings is None:
             return self.asking(response, record())
-        member.together.records[response.id] = record
+        siblings.add(response.id, record)
         return response
 
     def _n_sample_values(self, question: PredictRequest | InvalidRequestError) -> int:

@@ -9,7 +9,7 @@ from blora.decision.uncertainty import Prediction, summarize
 from blora.server.engines.protocol import Job, Outcome
 from blora.server.prediction.cards import adapter_ref
 from blora.server.prediction.ids import prediction_id
-from blora.server.prediction.policies import InForce, prediction_set
+from blora.server.prediction.policies import InForce, Wording, prediction_set
 from blora.server.scheduling.batcher import Completed
 from blora.server.schemas.requests import PredictRequest
 
@@ -34,21 +34,35 @@ class Answered:
 
 
 def answered(
-    question: PredictRequest, job: Job, in_force: InForce | None, done: Completed[Outcome], *, model: str
+    question: PredictRequest,
+    job: Job,
+    in_force: InForce | None,
+    done: Completed[Outcome],
+    *,
+    model: str,
+    other_wording: Wording | None = None,
 ) -> Answered:
-    """Return the answer that draws make.
+    """Return the answer to a question from the engine's result.
 
     Args:
         question: as asked.
         job: the question as the engine took it.
         in_force: the policy that decides, None for none.
-        done: what the engine computed, and what it took.
+        done: the engine's result, with queue and compute times.
         model: name of the base model.
+        other_wording: what the request words differently from the adapter's own question; None for nothing.
     """
     prediction = summarize(done.result.probs, done.result.familiarity, done.result.guesses)
     decision = decide(prediction, in_force.policy if in_force else None)
     choices = job.row.choices
-    likely = prediction_set(question, job.handle, prediction, choices, guesses=done.result.guesses > 0)
+    likely = prediction_set(
+        question,
+        job.handle,
+        prediction,
+        choices,
+        guesses=done.result.guesses > 0,
+        other_wording=other_wording,
+    )
     leader = choices[prediction.top]
     response = answers.Prediction(
         id=prediction_id(),
@@ -79,8 +93,10 @@ def answered(
     )
     warnings = [
         *(["not_calibrated"] if job.handle.not_calibrated else []),
+        *(["without_head"] if job.kind == "below head" else []),
         *(["shadowed_choice"] if job.row.shadowed else []),
         *(["mostly_guesses"] if done.result.guesses else []),
+        *([f"other_{other_wording}"] if other_wording is not None else []),
     ]
     if warnings:
         response = response.model_copy(update={"warnings": warnings})

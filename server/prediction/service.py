@@ -76,15 +76,15 @@ class Service:
         """Make /readyz fail for load balancers; requests are still answered."""
         self.draining = True
 
-    async def stop(self, timeout_s: float = 0) -> None:
-        """Admit no more work, and give the remaining work `timeout_s` seconds to finish."""
+    async def stop(self) -> None:
+        """Stop all parts at once; every request without an answer gets DrainingError."""
         self.draining = True
         self._batcher.stop_admitting()
         for task in (self._loading, self._watching):
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
-        await self._batcher.drain(timeout_s)
+        await self._batcher.stop()
         await self._engine.close()
         if self._feedback is not None:
             await self._feedback.close()

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -37,15 +37,12 @@ class Together:
     Attributes:
         about: the text.
         failure: the error of a question, because of which the others are not answered; None while there is none.
-        records: by prediction id, functions that record a prediction for its feedback and return whether its outcome is
-            requested; to be called once the client is given all of them.
     """
 
     def __init__(self, n_questions: int, *, about: AskedText, beginnings: bool = True) -> None:
         self._beginnings = beginnings
         self.about = about
         self.failure: ServerError | None = None
-        self.records: dict[str, Callable[[], bool]] = {}
         self._missing = n_questions
         self._complete = asyncio.Event()
         self._prompts: dict[Hashable, list[tuple[int, ...]]] = defaultdict(list)

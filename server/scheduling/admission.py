@@ -20,6 +20,8 @@ _CLIENT_SHARE = 4
 _ADAPTER_SHARE = 3
 # Share of the time to the deadline that an answer may be expected to take; the rest allows for errors of the estimate.
 _DEADLINE_SHARE = 0.75
+# Requests of typed questions have no number of draws.
+_REMEDY = "shorten the prompt or the choices, or ask for fewer draws (n_samples in /v1/predict)"
 
 
 class Owner(NamedTuple):
@@ -138,13 +140,10 @@ class Admission:
             )
         asked = f"{work.n_tokens} tokens x {max(work.n_draws, work.most_draws)} draws"
         if work.cost > self._room.cost:
-            raise TooLargeError(
-                f"got {asked}, expected at most {self._room.cost} in all: shorten the prompt or ask for fewer draws"
-            )
+            raise TooLargeError(f"got {asked}, expected at most {self._room.cost} in all: {_REMEDY}")
         if work.most > self._max_input_tokens:
             raise TooLargeError(
-                f"got {asked}, expected at most {self._max_input_tokens} in one input: ask for fewer draws "
-                "(n_samples), or shorten the prompt or the choices",
+                f"got {asked}, expected at most {self._max_input_tokens} in one input: {_REMEDY}",
                 code="too_much_work",
             )
         expected = self.pace.seconds(work.cost)
@@ -152,8 +151,7 @@ class Admission:
             raise TooLargeError(
                 f"This input takes about {expected:.0f} s on this server even if nothing else runs "
                 f"({work.n_tokens} tokens x {work.n_draws} draws), and its answer is due within "
-                f"{self._timeout_s:.0f} s: "
-                "ask for fewer draws (n_samples), or shorten the prompt or the choices.",
+                f"{self._timeout_s:.0f} s: {_REMEDY}.",
                 code="too_much_work",
             )
 

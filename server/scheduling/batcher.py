@@ -83,8 +83,6 @@ class Batcher(Generic[P, R]):
         self._refused = RefusedWork()
         self._fair_share = FairShare()
         self._wake = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
         self._draining = False
         self._worker: asyncio.Task[None] | None = None
         self.last_forward_failed = False
@@ -153,21 +151,13 @@ class Batcher(Generic[P, R]):
         """Refuse every further input."""
         self._draining = True
 
-    async def drain(self, timeout_s: float) -> None:
-        """Admit no more inputs, finish the waiting ones, and stop the worker.
-
-        Args:
-            timeout_s: seconds after which the remaining inputs fail with DrainingError.
-        """
+    async def stop(self) -> None:
+        """Stop the worker at once; every input without a result fails with DrainingError."""
         self.stop_admitting()
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._idle.wait()
-        except TimeoutError:
-            self._give_up(self._queue)
-            for run in self._begun():
-                self._give_up(run.items)
-                run.control.go_on()  # lets its thread reach a checkpoint, where it is abandoned
+        self._give_up(self._queue)
+        for run in self._begun():
+            self._give_up(run.items)
+            run.control.go_on()  # lets its thread reach a checkpoint, where it is abandoned
         tasks = [self._worker, *(run.task for run in self._begun())]
         self._worker = None
         for task in filter(None, tasks):
@@ -217,10 +207,6 @@ class Batcher(Generic[P, R]):
 
     def _changed(self) -> None:
         self._observer.queue_changed(len(self._queue))
-        if self._queue or self._begun():
-            self._idle.clear()
-        else:
-            self._idle.set()
 
     async def _work(self) -> None:
         while True:

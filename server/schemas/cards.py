@@ -36,6 +36,10 @@ class AdapterCard(Response):
     training: dict[str, Any] = Field(
         description="Training record: settings, data, and the metrics on the validation rows."
     )
+    validation: dict[str, Any] = Field(
+        description="Latest metrics on validation rows: those of the trial that `blora tune` or `blora bayesianize` "
+        "chose, or else those of the training; empty without a record of either."
+    )
     policy: PolicyInForce | None = Field(description="Policy for requests without one.")
     calibration: Calibration | None = Field(
         description="Results proved on rows outside the training data: the levels by target_risk, each with "

@@ -14,6 +14,7 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    PlainValidator,
     SkipValidation,
     Tag,
     ValidationError,
@@ -21,7 +22,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from blora.config import MOST_CHOICES
 from blora.questions.spelling import seen
@@ -190,13 +191,28 @@ class PredictRequest(Question):
         return self
 
 
+_Label = Annotated[str, Field(min_length=1, max_length=MAX_LABEL)] | bool | Annotated[int, Field(ge=0, lt=MOST_CHOICES)]
+
+
+def _label(value: object) -> str | bool | int:
+    """Return a label, whose errors a union would give once for each of its types."""
+    if isinstance(value, str):
+        if not value:
+            raise PydanticKnownError("string_too_short", {"min_length": 1})
+        if len(value) > MAX_LABEL:
+            raise PydanticKnownError("string_too_long", {"max_length": MAX_LABEL})
+    elif not isinstance(value, int) or not 0 <= value < MOST_CHOICES:  # a boolean is an integer too
+        raise PydanticCustomError("label_type", "Input should be a string, a boolean or a level's number")
+    return value
+
+
 class TellOutcome(Request):
     """Outcome of a prediction: the right choice."""
 
     prediction_id: NonEmpty = Field(max_length=64, description="`id` of the answer.")
-    label: NonEmpty = Field(
-        max_length=MAX_LABEL,
-        description="The right choice, spelled as in the request; a new report replaces an earlier one.",
+    label: Annotated[str | bool | int, PlainValidator(_label, json_schema_input_type=_Label)] = Field(
+        description="The right choice: spelled as in the request, true or false of a typed question, or the number of "
+        "a score's level. A new report replaces an earlier one.",
     )
 
 

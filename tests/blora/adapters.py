@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from blora.adapter import save_adapter
-from blora.adapter.calibration_file import body_digest
 from blora.base_model import BaseModel
 from blora.config import AdapterConfig, PosteriorConfig, PromptConfig, SamplingConfig
+from blora.disk.digests import canonical_digest
 from blora.posterior.inject import default_targets, parse_layers, select_modules
 from blora.posterior.posterior import Posterior
 from tests.scenarios import N_LAYERS
@@ -76,7 +76,7 @@ def sealed(change: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]]
     def apply(raw: dict[str, Any]) -> None:
         del raw["digest"]
         change(raw)
-        raw["digest"] = body_digest(raw)
+        raw["digest"] = canonical_digest(raw)
 
     return apply
 

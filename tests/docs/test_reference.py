@@ -6,6 +6,8 @@ import re
 import pytest
 
 from blora import cli
+from blora.server.app import create_app
+from blora.server.settings import Settings
 from docs.site.pictures import PICTURES
 from docs.site.reference import PAGES
 from docs.site.stage import DOCS
@@ -34,6 +36,29 @@ def test_every_command_and_flag_is_there(capsys: pytest.CaptureFixture[str]) -> 
         flags = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", capsys.readouterr().out.partition("\n\n")[0]))
         section = page.partition(f"## blora {command}\n")[2].partition("\n## ")[0]
         assert {flag for flag in flags - {"--help"} if f"`{flag}" not in section} == set()
+
+
+@pytest.mark.parametrize("path", ["/v1/decisions", "/v1/systemone"])
+def test_the_schemas_of_typed_questions_are_there(path: str) -> None:
+    document = create_app(Settings(adapters="demo=adapter")).openapi()
+    post = document["paths"][path]["post"]
+    shown = set(re.findall(r"^## (\w+)$", (DOCS / "reference" / "http.md").read_text(), re.MULTILINE))
+    bodies = (post["requestBody"], post["responses"]["200"])
+    for name in (body["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2] for body in bodies):
+        parts = document["components"]["schemas"][name]["properties"][
+            "answers" if name.endswith("Response") else "questions"
+        ]
+        assert {name, *re.findall(r"#/components/schemas/(\w+)", str(parts))} <= shown
+
+
+def test_the_confidence_of_a_typed_answer_is_not_called_a_probability() -> None:
+    page = (DOCS / "reference" / "http.md").read_text()
+    meanings = dict(
+        re.findall(r"^## (\w+)\n(?:(?!## ).*\n)*?\| `confidence` \| number \| (.*) \|$", page, re.MULTILINE)
+    )
+    assert meanings["Prediction"].startswith("Probability of the leading choice")
+    assert meanings["ChoiceAnswer"] == meanings["SystemOneChoiceAnswer"]
+    assert meanings["ChoiceAnswer"].endswith("; not that probability.")
 
 
 def test_signatures_are_python() -> None:

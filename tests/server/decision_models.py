@@ -15,6 +15,8 @@ MOOD = QuestionConfig(
     name="mood", type="score", instructions="How angry is the customer?", descriptions={"angry": "swears"}
 )
 LEVELS = ("calm", "annoyed", "angry")
+# Instructions of the questions of the model `triage`, by name.
+INSTRUCTIONS = {config.name: config.instructions for config in (QUEUE, URGENT, MOOD)}
 
 
 def digest(number: int) -> str:
@@ -38,15 +40,21 @@ def engine(**queue: Any) -> FakeEngine:
 
 
 def choice(*values: str | bool, **fields: Any) -> dict[str, Any]:
-    """Return a choice question of /v1/decisions."""
-    question = {"type": "choice", "instructions": "Which?", "choices": [{"value": value} for value in values]}
-    return {**question, **fields}
+    """Return a choice question of /v1/decisions, with a model's own instructions if it has the name of its question."""
+    choices = [{"value": value} for value in values]
+    return {"type": "choice", "instructions": _instructions(fields, "Which?"), "choices": choices, **fields}
 
 
 def predicate(**fields: Any) -> dict[str, Any]:
-    return {"type": "predicate", "instructions": "Is it so?", **fields}
+    """Return a predicate of /v1/decisions, with instructions as of `choice`."""
+    return {"type": "predicate", "instructions": _instructions(fields, "Is it so?"), **fields}
 
 
 def score(*labels: str, **fields: Any) -> dict[str, Any]:
+    """Return a score of /v1/decisions, with instructions as of `choice`."""
     levels = [{"label": label} for label in labels]
-    return {"type": "score", "instructions": "How much?", "levels": levels, **fields}
+    return {"type": "score", "instructions": _instructions(fields, "How much?"), "levels": levels, **fields}
+
+
+def _instructions(fields: dict[str, Any], usual: str) -> str:
+    return INSTRUCTIONS.get(fields.get("name", ""), usual)

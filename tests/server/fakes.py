@@ -54,7 +54,9 @@ def handle(
 ) -> AdapterHandle:
     """Return a handle without weights, for the fake engine."""
     config = AdapterConfig(
-        base_model=BaseModelRef(id="fake/fake", revision=None, fingerprint="sha256:" + "0" * 64),
+        base_model=BaseModelRef(
+            id="fake/fake", revision=None, fingerprint="sha256:" + "0" * 64, reading="sha256:" + "1" * 64
+        ),
         target_modules=("q_proj",),
         modules={"q_proj": (width, width)},
         posterior=PosteriorConfig(),

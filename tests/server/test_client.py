@@ -90,7 +90,7 @@ async def test_a_server_that_goes_down_says_so_once_it_takes_no_more(server: Run
         server.app.state.service.begin_drain()
         assert not await client.ready()
         assert (await client.predict("p=0.9")).answer == "billing"
-        await server.app.state.service.stop(1.0)
+        await server.app.state.service.stop()
         with pytest.raises(UnavailableError) as info:
             await client.predict("p=0.9")
         assert info.value.code == "draining"

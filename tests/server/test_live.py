@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import shutil
 import signal
 import statistics
@@ -17,9 +18,10 @@ import pytest
 
 from benchmarks.answers import ASKED, RESULT, TICKETS, ask_all, request_of
 from benchmarks.processors.table import between_dtypes, distance
-from benchmarks.server_process import ADAPTER, TRIAGE, Server, demo, serve
-from blora.adapter.calibration_file import body_digest, read_calibrations
+from benchmarks.server_process import ADAPTER, ROOT, TRIAGE, Server, demo, serve
+from blora.adapter.calibration_file import read_calibrations
 from blora.decision.binomial import binomial_cdf
+from blora.disk.digests import canonical_digest
 from blora.errors import AdapterError
 
 pytestmark = pytest.mark.model
@@ -100,6 +102,20 @@ async def test_the_readme_shows_what_the_server_says_of_three_questions(live: Se
     assert found[2]["score"] == pytest.approx(kept[2]["score"], abs=2 * TOLERANCE)
 
 
+async def test_the_page_of_typed_questions_shows_what_the_server_says(live: Server) -> None:
+    page = (ROOT / "docs" / "decisions.md").read_text()
+    bodies = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", page, re.DOTALL)]
+    [asked] = (body for body in bodies if "state" in body)
+    [shown] = (body["answers"] for body in bodies if "answers" in body)
+    async with client_of(live) as client:
+        found = (await client.post("/v1/systemone", json=asked)).raise_for_status().json()["answers"]
+    urgent, mood = found["urgent"], found["mood"]
+    assert [urgent["abstained"], mood["abstained"]] == [shown[name]["abstained"] for name in ("urgent", "mood")]
+    assert urgent["noul"] == pytest.approx(shown["urgent"]["noul"], abs=TOLERANCE)
+    assert mood["probabilities"] == pytest.approx(shown["mood"]["probabilities"], abs=TOLERANCE)
+    assert mood["score"] == pytest.approx(shown["mood"]["score"], abs=2 * TOLERANCE)
+
+
 @pytest.fixture(scope="module")
 def judged(live: Server) -> dict[str, list[tuple[dict[str, Any], dict[str, Any]]]]:
     """Return tickets with the demo's answers under its own policy, by kind; clear and ambiguous ones are the test file."""
@@ -159,7 +175,7 @@ def test_a_threshold_edited_in_the_folder_is_noticed_by_who_pins_it(live: Server
     with pytest.raises(AdapterError, match="it was edited"):  # who edits it on purpose makes its digest anew
         read_calibrations(folder)
     del contents["digest"]
-    file.write_text(json.dumps(contents | {"digest": body_digest(contents)}))
+    file.write_text(json.dumps(contents | {"digest": canonical_digest(contents)}))
     with serve(tmp_path / "log", adapters=f"triage={folder}", **PATIENT) as other:
         answered = [
             httpx.post(f"{other.url}/v1/predict", json=body | {"adapter": f"triage@{pin}"}, timeout=600).status_code

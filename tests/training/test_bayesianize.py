@@ -1,6 +1,7 @@
 """A posterior around LoRAs that PEFT itself made."""
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from blora.errors import ConfigError
 from blora.training.bayesianize import posterior_around
 from blora.training.rows.examples import examples_for
 from blora.training.rows.overlap import SEEN, fingerprints
+from tests.blora.adapters import rewrite_json
 from tests.loras import make_lora
 from tests.scenarios import VOCAB_SIZE
 from tests.training.toys import train_arguments, write_jsonl
@@ -139,6 +141,17 @@ def test_only_given_flags_override_the_settings_of_a_lora(urgent: Path, base_fol
     assert (config.prompt.scoring, config.prompt.choice_end) == ("text", "newline")
     assert (config.prompt.normalization, config.prompt.template) == ("none", "Text: {prompt}\nUrgent:")
     assert (config.sampling.seed, config.sampling.stop_error, config.sampling.n_samples) == (0, 0.1, 3)
+
+
+def test_one_draw_under_a_threshold_on_the_mutual_information_is_refused(
+    urgent: Path, base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lora, data = Path(shutil.copytree(urgent, tmp_path / "lora")), write_jsonl(tmp_path / "rows.jsonl", plain(500))
+    rewrite_json(lambda raw: raw.update(policy={"max_mutual_information": 0.2}))(lora / "bayesian_config.json")
+    command = ["bayesianize", str(lora), "--data", str(data), "--base-model", str(base_folder), *CPU]
+    assert main([*command, "--output", str(tmp_path / "wide"), "--n-samples", "1"]) == 1
+    assert "got policy max_mutual_information with n_samples = 1" in capsys.readouterr().err
+    assert main([*command, "--output", str(tmp_path / "wide"), "--n-samples", "2"]) == 0
 
 
 def test_choices_beside_a_question_are_refused(

@@ -5,7 +5,7 @@ from argparse import ArgumentParser
 import pytest
 
 from blora.decision.temperature import FEW_ROWS
-from blora.training.caveats import warn_of_few_rows, warn_of_odd_labels
+from blora.training.caveats import warn_of_few_rows, warn_of_odd_labels, warn_of_two_labels
 from blora.training.commands.arguments import parse
 
 
@@ -30,6 +30,18 @@ def test_labels_that_may_be_misspelt_are_named_with_what_is_meant(caplog: pytest
         "the label 'card arival', of 2 rows,",
     ]
     assert all("may be a misspelling of 'card arrival', of 40: as it is, it is a choice of its own" in t for t in told)
+
+
+def test_the_first_question_with_two_labels_is_named_with_the_number_of_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    warn_of_two_labels([("rows:1", "why?", "a"), ("rows:2", "why?", "a"), ("rows:3", "how?", "b")])
+    assert not caplog.records
+    warn_of_two_labels([(f"rows:{n}", f"{n % 3}?", label) for n, label in enumerate("abacxaa")])
+    assert [record.getMessage() for record in caplog.records] == [
+        "rows:0 has the label 'a', and rows:3, with the same question, has 'c': correct one of them, or remove both "
+        "(questions with several labels: 2)"
+    ]
 
 
 @pytest.mark.parametrize(("level", "told"), [("warning", True), ("error", False)])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from blora.adapter import load_adapter, read_config
-from blora.adapter.calibration_file import CALIBRATION_FILE
+from blora.adapter.calibration_file import read_calibrations
 from blora.adapter.folder import FAMILIARITY_FILE
 from blora.adapter.opening import open_adapter, open_base
 from blora.cli import main
@@ -22,6 +22,7 @@ from blora.training.calibrate import calibrate_adapter
 from blora.training.evaluate import CPU_BATCH_TOKENS
 from blora.training.rows.examples import examples_for
 from blora.training.rows.packed import pack_examples
+from tests.blora.adapter.test_calibration_file import asked
 from tests.blora.adapters import rewrite_json, saved
 from tests.training.head.test_fit import arguments, fixed
 from tests.training.head.test_head_familiarity import FOREIGN, distance_alone, opened, rows_of
@@ -95,8 +96,10 @@ def test_it_takes_the_place_of_the_adapter_and_drops_its_calibration(
     assert main(["calibrate", str(folder), "--data", str(rows), *common]) == 0
     more = write_jsonl(tmp_path / "more.jsonl", rows_of(400, 500))
     assert main(command(folder, base_folder, more)) == 0
-    assert "run blora calibrate again" in capsys.readouterr().err
-    assert not (folder / CALIBRATION_FILE).exists()
+    told = capsys.readouterr().err
+    assert "kept the record of calibration attempts (1) in " in told
+    assert "removed calibrations of the earlier adapter (1): run blora calibrate again" in told
+    assert (len(asked(folder)), read_calibrations(folder)) == (1, ())
     familiarity = read_config(folder).familiarity
     assert familiarity is not None
     assert familiarity.n_reference == 10

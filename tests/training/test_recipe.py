@@ -152,6 +152,25 @@ REFUSED: dict[str, tuple[tuple[str, ...], type[BloraError], str]] = {
         ConfigError,
         "got --min-familiarity without a head",
     ),
+    "a mutual information of one draw": (
+        ("--max-mutual-information", "0.1", "--n-samples", "1"),
+        ConfigError,
+        "got policy max_mutual_information with n_samples = 1, expected at least 2 different draws",
+    ),
+    "a mutual information of a plain LoRA": (
+        ("--max-mutual-information", "0.1", "--method", "lora"),
+        ConfigError,
+        "got policy max_mutual_information with n_samples = 1",
+    ),
+    "a mutual information of a head with one draw": (
+        (
+            *("--head", "pointer", "--layers", "none", "--inducing-rows", "9", "--inducing-cols", "9", "--rank", "8"),
+            *("--alpha", "16", "--epochs", "4", "--batch-size", "8"),
+            *("--max-mutual-information", "0.1", "--n-samples", "1"),
+        ),
+        ConfigError,
+        "got policy max_mutual_information with n_samples = 1",
+    ),
     "early stopping": (("--stop-error", "0.6"), ConfigError, "stop_error = 0.6"),
     "epochs": (("--epochs", "0"), ConfigError, "got epochs = 0"),
     "learning rate": (("--learning-rate", "0"), ConfigError, "got learning_rate = 0"),
@@ -208,7 +227,7 @@ def test_a_posterior_starts_from_a_lora(tmp_path: Path, base_folder: Path, toy_f
 def test_a_lora_of_another_rank_is_no_place_to_start(tmp_path: Path, base_folder: Path, toy_file: Path) -> None:
     trained(base_folder, toy_file, tmp_path / "lora", "--method", "lora", "--rank", "1", "--epochs", "1")
     arguments = train_arguments(base_folder, toy_file, tmp_path / "toy", "--init-from", str(tmp_path / "lora"))
-    with pytest.raises(AdapterError, match=r"got r = 1 in .*lora, expected 2"):
+    with pytest.raises(AdapterError, match=r"got r = 1 in .*lora, expected 2; .* pass --rank 1$"):
         train.main(arguments)
 
 

@@ -59,4 +59,28 @@ def test_the_rows_of_the_adapter_that_it_starts_from_are_its_own(
     assert "got 20 of 20 questions in from100.jsonl that the adapter was made with" in capsys.readouterr().err
     assert main([*command, "--data", str(later), "--scales", "0.5"]) == 0
     check_refused(tmp_path / "wide", earlier, "init")
+    check_refused(tmp_path / "wide", judges, "init validation")
     check_refused(tmp_path / "wide", later, "tuning")
+
+
+def test_the_same_rows_judge_every_continuation(
+    base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    earlier, judges, tuning = (rows(tmp_path, start) for start in (100, 200, 300))
+    before: tuple[str, ...] = ()
+    for name in ("first", "second", "third"):
+        more = ("--method", "lora", "--epochs", "1", "--validation", str(judges), *before)
+        assert main(["train", *train_arguments(base_folder, earlier, tmp_path / name, *more)]) == 0
+        before = ("--init-from", str(tmp_path / name))
+        check_refused(tmp_path / name, earlier, "train")
+        check_refused(tmp_path / name, judges, "validation")
+    wide = tmp_path / "wide"
+    command = ["bayesianize", str(tmp_path / "first"), "--output", str(wide), *model(base_folder), "--scales", "0.5"]
+    assert main([*command, "--data", str(tuning)]) == 0
+    start = ("--init-from", str(wide), "--epochs", "1", "--validation")
+    fresh = rows(tmp_path, 400)
+    for data in (judges, tuning):
+        assert main(["train", *train_arguments(base_folder, fresh, tmp_path / "toy", *start, str(data))]) == 0
+    capsys.readouterr()
+    assert main(["train", *train_arguments(base_folder, fresh, tmp_path / "toy", *start, str(earlier))]) == 1
+    assert "from100.jsonl:1 (init)" in capsys.readouterr().err

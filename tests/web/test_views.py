@@ -102,6 +102,20 @@ def test_a_card_shows_the_question_and_the_cheapest_methods(page: Page) -> None:
     expect(row).to_contain_text("71 %")
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_after_a_tuning_a_card_shows_its_metrics(browser: Browser, trained: bool) -> None:
+    desk, trials = HANDLES[1], [{"scale": 1.0, "nll": 0.4}, {"scale": 2.0, "nll": 0.25}]
+    tuning = {"source": "later.jsonl", "digest": "sha256:1", "n_examples": 20, "scale": 2.0, "trials": trials}
+    record = (desk.config.training if trained else {}) | {"tuning": tuning}
+    engine = FakeEngine(handles=(replace(desk, config=replace(desk.config, training=record)),))
+    with serving(engine, default_adapter="desk") as address, open_page(browser, address) as watched:
+        watched.page.get_by_role("link", name="Card").click()
+        panel = watched.page.locator("#view-card section", has_text="On validation rows").last
+        expect(panel).to_contain_text("NLL0.25")
+        expect(panel).to_contain_text("20 rows of later.jsonl, which chose the posterior's width and the recalibration")
+        expect(panel.get_by_text("before the adapter was tuned")).to_have_count(1 if trained else 0)
+
+
 def test_a_card_without_a_calibration_says_what_to_do(page: Page) -> None:
     page.get_by_role("link", name="Card").click()
     page.locator("#card-adapter").select_option("open")

@@ -80,16 +80,22 @@ def add_rows(parser: ArgumentParser, about: str, *, split: str) -> None:
     add_columns(parser)
 
 
-def add_model(parser: ArgumentParser | _ArgumentGroup, *, default: str | None = "embedded") -> None:
+def add_model(
+    parser: ArgumentParser | _ArgumentGroup,
+    *,
+    default: str | None = "embedded",
+    own: str = "the one that the adapter was trained on",
+) -> None:
     """Add the flags for the base model, its device and its precision.
 
     Args:
         parser: the parser of the command.
-        default: the default base model; None for the adapter's own.
+        default: the default base model; None for the own one of an adapter or a LoRA.
+        own: description of that own base model, for the help text.
     """
-    own = "" if default is not None else " (default: the one that the adapter was trained on)"
+    told = "" if default is not None else f" (default: {own})"
     parser.add_argument(
-        "--base-model", default=default, help=f"hub id[@revision], folder, .gguf file, or embedded{own}"
+        "--base-model", default=default, help=f"hub id[@revision], folder, .gguf file, or embedded{told}"
     )
     parser.add_argument("--device", default="auto", help="device to compute on: auto, cpu, cuda, cuda:1 ...")
     parser.add_argument(
@@ -175,7 +181,7 @@ def names(text: str) -> tuple[str, ...]:
 
 
 def own_folder(text: str) -> Path:
-    """Return a text as the path of an adapter that may be changed; a name on the hub is refused."""
+    """Return a text as the path of an adapter to change; a name on the hub, which has none, is refused."""
     if isinstance(place_of(text), HubName):
         raise ArgumentTypeError(f"got {text!r} to change, expected a folder: copy it with `blora pull {text} FOLDER`")
     return Path(text)

@@ -25,7 +25,7 @@ def _parser() -> ArgumentParser:
     add_tuning(parser)
     add_prompt(parser)
     parser.set_defaults(**dict.fromkeys(("bank_seed", "scoring", "normalization", "choice_end")))  # the LoRA's own
-    add_model(parser)
+    add_model(parser, default=None, own="that of a LoRA that blora train made, otherwise embedded")
     return parser
 
 

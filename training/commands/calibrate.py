@@ -63,9 +63,11 @@ def main(argv: list[str]) -> int:
     from blora.adapter import read_config
     from blora.adapter.opening import open_adapter
     from blora.decision.calibration import Goal
+    from blora.disk.cache import check_own
     from blora.training.calibrate import calibrate_adapter
     from blora.training.rows.examples import examples_for
 
+    check_own(arguments.adapter)  # before the base model is loaded
     goal = Goal(
         target_risk=arguments.target_risk,
         delta=arguments.delta,

@@ -81,12 +81,12 @@ def _parser() -> ArgumentParser:
     )
 
     model = parser.add_argument_group("model")
-    add_model(model)
+    add_model(model, default=None, own="that of an --init-from that blora train made, otherwise embedded")
     model.add_argument(
         "--target-modules",
         type=names,
-        help="names of the modules to adapt, separated by commas (default: every linear one below a head, "
-        "otherwise PEFT's for this architecture)",
+        help="names of the modules to adapt, separated by commas (default: those of --init-from; otherwise every "
+        "linear one below a head, or PEFT's for this architecture)",
     )
     model.add_argument(
         "--head",
@@ -94,21 +94,21 @@ def _parser() -> ArgumentParser:
         default="auto",
         help="decision head on the base model's hidden states: linear reads the prompt, for fixed choices; pointer "
         "reads each choice; none leaves the answer to the language model's scores, under a posterior over a LoRA; auto "
-        "takes linear or pointer, or none if a setting of such a posterior is given",
+        "takes linear or pointer, or none if a setting of such a posterior or of these scores is given",
     )
     model.add_argument(
         "--layers",
         help="decoder layers to adapt by a LoRA: all, last:N, N, FIRST-LAST, or none; below a head the LoRA stays only "
-        "if the validation NLL is lower with it (default: all with --head none or another setting of the LoRA, none "
-        "otherwise)",
+        "if the validation NLL is lower with it (default: those of --init-from; otherwise all with --head none, "
+        "--rank, --alpha, --target-modules or --lora-learning-rate; otherwise none)",
     )
 
     posterior = parser.add_argument_group("posterior")
     posterior.add_argument(
         "--method",
         choices=get_args(MethodName),
-        default="bayesian",
-        help="bayesian learns a posterior; lora trains plain LoRA in the same layers, for comparison",
+        help="bayesian learns a posterior over a LoRA; lora trains plain LoRA in the same layers, for comparison; both "
+        "mean --head none (default: bayesian, if there is no head)",
     )
     posterior.add_argument(
         "--family",

@@ -104,7 +104,7 @@ def familiarity_of(
 
 
 def with_guesses(
-    familiarity: Familiarity, probs: Tensor, rows: Sequence[LabelledRow], distances: Tensor | None = None
+    familiarity: Familiarity, probs: Tensor, rows: Sequence[LabelledRow], further: Tensor | None = None
 ) -> Familiarity:
     """Return a familiarity with the distance beyond which answers are guesses, if there are enough rows to tell it.
 
@@ -112,12 +112,10 @@ def with_guesses(
         familiarity: the familiarity.
         probs: (S, N, C) recalibrated probabilities of validation rows under the adapter's draws.
         rows: the N rows.
-        distances: (N,) distances of these rows; None if they are the reference.
+        further: (M,) distances of rows beside the reference, none of which is beyond either; None for no such rows.
     """
-    known = familiarity.reference if distances is None else distances
+    known = familiarity.reference if further is None else torch.cat([familiarity.reference, further])
     beyond = beginning_of_guesses(known, probs, labels_of(rows))
-    if beyond is not None:
-        beyond = max(beyond, float(familiarity.reference.max()))
     return replace(familiarity, config=replace(familiarity.config, guesses_beyond=beyond))
 
 

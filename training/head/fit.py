@@ -8,7 +8,8 @@ diagonal, a_i = sum over rows of z_i^2, because the directions are principal one
 Fisher information of the logits. A pointer head, which has one output, uses the Fisher information's exact diagonal.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -68,6 +69,22 @@ class FittedHead:
     trial: Trial
 
 
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Let torch compute with one thread inside the context.
+
+    numpy's BLAS has threads of its own, which wait for their next call without giving the processors back. Beside more
+    threads of torch, each step of the optimiser took ten times as long.
+    """
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+@_one_torch_thread()
 def fit_head(
     regression: "Regression",
     validation: Features,
@@ -197,6 +214,7 @@ class Regression:
         # The projected states have the standardised ones' variance on fewer directions.
         return state_precision * len(self.blank.directions) / len(self.blank.center)
 
+    @_one_torch_thread()
     def solve(
         self, state_precision: float, count_precision: float, product_precision: float, start: DecisionHead | None
     ) -> DecisionHead:

@@ -2,12 +2,12 @@
 
 loss = -log p(y | x, W, LoRA) + precision / 2 * |W|^2 / n_train
 
-The LoRA and the weights of the states are trained together, as points; the weights of the counts stay as they were
-fitted. Afterwards the head is fitted again on the states under the trained LoRA, with its posterior.
+The LoRA and the weights of the states are trained together, as points; the weights of the counts and the projection of
+the states stay as they were fitted. Afterwards the head is fitted again on the states under the trained LoRA, with its
+posterior.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +23,9 @@ from blora.training.lora.objective import Loss, Objective
 from blora.training.rows.packed import LabelledRow
 
 __all__ = ["HeadObjective"]
+
+# Tensors of the posterior, which is fitted after the training.
+OF_POSTERIOR = ("deviation", "basis")
 
 
 class HeadObjective(Objective):
@@ -41,15 +44,21 @@ class HeadObjective(Objective):
         self, model: PreTrainedModel, lora: Posterior, head: DecisionHead, *, n_train: int, precision: float
     ) -> None:
         super().__init__(model, seed=0)
-        self.head = head
+        self._fitted = head
         self._trained = _Trained(lora, head)
         self.n_train = n_train
         self.precision = precision
 
     @property
     def trained(self) -> "_Trained":
-        """The LoRA and the weights of the states."""
+        """The LoRA and the weights of the states, with the tensors of the head that stay as they are."""
         return self._trained
+
+    @property
+    def head(self) -> DecisionHead:
+        """The head as training stands."""
+        tensors = dict(self._trained.fixed.named_buffers()) | dict(self._trained.head.items())
+        return DecisionHead(self._fitted.config, **self._fitted.tensors() | tensors)
 
     def collate(self, rows: Sequence[LabelledRow]) -> dict[str, Any]:
         """Return the rows, and for each the index of its label among all fixed choices, or among its own."""
@@ -59,7 +68,7 @@ class HeadObjective(Objective):
     def forward(self, batch: Sequence[PackedRow], labels: Tensor, kl_share: float = 1.0) -> Loss:
         """Return the loss of a batch of packed rows; a point has no KL, so that `kl_share` changes nothing."""
         draws = self._draws()
-        logits = draws.logits(read_rows(self.model, batch, self.head.config, draws.lora))[0]
+        logits = draws.logits(read_rows(self.model, batch, draws.head.config, draws.lora))[0]
         if batch[0].readout == "pointer":
             present = torch.tensor([[k < row.n_choices for k in range(logits.shape[-1])] for row in batch])
             logits = logits.masked_fill(~present.to(logits.device), -torch.inf)
@@ -70,19 +79,25 @@ class HeadObjective(Objective):
     def log_probs(self, rows: Sequence[LabelledRow], n_samples: int) -> Tensor:
         """Return the log-probabilities (1, N, C) of rows as training stands; a point has one draw."""
         draws = self._draws()
-        features = read_features(self.model, rows, self.head.config, draws.lora, "validating")
+        features = read_features(self.model, rows, draws.head.config, draws.lora, "validating")
         with torch.no_grad():
             return head_log_probs(draws.to(torch.device("cpu")), [row.row for row in rows], features)
 
     def _draws(self) -> HeadDraws:
-        head = replace(self.head, weight=self.trained.head["weight"], bias=self.trained.head["bias"])
-        return head.mean(self.trained.lora.mean())
+        return self.head.mean(self.trained.lora.mean())
 
 
 class _Trained(nn.Module):
-    """A LoRA, and the weights and the bias of a head above it."""
+    """A LoRA, and the weights and the bias of a head above it.
+
+    The head's other tensors are buffers: the weights mean nothing on other directions, so a checkpoint holds both.
+    """
 
     def __init__(self, lora: Posterior, head: DecisionHead) -> None:
         super().__init__()
         self.lora = lora
         self.head = nn.ParameterDict({"weight": torch.zeros_like(head.weight), "bias": head.bias.clone()})
+        self.fixed = nn.Module()
+        for name, tensor in head.tensors().items():
+            if name not in (*self.head, *OF_POSTERIOR):
+                self.fixed.register_buffer(name, tensor.clone())  # a checkpoint must not change the caller's head

@@ -5,6 +5,8 @@ from scipy.linalg import eigh
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from blora.posterior.noise import generator_of
+
 __all__ = ["principal_directions"]
 
 # Variance of a direction, relative to that of the first, up to which it is rounding.
@@ -17,16 +19,19 @@ def principal_directions(rows: Tensor, n_directions: int, most_rows: int) -> tup
     Args:
         rows: (N, F) rows.
         n_directions: largest number of directions; they are fewer if the rows span fewer.
-        most_rows: largest number of rows to compute with, evenly spaced, so that more need no more time.
+        most_rows: largest number of rows to compute with, drawn at random, so that more need no more time.
 
     Returns:
-        Orthonormal directions (K, F), and falling variances (K,).
+        Orthonormal directions (K, F), each with a positive largest entry, and falling variances (K,).
     """
-    rows = rows[:: max(1, -(-len(rows) // most_rows))]
+    if len(rows) > most_rows:  # evenly spaced ones could all be the first choice of their question
+        rows = rows[torch.randperm(len(rows), generator=generator_of(0))[:most_rows]]
     wide = rows.shape[1] > rows.shape[0]
     gram = (rows @ rows.T if wide else rows.T @ rows).double().numpy()
     found, basis = eigh(gram, subset_by_index=[max(0, len(gram) - n_directions), len(gram) - 1])  # in rising order
     values, vectors = torch.from_numpy(found).flip(0), torch.from_numpy(basis).flip(1).T
     kept = max(1, int((values > LEAST_SHARE * values[0]).sum()))
     values, vectors = values[:kept], vectors[:kept]
-    return normalize(vectors @ rows.double(), dim=-1) if wide else vectors, values / len(rows)
+    directions = normalize(vectors @ rows.double(), dim=-1) if wide else vectors
+    largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))  # rounding decides a vector's sign
+    return directions * largest.sign(), values / len(rows)

@@ -21,7 +21,8 @@ from blora.questions.columns import QUESTION_COLUMNS as KINDS
 from blora.questions.columns import no_question
 from blora.questions.spelling import half_pair, plain, seen
 from blora.questions.wording import wording
-from blora.training.rows.labels import Label, RowError, read_label, settle
+from blora.training.caveats import warn_of_two_labels
+from blora.training.rows.labels import Label, RowError, check_labelled, read_label, settle
 from blora.training.rows.questions import ABOUT, DESCRIBED, Question, as_plain
 from blora.training.rows.sources import Rows, Table, read_table
 
@@ -67,11 +68,12 @@ class Example:
     def identity(self) -> str:
         """Text that is equal for equal questions.
 
-        The order of choices, white space, the Unicode form, zero-width characters, the label, and whether descriptions
-        are offered do not count.
+        The order of choices, white space, the Unicode form, zero-width characters, the label, whether descriptions are
+        offered, and whether the question is a prompt or a chat of that one turn do not count.
         """
         turns = [[turn["role"], plain(turn["content"])] for turn in self.messages or ()]
-        return json.dumps([plain(self.prompt or ""), turns, sorted(map(plain, self.described or self.choices))])
+        asked = turns if len(turns) > 1 else self.wording
+        return json.dumps([asked, sorted(map(plain, self.described or self.choices))])
 
     @property
     def wording(self) -> str:
@@ -169,6 +171,7 @@ def examples_of(table: Table, choices: Sequence[str] | None, limit: int | None =
         ConfigError: if the limit is below 1.
     """
     require(limit is None or limit >= 1, f"limit {limit}", "1 or more, or None for all rows")
+    check_labelled(table)
     digest = hashlib.sha256()
     read: list[tuple[Example, Label]] = []
     problems: list[str] = []
@@ -191,6 +194,7 @@ def examples_of(table: Table, choices: Sequence[str] | None, limit: int | None =
         raise DataError(f"got no rows in {table.name}, expected at least one")
     if len(kinds := {example.kind: example.where for example in examples}) > 1:
         raise DataError(f"got rows of different kinds ({kinds}), expected one of {', '.join(KINDS)} throughout")
+    warn_of_two_labels(map(_asked_and_labelled, examples))
     return ExampleSet(table.name, f"sha256:{digest.hexdigest()}", tuple(examples[:limit]))
 
 
@@ -275,6 +279,12 @@ def _parse(row: Mapping[str, Any], where: str, fixed: Sequence[str] | None, *, u
         raise RowError(problem)
     about = row.get(ABOUT)
     return Example(where, kind, prompt, messages, choices, label=-1, described=described, about=about), label
+
+
+def _asked_and_labelled(example: Example) -> tuple[str, str, str]:
+    """Return the place, the question and the label of an example."""
+    choices = example.described or example.choices
+    return example.where, example.identity, plain(choices[example.label])
 
 
 def _messages(value: Any) -> tuple[Mapping[str, str], ...]:

@@ -10,8 +10,11 @@ label_index   the index, a whole number from 0
 label_text    the text; label_index and label_text take precedence over label, and must agree if a row has both
 answerKey     ARC's format: the letter of the correct choice, where choices is {"text": [...], "label": [...]}, or its
               text; a number that is neither is refused, as ARC counts from 1
+
+A text names the choice that looks the same: outer white space, the Unicode form and zero-width characters do not count.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -19,10 +22,11 @@ from typing import Any
 
 from blora.config import MOST_CHOICES
 from blora.errors import DataError
+from blora.questions.spelling import seen
 from blora.training.caveats import CLOSE, warn_of_odd_labels
 from blora.training.rows.sources import Table
 
-__all__ = ["Label", "RowError", "label_set", "read_label", "settle"]
+__all__ = ["Label", "RowError", "check_labelled", "is_missing", "label_set", "place_of", "read_label", "settle"]
 
 REPORTED = 10  # choices named in a message
 FIELDS = ("label_index", "label_text", "label", "answerKey")
@@ -58,7 +62,7 @@ def read_label(row: Mapping[str, Any], choices: Sequence[str], letters: Sequence
     Raises:
         RowError: if the label is missing or matches no choice.
     """
-    given = {name: row[name] for name in FIELDS if row.get(name) is not None}
+    given = _given(row)
     if not given:
         raise RowError("got no label, expected the index or the text of the right choice")
     if "label_index" in given or "label_text" in given:
@@ -67,12 +71,33 @@ def read_label(row: Mapping[str, Any], choices: Sequence[str], letters: Sequence
     if "label" in given:
         return _index_or_text(given["label"], choices, (choices, letters), untyped=untyped)
     key, names = given["answerKey"], letters or choices
-    if str(key) not in (*letters, *choices):
+    if place_of(key, (*letters, *choices)) is None:
         raise RowError(
             f"got answerKey {key!r:.80}, expected one of {_listed(names)}{_near(key, names)}; send a position as "
             'label_index, counted from 0, or the letters beside the choices, as {"text": [...], "label": [...]}'
         )
     return _index_or_text(key, choices, (letters, choices), untyped=untyped)
+
+
+def is_missing(label: object) -> bool:
+    """Return whether a label is an empty cell: None, NaN or a blank text."""
+    if isinstance(label, str):
+        return not seen(label)
+    return label is None or (isinstance(label, float) and math.isnan(label))
+
+
+def check_labelled(table: Table) -> None:
+    """Refuse a table in which no row has a label: one error instead of one for every row.
+
+    Raises:
+        DataError: if there are rows, and none has a label.
+    """
+    rows = [row for _, row in table.rows if isinstance(row, dict)]
+    if rows and not any(map(_given, rows)):
+        raise DataError(
+            f"got no label in any row of {table.name}, with the columns {', '.join(rows[0])}, expected one each: "
+            "name the column of the labels (--columns label=NAME, or columns= in Python)"
+        )
 
 
 def label_set(table: Table) -> tuple[str, ...] | None:
@@ -81,22 +106,18 @@ def label_set(table: Table) -> tuple[str, ...] | None:
     The result is None if any row has choices, or if a label is a number without a class name.
 
     Raises:
-        DataError: if the number of labels is not a permitted number of choices.
+        DataError: if no row has a label, or the number of labels is not a permitted number of choices.
     """
     rows = [row for _, row in table.rows if isinstance(row, dict)]
     if any(row.get("choices") is not None for row in rows):
         return None
     found, given = table.label_names, []
     if found is None:
-        labels = [row["label_text"] if row.get("label_text") is not None else row.get("label") for row in rows]
+        check_labelled(table)
+        labels = [fields.get("label_text", fields.get("label")) for fields in map(_given, rows)]
         texts = {label for label in labels if isinstance(label, str) and not (table.untyped and _is_digits(label))}
-        if not rows or any(label is not None and label not in texts for label in labels):
+        if not rows or any(label is not None and not (isinstance(label, str) and label in texts) for label in labels):
             return None
-        if not texts and not any(row.get(field) is not None for row in rows for field in FIELDS):
-            raise DataError(
-                f"got no label in any row of {table.name}, with the columns {', '.join(rows[0])}, expected one each: "
-                "name the column of the labels (--columns label=NAME, or columns= in Python)"
-            )
         found, given = tuple(sorted(texts)), [label for label in labels if label is not None]
     if not 2 <= len(found) <= MOST_CHOICES:
         raise DataError(
@@ -153,9 +174,9 @@ def _explicit(given: Mapping[str, Any], choices: Sequence[str], *, untyped: bool
             raise RowError(f"got label_index {value!r:.80}, expected the index of the right choice")
         _check_range("label_index", index, choices)
     if (value := given.get("label_text")) is not None:
-        if value not in choices:
+        text = place_of(value, choices) if isinstance(value, str) else None
+        if text is None:
             raise RowError(f"got label_text {value!r:.80}, expected one of {_listed(choices)}{_near(value, choices)}")
-        text = choices.index(value)
     if index is not None and text is not None and index != text:
         raise RowError(
             f"got label_index {index}, which is {choices[index]!r}, and label_text {choices[text]!r}; "
@@ -171,7 +192,7 @@ def _index_or_text(value: Any, choices: Sequence[str], namings: Sequence[Sequenc
 
     Digits that arrive as text although numbers do not are no index if a naming has them.
     """
-    named = next((names.index(str(value)) for names in namings if str(value) in names), None)
+    named = next((place for names in namings if (place := place_of(value, names)) is not None), None)
     if isinstance(value, str):
         if named is not None and not (untyped and _is_digits(value)):
             return Label(None if _is_digits(value) else named, named, choices)
@@ -188,6 +209,20 @@ def _index_or_text(value: Any, choices: Sequence[str], namings: Sequence[Sequenc
     return Label(value if 0 <= value < len(choices) else None, named, choices)
 
 
+def _given(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a row that name its label, texts in the form in which they are compared."""
+    found = {name: row[name] for name in FIELDS if not is_missing(row.get(name))}
+    return {name: seen(value) if isinstance(value, str) else value for name, value in found.items()}
+
+
+def place_of(value: object, names: Sequence[str]) -> int | None:
+    """Return the index of the name that looks like a value, which is in the form `seen`; None if none does."""
+    text = str(value)
+    if text not in names:
+        names = list(map(seen, names))
+    return names.index(text) if text in names else None
+
+
 def _listed(choices: Sequence[str]) -> str:
     """Return the choices as a list for an error message, of many only the first ones."""
     more = len(choices) - REPORTED
@@ -196,8 +231,9 @@ def _listed(choices: Sequence[str]) -> str:
 
 def _near(value: object, choices: Sequence[str]) -> str:
     """Return the question whether a choice that reads nearly like the value is meant; empty if none does."""
-    near = get_close_matches(str(value), choices, 1, CLOSE)
-    return f"; is {near[0]!r} meant?" if near else ""
+    folded = {choice.casefold(): choice for choice in choices}
+    near = get_close_matches(str(value).casefold(), folded, 1, CLOSE)
+    return f"; is {folded[near[0]]!r} meant?" if near else ""
 
 
 def _check_range(field: str, index: int, choices: Sequence[str]) -> None:

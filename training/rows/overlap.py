@@ -7,7 +7,7 @@ request, a prompt or a chat of one turn. Two disjoint sets of a thousand texts s
 below 10^-8.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,19 @@ from blora.training.rows.examples import Example, ExampleSet
 
 __all__ = [
     "SEEN",
-    "TRAINED",
     "check_disjoint",
     "check_distinct",
     "check_unseen",
     "fingerprints",
     "seen_among",
     "seen_by",
+    "trained_on",
 ]
 
 # Key of the training record for the fingerprints by use, as in {"train": "...", "validation": "..."}.
 SEEN = "seen"
-# The uses of rows that determined an adapter's weights; the other uses chose its settings.
+# The uses of rows that determined an adapter's weights. The other uses chose its settings: those of the adapter that it
+# began with are "init validation".
 TRAINED = ("train", "init")
 REPORTED = 5  # rows named in one message
 
@@ -39,12 +40,8 @@ def fingerprints(examples: ExampleSet) -> str:
     return joined(*(one for example in examples.examples for one in _fingerprints_of(example)))
 
 
-def seen_by(folder: Path | None, uses: Collection[str] | None = None) -> dict[str, str]:
+def seen_by(folder: Path | None) -> dict[str, str]:
     """Return what an adapter has seen by beginning with the one in a folder; nothing for a plain LoRA or None.
-
-    Args:
-        folder: the folder.
-        uses: the uses of the rows that count; None for all.
 
     Raises:
         AdapterError: if the adapter's config is unusable.
@@ -53,7 +50,14 @@ def seen_by(folder: Path | None, uses: Collection[str] | None = None) -> dict[st
         return {}
     seen = read_config(folder).training.get(SEEN, {})
     _read(seen)
-    return {"init": joined(*(text for use, text in seen.items() if uses is None or use in uses))}
+    trained = trained_on(seen)
+    others = (text for use, text in seen.items() if use not in trained)
+    return {"init": joined(*trained.values()), "init validation": joined(*others)}
+
+
+def trained_on(seen: Mapping[str, str]) -> dict[str, str]:
+    """Return the part of an adapter's fingerprints by use that is of the rows that determined its weights."""
+    return {use: text for use, text in seen.items() if use in TRAINED}
 
 
 def seen_among(examples: ExampleSet, record: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -104,11 +108,12 @@ def check_disjoint(train: ExampleSet, validation: ExampleSet) -> None:
         DataError: if there are such rows; the message names both places of the first ones.
     """
 
-    def key(example: Example) -> str:
-        return example.identity if example.about is None else example.text
+    def keys(example: Example) -> tuple[str, ...]:
+        return (example.identity,) if example.about is None else (example.identity, example.text)
 
-    trained = {key(example): example.where for example in train.examples}
-    shared = [f"{e.where} and {trained[key(e)]}" for e in validation.examples if key(e) in trained]
+    trained = {key: example.where for example in train.examples for key in keys(example)}
+    found = ((e.where, [trained[key] for key in keys(e) if key in trained]) for e in validation.examples)
+    shared = [f"{where} and {places[0]}" for where, places in found if places]
     if shared:
         more = f"; and {len(shared) - REPORTED} more" if len(shared) > REPORTED else ""
         raise DataError(

@@ -21,8 +21,9 @@ from blora.config import AdapterConfig, QuestionConfig
 from blora.config.question import PREDICATE_CHOICES
 from blora.errors import ConfigError, DataError
 from blora.questions.columns import is_request
+from blora.questions.spelling import seen
 from blora.questions.wording import choice_text, question_text
-from blora.training.rows.labels import RowError
+from blora.training.rows.labels import RowError, is_missing, place_of
 from blora.training.rows.sources import Table
 
 __all__ = ["ABOUT", "DESCRIBED", "Question", "as_plain", "question_given", "question_of", "read_question"]
@@ -179,9 +180,9 @@ def _labelled(row: dict[str, Any], question: Question) -> dict[str, Any]:
         RowError: if that label is neither true nor false; as positions of the choices, 0 would be true and 1 false.
     """
     label = row.get("label")
-    if question.config.type != "predicate" or label is None:
+    if question.config.type != "predicate" or is_missing(label):
         return row
-    text = str(label).lower() if isinstance(label, bool | str) else ""
+    text = seen(str(label)).lower() if isinstance(label, bool | str) else ""
     if text not in PREDICATE_CHOICES:
         raise _wrong_label(label, question)
     return row | {"label": text}
@@ -199,8 +200,9 @@ def _index_of(label: Any, question: Question) -> int:
                 f"and also the level {str(label)!r}, expected the level as text"
             )
         return label
-    if isinstance(label, str) and label in choices:
-        return choices.index(label)
+    place = place_of(seen(label), choices) if isinstance(label, str) else None
+    if place is not None:
+        return place
     raise _wrong_label(label, question)
 
 

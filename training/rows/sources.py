@@ -77,7 +77,7 @@ def read_table(source: Rows, *, split: str = "train", columns: Mapping[str, str]
     if not isinstance(source, str | PathLike):
         return _table_in_memory(source, columns)
     path = Path(source)
-    if path.suffix.lower() in FORMATS:
+    if path.suffix.lower() in FORMATS or path.is_file():  # of another file `read_rows` says which are read
         return Table(path.name, list(_file_rows(path, columns)), untyped=path.suffix.lower() == ".csv")
     return _hub_table(str(source), split, columns)
 

@@ -11,7 +11,7 @@ from blora.server.http.dialects.own_fields import own_fields, scored_fields
 from blora.server.http.dialects.reading import read_kind
 from blora.server.http.responses import ServiceOf, documented_errors
 from blora.server.http.strict_json import StrictJsonRoute
-from blora.server.prediction.decisions.answering import Answer, Answered
+from blora.server.prediction.decisions.answering import Answer, AnsweredRequest
 from blora.server.prediction.decisions.question import Option, Question, predicate_options
 from blora.server.prediction.decisions.statistics import concentration, expected_level, level_confidence
 from blora.server.schemas.decisions.answers import (
@@ -85,7 +85,7 @@ def _question(item: object, at: str) -> Question:
     return Question(path=at, type=read.type, instructions=instructions, options=options, name=read.name)
 
 
-def _response(answered: Answered, refuse: bool) -> DecisionsResponse:
+def _response(answered: AnsweredRequest, refuse: bool) -> DecisionsResponse:
     n_tokens = answered.input_tokens
     return DecisionsResponse(
         model=answered.model,

@@ -71,8 +71,14 @@ def input_text(given: object) -> str:
         )
     names: dict[str, str] = {}  # of calls, by their ids
     entries = [_entry(item, f"input[{index}]", names) for index, item in enumerate(given)]
+    if all(role in _ROLES and not text.strip() for role, text in entries):  # a call says something by its name
+        raise InvalidRequestError(
+            "This text is empty, and so is that of each other item: fill one.",
+            code="empty_string",
+            param="input[0].content",
+        )
     if {role for role, _ in entries} == {"user"}:
-        return "\n\n".join(text for _, text in entries)
+        return "\n\n".join(text for _, text in entries if text.strip())
     return "\n\n".join(f"{role}: {text}" for role, text in entries)
 
 
@@ -95,8 +101,8 @@ def _entry(item: object, at: str, names: dict[str, str]) -> tuple[str, str]:
     read = cast(InputItem, read_kind(item, _ROLES, at, "role") if is_message else read_kind(item, _OTHERS, at))
     match read:
         case UserMessage() | InstructionMessage() | AssistantMessage():
-            path, silent = f"{at}.content", isinstance(read, AssistantMessage)  # who only calls a function says nothing
-            return read.role, read_content(read.content, _PARTS[read.role], _part_text, path, may_be_blank=silent)
+            path = f"{at}.content"
+            return read.role, read_content(read.content, _PARTS[read.role], _part_text, path, may_be_blank=True)
         case FunctionCall():
             names[read.call_id] = read.name
             return f"call {read.name}", read.arguments

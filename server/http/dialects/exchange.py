@@ -1,5 +1,6 @@
 """The steps that a request of every dialect takes: it is read, its questions are answered, the answers are shaped."""
 
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -10,7 +11,7 @@ from blora.server.http.disconnect import unless_disconnected
 from blora.server.http.reading import Reading
 from blora.server.http.responses import error_response, json_response
 from blora.server.keys import allowed_adapters
-from blora.server.prediction.decisions.answering import Answered, answer_questions
+from blora.server.prediction.decisions.answering import AnsweredRequest, answer_questions
 from blora.server.prediction.decisions.question import Question
 from blora.server.prediction.decisions.recognition import family
 from blora.server.prediction.service import Service
@@ -35,7 +36,7 @@ async def exchange(
     *,
     text_field: str,
     read: Callable[[], tuple[str, list[Question]]],
-    shape: Callable[[Answered, bool], Answer],
+    shape: Callable[[AnsweredRequest, bool], Answer],
 ) -> Response:
     """Return the response to a request of a dialect.
 
@@ -48,8 +49,8 @@ async def exchange(
         shape: returns the response of the answers, with abstentions as refusals or not; it runs where `read` does.
 
     Raises:
-        ServerError: if the model is unknown or does not answer one of the questions, the body cannot be read, or the
-            deadline has passed.
+        ServerError: if the model is unknown or does not answer one of the questions, or the body cannot be read before
+            the deadline.
     """
     predictor = service.predictor()
     reading: Reading = request.state.reading
@@ -66,4 +67,5 @@ async def exchange(
     if isinstance(outcome, ServerError):
         return error_response(outcome)
     refuse = body.refuse if body.refuse is not None else service.settings.refuse_abstentions
-    return await reading.run(request, lambda: json_response(shape(outcome, refuse)))
+    writing = Reading(reading.n_bytes, math.inf)  # the answers were in time, and wait for their outcomes
+    return await writing.run(request, lambda: json_response(shape(outcome, refuse)))

@@ -11,7 +11,7 @@ from blora.server.schemas.decisions.requests import as_text
 from blora.server.schemas.requests import Request
 from blora.server.schemas.validation import describe, invalid_request
 
-__all__ = ["read_content", "read_kind", "text_at"]
+__all__ = ["no_images", "read_content", "read_kind", "text_at"]
 
 T = TypeVar("T", bound=Request)
 

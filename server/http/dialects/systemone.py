@@ -1,18 +1,19 @@
 """TypeSafe's dialect: POST /v1/systemone."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from blora.server.errors import InvalidRequestError
+from blora.server.errors import InvalidRequestError, ServerError
 from blora.server.http.dialects.exchange import exchange
 from blora.server.http.dialects.own_fields import own_fields, scored_fields
-from blora.server.http.dialects.reading import read_kind, text_at
+from blora.server.http.dialects.reading import no_images, read_kind, text_at
 from blora.server.http.responses import ServiceOf, documented_errors
-from blora.server.http.strict_json import StrictJsonRoute
-from blora.server.prediction.decisions.answering import Answer, Answered
+from blora.server.http.strict_json import StrictJsonRoute, media_type
+from blora.server.prediction.decisions.answering import Answer, AnsweredRequest
 from blora.server.prediction.decisions.question import Option, Question, predicate_options
 from blora.server.prediction.decisions.statistics import concentration, expected_level, level_confidence
 from blora.server.schemas.decisions.requests import MOST_NAME
@@ -32,9 +33,11 @@ from blora.server.schemas.decisions.systemone import (
 )
 from blora.server.schemas.validation import field_name
 
-__all__ = ["router"]
+__all__ = ["TextOnly", "router"]
 
 router = APIRouter(route_class=StrictJsonRoute)
+
+_PATH = "/v1/systemone"
 
 _QUESTIONS: dict[str, type[SystemOneNoul | SystemOneChoice | SystemOneScore]] = {
     "noul": SystemOneNoul,
@@ -43,8 +46,29 @@ _QUESTIONS: dict[str, type[SystemOneNoul | SystemOneChoice | SystemOneScore]] = 
 }
 
 
+class TextOnly:
+    """ASGI middleware that refuses images by the request's header, before the body is found to be too long for JSON.
+
+    TypeSafe's SDK sends them beside the JSON as multipart/form-data.
+
+    Args:
+        app: the wrapped ASGI application.
+        refuse: makes the response for an error.
+    """
+
+    def __init__(self, app: ASGIApp, refuse: Callable[[ServerError], Response]) -> None:
+        self._app = app
+        self._refuse = refuse
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
+        is_asked = scope["type"] == "http" and (scope["method"], scope["path"]) == ("POST", _PATH)
+        has_images = is_asked and media_type(Request(scope)) == "multipart/form-data"
+        await (self._refuse(no_images("assets")) if has_images else self._app)(scope, receive, send)
+
+
 @router.post(
-    "/v1/systemone",
+    _PATH,
     summary="Answer typed questions about one state, in TypeSafe's shape",
     response_model=SystemOneResponse,
     responses=documented_errors(of_decisions=True),
@@ -125,7 +149,7 @@ def _text(content: Any, at: str) -> str:
     return "" if content is None else text_at(content, at)
 
 
-def _response(asked: Mapping[str, Any], answered: Answered, refuse: bool) -> SystemOneResponse:
+def _response(asked: Mapping[str, Any], answered: AnsweredRequest, refuse: bool) -> SystemOneResponse:
     pairs = zip(asked.items(), answered.answers, strict=True)
     return SystemOneResponse(
         model=answered.model,

@@ -1,13 +1,17 @@
 """The protocol of ledgers, and the entries that they store."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from blora.decision.drift import Seen
 
-__all__ = ["Contents", "Counted", "Entry", "Ledger", "Settled", "Tally", "hashes"]
+__all__ = ["Contents", "Counted", "Entry", "Label", "Ledger", "Settled", "Tally", "hashes", "labels_with_positions"]
+
+# A choice as a client reports it: a text, or the boolean or the level number of a typed question.
+Label = str | bool | int
 
 # Length of a hash. A label that was not offered matches one of 64 offered choices with probability 4e-18.
 _HASH_BYTES = 8
@@ -30,6 +34,8 @@ class Entry:
         client: name of the key that asked; None without keys.
         salt: salt of the hashes.
         choices: concatenated salted hashes of the offered choices.
+        labels: further labels of a typed question's choices, which count before the choices themselves: concatenated
+            salted hashes, each with the position of its choice in one byte.
         leader: position of the leading choice.
         target_risk: the promised risk; None without an answer or a promise.
         requested: whether its outcome was requested, and counts in the test of the promise.
@@ -42,10 +48,14 @@ class Entry:
     leader: int
     target_risk: float | None
     requested: bool
+    labels: bytes = b""
 
-    def position(self, label: str) -> int | None:
+    def position(self, label: Label) -> int | None:
         """Return the position of the label among the choices, or None if it was not offered."""
         wanted = _hash(label, self.salt)
+        for at in range(0, len(self.labels), _HASH_BYTES + 1):
+            if self.labels[at : at + _HASH_BYTES] == wanted:
+                return self.labels[at + _HASH_BYTES]
         starts = range(0, len(self.choices), _HASH_BYTES)
         return next((at // _HASH_BYTES for at in starts if self.choices[at : at + _HASH_BYTES] == wanted), None)
 
@@ -55,8 +65,14 @@ def hashes(choices: Sequence[str], salt: bytes) -> bytes:
     return b"".join(_hash(choice, salt) for choice in choices)
 
 
-def _hash(text: str, salt: bytes) -> bytes:
-    return hashlib.blake2b(text.strip().encode(), key=salt, digest_size=_HASH_BYTES).digest()
+def labels_with_positions(labels: Mapping[Label, int], salt: bytes) -> bytes:
+    """Return the concatenated salted hashes of labels, each with the position of its choice, 0 to 255, in one byte."""
+    return b"".join(_hash(label, salt) + bytes([position]) for label, position in labels.items())
+
+
+def _hash(label: Label, salt: bytes) -> bytes:
+    text, kind = (label.strip(), b"") if isinstance(label, str) else (json.dumps(label), b"json")
+    return hashlib.blake2b(text.encode(), key=salt, person=kind, digest_size=_HASH_BYTES).digest()
 
 
 class Tally(NamedTuple):

@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -28,6 +28,8 @@ T = TypeVar("T")
 # Version of the stored format: replicas with another version neither read nor count these entries.
 _PREFIX = "blora:2"
 _TIMEOUT_S = 2.0
+# Seconds for the last predictions to be written.
+_CLOSE_S = 1.0
 # Most connections; more would not be faster, and Redis limits them.
 _CONNECTIONS = 10
 # Sets the label and updates the counts in one transaction, so that a repeated call counts an outcome exactly once.
@@ -74,6 +76,13 @@ return earliest
 _MAX_WAITING = 1000
 
 
+class _Unwritten(NamedTuple):
+    """A prediction that is not in Redis yet, and what to call once it is."""
+
+    entry: Entry
+    stored: Callable[[], None]
+
+
 class RedisLedger:
     """Ledger in Redis.
 
@@ -106,7 +115,9 @@ class RedisLedger:
         )
         self._redis: Any = Redis.from_pool(pool)
         self._keep_s = max(1, int(keep_s))
-        self._waiting: list[tuple[str, Entry, Callable[[], None]]] = []
+        # Predictions by key: those that wait to be written, and those that are being written.
+        self._waiting: dict[str, _Unwritten] = {}
+        self._in_flight: dict[str, _Unwritten] = {}
         self._writing: asyncio.Task[None] | None = None
         self._failures = ThrottledLogger(logger)
 
@@ -115,30 +126,36 @@ class RedisLedger:
         if len(self._waiting) >= _MAX_WAITING:
             self._failures.warning("Redis is too slow: a prediction is not remembered for feedback")
             return
-        self._waiting.append((_prediction(prediction_id), entry, stored))
+        self._waiting[_prediction(prediction_id)] = _Unwritten(entry, stored)
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write())
 
     async def _write(self) -> None:
         """Write the predictions that wait, all of them in one transaction, until none waits."""
         while self._waiting:
-            batch, self._waiting = self._waiting, []
+            self._in_flight, self._waiting = self._waiting, {}
             try:
                 async with self._redis.pipeline() as pipe:
-                    for key, entry, _ in batch:
-                        pipe.hset(key, "entry", _json(entry)).expire(key, self._keep_s)
+                    for key, one in self._in_flight.items():
+                        pipe.hset(key, "entry", _json(one.entry)).expire(key, self._keep_s)
                     await pipe.execute()
             except RedisError as exc:
                 self._failures.warning(
-                    f"Redis failed ({type(exc).__name__}): {len(batch)} predictions are not remembered for feedback"
+                    f"Redis failed ({type(exc).__name__}): {len(self._in_flight)} predictions are not remembered for "
+                    "feedback"
                 )
             else:
-                for _, _, stored in batch:
-                    stored()
+                for one in self._in_flight.values():
+                    one.stored()
+            finally:
+                self._in_flight = {}
 
     async def find(self, prediction_id: str) -> Entry | None:
-        """Implement Ledger."""
-        found = await _tried(self._redis.hget(_prediction(prediction_id), "entry"))
+        """Implement Ledger; predictions that this replica has not written yet are found too."""
+        key = _prediction(prediction_id)
+        if (unwritten := self._in_flight.get(key) or self._waiting.get(key)) is not None:
+            return unwritten.entry
+        found = await _tried(self._redis.hget(key, "entry"))
         if found is None:
             return None
         fields = json.loads(found)
@@ -150,6 +167,7 @@ class RedisLedger:
             leader=fields["leader"],
             target_risk=fields["target_risk"],
             requested=fields["requested"],
+            labels=bytes.fromhex(fields.get("labels", "")),
         )
 
     async def settle(self, prediction_id: str, entry: Entry, label: int) -> Settled:
@@ -190,7 +208,7 @@ class RedisLedger:
     async def close(self) -> None:
         """Implement Ledger."""
         if self._writing is not None:
-            await asyncio.wait([self._writing], timeout=_TIMEOUT_S)
+            await asyncio.wait([self._writing], timeout=_CLOSE_S)
         await self._redis.aclose()
 
 
@@ -211,6 +229,7 @@ def _password(url: str, file: Path) -> str:
 
 def _json(entry: Entry) -> str:
     """Return an entry as text, which `find` reads."""
+    labels = {"labels": entry.labels.hex()} if entry.labels else {}
     return json.dumps(
         {
             "adapter": entry.adapter,
@@ -220,6 +239,7 @@ def _json(entry: Entry) -> str:
             "leader": entry.leader,
             "target_risk": entry.target_risk,
             "requested": entry.requested,
+            **labels,
         }
     )
 

@@ -1,8 +1,7 @@
 """Answers to the questions of one request, from the adapters of a model."""
 
 import asyncio
-import random
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
@@ -11,18 +10,20 @@ from pydantic import ValidationError
 from blora.client import answers
 from blora.questions.wording import choice_text, question_text
 from blora.server.engines.handle import AdapterHandle
-from blora.server.errors import InvalidRequestError, ServerError
+from blora.server.errors import InvalidRequestError, ServerError, TooLargeError
 from blora.server.monitoring.recent_texts import AskedText
+from blora.server.prediction.decisions.labels import further_labels
 from blora.server.prediction.decisions.question import Question, spelled
-from blora.server.prediction.decisions.recognition import Family, recognise, unknown_question
+from blora.server.prediction.decisions.recognition import Family, open_member, recognise
 from blora.server.prediction.decisions.statistics import level_std
-from blora.server.prediction.policies import uncalibrated_because
+from blora.server.prediction.policies import Wording, uncalibrated_because
 from blora.server.prediction.predictor import Predictor
+from blora.server.prediction.siblings import Siblings
 from blora.server.prediction.together import Together
 from blora.server.schemas.requests import Policy, PredictRequest
 from blora.server.schemas.validation import invalid_request
 
-__all__ = ["Answer", "Answered", "answer_questions"]
+__all__ = ["Answer", "AnsweredRequest", "answer_questions"]
 
 # Most questions of a request that are in work at the same time. They are queued together, so that those about one text
 # share the pass over it.
@@ -75,7 +76,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class AnsweredRequest:
     """The answers to the questions of a request, in their order.
 
     Attributes:
@@ -101,6 +102,8 @@ class _Plan:
         request: the text, and the question's choices if they are not the adapter's own.
         places: see `Answer`.
         instructions: text that follows in the prompt; empty for the adapter's own question.
+        other_wording: what the request words differently from the adapter's own question; None for nothing.
+        unchecked: see `Recognised`.
     """
 
     question: Question
@@ -108,6 +111,13 @@ class _Plan:
     request: PredictRequest
     places: tuple[int, ...]
     instructions: str = ""
+    other_wording: Wording | None = None
+    unchecked: bool = False
+
+    @property
+    def choices(self) -> Sequence[str]:
+        """The choices as the adapter reads them."""
+        return self.request.choices or self.handle.config.prompt.choices or ()
 
     @property
     def text(self) -> Hashable:
@@ -119,8 +129,7 @@ class _Plan:
     @property
     def beside(self) -> str:
         """The template, instructions and choices, which the adapter reads beside the text."""
-        prompt = self.handle.config.prompt
-        return "".join([prompt.template, self.instructions, *(self.request.choices or prompt.choices or ())])
+        return "".join([self.handle.config.prompt.template, self.instructions, *self.choices])
 
     def costs(self, n_bytes: int, *, once: bool) -> dict[Hashable, int]:
         """Return bounds of the tokens x draws, of which those with equal keys count once for several questions.
@@ -146,7 +155,7 @@ async def answer_questions(
     policy: Policy | None = None,
     deadline: float,
     text_field: str,
-) -> Answered | ServerError:
+) -> AnsweredRequest | ServerError:
     """Return the answers, or the first error of a question, which the predictor has counted.
 
     Args:
@@ -166,25 +175,34 @@ async def answer_questions(
         await asyncio.sleep(0)  # recognising and checking many questions takes time that other requests need
         if (recognised := recognise(question, asked.members)) is not None:
             request = PredictRequest(prompt=text, policy=policy, return_samples=question.type == "score")
-            plans.append(_Plan(question, recognised.handle, request, recognised.places))
-        elif asked.own is not None and asked.own.config.prompt.choices is None:
-            request, places = _open_request(question, text, policy), tuple(range(len(question.options)))
-            plans.append(_Plan(question, asked.own, request, places, question.instructions))
+            handle, places, other_wording, unchecked = recognised
+            plans.append(_Plan(question, handle, request, places, other_wording=other_wording, unchecked=unchecked))
         else:
-            raise unknown_question(question, asked)
+            handle, places = open_member(question, asked), tuple(range(len(question.options)))
+            request = _open_request(question, text, policy)
+            plans.append(_Plan(question, handle, request, places, question.instructions))
 
     async def ask(plan: _Plan, together: Together) -> answers.Prediction:
         # Only now, because each prompt with instructions is a copy of the text.
         request = plan.request.model_copy(update={"prompt": question_text(text, plan.instructions)})
+        labels = further_labels(plan.question, plan.choices, plan.places)
         with together.expected() as member:
-            outcome = await predictor.predict(request, handle=plan.handle, deadline=deadline, member=member)
+            outcome = await predictor.predict(
+                request,
+                handle=plan.handle,
+                deadline=deadline,
+                siblings=siblings,
+                member=member,
+                labels=labels,
+                other_wording=plan.other_wording,
+            )
         if isinstance(outcome, ServerError):
-            outcome.param = _param(outcome.param, plan.question, text_field)
+            outcome.param = _param(outcome, plan, text, text_field)
             together.failure = together.failure or outcome
             raise outcome
         return outcome
 
-    records: dict[str, Callable[[], bool]] = {}  # of answers that are given only if no question fails
+    siblings = Siblings()
     about = AskedText(text)
     found: list[Answer] = []
     read: dict[Hashable, answers.Usage] = {}  # by text
@@ -198,18 +216,18 @@ async def answer_questions(
         if together.failure is not None:
             return together.failure
         for plan, task in zip(part, tasks, strict=True):
-            outcome, score_std = _summed_up(task.result(), plan.places)
-            why = uncalibrated_because(plan.request, plan.handle)
+            await asyncio.sleep(0)  # the spread of a score under many draws takes time that other requests need
+            outcome, score_std = _summed_up(task.result(), plan)
+            why = uncalibrated_because(plan.request, plan.handle, plan.other_wording)
             found.append(Answer(plan.question, outcome, plan.places, why, score_std))
             read.setdefault(plan.text, outcome.usage)
-        records |= together.records
-    # One answer about the text will count in the tests of drift and of the promise: in a random order this is a random
-    # one, as in calibrations, and whether it was answered early, which depends on the answer, does not matter.
-    for place in random.SystemRandom().sample(range(len(found)), len(found)):
-        prediction = found[place].prediction
-        found[place] = replace(found[place], prediction=predictor.asking(prediction, records[prediction.id]()))
+    requested = await siblings.record()
+    found = [
+        replace(answer, prediction=predictor.asking(answer.prediction, requested[answer.prediction.id]))
+        for answer in found
+    ]
     n_tokens, cached = (sum(map(attrgetter(name), read.values())) for name in ("prompt_tokens", "cached_tokens"))
-    return Answered(asked.name, found, n_tokens, cached)
+    return AnsweredRequest(asked.name, found, n_tokens, cached)
 
 
 def _parts(plans: Iterable[_Plan], text: str, predictor: Predictor) -> Iterator[list[_Plan]]:
@@ -231,11 +249,11 @@ def _parts(plans: Iterable[_Plan], text: str, predictor: Predictor) -> Iterator[
     yield part
 
 
-def _summed_up(outcome: answers.Prediction, places: Sequence[int]) -> tuple[answers.Prediction, float]:
+def _summed_up(outcome: answers.Prediction, plan: _Plan) -> tuple[answers.Prediction, float]:
     """Return an outcome without its samples, of which many would fill the memory, and the spread of the mean level."""
-    if outcome.samples is None:
-        return outcome, 0.0
-    return outcome.model_copy(update={"samples": None}), level_std(outcome.samples, places)
+    std = level_std(outcome.samples, plan.places) if outcome.samples is not None else 0.0
+    warnings = [*outcome.warnings, *(["unchecked_wording"] if plan.unchecked else [])]
+    return outcome.model_copy(update={"samples": None, "warnings": warnings}), std
 
 
 def _open_request(question: Question, text: str, policy: Policy | None) -> PredictRequest:
@@ -258,15 +276,16 @@ def _open_request(question: Question, text: str, policy: Policy | None) -> Predi
         raise InvalidRequestError(error.message, code=error.code, param=question.path) from exc
 
 
-def _param(param: str | None, question: Question, text_field: str) -> str | None:
-    """Return the field of the request that a field of a prediction's request comes from."""
-    match param:
+def _param(error: ServerError, plan: _Plan, text: str, text_field: str) -> str | None:
+    """Return the field of the request that the error of a prediction's request is about."""
+    question = plan.question
+    match error.param:
         case "prompt":
-            return text_field
+            return f"{question.path}.instructions" if len(plan.instructions) > len(text) else text_field
         case "adapter":
             return "model"
         case None:
-            return None
-        case _ if param.startswith("policy"):
+            return question.path if isinstance(error, TooLargeError) else None
+        case param if param.startswith("policy"):
             return param
     return question.path

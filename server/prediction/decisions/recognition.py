@@ -3,26 +3,35 @@
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from blora.config.question import QuestionConfig
 from blora.questions.wording import choice_text
 from blora.server.adapters.registry import Registry
 from blora.server.engines.handle import AdapterHandle
 from blora.server.errors import InvalidRequestError
+from blora.server.prediction.choices import listed
 from blora.server.prediction.decisions.question import Question, spelled
+from blora.server.prediction.policies import Wording
 
-__all__ = ["Family", "Recognised", "family", "recognise", "unknown_question"]
+__all__ = ["Family", "Recognised", "family", "open_member", "recognise", "unknown_question"]
 
-# Most questions of a model, and most choices of a question, that an error message lists.
-_MOST_LISTED = 8
 # Sureness of a match by the choices alone; smaller numbers are surer.
 _BY_CHOICES = 2
 
 
 class Recognised(NamedTuple):
-    """The adapter that answers a question, and the place of each of the question's options among its choices."""
+    """The adapter that answers a question.
+
+    Attributes:
+        handle: the adapter.
+        places: for each option of the question, its place among the adapter's choices.
+        other_wording: what the request words differently from the adapter, so that nothing is proved about the answer;
+            None for nothing.
+        unchecked: whether the request has instructions or descriptions where the adapter has none to compare them with.
+    """
 
     handle: AdapterHandle
     places: tuple[int, ...]
+    other_wording: Wording | None
+    unchecked: bool
 
 
 class Family(NamedTuple):
@@ -65,56 +74,102 @@ def recognise(question: Question, members: Sequence[AdapterHandle]) -> Recognise
     """Return the adapter whose own question this is; None for none.
 
     The name counts first, then the instructions. Last come the choices alone, where one side has no instructions and
-    all adapters with these choices answer the same question. A predicate, whose choices say nothing, is never
-    recognised by them alone.
+    all adapters with these choices answer the same question. Among equals, an adapter with the question's own words
+    comes first. A predicate, whose choices say nothing, is never recognised by them alone, and another one's criteria
+    are not those of an adapter's predicate.
     """
-    matches = [match for handle in members if (match := _match(question, handle)) is not None]
+    fitting = [(handle, places) for handle in members if (places := _places(question, handle)) is not None]
+    matches = [match for handle, places in fitting if (match := _match(question, handle, places)) is not None]
     if not matches:
         return None
-    surest = min(sureness for sureness, _ in matches)
-    found = [recognised for sureness, recognised in matches if sureness == surest]
-    first = found[0].handle.config.question
-    if surest == _BY_CHOICES and any(other.handle.config.question != first for other in found):
+    surest, found = min(matches, key=lambda match: (match[0], match[1].other_wording is not None))
+    own = found.handle.config.question
+    if surest == _BY_CHOICES and any(handle.config.question != own for handle, _ in fitting):
         return None
-    return found[0]
+    return found
 
 
 def unknown_question(question: Question, asked: Family) -> InvalidRequestError:
     """Return the error for a question that no adapter of a model answers; its message lists those that they do."""
     known = [_described(handle) for handle in asked.members if handle.config.prompt.choices is not None]
     return InvalidRequestError(
-        f"Model {asked.name!r} does not answer this question. It answers {_listed(known)}: ask one of these by its "
-        "name or with the same instructions, and with the same values, or name a model without fixed choices.",
+        f"Model {asked.name!r} does not answer this question. It answers {listed(known)}: ask one of these by its "
+        "name or with the same instructions, with the same values and without other criteria of a predicate, or name a "
+        "model without fixed choices.",
         code="unknown_question",
         param=question.path,
     )
+
+
+def open_member(question: Question, asked: Family) -> AdapterHandle:
+    """Return the adapter without fixed choices that answers a question which is no adapter's own.
+
+    That is the adapter of the model's own name, or else the only such one below it.
+
+    Raises:
+        InvalidRequestError: if there is none, or the model's own name is none and several lie below it.
+    """
+    unfixed = [handle for handle in asked.members if handle.config.prompt.choices is None]
+    if asked.own in unfixed:
+        return asked.own
+    if not unfixed:
+        raise unknown_question(question, asked)
+    if len(unfixed) > 1:
+        raise InvalidRequestError(
+            f"Model {asked.name!r} has no fixed choices for this question, and several adapters that answer any: "
+            f"{listed([repr(handle.name) for handle in unfixed])}. Name one of them as the model.",
+            code="unknown_question",
+            param=question.path,
+        )
+    return unfixed[0]
 
 
 def _below(name: str, parent: str) -> bool:
     return name == parent or name.startswith(f"{parent}.")
 
 
-def _match(question: Question, handle: AdapterHandle) -> tuple[int, Recognised] | None:
-    """Return how surely the question is the adapter's own, 0 for surest, and the recognised question."""
-    choices, config = handle.config.prompt.choices, handle.config.question
-    if choices is None or question.type != (config.type if config is not None else "choice"):
-        return None
-    places = _places(question, choices, config)
-    if places is None:
-        return None
+def _match(question: Question, handle: AdapterHandle, places: tuple[int, ...]) -> tuple[int, Recognised] | None:
+    """Return how surely a question with an adapter's choices is its own, 0 for surest, and the recognised question."""
+    config = handle.config.question
     own = "" if config is None else _plain(config.instructions)
     asked = _plain(question.instructions)
     if config is not None and question.name == config.name:
-        return 0, Recognised(handle, places)
-    if asked and asked == own:
-        return 1, Recognised(handle, places)
-    if question.type != "predicate" and not (asked and own):
-        return _BY_CHOICES, Recognised(handle, places)
-    return None
+        sureness = 0
+    elif asked and asked == own:
+        sureness = 1
+    elif question.type != "predicate" and not (asked and own):
+        sureness = _BY_CHOICES
+    else:
+        return None
+    contradicted, added = _descriptions(question, handle, places)
+    if question.type == "predicate" and (contradicted or (added and asked != own)):
+        return None
+    other_wording: Wording | None = None
+    if asked and own and asked != own:
+        other_wording = "instructions"
+    elif contradicted or (question.type == "predicate" and added):
+        other_wording = "descriptions"
+    unchecked = other_wording is None and (added or bool(asked and not own))
+    return sureness, Recognised(handle, places, other_wording, unchecked)
 
 
-def _places(question: Question, choices: tuple[str, ...], config: QuestionConfig | None) -> tuple[int, ...] | None:
-    """Return the place of each option among the choices; None if they are not the same ones."""
+def _descriptions(question: Question, handle: AdapterHandle, places: tuple[int, ...]) -> tuple[bool, bool]:
+    """Return whether the question describes a value otherwise than the adapter, and one that the adapter does not."""
+    choices, config = handle.config.prompt.choices or (), handle.config.question
+    described = config.descriptions if config is not None else {}
+    contradicted = added = False
+    for option, place in zip(question.options, places, strict=True):
+        own, asked = _plain(described.get(choices[place], "")), _plain(option.description)
+        contradicted = contradicted or bool(own and asked and own != asked)
+        added = added or bool(asked and not own)
+    return contradicted, added
+
+
+def _places(question: Question, handle: AdapterHandle) -> tuple[int, ...] | None:
+    """Return the place of each option among the adapter's choices; None for another type or other choices."""
+    choices, config = handle.config.prompt.choices, handle.config.question
+    if choices is None or question.type != (config.type if config is not None else "choice"):
+        return None
     if len(question.options) != len(choices):
         return None
     offered = [choice.strip() for choice in choices]
@@ -143,9 +198,4 @@ def _plain(text: str) -> str:
 def _described(handle: AdapterHandle) -> str:
     config, choices = handle.config.question, handle.config.prompt.choices or ()
     kind, name = (config.type, repr(config.name)) if config is not None else ("choice", "a question without a name")
-    return f"{name} ({kind})" if kind == "predicate" else f"{name} ({kind} of {_listed(list(map(repr, choices)))})"
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - _MOST_LISTED
-    return ", ".join(names[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "") if names else "none"
+    return f"{name} ({kind})" if kind == "predicate" else f"{name} ({kind} of {listed(list(map(repr, choices)))})"

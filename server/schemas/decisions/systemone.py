@@ -117,6 +117,7 @@ class SystemOneRequest(Request):
     )
     state: Content = Field(description="What the questions are about: a text, or JSON that is read as text.")
     questions: dict[str, SkipValidation[SystemOneQuestion]] = Field(min_length=1, max_length=MOST_QUESTIONS)
+    assets: None = Field(default=None, description="Images and the like are not read: null, or left out.")
     policy: Policy | None = Field(
         default=None, description="Ours: policy for abstention of all questions; the adapters' own by default."
     )
@@ -130,7 +131,7 @@ class SystemOneRequest(Request):
     @classmethod
     def _no_images(cls, body: Any) -> Any:
         for name in ("assets", "images", "audio", "videos"):
-            if isinstance(body, dict) and body.get(name):
+            if isinstance(body, dict) and body.get(name) is not None:
                 raise PydanticCustomError(
                     "not_text",
                     "This server reads text only: leave this field out, or describe it in words.",

@@ -75,6 +75,7 @@ function warningsOf(answer) {
   const words = {
     not_calibrated: "The calibration does not hold for the way this adapter is served: nothing is proved about its threshold.",
     shadowed_choice: "One choice is the beginning of another, and the longer one can never win: rename one of them.",
+    without_head: "The adapter's head had no part in this answer, because of other choices than its own or of scoring by letters.",
     mostly_guesses: "This text is farther from the training rows than every validation row: its probabilities are mostly guesses.",
   };
   return (answer.warnings ?? []).map((warning) => h("p", { class: "notice" }, words[warning] ?? warning));

@@ -36,11 +36,11 @@ export function showCard(view) {
 }
 
 function cardOf(card, familiar) {
-  const { calibration, training } = card;
+  const { calibration } = card;
   return [
     h("div", { class: "columns even" },
       h("section", { class: "panel" }, h("h2", {}, card.name), aboutIt(card)),
-      h("section", { class: "panel" }, h("h2", {}, "On validation rows"), validation(training.validation, training.parts))),
+      h("section", { class: "panel" }, h("h2", {}, "On validation rows"), validation(card))),
     calibration
       ? h("section", { class: "blocks" }, h("h2", { class: "apart" }, "What its calibration proves"), ...proofs(calibration))
       : h("section", { class: "panel" }, h("h2", {}, "No calibration"),
@@ -69,13 +69,16 @@ function aboutIt(card) {
     prompt.choices ? h("ul", { class: "tags" }, prompt.choices.map((choice) => h("li", {}, choice))) : h("p", { class: "small" }, "Each request brings its own choices."));
 }
 
-function validation(record, parts) {
-  if (!record) return [h("p", {}, "The card has no validation metrics.")];
+function validation({ validation: record, training: { parts }, sampling }) {
   const known = METRICS.filter(([name]) => typeof record[name] === "number");
+  if (known.length === 0) return [h("p", {}, "The card has no validation metrics.")];
+  const tuned = record.scale !== undefined;
+  const draws = record.n_samples ?? sampling.n_samples;
   return [
     h("dl", { class: "tiles" }, known.map(([name, title, text, meaning]) => h("div", {}, h("dt", {}, title), h("dd", { class: "big" }, text(record[name])), h("dd", { class: "muted small" }, meaning)))),
-    record.n_examples !== undefined && h("p", { class: "small muted" }, `${number(record.n_examples)} rows of ${record.source}, ${record.n_samples ?? "one"} draws.`),
+    record.n_examples !== undefined && h("p", { class: "small muted" }, `${number(record.n_examples)} rows of ${record.source}${tuned ? ", which chose the posterior's width and the recalibration" : ""}, ${draws} ${draws === 1 ? "draw" : "draws"}.`),
     parts ? h("h3", {}, "Beside the cheapest methods") : null,
+    parts && tuned ? h("p", { class: "small muted" }, "On the rows that the training was validated on, before the adapter was tuned.") : null,
     parts ? tableOf("Methods on the validation rows", ["Method", "Accuracy", "NLL", "AURC"],
       Object.entries(parts).map(([name, part]) => [name, percent(part.accuracy, 1), number(part.nll), number(part.aurc)]), [1, 2, 3]) : null,
   ];

@@ -24,7 +24,7 @@ from blora.decision.asks import Ask, AskedRows
 from blora.decision.calibration import Goal
 from blora.disk.atomic import write_file
 from blora.errors import AdapterError, ConfigError
-from tests.blora.adapters import contents, rewrite_json, saved, sealed
+from tests.blora.adapters import contents, rewrite_json, sealed
 from tests.blora.decision.test_calibrate import BINDING, DIGEST, made
 
 CALIBRATION = made()
@@ -89,19 +89,22 @@ def test_the_same_rows_are_remembered_once_with_every_ask_of_them(tmp_path: Path
     assert asked(tmp_path) == (dataclasses.replace(ROWS, asks=(ASK, other)), fewer)
 
 
-def test_asks_of_the_same_rows_are_kept_apart_by_contents(tmp_path: Path) -> None:
+def test_asks_of_the_same_rows_add_up_over_the_contents_of_an_adapter(tmp_path: Path) -> None:
     other = dataclasses.replace(
         ROWS, adapter_digest="sha256:" + "c" * 64, asks=(Goal(target_risk=0.2).ask_in("bfloat16"),)
     )
-    assert [record_ask(tmp_path, rows) for rows in (ROWS, other)] == [(), ()]
+    assert [record_ask(tmp_path, rows) for rows in (ROWS, other)] == [(), (ASK,)]
     assert asked(tmp_path) == (ROWS, other)
 
 
-def test_asks_of_other_contents_do_not_outlive_them(tmp_path: Path) -> None:
-    for digest in ("sha256:" + "c" * 64, DIGEST):
-        record_ask(tmp_path, dataclasses.replace(ROWS, adapter_digest=digest))
+def test_asks_of_contents_that_come_back_still_count(tmp_path: Path) -> None:
+    refused = dataclasses.replace(ROWS, adapter_digest="sha256:" + "c" * 64)
+    for rows in (refused, ROWS):
+        record_ask(tmp_path, rows)
     store_calibration(tmp_path, CALIBRATION)
-    assert asked(tmp_path) == (ROWS,)
+    assert asked(tmp_path) == (refused, ROWS)
+    other = Goal(target_risk=0.2).ask_in("bfloat16")
+    assert record_ask(tmp_path, dataclasses.replace(refused, asks=(other,))) == (ASK, ASK)
 
 
 def test_asks_at_the_same_time_are_all_recorded_and_each_but_the_first_knows_of_another(
@@ -206,7 +209,10 @@ def test_settings_that_the_digest_rules_out_are_refused_as_edited(tmp_path: Path
         for_serving(tmp_path, BINDING)
     message = str(info.value)
     assert f"got calibration for {field} {value} in " in message
-    assert f"expected {getattr(BINDING, field)}, as contents of this digest say: the file was edited" in message
+    assert (
+        f"expected {getattr(BINDING, field)}, which is what the adapter with this digest has: the file was edited"
+        in message
+    )
 
 
 def test_every_dtype_there_is_is_named(tmp_path: Path) -> None:
@@ -262,12 +268,6 @@ def test_an_adapter_loads_with_a_calibration_beside_it_and_under_the_same_digest
     before = load_adapter(folder, llama)
     store_calibration(folder, bound(adapter_digest=before.digest))
     assert load_adapter(folder, llama).digest == before.digest
-
-
-def test_writing_the_adapter_again_leaves_no_calibration(folder: Path, llama: BaseModel) -> None:
-    store_calibration(folder, CALIBRATION)
-    saved(folder, llama)
-    assert read_calibrations(folder) == ()
 
 
 def test_the_file_says_its_version_first(tmp_path: Path) -> None:

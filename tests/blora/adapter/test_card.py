@@ -7,11 +7,11 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from blora.adapter.card import model_card
-from blora.config import AdapterConfig, BaseModelRef, PosteriorConfig, PromptConfig, SamplingConfig
+from blora.adapter.card import model_card, validation_figures
+from blora.config import AdapterConfig, BaseModelRef, HeadConfig, PosteriorConfig, PromptConfig, SamplingConfig
 
 CONFIG = AdapterConfig(
-    base_model=BaseModelRef(id="owner/model", revision="abc123", fingerprint="sha256:00"),
+    base_model=BaseModelRef(id="owner/model", revision="abc123", fingerprint="sha256:00", reading="sha256:01"),
     target_modules=("q_proj", "v_proj"),
     modules={"layers.0.q_proj": (4, 4), "layers.0.v_proj": (2, 4), "layers.1.q_proj": (4, 4)},
     posterior=PosteriorConfig(rank=4, alpha=8.0, prior_std=0.3, lambda_max=0.25, lambda_init=0.1),
@@ -36,6 +36,21 @@ def test_the_front_matter_is_the_hubs() -> None:
     assert front["base_model"] == "owner/model"
     assert front["library_name"] == "peft"
     assert front["tags"] == ["blora", "lora", "bayesian-lora", "uncertainty", "abstention"]
+
+
+@pytest.mark.parametrize("modules", [CONFIG.modules, {}])
+def test_the_card_of_a_head_is_not_that_of_a_bayesian_lora_even_above_a_lora(modules: dict[str, Any]) -> None:
+    prompt = PromptConfig(choices=("billing", "sales"), readout="linear")
+    form, head = PosteriorConfig(method="lora", rank=4, alpha=8.0), HeadConfig(depths=(1,), n_states=4, n_directions=4)
+    config = replace(CONFIG, head=head, prompt=prompt, posterior=form, modules=modules)
+    card = model_card(config, "triage")
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front["tags"] == ["blora", *(["lora"] if modules else []), "decision-head", "uncertainty", "abstention"]
+    assert "library_name" not in front
+    assert "A Bayesian-LoRA adapter" not in card
+    assert "## With plain PEFT" not in card
+    assert ("A decision head above a LoRA" in card) == bool(modules)
+    assert ("linear decision head above a LoRA on the states" in facts(config)["method"]) == bool(modules)
 
 
 def test_training_rows_that_recalibrate_are_told_by_their_number() -> None:
@@ -128,6 +143,41 @@ def test_after_tuning_the_figures_are_those_of_the_chosen_trial_and_its_rows(tra
     assert ModelCard(card).data.eval_results[0].metric_value == 0.5  # the accuracy
 
 
+PARTS = {
+    part: {"accuracy": 0.5, "nll": nll, "ece": 0.1, "aurc": 0.2}
+    for part, nll in (("regression on frozen states", 0.4), ("head, 64 draws", 0.5))
+}
+
+
+def test_the_parts_of_a_tuned_adapter_are_those_before_tuning() -> None:
+    trained = model_card(replace(CONFIG, training={"parts": PARTS}), "triage")
+    assert "\nOn the validation rows, each recalibrated on them:\n" in trained
+    assert (
+        "**The regression on frozen states has the lower NLL on these rows: this adapter does not beat it.**" in trained
+    )
+    tuned = model_card(replace(CONFIG, training={"parts": PARTS, "tuning": TUNING}), "triage")
+    assert "\nBefore tuning, on the validation rows of training, each recalibrated on them:\n" in tuned
+    assert (
+        "**The regression on frozen states had the lower NLL on these rows: this adapter did not beat it before "
+        "tuning.**" in tuned
+    )
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"validation": "good"},
+        {"tuning": "done"},
+        {"tuning": {"trials": 3, "scale": 2.0}},
+        {"tuning": TUNING | {"trials": ["wide"]}},
+        {"tuning": TUNING | {"scale": 3.0}},
+        {"tuning": {name: value for name, value in TUNING.items() if name != "source"}},
+    ],
+)
+def test_a_record_of_another_form_has_no_figures(training: dict[str, Any]) -> None:
+    assert validation_figures(training) == {}
+
+
 def test_plain_lora_has_no_prior() -> None:
     found = facts(replace(CONFIG, posterior=PosteriorConfig(method="lora")))
     assert found["method"] == "lora"
@@ -142,7 +192,7 @@ def test_plain_lora_has_no_prior() -> None:
         ({"prompt": PromptConfig()}, "choices", "with each question"),
         ({"prompt": PromptConfig(scoring="label")}, "scoring", "label"),
         (
-            {"base_model": BaseModelRef(id="tiny", revision=None, fingerprint="sha256:00")},
+            {"base_model": BaseModelRef(id="tiny", revision=None, fingerprint="sha256:00", reading="sha256:01")},
             "base model",
             "tiny (revision unknown)",
         ),

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from benchmarks.processors.noise import seed_from_environment
-from blora.base_model import BaseModel, fingerprint, identity, load_base_model, loading, native_dtypes
+from blora.base_model import BaseModel, identity, load_base_model, loading, model_fingerprint, native_dtypes
 from blora.base_model.precision import set_precision
 from blora.errors import BaseModelError
 from blora.inference.packing import collate
@@ -55,7 +55,7 @@ def test_a_folder_loads_frozen_and_says_who_it_is(folder: Path) -> None:
     original = tiny_model(architecture_of(folder))
     assert torch.equal(logits(base.model), logits(original))
     assert base.ref.id == folder.name
-    assert base.ref.revision == base.ref.fingerprint == fingerprint(original)
+    assert base.ref.revision == base.ref.fingerprint == model_fingerprint(original)
     assert base.name == folder.name.lower()
     assert (base.device, base.dtype) == (torch.device("cpu"), torch.float32)
     assert base.max_length == MAX_LENGTH
@@ -233,30 +233,30 @@ def test_a_row_is_no_longer_than_what_every_layer_reads_alike(config: PreTrained
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_the_fingerprint_does_not_depend_on_the_dtype(folder: Path, dtype: str) -> None:
     base = load_base_model(str(folder), device="cpu", dtype=dtype)
-    assert base.ref.fingerprint == fingerprint(tiny_model(architecture_of(folder)))
+    assert base.ref.fingerprint == model_fingerprint(tiny_model(architecture_of(folder)))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_fingerprint_does_not_depend_on_injected_layers(architecture: str) -> None:
     model = tiny_model(architecture)
-    expected = fingerprint(model)
+    expected = model_fingerprint(model)
     inject(model, adapted_modules(model))
-    assert fingerprint(model) == expected
+    assert model_fingerprint(model) == expected
     eject(model)
-    assert fingerprint(model) == expected
+    assert model_fingerprint(model) == expected
 
 
 def test_models_with_other_weights_or_other_modules_have_other_fingerprints() -> None:
-    prints = {fingerprint(tiny_model(architecture)) for architecture in ARCHITECTURES}
+    prints = {model_fingerprint(tiny_model(architecture)) for architecture in ARCHITECTURES}
     model = tiny_model()
     with torch.no_grad():
         model.get_parameter("model.layers.1.mlp.down_proj.weight")[0, 0] += 1
-    prints.add(fingerprint(model))
+    prints.add(model_fingerprint(model))
     assert len(prints) == len(ARCHITECTURES) + 1
 
 
 def test_a_fingerprint_is_a_sha256() -> None:
-    kind, _, digest = fingerprint(tiny_model()).partition(":")
+    kind, _, digest = model_fingerprint(tiny_model()).partition(":")
     assert kind == "sha256"
     assert len(bytes.fromhex(digest)) == 32
 

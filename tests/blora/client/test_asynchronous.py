@@ -56,7 +56,8 @@ async def test_a_closed_client_says_so() -> None:
 
 
 @pytest.mark.parametrize(
-    "trouble", [error(429), error(503), error(502), httpx.ConnectError("no"), httpx.ReadError("no")]
+    "trouble",
+    [*map(error, (408, 429, 502, 503, 504)), httpx.ConnectError("no"), httpx.ReadError("no")],
 )
 async def test_what_does_not_get_through_is_sent_again(trouble: httpx.Response | Exception) -> None:
     script, seen = in_turn(trouble, trouble, httpx.Response(200, json=body()))
@@ -71,6 +72,7 @@ async def test_what_does_not_get_through_is_sent_again(trouble: httpx.Response |
     [
         (error(429), OverloadedError),
         (error(503), UnavailableError),
+        (error(504), UnavailableError),
         (httpx.ConnectError("no"), UnreachableError),
     ],
 )
@@ -82,9 +84,7 @@ async def test_trouble_that_stays_is_named(trouble: httpx.Response | Exception, 
     assert len(seen) == 3
 
 
-@pytest.mark.parametrize(
-    ("status", "kind"), [(422, RefusedError), (404, RefusedError), (500, FailedError), (504, FailedError)]
-)
+@pytest.mark.parametrize(("status", "kind"), [(422, RefusedError), (404, RefusedError), (500, FailedError)])
 async def test_what_would_end_the_same_way_is_sent_once(status: int, kind: type[ClientError]) -> None:
     script, seen = in_turn(error(status))
     async with client_of(script) as client:

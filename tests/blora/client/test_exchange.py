@@ -34,6 +34,13 @@ def test_a_prompt_and_a_chat_are_sent_as_such_without_what_is_not_set() -> None:
     assert question(turns, {}) == {"messages": [{"role": "user", "content": "why?"}]}
 
 
+@pytest.mark.parametrize("asked", [None, float("nan"), 7, b"why?", [None], [["why?"]]])
+def test_what_is_neither_a_text_nor_a_chat_is_refused(asked: Any) -> None:
+    with pytest.raises(RefusedError, match=r"got the question .*, expected a text, or a chat .*: leave out") as info:
+        question(asked, {})
+    assert repr(asked) in str(info.value)
+
+
 @pytest.mark.parametrize(
     ("message", "param", "told"),
     [
@@ -70,12 +77,13 @@ def test_an_answer_is_read_and_what_a_newer_server_adds_is_not_minded() -> None:
     [
         (401, RefusedError),
         (404, RefusedError),
+        (408, UnavailableError),
         (422, RefusedError),
         (429, OverloadedError),
         (500, FailedError),
         (502, UnavailableError),
         (503, UnavailableError),
-        (504, FailedError),
+        (504, UnavailableError),
         (302, MalformedAnswerError),
         (204, MalformedAnswerError),
     ],

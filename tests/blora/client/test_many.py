@@ -80,8 +80,9 @@ async def test_no_questions_have_no_answers() -> None:
         ({"prompt": Path("why?")}, RefusedError),
         ({"prompt": "why?", "policy": {"min_confidence": np.float32(0.5)}}, RefusedError),
         ({"prompt": "why?", "seed": float("nan")}, RefusedError),
-        ([Path("why?")], ClientError),
-        (None, ClientError),
+        ([Path("why?")], RefusedError),
+        (None, RefusedError),
+        (float("nan"), RefusedError),
     ],
 )
 @pytest.mark.parametrize("max_in_flight", [1, 3])

@@ -52,6 +52,12 @@ def test_a_list_of_texts_is_not_one_question() -> None:
         client.predict(["a", "b"])  # type: ignore[list-item]
 
 
+@pytest.mark.parametrize("empty", [None, float("nan")])
+def test_an_empty_cell_is_refused_as_an_empty_text_is(empty: Any) -> None:
+    with client_of(httpx.Response(200, json=body())) as client, pytest.raises(RefusedError, match="got the question"):
+        client.predict(empty)
+
+
 async def aside(prediction: Prediction) -> str:
     await asyncio.sleep(0)
     return f"a person, about {prediction.top_choice}"

@@ -20,7 +20,7 @@ from blora.errors import ConfigError
 
 def make(**changes: Any) -> AdapterConfig:
     settings: dict[str, Any] = {
-        "base_model": BaseModelRef(id="owner/model", revision="abc", fingerprint="sha256:0"),
+        "base_model": BaseModelRef(id="owner/model", revision="abc", fingerprint="sha256:0", reading="sha256:1"),
         "target_modules": ("q_proj",),
         "modules": {"layers.0.q_proj": (6, 5)},
         "posterior": PosteriorConfig(),

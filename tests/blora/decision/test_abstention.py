@@ -118,7 +118,8 @@ def test_a_policy_without_thresholds_is_refused() -> None:
     ],
 )
 def test_thresholds_out_of_range_are_refused(name: str, value: float) -> None:
-    with pytest.raises(ConfigError, match=f"got policy {name} = "):
+    expected = "a number from 0 to 1.0" if name == "min_confidence" else "a finite number of at least 0"
+    with pytest.raises(ConfigError, match=f"got policy {name} = {value}, expected {expected}$"):
         Policy(**{name: value})
 
 

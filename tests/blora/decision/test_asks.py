@@ -36,7 +36,7 @@ def test_three_asks_of_the_same_rows_spend_three_deltas() -> None:
         ({**OTHER_FILE, "fingerprints": "000000000009"}, False),
         ({**OTHER_FILE, "fingerprints": ""}, False),
         ({"fingerprints": ""}, True),  # a calibration that remembers the file alone
-        ({"adapter_digest": "sha256:" + "d" * 64}, False),
+        ({"adapter_digest": "sha256:" + "d" * 64}, True),  # the adapter was trained again
     ],
 )
 def test_asks_of_rows_that_overlap_add_up_and_fresh_rows_start_anew(changes: dict[str, object], overlap: bool) -> None:
@@ -51,6 +51,11 @@ def test_the_same_ask_again_is_no_other_chance() -> None:
 @pytest.mark.parametrize("change", [{"delta": 0.1}, {"seed": 1}, {"target_risk": 0.16}, {"dtype": "float32"}])
 def test_an_ask_that_differs_in_anything_is_another_one(change: dict[str, Any]) -> None:
     assert earlier_asks([ROWS], ROWS, dataclasses.replace(FIRST, **change)) == (FIRST, SECOND)
+
+
+def test_the_same_ask_of_other_contents_of_the_adapter_is_another_one() -> None:
+    again = dataclasses.replace(ROWS, adapter_digest="sha256:" + "d" * 64)
+    assert earlier_asks([ROWS], again, FIRST) == (FIRST, SECOND)
 
 
 def test_the_same_ask_of_more_rows_is_another_one() -> None:

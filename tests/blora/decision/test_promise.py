@@ -7,7 +7,7 @@ import torch
 from scipy.integrate import quad
 from scipy.stats import beta
 
-from blora.decision.promise import Promise
+from blora.decision.promise import ALPHA, Promise
 from blora.errors import ConfigError
 
 
@@ -17,7 +17,7 @@ def outcomes(n: int, risk: float, seed: int) -> list[bool]:
 
 def after(promise: Promise, wrong: list[bool]) -> Promise:
     for each in wrong:
-        promise.add(wrong=each)
+        promise.observe(promise.n_outcomes + 1, promise.n_wrong + each, promise.n_cleared)
     return promise
 
 
@@ -29,16 +29,22 @@ def test_it_is_the_mean_likelihood_ratio_over_the_prior_beyond_the_target(n_wron
         return float((theta / r) ** n_wrong * ((1 - theta) / (1 - r)) ** n_right * beta.pdf(theta, 0.5, 0.5))
 
     evidence = quad(ratio, r, 1, limit=200)[0] / beta.sf(r, 0.5, 0.5)
-    for factor, expected in ((0.999, True), (1.001, False)):
-        promise = Promise(r, alpha=min(1 / (factor * evidence), 1 - 1e-12)) if evidence > 1.01 else Promise(r, 0.5)
-        promise.n_wrong, promise.n_outcomes = n_wrong, n_wrong + n_right
-        assert promise._rejected(r) == (expected if evidence > 1.01 else evidence >= 2)
+    promise = Promise(r)
+    promise.observe(n_wrong + n_right, n_wrong, 0)
+    assert promise._log_mixture(r) == pytest.approx(math.log(evidence), abs=1e-3)
+
+
+def test_it_rejects_once_the_ratio_reaches_one_in_alpha(monkeypatch: pytest.MonkeyPatch) -> None:
+    promise = Promise(0.2)
+    for factor, expected in ((0.999, False), (1.001, True)):
+        monkeypatch.setattr(promise, "_log_mixture", lambda risk, factor=factor: math.log(factor / ALPHA))
+        assert promise._rejected(0.2) == expected
 
 
 def test_a_kept_promise_is_called_broken_in_at_most_a_share_alpha_of_runs_however_often_it_is_looked_at() -> None:
-    n_runs, alpha = 300, 0.1
-    broken = sum(after(Promise(0.1, alpha), outcomes(1000, 0.1, seed)).broken for seed in range(n_runs))
-    assert broken <= alpha * n_runs + 2 * math.sqrt(alpha * (1 - alpha) * n_runs)
+    n_runs = 300
+    broken = sum(after(Promise(0.1), outcomes(1000, 0.1, seed)).broken for seed in range(n_runs))
+    assert broken <= ALPHA * n_runs + 2 * math.sqrt(ALPHA * (1 - ALPHA) * n_runs)
 
 
 def test_a_promise_more_than_kept_stays_unbroken_for_twenty_thousand_outcomes() -> None:
@@ -102,10 +108,10 @@ def test_what_another_process_called_broken_is_broken_until_a_correction() -> No
 
 def test_a_kept_promise_is_not_called_broken_more_often_where_reports_are_corrected() -> None:
     """Each outcome is first reported wrong with probability 0.3 whatever it was, and corrected before the next ten."""
-    n_runs, alpha = 200, 0.1
+    n_runs = 200
     broken = 0
     for seed in range(n_runs):
-        promise, truth = Promise(0.1, alpha), outcomes(500, 0.1, seed)
+        promise, truth = Promise(0.1), outcomes(500, 0.1, seed)
         mistaken = outcomes(500, 0.3, 10_000 + seed)
         n_cleared = 0
         for end in range(10, 501, 10):
@@ -116,7 +122,7 @@ def test_a_kept_promise_is_not_called_broken_more_often_where_reports_are_correc
             n_cleared += reported - sum(truth[:end])
             promise.observe(end, sum(truth[:end]), n_cleared)
         broken += promise.broken
-    assert broken <= alpha * n_runs + 2 * math.sqrt(alpha * (1 - alpha) * n_runs)
+    assert broken <= ALPHA * n_runs + 2 * math.sqrt(ALPHA * (1 - ALPHA) * n_runs)
 
 
 def test_the_lower_bound_lies_below_the_true_risk_and_nears_it() -> None:
@@ -124,7 +130,7 @@ def test_the_lower_bound_lies_below_the_true_risk_and_nears_it() -> None:
     assert (promise.realised_risk, promise.lower_bound) == (None, 0.0)
     bounds = []
     for wrong in outcomes(5000, 0.3, 1):
-        promise.add(wrong=wrong)
+        after(promise, [wrong])
         if promise.n_outcomes % 500 == 0:
             bounds.append(promise.lower_bound)
     assert max(bounds) < 0.3
@@ -132,7 +138,7 @@ def test_the_lower_bound_lies_below_the_true_risk_and_nears_it() -> None:
     assert promise.lower_bound < (promise.realised_risk or 0)
 
 
-@pytest.mark.parametrize("arguments", [(0.0,), (1.0,), (0.1, 0.0), (0.1, 1.0)])
-def test_a_promise_is_a_probability(arguments: tuple[float, ...]) -> None:
+@pytest.mark.parametrize("target_risk", [0.0, 1.0])
+def test_a_promise_is_a_probability(target_risk: float) -> None:
     with pytest.raises(ConfigError, match="a number between 0 and 1"):
-        Promise(*arguments)
+        Promise(target_risk)

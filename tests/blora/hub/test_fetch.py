@@ -7,8 +7,9 @@ import pytest
 from huggingface_hub import constants
 
 from blora.adapter import OWN_FILES, adapter_digest
+from blora.disk.cache import check_own
 from blora.errors import AdapterError
-from blora.hub.fetch import check_own, fetch, local_folder, pull
+from blora.hub.fetch import fetch, local_folder, pull
 from blora.hub.name import HubName
 from tests.blora.adapters import contents
 from tests.hub import Hub, Repository

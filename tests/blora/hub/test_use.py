@@ -12,6 +12,8 @@ import pytest
 import blora
 from benchmarks.server_process import serve
 from blora.errors import AdapterError
+from blora.hub.fetch import fetch
+from blora.hub.name import HubName
 from blora.server.engines.torch_engine import TorchEngine
 from blora.server.settings import Settings
 from blora.training.commands import calibrate, evaluate, export, familiarize, tune
@@ -61,6 +63,26 @@ def test_commands_that_change_an_adapter_refuse_it(command: object, capsys: pyte
     with pytest.raises(SystemExit):
         command.main([NAME, "--data", "rows.jsonl"])  # type: ignore[attr-defined]
     assert f"copy it with `blora pull {NAME} FOLDER`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [calibrate, familiarize, tune])
+def test_commands_that_change_an_adapter_refuse_its_folder_in_the_cache(
+    command: object, root: Path, base: str, tmp_path: Path
+) -> None:
+    folder = fetch(HubName.parse(NAME))
+    rows = ["--data", str(root / "rows.jsonl"), "--base-model", base, "--device", "cpu"]
+    with pytest.raises(AdapterError, match=f"got {folder} to change.*copy it with `blora pull NAME FOLDER`"):
+        command.main([str(folder), *rows])  # type: ignore[attr-defined]
+    fetch(HubName.parse(NAME))  # fails if a file has changed
+
+
+def test_nothing_is_written_over_an_adapter_in_the_cache(root: Path, base: str, tmp_path: Path) -> None:
+    folder = fetch(HubName.parse(NAME))
+    where = ["--base-model", base, "--device", "cpu", "--dtype", "float32"]
+    arguments = [str(root / "one"), "--data", str(root / "rows.jsonl"), *where]
+    with pytest.raises(AdapterError, match=f"got {folder} to change"):
+        tune.main([*arguments, "--output", str(folder)])
+    assert tune.main([str(folder), *arguments[1:], "--output", str(tmp_path / "mine")]) == 0
 
 
 def test_evaluate_and_export_read_it(root: Path, base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from blora.inference.fork import (
     forbid_partial_runs,
     logits_at,
     runs_in_parts,
-    states_below,
+    states_at,
 )
 from blora.inference.packing import States, collate
 from blora.inference.scoring import score_rows, states_of
@@ -58,7 +58,7 @@ def logits_from(model: PreTrainedModel, known: States | None) -> Tensor:
 def test_the_parts_make_the_whole(architecture: str, layer: int) -> None:
     model = tiny_model(architecture)
     expected = model(**INPUTS, use_cache=False).logits
-    states = States(layer, states_below(model, layer, None, **INPUTS))
+    states = States(layer, states_at(model, [layer], **INPUTS)[layer])
     torch.testing.assert_close(logits_from(model, states), expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(logits_from(model, None), expected, rtol=0, atol=1e-6)
 
@@ -73,7 +73,7 @@ def test_any_number_of_layers_may_lie_below(architecture: str) -> None:
     expected = model(**INPUTS, use_cache=False).logits
     states = None
     for layer in (1, 2, 4):
-        states = States(layer, states_below(model, layer, states, **INPUTS))
+        states = States(layer, states_at(model, [layer], states, **INPUTS)[layer])
         torch.testing.assert_close(logits_from(model, states), expected, rtol=0, atol=1e-6)
 
 
@@ -96,7 +96,7 @@ PICKED = (torch.tensor([1, 0, 1, 1]), torch.tensor([0, 5, 3, 2]))  # three posit
 def test_the_last_layer_is_right_where_it_is_computed(architecture: str, known: int | None) -> None:
     model = tiny_model(architecture)
     draws = random_draws(adapted_above(model, 1), 2, scaling=0.7)
-    states = States(known, states_below(model, known, None, **INPUTS)) if known is not None else None
+    states = States(known, states_at(model, [known], **INPUTS)[known]) if known is not None else None
     with use_draws(draws):
         expected = model(**INPUTS, use_cache=False).logits[PICKED]
         got = logits_at(model, states, *PICKED, **INPUTS)
@@ -129,7 +129,7 @@ def test_gradients_of_a_narrowed_layer_are_those_of_all_of_it() -> None:
 def test_the_model_itself_stays_as_it_was() -> None:
     model = tiny_model()
     before = dict(model.named_modules())
-    logits_from(model, States(1, states_below(model, 1, None, **INPUTS)))
+    logits_from(model, States(1, states_at(model, [1], **INPUTS)[1]))
     after = dict(model.named_modules())
     assert before.keys() == after.keys()
     assert all(after[name] is module for name, module in before.items())
@@ -181,9 +181,9 @@ def test_states_from_above_the_first_adapted_layer_are_not_used() -> None:
 def test_states_of_a_layer_do_not_depend_on_the_draws_in_force() -> None:
     model = tiny_model()
     draws = random_draws(adapted_above(model, 1), 2, scaling=0.7)
-    states = states_below(model, 1, None, **INPUTS)
+    states = states_at(model, [1], **INPUTS)[1]
     with use_draws(draws):
-        torch.testing.assert_close(states_below(model, 1, None, **INPUTS), states, rtol=0, atol=0)
+        torch.testing.assert_close(states_at(model, [1], **INPUTS)[1], states, rtol=0, atol=0)
 
 
 @torch.no_grad()
@@ -249,24 +249,24 @@ def test_a_model_kept_whole_runs_every_layer_for_every_draw() -> None:
 @torch.no_grad()
 def test_the_decoders_layers_are_found_beside_those_of_another_sense() -> None:
     model = tiny_model()
-    expected = states_below(model, 1, None, **INPUTS)
+    expected = states_at(model, [1], **INPUTS)[1]
     eyes = nn.ModuleDict({"layers": nn.ModuleList([nn.Identity()])})
     model._modules = {"eyes": eyes, **model._modules}
-    torch.testing.assert_close(states_below(model, 1, None, **INPUTS), expected, rtol=0, atol=0)
+    torch.testing.assert_close(states_at(model, [1], **INPUTS)[1], expected, rtol=0, atol=0)
 
 
 def test_a_model_without_a_list_of_layers_is_refused() -> None:
     model = tiny_model()
     model.model.layers = nn.ModuleDict({"a": nn.Identity()})
     with pytest.raises(BaseModelError, match="unknown name"):
-        states_below(model, 1, None, **INPUTS)
+        states_at(model, [1], **INPUTS)[1]
 
 
 def test_a_model_that_runs_other_layers_is_refused() -> None:
     model = tiny_model()
     model.model._modules = {"blocks": nn.ModuleList([nn.Identity()] * 2), **model.model._modules}
     with pytest.raises(BaseModelError, match="does not run its list of layers"):
-        states_below(model, 1, None, **INPUTS)
+        states_at(model, [1], **INPUTS)[1]
 
 
 def test_a_model_without_output_embeddings_is_refused() -> None:

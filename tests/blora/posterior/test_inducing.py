@@ -54,7 +54,7 @@ def test_at_the_prior_weights_are_exactly_white_with_std_sigma(shape: tuple[int,
 def test_moments_of_many_prior_draws_are_those_of_white_noise(shape: tuple[int, int, int, int]) -> None:
     n = 10_000
     with torch.no_grad():
-        W = vec(set_to_prior(make(shape)).sample(n, generator(3)))
+        W = vec(set_to_prior(make(shape)).sample_from(standard_normal(n, generator(3))))
     dim = W.shape[1]
     # Five standard errors: sigma / sqrt(n) of a mean, sigma^2 sqrt((1 + delta_ij) / n) of a covariance entry.
     assert (W.mean(0).abs() < 5 * SIGMA / math.sqrt(n)).all()
@@ -112,7 +112,7 @@ def test_moments_of_many_posterior_draws_are_the_dense_ones() -> None:
     n = 20_000
     f = make(SHAPES[1], lambda_init=0.6)
     with torch.no_grad():
-        W = vec(f.sample(n, generator(4)))
+        W = vec(f.sample_from(standard_normal(n, generator(4))))
     mean, covariance = exact_moments(f)
     deviation = W - mean
     variance = covariance.diagonal()
@@ -127,7 +127,7 @@ def test_the_mean_is_the_average_of_the_draws(family: str) -> None:
     n = 10_000
     f = make(family=family, lambda_init=0.6, std=0.2)
     with torch.no_grad():
-        W = f.sample(n, generator(5))
+        W = f.sample_from(standard_normal(n, generator(5)))
         # The flow's mean is itself an average, over MEAN_DRAWS draws.
         error = W.std(0) * (1 / math.sqrt(n) + (1 / math.sqrt(Flow.MEAN_DRAWS) if family == "flow" else 0))
         assert ((W.mean(0) - f.mean()).abs() < 5 * error).all()
@@ -138,28 +138,30 @@ def test_a_collapsed_posterior_is_its_mean(shape: tuple[int, int, int, int]) -> 
     f = collapse(make(shape))
     with torch.no_grad():
         f.raw_lambda.fill_(-60)
-        draws = f.sample(3, generator())
+        draws = f.sample_from(standard_normal(3, generator()))
     close(draws, f.mean().expand_as(draws), 1e-15)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_first_draws_do_not_depend_on_how_many_are_asked_for(family: str) -> None:
     f = make(family=family)
-    close(f.sample(4, generator()), f.sample(16, generator())[:4], 1e-12)
+    close(f.sample_from(standard_normal(4, generator())), f.sample_from(standard_normal(16, generator()))[:4], 1e-12)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_seed_determines_a_draw(family: str) -> None:
     f = make(family=family)
-    assert torch.equal(f.sample(3, generator(1)), f.sample(3, generator(1)))
-    assert not torch.equal(f.sample(3, generator(1)), f.sample(3, generator(2)))
+    assert torch.equal(f.sample_from(standard_normal(3, generator(1))), f.sample_from(standard_normal(3, generator(1))))
+    assert not torch.equal(
+        f.sample_from(standard_normal(3, generator(1))), f.sample_from(standard_normal(3, generator(2)))
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_construction_and_sampling_leave_the_global_generator_alone(family: str) -> None:
     before = torch.get_rng_state()
     f = make(family=family)
-    f.sample(2, generator())
+    f.sample_from(standard_normal(2, generator()))
     f.mean()
     f.kl_divergence(generator())
     assert torch.equal(torch.get_rng_state(), before)
@@ -302,7 +304,7 @@ def test_a_failed_factorisation_names_the_factor_and_the_side(parameter: str, si
     with torch.no_grad():
         getattr(f, parameter)[0, 0] = value
     with pytest.raises(NumericalError, match=rf"a {side} covariance of layer\.B that is not positive definite"):
-        f.sample(1, generator())
+        f.sample_from(standard_normal(1, generator()))
     with pytest.raises(NumericalError, match=rf"a {side} covariance of layer\.B"):
         f.mean()
 
@@ -312,7 +314,7 @@ def test_a_singular_covariance_is_rescued_by_jitter() -> None:
     with torch.no_grad():
         f.raw_D_r.fill_(-200)
         assert f.D_r.square().sum() == 0
-        assert f.sample(4, generator()).isfinite().all()
+        assert f.sample_from(standard_normal(4, generator())).isfinite().all()
 
 
 # Starting from a LoRA

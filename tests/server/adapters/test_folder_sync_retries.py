@@ -88,6 +88,29 @@ async def test_an_adapter_that_could_not_be_loaded_for_a_passing_reason_is_tried
     assert caplog.text.count("is not loaded") == isinstance(error, MemoryError)
 
 
+async def test_a_folder_that_cannot_be_read_when_its_retry_is_due_is_tried_once_it_can(
+    tmp_path: Path, now: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def failing(self: FakeEngine, path: Path, name: str) -> AdapterHandle:
+        raise EngineUnavailableError("vLLM does not answer")
+
+    write(tmp_path, "one", "1")
+    async with running(FakeEngine(), adapter_root=tmp_path) as server:
+        watch = watch_of(server, tmp_path)
+        with monkeypatch.context() as away:
+            away.setattr(FakeEngine, "load_adapter", failing)
+            await watch.look()
+        (tmp_path / "one").rename(tmp_path / ".one")
+        (tmp_path / "one").symlink_to("x" * 300)
+        now[0] += 11
+        await watch.look()
+        assert served(server) == {}
+        (tmp_path / "one").unlink()
+        (tmp_path / ".one").rename(tmp_path / "one")
+        await watch.look()
+        assert served(server) == {"one": digest_of("1")}
+
+
 async def test_an_adapter_that_was_served_before_the_first_look_is_followed(tmp_path: Path) -> None:
     write(tmp_path, "one", "1")
     ours = handle("one", digest_of("1"), n_samples=5)

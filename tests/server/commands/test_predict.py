@@ -1,4 +1,4 @@
-"""`blora predict` in a subprocess, on a tiny model."""
+"""`blora predict` on a tiny model; in a process of its own where a test ends it, or reads its log."""
 
 import json
 import signal
@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.server_process import ADAPTER, TRIAGE
+from blora.cli import main
 from tests.scenarios import tiny_model, tiny_tokenizer
 from tests.server.engines.asking import CHOICES, write_adapter
 
-N_ROWS = 3000
+N_ROWS, N_FEW = 3000, 3
 
 
 @pytest.fixture(scope="module")
@@ -24,26 +25,32 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_tokenizer().save_pretrained(root / "tiny")
     write_adapter(root / "tickets v2", root / "tiny", seed=1)
     rows = ({"id": f"t-{k}", "prompt": f"question {k}" + "?" * (k % 40), "label": 0} for k in range(N_ROWS))
-    (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = [json.dumps(row) + "\n" for row in rows]
+    (root / "rows.jsonl").write_text("".join(lines))
+    (root / "few.jsonl").write_text("".join(lines[:N_FEW]))
     return root
 
 
-def command(folder: Path, output: Path, *flags: str, questions: Path | None = None) -> list[str]:
+def flags_of(folder: Path, output: Path, *flags: str, questions: Path | None = None) -> list[str]:
     return [
-        *(sys.executable, "-m", "blora.cli", "predict", str(questions or folder / "rows.jsonl"), str(output)),
-        *("--adapter", str(folder / "tickets v2"), "--base-model", str(folder / "tiny"), "--device", "cpu", *flags),
+        *("predict", str(questions or folder / "few.jsonl"), str(output), "--adapter", str(folder / "tickets v2")),
+        *("--base-model", str(folder / "tiny"), "--device", "cpu", *flags),
     ]
 
 
-def answer(folder: Path, output: Path, *flags: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(command(folder, output, *flags), capture_output=True, text=True, timeout=300)
+def started(folder: Path, output: Path) -> "subprocess.Popen[bytes]":
+    """Begin to answer all rows in a process of its own."""
+    command = [sys.executable, "-m", "blora.cli", *flags_of(folder, output, questions=folder / "rows.jsonl")]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def test_a_run_that_is_killed_twice_has_each_row_once(folder: Path, tmp_path: Path) -> None:
+def test_a_run_that_is_killed_twice_has_each_row_once(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "out.jsonl"
     n_rows: list[int] = []
     for goal in (500, 1500):
-        process = subprocess.Popen(command(folder, output), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = started(folder, output)
         deadline = time.monotonic() + 120
         while not output.exists() or output.read_bytes().count(b"\n") < goal:
             assert process.poll() is None, "it ended by itself"
@@ -53,11 +60,8 @@ def test_a_run_that_is_killed_twice_has_each_row_once(folder: Path, tmp_path: Pa
         process.wait()
         n_rows.append(output.read_bytes().count(b"\n"))
     assert 500 <= n_rows[0] < n_rows[1] < N_ROWS
-    done = answer(folder, output)
-    assert (done.returncode, done.stdout) == (
-        0,
-        f"{output} has the answers to {N_ROWS} of {N_ROWS} rows, and errors for 0\n",
-    )
+    assert main(flags_of(folder, output, questions=folder / "rows.jsonl")) == 0
+    assert capsys.readouterr().out == f"{output} has the answers to {N_ROWS} of {N_ROWS} rows, and errors for 0\n"
     found = [json.loads(line) for line in output.read_text().splitlines()]
     assert [(row["row"], row["id"]) for row in found] == [(k, f"t-{k}") for k in range(N_ROWS)]
     assert all({entry["choice"] for entry in row["prediction"]["probabilities"]} == set(CHOICES) for row in found)
@@ -66,9 +70,11 @@ def test_a_run_that_is_killed_twice_has_each_row_once(folder: Path, tmp_path: Pa
     assert [b - a for a, b in pairwise(prompts[100:140])] == [1] * 19 + [-39] + [1] * 19
 
 
-def test_a_second_run_on_an_output_ends_at_once_and_the_first_one_goes_on(folder: Path, tmp_path: Path) -> None:
+def test_a_second_run_on_an_output_ends_at_once_and_the_first_one_goes_on(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "out.jsonl"
-    first = subprocess.Popen(command(folder, output), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    first = started(folder, output)
     try:
         deadline = time.monotonic() + 120
         while not output.exists() or output.read_bytes().count(b"\n") < 100:
@@ -76,11 +82,10 @@ def test_a_second_run_on_an_output_ends_at_once_and_the_first_one_goes_on(folder
             assert time.monotonic() < deadline
             time.sleep(0.01)
         first.send_signal(signal.SIGSTOP)
-        second = answer(folder, output)
-        assert (second.returncode, second.stderr) == (
-            1,
+        assert main(flags_of(folder, output, questions=folder / "rows.jsonl")) == 1
+        assert capsys.readouterr().err == (
             f"blora predict: got {output}, which another run is writing, expected one run at a time: wait until that run "
-            "has ended, or name another output\n",
+            "has ended, or name another output\n"
         )
         first.send_signal(signal.SIGCONT)
         assert first.wait(timeout=300) == 0
@@ -103,26 +108,41 @@ def test_a_drift_is_told_in_a_sentence_at_the_end(tmp_path: Path) -> None:
     assert "drift" not in done.stderr
 
 
-def test_another_run_does_not_go_on_with_it(folder: Path, tmp_path: Path) -> None:
+def test_another_run_does_not_go_on_with_it(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "out.jsonl"
-    assert answer(folder, output, "--min-confidence", "0.5").returncode == 0
+    assert main(flags_of(folder, output, "--min-confidence", "0.5")) == 0
     before = output.read_bytes()
-    refused = answer(folder, output, "--min-confidence", "0.6")
-    assert refused.returncode == 1
-    assert refused.stderr.splitlines()[-1].startswith(
-        f"blora predict: got {output}, which was made with other questions,"
-    )
+    assert main(flags_of(folder, output, "--min-confidence", "0.6")) == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith(f"blora predict: got {output}, which was made with other questions,")
     assert output.read_bytes() == before
 
 
 def test_a_run_does_not_go_on_with_questions_that_were_changed(folder: Path, tmp_path: Path) -> None:
     questions, output = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
-    arguments = command(folder, output, questions=questions)
     codes: list[int] = []
     for prompt in ("first", "other", "first"):  # of the same size
         questions.write_text(json.dumps({"prompt": prompt}) + "\n")
-        codes.append(subprocess.run(arguments, capture_output=True, text=True, timeout=300).returncode)
+        codes.append(main(flags_of(folder, output, questions=questions)))
     assert codes == [0, 1, 0]
+
+
+def test_a_run_does_not_go_on_in_another_dtype_that_auto_means_elsewhere(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions, output = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    questions.write_text(json.dumps({"prompt": "first"}) + "\n")
+
+    def run(*flags: str, native: tuple[str, ...]) -> int:
+        monkeypatch.setattr("blora.adapter.opening.native_dtypes", lambda device: native)
+        return main(flags_of(folder, output, *flags, questions=questions))
+
+    assert run(native=("bfloat16", "float32")) == 0
+    before = output.read_bytes()
+    assert run(native=("float32",)) == 1
+    assert "another dtype or other flags, expected an output of the same command in float32" in capsys.readouterr().err
+    assert output.read_bytes() == before
+    assert run("--dtype", "bfloat16", native=("float32",)) == 0
 
 
 @pytest.mark.parametrize(
@@ -134,67 +154,88 @@ def test_a_run_does_not_go_on_with_questions_that_were_changed(folder: Path, tmp
         (("--adapter", "/no/where"), "blora predict: got adapter /no/where, expected an existing directory"),
     ],
 )
-def test_what_makes_no_sense_is_told(folder: Path, tmp_path: Path, flags: tuple[str, ...], message: str | None) -> None:
-    done = answer(folder, tmp_path / "out.jsonl", *flags)
+def test_what_makes_no_sense_is_told(
+    folder: Path, tmp_path: Path, flags: tuple[str, ...], message: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(flags_of(folder, tmp_path / "out.jsonl", *flags))
+    told = capsys.readouterr()
     if message is None:  # every row says why
-        assert done.returncode == 3
-        summary, why = done.stdout.splitlines()
-        assert summary.endswith(f"the answers to 0 of {N_ROWS} rows, and errors for {N_ROWS}")
+        assert code == 3
+        summary, why = told.out.splitlines()
+        assert summary.endswith(f"the answers to 0 of {N_FEW} rows, and errors for {N_FEW}")
         first = json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])
         assert first["error"]["code"] == "not_calibrated"
-        told = f"{first['error']['param']}: {first['error']['message']}"
-        assert why == f"  {N_ROWS} not_calibrated, first in row 0: {told}"
+        assert why == (
+            f"  {N_FEW} not_calibrated, first in {folder / 'few.jsonl'}:1: {first['error']['param']}: "
+            f"{first['error']['message']}"
+        )
     else:
-        assert done.returncode == 1
-        assert done.stderr.splitlines()[-1].startswith(message)
-        assert "Traceback" not in done.stderr
+        assert code == 1
+        assert told.err.splitlines()[-1].startswith(message)
+        assert "Traceback" not in told.err
 
 
-def test_the_adapter_has_the_name_that_is_given_and_bad_lines_their_errors(folder: Path, tmp_path: Path) -> None:
+def test_the_adapter_has_the_name_that_is_given_and_bad_lines_their_errors(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     questions, output = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
-    questions.write_text('{"prompt": "x", "id": 7}\nnonsense\n{"label": 1}\n[\n')
-    arguments = command(folder, output, "--name", "mine", questions=questions)
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
-    summary, *why = done.stdout.splitlines()
-    assert (done.returncode, summary) == (3, f"{output} has the answers to 1 of 4 rows, and errors for 3")
+    questions.write_text('{"prompt": "x", "id": 7}\n\nnonsense\n{"label": 1}\n[\n')
+    code = main(flags_of(folder, output, "--name", "mine", questions=questions))
+    summary, *why = capsys.readouterr().out.splitlines()
+    assert (code, summary) == (3, f"{output} has the answers to 1 of 4 rows, and errors for 3")
     good, bad, empty, _ = map(json.loads, output.read_text().splitlines())
     assert why == [
-        f"  2 invalid_json, first in row 1: {bad['error']['message']}",
-        f"  1 missing, first in row 2: {empty['error']['message']}",
+        f"  2 invalid_json, first in {questions}:3: {bad['error']['message']}",
+        f"  1 missing, first in {questions}:4: {empty['error']['message']}",
     ]
+    assert (bad["row"], empty["row"]) == (1, 2)
     assert (good["id"], good["prediction"]["adapter"]["name"]) == (7, "mine")
     assert bad["error"]["message"].startswith("This line is not JSON")
 
 
-def test_the_columns_of_a_file_may_be_mapped_and_are_part_of_the_run(folder: Path, tmp_path: Path) -> None:
+def test_the_columns_of_a_file_may_be_mapped_and_are_part_of_the_run(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     questions, output = tmp_path / "rows.csv", tmp_path / "out.jsonl"
     questions.write_text("text,number,other\nhello,t-1,bye\n")
-    arguments = command(folder, output, "--columns", "prompt=text,id=number,label=intent", questions=questions)
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    assert main(flags_of(folder, output, "--columns", "prompt=text,id=number,label=intent", questions=questions)) == 0
     [row] = map(json.loads, output.read_text().splitlines())
     assert (row["id"], row["prediction"]["usage"]["prompt_tokens"] > 0) == ("t-1", True)
-    arguments[-1] = "prompt=other,id=number"
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1
-    assert "which was made with other questions, another adapter or other flags" in done.stderr
+    assert main(flags_of(folder, output, "--columns", "prompt=other,id=number", questions=questions)) == 1
+    told = capsys.readouterr().err
+    assert "which was made with other questions, another adapter, another dtype or other flags" in told
 
 
-def test_a_file_without_questions_is_told_before_the_work(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["rows.jsonl", "link.jsonl"])
+def test_the_file_of_questions_is_no_output(
+    name: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions, output = tmp_path / "rows.jsonl", tmp_path / name
+    questions.write_text('{"prompt": "x"}\n')
+    (tmp_path / "link.jsonl").symlink_to(questions)
+    assert main(flags_of(folder, output, questions=questions)) == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith(f"blora predict: got {output} as output, which is the file of questions, expected another")
+    assert questions.read_text() == '{"prompt": "x"}\n'
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["link.jsonl", "rows.jsonl"]
+
+
+def test_a_file_without_questions_is_told_before_the_work(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     questions, output = tmp_path / "rows.csv", tmp_path / "out.jsonl"
     questions.write_text("text,label\nhello,1\n")
-    arguments = command(folder, output, questions=questions)
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].endswith(", or say with --columns prompt=NAME which one holds it")
+    assert main(flags_of(folder, output, questions=questions)) == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.endswith(", or say with --columns prompt=NAME which one holds it")
     assert not output.exists()
 
 
-def test_a_file_that_breaks_off_is_told_before_the_work(folder: Path, tmp_path: Path) -> None:
+def test_a_file_that_breaks_off_is_told_before_the_work(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     questions, output = tmp_path / "rows.csv", tmp_path / "out.jsonl"
     questions.write_text("question\n" + "fine\n" * 9 + '"not closed\nfine\n')
-    arguments = command(folder, output, questions=questions)
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1
-    assert f"{questions}:11: this row is not CSV" in done.stderr.splitlines()[-1]
+    assert main(flags_of(folder, output, questions=questions)) == 1
+    assert f"{questions}:11: this row is not CSV" in capsys.readouterr().err.splitlines()[-1]
     assert not output.exists()

@@ -1,6 +1,7 @@
 """`blora serve`: its output and its exit codes."""
 
 import asyncio
+import gc
 import json
 import re
 import shlex
@@ -48,6 +49,16 @@ def test_once_ready_it_prints_a_line_to_paste_and_a_signal_ends_it_well(
     words = shlex.split(line)
     assert re.fullmatch(r"http://127\.0\.0\.1:[1-9]\d+/v1/predict", words[2])
     assert json.loads(words[-1]).keys() == {"adapter", "prompt"}
+
+
+def test_once_ready_what_was_loaded_is_left_out_of_garbage_collections(monkeypatch: pytest.MonkeyPatch) -> None:
+    serve_with(monkeypatch, SelfEndingEngine())
+    gc.unfreeze()
+    try:
+        assert main(["--port", "0", "--default-adapter", "triage"]) == 0
+        assert gc.get_freeze_count() > 10_000
+    finally:
+        gc.unfreeze()
 
 
 def test_the_line_has_choices_where_the_adapter_has_none(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from typing import Any
 
 import httpx
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from blora.client import AsyncClient, RefusedError
 from blora.decision.abstention import Policy
 from blora.decision.calibration import Calibration
+from blora.decision.gate import Gate
 from blora.server.adapters.registry import Registry
 from blora.server.engines.digests import calibration_digest
 from blora.server.engines.handle import AdapterHandle
@@ -30,7 +32,7 @@ def served(made: Calibration | None, policy: Policy | None = None) -> AdapterHan
 
 
 def test_whatever_decides_has_a_digest_of_its_own() -> None:
-    states = [
+    states: list[tuple[Any, ...]] = [
         (None, None),
         (PROVED, None),
         (loosened(PROVED), None),
@@ -39,6 +41,8 @@ def test_whatever_decides_has_a_digest_of_its_own() -> None:
         (None, Policy(min_confidence=0.41)),
         (None, Policy(max_predictive_entropy=0.4)),
         (PROVED, Policy(min_confidence=0.4)),
+        (None, Policy(min_familiarity=0.5), Gate(max_false_alarms=0.5, n_beyond=0, reference=(1.0, 2.0, 3.0))),
+        (None, Policy(min_familiarity=0.5), Gate(max_false_alarms=0.5, n_beyond=0, reference=(1.0, 2.0, 4.0))),
     ]
     assert len({calibration_digest(*state) for state in states}) == len(states)
 

@@ -347,6 +347,17 @@ async def test_a_threshold_on_the_mutual_information_is_refused_where_the_head_d
     assert "got draws that are all equal" in error["message"]
 
 
+@pytest.mark.parametrize("without_head", [{"scoring": "label"}, {"choices": list(OTHER_CHOICES)}])
+async def test_an_answer_in_which_the_head_has_no_part_says_so(folder: Path, without_head: dict[str, Any]) -> None:
+    app = create_app(settings(folder, default_adapter="one"))
+    transport = httpx.ASGITransport(app)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://t") as client:
+        await app.state.service.settled.wait()
+        asked = {"prompt": "why"}
+        assert "without_head" not in (await client.post("/v1/predict", json=asked)).json().get("warnings", [])
+        assert "without_head" in (await client.post("/v1/predict", json=asked | without_head)).json()["warnings"]
+
+
 def test_in_process_a_threshold_on_the_mutual_information_is_refused_likewise(folder: Path) -> None:
     model = blora.load(folder / "one", base_model=folder / "tiny", dtype="float32")
     policy = {"max_mutual_information": 9.0}

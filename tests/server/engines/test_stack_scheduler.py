@@ -128,10 +128,20 @@ async def test_work_that_is_stopped_while_it_waits_raises_where_it_is_awaited(sc
 
 
 async def test_what_has_not_begun_is_cancelled_at_the_end() -> None:
-    scheduler, end, seen = StackScheduler(ThreadPoolExecutor(1)), threading.Event(), list[str]()
-    running = asyncio.create_task(scheduler.run(partial(end.wait, 10)))
+    scheduler, begun, end, seen = (
+        StackScheduler(ThreadPoolExecutor(1)),
+        threading.Event(),
+        threading.Event(),
+        list[str](),
+    )
+
+    def wait() -> bool:
+        begun.set()
+        return end.wait(10)
+
+    running = asyncio.create_task(scheduler.run(wait))
     queued = asyncio.create_task(scheduler.run(lambda: seen.append("began")))
-    await asyncio.sleep(0.01)
+    assert await asyncio.to_thread(begun.wait, 10)
     scheduler.close()
     end.set()
     assert await running

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from blora.adapter.calibration_file import body_digest
 from blora.decision.abstention import Policy
 from blora.decision.stopping import draws_used
+from blora.disk.digests import canonical_digest
 from blora.errors import AdapterError, BloraError, ConfigError, NumericalError, PromptError
 from blora.inference.branches import Branches
 from blora.posterior.bank import SampleBank
@@ -282,7 +282,7 @@ def loosened(text: str) -> str:
     """A calibration file with another threshold, under a digest of its own."""
     raw = json.loads(text.replace('"threshold": 0.7', '"threshold": 0.71'))
     del raw["digest"]
-    return json.dumps(raw | {"digest": body_digest(raw)})
+    return json.dumps(raw | {"digest": canonical_digest(raw)})
 
 
 async def test_a_threshold_edited_in_the_file_changes_the_calibration_digest_alone(calibratable: Path) -> None:

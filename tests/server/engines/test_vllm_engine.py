@@ -294,7 +294,7 @@ async def test_an_adapter_that_comes_while_vllm_is_away_is_answered_with_try_aga
         body, headers = {"name": "two", "path": "two"}, {"authorization": "Bearer key-of-ops"}
         refused = await client.post("http://t/v1/adapters", json=body, headers=headers)
     error = refused.json()["error"]
-    assert (refused.status_code, error["code"]) == (503, "not_ready")
+    assert (refused.status_code, error["code"]) == (503, "adapter_unavailable")
     assert "does not answer (ConnectError): try again" in error["message"]
 
 

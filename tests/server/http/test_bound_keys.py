@@ -84,6 +84,26 @@ async def test_without_a_name_a_key_of_one_adapter_gets_that_one(server: Running
     assert "triage" not in refused["error"]["message"]
 
 
+async def test_a_key_looks_at_the_cards_of_the_adapters_below_its_own_which_it_may_ask(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(line_of("shop", "predict", "shop", ["triage", "ghost"]))
+    names = "triage", "triage.urgent", "triages", "open", "ghost.mood"
+    handles = tuple(handle(name, f"sha256:{k:064d}", choices=CHOICES) for k, name in enumerate(names))
+    async with running(FakeEngine(handles=handles), api_keys=tmp_path / "keys") as up:
+        for name in ("triage", "triage.urgent", f"triage.urgent@sha256:{1:064d}", "ghost.mood"):
+            status, card = await get(up, "shop", f"/v1/adapters/{name}")
+            assert (status, card.get("name")) == (200, name.partition("@")[0])
+        _, pinned = await get(up, "shop", f"/v1/adapters/triage.urgent@sha256:{0:064d}")
+        assert pinned["error"]["code"] == "digest_mismatch"
+        for name in ("triages", "open", "ghost", "triage.nothing"):
+            status, unknown = await get(up, "shop", f"/v1/adapters/{name}")
+            assert (status, unknown["error"]["code"]) == (404, "unknown_adapter")
+            assert not any(other in unknown["error"]["message"] for other in ("triages", "open"))
+        _, cards = await get(up, "shop", "/v1/adapters")
+        assert [card["name"] for card in cards["data"]] == ["triage"]
+        status, _ = await ask(up, "shop", adapter="triage.urgent")
+        assert status == 404
+
+
 async def test_refused_names_mint_no_metrics(server: Running) -> None:
     await ask(server, "shop", adapter="open")
     assert await server.metric("blora_requests_total", adapter="open", outcome="unknown_adapter") == 0

@@ -160,6 +160,22 @@ async def test_the_long_answer_to_a_short_batch_is_written_in_the_thread_after_t
     assert [len(one["samples"]) for one in found] == [64] * 8
 
 
+@pytest.mark.parametrize(("path", "body"), ASKED[1:])
+async def test_answers_that_are_there_before_the_deadline_are_written_after_it_too(
+    path: str, body: dict[str, Any]
+) -> None:
+    content, engine = json.dumps(body) + " " * 20_000, decision_models.engine()
+    async with running(engine, timeout_s=0.5) as server:
+        engine.gate.clear()
+        posted = server.client.post(path, content=content, headers={"content-type": "application/json"})
+        asking = asyncio.create_task(posted)
+        await engine.computing.wait()
+        async with held(server.app.state.reader):
+            engine.gate.set()
+            assert not (await asyncio.wait({asking}, timeout=1))[0]
+        assert (await asking).status_code == 200
+
+
 async def test_the_event_loop_runs_between_the_answers_of_a_batch_that_are_written_in_the_thread() -> None:
     body = {"prompt": "x", "adapter": "open", "choices": [str(k) for k in range(255)], "n_samples": 64}
     async with running(FakeEngine()) as server:

@@ -1,12 +1,19 @@
 """ServerMetrics: the names of the contract, bounded labels, and counts that add up."""
 
+import asyncio
+from collections.abc import Sequence
+
 import pytest
+import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from blora.decision.calibration import Goal
+from blora.server.engines.protocol import Job, Outcome
 from blora.server.monitoring.build import Build
 from blora.server.monitoring.metrics import ServerMetrics
+from blora.server.scheduling.control import Control
 from tests.blora.decision.test_calibrate import made
+from tests.server.decision_models import choice, family, predicate
 from tests.server.fakes import CHOICES, OPEN_DIGEST, TRIAGE_DIGEST, FakeEngine, Running, handle, running
 
 NAMES = {
@@ -56,6 +63,32 @@ async def test_outcomes_are_counted(server: Running) -> None:
     assert await server.metric("blora_samples_per_request_sum") == 16
     assert await server.metric("blora_request_seconds_count") == 6
     assert await server.metric("blora_queue_depth") == 0
+
+
+async def test_a_failure_counts_for_the_adapter_that_failed_alone() -> None:
+    asked = []
+
+    class Failing(FakeEngine):
+        """An engine that gives NaN for the adapter that is asked first, and nothing for the other."""
+
+        async def run(self, jobs: Sequence[Job], control: Control | None = None) -> list[Outcome]:
+            asked.append(jobs[0].handle.name)
+            if len(asked) == 2:
+                await asyncio.Event().wait()
+            return [Outcome(torch.full((4, 3), torch.nan)) for _ in jobs]
+
+    questions = [predicate(name="urgent"), choice(*CHOICES, name="queue")]
+    async with running(Failing(handles=family()), max_batch_tokens=8) as server:  # so that each question is a pass
+        body = {"model": "triage", "input": "hello there", "questions": questions}
+        assert (await server.client.post("/v1/decisions", json=body)).json()["error"]["code"] == "non_finite"
+        failed, other = asked
+        assert {failed, other} == {"triage", "triage.urgent"}
+        assert await server.metric("blora_non_finite_total", adapter=failed) == 1
+        assert await server.metric("blora_non_finite_total", adapter=other) == 0
+        assert await server.metric("blora_requests_total", adapter=failed, outcome="non_finite") == 1
+        assert await server.metric("blora_requests_total", adapter=other, outcome="sibling_failed") == 1
+        assert await server.metric("blora_requests_total") == 2
+        assert await server.metric("blora_request_seconds_count") == 1
 
 
 async def test_each_threshold_that_fails_is_counted(server: Running) -> None:

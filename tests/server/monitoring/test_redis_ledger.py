@@ -11,7 +11,7 @@ from redis import Redis
 from blora.decision.drift import Seen
 from blora.server.keys import line_of
 from blora.server.monitoring.ledgers.memory import MemoryLedger
-from blora.server.monitoring.ledgers.protocol import Contents, Entry, Tally
+from blora.server.monitoring.ledgers.protocol import Contents, Entry, Tally, hashes, labels_with_positions
 from blora.server.monitoring.ledgers.redis_ledger import RedisLedger
 from tests.server.fakes import FakeEngine, Running, running
 from tests.server.monitoring.redis_store import Store, needs_redis, replica, settled
@@ -41,6 +41,18 @@ async def test_no_prediction_of_a_large_batch_is_lost(store: Store) -> None:
         told = await asyncio.gather(*(settled(server, answer["id"], "billing") for answer in answers))
         assert {response.status_code for response in told} == {200}
         assert await server.metric("blora_outcomes_total", **TARGET, outcome="correct") == 256
+
+
+async def test_an_outcome_that_overtakes_its_prediction_on_the_way_to_redis_is_counted(store: Store) -> None:
+    async with replica(store) as server:
+        with Redis.from_url(store.url) as client:
+            client.client_pause(500, all=False)  # of writes alone
+        answers = [await ask(server) for _ in range(2)]  # the first is being written, the second waits
+        told = await asyncio.gather(*(tell(server, answer["id"], "billing") for answer in answers))
+        assert [response.status_code for response in told] == [200, 200]
+    with Redis.from_url(store.url) as client:
+        for answer in answers:
+            assert {*client.hgetall(f"blora:2:prediction:{answer['id']}")} == {b"entry", b"label"}
 
 
 async def test_a_promise_broken_a_little_everywhere_is_noticed(store: Store) -> None:
@@ -239,6 +251,30 @@ async def test_counters_that_count_nothing_for_as_long_as_a_prediction_is_kept_a
             assert client.hlen(key) == 3
     finally:
         await ledger.close()
+
+
+async def test_another_replica_knows_the_labels_of_a_typed_question(store: Store) -> None:
+    adapter, salt, written = Contents("triage", "sha256:1", "sha256:2"), b"salt", asyncio.Event()
+    labels = labels_with_positions({"swears": 1, 0: 0, 1: 1}, salt)
+    entry = Entry(adapter, None, salt, hashes(("calm", "angry"), salt), 0, None, requested=False, labels=labels)
+    one, other = RedisLedger(store.url, 100), RedisLedger(store.url, 100)
+    try:
+        one.remember("pred_1", entry, written.set)
+        await asyncio.wait_for(written.wait(), 10)
+        found = await other.find("pred_1")
+    finally:
+        for ledger in (one, other):
+            await ledger.close()
+    assert found == entry
+    assert [found.position(label) for label in ("calm", "angry", "swears", 0, 1, "1", True)] == [
+        0,
+        1,
+        1,
+        0,
+        1,
+        None,
+        None,
+    ]
 
 
 async def test_the_latest_rejection_of_a_promise_is_kept_in_any_ledger(store: Store) -> None:

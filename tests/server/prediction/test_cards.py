@@ -50,6 +50,21 @@ async def test_a_card_says_how_the_adapter_was_made_and_what_was_proved() -> Non
         )
 
 
+def test_after_tuning_a_card_has_the_metrics_of_the_chosen_trial() -> None:
+    [triage, _] = ENGINE.handles
+    trials = [{"scale": scale, "temperature": 1.5, "nll": nll} for scale, nll in ((1.0, 0.3), (2.0, 0.2))]
+    tuning = {"source": "later.jsonl", "digest": "sha256:1", "n_examples": 20, "scale": 2.0, "trials": trials}
+    tuned = {"source": "later.jsonl", "digest": "sha256:1", "n_examples": 20, "scale": 2.0, "nll": 0.2}
+    record = triage.config.training
+    for training, figures in (
+        (record, {"nll": 0.5}),
+        (record | {"tuning": tuning}, tuned),
+        ({"tuning": tuning}, tuned),
+    ):
+        config = dataclasses.replace(triage.config, training=training)
+        assert adapter_card(dataclasses.replace(triage, config=config)).validation == figures
+
+
 async def test_a_card_states_the_delta_of_all_asks_of_the_rows() -> None:
     asks = tuple(Ask(target_risk=target, delta=0.05, seed=0, dtype="float32") for target in (0.01, 0.02, 0.05))
     proved = dataclasses.replace(calibration(TRIAGE_DIGEST), delta=0.15, asks=asks)

@@ -1,6 +1,7 @@
 """Calibrated policies and prediction sets: the policy in force, and requests without a guarantee."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -84,7 +85,13 @@ async def test_a_target_of_an_adapter_that_is_not_calibrated_is_refused(server: 
 
 
 OTHERWISE = [("n_samples", 2), ("n_samples", 5), ("seed", 1), ("scoring", "label"), ("choices", ["billing", "other"])]
-AS_EVER = [("n_samples", 4), ("seed", 0), ("scoring", "text"), ("choices", list(CHOICES)), ("return_samples", True)]
+AS_EVER = [
+    ("n_samples", 4),
+    ("seed", 0),
+    ("scoring", "text"),
+    ("choices", list(CHOICES)),
+    ("return_samples", True),
+]
 
 
 @pytest.mark.parametrize(("field", "value"), OTHERWISE)
@@ -171,6 +178,32 @@ async def test_saying_what_holds_anyway_changes_nothing(server: Running, field: 
     assert (answer["policy"], answer["prediction_set"]) == (DEFAULT, ["billing"])
 
 
+async def test_the_adapters_choices_in_another_order_are_its_own(server: Running) -> None:
+    turned = list(reversed(CHOICES))
+    answer = await ask(server, prompt="p=0.9 x", choices=turned)
+    assert (answer["policy"], answer["prediction_set"]) == (DEFAULT, turned[:1])
+
+
+async def test_choices_in_another_order_are_others_where_the_model_reads_a_list_of_them() -> None:
+    own = handle("triage", TRIAGE_DIGEST, choices=CHOICES, calibration=calibration(TRIAGE_DIGEST))
+    listed = replace(own, config=replace(own.config, prompt=replace(own.config.prompt, scoring="label")))
+    async with running(FakeEngine(handles=(listed,))) as server:
+        assert (await ask(server, prompt="p=0.9 x", choices=list(CHOICES)))["policy"] == DEFAULT
+        error = await refusal(server, prompt="p=0.9 x", choices=list(reversed(CHOICES)))
+    assert (error["code"], error["param"]) == ("not_calibrated", "choices")
+
+
+async def test_the_refusal_of_other_choices_lists_those_of_the_adapter(server: Running) -> None:
+    error = await refusal(server, prompt="p=0.9 x", choices=[choice.upper() for choice in CHOICES])
+    assert f"calibrated with its fixed ones, {', '.join(map(repr, CHOICES))}, and" in error["message"]
+    many = tuple(f"word  {index}" for index in range(10))
+    own = handle("triage", TRIAGE_DIGEST, choices=many, calibration=calibration(TRIAGE_DIGEST))
+    async with running(FakeEngine(handles=(own,))) as words:
+        error = await refusal(words, prompt="p=0.9 x", choices=[*many[:9], "another"])
+    assert "its fixed ones, 'word  0', 'word  1'," in error["message"]
+    assert "'word  7' and 2 more, and the guarantee" in error["message"]
+
+
 async def test_an_adapter_that_is_not_calibrated_takes_any_request(server: Running) -> None:
     answer = await ask(server, adapter="plain", prompt="p=0.9 x", n_samples=2, seed=1, scoring="label")
     assert (answer["policy"], answer["prediction_set"]) == (None, None)
@@ -191,6 +224,15 @@ async def test_a_threshold_on_the_mutual_information_of_one_draw_is_refused() ->
             assert (await ask(server, prompt="p=0.9 x", n_samples=2, policy=policy))["answer"] == "billing"
         other = await ask(server, prompt="p=0.9 x", n_samples=1, policy={"min_confidence": 0.5})
         assert other["answer"] == "billing"
+
+
+async def test_without_a_posterior_the_advice_is_another_policy() -> None:
+    owned = handle("triage", TRIAGE_DIGEST, choices=CHOICES, policy=Policy(**INFORMED))
+    plain = replace(owned, config=replace(owned.config, posterior=replace(owned.config.posterior, method="lora")))
+    async with running(FakeEngine(handles=(plain,))) as server:
+        error = await refusal(server, prompt="p=0.9 x")
+    assert error["param"] == "policy.max_mutual_information"
+    assert error["message"].endswith("at least 2 different draws: send policy thresholds without it")
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,9 @@ def test_what_just_fits_is_let_in() -> None:
 
 @pytest.mark.parametrize("asked", [input_of(91, 10), input_of(91, 4, most_draws=10), input_of(10, 1, overhead=900)])
 def test_an_input_has_a_bound_of_all_the_work_it_may_come_to(asked: Work[str]) -> None:
-    with pytest.raises(TooLargeError, match="expected at most 900 in one input: ask for fewer draws") as info:
+    with pytest.raises(
+        TooLargeError, match="expected at most 900 in one input: shorten the prompt or the choices, or ask"
+    ) as info:
         admission().check_size(asked)
     assert (info.value.status, info.value.code) == (413, "too_much_work")
 

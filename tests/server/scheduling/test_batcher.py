@@ -109,7 +109,7 @@ async def bench(**limits: int) -> AsyncIterator[Bench]:
     made.batcher.start()
     yield made
     made.worker.gate.set()
-    await made.batcher.drain(1)
+    await made.batcher.stop()
 
 
 async def settle() -> None:

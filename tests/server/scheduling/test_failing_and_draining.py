@@ -1,4 +1,4 @@
-"""Inputs that fail, batchers that drain, and what becomes of an input whose deadline or client is gone."""
+"""Inputs that fail, batchers that stop, and what becomes of an input whose deadline or client is gone."""
 
 import asyncio
 import math
@@ -48,7 +48,7 @@ async def test_a_timeout_of_the_worker_is_no_deadline() -> None:
     b.batcher.start()
     with pytest.raises(TimeoutError, match="the device is slow"):
         await b.submit("x", n_tokens=1)
-    await b.batcher.drain(1)
+    await b.batcher.stop()
 
 
 async def test_a_worker_that_loses_results_fails_the_batch_and_not_the_batcher() -> None:
@@ -61,35 +61,21 @@ async def test_a_worker_that_loses_results_fails_the_batch_and_not_the_batcher()
     for _ in range(2):
         with pytest.raises(ValueError, match="shorter"):
             await b.submit("x", n_tokens=1)
-    await b.batcher.drain(1)
+    await b.batcher.stop()
 
 
-async def test_drain_refuses_newcomers_and_finishes_the_waiting() -> None:
-    async with bench(max_batch_tokens=10) as b:
-        held = await b.hold()
-        tasks = [b.submit(str(i)) for i in range(3)]
-        await settle()
-        draining = asyncio.create_task(b.batcher.drain(5))
-        await settle()
-        with pytest.raises(DrainingError, match="another replica"):
-            await b.submit("late")
-        results = await b.release(held, *tasks)
-        await draining
-        assert [done.result for done in results] == ["HOLDER", "0", "1", "2"]
-
-
-async def test_drain_is_bounded_and_tells_those_it_leaves() -> None:
+async def test_a_batcher_that_stops_tells_all_inputs_and_refuses_newcomers() -> None:
     async with bench() as b:
         held = await b.hold()
         waiting = b.submit("waiting")
         await settle()
-        await b.batcher.drain(0.01)
-        for task in (held, waiting):
-            with pytest.raises(DrainingError):
-                await task
+        await b.batcher.stop()
+        for task in (held, waiting, b.submit("late")):
+            with pytest.raises(DrainingError, match="another replica"):
+                await asyncio.wait_for(task, 1)
 
 
-async def test_drain_tells_the_rest_of_a_batch_that_failed_together() -> None:
+async def test_a_batcher_that_stops_tells_the_rest_of_a_batch_that_failed_together() -> None:
     async with bench() as b:
         asked = [b.submit(name) for name in ("bad", "held", "other")]
         retried = asyncio.Event()
@@ -103,7 +89,7 @@ async def test_drain_tells_the_rest_of_a_batch_that_failed_together() -> None:
 
         b.batcher._run = run
         await retried.wait()
-        await b.batcher.drain(0.01)
+        await b.batcher.stop()
         for task in asked:
             with pytest.raises(DrainingError):
                 await asyncio.wait_for(task, 1)
@@ -120,7 +106,7 @@ async def test_a_deadline_may_pass_while_the_next_run_is_chosen(monkeypatch: pyt
         run = b.batcher._next()
     assert run is not None
     assert (await asked).result == "LATE"
-    await b.batcher.drain(1)
+    await b.batcher.stop()
 
 
 async def test_a_result_after_the_deadline_is_none() -> None:
@@ -134,7 +120,7 @@ async def test_a_result_after_the_deadline_is_none() -> None:
     b.batcher.start()
     with pytest.raises(DeadlineExceededError):
         await b.submit("late", timeout_s=0.05)
-    await b.batcher.drain(1)
+    await b.batcher.stop()
 
 
 async def test_an_input_that_nobody_wants_is_counted_once() -> None:
@@ -157,7 +143,10 @@ async def test_an_input_that_nobody_wants_is_counted_once() -> None:
         task.cancel()
     await settle()
     go_on.set()
-    await b.batcher.drain(1)
+    async with asyncio.timeout(5):
+        while b.batcher.silent_s:  # until the run has ended
+            await asyncio.sleep(0)
+    await b.batcher.stop()
     assert b.notes.drops == ["cancelled"] * 2
 
 

@@ -63,7 +63,7 @@ async def bench() -> AsyncIterator[Bench]:
     made = Bench()
     made.batcher.start()
     yield made
-    await made.batcher.drain(60)
+    await made.batcher.stop()
 
 
 async def until_stopped(b: Bench) -> None:
@@ -202,7 +202,7 @@ async def test_draining_ends_what_waits_for_others() -> None:
     await b.until_running("heavy")
     other = b.submit("other", 100, owner="other")
     await b.until_running("other")
-    await b.batcher.drain(0.01)
+    await b.batcher.stop()
     for task in (heavy, other):
         with pytest.raises(DrainingError):
             await task

@@ -296,7 +296,7 @@ def test_a_setting_of_a_posterior_over_a_lora_means_no_head(base_folder: Path, t
     ("more", "said"),
     [
         (("--head", "none", "--layers", "none"), "got neither layers nor a head"),
-        (("--head", "linear", "--family", "flow"), "got a setting of a posterior over a LoRA with head linear"),
+        (("--head", "linear", "--family", "flow"), "got --family with head linear, which does without such a setting"),
         (("--head", "linear", "--scoring", "label"), "scoring text, which a head needs"),
         (("--head", "pointer", "--choice-end", "none"), "newline or eos"),
     ],

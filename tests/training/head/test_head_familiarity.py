@@ -19,6 +19,7 @@ from blora.cli import main
 from blora.decision.familiarity import Familiarity, p_value
 from blora.errors import AdapterError, ConfigError, PromptError
 from blora.inference.packing import pack
+from blora.questions.fingerprints import fingerprint
 from tests.blora.adapters import rewrite_json, rewrite_tensors
 from tests.training.head.test_fit import arguments, fixed
 from tests.training.toys import CHOICES, toy_data, toy_row, write_jsonl
@@ -71,6 +72,24 @@ def gated(familiar: Path, base_folder: Path, tmp_path_factory: pytest.TempPathFa
 
 def opened(folder: Path, base_folder: Path) -> blora.Model:
     return blora.load(folder, base_model=str(base_folder), dtype="float32")
+
+
+def tuned(adapter: Path, base_folder: Path, folder: Path, rows: list[dict[str, Any]]) -> Familiarity:
+    """Tune an adapter on rows, write it to the folder as `toy`, and return its familiarity."""
+    data, base = write_jsonl(folder / "rows.jsonl", rows), open_base(str(base_folder), device="cpu", dtype="float32")
+    command = ["tune", str(adapter), "--data", str(data), "--output", str(folder / "toy")]
+    assert main([*command, "--base-model", str(base_folder), "--device", "cpu", "--dtype", "float32"]) == 0
+    found = load_adapter(folder / "toy", base).familiarity
+    assert found is not None
+    return found
+
+
+def beginning_of_guesses(folder: Path) -> float:
+    """Return the distance beyond which an adapter's answers are guesses."""
+    config = read_config(folder).familiarity
+    assert config is not None
+    assert config.guesses_beyond is not None
+    return config.guesses_beyond
 
 
 def test_training_writes_a_familiarity_of_the_heads_states(familiar: Path) -> None:
@@ -131,6 +150,33 @@ def test_an_evaluation_is_of_the_answers_with_their_guesses(familiar: Path, base
     assert model.evaluate(str(data)).metrics.nll == pytest.approx(nll, abs=1e-4)
     assert all(abs(probs[CHOICES[0]] - 0.5) <= 0.05 for probs in given[-len(FOREIGN) :])
     assert unaware.evaluate(str(data)).metrics.nll != pytest.approx(nll, abs=1e-3)
+
+
+@pytest.mark.parametrize("n_rows", [1, 19, 25])
+def test_a_tuning_on_few_rows_knows_the_reference_too(
+    n_rows: int, familiar: Path, base_folder: Path, tmp_path: Path
+) -> None:
+    begin = beginning_of_guesses(familiar)
+    found = tuned(familiar, base_folder, tmp_path, rows_of(500, 500 + n_rows))
+    assert float(found.reference.max()) < beginning_of_guesses(tmp_path / "toy") < begin + 0.1  # more rows, nearer
+
+
+def test_rows_of_the_reference_count_once_in_a_tuning(familiar: Path, base_folder: Path, tmp_path: Path) -> None:
+    tuned(familiar, base_folder, tmp_path, rows_of(100, 160))
+    assert beginning_of_guesses(tmp_path / "toy") == pytest.approx(beginning_of_guesses(familiar), abs=0.05)
+
+
+@pytest.mark.parametrize("before", ["", fingerprint(FOREIGN[0])], ids=["new", "validated on, outside the reference"])
+def test_no_row_of_a_tuning_gets_guesses(before: str, familiar: Path, base_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(familiar, tmp_path / "before"))
+    rewrite_json(lambda raw: raw["training"]["seen"].update(reference=before))(folder / "bayesian_config.json")
+    far = {"prompt": FOREIGN[0], "label": CHOICES[0]}
+    found = tuned(folder, base_folder, tmp_path, [*rows_of(500, 510), far])
+    base = open_base(str(base_folder), device="cpu", dtype="float32")
+    config = read_config(familiar).prompt
+    row = pack(base.tokenizer, prompt=FOREIGN[0], choices=CHOICES, config=config, max_length=200)
+    distance = float(distance_alone(base, found, row.prompt))
+    assert beginning_of_guesses(familiar) < distance < beginning_of_guesses(tmp_path / "toy")
 
 
 def test_beyond_the_gate_of_a_calibration_questions_get_no_answer(gated: Path, base_folder: Path) -> None:

@@ -135,3 +135,28 @@ def test_steps_of_the_optimiser_lower_the_loss(readout: str, tmp_path: Path) -> 
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+def test_a_checkpoint_brings_the_directions_that_its_weights_belong_to(readout: str) -> None:
+    base = tiny_base()
+    objective, rows = objective_of(base, readout), rows_of(base, readout)
+    wander(objective)
+    again = objective_of(base, readout)
+    fitted = again.head
+    flipped = {name: -tensor for name, tensor in fitted.tensors().items() if name.endswith("directions")}
+    own = {name: tensor.clone() for name, tensor in flipped.items()}
+    again = HeadObjective(base.model, again.trained.lora, replace(fitted, **flipped), n_train=10, precision=0.0)
+    again.trained.load_state_dict(objective.trained.state_dict())
+    assert torch.equal(again.log_probs(rows, 1), objective.log_probs(rows, 1))
+    assert all(torch.equal(tensor, own[name]) for name, tensor in flipped.items())
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+def test_a_checkpoint_holds_all_that_the_mean_of_the_head_reads(readout: str) -> None:
+    objective = objective_of(tiny_base(), readout)
+    held = {name.rpartition(".")[2] for name in objective.trained.state_dict() if not name.startswith("lora.")}
+    assert held == objective.head.tensors().keys() - {"deviation", "basis"}
+    rates = make_optimizer(objective.trained, toy_config(Path()))
+    n_learned = sum(len(group["params"]) for group in rates.param_groups)
+    assert n_learned == len(list(objective.trained.lora.parameters())) + 2

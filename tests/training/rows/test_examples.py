@@ -139,6 +139,16 @@ def test_a_csv_row_after_a_blank_line_is_named_by_its_own_line(tmp_path: Path) -
     assert [example.where for example in read_examples(str(file)).examples] == [f"{file}:2", f"{file}:4"]
 
 
+def test_a_question_with_two_labels_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    rows = [GOOD, row(choices=["fire", "ice"], label="fire"), row(choices=["ice", "fire", "tea"], label="tea")]
+    read_examples(rows)
+    assert not caplog.records
+    read_examples([*rows, row(question="Which is  warm? ", choices=["ice ", "fire"], label="ice")])
+    [told] = caplog.records
+    assert told.levelname == "WARNING"
+    assert told.getMessage().startswith("rows[0] has the label 'fire', and rows[3], with the same question, has 'ice'")
+
+
 def test_a_limit_takes_rows_from_the_top_and_is_1_at_least() -> None:
     rows = toy_data(5)
     assert [example.where for example in read_examples(rows, limit=2).examples] == ["rows[0]", "rows[1]"]

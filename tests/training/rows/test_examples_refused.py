@@ -57,6 +57,10 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
     "index out of range": (row(label_index=2), "got label_index 2, expected an index from 0 to 1"),
     "index as text": (row(label_index="1"), "got label_index '1', expected the index of the right choice"),
     "index as bool": (row(label_index=True), "got label_index True, expected the index of the right choice"),
+    "label in other letters": (
+        row(choices=["Ice", "Fire"], label="fIRE"),
+        r"got label 'fIRE', .* or an index; is 'Fire' meant\?",
+    ),
     "misspelt label": (row(label="fir"), r"got label 'fir', .* or an index; is 'fire' meant\?"),
     "one of many labels": (
         row(choices=[f"choice {number}" for number in range(77)], label="none"),
@@ -176,7 +180,13 @@ BAD_FILES: dict[str, tuple[str, bytes, int | None, str]] = {
         "got the columns text, choices, label, expected one of question, prompt, messages: rename text to question",
     ),
     "empty cell for the question": ("rows.csv", (HEADER + ",ice|fire,0\n").encode(), 2, "got none of question, prompt"),
-    "no label in CSV": ("rows.csv", (HEADER + "Cold?,ice|fire,\n").encode(), 2, "got no label"),
+    "no label in CSV": ("rows.csv", (HEADER + "Warm?,ice|fire,1\nCold?,ice|fire,\n").encode(), 3, "got no label, exp"),
+    "a blank label in CSV": (
+        "rows.csv",
+        (HEADER + "Warm?,ice|fire,1\nCold?,ice|fire,  \n").encode(),
+        3,
+        "got no label, exp",
+    ),
     "messages that are not JSON": (
         "rows.csv",
         b"messages,choices,label\n[hi],ice|fire,0\n",

@@ -38,6 +38,9 @@ ALIKE: dict[str, tuple[Rows, list[int]]] = {
     "an explicit text": ([(DIGITS, {"label_text": "3"})], [2]),
     "explicit fields that agree": ([(DIGITS, {"label_index": 2, "label_text": "3"})], [2]),
     "a label that counts otherwise": ([(DIGITS, {"label_index": 2, "label": 1})], [2]),
+    "a text with white space around it": ([(["ice", "fire"], {"label": " fire "})], [1]),
+    "a choice with white space around it": ([(["ice ", "fire"], {"label": "ice"})], [0]),
+    "an explicit text in another Unicode form": ([(["caf\u00e9", "bar"], {"label_text": "cafe\u0301"})], [0]),
     "a letter beside the text": ([(DIGITS, {"label_text": "3", "answerKey": "1"})], [2]),
 }
 

@@ -191,3 +191,29 @@ def test_validation_questions_that_are_trained_on_are_refused_with_both_places(t
     with pytest.raises(DataError, match=r"train.jsonl:5 and .*train.jsonl:5; and 2 more\. Remove"):
         check_disjoint(train, train)
     check_disjoint(train, examples(tmp_path, *asked("three", choices=["tea", "ice"]), name="choices"))
+
+
+CHOICES = {"choices": [{"value": "yes"}, {"value": "no"}], "label": "yes"}
+BARE = {"input": "Is tea warm?", "questions": [ASKED | CHOICES]}
+SAME_QUESTION: dict[str, dict[str, Any]] = {
+    "a prompt": FORMS["a prompt"],
+    "a question": FORMS["a question"],
+    "a chat of one turn": FORMS["a chat of one turn"] | {"choices": ["no", "yes"]},
+    "a request": BARE,
+}
+
+
+@pytest.mark.parametrize("trained", SAME_QUESTION)
+@pytest.mark.parametrize("given", SAME_QUESTION)
+def test_a_question_that_is_trained_on_is_refused_in_every_form(trained: str, given: str) -> None:
+    train, validation = (read_examples([SAME_QUESTION[form]]) for form in (trained, given))
+    with pytest.raises(DataError, match="got 1 of 1 validation questions that are also trained on"):
+        check_disjoint(train, validation)
+
+
+def test_a_request_that_is_trained_on_is_refused_as_a_prompt_with_its_choices_alone() -> None:
+    train = read_examples([BARE | {"questions": [ASKED | CHOICES | {"instructions": "Answer."}]}])
+    written = {"prompt": "Is tea warm?\n\nAnswer.", "choices": ["yes", "no"], "label": 0}
+    with pytest.raises(DataError, match="that are also trained on"):
+        check_disjoint(train, read_examples([written]))
+    check_disjoint(train, read_examples([written | {"choices": ["hot", "cold"]}]))

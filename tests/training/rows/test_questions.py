@@ -86,6 +86,26 @@ def test_a_plain_row_may_label_a_predicate_with_true_and_false() -> None:
     assert [example.choices[example.label] for example in read] == ["true", "false"]
 
 
+@pytest.mark.parametrize("label", ["true ", "\u200btrue", " TRUE"])
+def test_a_label_names_the_value_that_looks_the_same(label: str) -> None:
+    asked = fixed(URGENT)
+    rows = [{"prompt": "Help!", "label": label}, {"prompt": "Later is fine.", "label": False}]
+    first, _ = read_examples(rows, choices=asked.choices, question=asked).examples
+    assert first.choices[first.label] == "true"
+    [chosen] = read_examples([request("It crashes.", QUEUE | {"label": label.lower().replace("true", "bug")})]).examples
+    assert chosen.choices[chosen.label].startswith("bug")
+
+
+@pytest.mark.parametrize("blank", [None, " ", float("nan")])
+def test_an_empty_cell_of_a_predicate_is_no_label(blank: object) -> None:
+    asked = fixed(URGENT)
+    rows = [{"prompt": "Help!", "label": blank}, {"prompt": "Later is fine.", "label": False}]
+    with pytest.raises(DataError, match=r"rows\[0\]: got no label"):
+        read_examples(rows, choices=asked.choices, question=asked)
+    with pytest.raises(DataError, match=r"got no label in any row"):
+        read_examples(rows[:1], choices=asked.choices, question=asked)
+
+
 @pytest.mark.parametrize(("written", "shown"), [("1", "'1'"), ("0", "'0'"), ("yes", "'yes'")])
 def test_a_plain_row_may_not_label_a_predicate_with_numbers(tmp_path: Path, written: str, shown: str) -> None:
     (tmp_path / "rows.csv").write_text(f"prompt,label\nHelp!,true\nIt burns!,{written}\n")

@@ -161,12 +161,20 @@ def test_the_label_set_is_of_the_labels_where_there_is_no_label_text() -> None:
     assert label_set(read_table(rows)) == ("a", "b")
 
 
+def test_a_label_with_white_space_around_it_is_no_label_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    table = read_table([{"prompt": f"q{n}", "label": label} for n, label in enumerate(["b", "a", "b ", "\u200bb"])])
+    assert label_set(table) == ("a", "b")
+    assert [example.label for example in examples_of(table, label_set(table)).examples] == [1, 0, 1, 1]
+    assert not caplog.records
+
+
 @pytest.mark.parametrize(
     "rows",
     [
         [GOOD],  # brings its choices
         [{"prompt": "q", "label": 0}, {"prompt": "r", "label": 1}],  # numbers without names
         [{"prompt": "q", "label": "a"}, {"prompt": "r", "label": 1}],
+        [{"prompt": "q", "label": "a"}, {"prompt": "r", "label": ["a"]}],
         [],
     ],
 )
@@ -246,6 +254,16 @@ def test_rows_that_are_none_are_refused(rows: Any, message: str) -> None:
         read_examples(rows, choices=None if rows and rows != ["a", "b"] and isinstance(rows, list) else NAMES)
 
 
+@pytest.mark.parametrize("name", ["rows.txt", "rows.TSV", "rows.xlsx", "rows"])
+def test_a_file_of_another_kind_is_not_looked_for_on_the_hub(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets, "load_dataset", None)
+    (tmp_path / name).write_text("prompt,label\nHelp!,a\n")
+    with pytest.raises(DataError, match=rf"got .*{name}, expected a name that ends in \.jsonl, \.csv, \.parquet: save"):
+        read_examples(str(tmp_path / name))
+
+
 @pytest.mark.parametrize("separator", [";", "\t"])
 def test_columns_that_are_not_separated_by_commas_are_refused(tmp_path: Path, separator: str) -> None:
     file = tmp_path / "sheet.csv"
@@ -256,10 +274,11 @@ def test_columns_that_are_not_separated_by_commas_are_refused(tmp_path: Path, se
 
 def test_where_no_row_has_a_label_the_columns_are_named() -> None:
     rows = [{"prompt": f"{number}", "intent": "a"} for number in range(20)]
-    with pytest.raises(
-        DataError, match="got no label in any row of rows, with the columns prompt, intent, .* label=NAME"
-    ):
+    told = "^got no label in any row of rows, with the columns prompt, intent, .* label=NAME[^\n]*$"
+    with pytest.raises(DataError, match=told):
         label_set(read_table(rows))
+    with pytest.raises(DataError, match=told):
+        read_examples(rows, choices=("a", "b"))
 
 
 def test_a_cell_may_be_long(tmp_path: Path) -> None:

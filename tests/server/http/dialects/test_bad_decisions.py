@@ -222,6 +222,19 @@ DECISIONS = {
     ),
     # limits and the model
     "a long input": Bad(_reads("word " * 4097), "prompt_too_long", "input", "4100 tokens", 413),
+    "long instructions": Bad(
+        _asks(predicate(), predicate(instructions="word " * 4097)),
+        "prompt_too_long",
+        r"questions\[1\].instructions",
+        "4098 tokens",
+        413,
+    ),
+    "instructions that cannot be packed": Bad(
+        _asks(predicate(instructions="Is it UNPACKABLE?")),
+        "invalid_prompt",
+        r"questions\[0\].instructions",
+        "be packed",
+    ),
     "long choices": Bad(_asks(choice("a" * 500_000, "b")), "prompt_too_long", r"questions\[0\]", "choices have", 413),
     "a large body": Bad(_reads("x" * 2**20), "body_too_large", None, "longer than", 413),
     "an input that cannot be packed": Bad(_reads("UNPACKABLE"), "invalid_prompt", "input", "cannot be packed"),
@@ -240,6 +253,7 @@ SYSTEMONE = {
     "nothing": Bad({}, "missing", "model", "add it"),
     "an unknown field": Bad(_states(q=NOUL) | {"stream": True}, "unknown_field", "stream", "no field"),
     "assets": Bad(_states(q=NOUL) | {"assets": {"a": {}}}, "not_text", "assets", "text only"),
+    "assets of nothing": Bad(_states(q=NOUL) | {"assets": {}}, "not_text", "assets", "text only"),
     "images": Bad(_states(q=NOUL) | {"images": ["x"]}, "not_text", "images", "text only"),
     "state of a number": Bad(_states(3, q=NOUL), "invalid_type", "state", "a string, an object or an array"),
     "state of null": Bad(_states(None, q=NOUL), "invalid_type", "state", "got null"),

@@ -88,7 +88,33 @@ async def test_responses_have_the_request_id_under_the_protocols_name(server: Ru
         response = await server.client.post("/v1/systemone", json=body)
         assert response.status_code == status
         assert response.headers["x-typesafe-request-id"] == response.headers["x-request-id"]
+    listed = (await server.client.get("/v1/models")).headers
+    assert listed["x-typesafe-request-id"] == listed["x-request-id"]
     assert "x-typesafe-request-id" not in (await server.client.get("/livez")).headers
+
+
+async def test_images_beside_the_json_are_refused_as_images(server: Running) -> None:
+    parts = {"request": (None, b"{}", "application/json"), "asset-0": ("asset-0", b"\x89PNG", "image/png")}
+    response = await server.client.post("/v1/systemone", files=parts)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (400, "not_text", "assets")
+    assert "reads text only" in error["message"]
+    assert (await server.client.post("/v1/decisions", files=parts)).status_code == 415
+    assert (await server.client.post("/v1/systemone", content=b"{}")).status_code == 415
+
+
+async def test_images_that_are_longer_than_any_body_are_refused_as_images(server: Running) -> None:
+    parts = {"asset-0": ("asset-0", b"\xff" * (2**20 + 1), "image/jpeg")}
+    response = await server.client.post("/v1/systemone", files=parts)
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "not_text")
+    assert await server.metric("blora_requests_total", adapter="unknown", outcome="not_text") == 1
+    assert (await server.client.post("/v1/predict", files=parts)).status_code == 413
+    as_parts = {"content-type": response.request.headers["content-type"]}
+    assert (await server.client.get("/v1/systemone", headers=as_parts)).status_code == 405
+
+
+async def test_assets_may_be_null(server: Running) -> None:
+    assert (await ask(server, {"urgent": URGENT}, assets=None))["answers"].keys() == {"urgent"}
 
 
 async def test_names_may_be_anything(server: Running) -> None:

@@ -51,6 +51,20 @@ async def test_many_questions_about_a_text_get_the_status_of_one_however_long_it
         assert await asked(server, "a" * length) == status
 
 
+@pytest.mark.parametrize("limits", [{"max_input_passes": 1}, {"max_queue_tokens": 64}])
+async def test_a_question_that_is_too_much_work_is_named_and_told_what_its_request_can_change(
+    limits: dict[str, int],
+) -> None:
+    async with running(engine(), max_batch_tokens=64, **limits) as server:
+        questions = [predicate(instructions="Is it?"), predicate(instructions="Is it so, as far as one can tell?")]
+        body = {"model": "open", "input": "word " * 12, "questions": questions}  # each word is a token, under 4 draws
+        response = await server.client.post("/v1/decisions", json=body)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (413, "questions[1]")
+    assert "64 in" in error["message"]
+    assert "shorten the prompt or the choices, or ask for fewer draws (n_samples in /v1/predict)" in error["message"]
+
+
 @pytest.mark.parametrize("head", [False, True])
 def test_what_heads_read_of_a_text_counts_once(head: bool) -> None:
     text, (urgent, *_) = "word " * 900, family()

@@ -8,7 +8,7 @@ import torch
 from benchmarks.server_process import ADAPTER
 from blora.adapter import opening
 from blora.adapter.calibration_file import read_calibrations
-from blora.adapter.opening import pick_dtype
+from blora.adapter.opening import dtype_for_adapters
 from blora.errors import NotCalibratedError
 
 CPU = torch.device("cpu")
@@ -22,7 +22,7 @@ DEVICES = {
 
 
 def picked(*adapters: Path, dtype: str = "auto", allow_uncalibrated: bool = False) -> str:
-    return pick_dtype(dtype, CPU, adapters, allow_uncalibrated=allow_uncalibrated)
+    return dtype_for_adapters(dtype, CPU, adapters, allow_uncalibrated=allow_uncalibrated)
 
 
 @pytest.fixture

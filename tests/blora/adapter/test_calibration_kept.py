@@ -1,0 +1,74 @@
+"""What `calibration.json` keeps when its adapter is written again: attempts, and calibrations of equal contents."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from blora.adapter import load_adapter
+from blora.adapter.calibration_file import CALIBRATION_FILE, read_calibrations, record_ask, store_calibration
+from blora.base_model import BaseModel
+from blora.decision.calibration import Goal
+from tests.blora.adapter.test_calibration_file import ASK, CALIBRATION, ROWS, SPOILT, asked, bound
+from tests.blora.adapters import contents, saved
+
+OTHER = dataclasses.replace(ROWS, n_rows=700, asks=(Goal(target_risk=0.2).ask_in("bfloat16"),))
+
+
+def test_writing_the_adapter_again_keeps_attempts_and_drops_calibrations(
+    folder: Path, llama: BaseModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    for rows in (ROWS, OTHER):
+        record_ask(folder, rows)
+    store_calibration(folder, CALIBRATION)
+    for n_calibrations in (1, 0):
+        saved(folder, llama, method="lora")
+        assert (asked(folder), read_calibrations(folder)) == ((ROWS, OTHER), ())
+        [told] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert told.startswith(f"kept the record of calibration attempts (2) in {folder / CALIBRATION_FILE}, and ")
+        assert f"removed calibrations of the earlier adapter ({n_calibrations}): run blora calibrate again" in told
+        caplog.clear()
+    assert load_adapter(folder, llama).config.posterior.method == "lora"
+    again = dataclasses.replace(ROWS, adapter_digest=load_adapter(folder, llama).digest)
+    assert record_ask(folder, again) == (ASK, *OTHER.asks)
+
+
+def test_writing_the_same_contents_again_keeps_their_calibrations(
+    folder: Path, llama: BaseModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = bound(adapter_digest=load_adapter(folder, llama).digest)
+    record_ask(folder, ROWS)
+    store_calibration(folder, own)
+    caplog.set_level("INFO")
+    saved(folder, llama)
+    assert (asked(folder), read_calibrations(folder)) == ((ROWS,), (own,))
+    [told] = [record.getMessage() for record in caplog.records]
+    assert told == f"kept {folder / CALIBRATION_FILE}, whose calibrations are of the same contents"
+
+
+@pytest.mark.parametrize("name", [name for name in SPOILT if name != "a folder"])
+def test_a_spoilt_file_does_not_hinder_the_writing_and_is_removed(
+    name: str, folder: Path, llama: BaseModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    store_calibration(folder, CALIBRATION)
+    SPOILT[name][0](folder / CALIBRATION_FILE)
+    saved(folder, llama, method="lora")
+    assert load_adapter(folder, llama).config.posterior.method == "lora"
+    assert CALIBRATION_FILE not in [file.name for file in folder.iterdir()]
+    [told] = [record.getMessage() for record in caplog.records]
+    assert told.startswith(f"removed {folder / CALIBRATION_FILE} of the earlier adapter, with its record of")
+
+
+def test_a_disk_without_room_for_the_record_leaves_adapter_and_record(
+    folder: Path, llama: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record_ask(folder, ROWS)
+    before = contents(folder)
+
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("blora.adapter.calibration_file.write_file", full)
+    with pytest.raises(OSError, match="no space left"):
+        saved(folder, llama, method="lora")
+    assert contents(folder) == before

@@ -1,0 +1,43 @@
+"""A fit leaves the processors to numpy's BLAS: torch computes with one thread meanwhile."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from blora.training.head.fit import Regression, fit_head
+from tests.training.head.test_fit import CONFIG, NO_LORA, linear_task
+
+STEP = torch.optim.LBFGS.step
+
+
+@pytest.fixture
+def threads() -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield 2
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_fit_takes_one_thread_of_torch_and_gives_the_others_back(
+    monkeypatch: pytest.MonkeyPatch, threads: int, fails: bool
+) -> None:
+    seen: set[int] = set()
+
+    def step(optimizer: torch.optim.LBFGS, loss: Callable[[], float]) -> object:
+        seen.add(torch.get_num_threads())
+        if fails:
+            raise MemoryError
+        return STEP(optimizer, loss)
+
+    monkeypatch.setattr("torch.optim.LBFGS.step", step)
+    features, rows = linear_task(40, seed=0)
+    regression = Regression.of(CONFIG, features, rows)
+    if fails:
+        with pytest.raises(MemoryError):
+            fit_head(regression, features, rows, NO_LORA)
+    else:
+        fit_head(regression, features, rows, NO_LORA)
+    assert seen == {1}
+    assert torch.get_num_threads() == threads
