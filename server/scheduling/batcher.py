@@ -244,8 +244,15 @@ class Batcher(Generic[P, R]):
         return any(run.is_ahead_of(other) or not other.is_wanted for other in self._parked)
 
     def _turns(self, now: float) -> dict[Item[P, R], float]:
-        """Return the turns of the inputs that are wanted at a time, in order."""
+        """Return the turns of the inputs that are wanted at a time, in order.
+
+        Inputs that would be answered too late wait while there are others: of a queue that is too long, each would
+        otherwise run right before its deadline, in vain.
+        """
         wanted = [item for item in self._queue if item.wanted(now)]
+        most = min(self._max_batch_tokens, sum(share.cost for share in shares(item.work for item in wanted)))
+        in_time = [item for item in wanted if now + self.pace.seconds(max(most, item.work.cost)) < item.deadline]
+        wanted = in_time or wanted
         turns = zip(wanted, self._fair_share.turns(shares(item.work for item in wanted)), strict=True)
         return dict(sorted(turns, key=lambda pair: pair[1]))
 

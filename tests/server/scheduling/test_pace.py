@@ -88,3 +88,13 @@ def test_noise_makes_no_pass_take_less_than_nothing() -> None:
     for passes in (((100, 1.0), (1000, 0.1)), ((100, 0.1), (1000, 10.0))):
         pace = pace_of(*passes)
         assert 0 < pace.seconds(10) <= pace.seconds(100) <= pace.seconds(5000)
+
+
+def test_passes_that_become_slow_count_after_a_few_of_them() -> None:
+    pace = pace_of(*((tokens, 0.05) for tokens in (100, 500, 1000) for _ in range(20)))
+    for _ in range(5):
+        pace.measure(1000, 1.5, full=False)
+    assert pace.seconds(1000) > 0.5
+    for _ in range(3):
+        pace.measure(1000, 1.5, full=False)
+    assert pace.seconds(1000) == pytest.approx(1.5)

@@ -1,0 +1,133 @@
+"""A flood of inputs, on a clock that jumps to the next event: answers go on to come, and in time."""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from selectors import DefaultSelector, SelectorKey
+from typing import Any
+
+import pytest
+
+from blora.server.errors import DeadlineExceededError, QueueFullError
+from blora.server.scheduling.batcher import Batcher, Completed, Work
+from blora.server.scheduling.control import Control
+from tests.server.scheduling.test_batcher import LIMITS, Bench, Notes
+
+TOKENS, BATCH = 40, 1000
+TIMEOUT_S = 30.0
+PASS_S, FLOODED_PASS_S = 0.5, 1.5
+CALM_S, SETTLE_S, COUNTED_S = 30.0, 20.0, 60.0
+CAPACITY = BATCH / TOKENS / FLOODED_PASS_S  # answers a second under the flood
+
+
+class Jumping(DefaultSelector):
+    """Selector that never waits: the clock jumps by the time that it would have waited."""
+
+    now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[SelectorKey, int]]:
+        self.now += timeout or 0.0
+        return super().select(0)
+
+
+class JumpingLoop(asyncio.SelectorEventLoop):
+    """Event loop on a clock of its own."""
+
+    def __init__(self) -> None:
+        self.selector = Jumping()
+        super().__init__(self.selector)
+
+    def time(self) -> float:
+        return self.selector.now
+
+
+class Flood:
+    """Passes that become three times as slow when the flood begins, and times of arrival and of answers.
+
+    Args:
+        noise: standard deviation of the logarithm of a pass's seconds.
+    """
+
+    def __init__(self, noise: float) -> None:
+        self.noise = noise
+        self.chance = random.Random(0)
+        self.flooded = False
+        self.seen: list[tuple[float, str]] = []
+
+    async def run(self, payloads: Sequence[str], control: Control) -> list[str]:
+        seconds = FLOODED_PASS_S if self.flooded else PASS_S
+        await asyncio.sleep(seconds * self.chance.lognormvariate(0, self.noise))
+        return list(payloads)
+
+    async def ask(self, batcher: Batcher[str, str]) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            await batcher.submit(Work("x", (TOKENS,), 1, "group"), deadline=loop.time() + TIMEOUT_S)
+            outcome = "answered"
+        except QueueFullError:
+            outcome = "refused"
+        except DeadlineExceededError:
+            outcome = "late"
+        self.seen.append((loop.time(), outcome))
+
+    async def arrivals(self, batcher: Batcher[str, str], rate: float, seconds: float) -> None:
+        end = asyncio.get_running_loop().time() + seconds
+        async with asyncio.TaskGroup() as group:
+            while asyncio.get_running_loop().time() < end:
+                group.create_task(self.ask(batcher))
+                await asyncio.sleep(self.chance.expovariate(rate))
+
+    async def go(self) -> None:
+        limits: dict[str, Any] = LIMITS | {"max_batch_tokens": BATCH, "max_queue_tokens": 10**6, "timeout_s": TIMEOUT_S}
+        batcher = Batcher(self.run, observer=Notes(), **limits | {"max_queue_requests": 10**4})
+        batcher.start()
+        await self.arrivals(batcher, 0.9 * BATCH / TOKENS / PASS_S, CALM_S)
+        self.flooded = True
+        self.began = asyncio.get_running_loop().time()
+        await self.arrivals(batcher, 4 * CAPACITY, SETTLE_S + COUNTED_S)
+        await batcher.stop()
+
+    def count(self, outcome: str) -> int:
+        since = self.began + SETTLE_S
+        return sum(since <= when < since + COUNTED_S and what == outcome for when, what in self.seen)
+
+
+@pytest.fixture(scope="module", params=[0.0, 0.3], ids=["steady", "noisy"])
+def flood(request: pytest.FixtureRequest) -> Flood:
+    made = Flood(request.param)
+    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+        runner.run(made.go())
+    return made
+
+
+def test_a_flood_that_slows_the_passes_down_is_answered_at_their_speed(flood: Flood) -> None:
+    assert flood.count("answered") > 0.8 * CAPACITY * COUNTED_S
+    assert flood.count("refused") > 2 * CAPACITY * COUNTED_S
+
+
+def test_few_accepted_inputs_of_a_flood_are_late(flood: Flood) -> None:
+    assert flood.count("late") < 0.5 * flood.count("answered")
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_an_input_that_would_be_late_waits_for_those_that_would_not(others: bool) -> None:
+    async def first_batches() -> tuple[list[list[str]], str | BaseException]:
+        b = Bench()
+        b.batcher.start()
+        b.worker.seconds = 1.0
+        for _ in range(8):
+            await b.submit("known", n_tokens=100)
+        held = await b.hold()
+        late = b.submit("late", n_tokens=100, timeout_s=5)
+        asked = [b.submit("in time", n_tokens=100)] if others else []
+        await asyncio.sleep(3.5)
+        results = await b.release(late, held, *asked)  # after which the holder takes one second more
+        await b.batcher.stop()
+        outcome = results[0]
+        return b.worker.batches, outcome.result if isinstance(outcome, Completed) else outcome
+
+    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+        batches, outcome = runner.run(first_batches())
+    # Without others, an estimate keeps nothing from the worker.
+    assert batches[0] == ["in time" if others else "late"]
+    assert isinstance(outcome, DeadlineExceededError)
