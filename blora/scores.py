@@ -7,7 +7,7 @@ is given.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import inf, log
+from math import inf
 from typing import TYPE_CHECKING, Literal, overload
 
 from blora.errors import ShapeError
@@ -44,7 +44,6 @@ class Score:
         high_is_certain: whether high values mean certainty. Such a score is a share with 1 at certainty; any other
             score is an uncertainty with 0 at certainty.
         unit: unit of the values; empty for a share.
-        range: function from the numbers of choices and draws to the smallest and the largest possible value.
         of: function from recalibrated probabilities (S, B, C), one slice per posterior draw, to values (B,); None for a
             score of the question alone, which not every adapter has.
         with_guesses: the same for answers with guesses (`blora.decision.guesses`), from the probabilities and those
@@ -56,7 +55,6 @@ class Score:
         fewest_draws: smallest number of draws for which the score is defined.
         why: name of the reason to abstain, if it is not the usual one.
         has_threshold: whether policies have a threshold on the score; if not, answers only report it.
-        always_reported: whether the answers of every server version have the score; False for scores added later.
         meaning: a sentence for metrics and documents.
         noun: the subject of "is lower" or "is higher" in a sentence about the threshold.
     """
@@ -64,7 +62,6 @@ class Score:
     name: str
     high_is_certain: bool
     unit: Literal["", "nats"] = ""
-    range: Callable[[int, int], tuple[float, float]]
     of: "Callable[[Tensor], Tensor] | None" = None
     with_guesses: "Callable[[Tensor, Tensor], Tensor] | None" = None
     parts: "Callable[[Tensor], Tensor] | None" = None
@@ -72,7 +69,6 @@ class Score:
     fewest_draws: int = 1
     why: str = ""
     has_threshold: bool = True
-    always_reported: bool = False
     meaning: str
     noun: str
 
@@ -112,7 +108,7 @@ class Score:
         return 1.0 if self.high_is_certain else inf
 
     def values(self, probs: "Tensor", draws: "Tensor | None" = None) -> "Tensor":
-        """Return the score (B,) of probabilities, clamped to its range against rounding.
+        """Return the score (B,) of probabilities, clamped to 0 and its greatest value against rounding.
 
         Args:
             probs: (S, B, C).
@@ -238,10 +234,8 @@ TABLE = (
     Score(
         name="confidence",
         high_is_certain=True,
-        range=lambda n_choices, _: (1 / n_choices, 1.0),
         of=lambda probs: predictive_mean(probs).amax(-1),
         parts=_leader,
-        always_reported=True,
         meaning="Probability of the leading choice.",
         noun="leader's probability",
     ),
@@ -249,11 +243,9 @@ TABLE = (
         name="predictive_entropy",
         high_is_certain=False,
         unit="nats",
-        range=lambda n_choices, _: (0.0, log(n_choices)),
         of=predictive_entropy,
         parts=lambda probs: _cross_entropy(probs)[..., None],
         rises_with_draws=True,
-        always_reported=True,
         meaning="Entropy of the answer's probabilities.",
         noun="predictive entropy, in nats,",
     ),
@@ -261,12 +253,10 @@ TABLE = (
         name="expected_entropy",
         high_is_certain=False,
         unit="nats",
-        range=lambda n_choices, _: (0.0, log(n_choices)),
         of=expected_entropy,
         with_guesses=lambda probs, draws: predictive_entropy(probs) - mutual_information(draws),
         parts=lambda probs: entropy(probs)[..., None],
         has_threshold=False,
-        always_reported=True,
         meaning="The part of the entropy that would remain if the weights were known.",
         noun="expected entropy, in nats,",
     ),
@@ -274,21 +264,17 @@ TABLE = (
         name="mutual_information",
         high_is_certain=False,
         unit="nats",
-        # The mutual information is the Jensen-Shannon divergence of the draws, which is also at most ln S.
-        range=lambda n_choices, n_samples: (0.0, log(min(n_choices, n_samples))),
         of=mutual_information,
         with_guesses=lambda _, draws: mutual_information(draws),
         parts=lambda probs: (_cross_entropy(probs) - entropy(probs))[..., None],
         rises_with_draws=True,
         fewest_draws=2,
-        always_reported=True,
         meaning="The part of the entropy that comes from uncertainty about the weights.",
         noun="mutual information, in nats,",
     ),
     Score(
         name="margin",
         high_is_certain=True,
-        range=lambda *_: (0.0, 1.0),
         of=lambda probs: -predictive_mean(probs).topk(2).values.diff()[..., 0],
         parts=leads,  # further draws may make any other choice the second one
         meaning="Difference in probability between the leading choice and the second one.",
@@ -297,7 +283,6 @@ TABLE = (
     Score(
         name="familiarity",
         high_is_certain=True,
-        range=lambda *_: (0.0, 1.0),
         why="unfamiliar_question",
         meaning="Conformal p-value of the question: the share of familiar questions that are at least as unusual.",
         noun="familiarity",

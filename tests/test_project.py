@@ -211,8 +211,3 @@ def test_every_command_is_an_entry_point_that_exists() -> None:
     for name in entries.values():
         assert callable(imported(name).main)
         assert imported(name).SUMMARY
-
-
-def test_the_changelog_knows_this_version() -> None:
-    text = (ROOT / "CHANGELOG.md").read_text()
-    assert f"[{PROJECT['version']}]" in text or "[Unreleased]" in text

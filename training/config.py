@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 # Limit for the cached output of the frozen layers, where no TrainConfig sets another.
 CACHE_GIB = 16.0
-# How a new adapter scores. `PromptConfig` has another default for choice_end, for adapters saved without that setting.
+# How a new adapter scores; `PromptConfig()` scores the bare base model, without an end of choices.
 NEW_PROMPT = PromptConfig(choice_end="newline")
 # Draws of a trained LoRA posterior, and of an adapter made from a LoRA.
 N_SAMPLES, N_SAMPLES_TUNED = 16, 8

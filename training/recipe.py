@@ -110,6 +110,8 @@ def recipe_of(data: Rows, output: Path, *, command: str, **settings: Any) -> Rec
         AdapterError: if the base model of init_from came from a folder or a file, and no base_model is given.
     """
     given = {name: value for name, value in settings.items() if value is not None}
+    for name in ("n_samples", "train_examples", "validation_examples"):
+        require(given.get(name, 1) >= 1, f"{name} = {given.get(name)}", "1 or more, or None")
     usual = TrainConfig(work_dir=output).learning_rate
     if given.get("method") == "lora" and given.get("learning_rate", usual) != usual:
         raise ConfigError(

@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from blora.config import MOST_LENGTH_POWER
-from blora.decision.calibrate import scores_of
 from blora.decision.curves import auroc, reliability, risk_coverage
 from blora.decision.metrics import metrics
 from blora.decision.selective import ScoreName
 from blora.decision.temperature import Recalibration, fit_recalibration, fit_temperature
-from blora.scores import SCORES
+from blora.scores import SCORES, scores_of
 
 __all__ = ["Predictions", "Treatments", "evaluations", "uncertainty_scores"]
 

@@ -12,6 +12,7 @@ from blora.adapter import Adapter
 from blora.adapter.lora import WEIGHTS_FILE
 from blora.adapter.peft_files import peft_config, peft_tensors
 from blora.base_model import BaseModel
+from blora.config.checks import require
 from blora.disk.atomic import new_folder
 from blora.errors import AdapterError
 from blora.posterior.decision_head import HeadPosterior
@@ -33,6 +34,7 @@ def export_draws(adapter: Adapter, base: BaseModel, output: Path | str, n_sample
         The S folders, each a LoRA that PEFT and vLLM can load.
 
     Raises:
+        ConfigError: if there are no draws.
         AdapterError: if the folder exists, or the adapter has a decision head.
     """
     output = Path(output)
@@ -44,7 +46,8 @@ def export_draws(adapter: Adapter, base: BaseModel, output: Path | str, n_sample
             "without a head: train it with --head none"
         )
     sampling = adapter.config.sampling
-    n_samples = n_samples or sampling.n_samples
+    n_samples = sampling.n_samples if n_samples is None else n_samples
+    require(n_samples >= 1, f"n_samples = {n_samples}", "1 or more")
     with torch.no_grad():
         draws = adapter.posterior.sample(n_samples, generator_of(sampling.seed))
     names = [f"draw-{s:03d}" for s in range(n_samples)]

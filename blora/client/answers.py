@@ -37,17 +37,15 @@ class AdapterRef(Answer):
 
     name: str
     digest: str = Field(description="SHA-256 of its contents: weights, posterior and settings.")
-    calibration_digest: str | None = Field(
-        default=None,
+    calibration_digest: str = Field(
         description="SHA-256 of the calibration in force and the policy, which together decide whether to abstain. "
-        "Changes when either does, whereas `digest` does not. Absent in answers of older servers.",
+        "Changes when either does, whereas `digest` does not.",
     )
 
     @property
     def pin(self) -> str:
         """The adapter's name for a request that must get exactly this adapter, under the same calibration."""
-        calibration = "" if self.calibration_digest is None else f"+{self.calibration_digest}"
-        return f"{self.name}@{self.digest}{calibration}"
+        return f"{self.name}@{self.digest}+{self.calibration_digest}"
 
 
 class ChoiceProbability(Answer):
@@ -108,9 +106,11 @@ class _Leader(Answer):
 
 def _reported(score: Score) -> tuple[Any, Any]:
     """Return the type and the default of a score's field in an answer."""
-    if score.always_reported:
+    if score.of is not None:
         return float, ...
-    return float | None, Field(default=None, description=f"{score.meaning} Absent in answers of older servers.")
+    return float | None, Field(
+        default=None, description=f"{score.meaning} Absent for an adapter without a familiarity."
+    )
 
 
 _SCORES: dict[str, Any] = {score.name: _reported(score) for score in TABLE}

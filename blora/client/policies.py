@@ -67,12 +67,9 @@ class _Beyond(AbstainPolicy):
 def _value(prediction: Prediction, score: Score) -> float:
     value: float | None = getattr(prediction, score.name)
     if value is None:
-        lacking = "the server is old, so update it"
-        if score.of is None:
-            lacking = f"the adapter has no {score.name}, which comes with a decision head, or {lacking}"
         raise ClientError(
-            f"got an answer without {score.name}, expected one with it to apply a threshold: {lacking}, or leave the "
-            "threshold out"
+            f"got an answer without {score.name}, expected one with it to apply a threshold: the adapter has no "
+            f"{score.name}, which comes with a decision head; leave the threshold out"
         )
     return value
 

@@ -122,8 +122,8 @@ class PromptConfig:
             choices as `none` does, but does not make longer choices more confident.
         length_power: exponent of that number of tokens; training fits it together with the temperature.
         choice_end: token that is scored after the last token of every choice (`text` only): a line break or the
-            tokenizer's end of sequence. With `none`, the value for adapters older than this setting, a choice that is
-            the beginning of another choice always has the higher probability.
+            tokenizer's end of sequence. With `none`, a choice that is the beginning of another choice always has the
+            higher probability.
         readout: what scores the choices. `scores`: the language model, by the log-probabilities above. `linear`: a
             head on the prompt's hidden states, for the fixed choices. `pointer`: a head on each choice's own hidden
             states and log-probability.

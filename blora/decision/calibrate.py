@@ -28,7 +28,7 @@ from blora.decision.temperature import temper
 from blora.errors import ConfigError, DataError, NumericalError, ShapeError
 from blora.scores import SCORES, ScoreName, predictive_mean, scores_of
 
-__all__ = ["STANDARD_COVERAGES", "STANDARD_TARGETS", "calibrate", "scores_of"]
+__all__ = ["STANDARD_COVERAGES", "STANDARD_TARGETS", "calibrate"]
 
 STANDARD_TARGETS = (0.01, 0.02, 0.05, 0.1, 0.2)
 STANDARD_COVERAGES = (0.8, 0.9, 0.95)

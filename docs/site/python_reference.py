@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["python_page"]
+__all__ = ["cell", "python_page"]
 
 # The modules whose public names make up the interface, with what each is for.
 MODULES = {
@@ -115,7 +115,7 @@ def _text(doc: str) -> str:
         entries = _ENTRY.split(body)
         if title in ("Args", "Attributes", "Raises") and len(entries) > 1:
             rows = zip(entries[1::2], entries[2::2], strict=True)
-            lines = "".join(f"| `{name}` | {_cell(text)} |\n" for name, text in rows)
+            lines = "".join(f"| `{name}` | {cell(text)} |\n" for name, text in rows)
             parts.append(f"| {title} | meaning |\n|---|---|\n{lines}")
         else:
             parts.append(f"**{title}:** {_paragraphs(body)}")
@@ -133,5 +133,6 @@ def _paragraphs(text: str) -> str:
     return "\n".join(parts)
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
+    """Return a text as the cell of a table; what looks like a placeholder of HTML is one of the text."""
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 from blora.cli import GROUP
 from blora.scores import SCORES
-from docs.site.python_reference import python_page
+from docs.site.python_reference import cell, python_page
 from docs.site.stage import DOCS, ROOT
 
 __all__ = ["PAGES"]
@@ -89,17 +89,12 @@ def _name(action: Action) -> str:
 def _help(parser: ArgumentParser, action: Action) -> str:
     text = parser._get_formatter()._expand_help(action)
     required = " (required)" if action.required and action.option_strings else ""
-    return _cell(text + required)
+    return cell(text + required)
 
 
 def _sentence(text: str) -> str:
     text = " ".join(text.split())
     return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
-
-
-def _cell(text: str) -> str:
-    """Return a text as the cell of a table; what looks like a placeholder of HTML is one of the text."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def routes_page() -> str:
@@ -118,18 +113,18 @@ def routes_page() -> str:
     for path, item in document["paths"].items():
         for method, operation in item.items():
             statuses = ", ".join(sorted(operation["responses"]))
-            parts.append(f"| `{method.upper()} {path}` | {_cell(operation['summary'])} | {statuses} |")
+            parts.append(f"| `{method.upper()} {path}` | {cell(operation['summary'])} | {statuses} |")
     scored = Scored.model_json_schema()
     schemas = document["components"]["schemas"] | {"Scored": scored}
     for name in SCHEMAS:
-        about, elsewhere = _cell(schemas[name].get("description", "")), {}
+        about, elsewhere = cell(schemas[name].get("description", "")), {}
         if name in WITH_SCORED:
             about, elsewhere = f"{about} It also has the fields of [Scored](#scored).", scored["properties"]
         parts.append(f"\n## {_title(name)}\n\n{about}\n\n| field | type | meaning |\n|---|---|---|")
         for field, schema in schemas[name]["properties"].items():
             if field not in elsewhere:
                 meaning = schema.get("description") or (SCORES[field].meaning if field in SCORES else "")
-                parts.append(f"| `{field}` | {_cell(_type(schema))} | {_cell(meaning)} |")
+                parts.append(f"| `{field}` | {cell(_type(schema))} | {cell(meaning)} |")
     return "\n".join(parts) + "\n"
 
 

@@ -127,8 +127,12 @@ class Admission:
         self._timeout_s = timeout_s
         self._max_input_tokens = max_input_passes * max_batch_tokens
 
-    def check_size(self, work: Work[P]) -> None:
+    def check_size(self, work: Work[P], now: float) -> None:
         """Raise an error if an input could not be answered even on an idle server.
+
+        Args:
+            work: the input.
+            now: the time, of the clock that passes are measured by.
 
         Raises:
             TooLargeError: if one draw exceeds a forward pass, if all draws exceed the queue or the limit of one
@@ -147,7 +151,7 @@ class Admission:
                 code="too_much_work",
             )
         expected = self.pace.seconds(work.cost)
-        if self.pace.known and expected > self._timeout_s:
+        if self.pace.is_known(now) and expected > self._timeout_s:
             raise TooLargeError(
                 f"This input takes about {expected:.0f} s on this server even if nothing else runs "
                 f"({work.n_tokens} tokens x {work.n_draws} draws), and its answer is due within "
@@ -181,7 +185,7 @@ class Admission:
                 "after the seconds in Retry-After.",
                 retry_after_s=self._retry_after_s(waiting.ahead),
             )
-        expected = self.pace.seconds(waiting.ahead + cost)
+        expected = self.pace.seconds_now(waiting.ahead + cost)
         if waiting.ahead and expected > _DEADLINE_SHARE * seconds_left:
             raise QueueFullError(
                 f"The answer is expected in about {expected:.1f} s, but must be expected within "
@@ -191,4 +195,4 @@ class Admission:
             )
 
     def _retry_after_s(self, ahead: int) -> int:
-        return max(1, math.ceil(self.pace.seconds(ahead)))
+        return max(1, math.ceil(self.pace.seconds_now(ahead)))

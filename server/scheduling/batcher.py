@@ -102,9 +102,9 @@ class Batcher(Generic[P, R]):
     @property
     def backlog_s(self) -> float:
         """Seconds of work that waits, has begun, or was refused within the last 30 s."""
-        waiting = self.pace.seconds(sum(share.cost for share in shares(item.work for item in self._queue)))
+        waiting = self.pace.seconds_now(sum(share.cost for share in shares(item.work for item in self._queue)))
         # A run that is overdue by some time is expected to take that time again.
-        begun = sum(abs(self.pace.seconds(run.cost) - run.worker_s) for run in self._begun())
+        begun = sum(abs(self.pace.seconds_now(run.cost) - run.worker_s) for run in self._begun())
         return waiting + begun + self._refused.seconds(asyncio.get_running_loop().time())
 
     def start(self) -> None:
@@ -127,7 +127,7 @@ class Batcher(Generic[P, R]):
             Exception: the exception that the worker raised for this input alone.
         """
         loop = asyncio.get_running_loop()
-        self._admit(work, deadline - loop.time())
+        self._admit(work, deadline, loop.time())
         item: Item[P, R] = Item(work, loop.create_future(), loop.time(), deadline)
         self._queue[item] = None
         self._wake.set()
@@ -172,10 +172,10 @@ class Batcher(Generic[P, R]):
     def _begun(self) -> list[Run[P, R]]:
         return [*self._parked, *([self._active] if self._active is not None else [])]
 
-    def _admit(self, work: Work[P], seconds_left: float) -> None:
+    def _admit(self, work: Work[P], deadline: float, now: float) -> None:
         if self._draining:
             raise self._draining_error()
-        self._admission.check_size(work)
+        self._admission.check_size(work, now)
         every = shares([*(item.work for item in self._queue), work])
         *waiting, new = every
         *turns, turn = self._fair_share.turns(every)
@@ -183,9 +183,9 @@ class Batcher(Generic[P, R]):
         delay = self._delay([*ahead, *(run.cost for run in self._begun())], new.cost)
         found = QueueState.of(waiting, new.owner, ahead=delay)
         try:
-            self._admission.check_room(new.cost, found, seconds_left)
+            self._admission.check_room(new.cost, found, deadline - now)
         except QueueFullError:
-            self._refused.add(asyncio.get_running_loop().time(), self.pace.seconds(new.cost))
+            self._refused.add(now, self.pace.seconds_now(new.cost))
             raise
 
     def _delay(self, costs: Sequence[int], cost: int) -> int:
@@ -251,7 +251,7 @@ class Batcher(Generic[P, R]):
         """
         wanted = [item for item in self._queue if item.wanted(now)]
         most = min(self._max_batch_tokens, sum(share.cost for share in shares(item.work for item in wanted)))
-        in_time = [item for item in wanted if now + self.pace.seconds(max(most, item.work.cost)) < item.deadline]
+        in_time = [item for item in wanted if now + self.pace.seconds_now(max(most, item.work.cost)) < item.deadline]
         wanted = in_time or wanted
         turns = zip(wanted, self._fair_share.turns(shares(item.work for item in wanted)), strict=True)
         return dict(sorted(turns, key=lambda pair: pair[1]))
@@ -361,7 +361,7 @@ class Batcher(Generic[P, R]):
             seconds = run.worker_s - began_s
             self._observer.worked(seconds)
         self.last_forward_failed = False
-        self.pace.measure(run.cost, seconds, full=run.is_full)
+        self.pace.measure(run.cost, seconds, full=run.is_full, now=run.clock())
         tokens = PassSize(item.work for item in run.items).tokens
         self._observer.forward_done(rows=len(run.items), tokens=tokens)
         for item, result in finished:

@@ -67,6 +67,13 @@ def test_the_end_of_choices_is_a_setting_of_scores_where_a_head_would_read_no_ch
     assert plan_of(recipe(**spoken), replace(NEW_PROMPT, **spoken)) == ("pointer", "none")
 
 
+@pytest.mark.parametrize("name", ["n_samples", "train_examples", "validation_examples"])
+@pytest.mark.parametrize("number", [0, -20])
+def test_no_draws_or_rows_are_refused_and_not_taken_for_the_default(name: str, number: int) -> None:
+    with pytest.raises(ConfigError, match=f"got {name} = {number}, expected 1 or more, or None"):
+        recipe(**{name: number})
+
+
 def test_a_pointer_head_reads_fixed_choices_to_the_end_that_is_asked_for() -> None:
     end = {"choice_end": "eos" if NEW_PROMPT.choice_end == "newline" else "newline"}
     assert plan_of(recipe(head="pointer", **end), replace(FIXED, **end)) == ("pointer", "none")

@@ -37,8 +37,8 @@ TEMPLATE_ADVICE = (
 )
 MAPPING_ADVICE = "or say which column holds it, as in columns={'prompt': 'review'}"
 EXPECTED = (
-    "expected a .jsonl or .csv file, a hub data set, a list of dicts, a pandas or polars DataFrame, a "
-    "datasets.Dataset, or a .parquet file"
+    "expected a .jsonl, .csv or .parquet file, a hub data set, a list of dicts, a pandas or polars DataFrame, or a "
+    "datasets.Dataset"
 )
 
 
@@ -104,7 +104,7 @@ def _hub_table(source: str, split: str, columns: Mapping[str, str]) -> Table:
         rows = load_dataset(name, config or None, split=split)
     except Exception as exc:  # every failure of the library, network included
         raise DataError(
-            f"got data set {source!r}, which is neither a .jsonl or .csv file nor a data set that loads ({exc})"
+            f"got data set {source!r}, which is neither a {', '.join(FORMATS)} file nor a data set that loads ({exc})"
         ) from exc
     place = f"{source}/{split}"
     return _mapped(place, ((f"{place}:{number}", row) for number, row in enumerate(rows, start=1)), columns, rows)

@@ -13,7 +13,7 @@ __all__ = ["Contents", "Counted", "Entry", "Label", "Ledger", "Settled", "Tally"
 # A choice as a client reports it: a text, or the boolean or the level number of a typed question.
 Label = str | bool | int
 
-# Length of a hash. A label that was not offered matches one of 64 offered choices with probability 4e-18.
+# Length of a hash. A label that was not offered matches one of 255 offered choices with probability 1.4e-17.
 _HASH_BYTES = 8
 
 

@@ -22,6 +22,7 @@ def body(**fields: Any) -> dict[str, Any]:
         "predictive_entropy": 0.325,
         "expected_entropy": 0.3,
         "mutual_information": 0.025,
+        "margin": 0.8,
         "prediction_set": None,
         "abstained": False,
         "abstain_reasons": [],

@@ -75,7 +75,7 @@ def test_the_question_may_come_from_standard_input_and_the_answer_be_json(
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("from a pipe"))
     assert main(["-", "--json"]) == 0
-    absent = dict.fromkeys(("margin", "familiarity", "samples", "feedback_requested"))
+    absent = dict.fromkeys(("familiarity", "samples", "feedback_requested"))
     assert json.loads(capsys.readouterr().out) == body(**absent, warnings=[])
     assert asked[0]["prompt"] == "from a pipe"
 

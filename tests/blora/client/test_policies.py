@@ -93,14 +93,7 @@ def test_shares_have_names_but_the_confidence_needs_none() -> None:
 
 
 def test_a_score_that_the_answer_lacks_is_not_taken_for_one_that_passes() -> None:
-    of_an_older_server = prediction()
-    assert of_an_older_server.margin is None
-    with pytest.raises(ClientError, match="an answer without margin, .*: the server is old, so update it, or"):
-        AbstainBelow(margin=0.1).apply(of_an_older_server)
-
-
-def test_a_score_that_not_every_adapter_has_may_be_lacking_for_that_reason() -> None:
-    with pytest.raises(ClientError, match="the adapter has no familiarity, which comes with a decision head, or the"):
+    with pytest.raises(ClientError, match="without familiarity, .*: the adapter has no familiarity, which comes with"):
         AbstainBelow(familiarity=0.05).apply(prediction())
 
 

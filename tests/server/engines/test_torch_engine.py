@@ -174,10 +174,6 @@ async def test_what_cannot_be_packed_names_its_field(asking: Asking) -> None:
     assert info.value.param == "prompt"
 
 
-async def test_the_probe_passes_where_the_model_works(asking: Asking) -> None:
-    await asking.engine.probe()
-
-
 @pytest.fixture
 def broken_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     real = Branches.score

@@ -25,11 +25,11 @@ def input_of(n_tokens: int, n_draws: int = 1, **more: int) -> Work[str]:
 @pytest.mark.parametrize(("n_tokens", "n_draws"), [(101, 1), (100, 11)])
 def test_what_never_fits_is_told_so(n_tokens: int, n_draws: int) -> None:
     with pytest.raises(TooLargeError):
-        admission().check_size(input_of(n_tokens, n_draws))
+        admission().check_size(input_of(n_tokens, n_draws), now=0)
 
 
 def test_what_just_fits_is_let_in() -> None:
-    admission().check_size(input_of(100, 9))
+    admission().check_size(input_of(100, 9), now=0)
     admission().check_room(1000, NOBODY, 30)
 
 
@@ -38,7 +38,7 @@ def test_an_input_has_a_bound_of_all_the_work_it_may_come_to(asked: Work[str]) -
     with pytest.raises(
         TooLargeError, match="expected at most 900 in one input: shorten the prompt or the choices, or ask"
     ) as info:
-        admission().check_size(asked)
+        admission().check_size(asked, now=0)
     assert (info.value.status, info.value.code) == (413, "too_much_work")
 
 
@@ -48,12 +48,12 @@ def test_what_cannot_be_done_in_time_even_by_an_idle_server_is_refused_with_the_
     for some in (quick, patient):
         for _ in range(4):
             for tokens in (50, 100):
-                some.check_size(input_of(90, 10))  # nothing is refused on a guess
-                some.pace.measure(tokens, tokens / 100, full=False)
+                some.check_size(input_of(90, 10), now=0)  # nothing is refused on a guess
+                some.pace.measure(tokens, tokens / 100, full=False, now=0)
     with pytest.raises(TooLargeError, match=r"takes about 9 s .*90 tokens x 10 draws.* within 5 s.* fewer draws"):
-        quick.check_size(input_of(90, 10))
-    patient.check_size(input_of(90, 10))
-    quick.check_size(input_of(90, 5, most_draws=10))  # it may well stop early
+        quick.check_size(input_of(90, 10), now=0)
+    patient.check_size(input_of(90, 10), now=0)
+    quick.check_size(input_of(90, 5, most_draws=10), now=0)  # it may well stop early
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_what_would_be_late_is_refused_until_it_would_not() -> None:
         max_batch_tokens=100, max_queue_tokens=10_000, max_queue_requests=50, max_input_passes=9, timeout_s=30
     )
     for tokens in (50, 100):
-        some.pace.measure(tokens, tokens / 100, full=False)
+        some.pace.measure(tokens, tokens / 100, full=False, now=0)
     late = replace(NOBODY, inputs=1, cost=3000, ahead=3000)
     with pytest.raises(QueueFullError, match=r"in about 30\.1 s, but must be expected within 15\.0 s") as info:
         some.check_room(10, late, 20)
@@ -96,7 +96,7 @@ def test_what_would_be_late_is_refused_until_it_would_not() -> None:
 
 def test_whoever_finds_nobody_is_let_in_however_slow_the_worker_was() -> None:
     some = admission()
-    some.pace.measure(1, 1000.0, full=False)
+    some.pace.measure(1, 1000.0, full=False, now=0)
     some.check_room(10, NOBODY, 1)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from blora.server.errors import DeadlineExceededError, QueueFullError
+from blora.server.errors import DeadlineExceededError, QueueFullError, TooLargeError
 from blora.server.scheduling.batcher import Batcher, Completed, Work
 from blora.server.scheduling.control import Control
 from tests.server.scheduling.test_batcher import LIMITS, Bench, Notes
@@ -131,3 +131,36 @@ def test_an_input_that_would_be_late_waits_for_those_that_would_not(others: bool
     # Without others, an estimate keeps nothing from the worker.
     assert batches[0] == ["in time" if others else "late"]
     assert isinstance(outcome, DeadlineExceededError)
+
+
+def test_a_slow_spell_does_not_keep_long_inputs_out_for_ever() -> None:
+    """Long inputs that the server is too slow for at the moment; it is soon as fast as before, but only they come."""
+
+    async def outcomes() -> list[type[Exception] | None]:
+        slow, found = True, []
+
+        async def run(payloads: Sequence[str], control: Control) -> list[str]:
+            await asyncio.sleep(sum(map(int, payloads)) * (0.1 if slow else 0.01))
+            return list(payloads)
+
+        limits = LIMITS | {"max_batch_tokens": BATCH, "timeout_s": TIMEOUT_S}
+        batcher = Batcher(run, observer=Notes(), **limits)
+        batcher.start()
+        loop = asyncio.get_running_loop()
+        for n_tokens in [*range(20, 40), *[800] * 10]:
+            slow = n_tokens < 800
+            if not slow:
+                await asyncio.sleep(30)
+            try:
+                await batcher.submit(Work(str(n_tokens), (n_tokens,), 1, "g"), deadline=loop.time() + TIMEOUT_S)
+                found.append(None)
+            except TooLargeError as exc:
+                found.append(type(exc))
+        await batcher.stop()
+        return found[20:]
+
+    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+        found = runner.run(outcomes())
+    assert found[0] is TooLargeError
+    assert found[2:4].count(None) > 0
+    assert found[-1] is None

@@ -8,7 +8,7 @@ from blora.server.scheduling.pace import Pace
 def pace_of(*passes: tuple[int, float]) -> Pace:
     pace = Pace(max_batch_tokens=1000)
     for tokens, seconds in passes:
-        pace.measure(tokens, seconds, full=False)
+        pace.measure(tokens, seconds, full=False, now=0)
     return pace
 
 
@@ -37,15 +37,15 @@ def test_small_passes_alone_refuse_no_burst() -> None:
     """Ten inputs of 40 x 8 take 50 ms each, and then a burst arrives that a large batch holds easily."""
     pace = Pace(max_batch_tokens=32768)
     for _ in range(10):
-        pace.measure(320, 0.05, full=False)
+        pace.measure(320, 0.05, full=False, now=0)
     assert pace.seconds(256 * 300 * 8) == pytest.approx(19 * 0.05)
 
 
 def test_passes_are_expected_as_full_as_they_have_been_while_others_waited() -> None:
     pace = Pace(max_batch_tokens=1000)
     for _ in range(50):
-        pace.measure(250, 1.0, full=True)
-        pace.measure(10, 1.0, full=False)
+        pace.measure(250, 1.0, full=True, now=0)
+        pace.measure(10, 1.0, full=False, now=0)
     assert pace.seconds(1000) == pytest.approx(4)
 
 
@@ -53,7 +53,7 @@ def test_a_pace_follows_what_it_measures() -> None:
     pace = pace_of(*((tokens, tokens / 100) for tokens in (100, 500, 1000)))
     for _ in range(100):
         for tokens in (100, 500, 1000):
-            pace.measure(tokens, tokens / 200, full=False)
+            pace.measure(tokens, tokens / 200, full=False, now=0)
     assert pace.seconds(2000) == pytest.approx(10, rel=0.01)
 
 
@@ -62,9 +62,9 @@ def test_a_pass_unlike_all_others_bends_no_estimate() -> None:
     pace = Pace(max_batch_tokens=4096)
     for i in range(40):
         tokens = 200 + 50 * (i % 8)
-        pace.measure(tokens, tokens / 1000, full=False)
+        pace.measure(tokens, tokens / 1000, full=False, now=0)
     before = pace.seconds(60 * 400)
-    pace.measure(31_200, 158.0, full=False)
+    pace.measure(31_200, 158.0, full=False, now=0)
     assert pace.seconds(60 * 400) == pytest.approx(before, rel=0.05)
 
 
@@ -80,8 +80,8 @@ def test_a_run_of_several_passes_is_measured_by_the_pass() -> None:
 
 
 def test_a_pace_is_not_known_by_a_few_passes() -> None:
-    assert not pace_of(*((100, 1.0) for _ in range(7))).known
-    assert pace_of(*((100, 1.0) for _ in range(8))).known
+    assert not pace_of(*((100, 1.0) for _ in range(7))).is_known(0)
+    assert pace_of(*((100, 1.0) for _ in range(8))).is_known(0)
 
 
 def test_noise_makes_no_pass_take_less_than_nothing() -> None:
@@ -90,11 +90,25 @@ def test_noise_makes_no_pass_take_less_than_nothing() -> None:
         assert 0 < pace.seconds(10) <= pace.seconds(100) <= pace.seconds(5000)
 
 
-def test_passes_that_become_slow_count_after_a_few_of_them() -> None:
+def test_the_speed_of_the_moment_is_that_of_the_last_passes() -> None:
     pace = pace_of(*((tokens, 0.05) for tokens in (100, 500, 1000) for _ in range(20)))
+    assert pace.seconds_now(1000) == pytest.approx(0.05)
     for _ in range(5):
-        pace.measure(1000, 1.5, full=False)
-    assert pace.seconds(1000) > 0.5
-    for _ in range(3):
-        pace.measure(1000, 1.5, full=False)
-    assert pace.seconds(1000) == pytest.approx(1.5)
+        pace.measure(1000, 1.5, full=False, now=0)
+    assert pace.seconds_now(1000) == pytest.approx(1.5)
+    assert pace.seconds(1000) == pytest.approx(0.05)
+
+
+def test_a_pass_unlike_all_others_is_not_the_speed_of_the_moment() -> None:
+    pace = pace_of(*((400, 0.4) for _ in range(20)), (400, 60.0))
+    assert pace.seconds_now(400) == pytest.approx(0.4)
+
+
+def test_passes_that_take_no_time_have_no_speed() -> None:
+    assert pace_of((400, 0.0), (200, 0.0)).seconds_now(400) == 0
+
+
+def test_a_pace_is_known_for_a_minute_after_a_pass() -> None:
+    pace = pace_of(*((400, 0.4) for _ in range(8)))
+    assert pace.is_known(59)
+    assert not pace.is_known(61)

@@ -210,12 +210,14 @@ def test_a_hub_row_that_is_malformed_is_named_by_split_and_number(hub: Path) -> 
 
 
 def test_a_split_that_does_not_exist_is_a_data_error(hub: Path) -> None:
-    with pytest.raises(DataError, match=r"neither a .jsonl or .csv file nor a data set that loads \(.*validation"):
+    with pytest.raises(
+        DataError, match=r"neither a .jsonl, .csv, .parquet file nor a data set that loads \(.*validation"
+    ):
         read_examples(str(hub), split="validation")
 
 
 def test_a_data_set_that_does_not_exist_is_a_data_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="neither a .jsonl or .csv file nor a data set that loads"):
+    with pytest.raises(DataError, match="neither a .jsonl, .csv, .parquet file nor a data set that loads"):
         read_examples(str(tmp_path / "nowhere"))
 
 

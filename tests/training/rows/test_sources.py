@@ -237,11 +237,14 @@ def test_an_empty_cell_is_an_absent_field(kind: str) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (["a", "b"], r"rows\[0\]: got str, expected a dict; expected a .jsonl or .csv file, a hub data set, a list"),
+        (
+            ["a", "b"],
+            r"rows\[0\]: got str, expected a dict; expected a .jsonl, .csv or .parquet file, a hub data set, a list",
+        ),
         ([GOOD, row(label=9)], r"rows\[1\]: got label 9, expected an index from 0 to 1"),
         ([{"review": "x", "label": "y"}], r"rows\[0\]: got the columns review, label, .*columns=\{'prompt': 'review'"),
         ([], "got no rows in rows, expected at least one"),
-        (7, "got rows of type int, expected a .jsonl or .csv file"),
+        (7, "got rows of type int, expected a .jsonl, .csv or .parquet file"),
         ({"prompt": ["x"]}, "got rows of type dict, expected"),
         (
             datasets.DatasetDict({"train": news(), "test": news()}),
