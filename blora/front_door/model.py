@@ -141,6 +141,8 @@ class Model:
     ) -> "Evaluation":
         """Return the metrics of all answers on labelled rows, withheld ones included, as `blora evaluate` does.
 
+        All draws count, also for an adapter whose answers stop early.
+
         Args:
             rows: as for `blora.train`.
             columns: the rows' names for columns with other names, as for `blora.train`.

@@ -8,6 +8,7 @@ from typing import Any
 from blora.errors import ConfigError
 
 __all__ = [
+    "LABEL_COLUMNS",
     "QUESTION_COLUMNS",
     "add_columns",
     "check_mapped",
@@ -18,7 +19,8 @@ __all__ = [
 ]
 
 QUESTION_COLUMNS = ("question", "prompt", "messages")
-OTHER_COLUMNS = ("choices", "label", "label_index", "label_text", "answerKey", "id")
+LABEL_COLUMNS = ("label", "label_index", "label_text", "answerKey")
+OTHER_COLUMNS = ("choices", *LABEL_COLUMNS, "id")
 # Common names of text columns in other data sets.
 USUAL_NAMES = ("text", "input", "query", "sentence", "content", "instruction", "body", "utterance", "ticket")
 
@@ -45,12 +47,16 @@ def check_mapped(columns: Iterable[str]) -> None:
 
 
 def renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """Return a row under our column names.
+    """Return a row under our column names. A column that is named as the label is the only one.
 
     >>> renamed({"text": "Help!", "prompt": "old", "id": 3}, {"prompt": "text"})
     {'id': 3, 'prompt': 'Help!'}
+    >>> renamed({"prompt": "Help!", "label_text": "bug", "gold": "billing"}, {"label": "gold"})
+    {'prompt': 'Help!', 'label': 'billing'}
     """
     moved = {*columns, *columns.values()}
+    if set(columns) & set(LABEL_COLUMNS):
+        moved.update(LABEL_COLUMNS)
     own = {name: value for name, value in row.items() if name not in moved}
     return own | {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 from blora.errors import DataError
 from blora.questions.columns import choices_of
 
-__all__ = ["FORMATS", "Malformed", "read_rows", "typed"]
+__all__ = ["FORMATS", "Malformed", "check_names", "read_rows", "typed"]
 
 # Bound on the memory that one CSV cell takes, a thousand times that of Python's csv.
 MOST_CELL_CHARACTERS = 2**27
@@ -136,10 +136,15 @@ def _check_header(header: list[str], where: str) -> None:
         raise DataError(
             f"{where}: got columns that are separated by {other!r}, expected commas: save the file as CSV with commas"
         )
-    _check_names(header, where)
+    check_names(header, where)
 
 
-def _check_names(names: Sequence[str], where: str) -> None:
+def check_names(names: Sequence[str], where: str) -> None:
+    """Refuse a table that has a column twice.
+
+    Raises:
+        DataError: if it has.
+    """
     if twice := sorted({name for name in names if name and names.count(name) > 1}):
         raise DataError(f"{where}: got the column {twice[0]!r} twice, expected it once: rename one of them")
 
@@ -152,7 +157,7 @@ def _parquet_rows(file: Path, check: Check) -> Iterator[tuple[str, object]]:
         raise DataError(f"Reading {file} needs pyarrow: pip install pyarrow") from exc
     try:
         with ParquetFile(file) as table:
-            _check_names(table.schema_arrow.names, str(file))
+            check_names(table.schema_arrow.names, str(file))
             check(str(file), table.schema_arrow.names)
             rows = (row for batch in table.iter_batches(batch_size=256) for row in batch.to_pylist())
             yield from ((f"{file}:{number}", row) for number, row in enumerate(rows, start=1))

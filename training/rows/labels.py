@@ -7,11 +7,13 @@ label         the index of a choice, from 0, or its text. A number (in CSV: digi
               data set. If the other rows do not decide, the row is refused. If some numbers can only be texts, and
               others can only be indices although choices of the row are numbers, the rarer ones are refused.
 label_index   the index, a whole number from 0
-label_text    the text; label_index and label_text take precedence over label, and must agree if a row has both
+label_text    the text; label_index and label_text must agree if a row has both, and with a label that is the text of a
+              choice; they take precedence over any other label
 answerKey     ARC's format: the letter of the correct choice, where choices is {"text": [...], "label": [...]}, or its
               text; a number that is neither is refused, as ARC counts from 1
 
 A text names the choice that looks the same: outer white space, the Unicode form and zero-width characters do not count.
+A boolean names the choice that says it in any case, as in true, True and TRUE.
 """
 
 import math
@@ -22,6 +24,7 @@ from typing import Any
 
 from blora.config import MOST_CHOICES
 from blora.errors import DataError
+from blora.questions.columns import LABEL_COLUMNS
 from blora.questions.spelling import seen
 from blora.training.caveats import CLOSE, warn_of_odd_labels
 from blora.training.rows.sources import Table
@@ -29,7 +32,6 @@ from blora.training.rows.sources import Table
 __all__ = ["Label", "RowError", "check_labelled", "is_missing", "label_set", "place_of", "read_label", "settle"]
 
 REPORTED = 10  # choices named in a message
-FIELDS = ("label_index", "label_text", "label", "answerKey")
 
 
 class RowError(Exception):
@@ -62,11 +64,17 @@ def read_label(row: Mapping[str, Any], choices: Sequence[str], letters: Sequence
     Raises:
         RowError: if the label is missing or matches no choice.
     """
-    given = _given(row)
+    given = {name: value if name == "label_index" else _spoken(value, choices) for name, value in _given(row).items()}
     if not given:
         raise RowError("got no label, expected the index or the text of the right choice")
     if "label_index" in given or "label_text" in given:
         explicit = _explicit(given, choices, untyped=untyped)
+        label = given.get("label")
+        if isinstance(label, str) and not _is_digits(label) and place_of(label, choices) not in (explicit, None):
+            raise RowError(
+                f"got label {label!r:.80}, and {choices[explicit]!r} by label_text or label_index, expected the same "
+                "choice: name the column that counts (--columns label=NAME, or columns= in Python), or correct the row"
+            )
         return Label(explicit, explicit, choices)
     if "label" in given:
         return _index_or_text(given["label"], choices, (choices, letters), untyped=untyped)
@@ -115,6 +123,7 @@ def label_set(table: Table) -> tuple[str, ...] | None:
     if found is None:
         check_labelled(table)
         labels = [fields.get("label_text", fields.get("label")) for fields in map(_given, rows)]
+        labels = [str(label) if isinstance(label, bool) else label for label in labels]
         texts = {label for label in labels if isinstance(label, str) and not (table.untyped and _is_digits(label))}
         if not rows or any(label is not None and not (isinstance(label, str) and label in texts) for label in labels):
             return None
@@ -211,8 +220,14 @@ def _index_or_text(value: Any, choices: Sequence[str], namings: Sequence[Sequenc
 
 def _given(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a row that name its label, texts in the form in which they are compared."""
-    found = {name: row[name] for name in FIELDS if not is_missing(row.get(name))}
+    found = {name: row[name] for name in LABEL_COLUMNS if not is_missing(row.get(name))}
     return {name: seen(value) if isinstance(value, str) else value for name, value in found.items()}
+
+
+def _spoken(value: Any, choices: Sequence[str]) -> Any:
+    """Return the choice that says a boolean; any other value as it is."""
+    says = str(value).casefold()
+    return next((choice for choice in choices if isinstance(value, bool) and seen(choice).casefold() == says), value)
 
 
 def place_of(value: object, names: Sequence[str]) -> int | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from blora.errors import DataError
 from blora.questions.columns import QUESTION_COLUMNS, check_mapped, is_request, no_question, renamed
-from blora.questions.tables import FORMATS, Malformed, read_rows, typed
+from blora.questions.tables import FORMATS, Malformed, check_names, read_rows, typed
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -111,9 +111,14 @@ def _hub_table(source: str, split: str, columns: Mapping[str, str]) -> Table:
 
 
 def records(source: Any) -> Iterator[Any]:
-    """Yield the rows of a table in memory, those of a frame as dicts, with NumPy's values as Python's."""
+    """Yield the rows of a table in memory, those of a frame as dicts, with NumPy's values as Python's.
+
+    Raises:
+        DataError: if a frame has a column twice.
+    """
     kind = _kind(source)
     if kind == "pandas.DataFrame":
+        check_names(list(source.columns), "DataFrame")
         source = source.astype(object).where(source.notna(), None).to_dict("records")
     elif kind == "polars.DataFrame":
         source = source.iter_rows(named=True)

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from blora.errors import DataError
-from blora.training.rows.examples import read_examples
+from blora.training.rows.examples import examples_of, read_examples
+from blora.training.rows.labels import label_set
+from blora.training.rows.sources import read_table
 from tests.training.toys import row, write_jsonl
 
 DIGITS = ["1", "2", "3", "4"]
@@ -139,3 +141,41 @@ def test_malformed_rows_are_told_before_any_doubt(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "rows.jsonl", [row(choices=DIGITS, label=2), row(label=9)])
     with pytest.raises(DataError, match=r"^[^\n]*:2: got label 9, expected an index from 0 to 1$"):
         read_examples(str(file))
+
+
+@pytest.mark.parametrize("explicit", [{"label_text": "fire"}, {"label_index": 1}])
+def test_a_label_that_names_another_choice_than_the_explicit_fields_is_refused(explicit: dict[str, Any]) -> None:
+    choices = ["ice", "fire"]
+    with pytest.raises(DataError, match="got label 'ice', and 'fire' by label_text or label_index, expected the same"):
+        read_examples([row(choices=choices, label="ice") | explicit])
+    for label in ("fire", "C", 0):
+        [example] = read_examples([row(choices=choices, label=label) | explicit]).examples
+        assert example.label == 1
+
+
+def test_the_column_that_is_named_as_the_label_is_the_only_one(tmp_path: Path) -> None:
+    """Published data sets have a text beside the number, and some users a better label of their own."""
+    one = {"question": "Which?", "choices": ["ice", "fire"], "label_text": "ice", "label_index": 0, "gold": "fire"}
+    for source in ([one], write_jsonl(tmp_path / "rows.jsonl", [one])):
+        [example] = read_examples(source, columns={"label": "gold"}).examples
+        assert example.label == 1
+        assert read_examples(source).examples[0].label == 0
+
+
+@pytest.mark.parametrize("choices", [("False", "True"), ("false", "true"), ("no", "TRUE", "FALSE")])
+def test_a_boolean_is_the_choice_that_says_it(choices: tuple[str, ...]) -> None:
+    rows = [{"question": f"{value}?", "label": value} for value in (True, False)]
+    labels = [choices[example.label].lower() for example in read_examples(rows, choices=choices).examples]
+    assert labels == ["true", "false"]
+
+
+def test_booleans_are_the_choices_of_rows_without_any() -> None:
+    table = read_table([{"question": f"{value}?", "label": value} for value in (True, False, True)])
+    choices = label_set(table)
+    assert choices == ("False", "True")
+    assert [example.label for example in examples_of(table, choices).examples] == [1, 0, 1]
+
+
+def test_a_boolean_that_no_choice_says_is_refused() -> None:
+    with pytest.raises(DataError, match="got label True, expected the index or the text of the right choice"):
+        read_examples([row(choices=["ice", "fire"], label=True)])

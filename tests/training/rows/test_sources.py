@@ -315,3 +315,10 @@ def test_a_limit_takes_rows_from_the_top_and_checks_them_all(tmp_path: Path) -> 
     file.write_text(json.dumps(GOOD) + "\n{\n")
     with pytest.raises(DataError, match="rows.jsonl:2: this line is not JSON"):
         read_examples(file, limit=1)
+
+
+def test_a_frame_with_a_column_twice_is_refused_as_a_file_is() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame([["Which?", "ice", "fire"]], columns=["question", "label", "label"])
+    with pytest.raises(DataError, match="DataFrame: got the column 'label' twice, expected it once"):
+        read_examples(frame, choices=("ice", "fire"))
