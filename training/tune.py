@@ -40,9 +40,6 @@ __all__ = ["record", "scorer", "tune", "tune_adapter"]
 
 logger = logging.getLogger(__name__)
 
-# The uses of rows that may be in the reference of an adapter's familiarity.
-REFERENCE = ("validation", "reference")
-
 
 def scorer(
     base: BaseModel,
@@ -149,10 +146,7 @@ def tune_adapter(
         found["before"] = config.training["tuning"]
     tuned_on = joined(seen.get("tuning", ""), fingerprints(examples))
     config = chosen.recalibrated(config)
-    own = {use: seen[use] for use in REFERENCE if use in seen}
-    known = {where for where, _ in seen_among(examples, {SEEN: own})}
-    new = [example.where not in known for example in examples.examples]
-    familiarity = _guessing_beyond(adapter, base, rows, new, config.sampling)
+    familiarity = _guessing_beyond(adapter, base, examples, rows, config.sampling)
     config = replace(
         config,
         familiarity=familiarity.config if familiarity is not None else None,
@@ -166,13 +160,9 @@ def tune_adapter(
 
 
 def _guessing_beyond(
-    adapter: Adapter, base: BaseModel, rows: Sequence[LabelledRow], new: Sequence[bool], sampling: SamplingConfig
+    adapter: Adapter, base: BaseModel, examples: ExampleSet, rows: Sequence[LabelledRow], sampling: SamplingConfig
 ) -> Familiarity | None:
-    """Return the adapter's familiarity with guesses that begin beyond these rows too, as recalibrated on them.
-
-    Rows that are not new are in the reference already: counted twice, they would bring the guesses too near. A row that
-    is farther than the reference is new in any case.
-    """
+    """Return the adapter's familiarity with guesses that begin beyond these rows too, as recalibrated on them."""
     if adapter.familiarity is None:
         return None
     draws = SampleBank.draw(adapter.posterior, "in tuning", sampling.n_samples, sampling.seed).draws
@@ -181,8 +171,30 @@ def _guessing_beyond(
     )
     probs = temper(log_probs, sampling.temperature, sampling.lapse)
     assert distances is not None  # the familiarity has measured them
-    further = torch.tensor(new) | (distances > adapter.familiarity.reference.max())
+    farther = distances > adapter.familiarity.reference.max()
+    further = _tell_of_others(examples, adapter.config.training.get(SEEN, {}), farther)
     return with_guesses(adapter.familiarity, probs, rows, distances[further])
+
+
+def _tell_of_others(examples: ExampleSet, seen: Mapping[str, str], farther: Tensor) -> Tensor:
+    """Return which rows (N,) tell, beside the reference of a familiarity, how far other familiar questions are.
+
+    A row of the reference is counted already: counted twice, it would bring the guesses too near. A row that is farther
+    than the reference is not in it, for of very many rows the reference keeps some. A row that the distance was fitted
+    to is nearer than others of its kind, and never tells.
+
+    Args:
+        examples: the N rows.
+        seen: the adapter's fingerprints by use. A "reference", which `blora familiarize` records, has taken the place
+            of the validation rows.
+        farther: (N,) whether each row is farther than the whole reference.
+    """
+    reference = "reference" if "reference" in seen else "validation"
+    uses = {use: seen[use] for use in (reference, "familiarity") if use in seen}
+    known = dict(seen_among(examples, {SEEN: uses}))
+    found = [known.get(example.where) for example in examples.examples]
+    new, fitted = (torch.tensor([use == one for use in found]) for one in (None, "familiarity"))
+    return (new | farther) & ~fitted
 
 
 def record(data: ExampleSet, chosen: Trial, trials: Sequence[Trial], tolerance: float) -> dict[str, object]:

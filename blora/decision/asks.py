@@ -19,6 +19,9 @@ from blora.scores import ScoreName
 
 __all__ = ["Ask", "AskedRows", "check_total", "earlier_asks", "total_delta"]
 
+# The smallest delta of an ask: totals are stated to 12 decimal places.
+LEAST_DELTA = 1e-9
+
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -28,7 +31,7 @@ class Ask:
 
     Attributes:
         target_risk: the largest allowed selective error.
-        delta: the largest probability that this ask proves a false target.
+        delta: the largest probability that this ask proves a false target, from 1e-9 to 0.5.
         seed: seed of the division of the rows into tuning and proof part.
         score: the score for the threshold; None if the tuning part chose the score.
         max_false_alarms: the largest allowed share of familiar questions beyond the gate; 1 for no gate.
@@ -48,7 +51,8 @@ class Ask:
         alarms = self.max_false_alarms
         require(0 < alarms <= 1, f"max_false_alarms = {alarms}", "a share above 0, at most 1")
         require(0 < self.target_risk < 1, f"target_risk = {self.target_risk}", "a number between 0 and 1")
-        require(0 < self.delta <= 0.5, f"delta = {self.delta}", "a number above 0, at most 0.5")
+        expected = f"a number from {LEAST_DELTA:g} to 0.5: choose one of these, such as 0.05"
+        require(LEAST_DELTA <= self.delta <= 0.5, f"delta = {self.delta}", expected)
         require(0 <= self.seed < 2**63, f"seed = {self.seed}", "0 to 2^63 - 1")
         require(bool(self.dtype), "dtype = ''", "the dtype of the base model")
 

@@ -288,7 +288,8 @@ def test_a_spoilt_file_is_told_before_the_work(adapter: Path, unseen: Path, base
 
 
 @pytest.mark.parametrize(
-    ("flag", "value"), [("--target-risk", "0"), ("--delta", "0.7"), ("--coverage", "1"), ("--seed", "-1")]
+    ("flag", "value"),
+    [("--target-risk", "0"), ("--delta", "0.7"), ("--delta", "4e-13"), ("--coverage", "1"), ("--seed", "-1")],
 )
 def test_goals_that_make_no_sense_are_refused_before_anything_loads(
     tmp_path: Path, flag: str, value: str, base_folder: Path

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,17 @@ from blora.adapter.opening import open_adapter, open_base
 from blora.cli import main
 from blora.decision.calibrate import calibrate
 from blora.decision.calibration import Calibration, Goal
+from blora.decision.familiarity import Familiarity
 from blora.questions.fingerprints import parts
 from blora.training.calibrate import calibrate_adapter
 from blora.training.evaluate import CPU_BATCH_TOKENS
+from blora.training.head.familiarity import with_guesses
 from blora.training.rows.examples import examples_for
-from blora.training.rows.packed import pack_examples
+from blora.training.rows.packed import LabelledRow, pack_examples
 from tests.blora.adapter.test_calibration_file import asked
 from tests.blora.adapters import rewrite_json, saved
 from tests.training.head.test_fit import arguments, fixed
-from tests.training.head.test_head_familiarity import FOREIGN, distance_alone, opened, rows_of
+from tests.training.head.test_head_familiarity import FOREIGN, distance_alone, opened, rows_of, tuned
 from tests.training.toys import toy_data, write_jsonl
 
 
@@ -140,6 +143,45 @@ def test_its_rows_are_refused_for_a_calibration(
         again = write_jsonl(tmp_path / f"{name}.jsonl", rows_of(start, 580))
         assert main(["calibrate", str(folder), "--data", str(again), "--target-risk", "0.2", *model]) == 1
         assert use in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def again(made: Path, base_folder: Path) -> Path:
+    """The adapter with the familiarity of 40 other rows, and 30 more as its reference in place of 60 validation rows."""
+    write_jsonl(made / "reference.jsonl", rows_of(500, 530))
+    fitted = write_jsonl(made / "fitted.jsonl", rows_of(400, 440))
+    more = ("--validation", str(made / "reference.jsonl"), "--output", str(made / "again"))
+    assert main(command(made / "toy", base_folder, fitted, *more)) == 0
+    return made / "again"
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "n_told"),
+    [
+        pytest.param(600, 620, 20, id="new"),
+        pytest.param(400, 440, 0, id="fitted"),
+        pytest.param(500, 530, 0, id="reference"),
+        pytest.param(100, 160, 60, id="reference once"),
+    ],
+)
+def test_rows_of_neither_its_distance_nor_its_reference_tell_a_tuning_where_guesses_begin(
+    start: int,
+    stop: int,
+    n_told: int,
+    again: Path,
+    base_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[Tensor] = []
+
+    def counted(familiarity: Familiarity, probs: Tensor, rows: Sequence[LabelledRow], further: Tensor) -> Familiarity:
+        told.append(further)
+        return with_guesses(familiarity, probs, rows, further)
+
+    monkeypatch.setattr("blora.training.tune.with_guesses", counted)
+    tuned(again, base_folder, tmp_path, rows_of(start, stop))
+    assert [len(further) for further in told] == [n_told]
 
 
 def test_an_adapter_without_a_head_is_refused(

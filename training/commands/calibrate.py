@@ -26,8 +26,8 @@ def _parser() -> ArgumentParser:
         "--delta",
         type=float,
         default=0.05,
-        help="upper limit on the probability, over random samples of rows, of proving a target that does not hold; the "
-        "deltas of several calibrations on the same rows add up",
+        help="upper limit on the probability, over random samples of rows, of proving a target that does not hold, "
+        "from 1e-9 to 0.5; the deltas of several calibrations on the same rows add up",
     )
     parser.add_argument(
         "--coverage", type=float, default=0.9, help="lower limit on P(the correct choice is in the prediction set)"

@@ -1,8 +1,8 @@
 """Fitting of a decision head on states that are computed once: regularised regression, then a Laplace approximation.
 
-The weights minimise the cross-entropy plus precision / 2 times their squared norm, which is convex. The precisions of
-the weights of states, counts and products are those with the lowest recalibrated NLL on validation rows; a pointer head
-has products only if these lower that NLL clearly. The posterior's
+The weights and the bias minimise the cross-entropy plus precision / 2 times the squared norm of the weights, which is
+convex; the bias has no penalty. The precisions of the weights of states, counts and products are those with the lowest
+recalibrated NLL on validation rows; a pointer head has products only if these lower that NLL clearly. The posterior's
 covariance is the Kronecker-factored Laplace approximation (Ritter et al., 2018) at that minimum. Its inputs' factor is
 diagonal, a_i = sum over rows of z_i^2, because the directions are principal ones; its outputs' factor is the mean
 Fisher information of the logits. A pointer head, which has one output, uses the Fisher information's exact diagonal.

@@ -178,7 +178,7 @@ NONSENSE: dict[str, str] = {
     "a bin without a confidence": "with confidence None",
     "an unknown field": "bad value at more", "a missing field": "calibrations.0.delta",
     "an unknown field within": "0.binding.gpu", "a number in a string": "0.delta", "draws in a float": "n_samples",
-    "an ask below nothing": "delta = -1.0, expected a number above 0", "no fingerprints": "12 hex digits a row",
+    "an ask below nothing": "delta = -1.0, expected a number from 1e-09 to 0.5", "no fingerprints": "12 hex digits a row",
     "an ask without rows": "asked.0.adapter_digest", "another score": "levels.4.score", "NaN": "levels.4.threshold",
     "infinity": "levels.4.threshold", "a negative threshold": "-0.1", "a target above one": "target_risk = 1.2",
     "a quantile above one": "quantiles.0.quantile", "a bin below nothing": "a reliability bin of -1 answers",

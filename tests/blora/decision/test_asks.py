@@ -79,6 +79,17 @@ def test_an_attempt_names_its_dtype() -> None:
         dataclasses.replace(FIRST, dtype="")
 
 
+@pytest.mark.parametrize("delta", [0.0, 4e-13, 9e-10, 0.51])
+def test_a_delta_that_a_total_would_not_state_is_refused(delta: float) -> None:
+    with pytest.raises(ConfigError, match=rf"got delta = {delta}, expected a number from 1e-09 to 0.5: choose one"):
+        dataclasses.replace(FIRST, delta=delta)
+
+
+@pytest.mark.parametrize("delta", [1e-9, 0.5])
+def test_a_total_states_the_smallest_delta_and_the_largest(delta: float) -> None:
+    assert total_delta([dataclasses.replace(FIRST, delta=delta)]) == delta
+
+
 @pytest.mark.parametrize("fingerprints", ["0123", "0" * 13, "x" * 12])
 def test_fingerprints_are_twelve_hex_digits_a_row(fingerprints: str) -> None:
     with pytest.raises(ConfigError, match="12 hex digits a row"):

@@ -179,6 +179,16 @@ def test_no_row_of_a_tuning_gets_guesses(before: str, familiar: Path, base_folde
     assert beginning_of_guesses(familiar) < distance < beginning_of_guesses(tmp_path / "toy")
 
 
+def test_a_row_that_the_distance_was_fitted_to_does_not_tell_where_guesses_begin(
+    familiar: Path, base_folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(familiar, tmp_path / "before"))
+    seen = {"familiarity": fingerprint(FOREIGN[0])}  # which lies beyond the reference
+    rewrite_json(lambda raw: raw["training"]["seen"].update(seen))(folder / "bayesian_config.json")
+    tuned(folder, base_folder, tmp_path, [*rows_of(100, 160), {"prompt": FOREIGN[0], "label": CHOICES[0]}])
+    assert beginning_of_guesses(tmp_path / "toy") == pytest.approx(beginning_of_guesses(familiar), abs=0.05)
+
+
 def test_beyond_the_gate_of_a_calibration_questions_get_no_answer(gated: Path, base_folder: Path) -> None:
     [calibration] = read_calibrations(gated)
     gate = calibration.gate
