@@ -44,8 +44,8 @@ N_DIRECTIONS, N_AXES = 256, 96
 SHARPNESS = 7.0
 # Shrinkage of the covariance within labels to its diagonal.
 SHRINKAGE = 0.2
-# The most directions in which labels are separated, and rows from which covariances are computed.
-MOST_DIMENSIONS, MOST_ROWS = 3072, 8192
+# The most directions in which labels are separated, and the largest size of the Gram matrix behind directions.
+MOST_DIMENSIONS, MOST_GRAM = 3072, 8192
 MOST_FOLDS = 5
 K_MEANS_STEPS = 20
 LEAST_VARIANCE, LEAST_SPREAD = 1e-6, 1e-6
@@ -255,7 +255,7 @@ def _gaussian(states: Tensor, n_directions: int) -> _Gaussian:
     """Return the Gaussian of states (N, n_low), with at most a number of leading directions."""
     center, scale = states.mean(0), states.std(0, correction=0).clamp_min(1e-6)
     low = (states - center) / scale
-    directions = principal_directions(low, n_directions, MOST_ROWS)[0].half().float()
+    directions = principal_directions(low, n_directions, MOST_GRAM)[0].half().float()
     variances = (low @ directions.T).square().mean(0).clamp_min(LEAST_VARIANCE)
     beyond = low - low @ directions.T @ directions
     residual = beyond.square().sum() / (len(low) * (low.shape[1] - len(directions)))
@@ -271,7 +271,7 @@ def _axes(x: Tensor, labels: Tensor, most: int) -> tuple[Tensor, Tensor]:
     counts = label.bincount().double()
     basis = None
     if x.shape[1] > MOST_DIMENSIONS:
-        basis = principal_directions(x, min(MOST_DIMENSIONS, len(x) - 1), MOST_ROWS)[0].float()
+        basis = principal_directions(x, min(MOST_DIMENSIONS, len(x) - 1), MOST_GRAM)[0].float()
     z = x if basis is None else x @ basis.T
     means = torch.zeros(len(counts), z.shape[1]).index_add(0, label, z) / counts[:, None].float()
     within = z - means[label]

@@ -44,8 +44,8 @@ LEAST_GAIN_NATS = 0.01
 OFF = float("inf")
 # Parts of the inputs that a head can be fitted on.
 PARTS = ("counts", "states", "both")
-# The most rows from which the directions are computed.
-MOST_ROWS_OF_DIRECTIONS = 4096
+# Largest size of the Gram matrix that the directions are computed from.
+MOST_GRAM = 4096
 # Most steps of a fit, and the fall of the loss per row at which it ends.
 MOST_STEPS = 300
 TOLERANCE = 1e-7
@@ -312,7 +312,7 @@ def _directions(states: Tensor, n_directions: int) -> Tensor:
     Projected states have a standard deviation of 1 over all directions together. K is smaller than asked for if the
     rows span fewer directions.
     """
-    directions, variances = principal_directions(states, n_directions, MOST_ROWS_OF_DIRECTIONS)
+    directions, variances = principal_directions(states, n_directions, MOST_GRAM)
     if variances[0] <= 0:
         raise DataError("got training rows that the model cannot tell apart, expected at least two different texts")
     return (directions / variances.mean().sqrt()).half().float().contiguous()

@@ -13,19 +13,20 @@ __all__ = ["principal_directions"]
 LEAST_SHARE = 1e-6
 
 
-def principal_directions(rows: Tensor, n_directions: int, most_rows: int) -> tuple[Tensor, Tensor]:
+def principal_directions(rows: Tensor, n_directions: int, most: int) -> tuple[Tensor, Tensor]:
     """Return the leading principal directions of centred rows, and the rows' variances on them, in float64.
 
     Args:
         rows: (N, F) rows.
         n_directions: largest number of directions; they are fewer if the rows span fewer.
-        most_rows: largest number of rows to compute with, drawn at random, so that more need no more time.
+        most: largest size of the Gram matrix. If there are more rows and more columns, so many rows are drawn at
+            random.
 
     Returns:
         Orthonormal directions (K, F), each with a positive largest entry, and falling variances (K,).
     """
-    if len(rows) > most_rows:  # evenly spaced ones could all be the first choice of their question
-        rows = rows[torch.randperm(len(rows), generator=generator_of(0))[:most_rows]]
+    if min(rows.shape) > most:  # evenly spaced rows could all be the first choice of their question
+        rows = rows[torch.randperm(len(rows), generator=generator_of(0))[:most]]
     wide = rows.shape[1] > rows.shape[0]
     gram = (rows @ rows.T if wide else rows.T @ rows).double().numpy()
     found, basis = eigh(gram, subset_by_index=[max(0, len(gram) - n_directions), len(gram) - 1])  # in rising order

@@ -40,16 +40,23 @@ def test_the_largest_entry_of_a_direction_is_positive(shape: tuple[int, int]) ->
 
 @pytest.mark.parametrize("period", [2, 7, 10])
 def test_of_many_rows_some_of_every_place_in_a_question_serve(period: int) -> None:
-    rows = torch.zeros(7000, period)
-    rows[torch.arange(7000), torch.arange(7000) % period] = 1.0  # each place has a direction of its own
-    directions, variances = principal_directions(rows, period, 1000)
+    rows = torch.zeros(2100, 600)
+    rows[torch.arange(2100), torch.arange(2100) % period] = 1.0  # each place has a direction of its own
+    directions, variances = principal_directions(rows, period, 500)
     assert len(directions) == period
-    torch.testing.assert_close(variances, torch.full_like(variances, 1 / period), rtol=0.2, atol=0)
+    torch.testing.assert_close(variances, torch.full_like(variances, 1 / period), rtol=0.3, atol=0)
 
 
 def test_the_rows_that_serve_are_always_the_same() -> None:
     rows = rows_of(60, 20, rank=9)
-    first, second = (principal_directions(rows, 4, 25) for _ in range(2))
+    first, second = (principal_directions(rows, 4, 15) for _ in range(2))
     assert torch.equal(first[0], second[0])
     assert torch.equal(first[1], second[1])
     assert not torch.equal(first[1], principal_directions(rows, 4, 60)[1])
+
+
+def test_where_one_side_is_short_all_rows_serve() -> None:
+    rows = rows_of(60, 20, rank=9)
+    some, whole = principal_directions(rows, 4, 20), principal_directions(rows, 4, 60)
+    assert torch.equal(some[0], whole[0])
+    assert torch.equal(some[1], whole[1])
