@@ -176,10 +176,10 @@ class Batcher(Generic[P, R]):
         if self._draining:
             raise self._draining_error()
         self._admission.check_size(work, now)
-        every = shares([*(item.work for item in self._queue), work])
-        *waiting, new = every
-        *turns, turn = self._fair_share.turns(every)
-        ahead = [share.cost for share, its in zip(waiting, turns, strict=True) if its <= turn]
+        *waiting, new = shares([*(item.work for item in self._queue), work])
+        to_run = shares([*(item.work for item in self._in_time(now)), work])
+        *turns, turn = self._fair_share.turns(to_run)
+        ahead = [share.cost for share, its in zip(to_run[:-1], turns, strict=True) if its <= turn]
         delay = self._delay([*ahead, *(run.cost for run in self._begun())], new.cost)
         found = QueueState.of(waiting, new.owner, ahead=delay)
         try:
@@ -244,17 +244,19 @@ class Batcher(Generic[P, R]):
         return any(run.is_ahead_of(other) or not other.is_wanted for other in self._parked)
 
     def _turns(self, now: float) -> dict[Item[P, R], float]:
-        """Return the turns of the inputs that are wanted at a time, in order.
+        """Return the turns of the inputs that can be answered in time, or of all wanted ones if none can, in order.
 
-        Inputs that would be answered too late wait while there are others: of a queue that is too long, each would
-        otherwise run right before its deadline, in vain.
+        Of a queue that is too long, each input would otherwise run right before its deadline, in vain.
         """
+        items = self._in_time(now) or [item for item in self._queue if item.wanted(now)]
+        turns = zip(items, self._fair_share.turns(shares(item.work for item in items)), strict=True)
+        return dict(sorted(turns, key=lambda pair: pair[1]))
+
+    def _in_time(self, now: float) -> list[Item[P, R]]:
+        """Return the wanted inputs that can be answered in time."""
         wanted = [item for item in self._queue if item.wanted(now)]
         most = min(self._max_batch_tokens, sum(share.cost for share in shares(item.work for item in wanted)))
-        in_time = [item for item in wanted if now + self.pace.seconds_now(max(most, item.work.cost)) < item.deadline]
-        wanted = in_time or wanted
-        turns = zip(wanted, self._fair_share.turns(shares(item.work for item in wanted)), strict=True)
-        return dict(sorted(turns, key=lambda pair: pair[1]))
+        return [item for item in wanted if now + self.pace.seconds_now(max(most, item.work.cost)) < item.deadline]
 
     def _first(self, begun: Sequence[Run[P, R]], now: float) -> Item[P, R] | None:
         """Return the wanted input whose turn is next and to which all given runs give way, if there is one."""
