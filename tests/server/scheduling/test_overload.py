@@ -164,3 +164,24 @@ def test_a_slow_spell_does_not_keep_long_inputs_out_for_ever() -> None:
     assert found[0] is TooLargeError
     assert found[2:4].count(None) > 0
     assert found[-1] is None
+
+
+def test_inputs_that_would_be_late_are_no_work_ahead_of_a_new_one() -> None:
+    async def outcomes() -> list[Any]:
+        b = Bench()
+        b.batcher.start()
+        b.worker.seconds = 1.0
+        for _ in range(8):
+            await b.submit("known", n_tokens=100)
+        held = await b.hold()
+        late = [b.submit("late", n_tokens=100, timeout_s=8) for _ in range(4)]
+        await asyncio.sleep(7.5)
+        new = b.submit("new", n_tokens=100, timeout_s=4)
+        results = await b.release(new, held, *late)
+        await b.batcher.stop()
+        return results
+
+    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+        new, _, *late = runner.run(outcomes())
+    assert isinstance(new, Completed)
+    assert [type(one) for one in late] == [DeadlineExceededError] * 4
