@@ -131,6 +131,7 @@ bench: $(READY)  ## measure the documents' tables (a day), but for image, vllm, 
 	$(BIN)/python -m benchmarks.processors
 	$(BIN)/python -m benchmarks.heads
 	$(BIN)/python -m benchmarks.peers
+	$(BIN)/python -m benchmarks.peers.twice
 	$(BIN)/python -m benchmarks.elsewhere
 	$(BIN)/python -m benchmarks.few_rows
 	$(BIN)/python -m benchmarks.concurrent

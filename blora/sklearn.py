@@ -44,7 +44,7 @@ class BloraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         base_model: see `blora.load`; the embedded model by default.
         device: see `blora.load`.
         dtype: see `blora.load`.
-        template: text around each text, with {prompt} in it; by default the text alone.
+        template: text around each text, with {prompt} in it, once or twice; by default the text alone.
         policy: thresholds to abstain by, such as {"min_confidence": 0.8}, for an adapter without a calibration.
         abstain_label: label of a withheld answer in `predict_or_abstain`, none of the classes.
         output: folder to write the adapter to; by default a temporary one that is removed with the classifier.

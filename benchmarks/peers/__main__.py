@@ -13,18 +13,15 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from itertools import groupby
 from pathlib import Path
-from statistics import fmean
-from typing import Any
 
 from benchmarks.peers.contrast import contrast
 from benchmarks.peers.cumulative import cumulative_link
-from benchmarks.peers.figures import DELTA, N_DIVISIONS, Scored, averaged, figures
+from benchmarks.peers.figures import Scored
 from benchmarks.peers.heads import heads, heads_above_lora
 from benchmarks.peers.reading import ReadSet, kept_in, read_set
 from benchmarks.peers.regressions import Parts, on_states, on_words
-from benchmarks.peers.results import begin, write
+from benchmarks.peers.results import begin, measure, write
 from benchmarks.peers.sets import SETS, TaskSet, load_set
 from benchmarks.server_process import ROOT
 from blora.base_model import BaseModel
@@ -55,45 +52,6 @@ def regressions(task: TaskSet, read: ReadSet) -> Iterator[Scored]:
         yield replace(found, seconds=read.seconds + found.seconds)
 
 
-def measure(task: TaskSet, base: BaseModel, read: ReadSet, keep: Path | None = None) -> dict[str, Any]:
-    """Return every method's figures on a set, as trained and recalibrated.
-
-    Args:
-        task: the set.
-        base: the base model.
-        read: the set's rows.
-        keep: folder in which trained LoRAs are kept for further runs, None to keep none.
-    """
-    labels = labels_of(read.test.rows)
-    found = []
-    for method, scored in groupby(methods(task, base, read, keep), lambda one: one.method):
-        runs = list(scored)
-        for treatment in ("as trained", "recalibrated"):
-            by_seed = []
-            for run in runs:
-                probs, foreign, proof = run.probabilities(recalibrated=treatment == "recalibrated")
-                proved = (proof, labels_of(read.proof.rows)) if proof is not None and read.proof is not None else None
-                by_seed.append(figures(probs, labels, foreign, task.clear, proved, run.distances))
-            mean, spread = averaged(by_seed) if len(runs) > 1 else (by_seed[0], None)
-            about = {"method": method, "treatment": treatment, "n_draws": len(runs[0].test)}
-            recalibration = runs[0].recalibration
-            about |= {"temperature": recalibration.temperature, "lapse": recalibration.lapse}
-            about |= {"seeds": [run.seed for run in runs] if spread is not None else None}
-            found.append(about | mean | {"spread": spread, "training_s": fmean(run.seconds for run in runs)})
-    return {
-        "set": task.name,
-        "n_train": len(task.train),
-        "n_validation": len(task.validation),
-        "n_test": len(task.test),
-        "n_foreign": len(task.foreign),
-        "n_proof": len(task.proof),
-        "foreign": task.foreign_source,
-        "delta": DELTA,
-        "n_divisions": N_DIVISIONS,
-        "rows": found,
-    }
-
-
 def main() -> None:
     """Measure every set, or one, and write its result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -103,7 +61,8 @@ def main() -> None:
     base, names = begin(RESULTS, arguments.set)
     for name in names:
         task, kept = load_set(name), arguments.keep / f"{name}.pt" if arguments.keep is not None else None
-        result = measure(task, base, kept_in(kept, partial(read_set, base, task)), arguments.keep)
+        read = kept_in(kept, partial(read_set, base, task))
+        result = measure(task, read, methods(task, base, read, arguments.keep))
         write(RESULTS, result, base, f"python -m benchmarks.peers --set {name}")
 
 

@@ -2,9 +2,10 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,11 +32,15 @@ EPOCHS, BATCH_SIZE = 3.0, 16
 ALONE = {"counts": "base model's log-probabilities", "states": "regression on frozen states"}
 
 
-def heads(read: ReadSet) -> Iterator[Scored]:
+def heads(read: ReadSet, *, with_others: bool = True) -> Iterator[Scored]:
     """Yield the posterior mean of a trained head, and its draws for each of `SEEDS`; other posteriors with few labels.
 
     For choices that come with a question, the heads that are fitted on a part of the inputs alone come first: the base
     model's own log-probabilities, and a regression on states.
+
+    Args:
+        read: the set.
+        with_others: whether other posteriors are wanted.
     """
     began = time.perf_counter()
     train, validation = read.train, read.validation
@@ -50,23 +55,26 @@ def heads(read: ReadSet) -> Iterator[Scored]:
     yield _mean("head", read, trained, seconds)
     for seed in SEEDS:
         yield _draws("head", read, trained, seconds, seed)
-    if trained.posterior.head.n_outputs <= MOST_LABELS:
+    if with_others and trained.posterior.head.n_outputs <= MOST_LABELS:
         yield from other_posteriors(read, trained, seconds)
 
 
-def heads_above_lora(base: BaseModel, read: ReadSet, kept: Callable[[int], Path | None]) -> Iterator[Scored]:
-    """Yield the same of heads above a LoRA in the upper two thirds of the layers, each of `SEEDS` training its own.
+def heads_above_lora(
+    base: BaseModel, read: ReadSet, kept: Callable[[int], Path | None], trained: Sequence[int] = SEEDS
+) -> Iterator[Scored]:
+    """Yield the same of heads above a LoRA in the upper two thirds of the layers.
 
     Args:
         base: the base model; LoRA layers are injected into it.
         read: the set, as read under the frozen model.
         kept: for a seed the file that keeps its training for further runs, None to keep nothing.
+        trained: seeds that each train a LoRA of their own; the draws of all `SEEDS` are shared out among these LoRAs.
     """
-    runs = [kept_in(kept(seed), partial(_train_above, base, read, seed)) for seed in SEEDS]
+    runs = [kept_in(kept(seed), partial(_train_above, base, read, seed)) for seed in trained]
     name = "head above a LoRA"
-    for seed, run in zip(SEEDS, runs, strict=True):
+    for seed, run in zip(trained, runs, strict=True):
         yield replace(_mean(name, run.read, run.trained, run.seconds), seed=seed)
-    for seed, run in zip(SEEDS, runs, strict=True):
+    for seed, run in zip(SEEDS, cycle(runs), strict=False):
         yield _draws(name, run.read, run.trained, run.seconds, seed)
 
 

@@ -1,15 +1,20 @@
-"""The base model and the sets of a run on peers, and the result file of each set."""
+"""The base model and the sets of a run on peers, and the result and its file of each set."""
 
 import json
+from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from benchmarks.peers.figures import DTYPE
-from benchmarks.peers.sets import DATA, QUESTIONS, SETS
+from benchmarks.peers.figures import DELTA, DTYPE, N_DIVISIONS, Scored, averaged, figures
+from benchmarks.peers.reading import ReadSet
+from benchmarks.peers.sets import DATA, QUESTIONS, SETS, TaskSet
 from blora.base_model import BaseModel, load_base_model
 from blora.training.provenance import machine, revision
+from blora.training.rows.packed import labels_of
 
-__all__ = ["begin", "write"]
+__all__ = ["begin", "measure", "write"]
 
 
 def begin(folder: Path, name: str | None) -> tuple[BaseModel, tuple[str, ...]]:
@@ -17,6 +22,44 @@ def begin(folder: Path, name: str | None) -> tuple[BaseModel, tuple[str, ...]]:
     folder.mkdir(parents=True, exist_ok=True)
     names = (name,) if name is not None else SETS if DATA.exists() else ("demo", *QUESTIONS)
     return load_base_model("embedded", dtype=DTYPE), names
+
+
+def measure(task: TaskSet, read: ReadSet, methods: Iterable[Scored]) -> dict[str, Any]:
+    """Return every method's figures on a set, as trained and recalibrated.
+
+    Args:
+        task: the set.
+        read: the set's rows.
+        methods: what each method says; the seeds of each method are adjacent.
+    """
+    labels = labels_of(read.test.rows)
+    found = []
+    for method, scored in groupby(methods, lambda one: one.method):
+        runs = list(scored)
+        for treatment in ("as trained", "recalibrated"):
+            by_seed = []
+            for run in runs:
+                probs, foreign, proof = run.probabilities(recalibrated=treatment == "recalibrated")
+                proved = (proof, labels_of(read.proof.rows)) if proof is not None and read.proof is not None else None
+                by_seed.append(figures(probs, labels, foreign, task.clear, proved, run.distances))
+            mean, spread = averaged(by_seed) if len(runs) > 1 else (by_seed[0], None)
+            about = {"method": method, "treatment": treatment, "n_draws": len(runs[0].test)}
+            recalibration = runs[0].recalibration
+            about |= {"temperature": recalibration.temperature, "lapse": recalibration.lapse}
+            about |= {"seeds": [run.seed for run in runs] if spread is not None else None}
+            found.append(about | mean | {"spread": spread, "training_s": fmean(run.seconds for run in runs)})
+    return {
+        "set": task.name,
+        "n_train": len(task.train),
+        "n_validation": len(task.validation),
+        "n_test": len(task.test),
+        "n_foreign": len(task.foreign),
+        "n_proof": len(task.proof),
+        "foreign": task.foreign_source,
+        "delta": DELTA,
+        "n_divisions": N_DIVISIONS,
+        "rows": found,
+    }
 
 
 def write(folder: Path, result: dict[str, Any], base: BaseModel, command: str) -> None:

@@ -49,13 +49,15 @@ FOREIGN = (
     "Foreign AUROC: of 1 - confidence / of mutual information / of the distance behind the familiarity, for telling "
     "foreign rows from test rows. "
 )
-# The method whose rows have seeds if several LoRAs were trained.
-ABOVE_LORA = "head above a LoRA, posterior mean"
+# The methods whose rows have seeds if several LoRAs were trained.
+ABOVE_LORA = ("head above a LoRA, posterior mean", "head above a LoRA, posterior mean, read twice")
 # The sets of the headline by their titles, and the methods that it shows.
 TITLES = {"demo": "demo", "banking77": "BANKING77", "clinc150": "CLINC150", "arc_easy": "ARC-Easy", "boolq": "BoolQ"}
 HEADLINE = (
     *("base model's log-probabilities", "TF-IDF regression", "regression on frozen states"),
-    *("contrast on frozen states", "head, posterior mean", "head, 64 draws", "head above a LoRA, 64 draws"),
+    *("regression on frozen states, read twice", "contrast on frozen states", "head, posterior mean"),
+    *("head, 64 draws", "head, 64 draws, read twice"),
+    *("head above a LoRA, 64 draws", "head above a LoRA, 64 draws, read twice"),
 )
 ANYJEV = "AnyJev on {n_test} rows"
 FLOOR = "The floor of an ECE is its mean if the probabilities were exactly right."
@@ -70,15 +72,16 @@ UNSEEN: Columns = {
 }
 
 
-def headline(results: Sequence[Row], training_free: Sequence[Row]) -> str:
+def headline(results: Sequence[Row], read_twice: Sequence[Row], training_free: Sequence[Row]) -> str:
     """Return one table of the share of questions that each method answers at a proved risk, on every set.
 
     Args:
         results: results of `benchmarks.peers`.
+        read_twice: results of `benchmarks.peers.twice`, for some of the same sets.
         training_free: results of `benchmarks.peers.training_free`, for some of the same sets.
     """
     cells: dict[str, Row] = {method: {"method": method} for method in HEADLINE}
-    for result in (*results, *training_free):
+    for result in (*results, *read_twice, *training_free):
         title = TITLES.get(result["set"])
         for row in _recalibrated(result):
             method = ANYJEV.format_map(result) if result in training_free else row["method"]
@@ -94,24 +97,25 @@ def _recalibrated(result: Row) -> list[Row]:
     return [row for row in result["rows"] if row["treatment"] == "recalibrated"]
 
 
-def peers(results: Sequence[Row], training_free: Sequence[Row]) -> str:
+def peers(results: Sequence[Row], read_twice: Sequence[Row], training_free: Sequence[Row]) -> str:
     """Return a table for each set but those of the demo's other questions, recalibrated, and where they come from.
 
     Args:
         results: results of `benchmarks.peers`.
+        read_twice: results of `benchmarks.peers.twice`, for some of the same sets.
         training_free: results of `benchmarks.peers.training_free`, for some of the same sets.
     """
-    return _tables([result for result in results if result["set"] not in QUESTIONS], training_free)
+    return _tables([result for result in results if result["set"] not in QUESTIONS], read_twice, training_free)
 
 
 def peers_of_questions(results: Sequence[Row], training_free: Sequence[Row]) -> str:
     """Return the same for the demo's other questions."""
-    return _tables([result for result in results if result["set"] in QUESTIONS], training_free)
+    return _tables([result for result in results if result["set"] in QUESTIONS], [], training_free)
 
 
-def _tables(results: Sequence[Row], training_free: Sequence[Row]) -> str:
+def _tables(results: Sequence[Row], read_twice: Sequence[Row], training_free: Sequence[Row]) -> str:
     ordered = sorted(results, key=lambda result: SETS.index(result["set"]))
-    beside = {result["set"]: result for result in training_free}
+    again, beside = ({result["set"]: result for result in part} for part in (read_twice, training_free))
     first = ordered[0]
     revisions = ", ".join(dict.fromkeys(result["revision"] for result in ordered))
     about = (
@@ -123,10 +127,25 @@ def _tables(results: Sequence[Row], training_free: Sequence[Row]) -> str:
         f"{first['base_model']}, {first['dtype']}; {first['machine']['cores']} cores of "
         f"{first['machine']['processor']}, revision {revisions}; `python -m benchmarks.peers`."
     )
-    tables = [_table(result, beside.get(result["set"])) for result in ordered]
-    return "\n\n".join(
-        [*tables, about, *_about_training_free([beside[r["set"]] for r in ordered if r["set"] in beside])]
-    )
+    tables = [_table(result, again.get(result["set"]), beside.get(result["set"])) for result in ordered]
+    notes = [
+        *_about_read_twice([again[result["set"]] for result in ordered if result["set"] in again]),
+        *_about_training_free([beside[result["set"]] for result in ordered if result["set"] in beside]),
+    ]
+    return "\n\n".join([*tables, about, *notes])
+
+
+def _about_read_twice(results: Sequence[Row]) -> list[str]:
+    """Return what the rows that were read twice cost, and where they come from."""
+    if not results:
+        return []
+    costs = ", ".join(f"{result['twice_ms'] / result['once_ms']:.2f} ({result['set']})" for result in results)
+    first, revisions = results[0], ", ".join(dict.fromkeys(result["revision"] for result in results))
+    return [
+        f"Read twice: the template holds the text twice, on lines of its own. A text alone takes {costs} times as long "
+        f"as once, in one run on {first['machine']['cores']} cores of {first['machine']['processor']}. Revision "
+        f"{revisions}; `python -m benchmarks.peers.twice`."
+    ]
 
 
 def _about_training_free(results: Sequence[Row]) -> list[str]:
@@ -140,16 +159,16 @@ def _about_training_free(results: Sequence[Row]) -> list[str]:
     ]
 
 
-def _table(result: Row, training_free: Row | None) -> str:
+def _table(result: Row, read_twice: Row | None, training_free: Row | None) -> str:
     foreign = f", {result['n_foreign']:,} foreign ({result['foreign']})" if result["foreign"] else ""
     proof = f", {result['n_proof']:,} for the proof" if result.get("n_proof") else ""
     sizes = (
         f"**{result['set']}**: {result['n_train']:,} training, {result['n_validation']:,} validation, "
         f"{result['n_test']:,} test rows{proof}{foreign}."
     )
-    if any(row["method"] == ABOVE_LORA and row["seeds"] is None for row in result["rows"]):
-        sizes += " The LoRA was trained with one seed."
-    rows = _recalibrated(result)
+    rows = [row for one in (result, read_twice) if one is not None for row in _recalibrated(one)]
+    if any(row["method"] in ABOVE_LORA and row["seeds"] is None for row in rows):
+        sizes += " Each LoRA was trained with one seed."
     if training_free is not None:
         rows += [row | {"method": ANYJEV.format_map(training_free)} for row in _recalibrated(training_free)]
     tables = [record_table(rows, _columns(rows[0]))]

@@ -112,7 +112,8 @@ class PromptConfig:
     """Settings that turn a question into text and choices into scores, the same in training and in service.
 
     Attributes:
-        template: wraps every plain prompt; holds {prompt} exactly once.
+        template: wraps every plain prompt; holds {prompt} once, or twice, so that on the second time the model reads
+            every token with the whole prompt before it.
         choices: the fixed label set, 2 to 255 different texts (white space at the ends does not count); None if each
             question brings its own choices.
         scoring: `text` scores the tokens of each choice, independent of the order of the choices; `label` scores the
@@ -162,7 +163,9 @@ class PromptConfig:
             "newline or eos, so that every token of a choice is read",
         )
         require(
-            self.template.count("{prompt}") == 1, f"prompt template {self.template!r}", "one that holds {prompt} once"
+            self.template.count("{prompt}") in (1, 2),
+            f"prompt template {self.template!r}",
+            "one that holds {prompt} once or twice",
         )
         require(
             0 <= self.length_power <= MOST_LENGTH_POWER,

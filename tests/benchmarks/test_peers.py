@@ -11,14 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.peers import training_free
-from benchmarks.peers.__main__ import measure
+from benchmarks.peers import training_free, twice
+from benchmarks.peers.__main__ import methods
 from benchmarks.peers.contrast import contrast
 from benchmarks.peers.cumulative import Cumulative
 from benchmarks.peers.figures import N_DIVISIONS, Scored, answered_at, averaged, figures
 from benchmarks.peers.posteriors import mean_field
 from benchmarks.peers.reading import kept_in, read_set
 from benchmarks.peers.regressions import Parts, on_states, on_words
+from benchmarks.peers.results import measure
 from benchmarks.peers.sets import DATA, SETS, TaskSet, load_set
 from benchmarks.peers.table import peers
 from benchmarks.server_process import TRIAGE
@@ -186,7 +187,8 @@ def test_what_was_read_is_kept(tmp_path: Path) -> None:
 def test_every_method_is_measured_and_shown(kind: str) -> None:
     task = replace(linear(), ordered=True) if kind == "linear" else pointer()
     base = load_base_model("embedded", dtype="float32")
-    result = measure(task, base, read_set(base, task))
+    read = read_set(base, task)
+    result = measure(task, read, methods(task, base, read, None))
     names = [row["method"] for row in result["rows"]][::2]
     first = "TF-IDF regression" if kind == "linear" else "base model's log-probabilities"
     ours = ["regression on frozen states", "head, posterior mean", "head, 64 draws"]
@@ -198,8 +200,30 @@ def test_every_method_is_measured_and_shown(kind: str) -> None:
     alone = 2 * len(ours)  # without draws: the first one, and all of ours but the last
     assert [row["seeds"] for row in result["rows"]] == [None] * alone + [[0, 1, 2]] * (2 * len(names) - alone)
     about = {"machine": {"cores": 2, "processor": "some"}, "revision": "abc", "base_model": "tiny", "dtype": "float32"}
-    shown = peers([result | about | {"set": "demo"}], [])
+    shown = peers([result | about | {"set": "demo"}], [], [])
     assert all(f"| {name} |" in shown for name in names)
+
+
+@pytest.mark.model
+def test_a_text_read_twice_is_measured_and_shown_beside_the_other_methods() -> None:
+    once, base = linear(), load_base_model("embedded", dtype="float32")
+    task = twice.twice(once)
+    assert task.prompt.template == "{prompt}\n{prompt}"
+    assert task.parts() == once.parts()
+    read = read_set(base, task)
+    tokens = [row.row.prompt_tokens for row in read.test.rows]
+    assert tokens == [2 * len(base.tokenizer(row.prompt).input_ids) + 1 for row in task.test]  # and a line break
+    costs = twice.cost_ms(once, base, read)
+    assert 0 < costs[0] < costs[1]
+    result = measure(task, read, twice.methods(task, base, read, None))
+    names = [row["method"] for row in result["rows"]][::2]
+    simple = ["regression on frozen states", "head, posterior mean", "head, 64 draws"]
+    assert names == [f"{name}, read twice" for name in simple]
+    about = {"machine": {"cores": 2, "processor": "some"}, "revision": "abc", "base_model": "tiny", "dtype": "float32"}
+    measured = result | about | {"set": "demo", "once_ms": 2.0, "twice_ms": 3.0}
+    shown = peers([measured | {"rows": []}], [measured], [])
+    assert all(f"| {name} |" in shown for name in names)
+    assert "A text alone takes 1.50 (demo) times as long as once" in shown
 
 
 # An AnyJev that gives an option a probability by its length, so that a test can tell options apart.

@@ -131,8 +131,8 @@ def add_prompt(parser: ArgumentParser | _ArgumentGroup) -> None:
     )
     parser.add_argument(
         "--template",
-        help=r"text around the prompt, with {prompt} in it (default: 'Question: {prompt}\nAnswer:' for the column "
-        "question, the prompt as it is for the column prompt)",
+        help=r"text around the prompt, with {prompt} in it, once or twice (default: 'Question: {prompt}\nAnswer:' for "
+        "the column question, the prompt as it is for the column prompt)",
     )
     parser.add_argument(
         "--scoring",

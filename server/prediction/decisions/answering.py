@@ -139,11 +139,18 @@ class _Plan:
             once: whether what different prompts begin with is computed once for heads of one reading.
         """
         config, path = self.handle.config, self.question.path
-        text: Hashable = (path, "text")
+        template = config.prompt.template
+        first: Hashable = (path, "text")
+        again: Hashable = (path, "text again")
         n_draws = config.sampling.n_samples
         if config.head is not None:
-            text, n_draws = (self.handle.reading, config.prompt.template if once else self.text), 1
-        return {text: n_draws * n_bytes, path: n_draws * len(self.beside.encode(errors="replace"))}
+            again, n_draws = (self.handle.reading, self.text, "again"), 1
+            first = self.handle.reading, template if once else self.text
+        return {
+            first: n_draws * n_bytes,
+            again: n_draws * n_bytes * (template.count("{prompt}") - 1),
+            path: n_draws * len(self.beside.encode(errors="replace")),
+        }
 
 
 async def answer_questions(

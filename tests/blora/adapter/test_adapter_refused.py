@@ -118,7 +118,7 @@ BAD_ADAPTERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "unknown posterior field": (config_with(lambda c: c["posterior"].update(x=1)), "got a bad value at posterior.x "),
     "unknown family": (config_with(lambda c: c["posterior"].update(family="x")), "bad value at posterior.family"),
     "rank zero": (config_with(lambda c: c["posterior"].update(rank=0)), "rank = 0, expected 1 to 1024"),
-    "two prompts in a template": (config_with(lambda c: c["prompt"].update(template="{prompt}{prompt}")), "template"),
+    "three prompts in a template": (config_with(lambda c: c["prompt"].update(template="{prompt}" * 3)), "template"),
     "no draws": (config_with(lambda c: c["sampling"].update(n_samples=0)), "n_samples = 0, expected 1 to 1024"),
     "unknown threshold": (
         config_with(lambda c: c.update(policy={"min_x": 0.5})),

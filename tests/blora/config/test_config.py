@@ -137,9 +137,9 @@ def test_a_name_that_is_not_one_of_the_choices_is_refused(kind: type, name: str)
         kind(**{name: "nonesuch"})
 
 
-@pytest.mark.parametrize("template", ["", "no placeholder", "{prompt} {prompt}", "{ prompt }"])
-def test_a_template_holds_the_prompt_once(template: str) -> None:
-    with pytest.raises(ConfigError, match=r"expected one that holds \{prompt\} once"):
+@pytest.mark.parametrize("template", ["", "no placeholder", "{prompt} {prompt} {prompt}", "{ prompt }"])
+def test_a_template_holds_the_prompt_once_or_twice(template: str) -> None:
+    with pytest.raises(ConfigError, match=r"expected one that holds \{prompt\} once or twice"):
         PromptConfig(template=template)
 
 

@@ -66,6 +66,12 @@ def test_braces_in_a_prompt_stay_as_they_are() -> None:
     assert spell(row.prompt) == "<s>Q {prompt} {0} {x} A"
 
 
+def test_a_template_may_hold_the_prompt_twice_and_its_words_still_count_once() -> None:
+    row = make(prompt=" Is it? ", config=PromptConfig(template="Q: {prompt}\n{prompt}\nA:"))
+    assert spell(row.prompt) == "<s>Q: Is it?\nIs it?\nA:"
+    assert row.text == make(prompt=" Is it? ").text
+
+
 def test_special_tokens_are_added_once_and_only_to_a_plain_prompt() -> None:
     bos = tiny_tokenizer().bos_token_id
     row = make()

@@ -1,6 +1,7 @@
 """Requests of many questions about a long text, which alone fill the queues of a server."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from blora.config import HeadConfig
+from blora.server.engines.handle import AdapterHandle
 from blora.server.prediction.decisions.answering import _parts, _Plan
 from blora.server.prediction.decisions.question import Question
 from blora.server.schemas.requests import PredictRequest
@@ -65,21 +67,46 @@ async def test_a_question_that_is_too_much_work_is_named_and_told_what_its_reque
     assert "shorten the prompt or the choices, or ask for fewer draws (n_samples in /v1/predict)" in error["message"]
 
 
+def with_head(handle: AdapterHandle, template: str = "{prompt}") -> AdapterHandle:
+    """Return a handle whose adapter answers by a head."""
+    head = HeadConfig(depths=(1,), n_states=8, n_directions=2, n_grams=0)
+    prompt = replace(handle.config.prompt, template=template, readout="linear", choice_end="newline")
+    posterior = replace(handle.config.posterior, method="lora")
+    return replace(handle, config=replace(handle.config, head=head, prompt=prompt, posterior=posterior))
+
+
+def room_for(most: float, *, once: bool = True) -> Any:
+    """Return a predictor whose queues have room for so many tokens."""
+    return SimpleNamespace(reads_beginnings_once=once, leaves_room=lambda n_inputs, characters, cost: cost <= most)
+
+
+def plans_for(handle: AdapterHandle, text: str, instructions: Sequence[str]) -> list[_Plan]:
+    """Return plans of questions about a text."""
+    request = PredictRequest(prompt=text)
+    return [
+        _Plan(
+            Question(path=f"questions[{i}]", type="predicate", instructions=said, options=()), handle, request, (), said
+        )
+        for i, said in enumerate(instructions)
+    ]
+
+
 @pytest.mark.parametrize("head", [False, True])
 def test_what_heads_read_of_a_text_counts_once(head: bool) -> None:
     text, (urgent, *_) = "word " * 900, family()
-    if head:
-        head_config = HeadConfig(depths=(1,), n_states=8, n_directions=2, n_grams=0)
-        prompt = replace(urgent.config.prompt, readout="linear", choice_end="newline")
-        lora = replace(urgent.config.posterior, method="lora")
-        config = replace(urgent.config, head=head_config, prompt=prompt, posterior=lora)
-        urgent = replace(urgent, config=config)
-    room: Any = SimpleNamespace(
-        reads_beginnings_once=True, leaves_room=lambda n_inputs, characters, cost: cost <= 2 * len(text)
-    )
-    request = PredictRequest(prompt=text)
-    plans = [
-        _Plan(Question(path=f"questions[{i}]", type="predicate", instructions="", options=()), urgent, request, ())
-        for i in range(10)
-    ]
-    assert [len(part) for part in _parts(plans, text, room)] == ([10] if head else [1] * 10)
+    plans = plans_for(with_head(urgent) if head else urgent, text, [""] * 10)
+    assert [len(part) for part in _parts(plans, text, room_for(2 * len(text)))] == ([10] if head else [1] * 10)
+
+
+@pytest.mark.parametrize(("template", "parts"), [("{prompt}", [10]), ("{prompt}\n{prompt}", [2] * 5)])
+def test_only_the_first_time_that_different_prompts_hold_a_text_counts_once(template: str, parts: list[int]) -> None:
+    text, (urgent, *_) = "word " * 900, family()
+    plans = plans_for(with_head(urgent, template), text, [f"Question {i}?" for i in range(10)])
+    assert [len(part) for part in _parts(plans, text, room_for(3.5 * len(text)))] == parts
+
+
+def test_a_text_that_a_template_holds_twice_counts_twice() -> None:
+    text, (urgent, *_) = "word " * 900, family()
+    plans = plans_for(with_head(urgent, "{prompt}\n{prompt}"), text, ["", "Urgent?"])
+    for once, most, parts in ((True, 2.5, [1, 1]), (True, 3.5, [2]), (False, 3.5, [1, 1]), (False, 4.5, [2])):
+        assert [len(part) for part in _parts(plans, text, room_for(most * len(text), once=once))] == parts

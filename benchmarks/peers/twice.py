@@ -1,0 +1,104 @@
+"""What do a head and a regression on states gain if the template holds the text twice?
+
+`python -m benchmarks.peers.twice` measures the sets of short texts as `benchmarks.peers` does, under templates that
+hold the text twice. On the second time, every token is read with the whole text before it, which a causal model does
+not do on the first. CLINC150 also has a head above one LoRA. For the cost, texts are read alone, each once and twice.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from benchmarks.peers.figures import Scored
+from benchmarks.peers.heads import heads, heads_above_lora
+from benchmarks.peers.reading import NO_LORA, SEEDS, ReadSet, kept_in, read_set
+from benchmarks.peers.regressions import Parts, on_states
+from benchmarks.peers.results import begin, measure, write
+from benchmarks.peers.sets import TaskSet, load_set
+from benchmarks.server_process import ROOT
+from blora.base_model import BaseModel
+from blora.inference.reading import read_rows
+from blora.training.rows.examples import ExampleSet
+from blora.training.rows.packed import LabelledRow, labels_of, pack_examples
+
+__all__ = ["cost_ms", "methods", "twice"]
+
+RESULTS = ROOT / "benchmarks" / "results" / "read_twice"
+# Sets of short texts with fixed labels.
+SETS = ("demo", "banking77", "clinc150")
+WITH_LORA = ("clinc150",)
+# Texts that are read alone for the cost, after a few that warm up.
+N_TIMED, N_WARM = 100, 5
+
+
+def twice(task: TaskSet) -> TaskSet:
+    """Return a set whose template holds the text twice, on lines of their own."""
+    template = task.prompt.template.replace("{prompt}", "{prompt}\n{prompt}")
+    return replace(task, prompt=replace(task.prompt, template=template), with_lora=task.name in WITH_LORA)
+
+
+def methods(task: TaskSet, base: BaseModel, read: ReadSet, keep: Path | None) -> Iterator[Scored]:
+    """Yield what each method says of the rows of a set of `twice`; the seeds of each method are adjacent."""
+    labels = labels_of(read.train.rows), labels_of(read.validation.rows)
+    states = {name: getattr(read, name).features.states.numpy() for name in task.parts()}
+    regression = on_states(Parts(states, *labels))
+    yield _named(replace(regression, seconds=read.seconds + regression.seconds))
+    yield from map(_named, heads(read, with_others=False))
+    if task.with_lora:
+        kept = partial(_file, keep, task)
+        yield from map(_named, heads_above_lora(base, read, kept, SEEDS[:1]))
+
+
+@torch.no_grad()
+def cost_ms(task: TaskSet, base: BaseModel, read: ReadSet) -> tuple[float, float]:
+    """Return the median milliseconds that one text takes alone, read once and twice, under the head's settings.
+
+    Args:
+        task: the set, whose template holds the text once.
+        base: the base model.
+        read: the set as read twice.
+    """
+    texts = task.test[: N_TIMED + N_WARM]
+    once: Sequence[LabelledRow] = pack_examples(ExampleSet(task.name, "", texts), base, task.prompt)
+    seconds: tuple[list[float], list[float]] = [], []
+    for pair in zip(once, read.test.rows, strict=False):
+        for row, taken in zip(pair, seconds, strict=True):
+            began = time.perf_counter()
+            read_rows(base.model, [row.row], read.config, NO_LORA.mean())
+            taken.append(time.perf_counter() - began)
+    first, second = (1000 * median(taken[N_WARM:]) for taken in seconds)
+    return first, second
+
+
+def _named(scored: Scored) -> Scored:
+    return replace(scored, method=f"{scored.method}, read twice")
+
+
+def _file(keep: Path | None, task: TaskSet, seed: int) -> Path | None:
+    return keep and keep / f"{task.name}-twice-lora-{seed}.pt"
+
+
+def main() -> None:
+    """Measure every set of short texts, or one, and write its result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--set", choices=SETS, help="name of one set; by default all, but only the demo without data")
+    parser.add_argument("--keep", type=Path, help="folder that keeps the states and the LoRAs of each set")
+    arguments = parser.parse_args()
+    base, names = begin(RESULTS, arguments.set)
+    for name in [name for name in names if name in SETS]:
+        once, keep = load_set(name), arguments.keep
+        task = twice(once)
+        read = kept_in(keep and keep / f"{name}-twice.pt", partial(read_set, base, task))
+        costs = dict(zip(("once_ms", "twice_ms"), cost_ms(once, base, read), strict=True))
+        result = measure(task, read, methods(task, base, read, keep)) | costs
+        write(RESULTS, result, base, f"python -m benchmarks.peers.twice --set {name}")
+
+
+if __name__ == "__main__":
+    main()
