@@ -1,8 +1,11 @@
 """Translation of questions to request bodies, and of responses to predictions or exceptions."""
 
+import math
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 import httpx
@@ -209,12 +212,17 @@ def _failure(response: httpx.Response) -> ClientError:
         kind = RefusedError
     elif not httpx.codes.is_server_error(status):
         kind = MalformedAnswerError
-    return kind(message, status=status, code=code, param=param, retry_after_s=_seconds(response))
+    return kind(message, status=status, code=code, param=param, retry_after_s=_retry_after_s(response))
 
 
-def _seconds(response: httpx.Response) -> float | None:
-    """Return Retry-After if it is a number of seconds."""
+def _retry_after_s(response: httpx.Response) -> float | None:
+    """Return the seconds from now until Retry-After, which a proxy may send as a date; None if it says neither."""
+    value = response.headers.get("retry-after", "")
     try:
-        return max(0.0, float(response.headers["retry-after"]))
-    except (KeyError, ValueError):
-        return None
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except ValueError:
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None

@@ -23,7 +23,7 @@ pytestmark = [
     ),
 ]
 
-PASSWORD = "5f1c0dead0beef"
+PASSWORD = '5f1c"0dead\\x30 $beef\\'  # which redis.conf would read otherwise
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Bodies that are sent, and what becomes of responses."""
 
 import pickle
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -103,9 +104,15 @@ def test_a_proxys_error_is_told_by_its_status() -> None:
 
 
 @pytest.mark.parametrize(
-    ("header", "expected"), [("3", 3.0), ("0.5", 0.5), ("-1", 0.0), ("Wed, 21 Oct 2026 07:28:00 GMT", None)]
+    ("header", "expected"),
+    [
+        *(("3", 3.0), ("0.5", 0.5), ("-1", 0.0), ("soon", None), ("inf", None), ("nan", None)),
+        *(("Wed, 21 Oct 2026 07:28:00 GMT", 60.0), ("Wed, 21 Oct 2026 07:26:00 GMT", 0.0)),
+    ],
 )
-def test_retry_after_is_kept_where_it_is_seconds(header: str, expected: float | None) -> None:
+def test_retry_after_is_seconds_or_a_date(header: str, expected: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = datetime(2026, 10, 21, 7, 27, tzinfo=UTC).timestamp()
+    monkeypatch.setattr("blora.client.exchange.time.time", lambda: now)
     with pytest.raises(OverloadedError) as info:
         read_prediction(response(429, headers={"retry-after": header}))
     assert info.value.retry_after_s == expected
