@@ -140,6 +140,7 @@ class _Plan:
         """
         config, path = self.handle.config, self.question.path
         template = config.prompt.template
+        times = template.count("{prompt}")  # it holds the instructions and listed choices as often as the text
         first: Hashable = (path, "text")
         again: Hashable = (path, "text again")
         n_draws = config.sampling.n_samples
@@ -148,8 +149,8 @@ class _Plan:
             first = self.handle.reading, template if once else self.text
         return {
             first: n_draws * n_bytes,
-            again: n_draws * n_bytes * (template.count("{prompt}") - 1),
-            path: n_draws * len(self.beside.encode(errors="replace")),
+            again: n_draws * n_bytes * (times - 1),
+            path: n_draws * times * len(self.beside.encode(errors="replace")),
         }
 
 

@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
-from blora.config import HeadConfig
+from blora.base_model import BaseModel
+from blora.config import HeadConfig, ScoringName
+from blora.inference.packing import pack
+from blora.questions.wording import question_text
 from blora.server.engines.handle import AdapterHandle
 from blora.server.prediction.decisions.answering import _parts, _Plan
 from blora.server.prediction.decisions.question import Question
@@ -110,3 +113,20 @@ def test_a_text_that_a_template_holds_twice_counts_twice() -> None:
     plans = plans_for(with_head(urgent, "{prompt}\n{prompt}"), text, ["", "Urgent?"])
     for once, most, parts in ((True, 2.5, [1, 1]), (True, 3.5, [2]), (False, 3.5, [1, 1]), (False, 4.5, [2])):
         assert [len(part) for part in _parts(plans, text, room_for(most * len(text), once=once))] == parts
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("template", ["{prompt}", "{prompt}\n{prompt}"])
+@pytest.mark.parametrize("scoring", ["text", "label"])
+def test_costs_bound_the_tokens_of_a_row(template: str, scoring: ScoringName, smollm2: BaseModel) -> None:
+    digits, open_one = "0123456789" * 30, family()[-2]  # each digit is a token
+    prompt = replace(open_one.config.prompt, template=template, scoring=scoring)
+    handle = replace(open_one, config=replace(open_one.config, prompt=prompt))
+    request = PredictRequest(prompt="Ticket 1", choices=[f"{digits}1", f"{digits}2"])
+    question = Question(path="questions[0]", type="choice", instructions=f"Reply to {digits}", options=())
+    plan = _Plan(question, handle, request, (), question.instructions)
+    asked = question_text("Ticket 1", plan.instructions)
+    row = pack(smollm2.tokenizer, prompt=asked, choices=plan.choices, config=prompt, max_length=smollm2.max_length)
+    for once in (False, True):
+        bound = sum(plan.costs(len("Ticket 1"), once=once).values())
+        assert bound >= handle.config.sampling.n_samples * row.n_tokens
