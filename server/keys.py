@@ -65,8 +65,16 @@ def allowed_adapters() -> frozenset[str] | None:
     return key.adapters if key is not None else None
 
 
+class _UnreadableError(ConfigError):
+    """A key file that is missing, or that cannot be read at the moment."""
+
+
+# Times of modification and of change (ns), inode and size (bytes) of a key file; None while it cannot be found.
+_Stamp = tuple[int, int, int, int] | None
+
+
 class Keys:
-    """Keys of a key file, read again whenever the file changes.
+    """Keys of a key file, read again whenever the file changes, and with each request while it cannot be read.
 
     Args:
         file: the key file, one line for each key; empty lines and lines that begin with # are ignored.
@@ -79,6 +87,7 @@ class Keys:
         self._file = file
         self._stamp = _stamp(file)
         self._keys = _read(file)
+        self._told: tuple[_Stamp, str] | None = None  # the failure told last; None after a success
 
     def find(self, presented: str) -> Key | None:
         """Return the presented key, or None if it is unknown, in a time that does not depend on the key's text."""
@@ -98,8 +107,20 @@ class Keys:
         self._stamp = stamp
         try:
             self._keys = _read(self._file, allow_none=True)
+        except _UnreadableError as exc:
+            self._stamp = None  # the reason may pass while the file stays as it is, so the next request reads again
+            self._tell(stamp, exc)
         except ConfigError as exc:
-            logger.error("Keys stay as they were: %s", exc)
+            self._tell(stamp, exc)
+        else:
+            self._told = None
+
+    def _tell(self, stamp: _Stamp, error: ConfigError) -> None:
+        """Log a failure, unless it is the failure told last."""
+        told = (stamp, str(error))
+        if told != self._told:
+            logger.error("Keys stay as they were: %s", error)
+        self._told = told
 
 
 def new_key() -> str:
@@ -130,30 +151,37 @@ def line_of(name: str, scope: Scope, key: str, adapters: Iterable[str] = ()) -> 
     return f"{name} {scope} sha256:{hashlib.sha256(key.encode()).hexdigest()}{bound}"
 
 
-def _stamp(file: Path) -> tuple[int, int] | None:
+def _stamp(file: Path) -> _Stamp:
     try:
         found = file.stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_ino
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size
 
 
 def _text(file: Path) -> str:
-    """Return a regular file's text. Refuses pipes and large files, because the event loop reads it."""
+    """Return a regular file's text. Refuses pipes and large files, because the event loop reads it.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if the file is not regular, too large or no UTF-8.
+    """
     descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as opened:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError("not a regular file")
+            raise ValueError("not a regular file")
         content = opened.read(_MOST_BYTES + 1)
     if len(content) > _MOST_BYTES:
-        raise OSError(f"more than {_MOST_BYTES} bytes")
+        raise ValueError(f"more than {_MOST_BYTES} bytes")
     return content.decode()
 
 
 def _read(file: Path, *, allow_none: bool = False) -> dict[str, Key]:
     try:
         text = _text(file)
-    except (OSError, UnicodeDecodeError) as exc:
+    except OSError as exc:
+        raise _UnreadableError(f"Key file {file} cannot be read: {exc}") from exc
+    except ValueError as exc:
         raise ConfigError(f"Key file {file} cannot be read: {exc}") from exc
     keys = read_keys(text, file)
     if not keys and not allow_none:

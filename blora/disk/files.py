@@ -5,6 +5,7 @@ exception, whereas a mapping would crash the process with a bus error. The heade
 before any tensor is created.
 """
 
+import errno
 import hashlib
 import math
 import os
@@ -23,7 +24,16 @@ from torch import Tensor
 
 from blora.errors import AdapterError
 
-__all__ = ["MOST_JSON_BYTES", "MOST_JSON_DEPTH", "TensorInfo", "TensorsFile", "file_digest", "read_json"]
+__all__ = [
+    "MOST_JSON_BYTES",
+    "MOST_JSON_DEPTH",
+    "TensorInfo",
+    "TensorsFile",
+    "UnreadableError",
+    "file_digest",
+    "may_pass",
+    "read_json",
+]
 
 # Limit for a config; the largest known ones have some ten kilobytes.
 MOST_JSON_BYTES = 4 * 2**20
@@ -35,6 +45,17 @@ MOST_DIMENSIONS = 4
 
 _LENGTH_BYTES = 8  # size of the field that holds the header's length
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "BOOL": 1}
+# Errors of a path at which there is no file.
+_ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
+
+
+class UnreadableError(AdapterError):
+    """A file that exists and cannot be read at the moment, as after an I/O error or for lack of permission."""
+
+
+def may_pass(error: OSError) -> bool:
+    """Return whether an error of a path may pass although the path stays as it is: every error but a missing file's."""
+    return error.errno not in _ABSENT
 
 
 @contextmanager
@@ -42,7 +63,8 @@ def _opened(file: Path, advice: str) -> Iterator[BufferedReader]:
     """Open a regular file; anything else, such as a pipe, a device or a folder, is refused before it is opened.
 
     Raises:
-        AdapterError: if the file is not regular, or cannot be opened or read.
+        UnreadableError: if the file exists and cannot be opened or read.
+        AdapterError: if the file is missing or not regular.
     """
     try:
         _check_regular(os.stat(file), file, advice)
@@ -52,6 +74,11 @@ def _opened(file: Path, advice: str) -> Iterator[BufferedReader]:
             _check_regular(os.fstat(descriptor), file, advice)
             yield opened
     except OSError as exc:
+        if may_pass(exc):
+            raise UnreadableError(
+                f"got {file}, which cannot be read ({exc.strerror}), expected a file that this process may read: check "
+                "its permissions and its file system, and load it again"
+            ) from exc
         raise AdapterError(f"got {file}, which cannot be read ({exc.strerror}); {advice}") from exc
 
 

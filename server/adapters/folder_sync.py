@@ -20,10 +20,11 @@ __all__ = ["FolderSync"]
 
 logger = logging.getLogger(__name__)
 
-# Names, modification times and sizes of an adapter's files, by which a change shows without reading the files.
-Signature = frozenset[tuple[str, int, int]]
+# Names, times of modification and of change (ns) and sizes (bytes) of an adapter's files, by which a change shows
+# without reading the files. A change of permissions alters the time of change alone.
+Signature = frozenset[tuple[str, int, int, int]]
 # Signature of a folder that cannot be read at the moment, for example on a shared file system.
-UNREADABLE: Signature = frozenset([("", 0, 0)])
+UNREADABLE: Signature = frozenset([("", 0, 0, 0)])
 # Folders that are read at the same time, so that a stalled folder does not delay the others.
 AT_ONCE = 8
 # Name in log lines of changes made here; names of keys contain no space.
@@ -44,9 +45,9 @@ class FolderSync:
 
     New adapters are loaded, removed ones unloaded, and changed ones replaced once the new version has loaded. An
     adapter that fails to load is logged and tried again when it changes, or after a while if the reason may pass, such
-    as a timeout, an engine without memory or too many adapters. All adapters stay while the folder cannot be read or
-    has lost all its folders, as when its volume is unmounted. Adapters with other contents from elsewhere stay as they
-    are.
+    as a timeout, a file that cannot be read, an engine without memory or too many adapters. All adapters stay while the
+    folder cannot be read or has lost all its folders, as when its volume is unmounted. Adapters with other contents
+    from elsewhere stay as they are.
 
     Args:
         root: the folder; entries whose names begin with a dot are ignored, as they are being written.
@@ -192,6 +193,6 @@ def _may_be_folder(entry: Path) -> bool:
 def _signature(folder: Path) -> Signature:
     try:
         stats = ((file.name, file.lstat()) for file in islice(folder.iterdir(), MOST_ENTRIES))
-        return frozenset((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats)
+        return frozenset((name, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size) for name, stat in stats)
     except OSError:
         return UNREADABLE

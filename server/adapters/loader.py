@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from weakref import WeakValueDictionary
 
+from blora.disk.files import UnreadableError, may_pass
 from blora.errors import BloraError, ConfigError
 from blora.server.adapters.registry import Registry, check_adapter_name
 from blora.server.engines.handle import AdapterHandle
@@ -86,7 +87,7 @@ class Loader:
             TooLargeError: if the adapter's files are too large.
             AdapterConflictError: if the name belongs to other contents, or there are too many adapters.
             DeadlineExceededError: if the files could not be read in time.
-            AdapterUnavailableError: if the engine cannot load an adapter at the moment.
+            AdapterUnavailableError: if the files cannot be read, or the engine cannot load an adapter, at the moment.
         """
         try:
             root = self._enabled()
@@ -172,7 +173,7 @@ class Loader:
                 return await self._engine.load_adapter(folder, name)
         except StalledError as exc:
             raise DeadlineExceededError(str(exc), code="adapter_stalled", param="path") from exc
-        except EngineUnavailableError as exc:
+        except (EngineUnavailableError, UnreadableError) as exc:
             raise AdapterUnavailableError(_below(folder, path, exc)) from exc
         except BloraError as exc:
             raise InvalidRequestError(_below(folder, path, exc), code="invalid_adapter", param="path") from exc
@@ -220,12 +221,7 @@ class Loader:
                 raise outside
             size = sum(file.stat().st_size for file in files if file.is_file())
         except (OSError, RuntimeError, ValueError) as exc:  # a loop of links, or an impossible file name
-            why = exc.strerror if isinstance(exc, OSError) else "its links form a loop, or its name is impossible"
-            raise InvalidRequestError(
-                f"There is no adapter at this path ({why}): name an adapter's folder.",
-                code="invalid_adapter",
-                param="path",
-            ) from exc
+            raise _refusal(exc) from exc
         if size > self._settings.max_adapter_bytes:
             raise TooLargeError(
                 f"got an adapter of {size} bytes, expected at most {self._settings.max_adapter_bytes}: make a smaller "
@@ -265,6 +261,20 @@ def _inside(folder: Path) -> list[Path]:
         return list(folder.iterdir())
     except PermissionError:  # a lost+found, for example, from which nothing can be loaded either
         return []
+
+
+def _refusal(error: Exception) -> ServerError:
+    """Return the refusal of a folder that cannot be listed: for the moment, or for good if there is none."""
+    if isinstance(error, OSError) and may_pass(error):
+        return AdapterUnavailableError(
+            f"The folder at this path cannot be read ({error.strerror}): check its permissions and its file system, "
+            "and load it again.",
+            param="path",
+        )
+    why = error.strerror if isinstance(error, OSError) else "its links form a loop, or its name is impossible"
+    return InvalidRequestError(
+        f"There is no adapter at this path ({why}): name an adapter's folder.", code="invalid_adapter", param="path"
+    )
 
 
 def _below(folder: Path, path: str, error: Exception) -> str:

@@ -1,6 +1,8 @@
 """The key file: its format, and changes under a running server."""
 
+import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,85 @@ def test_a_file_that_turns_bad_changes_nothing(tmp_path: Path, trouble: str, cap
     assert keys.find(key) == Key("shop", "predict")
     assert keys.find(new_key()) is None
     assert "Keys stay as they were" in caplog.text
+
+
+def opening(monkeypatch: pytest.MonkeyPatch, file: Path, error: int | None) -> list[str]:
+    """Count the tries to open a file, which fail with an error if there is one; return a list that has one item each."""
+    real, tries = os.open, list[str]()
+
+    def counted(path: Path | str, *args: int) -> int:
+        if str(path) == str(file):
+            tries.append(str(path))
+            if error is not None:
+                raise OSError(error, os.strerror(error), str(path))
+        return real(path, *args)
+
+    monkeypatch.setattr("blora.server.keys.os.open", counted)
+    return tries
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.EACCES])
+def test_a_read_that_fails_is_tried_again_and_a_revoked_key_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: int
+) -> None:
+    leaked, other = new_key(), new_key()
+    file = write(tmp_path / "keys", line_of("leaked", "predict", leaked), line_of("other", "predict", other))
+    keys = Keys(file)
+    for n_failures in (1, 2):
+        write(file, line_of("other", "predict", other))
+        with monkeypatch.context() as patched:
+            tries = opening(patched, file, error)
+            for _ in range(5):
+                assert keys.find(other) is not None
+            assert (keys.find(leaked) is not None) == (n_failures == 1)
+            assert len(tries) == 6
+        assert keys.find(leaked) is None
+        assert keys.find(other) is not None
+        assert caplog.text.count("Keys stay as they were") == n_failures
+
+
+@pytest.mark.parametrize("trouble", ["garbled", "not text", "a terabyte", "gone"])
+def test_what_stays_wrong_is_read_and_told_of_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, trouble: str
+) -> None:
+    key = new_key()
+    file = tmp_path / "keys"
+    spoil: dict[str, Callable[[], object]] = {
+        "garbled": lambda: write(file, "what?"),
+        "not text": lambda: file.write_bytes(b"\xff"),
+        "a terabyte": lambda: os.truncate(file, 2**40),
+        "gone": file.unlink,
+    }
+    write(file, line_of("shop", "predict", key))
+    keys = Keys(file)
+    for n_failures in (1, 2):
+        spoil[trouble]()
+        with monkeypatch.context() as patched:
+            tries = opening(patched, file, None)
+            for _ in range(5):
+                assert keys.find(key) is not None
+            assert len(tries) == 1
+        assert caplog.text.count("Keys stay as they were") == n_failures
+        write(file, line_of("shop", "predict", key))
+        assert keys.find(key) is not None
+
+
+def test_a_write_in_place_is_seen_whatever_the_modification_time_says(tmp_path: Path) -> None:
+    old, new = new_key(), new_key()
+    file = write(tmp_path / "keys", line_of("shop", "predict", old))
+    keys, times = Keys(file), (file.stat().st_atime_ns, file.stat().st_mtime_ns)
+    file.write_text("")  # as `cp` does before it writes
+    os.utime(file, ns=times)
+    assert keys.find(old) is None
+    file.write_text(line_of("shop", "predict", old) + "\n")
+    os.utime(file, ns=times)
+    assert keys.find(old) is not None
+    before = file.stat().st_ctime_ns
+    while file.stat().st_ctime_ns == before:  # the clock of the file system may be coarse
+        file.write_text(line_of("shop", "predict", new) + "\n")  # as many bytes
+        os.utime(file, ns=times)
+    assert keys.find(old) is None
+    assert keys.find(new) is not None
 
 
 @pytest.mark.parametrize("trouble", ["a pipe", "a folder", "a device", "a loop of links", "a terabyte"])

@@ -1,11 +1,14 @@
 """Looks at the adapter root that fail, adapters that are tried again, and adapters that were served before."""
 
 import asyncio
+import errno
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
+from blora.disk.files import file_digest
 from blora.server.adapters.folder_sync import FolderSync
 from blora.server.engines.handle import AdapterHandle
 from blora.server.engines.protocol import EngineUnavailableError
@@ -86,6 +89,76 @@ async def test_an_adapter_that_could_not_be_loaded_for_a_passing_reason_is_tried
             now[0] += 11
         assert served(server) == {"one": digest_of("1")}
     assert caplog.text.count("is not loaded") == isinstance(error, MemoryError)
+
+
+@pytest.fixture
+def tries(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let the fake engine read files as a real one does, and return the names of the adapters that it has tried."""
+    real, names = FakeEngine.load_adapter, list[str]()
+
+    async def reading(self: FakeEngine, path: Path, name: str) -> AdapterHandle:
+        names.append(name)
+        file_digest(path / "contents", advice="restore it")
+        return await real(self, path, name)
+
+    monkeypatch.setattr(FakeEngine, "load_adapter", reading)
+    return names
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.EACCES])
+async def test_a_read_that_fails_once_is_tried_again_and_the_new_version_served(
+    tmp_path: Path, now: list[float], tries: list[str], monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    real = os.open
+
+    def failing(path: Path | str, *args: int) -> int:
+        if str(path).endswith("one/contents"):
+            raise OSError(error, os.strerror(error), str(path))
+        return real(path, *args)
+
+    write(tmp_path, "one", "1")
+    async with running(FakeEngine(), adapter_root=tmp_path) as server:
+        watch = watch_of(server, tmp_path)
+        await watch.look()
+        write(tmp_path, "one", "22")
+        with monkeypatch.context() as patched:
+            patched.setattr("blora.disk.files.os.open", failing)
+            await watch.look()
+        await watch.look()
+        assert served(server) == {"one": digest_of("1")}
+        assert len(tries) == 2
+        now[0] += 11  # the watch's timeout and a little
+        for _ in range(2):
+            await watch.look()
+        assert served(server) == {"one": digest_of("22")}
+        assert len(tries) == 3
+
+
+@pytest.mark.usefixtures("now", "tries")
+async def test_a_file_that_a_chmod_makes_readable_is_served_at_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.open
+
+    def obeying(path: Path | str, *args: int) -> int:
+        """Refuse a file that nobody may read, to root too."""
+        if str(path).endswith("one/contents") and not os.stat(path).st_mode & 0o444:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, *args)
+
+    monkeypatch.setattr("blora.disk.files.os.open", obeying)
+    write(tmp_path, "one", "1")
+    file = tmp_path / "one" / "contents"
+    file.chmod(0)
+    async with running(FakeEngine(), adapter_root=tmp_path) as server:
+        watch = watch_of(server, tmp_path)
+        await watch.look()
+        assert served(server) == {}
+        before = file.stat().st_ctime_ns
+        while file.stat().st_ctime_ns == before:  # the clock of the file system may be coarse
+            file.chmod(0o644)
+        await watch.look()
+        assert served(server) == {"one": digest_of("1")}
 
 
 async def test_a_folder_that_cannot_be_read_when_its_retry_is_due_is_tried_once_it_can(

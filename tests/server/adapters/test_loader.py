@@ -2,8 +2,10 @@
 
 import asyncio
 import dataclasses
+import errno
 import gc
 import hashlib
+import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from blora.disk.files import file_digest
 from blora.server.engines.digests import calibration_digest
 from blora.server.engines.handle import AdapterHandle
 from blora.server.keys import line_of
@@ -202,6 +205,50 @@ async def test_a_folder_that_may_not_be_read_in_an_adapters_is_left_alone(
         return real(self)
 
     monkeypatch.setattr(Path, "iterdir", denied)
+    assert (await load(open_server)).status_code == 201
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.EACCES])
+async def test_a_file_that_cannot_be_read_at_the_moment_is_told_as_such(
+    open_server: Running, monkeypatch: pytest.MonkeyPatch, root: Path, error: int
+) -> None:
+    real = os.open
+
+    def failing(path: Path | str, *args: int) -> int:
+        if str(path).endswith("one/contents"):
+            raise OSError(error, os.strerror(error), str(path))
+        return real(path, *args)
+
+    async def reading(self: FakeEngine, path: Path, name: str) -> None:
+        file_digest(path / "contents", advice="restore it")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FakeEngine, "load_adapter", reading)
+        patched.setattr("blora.disk.files.os.open", failing)
+        refused = await load(open_server)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "adapter_unavailable")
+    message = refused.json()["error"]["message"]
+    assert f"got below/one/contents, which cannot be read ({os.strerror(error)})" in message
+    assert str(root) not in message
+    assert (await load(open_server)).status_code == 201
+
+
+async def test_a_folder_that_cannot_be_listed_at_the_moment_is_told_as_such(
+    open_server: Running, monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
+    real = Path.iterdir
+
+    def failing(self: Path) -> Iterator[Path]:
+        if self.name == "one":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(self))
+        return real(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "iterdir", failing)
+        refused = await load(open_server)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "adapter_unavailable")
+    assert "cannot be read (Input/output error): check" in refused.json()["error"]["message"]
+    assert str(root) not in refused.json()["error"]["message"]
     assert (await load(open_server)).status_code == 201
 
 
