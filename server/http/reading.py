@@ -11,6 +11,7 @@ from starlette.requests import Request
 from blora.server.errors import DeadlineExceededError
 from blora.server.http.authentication import owner
 from blora.server.http.disconnect import unless_disconnected
+from blora.server.prediction.service import Service
 from blora.server.scheduling.admission import Room
 from blora.server.scheduling.turns import Turns, to_the_end
 
@@ -63,8 +64,8 @@ class Reading:
 
     Attributes:
         n_bytes: length of the body, or of an answer that is longer than the body tells.
-        deadline: time of the event loop by which the request is answered; infinity for an answer that is written later
-            too.
+        deadline: time of the event loop by which the request is answered, the server's timeout after its body arrived;
+            infinity for an answer that is written later too.
     """
 
     n_bytes: int
@@ -72,6 +73,8 @@ class Reading:
 
     async def run(self, request: Request, work: Callable[[], T], *, first_step: bool = False) -> T:
         """Run a step, on the event loop for a short body and in the reader's thread for a long one.
+
+        The time of a request that misses its deadline here is recorded, as the predictor records that of an input.
 
         Args:
             request: the request, whose state has this object.
@@ -91,4 +94,7 @@ class Reading:
             async with asyncio.timeout_at(self.deadline):
                 return await unless_disconnected(request, running)
         except TimeoutError as exc:
+            service: Service = request.app.state.service
+            late_s = asyncio.get_running_loop().time() - self.deadline
+            service.metrics.finished(service.settings.timeout_s + late_s)  # no question of it reaches the predictor
             raise DeadlineExceededError("The request waited until its deadline to be read: try again later.") from exc

@@ -32,6 +32,16 @@ disable_created_metrics()
 UNKNOWN_ADAPTER = "unknown"
 # Outcome of a question that was not answered because another one of its request failed.
 SIBLING_FAILED = "sibling_failed"
+# Outcomes that alerts count, of requests without an adapter and of an adapter's inputs. Their series start at 0: to
+# Prometheus a series that is born with a burst has no increase, so that no alert fires.
+_OF_NO_ADAPTER = (
+    *("unauthorized", "forbidden", "queue_full", "too_many_connections", "not_ready", "feedback_unavailable"),
+    *("internal_error", "deadline_exceeded"),
+)
+_OF_ADAPTER = (
+    *("answered", "abstained", "disconnected", "queue_full"),
+    *("model_failure", "non_finite", "internal_error", "deadline_exceeded"),
+)
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -58,6 +68,7 @@ class ServerMetrics:
             ["adapter", "outcome"],
             registry=registry,
         )
+        self._start_outcomes(UNKNOWN_ADAPTER, _OF_NO_ADAPTER)
         self._abstentions = Counter(
             "blora_abstentions_total",
             "Failed thresholds of inputs that were abstained from.",
@@ -78,7 +89,8 @@ class ServerMetrics:
         )
         self._request_seconds = Histogram(
             "blora_request_seconds",
-            "Time from an input's arrival to its answer.",
+            "Time from the arrival of an input's whole body, which may wait to be read, until its answer or failure is "
+            "known. A request that waits until its deadline to be read counts as one input.",
             buckets=_SECONDS,
             registry=registry,
         )
@@ -219,11 +231,17 @@ class ServerMetrics:
         self._served.add(handle.name)
         self._adapter_info.labels(handle.name, handle.digest).set(1)
         # Counters start at 0, so that the first event shows as an increase.
+        self._start_outcomes(handle.name, _OF_ADAPTER)
         self._non_finite.labels(handle.name)
         if handle.calibration is not None:
             self._start_promise(handle.name, handle.calibration.target_risk)
             if handle.calibration.gate is not None:
                 self._unfamiliar.labels(handle.name)
+
+    def _start_outcomes(self, adapter: str, outcomes: Iterable[str]) -> None:
+        """Add the series of an adapter's outcomes, at 0."""
+        for outcome in outcomes:
+            self._requests.labels(adapter, outcome)
 
     def _start_promise(self, adapter: str, target_risk: float) -> None:
         """Add the series of the promise that an adapter makes by default."""
@@ -302,7 +320,7 @@ class ServerMetrics:
         return adapter if adapter in self._served else UNKNOWN_ADAPTER
 
     def finished(self, seconds: float) -> None:
-        """Record the total time of an input that was answered or failed."""
+        """Record the time from an input's arrival until it was answered or failed."""
         self._request_seconds.observe(seconds)
 
     def worked(self, seconds: float) -> None:

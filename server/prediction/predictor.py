@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -159,7 +158,8 @@ class Predictor:
         Args:
             question: the question, or the error of one that cannot be read.
             handle: the adapter that answers; by default the one that the question names, if the key opens it.
-            deadline: time of the event loop by which it is answered; by default the server's timeout from now.
+            deadline: time of the event loop by which it is answered, the server's timeout after it arrived; by default
+                it arrives now.
             siblings: the answers to the same request, with which the prediction is recorded; None for a question alone,
                 whose prediction is recorded at once.
             member: the question's place among those of a request that share a text and fail as one; None for a question
@@ -168,8 +168,8 @@ class Predictor:
                 those of the adapter's own question.
             other_wording: what the request words differently from the adapter's own question; None for nothing.
         """
-        started: float | None = time.perf_counter()
-        adapter = UNKNOWN_ADAPTER
+        deadline = deadline or self.deadline()
+        adapter, is_timed = UNKNOWN_ADAPTER, True
         try:
             if isinstance(question, InvalidRequestError):
                 raise question
@@ -182,7 +182,6 @@ class Predictor:
                 set_status_on_exception=False,
             ) as span:
                 try:
-                    deadline = deadline or self.deadline()
                     return await self._answer(question, handle, deadline, siblings, member, labels, other_wording)
                 except ServerError as error:
                     span.set_status(StatusCode.ERROR, error.code)
@@ -191,7 +190,7 @@ class Predictor:
             if member is not None and member.together.failure is not None:
                 self._metrics.sibling_failed(adapter)
                 log_outcome(logger, SIBLING_FAILED, adapter=adapter)
-                started = None  # neither an answer nor a failure that took this long
+                is_timed = False  # neither an answer nor a failure that took this long
             else:
                 self._failed(DisconnectedError("the client left"), adapter)
             raise
@@ -204,8 +203,9 @@ class Predictor:
             self._failed(bug, adapter)
             return bug
         finally:
-            if started is not None:
-                self._metrics.finished(time.perf_counter() - started)
+            if is_timed:
+                late_s = asyncio.get_running_loop().time() - deadline
+                self._metrics.finished(self._settings.timeout_s + late_s)
 
     def asking(self, response: answers.Prediction, requested: bool) -> answers.Prediction:
         """Return a prediction that says whether its outcome is requested, if the server requests a share of them."""

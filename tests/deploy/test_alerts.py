@@ -12,7 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks.server_process import ROOT
 from blora.server.errors import STATUS
 from blora.server.monitoring.build import Build
-from blora.server.monitoring.metrics import ServerMetrics
+from blora.server.monitoring.metrics import UNKNOWN_ADAPTER, ServerMetrics
+from tests.server.fakes import TRIAGE_DIGEST, handle
 
 DEPLOY = ROOT / "deploy"
 ALL = [rule for group in yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"] for rule in group["rules"]]
@@ -45,6 +46,37 @@ def test_they_ask_for_metrics_that_the_server_has() -> None:
     asked -= recorded
     assert asked
     assert asked <= known
+
+
+@pytest.fixture
+def started() -> set[tuple[bool, str]]:
+    """Return the outcomes that a server counts from 0 on, by whether they are an adapter's."""
+    metrics = ServerMetrics(Build.current())
+    metrics.adapter_loaded(handle("triage", TRIAGE_DIGEST))
+    families = text_string_to_metric_families(metrics.render().decode())
+    samples = (sample for family in families for sample in family.samples if sample.name == "blora_requests_total")
+    return {(sample.labels["adapter"] != UNKNOWN_ADAPTER, sample.labels["outcome"]) for sample in samples}
+
+
+def test_each_outcome_that_they_count_starts_at_0(started: set[tuple[bool, str]]) -> None:
+    counted = {
+        code for rule in ALL for named in re.findall(r'outcome=~?"([^"]+)"', rule["expr"]) for code in named.split("|")
+    }
+    counted -= {"correct", "wrong"}  # of reported outcomes
+    assert counted == {code for _, code in started}
+
+
+def test_their_tests_begin_with_a_number_where_the_server_does_alone(started: set[tuple[bool, str]]) -> None:
+    tests = yaml.safe_load((DEPLOY / "alerts_test.yml").read_text())["tests"]
+    found = 0
+    for each in (each for test in tests for each in test["input_series"]):
+        if each["series"].startswith("blora_requests_total"):
+            adapter, outcome = (
+                re.findall(rf'{label}="([^"]+)"', each["series"])[0] for label in ("adapter", "outcome")
+            )
+            assert ((adapter != UNKNOWN_ADAPTER, outcome) in started) == (not each["values"].startswith("_")), each
+            found += 1
+    assert found
 
 
 def test_failures_are_the_servers_own_and_what_they_are_a_share_of_are_inputs_that_could_be_answered() -> None:

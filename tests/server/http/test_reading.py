@@ -20,7 +20,10 @@ from blora.server.errors import DeadlineExceededError, DisconnectedError, QueueF
 from blora.server.http import strict_json
 from blora.server.http.reading import Reader, Reading
 from blora.server.http.responses import batch_response
+from blora.server.monitoring.build import Build
+from blora.server.monitoring.metrics import ServerMetrics
 from blora.server.schemas.responses import BatchResponse
+from blora.server.settings import Settings
 from tests.server import decision_models
 from tests.server.fakes import FakeEngine, running
 from tests.server.http.test_disconnect import Caller
@@ -58,10 +61,17 @@ async def read(
     first_step: bool = False,
 ) -> T:
     """Run a step of a client's request, which has some time left."""
-    app = SimpleNamespace(state=SimpleNamespace(reader=reader))
+    service = SimpleNamespace(settings=Settings(), metrics=ServerMetrics(Build.current()))
+    app = SimpleNamespace(state=SimpleNamespace(reader=reader, service=service))
     request = Request({"type": "http", "app": app, "client": (client, 1)}, receive)
     reading = Reading(n_bytes, asyncio.get_running_loop().time() + left_s)
     return await reading.run(request, work, first_step=first_step)
+
+
+def slow(content: bytes, max_body_bytes: int) -> Any:
+    """Read a body as `parse` does, in 0.2 s."""
+    time.sleep(0.2)
+    return json.loads(content)
 
 
 @asynccontextmanager
@@ -148,6 +158,23 @@ async def test_a_long_request_waits_until_its_deadline_at_most(path: str, body: 
     async with running(decision_models.engine(), timeout_s=0.1) as server, held(server.app.state.reader):
         response = await server.client.post(path, content=content, headers={"content-type": "application/json"})
         assert (response.status_code, response.json()["error"]["code"]) == (504, "deadline_exceeded")
+        assert await server.metric("blora_requests_total", adapter="unknown", outcome="deadline_exceeded") == 1
+        assert await server.metric("blora_request_seconds_count") == 1
+        assert 0.09 < await server.metric("blora_request_seconds_sum") < 10
+
+
+@pytest.mark.parametrize(("path", "body"), ASKED)
+async def test_the_time_of_each_input_begins_before_it_is_read(
+    monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(strict_json, "parse", slow)
+    content = json.dumps(body) + " " * 20_000
+    async with running(decision_models.engine()) as server:
+        response = await server.client.post(path, content=content, headers={"content-type": "application/json"})
+        assert response.status_code == 200
+        n_inputs = await server.metric("blora_requests_total")
+        assert await server.metric("blora_request_seconds_count") == n_inputs > 0
+        assert 0.19 * n_inputs < await server.metric("blora_request_seconds_sum") < 10 * n_inputs
 
 
 async def test_the_long_answer_to_a_short_batch_is_written_in_the_thread_after_the_deadline_too() -> None:
@@ -195,10 +222,6 @@ async def test_the_event_loop_runs_between_the_answers_of_a_batch_that_are_writt
 async def test_the_deadline_counts_from_before_the_reading(
     monkeypatch: pytest.MonkeyPatch, body: dict[str, Any]
 ) -> None:
-    def slow(content: bytes, max_body_bytes: int) -> Any:
-        time.sleep(0.2)
-        return json.loads(content)
-
     monkeypatch.setattr(strict_json, "parse", slow)
     engine = FakeEngine()
     async with running(engine, timeout_s=0.1) as server:

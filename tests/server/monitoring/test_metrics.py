@@ -126,6 +126,31 @@ async def test_the_counters_of_a_promise_start_at_0() -> None:
             assert all('target_risk="0.1"' in line and line.endswith(" 0.0") for line in found)
 
 
+async def outcomes(server: Running) -> dict[tuple[str, str], float]:
+    """Return the value of each series of blora_requests_total, by adapter and outcome."""
+    families = text_string_to_metric_families((await server.client.get("/metrics")).text)
+    samples = (sample for family in families for sample in family.samples if sample.name == "blora_requests_total")
+    return {(sample.labels["adapter"], sample.labels["outcome"]): sample.value for sample in samples}
+
+
+async def test_the_outcomes_that_alerts_count_start_at_0_and_an_adapters_end_with_it() -> None:
+    """Without that, Prometheus sees no increase in a burst of outcomes that had never occurred before."""
+    of_none = {"unauthorized", "forbidden", "queue_full", "too_many_connections", "not_ready", "feedback_unavailable"}
+    of_none |= {"internal_error", "deadline_exceeded"}
+    of_one = {"answered", "abstained", "disconnected", "queue_full", "model_failure", "non_finite", "internal_error"}
+    of_one |= {"deadline_exceeded"}
+    triage, unknown = ({(name, each) for each in part} for name, part in (("triage", of_one), ("unknown", of_none)))
+    served = handle("triage", TRIAGE_DIGEST, choices=CHOICES)
+    async with running(FakeEngine((served,))) as server:
+        assert await outcomes(server) == dict.fromkeys(unknown | triage, 0)
+        await server.client.post("/v1/predict", json={"prompt": "p=0.9 x"})
+        assert await outcomes(server) == dict.fromkeys(unknown | triage, 0) | {("triage", "answered"): 1}
+        server.app.state.service.metrics.adapter_unloaded(served)
+        assert await outcomes(server) == dict.fromkeys(unknown, 0)
+        server.app.state.service.metrics.adapter_loaded(served)
+        assert await outcomes(server) == dict.fromkeys(unknown | triage, 0)
+
+
 async def test_clients_cannot_mint_labels(server: Running) -> None:
     for i in range(20):
         await server.client.post("/v1/predict", json={"prompt": "x", "adapter": f"made-up-{i}"})
