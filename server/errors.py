@@ -21,7 +21,7 @@ ServerError
 ├── InternalError           a bug in the server
 ├── FeedbackUnavailableError  the store of predictions is unreachable
 ├── NotReadyError           the model is not loaded
-├── AdapterUnavailableError  the engine cannot load an adapter at the moment
+├── AdapterUnavailableError  an adapter cannot be read, or loaded by the engine, at the moment
 ├── DrainingError           the server is shutting down
 ├── DeadlineExceededError   an answer or the reading of an adapter missed its deadline
 └── DisconnectedError       the client disconnected before the answer
@@ -302,7 +302,7 @@ class NotReadyError(ServerError):
 
 
 class AdapterUnavailableError(ServerError):
-    """The engine cannot load an adapter at the moment, for lack of memory or of a connection."""
+    """An adapter cannot be read, or loaded for lack of memory or of a connection to the engine, at the moment."""
 
     code = "adapter_unavailable"
 

@@ -18,7 +18,6 @@ a text is written only if the reader accepts it.
 
 import json
 import logging
-import os
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,7 +28,7 @@ from blora.decision.asks import Ask, AskedRows, earlier_asks
 from blora.decision.calibration import Binding, Calibration
 from blora.disk.atomic import locked, write_file
 from blora.disk.digests import canonical_digest
-from blora.disk.files import read_json
+from blora.disk.files import UnreadableError, is_present, read_json
 from blora.errors import AdapterError, ConfigError, NotCalibratedError
 
 __all__ = [
@@ -83,7 +82,7 @@ def calibrated_dtypes(folder: Path | str) -> frozenset[str]:
 def _read(folder: Path | str) -> _Contents:
     file = Path(folder) / CALIBRATION_FILE
     again = "remove it and calibrate again"
-    if not os.path.lexists(file):
+    if not is_present(file):
         return _Contents(format_version=FORMAT_VERSION, calibrations=())
     return _parsed(read_json(file, most_bytes=MOST_BYTES, advice=again), file, again)
 
@@ -190,7 +189,7 @@ def carry_over(folder: Path, new: Path, adapter_digest: str) -> None:
     """Write what an adapter's file keeps into the folder of the contents that are about to take the adapter's place.
 
     The record of asks is kept, and so are calibrations for the new contents, which may be those of the adapter. Of a
-    file that cannot be read nothing is kept. A log message tells what is kept and what is not.
+    file that is not as it was written nothing is kept. A log message tells what is kept and what is not.
 
     Args:
         folder: the adapter's folder, whose lock the caller holds.
@@ -199,14 +198,17 @@ def carry_over(folder: Path, new: Path, adapter_digest: str) -> None:
 
     Raises:
         OSError: if the new file cannot be written.
+        UnreadableError: if the adapter's file cannot be read at the moment.
     """
     file = folder / CALIBRATION_FILE
-    if not os.path.lexists(file):
+    if not is_present(file):
         return
     try:
         old = _read(folder)
         kept = tuple(entry for entry in old.calibrations if entry.binding.adapter_digest == adapter_digest)
         text = _text(folder, replace(old, calibrations=kept))
+    except UnreadableError:
+        raise
     except (AdapterError, ConfigError):
         logger.warning(
             "removed %s of the earlier adapter, with its record of calibration attempts: run blora calibrate again, on "

@@ -57,7 +57,7 @@ def model_card(config: AdapterConfig, name: str) -> str:
     if (question := config.question) is not None:
         facts["question"] = f"{question.name}, a {question.type}: {question.instructions or 'without instructions'}"
     if config.familiarity is not None:
-        facts["familiarity"] = f"by {KINDS[config.familiarity.kind]}, among those of the training rows"
+        facts["familiarity"] = f"by {KINDS[config.familiarity.kind]}, among those of {_familiar_rows(config.training)}"
     if config.modules:
         facts["rank, alpha"] = f"{posterior.rank}, {posterior.alpha:g}"
         facts["target modules"] = f"{', '.join(config.target_modules)} ({len(config.modules)} modules)"
@@ -152,6 +152,17 @@ def _method(config: AdapterConfig) -> str:
     if posterior.method == "lora":
         return "lora"
     return f"{posterior.method}, {posterior.family} family"
+
+
+def _familiar_rows(training: Mapping[str, Any]) -> str:
+    """Return which rows the familiarity was fitted to: the training rows, unless `blora familiarize` left a record."""
+    record = training.get("familiarity")
+    if not isinstance(record, dict) or not {"source", "n_examples"} <= record.keys():
+        return "the training rows"
+    fitted = f"{record['n_examples']} rows of {record['source']}"
+    if "n_reference" not in record:
+        return fitted
+    return f"{fitted}; p-values among {record['n_reference']} others until it is calibrated"
 
 
 def _parts(training: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,6 @@ card. Writing an adapter again replaces these files and leaves every other entry
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,7 @@ from blora.decision.abstention import Policy
 from blora.decision.familiarity import MOST_BYTES, Familiarity, familiarity_shapes, stored_bytes
 from blora.disk.atomic import new_folder
 from blora.disk.cache import check_own
-from blora.disk.files import TensorsFile, file_digest, read_json
+from blora.disk.files import TensorsFile, file_digest, is_present, read_json
 from blora.errors import AdapterError, ConfigError
 from blora.posterior.decision_head import DecisionHead, HeadPosterior, head_bytes, head_shapes
 from blora.posterior.inject import inject
@@ -146,7 +145,7 @@ def save_adapter(
         if config.modules:
             _save_lora(partial, posterior.lora if isinstance(posterior, HeadPosterior) else posterior, config, base)
         (partial / CONFIG_FILE).write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
-        (partial / CARD_FILE).write_text(model_card(config, path.name), encoding="utf-8")
+        (partial / CARD_FILE).write_text(model_card(config, folder.name), encoding="utf-8")
 
 
 def _save_lora(folder: Path, posterior: Posterior, config: AdapterConfig, base: BaseModel) -> None:
@@ -165,7 +164,7 @@ def _put(new: Path, folder: Path) -> None:
     LICENSE, links, nested folders) are never moved, so no crash can misplace them; and the folder exists at every
     moment, since a watching server would unload the adapter of a missing folder. A crash half-way leaves a folder
     without a config, never a mix that loads; the old config and all new files still exist, in the folder and in the
-    hidden one beside it.
+    hidden one beside it, and `read_config` tells how to finish.
     """
     if not folder.exists():
         new.replace(folder)
@@ -294,7 +293,7 @@ def _files(folder: Path) -> tuple[str, ...]:
 
 
 def _check_present(folder: Path, files: Sequence[str]) -> None:
-    if missing := [name for name in files if not os.path.lexists(folder / name)]:
+    if missing := [name for name in files if not is_present(folder / name)]:
         raise AdapterError(f"got adapter {folder} without {', '.join(missing)}; expected all of {', '.join(files)}")
 
 
@@ -302,12 +301,15 @@ def read_config(folder: Path) -> AdapterConfig:
     """Return the settings of the adapter in a folder.
 
     Raises:
-        AdapterError: if the folder or its config is missing, or the config is invalid.
+        AdapterError: if the folder or its config is missing, as in a write that was interrupted, or the config is
+            invalid.
     """
     if not folder.is_dir():
         raise AdapterError(f"got adapter {folder}, expected an existing directory")
-    _check_present(folder, (CONFIG_FILE,))
     file = folder / CONFIG_FILE
+    if not is_present(file) and is_present(folder / UNFINISHED_FILE):
+        raise AdapterError(_unfinished(folder.resolve()))
+    _check_present(folder, (CONFIG_FILE,))
     raw = read_json(file, advice=ADVICE)
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if version != FORMAT_VERSION:
@@ -325,6 +327,34 @@ def read_config(folder: Path) -> AdapterConfig:
     except ConfigError as exc:
         raise AdapterError(f"{file}: {exc}") from exc
     return config
+
+
+def _unfinished(folder: Path) -> str:
+    """Return the message on an adapter that was half rewritten: what was got and expected, and how to finish."""
+    got = (
+        f"got adapter {folder} without {CONFIG_FILE}, because a write of it was interrupted or is still running, "
+        "expected one that is finished; if no process is writing it, "
+    )
+    again = "train again into the same folder"
+    if (rest := _hidden_rest(folder)) is None:
+        return f"{got}{again}, because no folder .partial-{folder.name}-* with the new files was found beside it"
+    return (
+        f"{got}finish it: move the files of {rest} into {folder}, {CONFIG_FILE} last, and remove {UNFINISHED_FILE}, "
+        f"which has the settings of the earlier files; or {again}"
+    )
+
+
+def _hidden_rest(folder: Path) -> Path | None:
+    """Return the hidden folder with the files that an interrupted write has not moved; None without one.
+
+    Of several, this is the one that was changed last: an earlier write's files were replaced by a later one's.
+    """
+    try:
+        beside = [path for path in folder.parent.iterdir() if path.name.rpartition("-")[0] == f".partial-{folder.name}"]
+        complete = [path for path in beside if (path / CONFIG_FILE).is_file()]  # written last, and moved last
+        return max(complete, key=lambda path: path.stat().st_mtime_ns, default=None)
+    except OSError:  # a parent that cannot be read, or a folder that has just been removed
+        return None
 
 
 def adapter_bytes(config: AdapterConfig, n_samples: int) -> int:

@@ -31,6 +31,7 @@ __all__ = [
     "TensorsFile",
     "UnreadableError",
     "file_digest",
+    "is_present",
     "may_pass",
     "read_json",
 ]
@@ -58,6 +59,21 @@ def may_pass(error: OSError) -> bool:
     return error.errno not in _ABSENT
 
 
+def is_present(file: Path) -> bool:
+    """Return whether there is anything at a path, a link that leads nowhere included.
+
+    Raises:
+        UnreadableError: if nobody can tell at the moment.
+    """
+    try:
+        os.lstat(file)
+    except OSError as exc:
+        if may_pass(exc):
+            raise _unreadable(file, exc) from exc
+        return False
+    return True
+
+
 @contextmanager
 def _opened(file: Path, advice: str) -> Iterator[BufferedReader]:
     """Open a regular file; anything else, such as a pipe, a device or a folder, is refused before it is opened.
@@ -75,11 +91,15 @@ def _opened(file: Path, advice: str) -> Iterator[BufferedReader]:
             yield opened
     except OSError as exc:
         if may_pass(exc):
-            raise UnreadableError(
-                f"got {file}, which cannot be read ({exc.strerror}), expected a file that this process may read: check "
-                "its permissions and its file system, and load it again"
-            ) from exc
+            raise _unreadable(file, exc) from exc
         raise AdapterError(f"got {file}, which cannot be read ({exc.strerror}); {advice}") from exc
+
+
+def _unreadable(file: Path, error: OSError) -> UnreadableError:
+    return UnreadableError(
+        f"got {file}, which cannot be read ({error.strerror}), expected a file that this process may read: check its "
+        "permissions and its file system, and load it again"
+    )
 
 
 def _check_regular(found: os.stat_result, file: Path, advice: str) -> None:

@@ -115,7 +115,8 @@ class VllmEngine(PackingEngine):
         except Exception as exc:
             await self._unload(handle)
             if isinstance(exc, OSError | VllmError):
-                kind = EngineUnavailableError if isinstance(exc, VllmUnreachableError) else AdapterError
+                passing = isinstance(exc, VllmUnreachableError | OSError)  # such as a full disk
+                kind = EngineUnavailableError if passing else AdapterError
                 raise kind(f"vLLM cannot serve adapter {adapter.name!r}: {exc}") from exc
             raise
         self._served[handle.digest] += 1

@@ -1,7 +1,11 @@
 """What `calibration.json` keeps when its adapter is written again: attempts, and calibrations of equal contents."""
 
 import dataclasses
+import errno
+import os
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,6 +13,7 @@ from blora.adapter import load_adapter
 from blora.adapter.calibration_file import CALIBRATION_FILE, read_calibrations, record_ask, store_calibration
 from blora.base_model import BaseModel
 from blora.decision.calibration import Goal
+from blora.disk.files import UnreadableError
 from tests.blora.adapter.test_calibration_file import ASK, CALIBRATION, ROWS, SPOILT, asked, bound
 from tests.blora.adapters import contents, saved
 
@@ -57,6 +62,28 @@ def test_a_spoilt_file_does_not_hinder_the_writing_and_is_removed(
     assert CALIBRATION_FILE not in [file.name for file in folder.iterdir()]
     [told] = [record.getMessage() for record in caplog.records]
     assert told.startswith(f"removed {folder / CALIBRATION_FILE} of the earlier adapter, with its record of")
+
+
+@pytest.mark.parametrize("call", ["lstat", "open"])
+def test_a_file_that_cannot_be_read_at_the_moment_is_not_taken_for_none(
+    call: str, folder: Path, llama: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record_ask(folder, ROWS)
+    store_calibration(folder, CALIBRATION)
+    before, real = contents(folder), getattr(os, call)
+
+    def failing(path: Path, *more: int) -> Any:
+        if Path(path).name == CALIBRATION_FILE:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, *more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(f"blora.disk.files.os.{call}", failing)
+        for reading in (partial(read_calibrations, folder), partial(saved, folder, llama, method="lora")):
+            with pytest.raises(UnreadableError, match="load it again"):
+                reading()
+    assert contents(folder) == before
+    assert read_calibrations(folder) == (CALIBRATION,)
 
 
 def test_a_disk_without_room_for_the_record_leaves_adapter_and_record(

@@ -8,7 +8,15 @@ import yaml
 from huggingface_hub import ModelCard
 
 from blora.adapter.card import model_card, validation_figures
-from blora.config import AdapterConfig, BaseModelRef, HeadConfig, PosteriorConfig, PromptConfig, SamplingConfig
+from blora.config import (
+    AdapterConfig,
+    BaseModelRef,
+    FamiliarityConfig,
+    HeadConfig,
+    PosteriorConfig,
+    PromptConfig,
+    SamplingConfig,
+)
 
 CONFIG = AdapterConfig(
     base_model=BaseModelRef(id="owner/model", revision="abc123", fingerprint="sha256:00", reading="sha256:01"),
@@ -176,6 +184,32 @@ def test_the_parts_of_a_tuned_adapter_are_those_before_tuning() -> None:
 )
 def test_a_record_of_another_form_has_no_figures(training: dict[str, Any]) -> None:
     assert validation_figures(training) == {}
+
+
+OF_TRAINING = "by the distance of the prompt's states, among those of the training rows"
+OF_OTHERS = "by the distance of the prompt's states, among those of 60 rows of new.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        (None, OF_TRAINING),
+        ({"source": "new.jsonl", "n_examples": 60}, OF_OTHERS),
+        (
+            {"source": "new.jsonl", "n_examples": 60, "n_reference": 7},
+            f"{OF_OTHERS}; p-values among 7 others until it is calibrated",
+        ),
+        ("good", OF_TRAINING),
+        ({"source": "new.jsonl", "n_reference": 7}, OF_TRAINING),
+    ],
+)
+def test_the_rows_that_are_familiar_are_those_of_the_last_fit(record: Any, said: str) -> None:
+    familiarity = FamiliarityConfig(kind="gaussian", depths=(1,), n_states=4, n_low=4, n_directions=2)
+    prompt = PromptConfig(choices=("billing", "sales"), readout="linear")
+    form, head = PosteriorConfig(method="lora"), HeadConfig(depths=(1,), n_states=4, n_directions=4)
+    training = CONFIG.training | ({} if record is None else {"familiarity": record})
+    config = replace(CONFIG, head=head, prompt=prompt, posterior=form, familiarity=familiarity, training=training)
+    assert facts(config)["familiarity"] == said
 
 
 def test_plain_lora_has_no_prior() -> None:
