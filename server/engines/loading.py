@@ -16,6 +16,7 @@ from blora.decision.calibration import Binding
 from blora.errors import ConfigError, NotCalibratedError
 from blora.inference.packing import PackedRow, pack
 from blora.posterior.bank import SampleBank
+from blora.scores import SCORES, TOLERANCE
 from blora.server.engines.handle import AdapterHandle
 from blora.server.engines.protocol import ModelInfo, Row
 
@@ -26,6 +27,7 @@ __all__ = [
     "check_adapters",
     "check_draws",
     "handle_of",
+    "idle_familiarity",
     "longest_token",
     "model_of",
     "probe_row",
@@ -109,10 +111,8 @@ def handle_of(adapter: Adapter, *, device: torch.device, dtype: str, allow_uncal
         policy = strictest([entry.policy(entry.default_level) for entry in others]) or policy
         gates = [entry.gate for entry in others if entry.gate is not None]
         gate = max(gates, key=lambda one: (one.min_familiarity, -one.distance), default=None)
-    if calibration is None and policy is not None:
-        _warn_of_draws(adapter, policy)
     bank = SampleBank.draw(adapter.posterior, adapter.digest, sampling.n_samples, sampling.seed)
-    return AdapterHandle(
+    handle = AdapterHandle(
         name=adapter.name,
         digest=adapter.digest,
         config=adapter.config,
@@ -125,6 +125,29 @@ def handle_of(adapter: Adapter, *, device: torch.device, dtype: str, allow_uncal
         not_calibrated=not_calibrated,
         gate=gate,
     )
+    if calibration is None and policy is not None:
+        _warn_of_draws(adapter, policy)
+        _warn_of_idle_familiarity(handle, policy)
+    return handle
+
+
+def idle_familiarity(policy: Policy, handle: AdapterHandle) -> str | None:
+    """Return what is wrong with a limit of the familiarity that no question of an adapter can fail; None for nothing.
+
+    A p-value among n reference rows is at least 1 / (n + 1). A limit of 0 asks for no question to be withheld.
+    """
+    limit = policy.min_familiarity
+    if not limit or handle.reference is None:
+        return None
+    n = len(handle.reference)
+    least = 1 / (n + 1)
+    if SCORES["familiarity"].fails(least, limit):
+        return None
+    return (
+        f"got min_familiarity {limit:g} with {n} reference rows, expected more than {least + TOLERANCE:.6g}, because "
+        f"no familiarity among {n} rows is below 1 / {n + 1}: raise it, set it to 0 to withhold nothing as "
+        "unfamiliar, or bring more reference rows with `blora familiarize` or `blora calibrate`"
+    )
 
 
 def _warn_of_draws(adapter: Adapter, policy: Policy) -> None:
@@ -135,6 +158,12 @@ def _warn_of_draws(adapter: Adapter, policy: Policy) -> None:
         policy.check_draws(config.sampling.n_samples if differ else 1)
     except ConfigError as exc:
         logger.warning("Adapter %s refuses every question that brings no policy: %s", adapter.name, exc)
+
+
+def _warn_of_idle_familiarity(handle: AdapterHandle, policy: Policy) -> None:
+    """Log a warning if no question can be less familiar than an adapter's own policy asks."""
+    if (fault := idle_familiarity(policy, handle)) is not None:
+        logger.warning("Adapter %s withholds no question as unfamiliar: %s", handle.name, fault)
 
 
 def probe_row(base: BaseModel, handle: AdapterHandle, max_length: int) -> PackedRow:

@@ -1,5 +1,6 @@
 """The familiarity of a trained adapter with a head: in its files, its answers and its calibration."""
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,52 @@ def test_a_threshold_on_a_familiarity_that_an_adapter_lacks_is_refused(
         PromptError, match="has no familiarity, which comes with a decision head: leave min_familiarity out"
     ):
         model.predict("red 01", policy={"min_familiarity": 0.1})
+
+
+def test_a_threshold_that_no_familiarity_can_fail_is_refused(familiar: Path, base_folder: Path) -> None:
+    model = opened(familiar, base_folder)
+    with pytest.raises(
+        PromptError, match=r"got min_familiarity 0.01 with 60 reference rows, expected more than 0.0163944, "
+    ) as refused:
+        model.predict(FOREIGN[0], policy={"min_familiarity": 0.01})
+    assert refused.value.param == "policy.min_familiarity"
+    assert model.predict(FOREIGN[0], policy={"min_familiarity": 0.0}).answer is not None
+    assert model.predict(FOREIGN[0], policy={"min_familiarity": 0.0164}).abstained
+
+
+def idle_warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the warnings of thresholds that no familiarity can fail."""
+    messages = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    return [message for message in messages if "withholds no question as unfamiliar" in message]
+
+
+@pytest.mark.parametrize(("limit", "is_idle"), [(0.0, False), (0.01, True), (1 / 61, True), (0.0164, False)])
+def test_an_owners_threshold_that_no_familiarity_can_fail_is_warned_of_once(
+    limit: float, is_idle: bool, familiar: Path, base_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = Path(shutil.copytree(familiar, tmp_path / "toy"))
+    rewrite_json(lambda raw: raw.update(policy={"min_familiarity": limit}))(folder / "bayesian_config.json")
+    with caplog.at_level(logging.WARNING):
+        answers = opened(folder, base_folder).predict(FOREIGN[:2])
+    assert len(idle_warnings(caplog)) == is_idle
+    said = f"Adapter toy withholds no question as unfamiliar: got min_familiarity {limit:g} with 60 reference rows, "
+    assert all(warning.startswith(said) for warning in idle_warnings(caplog))
+    assert [answer.abstained for answer in answers] == [limit == 0.0164] * 2
+
+
+def test_an_owners_threshold_in_place_of_which_a_calibration_decides_is_not_warned_of(
+    familiar: Path, base_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = Path(shutil.copytree(familiar, tmp_path / "toy"))
+    rewrite_json(lambda raw: raw.update(policy={"min_familiarity": 0.001}))(folder / "bayesian_config.json")
+    rows = write_jsonl(tmp_path / "rest.jsonl", rows_of(200, 400))
+    with caplog.at_level(logging.WARNING):
+        model = opened(folder, base_folder)
+        assert len(idle_warnings(caplog)) == 1
+        model.calibrate(rows, target_risk=0.2, max_false_alarms=0.1)
+        answer = opened(folder, base_folder).predict(FOREIGN[0])
+    assert len(idle_warnings(caplog)) == 1
+    assert answer.abstained
 
 
 def test_an_owners_threshold_on_a_familiarity_that_the_adapter_lacks_is_refused_on_loading(
