@@ -14,6 +14,7 @@ from blora.server.engines.handle import AdapterHandle
 from blora.server.engines.protocol import EngineUnavailableError
 from tests.server.adapters.test_folder_sync import served, watch_of, write
 from tests.server.adapters.test_loader import digest_of
+from tests.server.adapters.unreadable import failing_open
 from tests.server.fakes import FakeEngine, handle, running
 
 
@@ -109,20 +110,13 @@ def tries(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 async def test_a_read_that_fails_once_is_tried_again_and_the_new_version_served(
     tmp_path: Path, now: list[float], tries: list[str], monkeypatch: pytest.MonkeyPatch, error: int
 ) -> None:
-    real = os.open
-
-    def failing(path: Path | str, *args: int) -> int:
-        if str(path).endswith("one/contents"):
-            raise OSError(error, os.strerror(error), str(path))
-        return real(path, *args)
-
     write(tmp_path, "one", "1")
     async with running(FakeEngine(), adapter_root=tmp_path) as server:
         watch = watch_of(server, tmp_path)
         await watch.look()
         write(tmp_path, "one", "22")
         with monkeypatch.context() as patched:
-            patched.setattr("blora.disk.files.os.open", failing)
+            patched.setattr("blora.disk.files.os.open", failing_open("one/contents", error))
             await watch.look()
         await watch.look()
         assert served(server) == {"one": digest_of("1")}

@@ -18,6 +18,7 @@ from blora.disk.files import file_digest
 from blora.server.engines.digests import calibration_digest
 from blora.server.engines.handle import AdapterHandle
 from blora.server.keys import line_of
+from tests.server.adapters.unreadable import failing_open
 from tests.server.calibrations import calibration
 from tests.server.fakes import FakeEngine, Running, running
 
@@ -212,19 +213,12 @@ async def test_a_folder_that_may_not_be_read_in_an_adapters_is_left_alone(
 async def test_a_file_that_cannot_be_read_at_the_moment_is_told_as_such(
     open_server: Running, monkeypatch: pytest.MonkeyPatch, root: Path, error: int
 ) -> None:
-    real = os.open
-
-    def failing(path: Path | str, *args: int) -> int:
-        if str(path).endswith("one/contents"):
-            raise OSError(error, os.strerror(error), str(path))
-        return real(path, *args)
-
     async def reading(self: FakeEngine, path: Path, name: str) -> None:
         file_digest(path / "contents", advice="restore it")
 
     with monkeypatch.context() as patched:
         patched.setattr(FakeEngine, "load_adapter", reading)
-        patched.setattr("blora.disk.files.os.open", failing)
+        patched.setattr("blora.disk.files.os.open", failing_open("one/contents", error))
         refused = await load(open_server)
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "adapter_unavailable")
     message = refused.json()["error"]["message"]
