@@ -69,7 +69,7 @@ async def test_a_heavy_input_whose_sender_has_left_stops(tmp_path: Path) -> None
         assert statistics.median(afterwards) < MOST_TIMES * statistics.median(idle)
         assert max(afterwards) < SOON_S
         assert 'blora_dropped_total{reason="cancelled"} 1.0' in text
-        assert 'outcome="model_failure"' not in text
+        assert 'blora_requests_total{adapter="triage",outcome="model_failure"} 0.0' in text
 
 
 @pytest.mark.parametrize("has_keys", [False, True])
