@@ -115,9 +115,9 @@ docs: $(READY)  ## dist/site: the documentation as a folder of pages; warnings a
 	$(BIN)/python -m docs.site.stage
 	$(BIN)/zensical build --strict --clean
 
-# Left out: image needs CONTAINER, vllm the environment of test-vllm, decisions the program any2jev, peers.training_free
-# AnyJev; search trains variants that have no result yet. Calibration, processors and prefixes go on where their kept
-# results stop: remove a result to measure it again.
+# Left out: image needs CONTAINER, vllm the environment of test-vllm, decisions and peers.decision_model the program
+# any2jev, peers.training_free AnyJev; search trains variants that have no result yet. Calibration, processors and
+# prefixes go on where their kept results stop: remove a result to measure it again.
 bench: $(READY)  ## measure the documents' tables (a day), but for image, vllm, decisions (other programs) and search (new variants)
 	benchmarks/calibration.sh
 	$(BIN)/python -m benchmarks.calibration report benchmarks/results/calibration --output docs/calibration

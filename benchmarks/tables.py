@@ -53,6 +53,11 @@ def _load(folder: str, name: str = "*") -> list[Result]:
     return [json.loads(file.read_text()) for file in sorted((RESULTS / folder).glob(f"{name}.json"))]
 
 
+def _programs() -> list[Result]:
+    """Return the results of the peers that are other projects' programs."""
+    return _load("training_free") + _load("decision_model")
+
+
 def _label(result: Result) -> str:
     """Return the method, with its starting point if that was a trained LoRA."""
     started = "training" in result and result["training"].get("init_from")
@@ -349,9 +354,9 @@ TABLES: dict[str, Callable[[str], str]] = {
     "processor_bounds": processors.bounds,
     "processors": processors.full,
     "concurrent": _concurrent,
-    "headline": lambda name: headline(_load("peers"), _load("read_twice"), _load("training_free")),
-    "peers": lambda name: peers(_load("peers"), _load("read_twice"), _load("training_free")),
-    "peers_of_questions": lambda name: peers_of_questions(_load("peers"), _load("training_free")),
+    "headline": lambda name: headline(_load("peers"), _load("read_twice"), _programs()),
+    "peers": lambda name: peers(_load("peers"), _load("read_twice"), _programs()),
+    "peers_of_questions": lambda name: peers_of_questions(_load("peers"), _programs()),
     "foreign_signals": lambda name: elsewhere.foreign_signals(_load("elsewhere")),
     "foreign_probabilities": lambda name: elsewhere.foreign_probabilities(_load("elsewhere")),
     "foreign_beside_lora": _beside_lora,

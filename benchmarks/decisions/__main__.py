@@ -19,7 +19,16 @@ from typing import Any
 
 import httpx
 
-from benchmarks.decisions.asking import Row, answers, ask, labels, probabilities, questions_of, read_rows
+from benchmarks.decisions.asking import (
+    Row,
+    answers,
+    ask,
+    labelled_request_of,
+    labels,
+    probabilities,
+    questions_of,
+    read_rows,
+)
 from benchmarks.decisions.figures import quality
 from benchmarks.decisions.servers import serve_any2jev, serve_blora, serve_open, train_any2jev, train_blora, train_open
 from benchmarks.peers.figures import DELTA
@@ -94,7 +103,9 @@ def main() -> None:
     labelled = {name: rows[name] for name in ("train", "validation")}
     seconds = {"blora": train_blora(work), OPEN: train_open(work, labelled)}
     if arguments.any2jev:
-        seconds["any2jev"] = train_any2jev(arguments.any2jev, work, labelled)
+        seconds["any2jev"] = train_any2jev(
+            arguments.any2jev, work, {name: map(labelled_request_of, part) for name, part in labelled.items()}
+        )
     with ExitStack() as stack:
         urls = {"blora": stack.enter_context(serve_blora(work)), OPEN: stack.enter_context(serve_open(work))}
         if arguments.any2jev:

@@ -11,7 +11,18 @@ from torch import Tensor
 
 from benchmarks.server_process import TRIAGE
 
-__all__ = ["LEVELS", "Row", "answers", "ask", "labels", "probabilities", "questions_of", "read_rows", "request_of"]
+__all__ = [
+    "LEVELS",
+    "Row",
+    "answers",
+    "ask",
+    "labelled_request_of",
+    "labels",
+    "probabilities",
+    "questions_of",
+    "read_rows",
+    "request_of",
+]
 
 LEVELS = ("calm", "annoyed", "angry")
 
@@ -46,6 +57,13 @@ def request_of(row: Row) -> dict[str, Any]:
     """Return a ticket as a row that is a request, with a label in each question, for `blora train`."""
     labels = {"queue": row.queue, "urgent": row.urgent, "mood": row.mood}
     return {"input": row.prompt, "questions": [_own(name) | {"label": label} for name, label in labels.items()]}
+
+
+def labelled_request_of(row: Row) -> dict[str, Any]:
+    """Return a ticket as a request in TypeSafe's shape with labels, as any2jev trains on them."""
+    labels = {"queue": row.queue, "urgent": row.urgent, "mood": LEVELS.index(row.mood)}
+    questions = {name: question | {"label": labels[name]} for name, question in questions_of(list(labels)).items()}
+    return {"state": row.prompt, "questions": questions}
 
 
 def _own(name: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.decisions.asking import LEVELS, Row, questions_of, request_of
+from benchmarks.decisions.asking import Row, request_of
 from benchmarks.server_process import QUESTIONS, TRIAGE, demo, serve
 from blora.base_model import load_base_model
 from blora.cli import main as blora
@@ -86,19 +86,19 @@ def serve_open(folder: Path) -> Iterator[str]:
         yield server.url
 
 
-def train_any2jev(program: Path, folder: Path, rows: dict[str, Sequence[Row]]) -> float:
-    """Train any2jev on the same rows and base model, unless it is there, and return the processor time.
+def train_any2jev(program: Path, folder: Path, rows: dict[str, Iterable[dict[str, Any]]]) -> float:
+    """Train any2jev on requests and the same base model, unless it is there, and return the processor time.
 
     Args:
         program: the program any2jev 0.1.
         folder: where the base model, the rows and the result go.
-        rows: the rows of train and validation.
+        rows: the requests of train and validation, with labels, as any2jev trains on them: see `labelled_request_of`.
     """
     base, out = folder / "base", folder / "any2jev"
     if not base.exists():
         _write_base(base)
     for name, part in rows.items():
-        _write(folder / f"{name}.jsonl", map(_labelled, part))
+        _write(folder / f"{name}.jsonl", part)
     data = ("--data", folder / "train.jsonl", "--val", folder / "validation.jsonl")
     command = [program, "train", "--base", base, *data, "--out", out, *ANY2JEV]
     return _once(out, lambda: subprocess.run(command, check=True))
@@ -161,10 +161,3 @@ def _write_base(folder: Path) -> None:
 
 def _write(file: Path, rows: Iterable[dict[str, Any]]) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def _labelled(row: Row) -> dict[str, Any]:
-    """Return a row as a request with labels, as any2jev trains on them."""
-    labels = {"queue": row.queue, "urgent": row.urgent, "mood": LEVELS.index(row.mood)}
-    questions = {name: question | {"label": labels[name]} for name, question in questions_of(list(labels)).items()}
-    return {"state": row.prompt, "questions": questions}

@@ -6,7 +6,8 @@ listed separately; where labels are few, other posteriors over the same weights;
 link; on BANKING77, CLINC150 and ARC-Easy also heads above a LoRA, one for each seed. Questions that bring their own
 choices have the base model's log-probabilities in place of words and contrast. Validation rows come out of the training
 rows where a set has none of its own. Every method is listed as trained and recalibrated on the validation rows. Draws
-and LoRAs have seeds; all else is deterministic. `benchmarks.peers.training_free` asks AnyJev about the same sets.
+and LoRAs have seeds; all else is deterministic. `benchmarks.peers.training_free` asks AnyJev about the same sets, and
+`benchmarks.peers.decision_model` any2jev.
 """
 
 import argparse
@@ -62,7 +63,7 @@ def main() -> None:
     for name in names:
         task, kept = load_set(name), arguments.keep / f"{name}.pt" if arguments.keep is not None else None
         read = kept_in(kept, partial(read_set, base, task))
-        result = measure(task, read, methods(task, base, read, arguments.keep))
+        result = measure(task, methods(task, base, read, arguments.keep))
         write(RESULTS, result, base, f"python -m benchmarks.peers --set {name}")
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
+
 from benchmarks.peers.figures import DELTA, DTYPE, N_DIVISIONS, Scored, averaged, figures
-from benchmarks.peers.reading import ReadSet
 from benchmarks.peers.sets import DATA, QUESTIONS, SETS, TaskSet
 from blora.base_model import BaseModel, load_base_model
 from blora.training.provenance import machine, revision
-from blora.training.rows.packed import labels_of
 
 __all__ = ["begin", "measure", "write"]
 
@@ -24,15 +24,14 @@ def begin(folder: Path, name: str | None) -> tuple[BaseModel, tuple[str, ...]]:
     return load_base_model("embedded", dtype=DTYPE), names
 
 
-def measure(task: TaskSet, read: ReadSet, methods: Iterable[Scored]) -> dict[str, Any]:
+def measure(task: TaskSet, methods: Iterable[Scored]) -> dict[str, Any]:
     """Return every method's figures on a set, as trained and recalibrated.
 
     Args:
         task: the set.
-        read: the set's rows.
-        methods: what each method says; the seeds of each method are adjacent.
+        methods: what each method says of its rows; the seeds of each method are adjacent.
     """
-    labels = labels_of(read.test.rows)
+    labels, of_proof = (torch.tensor([row.label for row in part]) for part in (task.test, task.proof))
     found = []
     for method, scored in groupby(methods, lambda one: one.method):
         runs = list(scored)
@@ -40,7 +39,7 @@ def measure(task: TaskSet, read: ReadSet, methods: Iterable[Scored]) -> dict[str
             by_seed = []
             for run in runs:
                 probs, foreign, proof = run.probabilities(recalibrated=treatment == "recalibrated")
-                proved = (proof, labels_of(read.proof.rows)) if proof is not None and read.proof is not None else None
+                proved = (proof, of_proof) if proof is not None else None
                 by_seed.append(figures(probs, labels, foreign, task.clear, proved, run.distances))
             mean, spread = averaged(by_seed) if len(runs) > 1 else (by_seed[0], None)
             about = {"method": method, "treatment": treatment, "n_draws": len(runs[0].test)}

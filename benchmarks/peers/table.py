@@ -59,7 +59,8 @@ HEADLINE = (
     *("head, 64 draws", "head, 64 draws, read twice"),
     *("head above a LoRA, 64 draws", "head above a LoRA, 64 draws, read twice"),
 )
-ANYJEV = "AnyJev on {n_test} rows"
+# Methods by what the tables call them, where that is not the same.
+SHOWN = {"AnyJev": "AnyJev on {n_test} rows"}
 FLOOR = "The floor of an ECE is its mean if the probabilities were exactly right."
 # Metrics of the rows that prove thresholds.
 UNSEEN: Columns = {
@@ -72,50 +73,56 @@ UNSEEN: Columns = {
 }
 
 
-def headline(results: Sequence[Row], read_twice: Sequence[Row], training_free: Sequence[Row]) -> str:
+def headline(results: Sequence[Row], read_twice: Sequence[Row], programs: Sequence[Row]) -> str:
     """Return one table of the share of questions that each method answers at a proved risk, on every set.
 
     Args:
         results: results of `benchmarks.peers`.
         read_twice: results of `benchmarks.peers.twice`, for some of the same sets.
-        training_free: results of `benchmarks.peers.training_free`, for some of the same sets.
+        programs: results of `benchmarks.peers.training_free` and `benchmarks.peers.decision_model`, for some of the
+            same sets.
     """
     cells: dict[str, Row] = {method: {"method": method} for method in HEADLINE}
-    for result in (*results, *read_twice, *training_free):
+    for result in (*results, *read_twice, *programs):
         title = TITLES.get(result["set"])
         for row in _recalibrated(result):
-            method = ANYJEV.format_map(result) if result in training_free else row["method"]
-            if title is not None and (method in HEADLINE or result in training_free):
+            if title is not None and (row["method"] in HEADLINE or result in programs):
                 shown = "{accuracy:.3f}: {answered_at_5:.2f} / {answered_at_10:.2f}".format_map(row)
-                cells.setdefault(method, {"method": method})[title] = shown
+                cells.setdefault(row["method"], {"method": row["method"]})[title] = shown
     none = dict.fromkeys(TITLES.values(), "–")
     columns: Columns = {"method": "{method}"} | {title: f"{{{title}}}" for title in none}
     return record_table([none | row for row in cells.values()], columns)
 
 
 def _recalibrated(result: Row) -> list[Row]:
-    return [row for row in result["rows"] if row["treatment"] == "recalibrated"]
+    """Return a result's recalibrated rows under the names that the tables show."""
+    return [
+        row | {"method": SHOWN.get(row["method"], row["method"]).format_map(result)}
+        for row in result["rows"]
+        if row["treatment"] == "recalibrated"
+    ]
 
 
-def peers(results: Sequence[Row], read_twice: Sequence[Row], training_free: Sequence[Row]) -> str:
+def peers(results: Sequence[Row], read_twice: Sequence[Row], programs: Sequence[Row]) -> str:
     """Return a table for each set but those of the demo's other questions, recalibrated, and where they come from.
 
     Args:
         results: results of `benchmarks.peers`.
         read_twice: results of `benchmarks.peers.twice`, for some of the same sets.
-        training_free: results of `benchmarks.peers.training_free`, for some of the same sets.
+        programs: results of `benchmarks.peers.training_free` and `benchmarks.peers.decision_model`, for some of the
+            same sets.
     """
-    return _tables([result for result in results if result["set"] not in QUESTIONS], read_twice, training_free)
+    return _tables([result for result in results if result["set"] not in QUESTIONS], read_twice, programs)
 
 
-def peers_of_questions(results: Sequence[Row], training_free: Sequence[Row]) -> str:
+def peers_of_questions(results: Sequence[Row], programs: Sequence[Row]) -> str:
     """Return the same for the demo's other questions."""
-    return _tables([result for result in results if result["set"] in QUESTIONS], [], training_free)
+    return _tables([result for result in results if result["set"] in QUESTIONS], [], programs)
 
 
-def _tables(results: Sequence[Row], read_twice: Sequence[Row], training_free: Sequence[Row]) -> str:
+def _tables(results: Sequence[Row], read_twice: Sequence[Row], programs: Sequence[Row]) -> str:
     ordered = sorted(results, key=lambda result: SETS.index(result["set"]))
-    again, beside = ({result["set"]: result for result in part} for part in (read_twice, training_free))
+    names = [result["set"] for result in ordered]
     first = ordered[0]
     revisions = ", ".join(dict.fromkeys(result["revision"] for result in ordered))
     about = (
@@ -127,50 +134,67 @@ def _tables(results: Sequence[Row], read_twice: Sequence[Row], training_free: Se
         f"{first['base_model']}, {first['dtype']}; {first['machine']['cores']} cores of "
         f"{first['machine']['processor']}, revision {revisions}; `python -m benchmarks.peers`."
     )
-    tables = [_table(result, again.get(result["set"]), beside.get(result["set"])) for result in ordered]
+    beside = sorted(
+        (one for one in (*read_twice, *programs) if one["set"] in names), key=lambda one: names.index(one["set"])
+    )
+    tables = [_table(result, [one for one in beside if one["set"] == result["set"]]) for result in ordered]
     notes = [
-        *_about_read_twice([again[result["set"]] for result in ordered if result["set"] in again]),
-        *_about_training_free([beside[result["set"]] for result in ordered if result["set"] in beside]),
+        note for about_them in (_about_read_twice, _about_training_free, _about_any2jev) for note in about_them(beside)
     ]
     return "\n\n".join([*tables, about, *notes])
 
 
-def _about_read_twice(results: Sequence[Row]) -> list[str]:
+def _about_read_twice(beside: Sequence[Row]) -> list[str]:
     """Return what the rows that were read twice cost, and where they come from."""
+    results = [result for result in beside if "twice_ms" in result]
     if not results:
         return []
     costs = ", ".join(f"{result['twice_ms'] / result['once_ms']:.2f} ({result['set']})" for result in results)
-    first, revisions = results[0], ", ".join(dict.fromkeys(result["revision"] for result in results))
+    first = results[0]
     return [
         f"Read twice: the template holds the text twice, on lines of its own. A text alone takes {costs} times as long "
         f"as once, in one run on {first['machine']['cores']} cores of {first['machine']['processor']}. Revision "
-        f"{revisions}; `python -m benchmarks.peers.twice`."
+        f"{_revisions(results)}; `python -m benchmarks.peers.twice`."
     ]
 
 
-def _about_training_free(results: Sequence[Row]) -> list[str]:
-    """Return where the rows without training come from."""
+def _about_training_free(beside: Sequence[Row]) -> list[str]:
+    """Return where AnyJev's rows come from."""
+    results = [result for result in beside if result["rows"][0]["method"] == "AnyJev"]
     if not results:
         return []
-    revisions = ", ".join(dict.fromkeys(result["revision"] for result in results))
     return [
         f"AnyJev 0.3 answers without training, and is asked the number of test rows beside its name, drawn at random, "
-        f"and at most as many of each other part. Revision {revisions}; `{results[0]['command']}`."
+        f"and at most as many of each other part. Revision {_revisions(results)}; `{results[0]['command']}`."
     ]
 
 
-def _table(result: Row, read_twice: Row | None, training_free: Row | None) -> str:
+def _about_any2jev(beside: Sequence[Row]) -> list[str]:
+    """Return what any2jev's rows cost to train, and where they come from."""
+    results = [result for result in beside if result["rows"][0]["method"] == "any2jev"]
+    if not results:
+        return []
+    costs = ", ".join(f"{result['rows'][0]['training_s'] / 60:.0f} ({result['set']})" for result in results)
+    return [
+        f"any2jev 0.1 is trained once on the same training rows, in {costs} minutes of processor time. Revision "
+        f"{_revisions(results)}; `python -m benchmarks.peers.decision_model --any2jev PROGRAM`."
+    ]
+
+
+def _revisions(results: Sequence[Row]) -> str:
+    return ", ".join(dict.fromkeys(result["revision"] for result in results))
+
+
+def _table(result: Row, beside: Sequence[Row]) -> str:
     foreign = f", {result['n_foreign']:,} foreign ({result['foreign']})" if result["foreign"] else ""
     proof = f", {result['n_proof']:,} for the proof" if result.get("n_proof") else ""
     sizes = (
         f"**{result['set']}**: {result['n_train']:,} training, {result['n_validation']:,} validation, "
         f"{result['n_test']:,} test rows{proof}{foreign}."
     )
-    rows = [row for one in (result, read_twice) if one is not None for row in _recalibrated(one)]
+    rows = [row for one in (result, *beside) for row in _recalibrated(one)]
     if any(row["method"] in ABOVE_LORA and row["seeds"] is None for row in rows):
         sizes += " Each LoRA was trained with one seed."
-    if training_free is not None:
-        rows += [row | {"method": ANYJEV.format_map(training_free)} for row in _recalibrated(training_free)]
     tables = [record_table(rows, _columns(rows[0]))]
     if "proof_ece" in rows[0]:
         of = f"The same on the {result['n_proof']:,} rows for the proof, of which no method has seen any."

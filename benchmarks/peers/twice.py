@@ -96,7 +96,7 @@ def main() -> None:
         task = twice(once)
         read = kept_in(keep and keep / f"{name}-twice.pt", partial(read_set, base, task))
         costs = dict(zip(("once_ms", "twice_ms"), cost_ms(once, base, read), strict=True))
-        result = measure(task, read, methods(task, base, read, keep)) | costs
+        result = measure(task, methods(task, base, read, keep)) | costs
         write(RESULTS, result, base, f"python -m benchmarks.peers.twice --set {name}")
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.peers import training_free, twice
+from benchmarks.peers import decision_model, training_free, twice
 from benchmarks.peers.__main__ import methods
 from benchmarks.peers.contrast import contrast
 from benchmarks.peers.cumulative import Cumulative
@@ -21,7 +21,7 @@ from benchmarks.peers.reading import kept_in, read_set
 from benchmarks.peers.regressions import Parts, on_states, on_words
 from benchmarks.peers.results import measure
 from benchmarks.peers.sets import DATA, SETS, TaskSet, load_set
-from benchmarks.peers.table import peers
+from benchmarks.peers.table import peers, peers_of_questions
 from benchmarks.server_process import TRIAGE
 from blora.base_model import load_base_model
 from blora.config import HeadConfig
@@ -188,7 +188,7 @@ def test_every_method_is_measured_and_shown(kind: str) -> None:
     task = replace(linear(), ordered=True) if kind == "linear" else pointer()
     base = load_base_model("embedded", dtype="float32")
     read = read_set(base, task)
-    result = measure(task, read, methods(task, base, read, None))
+    result = measure(task, methods(task, base, read, None))
     names = [row["method"] for row in result["rows"]][::2]
     first = "TF-IDF regression" if kind == "linear" else "base model's log-probabilities"
     ours = ["regression on frozen states", "head, posterior mean", "head, 64 draws"]
@@ -215,7 +215,7 @@ def test_a_text_read_twice_is_measured_and_shown_beside_the_other_methods() -> N
     assert tokens == [2 * len(base.tokenizer(row.prompt).input_ids) + 1 for row in task.test]  # and a line break
     costs = twice.cost_ms(once, base, read)
     assert 0 < costs[0] < costs[1]
-    result = measure(task, read, twice.methods(task, base, read, None))
+    result = measure(task, twice.methods(task, base, read, None))
     names = [row["method"] for row in result["rows"]][::2]
     simple = ["regression on frozen states", "head, posterior mean", "head, 64 draws"]
     assert names == [f"{name}, read twice" for name in simple]
@@ -227,7 +227,7 @@ def test_a_text_read_twice_is_measured_and_shown_beside_the_other_methods() -> N
 
 
 # An AnyJev that gives an option a probability by its length, so that a test can tell options apart.
-STUB = """
+ANYJEV = """
 from types import SimpleNamespace as Made
 import numpy
 class Question:
@@ -240,33 +240,99 @@ class Decider:
         lengths = numpy.array([len(option) for option in question.options], float)
         return [Made(probs=lengths / lengths.sum()) for state in states]
 """
+# An any2jev that learns how often each option was right by its place, and knows no other.
+ANY2JEV = """
+import json
+from pathlib import Path
+import torch
+def materialize(request):
+    (question,) = request["questions"].values()
+    options = {"noul": ["no", "yes"]}.get(question["type"], list(question.get("criteria", ())))
+    label = question["label"]
+    return options, label if isinstance(label, int) else options.index(label)
+class DecisionModel:
+    @classmethod
+    def load(cls, folder, device):
+        model = cls()
+        model.counts = json.loads((Path(folder) / "counts.json").read_text())
+        return model
+    def encode(self, options, label):
+        return options
+    def probs(self, packs):
+        counts = [torch.tensor([self.counts.get(str(k), 0) + 1.0 for k in range(len(pack))]) for pack in packs]
+        return [[one / one.sum()] for one in counts]
+"""
+TRAIN = """#!{python}
+import json, sys
+from collections import Counter
+from pathlib import Path
+from any2jev import materialize
+flags = dict(zip(sys.argv[2::2], sys.argv[3::2]))
+counts = Counter(materialize(json.loads(line))[1] for line in open(flags["--data"]))
+Path(flags["--out"]).mkdir()
+(Path(flags["--out"]) / "counts.json").write_text(json.dumps(counts))
+"""
+
+
+def written(folder: Path, files: dict[str, str]) -> Path:
+    """Write files by their paths and return their folder."""
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
 
 
 @pytest.mark.model
 def test_anyjev_is_asked_in_an_environment_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "anyjev" / "backends").mkdir(parents=True)
-    (tmp_path / "anyjev" / "__init__.py").write_text(STUB)
-    (tmp_path / "anyjev" / "backends" / "hf.py").write_text("def HFBackend(folder, device, dtype): pass")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    base = load_base_model("embedded", dtype="float32")
-    found = training_free.answers(pointer(), base, Path(sys.executable))
-    assert {name: tuple(part.shape) for name, part in found.items()} == {
-        "validation": (1, 12, 3),
-        "test": (1, 9, 3),
-        "foreign": (1, 5, 3),
-    }
-    torch.testing.assert_close(found["test"][0, 0].exp(), torch.tensor([3 / 8, 5 / 8, 0]))
-    torch.testing.assert_close(found["test"][0, 1].exp(), torch.tensor([3 / 12, 5 / 12, 4 / 12]))
+    backend = "def HFBackend(folder, device, dtype): pass"
+    files = {"anyjev/__init__.py": ANYJEV, "anyjev/backends/hf.py": backend}
+    monkeypatch.setenv("PYTHONPATH", str(written(tmp_path, files)))
+    base, python = load_base_model("embedded", dtype="float32"), Path(sys.executable)
+    found = training_free.anyjev(pointer(), base, python)
+    assert found.foreign is not None
+    assert (tuple(found.test.shape), tuple(found.foreign.shape), found.proof) == ((1, 9, 3), (1, 5, 3), None)
+    torch.testing.assert_close(found.test[0, 0].exp(), torch.tensor([3 / 8, 5 / 8, 0]))
+    torch.testing.assert_close(found.test[0, 1].exp(), torch.tensor([3 / 12, 5 / 12, 4 / 12]))
     nouls = replace(linear(), test=(Example("1", "prompt", "is it?", None, ("no", "yes"), 0),))
-    torch.testing.assert_close(
-        training_free.answers(nouls, base, Path(sys.executable))["test"][0, 0].exp(), torch.tensor([2 / 5, 3 / 5, 0])
-    )
+    of_nouls = training_free.anyjev(nouls, base, python).test[0, 0].exp()
+    torch.testing.assert_close(of_nouls, torch.tensor([2 / 5, 3 / 5, 0])[: len(of_nouls)])
     asked = replace(linear(), name="mood")
-    assert training_free.answers(asked, base, Path(sys.executable))["test"].shape == (1, 9, 3)
-    measured = training_free.measure(asked, base, Path(sys.executable))
+    measured = measure(asked, [training_free.anyjev(asked, base, python)])
     assert [measured[f"n_{part}"] for part in ("validation", "test", "foreign")] == [12, 9, 4]
     assert [row["treatment"] for row in measured["rows"]] == ["as trained", "recalibrated"]
     assert measured["rows"][0]["accuracy"] == pytest.approx(3 / 9)  # the longest option, green, every time
+
+
+def test_any2jev_is_trained_and_asked_in_an_environment_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"any2jev/__init__.py": ANY2JEV, "any2jev/data.py": "from any2jev import materialize"}
+    monkeypatch.setenv("PYTHONPATH", str(written(tmp_path, files)))
+    python = f'#!/bin/sh\nexec {sys.executable} "$@"\n'
+    files = {"any2jev": TRAIN.format(python=sys.executable), "python": python}
+    program = written(tmp_path / "bin", files) / "any2jev"
+    for name in files:
+        program.with_name(name).chmod(0o755)
+    for k, task in enumerate((pointer(), replace(linear(), name="mood"))):
+        work = written(tmp_path / str(k), {"base/config.json": "{}"})
+        found = decision_model.any2jev(task, program, work)
+        counts = torch.tensor([sum(row.label == k for row in task.train) + 1.0 for k in range(3)])
+        torch.testing.assert_close(found.test[0, 1].exp(), counts / counts.sum())
+        assert found.foreign is not None
+        assert found.test.shape[1] + found.foreign.shape[1] == len(task.test) + len(task.foreign)
+        again = decision_model.any2jev(replace(task, train=task.train[:2]), program, work)
+        torch.testing.assert_close(again.test, found.test)  # the trained model is used again
+    yes = Example("1", "prompt", "is it?", None, ("no", "yes"), 1)
+    assert decision_model.request_of(linear(), yes) == {
+        "state": "",
+        "questions": {"question": {"type": "noul", "instructions": "is it?", "label": 1}},
+    }
+    measured = measure(task, [found])
+    about = {"machine": {"cores": 2, "processor": "some"}, "base_model": "tiny", "dtype": "float32"}
+    about |= {"revision": "abc", "set": "mood", "command": "some command"}
+    shown = peers_of_questions([measured | about | {"rows": []}], [measured | about])
+    assert "| any2jev |" in shown
+    assert "any2jev 0.1 is trained once on the same training rows, in 0 (mood) minutes of processor time." in shown
 
 
 def test_a_set_is_thinned_with_its_mask() -> None:
