@@ -11,6 +11,7 @@ notices another subject: on BANKING77 it chooses the direction, where both parts
 """
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -49,6 +50,8 @@ MOST_DIMENSIONS, MOST_GRAM = 3072, 8192
 MOST_FOLDS = 5
 K_MEANS_STEPS = 20
 LEAST_VARIANCE, LEAST_SPREAD = 1e-6, 1e-6
+# Least strength of an axis as a share of the greatest: labels with the same mean have no axis between them.
+LEAST_STRENGTH = 1e-10
 # Labels need rows to have means and a covariance; with fewer the Gaussian alone is fitted.
 LEAST_LABELS, LEAST_ROWS_PER_LABEL = 3, 3
 
@@ -274,16 +277,36 @@ def _axes(x: Tensor, labels: Tensor, most: int) -> tuple[Tensor, Tensor]:
         basis = principal_directions(x, min(MOST_DIMENSIONS, len(x) - 1), MOST_GRAM)[0].float()
     z = x if basis is None else x @ basis.T
     means = torch.zeros(len(counts), z.shape[1]).index_add(0, label, z) / counts[:, None].float()
-    within = z - means[label]
-    covariance = (within.T @ within / len(z)).double()
-    diagonal = covariance.diagonal().clone().clamp_min(LEAST_VARIANCE)
-    factor = torch.linalg.cholesky((1 - SHRINKAGE) * covariance + SHRINKAGE * diagonal.diag())
-    whitened = torch.linalg.solve_triangular(factor, means.double().T, upper=False).T  # (C, F)
-    leading = torch.linalg.svd((counts / counts.sum()).sqrt()[:, None] * whitened, full_matrices=False).Vh[:most]
-    axes = torch.linalg.solve_triangular(factor.T, leading.T, upper=True).T.float()
+    weighted = (counts / counts.sum()).sqrt()[:, None] * means.double()
+    solved = _over_covariance(weighted, z - means[label])
+    # With a covariance S within labels and means M, the axes are the leading eigenvectors U of M S^-1 M^T times M S^-1.
+    strengths, vectors = torch.linalg.eigh(weighted @ solved.T)
+    kept = [k for k in range(len(counts) - 1, -1, -1)[:most] if strengths[k] >= LEAST_STRENGTH * strengths[-1]]
+    lengths = strengths[kept, None].clamp_min(torch.finfo(strengths.dtype).tiny).sqrt()
+    axes = (vectors[:, kept].T @ solved / lengths).float()
     axes = (axes if basis is None else axes @ basis).half().float()
     on_axes = torch.zeros(len(counts), len(axes)).index_add(0, label, x @ axes.T)
     return axes, normalize(on_axes, dim=-1)
+
+
+def _over_covariance(means: Tensor, within: Tensor) -> Tensor:
+    """Return means (C, F) times the inverse of the shrunk covariance (F, F) of centred rows (N, F), in float64.
+
+    Of few rows, the inverse is taken in the dimensions of the rows, by the Woodbury identity.
+    """
+    n_rows, n_states = within.shape
+    diagonal = within.square().mean(0).double().clamp_min(LEAST_VARIANCE)
+    solved: Tensor
+    if 2 * n_rows < n_states:
+        root = (SHRINKAGE * diagonal).sqrt()
+        scaled, whitened = math.sqrt((1 - SHRINKAGE) / n_rows) * within.double() / root, means / root
+        factor = torch.linalg.cholesky(torch.eye(n_rows, dtype=root.dtype) + scaled @ scaled.T)
+        solved = torch.cholesky_solve(scaled @ whitened.T, factor)
+        return (whitened - solved.T @ scaled) / root
+    covariance = (within.T @ within / n_rows).double()
+    factor = torch.linalg.cholesky((1 - SHRINKAGE) * covariance + SHRINKAGE * diagonal.diag())
+    solved = torch.cholesky_solve(means.T, factor)
+    return solved.T
 
 
 def _folds(states: Tensor, labels: Tensor) -> Iterator[Tensor]:

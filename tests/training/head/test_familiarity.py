@@ -10,7 +10,7 @@ from blora.config.head import MOST_REFERENCE
 from blora.decision.curves import auroc
 from blora.decision.familiarity import MOST_BYTES, Familiarity, p_value, stored_bytes
 from blora.errors import ShapeError
-from blora.training.head.familiarity import _fit, _of_kind, fit_familiarity
+from blora.training.head.familiarity import SHRINKAGE, _fit, _of_kind, fit_familiarity
 
 DEPTHS = (3, 5, 9)
 F = 60
@@ -108,6 +108,34 @@ def test_few_rows_give_finite_distances(n: int, n_labels: int) -> None:
     found = fit_familiarity(DEPTHS, train, validation, labels, validation_labels).familiarity
     assert found.distance(validation).isfinite().all()
     assert found.distance(100 * validation).isfinite().all()
+
+
+@pytest.mark.parametrize("n", [F // 3, 3 * F])
+def test_the_axes_are_those_of_the_covariances_between_and_within_labels(n: int) -> None:
+    """With few rows or many: of unit length within labels, and as strong between them as the eigenvalues are."""
+    states, labels = rows(n, 4, spread=1.0, seed=0)
+    fitted = _fit(DEPTHS, states, labels)
+    x = ((states - states.mean(0)) / states.std(0, correction=0)).double()
+    means = torch.stack([x[labels == k].mean(0) for k in range(4)])
+    centred = x - means[labels]
+    covariance = centred.T @ centred / n
+    covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * covariance.diagonal().diag()
+    between = means.T @ means / 4
+    axes = fitted.axes.double()
+    assert axes.shape == (3, F)
+    torch.testing.assert_close(axes @ covariance @ axes.T, torch.eye(3, dtype=axes.dtype), rtol=0, atol=2e-3)
+    strengths = torch.linalg.eigvals(torch.linalg.solve(covariance, between)).real.sort(descending=True).values[:3]
+    torch.testing.assert_close(axes @ between @ axes.T, strengths.diag(), rtol=2e-3, atol=2e-3 * float(strengths[0]))
+
+
+def test_labels_with_the_same_rows_have_no_axis_between_them() -> None:
+    states, labels = rows(60, 3, spread=1.0, seed=0)
+    again = torch.where(labels == 0, 3, labels)  # the first label's rows once more, under another name
+    fitted = _fit(DEPTHS, torch.cat([states, states]), torch.cat([labels, again]))
+    assert len(fitted.axes) == 2
+    of_nothing = _fit(DEPTHS, torch.ones(60, F), labels)
+    assert of_nothing.axes.isfinite().all()
+    assert _of_kind(of_nothing, "both", torch.ones(20, F)).distance(states).isfinite().all()
 
 
 def test_constant_states_are_no_trouble() -> None:
