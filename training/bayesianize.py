@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from blora.adapter import CONFIG_FILE, check_output, read_config, save_adapter
+from blora.adapter import check_output, is_adapter, read_config, save_adapter
 from blora.adapter.lora import balanced, lora_shape, read_lora
 from blora.adapter.opening import base_model_of, check_lora_base, open_base
 from blora.base_model import BaseModel
@@ -123,7 +123,7 @@ def _own_config(path: Path) -> AdapterConfig | None:
     Raises:
         AdapterError: if the directory holds an adapter that has a posterior already.
     """
-    if not (path / CONFIG_FILE).exists():
+    if not is_adapter(path):
         return None
     config = read_config(path)
     if config.head is not None or config.posterior.method != "lora":

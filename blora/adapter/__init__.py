@@ -2,7 +2,6 @@
 
 from blora.adapter.folder import (
     CARD_FILE,
-    CONFIG_FILE,
     OWN_FILES,
     Adapter,
     adapter_bytes,
@@ -13,6 +12,7 @@ from blora.adapter.folder import (
     read_config,
     save_adapter,
 )
+from blora.adapter.presence import CONFIG_FILE, is_adapter
 
 __all__ = [
     "CARD_FILE",
@@ -23,6 +23,7 @@ __all__ = [
     "adapter_digest",
     "attach",
     "check_output",
+    "is_adapter",
     "load_adapter",
     "read_config",
     "save_adapter",

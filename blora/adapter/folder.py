@@ -27,6 +27,7 @@ from blora.adapter.calibration_file import CALIBRATION_FILE, carry_over
 from blora.adapter.card import model_card
 from blora.adapter.lora import LORA_CONFIG_FILE, WEIGHTS_FILE, check_tensors, factor_shapes, read_tensors
 from blora.adapter.peft_files import check_mean, check_peft_config, peft_config, peft_tensors
+from blora.adapter.presence import CONFIG_FILE, UNFINISHED_FILE, how_to_finish, is_adapter
 from blora.base_model import BaseModel
 from blora.config import FORMAT_VERSION, AdapterConfig
 from blora.decision.abstention import Policy
@@ -42,7 +43,6 @@ from blora.posterior.sizes import memory_bytes, tensor_shapes
 
 __all__ = [
     "CARD_FILE",
-    "CONFIG_FILE",
     "OWN_FILES",
     "Adapter",
     "adapter_bytes",
@@ -54,7 +54,6 @@ __all__ = [
     "save_adapter",
 ]
 
-CONFIG_FILE = "bayesian_config.json"
 POSTERIOR_FILE = "posterior.safetensors"
 CARD_FILE = "README.md"
 HEAD_FILE = "head.safetensors"
@@ -63,8 +62,6 @@ DIGESTED = (LORA_CONFIG_FILE, WEIGHTS_FILE, CONFIG_FILE, POSTERIOR_FILE, HEAD_FI
 # Names of all files that an adapter may consist of.
 OWN_FILES = (*DIGESTED, CARD_FILE, CALIBRATION_FILE)
 OF_LORA = (LORA_CONFIG_FILE, WEIGHTS_FILE, POSTERIOR_FILE)
-# The old config while a folder is being rewritten. A folder in which a crash left this file may be written again.
-UNFINISHED_FILE = f"{CONFIG_FILE}.old"
 # Formats that can run code when they are opened.
 UNSAFE_SUFFIXES = {".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"}
 # Advice for error messages about a file that cannot be used.
@@ -107,9 +104,7 @@ def check_output(path: Path | str) -> None:
     check_own(path)
     if path.exists() and not path.is_dir():
         raise AdapterError(f"got output {path}, which is a file; expected a new or an adapter's folder")
-    # While a folder is written, the config has the second name, and between two looks it may have come back.
-    ours = any((path / name).is_file() for name in (CONFIG_FILE, UNFINISHED_FILE, CONFIG_FILE))
-    if path.is_dir() and any(path.iterdir()) and not ours:
+    if path.is_dir() and any(path.iterdir()) and not is_adapter(path):
         raise AdapterError(f"got output folder {path}, which holds other files; expected a new or an adapter's folder")
     if taken := [name for name in OWN_FILES if (path / name).is_dir()]:
         raise AdapterError(f"got folders {', '.join(taken)} in {path}, where the adapter's files go; move them away")
@@ -308,7 +303,7 @@ def read_config(folder: Path) -> AdapterConfig:
         raise AdapterError(f"got adapter {folder}, expected an existing directory")
     file = folder / CONFIG_FILE
     if not is_present(file) and is_present(folder / UNFINISHED_FILE):
-        raise AdapterError(_unfinished(folder.resolve()))
+        raise AdapterError(how_to_finish(folder.resolve()))
     _check_present(folder, (CONFIG_FILE,))
     raw = read_json(file, advice=ADVICE)
     version = raw.get("format_version") if isinstance(raw, dict) else None
@@ -327,34 +322,6 @@ def read_config(folder: Path) -> AdapterConfig:
     except ConfigError as exc:
         raise AdapterError(f"{file}: {exc}") from exc
     return config
-
-
-def _unfinished(folder: Path) -> str:
-    """Return the message on an adapter that was half rewritten: what was got and expected, and how to finish."""
-    got = (
-        f"got adapter {folder} without {CONFIG_FILE}, because a write of it was interrupted or is still running, "
-        "expected one that is finished; if no process is writing it, "
-    )
-    again = "train again into the same folder"
-    if (rest := _hidden_rest(folder)) is None:
-        return f"{got}{again}, because no folder .partial-{folder.name}-* with the new files was found beside it"
-    return (
-        f"{got}finish it: move the files of {rest} into {folder}, {CONFIG_FILE} last, and remove {UNFINISHED_FILE}, "
-        f"which has the settings of the earlier files; or {again}"
-    )
-
-
-def _hidden_rest(folder: Path) -> Path | None:
-    """Return the hidden folder with the files that an interrupted write has not moved; None without one.
-
-    Of several, this is the one that was changed last: an earlier write's files were replaced by a later one's.
-    """
-    try:
-        beside = [path for path in folder.parent.iterdir() if path.name.rpartition("-")[0] == f".partial-{folder.name}"]
-        complete = [path for path in beside if (path / CONFIG_FILE).is_file()]  # written last, and moved last
-        return max(complete, key=lambda path: path.stat().st_mtime_ns, default=None)
-    except OSError:  # a parent that cannot be read, or a folder that has just been removed
-        return None
 
 
 def adapter_bytes(config: AdapterConfig, n_samples: int) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from blora.adapter import CONFIG_FILE, Adapter, attach, load_adapter, read_config
+from blora.adapter import Adapter, attach, is_adapter, load_adapter, read_config
 from blora.adapter.base_check import check_base
 from blora.adapter.calibration_file import calibrated_dtypes
 from blora.adapter.lora import named_base
@@ -67,7 +67,7 @@ def base_model_of(lora: Path | None) -> str:
     Raises:
         AdapterError: if the LoRA's base model came from a folder or a file.
     """
-    return _own_base_model(lora) if lora is not None and (lora / CONFIG_FILE).exists() else EMBEDDED
+    return _own_base_model(lora) if lora is not None and is_adapter(lora) else EMBEDDED
 
 
 def check_lora_base(lora: Path, base: BaseModel) -> None:
@@ -79,7 +79,7 @@ def check_lora_base(lora: Path, base: BaseModel) -> None:
     Raises:
         AdapterError: if `blora train` made the LoRA on another base model.
     """
-    if (lora / CONFIG_FILE).exists():
+    if is_adapter(lora):
         check_base(read_config(lora), base)
     elif (named := named_base(lora)) is not None and not _same_name(named, base.ref.id):
         logger.warning(

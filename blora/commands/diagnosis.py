@@ -25,7 +25,8 @@ EXTENSIONS = (
 )
 # Names of environment variables that change what is loaded or computed; values may be secret and are left out.
 PREFIXES = ("BLORA_", "HF_", "OMP_", "MKL_", "KMP_", "ONEDNN_", "DNNL_", "ATEN_", "TORCH_", "CUDA_", "PYTORCH_")
-CONFIG_FILE = "bayesian_config.json"
+# Names of an adapter's config, finished and half rewritten, known without a package that may be broken.
+CONFIG_FILES = ("bayesian_config.json", "bayesian_config.json.old")
 
 Facts = dict[str, Any]
 
@@ -158,10 +159,10 @@ def _base_model(spec: str, device: str, dtype: str) -> Facts:
 
 
 def _adapter_folders(path: Path) -> list[Path]:
-    """Return the folder itself if it holds an adapter, else those directly below it that do."""
-    if (path / CONFIG_FILE).exists():
+    """Return the folder itself if it holds an adapter, finished or not, else those directly below it that do."""
+    if any((path / name).exists() for name in CONFIG_FILES):
         return [path]
-    return sorted(below.parent for below in path.glob(f"[!.]*/{CONFIG_FILE}"))
+    return sorted({below.parent for name in CONFIG_FILES for below in path.glob(f"[!.]*/{name}")})
 
 
 def _adapter(folder: Path, in_use: str | None) -> Facts:

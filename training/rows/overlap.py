@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from blora.adapter import CONFIG_FILE, read_config
+from blora.adapter import is_adapter, read_config
 from blora.errors import AdapterError, ConfigError, DataError
 from blora.questions.fingerprints import DIGITS, are_fingerprints, fingerprint, joined, parts
 from blora.training.rows.examples import Example, ExampleSet
@@ -46,7 +46,7 @@ def seen_by(folder: Path | None) -> dict[str, str]:
     Raises:
         AdapterError: if the adapter's config is unusable.
     """
-    if folder is None or not (folder / CONFIG_FILE).exists():
+    if folder is None or not is_adapter(folder):
         return {}
     seen = read_config(folder).training.get(SEEN, {})
     _read(seen)

@@ -3,14 +3,18 @@
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from blora.adapter import load_adapter, read_config
+from blora.adapter.opening import base_model_of, check_lora_base
 from blora.base_model import BaseModel
+from blora.cli import main
 from blora.errors import AdapterError
+from blora.training.rows.overlap import seen_by
 from tests.blora.adapters import adapter_config, contents, saved
 
 
@@ -92,6 +96,25 @@ def test_without_the_hidden_folder_only_training_helps(folder: Path, llama: Base
     assert "move the files" not in message
     saved(folder, llama, method="lora")
     assert load_adapter(folder, llama).config.posterior.method == "lora"
+
+
+@pytest.mark.parametrize("begun", [base_model_of, seen_by, check_lora_base], ids=lambda function: function.__name__)
+def test_nobody_begins_with_what_is_half_written_as_with_a_plain_lora(
+    begun: Callable[..., object], folder: Path, llama: BaseModel
+) -> None:
+    interrupt(folder, llama, 2, method="lora")
+    with pytest.raises(AdapterError, match="because a write of it was interrupted"):
+        begun(folder, llama) if begun is check_lora_base else begun(folder)
+
+
+def test_what_is_half_written_is_not_made_bayesian(
+    folder: Path, llama: BaseModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupt(folder, llama, 2, method="lora")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "choices": ["b", "c"], "label": 0}\n' * 8)
+    assert main(["bayesianize", str(folder), "--data", str(rows), "--output", str(tmp_path / "made")]) == 1
+    assert "because a write of it was interrupted" in capsys.readouterr().err
 
 
 def test_beside_a_folder_that_cannot_be_listed_no_hidden_one_is_found(

@@ -83,6 +83,14 @@ def test_a_broken_adapter_is_an_error_beside_the_others(folder: Path, capsys: py
     assert "ERROR: got adapter" in text(capsys, str(folder), "--no-base-model", code=1)
 
 
+def test_a_half_written_adapter_is_an_error_beside_the_others(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "changed" / "bayesian_config.json").rename(folder / "changed" / "bayesian_config.json.old")
+    changed, demo = facts(capsys, str(folder), code=1)["adapters"]
+    assert "because a write of it was interrupted" in changed["error"]
+    assert "error" not in demo
+    assert facts(capsys, str(folder / "changed"), code=1)["adapters"] == [changed]
+
+
 @pytest.mark.parametrize("name", ["", "mistyped"])
 def test_a_path_without_adapters_is_an_error(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(tmp_path / name)
