@@ -10,8 +10,9 @@ READY := $(VENV)/.ready
 export BLORA_CACHE_DIR ?= $(CURDIR)/$(VENV)/models
 
 # Two processes of one thread each: most tests do not gain from a second thread. Where a test has two threads, the one that
-# waits leaves its core to the other process.
-SIDE_BY_SIDE := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest --numprocesses 2 --dist loadfile
+# waits leaves its core to the other process. The files are run in their order, which ends with doctests of a second or less;
+# by their number of tests, those with one long test would come last, and one process would wait for the other.
+SIDE_BY_SIDE := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-noisy test-vllm image test-image image-release pin sbom lint fix docs bench pictures demo clean
@@ -35,10 +36,15 @@ DEMO := triage=examples/triage/adapter,triage.urgent=examples/triage/adapter.urg
 run: $(READY)  ## serve the embedded model and the demo adapters on HOST:PORT
 	BLORA_REVISION=$$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown) $(BIN)/blora serve --host $(HOST) --port $(PORT) --adapters $(DEMO) --default-adapter triage
 
-test: $(READY) lint  ## lint, types, architecture, and every test
-	tests/programs.sh
-	$(MAKE) clients || echo "Without $(CLIENTS) the tests of other projects' clients are skipped."
+test: $(READY)  ## lint, types, architecture, and every test
+	$(MAKE) --jobs 2 lint test-programs test-clients
 	$(SIDE_BY_SIDE)
+
+.PHONY: test-programs test-clients
+test-programs:
+	tests/programs.sh
+test-clients:
+	$(MAKE) clients || echo "Without $(CLIENTS) the tests of other projects' clients are skipped."
 
 test-noisy: $(READY)  ## every test on a processor that rounds at random
 	NOISY_PROCESSOR_SEED=0 PYTHONPATH=benchmarks/processors/noisy_site $(SIDE_BY_SIDE)

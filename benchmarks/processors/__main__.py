@@ -23,7 +23,7 @@ STEP = 6
 
 
 def main() -> None:
-    """Measure every variant that this machine can be; a run that was interrupted goes on where it was."""
+    """Measure every variant that is not idle on this machine; a run that was interrupted goes on where it was."""
     about = {"machine": machine(), "revision": revision(), "command": "python -m benchmarks.processors"}
     RESULTS.mkdir(parents=True, exist_ok=True)
     output = RESULTS / f"{re.sub('[^a-z0-9]+', '-', str(about['machine']['processor']).lower()).strip('-')}.json"
@@ -33,7 +33,7 @@ def main() -> None:
     ]  # of the demo as it is calibrated now
     done = {(row["variant"], row["dtype"]) for row in rows}
     for variant in VARIANTS:
-        for dtype in variant.dtypes if variant.lacking is None else ():
+        for dtype in variant.dtypes if variant.idle is None else ():
             if (variant.name, dtype) in done:
                 continue
             new = {"probabilities": {}, "certainty": {}, **about}

@@ -11,8 +11,8 @@ NOISY = [v for v in VARIANTS if v.seed is not None]
 
 
 def each(variants: list[Variant]) -> pytest.MarkDecorator:
-    """Run a test as each of some processors, but for those that this machine cannot be, which are skipped."""
-    skips = [[pytest.mark.skip(reason=v.lacking)] if v.lacking is not None else [] for v in variants]
+    """Run a test as each of some processors, but for those that tell nothing new on this machine, which are skipped."""
+    skips = [[pytest.mark.skip(reason=v.idle)] if v.idle is not None else [] for v in variants]
     return pytest.mark.parametrize(
         "variant", [pytest.param(v, id=v.name, marks=marks) for v, marks in zip(variants, skips, strict=True)]
     )
