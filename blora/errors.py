@@ -14,6 +14,9 @@ BloraError
 Every message states what was got, what was expected, and what to do.
 """
 
+from functools import partial
+from typing import Any
+
 __all__ = [
     "AdapterError",
     "BaseModelError",
@@ -63,6 +66,10 @@ class PromptError(BloraError):
     def __init__(self, message: str, *, param: str) -> None:
         super().__init__(message)
         self.param = param
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how a copy is made in another process, where `param` is needed too."""
+        return partial(type(self), param=self.param), self.args, self.__dict__
 
 
 class PromptTooLongError(PromptError):

@@ -17,7 +17,7 @@ from blora.front_door.answering import Question, answer_all
 from blora.server.engines.handle import AdapterHandle
 from blora.server.engines.loading import handle_of
 from blora.server.prediction.policies import InForce, default_policy
-from blora.training.rows.sources import records
+from blora.training.rows.sources import is_row, records
 
 if TYPE_CHECKING:
     from blora.decision.calibration import Calibration
@@ -119,8 +119,9 @@ class Model:
             NumericalError: if the model returns numbers that are not finite.
         """
         require(errors in ("raise", "return"), f"errors {errors!r}", "raise or return")
-        if isinstance(questions, str | Mapping):
-            [outcome] = answer_all(self.base, self._handle, [questions], choices=choices, policy=policy)
+        if isinstance(questions, str | Mapping) or is_row(questions):
+            [question] = records([questions])
+            [outcome] = answer_all(self.base, self._handle, [question], choices=choices, policy=policy)
             if isinstance(outcome, BloraError):
                 raise outcome
             return outcome

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame as PandasFrame
     from polars import DataFrame as PolarsFrame
 
-__all__ = ["Frame", "Rows", "Table", "read_table", "records"]
+__all__ = ["Frame", "Rows", "Table", "is_row", "read_table", "records"]
 
 Frame: TypeAlias = Union["PandasFrame", "PolarsFrame"]
 Rows: TypeAlias = Union[str, PathLike[str], Iterable[Mapping[str, Any]], Frame, "Dataset"]
@@ -111,7 +111,7 @@ def _hub_table(source: str, split: str, columns: Mapping[str, str]) -> Table:
 
 
 def records(source: Any) -> Iterator[Any]:
-    """Yield the rows of a table in memory, those of a frame as dicts, with NumPy's values as Python's.
+    """Yield the rows of a table in memory, those of a frame as dicts, with NumPy's and pandas' values as Python's.
 
     Raises:
         DataError: if a frame has a column twice.
@@ -184,9 +184,18 @@ def _renamed(row: Mapping[str, Any], columns: Mapping[str, str], where: str, *, 
     return {str(name): value for name, value in renamed(row, columns).items()}
 
 
+def is_row(value: Any) -> bool:
+    """Return whether a value is a row of a pandas DataFrame: a Series with a name of a question's column."""
+    return _kind(value) == "pandas.Series" and not set(QUESTION_COLUMNS).isdisjoint(value.index)
+
+
 def _plain(value: Any) -> Any:
-    """Return a value with NumPy numbers and arrays, nested ones too, converted to Python numbers and lists."""
-    if hasattr(value, "tolist"):
+    """Return a value in Python's types: NumPy's numbers and arrays, nested ones too, and rows of a pandas DataFrame."""
+    if _kind(value) == "pandas.NAType":
+        return None
+    if is_row(value):
+        value = value.astype(object).where(value.notna(), None).to_dict()
+    elif hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, Mapping):
         return {name: _plain(one) for name, one in value.items()}

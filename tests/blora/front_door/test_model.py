@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import blora
@@ -139,6 +140,23 @@ def test_every_row_of_a_frame_is_a_question(tiny: Path, library: str) -> None:
     found = model.predict(pytest.importorskip(library).DataFrame(rows))
     for one, other in zip(found, model.predict(rows), strict=True):
         assert_alike(shown(one), shown(other), 1e-5)
+
+
+def test_a_row_of_a_frame_is_one_question(tiny: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    model = loaded(tiny)
+    rows = [{"id": 7, "prompt": text, "choices": choices} for text, choices in (("why", ["up", "down"]), ("how", None))]
+    frame, expected = pandas.DataFrame(rows), model.predict(rows)
+    for row, other in zip(frame.iloc, expected, strict=True):
+        assert_alike(shown(model.predict(row)), shown(other), 1e-5)
+    for one, other in zip(model.predict([row for _, row in frame.iterrows()]), expected, strict=True):
+        assert_alike(shown(one), shown(other), 1e-5)
+    of_a_column = model.predict(frame["prompt"])
+    assert len(of_a_column) == 2
+    without = {"prompt": "how", "choices": pandas.NA}
+    assert_alike(shown(model.predict(without)), shown(expected[1]), 1e-5)
+    own = {"prompt": "why", "choices": np.array(["up", "down"])}
+    assert_alike(shown(model.predict(own)), shown(expected[0]), 1e-5)
 
 
 def test_choices_are_the_questions_own_the_calls_or_the_adapters(tiny: Path) -> None:
