@@ -19,6 +19,8 @@ from blora.errors import ConfigError
 from blora.server.batch.rows import QuestionRow
 from blora.server.engines.protocol import Engine
 from blora.server.errors import InvalidRequestError, ServerError
+from blora.server.monitoring.recent_texts import AskedText
+from blora.server.prediction.predictor import asked_text
 from blora.server.prediction.service import Service
 from blora.server.schemas.requests import PredictRequest
 from blora.server.schemas.responses import error_body
@@ -98,13 +100,19 @@ async def answering(settings: Settings, engine: Engine) -> AsyncIterator[Answer]
     Raises:
         ConfigError: if loading fails.
     """
+    async with _serving(settings, engine) as service:
+        yield partial(_answer, service)
+
+
+@asynccontextmanager
+async def _serving(settings: Settings, engine: Engine) -> AsyncIterator[Service]:
     service = Service(settings, engine)
     await service.start()
     try:
         await service.settled.wait()
         if service.failure is not None:
             raise ConfigError(service.failure)
-        yield partial(_answer, service)
+        yield service
     finally:
         await service.stop()
 
@@ -120,6 +128,8 @@ async def answer_file(
 ) -> int:
     """Append an answer or an error for each question that has none yet; return the number of all questions.
 
+    The answers that the file has already count in the test of drift as new ones do.
+
     Args:
         settings: settings as for a server.
         engine: computes the probabilities; loaded and closed here.
@@ -134,8 +144,9 @@ async def answer_file(
     """
     first = rows_done(output)
     done(first)
-    async with answering(settings, engine) as answer:
-        rest = enumerate(islice(questions, first, None), start=first)
+    async with _serving(settings, engine) as service:
+        await _count(service, output, islice(questions, first), fields)
+        answer, rest = partial(_answer, service), enumerate(questions, start=first)
         pending: deque[asyncio.Task[str]] = deque()
         # Half a surrogate pair cannot be encoded in UTF-8; its backslash escape is valid JSON.
         with output.open("a", encoding="utf-8", errors="backslashreplace") as file:
@@ -150,6 +161,22 @@ async def answer_file(
                 file.flush()
                 first += 1
                 done(1)
+
+
+async def _count(service: Service, output: Path, questions: Iterator[QuestionRow], fields: Mapping[str, Any]) -> None:
+    """Count the answers of a file in the test of drift, given the questions of its rows."""
+    if not output.exists():
+        return
+    predictor = service.predictor()
+    handle = predictor.registry.resolve(None)
+    with output.open(encoding="utf-8") as lines:
+        for question, line in zip(questions, lines, strict=False):
+            prediction = json.loads(line).get("prediction")
+            # Without a prediction set the calibration does not speak of the question.
+            if prediction is not None and prediction["prediction_set"] is not None:
+                text = AskedText(asked_text(PredictRequest.model_validate(question.asked | dict(fields))))
+                predictor.feedback.count(handle, prediction.get("familiarity"), text)
+                await asyncio.sleep(0)  # each answer is an observation of its own
 
 
 async def _line(answer: Answer, row: int, question: QuestionRow, fields: Mapping[str, Any]) -> str:

@@ -113,10 +113,20 @@ class Feedback:
         others = labels_with_positions(labels or {}, salt)
         entry = Entry(adapter, client, salt, hashes(choices, salt), leader, target_risk, requested, others)
         self._ledger.remember(prediction_id, entry, partial(self._stored, entry))
+        self.count(handle, familiarity, text)
+        return requested
+
+    def count(self, handle: AdapterHandle, familiarity: float | None, text: AskedText) -> None:
+        """Count an answer in the test of drift; `predicted` does so for each new one.
+
+        Args:
+            handle: the adapter.
+            familiarity: as for `predicted`.
+            text: the text that the question is about.
+        """
         gate = handle.calibration.gate if handle.calibration is not None else None
         if gate is not None and familiarity is not None:
-            self._drift.answered(adapter, gate, familiarity, text.key)
-        return requested
+            self._drift.answered(_contents(handle), gate, familiarity, text.key)
 
     async def told(self, prediction_id: str, label: Label, by: Key | None) -> bool:
         """Record an outcome and return whether the leading choice was right; repeating an outcome changes nothing.

@@ -45,7 +45,7 @@ from blora.server.scheduling.turns import Turns
 from blora.server.schemas.requests import MAX_SAMPLE_VALUES, PredictRequest
 from blora.server.settings import Settings
 
-__all__ = ["Predictor"]
+__all__ = ["Predictor", "asked_text"]
 
 logger = logging.getLogger(__name__)
 
@@ -276,7 +276,7 @@ class Predictor:
             handle,
             response.id,
             choices,
-            text=member.together.about if member is not None else AskedText(_asked_text(question)),
+            text=member.together.about if member is not None else AskedText(asked_text(question)),
             leader=prediction.top,
             client=client_name(),
             target_risk=in_force.target_risk if in_force is not None and not decision.abstained else None,
@@ -382,7 +382,8 @@ class Predictor:
         return done
 
 
-def _asked_text(question: PredictRequest) -> str:
+def asked_text(question: PredictRequest) -> str:
+    """Return the text that a question is about."""
     return wording(question.prompt, (turn.content for turn in question.messages or ()))
 
 
