@@ -13,6 +13,7 @@ from typing import Any, Self, TypeVar, overload
 import httpx
 
 from blora.client.answers import Answer, Outcome, Prediction
+from blora.client.environment import certificates, through_proxies
 from blora.client.errors import ClientError, DeadlineError, MalformedAnswerError, RefusedError, UnreachableError
 from blora.client.exchange import (
     Messages,
@@ -50,8 +51,8 @@ class AsyncClient:
 
     Raises:
         ConfigError: if the address is malformed, does not begin with http:// or https:// and a host, has a user name or
-            password, or ends in /v1; if the API key is empty or is not printable ASCII; or if the deadline is negative
-            or NaN.
+            password, or ends in /v1; if the API key is empty or is not printable ASCII; if the deadline is negative or
+            NaN; or if the environment names a proxy or certificates that cannot be used.
     """
 
     def __init__(
@@ -69,15 +70,16 @@ class AsyncClient:
         self._abstain = abstain
         self._retries = retries or Retries()
         self._url = address(url)
-        self._open = partial(
+        opened = partial(
             httpx.AsyncClient,
             base_url=self._url,
             headers=authorization(api_key),
             timeout=None,  # the deadline of a call applies instead
             limits=httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
             transport=transport,
-            verify=httpx.create_ssl_context(),  # one for all event loops, because reading the certificates takes time
+            verify=certificates(),  # one for all event loops, because reading the certificates takes time
         )
+        self._open = partial(through_proxies, opened)
         self._open()  # now, to refuse an invalid proxy in the environment at once
         self._http: dict[asyncio.AbstractEventLoop, httpx.AsyncClient] = {}
         self._opening = threading.Lock()
@@ -164,7 +166,7 @@ class AsyncClient:
             fields: fields of all questions, as for `predict`; the fields of a body take precedence.
 
         Raises:
-            ConfigError: if `asked` is a single text or body, or the deadline is negative or NaN.
+            ConfigError: if `asked` is a single text or body, or a data frame, or the deadline is negative or NaN.
         """
         seconds = deadline(self._deadline_s, deadline_s)
         found: dict[int, Prediction | ClientError] = {}

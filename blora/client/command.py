@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 
 from blora.cli import CommandHelp
 from blora.client.answers import Prediction
+from blora.client.cautions import caution
 from blora.questions.columns import choices_of
 from blora.scores import SCORES
 
@@ -79,13 +80,14 @@ def main(argv: list[str]) -> int:
 
 
 def _formatted(prediction: Prediction) -> str:
-    """Return a line for the decision, one for each reason of an abstention, and one for each choice."""
+    """Return a line for the decision, each reason of an abstention, each warning and each choice."""
     spread = max(len(entry.choice) for entry in prediction.probabilities)
     ranked = sorted(prediction.probabilities, key=lambda entry: -entry.probability)
     return "\n".join(
         [
             "abstains" if prediction.answer is None else prediction.answer,
             *(f"  {r.reason}: {r.value:.6g}, threshold {r.threshold:.6g}" for r in prediction.abstain_reasons),
+            *(f"  warning: {caution(warning)}" for warning in prediction.warnings),
             "",
             *(f"  {entry.choice:<{spread}}  {entry.probability:.3f} ± {entry.std:.3f}" for entry in ranked),
         ]

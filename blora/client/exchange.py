@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
@@ -107,12 +108,18 @@ def questions(asked: Iterable[T], max_in_flight: int) -> Iterator[T | ClientErro
     """Return an iterator over questions that ends with a ClientError if reading the questions fails.
 
     Raises:
-        ConfigError: if a single question is given: a text, or a mapping.
+        ConfigError: if a single question is given, a text or a mapping; or a data frame, which yields column names.
     """
     if isinstance(asked, str | bytes | Mapping):
         raise ConfigError(
             f"got a {type(asked).__name__} in place of the questions, expected a list or another iterable of them: ask "
             "one question by predict, or put it into a list"
+        )
+    columns = getattr(asked, "columns", None)
+    if columns is not None and not callable(columns):  # a database's result, which yields rows, has it as a method
+        raise ConfigError(
+            f"got a {type(asked).__name__} with columns in place of the questions, expected its rows as dicts: pass "
+            'df.to_dict("records") with pandas, df.to_dicts() with polars'
         )
     if max_in_flight < 1:
         raise ValueError(f"got max_in_flight={max_in_flight}, expected at least 1")
@@ -222,7 +229,9 @@ def _retry_after_s(response: httpx.Response) -> float | None:
         seconds = float(value)
     except ValueError:
         try:
-            seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
+            date = parsedate_to_datetime(value)
+            # A date without a zone is in GMT, as all dates of HTTP are.
+            seconds = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - time.time()
+        except (ValueError, OverflowError):
             return None
     return max(0.0, seconds) if math.isfinite(seconds) else None

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 
 from blora.cli import CommandHelp
 from blora.client.answers import AbstainReason, Prediction
+from blora.client.cautions import caution
 from blora.client.command import add_policy, read_policy
 from blora.errors import BloraError
 from blora.scores import SCORES
@@ -39,8 +40,13 @@ class Asked(BaseModel):
 
     answered: bool = Field(description="Whether there is an answer; false if the server abstains.")
     answer: str | None = Field(description="The chosen answer; null if the server abstains.")
-    explanation: str = Field(description="The answer with its probability, or the reasons to abstain, in words.")
-    probability: float | None = Field(description="Calibrated probability of the answer; null if the server abstains.")
+    explanation: str = Field(
+        description="The answer with its probability, or the reasons to abstain, and warnings, in words."
+    )
+    probability: float | None = Field(
+        description="Probability of the answer, calibrated unless a warning says otherwise; null without one."
+    )
+    warnings: list[str] = Field(description="Names of reasons for caution, which the explanation tells in words.")
     promise: str | None = Field(description="What is proved about the error of such answers; null if nothing is.")
     prediction_id: str = Field(description="Id of the prediction, for feedback on the outcome.")
     adapter: str = Field(description="Name and digests of the adapter that answered.")
@@ -116,8 +122,9 @@ def _asked(prediction: Prediction) -> Asked:
     return Asked(
         answered=answer is not None,
         answer=answer,
-        explanation=_explanation(prediction),
+        explanation=" ".join([_explanation(prediction), *_cautions(prediction)]),
         probability=prediction.confidence if answer is not None else None,
+        warnings=prediction.warnings,
         promise=PROMISE.format(risk) if risk is not None and answer is not None else None,
         prediction_id=prediction.id,
         adapter=prediction.adapter.pin,
@@ -132,6 +139,12 @@ def _explanation(prediction: Prediction) -> str:
         return f"{prediction.answer}, with a probability of {shown}."
     reasons = "; ".join(map(_in_words, prediction.abstain_reasons)) or "the policy withholds the answer"
     return f"The model abstains, so there is no answer: {reasons}."
+
+
+def _cautions(prediction: Prediction) -> list[str]:
+    """Return a sentence with all warnings; none without warnings."""
+    warnings = "; ".join(map(caution, prediction.warnings))
+    return [f"Be cautious: {warnings}."] if warnings else []
 
 
 def _in_words(reason: AbstainReason) -> str:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
+from blora.client.cautions import caution
+
 if TYPE_CHECKING:
     from blora.client.answers import ChoiceProbability, Prediction
 
@@ -16,18 +18,20 @@ MOST_CHOICES = 3
 
 
 def prediction_line(prediction: "Prediction") -> str:
-    """Return the answer, or why there is none, and the most probable choices."""
+    """Return the answer, or why there is none, the most probable choices, and the names of warnings."""
     ranked = _ranked(prediction)
     choices = ", ".join(f"{row.choice} {row.probability:.2f}" for row in ranked[:MOST_CHOICES])
     more = ", ..." if len(ranked) > MOST_CHOICES else ""
     said = f"abstained: {', '.join(_reasons(prediction))}" if prediction.answer is None else repr(prediction.answer)
-    return f"Prediction({said}; {choices}{more})"
+    warned = f"; warnings: {', '.join(prediction.warnings)}" if prediction.warnings else ""
+    return f"Prediction({said}; {choices}{more}{warned})"
 
 
 def html_of(prediction: "Prediction") -> str:
-    """Return the same with every choice and a bar for its probability, as HTML."""
+    """Return the same with every choice, a bar for its probability, and warnings in words, as HTML."""
     said = "abstained" if prediction.answer is None else escape(prediction.answer)
-    because = "".join(f"<br>{escape(reason)}" for reason in _reasons(prediction))
+    warned = [f"warning: {caution(warning)}" for warning in prediction.warnings]
+    because = "".join(f"<br>{escape(reason)}" for reason in [*_reasons(prediction), *warned])
     rows = [
         (escape(row.choice), f"{row.probability:.3f} ± {row.std:.3f}", BAR.format(BAR_PX * row.probability))
         for row in _ranked(prediction)

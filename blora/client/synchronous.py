@@ -84,8 +84,8 @@ class Client:
 
     Raises:
         ConfigError: if the address is malformed, does not begin with http:// or https:// and a host, has a user name or
-            password, or ends in /v1; if the API key is empty or is not printable ASCII; or if the deadline is negative
-            or NaN.
+            password, or ends in /v1; if the API key is empty or is not printable ASCII; if the deadline is negative or
+            NaN; or if the environment names a proxy or certificates that cannot be used.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ from tests.blora.client.predictions import body, withheld
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What reaches the server, which abstains where the prompt is `unsure` and refuses where it is `bad`."""
+    """What reaches the server, which abstains at `unsure`, warns at `odd` and refuses at `bad`."""
     seen: list[dict[str, Any]] = []
 
     def script(request: httpx.Request) -> httpx.Response:
@@ -25,6 +25,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         seen.append(question)
         if question["prompt"] == "bad":
             return httpx.Response(422)
+        if question["prompt"] == "odd":
+            return httpx.Response(200, json=body(warnings=["without_head", "added_later"]))
         return httpx.Response(200, json=withheld() if question["prompt"] == "unsure" else body())
 
     real = synchronous.Client
@@ -48,6 +50,17 @@ def test_an_abstention_has_reasons_and_an_exit_code_of_its_own(
 ) -> None:
     assert main(["unsure"]) == 3
     assert capsys.readouterr().out.startswith("abstains\n  low_confidence: 0.9, threshold 0.95\n\n  billing")
+
+
+@pytest.mark.usefixtures("asked")
+def test_each_warning_has_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["odd"]) == 0
+    assert capsys.readouterr().out.splitlines()[:4] == [
+        "billing",
+        "  warning: without_head (the adapter's head had no part in the answer)",
+        "  warning: added_later",
+        "",
+    ]
 
 
 def test_flags_become_fields(asked: list[dict[str, Any]]) -> None:

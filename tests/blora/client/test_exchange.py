@@ -1,6 +1,8 @@
 """Bodies that are sent, and what becomes of responses."""
 
 import pickle
+import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -103,11 +105,23 @@ def test_a_proxys_error_is_told_by_its_status() -> None:
     assert (info.value.code, info.value.param, info.value.retry_after_s) == (None, None, None)
 
 
+@pytest.fixture
+def in_tokyo() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("in_tokyo")
 @pytest.mark.parametrize(
     ("header", "expected"),
     [
         *(("3", 3.0), ("0.5", 0.5), ("-1", 0.0), ("soon", None), ("inf", None), ("nan", None)),
         *(("Wed, 21 Oct 2026 07:28:00 GMT", 60.0), ("Wed, 21 Oct 2026 07:26:00 GMT", 0.0)),
+        *(("Wed Oct 21 07:28:00 2026", 60.0), ("Wed, 21 Oct 2026 09:28:00 +0200", 60.0)),
+        *(("Wed, 21 Oct 99999999999 07:28:00 GMT", None), ("Wed, 21 Oct 2026 07:28:00 +99999999999999999999", None)),
     ],
 )
 def test_retry_after_is_seconds_or_a_date(header: str, expected: float | None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,30 @@ async def test_many_questions_keep_their_order_and_a_bad_one_its_place() -> None
     assert ids == [f"{k}/{5 if k == 3 else 1}" for k in range(40) if k != 7]
 
 
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+async def test_a_data_frame_is_refused_and_its_rows_are_answered(library: str) -> None:
+    frame = pytest.importorskip(library).DataFrame({"prompt": ["refund", "log in"]})
+    script, seen = in_turn(*[httpx.Response(200, json=body())] * 2)
+    expected = r"got a DataFrame .*, expected its rows as dicts: pass df.to_dict\("
+    async with client_of(script) as client:
+        with pytest.raises(ConfigError, match=expected):
+            await client.predict_many(frame)
+        assert not seen
+        await client.predict_many(frame.to_dict("records") if library == "pandas" else frame.to_dicts())
+    assert [json.loads(request.content) for request in seen] == [{"prompt": "refund"}, {"prompt": "log in"}]
+
+
+async def test_a_databases_result_with_a_method_for_columns_is_read() -> None:
+    class Result(list[dict[str, Any]]):
+        def columns(self, *names: str) -> None: ...
+
+    script, seen = in_turn(httpx.Response(200, json=body()))
+    async with client_of(script) as client:
+        [found] = await client.predict_many(Result([{"prompt": "refund"}]))
+    assert isinstance(found, Prediction)
+    assert len(seen) == 1
+
+
 @pytest.mark.parametrize("asked", ["refund", b"refund", {"prompt": "refund"}])
 async def test_one_question_is_not_many(asked: Any) -> None:
     script, seen = in_turn(httpx.Response(200, json=body()))

@@ -42,6 +42,7 @@ async def test_an_answer_comes_with_its_probability_and_its_promise() -> None:
         "answer": "billing",
         "explanation": "billing, with a probability of 0.9.",
         "probability": 0.9,
+        "warnings": [],
         "promise": "The calibration proved that at most 0.05 of the answers to questions like its own are wrong.",
         "prediction_id": "pred_1",
         "adapter": "triage@sha256:1+sha256:2",
@@ -73,6 +74,17 @@ async def test_an_abstention_says_why_and_names_no_choice() -> None:
         "The model abstains, so there is no answer: the leader's probability is lower (0.9) than the threshold (0.95)."
     )
     assert "billing" not in json.dumps(found) + "".join(part.text for part in result.content)
+
+
+@pytest.mark.parametrize("answer", [body, withheld])
+async def test_warnings_are_told_by_name_and_in_words(answer: Call) -> None:
+    plain = await call(answering(answer(), []), {"question": "why?"})
+    warned = await call(answering(answer(warnings=["not_calibrated", "added_later"]), []), {"question": "why?"})
+    assert warned.structured_content["warnings"] == ["not_calibrated", "added_later"]
+    assert warned.structured_content["explanation"] == (
+        f"{plain.structured_content['explanation']} Be cautious: not_calibrated (the calibration does not hold for the "
+        "way the adapter is served, so nothing is proved about its threshold); added_later."
+    )
 
 
 async def test_choices_and_the_fields_of_the_command_reach_the_server() -> None:
