@@ -3,12 +3,15 @@
 import json
 import re
 import shlex
+from dataclasses import replace
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 
-from tests.server.fakes import FakeEngine
+from blora.server.engines.handle import AdapterHandle
+from tests.server.calibrations import calibration
+from tests.server.fakes import CHOICES, TRIAGE_DIGEST, FakeEngine, handle
 from tests.web.browser import needs_chromium, open_page, serving
 from tests.web.conftest import HANDLES
 
@@ -61,6 +64,51 @@ def test_an_answer_shows_its_choice_and_everything_about_its_uncertainty(page: P
     for part in ("In the text", "In the model", "Together", "Familiarity"):
         expect(results.locator(".legend").get_by_text(part, exact=True)).to_be_visible()
     expect(results).to_contain_text("Proved: at most 5 % of its answers are wrong, with probability 95 %")
+
+
+def at_another_risk(*, delta: float, coverage: float) -> AdapterHandle:
+    """Return triage as calibrated anew, with another proof and another coverage of its prediction sets."""
+    made = calibration(TRIAGE_DIGEST)
+    asks = tuple(replace(ask, delta=delta) for ask in made.asks)
+    quantiles = tuple(replace(each, coverage=coverage) for each in made.quantiles)
+    anew = replace(made, delta=delta, coverage=coverage, asks=asks, quantiles=quantiles)
+    return handle("triage", TRIAGE_DIGEST, choices=CHOICES, calibration=anew)
+
+
+def serve_instead(page: Page, address: str, *, cards: bool = True) -> list[str]:
+    """Let another server answer the page, with its cards or without them; return the requests for cards to come."""
+    fetched: list[str] = []
+
+    def cards_of_now(route: Route) -> None:
+        fetched.append(route.request.url)
+        if cards:
+            route.fulfill(response=route.fetch(url=f"{address}/v1/adapters"))
+        else:
+            route.fulfill(status=500)
+
+    page.route("**/v1/predict", lambda route: route.fulfill(response=route.fetch(url=f"{address}/v1/predict")))
+    page.route("**/v1/adapters", cards_of_now)
+    return fetched
+
+
+def test_what_is_proved_is_said_of_the_adapter_that_answered_and_not_of_the_one_before(page: Page) -> None:
+    with serving(FakeEngine(handles=(at_another_risk(delta=0.4, coverage=0.6), *HANDLES[1:]))) as address:
+        assert "with probability 95 %" in ask(page, "p=0.95").inner_text()
+        fetched = serve_instead(page, address)
+        for number in range(2):
+            results = ask(page, f"p=0.95 {number}")
+            assert "Proved: at most 5 % of its answers are wrong, with probability 60 % over" in results.inner_text()
+            assert "Of such sets, 60 % hold the right choice" in results.inner_text()
+        assert len(fetched) == 1
+
+
+def test_nothing_is_proved_with_the_card_of_another_adapter_than_the_one_that_answered(page: Page) -> None:
+    with serving(FakeEngine(handles=(at_another_risk(delta=0.4, coverage=0.6), *HANDLES[1:]))) as address:
+        fetched = serve_instead(page, address, cards=False)
+        results = ask(page, "p=0.95")
+        expect(results).to_contain_text("The adapter's policy. Proved: at most 5 % of its answers are wrong.")
+        assert "hold the right choice" not in results.inner_text()
+        assert len(fetched) == 1
 
 
 def test_an_abstention_says_why_in_words(page: Page) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from tests.web.browser import needs_chromium
 
@@ -209,3 +209,68 @@ def test_a_text_that_a_spreadsheet_would_run_is_written_as_a_text(page: Page) ->
     cells = ["=HYPERLINK(1)", "@sum", "+1 for this", "-0.5", "plain", "a=b"]
     written = page.evaluate("async (lines) => (await import('/web/csv.js')).writeCsv(lines)", [cells])
     assert written == "'=HYPERLINK(1),'@sum,'+1 for this,-0.5,plain,a=b\r\n"
+
+
+def test_a_text_comes_back_from_a_written_file_exactly_as_it_was(page: Page) -> None:
+    cells = [
+        "- cannot log in",
+        "+ve",
+        "=none",
+        "@support, please",
+        "\tx",
+        "-0.5",
+        "+1",
+        "'-0.5",
+        "'+ve",
+        "''=a",
+        "'a",
+        "'",
+        "''",
+        '-\n"b"',
+    ]
+    script = """async (lines) => {
+        const { parseCsv, writeCsv } = await import("/web/csv.js");
+        const { head, rows } = parseCsv(writeCsv(lines));
+        return [head, ...rows];
+    }"""
+    lines = [[f"+{cell.strip()}" for cell in cells], cells]
+    assert page.evaluate(script, lines) == lines
+    others = "a,b,c\n'-0.5,'tis,'a=b\n"  # apostrophes that the page does not write
+    read = page.evaluate("async (text) => (await import('/web/csv.js')).parseCsv(text).rows", others)
+    assert read == [["'-0.5", "'tis", "'a=b"]]
+
+
+def test_an_export_read_again_asks_the_same_texts_and_keeps_every_label(page: Page, tmp_path: Path) -> None:
+    rows = [["prompt", "label"], ["- p=0.95 since Monday", "+ve"], ["@support p=0.95", "=none"]]
+    export = tmp_path / "export-0.csv"
+    with export.open("w", newline="") as out:
+        csv.writer(out).writerows(rows)
+    page.get_by_role("link", name="Table").click()
+    page.locator("#table-adapter").select_option("open")
+    wanted = [{"prompt": text, "label": label} for text, label in rows[1:]]
+    for number in range(3):
+        page.get_by_label("CSV file").set_input_files(export)
+        expect(page.locator("#view-table [role=status]")).to_have_text(f"{export.name}: 2 rows.")
+        page.get_by_label("Choices, one a line").fill("+ve\n=none")
+        page.get_by_role("button", name="Answer the rows").click()
+        expect(page.locator("#view-table [role=status]")).to_contain_text("2 of 2 rows: 2 answered")
+        labelled = [json.loads(line) for line in downloaded(page, "Download labelled rows as JSONL").splitlines()]
+        assert labelled == wanted
+        export = tmp_path / f"export-{number + 1}.csv"
+        export.write_text(downloaded(page, "Download answers as CSV"), newline="")
+
+
+def test_an_export_has_the_warnings_of_each_answer(page: Page, file: Path) -> None:
+    warned = ["not_calibrated", "mostly_guesses"]
+
+    def warn_of_the_first(route: Route) -> None:
+        response = route.fetch()
+        told = response.json()
+        if route.request.post_data_json["prompt"] == ROWS[0][1]:
+            told["warnings"] = warned
+        route.fulfill(response=response, json=told)
+
+    page.route("**/v1/predict", warn_of_the_first)
+    answer(page, file)
+    lines = list(csv.DictReader(io.StringIO(downloaded(page, "Download answers as CSV"))))
+    assert [line["warnings"] for line in lines] == [" ".join(warned), "", "", "", ""]

@@ -69,7 +69,7 @@ def test_a_full_server_is_waited_for_as_long_as_it_asks(page: Page, file: Path) 
     assert len(asked) == N_ROWS + refusals
 
 
-@pytest.mark.parametrize("away", ["unreachable", "not_ready", "draining"])
+@pytest.mark.parametrize("away", ["unreachable", "not_ready", "draining", "502", "503", "504"])
 def test_an_absent_server_is_waited_for_and_costs_no_row(browser: Browser, file: Path, away: str) -> None:
     with serving(FakeEngine(handles=HANDLES)) as address, open_page(browser, address) as watched:
         page = watched.page
@@ -81,6 +81,8 @@ def test_an_absent_server_is_waited_for_and_costs_no_row(browser: Browser, file:
                 route.continue_()
             elif away == "unreachable":
                 route.abort("connectionrefused")
+            elif away.isdigit():
+                route.fulfill(status=int(away), content_type="text/html", body="<html>Bad Gateway</html>")
             else:
                 refuse(route, 503, away)
 
@@ -88,7 +90,8 @@ def test_an_absent_server_is_waited_for_and_costs_no_row(browser: Browser, file:
         choose(page, file)
         start(page)
         words = {"unreachable": "cannot be reached", "not_ready": "is being loaded", "draining": "is shutting down"}
-        expect(status(page)).to_contain_text(f"{words[away]}: going on in 1 s.")
+        said = words.get(away, "A proxy does not reach the server")
+        expect(status(page)).to_contain_text(f"{said}: going on in 1 s.")
         done = f"{N_ROWS} of {N_ROWS} rows: {N_ROWS} answered, 0 withheld, 0 failed."
         expect(status(page)).to_contain_text(done, timeout=20_000)
         watched.complaints.clear()  # Chromium tells of refused connections
@@ -155,7 +158,7 @@ def test_a_second_run_asks_the_rows_without_an_answer_until_the_question_changes
     def fail_every_fourth(route: Route) -> None:
         bodies.append(route.request.post_data_json)
         if len(bodies) <= N_ROWS and len(bodies) % 4 == 0:
-            route.fulfill(status=502, json={"error": "Bad Gateway"})  # as a proxy writes it
+            route.fulfill(status=500, json={"error": "Internal Server Error"})  # as a proxy writes it
         else:
             route.continue_()
 
@@ -165,7 +168,7 @@ def test_a_second_run_asks_the_rows_without_an_answer_until_the_question_changes
     choices.fill("good\nbad")
     start(page)
     expect(status(page)).to_contain_text("40 of 40 rows: 30 answered, 0 withheld, 10 failed.")
-    expect(page.locator("#view-table tbody").get_by_text("The server answered 502.")).to_have_count(10)
+    expect(page.locator("#view-table tbody").get_by_text("The server answered 500.")).to_have_count(10)
     failed = [text for i, text in enumerate(texts(bodies)) if i % 4 == 3]
     start(page)
     expect(status(page)).to_contain_text("40 of 40 rows: 40 answered, 0 withheld, 0 failed.")

@@ -3,7 +3,7 @@
 import { json } from "./api.js";
 import { answerPanel } from "./answer.js";
 import { facts, h, labelled } from "./dom.js";
-import { choicesOf, examplesFor, questionName, typedChoices } from "./models.js";
+import { choicesOf, examplesFor, isCardOf, questionName, typedChoices } from "./models.js";
 
 /** Fill the view; `models` are those of modelsOf. Return a function that takes the text and the adapter of an address. */
 export function showAsk(view, models) {
@@ -88,6 +88,7 @@ async function askAll(model, prompt, typed) {
   }));
   try {
     const { predictions } = await json("v1/predict", { inputs: requests, return_samples: true });
+    model.questions = await cardsOf(predictions, model.questions);
     const panels = predictions.map((answer, i) => {
       const card = model.questions[i];
       const name = model.questions.length > 1 ? questionName(card, model) : null;
@@ -100,6 +101,18 @@ async function askAll(model, prompt, typed) {
   } catch (error) {
     return { panels: [errorPanel(error.message, null)], words: "" }; // the panel is an alert, which is read out
   }
+}
+
+/** Return the cards of the adapters that answered: `cards` as far as they hold, else those of now, fetched once. */
+async function cardsOf(answers, cards) {
+  const holds = (card, answer) => answer.error || isCardOf(card, answer);
+  if (cards.every((card, i) => holds(card, answers[i]))) return cards;
+  const { data } = await json("v1/adapters").catch(() => ({ data: [] }));
+  return cards.map((card, i) => {
+    const found = data.find(({ name }) => name === card.name) ?? card;
+    // The adapter was replaced again: what is proved about another one is not said of this answer.
+    return holds(found, answers[i]) ? found : { ...found, calibration: null };
+  });
 }
 
 /** Return what the server decided on each question, in short. */

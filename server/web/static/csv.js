@@ -9,13 +9,17 @@ export function decoded(bytes) {
   }
 }
 
-/** Return the header and the rows of a CSV file, whose separator is the most frequent of the header. */
+/**
+ * Return the header and the rows of a CSV file, whose separator is the most frequent of the header.
+ *
+ * An apostrophe that writeCsv puts before a text is taken off.
+ */
 export function parseCsv(text) {
   const source = text.replace(/^\uFEFF/, "");
   const separator = separatorOf(source);
   const lines = [];
   let [line, cell, quoted, number, begun] = [[], "", false, 1, 1];
-  const endCell = () => { line.push(cell); cell = ""; };
+  const endCell = () => { line.push(unguarded(cell)); cell = ""; };
   const endLine = () => {
     endCell();
     if (line.length > 1 || line[0].trim() !== "") lines.push(checked(line, lines[0] ?? line, separator, begun));
@@ -56,11 +60,26 @@ function separatorOf(text) {
   return counts.sort((a, b) => b[0] - a[0])[0][1];
 }
 
-/** Return a CSV file of lines of cells. A text that a spreadsheet would run as a formula begins with an apostrophe. */
+/**
+ * Return a text with an apostrophe before it where a spreadsheet would run it as a formula.
+ *
+ * A text that begins with apostrophes and such a character gets one more, so that unguarded gives back every text.
+ */
+function guarded(text) {
+  return /^'*[=+\-@\t]/.test(text) && Number.isNaN(Number(text)) ? `'${text}` : text;
+}
+
+/** Return the text whose guarded form is `cell`, and any other cell as it is. */
+function unguarded(cell) {
+  const text = cell.slice(1);
+  return cell.startsWith("'") && guarded(text) === cell ? text : cell;
+}
+
+/** Return a CSV file of lines of cells; texts are written as guarded, numbers and empty cells as they are. */
 export function writeCsv(lines) {
   const quoted = (cell) => {
     const plain = cell === null || cell === undefined ? "" : String(cell);
-    const text = typeof cell === "string" && /^[=+\-@\t]/.test(plain) && Number.isNaN(Number(plain)) ? `'${plain}` : plain;
+    const text = typeof cell === "string" ? guarded(plain) : plain;
     return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
   return lines.map((line) => `${line.map(quoted).join(",")}\r\n`).join("");

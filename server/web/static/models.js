@@ -25,6 +25,11 @@ export function questionName(card, model) {
   return card.question?.name ?? (card.name === model.name ? card.name : card.name.slice(model.name.length + 1));
 }
 
+/** Return whether a card is that of the adapter that answered, as it was calibrated then. */
+export function isCardOf(card, { adapter }) {
+  return card.digest === adapter.digest && card.calibration_digest === adapter.calibration_digest;
+}
+
 /** Return the card's fixed choices, or null if each request brings its own. */
 export function choicesOf(card) {
   return card.prompt?.choices ?? null;

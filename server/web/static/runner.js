@@ -11,6 +11,9 @@ const AWAY = {
   unreachable: "The server cannot be reached",
   not_ready: "The model is being loaded",
   draining: "The server is shutting down",
+  http_502: "A proxy does not reach the server",
+  http_503: "A proxy does not reach the server",
+  http_504: "A proxy does not reach the server",
 };
 
 /**

@@ -233,7 +233,8 @@ function answerIn({ answer, error }) {
 function exportsOf({ rows, head, told, offered }) {
   const isLabelled = (row) => offered(row).includes(row.label);
   const asCsv = () => {
-    const names = ["answer", "top_choice", "abstained", "reasons", ...SCORES.map(({ name }) => name), "label"];
+    const scores = SCORES.map(({ name }) => name);
+    const names = ["answer", "top_choice", "abstained", "reasons", "warnings", ...scores, "label"];
     const known = lowered(head);
     const renamed = names.map((name) => (known.includes(name) || known.includes(`blora_${name}`) ? `blora_${name}` : name));
     // Columns of an earlier export are replaced.
@@ -241,7 +242,8 @@ function exportsOf({ rows, head, told, offered }) {
     const line = ({ cells, answer, error, label }) => [
       ...kept.map((i) => cells[i]),
       answer?.answer, answer?.top_choice, answer?.abstained, answer ? answer.abstain_reasons.map(({ reason }) => reason).join(" ") : error,
-      ...SCORES.map(({ name }) => answer?.[name]), label,
+      answer?.warnings?.join(" "),
+      ...scores.map((name) => answer?.[name]), label,
     ];
     download("answers.csv", "text/csv", writeCsv([[...kept.map((i) => head[i]), ...renamed], ...rows.map(line)]));
   };
