@@ -8,7 +8,6 @@ and recalibrate it once more, as every other method.
 """
 
 import argparse
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,8 +47,7 @@ def any2jev(task: TaskSet, program: Path, folder: Path) -> Scored:
     found = answers(task, PARTS, [program.with_name("python"), PROGRAM, folder / "any2jev"], partial(request_of, task))
     labels = torch.tensor([row.label for row in task.validation])
     recalibration = fit_recalibration(found["validation"], labels, torch.ones(len(labels)), powers=(0.0, 0.0))
-    scored = Scored("any2jev", found["test"], found.get("foreign"), recalibration, seconds)
-    return replace(scored, proof=found.get("proof"))
+    return Scored("any2jev", found["test"], found.get("foreign"), recalibration, seconds, proof=found.get("proof"))
 
 
 def request_of(task: TaskSet, row: Example) -> dict[str, Any]:
