@@ -10,7 +10,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -86,7 +86,7 @@ def serve_open(folder: Path) -> Iterator[str]:
         yield server.url
 
 
-def train_any2jev(program: Path, folder: Path, rows: dict[str, Iterable[dict[str, Any]]]) -> float:
+def train_any2jev(program: Path, folder: Path, rows: Mapping[str, Iterable[dict[str, Any]]]) -> float:
     """Train any2jev on requests and the same base model, unless it is there, and return the processor time.
 
     Args:

@@ -12,23 +12,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.decisions.servers import train_any2jev
 from benchmarks.peers.figures import Scored
-from benchmarks.peers.programs import answers, question_of
+from benchmarks.peers.programs import MOST_OPTIONS, question_of, scored
 from benchmarks.peers.results import begin, measure, write
 from benchmarks.peers.sets import SETS, TaskSet, load_set
 from benchmarks.server_process import ROOT
-from blora.decision.temperature import fit_recalibration
 from blora.training.rows.examples import Example
 
 __all__ = ["any2jev", "request_of"]
 
 RESULTS = ROOT / "benchmarks" / "results" / "decision_model"
 PROGRAM = Path(__file__).with_name("any2jev_program.py")
-MOST_OPTIONS = 26
-PARTS = ("validation", "proof", "test", "foreign")
 
 
 def any2jev(task: TaskSet, program: Path, folder: Path) -> Scored:
@@ -44,10 +39,8 @@ def any2jev(task: TaskSet, program: Path, folder: Path) -> Scored:
     folder.mkdir(parents=True, exist_ok=True)
     rows = {name: [request_of(task, row) for row in task.parts()[name]] for name in ("train", "validation")}
     seconds = train_any2jev(program, folder, rows)
-    found = answers(task, PARTS, [program.with_name("python"), PROGRAM, folder / "any2jev"], partial(request_of, task))
-    labels = torch.tensor([row.label for row in task.validation])
-    recalibration = fit_recalibration(found["validation"], labels, torch.ones(len(labels)), powers=(0.0, 0.0))
-    return Scored("any2jev", found["test"], found.get("foreign"), recalibration, seconds, proof=found.get("proof"))
+    command = [program.with_name("python"), PROGRAM, folder / "any2jev"]
+    return scored("any2jev", task, command, partial(request_of, task), seconds=seconds)
 
 
 def request_of(task: TaskSet, row: Example) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,18 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from benchmarks.peers.figures import Scored
 from benchmarks.peers.sets import TaskSet
 from benchmarks.server_process import TRIAGE
+from blora.decision.temperature import fit_recalibration
 from blora.training.rows.examples import Example
 
-__all__ = ["Asked", "answers", "question_of"]
+__all__ = ["MOST_OPTIONS", "Asked", "question_of", "scored"]
 
+# The programs that list options by letters, or read all of them with every row, are asked about no more.
+MOST_OPTIONS = 26
+# The parts of a set that a program is asked about, in this order.
+PARTS = ("validation", "proof", "test", "foreign")
 # Against log 0, as for the regressions.
 LEAST = torch.finfo(torch.float32).tiny
 # The questions that are asked about a text, by set.
@@ -38,22 +44,33 @@ def question_of(task: TaskSet, row: Example) -> Asked:
     return {"kind": kind, "text": row.prompt, "options": options, "state": ""}
 
 
-def answers(
-    task: TaskSet, names: Iterable[str], command: Sequence[str | Path], line_of: Callable[[Example], Any]
-) -> dict[str, Tensor]:
-    """Return a program's log-probabilities (1, N, C) of the rows of parts of a set, by the part's name.
+def scored(
+    method: str, task: TaskSet, command: Sequence[str | Path], line_of: Callable[[Example], Any], *, seconds: float
+) -> Scored:
+    """Return what a program says of the rows of a set, but the training rows, recalibrated on the validation rows.
 
     Args:
+        method: name of the program in results.
         task: the set.
-        names: the parts, in the order in which the program is asked; those without rows are left out.
         command: the program. Every line of its standard output is the probabilities of a row's choices, in JSON.
         line_of: what the program reads about a row, in JSON, from a line of its standard input.
+        seconds: its training time.
 
     Raises:
         RuntimeError: if the program does not answer every row.
         CalledProcessError: if the program fails.
     """
-    parts = {name: rows for name in names if (rows := task.parts().get(name))}
+    found = _answers({name: rows for name in PARTS if (rows := task.parts().get(name))}, command, line_of)
+    labels = torch.tensor([row.label for row in task.validation])
+    ones = torch.ones(len(labels))  # none of these probabilities depends on the length of an option
+    recalibration = fit_recalibration(found["validation"], labels, ones, powers=(0.0, 0.0))
+    return Scored(method, found["test"], found.get("foreign"), recalibration, seconds, proof=found.get("proof"))
+
+
+def _answers(
+    parts: Mapping[str, Sequence[Example]], command: Sequence[str | Path], line_of: Callable[[Example], Any]
+) -> dict[str, Tensor]:
+    """Return a program's log-probabilities (1, N, C) of the rows of each part."""
     lines = [json.dumps(line_of(row)) + "\n" for rows in parts.values() for row in rows]
     done = subprocess.run(command, input="".join(lines), stdout=subprocess.PIPE, text=True, check=True)
     probs = [torch.tensor(json.loads(line)).clamp_min(LEAST) for line in done.stdout.splitlines()]

@@ -16,12 +16,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.peers.figures import Scored
-from benchmarks.peers.programs import answers, question_of
+from benchmarks.peers.programs import MOST_OPTIONS, question_of, scored
 from benchmarks.peers.results import begin, measure, write
 from benchmarks.peers.sets import SETS, TaskSet, load_set
 from benchmarks.server_process import ROOT
 from blora.base_model import BaseModel
-from blora.decision.temperature import fit_recalibration
 from blora.posterior.noise import generator_of
 
 __all__ = ["MOST_ROWS", "anyjev", "thinned"]
@@ -29,9 +28,7 @@ __all__ = ["MOST_ROWS", "anyjev", "thinned"]
 RESULTS = ROOT / "benchmarks" / "results" / "training_free"
 PROGRAM = Path(__file__).with_name("anyjev_program.py")
 
-MOST_OPTIONS = 26
 MOST_ROWS = 200
-PARTS = ("validation", "proof", "test", "foreign")
 
 
 def anyjev(task: TaskSet, base: BaseModel, python: Path) -> Scored:
@@ -45,11 +42,7 @@ def anyjev(task: TaskSet, base: BaseModel, python: Path) -> Scored:
     with tempfile.TemporaryDirectory() as folder:
         base.model.save_pretrained(folder)
         base.tokenizer.save_pretrained(folder)
-        found = answers(task, PARTS, [python, PROGRAM, folder], partial(question_of, task))
-    labels = torch.tensor([row.label for row in task.validation])
-    ones = torch.ones(len(labels))  # letters have one length
-    recalibration = fit_recalibration(found["validation"], labels, ones, powers=(0.0, 0.0))
-    return Scored("AnyJev", found["test"], found.get("foreign"), recalibration, 0.0, proof=found.get("proof"))
+        return scored("AnyJev", task, [python, PROGRAM, folder], partial(question_of, task), seconds=0.0)
 
 
 def thinned(task: TaskSet) -> TaskSet:

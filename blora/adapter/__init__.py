@@ -12,11 +12,10 @@ from blora.adapter.folder import (
     read_config,
     save_adapter,
 )
-from blora.adapter.presence import CONFIG_FILE, is_adapter
+from blora.adapter.presence import is_adapter
 
 __all__ = [
     "CARD_FILE",
-    "CONFIG_FILE",
     "OWN_FILES",
     "Adapter",
     "adapter_bytes",

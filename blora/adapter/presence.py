@@ -1,4 +1,4 @@
-"""Whether a folder holds an adapter, finished or half rewritten, and how to finish one that is half rewritten."""
+"""Presence of an adapter in a folder, finished or half rewritten, and how to finish one that is half rewritten."""
 
 from pathlib import Path
 
