@@ -76,6 +76,11 @@ class AdapterHandle:
         return f"{self.config.prompt.readout}: states at {head.depths}, {head.n_grams} n-grams"
 
     @property
+    def least_familiarity(self) -> float | None:
+        """The least familiarity that an answer can have, 1 / (n + 1) among n reference rows; None without any."""
+        return 1 / (len(self.reference) + 1) if self.reference is not None else None
+
+    @property
     def may_abstain(self) -> bool:
         """Return whether there is a calibration or a policy.
 

@@ -134,15 +134,12 @@ def handle_of(adapter: Adapter, *, device: torch.device, dtype: str, allow_uncal
 def idle_familiarity(policy: Policy, handle: AdapterHandle) -> str | None:
     """Return what is wrong with a limit of the familiarity that no question of an adapter can fail; None for nothing.
 
-    A p-value among n reference rows is at least 1 / (n + 1). A limit of 0 asks for no question to be withheld.
+    A limit of 0 asks for no question to be withheld.
     """
-    limit = policy.min_familiarity
-    if not limit or handle.reference is None:
+    limit, least = policy.min_familiarity, handle.least_familiarity
+    if not limit or least is None or SCORES["familiarity"].fails(least, limit):
         return None
-    n = len(handle.reference)
-    least = 1 / (n + 1)
-    if SCORES["familiarity"].fails(least, limit):
-        return None
+    n = round(1 / least) - 1
     return (
         f"got min_familiarity {limit:g} with {n} reference rows, expected more than {least + TOLERANCE:.6g}, because "
         f"no familiarity among {n} rows is below 1 / {n + 1}: raise it, set it to 0 to withhold nothing as "

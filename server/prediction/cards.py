@@ -35,6 +35,7 @@ def adapter_card(handle: AdapterHandle, drift_since: int | None = None) -> Adapt
         sampling=config.sampling,
         question=config.question,
         familiarity=handle.familiarity.config if handle.familiarity is not None else None,
+        least_familiarity=handle.least_familiarity,
         training={name: config.training[name] for name in PUBLIC_RECORD if name in config.training},
         validation=validation_figures(config.training),
         policy=policy.shown() if policy is not None else None,

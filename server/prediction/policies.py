@@ -16,6 +16,7 @@ from blora.decision.calibration import FormName
 from blora.decision.conformal import prediction_sets
 from blora.decision.uncertainty import Prediction
 from blora.server.engines.handle import AdapterHandle
+from blora.server.engines.loading import idle_familiarity
 from blora.server.engines.protocol import Job, Stop
 from blora.server.errors import InvalidRequestError
 from blora.server.prediction.choices import listed
@@ -106,13 +107,24 @@ def policy_for(question: PredictRequest, handle: AdapterHandle, other_wording: W
 
 
 def check_policy(in_force: InForce | None, job: Job) -> None:
+    """Raise an error if the job has too few draws that differ, or reference rows, for a threshold of the policy.
+
+    Raises:
+        InvalidRequestError: naming n_samples if the draws are too few, and the threshold in any other case.
+    """
+    if in_force is None:
+        return
+    _check_draws(in_force.policy, job)
+    _check_familiarity(in_force.policy, job.handle)
+
+
+def _check_draws(policy: Policy, job: Job) -> None:
     """Raise an error if the policy limits a score that needs more draws that differ than the job has.
 
     Raises:
         InvalidRequestError: naming n_samples if the draws differ, and the threshold if they are all equal.
     """
-    different = job.n_samples if job.draws_differ else 1
-    score = in_force.policy.short_of_draws(different) if in_force is not None else None
+    score = policy.short_of_draws(job.n_samples if job.draws_differ else 1)
     if score is None:
         return
     if job.draws_differ:
@@ -126,6 +138,19 @@ def check_policy(in_force: InForce | None, job: Job) -> None:
         f"{remedy}send policy thresholds without it",
         param=param,
     )
+
+
+def _check_familiarity(policy: Policy, handle: AdapterHandle) -> None:
+    """Raise an error if no question can fail the request's own limit of the familiarity.
+
+    Of such a limit of the adapter's policy, which no client can change, the log warns on loading.
+
+    Raises:
+        InvalidRequestError: naming the threshold.
+    """
+    fault = idle_familiarity(policy, handle) if policy.source == "request" else None
+    if fault is not None:
+        raise InvalidRequestError(fault, param="policy.min_familiarity")
 
 
 def prediction_set(

@@ -33,6 +33,10 @@ class AdapterCard(Response):
         description="Sizes of the distance behind the familiarity; null if answers have no familiarity, as those of an "
         "adapter without a decision head and those from vLLM."
     )
+    least_familiarity: float | None = Field(
+        description="The least familiarity that an answer can have, 1 / (n + 1) among n reference rows. The "
+        "min_familiarity of a request must be above it, or 0; null if answers have no familiarity."
+    )
     training: dict[str, Any] = Field(
         description="Training record: settings, data, and the metrics on the validation rows."
     )

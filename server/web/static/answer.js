@@ -32,7 +32,7 @@ export function answerPanel({ answer, name, card, request }) {
     name && h("p", { class: "kicker" }, name),
     verdict,
     warningsOf(answer),
-    thresholdLines({ answer, own, promise: promiseOf(answer, card), onChange: show }),
+    thresholdLines({ answer, card, own, promise: promiseOf(answer, card), onChange: show }),
     choicesPart(answer, card),
     entropyPart(answer),
     feedbackPart(answer),

@@ -1,6 +1,6 @@
 // The scores of an answer, and the decision of a policy: the rule of `blora.scores` and of the server.
 
-const LOG_DECADES = 3; // the familiarity's axis, from a thousandth
+const LEAST_SHOWN = 0.001; // where the familiarity's axis begins at the latest: smaller values lie at its end
 const TOLERANCE = 1e-6; // a value this close to its threshold counts as equal to it
 
 /** One score: its threshold in a policy, its greatest value for C choices under S draws, and its words. */
@@ -70,19 +70,24 @@ export function thresholdsOf(policy) {
   return found;
 }
 
+/** Return the axis of a score: its least and greatest value in the answers of an adapter like this one. */
+export function axisOf(score, answer, card) {
+  const least = score.logarithmic ? Math.max(card.least_familiarity, LEAST_SHOWN) : 0;
+  return { score, least, greatest: score.greatest(answer.probabilities.length, answer.n_samples) };
+}
+
 /** Return where a value lies on its axis, from 0 to 1. */
-export function placeOf(score, value, greatest) {
-  const place = score.logarithmic ? 1 + Math.log10(Math.max(value, 1e-9)) / LOG_DECADES : value / greatest;
+export function placeOf({ score, least, greatest }, value) {
+  const place = score.logarithmic ? 1 - Math.log(Math.max(value, least)) / Math.log(least) : value / greatest;
   return Math.min(1, Math.max(0, place));
 }
 
-/** Return the value at a place of the axis; the logarithmic axis begins with 0. */
-export function valueAt(score, place, greatest) {
-  if (!score.logarithmic) return place * greatest;
-  return place <= 0 ? 0 : 10 ** ((place - 1) * LOG_DECADES);
+/** Return the value at a place of the axis. */
+export function valueAt({ score, least, greatest }, place) {
+  return score.logarithmic ? least ** (1 - place) : place * greatest;
 }
 
 /** Return whether a threshold withholds nothing. */
-export function isOff(score, limit, greatest) {
-  return score.highIsCertain ? limit <= 0 : limit >= greatest;
+export function isOff({ score, least, greatest }, limit) {
+  return score.highIsCertain ? limit <= least + TOLERANCE : limit >= greatest - TOLERANCE;
 }

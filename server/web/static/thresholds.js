@@ -1,15 +1,15 @@
 // The lines that decide between an answer and none, each a range input over the axis of its score.
 
 import { h, newId, styled } from "./dom.js";
-import { SCORES, failures, isOff, placeOf, valueAt } from "./scores.js";
+import { SCORES, axisOf, failures, isOff, placeOf, valueAt } from "./scores.js";
 
 const STEPS = 1000;
 
 /** Return the part of a panel in which thresholds are moved; `onChange` gets the thresholds in force. */
-export function thresholdLines({ answer, own, promise, onChange }) {
+export function thresholdLines({ answer, card, own, promise, onChange }) {
   let current = { ...own };
   const lines = SCORES.filter(({ name }) => answer[name] !== undefined && answer[name] !== null);
-  const rows = new Map(lines.map((score) => [score, lineOf(score, answer, (limit) => move(score, limit))]));
+  const rows = new Map(lines.map((score) => [score, lineOf(axisOf(score, answer, card), answer[score.name], (limit) => move(score, limit))]));
   const note = h("p", { class: "hint" });
   const reset = h("button", { type: "button", class: "quiet small", on: { click: () => set({ ...own }) } }, "Back to the policy");
 
@@ -40,17 +40,16 @@ export function thresholdLines({ answer, own, promise, onChange }) {
   return part;
 }
 
-function lineOf(score, answer, onMove) {
-  const greatest = score.greatest(answer.probabilities.length, answer.n_samples);
-  const value = answer[score.name];
+function lineOf(axis, value, onMove) {
+  const { score } = axis;
   const off = score.highIsCertain ? 0 : STEPS;
   const input = h("input", { type: "range", min: "0", max: String(STEPS), step: "1", "aria-label": `Threshold on ${score.title.toLowerCase()}` });
   input.addEventListener("input", () => {
-    const limit = valueAt(score, Number(input.value) / STEPS, greatest);
-    onMove(Number(input.value) === off || isOff(score, limit, greatest) ? null : limit);
+    const limit = valueAt(axis, Number(input.value) / STEPS);
+    onMove(isOff(axis, limit) ? null : limit);
   });
   const zone = h("span", { class: "zone" });
-  const dot = styled(h("span", { class: "dot" }), { left: `${100 * placeOf(score, value, greatest)}%` });
+  const dot = styled(h("span", { class: "dot" }), { left: `${100 * placeOf(axis, value)}%` });
   const shown = h("span", { class: "line-limit" });
   const id = newId("meaning");
   input.setAttribute("aria-describedby", id);
@@ -62,7 +61,7 @@ function lineOf(score, answer, onMove) {
 
   function show(limit, failed) {
     const active = limit !== undefined;
-    const place = active ? placeOf(score, limit, greatest) : off / STEPS;
+    const place = active ? placeOf(axis, limit) : off / STEPS;
     const moving = document.activeElement === input && Math.abs(Number(input.value) / STEPS - place) < 1 / STEPS;
     if (!moving) input.value = String(Math.round(place * STEPS));
     const from = score.highIsCertain ? 0 : place;

@@ -67,6 +67,15 @@ async def test_a_row_whose_policy_needs_more_draws_has_an_error(tmp_path: Path) 
     assert row["error"]["param"] == "n_samples"
 
 
+async def test_a_row_whose_policy_no_familiarity_can_fail_has_an_error(tmp_path: Path) -> None:
+    engine, asked = FakeEngine(handles=(GATED,)), [QuestionRow({"prompt": "p=0.95 f=0.01"})]
+    for limit in (0.01, 0.011):  # among 99 rows no familiarity is below 0.01
+        fields = {"policy": {"min_familiarity": limit}}
+        await answer_file(SETTINGS, engine, iter(asked), tmp_path / f"{limit}", fields=fields)
+    [refused], [withheld] = rows(tmp_path / "0.01"), rows(tmp_path / "0.011")
+    assert (refused["error"]["param"], withheld["prediction"]["abstained"]) == ("policy.min_familiarity", True)
+
+
 async def test_a_row_keeps_its_own_id(tmp_path: Path) -> None:
     asked = {"prompt": "p=0.9"}
     bad = QuestionRow(error=InvalidRequestError("got a line that is not JSON", code="invalid_json"))

@@ -10,6 +10,7 @@ from blora.decision.abstention import Policy
 from tests.server.calibrations import calibration
 from tests.server.decision_models import URGENT, predicate
 from tests.server.fakes import CHOICES, OPEN_DIGEST, TRIAGE_DIGEST, FakeEngine, Running, handle, running
+from tests.server.monitoring.test_drift import GATED
 from tests.server.prediction.test_predictor import ask
 
 SEVERAL = "sha256:" + "4" * 64
@@ -235,13 +236,13 @@ async def test_without_a_posterior_the_advice_is_another_policy() -> None:
     assert error["message"].endswith("at least 2 different draws: send policy thresholds without it")
 
 
-@pytest.mark.parametrize(
-    ("path", "fields"),
-    [
-        ("decisions", {"input": "p=0.9 x", "questions": [predicate(name="urgent")]}),
-        ("systemone", {"state": "p=0.9 x", "questions": {"urgent": {"type": "noul", "instructions": "Is it?"}}}),
-    ],
-)
+OTHER_SHAPES = [
+    ("decisions", {"input": "p=0.9 f=1 x", "questions": [predicate(name="urgent")]}),
+    ("systemone", {"state": "p=0.9 f=1 x", "questions": {"urgent": {"type": "noul", "instructions": "Is it?"}}}),
+]
+
+
+@pytest.mark.parametrize(("path", "fields"), OTHER_SHAPES)
 async def test_a_question_in_another_shape_is_refused_for_the_same_lack_of_draws(
     path: str, fields: dict[str, Any]
 ) -> None:
@@ -252,6 +253,64 @@ async def test_a_question_in_another_shape_is_refused_for_the_same_lack_of_draws
         refused = await server.client.post(f"/v1/{path}", json={**asked, "policy": INFORMED})
         assert refused.status_code == 422
         assert "expected at least 2 different draws" in refused.text
+
+
+# Thresholds that no familiarity can fail
+
+FAMILIAR = GATED.familiarity
+assert FAMILIAR is not None
+LEAST = 1 / (len(FAMILIAR.reference) + 1)  # of GATED itself, whose gate has more reference rows, it is 0.01
+IDLE = [LEAST, LEAST + 5e-7, LEAST / 2, 1e-9]
+FAR = f"p=0.9 f={LEAST}"
+
+
+@pytest.mark.parametrize("limit", IDLE)
+async def test_a_threshold_that_no_familiarity_can_fail_is_refused(limit: float) -> None:
+    plain = handle("triage", TRIAGE_DIGEST, choices=CHOICES, familiarity=FAMILIAR)
+    async with running(FakeEngine(handles=(plain,))) as server:
+        error = await refusal(server, prompt=FAR, policy={"min_familiarity": limit})
+    assert (error["code"], error["param"]) == ("invalid_value", "policy.min_familiarity")
+    assert error["message"].startswith(
+        f"got min_familiarity {limit:g} with 20 reference rows, expected more than 0.04762, because no familiarity "
+        "among 20 rows is below 1 / 21: raise it, set it to 0 "
+    )
+
+
+@pytest.mark.parametrize(("limit", "withheld"), [(0.0, False), (LEAST + 2e-6, True), (0.05, True), (1.0, True)])
+async def test_any_other_threshold_on_the_familiarity_decides(limit: float, withheld: bool) -> None:
+    plain = handle("triage", TRIAGE_DIGEST, choices=CHOICES, familiarity=FAMILIAR)
+    async with running(FakeEngine(handles=(plain,))) as server:
+        assert (await ask(server, prompt=FAR, policy={"min_familiarity": limit}))["abstained"] == withheld
+
+
+async def test_the_reference_rows_of_the_gate_in_force_are_those_that_count() -> None:
+    async with running(FakeEngine(handles=(GATED,))) as server:
+        assert (await ask(server, prompt="p=0.95 f=0.01", policy={"min_familiarity": 0.011}))["abstained"]
+        assert (await ask(server, prompt="p=0.95 f=0.01"))["abstained"]  # by the calibrated gate
+        assert (await server.client.get(f"/v1/adapters/{GATED.name}")).json()["least_familiarity"] == 0.01
+        error = await refusal(server, prompt="p=0.95 f=0.01", policy={"min_familiarity": 0.01})
+    assert "with 99 reference rows, expected more than 0.010001," in error["message"]
+
+
+async def test_questions_that_bring_no_policy_are_answered_under_an_owners_threshold_that_none_can_fail() -> None:
+    owned = handle("triage", TRIAGE_DIGEST, choices=CHOICES, familiarity=FAMILIAR, policy=Policy(min_familiarity=LEAST))
+    async with running(FakeEngine(handles=(owned,))) as server:
+        assert (await ask(server, prompt=FAR))["answer"] == "billing"
+
+
+@pytest.mark.parametrize(("path", "fields"), OTHER_SHAPES)
+async def test_a_question_in_another_shape_is_refused_for_a_threshold_that_none_can_fail(
+    path: str, fields: dict[str, Any]
+) -> None:
+    plain = handle("triage", TRIAGE_DIGEST, choices=("true", "false"), question=URGENT, familiarity=FAMILIAR)
+    async with running(FakeEngine(handles=(plain,))) as server:
+        asked = {"model": "triage", **fields}
+        for limit in (0.0, 0.05):
+            body = {**asked, "policy": {"min_familiarity": limit}}
+            assert (await server.client.post(f"/v1/{path}", json=body)).status_code == 200
+        refused = await server.client.post(f"/v1/{path}", json={**asked, "policy": {"min_familiarity": LEAST}})
+    assert refused.status_code == 422
+    assert "with 20 reference rows, expected more than 0.04762," in refused.text
 
 
 # Prediction sets

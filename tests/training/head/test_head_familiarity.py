@@ -232,6 +232,17 @@ def test_a_threshold_on_a_familiarity_that_an_adapter_lacks_is_refused(
         model.predict("red 01", policy={"min_familiarity": 0.1})
 
 
+def test_a_threshold_that_no_familiarity_can_fail_is_refused(familiar: Path, base_folder: Path) -> None:
+    model = opened(familiar, base_folder)
+    with pytest.raises(
+        PromptError, match=r"got min_familiarity 0.01 with 60 reference rows, expected more than 0.0163944, "
+    ) as refused:
+        model.predict(FOREIGN[0], policy={"min_familiarity": 0.01})
+    assert refused.value.param == "policy.min_familiarity"
+    assert model.predict(FOREIGN[0], policy={"min_familiarity": 0.0}).answer is not None
+    assert model.predict(FOREIGN[0], policy={"min_familiarity": 0.0164}).abstained
+
+
 def idle_warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     """Return the warnings of thresholds that no familiarity can fail."""
     messages = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
