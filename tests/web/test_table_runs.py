@@ -1,11 +1,13 @@
 """Runs of the view Table that do not go smoothly: a full server, an absent one, a revoked key, and a person who stops."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Locator, Page, Route, expect
 
+from tests.server.calibrations import calibration
 from tests.server.fakes import FakeEngine
 from tests.web.browser import needs_chromium, open_page, serving
 from tests.web.conftest import HANDLES
@@ -180,6 +182,29 @@ def test_a_second_run_asks_the_rows_without_an_answer_until_the_question_changes
     expect(status(page)).to_contain_text("40 of 40 rows: 40 answered")
     assert len(bodies) == N_ROWS + len(failed) + N_ROWS
     assert {len(body["choices"]) for body in bodies[-N_ROWS:]} == {3}
+
+
+def test_answers_of_an_adapter_that_was_replaced_are_told_and_asked_for_again(page: Page, file: Path) -> None:
+    bodies: list[Any] = []
+    anew = replace(HANDLES[0], calibration=calibration(HANDLES[0].digest, quantile=0.9))
+    with serving(FakeEngine(handles=(anew, *HANDLES[1:]))) as address:
+
+        def replace_after_ten(route: Route) -> None:
+            bodies.append(route.request.post_data_json)
+            if len(bodies) <= 10:
+                route.continue_()
+            else:
+                route.fulfill(response=route.fetch(url=f"{address}/v1/predict"))
+
+        page.route("**/v1/predict", replace_after_ten)
+        choose(page, file)
+        start(page)
+        expect(status(page)).to_contain_text("The adapter was replaced: 10 answers are of the earlier one. Press")
+        start(page)
+        expect(status(page)).to_have_text(f"{N_ROWS} of {N_ROWS} rows: {N_ROWS} answered, 0 withheld, 0 failed.")
+        assert sorted(texts(bodies)[N_ROWS:]) == sorted(texts(bodies)[:10])
+        start(page)
+        expect(status(page)).to_contain_text("Every row has an answer.")
 
 
 def test_what_a_run_asks_about_cannot_change_under_it(page: Page, file: Path) -> None:

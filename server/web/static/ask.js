@@ -3,7 +3,7 @@
 import { json } from "./api.js";
 import { answerPanel } from "./answer.js";
 import { facts, h, labelled } from "./dom.js";
-import { choicesOf, examplesFor, isCardOf, questionName, typedChoices } from "./models.js";
+import { choicesOf, examplesFor, isAnswerOf, questionName, typedChoices } from "./models.js";
 
 /** Fill the view; `models` are those of modelsOf. Return a function that takes the text and the adapter of an address. */
 export function showAsk(view, models) {
@@ -105,7 +105,7 @@ async function askAll(model, prompt, typed) {
 
 /** Return the cards of the adapters that answered: `cards` as far as they hold, else those of now, fetched once. */
 async function cardsOf(answers, cards) {
-  const holds = (card, answer) => answer.error || isCardOf(card, answer);
+  const holds = (card, answer) => answer.error || isAnswerOf(card, answer);
   if (cards.every((card, i) => holds(card, answers[i]))) return cards;
   const { data } = await json("v1/adapters").catch(() => ({ data: [] }));
   return cards.map((card, i) => {

@@ -25,9 +25,9 @@ export function questionName(card, model) {
   return card.question?.name ?? (card.name === model.name ? card.name : card.name.slice(model.name.length + 1));
 }
 
-/** Return whether a card is that of the adapter that answered, as it was calibrated then. */
-export function isCardOf(card, { adapter }) {
-  return card.digest === adapter.digest && card.calibration_digest === adapter.calibration_digest;
+/** Return whether an answer is of this adapter, as it is calibrated: of a card, or of another answer's `adapter`. */
+export function isAnswerOf(wanted, { adapter }) {
+  return adapter.digest === wanted.digest && adapter.calibration_digest === wanted.calibration_digest;
 }
 
 /** Return the card's fixed choices, or null if each request brings its own. */

@@ -3,7 +3,7 @@
 import { json } from "./api.js";
 import { decoded, parseCsv, writeCsv } from "./csv.js";
 import { download, h, labelled, number, percent } from "./dom.js";
-import { choicesOf, typedChoices } from "./models.js";
+import { choicesOf, isAnswerOf, typedChoices } from "./models.js";
 import { Runner } from "./runner.js";
 import { SCORES, failures, inWords, thresholdsOf } from "./scores.js";
 
@@ -32,8 +32,10 @@ export function showTable(view, cards, limits) {
   let head = [];
   let grid = null;
   let asked = null;
+  let newest = null; // the adapter, with its calibration, that gave the latest answer
 
   const card = () => cards.find(({ name }) => name === adapter.value);
+  const isOutdated = ({ answer }) => answer && !isAnswerOf(newest, answer);
   const offered = (row) => row.answer?.probabilities.map(({ choice }) => choice) ?? choicesOf(card()) ?? typedChoices(choices.value);
 
   function describe() {
@@ -83,6 +85,10 @@ export function showTable(view, cards, limits) {
     const wanted = JSON.stringify([question, column.value]);
     if (wanted !== asked) build();
     asked = wanted;
+    for (const row of rows.filter(isOutdated)) {
+      Object.assign(row, { answer: null, reported: null });
+      grid.refresh(row);
+    }
     const left = rows.filter(({ answer }) => !answer);
     if (left.length === 0) {
       told.textContent = "Every row has an answer. Choose the file again to ask about all of them anew.";
@@ -94,7 +100,7 @@ export function showTable(view, cards, limits) {
     }
     const runner = new Runner({
       bodyOf: (row) => ({ ...question, prompt: row.text }),
-      onRow: (row) => { grid.refresh(row); count(); },
+      onRow: (row) => { newest = row.answer?.adapter ?? newest; grid.refresh(row); count(); },
       onPause: () => count(),
     });
     const count = () => {
@@ -111,6 +117,8 @@ export function showTable(view, cards, limits) {
     count();
     await runner.run(left);
     count();
+    const outdated = rows.filter(isOutdated).length;
+    if (outdated > 0) told.append(` The adapter was replaced: ${number(outdated)} answers are of the earlier one. Press "Answer the rows" to ask for them again.`);
     grid.sortBy("mutual_information", "descending");
     const wasOnStop = document.activeElement === stop;
     [start.hidden, stop.hidden, progress.hidden] = [false, true, true];
