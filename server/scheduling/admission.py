@@ -1,7 +1,7 @@
 """Admission to the queue: refuses inputs that would miss their deadline or leave no room for other clients."""
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -10,7 +10,7 @@ from blora.server.scheduling.fair_share import Owned
 from blora.server.scheduling.pace import Pace
 from blora.server.scheduling.runs import Work
 
-__all__ = ["Admission", "Owner", "QueueState", "Room"]
+__all__ = ["Admission", "Held", "Owner", "QueueState", "Room", "held_by_owner"]
 
 P = TypeVar("P")
 
@@ -29,6 +29,25 @@ class Owner(NamedTuple):
 
     client: str | None
     adapter: str
+
+
+class Held(NamedTuple):
+    """Number and cost of waiting inputs."""
+
+    inputs: int
+    cost: int
+
+
+_NOTHING = Held(0, 0)
+
+
+def held_by_owner(waiting: Iterable[Owned]) -> dict[Hashable, Held]:
+    """Return what each owner has waiting."""
+    held: dict[Hashable, Held] = {}
+    for work in waiting:
+        inputs, cost = held.get(work.owner, _NOTHING)
+        held[work.owner] = Held(inputs + 1, cost + work.cost)
+    return held
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,20 +73,21 @@ class QueueState:
     ahead: int
 
     @classmethod
-    def of(cls, waiting: Sequence[Owned], owner: Hashable, *, ahead: int) -> "QueueState":
+    def of(cls, held: Mapping[Hashable, Held], owner: Hashable, *, ahead: int) -> "QueueState":
         """Return the state of a queue for a new input.
 
         Args:
-            waiting: the waiting inputs.
+            held: what each owner has waiting.
             owner: owner of the new input, an Owner or, in a queue that knows no adapters, a client.
             ahead: cost of the work that is running or will be done before the new input.
         """
-        costs = [work.cost for work in waiting]
-        of_client = [work.cost for work in waiting if _client(work.owner) == _client(owner)]
-        of_adapter = [work.cost for work in waiting if isinstance(owner, Owner) and work.owner == owner]
-        return cls(
-            len(costs), sum(costs), len(of_client), sum(of_client), len(of_adapter), sum(of_adapter), ahead=ahead
-        )
+        of_client = [its for other, its in held.items() if _client(other) == _client(owner)]
+        of_adapter = held.get(owner, _NOTHING) if isinstance(owner, Owner) else _NOTHING
+        return cls(*_together(held.values()), *_together(of_client), *of_adapter, ahead=ahead)
+
+
+def _together(held: Collection[Held]) -> Held:
+    return Held(sum(its.inputs for its in held), sum(its.cost for its in held))
 
 
 def _client(owner: Hashable) -> Hashable:

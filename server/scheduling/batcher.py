@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Generic, TypeVar, cast
 
 from blora.server.errors import DeadlineExceededError, DrainingError, QueueFullError
-from blora.server.scheduling.admission import Admission, QueueState
+from blora.server.scheduling.admission import Admission, QueueState, held_by_owner
 from blora.server.scheduling.control import AbandonedError, Control
 from blora.server.scheduling.demand import RefusedWork
 from blora.server.scheduling.fair_share import FairShare
@@ -181,7 +181,7 @@ class Batcher(Generic[P, R]):
         *turns, turn = self._fair_share.turns(to_run)
         ahead = [share.cost for share, its in zip(to_run[:-1], turns, strict=True) if its <= turn]
         delay = self._delay([*ahead, *(run.cost for run in self._begun())], new.cost)
-        found = QueueState.of(waiting, new.owner, ahead=delay)
+        found = QueueState.of(held_by_owner(waiting), new.owner, ahead=delay)
         try:
             self._admission.check_room(new.cost, found, deadline - now)
         except QueueFullError:

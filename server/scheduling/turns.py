@@ -1,6 +1,7 @@
 """A bounded queue for work that is done one piece at a time, in which owners take turns by cost."""
 
 import asyncio
+import itertools
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Hashable
@@ -12,6 +13,7 @@ from typing import TypeVar
 from blora.server.errors import QueueFullError
 from blora.server.scheduling.admission import QueueState, Room
 from blora.server.scheduling.fair_share import FairShare
+from blora.server.scheduling.lines import Lines
 
 __all__ = ["Turns", "to_the_end"]
 
@@ -25,6 +27,7 @@ _SMOOTHING = 0.05
 class _Ticket:
     owner: Hashable
     cost: int
+    number: int
     called: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -44,7 +47,8 @@ class Turns:
         self._unit = unit
         self._clock = clock
         self._fair_share = FairShare()
-        self._waiting: list[_Ticket] = []
+        self._numbers = itertools.count()
+        self._waiting: Lines[_Ticket] = Lines()
         self._busy = False
         self._pace: float | None = None  # seconds per unit of cost
 
@@ -60,10 +64,10 @@ class Turns:
         Raises:
             QueueFullError: if there is no room to wait.
         """
-        ticket = _Ticket(owner, max(cost, 1))
+        ticket = _Ticket(owner, max(cost, 1), next(self._numbers))
         if self._busy and first_step:
             self._check_room(ticket)
-        self._waiting.append(ticket)
+        self._waiting.add(ticket)
         self._call_next()
         try:
             await ticket.called.wait()
@@ -82,19 +86,21 @@ class Turns:
     def _call_next(self) -> None:
         if self._busy:
             return
-        if not self._waiting:
+        firsts = self._waiting.firsts()
+        if not firsts:
             self._fair_share.reset()
             return
-        turns = self._fair_share.turns(self._waiting)
-        first = min(range(len(turns)), key=turns.__getitem__)
-        ticket = self._waiting.pop(first)
-        self._fair_share.served(turns[first], [ticket])
+        turns = zip(self._fair_share.turns(firsts), firsts, strict=True)
+        turn, ticket = min(turns, key=lambda pair: (pair[0], pair[1].number))
+        self._waiting.remove(ticket)
+        self._fair_share.served(turn, [ticket])
         self._busy = True
         ticket.called.set()
 
     def _check_room(self, ticket: _Ticket) -> None:
-        ahead = sum(other.cost for other in self._waiting)
-        waiting = QueueState.of(self._waiting, ticket.owner, ahead=ahead)
+        held = self._waiting.held()
+        ahead = sum(its.cost for its in held.values())
+        waiting = QueueState.of(held, ticket.owner, ahead=ahead)
         if self._room.is_full(ticket.cost, waiting) or self._room.exceeds_share(ticket.cost, waiting):
             raise QueueFullError(
                 f"{waiting.inputs} {self._what} wait, with {ahead} {self._unit}, {waiting.client_inputs} of them "

@@ -10,7 +10,7 @@ from blora.server.scheduling.admission import Admission, Owner, QueueState
 from blora.server.scheduling.runs import Work
 from tests.server.scheduling.test_batcher import bench, settle
 
-NOBODY = QueueState.of([], None, ahead=0)
+NOBODY = QueueState.of({}, None, ahead=0)
 
 
 def admission(timeout_s: float = 30) -> Admission:

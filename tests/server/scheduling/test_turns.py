@@ -8,6 +8,7 @@ import pytest
 
 from blora.server.errors import QueueFullError
 from blora.server.scheduling.admission import Room
+from blora.server.scheduling.fair_share import FairShare, Owned
 from blora.server.scheduling.turns import Turns, to_the_end
 
 
@@ -52,6 +53,25 @@ async def test_forty_long_texts_of_one_owner_let_another_owners_short_one_go_sec
     await asyncio.gather(*flood, asked)
     assert order.done.index("asked") == 1
     assert len(order.done) == 41
+
+
+async def test_the_next_turn_is_found_without_a_look_at_those_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[int] = []
+    turns_of = FairShare.turns
+
+    def counted(share: FairShare, waiting: list[Owned]) -> list[float]:
+        looked_at.append(len(waiting))
+        return turns_of(share, waiting)
+
+    monkeypatch.setattr(FairShare, "turns", counted)
+    order = Order(turns())
+    tasks = [asyncio.create_task(order.one(f"{owner}{i}", owner, 1 + i % 3)) for i in range(40) for owner in "ab"]
+    await started(*tasks)
+    order.gate.set()
+    await asyncio.gather(*tasks)
+    assert max(looked_at) == 2  # the first of each owner
+    for owner in "ab":
+        assert [name for name in order.done if name[0] == owner] == [f"{owner}{i}" for i in range(40)]
 
 
 async def test_who_left_gets_no_turn() -> None:
