@@ -2,17 +2,18 @@
 
 import logging
 from collections import Counter
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from difflib import get_close_matches
 
 from blora.decision.temperature import FEW_ROWS
 
-__all__ = ["CLOSE", "warn_of_few_rows", "warn_of_odd_labels", "warn_of_two_labels"]
+__all__ = ["CLOSE", "warn_of_few_rows", "warn_of_odd_labels", "warn_of_two_labels", "warn_of_unseen_choices"]
 
 # Likeness, of at most 1, from which two texts may be one text that is misspelt.
 CLOSE = 0.8
 # A label of at most FEW rows may be a misspelling of another that has MANY_TIMES as many.
 FEW, MANY_TIMES = 2, 10
+NAMED = 5  # most choices named in a warning
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,24 @@ def warn_of_odd_labels(labels: Iterable[str]) -> None:
                 "the label %r, of %d rows, may be a misspelling of %r, of %d: as it is, it is a choice of its own",
                 *(label, count, usual, counts[usual]),
             )
+
+
+def warn_of_unseen_choices(choices: Sequence[str], labels: Iterable[int]) -> None:
+    """Log a warning if fixed choices are the label of no training row.
+
+    Args:
+        choices: the fixed choices.
+        labels: the index of the label of each training row.
+    """
+    seen = set(labels)
+    unseen = [choice for place, choice in enumerate(choices) if place not in seen]
+    if unseen:
+        named = ", ".join(map(repr, unseen[:NAMED])) + (" ..." if len(unseen) > NAMED else "")
+        logger.warning(
+            "no training row has the label %s (%d of %d choices): nothing is learnt about it, and it is hardly ever "
+            "answered; add rows, or leave the choice out",
+            *(named, len(unseen), len(choices)),
+        )
 
 
 def warn_of_two_labels(rows: Iterable[tuple[str, Hashable, str]]) -> None:

@@ -30,7 +30,7 @@ from blora.posterior.inject import (
     target_names,
 )
 from blora.posterior.posterior import Posterior
-from blora.training.caveats import warn_of_few_rows
+from blora.training.caveats import warn_of_few_rows, warn_of_unseen_choices
 from blora.training.config import N_SAMPLES
 from blora.training.head.train import Part, TrainedHead, train_below, train_head
 from blora.training.lora.checkpoints import claim, last_complete, release
@@ -318,19 +318,22 @@ def _read(recipe: Recipe) -> tuple[ExampleSet, ExampleSet, PromptConfig]:
     template = examples.template if recipe.default_template else recipe.prompt.template
     prompt = replace(recipe.prompt, choices=choices, template=template)
     if recipe.validation is None:
-        parts = split_examples(examples, recipe.train_examples, recipe.validation_examples, seed=recipe.split_seed)
-        return *parts, prompt
-    validation = read_examples(
-        recipe.validation,
-        choices=choices,
-        question=question,
-        split=recipe.validation_split,
-        columns=recipe.columns,
-        limit=recipe.validation_examples,
-    )
-    examples = replace(examples, examples=examples.examples[: recipe.train_examples])
-    check_disjoint(examples, validation)
-    return examples, validation, prompt
+        train, validation = split_examples(
+            examples, recipe.train_examples, recipe.validation_examples, seed=recipe.split_seed
+        )
+    else:
+        validation = read_examples(
+            recipe.validation,
+            choices=choices,
+            question=question,
+            split=recipe.validation_split,
+            columns=recipe.columns,
+            limit=recipe.validation_examples,
+        )
+        train = replace(examples, examples=examples.examples[: recipe.train_examples])
+        check_disjoint(train, validation)
+    warn_of_unseen_choices(choices or (), (example.label for example in train.examples))
+    return train, validation, prompt
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:

@@ -47,16 +47,19 @@ def check_mapped(columns: Iterable[str]) -> None:
 
 
 def renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """Return a row under our column names. A column that is named as the label is the only one.
+    """Return a row under our column names. A column that is named as the label, or as the question, is the only one.
 
     >>> renamed({"text": "Help!", "prompt": "old", "id": 3}, {"prompt": "text"})
     {'id': 3, 'prompt': 'Help!'}
     >>> renamed({"prompt": "Help!", "label_text": "bug", "gold": "billing"}, {"label": "gold"})
     {'prompt': 'Help!', 'label': 'billing'}
+    >>> renamed({"note": "Help!", "prompt": "Call back."}, {"question": "note"})
+    {'question': 'Help!'}
     """
     moved = {*columns, *columns.values()}
-    if set(columns) & set(LABEL_COLUMNS):
-        moved.update(LABEL_COLUMNS)
+    for alike in (LABEL_COLUMNS, QUESTION_COLUMNS):
+        if set(columns) & set(alike):
+            moved.update(alike)
     own = {name: value for name, value in row.items() if name not in moved}
     return own | {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
 

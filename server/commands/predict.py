@@ -63,7 +63,10 @@ def _parser() -> ArgumentParser:
         "--dtype", default="auto", help="precision of the base model: auto, float32, bfloat16 or float16"
     )
     parser.add_argument(
-        "--max-batch-tokens", type=int, default=4096, help="most padded tokens x draws in one forward pass"
+        "--max-batch-tokens",
+        type=int,
+        default=4096,
+        help="most padded tokens x draws in one forward pass, and most tokens of a row",
     )
     return parser
 

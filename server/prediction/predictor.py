@@ -84,11 +84,7 @@ class Predictor:
         self._metrics = metrics
         self._tracer = tracer
         self._settings = settings
-        self._lengths = Lengths(
-            prompt=min(settings.max_prompt_tokens, settings.max_batch_tokens, model.max_length),
-            row=settings.max_batch_tokens,
-            longest_token=model.longest_token,
-        )
+        self._lengths = Lengths.of(settings, model)
         self._tokenizer_queue = Turns(
             Room(settings.max_queue_requests, settings.max_queue_characters),
             what="texts to be tokenised",

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from blora.server.engines.protocol import Row
+from blora.server.engines.protocol import ModelInfo, Row
 from blora.server.errors import TooLargeError
 from blora.server.schemas.requests import PredictRequest
+from blora.server.settings import Settings
 
 __all__ = ["Lengths"]
 
@@ -17,11 +18,24 @@ class Lengths(NamedTuple):
         prompt: most tokens of a prompt or a chat.
         row: most tokens of prompt and choices together.
         longest_token: most characters of a token.
+        flag: the flag of the server that limits a prompt; empty if it is the model's length.
     """
 
     prompt: int
     row: int
     longest_token: int
+    flag: str = ""
+
+    @classmethod
+    def of(cls, settings: Settings, model: ModelInfo) -> "Lengths":
+        """Return the limits of a server and of its model."""
+        limits = {
+            "": model.max_length,
+            "--max-prompt-tokens": settings.max_prompt_tokens,
+            "--max-batch-tokens": settings.max_batch_tokens,
+        }
+        flag = min(limits, key=limits.__getitem__)
+        return cls(limits[flag], settings.max_batch_tokens, model.longest_token, flag)
 
     def check_characters(self, question: PredictRequest, choices: Sequence[str]) -> int:
         """Return the number of characters of a question, checked before it is tokenised.
@@ -56,9 +70,12 @@ class Lengths(NamedTuple):
             return
         if question.choices is None or _characters(question) >= sum(map(len, choices)):
             most = min(self.prompt, beside) if beside > 0 else self.prompt
-            beside_these = " beside these choices" if most < self.prompt else ""
+            beside_these, flag = "", self.flag
+            if most < self.prompt:
+                beside_these, flag = " beside these choices", "--max-batch-tokens"
             raise TooLargeError(
-                f"got a prompt of {row.prompt_tokens} tokens, expected at most {most}{beside_these}: shorten it",
+                f"got a prompt of {row.prompt_tokens} tokens, expected at most {most}{beside_these}: shorten it"
+                + (f", or raise {flag}" if flag else ""),
                 code="prompt_too_long",
                 param=_param(question),
             )

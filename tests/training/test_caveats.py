@@ -5,7 +5,12 @@ from argparse import ArgumentParser
 import pytest
 
 from blora.decision.temperature import FEW_ROWS
-from blora.training.caveats import warn_of_few_rows, warn_of_odd_labels, warn_of_two_labels
+from blora.training.caveats import (
+    warn_of_few_rows,
+    warn_of_odd_labels,
+    warn_of_two_labels,
+    warn_of_unseen_choices,
+)
 from blora.training.commands.arguments import parse
 
 
@@ -30,6 +35,17 @@ def test_labels_that_may_be_misspelt_are_named_with_what_is_meant(caplog: pytest
         "the label 'card arival', of 2 rows,",
     ]
     assert all("may be a misspelling of 'card arrival', of 40: as it is, it is a choice of its own" in t for t in told)
+
+
+def test_choices_that_no_training_row_has_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    warn_of_unseen_choices(["a", "b"], [0, 1, 0])
+    warn_of_unseen_choices((), [2, 1])  # each row brings its own
+    assert not caplog.records
+    warn_of_unseen_choices([f"c{n}" for n in range(9)], [1, 3])
+    [record] = caplog.records
+    assert record.getMessage().startswith(
+        "no training row has the label 'c0', 'c2', 'c4', 'c5', 'c6' ... (7 of 9 choices): nothing is learnt about it"
+    )
 
 
 def test_the_first_question_with_two_labels_is_named_with_the_number_of_others(

@@ -26,3 +26,13 @@ def test_a_malformed_row_is_reported_instead_of_a_missing_model(command: ModuleT
         command.main([*model, "--data", str(bad)])
     with pytest.raises(BaseModelError, match="no-model"):
         command.main([*model, "--data", str(good)])
+
+
+def test_a_choice_that_no_training_row_has_is_told_before_any_model_is_loaded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": f"Ticket {n}?", "label": "billing"} for n in range(80)])
+    model = ["--base-model", str(tmp_path / "no-model"), "--output", str(tmp_path / "new")]
+    with pytest.raises(BaseModelError, match="no-model"):
+        train.main([*model, "--data", str(rows), "--choices", "billing|security"])
+    assert "no training row has the label 'security' (1 of 2 choices)" in caplog.text

@@ -29,6 +29,7 @@ from blora.training.rows.sources import Rows, Table, read_table
 __all__ = [
     "Example",
     "ExampleSet",
+    "check_rows",
     "examples_for",
     "examples_of",
     "one_for_each_text",
@@ -183,12 +184,10 @@ def examples_of(table: Table, choices: Sequence[str] | None, limit: int | None =
             read.append(_parse(row, where, choices, untyped=table.untyped))
         except RowError as exc:
             problems.append(f"{where}: {exc}")
-    settled = list(zip(read, settle([label for _, label in read]), strict=True))
+    settled = list(zip(read, settle([label for _, label in read], fixed=choices is not None), strict=True))
     # Ambiguous labels are decided by the other rows, so a malformed row would hide the evidence.
     problems = problems or [f"{example.where}: {meant}" for (example, _), meant in settled if isinstance(meant, str)]
-    if problems:
-        more = f"\nand {len(problems) - REPORTED} more" if len(problems) > REPORTED else ""
-        raise DataError("\n".join(problems[:REPORTED]) + more)
+    check_rows(problems)
     examples = [replace(example, label=meant) for (example, _), meant in settled if isinstance(meant, int)]
     if not examples:
         raise DataError(f"got no rows in {table.name}, expected at least one")
@@ -196,6 +195,17 @@ def examples_of(table: Table, choices: Sequence[str] | None, limit: int | None =
         raise DataError(f"got rows of different kinds ({kinds}), expected one of {', '.join(KINDS)} throughout")
     warn_of_two_labels(map(_asked_and_labelled, examples))
     return ExampleSet(table.name, f"sha256:{digest.hexdigest()}", tuple(examples[:limit]))
+
+
+def check_rows(problems: Sequence[str]) -> None:
+    """Raise an error that names what is wrong with rows, if there is anything.
+
+    Raises:
+        DataError: if there are problems.
+    """
+    if problems:
+        more = f"\nand {len(problems) - REPORTED} more" if len(problems) > REPORTED else ""
+        raise DataError("\n".join(problems[:REPORTED]) + more)
 
 
 def one_for_each_text(examples: ExampleSet, *, seed: int) -> ExampleSet:

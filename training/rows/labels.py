@@ -5,7 +5,8 @@ A row names its correct choice in one of these fields:
 label         the index of a choice, from 0, or its text. A number (in CSV: digits) may be the index of one choice and
               the text of another. The other rows then decide, as numbers are either indices or texts in all rows of a
               data set. If the other rows do not decide, the row is refused. If some numbers can only be texts, and
-              others can only be indices although choices of the row are numbers, the rarer ones are refused.
+              others can only be indices although choices of the row are numbers, the rarer ones are refused. With a
+              fixed label set, one label in words makes all labels texts, and a number that is no choice is refused.
 label_index   the index, a whole number from 0
 label_text    the text; label_index and label_text must agree if a row has both, and with a label that is the text of a
               choice; they take precedence over any other label
@@ -40,11 +41,19 @@ class RowError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """The two readings of a label: the choice with this index and the choice with this text, None if there is none."""
+    """The two readings of a label: the choice with this index and the choice with this text, None if there is none.
+
+    Attributes:
+        index: the choice with this index.
+        text: the choice with this text.
+        choices: the row's choices.
+        in_words: whether the label is text other than a number.
+    """
 
     index: int | None
     text: int | None
     choices: Sequence[str]
+    in_words: bool = False
 
     @property
     def is_doubtful_index(self) -> bool:
@@ -111,10 +120,11 @@ def check_labelled(table: Table) -> None:
 def label_set(table: Table) -> tuple[str, ...] | None:
     """Return the label set of rows without choices: the class names of their labels, or the distinct texts, sorted.
 
-    The result is None if any row has choices, or if a label is a number without a class name.
+    The result is None if any row has choices, or there are no rows.
 
     Raises:
-        DataError: if no row has a label, or the number of labels is not a permitted number of choices.
+        DataError: if no row has a label, a label is neither text nor has a class name, or the number of labels is not a
+            permitted number of choices.
     """
     rows = [row for _, row in table.rows if isinstance(row, dict)]
     if any(row.get("choices") is not None for row in rows):
@@ -122,12 +132,10 @@ def label_set(table: Table) -> tuple[str, ...] | None:
     found, given = table.label_names, []
     if found is None:
         check_labelled(table)
-        labels = [fields.get("label_text", fields.get("label")) for fields in map(_given, rows)]
-        labels = [str(label) if isinstance(label, bool) else label for label in labels]
-        texts = {label for label in labels if isinstance(label, str) and not (table.untyped and _is_digits(label))}
-        if not rows or any(label is not None and not (isinstance(label, str) and label in texts) for label in labels):
+        if not rows:
             return None
-        found, given = tuple(sorted(texts)), [label for label in labels if label is not None]
+        given = [name for fields in map(_given, rows) if (name := _name_in(fields, table)) is not None]
+        found = tuple(sorted(set(given)))
     if not 2 <= len(found) <= MOST_CHOICES:
         raise DataError(
             f"got {len(found)} different labels in {table.name}, expected 2 to {MOST_CHOICES}; check the labels, or "
@@ -137,8 +145,31 @@ def label_set(table: Table) -> tuple[str, ...] | None:
     return found
 
 
-def settle(labels: Sequence[Label]) -> list[int | str]:
+def _name_in(fields: Mapping[str, Any], table: Table) -> str | None:
+    """Return a row's label, which is the name of a choice; None without a label.
+
+    Raises:
+        DataError: if it is no text, or may be an index.
+    """
+    label = fields.get("label_text", fields.get("label"))
+    may_be_index = "label_text" not in fields and table.untyped and _is_digits(label)
+    if label is None:
+        return None
+    if isinstance(label, bool | str) and not may_be_index:
+        return str(label)
+    raise DataError(
+        f"got the label {label!r:.80} and no choices in {table.name}, expected texts or the choices too, because a "
+        "number may be the index of a choice: name the choices (--choices, or choices= in Python), or tell that the "
+        "labels are texts (--columns label_text=NAME)"
+    )
+
+
+def settle(labels: Sequence[Label], *, fixed: bool = False) -> list[int | str]:
     """Return the choice of each label of a data set, or the reason why the label is refused.
+
+    Args:
+        labels: the labels of all rows.
+        fixed: whether all rows have the same choices by a fixed label set.
 
     >>> digits = ["1", "2", "3", "4"]
     >>> settle([Label(2, 1, digits), Label(0, None, digits)])  # the second is not a text, so numbers are indices
@@ -153,8 +184,12 @@ def settle(labels: Sequence[Label]) -> list[int | str]:
     # Where both kinds occur and the choices are numbers, one kind is refused, and the other rows need no message.
     decided = (n_texts > 0) != (n_indices > 0) or (n_texts > 0 and n_doubtful > 0)
 
+    are_names = fixed and any(label.in_words for label in labels)
+
     def meant(label: Label) -> int | str:
         index, text, choices = label.index, label.text, label.choices
+        if are_names:
+            return text if text is not None else _refused(str(index), f"one of {_listed(choices)}", "texts")
         if index is None:
             assert text is not None
             return text if are_texts else _refused(choices[text], f"an index from 0 to {len(choices) - 1}", "indices")
@@ -172,7 +207,7 @@ def settle(labels: Sequence[Label]) -> list[int | str]:
 
 
 def _refused(label: str, expected: str, kind: str) -> str:
-    return f"got label {label!r}, expected {expected}, as numbers in other rows can only be {kind}; correct the label"
+    return f"got label {label!r}, expected {expected}, as labels of other rows can only be {kind}; correct the label"
 
 
 def _explicit(given: Mapping[str, Any], choices: Sequence[str], *, untyped: bool) -> int:
@@ -204,7 +239,7 @@ def _index_or_text(value: Any, choices: Sequence[str], namings: Sequence[Sequenc
     named = next((place for names in namings if (place := place_of(value, names)) is not None), None)
     if isinstance(value, str):
         if named is not None and not (untyped and _is_digits(value)):
-            return Label(None if _is_digits(value) else named, named, choices)
+            return Label(None if _is_digits(value) else named, named, choices, in_words=not _is_digits(value))
         if not _is_digits(value):
             expected = list(namings[0] or namings[1])
             raise RowError(

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from blora.base_model import BaseModel
 from blora.config import PromptConfig
-from blora.errors import DataError, PromptError
+from blora.errors import PromptError
 from blora.inference.packing import PackedBatch, PackedRow, collate, pack
-from blora.training.rows.examples import ExampleSet
+from blora.training.rows.examples import ExampleSet, check_rows
 
 __all__ = ["LabelledRow", "collate_labelled", "labels_of", "lengths_of", "pack_examples"]
 
@@ -38,9 +38,9 @@ def pack_examples(examples: ExampleSet, base: BaseModel, prompt: PromptConfig) -
     """Tokenise every example.
 
     Raises:
-        DataError: if a row cannot be tokenised; the message names its place.
+        DataError: if rows cannot be tokenised; the message names the place of each.
     """
-    rows = []
+    rows, problems = [], []
     for example in examples.examples:
         try:
             row = pack(
@@ -52,8 +52,10 @@ def pack_examples(examples: ExampleSet, base: BaseModel, prompt: PromptConfig) -
                 max_length=base.max_length,
             )
         except PromptError as exc:
-            raise DataError(f"{example.where}: {exc}") from exc
-        rows.append(LabelledRow(row, example.label, example.text))
+            problems.append(f"{example.where}: {exc}")
+        else:
+            rows.append(LabelledRow(row, example.label, example.text))
+    check_rows(problems)
     shadowed = [pair for row in rows if (pair := row.row.shadowed) is not None]
     if shadowed:
         logger.warning(

@@ -50,6 +50,15 @@ def test_a_file_without_a_column_for_the_question_is_told_once(tmp_path: Path, n
         next(read_questions(file))
 
 
+@pytest.mark.parametrize("ours", ["prompt", "question"])
+@pytest.mark.parametrize("other", ["prompt", "question", "messages"])
+def test_the_column_that_is_named_as_the_question_is_the_only_one(tmp_path: Path, ours: str, other: str) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"note": "fever", other: [{"role": "user", "content": "an old chat"}]}) + "\n")
+    [found] = read_questions(file, {ours: "note"})
+    assert found.asked == {"prompt": "fever"}
+
+
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
 def test_mapped_columns_take_the_place_of_ours(tmp_path: Path, name: str) -> None:
     file = tmp_path / name

@@ -56,7 +56,12 @@ class Words(FakeRow):
     ("prompt", "choices", "param", "message"),
     [
         ("w " * 11, CHOICES, "prompt", "a prompt of 11 tokens, expected at most 10: shorten it"),
-        ("w " * 9, ("x y z", "x y w"), "prompt", "a prompt of 9 tokens, expected at most 8 beside these choices"),
+        (
+            "w " * 9,
+            ("x y z", "x y w"),
+            "prompt",
+            "expected at most 8 beside these choices: shorten it, or raise --max-batch-tokens",
+        ),
         ("w", ("x " * 8, "y " * 8), "choices", "choices of 16 tokens, expected at most 13 beside this prompt"),
         ("w" * 51, CHOICES, "prompt", "The prompt has 51 characters, which make more than 10 tokens"),
         ("w", ("x", "y" * 60), "choices", "The choices have 61 characters, which make more than 12 tokens"),
@@ -108,6 +113,8 @@ async def test_a_prompt_is_told_one_number_wherever_it_is_refused(limits: dict[s
         assert (error["code"], error["param"]) == ("prompt_too_long", "prompt")
         told.append(error["message"])
     assert all(str(number) in message for message in told)
+    raised = next((f", or raise --{name.replace('_', '-')}" for name in limits if limits[name] == number), "")
+    assert told[-1].endswith(f"expected at most {number}: shorten it{raised}")
 
 
 class CountingEngine(FakeEngine):

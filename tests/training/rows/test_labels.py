@@ -132,6 +132,36 @@ def test_a_text_says_that_numbers_are_texts() -> None:
     assert [example.label for example in read_examples(rows).examples] == [1, 2]
 
 
+CODES = ("01", "02", "J45", "10")
+
+
+@pytest.mark.parametrize(
+    ("choices", "labels", "wrong"),
+    [
+        (CODES, ["J45", "1", "2", "1", "2"], "1"),  # 01 and 02, as a spreadsheet saves them
+        (CODES, ["02", "10", "J45", "0"], "0"),
+        (("E11", "I10", "J45"), ["E11", "I10", "2"], "2"),
+    ],
+)
+def test_beside_labels_in_words_a_number_is_no_index_of_a_fixed_label_set(
+    tmp_path: Path, choices: tuple[str, ...], labels: list[str], wrong: str
+) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("prompt,label\n" + "".join(f"q{n},{label}\n" for n, label in enumerate(labels)))
+    rows = [{"prompt": f"q{n}", "label": int(wrong) if label == wrong else label} for n, label in enumerate(labels)]
+    first = labels.index(wrong)
+    for source, where in ((file, rf"rows\.csv:{first + 2}"), (rows, rf"rows\[{first}\]")):
+        with pytest.raises(DataError, match=f"{where}: got label '{wrong}', expected one of .* correct the label"):
+            read_examples(source, choices=choices)
+
+
+def test_beside_labels_in_words_a_number_is_a_text_of_a_fixed_label_set(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("prompt,label\na,J45\nb,0\nc,1\n")
+    read = read_examples(file, choices=("J45", "1", "0")).examples
+    assert [example.label for example in read] == [0, 2, 1]
+
+
 def test_digits_of_other_scripts_are_no_index() -> None:
     with pytest.raises(DataError, match="got label '\u0661', expected one of"):
         read_examples([row(label="\u0661")])

@@ -50,6 +50,14 @@ def test_a_row_that_is_too_long_is_named(base: BaseModel) -> None:
         pack_examples(examples, base, PromptConfig())
 
 
+def test_all_rows_that_are_too_long_are_named_at_once(base: BaseModel) -> None:
+    long = [example("x" * MAX_LENGTH, where=f"toy.jsonl:{n}") for n in range(12)]
+    with pytest.raises(DataError, match="expected at most") as refused:
+        pack_examples(example_set(example(), *long), base, PromptConfig())
+    told = str(refused.value).splitlines()
+    assert [line.split(": got")[0] for line in told] == [*(f"toy.jsonl:{n}" for n in range(10)), "and 2 more"]
+
+
 def test_a_row_with_too_many_choices_for_labels_is_named(base: BaseModel) -> None:
     many = example(choices=tuple(f"c{n}" for n in range(27)))
     with pytest.raises(DataError, match=r"^toy\.jsonl:3: got 27 choices to score by label"):

@@ -168,24 +168,26 @@ def test_a_label_with_white_space_around_it_is_no_label_of_its_own(caplog: pytes
     assert not caplog.records
 
 
-@pytest.mark.parametrize(
-    "rows",
-    [
-        [GOOD],  # brings its choices
-        [{"prompt": "q", "label": 0}, {"prompt": "r", "label": 1}],  # numbers without names
-        [{"prompt": "q", "label": "a"}, {"prompt": "r", "label": 1}],
-        [{"prompt": "q", "label": "a"}, {"prompt": "r", "label": ["a"]}],
-        [],
-    ],
-)
-def test_there_is_no_label_set_where_the_labels_do_not_say(rows: list[dict[str, Any]]) -> None:
+@pytest.mark.parametrize("rows", [[GOOD], []])
+def test_there_is_no_label_set_of_rows_that_bring_their_choices(rows: list[dict[str, Any]]) -> None:
     assert label_set(read_table(rows)) is None
 
 
-def test_digits_in_csv_are_no_names(tmp_path: Path) -> None:
+@pytest.mark.parametrize("wrong", [1, ["a"], 1.5])
+def test_a_label_that_is_no_name_needs_the_choices(wrong: object) -> None:
+    rows = [{"prompt": "q", "label": "a"}, {"prompt": "r", "label": wrong}]
+    with pytest.raises(DataError, match=r"got the label .* and no choices in rows, expected texts or the choices too"):
+        label_set(read_table(rows))
+
+
+def test_digits_in_csv_need_the_choices_or_to_be_called_texts(tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
-    file.write_text("prompt,label\nq,0\nr,1\n")
-    assert label_set(read_table(file)) is None
+    file.write_text("prompt,label\nq,10\nr,J45\ns,0\n")
+    with pytest.raises(DataError, match=r"got the label '10' and no choices .*--columns label_text=NAME"):
+        label_set(read_table(file))
+    table = read_table(file, columns={"label_text": "label"})
+    assert label_set(table) == ("0", "10", "J45")
+    assert [example.label for example in examples_of(table, label_set(table)).examples] == [1, 2, 0]
 
 
 @pytest.mark.parametrize("n_labels", [1, 256])
