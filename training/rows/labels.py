@@ -183,7 +183,7 @@ def settle(labels: Sequence[Label], *, fixed: bool = False) -> list[int | str]:
     are_texts = 0 < n_texts >= n_doubtful
     # Where both kinds occur and the choices are numbers, one kind is refused, and the other rows need no message.
     decided = (n_texts > 0) != (n_indices > 0) or (n_texts > 0 and n_doubtful > 0)
-
+    # A column of names has no indices.
     are_names = fixed and any(label.in_words for label in labels)
 
     def meant(label: Label) -> int | str:
