@@ -178,8 +178,8 @@ class BloraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         texts, labels = _texts(X), _labels(y)
         check_consistent_length(texts, labels)
         name = dict(zip(self.classes_.tolist(), self.class_names_, strict=True))
-        if unknown := sorted({str(label) for label in labels.tolist() if label not in name}):
-            raise ValueError(f"got labels {', '.join(unknown)}, expected those of fit: {', '.join(map(str, name))}")
+        if unknown := sorted({repr(label) for label in labels.tolist() if label not in name}):
+            raise ValueError(f"got labels {', '.join(unknown)}, expected those of fit: {', '.join(map(repr, name))}")
         rows = [{"prompt": text, "label": name[label]} for text, label in zip(texts, labels.tolist(), strict=True)]
         self._model().calibrate(rows, target_risk=target_risk, delta=delta, **goal)
         return self

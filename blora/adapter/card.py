@@ -1,6 +1,7 @@
 """The README.md of an adapter directory, generated from its config."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -95,6 +96,17 @@ def _tags(config: AdapterConfig) -> list[str]:
     lora = ["lora"] if config.modules else []
     kind = "bayesian-lora" if config.head is None else "decision-head"
     return ["blora", *lora, kind, "uncertainty", "abstention"]
+
+
+def is_edited(card: str, config: AdapterConfig) -> bool:
+    """Return whether somebody has changed a card: it is not what is made under the name in its heading.
+
+    Args:
+        card: the card.
+        config: as for `model_card`.
+    """
+    names = re.findall(r"^# (.+)$", card, re.MULTILINE)
+    return not names or card != model_card(config, names[0])
 
 
 def _model_index(config: AdapterConfig, name: str) -> list[str]:

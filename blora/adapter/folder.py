@@ -14,6 +14,7 @@ card. Writing an adapter again replaces these files and leaves every other entry
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from blora.adapter.base_check import check_base
 from blora.adapter.calibration_file import CALIBRATION_FILE, carry_over
-from blora.adapter.card import model_card
+from blora.adapter.card import is_edited, model_card
 from blora.adapter.lora import LORA_CONFIG_FILE, WEIGHTS_FILE, check_tensors, factor_shapes, read_tensors
 from blora.adapter.peft_files import check_mean, check_peft_config, peft_config, peft_tensors
 from blora.adapter.presence import CONFIG_FILE, UNFINISHED_FILE, how_to_finish, is_adapter
@@ -35,7 +36,7 @@ from blora.decision.familiarity import MOST_BYTES, Familiarity, familiarity_shap
 from blora.disk.atomic import new_folder
 from blora.disk.cache import check_own
 from blora.disk.files import TensorsFile, file_digest, is_present, read_json
-from blora.errors import AdapterError, ConfigError
+from blora.errors import AdapterError, BloraError, ConfigError
 from blora.posterior.decision_head import DecisionHead, HeadPosterior, head_bytes, head_shapes
 from blora.posterior.inject import inject
 from blora.posterior.posterior import Posterior
@@ -56,6 +57,7 @@ __all__ = [
 
 POSTERIOR_FILE = "posterior.safetensors"
 CARD_FILE = "README.md"
+KEPT_CARD_FILE = "README.md.before"  # an edited card, once another took its place
 HEAD_FILE = "head.safetensors"
 FAMILIARITY_FILE = "familiarity.safetensors"
 DIGESTED = (LORA_CONFIG_FILE, WEIGHTS_FILE, CONFIG_FILE, POSTERIOR_FILE, HEAD_FILE, FAMILIARITY_FILE)
@@ -66,6 +68,8 @@ OF_LORA = (LORA_CONFIG_FILE, WEIGHTS_FILE, POSTERIOR_FILE)
 UNSAFE_SUFFIXES = {".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"}
 # Advice for error messages about a file that cannot be used.
 ADVICE = "restore it or train again"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +169,7 @@ def _put(new: Path, folder: Path) -> None:
         new.replace(folder)
         return
     carry_over(folder, new, adapter_digest(new))
+    _keep_edited_card(folder)
     config, unfinished = folder / CONFIG_FILE, folder / UNFINISHED_FILE
     if config.exists():
         config.replace(unfinished)
@@ -178,6 +183,20 @@ def _put(new: Path, folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
     unfinished.unlink()
     new.rmdir()
+
+
+def _keep_edited_card(folder: Path) -> None:
+    """Move a card that somebody has edited out of the way of a new one."""
+    card, kept = folder / CARD_FILE, folder / KEPT_CARD_FILE
+    if not (card.is_file() and (folder / CONFIG_FILE).is_file()):  # without a config, an interrupted save has done it
+        return
+    try:
+        edited = is_edited(card.read_text(encoding="utf-8"), read_config(folder))
+    except (BloraError, UnicodeDecodeError):  # nobody knows which card was made
+        edited = True
+    if edited:
+        card.replace(kept)
+        logger.warning("the card in %s was edited: it is now %s, beside a new one", folder, KEPT_CARD_FILE)
 
 
 def load_adapter(

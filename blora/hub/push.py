@@ -5,7 +5,7 @@ from pathlib import Path
 
 from blora.adapter import CARD_FILE, OWN_FILES, adapter_digest, read_config
 from blora.adapter.calibration_file import read_calibrations
-from blora.adapter.card import model_card
+from blora.adapter.card import is_edited, model_card
 from blora.errors import AdapterError, ConfigError
 from blora.hub.client import TOKEN, hub_api, hub_errors, why
 from blora.hub.name import HubName, repository
@@ -78,6 +78,6 @@ def _check_calibration(folder: Path, digest: str) -> None:
 def _card(folder: Path, name: str) -> str:
     """Return the card in an adapter's folder; one that nobody has edited is written anew, under another name."""
     file, config = folder / CARD_FILE, read_config(folder)
-    if file.is_file() and (text := file.read_text()) != model_card(config, folder.resolve().name):
+    if file.is_file() and is_edited(text := file.read_text(encoding="utf-8"), config):
         return text
     return model_card(config, name)

@@ -248,6 +248,7 @@ def _about(arguments: Namespace, fields: dict[str, Any]) -> dict[str, Any]:
         "name": arguments.name,
         "columns": arguments.columns,
         "choices": arguments.choices,
+        "max_batch_tokens": arguments.max_batch_tokens,
         **fields,
     }
 

@@ -168,6 +168,8 @@ def test_the_language_model_reads_names_of_the_classes() -> None:
     assert list(classifier.model_.means) == ["even", "odd"]
     assert classifier.predict(TEXTS[:2]).dtype == np.int64
     assert classifier.calibrate(["1 1"], [1]).model_.calibrated == [{"prompt": "1 1", "label": "odd"}]
+    with pytest.raises(ValueError, match="got labels '1', expected those of fit: 0, 1"):
+        classifier.calibrate(["1 1"], ["1"])
     with pytest.raises(ValueError, match="got labels 7, expected those of fit: 0, 1"):
         classifier.calibrate(["1 1"], [7])
     for names in (["same", "same"], ["even"]):

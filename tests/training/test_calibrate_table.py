@@ -15,5 +15,12 @@ def test_a_threshold_is_printed_with_digits_that_tell_it_from_nothing(threshold:
     made = calibration("sha256:" + "a" * 64)
     *others, entropy = made.levels
     small = dataclasses.replace(made, levels=(*others, dataclasses.replace(entropy, threshold=threshold)))
-    line = next(line for line in _table(small).splitlines() if "predictive_entropy" in line)
+    line = next(line for line in _table(small, None).splitlines() if "predictive_entropy" in line)
     assert line.split()[2] == printed
+
+
+def test_the_adapters_own_thresholds_that_decide_no_longer_are_named() -> None:
+    made, own = calibration("sha256:" + "a" * 64), {"min_confidence": 0.999, "max_mutual_information": 0.0001}
+    told = _table(made, own).splitlines()[-1]
+    assert told == "The adapter's own thresholds no longer decide: min_confidence 0.999, max_mutual_information 0.0001."
+    assert "no longer" not in _table(made, None)

@@ -1,6 +1,7 @@
 """`blora calibrate`: prove a threshold on labelled rows that the adapter has not seen."""
 
 from argparse import ArgumentParser
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from blora.cli import CommandHelp
@@ -87,11 +88,11 @@ def main(argv: list[str]) -> int:
         arguments.adapter, base_model=arguments.base_model, device=arguments.device, dtype=arguments.dtype
     )
     calibration = calibrate_adapter(adapter, base, examples, goal, split=arguments.split)
-    print(_table(calibration))
+    print(_table(calibration, adapter.config.policy))
     return 0
 
 
-def _table(calibration: "Calibration") -> str:
+def _table(calibration: "Calibration", own: Mapping[str, float] | None) -> str:
     rows, binding = calibration.rows, calibration.binding
     n_asks = len(calibration.asks)
     over = f", summed over {n_asks} calibration attempts on these rows" if n_asks > 1 else ""
@@ -120,4 +121,7 @@ def _table(calibration: "Calibration") -> str:
         f"* the default policy. Prediction sets of coverage {calibration.coverage} with every answer.",
         f"For questions like these rows: {' or '.join(rows.forms)}, {rows.n_choices} choices.",
     ]
+    if own:
+        thresholds = ", ".join(f"{name} {value:g}" for name, value in own.items())
+        lines.append(f"The adapter's own thresholds no longer decide: {thresholds}.")
     return "\n".join(lines)

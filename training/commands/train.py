@@ -143,7 +143,9 @@ def _parser() -> ArgumentParser:
     output.add_argument("--output", type=Path, required=True, help="adapter directory to write")
     add_sampling(output, n_samples=None)
     for score in SCORES.values():
-        output.add_argument(score.flag, type=float, help=f"the adapter abstains if {score.failure}")
+        output.add_argument(
+            score.flag, type=float, help=f"the adapter abstains if {score.failure}, until it is calibrated"
+        )
     return parser
 
 

@@ -14,6 +14,7 @@ answerKey     ARC's format: the letter of the correct choice, where choices is {
               text; a number that is neither is refused, as ARC counts from 1
 
 A text names the choice that looks the same: outer white space, the Unicode form and zero-width characters do not count.
+A number that is no choice's text counts as that of the only choice with its value, as a spreadsheet makes 1 of 01.
 A boolean names the choice that says it in any case, as in true, True and TRUE.
 """
 
@@ -151,14 +152,15 @@ def _name_in(fields: Mapping[str, Any], table: Table) -> str | None:
     Raises:
         DataError: if it is no text, or may be an index.
     """
-    label = fields.get("label_text", fields.get("label"))
-    may_be_index = "label_text" not in fields and table.untyped and _is_digits(label)
-    if label is None:
+    field = next((field for field in ("label_text", "label", *LABEL_COLUMNS) if field in fields), None)
+    if field is None:
         return None
-    if isinstance(label, bool | str) and not may_be_index:
+    label = fields[field]
+    is_name = isinstance(label, bool | str) and not (table.untyped and _is_digits(label))
+    if (field == "label" and is_name) or (field == "label_text" and isinstance(label, int | str)):
         return str(label)
     raise DataError(
-        f"got the label {label!r:.80} and no choices in {table.name}, expected texts or the choices too, because a "
+        f"got {field} {label!r:.80} and no choices in {table.name}, expected texts or the choices too, because a "
         "number may be the index of a choice: name the choices (--choices, or choices= in Python), or tell that the "
         "labels are texts (--columns label_text=NAME)"
     )
@@ -218,7 +220,7 @@ def _explicit(given: Mapping[str, Any], choices: Sequence[str], *, untyped: bool
             raise RowError(f"got label_index {value!r:.80}, expected the index of the right choice")
         _check_range("label_index", index, choices)
     if (value := given.get("label_text")) is not None:
-        text = place_of(value, choices) if isinstance(value, str) else None
+        text = place_of(value, choices) if isinstance(value, str) or _is_number(value) else None
         if text is None:
             raise RowError(f"got label_text {value!r:.80}, expected one of {_listed(choices)}{_near(value, choices)}")
     if index is not None and text is not None and index != text:
@@ -249,8 +251,16 @@ def _index_or_text(value: Any, choices: Sequence[str], namings: Sequence[Sequenc
     if not _is_number(value):
         raise RowError(f"got label {value!r:.80}, expected the index or the text of the right choice")
     if named is None:
+        named = _of_value(value, choices)
+    if named is None:
         _check_range("label", value, choices)
     return Label(value if 0 <= value < len(choices) else None, named, choices)
+
+
+def _of_value(number: int, choices: Sequence[str]) -> int | None:
+    """Return the place of the one choice of digits that has the value of a number; None for none, or several."""
+    places = [place for place, choice in enumerate(map(seen, choices)) if _is_digits(choice) and int(choice) == number]
+    return places[0] if len(places) == 1 else None
 
 
 def _given(row: Mapping[str, Any]) -> dict[str, Any]:

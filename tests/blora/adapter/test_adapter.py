@@ -236,22 +236,23 @@ def test_what_else_is_in_the_folder_survives_and_a_stale_calibration_does_not(
 ) -> None:
     own = keep_own_things(folder)
     (folder / "calibration.json").write_text("{}")
-    card = (folder / "README.md").write_text("old")
+    (folder / "README.md").write_text("edited")
     inode = folder.stat().st_ino
     saved(folder, llama, method="lora")
     after = contents(folder)
     assert {name: after[name] for name in own} == own
-    assert sorted(after) == sorted([*own, *OF_LORA, "README.md"])
+    assert sorted(after) == sorted([*own, *OF_LORA, "README.md", "README.md.before"])
     assert (folder / "latest").readlink() == Path("NOTES.md")
     assert (folder / "elsewhere").readlink() == Path("/nowhere/at/all")
     assert (folder / "empty").is_dir()
-    assert len(after["README.md"]) != card
+    assert after["README.md.before"] == b"edited" != after["README.md"]
     assert folder.stat().st_ino == inode  # a shell, a mount or a watch on it still sees it
     assert [path.name for path in folder.parent.iterdir()] == ["triage"]
     assert load_adapter(folder, llama).config.posterior.method == "lora"
     saved(folder, llama, method="lora")
-    [told] = [record.getMessage() for record in caplog.records]
-    assert told.startswith(f"removed {folder / 'calibration.json'} of the earlier adapter")
+    removed, kept = [record.getMessage() for record in caplog.records]
+    assert removed.startswith(f"removed {folder / 'calibration.json'} of the earlier adapter")
+    assert kept == f"the card in {folder} was edited: it is now README.md.before, beside a new one"
 
 
 def test_a_link_to_an_adapter_stays_a_link(tmp_path: Path, folder: Path, llama: BaseModel) -> None:

@@ -51,6 +51,22 @@ def test_writing_the_same_contents_again_keeps_their_calibrations(
     assert told == f"kept {folder / CALIBRATION_FILE}, whose calibrations are of the same contents"
 
 
+@pytest.mark.parametrize("edited", [True, False])
+def test_writing_the_adapter_again_keeps_a_card_that_was_edited(
+    edited: bool, folder: Path, llama: BaseModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    card, kept = folder / "README.md", folder / "README.md.before"
+    before = card.read_text() + ("\n## Limits\n\nNot for children.\n" if edited else "")
+    card.write_text(before)
+    saved(folder, llama, method="lora")
+    assert "Not for children" not in card.read_text()
+    assert (kept.read_text() if kept.exists() else None) == (before if edited else None)
+    told = [record.getMessage() for record in caplog.records if "README.md.before" in record.getMessage()]
+    assert told == (
+        [f"the card in {folder} was edited: it is now README.md.before, beside a new one"] if edited else []
+    )
+
+
 @pytest.mark.parametrize("name", [name for name in SPOILT if name != "a folder"])
 def test_a_spoilt_file_does_not_hinder_the_writing_and_is_removed(
     name: str, folder: Path, llama: BaseModel, caplog: pytest.LogCaptureFixture

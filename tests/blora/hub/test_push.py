@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from blora.adapter import OWN_FILES, adapter_digest
+from blora.adapter import OWN_FILES, adapter_digest, read_config
+from blora.adapter.card import model_card
 from blora.errors import AdapterError, ConfigError
 from blora.hub.fetch import fetch
 from blora.hub.name import HubName
@@ -53,6 +54,14 @@ def test_an_edited_card_stays(remote: Hub, adapter: Path) -> None:
     (adapter / "README.md").write_text("# mine\n")
     push(adapter, "acme/tickets")
     assert files(remote)["README.md"] == b"# mine\n"
+
+
+def test_a_card_that_nobody_edited_gets_the_name_of_the_repository(remote: Hub, adapter: Path) -> None:
+    card = (adapter / "README.md").read_text()
+    (adapter / "README.md").write_text(model_card(read_config(adapter), "as-it-was-pulled"))
+    push(adapter, "acme/tickets")
+    assert b"\n# tickets\n" in files(remote)["README.md"]
+    assert card != files(remote)["README.md"].decode()
 
 
 def test_files_of_an_earlier_adapter_are_deleted_and_others_stay(remote: Hub, adapter: Path) -> None:

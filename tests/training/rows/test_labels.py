@@ -138,7 +138,6 @@ CODES = ("01", "02", "J45", "10")
 @pytest.mark.parametrize(
     ("choices", "labels", "wrong"),
     [
-        (CODES, ["J45", "1", "2", "1", "2"], "1"),  # 01 and 02, as a spreadsheet saves them
         (CODES, ["02", "10", "J45", "0"], "0"),
         (("E11", "I10", "J45"), ["E11", "I10", "2"], "2"),
     ],
@@ -155,11 +154,41 @@ def test_beside_labels_in_words_a_number_is_no_index_of_a_fixed_label_set(
             read_examples(source, choices=choices)
 
 
-def test_beside_labels_in_words_a_number_is_a_text_of_a_fixed_label_set(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("choices", "labels", "meant"),
+    [
+        (("J45", "1", "0"), ["J45", "0", "1"], [0, 2, 1]),
+        (CODES, ["J45", "1", "2", "10"], [2, 0, 1, 3]),  # 01 and 02, as a spreadsheet saves them
+    ],
+)
+def test_beside_labels_in_words_a_number_is_a_text_of_a_fixed_label_set(
+    tmp_path: Path, choices: tuple[str, ...], labels: list[str], meant: list[int]
+) -> None:
     file = tmp_path / "rows.csv"
-    file.write_text("prompt,label\na,J45\nb,0\nc,1\n")
-    read = read_examples(file, choices=("J45", "1", "0")).examples
-    assert [example.label for example in read] == [0, 2, 1]
+    file.write_text("prompt,label\n" + "".join(f"q{n},{label}\n" for n, label in enumerate(labels)))
+    rows = [{"prompt": "q", "label": int(label) if label.isdecimal() else label} for label in labels]
+    for source in (file, rows):
+        assert [example.label for example in read_examples(source, choices=choices).examples] == meant
+
+
+def test_a_number_that_is_the_value_of_a_choice_may_be_its_text() -> None:
+    rows = [{"prompt": f"q{n}", "label": label} for n, label in enumerate([1, 2, 1, 2])]
+    with pytest.raises(DataError, match="got label 1, which is the index of '02' and also stands for '01'"):
+        read_examples(rows, choices=CODES)
+    for another, meant in ((10, [0, 1, 0, 1, 3]), (3, [1, 2, 1, 2, 3])):  # no index, and no value
+        decided = [*rows, {"prompt": "another", "label": another}]
+        assert [example.label for example in read_examples(decided, choices=CODES).examples] == meant
+    twice = ("1.0", "one", "001", "01")
+    assert read_examples([{"prompt": "q", "label": 1}], choices=twice).examples[0].label == 1
+
+
+@pytest.mark.parametrize("label", [2, "2"])
+def test_a_label_text_may_be_a_whole_number(label: object) -> None:
+    rows = [{"prompt": "q", "label_text": label}, {"prompt": "r", "label_text": 4}]
+    assert [example.label for example in read_examples(rows, choices=("4", "2")).examples] == [1, 0]
+    table = read_table(rows)
+    assert label_set(table) == ("2", "4")
+    assert [example.label for example in examples_of(table, label_set(table)).examples] == [0, 1]
 
 
 def test_digits_of_other_scripts_are_no_index() -> None:

@@ -176,14 +176,19 @@ def test_there_is_no_label_set_of_rows_that_bring_their_choices(rows: list[dict[
 @pytest.mark.parametrize("wrong", [1, ["a"], 1.5])
 def test_a_label_that_is_no_name_needs_the_choices(wrong: object) -> None:
     rows = [{"prompt": "q", "label": "a"}, {"prompt": "r", "label": wrong}]
-    with pytest.raises(DataError, match=r"got the label .* and no choices in rows, expected texts or the choices too"):
+    with pytest.raises(DataError, match=r"got label .* and no choices in rows, expected texts or the choices too"):
         label_set(read_table(rows))
+
+
+def test_indices_need_the_choices() -> None:
+    with pytest.raises(DataError, match="got label_index 0 and no choices in rows, expected texts or the choices too"):
+        label_set(read_table([{"prompt": "q", "label_index": 0}, {"prompt": "r", "label_index": 1}]))
 
 
 def test_digits_in_csv_need_the_choices_or_to_be_called_texts(tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     file.write_text("prompt,label\nq,10\nr,J45\ns,0\n")
-    with pytest.raises(DataError, match=r"got the label '10' and no choices .*--columns label_text=NAME"):
+    with pytest.raises(DataError, match=r"got label '10' and no choices .*--columns label_text=NAME"):
         label_set(read_table(file))
     table = read_table(file, columns={"label_text": "label"})
     assert label_set(table) == ("0", "10", "J45")
