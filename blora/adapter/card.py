@@ -8,7 +8,7 @@ from typing import Any
 from blora.base_model import EMBEDDED_HUB_ID, EMBEDDED_ID
 from blora.config import AdapterConfig, PromptConfig
 
-__all__ = ["model_card", "validation_figures"]
+__all__ = ["is_edited", "model_card", "validation_figures"]
 
 OF_LORA = (
     "A Bayesian-LoRA adapter (arXiv:2601.21003). Plain PEFT loads its posterior mean; `blora serve` draws from the",
@@ -92,12 +92,6 @@ def model_card(config: AdapterConfig, name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _tags(config: AdapterConfig) -> list[str]:
-    lora = ["lora"] if config.modules else []
-    kind = "bayesian-lora" if config.head is None else "decision-head"
-    return ["blora", *lora, kind, "uncertainty", "abstention"]
-
-
 def is_edited(card: str, config: AdapterConfig) -> bool:
     """Return whether somebody has changed a card: it is not what is made under the name in its heading.
 
@@ -107,6 +101,12 @@ def is_edited(card: str, config: AdapterConfig) -> bool:
     """
     names = re.findall(r"^# (.+)$", card, re.MULTILINE)
     return not names or card != model_card(config, names[0])
+
+
+def _tags(config: AdapterConfig) -> list[str]:
+    lora = ["lora"] if config.modules else []
+    kind = "bayesian-lora" if config.head is None else "decision-head"
+    return ["blora", *lora, kind, "uncertainty", "abstention"]
 
 
 def _model_index(config: AdapterConfig, name: str) -> list[str]:

@@ -29,11 +29,11 @@ from blora.training.rows.sources import Rows, Table, read_table
 __all__ = [
     "Example",
     "ExampleSet",
-    "check_rows",
     "examples_for",
     "examples_of",
     "one_for_each_text",
     "read_examples",
+    "refuse_rows",
     "split_examples",
 ]
 
@@ -187,7 +187,7 @@ def examples_of(table: Table, choices: Sequence[str] | None, limit: int | None =
     settled = list(zip(read, settle([label for _, label in read], fixed=choices is not None), strict=True))
     # Ambiguous labels are decided by the other rows, so a malformed row would hide the evidence.
     problems = problems or [f"{example.where}: {meant}" for (example, _), meant in settled if isinstance(meant, str)]
-    check_rows(problems)
+    refuse_rows(problems)
     examples = [replace(example, label=meant) for (example, _), meant in settled if isinstance(meant, int)]
     if not examples:
         raise DataError(f"got no rows in {table.name}, expected at least one")
@@ -197,8 +197,11 @@ def examples_of(table: Table, choices: Sequence[str] | None, limit: int | None =
     return ExampleSet(table.name, f"sha256:{digest.hexdigest()}", tuple(examples[:limit]))
 
 
-def check_rows(problems: Sequence[str]) -> None:
-    """Raise an error that names what is wrong with rows, if there is anything.
+def refuse_rows(problems: Sequence[str]) -> None:
+    """Raise an error that names the first problems with rows, and the number of the others, if there are any.
+
+    Args:
+        problems: what is wrong with each malformed row, with its place.
 
     Raises:
         DataError: if there are problems.

@@ -12,7 +12,7 @@ from blora.base_model import BaseModel
 from blora.config import PromptConfig
 from blora.errors import PromptError
 from blora.inference.packing import PackedBatch, PackedRow, collate, pack
-from blora.training.rows.examples import ExampleSet, check_rows
+from blora.training.rows.examples import ExampleSet, refuse_rows
 
 __all__ = ["LabelledRow", "collate_labelled", "labels_of", "lengths_of", "pack_examples"]
 
@@ -55,7 +55,7 @@ def pack_examples(examples: ExampleSet, base: BaseModel, prompt: PromptConfig) -
             problems.append(f"{example.where}: {exc}")
         else:
             rows.append(LabelledRow(row, example.label, example.text))
-    check_rows(problems)
+    refuse_rows(problems)
     shadowed = [pair for row in rows if (pair := row.row.shadowed) is not None]
     if shadowed:
         logger.warning(
