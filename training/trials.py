@@ -22,7 +22,7 @@ __all__ = ["Trial", "choose", "trial_of", "try_scales"]
 
 logger = logging.getLogger(__name__)
 
-# Stop trying wider scales once the NLL exceeds the best by this fraction.
+# Stop trying wider scales once the NLL exceeds the best by this fraction, and by more than the tolerance.
 GIVE_UP = 0.05
 
 
@@ -81,13 +81,16 @@ def trial_of(scale: float, log_probs: Tensor, rows: Sequence[LabelledRow], n_val
     return Trial(scale, found.temperature, power + found.power, found.lapse, judged, len(mean), len(labels))
 
 
-def try_scales(score: Callable[[float], Tensor], rows: Sequence[LabelledRow], scales: Sequence[float]) -> list[Trial]:
+def try_scales(
+    score: Callable[[float], Tensor], rows: Sequence[LabelledRow], scales: Sequence[float], tolerance: float
+) -> list[Trial]:
     """Return one trial per scale, from the narrowest to the widest, until the NLL is clearly worse than the best.
 
     Args:
         score: the function that `scorer` returned for these rows.
         rows: the validation rows.
         scales: the candidates, in any order.
+        tolerance: nats above the best NLL that are not clearly worse, as in `choose`.
     """
     trials: list[Trial] = []
     for scale in sorted(scales):
@@ -99,7 +102,7 @@ def try_scales(score: Callable[[float], Tensor], rows: Sequence[LabelledRow], sc
                 raise
             break  # at this scale the model overflows
         best = min(trial.metrics.nll for trial in trials)
-        if trials[-1].metrics.nll > best * (1 + GIVE_UP):
+        if trials[-1].metrics.nll > best + max(tolerance, GIVE_UP * best):
             break
     return trials
 

@@ -91,7 +91,7 @@ def tune(
     """
     require(len(scales) > 0, "no scales", "at least one")
     require(0 <= tolerance < math.inf, f"tolerance = {tolerance}", "nats of at least 0")
-    trials = try_scales(scorer(base, posterior, rows, sampling), rows, scales)
+    trials = try_scales(scorer(base, posterior, rows, sampling), rows, scales, tolerance)
     chosen = choose(trials, tolerance)
     posterior.widen(chosen.scale)
     return chosen, trials

@@ -70,7 +70,7 @@ def _chosen(
 ) -> Iterator[Scored]:
     """Yield a posterior at the scale that the draws of the first seed choose."""
     validation = read.validation
-    trials = try_scales(lambda scale: validation.under(draws(scale, SEEDS[0])), validation.rows, scales)
+    trials = try_scales(lambda scale: validation.under(draws(scale, SEEDS[0])), validation.rows, scales, TOLERANCE_NATS)
     trial = choose(trials, TOLERANCE_NATS)
     for seed in SEEDS:
         yield replace(read.under(method, draws(trial.scale, seed), trial, seconds), seed=seed)

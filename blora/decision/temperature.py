@@ -85,6 +85,7 @@ def guessed(probs: Tensor, share: float | Tensor, present: Tensor) -> Tensor:
         share: one number, or numbers that broadcast with the probabilities.
         present: (..., C) mask of the choices of each question.
     """
+    present = present.to(probs.dtype)
     return (1 - share) * probs + share * present / present.sum(-1, keepdim=True)
 
 

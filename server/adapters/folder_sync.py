@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import os
 import stat
 import time
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -12,7 +14,6 @@ from typing import NamedTuple
 from blora.errors import BloraError
 from blora.server.adapters.loader import MOST_ENTRIES, Loader
 from blora.server.adapters.registry import Registry
-from blora.server.engines.handle import AdapterHandle
 from blora.server.errors import ServerError
 from blora.server.scheduling.thread_per_task import StalledError, ThreadPerTask
 
@@ -21,7 +22,8 @@ __all__ = ["FolderSync"]
 logger = logging.getLogger(__name__)
 
 # Names, times of modification and of change (ns) and sizes (bytes) of an adapter's files, by which a change shows
-# without reading the files. A change of permissions alters the time of change alone.
+# without reading the files. A change of permissions alters the time of change alone. What a link leads to may change
+# while the link stays, so that both count.
 Signature = frozenset[tuple[str, int, int, int]]
 # Signature of a folder that cannot be read at the moment, for example on a shared file system.
 UNREADABLE: Signature = frozenset([("", 0, 0, 0)])
@@ -47,7 +49,7 @@ class FolderSync:
     adapter that fails to load is logged and tried again when it changes, or after a while if the reason may pass, such
     as a timeout, a file that cannot be read, an engine without memory or too many adapters. All adapters stay while the
     folder cannot be read or has lost all its folders, as when its volume is unmounted. Adapters with other contents
-    from elsewhere stay as they are.
+    from elsewhere stay as they are, until an admin loads the folder itself under its own name.
 
     Args:
         root: the folder; entries whose names begin with a dot are ignored, as they are being written.
@@ -67,8 +69,6 @@ class FolderSync:
         self._looking = asyncio.Semaphore(AT_ONCE)
         self._stays_because: int | None = None
         self._seen: dict[str, Signature] = {}
-        # By name: the adapter loaded from this folder; None after an admin has unloaded or replaced it.
-        self._kept: dict[str, AdapterHandle | None] = {}
         self._retries: dict[str, _Retry] = {}  # by name
         self._silent: set[str] = set()  # names whose folders timed out
 
@@ -89,7 +89,7 @@ class FolderSync:
         except (OSError, BloraError) as exc:
             self._stay(logging.ERROR, f"cannot be read: {exc}")
             return
-        if not all_folders and any(map(self._serves, self._kept)):
+        if not all_folders and any(map(self._serves, self._seen)):
             self._stay(
                 logging.WARNING,
                 "has no folders any more, as if its volume were not mounted: mount it, or unload them with DELETE "
@@ -105,15 +105,11 @@ class FolderSync:
             # A known folder that cannot be read at the moment counts as unchanged, and its adapter is not tried again.
             if signature is not None and not (signature == UNREADABLE and name in self._seen)
         }
-        for name in self._kept:
-            if not self._serves(name):
-                self._kept[name] = None
         for name in self._seen.keys() - set(folders):
             del self._seen[name]
             self._retries.pop(name, None)
             if self._serves(name):
                 await self._unload(name)
-            self._kept.pop(name, None)
         due = [name for name, signature in found.items() if self._is_due(name, signature)]
         self._seen.update(found)
         await asyncio.gather(*map(self._load, due))
@@ -144,19 +140,17 @@ class FolderSync:
         if retry is not None and time.monotonic() >= retry.at and self._loader.has_room(name):
             return True
         # One that was served before its folder was first read, as by --adapters, is followed if its contents are equal.
-        ours = name in self._kept or self._registry.get(name) is None or seen in (None, UNREADABLE)
+        ours = self._serves(name) or self._registry.get(name) is None or seen in (None, UNREADABLE)
         return ours and seen != signature
 
     def _serves(self, name: str) -> bool:
-        """Return whether the adapter of a name is the one that was loaded from this folder."""
-        served = self._registry.get(name)
-        return served is not None and served is self._kept.get(name)
+        """Return whether the adapter of a name is the one that was loaded from its folder."""
+        return self._loader.serves(name, name)
 
     async def _load(self, name: str) -> None:
         before = self._retries.pop(name, None)
         try:
-            replace = self._serves(name)
-            handle, _ = await self._loader.load(name, name, by=BY, replace=replace, keep_policy=True)
+            await self._loader.load(name, name, by=BY, follow=True)
         except ServerError as exc:  # the loader has logged it
             if exc.code in PASSING:
                 self._try_again(name, exc)
@@ -164,8 +158,6 @@ class FolderSync:
             if before is None or before.error is not type(exc):
                 logger.exception("Adapter %r in %s is not loaded", name, self._root)
             self._try_again(name, exc)
-        else:
-            self._kept[name] = handle
 
     def _try_again(self, name: str, error: Exception) -> None:
         self._retries[name] = _Retry(time.monotonic() + self._timeout_s, type(error))
@@ -192,7 +184,16 @@ def _may_be_folder(entry: Path) -> bool:
 
 def _signature(folder: Path) -> Signature:
     try:
-        stats = ((file.name, file.lstat()) for file in islice(folder.iterdir(), MOST_ENTRIES))
-        return frozenset((name, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size) for name, stat in stats)
+        stats = ((file.name, found) for file in islice(folder.iterdir(), MOST_ENTRIES) for found in _stats(file))
+        return frozenset((name, found.st_mtime_ns, found.st_ctime_ns, found.st_size) for name, found in stats)
     except OSError:
         return UNREADABLE
+
+
+def _stats(file: Path) -> list[os.stat_result]:
+    """Return the state of a file, and for a link also the state of what it leads to, if there is anything."""
+    found = [file.lstat()]
+    if stat.S_ISLNK(found[0].st_mode):
+        with suppress(OSError):
+            found.append(file.stat())
+    return found

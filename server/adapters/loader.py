@@ -65,9 +65,10 @@ class Loader:
         self._threads = ThreadPerTask(settings.adapter_load_timeout_s)
         self._reading = asyncio.Semaphore(AT_ONCE)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._sources: dict[str, Path] = {}  # by name: the folder that the served adapter was last loaded from
 
     async def load(
-        self, name: str, path: str, *, by: str, replace: bool = False, keep_policy: bool = False
+        self, name: str, path: str, *, by: str, replace: bool = False, follow: bool = False
     ) -> tuple[AdapterHandle, bool]:
         """Load an adapter, and return its handle and whether the name was free.
 
@@ -78,8 +79,8 @@ class Loader:
             path: path of its folder, below the root.
             by: name of whoever requested it, for the log.
             replace: whether the adapter may replace other contents of that name.
-            keep_policy: whether an adapter without a calibration and a policy, which answers everything, may not
-                replace one that has either.
+            follow: whether the adapter may replace other contents that were loaded from the same path. One without a
+                calibration and a policy, which answers everything, then does not replace one that has either.
 
         Raises:
             ForbiddenError: if the server has no adapter root, or the path leads out of it.
@@ -97,7 +98,7 @@ class Loader:
                 raise InvalidRequestError(f"{exc}: choose another name", param="name") from exc
             log_outcome(logger, "adapter_loading", by=by, adapter=name, path=path)
             async with self._locks.setdefault(name, asyncio.Lock()):
-                handle, outcome, old = await self._load(root, name, path, replace=replace, keep_policy=keep_policy)
+                handle, outcome, old = await self._load(root, name, path, replace=replace, follow=follow)
         except ServerError as exc:
             self._refused(exc, by=by, adapter=name, path=path)
             raise
@@ -106,6 +107,11 @@ class Loader:
         if old is not None and old is not handle:  # last, because the engine may be busy
             await self._engine.forget(old)
         return handle, old is None
+
+    def serves(self, name: str, path: str) -> bool:
+        """Return whether the adapter that is served under a name was last loaded from a path below the root."""
+        root = self._settings.adapter_root
+        return root is not None and self._sources.get(name) == root.absolute() / path
 
     async def unload(self, name: str, *, by: str) -> None:
         """Unload an adapter; requests in flight still finish on it.
@@ -124,12 +130,13 @@ class Loader:
         except ServerError as exc:
             self._refused(exc, by=by, adapter=name)
             raise
+        self._sources.pop(name, None)
         self._release(handle)
         log_outcome(logger, "adapter_unloaded", by=by, adapter=name, digest=handle.digest)
         await self._engine.forget(handle)
 
     async def _load(
-        self, root: Path, name: str, path: str, *, replace: bool, keep_policy: bool
+        self, root: Path, name: str, path: str, *, replace: bool, follow: bool
     ) -> tuple[AdapterHandle, str, AdapterHandle | None]:
         """Return the handle now served under the name, the outcome for the log, and the handle served before."""
         self._check_room(name)
@@ -139,17 +146,20 @@ class Loader:
             old = self._registry.get(name)
             if old is None:
                 self._registry.add(handle)
+                self._sources[name] = root / path
                 self._watch(handle)
                 return handle, "adapter_loaded", None
             if (old.digest, old.calibration_digest) == (handle.digest, handle.calibration_digest):
+                if not (follow and name in self._sources):
+                    self._sources[name] = root / path
                 return old, "adapter_kept", old
-            if not replace:
+            if not (replace or (follow and self.serves(name, path))):
                 raise AdapterConflictError(
                     f"Another adapter, or the same with another calibration, is loaded as {name!r} ({old.digest}): "
                     f"replace it with PUT /v1/adapters/{name}, unload it first, or choose another name.",
                     param="name",
                 )
-            if keep_policy and old.may_abstain and not handle.may_abstain:
+            if follow and old.may_abstain and not handle.may_abstain:
                 raise AdapterConflictError(
                     f"got an adapter {name!r} without a calibration or a policy, which would answer everything, "
                     "expected one that abstains, as the adapter that is served does: run blora calibrate, or replace "
@@ -157,6 +167,7 @@ class Loader:
                     param="path",
                 )
             self._registry.replace(handle)
+            self._sources[name] = root / path
             self._release(old)
             self._watch(handle)
             return handle, "adapter_replaced", old
@@ -169,7 +180,7 @@ class Loader:
         try:
             async with self._reading:
                 looking = partial(self._folder, root, path)
-                folder = await self._threads.run(f"Reading the folder of adapter {name}", looking)
+                folder = await self._threads.run(f"Reading the folder of adapter {name}", looking, of=path)
                 return await self._engine.load_adapter(folder, name)
         except StalledError as exc:
             raise DeadlineExceededError(str(exc), code="adapter_stalled", param="path") from exc

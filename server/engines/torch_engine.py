@@ -104,7 +104,7 @@ class TorchEngine(PackingEngine):
         """Implement Engine; without a name, serve the adapter under its folder's."""
         reading = partial(self._read_adapter, path, name)
         try:
-            adapter, handle, row = await self._reading.run(f"Reading adapter {name or path}", reading)
+            adapter, handle, row = await self._reading.run(f"Reading adapter {name or path}", reading, of=path)
             await self._scheduler.run(partial(self._prove, adapter, handle, row))
         except torch.OutOfMemoryError as exc:
             self._loaded_prefixes().clear()

@@ -106,7 +106,7 @@ class VllmEngine(PackingEngine):
         """Implement Engine; without a name, serve the adapter under its folder's."""
         reading = partial(self._read, path, name)
         logger.info("Reading adapter %s", name or path)
-        adapter, handle = await self._reading.run(f"Reading adapter {name or path}", reading)
+        adapter, handle = await self._reading.run(f"Reading adapter {name or path}", reading, of=path)
         try:
             await in_thread(self._working, partial(self._export, adapter, handle.bank.n_samples))
             for s in range(handle.bank.n_samples):

@@ -80,11 +80,13 @@ class Lengths(NamedTuple):
                 param=_param(question),
             )
         if row.prompt_tokens > self.prompt:  # with label scoring the prompt lists the choices
-            got, most = row.prompt_tokens, self.prompt
+            got, most, flag = row.prompt_tokens, self.prompt, self.flag
         else:
             got, most = row.scored_tokens, self.row - row.prompt_tokens + row.n_choices
+            flag = "--max-batch-tokens"
         raise TooLargeError(
-            f"got choices of {got} tokens, expected at most {most} beside this prompt: shorten the choices",
+            f"got choices of {got} tokens, expected at most {most} beside this prompt: shorten the choices"
+            + (f", or raise {flag}" if flag else ""),
             code="prompt_too_long",
             param="choices",
         )

@@ -37,21 +37,22 @@ class ThreadPerTask:
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._running: set[object] = set()
-        self._given_up: dict[object, str] = {}  # descriptions of abandoned tasks
+        self._given_up: dict[object, tuple[str, object]] = {}  # descriptions of abandoned tasks, and what each read
         self._lock = threading.Lock()
 
-    async def run(self, what: str, work: Callable[[], T]) -> T:
+    async def run(self, what: str, work: Callable[[], T], *, of: object = None) -> T:
         """Run a task, and return its result or raise its exception.
 
         Args:
-            what: description of the task for messages. While an abandoned task of the same description has not ended,
-                no other one starts.
+            what: description of the task for messages.
             work: the task. It is never interrupted, so it must not change shared state.
+            of: what the task reads, such as a path. While an abandoned task of the same description has not ended, no
+                other one of the same starts.
 
         Raises:
             StalledError: if the task does not end in time, or earlier tasks have not ended.
         """
-        self._check_room(what)
+        self._check_room(what, of)
         loop, began = asyncio.get_running_loop(), time.monotonic()
         done: asyncio.Future[T] = loop.create_future()
 
@@ -81,7 +82,7 @@ class ThreadPerTask:
             with self._lock:
                 stalls = done in self._running
                 if stalls:
-                    self._given_up[done] = what
+                    self._given_up[done] = what, of
         if stalls:
             raise StalledError(
                 f"{what} did not end within {self._timeout_s:g} s and was abandoned; check the file system, or raise "
@@ -89,10 +90,11 @@ class ThreadPerTask:
             )
         return await done
 
-    def _check_room(self, what: str) -> None:
+    def _check_room(self, what: str, of: object) -> None:
         with self._lock:
-            stalled = sorted(self._given_up.values())
-        if what in stalled or len(stalled) >= MOST_GIVEN_UP:
+            given_up = [*self._given_up.values()]
+        if (what, of) in given_up or len(given_up) >= MOST_GIVEN_UP:
+            stalled = sorted(described for described, _ in given_up)
             raise StalledError(
                 f"{what} is not tried now, because earlier tasks, abandoned after {self._timeout_s:g} s, have not "
                 f"ended: {', '.join(stalled)}; check the file system, or restart the server"

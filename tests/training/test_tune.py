@@ -60,10 +60,25 @@ def test_scales_are_tried_from_the_narrowest_until_the_valley_is_left() -> None:
         wrong = scale > 2.0  # beyond it the model prefers the wrong choice
         return log_probs(0.75 if wrong else 0.25)
 
-    trials = try_scales(score, ROWS, [8.0, 4.0, 0.5, 1.0, 2.0])
+    trials = try_scales(score, ROWS, [8.0, 4.0, 0.5, 1.0, 2.0], 0.001)
     assert seen == [0.5, 1.0, 2.0, 4.0]
     assert [t.scale for t in trials] == seen
     assert choose(trials, 0.001).scale == 2.0
+
+
+@pytest.mark.parametrize(("tolerance", "chosen"), [(0.005, 2.0), (0.1, 8.0)])
+def test_the_search_goes_on_as_far_as_the_tolerance_where_the_nll_is_low(tolerance: float, chosen: float) -> None:
+    """A twentieth of a low NLL is less than the tolerance."""
+    n, n_wrong = 4000, {0.5: 4, 1.0: 5, 2.0: 6, 4.0: 15, 8.0: 60, 16.0: 300, 32.0: 4}
+
+    def score(scale: float) -> Tensor:
+        error = n_wrong[scale] / n
+        right = torch.tensor([1 - error, error]).log()
+        wrong = torch.arange(n)[:, None] < n_wrong[scale]
+        return torch.where(wrong, right.flip(0), right).expand(2, n, 2)
+
+    trials = try_scales(score, rows_of([0] * n), list(n_wrong), tolerance)
+    assert choose(trials, tolerance).scale == chosen
 
 
 def test_a_scale_at_which_the_model_overflows_ends_the_search() -> None:
@@ -72,14 +87,14 @@ def test_a_scale_at_which_the_model_overflows_ends_the_search() -> None:
             raise NumericalError("too wide")
         return log_probs(0.25)
 
-    assert [t.scale for t in try_scales(score, ROWS, [1.0, 2.0, 4.0])] == [1.0]
+    assert [t.scale for t in try_scales(score, ROWS, [1.0, 2.0, 4.0], 0.001)] == [1.0]
     with pytest.raises(NumericalError, match="too wide"):
-        try_scales(score, ROWS, [2.0])
+        try_scales(score, ROWS, [2.0], 0.001)
 
 
 def test_each_trial_has_the_temperature_of_its_own_scale() -> None:
     many = 1000  # enough for the prior on the temperature to weigh nothing
-    found = try_scales(lambda scale: log_probs(0.01).repeat(1, many, 1), rows_of(LABELS * many), [1.0])[0]
+    found = try_scales(lambda scale: log_probs(0.01).repeat(1, many, 1), rows_of(LABELS * many), [1.0], 0.001)[0]
     odds = math.log(0.99 / 0.01) / found.temperature
     assert 1 / (1 + math.exp(-odds)) == pytest.approx(0.75, abs=1e-3)  # three of four are right
 

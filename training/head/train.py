@@ -181,7 +181,7 @@ def fit_parts(
         logger.info("%s: validation %s", found[-1].name, fitted[part].trial)
     best = fitted["both"]
     held = Held(best.head, validation_features, validation)
-    trials = try_scales(lambda scale: held.log_probs(scale, lora, sampling), validation, HEAD_SCALES)
+    trials = try_scales(lambda scale: held.log_probs(scale, lora, sampling), validation, HEAD_SCALES, TOLERANCE_NATS)
     trial = served = choose(trials, TOLERANCE_NATS)
     found.append(Part(f"head, {sampling.n_samples} draws{above}", trial.metrics))
     if len(validation) < FEW_ROWS and not lora.modules_shape:  # a LoRA has been trained on the rows of every fold

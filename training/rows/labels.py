@@ -7,6 +7,8 @@ label         the index of a choice, from 0, or its text. A number (in CSV: digi
               data set. If the other rows do not decide, the row is refused. If some numbers can only be texts, and
               others can only be indices although choices of the row are numbers, the rarer ones are refused. With a
               fixed label set, one label in words makes all labels texts, and a number that is no choice is refused.
+              Outside of CSV, digits in quotes are the text of a choice, unless those of another row are an index,
+              because its choices have no numbers; then all such digits count as numbers.
 label_index   the index, a whole number from 0
 label_text    the text; label_index and label_text must agree if a row has both, and with a label that is the text of a
               choice; they take precedence over any other label
@@ -20,7 +22,7 @@ A boolean names the choice that says it in any case, as in true, True and TRUE.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -34,6 +36,7 @@ from blora.training.rows.sources import Table
 __all__ = ["Label", "RowError", "check_labelled", "is_missing", "label_set", "place_of", "read_label", "settle"]
 
 REPORTED = 10  # choices named in a message
+FLOAT_ADVICE = "; pandas makes floats of whole numbers in a column with a gap: convert it, as with .astype('Int64')"
 
 
 class RowError(Exception):
@@ -49,12 +52,14 @@ class Label:
         text: the choice with this text.
         choices: the row's choices.
         in_words: whether the label is text other than a number.
+        in_quotes: whether the label is digits in quotes, where numbers need none, and not another spelling of a choice.
     """
 
     index: int | None
     text: int | None
     choices: Sequence[str]
     in_words: bool = False
+    in_quotes: bool = False
 
     @property
     def is_doubtful_index(self) -> bool:
@@ -179,6 +184,7 @@ def settle(labels: Sequence[Label], *, fixed: bool = False) -> list[int | str]:
     >>> settle([Label(2, 1, digits), Label(None, 3, digits)])
     [1, 3]
     """
+    labels = _read_as_texts(labels)
     n_texts = sum(label.index is None for label in labels)
     n_indices = sum(label.text is None for label in labels)
     n_doubtful = sum(label.is_doubtful_index for label in labels)
@@ -208,6 +214,13 @@ def settle(labels: Sequence[Label], *, fixed: bool = False) -> list[int | str]:
     return [meant(label) for label in labels]
 
 
+def _read_as_texts(labels: Sequence[Label]) -> Sequence[Label]:
+    """Return the labels with digits in quotes as texts alone, unless such digits can only be an index in some row."""
+    if any(label.in_quotes and label.text is None and not label.is_doubtful_index for label in labels):
+        return labels
+    return [replace(label, index=None) if label.in_quotes and label.text is not None else label for label in labels]
+
+
 def _refused(label: str, expected: str, kind: str) -> str:
     return f"got label {label!r}, expected {expected}, as labels of other rows can only be {kind}; correct the label"
 
@@ -234,14 +247,12 @@ def _explicit(given: Mapping[str, Any], choices: Sequence[str], *, untyped: bool
 
 
 def _index_or_text(value: Any, choices: Sequence[str], namings: Sequence[Sequence[str]], *, untyped: bool) -> Label:
-    """Return the possible meanings of a value: a number as an index, and any value by the first naming that has it.
-
-    Digits that arrive as text although numbers do not are no index if a naming has them.
-    """
+    """Return the possible meanings of a value: a number as an index, and any value by the first naming that has it."""
+    in_quotes = not untyped and _is_digits(value)
     named = next((place for names in namings if (place := place_of(value, names)) is not None), None)
     if isinstance(value, str):
-        if named is not None and not (untyped and _is_digits(value)):
-            return Label(None if _is_digits(value) else named, named, choices, in_words=not _is_digits(value))
+        if named is not None and not _is_digits(value):
+            return Label(named, named, choices, in_words=True)
         if not _is_digits(value):
             expected = list(namings[0] or namings[1])
             raise RowError(
@@ -249,12 +260,14 @@ def _index_or_text(value: Any, choices: Sequence[str], namings: Sequence[Sequenc
             )
         value = int(value)
     if not _is_number(value):
-        raise RowError(f"got label {value!r:.80}, expected the index or the text of the right choice")
+        advice = FLOAT_ADVICE if isinstance(value, float) else ""
+        raise RowError(f"got label {value!r:.80}, expected the index or the text of the right choice{advice}")
     if named is None:
         named = _of_value(value, choices)
+        in_quotes = in_quotes and named is None
     if named is None:
         _check_range("label", value, choices)
-    return Label(value if 0 <= value < len(choices) else None, named, choices)
+    return Label(value if 0 <= value < len(choices) else None, named, choices, in_quotes=in_quotes)
 
 
 def _of_value(number: int, choices: Sequence[str]) -> int | None:

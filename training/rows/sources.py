@@ -190,7 +190,7 @@ def is_row(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value in Python's types: NumPy's numbers and arrays, nested ones too, and rows of a pandas DataFrame."""
+    """Return a value in JSON's types: lists for tuples and NumPy's arrays, NumPy's numbers, and rows of a DataFrame."""
     if _kind(value) == "pandas.NAType":
         return None
     if is_row(value):
@@ -199,7 +199,7 @@ def _plain(value: Any) -> Any:
         value = value.tolist()
     if isinstance(value, Mapping):
         return {name: _plain(one) for name, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, list) else value
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _check_columns(columns: Collection[str], where: str, advice: str) -> None:

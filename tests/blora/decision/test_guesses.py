@@ -115,3 +115,10 @@ def test_a_calibration_is_of_answers_with_their_guesses() -> None:
     ]
     assert quantiles[0] == pytest.approx(quantiles[1])
     assert found.default_level.coverage < (calibrate(log_probs, labels, **common).default_level.coverage or 0)
+
+
+@pytest.mark.parametrize("present", [torch.ones(3), torch.ones(3, dtype=torch.bool)], ids=["numbers", "a mask"])
+def test_probabilities_with_guesses_add_up_to_one_in_float64(present: Tensor) -> None:
+    for share in (0.1, 1 / 3, 0.7):
+        total = guessed(drawn(4, 30, 3), share, present).sum(-1)
+        assert torch.allclose(total, torch.ones_like(total), rtol=0, atol=1e-15)

@@ -62,7 +62,13 @@ class Words(FakeRow):
             "prompt",
             "expected at most 8 beside these choices: shorten it, or raise --max-batch-tokens",
         ),
-        ("w", ("x " * 8, "y " * 8), "choices", "choices of 16 tokens, expected at most 13 beside this prompt"),
+        (
+            "w",
+            ("x " * 8, "y " * 8),
+            "choices",
+            "choices of 16 tokens, expected at most 13 beside this prompt: shorten the choices, or raise "
+            "--max-batch-tokens",
+        ),
         ("w" * 51, CHOICES, "prompt", "The prompt has 51 characters, which make more than 10 tokens"),
         ("w", ("x", "y" * 60), "choices", "The choices have 61 characters, which make more than 12 tokens"),
     ],

@@ -40,6 +40,18 @@ async def test_a_piece_that_stalls_is_given_up_and_others_go_on(caplog: pytest.L
     assert "the folder of x ended after 0 s; it had been abandoned" in caplog.text
 
 
+async def test_a_piece_of_something_else_is_not_held_up_by_one_of_the_same_description() -> None:
+    threads, gate = ThreadPerTask(0.2), threading.Event()
+    try:
+        with pytest.raises(StalledError):
+            await threads.run("the folder of x", gate.wait, of="one")
+        assert await threads.run("the folder of x", lambda: 1, of="two") == 1
+        with pytest.raises(StalledError, match="not tried now"):
+            await threads.run("the folder of x", lambda: 2, of="one")
+    finally:
+        gate.set()
+
+
 async def again(threads: ThreadPerTask, what: str) -> int:
     """Return the result of a task once the earlier one has ended."""
     async with asyncio.timeout(10):

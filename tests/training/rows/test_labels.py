@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from blora.errors import DataError
@@ -95,9 +96,38 @@ def test_a_number_as_key_without_letters_is_refused_unless_it_is_a_choice(tmp_pa
         assert read_examples(str(file)).examples[0].label == 1
 
 
-def test_text_in_jsonl_is_no_index_of_another_choice(tmp_path: Path) -> None:
-    file = write_jsonl(tmp_path / "rows.jsonl", [row(choices=DIGITS, label="2"), row(label="1")])
-    assert [example.label for example in read_examples(str(file)).examples] == [1, 1]
+def test_digits_in_quotes_are_no_index_of_another_choice(tmp_path: Path) -> None:
+    rows = [row(choices=DIGITS, label="2"), row(choices=["ice", "fire"], label="ice")]
+    for source in (write_jsonl(tmp_path / "rows.jsonl", rows), rows):
+        assert [example.label for example in read_examples(source).examples] == [1, 0]
+
+
+def test_digits_in_quotes_are_indices_if_those_of_another_row_are(tmp_path: Path) -> None:
+    rows = [(DIGITS, {"label": "2"}), (["ice", "fire"], {"label": "1"}), (DIGITS, {"label": "1"})]
+    for file in both_formats(tmp_path, rows):
+        assert [example.label for example in read_examples(file).examples] == [2, 1, 1], file.suffix
+    for file in both_formats(tmp_path, [*rows, (DIGITS, {"label": "4"})]):
+        with pytest.raises(DataError, match="got label 2, which is the index of '3' and also stands for '2'"):
+            read_examples(file)
+
+
+def test_one_wrong_number_in_quotes_makes_no_indices_of_the_others() -> None:
+    rows = [row(choices=["1", "2", "4", "5"], label=label) for label in ("1", "2", "3")]
+    with pytest.raises(DataError, match=r"rows\[2\]: got label '3', expected one of .* as labels of other rows"):
+        read_examples(rows)
+
+
+def test_labels_of_a_frame_with_a_gap_are_told_how_to_become_whole_numbers() -> None:
+    frame = pd.DataFrame({"prompt": ["a", "b", "c"], "label": [0, 1, None]}).dropna(subset=["label"])
+    with pytest.raises(DataError, match=r"got label 0\.0, expected .*: convert it, as with \.astype\('Int64'\)"):
+        read_examples(frame, choices=("ice", "fire"))
+    frame["label"] = frame["label"].astype("Int64")
+    assert [example.label for example in read_examples(frame, choices=("ice", "fire")).examples] == [0, 1]
+
+
+def test_choices_of_a_row_may_be_a_tuple() -> None:
+    [example] = read_examples([row(choices=("ice", "fire"), label="fire")]).examples
+    assert (tuple(example.choices), example.label) == (("ice", "fire"), 1)
 
 
 MIXED: dict[str, tuple[list[Any], str]] = {
