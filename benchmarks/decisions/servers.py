@@ -32,8 +32,6 @@ __all__ = [
     "train_open",
 ]
 
-# As any2jev's users train small models: see its README.
-ANY2JEV = ("--epochs", "4", "--batch-size", "8", "--lr", "5e-4")
 START_TIMEOUT_S = 300.0
 
 
@@ -87,7 +85,7 @@ def serve_open(folder: Path) -> Iterator[str]:
 
 
 def train_any2jev(program: Path, folder: Path, rows: Mapping[str, Iterable[dict[str, Any]]]) -> float:
-    """Train any2jev on requests and the same base model, unless it is there, and return the processor time.
+    """Train any2jev by its defaults on requests and the same base model, unless it is there; return the processor time.
 
     Args:
         program: the program any2jev 0.1.
@@ -100,7 +98,7 @@ def train_any2jev(program: Path, folder: Path, rows: Mapping[str, Iterable[dict[
     for name, part in rows.items():
         _write(folder / f"{name}.jsonl", part)
     data = ("--data", folder / "train.jsonl", "--val", folder / "validation.jsonl")
-    command = [program, "train", "--base", base, *data, "--out", out, *ANY2JEV]
+    command = [program, "train", "--base", base, *data, "--out", out]
     return _once(out, lambda: subprocess.run(command, check=True))
 
 

@@ -1,10 +1,10 @@
 """What does any2jev 0.1 get with the same base model and rows: a LoRA in every layer below a pointer head?
 
-`python -m benchmarks.peers.decision_model --any2jev PROGRAM --set arc_easy` trains it on the training rows of a set, as
-its users train small models, and asks it about the other rows. It reads all options with every row, so that a set may
-have at most 26. It has an environment of its own: `pip install any2jev==0.1.0 'transformers<5'`. A set takes from
-minutes to hours; the trained model stays in the work folder and is used again. Validation rows choose its temperature,
-and recalibrate it once more, as every other method.
+`python -m benchmarks.peers.decision_model --any2jev PROGRAM --set arc_easy` trains it on the training rows of a set, by
+its defaults, and asks it about the other rows. It reads all options with every row, so that a set may have at most 26.
+It has an environment of its own: `pip install any2jev==0.1.0 'transformers<5'`. A set takes from minutes to hours; the
+trained model stays in the work folder and is used again. Validation rows choose its temperature, and recalibrate it
+once more, as every other method.
 """
 
 import argparse
