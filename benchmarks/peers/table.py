@@ -176,8 +176,8 @@ def _about_any2jev(beside: Sequence[Row]) -> list[str]:
         return []
     costs = ", ".join(f"{result['rows'][0]['training_s'] / 60:.0f} ({result['set']})" for result in results)
     return [
-        f"any2jev 0.1 is trained once on the same training rows, in {costs} minutes of processor time. Revision "
-        f"{_revisions(results)}; `python -m benchmarks.peers.decision_model --any2jev PROGRAM`."
+        f"any2jev 0.1 is trained once, by its defaults, on the same training rows, in {costs} minutes of processor "
+        f"time. Revision {_revisions(results)}; `python -m benchmarks.peers.decision_model --any2jev PROGRAM`."
     ]
 
 
