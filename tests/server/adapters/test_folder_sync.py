@@ -40,6 +40,18 @@ async def watched(engine: FakeEngine, root: Path) -> AsyncIterator[Running]:
         yield server
 
 
+def calibrate_by_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give an adapter of the fake engine a calibration if its folder holds a file of that name."""
+    real = FakeEngine.load_adapter
+
+    async def calibrated(self: FakeEngine, path: Path, name: str) -> AdapterHandle:
+        handle = await real(self, path, name)
+        known = (path / "calibration.json").exists()
+        return dataclasses.replace(handle, calibration=calibration(handle.digest)) if known else handle
+
+    monkeypatch.setattr(FakeEngine, "load_adapter", calibrated)
+
+
 def watch_of(server: Running, root: Path) -> FolderSync:
     """Return a folder sync like the server's, polled on command."""
     service = server.app.state.service
@@ -122,14 +134,7 @@ async def test_an_adapter_that_has_lost_its_calibration_does_not_replace_one_tha
 ) -> None:
     loader = watched.app.state.service.loader()
     await loader.unload("one", by="a test")
-    real = FakeEngine.load_adapter
-
-    async def calibrated(self: FakeEngine, path: Path, name: str) -> AdapterHandle:
-        handle = await real(self, path, name)
-        known = (path / "calibration.json").exists()
-        return dataclasses.replace(handle, calibration=calibration(handle.digest)) if known else handle
-
-    monkeypatch.setattr(FakeEngine, "load_adapter", calibrated)
+    calibrate_by_file(monkeypatch)
     (root / "one" / "calibration.json").touch()
     watch = watch_of(watched, root)
     await watch.look()

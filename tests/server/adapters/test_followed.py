@@ -1,7 +1,6 @@
 """Which folders the watch follows, when admins load, replace and unload adapters too."""
 
 import asyncio
-import dataclasses
 import os
 import shutil
 import threading
@@ -13,9 +12,8 @@ import pytest
 from blora.server.adapters.loader import Loader
 from blora.server.engines.handle import AdapterHandle
 from blora.server.errors import DeadlineExceededError
-from tests.server.adapters.test_folder_sync import served, watch_of, write
+from tests.server.adapters.test_folder_sync import calibrate_by_file, served, watch_of, write
 from tests.server.adapters.test_loader import digest_of
-from tests.server.calibrations import calibration
 from tests.server.fakes import FakeEngine, Running, running
 
 
@@ -40,14 +38,7 @@ def loader_of(server: Running) -> Loader:
 async def test_a_folder_that_an_admin_puts_in_its_own_place_is_followed_further(
     watched: Running, root: Path, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = FakeEngine.load_adapter
-
-    async def calibrated(self: FakeEngine, path: Path, name: str) -> AdapterHandle:
-        handle = await real(self, path, name)
-        known = (path / "calibration.json").exists()
-        return dataclasses.replace(handle, calibration=calibration(handle.digest)) if known else handle
-
-    monkeypatch.setattr(FakeEngine, "load_adapter", calibrated)
+    calibrate_by_file(monkeypatch)
     (root / "one" / "calibration.json").touch()
     watch, registry = watch_of(watched, root), watched.app.state.service.predictor().registry
     await watch.look()
