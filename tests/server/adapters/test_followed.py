@@ -12,15 +12,11 @@ import pytest
 from blora.server.adapters.loader import Loader
 from blora.server.engines.handle import AdapterHandle
 from blora.server.errors import DeadlineExceededError
-from tests.server.adapters.test_folder_sync import calibrate_by_file, served, watch_of, write
+from tests.server.adapters.test_folder_sync import calibrate_by_file, root, served, watch_of, write
 from tests.server.adapters.test_loader import digest_of
 from tests.server.fakes import FakeEngine, Running, running
 
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    write(tmp_path, "one", "1")
-    return tmp_path
+__all__ = ["root"]
 
 
 @pytest.fixture
