@@ -65,6 +65,8 @@ def plan_of(recipe: Recipe, prompt: PromptConfig) -> tuple[ReadoutName | Literal
             f"got {_flags(idle)} with a head alone, which takes no steps and has no LoRA; expected --layers, as in "
             "last:20, for a LoRA below the head, or --head none for one without a head; otherwise leave the setting out"
         )
+    if head == "none" and recipe.depths is not None:
+        raise ConfigError("got --depths without a head, which reads them: leave it out")
     if head == "none" and "min_familiarity" in (recipe.policy or {}):
         raise ConfigError("got --min-familiarity without a head, whose states a familiarity reads: leave it out")
     if recipe.policy is not None:

@@ -47,6 +47,8 @@ class Recipe:
             the answer to the language model's own scores, under a posterior over a LoRA. `auto` takes linear or
             pointer, as the choices are fixed or not, and none if a setting of such a posterior or of these scores is
             given.
+        depths: layers whose states the head reads, as text that `parse_depths` reads; None for five, from a third of
+            the layers to the last one.
         layers: decoder layers to adapt, as text that `parse_layers` reads, or "none" for a head alone. Below a head
             they get a plain LoRA, which stays only if the validation NLL is lower with it. None adapts those of
             `init_from`, otherwise all if there is no head or a setting of the LoRA is given, and none otherwise.
@@ -80,6 +82,7 @@ class Recipe:
     dtype: str = "auto"
     target_modules: tuple[str, ...] | None = None
     head: HeadChoice = "auto"
+    depths: str | None = None
     layers: str | None = None
     method: MethodName | None = None
     posterior: PosteriorConfig = field(default_factory=PosteriorConfig)

@@ -32,7 +32,7 @@ from blora.posterior.inject import (
 from blora.posterior.posterior import Posterior
 from blora.training.caveats import warn_of_few_rows, warn_of_unseen_choices
 from blora.training.config import N_SAMPLES
-from blora.training.head.train import Part, TrainedHead, train_below, train_head
+from blora.training.head.train import Part, TrainedHead, parse_depths, train_below, train_head
 from blora.training.lora.checkpoints import claim, last_complete, release
 from blora.training.lora.trainer import check_tracker, fit
 from blora.training.plan import n_samples_of, plan_of
@@ -219,7 +219,9 @@ def _with_head(run: _Run, prompt: PromptConfig, lora: tuple[tuple[str, ...], Pos
 
     # Before the frozen head is trained, so that a work folder that cannot be used is refused at once.
     checkpoint = run.checkpoint(prompt) if lora is not None else None
-    frozen = train_head(base, rows, validation_rows, sampling)
+    n_layers = base.model.config.get_text_config().num_hidden_layers
+    depths = parse_depths(recipe.depths, n_layers) if recipe.depths is not None else None
+    frozen = train_head(base, rows, validation_rows, sampling, depths)
     found = [candidate(frozen)]
     if lora is not None:
         targets, below = lora

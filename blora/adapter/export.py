@@ -1,8 +1,10 @@
 """Export of posterior draws as ordinary LoRA folders, for engines without support for posteriors.
 
-The average of the draws' probabilities is the posterior predictive: draw s is draw s of the server's sample bank.
+The average of the draws' probabilities is the posterior predictive: draw s is draw s of the server's sample bank. Below
+a decision head there is one LoRA, the same for every draw.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,9 +18,10 @@ from blora.config.checks import require
 from blora.disk.atomic import new_folder
 from blora.errors import AdapterError
 from blora.posterior.decision_head import HeadPosterior
+from blora.posterior.draws import Draws
 from blora.posterior.noise import generator_of
 
-__all__ = ["export_draws"]
+__all__ = ["export_below", "export_draws"]
 
 
 def export_draws(adapter: Adapter, base: BaseModel, output: Path | str, n_samples: int | None = None) -> list[Path]:
@@ -37,9 +40,6 @@ def export_draws(adapter: Adapter, base: BaseModel, output: Path | str, n_sample
         ConfigError: if there are no draws.
         AdapterError: if the folder exists, or the adapter has a decision head.
     """
-    output = Path(output)
-    if output.exists():
-        raise AdapterError(f"got {output}, which exists, expected a new folder: name another, or remove it")
     if isinstance(adapter.posterior, HeadPosterior):
         raise AdapterError(
             f"got adapter {adapter.name!r} with a decision head, whose draws are not LoRAs, expected one "
@@ -50,10 +50,28 @@ def export_draws(adapter: Adapter, base: BaseModel, output: Path | str, n_sample
     require(n_samples >= 1, f"n_samples = {n_samples}", "1 or more")
     with torch.no_grad():
         draws = adapter.posterior.sample(n_samples, generator_of(sampling.seed))
-    names = [f"draw-{s:03d}" for s in range(n_samples)]
+    return _write(adapter, base, Path(output), [draws.part(s, s + 1) for s in range(n_samples)])
+
+
+def export_below(adapter: Adapter, base: BaseModel, output: Path) -> None:
+    """Write the LoRA below an adapter's head as folder draw-000 of a new folder, as `export_draws` does.
+
+    Raises:
+        AdapterError: if the folder exists.
+    """
+    assert isinstance(adapter.posterior, HeadPosterior)  # the adapter has a head
+    with torch.no_grad():
+        _write(adapter, base, output, [adapter.posterior.lora.mean()])
+
+
+def _write(adapter: Adapter, base: BaseModel, output: Path, draws: Sequence[Draws]) -> list[Path]:
+    """Write single draws as folders of a new folder, and return them."""
+    if output.exists():
+        raise AdapterError(f"got {output}, which exists, expected a new folder: name another, or remove it")
+    names = [f"draw-{s:03d}" for s in range(len(draws))]
     with new_folder(output) as partial:
-        for s, name in enumerate(names):
+        for name, draw in zip(names, draws, strict=True):
             (partial / name).mkdir()
-            save_file(peft_tensors(draws.part(s, s + 1)), partial / name / WEIGHTS_FILE, metadata={"format": "pt"})
+            save_file(peft_tensors(draw), partial / name / WEIGHTS_FILE, metadata={"format": "pt"})
             peft_config(adapter.config, base).save_pretrained(str(partial / name))
     return [output / name for name in names]

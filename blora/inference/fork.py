@@ -123,7 +123,8 @@ def logits_at(model: PreTrainedModel, known: States | None, row: Tensor, column:
 
     Args:
         model: a causal language model.
-        known: states (B, T, D) from `states_at`, from which to continue; None runs every layer.
+        known: states (B, T, D) from `states_at`, from which to continue; None runs every layer. Those at the number of
+            layers are what the output head reads.
         row: (P,) row of each position; the output head computes no other positions.
         column: (P,) column of each position.
         inputs: as for `states_at`.
@@ -132,9 +133,10 @@ def logits_at(model: PreTrainedModel, known: States | None, row: Tensor, column:
         BaseModelError: if the model has no output embeddings.
     """
     head = model.get_output_embeddings()
+    read = known.values if known is not None and _at_the_end(model, known) else None
 
     def picked(hidden_states: Tensor) -> Any:
-        return head(hidden_states[row, column][None])  # (1, P, V)
+        return head((hidden_states if read is None else read)[row, column][None])  # (1, P, V)
 
     logits: Tensor = _before_head(model, known, row, column, picked, inputs).logits[0]
     return logits
@@ -142,11 +144,18 @@ def logits_at(model: PreTrainedModel, known: States | None, row: Tensor, column:
 
 def hidden_at(model: PreTrainedModel, known: States | None, row: Tensor, column: Tensor, **inputs: Any) -> Tensor:
     """Return the inputs of the output head at the given positions, (P, D); arguments as for `logits_at`."""
+    if known is not None and _at_the_end(model, known):
+        return known.values[row, column]
     try:
         _before_head(model, known, row, column, _arrive, inputs)
     except _ArrivedError as arrived:
         return arrived.states[row, column]
     raise BaseModelError(f"got {type(model).__name__}, which does not run its output embeddings; use another model")
+
+
+def _at_the_end(model: PreTrainedModel, known: States) -> bool:
+    """Return whether states are those that enter the output head."""
+    return known.layer == len(decoder_layers(model)[1])
 
 
 def _before_head(
@@ -201,22 +210,25 @@ def _arrive(hidden_states: Tensor, *args: Any, **kwargs: Any) -> NoReturn:
 
 
 def _from(model: PreTrainedModel, known: States | None) -> PreTrainedModel:
-    """Return a view of the model that skips the lower layers and starts from known states; None runs every layer."""
+    """Return a view of the model that skips the lower layers and starts from known states; None runs every layer.
+
+    After states that enter the output head, what the view gives to the output head is of no meaning.
+    """
     if known is None:
         return model
     path, layers = decoder_layers(model)
-    first, values = layers[known.layer], known.values
+    values, at_the_end = known.values, _at_the_end(model, known)
 
-    def skip(*args: Any, **kwargs: Any) -> Tensor:
-        return values[None]  # some decoders take a layer's whole output, others its first element
+    def skip(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        given = hidden_states if at_the_end else values  # states at the end may have another width
+        return given.reshape(1, *values.shape[:2], -1)  # some decoders take the whole output, others its first element
 
-    def start(hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
-        return first(values, *args, **kwargs)
+    def start_at(first: nn.Module) -> Callable[..., Any]:
+        return lambda hidden_states, *args, **kwargs: first(values, *args, **kwargs)
 
     skipped = [_StandIn(layer, skip) for layer in layers[: known.layer]]
-    view: PreTrainedModel = _view(
-        model, path, nn.ModuleList([*skipped, _StandIn(first, start), *layers[known.layer + 1 :]])
-    )
+    started = [_StandIn(first, start_at(first)) for first in layers[known.layer : known.layer + 1]]
+    view: PreTrainedModel = _view(model, path, nn.ModuleList([*skipped, *started, *layers[known.layer + 1 :]]))
     return view
 
 

@@ -141,15 +141,11 @@ def head_log_probs(draws: HeadDraws, rows: Sequence[PackedRow], features: Featur
 
 
 def _depths(model: PreTrainedModel, row: PackedRow, config: HeadConfig) -> set[int]:
-    """Return the depths of the states that are read of a row; a pointer head also reads log-probabilities.
+    """Return the depths of the states that are read of a row.
 
-    These follow from the states that enter the output head, or the last layer if the model does more with its logits
-    than a linear layer.
+    A pointer head also reads log-probabilities, which follow from the states that enter the output head.
     """
-    if row.readout != "pointer":
-        return {*config.depths}
-    end = len(decoder_layers(model)[1])
-    return {*config.depths, end if plain_head(model) is not None else end - 1}
+    return {*config.depths, *([len(decoder_layers(model)[1])] if row.readout == "pointer" else [])}
 
 
 def _sums(batch: PackedBatch, states: dict[int, Tensor], depths: Sequence[int], segments: Tensor) -> Tensor:
@@ -164,7 +160,7 @@ def _choice_log_probs(
 ) -> Tensor:
     """Return the summed log-probabilities of each choice's tokens, (B, C), given the states at the depths of `_depths`.
 
-    For a model that does more with its logits than a linear layer, the last layer runs here, if layers can run alone.
+    A model that does more with its logits than a linear layer runs as a whole here, unless its layers can be skipped.
     """
     device, end = model.device, len(decoder_layers(model)[1])
     row, column, place, token = (part.to(device) for part in (batch.row, batch.column, batch.place, batch.token))
@@ -172,7 +168,7 @@ def _choice_log_probs(
     if plain is not None:
         found = log_probs_of_each(plain, states[end][row, column].float()[None], place, token)[0]
     else:
-        known = States(end - 1, states[end - 1]) if runs_in_parts(model) else None
+        known = States(end, states[end]) if runs_in_parts(model) else None
         logits = logits_at(model, known, row, column, **inputs)[None]
         found = (logits[:, place, token].float() - log_normalizers(logits)[:, place])[0]
     totals = torch.zeros(batch.is_choice.numel(), device=device).index_add(0, batch.choice.to(device), found)

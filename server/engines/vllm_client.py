@@ -1,6 +1,7 @@
-"""HTTP client of a running vLLM: loads LoRAs and asks for log-probabilities of tokens under them.
+"""HTTP client of a running vLLM: loads LoRAs, and asks for log-probabilities or states of tokens under them.
 
-Follows the API of vLLM 0.32 with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True.
+Follows the API of vLLM 0.32 with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True. States come from one that
+runs with --runner pooling --pooler-config.task token_embed, which gives no log-probabilities.
 """
 
 import asyncio
@@ -9,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import torch
+from torch import Tensor
 
 __all__ = ["UnknownLoraError", "VllmClient", "VllmError", "VllmUnreachableError"]
 
 # Two tries, because a kept-alive connection may have been lost.
 _TRIES = 2
+FLOAT_BYTES = 4
 
 
 def _nothing() -> None:
@@ -48,12 +52,13 @@ class VllmClient:
         self._room = asyncio.Semaphore(concurrency)
         self._alone = asyncio.Lock()
 
-    async def max_length(self) -> int:
-        """Return the most tokens that vLLM reads and writes for one request."""
+    async def base_model(self) -> tuple[str, int]:
+        """Return the name of the base model, and the most tokens that vLLM reads and writes for one request."""
         try:
             models = (await self._http.get("/v1/models")).json()["data"]
-            return min(int(model["max_model_len"]) for model in models if model.get("max_model_len") is not None)
-        except (httpx.HTTPError, AttributeError, KeyError, TypeError, ValueError) as exc:
+            name = next(str(model["id"]) for model in models if model.get("parent") is None)
+            return name, min(int(model["max_model_len"]) for model in models if model.get("max_model_len") is not None)
+        except (httpx.HTTPError, AttributeError, KeyError, StopIteration, TypeError, ValueError) as exc:
             raise VllmError(
                 f"No vLLM answers at {self._http.base_url} ({type(exc).__name__}): start it, or correct --engine-url"
             ) from exc
@@ -105,6 +110,29 @@ class VllmClient:
         except (KeyError, TypeError, ValueError) as exc:
             raise VllmError("vLLM left out a prompt's log-probabilities (prompt_logprobs)") from exc
 
+    async def states(
+        self, model: str, texts: Sequence[Sequence[int]], look: Callable[[], None] = _nothing
+    ) -> list[Tensor]:
+        """Return the states that enter the output head for every token of each text, (T, D) float32.
+
+        Args:
+            model: the name of a LoRA or of the base model.
+            texts: token ids of each text.
+            look: called before the request is sent; an exception that it raises cancels the request.
+        """
+        form = {"encoding_format": "bytes_only", "embed_dtype": "float32", "endianness": "little"}
+        asked = {"model": model, "input": [list(text) for text in texts], "task": "token_embed", **form}
+        async with self._room:
+            look()
+            response = await self._post("/pooling", asked | {"use_activation": False})
+        _check(response, "states, which takes --runner pooling --pooler-config.task token_embed")
+        lengths = [len(text) for text in texts]
+        width, rest = divmod(len(response.content), FLOAT_BYTES * sum(lengths))
+        if rest or not width:
+            raise VllmError(f"vLLM answered {len(response.content)} bytes in place of the states of {lengths} tokens")
+        found = torch.frombuffer(bytearray(response.content), dtype=torch.float32)
+        return [*found.view(-1, width).split(lengths)]
+
     async def close(self) -> None:
         """Close the connections."""
         await self._http.aclose()
@@ -112,10 +140,7 @@ class VllmClient:
     async def _complete(self, lora: str, prompt: Sequence[int], asked: dict[str, Any]) -> dict[str, Any]:
         body = {"model": lora, "prompt": list(prompt), "max_tokens": 1, "temperature": 0, **asked}
         response = await self._post("/v1/completions", body)
-        if response.status_code == httpx.codes.NOT_FOUND:
-            raise UnknownLoraError(f"vLLM has no such LoRA loaded: it answered {_summary(response)}")
-        if response.is_error:
-            raise VllmError(f"vLLM answered {_summary(response)} in place of a completion")
+        _check(response, "a completion, which takes --runner generate")
         try:
             [choice] = response.json()["choices"]
         except (KeyError, TypeError, ValueError) as exc:
@@ -133,6 +158,17 @@ class VllmClient:
                         f"vLLM at {self._http.base_url} does not answer ({type(exc).__name__}): try again once it does"
                     ) from exc
         raise AssertionError("unreachable")
+
+
+def _check(response: httpx.Response, expected: str) -> None:
+    """Raise an error if vLLM refused a request."""
+    if response.status_code == httpx.codes.NOT_FOUND:
+        raise UnknownLoraError(
+            f"vLLM has no such LoRA loaded, or answers no such request: it answered {_summary(response)} in place of "
+            f"{expected}"
+        )
+    if response.is_error:
+        raise VllmError(f"vLLM answered {_summary(response)} in place of {expected}")
 
 
 def _summary(response: httpx.Response) -> str:

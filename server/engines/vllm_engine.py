@@ -1,7 +1,9 @@
-"""The engine on a separate vLLM server: each posterior draw is an ordinary LoRA there, and the draws are averaged here.
+"""The engine on a separate vLLM server, for base models too large for one device of this process.
 
-For base models too large for one device of this process. The base model's weights are also loaded here, on the CPU, to
-check adapters against them and to test at the start that vLLM gives the same answers.
+Each posterior draw of a LoRA is an ordinary LoRA there, and the draws are averaged here. For an adapter with a head,
+vLLM returns the states of one pass, under the LoRA below the head if there is one, and the draws are made here. The
+base model's weights are also loaded here, on the CPU, to check adapters against them and to test at the start that vLLM
+gives the same answers.
 """
 
 import asyncio
@@ -19,19 +21,21 @@ from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
 from blora.adapter import Adapter, attach, read_config
-from blora.adapter.export import export_draws
+from blora.adapter.export import export_below, export_draws
 from blora.base_model import load_base_model
 from blora.decision.stopping import looks
 from blora.errors import AdapterError, ConfigError
 from blora.inference.branches import score_all
 from blora.inference.packing import PackedRow
+from blora.posterior.decision_head import Features, HeadDraws
 from blora.server.engines.handle import AdapterHandle
 from blora.server.engines.loading import check_adapters, model_of, probe_row, read_adapter, warn_of_shadowed
-from blora.server.engines.outcomes import draws_suffice, probabilities
+from blora.server.engines.outcomes import draws_suffice, outcome, probabilities
 from blora.server.engines.packing_engine import PackingEngine, in_thread
 from blora.server.engines.protocol import EngineUnavailableError, Job, Loaded, Outcome
 from blora.server.engines.sources import local_adapters
 from blora.server.engines.vllm_client import UnknownLoraError, VllmClient, VllmError, VllmUnreachableError
+from blora.server.engines.vllm_reading import check_readable, read_log_probs, with_states
 from blora.server.scheduling.control import Control
 from blora.server.scheduling.thread_per_task import ThreadPerTask
 from blora.server.settings import Settings
@@ -65,6 +69,7 @@ class VllmEngine(PackingEngine):
         super().__init__(self._working)
         self._settings = settings
         self._folder = settings.engine_folder
+        self._name = ""  # of the base model in vLLM
         self._vllm = VllmClient(
             settings.engine_url, timeout_s=settings.timeout_s, concurrency=settings.engine_concurrency
         )
@@ -83,7 +88,8 @@ class VllmEngine(PackingEngine):
         self._base = base
         try:
             # The one token of an answer counts too.
-            self._max_length = min(base.max_length, await self._vllm.max_length() - 1)
+            self._name, most = await self._vllm.base_model()
+            self._max_length = min(base.max_length, most - 1)
         except VllmError as exc:
             raise ConfigError(str(exc)) from exc
         sources = await in_thread(self._working, partial(local_adapters, settings))
@@ -108,8 +114,8 @@ class VllmEngine(PackingEngine):
         logger.info("Reading adapter %s", name or path)
         adapter, handle = await self._reading.run(f"Reading adapter {name or path}", reading, of=path)
         try:
-            await in_thread(self._working, partial(self._export, adapter, handle.bank.n_samples))
-            for s in range(handle.bank.n_samples):
+            await in_thread(self._working, partial(self._export, adapter, handle))
+            for s in range(_n_loras(handle)):
                 await self._load_draw(adapter.digest, s)
             await self._prove(adapter, handle)
         except Exception as exc:
@@ -140,7 +146,7 @@ class VllmEngine(PackingEngine):
         if self._served[handle.digest] > 0:
             return
         try:
-            for s in range(handle.bank.n_samples):
+            for s in range(_n_loras(handle)):
                 await self._vllm.unload(_lora(handle.digest, s))
         except VllmError as exc:
             logger.warning("vLLM does not unload adapter %s: %s", handle.name, exc)
@@ -148,7 +154,7 @@ class VllmEngine(PackingEngine):
     async def probe(self) -> None:
         """Implement Engine."""
         for handle in self._proved[:1]:
-            await self._log_probs(handle, await self._probe_row(handle), 0)
+            await self._ask_once(handle, await self._probe_row(handle))
 
     async def close(self) -> None:
         """Implement Engine."""
@@ -165,24 +171,21 @@ class VllmEngine(PackingEngine):
         return self._folder / digest.removeprefix("sha256:")
 
     def _read(self, path: Path, name: str | None) -> tuple[Adapter, AdapterHandle]:
-        """Return an adapter and its handle; raise AdapterError for one with a head, whose states vLLM does not give."""
-        config = read_config(path)
-        if config.head is not None:
-            gate = " and the policy's min_familiarity" if "min_familiarity" in (config.policy or {}) else ""
-            raise AdapterError(
-                f"got adapter {name or path.name!r} with a decision head, expected one without a head: the head{gate} "
-                "need hidden states, which vLLM does not give; serve it with --engine torch, or train one with "
-                "--head none"
-            )
+        """Return an adapter and its handle; raise AdapterError for a head on states that vLLM does not give."""
+        if (head := read_config(path).head) is not None:
+            check_readable(name or path.name, head, self._loaded_base())
         return read_adapter(path, name, self._loaded_base(), self._settings, DTYPE)
 
-    def _export(self, adapter: Adapter, n_samples: int) -> None:
-        """Write the draws as LoRA folders, unless they exist; other servers may write them at the same time."""
+    def _export(self, adapter: Adapter, handle: AdapterHandle) -> None:
+        """Write the LoRAs as folders, unless they exist; other servers may write them at the same time."""
         folder = self._exported(adapter.digest)
-        if folder.is_dir():
+        if folder.is_dir() or not _n_loras(handle):
             return
         try:
-            export_draws(adapter, self._loaded_base(), folder, n_samples)
+            if adapter.config.head is not None:
+                export_below(adapter, self._loaded_base(), folder)
+            else:
+                export_draws(adapter, self._loaded_base(), folder, handle.bank.n_samples)
         except (OSError, AdapterError):
             if not folder.is_dir():
                 raise
@@ -207,7 +210,7 @@ class VllmEngine(PackingEngine):
             return found[0, 0].exp()
 
         expected = await in_thread(self._working, here)
-        found = (await self._log_probs(handle, row, 0)).exp()
+        found = await self._ask_once(handle, row)
         apart = float((found - expected).abs().max())
         if not apart <= PROBE_TOLERANCE:
             raise AdapterError(
@@ -215,8 +218,34 @@ class VllmEngine(PackingEngine):
                 f"here, where at most {PROBE_TOLERANCE} is allowed: let vLLM serve the same base model ({base.ref.id})"
             )
 
+    async def _ask_once(self, handle: AdapterHandle, row: PackedRow) -> Tensor:
+        """Return the probabilities (C,) under the first draw, as they are before recalibration."""
+        if handle.config.head is None:
+            return (await self._log_probs(handle, row, 0)).exp()
+        log_probs, _ = await self._read_there(handle, row, 1, Control().look)
+        return log_probs[0].exp()
+
+    async def _read_there(
+        self, handle: AdapterHandle, row: PackedRow, n_samples: int, look: Callable[[], None]
+    ) -> tuple[Tensor, Features]:
+        """Return log-probabilities (S, C) under the first draws of a head, and the features, from states of vLLM's."""
+        base, draws = self._loaded_base(), handle.bank.first(n_samples)
+        assert isinstance(draws, HeadDraws)  # the adapter has a head
+        model = _lora(handle.digest, 0) if _n_loras(handle) else self._name
+        [layer] = draws.head.config.depths
+        read = await self._under_lora(handle, 0, partial(with_states, self._vllm, model, row, layer, look))
+        return await in_thread(self._working, partial(read_log_probs, base, draws, read))
+
+    async def _answer_by_head(self, job: Job, look: Callable[[], None]) -> Outcome:
+        """Return the outcome under all draws of a head, from one request."""
+        log_probs, features = await self._read_there(job.handle, cast(PackedRow, job.row), job.n_samples, look)
+        [distance] = job.handle.distances(features)
+        return outcome(job, log_probs, distance, DTYPE)
+
     async def _answer(self, job: Job, control: Control) -> Outcome:
         """Return the outcome under all draws, or enough draws for the decision; a failure raises."""
+        if job.handle.config.head is not None:
+            return await self._answer_by_head(job, control.look)
         row = cast(PackedRow, job.row)
         seen = torch.empty(0, row.n_choices)
         for start, stop in pairwise([0, *(looks(job.n_samples) if job.stop is not None else [job.n_samples])]):
@@ -233,12 +262,18 @@ class VllmEngine(PackingEngine):
     async def _log_probs(self, handle: AdapterHandle, row: PackedRow, s: int, control: Control | None = None) -> Tensor:
         """Return the log-probabilities (C,) under one draw, normalised over the choices."""
         look = control.look if control is not None else Control().look
-        try:
-            totals = await self._totals(handle, row, s, look)
-        except UnknownLoraError:  # vLLM was restarted, or another server unloaded the LoRA
-            await self._load_draw(handle.digest, s)
-            totals = await self._totals(handle, row, s, look)
+        totals = await self._under_lora(handle, s, partial(self._totals, handle, row, s, look))
         return (torch.tensor(totals) / torch.tensor(row.divisors)).log_softmax(-1)
+
+    async def _under_lora(self, handle: AdapterHandle, s: int, ask: Callable[[], Coroutine[None, None, T]]) -> T:
+        """Return what is asked under a draw's LoRA; vLLM is given the LoRA again if it has none of that name."""
+        try:
+            return await ask()
+        except UnknownLoraError:  # vLLM was restarted, or another server unloaded the LoRA
+            if s >= _n_loras(handle):
+                raise
+            await self._load_draw(handle.digest, s)
+            return await ask()
 
     async def _totals(self, handle: AdapterHandle, row: PackedRow, s: int, look: Callable[[], None]) -> list[float]:
         """Return the log-probability of each choice's tokens under one draw; calls `look` before each request."""
@@ -257,6 +292,13 @@ async def _all(work: Iterable[Coroutine[None, None, T]]) -> list[T]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _n_loras(handle: AdapterHandle) -> int:
+    """Return the number of LoRAs that vLLM holds for an adapter: one a draw, and below a head one or none."""
+    if handle.config.head is None:
+        return handle.bank.n_samples
+    return 1 if handle.config.modules else 0
 
 
 def _lora(digest: str, s: int) -> str:

@@ -79,6 +79,13 @@ def test_a_pointer_head_reads_fixed_choices_to_the_end_that_is_asked_for() -> No
     assert plan_of(recipe(head="pointer", **end), replace(FIXED, **end)) == ("pointer", "none")
 
 
+def test_depths_need_a_head_that_reads_them() -> None:
+    assert plan_of(recipe(depths="last"), FIXED) == ("linear", "none")
+    for more in ({"head": "none"}, {"method": "lora"}):
+        with pytest.raises(ConfigError, match="got --depths without a head"):
+            plan_of(recipe(depths="last", **more), FIXED)
+
+
 @pytest.mark.parametrize("method", ["bayesian", "lora"])
 def test_a_method_that_is_asked_for_is_trained(method: str) -> None:
     found = recipe(method=method)

@@ -97,6 +97,11 @@ def _parser() -> ArgumentParser:
         "takes linear or pointer, or none if a setting of such a posterior or of these scores is given",
     )
     model.add_argument(
+        "--depths",
+        help="layers whose states the head reads: indices separated by commas, or last for the input of the output "
+        "head alone, all that vLLM gives (default: five, from a third of the layers to the last)",
+    )
+    model.add_argument(
         "--layers",
         help="decoder layers to adapt by a LoRA: all, last:N, N, FIRST-LAST, or none; below a head the LoRA stays only "
         "if the validation NLL is lower with it (default: those of --init-from; otherwise all with --head none, "

@@ -1,6 +1,7 @@
 """Training of a decision head, on the frozen base model or above a LoRA: features, weights, width and recalibration."""
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from blora.config import HeadConfig, PosteriorConfig, SamplingConfig
 from blora.decision.familiarity import Familiarity
 from blora.decision.metrics import Metrics
 from blora.decision.temperature import FEW_ROWS, temper
+from blora.errors import ConfigError
 from blora.inference.reading import trunk_of
 from blora.posterior.decision_head import Features, HeadPosterior
 from blora.posterior.inject import inject
@@ -27,7 +29,7 @@ from blora.training.lora.trunk import with_states
 from blora.training.rows.packed import LabelledRow
 from blora.training.trials import Trial, choose, try_scales
 
-__all__ = ["Part", "TrainedHead", "default_head", "fit_parts", "train_below", "train_head"]
+__all__ = ["Part", "TrainedHead", "default_head", "fit_parts", "parse_depths", "train_below", "train_head"]
 
 logger = logging.getLogger(__name__)
 
@@ -75,13 +77,34 @@ class TrainedHead:
     familiarity: Familiarity
 
 
-def default_head(n_layers: int, hidden_size: int, *, linear: bool) -> HeadConfig:
-    """Return the default settings of a head: states at five depths, from a third of the layers to the last one.
+def parse_depths(spec: str, n_layers: int) -> tuple[int, ...]:
+    """Return the depths named by `last`, or by indices separated by commas; see `HeadConfig.depths`.
+
+    >>> parse_depths("last", 30)
+    (30,)
+    >>> parse_depths("10,20,30", 30)
+    (10, 20, 30)
+
+    Raises:
+        ConfigError: if the text has another form or names a depth that does not exist.
+    """
+    if spec == "last":
+        return (n_layers,)
+    if not re.fullmatch(r"\d+(,\d+)*", spec):
+        raise ConfigError(f"got depths {spec!r}, expected last, or indices separated by commas, as in 10,20,30")
+    depths = tuple(sorted({int(index) for index in spec.split(",")}))
+    if depths[-1] > n_layers:
+        raise ConfigError(f"got depths {spec!r} of a model with {n_layers} layers, expected at most {n_layers}")
+    return depths
+
+
+def default_head(n_layers: int, hidden_size: int, *, linear: bool, depths: Sequence[int] | None = None) -> HeadConfig:
+    """Return the settings of a head; by default it reads five depths, from a third of the layers to the last one.
 
     >>> default_head(30, 576, linear=True).depths
     (10, 15, 20, 25, 30)
     """
-    depths = tuple(sorted({round(n_layers * k / 6) for k in range(2, 7)}))
+    depths = tuple(depths or sorted({round(n_layers * k / 6) for k in range(2, 7)}))
     return HeadConfig(
         depths=depths,
         n_states=len(depths) * hidden_size,
@@ -95,6 +118,7 @@ def train_head(
     train: Sequence[LabelledRow],
     validation: Sequence[LabelledRow],
     sampling: SamplingConfig,
+    depths: Sequence[int] | None = None,
 ) -> TrainedHead:
     """Return the head that fits the training rows best on the frozen base model.
 
@@ -103,10 +127,11 @@ def train_head(
         train: rows packed for the head, all with one readout.
         validation: rows that choose precisions, width and recalibration.
         sampling: number and seed of the adapter's draws.
+        depths: depths of the states that it reads; None for those of `default_head`.
     """
     linear = train[0].row.readout == "linear"
     text = base.model.config.get_text_config()
-    config = default_head(text.num_hidden_layers, text.hidden_size, linear=linear)
+    config = default_head(text.num_hidden_layers, text.hidden_size, linear=linear, depths=depths)
     lora = Posterior({}, PosteriorConfig(method="lora"), seed=0)
     read = [read_features(base.model, rows, config, lora.mean(), "reading states") for rows in (train, validation)]
     return fit_parts(config, read[0], train, read[1], validation, sampling, lora)

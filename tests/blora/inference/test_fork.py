@@ -13,6 +13,7 @@ from blora.inference.fork import (
     branching_layer,
     first_layer,
     forbid_partial_runs,
+    hidden_at,
     logits_at,
     runs_in_parts,
     states_at,
@@ -20,7 +21,7 @@ from blora.inference.fork import (
 from blora.inference.packing import States, collate
 from blora.inference.scoring import score_rows, states_of
 from blora.posterior.draws import Draws, Factors, use_draws
-from blora.posterior.inject import default_targets, inject, layer_index, select_modules
+from blora.posterior.inject import decoder_layers, default_targets, inject, layer_index, select_modules
 from tests.scenarios import (
     CONFIGS,
     DECODERS,
@@ -53,7 +54,7 @@ def logits_from(model: PreTrainedModel, known: States | None) -> Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("layer", range(1, N_LAYERS))
+@pytest.mark.parametrize("layer", range(1, N_LAYERS + 1))
 @pytest.mark.parametrize("architecture", DECODERS)
 def test_the_parts_make_the_whole(architecture: str, layer: int) -> None:
     model = tiny_model(architecture)
@@ -75,6 +76,18 @@ def test_any_number_of_layers_may_lie_below(architecture: str) -> None:
     for layer in (1, 2, 4):
         states = States(layer, states_at(model, [layer], states, **INPUTS)[layer])
         torch.testing.assert_close(logits_from(model, states), expected, rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("architecture", DECODERS)
+def test_states_that_enter_the_output_head_need_no_layer(architecture: str) -> None:
+    model = tiny_model(architecture)
+    end = States(N_LAYERS, states_at(model, [N_LAYERS], **INPUTS)[N_LAYERS])
+    torch.testing.assert_close(hidden_at(model, end, *PICKED, **INPUTS), hidden_at(model, None, *PICKED, **INPUTS))
+    expected = logits_at(model, None, *PICKED, **INPUTS)
+    for layer in decoder_layers(model)[1]:
+        layer.register_forward_pre_hook(lambda *_: pytest.fail("a layer ran"))
+    torch.testing.assert_close(logits_at(model, end, *PICKED, **INPUTS), expected, rtol=0, atol=1e-6)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 
 @dataclass
@@ -24,7 +24,8 @@ class FakeVllm:
 
     Attributes:
         fail: number of first completions to answer with 500.
-        scale: of its logits, as if it were another model.
+        scale: of its logits and states, as if it were another model.
+        pooling: whether it runs with --runner pooling, and answers with states in place of completions.
     """
 
     folder: Path
@@ -34,6 +35,7 @@ class FakeVllm:
     scale: float = 1.0
     asked: int = 0
     max_length: int = 512
+    pooling: bool = False
 
     async def models(self, request: Request) -> Response:
         return JSONResponse({"data": [{"id": "base", "max_model_len": self.max_length}]})
@@ -51,13 +53,9 @@ class FakeVllm:
         return PlainTextResponse(str(self.loras.pop((await request.json())["lora_name"], None)))
 
     async def complete(self, request: Request) -> Response:
-        self.asked += 1
-        if self.fail:
-            self.fail -= 1
-            return JSONResponse({"error": {"message": "EngineDeadError"}}, 500)
         body = await request.json()
-        if body["model"] not in self.loras:
-            return JSONResponse({"error": {"message": "does not exist"}}, 404)
+        if refused := self._refused(body["model"], pooling=False):
+            return refused
         log_probs = self._log_probs(self.loras[body["model"]], body["prompt"])
         choice: dict[str, Any] = {"text": "?", "logprobs": None, "prompt_logprobs": None}
         if tokens := body.get("logprob_token_ids"):
@@ -68,12 +66,38 @@ class FakeVllm:
             choice["prompt_logprobs"] = [None, *({str(t): {"logprob": float(at[t])}} for t, at in read)]
         return JSONResponse({"choices": [choice]})
 
+    async def pool(self, request: Request) -> Response:
+        body = await request.json()
+        if refused := self._refused(body["model"], pooling=True):
+            return refused
+        assert (body["task"], body["use_activation"], body["encoding_format"]) == ("token_embed", False, "bytes_only")
+        assert (body["embed_dtype"], body["endianness"]) == ("float32", "little")
+        model = self._model(self.loras.get(body["model"]))
+        with torch.no_grad():
+            found = [model(input_ids=torch.tensor([text]), output_hidden_states=True) for text in body["input"]]
+        states = torch.cat([self.scale * one.hidden_states[-1][0] for one in found])
+        return Response(states.numpy().astype("<f4").tobytes(), media_type="application/octet-stream")
+
+    def _refused(self, model: str, *, pooling: bool) -> Response | None:
+        """The answer to a request that fails, for another runner, or for a model that is not there."""
+        self.asked += 1
+        if self.fail:
+            self.fail -= 1
+            return JSONResponse({"error": {"message": "EngineDeadError"}}, 500)
+        if self.pooling != pooling:
+            return JSONResponse({"detail": "Not Found"}, 404)
+        if model not in self.loras and not (pooling and model == "base"):
+            return JSONResponse({"error": {"message": "does not exist"}}, 404)
+        return None
+
+    def _model(self, lora: Path | None) -> PreTrainedModel | PeftModel:
+        base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
+        return PeftModel.from_pretrained(base, str(lora)).eval() if lora is not None else base.eval()
+
     @torch.no_grad()
     def _log_probs(self, lora: Path, prompt: list[int]) -> torch.Tensor:
-        base = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
-        model = PeftModel.from_pretrained(base, str(lora)).eval()
-        found: torch.Tensor = (self.scale * model(input_ids=torch.tensor([prompt])).logits[0]).log_softmax(-1)
-        return found
+        found = self.scale * self._model(lora)(input_ids=torch.tensor([prompt])).logits[0]
+        return torch.as_tensor(found).log_softmax(-1)
 
 
 @asynccontextmanager
@@ -82,7 +106,9 @@ async def fake_vllm(folder: Path) -> AsyncIterator[FakeVllm]:
     fake = FakeVllm(folder)
     routes = {"load_lora_adapter": fake.load, "unload_lora_adapter": fake.unload, "completions": fake.complete}
     models = Route("/v1/models", fake.models)
-    app = Starlette(routes=[models, *(Route(f"/v1/{path}", run, methods=["POST"]) for path, run in routes.items())])
+    pooling = Route("/pooling", fake.pool, methods=["POST"])
+    posted = [Route(f"/v1/{path}", run, methods=["POST"]) for path, run in routes.items()]
+    app = Starlette(routes=[models, pooling, *posted])
     server = uvicorn.Server(uvicorn.Config(app, log_config=None))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         fake.url = f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -1,7 +1,6 @@
 """The vLLM engine against a stand-in: the numbers of the torch engine, and errors that say what to do."""
 
 import asyncio
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -20,7 +19,6 @@ from blora.server.engines.vllm_engine import VllmEngine
 from blora.server.keys import line_of
 from blora.server.scheduling.control import AbandonedError, Control
 from blora.server.settings import Settings
-from tests.blora.adapters import rewrite_json
 from tests.server.engines.asking import CHOICES, QUESTIONS, Asking, settings
 from tests.server.engines.fake_vllm import FakeVllm, fake_vllm
 
@@ -336,29 +334,7 @@ async def test_an_answer_that_is_not_vllms_is_an_error(odd: Any, monkeypatch: py
     client = VllmClient("http://vllm", timeout_s=10, concurrency=3)
     transport = httpx.MockTransport(lambda request: httpx.Response(200, json=odd))
     monkeypatch.setattr(client, "_http", httpx.AsyncClient(base_url="http://vllm", transport=transport))
-    for asking in (client.next_token("x", [1], [1]), client.continuation("x", [1], [1]), client.max_length()):
+    for asking in (client.next_token("x", [1], [1]), client.continuation("x", [1], [1]), client.base_model()):
         with pytest.raises(VllmError):
             await asking
     await client.close()
-
-
-async def test_an_adapter_with_a_head_is_refused_whatever_its_calibration(
-    folder: Path, vllm: FakeVllm, tmp_path: Path
-) -> None:
-    headed = Path(shutil.copytree(folder / "one", tmp_path / "headed"))
-
-    def with_head(raw: dict[str, Any]) -> None:
-        raw["head"] = {"depths": [1], "n_states": 32, "n_directions": 4, "n_grams": 8}
-        raw["familiarity"] = {"kind": "gaussian", "depths": [1], "n_states": 32, "n_low": 32, "n_directions": 4}
-        raw["prompt"] |= {"readout": "linear", "choices": ["no", "yes"], "choice_end": "newline"}
-        raw["posterior"] |= {"method": "lora"}
-        raw["policy"] = {"min_familiarity": 0.05}
-
-    rewrite_json(with_head)(headed / "bayesian_config.json")
-    engine = VllmEngine(chosen(folder, vllm, tmp_path, "one", adapter_root=tmp_path))
-    await engine.load()
-    with pytest.raises(
-        AdapterError, match="head and the policy's min_familiarity need hidden states, .* --engine torch"
-    ):
-        await engine.load_adapter(headed, "headed")
-    await engine.close()

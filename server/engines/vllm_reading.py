@@ -1,0 +1,71 @@
+"""Answers of adapters with a head from a vLLM that runs as a pooling server, which returns the last layer's states.
+
+The states go with the packed row, so that the functions of the engine in this process run no layer of the base model.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from blora.base_model import BaseModel
+from blora.config import HeadConfig
+from blora.errors import AdapterError
+from blora.inference.packing import PackedRow, States, collate
+from blora.inference.reading import as_read, head_log_probs, read_rows
+from blora.inference.scoring import score_rows
+from blora.posterior.decision_head import Features, HeadDraws
+from blora.posterior.draws import Draws
+from blora.server.engines.vllm_client import VllmClient
+
+__all__ = ["check_readable", "read_log_probs", "with_states"]
+
+# The states were computed under the adapter's LoRA already.
+_NO_LORA = Draws({}, scaling=1.0, n_samples=1)
+
+
+def check_readable(name: str, head: HeadConfig, base: BaseModel) -> None:
+    """Check that a head reads the states that vLLM returns.
+
+    Raises:
+        AdapterError: if it reads other states.
+    """
+    n_layers = base.model.config.get_text_config().num_hidden_layers
+    if head.depths != (n_layers,):
+        raise AdapterError(
+            f"got adapter {name!r}, whose head reads the states at {[*head.depths]}, expected {n_layers} alone, the "
+            "last ones, which are all that vLLM returns: train it with --depths last, or serve it with --engine torch"
+        )
+
+
+async def with_states(vllm: VllmClient, model: str, row: PackedRow, layer: int, look: Callable[[], None]) -> PackedRow:
+    """Return a row with the states of all tokens that it reads.
+
+    Args:
+        vllm: the client of the pooling server.
+        model: the name there of the adapter's LoRA, or of the base model.
+        row: a question; each choice takes a text of its own, after the prompt.
+        layer: the number of the base model's layers.
+        look: called before the request is sent; an exception that it raises cancels the request.
+    """
+    texts = [row.prompt + tokens[:-1] for tokens in row.continuations if len(tokens) > 1] or [row.prompt]
+    found = await vllm.states(model, texts, look)
+    values = torch.cat([found[0][: row.prompt_tokens], *(own[row.prompt_tokens :] for own in found)])
+    return replace(row, states=States(layer, values))
+
+
+@torch.no_grad()
+def read_log_probs(base: BaseModel, draws: HeadDraws, row: PackedRow) -> tuple[Tensor, Features]:
+    """Return log-probabilities (S, C) of a row's choices under each draw, and the features that they come from.
+
+    Args:
+        base: the base model, of which the output head alone runs.
+        draws: S draws of the head. The language model's scores, for choices that the head does not answer, are the same
+            under each.
+        row: the row, from `with_states`.
+    """
+    features = read_rows(base.model, [as_read(row, draws.head)], draws.head.config, _NO_LORA)
+    if row.readout == "scores":
+        return score_rows(base.model, collate([row]), None).expand(draws.n_samples, -1), features
+    return head_log_probs(draws, [row], features)[:, 0], features
