@@ -13,10 +13,13 @@ from blora.decision.calibration import Binding, Calibration, FormName, Goal
 from blora.disk.cache import check_own
 from blora.errors import AdapterError
 from blora.posterior.bank import SampleBank
+from blora.posterior.decision_head import HeadDraws
 from blora.training.evaluate import predict_with_distances
 from blora.training.rows.examples import ExampleSet, one_for_each_text
 from blora.training.rows.overlap import check_distinct, check_unseen, fingerprints
 from blora.training.rows.packed import pack_examples
+from blora.training.through_vllm import Vllm, check_vllm, predict_through_vllm
+from blora.vllm.states import DTYPE
 
 __all__ = ["calibrate_adapter"]
 
@@ -24,16 +27,23 @@ logger = logging.getLogger(__name__)
 
 
 def calibrate_adapter(
-    adapter: Adapter, base: BaseModel, examples: ExampleSet, goal: Goal, *, split: str = "test"
+    adapter: Adapter,
+    base: BaseModel,
+    examples: ExampleSet,
+    goal: Goal,
+    *,
+    split: str = "test",
+    vllm: Vllm | None = None,
 ) -> Calibration:
     """Prove thresholds on rows scored with the adapter's own draws, and write them into its `calibration.json`.
 
     Args:
         adapter: the adapter, as `blora.adapter.opening.open_adapter` returns it.
-        base: the adapter's base model; the calibration holds only for this dtype.
+        base: the adapter's base model; the calibration holds only for this dtype, or for vLLM.
         examples: labelled questions that played no part in making the adapter.
         goal: the guarantee to prove.
         split: name of the examples' split, for the record.
+        vllm: a running vLLM for whose states the calibration shall hold; None for this process.
 
     Raises:
         BloraError: if the adapter is in the hub's cache, if it was made with this data or some of these questions, if a
@@ -43,6 +53,9 @@ def calibrate_adapter(
     """
     check_own(adapter.path)
     _check_current(adapter)
+    if vllm is not None:
+        check_vllm(vllm, adapter, base)
+    dtype = DTYPE if vllm is not None else base.dtype_name
     path, prompt, sampling = adapter.path, adapter.config.prompt, adapter.config.sampling
     check_unseen(adapter.config.training, examples)
     check_distinct(examples)
@@ -62,18 +75,22 @@ def calibrate_adapter(
         digest=examples.digest,
         n_rows=n_questions,
         fingerprints=fingerprints(examples),
-        asks=(goal.ask_in(base.dtype_name),),
+        asks=(goal.ask_in(dtype),),
     )
     calibration_file.check_ask(path, asked)  # fails before the scoring if the rows are used up
     bank = SampleBank.draw(adapter.posterior, adapter.digest, sampling.n_samples, sampling.seed)
-    log_probs, distances = predict_with_distances(
-        base.model, rows, bank.draws, adapter.familiarity, about="calibrating"
-    )
+    if vllm is not None:
+        assert isinstance(bank.draws, HeadDraws)  # see `check_vllm`
+        log_probs, distances = predict_through_vllm(vllm, adapter, base, rows, bank.draws)
+    else:
+        log_probs, distances = predict_with_distances(
+            base.model, rows, bank.draws, adapter.familiarity, about="calibrating"
+        )
     _check_current(adapter)
     calibration = calibrate(
         log_probs,
         torch.tensor([row.label for row in rows]),
-        binding=Binding.of(adapter.config, adapter_digest=adapter.digest, dtype=base.dtype_name),
+        binding=Binding.of(adapter.config, adapter_digest=adapter.digest, dtype=dtype),
         goal=goal,
         source=examples.source,
         digest=examples.digest,
@@ -88,7 +105,7 @@ def calibrate_adapter(
     level = calibration.default_level
     logger.info(
         "%d rows prove for %s in %s: P(wrong | answered) <= %g, with a threshold of %.6g on %s and %.1f %% answered",
-        *(len(rows), adapter.name, base.dtype_name, level.target_risk, level.threshold, level.score),
+        *(len(rows), adapter.name, dtype, level.target_risk, level.threshold, level.score),
         100 * (level.coverage or 0),
     )
     return calibration

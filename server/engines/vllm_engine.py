@@ -21,7 +21,6 @@ from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
 from blora.adapter import Adapter, attach, read_config
-from blora.adapter.export import export_below, export_draws
 from blora.base_model import load_base_model
 from blora.decision.stopping import looks
 from blora.errors import AdapterError, ConfigError
@@ -34,22 +33,25 @@ from blora.server.engines.outcomes import draws_suffice, outcome, probabilities
 from blora.server.engines.packing_engine import PackingEngine, in_thread
 from blora.server.engines.protocol import EngineUnavailableError, Job, Loaded, Outcome
 from blora.server.engines.sources import local_adapters
-from blora.server.engines.vllm_client import UnknownLoraError, VllmClient, VllmError, VllmUnreachableError
-from blora.server.engines.vllm_reading import check_readable, read_log_probs, with_states
 from blora.server.scheduling.control import Control
 from blora.server.scheduling.thread_per_task import ThreadPerTask
 from blora.server.settings import Settings
+from blora.vllm.client import UnknownLoraError, VllmClient, VllmError, VllmUnreachableError
+from blora.vllm.loras import lora_folder, lora_name, n_loras, write_loras
+from blora.vllm.states import (
+    DTYPE,
+    check_readable,
+    check_same,
+    check_same_states,
+    read_log_probs,
+    with_states,
+)
 
-__all__ = ["DTYPE", "VllmEngine"]
+__all__ = ["VllmEngine"]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-# dtype in calibrations for this engine: vLLM's arithmetic differs from ours in any precision.
-DTYPE = "vllm"
-# Largest difference of a probability between vLLM and this process, under the same draw, that rounding explains.
-PROBE_TOLERANCE = 0.1
 
 
 class VllmEngine(PackingEngine):
@@ -114,8 +116,8 @@ class VllmEngine(PackingEngine):
         logger.info("Reading adapter %s", name or path)
         adapter, handle = await self._reading.run(f"Reading adapter {name or path}", reading, of=path)
         try:
-            await in_thread(self._working, partial(self._export, adapter, handle))
-            for s in range(_n_loras(handle)):
+            await in_thread(self._working, partial(write_loras, adapter, self._loaded_base(), self._folder))
+            for s in range(n_loras(handle.config)):
                 await self._load_draw(adapter.digest, s)
             await self._prove(adapter, handle)
         except Exception as exc:
@@ -146,8 +148,8 @@ class VllmEngine(PackingEngine):
         if self._served[handle.digest] > 0:
             return
         try:
-            for s in range(_n_loras(handle)):
-                await self._vllm.unload(_lora(handle.digest, s))
+            for s in range(n_loras(handle.config)):
+                await self._vllm.unload(lora_name(handle.digest, s))
         except VllmError as exc:
             logger.warning("vLLM does not unload adapter %s: %s", handle.name, exc)
 
@@ -167,34 +169,17 @@ class VllmEngine(PackingEngine):
     async def _probe_row(self, handle: AdapterHandle) -> PackedRow:
         return await in_thread(self._working, partial(probe_row, self._loaded_base(), handle, self._max_length))
 
-    def _exported(self, digest: str) -> Path:
-        return self._folder / digest.removeprefix("sha256:")
-
     def _read(self, path: Path, name: str | None) -> tuple[Adapter, AdapterHandle]:
         """Return an adapter and its handle; raise AdapterError for a head on states that vLLM does not give."""
         if (head := read_config(path).head) is not None:
             check_readable(name or path.name, head, self._loaded_base())
         return read_adapter(path, name, self._loaded_base(), self._settings, DTYPE)
 
-    def _export(self, adapter: Adapter, handle: AdapterHandle) -> None:
-        """Write the LoRAs as folders, unless they exist; other servers may write them at the same time."""
-        folder = self._exported(adapter.digest)
-        if folder.is_dir() or not _n_loras(handle):
-            return
-        try:
-            if adapter.config.head is not None:
-                export_below(adapter, self._loaded_base(), folder)
-            else:
-                export_draws(adapter, self._loaded_base(), folder, handle.bank.n_samples)
-        except (OSError, AdapterError):
-            if not folder.is_dir():
-                raise
-
     async def _load_draw(self, digest: str, s: int) -> None:
-        await self._vllm.load(_lora(digest, s), self._exported(digest) / f"draw-{s:03d}")
+        await self._vllm.load(lora_name(digest, s), lora_folder(self._folder, digest, s))
 
     async def _prove(self, adapter: Adapter, handle: AdapterHandle) -> None:
-        """Compare vLLM's probabilities under the first draw with the probabilities computed here.
+        """Compare vLLM's answer under the first draw, and the states that a head reads, with those computed here.
 
         Raises:
             AdapterError: if they differ by more than rounding explains.
@@ -203,27 +188,31 @@ class VllmEngine(PackingEngine):
         row = await self._probe_row(handle)
         warn_of_shadowed(handle, row)
 
-        def here() -> Tensor:
+        def here() -> tuple[Tensor, Tensor | None]:
+            states: list[Tensor | None] = [None]
             attach(base, adapter)
             with torch.inference_mode():
-                found = score_all(base.model, [row], handle.bank.first(1), max_batch_tokens=row.n_tokens)
-            return found[0, 0].exp()
+                found = score_all(
+                    base.model,
+                    [row],
+                    handle.bank.first(1),
+                    max_batch_tokens=row.n_tokens,
+                    read=lambda _, features: states.append(features.prompt),
+                )
+            return found[0, 0].exp(), states[-1]
 
-        expected = await in_thread(self._working, here)
-        found = await self._ask_once(handle, row)
-        apart = float((found - expected).abs().max())
-        if not apart <= PROBE_TOLERANCE:
-            raise AdapterError(
-                f"The probabilities of adapter {adapter.name!r} from vLLM differ by {apart:.2f} from those computed "
-                f"here, where at most {PROBE_TOLERANCE} is allowed: let vLLM serve the same base model ({base.ref.id})"
-            )
+        expected, states_here = await in_thread(self._working, here)
+        found, states = await self._ask_once(handle, row)
+        check_same(found, expected, adapter.name, base)
+        if states is not None and states_here is not None:
+            check_same_states(states, states_here, adapter.name, base)
 
-    async def _ask_once(self, handle: AdapterHandle, row: PackedRow) -> Tensor:
-        """Return the probabilities (C,) under the first draw, as they are before recalibration."""
+    async def _ask_once(self, handle: AdapterHandle, row: PackedRow) -> tuple[Tensor, Tensor | None]:
+        """Return the probabilities (C,) under the first draw, without recalibration, and the states of a head."""
         if handle.config.head is None:
-            return (await self._log_probs(handle, row, 0)).exp()
-        log_probs, _ = await self._read_there(handle, row, 1, Control().look)
-        return log_probs[0].exp()
+            return (await self._log_probs(handle, row, 0)).exp(), None
+        log_probs, features = await self._read_there(handle, row, 1, Control().look)
+        return log_probs[0].exp(), features.prompt
 
     async def _read_there(
         self, handle: AdapterHandle, row: PackedRow, n_samples: int, look: Callable[[], None]
@@ -231,7 +220,7 @@ class VllmEngine(PackingEngine):
         """Return log-probabilities (S, C) under the first draws of a head, and the features, from states of vLLM's."""
         base, draws = self._loaded_base(), handle.bank.first(n_samples)
         assert isinstance(draws, HeadDraws)  # the adapter has a head
-        model = _lora(handle.digest, 0) if _n_loras(handle) else self._name
+        model = lora_name(handle.digest, 0) if n_loras(handle.config) else self._name
         [layer] = draws.head.config.depths
         read = await self._under_lora(handle, 0, partial(with_states, self._vllm, model, row, layer, look))
         return await in_thread(self._working, partial(read_log_probs, base, draws, read))
@@ -270,14 +259,14 @@ class VllmEngine(PackingEngine):
         try:
             return await ask()
         except UnknownLoraError:  # vLLM was restarted, or another server unloaded the LoRA
-            if s >= _n_loras(handle):
+            if s >= n_loras(handle.config):
                 raise
             await self._load_draw(handle.digest, s)
             return await ask()
 
     async def _totals(self, handle: AdapterHandle, row: PackedRow, s: int, look: Callable[[], None]) -> list[float]:
         """Return the log-probability of each choice's tokens under one draw; calls `look` before each request."""
-        lora = _lora(handle.digest, s)
+        lora = lora_name(handle.digest, s)
         if all(len(tokens) == 1 for tokens in row.continuations):
             return await self._vllm.next_token(lora, row.prompt, [token for (token,) in row.continuations], look)
         return [await self._vllm.continuation(lora, row.prompt, tokens, look) for tokens in row.continuations]
@@ -292,15 +281,3 @@ async def _all(work: Iterable[Coroutine[None, None, T]]) -> list[T]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _n_loras(handle: AdapterHandle) -> int:
-    """Return the number of LoRAs that vLLM holds for an adapter: one a draw, and below a head one or none."""
-    if handle.config.head is None:
-        return handle.bank.n_samples
-    return 1 if handle.config.modules else 0
-
-
-def _lora(digest: str, s: int) -> str:
-    """Return the LoRA name of a draw, which contains the digest and so identifies the contents."""
-    return f"{digest.removeprefix('sha256:')[:24]}-{s:03d}"

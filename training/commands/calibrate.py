@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from blora.cli import CommandHelp
@@ -54,6 +55,16 @@ def _parser() -> ArgumentParser:
         "delta; 1 withholds none",
     )
     add_model(parser, default=None)
+    parser.add_argument(
+        "--engine-url",
+        help="address of a running vLLM: the calibration holds for `blora serve --engine vllm`, and its states are "
+        "computed there, for an adapter with a head from --depths last (default: compute them here)",
+    )
+    parser.add_argument(
+        "--engine-folder",
+        type=Path,
+        help="folder that vLLM sees under the same path, for the LoRA below a head",
+    )
     return parser
 
 
@@ -65,10 +76,15 @@ def main(argv: list[str]) -> int:
     from blora.adapter.opening import open_adapter
     from blora.decision.calibration import Goal
     from blora.disk.cache import check_own
+    from blora.errors import ConfigError
     from blora.training.calibrate import calibrate_adapter
     from blora.training.rows.examples import examples_for
+    from blora.training.through_vllm import Vllm
 
     check_own(arguments.adapter)  # before the base model is loaded
+    vllm = Vllm(arguments.engine_url, arguments.engine_folder) if arguments.engine_url is not None else None
+    if vllm is None and arguments.engine_folder is not None:
+        raise ConfigError("got --engine-folder without --engine-url, the address of a running vLLM; give both")
     goal = Goal(
         target_risk=arguments.target_risk,
         delta=arguments.delta,
@@ -87,7 +103,7 @@ def main(argv: list[str]) -> int:
     base, adapter = open_adapter(
         arguments.adapter, base_model=arguments.base_model, device=arguments.device, dtype=arguments.dtype
     )
-    calibration = calibrate_adapter(adapter, base, examples, goal, split=arguments.split)
+    calibration = calibrate_adapter(adapter, base, examples, goal, split=arguments.split, vllm=vllm)
     print(_table(calibration, adapter.config.policy))
     return 0
 

@@ -14,11 +14,11 @@ from blora.decision.abstention import Policy
 from blora.errors import AdapterError, BloraError, PromptTooLongError
 from blora.server.app import create_app
 from blora.server.engines.protocol import Job, Stop
-from blora.server.engines.vllm_client import VllmClient, VllmError
 from blora.server.engines.vllm_engine import VllmEngine
 from blora.server.keys import line_of
 from blora.server.scheduling.control import AbandonedError, Control
 from blora.server.settings import Settings
+from blora.vllm.client import VllmClient, VllmError
 from tests.server.engines.asking import CHOICES, QUESTIONS, Asking, settings
 from tests.server.engines.fake_vllm import FakeVllm, fake_vllm
 

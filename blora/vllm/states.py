@@ -17,9 +17,16 @@ from blora.inference.reading import as_read, head_log_probs, read_rows
 from blora.inference.scoring import score_rows
 from blora.posterior.decision_head import Features, HeadDraws
 from blora.posterior.draws import Draws
-from blora.server.engines.vllm_client import VllmClient
+from blora.vllm.client import VllmClient
 
-__all__ = ["check_readable", "read_log_probs", "with_states"]
+__all__ = ["DTYPE", "check_readable", "check_same", "check_same_states", "read_log_probs", "with_states"]
+
+# dtype in calibrations for vLLM: its arithmetic differs from ours in any precision.
+DTYPE = "vllm"
+# Largest difference of a probability between vLLM and this process, under the same draw, that rounding explains.
+TOLERANCE = 0.1
+# The same for states, as a share of their norm; those of another model differ by about as much as their norm.
+STATES_TOLERANCE = 0.2
 
 # The states were computed under the adapter's LoRA already.
 _NO_LORA = Draws({}, scaling=1.0, n_samples=1)
@@ -39,7 +46,9 @@ def check_readable(name: str, head: HeadConfig, base: BaseModel) -> None:
         )
 
 
-async def with_states(vllm: VllmClient, model: str, row: PackedRow, layer: int, look: Callable[[], None]) -> PackedRow:
+async def with_states(
+    vllm: VllmClient, model: str, row: PackedRow, layer: int, look: Callable[[], None] = lambda: None
+) -> PackedRow:
     """Return a row with the states of all tokens that it reads.
 
     Args:
@@ -69,3 +78,31 @@ def read_log_probs(base: BaseModel, draws: HeadDraws, row: PackedRow) -> tuple[T
     if row.readout == "scores":
         return score_rows(base.model, collate([row]), None).expand(draws.n_samples, -1), features
     return head_log_probs(draws, [row], features)[:, 0], features
+
+
+def check_same(found: Tensor, expected: Tensor, name: str, base: BaseModel) -> None:
+    """Check that vLLM's probabilities (C,) of a row are those computed here, under the same draw.
+
+    Raises:
+        AdapterError: if they differ by more than rounding explains.
+    """
+    apart = float((found - expected).abs().max())
+    if not apart <= TOLERANCE:
+        raise AdapterError(
+            f"The probabilities of adapter {name!r} from vLLM differ by {apart:.2f} from those computed here, where at "
+            f"most {TOLERANCE} is allowed: let vLLM serve the same base model ({base.ref.id})"
+        )
+
+
+def check_same_states(found: Tensor, expected: Tensor, name: str, base: BaseModel) -> None:
+    """Check that the mean states (R, F) of prompts from vLLM are those computed here.
+
+    Raises:
+        AdapterError: if they differ by more than rounding explains.
+    """
+    apart = float((found - expected).norm() / expected.norm())
+    if not apart <= STATES_TOLERANCE:
+        raise AdapterError(
+            f"The states of adapter {name!r} from vLLM differ by {apart:.0%} from those computed here, where at most "
+            f"{STATES_TOLERANCE:.0%} is allowed: let vLLM serve the same base model ({base.ref.id})"
+        )
