@@ -9,7 +9,7 @@ from blora.adapter import Adapter, adapter_digest, calibration_file
 from blora.base_model import BaseModel
 from blora.decision.asks import AskedRows
 from blora.decision.calibrate import calibrate
-from blora.decision.calibration import Binding, Calibration, FormName, Goal
+from blora.decision.calibration import VLLM, Binding, Calibration, FormName, Goal
 from blora.disk.cache import check_own
 from blora.errors import AdapterError
 from blora.posterior.bank import SampleBank
@@ -19,7 +19,6 @@ from blora.training.rows.examples import ExampleSet, one_for_each_text
 from blora.training.rows.overlap import check_distinct, check_unseen, fingerprints
 from blora.training.rows.packed import pack_examples
 from blora.training.through_vllm import Vllm, check_vllm, predict_through_vllm
-from blora.vllm.states import DTYPE
 
 __all__ = ["calibrate_adapter"]
 
@@ -55,7 +54,7 @@ def calibrate_adapter(
     _check_current(adapter)
     if vllm is not None:
         check_vllm(vllm, adapter, base)
-    dtype = DTYPE if vllm is not None else base.dtype_name
+    dtype = VLLM if vllm is not None else base.dtype_name
     path, prompt, sampling = adapter.path, adapter.config.prompt, adapter.config.sampling
     check_unseen(adapter.config.training, examples)
     check_distinct(examples)

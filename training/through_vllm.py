@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from blora.training.progress import rows_bar
 from blora.training.rows.packed import LabelledRow
 from blora.vllm.client import VllmClient, VllmError
 from blora.vllm.loras import lora_folder, lora_name, n_loras, write_loras
-from blora.vllm.states import check_readable, check_same_states, read_log_probs, with_states
+from blora.vllm.states import check_readable, check_same_states, read_log_probs, states_of
 
 __all__ = ["Vllm", "check_vllm", "predict_through_vllm"]
 
@@ -102,28 +102,28 @@ async def _predict(
     familiarity = adapter.familiarity.to(base.device) if adapter.familiarity is not None else None
     found = torch.full((draws.n_samples, len(rows), max(row.row.n_choices for row in rows)), -torch.inf)
     distances = torch.zeros(len(rows)) if familiarity is not None else None
-    states = torch.zeros_like(expected)
-    [layer] = draws.head.config.depths
+    first = torch.zeros_like(expected)
     client = VllmClient(vllm.url, timeout_s=TIMEOUT_S, concurrency=AT_ONCE)
     try:
         model = await _model(client, vllm, adapter, base)
 
         async def read(place: int) -> None:
             row = rows[place].row
-            log_probs, features = read_log_probs(base, draws, await with_states(client, model, row, layer))
+            states = await states_of(client, model, row, draws.head.config)
+            log_probs, features = read_log_probs(base, draws, replace(row, states=states))
             found[:, place, : row.n_choices] = log_probs.cpu()
             assert features.prompt is not None  # a head reads it
             if familiarity is not None and distances is not None:
                 distances[place] = familiarity.distance(features.prompt, features.choices())[0]
-            if place < len(states):
-                states[place] = features.prompt[0]
+            if place < len(first):
+                first[place] = features.prompt[0]
 
         with rows_bar(len(rows), "calibrating") as bar:
             for start in range(0, len(rows), AT_ONCE):
                 places = range(start, min(start + AT_ONCE, len(rows)))
                 await asyncio.gather(*map(read, places))
                 if start == 0:
-                    check_same_states(states, expected, adapter.name, base)
+                    check_same_states(first, expected, adapter.name, base)
                 bar.update(len(places))
         return found, distances
     finally:

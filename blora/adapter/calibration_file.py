@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from blora.decision.asks import Ask, AskedRows, earlier_asks
-from blora.decision.calibration import Binding, Calibration
+from blora.decision.calibration import VLLM, Binding, Calibration
 from blora.disk.atomic import locked, write_file
 from blora.disk.digests import canonical_digest
 from blora.disk.files import UnreadableError, is_present, read_json
@@ -264,11 +264,12 @@ def for_serving(folder: Path | str, binding: Binding) -> Calibration | None:
         )
     entry = next((entry for entry in own if entry.binding.dtype == binding.dtype), None)
     if entry is None:
-        found = ", ".join(sorted(entry.binding.dtype for entry in own))
+        others = sorted(entry.binding.dtype for entry in own)
+        command = f"blora calibrate {folder} {_calibrated_in(binding.dtype)} --data ..."
         raise NotCalibratedError(
-            f"got calibration for dtype {found} in {file}, expected {binding.dtype}, in which the adapter is served; "
-            f"serve it with --dtype {sorted(entry.binding.dtype for entry in own)[0]}, run `blora calibrate {folder} "
-            f"--dtype {binding.dtype} --data ...`, or start with --allow-uncalibrated"
+            f"got calibration for dtype {', '.join(others)} in {file}, expected {binding.dtype}, in which the adapter "
+            f"is served; serve it with {_engine_for(others[0], binding.dtype)}, run `{command}`, or start with "
+            "--allow-uncalibrated"
         )
     for field in fields(Binding):
         found, expected = getattr(entry.binding, field.name), getattr(binding, field.name)
@@ -278,3 +279,15 @@ def for_serving(folder: Path | str, binding: Binding) -> Calibration | None:
                 "the adapter with this digest has: the file was edited; restore it, or remove it and calibrate again"
             )
     return entry
+
+
+def _engine_for(dtype: str, instead_of: str) -> str:
+    """Return the flags of a server that serves in a calibration's dtype in place of another."""
+    if dtype == VLLM:
+        return "--engine vllm"
+    return f"--engine torch --dtype {dtype}" if instead_of == VLLM else f"--dtype {dtype}"
+
+
+def _calibrated_in(dtype: str) -> str:
+    """Return the flags of `blora calibrate` for a dtype."""
+    return "--engine-url URL" if dtype == VLLM else f"--dtype {dtype}"

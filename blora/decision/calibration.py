@@ -24,10 +24,12 @@ from blora.decision.selective import Level, rows_for_proof, rows_needed
 from blora.errors import ConfigError
 from blora.scores import DRAWN, SCORES, ScoreName
 
-__all__ = ["CURVE_POINTS", "Binding", "Calibration", "CalibrationRows", "ConformalQuantile", "FormName", "Goal"]
+__all__ = ["CURVE_POINTS", "VLLM", "Binding", "Calibration", "CalibrationRows", "ConformalQuantile", "FormName", "Goal"]
 
 FormName = Literal["prompt", "messages"]
 
+# In place of a dtype for vLLM, whose arithmetic differs from ours in any precision.
+VLLM = "vllm"
 CURVE_POINTS = 100
 # Limit for levels, quantiles or bins, so that a calibration card stays readable.
 MAX_ENTRIES = 100
@@ -135,7 +137,7 @@ class Binding:
 
     Attributes:
         adapter_digest: digest of the adapter's contents.
-        dtype: dtype of the base model, such as bfloat16.
+        dtype: dtype of the base model, such as bfloat16, or `VLLM`.
         n_samples: draws behind each answer.
         seed: seed of the sample bank.
         scoring: scoring of choices.

@@ -18,6 +18,8 @@ __all__ = ["UnknownLoraError", "VllmClient", "VllmError", "VllmUnreachableError"
 # Two tries, because a kept-alive connection may have been lost.
 _TRIES = 2
 FLOAT_BYTES = 4
+# vLLM's limit for the tokens whose log-probabilities one request names.
+MOST_TOKENS = 128
 
 
 def _nothing() -> None:
@@ -51,6 +53,8 @@ class VllmClient:
         self._http = httpx.AsyncClient(base_url=url, timeout=timeout_s, transport=transport)
         self._room = asyncio.Semaphore(concurrency)
         self._alone = asyncio.Lock()
+        self.connections = 0
+        """Number of connections that were opened: more of them may lead to a vLLM that was started again."""
 
     async def base_model(self) -> tuple[str, int]:
         """Return the name of the base model, and the most tokens that vLLM reads and writes for one request."""
@@ -84,15 +88,20 @@ class VllmClient:
             tokens: token ids to score.
             look: called before the request is sent; an exception that it raises cancels the request.
         """
-        asked = {"logprobs": 0, "logprob_token_ids": sorted(set(tokens)), "return_tokens_as_token_ids": True}
-        async with self._room:
-            look()
-            choice = await self._complete(lora, prompt, asked)
-        try:
-            [found] = choice["logprobs"]["top_logprobs"]
-            return [float(found[f"token_id:{token}"]) for token in tokens]
-        except (KeyError, TypeError, ValueError) as exc:
-            raise VllmError("vLLM left out log-probabilities that were asked for") from exc
+        different = sorted(set(tokens))
+        found: dict[int, float] = {}
+        for start in range(0, len(different), MOST_TOKENS):
+            some = different[start : start + MOST_TOKENS]
+            asked = {"logprobs": 0, "logprob_token_ids": some, "return_tokens_as_token_ids": True}
+            async with self._room:
+                look()
+                choice = await self._complete(lora, prompt, asked)
+            try:
+                [given] = choice["logprobs"]["top_logprobs"]
+                found |= {token: float(given[f"token_id:{token}"]) for token in some}
+            except (KeyError, TypeError, ValueError) as exc:
+                raise VllmError("vLLM left out log-probabilities that were asked for") from exc
+        return [found[token] for token in tokens]
 
     async def continuation(
         self, lora: str, prompt: Sequence[int], tokens: Sequence[int], look: Callable[[], None] = _nothing
@@ -110,28 +119,28 @@ class VllmClient:
         except (KeyError, TypeError, ValueError) as exc:
             raise VllmError("vLLM left out a prompt's log-probabilities (prompt_logprobs)") from exc
 
-    async def states(
-        self, model: str, texts: Sequence[Sequence[int]], look: Callable[[], None] = _nothing
-    ) -> list[Tensor]:
-        """Return the states that enter the output head for every token of each text, (T, D) float32.
+    async def states(self, model: str, text: Sequence[int], width: int, look: Callable[[], None] = _nothing) -> Tensor:
+        """Return the states that enter the output head for every token of a text, (T, width) float32.
 
         Args:
             model: the name of a LoRA or of the base model.
-            texts: token ids of each text.
+            text: T token ids.
+            width: number of values of a state.
             look: called before the request is sent; an exception that it raises cancels the request.
         """
         form = {"encoding_format": "bytes_only", "embed_dtype": "float32", "endianness": "little"}
-        asked = {"model": model, "input": [list(text) for text in texts], "task": "token_embed", **form}
+        asked = {"model": model, "input": list(text), "task": "token_embed", "use_activation": False, **form}
         async with self._room:
             look()
-            response = await self._post("/pooling", asked | {"use_activation": False})
-        _check(response, "states, which takes --runner pooling --pooler-config.task token_embed")
-        lengths = [len(text) for text in texts]
-        width, rest = divmod(len(response.content), FLOAT_BYTES * sum(lengths))
-        if rest or not width:
-            raise VllmError(f"vLLM answered {len(response.content)} bytes in place of the states of {lengths} tokens")
-        found = torch.frombuffer(bytearray(response.content), dtype=torch.float32)
-        return [*found.view(-1, width).split(lengths)]
+            response = await self._post("/pooling", asked)
+        _check(response, "states", "pooling --pooler-config.task token_embed")
+        expected = FLOAT_BYTES * len(text) * width
+        if len(response.content) != expected:
+            raise VllmError(
+                f"vLLM answered {len(response.content)} bytes in place of {expected}, the states of {len(text)} "
+                "tokens: let vLLM serve the same base model"
+            )
+        return torch.frombuffer(bytearray(response.content), dtype=torch.float32).view(-1, width)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -140,7 +149,7 @@ class VllmClient:
     async def _complete(self, lora: str, prompt: Sequence[int], asked: dict[str, Any]) -> dict[str, Any]:
         body = {"model": lora, "prompt": list(prompt), "max_tokens": 1, "temperature": 0, **asked}
         response = await self._post("/v1/completions", body)
-        _check(response, "a completion, which takes --runner generate")
+        _check(response, "a completion", "generate")
         try:
             [choice] = response.json()["choices"]
         except (KeyError, TypeError, ValueError) as exc:
@@ -148,10 +157,14 @@ class VllmClient:
         found: dict[str, Any] = choice
         return found
 
+    async def _count(self, event: str, details: dict[str, Any]) -> None:
+        """Count a connection once it is open; httpx calls this for every step of a request."""
+        self.connections += event == "connection.connect_tcp.complete"
+
     async def _post(self, path: str, body: dict[str, Any]) -> httpx.Response:
         for attempt in range(1, _TRIES + 1):
             try:
-                return await self._http.post(path, json=body)
+                return await self._http.post(path, json=body, extensions={"trace": self._count})
             except httpx.HTTPError as exc:
                 if attempt == _TRIES or isinstance(exc, httpx.TimeoutException):
                     raise VllmUnreachableError(
@@ -160,12 +173,12 @@ class VllmClient:
         raise AssertionError("unreachable")
 
 
-def _check(response: httpx.Response, expected: str) -> None:
+def _check(response: httpx.Response, expected: str, runner: str) -> None:
     """Raise an error if vLLM refused a request."""
     if response.status_code == httpx.codes.NOT_FOUND:
         raise UnknownLoraError(
-            f"vLLM has no such LoRA loaded, or answers no such request: it answered {_summary(response)} in place of "
-            f"{expected}"
+            f"vLLM answered {_summary(response)} in place of {expected}: it has no such LoRA loaded, or was started "
+            f"without --runner {runner}"
         )
     if response.is_error:
         raise VllmError(f"vLLM answered {_summary(response)} in place of {expected}")

@@ -163,11 +163,13 @@ def _warn_of_idle_familiarity(handle: AdapterHandle, policy: Policy) -> None:
         logger.warning("Adapter %s withholds no question as unfamiliar: %s", handle.name, fault)
 
 
-def probe_row(base: BaseModel, handle: AdapterHandle, max_length: int) -> PackedRow:
+def probe_row(
+    base: BaseModel, handle: AdapterHandle, max_length: int, question: str = "Is this a question?"
+) -> PackedRow:
     """Return a short question with the adapter's choices, as a test row of at most `max_length` tokens."""
     return pack(
         base.tokenizer,
-        prompt="Is this a question?",
+        prompt=question,
         choices=handle.config.prompt.choices or ("yes", "no"),
         config=handle.config.prompt,
         max_length=max_length,

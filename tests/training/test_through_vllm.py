@@ -120,7 +120,7 @@ async def test_a_vllm_that_cannot_answer_is_told(folder: Path, vllm: FakeVllm, t
     assert "No vLLM answers at http://127.0.0.1:9" in str(gone)
     vllm.pooling = False
     generating = await refused(folder, "linear", tmp_path, "--engine-url", vllm.url)
-    assert "which takes --runner pooling" in str(generating)
+    assert "was started without --runner pooling" in str(generating)
 
 
 @pytest.mark.parametrize("name", ["linear", "pointer"])

@@ -23,7 +23,7 @@ from blora.base_model import BaseModel
 from blora.decision.asks import Ask, AskedRows
 from blora.decision.calibration import Goal
 from blora.disk.atomic import write_file
-from blora.errors import AdapterError, ConfigError
+from blora.errors import AdapterError, ConfigError, NotCalibratedError
 from tests.blora.adapters import contents, rewrite_json, sealed
 from tests.blora.decision.test_calibrate import BINDING, DIGEST, made
 
@@ -220,6 +220,20 @@ def test_every_dtype_there_is_is_named(tmp_path: Path) -> None:
     store_calibration(tmp_path, bound(dtype="float32"))
     with pytest.raises(AdapterError, match="for dtype bfloat16, float32 in .* expected float16, in which"):
         for_serving(tmp_path, dataclasses.replace(BINDING, dtype="float16"))
+
+
+@pytest.mark.parametrize(
+    ("calibrated", "served", "told"),
+    [
+        ("float32", "vllm", "--engine torch --dtype float32, run `blora calibrate .* --engine-url URL"),
+        ("vllm", "float32", "--engine vllm, run `blora calibrate .* --dtype float32"),
+        ("bfloat16", "float32", "serve it with --dtype bfloat16, run `blora calibrate .* --dtype float32"),
+    ],
+)
+def test_the_flags_that_help_are_named(tmp_path: Path, calibrated: str, served: str, told: str) -> None:
+    store_calibration(tmp_path, bound(dtype=calibrated))
+    with pytest.raises(NotCalibratedError, match=told):
+        for_serving(tmp_path, dataclasses.replace(BINDING, dtype=served))
 
 
 @sealed

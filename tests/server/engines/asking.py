@@ -37,9 +37,7 @@ def write_adapter(path: Path, base_path: Path, *, seed: int, **config: Any) -> P
             target_modules=("q_proj", "v_proj"),
             modules=modules,
             posterior=posterior.config,
-            prompt=PromptConfig(choices=CHOICES),
-            sampling=SamplingConfig(n_samples=4, seed=7),
-            **config,
+            **{"prompt": PromptConfig(choices=CHOICES), "sampling": SamplingConfig(n_samples=4, seed=7)} | config,
         ),
         base,
     )

@@ -36,6 +36,12 @@ class FakeVllm:
     asked: int = 0
     max_length: int = 512
     pooling: bool = False
+    _models: dict[Path | None, PreTrainedModel | PeftModel] = field(default_factory=dict, repr=False)
+
+    @property
+    def port(self) -> int:
+        """The port of its address."""
+        return int(self.url.rpartition(":")[2])
 
     async def models(self, request: Request) -> Response:
         return JSONResponse({"data": [{"id": "base", "max_model_len": self.max_length}]})
@@ -74,8 +80,8 @@ class FakeVllm:
         assert (body["embed_dtype"], body["endianness"]) == ("float32", "little")
         model = self._model(self.loras.get(body["model"]))
         with torch.no_grad():
-            found = [model(input_ids=torch.tensor([text]), output_hidden_states=True) for text in body["input"]]
-        states = torch.cat([self.scale * one.hidden_states[-1][0] for one in found])
+            found = model(input_ids=torch.tensor([body["input"]]), output_hidden_states=True)
+        states = self.scale * found.hidden_states[-1][0]
         return Response(states.numpy().astype("<f4").tobytes(), media_type="application/octet-stream")
 
     def _refused(self, model: str, *, pooling: bool) -> Response | None:
@@ -91,8 +97,10 @@ class FakeVllm:
         return None
 
     def _model(self, lora: Path | None) -> PreTrainedModel | PeftModel:
-        base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
-        return PeftModel.from_pretrained(base, str(lora)).eval() if lora is not None else base.eval()
+        if lora not in self._models:
+            base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32).eval()
+            self._models[lora] = PeftModel.from_pretrained(base, str(lora)).eval() if lora is not None else base
+        return self._models[lora]
 
     @torch.no_grad()
     def _log_probs(self, lora: Path, prompt: list[int]) -> torch.Tensor:
@@ -101,8 +109,8 @@ class FakeVllm:
 
 
 @asynccontextmanager
-async def fake_vllm(folder: Path) -> AsyncIterator[FakeVllm]:
-    """Start a stand-in on a free port."""
+async def fake_vllm(folder: Path, port: int = 0) -> AsyncIterator[FakeVllm]:
+    """Start a stand-in on a port, or on a free one."""
     fake = FakeVllm(folder)
     routes = {"load_lora_adapter": fake.load, "unload_lora_adapter": fake.unload, "completions": fake.complete}
     models = Route("/v1/models", fake.models)
@@ -110,7 +118,7 @@ async def fake_vllm(folder: Path) -> AsyncIterator[FakeVllm]:
     posted = [Route(f"/v1/{path}", run, methods=["POST"]) for path, run in routes.items()]
     app = Starlette(routes=[models, pooling, *posted])
     server = uvicorn.Server(uvicorn.Config(app, log_config=None))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", port)) as listener:
         fake.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started:

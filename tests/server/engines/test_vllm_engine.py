@@ -1,8 +1,9 @@
 """The vLLM engine against a stand-in: the numbers of the torch engine, and errors that say what to do."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import httpx
 import pytest
 import torch
 
+from blora.config import SamplingConfig
 from blora.decision.abstention import Policy
 from blora.errors import AdapterError, BloraError, PromptTooLongError
 from blora.server.app import create_app
@@ -19,7 +21,7 @@ from blora.server.keys import line_of
 from blora.server.scheduling.control import AbandonedError, Control
 from blora.server.settings import Settings
 from blora.vllm.client import VllmClient, VllmError
-from tests.server.engines.asking import CHOICES, QUESTIONS, Asking, settings
+from tests.server.engines.asking import CHOICES, QUESTIONS, Asking, settings, write_adapter
 from tests.server.engines.fake_vllm import FakeVllm, fake_vllm
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's
@@ -113,6 +115,26 @@ async def test_tokens_right_after_a_prompt_are_asked_for_all_at_once(engine: Vll
     await client.close()
 
 
+async def test_many_tokens_are_asked_for_in_several_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        tokens = json.loads(request.content)["logprob_token_ids"]
+        asked.append(len(tokens))
+        found = {f"token_id:{token}": -float(token) for token in tokens}
+        return httpx.Response(200, json={"choices": [{"logprobs": {"top_logprobs": [found]}}]})
+
+    client = VllmClient("http://vllm", timeout_s=10, concurrency=3)
+    monkeypatch.setattr(
+        client, "_http", httpx.AsyncClient(base_url="http://vllm", transport=httpx.MockTransport(answer))
+    )
+    found = await client.next_token("x", [1], [*range(254, -1, -1)])
+    assert found == [-float(token) for token in range(254, -1, -1)]
+    assert sum(asked) == 255
+    assert max(asked) <= 128  # vLLM's limit
+    await client.close()
+
+
 async def test_adapters_are_told_apart_by_their_contents(
     folder: Path, vllm: FakeVllm, tmp_path: Path, asking: Asking
 ) -> None:
@@ -162,6 +184,52 @@ async def test_a_vllm_that_was_started_again_is_given_the_draws_anew(engine: Vll
     await engine.probe()
     [found] = await engine.run([await job(engine, handle, "why")])
     assert (len(found.probs), len(vllm.loras)) == (4, 4)
+
+
+async def test_a_vllm_that_was_started_again_with_another_model_gives_no_answer(folder: Path, tmp_path: Path) -> None:
+    async with fake_vllm(folder / "tiny") as first:
+        engine = VllmEngine(chosen(folder, first, tmp_path, "one"))
+        [handle] = (await engine.load()).adapters
+        await engine.run([await job(engine, handle, "why")])
+    async with fake_vllm(folder / "tiny", port=first.port) as second:
+        second.scale = 4.0
+        with pytest.raises(VllmError, match="let vLLM serve the same base model"):
+            await engine.run([await job(engine, handle, "why")])
+        second.scale = 1.0
+        assert len((await engine.run([await job(engine, handle, "why")]))[0].probs) == 4
+        await engine.close()
+
+
+async def test_a_related_model_is_noticed_by_what_comes_of_the_recalibration(
+    folder: Path, vllm: FakeVllm, tmp_path: Path
+) -> None:
+    write_adapter(folder / "sharp", folder / "tiny", seed=1, sampling=SamplingConfig(n_samples=4, temperature=0.15))
+    vllm.scale = 1.9
+    for name, refused in (("one", False), ("sharp", True)):
+        engine = VllmEngine(chosen(folder, vllm, tmp_path, name))
+        with pytest.raises(AdapterError, match="differ by") if refused else nullcontext():
+            await engine.load()
+        await engine.close()
+
+
+async def test_a_run_whose_clients_have_left_waits_for_no_request(
+    engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [handle] = (await engine.load()).adapters
+
+    async def never(*args: Any) -> Any:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(engine._answers, "log_probs", never)
+    left = asyncio.Event()
+    running = asyncio.create_task(
+        engine.run([await job(engine, handle, "why")], Control(lambda payload: not left.is_set()))
+    )
+    await asyncio.sleep(0.5)
+    assert not running.done()
+    left.set()
+    with pytest.raises(AbandonedError):
+        await asyncio.wait_for(running, 5)
 
 
 async def test_a_prompt_that_vllm_would_not_read_is_refused_before(engine: VllmEngine, vllm: FakeVllm) -> None:
@@ -245,14 +313,14 @@ async def test_the_other_draws_of_an_answer_that_failed_are_called_off(
     [handle] = (await engine.load()).adapters
     under_way: list[asyncio.Future[None]] = []
 
-    async def draw(handle: Any, row: Any, s: int, control: Any = None) -> Any:
+    async def draw(handle: Any, row: Any, s: int, look: Any) -> Any:
         if s == 3:
             raise VllmError("no such LoRA")
         under_way.append(asyncio.get_running_loop().create_future())
         await under_way[-1]
         raise AssertionError("nobody waits for this draw")
 
-    monkeypatch.setattr(engine, "_log_probs", draw)
+    monkeypatch.setattr(engine._answers, "log_probs", draw)
     with pytest.raises(VllmError, match="no such LoRA"):
         await engine.run([await job(engine, handle, "why", scoring="label")])
     assert len(under_way) == 3

@@ -1,21 +1,22 @@
-"""Adapters with a head behind a stand-in for vLLM's pooling server: the outcomes of the torch engine, from one request."""
+"""Adapters with a head behind a stand-in for vLLM's pooling server: the outcomes of the torch engine."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
 import torch
 
 from blora.errors import AdapterError
+from blora.inference.packing import PackedRow
 from blora.server.engines.protocol import Job
 from blora.server.engines.vllm_engine import VllmEngine
 from blora.server.scheduling.control import AbandonedError, Control
 from blora.server.settings import Settings
 from blora.vllm.client import VllmClient, VllmError
 from tests.heads import LABELS
-from tests.last_layer import ADAPTERS, LAYER, write_base_and_heads, write_head
+from tests.last_layer import ADAPTERS, HIDDEN, LAYER, write_base_and_heads, write_head
 from tests.server.engines.asking import Asking, loaded, settings, write_adapter
 from tests.server.engines.fake_vllm import FakeVllm, fake_vllm
 
@@ -59,16 +60,19 @@ async def job(engine: VllmEngine, handle: Any, choices: tuple[str, ...] = LABELS
 @pytest.mark.parametrize(
     ("choices", "scoring"), [*((offered, None) for offered in OFFERED), (LABELS, "label"), (OFFERED[2], "label")]
 )
-async def test_its_outcomes_are_those_of_torch_from_one_request(
+async def test_its_outcomes_are_those_of_torch_from_a_request_for_each_text(
     folder: Path, vllm: FakeVllm, engine: VllmEngine, choices: tuple[str, ...], scoring: str | None
 ) -> None:
     handles = (await engine.load()).adapters
     async with loaded(settings(folder, *ADAPTERS)) as (here, state):
         asking = Asking(here, state)
         for handle in handles:
+            one = await job(engine, handle, choices, scoring)
+            await engine.run([one])  # another adapter's connections are new to this one
             asked = vllm.asked
-            [found] = await engine.run([await job(engine, handle, choices, scoring)])
-            assert vllm.asked - asked == 1
+            [found] = await engine.run([one])
+            n_read = sum(len(tokens) > 1 for tokens in cast(PackedRow, one.row).continuations)
+            assert vllm.asked - asked == max(n_read, 1)
             question = "red 07, or green?"
             [expected] = await here.run(
                 [await asking.job(question, adapter=handle.name, choices=choices, scoring=scoring)]
@@ -143,11 +147,42 @@ async def test_a_head_on_other_states_is_refused(folder: Path, vllm: FakeVllm, t
     await engine.close()
 
 
-@pytest.mark.parametrize("n_bytes", [0, 4, 12])
+async def test_questions_about_one_text_read_it_once(folder: Path, vllm: FakeVllm, engine: VllmEngine) -> None:
+    handles = {handle.name: handle for handle in (await engine.load()).adapters}
+    jobs = [await job(engine, handles[name]) for name in ("linear", "linear", "linear-lora")]
+    alone = [(await engine.run([one]))[0].probs for one in jobs]
+    asked = vllm.asked
+    found = await engine.run(jobs)
+    assert vllm.asked - asked == 2  # of the base model, and under the LoRA
+    for outcome, expected in zip(found, alone, strict=True):
+        torch.testing.assert_close(outcome.probs, expected)
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+async def test_a_vllm_that_was_started_again_with_another_model_gives_no_answer(
+    folder: Path, tmp_path: Path, name: str
+) -> None:
+    async with fake_vllm(folder / "tiny") as first:
+        first.pooling = True
+        engine = VllmEngine(chosen(folder, first, tmp_path, name))
+        [handle] = (await engine.load()).adapters
+        await engine.run([await job(engine, handle)])
+    async with fake_vllm(folder / "tiny", port=first.port) as second:
+        second.pooling, second.scale = True, 1.3
+        with pytest.raises(VllmError, match="let vLLM serve the same base model"):
+            await engine.run([await job(engine, handle)])
+        with pytest.raises(AdapterError, match="let vLLM serve the same base model"):
+            await engine.probe()
+        second.scale = 1.0
+        assert len((await engine.run([await job(engine, handle)]))[0].probs) == 4
+        await engine.close()
+
+
+@pytest.mark.parametrize("n_bytes", [0, 4, 12, 512])
 async def test_states_of_another_size_are_an_error(monkeypatch: pytest.MonkeyPatch, n_bytes: int) -> None:
     client = VllmClient("http://vllm", timeout_s=10, concurrency=3)
     transport = httpx.MockTransport(lambda request: httpx.Response(200, content=bytes(n_bytes)))
     monkeypatch.setattr(client, "_http", httpx.AsyncClient(base_url="http://vllm", transport=transport))
-    with pytest.raises(VllmError, match=r"bytes in place of the states of \[2\] tokens"):
-        await client.states("base", [[1, 2]])
+    with pytest.raises(VllmError, match="bytes in place of 256, the states of 2 tokens: let vLLM serve the same"):
+        await client.states("base", [1, 2], HIDDEN)
     await client.close()
