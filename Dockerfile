@@ -40,6 +40,7 @@ COPY . .
 # read-only, and a start should not wait for a conversion.
 RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /tmp . \
     && pip install --no-deps --no-index /tmp/blora-*.whl \
+    && pip uninstall --yes pip \
     && BLORA_CACHE_DIR=/opt/models python -c \
     "from blora.base_model import load_base_model; load_base_model('embedded')"
 

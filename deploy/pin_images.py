@@ -63,10 +63,10 @@ def images(resource: Any) -> Iterator[str]:
 
 
 def pinned(overlay: str, registry: str, k8s: Path) -> dict[str, Any]:
-    """Return a kustomization of the overlay with its images by digest."""
+    """Return a kustomization of the overlay with its images by digest, but for those that have one already."""
     resources = yaml.safe_load_all(run("kustomize", "build", str(k8s / "overlays" / overlay)))
     pins = []
-    for image in sorted({image for resource in resources for image in images(resource)}):
+    for image in sorted({image for resource in resources for image in images(resource) if "@" not in image}):
         name, _, tag = image.rpartition(":")
         source = f"{registry}/{name}" if name in OWN else name
         pins.append({"name": name, "newName": source, "digest": digest(f"{source}:{tag}")})

@@ -1,7 +1,7 @@
-"""The software bill of materials of the image's Python, made from its locks: CycloneDX 1.6, as JSON.
+"""The software bill of materials of the default image's Python, made from its locks: CycloneDX 1.6, as JSON.
 
-`python deploy/sbom.py` prints it, the same for the same locks. The operating system's packages are the base image's;
-`make image-release` has BuildKit list them, in an attestation beside the image.
+`python deploy/sbom.py` prints it, the same for the same locks. The operating system's packages, and the Python's own
+pip, are the base image's; `make image-release` has BuildKit list them, in an attestation beside the image.
 """
 
 import json

@@ -12,13 +12,18 @@ from pathlib import Path
 
 import pytest
 
+from blora.adapter import OWN_FILES
 from tests.deploy.kustomize import needs_kustomize, one, pod, settings_of
 
 pytestmark = needs_kustomize
 
 REPOSITORIES = {
     "OWNER/BASE": {"config.json": b"{}", "model.safetensors": b"weights", "pytorch_model.bin": b"a pickle"},
-    "OWNER/ADAPTER": {"adapter_config.json": b"{}", "adapter_model.safetensors": b"posterior"},
+    "OWNER/ADAPTER": {
+        **dict.fromkeys(OWN_FILES, b"posterior"),
+        "training_args.bin": b"a pickle",
+        "optimizer.pt": b"one",
+    },
 }
 COMMIT = "c0" * 20
 
@@ -88,6 +93,7 @@ def test_a_download_gives_the_folders_that_the_server_reads_and_no_pickle(hub: s
     base = tmp_path / Path(variables["BLORA_BASE_MODEL"]).relative_to("/models")
     adapter = tmp_path / Path(variables["BLORA_ADAPTERS"].partition("=")[2]).relative_to("/models")
     assert {file.name for file in base.iterdir() if file.is_file()} == {"config.json", "model.safetensors"}
+    assert {file.name for file in adapter.iterdir() if file.is_file()} == set(OWN_FILES)
     assert (adapter / "adapter_model.safetensors").read_bytes() == b"posterior"
 
 

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 
 from benchmarks.server_process import ROOT
 from tests.deploy.kustomize import K8S, needs_kustomize
-from tests.deploy.test_manifests import dockerfile, last
+from tests.deploy.test_manifests import dockerfile, final_stage, last
 
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
@@ -92,19 +92,34 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONTAINER", str(program))
 
 
+# An image that an overlay names by its digest already.
+PINNED = f"registry.test/models@sha256:{'a' * 64}"
+
+
+def add_container(file: Path, name: str, image: str) -> None:
+    """Add a container to the server's pods in an overlay's kustomization."""
+    overlay = yaml.safe_load(file.read_text())
+    spec = {"template": {"spec": {"containers": [{"name": name, "image": image}]}}}
+    patch = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "blora"}, "spec": spec}
+    overlay.setdefault("patches", []).append({"patch": yaml.safe_dump(patch)})
+    file.write_text(yaml.safe_dump(overlay))
+
+
 @needs_kustomize
 @pytest.mark.parametrize("overlay", ["cpu", "gpu", "vllm"])
 def test_a_release_runs_every_image_by_its_digest(overlay: str, registry: None, tmp_path: Path) -> None:
     pin = load("pin_images")
-    made = pin.pinned(overlay, "registry.test/team", K8S)
     folder = tmp_path / "k8s"
     subprocess.run(["cp", "-r", str(K8S), str(folder)], check=True)
+    add_container(folder / "overlays" / overlay / "kustomization.yaml", "beside", PINNED)
+    made = pin.pinned(overlay, "registry.test/team", folder)
     (folder / "release").mkdir()
     (folder / "release" / "kustomization.yaml").write_text(yaml.safe_dump(made))
     told = subprocess.run(["kustomize", "build", str(folder / "release")], capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stderr
     found = {image for resource in yaml.safe_load_all(told.stdout) for image in pin.images(resource)}
     assert all(re.fullmatch(r"[\w./-]+@sha256:[0-9a-f]{64}", image) for image in found), found
+    assert PINNED in found
     assert pin.digest(f"registry.test/team/blora:{VERSION}") in {image.partition("@")[2] for image in found}
 
 
@@ -132,6 +147,12 @@ def test_its_labels_come_from_the_build() -> None:
     for label, argument in (("version", "VERSION"), ("revision", "REVISION"), ("base.name", "PYTHON_IMAGE")):
         assert f'org.opencontainers.image.{label}="${argument}"' in labels
     assert VERSION not in labels
+
+
+def test_it_has_no_pip_of_its_own_which_the_bill_lacks() -> None:
+    made = [arguments for name, arguments in dockerfile() if name == "RUN" and "pip install" in arguments][-1]
+    assert made.rindex("pip install") < made.find("&& pip uninstall --yes pip ")
+    assert not [arguments for name, arguments in final_stage() if name == "RUN" and "pip " in arguments]
 
 
 def commands(target: str) -> str:

@@ -11,7 +11,14 @@ import yaml
 from benchmarks.server_process import ROOT
 from tests.deploy.kustomize import TARGETS, built, container, needs_kustomize, one
 
+PHASES = ("Pending", "Running", "Succeeded", "Failed", "Unknown")
 MONITORED = ("components/monitoring", "overlays/cpu", "overlays/gpu", "overlays/vllm")
+
+
+def kept(rule: dict[str, str]) -> list[str]:
+    """The phases of a pod that a rule keeps, by Prometheus's anchored expressions."""
+    assert rule["action"] == "keep"
+    return [phase for phase in PHASES if re.fullmatch(rule["regex"], phase)]
 
 
 @needs_kustomize
@@ -24,6 +31,9 @@ def test_the_operator_scrapes_the_metrics_port_of_each_pod(target):
     labels = one(target, "Deployment")["spec"]["template"]["metadata"]["labels"]
     assert monitor["selector"]["matchLabels"].items() <= labels.items()
     assert labels[monitor["jobLabel"]] == "blora"
+    [phase] = endpoint["relabelings"]
+    assert phase["sourceLabels"] == ["__meta_kubernetes_pod_phase"]
+    assert kept(phase) == ["Running"]
 
 
 @needs_kustomize
@@ -41,7 +51,11 @@ def test_nothing_is_scraped_twice(target):
 def test_a_prometheus_without_the_operator_finds_the_same_port_under_the_same_job():
     [job] = yaml.safe_load((ROOT / "deploy/prometheus-kubernetes.yml").read_text())["scrape_configs"]
     assert job["job_name"] == "blora"
-    keep = next(rule for rule in job["relabel_configs"] if rule.get("action") == "keep")
+    [endpoint] = one("components/monitoring", "PodMonitor")["spec"]["podMetricsEndpoints"]
+    assert job["scrape_interval"] == endpoint["interval"]
+    keep, phase = (rule for rule in job["relabel_configs"] if rule.get("action") == "keep")
+    assert phase["source_labels"] == ["__meta_kubernetes_pod_phase"]
+    assert kept(phase) == ["Running"]
     labels = one("base", "Deployment")["spec"]["template"]["metadata"]["labels"]
     values = {
         "__meta_kubernetes_pod_label_app_kubernetes_io_name": labels["app.kubernetes.io/name"],

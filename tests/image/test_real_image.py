@@ -70,10 +70,7 @@ def test_what_is_in_it_is_what_was_locked(container):
     assert len(here) > 50
     assert [str(r) for r in here if installed.get(canonicalize_name(r.name)) not in r.specifier] == []
     others = installed.keys() - {canonicalize_name(r.name) for r in here}
-    assert others <= {canonicalize_name(r.name) for r in (*locked("torch.txt"), *locked("model.txt"))} | {
-        "blora",
-        "pip",
-    }
+    assert others <= {canonicalize_name(r.name) for r in (*locked("torch.txt"), *locked("model.txt"))} | {"blora"}
 
 
 def locked(name: str) -> list[Requirement]:
