@@ -173,10 +173,13 @@ class _Handler(BaseHTTPRequestHandler):
         return found
 
     def commit(self, name: str, repository: Repository, branch: str, lines: list[dict[str, Any]]) -> None:
-        files = dict(repository.commits[repository.branches[branch]])
+        head = repository.branches[branch]
+        files = dict(repository.commits[head])
         for line in lines:
             value = line["value"]
             match line["key"]:
+                case "header" if value.get("parentCommit", head) != head:
+                    return self.answer(412, {"error": "A commit has happened since. Please refresh and try again."})
                 case "file":
                     files[value["path"]] = base64.b64decode(value["content"])
                 case "lfsFile":

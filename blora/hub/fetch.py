@@ -50,8 +50,8 @@ def fetch(name: HubName) -> Path:
 
     Raises:
         AdapterError: if the hub has no such adapter or cannot be reached, a file's hash is not the listed one, a cached
-            file has changed, or the adapter's digest is not the name's.
-        ConfigError: if the cache folder cannot be created.
+            file has changed, or the adapter's commit or digest is not the name's.
+        ConfigError: if the cache folder cannot be created, or HF_TOKEN is malformed.
     """
     cached = cache_folder() / "hub" / name.repo
     commit = name.revision if name.is_commit and (cached / name.revision).is_dir() else _look_up(name, cached)
@@ -92,29 +92,32 @@ def _look_up(name: HubName, cached: Path) -> str:
     from huggingface_hub.constants import is_offline_mode
 
     known = cached / "refs" / _file_name(name.revision)
-    before = known.read_text() if known.is_file() else None
+    before = known.read_text() if known.is_file() and not name.is_commit else None
     usable = before is not None and (cached / before).is_dir()
     if is_offline_mode():
         if before is None or not usable:
             raise AdapterError(f"got {name}, which was never fetched, with HF_HUB_OFFLINE set: fetch it once without")
         return before
+    errors: tuple[type[Exception], ...] = (OSError, *hub_errors())
     try:
         commit = _download(name, cached)
-        known.parent.mkdir(parents=True, exist_ok=True)
-        write_file(known, commit)
-    except hub_errors() as exc:
+        if commit not in (before, name.revision):
+            known.parent.mkdir(parents=True, exist_ok=True)
+            write_file(known, commit)
+    except errors as exc:
+        if isinstance(exc, OSError) and exc.errno is not None:  # the disk's, as the client's have no number
+            raise AdapterError(
+                f"got {name}, which cannot be written to {cached} ({why(exc)}), expected a folder that can be written; "
+                "set BLORA_CACHE_DIR"
+            ) from exc
         if before is not None and usable and is_out_of_service(exc):
             logger.warning("The hub cannot be reached (%s): using %s as it was fetched before", why(exc), name)
             return before
         hint = f"; a private one needs {TOKEN} in the environment" if is_private_answer(exc) else ""
+        again = ", and HF_ENDPOINT if it is set, or try again" if is_out_of_service(exc) else ""
         raise AdapterError(
             f"got {name}, which the hub does not give ({why(exc)}), expected an adapter that it has: check the name "
-            f"and the revision{hint}"
-        ) from exc
-    except OSError as exc:
-        raise AdapterError(
-            f"got {name}, which cannot be written to {cached} ({why(exc)}), expected a folder that can be written; set "
-            "BLORA_CACHE_DIR"
+            f"and the revision{again}{hint}"
         ) from exc
     return commit
 
@@ -130,13 +133,15 @@ def _download(name: HubName, cached: Path) -> str:
     """Return the commit of a revision after downloading its files, unless they are in the cache.
 
     Raises:
-        AdapterError: if the commit holds no adapter, or a file's hash is not the listed one.
+        AdapterError: if the commit is not the name's or holds no adapter, or a file's hash is not the listed one.
     """
     api = hub_api()
     info = api.model_info(name.repo, revision=name.revision, files_metadata=True, timeout=TIMEOUT_S)
     commit = str(info.sha)
     if not HubName(name.repo, commit).is_commit:
         raise AdapterError(f"got commit {commit!r} of {name} from the hub, expected 40 hexadecimal digits: try again")
+    if name.is_commit and commit != name.revision:
+        raise AdapterError(f"got commit {commit} from the hub, expected that of {name}: ask another hub (HF_ENDPOINT)")
     folder = cached / commit
     if folder.is_dir():
         return commit

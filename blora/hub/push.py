@@ -1,13 +1,12 @@
 """Upload of an adapter to the hub, in one commit."""
 
-import os
 from pathlib import Path
 
 from blora.adapter import CARD_FILE, OWN_FILES, adapter_digest, read_config
 from blora.adapter.calibration_file import read_calibrations
 from blora.adapter.card import is_edited, model_card
 from blora.errors import AdapterError, ConfigError
-from blora.hub.client import TOKEN, hub_api, hub_errors, why
+from blora.hub.client import TOKEN, hub_api, hub_errors, hub_token, is_moved, why
 from blora.hub.name import HubName, repository
 
 __all__ = ["push"]
@@ -26,14 +25,15 @@ def push(folder: Path, repo: str, *, revision: str | None = None, private: bool 
         private: whether to require that the repository is private.
 
     Raises:
-        ConfigError: if HF_TOKEN is not set, the hub refuses, or the repository is public although `private` is set.
+        ConfigError: if HF_TOKEN is not set or malformed, the hub refuses, the branch gets another commit meanwhile, or
+            the repository is public although `private` is set.
         AdapterError: if the folder holds no adapter, or only calibrations of other contents.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     name, digest = HubName(repository(repo), revision or "main"), adapter_digest(folder)
     _check_calibration(folder, digest)
-    if not os.environ.get(TOKEN):
+    if hub_token() is None:
         raise ConfigError(
             f"got no {TOKEN} in the environment, expected a token of the hub that may write to {repo}: set it"
         )
@@ -48,7 +48,8 @@ def push(folder: Path, repo: str, *, revision: str | None = None, private: bool 
             )
         if revision is not None:
             api.create_branch(repo, branch=revision, exist_ok=True)
-        there = set(api.list_repo_files(repo, revision=name.revision))
+        head = api.model_info(repo, revision=name.revision)
+        there = {file.rfilename for file in head.siblings or ()}
         done = api.create_commit(
             repo,
             [
@@ -57,11 +58,13 @@ def push(folder: Path, repo: str, *, revision: str | None = None, private: bool 
             ],
             commit_message=f"Upload adapter {digest}",
             revision=name.revision,
+            parent_commit=head.sha,
         )
     except hub_errors() as exc:
+        refused = f"check the name, and what the token in {TOKEN} may do"
         raise ConfigError(
-            f"got {why(exc)!r} from the hub for {repo}, expected it to take the adapter: check the name, and what the "
-            f"token in {TOKEN} may do"
+            f"got {why(exc)!r} from the hub for {repo}, expected it to take the adapter: "
+            f"{'the branch has got another commit meanwhile; push again' if is_moved(exc) else refused}"
         ) from exc
     return HubName(repo, done.oid, digest)
 

@@ -1,3 +1,4 @@
+import errno
 import logging
 import os
 from pathlib import Path
@@ -8,11 +9,11 @@ from huggingface_hub import constants
 
 from blora.adapter import OWN_FILES, adapter_digest
 from blora.disk.cache import check_own
-from blora.errors import AdapterError
+from blora.errors import AdapterError, ConfigError
 from blora.hub.fetch import fetch, local_folder, pull
 from blora.hub.name import HubName
 from tests.blora.adapters import contents
-from tests.hub import Hub, Repository
+from tests.hub import Hub, Repository, _Handler
 
 NAME = HubName("acme/tickets")
 
@@ -131,6 +132,46 @@ def test_a_hub_that_refuses_is_no_reason_to_use_the_cache(remote: Hub, adapter: 
         fetch(NAME)
 
 
+@pytest.mark.parametrize("status", [403, 410, 451])
+def test_a_hub_that_refuses_a_file_is_no_reason_to_use_the_cache(
+    status: int, remote: Hub, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published(remote, adapter)
+    fetch(NAME)
+    published(remote, adapter, **{"README.md": b"# another card\n"})
+    monkeypatch.setattr("tests.hub._Handler.file", lambda self, *_: self.answer(status, {"error": "no"}))
+    with pytest.raises(AdapterError, match=f"which the hub does not give .*{status}"):
+        fetch(NAME)
+
+
+@pytest.mark.parametrize("more", [b"", b"more"])
+def test_a_file_of_another_size_than_announced_is_an_error_or_replaced_by_the_cache(
+    more: bytes, remote: Hub, adapter: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def resized(self: _Handler, repository: Repository, revision: str, path: str) -> None:
+        if self.command == "HEAD" or path != "calibration.json":
+            return answer(self, repository, revision, path)
+        return self.send(200, repository.commits[revision][path][:-1] + more)
+
+    answer = _Handler.file
+    published(remote, adapter)
+    with monkeypatch.context() as patched:
+        patched.setattr(_Handler, "file", resized)
+        with pytest.raises(AdapterError, match="which the hub does not give .* of size .*or try again"):
+            fetch(NAME)
+    folder = fetch(NAME)
+    published(remote, adapter, **{"README.md": b"# another card\n"})
+    monkeypatch.setattr(_Handler, "file", resized)
+    assert fetch(NAME) == folder
+    assert "The hub cannot be reached" in caplog.text
+
+
+def test_a_malformed_address_of_the_hub_is_told(remote: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://[::1")
+    with pytest.raises(AdapterError, match="which the hub does not give .Invalid port.*check .* HF_ENDPOINT"):
+        fetch(NAME)
+
+
 @pytest.mark.parametrize("name", [NAME, HubName("acme/tickets", "v2")])
 def test_what_does_not_exist_is_named(name: HubName, remote: Hub, adapter: Path) -> None:
     if name.revision != "main":
@@ -182,11 +223,41 @@ def test_a_cache_that_cannot_be_written_is_told(remote: Hub, adapter: Path, tmp_
         fetch(NAME)
 
 
+def test_a_cache_that_cannot_be_written_is_enough_for_a_branch_that_stays(
+    remote: Hub, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    published(remote, adapter)
+    folder = fetch(NAME)
+    monkeypatch.setattr("blora.hub.fetch.write_file", read_only)
+    assert fetch(NAME) == folder
+
+
 def test_a_repository_without_an_adapter_is_refused(remote: Hub, adapter: Path) -> None:
     (adapter / "head.safetensors").unlink()
     published(remote, adapter)
     with pytest.raises(AdapterError, match="hf://acme/tickets@main: got adapter acme/tickets without head.safetensors"):
         fetch(NAME)
+
+
+def test_a_hub_that_gives_another_commit_than_the_pinned_one_is_refused(
+    remote: Hub, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = HubName(NAME.repo, published(remote, adapter))
+    other = published(remote, adapter, **{"README.md": b"# another card\n"})
+    with monkeypatch.context() as patched:
+        info = _Handler.info
+        patched.setattr(_Handler, "info", lambda self, repo, repository, _: info(self, repo, repository, "main"))
+        with pytest.raises(AdapterError, match=f"got commit {other} from the hub, expected that of {name}"):
+            fetch(name)
+    fetch(NAME)
+    refs = tmp_path / "cache/hub/acme/tickets/refs"
+    (refs / name.revision).write_text(other)  # as an earlier version did
+    offline(monkeypatch)
+    with pytest.raises(AdapterError, match="never fetched"):
+        fetch(name)
 
 
 def test_a_pinned_digest_is_checked(remote: Hub, adapter: Path) -> None:
@@ -228,6 +299,27 @@ def test_a_private_adapter_needs_the_token_of_the_environment(
     sent = {path.split("/")[1]: given for _, path, given in remote.requests[1:]}
     assert sent["lfs"] is None  # another host gets no token
     assert sent["acme"] == f"Bearer {remote.token}"
+
+
+def test_a_token_is_sent_without_whitespace_around_it(
+    remote: Hub, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published(remote, adapter, private=True)
+    monkeypatch.setenv("HF_TOKEN", f" {remote.token}\n")
+    fetch(NAME)
+    assert {given for _, path, given in remote.requests if "acme" in path} == {f"Bearer {remote.token}"}
+
+
+@pytest.mark.parametrize("token", [" \n", "hf_SECRET\nhf_SECRET", "hf_SECRET\x7f", "hf_SECRETü"])
+def test_a_malformed_token_is_refused_and_not_shown(
+    token: str, remote: Hub, adapter: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    published(remote, adapter)
+    fetch(NAME)
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(ConfigError, match="got HF_TOKEN with a token of .* characters") as caught:
+        fetch(NAME)
+    assert "SECRET" not in str(caught.value) + caplog.text
 
 
 def test_a_wrong_token_is_not_shown(remote: Hub, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -10,7 +11,7 @@ from blora.hub.fetch import fetch
 from blora.hub.name import HubName
 from blora.hub.push import push
 from tests.blora.adapters import contents, rewrite_json
-from tests.hub import Hub, Repository
+from tests.hub import Hub, Repository, _Handler
 
 # The hub's client hands files to its HTTP library in a way that the library will no longer take.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -100,6 +101,34 @@ def test_without_a_token_the_hub_is_not_asked(remote: Hub, adapter: Path, monkey
     with pytest.raises(ConfigError, match="got no HF_TOKEN in the environment"):
         push(adapter, "acme/tickets")
     assert remote.requests == []
+
+
+def test_a_push_that_another_overtakes_is_refused(remote: Hub, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    push(adapter, "acme/tickets")
+    (adapter / "calibration.json").unlink()
+    take = _Handler.commit
+
+    def overtaken(self: _Handler, name: str, repository: Repository, *commit: Any) -> None:
+        repository.commit({"calibration.json": b"another adapter's"})
+        take(self, name, repository, *commit)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_Handler, "commit", overtaken)
+        with pytest.raises(ConfigError, match="the branch has got another commit meanwhile; push again"):
+            push(adapter, "acme/tickets")
+    assert files(remote) == {"calibration.json": b"another adapter's"}
+    push(adapter, "acme/tickets")
+    assert "calibration.json" not in files(remote)
+
+
+def test_a_token_is_sent_without_whitespace_around_it(
+    remote: Hub, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", f" {remote.token}\n")
+    push(adapter, "acme/tickets")
+    monkeypatch.setenv("HF_TOKEN", "\n")
+    with pytest.raises(ConfigError, match="got HF_TOKEN with a token of 0 characters"):
+        push(adapter, "acme/tickets")
 
 
 def test_a_hub_that_refuses_is_named(remote: Hub, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
