@@ -4,8 +4,7 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
+from contextlib import closing
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
@@ -13,6 +12,7 @@ from typing import Any, Self, TypeVar, overload
 import httpx
 
 from blora.client.answers import Answer, Outcome, Prediction
+from blora.client.connections import Connections
 from blora.client.environment import certificates, through_proxies
 from blora.client.errors import ClientError, DeadlineError, MalformedAnswerError, RefusedError, UnreachableError
 from blora.client.exchange import (
@@ -27,6 +27,7 @@ from blora.client.exchange import (
     read_answer,
 )
 from blora.client.policies import AbstainPolicy
+from blora.client.reading import Reader
 from blora.client.retries import Retries
 
 __all__ = ["AsyncClient"]
@@ -51,8 +52,8 @@ class AsyncClient:
 
     Raises:
         ConfigError: if the address is malformed, does not begin with http:// or https:// and a host, has a user name or
-            password, or ends in /v1; if the API key is empty or is not printable ASCII; if the deadline is negative or
-            NaN; or if the environment names a proxy or certificates that cannot be used.
+            password, a query or a fragment, or ends in /v1; if the API key is empty or is not printable ASCII; if the
+            deadline is negative or NaN; or if the environment names a proxy or certificates that cannot be used.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class AsyncClient:
         )
         self._open = partial(through_proxies, opened)
         self._open()  # now, to refuse an invalid proxy in the environment at once
-        self._http: dict[asyncio.AbstractEventLoop, httpx.AsyncClient] = {}
+        self._http: dict[asyncio.AbstractEventLoop, Connections] = {}
         self._opening = threading.Lock()
         self._closed = False
 
@@ -94,12 +95,12 @@ class AsyncClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connections of the running event loop; calls on a closed client raise ClientError."""
+        """Close the connections of the running event loop; its calls in flight and all later ones raise ClientError."""
         self._closed = True
-        http = self._http.get(asyncio.get_running_loop())
+        connections = self._http.get(asyncio.get_running_loop())
         self._http = {}
-        if http is not None:
-            await http.aclose()
+        if connections is not None:
+            await connections.aclose()
 
     @overload
     async def predict(
@@ -170,33 +171,31 @@ class AsyncClient:
         """
         seconds = deadline(self._deadline_s, deadline_s)
         found: dict[int, Prediction | ClientError] = {}
-        take = partial(next, enumerate(questions(asked, max_in_flight)), None)
-        loop, context = asyncio.get_running_loop(), copy_context()
-        reader = ThreadPoolExecutor(
-            1, "blora-questions"
-        )  # one thread, because a database cursor may be bound to a thread
+        reader = Reader(enumerate(questions(asked, max_in_flight)))
 
         async def work() -> None:  # all workers take questions from one iterator
-            while (taken := await loop.run_in_executor(reader, context.run, take)) is not None:
+            while (taken := await reader.take()) is not None:
                 place, one = taken
                 found[place] = await self._outcome(one, fields, seconds)
 
-        try:
+        with closing(reader):
             async with asyncio.TaskGroup() as group:
                 for _ in range(max_in_flight):
                     group.create_task(work())
-        finally:
-            reader.shutdown(wait=False)
         return [found[place] for place in sorted(found)]
 
     async def ready(self, *, deadline_s: float = 1.0) -> bool:
-        """Return whether the server is ready to answer."""
+        """Return whether the server is ready to answer.
+
+        Raises:
+            ClientError: if the client is closed; UnreachableError if the interpreter is ending.
+            ConfigError: if the deadline is negative or NaN.
+        """
         seconds = deadline(deadline_s)
-        if self._closed:
-            return False
+        connections = self._connections()
         try:
-            async with asyncio.timeout(seconds):
-                return (await self._connections().get("/readyz")).is_success
+            async with asyncio.timeout(seconds), connections.call():
+                return (await connections.http.get("/readyz")).is_success
         except (TimeoutError, httpx.RequestError):
             return False
 
@@ -225,16 +224,22 @@ class AsyncClient:
         )
         return told.correct
 
-    def _connections(self) -> httpx.AsyncClient:
-        """Return the connections of the running event loop, because a connection works in one loop only."""
+    def _connections(self) -> Connections:
+        """Return the connections of the running event loop, because a connection works in one loop only.
+
+        Raises:
+            ClientError: if the client is closed.
+        """
+        if self._closed:
+            raise closed()
         loop = asyncio.get_running_loop()
         with self._opening:  # loops of several threads may make their first calls at the same time
-            http = self._http.get(loop)
-            if http is None:
-                http = self._open()
+            connections = self._http.get(loop)
+            if connections is None:
+                connections = Connections(self._open())
                 in_use = {one: its for one, its in self._http.items() if not one.is_closed()}
-                self._http = in_use | {loop: http}  # a new dict, because `aclose` may be reading the old one
-        return http
+                self._http = in_use | {loop: connections}  # a new dict, because `aclose` may be reading the old one
+        return connections
 
     async def _outcome(
         self, asked: str | Messages | Mapping[str, Any] | ClientError, fields: dict[str, Any], deadline_s: float
@@ -261,26 +266,25 @@ class AsyncClient:
         ends = asyncio.get_running_loop().time() + deadline_s
         n_tries = 0
         failure: ClientError | None = None
-        while True:
-            n_tries += 1
-            try:
-                async with asyncio.timeout_at(ends):
-                    return await self._send(path, body, kind)
-            except TimeoutError as exc:
-                raise DeadlineError(
-                    f"{self._url} gave no answer within {deadline_s:g} s: allow more time, or reduce the work"
-                ) from failure or exc
-            except ClientError as exc:
-                failure = exc
-            wait_s = self._retries.wait_s(failure, n_tries)
-            if wait_s is None or asyncio.get_running_loop().time() + wait_s >= ends:
-                raise failure
-            await asyncio.sleep(wait_s)
+        async with self._connections().call():
+            while True:
+                n_tries += 1
+                try:
+                    async with asyncio.timeout_at(ends):
+                        return await self._send(path, body, kind)
+                except TimeoutError as exc:
+                    raise DeadlineError(
+                        f"{self._url} gave no answer within {deadline_s:g} s: allow more time, or reduce the work"
+                    ) from failure or exc
+                except ClientError as exc:
+                    failure = exc
+                wait_s = self._retries.wait_s(failure, n_tries)
+                if wait_s is None or asyncio.get_running_loop().time() + wait_s >= ends:
+                    raise failure
+                await asyncio.sleep(wait_s)
 
     async def _send(self, path: str, body: dict[str, Any], kind: type[A]) -> A:
-        if self._closed:
-            raise closed()
-        http = self._connections()
+        http = self._connections().http
         try:
             request = http.build_request("POST", path, json=body)
         except (TypeError, ValueError) as exc:

@@ -44,7 +44,7 @@ def address(url: str) -> httpx.URL:
 
     Raises:
         ConfigError: if the address is malformed, does not begin with http:// or https:// and a host, has a user name or
-            password, or ends in /v1; the message does not show the user name and password.
+            password, a query or a fragment, or ends in /v1; the message shows none of the first four.
     """
     with suppress(httpx.InvalidURL, UnicodeError):  # UnicodeError: the host is not an internationalised name
         parsed = httpx.URL(url)
@@ -53,6 +53,10 @@ def address(url: str) -> httpx.URL:
                 raise ConfigError(
                     f"got an address of {parsed.host} with a user name or password, expected none: leave them out, and "
                     "pass the API key as api_key"
+                )
+            if b"?" in parsed.raw_path or parsed.fragment:  # httpx would append the path of a request to the query
+                raise ConfigError(
+                    "got an address with a query or a fragment, expected none: leave out the ? or # and what follows it"
                 )
             if parsed.path.rstrip("/").endswith("/v1"):
                 raise ConfigError(f"got the address {url!r}, expected that of the server: leave /v1 out")

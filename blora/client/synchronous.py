@@ -84,8 +84,8 @@ class Client:
 
     Raises:
         ConfigError: if the address is malformed, does not begin with http:// or https:// and a host, has a user name or
-            password, or ends in /v1; if the API key is empty or is not printable ASCII; if the deadline is negative or
-            NaN; or if the environment names a proxy or certificates that cannot be used.
+            password, a query or a fragment, or ends in /v1; if the API key is empty or is not printable ASCII; if the
+            deadline is negative or NaN; or if the environment names a proxy or certificates that cannot be used.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class Client:
         return self._run(lambda client: client.feedback(prediction, label, deadline_s=deadline_s), deadline_s)
 
     def ready(self, *, deadline_s: float = 1.0) -> bool:
-        """Return whether the server is ready to answer."""
+        """Return whether the server is ready to answer, as AsyncClient.ready."""
         return self._run(lambda client: client.ready(deadline_s=deadline_s), deadline_s)
 
     def _run(self, work: Callable[[AsyncClient], Coroutine[Any, Any, T]], deadline_s: float | None) -> T:

@@ -6,8 +6,7 @@ import json
 import re
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import httpx
@@ -31,7 +30,7 @@ from blora.client.synchronous import Client
 from blora.errors import ConfigError
 from tests.blora.client.predictions import body, withheld
 from tests.blora.client.scripts import FAST, SLACK_S, client_of, error, in_turn
-from tests.blora.client.serving import serving
+from tests.blora.client.serving import listening, serving
 
 
 async def test_a_question_goes_out_whole_and_comes_back_as_a_prediction() -> None:
@@ -48,10 +47,9 @@ async def test_a_closed_client_says_so() -> None:
     script, seen = in_turn(httpx.Response(200, json=body()))
     async with client_of(script) as client:
         pass
-    for call in (client.predict("why?"), client.feedback("pred_1", "billing")):
+    for call in (client.predict("why?"), client.feedback("pred_1", "billing"), client.ready()):
         with pytest.raises(ClientError, match="client is closed"):
             await call
-    assert not await client.ready()
     assert not seen
 
 
@@ -181,6 +179,18 @@ def test_the_address_of_the_openai_protocol_is_not_the_servers(url: str, kind: t
 
 @pytest.mark.parametrize("kind", [AsyncClient, Client])
 @pytest.mark.parametrize(
+    "url", ["http://host?key=pw", "http://host/below?", "http://host/#pw", "http://host/v1?key=pw"]
+)
+def test_an_address_with_a_query_or_fragment_is_refused_and_neither_shown(
+    url: str, kind: type[AsyncClient | Client]
+) -> None:
+    with pytest.raises(ConfigError, match="got an address with a query or a fragment, expected none: leave") as info:
+        kind(url)
+    assert "pw" not in str(info.value)
+
+
+@pytest.mark.parametrize("kind", [AsyncClient, Client])
+@pytest.mark.parametrize(
     "url",
     ["http://joe:pw@host", "https://joe:pw@host/v1", "http://joe:pw@host:80o0", "ftp://joe:pw@host", "joe:pw@host"],
 )
@@ -290,27 +300,6 @@ async def test_the_clients_policy_comes_on_top() -> None:
 
 
 # Sockets that misbehave
-
-
-@asynccontextmanager
-async def listening(
-    behaviour: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
-) -> AsyncIterator[str]:
-    """A server that does just that with every connection."""
-
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            await behaviour(reader, writer)
-        except ConnectionError:
-            pass
-        finally:
-            writer.close()
-
-    server = await asyncio.start_server(handle, "127.0.0.1", 0)
-    try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    finally:
-        server.close()
 
 
 async def says_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -4,8 +4,6 @@ import asyncio
 import gc
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 import warnings
@@ -24,6 +22,7 @@ from blora.client.synchronous import SLACK_S, Client
 from blora.errors import ConfigError
 from tests.blora.client import serving as servers
 from tests.blora.client.predictions import body, withheld
+from tests.blora.client.processes import in_a_process
 from tests.blora.client.serving import Serving
 
 
@@ -235,10 +234,6 @@ def test_closing_ends_the_calls_of_other_threads() -> None:
             asking.result(timeout=5)
     with pytest.raises(ClientError, match="client is closed"):
         client.predict("why?")
-
-
-def in_a_process(code: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
 
 
 def test_it_needs_no_torch() -> None:
