@@ -19,6 +19,7 @@ from blora.config import AdapterConfig, HeadConfig, PosteriorConfig, PromptConfi
 from blora.decision.abstention import Policy
 from blora.decision.familiarity import Familiarity
 from blora.errors import ConfigError
+from blora.inference.fork import first_layer
 from blora.posterior.decision_head import HeadPosterior
 from blora.posterior.inject import (
     check_modules,
@@ -217,10 +218,12 @@ def _with_head(run: _Run, prompt: PromptConfig, lora: tuple[tuple[str, ...], Pos
             modules=trained.posterior.lora.modules_shape,
         )
 
-    # Before the frozen head is trained, so that a work folder that cannot be used is refused at once.
-    checkpoint = run.checkpoint(prompt) if lora is not None else None
     n_layers = base.model.config.get_text_config().num_hidden_layers
     depths = parse_depths(recipe.depths, n_layers) if recipe.depths is not None else None
+    if lora is not None and depths is not None and prompt.readout == "linear":
+        _check_below(lora[1], depths[-1])
+    # Before the frozen head is trained, so that a work folder that cannot be used is refused at once.
+    checkpoint = run.checkpoint(prompt) if lora is not None else None
     frozen = train_head(base, rows, validation_rows, sampling, depths)
     found = [candidate(frozen)]
     if lora is not None:
@@ -230,6 +233,19 @@ def _with_head(run: _Run, prompt: PromptConfig, lora: tuple[tuple[str, ...], Pos
         )
         found.append(candidate(above, targets))
     return found
+
+
+def _check_below(lora: Posterior, depth: int) -> None:
+    """Check that a LoRA changes the states at the last depth that a linear head reads.
+
+    Raises:
+        ConfigError: if all of its layers are above.
+    """
+    if (lowest := first_layer(lora.modules_shape)) >= depth:
+        raise ConfigError(
+            f"got --layers from {lowest} on with --depths up to {depth}, expected layers below {depth}: a LoRA above "
+            "the states that the head reads changes nothing"
+        )
 
 
 def _lora_of(recipe: Recipe, base: BaseModel, layers: str, *, below: bool) -> tuple[tuple[str, ...], Posterior]:

@@ -15,7 +15,7 @@ from blora.posterior.decision_head import Features, HeadDraws
 from blora.training.evaluate import predict_all
 from blora.training.progress import rows_bar
 from blora.training.rows.packed import LabelledRow
-from blora.vllm.client import VllmClient, VllmError
+from blora.vllm.client import VllmClient, VllmError, check_address
 from blora.vllm.loras import lora_folder, lora_name, n_loras, write_loras
 from blora.vllm.states import check_readable, check_same_states, read_log_probs, states_of
 
@@ -63,12 +63,13 @@ def predict_through_vllm(
 
 
 def check_vllm(vllm: Vllm, adapter: Adapter, base: BaseModel) -> None:
-    """Check that an adapter has a head that reads what vLLM returns, and a folder for the LoRA below the head.
+    """Check vLLM's address, and that an adapter has a head on what vLLM returns, and a folder for a LoRA below it.
 
     Raises:
         AdapterError: if it has no such head.
-        ConfigError: if the folder is missing.
+        ConfigError: if the address is malformed, or the folder is missing.
     """
+    check_address(vllm.url)
     if adapter.config.head is None:
         raise AdapterError(
             f"got adapter {adapter.name!r} without a head, of which each draw takes requests of its own, expected one "
@@ -118,11 +119,14 @@ async def _predict(
             if place < len(first):
                 first[place] = features.prompt[0]
 
+        compared = -1
         with rows_bar(len(rows), "calibrating") as bar:
             for start in range(0, len(rows), AT_ONCE):
                 places = range(start, min(start + AT_ONCE, len(rows)))
                 await asyncio.gather(*map(read, places))
-                if start == 0:
+                if client.connections != compared:  # at first, and after connections that may lead to another model
+                    compared = client.connections
+                    await asyncio.gather(*map(read, range(len(first))))
                     check_same_states(first, expected, adapter.name, base)
                 bar.update(len(places))
         return found, distances

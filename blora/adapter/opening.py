@@ -12,6 +12,7 @@ from blora.adapter.base_check import check_base
 from blora.adapter.calibration_file import calibrated_dtypes
 from blora.adapter.lora import named_base
 from blora.base_model import EMBEDDED, EMBEDDED_ID, BaseModel, load_base_model, native_dtypes
+from blora.decision.calibration import VLLM
 from blora.errors import AdapterError, NotCalibratedError
 from blora.inference.architecture import check_packing
 
@@ -141,8 +142,9 @@ def dtype_for_adapters(dtype: str, device: torch.device, adapters: Sequence[Path
         return native[0]
     there = "; ".join(f"{path} in {', '.join(sorted(dtypes))}" for path, dtypes in known.items())
     first = next(path for path, dtypes in known.items() if native[0] not in dtypes)
+    other = "serve with --engine vllm" if any(VLLM in dtypes for dtypes in known.values()) else "name a --dtype"
     raise NotCalibratedError(
         f"The adapters have no calibration in a common dtype that {device} computes in ({there}; it computes in "
-        f"{', '.join(native)}): run `blora calibrate {first} --dtype {native[0]} --data ...`, name a --dtype, or start "
-        "with --allow-uncalibrated"
+        f"{', '.join(native)}): run `blora calibrate {first} --dtype {native[0]} --data ...`, {other}, or start with "
+        "--allow-uncalibrated"
     )

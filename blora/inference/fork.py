@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
 from blora.errors import BaseModelError
 from blora.inference.packing import States
@@ -133,10 +134,9 @@ def logits_at(model: PreTrainedModel, known: States | None, row: Tensor, column:
         BaseModelError: if the model has no output embeddings.
     """
     head = model.get_output_embeddings()
-    read = known.values if known is not None and _at_the_end(model, known) else None
 
     def picked(hidden_states: Tensor) -> Any:
-        return head((hidden_states if read is None else read)[row, column][None])  # (1, P, V)
+        return head(hidden_states[row, column][None])  # (1, P, V)
 
     logits: Tensor = _before_head(model, known, row, column, picked, inputs).logits[0]
     return logits
@@ -153,11 +153,6 @@ def hidden_at(model: PreTrainedModel, known: States | None, row: Tensor, column:
     raise BaseModelError(f"got {type(model).__name__}, which does not run its output embeddings; use another model")
 
 
-def _at_the_end(model: PreTrainedModel, known: States) -> bool:
-    """Return whether states are those that enter the output head."""
-    return known.layer == len(decoder_layers(model)[1])
-
-
 def _before_head(
     model: PreTrainedModel,
     known: States | None,
@@ -168,9 +163,11 @@ def _before_head(
 ) -> Any:
     """Return the model's output with its head replaced by a function, valid only at the given positions."""
     head, path = model.get_output_embeddings(), _head_path(model)
-    if runs_in_parts(model):
-        model = _narrowed(model, row, column, inputs["input_ids"].shape)
-    return _view(_from(model, known), path, _StandIn(head, run))(**inputs, use_cache=False)
+    if known is not None and _at_the_end(model, known):
+        view = _without_layers(model, known.values)
+    else:
+        view = _from(_narrowed(model, row, column, inputs["input_ids"].shape) if runs_in_parts(model) else model, known)
+    return _view(view, path, _StandIn(head, run))(**inputs, use_cache=False)
 
 
 def _head_path(model: PreTrainedModel) -> str:
@@ -210,25 +207,46 @@ def _arrive(hidden_states: Tensor, *args: Any, **kwargs: Any) -> NoReturn:
 
 
 def _from(model: PreTrainedModel, known: States | None) -> PreTrainedModel:
-    """Return a view of the model that skips the lower layers and starts from known states; None runs every layer.
-
-    After states that enter the output head, what the view gives to the output head is of no meaning.
-    """
+    """Return a view of the model that skips the lower layers and starts from known states; None runs every layer."""
     if known is None:
         return model
     path, layers = decoder_layers(model)
-    values, at_the_end = known.values, _at_the_end(model, known)
+    first, values = layers[known.layer], known.values
 
-    def skip(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        given = hidden_states if at_the_end else values  # states at the end may have another width
-        return given.reshape(1, *values.shape[:2], -1)  # some decoders take the whole output, others its first element
+    def skip(*args: Any, **kwargs: Any) -> Tensor:
+        return values[None]  # some decoders take a layer's whole output, others its first element
 
-    def start_at(first: nn.Module) -> Callable[..., Any]:
-        return lambda hidden_states, *args, **kwargs: first(values, *args, **kwargs)
+    def start(hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+        return first(values, *args, **kwargs)
 
     skipped = [_StandIn(layer, skip) for layer in layers[: known.layer]]
-    started = [_StandIn(first, start_at(first)) for first in layers[known.layer : known.layer + 1]]
-    view: PreTrainedModel = _view(model, path, nn.ModuleList([*skipped, *started, *layers[known.layer + 1 :]]))
+    view: PreTrainedModel = _view(
+        model, path, nn.ModuleList([*skipped, _StandIn(first, start), *layers[known.layer + 1 :]])
+    )
+    return view
+
+
+def _at_the_end(model: PreTrainedModel, known: States) -> bool:
+    """Return whether states are those that enter the output head."""
+    return known.layer == len(decoder_layers(model)[1])
+
+
+class _StatesAlone(BaseModelOutput):
+    """The output of a decoder that ran no layer: None for all that its layers would have given beside the states."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+def _without_layers(model: PreTrainedModel, states: Tensor) -> PreTrainedModel:
+    """Return a view of the model whose decoder runs no layer and returns states that enter the output head."""
+    decoder = decoder_layers(model)[0].rpartition(".")[0]
+
+    def done(*args: Any, **kwargs: Any) -> BaseModelOutput:
+        return _StatesAlone(last_hidden_state=states)
+
+    view: PreTrainedModel = _view(model, decoder, _StandIn(model.get_submodule(decoder), done))
     return view
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from blora.config import HeadConfig
-from blora.inference.fork import first_layer, logits_at, runs_in_parts, states_at
+from blora.inference.fork import first_layer, logits_at, states_at
 from blora.inference.grams import gram_counts
 from blora.inference.packing import PackedBatch, PackedRow, States, collate
 from blora.inference.prefix import HeadPrefix, RecordingCache
@@ -158,18 +158,14 @@ def _sums(batch: PackedBatch, states: dict[int, Tensor], depths: Sequence[int], 
 def _choice_log_probs(
     model: PreTrainedModel, batch: PackedBatch, states: dict[int, Tensor], inputs: dict[str, object]
 ) -> Tensor:
-    """Return the summed log-probabilities of each choice's tokens, (B, C), given the states at the depths of `_depths`.
-
-    A model that does more with its logits than a linear layer runs as a whole here, unless its layers can be skipped.
-    """
+    """Return the summed log-probabilities (B, C) of each choice's tokens from the states that enter the output head."""
     device, end = model.device, len(decoder_layers(model)[1])
     row, column, place, token = (part.to(device) for part in (batch.row, batch.column, batch.place, batch.token))
     plain = plain_head(model)
     if plain is not None:
         found = log_probs_of_each(plain, states[end][row, column].float()[None], place, token)[0]
     else:
-        known = States(end, states[end]) if runs_in_parts(model) else None
-        logits = logits_at(model, known, row, column, **inputs)[None]
+        logits = logits_at(model, States(end, states[end]), row, column, **inputs)[None]
         found = (logits[:, place, token].float() - log_normalizers(logits)[:, place])[0]
     totals = torch.zeros(batch.is_choice.numel(), device=device).index_add(0, batch.choice.to(device), found)
     return totals.view(batch.is_choice.shape)

@@ -13,7 +13,9 @@ import httpx
 import torch
 from torch import Tensor
 
-__all__ = ["UnknownLoraError", "VllmClient", "VllmError", "VllmUnreachableError"]
+from blora.errors import ConfigError
+
+__all__ = ["UnknownLoraError", "VllmClient", "VllmError", "VllmUnreachableError", "check_address"]
 
 # Two tries, because a kept-alive connection may have been lost.
 _TRIES = 2
@@ -45,9 +47,13 @@ class VllmClient:
         url: address of its OpenAI-compatible server.
         timeout_s: timeout of one request, in seconds.
         concurrency: most requests at the same time.
+
+    Raises:
+        ConfigError: if the address is malformed.
     """
 
     def __init__(self, url: str, *, timeout_s: float, concurrency: int) -> None:
+        check_address(url)
         # A transport of its own, because httpx would send prompts through a proxy that the environment names.
         transport = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=concurrency))
         self._http = httpx.AsyncClient(base_url=url, timeout=timeout_s, transport=transport)
@@ -171,6 +177,18 @@ class VllmClient:
                         f"vLLM at {self._http.base_url} does not answer ({type(exc).__name__}): try again once it does"
                     ) from exc
         raise AssertionError("unreachable")
+
+
+def check_address(url: str) -> None:
+    """Check the form of vLLM's address.
+
+    Raises:
+        ConfigError: if it is malformed.
+    """
+    try:
+        httpx.URL(url)
+    except httpx.InvalidURL as exc:
+        raise ConfigError(f"got --engine-url {url!r}, expected http://HOST:PORT ({exc})") from exc
 
 
 def _check(response: httpx.Response, expected: str, runner: str) -> None:

@@ -118,6 +118,8 @@ async def test_a_vllm_that_cannot_answer_is_told(folder: Path, vllm: FakeVllm, t
     gone = await refused(folder, "linear", tmp_path, "--engine-url", "http://127.0.0.1:9")
     assert isinstance(gone, ConfigError)
     assert "No vLLM answers at http://127.0.0.1:9" in str(gone)
+    malformed = await refused(folder, "linear", tmp_path, "--engine-url", "http://vllm:80a0")
+    assert "got --engine-url 'http://vllm:80a0', expected http://HOST:PORT" in str(malformed)
     vllm.pooling = False
     generating = await refused(folder, "linear", tmp_path, "--engine-url", vllm.url)
     assert "was started without --runner pooling" in str(generating)
@@ -129,3 +131,13 @@ async def test_a_vllm_of_another_model_is_noticed(folder: Path, vllm: FakeVllm, 
     found = await refused(folder, name, tmp_path, "--engine-url", vllm.url)
     assert isinstance(found, AdapterError)
     assert "let vLLM serve the same base model" in str(found)
+
+
+async def test_a_vllm_that_is_started_again_meanwhile_with_another_model_is_noticed(
+    folder: Path, vllm: FakeVllm, tmp_path: Path
+) -> None:
+    vllm.another_after = 60  # of the 136 or more requests
+    found = await refused(folder, "linear", tmp_path, "--engine-url", vllm.url)
+    assert isinstance(found, AdapterError)
+    assert "let vLLM serve the same base model" in str(found)
+    assert vllm.asked < N_ROWS

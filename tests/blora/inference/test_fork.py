@@ -79,7 +79,7 @@ def test_any_number_of_layers_may_lie_below(architecture: str) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("architecture", DECODERS)
+@pytest.mark.parametrize("architecture", [*DECODERS, UNFORKABLE])
 def test_states_that_enter_the_output_head_need_no_layer(architecture: str) -> None:
     model = tiny_model(architecture)
     end = States(N_LAYERS, states_at(model, [N_LAYERS], **INPUTS)[N_LAYERS])

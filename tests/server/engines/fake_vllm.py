@@ -26,6 +26,7 @@ class FakeVllm:
         fail: number of first completions to answer with 500.
         scale: of its logits and states, as if it were another model.
         pooling: whether it runs with --runner pooling, and answers with states in place of completions.
+        another_after: number of requests after which it closes every connection and serves another model; None never.
     """
 
     folder: Path
@@ -36,6 +37,7 @@ class FakeVllm:
     asked: int = 0
     max_length: int = 512
     pooling: bool = False
+    another_after: int | None = None
     _models: dict[Path | None, PreTrainedModel | PeftModel] = field(default_factory=dict, repr=False)
 
     @property
@@ -82,11 +84,15 @@ class FakeVllm:
         with torch.no_grad():
             found = model(input_ids=torch.tensor([body["input"]]), output_hidden_states=True)
         states = self.scale * found.hidden_states[-1][0]
-        return Response(states.numpy().astype("<f4").tobytes(), media_type="application/octet-stream")
+        closing = self.another_after is not None and self.asked >= self.another_after
+        headers = {"connection": "close"} if closing else {}
+        return Response(states.numpy().astype("<f4").tobytes(), headers=headers)
 
     def _refused(self, model: str, *, pooling: bool) -> Response | None:
         """The answer to a request that fails, for another runner, or for a model that is not there."""
         self.asked += 1
+        if self.asked == self.another_after:
+            self.scale = 4.0
         if self.fail:
             self.fail -= 1
             return JSONResponse({"error": {"message": "EngineDeadError"}}, 500)

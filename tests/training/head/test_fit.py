@@ -247,6 +247,15 @@ def test_a_head_and_its_familiarity_read_the_depths_that_are_asked_for(
     assert config.head.depths == config.familiarity.depths == (2,)
 
 
+def test_a_lora_above_all_that_a_linear_head_reads_is_refused(
+    base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_jsonl(tmp_path / "rows.jsonl", fixed(toy_data(60)))
+    assert main(arguments(base_folder, data, tmp_path / "toy", "--depths", "0,1", "--layers", "last:1", *FAST)) != 0
+    assert "got --layers from 1 on with --depths up to 1, expected layers below 1" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
 @pytest.mark.parametrize("spec", ["", "first", "-1", "1,", "1, 2", "0.5", "31", "2,99"])
 def test_other_depths_are_refused(spec: str) -> None:
     assert parse_depths("2,0,2", 30) == (0, 2)
