@@ -17,13 +17,16 @@ MAX_LENGTH = 1024
 
 
 @contextmanager
-def vllm(python: Path, model: Path, log: Path, *, max_loras: int = 8, max_rank: int = 8) -> Iterator[str]:
+def vllm(
+    python: Path, model: Path, log: Path, *, pooling: bool = False, max_loras: int = 8, max_rank: int = 8
+) -> Iterator[str]:
     """Return the address of a vLLM that serves a model in bfloat16 and may be given LoRAs.
 
     Args:
         python: the interpreter of an environment with vLLM; see `make test-vllm`.
         model: folder of the base model.
         log: where its output goes.
+        pooling: whether it returns states, for adapters with a head, in place of completions.
         max_loras: of one forward pass; more are exchanged.
         max_rank: of a LoRA.
     """
@@ -33,6 +36,7 @@ def vllm(python: Path, model: Path, log: Path, *, max_loras: int = 8, max_rank: 
     command += ["--served-model-name", "base", "--enable-lora", "--max-lora-rank", str(max_rank)]
     command += ["--max-loras", str(max_loras), "--max-cpu-loras", "64", "--dtype", "bfloat16", "--enforce-eager"]
     command += ["--max-model-len", str(MAX_LENGTH)]
+    command += ["--runner", "pooling", "--pooler-config.task", "token_embed"] if pooling else []
     wanted = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "HF_HUB_OFFLINE": "1"}
     url = f"http://127.0.0.1:{port}"
     with log.open("wb") as out:
