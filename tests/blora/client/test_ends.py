@@ -92,6 +92,7 @@ def test_a_source_of_questions_that_waits_does_not_keep_an_interrupted_program_a
     done = in_a_process(
         "import asyncio, signal, threading\n"
         "from blora.client import AsyncClient\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a program in the background ignores it
         "def source(loop):\n"
         "    loop.call_soon_threadsafe(signal.raise_signal, signal.SIGINT)\n"
         "    threading.Event().wait()\n"

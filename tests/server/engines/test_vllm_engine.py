@@ -1,7 +1,6 @@
 """The vLLM engine against a stand-in: the numbers of the torch engine, and errors that say what to do."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, nullcontext
 from pathlib import Path
@@ -112,26 +111,6 @@ async def test_tokens_right_after_a_prompt_are_asked_for_all_at_once(engine: Vll
     apart = [await client.continuation(name, [5, 6, 7], [token]) for token in (9, 3, 9)]
     assert vllm.asked - asked == 4
     assert found == pytest.approx(apart, abs=1e-5)
-    await client.close()
-
-
-async def test_many_tokens_are_asked_for_in_several_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        tokens = json.loads(request.content)["logprob_token_ids"]
-        asked.append(len(tokens))
-        found = {f"token_id:{token}": -float(token) for token in tokens}
-        return httpx.Response(200, json={"choices": [{"logprobs": {"top_logprobs": [found]}}]})
-
-    client = VllmClient("http://vllm", timeout_s=10, concurrency=3)
-    monkeypatch.setattr(
-        client, "_http", httpx.AsyncClient(base_url="http://vllm", transport=httpx.MockTransport(answer))
-    )
-    found = await client.next_token("x", [1], [*range(254, -1, -1)])
-    assert found == [-float(token) for token in range(254, -1, -1)]
-    assert sum(asked) == 255
-    assert max(asked) <= 128  # vLLM's limit
     await client.close()
 
 
@@ -362,47 +341,3 @@ async def test_an_adapter_that_comes_while_vllm_is_away_is_answered_with_try_aga
     error = refused.json()["error"]
     assert (refused.status_code, error["code"]) == (503, "adapter_unavailable")
     assert "does not answer (ConnectError): try again" in error["message"]
-
-
-async def test_no_more_requests_than_allowed_are_under_way(vllm: FakeVllm) -> None:
-    client, under_way, most = VllmClient(vllm.url, timeout_s=10, concurrency=3), 0, 0
-
-    async def complete(lora: str, prompt: Any, asked: Any) -> dict[str, Any]:
-        nonlocal under_way, most
-        under_way += 1
-        most = max(most, under_way)
-        await asyncio.sleep(0.01)
-        under_way -= 1
-        return {"logprobs": {"top_logprobs": [{"token_id:1": -1.0}]}, "prompt_logprobs": [None, {"1": {"logprob": -1}}]}
-
-    client._complete = complete  # type: ignore[method-assign]
-    await asyncio.gather(*(client.next_token("x", [1], [1]) for _ in range(10)))
-    assert most == 3
-    most = 0
-    await asyncio.gather(*(client.continuation("x", [1], [1]) for _ in range(10)))
-    assert most == 1
-    await client.close()
-
-
-@pytest.mark.parametrize("odd", [{}, {"logprobs": None}, {"logprobs": {"top_logprobs": [{"token_id:9": -1.0}]}}])
-async def test_an_answer_without_what_was_asked_is_an_error(vllm: FakeVllm, odd: dict[str, Any]) -> None:
-    client = VllmClient(vllm.url, timeout_s=10, concurrency=3)
-
-    async def complete(lora: str, prompt: Any, asked: Any) -> dict[str, Any]:
-        return odd
-
-    client._complete = complete  # type: ignore[method-assign]
-    with pytest.raises(VllmError, match="left out log-probabilities"):
-        await client.next_token("x", [1], [1])
-    await client.close()
-
-
-@pytest.mark.parametrize("odd", [[1], "text", {"choices": None}, {"choices": [None]}, {"data": ["base"]}])
-async def test_an_answer_that_is_not_vllms_is_an_error(odd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    client = VllmClient("http://vllm", timeout_s=10, concurrency=3)
-    transport = httpx.MockTransport(lambda request: httpx.Response(200, json=odd))
-    monkeypatch.setattr(client, "_http", httpx.AsyncClient(base_url="http://vllm", transport=transport))
-    for asking in (client.next_token("x", [1], [1]), client.continuation("x", [1], [1]), client.base_model()):
-        with pytest.raises(VllmError):
-            await asking
-    await client.close()

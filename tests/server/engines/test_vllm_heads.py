@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
 
-import httpx
 import pytest
 import torch
 
@@ -14,9 +13,9 @@ from blora.server.engines.protocol import Job
 from blora.server.engines.vllm_engine import VllmEngine
 from blora.server.scheduling.control import AbandonedError, Control
 from blora.server.settings import Settings
-from blora.vllm.client import VllmClient, VllmError
+from blora.vllm.client import VllmError
 from tests.heads import LABELS
-from tests.last_layer import ADAPTERS, HIDDEN, LAYER, write_base_and_heads, write_head
+from tests.last_layer import ADAPTERS, LAYER, write_base_and_heads, write_head
 from tests.server.engines.asking import Asking, loaded, settings, write_adapter
 from tests.server.engines.fake_vllm import FakeVllm, fake_vllm
 
@@ -176,13 +175,3 @@ async def test_a_vllm_that_was_started_again_with_another_model_gives_no_answer(
         second.scale = 1.0
         assert len((await engine.run([await job(engine, handle)]))[0].probs) == 4
         await engine.close()
-
-
-@pytest.mark.parametrize("n_bytes", [0, 4, 12, 512])
-async def test_states_of_another_size_are_an_error(monkeypatch: pytest.MonkeyPatch, n_bytes: int) -> None:
-    client = VllmClient("http://vllm", timeout_s=10, concurrency=3)
-    transport = httpx.MockTransport(lambda request: httpx.Response(200, content=bytes(n_bytes)))
-    monkeypatch.setattr(client, "_http", httpx.AsyncClient(base_url="http://vllm", transport=transport))
-    with pytest.raises(VllmError, match="bytes in place of 256, the states of 2 tokens: let vLLM serve the same"):
-        await client.states("base", [1, 2], HIDDEN)
-    await client.close()
