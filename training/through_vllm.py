@@ -1,4 +1,4 @@
-"""What a head answers from the states that a running vLLM returns, so that a calibration holds for the vLLM engine."""
+"""Predictions of a head from the states that a running vLLM returns, for a calibration that holds for its engine."""
 
 import asyncio
 from collections.abc import Sequence

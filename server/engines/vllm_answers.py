@@ -1,4 +1,4 @@
-"""What a running vLLM answers about packed rows, under LoRAs of adapters that it is given again if it lost them."""
+"""Answers of a running vLLM about packed rows, under the LoRAs of adapters; lost LoRAs are loaded again."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable, Iterable

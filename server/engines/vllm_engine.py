@@ -48,6 +48,7 @@ logger = logging.getLogger(__name__)
 
 # Seconds between two looks at whether the result of a run is still wanted.
 LOOK_S = 0.2
+# Most proofs in a row, while further connections are opened meanwhile.
 PROOFS = 3
 
 

@@ -37,7 +37,7 @@ TOLERANCE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What vLLM has to answer under an adapter's first draw.
+    """Questions, and the answers to them under an adapter's first draw, as computed here.
 
     Attributes:
         rows: R rows.
@@ -50,7 +50,7 @@ class Proof:
     states: Tensor | None
 
     def short(self) -> "Proof":
-        """Return the proof to repeat: one question if there is a head, whose states alone tell models apart."""
+        """Return the part to prove again: one question if there is a head, whose states alone tell models apart."""
         return Proof(self.rows[:1], self.probs[:1], self.states[:1]) if self.states is not None else self
 
     def check(self, probs: Sequence[Tensor], states: Tensor | None, name: str, base: BaseModel) -> None:

@@ -37,8 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 async def vllm(folder: Path) -> AsyncIterator[FakeVllm]:
-    async with fake_vllm(folder / "tiny") as fake:
-        fake.pooling = True
+    async with fake_vllm(folder / "tiny", pooling=True) as fake:
         yield fake
 
 

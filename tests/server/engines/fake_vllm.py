@@ -115,9 +115,9 @@ class FakeVllm:
 
 
 @asynccontextmanager
-async def fake_vllm(folder: Path, port: int = 0) -> AsyncIterator[FakeVllm]:
+async def fake_vllm(folder: Path, port: int = 0, *, pooling: bool = False) -> AsyncIterator[FakeVllm]:
     """Start a stand-in on a port, or on a free one."""
-    fake = FakeVllm(folder)
+    fake = FakeVllm(folder, pooling=pooling)
     routes = {"load_lora_adapter": fake.load, "unload_lora_adapter": fake.unload, "completions": fake.complete}
     models = Route("/v1/models", fake.models)
     pooling = Route("/pooling", fake.pool, methods=["POST"])

@@ -170,7 +170,7 @@ async def test_a_vllm_that_was_started_again_with_another_model_gives_no_answer(
         engine = VllmEngine(chosen(folder, first, tmp_path, "one"))
         [handle] = (await engine.load()).adapters
         await engine.run([await job(engine, handle, "why")])
-    async with fake_vllm(folder / "tiny", port=first.port) as second:
+    async with fake_vllm(folder / "tiny", first.port) as second:
         second.scale = 4.0
         with pytest.raises(VllmError, match="let vLLM serve the same base model"):
             await engine.run([await job(engine, handle, "why")])

@@ -34,8 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 async def vllm(folder: Path) -> AsyncIterator[FakeVllm]:
-    async with fake_vllm(folder / "tiny") as fake:
-        fake.pooling = True
+    async with fake_vllm(folder / "tiny", pooling=True) as fake:
         yield fake
 
 
@@ -161,13 +160,12 @@ async def test_questions_about_one_text_read_it_once(folder: Path, vllm: FakeVll
 async def test_a_vllm_that_was_started_again_with_another_model_gives_no_answer(
     folder: Path, tmp_path: Path, name: str
 ) -> None:
-    async with fake_vllm(folder / "tiny") as first:
-        first.pooling = True
+    async with fake_vllm(folder / "tiny", pooling=True) as first:
         engine = VllmEngine(chosen(folder, first, tmp_path, name))
         [handle] = (await engine.load()).adapters
         await engine.run([await job(engine, handle)])
-    async with fake_vllm(folder / "tiny", port=first.port) as second:
-        second.pooling, second.scale = True, 1.3
+    async with fake_vllm(folder / "tiny", first.port, pooling=True) as second:
+        second.scale = 1.3
         with pytest.raises(VllmError, match="let vLLM serve the same base model"):
             await engine.run([await job(engine, handle)])
         with pytest.raises(AdapterError, match="let vLLM serve the same base model"):
