@@ -1,8 +1,10 @@
 """vLLM and torch behind the same server code, on the same questions: do they decide alike, and how long does each take?
 
-`python -m benchmarks.vllm DATA --vllm-python PATH` starts a vLLM from that interpreter's environment (`make test-vllm`
-makes one), and asks both engines 200 ARC-Easy questions by their labels, under every draw of the adapter of
-`benchmarks.serving` that has a posterior in all adapted layers.
+`python -m benchmarks.vllm DATA --adapter KIND --vllm-python PATH` starts a vLLM from that interpreter's environment
+(`make test-vllm` makes one), and asks both engines ARC-Easy questions under every draw of an adapter. `scores` is the
+one of `benchmarks.serving` with a posterior over a LoRA in all adapted layers, asked 200 by labels. `head` has a head
+on the last layer's states, which `blora train --depths last` trains on the training questions, and is asked 1,000; so
+is the default head, which reads five depths, in torch alone.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -20,7 +23,10 @@ from torch import Tensor
 from benchmarks.server_process import ROOT
 from benchmarks.serving.adapters import prepare
 from benchmarks.vllm_process import vllm
+from blora.adapter import read_config
 from blora.base_model import load_base_model
+from blora.cli import main as blora
+from blora.config import ScoringName
 from blora.server.engines.protocol import Engine, Job
 from blora.server.engines.torch_engine import TorchEngine
 from blora.server.engines.vllm_engine import VllmEngine
@@ -28,62 +34,79 @@ from blora.server.settings import Settings
 from blora.training.provenance import machine, revision
 from blora.training.rows.examples import Example, read_examples
 
-RESULT = ROOT / "benchmarks" / "results" / "vllm" / "result.json"
-N_QUESTIONS, AT_ONCE = 200, 8
+RESULTS = ROOT / "benchmarks" / "results" / "vllm"
+WORK = ROOT / "runs" / "vllm"
+N_QUESTIONS: dict[ScoringName, int] = {"label": 200, "text": 1000}
+AT_ONCE = 8
 
 
-async def answers(engine: Engine, examples: Sequence[Example], n_samples: int) -> tuple[list[Tensor], float]:
+def with_head(data: Path, name: str, *more: str) -> Path:
+    """Return an adapter with a head, trained if `runs/vllm` does not have it yet."""
+    folder = WORK / name
+    if not folder.is_dir():
+        arguments = ["train", "--data", str(data / "arc_easy_train.jsonl"), "--output", str(folder), *more]
+        if status := blora(arguments):
+            raise RuntimeError(f"got status {status} from blora {' '.join(arguments)}, expected 0")
+    return folder
+
+
+async def answers(engine: Engine, examples: Sequence[Example], scoring: ScoringName) -> tuple[list[Tensor], float]:
     """Mean probabilities (C,) of each question, and the seconds for all."""
-    [handle] = (await engine.load()).adapters
-    jobs = []
-    for example in examples:
-        row = await engine.pack(handle, prompt=example.prompt, messages=None, choices=example.choices, scoring="label")
-        jobs.append(Job(handle, row, n_samples, None, None))
-    await engine.run(jobs[:AT_ONCE])  # warm
-    began = time.perf_counter()
-    found: list[Tensor] = []
-    for start in range(0, len(jobs), AT_ONCE):
-        found += [each.probs.mean(0) for each in await engine.run(jobs[start : start + AT_ONCE])]
-    return found, time.perf_counter() - began
+    try:
+        [handle] = (await engine.load()).adapters
+        jobs = []
+        for example in examples:
+            row = await engine.pack(
+                handle, prompt=example.prompt, messages=None, choices=example.choices, scoring=scoring
+            )
+            jobs.append(Job(handle, row, handle.bank.n_samples, None, None))
+        await engine.run(jobs[:AT_ONCE])  # warm
+        began = time.perf_counter()
+        found: list[Tensor] = []
+        for start in range(0, len(jobs), AT_ONCE):
+            found += [each.probs.mean(0) for each in await engine.run(jobs[start : start + AT_ONCE])]
+        return found, time.perf_counter() - began
+    finally:
+        await engine.close()
 
 
-def measure(data: Path, python: Path) -> dict[str, Any]:
-    """Return the result object."""
-    adapter = prepare(data).everywhere
-    n_samples = json.loads((adapter / "bayesian_config.json").read_text())["sampling"]["n_samples"]
-    examples = read_examples(str(data / "arc_easy_test.jsonl")).examples[:N_QUESTIONS]
-    common: dict[str, Any] = {"adapters": (f"one={adapter}",), "timeout_s": 600.0}
-
-    async def ask(engine: Engine) -> tuple[list[Tensor], float]:
-        try:
-            return await answers(engine, examples, n_samples)
-        finally:
-            await engine.close()
-
+def measure(data: Path, python: Path, adapter: Path, scoring: ScoringName) -> dict[str, Any]:
+    """Return the result object of an adapter in both engines."""
+    examples = read_examples(str(data / "arc_easy_test.jsonl")).examples[: N_QUESTIONS[scoring]]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = Path(load_base_model().model.name_or_path)
-        with vllm(python, model, folder / "log") as url:
-            there = Settings(engine="vllm", engine_url=url, engine_folder=folder / "draws", **common)
-            found, vllm_s = asyncio.run(ask(VllmEngine(there)))
-    expected, torch_s = asyncio.run(ask(TorchEngine(Settings(max_batch_tokens=8192, **common))))
+        with vllm(python, model, folder / "log", pooling=scoring == "text") as url:
+            there = settings(adapter, engine="vllm", engine_url=url, engine_folder=folder / "draws")
+            found, vllm_s = asyncio.run(answers(VllmEngine(there), examples, scoring))
+    expected, torch_s = in_torch(adapter, examples, scoring)
     apart = torch.tensor([float((a - b).abs().max()) for a, b in zip(found, expected, strict=True)])
-    labels = [example.label for example in examples]
     same = [int(a.argmax() == b.argmax()) for a, b in zip(found, expected, strict=True)]
-    right = {
-        name: [int(probs.argmax()) == label for probs, label in zip(given, labels, strict=True)]
-        for name, given in (("torch", expected), ("vllm", found))
-    }
     return {
         "n_questions": len(examples),
-        "n_samples": n_samples,
-        "same_decision": sum(same) / len(same),
+        "n_samples": read_config(adapter).sampling.n_samples,
+        "same_decision": fmean(same),
         "mean_distance": float(apart.mean()),
         "p99_distance": float(apart.quantile(0.99)),
         "worst_distance": float(apart.max()),
-        "right": {name: sum(hits) / len(hits) for name, hits in right.items()},
+        "right": {"torch": right(expected, examples), "vllm": right(found, examples)},
         "ms_a_question": {"torch": 1e3 * torch_s / len(examples), "vllm": 1e3 * vllm_s / len(examples)},
     }
+
+
+def in_torch(adapter: Path, examples: Sequence[Example], scoring: ScoringName) -> tuple[list[Tensor], float]:
+    """Return what `answers` returns of the engine in this process."""
+    return asyncio.run(answers(TorchEngine(settings(adapter, max_batch_tokens=8192)), examples, scoring))
+
+
+def settings(adapter: Path, **more: Any) -> Settings:
+    """Return the settings of an engine with one adapter."""
+    return Settings(adapters=(f"one={adapter}",), timeout_s=600.0, **more)
+
+
+def right(probs: Sequence[Tensor], examples: Sequence[Example]) -> float:
+    """Return the accuracy of mean probabilities."""
+    return fmean(int(one.argmax()) == example.label for one, example in zip(probs, examples, strict=True))
 
 
 def main() -> None:
@@ -91,12 +114,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, nargs="?", default=ROOT.parent / "shared" / "data")
     parser.add_argument("--vllm-python", type=Path, default=ROOT / ".venv-vllm" / "bin" / "python")
-    parser.add_argument("--json", type=Path, default=RESULT)
+    parser.add_argument("--adapter", choices=("scores", "head"), required=True)
     arguments = parser.parse_args()
-    result = measure(arguments.data, arguments.vllm_python)
-    result |= {"machine": machine(), "revision": revision(), "command": "python -m benchmarks.vllm"}
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    data, python = arguments.data, arguments.vllm_python
+    if arguments.adapter == "scores":
+        result = measure(data, python, prepare(data).everywhere, "label")
+    else:
+        result = measure(data, python, with_head(data, "last", "--depths", "last"), "text")
+        examples = read_examples(str(data / "arc_easy_test.jsonl")).examples[: result["n_questions"]]
+        probs, seconds = in_torch(with_head(data, "five"), examples, "text")
+        result["five_depths"] = {"right": right(probs, examples), "ms_a_question": 1e3 * seconds / len(examples)}
+    command = f"python -m benchmarks.vllm --adapter {arguments.adapter}"
+    result |= {"machine": machine(), "revision": revision(), "command": command}
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{arguments.adapter}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
