@@ -1,10 +1,11 @@
 """vLLM and torch behind the same server code, on the same questions: do they decide alike, and how long does each take?
 
 `python -m benchmarks.vllm DATA --adapter KIND --vllm-python PATH` starts a vLLM from that interpreter's environment
-(`make test-vllm` makes one), and asks both engines ARC-Easy questions under every draw of an adapter. `scores` is the
-one of `benchmarks.serving` with a posterior over a LoRA in all adapted layers, asked 200 by labels. `head` has a head
-on the last layer's states, which `blora train --depths last` trains on the training questions, and is asked 1,000; so
-is the default head, which reads five depths, in torch alone.
+(`make test-vllm` makes one), and asks both engines ARC-Easy questions under every draw of an adapter, both on all cores
+and in the dtype that torch takes by itself. `scores` is the adapter of `benchmarks.serving` with a posterior over a LoRA
+in all adapted layers, asked 200 by labels. `head` has a head on the last layer's states, which `blora train --depths
+last` trains on the training questions, and is asked 1,000; so is the default head, which reads five depths, in torch
+alone.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from benchmarks.server_process import ROOT
 from benchmarks.serving.adapters import prepare
 from benchmarks.vllm_process import vllm
 from blora.adapter import read_config
-from blora.base_model import load_base_model
+from blora.base_model import load_base_model, native_dtypes
 from blora.cli import main as blora
 from blora.config import ScoringName
 from blora.server.engines.protocol import Engine, Job
@@ -38,6 +39,8 @@ RESULTS = ROOT / "benchmarks" / "results" / "vllm"
 WORK = ROOT / "runs" / "vllm"
 N_QUESTIONS: dict[ScoringName, int] = {"label": 200, "text": 1000}
 AT_ONCE = 8
+# That torch takes by itself.
+DTYPE = native_dtypes(torch.device("cpu"))[0]
 
 
 def with_head(data: Path, name: str, *more: str) -> Path:
@@ -76,7 +79,7 @@ def measure(data: Path, python: Path, adapter: Path, scoring: ScoringName) -> di
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = Path(load_base_model().model.name_or_path)
-        with vllm(python, model, folder / "log", pooling=scoring == "text") as url:
+        with vllm(python, model, folder / "log", dtype=DTYPE, pooling=scoring == "text") as url:
             there = settings(adapter, engine="vllm", engine_url=url, engine_folder=folder / "draws")
             found, vllm_s = asyncio.run(answers(VllmEngine(there), examples, scoring))
     expected, torch_s = in_torch(adapter, examples, scoring)
@@ -84,6 +87,7 @@ def measure(data: Path, python: Path, adapter: Path, scoring: ScoringName) -> di
     same = [int(a.argmax() == b.argmax()) for a, b in zip(found, expected, strict=True)]
     return {
         "n_questions": len(examples),
+        "dtype": DTYPE,
         "n_samples": read_config(adapter).sampling.n_samples,
         "same_decision": fmean(same),
         "mean_distance": float(apart.mean()),
