@@ -1,11 +1,11 @@
 """vLLM and torch behind the same server code, on the same questions: do they decide alike, and how long does each take?
 
 `python -m benchmarks.vllm DATA --adapter KIND --vllm-python PATH` starts a vLLM from that interpreter's environment
-(`make test-vllm` makes one), and asks both engines ARC-Easy questions under every draw of an adapter, both on all cores
-and in the dtype that torch takes by itself. `scores` is the adapter of `benchmarks.serving` with a posterior over a LoRA
-in all adapted layers, asked 200 by labels. `head` has a head on the last layer's states, which `blora train --depths
-last` trains on the training questions, and is asked 1,000; so is the default head, which reads five depths, in torch
-alone.
+(`make test-vllm` makes one), and asks both engines ARC-Easy questions under every draw of an adapter, each on all cores
+and in the dtype that torch takes by itself. `scores` is the adapter of `benchmarks.serving` with a posterior over a
+LoRA in all adapted layers, asked 200 by labels. `head` has a head on the last layer's states, which `blora train
+--depths last` trains on the training questions, and is asked 1,000; so is the default head, which reads five depths, in
+torch alone.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """The two adapters that are served, trained and calibrated by the commands that a user has."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,11 +63,13 @@ def _run(arguments: list[str]) -> None:
 
 
 def _divide(path: Path) -> tuple[Path, Path]:
-    """Write the rows for training and the other rows to two files, and return these."""
-    lines = path.read_text().splitlines()
+    """Write the rows for training, and the others whose question is none of theirs, to two files, and return these."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
     known, others = WORK / "known.jsonl", WORK / "others.jsonl"
-    n_known = N_TRAIN + N_VALIDATION
+    first = rows[: N_TRAIN + N_VALIDATION]
+    seen = {row["question"] for row in first}
+    unseen = [row for row in rows[len(first) :] if row["question"] not in seen]
     WORK.mkdir(parents=True, exist_ok=True)
-    for file, rows in ((known, lines[:n_known]), (others, lines[n_known:])):
-        file.write_text("\n".join(rows) + "\n")
+    for file, part in ((known, first), (others, unseen)):
+        file.write_text("".join(json.dumps(row) + "\n" for row in part))
     return known, others

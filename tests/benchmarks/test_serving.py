@@ -1,5 +1,6 @@
 """What the comparison of ways to answer rests on."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from benchmarks.draws import distance, herd, mirrored
 from benchmarks.processors import table as processors
 from benchmarks.server_process import ROOT, TRIAGE
+from benchmarks.serving import adapters
 from benchmarks.serving.__main__ import ratio, timed
 from benchmarks.serving.accuracy import decisions
 from benchmarks.serving.contenders import PlainLora
@@ -43,6 +45,19 @@ def test_a_ratio_is_taken_block_by_block() -> None:
 def test_a_withheld_answer_is_a_decision_of_its_own() -> None:
     answers = [torch.tensor([[0.9, 0.1]]), torch.tensor([[0.6, 0.4]]), torch.tensor([[0.1, 0.9]])]
     assert decisions(Policy(min_confidence=0.7), answers) == [0, None, 1]
+
+
+def test_no_question_of_the_training_rows_is_left_for_the_calibration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapters, "WORK", tmp_path)
+    n_known = adapters.N_TRAIN + adapters.N_VALIDATION
+    questions = [f"question {n}" for n in range(n_known)] + ["question 7", "another"]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"question": question}) + "\n" for question in questions))
+    known, others = (part.read_text().splitlines() for part in adapters._divide(file))
+    assert len(known) == n_known
+    assert [json.loads(row)["question"] for row in others] == ["another"]
 
 
 # The model of the cost
