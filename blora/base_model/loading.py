@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from blora.base_model.devices import pick_device, pick_dtype
+from blora.base_model.devices import pick_device, pick_dtype, sum_in_float32
 from blora.base_model.identity import digest_of_files, model_fingerprint, reading_digest
 from blora.base_model.precision import set_precision
 from blora.config import BaseModelRef
@@ -95,8 +95,10 @@ def load_base_model(spec: str = EMBEDDED, *, device: str = "auto", dtype: str = 
     if getattr(model, "hf_quantizer", None) is not None:
         raise BaseModelError(f"got base model {spec!r} with quantised weights, expected plain ones; use the original")
     identity = model_fingerprint(model)  # before rounding, of the published weights
-    set_precision(model, torch_dtype)
+    if torch_device.type == "cuda":
+        sum_in_float32()
     model.to(torch_device)  # type: ignore[arg-type]  # its stub wraps the method without self
+    set_precision(model, torch_dtype)  # on the device: float32 takes twice the memory of published weights
     model.eval().requires_grad_(False)
     revision = getattr(model.config, "_commit_hash", None) or revision
     return BaseModel(

@@ -1,4 +1,6 @@
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from transformers import (
 
 from benchmarks.processors.noise import seed_from_environment
 from blora.base_model import BaseModel, identity, load_base_model, loading, model_fingerprint, native_dtypes
+from blora.base_model.devices import sum_in_float32
 from blora.base_model.precision import set_precision
 from blora.errors import BaseModelError
 from blora.inference.packing import collate
@@ -159,9 +162,39 @@ def test_auto_dtype_on_a_cpu_is_bfloat16_where_it_computes_in_it(
 def test_a_gpu_computes_in_float16_and_the_newer_ones_in_bfloat16(
     has_bf16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: has_bf16)
+    """Ask about a device that is not the current one, for which alone torch answers."""
+    current = [torch.device("cuda:0")]
+
+    @contextmanager
+    def entered(device: torch.device) -> Iterator[None]:
+        current.append(device)
+        yield
+        current.pop()
+
+    def supported(*, including_emulation: bool) -> bool:
+        return has_bf16 and current[-1] == torch.device("cuda:1")
+
+    monkeypatch.setattr(torch.cuda, "device", entered)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
     low = ("bfloat16", "float16") if has_bf16 else ("float16",)
-    assert native_dtypes(torch.device("cuda")) == (*low, "float32")
+    assert native_dtypes(torch.device("cuda:1")) == (*low, "float32")
+
+
+def test_gpus_add_up_in_float32_and_a_lower_setting_for_float32_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_bf16_reduced_precision_reduction, matmul.allow_fp16_reduced_precision_reduction
+    try:
+        sum_in_float32()
+        assert not matmul.allow_bf16_reduced_precision_reduction
+        assert not matmul.allow_fp16_reduced_precision_reduction
+        assert caplog.text == ""
+        monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+        sum_in_float32()
+        assert "torch's precision is 'high', expected 'highest'" in caplog.text
+    finally:
+        matmul.allow_bf16_reduced_precision_reduction, matmul.allow_fp16_reduced_precision_reduction = before
 
 
 def test_auto_device_is_the_cpu_without_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
