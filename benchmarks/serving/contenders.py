@@ -187,8 +187,8 @@ class Published:
 
 def packed_pass(model: Any, batch: PackedBatch) -> Tensor:
     """Probabilities (B, C) by the plainest forward pass of packed rows, its head where it is needed."""
-    mask = torch.zeros(batch.attention_mask.shape, dtype=model.dtype)
-    mask.masked_fill_(~batch.attention_mask, torch.finfo(model.dtype).min)
+    visible = batch.attention_mask(model.device)
+    mask = torch.zeros(visible.shape, dtype=model.dtype).masked_fill_(~visible, torch.finfo(model.dtype).min)
     hidden = model.model(
         input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=mask, use_cache=False
     ).last_hidden_state[batch.row, batch.column]

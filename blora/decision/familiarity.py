@@ -43,6 +43,7 @@ __all__ = [
     "Familiarity",
     "familiarity_shapes",
     "p_value",
+    "p_value_among",
     "stored_bytes",
 ]
 
@@ -223,6 +224,10 @@ def p_value(distances: Tensor, reference: Tensor) -> Tensor:
     >>> p_value(torch.tensor([0.0, 5.0]), torch.tensor([1.0, 2.0, 3.0])).tolist()
     [1.0, 0.25]
     """
-    ascending = reference.double().sort().values
+    return p_value_among(distances, reference.double().sort().values)
+
+
+def p_value_among(distances: Tensor, ascending: Tensor) -> Tensor:
+    """Return what `p_value` returns, for reference distances (n,) float64 that are in order already."""
     nearer = torch.searchsorted(ascending, distances.double())
     return (1 + len(ascending) - nearer).double() / (len(ascending) + 1)

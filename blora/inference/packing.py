@@ -142,8 +142,7 @@ class PackedBatch:
     Attributes:
         input_ids: (B, T).
         position_ids: (B, T).
-        attention_mask: (B, 1, T, p + T), True where the query (dim 2) may attend to the key (dim 3); the p cached keys
-            come first.
+        n_past: number p of cached keys.
         row: (P,) rows of the predicting positions.
         column: (P,) columns of the predicting positions.
         place: (N,) for each scored token, the index of the position that predicts it.
@@ -158,7 +157,7 @@ class PackedBatch:
 
     input_ids: Tensor
     position_ids: Tensor
-    attention_mask: Tensor
+    n_past: int
     row: Tensor
     column: Tensor
     place: Tensor
@@ -174,7 +173,21 @@ class PackedBatch:
     def padded_tokens(self) -> int:
         """Padded size of the batch, as `padded_tokens` of its rows."""
         n_rows, width = self.input_ids.shape
-        return n_rows * (width + (self.attention_mask.shape[-1] - width) // REMEMBERED_PER_TOKEN)
+        return n_rows * (width + self.n_past // REMEMBERED_PER_TOKEN)
+
+    def attention_mask(self, device: torch.device) -> Tensor:
+        """Return a mask (B, 1, T, p + T): True where a query (dim 2) sees a key (dim 3), cached keys first.
+
+        It is made on the device, which takes less time than its copy would.
+        """
+        segment = self.segment.to(device)
+        length = segment.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+        checkpoint()
+        key, query = segment[:, None, :], segment[:, :, None]
+        visible = causal & ((key == 0) & (query >= 0) | (key == query))  # padding sees padding: no empty softmax
+        remembered = (query >= 0).expand(-1, -1, self.n_past)
+        return torch.cat([remembered, visible], -1)[:, None]
 
 
 def pack(
@@ -346,18 +359,12 @@ def collate(rows: Sequence[PackedRow], pad_id: int = 0) -> PackedBatch:
             positions += [(b, k) for k in range(column, column + read)]
             scored += [(place, token, b * n_choices + c) for place, token in zip(places, tokens, strict=True)]
             column += read
-    checkpoint()
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
-    checkpoint()
-    key, query = segment[:, None, :], segment[:, :, None]
-    visible = causal & ((key == 0) & (query >= 0) | (key == query))  # padding sees padding: no empty softmax
-    remembered = (query >= 0).expand(-1, -1, n_past)
     row_, column_ = torch.tensor(positions, dtype=torch.long).unbind(1)
     place, token_, choice_ = torch.tensor(scored, dtype=torch.long).reshape(-1, 3).unbind(1)
     return PackedBatch(
         input_ids=input_ids,
         position_ids=position_ids,
-        attention_mask=torch.cat([remembered, visible], -1)[:, None],
+        n_past=n_past,
         row=row_,
         column=column_,
         place=place,

@@ -170,7 +170,7 @@ def inputs_of(model: PreTrainedModel, batch: PackedBatch, memory: Memory | None 
     return _cache(memory) | {
         "input_ids": batch.input_ids.to(model.device),
         "position_ids": batch.position_ids.to(model.device),
-        "attention_mask": _additive(batch.attention_mask.to(model.device)),
+        "attention_mask": _additive(batch.attention_mask(model.device)),
     }
 
 

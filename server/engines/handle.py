@@ -12,7 +12,7 @@ from torch import Tensor
 from blora.config import AdapterConfig
 from blora.decision.abstention import Policy
 from blora.decision.calibration import Calibration
-from blora.decision.familiarity import Familiarity, p_value
+from blora.decision.familiarity import Familiarity, p_value_among
 from blora.decision.gate import Gate
 from blora.posterior.bank import SampleBank
 from blora.posterior.decision_head import Features, HeadPosterior
@@ -41,8 +41,8 @@ class AdapterHandle:
             policy without such a gate.
         calibration_digest: digest of the calibration, the policy and its gate, "sha256:...", which `digest` does not
             cover.
-        reference: (n,) distances of the rows of the calibration's gate or else of the policy's, or, without a gate, of
-            the validation rows; None without a familiarity.
+        reference: (n,) float64, ascending: distances of the rows of the calibration's gate or else of the policy's, or,
+            without a gate, of the validation rows; None without a familiarity.
     """
 
     name: str
@@ -63,8 +63,8 @@ class AdapterHandle:
         object.__setattr__(self, "calibration_digest", calibration_digest(self.calibration, self.policy, self.gate))
         reference, gate = None, self.calibration.gate if self.calibration is not None else self.gate
         if self.familiarity is not None:
-            own = self.familiarity.reference.cpu()
-            reference = own if gate is None else torch.tensor(gate.reference, dtype=torch.float64)
+            own = self.familiarity.reference if gate is None else torch.tensor(gate.reference, dtype=torch.float64)
+            reference = own.cpu().double().sort().values
         object.__setattr__(self, "reference", reference)
 
     @property
@@ -101,4 +101,4 @@ class AdapterHandle:
     def p_value(self, distance: float) -> float:
         """Return a question's familiarity, its conformal p-value among the rows of the reference."""
         assert self.reference is not None  # the distance is the familiarity's
-        return p_value(torch.tensor([distance]), self.reference).item()
+        return p_value_among(torch.tensor([distance]), self.reference).item()

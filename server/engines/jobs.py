@@ -1,6 +1,7 @@
 """Jobs of the engine in this process: their rows, their draws, and groups of similar length."""
 
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -33,8 +34,10 @@ def draws_of(job: Job, device: torch.device) -> Draws | HeadDraws:
     if job.in_bank:
         return bank.first(job.n_samples)
     seed = bank.seed if job.seed is None else job.seed
-    made = SampleBank.draw(job.handle.posterior, job.handle.digest, job.n_samples, seed, checkpoint)
-    return made.draws.to(device)
+    made = SampleBank.draw(job.handle.posterior, job.handle.digest, job.n_samples, seed, checkpoint).draws
+    if isinstance(made, HeadDraws) and isinstance(bank.draws, HeadDraws):
+        return replace(bank.draws, weights=made.weights.to(device))  # all else is there, and is large
+    return made.to(device)
 
 
 def packed(job: Job) -> PackedRow:

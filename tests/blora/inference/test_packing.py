@@ -18,6 +18,7 @@ from blora.inference.packing import LABELS, PackedRow, collate, pack
 from tests.scenarios import CHAT_TEMPLATE, MAX_LENGTH, random_rows, spell, tiny_tokenizer
 
 PLAIN = PromptConfig()
+CPU = torch.device("cpu")
 TRIAGE = Path(__file__).parents[3] / "examples" / "triage"
 
 
@@ -331,7 +332,7 @@ def test_the_mask_lets_a_choice_see_the_prompt_and_itself() -> None:
     batch = collate([PackedRow((1, 2), ((10, 11, 12), (20,), (30, 31)), "none")])
     assert batch.input_ids.tolist() == [[1, 2, 10, 11, 30]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2]]
-    assert batch.attention_mask.int().tolist() == [
+    assert batch.attention_mask(CPU).int().tolist() == [
         [
             [
                 [1, 0, 0, 0, 0],
@@ -374,7 +375,7 @@ def test_nothing_sees_padding_but_padding_and_no_query_is_left_without_a_key() -
     batch = collate(rows, pad_id=0)
     width = batch.column.min() + 1
     for b, row in enumerate(rows):
-        mask = batch.attention_mask[b, 0]
+        mask = batch.attention_mask(CPU)[b, 0]
         real = torch.zeros(mask.shape[0], dtype=torch.bool)
         real[width - row.prompt_tokens : width - row.prompt_tokens + row.n_tokens] = True
         assert not mask[real][:, ~real].any()

@@ -93,5 +93,5 @@ def test_a_batch_is_the_collated_rows_and_their_labels() -> None:
     assert set(batch) == {"batch", "labels"}
     assert torch.equal(batch["labels"], torch.tensor([row.label for row in rows]))
     expected = collate([row.row for row in rows])
-    for name in ("input_ids", "position_ids", "attention_mask", "token", "choice", "is_choice"):
+    for name in ("input_ids", "position_ids", "segment", "token", "choice", "is_choice"):
         assert torch.equal(getattr(batch["batch"], name), getattr(expected, name))
