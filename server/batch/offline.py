@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from blora.errors import ConfigError
+from blora.errors import BaseModelError, ConfigError
 from blora.server.batch.rows import QuestionRow
 from blora.server.engines.protocol import Engine
 from blora.server.errors import InvalidRequestError, ServerError
@@ -208,5 +208,10 @@ async def _answer(service: Service, asked: dict[str, Any]) -> dict[str, Any]:
         question = invalid_request(exc.errors(include_url=False))
     outcome = await service.predictor().predict(question)
     if isinstance(outcome, ServerError):
+        if service.lost is not None:
+            raise BaseModelError(
+                f"got {service.lost!r} from the device, which computes nothing any more in this process, expected an "
+                "answer: start again; the answers so far stay"
+            )
         return error_body(outcome).model_dump()
     return {"prediction": outcome.model_dump(exclude_unset=True)}

@@ -8,6 +8,7 @@ from typing import TypeVar, cast
 
 from blora.base_model import BaseModel
 from blora.config import ScoringName
+from blora.errors import PromptError
 from blora.inference.packing import PackedRow, pack
 from blora.server.engines.handle import AdapterHandle
 from blora.server.scheduling.turns import to_the_end
@@ -28,6 +29,8 @@ class PackingEngine:
     Args:
         packing: threads that pack questions.
     """
+
+    lost: str | None = None
 
     def __init__(self, packing: ThreadPoolExecutor) -> None:
         self._packing = packing
@@ -54,7 +57,25 @@ class PackingEngine:
             scoring=cast(ScoringName | None, scoring),
             max_length=self._max_length,
         )
-        return await to_the_end(self._packing, packing)
+        row = await to_the_end(self._packing, packing)
+        self._check_known(row, param="prompt" if messages is None else "messages")
+        return row
+
+    def _check_known(self, row: PackedRow, *, param: str) -> None:
+        """Refuse a token without an embedding, which a chat template may have; it would end a GPU's work for good.
+
+        Raises:
+            PromptError: naming the token.
+        """
+        base = self._loaded_base()
+        largest, n_known = max(row.prompt), len(next(base.model.get_input_embeddings().parameters()))
+        if largest >= n_known:
+            token = base.tokenizer.convert_ids_to_tokens(largest)
+            raise PromptError(
+                f"got token {token!r}, which the base model has no embedding of, expected tokens that it knows; mend "
+                "its chat template, or send a prompt",
+                param=param,
+            )
 
     def _loaded_base(self) -> BaseModel:
         if self._base is None:

@@ -208,9 +208,11 @@ class Engine(Protocol):
 
     Attributes:
         fresh_draws: whether the engine can make draws beyond an adapter's bank: more draws, or draws of another seed.
+        lost: what a device said that computes nothing any more in this process; None as long as it may.
     """
 
     fresh_draws: bool
+    lost: str | None
 
     async def load(self) -> Loaded:
         """Load the base model and the adapters, and test each adapter with a forward pass.

@@ -5,8 +5,9 @@ A run that has to wait for others is parked at a checkpoint while the same threa
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -98,14 +99,16 @@ class TorchEngine(PackingEngine):
 
     async def run(self, jobs: Sequence[Job], control: Control | None = None) -> list[Outcome]:
         """Implement Engine."""
-        return await self._scheduler.run(partial(self._score_under, control or Control(), jobs))
+        with self._noticing_a_loss():
+            return await self._scheduler.run(partial(self._score_under, control or Control(), jobs))
 
     async def load_adapter(self, path: Path, name: str | None) -> AdapterHandle:
         """Implement Engine; without a name, serve the adapter under its folder's."""
         reading = partial(self._read_adapter, path, name)
         try:
             adapter, handle, row = await self._reading.run(f"Reading adapter {name or path}", reading, of=path)
-            await self._scheduler.run(partial(self._prove, adapter, handle, row))
+            with self._noticing_a_loss():
+                await self._scheduler.run(partial(self._prove, adapter, handle, row))
         except torch.OutOfMemoryError as exc:
             self._loaded_prefixes().clear()
             raise EngineUnavailableError(
@@ -123,12 +126,22 @@ class TorchEngine(PackingEngine):
         """Implement Engine."""
         for handle in self._handles[:1]:  # any adapter tests the model
             row = await in_thread(self._packing, partial(self._probe_row, handle))
-            await self._scheduler.run(partial(self._probe, handle, row))
+            with self._noticing_a_loss():
+                await self._scheduler.run(partial(self._probe, handle, row))
 
     async def close(self) -> None:
         """Implement Engine."""
         self._packing.shutdown(wait=False, cancel_futures=True)
         self._scheduler.close()
+
+    @contextmanager
+    def _noticing_a_loss(self) -> Iterator[None]:
+        """Note an error after which a GPU gives every operation of the process the same error."""
+        try:
+            yield
+        except torch.AcceleratorError as exc:
+            self.lost = str(exc).partition("\n")[0]
+            raise
 
     def _loaded_prefixes(self) -> Prefixes:
         assert self._prefixes is not None  # set by _load_base, before any adapter is loaded

@@ -95,6 +95,11 @@ class Service:
         """The predictor, or None before it is loaded."""
         return self._predictor
 
+    @property
+    def lost(self) -> str | None:
+        """What a device said that computes nothing any more in this process, or None."""
+        return self._engine.lost
+
     def predictor(self) -> Predictor:
         """Return the predictor.
 
@@ -118,11 +123,13 @@ class Service:
         return self._loader
 
     def check_alive(self) -> None:
-        """Raise an error if a forward pass has hung for so long that the process should be restarted.
+        """Raise an error if only another process could answer.
 
         Raises:
-            NotReadyError: if a forward pass has hung for longer than hang_timeout_s.
+            NotReadyError: if the device is lost, or a forward pass has hung for longer than hang_timeout_s.
         """
+        if self.lost is not None:
+            raise NotReadyError(f"The device computes nothing any more ({self.lost}): restart the server")
         most, silent_s = self.settings.hang_timeout_s, self._batcher.silent_s
         if most and silent_s > most:
             raise NotReadyError(

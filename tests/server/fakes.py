@@ -141,6 +141,7 @@ class FakeEngine:
         handle("open", OPEN_DIGEST),
     )
     fresh_draws: bool = True
+    lost: str | None = None
     longest_token: int = 100
     n_samples_cap: int = 64
     runs_whole_because: str | None = None

@@ -2,16 +2,18 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from blora.errors import AdapterError, ConfigError
+from blora.errors import AdapterError, BaseModelError, ConfigError
 from blora.server.batch.offline import AHEAD, answer_file, patient, rows_done
 from blora.server.batch.rows import QuestionRow
+from blora.server.engines.protocol import Job, Outcome
 from blora.server.errors import InvalidRequestError
+from blora.server.scheduling.control import Control
 from blora.server.settings import Settings
 from tests.server.fakes import FakeEngine
 from tests.server.monitoring.test_drift import GATED
@@ -159,6 +161,20 @@ async def test_what_cannot_be_loaded_is_told(tmp_path: Path) -> None:
     engine = FakeEngine(load_error=AdapterError("got no such folder"))
     with pytest.raises(ConfigError, match="got no such folder"):
         await answer_file(SETTINGS, engine, questions(1), tmp_path / "out", fields={})
+
+
+async def test_a_device_that_is_lost_ends_the_run_and_leaves_its_rows_to_the_next(tmp_path: Path) -> None:
+    class Losing(FakeEngine):
+        async def run(self, jobs: Sequence[Job], control: Control | None = None) -> list[Outcome]:
+            self.lost = self.lost or "CUDA error: uncorrectable ECC error encountered"
+            raise RuntimeError(self.lost)
+
+    output = tmp_path / "answers.jsonl"
+    with pytest.raises(BaseModelError, match="got 'CUDA error: uncorrectable ECC error encountered' from the device"):
+        await answer_file(SETTINGS, Losing(), questions(5), output, fields={})
+    assert rows(output) == []
+    assert await answer(output, questions(5)) == 5
+    assert all("prediction" in row for row in rows(output))
 
 
 def test_a_servers_environment_has_no_effect_on_offline_settings(monkeypatch: pytest.MonkeyPatch) -> None:

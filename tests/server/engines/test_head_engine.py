@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +28,8 @@ from blora.scores import mutual_information
 from blora.server.app import create_app
 from blora.server.engines.protocol import Job, Outcome
 from blora.training.head.familiarity import fit_familiarity
+from blora.training.head.features import read_features
+from blora.training.rows.packed import LabelledRow
 from tests.heads import LABELS, head_of
 from tests.scenarios import tiny_model, tiny_tokenizer
 from tests.server.engines.asking import Asking, loaded, settings
@@ -50,8 +53,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prompt = PromptConfig(choices=LABELS, readout="linear", choice_end="newline")
     asked = [f"{colour} {i:02}" for i in range(40) for colour in ("red", "is it blue?")]
     rows = [pack(base.tokenizer, prompt=text, choices=LABELS, config=prompt, max_length=200) for text in asked]
-    with torch.no_grad():
-        states = read_rows(base.model, rows, head.config, Draws({}, 1.0, 1)).prompt
+    read = partial(read_features, base.model, lora=Draws({}, 1.0, 1), about="reading")
+    states = read([LabelledRow(row, 0) for row in rows], head.config).prompt
     assert states is not None
     familiarity = fit_familiarity(head.config.depths, states[::2], states[1::2]).familiarity
     config = HeadConfig(depths=(1, 2), n_states=64, n_directions=4, n_products=(3, 2))
@@ -61,8 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pack(base.tokenizer, prompt=text, choices=LABELS[: 2 + i // 2 % 2], config=pointing, max_length=200)
         for i, text in enumerate(asked)
     ]
-    with torch.no_grad():
-        found = read_rows(base.model, rows, config, Draws({}, 1.0, 1))
+    found = read([LabelledRow(row, 0) for row in rows], config)
     assert found.prompt is not None
     first, last = found.at(range(60)).choices(), found.at(range(60, len(rows))).choices()
     assert first is not None

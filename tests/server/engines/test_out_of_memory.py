@@ -1,4 +1,4 @@
-"""A device with too little memory."""
+"""A device with too little memory, and one that is lost."""
 
 from pathlib import Path
 from typing import Any
@@ -79,3 +79,14 @@ async def test_an_adapter_that_finds_no_memory_is_refused_and_what_is_remembered
     with pytest.raises(EngineUnavailableError, match="'again', for which the device has too little memory"):
         await asking.engine.load_adapter(folder / "two", "again")
     assert not asking.engine._loaded_prefixes()._kept
+
+
+async def test_a_device_that_is_lost_is_told(asking: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **options: Any) -> torch.Tensor:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered\nSearch for it in the documentation.")
+
+    assert asking.engine.lost is None
+    monkeypatch.setattr(Branches, "score", fail)
+    with pytest.raises(torch.AcceleratorError):
+        await asking.probabilities("x")
+    assert asking.engine.lost == "CUDA error: device-side assert triggered"

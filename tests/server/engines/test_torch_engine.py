@@ -20,6 +20,7 @@ from blora.server.engines.protocol import Stop
 from tests.server.engines.asking import CHOICES, QUESTIONS, Asking, calibrated, loaded, settings
 
 
+@pytest.mark.processor
 async def test_loading_tells_what_there_is(folder: Path) -> None:
     async with loaded(settings(folder)) as (_, state):
         assert (state.model.name, state.model.device, state.model.dtype) == ("tiny", "cpu", "float32")

@@ -64,6 +64,14 @@ async def test_a_broken_model_is_unready_until_it_works_again(server: Running, e
     assert await status(server, "/readyz") == (200, None)
 
 
+async def test_a_server_whose_device_is_lost_asks_to_be_started_again(server: Running, engine: FakeEngine) -> None:
+    engine.broken, engine.lost = True, "CUDA error: an illegal memory access was encountered"
+    assert (await server.client.post("/v1/predict", json={"prompt": "x"})).status_code == 500
+    assert await status(server, "/readyz") == (503, "not_ready")
+    assert await status(server, "/livez") == (503, "not_ready")
+    assert engine.lost in (await server.client.get("/livez")).text
+
+
 async def test_one_poisoned_input_leaves_the_server_ready(server: Running) -> None:
     assert (await server.client.post("/v1/predict", json={"prompt": "POISON"})).status_code == 500
     assert await status(server, "/readyz") == (200, None)
