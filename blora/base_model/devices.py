@@ -26,8 +26,9 @@ def pick_device(device: str) -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as exc:
+        reason = str(exc).partition("\n")[0]
         raise BaseModelError(
-            f"got device {device!r}, which torch cannot use here ({exc}); expected auto, cpu or cuda"
+            f"got device {device!r}, which torch cannot use here ({reason}); expected auto, cpu or cuda"
         ) from exc
 
 

@@ -107,7 +107,7 @@ class InducingFactor(nn.Module):
         for jitter in JITTERS:
             extra = jitter * K.diagonal().mean()
             L, info = torch.linalg.cholesky_ex(K + extra * eye)
-            if bool((info == 0) & L.isfinite().all()):  # one question to a GPU, which waits for the answer
+            if bool((info == 0) & L.isfinite().all()):  # waits for a GPU once, not twice
                 return L, (D.square() + extra).sqrt() if jitter else D
         raise NumericalError(
             f"got a {side} covariance of {self.name} that is not positive definite, expected a Cholesky factor; "

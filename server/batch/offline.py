@@ -141,6 +141,7 @@ async def answer_file(
 
     Raises:
         ConfigError: if loading fails, or the output is not a file of answers.
+        BaseModelError: if the device computes nothing any more.
     """
     first = rows_done(output)
     done(first)
@@ -148,19 +149,24 @@ async def answer_file(
         await _count(service, output, islice(questions, first), fields)
         answer, rest = partial(_answer, service), enumerate(questions, start=first)
         pending: deque[asyncio.Task[str]] = deque()
-        # Half a surrogate pair cannot be encoded in UTF-8; its backslash escape is valid JSON.
-        with output.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            while True:
-                pending.extend(
-                    asyncio.create_task(_line(answer, row, question, fields))
-                    for row, question in islice(rest, AHEAD - len(pending))
-                )
-                if not pending:
-                    return first
-                file.write(await pending.popleft())
-                file.flush()
-                first += 1
-                done(1)
+        try:
+            # Half a surrogate pair cannot be encoded in UTF-8; its backslash escape is valid JSON.
+            with output.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                while True:
+                    pending.extend(
+                        asyncio.create_task(_line(answer, row, question, fields))
+                        for row, question in islice(rest, AHEAD - len(pending))
+                    )
+                    if not pending:
+                        return first
+                    file.write(await pending.popleft())
+                    file.flush()
+                    first += 1
+                    done(1)
+        finally:
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
 
 
 async def _count(service: Service, output: Path, questions: Iterator[QuestionRow], fields: Mapping[str, Any]) -> None:

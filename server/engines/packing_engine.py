@@ -58,24 +58,23 @@ class PackingEngine:
             max_length=self._max_length,
         )
         row = await to_the_end(self._packing, packing)
-        self._check_known(row, param="prompt" if messages is None else "messages")
+        if (unknown := self._unknown_token(row)) is not None:
+            at_fault = "adapter's template" if messages is None else "base model's chat template"
+            raise PromptError(
+                f"got token {unknown!r}, which the base model has no embedding of, expected tokens that it knows: mend "
+                f"the {at_fault}",
+                param="prompt" if messages is None else "messages",
+            )
         return row
 
-    def _check_known(self, row: PackedRow, *, param: str) -> None:
-        """Refuse a token without an embedding, which a chat template may have; it would end a GPU's work for good.
+    def _unknown_token(self, row: PackedRow) -> str | None:
+        """Return a token of a row's prompt without an embedding, which would end a GPU's work for good, or None.
 
-        Raises:
-            PromptError: naming the token.
+        Templates may have such tokens; in a question, control tokens are plain text.
         """
         base = self._loaded_base()
         largest, n_known = max(row.prompt), len(next(base.model.get_input_embeddings().parameters()))
-        if largest >= n_known:
-            token = base.tokenizer.convert_ids_to_tokens(largest)
-            raise PromptError(
-                f"got token {token!r}, which the base model has no embedding of, expected tokens that it knows; mend "
-                "its chat template, or send a prompt",
-                param=param,
-            )
+        return str(base.tokenizer.convert_ids_to_tokens(largest)) if largest >= n_known else None
 
     def _loaded_base(self) -> BaseModel:
         if self._base is None:

@@ -5,13 +5,13 @@ A run that has to wait for others is parked at a checkpoint while the same threa
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -46,6 +46,8 @@ from blora.server.settings import Settings
 __all__ = ["TorchEngine"]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class TorchEngine(PackingEngine):
@@ -99,16 +101,14 @@ class TorchEngine(PackingEngine):
 
     async def run(self, jobs: Sequence[Job], control: Control | None = None) -> list[Outcome]:
         """Implement Engine."""
-        with self._noticing_a_loss():
-            return await self._scheduler.run(partial(self._score_under, control or Control(), jobs))
+        return await self._compute(partial(self._score_under, control or Control(), jobs))
 
     async def load_adapter(self, path: Path, name: str | None) -> AdapterHandle:
         """Implement Engine; without a name, serve the adapter under its folder's."""
         reading = partial(self._read_adapter, path, name)
         try:
             adapter, handle, row = await self._reading.run(f"Reading adapter {name or path}", reading, of=path)
-            with self._noticing_a_loss():
-                await self._scheduler.run(partial(self._prove, adapter, handle, row))
+            await self._compute(partial(self._prove, adapter, handle, row))
         except torch.OutOfMemoryError as exc:
             self._loaded_prefixes().clear()
             raise EngineUnavailableError(
@@ -126,21 +126,25 @@ class TorchEngine(PackingEngine):
         """Implement Engine."""
         for handle in self._handles[:1]:  # any adapter tests the model
             row = await in_thread(self._packing, partial(self._probe_row, handle))
-            with self._noticing_a_loss():
-                await self._scheduler.run(partial(self._probe, handle, row))
+            await self._compute(partial(self._probe, handle, row))
 
     async def close(self) -> None:
         """Implement Engine."""
         self._packing.shutdown(wait=False, cancel_futures=True)
         self._scheduler.close()
 
-    @contextmanager
-    def _noticing_a_loss(self) -> Iterator[None]:
-        """Note an error after which a GPU gives every operation of the process the same error."""
+    async def _compute(self, work: Callable[[], T]) -> T:
+        """Return what work returns in the thread that computes; note whether an error of the device is its last.
+
+        After some errors, a GPU gives every further operation of the process the same error.
+        """
         try:
-            yield
-        except torch.AcceleratorError as exc:
-            self.lost = str(exc).partition("\n")[0]
+            return await self._scheduler.run(work)
+        except torch.AcceleratorError:
+            try:
+                await self._scheduler.run(partial(_touch, self._loaded_base().device))
+            except torch.AcceleratorError as exc:
+                self.lost = str(exc).partition("\n")[0]
             raise
 
     def _loaded_prefixes(self) -> Prefixes:
@@ -175,10 +179,15 @@ class TorchEngine(PackingEngine):
         """Return a short question with the adapter's choices, as a test row.
 
         Raises:
-            AdapterError: if the row exceeds the tokens of a forward pass.
+            AdapterError: if the row exceeds the tokens of a forward pass, or has a token without an embedding.
         """
         row, most = probe_row(self._loaded_base(), handle, self._max_length), self._settings.max_batch_tokens
         warn_of_shadowed(handle, row)
+        if (unknown := self._unknown_token(row)) is not None:
+            raise AdapterError(
+                f"got adapter {handle.name!r}, whose prompt has the token {unknown!r}, which the base model has no "
+                "embedding of, expected tokens that it knows: mend the template"
+            )
         if row.n_tokens > most:
             raise AdapterError(
                 f"got adapter {handle.name!r}, whose template and choices take {row.n_tokens} tokens with a short "
@@ -290,3 +299,8 @@ def _still_waiting(jobs: Sequence[Job], seen: Sequence[Tensor], waiting: Sequenc
 def _lora(draws: Draws | HeadDraws) -> Draws:
     """Return the draws of the LoRA factors: one draw below a head."""
     return draws.lora if isinstance(draws, HeadDraws) else draws
+
+
+def _touch(device: torch.device) -> None:
+    """Compute a number on a device and read it."""
+    torch.zeros(1, device=device).add_(1).item()

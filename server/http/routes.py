@@ -210,7 +210,7 @@ async def unload_adapter(name: str, service: ServiceOf) -> None:
 
 @router.get("/livez", summary="Say that the process runs", responses=_UNAVAILABLE)
 async def livez(service: ServiceOf) -> Status:
-    """Return 200 while the event loop runs and no forward pass hangs."""
+    """Return 200 while the event loop runs, no forward pass hangs and the device is not lost; otherwise 503."""
     service.check_alive()
     return Status()
 

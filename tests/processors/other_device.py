@@ -6,8 +6,9 @@ module makes the device known to the process. As a pytest plugin, it also puts m
 CPU.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
@@ -30,6 +31,7 @@ class OnDevice(Tensor):
     """A tensor on the device. `of_cpu` holds its values; views share them as on any device."""
 
     of_cpu: Tensor
+    n_made: ClassVar[int] = 0
 
     @staticmethod
     def __new__(cls, of_cpu: Tensor) -> "OnDevice":
@@ -44,6 +46,7 @@ class OnDevice(Tensor):
                 device=f"{NAME}:0",
             )
         made.of_cpu = of_cpu
+        cls.n_made += 1
         return made
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
@@ -139,3 +142,9 @@ def pytest_configure() -> None:
     pick = devices.pick_device
     for module in (loading, torch_engine):
         module.pick_device = lambda device: pick(NAME if device == "cpu" else device)  # type: ignore[attr-defined]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail if nothing was computed on the device."""
+    if not OnDevice.n_made:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

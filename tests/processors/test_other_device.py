@@ -34,6 +34,7 @@ REFUSED = {
 }
 REFUSE = """
 import json, sys, torch
+from blora.base_model import pick_device
 from tests.processors.other_device import NAME
 
 x, found = torch.zeros(3, device=NAME), {}
@@ -42,7 +43,7 @@ for code in json.loads(sys.argv[1]):
         found[code] = repr(eval(code))
     except (RuntimeError, TypeError) as exc:
         found[code] = str(exc)
-accepted = x.device.type, (x + torch.tensor(2.0)).tolist(), x[torch.arange(2)].cpu().tolist()
+accepted = str(pick_device(NAME)), (x + torch.tensor(2.0)).tolist(), x[torch.arange(2)].cpu().tolist()
 print(json.dumps([found, accepted]))
 """
 
@@ -50,7 +51,7 @@ print(json.dumps([found, accepted]))
 def test_it_refuses_what_a_gpu_refuses() -> None:
     found, accepted = json.loads(run("-c", REFUSE, json.dumps([*REFUSED])))
     assert {code: said for code, said in REFUSED.items() if said not in found[code]} == {}
-    assert accepted == ["other", [2.0] * 3, [0.0] * 2]
+    assert accepted == ["other:0", [2.0] * 3, [0.0] * 2]
 
 
 def test_the_tests_of_the_engine_pass_on_it() -> None:
@@ -65,9 +66,9 @@ def test_adapters_are_trained_calibrated_and_asked_on_it_as_on_the_cpu(tmp_path:
         here, there = (answers(tmp_path / device / f"{kind}.jsonl") for device in ("cpu", "other"))
         assert len(here) == len(there) == N_PROOF
         for answer, other in zip(here, there, strict=True):
-            # A rank among the proof's distances, of which rounding may exchange two.
-            assert other.pop("familiarity", None) == pytest.approx(answer.pop("familiarity", None), abs=0.05)
-            assert other == pytest.approx(answer, abs=1e-4)
+            # A rank among the proof's 100 distances, of which rounding may exchange neighbours.
+            assert other.pop("familiarity", None) == pytest.approx(answer.pop("familiarity", None), abs=0.03)
+            assert other == pytest.approx(answer, abs=2e-3)
 
 
 def answers(file: Path) -> list[dict[str, float]]:

@@ -178,7 +178,6 @@ class PosteriorTrainer(Trainer):
             label_names=["labels"],
             dataloader_pin_memory=False,
             ddp_find_unused_parameters=False,
-            ddp_broadcast_buffers=False,  # none changes in training, and a rounded output head is a gigabyte
         )
         arguments._n_gpu = min(1, arguments.n_gpu)  # several devices take several processes, never DataParallel
         # transformers has just selected the first device, for itself and for torch, wherever the base model is.

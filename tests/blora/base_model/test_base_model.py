@@ -162,7 +162,7 @@ def test_auto_dtype_on_a_cpu_is_bfloat16_where_it_computes_in_it(
 def test_a_gpu_computes_in_float16_and_the_newer_ones_in_bfloat16(
     has_bf16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ask about a device that is not the current one, for which alone torch answers."""
+    """torch answers for the current device alone, and another one is asked about."""
     current = [torch.device("cuda:0")]
 
     @contextmanager

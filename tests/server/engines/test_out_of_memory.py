@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from blora.inference.branches import Branches
+from blora.server.engines import torch_engine
 from blora.server.engines.protocol import EngineUnavailableError
 from tests.server.engines.asking import Asking
 
@@ -81,12 +82,18 @@ async def test_an_adapter_that_finds_no_memory_is_refused_and_what_is_remembered
     assert not asking.engine._loaded_prefixes()._kept
 
 
-async def test_a_device_that_is_lost_is_told(asking: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("for_good", [True, False])
+async def test_a_device_counts_as_lost_once_it_computes_nothing_any_more(
+    asking: Asking, monkeypatch: pytest.MonkeyPatch, for_good: bool
+) -> None:
     def fail(*args: Any, **options: Any) -> torch.Tensor:
         raise torch.AcceleratorError("CUDA error: device-side assert triggered\nSearch for it in the documentation.")
 
-    assert asking.engine.lost is None
-    monkeypatch.setattr(Branches, "score", fail)
-    with pytest.raises(torch.AcceleratorError):
-        await asking.probabilities("x")
-    assert asking.engine.lost == "CUDA error: device-side assert triggered"
+    with monkeypatch.context() as failing:
+        failing.setattr(Branches, "score", fail)
+        if for_good:
+            failing.setattr(torch_engine, "_touch", fail)
+        with pytest.raises(torch.AcceleratorError):
+            await asking.probabilities("x")
+    assert asking.engine.lost == ("CUDA error: device-side assert triggered" if for_good else None)
+    assert len(await asking.probabilities("x")) == 4
