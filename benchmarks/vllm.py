@@ -2,10 +2,9 @@
 
 `python -m benchmarks.vllm DATA --adapter KIND --vllm-python PATH` starts a vLLM from that interpreter's environment
 (`make test-vllm` makes one), and asks both engines ARC-Easy questions under every draw of an adapter, each on all cores
-and in the dtype that torch takes by itself. `scores` is the adapter of `benchmarks.serving` with a posterior over a
-LoRA in all adapted layers, asked 200 by labels. `head` has a head on the last layer's states, which `blora train
---depths last` trains on the training questions, and is asked 1,000; so is the default head, which reads five depths, in
-torch alone.
+and in the dtype that torch takes by itself. `scores` has a posterior over a LoRA in ten layers, briefly trained, and is
+asked 200 by labels. `head` has a head on the last layer's states, which `blora train --depths last` trains on the
+training questions, and is asked 1,000; so is the default head, which reads five depths, in torch alone.
 """
 
 import argparse
@@ -22,7 +21,6 @@ import torch
 from torch import Tensor
 
 from benchmarks.server_process import ROOT
-from benchmarks.serving.adapters import prepare
 from benchmarks.vllm_process import vllm
 from blora.adapter import read_config
 from blora.base_model import load_base_model, native_dtypes
@@ -39,12 +37,15 @@ RESULTS = ROOT / "benchmarks" / "results" / "vllm"
 WORK = ROOT / "runs" / "vllm"
 N_QUESTIONS: dict[ScoringName, int] = {"label": 200, "text": 1000}
 AT_ONCE = 8
+# The time of an answer does not depend on how long its adapter was trained.
+SCORES = ("--head", "none", "--layers", "last:10", "--n-samples", "16", "--epochs", "1")
+SCORES += ("--train-examples", "200", "--validation-examples", "100")
 # That torch takes by itself.
 DTYPE = native_dtypes(torch.device("cpu"))[0]
 
 
-def with_head(data: Path, name: str, *more: str) -> Path:
-    """Return an adapter with a head, trained if `runs/vllm` does not have it yet."""
+def trained(data: Path, name: str, *more: str) -> Path:
+    """Return an adapter, trained with further flags if `runs/vllm` does not have it yet."""
     folder = WORK / name
     if not folder.is_dir():
         arguments = ["train", "--data", str(data / "arc_easy_train.jsonl"), "--output", str(folder), *more]
@@ -122,11 +123,11 @@ def main() -> None:
     arguments = parser.parse_args()
     data, python = arguments.data, arguments.vllm_python
     if arguments.adapter == "scores":
-        result = measure(data, python, prepare(data).everywhere, "label")
+        result = measure(data, python, trained(data, "scores", *SCORES), "label")
     else:
-        result = measure(data, python, with_head(data, "last", "--depths", "last"), "text")
+        result = measure(data, python, trained(data, "last", "--depths", "last"), "text")
         examples = read_examples(str(data / "arc_easy_test.jsonl")).examples[: result["n_questions"]]
-        probs, seconds = in_torch(with_head(data, "five"), examples, "text")
+        probs, seconds = in_torch(trained(data, "five"), examples, "text")
         result["five_depths"] = {"right": right(probs, examples), "ms_a_question": 1e3 * seconds / len(examples)}
     command = f"python -m benchmarks.vllm --adapter {arguments.adapter}"
     result |= {"machine": machine(), "revision": revision(), "command": command}
