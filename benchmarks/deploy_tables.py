@@ -57,15 +57,25 @@ def image(result: Result) -> str:
     )
 
 
-def vllm(result: Result) -> str:
-    """Two engines side by side."""
-    ms, right = result["ms_a_question"], result["right"]
-    rows = [[name, f"{ms[name]:.0f}", f"{right[name]:.3f}"] for name in ("torch", "vllm")]
-    machine = result["machine"]
+def vllm(scores: Result, head: Result) -> str:
+    """Two engines side by side, for an adapter without a head and one with a head."""
+    rows, said = [], []
+    for name, result in (("posterior over a LoRA, by labels", scores), ("head on the last layer's states", head)):
+        ms, right = result["ms_a_question"], result["right"]
+        rows += [
+            [name, str(result["n_samples"]), engine, f"{ms[engine]:.0f}", f"{right[engine]:.3f}"]
+            for engine in ("torch", "vllm")
+        ]
+        said.append(
+            f"{name}: the same leader in {result['same_decision']:.1%}, probabilities {result['mean_distance']:.1g} "
+            f"apart in the mean, {result['p99_distance']:.1g} at 99 % (revision {result['revision']})"
+        )
+    five, machine = head["five_depths"], head["machine"]
+    default = ["head on five depths", str(head["n_samples"]), "torch"]
+    rows.append([*default, f"{five['ms_a_question']:.0f}", f"{five['right']:.3f}"])
     return (
-        f"{markdown_table(['engine', 'ms a question', 'accuracy'], rows)}\n\n{result['n_questions']} questions of "
-        f"arc_easy_test.jsonl by their labels, {result['n_samples']} draws each: the same leader in "
-        f"{result['same_decision']:.1%}, probabilities {result['mean_distance']:.3f} apart in the mean, "
-        f"{result['p99_distance']:.3f} at 99 % (the largest difference of a choice). {machine['cores']} cores of "
-        f"{machine['processor']}, revision {result['revision']}."
+        f"{markdown_table(['adapter', 'draws', 'engine', 'ms a question', 'accuracy'], rows)}\n\n"
+        f"{scores['n_questions']} questions of arc_easy_test.jsonl by labels, {head['n_questions']:,} by heads, these in "
+        f"{head['dtype']}. Between the engines, by the largest difference of a choice: {'; '.join(said)}. "
+        f"{machine['cores']} cores of {machine['processor']}; `python -m benchmarks.vllm --adapter scores` and `head`."
     )

@@ -349,7 +349,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "serving_beginnings": _of("serving", serving.beginnings),
     "serving_cost": _of("serving", serving.cost),
     "serving_load": _of("serving", serving.load),
-    "vllm": _of("vllm", deploy.vllm, "scores"),
+    "vllm": lambda name: deploy.vllm(*_load("vllm", "scores"), *_load("vllm", "head")),
     "serving_profile": _of("serving", serving.profile),
     "processor_bounds": processors.bounds,
     "processors": processors.full,

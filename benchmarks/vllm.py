@@ -1,10 +1,11 @@
 """vLLM and torch behind the same server code, on the same questions: do they decide alike, and how long does each take?
 
 `python -m benchmarks.vllm DATA --adapter KIND --vllm-python PATH` starts a vLLM from that interpreter's environment
-(`make test-vllm` makes one), and asks both engines ARC-Easy questions under every draw of an adapter, each on all cores
-and in the dtype that torch takes by itself. `scores` has a posterior over a LoRA in ten layers, briefly trained, and is
-asked 200 by labels. `head` has a head on the last layer's states, which `blora train --depths last` trains on the
-training questions, and is asked 1,000; so is the default head, which reads five depths, in torch alone.
+(`make test-vllm` makes one), and asks both engines ARC-Easy questions under every draw of an adapter, on all cores.
+`scores` has a posterior over a LoRA in ten layers, briefly trained, and is asked 200 by labels, of vLLM in bfloat16.
+`head` has a head on the last layer's states, which `blora train --depths last` trains on the training questions, and is
+asked 1,000, of vLLM in the dtype that torch takes by itself; so is the default head, which reads five depths, in torch
+alone.
 """
 
 import argparse
@@ -40,8 +41,8 @@ AT_ONCE = 8
 # The time of an answer does not depend on how long its adapter was trained.
 SCORES = ("--head", "none", "--layers", "last:10", "--n-samples", "16", "--epochs", "1")
 SCORES += ("--train-examples", "200", "--validation-examples", "100")
-# That torch takes by itself.
-DTYPE = native_dtypes(torch.device("cpu"))[0]
+# In float32, vLLM 0.32 stops on CPUs when it mixes LoRAs. For a head: what torch takes by itself.
+DTYPES: dict[ScoringName, str] = {"label": "bfloat16", "text": native_dtypes(torch.device("cpu"))[0]}
 
 
 def trained(data: Path, name: str, *more: str) -> Path:
@@ -80,7 +81,7 @@ def measure(data: Path, python: Path, adapter: Path, scoring: ScoringName) -> di
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = Path(load_base_model().model.name_or_path)
-        with vllm(python, model, folder / "log", dtype=DTYPE, pooling=scoring == "text") as url:
+        with vllm(python, model, folder / "log", dtype=DTYPES[scoring], pooling=scoring == "text") as url:
             there = settings(adapter, engine="vllm", engine_url=url, engine_folder=folder / "draws")
             found, vllm_s = asyncio.run(answers(VllmEngine(there), examples, scoring))
     expected, torch_s = in_torch(adapter, examples, scoring)
@@ -88,7 +89,7 @@ def measure(data: Path, python: Path, adapter: Path, scoring: ScoringName) -> di
     same = [int(a.argmax() == b.argmax()) for a, b in zip(found, expected, strict=True)]
     return {
         "n_questions": len(examples),
-        "dtype": DTYPE,
+        "dtype": DTYPES[scoring],
         "n_samples": read_config(adapter).sampling.n_samples,
         "same_decision": fmean(same),
         "mean_distance": float(apart.mean()),
