@@ -208,7 +208,7 @@ class Engine(Protocol):
 
     Attributes:
         fresh_draws: whether the engine can make draws beyond an adapter's bank: more draws, or draws of another seed.
-        lost: what a device said that computes nothing any more in this process; None as long as it may.
+        lost: error message of a device that computes nothing any more in this process, or None.
     """
 
     fresh_draws: bool

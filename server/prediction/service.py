@@ -97,7 +97,7 @@ class Service:
 
     @property
     def lost(self) -> str | None:
-        """What a device said that computes nothing any more in this process, or None."""
+        """Error message of a device that computes nothing any more in this process, or None."""
         return self._engine.lost
 
     def predictor(self) -> Predictor:

@@ -107,7 +107,7 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return OnDevice(found)
         same = tensors[id(found)]  # it was changed in place
         if (same.size(), same.stride()) != (found.size(), found.stride()):
-            raise NotImplementedError(f"{func} changes the shape of a tensor on {NAME}")
+            raise RuntimeError(f"got {func}, which resizes a tensor on {NAME} in place: add its caller to KERNELS")
         return same
 
     args, kwargs = tree_map(on_cpu, (args, kwargs))
