@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.command_line import run_blora
 from benchmarks.server_process import ROOT
 from benchmarks.vllm_process import vllm
 from blora.adapter import read_config
 from blora.base_model import load_base_model, native_dtypes
-from blora.cli import main as blora
 from blora.config import ScoringName
 from blora.server.engines.protocol import Engine, Job
 from blora.server.engines.torch_engine import TorchEngine
@@ -49,9 +49,7 @@ def trained(data: Path, name: str, *more: str) -> Path:
     """Return an adapter, trained with further flags if `runs/vllm` does not have it yet."""
     folder = WORK / name
     if not folder.is_dir():
-        arguments = ["train", "--data", str(data / "arc_easy_train.jsonl"), "--output", str(folder), *more]
-        if status := blora(arguments):
-            raise RuntimeError(f"got status {status} from blora {' '.join(arguments)}, expected 0")
+        run_blora("train", "--data", str(data / "arc_easy_train.jsonl"), "--output", str(folder), *more)
     return folder
 
 

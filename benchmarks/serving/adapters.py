@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.calibration.methods import WIDE, WIDE_KL_WEIGHT, WIDE_LEARNING_RATE
+from benchmarks.command_line import run_blora
 from benchmarks.server_process import ROOT
-from blora.cli import main as blora
 
 __all__ = ["FORK", "Adapters", "prepare"]
 
@@ -48,18 +48,13 @@ def prepare(data: Path) -> Adapters:
     common += [*POSTERIOR, "--head", "none"]
     if not adapters.late.is_dir():
         late = ["--bayesian-layers", FORK, "--stop-error", str(STOP_ERROR), "--output", str(adapters.late)]
-        _run([*common, *late])
+        run_blora(*common, *late)
     if not (adapters.late / "calibration.json").is_file():
         rows = ["--data", str(others), "--split", "train"]
-        _run(["calibrate", str(adapters.late), *rows, "--target-risk", str(TARGET_RISK)])
+        run_blora("calibrate", str(adapters.late), *rows, "--target-risk", str(TARGET_RISK))
     if not adapters.everywhere.is_dir():
-        _run([*common, "--output", str(adapters.everywhere)])
+        run_blora(*common, "--output", str(adapters.everywhere))
     return adapters
-
-
-def _run(arguments: list[str]) -> None:
-    if status := blora(arguments):
-        raise RuntimeError(f"got status {status} from blora {' '.join(arguments)}, expected 0")
 
 
 def _divide(path: Path) -> tuple[Path, Path]:

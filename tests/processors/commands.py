@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from blora.cli import main as blora
+from benchmarks.command_line import run_blora
 from tests.processors.other_device import NAME
 from tests.scenarios import tiny_model, tiny_tokenizer
 from tests.training.toys import toy_data, toy_row, write_jsonl
@@ -32,14 +32,9 @@ def main(device: str, folder: Path) -> None:
     common = ["--base-model", str(folder / "tiny"), "--device", device, "--dtype", "float32"]
     for kind, more in KINDS.items():
         adapter, own = str(folder / kind), [*common, *more]
-        _run("train", "--data", str(rows), "--output", adapter, *own)
-        _run("calibrate", adapter, "--data", str(proof), "--target-risk", "0.5", *common)
-        _run("predict", str(proof), str(folder / f"{kind}.jsonl"), "--adapter", adapter, *common)
-
-
-def _run(*arguments: str) -> None:
-    if status := blora([*arguments]):
-        raise RuntimeError(f"got status {status} of blora {' '.join(arguments)}, expected 0")
+        run_blora("train", "--data", str(rows), "--output", adapter, *own)
+        run_blora("calibrate", adapter, "--data", str(proof), "--target-risk", "0.5", *common)
+        run_blora("predict", str(proof), str(folder / f"{kind}.jsonl"), "--adapter", adapter, *common)
 
 
 if __name__ == "__main__":

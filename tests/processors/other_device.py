@@ -53,7 +53,7 @@ class OnDevice(Tensor):
         return f"{self.of_cpu!r} on {NAME}"
 
     def tolist(self) -> Any:
-        """torch does not do this for subclasses."""
+        """Return the values as Python numbers, which torch refuses to do for subclasses."""
         return self.of_cpu.tolist()
 
     def untyped_storage(self) -> torch.UntypedStorage:
@@ -61,7 +61,7 @@ class OnDevice(Tensor):
         return self.of_cpu.untyped_storage()
 
     def data_ptr(self) -> int:
-        """Return the address in it."""
+        """Return the address of the first value in that storage."""
         return self.of_cpu.data_ptr()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
