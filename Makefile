@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # The converted base model lies here, so that a home folder that cannot be written is no obstacle.
 export BLORA_CACHE_DIR ?= $(CURDIR)/$(VENV)/models
+# Many images set it. Without bytecode each process compiles torch and transformers anew, which is half of a start.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Two processes of one thread each: most tests do not gain from a second thread. Where a test has two threads, the one that
 # waits leaves its core to the other process. The files are run in their order, which ends with doctests of a second or less;

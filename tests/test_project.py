@@ -2,8 +2,10 @@
 
 import importlib
 import json
+import os
 import pkgutil
 import re
+import subprocess
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -211,3 +213,13 @@ def test_every_command_is_an_entry_point_that_exists() -> None:
     for name in entries.values():
         assert callable(imported(name).main)
         assert imported(name).SUMMARY
+
+
+def test_make_lets_python_write_bytecode_where_the_environment_forbids_it() -> None:
+    program = "print:\n\t@python3 -c 'import sys; print(sys.dont_write_bytecode)'\n"
+    arguments = ["make", "--silent", "-f", "Makefile", "-f", "-", "print"]
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+    told = subprocess.run(
+        arguments, input=program, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert told.stdout == "False\n"
