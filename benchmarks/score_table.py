@@ -8,7 +8,7 @@ __all__ = ["scores"]
 
 def scores(name: str) -> str:
     """Return each score of an answer with its meaning, its threshold in a policy and its reason to abstain."""
-    header = ["score", "meaning", "certain where", "threshold in a policy", "reason to abstain"]
+    header = ["score", "meaning", "certain if", "threshold in a policy", "reason to abstain"]
     rows = [
         [
             f"`{score.name}`",

@@ -21,6 +21,7 @@ from benchmarks.faults import tables as faults
 from benchmarks.markdown import Columns, record_table
 from benchmarks.peers.table import headline, peers, peers_of_questions
 from benchmarks.processors import table as processors
+from benchmarks.row_table import rows_to_prove
 from benchmarks.score_table import scores
 from benchmarks.server_process import ADAPTER
 from benchmarks.serving import tables as serving
@@ -31,10 +32,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = (
     ROOT / "README.md",
-    *(
-        ROOT / "docs" / f"{name}.md"
-        for name in ("calibration", "decisions", "familiarity", "heads", "serving", "faults", "security", "deploy")
-    ),
+    *(ROOT / "docs" / f"{name}.md" for name in ("calibration", "decisions", "familiarity", "heads", "rows")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("serving", "faults", "security", "deploy")),
 )
 
 Result = dict[str, Any]
@@ -361,6 +360,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "foreign_probabilities": lambda name: elsewhere.foreign_probabilities(_load("elsewhere")),
     "foreign_beside_lora": _beside_lora,
     "scores": scores,
+    "rows_to_prove": rows_to_prove,
     "withheld": answer_tables.withheld,
     "demo_parts": _parts,
     "answer_ambiguous": answer_tables.answer,

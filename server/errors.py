@@ -1,4 +1,4 @@
-"""Errors of the server, and the tables of their HTTP statuses and types.
+"""Errors of the server, and the tables of their codes, HTTP statuses and types.
 
 ServerError
 ├── InvalidRequestError     the body is invalid; one code for each kind of mistake
@@ -30,8 +30,10 @@ Messages say what is wrong, what was expected and what to do: `got X, expected Y
 sentences elsewhere. They never repeat the prompt.
 """
 
+from typing import NamedTuple
+
 __all__ = [
-    "STATUS",
+    "CODES",
     "TYPES",
     "AdapterConflictError",
     "AdapterUnavailableError",
@@ -63,58 +65,69 @@ __all__ = [
 ]
 
 
-STATUS: dict[str, int] = {
-    "invalid_http": 400,
-    "not_text": 400,  # for 400 a client asks again without its images
-    "conflict": 422,
-    "duplicate_choices": 422,
-    "empty_policy": 422,
-    "empty_string": 422,
-    "invalid_adapter": 422,
-    "invalid_json": 422,
-    "invalid_length": 422,
-    "invalid_prompt": 422,
-    "invalid_type": 422,
-    "invalid_value": 422,
-    "label_not_offered": 422,
-    "missing": 422,
-    "not_calibrated": 422,
-    "not_finite": 422,
-    "out_of_range": 422,
-    "unknown_field": 422,
-    "unknown_question": 422,
-    "unauthorized": 401,
-    "forbidden": 403,
-    "unknown_adapter": 404,
-    "unknown_prediction": 404,
-    "digest_mismatch": 404,
-    "not_found": 404,
-    "method_not_allowed": 405,
-    "slow_request": 408,
-    "adapter_conflict": 409,
-    "too_many_adapters": 409,
-    "adapter_too_large": 413,
-    "body_too_large": 413,
-    "prompt_too_long": 413,
-    "too_many_inputs": 413,
-    "too_large": 413,
-    "too_much_work": 413,
-    "unsupported_media_type": 415,
-    "queue_full": 429,
-    "rate_limited": 429,
-    "disconnected": 499,
-    "model_failure": 500,
-    "non_finite": 500,
-    "internal_error": 500,
-    "adapter_unavailable": 503,
-    "feedback_unavailable": 503,
-    "not_ready": 503,
-    "too_many_connections": 503,
-    "draining": 503,
-    "adapter_stalled": 504,
-    "deadline_exceeded": 504,
+class Code(NamedTuple):
+    """An error code's HTTP status, and its meaning in a few words."""
+
+    status: int
+    meaning: str
+
+
+CODES: dict[str, Code] = {
+    "invalid_http": Code(400, "The request is malformed or ambiguous HTTP"),
+    "not_text": Code(
+        400, "An image or another part that is not text"
+    ),  # for 400 a client asks again without its images
+    "conflict": Code(422, "Fields that exclude each other"),
+    "duplicate_choices": Code(422, "Two choices that are equal"),
+    "empty_policy": Code(422, "A policy without any threshold or target"),
+    "empty_string": Code(422, "A text that must not be empty"),
+    "invalid_adapter": Code(422, "The folder holds no adapter for this server"),
+    "invalid_json": Code(422, "The body is not JSON"),
+    "invalid_length": Code(422, "A list or a text is too long or too short"),
+    "invalid_prompt": Code(422, "The template cannot render the prompt or chat, or the model cannot read it"),
+    "invalid_type": Code(422, "A value of another JSON type"),
+    "invalid_value": Code(422, "A value that is not accepted"),
+    "label_not_offered": Code(422, "An outcome that was no choice of the answer"),
+    "missing": Code(422, "A required field is missing"),
+    "not_calibrated": Code(422, "The adapter's calibration does not cover the request"),
+    "not_finite": Code(422, "A number that is NaN or infinite"),
+    "out_of_range": Code(422, "A number that is too large or too small"),
+    "unknown_field": Code(422, "A field that the route does not have"),
+    "unknown_question": Code(422, "No adapter of the model answers this question"),
+    "unauthorized": Code(401, "The API key is missing or unknown"),
+    "forbidden": Code(403, "The API key does not permit the request"),
+    "unknown_adapter": Code(404, "No adapter of that name is loaded"),
+    "unknown_prediction": Code(404, "No answer of that id is known, or no longer"),
+    "digest_mismatch": Code(404, "The adapter or its calibration is not the pinned one"),
+    "not_found": Code(404, "No route at this path"),
+    "method_not_allowed": Code(405, "The path does not support the method"),
+    "slow_request": Code(408, "The body did not arrive in time"),
+    "adapter_conflict": Code(
+        409, "The name belongs to an adapter with other contents, or the new one would never abstain"
+    ),
+    "too_many_adapters": Code(409, "The server has `--max-adapters` adapters"),
+    "adapter_too_large": Code(413, "The adapter needs more memory than is left"),
+    "body_too_large": Code(413, "The body exceeds its limit of bytes or values"),
+    "prompt_too_long": Code(413, "The prompt or its choices have more tokens than the model or a forward pass takes"),
+    "too_many_inputs": Code(413, "A batch has too many inputs"),
+    "too_large": Code(413, "The request exceeds the limit of a forward pass, of the queue or of an answer"),
+    "too_much_work": Code(413, "One input would take too long, with its draws"),
+    "unsupported_media_type": Code(415, "The body is not declared as JSON"),
+    "queue_full": Code(429, "The queue is full"),
+    "rate_limited": Code(429, "The client has sent too many requests or bytes"),
+    "disconnected": Code(499, "The client closed the connection first (in logs and metrics)"),
+    "model_failure": Code(500, "The forward pass failed"),
+    "non_finite": Code(500, "The forward pass returned NaN or infinity"),
+    "internal_error": Code(500, "A bug in the server"),
+    "adapter_unavailable": Code(503, "An adapter cannot be read or loaded at the moment"),
+    "feedback_unavailable": Code(503, "The store of predictions cannot be reached"),
+    "not_ready": Code(503, "The model is not loaded"),
+    "too_many_connections": Code(503, "All connections are in use"),
+    "draining": Code(503, "The server is shutting down"),
+    "adapter_stalled": Code(504, "An adapter's files could not be read in time"),
+    "deadline_exceeded": Code(504, "The answer missed its deadline"),
 }
-"""HTTP status of each error code."""
+"""Status and meaning of each error code."""
 
 TYPES: dict[int, str] = {
     400: "invalid_request_error",
@@ -141,7 +154,7 @@ class ServerError(Exception):
 
     Args:
         message: what is wrong, what was expected, and what to do.
-        code: a key of STATUS; by default the code of the class.
+        code: a key of CODES; by default the code of the class.
         param: dotted path of the invalid field, if there is one.
     """
 
@@ -156,7 +169,7 @@ class ServerError(Exception):
     @property
     def status(self) -> int:
         """HTTP status of the response."""
-        return STATUS[self.code]
+        return CODES[self.code].status
 
     @property
     def type(self) -> str:

@@ -47,10 +47,10 @@ def churn(result: Result) -> str:
     said = [
         f"{result['requests']:,} requests in {result['seconds'] / 60:.0f} minutes, by {result['clients']} clients for",
         "four adapters of a tiny random model, of which one was unloaded and loaded again",
-        f"{result['reloads']:,} times meanwhile; an answer is its own if its digest is, and no probability is more",
-        f"than {near:g} from what the adapter says alone. Memory {memory['early']:.0f} MiB in the second",
-        f"quarter of the time, {memory['late']:.0f} in the last; {handles['early']:.0f} open files and sockets,",
-        f"{handles['late']:.0f} in the last. {_machine(result)}",
+        f"{result['reloads']:,} times meanwhile; an answer is right if it has its adapter's digest, and no",
+        f"probability is more than {near:g} from what the adapter says alone. Memory",
+        f"{memory['early']:.0f} MiB in the second quarter of the time, {memory['late']:.0f} in the last;",
+        f"{handles['early']:.0f} open files and sockets, {handles['late']:.0f} in the last. {_machine(result)}",
     ]
     return f"{markdown_table(['outcome', 'requests'], rows)}\n\n{' '.join(said)}"
 
@@ -73,7 +73,7 @@ def generated(result: Result) -> str:
 
 def killed(result: Result) -> str:
     """Return the table of what became of the rows."""
-    header = ["rows", "there once", "more than once", "never", "with another's answer"]
+    header = ["rows", "written once", "more than once", "never", "with another row's answer"]
     row = [f"{result[name]:,}" for name in ("rows", "once", "more_than_once", "never", "anothers_answer")]
     said = [
         f"`blora predict`, ended by `kill -9` {result['kills']} times and begun again: while it loaded, after a third",
@@ -93,8 +93,11 @@ def _failed(found: dict[str, int]) -> int:
 def saturation(result: Result) -> str:
     """Clients that wait, and a flood that does not."""
     flooded = result["flooded"]
-    rows = [[f"{row['clients']} clients, each waits", "–", *_outcomes(row)] for row in result["waiting_clients"]]
-    rows.append(["nobody waits", f"{flooded['asked_per_s']:.1f}", *_outcomes(flooded)])
+    rows = [
+        [f"{row['clients']} clients, each waits for its answer", "–", *_outcomes(row)]
+        for row in result["waiting_clients"]
+    ]
+    rows.append(["requests at a fixed rate, nobody waits", f"{flooded['asked_per_s']:.1f}", *_outcomes(flooded)])
     header = [
         "who asks",
         "asked a second",

@@ -46,7 +46,7 @@ COLUMNS: Columns = {
 }
 
 FOREIGN = (
-    "Foreign AUROC: of 1 - confidence / of mutual information / of the distance behind the familiarity, for telling "
+    "Foreign AUROC: of 1 - confidence / of mutual information / of the familiarity's distance, for telling "
     "foreign rows from test rows. "
 )
 # The methods whose rows have seeds if several LoRAs were trained.
@@ -164,7 +164,7 @@ def _about_training_free(beside: Sequence[Row]) -> list[str]:
     if not results:
         return []
     return [
-        f"AnyJev 0.3 answers without training, and is asked the number of test rows beside its name, drawn at random, "
+        f"AnyJev 0.3 answers without training. It is tested on as many rows as its name says, drawn at random, "
         f"and at most as many of each other part. Revision {_revisions(results)}; `{results[0]['command']}`."
     ]
 

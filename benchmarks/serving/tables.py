@@ -11,9 +11,9 @@ Result = dict[str, Any]
 
 WAYS = {
     "lora": "LoRA of PEFT, one pass over packed choices",
-    "early": "ours, at most 16 draws, stops early",
-    "fixed": "ours, 16 draws",
-    "everywhere": "ours, 16 draws, a posterior in every adapted layer",
+    "early": "blora, at most 16 draws, stops early",
+    "fixed": "blora, 16 draws",
+    "everywhere": "blora, 16 draws, a posterior in every adapted layer",
     "ensemble": "three LoRAs of PEFT",
     "per_choice": "LoRA of PEFT, a sequence for each choice",
     "published": "16 passes one after the other, fresh weights for each, one question at a time",
@@ -47,9 +47,9 @@ def ways(result: Result) -> str:
     ]
     machine, published = result["machine"], ratios["published_over_early"]
     return (
-        f"{markdown_table(header, table)}\n\nThe last way takes {published['median']:.0f} times as long as ours that "
-        f"stops early (quartiles {published['low']:.0f} and {published['high']:.0f}). {result['n_blocks']} blocks of "
-        f"{result['questions_in_a_block']} questions of {result['dataset']}, the ways in turn in one process; "
+        f"{markdown_table(header, table)}\n\nThe last way takes {published['median']:.0f} times as long as blora's "
+        f"that stops early (quartiles {published['low']:.0f} and {published['high']:.0f}). {result['n_blocks']} blocks "
+        f"of {result['questions_in_a_block']} questions of {result['dataset']}, the ways in turn in one process; "
         f"{result['base_model']}, {result['dtype']}, a posterior in layers {result['bayesian_layers']}; "
         f"{machine['cores']} cores of {machine['processor']}, torch {machine['torch']}."
     )
@@ -89,7 +89,7 @@ def agreement(result: Result) -> str:
 
 def growth(result: Result) -> str:
     """Return the table of how cost grows."""
-    header = ["what grows", "to", "LoRA (ms)", "ours, 16 draws (ms)", "times LoRA", "stops early (ms)", "times LoRA"]
+    header = ["what grows", "to", "LoRA (ms)", "blora, 16 draws (ms)", "times LoRA", "stops early (ms)", "times LoRA"]
     table = [
         [
             label if k == 0 else "",
@@ -109,10 +109,10 @@ def growth(result: Result) -> str:
 def beginnings(result: Result) -> str:
     """Return the table of what a common beginning costs."""
     columns: Columns = {
-        "tokens of the beginning": "{tokens}",
+        "tokens of the shared prefix": "{tokens}",
         "LoRA (ms)": "{lora_ms:.0f}",
-        "ours, read each time (ms)": "{read_ms:.0f}",
-        "ours, remembered (ms)": "{remembered_ms:.0f}",
+        "blora, computed each time (ms)": "{read_ms:.0f}",
+        "blora, cached (ms)": "{remembered_ms:.0f}",
         "times LoRA": lambda point: f"{point['remembered_ms'] / point['lora_ms']:.2f}",
     }
     return record_table(result["beginnings"], columns)

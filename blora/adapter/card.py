@@ -188,7 +188,7 @@ def _parts(training: Mapping[str, Any]) -> list[str]:
     names = ("accuracy", "nll", "ece", "aurc")
     tuned = bool(training.get("tuning"))
     rows = "Before tuning, on the validation rows of training" if tuned else "On the validation rows"
-    lines = ["", "## What each part earns", "", f"{rows}, each recalibrated on them:", ""]
+    lines = ["", "## What each part reaches", "", f"{rows}, each recalibrated on them:", ""]
     lines += ["| | accuracy | NLL | ECE | AURC |", "|---|--:|--:|--:|--:|"]
     for part, figures in parts.items():
         lines.append(f"| {part} | {' | '.join(f'{figures[name]:.3f}' for name in names)} |")

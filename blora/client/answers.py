@@ -173,10 +173,10 @@ class Outcome(Answer):
 class ErrorDetail(Answer):
     """Description of an error and its remedy."""
 
-    message: str
-    type: str
-    param: str | None
-    code: str
+    message: str = Field(description="What is wrong, what was expected, and what to do; never the text of the request.")
+    type: str = Field(description="Group of related codes, as in OpenAI's API.")
+    param: str | None = Field(description="Path of the wrong field, as in questions[2].choices, if there is one.")
+    code: str = Field(description="One of the codes of the table of errors.")
 
 
 class ErrorBody(Answer):

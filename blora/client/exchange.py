@@ -24,7 +24,17 @@ from blora.client.errors import (
 from blora.errors import ConfigError
 from blora.scores import TABLE
 
-__all__ = ["address", "authorization", "check", "closed", "deadline", "question", "questions", "read_answer"]
+__all__ = [
+    "address",
+    "authorization",
+    "check",
+    "closed",
+    "deadline",
+    "kind_of",
+    "question",
+    "questions",
+    "read_answer",
+]
 
 # Statuses of a request that got no answer this time: its body was slow, or the server or a proxy was.
 _OUT_OF_SERVICE = frozenset({408, 502, 503, 504})
@@ -207,6 +217,21 @@ def _until_failure(asked: Iterable[T]) -> Iterator[T | ClientError]:
         yield failure
 
 
+def kind_of(status: int) -> type[ClientError]:
+    """Return the kind of error that the client raises for a status other than 200.
+
+    >>> kind_of(429).__name__, kind_of(422).__name__, kind_of(503).__name__, kind_of(500).__name__
+    ('OverloadedError', 'RefusedError', 'UnavailableError', 'FailedError')
+    """
+    if status == httpx.codes.TOO_MANY_REQUESTS:
+        return OverloadedError
+    if status in _OUT_OF_SERVICE:
+        return UnavailableError
+    if httpx.codes.is_client_error(status):
+        return RefusedError
+    return FailedError if httpx.codes.is_server_error(status) else MalformedAnswerError
+
+
 def _failure(response: httpx.Response) -> ClientError:
     status = response.status_code
     try:
@@ -214,16 +239,7 @@ def _failure(response: httpx.Response) -> ClientError:
         message, code, param = error.message, error.code, error.param
     except ValidationError:  # an error page of a proxy
         message, code, param = f"{response.url} answered HTTP {status}", None, None
-    kind: type[ClientError] = FailedError
-    if status == httpx.codes.TOO_MANY_REQUESTS:
-        kind = OverloadedError
-    elif status in _OUT_OF_SERVICE:
-        kind = UnavailableError
-    elif httpx.codes.is_client_error(status):
-        kind = RefusedError
-    elif not httpx.codes.is_server_error(status):
-        kind = MalformedAnswerError
-    return kind(message, status=status, code=code, param=param, retry_after_s=_retry_after_s(response))
+    return kind_of(status)(message, status=status, code=code, param=param, retry_after_s=_retry_after_s(response))
 
 
 def _retry_after_s(response: httpx.Response) -> float | None:

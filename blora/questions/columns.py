@@ -31,7 +31,7 @@ def add_columns(parser: ArgumentParser | _ArgumentGroup) -> None:
         "--columns",
         type=_mapping,
         metavar="NAME=THEIRS,...",
-        help="names of our columns, each mapped to its name in the data, as in prompt=text,label=intent",
+        help="names of blora's columns, each with the name of your column, as in prompt=text,label=intent",
     )
 
 

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from blora.client.answers import ErrorBody, Prediction
-from blora.server.errors import STATUS, ServerError, TryLaterError, UnauthorizedError
+from blora.server.errors import CODES, ServerError, TryLaterError, UnauthorizedError
 from blora.server.monitoring.logs import log_outcome
 from blora.server.prediction.service import Service
 from blora.server.schemas.responses import Response as Answer
@@ -76,7 +76,7 @@ def documented_errors(*, of_decisions: bool = False) -> dict[int | str, dict[str
     """Return the errors of a prediction, or of a request of typed questions, for /openapi.json: the codes by status."""
     others = _NOT_OF_PREDICTIONS if of_decisions else _NOT_OF_PREDICTIONS | _OF_DECISIONS
     codes: dict[int, list[str]] = {}
-    for code, status in STATUS.items():
+    for code, (status, _) in CODES.items():
         if code not in others:
             codes.setdefault(status, []).append(code)
     return {status: {"model": ErrorBody, "description": ", ".join(names)} for status, names in codes.items()}

@@ -10,7 +10,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.server_process import ROOT
-from blora.server.errors import STATUS
+from blora.server.errors import CODES
 from blora.server.monitoring.build import Build
 from blora.server.monitoring.metrics import UNKNOWN_ADAPTER, ServerMetrics
 from tests.server.fakes import TRIAGE_DIGEST, handle
@@ -84,7 +84,7 @@ def test_failures_are_the_servers_own_and_what_they_are_a_share_of_are_inputs_th
     # connection that was one too many.
     others = {"not_ready", "draining", "feedback_unavailable", "too_many_connections"}
     others |= {"adapter_stalled", "adapter_unavailable"}
-    failures = {code for code, status in STATUS.items() if status >= 500} - others
+    failures = {code for code, found in CODES.items() if found.status >= 500} - others
     for objective in ("faults", "slow"):
         for rule in (rule for rule in ALL if objective in rule.get("record", "")):
             *parts, whole = (set(named.split("|")) for named in re.findall(r'outcome=~"([^"]+)"', rule["expr"]))

@@ -43,6 +43,15 @@ def test_how_to_adapters(tmp_path: Path) -> None:
 
 
 @pytest.mark.model
+def test_how_to_keys(tmp_path: Path) -> None:
+    _, _, both, by_client, by_command, _ = worked_through("keys", tmp_path).outputs
+    assert '"code":"unauthorized"' in both
+    assert '"answer":"billing"' in both
+    assert by_client == "billing\n"
+    assert "billing" in by_command
+
+
+@pytest.mark.model
 def test_how_to_monitor(tmp_path: Path) -> None:
     metrics = worked_through("monitor", tmp_path).outputs[-1]
     assert "blora_drift_wealth{" in metrics

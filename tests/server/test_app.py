@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from blora.server.errors import STATUS
+from blora.server.errors import CODES
 from tests.server.fakes import Running
 from tests.server.http.test_bad_requests import BAD_BODIES
 
@@ -77,7 +77,7 @@ async def test_errors_fit_the_document(server: Running, document: dict[str, Any]
 async def test_every_code_of_a_prediction_is_documented(document: dict[str, Any]) -> None:
     responses = predict_of(document)["responses"]
     told = {code for response in responses.values() for code in response["description"].split(", ")}
-    elsewhere = {code for code in STATUS if "adapter" in code or "feedback" in code} - {"unknown_adapter"}
+    elsewhere = {code for code in CODES if "adapter" in code or "feedback" in code} - {"unknown_adapter"}
     elsewhere |= {
         "disconnected",
         "not_found",
@@ -87,7 +87,7 @@ async def test_every_code_of_a_prediction_is_documented(document: dict[str, Any]
         "label_not_offered",
     }
     elsewhere |= {"not_text", "unknown_question"}  # of typed questions
-    assert STATUS.keys() - told == elsewhere
+    assert CODES.keys() - told == elsewhere
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/livez", "/readyz", "/info"])

@@ -8,7 +8,7 @@ import pytest
 
 from blora import server
 from blora.server import errors
-from blora.server.errors import STATUS, TYPES, QueueFullError, ServerError
+from blora.server.errors import CODES, TYPES, QueueFullError, ServerError
 from blora.server.http.responses import error_response
 from blora.server.schemas.validation import _CODES
 
@@ -34,8 +34,8 @@ def codes_in_sources() -> set[str]:
 
 
 def test_every_code_has_a_status_and_every_row_is_used() -> None:
-    assert codes_in_sources() == STATUS.keys()
-    assert set(STATUS.values()) == TYPES.keys()
+    assert codes_in_sources() == CODES.keys()
+    assert {code.status for code in CODES.values()} == TYPES.keys()
 
 
 @pytest.mark.parametrize("status", TYPES)
@@ -47,7 +47,7 @@ def test_statuses_are_errors_and_types_say_which(status: int) -> None:
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 def test_every_class_has_a_row(cls: type[ServerError]) -> None:
-    assert cls.code in STATUS
+    assert cls.code in CODES
 
 
 def test_an_error_in_its_shape() -> None:

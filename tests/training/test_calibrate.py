@@ -90,7 +90,7 @@ def test_a_table_says_what_was_proved(
 ) -> None:
     [calibration] = run(adapter, unseen, base_folder)
     told = capsys.readouterr().out
-    assert "45 of 60 rows prove, in float32 with 3 draws, each at delta 0.1:" in told
+    assert "Proved on 45 of 60 rows, in float32 with 3 draws, each at delta 0.1:" in told
     assert f"*    0.2  {calibration.default_level.score}" in told
     assert "    0.01  not proved" in told
     assert "Prediction sets of coverage 0.9" in told

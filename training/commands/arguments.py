@@ -71,7 +71,9 @@ def add_rows(parser: ArgumentParser, about: str, *, split: str) -> None:
     parser.add_argument(
         "--data", required=True, help=f"{about}: .jsonl, .csv, .parquet, or hub data set owner/name[:config]"
     )
-    parser.add_argument("--split", default=split, help="name of the split; of a hub data set, the one to load")
+    parser.add_argument(
+        "--split", default=split, help="split of a hub data set to load; for a file, a name for the record"
+    )
     parser.add_argument(
         "--limit",
         type=positive,

@@ -113,8 +113,8 @@ def _table(calibration: "Calibration", own: Mapping[str, float] | None) -> str:
     n_asks = len(calibration.asks)
     over = f", summed over {n_asks} calibration attempts on these rows" if n_asks > 1 else ""
     lines = [
-        f"{rows.n_proof} of {rows.n_rows} rows prove, in {binding.dtype} with {binding.n_samples} draws, each at delta "
-        f"{calibration.delta:g}{over}:",
+        f"Proved on {rows.n_proof} of {rows.n_rows} rows, in {binding.dtype} with {binding.n_samples} draws, each at "
+        f"delta {calibration.delta:g}{over}:",
         "",
         f"{'target':>8}  {'score':<20} {'threshold':>11} {'coverage':>9} {'error':>7}",
     ]

@@ -8,7 +8,7 @@ from blora.training.commands.arguments import add_model, add_rows, own_folder, p
 
 __all__ = ["SUMMARY", "main"]
 
-SUMMARY = "add the familiarity of labelled rows to an adapter with a head, without training"
+SUMMARY = "fit an adapter's familiarity (out-of-distribution detection) to labelled rows, without training"
 
 
 def _parser() -> ArgumentParser:
