@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("calibration", "decisions", "familiarity", "heads", "rows")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("calibration", "familiarity", "heads", "results", "rows")),
     *(ROOT / "docs" / f"{name}.md" for name in ("serving", "faults", "security", "deploy")),
 )
 

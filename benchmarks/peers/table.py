@@ -1,4 +1,4 @@
-"""The peers' tables for README.md, docs/heads.md and docs/decisions.md."""
+"""The peers' tables for README.md and docs/results.md."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
