@@ -8,12 +8,11 @@ import hashlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils.peft_utils import find_adapter_config_file
 
+from blora.base_model.checkpoint import read_checkpoint, read_weights
 from blora.base_model.devices import pick_device, pick_dtype, sum_in_float32
 from blora.base_model.identity import digest_of_files, model_fingerprint, reading_digest
 from blora.base_model.precision import set_precision
@@ -83,7 +82,7 @@ def load_base_model(spec: str = EMBEDDED, *, device: str = "auto", dtype: str = 
     try:
         path, model_id, revision = _resolve(spec)
         source = {"revision": revision} if not Path(path).exists() else {}
-        model = _load_whole(path, spec, dtype="auto", use_safetensors=True, trust_remote_code=False, **source)
+        model = read_checkpoint(path, spec, **source)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **source)
     except BloraError:
         raise
@@ -92,8 +91,6 @@ def load_base_model(spec: str = EMBEDDED, *, device: str = "auto", dtype: str = 
             f"got base model {spec!r}, which does not load ({type(exc).__name__}: {exc}); "
             "expected embedded, a folder with config.json and safetensors, a .gguf file, or a hub id"
         ) from exc
-    if getattr(model, "hf_quantizer", None) is not None:
-        raise BaseModelError(f"got base model {spec!r} with quantised weights, expected plain ones; use the original")
     identity = model_fingerprint(model)  # before rounding, of the published weights
     if torch_device.type == "cuda":
         sum_in_float32()
@@ -111,37 +108,6 @@ def load_base_model(spec: str = EMBEDDED, *, device: str = "auto", dtype: str = 
         dtype=torch_dtype,
         max_length=_max_length(model),
     )
-
-
-def _load_whole(path: str, name: str, **options: Any) -> PreTrainedModel:
-    """Load a model whose weights are all its own.
-
-    transformers would fill missing parameters at random, and load a LoRA together with the base model that it names.
-    Buffers may be missing, because transformers fills them with the same values every time.
-
-    Raises:
-        BaseModelError: if parameters are missing or have other shapes, or the path is a LoRA's.
-    """
-    if find_adapter_config_file(path, revision=options.get("revision")) is not None:
-        raise BaseModelError(
-            f"got base model {name!r} with an adapter_config.json, which is a LoRA's, expected a model without one; "
-            "name the model that the LoRA was trained on, and give the LoRA to `blora bayesianize` or to "
-            "`blora train --init-from`"
-        )
-    loaded = AutoModelForCausalLM.from_pretrained(
-        path, output_loading_info=True, ignore_mismatched_sizes=True, **options
-    )
-    model, found = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    misshapen = {key for key, *_ in found["mismatched_keys"]}
-    wrong = sorted(parameters.keys() & found["missing_keys"] | misshapen)
-    if wrong:
-        raise BaseModelError(
-            f"got base model {name!r}, in which {len(wrong)} weights are missing or have another shape than its "
-            f"configuration says, such as {wrong[0]}, expected all {len(parameters)}; download the model again, or use "
-            "one with an output head"
-        )
-    return model
 
 
 def _max_length(model: PreTrainedModel) -> int:
@@ -198,7 +164,8 @@ def _convert(gguf: Path, model_id: str) -> tuple[str, str, str]:
         remove_abandoned(cache)
         try:
             with new_folder(target) as partial:
-                model = _load_whole(
+                model = read_weights(
+                    AutoModelForCausalLM,
                     str(gguf.parent),
                     str(gguf),
                     gguf_file=gguf.name,

@@ -1,0 +1,104 @@
+"""Reading the weights of a checkpoint, all of which have to be the model's own and in use.
+
+transformers fills missing weights at random, leaves out weights that it has no place for, such as the scales of a
+quantisation that it does not know, and loads a LoRA together with the base model that it names. Each would answer with
+wrong numbers, and is refused.
+"""
+
+from typing import Any, cast
+
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+from transformers.utils.peft_utils import find_adapter_config_file
+from transformers.utils.quantization_config import FineGrainedFP8Config, Mxfp4Config
+
+from blora.errors import BaseModelError
+
+__all__ = ["read_checkpoint", "read_weights"]
+
+# Quantisations whose weights transformers can turn into plain ones, by the name that a config gives them.
+DEQUANTISED = {"fp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}
+
+
+def read_checkpoint(path: str, name: str, **source: Any) -> PreTrainedModel:
+    """Read a language model, or the language model of one that also reads images.
+
+    Args:
+        path: a folder, or a hub id.
+        name: the model's name, for errors.
+        source: the revision of a hub id.
+
+    Raises:
+        BaseModelError: if the model is of another kind or quantised in a way that cannot be undone, or for a reason of
+            `read_weights`.
+    """
+    if find_adapter_config_file(path, **source) is not None:
+        raise BaseModelError(
+            f"got base model {name!r} with an adapter_config.json, which is a LoRA's, expected a model without one; "
+            "name the model that the LoRA was trained on, and give the LoRA to `blora bayesianize` or to "
+            "`blora train --init-from`"
+        )
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False, **source)
+    options = {"dtype": "auto", "use_safetensors": True, "trust_remote_code": False, **source}
+    if (quantisation := getattr(config, "quantization_config", None)) is not None:
+        method = quantisation.get("quant_method")
+        if method not in DEQUANTISED:
+            raise BaseModelError(
+                f"got base model {name!r} with weights that are quantised by {method or 'an unnamed method'}, expected "
+                f"plain ones or one of {', '.join(DEQUANTISED)}; use the model that they were made from"
+            )
+        options["quantization_config"] = DEQUANTISED[method](dequantize=True)
+    return read_weights(_kind(config, name), path, name, **options)
+
+
+def read_weights(kind: Any, path: str, name: str, **options: Any) -> PreTrainedModel:
+    """Read a model by a class of transformers, and refuse it unless every weight is there and in use.
+
+    Buffers may be missing, because transformers fills them with the same values every time. Weights of modules that the
+    model does not have, such as those that predict several tokens, may be left out.
+
+    Raises:
+        BaseModelError: if weights are missing or have other shapes, or are left out although their module is in use.
+    """
+    loaded = kind.from_pretrained(path, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    model, found = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    misshapen = {key for key, *_ in found["mismatched_keys"]}
+    wrong = sorted(parameters.keys() & found["missing_keys"] | misshapen)
+    if wrong:
+        raise BaseModelError(
+            f"got base model {name!r}, in which {len(wrong)} weights are missing or have another shape than its "
+            f"configuration says, such as {wrong[0]}, expected all {len(parameters)}; download the model again, or use "
+            "one with an output head"
+        )
+    modules = dict(model.named_modules())
+    unused = sorted(key for key in found["unexpected_keys"] if _has_weights(modules.get(key.rpartition(".")[0])))
+    if unused:
+        raise BaseModelError(
+            f"got base model {name!r} with {len(unused)} weights that its configuration has no place for beside those "
+            f"of the same module, such as {unused[0]}, expected none; if they are scales, use the model before it was "
+            "quantised, and otherwise its own config.json"
+        )
+    return model
+
+
+def _kind(config: PreTrainedConfig, name: str) -> type:
+    """Return the class that reads a model of a config."""
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForCausalLM
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForImageTextToText
+    raise BaseModelError(
+        f"got base model {name!r} of type {config.model_type!r}, which is no causal language model, expected one"
+    )
+
+
+def _has_weights(module: nn.Module | None) -> bool:
+    return module is not None and any(True for _ in module.parameters(recurse=False))
