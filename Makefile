@@ -140,6 +140,7 @@ bench: $(READY)  ## measure the documents' tables (a day), but for image, vllm, 
 	$(BIN)/python -m benchmarks.ticket_scores
 	$(BIN)/python -m benchmarks.processors
 	$(BIN)/python -m benchmarks.heads
+	$(BIN)/python -m benchmarks.families
 	$(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.peers.twice
 	$(BIN)/python -m benchmarks.elsewhere

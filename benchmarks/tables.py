@@ -17,6 +17,7 @@ from benchmarks.calibration.report.study import studies
 from benchmarks.cost_and_quality import cost_and_quality
 from benchmarks.decisions.table import decisions
 from benchmarks.elsewhere import table as elsewhere
+from benchmarks.families import families
 from benchmarks.faults import tables as faults
 from benchmarks.markdown import Columns, record_table
 from benchmarks.peers.table import headline, peers, peers_of_questions
@@ -33,7 +34,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = (
     ROOT / "README.md",
     *(ROOT / "docs" / f"{name}.md" for name in ("calibration", "familiarity", "heads", "results", "rows")),
-    *(ROOT / "docs" / f"{name}.md" for name in ("serving", "faults", "security", "deploy")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("serving", "faults", "security", "deploy", "base-models")),
 )
 
 Result = dict[str, Any]
@@ -360,6 +361,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "foreign_probabilities": lambda name: elsewhere.foreign_probabilities(_load("elsewhere")),
     "foreign_beside_lora": _beside_lora,
     "scores": scores,
+    "families": lambda name: families(*_load("families", "result")),
     "rows_to_prove": rows_to_prove,
     "withheld": answer_tables.withheld,
     "demo_parts": _parts,
