@@ -31,12 +31,13 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> t
     Args:
         tokenizer: the base model's tokenizer.
         text: a text with guarded parts.
-        special: whether to add the tokenizer's special tokens, such as a beginning-of-text token.
+        special: whether to add the special tokens that the tokenizer puts before a text, such as a beginning-of-text
+            token. Those that it puts after a text are never added, because the choices continue the text.
     """
+    opening = _opening(tokenizer) if special else ()
     first, *rest = _MARKER.split(text)
     if not rest:
-        return _tokens(tokenizer, text, special=special)
-    opening, closing = _frame(tokenizer) if special else ((), ())
+        return (*opening, *_tokens(tokenizer, text, special=False))
     # A control token cut in two is plain text, but its second half may contain another control token.
     halves = [(control[0], guard(tokenizer, control[1:])) for control in _controls(tokenizer)[0]]
     parts = [
@@ -46,7 +47,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> t
     ]
     tokens_of = _inside_each(tokenizer, set(parts), "\n")
     tokens = (token for part in parts for token in tokens_of[part])
-    return (*opening, *_tokens(tokenizer, first, special=False), *tokens, *closing)
+    return (*opening, *_tokens(tokenizer, first, special=False), *tokens)
 
 
 def inside(tokenizer: PreTrainedTokenizerBase, text: str, anchor: str) -> tuple[int, ...]:
@@ -88,11 +89,12 @@ def _controls(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, int], re.Pa
     return {text: i for i, text in enumerate(texts)}, re.compile("|".join(map(re.escape, longest_first)))
 
 
-def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the special tokens that the tokenizer puts before and after every text."""
+@lru_cache(maxsize=8)  # called for every prompt
+def _opening(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Return the special tokens that the tokenizer puts before every text."""
     bare, framed = _tokens(tokenizer, "a", special=False), _tokens(tokenizer, "a", special=True)
     start = next(i for i in range(len(framed)) if framed[i : i + len(bare)] == bare)
-    return framed[:start], framed[start + len(bare) :]
+    return framed[:start]
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from blora.base_model import BaseModel
@@ -60,6 +61,17 @@ def test_text_without_control_tokens_is_encoded_as_it_was(text: str) -> None:
         return
     plain = tuple(tokenizer(text, add_special_tokens=True)["input_ids"])
     assert encode(tokenizer, guard(tokenizer, text), special=True) == plain
+
+
+@pytest.mark.parametrize("text", ["one", "one<end>two", "<end>"])
+def test_no_end_of_text_stands_before_the_choices(text: str) -> None:
+    tokenizer = with_control("<end>", special=True)
+    end = tokenizer.convert_tokens_to_ids("<end>")
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A <end>", special_tokens=[("<s>", 1), ("<end>", end)]
+    )
+    row = pack(tokenizer, prompt=text, choices=["b", "c"], config=PromptConfig(), max_length=MAX_LENGTH)
+    assert tokenizer.convert_ids_to_tokens(list(row.prompt)) == ["<s>", *text]
 
 
 @pytest.mark.parametrize("scoring", ["text", "label"])
