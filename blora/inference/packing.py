@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from blora.config import NormalizationName, PromptConfig, ReadoutName, ScoringName
 from blora.errors import PromptError, PromptTooLongError, ShapeError
+from blora.inference.chat import render
 from blora.inference.checkpoints import checkpoint
 from blora.inference.choices import check_choices, check_tokens, encode_choices, ended
 from blora.inference.text import encode, guard
@@ -234,7 +235,7 @@ def pack(
     readout, outputs = _readout(config, choices, by_label=by_label)
     suffix = _listing([guard(tokenizer, choice) for choice in choices]) if by_label else ""
     if messages is not None:
-        text = _chat(tokenizer, messages, suffix)
+        text = render(tokenizer, messages, suffix)
     else:
         assert prompt is not None  # checked above
         text = config.template.replace("{prompt}", f"{guard(tokenizer, prompt.strip())}{suffix}")
@@ -278,24 +279,6 @@ def _readout(config: PromptConfig, choices: tuple[str, ...], *, by_label: bool) 
 
 def _listing(choices: Sequence[str]) -> str:
     return "".join(f"\n{label}. {choice}" for label, choice in zip(LABELS, choices, strict=False))
-
-
-def _chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], suffix: str) -> str:
-    if not getattr(tokenizer, "chat_template", None):
-        raise PromptError(
-            "got messages, but the base model has no chat template; send a prompt instead", param="messages"
-        )
-    turns = [dict(message) for message in messages]
-    if not turns or not all(turn.get("role") and turn.get("content", "").strip() for turn in turns):
-        raise PromptError("got messages without role or content, expected at least one with both", param="messages")
-    for turn in turns:
-        turn["content"] = guard(tokenizer, turn["content"])
-    turns[-1]["content"] += suffix
-    try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    except Exception as exc:  # templates are programs and may raise anything
-        raise PromptError(f"got messages that the base model's chat template refuses: {exc}", param="messages") from exc
-    return str(text)
 
 
 def padded_tokens(rows: Sequence[PackedRow]) -> int:

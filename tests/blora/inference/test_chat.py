@@ -1,0 +1,45 @@
+"""Chats as the text that a base model's chat template makes of them."""
+
+import copy
+import datetime
+
+import pytest
+from transformers.utils import chat_template_utils
+
+from blora.inference.chat import render
+from tests.scenarios import tiny_tokenizer
+
+ASKED = [{"role": "user", "content": "Is it %d?"}]
+
+
+def rendered(template: str) -> str:
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    tokenizer.chat_template = template
+    return render(tokenizer, ASKED)
+
+
+@pytest.mark.parametrize(
+    ("format", "date"),
+    [
+        ("%d %b %Y", "26 Jul 2024"),  # Llama 3
+        ("%d %B %Y", "26 July 2024"),  # SmolLM3
+        ("%B %d, %Y", "July 26, 2024"),  # Granite
+        ("%Y-%m-%d", "2024-07-26"),  # gpt-oss, Mistral Small
+        ("%A, %H:%M", "Friday, 00:00"),
+    ],
+)
+@pytest.mark.parametrize("start", ["", "\n", "  "])
+def test_a_template_that_prints_the_date_prints_the_same_every_day(
+    format: str, date: str, start: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class LaterDay(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> "LaterDay":
+            return cls(2026, 11, 30)
+
+    monkeypatch.setattr(chat_template_utils, "datetime", LaterDay)
+    rest = "\n{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}A:{% endif %}"
+    dated = f"{start}{{% if strftime_now is defined %}}On {{{{ strftime_now('{format}') }}}}{{% endif %}}{rest}"
+    plain = f"{start}{{% if messages %}}On {date}{{% endif %}}{rest}"
+    assert rendered(dated) == rendered(plain)
+    assert rendered(dated).strip() == f"On {date}Is it %d?A:"
