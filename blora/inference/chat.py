@@ -20,6 +20,8 @@ _DIRECTIVES = tuple(f"%{letter}" for letter in "aAbBcdHIjmMpSUwWxXyY")
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], suffix: str = "") -> str:
     """Return a chat as text up to where the model's answer begins, with each turn's content guarded: see `guard`.
 
+    A model that may think before it answers is told not to, because its choices are scored without thoughts.
+
     Args:
         tokenizer: the base model's tokenizer.
         messages: turns with role and content.
@@ -41,7 +43,9 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, s
     turns[-1]["content"] += suffix
     try:
         template = _undated(tokenizer.get_chat_template())
-        text = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(
+            turns, chat_template=template, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
     except Exception as exc:  # templates are programs and may raise anything
         raise PromptError(f"got messages that the base model's chat template refuses: {exc}", param="messages") from exc
     return str(text)

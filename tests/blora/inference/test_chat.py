@@ -43,3 +43,19 @@ def test_a_template_that_prints_the_date_prints_the_same_every_day(
     plain = f"{start}{{% if messages %}}On {date}{{% endif %}}{rest}"
     assert rendered(dated) == rendered(plain)
     assert rendered(dated).strip() == f"On {date}Is it %d?A:"
+
+
+@pytest.mark.parametrize(
+    ("opening", "expected"),
+    [
+        (
+            "{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}",
+            "<think></think>",
+        ),
+        ("{% if enable_thinking is defined and not enable_thinking %}{% else %}<think>{% endif %}", ""),
+        ("{% if enable_thinking | default(true) %}<think>{% endif %}", ""),
+        ("<think>", "<think>"),
+    ],
+)
+def test_a_model_that_may_think_is_told_not_to(opening: str, expected: str) -> None:
+    assert rendered("{{ messages[0].content }}\nassistant:" + opening) == f"Is it %d?\nassistant:{expected}"
