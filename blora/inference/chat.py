@@ -29,7 +29,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, s
 
     Raises:
         PromptError: if the tokenizer has no chat template, a turn has no role or content, or the template refuses the
-            chat.
+            chat or leaves out its last turn.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise PromptError(
@@ -41,6 +41,17 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, s
     for turn in turns:
         turn["content"] = guard(tokenizer, turn["content"])
     turns[-1]["content"] += suffix
+    text, last = _rendered(tokenizer, turns), turns[-1]
+    if last["content"].strip() not in text and _rendered(tokenizer, [*turns[:-1], {**last, "content": "?"}]) == text:
+        raise PromptError(
+            f"got messages whose last content the base model's chat template leaves out (role {last['role']!r}), "
+            "expected a template that prints texts; send a prompt instead",
+            param="messages",
+        )
+    return text
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> str:
     try:
         template = _undated(tokenizer.get_chat_template())
         text = tokenizer.apply_chat_template(

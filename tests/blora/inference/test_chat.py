@@ -6,6 +6,7 @@ import datetime
 import pytest
 from transformers.utils import chat_template_utils
 
+from blora.errors import PromptError
 from blora.inference.chat import render
 from tests.scenarios import tiny_tokenizer
 
@@ -59,3 +60,21 @@ def test_a_template_that_prints_the_date_prints_the_same_every_day(
 )
 def test_a_model_that_may_think_is_told_not_to(opening: str, expected: str) -> None:
     assert rendered("{{ messages[0].content }}\nassistant:" + opening) == f"Is it %d?\nassistant:{expected}"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{% for part in m.content if part.type %}{{ part.text }}{% endfor %}{% endfor %}A:",
+        "{% for m in messages if m.role == 'system' %}{{ m.content }}{% endfor %}A:",
+    ],
+)
+def test_a_template_that_leaves_the_question_out_is_refused(template: str) -> None:
+    with pytest.raises(PromptError, match=r"chat template leaves out \(role 'user'\)") as refused:
+        rendered(template)
+    assert refused.value.param == "messages"
+
+
+@pytest.mark.parametrize("change", ["upper", "tojson", "replace(' ', '')", "trim"])
+def test_a_template_may_change_the_question(change: str) -> None:
+    assert "%" in rendered("{% for m in messages %}{{ m.content | " + change + " }}{% endfor %}A:")
