@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from blora.errors import BaseModelError
 from blora.inference.checkpoints import between, checkpoint
@@ -23,14 +22,12 @@ __all__ = ["make_interruptible"]
 # Most products of a query and a key that are computed at once.
 PIECE_SCORES = 2**23
 
-_NAME = "blora_sdpa_in_pieces"
-
 
 def make_interruptible(model: PreTrainedModel) -> None:
     """Insert a checkpoint before each part of a layer, each matrix product and each piece of attention.
 
     The first two need a model whose decoder layers can be found, the last one whose attention is torch's
-    `scaled_dot_product_attention`.
+    `scaled_dot_product_attention`; its long rows are then computed in pieces in every model of the process.
     """
     with suppress(BaseModelError):
         _, layers = decoder_layers(model)
@@ -39,9 +36,8 @@ def make_interruptible(model: PreTrainedModel) -> None:
             for part in dict.fromkeys([*layer.children(), *products]):
                 part.register_forward_pre_hook(_checkpoint_before)
     if model.config._attn_implementation == "sdpa":
-        AttentionInterface.register(_NAME, _attend_in_pieces)
-        AttentionMaskInterface.register(_NAME, sdpa_mask)
-        model.set_attn_implementation(_NAME)
+        # Under its own name, because some models ask for it and attend to other keys under another one.
+        AttentionInterface.register("sdpa", _attend_in_pieces)
 
 
 def _checkpoint_before(module: nn.Module, args: object) -> None:

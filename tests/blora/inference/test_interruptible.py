@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, DeepseekV32Config
 
 from blora.inference import interruptible
 from blora.inference.checkpoints import checkpoints
@@ -58,4 +59,32 @@ def test_a_forward_pass_meets_them_in_every_layer_and_can_be_left_there() -> Non
         assert len(seen) >= 2 * len(model.get_decoder().layers)
         with pytest.raises(StoppedError), checkpoints(stop):
             model(ids)
+        assert torch.equal(model(ids).logits, expected)
+
+
+def test_a_model_that_asks_for_its_kind_of_attention_gives_what_it_gave() -> None:
+    config = DeepseekV32Config(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        kv_lora_rank=8,
+        q_lora_rank=8,
+        qk_nope_head_dim=8,
+        qk_rope_head_dim=8,
+        v_head_dim=8,
+        first_k_dense_replace=2,
+        index_topk=4,
+        index_n_heads=2,
+        index_head_dim=16,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval()
+    ids = torch.arange(24)[None]  # more than the four keys that a query attends to
+    with torch.inference_mode():
+        expected = model(ids).logits
+        make_interruptible(model)
         assert torch.equal(model(ids).logits, expected)
