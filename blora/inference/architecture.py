@@ -97,16 +97,23 @@ def check_packing(base: BaseModel) -> None:
     draw, and a warning is logged.
 
     Raises:
-        BaseModelError: if a test fails, for example for models that ignore attention masks or position ids.
+        BaseModelError: if a test fails, for example for models that ignore attention masks or position ids, or that
+            overflow in the dtype.
     """
     model = base.model
     example = _Example.of(model.config.get_text_config().vocab_size)
     forbid_partial_runs(model, "the packing check is running")
     try:
+        alone = _alone(model, example.row)
+        if not alone.isfinite().all():
+            remedy = "another model" if base.dtype == torch.float32 else "--dtype float32"
+            raise BaseModelError(
+                f"got {base.ref.id}, which gives no finite numbers in {base.dtype_name}, expected logits: use {remedy}"
+            )
         batch = collate([example.row, example.longer], example.pad_id)
         together = _logits(model, batch)
         rounding = _rounding(model, batch, together, example.row)
-        moved = list(_displacements(model, example, batch, together, OTHER_SHAPE[base.dtype]))
+        moved = list(_displacements(model, example, batch, together, alone, OTHER_SHAPE[base.dtype]))
     except BaseModelError:
         raise
     except Exception as exc:  # an unsuitable architecture may raise anything
@@ -139,7 +146,7 @@ def check_packing(base: BaseModel) -> None:
 
 
 def _displacements(
-    model: PreTrainedModel, example: _Example, batch: PackedBatch, together: Tensor, other_shape: float
+    model: PreTrainedModel, example: _Example, batch: PackedBatch, together: Tensor, alone: Tensor, other_shape: float
 ) -> Iterator[tuple[str, float, float]]:
     """Yield each cause, its change of the logits of the row's first and last choice, and the allowed change."""
     first, last = _predicting_positions(batch, 0), _predicting_positions(batch, 2)
@@ -151,9 +158,13 @@ def _displacements(
         row = example.wider(window)
         far = _ends(model, row)
         yield f"the position of a choice in a row of {row.n_tokens} tokens", _distance(*far), other_shape
-    ids = torch.tensor([[*example.row.prompt, *example.row.continuations[0]]], device=model.device)
-    alone = _centered(model(input_ids=ids, use_cache=False).logits[0, len(example.row.prompt) - 1 : -1])
     yield "packing", _distance(together[first], alone), other_shape
+
+
+def _alone(model: PreTrainedModel, row: PackedRow) -> Tensor:
+    """Return the centered logits of the first choice alone behind its prompt, in a plain forward pass."""
+    ids = torch.tensor([[*row.prompt, *row.continuations[0]]], device=model.device)
+    return _centered(model(input_ids=ids, use_cache=False).logits[0, len(row.prompt) - 1 : -1])
 
 
 def _window(model: PreTrainedModel) -> int:

@@ -132,8 +132,25 @@ def test_a_model_that_gives_no_numbers_is_refused() -> None:
     base = tiny_base()
     with torch.no_grad():
         base.model.get_output_embeddings().weight.fill_(torch.nan)
-    with pytest.raises(BaseModelError, match="by nan of their standard deviation"):
+    with pytest.raises(
+        BaseModelError, match=r"tiny/llama, which gives no finite numbers in float32.*use another model"
+    ):
         check_packing(base)
+
+
+def test_a_model_that_overflows_is_refused_with_the_dtype_that_would_do() -> None:
+    base = tiny_base("llama", torch.float16)
+    with torch.no_grad():
+        base.model.model.layers[0].mlp.down_proj.weight.fill_(torch.finfo(torch.float16).max)
+    with pytest.raises(BaseModelError, match=r"gives no finite numbers in float16, .* use --dtype float32"):
+        check_packing(base)
+
+
+def test_a_model_that_gives_no_numbers_for_packed_choices_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = checks._logits
+    monkeypatch.setattr(checks, "_logits", lambda *args: torch.nan * logits(*args))
+    with pytest.raises(BaseModelError, match="by nan of their standard deviation"):
+        check_packing(tiny_base())
 
 
 # In parts or whole
