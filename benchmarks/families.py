@@ -35,7 +35,7 @@ from blora.inference.architecture import check_packing
 from blora.inference.fork import runs_in_parts
 from blora.inference.packing import PackedRow, collate
 from blora.inference.scoring import score_rows
-from blora.training.provenance import revision
+from blora.training.provenance import machine, revision
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +173,7 @@ def families(result: dict[str, Any]) -> str:
     rows = [[said, ", ".join(names(of))] for of, said in VERDICTS.items()]
     return (
         f"{markdown_table(['', 'model types'], rows, n_words=2)}\n\n"
-        f"Small random models, transformers {result['transformers']}, revision {result['revision']}; "
+        f"Small random models, transformers {result['machine']['transformers']}, revision {result['revision']}; "
         f"`{result['command']}`."
     )
 
@@ -190,7 +190,7 @@ def main() -> None:
         logger.info("%s", found[-1])
     result = {
         "families": found,
-        "transformers": transformers.__version__,
+        "machine": machine(),
         "revision": revision(),
         "command": "python -m benchmarks.families",
     }
