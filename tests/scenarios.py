@@ -126,9 +126,14 @@ def tiny_model(architecture: str = "llama") -> PreTrainedModel:
 
 @functools.cache
 def _tiny_model(architecture: str) -> PreTrainedModel:
-    generator = torch.Generator().manual_seed(tuple(CONFIGS).index(architecture))
+    return random_model(CONFIGS[architecture], seed=tuple(CONFIGS).index(architecture))
+
+
+def random_model(config: PreTrainedConfig, *, seed: int = 0) -> PreTrainedModel:
+    """A random model of any configuration, as `tiny_model`."""
+    generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
-        model = AutoModelForCausalLM.from_config(CONFIGS[architecture])
+        model = AutoModelForCausalLM.from_config(config)
     model.eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
         noise = 0.2 * torch.randn(parameter.shape, generator=generator)
@@ -159,13 +164,18 @@ def spell(ids: Sequence[int]) -> str:
 
 def tiny_base(architecture: str = "llama", dtype: torch.dtype = torch.float32) -> BaseModel:
     """A tiny model as a base model, not yet injected."""
-    model, tokenizer = tiny_model(architecture), tiny_tokenizer()
+    return base_of(tiny_model(architecture), architecture, dtype)
+
+
+def base_of(model: PreTrainedModel, name: str, dtype: torch.dtype = torch.float32) -> BaseModel:
+    """A model of that name as a base model, rounded to the dtype."""
+    tokenizer = tiny_tokenizer()
     identity, reading = model_fingerprint(model), reading_digest(model, tokenizer)
     set_precision(model, dtype)
     return BaseModel(
         model=model,
         tokenizer=tokenizer,
-        ref=BaseModelRef(id=f"tiny/{architecture}", revision=None, fingerprint=identity, reading=reading),
+        ref=BaseModelRef(id=f"tiny/{name}", revision=None, fingerprint=identity, reading=reading),
         device=torch.device("cpu"),
         dtype=dtype,
         max_length=MAX_LENGTH,

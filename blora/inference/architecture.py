@@ -14,12 +14,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from blora.base_model import BaseModel
-from blora.base_model.loading import LIMITS
+from blora.base_model.loading import max_length_of
 from blora.errors import BaseModelError
-from blora.inference.fork import allow_partial_runs, forbid_partial_runs, logits_at
+from blora.inference.fork import allow_partial_runs, forbid_partial_runs, logits_at, runs_in_parts
 from blora.inference.packing import PackedBatch, PackedRow, collate
 from blora.inference.prefix import Prefix, common_tokens
 from blora.inference.scoring import at_positions, states_of
+from blora.inference.windows import Window, named_window, use_window
 
 __all__ = ["check_packing"]
 
@@ -35,6 +36,8 @@ MARGIN = 3.0
 MAX_BOUND = 0.35
 # Most columns in the test of a window that a setting of the model names.
 WIDEST = 4096
+# Width of the window in the test of sliding windows: less than half of a row of the test.
+NARROW = 4
 # Ends of settings that name layers with a window, and not the width of one.
 OF_LAYERS = ("_layers", "_pattern")
 # Logits below this belong to tokens that a model rules out.
@@ -87,7 +90,7 @@ class _Example:
 
 
 @torch.no_grad()
-def check_packing(base: BaseModel) -> None:
+def check_packing(base: BaseModel) -> BaseModel:
     """Test on a small example that an architecture scores packed choices as it scores each choice alone.
 
     Three tests: exchanging tokens that a choice must not see (other choices, padding, other rows) does not change its
@@ -95,6 +98,12 @@ def check_packing(base: BaseModel) -> None:
     which a setting of the model names; and these equal the logits of the choice alone behind its prompt, in a plain
     forward pass. The tests also find out whether the model can be run in parts; if not, every layer runs for every
     draw, and a warning is logged.
+
+    A model with a sliding window passes the same tests in rows beyond the window, or its rows stay within the window,
+    and a warning is logged.
+
+    Returns:
+        The base model, whose `max_length` no longer counts a window that passed.
 
     Raises:
         BaseModelError: if a test fails, for example for models that ignore attention masks or position ids, or that
@@ -143,6 +152,54 @@ def check_packing(base: BaseModel) -> None:
             base.ref.id,
             reason,
         )
+    return _beyond_window(base, example)
+
+
+def _beyond_window(base: BaseModel, example: _Example) -> BaseModel:
+    """Return a base model whose rows may be longer than its sliding window, if these pass the tests too."""
+    model, window = base.model, named_window(base.model)
+    longest = max_length_of(model, beyond_window=True)
+    if window is None or window.width >= longest:
+        return base
+    if reason := _reason_to_stay_within(model, window, example, OTHER_SHAPE[base.dtype]):
+        logger.warning(
+            "%s reads no more tokens than its sliding window has, %d, because longer rows fail: %s",
+            base.ref.id,
+            window.width,
+            reason,
+        )
+        return base
+    use_window(model, window)
+    return replace(base, max_length=longest)
+
+
+def _reason_to_stay_within(model: PreTrainedModel, window: Window, example: _Example, other_shape: float) -> str | None:
+    """Return why rows longer than a model's sliding window cannot be used, or None.
+
+    The tests run in a narrow window, because in a wide one they would take minutes, and hiding a few of thousands of
+    tokens would change less than rounding. A narrow window stands for the model's own, because the library reads the
+    width from the settings in every forward pass, also of a choice alone, and a layer hides what its mask hides. (The
+    width that a layer keeps is for attention kernels that take no block masks.) A model that fixes its width or mask
+    when it is made differs from the narrow window, and fails.
+    """
+    config = model.config.get_text_config()
+    try:
+        config.sliding_window = NARROW
+        use_window(model, replace(window, width=NARROW))
+        batch = collate([example.row, example.longer], example.pad_id)
+        together = _logits(model, batch)
+        rounding = MARGIN * _rounding(model, batch, together, example.row)
+        for cause, distance, allowed in _displacements(model, example, batch, together, other_shape):
+            if not distance <= allowed + rounding <= MAX_BOUND:  # NaN fails the test
+                return f"{cause} changes the logits by {distance:.2g} of their standard deviation"
+        if not runs_in_parts(model):
+            return None
+        return _reason_to_run_whole(model, example, batch, together, other_shape + rounding)
+    except Exception as exc:  # an unsuitable architecture may raise anything
+        return f"{type(exc).__name__}: {exc}"
+    finally:
+        config.sliding_window = window.width
+        use_window(model, None)
 
 
 def _displacements(
@@ -170,11 +227,11 @@ def _alone(model: PreTrainedModel, row: PackedRow) -> Tensor:
 def _window(model: PreTrainedModel) -> int:
     """Return the largest window that a setting of the model names, 0 if none does.
 
-    Settings in `LIMITS` are left out, because these limit the positions of a row. A layer with another window may hide
-    a distant column of a packed row, although its position is near.
+    The sliding window is left out, because it limits the positions of a row or passes tests of its own. A layer with
+    another window may hide a distant column of a packed row, although its position is near.
     """
     settings = model.config.get_text_config().to_dict()
-    named = {name: value for name, value in settings.items() if "window" in name and name not in LIMITS}
+    named = {name: value for name, value in settings.items() if "window" in name and name != "sliding_window"}
     found = [value for name, value in named.items() if type(value) is int and not name.endswith(OF_LAYERS)]
     return min(max(found, default=0), WIDEST)
 

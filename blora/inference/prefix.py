@@ -16,6 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 from blora.inference.checkpoints import checkpoint
 from blora.inference.fork import branching_layer, hidden_at, states_at
 from blora.inference.packing import PackedRow, States
+from blora.inference.windows import with_each, with_window
 from blora.posterior.decision_head import Features
 from blora.posterior.draws import Draws, use_draws
 
@@ -130,11 +131,13 @@ class Prefix:
 
     def _inputs(self, repeats: int) -> dict[str, Any]:
         ids = torch.tensor([self.tokens], device=self._model.device).expand(repeats, -1)
+        positions = torch.arange(ids.shape[1])[None]
         hidden = torch.full((ids.shape[1],) * 2, torch.finfo(torch.float32).min, device=ids.device).triu(1)
+        masks = with_window(self._model, hidden[None, None], positions)
         return {
             "input_ids": ids,
-            "position_ids": torch.arange(ids.shape[1], device=ids.device).expand(repeats, -1),
-            "attention_mask": hidden.expand(repeats, 1, -1, -1),
+            "position_ids": positions.to(ids.device).expand(repeats, -1),
+            "attention_mask": with_each(masks, lambda mask: mask.expand(repeats, -1, -1, -1)),
         }
 
 

@@ -12,6 +12,7 @@ from blora.inference.fork import first_layer, hidden_at, logits_at, states_at
 from blora.inference.packing import PackedBatch, States
 from blora.inference.prefix import Memory
 from blora.inference.vocabulary import MIN_DRAWS, log_probs_along_draws, log_probs_of_each, plain_head
+from blora.inference.windows import with_each, with_window
 from blora.posterior.draws import Draws, use_draws
 
 __all__ = ["at_positions", "inputs_of", "log_normalizers", "score_draws", "score_rows", "states_of"]
@@ -101,7 +102,7 @@ def at_positions(
     offsets = torch.arange(repeats, device=device)[:, None]
     row = (batch.row.to(device) + offsets * len(batch.is_choice)).flatten()
     known = States(states.layer, _repeat(states.values.to(device), repeats)) if states is not None else None
-    inputs = {name: _repeat(tensor, repeats) for name, tensor in inputs_of(model, batch).items()}
+    inputs = {name: with_each(given, lambda t: _repeat(t, repeats)) for name, given in inputs_of(model, batch).items()}
     found = run(model, known, row, batch.column.to(device).repeat(repeats), **inputs, **_cache(memory))
     return found.view(repeats, len(batch.row), -1)
 
@@ -167,10 +168,11 @@ def _cache(memory: Memory | None) -> dict[str, Any]:
 
 def inputs_of(model: PreTrainedModel, batch: PackedBatch, memory: Memory | None = None) -> dict[str, Any]:
     """Return the model's keyword arguments for a batch after a cached prefix, on the model's device."""
+    mask = _additive(batch.attention_mask(model.device))
     return _cache(memory) | {
         "input_ids": batch.input_ids.to(model.device),
         "position_ids": batch.position_ids.to(model.device),
-        "attention_mask": _additive(batch.attention_mask(model.device)),
+        "attention_mask": with_window(model, mask, batch.position_ids, batch.n_past),
     }
 
 

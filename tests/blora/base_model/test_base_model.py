@@ -257,7 +257,7 @@ SMALL = {"hidden_size": 32, "num_attention_heads": 4, "max_position_embeddings":
 def test_a_row_is_no_longer_than_what_every_layer_reads_alike(config: PreTrainedConfig) -> None:
     model = tiny_model()
     model.config = config
-    assert loading._max_length(model) == 64
+    assert loading.max_length_of(model) == 64
 
 
 # Fingerprints
