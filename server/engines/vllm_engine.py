@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
 from blora.adapter import Adapter, attach, read_config
-from blora.base_model import load_base_model
+from blora.adapter.opening import open_base
 from blora.decision.calibration import VLLM
 from blora.decision.stopping import looks
 from blora.errors import AdapterError, ConfigError
@@ -86,7 +86,7 @@ class VllmEngine(PackingEngine):
         disable_progress_bar()
         settings = self._settings
         check_adapters(settings)
-        reading = partial(load_base_model, settings.base_model, device="cpu", dtype=settings.dtype)
+        reading = partial(open_base, settings.base_model, device="cpu", dtype=settings.dtype)
         base = await in_thread(self._working, reading)
         self._base = base
         try:

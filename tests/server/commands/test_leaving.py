@@ -19,7 +19,7 @@ def load(*arguments, **more):
     print("loading", flush=True)
     time.sleep(600)
 
-blora.server.engines.torch_engine.open_base = blora.server.engines.vllm_engine.load_base_model = load
+blora.server.engines.torch_engine.open_base = blora.server.engines.vllm_engine.open_base = load
 sys.exit(main(["--port=0", "--drain-delay-s=0", "--adapters=one=/somewhere", *sys.argv[1:]]))
 """
 

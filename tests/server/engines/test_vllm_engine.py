@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from transformers import MistralConfig
 
 from blora.config import SamplingConfig
 from blora.decision.abstention import Policy
@@ -20,11 +21,22 @@ from blora.server.keys import line_of
 from blora.server.scheduling.control import AbandonedError, Control
 from blora.server.settings import Settings
 from blora.vllm.client import VllmClient, VllmError
-from tests.server.engines.asking import CHOICES, QUESTIONS, Asking, settings, write_adapter
+from tests.scenarios import CONFIGS, random_model, tiny_tokenizer
+from tests.server.engines.asking import CHOICES, QUESTIONS, Asking, loaded, settings, write_adapter
 from tests.server.engines.fake_vllm import FakeVllm, fake_vllm
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's
 
+# Settings of the tiny llama that a model with a sliding window shares.
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+)
 # Float32 on both sides; vLLM's model reads a choice at a time, ours all in one row.
 TOLERANCE = 1e-4
 
@@ -61,6 +73,21 @@ async def test_its_numbers_are_those_of_torch(engine: VllmEngine, asking: Asking
         expected = await asking.probabilities(question, scoring=scoring)
         torch.testing.assert_close(found.probs, expected, rtol=0, atol=TOLERANCE)
         assert found.probs.std(0).max() > 0.01  # draws differ
+
+
+async def test_prompts_beyond_a_sliding_window_get_the_numbers_of_torch(tmp_path: Path) -> None:
+    sizes = {name: getattr(CONFIGS["llama"], name) for name in SIZES}
+    model = random_model(MistralConfig(**sizes, sliding_window=16))
+    model.save_pretrained(tmp_path / "tiny")
+    tiny_tokenizer().save_pretrained(tmp_path / "tiny")
+    write_adapter(tmp_path / "one", tmp_path / "tiny", seed=1)
+    question = "Where is my money? " * 4
+    async with fake_vllm(tmp_path / "tiny") as fake, loaded(settings(tmp_path, "one")) as (other, state):
+        asking, engine = Asking(other, state), VllmEngine(chosen(tmp_path, fake, tmp_path, "one"))
+        [handle] = (await engine.load()).adapters
+        [found] = await engine.run([await job(engine, handle, question)])
+        await engine.close()
+        torch.testing.assert_close(found.probs, await asking.probabilities(question), rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize(("suffices", "made"), [(1, 2), (3, 4)])
