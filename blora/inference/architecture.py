@@ -189,7 +189,8 @@ def _reason_to_stay_within(model: PreTrainedModel, window: Window, example: _Exa
         batch = collate([example.row, example.longer], example.pad_id)
         together = _logits(model, batch)
         rounding = MARGIN * _rounding(model, batch, together, example.row)
-        for cause, distance, allowed in _displacements(model, example, batch, together, other_shape):
+        moved = _displacements(model, example, batch, together, _alone(model, example.row), other_shape)
+        for cause, distance, allowed in moved:
             if not distance <= allowed + rounding <= MAX_BOUND:  # NaN fails the test
                 return f"{cause} changes the logits by {distance:.2g} of their standard deviation"
         if not runs_in_parts(model):
