@@ -8,11 +8,19 @@ from blora.posterior.draws import active_draws
 
 __all__ = ["LoraLinear", "linear_shape"]
 
+# The subclass of torch's linear layer that computes the same by another forward pass.
+_SAME_PRODUCT = "FalconLinear"
+
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
-    """Return (d_out, d_in) of a linear module, torch's or GPT-2's transposed one, and None for any other."""
+    """Return (d_out, d_in) of a linear module, torch's, Falcon's or GPT-2's transposed one, and None for any other.
+
+    Other subclasses of torch's with a forward pass of their own are not linear: some routers return tuples.
+    """
     if isinstance(module, nn.Linear):
-        return module.out_features, module.in_features
+        kind = type(module)
+        plain = kind.forward is nn.Linear.forward or kind.__name__ == _SAME_PRODUCT
+        return (module.out_features, module.in_features) if plain else None
     weight = getattr(module, "weight", None)
     if type(module).__name__ == "Conv1D" and isinstance(weight, Tensor):
         return weight.shape[1], weight.shape[0]
@@ -33,6 +41,11 @@ class LoraLinear(nn.Module):
         super().__init__()
         self.base = base
         self.name = name
+
+    @property
+    def weight(self) -> Tensor:
+        """An empty tensor of the base layer's dtype and device, which some models read; its values lack the update."""
+        return self.base.get_parameter("weight").new_empty(0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map rows (R, ..., d_in) to (R, ..., d_out), each under its draw; R counts tokens if the rows are flattened.

@@ -1,12 +1,23 @@
 import concurrent.futures
+import copy
 import threading
 
 import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
-from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3TextConfig, PreTrainedModel, SiglipVisionConfig
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3TextConfig,
+    HunYuanMoEV1Config,
+    PhimoeConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    SiglipVisionConfig,
+)
 
+from blora.base_model.precision import set_precision
 from blora.errors import ConfigError, ShapeError
 from blora.posterior.draws import Draws, use_draws
 from blora.posterior.inject import (
@@ -38,6 +49,15 @@ ALL_TARGETS = {
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     ),
 }
+
+
+# The size of other models.
+SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": N_LAYERS, "num_attention_heads": 2}
+
+
+def random_model(config: PreTrainedConfig) -> PreTrainedModel:
+    with torch.random.fork_rng(devices=[]):
+        return AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
 
 
 def token_ids(n_rows: int = 2, n_tokens: int = 7, seed: int = 0) -> Tensor:
@@ -148,12 +168,10 @@ def test_a_target_outside_the_decoder_layers_is_refused() -> None:
 
 
 def test_only_the_text_decoder_of_a_multimodal_model_is_adapted() -> None:
-    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": N_LAYERS, "num_attention_heads": 2}
-    text = Gemma3TextConfig(**small, vocab_size=VOCAB_SIZE, num_key_value_heads=2, head_dim=8)
-    vision = SiglipVisionConfig(**small, image_size=28, patch_size=14)
+    text = Gemma3TextConfig(**SMALL, vocab_size=VOCAB_SIZE, num_key_value_heads=2, head_dim=8)
+    vision = SiglipVisionConfig(**SMALL, image_size=28, patch_size=14)
     config = Gemma3Config(text_config=text.to_dict(), vision_config=vision.to_dict(), mm_tokens_per_image=4)
-    with torch.random.fork_rng(devices=[]):
-        model = AutoModelForCausalLM.from_config(config)
+    model = random_model(config)
     assert linear_targets(model) == linear_targets(tiny_model())
     assert list(select_modules(model, ["q_proj"], [1])) == ["model.language_model.layers.1.self_attn.q_proj"]
     with pytest.raises(ConfigError, match=r"\['fc1'\] that match no linear module"):  # of the images' encoder
@@ -200,6 +218,27 @@ def test_draws_side_by_side_are_the_passes_of_merged_models(architecture: str, t
         torch.testing.assert_close(together[s], logits(model, ids, draws.part(s, s + 1)), rtol=0, atol=1e-4)
         assert (together[s] - logits(base, ids)).abs().max() > 0.1
     assert (together[0] - together[1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        PhimoeConfig(**SMALL, vocab_size=VOCAB_SIZE, num_key_value_heads=2, num_local_experts=4),
+        HunYuanMoEV1Config(**SMALL, vocab_size=VOCAB_SIZE, num_key_value_heads=2, head_dim=8, num_experts=4),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_linear_modules_beside_a_router_of_another_kind_are_adapted(config: PreTrainedConfig) -> None:
+    """Phi-3.5-MoE's is a linear layer that returns a tuple; Hunyuan's reads the dtype of its linear layer's weight."""
+    base = random_model(config)
+    model, modules = copy.deepcopy(base), select_modules(base, linear_targets(base), range(N_LAYERS))
+    inject(model, modules)
+    draws = random_draws(modules, 1)
+    expected = logits(merged(base, draws, 0), token_ids())
+    torch.testing.assert_close(logits(model, token_ids(), draws), expected, rtol=0, atol=1e-4)
+    set_precision(base, torch.bfloat16)
+    inject(base, modules)
+    assert logits(base, token_ids(), draws).isfinite().all()
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])

@@ -1,6 +1,7 @@
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.pytorch_utils import Conv1D
 
 from blora.errors import ShapeError
@@ -35,12 +36,21 @@ def conv1d() -> nn.Module:
 BASES = {"linear": linear, "conv1d": conv1d}
 
 
-def test_linear_shape_is_d_out_and_d_in_for_both_kinds_of_linear_module() -> None:
+def test_linear_shape_is_d_out_and_d_in_for_every_kind_of_linear_module() -> None:
     assert linear_shape(linear()) == (D_OUT, D_IN)
+    assert linear_shape(FalconLinear(D_IN, D_OUT)) == (D_OUT, D_IN)
     assert linear_shape(conv1d()) == (D_OUT, D_IN)
 
 
-@pytest.mark.parametrize("module", [nn.Embedding(4, 3), nn.LayerNorm(3), nn.ReLU(), nn.Conv1d(3, 4, 1)])
+class Router(nn.Linear):
+    """A linear layer that returns a tuple, as the routers of Llama 4 and Phi-3.5-MoE do."""
+
+    def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        logits = super().forward(input)
+        return logits.softmax(-1), logits
+
+
+@pytest.mark.parametrize("module", [nn.Embedding(4, 3), nn.LayerNorm(3), nn.ReLU(), nn.Conv1d(3, 4, 1), Router(3, 4)])
 def test_no_other_module_is_linear(module: nn.Module) -> None:
     assert linear_shape(module) is None
 
@@ -114,3 +124,10 @@ def test_gradients_reach_the_factors_and_the_input_but_no_state_is_kept() -> Non
         assert tensor.grad is not None
         assert tensor.grad.abs().sum() > 0
     assert list(layer.state_dict()) == ["base.weight", "base.bias"]
+
+
+def test_a_model_may_read_the_dtype_of_its_weight_but_not_compute_with_it() -> None:
+    layer = LoraLinear(linear().to(torch.bfloat16), NAME)
+    assert layer.weight.dtype == torch.bfloat16
+    with pytest.raises(RuntimeError):  # such a product would lack the update
+        nn.functional.linear(torch.zeros(2, D_IN, dtype=torch.bfloat16), layer.weight)
