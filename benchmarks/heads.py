@@ -64,9 +64,7 @@ def measure() -> dict[str, Any]:
     as_text = PromptConfig(template=config.prompt.template, choices=config.prompt.choices, choice_end="newline")
     texts = [row.row for row in pack_examples(examples, base, as_text)]
     n_layers = base.model.config.get_text_config().num_hidden_layers
-    modules = select_modules(
-        base.model, default_targets(base.model.config.model_type), parse_layers("last:20", n_layers)
-    )
+    modules = select_modules(base.model, default_targets(base.model), parse_layers("last:20", n_layers))
     inject(base.model, modules)
     lora = Posterior(modules, PosteriorConfig(method="lora"), seed=0).requires_grad_(False).mean()
     bank = SampleBank.draw(posterior, adapter.digest, config.sampling.n_samples, config.sampling.seed)

@@ -89,7 +89,7 @@ def right(base: BaseModel, parts: list[ExampleSet], end: ChoiceEnd, work_dir: Pa
         with_states(base.model, pack_examples(part, base, prompt), layers[0]) for part in parts
     ]
     train, validation, test = rows
-    modules = select_modules(base.model, default_targets(base.model.config.model_type), layers)
+    modules = select_modules(base.model, default_targets(base.model), layers)
     inject(base.model, modules)
     posterior = Posterior(modules, PosteriorConfig(), 0)
     fit(base, posterior, train, validation, TrainConfig(work_dir=work_dir, epochs=EPOCHS))

@@ -41,7 +41,7 @@ def random_lora(
 ) -> Path:
     """An adapter of the embedded model for some choices: a posterior over a random LoRA in the last two layers."""
     demo = read_config(ADAPTER)
-    targets = default_targets(base.model.config.model_type)
+    targets = default_targets(base.model)
     modules = select_modules(base.model, targets, parse_layers("last:2", base.model.config.num_hidden_layers))
     config = replace(
         demo,

@@ -184,7 +184,7 @@ def base_of(model: PreTrainedModel, name: str, dtype: torch.dtype = torch.float3
 
 def adapted_modules(model: PreTrainedModel) -> dict[str, tuple[int, int]]:
     """Default targets in every layer, with their (d_out, d_in)."""
-    return select_modules(model, default_targets(model.config.model_type), range(N_LAYERS))
+    return select_modules(model, default_targets(model), range(N_LAYERS))
 
 
 def injected(architecture: str = "llama") -> tuple[PreTrainedModel, dict[str, tuple[int, int]]]:

@@ -42,7 +42,7 @@ class Recipe:
         device: device to train on, as for `load_base_model`.
         dtype: precision of the base model, as for `load_base_model`.
         target_modules: names of the modules to adapt; None for those of `init_from`, otherwise every linear one below a
-            head, or PEFT's default.
+            head, or the default of the architecture.
         head: decision head. `linear` reads the prompt, for fixed choices; `pointer` reads each choice; `none` leaves
             the answer to the language model's own scores, under a posterior over a LoRA. `auto` takes linear or
             pointer, as the choices are fixed or not, and none if a setting of such a posterior or of these scores is

@@ -260,8 +260,7 @@ def _lora_of(recipe: Recipe, base: BaseModel, layers: str, *, below: bool) -> tu
     if recipe.bayesian_layers is not None:
         form = replace(form, bayesian_layers=parse_layers(recipe.bayesian_layers, n_layers))
     if recipe.init_from is None:
-        usual = linear_targets(base.model) if below else default_targets(base.model.config.model_type)
-        targets = recipe.target_modules or usual
+        targets = recipe.target_modules or (linear_targets(base.model) if below else default_targets(base.model))
         modules = select_modules(base.model, targets, parse_layers(layers, n_layers))
     else:
         targets, modules = _modules_of(recipe, recipe.init_from, base, n_layers)

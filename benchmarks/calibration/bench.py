@@ -115,7 +115,7 @@ def set_up(
             "training": asdict(TrainConfig(work_dir=Path())) | {"work_dir": None},
         },
     )
-    modules = select_modules(base.model, default_targets(base.model.config.model_type), indices)
+    modules = select_modules(base.model, default_targets(base.model), indices)
     inject(base.model, modules)
     examples = read_examples(train.path)
     prompt = PromptConfig(template=examples.template)

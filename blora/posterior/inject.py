@@ -24,6 +24,15 @@ __all__ = [
     "target_names",
 ]
 
+# Names of the linear modules that compute queries and values: separate, joined, and behind a low-rank projection.
+QUERIES_AND_VALUES = (
+    ("q_proj", "v_proj"),
+    ("qkv_proj",),
+    ("query_key_value",),
+    ("q_b_proj", "kv_b_proj"),
+    ("q_proj", "kv_b_proj"),
+)
+
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|layer|block)\.(\d+)(?:\.|$)")
 
 
@@ -60,20 +69,6 @@ def parse_layers(spec: str, n_layers: int) -> tuple[int, ...]:
     if not 0 <= first <= last < n_layers:
         raise ConfigError(f"got layers {spec!r} of a model with {n_layers}, expected indices within 0-{n_layers - 1}")
     return tuple(range(first, last + 1))
-
-
-def default_targets(model_type: str) -> tuple[str, ...]:
-    """Return the modules that PEFT adapts by default in this architecture.
-
-    Raises:
-        ConfigError: if PEFT knows no default.
-    """
-    targets = PEFT_TARGETS.get(model_type)
-    if not targets:
-        raise ConfigError(
-            f"got model type {model_type!r}, which has no default target modules; name them with --target-modules"
-        )
-    return tuple(sorted(targets))
 
 
 def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
@@ -125,6 +120,24 @@ def check_modules(model: PreTrainedModel, modules: Mapping[str, tuple[int, int]]
 def linear_targets(model: PreTrainedModel) -> tuple[str, ...]:
     """Return the names, without their place, of every linear module of the decoder layers, as PEFT's `all-linear`."""
     return target_names(linear_modules(model))
+
+
+def default_targets(model: PreTrainedModel) -> tuple[str, ...]:
+    """Return the modules that PEFT adapts by default in this architecture, else the query and value projections.
+
+    Raises:
+        ConfigError: if PEFT knows no default, and the projections have none of the usual names.
+    """
+    targets = PEFT_TARGETS.get(model.config.model_type)
+    if targets and not isinstance(targets, str):  # PEFT's text is a pattern for whole paths
+        return tuple(sorted(targets))
+    linear = linear_targets(model)
+    if usual := next((names for names in QUERIES_AND_VALUES if {*names} <= {*linear}), None):
+        return usual
+    raise ConfigError(
+        f"got model type {model.config.model_type!r}, which has no default target modules, expected some of "
+        f"{list(linear)}: name them with --target-modules"
+    )
 
 
 def target_names(modules: Iterable[str]) -> tuple[str, ...]:

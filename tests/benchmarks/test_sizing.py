@@ -18,7 +18,8 @@ def test_weights_are_those_that_are_loaded(smollm2_bf16: BaseModel) -> None:
 
 @pytest.mark.model
 def test_a_bank_is_as_large_as_that_of_a_posterior(smollm2_bf16: BaseModel) -> None:
-    modules = select_modules(smollm2_bf16.model, default_targets("llama"), range(10, 30))
+    model = smollm2_bf16.model
+    modules = select_modules(model, default_targets(model), range(10, 30))
     draws = Posterior(modules, PosteriorConfig(rank=RANK), seed=0).sample(8, generator_of(0))
     held = sum(f.nbytes for factors in draws.factors.values() for f in (factors.A, factors.B))
     assert bank_bytes(skeleton(MODELS["SmolLM2-135M"]), 20, n_samples=8) == held

@@ -26,7 +26,7 @@ FORMS: dict[str, dict[str, Any]] = {
 
 
 def adapter_config(base: BaseModel, layers: str = "all", **form: Any) -> AdapterConfig:
-    targets = default_targets(base.model.config.model_type)
+    targets = default_targets(base.model)
     small = {"rank": 3, "alpha": 7.0, "inducing_rows": 4, "inducing_cols": 5}
     return AdapterConfig(
         base_model=base.ref,

@@ -86,7 +86,7 @@ def _parser() -> ArgumentParser:
         "--target-modules",
         type=names,
         help="names of the modules to adapt, separated by commas (default: those of --init-from; otherwise every "
-        "linear one below a head, or PEFT's for this architecture)",
+        "linear one below a head, or PEFT's for this architecture, else those of queries and values)",
     )
     model.add_argument(
         "--head",

@@ -50,12 +50,11 @@ def small_lora(target: Target) -> Path:
     folder = target.folder / "lora"
     if not folder.exists():
         base, demo = load_base_model(device="cpu"), read_config(ADAPTER)
-        model = base.model.config
-        targets = default_targets(model.model_type)
+        targets, n_layers = default_targets(base.model), base.model.config.num_hidden_layers
         config = replace(
             demo,
             target_modules=targets,
-            modules=select_modules(base.model, targets, parse_layers("last:2", model.num_hidden_layers)),
+            modules=select_modules(base.model, targets, parse_layers("last:2", n_layers)),
             posterior=PosteriorConfig(rank=4),
             prompt=replace(demo.prompt, readout="scores"),
             sampling=SamplingConfig(n_samples=4),

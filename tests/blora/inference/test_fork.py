@@ -42,7 +42,7 @@ INPUTS = {"input_ids": IDS, "position_ids": torch.arange(6).expand(2, 6)}
 
 
 def adapted_above(model: PreTrainedModel, layer: int) -> dict[str, tuple[int, int]]:
-    modules = select_modules(model, default_targets(model.config.model_type), range(layer, N_LAYERS))
+    modules = select_modules(model, default_targets(model), range(layer, N_LAYERS))
     inject(model, modules)
     return modules
 

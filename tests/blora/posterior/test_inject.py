@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedModel,
     SiglipVisionConfig,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from blora.base_model.precision import set_precision
 from blora.errors import ConfigError, ShapeError
@@ -116,8 +117,8 @@ def test_layers_that_do_not_exist_are_refused(spec: str) -> None:
 
 
 def test_default_targets_are_pefts() -> None:
-    assert default_targets("llama") == ("q_proj", "v_proj")
-    assert default_targets("gpt2") == ("c_attn",)
+    assert default_targets(tiny_model("llama")) == ("q_proj", "v_proj")
+    assert default_targets(tiny_model("gpt2")) == ("c_attn",)
 
 
 def test_linear_targets_are_every_linear_module_of_the_layers() -> None:
@@ -126,9 +127,30 @@ def test_linear_targets_are_every_linear_module_of_the_layers() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("model_type", "expected"),
+    [
+        ("qwen3_moe", ("q_proj", "v_proj")),
+        ("gemma4", ("q_proj", "v_proj")),  # PEFT's default is a pattern
+        ("phi3", ("qkv_proj",)),
+        ("minicpm3", ("q_b_proj", "kv_b_proj")),
+    ],
+)
+def test_else_default_targets_are_queries_and_values(model_type: str, expected: tuple[str, ...]) -> None:
+    sizes = {"vocab_size": VOCAB_SIZE, "num_key_value_heads": 2, "pad_token_id": 0}
+    kind = CONFIG_MAPPING["gemma4_text" if model_type == "gemma4" else model_type]
+    model = random_model(kind(**SMALL, **sizes))
+    model.config.model_type = model_type
+    assert default_targets(model) == expected
+    assert select_modules(model, expected, range(N_LAYERS))
+
+
 def test_an_architecture_without_default_targets_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"got model type 'nonesuch'.*--target-modules"):
-        default_targets("nonesuch")
+    model = tiny_model("gpt2")
+    model.config.model_type = "nonesuch"
+    said = r"got model type 'nonesuch'.*, expected some of \['c_attn', 'c_fc', 'c_proj'\]: .*--target-modules"
+    with pytest.raises(ConfigError, match=said):
+        default_targets(model)
 
 
 # Selection
@@ -137,7 +159,7 @@ def test_an_architecture_without_default_targets_is_refused() -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_modules_are_selected_with_their_shapes_in_the_given_layers(architecture: str) -> None:
     model = tiny_model(architecture)
-    selected = select_modules(model, default_targets(model.config.model_type), [1])
+    selected = select_modules(model, default_targets(model), [1])
     if architecture == "gpt2":
         assert selected == {"transformer.h.1.attn.c_attn": (96, 32)}
     else:

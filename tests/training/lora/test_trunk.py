@@ -25,7 +25,7 @@ from tests.training.toys import labelled, toy_config, toy_data
 
 
 def above(base: BaseModel, layer: int = 1) -> dict[str, tuple[int, int]]:
-    return select_modules(base.model, default_targets("llama"), range(layer, N_LAYERS))
+    return select_modules(base.model, default_targets(base.model), range(layer, N_LAYERS))
 
 
 def rows() -> list[LabelledRow]:
