@@ -253,7 +253,8 @@ def _without_layers(model: PreTrainedModel, states: Tensor) -> PreTrainedModel:
 def _narrowed(model: PreTrainedModel, row: Tensor, column: Tensor, shape: torch.Size) -> PreTrainedModel:
     """Return a view of the model whose last layer computes position-wise modules only at positions (P,) of (B, T).
 
-    At all other positions the last layer's output is undefined.
+    At all other positions the last layer's output is undefined. If the layer has a module twice, the second one may
+    use the first one's output at every position: nothing is skipped.
     """
     n_rows, width = shape
     counts = row.bincount(minlength=n_rows)
@@ -279,9 +280,11 @@ def _narrowed(model: PreTrainedModel, row: Tensor, column: Tensor, shape: torch.
 
     path, layers = decoder_layers(model)
     last = f"{path}.{len(layers) - 1}"
-    for name, module in layers[-1].named_modules():
-        if name.rpartition(".")[2] in POSITION_WISE:
-            model = _view(model, f"{last}.{name}", _StandIn(module, at_positions(module)))
+    found = [(name, module) for name, module in layers[-1].named_modules() if name.rpartition(".")[2] in POSITION_WISE]
+    if len(found) > len({name.rpartition(".")[2] for name, _ in found}):
+        return model
+    for name, module in found:
+        model = _view(model, f"{last}.{name}", _StandIn(module, at_positions(module)))
     return model
 
 

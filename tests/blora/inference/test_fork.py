@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, LongcatFlashConfig, PreTrainedModel
 
 from blora.errors import BaseModelError
 from blora.inference.architecture import check_packing
@@ -114,6 +114,40 @@ def test_the_last_layer_is_right_where_it_is_computed(architecture: str, known: 
         expected = model(**INPUTS, use_cache=False).logits[PICKED]
         got = logits_at(model, states, *PICKED, **INPUTS)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
+@pytest.fixture
+def two_attentions() -> PreTrainedModel:
+    """A model whose layers hold two attentions, the second one above the first, so that its settings count them twice."""
+    small = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_attention_heads": 4,
+        "ffn_hidden_size": 48,
+    }
+    attention = {
+        "q_lora_rank": 8,
+        "kv_lora_rank": 8,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 8,
+        "head_dim": 8,
+    }
+    experts = {"n_routed_experts": 4, "zero_expert_num": 2, "moe_topk": 2, "expert_ffn_hidden_size": 16}
+    config = LongcatFlashConfig(**small, **attention, **experts, num_key_value_heads=4)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    return model
+
+
+@torch.no_grad()
+def test_a_last_layer_whose_parts_follow_each_other_is_right(two_attentions: PreTrainedModel) -> None:
+    expected = two_attentions(**INPUTS, use_cache=False).logits[PICKED]
+    torch.testing.assert_close(logits_at(two_attentions, None, *PICKED, **INPUTS), expected, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
