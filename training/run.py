@@ -26,6 +26,7 @@ from blora.posterior.inject import (
     default_targets,
     layer_index,
     linear_targets,
+    n_layers_of,
     parse_layers,
     select_modules,
     target_names,
@@ -218,7 +219,7 @@ def _with_head(run: _Run, prompt: PromptConfig, lora: tuple[tuple[str, ...], Pos
             modules=trained.posterior.lora.modules_shape,
         )
 
-    n_layers = base.model.config.get_text_config().num_hidden_layers
+    n_layers = n_layers_of(base.model)
     depths = parse_depths(recipe.depths, n_layers) if recipe.depths is not None else None
     if lora is not None and depths is not None and prompt.readout == "linear":
         _check_below(lora[1], depths[-1])
@@ -255,7 +256,7 @@ def _lora_of(recipe: Recipe, base: BaseModel, layers: str, *, below: bool) -> tu
         AdapterError: if the LoRA to start from is not one of the base model, or has another size.
         ConfigError: if the LoRA to start from adapts other modules than the settings ask for.
     """
-    n_layers = base.model.config.get_text_config().num_hidden_layers
+    n_layers = n_layers_of(base.model)
     form = replace(recipe.posterior, method="lora") if below else recipe.posterior
     if recipe.bayesian_layers is not None:
         form = replace(form, bayesian_layers=parse_layers(recipe.bayesian_layers, n_layers))

@@ -38,7 +38,7 @@ from blora.disk.cache import check_own
 from blora.disk.files import TensorsFile, file_digest, is_present, read_json
 from blora.errors import AdapterError, BloraError, ConfigError
 from blora.posterior.decision_head import DecisionHead, HeadPosterior, head_bytes, head_shapes
-from blora.posterior.inject import inject
+from blora.posterior.inject import inject, n_layers_of
 from blora.posterior.posterior import Posterior
 from blora.posterior.sizes import memory_bytes, tensor_shapes
 
@@ -255,7 +255,7 @@ def _read_lora(folder: Path, config: AdapterConfig, base: BaseModel) -> Posterio
 def _read_head(folder: Path, config: AdapterConfig, base: BaseModel) -> DecisionHead:
     head = config.head
     assert head is not None  # the caller has checked it
-    if head.depths[-1] > (n_layers := base.model.config.get_text_config().num_hidden_layers):
+    if head.depths[-1] > (n_layers := n_layers_of(base.model)):
         raise AdapterError(f"got a head that reads at layer {head.depths[-1]}, expected at most {n_layers}; {ADVICE}")
     shapes = head_shapes(head, config.prompt)
     file = TensorsFile(folder / HEAD_FILE, advice=ADVICE)

@@ -12,7 +12,7 @@ from blora.config import AdapterConfig
 from blora.disk.files import TensorsFile, read_json
 from blora.errors import AdapterError, NumericalError
 from blora.posterior.draws import Draws
-from blora.posterior.inject import layer_index
+from blora.posterior.inject import layer_index, n_layers_of
 from blora.posterior.layer import LoraLinear
 from blora.posterior.posterior import Posterior
 
@@ -39,7 +39,7 @@ def peft_tensors(draw: Draws) -> dict[str, Tensor]:
 def peft_config(config: AdapterConfig, base: BaseModel) -> LoraConfig:
     """Return PEFT's settings for the posterior's mean, or for a draw."""
     layers = sorted({index for name in config.modules if (index := layer_index(name)) is not None})
-    whole = len(layers) == base.model.config.get_text_config().num_hidden_layers
+    whole = len(layers) == n_layers_of(base.model)
     first = base.model.get_submodule(next(iter(config.modules)))
     wrapped = first.base if isinstance(first, LoraLinear) else first
     return LoraConfig(

@@ -21,6 +21,7 @@ from blora.inference.packing import PackedBatch, PackedRow, collate
 from blora.inference.prefix import Prefix, common_tokens
 from blora.inference.scoring import at_positions, states_of
 from blora.inference.windows import Window, named_window, use_window
+from blora.posterior.inject import n_layers_of
 
 __all__ = ["check_packing"]
 
@@ -259,7 +260,7 @@ def _reason_to_run_whole(
 ) -> str | None:
     """Return why a model cannot be run in parts (by layers, on repeated states, after a cached prefix), or None."""
     try:
-        for layer in range(1, model.config.get_text_config().num_hidden_layers):
+        for layer in range(1, n_layers_of(model)):
             batch = replace(batch, states=states_of(model, batch, layer))
         parts = _logits(model, batch, repeats=2)
         rows = [example.row, example.longer]

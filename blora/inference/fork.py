@@ -24,7 +24,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from blora.errors import BaseModelError
 from blora.inference.packing import States
 from blora.posterior.draws import Draws
-from blora.posterior.inject import decoder_layers, layer_index
+from blora.posterior.inject import decoder_layers, layer_index, n_layers_of
 
 __all__ = [
     "allow_partial_runs",
@@ -228,7 +228,7 @@ def _from(model: PreTrainedModel, known: States | None) -> PreTrainedModel:
 
 def _at_the_end(model: PreTrainedModel, known: States) -> bool:
     """Return whether states are those that enter the output head."""
-    return known.layer == len(decoder_layers(model)[1])
+    return known.layer == n_layers_of(model)
 
 
 class _StatesAlone(BaseModelOutput):

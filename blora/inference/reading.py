@@ -23,7 +23,7 @@ from blora.inference.scoring import inputs_of, log_normalizers
 from blora.inference.vocabulary import log_probs_of_each, plain_head
 from blora.posterior.decision_head import DecisionHead, Features, HeadDraws
 from blora.posterior.draws import Draws, use_draws
-from blora.posterior.inject import decoder_layers
+from blora.posterior.inject import n_layers_of
 
 __all__ = ["as_read", "head_log_probs", "read_prefix", "read_rows", "trunk_of"]
 
@@ -68,7 +68,7 @@ def read_prefix(model: PreTrainedModel, row: PackedRow, n_tokens: int, config: H
     """
     batch = collate([row])
     inputs, record = inputs_of(model, batch), RecordingCache()
-    every = {*_depths(model, row, config), len(decoder_layers(model)[1])}  # for the keys of every layer
+    every = {*_depths(model, row, config), n_layers_of(model)}  # for the keys of every layer
     with use_draws(lora):
         found = states_at(model, every, **inputs, cache=record)
         features = _features(model, [row], batch, config, found, inputs)
@@ -145,7 +145,7 @@ def _depths(model: PreTrainedModel, row: PackedRow, config: HeadConfig) -> set[i
 
     A pointer head also reads log-probabilities, which follow from the states that enter the output head.
     """
-    return {*config.depths, *([len(decoder_layers(model)[1])] if row.readout == "pointer" else [])}
+    return {*config.depths, *([n_layers_of(model)] if row.readout == "pointer" else [])}
 
 
 def _sums(batch: PackedBatch, states: dict[int, Tensor], depths: Sequence[int], segments: Tensor) -> Tensor:
@@ -159,7 +159,7 @@ def _choice_log_probs(
     model: PreTrainedModel, batch: PackedBatch, states: dict[int, Tensor], inputs: dict[str, object]
 ) -> Tensor:
     """Return the summed log-probabilities (B, C) of each choice's tokens from the states that enter the output head."""
-    device, end = model.device, len(decoder_layers(model)[1])
+    device, end = model.device, n_layers_of(model)
     row, column, place, token = (part.to(device) for part in (batch.row, batch.column, batch.place, batch.token))
     plain = plain_head(model)
     if plain is not None:

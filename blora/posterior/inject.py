@@ -19,6 +19,7 @@ __all__ = [
     "layer_index",
     "linear_modules",
     "linear_targets",
+    "n_layers_of",
     "parse_layers",
     "select_modules",
     "target_names",
@@ -88,6 +89,15 @@ def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
         )
     decoder = set(model.get_decoder().modules())
     return max(lists, key=lambda item: item[1] in decoder)  # a multimodal model has lists of other layers too
+
+
+def n_layers_of(model: PreTrainedModel) -> int:
+    """Return the length of the decoder's list of layers, which the model's settings may count otherwise.
+
+    Raises:
+        BaseModelError: as `decoder_layers`.
+    """
+    return len(decoder_layers(model)[1])
 
 
 def linear_modules(model: PreTrainedModel) -> dict[str, tuple[int, int]]:

@@ -17,6 +17,7 @@ from blora.inference.reading import as_read, head_log_probs, read_rows
 from blora.inference.scoring import score_rows
 from blora.posterior.decision_head import Features, HeadDraws
 from blora.posterior.draws import Draws
+from blora.posterior.inject import n_layers_of
 from blora.vllm.client import VllmClient
 
 __all__ = ["check_readable", "check_same_states", "read_log_probs", "states_of"]
@@ -35,7 +36,7 @@ def check_readable(name: str, head: HeadConfig, base: BaseModel) -> None:
     Raises:
         AdapterError: if it reads other states.
     """
-    n_layers = base.model.config.get_text_config().num_hidden_layers
+    n_layers = n_layers_of(base.model)
     if head.depths != (n_layers,):
         raise AdapterError(
             f"got adapter {name!r}, whose head reads the states at {[*head.depths]}, expected {n_layers} alone, the "

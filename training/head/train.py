@@ -16,7 +16,7 @@ from blora.decision.temperature import FEW_ROWS, temper
 from blora.errors import ConfigError
 from blora.inference.reading import trunk_of
 from blora.posterior.decision_head import Features, HeadPosterior
-from blora.posterior.inject import inject
+from blora.posterior.inject import inject, n_layers_of
 from blora.posterior.posterior import Posterior
 from blora.training.config import HEAD_SCALES, TOLERANCE_NATS, TrainConfig
 from blora.training.head.crossfit import Held, folds_of, recalibrated
@@ -130,8 +130,8 @@ def train_head(
         depths: depths of the states that it reads; None for those of `default_head`.
     """
     linear = train[0].row.readout == "linear"
-    text = base.model.config.get_text_config()
-    config = default_head(text.num_hidden_layers, text.hidden_size, linear=linear, depths=depths)
+    hidden_size = base.model.config.get_text_config().hidden_size
+    config = default_head(n_layers_of(base.model), hidden_size, linear=linear, depths=depths)
     lora = Posterior({}, PosteriorConfig(method="lora"), seed=0)
     read = [read_features(base.model, rows, config, lora.mean(), "reading states") for rows in (train, validation)]
     return fit_parts(config, read[0], train, read[1], validation, sampling, lora)

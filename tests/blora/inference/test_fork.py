@@ -1,6 +1,7 @@
 """The model in parts against the model in one piece."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from blora.inference.fork import (
 from blora.inference.packing import States, collate
 from blora.inference.scoring import score_rows, states_of
 from blora.posterior.draws import Draws, Factors, use_draws
-from blora.posterior.inject import decoder_layers, default_targets, inject, layer_index, select_modules
+from blora.posterior.inject import decoder_layers, default_targets, inject, layer_index, n_layers_of, select_modules
 from tests.scenarios import (
     CONFIGS,
     DECODERS,
@@ -148,6 +149,12 @@ def two_attentions() -> PreTrainedModel:
 def test_a_last_layer_whose_parts_follow_each_other_is_right(two_attentions: PreTrainedModel) -> None:
     expected = two_attentions(**INPUTS, use_cache=False).logits[PICKED]
     torch.testing.assert_close(logits_at(two_attentions, None, *PICKED, **INPUTS), expected, rtol=0, atol=1e-5)
+
+
+def test_layers_are_counted_in_the_list(two_attentions: PreTrainedModel) -> None:
+    assert (two_attentions.config.num_hidden_layers, n_layers_of(two_attentions)) == (4, 2)
+    check_packing(replace(tiny_base(), model=two_attentions))
+    assert runs_in_parts(two_attentions)
 
 
 @torch.no_grad()
