@@ -83,8 +83,8 @@ def states_at(
 
     Args:
         model: a causal language model.
-        depths: indices of decoder layers, for the states that enter them; the number of layers stands for the states
-            that enter the output head.
+        depths: indices of decoder layers, for the states that enter them, or enter the next layer that runs if the
+            model skips one; the number of layers stands for the states that enter the output head.
         known: states that enter a layer that is above none of the depths, from which to continue; None starts at the
             embeddings.
         inputs: input_ids, position_ids and attention_mask, as for the model.
@@ -92,28 +92,44 @@ def states_at(
     Raises:
         BaseModelError: if the model has no list of decoder layers or no output head, or does not run them.
     """
-    path, layers = decoder_layers(model)
     found = {known.layer: known.values} if known is not None else {}
     deeper = sorted({*depths} - {*found})
     if not deeper:
         return found
-    *before, last = deeper
-    view = _from(model, known)
-    for depth in before:
-        view = _view(view, f"{path}.{depth}", _StandIn(layers[depth], _keep_in(found, depth, layers[depth])))
-    stop = f"{path}.{last}" if last < len(layers) else _head_path(model)
+    view, last = _from(model, known), deeper[-1]
+    path, layers = decoder_layers(view)
+    read = [
+        _StandIn(layer, _keep_in(found, deeper, index, layer)) if index >= deeper[0] else layer
+        for index, layer in enumerate(layers)
+    ]
+    view = _view(view, path, nn.ModuleList(read))
+    if last == len(layers):
+        view = _view(view, _head_path(model), _StandIn(model.get_output_embeddings(), _arrive))
     try:
-        _view(view, stop, _StandIn(model.get_submodule(stop), _arrive))(**inputs, use_cache=False)
+        view(**inputs, use_cache=False)
     except _ArrivedError as arrived:
-        return found | {last: arrived.states}
-    raise BaseModelError(f"got {type(model).__name__}, which does not run its list of layers; use another model")
+        found[last] = arrived.states
+    if {*deeper} - {*found}:
+        raise BaseModelError(f"got {type(model).__name__}, which does not run its list of layers; use another model")
+    return found
 
 
-def _keep_in(found: dict[int, Tensor], depth: int, layer: nn.Module) -> Callable[..., Any]:
-    """Return a layer's forward pass that also stores the states that enter the layer."""
+def _keep_in(found: dict[int, Tensor], depths: list[int], index: int, layer: nn.Module) -> Callable[..., Any]:
+    """Return a layer's forward pass that first stores the states that enter it, and ends the run at the last depth.
+
+    Args:
+        found: the states by depth, to add to.
+        depths: the depths to read, ascending.
+        index: index of the layer; its states are also those of skipped layers right below it.
+        layer: the layer.
+    """
 
     def run(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        found[depth] = hidden_states
+        for depth in depths:
+            if depth == index or (depth < index and depth not in found):
+                found[depth] = hidden_states
+        if depths[-1] in found:
+            raise _ArrivedError(hidden_states)
         return layer(hidden_states, *args, **kwargs)
 
     return run

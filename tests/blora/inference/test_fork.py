@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, LongcatFlashConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, LongcatFlashConfig, MllamaForCausalLM, MllamaTextConfig, PreTrainedModel
 
 from blora.errors import BaseModelError
 from blora.inference.architecture import check_packing
@@ -279,6 +279,21 @@ def test_states_may_go_on_from_lower_ones() -> None:
     expected = states_of(model, batch, 1)
     object.__setattr__(batch, "states", States(1, expected.values))
     assert states_of(model, batch, 1).values is expected.values
+
+
+@torch.no_grad()
+def test_a_skipped_layers_states_are_those_of_the_next_one() -> None:
+    """Llama 3.2 Vision skips its cross-attention layers where a row has no picture."""
+    small = {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    crossed = {"num_hidden_layers": 6, "cross_attention_layers": [1, 3], "pad_token_id": 0}
+    with torch.random.fork_rng(devices=[]):
+        model = MllamaForCausalLM(MllamaTextConfig(**small, **crossed, num_key_value_heads=2)).eval()
+    expected = model(**INPUTS, output_hidden_states=True).hidden_states
+    found = states_at(model, [1, 3, 4, 6], **INPUTS)
+    assert torch.equal(found[3], found[4])
+    assert torch.equal(found[3], states_at(model, [3], **INPUTS)[3])
+    for depth, states in {1: expected[1], 3: expected[2], 6: expected[-1]}.items():
+        torch.testing.assert_close(found[depth], states, rtol=0, atol=1e-6)
 
 
 def test_the_first_layer_is_the_lowest_that_is_adapted() -> None:
