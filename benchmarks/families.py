@@ -29,6 +29,7 @@ from transformers.models.auto.modeling_auto import (
 from benchmarks.markdown import markdown_table
 from benchmarks.server_process import ROOT
 from blora.base_model import BaseModel
+from blora.base_model.loading import max_length_of, sliding_window_of
 from blora.config import BaseModelRef
 from blora.errors import BaseModelError
 from blora.inference.architecture import check_packing
@@ -79,7 +80,8 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "expert_ffn_hidden_size"), 16),
     **dict.fromkeys(("n_group", "topk_group", "n_shared_experts", "first_k_dense_replace"), 1),
     **dict.fromkeys(("word_embed_proj_dim", "rotary_dim", "laurel_rank"), 4),
-    **dict.fromkeys(("sliding_window", "attention_chunk_size", "index_topk"), 256),
+    **dict.fromkeys(("attention_chunk_size", "index_topk"), 256),
+    "sliding_window": 16,
 }
 _VISION = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16, "image_size": 32, "patch_size": 16}
 # Settings that depend on the others, by model type; the layers of a hybrid are of both kinds.
@@ -89,8 +91,8 @@ FITTING: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], N_LAYERS // 2]]},
     "lfm2": {"layer_types": ["conv", "full_attention"] * (N_LAYERS // 2)},
 }
-# Tokens of the compared prompt and of each of its choices.
-LENGTHS = (40, 3, 9, 5)
+# Tokens of the compared prompt, at most, and of each of its choices.
+PROMPT, CHOICES = 40, (3, 9, 5)
 MOST_WEIGHTS = 20_000_000
 TOLERANCE = 1e-3
 
@@ -146,9 +148,9 @@ def verdict(model_type: str) -> dict[str, str]:
         return {"model_type": model_type, "verdict": "not made", "why": f"{type(exc).__name__}: {exc}"[:300]}
     tokenizer = PreTrainedTokenizerFast.__new__(PreTrainedTokenizerFast)  # the check reads no text
     ref = BaseModelRef(id=model_type, revision=None, fingerprint="", reading="")
-    base = BaseModel(model, tokenizer, ref, torch.device("cpu"), torch.float32, max_length=256)
+    base = BaseModel(model, tokenizer, ref, torch.device("cpu"), torch.float32, max_length_of(model))
     try:
-        check_packing(base)
+        checked = check_packing(base)
     except BaseModelError as exc:
         return {"model_type": model_type, "verdict": "refused", "why": str(exc)[:300]}
     generator = torch.Generator().manual_seed(1)
@@ -161,7 +163,9 @@ def verdict(model_type: str) -> dict[str, str]:
         distance = float((score_rows(model, collate([row]), None)[0] - alone(model, row)).abs().max())
     if not distance <= TOLERANCE:
         raise AssertionError(f"{model_type} passes the check, and its packed scores are off by {distance:.2g} nats")
-    return {"model_type": model_type, "verdict": "served" if runs_in_parts(model) else "whole", "why": ""}
+    within = checked.max_length == sliding_window_of(model)
+    why = "prompts have to fit into its sliding window" if within else ""
+    return {"model_type": model_type, "verdict": "served" if runs_in_parts(model) else "whole", "why": why}
 
 
 def families(result: dict[str, Any]) -> str:
