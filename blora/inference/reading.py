@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from blora.config import HeadConfig
+from blora.errors import BaseModelError
 from blora.inference.fork import first_layer, logits_at, states_at
 from blora.inference.grams import gram_counts
 from blora.inference.packing import PackedBatch, PackedRow, States, collate
@@ -25,7 +26,7 @@ from blora.posterior.decision_head import DecisionHead, Features, HeadDraws
 from blora.posterior.draws import Draws, use_draws
 from blora.posterior.inject import n_layers_of
 
-__all__ = ["as_read", "head_log_probs", "read_prefix", "read_rows", "trunk_of"]
+__all__ = ["as_read", "head_log_probs", "read_prefix", "read_rows", "readable_depths", "trunk_of"]
 
 
 def read_rows(
@@ -43,6 +44,9 @@ def read_rows(
         config: the settings of the head.
         lora: the LoRA below the head, as one draw.
         prefix: a common prefix of all rows, under that LoRA; None for no prefix.
+
+    Raises:
+        BaseModelError: if the model has several states a token at a depth of the head.
     """
     after = rows if prefix is None else [row.after(len(prefix.tokens)) for row in rows]
     batch = collate(after)
@@ -96,6 +100,11 @@ def _features(
         inputs: the model's arguments for the batch.
         before: (F,) sums of the states over the prefix.
     """
+    if several := [depth for depth in config.depths if not _one_a_token(found[depth])]:
+        raise BaseModelError(
+            f"got {type(model).__name__}, which has several states a token at depths {several}, expected one: train "
+            "the head with --depths last"
+        )
     prompt = _sums(batch, found, config.depths, torch.zeros(1, dtype=torch.long))[:, 0] + before
     prompt = prompt / torch.tensor([[row.prompt_tokens] for row in rows], device=prompt.device)
     if rows[0].readout != "pointer":
@@ -106,6 +115,17 @@ def _features(
     counts = torch.stack([totals, totals / lengths, lengths.log()], -1)
     sizes = torch.tensor([row.n_choices for row in rows], device=sums.device)
     return Features(sums / (lengths - 1).clamp_min(1)[..., None], counts, prompt, sizes=sizes)
+
+
+@torch.no_grad()
+def readable_depths(model: PreTrainedModel, row: PackedRow, depths: Sequence[int]) -> tuple[int, ...]:
+    """Return those of the depths at which the model has one state a token for a row, as the last depth has."""
+    found = states_at(model, depths, **inputs_of(model, collate([row])))
+    return tuple(depth for depth in depths if _one_a_token(found[depth]))
+
+
+def _one_a_token(states: Tensor) -> bool:
+    return states.ndim == 3  # (B, T, D)
 
 
 def trunk_of(config: HeadConfig, lora: Draws) -> int:

@@ -14,7 +14,7 @@ from blora.decision.familiarity import Familiarity
 from blora.decision.metrics import Metrics
 from blora.decision.temperature import FEW_ROWS, temper
 from blora.errors import ConfigError
-from blora.inference.reading import trunk_of
+from blora.inference.reading import readable_depths, trunk_of
 from blora.posterior.decision_head import Features, HeadPosterior
 from blora.posterior.inject import inject, n_layers_of
 from blora.posterior.posterior import Posterior
@@ -127,11 +127,19 @@ def train_head(
         train: rows packed for the head, all with one readout.
         validation: rows that choose precisions, width and recalibration.
         sampling: number and seed of the adapter's draws.
-        depths: depths of the states that it reads; None for those of `default_head`.
+        depths: depths of the states that it reads; None for those of `default_head` at which the model has one state
+            a token.
     """
     linear = train[0].row.readout == "linear"
     hidden_size = base.model.config.get_text_config().hidden_size
     config = default_head(n_layers_of(base.model), hidden_size, linear=linear, depths=depths)
+    if depths is None:
+        readable = readable_depths(base.model, train[0].row, config.depths)
+        if readable != config.depths:
+            logger.warning(
+                "the head reads the states at %s alone: elsewhere this model has several a token", [*readable]
+            )
+        config = default_head(n_layers_of(base.model), hidden_size, linear=linear, depths=readable)
     lora = Posterior({}, PosteriorConfig(method="lora"), seed=0)
     read = [read_features(base.model, rows, config, lora.mean(), "reading states") for rows in (train, validation)]
     return fit_parts(config, read[0], train, read[1], validation, sampling, lora)

@@ -11,7 +11,7 @@ from blora.adapter import read_config
 from blora.cli import main
 from blora.errors import ConfigError
 from blora.training.head.train import parse_depths
-from tests.scenarios import VOCAB_SIZE, tiny_tokenizer
+from tests.scenarios import CONFIGS, VOCAB_SIZE, tiny_model, tiny_tokenizer
 from tests.training.head.test_fit import FAST, arguments, fixed
 from tests.training.toys import CHOICES, toy_data, write_jsonl
 
@@ -38,6 +38,8 @@ def test_a_lora_above_all_that_a_linear_head_reads_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
+# Gemma 3n's layers pass on four states a token.
+SEVERAL_STATES = "gemma3n_text"
 # Layers that hold two attentions: the settings count four where there are two layers.
 TWO_ATTENTIONS = LongcatFlashConfig(
     vocab_size=VOCAB_SIZE,
@@ -59,7 +61,11 @@ TWO_ATTENTIONS = LongcatFlashConfig(
 )
 
 
-@pytest.mark.parametrize(("config", "depths"), [(TWO_ATTENTIONS, (1, 2))], ids=["two-attentions"])
+@pytest.mark.parametrize(
+    ("config", "depths"),
+    [(TWO_ATTENTIONS, (1, 2)), (CONFIGS[SEVERAL_STATES], (2,))],
+    ids=["two-attentions", "several-states"],
+)
 def test_a_head_reads_the_depths_that_the_model_has(
     config: PreTrainedConfig, depths: tuple[int, ...], tmp_path: Path
 ) -> None:
@@ -73,6 +79,15 @@ def test_a_head_reads_the_depths_that_the_model_has(
     assert head.depths == depths
     model = blora.load(tmp_path / "toy", base_model=str(tmp_path / "base"), dtype="float32")
     assert model.predict("red 01").top_choice in CHOICES
+
+
+def test_a_depth_of_several_states_a_token_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_model(SEVERAL_STATES).save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    data = write_jsonl(tmp_path / "rows.jsonl", fixed(toy_data(60)))
+    assert main(arguments(tmp_path / "base", data, tmp_path / "toy", "--depths", "0,1,2")) != 0
+    said = "which has several states a token at depths [0, 1], expected one: train the head with --depths last"
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("spec", ["", "first", "-1", "1,", "1, 2", "0.5", "31", "2,99"])
