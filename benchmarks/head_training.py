@@ -20,9 +20,9 @@ from benchmarks.server_process import ROOT, TRIAGE, serve
 from blora.adapter import read_config
 from blora.training.provenance import machine, revision
 
-__all__ = ["RESULT"]
+__all__ = ["RESULTS", "times"]
 
-RESULT = ROOT / "benchmarks" / "results" / "head_training" / "result.json"
+RESULTS = ROOT / "benchmarks" / "results" / "head_training"
 # Numbers of labelled tickets.
 SIZES = (250, 759, 4506)
 QUESTION = "I was charged twice this month."
@@ -46,6 +46,20 @@ def measure(folder: Path, n_rows: int) -> dict[str, Any]:
     return {"n_rows": len(lines), "training_s": training_s, "answered_s": answered_s, "dtype": record["dtype"]}
 
 
+def times(results: list[dict[str, Any]]) -> str:
+    """Return a sentence with the seconds from rows to an answer by number of rows, in each dtype."""
+    of_dtypes = [
+        ", ".join(f"{size['n_rows']:,} in {size['answered_s']:.0f} s" for size in result["sizes"])
+        + f" in {result['sizes'][0]['dtype']} ({result['machine']['cores']} cores of {result['machine']['processor']}, "
+        f"revision {result['revision']})"
+        for result in results
+    ]
+    return (
+        "From labelled tickets to the first answer of a server, in the dtype that the processor computes in: "
+        f"{'; '.join(of_dtypes)}. `{results[0]['command']}`."
+    )
+
+
 def main() -> None:
     """Measure every size and write the result."""
     found = []
@@ -58,8 +72,8 @@ def main() -> None:
         "revision": revision(),
         "command": "python -m benchmarks.head_training",
     }
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{found[0]['dtype']}.json").write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

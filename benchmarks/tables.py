@@ -19,6 +19,7 @@ from benchmarks.decisions.table import decisions
 from benchmarks.elsewhere import table as elsewhere
 from benchmarks.families import families
 from benchmarks.faults import tables as faults
+from benchmarks.head_training import times
 from benchmarks.markdown import Columns, record_table
 from benchmarks.peers.table import headline, peers, peers_of_questions
 from benchmarks.processors import table as processors
@@ -163,18 +164,6 @@ def _bayesianize(folder: str) -> str:
 
 def _treatment(found: Result) -> str:
     return "recalibrated" if found.get("recalibrated") else "with temperature" if found["tempered"] else "as it is"
-
-
-def _head_training(name: str) -> str:
-    """Return a sentence with the seconds from rows to an answer by number of rows, and where they come from."""
-    result = _load(name)[0]
-    times = [f"{size['n_rows']:,} in {size['answered_s']:.0f} s" for size in result["sizes"]]
-    machine = result["machine"]
-    return (
-        f"From labelled tickets to the first answer of a server: {', '.join(times[:-1])} and {times[-1]} "
-        f"({machine['cores']} cores of {machine['processor']}, {result['sizes'][0]['dtype']}, revision "
-        f"{result['revision']}; `{result['command']}`)."
-    )
 
 
 def _few_rows(name: str) -> str:
@@ -325,7 +314,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "guarantee": _guarantee,
     "bayesianize": _bayesianize,
     "training_time": _training_time,
-    "head_training": _head_training,
+    "head_training": lambda name: times(_load(name)),
     "few_rows": _few_rows,
     "search": _search,
     "choice": _choice,
