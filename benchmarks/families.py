@@ -3,8 +3,7 @@
 `python -m benchmarks.families` makes a small random model of every type of causal language model that the installed
 transformers has, encoders aside, runs the check that `blora` runs when it loads a base model, and compares the scores
 of packed choices with those of plain forward passes of each choice alone. What a type is served as, or why it is
-refused, is the result.
-Types whose settings are not made small by their usual names are listed as not tried.
+refused, is the result. Types whose settings are not made small by their usual names are listed as not tried.
 """
 
 import json
@@ -154,11 +153,11 @@ def verdict(model_type: str) -> dict[str, str]:
     except BaseModelError as exc:
         return {"model_type": model_type, "verdict": "refused", "why": str(exc)[:300]}
     generator = torch.Generator().manual_seed(1)
-    lengths = torch.tensor([40, 3, 9, 5])
-    prompt, *choices = torch.randint(3, N_VOCABULARY, (int(lengths.sum()),), generator=generator).split(
-        lengths.tolist()
+    longest = min(PROMPT, checked.max_length - max(CHOICES))
+    prompt, *choices = (
+        tuple(torch.randint(3, N_VOCABULARY, (length,), generator=generator).tolist()) for length in (longest, *CHOICES)
     )
-    row = PackedRow(tuple(prompt.tolist()), tuple(tuple(choice.tolist()) for choice in choices), "none")
+    row = PackedRow(prompt, tuple(choices), "none")
     with torch.no_grad():
         distance = float((score_rows(model, collate([row]), None)[0] - alone(model, row)).abs().max())
     if not distance <= TOLERANCE:

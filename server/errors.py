@@ -74,9 +74,8 @@ class Code(NamedTuple):
 
 CODES: dict[str, Code] = {
     "invalid_http": Code(400, "The request is malformed or ambiguous HTTP"),
-    "not_text": Code(
-        400, "An image or another part that is not text"
-    ),  # for 400 a client asks again without its images
+    # For 400 a client asks again without its images.
+    "not_text": Code(400, "An image or another part that is not text"),
     "conflict": Code(422, "Fields that exclude each other"),
     "duplicate_choices": Code(422, "Two choices that are equal"),
     "empty_policy": Code(422, "A policy without any threshold or target"),
@@ -95,7 +94,7 @@ CODES: dict[str, Code] = {
     "unknown_field": Code(422, "A field that the route does not have"),
     "unknown_question": Code(422, "No adapter of the model answers this question"),
     "unauthorized": Code(401, "The API key is missing or unknown"),
-    "forbidden": Code(403, "The API key does not permit the request"),
+    "forbidden": Code(403, "The API key or the server's settings do not permit the request"),
     "unknown_adapter": Code(404, "No adapter of that name is loaded"),
     "unknown_prediction": Code(404, "No answer of that id is known, or no longer"),
     "digest_mismatch": Code(404, "The adapter or its calibration is not the pinned one"),
@@ -106,7 +105,7 @@ CODES: dict[str, Code] = {
         409, "The name belongs to an adapter with other contents, or the new one would never abstain"
     ),
     "too_many_adapters": Code(409, "The server has `--max-adapters` adapters"),
-    "adapter_too_large": Code(413, "The adapter needs more memory than is left"),
+    "adapter_too_large": Code(413, "The adapter's folder has too many bytes (`--max-adapter-bytes`), files or levels"),
     "body_too_large": Code(413, "The body exceeds its limit of bytes or values"),
     "prompt_too_long": Code(413, "The prompt or its choices have more tokens than the model or a forward pass takes"),
     "too_many_inputs": Code(413, "A batch has too many inputs"),

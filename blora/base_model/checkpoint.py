@@ -5,6 +5,7 @@ quantisation that it does not know, and loads a LoRA together with the base mode
 wrong numbers, and is refused.
 """
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 from torch import nn
@@ -47,7 +48,8 @@ def read_checkpoint(path: str, name: str, **source: Any) -> PreTrainedModel:
         )
     config = AutoConfig.from_pretrained(path, trust_remote_code=False, **source)
     options = {"dtype": "auto", "use_safetensors": True, "trust_remote_code": False, **source}
-    if (quantisation := getattr(config, "quantization_config", None)) is not None:
+    places = (config, config.get_text_config())
+    if quantisation := next(filter(None, (getattr(place, "quantization_config", None) for place in places)), None):
         method = quantisation.get("quant_method")
         if method not in DEQUANTISED:
             raise BaseModelError(
@@ -79,12 +81,17 @@ def read_weights(kind: Any, path: str, name: str, **options: Any) -> PreTrainedM
             "one with an output head"
         )
     modules = dict(model.named_modules())
-    unused = sorted(key for key in found["unexpected_keys"] if _has_weights(modules.get(key.rpartition(".")[0])))
+    unused = sorted(key for key in found["unexpected_keys"] if _belongs(key, modules, model.base_model_prefix))
     if unused:
         raise BaseModelError(
             f"got base model {name!r} with {len(unused)} weights that its configuration has no place for beside those "
             f"of the same module, such as {unused[0]}, expected none; if they are scales, use the model before it was "
-            "quantised, and otherwise its own config.json"
+            "quantised, and otherwise the config.json that was published with these weights"
+        )
+    if getattr(model, "hf_quantizer", None) is not None:
+        raise BaseModelError(
+            f"got base model {name!r} with weights that stay quantised, expected plain ones; use the model that they "
+            "were made from"
         )
     return model
 
@@ -100,5 +107,16 @@ def _kind(config: PreTrainedConfig, name: str) -> type:
     )
 
 
-def _has_weights(module: nn.Module | None) -> bool:
-    return module is not None and any(True for _ in module.parameters(recurse=False))
+def _belongs(key: str, modules: Mapping[str, nn.Module], prefix: str) -> bool:
+    """Return whether a weight belongs to a module that has others, by its name with or without the decoder's prefix.
+
+    A weight of a module that is not there belongs to the nearest one around it: experts are one module in the model,
+    and many in a checkpoint.
+    """
+    for name in (key, f"{prefix}.{key}"):
+        around = name.rpartition(".")[0]
+        while around and around not in modules:
+            around = around.rpartition(".")[0]
+        if around and any(True for _ in modules[around].parameters(recurse=False)):
+            return True
+    return False

@@ -65,7 +65,8 @@ def reading_digest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
 
     The digest covers the tokenizer's vocabulary, its tokens for the beginning and the end, its tokens of a few texts,
     the chat template, and settings of the model's config, see `SETTINGS`. Numbers are rounded to six digits, because
-    formats of files store them in different precisions.
+    formats of files store them in different precisions. A tokenizer whose closing token is left out, or whose template
+    is rendered for one date or without thoughts, has another digest than before these rules.
     """
     config = model.config.get_text_config()
     contents = {
@@ -75,13 +76,22 @@ def reading_digest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
         "chat_template": tokenizer.chat_template,
         "settings": _settings(config),
     }
+    if _is_rendered_otherwise(tokenizer):
+        contents["rendering"] = 2
     return f"sha256:{hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()}"
 
 
-def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int] | None:
+def _is_rendered_otherwise(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether blora renders texts otherwise than the tokenizer: see `encode` and `blora.inference.chat`."""
+    framed, bare = _tokens(tokenizer, "a"), _tokens(tokenizer, "a", special=False)
+    closes = bool(framed and bare and framed[-1] != bare[-1])
+    return closes or any(name in str(tokenizer.chat_template) for name in ("strftime_now", "enable_thinking"))
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = True) -> list[int] | None:
     """Return the tokens of a text; None from a tokenizer that refuses what its vocabulary lacks."""
     try:
-        return [*tokenizer(text, verbose=False)["input_ids"]]
+        return [*tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]]
     except Exception:  # the libraries behind tokenizers raise errors of any type
         return None
 

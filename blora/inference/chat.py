@@ -14,7 +14,7 @@ __all__ = ["TODAY", "render"]
 # a promise was proved on. Llama 3's template prints this date where it has no other.
 TODAY = datetime(2024, 7, 26)
 # Parts of a format of a date, as in `datetime.strftime`.
-_DIRECTIVES = tuple(f"%{letter}" for letter in "aAbBcdHIjmMpSUwWxXyY")
+_DIRECTIVES = (*(f"%{letter}" for letter in "aAbBcdDeFHIjmMpRSTUwWxXyY"), "%-d", "%-m", "%-H", "%-I")
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], suffix: str = "") -> str:

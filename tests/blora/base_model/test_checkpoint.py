@@ -92,6 +92,14 @@ def test_four_bit_floats_of_experts_are_read_as_plain_weights(tmp_path: Path) ->
         assert torch.equal(weights[name], weight)
 
 
+def test_a_quantisation_of_the_language_model_alone_counts_too(tmp_path: Path) -> None:
+    path = saved_model(tmp_path / "tiny", tiny_llava())
+    method = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    rewrite_json(lambda raw: raw["text_config"].update(method))(path / "config.json")
+    with pytest.raises(BaseModelError, match="quantised by gptq, expected plain ones"):
+        load_base_model(str(path), device="cpu", dtype="float32")
+
+
 @pytest.mark.parametrize("settings", [{"quant_method": "gptq", "bits": 4}, {"load_in_4bit": True}])
 def test_another_quantisation_is_refused_whatever_is_installed(tmp_path: Path, settings: dict[str, object]) -> None:
     path = saved(tmp_path / "tiny")
@@ -104,6 +112,30 @@ def test_another_quantisation_is_refused_whatever_is_installed(tmp_path: Path, s
 def with_biases(tensors: dict[str, Tensor]) -> None:
     weight = "model.layers.0.self_attn.q_proj.weight"
     tensors[weight.replace("weight", "bias")] = torch.ones(len(tensors[weight]))
+
+
+def with_scales_of_experts(tensors: dict[str, Tensor]) -> None:
+    tensors["model.layers.0.mlp.experts.0.up_proj.weight_scale"] = torch.ones(1)
+
+
+def without_prefix(tensors: dict[str, Tensor]) -> None:
+    tensors["h.0.attn.c_attn.weight_scale"] = torch.ones(1)
+
+
+@pytest.mark.parametrize(("architecture", "change"), [("mixtral", with_scales_of_experts), ("gpt2", without_prefix)])
+def test_scales_of_weights_under_another_name_are_refused_too(
+    tmp_path: Path, architecture: str, change: Callable[[dict[str, Tensor]], None]
+) -> None:
+    path = saved(tmp_path / "tiny", architecture)
+    rewritten(path, change)
+    with pytest.raises(BaseModelError, match=r"has no place for .*_scale, expected none"):
+        load_base_model(str(path), device="cpu", dtype="float32")
+
+
+def test_buffers_that_older_checkpoints_hold_may_be_left_out(tmp_path: Path) -> None:
+    path = saved(tmp_path / "tiny", "gpt2")
+    rewritten(path, lambda tensors: tensors.update({"h.0.attn.bias": torch.ones(1, 1, 8, 8)}))
+    load_base_model(str(path), device="cpu", dtype="float32")
 
 
 @pytest.mark.parametrize("change", [to_fp8("weight_scale"), with_biases], ids=["scales", "biases"])
@@ -122,13 +154,18 @@ def test_weights_of_a_module_that_the_model_lacks_may_be_left_out(tmp_path: Path
     load_base_model(str(path), device="cpu", dtype="float32")
 
 
-def test_the_language_model_of_one_that_reads_images_too_is_a_base(tmp_path: Path) -> None:
+def tiny_llava() -> PreTrainedModel:
+    """A small random model that reads images too."""
     text = {"model_type": "llama", "vocab_size": 64, "hidden_size": 16, "intermediate_size": 16}
     vision = {"model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 16, "projection_dim": 16}
     few = {"num_hidden_layers": 1, "num_attention_heads": 2}
     images = {"image_size": 32, "patch_size": 16}
     config = LlavaConfig(text_config=text | few, vision_config=vision | few | images, image_token_index=63)
-    path = saved_model(tmp_path / "tiny", AutoModelForImageTextToText.from_config(config))
+    return AutoModelForImageTextToText.from_config(config)
+
+
+def test_the_language_model_of_one_that_reads_images_too_is_a_base(tmp_path: Path) -> None:
+    path = saved_model(tmp_path / "tiny", tiny_llava())
     check_packing(load_base_model(str(path), device="cpu", dtype="float32"))
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
@@ -138,3 +139,31 @@ def test_a_rare_setting_changes_only_the_digests_of_architectures_that_have_it(
     monkeypatch.setattr(identity, "RARE_SETTINGS", ())
     has_one = architecture in ("falcon", "gpt_neo")
     assert (reading_digest(model, tiny_tokenizer()) != digest) == has_one
+
+
+@pytest.mark.parametrize(
+    ("template", "otherwise"),
+    [
+        ("{{ messages[0].content }}", False),
+        ("{{ strftime_now('%F') }}{{ messages[0].content }}", True),
+        ("{% if enable_thinking %}<think>{% endif %}{{ messages[0].content }}", True),
+    ],
+)
+def test_a_template_that_was_once_rendered_otherwise_has_another_digest(
+    template: str, otherwise: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = tiny_model(), copy.deepcopy(tiny_tokenizer())
+    tokenizer.chat_template = template
+    digest = reading_digest(model, tokenizer)
+    monkeypatch.setattr(identity, "_is_rendered_otherwise", lambda tokenizer: False)
+    assert (reading_digest(model, tokenizer) != digest) == otherwise
+
+
+def test_a_tokenizer_whose_closing_token_is_left_out_has_another_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = tiny_model(), copy.deepcopy(tiny_tokenizer())
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A <unk>", special_tokens=[("<s>", 1), ("<unk>", 2)]
+    )
+    digest = reading_digest(model, tokenizer)
+    monkeypatch.setattr(identity, "_is_rendered_otherwise", lambda tokenizer: False)
+    assert reading_digest(model, tokenizer) != digest

@@ -27,6 +27,7 @@ def rendered(template: str) -> str:
         ("%B %d, %Y", "July 26, 2024"),  # Granite
         ("%Y-%m-%d", "2024-07-26"),  # gpt-oss, Mistral Small
         ("%A, %H:%M", "Friday, 00:00"),
+        ("%-d %B, %F", "26 July, 2024-07-26"),
     ],
 )
 @pytest.mark.parametrize("start", ["", "\n", "  "])
