@@ -136,10 +136,8 @@ def train_head(
     if depths is None:
         readable = readable_depths(base.model, train[0].row, config.depths)
         if readable != config.depths:
-            logger.warning(
-                "the head reads the states at %s alone: elsewhere this model has several a token", [*readable]
-            )
-        config = default_head(n_layers_of(base.model), hidden_size, linear=linear, depths=readable)
+            logger.warning("this model has one state a token only at the depths %s, which the head reads", [*readable])
+            config = default_head(n_layers_of(base.model), hidden_size, linear=linear, depths=readable)
     lora = Posterior({}, PosteriorConfig(method="lora"), seed=0)
     read = [read_features(base.model, rows, config, lora.mean(), "reading states") for rows in (train, validation)]
     return fit_parts(config, read[0], train, read[1], validation, sampling, lora)
