@@ -2,7 +2,7 @@
 
 `python -m benchmarks.families` makes a small random model of every type of causal language model that the installed
 transformers has, encoders aside, runs the check that `blora` runs when it loads a base model, and compares the scores
-of packed choices with those of plain forward passes of each choice alone. What a type is served as, or why it is
+of several choices with those of plain forward passes of each choice alone. What a type is served as, or why it is
 refused, is the result. Types whose settings are not made small by their usual names are listed as not tried.
 """
 
@@ -32,8 +32,9 @@ from blora.base_model.loading import max_length_of, sliding_window_of
 from blora.config import BaseModelRef
 from blora.errors import BaseModelError
 from blora.inference.architecture import check_packing
+from blora.inference.batch import collate
 from blora.inference.fork import runs_in_parts
-from blora.inference.packing import PackedRow, collate
+from blora.inference.packing import PackedRow
 from blora.inference.scoring import score_rows
 from blora.training.provenance import machine, revision
 
@@ -53,6 +54,7 @@ ENCODERS = (
 VERDICTS = {
     "served": "served",
     "whole": "served; every draw of a LoRA runs every layer",
+    "separate": "served; each choice is read behind a copy of the prompt, and every draw of a LoRA runs every layer",
     "refused": "refused",
     "not made": "not tried",
 }
@@ -83,12 +85,23 @@ SMALL: dict[str, Any] = {
     "sliding_window": 16,
 }
 _VISION = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16, "image_size": 32, "patch_size": 16}
+_MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8}
 # Settings that depend on the others, by model type; the layers of a hybrid are of both kinds.
 FITTING: dict[str, dict[str, Any]] = {
+    "bamba": {**_MAMBA, "attn_layer_indices": [1, 3]},
     "gemma3n_text": {"num_kv_shared_layers": 1, "layer_types": ["full_attention"] * N_LAYERS},
     "gemma3": {"vision_config": {"model_type": "siglip_vision_model", **_VISION}},
     "gpt_neo": {"attention_types": [[["global", "local"], N_LAYERS // 2]]},
+    "granitemoehybrid": {
+        "mamba_n_heads": 8,
+        "mamba_d_head": 8,
+        "layer_types": ["mamba", "attention"] * (N_LAYERS // 2),
+    },
     "lfm2": {"layer_types": ["conv", "full_attention"] * (N_LAYERS // 2)},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * (N_LAYERS // 2)},
+    "mamba2": {"num_heads": 8, "head_dim": 8},
+    "zamba2": {"layers_block_type": ["mamba", "hybrid"] * (N_LAYERS // 2)},
+    "zaya": {"num_experts_per_tok": 1},
 }
 # Tokens of the compared prompt, at most, and of each of its choices.
 PROMPT, CHOICES = 40, (3, 9, 5)
@@ -157,11 +170,13 @@ def verdict(model_type: str) -> dict[str, str]:
     prompt, *choices = (
         tuple(torch.randint(3, N_VOCABULARY, (length,), generator=generator).tolist()) for length in (longest, *CHOICES)
     )
-    row = PackedRow(prompt, tuple(choices), "none")
+    row = PackedRow(prompt, tuple(choices), "none", separate=checked.separate)
     with torch.no_grad():
         distance = float((score_rows(model, collate([row]), None)[0] - alone(model, row)).abs().max())
     if not distance <= TOLERANCE:
-        raise AssertionError(f"{model_type} passes the check, and its packed scores are off by {distance:.2g} nats")
+        raise AssertionError(f"{model_type} passes the check, and its scores are off by {distance:.2g} nats")
+    if checked.separate:
+        return {"model_type": model_type, "verdict": "separate", "why": ""}
     within = checked.max_length == sliding_window_of(model)
     why = "prompts have to fit into its sliding window" if within else ""
     return {"model_type": model_type, "verdict": "served" if runs_in_parts(model) else "whole", "why": why}

@@ -51,6 +51,7 @@ class BaseModel:
         device: device of the model.
         dtype: dtype of the decoder's weights.
         max_length: largest number of positions in a row.
+        separate: whether the model takes no block masks, so that choices are read separately: see `check_packing`.
     """
 
     model: PreTrainedModel
@@ -59,6 +60,7 @@ class BaseModel:
     device: torch.device
     dtype: torch.dtype
     max_length: int
+    separate: bool = False
 
     @property
     def dtype_name(self) -> str:

@@ -1,4 +1,4 @@
-"""Tests that an architecture meets the assumptions of packing and forking, by what changes its logits.
+"""Tests of how an architecture reads choices, packed or each in a sequence of its own, by what changes its logits.
 
 Two computations that should agree are compared as logits at every predicted position. The effect of rounding alone is
 measured by repeating a computation, in the same batch and in batches of other shapes. An unsuitable architecture
@@ -16,8 +16,9 @@ from transformers import PreTrainedModel
 from blora.base_model import BaseModel
 from blora.base_model.loading import max_length_of
 from blora.errors import BaseModelError
+from blora.inference.batch import PackedBatch, collate
 from blora.inference.fork import allow_partial_runs, forbid_partial_runs, logits_at, runs_in_parts
-from blora.inference.packing import PackedBatch, PackedRow, collate
+from blora.inference.packing import PackedRow
 from blora.inference.prefix import Prefix, common_tokens
 from blora.inference.scoring import at_positions, states_of
 from blora.inference.windows import Window, named_window, use_window
@@ -83,6 +84,16 @@ class _Example:
         )
         return cls(row, longer, exchanged, 0, n_vocabulary // 2)
 
+    def separate(self) -> "_Example":
+        """Return the same example with each choice in a sequence of its own."""
+        one, other = (replace(row, separate=True) for row in self.exchanged)
+        return replace(
+            self,
+            row=replace(self.row, separate=True),
+            longer=replace(self.longer, separate=True),
+            exchanged=(one, other),
+        )
+
     def wider(self, n_columns: int) -> PackedRow:
         """Return `row` with its middle choice repeated over at least this number of columns."""
         first, between, last = self.row.continuations
@@ -92,7 +103,10 @@ class _Example:
 
 @torch.no_grad()
 def check_packing(base: BaseModel) -> BaseModel:
-    """Test on a small example that an architecture scores packed choices as it scores each choice alone.
+    """Test on a small example that an architecture scores choices together as it scores each choice alone.
+
+    If it does not do so packed, as recurrent layers never do, choices are read separately, each in a sequence behind a
+    copy of the prompt. The model passes the same tests that way, and a warning is logged.
 
     Three tests: exchanging tokens that a choice must not see (other choices, padding, other rows) does not change its
     logits; a choice that occurs twice in a row has equal logits both times, also in a row that is wider than a window
@@ -104,15 +118,63 @@ def check_packing(base: BaseModel) -> BaseModel:
     and a warning is logged.
 
     Returns:
-        The base model, whose `max_length` no longer counts a window that passed.
+        The base model, whose `max_length` no longer counts a window that passed, and with `separate` as found.
 
     Raises:
-        BaseModelError: if a test fails, for example for models that ignore attention masks or position ids, or that
-            overflow in the dtype.
+        BaseModelError: if the tests fail both ways, for example for models that see later tokens, or that overflow in
+            the dtype.
+    """
+    model, example = base.model, _Example.of(base.model.config.get_text_config().vocab_size)
+    forbid_partial_runs(model, "the packing check is running")
+    try:
+        batch, together, bound = _check_alike(base, example)
+    except BaseModelError as exc:
+        return _separate(base, example.separate(), exc)
+    allow_partial_runs(model)
+    if reason := _reason_to_run_whole(model, example, batch, together, bound):
+        forbid_partial_runs(model, reason)
+        logger.warning(
+            "%s cannot be run in parts, so every layer runs for every draw, at several times the cost: %s",
+            base.ref.id,
+            reason,
+        )
+    return _beyond_window(base, example)
+
+
+def _separate(base: BaseModel, example: _Example, packed: BaseModelError) -> BaseModel:
+    """Return a base model that reads choices separately.
+
+    Args:
+        base: the base model.
+        example: an example whose choices are separate.
+        packed: why choices cannot be packed.
+
+    Raises:
+        BaseModelError: `packed`, if the model cannot read separate choices either.
+    """
+    try:
+        _check_alike(base, example)
+    except BaseModelError:
+        raise packed from None
+    forbid_partial_runs(base.model, "it takes no block masks, so each choice is read behind a copy of the prompt")
+    logger.warning(
+        "%s takes no block masks, so each choice of several tokens is read behind a copy of the prompt, and every "
+        "layer runs for every draw, at several times the cost; a linear head reads the prompt once",
+        base.ref.id,
+    )
+    return replace(base, separate=True, max_length=max_length_of(base.model, beyond_window=True))
+
+
+def _check_alike(base: BaseModel, example: _Example) -> tuple[PackedBatch, Tensor, float]:
+    """Check that a model scores the choices of an example as it scores each choice alone.
+
+    Returns:
+        The example as a batch, its centered logits, and the change of these that rounding explains.
+
+    Raises:
+        BaseModelError: if it scores them otherwise.
     """
     model = base.model
-    example = _Example.of(model.config.get_text_config().vocab_size)
-    forbid_partial_runs(model, "the packing check is running")
     try:
         alone = _alone(model, example.row)
         if not alone.isfinite().all():
@@ -145,15 +207,7 @@ def check_packing(base: BaseModel) -> BaseModel:
                 f"deviation, expected at most {bound:.2g}, which rounding explains; this architecture does not support "
                 "block attention masks and position ids and cannot be used"
             )
-    allow_partial_runs(model)
-    if reason := _reason_to_run_whole(model, example, batch, together, OTHER_SHAPE[base.dtype] + MARGIN * rounding):
-        forbid_partial_runs(model, reason)
-        logger.warning(
-            "%s cannot be run in parts, so every layer runs for every draw, at several times the cost: %s",
-            base.ref.id,
-            reason,
-        )
-    return _beyond_window(base, example)
+    return batch, together, OTHER_SHAPE[base.dtype] + MARGIN * rounding
 
 
 def _beyond_window(base: BaseModel, example: _Example) -> BaseModel:
@@ -213,7 +267,7 @@ def _displacements(
     both = torch.cat([first, last])
     yield "exchanging tokens hidden from a choice", _distance(exchanged[both], together[both]), SAME_SHAPE
     yield "the position of a choice in its row", _distance(together[last], together[first]), other_shape
-    if window := _window(model):
+    if not batch.separate and (window := _window(model)):
         row = example.wider(window)
         far = _ends(model, row)
         yield f"the position of a choice in a row of {row.n_tokens} tokens", _distance(*far), other_shape

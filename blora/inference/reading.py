@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 
 from blora.config import HeadConfig
 from blora.errors import BaseModelError
+from blora.inference.batch import PackedBatch, collate
 from blora.inference.fork import first_layer, logits_at, states_at
 from blora.inference.grams import gram_counts
-from blora.inference.packing import PackedBatch, PackedRow, States, collate
+from blora.inference.packing import PackedRow, States
 from blora.inference.prefix import HeadPrefix, RecordingCache
 from blora.inference.scoring import inputs_of, log_normalizers
 from blora.inference.vocabulary import log_probs_of_each, plain_head
@@ -171,8 +172,11 @@ def _depths(model: PreTrainedModel, row: PackedRow, config: HeadConfig) -> set[i
 def _sums(batch: PackedBatch, states: dict[int, Tensor], depths: Sequence[int], segments: Tensor) -> Tensor:
     """Return the sums of the states over the tokens of segments, the depths side by side: (B, len(segments), F)."""
     device = states[depths[0]].device
-    members = (batch.segment[:, None, :] == segments[:, None]).float().to(device)  # (B, segments, T)
-    return torch.cat([members @ states[depth].float() for depth in depths], -1)
+    members = (batch.segment[:, None, :] == segments[:, None]).float().to(device)  # (R, segments, T)
+    sums = torch.cat([members @ states[depth].float() for depth in depths], -1)
+    if not batch.separate:
+        return sums
+    return sums.new_zeros(len(batch.is_choice), *sums.shape[1:]).index_add(0, batch.owner.to(device), sums)
 
 
 def _choice_log_probs(

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from blora.inference.batch import PackedBatch
 from blora.inference.checkpoints import between, checkpoint
 from blora.inference.fork import first_layer, hidden_at, logits_at, states_at
-from blora.inference.packing import PackedBatch, States
+from blora.inference.packing import States
 from blora.inference.prefix import Memory
 from blora.inference.vocabulary import MIN_DRAWS, log_probs_along_draws, log_probs_of_each, plain_head
 from blora.inference.windows import with_each, with_window
@@ -100,7 +101,7 @@ def at_positions(
     """
     device = model.device
     offsets = torch.arange(repeats, device=device)[:, None]
-    row = (batch.row.to(device) + offsets * len(batch.is_choice)).flatten()
+    row = (batch.row.to(device) + offsets * len(batch.input_ids)).flatten()
     known = States(states.layer, _repeat(states.values.to(device), repeats)) if states is not None else None
     inputs = {name: with_each(given, lambda t: _repeat(t, repeats)) for name, given in inputs_of(model, batch).items()}
     found = run(model, known, row, batch.column.to(device).repeat(repeats), **inputs, **_cache(memory))
@@ -168,6 +169,8 @@ def _cache(memory: Memory | None) -> dict[str, Any]:
 
 def inputs_of(model: PreTrainedModel, batch: PackedBatch, memory: Memory | None = None) -> dict[str, Any]:
     """Return the model's keyword arguments for a batch after a cached prefix, on the model's device."""
+    if batch.separate:
+        return {"input_ids": batch.input_ids.to(model.device)}  # plain sequences, for models of any kind
     mask = _additive(batch.attention_mask(model.device))
     return _cache(memory) | {
         "input_ids": batch.input_ids.to(model.device),

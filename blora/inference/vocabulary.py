@@ -102,13 +102,12 @@ def plain_head(model: PreTrainedModel) -> Head | None:
 @torch.no_grad()
 def _is_plain(model: PreTrainedModel, module: nn.Linear) -> bool:
     ids = torch.tensor([[0, 1]], device=model.device)
-    inputs = {"input_ids": ids, "position_ids": ids, "attention_mask": torch.zeros(1, 1, 2, 2, device=model.device)}
     at = (torch.tensor([0, 0], device=model.device), ids[0])
     seen: list[Tensor] = []  # from the same pass, since another pass may round differently
     handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     try:
         with checkpoints(lambda: None), use_draws(None):  # a pass that ran at a checkpoint would be seen too
-            logits = logits_at(model, None, *at, **inputs)
+            logits = logits_at(model, None, *at, input_ids=ids)
     finally:
         handle.remove()
     return len(seen) == 1 and torch.allclose(module(seen[0])[0], logits, rtol=1e-3, atol=1e-3)
