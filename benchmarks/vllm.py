@@ -41,7 +41,7 @@ AT_ONCE = 8
 # The time of an answer does not depend on how long its adapter was trained.
 SCORES = ("--head", "none", "--layers", "last:10", "--n-samples", "16", "--epochs", "1")
 SCORES += ("--train-examples", "200", "--validation-examples", "100")
-# In float32, vLLM 0.32 stops on CPUs when it mixes LoRAs. For a head: what torch takes by itself.
+# For a head: what torch takes by itself.
 DTYPES: dict[ScoringName, str] = {"label": "bfloat16", "text": native_dtypes(torch.device("cpu"))[0]}
 
 

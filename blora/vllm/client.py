@@ -4,7 +4,6 @@ Follows the API of vLLM 0.32 with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDA
 runs with --runner pooling --pooler-config.task token_embed, which gives no log-probabilities.
 """
 
-import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from blora.errors import ConfigError
+from blora.vllm.turns import Turns
 
 __all__ = ["UnknownLoraError", "VllmClient", "VllmError", "VllmUnreachableError", "check_address"]
 
@@ -57,8 +57,7 @@ class VllmClient:
         # A transport of its own, because httpx would send prompts through a proxy that the environment names.
         transport = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=concurrency))
         self._http = httpx.AsyncClient(base_url=url, timeout=timeout_s, transport=transport)
-        self._room = asyncio.Semaphore(concurrency)
-        self._alone = asyncio.Lock()
+        self._turns = Turns(concurrency)
         self.connections = 0
         """Number of connections that were opened: more of them may lead to a vLLM that was started again."""
 
@@ -99,7 +98,7 @@ class VllmClient:
         for start in range(0, len(different), MOST_TOKENS):
             some = different[start : start + MOST_TOKENS]
             asked = {"logprobs": 0, "logprob_token_ids": some, "return_tokens_as_token_ids": True}
-            async with self._room:
+            async with self._turns.together():
                 look()
                 choice = await self._complete(lora, prompt, asked)
             try:
@@ -114,9 +113,9 @@ class VllmClient:
     ) -> float:
         """Return the log-probability of a text after a prompt, summed over its tokens.
 
-        Sends one request at a time: concurrent ones over several LoRAs have stopped vLLM's engine on CPUs.
+        No other request is sent meanwhile: a prompt's log-probabilities beside others stop vLLM's engine on CPUs.
         """
-        async with self._alone:
+        async with self._turns.alone():
             look()
             choice = await self._complete(lora, [*prompt, *tokens], {"prompt_logprobs": 0})
         try:
@@ -136,7 +135,7 @@ class VllmClient:
         """
         form = {"encoding_format": "bytes_only", "embed_dtype": "float32", "endianness": "little"}
         asked = {"model": model, "input": list(text), "task": "token_embed", "use_activation": False, **form}
-        async with self._room:
+        async with self._turns.together():
             look()
             response = await self._post("/pooling", asked)
         _check(response, "states", "pooling --pooler-config.task token_embed")

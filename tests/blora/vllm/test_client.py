@@ -44,9 +44,32 @@ async def test_no_more_requests_than_allowed_are_under_way() -> None:
     client._complete = complete  # type: ignore[method-assign]
     await asyncio.gather(*(client.next_token("x", [1], [1]) for _ in range(10)))
     assert most == 3
-    most = 0
-    await asyncio.gather(*(client.continuation("x", [1], [1]) for _ in range(10)))
-    assert most == 1
+    await client.close()
+
+
+async def test_no_other_request_is_under_way_beside_one_for_the_log_probabilities_of_a_prompt() -> None:
+    client, under_way, beside = VllmClient("http://vllm", timeout_s=10, concurrency=3), 0, []
+
+    async def complete(lora: str, prompt: Any, asked: Any) -> dict[str, Any]:
+        nonlocal under_way
+        under_way += 1
+        try:
+            for _ in range(3):
+                beside.append((under_way, "prompt_logprobs" in asked))
+                await asyncio.sleep(0.01)
+        finally:
+            under_way -= 1
+        return {"logprobs": {"top_logprobs": [{"token_id:1": -1.0}]}, "prompt_logprobs": [None, {"1": {"logprob": -1}}]}
+
+    client._complete = complete  # type: ignore[method-assign]
+    ways = [client.next_token, client.continuation] * 5 + [client.next_token] * 3
+    cancelled = asyncio.create_task(client.continuation("x", [1], [1]))
+    asking = asyncio.gather(*(way("x", [1], [1]) for way in ways))
+    await asyncio.sleep(0.005)
+    cancelled.cancel()  # lets the next one in
+    await asking
+    assert {n for n, alone in beside if alone} == {1}
+    assert max(n for n, alone in beside if not alone) > 1
     await client.close()
 
 

@@ -1,0 +1,43 @@
+"""Requests that may run together, and requests of which each runs alone."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+__all__ = ["Turns"]
+
+
+class Turns:
+    """Turns of requests, in the order in which they ask.
+
+    Args:
+        concurrency: most requests together.
+    """
+
+    def __init__(self, concurrency: int) -> None:
+        self._room = asyncio.Semaphore(concurrency)
+        self._gate = asyncio.Lock()  # held by one that runs alone, and waits for the others to end
+        self._running = 0
+        self._none_runs = asyncio.Event()
+        self._none_runs.set()
+
+    @asynccontextmanager
+    async def together(self) -> AsyncIterator[None]:
+        """Wait until there is room, and none runs alone."""
+        async with self._room:
+            async with self._gate:
+                self._running += 1
+                self._none_runs.clear()
+            try:
+                yield
+            finally:
+                self._running -= 1
+                if not self._running:
+                    self._none_runs.set()
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """Wait until no other one runs; those that ask later wait for this one."""
+        async with self._gate:
+            await self._none_runs.wait()
+            yield
