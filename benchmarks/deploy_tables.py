@@ -75,7 +75,7 @@ def vllm(scores: Result, head: Result) -> str:
     rows.append([*default, f"{five['ms_a_question']:.0f}", f"{five['right']:.3f}"])
     return (
         f"{markdown_table(['adapter', 'draws', 'engine', 'ms a question', 'accuracy'], rows)}\n\n"
-        f"{scores['n_questions']} questions of arc_easy_test.jsonl by labels; {head['n_questions']:,} by heads, in "
-        f"{head['dtype']}. Between the engines, by the largest difference of a choice: {'; '.join(said)}. "
+        f"{scores['n_questions']} questions of arc_easy_test.jsonl by labels, in {scores['dtype']}; "
+        f"{head['n_questions']:,} by heads, in {head['dtype']}. Between the engines, by the largest difference of a choice: {'; '.join(said)}. "
         f"{machine['cores']} cores of {machine['processor']}; `python -m benchmarks.vllm --adapter scores` and `head`."
     )
