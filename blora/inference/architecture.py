@@ -155,7 +155,7 @@ def _separate(base: BaseModel, example: _Example, packed: BaseModelError) -> Bas
     try:
         _check_alike(base, example)
     except BaseModelError:
-        raise packed from None
+        raise packed from packed.__cause__
     forbid_partial_runs(base.model, "it takes no block masks, so each choice is read behind a copy of the prompt")
     logger.warning(
         "%s takes no block masks, so each choice of several tokens is read behind a copy of the prompt, and every "
