@@ -76,6 +76,7 @@ def vllm(scores: Result, head: Result) -> str:
     return (
         f"{markdown_table(['adapter', 'draws', 'engine', 'ms a question', 'accuracy'], rows)}\n\n"
         f"{scores['n_questions']} questions of arc_easy_test.jsonl by labels, in {scores['dtype']}; "
-        f"{head['n_questions']:,} by heads, in {head['dtype']}. Between the engines, by the largest difference of a choice: {'; '.join(said)}. "
+        f"{head['n_questions']:,} by heads, in {head['dtype']}. Between the engines, by the largest difference of a "
+        f"choice: {'; '.join(said)}. "
         f"{machine['cores']} cores of {machine['processor']}; `python -m benchmarks.vllm --adapter scores` and `head`."
     )

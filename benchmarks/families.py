@@ -100,6 +100,18 @@ FITTING: dict[str, dict[str, Any]] = {
     "lfm2": {"layer_types": ["conv", "full_attention"] * (N_LAYERS // 2)},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * (N_LAYERS // 2)},
     "mamba2": {"num_heads": 8, "head_dim": 8},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 4,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 8,
+        "indexer_budget": 16,
+        "indexer_compress_ratio": 4,
+        "ple_layer_ids": [1],
+        "ngram_vocab_size_base": N_VOCABULARY,
+        "heads_per_ngram": 2,
+        "split_ngram_parts": 1,
+        "make_ngram_vocab_size_divisible_by": 8,
+    },
     "zamba2": {"layers_block_type": ["mamba", "hybrid"] * (N_LAYERS // 2)},
     "zaya": {"num_experts_per_tok": 1},
 }
