@@ -28,7 +28,7 @@ PROMPTS = ("I was charged twice this month.", "The app crashes when I upload a p
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter with a posterior over a LoRA; vLLM serves no heads."""
+    """An adapter with a posterior over a LoRA, without a head."""
     return lora_of_the_demos_task(tmp_path_factory.mktemp("adapter") / "triage", load_base_model())
 
 
@@ -62,14 +62,17 @@ def test_it_answers_as_torch_does(torch_server: Server, vllm_server: Server, sco
         assert ask(vllm_server, body) == pytest.approx(ask(torch_server, body), abs=TOLERANCE)
 
 
-async def test_many_at_once_get_what_one_gets_alone(vllm_server: Server) -> None:
-    alone = {prompt: ask(vllm_server, {"prompt": prompt, "scoring": "label"}) for prompt in PROMPTS}
+async def test_many_at_once_by_letters_and_by_texts_get_what_one_gets_alone(vllm_server: Server) -> None:
+    """One by texts in between: vLLM's engine on CPUs stops if its requests share a pass with others."""
+    bodies = [{"prompt": prompt, "scoring": "label"} for prompt in PROMPTS]
+    bodies.append({"prompt": PROMPTS[0], "scoring": "text"})
+    alone = [ask(vllm_server, body) for body in bodies]
+    places = [0, 1, 2, 0, 3, 1, 2, *range(3), *range(3)]
     async with httpx.AsyncClient(base_url=vllm_server.url, timeout=600) as client:
-        bodies = [{"prompt": prompt, "scoring": "label"} for prompt in PROMPTS * 6]
-        answers = await asyncio.gather(*(client.post("/v1/predict", json=body) for body in bodies))
-    for body, answer in zip(bodies, answers, strict=True):
+        answers = await asyncio.gather(*(client.post("/v1/predict", json=bodies[place]) for place in places))
+    for place, answer in zip(places, answers, strict=True):
         found = {entry["choice"]: entry["probability"] for entry in answer.json()["probabilities"]}
-        assert found == pytest.approx(alone[body["prompt"]], abs=TOLERANCE)
+        assert found == pytest.approx(alone[place], abs=TOLERANCE)
 
 
 def test_it_decides_and_counts_as_with_any_engine(vllm_server: Server) -> None:
