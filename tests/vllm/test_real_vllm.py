@@ -44,7 +44,7 @@ def vllm_server(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     model = Path(load_base_model().model.name_or_path)
     flags = {"engine": "vllm", "engine_folder": str(folder / "draws"), "timeout_s": "600"}
     with (
-        vllm(Path(str(PYTHON)), model, folder / "vllm.log") as url,
+        vllm(Path(str(PYTHON)), model, folder / "vllm.log", max_loras=2) as url,
         serve(folder / "log", adapters=f"triage={adapter}", engine_url=url, **flags) as server,
     ):
         yield server
