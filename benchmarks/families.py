@@ -32,10 +32,10 @@ from blora.base_model.loading import max_length_of, sliding_window_of
 from blora.config import BaseModelRef
 from blora.errors import BaseModelError
 from blora.inference.architecture import check_packing
-from blora.inference.batch import collate
 from blora.inference.fork import runs_in_parts
-from blora.inference.packing import PackedRow
+from blora.inference.packing import PackedRow, collate
 from blora.inference.scoring import score_rows
+from blora.inference.unpacked import way_of
 from blora.training.provenance import machine, revision
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,8 @@ ENCODERS = (
 VERDICTS = {
     "served": "served",
     "whole": "served; every draw of a LoRA runs every layer",
-    "separate": "served; each choice is read behind a copy of the prompt, and every draw of a LoRA runs every layer",
+    "continued": "served; every draw of a LoRA runs every layer, and choices are read one by one",
+    "repeated": "served; every draw of a LoRA runs every layer, and choices are read one by one with the prompt",
     "refused": "refused",
     "not made": "not tried",
 }
@@ -182,13 +183,13 @@ def verdict(model_type: str) -> dict[str, str]:
     prompt, *choices = (
         tuple(torch.randint(3, N_VOCABULARY, (length,), generator=generator).tolist()) for length in (longest, *CHOICES)
     )
-    row = PackedRow(prompt, tuple(choices), "none", separate=checked.separate)
+    row = PackedRow(prompt, tuple(choices), "none")
     with torch.no_grad():
         distance = float((score_rows(model, collate([row]), None)[0] - alone(model, row)).abs().max())
     if not distance <= TOLERANCE:
         raise AssertionError(f"{model_type} passes the check, and its scores are off by {distance:.2g} nats")
-    if checked.separate:
-        return {"model_type": model_type, "verdict": "separate", "why": ""}
+    if (way := way_of(model)) is not None:
+        return {"model_type": model_type, "verdict": way, "why": ""}
     within = checked.max_length == sliding_window_of(model)
     why = "prompts have to fit into its sliding window" if within else ""
     return {"model_type": model_type, "verdict": "served" if runs_in_parts(model) else "whole", "why": why}

@@ -24,10 +24,10 @@ COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def open_base(base_model: str, *, device: str, dtype: str) -> BaseModel:
-    """Load a base model and check that packing several choices into one row does not change their scores.
+    """Load a base model and check that scoring several choices together, packed or not, does not change their scores.
 
     Raises:
-        BaseModelError: if the model does not load, or packing changes its scores.
+        BaseModelError: if the model does not load, or its scores change both ways.
     """
     return check_packing(load_base_model(base_model, device=device, dtype=dtype))
 

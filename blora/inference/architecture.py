@@ -16,11 +16,11 @@ from transformers import PreTrainedModel
 from blora.base_model import BaseModel
 from blora.base_model.loading import max_length_of
 from blora.errors import BaseModelError
-from blora.inference.batch import PackedBatch, collate
 from blora.inference.fork import allow_partial_runs, forbid_partial_runs, logits_at, runs_in_parts
-from blora.inference.packing import PackedRow
+from blora.inference.packing import PackedBatch, PackedRow, collate
 from blora.inference.prefix import Prefix, common_tokens
 from blora.inference.scoring import at_positions, states_of
+from blora.inference.unpacked import Way, unpack, way_of
 from blora.inference.windows import Window, named_window, use_window
 from blora.posterior.inject import n_layers_of
 
@@ -42,6 +42,8 @@ WIDEST = 4096
 NARROW = 4
 # Ends of settings that name layers with a window, and not the width of one.
 OF_LAYERS = ("_layers", "_pattern")
+# Ways to read choices in sequences of their own, the cheapest first.
+WAYS: tuple[Way, ...] = ("continued", "repeated")
 # Logits below this belong to tokens that a model rules out.
 RULED_OUT = -1e4
 
@@ -84,16 +86,6 @@ class _Example:
         )
         return cls(row, longer, exchanged, 0, n_vocabulary // 2)
 
-    def separate(self) -> "_Example":
-        """Return the same example with each choice in a sequence of its own."""
-        one, other = (replace(row, separate=True) for row in self.exchanged)
-        return replace(
-            self,
-            row=replace(self.row, separate=True),
-            longer=replace(self.longer, separate=True),
-            exchanged=(one, other),
-        )
-
     def wider(self, n_columns: int) -> PackedRow:
         """Return `row` with its middle choice repeated over at least this number of columns."""
         first, between, last = self.row.continuations
@@ -105,31 +97,33 @@ class _Example:
 def check_packing(base: BaseModel) -> BaseModel:
     """Test on a small example that an architecture scores choices together as it scores each choice alone.
 
-    If it does not do so packed, as recurrent layers never do, choices are read separately, each in a sequence behind a
-    copy of the prompt. The model passes the same tests that way, and a warning is logged.
-
     Three tests: exchanging tokens that a choice must not see (other choices, padding, other rows) does not change its
     logits; a choice that occurs twice in a row has equal logits both times, also in a row that is wider than a window
     which a setting of the model names; and these equal the logits of the choice alone behind its prompt, in a plain
     forward pass. The tests also find out whether the model can be run in parts; if not, every layer runs for every
     draw, and a warning is logged.
 
+    A model that fails with packed choices, as one with recurrent layers does, passes the same tests with each choice in
+    a sequence of its own: see `blora.inference.unpacked`. It runs whole, and a warning is logged.
+
     A model with a sliding window passes the same tests in rows beyond the window, or its rows stay within the window,
     and a warning is logged.
 
     Returns:
-        The base model, whose `max_length` no longer counts a window that passed, and with `separate` as found.
+        The base model, whose `max_length` no longer counts a window that passed.
 
     Raises:
-        BaseModelError: if the tests fail both ways, for example for models that see later tokens, or that overflow in
-            the dtype.
+        BaseModelError: if a test fails either way, for example for models that see later tokens, or that overflow in
+            the dtype, or if the device has too little memory for them.
     """
     model, example = base.model, _Example.of(base.model.config.get_text_config().vocab_size)
     forbid_partial_runs(model, "the packing check is running")
     try:
         batch, together, bound = _check_alike(base, example)
     except BaseModelError as exc:
-        return _separate(base, example.separate(), exc)
+        if isinstance(exc.__cause__, torch.OutOfMemoryError):  # tells nothing about the architecture
+            raise
+        return _one_by_one(base, example)
     allow_partial_runs(model)
     if reason := _reason_to_run_whole(model, example, batch, together, bound):
         forbid_partial_runs(model, reason)
@@ -141,28 +135,30 @@ def check_packing(base: BaseModel) -> BaseModel:
     return _beyond_window(base, example)
 
 
-def _separate(base: BaseModel, example: _Example, packed: BaseModelError) -> BaseModel:
-    """Return a base model that reads choices separately.
-
-    Args:
-        base: the base model.
-        example: an example whose choices are separate.
-        packed: why choices cannot be packed.
+def _one_by_one(base: BaseModel, example: _Example) -> BaseModel:
+    """Return a base model that reads each choice in a sequence of its own, in the first way that passes the tests.
 
     Raises:
-        BaseModelError: `packed`, if the model cannot read separate choices either.
+        BaseModelError: if none passes.
     """
-    try:
-        _check_alike(base, example)
-    except BaseModelError:
-        raise packed from packed.__cause__
-    forbid_partial_runs(base.model, "it takes no block masks, so each choice is read behind a copy of the prompt")
+    for way in WAYS:
+        unpack(base.model, way)
+        try:
+            _check_alike(base, example)
+        except BaseModelError:
+            if way != WAYS[-1]:
+                continue
+            unpack(base.model, None)
+            raise
+        break
+    forbid_partial_runs(base.model, "it takes no block masks")
     logger.warning(
-        "%s takes no block masks, so each choice of several tokens is read behind a copy of the prompt, and every "
-        "layer runs for every draw, at several times the cost; a linear head reads the prompt once",
+        "%s takes no block masks, so choices are read one by one%s, and every layer runs for every draw, at several "
+        "times the cost; a linear head reads no choices",
         base.ref.id,
+        ", each behind a copy of the prompt" if way == "repeated" else "",
     )
-    return replace(base, separate=True, max_length=max_length_of(base.model, beyond_window=True))
+    return replace(base, max_length=max_length_of(base.model, beyond_window=True))
 
 
 def _check_alike(base: BaseModel, example: _Example) -> tuple[PackedBatch, Tensor, float]:
@@ -178,9 +174,9 @@ def _check_alike(base: BaseModel, example: _Example) -> tuple[PackedBatch, Tenso
     try:
         alone = _alone(model, example.row)
         if not alone.isfinite().all():
-            remedy = "another model" if base.dtype == torch.float32 else "--dtype float32"
             raise BaseModelError(
-                f"got {base.ref.id}, which gives no finite numbers in {base.dtype_name}, expected logits: use {remedy}"
+                f"got {base.ref.id}, which gives no finite numbers in {base.dtype_name}, expected logits: use "
+                f"{_remedy(base)}"
             )
         batch = collate([example.row, example.longer], example.pad_id)
         together = _logits(model, batch)
@@ -190,8 +186,8 @@ def _check_alike(base: BaseModel, example: _Example) -> tuple[PackedBatch, Tenso
         raise
     except Exception as exc:  # an unsuitable architecture may raise anything
         raise BaseModelError(
-            f"got {base.ref.id}, which fails on packed choices ({type(exc).__name__}: {exc}), expected a decoder that "
-            "takes block attention masks and position ids; use another model"
+            f"got {base.ref.id}, which fails on a batch of choices in {base.dtype_name} ({type(exc).__name__}: {exc}), "
+            f"expected a decoder in which a token depends on those before it alone: use {_remedy(base)}"
         ) from exc
     for cause, distance, allowed in moved:
         bound = allowed + MARGIN * rounding
@@ -204,10 +200,15 @@ def _check_alike(base: BaseModel, example: _Example) -> tuple[PackedBatch, Tenso
         if not distance <= bound:  # NaN fails the test
             raise BaseModelError(
                 f"got {base.ref.id}, in which {cause} changes the logits by {distance:.2g} of their standard "
-                f"deviation, expected at most {bound:.2g}, which rounding explains; this architecture does not support "
-                "block attention masks and position ids and cannot be used"
+                f"deviation, expected at most {bound:.2g}, which rounding explains; in this architecture a token "
+                "depends on more than those before it, so that it cannot be used"
             )
     return batch, together, OTHER_SHAPE[base.dtype] + MARGIN * rounding
+
+
+def _remedy(base: BaseModel) -> str:
+    """Return what to use in place of a base model in its dtype."""
+    return "another model" if base.dtype == torch.float32 else "--dtype float32"
 
 
 def _beyond_window(base: BaseModel, example: _Example) -> BaseModel:
@@ -267,7 +268,7 @@ def _displacements(
     both = torch.cat([first, last])
     yield "exchanging tokens hidden from a choice", _distance(exchanged[both], together[both]), SAME_SHAPE
     yield "the position of a choice in its row", _distance(together[last], together[first]), other_shape
-    if not batch.separate and (window := _window(model)):
+    if way_of(model) is None and (window := _window(model)):
         row = example.wider(window)
         far = _ends(model, row)
         yield f"the position of a choice in a row of {row.n_tokens} tokens", _distance(*far), other_shape

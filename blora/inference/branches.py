@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from blora.inference.batch import PackedBatch, by_length, collate, padded_tokens, spread_states
 from blora.inference.fork import branching_layer, runs_in_parts
-from blora.inference.packing import PackedRow, States
+from blora.inference.packing import PackedBatch, PackedRow, States, by_length, collate, padded_tokens, spread_states
 from blora.inference.prefix import MIN_PREFIX, HeadPrefix, Memory, Prefix, common_tokens
 from blora.inference.reading import as_read, head_log_probs, read_prefix, read_rows
 from blora.inference.scoring import score_draws, score_rows, states_of
@@ -118,9 +117,7 @@ class Branches:
         """Return draws start to stop - 1 for these rows, draws outermost."""
         if self._owner is None:
             return self._draws.part(start, stop)
-        first = torch.tensor(
-            [self._n_samples * self._owner[row] for row in picked for _ in range(self._rows[row].n_sequences)]
-        )
+        first = torch.tensor([self._n_samples * self._owner[row] for row in picked])
         return self._draws.for_rows((first + torch.arange(start, stop)[:, None]).flatten())
 
 

@@ -87,7 +87,7 @@ def states_at(
             model skips one; the number of layers stands for the states that enter the output head.
         known: states that enter a layer that is above none of the depths, from which to continue; None starts at the
             embeddings.
-        inputs: input_ids, position_ids and attention_mask, as for the model.
+        inputs: input_ids, position_ids, attention_mask and a cache, as for the model.
 
     Raises:
         BaseModelError: if the model has no list of decoder layers or no output head, or does not run them.
@@ -106,7 +106,7 @@ def states_at(
     if last == len(layers):
         view = _view(view, _head_path(model), _StandIn(model.get_output_embeddings(), _arrive))
     try:
-        view(**inputs, use_cache=False)
+        view(**{"use_cache": False} | inputs)
     except _ArrivedError as arrived:
         found[last] = arrived.states
     if {*deeper} - {*found}:
@@ -152,6 +152,8 @@ def logits_at(model: PreTrainedModel, known: States | None, row: Tensor, column:
     head = model.get_output_embeddings()
 
     def picked(hidden_states: Tensor) -> Any:
+        if known is not None and _at_the_end(model, known):
+            hidden_states = known.values  # some models scale between their decoder and the head, which is done already
         return head(hidden_states[row, column][None])  # (1, P, V)
 
     logits: Tensor = _before_head(model, known, row, column, picked, inputs).logits[0]

@@ -16,12 +16,12 @@ from transformers import PreTrainedModel
 
 from blora.config import HeadConfig
 from blora.errors import BaseModelError
-from blora.inference.batch import PackedBatch, collate
 from blora.inference.fork import first_layer, logits_at, states_at
 from blora.inference.grams import gram_counts
-from blora.inference.packing import PackedRow, States
+from blora.inference.packing import PackedBatch, PackedRow, States, collate
 from blora.inference.prefix import HeadPrefix, RecordingCache
 from blora.inference.scoring import inputs_of, log_normalizers
+from blora.inference.unpacked import for_model, read_states
 from blora.inference.vocabulary import log_probs_of_each, plain_head
 from blora.posterior.decision_head import DecisionHead, Features, HeadDraws
 from blora.posterior.draws import Draws, use_draws
@@ -56,7 +56,7 @@ def read_rows(
     if known is not None:
         known = States(known.layer, known.values.to(model.device)) if known.layer <= trunk_of(config, lora) else None
     with use_draws(lora):
-        found = states_at(model, _depths(model, rows[0], config), known, **inputs)
+        found = read_states(model, _depths(model, rows[0], config), known, **inputs)
         return _features(model, rows, batch, config, found, inputs, prefix.sums if prefix is not None else 0.0)
 
 
@@ -121,7 +121,7 @@ def _features(
 @torch.no_grad()
 def readable_depths(model: PreTrainedModel, row: PackedRow, depths: Sequence[int]) -> tuple[int, ...]:
     """Return those of the depths at which the model has one state a token for a row, as the last depth has."""
-    found = states_at(model, depths, **inputs_of(model, collate([row])))
+    found = read_states(model, depths, **inputs_of(model, collate([row])))
     return tuple(depth for depth in depths if _one_a_token(found[depth]))
 
 
@@ -172,11 +172,8 @@ def _depths(model: PreTrainedModel, row: PackedRow, config: HeadConfig) -> set[i
 def _sums(batch: PackedBatch, states: dict[int, Tensor], depths: Sequence[int], segments: Tensor) -> Tensor:
     """Return the sums of the states over the tokens of segments, the depths side by side: (B, len(segments), F)."""
     device = states[depths[0]].device
-    members = (batch.segment[:, None, :] == segments[:, None]).float().to(device)  # (R, segments, T)
-    sums = torch.cat([members @ states[depth].float() for depth in depths], -1)
-    if not batch.separate:
-        return sums
-    return sums.new_zeros(len(batch.is_choice), *sums.shape[1:]).index_add(0, batch.owner.to(device), sums)
+    members = (batch.segment[:, None, :] == segments[:, None]).float().to(device)  # (B, segments, T)
+    return torch.cat([members @ states[depth].float() for depth in depths], -1)
 
 
 def _choice_log_probs(
@@ -189,7 +186,7 @@ def _choice_log_probs(
     if plain is not None:
         found = log_probs_of_each(plain, states[end][row, column].float()[None], place, token)[0]
     else:
-        logits = logits_at(model, States(end, states[end]), row, column, **inputs)[None]
+        logits = logits_at(model, States(end, states[end]), row, column, **for_model(inputs))[None]
         found = (logits[:, place, token].float() - log_normalizers(logits)[:, place])[0]
     totals = torch.zeros(batch.is_choice.numel(), device=device).index_add(0, batch.choice.to(device), found)
     return totals.view(batch.is_choice.shape)

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from blora.inference.batch import PackedBatch
 from blora.inference.checkpoints import between, checkpoint
 from blora.inference.fork import first_layer, hidden_at, logits_at, states_at
-from blora.inference.packing import States
+from blora.inference.packing import PackedBatch, States
 from blora.inference.prefix import Memory
+from blora.inference.unpacked import SEGMENT, for_model, states_before_head, way_of
 from blora.inference.vocabulary import MIN_DRAWS, log_probs_along_draws, log_probs_of_each, plain_head
 from blora.inference.windows import with_each, with_window
 from blora.posterior.draws import Draws, use_draws
@@ -101,10 +101,11 @@ def at_positions(
     """
     device = model.device
     offsets = torch.arange(repeats, device=device)[:, None]
-    row = (batch.row.to(device) + offsets * len(batch.input_ids)).flatten()
+    row = (batch.row.to(device) + offsets * len(batch.is_choice)).flatten()
     known = States(states.layer, _repeat(states.values.to(device), repeats)) if states is not None else None
     inputs = {name: with_each(given, lambda t: _repeat(t, repeats)) for name, given in inputs_of(model, batch).items()}
-    found = run(model, known, row, batch.column.to(device).repeat(repeats), **inputs, **_cache(memory))
+    known = states_before_head(model, known, inputs)
+    found = run(model, known, row, batch.column.to(device).repeat(repeats), **for_model(inputs), **_cache(memory))
     return found.view(repeats, len(batch.row), -1)
 
 
@@ -169,8 +170,8 @@ def _cache(memory: Memory | None) -> dict[str, Any]:
 
 def inputs_of(model: PreTrainedModel, batch: PackedBatch, memory: Memory | None = None) -> dict[str, Any]:
     """Return the model's keyword arguments for a batch after a cached prefix, on the model's device."""
-    if batch.separate:
-        return {"input_ids": batch.input_ids.to(model.device)}  # plain sequences, for models of any kind
+    if way_of(model) is not None:
+        return {"input_ids": batch.input_ids.to(model.device), SEGMENT: batch.segment.to(model.device)}
     mask = _additive(batch.attention_mask(model.device))
     return _cache(memory) | {
         "input_ids": batch.input_ids.to(model.device),

@@ -25,6 +25,8 @@ __all__ = [
     "target_names",
 ]
 
+# Linear modules, by the last part of their names, whose weights their layers read apart from the forward pass: Mamba's.
+READ_APART = ("dt_proj",)
 # Names of the linear modules that compute queries and values: separate, joined, and behind a low-rank projection.
 QUERIES_AND_VALUES = (
     ("q_proj", "v_proj"),
@@ -101,12 +103,16 @@ def n_layers_of(model: PreTrainedModel) -> int:
 
 
 def linear_modules(model: PreTrainedModel) -> dict[str, tuple[int, int]]:
-    """Return (d_out, d_in) of every linear module of the decoder layers by name, wrapped in `LoraLinear` or not."""
+    """Return (d_out, d_in) of every linear module of the decoder layers by name, wrapped in `LoraLinear` or not.
+
+    Modules whose weights a layer reads itself are left out, since an update in their forward pass would not be seen.
+    """
     shapes: dict[str, tuple[int, int]] = {}
     path, layers = decoder_layers(model)
     for name, module in layers.named_modules(prefix=path):
         shape = linear_shape(module.base if isinstance(module, LoraLinear) else module)
-        if shape is not None and not isinstance(_parent(model, name), LoraLinear):
+        is_read_apart = name.rpartition(".")[2] in READ_APART
+        if shape is not None and not is_read_apart and not isinstance(_parent(model, name), LoraLinear):
             shapes[name] = shape
     return shapes
 

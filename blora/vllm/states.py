@@ -12,8 +12,7 @@ from torch import Tensor
 from blora.base_model import BaseModel
 from blora.config import HeadConfig
 from blora.errors import AdapterError
-from blora.inference.batch import collate
-from blora.inference.packing import PackedRow, States
+from blora.inference.packing import PackedRow, States, collate
 from blora.inference.reading import as_read, head_log_probs, read_rows
 from blora.inference.scoring import score_rows
 from blora.posterior.decision_head import Features, HeadDraws
@@ -48,12 +47,12 @@ def check_readable(name: str, head: HeadConfig, base: BaseModel) -> None:
 async def states_of(
     vllm: VllmClient, model: str, row: PackedRow, head: HeadConfig, look: Callable[[], None] = lambda: None
 ) -> States:
-    """Return the states of all tokens that a row reads, (n_tokens, F), copies of the prompt included.
+    """Return the states of all tokens that a row reads, (n_tokens, F).
 
     Args:
         vllm: the client of the pooling server.
         model: the name there of the adapter's LoRA, or of the base model.
-        row: a question; each choice takes a text of its own, behind the prompt.
+        row: a question; each choice takes a text of its own, after the prompt.
         head: the settings of a head on the last layer's states.
         look: called before each request is sent; an exception that it raises cancels the request.
     """
@@ -63,8 +62,8 @@ async def states_of(
 
     read_choices = [tokens[:-1] for tokens in row.continuations if len(tokens) > 1]
     first, *others = read_choices or [()]
-    begin = 0 if row.separate else row.prompt_tokens
-    values = await asyncio.gather(read(first, 0), *(read(choice, begin) for choice in others))
+    with_prompt = read(first, 0)
+    values = await asyncio.gather(with_prompt, *(read(choice, row.prompt_tokens) for choice in others))
     [layer] = head.depths
     return States(layer, torch.cat(values))
 

@@ -62,21 +62,17 @@ def of_similar_length(jobs: Sequence[Job]) -> list[list[int]]:
     rows = [packed(job) for job in jobs]
     groups: list[list[int]] = []
     different: set[tuple[object, ...]] = set()
-    # Longest parts of the different rows of the last group, its sequences, and all of its tokens.
-    prompt = choices = sequences = total = 0
+    prompt = choices = total = 0  # longest parts of the different rows of the last group, and all of their tokens
     for place in sorted(range(len(rows)), key=lambda place: -rows[place].n_tokens):
         row = rows[place]
         key = row.prompt, row.continuations
         if not groups or key not in different:
-            prompt, choices = max(prompt, row.prompt_tokens), max(choices, row.choice_columns)
-            sequences, total = sequences + row.n_sequences, total + row.n_tokens
-            if not groups or sequences * (prompt + choices) - total > _PASS_TOKENS:
+            prompt, choices = max(prompt, row.prompt_tokens), max(choices, row.n_tokens - row.prompt_tokens)
+            total += row.n_tokens
+            if not groups or (len(different) + 1) * (prompt + choices) - total > _PASS_TOKENS:
                 groups.append([])
                 different.clear()
-                prompt, choices, sequences, total = (
-                    *(row.prompt_tokens, row.choice_columns),
-                    *(row.n_sequences, row.n_tokens),
-                )
+                prompt, choices, total = row.prompt_tokens, row.n_tokens - row.prompt_tokens, row.n_tokens
             different.add(key)
         groups[-1].append(place)
     return groups

@@ -173,7 +173,6 @@ def probe_row(
         choices=handle.config.prompt.choices or ("yes", "no"),
         config=handle.config.prompt,
         max_length=max_length,
-        separate=base.separate,
     )
 
 

@@ -47,17 +47,15 @@ class PackingEngine:
         scoring: str | None,
     ) -> PackedRow:
         """Implement Engine."""
-        base = self._loaded_base()
         packing = partial(
             pack,
-            base.tokenizer,
+            self._loaded_base().tokenizer,
             prompt=prompt,
             messages=messages,
             choices=choices,
             config=handle.config.prompt,
             scoring=cast(ScoringName | None, scoring),
             max_length=self._max_length,
-            separate=base.separate,
         )
         row = await to_the_end(self._packing, packing)
         if (unknown := self._unknown_token(row)) is not None:

@@ -69,19 +69,11 @@ class Row(Protocol):
 
     @property
     def n_tokens(self) -> int:
-        """Number of tokens that the model reads: those of the prompt, once per sequence, and those of the choices."""
+        """Length of the packed row: the tokens of the prompt, then the tokens of the choices that the model reads."""
 
     @property
     def prompt_tokens(self) -> int:
         """Number of tokens of the prompt."""
-
-    @property
-    def choice_columns(self) -> int:
-        """Largest number of tokens of choices behind the prompt in a sequence that the model reads."""
-
-    @property
-    def n_sequences(self) -> int:
-        """Number of sequences, each with a copy of the prompt; 1 if the choices share it."""
 
     @property
     def scored_tokens(self) -> int:

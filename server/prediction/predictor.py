@@ -349,14 +349,14 @@ class Predictor:
         return row
 
     async def _compute(self, job: Job, deadline: float, text: Text | None) -> Completed[Outcome]:
+        prompt = job.row.prompt_tokens
         owner = Owner(client_name(), job.handle.name)
         work = Work(
             job,
-            (job.row.prompt_tokens, job.row.choice_columns),
+            (prompt, job.row.n_tokens - prompt),
             job.passes,
             job.group,
             owner,
-            n_sequences=job.row.n_sequences,
             most_draws=job.most_passes,
             overhead=job.overhead,
             text=text.key if text is not None else None,

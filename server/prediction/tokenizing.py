@@ -65,16 +65,14 @@ class Lengths(NamedTuple):
         Raises:
             TooLargeError: naming the part that is too long, the prompt or the choices.
         """
-        copies = row.n_sequences
-        beside = self.row // copies - row.choice_columns
+        beside = self.row - (row.n_tokens - row.prompt_tokens)
         if row.prompt_tokens <= min(self.prompt, beside):
             return
-        if question.choices is None or copies * _characters(question) >= sum(map(len, choices)):
+        if question.choices is None or _characters(question) >= sum(map(len, choices)):
             most = min(self.prompt, beside) if beside > 0 else self.prompt
             beside_these, flag = "", self.flag
             if most < self.prompt:
                 beside_these, flag = " beside these choices", "--max-batch-tokens"
-                beside_these += f", {copies} of which are read behind a copy of it" if copies > 1 else ""
             raise TooLargeError(
                 f"got a prompt of {row.prompt_tokens} tokens, expected at most {most}{beside_these}: shorten it"
                 + (f", or raise {flag}" if flag else ""),
@@ -84,7 +82,7 @@ class Lengths(NamedTuple):
         if row.prompt_tokens > self.prompt:  # with label scoring the prompt lists the choices
             got, most, flag = row.prompt_tokens, self.prompt, self.flag
         else:
-            got, most = row.scored_tokens, max(0, self.row - copies * row.prompt_tokens) + row.n_choices
+            got, most = row.scored_tokens, self.row - row.prompt_tokens + row.n_choices
             flag = "--max-batch-tokens"
         raise TooLargeError(
             f"got choices of {got} tokens, expected at most {most} beside this prompt: shorten the choices"

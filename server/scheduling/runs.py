@@ -32,7 +32,6 @@ class Work(Generic[P]):
         n_draws: number of draws that are made in any case.
         group: key of the inputs that may share a forward pass; equal groups have equal n_draws.
         owner: the owner; owners take turns.
-        n_sequences: number of sequences of its row, each as long as the row.
         most_draws: largest number of draws that may be made; 0 for n_draws.
         overhead: additional work, as the number of tokens x draws that take equally long.
         text: key of the inputs whose rows begin with the same text, which a run reads once; None for no such inputs.
@@ -44,7 +43,6 @@ class Work(Generic[P]):
     n_draws: int
     group: Hashable
     owner: Hashable = None
-    n_sequences: int = 1
     most_draws: int = 0
     overhead: int = 0
     text: Hashable = None
@@ -52,8 +50,8 @@ class Work(Generic[P]):
 
     @property
     def n_tokens(self) -> int:
-        """Size of the row, in tokens."""
-        return self.n_sequences * sum(self.lengths)
+        """Length of the row, in tokens."""
+        return sum(self.lengths)
 
     @property
     def cost(self) -> int:
@@ -124,7 +122,7 @@ class PassSize(Generic[P]):
 
     def __init__(self, works: Iterable[Work[P]]) -> None:
         self.tokens = 0
-        self._n_sequences = self._text_tokens = self._overhead = 0
+        self._n_rows = self._text_tokens = self._overhead = 0
         self._longest: tuple[int, ...] = ()  # of each part of the rows, the first one without a shared text
         self._texts: set[Hashable] = set()
         for work in works:
@@ -134,20 +132,19 @@ class PassSize(Generic[P]):
         """Add an input."""
         self.tokens = self.beside(work)
         self._longest, self._text_tokens = self._padded(work)
-        self._n_sequences += work.n_sequences
+        self._n_rows += 1
         self._overhead += work.overhead
         self._texts.add(work.text)
 
     def beside(self, work: Work[P]) -> int:
         """Return the size with another input."""
         longest, text_tokens = self._padded(work)
-        padded = (self._n_sequences + work.n_sequences) * sum(longest)
-        return (padded + text_tokens) * work.n_draws + self._overhead + work.overhead
+        return ((self._n_rows + 1) * sum(longest) + text_tokens) * work.n_draws + self._overhead + work.overhead
 
     def _padded(self, work: Work[P]) -> tuple[tuple[int, ...], int]:
         """Return the longest parts and the tokens of all texts with another input."""
         own = (work.lengths[0] - work.text_tokens, *work.lengths[1:])
-        longest = tuple(map(max, self._longest, own)) if self._n_sequences else own
+        longest = tuple(map(max, self._longest, own)) if self._n_rows else own
         return longest, self._text_tokens + (0 if work.text in self._texts else work.text_tokens)
 
 

@@ -93,14 +93,6 @@ class FakeRow:
         return self.prompt_tokens
 
     @property
-    def choice_columns(self) -> int:
-        return self.n_tokens - self.prompt_tokens
-
-    @property
-    def n_sequences(self) -> int:
-        return 1
-
-    @property
     def n_choices(self) -> int:
         return len(self.choices)
 

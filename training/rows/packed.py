@@ -11,8 +11,7 @@ from torch import Tensor
 from blora.base_model import BaseModel
 from blora.config import PromptConfig
 from blora.errors import PromptError
-from blora.inference.batch import PackedBatch, collate
-from blora.inference.packing import PackedRow, pack
+from blora.inference.packing import PackedBatch, PackedRow, collate, pack
 from blora.training.rows.examples import ExampleSet, refuse_rows
 
 __all__ = ["LabelledRow", "collate_labelled", "labels_of", "lengths_of", "pack_examples"]
@@ -51,7 +50,6 @@ def pack_examples(examples: ExampleSet, base: BaseModel, prompt: PromptConfig) -
                 prompt=example.prompt,
                 messages=example.messages,
                 max_length=base.max_length,
-                separate=base.separate,
             )
         except PromptError as exc:
             problems.append(f"{example.where}: {exc}")

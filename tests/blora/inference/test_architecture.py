@@ -1,4 +1,4 @@
-"""The proofs that an architecture packs and forks, or reads choices separately, in every dtype, on the processor as it is and on a noisy one."""
+"""The proofs that an architecture packs and forks, or reads choices one by one, in every dtype, on the processor as it is and on a noisy one."""
 
 import contextlib
 import functools
@@ -16,6 +16,7 @@ from blora.errors import BaseModelError
 from blora.inference import architecture as checks
 from blora.inference.architecture import check_packing
 from blora.inference.fork import runs_in_parts, why_whole
+from blora.inference.unpacked import unpack, way_of
 from blora.posterior.inject import eject, inject
 from tests.scenarios import ARCHITECTURES, DECODERS, UNFORKABLE, adapted_modules, tiny_base
 
@@ -97,20 +98,20 @@ SPOILS = [without_mask, with_the_librarys_mask, without_positions, with_visible_
 
 @pytest.mark.parametrize("change", SPOILS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_model_that_ignores_what_packing_needs_reads_choices_separately(
+def test_a_model_that_ignores_what_packing_needs_reads_choices_one_by_one(
     architecture: str, change: Callable[[dict[str, Any]], None], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = tiny_base(architecture, dtype)
     spoil(base, change, monkeypatch)
-    assert check_packing(base).separate
+    assert way_of(check_packing(base).model) is not None
 
 
-def test_a_model_whose_window_hides_distant_columns_reads_choices_separately(dtype: torch.dtype) -> None:
+def test_a_model_whose_window_hides_distant_columns_reads_choices_one_by_one(dtype: torch.dtype) -> None:
     base = tiny_base("gpt_neo", dtype)
     base.model.config.attention_layers = ["global", "local"]
     local = GPTNeoSelfAttention(base.model.config, "local", layer_id=1)
     base.model.transformer.h[1].attn.attention.bias = local.bias
-    assert check_packing(base).separate
+    assert way_of(check_packing(base).model) is not None
 
 
 @pytest.mark.parametrize("error", [RuntimeError, TypeError, KeyError, ValueError])
@@ -213,6 +214,7 @@ def test_a_model_whose_answers_depend_on_chance_is_refused(monkeypatch: pytest.M
 def embedded(request: pytest.FixtureRequest) -> Any:
     base = request.getfixturevalue(request.param)
     yield base
+    unpack(base.model, None)
     eject(base.model)
 
 
@@ -226,9 +228,9 @@ def test_the_embedded_model_passes_and_runs_in_parts(embedded: BaseModel, seed: 
 
 @pytest.mark.model
 @pytest.mark.parametrize("change", SPOILS)
-def test_the_embedded_model_reads_choices_separately_where_it_ignores_what_packing_needs(
+def test_the_embedded_model_reads_choices_one_by_one_where_it_ignores_what_packing_needs(
     embedded: BaseModel, change: Callable[[dict[str, Any]], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil(embedded, change, monkeypatch)
     with noisy_processor(0):
-        assert check_packing(embedded).separate
+        assert way_of(check_packing(embedded).model) is not None

@@ -52,42 +52,6 @@ class Words(FakeRow):
         return self.prompt_tokens + self.scored_tokens - self.n_choices
 
 
-class Copies(Words):
-    """Row with a copy of the prompt for each choice."""
-
-    @property
-    def n_sequences(self) -> int:
-        return self.n_choices
-
-    @property
-    def choice_columns(self) -> int:
-        return max(len(choice.split()) for choice in self.choices) - 1
-
-
-@pytest.mark.parametrize(
-    ("prompt", "choices", "param", "message"),
-    [
-        (
-            "w " * 6,
-            ("x y", "x w"),
-            "prompt",
-            "a prompt of 6 tokens, expected at most 5 beside these choices, 2 of which are read behind a copy of it: "
-            "shorten it, or raise --max-batch-tokens",
-        ),
-        ("w", ("x " * 6, "y " * 8), "choices", "choices of 14 tokens, expected at most 12 beside this prompt: shorten"),
-    ],
-)
-def test_a_prompt_that_is_read_for_each_choice_counts_as_often(
-    prompt: str, choices: tuple[str, ...], param: str, message: str
-) -> None:
-    question = PredictRequest(prompt=prompt, choices=list(choices))
-    with pytest.raises(TooLargeError) as info:
-        LENGTHS.check_row(Copies(prompt, choices), question, choices)
-    assert (info.value.param, message in str(info.value)) == (param, True), str(info.value)
-    shorter = PredictRequest(prompt="w " * 5, choices=["x y", "x w"])
-    LENGTHS.check_row(Copies("w " * 5, ("x y", "x w")), shorter, ("x y", "x w"))
-
-
 @pytest.mark.parametrize(
     ("prompt", "choices", "param", "message"),
     [

@@ -10,7 +10,6 @@ import pytest
 from blora.server.errors import DeadlineExceededError, QueueFullError, TooLargeError
 from blora.server.scheduling.batcher import Batcher, Completed, Work
 from blora.server.scheduling.control import Control
-from blora.server.scheduling.runs import PassSize
 
 LIMITS = {
     "max_batch_tokens": 100,
@@ -187,12 +186,6 @@ async def test_a_text_that_inputs_share_counts_once_in_a_batch_and_in_the_queue(
         await b.release(held, *tasks)
         assert b.worker.batches == [["0", "1", "2"], ["other"]]
         assert b.notes.forwards[1:] == [(3, 60), (1, 40)]
-
-
-def test_every_sequence_of_an_input_counts_with_its_padding() -> None:
-    several = Work("x", (10, 4), 2, "a", n_sequences=3)
-    assert (several.n_tokens, several.cost) == (42, 84)
-    assert PassSize([several, Work("y", (20, 1), 2, "a")]).tokens == 2 * 4 * (20 + 4)
 
 
 class Lengths(tuple[int, ...]):

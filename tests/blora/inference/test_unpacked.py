@@ -1,4 +1,4 @@
-"""Models without block masks, recurrent ones above all: each choice behind a copy of the prompt, as if it were alone."""
+"""Models without block masks, recurrent ones above all: each choice in a sequence of its own, as if it were alone."""
 
 import logging
 from dataclasses import replace
@@ -9,7 +9,8 @@ from transformers import (
     BloomConfig,
     Lfm2Config,
     Mamba2Config,
-    OPTConfig,
+    MambaConfig,
+    MptConfig,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen3_5TextConfig,
@@ -18,13 +19,14 @@ from transformers import (
 from blora.base_model import BaseModel
 from blora.config import HeadConfig
 from blora.errors import BaseModelError
+from blora.inference import unpacked
 from blora.inference.architecture import check_packing
-from blora.inference.batch import by_length, collate, padded_tokens, spread_states
 from blora.inference.branches import Branches, n_shared, score_all
 from blora.inference.fork import why_whole
-from blora.inference.packing import PackedRow, States
+from blora.inference.packing import PackedRow, collate
 from blora.inference.reading import read_rows
-from blora.inference.scoring import inputs_of, score_rows, states_of
+from blora.inference.scoring import inputs_of, score_rows
+from blora.inference.unpacked import Way, read_states, unpack, way_of
 from blora.posterior.draws import Draws, use_draws
 from blora.posterior.inject import decoder_layers, inject, linear_modules
 from tests.scenarios import (
@@ -37,6 +39,7 @@ from tests.scenarios import (
     random_model,
     random_rows,
     tiny_base,
+    tiny_model,
 )
 
 _SMALL = {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 256}
@@ -56,22 +59,23 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "mamba2": Mamba2Config(
         vocab_size=VOCAB_SIZE, hidden_size=32, num_hidden_layers=2, num_heads=8, head_dim=8, state_size=8, n_groups=1
     ),
+    "mamba": MambaConfig(vocab_size=VOCAB_SIZE, hidden_size=32, num_hidden_layers=2, state_size=8),
     "bloom": BloomConfig(vocab_size=VOCAB_SIZE, hidden_size=32, n_layer=2, n_head=4),
 }
+WAYS = dict.fromkeys(CONFIGS, "continued") | {"mamba": "repeated"}
 NO_LORA = Draws({}, 1.0, 1)
-
-
-def separate(rows: list[PackedRow]) -> list[PackedRow]:
-    return [replace(row, separate=True) for row in rows]
 
 
 def base_model(kind: str, dtype: torch.dtype = torch.float32) -> BaseModel:
     return base_of(random_model(CONFIGS[kind]), kind, dtype)
 
 
-@pytest.fixture(params=CONFIGS)
+@pytest.fixture(params=[*((kind, WAYS[kind]) for kind in CONFIGS), ("qwen3_5", "repeated"), ("lfm2", "repeated")])
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
-    return check_packing(base_model(request.param)).model
+    kind, way = request.param
+    model = check_packing(base_model(kind)).model
+    unpack(model, way)
+    return model
 
 
 # The check at the start
@@ -79,27 +83,41 @@ def model(request: pytest.FixtureRequest) -> PreTrainedModel:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_a_model_without_block_masks_reads_choices_separately_and_says_so(
+def test_a_model_without_block_masks_reads_choices_one_by_one_and_says_so(
     kind: str, dtype: torch.dtype, caplog: pytest.LogCaptureFixture
 ) -> None:
+    if (kind, dtype) == ("mamba", torch.bfloat16):
+        with pytest.raises(BaseModelError, match=r"fails on a batch of choices in bfloat16 .*: use --dtype float32"):
+            check_packing(base_model(kind, dtype))
+        return
     base = base_model(kind, dtype)
     with caplog.at_level(logging.WARNING, "blora"):
         checked = check_packing(base)
-    assert (checked.separate, base.separate) == (True, False)
-    assert why_whole(checked.model) == "it takes no block masks, so each choice is read behind a copy of the prompt"
+    assert way_of(checked.model) == WAYS[kind]
+    assert why_whole(checked.model) == "it takes no block masks"
     [said] = [record.getMessage() for record in caplog.records if record.name.startswith("blora")]
-    assert said.startswith(f"tiny/{kind} takes no block masks, so each choice of several tokens is read behind a copy")
+    how = "" if WAYS[kind] == "continued" else ", each behind a copy of the prompt"
+    assert said.startswith(
+        f"tiny/{kind} takes no block masks, so choices are read one by one{how}, and every layer runs"
+    )
 
 
 @pytest.mark.parametrize("architecture", DECODERS)
 def test_a_model_with_block_masks_packs(architecture: str) -> None:
-    assert not check_packing(tiny_base(architecture)).separate
+    assert way_of(check_packing(tiny_base(architecture)).model) is None
 
 
-def test_a_window_is_no_limit_where_choices_are_read_separately() -> None:
+def test_a_window_is_no_limit_where_choices_are_read_one_by_one() -> None:
     base = base_model("qwen3_5")
     base.model.config.sliding_window = 16
     assert check_packing(base).max_length == 256
+
+
+def test_the_length_of_mpt_is_its_own_setting() -> None:
+    config = MptConfig(vocab_size=VOCAB_SIZE, d_model=32, n_layers=2, n_heads=4, max_seq_len=64)
+    base = check_packing(base_of(random_model(config), "mpt"))
+    assert (way_of(base.model), base.max_length) == ("continued", 64)
+    assert base.model(torch.zeros(1, base.max_length, dtype=torch.long)).logits.isfinite().all()
 
 
 def test_a_model_that_sees_later_tokens_is_refused() -> None:
@@ -107,11 +125,37 @@ def test_a_model_that_sees_later_tokens_is_refused() -> None:
     for module in base.model.modules():
         if hasattr(module, "is_causal"):
             module.is_causal = False
-    with pytest.raises(BaseModelError, match="in which exchanging tokens hidden from a choice changes the logits"):
+    with pytest.raises(BaseModelError, match="in which .* changes the logits by .* a token depends on more"):
         check_packing(base)
 
 
-def test_a_model_that_fails_on_separate_choices_too_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_takes_no_masks_and_sees_later_tokens_is_refused_for_the_second(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    base = base_model("bloom")  # fails on the dimensions of a block mask
+    first = base.model.transformer.h[0].mlp
+    forward = first.forward
+    monkeypatch.setattr(first, "forward", lambda x, residual: forward(x + x.mean(1, keepdim=True), residual))
+    with pytest.raises(BaseModelError, match="in which .* changes the logits by .* a token depends on more"):
+        check_packing(base)
+
+
+def test_too_little_memory_is_no_reason_to_read_choices_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny_base()
+    layer = base.model.model.layers[1].mlp
+    forward = layer.forward
+
+    def fits_alone(x: torch.Tensor) -> torch.Tensor:
+        if x.shape[:2] == (2, 24):  # the packed rows of the check
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(x)
+
+    monkeypatch.setattr(layer, "forward", fits_alone)
+    with pytest.raises(BaseModelError, match="OutOfMemoryError: CUDA out of memory"):
+        check_packing(base)
+
+
+def test_a_model_that_fails_on_each_choice_too_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     base = base_model("mamba2")
 
     def explode(*args: object, **kwargs: object) -> None:
@@ -122,56 +166,12 @@ def test_a_model_that_fails_on_separate_choices_too_is_refused(monkeypatch: pyte
         check_packing(base)
 
 
-# Rows and batches
-
-
-def test_choices_of_one_token_take_no_sequence() -> None:
-    row = PackedRow((1, 2, 3), ((4,), (5, 6), (7,), (8, 9, 10)), "none", separate=True)
-    assert row.sequences == ((0, 2, 1), (3,))
-    assert (row.n_sequences, row.choice_columns, row.n_tokens) == (2, 2, 2 * 3 + 3)
-    letters = PackedRow((1, 2, 3), ((4,), (5,)), "none", separate=True)
-    assert (letters.sequences, letters.n_tokens, letters.choice_columns) == (((0, 1),), 3, 0)
-    linear = PackedRow((1, 2, 3), (), "none", readout="linear", outputs=(0, 1), separate=True)
-    assert (linear.sequences, linear.n_sequences, linear.n_tokens) == (((),), 1, 3)
-
-
-def test_sequences_are_padded_to_the_right_and_counted_with_their_padding() -> None:
-    rows = separate(random_rows(9))
-    batch = collate(rows, pad_id=3)
-    assert len(batch.input_ids) == sum(row.n_sequences for row in rows) == len(batch.owner)
-    assert batch.padded_tokens == batch.input_ids.numel() == padded_tokens(rows)
-    r = 0
-    for row in rows:
-        for choices in row.sequences:
-            read = [token for c in choices for token in row.continuations[c][:-1]]
-            expected = [*row.prompt, *read]
-            assert batch.input_ids[r].tolist() == expected + [3] * (batch.input_ids.shape[1] - len(expected))
-            r += 1
-    assert all(padded_tokens([rows[i] for i in picked]) <= 60 for picked in by_length(rows, 60) if len(picked) > 1)
-
-
-def test_states_are_spread_over_rows_and_collected_again() -> None:
-    rows = separate(random_rows(5))
-    batch = collate(rows)
-    values = torch.randn(*batch.input_ids.shape, 4)
-    spread = spread_states(rows, States(1, values))
-    assert [len(row.states.values) for row in spread if row.states is not None] == [row.n_tokens for row in rows]
-    again = collate(spread).states
-    assert again is not None
-    widths = [
-        len(row.prompt) + sum(len(row.continuations[c]) - 1 for c in part) for row in rows for part in row.sequences
-    ]
-    for r, width in enumerate(widths):
-        assert torch.equal(again.values[r, :width], values[r, :width])
-        assert not again.values[r, width:].any()
-
-
 # Scores and features
 
 
 @torch.no_grad()
 def test_scores_are_those_of_each_choice_alone(model: PreTrainedModel) -> None:
-    rows = separate(random_rows(6, normalization="choice"))
+    rows = random_rows(6, normalization="choice")
     found = score_rows(model, collate(rows), None)
     for row, log_probs in zip(rows, found, strict=True):
         torch.testing.assert_close(log_probs[: row.n_choices], choices_alone(model, row), rtol=0, atol=1e-4)
@@ -180,7 +180,7 @@ def test_scores_are_those_of_each_choice_alone(model: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def test_the_order_of_choices_does_not_matter(model: PreTrainedModel) -> None:
-    rows = separate(random_rows(4))
+    rows = random_rows(4)
     turned = [replace(row, continuations=row.continuations[::-1]) for row in rows]
     found, other = (score_rows(model, collate(these), None) for these in (rows, turned))
     for row, one, two in zip(rows, found, other, strict=True):
@@ -190,7 +190,7 @@ def test_the_order_of_choices_does_not_matter(model: PreTrainedModel) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("readout", ["linear", "pointer"])
 def test_a_head_reads_the_mean_states_of_plain_passes(model: PreTrainedModel, readout: str) -> None:
-    rows = separate(random_rows(5))
+    rows = random_rows(5)
     if readout == "linear":
         rows = [replace(row, continuations=(), outputs=(0, 1), readout="linear") for row in rows]
     else:
@@ -223,7 +223,7 @@ def plain_states(model: PreTrainedModel, tokens: tuple[int, ...]) -> torch.Tenso
 def test_rows_under_draws_of_several_adapters_get_what_merged_weights_give(model: PreTrainedModel) -> None:
     modules = {name: shape for name, shape in linear_modules(model).items() if "dense" not in name}
     draws = [random_draws(modules, 2, seed=seed, scaling=0.3) for seed in (1, 2)]
-    rows, owner = separate(random_rows(4)), [1, 0, 0, 1]
+    rows, owner = random_rows(4), [1, 0, 0, 1]
     expected = [
         torch.stack([choices_alone(merged(model, draws[u], s), row) for s in range(2)])
         for row, u in zip(rows, owner, strict=True)
@@ -241,9 +241,9 @@ def test_rows_under_draws_of_several_adapters_get_what_merged_weights_give(model
 
 
 def test_training_has_the_gradients_of_each_choice_alone() -> None:
-    model = base_model("qwen3_5").model
+    model = check_packing(base_model("qwen3_5")).model
     modules = {name: shape for name, shape in linear_modules(model).items() if name.endswith(("in_proj_qkv", "q_proj"))}
-    draws, [row] = random_draws(modules, 1, scaling=0.3), separate(random_rows(1))
+    draws, [row] = random_draws(modules, 1, scaling=0.3), random_rows(1)
     for factors in draws.factors.values():
         factors.A.requires_grad_()
     inject(model, modules)
@@ -269,25 +269,38 @@ def _log_prob(
 
 def test_nothing_is_shared_among_rows_that_begin_alike() -> None:
     base = check_packing(base_model("lfm2"))
-    rows = separate([PackedRow((*range(60), k), ((1, 2), (3,)), "none") for k in range(3)])
+    rows = [PackedRow((*range(60), k), ((1, 2), (3,)), "none") for k in range(3)]
     assert n_shared(base.model, rows) == 0
 
 
-def test_a_model_that_packs_reads_separate_rows_as_packed_ones() -> None:
-    model = random_model(
-        OPTConfig(
-            vocab_size=VOCAB_SIZE,
-            hidden_size=32,
-            word_embed_proj_dim=16,
-            ffn_dim=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-        )
-    )
-    rows = random_rows(5)
-    found = [score_rows(model, collate(these), None) for these in (rows, separate(rows))]
-    torch.testing.assert_close(*found, rtol=0, atol=1e-4)
-    states = [states_of(model, collate(these), 1) for these in (rows[:1], separate(rows[:1]))]
-    n_prompt = rows[0].prompt_tokens
-    torch.testing.assert_close(states[0].values[0, :n_prompt], states[1].values[0, :n_prompt], rtol=1e-4, atol=1e-4)
-    assert set(inputs_of(model, collate(separate(rows)))) == {"input_ids"}
+@torch.no_grad()
+@pytest.mark.parametrize("way", ["continued", "repeated"])
+@pytest.mark.parametrize("most", [1, 2**14])
+def test_a_model_that_packs_gives_the_same_one_by_one(way: Way, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpacked, "MOST_REMEMBERED", most)
+    model, batch = tiny_model("llama"), collate([*random_rows(5), PackedRow((1, 2), ((3,), (4,)), "none")])
+    packed = read_states(model, [1, 2], **inputs_of(model, batch))
+    unpack(model, way)
+    found = read_states(model, [1, 2], **inputs_of(model, batch))
+    read = batch.segment >= 0
+    for depth in (1, 2):
+        torch.testing.assert_close(found[depth][read], packed[depth][read], rtol=1e-4, atol=1e-5)
+        assert not found[depth][~read].any()
+
+
+@torch.no_grad()
+def test_a_prompt_is_read_once_and_prompts_of_one_length_together() -> None:
+    model = check_packing(base_model("qwen3_5")).model
+    read: list[tuple[int, ...]] = []
+    model.model.layers[0].register_forward_pre_hook(lambda _, args: read.append(tuple(args[0].shape[:2])))
+    long = [PackedRow((k, *range(20)), ((1, 2, 3), (4, 5), (6,)), "none") for k in range(3)]
+    score_rows(model, collate([*long, PackedRow((1, 2), ((3, 4, 5), (6, 7)), "none")]), None)
+    assert sorted(read) == [(1, 2), (2, 2), (3, 21), (6, 2)]  # sequences x tokens
+
+
+def test_training_reads_choices_in_plain_passes() -> None:
+    model = check_packing(base_model("qwen3_5")).model
+    read: list[tuple[int, ...]] = []
+    model.model.layers[0].register_forward_pre_hook(lambda _, args: read.append(tuple(args[0].shape[:2])))
+    score_rows(model, collate([PackedRow((1, 2), ((3, 4, 5), (6, 7), (8,)), "none")]), None)
+    assert read == [(1, 4), (1, 3)]

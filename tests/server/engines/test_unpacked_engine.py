@@ -8,7 +8,7 @@ import torch
 
 import blora
 from blora.cli import main
-from tests.blora.inference.test_separate import CONFIGS
+from tests.blora.inference.test_unpacked import CONFIGS
 from tests.scenarios import random_model, tiny_tokenizer
 from tests.server.engines.asking import Asking, loaded, settings
 from tests.training.toys import CHOICES, toy_data, write_jsonl
@@ -25,7 +25,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("separate")
+    folder = tmp_path_factory.mktemp("unpacked")
     random_model(CONFIGS["qwen3_5"]).save_pretrained(folder / "tiny")
     tiny_tokenizer().save_pretrained(folder / "tiny")
     rows = toy_data(60)
