@@ -55,7 +55,7 @@ VERDICTS = {
     "served": "served",
     "whole": "served; every draw of a LoRA runs every layer",
     "continued": "served; every draw of a LoRA runs every layer, and choices are read one by one",
-    "repeated": "served; every draw of a LoRA runs every layer, and choices are read one by one with the prompt",
+    "repeated": "served; every draw of a LoRA runs every layer, and each choice is read behind a copy of the prompt",
     "refused": "refused",
     "not made": "not tried",
 }
