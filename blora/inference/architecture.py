@@ -118,6 +118,7 @@ def check_packing(base: BaseModel) -> BaseModel:
     """
     model, example = base.model, _Example.of(base.model.config.get_text_config().vocab_size)
     forbid_partial_runs(model, "the packing check is running")
+    unpack(model, None)
     try:
         batch, together, bound = _check_alike(base, example)
     except BaseModelError as exc:

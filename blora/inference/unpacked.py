@@ -28,6 +28,7 @@ Way = Literal["continued", "repeated"]
 _WAY = "_blora_reads_choices"
 # Most tokens of prompts whose memory is copied for choices at once.
 MOST_REMEMBERED = 2**14
+# Name of the input that tells the prompt and the choices of a packed row apart: `PackedBatch.segment`.
 SEGMENT = "segment"
 
 

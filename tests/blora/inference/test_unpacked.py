@@ -103,8 +103,10 @@ def test_a_model_without_block_masks_reads_choices_one_by_one_and_says_so(
 
 
 @pytest.mark.parametrize("architecture", DECODERS)
-def test_a_model_with_block_masks_packs(architecture: str) -> None:
-    assert way_of(check_packing(tiny_base(architecture)).model) is None
+def test_a_model_with_block_masks_packs_whatever_was_set_before(architecture: str) -> None:
+    base = tiny_base(architecture)
+    unpack(base.model, "repeated")
+    assert way_of(check_packing(base).model) is None
 
 
 def test_a_window_is_no_limit_where_choices_are_read_one_by_one() -> None:
