@@ -16,7 +16,7 @@ class Turns:
 
     def __init__(self, concurrency: int) -> None:
         self._room = asyncio.Semaphore(concurrency)
-        self._gate = asyncio.Lock()  # held by one that runs alone, and waits for the others to end
+        self._gate = asyncio.Lock()  # held by one that runs alone, or waits for others to end
         self._running = 0
         self._none_runs = asyncio.Event()
         self._none_runs.set()
@@ -24,16 +24,17 @@ class Turns:
     @asynccontextmanager
     async def together(self) -> AsyncIterator[None]:
         """Wait until there is room, and none runs alone."""
-        async with self._room:
-            async with self._gate:
-                self._running += 1
-                self._none_runs.clear()
-            try:
-                yield
-            finally:
-                self._running -= 1
-                if not self._running:
-                    self._none_runs.set()
+        async with self._gate:  # also while there is no room, so that none that asks later goes first
+            await self._room.acquire()
+            self._running += 1
+            self._none_runs.clear()
+        try:
+            yield
+        finally:
+            self._room.release()
+            self._running -= 1
+            if not self._running:
+                self._none_runs.set()
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:

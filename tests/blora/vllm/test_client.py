@@ -73,6 +73,21 @@ async def test_no_other_request_is_under_way_beside_one_for_the_log_probabilitie
     await client.close()
 
 
+async def test_requests_are_sent_in_the_order_in_which_they_were_asked_for() -> None:
+    client, sent = VllmClient("http://vllm", timeout_s=10, concurrency=2), list[str]()
+
+    async def complete(lora: str, prompt: Any, asked: Any) -> dict[str, Any]:
+        sent.append(lora)
+        await asyncio.sleep(0.001)
+        return {"logprobs": {"top_logprobs": [{"token_id:1": -1.0}]}, "prompt_logprobs": [None, {"1": {"logprob": -1}}]}
+
+    client._complete = complete  # type: ignore[method-assign]
+    ways = [*[client.next_token] * 8, client.continuation, client.next_token, client.continuation]
+    await asyncio.gather(*(way(str(n), [1], [1]) for n, way in enumerate(ways)))
+    assert sent == [str(n) for n in range(len(ways))]
+    await client.close()
+
+
 @pytest.mark.parametrize("odd", [{}, {"logprobs": None}, {"logprobs": {"top_logprobs": [{"token_id:9": -1.0}]}}])
 async def test_an_answer_without_what_was_asked_is_an_error(odd: dict[str, Any]) -> None:
     client = VllmClient("http://vllm", timeout_s=10, concurrency=3)
