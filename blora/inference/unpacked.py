@@ -26,8 +26,8 @@ Way = Literal["continued", "repeated"]
 
 # Attribute of a model: how it reads choices without block masks; missing or None where it takes such masks.
 _WAY = "_blora_reads_choices"
-# Most tokens of prompts whose memory is copied for choices at once.
-MOST_REMEMBERED = 2**14
+# Most bytes of copies of what is remembered of prompts: 1 GiB. A recurrent state may take as much as many tokens do.
+MOST_REMEMBERED = 2**30
 # Name of the input that tells the prompt and the choices of a packed row apart: `PackedBatch.segment`.
 SEGMENT = "segment"
 
@@ -132,13 +132,12 @@ def _continued(
         part = prompts.of(prompts.row[lengths == length]).padded_to_the_right()
         remembered, rows = DynamicCache(config=model.config), part.row
         yield part, _run(model, depths, part, input_ids, cache=remembered)
-        at_once = max(1, MOST_REMEMBERED // part.place.numel())
-        for first in between(range(0, len(choices), at_once)):
-            part = _joined(choices[first : first + at_once]).of(rows)
-            if len(part.row):
-                cache = copy.deepcopy(remembered)
-                cache.reorder_cache(torch.searchsorted(rows, part.row))  # type: ignore[arg-type]  # a plain tensor does
-                yield part, _run(model, depths, part, input_ids, cache=cache)
+        own = [those.padded_to_the_right() for choice in choices if len((those := choice.of(rows)).row)]
+        most = MOST_REMEMBERED * len(rows) // max(1, _n_bytes(remembered))
+        for part in between(_joined(own, most, input_ids.numel())):
+            cache = copy.deepcopy(remembered)
+            cache.reorder_cache(torch.searchsorted(rows, part.row))  # type: ignore[arg-type]  # a plain tensor does
+            yield part, _run(model, depths, part, input_ids, cache=cache)
 
 
 def _repeated(
@@ -197,12 +196,36 @@ def _choices(segment: Tensor) -> list[_Part]:
     return parts
 
 
-def _joined(parts: list[_Part]) -> _Part:
-    """Return the sequences of several parts as one, those of a row next to each other."""
+def _n_bytes(cache: DynamicCache) -> int:
+    """Return the size of all that a cache holds."""
+    held = [value for layer in cache.layers for value in vars(layer).values()]
+    flat = [one for value in held for one in (value.values() if isinstance(value, dict) else [value])]
+    return sum(one.nbytes for one in flat if isinstance(one, Tensor))
+
+
+def _joined(parts: list[_Part], most: int, most_tokens: int) -> Iterator[_Part]:
+    """Yield the sequences of one or more parts as one, at most so many sequences, and tokens with padding."""
+    some: list[_Part] = []
+    for part in sorted(parts, key=_width):  # short ones are not padded to the length of long ones
+        n = sum(len(one.row) for one in [*some, part])
+        if some and (n > most or n * _width(part) > most_tokens):
+            yield _as_one(some)
+            some = []
+        some.append(part)
+    if some:
+        yield _as_one(some)
+
+
+def _width(part: _Part) -> int:
+    """Return the number of tokens of the longest sequence."""
+    return part.place.shape[1]
+
+
+def _as_one(parts: list[_Part]) -> _Part:
+    """Return the sequences of several parts, ascending in their lengths, as one, those of a row next to each other."""
     row = torch.cat([part.row for part in parts])
-    width = max(part.place.shape[1] for part in parts)
-    place = row.new_full((len(row), width), -1)
+    place = row.new_full((len(row), _width(parts[-1])), -1)
     for part, own in zip(parts, place.split([len(part.row) for part in parts]), strict=True):
-        own[:, : part.place.shape[1]] = part.place
+        own[:, : _width(part)] = part.place
     order = torch.argsort(row, stable=True)
     return _Part(row[order], place[order], place[order] >= 0)

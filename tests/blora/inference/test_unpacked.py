@@ -277,7 +277,7 @@ def test_nothing_is_shared_among_rows_that_begin_alike() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("way", ["continued", "repeated"])
-@pytest.mark.parametrize("most", [1, 2**14])
+@pytest.mark.parametrize("most", [1, 2**13, 2**30])
 def test_a_model_that_packs_gives_the_same_one_by_one(way: Way, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unpacked, "MOST_REMEMBERED", most)
     model, batch = tiny_model("llama"), collate([*random_rows(5), PackedRow((1, 2), ((3,), (4,)), "none")])
@@ -298,6 +298,30 @@ def test_a_prompt_is_read_once_and_prompts_of_one_length_together() -> None:
     long = [PackedRow((k, *range(20)), ((1, 2, 3), (4, 5), (6,)), "none") for k in range(3)]
     score_rows(model, collate([*long, PackedRow((1, 2), ((3, 4, 5), (6, 7)), "none")]), None)
     assert sorted(read) == [(1, 2), (2, 2), (3, 21), (6, 2)]  # sequences x tokens
+
+
+@torch.no_grad()
+def test_passes_are_no_larger_than_the_packed_row_where_a_choice_is_long() -> None:
+    model = check_packing(base_model("qwen3_5")).model
+    read: list[int] = []
+    model.model.layers[0].register_forward_pre_hook(lambda _, args: read.append(args[0].shape[:2].numel()))
+    long = PackedRow((1, 2), (*[(3, 4)] * 20, (*range(40),), *[(5, 6, 7)] * 20), "none")
+    other = PackedRow((1, 2, 3), (*[(3, 4)] * 20,), "none")
+    batch = collate([long, other])
+    score_rows(model, batch, None)
+    assert max(read) <= batch.input_ids.numel()
+    assert sum(read) < 1.5 * (long.n_tokens + other.n_tokens)  # nor are short choices padded to the long one
+
+
+@torch.no_grad()
+def test_copies_of_recurrent_states_are_limited_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = check_packing(base_model("qwen3_5")).model
+    read: list[int] = []
+    model.model.layers[0].register_forward_pre_hook(lambda _, args: read.append(len(args[0])))
+    monkeypatch.setattr(unpacked, "MOST_REMEMBERED", 2**14)
+    score_rows(model, collate([PackedRow((1, 2), ((3, 4),) * 40, "none")]), None)
+    state = 4 * 8 * 8 * 4  # bytes of one sequence's: heads, keys, values, float32
+    assert 1 < max(read) <= 2**14 // state
 
 
 def test_training_reads_choices_in_plain_passes() -> None:
