@@ -113,7 +113,7 @@ class VllmClient:
     ) -> float:
         """Return the log-probability of a text after a prompt, summed over its tokens.
 
-        No other request is sent meanwhile: a prompt's log-probabilities beside others stop vLLM's engine on CPUs.
+        No prompt is sent meanwhile: a prompt's log-probabilities beside other requests stop vLLM's engine on CPUs.
         """
         async with self._turns.alone():
             look()
