@@ -122,7 +122,7 @@ def check_packing(base: BaseModel) -> BaseModel:
     try:
         batch, together, bound = _check_alike(base, example)
     except BaseModelError as exc:
-        if isinstance(exc.__cause__, torch.OutOfMemoryError):  # tells nothing about the architecture
+        if _for_want_of_memory(exc):
             raise
         return _one_by_one(base, example)
     allow_partial_runs(model)
@@ -146,12 +146,12 @@ def _one_by_one(base: BaseModel, example: _Example) -> BaseModel:
         unpack(base.model, way)
         try:
             _check_alike(base, example)
-        except BaseModelError:
-            if way != WAYS[-1]:
-                continue
-            unpack(base.model, None)
-            raise
-        break
+        except BaseModelError as exc:
+            if way == WAYS[-1] or _for_want_of_memory(exc):
+                unpack(base.model, None)
+                raise
+        else:
+            break
     forbid_partial_runs(base.model, "it takes no block masks")
     logger.warning(
         "%s takes no block masks, so choices are read one by one%s, and every layer runs for every draw, at several "
@@ -160,6 +160,11 @@ def _one_by_one(base: BaseModel, example: _Example) -> BaseModel:
         ", each behind a copy of the prompt" if way == "repeated" else "",
     )
     return replace(base, max_length=max_length_of(base.model, beyond_window=True))
+
+
+def _for_want_of_memory(error: BaseModelError) -> bool:
+    """Return whether a test failed because the device has too little memory, which tells nothing about the model."""
+    return isinstance(error.__cause__, torch.OutOfMemoryError)
 
 
 def _check_alike(base: BaseModel, example: _Example) -> tuple[PackedBatch, Tensor, float]:

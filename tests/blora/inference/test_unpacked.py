@@ -157,6 +157,17 @@ def test_too_little_memory_is_no_reason_to_read_choices_one_by_one(monkeypatch: 
         check_packing(base)
 
 
+def test_too_little_memory_is_no_reason_to_copy_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(unpacked, "_continued", full)
+    base = base_model("lfm2")
+    with pytest.raises(BaseModelError, match="OutOfMemoryError: CUDA out of memory"):
+        check_packing(base)
+    assert way_of(base.model) is None
+
+
 def test_a_model_that_fails_on_each_choice_too_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     base = base_model("mamba2")
 
