@@ -93,11 +93,7 @@ FITTING: dict[str, dict[str, Any]] = {
     "gemma3n_text": {"num_kv_shared_layers": 1, "layer_types": ["full_attention"] * N_LAYERS},
     "gemma3": {"vision_config": {"model_type": "siglip_vision_model", **_VISION}},
     "gpt_neo": {"attention_types": [[["global", "local"], N_LAYERS // 2]]},
-    "granitemoehybrid": {
-        "mamba_n_heads": 8,
-        "mamba_d_head": 8,
-        "layer_types": ["mamba", "attention"] * (N_LAYERS // 2),
-    },
+    "granitemoehybrid": {**_MAMBA, "layer_types": ["mamba", "attention"] * (N_LAYERS // 2)},
     "lfm2": {"layer_types": ["conv", "full_attention"] * (N_LAYERS // 2)},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * (N_LAYERS // 2)},
     "mamba2": {"num_heads": 8, "head_dim": 8},

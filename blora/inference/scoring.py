@@ -169,7 +169,10 @@ def _cache(memory: Memory | None) -> dict[str, Any]:
 
 
 def inputs_of(model: PreTrainedModel, batch: PackedBatch, memory: Memory | None = None) -> dict[str, Any]:
-    """Return the model's keyword arguments for a batch after a cached prefix, on the model's device."""
+    """Return the model's keyword arguments for a batch after a cached prefix, on the model's device.
+
+    A model that takes no block masks has the batch's segments in place of them: see `blora.inference.unpacked`.
+    """
     if way_of(model) is not None:
         return {"input_ids": batch.input_ids.to(model.device), SEGMENT: batch.segment.to(model.device)}
     mask = _additive(batch.attention_mask(model.device))

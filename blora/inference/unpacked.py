@@ -206,11 +206,12 @@ def _n_bytes(cache: DynamicCache) -> int:
 def _joined(parts: list[_Part], most: int, most_tokens: int) -> Iterator[_Part]:
     """Yield the sequences of one or more parts as one, at most so many sequences, and tokens with padding."""
     some: list[_Part] = []
+    n = 0
     for part in sorted(parts, key=_width):  # short ones are not padded to the length of long ones
-        n = sum(len(one.row) for one in [*some, part])
+        n += len(part.row)
         if some and (n > most or n * _width(part) > most_tokens):
             yield _as_one(some)
-            some = []
+            some, n = [], len(part.row)
         some.append(part)
     if some:
         yield _as_one(some)

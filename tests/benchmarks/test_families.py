@@ -19,7 +19,18 @@ def test_every_verdict_occurs_and_is_explained() -> None:
     [
         *("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3", "gemma3_text", "phi3"),
         *("gpt_oss", "gpt2", "opt", "olmo2", "granite", "cohere2", "smollm3", "deepseek_v3", "gemma3n_text"),
-        *("mamba", "mamba2", "jamba", "bloom", "qwen3_next", "qwen3_5", "lfm2", "granitemoehybrid", "xlnet"),
+        *(
+            "mamba",
+            "mamba2",
+            "jamba",
+            "bloom",
+            "qwen3_next",
+            "qwen3_5",
+            "lfm2",
+            "granitemoehybrid",
+            "inkling_text",
+            "xlnet",
+        ),
     ],
 )
 def test_what_becomes_of_a_model_type_is_what_the_table_says(model_type: str) -> None:
