@@ -1,5 +1,6 @@
 """The decision head as `blora train` trains it, alone and above a LoRA, and the parts of its inputs as methods."""
 
+import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from blora.posterior.posterior import Posterior
 from blora.training.config import N_SAMPLES_HEAD, TrainConfig
 from blora.training.head.features import read_features
 from blora.training.head.train import TrainedHead, fit_parts, train_below
+from blora.training.lora.checkpoints import STATE_FILE, claim
 from blora.training.trials import trial_of
 
 __all__ = ["heads", "heads_above_lora"]
@@ -67,10 +69,11 @@ def heads_above_lora(
     Args:
         base: the base model; LoRA layers are injected into it.
         read: the set, as read under the frozen model.
-        kept: for a seed the file that keeps its training for further runs, None to keep nothing.
+        kept: for a seed the file that keeps its training for further runs, with the epochs of an unfinished one in a
+            folder of the same name; None to keep nothing.
         trained: seeds that each train a LoRA of their own; the draws of all `SEEDS` are shared out among these LoRAs.
     """
-    runs = [kept_in(kept(seed), partial(_train_above, base, read, seed)) for seed in trained]
+    runs = [kept_in(kept(seed), partial(_train_above, base, read, seed, kept(seed))) for seed in trained]
     name = "head above a LoRA"
     for seed, run in zip(trained, runs, strict=True):
         yield replace(_mean(name, run.read, run.trained, run.seconds), seed=seed)
@@ -92,8 +95,8 @@ class _Above(NamedTuple):
     seconds: float
 
 
-def _train_above(base: BaseModel, read: ReadSet, seed: int) -> _Above:
-    """Train a LoRA with a seed and the head above it, and read the set again."""
+def _train_above(base: BaseModel, read: ReadSet, seed: int, kept: Path | None) -> _Above:
+    """Train a LoRA with a seed, from the last kept epoch on, and the head above it, and read the set again."""
     began = time.perf_counter()
     train, validation = read.train, read.validation
     sampling = replace(SAMPLING, seed=seed)
@@ -104,10 +107,14 @@ def _train_above(base: BaseModel, read: ReadSet, seed: int) -> _Above:
     layers = parse_layers(f"last:{n_layers - n_layers // 3}", n_layers)
     modules = select_modules(base.model, linear_targets(base.model), layers)
     lora = Posterior(modules, PosteriorConfig(method="lora"), seed)
-    with tempfile.TemporaryDirectory() as work_dir:
-        training = TrainConfig(work_dir=Path(work_dir), epochs=EPOCHS, batch_size=BATCH_SIZE, seed=seed)
-        trained = train_below(base, frozen, lora, train.rows, validation.rows, sampling, training, None, ())
-    seconds = read.seconds + time.perf_counter() - began
+    with tempfile.TemporaryDirectory() as temporary:
+        work_dir = kept.with_suffix("") if kept is not None else Path(temporary) / "run"
+        run = {"base": base.ref.fingerprint, "dtype": base.dtype_name, "epochs": EPOCHS, "batch_size": BATCH_SIZE}
+        checkpoint = claim(work_dir, run, resume=True)
+        earlier = _seconds_of(checkpoint)
+        training = TrainConfig(work_dir=work_dir, epochs=EPOCHS, batch_size=BATCH_SIZE, seed=seed)
+        trained = train_below(base, frozen, lora, train.rows, validation.rows, sampling, training, checkpoint, ())
+    seconds = read.seconds + earlier + time.perf_counter() - began
 
     def again(part: Rows) -> Rows:
         below = lora.mean().to(base.device)
@@ -116,6 +123,14 @@ def _train_above(base: BaseModel, read: ReadSet, seed: int) -> _Above:
     foreign, proof = (again(part) if part is not None else None for part in (read.foreign, read.proof))
     under = read._replace(validation=again(validation), test=again(read.test), foreign=foreign, proof=proof)
     return _Above(trained, under, seconds)
+
+
+def _seconds_of(checkpoint: Path | None) -> float:
+    """Return the seconds of training that a checkpoint holds, none without one."""
+    if checkpoint is None:
+        return 0.0
+    logged = json.loads((checkpoint / STATE_FILE).read_text())["log_history"]
+    return max(entry.get("training_seconds", 0.0) for entry in logged)
 
 
 def _mean(name: str, read: ReadSet, trained: TrainedHead, seconds: float) -> Scored:
