@@ -3,8 +3,6 @@
 import logging
 from dataclasses import replace
 
-import torch
-
 from blora.adapter import Adapter, adapter_digest, calibration_file
 from blora.base_model import BaseModel
 from blora.decision.asks import AskedRows
@@ -14,10 +12,11 @@ from blora.disk.cache import check_own
 from blora.errors import AdapterError
 from blora.posterior.bank import SampleBank
 from blora.posterior.decision_head import HeadDraws
+from blora.training.caveats import warn_of_worse_choices
 from blora.training.evaluate import predict_with_distances
 from blora.training.rows.examples import ExampleSet, one_for_each_text
 from blora.training.rows.overlap import check_distinct, check_unseen, fingerprints
-from blora.training.rows.packed import pack_examples
+from blora.training.rows.packed import labels_of, pack_examples
 from blora.training.through_vllm import Vllm, check_vllm, predict_through_vllm
 
 __all__ = ["calibrate_adapter"]
@@ -69,6 +68,8 @@ def calibrate_adapter(
         goal = replace(goal, max_false_alarms=1.0)
     goal.check_rows(len(rows))
     goal.check_draws(sampling.n_samples)
+    if goal.max_missed < 1:
+        goal.check_choices(examples.choices, labels_of(rows))
     asked = AskedRows(
         adapter_digest=adapter.digest,
         digest=examples.digest,
@@ -88,7 +89,7 @@ def calibrate_adapter(
     _check_current(adapter)
     calibration = calibrate(
         log_probs,
-        torch.tensor([row.label for row in rows]),
+        labels_of(rows),
         binding=Binding.of(adapter.config, adapter_digest=adapter.digest, dtype=dtype),
         goal=goal,
         source=examples.source,
@@ -98,6 +99,7 @@ def calibrate_adapter(
         earlier=lambda: calibration_file.record_ask(path, asked),  # before the result: a failed ask counts
         distances=distances,
         guesses=adapter.familiarity.guesses(distances) if adapter.familiarity and distances is not None else None,
+        choices=examples.choices,
     )
     _check_current(adapter)
     calibration_file.store_calibration(path, calibration)
@@ -107,6 +109,7 @@ def calibrate_adapter(
         *(len(rows), adapter.name, dtype, level.target_risk, level.threshold, level.score),
         100 * (level.coverage or 0),
     )
+    warn_of_worse_choices(calibration)
     return calibration
 
 

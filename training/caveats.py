@@ -1,19 +1,28 @@
-"""Warnings about the rows of an adapter."""
+"""Warnings about the rows of an adapter, and about what they prove."""
 
 import logging
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from difflib import get_close_matches
 
+from blora.decision.by_choice import beyond
+from blora.decision.calibration import Calibration
 from blora.decision.temperature import FEW_ROWS
 
-__all__ = ["CLOSE", "warn_of_few_rows", "warn_of_odd_labels", "warn_of_two_labels", "warn_of_unseen_choices"]
+__all__ = [
+    "CLOSE",
+    "warn_of_few_rows",
+    "warn_of_odd_labels",
+    "warn_of_two_labels",
+    "warn_of_unseen_choices",
+    "warn_of_worse_choices",
+]
 
 # Likeness, of at most 1, from which two texts may be one text that is misspelt.
 CLOSE = 0.8
 # A label of at most FEW rows may be a misspelling of another that has MANY_TIMES as many.
 FEW, MANY_TIMES = 2, 10
-NAMED = 5  # most choices named in a warning
+NAMED = 5  # most choices or findings named in a warning
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +69,19 @@ def warn_of_unseen_choices(choices: Sequence[str], labels: Iterable[int]) -> Non
             "no training row has the label %s (%d of %d choices): nothing is learnt about it, and it is hardly ever "
             "answered; add rows, or leave the choice out",
             *(named, len(unseen), len(choices)),
+        )
+
+
+def warn_of_worse_choices(calibration: Calibration) -> None:
+    """Log a warning if a target that is proved for all answers together evidently fails for some choice."""
+    answers, questions = beyond(calibration.choices, calibration.target_risk)
+    found = [f"of {one.n_answers} answers {one.choice!r}, {one.n_wrong} are wrong" for one in answers]
+    found += [f"of {one.n_rows} questions of {one.choice!r}, {one.n_missed} get another answer" for one in questions]
+    if found:
+        logger.warning(
+            "the target %g is proved for all answers together, not for each choice: %s. max_missed limits the share of "
+            "each choice's questions that get another answer",
+            *(calibration.target_risk, "; ".join(found[:NAMED]) + (" ..." if len(found) > NAMED else "")),
         )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from blora.config import SamplingConfig
+from blora.decision.by_choice import ChoiceCounts, by_choice
 from blora.decision.familiarity import Familiarity
 from blora.decision.guesses import modest
 from blora.decision.metrics import Metrics, metrics
@@ -37,13 +38,23 @@ CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 512, 16384
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Metrics of the predictive mean over the first n_samples draws, and the seconds spent on scoring."""
+    """Metrics of the predictive mean over the first n_samples draws, and the seconds spent on scoring.
+
+    Attributes:
+        n_samples: number of draws.
+        metrics: metrics of all answers.
+        mean_confidence: mean probability of the answers.
+        mean_mutual_information: mean over the questions, in nats.
+        seconds: time of the scoring.
+        choices: counts of each choice, of which no question is withheld; empty if questions bring their own choices.
+    """
 
     n_samples: int
     metrics: Metrics
     mean_confidence: float
     mean_mutual_information: float
     seconds: float
+    choices: tuple[ChoiceCounts, ...] = ()
 
 
 def evaluate_nested(
@@ -53,6 +64,7 @@ def evaluate_nested(
     n_samples: Sequence[int],
     sampling: SamplingConfig | None = None,
     familiarity: Familiarity | None = None,
+    choices: Sequence[str] = (),
 ) -> Iterator[Evaluation]:
     """Yield the metrics over the first n draws for each n, in rising order; every draw is computed once.
 
@@ -63,8 +75,9 @@ def evaluate_nested(
         n_samples: the numbers of draws.
         sampling: the recalibration to apply, None for none.
         familiarity: the familiarity of a head's adapter, for the guesses in its answers; None without one.
+        choices: the choices that all rows have, to be counted one by one; none if rows bring their own.
     """
-    labels = labels_of(rows)
+    labels, sampling = labels_of(rows), sampling or SamplingConfig()
     seconds = 0.0
     parts: list[Tensor] = []
     if isinstance(draws, HeadDraws):  # all draws share one pass
@@ -75,14 +88,14 @@ def evaluate_nested(
         guesses = familiarity.guesses(distances) if familiarity is not None and distances is not None else None
         seconds = time.perf_counter() - began
         for n in sorted(set(n_samples)):
-            yield _summarize(log_probs[:n], labels, sampling or SamplingConfig(), seconds, guesses)
+            yield _summarize(log_probs[:n], labels, sampling, choices, seconds, guesses)
         return
     for start, stop in pairwise([0, *sorted(set(n_samples))]):
         began = time.perf_counter()
         part = draws.part(start, stop) if draws is not None else None
         parts.append(predict_all(model, rows, part, about="evaluating"))
         seconds += time.perf_counter() - began
-        yield _summarize(torch.cat(parts), labels, sampling or SamplingConfig(), seconds)
+        yield _summarize(torch.cat(parts), labels, sampling, choices, seconds)
 
 
 def predict_all(
@@ -153,7 +166,12 @@ def batch_tokens(model: PreTrainedModel) -> int:
 
 
 def _summarize(
-    log_probs: Tensor, labels: Tensor, sampling: SamplingConfig, seconds: float, guesses: Tensor | None = None
+    log_probs: Tensor,
+    labels: Tensor,
+    sampling: SamplingConfig,
+    choices: Sequence[str],
+    seconds: float,
+    guesses: Tensor | None = None,
 ) -> Evaluation:
     probs = temper(log_probs, sampling.temperature, sampling.lapse)
     present = ~log_probs.isneginf().all(0)
@@ -164,4 +182,5 @@ def _summarize(
         mean_confidence=mean.max(-1).values.mean().item(),
         mean_mutual_information=mutual_information(probs).mean().item(),
         seconds=seconds,
+        choices=by_choice(choices, mean.argmax(-1), labels, torch.ones_like(labels, dtype=torch.bool)),
     )

@@ -95,7 +95,7 @@ def results(
         "revision": revision(),
     }
     served, familiarity = (adapter.config.sampling, adapter.familiarity) if adapter is not None else (None, None)
-    for result in evaluate_nested(base.model, rows, draws, counts, served, familiarity):
+    for result in evaluate_nested(base.model, rows, draws, counts, served, familiarity, examples.choices):
         yield record | common | _figures(result, len(rows))
 
 
@@ -118,4 +118,5 @@ def _figures(result: Evaluation, n_examples: int) -> dict[str, object]:
         "mean_confidence": result.mean_confidence,
         "mean_mutual_information": result.mean_mutual_information,
         "seconds": result.seconds,
+        "choices": [counts.to_dict() for counts in result.choices],
     }

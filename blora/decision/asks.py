@@ -35,6 +35,7 @@ class Ask:
         seed: seed of the division of the rows into tuning and proof part.
         score: the score for the threshold; None if the tuning part chose the score.
         max_false_alarms: the largest allowed share of familiar questions beyond the gate; 1 for no gate.
+        max_missed: for each choice, the largest allowed share of its questions that get another answer; 1 for any.
         dtype: dtype of the base model.
     """
 
@@ -46,10 +47,12 @@ class Ask:
     dtype: str
     score: ScoreName | None = None
     max_false_alarms: float = 1.0
+    max_missed: float = 1.0
 
     def __post_init__(self) -> None:
-        alarms = self.max_false_alarms
-        require(0 < alarms <= 1, f"max_false_alarms = {alarms}", "a share above 0, at most 1")
+        for name in ("max_false_alarms", "max_missed"):
+            share = getattr(self, name)
+            require(0 < share <= 1, f"{name} = {share}", "a share above 0, at most 1")
         require(0 < self.target_risk < 1, f"target_risk = {self.target_risk}", "a number between 0 and 1")
         expected = f"a number from {LEAST_DELTA:g} to 0.5: choose one of these, such as 0.05"
         require(LEAST_DELTA <= self.delta <= 0.5, f"delta = {self.delta}", expected)

@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from blora.decision.abstention import Policy
 from blora.decision.asks import Ask, total_delta
+from blora.decision.by_choice import by_choice
 from blora.decision.calibration import (
     CURVE_POINTS,
     Binding,
@@ -47,6 +49,7 @@ def calibrate(
     earlier: Callable[[], Sequence[Ask]] = tuple,
     distances: Tensor | None = None,
     guesses: Tensor | None = None,
+    choices: Sequence[str] = (),
 ) -> Calibration:
     """Return the calibration that labelled rows prove for an adapter.
 
@@ -63,6 +66,7 @@ def calibrate(
             a label is compared with an answer: what fails without that is no ask, so a caller can record the ask here.
         distances: (N,) distances from the training rows, and so a gate; None for an adapter without a familiarity.
         guesses: (N,) share of guesses in each answer; None for an adapter without a familiarity.
+        choices: the C choices that every row has; none if rows bring their own.
 
     Raises:
         ShapeError: if the shapes do not fit, or the number of draws differs from the binding's n_samples.
@@ -83,20 +87,29 @@ def calibrate(
         passing = tuning[nearer[tuning]], proof[nearer[proof]]
         if not all(map(len, passing)):
             raise ConfigError("got no row that passes the gate of the familiarity, expected some: bring more rows")
+    right = one_hot(labels.long(), len(choices)) if choices else None
+    if goal.max_missed < 1:
+        goal.check_choices(choices, labels[passing[1] if passing is not None else proof])
     draws = temper(log_probs, binding.temperature, binding.lapse)
     if not bool(draws.isfinite().all()):
         raise NumericalError("got probabilities that are not finite, expected finite ones: score in float32")
     probs = draws if guesses is None else modest(draws, guesses, ~log_probs.isneginf().all(0))
     asks = (*earlier(), goal.ask_in(binding.dtype))
     stages = _stages(probs, draws, labels, binding.stop_error, goal.score)
-    evidence = Evidence.gather(stages, seed=goal.seed, resolution=resolution_of(binding.dtype), passing=passing)
+    resolution = resolution_of(binding.dtype)
+    evidence = Evidence.gather(stages, seed=goal.seed, resolution=resolution, passing=passing, right=right)
     targets = sorted({*STANDARD_TARGETS, goal.target_risk})
-    levels = tuple(certify(evidence, target_risk=target, delta=goal.delta) for target in targets)
+    levels = tuple(
+        certify(evidence, target_risk=target, delta=goal.delta, max_missed=goal.max_missed) for target in targets
+    )
     default = levels[targets.index(goal.target_risk)]
     if default.threshold is None:
         raise ConfigError(_not_proved(len(labels), goal, total_delta(asks)))
     mean, scores = _answers(probs, draws, default.policy(), binding.stop_error)
-    right, certainty = mean.argmax(-1) == labels, SCORES[default.score].certainty
+    top, certainty = mean.argmax(-1), SCORES[default.score].certainty
+    answered = default.answers(scores[default.score])[proof]
+    if gate is not None and distances is not None:
+        answered = answered & (distances[proof].double() < gate.distance)
     return Calibration(
         binding=binding,
         rows=CalibrationRows(
@@ -119,9 +132,10 @@ def calibrate(
         quantiles=_quantiles(_nonconformity(probs[:, proof], labels[proof], binding.stop_error), goal.coverage),
         reliability=tuple(reliability(mean, labels)),
         curve=tuple(
-            (kept, risk) for kept, risk in risk_coverage(certainty(scores[default.score]), right, CURVE_POINTS)
+            (kept, risk) for kept, risk in risk_coverage(certainty(scores[default.score]), top == labels, CURVE_POINTS)
         ),
         gate=gate,
+        choices=by_choice(choices, top[proof], labels[proof], answered),
     )
 
 
@@ -227,9 +241,10 @@ def _quantiles(scores: Tensor, default: float) -> tuple[ConformalQuantile, ...]:
 def _not_proved(n_rows: int, goal: Goal, spent: float) -> str:
     # The message names no target that these rows would have proved: the sum of deltas does not cover a target that was
     # chosen after looking at the rows.
+    limit = f" with max_missed {goal.max_missed}" if goal.max_missed < 1 else ""
     return (
-        f"got target_risk {goal.target_risk}, which these {n_rows} rows do not prove at delta {goal.delta}, expected "
-        f"one that they prove. The rows are used up at delta {spent:g}: another calibration attempt on them adds its "
-        "delta to that, and rows that no attempt has used start anew. Calibrate on new rows, more of them for the same "
-        "target, or train a better adapter"
+        f"got target_risk {goal.target_risk}{limit}, which these {n_rows} rows do not prove at delta {goal.delta}, "
+        f"expected one that they prove. The rows are used up at delta {spent:g}: another calibration attempt on them "
+        "adds its delta to that, and rows that no attempt has used start anew. Calibrate on new rows, more of them for "
+        "the same target, or train a better adapter"
     )

@@ -7,16 +7,20 @@ would break a server.
 """
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
+from torch import Tensor
 
-from blora.config import AdapterConfig, ScoringName
+from blora.config import MOST_CHOICES, AdapterConfig, ScoringName
 from blora.config.checks import require
 from blora.decision.abstention import Policy
 from blora.decision.asks import Ask
+from blora.decision.binomial import trials_without_event
+from blora.decision.by_choice import ChoiceCounts
 from blora.decision.conformal import proof_rows_needed
 from blora.decision.curves import ReliabilityBin
 from blora.decision.gate import Gate, rows_behind_gate
@@ -57,6 +61,8 @@ class Goal:
         score: score for the thresholds; None lets the tuning part choose.
         max_false_alarms: largest share of familiar questions to withhold as unfamiliar, for an adapter with a
             familiarity; 1 withholds none.
+        max_missed: for each choice of a fixed list, the largest allowed share of its questions that get another
+            answer; 1 promises nothing.
     """
 
     target_risk: float = 0.05
@@ -65,9 +71,10 @@ class Goal:
     seed: int = 0
     score: ScoreName | None = None
     max_false_alarms: float = 0.05
+    max_missed: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("target_risk", "delta", "coverage", "max_false_alarms"):
+        for name in ("target_risk", "delta", "coverage", "max_false_alarms", "max_missed"):
             object.__setattr__(self, name, _number(name, getattr(self, name)))
         object.__setattr__(self, "seed", _whole("seed", self.seed))
         require(self.score is None or self.score in PLANNED, f"score = {self.score}", f"one of {', '.join(PLANNED)}")
@@ -82,6 +89,7 @@ class Goal:
             seed=self.seed,
             score=self.score,
             max_false_alarms=self.max_false_alarms,
+            max_missed=self.max_missed,
             dtype=dtype,
         )
 
@@ -114,6 +122,27 @@ class Goal:
                 raise ConfigError(
                     f"got {n_rows} rows for {name}, expected at least {needed}: bring more or ask for less"
                 )
+
+    def check_choices(self, choices: Sequence[str], labels: Tensor) -> None:
+        """Raise an error if the rows of some choice are too few for `max_missed`, even without a wrong answer.
+
+        Args:
+            choices: the choices that all rows have; none if they have different ones.
+            labels: (N,) indices of the right choices of the rows that are to prove it.
+
+        Raises:
+            ConfigError: if rows have different choices, or a choice has too few; the message names it.
+        """
+        require(bool(choices), f"max_missed = {self.max_missed} for rows with different choices", "the same for all")
+        needed = trials_without_event(self.max_missed, self.delta)
+        counts = labels.long().bincount(minlength=len(choices))
+        place = int(counts.argmin())
+        require(
+            int(counts[place]) >= needed,
+            f"{int(counts[place])} rows of the choice {choices[place]!r} for the proof of max_missed {self.max_missed} "
+            f"at delta {self.delta}",
+            f"at least {needed} of each choice, about three in four of its rows: bring more or ask for less",
+        )
 
 
 def _number(name: str, value: Any) -> float:
@@ -243,6 +272,8 @@ class Calibration:
         reliability: 15 confidence bins of equal width.
         curve: (coverage, selective risk) by the default level's score, at most 100 points by rising coverage.
         gate: threshold on the familiarity, under which the levels are proved; None without one.
+        choices: counts of each choice among the proof part's rows, under the default policy; empty if rows bring their
+            own choices.
 
     Raises:
         ConfigError: if the default level or the default quantile is missing, since no question could be answered, or
@@ -262,6 +293,7 @@ class Calibration:
     reliability: Annotated[tuple[ReliabilityBin, ...], Field(max_length=MAX_ENTRIES)]
     curve: Annotated[tuple[tuple[Share, Share], ...], Field(max_length=CURVE_POINTS)]
     gate: Gate | None = None
+    choices: Annotated[tuple[ChoiceCounts, ...], Field(max_length=MOST_CHOICES)] = ()
 
     def __post_init__(self) -> None:
         targets = [level.target_risk for level in self.levels]

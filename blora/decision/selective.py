@@ -11,13 +11,20 @@ probability that the resulting threshold's selective error exceeds the target is
 number of rows. The guarantee holds for one target, one delta and one seed that were fixed beforehand, and for questions
 from the same distribution: the rows have to be independent draws of the questions to be answered.
 
+A selective error over all answers says little about a rare choice: if 2 % of the questions are harmful, a model that
+calls nothing harmful is wrong in 2 % of its answers. A second limit, on the share of each choice's questions that get
+another answer, is tested together with the first. A threshold is proved only if every hypothesis, that of the selective
+error and that of each choice, is rejected at level delta. No correction is needed for their number: where one of the
+limits is exceeded, its own test alone passes with a probability of at most delta (an intersection-union test).
+
 References:
     Geifman and El-Yaniv, 2017. arXiv:1705.08500
     Angelopoulos et al., 2021, "Learn then Test". arXiv:2110.01052
+    Berger, 1982, "Multiparameter hypothesis testing and acceptance sampling", Technometrics 24 (4).
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import ClassVar, Literal, NamedTuple
@@ -67,10 +74,17 @@ def split_rows(n_rows: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 class Counts(NamedTuple):
-    """Numbers of answered rows and of wrong answers in one part under one threshold."""
+    """Numbers of rows in one part under one threshold.
+
+    Attributes:
+        answered: answered rows.
+        wrong: wrong answers.
+        missed: wrong answers to the questions of each choice; empty if these are not counted.
+    """
 
     answered: int
     wrong: int
+    missed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +115,20 @@ class Candidates:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Sizes of the two parts, and the candidate thresholds of each score with their counts."""
+    """Sizes of the two parts, and the candidate thresholds of each score with their counts.
+
+    Attributes:
+        n_tuning: rows of the tuning part.
+        n_proof: rows of the proof part.
+        candidates: the candidate thresholds of each score.
+        of_choices: rows of the tuning and of the proof part that can be answered, by their right choices; empty if the
+            questions of each choice are not counted.
+    """
 
     n_tuning: int
     n_proof: int
     candidates: tuple[Candidates, ...]
+    of_choices: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
 
     @classmethod
     def gather(
@@ -115,6 +138,7 @@ class Evidence:
         seed: int,
         resolution: Resolution | None = None,
         passing: tuple[Tensor, Tensor] | None = None,
+        right: Tensor | None = None,
     ) -> "Evidence":
         """Return the evidence from divided and counted rows.
 
@@ -124,12 +148,14 @@ class Evidence:
             resolution: grid for the thresholds; None uses the tuning part's values as thresholds.
             passing: the indices of the tuning and of the proof part's rows that pass a gate, the only ones that are
                 answered; None for all of them.
+            right: (N, C) whether a choice is the right one, to count the questions of each choice; None not to.
 
         Raises:
             ShapeError: if the shapes differ.
             ConfigError: if there are too few rows to divide.
         """
         rows = stages[-1].wrong
+        right = (rows.new_zeros(len(rows), 0) if right is None else right).double()
         for stage in stages:
             shapes = [tuple(values.shape) for values in (*stage.scores.values(), *stage.reach.values())]
             if rows.ndim != 1 or any(shape != rows.shape for shape in (*shapes, stage.wrong.shape)):
@@ -143,9 +169,10 @@ class Evidence:
             score = SCORES[name]
             uncertainty = -score.certainty(values.double())
             thresholds = score.certainty(-_spread(_limits(score, uncertainty[tuning], resolution)))
-            counts = (_count(stages, score, rows, thresholds) for rows in (tuning, proof))
+            counts = (_count(stages, score, rows, right[rows], thresholds) for rows in (tuning, proof))
             candidates.append(Candidates(name, tuple(thresholds.tolist()), *counts))
-        return cls(n_tuning, n_proof, tuple(candidates))
+        of_tuning, of_proof = (tuple(right[rows].sum(0).long().tolist()) for rows in (tuning, proof))
+        return cls(n_tuning, n_proof, tuple(candidates), (of_tuning, of_proof))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,23 +241,46 @@ class Level:
         return SCORES[self.score].passes(values.double(), self.threshold)
 
 
-def certify(evidence: Evidence, *, target_risk: float, delta: float) -> Level:
+class _Limits(NamedTuple):
+    """The largest allowed selective error, and for each choice the largest share of its questions that are missed."""
+
+    target_risk: float
+    max_missed: float
+
+    def p_value(self, answered: int, wrong: int, missed: Iterable[tuple[int, int]]) -> float:
+        """Return the p-value of the hypothesis that some limit is exceeded: the largest of the limits' own p-values.
+
+        Args:
+            answered: number of answered rows.
+            wrong: number of wrong answers.
+            missed: for each choice, the number of its rows that got another answer, and the number of its rows.
+        """
+        alone = [binomial_cdf(wrong, answered, self.target_risk) if answered else 1.0]
+        if self.max_missed < 1:
+            alone += [binomial_cdf(n_missed, n_rows, self.max_missed) for n_missed, n_rows in missed]
+        return max(alone)
+
+
+def certify(evidence: Evidence, *, target_risk: float, delta: float, max_missed: float = 1.0) -> Level:
     """Return the level of a target, with the loosest threshold that is proved to keep the selective error within it.
 
     Args:
         evidence: counts of the divided rows.
         target_risk: largest allowed selective error.
-        delta: largest probability of proving a threshold that exceeds it.
+        delta: largest probability of proving a threshold that exceeds a limit.
+        max_missed: for each choice, the largest allowed share of wrong answers to its questions; 1 for any.
     """
-    plans = [(_plan(candidates, evidence, target_risk, delta), candidates) for candidates in evidence.candidates]
+    limits = _Limits(target_risk, max_missed)
+    plans = [(_plan(candidates, evidence, limits, delta), candidates) for candidates in evidence.candidates]
     plan, candidates = max(plans, key=lambda pair: (pair[0].coverage, -pair[0].p_value))
     level = Level(target_risk=target_risk, score=candidates.score, expected_coverage=plan.coverage)
-    proved = list(
-        takewhile(
-            lambda index: _p_value(candidates.proof[index], target_risk) <= delta,
-            range(plan.start, len(candidates.thresholds)),
-        )
-    )
+
+    def holds(index: int) -> bool:
+        counts = candidates.proof[index]
+        missed = zip(counts.missed, evidence.of_choices[1], strict=True)
+        return limits.p_value(counts.answered, counts.wrong, missed) <= delta
+
+    proved = list(takewhile(holds, range(plan.start, len(candidates.thresholds))))
     if not proved:
         return level
     counts = candidates.proof[proved[-1]]
@@ -251,10 +301,11 @@ class _Plan(NamedTuple):
     coverage: float
 
 
-def _plan(candidates: Candidates, evidence: Evidence, target_risk: float, delta: float) -> _Plan:
+def _plan(candidates: Candidates, evidence: Evidence, limits: _Limits, delta: float) -> _Plan:
     """Return the test plan for a score from the tuning part's counts, scaled up to the size of the proof part.
 
-    Error rates under tight thresholds rest on few rows, so they are shrunk towards the error rate of all rows.
+    Error rates under tight thresholds rest on few rows, so they are shrunk towards the error rate of all rows. A choice
+    without a row in the tuning part plays no part in the plan.
     """
     scale = evidence.n_proof / evidence.n_tuning
     everything = candidates.tuning[-1]
@@ -264,16 +315,13 @@ def _plan(candidates: Candidates, evidence: Evidence, target_risk: float, delta:
     for counts in candidates.tuning:
         answered = round(counts.answered * scale)
         error = (counts.wrong + prior) / (counts.answered + PRIOR_ROWS)
-        expected.append(_p_value(Counts(answered, round(error * answered)), target_risk))
+        pairs = zip(counts.missed, evidence.of_choices[0], strict=True)
+        missed = [(round(n_missed * scale), round(n_rows * scale)) for n_missed, n_rows in pairs if n_rows]
+        expected.append(limits.p_value(answered, round(error * answered), missed))
     start = min(range(len(expected)), key=expected.__getitem__)
     reached = len(list(takewhile(lambda p_value: p_value <= delta, expected[start:])))
     coverage = candidates.tuning[start + reached - 1].answered / evidence.n_tuning if reached else 0.0
     return _Plan(start, expected[start], coverage)
-
-
-def _p_value(counts: Counts, target_risk: float) -> float:
-    """Return the p-value of the hypothesis that an answer is wrong with a probability of at least the target."""
-    return binomial_cdf(counts.wrong, counts.answered, target_risk) if counts.answered else 1.0
 
 
 def _limits(score: Score, uncertainty: Tensor, resolution: Resolution | None) -> Tensor:
@@ -294,19 +342,24 @@ def _spread(values: Tensor) -> Tensor:
     return values[torch.linspace(0, len(values) - 1, MAX_CANDIDATES).round().long()]
 
 
-def _count(stages: Sequence[Stage], score: Score, rows: Tensor, thresholds: Tensor) -> tuple[Counts, ...]:
-    """Return the counts of the given rows under each threshold."""
+def _count(
+    stages: Sequence[Stage], score: Score, rows: Tensor, right: Tensor, thresholds: Tensor
+) -> tuple[Counts, ...]:
+    """Return the counts of the given rows under each threshold, by the right choices (N, C) of these rows too."""
     counts: list[Counts] = []
     for some in thresholds[:, None].split(max(1, CHUNK_ELEMENTS // len(rows))):
         waiting = torch.ones(len(some), len(rows), dtype=torch.bool)
         answered = torch.zeros(len(some), dtype=torch.long)
         mistaken = answered.clone()
+        missed = right.new_zeros(len(some), right.shape[1])
         for stage in stages:
             values = stage.scores[score.name].double()[rows]
             decided = waiting & ((values - some).abs() > stage.reach[score.name][rows]) if stage.reach else waiting
             out = decided & score.passes(values, some)
             answered += out.sum(1)
-            mistaken += (out & stage.wrong[rows]).sum(1)
+            wrong = out & stage.wrong[rows]
+            mistaken += wrong.sum(1)
+            missed += wrong.double() @ right
             waiting = waiting & ~decided
-        counts += map(Counts, answered.tolist(), mistaken.tolist())
+        counts += map(Counts, answered.tolist(), mistaken.tolist(), map(tuple, missed.long().tolist()))
     return tuple(counts)

@@ -162,7 +162,9 @@ class Model:
         packed = pack_examples(examples, self.base, config.prompt)
         draws = self._handle.bank.draws
         counts, familiarity = [draws.n_samples], self.adapter.familiarity
-        [found] = evaluate_nested(self.base.model, packed, draws, counts, config.sampling, familiarity)
+        [found] = evaluate_nested(
+            self.base.model, packed, draws, counts, config.sampling, familiarity, examples.choices
+        )
         return found
 
     def calibrate(
@@ -175,6 +177,7 @@ class Model:
         seed: int = 0,
         score: "ScoreName | None" = None,
         max_false_alarms: float = 0.05,
+        max_missed: float = 1.0,
         columns: Mapping[str, str] | None = None,
         split: str = "test",
         limit: int | None = None,
@@ -192,6 +195,7 @@ class Model:
             score: score that gets the threshold; by default the score with the highest expected coverage on the
                 choosing rows.
             max_false_alarms: largest share of familiar questions to withhold as unfamiliar; 1 withholds none.
+            max_missed: for each choice, largest share of its questions that get another answer; 1 promises nothing.
             columns: the rows' names for columns with other names, as for `blora.train`.
             split: split of a hub data set.
             limit: number of rows to use, from the top; None for all.
@@ -212,6 +216,7 @@ class Model:
             seed=seed,
             score=score,
             max_false_alarms=max_false_alarms,
+            max_missed=max_missed,
         )
         examples = examples_for(self.adapter.config, rows, split=split, columns=columns, limit=limit)
         calibration = calibrate_adapter(self.adapter, self.base, examples, goal, split=split)

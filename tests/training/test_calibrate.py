@@ -1,5 +1,6 @@
 """`blora calibrate` on a tiny base model, and the calibration.json that it writes."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -95,6 +96,27 @@ def test_a_table_says_what_was_proved(
     assert "    0.01  not proved" in told
     assert "Prediction sets of coverage 0.9" in told
     assert "For questions like these rows: prompt, 2 choices." in told
+    assert "another answer" not in told
+
+
+def test_a_limit_for_each_choice_is_proved_and_the_proofs_rows_are_told_by_choice(
+    adapter: Path, unseen: Path, base_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [calibration] = run(adapter, unseen, base_folder, "--max-missed", "0.5")
+    assert calibration.asks[-1].max_missed == 0.5
+    told = capsys.readouterr().out
+    assert "Of the questions of each choice, at most 0.5 get another answer, under every target." in told
+    by_choice = told.split("by their answer, under the default policy:\n\n")[1].splitlines()
+    for line, counts in zip(by_choice[1:], calibration.choices, strict=True):
+        assert line.split() == [str(value) for value in dataclasses.astuple(counts)]
+
+
+def test_a_limit_for_each_choice_needs_rows_of_each_before_the_work(
+    adapter: Path, unseen: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blora.training.calibrate.predict_with_distances", None)
+    with pytest.raises(ConfigError, match=r"rows of the choice .* at delta 0.1, expected at least 230 of each choice"):
+        run(adapter, unseen, base_folder, "--max-missed", "0.01")
 
 
 def test_each_ask_of_the_same_rows_adds_to_delta_and_a_refused_one_is_remembered(

@@ -1,17 +1,21 @@
 """Warnings about rows, in the log and from the commands."""
 
+import dataclasses
 from argparse import ArgumentParser
 
 import pytest
 
+from blora.decision.by_choice import ChoiceCounts
 from blora.decision.temperature import FEW_ROWS
 from blora.training.caveats import (
     warn_of_few_rows,
     warn_of_odd_labels,
     warn_of_two_labels,
     warn_of_unseen_choices,
+    warn_of_worse_choices,
 )
 from blora.training.commands.arguments import parse
+from tests.server.calibrations import calibration
 
 
 def test_few_validation_rows_are_told_with_their_number(caplog: pytest.LogCaptureFixture) -> None:
@@ -35,6 +39,24 @@ def test_labels_that_may_be_misspelt_are_named_with_what_is_meant(caplog: pytest
         "the label 'card arival', of 2 rows,",
     ]
     assert all("may be a misspelling of 'card arrival', of 40: as it is, it is a choice of its own" in t for t in told)
+
+
+def test_a_choice_for_which_a_target_evidently_fails_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    counts = [
+        ChoiceCounts(choice="harmless", n_rows=976, n_missed=0, n_answers=1000, n_wrong=24),
+        ChoiceCounts(choice="harmful", n_rows=24, n_missed=24, n_answers=30, n_wrong=9),
+    ]
+    made = calibration("sha256:" + "a" * 64)
+    warn_of_worse_choices(made)
+    warn_of_worse_choices(dataclasses.replace(made, choices=tuple(counts[:1])))
+    assert not caplog.records
+    warn_of_worse_choices(dataclasses.replace(made, choices=tuple(counts)))
+    [told] = [record.getMessage() for record in caplog.records]
+    assert told == (
+        "the target 0.05 is proved for all answers together, not for each choice: of 30 answers 'harmful', 9 are "
+        "wrong; of 24 questions of 'harmful', 24 get another answer. max_missed limits the share of each choice's "
+        "questions that get another answer"
+    )
 
 
 def test_choices_that_no_training_row_has_are_named(caplog: pytest.LogCaptureFixture) -> None:

@@ -143,13 +143,29 @@ def test_a_limit_that_leaves_nothing_or_cuts_the_end_is_refused(held_out: Path, 
         evaluate.main(arguments_for("base", held_out, base_folder, "--limit", limit))
 
 
-def test_one_line_a_count_is_printed(
-    adapters: dict[str, Path], held_out: Path, base_folder: Path, capsys: pytest.CaptureFixture[str]
+def test_a_line_for_each_number_of_draws_and_one_for_each_choice_are_printed(
+    tmp_path: Path, adapters: dict[str, Path], held_out: Path, base_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert evaluate.main(arguments_for(adapters["bayesian"], held_out, base_folder, "--n-samples", "1,2")) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["1", "2"]
-    assert all(f" {name} " in line for line in lines for name in METRICS)
+    few, most = results(tmp_path, adapters["bayesian"], held_out, base_folder, "--n-samples", "1,2")
+    metrics, choices = (part.splitlines() for part in capsys.readouterr().out.split("\n\n"))
+    assert [line.split()[0] for line in metrics] == ["1", "2"]
+    assert all(f" {name} " in line for line in metrics for name in METRICS)
+    assert [line.split() for line in choices[1:]] == [[str(n) for n in row.values()] for row in most["choices"]]
+    for result in (few, most):
+        n_wrong = round((1 - result["accuracy"]) * 9)
+        assert sum(row["n_wrong"] for row in result["choices"]) == n_wrong
+        assert sum(row["n_missed"] for row in result["choices"]) == n_wrong
+        assert sum(row["n_rows"] for row in result["choices"]) == 9
+
+
+def test_questions_with_choices_of_their_own_are_not_counted_by_choice(
+    tmp_path: Path, adapters: dict[str, Path], base_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [toy_row(50, 0), toy_row(51, 1) | {"choices": ["hot", "cold"]}]
+    data = write_jsonl(tmp_path / "own.jsonl", rows)
+    [result] = results(tmp_path, adapters["bayesian"], data, base_folder)
+    assert result["choices"] == []
+    assert len(capsys.readouterr().out.splitlines()) == 1
 
 
 def test_several_results_do_not_share_a_file(adapters: dict[str, Path], held_out: Path, base_folder: Path) -> None:

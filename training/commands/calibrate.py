@@ -54,6 +54,13 @@ def _parser() -> ArgumentParser:
         help="upper limit on the share of familiar questions that are withheld as unfamiliar, proved with the same "
         "delta; 1 withholds none",
     )
+    parser.add_argument(
+        "--max-missed",
+        type=float,
+        default=1.0,
+        help="for each choice, upper limit on the share of its questions that get another answer, proved with the same "
+        "delta; 1 promises nothing",
+    )
     add_model(parser, default=None)
     parser.add_argument(
         "--engine-url",
@@ -92,6 +99,7 @@ def main(argv: list[str]) -> int:
         seed=arguments.seed,
         score=arguments.score,
         max_false_alarms=arguments.max_false_alarms,
+        max_missed=arguments.max_missed,
     )
     examples = examples_for(
         read_config(arguments.adapter),
@@ -109,6 +117,8 @@ def main(argv: list[str]) -> int:
 
 
 def _table(calibration: "Calibration", own: Mapping[str, float] | None) -> str:
+    from blora.decision.by_choice import table
+
     rows, binding = calibration.rows, calibration.binding
     n_asks = len(calibration.asks)
     over = f", summed over {n_asks} calibration attempts on these rows" if n_asks > 1 else ""
@@ -137,6 +147,11 @@ def _table(calibration: "Calibration", own: Mapping[str, float] | None) -> str:
         f"* the default policy. Prediction sets of coverage {calibration.coverage} with every answer.",
         f"For questions like these rows: {' or '.join(rows.forms)}, {rows.n_choices} choices.",
     ]
+    if (missed := calibration.asks[-1].max_missed) < 1:
+        lines.append(f"Of the questions of each choice, at most {missed:g} get another answer, under every target.")
+    if calibration.choices:
+        about = f"The proof's {rows.n_proof} rows by their right choice and by their answer, under the default policy:"
+        lines += ["", about, "", table(calibration.choices)]
     if own:
         thresholds = ", ".join(f"{name} {value:g}" for name, value in own.items())
         lines.append(f"The adapter's own thresholds no longer decide: {thresholds}.")

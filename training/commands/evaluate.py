@@ -3,6 +3,7 @@
 import json
 from argparse import ArgumentParser
 from pathlib import Path
+from typing import Any
 
 from blora.cli import CommandHelp
 from blora.errors import ConfigError
@@ -42,7 +43,7 @@ def _counts(text: str) -> list[int]:
 
 
 def main(argv: list[str]) -> int:
-    """Evaluate, print one line per number of draws, and write the result files."""
+    """Evaluate, print the metrics under each number of draws and the results by choice, and write the result files."""
     arguments = parse(_parser(), argv)
     counts = arguments.n_samples
     if arguments.json and counts and len(counts) > 1 and "{n_samples}" not in arguments.json.name:
@@ -50,10 +51,12 @@ def main(argv: list[str]) -> int:
             f"got one file {arguments.json} for {len(counts)} results, expected {{n_samples}} in its name"
         )
 
+    from blora.decision.by_choice import ChoiceCounts, table
     from blora.hub.fetch import local_folder
     from blora.training.result import results
 
     adapter = None if arguments.adapter == BASE else local_folder(arguments.adapter)
+    by_choice: Any = []
     for result in results(adapter, argv=argv, **settings_of(arguments, but=("adapter", "json"))):
         figures = "  ".join(f"{name} {result[name]:.4f}" for name in ("accuracy", "nll", "ece", "brier", "aurc"))
         print(f"{result['n_samples']:>4} draws: {figures}  ({result['seconds']:.0f} s)", flush=True)
@@ -61,4 +64,7 @@ def main(argv: list[str]) -> int:
             target = Path(str(arguments.json).replace("{n_samples}", str(result["n_samples"])))
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(json.dumps(result, indent=2) + "\n")
+        by_choice = result["choices"]
+    if by_choice:
+        print("", table([ChoiceCounts(**counts) for counts in by_choice]), sep="\n")
     return 0

@@ -110,6 +110,12 @@ class ExampleSet:
         """The default prompt template of this kind of example."""
         return DEFAULT_TEMPLATES[self.examples[0].kind]
 
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The choices that all examples have in the same order; empty if they have different ones."""
+        first = self.examples[0].choices
+        return first if all(example.choices == first for example in self.examples) else ()
+
 
 def read_examples(
     source: Rows,

@@ -206,7 +206,8 @@ def test_nan_is_not_answered() -> None:
     assert level.answers(torch.tensor([math.nan, 0.9])).tolist() == [False, True]
     stage = Stage({"confidence": torch.tensor([math.nan, 0.9])}, torch.tensor([True, False]))
     thresholds = torch.tensor([0.8], dtype=torch.float64)
-    assert selective._count([stage], SCORES["confidence"], torch.arange(2), thresholds) == ((1, 0),)
+    right = torch.eye(2, dtype=torch.float64)
+    assert selective._count([stage], SCORES["confidence"], torch.arange(2), right, thresholds) == ((1, 0, (0, 0)),)
 
 
 def test_exactly_at_a_threshold_is_answered() -> None:
