@@ -3,26 +3,21 @@
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import TrainerCallback
 
 from benchmarks.peers import decision_model, training_free, twice
-from benchmarks.peers import heads as peer_heads
 from benchmarks.peers.__main__ import methods
 from benchmarks.peers.contrast import contrast
 from benchmarks.peers.cumulative import Cumulative
 from benchmarks.peers.figures import N_DIVISIONS, Scored, answered_at, averaged, figures
-from benchmarks.peers.heads import heads_above_lora
 from benchmarks.peers.posteriors import mean_field
-from benchmarks.peers.reading import SEEDS, kept_in, read_set
+from benchmarks.peers.reading import kept_in, read_set
 from benchmarks.peers.regressions import Parts, on_states, on_words
 from benchmarks.peers.results import measure
 from benchmarks.peers.sets import DATA, SETS, TaskSet, load_set
@@ -34,7 +29,6 @@ from blora.decision.temperature import Recalibration
 from blora.posterior.decision_head import DecisionHead, Features
 from blora.posterior.noise import generator_of
 from blora.training.config import NEW_PROMPT
-from blora.training.head.train import TrainedHead, train_below
 from blora.training.rows.examples import Example
 
 COLOURS = ("red", "green", "blue")
@@ -208,42 +202,6 @@ def test_every_method_is_measured_and_shown(kind: str) -> None:
     about = {"machine": {"cores": 2, "processor": "some"}, "revision": "abc", "base_model": "tiny", "dtype": "float32"}
     shown = peers([result | about | {"set": "demo"}], [], [])
     assert all(f"| {name} |" in shown for name in names)
-
-
-class Killed(BaseException):
-    """Stand-in for the sudden end of a process."""
-
-
-class EndAfterAnEpoch(TrainerCallback):
-    """Ends the process as soon as the checkpoint of an epoch is written."""
-
-    def on_save(self, *_args: Any, **_events: Any) -> None:
-        raise Killed
-
-
-@pytest.mark.model
-def test_a_kept_lora_is_trained_on_after_its_last_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = load_base_model("embedded", dtype="float32")
-    read = read_set(base, pointer())
-
-    def trained(folder: Path) -> Scored:
-        return next(heads_above_lora(base, read, lambda seed: folder / f"lora-{seed}.pt", SEEDS[:1]))
-
-    begun_after: list[Path | None] = []
-
-    def train(*given: Any, callbacks: Sequence[TrainerCallback] = ()) -> TrainedHead:
-        begun_after.append(given[-2])
-        return train_below(*given[:-1], callbacks)
-
-    monkeypatch.setattr(peer_heads, "train_below", train)
-    whole = trained(tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        patch.setattr(peer_heads, "train_below", partial(train, callbacks=(EndAfterAnEpoch(),)))
-        with pytest.raises(Killed):
-            trained(tmp_path / "parts")
-    assert not (tmp_path / "parts" / "lora-0.pt").exists()
-    torch.testing.assert_close(trained(tmp_path / "parts").test, whole.test, atol=1e-4, rtol=0)
-    assert begun_after == [None, None, tmp_path / "parts" / "lora-0" / "checkpoint-1"]
 
 
 @pytest.mark.model
