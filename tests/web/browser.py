@@ -19,7 +19,7 @@ from blora.server.app import create_app
 from blora.server.settings import Settings
 from tests.server.fakes import FakeEngine
 
-__all__ = ["Watched", "chromium", "needs_chromium", "open_page", "serving", "violations"]
+__all__ = ["Watched", "ask_within", "chromium", "needs_chromium", "open_page", "serving", "violations"]
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 START_TIMEOUT_S = 30.0
@@ -90,6 +90,13 @@ def serving(engine: FakeEngine, **settings: Any) -> Iterator[str]:
         thread.join(timeout=START_TIMEOUT_S)
         with contextlib.suppress(RuntimeError):
             engine.gate.set()
+
+
+def ask_within(page: Page, *texts: str) -> list[dict[str, Any]]:
+    """Ask the default adapter about texts from within the page, and return the answers or errors."""
+    asking = "(body) => fetch('/v1/predict', { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(body) }).then((r) => r.json())"
+    found: list[dict[str, Any]] = page.evaluate(asking, {"inputs": [{"prompt": text} for text in texts]})["predictions"]
+    return found
 
 
 def violations(page: Page) -> list[str]:

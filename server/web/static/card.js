@@ -118,7 +118,20 @@ function proofs(calibration) {
         h("h3", {}, "Prediction sets"),
         tableOf("Prediction sets", ["Holds the right choice", "Takes choices of probability"],
           calibration.quantiles.map(({ coverage, quantile }) => [provedPercent(coverage), quantile === null ? "too few rows" : `at least ${number(1 - quantile)}`]), [0, 1]))),
+    ...calibration.choices?.length ? [byChoice(calibration)] : [],
   ];
+}
+
+function byChoice({ choices, rows, asks, target_risk: ownTarget, delta }) {
+  const limit = asks.at(-1).max_missed;
+  const promise = limit < 1
+    ? `Of the texts of each choice, at most ${provedPercent(limit)} get another answer, with probability ${provedPercent(1 - delta)} over samples of texts like these rows.`
+    : `The target ${provedPercent(ownTarget)} is proved for all answers together, not for each choice.`;
+  return h("section", { class: "panel" },
+    h("h3", {}, "By choice"),
+    h("p", {}, `${promise} The ${number(rows.n_proof)} rows of the proof under the adapter's own policy:`),
+    tableOf("By choice", ["Choice", "Rows", "Got another answer", "Answers", "Wrong"],
+      choices.map((each) => [each.choice, ...[each.n_rows, each.n_missed, each.n_answers, each.n_wrong].map(number)]), [1, 2, 3, 4]));
 }
 
 function levelInWords(level, { delta, rows }) {
