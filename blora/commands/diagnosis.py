@@ -9,11 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blora import __version__
 from blora.errors import BloraError
 from blora.training.provenance import revision
+
+if TYPE_CHECKING:
+    from blora.decision.calibration import Calibration
 
 __all__ = ["diagnose"]
 
@@ -178,14 +181,15 @@ def _adapter(folder: Path, in_use: str | None) -> Facts:
         "base_model": config.base_model.id,
         "kind": "+".join(["LoRA"] * bool(config.modules) + ["head"] * (config.head is not None)),
         "draws": config.sampling.n_samples,
-        "calibrated": {dtype: _promise(entry.target_risk, entry.delta) for dtype, entry in sorted(own.items())},
+        "calibrated": {dtype: _promise(entry) for dtype, entry in sorted(own.items())},
         "of_other_contents": len(calibrations) - len(own),
         "calibrated_for_dtype_in_use": in_use in own if in_use is not None else None,
     }
 
 
-def _promise(target_risk: float, delta: float) -> str:
-    return f"P(wrong | answered) <= {target_risk:g} with probability {1 - delta:g}"
+def _promise(entry: "Calibration") -> str:
+    missed = f" and P(missed | choice) <= {limit:g}" if (limit := entry.asks[-1].max_missed) < 1 else ""
+    return f"P(wrong | answered) <= {entry.target_risk:g}{missed} with probability {1 - entry.delta:g}"
 
 
 def _with_short_home(value: Any) -> Any:

@@ -95,6 +95,14 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out == f"blora {__version__}\n"
 
 
+def test_python_runs_it_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "blora", "trian"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"blora: there is no command 'trian': use one of {', '.join(COMMANDS)}\n",
+    )
+
+
 def test_arguments_reach_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = command(monkeypatch, code=7)
     assert cli.main(["train", "--data", "x.jsonl"]) == 7

@@ -2,15 +2,19 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from blora.adapter import adapter_digest
+from blora.adapter.calibration_file import store_calibration
 from blora.commands import diagnosis
 from blora.commands.doctor import main
 from tests.blora.adapters import rewrite_json
 from tests.scenarios import tiny_model, tiny_tokenizer
+from tests.server.calibrations import calibration
 
 ROOT = Path(__file__).parents[3]
 DEMO = ROOT / "examples/triage/adapter"
@@ -62,6 +66,14 @@ def test_the_dtype_is_the_one_that_the_adapters_are_calibrated_for(
     assert "not for the dtype above" in text(
         capsys, str(folder / "demo"), "--dtype", "float16", "--no-base-model"
     )  # asked for by name, it is not refused
+
+
+def test_a_limit_for_each_choice_is_part_of_the_promise(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = calibration(adapter_digest(folder / "demo"))
+    store_calibration(folder / "demo", replace(made, asks=(replace(made.asks[0], max_missed=0.125),)))
+    [adapter] = facts(capsys, str(folder / "demo"))["adapters"]
+    promised = "P(wrong | answered) <= 0.05 and P(missed | choice) <= 0.125 with probability 0.95"
+    assert adapter["calibrated"]["float64"] == promised
 
 
 def test_a_folder_of_adapters_is_searched(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
