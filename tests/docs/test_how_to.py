@@ -29,7 +29,9 @@ def test_every_page_is_tested() -> None:
 
 @pytest.mark.model
 def test_how_to_threshold(tmp_path: Path) -> None:
-    _, levels, by_risk, by_cost = worked_through("threshold", tmp_path).outputs
+    _, levels, by_risk, together, by_choice, by_cost = worked_through("threshold", tmp_path).outputs
+    missed = [int(re.findall(r"^  true +\d+ +(\d+) ", told, re.MULTILINE)[0]) for told in (together, by_choice)]
+    assert missed[1] < missed[0]
     assert re.search(r"^0\.1 \w+ 0\.\d+", levels, re.MULTILINE)
     assert json.loads(by_risk)["policy"]["target_risk"] == 0.2
     assert "low_confidence" in by_cost
