@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import ReadOnlyError, RedisError
 
 from blora.decision.drift import Seen
 from blora.errors import ConfigError
@@ -112,6 +112,8 @@ class RedisLedger:
             socket_connect_timeout=_TIMEOUT_S,
             # One retry, because Redis may have closed a kept-alive connection.
             retry=Retry(NoBackoff(), retries=1),
+            # After a failover a kept connection leads to the old primary, and a new one to the present primary.
+            retry_on_error=[ReadOnlyError],
         )
         self._redis: Any = Redis.from_pool(pool)
         self._keep_s = max(1, int(keep_s))
