@@ -160,7 +160,8 @@ class Settings(BaseSettings):
     )
     feedback_keep_s: float = Field(
         2592000.0,
-        description="Seconds after which Redis drops a prediction, and an adapter's counts after their last change.",
+        description="Seconds after which Redis drops a prediction, and the counts of an adapter that no server has any "
+        "more.",
         gt=0,
     )
 

@@ -87,11 +87,11 @@ class RedisLedger:
     """Ledger in Redis.
 
     Keys are blora:2:prediction:ID, a hash that expires after `keep_s`, and
-    blora:2:outcomes:NAME:DIGEST:CALIBRATION_DIGEST:RISK, the counts of a tally, which expire `keep_s` after their last
-    change. The counts of unfamiliar questions, blora:2:drift:NAME:DIGEST:CALIBRATION_DIGEST, hold what each counter has
-    counted, so that writing twice changes nothing, and when; each counter's expire likewise, so that the counters of
-    ended processes do not add up. Answers never wait for Redis: a prediction that cannot be written is dropped with a
-    log line.
+    blora:2:outcomes:NAME:DIGEST:CALIBRATION_DIGEST:RISK, the counts of a tally, which expire `keep_s` after they last
+    changed or were looked at. The counts of unfamiliar questions, blora:2:drift:NAME:DIGEST:CALIBRATION_DIGEST, hold
+    what each counter has counted, so that writing twice changes nothing, and when; each counter's expire `keep_s` after
+    their last change, so that the counters of ended processes do not add up. Answers never wait for Redis: a prediction
+    that cannot be written is dropped with a log line.
 
     Args:
         url: redis://HOST:PORT/NUMBER, or redis://USER@HOST:PORT/NUMBER.
@@ -182,9 +182,13 @@ class RedisLedger:
         return Settled(None if before < 0 else before, Tally(*counts) if counts else None)
 
     async def tally(self, adapter: Contents, target_risk: float) -> Tally | None:
-        """Implement Ledger."""
-        fields = "outcomes", "wrong", "cleared", "rejected_at"
-        counts = await _tried(self._redis.hmget(_outcomes(adapter, target_risk), fields))
+        """Implement Ledger; counts that are looked at expire later, after the predictions that were stored before.
+
+        A Redis that runs out of memory drops first what expires first.
+        """
+        key, fields = _outcomes(adapter, target_risk), ("outcomes", "wrong", "cleared", "rejected_at")
+        async with self._redis.pipeline() as pipe:
+            counts, _ = await _tried(pipe.hmget(key, fields).expire(key, self._keep_s).execute())
         return Tally(*(-1 if count is None else int(count) for count in counts)) if counts[0] is not None else None
 
     async def reject(self, adapter: Contents, target_risk: float, n_cleared: int) -> None:

@@ -10,8 +10,9 @@ import pytest
 from blora.server.engines.handle import AdapterHandle
 from blora.server.errors import FeedbackUnavailableError
 from blora.server.keys import line_of
+from blora.server.monitoring.ledgers.protocol import Contents, Entry, Tally, hashes
 from blora.server.monitoring.ledgers.redis_ledger import RedisLedger
-from tests.server.fakes import FakeEngine, Running, running
+from tests.server.fakes import CHOICES, FakeEngine, Running, running
 from tests.server.monitoring.redis_store import Store, needs_redis, replica, settled
 from tests.server.monitoring.test_feedback import CALIBRATED, ask
 
@@ -95,3 +96,24 @@ async def test_an_alarm_is_read_once_redis_is_there(store: Store, monkeypatch: p
     monkeypatch.setattr(RedisLedger, "tally", failing)
     async with replica(store) as again:
         assert await shown(again, 1.0)
+
+
+async def test_an_alarm_stays_where_memory_is_short_and_old_predictions_are_dropped(store: Store) -> None:
+    store.stop()
+    store.start("--maxmemory", "3mb", "--maxmemory-policy", "volatile-ttl")
+    ledger, adapter = RedisLedger(store.url, 100), Contents("triage", "sha256:1", "sha256:2")
+    entry = Entry(adapter, None, b"salt", hashes(CHOICES, b"salt"), leader=0, target_risk=0.05, requested=True)
+    try:
+        await ledger.settle("pred_first", entry, 1)
+        await ledger.reject(adapter, 0.05, 0)
+        stored = list[None]()
+        for batch in range(12):
+            for k in range(500):
+                ledger.remember(f"pred_{batch}_{k}", entry, lambda: stored.append(None))
+            while len(stored) < 500 * (batch + 1):
+                await asyncio.sleep(0.01)
+            assert await ledger.tally(adapter, 0.05) == Tally(1, 1, 0, rejected_at=0)
+        assert await ledger.find("pred_0_0") is None  # there was no room for all of them
+        assert await ledger.find("pred_11_499") == entry
+    finally:
+        await ledger.close()
