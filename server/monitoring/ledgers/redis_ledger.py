@@ -99,22 +99,29 @@ class RedisLedger:
         password_file: file of the password, if the address does not contain one.
 
     Raises:
-        ConfigError: if the file contains no password, or the address contains one too.
+        ConfigError: if the address cannot be read, the file contains no password, or the address contains one too.
     """
 
     def __init__(self, url: str, keep_s: float, password_file: Path | None = None) -> None:
-        pool = BlockingConnectionPool.from_url(
-            url,
-            password=_password(url, password_file) if password_file is not None else None,
-            max_connections=_CONNECTIONS,
-            timeout=_TIMEOUT_S,
-            socket_timeout=_TIMEOUT_S,
-            socket_connect_timeout=_TIMEOUT_S,
-            # One retry, because Redis may have closed a kept-alive connection.
-            retry=Retry(NoBackoff(), retries=1),
-            # After a failover a kept connection leads to the old primary, and a new one to the present primary.
-            retry_on_error=[ReadOnlyError],
-        )
+        password = _password(url, password_file) if password_file is not None else None
+        try:
+            pool = BlockingConnectionPool.from_url(
+                url,
+                password=password,
+                max_connections=_CONNECTIONS,
+                timeout=_TIMEOUT_S,
+                socket_timeout=_TIMEOUT_S,
+                socket_connect_timeout=_TIMEOUT_S,
+                # One retry, because Redis may have closed a kept-alive connection.
+                retry=Retry(NoBackoff(), retries=1),
+                # After a failover a kept connection leads to the old primary, and a new one to the present primary.
+                retry_on_error=[ReadOnlyError],
+            )
+        except ValueError as exc:  # its message may contain a part of the password
+            raise ConfigError(
+                "--feedback-redis cannot be read: write redis://HOST:6379/0, and a password in "
+                "--feedback-redis-password-file or percent-encoded"
+            ) from exc
         self._redis: Any = Redis.from_pool(pool)
         self._keep_s = max(1, int(keep_s))
         # Predictions by key: those that wait to be written, and those that are being written.

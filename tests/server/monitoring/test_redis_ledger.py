@@ -189,6 +189,17 @@ async def test_a_password_that_cannot_be_had_keeps_the_server_from_starting(
         assert "a secret" not in failure
 
 
+@pytest.mark.parametrize(
+    "address", [":a/secret@127.0.0.1:1/0", "127.0.0.1:port/0", "127.0.0.1:1/0?socket_timeout=soon"]
+)
+async def test_an_address_that_cannot_be_read_is_told_in_one_line_without_its_password(
+    address: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(FakeEngine(handles=(CALIBRATED,)), feedback_redis=f"redis://{address}") as server:
+        assert "--feedback-redis cannot be read" in server.app.state.service.failure
+    assert "Loading failed unexpectedly" not in caplog.text
+
+
 async def test_a_drift_that_one_replica_sees_is_noticed_by_all_and_after_a_restart(store: Store) -> None:
     def gated(**settings: Any) -> Any:
         return running(FakeEngine(handles=(GATED,)), feedback_redis=store.url, **settings)
