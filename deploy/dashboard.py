@@ -157,7 +157,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             [(_told(), "{{adapter}}: {{target_risk}} promised")],
         ),
         Panel(
-            "Outcomes reported",
+            "Outcomes reported, and answers that cannot have one",
             "reqps",
             [
                 (_rate("blora_outcomes_total", "adapter, outcome", OF), "{{adapter}}: {{outcome}}"),
@@ -165,6 +165,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
                     _rate("blora_outcome_corrections_total", "adapter, outcome", OF),
                     "{{adapter}}: corrected to {{outcome}}",
                 ),
+                (_rate("blora_unstored_predictions_total", "instance"), "{{instance}}: answers not stored"),
             ],
         ),
         Panel(

@@ -112,8 +112,8 @@ class DriftWatch:
             own = watched.own
             try:
                 counters, noticed = await self._ledger.count(adapter, watched.counter, own)
-            except FeedbackUnavailableError:  # the next answer tries again
-                self._failures.warning("The store of predictions is unreachable: drift is not judged")
+            except FeedbackUnavailableError as exc:  # the next answer tries again
+                self._failures.warning(f"Drift is not judged: {exc.message}")
                 return
             watched.told = own
             for name, seen in counters.items():

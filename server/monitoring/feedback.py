@@ -112,7 +112,7 @@ class Feedback:
             requested = self._promised_texts.setdefault((adapter, target_risk), RecentTexts()).add(text.key)
         others = labels_with_positions(labels or {}, salt)
         entry = Entry(adapter, client, salt, hashes(choices, salt), leader, target_risk, requested, others)
-        self._ledger.remember(prediction_id, entry, partial(self._stored, entry))
+        self._ledger.remember(prediction_id, entry, partial(self._remembered, entry))
         self.count(handle, familiarity, text)
         return requested
 
@@ -225,8 +225,10 @@ class Feedback:
         promise = self._promises.get((adapter, target_risk)) if target_risk is not None else None
         return _counts(promise) if promise is not None else None
 
-    def _stored(self, entry: Entry) -> None:
-        if entry.target_risk is not None and self._served(entry.adapter):
+    def _remembered(self, entry: Entry, stored: bool) -> None:
+        if not stored:
+            self._metrics.not_stored()
+        elif entry.target_risk is not None and self._served(entry.adapter):
             self._metrics.promised(entry.adapter.name, entry.target_risk, requested=entry.requested)
 
     def _show_promise(

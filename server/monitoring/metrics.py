@@ -161,6 +161,11 @@ class ServerMetrics:
             ["adapter", "target_risk", "requested"],
             registry=registry,
         )
+        self._unstored = Counter(
+            "blora_unstored_predictions_total",
+            "Answers that could not be stored for feedback, so that nobody can report their outcome.",
+            registry=registry,
+        )
         self._outcomes = Counter(
             "blora_outcomes_total",
             "Answers given under a promised risk whose outcome was reported, by first outcome and by whether it was "
@@ -295,6 +300,10 @@ class ServerMetrics:
         """Count an answer given under a promised risk, by whether its outcome was requested."""
         if adapter in self._served:
             self._promised.labels(adapter, f"{target_risk:g}", str(requested).lower()).inc()
+
+    def not_stored(self) -> None:
+        """Count an answer that could not be stored for feedback."""
+        self._unstored.inc()
 
     def outcome(self, adapter: str, target_risk: float, *, correct: bool, requested: bool) -> None:
         """Count the reported outcome of an answer given under a promised risk."""

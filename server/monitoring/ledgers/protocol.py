@@ -118,8 +118,8 @@ class Counted(NamedTuple):
 class Ledger(Protocol):
     """Bounded store of recent predictions, counts of their outcomes, and counts of unfamiliar questions."""
 
-    def remember(self, prediction_id: str, entry: Entry, stored: Callable[[], None]) -> None:
-        """Store a prediction without delaying the answer, and call `stored` once it is stored."""
+    def remember(self, prediction_id: str, entry: Entry, done: Callable[[bool], None]) -> None:
+        """Store a prediction without delaying the answer, and then call `done` with whether it is stored."""
 
     async def find(self, prediction_id: str) -> Entry | None:
         """Return a stored prediction, or None.

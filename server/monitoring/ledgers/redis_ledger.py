@@ -77,10 +77,10 @@ _MAX_WAITING = 1000
 
 
 class _Unwritten(NamedTuple):
-    """A prediction that is not in Redis yet, and what to call once it is."""
+    """A prediction that is not in Redis yet, and what to call with whether it is stored."""
 
     entry: Entry
-    stored: Callable[[], None]
+    done: Callable[[bool], None]
 
 
 class RedisLedger:
@@ -130,12 +130,13 @@ class RedisLedger:
         self._writing: asyncio.Task[None] | None = None
         self._failures = ThrottledLogger(logger)
 
-    def remember(self, prediction_id: str, entry: Entry, stored: Callable[[], None]) -> None:
+    def remember(self, prediction_id: str, entry: Entry, done: Callable[[bool], None]) -> None:
         """Implement Ledger."""
         if len(self._waiting) >= _MAX_WAITING:
             self._failures.warning("Redis is too slow: a prediction is not remembered for feedback")
+            done(False)
             return
-        self._waiting[_prediction(prediction_id)] = _Unwritten(entry, stored)
+        self._waiting[_prediction(prediction_id)] = _Unwritten(entry, done)
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write())
 
@@ -148,16 +149,17 @@ class RedisLedger:
                     for key, one in self._in_flight.items():
                         pipe.hset(key, "entry", _json(one.entry)).expire(key, self._keep_s)
                     await pipe.execute()
+                stored = True
             except RedisError as exc:
+                stored = False
                 self._failures.warning(
                     f"Redis failed ({type(exc).__name__}): {len(self._in_flight)} predictions are not remembered for "
                     "feedback"
                 )
-            else:
-                for one in self._in_flight.values():
-                    one.stored()
             finally:
-                self._in_flight = {}
+                written, self._in_flight = self._in_flight, {}
+            for one in written.values():
+                one.done(stored)
 
     async def find(self, prediction_id: str) -> Entry | None:
         """Implement Ledger; predictions that this replica has not written yet are found too."""
@@ -274,5 +276,5 @@ async def _tried(answer: Awaitable[T]) -> T:
         return await answer
     except RedisError as exc:
         raise FeedbackUnavailableError(
-            "The store of predictions is unreachable: report the outcome again later."
+            f"The store of predictions fails ({type(exc).__name__}): report the outcome again later."
         ) from exc

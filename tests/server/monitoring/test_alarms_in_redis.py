@@ -106,10 +106,10 @@ async def test_an_alarm_stays_where_memory_is_short_and_old_predictions_are_drop
     try:
         await ledger.settle("pred_first", entry, 1)
         await ledger.reject(adapter, 0.05, 0)
-        stored = list[None]()
+        stored = list[bool]()
         for batch in range(12):
             for k in range(500):
-                ledger.remember(f"pred_{batch}_{k}", entry, lambda: stored.append(None))
+                ledger.remember(f"pred_{batch}_{k}", entry, stored.append)
             while len(stored) < 500 * (batch + 1):
                 await asyncio.sleep(0.01)
             assert await ledger.tally(adapter, 0.05) == Tally(1, 1, 0, rejected_at=0)

@@ -22,7 +22,7 @@ NAMES = {
     "blora_samples_per_request", "blora_confidence", "blora_predictive_entropy_nats",
     "blora_mutual_information_nats", "blora_margin", "blora_familiarity", "blora_queue_depth", "blora_backlog_seconds", "blora_model_runs_in_parts", "blora_adapter_info", "blora_build_info",
     "blora_unfamiliar", "blora_drift_wealth", "blora_promised_answers", "blora_outcomes", "blora_realised_risk", "blora_realised_risk_lower_bound",
-    "blora_promise_broken", "blora_outcome_corrections",
+    "blora_promise_broken", "blora_outcome_corrections", "blora_unstored_predictions",
     "process_virtual_memory_bytes", "process_resident_memory_bytes",
     "process_start_time_seconds", "process_cpu_seconds", "process_open_fds", "process_max_fds",
 }  # fmt: skip

@@ -122,6 +122,7 @@ async def test_what_is_not_stored_is_not_counted_as_promised_and_the_log_says_so
         ledger = server.app.state.service.predictor().feedback._ledger
         await ledger._writing
         assert await server.metric("blora_promised_answers_total", **TARGET, requested="true") == 1
+        assert await server.metric("blora_unstored_predictions_total") == 20
     lines = [line for line in caplog.messages if "not remembered" in line]
     assert 1 <= len(lines) < 5
 
@@ -150,6 +151,7 @@ async def test_without_redis_questions_are_answered_and_feedback_says_try_again(
         assert answer["answer"] == "billing"
         refused = await tell(server, answer["id"], "billing")
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "feedback_unavailable")
+        assert "(ConnectionError)" in refused.json()["error"]["message"]
         store.start()
         again = await ask(server)
         assert (await settled(server, again["id"], "billing")).json() == {"correct": True}
@@ -270,7 +272,7 @@ async def test_another_replica_knows_the_labels_of_a_typed_question(store: Store
     entry = Entry(adapter, None, salt, hashes(("calm", "angry"), salt), 0, None, requested=False, labels=labels)
     one, other = RedisLedger(store.url, 100), RedisLedger(store.url, 100)
     try:
-        one.remember("pred_1", entry, written.set)
+        one.remember("pred_1", entry, lambda stored: written.set() if stored else None)
         await asyncio.wait_for(written.wait(), 10)
         found = await other.find("pred_1")
     finally:
