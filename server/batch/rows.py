@@ -71,6 +71,8 @@ def question_of(row: object) -> QuestionRow:
     found = typed({name: row[name] for name in ASKED if name in row})
     if "question" in row and not {"prompt", "messages"} & found.keys():
         found["prompt"] = row["question"]
+    if isinstance(choices := found.get("choices"), Mapping) and "text" in choices:  # ARC's format
+        found["choices"] = choices["text"]
     return QuestionRow(found, row.get("id"))
 
 

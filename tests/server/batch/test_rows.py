@@ -10,6 +10,7 @@ import pytest
 
 from blora.errors import ConfigError, DataError
 from blora.server.batch.rows import read_questions
+from blora.training.rows.examples import read_examples
 
 
 def asked(file: Path) -> list[dict[str, Any]]:
@@ -40,6 +41,16 @@ def test_json_lines(tmp_path: Path) -> None:
     assert nonsense.error is not None
     assert nonsense.error.code == "invalid_json"
     assert str(nonsense.error).startswith("This line is not JSON (Expecting value")
+
+
+def test_choices_in_the_format_of_arc_are_read_as_in_training(tmp_path: Path) -> None:
+    rows = [{"question": "2 + 2?", "choices": {"text": ["3", "4"], "label": ["A", "B"]}, "answerKey": "B"}]
+    lines, table = tmp_path / "rows.jsonl", tmp_path / "rows.parquet"
+    lines.write_text(json.dumps(rows[0]) + "\n")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), table)
+    for file in (lines, table):
+        [example] = read_examples(file).examples
+        assert asked(file) == [{"prompt": example.prompt, "choices": list(example.choices)}]
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
