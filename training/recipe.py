@@ -34,9 +34,10 @@ class Recipe:
         split: split to train on, of a hub data set.
         validation_split: split to validate on, of a hub data set.
         columns: our column names, mapped to the names in `data` and `validation`.
-        train_examples: number of rows to train on; None for the default of `split_examples`, or for all rows if
-            `validation` is given.
-        validation_examples: number of rows to validate on; None for all that are not trained on.
+        train_examples: number of rows to train on, from the top if `validation` is given; None for the default of
+            `split_examples`, or for all rows if `validation` is given.
+        validation_examples: number of rows to validate on, from the top of `validation` if it is given; None for all
+            that are not trained on.
         split_seed: seed of the random order in which `data` is divided.
         base_model: hub id, folder or file, as for `load_base_model`.
         device: device to train on, as for `load_base_model`.

@@ -58,12 +58,14 @@ def _parser() -> ArgumentParser:
     data.add_argument(
         "--train-examples",
         type=positive,
-        help="number of rows to train on (default: nine tenths, or all if --validation is given)",
+        help="number of rows to train on, drawn at random, or from the top if --validation is given (default: nine "
+        "tenths, or all if --validation is given)",
     )
     data.add_argument(
         "--validation-examples",
         type=positive,
-        help="number of rows to validate on (default: the rest, or all of --validation)",
+        help="number of rows to validate on, drawn at random, or from the top of --validation (default: the rest, or "
+        "all of --validation)",
     )
     data.add_argument(
         "--split-seed", type=int, default=0, help="seed of the random division into training and validation rows"
