@@ -37,7 +37,10 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, s
         )
     turns = [dict(message) for message in messages]
     if not turns or not all(turn.get("role") and turn.get("content", "").strip() for turn in turns):
-        raise PromptError("got messages without role or content, expected at least one with both", param="messages")
+        raise PromptError(
+            "got no messages, or one without a role or with blank content, expected both in each; leave blank ones out",
+            param="messages",
+        )
     for turn in turns:
         turn["content"] = guard(tokenizer, turn["content"])
     turns[-1]["content"] += suffix

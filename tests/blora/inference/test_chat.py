@@ -76,6 +76,13 @@ def test_a_template_that_leaves_the_question_out_is_refused(template: str) -> No
     assert refused.value.param == "messages"
 
 
+def test_a_blank_turn_among_others_is_named_as_such() -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    with pytest.raises(PromptError, match="blank content, expected both in each; leave blank ones out"):
+        render(tokenizer, [*ASKED, {"role": "assistant", "content": " "}, *ASKED])
+
+
 @pytest.mark.parametrize("change", ["upper", "tojson", "replace(' ', '')", "trim"])
 def test_a_template_may_change_the_question(change: str) -> None:
     assert "%" in rendered("{% for m in messages %}{{ m.content | " + change + " }}{% endfor %}A:")
