@@ -143,6 +143,7 @@ def _table_in_memory(source: Any, columns: Mapping[str, str]) -> Table:
 def _mapped(name: str, rows: Iterable[tuple[str, Any]], columns: Mapping[str, str], source: Any) -> Table:
     """Return a table under our column names, by the given mapping and by the column names and features of `source`."""
     names: tuple[str, ...] | None = None
+    field = "label_text" if "label_text" in columns else "label"
     found: list[Place] = []
     for where, row in rows:
         if not isinstance(row, Mapping):
@@ -151,13 +152,13 @@ def _mapped(name: str, rows: Iterable[tuple[str, Any]], columns: Mapping[str, st
         if not found:
             if TEXT_COLUMN in row and not set(QUESTION_COLUMNS) & {*row, *columns}:
                 columns = {**columns, "prompt": TEXT_COLUMN}
-            names = _label_names(source, columns.get("label", "label"))
+            names = _label_names(source, columns.get(field, field))
         own = _renamed(row, columns, where, known=bool(found))
         if not found:
             _check_columns(own, where, MAPPING_ADVICE)
-        if names is not None and type(own.get("label")) is int:
-            number = own["label"]
-            own["label"] = names[number] if 0 <= number < len(names) else None  # -1 is a row without a label
+        if names is not None and type(own.get(field)) is int:
+            number = own[field]
+            own[field] = names[number] if 0 <= number < len(names) else None  # -1 is a row without a label
         found.append((where, own))
     return Table(name, found, label_names=names)
 

@@ -138,11 +138,12 @@ def test_the_label_set_is_that_of_the_names_in_their_order() -> None:
     assert [e.label for e in examples_of(table, label_set(table)).examples] == [1, 0, 1]
 
 
-def test_a_mapped_column_has_its_names_too() -> None:
+@pytest.mark.parametrize("field", ["label", "label_text"])
+def test_a_mapped_column_has_its_names_too(field: str) -> None:
     renamed = news().rename_columns({"text": "headline", "label": "section"})
-    table = read_table(renamed, columns={"prompt": "headline", "label": "section"})
+    table = read_table(renamed, columns={"prompt": "headline", field: "section"})
     assert label_set(table) == tuple(NAMES)
-    assert [row["label"] for _, row in table.rows if isinstance(row, dict)] == ["business", "sport", "business"]
+    assert [row[field] for _, row in table.rows if isinstance(row, dict)] == ["business", "sport", "business"]
 
 
 def test_a_row_of_a_data_set_without_a_label_is_named() -> None:
