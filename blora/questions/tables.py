@@ -132,7 +132,7 @@ def _csv_rows(file: Path, check: Check) -> Iterator[tuple[str, object]]:
 
 def _check_header(header: list[str], where: str) -> None:
     """Raise DataError if the header of a CSV file is one cell with another separator, or names a column twice."""
-    if len(header) == 1 and (other := next((one for one in (";", "\t") if one in header[0]), None)):
+    if len(header) == 1 and (other := next((one for one in (";", "\t", "|") if one in header[0]), None)):
         raise DataError(
             f"{where}: got columns that are separated by {other!r}, expected commas: save the file as CSV with commas"
         )

@@ -275,7 +275,7 @@ def test_a_file_of_another_kind_is_not_looked_for_on_the_hub(
         read_examples(str(tmp_path / name))
 
 
-@pytest.mark.parametrize("separator", [";", "\t"])
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
 def test_columns_that_are_not_separated_by_commas_are_refused(tmp_path: Path, separator: str) -> None:
     file = tmp_path / "sheet.csv"
     file.write_text(f"prompt{separator}label\nHelp!{separator}a\n")
