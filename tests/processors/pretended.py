@@ -1,13 +1,30 @@
 """Which processors a test runs as."""
 
+from dataclasses import replace
+
 import pytest
 
 from benchmarks.processors.variants import AS_IT_IS, VARIANTS, Variant
 
-__all__ = ["NOISY", "PRETENDED", "each"]
+__all__ = ["NOISY", "PRETENDED", "WHOLE", "each"]
 
 PRETENDED = [v for v in VARIANTS if v.seed is None and v.name != AS_IT_IS]
 NOISY = [v for v in VARIANTS if v.seed is not None]
+# ATen's and oneDNN's names of the instruction sets that both know.
+BOTH_KNOW = {"ATen avx2": "oneDNN up to AVX2", "ATen avx512": "oneDNN up to AVX512_CORE"}
+
+
+def _whole() -> list[Variant]:
+    """Return the processors, with one in place of two for each instruction set that both libraries can be held to."""
+    named = {v.name: v for v in PRETENDED}
+    for aten, onednn in BOTH_KNOW.items():
+        first, second = named.pop(aten), named.pop(onednn)
+        environment = first.environment | second.environment
+        named[onednn] = replace(second, name=f"{first.name}, {second.name}", environment=environment)
+    return list(named.values())
+
+
+WHOLE = _whole()
 
 
 def each(variants: list[Variant]) -> pytest.MarkDecorator:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.processors.variants import Variant
 from benchmarks.server_process import ROOT
-from tests.processors.pretended import NOISY, PRETENDED, each
+from tests.processors.pretended import NOISY, WHOLE, each
 
 NUMERICAL = (
     "posterior/test_bank",
@@ -50,7 +50,7 @@ def test_a_process_with_noise_computes_with_noise() -> None:
         assert 0.5 < (noisy[1] != plain[1]).float().mean() < 0.8
 
 
-@each([*PRETENDED, *NOISY[:1]])
+@each([*WHOLE, *NOISY[:1]])
 def test_numerical_tests_pass(variant: Variant) -> None:
     files = [f"tests/blora/{name}.py" for name in NUMERICAL]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not model", *files]
