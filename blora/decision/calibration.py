@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
-from blora.config import MOST_CHOICES, AdapterConfig, ScoringName
+from blora.config import AdapterConfig, ScoringName
 from blora.config.checks import require
 from blora.decision.abstention import Policy
 from blora.decision.asks import Ask
@@ -272,8 +272,8 @@ class Calibration:
         reliability: 15 confidence bins of equal width.
         curve: (coverage, selective risk) by the default level's score, at most 100 points by rising coverage.
         gate: threshold on the familiarity, under which the levels are proved; None without one.
-        choices: counts of each choice among the proof part's rows, under the default policy; empty if rows bring their
-            own choices.
+        choices: counts of each choice among the proof part's rows, under the default policy; empty if rows have
+            different choices.
 
     Raises:
         ConfigError: if the default level or the default quantile is missing, since no question could be answered, or
@@ -293,7 +293,7 @@ class Calibration:
     reliability: Annotated[tuple[ReliabilityBin, ...], Field(max_length=MAX_ENTRIES)]
     curve: Annotated[tuple[tuple[Share, Share], ...], Field(max_length=CURVE_POINTS)]
     gate: Gate | None = None
-    choices: Annotated[tuple[ChoiceCounts, ...], Field(max_length=MOST_CHOICES)] = ()
+    choices: tuple[ChoiceCounts, ...] = ()  # as many as the rows have, which may bring their own
 
     def __post_init__(self) -> None:
         targets = [level.target_risk for level in self.levels]

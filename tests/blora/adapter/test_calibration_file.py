@@ -20,7 +20,9 @@ from blora.adapter.calibration_file import (
     store_calibration,
 )
 from blora.base_model import BaseModel
+from blora.config import MOST_CHOICES
 from blora.decision.asks import Ask, AskedRows
+from blora.decision.by_choice import ChoiceCounts
 from blora.decision.calibration import Goal
 from blora.disk.atomic import write_file
 from blora.errors import AdapterError, ConfigError, NotCalibratedError
@@ -48,6 +50,17 @@ def test_what_is_stored_is_read_back_to_the_last_bit(tmp_path: Path) -> None:
     assert read_calibrations(tmp_path) == (CALIBRATION,)
     assert for_serving(tmp_path, BINDING) == CALIBRATION
     assert [file.name for file in tmp_path.iterdir()] == [CALIBRATION_FILE]
+
+
+def test_the_counts_of_more_choices_than_a_request_may_have_are_kept(tmp_path: Path) -> None:
+    counts = [
+        ChoiceCounts(choice=f"choice {k}", n_rows=2, n_missed=1, n_answers=1, n_wrong=0)
+        for k in range(MOST_CHOICES + 1)
+    ]
+    ask = dataclasses.replace(CALIBRATION.asks[-1], max_missed=0.5)
+    many = dataclasses.replace(CALIBRATION, choices=tuple(counts), asks=(ask,))
+    store_calibration(tmp_path, many)
+    assert read_calibrations(tmp_path) == (many,)
 
 
 def test_each_dtype_has_its_own_and_a_new_one_takes_the_place_of_the_old(tmp_path: Path) -> None:
