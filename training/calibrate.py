@@ -8,6 +8,7 @@ from blora.base_model import BaseModel
 from blora.decision.asks import AskedRows
 from blora.decision.calibrate import calibrate
 from blora.decision.calibration import VLLM, Binding, Calibration, FormName, Goal
+from blora.decision.selective import split_rows
 from blora.disk.cache import check_own
 from blora.errors import AdapterError
 from blora.posterior.bank import SampleBank
@@ -69,7 +70,7 @@ def calibrate_adapter(
     goal.check_rows(len(rows))
     goal.check_draws(sampling.n_samples)
     if goal.max_missed < 1:
-        goal.check_choices(examples.choices, labels_of(rows))
+        goal.check_choices(examples.choices, labels_of(rows)[split_rows(len(rows), goal.seed)[1]])
     asked = AskedRows(
         adapter_digest=adapter.digest,
         digest=examples.digest,

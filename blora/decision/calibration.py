@@ -133,7 +133,8 @@ class Goal:
         Raises:
             ConfigError: if rows have different choices, or a choice has too few; the message names it.
         """
-        require(bool(choices), f"max_missed = {self.max_missed} for rows with different choices", "the same for all")
+        got = f"max_missed = {self.max_missed} for rows with different choices"
+        require(bool(choices), got, "the same in the same order")
         needed = trials_without_event(self.max_missed, self.delta)
         counts = labels.long().bincount(minlength=len(choices))
         place = int(counts.argmin())

@@ -143,7 +143,7 @@ def test_a_limit_holds_behind_a_gate_and_counts_the_withheld_questions() -> None
 
 def test_a_limit_needs_the_same_choices_and_enough_rows_of_each() -> None:
     goal = dataclasses.replace(GOAL, max_missed=0.05)
-    with pytest.raises(ConfigError, match=r"max_missed = 0.05 for rows with different choices, expected the same for"):
+    with pytest.raises(ConfigError, match=r"max_missed = 0.05 for rows with different choices, expected the same in"):
         calibrate(*harmful(4000), binding=PLAIN, goal=goal, **SOURCE)
     asked: list[str] = []
     with pytest.raises(ConfigError, match=r"got \d\d rows of the choice 'harmful' for the proof of .* at least 59 of"):
