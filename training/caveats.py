@@ -73,15 +73,22 @@ def warn_of_unseen_choices(choices: Sequence[str], labels: Iterable[int]) -> Non
 
 
 def warn_of_worse_choices(calibration: Calibration) -> None:
-    """Log a warning if a target that is proved for all answers together evidently fails for some choice."""
+    """Log a warning if a target that is proved for all answers together evidently fails for some choice.
+
+    Questions of a choice are not compared with the target if `max_missed` is another limit for them.
+    """
     answers, questions = beyond(calibration.choices, calibration.target_risk)
     found = [f"of {one.n_answers} answers {one.choice!r}, {one.n_wrong} are wrong" for one in answers]
-    found += [f"of {one.n_rows} questions of {one.choice!r}, {one.n_missed} get another answer" for one in questions]
+    advice = ""
+    if calibration.asks[-1].max_missed == 1:
+        found += [
+            f"of {one.n_rows} questions of {one.choice!r}, {one.n_missed} get another answer" for one in questions
+        ]
+        advice = ". max_missed limits the share of each choice's questions that get another answer"
     if found:
         logger.warning(
-            "the target %g is proved for all answers together, not for each choice: %s. max_missed limits the share of "
-            "each choice's questions that get another answer",
-            *(calibration.target_risk, "; ".join(found[:NAMED]) + (" ..." if len(found) > NAMED else "")),
+            "the target %g is proved for all answers together, not for each choice: %s%s",
+            *(calibration.target_risk, "; ".join(found[:NAMED]) + (" ..." if len(found) > NAMED else ""), advice),
         )
 
 

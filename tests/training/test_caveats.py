@@ -57,6 +57,13 @@ def test_a_choice_for_which_a_target_evidently_fails_is_named(caplog: pytest.Log
         "wrong; of 24 questions of 'harmful', 24 get another answer. max_missed limits the share of each choice's "
         "questions that get another answer"
     )
+    caplog.clear()
+    limited = dataclasses.replace(made, asks=(dataclasses.replace(made.asks[0], max_missed=0.2),))
+    warn_of_worse_choices(dataclasses.replace(limited, choices=tuple(counts)))
+    [told] = [record.getMessage() for record in caplog.records]
+    assert told == (
+        "the target 0.05 is proved for all answers together, not for each choice: of 30 answers 'harmful', 9 are wrong"
+    )
 
 
 def test_choices_that_no_training_row_has_are_named(caplog: pytest.LogCaptureFixture) -> None:
