@@ -149,10 +149,10 @@ def _table(calibration: "Calibration", own: Mapping[str, float] | None) -> str:
     ]
     if (missed := calibration.asks[-1].max_missed) < 1:
         lines.append(f"Of the questions of each choice, at most {missed:g} get another answer, under every target.")
-    if calibration.choices:
-        about = f"The proof's {rows.n_proof} rows by their right choice and by their answer, under the default policy:"
-        lines += ["", about, "", table(calibration.choices)]
     if own:
         thresholds = ", ".join(f"{name} {value:g}" for name, value in own.items())
         lines.append(f"The adapter's own thresholds no longer decide: {thresholds}.")
+    if calibration.choices:
+        about = f"The proof's {rows.n_proof} rows by their right choice and by their answer, under the default policy:"
+        lines += ["", about, "", table(calibration.choices)]
     return "\n".join(lines)
