@@ -87,9 +87,10 @@ def calibrate(
         passing = tuning[nearer[tuning]], proof[nearer[proof]]
         if not all(map(len, passing)):
             raise ConfigError("got no row that passes the gate of the familiarity, expected some: bring more rows")
-    right = one_hot(labels.long(), len(choices)) if choices else None
+    right = None
     if goal.max_missed < 1:
         goal.check_choices(choices, labels[passing[1] if passing is not None else proof])
+        right = one_hot(labels.long(), len(choices))
     draws = temper(log_probs, binding.temperature, binding.lapse)
     if not bool(draws.isfinite().all()):
         raise NumericalError("got probabilities that are not finite, expected finite ones: score in float32")
