@@ -13,7 +13,7 @@ from blora.decision.calibration import Calibration, Goal
 from blora.decision.selective import Evidence, Stage, certify
 from blora.errors import ConfigError
 from tests.blora.decision.test_calibrate import BINDING, SOURCE
-from tests.blora.decision.test_selective import exceedances_allowed
+from tests.blora.decision.test_selective import N_SETS, exceedances_allowed
 
 CHOICES = ("harmless", "harmful")
 PLAIN = dataclasses.replace(BINDING, dtype="float32", n_samples=1, temperature=1.0, lapse=0.0)
@@ -165,21 +165,27 @@ def test_a_limit_that_rows_do_not_prove_is_named() -> None:
         calibrate(log_probs, labels, binding=PLAIN, goal=goal, choices=CHOICES, **SOURCE)
 
 
-def test_the_share_that_is_missed_exceeds_the_limit_as_rarely_as_promised() -> None:
-    n_sets, limit, delta = 600, 0.2, 0.1
+def true_shares(threshold: float) -> tuple[float, float]:
+    """Return the shares of wrong answers and of missed harmful questions in the world of `harmful`."""
+    answered = 2 * (1 - threshold)
+    missed = 0.75 * answered**2 if answered < 2 / 3 else answered - 1 / 3
+    return 0.1 * missed / answered, missed
+
+
+# The limit for harmful questions is exceeded first, or the target.
+@pytest.mark.parametrize(("target", "limit"), [(0.5, 0.2), (0.05, 0.4)])
+def test_a_true_share_exceeds_its_limit_as_rarely_as_promised(target: float, limit: float) -> None:
     exceeded = proved = 0
-    everyone, truth = harmful(400_000, seed=10**6)
-    confidence, missed = everyone[0].exp().amax(-1), (everyone[0].argmax(-1) != truth)[truth == 1]
-    sure = confidence[truth == 1]
-    for seed in range(n_sets):
+    delta = 0.1
+    for seed in range(N_SETS):
         log_probs, labels = harmful(1500, seed)
         stage = Stage({"confidence": log_probs[0].exp().amax(-1)}, log_probs[0].argmax(-1) != labels)
         right = torch.nn.functional.one_hot(labels, 2)
-        level = certify(
-            Evidence.gather([stage], seed=seed, right=right), target_risk=0.5, delta=delta, max_missed=limit
-        )
+        evidence = Evidence.gather([stage], seed=seed, right=right)
+        level = certify(evidence, target_risk=target, delta=delta, max_missed=limit)
         if level.threshold is not None:
             proved += 1
-            exceeded += float((missed & (sure >= level.threshold)).double().mean()) > limit + 0.005
+            risk, missed = true_shares(level.threshold)
+            exceeded += risk > target or missed > limit
     assert exceeded <= exceedances_allowed(delta)
-    assert proved > n_sets / 2
+    assert proved > N_SETS / 2
