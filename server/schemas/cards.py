@@ -48,7 +48,8 @@ class AdapterCard(Response):
     calibration: Calibration | None = Field(
         description="Results proved on rows outside the training data: the levels by target_risk, each with "
         "probability 1 - delta over the draw of the rows, where delta is the sum over all uses of these rows; "
-        "quantiles of prediction sets, reliability bins and the risk-coverage curve; null without a calibration."
+        "quantiles of prediction sets, reliability bins and the risk-coverage curve; counts of the proof's rows by "
+        "choice, and the limit for each choice, max_missed of the last ask; null without a calibration."
     )
     drift_since: int | None = Field(
         description="Unix time at which the server first noticed that more questions are unfamiliar than the "
