@@ -46,7 +46,7 @@ class Evaluation:
         mean_confidence: mean probability of the answers.
         mean_mutual_information: mean over the questions, in nats.
         seconds: time of the scoring.
-        choices: counts of each choice, of which no question is withheld; empty if questions bring their own choices.
+        choices: counts of each choice, of which no question is withheld; empty if they have different choices.
     """
 
     n_samples: int
@@ -75,7 +75,7 @@ def evaluate_nested(
         n_samples: the numbers of draws.
         sampling: the recalibration to apply, None for none.
         familiarity: the familiarity of a head's adapter, for the guesses in its answers; None without one.
-        choices: the choices that all rows have, to be counted one by one; none if rows bring their own.
+        choices: the choices that all rows have, to be counted one by one; none if they have different ones.
     """
     labels, sampling = labels_of(rows), sampling or SamplingConfig()
     seconds = 0.0

@@ -36,8 +36,8 @@ def results(
     n_samples: Sequence[int] | None,
     seed: int | None,
     argv: Sequence[str],
-) -> Iterator[dict[str, object]]:
-    """Yield one result object for each number of draws.
+) -> Iterator[tuple[Evaluation, dict[str, object]]]:
+    """Yield an evaluation and its result object for each number of draws.
 
     Args:
         folder: the adapter to evaluate, None for the base model alone.
@@ -95,8 +95,8 @@ def results(
         "revision": revision(),
     }
     served, familiarity = (adapter.config.sampling, adapter.familiarity) if adapter is not None else (None, None)
-    for result in evaluate_nested(base.model, rows, draws, counts, served, familiarity, examples.choices):
-        yield record | common | _figures(result, len(rows))
+    for found in evaluate_nested(base.model, rows, draws, counts, served, familiarity, examples.choices):
+        yield found, record | common | _figures(found, len(rows))
 
 
 def _warn_of_seen(examples: ExampleSet, adapter: Adapter) -> int:

@@ -60,7 +60,7 @@ def by_choice(choices: Sequence[str], top: Tensor, labels: Tensor, answered: Ten
     """Return the counts of each choice.
 
     Args:
-        choices: C choices, the same for every question; none if questions bring their own, which are not counted.
+        choices: C choices, the same for every question; none if they have different ones, which are not counted.
         top: (N,) indices of the most probable choices.
         labels: (N,) indices of the right choices.
         answered: (N,) whether a question is answered.
@@ -102,7 +102,7 @@ def beyond(found: Sequence[ChoiceCounts], target_risk: float) -> tuple[list[Choi
 def table(found: Sequence[ChoiceCounts]) -> str:
     """Return the counts as a table with a line for each choice; of many, those with the most mistakes."""
     shown = sorted(found, key=lambda one: -one.n_missed - one.n_wrong)[:SHOWN] if len(found) > SHOWN else found
-    width = max(len("choice"), *(len(_shown(one.choice)) for one in shown))
+    width = max(map(len, ("choice", *(_shown(one.choice) for one in shown))))
     lines = [f"  {'choice':<{width}} {'rows':>7} {'missed':>7} {'answers':>8} {'wrong':>7}"]
     for one in shown:
         counts = f"{one.n_rows:>7} {one.n_missed:>7} {one.n_answers:>8} {one.n_wrong:>7}"

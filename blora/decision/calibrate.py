@@ -66,7 +66,7 @@ def calibrate(
             a label is compared with an answer: what fails without that is no ask, so a caller can record the ask here.
         distances: (N,) distances from the training rows, and so a gate; None for an adapter without a familiarity.
         guesses: (N,) share of guesses in each answer; None for an adapter without a familiarity.
-        choices: the C choices that every row has; none if rows bring their own.
+        choices: the C choices that every row has; none if they have different ones.
 
     Raises:
         ShapeError: if the shapes do not fit, or the number of draws differs from the binding's n_samples.

@@ -168,7 +168,7 @@ class Evidence:
         for name, values in stages[-1].scores.items():
             score = SCORES[name]
             uncertainty = -score.certainty(values.double())
-            thresholds = score.certainty(-_spread(_limits(score, uncertainty[tuning], resolution)))
+            thresholds = score.certainty(-_spread(_grid(score, uncertainty[tuning], resolution)))
             counts = (_count(stages, score, rows, right[rows], thresholds) for rows in (tuning, proof))
             candidates.append(Candidates(name, tuple(thresholds.tolist()), *counts))
         of_tuning, of_proof = (tuple(right[rows].sum(0).long().tolist()) for rows in (tuning, proof))
@@ -324,7 +324,7 @@ def _plan(candidates: Candidates, evidence: Evidence, limits: _Limits, delta: fl
     return _Plan(start, expected[start], coverage)
 
 
-def _limits(score: Score, uncertainty: Tensor, resolution: Resolution | None) -> Tensor:
+def _grid(score: Score, uncertainty: Tensor, resolution: Resolution | None) -> Tensor:
     """Return the rows' distinct uncertainties on the grid, tightest first; the loosest allows every row."""
     limits = uncertainty
     if resolution is not None:

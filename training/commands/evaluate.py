@@ -3,11 +3,14 @@
 import json
 from argparse import ArgumentParser
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from blora.cli import CommandHelp
 from blora.errors import ConfigError
 from blora.training.commands.arguments import add_model, add_rows, parse, positive, settings_of
+
+if TYPE_CHECKING:
+    from blora.decision.by_choice import ChoiceCounts
 
 __all__ = ["SUMMARY", "main"]
 
@@ -51,20 +54,20 @@ def main(argv: list[str]) -> int:
             f"got one file {arguments.json} for {len(counts)} results, expected {{n_samples}} in its name"
         )
 
-    from blora.decision.by_choice import ChoiceCounts, table
+    from blora.decision.by_choice import table
     from blora.hub.fetch import local_folder
     from blora.training.result import results
 
     adapter = None if arguments.adapter == BASE else local_folder(arguments.adapter)
-    by_choice: Any = []
-    for result in results(adapter, argv=argv, **settings_of(arguments, but=("adapter", "json"))):
+    choices: tuple[ChoiceCounts, ...] = ()
+    for found, result in results(adapter, argv=argv, **settings_of(arguments, but=("adapter", "json"))):
         figures = "  ".join(f"{name} {result[name]:.4f}" for name in ("accuracy", "nll", "ece", "brier", "aurc"))
         print(f"{result['n_samples']:>4} draws: {figures}  ({result['seconds']:.0f} s)", flush=True)
         if arguments.json:
             target = Path(str(arguments.json).replace("{n_samples}", str(result["n_samples"])))
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(json.dumps(result, indent=2) + "\n")
-        by_choice = result["choices"]
-    if by_choice:
-        print("", table([ChoiceCounts(**counts) for counts in by_choice]), sep="\n")
+        choices = found.choices
+    if choices:
+        print("", table(choices), sep="\n")
     return 0
