@@ -182,4 +182,4 @@ def test_early_answers_are_counted_as_each_threshold_has_them_go_out() -> None:
                 out = bool((early, late)[stage][row] >= threshold - TOLERANCE)
                 answered += out
                 mistaken += out and bool(wrong[stage, row])
-            assert counts == (answered, mistaken)
+            assert (counts.answered, counts.wrong) == (answered, mistaken)
