@@ -173,13 +173,15 @@ def test_early_answers_are_counted_as_each_threshold_has_them_go_out() -> None:
         Stage({"confidence": early}, wrong[0], {"confidence": reach}),
         Stage({"confidence": late}, wrong[1]),
     ]
-    [candidates] = Evidence.gather(stages, seed=0).candidates
+    labels = torch.randint(3, (60,), generator=generator)
+    right = torch.nn.functional.one_hot(labels, 3)
+    [candidates] = Evidence.gather(stages, seed=0, right=right).candidates
     for part, counted in zip(split_rows(60, 0), (candidates.tuning, candidates.proof), strict=True):
         for threshold, counts in zip(candidates.thresholds, counted, strict=True):
-            answered = mistaken = 0
+            answered, missed = 0, [0, 0, 0]
             for row in part.tolist():
                 stage = 0 if abs(early[row] - threshold) > reach[row] else 1
                 out = bool((early, late)[stage][row] >= threshold - TOLERANCE)
                 answered += out
-                mistaken += out and bool(wrong[stage, row])
-            assert (counts.answered, counts.wrong) == (answered, mistaken)
+                missed[labels[row]] += out and bool(wrong[stage, row])
+            assert counts == (answered, sum(missed), tuple(missed))
