@@ -88,7 +88,9 @@ def main() -> None:
     """Measure every set of short texts, or one, and write its result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=SETS, help="name of one set; by default all, but only the demo without data")
-    parser.add_argument("--keep", type=Path, help="folder that keeps the states and the LoRAs of each set")
+    parser.add_argument(
+        "--keep", type=Path, help="folder that keeps the states and the LoRAs of each set, after each epoch"
+    )
     arguments = parser.parse_args()
     base, names = begin(RESULTS, arguments.set)
     for name in [name for name in names if name in SETS]:
