@@ -80,7 +80,7 @@ def warn_of_worse_choices(calibration: Calibration) -> None:
     answers, questions = beyond(calibration.choices, calibration.target_risk)
     found = [f"of {one.n_answers} answers {one.choice!r}, {one.n_wrong} are wrong" for one in answers]
     advice = ""
-    if calibration.asks[-1].max_missed == 1:
+    if calibration.max_missed == 1:
         found += [
             f"of {one.n_rows} questions of {one.choice!r}, {one.n_missed} get another answer" for one in questions
         ]

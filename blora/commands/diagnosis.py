@@ -188,7 +188,7 @@ def _adapter(folder: Path, in_use: str | None) -> Facts:
 
 
 def _promise(entry: "Calibration") -> str:
-    missed = f" and P(missed | choice) <= {limit:g}" if (limit := entry.asks[-1].max_missed) < 1 else ""
+    missed = f" and P(missed | choice) <= {limit:g}" if (limit := entry.max_missed) < 1 else ""
     return f"P(wrong | answered) <= {entry.target_risk:g}{missed} with probability {1 - entry.delta:g}"
 
 

@@ -338,6 +338,11 @@ class Calibration:
         return Policy(**limits, source=source)
 
     @property
+    def max_missed(self) -> float:
+        """The proved limit, for each choice, on the share of its questions that get another answer; 1 without one."""
+        return self.asks[-1].max_missed
+
+    @property
     def quantile(self) -> float:
         """The conformal quantile for the prediction sets in answers."""
         return next(q.quantile for q in self.quantiles if q.coverage == self.coverage and q.quantile is not None)

@@ -147,7 +147,7 @@ def _table(calibration: "Calibration", own: Mapping[str, float] | None) -> str:
         f"* the default policy. Prediction sets of coverage {calibration.coverage} with every answer.",
         f"For questions like these rows: {' or '.join(rows.forms)}, {rows.n_choices} choices.",
     ]
-    if (missed := calibration.asks[-1].max_missed) < 1:
+    if (missed := calibration.max_missed) < 1:
         lines.append(f"Of the questions of each choice, at most {missed:g} get another answer, under every target.")
     if own:
         thresholds = ", ".join(f"{name} {value:g}" for name, value in own.items())
