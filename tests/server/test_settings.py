@@ -16,7 +16,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "settings.md"
 
 def documented() -> dict[str, tuple[str, str]]:
     """Return flag and default of each row of the documentation, by variable."""
-    rows = re.findall(r"^\| `(--\S+)` \| `(BLORA_\S+)` \|[^|]*\| (\S+) \|", DOCUMENT.read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| `(--\S+)`<br>`(BLORA_\S+)` \| (\S+)(?: [a-zA-Z ]+)? \|", DOCUMENT.read_text(), re.MULTILINE)
     return {variable: (flag, default.strip("`")) for flag, variable, default in rows}
 
 
