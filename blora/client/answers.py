@@ -95,12 +95,12 @@ class Timing(Answer):
 class _Leader(Answer):
     """The fields of a prediction before its scores."""
 
-    id: str
+    id: str = Field(description="Identifier for POST /v1/feedback.")
     created: int = Field(description="Unix time in seconds.")
-    model: str
-    adapter: AdapterRef
+    model: str = Field(description="Name of the base model.")
+    adapter: AdapterRef = Field(description="The adapter that answered.")
     answer: str | None = Field(description="The leading choice, or null if the server abstains.")
-    top_choice: str
+    top_choice: str = Field(description="The leading choice, also if the server abstains.")
     probabilities: list[ChoiceProbability] = Field(description="In the order of the choices.")
 
 
@@ -125,9 +125,9 @@ class Prediction(_Scores):  # type: ignore[misc]  # a type checker cannot read t
         "leading choice; null without a calibration, or if it does not cover this number of draws, seed, scoring or "
         "set of choices."
     )
-    abstained: bool
-    abstain_reasons: list[AbstainReason]
-    policy: PolicyInForce | None
+    abstained: bool = Field(description="Whether the policy withholds the answer.")
+    abstain_reasons: list[AbstainReason] = Field(description="Thresholds that the answer did not meet.")
+    policy: PolicyInForce | None = Field(description="The policy that was applied; null for none.")
     n_samples: int = Field(description="Posterior draws behind this answer.")
     usage: Usage
     timing: Timing

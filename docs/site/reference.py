@@ -14,7 +14,7 @@ from unittest.mock import patch
 from blora.cli import GROUP
 from blora.client.exchange import kind_of
 from blora.client.retries import WORTH_ANOTHER
-from blora.scores import SCORES
+from blora.scores import TABLE
 from blora.server.errors import CODES
 from docs.site.python_reference import cell, python_page
 from docs.site.stage import DOCS, ROOT
@@ -23,7 +23,9 @@ __all__ = ["PAGES"]
 
 # Schemas that the page of the routes shows.
 SCHEMAS = (
-    *("PredictRequest", "Policy", "Prediction"),
+    *("PredictRequest", "BatchRequest", "Message", "Policy"),
+    *("Prediction", "BatchResponse", "AbstainReason", "ChoiceProbability", "AdapterRef", "PolicyInForce"),
+    *("blora__client__answers__Usage", "Timing"),
     *("DecisionsRequest", "PredicateQuestion", "ChoiceQuestion", "Choice", "ScoreQuestion", "Level-Input"),
     *("DecisionsResponse", "PredicateAnswer", "ChoiceAnswer", "ValueProbability", "ScoreAnswer", "LevelProbability"),
     "RefusalAnswer",
@@ -118,25 +120,43 @@ def routes_page() -> str:
         "# HTTP\n",
         NOTE,
         "A running server has the full schemas at `/openapi.json`, and at `/docs` a page with requests that run.\n",
-        "| route | what it does | statuses |\n|---|---|---|",
+        "| route | what it does | body | answer | statuses |\n|---|---|---|---|---|",
     ]
     for path, item in document["paths"].items():
         for method, operation in item.items():
-            statuses = ", ".join(sorted(operation["responses"]))
-            parts.append(f"| `{method.upper()} {path}` | {cell(operation['summary'])} | {statuses} |")
+            statuses = sorted(operation["responses"])
+            done = next(status for status in statuses if status.startswith("2"))
+            row = (
+                f"`{method.upper()} {path}`",
+                cell(operation["summary"]),
+                _body(operation.get("requestBody", {})),
+                _body(operation["responses"][done]),
+                ", ".join(statuses),
+            )
+            parts.append(f"| {' | '.join(row)} |")
     parts.append(f"\n## Errors\n\n{ERRORS}\n{_errors()}")
     scored = Scored.model_json_schema()
+    meanings = {score.name: score.meaning for score in TABLE}
     schemas = document["components"]["schemas"] | {"Scored": scored}
     for name in SCHEMAS:
         about, elsewhere = cell(schemas[name].get("description", "")), {}
         if name in WITH_SCORED:
             about, elsewhere = f"{about} It also has the fields of [Scored](#scored).", scored["properties"]
+        if name == "BatchRequest":
+            about = f"{about} They are those of [PredictRequest](#predictrequest)."
+            elsewhere = schemas["PredictRequest"]["properties"]
         parts.append(f"\n## {_title(name)}\n\n{about}\n\n| field | type | meaning |\n|---|---|---|")
         for field, schema in schemas[name]["properties"].items():
             if field not in elsewhere:
-                meaning = schema.get("description") or (SCORES[field].meaning if field in SCORES else "")
+                meaning = schema.get("description") or meanings.get(field, "")
                 parts.append(f"| `{field}` | {cell(_type(schema))} | {cell(meaning)} |")
     return "\n".join(parts) + "\n"
+
+
+def _body(part: dict[str, Any]) -> str:
+    """Return the type of the JSON that a request or a response holds; nothing if it holds none."""
+    schema = part.get("content", {}).get("application/json", {}).get("schema")
+    return _type(schema) if schema else ""
 
 
 def _errors() -> str:
@@ -154,13 +174,15 @@ def _title(name: str) -> str:
 
 
 def _type(schema: dict[str, Any]) -> str:
-    """Return the type of a JSON schema in words."""
+    """Return the type of a JSON schema in words, with links to the schemas of the page."""
     if "$ref" in schema:
-        return _title(schema["$ref"].rpartition("/")[2])
+        name = schema["$ref"].rpartition("/")[2]
+        return f"[{_title(name)}](#{_title(name).lower()})" if name in SCHEMAS else _title(name)
     if "const" in schema:
         return f"`{schema['const']}`"
-    if "anyOf" in schema:
-        return " or ".join(dict.fromkeys(map(_type, schema["anyOf"])))
+    for several in ("anyOf", "oneOf"):
+        if several in schema:
+            return " or ".join(dict.fromkeys(map(_type, schema[several])))
     if "enum" in schema:
         return " or ".join(f"`{value}`" for value in schema["enum"])
     if schema.get("type") == "array":

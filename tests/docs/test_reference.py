@@ -51,6 +51,14 @@ def test_the_schemas_of_typed_questions_are_there(path: str) -> None:
         assert {name, *re.findall(r"#/components/schemas/(\w+)", str(parts))} <= shown
 
 
+def test_a_prediction_leads_to_the_schemas_of_its_parts() -> None:
+    page = (DOCS / "reference" / "http.md").read_text()
+    fields = page.partition("\n## Prediction\n")[2].partition("\n## ")[0]
+    named = re.findall(r"^\| `\w+` \| (?:list of )?(?:\[(\w+)\]\(#\w+\)|[A-Z]\w+)", fields, re.MULTILINE)
+    assert len(named) > 4
+    assert set(named) <= set(re.findall(r"^## (\w+)$", page, re.MULTILINE))
+
+
 def test_the_confidence_of_a_typed_answer_is_not_called_a_probability() -> None:
     page = (DOCS / "reference" / "http.md").read_text()
     meanings = dict(
