@@ -98,6 +98,7 @@ def test_the_latency_objective_is_a_bucket_of_the_histogram() -> None:
     assert f'blora_request_seconds_bucket{{le="{bound}.0"}}' in ServerMetrics(Build.current()).render().decode()
 
 
-def test_each_has_a_line_in_the_runbook() -> None:
+def test_each_has_a_line_in_the_runbook_that_says_whether_it_is_a_page_or_a_ticket() -> None:
     runbook = (ROOT / "docs" / "deploy.md").read_text()
-    assert [rule["alert"] for rule in RULES if f"| `{rule['alert']}` |" not in runbook] == []
+    lines = {rule["alert"]: f"| `{rule['alert']}` | {rule['labels']['severity']}: " for rule in RULES}
+    assert [alert for alert, line in lines.items() if line not in runbook] == []
