@@ -13,6 +13,7 @@ __all__ = ["claim", "last_complete", "release"]
 
 RUN_FILE = "run.json"
 STATE_FILE = "trainer_state.json"  # the last file of a checkpoint that the Trainer writes
+BEST = "best_model_checkpoint"  # its entry that names a folder
 
 
 def claim(work_dir: Path, run: dict[str, Any], *, resume: bool) -> Path | None:
@@ -49,7 +50,11 @@ def claim(work_dir: Path, run: dict[str, Any], *, resume: bool) -> Path | None:
 
 
 def last_complete(work_dir: Path) -> Path | None:
-    """Return the newest complete checkpoint, None if there is none; a killed run may leave an incomplete one."""
+    """Return the newest complete checkpoint, None if there is none; a killed run may leave an incomplete one.
+
+    The Trainer records the path of the best checkpoint, and goes on without one if the path leads nowhere, as after the
+    folder was moved, or from another working directory. So the path is set to where the folder is now.
+    """
     found = {
         int(match.group(1)): path
         for path in work_dir.iterdir()
@@ -57,9 +62,11 @@ def last_complete(work_dir: Path) -> Path | None:
     }
     for _, path in sorted(found.items(), reverse=True):
         try:
-            json.loads((path / STATE_FILE).read_text())
+            state = json.loads((path / STATE_FILE).read_text())
         except (OSError, ValueError):
             continue
+        if best := state.get(BEST):
+            write_file(path / STATE_FILE, json.dumps(state | {BEST: str(work_dir / Path(best).name)}, indent=2))
         return path
     return None
 

@@ -4,6 +4,7 @@ import pytest
 
 from blora.errors import ConfigError
 from blora.training.lora.checkpoints import claim, last_complete, release
+from tests.training.lora.test_trainer import Killed, assert_same, kill_after, run, states
 
 RUN = {"seed": 0, "epochs": 2}
 
@@ -65,3 +66,17 @@ def test_a_finished_run_leaves_nothing(tmp_path: Path) -> None:
     checkpoint(tmp_path / "work", 1)
     release(tmp_path / "work")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_best_epoch_of_a_folder_that_was_moved_is_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"flipped": True, "epochs": 3, "learning_rate": 3e-2, "form": "lora", "warmup": 0.0}
+    whole, _ = run(tmp_path / "whole", **settings)
+    with monkeypatch.context() as patch:
+        kill_after(3, patch)  # between the last epoch and the end
+        with pytest.raises(Killed):
+            run(tmp_path / "parts", **settings)
+    (tmp_path / "parts").rename(tmp_path / "moved")
+    resumed, _ = run(tmp_path / "moved", resume=True, **settings)
+    last = max(states(tmp_path / "moved"))
+    assert states(tmp_path / "moved")[last]["best_global_step"] < last
+    assert_same(resumed, whole)
