@@ -31,7 +31,8 @@ SCHEMAS = (
     "RefusalAnswer",
     *("SystemOneRequest", "SystemOneNoul", "NoulCriteria", "SystemOneChoice", "SystemOneScore"),
     *("SystemOneResponse", "NoulAnswer", "SystemOneChoiceAnswer", "SystemOneScoreAnswer", "RefusedAnswer"),
-    *("Scored", "TellOutcome", "LoadAdapter", "ErrorDetail"),
+    *("Scored", "TellOutcome", "Outcome", "LoadAdapter", "PutAdapter", "AdapterList", "AdapterCard"),
+    *("ModelList", "ModelCard", "ModelMetadata", "Info", "ModelDescription", "Limits", "ErrorDetail"),
 )
 # Answers whose fields of our own are shown once, as those of `Scored`.
 WITH_SCORED = (
@@ -149,6 +150,8 @@ def routes_page() -> str:
         for field, schema in schemas[name]["properties"].items():
             if field not in elsewhere:
                 meaning = schema.get("description") or meanings.get(field, "")
+                if name == "Limits":
+                    meaning = Settings.model_fields[field].description
                 parts.append(f"| `{field}` | {cell(_type(schema))} | {cell(meaning)} |")
     return "\n".join(parts) + "\n"
 

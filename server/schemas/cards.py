@@ -15,17 +15,17 @@ __all__ = ["AdapterCard", "AdapterList"]
 class AdapterCard(Response):
     """Card of one served adapter."""
 
-    name: str
+    name: str = Field(description="Name that requests give.")
     digest: str = Field(description="SHA-256 of its contents: weights, posterior and settings.")
     calibration_digest: str = Field(
         description="SHA-256 of the calibration in force and the policy; `digest` covers neither."
     )
     created: int = Field(description="Unix time of loading, in seconds.")
-    base_model: str
-    target_modules: list[str]
-    posterior: PosteriorConfig
-    prompt: PromptConfig
-    sampling: SamplingConfig
+    base_model: str = Field(description="Base model that it was trained on.")
+    target_modules: list[str] = Field(description="Modules that have a LoRA; empty for a head alone.")
+    posterior: PosteriorConfig = Field(description="Kind and size of the posterior over the LoRA.")
+    prompt: PromptConfig = Field(description="How a request becomes a prompt, and how its choices are read.")
+    sampling: SamplingConfig = Field(description="Draws and recalibration of requests that set none.")
     question: QuestionConfig | None = Field(
         description="The question that the adapter answers in /v1/decisions; null if it has no name."
     )

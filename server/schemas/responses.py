@@ -36,13 +36,13 @@ class BatchResponse(Response):
 class ModelCard(Response):
     """Entry of the model list in OpenAI's format, with the digests of adapters."""
 
-    id: str
+    id: str = Field(description="Name of the adapter, as requests give it, or of the base model.")
     object: Literal["model"] = "model"
-    created: int
+    created: int = Field(description="Unix time of the adapter's loading or of the server's start, in seconds.")
     owned_by: Literal["blora"] = "blora"
-    root: str
-    parent: str | None
-    digest: str | None
+    root: str = Field(description="Id of the base model.")
+    parent: str | None = Field(description="Name of an adapter's base model; null for the base model.")
+    digest: str | None = Field(description="SHA-256 of the adapter's contents, or the base model's fingerprint.")
     calibration_digest: str | None = Field(
         default=None, description="SHA-256 of an adapter's calibration in force and its policy; null for a base model."
     )
@@ -67,13 +67,13 @@ class ModelList(Response):
 class ModelDescription(Response):
     """Description of the loaded base model."""
 
-    name: str
-    id: str
-    revision: str | None
-    fingerprint: str
-    device: str
-    dtype: str
-    max_length: int
+    name: str = Field(description="Short name, as in answers.")
+    id: str = Field(description="Hub id, path or file name.")
+    revision: str | None = Field(description="Revision of the hub id, if there is one.")
+    fingerprint: str = Field(description="Fingerprint of its weights, by which an adapter recognises it.")
+    device: str = Field(description="Device that it runs on.")
+    dtype: str = Field(description="Precision that it runs in.")
+    max_length: int = Field(description="The most tokens of a row, which is a prompt with choices.")
     runs_whole_because: str | None = Field(
         description="Reason why every layer runs for every draw, at several times the cost; null if layers that draws "
         "share run once per question."
@@ -96,8 +96,8 @@ class Limits(Response):
 class Info(Response):
     """Description of the running server."""
 
-    version: str
-    revision: str
+    version: str = Field(description="Version of blora.")
+    revision: str = Field(description="Commit that the image or the checkout is of.")
     model: ModelDescription | None = Field(description="null until the model is loaded.")
     limits: Limits
 
