@@ -20,7 +20,6 @@ from blora.inference.packing import pack
 from blora.posterior.decision_head import Features
 from blora.server.batch.rows import question_of
 from blora.server.engines.handle import AdapterHandle
-from blora.server.engines.jobs import packed
 from blora.server.engines.outcomes import draws_suffice, outcome
 from blora.server.engines.protocol import Job
 from blora.server.errors import ServerError
@@ -70,7 +69,7 @@ def answer_all(
         ({"policy": dict(policy)} if policy is not None else {}),
     )
     asked = [_caught(partial(_ask, base, handle, question, *more)) for question in questions]
-    rows = [packed(one.job) for one in asked if isinstance(one, _Asked)]
+    rows = [one.job.row for one in asked if isinstance(one, _Asked)]
     began = time.perf_counter()
     distances: list[float | None] = [None] * len(rows)
 

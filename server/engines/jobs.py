@@ -2,18 +2,16 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from typing import cast
 
 import torch
 
 from blora.inference.checkpoints import checkpoint
-from blora.inference.packing import PackedRow
 from blora.posterior.bank import SampleBank
 from blora.posterior.decision_head import HeadDraws
 from blora.posterior.draws import Draws
 from blora.server.engines.protocol import Job
 
-__all__ = ["draws_key", "draws_of", "of_similar_length", "packed", "shared_reading"]
+__all__ = ["draws_key", "draws_of", "of_similar_length", "shared_reading"]
 
 # Tokens that take a processor as long as the fixed part of a forward pass, which reads all weights. Measured with the
 # embedded base model as 20 in float32 and 35 in bfloat16.
@@ -40,18 +38,13 @@ def draws_of(job: Job, device: torch.device) -> Draws | HeadDraws:
     return made.to(device)
 
 
-def packed(job: Job) -> PackedRow:
-    """Return a job's row as the engine in this process packs it."""
-    return cast(PackedRow, job.row)
-
-
 def shared_reading(job: Job) -> tuple[Hashable, tuple[int, ...]]:
     """Return what jobs may share: a key of the jobs whose prompts a run reads alike, and the tokens of the prompt.
 
     Only what a head reads of a prompt is the same for all of its draws. There are no tokens for other jobs.
     """
     reads_once = job.kind == "head" and job.in_bank
-    return (job.handle.reading, job.group), packed(job).prompt if reads_once else ()
+    return (job.handle.reading, job.group), job.row.prompt if reads_once else ()
 
 
 def of_similar_length(jobs: Sequence[Job]) -> list[list[int]]:
@@ -59,7 +52,7 @@ def of_similar_length(jobs: Sequence[Job]) -> list[list[int]]:
 
     The rows of a group have at most 32 tokens of padding in all. A question that several adapters answer counts once.
     """
-    rows = [packed(job) for job in jobs]
+    rows = [job.row for job in jobs]
     groups: list[list[int]] = []
     different: set[tuple[object, ...]] = set()
     prompt = choices = total = 0  # longest parts of the different rows of the last group, and all of their tokens

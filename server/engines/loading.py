@@ -18,7 +18,7 @@ from blora.inference.packing import PackedRow, pack
 from blora.posterior.bank import SampleBank
 from blora.scores import SCORES, TOLERANCE
 from blora.server.engines.handle import AdapterHandle
-from blora.server.engines.protocol import ModelInfo, Row
+from blora.server.engines.protocol import ModelInfo
 
 if TYPE_CHECKING:
     from blora.server.settings import Settings  # predictions without a server do without pydantic-settings
@@ -176,7 +176,7 @@ def probe_row(
     )
 
 
-def warn_of_shadowed(handle: AdapterHandle, row: Row) -> None:
+def warn_of_shadowed(handle: AdapterHandle, row: PackedRow) -> None:
     """Log a warning if one of an adapter's fixed choices can never win.
 
     Args:

@@ -12,7 +12,6 @@ from blora.inference.branches import prefix_of
 from blora.inference.fork import runs_in_parts
 from blora.inference.packing import PackedRow
 from blora.inference.prefix import MIN_PREFIX, HeadPrefix, Prefix, common_tokens
-from blora.server.engines.jobs import packed
 from blora.server.engines.protocol import Job
 
 __all__ = ["AnyPrefix", "Prefixes"]
@@ -100,10 +99,10 @@ class Prefixes:
         }
         alike: dict[tuple[str, str | None], _Questions] = defaultdict(lambda: defaultdict(dict))
         for job in own.values():
-            row = packed(job)
+            row = job.row
             alike[job.handle.reading, job.client][row.prompt].setdefault(row.read_key, row)
         # In this order prompts with the same beginning follow one another.
-        for job in sorted(own.values(), key=lambda job: packed(job).prompt) if notice else ():
+        for job in sorted(own.values(), key=lambda job: job.row.prompt) if notice else ():
             self._notice(job, alike[job.handle.reading, job.client])
         found: dict[AnyPrefix | None, list[int]] = defaultdict(list)
         for place, job in enumerate(jobs):
@@ -125,7 +124,7 @@ class Prefixes:
         For a head, it is read with the longest of the batch's rows alike that begins with it, which then needs no other
         pass.
         """
-        reading, bank, prompt = job.handle.reading, job.handle.bank, packed(job).prompt
+        reading, bank, prompt = job.handle.reading, job.handle.bank, job.row.prompt
         with self._changing:
             last = self._last.pop((reading, job.client), ())
             self._last[reading, job.client] = prompt
@@ -160,7 +159,7 @@ class Prefixes:
 
     def _longest(self, job: Job) -> AnyPrefix | None:
         """Return the longest cached prefix of a job's prompt that the client's own prompts had in common."""
-        reading, prompt = job.handle.reading, packed(job).prompt
+        reading, prompt = job.handle.reading, job.row.prompt
         with self._changing:
             fits = [
                 (owner, tokens)

@@ -7,14 +7,14 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from blora.config import ReadoutName, ScoringName
 from blora.decision.abstention import Policy
 from blora.decision.stopping import looks
 from blora.errors import AdapterError
+from blora.inference.packing import PackedRow
 from blora.server.engines.handle import AdapterHandle
 from blora.server.scheduling.control import Control
 
-__all__ = ["Engine", "EngineUnavailableError", "Job", "Loaded", "ModelInfo", "Outcome", "Row", "Stop"]
+__all__ = ["Engine", "EngineUnavailableError", "Job", "Loaded", "ModelInfo", "Outcome", "Stop"]
 
 # Cost in tokens of one draw outside the adapter's bank: making it, and giving a row its own draws in the forward pass.
 # Measured as 8 to 46 tokens with the demo, depending on the load of the processor.
@@ -64,42 +64,6 @@ class Loaded:
     adapters: tuple[AdapterHandle, ...]
 
 
-class Row(Protocol):
-    """A question and its choices as tokens; further contents are private to the engine."""
-
-    @property
-    def n_tokens(self) -> int:
-        """Length of the packed row: the tokens of the prompt, then the tokens of the choices that the model reads."""
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Number of tokens of the prompt."""
-
-    @property
-    def scored_tokens(self) -> int:
-        """Number of scored tokens of the choices."""
-
-    @property
-    def n_choices(self) -> int:
-        """C, the number of choices."""
-
-    @property
-    def scoring(self) -> ScoringName:
-        """Scoring of the choices."""
-
-    @property
-    def readout(self) -> ReadoutName:
-        """Kind of the readout that scores the choices."""
-
-    @property
-    def choices(self) -> tuple[str, ...]:
-        """Texts of the choices, without white space at their ends."""
-
-    @property
-    def shadowed(self) -> tuple[str, str] | None:
-        """A choice that can never win, and the choice that it begins with; None if there is no such pair."""
-
-
 @dataclass(frozen=True, slots=True)
 class Stop:
     """Condition under which a job ends before all of its draws are made.
@@ -127,7 +91,7 @@ class Job:
     """
 
     handle: AdapterHandle
-    row: Row
+    row: PackedRow
     n_samples: int
     seed: int | None
     stop: Stop | None
@@ -229,7 +193,7 @@ class Engine(Protocol):
         messages: list[dict[str, str]] | None,
         choices: Sequence[str],
         scoring: str | None,
-    ) -> Row:
+    ) -> PackedRow:
         """Tokenise and pack a question.
 
         Raises:

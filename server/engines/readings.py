@@ -15,7 +15,7 @@ from blora.inference.packing import PackedRow, by_length
 from blora.inference.prefix import HeadPrefix, Prefix
 from blora.inference.reading import as_read, head_log_probs, read_rows
 from blora.posterior.decision_head import Features, HeadDraws
-from blora.server.engines.jobs import draws_key, draws_of, packed
+from blora.server.engines.jobs import draws_key, draws_of
 from blora.server.engines.outcomes import outcome
 from blora.server.engines.prefixes import AnyPrefix
 from blora.server.engines.protocol import Job, Outcome
@@ -47,7 +47,7 @@ def head_outcomes(
             draws = draws_of(own[0], base.device)
             assert isinstance(draws, HeadDraws)  # the adapter has a head
             found = features.at(same)
-            log_probs = head_log_probs(draws, [packed(job) for job in own], found).cpu()
+            log_probs = head_log_probs(draws, [job.row for job in own], found).cpu()
             distances = own[0].handle.distances(found)
             for k, job, of_row, distance in zip(same, own, log_probs.unbind(1), distances, strict=True):
                 scores = of_row[:, : job.row.n_choices]
@@ -92,8 +92,8 @@ def _fitting(
 ) -> Iterator[list[int]]:
     """Yield the places of jobs in parts whose different questions fit into a forward pass after the prefix."""
     n_past = len(prefix.tokens) if prefix is not None else 0
-    same = _grouped(places, [packed(jobs[place]).read_key for place in places])
-    rows = [packed(jobs[own[0]]).after(n_past) for own in same]
+    same = _grouped(places, [jobs[place].row.read_key for place in places])
+    rows = [jobs[own[0]].row.after(n_past) for own in same]
     for picked in by_length(rows, max_batch_tokens):
         yield [place for i in picked for place in same[i]]
 
@@ -106,7 +106,7 @@ def _is_read(prefix: AnyPrefix | None, job: Job) -> bool:
 def _row(job: Job) -> PackedRow:
     """Return a job's row as the head of its adapter reads it."""
     draws = job.handle.bank.draws
-    return as_read(packed(job), draws.head) if isinstance(draws, HeadDraws) else packed(job)
+    return as_read(job.row, draws.head) if isinstance(draws, HeadDraws) else job.row
 
 
 def _grouped(places: Sequence[int], keys: Sequence[Hashable]) -> list[list[int]]:

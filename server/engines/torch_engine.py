@@ -30,7 +30,7 @@ from blora.inference.packing import PackedRow
 from blora.posterior.decision_head import HeadDraws
 from blora.posterior.draws import Draws
 from blora.server.engines.handle import AdapterHandle
-from blora.server.engines.jobs import draws_key, draws_of, of_similar_length, packed
+from blora.server.engines.jobs import draws_key, draws_of, of_similar_length
 from blora.server.engines.loading import check_adapters, model_of, probe_row, read_adapter, warn_of_shadowed
 from blora.server.engines.outcomes import draws_suffice, probabilities
 from blora.server.engines.packing_engine import PackingEngine, in_thread
@@ -265,7 +265,7 @@ class TorchEngine(PackingEngine):
         seen = [torch.empty(0, job.row.n_choices) for job in jobs]
         branches = Branches(
             base.model,
-            [packed(job) for job in jobs],
+            [job.row for job in jobs],
             [_lora(draws_of(job, base.device)) for job in between(adapters.values())],
             [owners.index(draws_key(job)) for job in jobs],
             prefix,

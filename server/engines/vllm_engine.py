@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -239,7 +238,7 @@ class VllmEngine(PackingEngine):
 
     async def _answer_by_head(self, job: Job, look: Callable[[], None], reads: Reads) -> Outcome:
         """Return the outcome under all draws of a head, from one pass in vLLM."""
-        log_probs, features = await self._read_there(job.handle, cast(PackedRow, job.row), job.n_samples, look, reads)
+        log_probs, features = await self._read_there(job.handle, job.row, job.n_samples, look, reads)
         await self._prove_if_new(job.handle)
         [distance] = job.handle.distances(features)
         return outcome(job, log_probs, distance, VLLM)
@@ -248,7 +247,7 @@ class VllmEngine(PackingEngine):
         """Return the outcome under all draws, or enough draws for the decision; a failure raises."""
         if job.handle.config.head is not None:
             return await self._answer_by_head(job, control.look, reads)
-        row = cast(PackedRow, job.row)
+        row = job.row
         seen = torch.empty(0, row.n_choices)
         for start, stop in pairwise([0, *(looks(job.n_samples) if job.stop is not None else [job.n_samples])]):
             asked = range(start, stop)

@@ -10,11 +10,12 @@ from opentelemetry.trace import StatusCode, Tracer, get_current_span
 from blora.adapter import adapter_bytes
 from blora.client import answers
 from blora.errors import NumericalError, PromptError, PromptTooLongError
+from blora.inference.packing import PackedRow
 from blora.questions.wording import wording
 from blora.server.adapters.registry import Registry
 from blora.server.engines.handle import AdapterHandle
 from blora.server.engines.jobs import shared_reading
-from blora.server.engines.protocol import Engine, Job, ModelInfo, Outcome, Row
+from blora.server.engines.protocol import Engine, Job, ModelInfo, Outcome
 from blora.server.errors import (
     DeadlineExceededError,
     DisconnectedError,
@@ -329,7 +330,7 @@ class Predictor:
             param="n_samples" if job.n_samples > bank.n_samples else "seed",
         )
 
-    async def _pack(self, question: PredictRequest, handle: AdapterHandle, choices: Sequence[str]) -> Row:
+    async def _pack(self, question: PredictRequest, handle: AdapterHandle, choices: Sequence[str]) -> PackedRow:
         characters = self._lengths.check_characters(question, choices)
         messages = question.messages
         try:

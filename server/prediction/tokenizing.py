@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from blora.server.engines.protocol import ModelInfo, Row
+from blora.inference.packing import PackedRow
+from blora.server.engines.protocol import ModelInfo
 from blora.server.errors import TooLargeError
 from blora.server.schemas.requests import PredictRequest
 from blora.server.settings import Settings
@@ -59,7 +60,7 @@ class Lengths(NamedTuple):
             )
         return asked + offered
 
-    def check_row(self, row: Row, question: PredictRequest, choices: Sequence[str]) -> None:
+    def check_row(self, row: PackedRow, question: PredictRequest, choices: Sequence[str]) -> None:
         """Raise an error if a tokenised question is too long.
 
         Raises:
