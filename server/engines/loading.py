@@ -1,4 +1,4 @@
-"""Loading of adapters for any engine: checks, handles, and the question that tests them."""
+"""Loading of adapters for any engine: folders, checks, handles, and the question that tests them."""
 
 import logging
 import time
@@ -14,6 +14,7 @@ from blora.base_model import BaseModel
 from blora.decision.abstention import Policy, strictest
 from blora.decision.calibration import Binding
 from blora.errors import ConfigError, NotCalibratedError
+from blora.hub.fetch import local_folder
 from blora.inference.packing import PackedRow, pack
 from blora.posterior.bank import SampleBank
 from blora.scores import SCORES, TOLERANCE
@@ -28,6 +29,7 @@ __all__ = [
     "check_draws",
     "handle_of",
     "idle_familiarity",
+    "local_adapters",
     "longest_token",
     "model_of",
     "probe_row",
@@ -48,6 +50,15 @@ def check_adapters(settings: "Settings") -> None:
         raise ConfigError(
             "no adapter is given: pass --adapters NAME=PATH, or --adapter-root FOLDER to load adapters later"
         )
+
+
+def local_adapters(settings: "Settings") -> list[tuple[Path, str | None]]:
+    """Return each adapter's folder and the name to serve it under, None for the folder's; fetch those of the hub.
+
+    Raises:
+        AdapterError: if an adapter of the hub cannot be fetched.
+    """
+    return [(local_folder(source.path), source.name) for source in settings.adapter_sources]
 
 
 def check_draws(name: str, wanted: int, cap: int) -> None:

@@ -31,13 +31,19 @@ from blora.posterior.decision_head import HeadDraws
 from blora.posterior.draws import Draws
 from blora.server.engines.handle import AdapterHandle
 from blora.server.engines.jobs import draws_key, draws_of, of_similar_length
-from blora.server.engines.loading import check_adapters, model_of, probe_row, read_adapter, warn_of_shadowed
+from blora.server.engines.loading import (
+    check_adapters,
+    local_adapters,
+    model_of,
+    probe_row,
+    read_adapter,
+    warn_of_shadowed,
+)
 from blora.server.engines.outcomes import draws_suffice, probabilities
 from blora.server.engines.packing_engine import PackingEngine, in_thread
 from blora.server.engines.prefixes import AnyPrefix, Prefixes
 from blora.server.engines.protocol import EngineUnavailableError, Job, Loaded, Outcome
 from blora.server.engines.readings import familiarities, head_outcomes
-from blora.server.engines.sources import local_adapters
 from blora.server.engines.stack_scheduler import StackScheduler
 from blora.server.scheduling.control import Control
 from blora.server.scheduling.thread_per_task import ThreadPerTask

@@ -27,11 +27,10 @@ from blora.errors import AdapterError, ConfigError
 from blora.inference.packing import PackedRow
 from blora.posterior.decision_head import Features, HeadDraws
 from blora.server.engines.handle import AdapterHandle
-from blora.server.engines.loading import check_adapters, model_of, read_adapter, warn_of_shadowed
+from blora.server.engines.loading import check_adapters, local_adapters, model_of, read_adapter, warn_of_shadowed
 from blora.server.engines.outcomes import draws_suffice, outcome, probabilities
 from blora.server.engines.packing_engine import PackingEngine, in_thread
 from blora.server.engines.protocol import EngineUnavailableError, Job, Loaded, Outcome
-from blora.server.engines.sources import local_adapters
 from blora.server.engines.vllm_answers import Reads, VllmAnswers, all_of
 from blora.server.engines.vllm_proof import Proof, answer_of, proof_of
 from blora.server.scheduling.control import Control
