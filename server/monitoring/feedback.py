@@ -87,7 +87,7 @@ class Feedback:
         client: str | None,
         target_risk: float | None,
         familiarity: float | None,
-        labels: Mapping[Label, int] | None = None,
+        labels: Mapping[Label, int],
     ) -> bool:
         """Record a prediction, and return whether its outcome is requested.
 
@@ -110,7 +110,7 @@ class Feedback:
         requested = self._drawn(prediction_id)
         if requested and target_risk is not None:
             requested = self._promised_texts.setdefault((adapter, target_risk), RecentTexts()).add(text.key)
-        others = labels_with_positions(labels or {}, salt)
+        others = labels_with_positions(labels, salt)
         entry = Entry(adapter, client, salt, hashes(choices, salt), leader, target_risk, requested, others)
         self._ledger.remember(prediction_id, entry, partial(self._remembered, entry))
         self.count(handle, familiarity, text)

@@ -15,7 +15,7 @@ __all__ = ["adapter_card", "adapter_ref", "model_metadata"]
 PUBLIC_RECORD = ("dtype", "parts", "settings", "train", "tuning", "validation")
 
 
-def adapter_card(handle: AdapterHandle, drift_since: int | None = None) -> AdapterCard:
+def adapter_card(handle: AdapterHandle, drift_since: int | None) -> AdapterCard:
     """Return an adapter's card: training record, validation metrics, calibration and drift.
 
     Args:

@@ -159,8 +159,8 @@ def prediction_set(
     prediction: Prediction,
     choices: Sequence[str],
     *,
-    guesses: bool = False,
-    other_wording: Wording | None = None,
+    guesses: bool,
+    other_wording: Wording | None,
 ) -> list[str] | None:
     """Return the choices of the prediction set; None if the adapter's calibration does not cover the request.
 
@@ -181,9 +181,7 @@ def prediction_set(
     return [choice for choice, member in zip(choices, members.tolist(), strict=True) if member]
 
 
-def uncalibrated_because(
-    question: PredictRequest, handle: AdapterHandle, other_wording: Wording | None = None
-) -> str | None:
+def uncalibrated_because(question: PredictRequest, handle: AdapterHandle, other_wording: Wording | None) -> str | None:
     """Return the reason why the adapter's calibration does not cover a request; None if it does."""
     if handle.not_calibrated:
         return f"The calibration of adapter {handle.name!r} does not hold for the way it is served."

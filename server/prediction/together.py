@@ -39,7 +39,7 @@ class Together:
         failure: the error of a question, because of which the others are not answered; None while there is none.
     """
 
-    def __init__(self, n_questions: int, *, about: AskedText, beginnings: bool = True) -> None:
+    def __init__(self, n_questions: int, *, about: AskedText, beginnings: bool) -> None:
         self._beginnings = beginnings
         self.about = about
         self.failure: ServerError | None = None

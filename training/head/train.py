@@ -118,7 +118,7 @@ def train_head(
     train: Sequence[LabelledRow],
     validation: Sequence[LabelledRow],
     sampling: SamplingConfig,
-    depths: Sequence[int] | None = None,
+    depths: Sequence[int] | None,
 ) -> TrainedHead:
     """Return the head that fits the training rows best on the frozen base model.
 

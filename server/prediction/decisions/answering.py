@@ -160,7 +160,7 @@ async def answer_questions(
     text: str,
     questions: Sequence[Question],
     *,
-    policy: Policy | None = None,
+    policy: Policy | None,
     deadline: float,
     text_field: str,
 ) -> AnsweredRequest | ServerError:

@@ -266,6 +266,7 @@ def predicted(feedback: Feedback, prediction_id: str) -> bool:
         client=None,
         target_risk=0.05,
         familiarity=None,
+        labels={},
     )
 
 

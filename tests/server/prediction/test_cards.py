@@ -62,7 +62,7 @@ def test_after_tuning_a_card_has_the_metrics_of_the_chosen_trial() -> None:
         ({"tuning": tuning}, tuned),
     ):
         config = dataclasses.replace(triage.config, training=training)
-        assert adapter_card(dataclasses.replace(triage, config=config)).validation == figures
+        assert adapter_card(dataclasses.replace(triage, config=config), drift_since=None).validation == figures
 
 
 async def test_a_card_states_the_delta_of_all_asks_of_the_rows() -> None:
@@ -90,8 +90,8 @@ def test_nothing_of_the_questions_it_was_trained_on_is_told() -> None:
     [triage, _] = ENGINE.handles
     record = triage.config.training | {"seen": {"train": "0123456789ab"}}
     config = dataclasses.replace(triage.config, training=record)
-    told = adapter_card(dataclasses.replace(triage, config=config))
-    assert told == adapter_card(triage)
+    told = adapter_card(dataclasses.replace(triage, config=config), drift_since=None)
+    assert told == adapter_card(triage, drift_since=None)
 
 
 async def test_the_list_holds_every_card() -> None:

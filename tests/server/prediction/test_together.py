@@ -52,7 +52,7 @@ async def test_questions_of_two_requests_share_nothing() -> None:
 
 
 async def test_a_question_that_fails_before_the_meeting_keeps_no_other() -> None:
-    together = Together(2, about=AskedText(""))
+    together = Together(2, about=AskedText(""), beginnings=True)
 
     async def fail() -> None:
         with together.expected():
