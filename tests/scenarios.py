@@ -248,7 +248,16 @@ def score(
         log_probs = score_rows(model, batch, draws.first(1) if draws is not None else None)[None]
         return log_probs.expand(draws.n_samples if draws is not None else 1, -1, -1)
     states = states_of(model, batch, layer, draws) if layer > 0 and runs_in_parts(model) else None
-    return score_draws(model, batch, states, draws.part, stop=draws.n_samples, max_batch_tokens=max_batch_tokens)
+    return score_draws(
+        model,
+        batch,
+        states,
+        draws.part,
+        start=0,
+        stop=draws.n_samples,
+        max_batch_tokens=max_batch_tokens,
+        memory=lambda start, stop: None,
+    )
 
 
 @torch.no_grad()

@@ -22,26 +22,19 @@ __all__ = ["at_positions", "inputs_of", "log_normalizers", "score_draws", "score
 CHUNK_ELEMENTS = 2**23
 
 
-def _no_memory(start: int, stop: int) -> None:
-    """Return no cached prefix, for any draws."""
-
-
-def score_rows(
-    model: PreTrainedModel, batch: PackedBatch, draws: Draws | None, repeats: int = 1, memory: Memory | None = None
-) -> Tensor:
+def score_rows(model: PreTrainedModel, batch: PackedBatch, draws: Draws | None, memory: Memory | None = None) -> Tensor:
     """Return log-probabilities over the choices of every row, differentiable in the draws.
 
     Args:
         model: a causal language model whose adapted modules are `LoraLinear`.
         batch: B rows.
-        draws: S draws, each for B * repeats / S consecutive rows; None for the base model.
-        repeats: number of copies of the batch, draws outermost.
+        draws: S draws, each for B / S consecutive rows; None for the base model.
         memory: the cached prefix of the rows, if they have one.
 
     Returns:
-        (repeats * B, C) float32, normalised over each row's choices; -inf for choices that a row does not have.
+        (B, C) float32, normalised over each row's choices; -inf for choices that a row does not have.
     """
-    return _score_from(model, batch, _untouched(batch, draws), draws, repeats, memory)
+    return _score_from(model, batch, _untouched(batch, draws), draws, 1, memory)
 
 
 def _untouched(batch: PackedBatch, draws: Draws | None) -> States | None:
@@ -131,10 +124,10 @@ def score_draws(
     states: States | None,
     draws: Callable[[int, int], Draws],
     *,
-    start: int = 0,
+    start: int,
     stop: int,
     max_batch_tokens: int | None,
-    memory: Callable[[int, int], Memory | None] = _no_memory,
+    memory: Callable[[int, int], Memory | None],
 ) -> Tensor:
     """Return log-probabilities over the choices under some draws, from hidden states on.
 

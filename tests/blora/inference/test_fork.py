@@ -201,7 +201,7 @@ def test_layers_below_the_fork_run_once_for_all_draws(architecture: str) -> None
         layer.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(len(args[0])))
     got = score(model, batch, draws)
     assert rows_seen == [[3], [15]]
-    slow = score_rows(model, batch, draws, 5).view_as(got)
+    slow = score_rows(model, collate(random_rows(3) * 5), draws).view_as(got)
     torch.testing.assert_close(got, slow, rtol=0, atol=1e-5)
 
 
@@ -257,7 +257,7 @@ def test_layers_with_plain_lora_run_once_for_all_draws(architecture: str) -> Non
     got = score(model, batch, draws)
     assert rows_seen == [[3], [15]]
     copies = {name: Factors(f.A.expand(5, -1, -1), f.B.expand(5, -1, -1)) for name, f in shared.items()}
-    slow = score_rows(model, batch, Draws(copies, each.scaling, 5), 5).view_as(got)
+    slow = score_rows(model, collate(random_rows(3) * 5), Draws(copies, each.scaling, 5)).view_as(got)
     torch.testing.assert_close(got, slow, rtol=0, atol=1e-5)
 
 

@@ -152,7 +152,7 @@ def test_copies_of_a_batch_may_share_draws() -> None:
     draws = random_draws(modules, 2, scaling=0.7)
     rows = random_rows(3, seed=2)
     with torch.no_grad():
-        got = score_rows(model, collate(rows), draws, repeats=4).unflatten(0, (4, 3))
+        got = score_rows(model, collate(rows * 4), draws).unflatten(0, (4, 3))
     expected = packed(model, rows, draws)
     for copy in range(4):
         torch.testing.assert_close(got[copy], expected[copy // 2], rtol=0, atol=1e-4)
@@ -184,7 +184,7 @@ def test_gradients_reach_the_posterior_through_the_answers() -> None:
     model, modules = injected()
     posterior = Posterior(modules, PosteriorConfig(rank=2, inducing_rows=3, inducing_cols=3), seed=0)
     draws = posterior.sample(2, torch.Generator().manual_seed(0))
-    log_probs = score_rows(model, collate(random_rows(3)), draws, repeats=2)
+    log_probs = score_rows(model, collate(random_rows(3) * 2), draws)
     log_probs[:, 0].sum().backward()
     for parameter in posterior.parameters():
         assert parameter.grad is not None
