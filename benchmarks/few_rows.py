@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.peers.figures import DTYPE
-from benchmarks.peers.reading import NO_LORA, SAMPLING, SEEDS, ReadSet, Rows, kept_in, read_set
+from benchmarks.peers.reading import EMPTY_LORA, SAMPLING, SEEDS, ReadSet, Rows, kept_in, read_set
 from benchmarks.peers.sets import DATA, TaskSet, load_set
 from benchmarks.server_process import ROOT
 from blora.base_model import load_base_model
@@ -58,7 +58,7 @@ def measure(read: ReadSet, n_rows: int, seed: int) -> dict[str, dict[str, float]
     parts = (order[: n_rows * 9 // 10], order[n_rows * 9 // 10 :])
     train, validation = (Rows([read.train.rows[i] for i in part], read.train.features.at(part)) for part in parts)
     trained = fit_parts(
-        read.config, train.features, train.rows, validation.features, validation.rows, SAMPLING, NO_LORA, ("both",)
+        read.config, train.features, train.rows, validation.features, validation.rows, SAMPLING, EMPTY_LORA, ("both",)
     )
     draws = trained.posterior.sample(N_SAMPLES_HEAD, generator_of(SEEDS[0]))
     log_probs, labels = read.test.under(draws), labels_of(read.test.rows)

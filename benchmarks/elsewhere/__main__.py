@@ -20,7 +20,7 @@ from benchmarks.elsewhere.reading import Read, read
 from benchmarks.elsewhere.sets import SETS, Elsewhere, load
 from benchmarks.elsewhere.signals import FALSE_ALARMS, found_at, signals, told_apart
 from benchmarks.peers.figures import DTYPE
-from benchmarks.peers.reading import NO_LORA, SAMPLING, SEEDS, ReadSet, Rows
+from benchmarks.peers.reading import EMPTY_LORA, SAMPLING, SEEDS, ReadSet, Rows
 from benchmarks.peers.sets import DATA
 from benchmarks.server_process import ROOT
 from blora.base_model import load_base_model
@@ -42,7 +42,7 @@ def measure(elsewhere: Elsewhere, read: Read) -> dict[str, Any]:
     train, validation, foreign = rows.train, rows.validation, rows.foreign
     assert foreign is not None  # every set has foreign rows
     trained = fit_parts(
-        rows.config, train.features, train.rows, validation.features, validation.rows, SAMPLING, NO_LORA, ("both",)
+        rows.config, train.features, train.rows, validation.features, validation.rows, SAMPLING, EMPTY_LORA, ("both",)
     )
     draws = trained.posterior.sample(SAMPLING.n_samples, generator_of(SEEDS[0]))
     found = signals(read, trained, draws)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from benchmarks.peers.figures import Scored
 from benchmarks.peers.posteriors import other_posteriors
-from benchmarks.peers.reading import NO_LORA, SAMPLING, SEEDS, ReadSet, Rows, kept_in
+from benchmarks.peers.reading import EMPTY_LORA, SAMPLING, SEEDS, ReadSet, Rows, kept_in
 from blora.base_model import BaseModel
 from blora.config import PosteriorConfig
 from blora.posterior.inject import linear_targets, parse_layers, select_modules
@@ -47,13 +47,13 @@ def heads(read: ReadSet, *, with_others: bool = True) -> Iterator[Scored]:
     began = time.perf_counter()
     train, validation = read.train, read.validation
     trained = fit_parts(
-        read.config, train.features, train.rows, validation.features, validation.rows, SAMPLING, NO_LORA
+        read.config, train.features, train.rows, validation.features, validation.rows, SAMPLING, EMPTY_LORA
     )
     seconds = read.seconds + time.perf_counter() - began
     if train.rows[0].row.readout == "pointer":
         for part, method in ALONE.items():
             fitted = trained.fitted[part]
-            yield read.under(method, fitted.head.mean(NO_LORA.mean()), fitted.trial, seconds)
+            yield read.under(method, fitted.head.mean(EMPTY_LORA.mean()), fitted.trial, seconds)
     yield _mean("head", read, trained, seconds)
     for seed in SEEDS:
         yield _draws("head", read, trained, seconds, seed)
@@ -101,7 +101,7 @@ def _train_above(base: BaseModel, read: ReadSet, seed: int, kept: Path | None) -
     train, validation = read.train, read.validation
     sampling = replace(SAMPLING, seed=seed)
     frozen = fit_parts(
-        read.config, train.features, train.rows, validation.features, validation.rows, sampling, NO_LORA, ("both",)
+        read.config, train.features, train.rows, validation.features, validation.rows, sampling, EMPTY_LORA, ("both",)
     )
     n_layers = base.model.config.get_text_config().num_hidden_layers
     layers = parse_layers(f"last:{n_layers - n_layers // 3}", n_layers)

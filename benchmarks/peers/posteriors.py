@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.peers.figures import Scored
-from benchmarks.peers.reading import NO_LORA, SEEDS, ReadSet, Rows
+from benchmarks.peers.reading import EMPTY_LORA, SEEDS, ReadSet, Rows
 from blora.decision.temperature import Recalibration
 from blora.posterior.decision_head import DecisionHead, HeadDraws
 from blora.posterior.noise import generator_of, standard_normal
@@ -52,11 +52,11 @@ def other_posteriors(read: ReadSet, trained: TrainedHead, seconds: float) -> Ite
 
     def gaussian(width: float, seed: int) -> HeadDraws:
         noise = standard_normal(N_SAMPLES_HEAD, generator_of(seed))
-        return isotropic.widen(width).sample_from(noise, NO_LORA.mean())
+        return isotropic.widen(width).sample_from(noise, EMPTY_LORA.mean())
 
     def dropout(rate: float, seed: int) -> HeadDraws:
         uniform = torch.rand(N_SAMPLES_HEAD, len(head.weight), 1, generator=generator_of(seed))
-        return HeadDraws(head, head.weight * (uniform >= rate) / (1 - rate), NO_LORA.mean())
+        return HeadDraws(head, head.weight * (uniform >= rate) / (1 - rate), EMPTY_LORA.mean())
 
     yield from _chosen(f"head, isotropic Gaussian, {N_SAMPLES_HEAD} draws", read, gaussian, HEAD_SCALES, seconds)
     yield from _chosen(f"head, dropout, {N_SAMPLES_HEAD} draws", read, dropout, DROPOUT_RATES, seconds)
@@ -87,7 +87,7 @@ def _variational(read: ReadSet, trained: TrainedHead, seconds: float) -> Iterato
 
     def draws(seed: int) -> HeadDraws:
         noise = standard_normal(N_SAMPLES_HEAD, generator_of(seed))
-        return HeadDraws(head, mean + noise.like(mean) * deviation, NO_LORA.mean())
+        return HeadDraws(head, mean + noise.like(mean) * deviation, EMPTY_LORA.mean())
 
     trial = trial_of(0.0, read.validation.under(draws(SEEDS[0])), read.validation.rows)
     for seed in SEEDS:
@@ -142,7 +142,7 @@ def _ensembles(read: ReadSet, trained: TrainedHead, seconds: float) -> Iterator[
 
     for seed in SEEDS:
         generator = generator_of(seed)
-        members = [member(generator).mean(NO_LORA.mean()) for _ in range(N_MEMBERS)]
+        members = [member(generator).mean(EMPTY_LORA.mean()) for _ in range(N_MEMBERS)]
 
         def under(part: Rows, members: list[HeadDraws] = members) -> Tensor:
             return torch.cat([part.under(one) for one in members])

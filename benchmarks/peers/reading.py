@@ -24,14 +24,14 @@ from blora.training.rows.examples import ExampleSet
 from blora.training.rows.packed import LabelledRow, pack_examples
 from blora.training.trials import Trial
 
-__all__ = ["NO_LORA", "SAMPLING", "SEEDS", "ReadSet", "Rows", "kept_in", "read_set"]
+__all__ = ["EMPTY_LORA", "SAMPLING", "SEEDS", "ReadSet", "Rows", "kept_in", "read_set"]
 
 T = TypeVar("T")
 
 # Seeds of the draws; the first one is also the one that the head is trained with.
 SEEDS = (0, 1, 2)
 SAMPLING = SamplingConfig(n_samples=N_SAMPLES_HEAD, seed=SEEDS[0])
-NO_LORA = Posterior({}, PosteriorConfig(method="lora"), seed=0)
+EMPTY_LORA = Posterior({}, PosteriorConfig(method="lora"), seed=0)
 
 
 class Rows(NamedTuple):
@@ -104,7 +104,7 @@ def read_set(base: BaseModel, task: TaskSet) -> ReadSet:
     """Return the features of all rows of a set."""
     text = base.model.config.get_text_config()
     config = default_head(text.num_hidden_layers, text.hidden_size, linear=task.prompt.readout == "linear")
-    lora = NO_LORA.mean()
+    lora = EMPTY_LORA.mean()
 
     def read(name: str) -> Rows:
         examples = task.parts()[name]

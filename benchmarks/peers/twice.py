@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.peers.figures import Scored
 from benchmarks.peers.heads import heads, heads_above_lora
-from benchmarks.peers.reading import NO_LORA, SEEDS, ReadSet, kept_in, read_set
+from benchmarks.peers.reading import EMPTY_LORA, SEEDS, ReadSet, kept_in, read_set
 from benchmarks.peers.regressions import Parts, on_states
 from benchmarks.peers.results import begin, measure, write
 from benchmarks.peers.sets import TaskSet, load_set
@@ -70,7 +70,7 @@ def cost_ms(task: TaskSet, base: BaseModel, read: ReadSet) -> tuple[float, float
     for pair in zip(once, read.test.rows, strict=False):
         for row, taken in zip(pair, seconds, strict=True):
             began = time.perf_counter()
-            read_rows(base.model, [row.row], read.config, NO_LORA.mean())
+            read_rows(base.model, [row.row], read.config, EMPTY_LORA.mean())
             taken.append(time.perf_counter() - began)
     first, second = (1000 * median(taken[N_WARM:]) for taken in seconds)
     return first, second

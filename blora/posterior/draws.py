@@ -17,7 +17,7 @@ from torch import Tensor
 
 from blora.errors import ShapeError
 
-__all__ = ["Draws", "Factors", "active_draws", "use_draws"]
+__all__ = ["NO_LORA", "Draws", "Factors", "active_draws", "use_draws"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +93,8 @@ class Draws:
         return Draws(moved, self.scaling, self.n_samples, self.rows.to(device) if self.rows is not None else None)
 
 
+# One draw of the frozen base model alone.
+NO_LORA = Draws({}, scaling=1.0, n_samples=1)
 _ACTIVE: ContextVar[Draws | None] = ContextVar("blora_draws", default=None)
 
 

@@ -16,7 +16,7 @@ from blora.inference.packing import PackedRow, States, collate
 from blora.inference.reading import as_read, head_log_probs, read_rows
 from blora.inference.scoring import score_rows
 from blora.posterior.decision_head import Features, HeadDraws
-from blora.posterior.draws import Draws
+from blora.posterior.draws import NO_LORA
 from blora.posterior.inject import n_layers_of
 from blora.vllm.client import VllmClient
 
@@ -25,9 +25,6 @@ __all__ = ["check_readable", "check_same_states", "read_log_probs", "states_of"]
 # Largest difference of states between vLLM and this process that rounding explains, as a share of their norm; those of
 # another model differ by about as much as their norm.
 STATES_TOLERANCE = 0.2
-
-# The states were computed under the adapter's LoRA already.
-_NO_LORA = Draws({}, scaling=1.0, n_samples=1)
 
 
 def check_readable(name: str, head: HeadConfig, base: BaseModel) -> None:
@@ -78,7 +75,8 @@ def read_log_probs(base: BaseModel, draws: HeadDraws, row: PackedRow) -> tuple[T
             under each.
         row: the row, with its states from `states_of`.
     """
-    features = read_rows(base.model, [as_read(row, draws.head)], draws.head.config, _NO_LORA)
+    # Under no LoRA, because the states were computed under the adapter's LoRA already.
+    features = read_rows(base.model, [as_read(row, draws.head)], draws.head.config, NO_LORA)
     if row.readout == "scores":
         return score_rows(base.model, collate([row]), None).expand(draws.n_samples, -1), features
     return head_log_probs(draws, [row], features)[:, 0], features

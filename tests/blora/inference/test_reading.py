@@ -17,7 +17,7 @@ from blora.inference.packing import PackedRow, States, pack
 from blora.inference.prefix import MIN_PREFIX
 from blora.inference.reading import head_log_probs, read_prefix, read_rows, trunk_of
 from blora.posterior.decision_head import Features, HeadDraws
-from blora.posterior.draws import Draws
+from blora.posterior.draws import NO_LORA, Draws
 from blora.posterior.inject import inject
 from blora.posterior.noise import generator_of, standard_normal
 from blora.training.lora.trunk import with_states
@@ -27,7 +27,6 @@ from tests.scenarios import DECODERS, adapted_modules, log_prob_alone, random_dr
 
 TEXTS = ("Is it red?", "Why", "Was the long way home blue or green, and who says so?")
 DEPTHS = (1, 2)
-NO_LORA = Draws({}, 1.0, 1)
 
 
 def prompt_of(readout: str, **more: object) -> PromptConfig:

@@ -27,7 +27,7 @@ from blora.inference.packing import PackedRow, collate
 from blora.inference.reading import read_rows
 from blora.inference.scoring import inputs_of, score_rows
 from blora.inference.unpacked import Way, read_states, unpack, way_of
-from blora.posterior.draws import Draws, use_draws
+from blora.posterior.draws import NO_LORA, Draws, use_draws
 from blora.posterior.inject import decoder_layers, inject, linear_modules
 from tests.scenarios import (
     DECODERS,
@@ -63,7 +63,6 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "bloom": BloomConfig(vocab_size=VOCAB_SIZE, hidden_size=32, n_layer=2, n_head=4),
 }
 WAYS = dict.fromkeys(CONFIGS, "continued") | {"mamba": "repeated"}
-NO_LORA = Draws({}, 1.0, 1)
 
 
 def base_model(kind: str, dtype: torch.dtype = torch.float32) -> BaseModel:

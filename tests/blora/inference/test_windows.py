@@ -38,7 +38,7 @@ from blora.inference.packing import PackedRow, collate, pack
 from blora.inference.prefix import MIN_PREFIX
 from blora.inference.reading import read_prefix, read_rows
 from blora.inference.scoring import inputs_of
-from blora.posterior.draws import Draws
+from blora.posterior.draws import NO_LORA, Draws
 from blora.posterior.inject import decoder_layers, inject, select_modules
 from tests.scenarios import (
     VOCAB_SIZE,
@@ -55,7 +55,6 @@ from tests.scenarios import (
 
 WINDOW = 16
 LONGEST = 192
-NO_LORA = Draws({}, 1.0, 1)
 HEAD = tuple(range(3, 3 + MIN_PREFIX + 8))
 TOLERANCE = {"rtol": 0, "atol": 5e-5}
 

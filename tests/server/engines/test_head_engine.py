@@ -22,7 +22,7 @@ from blora.inference.packing import PackedRow, pack, padded_tokens
 from blora.inference.prefix import HeadPrefix
 from blora.inference.reading import read_rows
 from blora.posterior.decision_head import Features, HeadPosterior
-from blora.posterior.draws import Draws
+from blora.posterior.draws import NO_LORA
 from blora.posterior.posterior import Posterior
 from blora.scores import mutual_information
 from blora.server.app import create_app
@@ -53,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prompt = PromptConfig(choices=LABELS, readout="linear", choice_end="newline")
     asked = [f"{colour} {i:02}" for i in range(40) for colour in ("red", "is it blue?")]
     rows = [pack(base.tokenizer, prompt=text, choices=LABELS, config=prompt, max_length=200) for text in asked]
-    read = partial(read_features, base.model, lora=Draws({}, 1.0, 1), about="reading")
+    read = partial(read_features, base.model, lora=NO_LORA, about="reading")
     states = read([LabelledRow(row, 0) for row in rows], head.config).prompt
     assert states is not None
     familiarity = fit_familiarity(head.config.depths, states[::2], states[1::2]).familiarity

@@ -24,7 +24,7 @@ from blora.errors import AdapterError, ConfigError
 from blora.inference.packing import PackedRow
 from blora.inference.reading import head_log_probs
 from blora.posterior.decision_head import Features
-from blora.posterior.draws import Draws
+from blora.posterior.draws import NO_LORA
 from blora.posterior.inject import inject, layer_index
 from blora.posterior.noise import generator_of
 from blora.training.config import TOLERANCE_NATS
@@ -38,7 +38,6 @@ from tests.heads import row_after_row
 from tests.scenarios import tiny_base
 from tests.training.toys import CHOICES, toy_data, train_arguments, write_jsonl
 
-NO_LORA = Draws({}, 1.0, 1)
 FAST = ("--epochs", "2", "--batch-size", "4")
 CONFIG = HeadConfig(depths=(1,), n_states=5, n_directions=5, n_grams=4)
 

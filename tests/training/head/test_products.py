@@ -8,10 +8,11 @@ import torch
 from blora.config import HeadConfig, PromptConfig
 from blora.inference.reading import head_log_probs
 from blora.posterior.decision_head import Features, head_shapes
+from blora.posterior.draws import NO_LORA
 from blora.training.head.fit import Regression
 from blora.training.rows.packed import LabelledRow
 from tests.heads import row_after_row
-from tests.training.head.test_fit import NO_LORA, fit_pointer, pointer_task
+from tests.training.head.test_fit import fit_pointer, pointer_task
 
 
 def test_a_pointer_head_reads_a_choice_in_the_light_of_the_prompt() -> None:

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
+from blora.posterior.draws import NO_LORA
 from blora.training.head.fit import Regression, fit_head
-from tests.training.head.test_fit import CONFIG, NO_LORA, linear_task
+from tests.training.head.test_fit import CONFIG, linear_task
 
 STEP = torch.optim.LBFGS.step
 
