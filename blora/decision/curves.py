@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from blora.config.checks import require
-from blora.decision.metrics import N_BINS
+from blora.decision.metrics import N_BINS, bin_of, check_shapes, tied_mean
 from blora.errors import ConfigError, NumericalError, ShapeError
 from blora.scores import TOLERANCE
 
@@ -64,14 +64,11 @@ def reliability(probs: Tensor, labels: Tensor, n_bins: int = N_BINS) -> list[Rel
     >>> reliability(torch.tensor([[0.9, 0.1], [0.4, 0.6]]), torch.tensor([0, 0]), n_bins=2)[0]
     ReliabilityBin(count=0, confidence=None, accuracy=None)
     """
-    if probs.ndim != 2 or labels.shape != probs.shape[:1] or len(labels) == 0:
-        raise ShapeError(
-            f"got probabilities {tuple(probs.shape)} and labels {tuple(labels.shape)}, expected (B, C) and (B,), B >= 1"
-        )
+    check_shapes(probs, labels)
     if n_bins < 1:
         raise ConfigError(f"got n_bins = {n_bins}, expected at least 1")
     confidence, top = probs.double().max(-1)
-    groups = ((confidence * n_bins).ceil().long() - 1).clamp(0, n_bins - 1)
+    groups = bin_of(confidence, n_bins)
 
     def summed(values: Tensor) -> list[float]:
         total = torch.zeros(n_bins, dtype=torch.float64, device=values.device)
@@ -113,10 +110,7 @@ def risk_coverage(score: Tensor, correct: Tensor, points: int = 100) -> list[lis
     _check(score, correct)
     if points < 1:
         raise ConfigError(f"got points = {points}, expected at least 1")
-    _, group, counts = torch.unique(score, return_inverse=True, return_counts=True)
-    wrong = torch.zeros(len(counts), dtype=torch.float64, device=score.device)
-    wrong = wrong.index_add(0, group, 1 - correct.double()) / counts
-    error = wrong[group][score.argsort(descending=True)].cumsum(0).tolist()
+    error = tied_mean(score, 1 - correct.double())[score.argsort(descending=True)].cumsum(0).tolist()
     B = len(error)
     kept = sorted({round(i * B / points) for i in range(1, points + 1)} - {0}) if points < B else range(1, B + 1)
     return [[k / B, error[k - 1] / k] for k in kept]

@@ -12,18 +12,35 @@ from torch import Tensor
 
 from blora.errors import NumericalError, ShapeError
 
-__all__ = ["Metrics", "accuracy", "aurc", "brier", "ece", "metrics", "nll", "refuse_rows"]
+__all__ = [
+    "Metrics",
+    "accuracy",
+    "aurc",
+    "bin_of",
+    "brier",
+    "check_shapes",
+    "ece",
+    "metrics",
+    "nll",
+    "refuse_rows",
+    "tied_mean",
+]
 
 N_BINS = 15
 # Lower limit for probabilities in a logarithm, against log 0 for a confident wrong draw: the smallest float32.
 SMALLEST = torch.finfo(torch.float32).tiny
 
 
-def _check(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def check_shapes(probs: Tensor, labels: Tensor) -> None:
+    """Raise a ShapeError unless there are probabilities (B, C) and labels (B,) of at least one row."""
     if probs.ndim != 2 or labels.shape != probs.shape[:1] or len(labels) == 0:
         raise ShapeError(
             f"got probabilities {tuple(probs.shape)} and labels {tuple(labels.shape)}, expected (B, C) and (B,), B >= 1"
         )
+
+
+def _check(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    check_shapes(probs, labels)
     refuse_rows(~probs.isfinite().all(-1), "probabilities that are not finite", "finite ones")
     return probs.double(), labels.long()
 
@@ -78,14 +95,19 @@ def ece(
     """
     confidence, correct = _confidence(*_check(probs, labels))
     if binning == "adaptive":
-        correct = _tied_mean(confidence, correct)  # so that the order of rows does not matter
+        correct = tied_mean(confidence, correct)  # so that the order of rows does not matter
         order = confidence.argsort(stable=True)
         groups = torch.empty_like(order)
         groups[order] = torch.arange(len(order)) * n_bins // len(order)
     else:
-        groups = ((confidence * n_bins).ceil().long() - 1).clamp(0, n_bins - 1)
+        groups = bin_of(confidence, n_bins)
     gap = torch.zeros(n_bins, dtype=torch.float64).index_add(0, groups, correct - confidence)
     return float(gap.abs().sum() / len(correct))
+
+
+def bin_of(confidence: Tensor, n_bins: int) -> Tensor:
+    """Return the index k of the bin (k/n, (k+1)/n] that holds each confidence, (B,)."""
+    return ((confidence * n_bins).ceil().long() - 1).clamp(0, n_bins - 1)
 
 
 def aurc(probs: Tensor, labels: Tensor) -> float:
@@ -95,15 +117,15 @@ def aurc(probs: Tensor, labels: Tensor) -> float:
     confidence count with their mean error, so that the order of rows does not matter.
     """
     confidence, correct = _confidence(*_check(probs, labels))
-    error = 1 - _tied_mean(confidence, correct)
+    error = 1 - tied_mean(confidence, correct)
     ranked = error[confidence.argsort(descending=True)]
     return float((ranked.cumsum(0) / torch.arange(1, len(ranked) + 1)).mean())
 
 
-def _tied_mean(confidence: Tensor, values: Tensor) -> Tensor:
+def tied_mean(confidence: Tensor, values: Tensor) -> Tensor:
     """Return each value's mean over the rows of equal confidence, (B,)."""
     _, group, counts = torch.unique(confidence, return_inverse=True, return_counts=True)
-    means: Tensor = torch.zeros(len(counts), dtype=values.dtype).index_add(0, group, values) / counts
+    means: Tensor = values.new_zeros(len(counts)).index_add(0, group, values) / counts
     return means[group]
 
 
