@@ -257,11 +257,8 @@ def _read_head(folder: Path, config: AdapterConfig, base: BaseModel) -> Decision
     assert head is not None  # the caller has checked it
     if head.depths[-1] > (n_layers := n_layers_of(base.model)):
         raise AdapterError(f"got a head that reads at layer {head.depths[-1]}, expected at most {n_layers}; {ADVICE}")
-    shapes = head_shapes(head, config.prompt)
-    file = TensorsFile(folder / HEAD_FILE, advice=ADVICE)
-    check_tensors(file, shapes.items())
-    tensors = read_tensors(file, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
-    tensors = {name: tensor.float() for name, tensor in tensors.items()}
+    stored = _stored(folder / HEAD_FILE, head_shapes(head, config.prompt))
+    tensors = {name: tensor.float() for name, tensor in stored.items()}
     _check_positive("head", tensors, ("scale", "prompt_scale"))
     return DecisionHead(head, **tensors)
 
@@ -276,13 +273,17 @@ def _read_familiarity(folder: Path, config: AdapterConfig) -> Familiarity:
         )
     if (size := stored_bytes(settings)) > MOST_BYTES:
         raise AdapterError(f"got a familiarity of {size} bytes, expected at most {MOST_BYTES}; {ADVICE}")
-    shapes = familiarity_shapes(settings)
-    file = TensorsFile(folder / FAMILIARITY_FILE, advice=ADVICE)
-    check_tensors(file, shapes.items())
-    found = read_tensors(file, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
+    found = _stored(folder / FAMILIARITY_FILE, familiarity_shapes(settings))
     of_choices = ("choice_scale", "choice_variances", "choice_residual")
     _check_positive("familiarity", found, ("scale", "variances", "residual", "spread", *of_choices))
     return Familiarity.of(settings, found)
+
+
+def _stored(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Return the tensors of a file, which must have exactly these shapes."""
+    file = TensorsFile(path, advice=ADVICE)
+    check_tensors(file, shapes.items())
+    return read_tensors(file, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
 
 
 def _check_positive(what: str, tensors: Mapping[str, Tensor], names: Sequence[str]) -> None:
