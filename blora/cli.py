@@ -2,12 +2,12 @@
 
 import importlib
 import sys
-from argparse import Action, ArgumentDefaultsHelpFormatter
+from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser, _ArgumentGroup
 from importlib.metadata import EntryPoint, entry_points, version
 
 from blora.errors import BloraError, install_hint
 
-__all__ = ["CommandHelp", "main"]
+__all__ = ["CommandHelp", "add_model", "main"]
 
 GROUP = "blora.commands"
 # The extra that a command needs, by the beginning of its module's name; train for the others.
@@ -74,6 +74,29 @@ class CommandHelp(ArgumentDefaultsHelpFormatter):
         if nothing or "(default: " in (action.help or ""):
             return action.help
         return super()._get_help_string(action)
+
+
+def add_model(
+    parser: ArgumentParser | _ArgumentGroup,
+    *,
+    default: str | None = "embedded",
+    own: str = "the one that the adapter was trained on",
+) -> None:
+    """Add the flags for the base model, its device and its precision.
+
+    Args:
+        parser: the parser of the command.
+        default: the default base model; None for the own one of an adapter or a LoRA.
+        own: description of that own base model, for the help text.
+    """
+    told = "" if default is not None else f" (default: {own})"
+    parser.add_argument(
+        "--base-model", default=default, help=f"hub id[@revision], folder, .gguf file, or embedded{told}"
+    )
+    parser.add_argument("--device", default="auto", help="device to compute on: auto, cpu, cuda, cuda:1 ...")
+    parser.add_argument(
+        "--dtype", default="auto", help="precision of the base model: auto, float32, bfloat16 or float16"
+    )
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ class TrainConfig:
         "training rows and once for validation rows; if the output does not fit, it is computed again in every step",
     )
     seed: int = _setting(0, "seed of the initialisation, the order of rows and the noise")
-    resume: bool = _setting(False, "resume from the last checkpoint in work_dir, if there is one")
+    resume: bool = _setting(False, "resume from the last checkpoint in the work folder, if there is one")
     report_to: str = _setting(
         "none", "tracker for losses and validation metrics; the files for tensorboard go to the folder WORK_DIR.runs"
     )

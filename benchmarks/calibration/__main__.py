@@ -9,9 +9,9 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace, _SubParsersAc
 from collections.abc import Iterator
 from pathlib import Path
 
-from blora.cli import CommandHelp
+from blora.cli import CommandHelp, add_model
 from blora.errors import BloraError, ConfigError
-from blora.training.commands.arguments import add_model, positive
+from blora.training.commands.arguments import positive
 
 __all__ = ["main"]
 

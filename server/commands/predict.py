@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from blora.cli import CommandHelp
+from blora.cli import CommandHelp, add_model
 from blora.client.command import add_policy, read_policy
 from blora.errors import ConfigError
 from blora.hub.name import HubName, place_of
@@ -57,11 +57,7 @@ def _parser() -> ArgumentParser:
         "--choices", help="choices, separated by |, for rows without any if the adapter has no fixed ones"
     )
     add_policy(parser)
-    parser.add_argument("--base-model", default="embedded", help="hub id[@revision], folder, .gguf file, or embedded")
-    parser.add_argument("--device", default="auto", help="device to compute on: auto, cpu, cuda, cuda:1 ...")
-    parser.add_argument(
-        "--dtype", default="auto", help="precision of the base model: auto, float32, bfloat16 or float16"
-    )
+    add_model(parser)
     parser.add_argument(
         "--max-batch-tokens",
         type=int,

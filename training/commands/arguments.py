@@ -18,7 +18,6 @@ from blora.questions.columns import add_columns, choices_of
 from blora.training.config import N_SAMPLES, N_SAMPLES_HEAD, NEW_PROMPT, SCALES, TOLERANCE_NATS
 
 __all__ = [
-    "add_model",
     "add_prompt",
     "add_rows",
     "add_sampling",
@@ -80,29 +79,6 @@ def add_rows(parser: ArgumentParser, about: str, *, split: str) -> None:
         help="use this many rows from the top (default: all); every row is checked all the same",
     )
     add_columns(parser)
-
-
-def add_model(
-    parser: ArgumentParser | _ArgumentGroup,
-    *,
-    default: str | None = "embedded",
-    own: str = "the one that the adapter was trained on",
-) -> None:
-    """Add the flags for the base model, its device and its precision.
-
-    Args:
-        parser: the parser of the command.
-        default: the default base model; None for the own one of an adapter or a LoRA.
-        own: description of that own base model, for the help text.
-    """
-    told = "" if default is not None else f" (default: {own})"
-    parser.add_argument(
-        "--base-model", default=default, help=f"hub id[@revision], folder, .gguf file, or embedded{told}"
-    )
-    parser.add_argument("--device", default="auto", help="device to compute on: auto, cpu, cuda, cuda:1 ...")
-    parser.add_argument(
-        "--dtype", default="auto", help="precision of the base model: auto, float32, bfloat16 or float16"
-    )
 
 
 def add_tuning(parser: ArgumentParser) -> None:

@@ -3,8 +3,8 @@
 from argparse import ArgumentParser
 from pathlib import Path
 
-from blora.cli import CommandHelp
-from blora.training.commands.arguments import add_model, add_prompt, add_sampling, add_tuning, parse, settings_of
+from blora.cli import CommandHelp, add_model
+from blora.training.commands.arguments import add_prompt, add_sampling, add_tuning, parse, settings_of
 from blora.training.config import N_SAMPLES_TUNED
 
 __all__ = ["SUMMARY", "main"]

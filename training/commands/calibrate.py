@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from blora.cli import CommandHelp
+from blora.cli import CommandHelp, add_model
 from blora.scores import DRAWN, SCORES
-from blora.training.commands.arguments import add_model, add_rows, own_folder, parse
+from blora.training.commands.arguments import add_rows, own_folder, parse
 
 if TYPE_CHECKING:
     from blora.decision.calibration import Calibration

@@ -5,9 +5,9 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from blora.cli import CommandHelp
+from blora.cli import CommandHelp, add_model
 from blora.errors import ConfigError
-from blora.training.commands.arguments import add_model, add_rows, parse, positive, settings_of
+from blora.training.commands.arguments import add_rows, parse, positive, settings_of
 
 if TYPE_CHECKING:
     from blora.decision.by_choice import ChoiceCounts

@@ -3,8 +3,8 @@
 from argparse import ArgumentParser
 from pathlib import Path
 
-from blora.cli import CommandHelp
-from blora.training.commands.arguments import add_model, add_rows, own_folder, parse, settings_of
+from blora.cli import CommandHelp, add_model
+from blora.training.commands.arguments import add_rows, own_folder, parse, settings_of
 
 __all__ = ["SUMMARY", "main"]
 

@@ -6,12 +6,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
-from blora.cli import CommandHelp
+from blora.cli import CommandHelp, add_model
 from blora.config import FamilyName, MethodName, PosteriorConfig
 from blora.questions.columns import add_columns
 from blora.scores import SCORES
 from blora.training.commands.arguments import (
-    add_model,
     add_prompt,
     add_sampling,
     names,
@@ -35,11 +34,7 @@ POSTERIOR = {
     "lambda_init": "initial scale of the conditional noise; must be below --lambda-max",
     "scale_init": "initial posterior standard deviation of the inducing weights, as a multiple of the prior's",
 }
-TRAINING = {
-    field.name: field.metadata["help"]
-    for field in fields(TrainConfig)
-    if field.name not in ("work_dir", "resume", "report_to")
-}
+TRAINING = {field.name: field.metadata["help"] for field in fields(TrainConfig)}
 
 
 def _parser() -> ArgumentParser:
@@ -134,17 +129,12 @@ def _parser() -> ArgumentParser:
     )
 
     training = parser.add_argument_group("training")
-    _add_fields(training, TrainConfig(work_dir=Path()), TRAINING)
+    with_own_flags = ("work_dir", "resume", "report_to")
+    numbers = {name: text for name, text in TRAINING.items() if name not in with_own_flags}
+    _add_fields(training, TrainConfig(work_dir=Path()), numbers)
     training.add_argument("--work-dir", type=Path, help="folder for checkpoints (default: OUTPUT.work)")
-    training.add_argument(
-        "--resume", action="store_true", help="resume from the last checkpoint in the work folder, if there is one"
-    )
-    training.add_argument(
-        "--report-to",
-        choices=TRACKERS,
-        default="none",
-        help="tracker for losses and validation metrics; the files for tensorboard go to the folder WORK_DIR.runs",
-    )
+    training.add_argument("--resume", action="store_true", help=TRAINING["resume"])
+    training.add_argument("--report-to", choices=TRACKERS, default="none", help=TRAINING["report_to"])
 
     output = parser.add_argument_group("adapter")
     output.add_argument("--output", type=Path, required=True, help="adapter directory to write")
