@@ -1,12 +1,14 @@
-"""The embedded base model, loaded once a run, reproducible property tests, and a log that no test leaves changed."""
+"""The embedded base model and a tiny one, made once a run, reproducible property tests, and a log that no test leaves changed."""
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from blora.base_model import BaseModel, load_base_model
+from tests.scenarios import tiny_model, tiny_tokenizer
 
 settings.register_profile("reproducible", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("reproducible")
@@ -24,6 +26,15 @@ def log_of_nobody() -> Iterator[None]:
     undo()
     yield
     undo()
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny base model on disk."""
+    folder = tmp_path_factory.mktemp("base") / "tiny-llama"
+    tiny_model("llama").save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

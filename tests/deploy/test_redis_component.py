@@ -1,7 +1,5 @@
 """The Redis of the component `redis`, started as its manifest says: it takes its password from the file, and no other."""
 
-import os
-import shutil
 import socket
 import subprocess
 import time
@@ -14,14 +12,9 @@ from redis.exceptions import AuthenticationError
 from redis.exceptions import ConnectionError as NoConnection
 
 from tests.deploy.kustomize import needs_kustomize, one, pods, settings_of
+from tests.server.monitoring.redis_store import needs_redis
 
-pytestmark = [
-    needs_kustomize,
-    pytest.mark.skipif(
-        shutil.which("redis-server") is None and "CI" not in os.environ,
-        reason="redis-server is not installed; tests/programs.sh installs it on Debian",
-    ),
-]
+pytestmark = [needs_kustomize, needs_redis]
 
 PASSWORD = '5f1c"0dead\\x30 $beef\\'  # which redis.conf would read otherwise
 

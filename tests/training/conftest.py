@@ -1,11 +1,11 @@
-"""A tiny base model on disk, toy data, and a revision that needs no git."""
+"""A tiny base model, toy data, and a revision that needs no git."""
 
 from pathlib import Path
 
 import pytest
 
 from blora.base_model import BaseModel
-from tests.scenarios import tiny_base, tiny_model, tiny_tokenizer
+from tests.scenarios import tiny_base
 from tests.training.toys import toy_data, write_jsonl
 
 REVISION = "0123456789ab"
@@ -14,14 +14,6 @@ REVISION = "0123456789ab"
 @pytest.fixture(autouse=True)
 def _revision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BLORA_REVISION", REVISION)
-
-
-@pytest.fixture(scope="session")
-def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base") / "tiny-llama"
-    tiny_model("llama").save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

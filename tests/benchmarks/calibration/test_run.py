@@ -14,7 +14,6 @@ from benchmarks.calibration.treatments import Predictions, Treatments, evaluatio
 from blora.decision.metrics import metrics
 from blora.decision.temperature import Recalibration, temper
 from blora.scores import DRAWN, SCORES
-from tests.scenarios import tiny_model, tiny_tokenizer
 from tests.training.toys import toy_data, write_jsonl
 
 
@@ -28,14 +27,6 @@ def arguments(base_folder: Path, folder: Path, *more: str) -> list[str]:
         *("--layers", "last:1", "--n-samples", "3", "--base-model", str(base_folder), "--device", "cpu"),
         *("--dtype", "float32", "--work", str(folder / "work"), "--output", str(folder / "results"), *more),
     ]
-
-
-@pytest.fixture(scope="module")
-def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base") / "tiny-llama"
-    tiny_model("llama").save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ from blora.adapter import read_config
 from blora.errors import AdapterError, BloraError, ConfigError, DataError, NotCalibratedError
 from blora.training.lora import trainer
 from tests.loras import make_lora
-from tests.scenarios import tiny_model, tiny_tokenizer
 from tests.training.toys import CHOICES, toy_data, toy_row
 
 ROOT = Path(__file__).parents[3]
@@ -38,14 +37,6 @@ SMALL: dict[str, Any] = {
     "batch_size": 4,
     "n_samples": 3,
 }
-
-
-@pytest.fixture(scope="module")
-def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base") / "tiny-llama"
-    tiny_model("llama").save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from blora.inference.branches import score_all
 from blora.inference.packing import PackedRow, collate, pack
 from blora.inference.scoring import score_rows
 from blora.posterior.draws import Draws, use_draws
-from blora.posterior.inject import eject, inject, select_modules
+from blora.posterior.inject import inject, select_modules
 from blora.posterior.posterior import Posterior
 from tests.scenarios import (
     ARCHITECTURES,
@@ -268,15 +268,6 @@ def adapter_draws(base: BaseModel, n_samples: int) -> Draws:
     posterior = Posterior(modules, PosteriorConfig(rank=4, alpha=16, scale_init=1.0), seed=0)
     with torch.no_grad():
         return posterior.sample(n_samples, torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(params=[("smollm2", 1e-4), ("smollm2_bf16", 0.05)], ids=["float32", "bfloat16"])
-def embedded(request: pytest.FixtureRequest) -> Iterator[tuple[BaseModel, float]]:
-    """The embedded model and the tolerance of its probabilities."""
-    name, tolerance = request.param
-    base = request.getfixturevalue(name)
-    yield base, tolerance
-    eject(base.model)
 
 
 @pytest.mark.model

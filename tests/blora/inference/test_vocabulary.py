@@ -1,7 +1,5 @@
 """Sums over the vocabulary that draws share, against each draw's own."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,7 +14,7 @@ from blora.inference.packing import PackedRow, collate, pack
 from blora.inference.scoring import at_positions
 from blora.inference.vocabulary import Head, log_probs_along_draws, log_probs_of_each, plain_head
 from blora.posterior.draws import use_draws
-from blora.posterior.inject import eject, inject, select_modules
+from blora.posterior.inject import inject, select_modules
 from blora.posterior.posterior import Posterior
 from tests.scenarios import DECODERS, injected, random_draws, random_rows, score, tiny_model
 
@@ -192,15 +190,6 @@ def test_a_test_of_a_head_that_fails_leaves_no_hook() -> None:
 
 
 # The embedded model
-
-
-@pytest.fixture(params=[("smollm2", 1e-4), ("smollm2_bf16", 0.05)], ids=["float32", "bfloat16"])
-def embedded(request: pytest.FixtureRequest) -> Iterator[tuple[BaseModel, float]]:
-    """The embedded model and the tolerance of its log-probabilities, in nats."""
-    name, tolerance = request.param
-    base = request.getfixturevalue(name)
-    yield base, tolerance
-    eject(base.model)
 
 
 def questions(base: BaseModel) -> list[PackedRow]:

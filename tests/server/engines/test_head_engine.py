@@ -1,7 +1,7 @@
 """A served adapter with a head and a familiarity: the same familiarity alone, in batches, after prefixes and over HTTP."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -90,12 +90,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         save_adapter(root / name, heads, config, base, own)
     return root
-
-
-@pytest.fixture
-async def asking(folder: Path) -> AsyncIterator[Asking]:
-    async with loaded(settings(folder)) as (engine, state):
-        yield Asking(engine, state)
 
 
 async def jobs_of(asking: Asking, questions: Sequence[str] = QUESTIONS, **more: Any) -> list[Job]:

@@ -1,6 +1,5 @@
 """Calibrated policies and prediction sets: the policy in force, and requests without a guarantee."""
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -34,12 +33,6 @@ def engine() -> FakeEngine:
             handle("plain", "sha256:" + "3" * 64, choices=CHOICES),
         )
     )
-
-
-@pytest.fixture
-async def server(engine: FakeEngine) -> AsyncIterator[Running]:
-    async with running(engine) as up:
-        yield up
 
 
 async def refusal(server: Running, **fields: Any) -> dict[str, Any]:

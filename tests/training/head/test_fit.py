@@ -35,7 +35,6 @@ from blora.training.rows.examples import read_examples
 from blora.training.rows.packed import LabelledRow, pack_examples
 from tests.blora.adapters import rewrite_json, rewrite_tensors
 from tests.heads import row_after_row
-from tests.scenarios import tiny_base
 from tests.training.toys import CHOICES, toy_data, train_arguments, write_jsonl
 
 FAST = ("--epochs", "2", "--batch-size", "4")
@@ -158,15 +157,6 @@ def arguments(base: Path, data: Path, output: Path, *more: str) -> list[str]:
         *("train", "--data", str(data), "--output", str(output), "--base-model", str(base)),
         *("--device", "cpu", "--dtype", "float32", "--n-samples", "5", *more),
     ]
-
-
-@pytest.fixture(scope="module")
-def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    base = tiny_base()
-    base.model.save_pretrained(folder)
-    base.tokenizer.save_pretrained(folder)
-    return folder
 
 
 def fixed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -87,14 +87,3 @@ def test_what_cannot_be_bayesianised_is_refused() -> None:
         isotropic_draws(random_draws({"m": (2, 3)}, 2), 0.1, 4, generator_of(0))
     with pytest.raises(ConfigError, match="noise scale of -1"):
         isotropic_draws(lora(), -1.0, 4, generator_of(0))
-
-
-# The search
-
-
-def quadratic(scale: float) -> float:
-    return 1 + scale**2
-
-
-def dip(scale: float) -> float:
-    return 1 - scale + 4 * scale**2  # back at 1 where the scale is 1/4

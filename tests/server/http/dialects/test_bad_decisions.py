@@ -1,13 +1,12 @@
 """Malformed requests of typed questions, and the code, path and message of each."""
 
 import re
-from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 
 import pytest
 
-from tests.server.decision_models import choice, digest, engine, predicate, score
-from tests.server.fakes import CHOICES, Running, running
+from tests.server.decision_models import choice, digest, predicate, score
+from tests.server.fakes import CHOICES, Running
 
 SECRET = "Sesame-4711"
 IMAGE = {"type": "input_image", "image_url": "data:image/png;base64,AAAA"}
@@ -311,12 +310,6 @@ SYSTEMONE = {
     "a policy of a number": Bad(_states(q=NOUL) | {"policy": 1}, "invalid_type", "policy", "got 1"),
     "a long state": Bad(_states("word " * 4097, q=NOUL), "prompt_too_long", "state", "tokens", 413),
 }
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[Running]:
-    async with running(engine()) as up:
-        yield up
 
 
 @pytest.mark.parametrize(

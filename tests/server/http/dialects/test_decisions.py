@@ -2,7 +2,7 @@
 
 import asyncio
 import tracemalloc
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,12 +25,6 @@ OURS = {
     *("predictive_entropy", "expected_entropy", "mutual_information", "margin", "prediction_set"),
 }
 TEXT = "I was charged twice"
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[Running]:
-    async with running(engine()) as up:
-        yield up
 
 
 async def ask(server: Running, *questions: dict[str, Any], **fields: Any) -> dict[str, Any]:

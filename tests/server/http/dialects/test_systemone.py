@@ -1,6 +1,5 @@
 """POST /v1/systemone: the same answers as of /v1/decisions, in TypeSafe's shape."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -13,12 +12,6 @@ TEXT = "I was charged twice"
 QUEUE = {"type": "choice", "criteria": dict.fromkeys(CHOICES)}
 URGENT = {"type": "noul", "instructions": "Is it?"}
 MOOD = {"type": "score", "criteria": list(LEVELS)}
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[Running]:
-    async with running(engine()) as up:
-        yield up
 
 
 async def ask(server: Running, questions: dict[str, Any], **fields: Any) -> dict[str, Any]:
