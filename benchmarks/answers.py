@@ -15,9 +15,9 @@ import torch
 
 from benchmarks.decisions.asking import labels, read_rows
 from benchmarks.peers.figures import ece_floor
+from benchmarks.result_files import about, write
 from benchmarks.server_process import QUESTIONS, ROOT, TRIAGE, demo, serve
 from blora.decision.metrics import metrics
-from blora.training.provenance import machine, revision
 
 __all__ = ["ASKED", "RESULT", "TICKETS", "ask_all", "request_of"]
 
@@ -122,14 +122,8 @@ def main() -> None:
         counts = withheld(server.url)
         [asked] = decide(server.url, [ASKED])
         questions = judged(server.url)
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    made = {"machine": machine(), "revision": revision(), "command": "python -m benchmarks.answers"}
-    RESULT.write_text(
-        json.dumps(
-            {"answers": answers, "withheld": counts, "decisions": asked, "questions": questions, **made}, indent=2
-        )
-        + "\n"
-    )
+    found = {"answers": answers, "withheld": counts, "decisions": asked, "questions": questions}
+    write(RESULT, found | about("python -m benchmarks.answers"))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from typing import Any
 
 import httpx
 
+from benchmarks.result_files import about, write
 from benchmarks.server_process import ROOT, TRIAGE, serve
-from blora.training.provenance import machine, revision
 
 __all__ = ["ask_all", "disagreement", "measure", "questions"]
 
@@ -90,9 +90,7 @@ def measure(count: int) -> dict[str, Any]:
         "memory_growth_mib": memory[-1] - memory[0],
         "n_samples": alone[0]["n_samples"],
         "dtype": info["model"]["dtype"],
-        "machine": machine(),
-        "revision": revision(),
-        "command": "python -m benchmarks.concurrent",
+        **about("python -m benchmarks.concurrent"),
     }
 
 
@@ -103,8 +101,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=200)
     arguments = parser.parse_args()
     result = measure(arguments.requests)
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    write(arguments.json, result)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ of `benchmarks.serving`. The distance of S draws is that of their mean probabili
 that did not train.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.result_files import about, write
 from benchmarks.server_process import ROOT
 from benchmarks.serving.adapters import prepare
 from blora.adapter import attach, load_adapter
@@ -26,7 +26,6 @@ from blora.posterior.draws import Draws
 from blora.posterior.noise import Noise, generator_of, standard_normal
 from blora.posterior.posterior import Posterior
 from blora.training.evaluate import predict_all
-from blora.training.provenance import machine, revision
 from blora.training.rows.examples import read_examples
 from blora.training.rows.packed import pack_examples
 
@@ -128,12 +127,9 @@ def main() -> None:
         "n_choosing": N_CHOOSING,
         "n_test": N_TEST,
         "order": order,
-        "machine": machine(),
-        "revision": revision(),
-        "command": "python -m benchmarks.draws",
+        **about("python -m benchmarks.draws"),
     }
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    write(RESULT, result)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ of several choices with those of plain forward passes of each choice alone. What
 refused, is the result. Types whose settings are not made small by their usual names are listed as not tried.
 """
 
-import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from benchmarks.markdown import markdown_table
+from benchmarks.result_files import about, write
 from benchmarks.server_process import ROOT
 from blora.base_model import BaseModel
 from blora.base_model.loading import max_length_of, sliding_window_of
@@ -36,7 +36,6 @@ from blora.inference.fork import runs_in_parts
 from blora.inference.packing import PackedRow, collate
 from blora.inference.scoring import score_rows
 from blora.inference.unpacked import way_of
-from blora.training.provenance import machine, revision
 
 logger = logging.getLogger(__name__)
 
@@ -217,12 +216,9 @@ def main() -> None:
         logger.info("%s", found[-1])
     result = {
         "families": found,
-        "machine": machine(),
-        "revision": revision(),
-        "command": "python -m benchmarks.families",
+        **about("python -m benchmarks.families"),
     }
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    write(RESULT, result)
 
 
 if __name__ == "__main__":

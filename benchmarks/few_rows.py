@@ -7,7 +7,6 @@ thresholds, the other sets' their test rows.
 """
 
 import argparse
-import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from benchmarks.peers.figures import DTYPE
 from benchmarks.peers.reading import EMPTY_LORA, SAMPLING, SEEDS, ReadSet, Rows, kept_in, read_set
 from benchmarks.peers.sets import DATA, TaskSet, load_set
+from benchmarks.result_files import about, write
 from benchmarks.server_process import ROOT
 from blora.base_model import load_base_model
 from blora.decision.metrics import metrics
@@ -26,7 +26,6 @@ from blora.decision.temperature import temper
 from blora.posterior.noise import generator_of
 from blora.training.config import N_SAMPLES_HEAD
 from blora.training.head.train import fit_parts
-from blora.training.provenance import machine, revision
 from blora.training.rows.packed import labels_of
 
 __all__ = ["RESULT"]
@@ -89,19 +88,16 @@ def main() -> None:
         for n_rows in (n for n in N_ROWS if n <= len(read.train.rows)):
             divisions = [measure(read, n_rows, seed) for seed in range(N_DIVISIONS)]
             n_validation = n_rows - n_rows * 9 // 10
-            about = {"set": name, "n_rows": n_rows, "n_validation": n_validation, "n_test": len(read.test.rows)}
-            found.append(about | summary(divisions))
+            size = {"set": name, "n_rows": n_rows, "n_validation": n_validation, "n_test": len(read.test.rows)}
+            found.append(size | summary(divisions))
     result = {
         "sizes": found,
         "n_divisions": N_DIVISIONS,
         "base_model": base.ref.id,
         "dtype": base.dtype_name,
-        "machine": machine(base.device),
-        "revision": revision(),
-        "command": "python -m benchmarks.few_rows",
+        **about("python -m benchmarks.few_rows", base.device),
     }
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    write(RESULT, result)
 
 
 if __name__ == "__main__":

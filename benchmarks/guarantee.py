@@ -40,6 +40,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from benchmarks.result_files import about, write
 from blora.decision.binomial import binomial_cdf
 from blora.decision.calibrate import STANDARD_COVERAGES, STANDARD_TARGETS
 from blora.decision.conformal import conformal_quantile, nonconformity, prediction_sets
@@ -47,7 +48,6 @@ from blora.decision.selective import Evidence, Level, Stage, certify, split_rows
 from blora.decision.temperature import Recalibration
 from blora.posterior.noise import generator_of
 from blora.scores import ScoreName, predictive_mean, scores_of
-from blora.training.provenance import machine, revision
 
 __all__ = ["binomial_limit", "measure"]
 
@@ -196,12 +196,9 @@ def main(argv: Sequence[str]) -> None:
         "recalibration": recalibration._asdict(),
         "source": arguments.file.name,
         "digest": f"sha256:{hashlib.sha256(arguments.file.read_bytes()).hexdigest()}",
-        "machine": machine(),
-        "revision": revision(),
-        "command": shlex.join(["python", "-m", "benchmarks.guarantee", *argv]),
+        **about(shlex.join(["python", "-m", "benchmarks.guarantee", *argv])),
     }
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(result | made, indent=2) + "\n")
+    write(arguments.json, result | made)
     for row in result["selective"]:
         sys.stdout.write(
             f"target {row['target_risk']}: exceeded in {row['population']['exceeds']:.3f} of the calibrations "

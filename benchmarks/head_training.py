@@ -5,7 +5,6 @@
 and asks it a question. Times begin with the command.
 """
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -16,9 +15,9 @@ from typing import Any
 
 import httpx
 
+from benchmarks.result_files import about, write
 from benchmarks.server_process import ROOT, TRIAGE, serve
 from blora.adapter import read_config
-from blora.training.provenance import machine, revision
 
 __all__ = ["RESULTS", "times"]
 
@@ -68,12 +67,9 @@ def main() -> None:
             found.append(measure(Path(folder), n_rows))
     result = {
         "sizes": found,
-        "machine": machine(),
-        "revision": revision(),
-        "command": "python -m benchmarks.head_training",
+        **about("python -m benchmarks.head_training"),
     }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{found[0]['dtype']}.json").write_text(json.dumps(result, indent=2) + "\n")
+    write(RESULTS / f"{found[0]['dtype']}.json", result)
 
 
 if __name__ == "__main__":

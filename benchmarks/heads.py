@@ -6,7 +6,6 @@ a plain LoRA of rank 8 in the last twenty layers, which scores the texts of the 
 over interleaved blocks, in one process.
 """
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from statistics import median, quantiles
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.result_files import about, write
 from benchmarks.server_process import ADAPTER, ROOT, TRIAGE
 from blora.adapter.opening import open_adapter
 from blora.config import PosteriorConfig, PromptConfig
@@ -25,7 +25,6 @@ from blora.posterior.bank import SampleBank
 from blora.posterior.decision_head import Features, HeadPosterior
 from blora.posterior.inject import default_targets, inject, parse_layers, select_modules
 from blora.posterior.posterior import Posterior
-from blora.training.provenance import machine, revision
 from blora.training.rows.examples import read_examples
 from blora.training.rows.packed import pack_examples
 
@@ -99,9 +98,7 @@ def measure() -> dict[str, Any]:
         "questions_in_a_block": BLOCK,
         "dtype": base.dtype_name,
         "base_model": base.ref.id,
-        "machine": machine(),
-        "revision": revision(),
-        "command": "python -m benchmarks.heads",
+        **about("python -m benchmarks.heads"),
     }
 
 
@@ -112,8 +109,7 @@ def _prompts(features: Features) -> Tensor:
 
 def main() -> None:
     """Measure and write."""
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(measure(), indent=1) + "\n")
+    write(RESULT, measure())
 
 
 if __name__ == "__main__":

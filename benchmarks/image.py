@@ -4,7 +4,6 @@
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ from typing import Any
 import httpx
 
 from benchmarks.container import inspect, start
+from benchmarks.result_files import about, write
 from benchmarks.server_process import ROOT
-from blora.training.provenance import machine, revision
 
 __all__ = ["QUESTION", "measure"]
 
@@ -22,7 +21,7 @@ QUESTION = "I was charged twice for order 4417, please refund one of them."
 
 def measure(image: str) -> dict[str, Any]:
     """Return the result object."""
-    about = inspect(image)
+    inspected = inspect(image)
     with start(image) as container:
         torch = container.run("python", "-c", "import torch; print(torch.__version__)").stdout.strip()
         began = time.monotonic()
@@ -34,7 +33,7 @@ def measure(image: str) -> dict[str, Any]:
         stopped = time.monotonic() - began
         live, ready = container.live_s, container.ready_s
     return {
-        "size_mib": about["Size"] / 2**20,
+        "size_mib": inspected["Size"] / 2**20,
         "live_s": live,
         "ready_s": ready,
         "answer_s": answered,
@@ -44,9 +43,7 @@ def measure(image: str) -> dict[str, Any]:
         "exit_code": code,
         "image_revision": info["revision"],
         "torch": torch,
-        "machine": machine(),
-        "revision": revision(),
-        "command": f"python -m benchmarks.image {image}",
+        **about(f"python -m benchmarks.image {image}"),
     }
 
 
@@ -57,8 +54,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks/results/image/result.json")
     arguments = parser.parse_args()
     result = measure(arguments.image)
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    write(arguments.json, result)
 
 
 if __name__ == "__main__":

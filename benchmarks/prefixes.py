@@ -12,6 +12,7 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
+from benchmarks.result_files import about, write
 from blora.base_model import BaseModel, load_base_model
 from blora.config import ChoiceEnd, PosteriorConfig, PromptConfig
 from blora.posterior.bank import SampleBank
@@ -21,7 +22,6 @@ from blora.training.config import TrainConfig
 from blora.training.evaluate import predict_all
 from blora.training.lora.trainer import fit
 from blora.training.lora.trunk import with_states
-from blora.training.provenance import machine, revision
 from blora.training.rows.examples import Example, ExampleSet, read_examples
 from blora.training.rows.packed import LabelledRow, labels_of, pack_examples
 
@@ -124,12 +124,9 @@ def main() -> None:
             "n_sets": N_SETS,
             "n_questions": len(test),
             "dtype": base.dtype_name,
-            "machine": machine(),
-            "revision": revision(),
-            "command": "python -m benchmarks.prefixes",
+            **about("python -m benchmarks.prefixes"),
         }
-        RESULT.parent.mkdir(parents=True, exist_ok=True)
-        RESULT.write_text(json.dumps(found, indent=1) + "\n")
+        write(RESULT, found)
 
 
 if __name__ == "__main__":

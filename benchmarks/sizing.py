@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from benchmarks.result_files import about, write
 from benchmarks.server_process import ROOT
 from benchmarks.serving.cost import work_of
 from blora.base_model import load_base_model
@@ -21,7 +22,6 @@ from blora.base_model.precision import rounded_modules
 from blora.config import PromptConfig
 from blora.inference.packing import PackedRow
 from blora.posterior.inject import select_modules
-from blora.training.provenance import machine, revision
 from blora.training.rows.examples import read_examples
 from blora.training.rows.packed import pack_examples
 
@@ -127,9 +127,7 @@ def measure(data: Path) -> dict[str, Any]:
         "measured_at": serving.get("load_revision", serving["revision"]),
         "replicas": math.ceil(PER_SECOND / busiest["requests_per_s"] / UTILISATION),
         "dataset": "arc_easy_test.jsonl",
-        "machine": machine(),
-        "revision": revision(),
-        "command": "python -m benchmarks.sizing DATA",
+        **about("python -m benchmarks.sizing DATA"),
     }
 
 
@@ -140,8 +138,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=RESULTS / "sizing" / "result.json")
     arguments = parser.parse_args()
     result = measure(arguments.data)
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    write(arguments.json, result)
 
 
 if __name__ == "__main__":

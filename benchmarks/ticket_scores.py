@@ -6,9 +6,9 @@
 import json
 
 import blora
+from benchmarks.result_files import about, write
 from benchmarks.server_process import ADAPTER, ROOT, TRIAGE
 from blora.scores import SCORES
-from blora.training.provenance import machine, revision
 
 __all__ = ["RESULT"]
 
@@ -31,12 +31,9 @@ def main() -> None:
         "tickets": kept,
         "base_model": model.base.name,
         "dtype": model.base.dtype_name,
-        "machine": machine(),
-        "revision": revision(),
-        "command": "python -m benchmarks.ticket_scores",
+        **about("python -m benchmarks.ticket_scores"),
     }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    write(RESULT, result)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@
 computed beforehand for both; a step is forward, backward and optimiser.
 """
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from statistics import median, quantiles
 
 import torch
 
+from benchmarks.result_files import about, write
 from blora.base_model import BaseModel, load_base_model
 from blora.config import PosteriorConfig, PromptConfig
 from blora.posterior.inject import inject, select_modules
@@ -21,7 +21,6 @@ from blora.training.config import TrainConfig
 from blora.training.lora.objective import Elbo
 from blora.training.lora.optimizer import make_optimizer
 from blora.training.lora.trunk import with_states
-from blora.training.provenance import machine, revision
 from blora.training.rows.examples import read_examples, split_examples
 from blora.training.rows.packed import LabelledRow, collate_labelled, pack_examples
 
@@ -88,12 +87,9 @@ def main() -> None:
         },
         "base_model": base.ref.id,
         "dtype": base.dtype_name,
-        "machine": machine(),
-        "revision": revision(),
-        "command": f"python -m benchmarks.training_time {sys.argv[1]}",
+        **about(f"python -m benchmarks.training_time {sys.argv[1]}"),
     }
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    write(RESULT, result)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ alone.
 
 import argparse
 import asyncio
-import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.command_line import run_blora
+from benchmarks.result_files import about, write
 from benchmarks.server_process import ROOT
 from benchmarks.vllm_process import vllm
 from blora.adapter import read_config
@@ -31,7 +31,6 @@ from blora.server.engines.protocol import Engine, Job
 from blora.server.engines.torch_engine import TorchEngine
 from blora.server.engines.vllm_engine import VllmEngine
 from blora.server.settings import Settings
-from blora.training.provenance import machine, revision
 from blora.training.rows.examples import Example, read_examples
 
 RESULTS = ROOT / "benchmarks" / "results" / "vllm"
@@ -129,9 +128,8 @@ def main() -> None:
         probs, seconds = in_torch(trained(data, "five"), examples, "text")
         result["five_depths"] = {"right": right(probs, examples), "ms_a_question": 1e3 * seconds / len(examples)}
     command = f"python -m benchmarks.vllm --adapter {arguments.adapter}"
-    result |= {"machine": machine(), "revision": revision(), "command": command}
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{arguments.adapter}.json").write_text(json.dumps(result, indent=1) + "\n")
+    result |= about(command)
+    write(RESULTS / f"{arguments.adapter}.json", result)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ rows for the proof where a set has some; foreign rows are counted and nothing el
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from benchmarks.elsewhere.signals import FALSE_ALARMS, found_at, signals, told_a
 from benchmarks.peers.figures import DTYPE
 from benchmarks.peers.reading import EMPTY_LORA, SAMPLING, SEEDS, ReadSet, Rows
 from benchmarks.peers.sets import DATA
+from benchmarks.result_files import about, write
 from benchmarks.server_process import ROOT
 from blora.base_model import load_base_model
 from blora.decision.guesses import BUDGET, SHARE, modest
@@ -30,7 +30,6 @@ from blora.decision.temperature import temper
 from blora.posterior.decision_head import HeadDraws
 from blora.posterior.noise import generator_of
 from blora.training.head.train import TrainedHead, fit_parts
-from blora.training.provenance import machine, revision
 from blora.training.rows.packed import labels_of
 
 RESULTS = ROOT / "benchmarks" / "results" / "elsewhere"
@@ -122,15 +121,14 @@ def main() -> None:
     arguments = parser.parse_args()
     names = [arguments.set] if arguments.set else SETS if DATA.exists() else SETS[:1]
     base = load_base_model("embedded", dtype=DTYPE)
-    RESULTS.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     for name in names:
         elsewhere = load(name)
         kept = arguments.keep / f"{name}.pt" if arguments.keep is not None else None
         result = measure(elsewhere, read(base, elsewhere, kept))
-        result |= {"base_model": base.ref.id, "dtype": base.dtype_name, "machine": machine(base.device)}
-        result |= {"revision": revision(), "command": f"python -m benchmarks.elsewhere --set {name}"}
-        (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+        result |= {"base_model": base.ref.id, "dtype": base.dtype_name}
+        result |= about(f"python -m benchmarks.elsewhere --set {name}", base.device)
+        write(RESULTS / f"{name}.json", result)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ asks. Of the clients some do not wait for their answer, some ask nonsense, and s
 
 import argparse
 import asyncio
-import json
 import random
 import tempfile
 import time
@@ -20,9 +19,9 @@ import httpx
 import psutil
 
 from benchmarks.faults.tiny_server import KEY, NAMES, tiny_server
+from benchmarks.result_files import about, write
 from benchmarks.server_process import ROOT, Server
 from blora.client import AsyncClient, ClientError, DeadlineError, Prediction, RefusedError
-from blora.training.provenance import machine, revision
 
 RESULT = ROOT / "benchmarks" / "results" / "churn" / "result.json"
 QUESTIONS = [f"question {k} {'and more ' * (k % 7)}" for k in range(40)]
@@ -154,12 +153,9 @@ def main() -> None:
         "clients": AT_ONCE,
         "tolerance": TOLERANCE,
         "flags": flags,
-        "machine": machine(),
-        "revision": revision(),
-        "command": f"python -m benchmarks.faults.churn --requests {arguments.requests} --minutes {arguments.minutes:g}",
+        **about(f"python -m benchmarks.faults.churn --requests {arguments.requests} --minutes {arguments.minutes:g}"),
     }
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    write(arguments.json, result)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ operation, and holds each answer against what the document says of it: status, c
 """
 
 import argparse
-import json
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -20,8 +19,8 @@ from schemathesis.core.failures import FailureGroup
 from schemathesis.specs.openapi import checks as openapi
 
 from benchmarks.faults.tiny_server import KEY, NAMES, tiny_server
+from benchmarks.result_files import about, write
 from benchmarks.server_process import ROOT, Server
-from blora.training.provenance import machine, revision
 
 __all__ = ["made_up"]
 
@@ -127,12 +126,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, tiny_server(Path(name), max_inputs="16") as server:
         result = made_up(server, arguments.cases)
     result |= {
-        "machine": machine(),
-        "revision": revision(),
-        "command": f"python -m benchmarks.faults.generated --cases {arguments.cases}",
+        **about(f"python -m benchmarks.faults.generated --cases {arguments.cases}"),
     }
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    write(arguments.json, result)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from typing import Any
 
 import psutil
 
+from benchmarks.result_files import about, write
 from benchmarks.server_process import ROOT
-from blora.training.provenance import machine, revision
 
 __all__ = ["kept", "measure"]
 
@@ -168,12 +168,9 @@ def main() -> None:
         result = measure(Path(name), arguments.rows)
     result |= {
         "tolerance": TOLERANCE,
-        "machine": machine(),
-        "revision": revision(),
-        "command": f"python -m benchmarks.faults.killed --rows {arguments.rows}",
+        **about(f"python -m benchmarks.faults.killed --rows {arguments.rows}"),
     }
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    write(arguments.json, result)
 
 
 if __name__ == "__main__":

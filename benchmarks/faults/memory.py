@@ -8,7 +8,6 @@ keeps on purpose, and what is bounded by settings of its own, is bounded low, so
 
 import argparse
 import asyncio
-import json
 import random
 import tempfile
 import time
@@ -18,8 +17,8 @@ from typing import Any
 
 import httpx
 
+from benchmarks.result_files import about, write
 from benchmarks.server_process import ROOT, Server, serve
-from blora.training.provenance import machine, revision
 
 __all__ = ["slope"]
 
@@ -114,12 +113,9 @@ def main() -> None:
         "mib_each_minute": each,
         "slope_mib_per_minute": growth,
         "slope_error": error,
-        "machine": machine(),
-        "revision": revision(),
-        "command": f"python -m benchmarks.faults.memory --dtype {arguments.dtype}",
+        **about(f"python -m benchmarks.faults.memory --dtype {arguments.dtype}"),
     }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{arguments.dtype}.json").write_text(json.dumps(result, indent=1) + "\n")
+    write(RESULTS / f"{arguments.dtype}.json", result)
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ from urllib.parse import urlsplit
 import httpx
 
 from benchmarks.concurrent import questions
+from benchmarks.result_files import about, write
 from benchmarks.server_process import ROOT, Server, serve
-from blora.training.provenance import machine, revision
 
 __all__ = ["Seen", "measure"]
 
@@ -182,9 +182,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="of each measurement")
     arguments = parser.parse_args()
     result = measure(arguments.seconds, clients=(8, 32, 64))
-    result |= {"machine": machine(), "revision": revision(), "command": "python -m benchmarks.faults.saturation"}
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    result |= about("python -m benchmarks.faults.saturation")
+    write(arguments.json, result)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ from typing import Any
 
 import httpx
 
+from benchmarks.result_files import about, write
 from benchmarks.server_process import ADAPTER, ROOT, Server, serve
 from blora.server.keys import line_of, new_key
-from blora.training.provenance import machine, revision
 
 RESULT = ROOT / "benchmarks" / "results" / "together" / "result.json"
 ATTACKER, VICTIM = new_key(), new_key()
@@ -144,12 +144,9 @@ def main() -> None:
         "ratio_of_p99": beside["p99_s"] / idle["p99_s"],
         "volleys": VOLLEYS,
         "volley_every_s": VOLLEY_EVERY_S,
-        "machine": machine(),
-        "revision": revision(),
-        "command": "python -m benchmarks.faults.together",
+        **about("python -m benchmarks.faults.together"),
     }
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    write(arguments.json, result)
 
 
 if __name__ == "__main__":

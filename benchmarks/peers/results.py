@@ -1,6 +1,5 @@
 """The base model and the sets of a run on peers, and the result and its file of each set."""
 
-import json
 from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
@@ -9,10 +8,10 @@ from typing import Any
 
 import torch
 
+from benchmarks import result_files
 from benchmarks.peers.figures import DELTA, DTYPE, N_DIVISIONS, Scored, averaged, figures
 from benchmarks.peers.sets import DATA, QUESTIONS, SETS, TaskSet
 from blora.base_model import BaseModel, load_base_model
-from blora.training.provenance import machine, revision
 
 __all__ = ["begin", "measure", "write"]
 
@@ -63,6 +62,5 @@ def measure(task: TaskSet, methods: Iterable[Scored]) -> dict[str, Any]:
 
 def write(folder: Path, result: dict[str, Any], base: BaseModel, command: str) -> None:
     """Write a set's result with the base model, the machine, the revision and the command that it is of."""
-    result |= {"base_model": base.ref.id, "dtype": base.dtype_name, "machine": machine(base.device)}
-    result |= {"revision": revision(), "command": command}
-    (folder / f"{result['set']}.json").write_text(json.dumps(result, indent=1) + "\n")
+    result |= {"base_model": base.ref.id, "dtype": base.dtype_name, **result_files.about(command, base.device)}
+    result_files.write(folder / f"{result['set']}.json", result)

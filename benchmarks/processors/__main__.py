@@ -15,8 +15,9 @@ from torch import Tensor
 from benchmarks.processors.answers import threshold_of
 from benchmarks.processors.table import REFERENCE, RESULTS
 from benchmarks.processors.variants import VARIANTS, Variant
+from benchmarks.result_files import about, write
 from benchmarks.server_process import ROOT
-from blora.training.provenance import machine, revision
+from blora.training.provenance import revision
 
 # Of the tickets, every sixth; the reference has all.
 STEP = 6
@@ -24,9 +25,9 @@ STEP = 6
 
 def main() -> None:
     """Measure every variant that is not idle on this machine; a run that was interrupted goes on where it was."""
-    about = {"machine": machine(), "revision": revision(), "command": "python -m benchmarks.processors"}
+    made = about("python -m benchmarks.processors")
     RESULTS.mkdir(parents=True, exist_ok=True)
-    output = RESULTS / f"{re.sub('[^a-z0-9]+', '-', str(about['machine']['processor']).lower()).strip('-')}.json"
+    output = RESULTS / f"{re.sub('[^a-z0-9]+', '-', str(made['machine']['processor']).lower()).strip('-')}.json"
     rows = json.loads(output.read_text())["rows"] if output.exists() else []
     rows = [
         row for row in rows if row["threshold"] == threshold_of(row["dtype"])
@@ -36,7 +37,7 @@ def main() -> None:
         for dtype in variant.dtypes if variant.idle is None else ():
             if (variant.name, dtype) in done:
                 continue
-            new = {"probabilities": {}, "certainty": {}, **about}
+            new = {"probabilities": {}, "certainty": {}, **made}
             kept = json.loads(REFERENCE.read_text()) if REFERENCE.exists() else new
             if dtype not in kept["probabilities"]:
                 found = _ask(VARIANTS[0], dtype, 1)
@@ -44,7 +45,7 @@ def main() -> None:
                 REFERENCE.write_text(json.dumps(kept) + "\n")
             reference = {name: torch.tensor(kept[name][dtype])[::STEP] for name in ("probabilities", "certainty")}
             rows.append(_row(variant, dtype, _ask(variant, dtype, STEP), reference) | {"revision": revision()})
-            output.write_text(json.dumps({"rows": rows, **about}, indent=1) + "\n")
+            write(output, {"rows": rows, **made})
             sys.stderr.write(f"{rows[-1]}\n")
 
 

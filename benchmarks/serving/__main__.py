@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import torch
 
+from benchmarks.result_files import about, write
 from benchmarks.server_process import ROOT
 from benchmarks.serving.accuracy import compare_answers
 from benchmarks.serving.adapters import FORK, prepare
@@ -30,7 +31,7 @@ from blora.base_model import load_base_model
 from blora.inference.fork import branching_layer
 from blora.inference.packing import PackedRow
 from blora.posterior.inject import inject
-from blora.training.provenance import machine, revision
+from blora.training.provenance import revision
 from blora.training.rows.examples import ExampleSet, read_examples
 
 N_SAMPLES = 16
@@ -113,9 +114,7 @@ def measure(data: Path, *, quick: bool) -> dict[str, Any]:
         "dtype": str(engine.late.config.training["dtype"]),
         "base_model": engine.late.config.base_model.id,
         "dataset": examples.source,
-        "machine": machine(),
-        "revision": revision(),
-        "command": "python -m benchmarks.serving" + (" --quick" if quick else ""),
+        **about("python -m benchmarks.serving" + (" --quick" if quick else "")),
     }
 
 
@@ -200,8 +199,7 @@ def main() -> None:
         result = json.loads(arguments.json.read_text()) | measure_part(arguments.part, arguments.data)
     else:
         result = measure(arguments.data, quick=arguments.quick)
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    write(arguments.json, result)
 
 
 if __name__ == "__main__":

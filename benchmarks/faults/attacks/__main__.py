@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.faults.attacks.run import FAMILIES, attacked
+from benchmarks.result_files import about
 from benchmarks.server_process import ROOT
-from blora.training.provenance import machine, revision
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         result = attacked(Path(name), arguments.families)
-    result |= {"machine": machine(), "revision": revision(), "command": "python -m benchmarks.faults.attacks"}
+    result |= about("python -m benchmarks.faults.attacks")
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
