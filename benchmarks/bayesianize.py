@@ -19,16 +19,16 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from benchmarks.calibration.treatments import Predictions, Treatments, evaluations
+from benchmarks.command_line import run_blora
+from benchmarks.result_files import about, write
 from blora.adapter import load_adapter
 from blora.base_model import BaseModel, load_base_model
-from blora.cli import main as blora
 from blora.config import PromptConfig
 from blora.posterior.bank import SampleBank
 from blora.posterior.draws import Draws
 from blora.posterior.inject import eject, inject
 from blora.training.bayesianize import posterior_around
 from blora.training.evaluate import predict_all
-from blora.training.provenance import machine, revision
 from blora.training.rows.examples import ExampleSet, read_examples, split_examples
 from blora.training.rows.packed import labels_of, lengths_of, pack_examples
 
@@ -88,13 +88,14 @@ def judge(base: BaseModel, known: ExampleSet, test: ExampleSet, prompt: PromptCo
     return evaluations(predictions(test), Treatments.fit(predictions(known)), in_distribution=None)
 
 
-def main() -> int:
+def main() -> None:
     """Trains, makes Bayesian, judges, and writes a result file for each LoRA."""
-    return max(measure(Path(sys.argv[1]), epochs) for epochs in EPOCHS)
+    for epochs in EPOCHS:
+        measure(Path(sys.argv[1]), epochs)
 
 
-def measure(data: Path, epochs: int) -> int:
-    """Run `blora bayesianize` on one LoRA, write its result if that succeeds, and return the exit code."""
+def measure(data: Path, epochs: int) -> None:
+    """Run `blora bayesianize` on one LoRA, and write its result."""
     base = load_base_model()
     examples = read_examples(str(data / "arc_easy_train.jsonl"))
     train, validation = split_examples(examples, N_TRAIN, N_VALIDATION, seed=0)
@@ -112,8 +113,7 @@ def measure(data: Path, epochs: int) -> int:
     shutil.rmtree(adapter_folder, ignore_errors=True)
     command = ["bayesianize", str(lora), "--data", str(rows_file), "--output", str(adapter_folder)]
     began = time.perf_counter()
-    if code := blora([*command, "--n-samples", str(N_SAMPLES)]):
-        return code
+    run_blora(*command, "--n-samples", str(N_SAMPLES))
     seconds = time.perf_counter() - began
 
     test = read_examples(str(data / "arc_easy_test.jsonl"))
@@ -139,15 +139,11 @@ def measure(data: Path, epochs: int) -> int:
         "bayesianize_seconds": seconds,
         "base_model": base.ref.id,
         "dtype": base.dtype_name,
-        "machine": machine(),
-        "revision": revision(),
-        "command": f"python -m benchmarks.bayesianize {data}",
+        **about(f"python -m benchmarks.bayesianize {data}"),
     }
     eject(base.model)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"epochs{epochs}.json").write_text(json.dumps(result, indent=1) + "\n")
-    return 0
+    write(RESULTS / f"epochs{epochs}.json", result)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -3,12 +3,10 @@
 `python -m benchmarks.decisions --any2jev PROGRAM` trains an adapter for each of the demo's three questions, one adapter
 for any question, and any2jev 0.1 for all three on the 540 tickets of `moods/train.jsonl`, asks each server POST
 /v1/systemone about the test tickets, and times them in turn. Trained models stay in the work folder and are used again.
-any2jev has an environment of its own: `pip install 'any2jev[serve]==0.1.0' 'transformers<5'`. Without it, the two
-ways to serve blora are measured alone, in a result of their own.
+any2jev has an environment of its own: `pip install 'any2jev[serve]==0.1.0' 'transformers<5'`.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,12 +30,12 @@ from benchmarks.decisions.asking import (
 from benchmarks.decisions.figures import quality
 from benchmarks.decisions.servers import serve_any2jev, serve_blora, serve_open, train_any2jev, train_blora, train_open
 from benchmarks.peers.figures import DELTA
+from benchmarks.result_files import about, write
 from benchmarks.server_process import QUESTIONS, ROOT
-from blora.training.provenance import machine, revision
 
 # Name of `blora serve` with one adapter for any question.
 OPEN = "blora, open"
-RESULTS = ROOT / "benchmarks" / "results" / "decisions"
+RESULT = ROOT / "benchmarks" / "results" / "decisions" / "beside_any2jev.json"
 N_TIMED, N_CLIENTS, N_REQUESTS = 20, 32, 128
 # Tickets in a text to time, about 300 tokens.
 N_TICKETS = 15
@@ -94,22 +92,25 @@ def _timed(work: Callable[[], object]) -> float:
 def main() -> None:
     """Train, ask, time and keep the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--any2jev", type=Path, help="the program any2jev of its own environment")
+    parser.add_argument("--any2jev", type=Path, required=True, help="the program any2jev of its own environment")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "decisions")
     arguments = parser.parse_args()
     work: Path = arguments.work
     work.mkdir(parents=True, exist_ok=True)
     rows = {name: read_rows(name) for name in ("train", "validation", "proof", "test")}
     labelled = {name: rows[name] for name in ("train", "validation")}
-    seconds = {"blora": train_blora(work), OPEN: train_open(work, labelled)}
-    if arguments.any2jev:
-        seconds["any2jev"] = train_any2jev(
-            arguments.any2jev, work, {name: map(labelled_request_of, part) for name, part in labelled.items()}
-        )
+    requests = {name: map(labelled_request_of, part) for name, part in labelled.items()}
+    seconds = {
+        "blora": train_blora(work),
+        OPEN: train_open(work, labelled),
+        "any2jev": train_any2jev(arguments.any2jev, work, requests),
+    }
     with ExitStack() as stack:
-        urls = {"blora": stack.enter_context(serve_blora(work)), OPEN: stack.enter_context(serve_open(work))}
-        if arguments.any2jev:
-            urls["any2jev"] = stack.enter_context(serve_any2jev(arguments.any2jev, work))
+        urls = {
+            "blora": stack.enter_context(serve_blora(work)),
+            OPEN: stack.enter_context(serve_open(work)),
+            "any2jev": stack.enter_context(serve_any2jev(arguments.any2jev, work)),
+        }
         limits = httpx.Limits(max_connections=N_CLIENTS)
         clients = {
             server: stack.enter_context(httpx.Client(base_url=url, timeout=600, limits=limits))
@@ -128,13 +129,9 @@ def main() -> None:
         }
         for server in urls
     ]
-    command = "python -m benchmarks.decisions" + (" --any2jev PROGRAM" if arguments.any2jev else "")
-    made = {"machine": machine(), "revision": revision(), "command": command}
     sizes = {name: len(part) for name, part in rows.items()}
-    result = {"servers": servers, "rows": sizes, "delta": DELTA, "n_clients": N_CLIENTS, **made}
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    file = RESULTS / ("beside_any2jev.json" if arguments.any2jev else "alone.json")
-    file.write_text(json.dumps(result, indent=2) + "\n")
+    result = {"servers": servers, "rows": sizes, "delta": DELTA, "n_clients": N_CLIENTS}
+    write(RESULT, result | about("python -m benchmarks.decisions --any2jev PROGRAM"))
 
 
 if __name__ == "__main__":

@@ -18,10 +18,10 @@ from typing import Any
 
 import httpx
 
+from benchmarks.command_line import run_blora
 from benchmarks.decisions.asking import Row, request_of
 from benchmarks.server_process import QUESTIONS, TRIAGE, demo, serve
 from blora.base_model import load_base_model
-from blora.cli import main as blora
 
 __all__ = [
     "serve_any2jev",
@@ -43,8 +43,7 @@ def train_blora(folder: Path) -> float:
         command = ["train", "--data", str(rows / "train.jsonl"), "--validation", str(rows / "validation.jsonl")]
         command += ["--columns", f"label={name}", "--question", str(TRIAGE / "questions" / f"{name}.json")]
         command += ["--template", "Support ticket: {prompt}\nQueue:", "--dtype", "float32"]
-        if blora([*command, "--output", str(folder / name)]) != 0:
-            raise RuntimeError(f"the adapter for {name} was not trained: see the error above")
+        run_blora(*command, "--output", str(folder / name))
 
     return sum(_once(folder / name, partial(train, name)) for name in QUESTIONS)
 
@@ -68,12 +67,7 @@ def train_open(folder: Path, rows: dict[str, Sequence[Row]]) -> float:
     for name, part in rows.items():
         _write(files[name], map(request_of, part))
     command = ["train", "--data", str(files["train"]), "--validation", str(files["validation"]), "--dtype", "float32"]
-
-    def train() -> None:
-        if blora([*command, "--output", str(folder / "open")]) != 0:
-            raise RuntimeError("the adapter for any question was not trained: see the error above")
-
-    return _once(folder / "open", train)
+    return _once(folder / "open", partial(run_blora, *command, "--output", str(folder / "open")))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The decision servers' tables: beside any2jev, and of blora alone."""
+"""The decision servers' tables, beside any2jev."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
