@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.decisions.asking import labels, read_rows
 from benchmarks.peers.figures import ece_floor
-from benchmarks.result_files import about, write
+from benchmarks.result_files import about, read_lines, write
 from benchmarks.server_process import QUESTIONS, ROOT, TRIAGE, demo, serve
 from blora.decision.metrics import metrics
 
@@ -55,11 +55,11 @@ def ask_all(url: str, tickets: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
 
 def withheld(url: str) -> dict[str, dict[str, float | int]]:
     """Of clear, ambiguous and out-of-scope tickets: how many are answered, and how many of those answers are right."""
-    tickets = _tickets("test")
+    tickets = read_lines(TRIAGE / "test.jsonl")
     kinds = {
         "clear": [ticket for ticket in tickets if not ticket["ambiguous"]],
         "ambiguous": [ticket for ticket in tickets if ticket["ambiguous"]],
-        "out of scope": _tickets("out_of_scope"),
+        "out of scope": read_lines(TRIAGE / "out_of_scope.jsonl"),
     }
     counts: dict[str, dict[str, float | int]] = {}
     for kind, rows in kinds.items():
@@ -108,10 +108,6 @@ def judged(url: str) -> dict[str, dict[str, float | int]]:
             "right": int((given & correct).sum()),
         }
     return found
-
-
-def _tickets(name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (TRIAGE / f"{name}.jsonl").read_text().splitlines()]
 
 
 def main() -> None:

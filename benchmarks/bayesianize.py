@@ -21,6 +21,7 @@ from peft import LoraConfig, get_peft_model
 from benchmarks.calibration.treatments import Predictions, Treatments, evaluations
 from benchmarks.command_line import run_blora
 from benchmarks.result_files import about, write
+from benchmarks.server_process import ROOT
 from blora.adapter import load_adapter
 from blora.base_model import BaseModel, load_base_model
 from blora.config import PromptConfig
@@ -32,7 +33,6 @@ from blora.training.evaluate import predict_all
 from blora.training.rows.examples import ExampleSet, read_examples, split_examples
 from blora.training.rows.packed import labels_of, lengths_of, pack_examples
 
-ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "runs" / "bayesianize"
 RESULTS = ROOT / "benchmarks" / "results" / "bayesianize"
 N_TRAIN, N_VALIDATION, N_TEST, N_SAMPLES = 800, 128, 500, 4

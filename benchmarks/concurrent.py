@@ -6,7 +6,6 @@ all at once, three times.
 
 import argparse
 import asyncio
-import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.result_files import about, write
+from benchmarks.result_files import about, read_lines, write
 from benchmarks.server_process import ROOT, TRIAGE, serve
 
 __all__ = ["ask_all", "disagreement", "measure", "questions"]
@@ -29,7 +28,7 @@ TOLERANCE = 0.02
 
 def questions(count: int) -> list[dict[str, Any]]:
     """Return the first tickets of the demo's test file, repeated if there are too few."""
-    tickets = [json.loads(line)["prompt"] for line in (TRIAGE / "test.jsonl").read_text().splitlines()]
+    tickets = [ticket["prompt"] for ticket in read_lines(TRIAGE / "test.jsonl")]
     return [{"prompt": prompt} for prompt in islice(tickets * (count // len(tickets) + 1), count)]
 
 

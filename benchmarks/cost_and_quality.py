@@ -1,15 +1,14 @@
 """The table that quotes what an answer costs beside what it is worth, for one configuration a row."""
 
 import json
-from pathlib import Path
 
 from benchmarks.calibration.report.records import TEMPERATURE, read_results
 from benchmarks.calibration.report.study import MethodRuns, spread, studies
 from benchmarks.markdown import markdown_table
+from benchmarks.result_files import RESULTS
 
 __all__ = ["cost_and_quality"]
 
-RESULTS = Path(__file__).resolve().parent / "results"
 DATASET = "arc_easy_test"
 # How each configuration is served, its cost in the result of benchmarks.serving, and its method in the comparison.
 CONFIGURATIONS = (

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 from benchmarks.result_files import about, write
-from benchmarks.server_process import ROOT, TRIAGE, serve
+from benchmarks.server_process import ROOT, TICKET, TRIAGE, serve
 from blora.adapter import read_config
 
 __all__ = ["RESULTS", "times"]
@@ -33,7 +33,7 @@ def measure(folder: Path, n_rows: int) -> dict[str, Any]:
         lines = list(islice(file, n_rows))
     (folder / "train.jsonl").write_text("".join(lines), encoding="utf-8")
     rows = ["--data", folder / "train.jsonl"]
-    question = ["--question", TRIAGE / "questions" / "queue.json", "--template", "Support ticket: {prompt}\nQueue:"]
+    question = ["--question", TRIAGE / "questions" / "queue.json", "--template", TICKET]
     began = time.perf_counter()
     command = [sys.executable, "-m", "blora.cli", "train", *rows, *question, "--output", folder / "adapter"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.result_files import about, write
+from benchmarks.server_process import ROOT, TICKET, TRIAGE
 from blora.base_model import BaseModel, load_base_model
 from blora.config import ChoiceEnd, PosteriorConfig, PromptConfig
 from blora.posterior.bank import SampleBank
@@ -27,11 +28,8 @@ from blora.training.rows.packed import LabelledRow, labels_of, pack_examples
 
 __all__ = ["label_sets", "renamed"]
 
-ROOT = Path(__file__).resolve().parent.parent
-TRIAGE = ROOT / "examples" / "triage"
 RESULT = ROOT / "benchmarks" / "results" / "prefixes" / "result.json"
 WORK = ROOT / "runs" / "prefixes"
-TEMPLATE = "Support ticket: {prompt}\nQueue:"
 LAYERS = "last:10"
 EPOCHS, N_SAMPLES, N_SETS, TICKETS_PER_SET = 4, 4, 200, 10
 WAYS: dict[str, tuple[bool, ChoiceEnd]] = {
@@ -84,7 +82,7 @@ def right(base: BaseModel, parts: list[ExampleSet], end: ChoiceEnd, work_dir: Pa
     """Train on the first part, choose the epoch by the second, and return which rows of the third are right."""
     eject(base.model)
     layers = parse_layers(LAYERS, base.model.config.get_text_config().num_hidden_layers)
-    prompt = PromptConfig(template=TEMPLATE, choice_end=end)
+    prompt = PromptConfig(template=TICKET, choice_end=end)
     rows: list[list[LabelledRow]] = [
         with_states(base.model, pack_examples(part, base, prompt), layers[0]) for part in parts
     ]

@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.calibration.methods import WIDE, WIDE_KL_WEIGHT, WIDE_LEARNING_RATE
 from benchmarks.calibration.treatments import Predictions, Treatments
+from benchmarks.result_files import read_lines
+from benchmarks.server_process import ROOT
 from blora.base_model import BaseModel, load_base_model
 from blora.config import NormalizationName, PosteriorConfig, PromptConfig
 from blora.decision.metrics import metrics
@@ -32,7 +34,6 @@ from blora.training.provenance import machine, revision
 from blora.training.rows.examples import ExampleSet, read_examples, split_examples
 from blora.training.rows.packed import LabelledRow, labels_of, lengths_of, pack_examples
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "search" / "search.jsonl"
 WORK = ROOT / "runs" / "search"
 N_TRAIN, N_VALIDATION = 800, 400
@@ -184,7 +185,7 @@ def _file(label: str) -> str:
 def main() -> None:
     """Run the trials that have no result yet."""
     data, wanted = Path(sys.argv[1]), sys.argv[2:]
-    done = {json.loads(line)["label"] for line in RESULT.read_text().splitlines()} if RESULT.is_file() else set()
+    done = {tried["label"] for tried in read_lines(RESULT)} if RESULT.is_file() else set()
     code = {"revision": revision()}  # of what runs, whatever is committed meanwhile
     base = load_base_model()
     parts = read_parts(base, data)

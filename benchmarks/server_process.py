@@ -13,11 +13,13 @@ from pathlib import Path
 import httpx
 import psutil
 
-__all__ = ["ADAPTER", "QUESTIONS", "ROOT", "TRIAGE", "Server", "demo", "serve"]
+__all__ = ["ADAPTER", "QUESTIONS", "ROOT", "TICKET", "TRIAGE", "Server", "demo", "serve"]
 
 ROOT = Path(__file__).resolve().parent.parent
 TRIAGE = ROOT / "examples" / "triage"
 ADAPTER = TRIAGE / "adapter"
+# The template of the demo's tickets.
+TICKET = "Support ticket: {prompt}\nQueue:"
 # The adapters of the demo's three questions, by the name of the question.
 QUESTIONS = {"queue": ADAPTER, "urgent": TRIAGE / "adapter.urgent", "mood": TRIAGE / "adapter.mood"}
 START_TIMEOUT_S = 180.0

@@ -23,15 +23,14 @@ from benchmarks.head_training import times
 from benchmarks.markdown import Columns, record_table
 from benchmarks.peers.table import headline, peers, peers_of_questions
 from benchmarks.processors import table as processors
+from benchmarks.result_files import RESULTS, read_lines
 from benchmarks.row_table import rows_to_prove
 from benchmarks.score_table import scores
-from benchmarks.server_process import ADAPTER
+from benchmarks.server_process import ADAPTER, ROOT
 from benchmarks.serving import tables as serving
 
 __all__ = ["render"]
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = (
     ROOT / "README.md",
     *(ROOT / "docs" / f"{name}.md" for name in ("calibration", "familiarity", "heads", "results", "rows")),
@@ -204,7 +203,7 @@ def _training_time(folder: str) -> str:
 
 def _search(folder: str) -> str:
     """Every variant that was tried, in order."""
-    tried = [json.loads(line) for line in (RESULTS / folder / "search.jsonl").read_text().splitlines()]
+    tried = read_lines(RESULTS / folder / "search.jsonl")
     columns: Columns = {
         "variant": "{label}",
         "judged on": lambda r: str(r.get("n_development", "validation rows")),
@@ -263,7 +262,7 @@ DEPTHS = {
 
 def _depth(name: str) -> str:
     """Return the table of quality and cost by the number of layers with a posterior."""
-    tried = {r["label"]: r for r in map(json.loads, (RESULTS / "search" / "search.jsonl").read_text().splitlines())}
+    tried = {r["label"]: r for r in read_lines(RESULTS / "search" / "search.jsonl")}
     [result] = _load("serving")
     ms = result["ms_a_question"]
     columns: Columns = {

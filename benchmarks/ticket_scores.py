@@ -3,10 +3,8 @@
 `python -m benchmarks.ticket_scores` answers them in this process and keeps the scores.
 """
 
-import json
-
 import blora
-from benchmarks.result_files import about, write
+from benchmarks.result_files import about, read_lines, write
 from benchmarks.server_process import ADAPTER, ROOT, TRIAGE
 from blora.scores import SCORES
 
@@ -20,7 +18,7 @@ def main() -> None:
     model = blora.load(ADAPTER)
     kept = []
     for name in ("test", "out_of_scope"):
-        tickets = [json.loads(line) for line in (TRIAGE / f"{name}.jsonl").read_text().splitlines()]
+        tickets = read_lines(TRIAGE / f"{name}.jsonl")
         for ticket, answer in zip(tickets, model.predict([t["prompt"] for t in tickets]), strict=True):
             kind = "out of scope" if "label" not in ticket else "ambiguous" if ticket["ambiguous"] else "clear"
             scores = {score: float(f"{getattr(answer, score):.4g}") for score in SCORES}

@@ -13,6 +13,7 @@ from statistics import median, quantiles
 import torch
 
 from benchmarks.result_files import about, write
+from benchmarks.server_process import ROOT
 from blora.base_model import BaseModel, load_base_model
 from blora.config import PosteriorConfig, PromptConfig
 from blora.posterior.inject import inject, select_modules
@@ -24,7 +25,6 @@ from blora.training.lora.trunk import with_states
 from blora.training.rows.examples import read_examples, split_examples
 from blora.training.rows.packed import LabelledRow, collate_labelled, pack_examples
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "training_time" / "result.json"
 LAYERS = range(20, 30)
 N_ROWS, BATCH_SIZE, WARM_UP = 400, 8, 5

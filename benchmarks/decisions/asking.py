@@ -9,6 +9,7 @@ import httpx
 import torch
 from torch import Tensor
 
+from benchmarks.result_files import read_lines
 from benchmarks.server_process import TRIAGE
 
 __all__ = [
@@ -39,8 +40,8 @@ class Row:
 
 def read_rows(name: str) -> list[Row]:
     """Return the tickets of a file in `moods/` of the demo."""
-    lines = (TRIAGE / "moods" / f"{name}.jsonl").read_text().splitlines()
-    return [Row(**{key: value for key, value in json.loads(line).items() if key != "id"}) for line in lines]
+    tickets = read_lines(TRIAGE / "moods" / f"{name}.jsonl")
+    return [Row(**{key: value for key, value in ticket.items() if key != "id"}) for ticket in tickets]
 
 
 def questions_of(names: Sequence[str], *, turned: bool = False) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import httpx
 
 from benchmarks.command_line import run_blora
 from benchmarks.decisions.asking import Row, request_of
-from benchmarks.server_process import QUESTIONS, TRIAGE, demo, serve
+from benchmarks.server_process import QUESTIONS, TICKET, TRIAGE, demo, serve
 from blora.base_model import load_base_model
 
 __all__ = [
@@ -42,7 +42,7 @@ def train_blora(folder: Path) -> float:
     def train(name: str) -> None:
         command = ["train", "--data", str(rows / "train.jsonl"), "--validation", str(rows / "validation.jsonl")]
         command += ["--columns", f"label={name}", "--question", str(TRIAGE / "questions" / f"{name}.json")]
-        command += ["--template", "Support ticket: {prompt}\nQueue:", "--dtype", "float32"]
+        command += ["--template", TICKET, "--dtype", "float32"]
         run_blora(*command, "--output", str(folder / name))
 
     return sum(_once(folder / name, partial(train, name)) for name in QUESTIONS)

@@ -1,6 +1,5 @@
 """The sets of rows that the methods are compared on: training, validation, test and foreign rows."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.server_process import ROOT, TRIAGE
+from benchmarks.result_files import read_lines
+from benchmarks.server_process import ROOT, TICKET, TRIAGE
 from blora.config import PromptConfig
 from blora.training.config import NEW_PROMPT
 from blora.training.rows.examples import DEFAULT_TEMPLATES, Example
@@ -19,7 +19,6 @@ DATA = ROOT.parent / "shared" / "data"
 SETS = ("demo", "banking77", "clinc150", "arc_easy", "boolq", "urgent", "mood")
 # The sets of the demo's two other questions, with the labels of each, levels from the lowest to the highest.
 QUESTIONS = {"urgent": ("false", "true"), "mood": ("calm", "annoyed", "angry")}
-TICKET = "Support ticket: {prompt}\nQueue:"
 # One in seven training rows validates where a set has no validation rows.
 EVERY = 7
 
@@ -66,10 +65,10 @@ def load_set(name: str) -> TaskSet:
     if name == "arc_easy":
         return _questions(name, "openbookqa_test.jsonl")
     if name == "demo":
-        parts = [_read(TRIAGE / f"{part}.jsonl") for part in ("train", "validation", "test")]
+        parts = [read_lines(TRIAGE / f"{part}.jsonl") for part in ("train", "validation", "test")]
         clear = torch.tensor([not row["ambiguous"] for row in parts[2]])
         task = _texts(name, TICKET, parts, TRIAGE / "out_of_scope.jsonl")
-        proof = _examples(_read(TRIAGE / "proof.jsonl"), task.prompt.choices or ())
+        proof = _examples(read_lines(TRIAGE / "proof.jsonl"), task.prompt.choices or ())
         return replace(task, clear=clear, proof=proof)
     if name == "boolq":
         train, test = (_answered(DATA / f"{name}_{part}.jsonl") for part in ("train", "test"))
@@ -79,9 +78,9 @@ def load_set(name: str) -> TaskSet:
         task = _texts(name, TICKET, parts[:3], None, QUESTIONS[name])
         return replace(task, proof=_examples(parts[3], QUESTIONS[name]), ordered=name == "mood")
     if name == "clinc150":
-        parts = [_read(DATA / f"clinc150_{part}.jsonl") for part in ("train", "val", "test")]
+        parts = [read_lines(DATA / f"clinc150_{part}.jsonl") for part in ("train", "val", "test")]
         return replace(_texts(name, "{prompt}", parts, DATA / "clinc150_out_of_scope_test.jsonl"), with_lora=True)
-    parts = [*_divided(_read(DATA / f"{name}_train.jsonl")), _read(DATA / f"{name}_test.jsonl")]
+    parts = [*_divided(read_lines(DATA / f"{name}_train.jsonl")), read_lines(DATA / f"{name}_test.jsonl")]
     return replace(_texts(name, "{prompt}", parts, None), with_lora=True)
 
 
@@ -98,17 +97,17 @@ def _texts(
     train, validation, test = (_examples(rows, labels) for rows in parts)
     if foreign is None:
         return TaskSet(name, prompt, train, validation, test)
-    return TaskSet(name, prompt, train, validation, test, _examples(_read(foreign), labels), foreign.name)
+    return TaskSet(name, prompt, train, validation, test, _examples(read_lines(foreign), labels), foreign.name)
 
 
 def _answered(file: Path) -> list[dict[str, Any]]:
     """Return questions that all have the same choices as texts with a label."""
-    return [row | {"prompt": row["question"], "label": row["choices"][row["label"]]} for row in _read(file)]
+    return [row | {"prompt": row["question"], "label": row["choices"][row["label"]]} for row in read_lines(file)]
 
 
 def _about(question: str, part: str) -> list[dict[str, Any]]:
     """Return tickets with the label of one question."""
-    rows = _read(TRIAGE / "moods" / f"{part}.jsonl")
+    rows = read_lines(TRIAGE / "moods" / f"{part}.jsonl")
     return [row | {"label": str(row[question]).lower()} for row in rows]
 
 
@@ -129,15 +128,11 @@ def _questions(name: str, foreign: str) -> TaskSet:
         )
 
     prompt = replace(NEW_PROMPT, template=DEFAULT_TEMPLATES["question"], readout="pointer")
-    parts = [*_divided(_read(DATA / f"{name}_train.jsonl")), _read(DATA / f"{name}_test.jsonl")]
+    parts = [*_divided(read_lines(DATA / f"{name}_train.jsonl")), read_lines(DATA / f"{name}_test.jsonl")]
     train, validation, test = map(examples, parts)
-    return TaskSet(name, prompt, train, validation, test, examples(_read(DATA / foreign)), foreign, with_lora=True)
+    return TaskSet(name, prompt, train, validation, test, examples(read_lines(DATA / foreign)), foreign, with_lora=True)
 
 
 def _divided(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return training rows without every seventh, and every seventh to validate with."""
     return [row for k, row in enumerate(rows) if k % EVERY], rows[::EVERY]
-
-
-def _read(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from benchmarks.calibration.methods import WIDE, WIDE_KL_WEIGHT, WIDE_LEARNING_RATE
 from benchmarks.command_line import run_blora
+from benchmarks.result_files import read_lines
 from benchmarks.server_process import ROOT
 
 __all__ = ["FORK", "Adapters", "prepare"]
@@ -59,7 +60,7 @@ def prepare(data: Path) -> Adapters:
 
 def _divide(path: Path) -> tuple[Path, Path]:
     """Write the rows for training, and the others whose question is none of theirs, to two files, and return these."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = read_lines(path)
     known, others = WORK / "known.jsonl", WORK / "others.jsonl"
     first = rows[: N_TRAIN + N_VALIDATION]
     seen = {row["question"] for row in first}
