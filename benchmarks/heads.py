@@ -28,7 +28,7 @@ from blora.posterior.posterior import Posterior
 from blora.training.rows.examples import read_examples
 from blora.training.rows.packed import pack_examples
 
-__all__ = ["RESULT", "ratios"]
+__all__ = ["RESULT", "ratio"]
 
 RESULT = ROOT / "benchmarks" / "results" / "heads" / "result.json"
 BLOCKS, BLOCK = 13, 16
@@ -37,18 +37,15 @@ BATCH_TOKENS = 512
 Way = Callable[[Sequence[PackedRow], Sequence[PackedRow]], object]
 
 
-def ratios(seconds: dict[str, list[float]], over: str) -> dict[str, dict[str, float]]:
-    """Return the median and the quartiles of each way's time over another's, block by block.
+def ratio(seconds: dict[str, list[float]], of: str, over: str) -> dict[str, float]:
+    """Return the median and the quartiles of one way's time over another's, block by block.
 
-    >>> ratios({"a": [2.0, 4.0, 6.0], "b": [1.0, 2.0, 3.0]}, "b")["a"]
+    >>> ratio({"a": [2.0, 4.0, 6.0], "b": [1.0, 2.0, 3.0]}, "a", "b")
     {'low': 2.0, 'median': 2.0, 'high': 2.0}
     """
-    found = {}
-    for name, times in seconds.items():
-        parts = [time_ / base for time_, base in zip(times, seconds[over], strict=True)]
-        low, middle, high = quantiles(parts, n=4)
-        found[name] = {"low": low, "median": middle, "high": high}
-    return found
+    ratios = [a / b for a, b in zip(seconds[of], seconds[over], strict=True)]
+    low, middle, high = quantiles(ratios, n=4)
+    return {"low": low, "median": middle, "high": high}
 
 
 def measure() -> dict[str, Any]:
@@ -91,8 +88,8 @@ def measure() -> dict[str, Any]:
                     seconds[name].append((time.perf_counter() - began) / BLOCK)
     return {
         "n_samples": bank.n_samples,
-        "over_pass": ratios(seconds, "pass"),
-        "over_lora": ratios(seconds, "lora"),
+        "over_pass": {name: ratio(seconds, name, "pass") for name in seconds},
+        "over_lora": {name: ratio(seconds, name, "lora") for name in seconds},
         "ms_a_question": {name: 1e3 * median(times) for name, times in seconds.items()},
         "blocks": BLOCKS,
         "questions_in_a_block": BLOCK,

@@ -52,8 +52,7 @@ class Variant:
         posterior: its form.
         training: settings that are not the default.
         targets: names of the adapted modules.
-        layers: decoder layers that are adapted.
-        bayesian: those of them that get a posterior, None for all.
+        bayesian: the adapted decoder layers that get a posterior, None for all.
         start: label of the LoRA whose factors are the mean to start from, and stay as they are where there is no
             posterior.
         normalization: of a choice's log-probability.
@@ -64,7 +63,6 @@ class Variant:
     posterior: PosteriorConfig
     training: dict[str, Any] = field(default_factory=dict)
     targets: tuple[str, ...] = QUERY_VALUE
-    layers: str = LAYERS
     bayesian: str | None = None
     start: str | None = None
     normalization: NormalizationName = "question"
@@ -123,7 +121,7 @@ def run(base: BaseModel, variant: Variant, parts: list[list[LabelledRow]]) -> di
     """Trains a variant and judges its best epoch."""
     n_layers = base.model.config.get_text_config().num_hidden_layers
     eject(base.model)
-    modules = select_modules(base.model, variant.targets, parse_layers(variant.layers, n_layers))
+    modules = select_modules(base.model, variant.targets, parse_layers(LAYERS, n_layers))
     inject(base.model, modules)
     train, validation, development = (
         [replace(row, row=replace(row.row, normalization=variant.normalization)) for row in part] for part in parts

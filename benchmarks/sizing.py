@@ -81,11 +81,11 @@ def weight_bytes(model: PreTrainedModel) -> int:
     return sum(p.numel() * (2 if id(p) in low else 4) for p in model.parameters())
 
 
-def bank_bytes(model: PreTrainedModel, n_layers: int, *, n_samples: int = N_SAMPLES, rank: int = RANK) -> int:
+def bank_bytes(model: PreTrainedModel, n_layers: int, *, n_samples: int = N_SAMPLES) -> int:
     """Return the draws of an adapter with a posterior in the top layers, in float32."""
     last = model.config.num_hidden_layers
     modules = select_modules(model, TARGETS, range(last - n_layers, last))
-    return 4 * n_samples * rank * sum(d_out + d_in for d_out, d_in in modules.values())
+    return 4 * n_samples * RANK * sum(d_out + d_in for d_out, d_in in modules.values())
 
 
 def _of(shape: Shape, rows: list[PackedRow], mean_draws: float) -> dict[str, float]:

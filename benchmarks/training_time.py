@@ -8,10 +8,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 
 import torch
 
+from benchmarks.heads import ratio
 from benchmarks.result_files import about, write
 from benchmarks.server_process import ROOT
 from blora.base_model import BaseModel, load_base_model
@@ -73,14 +74,13 @@ def main() -> None:
         for name, stepper in steppers.items():
             seconds[name].append(stepper.step(rows[start : start + BATCH_SIZE]))
     timed = {name: each[WARM_UP:] for name, each in seconds.items()}
-    ratios = [ours / theirs for ours, theirs in zip(timed["bayesian"], timed["lora"], strict=True)]
-    low, _, high = quantiles(ratios, n=4)
+    ratios = ratio(timed, "bayesian", "lora")
     result = {
         "ratio": sum(timed["bayesian"]) / sum(timed["lora"]),
-        "ratio_quartiles": [low, high],
+        "ratio_quartiles": [ratios["low"], ratios["high"]],
         "lora_step_s": median(timed["lora"]),
         "bayesian_step_s": median(timed["bayesian"]),
-        "n_steps": len(ratios),
+        "n_steps": len(timed["lora"]),
         "batch_size": BATCH_SIZE,
         "n_parameters": {
             name: sum(p.numel() for p in stepper.posterior.parameters()) for name, stepper in steppers.items()

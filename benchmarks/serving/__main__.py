@@ -12,12 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 import psutil
 import torch
 
+from benchmarks.heads import ratio
 from benchmarks.result_files import about, write
 from benchmarks.server_process import ROOT
 from benchmarks.serving.accuracy import compare_answers
@@ -52,13 +53,6 @@ def timed(ways: dict[str, Way], blocks: Sequence[Sequence[PackedRow]]) -> dict[s
             ways[name](rows)
             found[name].append((time.perf_counter() - began) / len(rows))
     return found
-
-
-def ratio(seconds: dict[str, list[float]], of: str, over: str) -> dict[str, float]:
-    """Median and quartiles of a ratio over blocks."""
-    ratios = [a / b for a, b in zip(seconds[of], seconds[over], strict=True)]
-    low, middle, high = quantiles(ratios, n=4)
-    return {"median": middle, "low": low, "high": high}
 
 
 def measure(data: Path, *, quick: bool) -> dict[str, Any]:

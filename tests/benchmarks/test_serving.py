@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from benchmarks.draws import distance, herd, mirrored
+from benchmarks.heads import ratio
 from benchmarks.processors import table as processors
 from benchmarks.server_process import ROOT, TRIAGE
 from benchmarks.serving import adapters
-from benchmarks.serving.__main__ import ratio, timed
+from benchmarks.serving.__main__ import timed
 from benchmarks.serving.accuracy import decisions
 from benchmarks.serving.contenders import PlainLora
 from benchmarks.serving.cost import Speeds, Work, work_of

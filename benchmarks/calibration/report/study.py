@@ -41,7 +41,6 @@ class Spread:
 
     mean: float
     std: float | None
-    n: int
 
     def text(self, digits: int = 3) -> str:
         """Return both as in `0.123 ± 0.004`."""
@@ -57,7 +56,7 @@ def spread(values: Iterable[float]) -> Spread | None:
     numbers = list(values)
     if not numbers:
         return None
-    return Spread(fmean(numbers), stdev(numbers) if len(numbers) > 1 else None, len(numbers))
+    return Spread(fmean(numbers), stdev(numbers) if len(numbers) > 1 else None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,5 @@
 """Bodies that are hard to parse, to validate, to tokenise or to compute, and answers that should not be believed."""
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -46,10 +45,6 @@ def _sane(response: httpx.Response) -> str:
 def _raw(field: str, value: str) -> bytes:
     """Return a question with a field written by hand."""
     return f'{{"prompt": "I was charged twice", "{field}": {value}}}'.encode()
-
-
-def _chat(*turns: tuple[str, str]) -> bytes:
-    return json.dumps({"messages": [{"role": role, "content": text} for role, text in turns]}).encode()
 
 
 PARSED = [
