@@ -4,7 +4,7 @@ import json
 
 from benchmarks.calibration.report.records import TEMPERATURE, read_results
 from benchmarks.calibration.report.study import MethodRuns, spread, studies
-from benchmarks.markdown import markdown_table
+from benchmarks.markdown import markdown_table, on_machine
 from benchmarks.result_files import RESULTS
 
 __all__ = ["cost_and_quality"]
@@ -32,10 +32,9 @@ def cost_and_quality(name: str) -> str:
         ]
         for label, key, method in CONFIGURATIONS
     ]
-    machine = cost["machine"]
     return (
         f"{markdown_table(['way to answer', 'times LoRA', 'accuracy', 'NLL', 'ECE', 'AURC'], rows)}\n\n"
-        f"Costs: ratios in one process, {cost['dtype']}, {machine['cores']} cores of {machine['processor']}, revision "
+        f"Costs: ratios in one process, {cost['dtype']}, {on_machine(cost['machine'])}, revision "
         f"{cost['revision']}, posteriors with a wide start; `{cost['command']}`. Quality: {DATASET}, three seeds, with "
         f"a temperature, from the calibration report. Answers that stop early decide as all 16 draws do on "
         f"{cost['answers']['early_agreement_fixed']:.1%} of the questions."

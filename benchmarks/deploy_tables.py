@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from benchmarks.markdown import markdown_table, record_table
+from benchmarks.markdown import markdown_table, on_machine, record_table
 
 __all__ = ["image", "sizing", "vllm"]
 
@@ -22,7 +22,7 @@ def sizing(result: Result) -> str:
         "GPUs": "{gpus:,}",
     }
     rows = [sized | {"name": name} for name, sized in result["models"].items()]
-    measured, machine = result["measured"], result["measured_on"]
+    measured = result["measured"]
     targets = " and ".join(f"`{target}`" for target in result["targets"])
     said = [
         "Computed from the models' shapes: linear layers in bfloat16, the rest in float32;",
@@ -30,7 +30,7 @@ def sizing(result: Result) -> str:
         f"{result['dataset']}, {result['mean_tokens']:.0f} tokens each with their choices, padded to batches, a",
         f"posterior in the top {result['top']} layers that takes {result['mean_draws']:.0f} draws in the mean.",
         f"Measured: SmolLM2 answers {measured['requests_per_s']:.1f} such questions a second on",
-        f"{machine['cores']} cores of {machine['processor']}, with {measured['memory_mib']:.0f} MiB in all;",
+        f"{on_machine(result['measured_on'])}, with {measured['memory_mib']:.0f} MiB in all;",
         f"{per_second} a second at {load} of that are {result['replicas']:,} such replicas. GPUs are not",
         f"measured, and counted by operations alone, whatever their memory: {result['gpu_tflops']:g} TFLOP/s each are",
         f"assumed, of which a plan counts on {load}.",
@@ -48,12 +48,12 @@ def image(result: Result) -> str:
         "ends after SIGTERM in (s)": "{stop_s:.1f}",
         "exit code": "{exit_code}",
     }
-    answer, machine = result["answer"], result["machine"]
+    answer = result["answer"]
     told = "withheld" if answer["abstained"] else f"`{answer['answer']}`"
     return (
         f"{record_table([result], columns)}\n\nAsked “{result['question']}”, it answered: "
-        f"{told}, confidence {answer['confidence']:.3f}. torch {result['torch']}; {machine['cores']} cores of "
-        f"{machine['processor']}, revision {result['image_revision'][:12]}."
+        f"{told}, confidence {answer['confidence']:.3f}. torch {result['torch']}; {on_machine(result['machine'])}, "
+        f"revision {result['image_revision'][:12]}."
     )
 
 
@@ -70,7 +70,7 @@ def vllm(scores: Result, head: Result) -> str:
             f"{name}: the same leader in {result['same_decision']:.1%}, probabilities {result['mean_distance']:.1g} "
             f"apart in the mean, {result['p99_distance']:.1g} at 99 % (revision {result['revision']})"
         )
-    five, machine = head["five_depths"], head["machine"]
+    five = head["five_depths"]
     default = ["head on five depths", str(head["n_samples"]), "torch"]
     rows.append([*default, f"{five['ms_a_question']:.0f}", f"{five['right']:.3f}"])
     return (
@@ -78,5 +78,5 @@ def vllm(scores: Result, head: Result) -> str:
         f"{scores['n_questions']} questions of arc_easy_test.jsonl by labels, in {scores['dtype']}; "
         f"{head['n_questions']:,} by heads, in {head['dtype']}. Between the engines, by the largest difference of a "
         f"choice: {'; '.join(said)}. "
-        f"{machine['cores']} cores of {machine['processor']}; `python -m benchmarks.vllm --adapter scores` and `head`."
+        f"{on_machine(head['machine'])}; `python -m benchmarks.vllm --adapter scores` and `head`."
     )

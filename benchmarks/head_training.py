@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 
+from benchmarks.markdown import on_machine
 from benchmarks.result_files import about, write
 from benchmarks.server_process import ROOT, TICKET, TRIAGE, serve
 from blora.adapter import read_config
@@ -49,7 +50,7 @@ def times(results: list[dict[str, Any]]) -> str:
     """Return a sentence with the seconds from rows to an answer by number of rows, in each dtype."""
     of_dtypes = [
         ", ".join(f"{size['n_rows']:,} in {size['answered_s']:.0f} s" for size in result["sizes"])
-        + f" in {result['sizes'][0]['dtype']} ({result['machine']['cores']} cores of {result['machine']['processor']}, "
+        + f" in {result['sizes'][0]['dtype']} ({on_machine(result['machine'])}, "
         f"revision {result['revision']})"
         for result in results
     ]

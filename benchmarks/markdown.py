@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["Columns", "escape", "markdown_table", "record_table"]
+__all__ = ["Columns", "escape", "markdown_table", "on_machine", "record_table"]
 
 
 # By heading, a format string that the record of a row fills in, or a function of the record.
@@ -14,6 +14,11 @@ Columns = Mapping[str, str | Callable[[Any], str]]
 def escape(text: str) -> str:
     """Return the text without a meaning in Markdown: names of files and methods may hold any of these characters."""
     return re.sub(r"[\\`*|\[\]<>]|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
+
+
+def on_machine(machine: Mapping[str, Any]) -> str:
+    """Return the cores and the processor of a machine, as `blora.training.provenance.machine` has them."""
+    return f"{machine['cores']} cores of {machine['processor']}"
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, n_words: int = 1) -> str:

@@ -20,7 +20,7 @@ from benchmarks.elsewhere import table as elsewhere
 from benchmarks.families import families
 from benchmarks.faults import tables as faults
 from benchmarks.head_training import times
-from benchmarks.markdown import Columns, record_table
+from benchmarks.markdown import Columns, on_machine, record_table
 from benchmarks.peers.table import headline, peers, peers_of_questions
 from benchmarks.processors import table as processors
 from benchmarks.result_files import RESULTS, read_lines
@@ -79,7 +79,7 @@ def _provenance(results: list[Result]) -> str:
     return (
         f"{first['n_examples']} questions of {first['dataset']}; {first['base_model']}, {first['dtype']}; "
         f"training seeds {', '.join(map(str, seeds))}; "
-        f"{machine['cores']} cores of {machine['processor']}, torch {machine['torch']}. "
+        f"{on_machine(machine)}, torch {machine['torch']}. "
         "Seconds are those of all questions under all draws."
     )
 
@@ -95,8 +95,8 @@ def _concurrent(folder: str) -> str:
         "requests a second": "{requests_per_s:.1f}",
         "memory growth (MiB)": "{memory_growth_mib:.1f}",
     }
-    machine_line = "{n_samples} draws each; {machine[cores]} cores of {machine[processor]}.".format_map(result)
-    return f"{record_table([result], columns)}\n\n{machine_line}"
+    about = f"{result['n_samples']} draws each; {on_machine(result['machine'])}."
+    return f"{record_table([result], columns)}\n\n{about}"
 
 
 def _parts(name: str) -> str:
@@ -151,13 +151,12 @@ def _bayesianize(folder: str) -> str:
     ]
     columns: Columns = {"": "{label}", "treatment": _treatment, **METRICS}
     result = results[0]
-    machine = result["machine"]
     seconds = " and ".join(f"{r['bayesianize_seconds']:.0f} s" for r in results)
     return (
         f"{record_table(rows, columns)}\n\n"
         f"{result['n_test']} questions of arc_easy_test.jsonl, one seed; {seconds} for "
         f"`blora bayesianize`, loading included; {result['base_model']}, {result['dtype']}; "
-        f"{machine['cores']} cores of {machine['processor']}."
+        f"{on_machine(result['machine'])}."
     )
 
 
@@ -179,11 +178,10 @@ def _few_rows(name: str) -> str:
         },
         "fall of the NLL": "{gain:.3f} ± {gain_std:.3f}",
     }
-    machine = result["machine"]
     return (
         f"{record_table(result['sizes'], columns, n_words=2)}\n\n"
         f"Means over {result['n_divisions']} choices of the rows, ± the standard deviation; {result['base_model']}, "
-        f"{result['dtype']}; {machine['cores']} cores of {machine['processor']}, revision {result['revision']}; "
+        f"{result['dtype']}; {on_machine(result['machine'])}, revision {result['revision']}; "
         f"`{result['command']}`."
     )
 
@@ -192,12 +190,12 @@ def _training_time(folder: str) -> str:
     """Return the table of our training step beside one of plain LoRA."""
     [result] = _load(folder)
     low, high = result["ratio_quartiles"]
-    counts, machine = result["n_parameters"], result["machine"]
+    counts = result["n_parameters"]
     return (
         f"A training step takes {result['ratio']:.2f} times as long as one of plain LoRA (quartiles {low:.2f} and "
         f"{high:.2f} of {result['n_steps']} pairs on the same batches of {result['batch_size']}, side by side in one "
         f"process; paper: 1.2), and learns {counts['bayesian']:,} parameters against {counts['lora']:,} (paper: 0.42 M "
-        f"more). {result['base_model']}, {result['dtype']}; {machine['cores']} cores of {machine['processor']}."
+        f"more). {result['base_model']}, {result['dtype']}; {on_machine(result['machine'])}."
     )
 
 
@@ -285,10 +283,9 @@ def _prefixes(result: Result) -> str:
     """Accuracy on labels that begin alike, and on labels that do not."""
     rows = [found | {"way": f"names {way}"} for way, found in result["ways"].items()]
     columns: Columns = {"an adapter trained and asked with": "{way}", "accuracy": METRICS["accuracy"]}
-    machine = result["machine"]
     return (
         f"{record_table(rows, columns)}\n\n{result['n_questions']:,} "
-        f"questions, {result['dtype']}, one seed, {machine['cores']} cores of {machine['processor']}, revision "
+        f"questions, {result['dtype']}, one seed, {on_machine(result['machine'])}, revision "
         f"{result['revision']}; `{result['command']}`."
     )
 

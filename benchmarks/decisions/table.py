@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks.markdown import Columns, record_table
+from benchmarks.markdown import Columns, on_machine, record_table
 
 __all__ = ["decisions"]
 
@@ -49,7 +49,7 @@ def decisions(result: Mapping[str, Any]) -> str:
         f"{rows['proof']} prove thresholds (delta {result['delta']:g}). The floor of an ECE is its mean if the "
         "probabilities were exactly right. Wrong above 0.8 / 0.9: the share of all questions with a wrong answer of at "
         "least that confidence. Milliseconds: medians of requests about one text of 15 tickets, servers in "
-        f"turn. Questions a second: {result['n_clients']} clients, three questions a request. {machine['cores']} cores "
-        f"of {machine['processor']}, torch {machine['torch']}; revision {result['revision']}; `{result['command']}`."
+        f"turn. Questions a second: {result['n_clients']} clients, three questions a request. {on_machine(machine)}, "
+        f"torch {machine['torch']}; revision {result['revision']}; `{result['command']}`."
     )
     return f"{record_table(quality, QUALITY, n_words=2)}\n\n{record_table(servers, COST)}\n\n{about}"

@@ -7,7 +7,7 @@ from benchmarks.calibration.report.records import TEMPERATURE
 from benchmarks.calibration.report.study import Study, spread
 from benchmarks.elsewhere.modesty import SERVED, WAYS
 from benchmarks.elsewhere.sets import SETS
-from benchmarks.markdown import markdown_table
+from benchmarks.markdown import markdown_table, on_machine
 
 __all__ = ["foreign_beside_lora", "foreign_probabilities", "foreign_signals"]
 
@@ -97,6 +97,6 @@ def _provenance(results: Sequence[Result]) -> str:
     first = results[0]
     revisions = ", ".join(dict.fromkeys(result["revision"] for result in results))
     return (
-        f"{first['base_model']}, {first['dtype']}, {first['n_draws']} draws; {first['machine']['cores']} cores of "
-        f"{first['machine']['processor']}, revision {revisions}; `python -m benchmarks.elsewhere`."
+        f"{first['base_model']}, {first['dtype']}, {first['n_draws']} draws; {on_machine(first['machine'])}, "
+        f"revision {revisions}; `python -m benchmarks.elsewhere`."
     )

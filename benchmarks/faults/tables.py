@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from benchmarks.markdown import Columns, markdown_table, record_table
+from benchmarks.markdown import Columns, markdown_table, on_machine, record_table
 
 __all__ = ["attacks", "churn", "generated", "killed", "memory", "saturation", "together"]
 
@@ -163,5 +163,4 @@ def _outcomes(row: dict[str, Any]) -> list[str]:
 
 
 def _machine(result: Result) -> str:
-    machine = result["machine"]
-    return f"{machine['cores']} cores of {machine['processor']}, revision {result['revision']}."
+    return f"{on_machine(result['machine'])}, revision {result['revision']}."

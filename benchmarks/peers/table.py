@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.markdown import Columns, record_table
+from benchmarks.markdown import Columns, on_machine, record_table
 from benchmarks.peers.sets import QUESTIONS, SETS
 
 __all__ = ["headline", "peers", "peers_of_questions"]
@@ -131,8 +131,8 @@ def _tables(results: Sequence[Row], read_twice: Sequence[Row], programs: Sequenc
         f"answered is the mean over {first['n_divisions']} divisions, ± their standard deviation, of the rows for the "
         f"proof (delta {first['delta']:g}) or, without any, of the test rows into halves, one to prove a threshold and "
         f"one to answer. {FOREIGN if any(result['foreign'] for result in ordered) else ''}"
-        f"{first['base_model']}, {first['dtype']}; {first['machine']['cores']} cores of "
-        f"{first['machine']['processor']}, revision {revisions}; `python -m benchmarks.peers`."
+        f"{first['base_model']}, {first['dtype']}; {on_machine(first['machine'])}, "
+        f"revision {revisions}; `python -m benchmarks.peers`."
     )
     beside = sorted(
         (one for one in (*read_twice, *programs) if one["set"] in names), key=lambda one: names.index(one["set"])
@@ -153,7 +153,7 @@ def _about_read_twice(beside: Sequence[Row]) -> list[str]:
     first = results[0]
     return [
         f"Read twice: the template holds the text twice, on lines of its own. A text alone takes {costs} times as long "
-        f"as once, in one run on {first['machine']['cores']} cores of {first['machine']['processor']}. Revision "
+        f"as once, in one run on {on_machine(first['machine'])}. Revision "
         f"{_revisions(results)}; `python -m benchmarks.peers.twice`."
     ]
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from itertools import groupby
 from typing import Any
 
-from benchmarks.markdown import markdown_table
+from benchmarks.markdown import markdown_table, on_machine
 from benchmarks.server_process import ROOT
 
 __all__ = ["REFERENCE", "RESULTS", "between_dtypes", "bounds", "certainty_distance", "distance", "full"]
@@ -98,5 +98,5 @@ def _about() -> str:
     return (
         "Largest movement of any probability of the demo's test tickets, all draws each: asked alone against asked in "
         "one batch, and both against the reference, the same tickets asked alone in the same dtype on "
-        f"{machine['cores']} cores of {machine['processor']}, torch {machine['torch']}. `{kept['command']}`."
+        f"{on_machine(machine)}, torch {machine['torch']}. `{kept['command']}`."
     )

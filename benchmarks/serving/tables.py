@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from benchmarks.markdown import Columns, markdown_table, record_table
+from benchmarks.markdown import Columns, markdown_table, on_machine, record_table
 from benchmarks.serving.profile import FORWARD
 
 __all__ = ["agreement", "beginnings", "cost", "growth", "heads", "load", "ways"]
@@ -51,7 +51,7 @@ def ways(result: Result) -> str:
         f"that stops early (quartiles {published['low']:.0f} and {published['high']:.0f}). {result['n_blocks']} blocks "
         f"of {result['questions_in_a_block']} questions of {result['dataset']}, the ways in turn in one process; "
         f"{result['base_model']}, {result['dtype']}, a posterior in layers {result['bayesian_layers']}; "
-        f"{machine['cores']} cores of {machine['processor']}, torch {machine['torch']}."
+        f"{on_machine(machine)}, torch {machine['torch']}."
     )
 
 
@@ -184,9 +184,8 @@ def heads(result: Result) -> str:
         "times the pass (quartiles)": "{pass_median:.2f} ({pass_low:.2f} to {pass_high:.2f})",
         "times LoRA (quartiles)": "{lora_median:.2f} ({lora_low:.2f} to {lora_high:.2f})",
     }
-    machine = result["machine"]
     return (
         f"{record_table(rows, columns)}\n\nThe demo's test tickets in batches of {result['questions_in_a_block']}, "
-        f"{result['blocks']} interleaved blocks, {result['dtype']}, {machine['cores']} cores of "
-        f"{machine['processor']}, revision {result['revision']}; `{result['command']}`."
+        f"{result['blocks']} interleaved blocks, {result['dtype']}, {on_machine(result['machine'])}, "
+        f"revision {result['revision']}; `{result['command']}`."
     )
