@@ -3,7 +3,6 @@
 import json
 import os
 import shlex
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+
+from benchmarks.server_process import free_port
 
 __all__ = ["Container", "inspect", "start"]
 
@@ -64,8 +65,7 @@ def start(image: str, **settings: str) -> Iterator[Container]:
         image: its name.
         settings: environment variables.
     """
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     variables = [word for name, value in settings.items() for word in ("--env", f"{name}={value}")]
     published = ["--publish", f"127.0.0.1:{port}:8000", "--stop-timeout", "40"]
     began = time.monotonic()

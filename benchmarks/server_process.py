@@ -13,7 +13,19 @@ from pathlib import Path
 import httpx
 import psutil
 
-__all__ = ["ADAPTER", "QUESTIONS", "ROOT", "TICKET", "TRIAGE", "Server", "demo", "serve"]
+__all__ = [
+    "ADAPTER",
+    "QUESTIONS",
+    "ROOT",
+    "TICKET",
+    "TRIAGE",
+    "Server",
+    "demo",
+    "environment",
+    "free_port",
+    "serve",
+    "wait_for",
+]
 
 ROOT = Path(__file__).resolve().parent.parent
 TRIAGE = ROOT / "examples" / "triage"
@@ -53,36 +65,55 @@ def serve(log: Path, **flags: str) -> Iterator[Server]:
         log: where its output goes.
         flags: of `blora serve`, with underscores.
     """
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    given = {"adapters": f"triage={ADAPTER}", "port": str(port), **flags}
+    given = {"adapters": f"triage={ADAPTER}", "port": str(free_port()), **flags}
     command = [sys.executable, "-m", "blora.cli", "serve"]
     command += [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
-    # A variable of the caller's must not change what is measured.
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("BLORA_") or "CACHE" in name}
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env=kept)
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment())
         server = Server(f"http://127.0.0.1:{given['port']}", process, log)
         try:
-            _wait_until_ready(server)
+            wait_for(f"{server.url}/readyz", process, log, START_TIMEOUT_S)
             yield server
         finally:
             process.kill()
             process.wait()
 
 
-def _wait_until_ready(server: Server) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
+def free_port() -> int:
+    """Return a port of this machine on which nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+def environment() -> dict[str, str]:
+    """Return this process's variables without blora's settings, which must not change what is measured."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("BLORA_") or "CACHE" in name}
+
+
+def wait_for(url: str, process: "subprocess.Popen[bytes]", log: Path, timeout_s: float) -> None:
+    """Wait until a process answers an address with success.
+
+    Args:
+        url: the address.
+        process: the process.
+        log: the file that has its output, for the error message.
+        timeout_s: longest time to wait.
+
+    Raises:
+        RuntimeError: if the process ends before.
+        TimeoutError: if it takes longer.
+    """
+    deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        if server.process.poll() is not None:
-            raise RuntimeError(f"the server ended before it was ready:\n{_said(server.log)}")
+        if process.poll() is not None:
+            raise RuntimeError(f"the server ended before it was ready:\n{_said(log)}")
         try:
-            if httpx.get(f"{server.url}/readyz").is_success:
+            if httpx.get(url).is_success:
                 return
         except httpx.TransportError:
             pass  # not listening yet
         time.sleep(0.2)
-    raise TimeoutError(f"the server was not ready after {START_TIMEOUT_S:g} s:\n{_said(server.log)}")
+    raise TimeoutError(f"the server was not ready after {timeout_s:g} s:\n{_said(log)}")
 
 
 def _said(log: Path) -> str:

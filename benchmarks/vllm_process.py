@@ -1,14 +1,12 @@
 """A real vLLM in a process of its own, from an environment of its own, for a benchmark and tests."""
 
 import os
-import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
+from benchmarks.server_process import free_port, wait_for
 
 __all__ = ["vllm"]
 
@@ -38,8 +36,7 @@ def vllm(
         max_loras: of one forward pass; more are exchanged.
         max_rank: of a LoRA.
     """
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--port", str(port)]
     command += ["--served-model-name", "base", "--enable-lora", "--max-lora-rank", str(max_rank)]
     command += ["--max-loras", str(max_loras), "--max-cpu-loras", "64", "--dtype", dtype, "--enforce-eager"]
@@ -52,7 +49,7 @@ def vllm(
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | wanted, start_new_session=True)
         try:
-            _wait_until_up(process, url, log)
+            wait_for(f"{url}/health", process, log, START_TIMEOUT_S)
             yield url
         finally:
             process.terminate()
@@ -60,17 +57,3 @@ def vllm(
                 process.wait(60)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, 9)
-
-
-def _wait_until_up(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise RuntimeError(f"vLLM ended before it was up:\n{log.read_text()[-3000:]}")
-        try:
-            if httpx.get(f"{url}/health").is_success:
-                return
-        except httpx.TransportError:
-            pass  # not listening yet
-        time.sleep(1)
-    raise TimeoutError(f"vLLM was not up after {START_TIMEOUT_S:g} s:\n{log.read_text()[-3000:]}")

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import httpx
 import pytest
 import yaml
 
-from benchmarks.server_process import ROOT
+from benchmarks.server_process import ROOT, free_port
 
 __all__ = ["needs_prometheus", "query", "scraping"]
 
@@ -35,8 +34,7 @@ def scraping(url: str, folder: Path) -> Iterator[str]:
         job["static_configs"] = [{"targets": [url.removeprefix("http://")]}]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     shutil.copy(ROOT / "deploy" / "alerts.yml", folder)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     command = [
         "prometheus",
         f"--config.file={folder / 'prometheus.yml'}",

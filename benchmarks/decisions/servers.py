@@ -7,20 +7,16 @@ environment of its own.
 import json
 import os
 import shutil
-import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from benchmarks.command_line import run_blora
 from benchmarks.decisions.asking import Row, request_of
-from benchmarks.server_process import QUESTIONS, TICKET, TRIAGE, demo, serve
+from benchmarks.server_process import QUESTIONS, TICKET, TRIAGE, demo, free_port, serve, wait_for
 from blora.base_model import load_base_model
 
 __all__ = [
@@ -99,16 +95,12 @@ def train_any2jev(program: Path, folder: Path, rows: Mapping[str, Iterable[dict[
 @contextmanager
 def serve_any2jev(program: Path, folder: Path) -> Iterator[str]:
     """Serve the trained any2jev and return the address."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    with (folder / "any2jev.log").open("wb") as log:
-        process = subprocess.Popen([program, "serve", folder / "any2jev", "--port", str(port)], stdout=log, stderr=log)
-    url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + START_TIMEOUT_S
+    port = free_port()
+    url, log = f"http://127.0.0.1:{port}", folder / "any2jev.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen([program, "serve", folder / "any2jev", "--port", str(port)], stdout=out, stderr=out)
     try:
-        while not _is_up(url):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"any2jev did not start: see {folder / 'any2jev.log'}")
-            time.sleep(1)
+        wait_for(f"{url}/health", process, log, START_TIMEOUT_S)
         yield url
     finally:
         process.kill()
@@ -130,13 +122,6 @@ def _cpu_seconds() -> float:
     """Return the processor time of this process and of the programs that it has run, on all cores together."""
     used = os.times()
     return used.user + used.system + used.children_user + used.children_system
-
-
-def _is_up(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health").is_success
-    except httpx.TransportError:
-        return False
 
 
 def _write_base(folder: Path) -> None:

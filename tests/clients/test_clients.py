@@ -3,9 +3,7 @@
 import json
 import os
 import re
-import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.server_process import ADAPTER, Server, serve
+from benchmarks.server_process import ADAPTER, Server, free_port, serve, wait_for
 from blora.base_model import BaseModel
 from blora.config import QuestionConfig
 from blora.server.keys import line_of, new_key
@@ -202,30 +200,18 @@ def proxy(text: str, folder: Path) -> Iterator[tuple[str, str]]:
     """Start litellm's proxy with the text of a config, and give its address and key."""
     config = folder / "config.yaml"
     config.write_text(text)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     url, key, log = f"http://127.0.0.1:{port}", "sk-of-the-proxy", folder / "log"
     command = [CLIENTS / "bin" / "litellm", "--config", config, "--host", "127.0.0.1", "--port", str(port)]
     env = {**ENVIRONMENT, "HOME": str(folder), "LITELLM_MASTER_KEY": key}
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env=env, cwd=folder)
         try:
-            deadline = time.monotonic() + START_TIMEOUT_S
-            while not _answers(f"{url}/health/liveliness"):
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.5)
+            wait_for(f"{url}/health/liveliness", process, log, START_TIMEOUT_S)
             yield url, key
         finally:
             process.kill()
             process.wait()
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(url).is_success
-    except httpx.TransportError:
-        return False
 
 
 def test_litellm_as_a_proxy(server: Server, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """The Redis of the component `redis`, started as its manifest says: it takes its password from the file, and no other."""
 
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from redis import Redis
 from redis.exceptions import AuthenticationError
 from redis.exceptions import ConnectionError as NoConnection
 
+from benchmarks.server_process import free_port
 from tests.deploy.kustomize import needs_kustomize, one, pods, settings_of
 from tests.server.monitoring.redis_store import needs_redis
 
@@ -24,8 +24,7 @@ def running(tmp_path: Path) -> Iterator[tuple[int, int]]:
     """The port and the process of a Redis, whose folders and port are a test's own and all else the manifest's."""
     [container] = pods("components/redis")["blora-redis"]["containers"]
     (tmp_path / "password").write_text(PASSWORD)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     [script] = container["args"]
     for mine, its in (
         (f"{tmp_path}/password", "/run/secrets/redis/password"),

@@ -3,17 +3,14 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
-
+from benchmarks.server_process import environment, free_port, wait_for
 from blora.scores import SCORES
 
 __all__ = ["ROOT", "Block", "Reader", "blocks", "differences", "reader"]
@@ -68,7 +65,7 @@ class Reader:
     @property
     def environment(self) -> dict[str, str]:
         """The variables of a shell in which the environment is activated and nothing of blora is set but the cache."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("BLORA_") or "CACHE" in name}
+        kept = environment()
         path = os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])
         served = {"BLORA_PORT": str(self.port), "BLORA_URL": f"http://127.0.0.1:{self.port}"}
         return kept | served | {"PATH": path, "PYTHONPATH": str(ROOT)}
@@ -91,16 +88,8 @@ class Reader:
         with log.open("wb") as out:
             command = ["bash", "-c", f"exec {code}"]
             self.server = subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=out, stderr=out)
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while time.monotonic() < deadline:
-            assert self.server.poll() is None, log.read_text()
-            try:
-                if httpx.get(f"http://127.0.0.1:{self.port}/readyz").is_success:
-                    return log.read_text()
-            except httpx.TransportError:
-                pass  # not listening yet
-            time.sleep(0.2)
-        raise TimeoutError(log.read_text())
+        wait_for(f"http://127.0.0.1:{self.port}/readyz", self.server, log, START_TIMEOUT_S)
+        return log.read_text()
 
     def stop(self) -> None:
         """End the server, if there is one, as Ctrl-C does."""
@@ -117,8 +106,7 @@ class Reader:
 def reader(folder: Path) -> Iterator[Reader]:
     """Somebody in a folder that has the examples of a clone; a server that is left running is ended."""
     (folder / "examples").symlink_to(ROOT / "examples")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     somebody = Reader(folder, port)
     try:
         yield somebody

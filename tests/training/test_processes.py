@@ -1,7 +1,6 @@
 """Training runs in several processes, and the device of each process."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from accelerate import PartialState
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from benchmarks.server_process import free_port
 from blora.errors import ConfigError
 from blora.inference.vocabulary import MIN_VOCABULARY, plain_head
 from blora.training import processes, run
@@ -40,8 +40,7 @@ def test_two_processes_end_where_one_with_the_whole_batch_does(
 ) -> None:
     """Train in two processes (gloo), of which only one claims the work folder and writes the adapter."""
     for name, (n_processes, batch_size) in {"one": (1, "4"), "two": (2, "2")}.items():
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={n_processes}"]
         command += [f"--master_port={port}", "-m", "blora.cli", "train"]
         more = ("--method", "lora", "--train-examples", "16", "--batch-size", batch_size)

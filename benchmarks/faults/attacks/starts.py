@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.faults.attacks.target import Case, Target
-from benchmarks.server_process import ADAPTER
+from benchmarks.server_process import ADAPTER, environment
 
 __all__ = ["CASES"]
 
@@ -21,10 +21,9 @@ def _start(name: str, make: Callable[[Target, Path], dict[str, str]], *expected:
     def attack(target: Target) -> str:
         folder = target.folder / f"start-{abs(hash(name))}"
         folder.mkdir()
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("BLORA_") or "CACHE" in key}
-        given = {"BLORA_ADAPTERS": str(ADAPTER), "BLORA_PORT": "0", **make(target, folder)}
+        given = environment() | {"BLORA_ADAPTERS": str(ADAPTER), "BLORA_PORT": "0"} | make(target, folder)
         command = [sys.executable, "-m", "blora.cli", "serve"]
-        process = subprocess.Popen(command, env=kept | given, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        process = subprocess.Popen(command, env=given, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         try:
             _, said = process.communicate(timeout=PATIENCE_S)
         except subprocess.TimeoutExpired:

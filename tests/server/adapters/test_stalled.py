@@ -1,6 +1,5 @@
 """A stalled file system under a real server: predictions and other loads go on, and the log names the adapter."""
 
-import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from benchmarks.server_process import free_port
 from blora.server.keys import line_of
 from tests.scenarios import tiny_model, tiny_tokenizer
 from tests.server.engines.asking import write_adapter
@@ -95,8 +95,7 @@ def stalling(folder: Path, log: Path, *flags: str) -> Iterator[Stalling]:
         f"--adapter-load-timeout-s={DEADLINE_S}",
         *("--device=cpu", "--dtype=float32", *flags),
     ]
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     with log.open("wb") as out:
         server = subprocess.Popen(
             [sys.executable, "-c", STALLING, str(gate), f"--port={port}", *given], stdout=out, stderr=out

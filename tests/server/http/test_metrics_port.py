@@ -6,17 +6,13 @@ import socket
 import httpx
 import pytest
 
+from benchmarks.server_process import free_port
 from blora.server.commands.serve import main
 from blora.server.engines.protocol import Loaded
 from blora.server.monitoring.build import Build
 from blora.server.monitoring.metrics import ServerMetrics
 from tests.server.commands.test_serve import SelfEndingEngine, serve_with
 from tests.server.fakes import FakeEngine, running
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 class AskingEngine(SelfEndingEngine):
