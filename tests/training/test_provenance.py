@@ -59,9 +59,7 @@ def test_the_machine_names_the_libraries_that_matter() -> None:
     assert found["cores"] == os.cpu_count()
     assert found["processor"]
     assert found["system"]
-    assert {name: found[name] for name in ("torch", "transformers")} == {
-        name: version(name) for name in ("torch", "transformers")
-    }
+    assert (found["torch"], found["transformers"]) == (torch.__version__, version("transformers"))
 
 
 def test_an_accelerator_is_named_where_the_run_is_on_one_and_is_never_the_processor(
