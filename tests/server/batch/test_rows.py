@@ -20,7 +20,7 @@ def asked(file: Path) -> list[dict[str, Any]]:
 ROWS: list[dict[str, Any]] = [
     {"prompt": "one", "choices": ["a", "b"], "label": 1, "id": "x"},
     {"question": "two, with a comma", "choices": "a | b|c"},
-    {"prompt": 'three\n"quoted"', "question": "not this", "choices": None},
+    {"prompt": 'three\n"quoted"', "question": None, "choices": None},
 ]
 EXPECTED = [
     {"prompt": "one", "choices": ["a", "b"]},
@@ -41,6 +41,23 @@ def test_json_lines(tmp_path: Path) -> None:
     assert nonsense.error is not None
     assert nonsense.error.code == "invalid_json"
     assert str(nonsense.error).startswith("This line is not JSON (Expecting value")
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
+def test_a_row_has_one_question(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    if name == "rows.csv":
+        file.write_text("id,question,prompt\n1,raw,made of it\n2,,made of it\n3,raw,\n")
+    else:
+        rows = [{"question": "raw", "prompt": "made of it"}, {"prompt": "made of it"}, {"question": "raw"}]
+        file.write_text("".join(json.dumps(row | {"id": str(k)}) + "\n" for k, row in enumerate(rows, start=1)))
+    both, *single = read_questions(file)
+    assert both.error is not None
+    assert (both.id, both.asked, both.error.code) == ("1", {}, "two_questions")
+    assert str(both.error).startswith("got question and prompt, expected one of them: remove the other, or say with")
+    assert [row.asked for row in single] == [{"prompt": "made of it"}, {"prompt": "raw"}]
+    first, second, _ = read_questions(file, {"prompt": "prompt"})
+    assert [first.asked, second.asked] == [{"prompt": "made of it"}] * 2
 
 
 def test_choices_in_the_format_of_arc_are_read_as_in_training(tmp_path: Path) -> None:
@@ -100,7 +117,7 @@ def test_a_row_without_a_question_among_others_is_told_in_its_place(tmp_path: Pa
 def test_csv(tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     file.write_text(
-        'id,prompt,question,choices\nx,one,,a|b\n,,"two, with a comma",a | b|c\n,"three\n""quoted""",not this,\n'
+        'id,prompt,question,choices\nx,one,,a|b\n,,"two, with a comma",a | b|c\n,"three\n""quoted""",,\n'
     )
     assert asked(file) == EXPECTED
 
