@@ -105,6 +105,7 @@ class RedisLedger:
     def __init__(self, url: str, keep_s: float, password_file: Path | None = None) -> None:
         password = _password(url, password_file) if password_file is not None else None
         try:
+            _check_database(url)
             pool = BlockingConnectionPool.from_url(
                 url,
                 password=password,
@@ -225,6 +226,13 @@ class RedisLedger:
         if self._writing is not None:
             await asyncio.wait([self._writing], timeout=_CLOSE_S)
         await self._redis.aclose()
+
+
+def _check_database(url: str) -> None:
+    """Raise ValueError if an address has a database that is no number, for which redis-py takes number 0."""
+    parts = urlsplit(url)
+    if parts.scheme != "unix" and parts.path.strip("/"):
+        int(parts.path.strip("/"))
 
 
 def _password(url: str, file: Path) -> str:

@@ -116,9 +116,7 @@ def test_a_row_without_a_question_among_others_is_told_in_its_place(tmp_path: Pa
 
 def test_csv(tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
-    file.write_text(
-        'id,prompt,question,choices\nx,one,,a|b\n,,"two, with a comma",a | b|c\n,"three\n""quoted""",,\n'
-    )
+    file.write_text('id,prompt,question,choices\nx,one,,a|b\n,,"two, with a comma",a | b|c\n,"three\n""quoted""",,\n')
     assert asked(file) == EXPECTED
 
 

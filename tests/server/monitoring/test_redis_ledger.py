@@ -192,7 +192,7 @@ async def test_a_password_that_cannot_be_had_keeps_the_server_from_starting(
 
 
 @pytest.mark.parametrize(
-    "address", [":a/secret@127.0.0.1:1/0", "127.0.0.1:port/0", "127.0.0.1:1/0?socket_timeout=soon"]
+    "address", [":a/secret@127.0.0.1:1/0", "127.0.0.1:port/0", "127.0.0.1:1/blora", "127.0.0.1:1/0?socket_timeout=soon"]
 )
 async def test_an_address_that_cannot_be_read_is_told_in_one_line_without_its_password(
     address: str, caplog: pytest.LogCaptureFixture
