@@ -73,7 +73,7 @@ def question_of(row: object) -> QuestionRow:
     if row.get("question") not in (None, ""):
         if others := {"prompt", "messages"} & found.keys():
             several = " and ".join(["question", *sorted(others)])
-            return _unusable(f"got {several}, expected one of them: {WHICH}", code="two_questions", own=row.get("id"))
+            return _unusable(f"got {several}, expected one of them: {WHICH}", code="conflict", own=row.get("id"))
         found["prompt"] = row["question"]
     if isinstance(choices := found.get("choices"), Mapping) and "text" in choices:  # ARC's format
         found["choices"] = choices["text"]

@@ -53,7 +53,7 @@ def test_a_row_has_one_question(tmp_path: Path, name: str) -> None:
         file.write_text("".join(json.dumps(row | {"id": str(k)}) + "\n" for k, row in enumerate(rows, start=1)))
     both, *single = read_questions(file)
     assert both.error is not None
-    assert (both.id, both.asked, both.error.code) == ("1", {}, "two_questions")
+    assert (both.id, both.asked, both.error.code, both.error.status) == ("1", {}, "conflict", 422)
     assert str(both.error).startswith("got question and prompt, expected one of them: remove the other, or say with")
     assert [row.asked for row in single] == [{"prompt": "made of it"}, {"prompt": "raw"}]
     first, second, _ = read_questions(file, {"prompt": "prompt"})
