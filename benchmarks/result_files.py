@@ -33,4 +33,5 @@ def write(file: Path, result: Mapping[str, Any]) -> None:
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
     """Return the objects of a file with one line of JSON for each."""
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    with file.open(encoding="utf-8") as lines:  # splitlines would also cut a text at its own line separators
+        return [json.loads(line) for line in lines]

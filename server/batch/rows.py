@@ -16,9 +16,10 @@ __all__ = ["QuestionRow", "question_of", "read_questions"]
 # Columns of a row that become fields of the request; other columns are ignored. Training calls a prompt `question`.
 ASKED = ("prompt", "messages", "choices")
 READ = (*QUESTION_COLUMNS, "choices", "id")
-WHICH = "remove the other, or say with --columns prompt=NAME which column holds the question"
 MESSAGES = {
     "invalid_json": "This line is not JSON ({0}): write one JSON object per line.",
+    "conflict": "got question and {0}, expected one of them: remove the other, or say with --columns prompt=NAME which "
+    "column holds the question",
     "invalid_length": "got {0} cells, expected the header's {1}: put double quotes around cells that contain a comma",
 }
 
@@ -72,8 +73,8 @@ def question_of(row: object) -> QuestionRow:
     found = typed({name: row[name] for name in ASKED if name in row})
     if row.get("question") not in (None, ""):
         if others := {"prompt", "messages"} & found.keys():
-            several = " and ".join(["question", *sorted(others)])
-            return _unusable(f"got {several}, expected one of them: {WHICH}", code="conflict", own=row.get("id"))
+            message = MESSAGES["conflict"].format(" and ".join(sorted(others)))
+            return _unusable(message, code="conflict", own=row.get("id"))
         found["prompt"] = row["question"]
     if isinstance(choices := found.get("choices"), Mapping) and "text" in choices:  # ARC's format
         found["choices"] = choices["text"]
