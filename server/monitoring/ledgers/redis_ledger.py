@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -231,8 +232,8 @@ class RedisLedger:
 def _check_database(url: str) -> None:
     """Raise ValueError if an address has a database that is no number, for which redis-py takes number 0."""
     parts = urlsplit(url)
-    if parts.scheme != "unix" and parts.path.strip("/"):
-        int(parts.path.strip("/"))
+    if parts.scheme != "unix" and not re.fullmatch("/?[0-9]*/?", parts.path):
+        raise ValueError(f"got database {parts.path}, expected a number")
 
 
 def _password(url: str, file: Path) -> str:
