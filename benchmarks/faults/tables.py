@@ -8,7 +8,7 @@ __all__ = ["attacks", "churn", "generated", "killed", "memory", "saturation", "t
 
 Result = dict[str, Any]
 
-MEMORY_STEP_MIN = 2
+MEMORY_STEP_MIN = 5
 
 
 def attacks(result: Result) -> str:
@@ -124,7 +124,7 @@ def memory(results: list[Result]) -> str:
     rows = [
         [str(minute + 1), *(f"{result['mib_each_minute'][minute]:.0f}" for result in results)]
         for minute in range(n_minutes)
-        if minute % MEMORY_STEP_MIN == 1
+        if (minute + 1) % MEMORY_STEP_MIN == 0
     ]
     header = ["minute", *(f"{result['dtype']} (MiB)" for result in results)]
     slopes = "; ".join(
