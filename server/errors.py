@@ -155,6 +155,10 @@ class ServerError(Exception):
         message: what is wrong, what was expected, and what to do.
         code: a key of CODES; by default the code of the class.
         param: dotted path of the invalid field, if there is one.
+
+    Attributes:
+        status: HTTP status of the response.
+        type: error type in the response, which groups related codes.
     """
 
     code = "internal_error"
@@ -163,17 +167,9 @@ class ServerError(Exception):
         super().__init__(message)
         self.message = message
         self.code = code or self.code
+        self.status = CODES[self.code].status
+        self.type = TYPES[self.status]
         self.param = param
-
-    @property
-    def status(self) -> int:
-        """HTTP status of the response."""
-        return CODES[self.code].status
-
-    @property
-    def type(self) -> str:
-        """Error type in the response, which groups related codes."""
-        return TYPES[self.status]
 
 
 class InvalidRequestError(ServerError):

@@ -145,9 +145,9 @@ class Feedback:
         entry = await self._ledger.find(prediction_id)
         if entry is None or not self._served(entry.adapter) or not _may_tell(by, entry):
             raise UnknownPredictionError(
-                "This replica knows no prediction of that id. The prediction may be from another replica, too old, of "
-                "an adapter that is no longer loaded, or asked with another key: send feedback to the replica that "
-                "answered, with the key that asked, or give all replicas one store with --feedback-redis.",
+                "No prediction of that id is known. The prediction may be too old, of an adapter that is no longer "
+                "loaded, asked with another key, or, without --feedback-redis, from another replica: send feedback "
+                "with the key that asked, and to the replica that answered unless all replicas share one store.",
                 param="prediction_id",
             )
         position = entry.position(label)

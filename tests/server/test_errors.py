@@ -38,6 +38,11 @@ def test_every_code_has_a_status_and_every_row_is_used() -> None:
     assert {code.status for code in CODES.values()} == TYPES.keys()
 
 
+def test_an_error_with_a_code_that_does_not_exist_cannot_be_made() -> None:
+    with pytest.raises(KeyError):
+        ServerError("got a typing mistake", code="quue_full")
+
+
 @pytest.mark.parametrize("status", TYPES)
 def test_statuses_are_errors_and_types_say_which(status: int) -> None:
     assert 400 <= status < 600
