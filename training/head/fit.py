@@ -2,10 +2,11 @@
 
 The weights and the bias minimise the cross-entropy plus precision / 2 times the squared norm of the weights, which is
 convex; the bias has no penalty. The precisions of the weights of states, counts and products are those with the lowest
-recalibrated NLL on validation rows; a pointer head has products only if these lower that NLL clearly. The posterior's
-covariance is the Kronecker-factored Laplace approximation (Ritter et al., 2018) at that minimum. Its inputs' factor is
-diagonal, a_i = sum over rows of z_i^2, because the directions are principal ones; its outputs' factor is the mean
-Fisher information of the logits. A pointer head, which has one output, uses the Fisher information's exact diagonal.
+recalibrated NLL on validation rows, from grids that continue where an end is best unless these rows are few; a pointer
+head has products only if these lower that NLL clearly. The posterior's covariance is the Kronecker-factored Laplace
+approximation (Ritter et al., 2018) at that minimum. Its inputs' factor is diagonal, a_i = sum over rows of z_i^2,
+because the directions are principal ones; its outputs' factor is the mean Fisher information of the logits. A pointer
+head, which has one output, uses the Fisher information's exact diagonal.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from blora.config import HeadConfig
+from blora.decision.temperature import FEW_ROWS
 from blora.errors import DataError
 from blora.inference.reading import head_log_probs
 from blora.posterior.decision_head import DecisionHead, Features
@@ -36,6 +38,9 @@ COUNT_PRECISIONS = (0.03, 0.1, 0.3, 1.0)
 # The same per unit of a product of two projected states, and the most directions of prompts and choices in products.
 PRODUCT_PRECISIONS = (100.0, 300.0, 1000.0, 3000.0)
 N_PRODUCTS = (128, 64)
+# Factor between the precisions that continue a grid whose end is best, and the most of them: labels that hardly depend
+# on the text want far higher precisions than those of most tasks.
+BEYOND, MOST_BEYOND = 3.0, 4
 # Spread of a state among prompts, relative to its mean, below which the prompts differ by rounding alone.
 LEAST_SPREAD = 1e-4
 # Fall of the validation NLL for which products are taken: with them a head has several times as many weights.
@@ -110,10 +115,23 @@ def fit_head(
             tried[precisions] = FittedHead(head, precisions, trial_of(0.0, log_probs, validation_rows))
         return tried[precisions]
 
+    def nll_of(one: FittedHead) -> float:
+        return one.trial.metrics.nll
+
     def search(best: FittedHead, *sweeps: tuple[int, Sequence[float]]) -> FittedHead:
         for place, grid in sweeps:
             found = [fitted(_with(best.precisions, place, precision), best) for precision in grid]
-            best = min(found, key=lambda one: one.trial.metrics.nll)
+            best = min(found, key=nll_of)
+            if len(grid) > 1 and len(validation_rows) >= FEW_ROWS:
+                best = further(further(best, place, grid[0], 1 / BEYOND), place, grid[-1], BEYOND)
+        return best
+
+    def further(best: FittedHead, place: int, end: float, factor: float) -> FittedHead:
+        for _ in range(MOST_BEYOND):
+            if best.precisions[place] != end:
+                break
+            end *= factor
+            best = min(best, fitted(_with(best.precisions, place, end), best), key=nll_of)
         return best
 
     states = (OFF,) if part == "counts" else STATE_PRECISIONS
@@ -124,7 +142,7 @@ def fit_head(
         return plain
     products, beside = (2, PRODUCT_PRECISIONS), (0, states)
     rich = search(fitted(_with(plain.precisions, 0, middle), plain), products, beside, products, beside)
-    return rich if rich.trial.metrics.nll < plain.trial.metrics.nll - LEAST_GAIN_NATS else plain
+    return rich if nll_of(rich) < nll_of(plain) - LEAST_GAIN_NATS else plain
 
 
 def _with(precisions: Precisions, place: int, precision: float) -> Precisions:
