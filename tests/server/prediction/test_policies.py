@@ -337,6 +337,13 @@ async def test_the_leader_is_in_the_set_however_improbable() -> None:
         assert (await ask(server, prompt="p=0.5 x"))["prediction_set"] == ["billing"]
 
 
+async def test_a_set_of_an_answer_with_guesses_holds_every_choice(server: Running) -> None:
+    answer = await ask(server, prompt="p=0.9 g=0.3 x", policy={"min_confidence": 0})
+    # Of the others each has less than the 0.2 that a choice needs to belong to the set.
+    assert [entry["probability"] for entry in answer["probabilities"]] == pytest.approx([0.73, 0.135, 0.135])
+    assert answer["prediction_set"] == list(CHOICES)
+
+
 @pytest.mark.parametrize(("field", "value"), OTHERWISE)
 async def test_there_is_no_set_where_nothing_is_proved(server: Running, field: str, value: Any) -> None:
     answer = await ask(server, prompt="p=0.9 x", policy={"min_confidence": 0}, **{field: value})

@@ -2,6 +2,8 @@
 
 import asyncio
 import math
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,9 @@ import pytest
 
 from blora.decision.abstention import Policy
 from blora.server.engines.digests import calibration_digest
+from blora.server.engines.protocol import Job, Outcome
 from blora.server.keys import line_of
+from blora.server.scheduling.control import Control
 from tests.server.fakes import (
     CHOICES,
     OPEN_DIGEST,
@@ -52,6 +56,22 @@ async def test_an_answer_has_exactly_the_fields_of_the_contract(server: Running)
     assert answer["usage"] == {"prompt_tokens": 3, "cached_tokens": 0, "scored_tokens": 3}
     assert answer["timing"]["queue_ms"] >= 0
     assert answer["timing"]["compute_ms"] >= 0
+
+
+async def test_waiting_and_computing_are_told_apart_in_milliseconds(engine: FakeEngine) -> None:
+    async with running(engine, max_batch_tokens=8) as server:  # so that each question is a pass of its own
+        engine.gate.clear()
+        asked = [asyncio.create_task(ask(server, prompt=f"p=0.9 {k}")) for k in range(2)]
+        await engine.computing.wait()
+        began = time.perf_counter()
+        await asyncio.sleep(0.1)
+        engine.gate.set()
+        first, second = (answer["timing"] for answer in await asyncio.gather(*asked))
+        took_ms = 1e3 * (time.perf_counter() - began)
+        assert 100 <= first["compute_ms"] <= took_ms + 5000
+        assert 100 <= second["queue_ms"] <= took_ms + 5000
+        assert second["compute_ms"] < second["queue_ms"]
+        assert first["queue_ms"] < first["compute_ms"]
 
 
 async def test_the_numbers_are_those_of_the_posterior_predictive(server: Running) -> None:
@@ -176,6 +196,37 @@ async def test_a_batch_answers_in_order_and_a_bad_input_fails_alone(server: Runn
     ]
     assert predictions[0]["n_samples"] == 2
     assert predictions[2]["error"]["param"] == "prompt"
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+async def test_one_number_that_is_not_finite_among_the_draws_withholds_the_answer(
+    server: Running, monkeypatch: pytest.MonkeyPatch, bad: float
+) -> None:
+    async def run(jobs: Sequence[Job], control: Control | None = None) -> list[Outcome]:
+        probs = fake_probabilities("any", 3, 4, None)
+        probs[3, 2] = bad
+        return [Outcome(probs) for _ in jobs]
+
+    monkeypatch.setattr(server.app.state.service._batcher, "_run", run)
+    response = await server.client.post("/v1/predict", json={"prompt": "x"})
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "non_finite")
+    assert await server.metric("blora_requests_total", adapter="triage", outcome="non_finite") == 1
+
+
+async def test_a_bug_is_counted_against_the_adapter(server: Running) -> None:
+    await server.client.post("/v1/predict", json={"prompt": "BUG"})
+    assert await server.metric("blora_requests_total", adapter="triage", outcome="internal_error") == 1
+    assert await server.metric("blora_requests_total", outcome="answered") == 0
+
+
+@pytest.mark.parametrize(
+    ("cache_mib", "reason", "once"), [(8, None, True), (0, None, False), (8, "parts move the logits", False)]
+)
+async def test_beginnings_are_read_once_where_they_are_kept_and_the_model_runs_in_parts(
+    cache_mib: int, reason: str | None, once: bool
+) -> None:
+    async with running(FakeEngine(runs_whole_because=reason), prefix_cache_mib=cache_mib) as server:
+        assert server.app.state.service.predictor().reads_beginnings_once == once
 
 
 async def test_a_batch_equals_its_questions_alone(server: Running) -> None:

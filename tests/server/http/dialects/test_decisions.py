@@ -82,6 +82,15 @@ async def test_a_score_has_its_spread_over_the_draws_in_the_order_of_its_levels(
     assert "samples" not in mood.keys() | other.keys()
 
 
+async def test_a_score_that_is_no_adapters_own_has_its_spread_too(server: Running) -> None:
+    [mood] = (await ask(server, score(*LEVELS, instructions="How angry?"), model="open"))["answers"]
+    asked = {"choices": list(LEVELS), "return_samples": True}
+    samples = torch.tensor((await predicted(server, "open", f"{TEXT}\n\nHow angry?", **asked))["samples"]).double()
+    scores = samples @ torch.arange(3).double()
+    assert mood["score_std"] == pytest.approx(scores.std(correction=0).item())
+    assert mood["score_std"] > 0
+
+
 async def test_questions_about_one_text_share_a_pass(server: Running) -> None:
     server.engine.batches.clear()
     await ask(server, choice(*CHOICES, name="queue"), predicate(name="urgent"), score(*LEVELS, name="mood"))
