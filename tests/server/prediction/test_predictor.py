@@ -293,6 +293,15 @@ async def test_draws_beyond_the_memory_of_an_adapter_are_refused() -> None:
     assert "expected at most 64, the server's --max-adapter-memory-mib: ask for fewer" in error["message"]
 
 
+@pytest.mark.parametrize(("fields", "param"), [({"seed": 1}, "seed"), ({"n_samples": 5}, "n_samples")])
+async def test_draws_that_an_engine_cannot_make_are_refused(fields: dict[str, int], param: str) -> None:
+    async with running(FakeEngine(fresh_draws=False)) as server:
+        refused = await server.client.post("/v1/predict", json={"prompt": "x", **fields})
+        assert (await ask(server, prompt="x", seed=0, n_samples=3))["n_samples"] == 3
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"], error["param"]) == (422, "out_of_range", param)
+
+
 async def test_a_deadline_gives_504(engine: FakeEngine) -> None:
     async with running(engine, timeout_s=0.05) as server:
         engine.gate.clear()
