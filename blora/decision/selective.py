@@ -255,7 +255,7 @@ class _Limits(NamedTuple):
             wrong: number of wrong answers.
             missed: for each choice, the number of its rows that got another answer, and the number of its rows.
         """
-        alone = [binomial_cdf(wrong, answered, self.target_risk) if answered else 1.0]
+        alone = [binomial_cdf(wrong, answered, self.target_risk)]  # 1 without an answer
         if self.max_missed < 1:
             alone += [binomial_cdf(n_missed, n_rows, self.max_missed) for n_missed, n_rows in missed]
         return max(alone)

@@ -69,3 +69,11 @@ def test_answers_that_are_all_certain_get_the_tightest_threshold_there_is() -> N
     confidence, information = evidence.candidates
     assert confidence.thresholds == pytest.approx((0.999,))
     assert information.thresholds == pytest.approx((0.001,))
+
+
+def test_no_threshold_is_looser_than_the_least_certain_row_that_tuned() -> None:
+    confidence = torch.logspace(-2.3, 0, 400, dtype=torch.float64)  # as low as among 200 choices
+    right = torch.zeros(400, dtype=torch.bool)
+    [candidates] = Evidence.gather([Stage({"confidence": confidence}, right)], seed=0, resolution=COARSE).candidates
+    tuning, _ = split_rows(400, 0)
+    assert candidates.thresholds[-1] == pytest.approx(float(confidence[tuning].min()))

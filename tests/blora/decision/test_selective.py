@@ -12,6 +12,8 @@ from blora.decision import selective
 from blora.decision.abstention import Policy, decide
 from blora.decision.binomial import binomial_cdf, clopper_pearson
 from blora.decision.selective import (
+    Candidates,
+    Counts,
     Evidence,
     Level,
     Stage,
@@ -61,12 +63,15 @@ def test_too_few_rows_to_divide_are_refused(n_rows: int) -> None:
         split_rows(n_rows, seed=0)
 
 
-@pytest.mark.parametrize(("target", "delta"), [(0.05, 0.05), (0.01, 0.05), (0.2, 0.1), (0.5, 0.5), (0.001, 0.01)])
+@pytest.mark.parametrize(
+    ("target", "delta"), [(0.05, 0.05), (0.01, 0.05), (0.2, 0.1), (0.5, 0.5), (0.5, 0.125), (0.001, 0.01)]
+)
 def test_the_rows_needed_suffice_without_errors_and_one_fewer_does_not(target: float, delta: float) -> None:
     needed = rows_needed(target, delta)
     alike = {"confidence": torch.full((needed,), 0.9)}
     right = torch.zeros(needed, dtype=torch.bool)
-    assert certify(Evidence.gather([Stage(alike, right)], seed=0), target_risk=target, delta=delta).coverage == 1
+    level = certify(Evidence.gather([Stage(alike, right)], seed=0), target_risk=target, delta=delta)
+    assert (level.coverage, level.expected_coverage) == (1, 1)
     if needed > 4:
         fewer = {"confidence": alike["confidence"][1:]}
         level = certify(Evidence.gather([Stage(fewer, right[1:])], seed=0), target_risk=target, delta=delta)
@@ -225,6 +230,7 @@ def test_where_all_are_right_all_that_the_tuning_part_has_seen_is_answered() -> 
     level = certify(evidence_of(confidence, torch.zeros(400, dtype=torch.bool)), target_risk=0.02, delta=0.05)
     tuning, proof = split_rows(400, seed=0)
     assert level.threshold == confidence[tuning].min()
+    assert level.expected_coverage == 1
     assert level.coverage == pytest.approx(float((confidence[proof] >= confidence[tuning].min()).double().mean()))
 
 
@@ -254,6 +260,34 @@ def test_of_equally_good_scores_the_first_is_taken() -> None:
         certify(Evidence.gather([Stage(scores, wrong)], seed=0), target_risk=0.1, delta=0.05).score
         == "predictive_entropy"
     )
+
+
+def test_where_no_score_promises_a_proof_the_likelier_one_is_taken() -> None:
+    wrong = torch.arange(400) % 4 == 0
+    scores: dict[ScoreName, Tensor] = {"predictive_entropy": torch.full((400,), 0.5), "confidence": 1 - 0.1 * wrong}
+    level = certify(Evidence.gather([Stage(scores, wrong)], seed=0), target_risk=0.001, delta=0.05)
+    assert (level.score, level.expected_coverage, level.threshold) == ("confidence", 0, None)
+
+
+def test_what_is_expected_of_a_choice_is_for_as_many_rows_as_the_proof_part_has() -> None:
+    """Of 50 questions of a choice 3 are missed: for 150 questions 9, with which a tenth is not proved, but a seventh is."""
+    counts = (Counts(100, 3, (3, 0)), Counts(300, 9, (9, 0)))
+    candidates = Candidates("confidence", (0.5,), *((one,) for one in counts))
+    evidence = Evidence(100, 300, (candidates,), ((50, 50), (150, 150)))
+    assert binomial_cdf(9, 150, 1 / 7) < 0.05 < binomial_cdf(9, 150, 0.1)
+    for limit, expected in ((0.1, 0), (1 / 7, 1)):
+        level = certify(evidence, target_risk=0.2, delta=0.05, max_missed=limit)
+        assert (level.expected_coverage, level.coverage) == (expected, expected or None)
+
+
+def test_without_a_limit_a_choice_that_is_always_missed_is_no_obstacle() -> None:
+    confidence, labels = torch.full((400,), 0.9), (torch.arange(400) % 50 == 0).long()
+    stage = Stage({"confidence": confidence}, labels == 1)
+    level = certify(
+        Evidence.gather([stage], seed=0, right=torch.nn.functional.one_hot(labels)), target_risk=0.1, delta=0.05
+    )
+    assert level == certify(Evidence.gather([stage], seed=0), target_risk=0.1, delta=0.05)
+    assert level.coverage == 1
 
 
 def test_many_values_become_candidates_evenly() -> None:

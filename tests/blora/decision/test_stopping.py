@@ -165,13 +165,14 @@ def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
 
 def test_early_answers_are_counted_as_each_threshold_has_them_go_out() -> None:
     generator = torch.Generator().manual_seed(1)
-    early, late = torch.rand(2, 60, generator=generator, dtype=torch.float64)
-    reach = 0.4 * torch.rand(60, generator=generator, dtype=torch.float64)
+    *scores, reach = torch.rand(4, 60, generator=generator, dtype=torch.float64)
+    reach = 0.4 * reach
     reach[:5] = torch.inf
-    wrong = torch.rand(2, 60, generator=generator) < 0.3
+    wrong = torch.rand(3, 60, generator=generator) < 0.3
     stages = [
-        Stage({"confidence": early}, wrong[0], {"confidence": reach}),
-        Stage({"confidence": late}, wrong[1]),
+        Stage({"confidence": scores[0]}, wrong[0], {"confidence": reach}),
+        Stage({"confidence": scores[1]}, wrong[1], {"confidence": reach / 2}),
+        Stage({"confidence": scores[2]}, wrong[2]),
     ]
     labels = torch.randint(3, (60,), generator=generator)
     right = torch.nn.functional.one_hot(labels, 3)
@@ -180,8 +181,9 @@ def test_early_answers_are_counted_as_each_threshold_has_them_go_out() -> None:
         for threshold, counts in zip(candidates.thresholds, counted, strict=True):
             answered, missed = 0, [0, 0, 0]
             for row in part.tolist():
-                stage = 0 if abs(early[row] - threshold) > reach[row] else 1
-                out = bool((early, late)[stage][row] >= threshold - TOLERANCE)
+                left = (abs(score[row] - threshold) > reach[row] / 2**k for k, score in enumerate(scores[:2]))
+                stage = next((k for k, decided in enumerate(left) if decided), 2)
+                out = bool(scores[stage][row] >= threshold - TOLERANCE)
                 answered += out
                 missed[labels[row]] += out and bool(wrong[stage, row])
             assert counts == (answered, sum(missed), tuple(missed))
