@@ -78,12 +78,21 @@ def test_the_gate_is_at_a_distance_that_one_row_alone_has() -> None:
     distances[191] = 192 - 1e-5
     gate = Gate.of(distances, 0.1, 0.05)
     assert (gate.n_beyond, gate.distance) == (6, 193)
-    shared = torch.cat([torch.rand(100, generator=torch.Generator().manual_seed(0)), torch.full((100,), 2.0)])
-    with pytest.raises(ConfigError, match="share their distances.*expected one .*: allow max_false_alarms 1"):
-        Gate.of(shared, 0.1, 0.05)
+    distances[193] = 194
+    gate = Gate.of(distances, 0.1, 0.05)
+    assert (gate.n_beyond, gate.distance) == (4, 195)
+    distances[195] = 194
+    gate = Gate.of(distances, 0.1, 0.05)
+    assert (gate.n_beyond, gate.distance) == (3, 196)
+    for n_shared in (13, 100):  # the gate may be at any of the farthest 13
+        shared = torch.cat([torch.arange(200.0 - n_shared), torch.full((n_shared,), 500.0)])
+        with pytest.raises(ConfigError, match="share their distances.*expected one .*: allow max_false_alarms 1"):
+            Gate.of(shared, 0.1, 0.05)
 
 
-@pytest.mark.parametrize(("max_false_alarms", "delta", "needed"), [(0.05, 0.05, 59), (0.1, 0.05, 29), (0.01, 0.1, 230)])
+@pytest.mark.parametrize(
+    ("max_false_alarms", "delta", "needed"), [(0.05, 0.05, 59), (0.1, 0.05, 29), (0.01, 0.1, 230), (0.5, 0.25, 2)]
+)
 def test_too_few_rows_are_refused_with_the_number_needed(max_false_alarms: float, delta: float, needed: int) -> None:
     with pytest.raises(ConfigError, match=f"got {needed - 1} rows .*, expected at least {needed}: bring more"):
         Gate.of(torch.rand(needed - 1, generator=torch.Generator()), max_false_alarms, delta)
@@ -96,8 +105,10 @@ def test_of_very_many_rows_the_first_ones_serve() -> None:
     assert Gate.of(distances, 0.05, 0.05) == Gate.of(distances[:MOST_REFERENCE], 0.05, 0.05)
 
 
-def test_a_gate_is_stored_and_read_back_to_the_last_bit(tmp_path: Path) -> None:
-    gate = Gate.of(torch.randn(300, generator=torch.Generator().manual_seed(0)), 0.05, 0.05)
+@pytest.mark.parametrize(("n", "n_beyond"), [(59, 0), (300, 8)])
+def test_a_gate_is_stored_and_read_back_to_the_last_bit(n: int, n_beyond: int, tmp_path: Path) -> None:
+    gate = Gate.of(torch.randn(n, generator=torch.Generator().manual_seed(0)), 0.05, 0.05)
+    assert gate.n_beyond == n_beyond
     store_calibration(tmp_path, dataclasses.replace(made(), gate=gate))
     [known] = read_calibrations(tmp_path)
     assert known.gate == gate
