@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from blora.decision.abstention import AbstainReason, Policy, decide
+from blora.decision.abstention import AbstainReason, Policy, decide, strictest
 from blora.decision.uncertainty import Prediction, summarize
 from blora.errors import ConfigError
 from blora.scores import SCORES, TABLE
@@ -145,3 +145,36 @@ def test_an_unknown_threshold_in_a_mapping_is_refused(name: str) -> None:
 def test_a_policy_is_immutable() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Policy(min_confidence=0.5).min_confidence = 0.1  # type: ignore[misc]
+
+
+@per_threshold
+def test_a_score_needs_its_fewest_draws_and_no_more(
+    threshold: str, quantity: str, reason: str, bad_direction: int
+) -> None:
+    policy, fewest = Policy(**{threshold: 0.4}), SCORES[quantity].fewest_draws
+    assert policy.short_of_draws(fewest) is None
+    policy.check_draws(fewest)
+    assert policy.short_of_draws(fewest - 1) == SCORES[quantity]
+    with pytest.raises(ConfigError, match=f"got policy {threshold} with n_samples = {fewest - 1}, expected at least"):
+        policy.check_draws(fewest - 1)
+
+
+# The strictest of several
+
+
+@per_threshold
+def test_of_several_thresholds_on_a_score_the_one_that_withholds_most_is_kept(
+    threshold: str, quantity: str, reason: str, bad_direction: int
+) -> None:
+    policies = [Policy(**{threshold: value}) for value in (0.5, 0.3, 0.7)]
+    found = strictest(policies)
+    assert found is not None
+    for value in (0.2, 0.4, 0.6, 0.8):
+        asked = prediction(**{quantity: value})
+        assert decide(asked, found).abstained == any(decide(asked, policy).abstained for policy in policies)
+
+
+def test_a_threshold_that_one_of_several_policies_has_is_kept() -> None:
+    policies = Policy(min_confidence=0.6, min_familiarity=0.1), Policy(max_predictive_entropy=0.5)
+    assert strictest(policies) == Policy(min_confidence=0.6, min_familiarity=0.1, max_predictive_entropy=0.5)
+    assert strictest([]) is None
