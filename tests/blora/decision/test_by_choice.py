@@ -10,7 +10,7 @@ from torch import Tensor
 from blora.decision.by_choice import ALPHA, ChoiceCounts, beyond, by_choice, table
 from blora.decision.calibrate import calibrate
 from blora.decision.calibration import Calibration, Goal
-from blora.decision.selective import Evidence, Stage, certify
+from blora.decision.selective import Evidence, Stage, certify, split_rows
 from blora.errors import ConfigError
 from tests.blora.decision.test_calibrate import BINDING, SOURCE
 from tests.blora.decision.test_selective import N_SETS, exceedances_allowed
@@ -152,6 +152,29 @@ def test_a_limit_needs_the_same_choices_and_enough_rows_of_each() -> None:
     for share in (0.0, 1.1):
         with pytest.raises(ConfigError, match="max_missed"):
             Goal(max_missed=share)
+
+
+def test_rows_beyond_the_gate_do_not_suffice_for_a_limit_and_are_no_ask() -> None:
+    log_probs, labels = harmful(800)
+    _, proof = split_rows(800, GOAL.seed)
+    labels[:] = 0
+    labels[proof[:60]] = 1  # one more than needed, if two of them were not beyond the gate
+    distances = torch.rand(800, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    distances[proof[:60]] /= 2
+    distances[proof[:2]] += 2
+    goal = dataclasses.replace(GOAL, max_missed=0.05)
+    common = {"binding": PLAIN, "goal": goal, "choices": CHOICES, "earlier": lambda: pytest.fail("this is an ask")}
+    with pytest.raises(ConfigError, match=r"got 58 rows of the choice 'harmful' for the proof of .* at least 59 of"):
+        calibrate(log_probs, labels, distances=distances, **common, **SOURCE)
+
+
+def test_a_gate_that_no_row_of_the_tuning_part_passes_is_refused() -> None:
+    log_probs, labels = harmful(800)
+    tuning, _ = split_rows(800, GOAL.seed)
+    distances = torch.rand(800, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    distances[tuning] += 2
+    with pytest.raises(ConfigError, match="got no row that passes the gate"):
+        calibrate(log_probs, labels, binding=PLAIN, goal=GOAL, distances=distances, **SOURCE)
 
 
 def test_a_limit_that_rows_do_not_prove_is_named() -> None:

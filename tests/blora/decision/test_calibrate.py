@@ -280,7 +280,7 @@ def test_a_row_without_a_choice_to_make_is_refused() -> None:
 
 def test_a_choice_that_some_draws_rule_out_is_a_choice() -> None:
     log_probs, labels = answers()
-    log_probs[0, 3, (labels[3] + 1) % 3] = -torch.inf
+    log_probs[0, [3, -1], [int(labels[3]), 1]] = -torch.inf
     log_probs[0] = log_probs[0].log_softmax(-1)
     rows = calibrate(log_probs, labels, binding=BINDING, goal=Goal(), **SOURCE).rows
     assert (rows.fewest_choices, rows.most_choices) == (2, 3)
