@@ -92,7 +92,7 @@ def beyond(found: Sequence[ChoiceCounts], target_risk: float) -> tuple[list[Choi
     level = ALPHA / (2 * max(1, len(found)))
 
     def evident(n_wrong: int, n: int) -> bool:
-        return n_wrong > 0 and 1 - binomial_cdf(n_wrong - 1, n, target_risk) <= level
+        return 1 - binomial_cdf(n_wrong - 1, n, target_risk) <= level
 
     answers = [one for one in found if evident(one.n_wrong, one.n_answers)]
     questions = [one for one in found if evident(one.n_missed, one.n_rows)]

@@ -70,7 +70,7 @@ def test_a_table_shows_each_choice_and_of_many_those_with_the_most_mistakes() ->
     assert broken.split()[0] == "'line\\nbreak'"
     assert long.split()[0] == "x" * 37 + "..."
     assert len({len(line) for line in (head, first, broken, long)}) == 1
-    many = [counted(f"choice {k}", rows=100, missed=k) for k in range(30)]
+    many = [counted(f"choice {k}", rows=100, missed=k // 2, answers=100, wrong=k - k // 2) for k in range(30)]
     shown = table(many).splitlines()
     assert [line.split()[1] for line in shown[1:-1]] == [str(k) for k in range(29, 9, -1)]
     assert shown[-1].strip() == "the 20 of 30 choices with the most mistakes"

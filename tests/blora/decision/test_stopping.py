@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from blora.decision import calibrate
 from blora.decision.abstention import Policy, decide
 from blora.decision.binomial import binomial_cdf
 from blora.decision.selective import Evidence, Stage, split_rows
@@ -161,6 +162,13 @@ def test_early_decisions_differ_from_full_ones_as_rarely_as_stated_and_take_fewe
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ShapeError, match="expected \\(s, N, C\\) with s from 1 to 16"):
         settled(torch.rand(shape), 16, POLICIES[0], 0.1)
+
+
+def test_at_the_last_look_every_question_is_decided_even_between_equal_choices() -> None:
+    probs = torch.cat([questions(5), torch.full((16, 1, 3), 1 / 3, dtype=torch.float64)], 1)
+    *early, last = calibrate._stages(probs, probs, torch.zeros(6, dtype=torch.long), 0.1, "confidence")
+    assert [stage.reach["confidence"][-1] for stage in early] == [torch.inf, torch.inf]
+    assert last.reach == {}
 
 
 def test_early_answers_are_counted_as_each_threshold_has_them_go_out() -> None:
