@@ -115,6 +115,18 @@ def test_the_reach_is_students_t_with_the_finite_population_correction() -> None
     assert reach(probs, 8, 0.05)["confidence"].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
+def test_both_entropies_may_also_rise_by_the_bias_of_few_draws() -> None:
+    first = torch.tensor([0.8, 0.7, 0.75, 0.85], dtype=torch.float64)
+    probs = torch.stack([first, 1 - first], -1)[:, None]
+    found, mean = reach(probs, 16, 0.1), probs.mean(0)
+    width = found["confidence"].item() / first.std().item()
+    cross_entropies = -(probs * mean.log()).sum(-1)[:, 0]
+    divergences = (probs * (probs / mean).log()).sum(-1)[:, 0]
+    rise = divergences.mean().item() / (4 - 1) * (1 - 4 / 16)
+    assert found["predictive_entropy"].item() == pytest.approx(width * cross_entropies.std().item() + rise)
+    assert found["mutual_information"].item() == pytest.approx(width * divergences.std().item() + rise)
+
+
 def test_a_margin_may_fall_by_what_any_other_choice_may_gain_and_not_the_second_alone() -> None:
     third = torch.tensor([0.1, 0.2, 0.1, 0.2], dtype=torch.float64)  # on average 0.15, behind a steady 0.2
     probs = torch.stack([0.8 - third, torch.full_like(third, 0.2), third], -1)[:, None]
