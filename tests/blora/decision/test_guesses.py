@@ -31,6 +31,7 @@ def test_guesses_begin_where_the_predictive_tail_leaves_them_their_budget(n: int
     labels = probs.mean(0).argmax(-1)
     reference = -torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).log()  # mean 1
     begin = beginning_of_guesses(reference, probs, labels)
+    assert beginning_of_guesses(reference, torch.nn.functional.pad(probs, (0, 2)), labels) == begin
     after = guessed(probs.mean(0), SHARE, torch.ones(n_choices))
     before, later = (float(part.gather(1, labels[:, None]).log().mean()) for part in (probs.mean(0), after))
     farthest, k = float(reference.max()), n // 20

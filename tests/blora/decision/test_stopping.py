@@ -45,7 +45,7 @@ def test_looks_rise_by_doubling_and_end_with_all_draws(n_samples: int) -> None:
 
 
 def test_after_all_draws_everything_is_settled_and_after_one_nothing() -> None:
-    probs = questions(50)
+    probs = torch.cat([questions(50), torch.full((16, 1, 3), 1 / 3, dtype=torch.float64)], 1)
     assert settled(probs, 16, POLICIES[0], 0.01).all()
     assert not settled(probs[:1], 16, POLICIES[0], 0.01).any()
     assert settled(probs[:1], 1, POLICIES[0], 0.01).all()
