@@ -3,11 +3,11 @@
 `python -m benchmarks.peers` trains, on every set: a logistic regression on the words of the texts, one on the frozen
 base model's states, one on these after contrast, and the head of `blora train`, whose posterior mean and draws are
 listed separately; where labels are few, other posteriors over the same weights; where they are levels, a cumulative
-link; on BANKING77, CLINC150, ARC-Easy and BoolQ also heads above a LoRA, one for each seed. Questions that bring
-their own choices have the base model's log-probabilities in place of words and contrast. Validation rows come out of
-the training rows where a set has none of its own. Every method is listed as trained and recalibrated on the validation
-rows. Draws and LoRAs have seeds; all else is deterministic. `benchmarks.peers.training_free` asks AnyJev about the same
-sets, and `benchmarks.peers.decision_model` any2jev.
+link; on BANKING77, CLINC150 and ARC-Easy also heads above a LoRA, one for each seed. Questions that bring their own
+choices have the base model's log-probabilities in place of words and contrast. Validation rows come out of the training
+rows where a set has none of its own. Every method is listed as trained and recalibrated on the validation rows. Draws
+and LoRAs have seeds; all else is deterministic. `benchmarks.peers.training_free` asks AnyJev about the same sets, and
+`benchmarks.peers.decision_model` any2jev.
 """
 
 import argparse

@@ -72,7 +72,7 @@ def load_set(name: str) -> TaskSet:
         return replace(task, clear=clear, proof=proof)
     if name == "boolq":
         train, test = (_answered(DATA / f"{name}_{part}.jsonl") for part in ("train", "test"))
-        return replace(_texts(name, DEFAULT_TEMPLATES["question"], [*_divided(train), test], None), with_lora=True)
+        return _texts(name, DEFAULT_TEMPLATES["question"], [*_divided(train), test], None)
     if name in QUESTIONS:
         parts = [_about(name, part) for part in ("train", "validation", "test", "proof")]
         task = _texts(name, TICKET, parts[:3], None, QUESTIONS[name])
