@@ -51,6 +51,15 @@ def test_a_promise_more_than_kept_stays_unbroken_for_twenty_thousand_outcomes() 
     assert not after(Promise(0.1), outcomes(20_000, 0.09, 0)).broken
 
 
+def test_what_is_far_from_broken_is_not_called_so_where_float_precision_ends() -> None:
+    promise = Promise(0.1)
+    for n_outcomes in (1000, 10_000, 100_000, 10_000_000):
+        promise.observe(n_outcomes, n_outcomes // 100, 0)
+        assert not promise.broken
+        assert promise.lower_bound <= 0.01
+    assert promise.lower_bound == pytest.approx(0.01, rel=0.02)
+
+
 def test_where_mostly_complaints_are_reported_a_kept_promise_is_called_broken() -> None:
     reported = [w for w, u in zip(outcomes(1000, 0.03, 0), outcomes(1000, 0.1, 1), strict=True) if w or u]
     assert after(Promise(0.05), reported).broken
@@ -103,6 +112,14 @@ def test_what_another_process_called_broken_is_broken_until_a_correction() -> No
     promise.observe(1000, 100, 2, rejected_at=2)
     assert (promise.broken, promise.rejected_at) == (True, 2)
     promise.observe(1000, 99, 3, rejected_at=2)
+    assert not promise.broken
+
+
+def test_a_correction_drops_what_another_process_called_broken_before_the_counts_were_lost() -> None:
+    promise = Promise(0.1)
+    promise.observe(10, 1, 0, rejected_at=5)
+    assert promise.broken
+    promise.observe(10, 0, 1)
     assert not promise.broken
 
 
