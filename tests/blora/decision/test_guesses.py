@@ -67,6 +67,18 @@ def test_a_label_that_was_thought_impossible_and_rows_at_one_distance_leave_it_f
     assert beginning_of_guesses(torch.ones(20), probs, torch.tensor([0, 0])) == 1
 
 
+def test_one_label_that_was_thought_impossible_does_not_decide_where_guesses_begin() -> None:
+    reference = torch.arange(100.0) / 10
+    probs = torch.tensor([[[0.9, 0.1]]]).repeat(1, 1000, 1)
+    labels = torch.zeros(1000, dtype=torch.long)
+    without = beginning_of_guesses(reference, probs, labels)
+    probs[:, 0] = torch.tensor([0.0, 1.0])
+    found = beginning_of_guesses(reference, probs, labels)
+    assert without is not None
+    assert found == pytest.approx(without, rel=0.01)
+    assert without > float(reference.max()) + 0.5
+
+
 def test_far_questions_alone_get_guesses_over_their_own_choices() -> None:
     probs = torch.tensor([[[0.9, 0.1, 0.0], [0.9, 0.1, 0.0]]])
     present = torch.tensor([[True, True, False]] * 2)
@@ -116,6 +128,18 @@ def test_a_calibration_is_of_answers_with_their_guesses() -> None:
     ]
     assert quantiles[0] == pytest.approx(quantiles[1])
     assert found.default_level.coverage < (calibrate(log_probs, labels, **common).default_level.coverage or 0)
+
+
+def test_a_choice_that_some_draw_rules_out_gets_its_part_of_the_guesses() -> None:
+    log_probs, labels = answers(n_draws=2)
+    common = {"binding": replace(BINDING, n_samples=2), "goal": Goal(target_risk=0.2), **SOURCE}
+    shares = torch.where(torch.arange(800) % 5 == 0, 0.9, 0.0)
+    other = (labels + 1) % 3
+    found = []
+    for ruled_out in (-math.inf, -1e4):  # of probability 0 either way
+        log_probs[0, torch.arange(799), other[:-1]] = ruled_out
+        found.append(calibrate(log_probs.log_softmax(-1), labels, guesses=shares, **common))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("present", [torch.ones(3), torch.ones(3, dtype=torch.bool)], ids=["numbers", "a mask"])
