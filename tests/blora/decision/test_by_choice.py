@@ -141,6 +141,23 @@ def test_a_limit_holds_behind_a_gate_and_counts_the_withheld_questions() -> None
     assert harmless.n_answers + rare.n_answers == round((calibration.default_level.coverage or 0) * 3000)
 
 
+def test_counts_by_choice_leave_out_the_row_at_the_gate_as_the_level_does() -> None:
+    log_probs, labels = harmful(4000)
+    distances = torch.arange(4000.0)
+    common = {"binding": PLAIN, "goal": GOAL, "distances": distances, "choices": CHOICES, **SOURCE}
+    gate = calibrate(log_probs, labels, **common).gate
+    assert gate is not None
+    at_the_gate = int(gate.distance)
+    log_probs[:, at_the_gate] = torch.tensor([0.01, 0.99], dtype=torch.float64).log()  # an answer, and a wrong one
+    labels[at_the_gate] = 0
+    calibration = calibrate(log_probs, labels, **common)
+    level = calibration.default_level
+    n_answers = (level.coverage or 0) * 3000
+    assert calibration.gate == gate
+    assert sum(one.n_answers for one in calibration.choices) == pytest.approx(n_answers)
+    assert sum(one.n_wrong for one in calibration.choices) == pytest.approx((level.error or 0) * n_answers)
+
+
 def test_a_limit_needs_the_same_choices_and_enough_rows_of_each() -> None:
     goal = dataclasses.replace(GOAL, max_missed=0.05)
     with pytest.raises(ConfigError, match=r"max_missed = 0.05 for rows with different choices, expected the same in"):
