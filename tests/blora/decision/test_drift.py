@@ -58,20 +58,21 @@ def test_one_foreign_question_in_five_is_noticed(found: float, n_quiet: int, mos
     assert median(times) <= most
 
 
-def test_the_wealth_is_a_supermartingale_where_the_share_is_at_most_the_limit() -> None:
-    for share in (0.01, MAX_SHARE):
-        test = DriftTest(MAX_SHARE)
+@pytest.mark.parametrize("limit", [MAX_SHARE, 0.5, 0.99])
+def test_the_wealth_is_a_supermartingale_where_the_share_is_at_most_the_limit(limit: float) -> None:
+    for share in (limit / 5, limit):
+        test = DriftTest(limit)
         seen = Seen()
         for k in range(30):
             after = []
             for unfamiliar in (0, 1):
-                branch = DriftTest(MAX_SHARE)
+                branch = DriftTest(limit)
                 branch._logs, branch._n_looks, branch._seen = list(test._logs), test._n_looks, seen
                 branch.observe(seen + Seen(1, unfamiliar))
                 after.append(branch.wealth)
             expected = (1 - share) * after[0] + share * after[1]
             assert expected <= test.wealth + 1e-12
-            assert expected == pytest.approx(test.wealth) or share < MAX_SHARE
+            assert expected == pytest.approx(test.wealth) or share < limit
             seen += Seen(1, int(k % 7 == 0))
             test.observe(seen)
 
