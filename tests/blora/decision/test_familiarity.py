@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from blora.config import FamiliarityConfig, FamiliarityKind
 from blora.decision.familiarity import MOST_BYTES, Familiarity, familiarity_shapes, p_value, stored_bytes
+from blora.decision.guesses import SHARE
 from blora.errors import ConfigError, ShapeError
 
 CONFIG = FamiliarityConfig(kind="both", depths=(1, 2), n_states=12, n_low=6, n_directions=2, n_axes=3, n_labels=4)
@@ -117,6 +119,22 @@ def test_a_question_has_the_same_distance_alone_and_in_a_batch() -> None:
     together = found.distance(states(16))
     alone = torch.cat([found.distance(row[None]) for row in states(16)])
     torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-4)
+
+
+def test_a_question_at_the_very_center_has_a_finite_distance_below_that_of_any_other() -> None:
+    for kind in get_args(FamiliarityKind):
+        found = with_choices() if kind == "choices" else familiarity(kind)
+        [center] = found.distance(found.center[None]).tolist()
+        assert math.isfinite(center)
+        if kind != "direction":
+            assert center < float(found.distance(states(20)).min())
+
+
+def test_answers_are_guesses_beyond_the_distance_alone_where_they_begin() -> None:
+    distances = torch.tensor([-1.0, 2.5, 2.5 + 1e-6, 9.0])
+    assert not familiarity().guesses(distances).any()
+    found = replace(familiarity(), config=replace(CONFIG, guesses_beyond=2.5)).guesses(distances)
+    torch.testing.assert_close(found, torch.tensor([0.0, 0.0, SHARE, SHARE]))
 
 
 def test_stored_tensors_give_the_same_distances() -> None:
