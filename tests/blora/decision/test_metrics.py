@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from blora.decision.metrics import accuracy, aurc, brier, ece, metrics, nll
+from blora.decision.metrics import accuracy, aurc, bin_of, brier, ece, metrics, nll
 from blora.errors import NumericalError, ShapeError
 
 METRICS = {
@@ -103,6 +103,11 @@ def test_equal_width_ece_is_that_of_a_loop_over_bins(prediction: tuple[Tensor, T
         if inside.any():
             expected += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
     assert ece(*prediction, n_bins=n_bins) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_confidence_that_rounding_moves_beyond_its_range_is_in_the_outermost_bin() -> None:
+    confidence = torch.tensor([0.0, 1e-300, 0.2, 0.2 + 1e-12, 1.0, 1 + 2**-52, 1 + 1e-6], dtype=torch.float64)
+    assert bin_of(confidence, 5).tolist() == [0, 0, 0, 1, 4, 4, 4]
 
 
 @given(prediction=predictions(), n_bins=st.integers(1, 20))
