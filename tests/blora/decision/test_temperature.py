@@ -168,6 +168,18 @@ def test_a_lapse_is_a_guess_among_the_choices_that_there_are() -> None:
     assert found[0, 0].tolist() == pytest.approx([0.7 * 0.7 + 0.15, 0.7 * 0.3 + 0.15, 0])
     assert found[1, 0].tolist() == pytest.approx([0.85, 0.15, 0])  # the first draw knows of a second choice
     assert found[1, 1].tolist() == pytest.approx([0.45, 0.45, 0.1])
+    alone = temper(log_probs[:, :1], 1.0, 0.3, present=torch.ones(3))  # the question has the third choice too
+    assert alone[1, 0].tolist() == pytest.approx([0.8, 0.1, 0.1])
+
+
+def test_a_choice_that_some_draws_rule_out_is_fitted_as_one_of_tiny_probability() -> None:
+    log_probs, labels, lengths = (rows.clone() for rows in distorted(Recalibration(1.0, 0.0, 0.2), n_draws=2))
+    log_probs, labels, lengths = log_probs[:, :300], labels[:300], lengths[:300]
+    found = []
+    for ruled_out in (ABSENT, -1e6):
+        log_probs[0, torch.arange(0, 300, 2), labels[::2]] = ruled_out
+        found.append(fit_recalibration(log_probs.log_softmax(-1), labels, lengths, POWERS))
+    assert found[0] == pytest.approx(found[1], rel=1e-3, abs=1e-6)
 
 
 def test_choices_of_one_length_leave_the_power() -> None:
