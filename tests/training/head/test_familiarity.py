@@ -10,7 +10,7 @@ from blora.config.head import MOST_REFERENCE
 from blora.decision.curves import auroc
 from blora.decision.familiarity import MOST_BYTES, Familiarity, p_value, stored_bytes
 from blora.errors import ShapeError
-from blora.training.head.familiarity import SHRINKAGE, _fit, _of_kind, fit_familiarity
+from blora.training.head.familiarity import KINDS, SHARPNESS, SHRINKAGE, _fit, _folds, _of_kind, fit_familiarity
 
 DEPTHS = (3, 5, 9)
 F = 60
@@ -114,18 +114,49 @@ def test_few_rows_give_finite_distances(n: int, n_labels: int) -> None:
 def test_the_axes_are_those_of_the_covariances_between_and_within_labels(n: int) -> None:
     """With few rows or many: of unit length within labels, and as strong between them as the eigenvalues are."""
     states, labels = rows(n, 4, spread=1.0, seed=0)
+    kept = (labels != 0) | (torch.arange(n) % 8 == 0)  # half as many rows of the first label
+    states, labels, n = states[kept], labels[kept], int(kept.sum())
     fitted = _fit(DEPTHS, states, labels)
     x = ((states - states.mean(0)) / states.std(0, correction=0)).double()
     means = torch.stack([x[labels == k].mean(0) for k in range(4)])
     centred = x - means[labels]
     covariance = centred.T @ centred / n
     covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * covariance.diagonal().diag()
-    between = means.T @ means / 4
+    between = means.T @ (labels.bincount()[:, None] / n * means)
     axes = fitted.axes.double()
     assert axes.shape == (3, F)
     torch.testing.assert_close(axes @ covariance @ axes.T, torch.eye(3, dtype=axes.dtype), rtol=0, atol=2e-3)
     strengths = torch.linalg.eigvals(torch.linalg.solve(covariance, between)).real.sort(descending=True).values[:3]
     torch.testing.assert_close(axes @ between @ axes.T, strengths.diag(), rtol=2e-3, atol=2e-3 * float(strengths[0]))
+
+
+def test_few_labels_are_left_out_one_by_one_and_many_in_groups_of_similar_ones() -> None:
+    states, labels = rows(70, 7, spread=1.0, seed=0)
+    assert [fold.tolist() for fold in _folds(states, labels)] == [[k] for k in range(7)]
+    pairs = 20 * torch.eye(5, F)[torch.arange(100) % 5] + rows(100, 10, spread=0.1, seed=1)[0]
+    folds = [sorted(fold.tolist()) for fold in _folds(pairs, torch.arange(100) % 10)]
+    assert sorted(folds) == [[k, k + 5] for k in range(5)]
+
+
+def test_labels_that_leave_too_little_behind_are_not_left_out() -> None:
+    train, labels = rows(60, 3, spread=1.0, seed=0)
+    three = fit_familiarity(DEPTHS, train, train[:20], labels, labels[:20])
+    assert (three.candidates, three.familiarity.config.kind) == ((), "gaussian")  # two would be left to fit axes to
+    train, labels = rows(60, 4, spread=1.0, seed=0)
+    of_one = labels == 0  # all validation rows have one label, without which there are none
+    fitted = fit_familiarity(DEPTHS, train, train[of_one], labels, labels[of_one])
+    assert [candidate.kind for candidate in fitted.candidates] == [*KINDS]
+    assert fitted.familiarity.distance(train).isfinite().all()
+
+
+def test_each_kind_has_its_sharpness_and_the_same_distances_once_it_is_stored() -> None:
+    (train, labels), (validation, _) = rows(200, 8, spread=1.0, seed=0), rows(100, 8, spread=1.0, seed=1)
+    for kind in KINDS:
+        found = _of_kind(_fit(DEPTHS, train, labels), kind, validation)
+        assert found.config.sharpness == (SHARPNESS if kind == "direction" else None)
+        stored = Familiarity.of(found.config, found.tensors())
+        assert torch.equal(stored.distance(validation), found.distance(validation))
+        torch.testing.assert_close(stored.reference.sort().values, stored.distance(validation).sort().values)
 
 
 def test_labels_with_the_same_rows_have_no_axis_between_them() -> None:
@@ -174,6 +205,7 @@ def test_choices_of_another_kind_are_noticed_behind_familiar_prompts() -> None:
     own = [rows(1600, 2, spread=0.5, seed=seed, of=11)[0] for seed in (3, 4, 5)]
     found = fit_familiarity(DEPTHS, train, validation, choices=(own[0], four_each(own[1]))).familiarity
     assert found.config.kind == "choices"
+    torch.testing.assert_close(found.choice_center, own[0][:, : found.config.n_low].mean(0))  # not the validation rows'
     assert stored_bytes(found.config) <= MOST_BYTES
     again = found.distance(validation, four_each(own[1]))
     torch.testing.assert_close(found.reference.sort().values, again.sort().values)
