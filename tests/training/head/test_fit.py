@@ -94,6 +94,14 @@ def test_a_linear_head_is_the_minimum_that_scikit_learn_finds() -> None:
     torch.testing.assert_close(found, expected, rtol=0.02, atol=2e-3)
 
 
+def test_a_label_is_the_output_of_its_choice_wherever_the_row_has_it() -> None:
+    train, rows = linear_task(50, 1)
+    other = replace(rows[0].row, outputs=(2, 0, 1))
+    turned = [LabelledRow(other, other.outputs.index(row.label)) for row in rows]
+    one, two = (Regression.of(CONFIG, train, asked).labels for asked in (rows, turned))
+    assert one.tolist() == two.tolist() == [row.label for row in rows]
+
+
 def test_the_posterior_of_a_linear_head_is_the_kronecker_factored_laplace_approximation() -> None:
     (train, rows), (validation, held_out) = linear_task(200, 1), linear_task(50, 2)
     fitted = fit_head(Regression.of(CONFIG, train, rows), validation, held_out, NO_LORA, "states")
