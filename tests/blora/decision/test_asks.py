@@ -1,6 +1,7 @@
 """Asks of calibration rows: which of them add up, and what is remembered of the rows."""
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -46,6 +47,23 @@ def test_asks_of_rows_that_overlap_add_up_and_fresh_rows_start_anew(changes: dic
 
 def test_the_same_ask_again_is_no_other_chance() -> None:
     assert earlier_asks([ROWS], ROWS, FIRST) == (SECOND,)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"target_risk": value} for value in (0.0, 1.0, math.nan)),
+        *({"delta": value} for value in (0.0, 0.51, math.nan)),
+        *({"max_false_alarms": value} for value in (0.0, 1.01, math.nan)),
+        *({"max_missed": value} for value in (0.0, 1.01, math.nan)),
+        *({"seed": value} for value in (-1, 2**63)),
+        {"dtype": ""},
+    ],
+)
+def test_an_ask_that_nothing_could_prove_is_refused(change: dict[str, Any]) -> None:
+    dataclasses.replace(FIRST, max_false_alarms=1.0, max_missed=1.0, seed=2**63 - 1)
+    with pytest.raises(ConfigError, match=f"got {next(iter(change))} = "):
+        dataclasses.replace(FIRST, **change)
 
 
 @pytest.mark.parametrize("change", [{"delta": 0.1}, {"seed": 1}, {"target_risk": 0.16}, {"dtype": "float32"}])

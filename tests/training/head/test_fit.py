@@ -82,9 +82,11 @@ def fit_pointer(
     return fit_head(Regression.of(config, read[0], train[1]), read[1], validation[1], NO_LORA, part)
 
 
-def test_a_linear_head_is_the_minimum_that_scikit_learn_finds() -> None:
+@pytest.mark.parametrize("n_directions", [2, 5])
+def test_a_linear_head_is_the_minimum_that_scikit_learn_finds(n_directions: int) -> None:
     (train, rows), (validation, held_out) = linear_task(300, 1), linear_task(100, 2)
-    fitted = fit_head(Regression.of(CONFIG, train, rows), validation, held_out, NO_LORA, "states")
+    config = replace(CONFIG, n_directions=n_directions)
+    fitted = fit_head(Regression.of(config, train, rows), validation, held_out, NO_LORA, "states")
     head = fitted.head
     z = head.project(train.states).numpy()
     precision = fitted.precisions[0] * len(head.directions) / len(head.center)
