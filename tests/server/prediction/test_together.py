@@ -44,6 +44,14 @@ async def test_where_beginnings_are_not_remembered_only_equal_prompts_are_shared
     assert await met(("a", (*BEGINNING, 1)), ("a", (*BEGINNING, 2)), beginnings=False) == [None, None]
 
 
+async def test_questions_of_two_readings_share_no_text_with_each_other() -> None:
+    prompts = (*BEGINNING, 1), (*BEGINNING, 2)
+    one, _, other, _ = await met(*(("a", prompt) for prompt in prompts), *(("b", prompt) for prompt in prompts))
+    assert one is not None
+    assert other is not None
+    assert one.key != other.key
+
+
 async def test_questions_of_two_requests_share_nothing() -> None:
     [one, _], [other, _] = [await met(("a", (*BEGINNING, 1)), ("a", (*BEGINNING, 2))) for _ in range(2)]
     assert one is not None

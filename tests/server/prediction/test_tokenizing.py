@@ -12,6 +12,7 @@ from blora.server.engines.loading import longest_token
 from blora.server.errors import TooLargeError
 from blora.server.prediction.tokenizing import Lengths
 from blora.server.schemas.requests import PredictRequest
+from blora.server.settings import Settings
 from tests.scenarios import tiny_tokenizer
 from tests.server.fakes import FakeEngine, FakeRow, Running, running
 from tests.server.prediction.test_predictor import flood
@@ -85,6 +86,19 @@ def test_a_prompt_of_the_length_that_was_told_is_short_enough() -> None:
     choices = ("x y z", "x y w")
     question = PredictRequest(prompt="w " * 8, choices=list(choices))
     LENGTHS.check_row(Words(question.prompt or "", choices), question, choices)
+
+
+def test_what_has_as_many_characters_as_its_tokens_could_is_tokenised() -> None:
+    choices = ("x", "y" * 59)
+    assert LENGTHS.check_characters(PredictRequest(prompt="w" * 50, choices=list(choices)), choices) == 110
+
+
+async def test_choices_have_room_beside_a_prompt_of_the_largest_allowed_length() -> None:
+    model = (await FakeEngine().load()).model
+    lengths = Lengths.of(Settings(max_prompt_tokens=100, max_batch_tokens=104, max_queue_tokens=1000), model)
+    choices = ("x y z", "x y w")
+    question = PredictRequest(prompt="w " * 100, choices=list(choices))
+    lengths.check_row(Words(question.prompt or "", choices), question, choices)
 
 
 def test_an_adapters_own_choices_are_not_the_clients_to_shorten() -> None:

@@ -157,3 +157,48 @@ async def test_a_batcher_without_a_worker_is_silent_for_ever() -> None:
         b.batcher._worker.cancel()
         await settle()
         assert b.batcher.silent_s == math.inf
+
+
+async def test_a_client_that_leaves_a_batch_that_failed_together_is_not_asked_for_alone() -> None:
+    async with bench() as b:
+        held = await b.hold()
+        asked = [b.submit(name) for name in ("bad", "leaving", "staying")]
+        await settle()
+        attempts: list[list[str]] = []
+
+        async def run(payloads: Sequence[str], control: Control) -> list[str]:
+            attempts.append(list(payloads))
+            if len(payloads) > 1:
+                asked[1].cancel()
+                await settle()
+            if "bad" in payloads:
+                raise RuntimeError("one of them is bad")
+            return [payload.upper() for payload in payloads]
+
+        b.batcher._run = run
+        await b.release(held, *asked)
+        assert attempts == [["bad", "leaving", "staying"], ["bad"], ["staying"]]
+        assert asked[2].result().result == "STAYING"
+        assert b.notes.drops == ["cancelled"]
+
+
+async def test_an_input_that_was_answered_before_the_others_left_is_no_drop() -> None:
+    async def run(payloads: Sequence[str], control: Control) -> list[str]:
+        control.finished(payloads[0], "EARLY")
+        await settle()
+        asked[1].cancel()
+        await settle()
+        control.look()
+        return []
+
+    b = Bench()
+    b.batcher = Batcher(run, observer=b.notes, **LIMITS)
+    asked = [b.submit(name) for name in ("early", "leaving")]
+    await settle()
+    b.batcher.start()
+    assert (await asked[0]).result == "EARLY"
+    async with asyncio.timeout(5):
+        while not b.notes.drops:
+            await asyncio.sleep(0)
+    await b.batcher.stop()
+    assert b.notes.drops == ["cancelled"]
