@@ -9,13 +9,15 @@ from starlette.types import Message
 
 from blora.server.errors import DisconnectedError
 from blora.server.http.disconnect import unless_disconnected
-from tests.server.fakes import FakeEngine, Running, running
+from blora.server.schemas.requests import PredictRequest
+from tests.server.decision_models import choice
+from tests.server.fakes import CHOICES, TRIAGE_DIGEST, FakeEngine, Running, handle, running
 
 
 class Caller:
     """A client on the bare ASGI interface that can hang up."""
 
-    def __init__(self, server: Running, body: object) -> None:
+    def __init__(self, server: Running, body: object, path: str = "/v1/predict") -> None:
         self._messages: asyncio.Queue[Message] = asyncio.Queue()
         self._messages.put_nowait({"type": "http.request", "body": json.dumps(body).encode(), "more_body": False})
         scope = {
@@ -24,8 +26,8 @@ class Caller:
             "http_version": "1.1",
             "method": "POST",
             "scheme": "http",
-            "path": "/v1/predict",
-            "raw_path": b"/v1/predict",
+            "path": path,
+            "raw_path": path.encode(),
             "root_path": "",
             "query_string": b"",
             "headers": [(b"content-type", b"application/json")],
@@ -78,6 +80,33 @@ async def test_every_input_of_a_batch_is_dropped(server: Running, engine: FakeEn
     await staying.call
     assert engine.batches == [["staying"]]
     assert await server.metric("blora_dropped_total", reason="cancelled") == 5
+
+
+async def test_each_typed_question_of_a_client_that_left_counts_as_disconnected() -> None:
+    questions = [choice(*CHOICES, name="queue"), choice("a", "b")]
+    engine = FakeEngine(handles=(handle("triage", TRIAGE_DIGEST),))
+    engine.gate.clear()
+    async with running(engine) as server:
+        leaving = Caller(server, {"model": "triage", "input": "x", "questions": questions}, "/v1/decisions")
+        await engine.computing.wait()
+        leaving.hang_up()
+        await leaving.call
+        engine.gate.set()
+        assert await server.metric("blora_requests_total", adapter="triage", outcome="disconnected") == len(questions)
+        assert await server.metric("blora_requests_total", outcome="sibling_failed") == 0
+
+
+async def test_a_cancelled_question_ends_as_cancelled_and_not_with_an_answer(
+    server: Running, engine: FakeEngine
+) -> None:
+    engine.gate.clear()
+    question = PredictRequest(prompt="x", adapter="triage")
+    asked = asyncio.create_task(server.app.state.service.predictor().predict(question))
+    await engine.computing.wait()
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    engine.gate.set()
 
 
 async def test_a_client_that_leaves_in_the_middle_of_its_body_is_forgotten(engine: FakeEngine) -> None:
