@@ -3,14 +3,18 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from blora.config import SamplingConfig
 from blora.decision.abstention import Policy
-from blora.server.engines.protocol import Job, Stop
+from blora.server.engines.protocol import Job, Outcome, Stop
 from blora.server.scheduling.control import AbandonedError, Control
-from tests.server.engines.asking import Asking
+from tests.server.engines.asking import Asking, loaded, settings, write_adapter
 
 LONG = "the same long beginning of every prompt here, and then " + "x" * 20
 
@@ -136,3 +140,24 @@ async def test_between_looks_what_is_settled_is_given_and_what_nobody_wants_is_d
     assert len(found[1]) < len(found[0]) == 16
     if len(found[2]) < 16:
         assert finished == [quick]
+
+
+async def test_an_answer_that_is_given_early_tells_its_own_clients_cached_tokens(folder: Path) -> None:
+    write_adapter(folder / "many", folder / "tiny", seed=1, sampling=SamplingConfig(n_samples=16, seed=7))
+    never, at_once = Stop(Policy(min_confidence=0.5), 1e-9), Stop(Policy(min_confidence=1e-6), 0.5)
+    finished: dict[str | None, Outcome] = {}
+
+    def note(payload: Any, result: Any) -> None:
+        finished[payload.client] = result
+
+    async with loaded(settings(folder, "many")) as (engine, state):
+        asking = Asking(engine, state)
+
+        async def job(end: str, client: str, stop: Stop) -> Job:
+            return replace(await asking.job(LONG + end, adapter="many", n_samples=16, stop=stop), client=client)
+
+        await engine.run([await job(end, "regular", never) for end in "ab"])
+        asked = (("c", "regular", at_once), ("d", "newcomer", at_once), ("e", "newcomer", never))
+        await engine.run([await job(*each) for each in asked], Control(finished=note))
+    assert finished["regular"].cached_tokens > 0
+    assert finished["newcomer"].cached_tokens == 0
