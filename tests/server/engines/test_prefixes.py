@@ -82,6 +82,17 @@ def test_what_two_prompts_share_is_remembered_from_the_second_on(setup: Setup) -
     assert lengths(known, job(one, *HEAD)) == [0]  # a row keeps at least one token
 
 
+@pytest.mark.parametrize("place", [0, 20, 38, 39])
+def test_a_prompt_that_differs_from_a_prefix_in_one_token_does_not_begin_with_it(setup: Setup, place: int) -> None:
+    _, one, _ = setup
+    known = prefixes(setup)
+    assert lengths(known, job(one, *HEAD, 50), job(one, *HEAD, 51)) == [40, 40]
+    other = (*HEAD[:place], 99, *HEAD[place + 1 :])
+    [prefix] = known.split([job(one, *other, 52)])
+    assert prefix is None or prefix.tokens == other[: len(prefix.tokens)]
+    assert lengths(known, job(one, *HEAD, 53)) == [40]
+
+
 def test_tokens_count_as_cached_from_the_batch_after_the_one_that_computes_them(setup: Setup) -> None:
     _, one, _ = setup
     known = prefixes(setup)
