@@ -203,3 +203,20 @@ async def test_a_further_step_is_never_refused() -> None:
     order.gate.set()
     await asyncio.gather(*tasks, further)
     assert order.done == ["0", "1", "3"]
+
+
+async def test_whoever_stops_waiting_lets_nobody_in_beside_the_one_whose_turn_it_is() -> None:
+    order = Order(turns())
+    first, last, leaving = [asyncio.create_task(order.one(name, "one", 1)) for name in ("first", "last", "leaving")]
+    await started(first, last, leaving)
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    await started(first, last)
+    order.gate.set()
+    order.gate.clear()  # whoever waits at the gate by now goes on, and whoever comes later does not
+    await started(last)
+    assert order.done == ["first"]
+    order.gate.set()
+    async with asyncio.timeout(5):
+        await asyncio.gather(first, last)
+    assert order.done == ["first", "last"]
