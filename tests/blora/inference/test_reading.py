@@ -165,6 +165,19 @@ def test_a_row_scores_the_same_in_a_batch_and_alone(readout: str) -> None:
         assert together[:, b, row.n_choices :].isneginf().all()
 
 
+def test_the_choices_that_tell_how_familiar_a_question_is_are_its_own_in_a_batch_too() -> None:
+    base = tiny_base()
+    config = config_of(base, "pointer")
+    rows = [packed(base, text, "pointer", LABELS[: 2 + k % 2]) for k, text in enumerate(TEXTS)]
+    together = read_rows(base.model, rows, config, NO_LORA).choices()
+    assert together is not None
+    states, owner = together
+    for b, row in enumerate(rows):
+        alone = read_rows(base.model, [row], config, NO_LORA).choices()
+        assert alone is not None
+        torch.testing.assert_close(states[owner == b], alone[0], rtol=1e-4, atol=1e-4)
+
+
 def test_some_of_the_fixed_choices_share_the_heads_probability() -> None:
     base = tiny_base()
     draws = draws_of(base, "linear")
