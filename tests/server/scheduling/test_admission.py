@@ -150,3 +150,19 @@ async def test_a_flood_at_one_adapter_leaves_room_for_its_clients_other_adapters
         answers = await b.release(held, *flood, rare)
         assert sum(isinstance(answer, QueueFullError) for answer in answers) == 22
         assert answers[-1].result == "RARE"
+
+
+async def test_inputs_of_others_that_came_first_are_ahead_of_a_new_one() -> None:
+    """At 1000 tokens per second, 2000 of twenty owners take 2 s, and all of them have their turn before a new owner."""
+    async with bench() as b:
+        for n_tokens in (50, 100):
+            b.worker.seconds = n_tokens / 1000
+            await b.submit("measured", n_tokens=n_tokens)
+        b.worker.seconds = 0
+        held = await b.hold()
+        others = [b.submit(f"other{i}", n_tokens=100, owner=f"other{i}") for i in range(20)]
+        await settle()
+        with pytest.raises(QueueFullError, match="The answer is expected in about"):
+            await b.submit("new", n_tokens=100, owner="new", timeout_s=1)
+        answers = await b.release(held, *others)
+        assert not any(isinstance(answer, Exception) for answer in answers)
