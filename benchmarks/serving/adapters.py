@@ -37,7 +37,7 @@ class Adapters:
 
 
 def prepare(data: Path) -> Adapters:
-    """Trains and calibrates what runs/serving does not have yet (half an hour on one core).
+    """Train and calibrate what runs/serving does not have yet (half an hour on one core), from the last epoch on.
 
     Args:
         data: the folder of arc_easy_train.jsonl. 800 of its rows train, 400 validate, the others calibrate.
@@ -46,7 +46,7 @@ def prepare(data: Path) -> Adapters:
     known, others = _divide(data / "arc_easy_train.jsonl")
     common = ["train", "--data", str(known), "--train-examples", str(N_TRAIN), "--validation-examples"]
     common += [str(N_VALIDATION), "--layers", LAYERS, "--epochs", str(EPOCHS), "--n-samples", str(N_SAMPLES)]
-    common += [*POSTERIOR, "--head", "none"]
+    common += [*POSTERIOR, "--head", "none", "--resume"]
     if not adapters.late.is_dir():
         late = ["--bayesian-layers", FORK, "--stop-error", str(STOP_ERROR), "--output", str(adapters.late)]
         run_blora(*common, *late)
