@@ -8,7 +8,7 @@ import pytest
 from blora.server.errors import QueueFullError, TooLargeError
 from blora.server.scheduling.admission import Admission, Owner, QueueState
 from blora.server.scheduling.runs import Work
-from tests.server.scheduling.test_batcher import bench, settle
+from tests.server.scheduling.test_batcher import Bench, bench, settle
 
 NOBODY = QueueState.of({}, None, ahead=0)
 
@@ -16,6 +16,14 @@ NOBODY = QueueState.of({}, None, ahead=0)
 def admission(timeout_s: float = 30) -> Admission:
     limits = {"max_batch_tokens": 100, "max_queue_tokens": 1000, "max_queue_requests": 50, "max_input_passes": 9}
     return Admission(**limits, timeout_s=timeout_s)
+
+
+async def measure(b: Bench, *, tokens_per_second: int) -> None:
+    """Let the batcher measure a speed of its worker, which then takes no time."""
+    for n_tokens in (50, 100):
+        b.worker.seconds = n_tokens / tokens_per_second
+        await b.submit("measured", n_tokens=n_tokens)
+    b.worker.seconds = 0
 
 
 def input_of(n_tokens: int, n_draws: int = 1, **more: int) -> Work[str]:
@@ -115,10 +123,7 @@ async def test_a_flood_leaves_room_for_another_owner() -> None:
 async def test_an_owner_with_little_waiting_is_not_refused_for_another_ones_flood() -> None:
     """At 1000 tokens per second, 2000 of the flood take 2 s; the other owner's turn comes before them."""
     async with bench() as b:
-        for n_tokens in (50, 100):
-            b.worker.seconds = n_tokens / 1000
-            await b.submit("measured", n_tokens=n_tokens)
-        b.worker.seconds = 0
+        await measure(b, tokens_per_second=1000)
         held = await b.hold()
         flood = [b.submit(f"flood{i}", n_tokens=100, owner="flood") for i in range(20)]
         await settle()
@@ -155,10 +160,7 @@ async def test_a_flood_at_one_adapter_leaves_room_for_its_clients_other_adapters
 async def test_inputs_of_others_that_came_first_are_ahead_of_a_new_one() -> None:
     """At 1000 tokens per second, 2000 of twenty owners take 2 s, and all of them have their turn before a new owner."""
     async with bench() as b:
-        for n_tokens in (50, 100):
-            b.worker.seconds = n_tokens / 1000
-            await b.submit("measured", n_tokens=n_tokens)
-        b.worker.seconds = 0
+        await measure(b, tokens_per_second=1000)
         held = await b.hold()
         others = [b.submit(f"other{i}", n_tokens=100, owner=f"other{i}") for i in range(20)]
         await settle()
