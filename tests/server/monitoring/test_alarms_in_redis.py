@@ -113,7 +113,8 @@ async def test_an_alarm_stays_where_memory_is_short_and_old_predictions_are_drop
             while len(stored) < 500 * (batch + 1):
                 await asyncio.sleep(0.01)
             assert await ledger.tally(adapter, 0.05) == Tally(1, 1, 0, rejected_at=0)
-        assert await ledger.find("pred_0_0") is None  # there was no room for all of them
-        assert await ledger.find("pred_11_499") == entry
+        kept = {batch: [await ledger.find(f"pred_{batch}_{k}") == entry for k in range(500)] for batch in (0, 11)}
+        assert sum(kept[0]) < 250  # there was no room for all; Redis drops the oldest of a few that it draws
+        assert all(kept[11])
     finally:
         await ledger.close()
