@@ -24,7 +24,7 @@ from blora.training.head.train import TrainedHead, fit_parts, train_below
 from blora.training.lora.checkpoints import STATE_FILE, claim
 from blora.training.trials import trial_of
 
-__all__ = ["heads", "heads_above_lora"]
+__all__ = ["drawn", "heads", "heads_above_lora"]
 
 # Labels beyond which other posteriors, which are fitted and recalibrated many times, are left out.
 MOST_LABELS = 20
@@ -56,7 +56,7 @@ def heads(read: ReadSet, *, with_others: bool = True) -> Iterator[Scored]:
             yield read.under(method, fitted.head.mean(EMPTY_LORA.mean()), fitted.trial, seconds)
     yield _mean("head", read, trained, seconds)
     for seed in SEEDS:
-        yield _draws("head", read, trained, seconds, seed)
+        yield drawn("head", read, trained, seconds, seed)
     if with_others and trained.posterior.head.n_outputs <= MOST_LABELS:
         yield from other_posteriors(read, trained, seconds)
 
@@ -78,7 +78,7 @@ def heads_above_lora(
     for seed, run in zip(trained, runs, strict=True):
         yield replace(_mean(name, run.read, run.trained, run.seconds), seed=seed)
     for seed, run in zip(SEEDS, cycle(runs), strict=False):
-        yield _draws(name, run.read, run.trained, run.seconds, seed)
+        yield drawn(name, run.read, run.trained, run.seconds, seed)
 
 
 class _Above(NamedTuple):
@@ -140,7 +140,7 @@ def _mean(name: str, read: ReadSet, trained: TrainedHead, seconds: float) -> Sco
     return read.under(f"{name}, posterior mean", mean, trial, seconds)
 
 
-def _draws(name: str, read: ReadSet, trained: TrainedHead, seconds: float, seed: int) -> Scored:
+def drawn(name: str, read: ReadSet, trained: TrainedHead, seconds: float, seed: int) -> Scored:
     """Return a head's draws of a seed, recalibrated as the training did for the draws that it is served with."""
     distances = None
     if read.foreign is not None:

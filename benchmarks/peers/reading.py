@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -14,7 +15,7 @@ from blora.base_model import BaseModel
 from blora.config import HeadConfig, PosteriorConfig, SamplingConfig
 from blora.decision.familiarity import Familiarity
 from blora.decision.temperature import Recalibration
-from blora.inference.reading import head_log_probs
+from blora.inference.reading import head_log_probs, read_rows
 from blora.posterior.decision_head import Features, HeadDraws
 from blora.posterior.posterior import Posterior
 from blora.training.config import N_SAMPLES_HEAD
@@ -24,7 +25,7 @@ from blora.training.rows.examples import ExampleSet
 from blora.training.rows.packed import LabelledRow, pack_examples
 from blora.training.trials import Trial
 
-__all__ = ["EMPTY_LORA", "SAMPLING", "SEEDS", "ReadSet", "Rows", "kept_in", "read_set"]
+__all__ = ["EMPTY_LORA", "SAMPLING", "SEEDS", "ReadSet", "Rows", "cost_ms", "kept_in", "read_set"]
 
 T = TypeVar("T")
 
@@ -32,6 +33,8 @@ T = TypeVar("T")
 SEEDS = (0, 1, 2)
 SAMPLING = SamplingConfig(n_samples=N_SAMPLES_HEAD, seed=SEEDS[0])
 EMPTY_LORA = Posterior({}, PosteriorConfig(method="lora"), seed=0)
+# Test rows that are read alone for the cost, after a few that warm up.
+N_TIMED, N_WARM = 100, 5
 
 
 class Rows(NamedTuple):
@@ -116,3 +119,23 @@ def read_set(base: BaseModel, task: TaskSet) -> ReadSet:
     seconds = time.perf_counter() - began
     foreign, proof = (read(name) if name in task.parts() else None for name in ("foreign", "proof"))
     return ReadSet(config, train, validation, read("test"), foreign, proof, seconds)
+
+
+@torch.no_grad()
+def cost_ms(base: BaseModel, ways: Sequence[tuple[TaskSet, HeadConfig]]) -> list[float]:
+    """Return the median milliseconds that one test row takes alone, for each way to read it.
+
+    Args:
+        base: the base model.
+        ways: the set, whose test rows have the same texts in every way, and the settings of the head.
+    """
+    packed = [
+        pack_examples(ExampleSet(task.name, "", task.test[: N_TIMED + N_WARM]), base, task.prompt) for task, _ in ways
+    ]
+    seconds: list[list[float]] = [[] for _ in ways]
+    for rows in zip(*packed, strict=True):
+        for row, (_, config), taken in zip(rows, ways, seconds, strict=True):
+            began = time.perf_counter()
+            read_rows(base.model, [row.row], config, EMPTY_LORA.mean())
+            taken.append(time.perf_counter() - began)
+    return [1000 * median(taken[N_WARM:]) for taken in seconds]

@@ -6,13 +6,13 @@ from typing import Any
 from benchmarks.markdown import Columns, on_machine, record_table
 from benchmarks.peers.sets import QUESTIONS, SETS
 
-__all__ = ["headline", "peers", "peers_of_questions"]
+__all__ = ["figure", "headline", "peers", "peers_of_questions"]
 
 Row = dict[str, Any]
 
 
-def _figure(name: str, form: str = ".3f") -> Callable[[Row], str]:
-    """Return a column of a figure, with its spread over seeds if there is one."""
+def figure(name: str, form: str = ".3f") -> Callable[[Row], str]:
+    """Return a column of a figure of a result's row, with its spread over seeds if there is one."""
 
     def column(row: Row) -> str:
         value, spread = row[name], (row["spread"] or {}).get(name)
@@ -22,7 +22,7 @@ def _figure(name: str, form: str = ".3f") -> Callable[[Row], str]:
 
 
 def _accuracy(row: Row) -> str:
-    shown = _figure("accuracy")(row)
+    shown = figure("accuracy")(row)
     return shown if row["accuracy_clear"] is None else f"{shown} ({row['accuracy_clear']:.3f})"
 
 
@@ -36,10 +36,10 @@ def _foreign(row: Row) -> str:
 COLUMNS: Columns = {
     "method": "{method}",
     "accuracy (clear)": _accuracy,
-    "NLL": _figure("nll"),
-    "ECE": _figure("ece"),
-    "Brier": _figure("brier"),
-    "AURC": _figure("aurc"),
+    "NLL": figure("nll"),
+    "ECE": figure("ece"),
+    "Brier": figure("brier"),
+    "AURC": figure("aurc"),
     "answered at proved 5 %": "{answered_at_5:.2f} ± {answered_at_5_std:.2f}",
     "at proved 10 %": "{answered_at_10:.2f} ± {answered_at_10_std:.2f}",
     "foreign AUROC": _foreign,
@@ -65,11 +65,11 @@ FLOOR = "The floor of an ECE is its mean if the probabilities were exactly right
 # Metrics of the rows that prove thresholds.
 UNSEEN: Columns = {
     "method": "{method}",
-    "accuracy": _figure("proof_accuracy"),
-    "NLL": _figure("proof_nll"),
-    "ECE (its floor)": lambda row: f"{_figure('proof_ece')(row)} ({row['proof_ece_floor']:.3f})",
-    "Brier": _figure("proof_brier"),
-    "AURC": _figure("proof_aurc"),
+    "accuracy": figure("proof_accuracy"),
+    "NLL": figure("proof_nll"),
+    "ECE (its floor)": lambda row: f"{figure('proof_ece')(row)} ({row['proof_ece_floor']:.3f})",
+    "Brier": figure("proof_brier"),
+    "AURC": figure("proof_aurc"),
 }
 
 

@@ -6,35 +6,27 @@ not do on the first. CLINC150 also has a head above one LoRA. For the cost, text
 """
 
 import argparse
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import median
-
-import torch
 
 from benchmarks.peers.figures import Scored
 from benchmarks.peers.heads import heads, heads_above_lora
-from benchmarks.peers.reading import EMPTY_LORA, SEEDS, ReadSet, kept_in, read_set
+from benchmarks.peers.reading import SEEDS, ReadSet, cost_ms, kept_in, read_set
 from benchmarks.peers.regressions import Parts, on_states
 from benchmarks.peers.results import begin, measure, write
 from benchmarks.peers.sets import TaskSet, load_set
 from benchmarks.server_process import ROOT
 from blora.base_model import BaseModel
-from blora.inference.reading import read_rows
-from blora.training.rows.examples import ExampleSet
-from blora.training.rows.packed import LabelledRow, labels_of, pack_examples
+from blora.training.rows.packed import labels_of
 
-__all__ = ["cost_ms", "methods", "twice"]
+__all__ = ["SETS", "methods", "twice"]
 
 RESULTS = ROOT / "benchmarks" / "results" / "read_twice"
 # Sets of short texts with fixed labels.
 SETS = ("demo", "banking77", "clinc150")
 WITH_LORA = ("clinc150",)
-# Texts that are read alone for the cost, after a few that warm up.
-N_TIMED, N_WARM = 100, 5
 
 
 def twice(task: TaskSet) -> TaskSet:
@@ -53,27 +45,6 @@ def methods(task: TaskSet, base: BaseModel, read: ReadSet, keep: Path | None) ->
     if task.with_lora:
         kept = partial(_file, keep, task)
         yield from map(_named, heads_above_lora(base, read, kept, SEEDS[:1]))
-
-
-@torch.no_grad()
-def cost_ms(task: TaskSet, base: BaseModel, read: ReadSet) -> tuple[float, float]:
-    """Return the median milliseconds that one text takes alone, read once and twice, under the head's settings.
-
-    Args:
-        task: the set, whose template holds the text once.
-        base: the base model.
-        read: the set as read twice.
-    """
-    texts = task.test[: N_TIMED + N_WARM]
-    once: Sequence[LabelledRow] = pack_examples(ExampleSet(task.name, "", texts), base, task.prompt)
-    seconds: tuple[list[float], list[float]] = [], []
-    for pair in zip(once, read.test.rows, strict=False):
-        for row, taken in zip(pair, seconds, strict=True):
-            began = time.perf_counter()
-            read_rows(base.model, [row.row], read.config, EMPTY_LORA.mean())
-            taken.append(time.perf_counter() - began)
-    first, second = (1000 * median(taken[N_WARM:]) for taken in seconds)
-    return first, second
 
 
 def _named(scored: Scored) -> Scored:
@@ -97,7 +68,8 @@ def main() -> None:
         once, keep = load_set(name), arguments.keep
         task = twice(once)
         read = kept_in(keep and keep / f"{name}-twice.pt", partial(read_set, base, task))
-        costs = dict(zip(("once_ms", "twice_ms"), cost_ms(once, base, read), strict=True))
+        milliseconds = cost_ms(base, [(once, read.config), (task, read.config)])
+        costs = dict(zip(("once_ms", "twice_ms"), milliseconds, strict=True))
         result = measure(task, methods(task, base, read, keep)) | costs
         write(RESULTS, result, base, f"python -m benchmarks.peers.twice --set {name}")
 
