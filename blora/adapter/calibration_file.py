@@ -103,7 +103,7 @@ def _parsed(raw: Any, file: Path, again: str) -> _Contents:
         contents = TypeAdapter(_Contents).validate_json(json.dumps(raw))
     except ValidationError as exc:
         first = exc.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        where = ".".join(str(part) for part in first["loc"])
         raise AdapterError(
             f"got a bad value at {where} of {file} ({first['msg']}), expected a valid calibration; {again}"
         ) from exc
@@ -161,7 +161,7 @@ def _with_ask(folder: Path | str, rows: AskedRows) -> tuple[tuple[Ask, ...], str
     contents = _read(folder)
     earlier = earlier_asks(contents.asked, rows, rows.asks[-1])
     asked = _added(contents.asked, rows)
-    return earlier, _text(folder, replace(contents, asked=asked), most_bytes=MOST_BYTES - ROOM_BYTES)
+    return earlier, _text(folder, replace(contents, asked=asked), room=ROOM_BYTES)
 
 
 def store_calibration(folder: Path | str, calibration: Calibration) -> None:
@@ -227,8 +227,8 @@ def carry_over(folder: Path, new: Path, adapter_digest: str) -> None:
         )
 
 
-def _text(folder: Path | str, contents: _Contents, *, most_bytes: int = MOST_BYTES) -> str:
-    """Return contents as a file's text, which the reader accepts.
+def _text(folder: Path | str, contents: _Contents, *, room: int = 0) -> str:
+    """Return contents as a file's text, which the reader accepts; so many bytes of a file stay free.
 
     Raises:
         ConfigError: if the text is larger than allowed.
@@ -236,10 +236,11 @@ def _text(folder: Path | str, contents: _Contents, *, most_bytes: int = MOST_BYT
     """
     file, raw = Path(folder) / CALIBRATION_FILE, asdict(contents)
     text = json.dumps({"format_version": FORMAT_VERSION, "digest": canonical_digest(raw)} | raw, indent=1) + "\n"
-    if len(text) > most_bytes:  # ASCII, so these are bytes
+    most = MOST_BYTES - room
+    if len(text) > most:  # ASCII, so these are bytes
         raise ConfigError(
             f"got {len(text)} bytes for {file}, which remembers each row of every calibration attempt, expected at "
-            f"most {most_bytes}: calibrate on fewer rows, at most a million in all attempts; nothing was written"
+            f"most {most}: calibrate on fewer rows, at most a million in all attempts; nothing was written"
         )
     _parsed(json.loads(text), file, "nothing was written: correct the value and calibrate again")
     return text

@@ -63,6 +63,14 @@ def test_the_counts_of_more_choices_than_a_request_may_have_are_kept(tmp_path: P
     assert read_calibrations(tmp_path) == (many,)
 
 
+def test_the_largest_seed_of_a_goal_is_kept(tmp_path: Path) -> None:
+    largest = Goal(seed=2**63 - 1).seed
+    ask = dataclasses.replace(CALIBRATION.asks[-1], seed=largest)
+    made = dataclasses.replace(CALIBRATION, rows=dataclasses.replace(CALIBRATION.rows, seed=largest), asks=(ask,))
+    store_calibration(tmp_path, made)
+    assert read_calibrations(tmp_path) == (made,)
+
+
 def test_each_dtype_has_its_own_and_a_new_one_takes_the_place_of_the_old(tmp_path: Path) -> None:
     store_calibration(tmp_path, CALIBRATION)
     other = bound(dtype="float32")
@@ -100,6 +108,8 @@ def test_the_same_rows_are_remembered_once_with_every_ask_of_them(tmp_path: Path
     for rows in (ROWS, dataclasses.replace(ROWS, asks=(other,)), ROWS, fewer):
         record_ask(tmp_path, rows)
     assert asked(tmp_path) == (dataclasses.replace(ROWS, asks=(ASK, other)), fewer)
+    record_ask(tmp_path, dataclasses.replace(fewer, asks=(other,)))
+    assert asked(tmp_path) == tuple(dataclasses.replace(rows, asks=(ASK, other)) for rows in (ROWS, fewer))
 
 
 def test_asks_of_the_same_rows_add_up_over_the_contents_of_an_adapter(tmp_path: Path) -> None:
@@ -192,6 +202,7 @@ def test_more_rows_than_the_file_may_hold_are_refused_and_the_file_stays(
         with pytest.raises(ConfigError, match=r"expected at most 36000: calibrate on fewer rows, .* nothing was writ"):
             change(tmp_path, many)
     assert contents(tmp_path) == before
+    record_ask(tmp_path, dataclasses.replace(many, fingerprints="0123456789ab" * 2800))
     store_calibration(tmp_path, CALIBRATION)  # there is room for it
 
 

@@ -51,6 +51,14 @@ def test_writing_the_same_contents_again_keeps_their_calibrations(
     assert told == f"kept {folder / CALIBRATION_FILE}, whose calibrations are of the same contents"
 
 
+def test_nothing_is_told_of_an_adapter_that_was_never_calibrated(
+    folder: Path, llama: BaseModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved(folder, llama, method="lora")
+    assert not (folder / CALIBRATION_FILE).exists()
+    assert [record.getMessage() for record in caplog.records] == []
+
+
 @pytest.mark.parametrize("edited", [True, False])
 def test_writing_the_adapter_again_keeps_a_card_that_was_edited(
     edited: bool, folder: Path, llama: BaseModel, caplog: pytest.LogCaptureFixture
