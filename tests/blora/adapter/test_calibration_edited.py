@@ -203,6 +203,8 @@ MORE_NONSENSE: dict[str, tuple[Change, str]] = {
     "no delta": (entry(lambda c: c.update(delta=0.0)), "calibrations.0.delta"),
     "an unproved default": (entry(lambda c: c.update(target_risk=0.03)), "default target_risk = 0.03"),
     "a coverage without a quantile": (entry(lambda c: c.update(coverage=0.5)), "default coverage = 0.5"),
+    "a coverage of all": (entry(lambda c: c["quantiles"][0].update(coverage=1.0)), "0.quantiles.0.coverage"),
+    "a delta of all": (entry(lambda c: c.update(delta=1.0)), "calibrations.0.delta"),
 }
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from blora.decision.asks import Ask
 from blora.decision.calibration import Goal
@@ -20,7 +21,7 @@ ROWS = CALIBRATION.rows
     "goal",
     [
         {"target_risk": 0.0}, {"target_risk": 1.0}, {"target_risk": math.nan}, {"delta": 0.0}, {"delta": 0.6},
-        {"coverage": 1.0}, {"coverage": -1.0}, {"seed": -1}, {"seed": 1.0}, {"seed": True}, {"seed": "1"},
+        {"coverage": 1.0}, {"coverage": 0.0}, {"seed": -1}, {"seed": 1.0}, {"seed": True}, {"seed": "1"},
         {"target_risk": "0.1"}, {"delta": True}, {"coverage": None}, {"max_false_alarms": True},
     ],
 )  # fmt: skip
@@ -44,6 +45,13 @@ def test_numbers_of_other_libraries_become_pythons_own() -> None:
     assert type(goal.seed) is int
 
 
+def test_as_many_rows_of_each_choice_as_its_limit_needs_are_enough() -> None:
+    goal, needed = Goal(max_missed=0.05), 59
+    goal.check_choices(("a", "b"), torch.tensor([0, 1] * needed))
+    with pytest.raises(ConfigError, match=f"got {needed - 1} rows of the choice 'b' .* at least {needed} of each"):
+        goal.check_choices(("a", "b"), torch.tensor([0, 1] * (needed - 1) + [0]))
+
+
 def ask(target_risk: float, delta: float = 0.05, seed: int = 0) -> Ask:
     return Ask(target_risk=target_risk, delta=delta, seed=seed, dtype="bfloat16")
 
@@ -52,13 +60,18 @@ def test_earlier_asks_add_to_delta_and_the_levels_are_proved_at_their_own() -> N
     assert CALIBRATION.asks == (ask(0.05),)
     third = dataclasses.replace(CALIBRATION, delta=0.15, asks=(ask(0.01), ask(0.02), ask(0.05)))
     assert third.levels == CALIBRATION.levels
+    limited = dataclasses.replace(ask(0.05), max_missed=0.2)
+    assert dataclasses.replace(third, asks=(*third.asks[:2], limited)).max_missed == 0.2
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"target_risk": 0.03}, {"levels": ()}, {"coverage": 0.5}, {"quantiles": ()}],
-    ids=str,
-)
+    [
+        {"target_risk": 0.03}, {"levels": ()}, {"coverage": 0.5}, {"quantiles": ()},
+        {"quantiles": tuple(dataclasses.replace(one, quantile=None) for one in CALIBRATION.quantiles)},
+    ],
+    ids=["target", "levels", "coverage", "quantiles", "too few rows for a quantile"],
+)  # fmt: skip
 def test_a_calibration_without_its_default_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="default (target_risk|coverage) = 0.*, expected the (target|coverage) of a"):
         dataclasses.replace(CALIBRATION, **change)
