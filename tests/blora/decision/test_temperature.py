@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from blora.config import SamplingConfig
+from blora.config import MOST_TEMPERATURE, SamplingConfig
 from blora.decision import temperature
 from blora.decision.metrics import ece, nll
 from blora.decision.temperature import MOST_LAPSE, Recalibration, fit_recalibration, fit_temperature, temper
@@ -47,6 +47,12 @@ def test_a_few_rows_that_are_all_right_or_all_wrong_do_not_make_answers_certain_
     assert 1 < fit_temperature(sure, torch.tensor([1, 1])) < 8
     many = sure.repeat(1, 5000, 1)
     assert fit_temperature(many, torch.zeros(10_000)) < 0.3  # enough of them may
+
+
+@pytest.mark.parametrize(("label", "p", "bound"), [(0, 0.5001, 1 / MOST_TEMPERATURE), (1, 1 - 1e-9, MOST_TEMPERATURE)])
+def test_rows_that_want_more_than_the_largest_change_get_it(label: int, p: float, bound: float) -> None:
+    rows = torch.tensor([p, 1 - p], dtype=torch.float64).log().repeat(1, 10_000, 1)
+    assert fit_temperature(rows, torch.full((10_000,), label)) == pytest.approx(bound, rel=1e-4)
 
 
 def test_tempering_keeps_absent_choices_absent_and_one_changes_nothing() -> None:
@@ -180,6 +186,15 @@ def test_a_choice_that_some_draws_rule_out_is_fitted_as_one_of_tiny_probability(
         log_probs[0, torch.arange(0, 300, 2), labels[::2]] = ruled_out
         found.append(fit_recalibration(log_probs.log_softmax(-1), labels, lengths, POWERS))
     assert found[0] == pytest.approx(found[1], rel=1e-3, abs=1e-6)
+
+
+def test_a_right_choice_of_a_probability_too_small_for_a_float_does_not_stop_the_fit() -> None:
+    log_probs, labels, lengths = (rows.clone() for rows in distorted(Recalibration()))
+    log_probs, labels, lengths = log_probs[:, :300], labels[:300], lengths[:300]
+    log_probs[0, 0, labels[0]] = -800  # whose exponential is 0
+    found = fit_recalibration(log_probs.log_softmax(-1), labels, lengths, POWERS)
+    assert 0.8 < found.temperature < 1.3
+    assert 0 < found.lapse < 0.05
 
 
 def test_choices_of_one_length_leave_the_power() -> None:
