@@ -49,6 +49,21 @@ def test_passes_are_expected_as_full_as_they_have_been_while_others_waited() -> 
     assert pace.seconds(1000) == pytest.approx(4)
 
 
+def test_the_usual_size_is_a_mean_that_comes_to_follow_the_latest_full_passes() -> None:
+    """Each pass takes a second, so an estimate tells the number of passes."""
+    pace = Pace(max_batch_tokens=1000)
+    pace.measure(3000, 3.0, full=True, now=0)  # three passes
+    assert pace.seconds(10**6) == 1000
+    for tokens in (200, 300):
+        pace.measure(tokens, 1.0, full=True, now=0)
+    assert pace.seconds(10**6) == 2000
+    for _ in range(17):
+        pace.measure(500, 1.0, full=True, now=0)
+    for _ in range(20):
+        pace.measure(900, 1.0, full=True, now=0)  # each moves it by a twentieth of the way
+    assert 10**6 / pace.seconds(10**6) == pytest.approx(900 - 400 * 0.95**20, rel=1e-3)
+
+
 def test_a_pace_follows_what_it_measures() -> None:
     pace = pace_of(*((tokens, tokens / 100) for tokens in (100, 500, 1000)))
     for _ in range(100):
@@ -75,8 +90,8 @@ def test_a_slow_first_pass_bends_no_estimate_once_others_are_known() -> None:
 
 
 def test_a_run_of_several_passes_is_measured_by_the_pass() -> None:
-    pace = pace_of((4000, 8.0))
-    assert pace.seconds(1000) == pytest.approx(2)
+    assert pace_of((4000, 8.0)).seconds(1000) == pytest.approx(2)
+    assert pace_of((4000, 8.0), (500, 1.0)).seconds(2000) == pytest.approx(4)
 
 
 def test_a_pace_is_not_known_by_a_few_passes() -> None:
@@ -88,6 +103,17 @@ def test_noise_makes_no_pass_take_less_than_nothing() -> None:
     for passes in (((100, 1.0), (1000, 0.1)), ((100, 0.1), (1000, 10.0))):
         pace = pace_of(*passes)
         assert 0 < pace.seconds(10) <= pace.seconds(100) <= pace.seconds(5000)
+
+
+def test_passes_of_nearly_one_size_tell_no_time_per_token() -> None:
+    pace = pace_of(*((400 + 5 * i, 0.40 + 0.02 * i) for i in range(5)))
+    assert pace.seconds(4000) == pytest.approx(4 * 0.44)
+
+
+def test_half_of_the_passes_are_quicker_than_expected_even_where_long_ones_take_far_longer() -> None:
+    passes = [(tokens, (tokens / 100) ** 2) for tokens in (100, 200, 400, 800)]
+    pace = pace_of(*passes)
+    assert [seconds < pace.seconds(tokens) for tokens, seconds in passes] == [True, True, False, False]
 
 
 def test_the_speed_of_the_moment_is_that_of_the_last_passes() -> None:
@@ -104,6 +130,18 @@ def test_a_pass_unlike_all_others_is_not_the_speed_of_the_moment() -> None:
     assert pace.seconds_now(400) == pytest.approx(0.4)
 
 
+def test_three_passes_are_the_moment_however_long_they_take() -> None:
+    pace = pace_of(*((400, 1.0) for _ in range(20)), *((400, 6.0) for _ in range(3)))
+    assert pace.seconds_now(400) == pytest.approx(6)
+    assert pace.seconds(400) == pytest.approx(1)
+
+
+def test_two_quick_passes_are_not_the_moment_yet() -> None:
+    """The last five seconds of work are those of six passes."""
+    pace = pace_of(*((400, 0.5) for _ in range(20)), *((400, 1.0) for _ in range(4)), (400, 0.5), (400, 0.5))
+    assert pace.seconds_now(400) == pytest.approx(2 * pace.seconds(400))
+
+
 def test_passes_that_take_no_time_have_no_speed() -> None:
     assert pace_of((400, 0.0), (200, 0.0)).seconds_now(400) == 0
 
@@ -112,3 +150,6 @@ def test_a_pace_is_known_for_a_minute_after_a_pass() -> None:
     pace = pace_of(*((400, 0.4) for _ in range(8)))
     assert pace.is_known(59)
     assert not pace.is_known(61)
+    pace.measure(400, 0.4, full=False, now=1000)
+    assert pace.is_known(1059)
+    assert not pace.is_known(1061)
