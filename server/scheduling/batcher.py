@@ -203,14 +203,13 @@ class Batcher(Generic[P, R]):
             del self._queue[item]
             self._observer.dropped(reason)
             self._changed()
-        self._wake.set()
 
     def _changed(self) -> None:
         self._observer.queue_changed(len(self._queue))
 
     async def _work(self) -> None:
         while True:
-            others_wait = self._active is not None and (self._queue or self._parked)
+            others_wait = self._queue or self._parked
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_POLL_S if others_wait else None):
                     await self._wake.wait()
