@@ -131,6 +131,7 @@ async def test_one_input_comes_back_with_its_times() -> None:
 async def test_those_who_waited_share_a_forward_pass_in_order() -> None:
     async with bench() as b:
         held = await b.hold()
+        assert b.notes.depth == 0  # what runs waits no more
         tasks = [b.submit(str(i)) for i in range(5)]
         await settle()
         assert b.notes.depth == 5

@@ -75,6 +75,17 @@ async def test_a_batcher_that_stops_tells_all_inputs_and_refuses_newcomers() -> 
                 await asyncio.wait_for(task, 1)
 
 
+async def test_a_batcher_that_stops_tells_the_inputs_of_a_run_that_has_not_begun() -> None:
+    b = Bench()  # its worker has not begun
+    asked = b.submit("x")
+    await settle()
+    b.batcher._active = b.batcher._next()
+    await b.batcher.stop()
+    with pytest.raises(DrainingError):
+        await asyncio.wait_for(asked, 1)
+    assert b.worker.batches == []
+
+
 async def test_a_batcher_that_stops_tells_the_rest_of_a_batch_that_failed_together() -> None:
     async with bench() as b:
         asked = [b.submit(name) for name in ("bad", "held", "other")]
@@ -107,6 +118,23 @@ async def test_a_deadline_may_pass_while_the_next_run_is_chosen(monkeypatch: pyt
     assert run is not None
     assert (await asked).result == "LATE"
     await b.batcher.stop()
+
+
+async def test_a_parked_run_that_nobody_wants_any_more_ends_before_another_begins() -> None:
+    b = Bench()  # its worker has not begun
+    b.worker.gate.clear()
+    leaving = b.submit("leaving")
+    await settle()
+    run = b.batcher._next()
+    assert run is not None
+    b.batcher._on_parked(run)
+    leaving.cancel()
+    waiting = b.submit("waiting", owner="other")
+    await settle()
+    assert b.batcher._next() is run
+    await b.batcher.stop()
+    with pytest.raises(DrainingError):
+        await waiting
 
 
 async def test_a_result_after_the_deadline_is_none() -> None:
@@ -157,6 +185,33 @@ async def test_a_batcher_without_a_worker_is_silent_for_ever() -> None:
         b.batcher._worker.cancel()
         await settle()
         assert b.batcher.silent_s == math.inf
+
+
+async def test_a_batcher_is_silent_since_its_runs_last_sign_and_after_its_stop_no_more() -> None:
+    async with bench() as b:
+        held = await b.hold()
+        run = b.batcher._active
+        assert run is not None
+        assert 0 <= b.batcher.silent_s < 1000
+        run.control.last_sign -= 1000
+        assert 1000 <= b.batcher.silent_s < 2000
+        await b.batcher.stop()
+        assert b.batcher.silent_s == 0
+        await b.release(held)
+
+
+@pytest.mark.parametrize(("had_s", "expected_s"), [(0.25, 0.75), (3.0, 2.0)])
+async def test_a_run_that_is_overdue_is_expected_to_take_the_time_of_its_delay_again(
+    had_s: float, expected_s: float
+) -> None:
+    async with bench() as b:
+        held = await b.hold()  # 10 tokens
+        b.batcher.pace.measure(10, 1.0, full=False, now=0)
+        run = b.batcher._active
+        assert run is not None
+        run.clock = lambda: (run.since or 0.0) + had_s
+        assert b.batcher.backlog_s == pytest.approx(expected_s)
+        await b.release(held)
 
 
 async def test_a_client_that_leaves_a_batch_that_failed_together_is_not_asked_for_alone() -> None:

@@ -185,6 +185,19 @@ async def test_long_runs_of_several_owners_share_the_worker() -> None:
         assert sorted(b.worker.begun[-6:]) == list("abcdef")
 
 
+async def test_a_run_that_others_gave_way_to_gives_way_to_them_once_it_is_ahead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("blora.server.scheduling.runs._LEAD_S", 5 * STEP_S)
+    async with bench() as b:
+        first = b.submit("first", 500, owner="a")
+        await b.until_running("first")
+        second = b.submit("second", 300, owner="b")  # nothing is known of how long it takes
+        await asyncio.gather(first, second)
+        steps = b.worker.steps
+        assert "first" in steps[steps.index("second") : len(steps) - steps[::-1].index("second")]
+
+
 async def test_a_newcomer_is_not_refused_for_a_long_run_that_gives_way_to_it() -> None:
     async with bench() as b:
         await b.learn_the_pace()
@@ -192,6 +205,16 @@ async def test_a_newcomer_is_not_refused_for_a_long_run_that_gives_way_to_it() -
         await b.until_running("heavy")
         assert (await b.submit("short", 20, owner="other", timeout_s=5)).result == "SHORT"
         heavy.cancel()
+
+
+@pytest.mark.parametrize(
+    ("ahead", "cost", "delay"), [((30, 40), 5, 70), ((30, 900, 800), 5, 30 + 100), ((300, 900), 100, 300 + 400)]
+)
+async def test_all_long_runs_together_delay_an_input_by_the_time_until_they_give_way(
+    ahead: tuple[int, ...], cost: int, delay: int
+) -> None:
+    """That is the time of a full pass, or four times what the input takes if that is longer."""
+    assert Bench().batcher._delay(ahead, cost) == delay
 
 
 async def test_draining_ends_what_waits_for_others() -> None:
