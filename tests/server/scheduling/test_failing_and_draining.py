@@ -120,21 +120,27 @@ async def test_a_deadline_may_pass_while_the_next_run_is_chosen(monkeypatch: pyt
     await b.batcher.stop()
 
 
-async def test_a_parked_run_that_nobody_wants_any_more_ends_before_another_begins() -> None:
+async def test_a_parked_run_that_nobody_wants_any_more_ends_before_others_go_on_or_begin() -> None:
     b = Bench()  # its worker has not begun
     b.worker.gate.clear()
-    leaving = b.submit("leaving")
+    leaving, parked, active = asked = [b.submit(name, group=name) for name in ("leaving", "parked", "active")]
     await settle()
-    run = b.batcher._next()
-    assert run is not None
-    b.batcher._on_parked(run)
+    gone, other, going = (run for _ in asked if (run := b.batcher._next()) is not None)
+    b.batcher._active = going
+    for run in (gone, other):
+        b.batcher._on_parked(run)
+    gone.used_s, b.batcher._guaranteed_s = 5.0, 0.0
+    assert not b.batcher._should_park(going)
     leaving.cancel()
+    await settle()
+    assert b.batcher._should_park(going)
     waiting = b.submit("waiting", owner="other")
     await settle()
-    assert b.batcher._next() is run
+    assert b.batcher._next() is gone
     await b.batcher.stop()
-    with pytest.raises(DrainingError):
-        await waiting
+    for task in (parked, active, waiting):
+        with pytest.raises(DrainingError):
+            await task
 
 
 async def test_a_result_after_the_deadline_is_none() -> None:

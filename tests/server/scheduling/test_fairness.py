@@ -47,6 +47,8 @@ async def test_nobody_saves_up_turns_while_asking_nothing() -> None:
     async with bench(max_batch_tokens=10) as b:
         for i in range(5):
             await b.submit(f"early{i}", owner="busy")
+        await b.submit("long", n_draws=10, owner="busy")
+        await settle()
         held = await b.hold()
         tasks = [b.submit(f"{owner}{i}", owner=owner) for i in range(3) for owner in ("busy", "new")]
         await settle()

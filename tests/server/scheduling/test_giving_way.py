@@ -198,6 +198,67 @@ async def test_a_run_that_others_gave_way_to_gives_way_to_them_once_it_is_ahead(
         assert "first" in steps[steps.index("second") : len(steps) - steps[::-1].index("second")]
 
 
+async def test_a_run_gives_way_once_somebody_waits_and_it_has_had_the_worker_for_as_long_as_it_may() -> None:
+    b = Bench()  # its worker has not begun
+    heavy = b.submit("heavy", 1000, owner="a")
+    await asyncio.sleep(0)
+    run = b.batcher._next()
+    assert run is not None
+    run.clock, b.batcher._guaranteed_s = (lambda: (run.since or 0.0) + 2.0), 2.0
+    assert not b.batcher._should_park(run)
+    short = b.submit("short", 20, owner="b")
+    await asyncio.sleep(0)
+    assert b.batcher._should_park(run)
+    b.batcher._guaranteed_s = 2.1
+    assert not b.batcher._should_park(run)
+    for task in (heavy, short):
+        task.cancel()
+    await b.batcher.stop()
+
+
+async def test_four_runs_are_in_progress_at_most_and_the_last_one_takes_a_single_pass() -> None:
+    b = Bench()  # its worker has not begun
+    asked = [
+        b.submit(name, cost, owner=name)
+        for name, cost in [*((f"long{i}", 200) for i in range(4)), ("x", 20), ("y", 20)]
+    ]
+    await asyncio.sleep(0)
+    begun = []
+    for _ in range(4):
+        run = b.batcher._next()
+        assert run is not None
+        begun.append(run.items[0].work.payload)
+        b.batcher._on_parked(run)
+        b.batcher._guaranteed_s = 0.0
+    assert begun == ["long0 200", "long1 200", "long2 200", "x 20"]
+    fifth = b.batcher._next()
+    assert fifth is not None
+    assert fifth.items[0].work.payload in begun  # it goes on
+    for task in asked:
+        task.cancel()
+    await b.batcher.stop()
+
+
+async def test_an_input_takes_no_longer_ones_along_than_a_parked_run_gives_way_to() -> None:
+    b = Bench()  # its worker has not begun
+    asked = [b.submit("heavy", 200, owner="a")]
+    await asyncio.sleep(0)
+    parked = b.batcher._next()
+    assert parked is not None
+    b.batcher._on_parked(parked)
+    parked.used_s = 4.0
+    for cost in (50, 100):
+        b.batcher.pace.measure(cost, cost / 10, full=False, now=0)
+    asked += [b.submit(f"short{cost}", cost, owner="b") for cost in (30, 50)]  # which fit into a pass of 100
+    await asyncio.sleep(0)
+    run = b.batcher._next()
+    assert run is not None
+    assert [item.work.payload for item in run.items] == ["short30 30"]
+    for task in asked:
+        task.cancel()
+    await b.batcher.stop()
+
+
 async def test_a_newcomer_is_not_refused_for_a_long_run_that_gives_way_to_it() -> None:
     async with bench() as b:
         await b.learn_the_pace()

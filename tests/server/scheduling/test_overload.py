@@ -11,7 +11,7 @@ import pytest
 from blora.server.errors import DeadlineExceededError, QueueFullError, TooLargeError
 from blora.server.scheduling.batcher import Batcher, Completed, Work
 from blora.server.scheduling.control import Control
-from tests.server.scheduling.test_batcher import LIMITS, Bench, Notes
+from tests.server.scheduling.test_batcher import LIMITS, Bench, Notes, settle
 
 TOKENS, BATCH = 40, 1000
 TIMEOUT_S = 30.0
@@ -185,3 +185,27 @@ def test_inputs_that_would_be_late_are_no_work_ahead_of_a_new_one() -> None:
         new, _, *late = runner.run(outcomes())
     assert isinstance(new, Completed)
     assert [type(one) for one in late] == [DeadlineExceededError] * 4
+
+
+@pytest.mark.parametrize(("timeout_s", "n_others", "in_time"), [(300, 1, True), (1100, 20, True), (900, 20, False)])
+async def test_an_input_is_in_time_if_a_pass_of_what_waits_is_and_a_long_one_if_all_of_it_is(
+    timeout_s: float, n_others: int, in_time: bool
+) -> None:
+    """At ten seconds a token, a full pass takes 1000 s."""
+    b = Bench()  # its worker has not begun
+    others = [f"other{i}" for i in range(n_others)]
+    asked = [b.submit("urgent", timeout_s=timeout_s), *(b.submit(name, timeout_s=10**5) for name in others)]
+    await settle()
+    for tokens in (50, 100):
+        b.batcher.pace.measure(tokens, 10.0 * tokens, full=False, now=0)
+
+    def found(later_s: float) -> list[str]:
+        return [item.work.payload for item in b.batcher._in_time(asyncio.get_running_loop().time() + later_s)]
+
+    assert found(0) == (["urgent"] if in_time else []) + others
+    asked.append(b.submit("long", n_tokens=50, n_draws=10, timeout_s=10**5))  # takes 5000 s
+    await settle()
+    assert [found(10**5 - left_s)[n_others:] for left_s in (6000, 4000)] == [["long"], []]
+    for task in asked:
+        task.cancel()
+    await b.batcher.stop()
