@@ -340,7 +340,6 @@ class Batcher(Generic[P, R]):
             if run in self._parked:  # a parked run only ends by being cancelled
                 self._parked.remove(run)
             self._release_worker(run)
-            self._changed()
 
     async def _attempt(self, run: Run[P, R]) -> bool:
         """Compute the items of a run and return whether that succeeded. A single item that fails gets the exception."""
