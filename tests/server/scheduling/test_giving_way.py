@@ -216,6 +216,23 @@ async def test_a_run_gives_way_once_somebody_waits_and_it_has_had_the_worker_for
     await b.batcher.stop()
 
 
+async def test_a_run_that_goes_on_after_a_new_one_has_a_quarter_of_its_time_for_certain() -> None:
+    b = Bench()  # its worker has not begun
+    asked = [b.submit(name, 1000, owner=name) for name in ("first", "second")]
+    await asyncio.sleep(0)
+    guaranteed_s = []
+    for _ in range(3):
+        run = b.batcher._next()
+        assert run is not None
+        run.clock = lambda since=run.since: since + 8.0
+        b.batcher._on_parked(run)
+        guaranteed_s.append(b.batcher._guaranteed_s)
+    assert guaranteed_s == [0.0, 2.0, 0.0]  # nobody else was parked; a new run; one that had gone on
+    for task in asked:
+        task.cancel()
+    await b.batcher.stop()
+
+
 async def test_four_runs_are_in_progress_at_most_and_the_last_one_takes_a_single_pass() -> None:
     b = Bench()  # its worker has not begun
     asked = [
