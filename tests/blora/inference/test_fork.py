@@ -6,7 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, LongcatFlashConfig, MllamaForCausalLM, MllamaTextConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    Cache,
+    LongcatFlashConfig,
+    MllamaForCausalLM,
+    MllamaTextConfig,
+    PreTrainedModel,
+)
 
 from blora.errors import BaseModelError
 from blora.inference.architecture import check_packing
@@ -77,6 +84,8 @@ def test_any_number_of_layers_may_lie_below(architecture: str) -> None:
     for layer in (1, 2, 4):
         states = States(layer, states_at(model, [layer], states, **INPUTS)[layer])
         torch.testing.assert_close(logits_from(model, states), expected, rtol=0, atol=1e-6)
+        found = logits_at(model, states, *PICKED, **INPUTS)
+        torch.testing.assert_close(found, expected[PICKED], rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
@@ -164,7 +173,9 @@ def test_the_last_layer_computes_at_those_positions_alone() -> None:
     for layer in model.model.layers:
         layer.mlp.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
     logits_at(model, None, *PICKED, **INPUTS)
-    assert seen == [(2, 6, 32), (2, 3, 32)]
+    forbid_partial_runs(model, "a test")
+    logits_at(model, None, *PICKED, **INPUTS)
+    assert seen == [(2, 6, 32), (2, 3, 32), (2, 6, 32), (2, 6, 32)]
 
 
 def test_gradients_of_a_narrowed_layer_are_those_of_all_of_it() -> None:
@@ -270,6 +281,18 @@ def test_draws_that_are_all_alike_run_once() -> None:
     assert branching_layer(one) is None
     got = score(model, batch, Draws(one.factors, one.scaling, 4))
     torch.testing.assert_close(got, expected.expand(4, -1, -1), rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_no_run_fills_a_cache_of_its_own() -> None:
+    model, given = tiny_model(), []
+    model.config.use_cache = True
+    for layer in model.model.layers:
+        layer.register_forward_pre_hook(lambda *call: given.extend(call[2].values()), with_kwargs=True)
+    states_at(model, [1], **INPUTS)
+    logits_at(model, None, *PICKED, **INPUTS)
+    assert given
+    assert not [one for one in given if isinstance(one, Cache)]
 
 
 @torch.no_grad()
