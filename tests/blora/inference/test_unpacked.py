@@ -2,12 +2,14 @@
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from transformers import (
     BloomConfig,
     Lfm2Config,
+    LlamaForCausalLM,
     Mamba2Config,
     MambaConfig,
     MptConfig,
@@ -15,6 +17,7 @@ from transformers import (
     PreTrainedModel,
     Qwen3_5TextConfig,
 )
+from transformers.modeling_outputs import CausalLMOutput
 
 from blora.base_model import BaseModel
 from blora.config import HeadConfig
@@ -22,8 +25,8 @@ from blora.errors import BaseModelError
 from blora.inference import unpacked
 from blora.inference.architecture import check_packing
 from blora.inference.branches import Branches, n_shared, score_all
-from blora.inference.fork import why_whole
-from blora.inference.packing import PackedRow, collate
+from blora.inference.fork import hidden_at, logits_at, states_at, why_whole
+from blora.inference.packing import PackedRow, States, collate
 from blora.inference.reading import read_rows
 from blora.inference.scoring import inputs_of, score_rows
 from blora.inference.unpacked import Way, read_states, unpack, way_of
@@ -332,6 +335,22 @@ def test_copies_of_recurrent_states_are_limited_in_bytes(monkeypatch: pytest.Mon
     score_rows(model, collate([PackedRow((1, 2), ((3, 4),) * 40, "none")]), None)
     state = 4 * 8 * 8 * 4  # bytes of one sequence's: heads, keys, values, float32
     assert 1 < max(read) <= 2**14 // state
+
+
+@torch.no_grad()
+def test_states_that_enter_the_head_are_not_scaled_again() -> None:
+    class Scaled(LlamaForCausalLM):
+        def forward(self, input_ids: torch.Tensor, **more: Any) -> CausalLMOutput:
+            states = self.model(input_ids=input_ids, **more).last_hidden_state / 2
+            return CausalLMOutput(logits=self.lm_head(states))
+
+    model, ids, at = tiny_model("llama"), torch.tensor([[1, 2, 3]]), (torch.tensor([0]), torch.tensor([2]))
+    model.__class__ = Scaled
+    expected = model(ids).logits[at]
+    for depth, states in states_at(model, [1, 2], input_ids=ids).items():
+        known = States(depth, states)
+        torch.testing.assert_close(model.lm_head(hidden_at(model, known, *at, input_ids=ids)), expected)
+        torch.testing.assert_close(logits_at(model, known, *at, input_ids=ids), expected)
 
 
 def test_training_reads_choices_in_plain_passes() -> None:
