@@ -184,6 +184,23 @@ async def test_an_input_that_nobody_wants_is_counted_once() -> None:
     assert b.notes.drops == ["cancelled"] * 2
 
 
+async def test_an_input_whose_client_leaves_a_run_that_goes_on_is_counted() -> None:
+    async def run(payloads: Sequence[str], control: Control) -> list[str]:
+        asked[0].cancel()
+        await settle()
+        control.dropped(payloads[0])
+        return [payload.upper() for payload in payloads]
+
+    b = Bench()
+    b.batcher = Batcher(run, observer=b.notes, **LIMITS)
+    asked = [b.submit(name) for name in ("leaving", "staying")]
+    await settle()
+    b.batcher.start()
+    assert (await asked[1]).result == "STAYING"
+    await b.batcher.stop()
+    assert b.notes.drops == ["cancelled"]
+
+
 async def test_a_batcher_without_a_worker_is_silent_for_ever() -> None:
     async with bench() as b:
         assert b.batcher.silent_s == 0

@@ -101,10 +101,11 @@ async def test_a_run_goes_on_while_anybody_waits_for_it() -> None:
     async with bench() as b:
         held = b.submit("held", 20)
         await b.until_running("held")
-        leaving, staying = b.submit("leaving", 40), b.submit("staying", 40)
-        await held
+        leaving, staying = b.submit("leaving", 50), b.submit("staying", 50, timeout_s=10)
+        await b.until_running("leaving")  # in one pass with the other
         leaving.cancel()
         assert (await staying).result == "STAYING"
+        assert (await held).result == "HELD"
 
 
 @pytest.mark.parametrize("known", [False, True])
@@ -230,6 +231,25 @@ async def test_a_run_that_goes_on_after_a_new_one_has_a_quarter_of_its_time_for_
     assert guaranteed_s == [0.0, 2.0, 0.0]  # nobody else was parked; a new run; one that had gone on
     for task in asked:
         task.cancel()
+    await b.batcher.stop()
+
+
+async def test_a_run_is_full_if_inputs_stay_behind_for_lack_of_room_alone() -> None:
+    b = Bench()  # its worker has not begun
+    asked = [b.submit(name, 100, owner=name) for name in ("first", "second", "third")]
+    await asyncio.sleep(0)
+    first = b.batcher._next()
+    assert first is not None
+    b.batcher._on_parked(first)
+    second = b.batcher._next()  # the third may have stayed behind because the first one would not give way
+    b.batcher._parked.clear()
+    third = b.batcher._next()
+    assert [run.is_full for run in (first, second, third) if run is not None] == [True, False, False]
+    for task in asked:
+        task.cancel()
+    for run in (first, second, third):
+        if run is not None and run.task is not None:
+            run.task.cancel()
     await b.batcher.stop()
 
 
