@@ -1,9 +1,9 @@
 """How deep must a head read, and what does a question cost at less depth?
 
 `python -m benchmarks.peers.depths` fits heads on the states at fewer depths than the default's, under templates that
-hold the text once and twice (see `benchmarks.peers.twice`), on the sets of short texts. A pass ends at the deepest
-states, so that a head which does not read the last layers does not compute them. For the cost, texts are read alone, by
-every way in turn.
+hold the text once and twice (see `benchmarks.peers.twice`), on the sets of short texts and on the demo's other
+questions. A pass ends at the deepest states, so that a head which does not read the last layers does not compute them.
+For the cost, texts are read alone, by every way in turn.
 """
 
 import argparse
@@ -21,15 +21,17 @@ from benchmarks.peers.figures import Scored
 from benchmarks.peers.heads import drawn
 from benchmarks.peers.reading import EMPTY_LORA, SAMPLING, SEEDS, ReadSet, Rows, cost_ms, kept_in, read_set
 from benchmarks.peers.results import begin, measure, write
-from benchmarks.peers.sets import load_set
+from benchmarks.peers.sets import QUESTIONS, load_set
 from benchmarks.peers.table import figure
-from benchmarks.peers.twice import SETS, twice
+from benchmarks.peers.twice import SETS as SHORT
+from benchmarks.peers.twice import twice
 from benchmarks.server_process import ROOT
 from blora.training.head.train import fit_parts
 
 __all__ = ["at_depths", "table", "ways"]
 
 RESULTS = ROOT / "benchmarks" / "results" / "depths"
+SETS = (*SHORT, *QUESTIONS)
 
 
 def ways(config_depths: Sequence[int]) -> list[tuple[int, ...]]:
@@ -100,7 +102,7 @@ def _name(n_texts: int, depths: Sequence[int]) -> str:
 
 
 def main() -> None:
-    """Measure every set of short texts, or one, and write its result."""
+    """Measure every set of `SETS`, or one, and write its result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=SETS, help="name of one set; by default all, but only the demo without data")
     parser.add_argument("--keep", type=Path, help="folder that keeps the states of each set")
