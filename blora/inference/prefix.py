@@ -19,6 +19,7 @@ from blora.inference.packing import PackedRow, States
 from blora.inference.windows import with_each, with_window
 from blora.posterior.decision_head import Features
 from blora.posterior.draws import Draws, use_draws
+from blora.posterior.inject import n_layers_of
 
 __all__ = ["MIN_PREFIX", "HeadPrefix", "Memory", "Prefix", "RecordingCache", "common_tokens"]
 
@@ -144,17 +145,34 @@ class Prefix:
 class HeadPrefix:
     """Cached prefix of the rows that a head reads; no draw of a head changes its keys and values.
 
-    The prefix is part of a row that was read as a whole, so that this row is not read again.
+    The prefix is part of a row that was read as a whole, so that this row is not read again. Only the language model's
+    own scores need layers above the deepest states of the head: these are computed once a row is scored.
 
     Args:
+        model: a causal language model.
+        lora: the LoRA below the head, as one draw.
         row: the row.
         n_tokens: p, the length of the prefix: that many of the first tokens of the row's prompt.
-        layers: keys and values of the row's T tokens in each decoder layer, both (1, heads, T, head size).
+        depth: number of decoder layers that have run, from the lowest on.
+        layers: their keys and values of the row's T tokens, both (1, heads, T, head size).
         sums: (F,) float32 sums over the prefix of the states at the head's depths, side by side.
         features: features of the row.
     """
 
-    def __init__(self, row: PackedRow, n_tokens: int, layers: Layers, sums: Tensor, features: Features) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        lora: Draws,
+        row: PackedRow,
+        n_tokens: int,
+        depth: int,
+        layers: Layers,
+        sums: Tensor,
+        features: Features,
+    ) -> None:
+        self._model = model
+        self._lora = lora
+        self._depth = depth
         self.tokens = row.prompt[:n_tokens]
         self.sums = sums
         self.below = Memory(
@@ -166,14 +184,15 @@ class HeadPrefix:
         self._read: tuple[Hashable, Features] | None = (row.read_key, features)
 
     def n_bytes(self, n_samples: int) -> int:
-        """Return the memory of the prefix, in bytes, for any number of draws."""
-        pairs = [*self.below.layers.values()]
-        if self._read is not None:
-            pairs.append((self._read[1].states, self._read[1].counts))
-        return sum(map(_size, pairs))
+        """Return the memory of the prefix with all layers, in bytes, for any number of draws."""
+        read = _size((self._read[1].states, self._read[1].counts)) if self._read is not None else 0
+        return sum(map(_size, self.below.layers.values())) * n_layers_of(self._model) // self._depth + read
 
     def memory(self, start: int, stop: int) -> Memory:
-        """Return the cached keys and values, for any draws."""
+        """Return the cached keys and values of all layers, for any draws."""
+        if self._depth < n_layers_of(self._model):
+            whole = Prefix(self._model, self.tokens, self._lora).memory(0, 1)
+            self.below, self._depth = whole, n_layers_of(self._model)
         return self.below
 
     def has_read(self, row: PackedRow) -> bool:

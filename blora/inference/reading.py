@@ -51,7 +51,7 @@ def read_rows(
     """
     after = rows if prefix is None else [row.after(len(prefix.tokens)) for row in rows]
     batch = collate(after)
-    inputs = inputs_of(model, batch, prefix.memory(0, 1) if prefix is not None else None)
+    inputs = inputs_of(model, batch, prefix.below if prefix is not None else None)
     known = batch.states
     if known is not None:
         known = States(known.layer, known.values.to(model.device)) if known.layer <= trunk_of(config, lora) else None
@@ -73,12 +73,12 @@ def read_prefix(model: PreTrainedModel, row: PackedRow, n_tokens: int, config: H
     """
     batch = collate([row])
     inputs, record = inputs_of(model, batch), RecordingCache()
-    every = {*_depths(model, row, config), n_layers_of(model)}  # for the keys of every layer
+    depths = _depths(model, row, config)
     with use_draws(lora):
-        found = states_at(model, every, **inputs, cache=record)
+        found = states_at(model, depths, **inputs, cache=record)
         features = _features(model, [row], batch, config, found, inputs)
     sums = torch.cat([found[depth][0, :n_tokens].float().sum(0) for depth in config.depths])
-    return HeadPrefix(row, n_tokens, record.kept, sums, features)
+    return HeadPrefix(model, lora, row, n_tokens, max(depths), record.kept, sums, features)
 
 
 def _features(

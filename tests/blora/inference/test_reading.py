@@ -10,11 +10,11 @@ from torch import Tensor
 
 from blora.base_model import BaseModel
 from blora.config import HeadConfig, PromptConfig
-from blora.inference.branches import score_all
+from blora.inference.branches import Branches, score_all
 from blora.inference.fork import first_layer
 from blora.inference.grams import gram_counts
 from blora.inference.packing import PackedRow, States, pack
-from blora.inference.prefix import MIN_PREFIX
+from blora.inference.prefix import MIN_PREFIX, HeadPrefix, Prefix
 from blora.inference.reading import head_log_probs, read_prefix, read_rows, trunk_of
 from blora.posterior.decision_head import Features, HeadDraws
 from blora.posterior.draws import NO_LORA, Draws
@@ -106,6 +106,27 @@ def test_states_after_a_prefix_are_those_of_the_whole_prompt(readout: str) -> No
     torch.testing.assert_close((first.states, first.counts, first.prompt), (alone.states, alone.counts, alone.prompt))
     assert not prefix.has_read(rows[0])
     assert prefix.take(rows[0]) is None
+
+
+def test_layers_above_a_head_run_once_a_row_after_its_prefix_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny_base()
+    rows = [packed(base, f"{'x' * MIN_PREFIX} {text}", "linear") for text in TEXTS]
+    config = config_of(base, "linear")
+    lower = replace(config, depths=(1,), n_states=config.n_states // 2)
+    prefix = read_prefix(base.model, rows[0], MIN_PREFIX + 4, lower, NO_LORA)
+    whole = read_prefix(base.model, rows[0], MIN_PREFIX + 4, config, NO_LORA)
+    assert ([*prefix.below.layers], [*whole.below.layers]) == ([0], [0, 1])
+    n_bytes, scored = prefix.n_bytes(4), [packed(base, row.text, "scores") for row in rows]
+
+    def score(*known: HeadPrefix) -> Tensor:
+        return Branches(base.model, scored, [NO_LORA], [0] * len(rows), *known).score(range(len(rows)), 0, 1)
+
+    torch.testing.assert_close(score(prefix), score(), rtol=1e-3, atol=1e-4)
+    assert prefix.n_bytes(4) == n_bytes
+    monkeypatch.delattr(Prefix, "__init__")  # runs no more
+    torch.testing.assert_close(score(prefix), score(whole), rtol=1e-3, atol=1e-4)
+    found, alone = (read_rows(base.model, rows, lower, NO_LORA, known).states for known in (prefix, None))
+    torch.testing.assert_close(found, alone, rtol=1e-3, atol=1e-4)
 
 
 def test_the_lora_below_a_head_changes_what_is_read() -> None:
