@@ -19,7 +19,6 @@ from blora.config import AdapterConfig, HeadConfig, PosteriorConfig, PromptConfi
 from blora.decision.abstention import Policy
 from blora.decision.familiarity import Familiarity
 from blora.errors import ConfigError
-from blora.inference.fork import first_layer
 from blora.posterior.decision_head import HeadPosterior
 from blora.posterior.inject import (
     check_modules,
@@ -237,14 +236,14 @@ def _with_head(run: _Run, prompt: PromptConfig, lora: tuple[tuple[str, ...], Pos
 
 
 def _check_below(lora: Posterior, depth: int) -> None:
-    """Check that a LoRA changes the states at the last depth that a linear head reads.
+    """Check that a LoRA has no layer which the states at the last depth that a linear head reads do not depend on.
 
     Raises:
-        ConfigError: if all of its layers are above.
+        ConfigError: if one of its layers is above.
     """
-    if (lowest := first_layer(lora.modules_shape)) >= depth:
+    if (highest := max(layer_index(name) or 0 for name in lora.modules_shape)) >= depth:
         raise ConfigError(
-            f"got --layers from {lowest} on with --depths up to {depth}, expected layers below {depth}: a LoRA above "
+            f"got --layers up to {highest} with --depths up to {depth}, expected layers below {depth}: a LoRA above "
             "the states that the head reads changes nothing"
         )
 

@@ -29,12 +29,13 @@ def test_a_head_and_its_familiarity_read_the_depths_that_are_asked_for(
     assert config.head.depths == config.familiarity.depths == (2,)
 
 
-def test_a_lora_above_all_that_a_linear_head_reads_is_refused(
-    base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("layers", ["last:1", "all"])
+def test_layers_of_a_lora_above_all_that_a_linear_head_reads_are_refused(
+    layers: str, base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_jsonl(tmp_path / "rows.jsonl", fixed(toy_data(60)))
-    assert main(arguments(base_folder, data, tmp_path / "toy", "--depths", "0,1", "--layers", "last:1", *FAST)) != 0
-    assert "got --layers from 1 on with --depths up to 1, expected layers below 1" in capsys.readouterr().err
+    assert main(arguments(base_folder, data, tmp_path / "toy", "--depths", "0,1", "--layers", layers, *FAST)) != 0
+    assert "got --layers up to 1 with --depths up to 1, expected layers below 1" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
