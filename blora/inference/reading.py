@@ -73,7 +73,7 @@ def read_prefix(model: PreTrainedModel, row: PackedRow, n_tokens: int, config: H
     """
     batch = collate([row])
     inputs, record = inputs_of(model, batch), RecordingCache()
-    depths = _depths(model, row, config)
+    depths = {*_depths(model, row, config), 1}  # at least one layer, whose keys tell the size of every layer's
     with use_draws(lora):
         found = states_at(model, depths, **inputs, cache=record)
         features = _features(model, [row], batch, config, found, inputs)

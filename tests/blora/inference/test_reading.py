@@ -108,11 +108,14 @@ def test_states_after_a_prefix_are_those_of_the_whole_prompt(readout: str) -> No
     assert prefix.take(rows[0]) is None
 
 
-def test_layers_above_a_head_run_once_a_row_after_its_prefix_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("depth", [0, 1])
+def test_layers_above_a_head_run_once_a_row_after_its_prefix_is_scored(
+    depth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base = tiny_base()
     rows = [packed(base, f"{'x' * MIN_PREFIX} {text}", "linear") for text in TEXTS]
     config = config_of(base, "linear")
-    lower = replace(config, depths=(1,), n_states=config.n_states // 2)
+    lower = replace(config, depths=(depth,), n_states=config.n_states // 2)
     prefix = read_prefix(base.model, rows[0], MIN_PREFIX + 4, lower, NO_LORA)
     whole = read_prefix(base.model, rows[0], MIN_PREFIX + 4, config, NO_LORA)
     assert ([*prefix.below.layers], [*whole.below.layers]) == ([0], [0, 1])
