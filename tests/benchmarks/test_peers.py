@@ -239,8 +239,16 @@ def test_a_head_at_fewer_depths_is_the_one_that_reads_no_more_and_its_pass_is_sh
     assert torch.equal(less.test.prompts, direct.states)
     assert less.foreign is not None
     assert less.foreign.features.states.shape == (4, 2 * 576)
-    costs = cost_ms(base, [(once, read.config), (once, depths.at_depths(read, (10, 15)).config)])
-    assert 0 < costs[1] < costs[0]
+    ran: list[int] = []
+    hooks = [
+        layer.register_forward_pre_hook(lambda *_, index=index: ran.append(index))
+        for index, layer in enumerate(base.model.model.layers)
+    ]
+    [cost] = cost_ms(base, [(once, depths.at_depths(read, (10, 15)).config)])
+    for hook in hooks:
+        hook.remove()
+    assert cost > 0
+    assert ran == [*range(15)] * len(once.test)
     result = measure(once, depths.methods(read, 1))
     rows = [row for row in result["rows"] if row["treatment"] == "recalibrated"]
     assert [row["method"] for row in rows] == [

@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
@@ -11,6 +11,13 @@ from blora.server.errors import DeadlineExceededError, DrainingError
 from blora.server.scheduling.batcher import Batcher
 from blora.server.scheduling.control import Control
 from tests.server.scheduling.test_batcher import LIMITS, Bench, bench, settle
+
+
+def bench_of(run: Callable[[Sequence[str], Control], Awaitable[list[str]]]) -> Bench:
+    """Return a bench whose batcher, not started yet, computes by a function of the test's own."""
+    b = Bench()
+    b.batcher = Batcher(run, observer=b.notes, **LIMITS)
+    return b
 
 
 async def test_a_poisoned_input_fails_alone(caplog: pytest.LogCaptureFixture) -> None:
@@ -149,8 +156,7 @@ async def test_a_result_after_the_deadline_is_none() -> None:
             time.sleep(0.01)  # no other task sees the deadline pass
         return ["CUT SHORT"]
 
-    b = Bench()
-    b.batcher = Batcher(run, observer=b.notes, **LIMITS)
+    b = bench_of(run)
     b.batcher.start()
     with pytest.raises(DeadlineExceededError):
         await b.submit("late", timeout_s=0.05)
@@ -168,8 +174,7 @@ async def test_an_input_that_nobody_wants_is_counted_once() -> None:
         control.look()
         return []
 
-    b = Bench()
-    b.batcher = Batcher(run, observer=b.notes, **LIMITS)
+    b = bench_of(run)
     b.batcher.start()
     asked = [b.submit(name) for name in ("one", "other")]
     await began.wait()
@@ -191,8 +196,7 @@ async def test_an_input_whose_client_leaves_a_run_that_goes_on_is_counted() -> N
         control.dropped(payloads[0])
         return [payload.upper() for payload in payloads]
 
-    b = Bench()
-    b.batcher = Batcher(run, observer=b.notes, **LIMITS)
+    b = bench_of(run)
     asked = [b.submit(name) for name in ("leaving", "staying")]
     await settle()
     b.batcher.start()
@@ -269,8 +273,7 @@ async def test_an_input_that_was_answered_before_the_others_left_is_no_drop() ->
         control.look()
         return []
 
-    b = Bench()
-    b.batcher = Batcher(run, observer=b.notes, **LIMITS)
+    b = bench_of(run)
     asked = [b.submit(name) for name in ("early", "leaving")]
     await settle()
     b.batcher.start()
