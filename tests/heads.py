@@ -1,11 +1,15 @@
 """Heads with random weights, and labelled rows that one can be fitted to."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
+import pytest
 import torch
 
 from blora.config import HeadConfig, PromptConfig
 from blora.posterior.decision_head import DecisionHead, Features, head_shapes
+from blora.training.head.train import TrainedHead, train_head
 
 LABELS = ("no", "yes", "maybe")
 
@@ -33,3 +37,13 @@ def row_after_row(features: Features, sizes: Sequence[int]) -> Features:
     present = torch.arange(features.states.shape[1]) < n_choices[:, None]
     owner = torch.arange(len(sizes)).repeat_interleave(n_choices)
     return Features(features.states[present], features.counts[present], features.prompt, owner)
+
+
+def prefer_loras(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let training take the head above a LoRA, though the head alone may be better."""
+
+    def poor(*args: Any) -> TrainedHead:
+        found = train_head(*args)
+        return replace(found, trial=replace(found.trial, metrics=replace(found.trial.metrics, nll=9.0)))
+
+    monkeypatch.setattr("blora.training.run.train_head", poor)

@@ -12,6 +12,7 @@ from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     FalconConfig,
     Gemma2Config,
@@ -29,6 +30,7 @@ from transformers import (
 )
 
 from blora.base_model import BaseModel, model_fingerprint, reading_digest
+from blora.base_model.checkpoint import is_encoder
 from blora.base_model.precision import set_precision
 from blora.config import BaseModelRef, NormalizationName
 from blora.inference.fork import branching_layer, runs_in_parts
@@ -133,7 +135,7 @@ def random_model(config: PreTrainedConfig, *, seed: int = 0) -> PreTrainedModel:
     """A random model of any configuration, as `tiny_model`."""
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
-        model = AutoModelForCausalLM.from_config(config)
+        model = (AutoModel if is_encoder(config) else AutoModelForCausalLM).from_config(config)
     model.eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
         noise = 0.2 * torch.randn(parameter.shape, generator=generator)
@@ -143,14 +145,19 @@ def random_model(config: PreTrainedConfig, *, seed: int = 0) -> PreTrainedModel:
 
 
 @functools.cache
-def tiny_tokenizer(*, bos: bool = True, chat: bool = True) -> PreTrainedTokenizerFast:
-    """One token a character, so that what a row says can be read back; with `bos` it starts every text with <s>."""
+def tiny_tokenizer(*, bos: bool = True, chat: bool = True, closes: bool = False) -> PreTrainedTokenizerFast:
+    """One token a character, so that what a row says can be read back.
+
+    With `bos` it starts every text with <s>, and with `closes` it ends these with <unk>.
+    """
     alphabet = ["<pad>", "<s>", "<unk>", "\n", *sorted(set(string.printable) - set(string.whitespace)), " "]
     assert len(alphabet) <= VOCAB_SIZE
     tokenizer = Tokenizer(WordLevel({token: i for i, token in enumerate(alphabet)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = Split(Regex(r"[\s\S]"), "isolated")
     if bos:
-        tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+        tokenizer.post_processor = TemplateProcessing(
+            single="<s> $A <unk>" if closes else "<s> $A", special_tokens=[("<s>", 1), ("<unk>", 2)]
+        )
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", unk_token="<unk>")
     if chat:
         fast.chat_template = CHAT_TEMPLATE

@@ -97,6 +97,11 @@ def train_adapter(recipe: Recipe, output: Path, *, callbacks: Sequence[TrainerCa
     seen = before | {"train": fingerprints(train), "validation": fingerprints(validation)}
     processes, device = claim_device(recipe.device)
     base = open_base(recipe.base_model, device=device, dtype=recipe.dtype)
+    if base.is_encoder and head != "linear":
+        raise ConfigError(
+            f"got head {head} on {base.ref.id}, an encoder, which scores no choices, expected a linear head: give the "
+            "rows fixed labels, or name them with --choices"
+        )
     lora = _lora_of(recipe, base, layers, below=head != "none") if layers != "none" else None
     run = _Run(recipe, base, train, validation, processes, callbacks)
     if head != "none":

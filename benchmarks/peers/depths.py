@@ -115,7 +115,7 @@ def main() -> None:
         read = {n: kept_in(files[n], partial(read_set, base, task)) for n, task in tasks.items()}
         result = measure(once, chain.from_iterable(methods(read[n], n) for n in tasks))
         tried = [(n, depths) for n in tasks for depths in ways(read[n].config.depths)]
-        costs = cost_ms(base, [(tasks[n], at_depths(read[n], depths).config) for n, depths in tried])
+        costs = cost_ms([(base, tasks[n], at_depths(read[n], depths).config) for n, depths in tried])
         about = {
             _name(n, depths): {"n_texts": n, "depths": depths, "cost": cost / costs[0], "cost_ms": cost}
             for (n, depths), cost in zip(tried, costs, strict=True)

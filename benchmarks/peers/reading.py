@@ -106,7 +106,8 @@ def kept_in(file: Path | None, read: Callable[[], T]) -> T:
 def read_set(base: BaseModel, task: TaskSet) -> ReadSet:
     """Return the features of all rows of a set."""
     text = base.model.config.get_text_config()
-    config = default_head(text.num_hidden_layers, text.hidden_size, linear=task.prompt.readout == "linear")
+    linear = task.prompt.readout == "linear"
+    config = default_head(text.num_hidden_layers, text.hidden_size, linear=linear, encoder=base.is_encoder)
     lora = EMPTY_LORA.mean()
 
     def read(name: str) -> Rows:
@@ -122,19 +123,19 @@ def read_set(base: BaseModel, task: TaskSet) -> ReadSet:
 
 
 @torch.no_grad()
-def cost_ms(base: BaseModel, ways: Sequence[tuple[TaskSet, HeadConfig]]) -> list[float]:
+def cost_ms(ways: Sequence[tuple[BaseModel, TaskSet, HeadConfig]]) -> list[float]:
     """Return the median milliseconds that one test row takes alone, for each way to read it.
 
     Args:
-        base: the base model.
-        ways: the set, whose test rows have the same texts in every way, and the settings of the head.
+        ways: the base model, the set, whose test rows have the same texts in every way, and the settings of the head.
     """
     packed = [
-        pack_examples(ExampleSet(task.name, "", task.test[: N_TIMED + N_WARM]), base, task.prompt) for task, _ in ways
+        pack_examples(ExampleSet(task.name, "", task.test[: N_TIMED + N_WARM]), base, task.prompt)
+        for base, task, _ in ways
     ]
     seconds: list[list[float]] = [[] for _ in ways]
     for rows in zip(*packed, strict=True):
-        for row, (_, config), taken in zip(rows, ways, seconds, strict=True):
+        for row, (base, _, config), taken in zip(rows, ways, seconds, strict=True):
             began = time.perf_counter()
             read_rows(base.model, [row.row], config, EMPTY_LORA.mean())
             taken.append(time.perf_counter() - began)

@@ -1,6 +1,6 @@
-"""The cheapest classifiers for fixed labels: a logistic regression on words, and one on the frozen base model's states.
+"""The cheapest classifiers for fixed labels: a logistic regression on words, on states of a model, or on embeddings.
 
-Both are scikit-learn's. Of a few penalties the one with the lowest NLL on validation rows is kept.
+All are scikit-learn's. Of a few penalties the one with the lowest NLL on validation rows is kept.
 """
 
 import time
@@ -10,26 +10,30 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix, hstack
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline, make_union
-from sklearn.preprocessing import StandardScaler
+from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline, make_union
+from sklearn.preprocessing import Normalizer, StandardScaler
 from torch import Tensor
 
 from benchmarks.peers.figures import Scored
 from blora.decision.metrics import nll
 from blora.decision.temperature import fit_recalibration
 
-__all__ = ["Parts", "best_of", "on_states", "on_words"]
+__all__ = ["Parts", "best_of", "on_embeddings", "on_states", "on_words", "on_words_and_embeddings"]
 
-# Texts, or states (N, F), of one part, and of all parts by name.
-Input = Sequence[str] | NDArray[np.float32]
+# Texts, states or counts (N, F), of one part, and of all parts by name.
+Input = Sequence[str] | NDArray[np.float32] | csr_matrix
 Inputs = Mapping[str, Input]
 Classifier = Pipeline | LogisticRegression
 
 # Candidates for C, the inverse of the penalty.
 FOR_WORDS = (3, 10, 30, 100)
 FOR_STATES = (0.001, 0.003, 0.01, 0.03)
+FOR_EMBEDDINGS = (1, 3, 10, 30, 100)
+# Length of an embedding beside words and characters, each of length 1.
+EMBEDDINGS_WEIGH = 2.0
 # Against log 0: a probability of 0 would mean a choice that the row does not have.
 LEAST = torch.finfo(torch.float32).tiny
 
@@ -38,7 +42,8 @@ class Parts(NamedTuple):
     """Inputs of the rows of each part, and labels of the training and the validation rows.
 
     Attributes:
-        inputs: texts, or states (N, F), of train, validation and test, and of foreign and proof if there are any.
+        inputs: texts, states or counts (N, F), of train, validation and test, and of foreign and proof if there are
+            any.
         train: (N,) labels of the training rows, every one of C labels among them.
         validation: (V,) labels of the validation rows.
     """
@@ -52,11 +57,14 @@ def on_words(parts: Parts) -> Scored:
     """Return a regression on TF-IDF of words, pairs of words and two to five characters."""
 
     def pipeline(inverse_penalty: float) -> Pipeline:
-        words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-        characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True)
-        return make_pipeline(make_union(words, characters), LogisticRegression(C=inverse_penalty, max_iter=1000))
+        return make_pipeline(_words(), LogisticRegression(C=inverse_penalty, max_iter=1000))
 
     return _scored("TF-IDF regression", [pipeline(c) for c in FOR_WORDS], parts)
+
+
+def _words() -> FeatureUnion:
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    return make_union(words, TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True))
 
 
 def on_states(parts: Parts) -> Scored:
@@ -68,7 +76,30 @@ def on_states(parts: Parts) -> Scored:
     return _scored("regression on frozen states", [pipeline(c) for c in FOR_STATES], parts)
 
 
-def _scored(method: str, pipelines: Sequence[Pipeline], parts: Parts) -> Scored:
+def on_words_and_embeddings(words: Parts, embeddings: Parts) -> Scored:
+    """Return a regression on the inputs of `on_words` and `on_embeddings` side by side."""
+    vectorizer = _words().fit(words.inputs["train"])
+    normalizer = Normalizer()
+
+    def beside(name: str, texts: Input) -> csr_matrix:
+        embedded = EMBEDDINGS_WEIGH * normalizer.transform(embeddings.inputs[name])
+        return csr_matrix(hstack([vectorizer.transform(texts), embedded]))
+
+    joined = {name: beside(name, texts) for name, texts in words.inputs.items()}
+    candidates = [LogisticRegression(C=c, max_iter=1000) for c in FOR_WORDS]
+    return _scored("regression on words and sentence embeddings", candidates, words._replace(inputs=joined))
+
+
+def on_embeddings(parts: Parts) -> Scored:
+    """Return a regression on embeddings (N, F) of unit length."""
+
+    def pipeline(inverse_penalty: float) -> Pipeline:
+        return make_pipeline(Normalizer(), LogisticRegression(C=inverse_penalty, max_iter=1000))
+
+    return _scored("regression on sentence embeddings", [pipeline(c) for c in FOR_EMBEDDINGS], parts)
+
+
+def _scored(method: str, pipelines: Sequence[Classifier], parts: Parts) -> Scored:
     began = time.perf_counter()
     fitted = [pipeline.fit(parts.inputs["train"], parts.train.numpy()) for pipeline in pipelines]
     return best_of(method, [(one, parts.inputs) for one in fitted], parts.validation, began)

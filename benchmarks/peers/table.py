@@ -51,6 +51,8 @@ FOREIGN = (
 )
 # The methods whose rows have seeds if several LoRAs were trained.
 ABOVE_LORA = ("head above a LoRA, posterior mean", "head above a LoRA, posterior mean, read twice")
+# The sentence encoder that is a base model in some rows.
+ENCODER = "all-MiniLM-L6-v2"
 # The sets of the headline by their titles, and the methods that it shows.
 TITLES = {"demo": "demo", "banking77": "BANKING77", "clinc150": "CLINC150", "arc_easy": "ARC-Easy", "boolq": "BoolQ"}
 HEADLINE = (
@@ -58,6 +60,7 @@ HEADLINE = (
     *("regression on frozen states, read twice", "contrast on frozen states", "head, posterior mean"),
     *("head, 64 draws", "head, 64 draws, read twice"),
     *("head above a LoRA, 64 draws", "head above a LoRA, 64 draws, read twice"),
+    *(f"{method}, {ENCODER}" for method in ("regression on words and sentence embeddings", "head, 64 draws")),
 )
 # Methods by what the tables call them, where that is not the same.
 SHOWN = {"AnyJev": "AnyJev on {n_test} rows"}
@@ -73,17 +76,17 @@ UNSEEN: Columns = {
 }
 
 
-def headline(results: Sequence[Row], read_twice: Sequence[Row], programs: Sequence[Row]) -> str:
+def headline(results: Sequence[Row], others: Sequence[Row], programs: Sequence[Row]) -> str:
     """Return one table of the share of questions that each method answers at a proved risk, on every set.
 
     Args:
         results: results of `benchmarks.peers`.
-        read_twice: results of `benchmarks.peers.twice`, for some of the same sets.
+        others: results of `benchmarks.peers.twice` and `benchmarks.peers.encoder`, for some of the same sets.
         programs: results of `benchmarks.peers.training_free` and `benchmarks.peers.decision_model`, for some of the
             same sets.
     """
     cells: dict[str, Row] = {method: {"method": method} for method in HEADLINE}
-    for result in (*results, *read_twice, *programs):
+    for result in (*results, *others, *programs):
         title = TITLES.get(result["set"])
         for row in _recalibrated(result):
             if title is not None and (row["method"] in HEADLINE or result in programs):
@@ -103,24 +106,24 @@ def _recalibrated(result: Row) -> list[Row]:
     ]
 
 
-def peers(results: Sequence[Row], read_twice: Sequence[Row], programs: Sequence[Row]) -> str:
+def peers(results: Sequence[Row], others: Sequence[Row], programs: Sequence[Row]) -> str:
     """Return a table for each set but those of the demo's other questions, recalibrated, and where they come from.
 
     Args:
         results: results of `benchmarks.peers`.
-        read_twice: results of `benchmarks.peers.twice`, for some of the same sets.
+        others: results of `benchmarks.peers.twice` and `benchmarks.peers.encoder`, for some of the same sets.
         programs: results of `benchmarks.peers.training_free` and `benchmarks.peers.decision_model`, for some of the
             same sets.
     """
-    return _tables([result for result in results if result["set"] not in QUESTIONS], read_twice, programs)
+    return _tables([result for result in results if result["set"] not in QUESTIONS], others, programs)
 
 
-def peers_of_questions(results: Sequence[Row], programs: Sequence[Row]) -> str:
+def peers_of_questions(results: Sequence[Row], others: Sequence[Row], programs: Sequence[Row]) -> str:
     """Return the same for the demo's other questions."""
-    return _tables([result for result in results if result["set"] in QUESTIONS], [], programs)
+    return _tables([result for result in results if result["set"] in QUESTIONS], others, programs)
 
 
-def _tables(results: Sequence[Row], read_twice: Sequence[Row], programs: Sequence[Row]) -> str:
+def _tables(results: Sequence[Row], others: Sequence[Row], programs: Sequence[Row]) -> str:
     ordered = sorted(results, key=lambda result: SETS.index(result["set"]))
     names = [result["set"] for result in ordered]
     first = ordered[0]
@@ -135,11 +138,13 @@ def _tables(results: Sequence[Row], read_twice: Sequence[Row], programs: Sequenc
         f"revision {revisions}; `python -m benchmarks.peers`."
     )
     beside = sorted(
-        (one for one in (*read_twice, *programs) if one["set"] in names), key=lambda one: names.index(one["set"])
+        (one for one in (*others, *programs) if one["set"] in names), key=lambda one: names.index(one["set"])
     )
     tables = [_table(result, [one for one in beside if one["set"] == result["set"]]) for result in ordered]
     notes = [
-        note for about_them in (_about_read_twice, _about_training_free, _about_any2jev) for note in about_them(beside)
+        note
+        for about_them in (_about_read_twice, _about_encoder, _about_training_free, _about_any2jev)
+        for note in about_them(beside)
     ]
     return "\n\n".join([*tables, about, *notes])
 
@@ -155,6 +160,20 @@ def _about_read_twice(beside: Sequence[Row]) -> list[str]:
         f"Read twice: the template holds the text twice, on lines of its own. A text alone takes {costs} times as long "
         f"as once, in one run on {on_machine(first['machine'])}. Revision "
         f"{_revisions(results)}; `python -m benchmarks.peers.twice`."
+    ]
+
+
+def _about_encoder(beside: Sequence[Row]) -> list[str]:
+    """Return what the rows on the sentence encoder cost, and where they come from."""
+    results = [result for result in beside if "encoder_ms" in result]
+    if not results:
+        return []
+    costs = ", ".join(f"{result['encoder_ms'] / result['embedded_ms']:.2f} ({result['set']})" for result in results)
+    first = results[0]
+    return [
+        f"{first['base_model']}: a sentence encoder as the base model. A text alone takes {costs} of the time that the "
+        f"embedded model takes, in one run on {on_machine(first['machine'])}. Revision "
+        f"{_revisions(results)}; `python -m benchmarks.peers.encoder`."
     ]
 
 

@@ -68,7 +68,7 @@ def main() -> None:
         once, keep = load_set(name), arguments.keep
         task = twice(once)
         read = kept_in(keep and keep / f"{name}-twice.pt", partial(read_set, base, task))
-        milliseconds = cost_ms(base, [(once, read.config), (task, read.config)])
+        milliseconds = cost_ms([(base, once, read.config), (base, task, read.config)])
         costs = dict(zip(("once_ms", "twice_ms"), milliseconds, strict=True))
         result = measure(task, methods(task, base, read, keep)) | costs
         write(RESULTS, result, base, f"python -m benchmarks.peers.twice --set {name}")

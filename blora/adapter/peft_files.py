@@ -43,7 +43,7 @@ def peft_config(config: AdapterConfig, base: BaseModel) -> LoraConfig:
     first = base.model.get_submodule(next(iter(config.modules)))
     wrapped = first.base if isinstance(first, LoraLinear) else first
     return LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type="FEATURE_EXTRACTION" if base.is_encoder else "CAUSAL_LM",
         base_model_name_or_path=config.base_model.id,
         revision=config.base_model.revision,
         r=config.posterior.rank,

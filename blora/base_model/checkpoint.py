@@ -1,11 +1,17 @@
 """Reading the weights of a checkpoint, all of which have to be the model's own and in use.
 
+A checkpoint is a causal language model, a model that also reads images, or an encoder (BERT and sentence encoders), of
+which only the layers are read.
+
 transformers fills missing weights at random, leaves out weights that it has no place for, such as the scales of a
 quantisation that it does not know, and loads a LoRA together with the base model that it names. Each would answer with
 wrong numbers, and is refused.
 """
 
-from collections.abc import Mapping
+import inspect
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 from torch import nn
@@ -16,20 +22,25 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_MAPPING,
+)
 from transformers.utils.peft_utils import find_adapter_config_file
 from transformers.utils.quantization_config import FineGrainedFP8Config, Mxfp4Config
 
 from blora.errors import BaseModelError
 
-__all__ = ["read_checkpoint", "read_weights"]
+__all__ = ["is_encoder", "read_checkpoint", "read_weights"]
 
 # Quantisations whose weights transformers can turn into plain ones, by the name that a config gives them.
 DEQUANTISED = {"fp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}
 
 
 def read_checkpoint(path: str, name: str, **source: Any) -> PreTrainedModel:
-    """Read a language model, or the language model of one that also reads images.
+    """Read a language model, the language model of one that also reads images, or the layers of an encoder.
 
     Args:
         path: a folder, or a hub id.
@@ -57,6 +68,11 @@ def read_checkpoint(path: str, name: str, **source: Any) -> PreTrainedModel:
                 f"plain ones or one of {', '.join(DEQUANTISED)}; use the model that they were made from"
             )
         options["quantization_config"] = DEQUANTISED[method](dequantize=True)
+    if is_encoder(config):
+        kind = cast(Any, MODEL_MAPPING[type(config)])
+        if "add_pooling_layer" in inspect.signature(kind).parameters:  # many checkpoints have no weights of it
+            options["add_pooling_layer"] = False
+        return read_weights(kind, path, name, **options)
     return read_weights(_kind(config, name), path, name, **options)
 
 
@@ -69,7 +85,8 @@ def read_weights(kind: Any, path: str, name: str, **options: Any) -> PreTrainedM
     Raises:
         BaseModelError: if weights are missing or have other shapes, or are left out although their module is in use.
     """
-    loaded = kind.from_pretrained(path, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    with _without_report():
+        loaded = kind.from_pretrained(path, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     model, found = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     misshapen = {key for key, *_ in found["mismatched_keys"]}
@@ -96,6 +113,24 @@ def read_weights(kind: Any, path: str, name: str, **options: Any) -> PreTrainedM
     return model
 
 
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Keep transformers from logging which weights are missing or left out, for `read_weights` judges these."""
+    reports = logging.getLogger("transformers.modeling_utils")
+    before = reports.level
+    reports.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        reports.setLevel(before)
+
+
+def is_encoder(config: PreTrainedConfig) -> bool:
+    """Return whether the tokens of a model see those behind them, as a model of masked tokens has to."""
+    decodes = config.is_encoder_decoder or getattr(config, "is_decoder", False)
+    return type(config) in MODEL_FOR_MASKED_LM_MAPPING and not decodes
+
+
 def _kind(config: PreTrainedConfig, name: str) -> type:
     """Return the class that reads a model of a config."""
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -103,7 +138,8 @@ def _kind(config: PreTrainedConfig, name: str) -> type:
     if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return AutoModelForImageTextToText
     raise BaseModelError(
-        f"got base model {name!r} of type {config.model_type!r}, which is no causal language model, expected one"
+        f"got base model {name!r} of type {config.model_type!r}, which is no causal language model and no encoder, "
+        "expected one of these"
     )
 
 

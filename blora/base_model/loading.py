@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from blora.base_model.checkpoint import read_checkpoint, read_weights
@@ -42,7 +43,7 @@ LIMITS = ("max_position_embeddings", "max_seq_len", "attention_chunk_size")
 
 @dataclass(frozen=True, slots=True)
 class BaseModel:
-    """A frozen causal language model, its tokenizer, and its identity.
+    """A frozen language model, its tokenizer, and its identity.
 
     Attributes:
         model: the model in eval mode, without gradients.
@@ -69,6 +70,11 @@ class BaseModel:
     def name(self) -> str:
         """The id without its owner, in lower case."""
         return self.ref.id.rsplit("/", 1)[-1].lower()
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether every token sees the whole text, so that the model reads prompts and scores no choices."""
+        return self.model.get_output_embeddings() is None
 
 
 def load_base_model(spec: str = EMBEDDED, *, device: str = "auto", dtype: str = "auto") -> BaseModel:
@@ -127,6 +133,9 @@ def max_length_of(model: PreTrainedModel, *, beyond_window: bool = False) -> int
     """
     config = model.config.get_text_config()
     limits = [getattr(config, name, None) for name in LIMITS]
+    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+    if isinstance(table, nn.Embedding) and table.padding_idx is not None:  # RoBERTa counts positions from behind it
+        limits.append(table.num_embeddings - table.padding_idx - 1)
     if not beyond_window:
         limits.append(sliding_window_of(model))
     ropes = getattr(config, "rope_parameters", None) or {}

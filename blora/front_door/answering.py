@@ -116,6 +116,7 @@ def _ask(
             prompt=request.prompt,
             messages=[turn.model_dump() for turn in request.messages] if request.messages else None,
             max_length=base.max_length,
+            encoder=base.is_encoder,
         )
         job = Job(handle, row, handle.bank.n_samples, None, stop_of(in_force, handle))
         check_policy(in_force, job)

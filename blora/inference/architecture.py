@@ -16,6 +16,18 @@ from transformers import PreTrainedModel
 from blora.base_model import BaseModel
 from blora.base_model.loading import max_length_of
 from blora.errors import BaseModelError
+from blora.inference.bounds import (
+    MARGIN,
+    MAX_BOUND,
+    OTHER_SHAPE,
+    SAME_SHAPE,
+    Moved,
+    check_moved,
+    distance,
+    largest,
+    remedy,
+)
+from blora.inference.encoders import check_encoder
 from blora.inference.fork import allow_partial_runs, forbid_partial_runs, logits_at, runs_in_parts
 from blora.inference.packing import PackedBatch, PackedRow, collate
 from blora.inference.prefix import Prefix, common_tokens
@@ -28,14 +40,6 @@ __all__ = ["check_packing"]
 
 logger = logging.getLogger(__name__)
 
-# Largest allowed changes of logits beside the measured rounding, in standard deviations of the logits: between products
-# of one shape, and between products of different shapes. Ignoring the mask or the positions changes them by 0.4 to 1.
-SAME_SHAPE = 1e-3
-OTHER_SHAPE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
-# Factor on the measured effect of rounding.
-MARGIN = 3.0
-# Bound above which the test could not tell an unsuitable architecture.
-MAX_BOUND = 0.35
 # Most columns in the test of a window that a setting of the model names.
 WIDEST = 4096
 # Width of the window in the test of sliding windows: less than half of a row of the test.
@@ -106,6 +110,8 @@ def check_packing(base: BaseModel) -> BaseModel:
     A model that fails with packed choices, as one with recurrent layers does, passes the same tests with each choice in
     a sequence of its own: see `blora.inference.unpacked`. It runs whole, and a warning is logged.
 
+    An encoder is tested otherwise: see `check_encoder`.
+
     A model with a sliding window passes the same tests in rows beyond the window, or its rows stay within the window,
     and a warning is logged.
 
@@ -116,6 +122,8 @@ def check_packing(base: BaseModel) -> BaseModel:
         BaseModelError: if a test fails either way, for example for models that see later tokens, or that overflow in
             the dtype, or if the device has too little memory for them.
     """
+    if base.is_encoder:
+        return check_encoder(base)
     model, example = base.model, _Example.of(base.model.config.get_text_config().vocab_size)
     forbid_partial_runs(model, "the packing check is running")
     unpack(model, None)
@@ -182,7 +190,7 @@ def _check_alike(base: BaseModel, example: _Example) -> tuple[PackedBatch, Tenso
         if not alone.isfinite().all():
             raise BaseModelError(
                 f"got {base.ref.id}, which gives no finite numbers in {base.dtype_name}, expected logits: use "
-                f"{_remedy(base)}"
+                f"{remedy(base)}"
             )
         batch = collate([example.row, example.longer], example.pad_id)
         together = _logits(model, batch)
@@ -193,28 +201,10 @@ def _check_alike(base: BaseModel, example: _Example) -> tuple[PackedBatch, Tenso
     except Exception as exc:  # an unsuitable architecture may raise anything
         raise BaseModelError(
             f"got {base.ref.id}, which fails on a batch of choices in {base.dtype_name} ({type(exc).__name__}: {exc}), "
-            f"expected a decoder in which a token depends on those before it alone: use {_remedy(base)}"
+            f"expected a decoder in which a token depends on those before it alone: use {remedy(base)}"
         ) from exc
-    for cause, distance, allowed in moved:
-        bound = allowed + MARGIN * rounding
-        if bound > MAX_BOUND:
-            raise BaseModelError(
-                f"got {base.ref.id}, whose logits change by {rounding:.2g} of their standard deviation where only "
-                "rounding may change them, expected less; its forward pass is random or depends on the batch and "
-                "cannot be used"
-            )
-        if not distance <= bound:  # NaN fails the test
-            raise BaseModelError(
-                f"got {base.ref.id}, in which {cause} changes the logits by {distance:.2g} of their standard "
-                f"deviation, expected at most {bound:.2g}, which rounding explains; in this architecture a token "
-                "depends on more than those before it, so that it cannot be used"
-            )
+    check_moved(base, moved, rounding, what="logits", fault="a token depends on more than those before it")
     return batch, together, OTHER_SHAPE[base.dtype] + MARGIN * rounding
-
-
-def _remedy(base: BaseModel) -> str:
-    """Return what to use in place of a base model in its dtype."""
-    return "another model" if base.dtype == torch.float32 else "--dtype float32"
 
 
 def _beyond_window(base: BaseModel, example: _Example) -> BaseModel:
@@ -252,9 +242,9 @@ def _reason_to_stay_within(model: PreTrainedModel, window: Window, example: _Exa
         together = _logits(model, batch)
         rounding = MARGIN * _rounding(model, batch, together, example.row)
         moved = _displacements(model, example, batch, together, _alone(model, example.row), other_shape)
-        for cause, distance, allowed in moved:
-            if not distance <= allowed + rounding <= MAX_BOUND:  # NaN fails the test
-                return f"{cause} changes the logits by {distance:.2g} of their standard deviation"
+        for cause, change, allowed in moved:
+            if not change <= allowed + rounding <= MAX_BOUND:  # NaN fails the test
+                return f"{cause} changes the logits by {change:.2g} of their standard deviation"
         if not runs_in_parts(model):
             return None
         return _reason_to_run_whole(model, example, batch, together, other_shape + rounding)
@@ -267,18 +257,18 @@ def _reason_to_stay_within(model: PreTrainedModel, window: Window, example: _Exa
 
 def _displacements(
     model: PreTrainedModel, example: _Example, batch: PackedBatch, together: Tensor, alone: Tensor, other_shape: float
-) -> Iterator[tuple[str, float, float]]:
+) -> Iterator[Moved]:
     """Yield each cause, its change of the logits of the row's first and last choice, and the allowed change."""
     first, last = _predicting_positions(batch, 0), _predicting_positions(batch, 2)
     exchanged = _logits(model, collate(example.exchanged, example.exchanged_pad_id))
     both = torch.cat([first, last])
-    yield "exchanging tokens hidden from a choice", _distance(exchanged[both], together[both]), SAME_SHAPE
-    yield "the position of a choice in its row", _distance(together[last], together[first]), other_shape
+    yield "exchanging tokens hidden from a choice", distance(exchanged[both], together[both]), SAME_SHAPE
+    yield "the position of a choice in its row", distance(together[last], together[first]), other_shape
     if way_of(model) is None and (window := _window(model)):
         row = example.wider(window)
         far = _ends(model, row)
-        yield f"the position of a choice in a row of {row.n_tokens} tokens", _distance(*far), other_shape
-    yield "packing", _distance(together[first], alone), other_shape
+        yield f"the position of a choice in a row of {row.n_tokens} tokens", distance(*far), other_shape
+    yield "packing", distance(together[first], alone), other_shape
 
 
 def _alone(model: PreTrainedModel, row: PackedRow) -> Tensor:
@@ -313,7 +303,7 @@ def _rounding(model: PreTrainedModel, batch: PackedBatch, together: Tensor, row:
     one, two, three = (_logits(model, collate([row] * n)) for n in (1, 2, 3))
     n = len(one)
     pairs = [(_logits(model, batch), together), (two[:n], one), (three[:n], one)]
-    return _largest([_distance(a, b) for a, b in pairs])
+    return largest([distance(a, b) for a, b in pairs])
 
 
 def _reason_to_run_whole(
@@ -331,11 +321,11 @@ def _reason_to_run_whole(
         after = _centered(at_positions(logits_at, model, rest, None, 1, memory)[0])
     except Exception as exc:  # a layer may raise anything if it misses results of another one
         return f"a part of it fails when run alone ({type(exc).__name__}: {exc})"
-    distance = _largest([_distance(found, whole) for found in (*parts.chunk(2), after)])
-    if distance <= bound:
+    change = largest([distance(found, whole) for found in (*parts.chunk(2), after)])
+    if change <= bound:
         return None
     return (
-        f"running its parts changes the logits by {distance:.2g} of their standard deviation; rounding explains "
+        f"running its parts changes the logits by {change:.2g} of their standard deviation; rounding explains "
         f"{bound:.2g}"
     )
 
@@ -353,13 +343,3 @@ def _logits(model: PreTrainedModel, batch: PackedBatch, repeats: int = 1) -> Ten
 def _centered(logits: Tensor) -> Tensor:
     logits = logits.float().masked_fill(logits < RULED_OUT, 0)
     return logits - logits.mean(-1, keepdim=True)
-
-
-def _largest(distances: list[float]) -> float:
-    """Return the largest distance, or NaN if one is NaN, which Python's max may lose."""
-    return torch.tensor(distances).max().item()
-
-
-def _distance(found: Tensor, expected: Tensor) -> float:
-    """Return the root mean square of the difference, in standard deviations of the expected logits."""
-    return ((found - expected).square().mean() / expected.square().mean()).sqrt().item()

@@ -82,15 +82,15 @@ def states_at(
     """Return the hidden states (B, T, D) at several depths, from one pass that ends at the deepest.
 
     Args:
-        model: a causal language model.
-        depths: indices of decoder layers, for the states that enter them, or enter the next layer that runs if the
+        model: a causal language model, or an encoder, which has no output head.
+        depths: indices of layers, for the states that enter them, or enter the next layer that runs if the
             model skips one; the number of layers stands for the states that enter the output head.
         known: states that enter a layer that is above none of the depths, from which to continue; None starts at the
             embeddings.
         inputs: input_ids, position_ids, attention_mask and a cache, as for the model.
 
     Raises:
-        BaseModelError: if the model has no list of decoder layers or no output head, or does not run them.
+        BaseModelError: if the model has no list of layers, or does not run them.
     """
     found = {known.layer: known.values} if known is not None else {}
     deeper = sorted({*depths} - {*found})
@@ -103,10 +103,13 @@ def states_at(
         for index, layer in enumerate(layers)
     ]
     view = _view(view, path, nn.ModuleList(read))
-    if last == len(layers):
-        view = _view(view, _head_path(model), _StandIn(model.get_output_embeddings(), _arrive))
+    head = model.get_output_embeddings()
+    if last == len(layers) and head is not None:
+        view = _view(view, _head_path(model), _StandIn(head, _arrive))
     try:
-        view(**{"use_cache": False} | inputs)
+        output = view(**({"use_cache": False} if head is not None else {}) | inputs)
+        if last == len(layers) and head is None:
+            found[last] = output.last_hidden_state
     except _ArrivedError as arrived:
         found[last] = arrived.states
     if {*deeper} - {*found}:

@@ -200,6 +200,7 @@ def pack(
     messages: Sequence[Mapping[str, str]] | None = None,
     scoring: ScoringName | None = None,
     max_length: int,
+    encoder: bool = False,
 ) -> PackedRow:
     """Tokenise and pack one question.
 
@@ -212,6 +213,7 @@ def pack(
         scoring: overrides the adapter's scoring; a head answers only under the adapter's own. A linear head answers
             only the adapter's choices, or some of them; other choices are scored by the language model.
         max_length: most positions of the model.
+        encoder: whether the model is an encoder, which scores no choices: a linear head alone answers.
 
     Raises:
         PromptError: naming the invalid field.
@@ -233,13 +235,19 @@ def pack(
             param="choices",
         )
     readout, outputs = _readout(config, choices, by_label=by_label)
+    if encoder and readout != "linear":
+        raise PromptError(
+            "got choices whose texts a language model would have to score, but the base model is an encoder, which "
+            "scores no texts: expected choices of a linear head, some of the adapter's own",
+            param="choices",
+        )
     suffix = _listing([guard(tokenizer, choice) for choice in choices]) if by_label else ""
     if messages is not None:
         text = render(tokenizer, messages, suffix)
     else:
         assert prompt is not None  # checked above
         text = config.template.replace("{prompt}", f"{guard(tokenizer, prompt.strip())}{suffix}")
-    prompt_ids = encode(tokenizer, text, special=messages is None)
+    prompt_ids = encode(tokenizer, text, special=messages is None, whole=encoder)
     if not prompt_ids:
         raise PromptError("got a prompt without tokens, expected some text", param="prompt")
     glue = "" if not text or text[-1].isspace() else " "

@@ -25,19 +25,22 @@ def guard(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     return pattern.sub(lambda found: f"{_OPEN}{controls[found[0]]}{_CLOSE}", text)
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> tuple[int, ...]:
+def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool, whole: bool = False) -> tuple[int, ...]:
     """Return the tokens of a text, with each marker replaced by the plain-text tokens of its control token.
 
     Args:
         tokenizer: the base model's tokenizer.
         text: a text with guarded parts.
         special: whether to add the special tokens that the tokenizer puts before a text, such as a beginning-of-text
-            token. Those that it puts after a text are never added, because the choices continue the text.
+            token.
+        whole: whether nothing continues the text, so that the special tokens after it are added too. Choices continue
+            a prompt.
     """
-    opening = _opening(tokenizer) if special else ()
+    opening, closing = _frame(tokenizer) if special else ((), ())
+    closing = closing if whole else ()
     first, *rest = _MARKER.split(text)
     if not rest:
-        return (*opening, *_tokens(tokenizer, text, special=False))
+        return (*opening, *_tokens(tokenizer, text, special=False), *closing)
     # A control token cut in two is plain text, but its second half may contain another control token.
     halves = [(control[0], guard(tokenizer, control[1:])) for control in _controls(tokenizer)[0]]
     parts = [
@@ -47,7 +50,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> t
     ]
     tokens_of = _inside_each(tokenizer, set(parts), "\n")
     tokens = (token for part in parts for token in tokens_of[part])
-    return (*opening, *_tokens(tokenizer, first, special=False), *tokens)
+    return (*opening, *_tokens(tokenizer, first, special=False), *tokens, *closing)
 
 
 def inside(tokenizer: PreTrainedTokenizerBase, text: str, anchor: str) -> tuple[int, ...]:
@@ -90,11 +93,11 @@ def _controls(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, int], re.Pa
 
 
 @lru_cache(maxsize=8)  # called for every prompt
-def _opening(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Return the special tokens that the tokenizer puts before every text."""
+def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the special tokens that the tokenizer puts before and after every text."""
     bare, framed = _tokens(tokenizer, "a", special=False), _tokens(tokenizer, "a", special=True)
     start = next(i for i in range(len(framed)) if framed[i : i + len(bare)] == bare)
-    return framed[:start]
+    return framed[:start], framed[start + len(bare) :]
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 A choice continues from what the model remembers of its prompt: keys and values, and recurrent states. Where a model
 fails to do so, and in training, the choice is read behind a copy of the prompt instead, in a plain forward pass. The
 states of all sequences are put where packed rows have them, so that everything behind a run is as with block masks.
+An encoder, in which a token sees the whole text, reads prompts alone.
 """
 
 import copy
@@ -22,7 +23,7 @@ from blora.posterior.inject import n_layers_of
 
 __all__ = ["SEGMENT", "Way", "for_model", "read_states", "states_before_head", "unpack", "way_of"]
 
-Way = Literal["continued", "repeated"]
+Way = Literal["continued", "repeated", "none"]
 
 # Attribute of a model: how it reads choices without block masks; missing or None where it takes such masks.
 _WAY = "_blora_reads_choices"
@@ -33,7 +34,12 @@ SEGMENT = "segment"
 
 
 def unpack(model: PreTrainedModel, way: Way | None) -> None:
-    """Set how a model reads choices in all later runs: continued from the prompt or behind a copy, None for packed."""
+    """Set how a model reads choices in all later runs.
+
+    Args:
+        model: the model.
+        way: `continued` from the prompt, `repeated` behind a copy of it, `none` for an encoder; None for packed.
+    """
     setattr(model, _WAY, way)
 
 
@@ -167,6 +173,8 @@ def _run(
     if draws is not None and draws.rows is not None:
         draws = draws.for_rows(draws.rows.to(part.row.device)[part.row])
     inputs: dict[str, Any] = {"cache": cache, "use_cache": True} if cache is not None else {}
+    if way_of(model) == "none":
+        inputs["attention_mask"] = (part.place >= 0).long()  # a token sees what is behind it, padding included
     with use_draws(draws):
         return states_at(model, depths, input_ids=part.ids(input_ids), **inputs)
 

@@ -86,9 +86,7 @@ def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
         if isinstance(module, nn.ModuleList) and layer_index(f"{name}.0") == 0
     ]
     if not lists:
-        raise BaseModelError(
-            f"got {type(model).__name__}, whose decoder layers have an unknown name; use another model"
-        )
+        raise BaseModelError(f"got {type(model).__name__}, whose layers have an unknown name; use another model")
     decoder = set(model.get_decoder().modules())
     return max(lists, key=lambda item: item[1] in decoder)  # a multimodal model has lists of other layers too
 

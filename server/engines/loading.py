@@ -184,6 +184,7 @@ def probe_row(
         choices=handle.config.prompt.choices or ("yes", "no"),
         config=handle.config.prompt,
         max_length=max_length,
+        encoder=base.is_encoder,
     )
 
 

@@ -47,15 +47,17 @@ class PackingEngine:
         scoring: str | None,
     ) -> PackedRow:
         """Implement Engine."""
+        base = self._loaded_base()
         packing = partial(
             pack,
-            self._loaded_base().tokenizer,
+            base.tokenizer,
             prompt=prompt,
             messages=messages,
             choices=choices,
             config=handle.config.prompt,
             scoring=cast(ScoringName | None, scoring),
             max_length=self._max_length,
+            encoder=base.is_encoder,
         )
         row = await to_the_end(self._packing, packing)
         if (unknown := self._unknown_token(row)) is not None:

@@ -31,6 +31,7 @@ def test_every_verdict_occurs_and_is_explained() -> None:
             "inkling_text",
             "xlnet",
         ),
+        *("bert", "roberta", "distilbert", "deberta-v2", "modernbert", "mpnet", "xlm-roberta", "fnet"),
     ],
 )
 def test_what_becomes_of_a_model_type_is_what_the_table_says(model_type: str) -> None:

@@ -214,7 +214,7 @@ def test_a_text_read_twice_is_measured_and_shown_beside_the_other_methods() -> N
     read = read_set(base, task)
     tokens = [row.row.prompt_tokens for row in read.test.rows]
     assert tokens == [2 * len(base.tokenizer(row.prompt).input_ids) + 1 for row in task.test]  # and a line break
-    costs = cost_ms(base, [(once, read.config), (task, read.config)])
+    costs = cost_ms([(base, once, read.config), (base, task, read.config)])
     assert 0 < costs[0] < costs[1]
     result = measure(task, twice.methods(task, base, read, None))
     names = [row["method"] for row in result["rows"]][::2]
@@ -244,7 +244,7 @@ def test_a_head_at_fewer_depths_is_the_one_that_reads_no_more_and_its_pass_is_sh
         layer.register_forward_pre_hook(lambda *_, index=index: ran.append(index))
         for index, layer in enumerate(base.model.model.layers)
     ]
-    [cost] = cost_ms(base, [(once, depths.at_depths(read, (10, 15)).config)])
+    [cost] = cost_ms([(base, once, depths.at_depths(read, (10, 15)).config)])
     for hook in hooks:
         hook.remove()
     assert cost > 0
@@ -366,7 +366,7 @@ def test_any2jev_is_trained_and_asked_in_an_environment_of_its_own(
     measured = measure(task, [found])
     about = {"machine": {"cores": 2, "processor": "some"}, "base_model": "tiny", "dtype": "float32"}
     about |= {"revision": "abc", "set": "mood", "command": "some command"}
-    shown = peers_of_questions([measured | about | {"rows": []}], [measured | about])
+    shown = peers_of_questions([measured | about | {"rows": []}], [], [measured | about])
     assert "| any2jev |" in shown
     trained = "any2jev 0.1 is trained once, by its defaults, on the same training rows, in 0 (mood) minutes"
     assert f"{trained} of processor time." in shown

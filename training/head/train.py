@@ -98,13 +98,21 @@ def parse_depths(spec: str, n_layers: int) -> tuple[int, ...]:
     return depths
 
 
-def default_head(n_layers: int, hidden_size: int, *, linear: bool, depths: Sequence[int] | None = None) -> HeadConfig:
+def default_head(
+    n_layers: int, hidden_size: int, *, linear: bool, depths: Sequence[int] | None = None, encoder: bool = False
+) -> HeadConfig:
     """Return the settings of a head; by default it reads five depths, from a third of the layers to the last one.
+
+    Of an encoder it reads two thirds of the layers and all of them: the last layer of a sentence encoder was trained to
+    hold what a text says.
 
     >>> default_head(30, 576, linear=True).depths
     (10, 15, 20, 25, 30)
+    >>> default_head(6, 384, linear=True, encoder=True).depths
+    (4, 6)
     """
-    depths = tuple(depths or sorted({round(n_layers * k / 6) for k in range(2, 7)}))
+    sixths = (4, 6) if encoder else range(2, 7)
+    depths = tuple(depths or sorted({round(n_layers * k / 6) for k in sixths}))
     return HeadConfig(
         depths=depths,
         n_states=len(depths) * hidden_size,
@@ -132,12 +140,13 @@ def train_head(
     """
     linear = train[0].row.readout == "linear"
     hidden_size = base.model.config.get_text_config().hidden_size
-    config = default_head(n_layers_of(base.model), hidden_size, linear=linear, depths=depths)
+    n_layers = n_layers_of(base.model)
+    config = default_head(n_layers, hidden_size, linear=linear, depths=depths, encoder=base.is_encoder)
     if depths is None:
         readable = readable_depths(base.model, train[0].row, config.depths)
         if readable != config.depths:
             logger.warning("this model has one state a token only at the depths %s, which the head reads", [*readable])
-            config = default_head(n_layers_of(base.model), hidden_size, linear=linear, depths=readable)
+            config = default_head(n_layers, hidden_size, linear=linear, depths=readable)
     lora = Posterior({}, PosteriorConfig(method="lora"), seed=0)
     read = [read_features(base.model, rows, config, lora.mean(), "reading states") for rows in (train, validation)]
     return fit_parts(config, read[0], train, read[1], validation, sampling, lora)

@@ -50,6 +50,7 @@ def pack_examples(examples: ExampleSet, base: BaseModel, prompt: PromptConfig) -
                 prompt=example.prompt,
                 messages=example.messages,
                 max_length=base.max_length,
+                encoder=base.is_encoder,
             )
         except PromptError as exc:
             problems.append(f"{example.where}: {exc}")

@@ -187,10 +187,10 @@ def test_a_model_whose_parts_make_something_else_runs_whole(
 @pytest.mark.parametrize("spoilt", [0, 1, 2])
 def test_no_part_that_gives_no_numbers_is_overlooked(spoilt: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the two copies of the states, and what comes after a remembered beginning."""
-    base, distance, calls = tiny_base(), checks._distance, iter(range(100))
+    base, distance, calls = tiny_base(), checks.distance, iter(range(100))
     n_before = 3 + 3  # of rounding, and of the proofs
     monkeypatch.setattr(
-        checks, "_distance", lambda a, b: torch.nan if next(calls) == n_before + spoilt else distance(a, b)
+        checks, "distance", lambda a, b: torch.nan if next(calls) == n_before + spoilt else distance(a, b)
     )
     check_packing(base)
     assert "parts changes the logits by nan" in (why_whole(base.model) or "")

@@ -30,11 +30,10 @@ from blora.posterior.noise import generator_of
 from blora.training.config import TOLERANCE_NATS
 from blora.training.evaluate import predict_with_distances
 from blora.training.head.fit import FittedHead, Regression, fit_head
-from blora.training.head.train import TrainedHead, train_head
 from blora.training.rows.examples import read_examples
 from blora.training.rows.packed import LabelledRow, pack_examples
 from tests.blora.adapters import rewrite_json, rewrite_tensors
-from tests.heads import row_after_row
+from tests.heads import prefer_loras, row_after_row
 from tests.training.toys import CHOICES, toy_data, train_arguments, write_jsonl
 
 FAST = ("--epochs", "2", "--batch-size", "4")
@@ -236,12 +235,7 @@ def test_a_lora_below_the_head_stays_if_it_is_better(
 @pytest.fixture
 def above_lora(base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An adapter whose head is above a LoRA, though the head alone may be better."""
-
-    def poor(*args: Any) -> TrainedHead:
-        found = train_head(*args)
-        return replace(found, trial=replace(found.trial, metrics=replace(found.trial.metrics, nll=9.0)))
-
-    monkeypatch.setattr("blora.training.run.train_head", poor)
+    prefer_loras(monkeypatch)
     data = write_jsonl(tmp_path / "rows.jsonl", fixed(toy_data(60)))
     assert main(arguments(base_folder, data, tmp_path / "toy", "--layers", "1", "--rank", "2", *FAST)) == 0
     return tmp_path / "toy"
