@@ -49,10 +49,10 @@ FOREIGN = (
     "Foreign AUROC: of 1 - confidence / of mutual information / of the familiarity's distance, for telling "
     "foreign rows from test rows. "
 )
-# The methods whose rows have seeds if several LoRAs were trained.
-ABOVE_LORA = ("head above a LoRA, posterior mean", "head above a LoRA, posterior mean, read twice")
 # The sentence encoder that is a base model in some rows.
 ENCODER = "all-MiniLM-L6-v2"
+# The methods whose rows have seeds if several LoRAs were trained.
+ABOVE_LORA = tuple(f"head above a LoRA, posterior mean{way}" for way in ("", ", read twice", f", {ENCODER}"))
 # The sets of the headline by their titles, and the methods that it shows.
 TITLES = {"demo": "demo", "banking77": "BANKING77", "clinc150": "CLINC150", "arc_easy": "ARC-Easy", "boolq": "BoolQ"}
 HEADLINE = (
@@ -61,6 +61,7 @@ HEADLINE = (
     *("head, 64 draws", "head, 64 draws, read twice"),
     *("head above a LoRA, 64 draws", "head above a LoRA, 64 draws, read twice"),
     *(f"{method}, {ENCODER}" for method in ("regression on words and sentence embeddings", "head, 64 draws")),
+    f"head above a LoRA, 64 draws, {ENCODER}",
 )
 # Methods by what the tables call them, where that is not the same.
 SHOWN = {"AnyJev": "AnyJev on {n_test} rows"}

@@ -20,7 +20,7 @@ def test_a_sentence_encoder_is_measured_and_shown_beside_the_other_methods() -> 
     assert base.is_encoder
     read = read_set(base, task)
     assert read.config.depths == (4, 6)
-    result = measure(task, encoder.methods(task, read))
+    result = measure(task, encoder.methods(task, base, read, None))
     names = [row["method"] for row in result["rows"]][::2]
     simple = ["regression on sentence embeddings", "regression on words and sentence embeddings"]
     assert names == [f"{name}, {ENCODER}" for name in (*simple, "head, posterior mean", "head, 64 draws")]
