@@ -50,7 +50,7 @@ OF_ENCODERS = (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.keys()
     | MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES.keys()
     | MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING_NAMES.keys()
-    | {"bert-generation", "git", "got_ocr2", "musicgen_melody", "trocr"}
+    | {"bart", "bert-generation", "git", "got_ocr2", "mbart", "musicgen_melody", "mvp", "trocr"}
 )
 VERDICTS = {
     "served": "served",
