@@ -111,6 +111,11 @@ def bayesianize_lora(
     if default_template:
         prompt = replace(prompt, template=examples.template)
     base = open_base(base_model or base_model_of(path), device=device, dtype=dtype)
+    if base.is_encoder:
+        raise ConfigError(
+            f"got {base.ref.id}, an encoder, expected a language model, by whose scores a LoRA without a head answers: "
+            "train a head with `blora train`"
+        )
     chosen, trials = _bayesianize(
         path, output, base, examples, own, prompt, sampling, scales=scales, tolerance=tolerance, command=command
     )

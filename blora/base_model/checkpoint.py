@@ -69,6 +69,11 @@ def read_checkpoint(path: str, name: str, **source: Any) -> PreTrainedModel:
             )
         options["quantization_config"] = DEQUANTISED[method](dequantize=True)
     if is_encoder(config):
+        if str(positions := getattr(config, "position_embedding_type", None)).startswith("relative"):
+            raise BaseModelError(
+                f"got base model {name!r} with positions {positions!r}, which transformers no longer computes, "
+                "expected absolute ones; use another model"
+            )
         kind = cast(Any, MODEL_MAPPING[type(config)])
         if "add_pooling_layer" in inspect.signature(kind).parameters:  # many checkpoints have no weights of it
             options["add_pooling_layer"] = False
@@ -116,18 +121,21 @@ def read_weights(kind: Any, path: str, name: str, **options: Any) -> PreTrainedM
 @contextmanager
 def _without_report() -> Iterator[None]:
     """Keep transformers from logging which weights are missing or left out, for `read_weights` judges these."""
-    reports = logging.getLogger("transformers.modeling_utils")
-    before = reports.level
-    reports.setLevel(logging.ERROR)
+    log = logging.getLogger("transformers.modeling_utils")
+    log.addFilter(_is_no_report)
     try:
         yield
     finally:
-        reports.setLevel(before)
+        log.removeFilter(_is_no_report)
+
+
+def _is_no_report(record: logging.LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()
 
 
 def is_encoder(config: PreTrainedConfig) -> bool:
     """Return whether the tokens of a model see those behind them, as a model of masked tokens has to."""
-    decodes = config.is_encoder_decoder or getattr(config, "is_decoder", False)
+    decodes = config.is_encoder_decoder or getattr(config, "is_decoder", False) or getattr(config, "causal", False)
     return type(config) in MODEL_FOR_MASKED_LM_MAPPING and not decodes
 
 

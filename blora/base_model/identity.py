@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from blora.posterior.layer import LoraLinear
 
-__all__ = ["digest_of_files", "model_fingerprint", "reading_digest"]
+__all__ = ["digest_of_files", "first_position", "model_fingerprint", "reading_digest"]
 
 # Values of each tensor that the digest covers.
 N_VALUES = 8
@@ -36,6 +36,8 @@ RARE_SETTINGS = (
     *("rotary_dim", "rope_interleave", "layer_rope_theta"),
     *("window_size", "sliding_window_size", "local_attention", "attention_layers", "attention_chunk_size"),
     *("use_sliding_window", "use_bidirectional_attention", "index_topk", "num_kv_shared_layers"),
+    *("relative_attention", "pos_att_type", "position_buckets", "max_relative_positions", "position_biased_input"),
+    *("share_att_key", "norm_rel_ebd"),
     *("attn_scale", "attn_temperature_tuning", "floor_scale", "attention_value_scale"),
     *("scale_embedding", "scale_emb", "scale_depth", "dim_model_base", "mup_enabled"),
     *("altup_active_idx", "altup_coef_clip", "altup_correct_scale"),
@@ -78,7 +80,16 @@ def reading_digest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     }
     if _is_rendered_otherwise(tokenizer):
         contents["rendering"] = 2
+    if first := first_position(model):
+        contents["first_position"] = first
     return f"sha256:{hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()}"
+
+
+def first_position(model: PreTrainedModel) -> int:
+    """Return the index of the first token's position: 0, or in RoBERTa and its kin the one behind the padding's."""
+    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    return padding + 1 if padding is not None else 0
 
 
 def _is_rendered_otherwise(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from blora.base_model.checkpoint import read_checkpoint, read_weights
 from blora.base_model.devices import pick_device, pick_dtype, sum_in_float32
-from blora.base_model.identity import digest_of_files, model_fingerprint, reading_digest
+from blora.base_model.identity import digest_of_files, first_position, model_fingerprint, reading_digest
 from blora.base_model.precision import set_precision
 from blora.config import BaseModelRef
 from blora.disk.atomic import new_folder, remove_abandoned
@@ -133,9 +132,8 @@ def max_length_of(model: PreTrainedModel, *, beyond_window: bool = False) -> int
     """
     config = model.config.get_text_config()
     limits = [getattr(config, name, None) for name in LIMITS]
-    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
-    if isinstance(table, nn.Embedding) and table.padding_idx is not None:  # RoBERTa counts positions from behind it
-        limits.append(table.num_embeddings - table.padding_idx - 1)
+    if (first := first_position(model)) > 0:
+        limits = [limit - first for limit in limits if limit]
     if not beyond_window:
         limits.append(sliding_window_of(model))
     ropes = getattr(config, "rope_parameters", None) or {}

@@ -213,11 +213,17 @@ def pack(
         scoring: overrides the adapter's scoring; a head answers only under the adapter's own. A linear head answers
             only the adapter's choices, or some of them; other choices are scored by the language model.
         max_length: most positions of the model.
-        encoder: whether the model is an encoder, which scores no choices: a linear head alone answers.
+        encoder: whether the model is an encoder, which reads no chats and scores no choices: a linear head alone
+            answers.
 
     Raises:
         PromptError: naming the invalid field.
     """
+    if encoder and messages is not None:
+        raise PromptError(
+            "got messages, but the base model is an encoder, which reads no chats; send a prompt instead",
+            param="messages",
+        )
     if (prompt is None) == (messages is None):
         raise PromptError("got both or neither of prompt and messages, expected exactly one", param="prompt")
     if prompt is not None and not prompt.strip():

@@ -34,6 +34,10 @@ QUERIES_AND_VALUES = (
     ("query_key_value",),
     ("q_b_proj", "kv_b_proj"),
     ("q_proj", "kv_b_proj"),
+    ("query", "value"),
+    ("q_lin", "v_lin"),
+    ("q", "v"),
+    ("Wqkv",),
 )
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|layer|block)\.(\d+)(?:\.|$)")

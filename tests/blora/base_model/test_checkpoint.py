@@ -172,5 +172,7 @@ def test_the_language_model_of_one_that_reads_images_too_is_a_base(tmp_path: Pat
 def test_a_model_that_is_no_causal_language_model_is_refused(tmp_path: Path) -> None:
     config = T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     path = saved_model(tmp_path / "tiny", T5ForConditionalGeneration(config))
-    with pytest.raises(BaseModelError, match="of type 't5', which is no causal language model, expected one$"):
+    with pytest.raises(
+        BaseModelError, match="of type 't5', which is no causal language model and no encoder, expected one of these$"
+    ):
         load_base_model(str(path), device="cpu", dtype="float32")

@@ -9,11 +9,13 @@ from transformers import (
     BertConfig,
     DistilBertConfig,
     FNetConfig,
+    LongformerConfig,
     ModernBertConfig,
     MPNetConfig,
     PreTrainedConfig,
     PreTrainedModel,
     RobertaConfig,
+    YosoConfig,
 )
 
 from blora.base_model import BaseModel
@@ -70,6 +72,19 @@ def plain_means(model: PreTrainedModel, row: PackedRow) -> torch.Tensor:
 HEAD = HeadConfig(depths=(1, N_LAYERS), n_states=64, n_directions=4, n_grams=8)
 
 
+@pytest.mark.parametrize(
+    ("name", "targets"),
+    [
+        ("bert", ("query", "value")),
+        ("distilbert", ("q_lin", "v_lin")),
+        ("mpnet", ("q", "v")),
+        ("modernbert", ("Wqkv",)),
+    ],
+)
+def test_queries_and_values_of_an_encoder_have_names_of_their_own(name: str, targets: tuple[str, ...]) -> None:
+    assert default_targets(encoder(name).model) == targets
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_prompt_is_read_in_a_batch_as_alone(name: str) -> None:
     base = check_packing(encoder(name))
@@ -112,6 +127,31 @@ def test_an_encoder_that_reads_padding_is_refused() -> None:
         check_packing(base_of(random_model(config), "fnet"))
 
 
+def test_an_encoder_whose_last_token_alone_sees_the_whole_text_is_refused() -> None:
+    """As MRA without its kernel, whose attention is zero."""
+    base = encoder()
+    for layer in range(N_LAYERS):
+        values = base.model.get_submodule(f"encoder.layer.{layer}.attention.self.value")
+        values.register_forward_hook(lambda module, given, output: torch.zeros_like(output))
+    with pytest.raises(BaseModelError, match="a token does not see those behind it"):
+        check_packing(base)
+
+
+def test_an_encoder_that_pads_within_itself_is_refused() -> None:
+    """Longformer pads to its window: the states of its layers are wider than the prompt."""
+    base = base_of(random_model(LongformerConfig(**_SIZES, attention_window=[8] * N_LAYERS)), "longformer")
+    with pytest.raises(BaseModelError, match="fails on a batch of prompts in float32 .IndexError"):
+        check_packing(base)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_padding_is_told_from_rounding_in_every_dtype(dtype: torch.dtype) -> None:
+    """YOSO reads the padding, which moves its states less than other such encoders'."""
+    check_packing(encoder(dtype=dtype))
+    with pytest.raises(BaseModelError, match="a longer prompt in the batch changes the states by"):
+        check_packing(base_of(random_model(YosoConfig(**_SIZES)), "yoso", dtype))
+
+
 def spoilt(change: Callable[[torch.Tensor], torch.Tensor]) -> BaseModel:
     """An encoder whose last states are changed in every pass."""
     base = encoder()
@@ -146,6 +186,7 @@ def test_an_encoder_that_fails_is_refused() -> None:
 def test_a_prompt_of_roberta_ends_before_its_positions_do() -> None:
     """Its positions begin behind the index of the padding, 1, so that two of the table are never a token's."""
     base = check_packing(encoder("roberta"))
+    assert base.max_length == LONGEST - 2
     assert max_length_of(base.model) == LONGEST - 2
     assert read_rows(base.model, prompts(LONGEST - 2), HEAD, NO_LORA).states.isfinite().all()
     with pytest.raises(RuntimeError, match="out of bounds"):
@@ -158,6 +199,17 @@ LINEAR = PromptConfig(template="{prompt}", choices=("yes", "no"), readout="linea
 
 def packed(config: PromptConfig, *choices: str) -> PackedRow:
     return pack(tiny_tokenizer(closes=True), choices=choices, config=config, prompt="it", max_length=20, encoder=True)
+
+
+def test_a_prompt_may_be_longer_than_the_window_of_its_layers() -> None:
+    assert check_packing(encoder("modernbert")).max_length == LONGEST
+
+
+def test_chats_are_refused_even_if_the_tokenizer_has_a_template() -> None:
+    turns = [{"role": "user", "content": "it"}]
+    with pytest.raises(PromptError, match="an encoder, which reads no chats; send a prompt instead") as caught:
+        pack(tiny_tokenizer(), choices=("yes", "no"), config=LINEAR, messages=turns, max_length=99, encoder=True)
+    assert caught.value.param == "messages"
 
 
 def test_a_prompt_ends_as_the_tokenizer_ends_a_text() -> None:

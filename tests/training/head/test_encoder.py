@@ -19,6 +19,7 @@ from blora.vllm.states import check_readable
 from tests.blora.base_model.test_checkpoint import saved_model
 from tests.blora.inference.test_encoders import CONFIGS, plain_means, prompts
 from tests.heads import prefer_loras
+from tests.loras import make_lora
 from tests.scenarios import random_model
 from tests.training.head.test_fit import FAST, arguments, fixed
 from tests.training.toys import toy_data, write_jsonl
@@ -93,3 +94,13 @@ def test_an_adapter_of_an_encoder_is_refused_through_vllm(encoder_folder: Path) 
     base = load_base_model(str(encoder_folder), device="cpu", dtype="float32")
     with pytest.raises(AdapterError, match="an encoder, expected one of a language model"):
         check_readable("toy", default_head(3, 32, linear=True, encoder=True), base)
+
+
+def test_a_lora_on_an_encoder_is_not_made_bayesian(
+    encoder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_jsonl(tmp_path / "rows.jsonl", toy_data(20))
+    lora = make_lora(tmp_path / "lora")
+    given = ("--base-model", str(encoder_folder), "--device", "cpu", "--data", str(data))
+    assert main(["bayesianize", str(lora), *given, "--output", str(tmp_path / "toy")]) == 1
+    assert "an encoder, expected a language model, by whose scores" in capsys.readouterr().err
