@@ -235,9 +235,8 @@ def main() -> None:
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     logger.setLevel(logging.INFO)
     found = []
-    for model_type in sorted(
-        (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() - OF_ENCODERS) | MODEL_FOR_MASKED_LM_MAPPING_NAMES.keys()
-    ):
+    kinds = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() | MODEL_FOR_MASKED_LM_MAPPING_NAMES.keys()
+    for model_type in sorted(kinds - OF_ENCODERS):
         found.append(verdict(model_type))
         logger.info("%s", found[-1])
     result = {
