@@ -214,7 +214,7 @@ def _table(result: Row, beside: Sequence[Row]) -> str:
     )
     rows = [row for one in (result, *beside) for row in _recalibrated(one)]
     if any(row["method"] in ABOVE_LORA and row["seeds"] is None for row in rows):
-        sizes += " Each LoRA was trained with one seed."
+        sizes += " A LoRA whose posterior mean has no spread was trained with one seed."
     tables = [record_table(rows, _columns(rows[0]))]
     if "proof_ece" in rows[0]:
         of = f"The same on the {result['n_proof']:,} rows for the proof, of which no method has seen any."
