@@ -2,8 +2,8 @@
 
 A linear head reads the mean states of the prompt's tokens and the prompt's character n-grams, and no choices. A pointer
 head reads the mean states of each choice's own tokens, its log-probability and its length. The mean states of the
-prompt, which tell how familiar a question is, are read for both. No draw of a head changes the states, so that one pass
-serves every draw.
+prompt, which tell how familiar a question is, are read for both; those of an encoder have unit length at each depth, as
+the embeddings of sentence encoders do. No draw of a head changes the states, so that one pass serves every draw.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 
 from blora.config import HeadConfig
@@ -21,7 +22,7 @@ from blora.inference.grams import gram_counts
 from blora.inference.packing import PackedBatch, PackedRow, States, collate
 from blora.inference.prefix import HeadPrefix, RecordingCache
 from blora.inference.scoring import inputs_of, log_normalizers
-from blora.inference.unpacked import for_model, read_states
+from blora.inference.unpacked import for_model, read_states, way_of
 from blora.inference.vocabulary import log_probs_of_each, plain_head
 from blora.posterior.decision_head import DecisionHead, Features, HeadDraws
 from blora.posterior.draws import Draws, use_draws
@@ -108,6 +109,8 @@ def _features(
         )
     prompt = _sums(batch, found, config.depths, torch.zeros(1, dtype=torch.long))[:, 0] + before
     prompt = prompt / torch.tensor([[row.prompt_tokens] for row in rows], device=prompt.device)
+    if way_of(model) == "none":
+        prompt = normalize(prompt.unflatten(-1, (len(config.depths), -1)), dim=-1).flatten(-2)
     if rows[0].readout != "pointer":
         return Features(prompt, gram_counts([row.text for row in rows], config.n_grams).to(prompt.device), prompt)
     totals = _choice_log_probs(model, batch, found, inputs)

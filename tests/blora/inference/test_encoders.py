@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import normalize
 from transformers import (
     BertConfig,
     DistilBertConfig,
@@ -64,9 +65,13 @@ def prompts(*lengths: int) -> list[PackedRow]:
 
 
 def plain_means(model: PreTrainedModel, row: PackedRow) -> torch.Tensor:
-    """Mean states of a prompt at the second depth and at the last, from the library's own pass over it alone."""
+    """Mean states of a prompt at the second depth and at the last, from the library's own pass over it alone.
+
+    They have unit length at each depth.
+    """
     found = model(input_ids=torch.tensor([row.prompt]), output_hidden_states=True)
-    return torch.cat([found.hidden_states[1][0].mean(0), found.last_hidden_state[0].mean(0)])
+    means = torch.stack([found.hidden_states[1][0].mean(0), found.last_hidden_state[0].mean(0)])
+    return normalize(means, dim=-1).flatten()
 
 
 HEAD = HeadConfig(depths=(1, N_LAYERS), n_states=64, n_directions=4, n_grams=8)
@@ -91,7 +96,7 @@ def test_a_prompt_is_read_in_a_batch_as_alone(name: str) -> None:
     assert base.is_encoder
     rows = prompts(5, 23, 12)
     expected = torch.stack([plain_means(base.model, row) for row in rows])
-    torch.testing.assert_close(read_rows(base.model, rows, HEAD, NO_LORA).states, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(read_rows(base.model, rows, HEAD, NO_LORA).states, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_lora_is_read_as_if_it_were_merged() -> None:
