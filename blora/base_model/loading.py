@@ -72,7 +72,7 @@ class BaseModel:
 
     @property
     def is_encoder(self) -> bool:
-        """Whether every token sees the whole text, so that the model reads prompts and scores no choices."""
+        """Return whether every token sees the whole text, so that the model reads prompts and scores no choices."""
         return self.model.get_output_embeddings() is None
 
 
