@@ -23,7 +23,7 @@ from blora.adapter import attach, load_adapter
 from blora.base_model import load_base_model
 from blora.decision.temperature import temper
 from blora.posterior.draws import Draws
-from blora.posterior.noise import Noise, generator_of, standard_normal
+from blora.posterior.noise import generator_of, standard_normal
 from blora.posterior.posterior import Posterior
 from blora.training.evaluate import predict_all
 from blora.training.rows.examples import read_examples
@@ -36,19 +36,9 @@ N_CANDIDATES, N_CHOOSING, N_TEST = 256, 80, 100
 COUNTS = (2, 4, 8, 16, 32, 64)
 
 
-class Mirrored(Noise):
-    """Every odd draw has the noise of the even one before it, with the sign changed."""
-
-    def normal(self, *shape: int, like: Tensor) -> Tensor:
-        """(S, *shape)."""
-        noise = super().normal(*shape, like=like)
-        noise[1::2] = -noise[::2]
-        return noise
-
-
 def mirrored(posterior: Posterior, n_samples: int, generator: torch.Generator) -> Draws:
     """Return draws in pairs around the mean."""
-    return posterior.sample_from(Mirrored(standard_normal(n_samples, generator)._generators))
+    return posterior.sample_from(standard_normal(n_samples, generator).mirrored())
 
 
 def herd(probs: Tensor, count: int) -> list[int]:

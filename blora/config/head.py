@@ -35,6 +35,8 @@ class HeadConfig:
         n_grams: number of buckets into which the prompt's character n-grams are hashed, for a linear head; 0 for none.
         n_products: (P, Q): a pointer head reads the products of P directions of the prompt's states and the first Q
             directions of a choice's; (0, 0) for no products.
+        mirrored: whether draws come in pairs of opposite noise. New heads do; a head whose settings do not say so draws
+            independently, as when its thresholds were proved.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -44,6 +46,7 @@ class HeadConfig:
     n_directions: int
     n_grams: int = 0
     n_products: tuple[int, int] = (0, 0)
+    mirrored: bool = False
 
     def __post_init__(self) -> None:
         require(

@@ -148,7 +148,8 @@ class DecisionHead:
 
     def sample_from(self, noise: Noise, lora: Draws) -> "HeadDraws":
         """Return exact posterior draws from the caller's noise, on top of a LoRA."""
-        return HeadDraws(self, self.weight + (noise.like(self.weight) * self.deviation) @ self.basis.T, lora)
+        made = (noise.mirrored() if self.config.mirrored else noise).like(self.weight)
+        return HeadDraws(self, self.weight + (made * self.deviation) @ self.basis.T, lora)
 
     def widen(self, factor: float) -> "DecisionHead":
         """Return the posterior with its standard deviations multiplied by a factor.

@@ -118,6 +118,7 @@ def default_head(
         n_states=len(depths) * hidden_size,
         n_directions=N_DIRECTIONS if linear else N_DIRECTIONS_OF_POINTER,
         n_grams=N_GRAMS if linear else 0,
+        mirrored=True,
     )
 
 

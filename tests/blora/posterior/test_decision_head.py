@@ -83,8 +83,9 @@ def test_products_of_directions_that_are_not_there_are_refused(n_products: tuple
         replace(CONFIG, n_products=(3, 2))
 
 
-def test_draws_have_the_mean_and_the_covariance_of_the_posterior() -> None:
-    head = head_of(CONFIG, 3)
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_draws_have_the_mean_and_the_covariance_of_the_posterior(mirrored: bool) -> None:
+    head = head_of(replace(CONFIG, mirrored=mirrored), 3)
     draws = posterior(head).sample(40000, generator_of(0)).weights.double()
     weight, deviation, basis = (part.double() for part in (head.weight, head.deviation, head.basis))
     error = (draws.mean(0) - weight).abs() / deviation.square().sum(1, keepdim=True).sqrt()
@@ -95,10 +96,21 @@ def test_draws_have_the_mean_and_the_covariance_of_the_posterior() -> None:
         torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05 * float(expected.diagonal().max()))
 
 
-def test_draws_nest_and_are_the_same_again() -> None:
-    source = posterior(head_of(CONFIG, 3))
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_draws_nest_and_are_the_same_again(mirrored: bool) -> None:
+    source = posterior(head_of(replace(CONFIG, mirrored=mirrored), 3))
     eight, three = (SampleBank.draw(source, "digest", n, 7).draws for n in (8, 3))
     assert torch.equal(eight.part(0, 3).weights, three.weights)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("config", "n_outputs"), [(CONFIG, 3), (replace(CONFIG, n_grams=0, n_products=(3, 2)), 1)])
+def test_mirrored_draws_average_to_the_logits_of_the_posterior_mean(config: HeadConfig, n_outputs: int) -> None:
+    source = posterior(head_of(replace(config, mirrored=True), n_outputs))
+    asked = features(7) if n_outputs > 1 else replace(features(7, 4), prompt=features(7).states)
+    asked = replace(asked, counts=asked.counts[..., :3]) if n_outputs == 1 else asked
+    mean, six = (draws.logits(asked) for draws in (source.mean(), source.sample(6, generator_of(2))))
+    torch.testing.assert_close(six.mean(0), mean[0], rtol=1e-4, atol=1e-4)
+    assert (six[0] - mean[0]).abs().mean() > 0.01
 
 
 def test_widening_moves_draws_away_from_the_mean_in_proportion() -> None:

@@ -52,6 +52,18 @@ def test_noise_is_standard_normal() -> None:
     assert abs(between.item()) < 5 / n**0.5
 
 
+def test_mirrored_noise_comes_in_pairs_around_zero_and_nests() -> None:
+    like = torch.zeros(3, 2)
+    plain, mirrored, fewer = (standard_normal(n, generator()) for n in (6, 6, 5))
+    mirrored, fewer = mirrored.mirrored(), fewer.mirrored()
+    assert mirrored.n_samples == 6
+    for _ in range(2):
+        expected, found = plain.like(like), mirrored.like(like)
+        assert torch.equal(found[::2], expected[::2])
+        assert torch.equal(found[1::2], -expected[::2])
+        assert torch.equal(fewer.like(like), found[:5])
+
+
 def test_the_global_generator_is_untouched() -> None:
     before = torch.get_rng_state()
     standard_normal(4, generator()).normal(3, like=torch.zeros(1))
